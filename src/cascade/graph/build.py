@@ -1,0 +1,107 @@
+"""From a lazy result to the graph of all that it needs."""
+
+from typing import Any
+
+from cascade.graph.model import Edge, EdgeType, Graph, Node
+from cascade.graph.nested import LAZY, lazy_results_in
+from cascade.spec.lazy_types import LazyResult, MappedLazyResult
+from cascade.spec.routing import Router
+
+
+def build_graph(target: Any) -> Graph:
+    """Build the graph of a target and everything upstream of it, in time linear in nodes and edges.
+
+    A node's id is its lazy result's `_uuid`, so two builds of one target agree.
+
+    Raises:
+        TypeError: The target is no lazy result.
+    """
+    if not isinstance(target, LAZY):
+        raise TypeError(
+            f"Cannot build a workflow from {target!r} ({type(target).__name__}): call a task to get a lazy result"
+        )
+    builder = _Builder()
+    builder.node_of(target)
+    builder.run()
+    return builder.graph
+
+
+class _Builder:
+    """A worklist instead of recursion, so that a chain may be longer than Python's stack is deep."""
+
+    def __init__(self) -> None:
+        self.graph = Graph()
+        self._nodes: dict[str, Node] = {}
+        self._open: list[tuple[Any, Node]] = []
+
+    def node_of(self, lazy: Any) -> Node:
+        node = self._nodes.get(lazy._uuid)
+        if node is None:
+            node = _node_from_map(lazy) if isinstance(lazy, MappedLazyResult) else _node_from_call(lazy)
+            self._nodes[node.id] = node
+            self.graph.add_node(node)
+            self._open.append((lazy, node))
+        return node
+
+    def run(self) -> None:
+        while self._open:
+            lazy, node = self._open.pop()
+            for name, value in _arguments(lazy):
+                self._connect(node, name, value)
+            if lazy._condition is not None:
+                self._edge(lazy._condition, node, "_condition", EdgeType.CONDITION)
+            if lazy._constraints is not None:
+                for resource, amount in lazy._constraints.requirements.items():
+                    if isinstance(amount, LAZY):
+                        self._edge(amount, node, resource, EdgeType.CONSTRAINT)
+
+    def _connect(self, node: Node, name: str, value: Any) -> None:
+        if isinstance(value, LAZY):
+            self._edge(value, node, name)
+        elif isinstance(value, Router):
+            self._edge(value.selector, node, name, router=value)
+            for key, route in value.routes.items():
+                self._edge(route, node, f"_route_{key}", EdgeType.ROUTER_ROUTE)
+        else:
+            node.literal_inputs[name] = value
+            for source in dict.fromkeys(lazy_results_in(value)):
+                self._edge(source, node, name, EdgeType.IMPLICIT)
+
+    def _edge(
+        self, lazy: Any, node: Node, name: str, kind: EdgeType = EdgeType.DATA, router: Router | None = None
+    ) -> None:
+        if not isinstance(lazy, LAZY):
+            raise TypeError(f"Task '{node.name}': {name} must be a lazy result, got {lazy!r}")
+        self.graph.add_edge(Edge(self.node_of(lazy), node, name, kind, router))
+
+
+def _arguments(lazy: Any) -> list[tuple[str, Any]]:
+    if isinstance(lazy, MappedLazyResult):
+        return list(lazy.mapping_kwargs.items())
+    return [*((str(i), value) for i, value in enumerate(lazy.args)), *lazy.kwargs.items()]
+
+
+def _node_from_call(lazy: LazyResult[Any]) -> Node:
+    return Node(
+        id=lazy._uuid,
+        name=lazy.task.name,
+        callable_obj=lazy.task.func,
+        param_spec=getattr(lazy.task, "input_spec", None),
+        retry_policy=lazy._retry_policy,
+        cache_policy=lazy._cache_policy,
+        constraints=lazy._constraints,
+        threaded=getattr(lazy.task, "threaded", None),
+    )
+
+
+def _node_from_map(lazy: MappedLazyResult[Any]) -> Node:
+    return Node(
+        id=lazy._uuid,
+        name=f"map({getattr(lazy.factory, 'name', type(lazy.factory).__name__)})",
+        node_type="map",
+        mapping_factory=lazy.factory,
+        retry_policy=lazy._retry_policy,
+        cache_policy=lazy._cache_policy,
+        constraints=lazy._constraints,
+        threaded=getattr(lazy.factory, "threaded", None),
+    )

@@ -1,0 +1,80 @@
+"""The workflow as data: nodes, edges, and the graph of both."""
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Any
+
+from cascade.spec.constraint import ResourceConstraint
+from cascade.spec.input import InputSpec
+from cascade.spec.lazy_types import RetryPolicy
+from cascade.spec.protocols import CachePolicy, LazyFactory
+from cascade.spec.routing import Router
+
+
+class EdgeType(Enum):
+    """Why the target needs the source."""
+
+    DATA = auto()
+    """Its value is an argument."""
+    CONDITION = auto()
+    """Its value decides whether the target runs."""
+    CONSTRAINT = auto()
+    """Its value is the amount of a system resource."""
+    IMPLICIT = auto()
+    """Its value is nested in an argument: in a list, a tuple, a dict, a dataclass."""
+    ROUTER_ROUTE = auto()
+    """It is one branch of a router that the target consumes."""
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """One step of a workflow. A `param_spec` marks an input (a Param or an Env), which is no task of its own."""
+
+    id: str
+    name: str
+    node_type: str = "task"
+    callable_obj: Any = None
+    param_spec: InputSpec | None = None
+    mapping_factory: LazyFactory | None = None
+    retry_policy: RetryPolicy | None = None
+    cache_policy: CachePolicy | None = None
+    constraints: ResourceConstraint | None = None
+    literal_inputs: dict[str, Any] = field(default_factory=dict)
+    threaded: bool | None = None
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Node) and self.id == other.id)
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+
+@dataclass(slots=True)
+class Edge:
+    """`target` needs `source`, as its argument `arg_name`. On the edge from a router's selector, `router` is set."""
+
+    source: Node
+    target: Node
+    arg_name: str
+    edge_type: EdgeType = EdgeType.DATA
+    router: Router | None = None
+
+
+@dataclass
+class Graph:
+    """Nodes and edges, in the order in which they were found: a target before what it needs."""
+
+    nodes: list[Node] = field(default_factory=list)
+    edges: list[Edge] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._ids = {node.id for node in self.nodes}
+
+    def add_node(self, node: Node) -> None:
+        """Add a node unless one with its id is there."""
+        if node.id not in self._ids:
+            self._ids.add(node.id)
+            self.nodes.append(node)
+
+    def add_edge(self, edge: Edge) -> None:
+        self.edges.append(edge)

@@ -1,0 +1,163 @@
+"""What the engine says while it runs. Every field has a default, and events compare by value.
+
+`timestamp` and `duration` are seconds; fields that end in `_ns` are nanoseconds since the Unix epoch, 0 for unknown.
+The wire has a ResourceEvent of its own in `cascade.spec.telemetry`.
+"""
+
+import random
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def _event_id() -> str:
+    return f"{random.getrandbits(128):032x}"  # unique, not secret, and five times cheaper than uuid4
+
+
+@dataclass(frozen=True)
+class ErrorInfo:
+    """An exception as data."""
+
+    type: str
+    message: str
+    stacktrace: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One call of a task that has a retry policy; numbered from 1. `error` is None if it succeeded."""
+
+    number: int
+    start_ns: int
+    end_ns: int
+    error: ErrorInfo | None = None
+    result: str = "success"
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """A time for which a task that could have run was held back."""
+
+    reason: str
+    start_ns: int
+    end_ns: int
+
+
+@dataclass(frozen=True)
+class Event:
+    event_id: str = field(default_factory=_event_id)
+    timestamp: float = field(default_factory=time.time)
+    run_id: str | None = None
+
+
+@dataclass(frozen=True)
+class RunStarted(Event):
+    """`task_counts`: tasks by name, maps as one; `inputs`: names of Params and Envs; `trace`: where the run's span is."""
+
+    target_tasks: list[str] = field(default_factory=list)
+    params: dict[str, Any] = field(default_factory=dict)
+    task_counts: dict[str, int] = field(default_factory=dict)
+    inputs: list[str] = field(default_factory=list)
+    start_ns: int = 0
+    trace: Any = None
+
+
+@dataclass(frozen=True)
+class RunFinished(Event):
+    status: str = "Unknown"
+    duration: float = 0.0
+    error: str | None = None
+    start_ns: int = 0
+    end_ns: int = 0
+    exception: ErrorInfo | None = None
+    result: str = ""
+
+
+@dataclass(frozen=True)
+class TaskEvent(Event):
+    """`map_id` and `map_index` place an item in its map; a map's own events have `kind` "map"."""
+
+    task_id: str = ""
+    task_name: str = ""
+    kind: str = "task"
+    map_id: str | None = None
+    map_index: int | None = None
+
+
+@dataclass(frozen=True)
+class TaskBlocked(TaskEvent):
+    """A task that could run is held back; `reason` says by what."""
+
+    reason: str = ""
+    start_ns: int = 0
+
+
+@dataclass(frozen=True)
+class TaskExecutionStarted(TaskEvent):
+    start_ns: int = 0
+    attempt: int = 0
+    map_size: int | None = None
+
+
+@dataclass(frozen=True)
+class _TaskEnded(TaskEvent):
+    """All that a span needs, without any earlier event. `dependencies`: ids of the tasks whose values it consumed."""
+
+    start_ns: int = 0
+    end_ns: int = 0
+    function: str = ""
+    dependencies: tuple[str, ...] = ()
+    map_size: int | None = None
+    waits: tuple[Wait, ...] = ()
+
+
+@dataclass(frozen=True)
+class TaskExecutionFinished(_TaskEnded):
+    status: str = "Unknown"
+    duration: float = 0.0
+    result_preview: str | None = None
+    error: str | None = None
+    exception: ErrorInfo | None = None
+    result: str = ""
+    attempts: tuple[Attempt, ...] = ()
+    max_attempts: int = 0
+    arguments: dict[str, Any] | None = field(default=None, compare=False, repr=False)
+    output: Any = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class TaskSkipped(_TaskEnded):
+    reason: str = "Unknown"
+
+
+@dataclass(frozen=True)
+class TaskRetrying(TaskEvent):
+    """The k-th retry is about to be waited for: attempt k failed with `error`; `delay` is in seconds."""
+
+    attempt: int = 0
+    max_attempts: int = 0
+    delay: float = 0.0
+    error: str | None = None
+    start_ns: int = 0
+    end_ns: int = 0
+    exception: ErrorInfo | None = None
+
+
+@dataclass(frozen=True)
+class ResourceEvent(Event):
+    """The wire's event of the same name is `cascade.spec.telemetry.ResourceEvent`."""
+
+    resource_name: str = ""
+    start_ns: int = 0
+    current_usage: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ResourceAcquired(ResourceEvent):
+    pass
+
+
+@dataclass(frozen=True)
+class ResourceReleased(ResourceEvent):
+    end_ns: int = 0
+    exception: ErrorInfo | None = None

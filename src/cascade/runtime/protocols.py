@@ -1,0 +1,64 @@
+"""The engine's seams, each one to five methods. Leaf ones live in `cascade.spec.protocols`."""
+
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, runtime_checkable
+
+from cascade.graph.model import Graph, Node
+from cascade.runtime.task_context import TaskContext
+from cascade.spec.protocols import CacheBackend, CachePolicy, Connector, LazyFactory, MessageCallback, StateBackend
+from cascade.telemetry.identity import RunTrace, SpanRef
+
+__all__ = [
+    "CacheBackend",
+    "CachePolicy",
+    "Capturing",
+    "Connector",
+    "ExecutionPlan",
+    "Executor",
+    "LazyFactory",
+    "MessageCallback",
+    "Solver",
+    "StateBackend",
+    "Tracing",
+]
+
+ExecutionPlan = list[list[Node]]
+
+
+class Solver(Protocol):
+    """Orders a graph. Called once per graph."""
+
+    def resolve(self, graph: Graph) -> ExecutionPlan:
+        """Return stages, each of which needs only earlier ones. Raises ValueError for a cycle."""
+        ...
+
+
+class Executor(Protocol):
+    """Calls a task's function; nobody else does. It may run it anywhere, with the caller's context variables."""
+
+    async def execute(self, node: Node, args: list[Any], kwargs: dict[str, Any]) -> Any: ...
+
+
+@runtime_checkable
+class Tracing(Protocol):
+    """An extra a connector may offer: spans that are live while the user's code runs. Must not block or raise."""
+
+    def place_run(self, run_id: str, target: str, start_ns: int, parent: SpanRef | None) -> RunTrace:
+        """Say where the run stands in which trace.
+
+        Called once per run, in the context of the run's caller and before its first event. `parent` is what the
+        engine itself knows: the task it is nested in, or else `TRACEPARENT` of the environment.
+        """
+        ...
+
+    def activate(self, task: TaskContext) -> AbstractContextManager[None]:
+        """Entered around each call of the task's function, in the context in which it runs."""
+        ...
+
+
+@runtime_checkable
+class Capturing(Protocol):
+    """An extra a connector may offer: what of the user's values it wants, of `params`, `arguments`, `results`."""
+
+    @property
+    def capture(self) -> frozenset[str]: ...

@@ -1,0 +1,73 @@
+"""Which task the running code belongs to."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from cascade.telemetry.identity import RunTrace, SpanRef
+
+
+@dataclass(frozen=True, slots=True)
+class TaskContext:
+    """The running task's identity. An executor that runs tasks elsewhere carries `traceparent` along.
+
+    `attempt` is 0 without a retry policy, else 1, 2, …. `start_ns` is the task's first RUNNING, `attempt_start_ns`
+    that of this attempt, in nanoseconds since the Unix epoch.
+    """
+
+    run_id: str
+    task_id: str
+    name: str
+    trace: RunTrace
+    attempt: int = 0
+    map_id: str | None = None
+    map_index: int | None = None
+    start_ns: int = 0
+    attempt_start_ns: int = 0
+
+    @property
+    def span(self) -> SpanRef:
+        """The task's own span."""
+        return self.trace.span_of(self.task_id)
+
+    @property
+    def current_span(self) -> SpanRef:
+        """The span below which the user's code stands: the attempt's with a retry policy, else the task's."""
+        return self.trace.span_of(self.task_id, self.attempt)
+
+    @property
+    def parent_span_id(self) -> str:
+        """The parent of the task's span: the map's for an item, else the run's."""
+        return self.trace.span_of(self.map_id or "").span_id
+
+    @property
+    def trace_id(self) -> str:
+        return self.trace.trace_id
+
+    @property
+    def span_id(self) -> str:
+        return self.current_span.span_id
+
+    @property
+    def traceparent(self) -> str:
+        """`current_span` as W3C Trace Context's header."""
+        return self.current_span.traceparent
+
+
+_current: ContextVar[TaskContext | None] = ContextVar("cascade_current_task", default=None)
+
+
+def current_task() -> TaskContext | None:
+    """The task whose code is running, in the event loop or in a worker thread; None outside of tasks."""
+    return _current.get()
+
+
+@contextmanager
+def running(task: TaskContext) -> Iterator[None]:
+    """Make `task` the current one for the code in the block."""
+    token = _current.set(task)
+    try:
+        yield
+    finally:
+        _current.reset(token)

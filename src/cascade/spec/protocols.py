@@ -1,0 +1,77 @@
+"""Leaf protocols: what a cache, a state backend and a connector must offer. They name no other part of Cascade."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, runtime_checkable
+
+MessageCallback = Callable[[str, dict[str, Any]], Awaitable[None]]
+"""What a connector calls for each incoming message: `await callback(topic, payload)`."""
+
+
+class LazyFactory(Protocol):
+    """Something that makes lazy results; `.map(**lists)` makes one for a whole list."""
+
+    @property
+    def name(self) -> str: ...
+
+    def map(self, **kwargs: Any) -> Any: ...
+
+
+class CachePolicy(Protocol):
+    """Decides whether a node must run at all. `inputs` holds every argument by name; positional ones as "0", "1", …."""
+
+    def check(self, task_id: str, inputs: dict[str, Any]) -> Any:
+        """Return the value to use instead of running the task, or None to run it."""
+        ...
+
+    def save(self, task_id: str, inputs: dict[str, Any], output: Any) -> None:
+        """Keep the output of a task that succeeded."""
+        ...
+
+
+class CacheBackend(Protocol):
+    """Where a cache policy may keep its values. `ttl` is in seconds; None keeps the value for good."""
+
+    def get(self, key: str) -> Any: ...
+
+    def set(self, key: str, value: Any, ttl: float | None = None) -> None: ...
+
+
+class StateBackend(Protocol):
+    """Holds one run's results and skips. Built as `cls(run_id=…)`; called on the event loop, so it must not block."""
+
+    def put_result(self, node_id: str, result: Any) -> None: ...
+
+    def get_result(self, node_id: str) -> Any: ...
+
+    def has_result(self, node_id: str) -> bool: ...
+
+    def mark_skipped(self, node_id: str, reason: str) -> None: ...
+
+    def get_skip_reason(self, node_id: str) -> str | None: ...
+
+
+@runtime_checkable
+class Connector(Protocol):
+    """Moves telemetry out and, where the other side can steer, control in.
+
+    The engine calls `connect` before the first event of a run and `disconnect` after the last one, in a `finally`.
+    Messages of one run are published one at a time and in order. Any of the four may raise: the run goes on and one
+    warning is given.
+    """
+
+    async def connect(self) -> None: ...
+
+    async def disconnect(self) -> None:
+        """Hand over what is still held, within a bounded time, and let go of the connection."""
+        ...
+
+    async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:
+        """Take one message (`cascade.telemetry.wire` describes it). `qos` is 1 for what must arrive, else 0."""
+        ...
+
+    async def subscribe(self, topic: str, callback: MessageCallback) -> None:
+        """Call `callback` for each message on `topic`.
+
+        Returns once what the other side already holds for the topic was handed to the callback, or after a second.
+        """
+        ...

@@ -1,0 +1,51 @@
+"""Resources: what a run sets up once, tasks share, and the run tears down."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, overload
+
+
+@dataclass
+class ResourceDefinition:
+    """A generator function that yields the resource once; what follows its `yield` tears it down."""
+
+    func: Callable[..., Any]
+    name: str
+    scope: str = "run"
+
+
+@dataclass(frozen=True)
+class Inject:
+    """Stands for a resource where a task, or another resource, takes it as an argument."""
+
+    resource_name: str
+
+
+@overload
+def resource(func: Callable[..., Any]) -> ResourceDefinition: ...
+@overload
+def resource(
+    func: None = None, *, name: str | None = None, scope: str = "run"
+) -> Callable[[Callable[..., Any]], ResourceDefinition]: ...
+def resource(
+    func: Callable[..., Any] | None = None, *, name: str | None = None, scope: str = "run"
+) -> ResourceDefinition | Callable[[Callable[..., Any]], ResourceDefinition]:
+    """Declare a resource by its generator function; async generators are welcome.
+
+    Raises:
+        TypeError: The function is no generator function.
+    """
+
+    def define(generator: Callable[..., Any]) -> ResourceDefinition:
+        if not (inspect.isgeneratorfunction(generator) or inspect.isasyncgenfunction(generator)):
+            label = getattr(generator, "__name__", repr(generator))
+            raise TypeError(f"Resource '{label}' must be a generator function: yield the resource exactly once")
+        return ResourceDefinition(generator, name or generator.__name__, scope)
+
+    return define if func is None else define(func)
+
+
+def inject(resource_name: str) -> Any:
+    """Ask for a resource: as the default of a parameter, `db=cs.inject("db")`, or as an argument."""
+    return Inject(resource_name)

@@ -1,0 +1,102 @@
+"""The wire's messages, version 1.0, as frozen dataclasses: one `Header` and one body each.
+
+What a viewer needs at a glance is a field; everything richer is in `metadata`, whose keys are listed here because they
+are part of the wire. Times are nanoseconds since the Unix epoch, ids are lower-case hex. A key without a value is left
+out of `metadata`.
+
+`TaskStateEvent.metadata`, always: `kind` ("task" or "map"), `map_id` and `map_index` for an item of a map.
+    PENDING: `reason` (resource, paused, concurrency, rate_limit, telemetry, retry); for a retry also `attempt` (the
+    attempt that failed), `max_attempts`, `delay_ms`, `start_ns` and `end_ns` of that attempt, `span_id` (the attempt's
+    span), `exception`.
+    RUNNING: `start_ns`, `attempt` (1, 2, …, with a retry policy), `map_size` for a map.
+    COMPLETED, FAILED, SKIPPED stand alone: `start_ns`, `end_ns`, `result` (success, failure, timeout, cancellation,
+    skip), `reason` of a skip, `function` (module and qualified name), `links` (a list of `{"trace_id", "span_id"}`,
+    at most 128), `link_count` (how many there really are), `map_size`, `exception`, `waits`, and with a retry policy
+    `attempts` and `max_attempts`; `arguments` and `output` where they are captured.
+`LifecycleEvent.metadata`: `target`, `start_ns`, `tasks` (how many by name), `inputs` (names of Params and Envs),
+    `links`, `params` where captured; and at the end `end_ns`, `result`, `counts` (of tasks by state), `exception`,
+    `dropped` (messages lost so far).
+`ResourceEvent.metadata`: `start_ns`, and on RELEASE `end_ns` and `exception`.
+
+`exception` is `{"type", "message", "stacktrace"}`. An item of `waits` is `{"reason", "span_id", "start_ns", "end_ns"}`,
+one of `attempts` is `{"attempt", "span_id", "start_ns", "end_ns", "result"}` and `exception` if it failed.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+LifecycleName = Literal["ENGINE_STARTED", "ENGINE_STOPPED"]
+RunStatus = Literal["Succeeded", "Failed", "Cancelled"]
+TaskState = Literal["PENDING", "RUNNING", "COMPLETED", "FAILED", "SKIPPED"]
+ResourceAction = Literal["ACQUIRE", "RELEASE"]
+ControlAction = Literal["APPLIED", "REFUSED", "EXPIRED", "CLEARED"]
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """Whose message it is, when the event was, and where it stands in the trace and in the run's order."""
+
+    run_id: str
+    ts: str
+    seq: int
+    org_id: str = "local"
+    project_id: str = "default"
+    source: str = ""
+    trace_id: str = ""
+    span_id: str = ""
+    parent_span_id: str = ""
+    trace_flags: int = 1
+    v: str = "1.0"
+
+
+@dataclass(frozen=True, slots=True)
+class LifecycleEvent:
+    """A run starts or stops. `duration_ms` and `error` belong to the stop."""
+
+    event: LifecycleName
+    status: RunStatus | None = None
+    duration_ms: float | None = None
+    error: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskStateEvent:
+    """A task, or a map as a whole, enters a state. `duration_ms` runs from the first RUNNING to a terminal state."""
+
+    task_id: str
+    task_name: str
+    state: TaskState
+    duration_ms: float | None = None
+    error: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceEvent:
+    """A resource is set up or torn down. `current_usage`: amounts of system resources in use at that moment.
+
+    The runtime's event of the same name is `cascade.runtime.events.ResourceEvent`.
+    """
+
+    resource_name: str
+    action: ResourceAction
+    current_usage: dict[str, float] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ControlEvent:
+    """What became of a constraint that came in: applied, refused (and why), expired or cleared."""
+
+    action: ControlAction
+    scope: str = ""
+    constraint_type: str = ""
+    constraint_id: str | None = None
+    reason: str | None = None
+    params: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+Body = LifecycleEvent | TaskStateEvent | ResourceEvent | ControlEvent
+TERMINAL_STATES = frozenset({"COMPLETED", "FAILED", "SKIPPED"})
