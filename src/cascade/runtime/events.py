@@ -52,7 +52,10 @@ class Event:
 
 @dataclass(frozen=True)
 class RunStarted(Event):
-    """`task_counts`: tasks by name, maps as one; `inputs`: names of Params and Envs; `trace`: where the run's span is."""
+    """`task_counts`: tasks by name, maps as one; `inputs`: names of Params and Envs; `trace`: the run's `RunTrace`.
+
+    `nested`: a task of another run in this process started it.
+    """
 
     target_tasks: list[str] = field(default_factory=list)
     params: dict[str, Any] = field(default_factory=dict)
@@ -60,6 +63,7 @@ class RunStarted(Event):
     inputs: list[str] = field(default_factory=list)
     start_ns: int = 0
     trace: Any = None
+    nested: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,13 @@ class RunFinished(Event):
     end_ns: int = 0
     exception: ErrorInfo | None = None
     result: str = ""
+
+
+@dataclass(frozen=True)
+class ConnectorFailed(Event):
+    """The run's connector could not connect; the run goes on."""
+
+    error: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,16 @@
 """What the engine itself raises.
 
     CascadeRuntimeError
-    └── DependencyMissingError
+    ├── DependencyMissingError
+    ├── MissingParamError
+    └── TelemetryLostError
 
-A task's own exception is never wrapped: it comes through as it was raised.
+`StillRunning` is apart: it is a cancellation. A task's own exception is never wrapped: it comes through as it was raised.
 """
+
+import asyncio
+import concurrent.futures
+from typing import Any
 
 
 class CascadeRuntimeError(Exception):
@@ -21,3 +27,30 @@ class DependencyMissingError(CascadeRuntimeError):
         super().__init__(
             f"Task '{task_id}' has no value for '{arg_name}': it comes from '{dependency_id}', which was skipped"
         )
+
+
+class MissingParamError(CascadeRuntimeError, ValueError):
+    """Raised when a run is given no value for a parameter that has no default."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"Parameter '{name}' has no value and no default: pass params={{'{name}': …}}")
+
+
+class TelemetryLostError(CascadeRuntimeError):
+    """Raised by a connector with `strict=True`, at a run's end, when not all of its telemetry arrived."""
+
+    def __init__(self, message: str, *, lost: int) -> None:
+        self.lost = lost
+        super().__init__(message)
+
+
+class StillRunning(asyncio.CancelledError):
+    """Raised by an executor that is cancelled but cannot interrupt what it runs, such as a thread.
+
+    A run that has failed waits for `future`; one that is cancelled does not.
+    """
+
+    def __init__(self, future: "concurrent.futures.Future[Any]") -> None:
+        self.future = future
+        super().__init__()

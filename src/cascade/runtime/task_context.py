@@ -1,8 +1,6 @@
 """Which task the running code belongs to."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from dataclasses import dataclass
 
 from cascade.telemetry.identity import RunTrace, SpanRef
@@ -63,11 +61,10 @@ def current_task() -> TaskContext | None:
     return _current.get()
 
 
-@contextmanager
-def running(task: TaskContext) -> Iterator[None]:
-    """Make `task` the current one for the code in the block."""
-    token = _current.set(task)
-    try:
-        yield
-    finally:
-        _current.reset(token)
+def enter(task: TaskContext) -> Token[TaskContext | None]:
+    """Make `task` the current one until `leave`."""
+    return _current.set(task)
+
+
+def leave(token: Token[TaskContext | None]) -> None:
+    _current.reset(token)

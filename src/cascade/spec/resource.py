@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, overload
 
 
@@ -20,6 +20,7 @@ class Inject:
     """Stands for a resource where a task, or another resource, takes it as an argument."""
 
     resource_name: str
+    definition: ResourceDefinition | None = field(default=None, compare=False, repr=False)
 
 
 @overload
@@ -46,6 +47,12 @@ def resource(
     return define if func is None else define(func)
 
 
-def inject(resource_name: str) -> Any:
-    """Ask for a resource: as the default of a parameter, `db=cs.inject("db")`, or as an argument."""
-    return Inject(resource_name)
+def inject(wanted: str | ResourceDefinition) -> Any:
+    """Ask for a resource: as the default of a parameter, `db=cs.inject(database)`, or as an argument.
+
+    By its definition it is found everywhere; by its name it must be registered with the engine. What the engine has
+    registered under that name wins, so that tests can override it.
+    """
+    if isinstance(wanted, ResourceDefinition):
+        return Inject(wanted.name, wanted)
+    return Inject(wanted)

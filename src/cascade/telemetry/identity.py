@@ -14,12 +14,14 @@ RUN_STARTED = "run.started"
 SAMPLED = 0x01
 
 _ZERO_SPAN = "0" * 16
+_TRACE_ID = re.compile(r"^(?!0{32})[0-9a-f]{32}$")
 _TRACEPARENT = re.compile(r"^([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?$")
 
 
 def trace_id(run_id: str) -> str:
-    """The trace id of a run that joins no other trace: its UUID without dashes."""
-    return run_id.replace("-", "").lower()
+    """The trace id of a run that joins no other trace: its UUID without dashes; a hash of any other run_id."""
+    plain = run_id.replace("-", "").lower()
+    return plain if _TRACE_ID.match(plain) else sha256(run_id.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def span_id(run_id: str, task_id: str = RUN, attempt: int = 0) -> str:
@@ -40,7 +42,7 @@ def resource_id(name: str) -> str:
 
 
 def wait_id(task_id: str) -> str:
-    """The id under which a task's waits are numbered: `span_id(run_id, wait_id(task_id), n)`, from 1."""
+    """What stands for a task's waits in place of its task_id; the attempt is then the wait's number, from 1."""
     return f"wait:{task_id}"
 
 

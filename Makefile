@@ -1,0 +1,51 @@
+# The only thing assumed is Python 3.11 or newer and make; everything else is fetched into .venv.
+PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+BIN := .venv/bin
+READY := .make/ready
+
+.PHONY: help demo test lint types layers unit wheel format docs lock clean
+
+help:  ## say what there is
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+demo: $(READY)  ## run a real workflow and show its trace as received over OTLP
+	@$(BIN)/python examples/demo.py
+
+test: lint types layers unit wheel  ## install what is missing, run lint, types and all tests
+
+lint: $(READY)  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)  ## mypy --strict on sources, tests and examples
+	$(BIN)/mypy
+
+layers: $(READY)  ## imports go down only
+	$(BIN)/lint-imports
+
+unit: $(READY)  ## all tests
+	$(BIN)/python -m pytest
+
+wheel: $(READY)  ## the built wheel works without this checkout
+	$(BIN)/python tests/check_wheel.py
+
+format: $(READY)  ## lay out the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(READY)  ## regenerate what is generated: JSON Schema, attribute table
+	$(BIN)/python -m cascade.telemetry.schema.generate
+	$(BIN)/python docs/generate.py
+
+lock: $(READY)  ## pin what CI installs
+	$(BIN)/python -m pip freeze --exclude-editable | grep -v '^pip==' > .ci/constraints.txt
+
+clean:
+	rm -rf .venv .make dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(READY): pyproject.toml .ci/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Cascade needs Python 3.11 or newer; say which: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[all]' --group dev
+	@mkdir -p .make && touch $(READY)

@@ -1,0 +1,43 @@
+"""`Param` and `Env`: lazy results that stand for what a run is given from outside."""
+
+import os
+from typing import Any
+
+from cascade.context import get_current_context
+from cascade.spec.input import EnvSpec, InputSpec, ParamSpec
+from cascade.spec.lazy_types import LazyResult
+from cascade.spec.task import Task
+
+
+class _InputTask(Task[..., Any]):
+    """Carries its spec into the graph, where it marks the node as an input: the engine, not an executor, gives its value."""
+
+    def __init__(self, func: Any, spec: InputSpec) -> None:
+        super().__init__(func)
+        self.input_spec = spec
+
+
+def Param(name: str, default: Any = None, type: Any = str, description: str = "") -> LazyResult[Any]:  # noqa: A002, N802
+    """Declare a parameter of the workflow; its value comes from `cs.run(…, params={name: value})`, else the default.
+
+    A run that is given neither fails with an error that names the parameter.
+    """
+    spec = ParamSpec(name, default, description, type)
+    get_current_context().register(spec)
+    return LazyResult(_InputTask(_get_param_value, spec), (), {"name": name})
+
+
+def Env(name: str, default: Any = None, description: str = "") -> LazyResult[Any]:  # noqa: N802 - a public name of the contract
+    """Declare an environment variable as an input; it is read when the run gets there, else the default holds."""
+    spec = EnvSpec(name, default, description)
+    get_current_context().register(spec)
+    return LazyResult(_InputTask(_get_env_var, spec), (), {"name": name})
+
+
+def _get_param_value(name: str) -> Any:
+    """Give the declared default: outside of a run there are no parameters."""
+    return get_current_context().input_specs[name].default
+
+
+def _get_env_var(name: str) -> str | None:
+    return os.environ.get(name)

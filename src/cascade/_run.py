@@ -1,0 +1,188 @@
+"""`run` and `run_async`: put bus, subscribers and engine together, run, take them down."""
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from cascade._trace_link import TraceLinkSubscriber, trace_url_template
+from cascade.adapters.executors.local import LocalExecutor
+from cascade.adapters.solvers.native import NativeSolver
+from cascade.connectors.by_name import connectors_from
+from cascade.connectors.fanout import FanoutConnector
+from cascade.messaging.bus import bus as messaging_bus
+from cascade.messaging.renderer import CliRenderer, JsonRenderer
+from cascade.runtime.bus import MessageBus
+from cascade.runtime.engine import Engine
+from cascade.runtime.protocols import Connector
+from cascade.runtime.subscribers import HumanReadableLogSubscriber, TelemetrySubscriber
+from cascade.spec.resource import ResourceDefinition
+
+EXIT_SIGTERM = 128 + signal.SIGTERM
+
+
+def run(
+    target: Any,
+    params: dict[str, Any] | None = None,
+    system_resources: Mapping[str, float] | None = None,
+    log_level: str = "INFO",
+    log_format: str = "human",
+    connector: Connector | Sequence[Connector] | None = None,
+    *,
+    resources: Iterable[ResourceDefinition] = (),
+) -> Any:
+    """Run a workflow and return its target's value.
+
+    In the main thread, Ctrl-C and SIGTERM cancel the run; its telemetry is complete all the same.
+
+    Args:
+        target: What calling a task, or its `.map`, has returned.
+        params: Values of the workflow's Params, by name.
+        system_resources: Capacity by name of what `with_constraints` asks for; other names are unlimited.
+        log_level: "DEBUG", "INFO", "WARNING" or "ERROR": what is shown on stderr.
+        log_format: "human", or "json" for one JSON object per line.
+        connector: Where telemetry goes: a connector or several. None takes those that CASCADE_CONNECTOR names.
+        resources: Resources that tasks ask for by name.
+
+    Raises:
+        RuntimeError: An event loop is running in this thread: `await cs.run_async(…)` there.
+        DependencyMissingError: The target was skipped.
+        BaseException: What the first task that failed has raised, as it was raised.
+    """
+    _refuse_running_loop()
+    work = _Work(target, params, system_resources, log_level, log_format, connector, resources)
+    terminated = threading.Event()
+    try:
+        with asyncio.Runner() as runner:
+            return runner.run(_until_sigterm(work, terminated))
+    except asyncio.CancelledError:
+        if terminated.is_set():
+            raise SystemExit(EXIT_SIGTERM) from None
+        raise
+
+
+async def run_async(
+    target: Any,
+    params: dict[str, Any] | None = None,
+    system_resources: Mapping[str, float] | None = None,
+    log_level: str = "INFO",
+    log_format: str = "human",
+    connector: Connector | Sequence[Connector] | None = None,
+    *,
+    resources: Iterable[ResourceDefinition] = (),
+) -> Any:
+    """`run` inside a running event loop: in a notebook, in a web server. Signals stay the host's business."""
+    return await _Work(target, params, system_resources, log_level, log_format, connector, resources).perform()
+
+
+class _Work:
+    """One run with all that belongs to it; bad settings are refused here, before anything has run."""
+
+    def __init__(
+        self,
+        target: Any,
+        params: dict[str, Any] | None,
+        system_resources: Mapping[str, float] | None,
+        log_level: str,
+        log_format: str,
+        connector: Connector | Sequence[Connector] | None,
+        resources: Iterable[ResourceDefinition],
+    ) -> None:
+        self._target, self._params = target, params
+        set_renderer(log_level, log_format)
+        events, moved_by = MessageBus(), one_connector(connector)
+        HumanReadableLogSubscriber(events)
+        if moved_by is not None:
+            TelemetrySubscriber(events, moved_by)
+            TraceLinkSubscriber(events, trace_url_template(os.environ))
+        self._executor = LocalExecutor()
+        self._engine = Engine(
+            NativeSolver(), self._executor, events, system_resources=system_resources, connector=moved_by
+        )
+        for resource in resources:
+            self._engine.register(resource)
+
+    async def perform(self) -> Any:
+        try:
+            return await self._engine.run(self._target, self._params)
+        finally:
+            self._executor.close()
+
+
+def set_renderer(log_level: str, log_format: str) -> None:
+    """Choose what a person sees of runs, on stderr.
+
+    Raises:
+        ValueError: There is no such format, or no such level.
+    """
+    if log_format == "json":
+        messaging_bus.set_renderer(JsonRenderer(min_level=log_level))
+    elif log_format == "human":
+        messaging_bus.set_renderer(CliRenderer(store=messaging_bus.store, min_level=log_level))
+    else:
+        raise ValueError(f"log_format={log_format!r}: choose 'human' or 'json'")
+
+
+def one_connector(connector: Connector | Sequence[Connector] | None) -> Connector | None:
+    """The connector to use: as given, several as one, or those that the environment names.
+
+    Raises:
+        TypeError: Something given is no connector.
+    """
+    chosen: list[Any]
+    if connector is None:
+        chosen = list(connectors_from(os.environ))
+    elif isinstance(connector, (list, tuple)):
+        chosen = list(connector)
+    else:
+        chosen = [connector]
+    for each in chosen:
+        if isinstance(each, type) or not isinstance(each, Connector):
+            hint = f"; make one: {each.__name__}()" if isinstance(each, type) else ""
+            raise TypeError(
+                f"connector: {each!r} is no connector, which has connect, disconnect, publish and subscribe{hint}"
+            )
+    if len(chosen) > 1:
+        return FanoutConnector(chosen)
+    return chosen[0] if chosen else None
+
+
+def _refuse_running_loop() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise RuntimeError("cs.run() cannot run inside a running event loop: use `await cs.run_async(...)` here")
+
+
+async def _until_sigterm(work: _Work, terminated: threading.Event) -> Any:
+    with _cancel_on_sigterm(terminated):
+        return await work.perform()
+
+
+@contextmanager
+def _cancel_on_sigterm(terminated: threading.Event) -> Iterator[None]:
+    """Cancel the current task on SIGTERM, unless the program handles that signal itself."""
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+    def cancel() -> None:
+        terminated.set()
+        if task is not None:
+            task.cancel()
+
+    try:
+        loop.add_signal_handler(signal.SIGTERM, cancel)
+    except NotImplementedError:  # Windows
+        yield
+        return
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)

@@ -1,0 +1,86 @@
+"""Tasks in this process: coroutines in the event loop, plain functions in worker threads."""
+
+import asyncio
+import contextvars
+import inspect
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from cascade.runtime.exceptions import StillRunning
+
+MAX_WORKERS = 64
+"""Plain functions mostly wait (for a disk, a server): more threads than processors, yet few enough to cost nothing."""
+
+
+class LocalExecutor:
+    """Calls the functions of tasks.
+
+    Args:
+        threads: False runs plain functions in the event loop; `@cs.task(threaded=…)` decides for a single task.
+        max_workers: How many plain functions run at once.
+    """
+
+    def __init__(self, *, threads: bool = True, max_workers: int = MAX_WORKERS) -> None:
+        if max_workers < 1:
+            raise ValueError(f"max_workers={max_workers!r}: at least one thread is needed")
+        self._threads = threads
+        self._max_workers = max_workers
+        self._pool: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+
+    async def execute(self, node: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """Call the node's function and return what it returns.
+
+        Raises:
+            TypeError: The node has no function.
+            StillRunning: Cancelled, while a thread goes on.
+        """
+        function = node.callable_obj
+        if inspect.iscoroutinefunction(function):
+            return await function(*args, **kwargs)
+        if not callable(function):
+            raise TypeError(f"Task '{getattr(node, 'name', node)}' has no function to call, but {function!r}")
+        in_thread = self._threads if (wish := getattr(node, "threaded", None)) is None else wish
+        if in_thread and not _makes_coroutines(function):
+            result = await self._in_thread(function, args, kwargs)
+        else:
+            result = _called(function, args, kwargs)
+        return await result if inspect.isawaitable(result) else result
+
+    def close(self) -> None:
+        """Let idle threads end; a thread that still runs ends with its function."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _in_thread(self, function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        context = contextvars.copy_context()
+        running: Future[Any] = self._workers().submit(context.run, _called, function, args, kwargs)
+        try:
+            return await asyncio.wrap_future(running)
+        except asyncio.CancelledError:
+            if running.cancelled() or running.done():
+                raise
+            raise StillRunning(running) from None
+
+    def _workers(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self._max_workers, thread_name_prefix="cascade-task")
+            return self._pool
+
+
+def _called(function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    try:
+        return function(*args, **kwargs)
+    except StopIteration as error:
+        # It would end the coroutine that awaits us as if it had returned; PEP 479 does the same for generators.
+        raise RuntimeError("The task raised StopIteration") from error
+
+
+def _makes_coroutines(function: Any) -> bool:
+    """A partial of a coroutine function, or an object whose `__call__` is one."""
+    inner = getattr(function, "func", None)
+    return inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004

@@ -1,0 +1,52 @@
+"""Layers of a graph, without any library."""
+
+from collections import defaultdict
+
+from cascade.graph.model import Graph, Node
+from cascade.runtime.protocols import ExecutionPlan
+
+
+class NativeSolver:
+    """Layered topological sort (Kahn's algorithm), in time linear in nodes and edges; stages are sorted by node name."""
+
+    def resolve(self, graph: Graph) -> ExecutionPlan:
+        """Return stages, each of which needs only earlier ones.
+
+        Raises:
+            ValueError: The graph has a cycle; its members are named.
+        """
+        waiting = dict.fromkeys((node.id for node in graph.nodes), 0)
+        consumers: dict[str, list[Node]] = defaultdict(list)
+        for edge in graph.edges:
+            waiting[edge.target.id] += 1
+            consumers[edge.source.id].append(edge.target)
+        plan: ExecutionPlan = []
+        stage = [node for node in graph.nodes if not waiting[node.id]]
+        while stage:
+            plan.append(sorted(stage, key=lambda node: node.name))
+            stage = [target for node in plan[-1] for target in _freed_by(node, consumers, waiting)]
+        if sum(map(len, plan)) < len(graph.nodes):
+            raise ValueError(f"The workflow has a cycle: {' -> '.join(_cycle(graph, waiting))}")
+        return plan
+
+
+def _freed_by(node: Node, consumers: dict[str, list[Node]], waiting: dict[str, int]) -> list[Node]:
+    freed = []
+    for target in consumers[node.id]:
+        waiting[target.id] -= 1
+        if not waiting[target.id]:
+            freed.append(target)
+    return freed
+
+
+def _cycle(graph: Graph, waiting: dict[str, int]) -> list[str]:
+    """Names along one cycle, the first one again at the end: going upstream among what is left must come around."""
+    upstream = {e.target.id: e.source for e in graph.edges if waiting[e.source.id] and waiting[e.target.id]}
+    path: list[Node] = []
+    seen: dict[str, int] = {}
+    node = next(node for node in graph.nodes if waiting[node.id])
+    while node.id not in seen:
+        seen[node.id] = len(path)
+        path.append(node)
+        node = upstream[node.id]
+    return [member.name for member in reversed([*path[seen[node.id] :], node])]

@@ -1,0 +1,39 @@
+"""Connectors that the environment names: `CASCADE_CONNECTOR=otel,memory`."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from cascade.spec.protocols import Connector
+
+VARIABLE = "CASCADE_CONNECTOR"
+
+
+def connectors_from(environ: Mapping[str, str]) -> list[Connector]:
+    """Make the connectors that `CASCADE_CONNECTOR` names, in that order.
+
+    Raises:
+        ValueError: It names one that there is not.
+        ImportError: The extra of one is not installed.
+    """
+    names = [name.strip().lower() for name in environ.get(VARIABLE, "").split(",") if name.strip()]
+    unknown = [name for name in names if name not in _MAKERS]
+    if unknown:
+        raise ValueError(
+            f"{VARIABLE}={environ[VARIABLE]!r}: no connector '{unknown[0]}'; choose from {', '.join(_MAKERS)}"
+        )
+    return [_MAKERS[name]() for name in names]
+
+
+def _memory() -> Any:
+    from cascade.connectors.memory import MemoryConnector
+
+    return MemoryConnector()
+
+
+def _otel() -> Any:
+    from cascade.connectors.otel import OtelConnector
+
+    return OtelConnector()
+
+
+_MAKERS: dict[str, Callable[[], Connector]] = {"otel": _otel, "memory": _memory}

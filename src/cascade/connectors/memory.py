@@ -1,0 +1,63 @@
+"""A connector that keeps everything in memory: for tests, and to look at a run without any server."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from cascade.spec.protocols import MessageCallback
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedMessage:
+    topic: str
+    payload: dict[str, Any]
+    qos: int = 0
+
+
+class MemoryConnector:
+    """Keeps what is published in `messages`, and hands what is `deliver`ed to those who have subscribed."""
+
+    def __init__(self) -> None:
+        self.messages: list[PublishedMessage] = []
+        self.connections = 0
+        self._subscriptions: list[tuple[str, MessageCallback]] = []
+        self._retained: dict[str, dict[str, Any]] = {}
+
+    @property
+    def payloads(self) -> list[dict[str, Any]]:
+        return [message.payload for message in self.messages]
+
+    async def connect(self) -> None:
+        self.connections += 1
+
+    async def disconnect(self) -> None:
+        self.connections -= 1
+
+    async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:
+        self.messages.append(PublishedMessage(topic, payload, qos))
+
+    async def subscribe(self, topic: str, callback: MessageCallback) -> None:
+        self._subscriptions.append((topic, callback))
+        for name, payload in list(self._retained.items()):
+            if topic_matches(topic, name):
+                await callback(name, payload)
+
+    async def deliver(self, topic: str, payload: dict[str, Any], *, retain: bool = False) -> None:
+        """Play the other side: send a message in. An empty retained one clears what was retained."""
+        if retain and payload:
+            self._retained[topic] = payload
+        elif retain:
+            self._retained.pop(topic, None)
+        for pattern, callback in list(self._subscriptions):
+            if topic_matches(pattern, topic):
+                await callback(topic, payload)
+
+
+def topic_matches(pattern: str, topic: str) -> bool:
+    """Whether an MQTT topic filter, with `+` and `#`, covers a topic (MQTT 5.0, 4.7)."""
+    wanted, levels = pattern.split("/"), topic.split("/")
+    for index, level in enumerate(wanted):
+        if level == "#":
+            return True
+        if index >= len(levels) or level not in {"+", levels[index]}:
+            return False
+    return len(wanted) == len(levels)

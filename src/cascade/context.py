@@ -1,0 +1,40 @@
+"""The inputs that a workflow declares, gathered while it is written down."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from cascade.spec.input import InputSpec
+
+
+class WorkflowContext:
+    """Input specs by name. The first registration of a name wins."""
+
+    def __init__(self) -> None:
+        self.input_specs: dict[str, InputSpec] = {}
+
+    def register(self, spec: InputSpec) -> None:
+        self.input_specs.setdefault(spec.name, spec)
+
+    def get_all_specs(self) -> list[InputSpec]:
+        return list(self.input_specs.values())
+
+
+_default = WorkflowContext()
+_scoped: ContextVar[WorkflowContext | None] = ContextVar("cascade_workflow_context", default=None)
+
+
+def get_current_context() -> WorkflowContext:
+    """The context shared by the whole process, unless code runs in a `scoped` one."""
+    return _scoped.get() or _default
+
+
+@contextmanager
+def scoped() -> Iterator[WorkflowContext]:
+    """A fresh context for the block: what it registers does not mix with the rest of the process."""
+    context = WorkflowContext()
+    token = _scoped.set(context)
+    try:
+        yield context
+    finally:
+        _scoped.reset(token)

@@ -1,0 +1,181 @@
+"""Graphs as JSON and back. Functions go by their names: what runs is what the reader's code has under them."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib import import_module
+from typing import Any
+
+from cascade.graph._literals import LAZY_REF, reference, restored, stored
+from cascade.graph.model import Edge, EdgeType, Graph, Node
+from cascade.spec.constraint import ResourceConstraint
+from cascade.spec.input import EnvSpec, InputSpec, ParamSpec
+from cascade.spec.lazy_types import RetryPolicy
+from cascade.spec.routing import Router
+from cascade.spec.task import Task
+
+_PARAM_TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
+
+
+def to_json(graph: Graph, indent: int | None = 2) -> str:
+    """A graph as JSON.
+
+    Raises:
+        TypeError: A literal argument has no form in JSON; the node and the argument are named.
+    """
+    return json.dumps(graph_to_dict(graph), indent=indent)
+
+
+def from_json(text: str) -> Graph:
+    """The graph that `to_json` has written.
+
+    Raises:
+        ValueError: It is no such JSON, a function cannot be imported, or an edge has no node.
+    """
+    return graph_from_dict(json.loads(text))
+
+
+def graph_to_dict(graph: Graph) -> dict[str, Any]:
+    routers: dict[int, Router] = {}
+    for edge in graph.edges:
+        if edge.router is not None:
+            routers.setdefault(id(edge.router), edge.router)
+    index = {key: position for position, key in enumerate(routers)}
+    return {
+        "nodes": [_node_to_dict(node) for node in graph.nodes],
+        "edges": [_edge_to_dict(edge, index) for edge in graph.edges],
+        "routers": [_router_to_dict(router) for router in routers.values()],
+    }
+
+
+def graph_from_dict(data: dict[str, Any]) -> Graph:
+    """The graph of such a dict. Raises ValueError as `from_json` does."""
+    nodes = {item["id"]: _node_from_dict(item) for item in data["nodes"]}
+    routers = [_router_from_dict(item) for item in data.get("routers", ())]
+    edges = [_edge_from_dict(item, nodes, routers) for item in data["edges"]]
+    return Graph(list(nodes.values()), edges)
+
+
+def _node_to_dict(node: Node) -> dict[str, Any]:
+    literals = {name: stored(value, node.name, name) for name, value in node.literal_inputs.items()}
+    optional = {
+        "callable": _named(node.callable_obj),
+        "mapping_factory": _named(node.mapping_factory),
+        "retry_policy": asdict(node.retry_policy) if node.retry_policy else None,
+        "constraints": _constraints_to_dict(node),
+        "param_spec": _spec_to_dict(node.param_spec),
+        "threaded": node.threaded,
+    }
+    required = {"id": node.id, "name": node.name, "node_type": node.node_type, "literal_inputs": literals}
+    return required | {key: value for key, value in optional.items() if value is not None}
+
+
+def _node_from_dict(data: dict[str, Any]) -> Node:
+    constraints, retry = data.get("constraints"), data.get("retry_policy")
+    return Node(
+        id=data["id"],
+        name=data["name"],
+        node_type=data["node_type"],
+        callable_obj=_function(data.get("callable")),
+        mapping_factory=_factory(data.get("mapping_factory")),
+        literal_inputs={name: restored(value) for name, value in data["literal_inputs"].items()},
+        retry_policy=RetryPolicy(**retry) if retry else None,
+        constraints=ResourceConstraint({k: restored(v) for k, v in constraints.items()}) if constraints else None,
+        param_spec=_spec_from_dict(data.get("param_spec")),
+        threaded=data.get("threaded"),
+    )
+
+
+def _edge_to_dict(edge: Edge, routers: dict[int, int]) -> dict[str, Any]:
+    data: dict[str, Any] = {
+        "source_id": edge.source.id,
+        "target_id": edge.target.id,
+        "arg_name": edge.arg_name,
+        "edge_type": edge.edge_type.name,
+    }
+    if edge.router is not None:
+        data["router_index"] = routers[id(edge.router)]
+    return data
+
+
+def _edge_from_dict(data: dict[str, Any], nodes: dict[str, Node], routers: list[Router]) -> Edge:
+    for end in ("source_id", "target_id"):
+        if data[end] not in nodes:
+            raise ValueError(f"An edge's {end} is {data[end]!r}, but there is no such node")
+    router = routers[data["router_index"]] if "router_index" in data else None
+    source, target = nodes[data["source_id"]], nodes[data["target_id"]]
+    return Edge(source, target, data["arg_name"], EdgeType[data["edge_type"]], router)
+
+
+def _router_to_dict(router: Router) -> dict[str, Any]:
+    return {
+        "selector_id": stored(router.selector, "router", "selector")[LAZY_REF],
+        "routes": {key: stored(route, "router", str(key))[LAZY_REF] for key, route in router.routes.items()},
+        "keys": [stored(key, "router", "key") for key in router.routes],
+    }
+
+
+def _router_from_dict(data: dict[str, Any]) -> Router:
+    # JSON has only strings for keys: `keys` has what they were.
+    keys = [restored(key) for key in data.get("keys", data["routes"])]
+    routes = {key: reference(route) for key, route in zip(keys, data["routes"].values(), strict=True)}
+    return Router(reference(data["selector_id"]), routes)
+
+
+def _constraints_to_dict(node: Node) -> dict[str, Any] | None:
+    if not node.constraints:
+        return None
+    return {name: stored(amount, node.name, name) for name, amount in node.constraints.requirements.items()}
+
+
+def _spec_to_dict(spec: InputSpec | None) -> dict[str, Any] | None:
+    if spec is None:
+        return None
+    data = {"kind": "env" if isinstance(spec, EnvSpec) else "param", "name": spec.name, "description": spec.description}
+    data["default"] = stored(spec.default, spec.name, "default")
+    if isinstance(spec, ParamSpec):
+        data["type"] = getattr(spec.type, "__name__", str(spec.type))
+    return data
+
+
+def _spec_from_dict(data: dict[str, Any] | None) -> InputSpec | None:
+    if data is None:
+        return None
+    default = restored(data.get("default"))
+    if data["kind"] == "env":
+        return EnvSpec(data["name"], default, data["description"])
+    return ParamSpec(data["name"], default, data["description"], _PARAM_TYPES.get(data.get("type", "str"), str))
+
+
+def _named(function: Any) -> dict[str, str] | None:
+    """Where a function can be imported from; of a task, where its function says it is."""
+    if function is None:
+        return None
+    function = getattr(function, "func", function) if isinstance(function, Task) else function
+    return {"module": function.__module__, "qualname": getattr(function, "__qualname__", type(function).__qualname__)}
+
+
+def _function(name: dict[str, str] | None) -> Callable[..., Any] | None:
+    found = _imported(name)
+    return found.func if isinstance(found, Task) else found
+
+
+def _factory(name: dict[str, str] | None) -> Any:
+    found = _imported(name)
+    return Task(found) if found is not None and not hasattr(found, "map") else found
+
+
+def _imported(name: dict[str, str] | None) -> Any:
+    if name is None:
+        return None
+    found: Any
+    try:
+        found = import_module(name["module"])
+        for part in name["qualname"].split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"Cannot import {name['module']}.{name['qualname']}: {error}. Tasks of a stored graph must be at the top of "
+            "a module that can be imported"
+        ) from error
+    return found

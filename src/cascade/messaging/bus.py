@@ -1,0 +1,59 @@
+"""The bus of *texts* for people; `cascade.runtime.bus` has the other MessageBus, of events."""
+
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+LOCALES = Path(__file__).with_name("locales")
+
+
+class Renderer(Protocol):
+    """Shows a message. Levels are in lower case."""
+
+    def render(self, msg_id: str, level: str, **kwargs: Any) -> None: ...
+
+
+class MessageStore:
+    """The texts of one locale, by id, from all JSON files of its folder."""
+
+    def __init__(self, locale: str = "en") -> None:
+        self._messages: dict[str, str] = {}
+        for path in sorted((LOCALES / locale).glob("*.json")):
+            self._messages.update(json.loads(path.read_text(encoding="utf-8")))
+
+    def get(self, msg_id: str, default: str = "", **kwargs: Any) -> str:
+        """The text with its places filled in. Never raises: what goes wrong is said in the text."""
+        template = self._messages.get(msg_id)
+        if template is None:
+            return default or f"<{msg_id}>"
+        try:
+            return template.format(**kwargs)
+        except Exception as error:  # noqa: BLE001 - a value's own __format__ may do anything
+            return f"<Formatting error for '{msg_id}': {type(error).__name__}: {error}>"
+
+
+class MessageBus:
+    """Hands messages to whatever renderer is set; without one they go nowhere."""
+
+    def __init__(self, store: MessageStore) -> None:
+        self.store = store
+        self._renderer: Renderer | None = None
+
+    def set_renderer(self, renderer: Renderer) -> None:
+        self._renderer = renderer
+
+    def info(self, msg_id: str, **kwargs: Any) -> None:
+        self._render(msg_id, "info", kwargs)
+
+    def warning(self, msg_id: str, **kwargs: Any) -> None:
+        self._render(msg_id, "warning", kwargs)
+
+    def error(self, msg_id: str, **kwargs: Any) -> None:
+        self._render(msg_id, "error", kwargs)
+
+    def _render(self, msg_id: str, level: str, kwargs: dict[str, Any]) -> None:
+        if self._renderer is not None:
+            self._renderer.render(msg_id, level, **kwargs)
+
+
+bus = MessageBus(MessageStore())

@@ -1,0 +1,106 @@
+"""Where `cs.<name>` is looked up: what ships with Cascade, what is registered, what other packages offer."""
+
+import logging
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, ClassVar
+
+logger = logging.getLogger(__name__)
+
+GROUP = "cascade.providers"
+_BUILT_IN = {"shell": "cascade.providers.shell:shell", "subflow": "cascade.providers.subflow:subflow"}
+
+
+class ProviderNamespace:
+    """What stands before the dot of dotted names: `cs.io` of `io.read`."""
+
+    def __init__(self, registry: "ProviderRegistry", prefix: str) -> None:
+        self._registry = registry
+        self._prefix = prefix
+
+    def __getattr__(self, name: str) -> Any:
+        return self._registry.get(f"{self._prefix}.{name}")
+
+    def __repr__(self) -> str:
+        return f"<ProviderNamespace {self._prefix}>"
+
+
+class ProviderRegistry:
+    """Providers by name. A provider is a task, or anything whose call gives a lazy result."""
+
+    _instance: ClassVar["ProviderRegistry | None"] = None
+
+    def __init__(self) -> None:
+        self._providers: dict[str, Any] = {}
+        self._entry_points_loaded = False
+
+    @classmethod
+    def instance(cls) -> "ProviderRegistry":
+        """The registry of this process."""
+        if cls._instance is None:
+            cls._instance = cls()
+        return cls._instance
+
+    def register(self, name: str, factory: Callable[..., Any]) -> None:
+        """Offer `factory` as `cs.<name>`; dots make namespaces.
+
+        Raises:
+            ValueError: The name is none.
+            TypeError: The factory cannot be called.
+        """
+        if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
+            raise ValueError(f"Provider name {name!r}: use identifiers, with dots between them")
+        if not callable(factory):
+            raise TypeError(f"Provider '{name}' cannot be called: {factory!r}")
+        self._providers[name] = factory
+
+    def get(self, name: str) -> Any:
+        """The provider, or the namespace, of that name.
+
+        Raises:
+            AttributeError: There is none.
+        """
+        found = self._find(name)
+        if found is None and not self._entry_points_loaded:
+            self._load_entry_points()
+            found = self._find(name)
+        if found is None:
+            raise AttributeError(f"no provider '{name}'")
+        return found
+
+    def _find(self, name: str) -> Any:
+        if name in self._providers:
+            return self._providers[name]
+        if name in _BUILT_IN:
+            module, _, attribute = _BUILT_IN[name].partition(":")
+            self._providers[name] = getattr(import_module(module), attribute)
+            return self._providers[name]
+        if any(known.startswith(f"{name}.") for known in self._providers):
+            return ProviderNamespace(self, name)
+        return None
+
+    def _load_entry_points(self) -> None:
+        self._entry_points_loaded = True
+        for entry in entry_points(group=GROUP):
+            try:
+                name, factory = _provider_of(entry)
+                if name not in self._providers and name not in _BUILT_IN:
+                    self.register(name, factory)
+            except Exception as error:  # noqa: BLE001 - another package's fault is not ours
+                logger.warning(
+                    "Provider '%s' (%s) failed to load and is skipped: %s: %s",
+                    entry.name,
+                    entry.value,
+                    type(error).__name__,
+                    error,
+                )
+
+
+def _provider_of(entry: EntryPoint) -> tuple[str, Any]:
+    """An entry point's object is the provider itself, or a class with `name` and `create_factory()`."""
+    loaded = entry.load()
+    if not hasattr(loaded, "create_factory"):
+        return entry.name, loaded
+    provider = loaded() if isinstance(loaded, type) else loaded
+    return getattr(provider, "name", entry.name), provider.create_factory()

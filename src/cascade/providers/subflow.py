@@ -1,0 +1,61 @@
+"""`cs.subflow`: another file's workflow as a task of this one."""
+
+import asyncio
+import importlib.util
+import sys
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from uuid import uuid4
+
+from cascade.context import scoped
+from cascade.runtime.nested import run_nested
+from cascade.spec.lazy_types import LazyResult, MappedLazyResult
+from cascade.spec.task import task
+
+
+@task(name="subflow")
+async def subflow(path: str, target: str, params: dict[str, Any] | None = None) -> Any:
+    """Load a Python file and run the workflow that it calls `target`, nested in this run and in its trace.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file has no lazy result of that name.
+    """
+    with scoped():
+        module = await asyncio.to_thread(_load, path)
+        try:
+            return await run_nested(_target_of(module, target, path), params)
+        finally:
+            sys.modules.pop(module.__name__, None)
+
+
+def _load(path: str) -> ModuleType:
+    """The file as a module of its own, under a name that no other file has."""
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"No workflow file at '{path}'")
+    name = f"cascade_subflow_{uuid4().hex}"
+    spec = importlib.util.spec_from_loader(name, SourceFileLoader(name, str(file)))
+    assert spec is not None  # noqa: S101 - for the type checker: a loader was given
+    assert spec.loader is not None  # noqa: S101
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickling look their module up by its name
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _target_of(module: ModuleType, target: str, path: str) -> Any:
+    found = getattr(module, target, None)
+    if isinstance(found, (LazyResult, MappedLazyResult)):
+        return found
+    raise ValueError(f"Target '{target}' not found in '{path}'; it has: {', '.join(_targets(module)) or 'none'}")
+
+
+def _targets(module: ModuleType) -> list[str]:
+    return [name for name, value in vars(module).items() if isinstance(value, (LazyResult, MappedLazyResult))]

@@ -1,0 +1,244 @@
+"""One task from its constraints to its release: cache, Started, attempts, Finished."""
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+from cascade.graph.model import Node
+from cascade.runtime import task_context
+from cascade.runtime._context import RunContext, describe, error_info, seconds
+from cascade.runtime.events import (
+    Attempt,
+    TaskBlocked,
+    TaskEvent,
+    TaskExecutionFinished,
+    TaskExecutionStarted,
+    TaskRetrying,
+    TaskSkipped,
+    Wait,
+)
+from cascade.runtime.exceptions import StillRunning
+from cascade.runtime.resolvers import ArgumentResolver, Arguments
+from cascade.runtime.task_context import TaskContext
+
+logger = logging.getLogger(__name__)
+
+_MISS = object()
+
+
+@dataclass(eq=False, slots=True)
+class Work:
+    """One task to be done. `call_node` is what the executor gets: the plan's own node. An item of a map has `item`."""
+
+    run: RunContext
+    resolver: ArgumentResolver
+    node: Node
+    call_node: Any
+    dependencies: tuple[str, ...] = ()
+    map_id: str | None = None
+    map_index: int | None = None
+    item: dict[str, Any] | None = None
+    start_ns: int = 0
+    waits: list[Wait] = field(default_factory=list)
+    attempts: list[Attempt] = field(default_factory=list)
+    amounts: dict[str, float] = field(default_factory=dict)
+    arguments: Arguments | None = None
+
+    async def perform(self) -> Any:
+        """Do it and return its value, or the cache's.
+
+        Raises:
+            BaseException: What the task's last attempt raised, as it was raised.
+        """
+        try:
+            if self.node.constraints:
+                await self._acquire()
+            return await self._run_or_recall()
+        finally:
+            if self.amounts:
+                await self.run.capacity.release(self.amounts)
+
+    async def _acquire(self) -> None:
+        try:
+            amounts = self.resolver.amounts(self.node)
+            if not self.run.capacity.try_acquire(amounts):
+                await self._wait_for(amounts)
+        except Exception as error:
+            self._fail_before_start(error)
+            raise
+        self.amounts = amounts
+
+    async def _wait_for(self, amounts: dict[str, float]) -> None:
+        start_ns = self.run.clock.now_ns()
+        self._emit(TaskBlocked, reason="resource", start_ns=start_ns)
+        await self.run.capacity.acquire(amounts)
+        self.waits.append(Wait("resource", start_ns, self.run.clock.now_ns()))
+
+    async def _run_or_recall(self) -> Any:
+        try:
+            self.arguments = self._resolve()
+            cached = self._recall(self.arguments.inputs)
+        except Exception as error:
+            self._fail_before_start(error)
+            raise
+        if cached is not _MISS:
+            return cached
+        self.start_ns = self.run.clock.now_ns()
+        self._emit(TaskExecutionStarted, start_ns=self.start_ns, attempt=1 if self.node.retry_policy else 0)
+        value = await self._attempt()
+        self._save(self.arguments.inputs, value)
+        return value
+
+    def _resolve(self) -> Arguments:
+        if self.item is None:
+            return self.resolver.resolve(self.node)
+        return self.resolver.with_resources(self.item, self.node.callable_obj)
+
+    def _recall(self, inputs: dict[str, Any]) -> Any:
+        if self.node.cache_policy is None:
+            return _MISS
+        value = self.node.cache_policy.check(self.node.id, inputs)
+        if value is None:
+            return _MISS
+        now = self.run.clock.now_ns()
+        self._emit(TaskSkipped, reason="CacheHit", start_ns=now, end_ns=now, **self._standing())
+        return value
+
+    def _save(self, inputs: dict[str, Any], value: Any) -> None:
+        if self.node.cache_policy is None:
+            return
+        try:
+            self.node.cache_policy.save(self.node.id, inputs, value)
+        except Exception:
+            # The task has succeeded: a cache that cannot keep its value costs the next run, not this one.
+            logger.warning("The cache of task '%s' could not save its value", self.node.name, exc_info=True)
+
+    async def _attempt(self) -> Any:
+        policy = self.node.retry_policy
+        number, last = (1, policy.max_attempts + 1) if policy else (0, 0)
+        while True:
+            start_ns = self.run.clock.now_ns() if number > 1 else self.start_ns
+            try:
+                value = await self._call(number, start_ns)
+            except Exception as error:
+                if policy is None or number >= last:
+                    self._finish(number, start_ns, error)
+                    raise
+                await self._wait_for_retry(number, start_ns, error)
+                number += 1
+            except BaseException as error:
+                self._finish(number, start_ns, error)
+                raise
+            else:
+                self._finish(number, start_ns, None, value)
+                return value
+
+    async def _call(self, number: int, start_ns: int) -> Any:
+        run, node, arguments = self.run, self.node, self.arguments
+        assert arguments is not None  # noqa: S101 - for the type checker: resolved before the start
+        task = TaskContext(
+            run.run_id, node.id, node.name, run.trace, number, self.map_id, self.map_index, self.start_ns, start_ns
+        )
+        token = task_context.enter(task)
+        span = run.enter_span(task)
+        try:
+            return await run.executor.execute(self.call_node, arguments.args, arguments.kwargs)
+        except StillRunning as cancelled:
+            if run.failing:
+                await _end_of(cancelled)
+            raise
+        finally:
+            run.leave_span(span)
+            task_context.leave(token)
+
+    async def _wait_for_retry(self, number: int, start_ns: int, error: Exception) -> None:
+        policy = self.node.retry_policy
+        assert policy is not None  # noqa: S101 - for the type checker: only such tasks retry
+        end_ns, delay = self.run.clock.now_ns(), policy.delay_before(number)
+        exception = error_info(error)
+        self.attempts.append(Attempt(number, start_ns, end_ns, exception, result_of(error)))
+        self._emit(
+            TaskRetrying,
+            attempt=number,
+            max_attempts=policy.max_attempts,
+            delay=delay,
+            error=describe(error),
+            start_ns=start_ns,
+            end_ns=end_ns,
+            exception=exception,
+        )
+        try:
+            await asyncio.sleep(delay)
+        except asyncio.CancelledError as cancelled:
+            self._finish(0, end_ns, cancelled)
+            raise
+        self.waits.append(Wait("retry", end_ns, self.run.clock.now_ns()))
+
+    def _fail_before_start(self, error: Exception) -> None:
+        self.start_ns = self.run.clock.now_ns()
+        self._emit(TaskExecutionStarted, start_ns=self.start_ns)
+        self._finish(0, self.start_ns, error, result="error")
+
+    def _finish(
+        self, number: int, start_ns: int, error: BaseException | None, output: Any = None, result: str = ""
+    ) -> None:
+        if not self.run.bus.handlers(TaskExecutionFinished):
+            return
+        end_ns = self.run.clock.now_ns()
+        exception = error_info(error) if error is not None else None
+        result = result or result_of(error)
+        if number:
+            self.attempts.append(Attempt(number, start_ns, end_ns, exception, result))
+        self._emit(
+            TaskExecutionFinished,
+            status=_STATUS.get(result, "Failed"),
+            duration=seconds(self.start_ns, end_ns),
+            error=describe(error) if error is not None else None,
+            exception=exception,
+            result=result,
+            start_ns=self.start_ns,
+            end_ns=end_ns,
+            attempts=tuple(self.attempts),
+            max_attempts=self.node.retry_policy.max_attempts if self.node.retry_policy else 0,
+            arguments=self.arguments.inputs if self.arguments else None,
+            output=output,
+            **self._standing(),
+        )
+
+    def _standing(self) -> dict[str, Any]:
+        function = self.node.callable_obj
+        name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}".strip(".")
+        return {"function": name, "dependencies": self.dependencies, "waits": tuple(self.waits)}
+
+    def _emit(self, event: type[TaskEvent], **fields: Any) -> None:
+        self.run.emit(
+            event,
+            task_id=self.node.id,
+            task_name=self.node.name,
+            map_id=self.map_id,
+            map_index=self.map_index,
+            **fields,
+        )
+
+
+async def _end_of(cancelled: StillRunning) -> None:
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    cancelled.future.add_done_callback(lambda _: loop.call_soon_threadsafe(ended.set))
+    await ended.wait()
+
+
+_STATUS = {"success": "Succeeded", "cancellation": "Cancelled"}
+
+
+def result_of(error: BaseException | None) -> str:
+    """The word of the CI/CD conventions for how something ended."""
+    match error:
+        case None:
+            return "success"
+        case asyncio.CancelledError():
+            return "cancellation"
+        case TimeoutError():
+            return "timeout"
+        case _:
+            return "failure"

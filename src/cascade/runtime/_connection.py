@@ -1,0 +1,54 @@
+"""A run's hold on its connector: connect before, disconnect after, and no harm from either."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from cascade.runtime._context import describe
+from cascade.runtime.bus import MessageBus
+from cascade.runtime.events import ConnectorFailed
+from cascade.runtime.exceptions import TelemetryLostError
+from cascade.spec.protocols import Connector
+
+logger = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT = 5.0
+DISCONNECT_TIMEOUT = 30.0
+"""Seconds; a connector bounds its own flush, these are for one that does not."""
+
+
+@asynccontextmanager
+async def connected(connector: Connector | None, bus: MessageBus, run_id: str) -> AsyncIterator[None]:
+    """Keep the connector connected for the block. Only its `TelemetryLostError` comes through, after a run that succeeded."""
+    if connector is None:
+        yield
+        return
+    await _connect(connector, bus, run_id)
+    succeeded = False
+    try:
+        yield
+        succeeded = True
+    finally:
+        await _disconnect(connector, strict=succeeded)
+
+
+async def _connect(connector: Connector, bus: MessageBus, run_id: str) -> None:
+    try:
+        await asyncio.wait_for(connector.connect(), CONNECT_TIMEOUT)
+    except Exception as error:  # noqa: BLE001 - telemetry never breaks a run
+        if bus.handlers(ConnectorFailed):
+            bus.publish(ConnectorFailed(run_id=run_id, error=describe(error)))
+        else:
+            logger.warning("%s could not connect: %s", type(connector).__name__, describe(error))
+
+
+async def _disconnect(connector: Connector, *, strict: bool) -> None:
+    try:
+        await asyncio.wait_for(connector.disconnect(), DISCONNECT_TIMEOUT)
+    except TelemetryLostError as error:
+        if strict:
+            raise
+        logger.warning("%s", error)
+    except Exception as error:  # noqa: BLE001 - telemetry never breaks a run
+        logger.warning("%s could not disconnect: %s", type(connector).__name__, describe(error))

@@ -1,0 +1,95 @@
+"""What belongs to one run, in one object that is passed on."""
+
+import logging
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+from cascade.runtime._clock import RunClock
+from cascade.runtime.bus import MessageBus
+from cascade.runtime.events import ErrorInfo, Event
+from cascade.runtime.protocols import Executor, Tracing
+from cascade.runtime.resource_manager import ResourceManager
+from cascade.runtime.task_context import TaskContext
+from cascade.spec.protocols import StateBackend
+from cascade.telemetry.identity import RunTrace
+from cascade.telemetry.safe import error_text, stack_text
+
+logger = logging.getLogger(__name__)
+
+_HARNESS = ("/cascade/runtime/", "/cascade/adapters/", "/concurrent/futures/", "/asyncio/", "/contextlib.py")
+
+
+@dataclass(eq=False, slots=True)
+class RunContext:
+    """One run: who it is, what it was given, what it has so far, and how it talks to the outside."""
+
+    run_id: str
+    params: dict[str, Any]
+    trace: RunTrace
+    bus: MessageBus
+    executor: Executor
+    state: StateBackend
+    capacity: ResourceManager
+    tracing: Tracing | None = None
+    clock: RunClock = field(default_factory=RunClock)
+    resources: dict[str, Any] = field(default_factory=dict)
+    failing: bool = False
+
+    def fail(self) -> None:
+        """Something has failed: what is cancelled from now on is waited for."""
+        self.failing = True
+
+    def emit(self, event_type: type[Event], **fields: Any) -> None:
+        """Publish an event of this run, unless nobody listens."""
+        if self.bus.handlers(event_type):
+            self.bus.publish(event_type(timestamp=self.clock.now_ns() / 1e9, run_id=self.run_id, **fields))
+
+    def enter_span(self, task: TaskContext) -> AbstractContextManager[None] | None:
+        """Make the task's span current, where a connector offers that; to be given to `leave_span`."""
+        if self.tracing is None:
+            return None
+        try:
+            span = self.tracing.activate(task)
+            span.__enter__()
+        except Exception:  # noqa: BLE001 - telemetry never breaks a run
+            self._give_up_tracing()
+            return None
+        return span
+
+    def leave_span(self, span: AbstractContextManager[None] | None) -> None:
+        try:
+            if span is not None:
+                span.__exit__(None, None, None)
+        except Exception:  # noqa: BLE001 - telemetry never breaks a run
+            self._give_up_tracing()
+
+    def _give_up_tracing(self) -> None:
+        if self.tracing is not None:
+            logger.exception(  # noqa: LOG004 - called from exception handlers
+                "%s failed to activate a span; the run goes on without", type(self.tracing).__name__
+            )
+        self.tracing = None
+
+
+def seconds(start_ns: int, end_ns: int) -> float:
+    return (end_ns - start_ns) / 1e9
+
+
+def error_info(error: BaseException) -> ErrorInfo:
+    """An exception as data, its stack trace starting at the user's own code."""
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return ErrorInfo(name, error_text(error).partition(": ")[2], stack_text(_without_harness(error)))
+
+
+def describe(error: BaseException) -> str:
+    """An exception in a line, `<Type>: <message>`."""
+    return error_text(error)
+
+
+def _without_harness(error: BaseException) -> BaseException:
+    trace = error.__traceback__
+    while trace is not None and any(part in trace.tb_frame.f_code.co_filename for part in _HARNESS):
+        trace = trace.tb_next
+    return error.with_traceback(trace) if trace is not None else error

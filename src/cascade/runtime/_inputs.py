@@ -1,0 +1,32 @@
+"""The values of Params and Envs. They are inputs, not tasks: no executor, no message, no span."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from cascade.graph.model import Graph, Node
+from cascade.runtime.exceptions import MissingParamError
+from cascade.spec.input import EnvSpec
+
+
+def input_value(node: Node, params: Mapping[str, Any]) -> Any:
+    """What the run was given for an input node, else its default.
+
+    Raises:
+        MissingParamError: A parameter has neither.
+    """
+    spec = node.param_spec
+    if spec is None:
+        raise TypeError(f"Node '{node.name}' is no input")
+    if isinstance(spec, EnvSpec):
+        return os.environ.get(spec.name, spec.default)
+    if spec.name in params:
+        return params[spec.name]
+    if spec.default is None:
+        raise MissingParamError(spec.name)
+    return spec.default
+
+
+def input_names(graph: Graph) -> list[str]:
+    """The inputs a graph declares, each once, in the order of its nodes."""
+    return list(dict.fromkeys(node.param_spec.name for node in graph.nodes if node.param_spec is not None))

@@ -1,0 +1,171 @@
+"""Maps: one task for each index of some lists, a window of them at a time."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from cascade.graph.model import Node
+from cascade.runtime._attempts import Work, result_of
+from cascade.runtime._context import RunContext, describe, error_info, seconds
+from cascade.runtime._crew import Crew
+from cascade.runtime.events import TaskExecutionFinished, TaskExecutionStarted
+from cascade.runtime.resolvers import ArgumentResolver
+from cascade.spec.lazy_types import LazyResult
+from cascade.telemetry.identity import item_id
+
+MAP_WINDOW = 4096
+"""Items of one map in flight. Enough to keep any pool of workers busy, and some 10 MiB of coroutines at most."""
+
+
+class MapWork:
+    """One map node: its own events, and the `Work` of its items. It holds nothing that an item may need."""
+
+    def __init__(self, run: RunContext, resolver: ArgumentResolver, node: Node, dependencies: tuple[str, ...]) -> None:
+        self._run = run
+        self._resolver = resolver
+        self._node = node
+        self._dependencies = dependencies
+        self._size: int | None = None
+        self._start_ns = 0
+
+    async def perform(self) -> list[Any]:
+        """Run all items and return their values in the order of the lists.
+
+        Raises:
+            ValueError: The lists are not equally long.
+            BaseException: What the first item that failed has raised.
+        """
+        self._start_ns = self._run.clock.now_ns()
+        try:
+            items = zip_items(self._node, self._resolver.resolve(self._node).inputs)
+        except Exception as error:
+            self._started()
+            self._finished(error, result="error")
+            raise
+        self._size = len(items)
+        self._started()
+        try:
+            values = await self._all(items)
+        except BaseException as error:
+            self._finished(error)
+            raise
+        self._finished(None)
+        return values
+
+    async def _all(self, items: "Items") -> list[Any]:
+        values: list[Any] = [None] * len(items)
+        if not values:
+            return values
+        crew, indexes = Crew(self._run.fail), iter(range(len(items)))
+        open_items = len(items)
+
+        async def one(index: int) -> None:
+            nonlocal open_items
+            values[index] = await self._work(index, items[index]).perform()
+            open_items -= 1
+            if not open_items:
+                crew.finish()
+            elif not crew.over and (following := next(indexes, None)) is not None:
+                crew.spawn(one(following))
+
+        def start() -> None:
+            for index in range(min(MAP_WINDOW, len(items))):
+                next(indexes)
+                crew.spawn(one(index))
+
+        await crew.run(start)
+        return values
+
+    def _work(self, index: int, item: dict[str, Any]) -> Work:
+        node = _item_node(self._node, index, item)
+        return Work(
+            self._run, self._resolver, node, node, map_id=self._node.id, map_index=index, item=node.literal_inputs
+        )
+
+    def _started(self) -> None:
+        self._run.emit(TaskExecutionStarted, map_size=self._size, start_ns=self._start_ns, **self._who())
+
+    def _finished(self, error: BaseException | None, result: str = "") -> None:
+        end_ns = self._run.clock.now_ns()
+        result = result or result_of(error)
+        self._run.emit(
+            TaskExecutionFinished,
+            status={"success": "Succeeded", "cancellation": "Cancelled"}.get(result, "Failed"),
+            duration=seconds(self._start_ns, end_ns),
+            error=describe(error) if error is not None else None,
+            exception=error_info(error) if error is not None else None,
+            result=result,
+            start_ns=self._start_ns,
+            end_ns=end_ns,
+            map_size=self._size,
+            dependencies=self._dependencies,
+            **self._who(),
+        )
+
+    def _who(self) -> dict[str, Any]:
+        return {"task_id": self._node.id, "task_name": self._node.name, "kind": "map"}
+
+
+class Items:
+    """The keyword arguments of each index."""
+
+    def __init__(self, lists: dict[str, list[Any]], size: int) -> None:
+        self._lists = lists
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {name: values[index] for name, values in self._lists.items()}
+
+
+def zip_items(node: Node, inputs: dict[str, Any]) -> Items:
+    """Check that a map's lists are lists, and equally long.
+
+    Raises:
+        TypeError: An argument cannot be iterated.
+        ValueError: The lists have mismatched lengths.
+    """
+    lists = {name: _as_list(node, name, value) for name, value in inputs.items()}
+    sizes = {name: len(values) for name, values in lists.items()}
+    if len(set(sizes.values())) > 1:
+        shown = ", ".join(f"{name}: {size}" for name, size in sizes.items())
+        raise ValueError(f"{node.name}: mismatched lengths of its lists ({shown}); all must be equally long")
+    return Items(lists, next(iter(sizes.values()), 0))
+
+
+def _as_list(node: Node, name: str, value: Any) -> list[Any]:
+    if isinstance(value, list):
+        return value
+    try:
+        return list(value)
+    except TypeError:
+        raise TypeError(f"{node.name}: '{name}' must be a list, got {type(value).__name__}") from None
+
+
+def _item_node(node: Node, index: int, item: dict[str, Any]) -> Node:
+    factory: Any = node.mapping_factory
+    if not hasattr(factory, "func"):
+        factory, item = _from_call(factory, item)
+    return Node(
+        item_id(node.id, index),
+        factory.name,
+        callable_obj=factory.func,
+        retry_policy=node.retry_policy,
+        cache_policy=node.cache_policy,
+        constraints=node.constraints,
+        literal_inputs=item,
+        threaded=node.threaded,
+    )
+
+
+def _from_call(factory: Any, item: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A factory that is no Task makes a lazy result of each item: run that one's task."""
+    lazy = factory(**item)
+    if not isinstance(lazy, LazyResult):
+        raise TypeError(f"Cannot map over {factory!r}: calling it must give a lazy result, got {type(lazy).__name__}")
+    return lazy.task, {**dict(_numbered(lazy.args)), **lazy.kwargs}
+
+
+def _numbered(args: tuple[Any, ...]) -> Iterator[tuple[str, Any]]:
+    return ((str(index), value) for index, value in enumerate(args))

@@ -1,0 +1,260 @@
+"""From the engine's events to the wire's messages: one small function for each kind of event."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import singledispatch
+from typing import Any
+
+from cascade.runtime.events import (
+    Attempt,
+    ErrorInfo,
+    Event,
+    ResourceAcquired,
+    ResourceEvent,
+    ResourceReleased,
+    RunFinished,
+    RunStarted,
+    TaskBlocked,
+    TaskEvent,
+    TaskExecutionFinished,
+    TaskExecutionStarted,
+    TaskRetrying,
+    TaskSkipped,
+    Wait,
+)
+from cascade.spec import telemetry as wire
+from cascade.telemetry.identity import RUN, RunTrace, resource_id, span_id, wait_id
+from cascade.telemetry.limits import MAX_ERROR_BYTES, MAX_LINKS, MAX_NAME_BYTES, MAX_STACK_BYTES
+from cascade.telemetry.redact import captured, redact_text
+from cascade.telemetry.safe import text
+
+MIN_WAIT_NS = 1_000_000
+"""A wait shorter than a millisecond is no news."""
+
+
+@dataclass(slots=True)
+class RunState:
+    """What the subscriber must remember of a run between its messages."""
+
+    trace: RunTrace
+    capture: frozenset[str] = frozenset()
+    target: str = ""
+    inputs: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    seq: int = 0
+    last_ns: int = 0
+    lost: int = 0
+
+    @property
+    def run_id(self) -> str:
+        return self.trace.run_id
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A message but for its header: the span it belongs to, by task_id, and its parent, by span id."""
+
+    body: wire.Body
+    task_id: str
+    parent_span_id: str
+    terminal: bool = False
+
+
+@singledispatch
+def draft(event: Event, run: RunState) -> Draft | None:  # noqa: ARG001 - the default of the functions below
+    """The message for an event; None for an event that the wire has no message for."""
+    return None
+
+
+@draft.register
+def _run_started(event: RunStarted, run: RunState) -> Draft:
+    run.target, run.inputs = _name(", ".join(event.target_tasks)), [_name(name) for name in event.inputs]
+    params = captured(event.params) if "params" in run.capture and event.params else None
+    tasks = {_name(name): count for name, count in event.task_counts.items()}
+    metadata = _run_metadata(run, start_ns=_start(event), tasks=tasks, params=params)
+    return Draft(wire.LifecycleEvent("ENGINE_STARTED", metadata=metadata), RUN, run.trace.parent_span_id)
+
+
+@draft.register
+def _run_finished(event: RunFinished, run: RunState) -> Draft:
+    start_ns, end_ns = _window(event)
+    metadata = _run_metadata(
+        run,
+        start_ns=start_ns,
+        end_ns=end_ns,
+        result=event.result,
+        counts=dict(run.counts),
+        exception=_exception(event.exception),
+        dropped=run.lost,
+    )
+    status: Any = event.status if event.status in {"Succeeded", "Failed", "Cancelled"} else None
+    body = wire.LifecycleEvent("ENGINE_STOPPED", status, (end_ns - start_ns) / 1e6, _error(event.error), metadata)
+    return Draft(body, RUN, run.trace.parent_span_id, terminal=True)
+
+
+@draft.register
+def _task_started(event: TaskExecutionStarted, run: RunState) -> Draft:
+    more = {"start_ns": _start(event), "attempt": event.attempt or None, "map_size": event.map_size}
+    return _task(event, run, "RUNNING", more)
+
+
+@draft.register
+def _task_blocked(event: TaskBlocked, run: RunState) -> Draft:
+    return _task(event, run, "PENDING", {"reason": event.reason, "start_ns": event.start_ns})
+
+
+@draft.register
+def _task_retrying(event: TaskRetrying, run: RunState) -> Draft:
+    run.counts["retried"] += 1
+    more = {
+        "reason": "retry",
+        "attempt": event.attempt,
+        "max_attempts": event.max_attempts,
+        "delay_ms": event.delay * 1000,
+        "span_id": span_id(run.run_id, event.task_id, event.attempt),
+        "start_ns": event.start_ns,
+        "end_ns": event.end_ns,
+        "exception": _exception(event.exception),
+    }
+    return _task(event, run, "PENDING", more, error=event.error)
+
+
+@draft.register
+def _task_finished(event: TaskExecutionFinished, run: RunState) -> Draft:
+    succeeded = event.status == "Succeeded"
+    run.counts["completed" if succeeded else "cancelled" if event.status == "Cancelled" else "failed"] += 1
+    start_ns, end_ns = _window(event)
+    more = _ended(event, run, start_ns, end_ns) | {
+        "result": event.result or ("success" if succeeded else "failure"),
+        "exception": _exception(event.exception),
+        "attempts": [_attempt(attempt, event, run) for attempt in event.attempts] or None,
+        "max_attempts": event.max_attempts or None,
+    }
+    if "arguments" in run.capture and event.arguments:
+        more["arguments"] = captured(event.arguments)
+    if "results" in run.capture and succeeded:
+        more["output"] = captured(event.output)
+    state: wire.TaskState = "COMPLETED" if succeeded else "FAILED"
+    return _task(event, run, state, more, duration_ms=(end_ns - start_ns) / 1e6, error=event.error)
+
+
+@draft.register
+def _task_skipped(event: TaskSkipped, run: RunState) -> Draft:
+    run.counts["skipped"] += 1
+    start_ns = _start(event)
+    more = _ended(event, run, start_ns, event.end_ns or start_ns) | {"result": "skip", "reason": event.reason}
+    return _task(event, run, "SKIPPED", more)
+
+
+@draft.register
+def _resource_acquired(event: ResourceAcquired, run: RunState) -> Draft:
+    return _resource(event, run, "ACQUIRE", {"start_ns": _start(event)})
+
+
+@draft.register
+def _resource_released(event: ResourceReleased, run: RunState) -> Draft:
+    start_ns = _start(event)
+    end_ns = event.end_ns or start_ns
+    metadata = {"start_ns": start_ns, "end_ns": end_ns, "exception": _exception(event.exception)}
+    return _resource(event, run, "RELEASE", metadata)
+
+
+def _task(
+    event: TaskEvent,
+    run: RunState,
+    state: wire.TaskState,
+    more: dict[str, Any],
+    duration_ms: float | None = None,
+    error: str | None = None,
+) -> Draft:
+    metadata = _present({"kind": event.kind, "map_id": event.map_id, "map_index": event.map_index, **more})
+    body = wire.TaskStateEvent(event.task_id, _name(event.task_name), state, duration_ms, _error(error), metadata)
+    parent = span_id(run.run_id, event.map_id or RUN)
+    return Draft(body, event.task_id, parent, terminal=state in wire.TERMINAL_STATES)
+
+
+def _resource(event: ResourceEvent, run: RunState, action: wire.ResourceAction, metadata: dict[str, Any]) -> Draft:
+    name = _name(event.resource_name)
+    body = wire.ResourceEvent(name, action, dict(event.current_usage), _present(metadata))
+    return Draft(body, resource_id(name), run.trace.span_id, terminal=action == "RELEASE")
+
+
+def _ended(event: TaskSkipped | TaskExecutionFinished, run: RunState, start_ns: int, end_ns: int) -> dict[str, Any]:
+    """What a span needs, for a task that has ended in whatever way."""
+    return {
+        "start_ns": start_ns,
+        "end_ns": end_ns,
+        "function": _name(event.function) or None,
+        "links": [_link(run, task_id) for task_id in event.dependencies[:MAX_LINKS]] or None,
+        "link_count": len(event.dependencies) or None,
+        "map_size": event.map_size,
+        "waits": _waits(event.waits, event.task_id, run) or None,
+    }
+
+
+def _run_metadata(run: RunState, **more: Any) -> dict[str, Any]:
+    links = [{"trace_id": link.trace_id, "span_id": link.span_id} for link in run.trace.links]
+    return _present({"target": run.target, "inputs": run.inputs or None, "links": links or None, **more})
+
+
+def _link(run: RunState, task_id: str) -> dict[str, str]:
+    span = run.trace.span_of(task_id)
+    return {"trace_id": span.trace_id, "span_id": span.span_id}
+
+
+def _waits(waits: tuple[Wait, ...], task_id: str, run: RunState) -> list[dict[str, Any]]:
+    return [
+        {
+            "reason": wait.reason,
+            "span_id": span_id(run.run_id, wait_id(task_id), number),
+            "start_ns": wait.start_ns,
+            "end_ns": wait.end_ns,
+        }
+        for number, wait in enumerate(waits, 1)
+        if wait.end_ns - wait.start_ns >= MIN_WAIT_NS
+    ]
+
+
+def _attempt(attempt: Attempt, event: TaskEvent, run: RunState) -> dict[str, Any]:
+    return _present(
+        {
+            "attempt": attempt.number,
+            "span_id": span_id(run.run_id, event.task_id, attempt.number),
+            "start_ns": attempt.start_ns,
+            "end_ns": attempt.end_ns,
+            "result": attempt.result,
+            "exception": _exception(attempt.error),
+        }
+    )
+
+
+def _exception(error: ErrorInfo | None) -> dict[str, str] | None:
+    if error is None:
+        return None
+    return {
+        "type": _name(error.type),
+        "message": redact_text(text(error.message, MAX_ERROR_BYTES)),
+        "stacktrace": redact_text(text(error.stacktrace, MAX_STACK_BYTES)),
+    }
+
+
+def _error(error: str | None) -> str | None:
+    return None if error is None else redact_text(text(error, MAX_ERROR_BYTES))
+
+
+def _name(name: str) -> str:
+    return text(name, MAX_NAME_BYTES)
+
+
+def _present(metadata: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in metadata.items() if value is not None}
+
+
+def _start(event: TaskExecutionStarted | TaskSkipped | RunStarted | ResourceEvent) -> int:
+    return event.start_ns or round(event.timestamp * 1e9)
+
+
+def _window(event: RunFinished | TaskExecutionFinished) -> tuple[int, int]:
+    """Start and end in nanoseconds; of an event that has only a duration, seen from its timestamp."""
+    end_ns = event.end_ns or round(event.timestamp * 1e9)
+    return event.start_ns or end_ns - round(event.duration * 1e9), end_ns

@@ -1,0 +1,172 @@
+"""Starts each node as soon as what it needs is there."""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+from cascade.graph.model import Edge, EdgeType, Graph, Node
+from cascade.runtime._attempts import Work
+from cascade.runtime._context import RunContext
+from cascade.runtime._crew import Crew
+from cascade.runtime._inputs import input_value
+from cascade.runtime._mapping import MapWork
+from cascade.runtime._preflight import check_nodes
+from cascade.runtime.events import TaskSkipped
+from cascade.runtime.flow import FlowManager, chosen_route, lazy_id
+from cascade.runtime.protocols import ExecutionPlan
+from cascade.runtime.resolvers import ArgumentResolver
+
+BURST = 256
+"""Nodes started before the event loop gets its turn: with 100,000 ready at once, short ones end before others begin."""
+
+
+class Scheduler:
+    """Runs one graph. The plan says which of the ready nodes comes first, and gives the executor its nodes."""
+
+    def __init__(self, run: RunContext, graph: Graph, target_id: str, plan: ExecutionPlan) -> None:
+        self._run = run
+        self._target_id = target_id
+        self._flow = FlowManager(graph, target_id)
+        self._resolver = ArgumentResolver(self._flow.in_edges, run.state, run.resources)
+        self._nodes = {node.id: node for node in graph.nodes}
+        self._planned = {node.id: node for stage in plan for node in stage}
+        self._pending: dict[str, int] = {}  # upstreams not settled yet, by node that is needed
+        self._awaited_routes: dict[tuple[str, str], int] = {}
+        self._settled: set[str] = set()
+        self._ready: deque[Node] = deque()
+        self._pumping = False
+        self._crew = Crew(run.fail)
+
+    def check(self) -> None:
+        """Raise what is known to go wrong before anything runs."""
+        self._need(self._target_id)
+        check_nodes((self._nodes[i] for i in self._flow.needed), self._flow.in_edges, self._run)
+
+    async def run(self) -> None:
+        """Run all that the target needs; its value is in the state afterwards, or the reason why it was skipped."""
+        await self._crew.run(self._pump)
+
+    def _need(self, node_id: str) -> None:
+        fresh = self._flow.need(node_id)
+        for current in fresh:
+            edges = self._flow.in_edges.get(current, ())
+            self._pending[current] = sum(
+                edge.edge_type is not EdgeType.ROUTER_ROUTE and edge.source.id not in self._settled for edge in edges
+            )
+        self._ready.extend(self._nodes[i] for i in self._in_plan_order(fresh) if not self._pending[i])
+
+    def _in_plan_order(self, node_ids: list[str]) -> Iterable[str]:
+        if len(node_ids) == 1:
+            return node_ids
+        wanted = set(node_ids)
+        return [*(i for i in self._planned if i in wanted), *(i for i in node_ids if i not in self._planned)]
+
+    def _pump(self) -> None:
+        if self._pumping or self._crew.over:
+            return
+        self._pumping = True
+        try:
+            for _ in range(BURST):
+                if not self._ready or self._crew.over:
+                    break
+                self._start(self._ready.popleft())
+        except Exception as error:  # noqa: BLE001 - raised again by the crew
+            self._crew.fail(error)
+        finally:
+            self._pumping = False
+        if self._ready:
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _start(self, node: Node) -> None:
+        if (reason := self._flow.should_skip(node, self._run.state)) is not None:
+            self._skip(node, reason)
+        elif node.param_spec is not None:
+            self._complete(node, input_value(node, self._run.params))
+        else:
+            self._crew.spawn(self._perform(node))
+
+    async def _perform(self, node: Node) -> None:
+        work: MapWork | Work
+        dependencies = self._dependencies(node)
+        if node.node_type == "map":
+            work = MapWork(self._run, self._resolver, node, dependencies)
+        else:
+            work = Work(self._run, self._resolver, node, self._planned.get(node.id, node), dependencies)
+        self._complete(node, await work.perform())
+        self._pump()
+
+    def _complete(self, node: Node, value: Any) -> None:
+        self._run.state.put_result(node.id, value)
+        for pruned in self._flow.register_result(node.id, value, self._run.state):
+            self._tell_skipped(self._nodes[pruned], "Pruned")
+        self._settle(node)
+
+    def _skip(self, node: Node, reason: str) -> None:
+        self._run.state.mark_skipped(node.id, reason)
+        self._tell_skipped(node, reason)
+        for pruned in self._flow.release_routes(node.id, self._run.state):
+            self._tell_skipped(self._nodes[pruned], "Pruned")
+        self._settle(node)
+
+    def _settle(self, node: Node) -> None:
+        self._settled.add(node.id)
+        for edge in self._flow.out_edges.get(node.id, ()):
+            if edge.target.id not in self._flow.needed:
+                continue
+            if edge.router is not None:
+                self._open_route(edge)
+            self._one_less_pending(edge)
+        if node.id == self._target_id:
+            self._crew.finish()
+
+    def _open_route(self, edge: Edge) -> None:
+        """The selector is known: the chosen branch is needed now, and its consumer waits for it."""
+        route = self._chosen(edge)
+        if route is None or lazy_id(route) in self._settled:
+            return
+        key = lazy_id(route), edge.target.id
+        self._awaited_routes[key] = self._awaited_routes.get(key, 0) + 1
+        self._pending[edge.target.id] += 1
+        self._need(lazy_id(route))
+
+    def _chosen(self, edge: Edge) -> Any:
+        if edge.router is None or not self._run.state.has_result(edge.source.id):
+            return None
+        return chosen_route(edge.router, self._run.state.get_result(edge.source.id))
+
+    def _one_less_pending(self, edge: Edge) -> None:
+        consumer = edge.target.id
+        if edge.edge_type is EdgeType.ROUTER_ROUTE:
+            self._pending[consumer] -= (freed := self._awaited_routes.pop((edge.source.id, consumer), 0))
+            if not freed:
+                return
+        else:
+            self._pending[consumer] -= 1
+        if not self._pending[consumer]:
+            self._ready.append(self._nodes[consumer])
+
+    def _tell_skipped(self, node: Node, reason: str) -> None:
+        if node.param_spec is not None:
+            return
+        now = self._run.clock.now_ns()
+        self._run.emit(
+            TaskSkipped,
+            task_id=node.id,
+            task_name=node.name,
+            kind="map" if node.node_type == "map" else "task",
+            reason=reason,
+            start_ns=now,
+            end_ns=now,
+            dependencies=self._dependencies(node),
+        )
+
+    def _dependencies(self, node: Node) -> tuple[str, ...]:
+        """Ids of the tasks whose values the node consumes, each once."""
+        found: dict[str, None] = {}
+        for edge in self._flow.in_edges.get(node.id, ()):
+            if edge.edge_type is not EdgeType.ROUTER_ROUTE:
+                found[edge.source.id] = None
+            if (route := self._chosen(edge)) is not None:
+                found[lazy_id(route)] = None
+        return tuple(i for i in found if i in self._settled and self._nodes[i].param_spec is None)

@@ -1,0 +1,196 @@
+"""The engine: what it is configured with, and a run's life from connect to disconnect."""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import Any
+from uuid import uuid4
+
+from cascade.graph.build import build_graph
+from cascade.graph.model import Graph
+from cascade.runtime._attempts import result_of
+from cascade.runtime._clock import Clock, RunClock
+from cascade.runtime._connection import connected
+from cascade.runtime._context import RunContext, describe, error_info, seconds
+from cascade.runtime._injection import ResourceSetup
+from cascade.runtime._inputs import input_names
+from cascade.runtime._scheduler import Scheduler
+from cascade.runtime.bus import MessageBus
+from cascade.runtime.events import RunFinished, RunStarted
+from cascade.runtime.exceptions import DependencyMissingError
+from cascade.runtime.flow import lazy_id
+from cascade.runtime.protocols import Connector, Executor, Solver, StateBackend, Tracing
+from cascade.runtime.resource_manager import ResourceManager
+from cascade.runtime.state import InMemoryStateBackend
+from cascade.runtime.task_context import current_task
+from cascade.spec.lazy_types import MappedLazyResult
+from cascade.spec.resource import ResourceDefinition
+from cascade.telemetry.identity import RunTrace, SpanRef, parse_traceparent, place_run
+
+logger = logging.getLogger(__name__)
+
+_STATUS = {"success": "Succeeded", "cancellation": "Cancelled"}
+
+
+class Engine:
+    """Runs workflows. One engine serves many runs, one after another or at once, in one event loop at a time.
+
+    Args:
+        solver: Orders a graph.
+        executor: Calls the tasks' functions.
+        bus: Where the events go.
+        state_backend_cls: Makes the store of a run's results, as `state_backend_cls(run_id=…)`.
+        system_resources: Capacity by name of what `with_constraints` asks for; other names are unlimited.
+        connector: Connected before a run's first event and disconnected after its last.
+        clock: Gives nanoseconds since the Unix epoch.
+    """
+
+    def __init__(
+        self,
+        solver: Solver,
+        executor: Executor,
+        bus: MessageBus,
+        state_backend_cls: Callable[..., StateBackend] = InMemoryStateBackend,
+        system_resources: Mapping[str, float] | None = None,
+        connector: Connector | None = None,
+        *,
+        clock: Clock | None = None,
+    ) -> None:
+        self.solver = solver
+        self.executor = executor
+        self.bus = bus
+        self.state_backend_cls = state_backend_cls
+        self.resource_manager = ResourceManager(system_resources)
+        self.connector = connector
+        self._clock = clock
+        self._providers: dict[str, Callable[..., Any]] = {}
+
+    def register(self, resource_def: ResourceDefinition) -> None:
+        """Make a resource known by its name."""
+        self._providers[resource_def.name] = resource_def.func
+
+    def get_resource_provider(self, name: str) -> Callable[..., Any]:
+        """The generator function of a registered resource. Raises KeyError for an unknown name."""
+        return self._providers[name]
+
+    def override_resource_provider(self, name: str, new: Any) -> None:
+        """Put another generator function, or resource definition, in a resource's place."""
+        self._providers[name] = new.func if isinstance(new, ResourceDefinition) else new
+
+    async def run(self, target: Any, params: dict[str, Any] | None = None) -> Any:
+        """Run all that the target needs and return its value.
+
+        Raises:
+            TypeError: The target is no lazy result.
+            DependencyMissingError: The target was skipped.
+            BaseException: What the first task that failed has raised, as it was raised.
+        """
+        graph = build_graph(target)
+        nested = current_engine.get() is self
+        run = self._new_run(_name_of(target), dict(params or {}))
+        token = current_engine.set(self)
+        try:
+            async with connected(None if nested else self.connector, self.bus, run.run_id):
+                return await self._live(run, graph, target, nested=nested)
+        finally:
+            current_engine.reset(token)
+
+    def _new_run(self, target: str, params: dict[str, Any]) -> RunContext:
+        run_id, clock = str(uuid4()), RunClock(*([self._clock] if self._clock else []))
+        task = current_task()
+        parent = task.current_span if task else parse_traceparent(os.environ.get("TRACEPARENT"))
+        tracing = self.connector if isinstance(self.connector, Tracing) else None
+        trace = _placed_by(tracing, run_id, target, clock.now_ns(), parent)
+        return RunContext(
+            run_id=run_id,
+            params=params,
+            trace=trace or place_run(run_id, parent),
+            bus=self.bus,
+            executor=self.executor,
+            state=self.state_backend_cls(run_id=run_id),
+            capacity=self.resource_manager,
+            tracing=tracing if trace else None,
+            clock=clock,
+        )
+
+    async def _live(self, run: RunContext, graph: Graph, target: Any, *, nested: bool) -> Any:
+        async with _told(run, graph, _name_of(target), nested=nested):
+            scheduler = Scheduler(run, graph, lazy_id(target), self.solver.resolve(graph))
+            scheduler.check()
+            resources = ResourceSetup(run, self._providers)
+            try:
+                await resources.set_up(graph.nodes)
+                await scheduler.run()
+            finally:
+                await resources.tear_down()
+            return _value_of(target, run.state)
+
+
+current_engine: ContextVar[Engine | None] = ContextVar("cascade_current_engine", default=None)
+
+
+@asynccontextmanager
+async def _told(run: RunContext, graph: Graph, target: str, *, nested: bool) -> AsyncIterator[None]:
+    """Say that the run starts and how it ends, and see that everybody has heard it."""
+    start_ns = run.clock.now_ns()
+    run.emit(
+        RunStarted,
+        target_tasks=[target],
+        params=run.params,
+        task_counts=dict(Counter(node.name for node in graph.nodes if node.param_spec is None)),
+        inputs=input_names(graph),
+        start_ns=start_ns,
+        trace=run.trace,
+        nested=nested,
+    )
+    error: BaseException | None = None
+    try:
+        yield
+    except BaseException as caught:
+        error = caught
+        raise
+    finally:
+        _tell_end(run, start_ns, error)
+        await run.bus.drain(run.run_id)
+
+
+def _tell_end(run: RunContext, start_ns: int, error: BaseException | None) -> None:
+    end_ns, result = run.clock.now_ns(), result_of(error)
+    run.emit(
+        RunFinished,
+        status=_STATUS.get(result, "Failed"),
+        duration=seconds(start_ns, end_ns),
+        error=describe(error) if error is not None else None,
+        exception=error_info(error) if error is not None else None,
+        result=result,
+        start_ns=start_ns,
+        end_ns=end_ns,
+    )
+
+
+def _placed_by(
+    tracing: Tracing | None, run_id: str, target: str, start_ns: int, parent: SpanRef | None
+) -> RunTrace | None:
+    if tracing is None:
+        return None
+    try:
+        trace = tracing.place_run(run_id, target, start_ns, parent)
+    except Exception:
+        logger.exception("%s failed to place the run in a trace; the run goes on", type(tracing).__name__)
+        return None
+    return trace if isinstance(trace, RunTrace) else None
+
+
+def _name_of(target: Any) -> str:
+    if isinstance(target, MappedLazyResult):
+        return f"map({getattr(target.factory, 'name', type(target.factory).__name__)})"
+    return str(target.task.name)
+
+
+def _value_of(target: Any, state: StateBackend) -> Any:
+    if not state.has_result(lazy_id(target)):
+        raise DependencyMissingError(_name_of(target), "<Target Output>", lazy_id(target))
+    return state.get_result(lazy_id(target))

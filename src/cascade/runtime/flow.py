@@ -1,0 +1,126 @@
+"""Which nodes a run needs: conditions, routers, skipped upstreams, pruned branches."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from cascade.graph.model import Edge, EdgeType, Graph, Node
+from cascade.spec.protocols import StateBackend
+from cascade.spec.routing import Router
+
+PRUNED = "Pruned"
+
+
+class FlowManager:
+    """Follows demand through the graph of one run.
+
+    `downstream_demand` counts the edges by which somebody may still want a node's value (one more for the target); at
+    zero the node is pruned. `needed` holds the nodes that somebody surely wants: a branch of a router joins them once
+    it is chosen, so that no other branch ever starts.
+    """
+
+    def __init__(self, graph: Graph, target_node_id: str) -> None:
+        self.in_edges: dict[str, list[Edge]] = defaultdict(list)
+        self.out_edges: dict[str, list[Edge]] = defaultdict(list)
+        self.downstream_demand: dict[str, int] = dict.fromkeys((node.id for node in graph.nodes), 0)
+        self.needed: set[str] = set()
+        self._branches: dict[str, list[str]] = defaultdict(list)  # by consumer: branches that it may still get
+        for edge in graph.edges:
+            if edge.edge_type is EdgeType.ROUTER_ROUTE:
+                self._branches[edge.target.id].append(edge.source.id)
+            self.in_edges[edge.target.id].append(edge)
+            self.out_edges[edge.source.id].append(edge)
+            self.downstream_demand[edge.source.id] += 1
+        self.downstream_demand[target_node_id] = self.downstream_demand.get(target_node_id, 0) + 1
+
+    def need(self, node_id: str) -> list[str]:
+        """Mark a node and all it surely needs; return those that are newly marked."""
+        fresh: list[str] = []
+        stack = [node_id]
+        while stack:
+            current = stack.pop()
+            if current in self.needed or self.downstream_demand.get(current, 1) <= 0:
+                continue
+            self.needed.add(current)
+            fresh.append(current)
+            edges = self.in_edges.get(current, ())
+            stack.extend(edge.source.id for edge in edges if edge.edge_type is not EdgeType.ROUTER_ROUTE)
+        return fresh
+
+    def register_result(self, node_id: str, result: Any, state_backend: StateBackend) -> list[str]:
+        """Give up the branches that `result`, of a router's selector, did not choose; return the ids of pruned nodes."""
+        given_up: list[str] = []
+        for edge in self.out_edges.get(node_id, ()):
+            if edge.router is not None:
+                given_up.extend(self._lose_branches(edge.target.id, edge.router, result))
+        return self._release(given_up, state_backend)
+
+    def release_routes(self, node_id: str, state_backend: StateBackend) -> list[str]:
+        """Give up all branches of a node that will not run; return the ids of pruned nodes."""
+        return self._release(self._branches.pop(node_id, []), state_backend)
+
+    def _lose_branches(self, consumer_id: str, router: Router, value: Any) -> Iterator[str]:
+        chosen, open_branches = chosen_route(router, value), self._branches.get(consumer_id, [])
+        for route in router.routes.values():
+            if route is not chosen and lazy_id(route) in open_branches:
+                open_branches.remove(lazy_id(route))
+                yield lazy_id(route)
+
+    def _release(self, sources: Iterable[str], state_backend: StateBackend) -> list[str]:
+        pruned: list[str] = []
+        stack = list(sources)
+        while stack:
+            node_id = stack.pop()
+            self.downstream_demand[node_id] -= 1
+            if self.downstream_demand[node_id] == 0 and node_id not in self.needed:
+                state_backend.mark_skipped(node_id, PRUNED)
+                pruned.append(node_id)
+                edges = self.in_edges.get(node_id, ())
+                stack.extend(edge.source.id for edge in edges if edge.edge_type is not EdgeType.ROUTER_ROUTE)
+                stack.extend(self._branches.pop(node_id, []))
+        return pruned
+
+    def should_skip(self, node: Node, state_backend: StateBackend) -> str | None:
+        """Why a node whose upstreams are settled must not run; None if it must."""
+        edges = self.in_edges.get(node.id, ())
+        if not edges:
+            return state_backend.get_skip_reason(node.id)
+        reasons = (_reason_to_skip(edge, state_backend) for edge in sorted(edges, key=_conditions_first))
+        return state_backend.get_skip_reason(node.id) or next(filter(None, reasons), None)
+
+
+def _conditions_first(edge: Edge) -> bool:
+    return edge.edge_type is not EdgeType.CONDITION
+
+
+def _reason_to_skip(edge: Edge, state: StateBackend) -> str | None:
+    if edge.edge_type is EdgeType.ROUTER_ROUTE:
+        return None
+    if edge.edge_type is EdgeType.CONDITION:
+        return _condition_reason(edge.source.id, state)
+    if state.get_skip_reason(edge.source.id) is not None:
+        return "UpstreamSkipped_Data"
+    route = None if edge.router is None else chosen_route(edge.router, state.get_result(edge.source.id))
+    if route is not None and state.get_skip_reason(lazy_id(route)) is not None:
+        return "UpstreamSkipped_Route"
+    return None
+
+
+def _condition_reason(source_id: str, state: StateBackend) -> str | None:
+    if state.get_skip_reason(source_id) is not None:
+        return "UpstreamSkipped_Condition"
+    if not state.has_result(source_id):
+        return "ConditionMissing"
+    return None if state.get_result(source_id) else "ConditionFalse"
+
+
+def chosen_route(router: Router, value: Any) -> Any:
+    """The lazy result that the selector's value chooses; None if there is none."""
+    try:
+        return router.routes.get(value)
+    except TypeError:  # the selector gave something that cannot be a key
+        return None
+
+
+def lazy_id(lazy: Any) -> str:
+    return str(lazy._uuid)  # noqa: SLF001 - the contract gives lazy results underscored fields

@@ -1,0 +1,132 @@
+"""System resources: how much of each there is, who holds how much, who waits."""
+
+import asyncio
+import math
+from collections import defaultdict, deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(eq=False, slots=True)
+class _Request:
+    amounts: dict[str, float]
+    granted: asyncio.Future[None]
+
+
+class ResourceManager:
+    """Grants amounts of named resources, first come, first served per resource.
+
+    A request gets all its amounts at once or waits, so that no order of requests can lead to a deadlock. Names without
+    a capacity are unlimited. To be used in one event loop at a time.
+    """
+
+    def __init__(self, capacity: Mapping[str, float] | None = None) -> None:
+        self._capacity: dict[str, float] = {}
+        self._used: dict[str, float] = defaultdict(float)
+        self._queues: dict[str, deque[_Request]] = defaultdict(deque)
+        self.set_capacity(capacity or {})
+
+    @property
+    def usage(self) -> dict[str, float]:
+        """Amounts in use, by name, of the resources that have a capacity."""
+        return {name: self._used[name] for name in self._capacity}
+
+    def set_capacity(self, capacity: Mapping[str, float]) -> None:
+        """Set the whole amount of the given resources; more may be in use until it is released.
+
+        Raises:
+            ValueError: An amount is no finite number from zero up.
+        """
+        checked = {name: _amount("Capacity", name, value) for name, value in capacity.items()}
+        self._capacity.update(checked)
+        self._grant(checked)
+
+    def check(self, requirements: Mapping[str, object]) -> None:
+        """Raise ValueError, as `acquire` would, for amounts that can never be had."""
+        self._limited(requirements)
+
+    def try_acquire(self, requirements: Mapping[str, float]) -> bool:
+        """Take the amounts if they can be had without waiting."""
+        amounts = self._limited(requirements)
+        if any(self._waiting(name) for name in amounts) or not self._fits(amounts):
+            return False
+        self._take(amounts)
+        return True
+
+    async def acquire(self, requirements: Mapping[str, float]) -> None:
+        """Wait until all amounts are there, and take them.
+
+        Raises:
+            ValueError: More is asked for than there is in the whole, or an amount is no number.
+        """
+        if self.try_acquire(requirements):
+            return
+        request = _Request(self._limited(requirements), asyncio.get_running_loop().create_future())
+        for name in request.amounts:
+            self._queues[name].append(request)
+        try:
+            await request.granted
+        except asyncio.CancelledError:
+            if request.granted.done() and not request.granted.cancelled():
+                await self.release(request.amounts)
+            self._grant(request.amounts)
+            raise
+
+    async def release(self, requirements: Mapping[str, float]) -> None:
+        """Give the amounts back and let the next in line go on."""
+        self.give_back(requirements)
+
+    def give_back(self, requirements: Mapping[str, float]) -> None:
+        for name, amount in requirements.items():
+            if name in self._capacity:
+                self._used[name] = max(0.0, self._used[name] - amount)
+        self._grant(requirements)
+
+    def _limited(self, requirements: Mapping[str, object]) -> dict[str, float]:
+        amounts = {}
+        for name, value in requirements.items():
+            amount = _amount("Amount", name, value)
+            whole = self._capacity.get(name)
+            if whole is None:
+                continue
+            if amount > whole:
+                raise ValueError(f"Resource '{name}': {amount:g} exceeds total system capacity of {whole:g}")
+            amounts[name] = amount
+        return amounts
+
+    def _waiting(self, name: str) -> bool:
+        """Whether somebody stands in line; those who gave up are taken out as they reach its head."""
+        queue = self._queues.get(name)
+        while queue and queue[0].granted.done():
+            queue.popleft()
+        return bool(queue)
+
+    def _fits(self, amounts: Mapping[str, float]) -> bool:
+        # A tenth of a millionth absorbs the rounding of sums like 0.1 + 0.2.
+        return all(self._used[name] + amount <= self._capacity[name] * (1 + 1e-9) for name, amount in amounts.items())
+
+    def _take(self, amounts: Mapping[str, float]) -> None:
+        for name, amount in amounts.items():
+            self._used[name] += amount
+
+    def _grant(self, names: Mapping[str, float]) -> None:
+        """Serve the heads of these lines; whoever is served uncovers other heads."""
+        open_names = list(names)
+        while open_names:
+            name = open_names.pop()
+            if not self._waiting(name):
+                continue
+            head = self._queues[name][0]
+            if self._is_first_everywhere(head) and self._fits(head.amounts):
+                self._take(head.amounts)
+                head.granted.set_result(None)
+                open_names.extend(head.amounts)
+
+    def _is_first_everywhere(self, request: _Request) -> bool:
+        return all(self._waiting(name) and self._queues[name][0] is request for name in request.amounts)
+
+
+def _amount(what: str, name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+        raise ValueError(f"{what} of resource '{name}' must be a number from zero up, got {value!r}")
+    return float(value)

@@ -1,0 +1,168 @@
+"""Who listens to a run: a person at the terminal, and the outside world."""
+
+import logging
+from typing import Any
+
+from cascade.messaging.bus import bus as messaging_bus
+from cascade.runtime._messages import Draft, RunState, draft
+from cascade.runtime.bus import MessageBus
+from cascade.runtime.events import (
+    ConnectorFailed,
+    Event,
+    RunFinished,
+    RunStarted,
+    TaskExecutionFinished,
+    TaskExecutionStarted,
+    TaskRetrying,
+    TaskSkipped,
+)
+from cascade.runtime.lane import MAX_QUEUED_BYTES, Lane, Message
+from cascade.runtime.protocols import Capturing
+from cascade.spec.protocols import Connector
+from cascade.spec.telemetry import Header, LifecycleEvent
+from cascade.telemetry.identity import RunTrace, place_run
+from cascade.telemetry.limits import shrink
+from cascade.telemetry.topics import events_topic, identity_from_environment, source
+from cascade.telemetry.wire import encode, timestamp
+
+logger = logging.getLogger(__name__)
+
+DRAIN_TIMEOUT = 5.0
+"""Seconds that a run's end may take to hand over its last messages to the connector."""
+
+
+class HumanReadableLogSubscriber:
+    """Tells a person what happens, through the messaging bus."""
+
+    def __init__(self, event_bus: MessageBus) -> None:
+        event_bus.subscribe(RunStarted, self.on_run_started)
+        event_bus.subscribe(RunFinished, self.on_run_finished)
+        event_bus.subscribe(TaskExecutionStarted, self.on_task_started)
+        event_bus.subscribe(TaskExecutionFinished, self.on_task_finished)
+        event_bus.subscribe(TaskSkipped, self.on_task_skipped)
+        event_bus.subscribe(TaskRetrying, self.on_task_retrying)
+
+    def on_run_started(self, event: RunStarted) -> None:
+        messaging_bus.info("run.started", target_tasks=event.target_tasks)
+        if event.params:
+            messaging_bus.info("run.started_with_params", params=event.params)
+
+    def on_run_finished(self, event: RunFinished) -> None:
+        if event.status == "Succeeded":
+            messaging_bus.info("run.finished_success", duration=event.duration)
+        else:
+            messaging_bus.error("run.finished_failure", duration=event.duration, error=event.error)
+
+    def on_task_started(self, event: TaskExecutionStarted) -> None:
+        messaging_bus.info("task.started", task_name=event.task_name)
+
+    def on_task_finished(self, event: TaskExecutionFinished) -> None:
+        if event.status == "Succeeded":
+            messaging_bus.info("task.finished_success", task_name=event.task_name, duration=event.duration)
+        else:
+            messaging_bus.error(
+                "task.finished_failure", task_name=event.task_name, duration=event.duration, error=event.error
+            )
+
+    def on_task_skipped(self, event: TaskSkipped) -> None:
+        messaging_bus.info("task.skipped", task_name=event.task_name, reason=event.reason)
+
+    def on_task_retrying(self, event: TaskRetrying) -> None:
+        messaging_bus.warning(
+            "task.retrying",
+            task_name=event.task_name,
+            attempt=event.attempt,
+            max_attempts=event.max_attempts,
+            delay=event.delay,
+            error=event.error,
+        )
+
+
+class TelemetrySubscriber:
+    """Turns events into the wire's messages and hands them to a connector, in order.
+
+    The bus waits for it at a run's end, at most `drain_timeout` seconds. Events without a run_id are ignored.
+
+    Raises:
+        ValueError: CASCADE_ORG_ID or CASCADE_PROJECT_ID cannot be a level of a topic.
+    """
+
+    def __init__(
+        self,
+        event_bus: MessageBus,
+        connector: Connector,
+        *,
+        drain_timeout: float = DRAIN_TIMEOUT,
+        max_bytes: int = MAX_QUEUED_BYTES,
+    ) -> None:
+        self._org_id, self._project_id = identity_from_environment()
+        self._source = source()
+        self._lane = Lane(connector, max_bytes=max_bytes)
+        self._capture = connector.capture if isinstance(connector, Capturing) else frozenset()
+        self._drain_timeout = drain_timeout
+        self._runs: dict[str, RunState] = {}
+        self._reported = 0
+        event_bus.subscribe(Event, self.on_event)
+        event_bus.on_drain(self.drain)
+
+    @property
+    def lost(self) -> int:
+        """How many messages could not be published so far."""
+        return self._lane.lost
+
+    def on_event(self, event: Event) -> None:
+        if event.run_id is None:
+            return
+        if isinstance(event, ConnectorFailed):
+            self._lane.close(event.error)
+            return
+        run = self._run_of(event)
+        if (message := draft(event, run)) is not None:
+            self._lane.put(self._sealed(message, run, event))
+        if isinstance(event, RunFinished):
+            self._runs.pop(event.run_id, None)
+
+    async def drain(self, run_id: str) -> None:  # noqa: ARG002 - one lane serves all runs, in order
+        """Wait, at most `drain_timeout` seconds, until all messages so far are published; say what was lost."""
+        await self._lane.drain(self._drain_timeout)
+        lost, self._reported = self._lane.lost - self._reported, self._lane.lost
+        if lost:
+            name = type(self._lane.connector).__name__
+            logger.warning("%s: %d telemetry messages were lost: %s", name, lost, self._lane.last_error)
+
+    def _run_of(self, event: Event) -> RunState:
+        run_id = str(event.run_id)
+        run = self._runs.get(run_id)
+        if run is None:
+            trace = getattr(event, "trace", None)
+            trace = trace if isinstance(trace, RunTrace) else place_run(run_id)
+            run = self._runs[run_id] = RunState(trace, self._capture)
+        return run
+
+    def _sealed(self, message: Draft, run: RunState, event: Event) -> Message:
+        run.last_ns = max(run.last_ns, round(event.timestamp * 1e9))
+        span = run.trace.span_of(message.task_id)
+        header = Header(
+            run_id=run.run_id,
+            ts=timestamp(run.last_ns),
+            seq=run.seq,
+            org_id=self._org_id,
+            project_id=self._project_id,
+            source=self._source,
+            trace_id=span.trace_id,
+            span_id=span.span_id,
+            parent_span_id=message.parent_span_id,
+            trace_flags=run.trace.flags,
+        )
+        run.seq += 1
+        run.lost = self._lane.lost
+        payload = shrink(encode(header, message.body))
+        important = message.terminal or isinstance(message.body, LifecycleEvent)
+        topic = events_topic(self._org_id, self._project_id, run.run_id)
+        return Message(topic, payload, int(important), _size(message.body), important)
+
+
+def _size(body: Any) -> int:
+    """A message's size in bytes, estimated: a fixed part, and the texts that may be long."""
+    exception = body.metadata.get("exception") or {}
+    return 1000 + len(exception.get("stacktrace", "")) + 120 * len(body.metadata.get("links", ()))

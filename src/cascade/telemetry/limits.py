@@ -1,0 +1,45 @@
+"""How big things on the wire may be, and how a message that is too big becomes small enough."""
+
+import json
+from typing import Any
+
+MAX_NAME_BYTES = 256
+"""A task's name is a span's name, and a label in every dashboard."""
+MAX_VALUE_BYTES = 2_000
+"""Grafana Tempo cuts attribute values at 2,048 bytes by default."""
+MAX_ERROR_BYTES = 2_000
+MAX_STACK_BYTES = 16 * 1024
+"""Deep enough for some 150 frames; what is cut is in the middle."""
+MAX_LINKS = 128
+"""The OpenTelemetry SDK's default limit of links in a span."""
+MAX_MESSAGE_BYTES = 256 * 1024
+"""The strictest broker in wide use (AWS IoT takes 128 KiB, Azure Event Grid 512 KiB) splits here or nearby."""
+
+# What goes first is least missed; ids, times and states always stay.
+_EXPENDABLE = ("arguments", "output", "params", "tasks", "inputs", "links", "attempts", "waits", "exception")
+
+
+def size_of(payload: dict[str, Any]) -> int:
+    """A payload's size on the wire, in bytes."""
+    return len(json.dumps(payload, separators=(",", ":"), default=str))
+
+
+def shrink(payload: dict[str, Any], limit: int = MAX_MESSAGE_BYTES) -> dict[str, Any]:
+    """The payload itself, or a copy without so much of its metadata that it fits; `truncated` names what went."""
+    metadata = payload["body"].get("metadata", {})
+    if not _may_be_big(metadata) or size_of(payload) <= limit:
+        return payload
+    kept, gone = dict(metadata), list[str]()
+    small = {**payload, "body": {**payload["body"], "metadata": kept}}
+    for key in _EXPENDABLE:
+        if key in kept:
+            del kept[key]
+            kept["truncated"] = gone = [*gone, key]
+            if size_of(small) <= limit:
+                break
+    return small
+
+
+def _may_be_big(metadata: dict[str, Any]) -> bool:
+    """Whether a look at the whole is worth its time: most messages have nothing that grows."""
+    return any(key in metadata for key in _EXPENDABLE)

@@ -1,0 +1,77 @@
+"""The topics of the wire, and whose they are."""
+
+import os
+import socket
+import unicodedata
+from collections.abc import Mapping
+from urllib.parse import quote
+
+ORG_VARIABLE, PROJECT_VARIABLE = "CASCADE_ORG_ID", "CASCADE_PROJECT_ID"
+DEFAULT_ORG, DEFAULT_PROJECT = "local", "default"
+MAX_LEVEL_BYTES = 128
+"""Three of them and a UUID stay far below what brokers allow of a topic (MQTT: 65,535 bytes)."""
+
+
+def identity_from_environment(environ: Mapping[str, str] = os.environ) -> tuple[str, str]:
+    """Org and project of this process.
+
+    Raises:
+        ValueError: A value cannot be a level of a topic.
+    """
+    org = environ.get(ORG_VARIABLE, DEFAULT_ORG)
+    project = environ.get(PROJECT_VARIABLE, DEFAULT_PROJECT)
+    return checked_level(org, ORG_VARIABLE), checked_level(project, PROJECT_VARIABLE)
+
+
+def checked_level(value: str, name: str) -> str:
+    """The value, if it can stand as one level of a topic (MQTT 5.0, 4.7).
+
+    Raises:
+        ValueError: It is empty or over-long, starts with `$`, or has `/`, `+`, `#` or a control character.
+    """
+    problem = _problem(value)
+    if problem:
+        raise ValueError(f"{name}={value[:60]!r} {problem}: use letters, digits, '-', '_' and '.'")
+    return value
+
+
+def _problem(value: str) -> str:
+    if not value:
+        return "is empty"
+    if any(unicodedata.category(character) in {"Cc", "Cs", "Cn"} for character in value):
+        return "has a control or invalid character"
+    if len(value.encode()) > MAX_LEVEL_BYTES:
+        return f"is longer than {MAX_LEVEL_BYTES} bytes"
+    if value.startswith("$"):
+        return "starts with '$', which brokers keep for themselves"
+    if found := set("/+#").intersection(value):
+        return f"has {''.join(sorted(found))!r}, which would break out of its level of the topic"
+    return ""
+
+
+def source() -> str:
+    """This process: `{host}-{pid}`."""
+    host = "".join(c if c.isalnum() or c in "-_." else "-" for c in socket.gethostname()) or "host"
+    return f"{host[:64]}-{os.getpid()}"
+
+
+def events_topic(org_id: str, project_id: str, run_id: str) -> str:
+    """Where a run's messages go."""
+    return f"cascade/telemetry/{org_id}/{project_id}/{run_id}/events"
+
+
+def status_topic(org_id: str, project_id: str, source: str) -> str:
+    """Where a process says whether it is there."""
+    return f"cascade/status/{org_id}/{project_id}/{source}"
+
+
+def control_filter(org_id: str, project_id: str) -> str:
+    """The topic filter of all control that concerns a project."""
+    return f"cascade/control/{org_id}/{project_id}/constraints/#"
+
+
+def control_topic(org_id: str, project_id: str, scope: str, constraint_type: str) -> str:
+    """Where a constraint is retained; `scope` is `global`, `run/{run_id}`, or `task/{name or pattern}`."""
+    kind, _, name = scope.partition("/")
+    level = f"{kind}/{quote(name, safe='')}" if name else kind
+    return f"cascade/control/{org_id}/{project_id}/constraints/{level}/{constraint_type}"

@@ -1,0 +1,124 @@
+"""Messages as dicts and as JSON, and back."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from datetime import UTC, datetime
+from operator import attrgetter
+from typing import Any
+
+from cascade.spec.telemetry import Body, ControlEvent, Header, LifecycleEvent, ResourceEvent, TaskStateEvent
+
+VERSION = "1.0"
+BODIES: dict[str, type[Any]] = {c.__name__: c for c in (LifecycleEvent, TaskStateEvent, ResourceEvent, ControlEvent)}
+
+
+def _getter(kind: type[Any]) -> tuple[tuple[str, ...], Any]:
+    names = tuple(field.name for field in fields(kind))
+    return names, attrgetter(*names)
+
+
+_HEADER = _getter(Header)
+_GETTERS = {kind: _getter(kind) for kind in BODIES.values()}
+
+
+def encode(header: Header, body: Body) -> dict[str, Any]:
+    """A message as one dict: the header's fields at the top, and `body` with its `type`."""
+    names, values = _HEADER
+    payload = dict(zip(names, values(header), strict=True))
+    names, values = _GETTERS[type(body)]
+    payload["body"] = {"type": type(body).__name__, **dict(zip(names, values(body), strict=True))}
+    return payload
+
+
+def decode(payload: Mapping[str, Any]) -> tuple[Header, Body]:
+    """The header and the body of a payload; fields that are not known are ignored.
+
+    Raises:
+        ValueError: It is no message of version 1, naming the field and its value.
+    """
+    if not isinstance(payload, Mapping):
+        raise ValueError(f"a message must be an object, got {type(payload).__name__}")
+    if str(payload.get("v", "")).partition(".")[0] != VERSION.partition(".")[0]:
+        raise ValueError(f"v={payload.get('v')!r}: this reads version {VERSION}")
+    body = payload.get("body")
+    if not isinstance(body, Mapping):
+        raise ValueError(f"body must be an object, got {body!r}")
+    kind = BODIES.get(str(body.get("type")))
+    if kind is None:
+        raise ValueError(f"body.type={body.get('type')!r}: choose from {', '.join(BODIES)}")
+    return _made(Header, payload, ""), _made(kind, body, "body.")
+
+
+def _made(kind: type[Any], data: Mapping[str, Any], where: str) -> Any:
+    known = {}
+    for field in fields(kind):
+        if field.name in data:
+            known[field.name] = _checked(data[field.name], str(field.type), where + field.name)
+    try:
+        return kind(**known)
+    except TypeError:
+        missing = [f.name for f in fields(kind) if f.name not in known and _required(f)]
+        raise ValueError(f"{where}{missing[0]} is missing") from None
+
+
+def _required(field: Any) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
+
+
+_JSON_TYPES: dict[str, tuple[type[Any], ...]] = {"str": (str,), "int": (int,), "float": (int, float), "dict": (dict,)}
+
+
+def _checked(value: Any, annotation: str, name: str) -> Any:
+    if value is None and "None" in annotation:
+        return None
+    for word, types in _JSON_TYPES.items():
+        if word in annotation and isinstance(value, types) and not isinstance(value, bool):
+            return value
+    if "Literal" in annotation and isinstance(value, str):
+        return value
+    raise ValueError(f"{name}={value!r}: expected {annotation}")
+
+
+_second = (-1, "")
+
+
+def timestamp(ns: int) -> str:
+    """Nanoseconds since the Unix epoch as ISO 8601 UTC with microseconds: `2026-11-23T22:49:00.123456Z`."""
+    global _second  # noqa: PLW0603 - messages come in bursts: the part up to the second is made once a second
+    whole, rest = divmod(ns, 1_000_000_000)
+    known, prefix = _second
+    if known != whole:
+        prefix = datetime.fromtimestamp(whole, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        _second = whole, prefix
+    return f"{prefix}.{rest // 1000:06d}Z"
+
+
+def parse_timestamp(text: str) -> int:
+    """A timestamp of the wire as nanoseconds since the Unix epoch. Raises ValueError for anything else."""
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError(f"{text!r} has no time zone")
+    whole = math.floor(moment.timestamp())
+    return whole * 1_000_000_000 + moment.microsecond * 1000
+
+
+def dumps(payload: Mapping[str, Any]) -> bytes:
+    """A payload as strict JSON in UTF-8."""
+    return json.dumps(payload, separators=(",", ":"), allow_nan=False).encode()
+
+
+def loads(data: bytes | str) -> dict[str, Any]:
+    """JSON as a payload.
+
+    Raises:
+        ValueError: It is no JSON object, or not in UTF-8, or nested too deeply.
+    """
+    try:
+        payload = json.loads(data)
+    except RecursionError:
+        raise ValueError("the message is nested too deeply") from None
+    if not isinstance(payload, dict):
+        raise ValueError(f"a message must be an object, got {type(payload).__name__}")
+    return payload

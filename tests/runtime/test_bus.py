@@ -1,0 +1,59 @@
+import pytest
+
+from cascade.runtime.bus import MessageBus
+from cascade.runtime.events import Event, RunStarted, TaskEvent, TaskSkipped
+
+
+def test_a_base_class_gets_its_subclasses_in_order_of_subscription() -> None:
+    bus, seen = MessageBus(), []
+    bus.subscribe(Event, lambda e: seen.append("event"))
+    bus.subscribe(TaskSkipped, lambda e: seen.append("skipped"))
+    bus.subscribe(TaskEvent, lambda e: seen.append("task"))
+    bus.publish(TaskSkipped())
+    assert seen == ["event", "skipped", "task"]
+    bus.publish(RunStarted())
+    assert seen == ["event", "skipped", "task", "event"]
+
+
+def test_one_who_comes_later_is_heard_too() -> None:
+    bus, seen = MessageBus(), []
+    bus.publish(RunStarted())
+    bus.subscribe(RunStarted, seen.append)
+    bus.publish(event := RunStarted())
+    assert seen == [event]
+
+
+def test_a_handler_that_raises_is_logged_once_and_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    bus, seen = MessageBus(), []
+
+    def broken(event: Event) -> None:
+        raise ValueError("my bug")
+
+    bus.subscribe(Event, broken)
+    bus.subscribe(Event, seen.append)
+    for _ in range(3):
+        bus.publish(RunStarted())
+    assert len(seen) == 3
+    assert len(caplog.records) == 1
+    assert "my bug" in caplog.text
+
+
+async def test_what_must_be_drained_is_awaited_and_may_fail(caplog: pytest.LogCaptureFixture) -> None:
+    bus, drained = MessageBus(), []
+
+    async def broken(run_id: str) -> None:
+        raise OSError
+
+    async def fine(run_id: str) -> None:
+        drained.append(run_id)
+
+    bus.on_drain(broken)
+    bus.on_drain(fine)
+    await bus.drain("r")
+    assert drained == ["r"]
+    assert "last events of run r" in caplog.text
+
+
+def test_events_compare_by_value_and_every_field_has_a_default() -> None:
+    assert RunStarted(event_id="1", timestamp=2.0) == RunStarted(event_id="1", timestamp=2.0)
+    assert TaskSkipped().reason == "Unknown"

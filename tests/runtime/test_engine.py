@@ -1,0 +1,382 @@
+"""What a run does with one task after another: values, order, failure, retries, caches."""
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import cascade as cs
+from cascade.graph.model import Graph, Node
+from cascade.runtime.bus import MessageBus
+from cascade.runtime.engine import Engine
+from cascade.runtime.events import (
+    RunFinished,
+    RunStarted,
+    TaskExecutionFinished,
+    TaskExecutionStarted,
+    TaskRetrying,
+    TaskSkipped,
+)
+from tests.runtime.conftest import Lab
+
+
+@cs.task
+def one() -> int:
+    return 1
+
+
+@cs.task
+async def add(x: int, y: int = 0) -> int:
+    return x + y
+
+
+async def test_values_flow_by_position_and_keyword(lab: Lab) -> None:
+    assert await lab.run(add(one(), y=add(one(), 5))) == 7
+
+
+async def test_nested_arguments_are_filled_in(lab: Lab) -> None:
+    @cs.task
+    def total(parts: dict[str, list[int]]) -> int:
+        return sum(parts["a"])
+
+    assert await lab.run(total({"a": [one(), 2, one()]})) == 4
+
+
+async def test_a_run_tells_its_story_in_order(lab: Lab) -> None:
+    await lab.run(add(one()), params={"p": 1})
+    assert lab.recorder.story() == [
+        "RunStarted",
+        "TaskExecutionStarted one",
+        "TaskExecutionFinished one",
+        "TaskExecutionStarted add",
+        "TaskExecutionFinished add",
+        "RunFinished",
+    ]
+    started, finished = lab.of(RunStarted)[0], lab.of(RunFinished)[0]
+    assert (started.target_tasks, started.params) == (["add"], {"p": 1})
+    assert (finished.status, finished.error) == ("Succeeded", None)
+    assert len({event.run_id for event in lab.recorder.events}) == 1
+
+
+async def test_a_failure_surfaces_as_it_was_raised_and_stops_the_run(lab: Lab) -> None:
+    error = LookupError("gone")
+
+    @cs.task
+    async def fail() -> None:
+        raise error
+
+    with pytest.raises(LookupError) as caught:
+        await lab.run(add(fail()))
+    assert caught.value is error
+    assert lab.of(TaskExecutionStarted, "add") == []
+    (finished,) = lab.of(TaskExecutionFinished, "fail")
+    assert (finished.status, finished.error) == ("Failed", "LookupError: gone")
+    assert lab.of(RunFinished)[0].error == "LookupError: gone"
+
+
+async def test_the_first_failure_cancels_what_runs_and_waits_for_it(lab: Lab) -> None:
+    stopped = []
+
+    @cs.task
+    async def slow() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            stopped.append(True)
+
+    @cs.task
+    async def fail() -> None:
+        raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        await lab.run(add(slow(), fail()))
+    assert stopped == [True]
+    assert lab.of(TaskExecutionFinished, "slow")[0].status == "Cancelled"
+
+
+async def test_a_failure_waits_for_threads_that_run(lab: Lab) -> None:
+    running, go_on, ended = threading.Event(), threading.Event(), []
+
+    @cs.task
+    def slow() -> None:
+        running.set()
+        go_on.wait(10)
+        ended.append(True)
+
+    @cs.task
+    async def fail() -> None:
+        await asyncio.to_thread(running.wait, 10)
+        asyncio.get_running_loop().call_later(0.01, go_on.set)
+        raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        await lab.run(add(slow(), fail()))
+    assert ended == [True]
+
+
+async def test_cancelling_the_run_cancels_its_tasks(lab: Lab) -> None:
+    running = asyncio.Event()
+
+    @cs.task
+    async def forever() -> None:
+        running.set()
+        await asyncio.Event().wait()
+
+    run = asyncio.create_task(lab.run(forever()))
+    await running.wait()
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    assert lab.of(TaskExecutionFinished)[0].status == "Cancelled"
+    assert lab.of(RunFinished)[0].status == "Cancelled"
+
+
+async def test_cancelling_does_not_wait_for_threads(lab: Lab) -> None:
+    running, go_on = threading.Event(), threading.Event()
+
+    @cs.task
+    def stuck() -> None:
+        running.set()
+        go_on.wait(30)
+
+    run = asyncio.create_task(lab.run(stuck()))
+    await asyncio.to_thread(running.wait, 10)
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(run, 10)
+    assert not go_on.is_set()
+    go_on.set()
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
+async def test_even_system_exit_ends_the_run_in_order(lab: Lab, error: BaseException) -> None:
+    @cs.task
+    async def leave() -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        await lab.run(leave())
+    assert lab.of(RunFinished)
+
+
+async def test_independent_tasks_run_side_by_side(lab: Lab) -> None:
+    barrier = asyncio.Barrier(3)
+
+    @cs.task
+    async def meet() -> None:
+        await barrier.wait()
+
+    @cs.task
+    def gather(*_: Any) -> None: ...
+
+    await asyncio.wait_for(lab.run(gather(meet(), meet(), meet())), 10)
+
+
+async def test_there_are_no_stage_barriers(lab: Lab) -> None:
+    """The slow branch's first step ends only once the quick branch's second has run."""
+    second_ran = asyncio.Event()
+
+    @cs.task
+    async def slow() -> None:
+        await second_ran.wait()
+
+    @cs.task
+    async def quick() -> None: ...
+
+    @cs.task
+    async def second(_: Any) -> None:
+        second_ran.set()
+
+    @cs.task
+    def gather(*_: Any) -> None: ...
+
+    await asyncio.wait_for(lab.run(gather(slow(), second(quick()))), 10)
+
+
+class Flaky:
+    def __init__(self, failures: int) -> None:
+        self.failures = failures
+        self.calls = 0
+
+    async def __call__(self) -> str:
+        self.calls += 1
+        if self.calls <= self.failures:
+            raise ConnectionError(f"no {self.calls}")
+        return "ok"
+
+
+async def test_retries_are_n_retries_and_n_plus_one_calls(lab: Lab) -> None:
+    flaky = Flaky(10)
+    with pytest.raises(ConnectionError, match="no 4"):
+        await lab.run(cs.task(flaky, name="flaky")().with_retry(3))
+    assert flaky.calls == 4
+    assert [event.attempt for event in lab.of(TaskRetrying)] == [1, 2, 3]
+    assert len(lab.of(TaskExecutionStarted)) == 1
+    (finished,) = lab.of(TaskExecutionFinished)
+    assert [attempt.number for attempt in finished.attempts] == [1, 2, 3, 4]
+
+
+async def test_a_retry_that_succeeds_is_a_success(lab: Lab) -> None:
+    assert await lab.run(cs.task(Flaky(1), name="flaky")().with_retry(5, delay=0.001, backoff=2)) == "ok"
+    (finished,) = lab.of(TaskExecutionFinished)
+    assert finished.status == "Succeeded"
+    assert [attempt.error is None for attempt in finished.attempts] == [False, True]
+    assert lab.of(TaskRetrying)[0].delay == 0.001
+
+
+class DictCache:
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.inputs: list[dict[str, Any]] = []
+
+    def check(self, task_id: str, inputs: dict[str, Any]) -> Any:
+        self.inputs.append(inputs)
+        return self.values.get(task_id)
+
+    def save(self, task_id: str, inputs: dict[str, Any], output: Any) -> None:
+        self.values[task_id] = output
+
+
+async def test_a_cached_value_is_used_instead_of_a_call(lab: Lab) -> None:
+    cache = DictCache()
+    target = add(one(), y=2).with_cache(cache)
+    assert [await lab.run(target), await lab.run(target)] == [3, 3]
+    assert cache.inputs == [{"0": 1, "y": 2}] * 2
+    assert [event.reason for event in lab.of(TaskSkipped)] == ["CacheHit"]
+    assert len(lab.of(TaskExecutionStarted, "add")) == 1
+
+
+async def test_a_cache_that_cannot_save_costs_nothing(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    class Full(DictCache):
+        def save(self, task_id: str, inputs: dict[str, Any], output: Any) -> None:
+            raise OSError("disk full")
+
+    assert await lab.run(one().with_cache(Full())) == 1
+    assert "could not save" in caplog.text
+
+
+async def test_a_skipped_target_is_named(lab: Lab) -> None:
+    with pytest.raises(cs.DependencyMissingError) as caught:
+        await lab.run(add(1).run_if(cs.task(lambda: False, name="no")()))
+    assert (caught.value.task_id, caught.value.arg_name) == ("add", "<Target Output>")
+
+
+async def test_conditions_skip_once_and_downstream(lab: Lab) -> None:
+    skipped = one().run_if(cs.task(lambda: 0, name="no")())
+    with pytest.raises(cs.DependencyMissingError):
+        await lab.run(add(skipped))
+    assert [(e.task_name, e.reason) for e in lab.of(TaskSkipped)] == [
+        ("one", "ConditionFalse"),
+        ("add", "UpstreamSkipped_Data"),
+    ]
+
+
+async def test_params_come_from_the_run_then_the_default(lab: Lab) -> None:
+    target = add(cs.Param("x", type=int), cs.Param("y", default=10, type=int))
+    assert await lab.run(target, {"x": 1}) == 11
+    assert await lab.run(target, {"x": 1, "y": 2}) == 3
+    assert {event.task_name for event in lab.of(TaskExecutionStarted)} == {"add"}  # inputs are no tasks
+    assert lab.of(RunStarted)[0].inputs == ["x", "y"]
+
+
+async def test_a_missing_param_is_named_before_anything_runs(lab: Lab) -> None:
+    with pytest.raises(ValueError, match=r"'missing'.*params="):
+        await lab.run(add(one(), cs.Param("missing")))
+    assert lab.of(TaskExecutionStarted) == []
+    assert lab.of(RunFinished)[0].status == "Failed"
+
+
+async def test_environment_variables_are_read_at_run_time(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = add(cs.Env("SOME_VALUE", default="d"), "!")
+    assert await lab.run(target) == "d!"
+    monkeypatch.setenv("SOME_VALUE", "now")
+    assert await lab.run(target) == "now!"
+
+
+async def test_a_cycle_is_an_error_before_anything_runs(lab: Lab) -> None:
+    first = add(1)
+    second = add(first)
+    first.args = (second,)
+    with pytest.raises(ValueError, match="add -> add"):
+        await lab.run(second)
+    assert lab.of(TaskExecutionStarted) == []
+
+
+async def test_an_executor_may_ignore_the_functions_and_gets_the_plans_nodes() -> None:
+    seen: list[Any] = []
+
+    class Spy:
+        async def execute(self, node: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+            seen.append(node)
+            return f"{node.name} result"
+
+    class Renaming:
+        calls = 0
+
+        def resolve(self, graph: Graph) -> list[list[Node]]:
+            self.calls += 1
+            return [[Node(node.id, f"planned {node.name}")] for node in reversed(graph.nodes)]
+
+    solver = Renaming()
+    assert await Engine(solver, Spy(), MessageBus()).run(add(one())) == "planned add result"
+    assert [node.name for node in seen] == ["planned one", "planned add"]
+    assert solver.calls == 1
+
+
+async def test_several_runs_at_once_keep_apart(lab: Lab) -> None:
+    results = await asyncio.gather(*(lab.run(add(cs.Param("n", type=int)), {"n": n}) for n in range(20)))
+    assert results == list(range(20))
+    assert len({event.run_id for event in lab.of(RunFinished)}) == 20
+
+
+def test_one_engine_serves_several_event_loops() -> None:
+    lab = Lab(system_resources={"cpu": 1})
+    assert [asyncio.run(lab.run(one().with_constraints(cpu=1))) for _ in range(3)] == [1, 1, 1]
+
+
+async def test_a_chain_of_thousands_runs(lab: Lab) -> None:
+    target = add(0)
+    for _ in range(3000):
+        target = add(target, 1)
+    assert await lab.run(target) == 3000
+
+
+async def test_current_task_is_known_in_the_loop_and_in_threads(lab: Lab) -> None:
+    @cs.task
+    def in_thread() -> Any:
+        return cs.current_task()
+
+    @cs.task
+    async def in_loop(other: Any) -> Any:
+        return other, cs.current_task()
+
+    target = in_loop(in_thread())
+    first, second = await lab.run(target)
+    run_id = lab.of(RunStarted)[0].run_id
+    assert [(task.name, task.run_id) for task in (first, second)] == [("in_thread", run_id), ("in_loop", run_id)]
+    assert second.task_id == target._uuid
+    assert second.traceparent == f"00-{str(run_id).replace('-', '')}-{second.span_id}-01"
+    assert cs.current_task() is None
+
+
+@given(data=st.data(), size=st.integers(1, 12))
+@settings(max_examples=60, deadline=None)
+def test_any_graph_runs_each_task_once_and_after_what_it_needs(data: st.DataObject, size: int) -> None:
+    calls: list[int] = []
+
+    def step(number: int, needed: list[int]) -> int:
+        assert set(needed) <= set(calls)
+        calls.append(number)
+        return number
+
+    lazies: list[Any] = []
+    for number in range(size):
+        needs = data.draw(st.lists(st.sampled_from(range(number)), unique=True)) if number else []
+        lazies.append(cs.task(step, name=f"t{number}", threaded=False)(number, [lazies[i] for i in needs]))
+    target = cs.task(lambda everything: sorted(everything), name="all", threaded=False)(lazies)
+    assert asyncio.run(Lab().run(target)) == list(range(size))
+    assert sorted(calls) == list(range(size))

@@ -1,0 +1,95 @@
+from typing import Any
+from unittest.mock import MagicMock
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+import cascade as cs
+from cascade.graph.build import build_graph
+from cascade.graph.model import Edge, EdgeType, Graph, Node
+from cascade.runtime.flow import FlowManager
+from cascade.runtime.state import InMemoryStateBackend
+from cascade.spec.lazy_types import LazyResult
+
+
+def lazy(name: str) -> LazyResult[Any]:
+    return LazyResult(cs.task(lambda: None, name=name), (), {}, name)
+
+
+def routed() -> tuple[Graph, dict[str, Node]]:
+    """S chooses between A and B for C; B alone needs X, both need Y."""
+    nodes = {name: Node(name, name) for name in "SABCXY"}
+    router = cs.Router(lazy("S"), {"a": lazy("A"), "b": lazy("B")})
+    edges = [
+        Edge(nodes["S"], nodes["C"], "0", router=router),
+        Edge(nodes["A"], nodes["C"], "_route_a", EdgeType.ROUTER_ROUTE),
+        Edge(nodes["B"], nodes["C"], "_route_b", EdgeType.ROUTER_ROUTE),
+        Edge(nodes["X"], nodes["B"], "0"),
+        Edge(nodes["Y"], nodes["A"], "0"),
+        Edge(nodes["Y"], nodes["B"], "1"),
+    ]
+    return Graph(list(nodes.values()), edges), nodes
+
+
+def test_demand_counts_outgoing_edges_and_one_for_the_target() -> None:
+    graph, _ = routed()
+    assert FlowManager(graph, "C").downstream_demand == {"S": 1, "A": 1, "B": 1, "C": 1, "X": 1, "Y": 2}
+
+
+def test_a_branch_that_was_not_chosen_is_pruned_with_what_only_it_needs() -> None:
+    graph, _ = routed()
+    state = MagicMock()
+    state.get_skip_reason.return_value = None
+    FlowManager(graph, "C").register_result("S", "a", state)
+    assert [call.args for call in state.mark_skipped.call_args_list] == [("B", "Pruned"), ("X", "Pruned")]
+
+
+def test_only_what_is_surely_wanted_is_needed() -> None:
+    graph, _ = routed()
+    flow = FlowManager(graph, "C")
+    assert set(flow.need("C")) == {"C", "S"}
+    assert set(flow.need("A")) == {"A", "Y"}
+
+
+def test_a_node_that_will_not_run_gives_its_branches_up() -> None:
+    graph, _ = routed()
+    state = InMemoryStateBackend("run")
+    assert set(FlowManager(graph, "C").release_routes("C", state)) == {"A", "B", "X", "Y"}
+
+
+def test_reasons_to_skip() -> None:
+    source, target = Node("s", "s"), Node("t", "t")
+
+    def reason(kind: EdgeType, *, result: Any = None, skipped: str | None = None) -> str | None:
+        state = InMemoryStateBackend("run")
+        if skipped:
+            state.mark_skipped("s", skipped)
+        elif result is not None:
+            state.put_result("s", result)
+        return FlowManager(Graph([source, target], [Edge(source, target, "0", kind)]), "t").should_skip(target, state)
+
+    assert reason(EdgeType.CONDITION, result=True) is None
+    assert reason(EdgeType.CONDITION, result=False) == "ConditionFalse"
+    assert reason(EdgeType.CONDITION) == "ConditionMissing"
+    assert reason(EdgeType.CONDITION, skipped="x") == "UpstreamSkipped_Condition"
+    assert reason(EdgeType.DATA, skipped="x") == "UpstreamSkipped_Data"
+    assert reason(EdgeType.DATA, result=1) is None
+
+
+def test_a_chosen_branch_that_was_skipped_skips_its_consumer() -> None:
+    graph, nodes = routed()
+    state = InMemoryStateBackend("run")
+    state.put_result("S", "a")
+    state.mark_skipped("A", "ConditionFalse")
+    assert FlowManager(graph, "C").should_skip(nodes["C"], state) == "UpstreamSkipped_Route"
+
+
+@given(st.integers(0, 5), st.integers(1, 6))
+def test_exactly_the_branches_not_chosen_are_pruned(chosen: int, branches: int) -> None:
+    routes = {i: cs.task(lambda: None, name=f"b{i}")() for i in range(branches)}
+    target = cs.task(lambda x: x, name="c")(cs.Router(cs.task(lambda: 0, name="s")(), routes))
+    graph = build_graph(target)
+    flow, state = FlowManager(graph, target._uuid), InMemoryStateBackend("run")
+    selector = next(node for node in graph.nodes if node.name == "s")
+    pruned = set(flow.register_result(selector.id, chosen, state))
+    assert pruned == {route._uuid for key, route in routes.items() if key != chosen}

@@ -1,0 +1,107 @@
+import asyncio
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cascade.connectors.memory import MemoryConnector
+from cascade.runtime.lane import Lane, Message
+
+
+def message(number: int, *, terminal: bool = True, size: int = 10) -> Message:
+    return Message("t", {"n": number}, 1, size, terminal)
+
+
+def numbers(connector: MemoryConnector) -> list[int]:
+    return [payload["n"] for payload in connector.payloads]
+
+
+async def test_messages_arrive_in_order() -> None:
+    connector = MemoryConnector()
+    lane = Lane(connector)
+    for number in range(100):
+        lane.put(message(number))
+    await lane.drain(5)
+    assert numbers(connector) == list(range(100))
+    assert (lane.published, lane.lost) == (100, 0)
+
+
+async def test_the_first_message_is_on_its_way_in_the_next_turn_of_the_loop() -> None:
+    connector = MemoryConnector()
+    Lane(connector).put(message(0))
+    await asyncio.sleep(0)
+    assert numbers(connector) == [0]
+
+
+def test_what_is_put_outside_of_a_loop_is_published_by_the_drain() -> None:
+    connector = MemoryConnector()
+    lane = Lane(connector)
+    lane.put(message(0))
+    asyncio.run(lane.drain(5))
+    assert numbers(connector) == [0]
+
+
+class Failing(MemoryConnector):
+    async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:
+        if payload["n"] % 2:
+            raise OSError("no route")
+        await super().publish(topic, payload, qos)
+
+
+async def test_a_publish_that_fails_is_counted_and_disturbs_no_other() -> None:
+    connector = Failing()
+    lane = Lane(connector)
+    for number in range(4):
+        lane.put(message(number))
+    await lane.drain(5)
+    assert numbers(connector) == [0, 2]
+    assert (lane.lost, lane.last_error) == (2, "OSError: no route")
+
+
+class Stuck(MemoryConnector):
+    async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_a_drain_ends_and_counts_what_it_left() -> None:
+    lane = Lane(Stuck())
+    for number in range(3):
+        lane.put(message(number))
+    await lane.drain(0.01)
+    assert (lane.lost, lane.last_error) == (3, "not published within 0.01 s")
+
+
+async def test_a_closed_lane_loses_everything_with_the_reason() -> None:
+    lane = Lane(MemoryConnector())
+    lane.put(message(0))
+    lane.close("no connection")
+    lane.put(message(1))
+    await lane.drain(1)
+    assert (lane.lost, lane.last_error) == (2, "no connection")
+
+
+async def test_what_matters_least_goes_first_when_it_is_full() -> None:
+    connector = MemoryConnector()
+    lane = Lane(connector, max_bytes=50)
+    for number in range(8):
+        lane.put(message(number, terminal=number % 2 == 1))
+    await lane.drain(5)
+    assert numbers(connector) == [1, 3, 5, 6, 7]
+    assert (lane.lost, lane.last_error) == (3, "its queue was full")
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 40)), max_size=60), st.integers(20, 200))
+@settings(max_examples=80, deadline=None)
+def test_nothing_is_lost_uncounted(messages: list[tuple[bool, int]], limit: int) -> None:
+    async def scenario() -> None:
+        connector = MemoryConnector()
+        lane = Lane(connector, max_bytes=limit)
+        for number, (terminal, size) in enumerate(messages):
+            lane.put(message(number, terminal=terminal, size=size))
+        await lane.drain(5)
+        assert lane.published + lane.lost == len(messages)
+        assert numbers(connector) == sorted(numbers(connector))
+        if sum(size for _, size in messages) <= limit:
+            assert lane.lost == 0
+
+    asyncio.run(scenario())

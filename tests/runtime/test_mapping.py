@@ -1,0 +1,115 @@
+import asyncio
+from typing import Any
+
+import pytest
+
+import cascade as cs
+from cascade.runtime import _mapping
+from cascade.runtime.events import TaskExecutionFinished, TaskExecutionStarted, TaskRetrying, TaskSkipped
+from tests.runtime.conftest import Lab
+
+
+@cs.task
+async def double(x: int, plus: int = 0) -> int:
+    await asyncio.sleep(0)
+    return 2 * x + plus
+
+
+async def test_values_come_in_the_order_of_the_lists(lab: Lab) -> None:
+    assert await lab.run(double.map(x=[3, 1, 2], plus=[10, 20, 30])) == [16, 22, 34]
+
+
+async def test_lists_may_come_from_tasks(lab: Lab) -> None:
+    numbers = cs.task(lambda: (n for n in range(3)), name="numbers")()
+    assert await lab.run(cs.task(sum)(double.map(x=numbers))) == 6
+
+
+async def test_an_empty_map_is_an_empty_list(lab: Lab) -> None:
+    assert await lab.run(double.map(x=[])) == []
+
+
+async def test_unequal_lists_are_an_error_before_anything_runs(lab: Lab) -> None:
+    with pytest.raises(ValueError, match=r"mismatched lengths.*x: 2, plus: 1"):
+        await lab.run(double.map(x=[1, 2], plus=[1]))
+    assert lab.of(TaskExecutionStarted) == []
+
+
+async def test_what_is_no_list_is_named(lab: Lab) -> None:
+    with pytest.raises(TypeError, match="'x' must be a list, got int"):
+        await lab.run(double.map(x=cs.task(lambda: 5, name="five")()))
+
+
+async def test_items_have_events_of_their_own_under_the_tasks_name(lab: Lab) -> None:
+    target = double.map(x=[1, 2])
+    await lab.run(target)
+    items = lab.of(TaskExecutionFinished, "double")
+    assert sorted((e.map_index, e.task_id) for e in items) == [(0, f"{target._uuid}/0"), (1, f"{target._uuid}/1")]
+    (whole,) = lab.of(TaskExecutionFinished, "map(double)")
+    assert (whole.kind, whole.map_size, whole.task_id) == ("map", 2, target._uuid)
+
+
+async def test_each_item_gets_the_maps_policies() -> None:
+    calls: list[int] = []
+
+    @cs.task
+    async def flaky(x: int) -> int:
+        calls.append(x)
+        if calls.count(x) == 1:
+            raise ConnectionError
+        return x
+
+    class Cache:
+        def check(self, task_id: str, inputs: dict[str, Any]) -> Any:
+            return 99 if inputs == {"x": 3} else None
+
+        def save(self, task_id: str, inputs: dict[str, Any], output: Any) -> None: ...
+
+    lab = Lab(system_resources={"cpu": 1})
+    target = flaky.map(x=[1, 2, 3]).with_retry(1).with_cache(Cache()).with_constraints(cpu=1)
+    assert await asyncio.wait_for(lab.run(target), 10) == [1, 2, 99]
+    assert len(lab.of(TaskRetrying)) == 2
+    assert [e.reason for e in lab.of(TaskSkipped)] == ["CacheHit"]
+
+
+async def test_the_first_item_that_fails_stops_the_others(lab: Lab) -> None:
+    @cs.task
+    async def item(x: int) -> None:
+        if x == 1:
+            raise LookupError("one")
+        await asyncio.Event().wait()
+
+    with pytest.raises(LookupError, match="one"):
+        await asyncio.wait_for(lab.run(item.map(x=[0, 1, 2])), 10)
+    statuses = {e.map_index: e.status for e in lab.of(TaskExecutionFinished, "item")}
+    assert statuses == {0: "Cancelled", 1: "Failed", 2: "Cancelled"}
+    assert lab.of(TaskExecutionFinished, "map(item)")[0].status == "Failed"
+
+
+async def test_no_more_than_a_window_is_in_flight(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_mapping, "MAP_WINDOW", 8)
+    in_flight, most = 0, 0
+
+    @cs.task
+    async def item(x: int) -> int:
+        nonlocal in_flight, most
+        in_flight += 1
+        most = max(most, in_flight)
+        await asyncio.sleep(0)
+        in_flight -= 1
+        return x
+
+    assert await lab.run(item.map(x=list(range(100)))) == list(range(100))
+    assert most == 8
+
+
+async def test_a_factory_may_be_anything_that_makes_lazy_results(lab: Lab) -> None:
+    class Factory:
+        name = "factory"
+
+        def __call__(self, x: int) -> Any:
+            return double(x, plus=1)
+
+        def map(self, **kwargs: Any) -> Any:
+            return cs.spec.lazy_types.MappedLazyResult(self, kwargs)
+
+    assert await lab.run(Factory().map(x=[1, 2])) == [3, 5]

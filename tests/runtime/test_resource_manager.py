@@ -1,0 +1,112 @@
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cascade.runtime.resource_manager import ResourceManager
+
+
+async def test_amounts_are_held_until_released() -> None:
+    manager = ResourceManager({"cpu": 2})
+    await manager.acquire({"cpu": 2})
+    waiting = asyncio.create_task(manager.acquire({"cpu": 1}))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    assert manager.usage == {"cpu": 2}
+    await manager.release({"cpu": 2})
+    await waiting
+    assert manager.usage == {"cpu": 1}
+
+
+async def test_names_without_capacity_are_unlimited() -> None:
+    await ResourceManager({"cpu": 1}).acquire({"gpu": 1e9})
+
+
+async def test_more_than_the_whole_is_an_error_at_once() -> None:
+    with pytest.raises(ValueError, match="'cpu': 3 exceeds total system capacity of 2"):
+        await ResourceManager({"cpu": 2}).acquire({"cpu": 3})
+
+
+@pytest.mark.parametrize("amount", [-1, float("nan"), float("inf"), "2", None, True])
+async def test_amounts_must_be_numbers(amount: Any) -> None:
+    with pytest.raises(ValueError, match="must be a number"):
+        await ResourceManager({"cpu": 2}).acquire({"cpu": amount})
+    with pytest.raises(ValueError, match="Capacity of resource 'cpu'"):
+        ResourceManager({"cpu": amount})
+
+
+async def test_first_come_first_served() -> None:
+    manager, order = ResourceManager({"cpu": 2}), []
+
+    async def take(name: str, amount: int) -> None:
+        await manager.acquire({"cpu": amount})
+        order.append(name)
+
+    await manager.acquire({"cpu": 2})
+    tasks = [asyncio.create_task(take("big", 2)), asyncio.create_task(take("small", 1))]
+    await asyncio.sleep(0)
+    await manager.release({"cpu": 1})
+    await asyncio.sleep(0)
+    assert order == []  # one unit is free, but the big one came first
+    await manager.release({"cpu": 1})
+    await tasks[0]
+    await manager.release({"cpu": 2})
+    await tasks[1]
+    assert order == ["big", "small"]
+
+
+async def test_one_that_gives_up_lets_the_next_go_on() -> None:
+    manager = ResourceManager({"cpu": 1})
+    await manager.acquire({"cpu": 1})
+    first, second = (asyncio.create_task(manager.acquire({"cpu": 1})) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    await manager.release({"cpu": 1})
+    await second
+    assert first.cancelled()
+    assert manager.usage == {"cpu": 1}
+
+
+async def test_one_cancelled_just_as_it_is_served_gives_back() -> None:
+    manager = ResourceManager({"cpu": 1})
+    await manager.acquire({"cpu": 1})
+    waiting = asyncio.create_task(manager.acquire({"cpu": 1}))
+    await asyncio.sleep(0)
+    await manager.release({"cpu": 1})
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert manager.usage == {"cpu": 0}
+
+
+async def test_more_capacity_wakes_those_who_wait() -> None:
+    manager = ResourceManager({"cpu": 1})
+    await manager.acquire({"cpu": 1})
+    waiting = asyncio.create_task(manager.acquire({"cpu": 1}))
+    await asyncio.sleep(0)
+    manager.set_capacity({"cpu": 2})
+    await waiting
+
+
+@given(
+    requests=st.lists(st.dictionaries(st.sampled_from("abc"), st.integers(0, 3), min_size=1), max_size=30),
+    seed=st.randoms(use_true_random=False),
+)
+@settings(max_examples=60, deadline=None)
+def test_no_order_of_requests_deadlocks_or_exceeds_the_capacity(requests: list[dict[str, int]], seed: Any) -> None:
+    async def scenario() -> None:
+        manager = ResourceManager(dict.fromkeys("abc", 3))
+
+        async def use(amounts: dict[str, int]) -> None:
+            await manager.acquire(amounts)
+            assert all(used <= 3 for used in manager.usage.values())
+            for _ in range(seed.randint(0, 3)):
+                await asyncio.sleep(0)
+            await manager.release(amounts)
+
+        await asyncio.wait_for(asyncio.gather(*map(use, requests)), timeout=10)
+        assert set(manager.usage.values()) == {0.0}
+
+    asyncio.run(scenario())

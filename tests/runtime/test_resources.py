@@ -1,0 +1,178 @@
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+
+import cascade as cs
+from cascade.runtime.events import (
+    ResourceAcquired,
+    ResourceReleased,
+    RunFinished,
+    TaskBlocked,
+    TaskExecutionFinished,
+    TaskExecutionStarted,
+)
+from tests.runtime.conftest import Lab
+
+log: list[str] = []
+
+
+@pytest.fixture(autouse=True)
+def _empty_log() -> None:
+    log.clear()
+
+
+@cs.resource
+def config() -> Iterator[str]:
+    log.append("config up")
+    yield "cfg"
+    log.append("config down")
+
+
+@cs.resource
+async def database(config: str = cs.inject("config")) -> AsyncIterator[str]:
+    log.append("database up")
+    yield f"db of {config}"
+    log.append("database down")
+
+
+@cs.task
+def query(sql: str, db: str = cs.inject("database")) -> str:
+    log.append("query")
+    return f"{sql} in {db}"
+
+
+def equipped(**options: Any) -> Lab:
+    lab = Lab(**options)
+    lab.engine.register(config)
+    lab.engine.register(database)
+    return lab
+
+
+async def test_resources_are_set_up_in_order_and_torn_down_in_reverse() -> None:
+    lab = equipped()
+    assert await lab.run(query("q")) == "q in db of cfg"
+    assert log == ["config up", "database up", "query", "database down", "config down"]
+    assert [e.resource_name for e in lab.of(ResourceAcquired)] == ["config", "database"]
+    assert [e.resource_name for e in lab.of(ResourceReleased)] == ["database", "config"]
+
+
+async def test_literal_injects_and_maps_get_resources() -> None:
+    assert await equipped().run(query("q", cs.inject("config"))) == "q in cfg"
+    assert await equipped().run(query.map(sql=["a", "b"])) == ["a in db of cfg", "b in db of cfg"]
+
+
+async def test_a_definition_needs_no_registration() -> None:
+    @cs.task
+    def use(c: str = cs.inject(config)) -> str:
+        return c
+
+    assert await Lab().run(use()) == "cfg"
+
+
+@pytest.mark.parametrize("how", ["fail", "cancel"])
+async def test_teardown_happens_whatever_happens(how: str) -> None:
+    running = asyncio.Event()
+
+    @cs.task
+    async def use(c: str = cs.inject("config")) -> None:
+        running.set()
+        if how == "fail":
+            raise ValueError("no")
+        await asyncio.Event().wait()
+
+    run = asyncio.create_task(equipped().run(use()))
+    await running.wait()
+    if how == "cancel":
+        run.cancel()
+    with pytest.raises((ValueError, asyncio.CancelledError)):
+        await run
+    assert log[-1] == "config down"
+
+
+async def test_an_unregistered_resource_is_named_before_anything_runs(lab: Lab) -> None:
+    with pytest.raises(NameError, match="'database' is not registered"):
+        await lab.run(query("q"))
+    assert lab.of(TaskExecutionStarted) == []
+    assert lab.of(RunFinished)[0].status == "Failed"
+
+
+async def test_a_resource_that_fails_to_come_up_takes_the_others_down() -> None:
+    @cs.resource
+    def broken(config: str = cs.inject("config")) -> Iterator[str]:
+        raise OSError("no disk")
+        yield ""
+
+    lab = equipped()
+    lab.engine.register(broken)
+    with pytest.raises(OSError, match="no disk"):
+        await lab.run(cs.task(lambda b=cs.inject("broken"): b, name="use")())
+    assert log == ["config up", "config down"]
+
+
+async def test_a_circle_of_resources_is_named(lab: Lab) -> None:
+    @cs.resource
+    def a(b: str = cs.inject("b")) -> Iterator[str]:
+        yield ""
+
+    @cs.resource
+    def b(a: str = cs.inject("a")) -> Iterator[str]:
+        yield ""
+
+    lab.engine.register(a)
+    lab.engine.register(b)
+    with pytest.raises(ValueError, match="a -> b -> a"):
+        await lab.run(cs.task(lambda x=cs.inject("a"): x, name="use")())
+
+
+async def test_overrides_hold_for_the_block() -> None:
+    lab = equipped()
+
+    def other() -> Iterator[str]:
+        yield "other"
+
+    with cs.override_resource(lab.engine, "database", other):
+        assert await lab.run(query("q")) == "q in other"
+    assert await lab.run(query("q")) == "q in db of cfg"
+    with pytest.raises(KeyError), cs.override_resource(lab.engine, "nope", other):
+        pass
+    with pytest.raises(TypeError, match="Cannot override"), cs.override_resource(lab.engine, "database", 5):
+        pass
+
+
+async def test_constraints_hold_tasks_back_and_say_so() -> None:
+    active, most = 0, 0
+
+    @cs.task
+    async def work(x: int) -> int:
+        nonlocal active, most
+        active += 1
+        most = max(most, active)
+        await asyncio.sleep(0.002)
+        active -= 1
+        return x
+
+    lab = Lab(system_resources={"cpu": 4})
+    lazy_amount = cs.task(lambda: 2, name="amount")()
+    assert await lab.run(work.map(x=[1, 2, 3, 4]).with_constraints(cpu=lazy_amount)) == [1, 2, 3, 4]
+    assert most == 2
+    assert [e.reason for e in lab.of(TaskBlocked)] == ["resource", "resource"]
+    waits = [wait for e in lab.of(TaskExecutionFinished, "work") for wait in e.waits]
+    assert len(waits) == 2
+    assert all(wait.end_ns > wait.start_ns for wait in waits)
+
+
+async def test_an_impossible_constraint_is_an_error_before_anything_runs() -> None:
+    lab = Lab(system_resources={"cpu": 1})
+    with pytest.raises(ValueError, match="'cpu': 2 exceeds total system capacity of 1"):
+        await lab.run(cs.task(lambda x: x, name="t")(cs.task(lambda: 1, name="u")()).with_constraints(cpu=2))
+    assert lab.of(TaskExecutionStarted) == []
+
+
+async def test_an_impossible_amount_known_late_fails_its_task() -> None:
+    lab = Lab(system_resources={"cpu": 1})
+    amount = cs.task(lambda: 9, name="amount")()
+    with pytest.raises(ValueError, match="exceeds total system capacity"):
+        await lab.run(cs.task(lambda: 1, name="t")().with_constraints(cpu=amount))
+    assert lab.of(TaskExecutionFinished, "t")[0].status == "Failed"
