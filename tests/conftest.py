@@ -9,7 +9,7 @@ import pytest
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
-        if name.startswith(("CASCADE_", "OTEL_")) and name != "CASCADE_REQUIRE_SERVERS" or name == "TRACEPARENT":
+        if (name.startswith(("CASCADE_", "OTEL_")) and name != "CASCADE_REQUIRE_SERVERS") or name == "TRACEPARENT":
             monkeypatch.delenv(name)
 
 

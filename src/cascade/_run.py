@@ -57,11 +57,14 @@ def run(
     terminated = threading.Event()
     try:
         with asyncio.Runner() as runner:
-            return runner.run(_until_sigterm(work, terminated))
+            value, error = runner.run(_until_sigterm(work, terminated))
     except asyncio.CancelledError:
         if terminated.is_set():
             raise SystemExit(EXIT_SIGTERM) from None
         raise
+    if error is not None:
+        raise error
+    return value
 
 
 async def run_async(
@@ -158,9 +161,13 @@ def _refuse_running_loop() -> None:
     raise RuntimeError("cs.run() cannot run inside a running event loop: use `await cs.run_async(...)` here")
 
 
-async def _until_sigterm(work: _Work, terminated: threading.Event) -> Any:
+async def _until_sigterm(work: _Work, terminated: threading.Event) -> tuple[Any, Exception | None]:
+    """The run's value and its error, which must not end the task: asyncio asks a task's exception for its repr."""
     with _cancel_on_sigterm(terminated):
-        return await work.perform()
+        try:
+            return await work.perform(), None
+        except Exception as error:  # noqa: BLE001 - raised again by run
+            return None, error
 
 
 @contextmanager

@@ -115,7 +115,7 @@ def test_only_lazy_results_build(target: object) -> None:
 
 
 def test_a_condition_that_is_no_lazy_result_is_named() -> None:
-    with pytest.raises(TypeError, match="'add'.*_condition.*True"):
+    with pytest.raises(TypeError, match=r"'add'.*_condition.*True"):
         build_graph(add(1).run_if(True))
 
 

@@ -5,7 +5,7 @@ from cascade.runtime.events import Event, RunStarted, TaskEvent, TaskSkipped
 
 
 def test_a_base_class_gets_its_subclasses_in_order_of_subscription() -> None:
-    bus, seen = MessageBus(), []
+    bus, seen = MessageBus(), list[object]()
     bus.subscribe(Event, lambda e: seen.append("event"))
     bus.subscribe(TaskSkipped, lambda e: seen.append("skipped"))
     bus.subscribe(TaskEvent, lambda e: seen.append("task"))
@@ -16,7 +16,7 @@ def test_a_base_class_gets_its_subclasses_in_order_of_subscription() -> None:
 
 
 def test_one_who_comes_later_is_heard_too() -> None:
-    bus, seen = MessageBus(), []
+    bus, seen = MessageBus(), list[object]()
     bus.publish(RunStarted())
     bus.subscribe(RunStarted, seen.append)
     bus.publish(event := RunStarted())
@@ -24,7 +24,7 @@ def test_one_who_comes_later_is_heard_too() -> None:
 
 
 def test_a_handler_that_raises_is_logged_once_and_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
-    bus, seen = MessageBus(), []
+    bus, seen = MessageBus(), list[object]()
 
     def broken(event: Event) -> None:
         raise ValueError("my bug")
@@ -39,7 +39,7 @@ def test_a_handler_that_raises_is_logged_once_and_harms_nobody(caplog: pytest.Lo
 
 
 async def test_what_must_be_drained_is_awaited_and_may_fail(caplog: pytest.LogCaptureFixture) -> None:
-    bus, drained = MessageBus(), []
+    bus, drained = MessageBus(), list[str]()
 
     async def broken(run_id: str) -> None:
         raise OSError

@@ -377,6 +377,6 @@ def test_any_graph_runs_each_task_once_and_after_what_it_needs(data: st.DataObje
     for number in range(size):
         needs = data.draw(st.lists(st.sampled_from(range(number)), unique=True)) if number else []
         lazies.append(cs.task(step, name=f"t{number}", threaded=False)(number, [lazies[i] for i in needs]))
-    target = cs.task(lambda everything: sorted(everything), name="all", threaded=False)(lazies)
+    target = cs.task(sorted, name="all", threaded=False)(lazies)
     assert asyncio.run(Lab().run(target)) == list(range(size))
     assert sorted(calls) == list(range(size))

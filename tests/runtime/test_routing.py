@@ -50,7 +50,7 @@ async def test_no_matching_route_is_an_error_that_names_the_value(lab: Lab) -> N
 
 async def test_an_unhashable_selector_matches_nothing(lab: Lab) -> None:
     with pytest.raises(ValueError, match="no matching route found"):
-        await lab.run(use(cs.Router(cs.task(lambda: [], name="choose")(), {"a": named("a")()})))
+        await lab.run(use(cs.Router(cs.task(list, name="choose")(), {"a": named("a")()})))
 
 
 async def test_routers_in_branches_of_routers(lab: Lab) -> None:

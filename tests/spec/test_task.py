@@ -56,10 +56,10 @@ def test_chain_methods_change_in_place_and_return_the_same() -> None:
 
 
 def test_lazy_results_hash_by_their_id() -> None:
-    first = LazyResult(None, (), {}, "id")
+    first = LazyResult[None](None, (), {}, "id")
     assert hash(first) == hash("id")
     assert hash(MappedLazyResult(cs.task(plain), {}, "id")) == hash("id")
-    assert first == LazyResult(None, (1,), {}, "id")
+    assert first == LazyResult[None](None, (1,), {}, "id")
 
 
 def test_retry_delays_grow_by_the_backoff() -> None:

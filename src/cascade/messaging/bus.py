@@ -29,7 +29,14 @@ class MessageStore:
         try:
             return template.format(**kwargs)
         except Exception as error:  # noqa: BLE001 - a value's own __format__ may do anything
-            return f"<Formatting error for '{msg_id}': {type(error).__name__}: {error}>"
+            return f"<Formatting error for '{msg_id}': {_described(error)}>"
+
+
+def _described(error: Exception) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 - and so may an exception's own __str__
+        return type(error).__name__
 
 
 class MessageBus:

@@ -10,6 +10,10 @@ from cascade.messaging.bus import MessageStore
 
 LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40}
 
+_MAX_DEPTH = 20
+_MAX_BITS = 4_000
+"""Python writes no integers of more than 4,300 digits."""
+
 
 class _LineRenderer:
     """Writes a line for each message from a level up; stderr is looked up anew each time, since it may be replaced."""
@@ -24,12 +28,10 @@ class _LineRenderer:
         return LEVELS.get(level.upper(), 0) >= self._min_level
 
     def _write(self, line: str) -> None:
-        stream = self._stream or sys.stderr
+        stream = sys.stderr if self._stream is None else self._stream
         try:
-            stream.write(line + "\n")
+            _write_line(stream, line)
             stream.flush()
-        except UnicodeEncodeError:
-            stream.write(line.encode("ascii", "backslashreplace").decode() + "\n")
         except (OSError, ValueError, AttributeError):
             return  # closed, broken or absent: a log that nobody can read must not end the run
 
@@ -55,21 +57,34 @@ class JsonRenderer(_LineRenderer):
     def render(self, msg_id: str, level: str, **kwargs: Any) -> None:
         if self._shown(level):
             now = datetime.now(UTC).isoformat()
-            record = {"timestamp": now, "level": level.upper(), "event_id": msg_id, "data": _strict(kwargs)}
-            self._write(json.dumps(record, default=_shown_by_repr))
+            record = {"timestamp": now, "level": level.upper(), "event_id": msg_id, "data": _plain(kwargs)}
+            self._write(json.dumps(record))
 
 
-def _strict(value: Any, depth: int = 20) -> Any:
-    """What JSON has no form for (NaN, keys that are no strings, endless nesting), as its repr."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return repr(value)
-    if depth == 0:
-        return _shown_by_repr(value)
+def _write_line(stream: TextIO, line: str) -> None:
+    try:
+        stream.write(f"{line}\n")
+    except UnicodeEncodeError:  # a terminal that is not in UTF-8
+        stream.write(line.encode("ascii", "backslashreplace").decode() + "\n")
+
+
+def _plain(value: Any, above: tuple[int, ...] = ()) -> Any:
+    """The value as JSON has it. What JSON has no form for (NaN, other types, what contains itself) is its repr."""
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, int):
+        return value if int.bit_length(value) < _MAX_BITS else f"<int, {int.bit_length(value)} bits>"
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    if isinstance(value, (dict, list, tuple)) and len(above) < _MAX_DEPTH and id(value) not in above:
+        return _plain_container(value, (*above, id(value)))
+    return _shown_by_repr(value)
+
+
+def _plain_container(value: Any, above: tuple[int, ...]) -> Any:
     if isinstance(value, dict):
-        return {k if isinstance(k, str) else _shown_by_repr(k): _strict(v, depth - 1) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_strict(item, depth - 1) for item in value]
-    return value
+        return {k if isinstance(k, str) else _shown_by_repr(k): _plain(v, above) for k, v in value.items()}
+    return [_plain(item, above) for item in value]
 
 
 def _shown_by_repr(value: Any) -> str:

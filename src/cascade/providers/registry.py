@@ -2,8 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib import import_module, metadata
 from typing import Any, ClassVar
 
 logger = logging.getLogger(__name__)
@@ -82,7 +81,7 @@ class ProviderRegistry:
 
     def _load_entry_points(self) -> None:
         self._entry_points_loaded = True
-        for entry in entry_points(group=GROUP):
+        for entry in metadata.entry_points(group=GROUP):
             try:
                 name, factory = _provider_of(entry)
                 if name not in self._providers and name not in _BUILT_IN:
@@ -97,7 +96,7 @@ class ProviderRegistry:
                 )
 
 
-def _provider_of(entry: EntryPoint) -> tuple[str, Any]:
+def _provider_of(entry: metadata.EntryPoint) -> tuple[str, Any]:
     """An entry point's object is the provider itself, or a class with `name` and `create_factory()`."""
     loaded = entry.load()
     if not hasattr(loaded, "create_factory"):

@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 from cascade.runtime.task_context import current_task
 from cascade.spec.task import task
@@ -17,22 +18,24 @@ _SHOWN = 2_000
 async def shell(command: str | Sequence[str], check: bool = True) -> str:
     """Run a command, a string in the shell or a list without one, and return its stripped stdout.
 
-    The task's span goes along as `TRACEPARENT` in the environment (W3C Trace Context). On cancellation the command is
-    killed, with all that it has started.
+    The task's span goes along as `TRACEPARENT` in the environment (W3C Trace Context). There is nothing on stdin. On
+    cancellation the command is killed, with all that it has started.
 
     Raises:
         RuntimeError: The command's exit code is not zero, and `check` is true.
     """
     pipe = asyncio.subprocess.PIPE
-    options = {"stdout": pipe, "stderr": pipe, "env": _environment(), "start_new_session": True}
+    options: dict[str, Any] = {"stdin": asyncio.subprocess.DEVNULL, "stdout": pipe, "stderr": pipe}
+    options |= {"env": _environment(), "start_new_session": True}
     if isinstance(command, str):
-        process = await asyncio.create_subprocess_shell(command, **options)  # type: ignore[arg-type]
+        process = await asyncio.create_subprocess_shell(command, **options)
     else:
-        process = await asyncio.create_subprocess_exec(*command, **options)  # type: ignore[arg-type]
+        process = await asyncio.create_subprocess_exec(*command, **options)
     try:
         stdout, stderr = await process.communicate()
-    finally:
-        await _end(process)
+    except BaseException:
+        await _kill(process)
+        raise
     if check and process.returncode:
         said = stderr.decode(errors="replace").strip()[-_SHOWN:]
         raise RuntimeError(
@@ -46,13 +49,13 @@ def _environment() -> dict[str, str]:
     return dict(os.environ) if running is None else {**os.environ, "TRACEPARENT": running.traceparent}
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is not None:
-        return
+async def _kill(process: asyncio.subprocess.Process) -> None:
+    """Kill the command and what it has started, which may outlive it, and leave neither a zombie nor open pipes."""
     with suppress(ProcessLookupError):
         if hasattr(os, "killpg"):
             os.killpg(process.pid, signal.SIGKILL)
         else:
             process.kill()
-    # To its very end, or it stays behind as a zombie, and its pipes open.
-    await process.communicate()
+    # What has moved to a session of its own lives on and may hold the pipes: do not wait for their end, but close them.
+    process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001 - there is no public way
+    await process.wait()

@@ -1,9 +1,9 @@
 """`cs.subflow`: another file's workflow as a task of this one."""
 
 import asyncio
-import importlib.util
 import sys
-from importlib.machinery import SourceFileLoader
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from importlib.util import module_from_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,19 +31,25 @@ async def subflow(path: str, target: str, params: dict[str, Any] | None = None) 
             sys.modules.pop(module.__name__, None)
 
 
+class _FreshLoader(SourceFileLoader):
+    """Leaves no bytecode beside the file, nor takes any, which may be older than the file within one second."""
+
+    def path_stats(self, path: Any) -> Any:  # noqa: ARG002 - the importer's
+        raise OSError
+
+
 def _load(path: str) -> ModuleType:
     """The file as a module of its own, under a name that no other file has."""
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"No workflow file at '{path}'")
     name = f"cascade_subflow_{uuid4().hex}"
-    spec = importlib.util.spec_from_loader(name, SourceFileLoader(name, str(file)))
-    assert spec is not None  # noqa: S101 - for the type checker: a loader was given
-    assert spec.loader is not None  # noqa: S101
-    module = importlib.util.module_from_spec(spec)
+    loader = _FreshLoader(name, str(file))
+    module = module_from_spec(ModuleSpec(name, loader, origin=str(file), is_package=False))
+    module.__file__ = str(file)
     sys.modules[name] = module  # dataclasses and pickling look their module up by its name
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise

@@ -1,6 +1,7 @@
 """Maps: one task for each index of some lists, a window of them at a time."""
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from cascade.graph.model import Node
@@ -8,6 +9,7 @@ from cascade.runtime._attempts import Work, result_of
 from cascade.runtime._context import RunContext, describe, error_info, seconds
 from cascade.runtime._crew import Crew
 from cascade.runtime.events import TaskExecutionFinished, TaskExecutionStarted
+from cascade.runtime.protocols import Bounded
 from cascade.runtime.resolvers import ArgumentResolver
 from cascade.spec.lazy_types import LazyResult
 from cascade.telemetry.identity import item_id
@@ -68,12 +70,17 @@ class MapWork:
                 crew.spawn(one(following))
 
         def start() -> None:
-            for index in range(min(MAP_WINDOW, len(items))):
-                next(indexes)
+            for index in islice(indexes, self._window(items)):
                 crew.spawn(one(index))
 
         await crew.run(start)
         return values
+
+    def _window(self, items: "Items") -> int:
+        """How many items are in flight: an executor's queue would only make them look slow."""
+        executor, first = self._run.executor, _item_node(self._node, 0, items[0])
+        slots = executor.slots(first) if isinstance(executor, Bounded) else None
+        return min(MAP_WINDOW, slots or MAP_WINDOW)
 
     def _work(self, index: int, item: dict[str, Any]) -> Work:
         node = _item_node(self._node, index, item)

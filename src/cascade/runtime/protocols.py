@@ -9,6 +9,7 @@ from cascade.spec.protocols import CacheBackend, CachePolicy, Connector, LazyFac
 from cascade.telemetry.identity import RunTrace, SpanRef
 
 __all__ = [
+    "Bounded",
     "CacheBackend",
     "CachePolicy",
     "Capturing",
@@ -37,6 +38,15 @@ class Executor(Protocol):
     """Calls a task's function; nobody else does. It may run it anywhere, with the caller's context variables."""
 
     async def execute(self, node: Node, args: list[Any], kwargs: dict[str, Any]) -> Any: ...
+
+
+@runtime_checkable
+class Bounded(Protocol):
+    """An extra an executor may offer: how many tasks it runs at once, so that a map does not queue more inside it."""
+
+    def slots(self, node: Node) -> int | None:
+        """How many tasks like this one run at once; None for no bound."""
+        ...
 
 
 @runtime_checkable

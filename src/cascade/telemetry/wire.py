@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from datetime import UTC, datetime
 from operator import attrgetter
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from cascade.spec.telemetry import Body, ControlEvent, Header, LifecycleEvent, ResourceEvent, TaskStateEvent
 
@@ -52,33 +53,37 @@ def decode(payload: Mapping[str, Any]) -> tuple[Header, Body]:
 
 
 def _made(kind: type[Any], data: Mapping[str, Any], where: str) -> Any:
-    known = {}
-    for field in fields(kind):
-        if field.name in data:
-            known[field.name] = _checked(data[field.name], str(field.type), where + field.name)
+    known = {name: _checked(data[name], hint, where + name) for name, hint in _HINTS[kind].items() if name in data}
     try:
         return kind(**known)
     except TypeError:
-        missing = [f.name for f in fields(kind) if f.name not in known and _required(f)]
-        raise ValueError(f"{where}{missing[0]} is missing") from None
+        missing = next(f.name for f in fields(kind) if f.name not in known and _is_required(f))
+        raise ValueError(f"{where}{missing} is missing") from None
 
 
-def _required(field: Any) -> bool:
+def _is_required(field: Any) -> bool:
     return field.default is MISSING and field.default_factory is MISSING
 
 
-_JSON_TYPES: dict[str, tuple[type[Any], ...]] = {"str": (str,), "int": (int,), "float": (int, float), "dict": (dict,)}
+_HINTS = {kind: get_type_hints(kind) for kind in (Header, *BODIES.values())}
 
 
-def _checked(value: Any, annotation: str, name: str) -> Any:
-    if value is None and "None" in annotation:
-        return None
-    for word, types in _JSON_TYPES.items():
-        if word in annotation and isinstance(value, types) and not isinstance(value, bool):
-            return value
-    if "Literal" in annotation and isinstance(value, str):
-        return value
-    raise ValueError(f"{name}={value!r}: expected {annotation}")
+def _checked(value: Any, hint: Any, name: str) -> Any:
+    if not _fits(value, hint):
+        raise ValueError(f"{name}={value!r}: expected {hint}")
+    return value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value from JSON has the type; a literal's choices may grow within 1.x, so any string will do there."""
+    if get_origin(hint) in {Union, UnionType}:
+        return any(_fits(value, option) for option in get_args(hint))
+    if get_origin(hint) is Literal:
+        return isinstance(value, str)
+    kind = get_origin(hint) or hint
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
 
 
 _second = (-1, "")

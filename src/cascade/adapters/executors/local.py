@@ -9,8 +9,9 @@ from typing import Any
 
 from cascade.runtime.exceptions import StillRunning
 
-MAX_WORKERS = 64
-"""Plain functions mostly wait (for a disk, a server): more threads than processors, yet few enough to cost nothing."""
+MAX_WORKERS = 32
+"""Plain functions mostly wait (for a disk, a server): more threads than processors. Python's own pools stop at 32 too:
+each thread that computes delays the event loop by a turn of the interpreter's lock, 5 ms."""
 
 
 class LocalExecutor:
@@ -41,12 +42,15 @@ class LocalExecutor:
             return await function(*args, **kwargs)
         if not callable(function):
             raise TypeError(f"Task '{getattr(node, 'name', node)}' has no function to call, but {function!r}")
-        in_thread = self._threads if (wish := getattr(node, "threaded", None)) is None else wish
-        if in_thread and not _makes_coroutines(function):
+        if self._is_threaded(node):
             result = await self._in_thread(function, args, kwargs)
         else:
             result = _called(function, args, kwargs)
         return await result if inspect.isawaitable(result) else result
+
+    def slots(self, node: Any) -> int | None:
+        """As many threads as there are for a plain function; no bound for what runs in the event loop."""
+        return self._max_workers if self._is_threaded(node) else None
 
     def close(self) -> None:
         """Let idle threads end; a thread that still runs ends with its function."""
@@ -54,6 +58,10 @@ class LocalExecutor:
             pool, self._pool = self._pool, None
         if pool is not None:
             pool.shutdown(wait=False, cancel_futures=True)
+
+    def _is_threaded(self, node: Any) -> bool:
+        wish = getattr(node, "threaded", None)
+        return (self._threads if wish is None else wish) and not _makes_coroutines(node.callable_obj)
 
     async def _in_thread(self, function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         context = contextvars.copy_context()
@@ -81,6 +89,7 @@ def _called(function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
 
 
 def _makes_coroutines(function: Any) -> bool:
-    """A partial of a coroutine function, or an object whose `__call__` is one."""
-    inner = getattr(function, "func", None)
-    return inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
+    """A coroutine function, a partial of one, or an object whose `__call__` is one."""
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "func", None)):
+        return True
+    return inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004

@@ -1,8 +1,9 @@
 """Layers of a graph, without any library."""
 
 from collections import defaultdict
+from collections.abc import Container
 
-from cascade.graph.model import Graph, Node
+from cascade.graph.model import Edge, Graph, Node
 from cascade.runtime.protocols import ExecutionPlan
 
 
@@ -13,11 +14,12 @@ class NativeSolver:
         """Return stages, each of which needs only earlier ones.
 
         Raises:
-            ValueError: The graph has a cycle; its members are named.
+            ValueError: The graph has a cycle, whose members are named, or an edge to a node that is not in it.
         """
         waiting = dict.fromkeys((node.id for node in graph.nodes), 0)
         consumers: dict[str, list[Node]] = defaultdict(list)
         for edge in graph.edges:
+            _check_ends(edge, waiting)
             waiting[edge.target.id] += 1
             consumers[edge.source.id].append(edge.target)
         plan: ExecutionPlan = []
@@ -28,6 +30,14 @@ class NativeSolver:
         if sum(map(len, plan)) < len(graph.nodes):
             raise ValueError(f"The workflow has a cycle: {' -> '.join(_cycle(graph, waiting))}")
         return plan
+
+
+def _check_ends(edge: Edge, known: Container[str]) -> None:
+    for node in (edge.source, edge.target):
+        if node.id not in known:
+            raise ValueError(
+                f"The edge from '{edge.source.name}' to '{edge.target.name}' needs '{node.name}', which is not in the graph"
+            )
 
 
 def _freed_by(node: Node, consumers: dict[str, list[Node]], waiting: dict[str, int]) -> list[Node]:

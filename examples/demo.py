@@ -1,0 +1,45 @@
+"""Run the report on the standard library, and show its trace as a collector received it.
+
+With OTEL_EXPORTER_OTLP_ENDPOINT set, the spans go there; without it, to a receiver in another process.
+"""
+
+import os
+import sys
+
+import stdlib_report
+
+import cascade as cs
+from cascade._trace_link import trace_url_template
+from cascade.connectors.otel import OtelConnector
+from cascade.testing import MemoryConnector, ReceiverProcess, render_trace
+
+
+def main() -> None:
+    if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+        trace_id = run(OtelConnector())
+    else:
+        with ReceiverProcess() as receiver:
+            trace_id = run(OtelConnector(receiver.http_endpoint))
+            spans = receiver.wait_for(lambda spans: any(span.name == "run report" for span in spans))
+        print(f"\nThe trace, as received over OTLP: {len(spans)} spans\n")
+        print(render_trace(spans, color=sys.stdout.isatty()))
+    print(f"\nTrace {trace_id}")
+    if template := trace_url_template(os.environ):
+        print(template.replace("{trace_id}", trace_id))
+
+
+def run(connector: OtelConnector) -> str:
+    """Run the workflow, print its answer, and return its trace id."""
+    beside = MemoryConnector()
+    answer = cs.run(
+        stdlib_report.workflow(),
+        system_resources=stdlib_report.SYSTEM_RESOURCES,
+        log_level="WARNING",
+        connector=[connector, beside],
+    )
+    print(answer)
+    return str(beside.payloads[0]["trace_id"])
+
+
+if __name__ == "__main__":
+    main()

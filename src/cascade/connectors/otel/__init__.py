@@ -1,0 +1,12 @@
+"""Runs as OpenTelemetry traces. Needs the extra `[otel]`."""
+
+from cascade._extras import missing_extra
+
+try:
+    from cascade.connectors.otel.connector import OtelConnector
+except ImportError as error:
+    if (error.name or "").partition(".")[0] in {"opentelemetry", "google", "grpc"}:
+        raise missing_extra("otel", error) from error
+    raise
+
+__all__ = ["OtelConnector"]

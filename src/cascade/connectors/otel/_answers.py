@@ -1,0 +1,77 @@
+"""OTLP response messages, as far as an exporter reads them."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from google.protobuf.message import DecodeError
+from google.rpc.error_details_pb2 import RetryInfo  # type: ignore[import-untyped]
+from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+
+from cascade.connectors.otel._options import Signal
+from cascade.connectors.otel._transport import MAX_RETRY_AFTER, Reply
+
+_RESPONSES: dict[Signal, tuple[Callable[[bytes], Any], str]] = {
+    "traces": (ExportTraceServiceResponse.FromString, "rejected_spans"),
+    "metrics": (ExportMetricsServiceResponse.FromString, "rejected_data_points"),
+    "logs": (ExportLogsServiceResponse.FromString, "rejected_log_records"),
+}
+_MAX_REASON = 200
+
+
+def accepted(signal: Signal, content: bytes, *, is_json: bool = False) -> Reply:
+    """The reply for a success status.
+
+    The status alone decides: an answer that cannot be read is a success with a remark, because the peer has the data
+    and sending it again would only make duplicates.
+    """
+    try:
+        rejected, message = (_from_json if is_json else _from_protobuf)(signal, content)
+    except (DecodeError, ValueError, TypeError, AttributeError, RecursionError):
+        return Reply("accepted", "accepted with an answer that is not OTLP")
+    return Reply("accepted", shortened(message), rejected=max(0, rejected))
+
+
+def detail(content: bytes) -> str:
+    """The message of a `google.rpc.Status`, the body of an OTLP error; empty if it is none."""
+    try:
+        return shortened(Status.FromString(content).message)
+    except DecodeError:
+        return ""
+
+
+def retry_delay(content: bytes) -> float | None:
+    """The seconds that the `RetryInfo` in a `google.rpc.Status` asks for; None without one."""
+    try:
+        details = Status.FromString(content).details
+        for packed in details:
+            info = RetryInfo()
+            if packed.Unpack(info):
+                seconds = float(info.retry_delay.seconds + info.retry_delay.nanos / 1e9)
+                return min(max(0.0, seconds), MAX_RETRY_AFTER)
+    except DecodeError:
+        return None
+    return None
+
+
+def shortened(text: str) -> str:
+    """Text of a peer, fit for one line of a report."""
+    line = " ".join(text.split())
+    return line if len(line) <= _MAX_REASON else f"{line[:_MAX_REASON]}…"
+
+
+def _from_protobuf(signal: Signal, content: bytes) -> tuple[int, str]:
+    parse, counter = _RESPONSES[signal]
+    partial = parse(content).partial_success
+    return int(getattr(partial, counter)), str(partial.error_message)
+
+
+def _from_json(signal: Signal, content: bytes) -> tuple[int, str]:
+    _, counter = _RESPONSES[signal]
+    first, *rest = counter.split("_")
+    partial = json.loads(content or b"{}").get("partialSuccess") or {}
+    rejected = partial.get(first + "".join(word.title() for word in rest), 0)
+    return int(rejected), str(partial.get("errorMessage", ""))

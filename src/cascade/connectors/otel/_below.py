@@ -1,0 +1,41 @@
+"""Every span below a task carries the run's and the task's id, whoever made it."""
+
+import weakref
+
+from opentelemetry import context as otel_context
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
+
+from cascade.runtime.task_context import TaskContext
+from cascade.telemetry import attributes as a
+
+_TASK = otel_context.create_key("cascade-task")
+_marked: "weakref.WeakSet[TracerProvider]" = weakref.WeakSet()
+
+
+def with_task(task: TaskContext, context: Context) -> Context:
+    """The context, for code that belongs to `task`."""
+    return otel_context.set_value(_TASK, task, context)
+
+
+def mark_spans_of(provider: TracerProvider) -> None:
+    """See to it, once for each provider, that its spans below tasks carry their ids."""
+    if provider not in _marked:
+        _marked.add(provider)
+        provider.add_span_processor(_TaskIds())
+
+
+class _TaskIds(SpanProcessor):
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        task = otel_context.get_value(_TASK, parent_context)
+        if isinstance(task, TaskContext):
+            span.set_attributes({a.RUN_ID: task.run_id, a.TASK_ID: task.task_id})
+
+    def on_end(self, span: ReadableSpan) -> None:
+        pass
+
+    def shutdown(self) -> None:
+        pass
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:  # noqa: ARG002 - nothing is held
+        return True

@@ -1,0 +1,133 @@
+"""One HTTP/1.1 connection on which every wait ends at one deadline.
+
+`http.client` and the pools above it limit each single wait, so that a peer which sends a byte now and then is waited
+for without end. Here dialling, TLS, sending and reading share the time that is left.
+"""
+
+import io
+import socket
+import time
+from dataclasses import dataclass
+from http.client import HTTPResponse
+from typing import TYPE_CHECKING, cast
+
+from cascade.connectors.otel._route import Route
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+_MAX_ANSWER = 1 << 20  # bytes; an OTLP answer has a few hundred
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A response, read to its end or to the limit."""
+
+    status: int
+    phrase: str
+    headers: dict[str, str]
+    content: bytes
+
+
+class TunnelRefusedError(OSError):
+    """Raised when the proxy would not connect us to the server."""
+
+
+class Connection:
+    """A connection kept alive from one request to the next; for one thread at a time."""
+
+    def __init__(self, route: Route, deadline: float) -> None:
+        self._socket = _dial(route.host, route.port, deadline)
+        try:
+            if route.tunnel:
+                self._open_tunnel(route, deadline)
+            if route.tls:
+                self._socket.settimeout(_left(deadline))
+                self._socket = route.tls.wrap_socket(self._socket, server_hostname=route.server_name)
+        except BaseException:
+            self.close()
+            raise
+
+    def exchange(self, request: bytes, deadline: float) -> tuple[Answer, bool]:
+        """Send one request; the answer, and whether the connection can be used again."""
+        response = self._request(request, "POST", deadline)
+        content = response.read(_MAX_ANSWER)
+        # http.client's own rule: a response read to its end is closed.
+        reusable = response.isclosed() and not response.will_close
+        headers = {name.lower(): value for name, value in response.getheaders()}
+        return Answer(response.status, response.reason, headers, content), reusable
+
+    def is_fresh(self) -> bool:
+        """False once the peer has closed an idle connection, or sent what nobody asked for."""
+        try:
+            self._socket.settimeout(0)
+            # Past TLS, on the bare socket: all that counts is whether anything has come.
+            socket.socket.recv(self._socket, 1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _request(self, request: bytes, method: str, deadline: float) -> HTTPResponse:
+        self._socket.settimeout(_left(deadline))
+        self._socket.sendall(request)
+        # HTTPResponse asks of its socket only makefile().
+        response = HTTPResponse(cast("socket.socket", _Readable(self._socket, deadline)), method=method)
+        response.begin()
+        return response
+
+    def _open_tunnel(self, route: Route, deadline: float) -> None:
+        head = f"CONNECT {route.tunnel} HTTP/1.1\r\nHost: {route.tunnel}\r\n{route.login}\r\n"
+        response = self._request(head.encode(), "CONNECT", deadline)
+        if response.status != 200:  # noqa: PLR2004 - the HTTP status
+            raise TunnelRefusedError(f"proxy answered {response.status} {response.reason}")
+
+
+class _Readable(io.RawIOBase):
+    """A socket's incoming half, each read limited to the time that is left."""
+
+    def __init__(self, source: socket.socket, deadline: float) -> None:
+        self._source = source
+        self._deadline = deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer", /) -> int:
+        self._source.settimeout(_left(self._deadline))
+        return self._source.recv_into(buffer)
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        return io.BufferedReader(self)
+
+
+def _dial(host: str, port: int, deadline: float) -> socket.socket:
+    """Connect to the first of the host's addresses that answers, none of them using up the time of the others.
+
+    Resolving a name is the one step which the system does not let us limit.
+    """
+    addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    error: OSError = OSError(f"{host} has no address")
+    for index, (family, kind, number, _, address) in enumerate(addresses):
+        dialled = socket.socket(family, kind, number)
+        try:
+            dialled.settimeout(_left(deadline) / (len(addresses) - index))
+            dialled.connect(address)
+            dialled.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError as failure:
+            dialled.close()
+            error = failure
+        else:
+            return dialled
+    raise error
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left

@@ -1,0 +1,47 @@
+"""The flush at a run's end: bounded, off the event loop, and honest about what was lost."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from cascade.connectors.otel._provider import Tracing
+
+_GRACE = 1.0
+"""Seconds beyond its bound after which a flush is taken to be stuck."""
+
+
+async def flush(tracing: Tracing, timeout: float) -> tuple[int, str]:  # noqa: ASYNC109 - the bound is its purpose
+    """How many spans were lost since the beginning, and why; with a foreign provider, only whether there was trouble."""
+    route = tracing.route
+    if route is not None:
+        report = await _in_thread(lambda: route.outbox.flush(timeout, tally=route.tally), timeout + _GRACE)
+        return (report.lost, report.reason if report.lost else "") if report else (0, _stuck(timeout))
+    done = await _in_thread(lambda: tracing.provider.force_flush(int(timeout * 1000)), timeout)
+    return 0, "" if done is not None else _stuck(timeout)
+
+
+def _stuck(timeout: float) -> str:
+    return f"the flush has not ended within {timeout:g} s"
+
+
+async def _in_thread(work: Callable[[], Any], timeout: float) -> Any:  # noqa: ASYNC109 - as above
+    """Run `work` in a thread that may outlive us: a stuck one must hold back neither the loop nor the process."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Any] = loop.create_future()
+
+    def settle(result: Any) -> None:
+        if not done.done():
+            done.set_result(result)
+
+    def run() -> None:
+        try:
+            result = work()
+        except Exception:  # noqa: BLE001 - telemetry never breaks a run
+            result = None
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle, result)
+
+    threading.Thread(target=run, name="cascade-flush", daemon=True).start()
+    await asyncio.wait({done}, timeout=timeout)
+    return done.result() if done.done() else None

@@ -1,0 +1,139 @@
+"""OTLP over gRPC."""
+
+import threading
+from pathlib import Path
+from typing import cast
+from urllib.parse import urlsplit
+
+import grpc
+
+from cascade.connectors.otel import _answers
+from cascade.connectors.otel._options import ExportOptions, Signal
+from cascade.connectors.otel._transport import Reply
+
+_METHODS: dict[Signal, str] = {
+    "traces": "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
+    "metrics": "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
+    "logs": "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
+}
+_RETRYABLE = {
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.OUT_OF_RANGE,
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DATA_LOSS,
+}
+_DEAD = {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE}
+_OPTIONS = (
+    ("grpc.primary_user_agent", "Cascade-OTLP-Exporter-Python"),
+    ("grpc.max_send_message_length", -1),
+    # Retrying, and when, is the outbox's business.
+    ("grpc.enable_retries", 0),
+    # Channels share connections, and how long a failed one is left alone: ours must dial afresh when asked to.
+    ("grpc.use_local_subchannel_pool", 1),
+    # Finds a connection that a network swallowed while a call is on it; never pings between calls, which servers punish.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+)
+_REASONS = {
+    "Connection refused": "connection refused",
+    "CERTIFICATE_VERIFY_FAILED": "certificate verify failed",
+    "Domain name not found": "host name cannot be resolved",
+    "Tls handshake failed": "TLS failed: is the server's port a plain one?",
+}
+_DETAILS = "grpc-status-details-bin"
+
+
+class GrpcTransport:
+    """Calls a collector's Export method over one channel; proxies as gRPC itself reads them from the environment."""
+
+    def __init__(self, options: ExportOptions) -> None:
+        self._options = options
+        self._credentials = None if options.insecure else _credentials(options)
+        self._metadata = tuple(_metadatum(name, value) for name, value in options.headers.items())
+        self._lock = threading.Lock()
+        self._channel: grpc.Channel | None = None
+
+    def send(self, body: bytes, timeout: float) -> Reply:
+        try:
+            return self._call(self._connected(), body, timeout)
+        except Exception as error:  # noqa: BLE001 - the transport's contract: a failure is a reply
+            return Reply("refused", _answers.shortened(f"{type(error).__name__}: {error}"))
+
+    def close(self) -> None:
+        if self._channel is not None:
+            self._disconnect(self._channel)
+
+    def _call(self, channel: grpc.Channel, body: bytes, timeout: float) -> Reply:
+        method = channel.unary_unary(_METHODS[self._options.signal], None, None)
+        try:
+            answer = method(body, timeout=timeout, metadata=self._metadata)
+        except grpc.RpcError as error:
+            reply = _failure(cast("grpc.Call", error), timeout)
+            if reply.dead:
+                self._disconnect(channel)
+            return reply
+        return _answers.accepted(self._options.signal, cast("bytes", answer))
+
+    def _connected(self) -> grpc.Channel:
+        with self._lock:
+            if self._channel is None:
+                self._channel = self._dial()
+            return self._channel
+
+    def _disconnect(self, channel: grpc.Channel) -> None:
+        """Forget a channel that failed: it would answer from memory for a while instead of trying the peer again."""
+        with self._lock:
+            if self._channel is channel:
+                self._channel = None
+        channel.close()
+
+    def _dial(self) -> grpc.Channel:
+        target = _target(self._options.endpoint)
+        compression = grpc.Compression.Gzip if self._options.compression == "gzip" else grpc.Compression.NoCompression
+        if self._credentials is None:
+            return grpc.insecure_channel(target, _OPTIONS, compression)
+        return grpc.secure_channel(target, self._credentials, _OPTIONS, compression)
+
+
+def _target(endpoint: str) -> str:
+    url = urlsplit(endpoint)
+    if url.scheme not in {"http", "https"}:
+        return endpoint
+    return url.netloc if url.port else f"{url.netloc}:{443 if url.scheme == 'https' else 80}"
+
+
+def _credentials(options: ExportOptions) -> grpc.ChannelCredentials:
+    files = (options.certificate, options.client_key, options.client_certificate)
+    roots, key, chain = (Path(name).read_bytes() if name else None for name in files)
+    return grpc.ssl_channel_credentials(roots, key, chain)
+
+
+def _metadatum(name: str, value: str) -> tuple[str, str | bytes]:
+    return (name, value.encode()) if name.endswith("-bin") else (name, value)
+
+
+def _failure(call: grpc.Call, timeout: float) -> Reply:
+    code = call.code()
+    packed = [cast("bytes", value) for name, value in call.trailing_metadata() or () if name == _DETAILS]
+    retry_after = _answers.retry_delay(packed[0]) if packed else None
+    throttled = code is grpc.StatusCode.RESOURCE_EXHAUSTED and retry_after is not None
+    details = call.details() or ""
+    return Reply(
+        "retry" if code in _RETRYABLE or throttled else "refused",
+        _explained(code, details, timeout),
+        retry_after,
+        dead=code in _DEAD,
+        too_large=code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details,
+    )
+
+
+def _explained(code: grpc.StatusCode, details: str, timeout: float) -> str:
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return f"no answer within {timeout:.3g} s"
+    for sign, reason in _REASONS.items():
+        if sign in details:
+            return reason
+    # gRPC tells its whole search; the last error says what went wrong.
+    return _answers.shortened(f"{code.name}: {details.rpartition('last error: ')[2]}")

@@ -1,0 +1,44 @@
+"""Spans under ids that were decided before, with any SDK provider.
+
+The API has no way to ask for a span's id (opentelemetry-python issue 4963); a tracer's id generator can be replaced.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from opentelemetry.sdk.trace.id_generator import IdGenerator
+
+
+class PresetIds(IdGenerator):
+    """Gives the ids that the running `preset` block asks for, else those of the tracer's own generator."""
+
+    def __init__(self, original: IdGenerator) -> None:
+        self._original = original
+        self._next = threading.local()
+
+    @contextmanager
+    def preset(self, trace_id: str, span_id: str) -> Iterator[None]:
+        """Spans started in the block, in this thread, get these ids; below a parent the trace id is the parent's."""
+        self._next.ids = int(trace_id, 16), int(span_id, 16)
+        try:
+            yield
+        finally:
+            self._next.ids = None
+
+    def generate_trace_id(self) -> int:
+        ids = self._preset
+        return ids[0] if ids else self._original.generate_trace_id()
+
+    def generate_span_id(self) -> int:
+        ids = self._preset
+        return ids[1] if ids else self._original.generate_span_id()
+
+    def is_trace_id_random(self) -> bool:
+        """A trace id that is asked for may not be random: it is not claimed (W3C Trace Context 2, random flag)."""
+        return not self._preset and self._original.is_trace_id_random()
+
+    @property
+    def _preset(self) -> Any:
+        return getattr(self._next, "ids", None)

@@ -1,0 +1,176 @@
+"""From finished spans to acknowledged OTLP requests: bounded in memory, lossless with a live peer, quick with a dead one."""
+
+import threading
+import time
+import weakref
+from collections.abc import Callable
+
+from opentelemetry.sdk.trace import ReadableSpan
+
+from cascade.connectors.otel import _lifetime, _sender, _store
+from cascade.connectors.otel._batch import Entry, estimate
+from cascade.connectors.otel._shared import Limits, Shared
+from cascade.connectors.otel._tally import FlushReport, Tally
+from cascade.connectors.otel._transport import Transport
+
+CAPACITY = 64 << 20  # bytes of memory: some 16,000 spans with ten attributes each
+BATCH_SIZE = 1024  # spans, some 400 KB on the wire: more at a time is no faster and only delays the answer
+SCHEDULE_DELAY = 0.5  # seconds: with the time of a request, what has ended is on its way within one
+REQUEST_TIMEOUT = 10.0  # seconds; OTLP's default
+FLUSH_TIMEOUT = 5.0  # seconds
+_ROOM = 0.5  # of the capacity; from there on a burst has room again
+
+
+class SpanOutbox:
+    """Takes finished spans from any thread and exports them from one of its own.
+
+    The thread starts with the first span, in a forked child too: there the outbox is empty, because what was waiting
+    is sent by the parent. When `capacity` bytes are held, a new span is refused and counted as lost. At interpreter
+    exit what is left has `exit_timeout` seconds.
+
+    Raises:
+        ValueError: When a limit cannot be met.
+    """
+
+    def __init__(
+        self,
+        open_transport: Callable[[], Transport],
+        *,
+        capacity: int = CAPACITY,
+        batch_size: int = BATCH_SIZE,
+        schedule_delay: float = SCHEDULE_DELAY,
+        request_timeout: float = REQUEST_TIMEOUT,
+        exit_timeout: float = FLUSH_TIMEOUT,
+    ) -> None:
+        if min(capacity, batch_size) < 1 or min(schedule_delay, exit_timeout) < 0 or request_timeout <= 0:
+            raise ValueError("capacity, batch_size and request_timeout must be above zero, delays not below")
+        self._open_transport = open_transport
+        self._exit_timeout = exit_timeout
+        self._shared = Shared(Limits(capacity, batch_size, schedule_delay, request_timeout))
+        self._total = Tally()
+        self._tallies = weakref.WeakSet([self._total])
+        _lifetime.watch(self)
+
+    def tally(self) -> Tally:
+        """A count of its own, for the spans of one run; they count in the outbox's total as well."""
+        with self._shared.lock:
+            tally = Tally(self._total)
+            self._tallies.add(tally)
+            return tally
+
+    def report(self, tally: Tally | None = None) -> FlushReport:
+        """The counts so far, of one tally or of all spans."""
+        with self._shared.lock:
+            return (tally or self._total).report()
+
+    @property
+    def pressure(self) -> float:
+        """How full it is, from 0 to 1."""
+        return self._shared.store.held / self._shared.limits.capacity
+
+    def wait_for_room(self, timeout: float) -> bool:
+        """Wait until it is at most half full; False if it still is not, or at once if the peer is dead."""
+        shared = self._shared
+        deadline = time.monotonic() + timeout
+        with shared.lock:
+            while self.pressure > _ROOM:
+                left = deadline - time.monotonic()
+                if left <= 0 or shared.peer.is_dead:
+                    return False
+                shared.settled.wait(left)
+            return True
+
+    def put(self, span: ReadableSpan, *, urgent: bool = False, tally: Tally | None = None) -> bool:
+        """Take a span, at once and without raising; False if it was refused, and counted as lost.
+
+        It leaves with the next full batch or after the schedule delay, an `urgent` one immediately.
+        """
+        size = estimate(span)
+        shared = self._shared
+        with shared.lock:
+            counted = tally or self._total
+            counted.add(put=1)
+            entry = Entry(span, size, counted, time.monotonic())
+            if refusal := self._admit(entry):
+                _store.lose([entry], refusal)
+                return False
+            shared.is_urgent |= urgent
+            waiting = len(shared.store.queue)
+            if urgent or waiting == 1 or waiting % shared.limits.batch_size == 0:
+                shared.work.notify_all()
+            return True
+
+    def flush(self, timeout: float = FLUSH_TIMEOUT, *, tally: Tally | None = None) -> FlushReport:
+        """Wait until everything put before the call is sent or lost, for `timeout` seconds at the most.
+
+        What then still waits is given up and counted as lost, even if a request is out with it; with a `tally` only
+        the spans of that one. Seconds are not spent on a dead peer: `Peer` has the rule.
+        """
+        start = time.monotonic()
+        shared = self._shared
+        span_of_time = (start, start + timeout)
+        with shared.lock:
+            shared.flushes.append(span_of_time)
+            shared.work.notify_all()
+            try:
+                self._await_settled(tally, *span_of_time)
+            finally:
+                shared.flushes.remove(span_of_time)
+            return self.report(tally)
+
+    def close(self, timeout: float = FLUSH_TIMEOUT) -> FlushReport:
+        """Flush, then refuse what comes; the thread and its connections end."""
+        deadline = time.monotonic() + timeout
+        self.flush(timeout)
+        shared = self._shared
+        with shared.lock:
+            shared.is_closed = True
+            shared.give_up(None, float("inf"), "closed")
+            # A thread that is out with a request may take longer than we have.
+            sender = None if shared.store.flights else shared.sender
+        if sender is not None:
+            sender.join(max(0.0, deadline - time.monotonic()))
+        return self.report()
+
+    def close_at_exit(self) -> None:
+        self.close(self._exit_timeout)
+
+    def reset_after_fork(self) -> None:
+        """Begin anew in a child process: the parent keeps its spans, and no other thread lives here."""
+        is_closed = self._shared.is_closed
+        self._shared = Shared(self._shared.limits)
+        self._shared.is_closed = is_closed
+        for tally in list(self._tallies):
+            tally.disown_pending()
+
+    def _admit(self, entry: Entry) -> str:
+        """Queue an entry and see to it that a thread will send it; if that cannot be, why."""
+        shared = self._shared
+        if shared.is_closed:
+            return "closed"
+        try:
+            self._ensure_sender()
+        except RuntimeError:
+            return "the interpreter is shutting down"
+        if shared.store.add(entry):
+            return ""
+        return shared.peer.reason if shared.peer.is_dead else "more spans than fit in memory"
+
+    def _ensure_sender(self) -> None:
+        shared = self._shared
+        if shared.sender is None or not shared.sender.is_alive():
+            work = (shared, self._open_transport)
+            sender = threading.Thread(target=_sender.run, args=work, name="cascade-otlp", daemon=True)
+            sender.start()
+            shared.sender = sender
+
+    def _await_settled(self, tally: Tally | None, start: float, deadline: float) -> None:
+        shared = self._shared
+        while shared.store.holds(tally, start):
+            end = min(deadline, shared.peer.patience(start))
+            left = end - time.monotonic()
+            if left <= 0 or shared.peer.is_hopeless(start, end):
+                waited = f"no answer within {time.monotonic() - start:.2g} s"
+                shared.give_up(tally, start, shared.peer.reason or waited)
+                return
+            shared.settled.wait(left)

@@ -1,0 +1,87 @@
+"""What the exporter knows of the other side: whether it lives, when to try again, how long a flush waits for it."""
+
+import math
+import random
+import time
+from collections.abc import Callable
+
+from cascade.connectors.otel._transport import Reply
+
+FIRST_PAUSE = 0.2  # seconds before the first retry; then doubled, with jitter
+LONGEST_PAUSE = 5.0  # a peer that comes up during a run is found within so many seconds
+FLUSH_PAUSE = 0.1  # while somebody waits for a flush, retries come faster
+STRANGER_PATIENCE = 1.0  # seconds a flush waits for a peer that has never answered
+DEAD_PATIENCE = 0.5  # seconds a flush waits for one that has failed
+
+
+class Peer:
+    """The state of one peer. Guarded by the outbox's lock.
+
+    The rule of patience, for a flush with a time limit of its own: a peer that answered its latest request has all of
+    that time; one that has never answered has a second from the flush's start or from when it was first asked, whichever
+    is later; one that has failed has half a second from the failure or the start, and two failures in a row, the
+    second from a request that began during the flush, end it at once.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._has_answered = False
+        self._failures = 0
+        self._pauses = 0
+        self._failed_at = 0.0
+        self._asked_at = math.inf
+        self._tried_at = 0.0
+        self._soonest = 0.0
+        self._pause_from = 0.0
+        self._pause = 0.0
+        self.reason = ""
+
+    @property
+    def is_dead(self) -> bool:
+        return self._failures > 0
+
+    def ask(self, now: float) -> None:
+        """A request goes out."""
+        self._asked_at = min(self._asked_at, now)
+
+    def record(self, reply: Reply, began: float) -> None:
+        """Learn from a reply to a request that began then."""
+        now = self._clock()
+        self._tried_at = began
+        if reply.dead:
+            self._failed_at = self._failed_at if self._failures else now
+            self._failures += 1
+        else:
+            self._has_answered = True
+            self._asked_at = math.inf
+            self._failures = 0
+        if reply.outcome == "retry":
+            self._back_off(now, reply.retry_after)
+            self.reason = reply.reason
+        else:
+            self._pauses, self._pause, self._soonest = 0, 0.0, now
+            self.reason = ""
+
+    def next_try(self, *, is_flushing: bool) -> float:
+        """When the next request may be made; a flush shortens our own pauses, never one that the peer asked for."""
+        pause = min(self._pause, FLUSH_PAUSE) if is_flushing else self._pause
+        return max(self._soonest, self._pause_from + pause)
+
+    def patience(self, start: float) -> float:
+        """Until when a flush that began at `start` waits."""
+        # Our own work before the first request, such as importing gRPC, is not the peer's fault.
+        stranger = math.inf if self._has_answered else max(start, self._asked_at) + STRANGER_PATIENCE
+        dead = max(start, self._failed_at) + DEAD_PATIENCE if self._failures else math.inf
+        return min(stranger, dead)
+
+    def is_hopeless(self, start: float, end: float) -> bool:
+        """True when a flush from `start` to `end` can stop waiting: it has had its try, or will not get one."""
+        has_tried = self._failures > 1 and self._tried_at >= start
+        return has_tried or self._soonest > end
+
+    def _back_off(self, now: float, retry_after: float | None) -> None:
+        # Jitter is there so that many processes do not come back all at once: nothing secret.
+        self._pause = min(FIRST_PAUSE * 2**self._pauses, LONGEST_PAUSE) * random.uniform(0.5, 1.0)  # noqa: S311
+        self._pauses = min(self._pauses + 1, 16)
+        self._pause_from = now
+        self._soonest = now + (retry_after or 0.0)

@@ -1,0 +1,83 @@
+"""The way to an HTTP endpoint: which address to dial, with which TLS, through which proxy."""
+
+import contextlib
+import ssl
+import urllib.request
+from base64 import b64encode
+from dataclasses import dataclass
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from cascade.connectors.otel._options import ExportOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How to get to a server, and how a request names its target on that way.
+
+    With a proxy `host` and `port` are the proxy's; `tunnel` is then the authority to ask it for, if TLS goes through
+    it, and `login` the header line that it wants.
+    """
+
+    host: str
+    port: int
+    target: str
+    tls: ssl.SSLContext | None = None
+    server_name: str = ""
+    tunnel: str = ""
+    login: str = ""
+
+
+def route_to(options: ExportOptions) -> Route:
+    """The route, by the endpoint and by `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`.
+
+    Raises:
+        OSError: When the proxy wants another protocol than plain HTTP, or a certificate cannot be loaded.
+    """
+    url = urlsplit(options.endpoint)
+    host, port = _address(url)
+    target = (url.path or "/") + (f"?{url.query}" if url.query else "")
+    tls = _tls(options) if url.scheme == "https" else None
+    proxy = _proxy(url)
+    if proxy is None:
+        return Route(host, port, target, tls, host)
+    via, gate = _address(proxy)
+    login = _login(proxy)
+    if tls is None:
+        return Route(via, gate, f"http://{url.netloc}{target}", login=login)
+    authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return Route(via, gate, target, tls, host, authority, login)
+
+
+def _proxy(url: SplitResult) -> SplitResult | None:
+    proxies = urllib.request.getproxies()
+    found = proxies.get(url.scheme) or proxies.get("all")
+    if not found or urllib.request.proxy_bypass(url.netloc):
+        return None
+    proxy = urlsplit(found if "://" in found else f"http://{found}")
+    if proxy.scheme != "http":
+        raise OSError(f"{proxy.scheme}:// proxies are not supported, only http://")
+    return proxy
+
+
+def _login(proxy: SplitResult) -> str:
+    if proxy.username is None:
+        return ""
+    pair = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
+    return f"Proxy-Authorization: Basic {b64encode(pair.encode()).decode()}\r\n"
+
+
+def _address(url: SplitResult) -> tuple[str, int]:
+    return url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
+
+
+def _tls(options: ExportOptions) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=options.certificate)
+    if options.certificate is None:
+        # Slim images have no certificates of their own; the SDK's exporter brings these.
+        with contextlib.suppress(ImportError):
+            import certifi
+
+            context.load_verify_locations(certifi.where())
+    if options.client_certificate:
+        context.load_cert_chain(options.client_certificate, options.client_key)
+    return context

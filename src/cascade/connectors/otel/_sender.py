@@ -1,0 +1,134 @@
+"""The sending side of an outbox: batches when they are due, requests until they are answered.
+
+Several batches in flight, should one ever not be enough, are several threads in `run`.
+"""
+
+import time
+from collections.abc import Callable
+
+from cascade.connectors.otel import _lifetime, _store
+from cascade.connectors.otel._batch import encode
+from cascade.connectors.otel._shared import Shared
+from cascade.connectors.otel._store import Flight
+from cascade.connectors.otel._transport import Reply, Transport, Unusable
+
+BATCH_MEMORY = 16 << 20  # bytes of memory, which become about a tenth on the wire
+MAX_BODY = 3 << 20  # bytes; gRPC servers refuse more than 4 MiB by default
+IDLE = 30.0  # seconds after which a thread without work ends, and with it its connections
+_LEAST_TIME = 0.05  # seconds; less is no request
+
+
+def run(shared: Shared, open_transport: Callable[[], Transport]) -> None:
+    """Send what is due until the outbox is closed or long idle."""
+    with _lifetime.uninstrumented():
+        transport = _opened(open_transport)
+        try:
+            while flight := _next_flight(shared):
+                _deliver(shared, transport, flight)
+        finally:
+            transport.close()
+
+
+def _opened(open_transport: Callable[[], Transport]) -> Transport:
+    try:
+        return open_transport()
+    except Exception as error:  # noqa: BLE001 - whatever opens it: it is told by the counts, not by a dead thread
+        return Unusable(error)
+
+
+def _next_flight(shared: Shared) -> Flight | None:
+    """The next batch, once it is due; None when there is no more work."""
+    store, limits = shared.store, shared.limits
+    with shared.lock:
+        while not shared.is_closed:
+            left = _due(shared) - time.monotonic()
+            if left <= 0:
+                shared.is_urgent = shared.is_urgent and len(store.queue) > limits.batch_size
+                return store.take(limits.batch_size, BATCH_MEMORY)
+            if not shared.work.wait(min(left, IDLE)) and not store.queue:
+                break
+        shared.sender = None
+        return None
+
+
+def _due(shared: Shared) -> float:
+    store = shared.store
+    if not store.queue:
+        return float("inf")
+    is_full = len(store.queue) >= shared.limits.batch_size or store.queued >= BATCH_MEMORY
+    if is_full or shared.is_urgent or shared.flushes:
+        return 0.0
+    return store.queue[0].put_at + shared.limits.schedule_delay
+
+
+def _deliver(shared: Shared, transport: Transport, flight: Flight) -> None:
+    """Send a flight, in parts if need be, until each part has been counted."""
+    parts = [flight]
+    while parts:
+        part = parts.pop()
+        try:
+            reply = _reply_for(shared, transport, part)
+        except Exception as error:  # noqa: BLE001 - a fault of ours costs this part, not the thread
+            reply = Reply("refused", f"{type(error).__name__}: {error}"[:200])
+        if reply.too_large and len(part.entries) > 1:
+            with shared.lock:
+                parts += shared.store.split(part)
+        else:
+            _land(shared, part, reply)
+
+
+def _reply_for(shared: Shared, transport: Transport, flight: Flight) -> Reply:
+    body, bad = encode(flight.entries)
+    with shared.lock:
+        _store.lose(bad, "a span cannot be encoded")
+    if len(body) > MAX_BODY and len(flight.entries) > 1:
+        return Reply("refused", too_large=True)
+    return _exchange(shared, transport, flight, body) if body else Reply("accepted")
+
+
+def _exchange(shared: Shared, transport: Transport, flight: Flight, body: bytes) -> Reply:
+    """Send until the peer has taken or refused it, or nobody waits for it any more."""
+    while _await_turn(shared, flight):
+        began = time.monotonic()
+        reply = transport.send(body, _time_for_request(shared, began))
+        with shared.lock:
+            shared.peer.record(reply, began)
+            if reply.outcome != "retry":
+                return reply
+            _store.retry(flight, reply.reason)
+            shared.settled.notify_all()
+    return Reply("refused", "given up")
+
+
+def _await_turn(shared: Shared, flight: Flight) -> bool:
+    """Wait until the peer may be asked (again); False if the flight has been given up meanwhile."""
+    with shared.lock:
+        while flight.is_wanted():
+            left = shared.peer.next_try(is_flushing=bool(shared.flushes)) - time.monotonic()
+            if left <= 0:
+                return True
+            shared.work.wait(left)
+        return False
+
+
+def _time_for_request(shared: Shared, now: float) -> float:
+    """While somebody waits for a flush, no longer than that one waits."""
+    with shared.lock:
+        shared.peer.ask(now)
+        shared.settled.notify_all()
+        ends = [min(end, shared.peer.patience(start)) - now for start, end in shared.flushes]
+    limit = shared.limits.request_timeout
+    return min(limit, max(_LEAST_TIME, *ends)) if ends else limit
+
+
+def _land(shared: Shared, flight: Flight, reply: Reply) -> None:
+    with shared.lock:
+        if reply.outcome == "accepted":
+            entries = [entry for entry in flight.entries if entry.is_open]
+            # The peer does not say which spans it rejected, only how many.
+            _store.lose(entries[: reply.rejected], f"rejected: {reply.reason}")
+            _store.send(entries)
+        else:
+            _store.lose(flight.entries, reply.reason)
+        shared.store.land(flight)
+        shared.settled.notify_all()

@@ -1,0 +1,44 @@
+"""What the callers of an outbox and its sending thread have in common."""
+
+import threading
+from dataclasses import dataclass
+
+from cascade.connectors.otel._peer import Peer
+from cascade.connectors.otel._store import Store
+from cascade.connectors.otel._tally import Tally
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What bounds an outbox: bytes of memory, spans, and seconds."""
+
+    capacity: int
+    batch_size: int
+    schedule_delay: float
+    request_timeout: float
+
+
+class Shared:
+    """One lock, the state it guards, and two conditions: `work` for who sends, `settled` for who waits for that.
+
+    A forked child makes a new one: the old may be in the middle of anything.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        # Reentrant, because a signal handler or a finalizer may end a span while its thread is in here.
+        self.lock = threading.RLock()
+        self.work = threading.Condition(self.lock)
+        self.settled = threading.Condition(self.lock)
+        self.limits = limits
+        self.store = Store(limits.capacity)
+        self.peer = Peer()
+        self.flushes: list[tuple[float, float]] = []  # start and deadline of each that goes on
+        self.is_urgent = False
+        self.is_closed = False
+        self.sender: threading.Thread | None = None
+
+    def give_up(self, tally: Tally | None, before: float, reason: str) -> None:
+        """Nobody waits any more for what was put until `before`, of one tally or of all."""
+        self.store.give_up(tally, before, reason)
+        self.work.notify_all()
+        self.settled.notify_all()

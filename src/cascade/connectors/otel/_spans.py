@@ -1,0 +1,218 @@
+"""From a message to the spans it stands for: one pure function, for the live connector and for a replay."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cascade.telemetry import attributes as a
+from cascade.telemetry.identity import RUN_STARTED, span_id
+from cascade.telemetry.limits import MAX_VALUE_BYTES
+from cascade.telemetry.safe import text
+
+Attributes = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    name: str
+    time_ns: int
+    attributes: Attributes
+
+
+@dataclass(frozen=True, slots=True)
+class SpanData:
+    """A finished span. Ids are lower-case hex, `parent_id` is "" for none; `error` is the text of its ERROR status."""
+
+    name: str
+    trace_id: str
+    span_id: str
+    parent_id: str
+    start_ns: int
+    end_ns: int
+    attributes: Attributes
+    flags: int = 1
+    is_server: bool = False
+    error: str | None = None
+    events: tuple[Event, ...] = ()
+    links: tuple[tuple[str, str], ...] = ()
+
+
+def spans_of(payload: Mapping[str, Any], *, detail: str = "full", cicd: bool = False) -> Iterator[SpanData]:
+    """The spans that have ended with this message, none for most; `detail` is "run", "tasks" or "full"."""
+    body = payload["body"]
+    match body.get("type"), body.get("event") or body.get("state") or body.get("action"):
+        case "LifecycleEvent", "ENGINE_STARTED":
+            yield _marker(payload, body)
+        case "LifecycleEvent", "ENGINE_STOPPED":
+            yield _run(payload, body, cicd=cicd)
+        case "TaskStateEvent", "PENDING" if detail == "full" and body["metadata"].get("reason") == "retry":
+            yield _attempt(payload, body, {**body["metadata"], "result": "failure"})
+        case "TaskStateEvent", "COMPLETED" | "FAILED" | "SKIPPED" if detail != "run":
+            if detail == "full":
+                yield from (_wait(payload, body, wait) for wait in body["metadata"].get("waits", ()))
+                yield from (_attempt(payload, body, one) for one in body["metadata"].get("attempts", ()))
+            yield _task(payload, body, cicd=cicd)
+        case "ResourceEvent", "RELEASE" if detail == "full":
+            yield _resource(payload, body)
+
+
+def _marker(payload: Mapping[str, Any], body: Mapping[str, Any]) -> SpanData:
+    start_ns = body["metadata"].get("start_ns", 0)
+    found = {a.RUN_ID: payload["run_id"], a.RUN_TARGET: body["metadata"].get("target")}
+    run = payload["span_id"]
+    return _span(payload, RUN_STARTED, span_id(payload["run_id"], RUN_STARTED), run, start_ns, start_ns, found)
+
+
+def _run(payload: Mapping[str, Any], body: Mapping[str, Any], *, cicd: bool) -> SpanData:
+    metadata = body["metadata"]
+    counts = metadata.get("counts", {})
+    found = {
+        a.RUN_ID: payload["run_id"],
+        a.ORG_ID: payload.get("org_id"),
+        a.PROJECT_ID: payload.get("project_id"),
+        a.RUN_TARGET: metadata.get("target"),
+        a.RUN_RESULT: metadata.get("result"),
+        a.RUN_INPUTS: metadata.get("inputs"),
+        a.RUN_PARAMS: metadata.get("params"),
+        a.RUN_MESSAGES_DROPPED: metadata.get("dropped") or None,
+        **{f"cascade.run.tasks.{state}": count for state, count in counts.items()},
+    }
+    if cicd:
+        found |= {
+            a.CICD_PIPELINE_NAME: metadata.get("target"),
+            a.CICD_PIPELINE_RUN_ID: payload["run_id"],
+            a.CICD_PIPELINE_RESULT: metadata.get("result"),
+        }
+    name = f"run {metadata.get('target', '')}".rstrip()
+    return _ended(payload, name, payload["span_id"], payload["parent_span_id"], metadata, found, body, is_server=True)
+
+
+def _task(payload: Mapping[str, Any], body: Mapping[str, Any], *, cicd: bool) -> SpanData:
+    metadata = body["metadata"]
+    attempts = metadata.get("attempts")
+    found = {
+        **_of_task(payload, body),
+        a.TASK_RESULT: metadata.get("result"),
+        a.TASK_ATTEMPTS: len(attempts) if attempts else None,
+        a.TASK_MAX_ATTEMPTS: metadata.get("max_attempts"),
+        a.TASK_DEPENDENCIES: metadata.get("link_count"),
+        a.TASK_SKIP_REASON: metadata.get("reason"),
+        a.TASK_ARGUMENTS: metadata.get("arguments"),
+        a.TASK_OUTPUT: metadata.get("output"),
+        a.MAP_INDEX: metadata.get("map_index"),
+        a.MAP_SIZE: metadata.get("map_size"),
+        a.CODE_FUNCTION_NAME: metadata.get("function"),
+    }
+    if cicd:
+        found |= {
+            a.CICD_TASK_NAME: body["task_name"],
+            a.CICD_TASK_RUN_ID: body["task_id"],
+            a.CICD_TASK_RUN_RESULT: metadata.get("result"),
+        }
+    name, parent = body["task_name"], payload["parent_span_id"]
+    return _ended(payload, name, payload["span_id"], parent, metadata, found, body)
+
+
+def _attempt(payload: Mapping[str, Any], body: Mapping[str, Any], attempt: Mapping[str, Any]) -> SpanData:
+    found = {
+        **_of_task(payload, body),
+        a.TASK_ATTEMPT: attempt.get("attempt"),
+        a.TASK_RESULT: attempt.get("result"),
+    }
+    name = f"{body['task_name']} attempt"
+    failed = {"error": _text_of(attempt.get("exception"))} if attempt.get("exception") else {}
+    return _ended(payload, name, attempt["span_id"], payload["span_id"], attempt, found, failed)
+
+
+def _wait(payload: Mapping[str, Any], body: Mapping[str, Any], wait: Mapping[str, Any]) -> SpanData:
+    found = {**_of_task(payload, body), a.WAIT_REASON: wait.get("reason")}
+    # A wait before the task stands beside it, one between its attempts below it.
+    before = wait["start_ns"] < body["metadata"].get("start_ns", 0)
+    parent = payload["parent_span_id"] if before else payload["span_id"]
+    name = f"{body['task_name']} wait"
+    return _span(payload, name, wait["span_id"], parent, wait["start_ns"], wait["end_ns"], found)
+
+
+def _resource(payload: Mapping[str, Any], body: Mapping[str, Any]) -> SpanData:
+    metadata = body["metadata"]
+    found = {a.RUN_ID: payload["run_id"], a.RESOURCE_NAME: body["resource_name"]}
+    name = f"{body['resource_name']} resource"
+    failed = {"error": _text_of(metadata["exception"])} if metadata.get("exception") else {}
+    return _ended(payload, name, payload["span_id"], payload["parent_span_id"], metadata, found, failed)
+
+
+def _ended(
+    payload: Mapping[str, Any],
+    name: str,
+    own_id: str,
+    parent_id: str,
+    metadata: Mapping[str, Any],
+    found: Attributes,
+    body: Mapping[str, Any],
+    *,
+    is_server: bool = False,
+) -> SpanData:
+    """A span that may have failed: ERROR, `error.type`, and the exception as an event."""
+    exception, end_ns = metadata.get("exception"), metadata.get("end_ns", 0)
+    error = body.get("error")
+    events: tuple[Event, ...] = ()
+    if exception:
+        found = {**found, a.ERROR_TYPE: exception.get("type")}
+        events = (_exception_event(exception, end_ns),)
+    elif error is not None:
+        found = {**found, a.ERROR_TYPE: error.partition(":")[0]}
+    links = tuple((link["trace_id"], link["span_id"]) for link in metadata.get("links", ()))
+    return SpanData(
+        name,
+        payload["trace_id"],
+        own_id,
+        parent_id,
+        metadata.get("start_ns", 0),
+        end_ns,
+        _clean(found),
+        payload.get("trace_flags", 1),
+        is_server,
+        error,
+        events,
+        links,
+    )
+
+
+def _span(
+    payload: Mapping[str, Any], name: str, own_id: str, parent_id: str, start_ns: int, end_ns: int, found: Attributes
+) -> SpanData:
+    flags = payload.get("trace_flags", 1)
+    return SpanData(name, payload["trace_id"], own_id, parent_id, start_ns, end_ns, _clean(found), flags)
+
+
+def _of_task(payload: Mapping[str, Any], body: Mapping[str, Any]) -> Attributes:
+    return {a.RUN_ID: payload["run_id"], a.TASK_ID: body["task_id"], a.TASK_NAME: body["task_name"]}
+
+
+def _exception_event(exception: Mapping[str, Any], time_ns: int) -> Event:
+    found = {
+        a.EXCEPTION_TYPE: exception.get("type"),
+        a.EXCEPTION_MESSAGE: exception.get("message"),
+        a.EXCEPTION_STACKTRACE: exception.get("stacktrace"),
+    }
+    return Event("exception", time_ns, {key: value for key, value in found.items() if value})
+
+
+def _text_of(exception: Mapping[str, Any] | None) -> str:
+    if exception is None:
+        return ""
+    return f"{str(exception.get('type', '')).rpartition('.')[2]}: {exception.get('message', '')}"
+
+
+def _clean(found: Attributes) -> Attributes:
+    """What has a value, in the types that OTLP has for attributes; texts are cut."""
+    return {key: _value(value) for key, value in found.items() if value is not None}
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return tuple(text(item, MAX_VALUE_BYTES) for item in value)
+    return text(value if isinstance(value, str) else json.dumps(value), MAX_VALUE_BYTES)

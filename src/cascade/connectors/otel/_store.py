@@ -1,0 +1,114 @@
+"""The spans that wait and those that are being sent, within one bound. No threads here: the outbox holds the lock."""
+
+from collections import Counter, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from cascade.connectors.otel._batch import Entry
+from cascade.connectors.otel._tally import Tally
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """Entries that leave together."""
+
+    entries: list[Entry] = field(default_factory=list)
+    is_retried: bool = False
+
+    def is_wanted(self) -> bool:
+        """False once all of it has been given up."""
+        return any(entry.is_open for entry in self.entries)
+
+
+class Store:
+    """A queue, and the flights taken from it. All that is in either counts against the capacity, in bytes."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.held = 0
+        self.queued = 0
+        self.queue: deque[Entry] = deque()
+        self.flights: list[Flight] = []
+
+    def add(self, entry: Entry) -> bool:
+        """Queue an entry; False if there is no room."""
+        if self.held + entry.size > self.capacity:
+            return False
+        self.queue.append(entry)
+        self.queued += entry.size
+        self.held += entry.size
+        return True
+
+    def take(self, count: int, size: int) -> Flight:
+        """The oldest entries, up to `count` of them and about `size` bytes, at least one."""
+        flight = Flight()
+        taken = 0
+        while self.queue and len(flight.entries) < count and taken < size:
+            entry = self.queue.popleft()
+            flight.entries.append(entry)
+            taken += entry.size
+        self.queued -= taken
+        self.flights.append(flight)
+        return flight
+
+    def split(self, flight: Flight) -> list[Flight]:
+        """Two flights in place of one."""
+        middle = len(flight.entries) // 2
+        halves = [Flight(part, flight.is_retried) for part in (flight.entries[:middle], flight.entries[middle:])]
+        self.flights.remove(flight)
+        self.flights += halves
+        return halves
+
+    def land(self, flight: Flight) -> None:
+        """A flight is over: its entries have been counted, its room is free."""
+        self.flights.remove(flight)
+        self.held -= sum(entry.size for entry in flight.entries)
+
+    def give_up(self, tally: Tally | None, before: float, reason: str) -> None:
+        """Count as lost what was put until `before`, of one tally or of all."""
+        flying = [entry for flight in self.flights for entry in flight.entries if _is_meant(entry, tally, before)]
+        waiting = [entry for entry in self.queue if _is_meant(entry, tally, before)]
+        lose([*flying, *waiting], reason)
+        self.queue = deque(entry for entry in self.queue if entry.is_open)
+        freed = sum(entry.size for entry in waiting)
+        self.queued -= freed
+        self.held -= freed
+
+    def holds(self, tally: Tally | None, before: float) -> bool:
+        """True while something that was put until `before`, of one tally or of all, has not been counted."""
+        if any(_is_meant(entry, tally, before) for flight in self.flights for entry in flight.entries):
+            return True
+        return any(_is_meant(entry, tally, before) for entry in self.queue)
+
+
+def send(entries: Iterable[Entry]) -> None:
+    """Count entries as sent, unless they have been counted before."""
+    for tally, count in _close(entries).items():
+        tally.add(sent=count)
+
+
+def lose(entries: Iterable[Entry], reason: str) -> None:
+    """Count entries as lost, unless they have been counted before."""
+    for tally, count in _close(entries).items():
+        tally.add(lost=count, reason=reason)
+
+
+def retry(flight: Flight, reason: str) -> None:
+    """Count a flight's entries as retried, once."""
+    counts = Counter(entry.tally for entry in flight.entries if entry.is_open)
+    for tally, count in counts.items():
+        tally.add(retried=0 if flight.is_retried else count, reason=reason)
+    flight.is_retried = True
+
+
+def _close(entries: Iterable[Entry]) -> Counter[Tally]:
+    counts: Counter[Tally] = Counter()
+    for entry in entries:
+        if entry.is_open:
+            entry.is_open = False
+            counts[entry.tally] += 1
+    return counts
+
+
+def _is_meant(entry: Entry, tally: Tally | None, before: float) -> bool:
+    return entry.is_open and entry.put_at <= before and (tally is None or entry.tally is tally)

@@ -1,0 +1,51 @@
+"""Counting what became of spans, so that no loss is hidden."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class FlushReport:
+    """What became of the spans of one tally since it began; `put == sent + lost + pending`, always.
+
+    `retried` counts the spans, among all of these, that needed more than one request. `reason` says why the latest
+    spans were lost or sent again; empty while all is well.
+    """
+
+    put: int = 0
+    sent: int = 0
+    retried: int = 0
+    lost: int = 0
+    pending: int = 0
+    reason: str = ""
+
+
+class Tally:
+    """A running count, one for each run and one above them for the outbox. Guarded by the outbox's lock."""
+
+    __slots__ = ("__weakref__", "_parent", "lost", "put", "reason", "retried", "sent")
+
+    def __init__(self, parent: "Tally | None" = None) -> None:
+        self._parent = parent
+        self.put = self.sent = self.retried = self.lost = 0
+        self.reason = ""
+
+    @property
+    def pending(self) -> int:
+        return self.put - self.sent - self.lost
+
+    def add(self, *, put: int = 0, sent: int = 0, retried: int = 0, lost: int = 0, reason: str = "") -> None:
+        """Count, here and above."""
+        self.put += put
+        self.sent += sent
+        self.retried += retried
+        self.lost += lost
+        self.reason = reason or self.reason
+        if self._parent is not None:
+            self._parent.add(put=put, sent=sent, retried=retried, lost=lost, reason=reason)
+
+    def disown_pending(self) -> None:
+        """Forget what is pending: after a fork it is the parent process that will send it."""
+        self.put = self.sent + self.lost
+
+    def report(self) -> FlushReport:
+        return FlushReport(self.put, self.sent, self.retried, self.lost, self.pending, self.reason)

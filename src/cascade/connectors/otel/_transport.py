@@ -1,0 +1,83 @@
+"""The seam between what waits to be exported and the wire that takes it."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from cascade.connectors.otel._options import ExportOptions
+
+MAX_RETRY_AFTER = 300.0  # seconds; a peer that asks for more is asked again after five minutes
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What became of one request.
+
+    `accepted` may still say how many items were `rejected` (a partial success). `retry` is for what the OTLP
+    specification calls retryable, `refused` for what it forbids to send again. `dead` tells a peer that was not
+    reached, did not answer or said it was unavailable from one that would not have this body. `too_large` says that
+    fewer items at a time may pass.
+    """
+
+    outcome: Literal["accepted", "retry", "refused"]
+    reason: str = ""
+    retry_after: float | None = None
+    rejected: int = 0
+    dead: bool = False
+    too_large: bool = False
+
+
+class Transport(Protocol):
+    """Takes encoded OTLP requests to a peer. Called from the exporting threads; any number may send at once."""
+
+    def send(self, body: bytes, timeout: float) -> Reply:
+        """Send one request and wait for its answer, both within `timeout` seconds. Never raises."""
+        ...
+
+    def close(self) -> None:
+        """Let the connections go. Never raises."""
+        ...
+
+
+class Unusable:
+    """Stands in for a transport that could not be opened: everything is refused, with the reason."""
+
+    def __init__(self, error: Exception) -> None:
+        self._reply = Reply("refused", f"cannot export: {error}"[:200], dead=True)
+
+    def send(self, body: bytes, timeout: float) -> Reply:  # noqa: ARG002 - the protocol's
+        return self._reply
+
+    def close(self) -> None:
+        pass
+
+
+def open_transport(options: ExportOptions) -> Transport:
+    """The transport for these options; gRPC, a slow import, is loaded only when it is the protocol.
+
+    Raises:
+        OSError: When a certificate or key cannot be loaded.
+    """
+    if options.protocol == "grpc":
+        with _quiet_grpc():
+            from cascade.connectors.otel._grpc import GrpcTransport
+
+        return GrpcTransport(options)
+    from cascade.connectors.otel._http import HttpTransport
+
+    return HttpTransport(options)
+
+
+@contextmanager
+def _quiet_grpc() -> Iterator[None]:
+    """Import gRPC with a log level, which its C core reads then: else it writes to stderr what the replies tell."""
+    name = "GRPC_VERBOSITY"
+    is_ours = name not in os.environ
+    os.environ.setdefault(name, "ERROR")
+    try:
+        yield
+    finally:
+        if is_ours:
+            os.environ.pop(name, None)

@@ -1,0 +1,210 @@
+"""`OtelConnector`: a run is a trace, a task is a span."""
+
+import logging
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Literal
+
+from opentelemetry import trace
+from opentelemetry.trace import Link, SpanKind, Status, StatusCode
+
+from cascade.connectors.otel import _provider
+from cascade.connectors.otel._activation import NoActivation, SpanActivation
+from cascade.connectors.otel._flush import flush
+from cascade.connectors.otel._live import LiveRun, SpanFactory, complete, parent_context, span_context
+from cascade.connectors.otel._options import ExportOptions
+from cascade.connectors.otel._routes import add_route, remove_route
+from cascade.connectors.otel._spans import SpanData, spans_of
+from cascade.runtime.exceptions import TelemetryLostError
+from cascade.runtime.task_context import TaskContext
+from cascade.spec.protocols import MessageCallback
+from cascade.telemetry import attributes as a
+from cascade.telemetry.identity import RunTrace, SpanRef, place_run
+
+logger = logging.getLogger("cascade.connectors.otel")
+
+FLUSH_TIMEOUT = 5.0
+"""Seconds a run's end may take until the last span is acknowledged; a peer known to be dead gets less."""
+
+_CAPTURES = ("params", "arguments", "results")
+
+
+class OtelConnector:
+    """Exports runs as OpenTelemetry traces over OTLP, and makes a task's span the current one while its code runs.
+
+    Every `OTEL_*` variable that the SDK honours keeps its meaning; arguments win over them. An `endpoint`, `protocol`
+    or `headers` argument makes a provider of the connector's own; without, the application's is used if it has set one.
+
+    Args:
+        endpoint: URL of the collector, such as `http://localhost:4318`; port 4317 means gRPC.
+        protocol: "http/protobuf" or "grpc".
+        headers: Sent with each request, for authentication.
+        tracer_provider: A provider to use as it is: its resource, sampler, processors and limits apply.
+        capture: Values to export, of "params", "arguments" and "results"; secrets are masked even then.
+        strict: Raise `TelemetryLostError` at a run's end when spans were lost, instead of one warning.
+        flush_timeout: Seconds a run's end may wait for the collector.
+        parent: What to do with an inbound trace, the current span or TRACEPARENT: "join" it, "link" to it, or "none".
+        detail: "full"; "tasks" leaves out attempts, waits and resources; "run" leaves out everything but the run.
+        semconv: "cicd" adds the attributes of OpenTelemetry's CI/CD conventions.
+
+    Raises:
+        ValueError: A setting is none that there is.
+        TypeError: `tracer_provider` is no tracer provider.
+    """
+
+    def __init__(
+        self,
+        endpoint: str | None = None,
+        *,
+        protocol: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        tracer_provider: trace.TracerProvider | None = None,
+        capture: Iterable[str] = (),
+        strict: bool = False,
+        flush_timeout: float = FLUSH_TIMEOUT,
+        parent: Literal["join", "link", "none"] = "join",
+        detail: Literal["full", "tasks", "run"] = "full",
+        semconv: Literal["cicd"] | None = None,
+    ) -> None:
+        self.capture = _captures(capture)
+        self._strict = strict
+        self._flush_timeout = _positive("flush_timeout", flush_timeout)
+        self._parent = _one_of("parent", parent, ("join", "link", "none"))
+        self._detail = _one_of("detail", detail, ("full", "tasks", "run"))
+        self._cicd = _one_of("semconv", semconv, (None, "cicd")) == "cicd"
+        exporting = {"endpoint": endpoint, "protocol": protocol, "headers": headers}
+        if tracer_provider is not None and any(exporting.values()):
+            raise ValueError("endpoint, protocol and headers are the business of the tracer_provider that is given")
+        self._tracing = _choose(tracer_provider, exporting)
+        self._factory = SpanFactory(self._tracing) if self._tracing else None
+        self._runs: dict[str, LiveRun] = {}
+        self._connections = 0
+        self._lost = 0
+
+    async def connect(self) -> None:
+        """Count the runs that are going on. The exporter connects by itself, when it has something to send."""
+        self._connections += 1
+
+    async def disconnect(self) -> None:
+        """Flush, at most `flush_timeout` seconds. A provider that others may use goes on living.
+
+        Raises:
+            TelemetryLostError: Spans were lost, and the connector is strict.
+        """
+        self._connections = max(0, self._connections - 1)
+        if not self._connections:
+            for run_id in list(self._runs):
+                self._end_run(run_id)
+        if self._tracing is None:
+            return
+        lost, reason = await flush(self._tracing, self._flush_timeout)
+        fresh, self._lost = lost - self._lost, lost
+        if fresh or reason:
+            self._report(fresh, reason)
+
+    async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:  # noqa: ARG002 - the protocol's
+        """Turn a terminal message into its spans. Messages of runs from elsewhere make the same spans."""
+        if self._factory is None:
+            return
+        run = self._runs.get(payload["run_id"])
+        if run is None or run.is_recording:
+            for data in spans_of(payload, detail=self._detail, cicd=self._cicd):
+                self._emit(data, run)
+                if run is not None and payload["body"].get("state") == "PENDING":
+                    run.ended.add(data.span_id)
+        if payload["body"].get("event") == "ENGINE_STOPPED":
+            self._end_run(payload["run_id"])
+
+    async def subscribe(self, topic: str, callback: MessageCallback) -> None:
+        """Do nothing: OTLP has no way back in."""
+
+    def place_run(self, run_id: str, target: str, start_ns: int, parent: SpanRef | None) -> RunTrace:
+        """Start the run's span, so that the sampling decision is known to all its children."""
+        current = trace.get_current_span().get_span_context()
+        is_remote = current.is_remote
+        if current.is_valid:
+            parent = SpanRef(f"{current.trace_id:032x}", f"{current.span_id:016x}", int(current.trace_flags))
+        place = place_run(run_id, parent, self._parent)
+        if self._factory is None or self._tracing is None:
+            return place
+        context = parent_context(
+            place.trace_id, place.parent_span_id, place.flags, is_remote=is_remote or not current.is_valid
+        )
+        links = tuple(Link(span_context(link.trace_id, link.span_id, link.flags)) for link in place.links)
+        root = self._factory.start(
+            f"run {target}", place.trace_id, place.span_id, context, start_ns, kind=SpanKind.SERVER, links=links
+        )
+        flags = int(root.get_span_context().trace_flags)
+        place = RunTrace(run_id, place.trace_id, place.parent_span_id, flags, place.links)
+        self._runs[run_id] = LiveRun(place, root)
+        if self._tracing.route is not None:
+            add_route(place.trace_id, self._tracing.route)
+        return place
+
+    def activate(self, task: TaskContext) -> AbstractContextManager[None]:
+        """Make the span of the task, or of its attempt, the current one."""
+        run = self._runs.get(task.run_id)
+        if run is None or self._factory is None:
+            return NoActivation()
+        return SpanActivation(task, run, self._factory, self._detail)
+
+    def _emit(self, data: SpanData, run: LiveRun | None) -> None:
+        if run is not None and data.span_id in run.ended:
+            run.ended.discard(data.span_id)  # a failed attempt, which ended when its retry was announced
+            return
+        live = None
+        if run is not None:
+            live = run.root if data.span_id == run.trace.span_id else run.spans.pop(data.span_id, None)
+        if live is not None:
+            complete(live, data)
+        elif self._factory is not None:
+            self._factory.finished(data)
+
+    def _end_run(self, run_id: str) -> None:
+        """Forget a run; a span whose message was lost ends now, and says so."""
+        run = self._runs.pop(run_id, None)
+        if run is None:
+            return
+        for span in (*run.leftovers(), run.root):
+            if span.is_recording():
+                span.set_attribute(a.RUN_RESULT if span is run.root else a.TASK_RESULT, "cancellation")
+                span.set_status(Status(StatusCode.ERROR, "its last message was lost"))
+                span.end()
+        if self._tracing is not None and self._tracing.route is not None:
+            remove_route(run.trace.trace_id, self._tracing.route)
+
+    def _report(self, lost: int, reason: str) -> None:
+        where = self._tracing.endpoint if self._tracing else ""
+        what = f"{lost} spans were lost" if lost else "spans may have been lost"
+        message = f"OtelConnector: {what}" + (f" at {where}" if where else "") + (f": {reason}" if reason else "")
+        if self._strict:
+            raise TelemetryLostError(message, lost=lost)
+        logger.warning("%s", message)
+
+
+def _choose(provider: Any, exporting: dict[str, Any]) -> "_provider.Tracing | None":
+    if provider is not None:
+        return _provider.foreign(provider)
+    options = ExportOptions.from_environment(**exporting)
+    if not any(exporting.values()) and (found := _provider.application()) is not None:
+        return _provider.foreign(found)
+    return _provider.own(options)
+
+
+def _captures(capture: Iterable[str]) -> frozenset[str]:
+    wanted = frozenset([capture] if isinstance(capture, str) else capture)
+    if unknown := wanted.difference(_CAPTURES):
+        raise ValueError(f"capture: {min(unknown)!r} is unknown; choose from {', '.join(_CAPTURES)}")
+    return wanted
+
+
+def _one_of(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: choose from {', '.join(map(repr, choices))}")
+    return value
+
+
+def _positive(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise ValueError(f"{name}={value!r}: give seconds, more than zero")
+    return float(value)

@@ -1,0 +1,118 @@
+"""The names of everything Cascade puts on spans and resources; `docs/attributes.md` is made of it.
+
+Names are OpenTelemetry's where its semantic conventions have one, `cascade.*` for the rest.
+"""
+
+from dataclasses import dataclass
+
+ERROR_TYPE = "error.type"
+EXCEPTION_TYPE = "exception.type"
+EXCEPTION_MESSAGE = "exception.message"
+EXCEPTION_STACKTRACE = "exception.stacktrace"
+CODE_FUNCTION_NAME = "code.function.name"
+SERVICE_NAME = "service.name"
+SERVICE_VERSION = "service.version"
+SERVICE_INSTANCE_ID = "service.instance.id"
+
+ORG_ID = "cascade.org.id"
+PROJECT_ID = "cascade.project.id"
+
+RUN_ID = "cascade.run.id"
+RUN_TARGET = "cascade.run.target"
+RUN_RESULT = "cascade.run.result"
+RUN_INPUTS = "cascade.run.inputs"
+RUN_PARAMS = "cascade.run.params"
+RUN_TASKS_COMPLETED = "cascade.run.tasks.completed"
+RUN_TASKS_FAILED = "cascade.run.tasks.failed"
+RUN_TASKS_CANCELLED = "cascade.run.tasks.cancelled"
+RUN_TASKS_SKIPPED = "cascade.run.tasks.skipped"
+RUN_TASKS_RETRIED = "cascade.run.tasks.retried"
+RUN_MESSAGES_DROPPED = "cascade.run.messages.dropped"
+
+TASK_ID = "cascade.task.id"
+TASK_NAME = "cascade.task.name"
+TASK_RESULT = "cascade.task.result"
+TASK_ATTEMPT = "cascade.task.attempt"
+TASK_ATTEMPTS = "cascade.task.attempts"
+TASK_MAX_ATTEMPTS = "cascade.task.max_attempts"
+TASK_DEPENDENCIES = "cascade.task.dependencies"
+TASK_SKIP_REASON = "cascade.task.skip.reason"
+TASK_ARGUMENTS = "cascade.task.arguments"
+TASK_OUTPUT = "cascade.task.output"
+MAP_INDEX = "cascade.task.map.index"
+MAP_SIZE = "cascade.task.map.size"
+WAIT_REASON = "cascade.wait.reason"
+RESOURCE_NAME = "cascade.resource.name"
+
+CICD_PIPELINE_NAME = "cicd.pipeline.name"
+CICD_PIPELINE_RUN_ID = "cicd.pipeline.run.id"
+CICD_PIPELINE_RESULT = "cicd.pipeline.result"
+CICD_TASK_NAME = "cicd.pipeline.task.name"
+CICD_TASK_RUN_ID = "cicd.pipeline.task.run.id"
+CICD_TASK_RUN_RESULT = "cicd.pipeline.task.run.result"
+
+
+@dataclass(frozen=True, slots=True)
+class Documented:
+    """One row of the table: the attribute, its type, the spans it is on, what it says."""
+
+    name: str
+    type: str
+    spans: str
+    meaning: str
+
+
+_EVERY, _TASK = "every span", "task, attempt"
+_WORDS = "`success`, `failure`, `error`, `timeout`, `cancellation` or `skip`"
+
+DOCUMENTED = (
+    Documented(RUN_ID, "string", f"{_EVERY}, your own below a task included", "the run's UUID"),
+    Documented(ORG_ID, "string", "run", "`CASCADE_ORG_ID`"),
+    Documented(PROJECT_ID, "string", "run", "`CASCADE_PROJECT_ID`"),
+    Documented(RUN_TARGET, "string", "run, run.started", "name of the run's target"),
+    Documented(RUN_RESULT, "string", "run", _WORDS),
+    Documented(RUN_INPUTS, "string[]", "run", "names of the Params and Envs"),
+    Documented(RUN_PARAMS, "string", "run", "parameters as JSON, if captured"),
+    Documented(RUN_TASKS_COMPLETED, "int", "run", "tasks that succeeded, items of maps included"),
+    Documented(RUN_TASKS_FAILED, "int", "run", "tasks that failed"),
+    Documented(RUN_TASKS_CANCELLED, "int", "run", "tasks that were cancelled"),
+    Documented(RUN_TASKS_SKIPPED, "int", "run", "tasks that were skipped"),
+    Documented(RUN_TASKS_RETRIED, "int", "run", "retries"),
+    Documented(RUN_MESSAGES_DROPPED, "int", "run", "messages that the run's queue has dropped"),
+    Documented(TASK_ID, "string", "all of a task, your own below it included", "the task's id in the workflow"),
+    Documented(TASK_NAME, "string", "task, attempt, wait", "the task's name"),
+    Documented(TASK_RESULT, "string", _TASK, _WORDS),
+    Documented(TASK_ATTEMPT, "int", "attempt", "which call it is, from 1"),
+    Documented(TASK_ATTEMPTS, "int", "task", "how many calls there were, with a retry policy"),
+    Documented(TASK_MAX_ATTEMPTS, "int", "task", "how many retries the policy allows"),
+    Documented(TASK_DEPENDENCIES, "int", "task", "how many tasks it consumed; at most 128 of them are linked"),
+    Documented(TASK_SKIP_REASON, "string", "task", "why it was skipped"),
+    Documented(TASK_ARGUMENTS, "string", "task", "arguments as JSON, if captured"),
+    Documented(TASK_OUTPUT, "string", "task", "result as JSON, if captured"),
+    Documented(MAP_INDEX, "int", "task", "index of a map's item, from 0"),
+    Documented(MAP_SIZE, "int", "map", "how many items the map has"),
+    Documented(
+        WAIT_REASON, "string", "wait", "`resource`, `retry`, `paused`, `concurrency`, `rate_limit` or `telemetry`"
+    ),
+    Documented(RESOURCE_NAME, "string", "resource", "the resource's name"),
+    Documented(CODE_FUNCTION_NAME, "string", "task", "module and name of the task's function"),
+    Documented(ERROR_TYPE, "string", "what failed", "type of the exception"),
+    Documented(EXCEPTION_TYPE, "string", "exception event", "type of the exception"),
+    Documented(EXCEPTION_MESSAGE, "string", "exception event", "its message, with secrets masked"),
+    Documented(EXCEPTION_STACKTRACE, "string", "exception event", "its stack trace, from your own code on"),
+    Documented(SERVICE_NAME, "string", "resource of all", "`OTEL_SERVICE_NAME`, else `cascade`"),
+    Documented(SERVICE_VERSION, "string", "resource of all", "Cascade's version, unless you give yours"),
+    Documented(SERVICE_INSTANCE_ID, "string", "resource of all", "`{host}-{pid}`"),
+    Documented(CICD_PIPELINE_NAME, "string", 'run, with `semconv="cicd"`', "name of the run's target"),
+    Documented(CICD_PIPELINE_RUN_ID, "string", 'run, with `semconv="cicd"`', "the run's UUID"),
+    Documented(CICD_PIPELINE_RESULT, "string", 'run, with `semconv="cicd"`', _WORDS),
+    Documented(CICD_TASK_NAME, "string", 'task, with `semconv="cicd"`', "the task's name"),
+    Documented(CICD_TASK_RUN_ID, "string", 'task, with `semconv="cicd"`', "the task's id in the workflow"),
+    Documented(CICD_TASK_RUN_RESULT, "string", 'task, with `semconv="cicd"`', _WORDS),
+)
+
+
+def as_markdown() -> str:
+    """The table of `docs/attributes.md`."""
+    rows = (f"| `{row.name}` | {row.type} | {row.spans} | {row.meaning} |" for row in DOCUMENTED)
+    return "\n".join(["| attribute | type | on | meaning |", "|---|---|---|---|", *rows])

@@ -1,0 +1,19 @@
+"""The wire's JSON Schemas (2020-12), generated from its dataclasses by `python -m cascade.telemetry.schema.generate`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+NAMES = ("message", "LifecycleEvent", "TaskStateEvent", "ResourceEvent", "ControlEvent")
+
+
+def load(name: str = "message") -> dict[str, Any]:
+    """A schema by name: "message" for the whole, or a body's type.
+
+    Raises:
+        ValueError: There is none of that name.
+    """
+    if name not in NAMES:
+        raise ValueError(f"schema {name!r}: choose from {', '.join(NAMES)}")
+    return dict(json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8")))

@@ -1,0 +1,141 @@
+"""Write the JSON Schemas from the dataclasses; with `--check`, fail if the files are not current."""
+
+import json
+import sys
+from dataclasses import fields
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from cascade.spec.telemetry import Header
+from cascade.telemetry.schema import FOLDER
+from cascade.telemetry.wire import BODIES, VERSION
+
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_URN = f"urn:cascade:telemetry:{VERSION}"
+
+_SPAN_ID, _TRACE_ID = {"type": "string", "pattern": "^[0-9a-f]{16}$"}, {"type": "string", "pattern": "^[0-9a-f]{32}$"}
+_COUNT, _NANOSECONDS = {"type": "integer", "minimum": 0}, {"type": "integer", "minimum": 0}
+_TEXT = {"type": "string"}
+_RESULT = {"enum": ["success", "failure", "error", "timeout", "cancellation", "skip"]}
+
+
+def _object(required: list[str], **properties: Any) -> dict[str, Any]:
+    return {"type": "object", "required": required, "properties": properties}
+
+
+def _list_of(items: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": items}
+
+
+_EXCEPTION = _object(["type", "message"], type=_TEXT, message=_TEXT, stacktrace=_TEXT)
+_WINDOW = {"start_ns": _NANOSECONDS, "end_ns": _NANOSECONDS}
+
+# What a dataclass cannot say of a header field.
+_HEADER_DETAILS: dict[str, dict[str, Any]] = {
+    "v": {"type": "string", "pattern": r"^1\.[0-9]+$"},
+    "ts": {"type": "string", "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z$"},
+    "seq": _COUNT,
+    "trace_id": _TRACE_ID,
+    "span_id": _SPAN_ID,
+    "parent_span_id": {"type": "string", "pattern": "^([0-9a-f]{16})?$"},
+    "trace_flags": {"type": "integer", "minimum": 0, "maximum": 255},
+}
+
+# The documented keys of `metadata`, for all kinds of messages together; others may come.
+_METADATA: dict[str, Any] = {
+    "kind": {"enum": ["task", "map"]},
+    "map_id": _TEXT,
+    "map_index": _COUNT,
+    "map_size": _COUNT,
+    "reason": _TEXT,
+    "attempt": {"type": "integer", "minimum": 1},
+    "max_attempts": _COUNT,
+    "delay_ms": {"type": "number", "minimum": 0},
+    "span_id": _SPAN_ID,
+    **_WINDOW,
+    "result": _RESULT,
+    "function": _TEXT,
+    "links": _list_of(_object(["trace_id", "span_id"], trace_id=_TRACE_ID, span_id=_SPAN_ID)),
+    "link_count": _COUNT,
+    "exception": _EXCEPTION,
+    "waits": _list_of(_object(["reason", "span_id", "start_ns", "end_ns"], reason=_TEXT, span_id=_SPAN_ID, **_WINDOW)),
+    "attempts": _list_of(
+        _object(
+            ["attempt", "span_id", "start_ns", "end_ns"],
+            attempt={"type": "integer", "minimum": 1},
+            span_id=_SPAN_ID,
+            result=_RESULT,
+            exception=_EXCEPTION,
+            **_WINDOW,
+        )
+    ),
+    "target": _TEXT,
+    "tasks": {"type": "object", "additionalProperties": _COUNT},
+    "inputs": _list_of(_TEXT),
+    "counts": {"type": "object", "additionalProperties": _COUNT},
+    "dropped": _COUNT,
+    "truncated": _list_of(_TEXT),
+}
+
+
+def schemas() -> dict[str, dict[str, Any]]:
+    """All schemas by name."""
+    bodies = {name: _body(name, kind) for name, kind in BODIES.items()}
+    header = {f.name: _HEADER_DETAILS.get(f.name) or _schema_of(get_type_hints(Header)[f.name]) for f in fields(Header)}
+    message = {
+        "$schema": _DIALECT,
+        "$id": f"{_URN}:message",
+        "title": "Cascade telemetry message",
+        "type": "object",
+        "required": [*header, "body"],
+        "properties": {**header, "body": {"oneOf": [{"$ref": f"#/$defs/{name}"} for name in bodies]}},
+        "$defs": {name: {k: v for k, v in body.items() if not k.startswith("$")} for name, body in bodies.items()},
+    }
+    return {"message": message, **bodies}
+
+
+def _body(name: str, kind: type[Any]) -> dict[str, Any]:
+    hints = get_type_hints(kind)
+    properties = {field.name: _schema_of(hints[field.name]) for field in fields(kind)}
+    properties["metadata"] = {"type": "object", "properties": _METADATA}
+    return {
+        "$schema": _DIALECT,
+        "$id": f"{_URN}:{name}",
+        "title": name,
+        "description": (kind.__doc__ or "").partition("\n")[0],
+        "type": "object",
+        "required": ["type", *properties],
+        "properties": {"type": {"const": name}, **properties},
+    }
+
+
+_PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean", NoneType: "null"}
+
+
+def _schema_of(hint: Any) -> dict[str, Any]:
+    if hint in _PLAIN:
+        return {"type": _PLAIN[hint]}
+    if get_origin(hint) is Literal:
+        return {"enum": list(get_args(hint))}
+    if get_origin(hint) is UnionType or type(None) in get_args(hint):
+        return {"anyOf": [_schema_of(option) for option in get_args(hint)]}
+    if get_origin(hint) is dict:
+        value = get_args(hint)[1]
+        return {"type": "object"} if value is Any else {"type": "object", "additionalProperties": _schema_of(value)}
+    raise TypeError(f"no schema for {hint!r}: teach this function")
+
+
+def main() -> None:
+    stale = []
+    for name, schema in schemas().items():
+        path, wanted = FOLDER / f"{name}.json", json.dumps(schema, indent=2) + "\n"
+        if "--check" not in sys.argv:
+            path.write_text(wanted, encoding="utf-8")
+        elif not path.exists() or path.read_text(encoding="utf-8") != wanted:
+            stale.append(path.name)
+    if stale:
+        sys.exit(f"not current: {', '.join(stale)}; run python -m cascade.telemetry.schema.generate")
+
+
+if __name__ == "__main__":
+    main()

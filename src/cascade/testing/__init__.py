@@ -1,0 +1,44 @@
+"""What users import in their own tests; it needs no extra until spans are looked at."""
+
+from typing import TYPE_CHECKING, Any
+
+from cascade.connectors.memory import MemoryConnector
+from cascade.runtime.overrides import override_resource
+from cascade.testing.clock import FixedClock
+from cascade.testing.conformance import ConnectorConformance
+from cascade.testing.faults import Fault
+from cascade.testing.received import ReceivedSpan, Spans
+from cascade.testing.record import RunRecord, record_run
+from cascade.testing.tree import render_trace
+
+if TYPE_CHECKING:
+    from cascade.testing.receiver import OtlpReceiver
+    from cascade.testing.receiver_process import ReceiverProcess
+
+__all__ = [
+    "ConnectorConformance",
+    "Fault",
+    "FixedClock",
+    "MemoryConnector",
+    "OtlpReceiver",
+    "ReceivedSpan",
+    "ReceiverProcess",
+    "RunRecord",
+    "Spans",
+    "override_resource",
+    "record_run",
+    "render_trace",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the receivers, which need the extra `[otel]`, on first use."""
+    if name == "OtlpReceiver":
+        from cascade.testing.receiver import OtlpReceiver
+
+        return OtlpReceiver
+    if name == "ReceiverProcess":
+        from cascade.testing.receiver_process import ReceiverProcess
+
+        return ReceiverProcess
+    raise AttributeError(f"module 'cascade.testing' has no attribute '{name}'")

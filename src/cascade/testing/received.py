@@ -1,0 +1,215 @@
+"""Spans as a receiver got them, and questions that tests ask about them."""
+
+import base64
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar, overload
+
+_K = TypeVar("_K")
+_BYTES = "$bytes"
+_MAX_NAMES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedEvent:
+    """Something that happened at a moment of a span's life."""
+
+    name: str
+    time_ns: int
+    attributes: dict[str, Any] = field(default_factory=dict, hash=False)
+    dropped_attributes_count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedLink:
+    """A reference from a span to another, of this trace or not; ids are lower hex."""
+
+    trace_id: str
+    span_id: str
+    attributes: dict[str, Any] = field(default_factory=dict, hash=False)
+    trace_state: str = ""
+    flags: int = 0
+    dropped_attributes_count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedSpan:
+    """One span, decoded from OTLP.
+
+    Attributes:
+        trace_id: 32 digits of lower hex; `span_id` and `parent_span_id` have 16. A root's parent is None.
+        kind: `"INTERNAL"`, `"SERVER"`, `"CLIENT"`, `"PRODUCER"`, `"CONSUMER"` or `"UNSPECIFIED"`.
+        start_ns: Nanoseconds since the Unix epoch, as `end_ns`.
+        status: `"UNSET"`, `"OK"` or `"ERROR"`.
+        attributes: Arrays are lists, bytes are bytes, a value that was not set is None.
+        resource: The resource's attributes.
+        scope: The name of the instrumentation scope.
+        flags: OTLP's: W3C's trace flags in the lowest 8 bits, above them whether the parent is remote.
+    """
+
+    name: str
+    trace_id: str
+    span_id: str
+    parent_span_id: str | None = None
+    kind: str = "INTERNAL"
+    start_ns: int = 0
+    end_ns: int = 0
+    status: str = "UNSET"
+    status_message: str = ""
+    attributes: dict[str, Any] = field(default_factory=dict, hash=False)
+    events: tuple[ReceivedEvent, ...] = ()
+    links: tuple[ReceivedLink, ...] = ()
+    resource: dict[str, Any] = field(default_factory=dict, hash=False)
+    scope: str = ""
+    flags: int = 0
+    trace_state: str = ""
+    dropped_attributes_count: int = 0
+    dropped_events_count: int = 0
+    dropped_links_count: int = 0
+
+    @property
+    def duration_ms(self) -> float:
+        """Milliseconds from start to end; negative if the clocks say so."""
+        return (self.end_ns - self.start_ns) / 1e6
+
+    def to_dict(self) -> dict[str, Any]:
+        """The span as JSON can carry it; `from_dict` makes the same span of it again."""
+        return {name: _plain(getattr(self, name)) for name in self.__slots__}
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> "ReceivedSpan":
+        """The span that `to_dict` was called on."""
+        fields = _rich(plain)
+        fields["events"] = tuple(ReceivedEvent(**event) for event in fields["events"])
+        fields["links"] = tuple(ReceivedLink(**link) for link in fields["links"])
+        return cls(**fields)
+
+
+class Spans(Sequence[ReceivedSpan]):
+    """Spans in the order in which they arrived; it does not change when more arrive."""
+
+    def __init__(self, spans: Iterable[ReceivedSpan] = ()) -> None:
+        self._spans = tuple(spans)
+
+    @overload
+    def __getitem__(self, index: int) -> ReceivedSpan: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Spans": ...
+    def __getitem__(self, index: int | slice) -> "ReceivedSpan | Spans":
+        return Spans(self._spans[index]) if isinstance(index, slice) else self._spans[index]
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def __eq__(self, other: object) -> bool:
+        return self._spans == other._spans if isinstance(other, Spans) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._spans)
+
+    def __repr__(self) -> str:
+        return f"<Spans: {self.summary()}>"
+
+    def summary(self) -> str:
+        """How many spans there are of which name: `"2 x load, 1 x run report"`."""
+        counts = Counter(span.name for span in self._spans).most_common()
+        shown = ", ".join(f"{count} x {name}" for name, count in counts[:_MAX_NAMES]) or "no spans"
+        return f"{shown}, and {len(counts) - _MAX_NAMES} more names" if len(counts) > _MAX_NAMES else shown
+
+    def named(self, name: str) -> list[ReceivedSpan]:
+        """All spans of this name."""
+        return list(self._by_name.get(name, ()))
+
+    def one(self, name: str) -> ReceivedSpan:
+        """The only span of this name.
+
+        Raises:
+            AssertionError: There is none, or more than one; it lists the names there are.
+        """
+        return self._only(self.named(name), f"span named '{name}'")
+
+    def by_id(self, span_id: str) -> ReceivedSpan:
+        """The only span with this id.
+
+        Raises:
+            AssertionError: There is none, or it was delivered more than once.
+        """
+        return self._only(self._by_id.get(span_id, []), f"span with the id {span_id}")
+
+    def children(self, span: ReceivedSpan) -> list[ReceivedSpan]:
+        """The spans whose parent is this one, in the order in which they started."""
+        return list(self._by_parent.get((span.trace_id, span.span_id), ()))
+
+    def roots(self) -> list[ReceivedSpan]:
+        """The spans that name no parent."""
+        return [span for span in self._spans if span.parent_span_id is None]
+
+    def orphans(self) -> list[ReceivedSpan]:
+        """The spans that name a parent which is not there."""
+        return [
+            span
+            for span in self._spans
+            if span.parent_span_id is not None and (span.trace_id, span.parent_span_id) not in self._ids
+        ]
+
+    def traces(self) -> "dict[str, Spans]":
+        """The spans of each trace, by trace id."""
+        groups = _grouped(self._spans, lambda span: span.trace_id)
+        return {trace_id: Spans(spans) for trace_id, spans in groups.items()}
+
+    def _only(self, found: list[ReceivedSpan], wanted: str) -> ReceivedSpan:
+        if len(found) != 1:
+            raise AssertionError(f"expected one {wanted}, found {len(found)} among: {self.summary()}")
+        return found[0]
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[ReceivedSpan]]:
+        return _grouped(self._spans, lambda span: span.name)
+
+    @cached_property
+    def _by_id(self) -> dict[str, list[ReceivedSpan]]:
+        return _grouped(self._spans, lambda span: span.span_id)
+
+    @cached_property
+    def _by_parent(self) -> dict[tuple[str, str | None], list[ReceivedSpan]]:
+        in_start_order = sorted(self._spans, key=lambda span: span.start_ns)
+        return _grouped(in_start_order, lambda span: (span.trace_id, span.parent_span_id))
+
+    @cached_property
+    def _ids(self) -> set[tuple[str, str]]:
+        return {(span.trace_id, span.span_id) for span in self._spans}
+
+
+def _grouped(spans: Iterable[ReceivedSpan], key: Callable[[ReceivedSpan], _K]) -> dict[_K, list[ReceivedSpan]]:
+    groups: dict[_K, list[ReceivedSpan]] = {}
+    for span in spans:
+        groups.setdefault(key(span), []).append(span)
+    return groups
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case bytes():
+            return {_BYTES: base64.b64encode(value).decode()}
+        case dict():
+            return {key: _plain(item) for key, item in value.items()}
+        case ReceivedEvent() | ReceivedLink():
+            return {name: _plain(getattr(value, name)) for name in value.__slots__}
+        case list() | tuple():
+            return [_plain(item) for item in value]
+        case _:
+            return value
+
+
+def _rich(value: Any) -> Any:
+    match value:
+        case {"$bytes": str(encoded), **others} if not others:
+            return base64.b64decode(encoded)
+        case dict():
+            return {key: _rich(item) for key, item in value.items()}
+        case list():
+            return [_rich(item) for item in value]
+        case _:
+            return value

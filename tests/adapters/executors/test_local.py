@@ -1,0 +1,273 @@
+import asyncio
+import contextvars
+import functools
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import cascade as cs
+from cascade.adapters.executors.local import LocalExecutor
+from cascade.graph.model import Node
+from cascade.runtime.exceptions import StillRunning
+
+caller = contextvars.ContextVar("caller", default="nobody")
+
+
+@pytest.fixture
+def executor() -> Iterator[LocalExecutor]:
+    executor = LocalExecutor()
+    yield executor
+    executor.close()
+
+
+def node(function: Any, **fields: Any) -> Node:
+    return Node("id", "the node", callable_obj=function, **fields)
+
+
+async def double(x: int) -> int:
+    return 2 * x
+
+
+class AsyncCallable:
+    async def __call__(self, x: int) -> int:
+        return 2 * x
+
+
+class TaskError(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        double,
+        functools.partial(double),
+        AsyncCallable(),
+        functools.partial(AsyncCallable()),
+        lambda x: double(x),  # noqa: PLW0108 - a plain function that gives a coroutine
+        lambda x: 2 * x,
+    ],
+    ids=["coroutine function", "partial", "object", "partial of object", "gives coroutine", "plain"],
+)
+async def test_whatever_can_be_called_is_called_and_awaited(executor: LocalExecutor, function: Any) -> None:
+    assert await executor.execute(node(function), [21], {}) == 42
+    assert await executor.execute(node(function), [], {"x": 21}) == 42
+
+
+@pytest.mark.parametrize("function", [None, 3, "text"])
+async def test_what_cannot_be_called_is_a_type_error_that_names_the_node(
+    executor: LocalExecutor, function: Any
+) -> None:
+    with pytest.raises(TypeError, match="the node"):
+        await executor.execute(node(function), [], {})
+
+
+async def test_plain_functions_run_in_named_worker_threads(executor: LocalExecutor) -> None:
+    name = await executor.execute(node(lambda: threading.current_thread().name), [], {})
+    assert name.startswith("cascade-")
+
+
+async def test_coroutine_functions_stay_in_the_loop(executor: LocalExecutor) -> None:
+    async def where() -> threading.Thread:
+        return threading.current_thread()
+
+    for function in (where, functools.partial(where)):
+        assert await executor.execute(node(function), [], {}) is threading.current_thread()
+
+
+@pytest.mark.parametrize(
+    ("options", "threaded", "in_loop"),
+    [
+        ({}, None, False),
+        ({}, False, True),
+        ({"threads": False}, None, True),
+        ({"threads": False}, True, False),
+    ],
+)
+async def test_cheap_functions_may_stay_in_the_loop(
+    options: dict[str, bool], threaded: bool | None, in_loop: bool
+) -> None:
+    executor = LocalExecutor(**options)
+    thread = await executor.execute(node(threading.current_thread, threaded=threaded), [], {})
+    executor.close()
+    assert (thread is threading.current_thread()) is in_loop
+
+
+async def test_nodes_may_be_other_objects(executor: LocalExecutor) -> None:
+    assert await executor.execute(SimpleNamespace(callable_obj=max), [1, 2], {}) == 2
+
+
+async def test_threads_have_a_copy_of_the_callers_context(executor: LocalExecutor) -> None:
+    def read_and_set() -> str:
+        before = caller.get()
+        caller.set("the thread")
+        return before
+
+    caller.set("the test")
+    assert await executor.execute(node(read_and_set), [], {}) == "the test"
+    assert caller.get() == "the test"
+
+
+@pytest.mark.parametrize("threads", [True, False])
+async def test_exceptions_come_through_as_they_were_raised(threads: bool) -> None:
+    error = TaskError("broken")
+
+    def fail() -> None:
+        raise error
+
+    executor = LocalExecutor(threads=threads)
+    with pytest.raises(TaskError) as caught:
+        await executor.execute(node(fail), [], {})
+    executor.close()
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("threads", [True, False])
+async def test_stop_iteration_is_a_runtime_error_and_no_hang(threads: bool) -> None:
+    executor = LocalExecutor(threads=threads)
+    with pytest.raises(RuntimeError, match="StopIteration") as caught:
+        await executor.execute(node(lambda: next(iter(()))), [], {})
+    executor.close()
+    assert isinstance(caught.value.__cause__, StopIteration)
+
+
+async def test_many_waiting_functions_wait_side_by_side(executor: LocalExecutor) -> None:
+    together = threading.Barrier(32, timeout=30)
+    await asyncio.gather(*(executor.execute(node(together.wait), [], {}) for _ in range(32)))
+
+
+async def test_no_more_than_max_workers_run_at_once() -> None:
+    executor, running, most = LocalExecutor(max_workers=2), 0, 0
+    lock = threading.Lock()
+
+    def count() -> None:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        with lock:
+            running -= 1
+
+    await asyncio.gather(*(executor.execute(node(count), [], {}) for _ in range(50)))
+    executor.close()
+    assert most <= 2
+
+
+@pytest.mark.parametrize("max_workers", [0, -1])
+def test_at_least_one_worker_is_needed(max_workers: int) -> None:
+    with pytest.raises(ValueError, match="max_workers"):
+        LocalExecutor(max_workers=max_workers)
+
+
+class Gate:
+    """A function that says when it runs and that ends when it is told to."""
+
+    def __init__(self) -> None:
+        self._loop, self.entered = asyncio.get_running_loop(), asyncio.Event()
+        self.may_end = threading.Event()
+
+    def __call__(self) -> str:
+        self._loop.call_soon_threadsafe(self.entered.set)
+        assert self.may_end.wait(30)
+        return "ended"
+
+
+async def test_cancelling_does_not_wait_for_the_thread_and_tells_that_it_runs_on(executor: LocalExecutor) -> None:
+    gate = Gate()
+    running = asyncio.create_task(executor.execute(node(gate), [], {}))
+    await gate.entered.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError) as caught:
+        await running
+    assert isinstance(caught.value, StillRunning)
+    assert not caught.value.future.done()
+    gate.may_end.set()
+    assert await asyncio.to_thread(caught.value.future.result, 30) == "ended"
+
+
+async def test_what_still_waits_for_a_thread_never_runs_once_cancelled() -> None:
+    executor, gate, called = LocalExecutor(max_workers=1), Gate(), []
+    first = asyncio.create_task(executor.execute(node(gate), [], {}))
+    await gate.entered.wait()
+    second = asyncio.create_task(executor.execute(node(lambda: called.append(1)), [], {}))
+    await asyncio.sleep(0)
+    second.cancel()
+    with pytest.raises(asyncio.CancelledError) as caught:
+        await second
+    gate.may_end.set()
+    assert await first == "ended"
+    assert await executor.execute(node(lambda: "next"), [], {}) == "next"
+    executor.close()
+    assert not isinstance(caught.value, StillRunning)
+    assert called == []
+
+
+def test_one_executor_serves_several_loops_one_after_another_and_at_once(executor: LocalExecutor) -> None:
+    together = threading.Barrier(2, timeout=30)
+
+    def loop_of_its_own(_: int) -> int:
+        return asyncio.run(executor.execute(node(together.wait), [], {})) in {0, 1}
+
+    asyncio.run(executor.execute(node(int), [], {}))
+    threads = [threading.Thread(target=loop_of_its_own, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert not together.broken
+
+
+async def test_it_can_be_used_after_close(executor: LocalExecutor) -> None:
+    for _ in range(2):
+        assert await executor.execute(node(lambda: 1), [], {}) == 1
+        executor.close()
+
+
+async def test_idle_threads_end_on_close(executor: LocalExecutor) -> None:
+    thread = await executor.execute(node(threading.current_thread), [], {})
+    executor.close()
+    await asyncio.to_thread(thread.join, 30)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_what_ends_a_program_comes_through_from_a_thread(kind: type[BaseException]) -> None:
+    def stop() -> None:
+        raise kind
+
+    executor = LocalExecutor()
+    with pytest.raises(kind):
+        asyncio.run(executor.execute(node(stop), [], {}))
+    executor.close()
+
+
+def test_an_executor_that_was_never_closed_does_not_hold_up_the_exit() -> None:
+    code = """
+import asyncio
+from cascade.adapters.executors.local import LocalExecutor
+from cascade.graph.model import Node
+executor = LocalExecutor()
+print(asyncio.run(executor.execute(Node("i", "n", callable_obj=lambda: "done"), [], {})))
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=30)
+    assert done.stdout == "done\n"
+
+
+def test_tasks_run_where_their_option_says() -> None:
+    @cs.task(threaded=False)
+    def in_loop() -> str:
+        return threading.current_thread().name
+
+    @cs.task
+    def in_thread() -> str:
+        return threading.current_thread().name
+
+    pair: Callable[..., list[str]] = lambda *names: list(names)  # noqa: E731
+    names = cs.run(cs.task(pair, name="pair")(in_loop(), in_thread()))
+    assert names[0] == threading.current_thread().name
+    assert names[1].startswith("cascade-")

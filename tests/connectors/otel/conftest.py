@@ -1,0 +1,30 @@
+import itertools
+from collections.abc import Callable
+
+import pytest
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import SpanContext, TraceFlags
+from opentelemetry.util.types import Attributes
+
+MakeSpan = Callable[..., ReadableSpan]
+
+
+@pytest.fixture(autouse=True)
+def no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "GRPC_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+
+
+@pytest.fixture(scope="session")
+def make_span() -> MakeSpan:
+    numbers = itertools.count(1)
+    resource = Resource({"service.name": "tests"})
+
+    def make(name: str = "span", attributes: Attributes = None) -> ReadableSpan:
+        number = next(numbers)
+        context = SpanContext(number, number, is_remote=False, trace_flags=TraceFlags(1))
+        return ReadableSpan(name, context, resource=resource, attributes=attributes, start_time=1, end_time=2)
+
+    return make

@@ -1,0 +1,174 @@
+"""Servers that behave and servers that do not, each on a free port for the length of a `with` block."""
+
+import contextlib
+import gzip
+import socket
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import grpc
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+METHOD = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+
+
+@dataclass
+class Seen:
+    """The requests that a peer has had, and how it answers the next."""
+
+    endpoint: str = ""
+    bodies: list[bytes] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    answers: list[tuple[int, dict[str, str], bytes]] = field(default_factory=list)
+    always: tuple[int, dict[str, str], bytes] = (200, {"Content-Type": "application/x-protobuf"}, b"")
+    gate: threading.Event = field(default_factory=threading.Event)
+    asked: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    connections: int = 0
+
+    def answer(self) -> tuple[int, dict[str, str], bytes]:
+        return self.answers.pop(0) if self.answers else self.always
+
+
+def names(bodies: list[bytes]) -> list[str]:
+    """The names of all spans in these requests."""
+    requests = [ExportTraceServiceRequest.FromString(body) for body in bodies]
+    scopes = [scope for request in requests for resource in request.resource_spans for scope in resource.scope_spans]
+    return [span.name for scope in scopes for span in scope.spans]
+
+
+@contextlib.contextmanager
+def http_peer(port: int = 0) -> Iterator[Seen]:
+    """Keeps the bodies that it answers with success; waits at `gate` before each answer, which is open by default."""
+    seen = Seen()
+    seen.gate.set()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def setup(self) -> None:
+            super().setup()
+            seen.connections += 1
+
+        def do_POST(self) -> None:
+            packed = self.rfile.read(int(self.headers["Content-Length"]))
+            seen.headers.append({name.lower(): value for name, value in self.headers.items()})
+            seen.paths.append(self.path)
+            seen.asked.release()
+            seen.gate.wait(30)
+            status, headers, content = seen.answer()
+            if status < 300:
+                seen.bodies.append(_unpacked(packed, self.headers.get("Content-Encoding")))
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(content))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        block_on_close = False
+
+        def handle_error(self, *_: object) -> None:
+            """A client that has gone away is what some tests are about."""
+
+    with Server(("127.0.0.1", port), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        seen.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+        try:
+            yield seen
+        finally:
+            seen.gate.set()
+            server.shutdown()
+            thread.join()
+
+
+@dataclass
+class GrpcSeen:
+    endpoint: str = ""
+    bodies: list[bytes] = field(default_factory=list)
+    metadata: list[dict[str, str | bytes]] = field(default_factory=list)
+    answer: bytes = b""
+    code: grpc.StatusCode | None = None
+    details: str = ""
+    trailing: tuple[tuple[str, str | bytes], ...] = ()
+
+
+@contextlib.contextmanager
+def grpc_peer(port: int = 0) -> Iterator[GrpcSeen]:
+    seen = GrpcSeen()
+
+    def export(body: bytes, context: grpc.ServicerContext) -> bytes:
+        seen.metadata.append(dict(context.invocation_metadata()))
+        if seen.code is not None:
+            context.set_trailing_metadata(seen.trailing)
+            context.abort(seen.code, seen.details)
+        seen.bodies.append(body)
+        return seen.answer
+
+    handler = grpc.unary_unary_rpc_method_handler(export, None, None)
+    service, method = METHOD.strip("/").split("/")
+    with ThreadPoolExecutor(4) as pool:
+        server = grpc.server(pool)
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
+        port = server.add_insecure_port(f"127.0.0.1:{port}")
+        server.start()
+        seen.endpoint = f"http://127.0.0.1:{port}"
+        try:
+            yield seen
+        finally:
+            server.stop(None).wait()
+
+
+@contextlib.contextmanager
+def raw_peer(talk: Callable[[socket.socket], None]) -> Iterator[str]:
+    """Accepts connections, one after another, and lets `talk` have each."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    with connection, contextlib.suppress(OSError):
+                        connection.settimeout(30)
+                        talk(connection)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        finally:
+            # Closing does not wake accept(), which holds the socket; shutting down does.
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+@contextlib.contextmanager
+def black_hole() -> Iterator[str]:
+    """The system completes the handshake, nobody ever answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def refused() -> str:
+    """An endpoint where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def _unpacked(body: bytes, encoding: str | None) -> bytes:
+    match encoding:
+        case "gzip":
+            return gzip.decompress(body)
+        case "deflate":
+            return zlib.decompress(body)
+        case _:
+            return body

@@ -1,0 +1,431 @@
+import contextlib
+import logging
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from opentelemetry import context
+from opentelemetry.sdk.trace import Span, TracerProvider
+
+from cascade.connectors.otel._batch import estimate
+from cascade.connectors.otel._options import ExportOptions
+from cascade.connectors.otel._outbox import SpanOutbox
+from cascade.connectors.otel._sender import MAX_BODY
+from cascade.connectors.otel._tally import FlushReport
+from cascade.connectors.otel._transport import Reply, open_transport
+from tests.connectors.otel import peers
+from tests.connectors.otel.conftest import MakeSpan
+
+HANG = 3.0  # seconds; a flush to a dead peer has one, the rest is for a busy machine
+
+
+@contextlib.contextmanager
+def outbox(endpoint: str, protocol: str = "http/protobuf", **more: Any) -> Iterator[SpanOutbox]:
+    options = ExportOptions.from_environment(endpoint=endpoint, protocol=protocol, environ={})
+    made = SpanOutbox(lambda: open_transport(options), **more)
+    try:
+        yield made
+    finally:
+        made.close(0)
+
+
+class Scripted:
+    """A transport in memory: each reply is computed, nothing is waited for."""
+
+    def __init__(self, reply: Callable[[bytes], Reply] = lambda _: Reply("accepted")) -> None:
+        self.reply = reply
+        self.sizes: list[int] = []
+        self.is_closed = threading.Event()
+
+    def send(self, body: bytes, timeout: float) -> Reply:
+        self.sizes.append(len(body))
+        return self.reply(body)
+
+    def close(self) -> None:
+        self.is_closed.set()
+
+
+def adds_up(report: FlushReport) -> bool:
+    return report.put == report.sent + report.lost + report.pending
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_what_is_put_by_many_threads_arrives_once(protocol: str, make_span: MakeSpan) -> None:
+    with peers.http_peer() if protocol != "grpc" else peers.grpc_peer() as peer, outbox(peer.endpoint, protocol) as box:
+        threads = [
+            threading.Thread(target=lambda n=n: [box.put(make_span(f"{n}-{i}")) for i in range(500)]) for n in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert box.flush(20) == FlushReport(put=2000, sent=2000)
+        expected = sorted(f"{n}-{i}" for n in range(4) for i in range(500))
+        assert sorted(peers.names(peer.bodies)) == expected
+
+
+def test_a_span_leaves_without_a_flush(make_span: MakeSpan) -> None:
+    with peers.http_peer() as peer, outbox(peer.endpoint) as box:
+        box.put(make_span())
+        assert peer.asked.acquire(timeout=10)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_urgent_spans_and_full_batches_do_not_wait_for_the_delay(count: int, make_span: MakeSpan) -> None:
+    with peers.http_peer() as peer, outbox(peer.endpoint, schedule_delay=600, batch_size=4) as box:
+        for _ in range(count):
+            box.put(make_span(), urgent=count == 1)
+        assert peer.asked.acquire(timeout=10)
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_a_flush_does_not_spend_seconds_on_a_peer_that_refuses(protocol: str, make_span: MakeSpan) -> None:
+    with outbox(peers.refused(), protocol) as box:
+        for _ in range(2):
+            box.put(make_span())
+            began = time.monotonic()
+            report = box.flush(30)
+            assert time.monotonic() - began < HANG
+            assert adds_up(report)
+        assert (report.sent, report.lost, report.reason) == (0, 2, "connection refused")
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_nor_on_a_black_hole(protocol: str, make_span: MakeSpan) -> None:
+    with peers.black_hole() as endpoint, outbox(endpoint, protocol) as box:
+        box.put(make_span())
+        began = time.monotonic()
+        report = box.flush(30)
+        assert time.monotonic() - began < HANG
+        assert (report.sent, report.lost) == (0, 1)
+        assert report.reason.startswith("no answer within")
+
+
+@pytest.mark.parametrize("headers", [{}, {"Retry-After": "100"}])
+def test_nor_on_one_that_is_unavailable(headers: dict[str, str], make_span: MakeSpan) -> None:
+    with peers.http_peer() as peer, outbox(peer.endpoint) as box:
+        peer.always = (503, headers, b"")
+        box.put(make_span())
+        began = time.monotonic()
+        report = box.flush(30)
+        assert time.monotonic() - began < HANG
+        assert report == FlushReport(put=1, retried=1, lost=1, reason="503 Service Unavailable")
+
+
+def test_a_slow_peer_has_the_whole_time_once_it_has_answered(make_span: MakeSpan) -> None:
+    with peers.http_peer() as peer, outbox(peer.endpoint) as box:
+        box.put(make_span("first"))
+        assert box.flush(20).sent == 1
+        peer.gate.clear()
+        box.put(make_span("second"))
+        opener = threading.Timer(1.3, peer.gate.set)
+        opener.start()
+        assert box.flush(20) == FlushReport(put=2, sent=2)
+        opener.join()
+
+
+def test_a_flush_ends_at_its_limit_and_a_late_answer_changes_no_count(make_span: MakeSpan) -> None:
+    with peers.http_peer() as peer, outbox(peer.endpoint) as box:
+        box.put(make_span("first"))
+        assert box.flush(20).sent == 1
+        peer.gate.clear()
+        box.put(make_span("late"), urgent=True)
+        assert peer.asked.acquire(timeout=10)
+        assert peer.asked.acquire(timeout=10)
+        began = time.monotonic()
+        report = box.flush(0.2)
+        assert time.monotonic() - began < HANG
+        assert (report.sent, report.lost, report.pending) == (1, 1, 0)
+        peer.gate.set()
+        box.put(make_span("third"))
+        assert box.flush(20) == FlushReport(put=3, sent=2, lost=1, reason=report.reason)
+        assert peers.names(peer.bodies) == ["first", "late", "third"]
+
+
+def test_a_peer_that_comes_up_during_the_run_gets_everything(make_span: MakeSpan) -> None:
+    endpoint = peers.refused()
+    opened = open_transport(ExportOptions.from_environment(endpoint=endpoint, environ={}))
+    replied = threading.Semaphore(0)
+
+    class Watched(Scripted):
+        def send(self, body: bytes, timeout: float) -> Reply:
+            reply = opened.send(body, timeout)
+            replied.release()
+            return reply
+
+    box = SpanOutbox(Watched, schedule_delay=0)
+    for index in range(5):
+        box.put(make_span(str(index)))
+    assert replied.acquire(timeout=10)
+    with peers.http_peer(int(endpoint.rpartition(":")[2])) as peer:
+        # Without a flush: the retry is the outbox's own.
+        assert peer.asked.acquire(timeout=20)
+        assert box.flush(20).sent == 5
+        assert sorted(peers.names(peer.bodies)) == list("01234")
+    opened.close()
+    box.close()
+
+
+def test_a_retried_batch_arrives_once_and_is_counted_as_retried(make_span: MakeSpan) -> None:
+    with peers.http_peer() as peer, outbox(peer.endpoint) as box:
+        peer.answers = [(429, {}, b""), (429, {"Retry-After": "0"}, b"")]
+        box.put(make_span("once"))
+        assert box.flush(20) == FlushReport(put=1, sent=1, retried=1, reason="429 Too Many Requests")
+        assert peers.names(peer.bodies) == ["once"]
+
+
+def test_what_a_peer_refuses_is_lost_and_the_rest_goes_on(make_span: MakeSpan) -> None:
+    with peers.http_peer() as peer, outbox(peer.endpoint) as box:
+        peer.answers = [(400, {}, b"")]
+        box.put(make_span("bad"))
+        assert box.flush(20) == FlushReport(put=1, lost=1, reason="400 Bad Request")
+        box.put(make_span("good"))
+        assert box.flush(20).sent == 1
+
+
+def test_a_partial_success_counts_what_was_rejected(make_span: MakeSpan) -> None:
+    box = SpanOutbox(lambda: Scripted(lambda _: Reply("accepted", "too old", rejected=2)))
+    for _ in range(5):
+        box.put(make_span())
+    assert box.close() == FlushReport(put=5, sent=3, lost=2, reason="rejected: too old")
+
+
+def test_memory_is_bounded(make_span: MakeSpan) -> None:
+    span = make_span()
+    gate = threading.Event()
+    peer = Scripted(lambda _: Reply("accepted") if gate.wait(30) else Reply("refused"))
+    box = SpanOutbox(lambda: peer, capacity=3 * estimate(span))
+    assert [box.put(span) for _ in range(5)] == [True, True, True, False, False]
+    assert box.pressure == pytest.approx(1)
+    assert not box.wait_for_room(0)
+    assert box.report() == FlushReport(put=5, lost=2, pending=3, reason="more spans than fit in memory")
+    gate.set()
+    assert box.flush(20).sent == 3
+    assert box.wait_for_room(20)
+    assert box.put(span)
+    box.close()
+
+
+@pytest.mark.parametrize("attributes", [0, 10])
+def test_the_estimate_is_close_to_what_a_span_holds(attributes: int) -> None:
+    tracer = TracerProvider().get_tracer("tests")
+    spans = []
+    tracemalloc.start()
+    for index in range(500):
+        span = tracer.start_span("task", attributes={f"k{n}": f"value-{index}-{n}" for n in range(attributes)})
+        span.end()
+        spans.append(cast("Span", span)._readable_span())
+    held = tracemalloc.get_traced_memory()[0] / len(spans)
+    tracemalloc.stop()
+    assert 0.6 < estimate(spans[0]) / held < 1.7
+
+
+def test_a_span_that_cannot_be_encoded_costs_only_itself(make_span: MakeSpan, caplog: pytest.LogCaptureFixture) -> None:
+    with peers.http_peer() as peer, outbox(peer.endpoint) as box:
+        for name in ("a", "lone \ud800 surrogate", "b"):
+            box.put(make_span(name, {"key": "other \udfff surrogate"}))
+        assert box.flush(20) == FlushReport(put=3, sent=2, lost=1, reason="a span cannot be encoded")
+        assert peers.names(peer.bodies) == ["a", "b"]
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+def test_bodies_stay_below_the_limit_and_a_larger_span_goes_alone(make_span: MakeSpan) -> None:
+    peer = Scripted()
+    box = SpanOutbox(lambda: peer, schedule_delay=600)
+    for size in (MAX_BODY // 2, MAX_BODY // 2, 10, MAX_BODY * 2, 10):
+        box.put(make_span(attributes={"text": "x" * size}))
+    assert box.close().sent == 5
+    assert sorted(size > MAX_BODY for size in peer.sizes).count(True) == 1
+    assert len(peer.sizes) > 2
+
+
+def test_a_batch_that_a_peer_finds_too_large_is_sent_in_parts(make_span: MakeSpan) -> None:
+    limit = 20_000
+    peer = Scripted(lambda body: Reply("refused", "413", too_large=True) if len(body) > limit else Reply("accepted"))
+    box = SpanOutbox(lambda: peer)
+    for index in range(100):
+        box.put(make_span(attributes={"text": "x" * (limit if index == 50 else 1000)}))
+    assert box.close(20) == FlushReport(put=100, sent=99, lost=1, reason="413")
+
+
+def test_each_run_has_its_own_count_and_gives_up_only_its_own(make_span: MakeSpan) -> None:
+    with outbox(peers.refused(), schedule_delay=0) as box:
+        one, other = box.tally(), box.tally()
+        for _ in range(3):
+            box.put(make_span(), tally=one)
+            box.put(make_span(), tally=other)
+        assert box.flush(20, tally=one).lost == 3
+        assert (box.report(other).pending, box.report(other).lost) == (3, 0)
+        assert (box.report().put, box.report().lost, box.report().pending) == (6, 3, 3)
+        assert box.flush(20, tally=other).lost == 3
+
+
+def test_flushes_at_the_same_time(make_span: MakeSpan) -> None:
+    with peers.http_peer() as peer, outbox(peer.endpoint) as box:
+        reports: list[FlushReport] = []
+
+        def run() -> None:
+            tally = box.tally()
+            for _ in range(50):
+                box.put(make_span(), tally=tally)
+            reports.append(box.flush(20, tally=tally))
+
+        threads = [threading.Thread(target=run) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert reports == [FlushReport(put=50, sent=50)] * 8
+        assert box.report() == FlushReport(put=400, sent=400)
+
+
+def test_after_close_spans_are_refused_and_the_connection_is_gone(make_span: MakeSpan) -> None:
+    peer = Scripted()
+    box = SpanOutbox(lambda: peer)
+    box.put(make_span())
+    assert box.close() == FlushReport(put=1, sent=1)
+    assert peer.is_closed.wait(10)
+    assert not box.put(make_span())
+    assert box.close() == FlushReport(put=2, sent=1, lost=1, reason="closed")
+
+
+def test_a_transport_that_cannot_be_opened_is_a_reason(make_span: MakeSpan) -> None:
+    def fail() -> Scripted:
+        raise OSError("no such certificate")
+
+    box = SpanOutbox(fail)
+    box.put(make_span())
+    assert box.close() == FlushReport(put=1, lost=1, reason="cannot export: no such certificate")
+
+
+def test_a_transport_that_raises_costs_its_batch_alone(make_span: MakeSpan) -> None:
+    answers = iter([ZeroDivisionError("ours")])
+
+    def reply(_: bytes) -> Reply:
+        if error := next(answers, None):
+            raise error
+        return Reply("accepted")
+
+    box = SpanOutbox(lambda: Scripted(reply))
+    box.put(make_span())
+    assert box.flush(20).reason == "ZeroDivisionError: ours"
+    box.put(make_span())
+    assert box.close(20).sent == 1
+
+
+def test_the_exports_own_traffic_is_not_instrumented(make_span: MakeSpan) -> None:
+    seen = []
+
+    def reply(_: bytes) -> Reply:
+        keys = (context._SUPPRESS_INSTRUMENTATION_KEY, context._SUPPRESS_HTTP_INSTRUMENTATION_KEY)
+        seen.append([context.get_value(key) for key in keys])
+        return Reply("accepted")
+
+    box = SpanOutbox(lambda: Scripted(reply))
+    box.put(make_span())
+    box.close()
+    assert seen == [[True, True]]
+
+
+@pytest.mark.parametrize("limit", [{"capacity": 0}, {"batch_size": 0}, {"schedule_delay": -1}, {"request_timeout": 0}])
+def test_senseless_limits(limit: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="above zero"):
+        SpanOutbox(Scripted, **limit)
+
+
+REPLIES = st.sampled_from(
+    [
+        Reply("accepted"),
+        Reply("accepted", "some", rejected=2),
+        Reply("accepted", "absurd", rejected=10**9),
+        Reply("refused", "bad"),
+        Reply("refused", "large", too_large=True),
+        Reply("retry", "busy", retry_after=0.0),
+        Reply("retry", "gone", dead=True),
+        Reply("retry", "later", retry_after=60.0, dead=True),
+    ]
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    replies=st.lists(REPLIES, max_size=8),
+    actions=st.lists(st.sampled_from(["put", "put", "put urgent", "flush one", "flush all"]), max_size=25),
+)
+def test_the_counts_always_add_up(replies: list[Reply], actions: list[str], make_span: MakeSpan) -> None:
+    coming = iter(replies)
+    box = SpanOutbox(lambda: Scripted(lambda _: next(coming, Reply("accepted"))), batch_size=3, capacity=30_000)
+    tallies = [box.tally(), box.tally()]
+    for index, action in enumerate(actions):
+        tally = tallies[index % 2]
+        match action:
+            case "flush one":
+                assert box.flush(0.05, tally=tally).pending == 0
+            case "flush all":
+                assert box.flush(0.05).pending == 0
+            case _:
+                box.put(make_span(), urgent=action == "put urgent", tally=tally)
+        assert all(adds_up(box.report(one)) for one in (None, *tallies))
+    total = box.close(0.05)
+    reports = [box.report(tally) for tally in tallies]
+    assert total.pending == 0
+    assert total.put == sum(action.startswith("put") for action in actions)
+    assert total.sent == sum(report.sent for report in reports)
+    assert total.lost == sum(report.lost for report in reports)
+    assert min(total.sent, total.lost, total.retried) >= 0
+
+
+PROGRAM = """
+import os, sys
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import SpanContext
+from cascade.connectors.otel._options import ExportOptions
+from cascade.connectors.otel._outbox import SpanOutbox
+from cascade.connectors.otel._transport import open_transport
+
+def span(name):
+    return ReadableSpan(name, SpanContext(1, 1, False), start_time=1, end_time=2)
+
+options = ExportOptions.from_environment(endpoint=sys.argv[1], protocol=sys.argv[2])
+os.environ.pop("GRPC_VERBOSITY", None)
+box = SpanOutbox(lambda: open_transport(options), schedule_delay=600, exit_timeout=20)
+"""
+FORK = """
+tally = box.tally()
+box.put(span("before"))
+box.flush(20)
+box.put(span("parent"), tally=tally)
+if os.fork() == 0:
+    assert box.report(tally).put == 0
+    box.put(span("child"), tally=tally)
+    report = box.flush(20, tally=tally)
+    os._exit(0 if (report.put, report.sent) == (1, 1) else 7)
+assert os.wait()[1] == 0
+"""
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+@pytest.mark.parametrize(("ending", "expected"), [(FORK, ["before", "child", "parent"]), ("box.put(span('x'))", ["x"])])
+def test_forks_and_exits(protocol: str, ending: str, expected: list[str]) -> None:
+    program = PROGRAM + textwrap.dedent(ending)
+    with peers.http_peer() if protocol != "grpc" else peers.grpc_peer() as peer:
+        command = [sys.executable, "-c", program, peer.endpoint, protocol]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=40)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert sorted(peers.names(peer.bodies)) == expected
+
+
+def test_grpc_does_not_write_to_stderr(make_span: MakeSpan) -> None:
+    program = PROGRAM + "box.put(span('x')); assert box.flush(20).lost; assert 'GRPC_VERBOSITY' not in os.environ"
+    with peers.http_peer() as peer:
+        command = [sys.executable, "-c", program, peer.endpoint.replace("http:", "https:"), "grpc"]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=40)
+    assert (done.returncode, done.stderr) == (0, "")

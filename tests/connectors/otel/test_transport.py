@@ -1,0 +1,317 @@
+import contextlib
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.any_pb2 import Any as Packed
+from google.rpc.error_details_pb2 import RetryInfo  # type: ignore[import-untyped]
+from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTracePartialSuccess,
+    ExportTraceServiceResponse,
+)
+
+from cascade.connectors.otel._options import ExportOptions
+from cascade.connectors.otel._transport import MAX_RETRY_AFTER, Reply, Transport, open_transport
+from tests.connectors.otel import peers
+
+PROTOBUF = {"Content-Type": "application/x-protobuf"}
+PARTIAL = ExportTraceServiceResponse(
+    partial_success=ExportTracePartialSuccess(rejected_spans=3, error_message="too\nold")
+).SerializeToString()
+
+
+@contextlib.contextmanager
+def transport(endpoint: str, protocol: str = "http/protobuf", **more: Any) -> Iterator[Transport]:
+    variables = {f"OTEL_EXPORTER_OTLP_{name.upper()}": value for name, value in more.items()}
+    found = ExportOptions.from_environment(endpoint=endpoint, protocol=protocol, environ=variables)
+    with contextlib.closing(open_transport(found)) as opened:
+        yield opened
+
+
+def sent(endpoint: str, protocol: str = "http/protobuf", *, timeout: float = 5, **more: Any) -> Reply:
+    with transport(endpoint, protocol, **more) as opened:
+        return opened.send(b"", timeout)
+
+
+def status_with_retry(seconds: int) -> bytes:
+    packed = Packed()
+    info = RetryInfo()
+    info.retry_delay.seconds = seconds
+    packed.Pack(info)
+    return bytes(Status(details=[packed]).SerializeToString())
+
+
+class TestHttp:
+    def test_one_connection_serves_many_requests(self) -> None:
+        with peers.http_peer() as peer, transport(peer.endpoint, headers="X-Key=a%20b") as opened:
+            assert [opened.send(body, 5) for body in (b"1", b"2")] == [Reply("accepted")] * 2
+        assert peer.bodies == [b"1", b"2"]
+        assert peer.connections == 1
+        assert peer.paths == ["/v1/traces"] * 2
+        assert peer.headers[0]["x-key"] == "a b"
+        assert peer.headers[0]["content-type"] == "application/x-protobuf"
+
+    @pytest.mark.parametrize("compression", ["gzip", "deflate"])
+    def test_compression(self, compression: str) -> None:
+        with peers.http_peer() as peer:
+            assert sent(peer.endpoint, compression=compression).outcome == "accepted"
+        assert peer.headers[0]["content-encoding"] == compression
+        assert peer.bodies == [b""]
+
+    @pytest.mark.parametrize(("status", "dead"), [(429, False), (502, True), (503, True), (504, True)])
+    def test_retryable(self, status: int, *, dead: bool) -> None:
+        with peers.http_peer() as peer:
+            peer.always = (status, {}, b"")
+            reply = sent(peer.endpoint)
+        assert (reply.outcome, reply.dead, reply.retry_after) == ("retry", dead, None)
+        assert reply.reason.startswith(f"{status} ")
+
+    @pytest.mark.parametrize("status", [400, 401, 404, 413, 500, 501])
+    def test_refused(self, status: int) -> None:
+        with peers.http_peer() as peer:
+            peer.always = (status, PROTOBUF, Status(message="bad id").SerializeToString())
+            reply = sent(peer.endpoint)
+        assert (reply.outcome, reply.dead, reply.too_large) == ("refused", False, status == 413)
+        assert reply.reason.endswith(": bad id")
+
+    @pytest.mark.parametrize(
+        ("value", "low", "high"),
+        [
+            ("7", 7, 7),
+            ("-7", 0, 0),
+            ("1e99", MAX_RETRY_AFTER, MAX_RETRY_AFTER),
+            (format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True), 30, 100),
+            (format_datetime(datetime(2001, 1, 1, tzinfo=UTC), usegmt=True), 0, 0),
+        ],
+    )
+    def test_retry_after(self, value: str, low: float, high: float) -> None:
+        with peers.http_peer() as peer:
+            peer.always = (503, {"Retry-After": value}, b"")
+            found = sent(peer.endpoint).retry_after
+        assert found is not None
+        assert low <= found <= high
+
+    @pytest.mark.parametrize("value", ["soon", "nan", ""])
+    def test_a_senseless_retry_after_is_none(self, value: str) -> None:
+        with peers.http_peer() as peer:
+            peer.always = (503, {"Retry-After": value}, b"")
+            assert sent(peer.endpoint).retry_after is None
+
+    def test_a_redirect_is_not_followed(self) -> None:
+        with peers.http_peer() as elsewhere, peers.http_peer() as peer:
+            peer.always = (307, {"Location": elsewhere.endpoint}, b"")
+            reply = sent(peer.endpoint)
+        assert reply.outcome == "refused"
+        assert elsewhere.endpoint in reply.reason
+        assert not elsewhere.paths
+
+    @pytest.mark.parametrize(
+        ("headers", "content", "expected"),
+        [
+            (PROTOBUF, PARTIAL, Reply("accepted", "too old", rejected=3)),
+            (
+                {"Content-Type": "application/json"},
+                b'{"partialSuccess": {"rejectedSpans": "3", "errorMessage": "too old"}}',
+                Reply("accepted", "too old", rejected=3),
+            ),
+            ({"Content-Type": "application/json"}, b"{}", Reply("accepted")),
+            (PROTOBUF, b"\xff\xff garbage", Reply("accepted", "accepted with an answer that is not OTLP")),
+            (
+                {"Content-Type": "application/json"},
+                b"[1",
+                Reply("accepted", "accepted with an answer that is not OTLP"),
+            ),
+        ],
+    )
+    def test_what_a_success_says(self, headers: dict[str, str], content: bytes, expected: Reply) -> None:
+        with peers.http_peer() as peer:
+            peer.always = (200, headers, content)
+            assert sent(peer.endpoint) == expected
+
+    def test_an_idle_connection_that_the_peer_closed_is_no_failure(self) -> None:
+        with peers.http_peer() as peer, transport(peer.endpoint) as opened:
+            peer.answers = [(200, {"Connection": "close"}, b""), (200, {}, b"")]
+            assert [opened.send(b"", 5).outcome for _ in range(3)] == ["accepted"] * 3
+
+    def test_a_connection_that_breaks_under_a_request_is_dialled_again_at_once(self) -> None:
+        served = []
+
+        def one_answer_then_close(connection: socket.socket) -> None:
+            served.append(connection.recv(4096))
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            connection.recv(4096)
+
+        with peers.raw_peer(one_answer_then_close) as endpoint, transport(endpoint) as opened:
+            assert [opened.send(b"", 5).outcome for _ in range(3)] == ["accepted"] * 3
+        assert len(served) == 3
+
+    def test_a_peer_that_trickles_is_not_waited_for_beyond_the_deadline(self) -> None:
+        stop = threading.Event()
+
+        def trickle(connection: socket.socket) -> None:
+            connection.sendall(b"HTTP/1.1 200 OK\r\n")
+            while not stop.wait(0.02):
+                connection.sendall(b"X")
+
+        with peers.raw_peer(trickle) as endpoint:
+            began = time.monotonic()
+            reply = sent(endpoint, timeout=0.3)
+            took = time.monotonic() - began
+            stop.set()
+        assert (reply.outcome, reply.dead, reply.reason) == ("retry", True, "no answer within 0.3 s")
+        assert took < 3
+
+    @pytest.mark.parametrize(
+        ("answer", "reason"),
+        [
+            (b"", "connection closed before an answer"),
+            (b"SSH-2.0-OpenSSH\r\n", "the answer is not HTTP"),
+            (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nabc", "connection closed before an answer"),
+            (b"\x00" * 70_000, "the answer is not HTTP"),
+        ],
+    )
+    def test_what_is_no_answer(self, answer: bytes, reason: str) -> None:
+        def talk(connection: socket.socket) -> None:
+            connection.recv(65536)
+            connection.sendall(answer)
+
+        with peers.raw_peer(talk) as endpoint:
+            assert sent(endpoint) == Reply("retry", reason, dead=True)
+
+    def test_a_name_that_does_not_resolve(self) -> None:
+        reply = sent("http://nowhere.invalid:4318")
+        assert (reply.outcome, reply.dead) == ("retry", True)
+
+    def test_through_a_proxy(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with peers.http_peer() as proxy:
+            monkeypatch.setenv("http_proxy", proxy.endpoint.replace("//", "//me:pw@"))
+            assert sent("http://collector.invalid/otlp/v1/traces").outcome == "accepted"
+            assert proxy.paths == ["http://collector.invalid/otlp/v1/traces"]
+            assert proxy.headers[0]["host"] == "collector.invalid"
+            assert proxy.headers[0]["proxy-authorization"] == "Basic bWU6cHc="
+
+    def test_around_a_proxy(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("http_proxy", peers.refused())
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        with peers.http_peer() as peer:
+            assert sent(peer.endpoint).outcome == "accepted"
+
+    def test_a_proxy_of_another_kind(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("all_proxy", "socks5://127.0.0.1:1080")
+        with pytest.raises(OSError, match="socks5:// proxies are not supported"):
+            sent("http://collector.invalid")
+
+    def test_a_proxy_that_will_not_open_a_tunnel(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked = []
+
+        def talk(connection: socket.socket) -> None:
+            asked.append(connection.recv(4096))
+            connection.sendall(b"HTTP/1.1 403 Forbidden\r\n\r\n")
+
+        with peers.raw_peer(talk) as endpoint:
+            monkeypatch.setenv("https_proxy", endpoint)
+            reply = sent("https://collector.invalid")
+        assert asked[0].startswith(b"CONNECT collector.invalid:443 HTTP/1.1\r\n")
+        assert (reply.outcome, reply.dead) == ("retry", True)
+        assert "proxy answered 403 Forbidden" in reply.reason
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+class TestEither:
+    def test_refused_connection(self, protocol: str) -> None:
+        assert sent(peers.refused(), protocol) == Reply("retry", "connection refused", dead=True)
+
+    def test_no_answer(self, protocol: str) -> None:
+        with peers.black_hole() as endpoint:
+            began = time.monotonic()
+            assert sent(endpoint, protocol, timeout=0.2) == Reply("retry", "no answer within 0.2 s", dead=True)
+            assert time.monotonic() - began < 3
+
+    def test_a_peer_that_comes_up_is_found_by_the_next_request(self, protocol: str) -> None:
+        endpoint = peers.refused()
+        port = int(endpoint.rpartition(":")[2])
+        with transport(endpoint, protocol) as opened:
+            assert opened.send(b"", 5).dead
+            with peers.http_peer(port) if protocol != "grpc" else peers.grpc_peer(port):
+                assert opened.send(b"", 5).outcome == "accepted"
+
+    def test_tls(self, protocol: str, certificate: Path) -> None:
+        def talk(connection: socket.socket) -> None:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.load_cert_chain(certificate)
+            context.set_alpn_protocols(["h2"])
+            with context.wrap_socket(connection, server_side=True) as wrapped:
+                wrapped.recv(65536)
+                wrapped.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+                wrapped.recv(65536)
+
+        with peers.raw_peer(talk) as endpoint:
+            secure = endpoint.replace("http://127.0.0.1", "https://localhost")
+            stranger = sent(secure, protocol)
+            known = sent(secure, protocol, certificate=str(certificate))
+        assert (stranger.outcome, stranger.dead) == ("retry", True)
+        assert stranger.reason.startswith("certificate verify failed")
+        # The server speaks HTTP/1.1 alone: gRPC gets through TLS and no further.
+        assert known.outcome == "accepted" if protocol != "grpc" else "certificate" not in known.reason
+
+
+class TestGrpc:
+    def test_accepted(self) -> None:
+        with peers.grpc_peer() as peer, transport(peer.endpoint, "grpc", headers="X-Key=a%20b,y-bin=1") as opened:
+            assert [opened.send(body, 5) for body in (b"1", b"2")] == [Reply("accepted")] * 2
+            peer.answer = PARTIAL
+            assert opened.send(b"3", 5) == Reply("accepted", "too old", rejected=3)
+        assert peer.bodies == [b"1", b"2", b"3"]
+        assert peer.metadata[0]["x-key"] == "a b"
+        assert peer.metadata[0]["y-bin"] == b"1"
+
+    def test_gzip(self) -> None:
+        with peers.grpc_peer() as peer:
+            assert sent(peer.endpoint, "grpc", compression="gzip").outcome == "accepted"
+
+    @pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
+    def test_codes(self, code: grpc.StatusCode) -> None:
+        retryable = {"CANCELLED", "DEADLINE_EXCEEDED", "ABORTED", "OUT_OF_RANGE", "UNAVAILABLE", "DATA_LOSS"}
+        with peers.grpc_peer() as peer:
+            peer.code, peer.details = code, "because"
+            reply = sent(peer.endpoint, "grpc")
+        assert reply.outcome == ("retry" if code.name in retryable else "refused")
+        assert reply.dead == (code.name in {"UNAVAILABLE", "DEADLINE_EXCEEDED"})
+        if code is not grpc.StatusCode.DEADLINE_EXCEEDED:
+            assert reply.reason == f"{code.name}: because"
+
+    def test_an_exhausted_peer_is_asked_again_when_it_says_so(self) -> None:
+        with peers.grpc_peer() as peer:
+            peer.code = grpc.StatusCode.RESOURCE_EXHAUSTED
+            peer.trailing = (("grpc-status-details-bin", status_with_retry(3)),)
+            reply = sent(peer.endpoint, "grpc")
+        assert (reply.outcome, reply.retry_after, reply.dead) == ("retry", 3.0, False)
+
+    def test_a_body_over_the_servers_limit(self) -> None:
+        with peers.grpc_peer() as peer, transport(peer.endpoint, "grpc") as opened:
+            reply = opened.send(bytes(5 << 20), 5)
+        assert (reply.outcome, reply.too_large) == ("refused", True)
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl is not installed")
+    pem = tmp_path_factory.mktemp("tls") / "localhost.pem"
+    command = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
+    files = ["-keyout", str(pem), "-out", str(pem.with_suffix(".crt"))]
+    subprocess.run([openssl, *command.split(), *files], check=True, capture_output=True)
+    pem.write_text(pem.read_text() + pem.with_suffix(".crt").read_text())
+    return pem

@@ -1,0 +1,120 @@
+import asyncio
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import pytest
+
+import cascade as cs
+from cascade.connectors.fanout import FanoutConnector
+from cascade.connectors.memory import MemoryConnector
+from cascade.runtime.exceptions import TelemetryLostError
+from cascade.runtime.task_context import TaskContext
+from cascade.telemetry.identity import RunTrace, SpanRef, place_run
+from cascade.testing import ConnectorConformance
+from cascade.testing.conformance import run_with
+
+
+@cs.task
+def one() -> int:
+    return 1
+
+
+class TestFanoutConnector(ConnectorConformance):
+    def setup_method(self) -> None:
+        self.children = MemoryConnector(), MemoryConnector()
+
+    def make_connector(self) -> FanoutConnector:
+        return FanoutConnector(self.children)
+
+    def received(self) -> list[dict[str, Any]]:
+        assert self.children[0].payloads == self.children[1].payloads
+        return self.children[1].payloads
+
+
+class Broken(MemoryConnector):
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where = where
+
+    async def _maybe(self, where: str) -> None:
+        if self.where == f"hang in {where}":
+            await asyncio.Event().wait()
+        if self.where == where:
+            raise OSError(f"broken in {where}")
+
+    async def connect(self) -> None:
+        await self._maybe("connect")
+
+    async def disconnect(self) -> None:
+        await self._maybe("disconnect")
+
+    async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:
+        await self._maybe("publish")
+
+
+@pytest.mark.parametrize("where", ["connect", "disconnect", "publish", "hang in publish"])
+def test_one_that_fails_does_not_disturb_the_others(where: str, caplog: pytest.LogCaptureFixture) -> None:
+    good = MemoryConnector()
+    assert run_with(FanoutConnector([Broken(where), good], drain_timeout=0.05), one()) == 1
+    assert [p["body"].get("event") or p["body"]["state"] for p in good.payloads] == [
+        "ENGINE_STARTED",
+        "RUNNING",
+        "COMPLETED",
+        "ENGINE_STOPPED",
+    ]
+    assert good.connections == 0
+    assert len(caplog.records) == 1
+    assert caplog.messages[0].startswith("Broken")
+
+
+def test_a_strict_one_raises_after_the_others_have_ended() -> None:
+    class Strict(MemoryConnector):
+        async def disconnect(self) -> None:
+            raise TelemetryLostError("2 spans were lost", lost=2)
+
+    good = MemoryConnector()
+    with pytest.raises(TelemetryLostError):
+        run_with(FanoutConnector([Strict(), good]), one())
+    assert good.connections == 0
+
+
+class Capturing(MemoryConnector):
+    capture = frozenset({"arguments", "results"})
+
+
+def test_values_reach_only_those_who_asked() -> None:
+    @cs.task
+    def use(x: str) -> str:
+        return x + "!"
+
+    asked, not_asked = Capturing(), MemoryConnector()
+    run_with(FanoutConnector([asked, not_asked]), use("4711"))
+    (full,) = (p["body"]["metadata"] for p in asked.payloads if p["body"].get("state") == "COMPLETED")
+    assert (full["arguments"], full["output"]) == ({"0": "4711"}, "4711!")
+    assert "4711" not in str(not_asked.payloads)
+
+
+class TracingConnector(MemoryConnector):
+    def __init__(self, name: str, log: list[str]) -> None:
+        super().__init__()
+        self.name, self.log = name, log
+
+    def place_run(self, run_id: str, target: str, start_ns: int, parent: SpanRef | None) -> RunTrace:
+        self.log.append(f"place {self.name}")
+        return place_run(run_id, parent)
+
+    def activate(self, task: TaskContext) -> AbstractContextManager[None]:
+        @contextmanager
+        def active() -> Iterator[None]:
+            self.log.append(f"enter {self.name}")
+            yield
+            self.log.append(f"leave {self.name}")
+
+        return active()
+
+
+def test_the_first_that_traces_is_the_innermost() -> None:
+    log: list[str] = []
+    run_with(FanoutConnector([TracingConnector("a", log), TracingConnector("b", log), MemoryConnector()]), one())
+    assert log == ["place a", "place b", "enter b", "enter a", "leave a", "leave b"]

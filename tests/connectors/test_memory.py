@@ -1,0 +1,49 @@
+from typing import Any
+
+import pytest
+
+from cascade.connectors.memory import MemoryConnector, topic_matches
+from cascade.testing import ConnectorConformance
+
+
+class TestMemoryConnector(ConnectorConformance):
+    def setup_method(self) -> None:
+        self.connector = MemoryConnector()
+
+    def make_connector(self) -> MemoryConnector:
+        return self.connector
+
+    def received(self) -> list[dict[str, Any]]:
+        return self.connector.payloads
+
+
+async def test_what_is_retained_comes_before_subscribe_returns() -> None:
+    connector, seen = MemoryConnector(), []
+
+    async def callback(topic: str, payload: dict[str, Any]) -> None:
+        seen.append((topic, payload))
+
+    await connector.deliver("a/b", {"x": 1}, retain=True)
+    await connector.deliver("a/gone", {"x": 2}, retain=True)
+    await connector.deliver("a/gone", {}, retain=True)
+    await connector.subscribe("a/+", callback)
+    assert seen == [("a/b", {"x": 1})]
+    await connector.deliver("a/c", {"x": 3})
+    await connector.deliver("b/c", {"x": 4})
+    assert seen[1:] == [("a/c", {"x": 3})]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "topic", "matches"),
+    [
+        ("a/b", "a/b", True),
+        ("a/+", "a/b", True),
+        ("a/+", "a/b/c", False),
+        ("a/#", "a/b/c", True),
+        ("a/#", "a", True),
+        ("+/b", "a/c", False),
+        ("a/b/c", "a/b", False),
+    ],
+)
+def test_topic_filters(pattern: str, topic: str, matches: bool) -> None:
+    assert topic_matches(pattern, topic) is matches

@@ -1,0 +1,88 @@
+from typing import Any
+
+import pytest
+
+from cascade.messaging.bus import MessageBus, MessageStore, bus
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.rendered: list[tuple[str, str, dict[str, Any]]] = []
+
+    def render(self, msg_id: str, level: str, **kwargs: Any) -> None:
+        self.rendered.append((msg_id, level, kwargs))
+
+
+class UnspeakableError(Exception):
+    def __str__(self) -> str:
+        raise self
+
+
+class Unprintable:
+    def __format__(self, spec: str) -> str:
+        raise UnspeakableError
+
+
+@pytest.fixture
+def store() -> MessageStore:
+    store = MessageStore()
+    store._messages["greeting"] = "Hello {name:>3}"
+    return store
+
+
+def test_places_are_filled_in(store: MessageStore) -> None:
+    assert store.get("greeting", name="A") == "Hello   A"
+
+
+def test_an_unknown_message_is_its_default_or_its_id(store: MessageStore) -> None:
+    assert store.get("no.such") == "<no.such>"
+    assert store.get("no.such", "default", name=1) == "default"
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {"name": [1]}, {"name": Unprintable()}], ids=["missing", "wrong type", "raises"]
+)
+def test_what_cannot_be_formatted_is_said_and_not_raised(store: MessageStore, values: dict[str, Any]) -> None:
+    assert "Formatting error" in store.get("greeting", **values)
+
+
+def test_an_unknown_locale_has_no_texts_and_harms_nobody() -> None:
+    assert MessageStore("xx").get("run.started", target_tasks=[]) == "<run.started>"
+
+
+def test_messages_go_to_the_renderer_with_their_level(store: MessageStore) -> None:
+    messages, recorder = MessageBus(store), Recorder()
+    messages.info("nobody.listens")
+    messages.set_renderer(recorder)
+    messages.info("a", x=1)
+    messages.warning("b")
+    messages.error("c")
+    assert recorder.rendered == [("a", "info", {"x": 1}), ("b", "warning", {}), ("c", "error", {})]
+
+
+@pytest.mark.parametrize(
+    ("msg_id", "values", "parts"),
+    [
+        ("run.started", {"target_tasks": ["report"]}, ["▶️", "report"]),
+        ("run.started_with_params", {"params": {"day": 1}}, ["{'day': 1}"]),
+        ("run.finished_success", {"duration": 1.2345}, ["✅", "1.23s"]),
+        ("run.finished_failure", {"duration": 1.0, "error": "E: x"}, ["❌", "1.00s", "E: x"]),
+        ("run.cancelled", {"duration": 1.0}, ["1.00s"]),
+        ("run.trace", {"trace_id": "abc"}, ["🔎", "abc"]),
+        ("run.trace_url", {"trace_id": "abc", "url": "http://x/abc"}, ["🔎", "http://x/abc"]),
+        ("connector.failed", {"connector": "OtelConnector", "error": "E: x"}, ["OtelConnector", "E: x"]),
+        ("telemetry.lost", {"count": 3, "reason": "refused"}, ["3", "refused"]),
+        ("task.started", {"task_name": "load"}, ["load"]),
+        ("task.finished_success", {"task_name": "load", "duration": 0.5}, ["✅", "load", "0.50s"]),
+        ("task.finished_failure", {"task_name": "load", "duration": 0.5, "error": "E: x"}, ["❌", "load", "E: x"]),
+        ("task.skipped", {"task_name": "load", "reason": "CacheHit"}, ["⚪", "load", "CacheHit"]),
+        (
+            "task.retrying",
+            {"task_name": "load", "attempt": 1, "max_attempts": 3, "delay": 0.5, "error": "E: x"},
+            ["⚠️", "load", "1", "3", "0.5", "E: x"],
+        ),
+    ],
+)
+def test_what_a_person_reads(msg_id: str, values: dict[str, Any], parts: list[str]) -> None:
+    text = bus.store.get(msg_id, **values)
+    assert [part for part in parts if part not in text] == []

@@ -1,0 +1,131 @@
+import io
+import json
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import cascade as cs
+from cascade.messaging.bus import MessageStore
+from cascade.messaging.renderer import CliRenderer, JsonRenderer
+
+Make = Callable[..., CliRenderer | JsonRenderer]
+
+
+def cli(stream: Any = None, **options: Any) -> CliRenderer:
+    return CliRenderer(MessageStore(), stream, **options)
+
+
+def line_of(**data: Any) -> dict[str, Any]:
+    """What the renderer writes for the data, read as strict JSON."""
+    stream = io.StringIO()
+    JsonRenderer(stream).render("x", "info", **data)
+    line = stream.getvalue()
+    assert line.count("\n") == 1
+    return dict(json.loads(line, parse_constant=pytest.fail))
+
+
+class Broken(io.StringIO):
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+
+class Unprintable:
+    def __repr__(self) -> str:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize("make", [cli, JsonRenderer])
+@pytest.mark.parametrize(
+    ("min_level", "shown"), [("DEBUG", 3), ("INFO", 3), ("WARNING", 2), ("warning", 2), ("ERROR", 1)]
+)
+def test_lower_levels_are_not_shown(make: Make, min_level: str, shown: int) -> None:
+    stream = io.StringIO()
+    renderer = make(stream, min_level=min_level)
+    for level in ("info", "warning", "error"):
+        renderer.render("x", level)
+    assert len(stream.getvalue().splitlines()) == shown
+
+
+@pytest.mark.parametrize("make", [cli, JsonRenderer])
+def test_an_unknown_level_is_refused_with_the_choices(make: Make) -> None:
+    with pytest.raises(ValueError, match=r"'LOUD'.*DEBUG, INFO, WARNING, ERROR"):
+        make(min_level="LOUD")
+
+
+@pytest.mark.parametrize("make", [cli, JsonRenderer])
+def test_stderr_is_looked_up_when_it_is_written_to(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    make().render("x", "info")
+    captured = capsys.readouterr()
+    assert captured.err
+    assert not captured.out
+
+
+@pytest.mark.parametrize("make", [cli, JsonRenderer])
+def test_a_stream_that_cannot_be_written_to_harms_nobody(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = io.StringIO()
+    closed.close()
+    for stream in (closed, Broken()):
+        make(stream).render("x", "info")
+    monkeypatch.setattr("sys.stderr", None)
+    make().render("x", "info")
+
+
+def test_what_a_terminal_cannot_show_is_escaped() -> None:
+    binary = io.BytesIO()
+    terminal = io.TextIOWrapper(binary, "ascii")
+    cli(terminal).render("run.finished_success", "info", duration=1)
+    assert binary.getvalue() == b"\\u2705 Run finished in 1.00s\n"
+
+
+def test_a_line_of_json_has_time_level_id_and_data() -> None:
+    before, line, after = datetime.now(UTC), line_of(n=1, names=["a"], pair=(1, 2)), datetime.now(UTC)
+    assert before <= datetime.fromisoformat(line.pop("timestamp")) <= after
+    assert line == {"level": "INFO", "event_id": "x", "data": {"n": 1, "names": ["a"], "pair": [1, 2]}}
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ({1, 2}, "{1, 2}"),
+        (b"x", "b'x'"),
+        (float("nan"), "nan"),
+        (float("-inf"), "-inf"),
+        (Unprintable(), "<Unprintable: repr failed>"),
+        ({1: "a", None: [b"b"]}, {"1": "a", "None": ["b'b'"]}),
+        ("\ud800", "\ud800"),
+        (10**5000, "<int, 16610 bits>"),
+    ],
+    ids=["set", "bytes", "NaN", "infinity", "repr raises", "keys", "surrogate", "huge"],
+)
+def test_what_json_has_no_form_for_is_its_repr(value: Any, shown: Any) -> None:
+    assert line_of(value=value)["data"] == {"value": shown}
+
+
+def test_what_contains_itself_ends() -> None:
+    loop: list[Any] = [1]
+    loop += [loop] * 30
+    assert line_of(loop=loop)["data"]["loop"][:2] == [1, repr(loop)]
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner) | st.tuples(inner),
+    )
+)
+def test_any_value_makes_a_line_of_strict_json(value: Any) -> None:
+    assert set(line_of(value=value)) == {"timestamp", "level", "event_id", "data"}
+
+
+def test_a_run_logs_to_stderr_and_leaves_stdout_to_its_tasks(capsys: pytest.CaptureFixture[str]) -> None:
+    say = cs.task(lambda: sys.stdout.write("spoken\n"), name="say")
+    cs.run(say(), log_format="json")
+    captured = capsys.readouterr()
+    assert captured.out == "spoken\n"
+    ids = [json.loads(line)["event_id"] for line in captured.err.splitlines()]
+    assert ids == ["run.started", "task.started", "task.finished_success", "run.finished_success"]

@@ -1,0 +1,46 @@
+"""Every Python block of the documentation runs, page by page, in the order in which a reader meets it."""
+
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cascade.testing import OtlpReceiver
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
+
+
+def code_of(page: Path) -> str:
+    return "\n\n".join(BLOCK.findall(page.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if code_of(page)], ids=lambda page: page.name)
+def test_its_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "test_page.py"
+    script.write_text(code_of(page), encoding="utf-8")
+    with OtlpReceiver() as receiver:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
+        # A process of its own: pages set the process-wide tracer provider. Test classes on a page are run, too.
+        options = ["-q", "-p", "no:cacheprovider", "-p", "no:asyncio", "-W", "error"]
+        command = [sys.executable, "-m", "pytest", *options, str(script)]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    no_tests_collected = 5
+    assert done.returncode in {0, no_tests_collected}, done.stdout + done.stderr
+    assert "were lost" not in done.stderr
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_its_links_lead_somewhere(page: Path) -> None:
+    for link in LINK.findall(page.read_text(encoding="utf-8")):
+        assert (page.parent / link).exists(), link
+
+
+def test_generated_pages_are_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["generate.py", "--check"])
+    runpy.run_path(str(ROOT / "docs" / "generate.py"), run_name="__main__")
