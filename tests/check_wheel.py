@@ -1,0 +1,44 @@
+"""Build the wheel, install it where this checkout cannot be seen, and run with it: core alone, then each extra's face."""
+
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+CORE = """
+import pathlib, sys
+import cascade as cs
+import cascade.testing
+from cascade.telemetry.schema import load
+
+assert "site-packages" in cs.__file__, cs.__file__
+assert (pathlib.Path(cs.__file__).parent / "py.typed").exists()
+assert load("message")["title"]
+assert cs.run(cs.task(lambda: 42, name="answer")()) == 42
+for use, extra in ((lambda: cs.OtelConnector, "otel"), (lambda: cs.cli(cs.task(lambda: 1, name="t")()), "cli")):
+    try:
+        use()
+    except ImportError as error:
+        assert f"pip install 'cascade-runs[{extra}]'" in str(error), error
+    else:
+        sys.exit(f"the extra {extra} came along unasked")
+"""
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, str(ROOT)]
+        subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
+        (wheel,) = Path(folder).glob("*.whl")
+        home = Path(folder, "venv")
+        venv.create(home, with_pip=True)
+        python = str(home / "bin" / "python")
+        install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index", str(wheel)]
+        subprocess.run(install, check=True)
+        subprocess.run([python, "-W", "error", "-c", CORE], check=True, cwd=folder, stderr=subprocess.DEVNULL)
+
+
+if __name__ == "__main__":
+    main()
