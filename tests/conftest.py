@@ -5,6 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
+# gRPC reads it when it is imported, and then tells of every connection that a test cuts.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:

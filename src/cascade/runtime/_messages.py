@@ -40,6 +40,7 @@ class RunState:
     capture: frozenset[str] = frozenset()
     target: str = ""
     inputs: list[str] = field(default_factory=list)
+    params: Any = None
     counts: Counter[str] = field(default_factory=Counter)
     seq: int = 0
     last_ns: int = 0
@@ -69,9 +70,9 @@ def draft(event: Event, run: RunState) -> Draft | None:  # noqa: ARG001 - the de
 @draft.register
 def _run_started(event: RunStarted, run: RunState) -> Draft:
     run.target, run.inputs = _name(", ".join(event.target_tasks)), [_name(name) for name in event.inputs]
-    params = captured(event.params) if "params" in run.capture and event.params else None
+    run.params = captured(event.params) if "params" in run.capture and event.params else None
     tasks = {_name(name): count for name, count in event.task_counts.items()}
-    metadata = _run_metadata(run, start_ns=_start(event), tasks=tasks, params=params)
+    metadata = _run_metadata(run, start_ns=_start(event), tasks=tasks)
     return Draft(wire.LifecycleEvent("ENGINE_STARTED", metadata=metadata), RUN, run.trace.parent_span_id)
 
 
@@ -194,7 +195,8 @@ def _ended(event: TaskSkipped | TaskExecutionFinished, run: RunState, start_ns: 
 
 def _run_metadata(run: RunState, **more: Any) -> dict[str, Any]:
     links = [{"trace_id": link.trace_id, "span_id": link.span_id} for link in run.trace.links]
-    return _present({"target": run.target, "inputs": run.inputs or None, "links": links or None, **more})
+    inputs = run.inputs or None
+    return _present({"target": run.target, "inputs": inputs, "links": links or None, "params": run.params, **more})
 
 
 def _link(run: RunState, task_id: str) -> dict[str, str]:

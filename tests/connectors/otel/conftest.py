@@ -1,11 +1,13 @@
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext, TraceFlags
 from opentelemetry.util.types import Attributes
+
+from tests.connectors.otel.tracing import Collector, collectors
 
 MakeSpan = Callable[..., ReadableSpan]
 
@@ -28,3 +30,8 @@ def make_span() -> MakeSpan:
         return ReadableSpan(name, context, resource=resource, attributes=attributes, start_time=1, end_time=2)
 
     return make
+
+
+@pytest.fixture(scope="module", params=["http/protobuf", "grpc"])
+def collector(request: pytest.FixtureRequest) -> Iterator[Collector]:
+    yield from collectors(request.param)

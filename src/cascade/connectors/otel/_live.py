@@ -67,12 +67,12 @@ class SpanFactory:
         complete(span, data)
 
 
-def complete(span: Span, data: SpanData) -> None:
+def complete(span: Span, data: SpanData, *, is_linked: bool = False) -> None:
     """Write what the message says on a span, beside what user code has written, and end it."""
     if not span.is_recording():
         return
     span.set_attributes(data.attributes)
-    for trace_id, span_id in data.links:
+    for trace_id, span_id in () if is_linked else data.links:
         span.add_link(span_context(trace_id, span_id, data.flags))
     for event in data.events:
         span.add_event(event.name, event.attributes, event.time_ns)

@@ -152,10 +152,10 @@ class OtelConnector:
         if run is not None and data.span_id in run.ended:
             run.ended.discard(data.span_id)  # a failed attempt, which ended when its retry was announced
             return
-        live = None
-        if run is not None:
-            live = run.root if data.span_id == run.trace.span_id else run.spans.pop(data.span_id, None)
-        if live is not None:
+        live = run.spans.pop(data.span_id, None) if run is not None else None
+        if run is not None and data.span_id == run.trace.span_id:
+            complete(run.root, data, is_linked=True)  # a sampler has seen its links at the start
+        elif live is not None:
             complete(live, data)
         elif self._factory is not None:
             self._factory.finished(data)

@@ -1,0 +1,381 @@
+"""Every row of the mapping table, against what really arrives over HTTP and over gRPC."""
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from opentelemetry import trace
+
+import cascade as cs
+from cascade.connectors.memory import MemoryConnector
+from cascade.telemetry.identity import span_id
+from tests.connectors.otel.tracing import Collector
+
+
+@cs.task
+def one() -> int:
+    return 1
+
+
+@cs.task
+async def add(x: int, y: int = 0) -> int:
+    return x + y
+
+
+@cs.task
+def flaky() -> str:
+    task = cs.current_task()
+    assert task is not None
+    if task.attempt < 2:
+        raise ConnectionError("try again")
+    return "ok"
+
+
+def attributes(span: Any, *names: str) -> dict[str, Any]:
+    return {name: span.attributes.get(f"cascade.{name}") for name in names}
+
+
+def test_a_run_is_a_root_span_of_kind_server(collector: Collector) -> None:
+    beside = MemoryConnector()
+    spans = collector.trace_of(
+        add(one(), cs.Param("n", default=1, type=int)), connector=[collector.connector(), beside]
+    )
+    (root,) = spans.roots()
+    header = beside.payloads[0]
+    run_id = header["run_id"]
+    assert (root.name, root.kind, root.status) == ("run add", "SERVER", "UNSET")
+    assert (root.trace_id, root.span_id) == (run_id.replace("-", ""), span_id(run_id))
+    assert attributes(root, "run.id", "run.target", "run.result", "run.inputs", "run.tasks.completed") == {
+        "run.id": run_id,
+        "run.target": "add",
+        "run.result": "success",
+        "run.inputs": ["n"],
+        "run.tasks.completed": 2,
+    }
+    assert {(p["trace_id"], p["span_id"]) for p in beside.payloads} == {
+        (span.trace_id, span.span_id) for span in spans if span.name != "run.started"
+    }
+    assert {span.kind for span in spans if span is not root} == {"INTERNAL"}
+
+
+def test_a_run_shows_while_it_is_still_going(collector: Collector) -> None:
+    collector.receiver.clear()
+
+    @cs.task
+    def until_it_shows() -> Any:
+        return collector.receiver.wait_for(lambda spans: bool(spans.named("run.started")))
+
+    spans = cs.run(until_it_shows(), connector=collector.connector(), log_level="ERROR")
+    marker = spans.one("run.started")
+    assert spans.named("run until_it_shows") == []
+    assert marker.parent_span_id == collector.receiver.spans.one("run until_it_shows").span_id
+    assert marker.attributes["cascade.run.target"] == "until_it_shows"
+
+
+def test_a_task_is_a_child_whose_window_is_its_duration(collector: Collector) -> None:
+    beside = MemoryConnector()
+    target = one()
+    spans = collector.trace_of(target, connector=[collector.connector(), beside])
+    span = spans.one("one")
+    (body,) = (p["body"] for p in beside.payloads if p["body"].get("state") == "COMPLETED")
+    assert span.parent_span_id == spans.one("run one").span_id
+    assert span.duration_ms == pytest.approx(body["duration_ms"], abs=1e-9)
+    assert span.status == "UNSET"
+    assert attributes(span, "task.id", "task.name", "task.result") == {
+        "task.id": target._uuid,
+        "task.name": "one",
+        "task.result": "success",
+    }
+    assert span.attributes["code.function.name"] == f"{__name__}.one"
+
+
+def test_an_attempt_is_a_child_of_its_task_where_retries_are_set(collector: Collector) -> None:
+    spans = collector.trace_of(add(flaky().with_retry(3), one()), fails=TypeError)
+    first, second = spans.named("flaky attempt")
+    task = spans.one("flaky")
+    assert {first.parent_span_id, second.parent_span_id} == {task.span_id}
+    assert [attempt.attributes["cascade.task.attempt"] for attempt in (first, second)] == [1, 2]
+    assert (first.status, first.attributes["error.type"], first.events[0].name) == (
+        "ERROR",
+        "ConnectionError",
+        "exception",
+    )
+    assert (second.status, second.events, task.status, task.events) == ("UNSET", (), "UNSET", ())
+    assert attributes(task, "task.attempts", "task.max_attempts") == {"task.attempts": 2, "task.max_attempts": 3}
+    assert spans.named("one attempt") == []
+
+
+def test_the_last_attempts_failure_is_the_tasks(collector: Collector) -> None:
+    spans = collector.trace_of(cs.task(lambda: 1 / 0, name="divide")().with_retry(1), fails=ZeroDivisionError)
+    assert [s.status for s in spans.named("divide attempt")] == ["ERROR", "ERROR"]
+    assert spans.one("divide").status == "ERROR"
+
+
+def test_waits_are_spans_with_their_reason(collector: Collector) -> None:
+    slow = cs.task(lambda x: time.sleep(0.01), name="slow")
+    spans = collector.trace_of(slow.map(x=[1, 2]).with_constraints(cpu=1), system_resources={"cpu": 1})
+    wait = spans.one("slow wait")
+    assert wait.attributes["cascade.wait.reason"] == "resource"
+    held = next(
+        span for span in spans.named("slow") if span.attributes["cascade.task.id"] == wait.attributes["cascade.task.id"]
+    )
+    assert wait.parent_span_id == held.parent_span_id
+    assert wait.end_ns <= held.start_ns
+
+
+def test_a_retrys_delay_is_a_wait_between_the_attempts(collector: Collector) -> None:
+    spans = collector.trace_of(flaky().with_retry(1, delay=0.005))
+    wait, (first, second) = spans.one("flaky wait"), spans.named("flaky attempt")
+    assert wait.attributes["cascade.wait.reason"] == "retry"
+    assert wait.parent_span_id == spans.one("flaky").span_id
+    assert first.end_ns <= wait.start_ns <= wait.end_ns <= second.start_ns
+
+
+def test_dependencies_are_links(collector: Collector) -> None:
+    a, b = one(), one()
+    spans = collector.trace_of(add(a, y=b))
+    span = spans.one("add")
+    assert {link.span_id for link in span.links} == {s.span_id for s in spans.named("one")}
+    assert span.attributes["cascade.task.dependencies"] == 2
+
+
+def test_links_are_capped_and_the_true_count_is_told(collector: Collector) -> None:
+    count = cs.task(lambda *values: len(values), name="count")
+    span = collector.trace_of(count(*(one() for _ in range(150)))).one("count")
+    assert (len(span.links), span.attributes["cascade.task.dependencies"]) == (128, 150)
+
+
+def test_a_map_is_a_span_with_a_child_for_each_item(collector: Collector) -> None:
+    spans = collector.trace_of(add.map(x=[1, 2, 3]))
+    whole = spans.one("map(add)")
+    assert whole.attributes["cascade.task.map.size"] == 3
+    assert whole.parent_span_id == spans.one("run map(add)").span_id
+    items = spans.named("add")
+    assert sorted(item.attributes["cascade.task.map.index"] for item in items) == [0, 1, 2]
+    assert {item.parent_span_id for item in items} == {whole.span_id}
+
+
+def test_a_skipped_task_has_no_length_and_a_reason(collector: Collector) -> None:
+    skipped = one().run_if(cs.task(lambda: False, name="no")())
+    spans = collector.trace_of(add(skipped), fails=cs.DependencyMissingError)
+    reasons = {name: spans.one(name).attributes["cascade.task.skip.reason"] for name in ("one", "add")}
+    assert reasons == {"one": "ConditionFalse", "add": "UpstreamSkipped_Data"}
+    span = spans.one("one")
+    assert (span.start_ns, span.status, span.attributes["cascade.task.result"]) == (span.end_ns, "UNSET", "skip")
+
+
+def test_a_resource_is_a_span_from_acquire_to_release(collector: Collector) -> None:
+    @cs.resource
+    def db() -> Iterator[int]:
+        yield 1
+
+    spans = collector.trace_of(cs.task(lambda d=cs.inject(db): d, name="use")())
+    resource, use = spans.one("db resource"), spans.one("use")
+    assert resource.start_ns <= use.start_ns <= use.end_ns <= resource.end_ns
+    assert resource.attributes["cascade.resource.name"] == "db"
+    assert resource.parent_span_id == spans.one("run use").span_id
+
+
+def test_a_failure_is_an_error_with_its_exception(collector: Collector) -> None:
+    def fail() -> None:
+        raise LookupError("not there")
+
+    spans = collector.trace_of(cs.task(fail)(), fails=LookupError)
+    for span in (spans.one("fail"), spans.one("run fail")):
+        assert (span.status, span.status_message) == ("ERROR", "LookupError: not there")
+        assert span.attributes["error.type"] == "LookupError"
+        (event,) = span.events
+        assert event.name == "exception"
+        assert event.attributes["exception.type"] == "LookupError"
+        assert event.attributes["exception.message"] == "not there"
+        assert "in fail" in event.attributes["exception.stacktrace"]
+    assert spans.one("run fail").attributes["cascade.run.result"] == "failure"
+
+
+def test_a_timeout_is_called_so(collector: Collector) -> None:
+    async def late() -> None:
+        async with asyncio.timeout(0):
+            await asyncio.Event().wait()
+
+    assert (
+        collector.trace_of(cs.task(late)(), fails=TimeoutError).one("late").attributes["cascade.task.result"]
+        == "timeout"
+    )
+
+
+def test_a_cancelled_runs_trace_is_complete(collector: Collector) -> None:
+    collector.receiver.clear()
+    running = asyncio.Event()
+
+    @cs.task
+    async def forever() -> None:
+        running.set()
+        await asyncio.Event().wait()
+
+    async def cancelled() -> None:
+        run = asyncio.ensure_future(cs.run_async(add(forever()), connector=collector.connector(), log_level="ERROR"))
+        await running.wait()
+        run.cancel()
+        await asyncio.wait({run})
+
+    asyncio.run(cancelled())
+    spans = collector.receiver.spans
+    assert {span.name for span in spans} == {"run add", "run.started", "forever"}
+    assert spans.one("forever").attributes["cascade.task.result"] == "cancellation"
+    assert spans.one("run add").attributes["cascade.run.result"] == "cancellation"
+
+
+def test_inputs_are_no_spans(collector: Collector) -> None:
+    spans = collector.trace_of(add(cs.Param("n", default=1), cs.Env("NOT_SET", default=1)))
+    assert {span.name for span in spans} == {"run add", "run.started", "add"}
+
+
+@pytest.mark.parametrize(
+    ("detail", "names"),
+    [
+        ("run", {"run flaky", "run.started"}),
+        ("tasks", {"run flaky", "run.started", "flaky"}),
+        ("full", {"run flaky", "run.started", "flaky", "flaky attempt", "flaky wait"}),
+    ],
+)
+def test_detail_says_how_much(collector: Collector, detail: Any, names: set[str]) -> None:
+    spans = collector.trace_of(flaky().with_retry(1, delay=0.002), connector=collector.connector(detail=detail))
+    assert {span.name for span in spans} == names
+
+
+def test_the_cicd_names_can_be_had(collector: Collector) -> None:
+    spans = collector.trace_of(one(), connector=collector.connector(semconv="cicd"))
+    assert spans.one("run one").attributes["cicd.pipeline.name"] == "one"
+    assert spans.one("run one").attributes["cicd.pipeline.result"] == "success"
+    assert spans.one("one").attributes["cicd.pipeline.task.run.result"] == "success"
+
+
+def test_values_leave_only_where_asked_for_and_secrets_never(collector: Collector) -> None:
+    target = cs.task(lambda x, password: {"token": x}, name="login")(cs.Param("user"), password="hunter2")
+    params = {"user": "someone", "api_key": "hunter2"}
+    assert "someone" not in str(list(collector.trace_of(target, params=params)))
+    spans = collector.trace_of(
+        target, params=params, connector=collector.connector(capture=("params", "arguments", "results"))
+    )
+    task, run = spans.one("login"), spans.one("run login")
+    assert task.attributes["cascade.task.arguments"] == '{"password": "***", "0": "someone"}'
+    assert task.attributes["cascade.task.output"] == '{"token": "***"}'
+    assert run.attributes["cascade.run.params"] == '{"user": "someone", "api_key": "***"}'
+    assert "hunter2" not in str(list(spans))
+
+
+def test_attribute_values_are_cut(collector: Collector) -> None:
+    def fail() -> None:
+        raise ValueError("x" * 10_000)
+
+    span = collector.trace_of(cs.task(fail)(), fails=ValueError).one("fail")
+    assert len(span.events[0].attributes["exception.message"].encode()) <= 2_000
+    assert len(span.status_message.encode()) <= 2_000
+
+
+def test_the_resource_names_the_service_and_the_process(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    resource = collector.trace_of(one()).one("one").resource
+    assert resource["service.name"] == "cascade"
+    assert resource["service.version"]
+    assert resource["service.instance.id"].endswith(f"-{__import__('os').getpid()}")
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "mine")
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.version=7,team=a")
+    resource = collector.trace_of(one()).one("one").resource
+    assert (resource["service.name"], resource["service.version"], resource["team"]) == ("mine", "7", "a")
+
+
+@pytest.mark.parametrize("kind", ["thread", "loop", "attempt"])
+def test_the_tasks_span_is_current_while_its_code_runs(collector: Collector, kind: str) -> None:
+    tracer = trace.get_tracer("users")
+
+    def work() -> None:
+        trace.get_current_span().set_attribute("rows", 3)
+        with tracer.start_as_current_span("inner"):
+            pass
+
+    async def async_work() -> None:
+        work()
+
+    target = cs.task(async_work if kind == "loop" else work, name="work")()
+    spans = collector.trace_of(target.with_retry(1) if kind == "attempt" else target)
+    own, inner = spans.one("work attempt" if kind == "attempt" else "work"), spans.one("inner")
+    assert own.attributes["rows"] == 3
+    assert inner.parent_span_id == own.span_id
+    assert inner.attributes["cascade.task.id"] == target._uuid
+    assert inner.attributes["cascade.run.id"] == own.attributes["cascade.run.id"]
+    assert not trace.get_current_span().get_span_context().is_valid
+
+
+def test_a_subprocess_gets_the_tasks_span_as_its_parent(collector: Collector) -> None:
+    shown: list[str] = []
+    collect = cs.task(shown.append, name="collect")
+    spans = collector.trace_of(collect(cs.shell("echo $TRACEPARENT")))
+    span = spans.one("shell")
+    assert shown == [f"00-{span.trace_id}-{span.span_id}-01"]
+
+
+def test_a_current_span_is_joined_linked_or_ignored(collector: Collector) -> None:
+    tracer = trace.get_tracer("users")
+    with tracer.start_as_current_span("request") as request:
+        outer = f"{request.get_span_context().trace_id:032x}", f"{request.get_span_context().span_id:016x}"
+        joined, linked, ignored = (_run_below(collector, one(), parent) for parent in ("join", "link", "none"))
+    assert (joined.trace_id, joined.parent_span_id) == outer
+    assert linked.trace_id != outer[0]
+    assert [(link.trace_id, link.span_id) for link in linked.links] == [outer]
+    assert (ignored.parent_span_id, ignored.links) == (None, ())
+    assert ignored.trace_id not in {outer[0], linked.trace_id}
+
+
+def _run_below(collector: Collector, target: Any, parent: Any) -> Any:
+    collector.receiver.clear()
+    cs.run(target, connector=collector.connector(parent=parent), log_level="ERROR")
+    return collector.receiver.spans.one("run one")
+
+
+def test_a_parent_of_the_environment_is_joined(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACEPARENT", f"00-{'a' * 32}-{'b' * 16}-01")
+    collector.receiver.clear()
+    cs.run(one(), connector=collector.connector(), log_level="ERROR")
+    run = collector.receiver.spans.one("run one")
+    assert (run.trace_id, run.parent_span_id) == ("a" * 32, "b" * 16)
+    assert collector.receiver.spans.one("one").trace_id == "a" * 32
+
+
+def test_a_nested_run_nests_in_its_task(collector: Collector, tmp_path: Any) -> None:
+    file = tmp_path / "inner.py"
+    file.write_text("import cascade as cs\ninner = cs.task(lambda n: n, name='inner')(cs.Param('n'))\n")
+    spans = collector.trace_of(cs.subflow(str(file), "inner", params={"n": 1}))
+    assert spans.one("run inner").parent_span_id == spans.one("subflow").span_id
+    assert spans.one("inner").parent_span_id == spans.one("run inner").span_id
+    assert len(spans.traces()) == 1
+
+
+def test_the_exporters_own_traffic_makes_no_spans(collector: Collector) -> None:
+    code = f"""
+import http.client, socket
+from opentelemetry import context, trace
+import cascade as cs
+from cascade.connectors.otel import OtelConnector
+
+# As instrumentation does it: a span for each connection, unless it is suppressed.
+original = socket.socket.connect
+def connect(self, address):
+    if context.get_value(context._SUPPRESS_INSTRUMENTATION_KEY):
+        return original(self, address)
+    with trace.get_tracer("net").start_as_current_span("connect"):
+        return original(self, address)
+socket.socket.connect = connect
+cs.run(cs.task(lambda: 1, name="t")(), connector=OtelConnector({collector.endpoint!r}, protocol={collector.protocol!r}))
+"""
+    collector.receiver.clear()
+    subprocess.run([sys.executable, "-c", code], check=True, stderr=subprocess.DEVNULL, timeout=60)
+    assert {span.name for span in collector.receiver.spans} == {"run t", "run.started", "t"}
+
+
+def test_names_have_no_ids_indexes_or_numbers(collector: Collector) -> None:
+    spans = collector.trace_of(cs.task(list, name="collect")(flaky.map().with_retry(1)))
+    assert {span.name for span in spans} <= {"run collect", "run.started", "collect", "map(flaky)"}

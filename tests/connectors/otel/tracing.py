@@ -1,0 +1,43 @@
+"""Run a workflow against a real receiver, and read back its trace."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import cascade as cs
+from cascade.connectors.otel import OtelConnector
+from cascade.testing import OtlpReceiver, Spans
+
+
+class Collector:
+    """A receiver, spoken to in one of the protocols."""
+
+    def __init__(self, receiver: OtlpReceiver, protocol: str) -> None:
+        self.receiver = receiver
+        self.protocol = protocol
+
+    @property
+    def endpoint(self) -> str:
+        return self.receiver.grpc_endpoint if self.protocol == "grpc" else self.receiver.http_endpoint
+
+    def connector(self, **options: Any) -> OtelConnector:
+        return OtelConnector(self.endpoint, protocol=self.protocol, **options)
+
+    def trace_of(self, target: Any, *, connector: Any = None, fails: Any = (), **options: Any) -> Spans:
+        """Run to the end, and return the spans that have arrived until then: the flush has brought them all."""
+        self.receiver.clear()
+        moved_by = connector or self.connector()
+        if fails:
+            with pytest.raises(fails):
+                cs.run(target, connector=moved_by, log_level="ERROR", **options)
+        else:
+            cs.run(target, connector=moved_by, log_level="ERROR", **options)
+        spans = self.receiver.spans
+        assert spans.orphans() == []
+        return spans
+
+
+def collectors(protocol: str) -> Iterator[Collector]:
+    with OtlpReceiver() as receiver:
+        yield Collector(receiver, protocol)
