@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -235,3 +236,13 @@ def test_a_programs_own_sigterm_handler_is_left_alone(tmp_path: Path) -> None:
         assert seen == [1]
     """)
     subprocess.run([sys.executable, "-c", code], check=True, stderr=subprocess.DEVNULL, timeout=30)
+
+
+def test_a_programs_seeded_random_numbers_are_left_alone() -> None:
+    def drawn(*, with_a_run: bool) -> list[float]:
+        random.seed(7)
+        if with_a_run:
+            cs.run(one(), connector=MemoryConnector())
+        return [random.random() for _ in range(3)]
+
+    assert drawn(with_a_run=True) == drawn(with_a_run=False)

@@ -25,6 +25,7 @@ class RunContext:
     """One run: who it is, what it was given, what it has so far, and how it talks to the outside."""
 
     run_id: str
+    start_ns: int
     params: dict[str, Any]
     trace: RunTrace
     bus: MessageBus

@@ -90,22 +90,26 @@ class Engine:
         """
         graph = build_graph(target)
         nested = current_engine.get() is self
-        run = self._new_run(_name_of(target), dict(params or {}))
+        run_id = str(uuid4())
         token = current_engine.set(self)
         try:
-            async with connected(None if nested else self.connector, self.bus, run.run_id):
+            async with connected(None if nested else self.connector, self.bus, run_id):
+                # Placed once the connector is connected: what that takes is no part of the run.
+                run = self._new_run(run_id, _name_of(target), dict(params or {}))
                 return await self._live(run, graph, target, nested=nested)
         finally:
             current_engine.reset(token)
 
-    def _new_run(self, target: str, params: dict[str, Any]) -> RunContext:
-        run_id, clock = str(uuid4()), RunClock(*([self._clock] if self._clock else []))
+    def _new_run(self, run_id: str, target: str, params: dict[str, Any]) -> RunContext:
+        clock = RunClock(*([self._clock] if self._clock else []))
+        start_ns = clock.now_ns()
         task = current_task()
         parent = task.current_span if task else parse_traceparent(os.environ.get("TRACEPARENT"))
         tracing = self.connector if isinstance(self.connector, Tracing) else None
-        trace = _placed_by(tracing, run_id, target, clock.now_ns(), parent)
+        trace = _placed_by(tracing, run_id, target, start_ns, parent)
         return RunContext(
             run_id=run_id,
+            start_ns=start_ns,
             params=params,
             trace=trace or place_run(run_id, parent),
             bus=self.bus,
@@ -135,14 +139,13 @@ current_engine: ContextVar[Engine | None] = ContextVar("cascade_current_engine",
 @asynccontextmanager
 async def _told(run: RunContext, graph: Graph, target: str, *, nested: bool) -> AsyncIterator[None]:
     """Say that the run starts and how it ends, and see that everybody has heard it."""
-    start_ns = run.clock.now_ns()
     run.emit(
         RunStarted,
         target_tasks=[target],
         params=run.params,
         task_counts=dict(Counter(node.name for node in graph.nodes if node.param_spec is None)),
         inputs=input_names(graph),
-        start_ns=start_ns,
+        start_ns=run.start_ns,
         trace=run.trace,
         nested=nested,
     )
@@ -153,20 +156,20 @@ async def _told(run: RunContext, graph: Graph, target: str, *, nested: bool) -> 
         error = caught
         raise
     finally:
-        _tell_end(run, start_ns, error)
+        _tell_end(run, error)
         await run.bus.drain(run.run_id)
 
 
-def _tell_end(run: RunContext, start_ns: int, error: BaseException | None) -> None:
+def _tell_end(run: RunContext, error: BaseException | None) -> None:
     end_ns, result = run.clock.now_ns(), result_of(error)
     run.emit(
         RunFinished,
         status=_STATUS.get(result, "Failed"),
-        duration=seconds(start_ns, end_ns),
+        duration=seconds(run.start_ns, end_ns),
         error=describe(error) if error is not None else None,
         exception=error_info(error) if error is not None else None,
         result=result,
-        start_ns=start_ns,
+        start_ns=run.start_ns,
         end_ns=end_ns,
     )
 

@@ -25,7 +25,8 @@ _MEASURES = frozenset({
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 _IN_URL = re.compile(r"(?P<scheme>\b[a-zA-Z][a-zA-Z0-9+.-]*://)[^/\s@:]*(?::[^/\s@]*)?@")
-_IN_HEADER = re.compile(r"\b(?P<kind>Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{4,}", re.IGNORECASE)
+# A word of prose has neither a digit nor a capital within: "a basic idea" is none.
+_IN_HEADER = re.compile(r"\b(?P<kind>(?i:Bearer|Basic))\s+(?=[A-Za-z._~+/-]*[0-9A-Z=])[A-Za-z0-9._~+/=-]{4,}")
 _IN_PAIR = re.compile(
     r"(?P<key>\b[\w-]*(?:password|passwd|pwd|secret|token|api[_-]?key|access[_-]?key)\"?'?\s*[=:]\s*)(?P<q>[\"']?)[^\s\"'&,;)}]+",
     re.IGNORECASE,

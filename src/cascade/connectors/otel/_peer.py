@@ -13,6 +13,9 @@ FLUSH_PAUSE = 0.1  # while somebody waits for a flush, retries come faster
 STRANGER_PATIENCE = 1.0  # seconds a flush waits for a peer that has never answered
 DEAD_PATIENCE = 0.5  # seconds a flush waits for one that has failed
 
+# A generator of our own: what a program draws from its seeded one must not depend on our retries.
+_random = random.Random()  # noqa: S311 - jitter is no secret
+
 
 class Peer:
     """The state of one peer. Guarded by the outbox's lock.
@@ -81,7 +84,7 @@ class Peer:
 
     def _back_off(self, now: float, retry_after: float | None) -> None:
         # Jitter is there so that many processes do not come back all at once: nothing secret.
-        self._pause = min(FIRST_PAUSE * 2**self._pauses, LONGEST_PAUSE) * random.uniform(0.5, 1.0)  # noqa: S311
+        self._pause = min(FIRST_PAUSE * 2**self._pauses, LONGEST_PAUSE) * _random.uniform(0.5, 1.0)
         self._pauses = min(self._pauses + 1, 16)
         self._pause_from = now
         self._soonest = now + (retry_after or 0.0)

@@ -1,10 +1,11 @@
-"""Which outbox a span belongs to: that of the run whose trace it is in, else the provider's own.
+"""Which outboxes a span belongs to: those of the runs whose trace it is in, else the provider's own.
 
 The first connector's provider becomes the process's global one, and serves the instrumentation in the tasks of all
 later runs, whose connectors may send elsewhere.
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
@@ -26,10 +27,13 @@ class Route:
         self.tally: Tally = outbox.tally()
 
     def put(self, span: ReadableSpan) -> None:
-        scope = span.instrumentation_scope
         # A run shows as soon as it starts: its marker does not wait for a batch.
-        urgent = span.name == RUN_STARTED and scope is not None and scope.name == SCOPE
+        urgent = span.name == RUN_STARTED and _is_ours(span)
         self.outbox.put(span, urgent=urgent, tally=self.tally)
+
+
+def _is_ours(span: ReadableSpan) -> bool:
+    return span.instrumentation_scope is not None and span.instrumentation_scope.name == SCOPE
 
 
 def add_route(trace_id: str, route: Route) -> None:
@@ -58,10 +62,14 @@ class RoutingProcessor(SpanProcessor):
         context = span.get_span_context()
         if context is None or not context.trace_flags.sampled:
             return
-        routes = _routes.get(context.trace_id)
-        route = routes[0] if routes else self._own
-        if route is not None:
+        for route in self._routes_of(span, context.trace_id):
             route.put(span)
+
+    def _routes_of(self, span: ReadableSpan, trace_id: int) -> Sequence[Route]:
+        own = () if self._own is None else (self._own,)
+        if _is_ours(span):  # a connector's spans are its own business, whoever else traces the same run
+            return own
+        return _routes.get(trace_id) or own
 
     def shutdown(self) -> None:
         if self._own is not None:

@@ -1,0 +1,171 @@
+"""Whose provider it is: the caller's, the application's, or the connector's own. Each program is a process of its own."""
+
+import subprocess
+import sys
+import textwrap
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, TraceIdRatioBased
+
+import cascade as cs
+from cascade.connectors.memory import MemoryConnector
+from cascade.connectors.otel import OtelConnector
+from cascade.testing import OtlpReceiver
+
+HEAD = """
+import cascade as cs
+from cascade.connectors.otel import OtelConnector
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+@cs.task
+def one():
+    with trace.get_tracer("users").start_as_current_span("inner"):
+        return 1
+"""
+
+
+@cs.task
+def one() -> int:
+    return 1
+
+
+def program(code: str, monkeypatch: pytest.MonkeyPatch | None = None, **environment: str) -> str:
+    for name, value in environment.items():
+        assert monkeypatch is not None
+        monkeypatch.setenv(name, value)
+    command = [sys.executable, "-c", HEAD + textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def provider_with(**options: Any) -> tuple[TracerProvider, InMemorySpanExporter]:
+    exporter, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False, **options)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    return provider, exporter
+
+
+def test_a_callers_provider_is_used_as_it_is_and_ids_still_agree() -> None:
+    provider, exporter = provider_with(resource=Resource({"service.name": "theirs"}))
+    beside = MemoryConnector()
+    for _ in range(2):  # it is flushed, not shut down
+        cs.run(one(), connector=[OtelConnector(tracer_provider=provider), beside])
+    spans = exporter.get_finished_spans()
+    assert [span.name for span in spans].count("run one") == 2
+    assert {span.resource.attributes["service.name"] for span in spans} == {"theirs"}
+    ids = {f"{span.context.span_id:016x}" for span in spans if span.name != "run.started"}
+    assert ids == {payload["span_id"] for payload in beside.payloads}
+    with provider.get_tracer("others").start_as_current_span("still works"):
+        pass
+    assert exporter.get_finished_spans()[-1].name == "still works"
+
+
+@pytest.mark.parametrize("sampler", [ALWAYS_OFF, ParentBased(TraceIdRatioBased(0.0))])
+def test_a_sampler_that_drops_drops_the_whole_run(sampler: Any) -> None:
+    provider, exporter = provider_with(sampler=sampler)
+    beside = MemoryConnector()
+    seen: list[str] = []
+
+    @cs.task
+    def look() -> None:
+        task = cs.current_task()
+        assert task is not None
+        seen.append(task.traceparent)
+
+    cs.run(look(), connector=[OtelConnector(tracer_provider=provider), beside])
+    assert exporter.get_finished_spans() == ()
+    assert seen[0].endswith("-00")
+    assert {payload["trace_flags"] for payload in beside.payloads} == {0}
+
+
+def test_the_applications_provider_is_used_if_it_has_one() -> None:
+    program("""
+        exporter = InMemorySpanExporter()
+        provider = TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(exporter))
+        trace.set_tracer_provider(provider)
+        assert cs.run(one(), connector=OtelConnector()) == 1
+        names = [span.name for span in exporter.get_finished_spans()]
+        assert sorted(names) == ["inner", "one", "run one", "run.started"], names
+    """)
+
+
+def test_its_own_becomes_the_processs_and_serves_later_runs_to_other_places() -> None:
+    with OtlpReceiver() as first, OtlpReceiver() as second:
+        program(f"""
+            cs.run(one(), connector=OtelConnector({first.http_endpoint!r}))
+            cs.run(one(), connector=OtelConnector({second.http_endpoint!r}))
+        """)
+        for receiver in (first, second):
+            assert sorted(span.name for span in receiver.spans) == ["inner", "one", "run one", "run.started"]
+            assert receiver.spans.one("inner").parent_span_id == receiver.spans.one("one").span_id
+
+
+def test_the_environment_alone_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    with OtlpReceiver() as receiver:
+        program(
+            "cs.run(one())",
+            monkeypatch,
+            CASCADE_CONNECTOR="otel",
+            OTEL_EXPORTER_OTLP_ENDPOINT=receiver.grpc_endpoint,
+            OTEL_EXPORTER_OTLP_PROTOCOL="grpc",
+            OTEL_EXPORTER_OTLP_HEADERS="x-team=a%20b",
+        )
+        assert {span.name for span in receiver.spans} == {"inner", "one", "run one", "run.started"}
+        assert receiver.requests[0].headers["x-team"] == "a b"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("OTEL_SDK_DISABLED", "true"), ("OTEL_TRACES_EXPORTER", "none"), ("OTEL_TRACES_SAMPLER", "always_off")],
+)
+def test_what_turns_tracing_off_turns_it_off(variable: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with OtlpReceiver() as receiver:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
+        stderr = program("assert cs.run(one(), connector=OtelConnector()) == 1", monkeypatch, **{variable: value})
+        assert "lost" not in stderr
+        assert receiver.span_count == 0
+
+
+def test_an_unknown_exporter_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "zipkin")
+    with pytest.raises(ValueError, match="OTEL_TRACES_EXPORTER='zipkin'"):
+        OtelConnector("http://127.0.0.1:1")
+
+
+def test_a_provider_and_an_endpoint_contradict_each_other() -> None:
+    with pytest.raises(ValueError, match="tracer_provider"):
+        OtelConnector("http://127.0.0.1:1", tracer_provider=TracerProvider(shutdown_on_exit=False))
+
+
+def test_what_is_left_at_the_processs_end_is_sent() -> None:
+    with OtlpReceiver() as receiver:
+        program(f"""
+            connector = OtelConnector({receiver.http_endpoint!r})
+            with trace.get_tracer("users").start_as_current_span("after all runs"):
+                pass
+        """)
+        assert [span.name for span in receiver.spans] == ["after all runs"]
+
+
+def test_a_fork_in_a_task_sends_nothing_twice() -> None:
+    with OtlpReceiver() as receiver:
+        program(f"""
+            import os
+            @cs.task
+            def forks():
+                child = os.fork()
+                if child == 0:
+                    os._exit(0)
+                return os.waitpid(child, 0)[1]
+            assert cs.run(forks(), connector=OtelConnector({receiver.http_endpoint!r})) == 0
+        """)
+        assert sorted(span.name for span in receiver.spans) == ["forks", "run forks", "run.started"]

@@ -1,0 +1,75 @@
+from hashlib import sha256
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cascade.telemetry.identity import SpanRef, item_id, parse_traceparent, place_run, span_id, trace_id
+from tests.telemetry.strategies import HEX, texts
+
+RUN = "0f8fad5b-d9cb-469f-a165-70867728950e"
+
+
+def test_vectors_that_other_languages_can_check_against() -> None:
+    assert trace_id(RUN) == "0f8fad5bd9cb469fa16570867728950e"
+    assert span_id(RUN) == sha256(f"{RUN}//0".encode()).hexdigest()[:16]
+    assert span_id(RUN, "task", 2) == sha256(f"{RUN}/task/2".encode()).hexdigest()[:16]
+    assert item_id("m", 7) == "m/7"
+
+
+@given(st.uuids().map(str), texts, st.integers(0, 100))
+def test_ids_are_stable_and_valid(run_id: str, task_id: str, attempt: int) -> None:
+    found = span_id(run_id, task_id, attempt)
+    assert found == span_id(run_id, task_id, attempt)
+    assert len(found) == 16
+    assert int(found, 16)
+    assert int(trace_id(run_id), 16) or run_id == "0" * 32
+
+
+@given(st.sets(st.tuples(st.uuids().map(str), texts, st.integers(0, 9)), min_size=2, max_size=50))
+def test_ids_are_distinct(keys: set[tuple[str, str, int]]) -> None:
+    assert len({span_id(*key) for key in keys}) == len(keys)
+
+
+@given(st.text())
+def test_a_run_id_that_is_no_uuid_still_has_a_valid_trace_id(run_id: str) -> None:
+    assert len(trace_id(run_id)) == 32
+    assert int(trace_id(run_id), 16)
+
+
+hexes = st.text(HEX, min_size=32, max_size=32).filter(lambda text: int(text, 16))
+
+
+@given(hexes, hexes.map(lambda text: text[:16]).filter(lambda text: int(text, 16)), st.integers(0, 255))
+def test_traceparent_goes_around(trace: str, span: str, flags: int) -> None:
+    assert parse_traceparent(SpanRef(trace, span, flags).traceparent) == SpanRef(trace, span, flags)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        "",
+        "nonsense",
+        f"ff-{'a' * 32}-{'b' * 16}-01",
+        f"00-{'0' * 32}-{'b' * 16}-01",
+        f"00-{'a' * 32}-{'0' * 16}-01",
+        f"00-{'A' * 32}-{'b' * 16}-01",
+        f"00-{'a' * 32}-{'b' * 16}-01-more",
+        f"00-{'a' * 31}-{'b' * 16}-01",
+    ],
+)
+def test_what_w3c_calls_invalid_is_no_parent(value: str | None) -> None:
+    assert parse_traceparent(value) is None
+
+
+def test_a_later_version_may_have_more() -> None:
+    assert parse_traceparent(f"01-{'a' * 32}-{'b' * 16}-01-more") == SpanRef("a" * 32, "b" * 16, 1)
+
+
+def test_a_run_joins_links_or_stands_alone() -> None:
+    parent = SpanRef("a" * 32, "b" * 16, 0)
+    joined, linked, alone = (place_run(RUN, parent, mode) for mode in ("join", "link", "none"))
+    assert (joined.trace_id, joined.parent_span_id, joined.flags) == (parent.trace_id, parent.span_id, 0)
+    assert (linked.trace_id, linked.parent_span_id, linked.links) == (trace_id(RUN), "", (parent,))
+    assert (alone.trace_id, alone.parent_span_id, alone.links) == (trace_id(RUN), "", ())

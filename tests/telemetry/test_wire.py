@@ -1,0 +1,80 @@
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+from cascade.spec.telemetry import Body, Header, TaskStateEvent
+from cascade.telemetry.schema import load
+from cascade.telemetry.wire import decode, dumps, encode, loads, parse_timestamp, timestamp
+from tests.telemetry.strategies import bodies, headers
+
+VALIDATOR = Draft202012Validator(load("message"))
+
+
+@given(headers, bodies)
+def test_any_message_goes_around_and_fits_the_schema(header: Header, body: Body) -> None:
+    payload = loads(dumps(encode(header, body)))
+    assert decode(payload) == (header, body)
+    VALIDATOR.validate(payload)
+
+
+@given(headers, bodies)
+def test_what_is_not_known_is_ignored(header: Header, body: Body) -> None:
+    payload = encode(header, body) | {"new_in_1_1": 1}
+    payload["body"]["also_new"] = [1]
+    assert decode(payload) == (header, body)
+
+
+def message(**changes: Any) -> dict[str, Any]:
+    payload = encode(Header("r", "2026-01-01T00:00:00.000000Z", 0), TaskStateEvent("t", "task", "RUNNING"))
+    body = payload["body"] | {key[5:]: value for key, value in changes.items() if key.startswith("body_")}
+    return (
+        payload | {k: v for k, v in changes.items() if not k.startswith("body_")} | {"body": changes.get("body", body)}
+    )
+
+
+@pytest.mark.parametrize(
+    ("payload", "problem"),
+    [
+        ([], "must be an object"),
+        (message(v="2.0"), "v='2.0'"),
+        (message(body=5), "body must be an object"),
+        (message(body_type="Nonsense"), "body.type='Nonsense'"),
+        (message(seq="1"), "seq='1'"),
+        (message(seq=True), "seq=True"),
+        (message(run_id=None), "run_id=None"),
+        (message(body_task_id=5), "body.task_id=5"),
+        (message(body_metadata=[]), "body.metadata="),
+        ({"v": "1.0", "body": {"type": "TaskStateEvent"}}, "is missing"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_no_message_is_refused_by_name(payload: Any, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem.replace(".", r"\.")):
+        decode(payload)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b'"text"', b"NaN"])
+def test_what_is_no_json_object_is_a_value_error(data: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - the parser's own texts
+        loads(data)
+
+
+@given(st.integers(0, 4_000_000_000_000_000_000))
+def test_timestamps_go_around_to_the_microsecond(ns: int) -> None:
+    assert parse_timestamp(timestamp(ns)) == ns // 1000 * 1000
+
+
+def test_a_timestamp_has_exactly_one_form() -> None:
+    assert timestamp(1_700_000_000_123_456_789) == "2023-11-14T22:13:20.123456Z"
+    with pytest.raises(ValueError, match="no time zone"):
+        parse_timestamp("2023-11-14T22:13:20")
+
+
+def test_json_is_strict() -> None:
+    with pytest.raises(ValueError, match="JSON compliant"):
+        dumps({"x": float("nan")})
+    assert json.loads(dumps({"x": "\ud800"})) == {"x": "\ud800"}
