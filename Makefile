@@ -1,5 +1,7 @@
 # The only thing assumed is Python 3.11 or newer and make; everything else is fetched into .venv.
-PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
+# The first that runs and is new enough; a name alone may be a shim with nothing behind it.
+PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11 python,$(shell $(p) $(NEW_ENOUGH) 2>/dev/null && echo $(p))))
 BIN := .venv/bin
 READY := .make/ready
 
@@ -44,7 +46,7 @@ clean:
 	rm -rf .venv .make dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(READY): pyproject.toml .ci/constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Cascade needs Python 3.11 or newer; say which: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(if $(PYTHON),$(PYTHON) $(NEW_ENOUGH),false) || { echo "Cascade needs Python 3.11 or newer; say which: make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[all]' --group dev
