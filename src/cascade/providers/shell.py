@@ -27,10 +27,7 @@ async def shell(command: str | Sequence[str], check: bool = True) -> str:
     pipe = asyncio.subprocess.PIPE
     options: dict[str, Any] = {"stdin": asyncio.subprocess.DEVNULL, "stdout": pipe, "stderr": pipe}
     options |= {"env": _environment(), "start_new_session": True}
-    if isinstance(command, str):
-        process = await asyncio.create_subprocess_shell(command, **options)
-    else:
-        process = await asyncio.create_subprocess_exec(*command, **options)
+    process = await _started(command, options)
     try:
         stdout, stderr = await process.communicate()
     except BaseException:
@@ -42,6 +39,19 @@ async def shell(command: str | Sequence[str], check: bool = True) -> str:
             f"Command {command!r} failed with exit code {process.returncode}" + (f": {said}" if said else "")
         )
     return stdout.decode(errors="replace").strip()
+
+
+async def _started(command: str | Sequence[str], options: dict[str, Any]) -> asyncio.subprocess.Process:
+    """Start the command. Cancelled in between, asyncio would kill the shell alone, not what it has started by then."""
+    if isinstance(command, str):
+        starting = asyncio.ensure_future(asyncio.create_subprocess_shell(command, **options))
+    else:
+        starting = asyncio.ensure_future(asyncio.create_subprocess_exec(*command, **options))
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await _kill(await starting)
+        raise
 
 
 def _environment() -> dict[str, str]:

@@ -1,0 +1,68 @@
+from importlib.metadata import EntryPoint
+from typing import Any
+
+import pytest
+
+import cascade as cs
+from cascade.providers import registry as module
+from cascade.providers.registry import ProviderNamespace, ProviderRegistry
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> ProviderRegistry:
+    fresh = ProviderRegistry()
+    monkeypatch.setattr(ProviderRegistry, "_instance", fresh)
+    return fresh
+
+
+def test_what_is_registered_is_an_attribute_of_cascade(registry: ProviderRegistry) -> None:
+    task = cs.task(lambda: 5, name="five")
+    registry.register("five", task)
+    assert cs.five is task
+    assert cs.run(cs.five()) == 5
+
+
+def test_dotted_names_make_namespaces(registry: ProviderRegistry) -> None:
+    registry.register("io.files.read", cs.task(lambda: "text", name="read"))
+    assert isinstance(cs.io, ProviderNamespace)
+    assert cs.run(cs.io.files.read()) == "text"
+    with pytest.raises(AttributeError, match="write"):
+        _ = cs.io.files.write
+
+
+def test_the_built_in_ones_are_there() -> None:
+    assert cs.shell.name == "shell"
+    assert cs.subflow.name == "subflow"
+
+
+@pytest.mark.parametrize("name", ["", "a b", "1a", "a..b", 5])
+def test_bad_names_are_refused(registry: ProviderRegistry, name: Any) -> None:
+    with pytest.raises(ValueError, match="Provider name"):
+        registry.register(name, print)
+
+
+def test_what_cannot_be_called_is_refused(registry: ProviderRegistry) -> None:
+    with pytest.raises(TypeError, match="'x' cannot be called"):
+        registry.register("x", 5)  # type: ignore[arg-type]
+
+
+class Plugin:
+    name = "plugged"
+
+    def create_factory(self) -> Any:
+        return cs.task(lambda: "in", name="plugged")
+
+
+def test_entry_points_are_loaded_and_a_broken_one_is_told_once_and_skipped(
+    registry: ProviderRegistry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = [
+        EntryPoint("broken", "no.such.module:thing", module.GROUP),
+        EntryPoint("plugin", f"{__name__}:Plugin", module.GROUP),
+    ]
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: found)
+    assert cs.run(cs.plugged()) == "in"
+    for _ in range(2):
+        with pytest.raises(AttributeError):
+            _ = cs.broken
+    assert ["'broken'" in message for message in caplog.messages] == [True]

@@ -1,0 +1,34 @@
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+import cascade as cs
+from tests.runtime.conftest import Lab
+
+
+def test_it_gives_the_stripped_output() -> None:
+    assert cs.run(cs.shell("echo ' hello '")) == "hello"
+    assert cs.run(cs.shell(["printf", "%s", "a b"])) == "a b"
+    assert cs.run(cs.shell.map(command=["echo 1", "echo 2"])) == ["1", "2"]
+
+
+def test_a_bad_exit_code_is_an_error_with_what_was_said() -> None:
+    with pytest.raises(RuntimeError, match=r"'echo no >&2; exit 1' failed with exit code 1.*no"):
+        cs.run(cs.shell("echo no >&2; exit 1"))
+    assert cs.run(cs.shell("echo out; exit 3", check=False)) == "out"
+
+
+async def test_on_cancellation_it_is_killed_with_all_it_has_started(tmp_path: Path) -> None:
+    """What it has started holds the pipe open: the pipe ends when all of them have."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    run = asyncio.create_task(Lab().run(cs.shell(f"exec 3>{pipe}; sleep 60 & echo started >&3; wait")))
+    reader = await asyncio.to_thread(pipe.open)
+    with reader:
+        assert await asyncio.to_thread(reader.readline) == "started\n"
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+        assert await asyncio.to_thread(reader.read) == ""

@@ -1,0 +1,39 @@
+import cascade as cs
+from cascade.testing import FixedClock, record_run
+
+
+@cs.task
+def one() -> int:
+    return 1
+
+
+def test_a_run_is_recorded_with_its_messages_and_spans() -> None:
+    run = record_run(cs.task(lambda x: x + 1, name="plus")(one()))
+    assert (run.value, run.error) == (2, None)
+    assert run.states("one") == ["RUNNING", "COMPLETED"]
+    assert {span.name for span in run.spans} == {"run plus", "run.started", "one", "plus"}
+    assert run.events
+
+
+def test_an_error_is_recorded_not_raised() -> None:
+    assert isinstance(record_run(cs.task(lambda: 1 / 0, name="divide")()).error, ZeroDivisionError)
+
+
+def test_a_fixed_clock_makes_times_predictable() -> None:
+    clock = FixedClock(1_700_000_000_000_000_000, step=1.0)
+    run = record_run(one(), clock=clock, spans=False)
+    (completed,) = (p for p in run.payloads if p["body"].get("state") == "COMPLETED")
+    assert completed["body"]["duration_ms"] % 1000 == 0
+    assert all(p["ts"].endswith(".000000Z") for p in run.payloads)
+
+
+def test_a_clock_wound_back_does_not_turn_a_runs_time() -> None:
+    clock = FixedClock()
+
+    @cs.task
+    def wind_back() -> None:
+        clock.advance(-3600)
+
+    run = record_run(wind_back(), clock=clock)
+    assert [p["ts"] for p in run.payloads] == sorted(p["ts"] for p in run.payloads)
+    assert all(span.end_ns >= span.start_ns for span in run.spans)
