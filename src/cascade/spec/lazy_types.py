@@ -32,13 +32,20 @@ class RetryPolicy:
         return self.delay * self.backoff ** (retry - 1)
 
 
-class _Policies:
-    """The chain methods that both kinds of lazy result share."""
+class _Lazy:
+    """What both kinds of lazy result share: the chain methods, and an identity of their own."""
 
+    _uuid: str
     _retry_policy: RetryPolicy | None
     _cache_policy: CachePolicy | None
     _condition: Any
     _constraints: ResourceConstraint | None
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, type(self)) and self._uuid == other._uuid)
+
+    def __hash__(self) -> int:
+        return hash(self._uuid)
 
     def run_if(self, condition: Any) -> Self:
         """Run only if the given lazy result turns out truthy; else the task is skipped."""
@@ -62,7 +69,7 @@ class _Policies:
 
 
 @dataclass(eq=False)
-class LazyResult(_Policies, Generic[T]):
+class LazyResult(_Lazy, Generic[T]):
     """What calling a task returns: the call, to be made when a run gets there. Its value will be a T."""
 
     task: Any
@@ -74,15 +81,9 @@ class LazyResult(_Policies, Generic[T]):
     _condition: Any = None
     _constraints: ResourceConstraint | None = None
 
-    def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, LazyResult) and self._uuid == other._uuid)
-
-    def __hash__(self) -> int:
-        return hash(self._uuid)
-
 
 @dataclass(eq=False)
-class MappedLazyResult(_Policies, Generic[T]):
+class MappedLazyResult(_Lazy, Generic[T]):
     """One call for each index of its lists; its value will be the list of values, a `list[T]`, in that order."""
 
     factory: LazyFactory
@@ -92,9 +93,3 @@ class MappedLazyResult(_Policies, Generic[T]):
     _cache_policy: CachePolicy | None = None
     _condition: Any = None
     _constraints: ResourceConstraint | None = None
-
-    def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, MappedLazyResult) and self._uuid == other._uuid)
-
-    def __hash__(self) -> int:
-        return hash(self._uuid)
