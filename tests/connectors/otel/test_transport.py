@@ -24,6 +24,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from cascade.connectors.otel._options import ExportOptions
 from cascade.connectors.otel._transport import MAX_RETRY_AFTER, Reply, Transport, open_transport
 from tests.connectors.otel import peers
+from tests.servers import is_missing
 
 PROTOBUF = {"Content-Type": "application/x-protobuf"}
 PARTIAL = ExportTraceServiceResponse(
@@ -308,7 +309,7 @@ class TestGrpc:
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     openssl = shutil.which("openssl")
     if openssl is None:
-        pytest.skip("openssl is not installed")
+        is_missing("openssl")
     pem = tmp_path_factory.mktemp("tls") / "localhost.pem"
     command = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
     files = ["-keyout", str(pem), "-out", str(pem.with_suffix(".crt"))]
