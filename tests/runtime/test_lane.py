@@ -71,6 +71,49 @@ async def test_a_drain_ends_and_counts_what_it_left() -> None:
     assert (lane.lost, lane.last_error) == (3, "not published within 0.01 s")
 
 
+async def test_a_drain_neither_waits_for_nor_loses_what_others_put_meanwhile() -> None:
+    """One run ends while another goes on talking: the first drain must end, and cost the other nothing."""
+    connector = Endless()
+    lane = connector.lane = Lane(connector)
+    lane.put(message(0))
+    await asyncio.wait_for(lane.drain(60), 10)
+    assert numbers(connector)[0] == 0
+    connector.is_talking = False
+    await lane.drain(60)
+    assert lane.lost == 0
+    assert numbers(connector) == list(range(len(connector.payloads)))
+
+
+class Endless(MemoryConnector):
+    """Whenever a message is published, another run says something more."""
+
+    lane: Lane
+    is_talking = True
+
+    async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:
+        await super().publish(topic, payload, qos)
+        await asyncio.sleep(0)
+        if self.is_talking:
+            self.lane.put(message(payload["n"] + 1))
+
+
+async def test_what_comes_after_a_stuck_message_is_published_once_that_is_given_up() -> None:
+    class StuckOnce(MemoryConnector):
+        async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:
+            if payload["n"] == 0:
+                lane.put(message(1))
+                await asyncio.Event().wait()
+            await super().publish(topic, payload, qos)
+
+    connector = StuckOnce()
+    lane = Lane(connector)
+    lane.put(message(0))
+    await lane.drain(0.01)
+    await lane.drain(60)
+    assert numbers(connector) == [1]
+    assert lane.lost == 1
+
+
 async def test_a_closed_lane_loses_everything_with_the_reason() -> None:
     lane = Lane(MemoryConnector())
     lane.put(message(0))

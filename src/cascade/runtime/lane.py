@@ -37,10 +37,13 @@ class Lane:
         self.published = 0
         self.last_error = ""
         self._max_bytes = max_bytes
-        self._queue: deque[Message] = deque()
+        self._queue: deque[tuple[int, Message]] = deque()  # with each message's number, in their order
+        self._count = 0
+        self._in_hand: int | None = None
         self._bytes = 0
         self._minor = 0
         self._pump: asyncio.Task[None] | None = None
+        self._drains: list[tuple[int, asyncio.Future[None]]] = []
         self._closed_by = ""
 
     def put(self, message: Message) -> None:
@@ -48,7 +51,8 @@ class Lane:
         if self._closed_by:
             self._lose(1, self._closed_by)
             return
-        self._queue.append(message)
+        self._queue.append((self._count, message))
+        self._count += 1
         self._bytes += message.size
         self._minor += not message.terminal
         if self._bytes > self._max_bytes:
@@ -58,19 +62,26 @@ class Lane:
     def close(self, reason: str) -> None:
         """Give up: lose what waits and all that still comes."""
         self._closed_by = reason
-        self._lose_all(0, reason)
+        self._lose_before(self._count, reason)
+        self._wake_drains()
 
     async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 - the bound is this method's purpose
-        """Wait until all that was put is published, at most `timeout` seconds; what is left then is lost."""
+        """Wait until all that was put before is published, at most `timeout` seconds; what is left of it then is lost.
+
+        What others put meanwhile is neither waited for nor lost.
+        """
         self._start_pump()
-        pump = self._pump
-        if pump is None or pump.done():
+        target = self._count
+        if self._oldest() >= target:
             return
-        await asyncio.wait({pump}, timeout=timeout)
-        if not pump.done():
-            pump.cancel()
-            await asyncio.wait({pump})
-            self._lose_all(1, f"not published within {timeout:g} s")
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._drains.append((target, done))
+        try:
+            await asyncio.wait({done}, timeout=timeout)
+        finally:
+            self._drains.remove((target, done))
+        if not done.done():
+            await self._abandon(target, f"not published within {timeout:g} s")
 
     def _start_pump(self) -> None:
         if not self._queue or (self._pump is not None and not self._pump.done()):
@@ -83,34 +94,58 @@ class Lane:
 
     async def _publish_all(self) -> None:
         while self._queue:
-            message = self._pop()
+            self._in_hand, message = self._pop()
             try:
                 await self.connector.publish(message.topic, message.payload, message.qos)
                 self.published += 1
             except Exception as error:  # noqa: BLE001 - telemetry never breaks a run
                 self._lose(1, f"{type(error).__name__}: {error}")
+            finally:
+                self._in_hand = None
+            if self._drains:
+                self._wake_drains()
+
+    async def _abandon(self, target: int, reason: str) -> None:
+        """Lose what was put before the target, the message in hand included, and go on with the rest."""
+        if self._in_hand is not None and self._in_hand < target and self._pump is not None:
+            self._pump.cancel()
+            await asyncio.wait({self._pump})
+            self._lose(1, reason)
+        self._lose_before(target, reason)
+        self._start_pump()
+
+    def _oldest(self) -> int:
+        """The number of the oldest message that is neither published nor lost."""
+        if self._in_hand is not None:
+            return self._in_hand
+        return self._queue[0][0] if self._queue else self._count
+
+    def _wake_drains(self) -> None:
+        oldest = self._oldest()
+        for target, done in self._drains:
+            if oldest >= target and not done.done():
+                done.set_result(None)
 
     def _make_room(self) -> None:
         if self._minor:
             self._lose(self._minor, _FULL)
-            self._queue = deque(message for message in self._queue if message.terminal)
-            self._bytes, self._minor = sum(message.size for message in self._queue), 0
+            self._queue = deque(entry for entry in self._queue if entry[1].terminal)
+            self._bytes, self._minor = sum(message.size for _, message in self._queue), 0
         while self._bytes > self._max_bytes:
             self._pop()
             self._lose(1, _FULL)
 
-    def _pop(self) -> Message:
-        message = self._queue.popleft()
+    def _pop(self) -> tuple[int, Message]:
+        number, message = self._queue.popleft()
         self._bytes -= message.size
         self._minor -= not message.terminal
-        return message
+        return number, message
 
-    def _lose_all(self, in_hand: int, reason: str) -> None:
-        self._lose(len(self._queue) + in_hand, reason)
-        self._queue.clear()
-        self._bytes = self._minor = 0
+    def _lose_before(self, target: int, reason: str) -> None:
+        while self._queue and self._queue[0][0] < target:
+            self._pop()
+            self._lose(1, reason)
 
     def _lose(self, count: int, reason: str) -> None:
-        if count:
-            self.lost += count
-            self.last_error = reason
+        self.lost += count
+        self.last_error = reason
