@@ -7,7 +7,7 @@ from typing import Any
 
 from cascade.graph.model import Node
 from cascade.runtime import task_context
-from cascade.runtime._context import RunContext, describe, error_info, seconds
+from cascade.runtime._context import RunContext, error_info, seconds
 from cascade.runtime.events import (
     Attempt,
     TaskBlocked,
@@ -21,6 +21,7 @@ from cascade.runtime.events import (
 from cascade.runtime.exceptions import StillRunning
 from cascade.runtime.resolvers import ArgumentResolver, Arguments
 from cascade.runtime.task_context import TaskContext
+from cascade.telemetry.safe import error_text
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +164,7 @@ class Work:
             attempt=number,
             max_attempts=policy.max_attempts,
             delay=delay,
-            error=describe(error),
+            error=error_text(error),
             start_ns=start_ns,
             end_ns=end_ns,
             exception=exception,
@@ -194,7 +195,7 @@ class Work:
             TaskExecutionFinished,
             status=_STATUS.get(result, "Failed"),
             duration=seconds(self.start_ns, end_ns),
-            error=describe(error) if error is not None else None,
+            error=error_text(error) if error is not None else None,
             exception=exception,
             result=result,
             start_ns=self.start_ns,

@@ -5,11 +5,11 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from cascade.runtime._context import describe
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.events import ConnectorFailed
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.spec.protocols import Connector
+from cascade.telemetry.safe import error_text
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +38,9 @@ async def _connect(connector: Connector, bus: MessageBus, run_id: str) -> None:
         await asyncio.wait_for(connector.connect(), CONNECT_TIMEOUT)
     except Exception as error:  # noqa: BLE001 - telemetry never breaks a run
         if bus.handlers(ConnectorFailed):
-            bus.publish(ConnectorFailed(run_id=run_id, error=describe(error)))
+            bus.publish(ConnectorFailed(run_id=run_id, error=error_text(error)))
         else:
-            logger.warning("%s could not connect: %s", type(connector).__name__, describe(error))
+            logger.warning("%s could not connect: %s", type(connector).__name__, error_text(error))
 
 
 async def _disconnect(connector: Connector, *, strict: bool) -> None:
@@ -51,4 +51,4 @@ async def _disconnect(connector: Connector, *, strict: bool) -> None:
             raise
         logger.warning("%s", error)
     except Exception as error:  # noqa: BLE001 - telemetry never breaks a run
-        logger.warning("%s could not disconnect: %s", type(connector).__name__, describe(error))
+        logger.warning("%s could not disconnect: %s", type(connector).__name__, error_text(error))

@@ -13,7 +13,7 @@ from cascade.runtime.resource_manager import ResourceManager
 from cascade.runtime.task_context import TaskContext
 from cascade.spec.protocols import StateBackend
 from cascade.telemetry.identity import RunTrace
-from cascade.telemetry.safe import error_text, stack_text
+from cascade.telemetry.safe import error_message, stack_text
 
 logger = logging.getLogger(__name__)
 
@@ -81,12 +81,7 @@ def error_info(error: BaseException) -> ErrorInfo:
     """An exception as data, its stack trace starting at the user's own code."""
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    return ErrorInfo(name, error_text(error).partition(": ")[2], stack_text(_without_harness(error)))
-
-
-def describe(error: BaseException) -> str:
-    """An exception in a line, `<Type>: <message>`."""
-    return error_text(error)
+    return ErrorInfo(name, error_message(error), stack_text(_without_harness(error)))
 
 
 def _without_harness(error: BaseException) -> BaseException:

@@ -6,13 +6,14 @@ from typing import Any
 
 from cascade.graph.model import Node
 from cascade.runtime._attempts import Work, result_of
-from cascade.runtime._context import RunContext, describe, error_info, seconds
+from cascade.runtime._context import RunContext, error_info, seconds
 from cascade.runtime._crew import Crew
 from cascade.runtime.events import TaskExecutionFinished, TaskExecutionStarted
 from cascade.runtime.protocols import Bounded
 from cascade.runtime.resolvers import ArgumentResolver
 from cascade.spec.lazy_types import LazyResult
 from cascade.telemetry.identity import item_id
+from cascade.telemetry.safe import error_text
 
 MAP_WINDOW = 4096
 """Items of one map in flight. Enough to keep any pool of workers busy, and some 10 MiB of coroutines at most."""
@@ -98,7 +99,7 @@ class MapWork:
             TaskExecutionFinished,
             status={"success": "Succeeded", "cancellation": "Cancelled"}.get(result, "Failed"),
             duration=seconds(self._start_ns, end_ns),
-            error=describe(error) if error is not None else None,
+            error=error_text(error) if error is not None else None,
             exception=error_info(error) if error is not None else None,
             result=result,
             start_ns=self._start_ns,

@@ -14,7 +14,7 @@ from cascade.graph.model import Graph
 from cascade.runtime._attempts import result_of
 from cascade.runtime._clock import Clock, RunClock
 from cascade.runtime._connection import connected
-from cascade.runtime._context import RunContext, describe, error_info, seconds
+from cascade.runtime._context import RunContext, error_info, seconds
 from cascade.runtime._injection import ResourceSetup
 from cascade.runtime._inputs import input_names
 from cascade.runtime._scheduler import Scheduler
@@ -29,6 +29,7 @@ from cascade.runtime.task_context import current_task
 from cascade.spec.lazy_types import MappedLazyResult
 from cascade.spec.resource import ResourceDefinition
 from cascade.telemetry.identity import RunTrace, SpanRef, parse_traceparent, place_run
+from cascade.telemetry.safe import error_text
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +167,7 @@ def _tell_end(run: RunContext, error: BaseException | None) -> None:
         RunFinished,
         status=_STATUS.get(result, "Failed"),
         duration=seconds(run.start_ns, end_ns),
-        error=describe(error) if error is not None else None,
+        error=error_text(error) if error is not None else None,
         exception=error_info(error) if error is not None else None,
         result=result,
         start_ns=run.start_ns,
