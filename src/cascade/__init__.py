@@ -15,6 +15,7 @@ from cascade.graph.serialize import from_json, to_json
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.engine import Engine
 from cascade.runtime.exceptions import DependencyMissingError
+from cascade.runtime.log_records import CorrelationFilter, JsonFormatter
 from cascade.runtime.overrides import override_resource
 from cascade.runtime.protocols import Connector
 from cascade.runtime.subscribers import HumanReadableLogSubscriber, TelemetrySubscriber
@@ -31,12 +32,14 @@ from cascade.tools.visualize import visualize
 
 __all__ = [
     "Connector",
+    "CorrelationFilter",
     "DependencyMissingError",
     "Engine",
     "Env",
     "EnvSpec",
     "FanoutConnector",
     "HumanReadableLogSubscriber",
+    "JsonFormatter",
     "LazyResult",
     "LocalExecutor",
     "MemoryConnector",

@@ -8,7 +8,11 @@ LOCALES = Path(__file__).with_name("locales")
 
 
 class Renderer(Protocol):
-    """Shows a message. Levels are in lower case."""
+    """Shows a message. Levels are in lower case.
+
+    A renderer with a true attribute `shows_subject` finds the ids of what the message is about in
+    `cascade.messaging.subject`.
+    """
 
     def render(self, msg_id: str, level: str, **kwargs: Any) -> None: ...
 
@@ -44,10 +48,12 @@ class MessageBus:
 
     def __init__(self, store: MessageStore) -> None:
         self.store = store
+        self.shows_subject = False
         self._renderer: Renderer | None = None
 
     def set_renderer(self, renderer: Renderer) -> None:
         self._renderer = renderer
+        self.shows_subject = getattr(renderer, "shows_subject", False) is True
 
     def info(self, msg_id: str, **kwargs: Any) -> None:
         self._render(msg_id, "info", kwargs)

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, TextIO
 
 from cascade.messaging.bus import MessageStore
+from cascade.messaging.subject import subject_ids
 
 LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40}
 
@@ -49,7 +50,12 @@ class CliRenderer(_LineRenderer):
 
 
 class JsonRenderer(_LineRenderer):
-    """One JSON object per line: `timestamp`, `level`, `event_id`, `data`."""
+    """One JSON object per line: `timestamp`, `level`, `event_id`, `data`.
+
+    Between them `run_id`, `task_id`, `trace_id` and `span_id` of what the message is about, as far as they are known.
+    """
+
+    shows_subject = True
 
     def __init__(self, stream: TextIO | None = None, min_level: str = "INFO") -> None:
         super().__init__(stream, min_level)
@@ -57,8 +63,8 @@ class JsonRenderer(_LineRenderer):
     def render(self, msg_id: str, level: str, **kwargs: Any) -> None:
         if self._shown(level):
             now = datetime.now(UTC).isoformat()
-            record = {"timestamp": now, "level": level.upper(), "event_id": msg_id, "data": _plain(kwargs)}
-            self._write(json.dumps(record))
+            head = {"timestamp": now, "level": level.upper(), "event_id": msg_id}
+            self._write(json.dumps({**head, **subject_ids(), "data": plain(kwargs)}))
 
 
 def _write_line(stream: TextIO, line: str) -> None:
@@ -68,7 +74,7 @@ def _write_line(stream: TextIO, line: str) -> None:
         stream.write(line.encode("ascii", "backslashreplace").decode() + "\n")
 
 
-def _plain(value: Any, above: tuple[int, ...] = ()) -> Any:
+def plain(value: Any, above: tuple[int, ...] = ()) -> Any:
     """The value as JSON has it. What JSON has no form for (NaN, other types, what contains itself) is its repr."""
     if value is None or isinstance(value, (bool, str)):
         return value
@@ -83,8 +89,8 @@ def _plain(value: Any, above: tuple[int, ...] = ()) -> Any:
 
 def _plain_container(value: Any, above: tuple[int, ...]) -> Any:
     if isinstance(value, dict):
-        return {k if isinstance(k, str) else _shown_by_repr(k): _plain(v, above) for k, v in value.items()}
-    return [_plain(item, above) for item in value]
+        return {k if isinstance(k, str) else _shown_by_repr(k): plain(v, above) for k, v in value.items()}
+    return [plain(item, above) for item in value]
 
 
 def _shown_by_repr(value: Any) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import singledispatch
 from typing import Any
 
+from cascade.runtime._parts import Parts
 from cascade.runtime.events import (
     Attempt,
     ErrorInfo,
@@ -23,7 +24,7 @@ from cascade.runtime.events import (
     Wait,
 )
 from cascade.spec import telemetry as wire
-from cascade.telemetry.identity import RUN, RunTrace, resource_id, span_id, wait_id
+from cascade.telemetry.identity import RUN, Place, RunTrace, resource_id, span_id, wait_id
 from cascade.telemetry.limits import MAX_ERROR_BYTES, MAX_LINKS, MAX_NAME_BYTES, MAX_STACK_BYTES
 from cascade.telemetry.redact import captured, redact_text
 from cascade.telemetry.safe import text
@@ -41,23 +42,34 @@ class RunState:
     target: str = ""
     inputs: list[str] = field(default_factory=list)
     params: Any = None
+    size: int = 0
     counts: Counter[str] = field(default_factory=Counter)
+    parts: Parts = field(init=False)
+    head: dict[str, Any] = field(default_factory=dict)
     seq: int = 0
     last_ns: int = 0
     lost: int = 0
+
+    def __post_init__(self) -> None:
+        self.parts = Parts(self.trace)
 
     @property
     def run_id(self) -> str:
         return self.trace.run_id
 
+    @property
+    def place(self) -> Place:
+        """Where the run's own span stands."""
+        return Place(self.trace.trace_id, self.trace.parent_span_id)
+
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A message but for its header: the span it belongs to, by task_id, and its parent, by span id."""
+    """A message but for its header: the span it belongs to, by task_id, and where that one stands."""
 
     body: wire.Body
     task_id: str
-    parent_span_id: str
+    place: Place
     terminal: bool = False
 
 
@@ -72,8 +84,9 @@ def _run_started(event: RunStarted, run: RunState) -> Draft:
     run.target, run.inputs = _name(", ".join(event.target_tasks)), [_name(name) for name in event.inputs]
     run.params = captured(event.params) if "params" in run.capture and event.params else None
     tasks = {_name(name): count for name, count in event.task_counts.items()}
+    run.size = sum(event.task_counts.values())
     metadata = _run_metadata(run, start_ns=_start(event), tasks=tasks)
-    return Draft(wire.LifecycleEvent("ENGINE_STARTED", metadata=metadata), RUN, run.trace.parent_span_id)
+    return Draft(wire.LifecycleEvent("ENGINE_STARTED", metadata=metadata), RUN, run.place)
 
 
 @draft.register
@@ -87,27 +100,32 @@ def _run_finished(event: RunFinished, run: RunState) -> Draft:
         counts=dict(run.counts),
         exception=_exception(event.exception),
         dropped=run.lost,
+        parts=run.parts.below(RUN, run.size) or None,
     )
     status: Any = event.status if event.status in {"Succeeded", "Failed", "Cancelled"} else None
     body = wire.LifecycleEvent("ENGINE_STOPPED", status, (end_ns - start_ns) / 1e6, _error(event.error), metadata)
-    return Draft(body, RUN, run.trace.parent_span_id, terminal=True)
+    return Draft(body, RUN, run.place, terminal=True)
 
 
 @draft.register
 def _task_started(event: TaskExecutionStarted, run: RunState) -> Draft:
-    more = {"start_ns": _start(event), "attempt": event.attempt or None, "map_size": event.map_size}
-    return _task(event, run, "RUNNING", more)
+    metadata = _who(event) | {"start_ns": _start(event)}
+    if event.attempt:
+        metadata["attempt"] = event.attempt
+    if event.map_size is not None:
+        metadata["map_size"] = event.map_size
+    return _task(event, run, "RUNNING", metadata)
 
 
 @draft.register
 def _task_blocked(event: TaskBlocked, run: RunState) -> Draft:
-    return _task(event, run, "PENDING", {"reason": event.reason, "start_ns": event.start_ns})
+    return _task(event, run, "PENDING", _who(event) | {"reason": event.reason, "start_ns": event.start_ns})
 
 
 @draft.register
 def _task_retrying(event: TaskRetrying, run: RunState) -> Draft:
     run.counts["retried"] += 1
-    more = {
+    metadata = _who(event) | {
         "reason": "retry",
         "attempt": event.attempt,
         "max_attempts": event.max_attempts,
@@ -115,9 +133,10 @@ def _task_retrying(event: TaskRetrying, run: RunState) -> Draft:
         "span_id": span_id(run.run_id, event.task_id, event.attempt),
         "start_ns": event.start_ns,
         "end_ns": event.end_ns,
-        "exception": _exception(event.exception),
     }
-    return _task(event, run, "PENDING", more, error=event.error)
+    if event.exception is not None:
+        metadata["exception"] = _exception(event.exception)
+    return _task(event, run, "PENDING", metadata, error=event.error)
 
 
 @draft.register
@@ -125,26 +144,27 @@ def _task_finished(event: TaskExecutionFinished, run: RunState) -> Draft:
     succeeded = event.status == "Succeeded"
     run.counts["completed" if succeeded else "cancelled" if event.status == "Cancelled" else "failed"] += 1
     start_ns, end_ns = _window(event)
-    more = _ended(event, run, start_ns, end_ns) | {
-        "result": event.result or ("success" if succeeded else "failure"),
-        "exception": _exception(event.exception),
-        "attempts": [_attempt(attempt, event, run) for attempt in event.attempts] or None,
-        "max_attempts": event.max_attempts or None,
-    }
+    metadata = _ended(event, run, start_ns, end_ns, event.result or ("success" if succeeded else "failure"))
+    if event.exception is not None:
+        metadata["exception"] = _exception(event.exception)
+    if event.attempts:
+        metadata["attempts"] = [_attempt(attempt, event, run) for attempt in event.attempts]
+    if event.max_attempts:
+        metadata["max_attempts"] = event.max_attempts
     if "arguments" in run.capture and event.arguments:
-        more["arguments"] = captured(event.arguments)
+        metadata["arguments"] = captured(event.arguments)
     if "results" in run.capture and succeeded:
-        more["output"] = captured(event.output)
+        metadata["output"] = captured(event.output)
     state: wire.TaskState = "COMPLETED" if succeeded else "FAILED"
-    return _task(event, run, state, more, duration_ms=(end_ns - start_ns) / 1e6, error=event.error)
+    return _task(event, run, state, metadata, (end_ns - start_ns) / 1e6, event.error)
 
 
 @draft.register
 def _task_skipped(event: TaskSkipped, run: RunState) -> Draft:
     run.counts["skipped"] += 1
     start_ns = _start(event)
-    more = _ended(event, run, start_ns, event.end_ns or start_ns) | {"result": "skip", "reason": event.reason}
-    return _task(event, run, "SKIPPED", more)
+    metadata = _ended(event, run, start_ns, event.end_ns or start_ns, "skip")
+    return _task(event, run, "SKIPPED", metadata | {"reason": event.reason})
 
 
 @draft.register
@@ -164,33 +184,47 @@ def _task(
     event: TaskEvent,
     run: RunState,
     state: wire.TaskState,
-    more: dict[str, Any],
+    metadata: dict[str, Any],
     duration_ms: float | None = None,
     error: str | None = None,
 ) -> Draft:
-    metadata = _present({"kind": event.kind, "map_id": event.map_id, "map_index": event.map_index, **more})
     body = wire.TaskStateEvent(event.task_id, _name(event.task_name), state, duration_ms, _error(error), metadata)
-    parent = span_id(run.run_id, event.map_id or RUN)
-    return Draft(body, event.task_id, parent, terminal=state in wire.TERMINAL_STATES)
+    place = run.trace.place_of(event.task_id, event.map_id, event.map_index)
+    return Draft(body, event.task_id, place, state in wire.TERMINAL_STATES)
 
 
 def _resource(event: ResourceEvent, run: RunState, action: wire.ResourceAction, metadata: dict[str, Any]) -> Draft:
     name = _name(event.resource_name)
     body = wire.ResourceEvent(name, action, dict(event.current_usage), _present(metadata))
-    return Draft(body, resource_id(name), run.trace.span_id, terminal=action == "RELEASE")
+    place = Place(run.trace.trace_id, run.trace.span_id)
+    return Draft(body, resource_id(name), place, terminal=action == "RELEASE")
 
 
-def _ended(event: TaskSkipped | TaskExecutionFinished, run: RunState, start_ns: int, end_ns: int) -> dict[str, Any]:
-    """What a span needs, for a task that has ended in whatever way."""
-    return {
-        "start_ns": start_ns,
-        "end_ns": end_ns,
-        "function": _name(event.function) or None,
-        "links": [_link(run, task_id) for task_id in event.dependencies[:MAX_LINKS]] or None,
-        "link_count": len(event.dependencies) or None,
-        "map_size": event.map_size,
-        "waits": _waits(event.waits, event.task_id, run) or None,
-    }
+def _who(event: TaskEvent) -> dict[str, Any]:
+    if event.map_id is None:
+        return {"kind": event.kind}
+    return {"kind": event.kind, "map_id": event.map_id, "map_index": event.map_index}
+
+
+def _ended(
+    event: TaskSkipped | TaskExecutionFinished, run: RunState, start_ns: int, end_ns: int, result: str
+) -> dict[str, Any]:
+    """What a span needs, for a task that has ended in whatever way. What is not there takes no time: this is hot."""
+    metadata = _who(event)
+    metadata["start_ns"], metadata["end_ns"], metadata["result"] = start_ns, end_ns, result
+    if event.function:
+        metadata["function"] = _name(event.function)
+    if event.dependencies:
+        metadata["links"] = [_link(run, task_id) for task_id in event.dependencies[:MAX_LINKS]]
+        metadata["link_count"] = len(event.dependencies)
+    if event.map_size is not None:
+        metadata["map_size"] = event.map_size
+        if event.map_size > run.trace.part_size and (parts := run.parts.below(event.task_id, event.map_size)):
+            metadata["parts"] = parts
+    if event.waits and (waits := _waits(event.waits, event.task_id, run)):
+        metadata["waits"] = waits
+    run.parts.widen(event.task_id, event.map_id, event.map_index, start_ns, end_ns)
+    return metadata
 
 
 def _run_metadata(run: RunState, **more: Any) -> dict[str, Any]:

@@ -37,6 +37,14 @@ class Scheduler:
         self._ready: deque[Node] = deque()
         self._pumping = False
         self._crew = Crew(run.fail)
+        self._number()
+
+    def _number(self) -> None:
+        """Say of each task in which part of the run's trace it stands: by its number in the plan's order."""
+        trace = self._run.trace
+        tasks = [node.id for node in self._planned.values() if node.param_spec is None]
+        later = enumerate(tasks[trace.part_size :], trace.part_size)
+        trace.parts.update((task_id, number // trace.part_size) for number, task_id in later)
 
     def check(self) -> None:
         """Raise what is known to go wrong before anything runs."""

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -28,7 +29,7 @@ from cascade.runtime.state import InMemoryStateBackend
 from cascade.runtime.task_context import current_task
 from cascade.spec.lazy_types import MappedLazyResult
 from cascade.spec.resource import ResourceDefinition
-from cascade.telemetry.identity import RunTrace, SpanRef, parse_traceparent, place_run
+from cascade.telemetry.identity import RunTrace, SpanRef, parse_traceparent, part_size_from_environment, place_run
 from cascade.telemetry.safe import error_text
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,9 @@ class Engine:
         system_resources: Capacity by name of what `with_constraints` asks for; other names are unlimited.
         connector: Connected before a run's first event and disconnected after its last.
         clock: Gives nanoseconds since the Unix epoch.
+
+    Raises:
+        ValueError: CASCADE_TRACE_PART_SIZE is no whole number above zero.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class Engine:
         self.resource_manager = ResourceManager(system_resources)
         self.connector = connector
         self._clock = clock
+        self._part_size = part_size_from_environment()
         self._providers: dict[str, Callable[..., Any]] = {}
 
     def register(self, resource_def: ResourceDefinition) -> None:
@@ -112,7 +117,7 @@ class Engine:
             run_id=run_id,
             start_ns=start_ns,
             params=params,
-            trace=trace or place_run(run_id, parent),
+            trace=replace(trace or place_run(run_id, parent), part_size=self._part_size),
             bus=self.bus,
             executor=self.executor,
             state=self.state_backend_cls(run_id=run_id),

@@ -5,6 +5,7 @@ from typing import Any
 
 from cascade.messaging.bus import bus as messaging_bus
 from cascade.runtime._messages import Draft, RunState, draft
+from cascade.runtime._subjects import Subjects
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.events import (
     ConnectorFailed,
@@ -20,10 +21,10 @@ from cascade.runtime.lane import MAX_QUEUED_BYTES, Lane, Message
 from cascade.runtime.protocols import Capturing
 from cascade.spec.protocols import Connector
 from cascade.spec.telemetry import Header, LifecycleEvent
-from cascade.telemetry.identity import RunTrace, place_run
+from cascade.telemetry.identity import RunTrace, place_run, span_id
 from cascade.telemetry.limits import shrink
 from cascade.telemetry.topics import events_topic, identity_from_environment, source
-from cascade.telemetry.wire import encode, timestamp
+from cascade.telemetry.wire import encode_body, encode_header, timestamp
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +36,14 @@ class HumanReadableLogSubscriber:
     """Tells a person what happens, through the messaging bus."""
 
     def __init__(self, event_bus: MessageBus) -> None:
-        event_bus.subscribe(RunStarted, self.on_run_started)
-        event_bus.subscribe(RunFinished, self.on_run_finished)
-        event_bus.subscribe(TaskExecutionStarted, self.on_task_started)
-        event_bus.subscribe(TaskExecutionFinished, self.on_task_finished)
-        event_bus.subscribe(TaskSkipped, self.on_task_skipped)
-        event_bus.subscribe(TaskRetrying, self.on_task_retrying)
+        subjects = Subjects(event_bus)
+        event_bus.subscribe(RunStarted, subjects.told_by(self.on_run_started))
+        event_bus.subscribe(RunFinished, subjects.told_by(self.on_run_finished))
+        event_bus.subscribe(TaskExecutionStarted, subjects.told_by(self.on_task_started))
+        event_bus.subscribe(TaskExecutionFinished, subjects.told_by(self.on_task_finished))
+        event_bus.subscribe(TaskSkipped, subjects.told_by(self.on_task_skipped))
+        event_bus.subscribe(TaskRetrying, subjects.told_by(self.on_task_retrying))
+        event_bus.subscribe(RunFinished, subjects.forget)
 
     def on_run_started(self, event: RunStarted) -> None:
         messaging_bus.info("run.started", target_tasks=event.target_tasks)
@@ -136,27 +139,37 @@ class TelemetrySubscriber:
         if run is None:
             trace = getattr(event, "trace", None)
             trace = trace if isinstance(trace, RunTrace) else place_run(run_id)
-            run = self._runs[run_id] = RunState(trace, self._capture)
+            run = self._runs[run_id] = RunState(trace, self._capture, head=self._head(trace))
         return run
+
+    def _head(self, trace: RunTrace) -> dict[str, Any]:
+        """What the headers of all messages of a run have in common, and a place for what they have not."""
+        return encode_header(
+            Header(
+                run_id=trace.run_id,
+                ts="",
+                seq=0,
+                org_id=self._org_id,
+                project_id=self._project_id,
+                source=self._source,
+                trace_flags=trace.flags,
+            )
+        )
 
     def _sealed(self, message: Draft, run: RunState, event: Event) -> Message:
         run.last_ns = max(run.last_ns, round(event.timestamp * 1e9))
-        span = run.trace.span_of(message.task_id)
-        header = Header(
-            run_id=run.run_id,
-            ts=timestamp(run.last_ns),
-            seq=run.seq,
-            org_id=self._org_id,
-            project_id=self._project_id,
-            source=self._source,
-            trace_id=span.trace_id,
-            span_id=span.span_id,
-            parent_span_id=message.parent_span_id,
-            trace_flags=run.trace.flags,
-        )
+        place = message.place
+        payload = run.head | {
+            "ts": timestamp(run.last_ns),
+            "seq": run.seq,
+            "trace_id": place.trace_id,
+            "span_id": span_id(run.run_id, message.task_id),
+            "parent_span_id": place.parent_span_id,
+            "body": encode_body(message.body),
+        }
         run.seq += 1
         run.lost = self._lane.lost
-        payload = shrink(encode(header, message.body))
+        payload = shrink(payload)
         important = message.terminal or isinstance(message.body, LifecycleEvent)
         topic = events_topic(self._org_id, self._project_id, run.run_id)
         return Message(topic, payload, int(important), _size(message.body), important)

@@ -3,7 +3,7 @@
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
 
-from cascade.telemetry.identity import RunTrace, SpanRef
+from cascade.telemetry.identity import Place, RunTrace, SpanRef, span_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,23 +25,28 @@ class TaskContext:
     attempt_start_ns: int = 0
 
     @property
+    def place(self) -> Place:
+        """In which trace the task's span stands, and below which span."""
+        return self.trace.place_of(self.task_id, self.map_id, self.map_index)
+
+    @property
     def span(self) -> SpanRef:
         """The task's own span."""
-        return self.trace.span_of(self.task_id)
+        return SpanRef(self.trace_id, span_id(self.run_id, self.task_id), self.trace.flags)
 
     @property
     def current_span(self) -> SpanRef:
         """The span below which the user's code stands: the attempt's with a retry policy, else the task's."""
-        return self.trace.span_of(self.task_id, self.attempt)
+        return SpanRef(self.trace_id, span_id(self.run_id, self.task_id, self.attempt), self.trace.flags)
 
     @property
     def parent_span_id(self) -> str:
-        """The parent of the task's span: the map's for an item, else the run's."""
-        return self.trace.span_of(self.map_id or "").span_id
+        """The parent of the task's span: the map's for an item, else the run's, or the root of their part."""
+        return self.place.parent_span_id
 
     @property
     def trace_id(self) -> str:
-        return self.trace.trace_id
+        return self.place.trace_id
 
     @property
     def span_id(self) -> str:

@@ -12,14 +12,17 @@ out of `metadata`.
     COMPLETED, FAILED, SKIPPED stand alone: `start_ns`, `end_ns`, `result` (success, failure, timeout, cancellation,
     skip), `reason` of a skip, `function` (module and qualified name), `links` (a list of `{"trace_id", "span_id"}`,
     at most 128), `link_count` (how many there really are), `map_size`, `exception`, `waits`, and with a retry policy
-    `attempts` and `max_attempts`; `arguments` and `output` where they are captured.
+    `attempts` and `max_attempts`; `arguments` and `output` where they are captured; `parts` for a map with more items
+    than one trace takes.
 `LifecycleEvent.metadata`: `target`, `start_ns`, `tasks` (how many by name), `inputs` (names of Params and Envs),
     `links`, `params` where captured; and at the end `end_ns`, `result`, `counts` (of tasks by state), `exception`,
-    `dropped` (messages lost so far).
+    `dropped` (messages lost so far), `parts`.
 `ResourceEvent.metadata`: `start_ns`, and on RELEASE `end_ns` and `exception`.
 
 `exception` is `{"type", "message", "stacktrace"}`. An item of `waits` is `{"reason", "span_id", "start_ns", "end_ns"}`,
-one of `attempts` is `{"attempt", "span_id", "start_ns", "end_ns", "result"}` and `exception` if it failed.
+one of `attempts` is `{"attempt", "span_id", "start_ns", "end_ns", "result"}` and `exception` if it failed. One of
+`parts` is a trace of its own, for the children from number `first` to `last`: `{"part", "trace_id", "span_id", "first",
+"last", "start_ns", "end_ns"}`, where the ids are those of its root.
 """
 
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""The names of everything Cascade puts on spans and resources; `docs/attributes.md` is made of it.
+"""The names of everything Cascade puts on spans, resources and metrics; `docs/attributes.md` is made of it.
 
 Names are OpenTelemetry's where its semantic conventions have one, `cascade.*` for the rest.
 """
@@ -41,8 +41,14 @@ TASK_ARGUMENTS = "cascade.task.arguments"
 TASK_OUTPUT = "cascade.task.output"
 MAP_INDEX = "cascade.task.map.index"
 MAP_SIZE = "cascade.task.map.size"
+PARTS = "cascade.parts"
+PART_NUMBER = "cascade.part.number"
+PART_FIRST = "cascade.part.first"
+PART_LAST = "cascade.part.last"
 WAIT_REASON = "cascade.wait.reason"
 RESOURCE_NAME = "cascade.resource.name"
+TELEMETRY_SIGNAL = "cascade.telemetry.signal"
+METRIC_OVERFLOW = "otel.metric.overflow"
 
 CICD_PIPELINE_NAME = "cicd.pipeline.name"
 CICD_PIPELINE_RUN_ID = "cicd.pipeline.run.id"
@@ -91,10 +97,16 @@ DOCUMENTED = (
     Documented(TASK_OUTPUT, "string", "task", "result as JSON, if captured"),
     Documented(MAP_INDEX, "int", "task", "index of a map's item, from 0"),
     Documented(MAP_SIZE, "int", "map", "how many items the map has"),
+    Documented(PARTS, "int", "run, map", "how many further traces hold its children, each linked"),
+    Documented(PART_NUMBER, "int", "part", "which part of the children of a run or map it holds, from 1"),
+    Documented(PART_FIRST, "int", "part", "number of its first child: index of an item, or place in the plan"),
+    Documented(PART_LAST, "int", "part", "number of its last child"),
     Documented(
         WAIT_REASON, "string", "wait", "`resource`, `retry`, `paused`, `concurrency`, `rate_limit` or `telemetry`"
     ),
     Documented(RESOURCE_NAME, "string", "resource", "the resource's name"),
+    Documented(TELEMETRY_SIGNAL, "string", "metrics", "whose items were sent or lost: `traces`"),
+    Documented(METRIC_OVERFLOW, "bool", "metrics", "stands for all attributes beyond the limits"),
     Documented(CODE_FUNCTION_NAME, "string", "task", "module and name of the task's function"),
     Documented(ERROR_TYPE, "string", "what failed", "type of the exception"),
     Documented(EXCEPTION_TYPE, "string", "exception event", "type of the exception"),

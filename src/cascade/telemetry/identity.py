@@ -2,16 +2,27 @@
 
 A run's trace id is its run_id's 128 bits. A span's id is the first 8 bytes of SHA-256 over
 `{run_id}/{task_id}/{attempt}`. The run's own span has the empty task_id; what is no task has a task_id of its own:
-`run.started`, `resource:{name}`, `wait:{task_id}` (whose attempt is the wait's number), `{map_id}/{index}` for an item.
+`run.started`, `resource:{name}`, `wait:{task_id}` (whose attempt is the wait's number), `{map_id}/{index}` for an item,
+`part:{parent_id}` (whose attempt is the part's number) for the root of a part.
+
+No trace outgrows its backend: child n of a run or of a map belongs to part n // size. Part 0 stays in the parent's
+trace; the trace id of each further part is the first 16 bytes of SHA-256 over `{run_id}/{parent_id}/part/{part}`, where
+the parent_id is the map's task_id, or empty for the run.
 """
 
+import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import sha256
+from typing import NamedTuple
 
 RUN = ""
 RUN_STARTED = "run.started"
 SAMPLED = 0x01
+PART_SIZE = 2_000
+"""Children of a run or map in one trace: Jaeger's page stays quick, and Tempo's 5 MB for a trace are far away."""
 
 _ZERO_SPAN = "0" * 16
 _TRACE_ID = re.compile(r"^(?!0{32})[0-9a-f]{32}$")
@@ -46,6 +57,46 @@ def wait_id(task_id: str) -> str:
     return f"wait:{task_id}"
 
 
+def part_trace_id(run_id: str, parent_id: str, part: int) -> str:
+    """The trace id of a part, from 1, of the children of a map (its task_id) or of the run ("")."""
+    name = f"{run_id}/{parent_id}/part/{part}".encode("utf-8", "surrogatepass")
+    found = sha256(name).hexdigest()
+    return found[:32] if _TRACE_ID.match(found[:32]) else found[32:]
+
+
+def part_id(parent_id: str) -> str:
+    """What stands for the roots of a parent's parts in place of a task_id; the attempt is then the part's number."""
+    return f"part:{parent_id}"
+
+
+def part_size_from_environment(environ: Mapping[str, str] = os.environ) -> int:
+    """CASCADE_TRACE_PART_SIZE, else 2,000.
+
+    Raises:
+        ValueError: It is no whole number above zero.
+    """
+    given = environ.get("CASCADE_TRACE_PART_SIZE", "").strip()
+    if not given:
+        return PART_SIZE
+    if not (given.isascii() and given.isdigit() and len(given) < 10 and int(given)):  # noqa: PLR2004 - of digits
+        raise ValueError(f"CASCADE_TRACE_PART_SIZE={given!r}: give the number of spans, such as {PART_SIZE}")
+    return int(given)
+
+
+class Place(NamedTuple):
+    """Where a task's span stands: in which trace, and below which span."""
+
+    trace_id: str
+    parent_span_id: str
+
+
+@lru_cache(maxsize=1024)
+def _place(run_id: str, trace_id: str, parent_id: str, part: int) -> Place:
+    if not part:
+        return Place(trace_id, span_id(run_id, parent_id))
+    return Place(part_trace_id(run_id, parent_id, part), span_id(run_id, part_id(parent_id), part))
+
+
 @dataclass(frozen=True, slots=True)
 class SpanRef:
     """A span somewhere, in this process or in another; `flags` are W3C's trace flags."""
@@ -61,22 +112,40 @@ class SpanRef:
 
 @dataclass(frozen=True, slots=True)
 class RunTrace:
-    """Where a run stands: its trace, the parent it joined (or none), the spans it links to."""
+    """Where a run stands: its trace, the parent it joined (or none), the spans it links to.
+
+    `parts` has the part of each of the run's children that does not stand in part 0; whoever plans the run fills it in
+    before the first child starts.
+    """
 
     run_id: str
     trace_id: str
     parent_span_id: str = ""
     flags: int = SAMPLED
     links: tuple[SpanRef, ...] = ()
+    part_size: int = PART_SIZE
+    parts: dict[str, int] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def span_id(self) -> str:
         """The run's own span."""
         return span_id(self.run_id)
 
+    def place_of(self, task_id: str, map_id: str | None = None, map_index: int | None = None) -> Place:
+        """Where the span of a task stands; an item of a map is told by `map_id` and `map_index`."""
+        if map_id is None:
+            return _place(self.run_id, self.trace_id, RUN, self.parts.get(task_id, 0))
+        part = (map_index or 0) // self.part_size
+        return _place(self.run_id, self.trace_id if part else self.place_of(map_id).trace_id, map_id, part)
+
     def span_of(self, task_id: str, attempt: int = 0) -> SpanRef:
-        """The span of one of the run's tasks."""
-        return SpanRef(self.trace_id, span_id(self.run_id, task_id, attempt), self.flags)
+        """The span of one of the run's own children."""
+        return SpanRef(self.place_of(task_id).trace_id, span_id(self.run_id, task_id, attempt), self.flags)
+
+    def part_root(self, parent_id: str, part: int) -> SpanRef:
+        """The root of a part of the children of a map, or of the run ("")."""
+        place = _place(self.run_id, self.trace_id, parent_id, part)
+        return SpanRef(place.trace_id, place.parent_span_id, self.flags)
 
 
 def place_run(run_id: str, parent: SpanRef | None = None, mode: str = "join") -> RunTrace:

@@ -16,7 +16,7 @@ MAX_MESSAGE_BYTES = 256 * 1024
 """The strictest broker in wide use (AWS IoT takes 128 KiB, Azure Event Grid 512 KiB) splits here or nearby."""
 
 # What goes first is least missed; ids, times and states always stay.
-_EXPENDABLE = ("arguments", "output", "params", "tasks", "inputs", "links", "attempts", "waits", "exception")
+_EXPENDABLE = ("arguments", "output", "params", "tasks", "inputs", "links", "attempts", "waits", "exception", "parts")
 
 
 def size_of(payload: dict[str, Any]) -> int:

@@ -26,11 +26,18 @@ _GETTERS = {kind: _getter(kind) for kind in BODIES.values()}
 
 def encode(header: Header, body: Body) -> dict[str, Any]:
     """A message as one dict: the header's fields at the top, and `body` with its `type`."""
+    return encode_header(header) | {"body": encode_body(body)}
+
+
+def encode_header(header: Header) -> dict[str, Any]:
+    """The part of a message that is above its body."""
     names, values = _HEADER
-    payload = dict(zip(names, values(header), strict=True))
+    return dict(zip(names, values(header), strict=True))
+
+
+def encode_body(body: Body) -> dict[str, Any]:
     names, values = _GETTERS[type(body)]
-    payload["body"] = {"type": type(body).__name__, **dict(zip(names, values(body), strict=True))}
-    return payload
+    return {"type": type(body).__name__, **dict(zip(names, values(body), strict=True))}
 
 
 def decode(payload: Mapping[str, Any]) -> tuple[Header, Body]:

@@ -22,10 +22,12 @@ def mark_spans_of(provider: TracerProvider) -> None:
     """See to it, once for each provider, that its spans below tasks carry their ids."""
     if provider not in _marked:
         _marked.add(provider)
-        provider.add_span_processor(_TaskIds())
+        provider.add_span_processor(TaskIds())
 
 
-class _TaskIds(SpanProcessor):
+class TaskIds(SpanProcessor):
+    """Marks each span with the ids of the task in whose context it is started."""
+
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         task = otel_context.get_value(_TASK, parent_context)
         if isinstance(task, TaskContext):

@@ -2,23 +2,34 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cascade.connectors.otel._provider import Tracing
+from cascade.connectors.otel._routes import Route
 
 _GRACE = 1.0
 """Seconds beyond its bound after which a flush is taken to be stuck."""
 
 
-async def flush(tracing: Tracing, timeout: float) -> tuple[int, str]:  # noqa: ASYNC109 - the bound is its purpose
-    """How many spans were lost since the beginning, and why; with a foreign provider, only whether there was trouble."""
-    route = tracing.route
-    if route is not None:
-        report = await _in_thread(lambda: route.outbox.flush(timeout, tally=route.tally), timeout + _GRACE)
-        return (report.lost, report.reason if report.lost else "") if report else (0, _stuck(timeout))
+async def flush(tracing: Tracing, routes: Sequence[Route], timeout: float) -> tuple[int, str]:  # noqa: ASYNC109 - the bound is its purpose
+    """How many spans of the routes were lost, and why; with a foreign provider, only whether there was trouble."""
+    if tracing.route is not None:
+        report = await _in_thread(lambda: _flushed(routes, timeout), timeout + _GRACE)
+        return (0, _stuck(timeout)) if report is None else report
     done = await _in_thread(lambda: tracing.provider.force_flush(int(timeout * 1000)), timeout)
     return 0, "" if done is not None else _stuck(timeout)
+
+
+def _flushed(routes: Sequence[Route], timeout: float) -> tuple[int, str]:
+    deadline = time.monotonic() + timeout
+    lost, reason = 0, ""
+    for route in routes:
+        report = route.outbox.flush(max(0.0, deadline - time.monotonic()), tally=route.tally)
+        lost += report.lost
+        reason = report.reason if report.lost else reason
+    return lost, reason
 
 
 def _stuck(timeout: float) -> str:

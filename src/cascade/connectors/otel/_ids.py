@@ -1,14 +1,19 @@
-"""Spans under ids that were decided before, with any SDK provider.
+"""Spans under ids, and in traces, that were decided before, with any SDK provider.
 
-The API has no way to ask for a span's id (opentelemetry-python issue 4963); a tracer's id generator can be replaced.
+The API has no way to ask for a span's id (opentelemetry-python issue 4963); a tracer's id generator and its sampler can
+be replaced.
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from opentelemetry.context import Context
 from opentelemetry.sdk.trace.id_generator import IdGenerator
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Sampler, SamplingResult
+from opentelemetry.trace import Link, SpanKind, TraceState
+from opentelemetry.util.types import Attributes
 
 
 class PresetIds(IdGenerator):
@@ -42,3 +47,39 @@ class PresetIds(IdGenerator):
     @property
     def _preset(self) -> Any:
         return getattr(self._next, "ids", None)
+
+
+class PresetSampler(Sampler):
+    """Samples what the running `sampled` block has decided to, else what the tracer's own sampler says.
+
+    The root of a part has no parent whose decision it could follow, and is sampled when its run is.
+    """
+
+    def __init__(self, original: Sampler) -> None:
+        self._original = original
+        self._state = threading.local()
+
+    @contextmanager
+    def sampled(self) -> Iterator[None]:
+        """Spans started in the block, in this thread, are sampled."""
+        self._state.is_decided = True
+        try:
+            yield
+        finally:
+            self._state.is_decided = False
+
+    def should_sample(
+        self,
+        parent_context: Context | None,
+        trace_id: int,
+        name: str,
+        kind: SpanKind | None = None,
+        attributes: Attributes = None,
+        links: Sequence[Link] | None = None,
+        trace_state: TraceState | None = None,
+    ) -> SamplingResult:
+        sampler = ALWAYS_ON if getattr(self._state, "is_decided", False) else self._original
+        return sampler.should_sample(parent_context, trace_id, name, kind, attributes, links, trace_state)
+
+    def get_description(self) -> str:
+        return self._original.get_description()

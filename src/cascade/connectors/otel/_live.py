@@ -1,34 +1,19 @@
 """The spans of runs that are going on."""
 
+import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
+from cascade.connectors.otel._encode import encode_span
 from cascade.connectors.otel._provider import Tracing
+from cascade.connectors.otel._routes import Route, add_route, remove_route
 from cascade.connectors.otel._spans import SpanData
-from cascade.telemetry.identity import RunTrace
-
-
-@dataclass(slots=True)
-class LiveRun:
-    """One run's root span, and its tasks' and attempts' spans by id. `ended`: attempts that are not to come again."""
-
-    trace: RunTrace
-    root: Span
-    spans: dict[str, Span] = field(default_factory=dict)
-    ended: set[str] = field(default_factory=set)
-
-    @property
-    def is_recording(self) -> bool:
-        return self.root.is_recording()
-
-    def leftovers(self) -> Iterator[Span]:
-        """Spans whose terminal message has not come."""
-        while self.spans:
-            yield self.spans.popitem()[1]
+from cascade.telemetry.identity import RUN_STARTED, RunTrace
 
 
 class SpanFactory:
@@ -59,12 +44,62 @@ class SpanFactory:
                 set_status_on_exception=False,
             )
 
-    def finished(self, data: SpanData) -> None:
-        """Make a span that has ended already."""
+    @property
+    def is_direct(self) -> bool:
+        """Whether a finished span may go to its route without ever being one of the SDK's."""
+        return self._tracing.is_direct
+
+    def finished(self, data: SpanData, route: Route | None) -> None:
+        """Make a span that has ended already; without a run's route it takes the provider's."""
+        route = route or self._tracing.route
+        if self.is_direct and route is not None:
+            if data.flags & TraceFlags.SAMPLED:
+                route.put(encode_span(data), urgent=data.name == RUN_STARTED, important=data.has_children)
+            return
         parent = parent_context(data.trace_id, data.parent_id, data.flags)
         kind = SpanKind.SERVER if data.is_server else SpanKind.INTERNAL
-        span = self.start(data.name, data.trace_id, data.span_id, parent, data.start_ns, kind=kind)
+        follows = data.flags & TraceFlags.SAMPLED and not data.parent_id and not data.is_server
+        with self._tracing.sampler.sampled() if follows else nullcontext():
+            span = self.start(data.name, data.trace_id, data.span_id, parent, data.start_ns, kind=kind)
         complete(span, data)
+
+
+@dataclass(slots=True, eq=False)
+class LiveRun:
+    """One run: its root span, and the tasks' and attempts' spans that user code has touched, by id.
+
+    `ended`: attempts that are not to come again. `route` is None where the provider's own processors export.
+    """
+
+    trace: RunTrace
+    root: Span
+    factory: SpanFactory
+    route: Route | None = None
+    spans: dict[str, Span] = field(default_factory=dict)
+    ended: set[str] = field(default_factory=set)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    _traces: set[str] = field(default_factory=set)
+
+    @property
+    def is_recording(self) -> bool:
+        return self.root.is_recording()
+
+    def stands_in(self, trace_id: str) -> None:
+        """Spans of that trace, the run's own or that of a part, go where the run's go."""
+        if self.route is not None and trace_id not in self._traces:
+            self._traces.add(trace_id)
+            add_route(int(trace_id, 16), self.route)
+
+    def leave(self) -> None:
+        """No further span of its traces is the run's."""
+        while self._traces and self.route is not None:
+            remove_route(int(self._traces.pop(), 16), self.route)
+
+    def leftovers(self) -> Iterator[Span]:
+        """Spans whose terminal message has not come."""
+        with self.lock:
+            spans, self.spans = list(self.spans.values()), {}
+        yield from spans
 
 
 def complete(span: Span, data: SpanData, *, is_linked: bool = False) -> None:

@@ -1,19 +1,17 @@
 """From finished spans to acknowledged OTLP requests: bounded in memory, lossless with a live peer, quick with a dead one."""
 
-import threading
 import time
 import weakref
 from collections.abc import Callable
 
-from opentelemetry.sdk.trace import ReadableSpan
-
 from cascade.connectors.otel import _lifetime, _sender, _store
-from cascade.connectors.otel._batch import Entry, estimate
+from cascade.connectors.otel._batch import Entry, Item, estimate
+from cascade.connectors.otel._encode import Envelope
 from cascade.connectors.otel._shared import Limits, Shared
 from cascade.connectors.otel._tally import FlushReport, Tally
 from cascade.connectors.otel._transport import Transport
 
-CAPACITY = 64 << 20  # bytes of memory: some 16,000 spans with ten attributes each
+CAPACITY = 64 << 20  # bytes of memory: 100,000 tasks' spans, or some 16,000 of the SDK's with ten attributes each
 BATCH_SIZE = 1024  # spans, some 400 KB on the wire: more at a time is no faster and only delays the answer
 SCHEDULE_DELAY = 0.5  # seconds: with the time of a request, what has ended is on its way within one
 REQUEST_TIMEOUT = 10.0  # seconds; OTLP's default
@@ -22,11 +20,12 @@ _ROOM = 0.5  # of the capacity; from there on a burst has room again
 
 
 class SpanOutbox:
-    """Takes finished spans from any thread and exports them from one of its own.
+    """Takes finished spans from any thread and exports them from threads of its own.
 
-    The thread starts with the first span, in a forked child too: there the outbox is empty, because what was waiting
-    is sent by the parent. When `capacity` bytes are held, a new span is refused and counted as lost. At interpreter
-    exit what is left has `exit_timeout` seconds.
+    The first thread starts with the first span, in a forked child too: there the outbox is empty, because what was
+    waiting is sent by the parent. When `capacity` bytes are held, a new span is refused and counted as lost, or the
+    oldest ones make room if it is important. At interpreter exit what is left has `exit_timeout` seconds. Spans that
+    come encoded already leave in the `envelope`.
 
     Raises:
         ValueError: When a limit cannot be met.
@@ -36,6 +35,7 @@ class SpanOutbox:
         self,
         open_transport: Callable[[], Transport],
         *,
+        envelope: Envelope | None = None,
         capacity: int = CAPACITY,
         batch_size: int = BATCH_SIZE,
         schedule_delay: float = SCHEDULE_DELAY,
@@ -44,9 +44,9 @@ class SpanOutbox:
     ) -> None:
         if min(capacity, batch_size) < 1 or min(schedule_delay, exit_timeout) < 0 or request_timeout <= 0:
             raise ValueError("capacity, batch_size and request_timeout must be above zero, delays not below")
-        self._open_transport = open_transport
         self._exit_timeout = exit_timeout
-        self._shared = Shared(Limits(capacity, batch_size, schedule_delay, request_timeout))
+        limits = Limits(capacity, batch_size, schedule_delay, request_timeout)
+        self._shared = Shared(limits, open_transport, envelope)
         self._total = Tally()
         self._tallies = weakref.WeakSet([self._total])
         _lifetime.watch(self)
@@ -80,17 +80,18 @@ class SpanOutbox:
                 shared.settled.wait(left)
             return True
 
-    def put(self, span: ReadableSpan, *, urgent: bool = False, tally: Tally | None = None) -> bool:
+    def put(self, span: Item, *, urgent: bool = False, important: bool = False, tally: Tally | None = None) -> bool:
         """Take a span, at once and without raising; False if it was refused, and counted as lost.
 
-        It leaves with the next full batch or after the schedule delay, an `urgent` one immediately.
+        It leaves with the next full batch or after the schedule delay, an `urgent` one immediately. When there is no
+        room for it, an `important` one takes that of the oldest that are not.
         """
         size = estimate(span)
         shared = self._shared
         with shared.lock:
             counted = tally or self._total
-            counted.add(put=1)
-            entry = Entry(span, size, counted, time.monotonic())
+            counted.count_put()
+            entry = Entry(span, size, counted, time.monotonic(), important)
             if refusal := self._admit(entry):
                 _store.lose([entry], refusal)
                 return False
@@ -127,8 +128,8 @@ class SpanOutbox:
             shared.is_closed = True
             shared.give_up(None, float("inf"), "closed")
             # A thread that is out with a request may take longer than we have.
-            sender = None if shared.store.flights else shared.sender
-        if sender is not None:
+            senders = [] if shared.store.flights else list(shared.senders)
+        for sender in senders:
             sender.join(max(0.0, deadline - time.monotonic()))
         return self.report()
 
@@ -138,7 +139,7 @@ class SpanOutbox:
     def reset_after_fork(self) -> None:
         """Begin anew in a child process: the parent keeps its spans, and no other thread lives here."""
         is_closed = self._shared.is_closed
-        self._shared = Shared(self._shared.limits)
+        self._shared = Shared(self._shared.limits, self._shared.open_transport, self._shared.envelope)
         self._shared.is_closed = is_closed
         for tally in list(self._tallies):
             tally.disown_pending()
@@ -149,20 +150,17 @@ class SpanOutbox:
         if shared.is_closed:
             return "closed"
         try:
-            self._ensure_sender()
+            if not shared.senders:
+                _sender.start(shared)
         except RuntimeError:
             return "the interpreter is shutting down"
         if shared.store.add(entry):
             return ""
-        return shared.peer.reason if shared.peer.is_dead else "more spans than fit in memory"
-
-    def _ensure_sender(self) -> None:
-        shared = self._shared
-        if shared.sender is None or not shared.sender.is_alive():
-            work = (shared, self._open_transport)
-            sender = threading.Thread(target=_sender.run, args=work, name="cascade-otlp", daemon=True)
-            sender.start()
-            shared.sender = sender
+        refusal = shared.peer.reason if shared.peer.is_dead else "more spans than fit in memory"
+        if entry.is_important:
+            _store.lose(shared.store.evict(entry.size), refusal)
+            return "" if shared.store.add(entry) else refusal
+        return refusal
 
     def _await_settled(self, tally: Tally | None, start: float, deadline: float) -> None:
         shared = self._shared

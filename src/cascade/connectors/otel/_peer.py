@@ -37,6 +37,7 @@ class Peer:
         self._soonest = 0.0
         self._pause_from = 0.0
         self._pause = 0.0
+        self.latency = 0.0  # seconds that the latest answer took
         self.reason = ""
 
     @property
@@ -51,6 +52,7 @@ class Peer:
         """Learn from a reply to a request that began then."""
         now = self._clock()
         self._tried_at = began
+        self.latency = now - began
         if reply.dead:
             self._failed_at = self._failed_at if self._failures else now
             self._failures += 1

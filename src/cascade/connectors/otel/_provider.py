@@ -9,11 +9,14 @@ from typing import Any
 
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import Tracer, TracerProvider
+from opentelemetry.sdk.trace import SpanProcessor, Tracer, TracerProvider
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
+from opentelemetry.sdk.trace.sampling import ParentBased, ParentBasedTraceIdRatio, StaticSampler, TraceIdRatioBased
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from cascade.connectors.otel._below import mark_spans_of
-from cascade.connectors.otel._ids import PresetIds
+from cascade.connectors.otel._below import TaskIds, mark_spans_of
+from cascade.connectors.otel._encode import Envelope
+from cascade.connectors.otel._ids import PresetIds, PresetSampler
 from cascade.connectors.otel._options import ExportOptions
 from cascade.connectors.otel._outbox import SpanOutbox
 from cascade.connectors.otel._routes import SCOPE, Route, RoutingProcessor
@@ -24,6 +27,20 @@ from cascade.telemetry.topics import source
 _EXPORTERS = "OTEL_TRACES_EXPORTER"
 _KNOWN_EXPORTERS = ("otlp", "console", "none")
 
+# With these a task is sampled when its run is.
+_PLAIN_SAMPLERS = (StaticSampler, TraceIdRatioBased, ParentBased, ParentBasedTraceIdRatio)
+_LIMITS = (
+    "OTEL_ATTRIBUTE_COUNT_LIMIT",
+    "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT",
+    "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT",
+    "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT",
+    "OTEL_SPAN_EVENT_COUNT_LIMIT",
+    "OTEL_SPAN_LINK_COUNT_LIMIT",
+    "OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT",
+    "OTEL_LINK_ATTRIBUTE_COUNT_LIMIT",
+)
+"""Limits that the SDK's own spans observe."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tracing:
@@ -32,8 +49,14 @@ class Tracing:
     provider: TracerProvider
     tracer: Tracer
     ids: PresetIds
+    sampler: PresetSampler
     route: Route | None = None
     endpoint: str = ""
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether a finished span may go to the outbox without ever being one of the SDK's."""
+        return self.route is not None and isinstance(self.provider, _OwnProvider) and self.provider.is_plain
 
 
 def foreign(provider: Any) -> Tracing | None:
@@ -60,10 +83,13 @@ def own(options: ExportOptions, environ: Mapping[str, str] = os.environ) -> Trac
         ValueError: OTEL_TRACES_EXPORTER names an exporter that we do not have.
     """
     exporters = _exporters(environ)
-    outbox = SpanOutbox(partial(open_transport, options), request_timeout=options.timeout)
-    route = Route(outbox) if "otlp" in exporters else None
     provider = _OwnProvider(resource=_resource(environ), shutdown_on_exit=False)
+    envelope = Envelope(provider.resource, InstrumentationScope(SCOPE, _version(), ""))
+    outbox = SpanOutbox(partial(open_transport, options), envelope=envelope, request_timeout=options.timeout)
+    route = Route(outbox) if "otlp" in exporters else None
     provider.add_span_processor(RoutingProcessor(route))
+    mark_spans_of(provider)
+    provider.is_plain = provider.is_plain and not any(name in environ for name in _LIMITS)
     if "console" in exporters:
         provider.add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter()))
     if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
@@ -72,7 +98,19 @@ def own(options: ExportOptions, environ: Mapping[str, str] = os.environ) -> Trac
 
 
 class _OwnProvider(TracerProvider):
-    """Tells ours from the application's."""
+    """Tells ours from the application's.
+
+    It `is_plain` while nobody but us listens to its spans, and its sampler lets a child follow its parent.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.is_plain = type(self.sampler) in _PLAIN_SAMPLERS
+
+    def add_span_processor(self, span_processor: SpanProcessor) -> None:
+        if not isinstance(span_processor, (RoutingProcessor, TaskIds)):
+            self.is_plain = False
+        super().add_span_processor(span_processor)
 
 
 def _tracing(provider: TracerProvider, route: Route | None, endpoint: str) -> Tracing | None:
@@ -81,8 +119,10 @@ def _tracing(provider: TracerProvider, route: Route | None, endpoint: str) -> Tr
         return None
     if not isinstance(tracer.id_generator, PresetIds):
         tracer.id_generator = PresetIds(tracer.id_generator)
+    if not isinstance(tracer.sampler, PresetSampler):
+        tracer.sampler = PresetSampler(tracer.sampler)
     mark_spans_of(provider)
-    return Tracing(provider, tracer, tracer.id_generator, route, endpoint)
+    return Tracing(provider, tracer, tracer.id_generator, tracer.sampler, route, endpoint)
 
 
 def _exporters(environ: Mapping[str, str]) -> set[str]:

@@ -4,49 +4,60 @@ The first connector's provider becomes the process's global one, and serves the 
 later runs, whose connectors may send elsewhere.
 """
 
-from collections import defaultdict
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
+from cascade.connectors.otel._batch import Item
 from cascade.connectors.otel._outbox import SpanOutbox
 from cascade.connectors.otel._tally import Tally
+from cascade.telemetry import attributes as a
 from cascade.telemetry.identity import RUN_STARTED
 
 SCOPE = "cascade"
 
-_routes: dict[int, list["Route"]] = defaultdict(list)
+_lock = threading.Lock()
+_routes: dict[int, tuple["Route", ...]] = {}
 
 
+@dataclass(eq=False, slots=True)
 class Route:
-    """An outbox, and the count that spans put through here belong to."""
+    """An outbox, and the count that spans put through here belong to: a run's, where it has a `run_id`."""
 
-    def __init__(self, outbox: SpanOutbox) -> None:
-        self.outbox = outbox
-        self.tally: Tally = outbox.tally()
+    outbox: SpanOutbox
+    run_id: str = ""
+    tally: Tally = field(init=False)
 
-    def put(self, span: ReadableSpan) -> None:
+    def __post_init__(self) -> None:
+        self.tally = self.outbox.tally()
+
+    def put(self, item: Item, *, urgent: bool = False, important: bool = False) -> None:
+        self.outbox.put(item, urgent=urgent, important=important, tally=self.tally)
+
+    def put_span(self, span: ReadableSpan) -> None:
         # A run shows as soon as it starts: its marker does not wait for a batch.
-        urgent = span.name == RUN_STARTED and _is_ours(span)
-        self.outbox.put(span, urgent=urgent, tally=self.tally)
+        is_ours = _is_ours(span)
+        self.put(span, urgent=is_ours and span.name == RUN_STARTED, important=is_ours)
 
 
 def _is_ours(span: ReadableSpan) -> bool:
     return span.instrumentation_scope is not None and span.instrumentation_scope.name == SCOPE
 
 
-def add_route(trace_id: str, route: Route) -> None:
+def add_route(trace_id: int, route: Route) -> None:
     """Spans of this trace go that way, until `remove_route`."""
-    _routes[int(trace_id, 16)].append(route)
+    with _lock:
+        _routes[trace_id] = (*_routes.get(trace_id, ()), route)
 
 
-def remove_route(trace_id: str, route: Route) -> None:
-    key = int(trace_id, 16)
-    if route in _routes.get(key, ()):
-        _routes[key].remove(route)
-    if not _routes.get(key):
-        _routes.pop(key, None)
+def remove_route(trace_id: int, route: Route) -> None:
+    with _lock:
+        left = tuple(one for one in _routes.pop(trace_id, ()) if one is not route)
+        if left:
+            _routes[trace_id] = left
 
 
 class RoutingProcessor(SpanProcessor):
@@ -63,13 +74,15 @@ class RoutingProcessor(SpanProcessor):
         if context is None or not context.trace_flags.sampled:
             return
         for route in self._routes_of(span, context.trace_id):
-            route.put(span)
+            route.put_span(span)
 
-    def _routes_of(self, span: ReadableSpan, trace_id: int) -> Sequence[Route]:
-        own = () if self._own is None else (self._own,)
+    def _routes_of(self, span: ReadableSpan, trace_id: int) -> Iterable[Route]:
+        routes, own = _routes.get(trace_id, ()), self._own
         if _is_ours(span):  # a connector's spans are its own business, whoever else traces the same run
-            return own
-        return _routes.get(trace_id) or own
+            routes = tuple(route for route in routes if own is not None and route.outbox is own.outbox)
+        if not routes:
+            return () if own is None else (own,)
+        return routes if len(routes) == 1 else _one_for_each_outbox(routes, (span.attributes or {}).get(a.RUN_ID))
 
     def shutdown(self) -> None:
         if self._own is not None:
@@ -80,3 +93,12 @@ class RoutingProcessor(SpanProcessor):
             return True
         report = self._own.outbox.flush(timeout_millis / 1000)
         return not report.pending and not report.lost
+
+
+def _one_for_each_outbox(routes: Iterable[Route], run_id: object) -> Iterable[Route]:
+    """Of several runs in one trace, a span counts for its own where it says whose it is."""
+    chosen: dict[SpanOutbox, Route] = {}
+    for route in routes:
+        if route.outbox not in chosen or route.run_id == run_id:
+            chosen[route.outbox] = route
+    return chosen.values()

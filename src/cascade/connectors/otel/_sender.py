@@ -1,10 +1,12 @@
 """The sending side of an outbox: batches when they are due, requests until they are answered.
 
-Several batches in flight, should one ever not be enough, are several threads in `run`.
+One thread sends one batch after another; further ones join it while a peer answers slowly and more batches wait.
 """
 
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from cascade.connectors.otel import _lifetime, _store
 from cascade.connectors.otel._batch import encode
@@ -15,18 +17,33 @@ from cascade.connectors.otel._transport import Reply, Transport, Unusable
 BATCH_MEMORY = 16 << 20  # bytes of memory, which become about a tenth on the wire
 MAX_BODY = 3 << 20  # bytes; gRPC servers refuse more than 4 MiB by default
 IDLE = 30.0  # seconds after which a thread without work ends, and with it its connections
+MAX_SENDERS = 4  # requests at once
+_SLOW_ANSWER = 0.02  # seconds; from there on the time of waiting is better spent on encoding the next batch
 _LEAST_TIME = 0.05  # seconds; less is no request
 
 
-def run(shared: Shared, open_transport: Callable[[], Transport]) -> None:
+def start(shared: Shared) -> None:
+    """Add a sending thread. Called with the lock held. Raises RuntimeError when the interpreter takes no more."""
+    sender = threading.Thread(target=_run, args=(shared,), name="cascade-otlp", daemon=True)
+    sender.start()
+    shared.senders.append(sender)
+
+
+def _run(shared: Shared) -> None:
     """Send what is due until the outbox is closed or long idle."""
     with _lifetime.uninstrumented():
-        transport = _opened(open_transport)
+        transport = _opened(shared.open_transport)
         try:
             while flight := _next_flight(shared):
                 _deliver(shared, transport, flight)
         finally:
             transport.close()
+            with shared.lock:
+                _sign_off(shared)
+
+
+def _sign_off(shared: Shared) -> None:
+    shared.senders = [sender for sender in shared.senders if sender is not threading.current_thread()]
 
 
 def _opened(open_transport: Callable[[], Transport]) -> Transport:
@@ -44,11 +61,21 @@ def _next_flight(shared: Shared) -> Flight | None:
             left = _due(shared) - time.monotonic()
             if left <= 0:
                 shared.is_urgent = shared.is_urgent and len(store.queue) > limits.batch_size
-                return store.take(limits.batch_size, BATCH_MEMORY)
+                flight = store.take(limits.batch_size, BATCH_MEMORY)
+                _call_for_help(shared)
+                return flight
             if not shared.work.wait(min(left, IDLE)) and not store.queue:
                 break
-        shared.sender = None
+        _sign_off(shared)  # under the same lock: whoever puts a span from now on starts a new thread
         return None
+
+
+def _call_for_help(shared: Shared) -> None:
+    """Add a thread if another batch is full and the peer, though alive, takes its time."""
+    is_busy = len(shared.store.queue) >= shared.limits.batch_size and len(shared.store.flights) >= len(shared.senders)
+    if is_busy and shared.peer.latency > _SLOW_ANSWER and not shared.peer.is_dead and len(shared.senders) < MAX_SENDERS:
+        with suppress(RuntimeError):  # at the interpreter's end
+            start(shared)
 
 
 def _due(shared: Shared) -> float:
@@ -78,7 +105,7 @@ def _deliver(shared: Shared, transport: Transport, flight: Flight) -> None:
 
 
 def _reply_for(shared: Shared, transport: Transport, flight: Flight) -> Reply:
-    body, bad = encode(flight.entries)
+    body, bad = encode(flight.entries, shared.envelope)
     with shared.lock:
         _store.lose(bad, "a span cannot be encoded")
     if len(body) > MAX_BODY and len(flight.entries) > 1:
@@ -90,9 +117,13 @@ def _exchange(shared: Shared, transport: Transport, flight: Flight, body: bytes)
     """Send until the peer has taken or refused it, or nobody waits for it any more."""
     while _await_turn(shared, flight):
         began = time.monotonic()
-        reply = transport.send(body, _time_for_request(shared, began))
+        try:
+            reply = transport.send(body, _time_for_request(shared, began))
+        finally:
+            shared.is_probing = False
         with shared.lock:
             shared.peer.record(reply, began)
+            shared.work.notify_all()
             if reply.outcome != "retry":
                 return reply
             _store.retry(flight, reply.reason)
@@ -105,9 +136,10 @@ def _await_turn(shared: Shared, flight: Flight) -> bool:
     with shared.lock:
         while flight.is_wanted():
             left = shared.peer.next_try(is_flushing=bool(shared.flushes)) - time.monotonic()
-            if left <= 0:
+            if left <= 0 and not shared.is_probing:
+                shared.is_probing = shared.peer.is_dead
                 return True
-            shared.work.wait(left)
+            shared.work.wait(left if left > 0 else None)
         return False
 
 

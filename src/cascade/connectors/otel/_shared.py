@@ -1,11 +1,14 @@
 """What the callers of an outbox and its sending thread have in common."""
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from cascade.connectors.otel._encode import Envelope
 from cascade.connectors.otel._peer import Peer
 from cascade.connectors.otel._store import Store
 from cascade.connectors.otel._tally import Tally
+from cascade.connectors.otel._transport import Transport
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,18 +27,23 @@ class Shared:
     A forked child makes a new one: the old may be in the middle of anything.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(
+        self, limits: Limits, open_transport: Callable[[], Transport], envelope: Envelope | None = None
+    ) -> None:
         # Reentrant, because a signal handler or a finalizer may end a span while its thread is in here.
         self.lock = threading.RLock()
         self.work = threading.Condition(self.lock)
         self.settled = threading.Condition(self.lock)
         self.limits = limits
+        self.open_transport = open_transport
+        self.envelope = envelope
         self.store = Store(limits.capacity)
         self.peer = Peer()
         self.flushes: list[tuple[float, float]] = []  # start and deadline of each that goes on
         self.is_urgent = False
         self.is_closed = False
-        self.sender: threading.Thread | None = None
+        self.is_probing = False  # somebody is asking a dead peer: one at a time is enough
+        self.senders: list[threading.Thread] = []
 
     def give_up(self, tally: Tally | None, before: float, reason: str) -> None:
         """Nobody waits any more for what was put until `before`, of one tally or of all."""

@@ -22,7 +22,10 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class SpanData:
-    """A finished span. Ids are lower-case hex, `parent_id` is "" for none; `error` is the text of its ERROR status."""
+    """A finished span. Ids are lower-case hex, `parent_id` is "" for none; `error` is the text of its ERROR status.
+
+    `has_children`: others stand below it, as below a run, a map, a part.
+    """
 
     name: str
     trace_id: str
@@ -36,6 +39,7 @@ class SpanData:
     error: str | None = None
     events: tuple[Event, ...] = ()
     links: tuple[tuple[str, str], ...] = ()
+    has_children: bool = False
 
 
 def spans_of(payload: Mapping[str, Any], *, detail: str = "full", cicd: bool = False) -> Iterator[SpanData]:
@@ -45,6 +49,8 @@ def spans_of(payload: Mapping[str, Any], *, detail: str = "full", cicd: bool = F
         case "LifecycleEvent", "ENGINE_STARTED":
             yield _marker(payload, body)
         case "LifecycleEvent", "ENGINE_STOPPED":
+            if detail != "run":
+                yield from _parts(payload, body)
             yield _run(payload, body, cicd=cicd)
         case "TaskStateEvent", "PENDING" if detail == "full" and body["metadata"].get("reason") == "retry":
             yield _attempt(payload, body, {**body["metadata"], "result": "failure"})
@@ -52,6 +58,8 @@ def spans_of(payload: Mapping[str, Any], *, detail: str = "full", cicd: bool = F
             if detail == "full":
                 yield from (_wait(payload, body, wait) for wait in body["metadata"].get("waits", ()))
                 yield from (_attempt(payload, body, one) for one in body["metadata"].get("attempts", ()))
+            if "parts" in body["metadata"]:
+                yield from _parts(payload, body)
             yield _task(payload, body, cicd=cicd)
         case "ResourceEvent", "RELEASE" if detail == "full":
             yield _resource(payload, body)
@@ -76,6 +84,7 @@ def _run(payload: Mapping[str, Any], body: Mapping[str, Any], *, cicd: bool) -> 
         a.RUN_INPUTS: metadata.get("inputs"),
         a.RUN_PARAMS: metadata.get("params"),
         a.RUN_MESSAGES_DROPPED: metadata.get("dropped") or None,
+        a.PARTS: len(metadata.get("parts", ())) or None,
         **{f"cascade.run.tasks.{state}": count for state, count in counts.items()},
     }
     if cicd:
@@ -102,6 +111,7 @@ def _task(payload: Mapping[str, Any], body: Mapping[str, Any], *, cicd: bool) ->
         a.TASK_OUTPUT: metadata.get("output"),
         a.MAP_INDEX: metadata.get("map_index"),
         a.MAP_SIZE: metadata.get("map_size"),
+        a.PARTS: len(metadata.get("parts", ())) or None,
         a.CODE_FUNCTION_NAME: metadata.get("function"),
     }
     if cicd:
@@ -112,6 +122,32 @@ def _task(payload: Mapping[str, Any], body: Mapping[str, Any], *, cicd: bool) ->
         }
     name, parent = body["task_name"], payload["parent_span_id"]
     return _ended(payload, name, payload["span_id"], parent, metadata, found, body)
+
+
+def _parts(payload: Mapping[str, Any], body: Mapping[str, Any]) -> Iterator[SpanData]:
+    """The roots of the traces that hold the further children of a run or of a map."""
+    metadata = body["metadata"]
+    name = f"{body.get('task_name') or 'run ' + metadata.get('target', '')} part"
+    for part in metadata.get("parts", ()):
+        found = {
+            a.RUN_ID: payload["run_id"],
+            a.TASK_ID: body.get("task_id"),
+            a.PART_NUMBER: part.get("part"),
+            a.PART_FIRST: part.get("first"),
+            a.PART_LAST: part.get("last"),
+        }
+        yield SpanData(
+            name,
+            part["trace_id"],
+            part["span_id"],
+            "",
+            part.get("start_ns", 0),
+            part.get("end_ns", 0),
+            _clean(found),
+            payload.get("trace_flags", 1),
+            links=((payload["trace_id"], payload["span_id"]),),
+            has_children=True,
+        )
 
 
 def _attempt(payload: Mapping[str, Any], body: Mapping[str, Any], attempt: Mapping[str, Any]) -> SpanData:
@@ -162,7 +198,8 @@ def _ended(
         events = (_exception_event(exception, end_ns),)
     elif error is not None:
         found = {**found, a.ERROR_TYPE: error.partition(":")[0]}
-    links = tuple((link["trace_id"], link["span_id"]) for link in metadata.get("links", ()))
+    linked = *metadata.get("links", ()), *metadata.get("parts", ())
+    links = tuple((link["trace_id"], link["span_id"]) for link in linked)
     return SpanData(
         name,
         payload["trace_id"],
@@ -176,6 +213,7 @@ def _ended(
         error,
         events,
         links,
+        is_server or metadata.get("kind") == "map",
     )
 
 

@@ -39,6 +39,20 @@ class Store:
         self.held += entry.size
         return True
 
+    def evict(self, size: int) -> list[Entry]:
+        """Take the oldest entries that are not important out of the queue, until there is room for `size` bytes."""
+        gone, kept = list[Entry](), list[Entry]()
+        while self.queue and self.held + size > self.capacity:
+            entry = self.queue.popleft()
+            if entry.is_important:
+                kept.append(entry)
+                continue
+            gone.append(entry)
+            self.queued -= entry.size
+            self.held -= entry.size
+        self.queue.extendleft(reversed(kept))
+        return gone
+
     def take(self, count: int, size: int) -> Flight:
         """The oldest entries, up to `count` of them and about `size` bytes, at least one."""
         flight = Flight()

@@ -33,15 +33,20 @@ class Tally:
     def pending(self) -> int:
         return self.put - self.sent - self.lost
 
-    def add(self, *, put: int = 0, sent: int = 0, retried: int = 0, lost: int = 0, reason: str = "") -> None:
+    def count_put(self) -> None:
+        """Count one that was put, here and above."""
+        self.put += 1
+        if self._parent is not None:
+            self._parent.count_put()
+
+    def add(self, *, sent: int = 0, retried: int = 0, lost: int = 0, reason: str = "") -> None:
         """Count, here and above."""
-        self.put += put
         self.sent += sent
         self.retried += retried
         self.lost += lost
         self.reason = reason or self.reason
         if self._parent is not None:
-            self._parent.add(put=put, sent=sent, retried=retried, lost=lost, reason=reason)
+            self._parent.add(sent=sent, retried=retried, lost=lost, reason=reason)
 
     def disown_pending(self) -> None:
         """Forget what is pending: after a fork it is the parent process that will send it."""

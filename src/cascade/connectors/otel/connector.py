@@ -13,7 +13,7 @@ from cascade.connectors.otel._activation import NoActivation, SpanActivation
 from cascade.connectors.otel._flush import flush
 from cascade.connectors.otel._live import LiveRun, SpanFactory, complete, parent_context, span_context
 from cascade.connectors.otel._options import ExportOptions
-from cascade.connectors.otel._routes import add_route, remove_route
+from cascade.connectors.otel._routes import Route
 from cascade.connectors.otel._spans import SpanData, spans_of
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.runtime.task_context import TaskContext
@@ -78,8 +78,8 @@ class OtelConnector:
         self._tracing = _choose(tracer_provider, exporting)
         self._factory = SpanFactory(self._tracing) if self._tracing else None
         self._runs: dict[str, LiveRun] = {}
+        self._ended: list[Route] = []
         self._connections = 0
-        self._lost = 0
 
     async def connect(self) -> None:
         """Count the runs that are going on. The exporter connects by itself, when it has something to send."""
@@ -97,10 +97,10 @@ class OtelConnector:
                 self._end_run(run_id)
         if self._tracing is None:
             return
-        lost, reason = await flush(self._tracing, self._flush_timeout)
-        fresh, self._lost = lost - self._lost, lost
-        if fresh or reason:
-            self._report(fresh, reason)
+        routes, self._ended = self._ended, []
+        lost, reason = await flush(self._tracing, routes, self._flush_timeout)
+        if lost or reason:
+            self._report(lost, reason)
 
     async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:  # noqa: ARG002 - the protocol's
         """Turn a terminal message into its spans. Messages of runs from elsewhere make the same spans."""
@@ -108,9 +108,10 @@ class OtelConnector:
             return
         run = self._runs.get(payload["run_id"])
         if run is None or run.is_recording:
+            is_pending = payload["body"].get("state") == "PENDING"
             for data in spans_of(payload, detail=self._detail, cicd=self._cicd):
                 self._emit(data, run)
-                if run is not None and payload["body"].get("state") == "PENDING":
+                if run is not None and is_pending:
                     run.ended.add(data.span_id)
         if payload["body"].get("event") == "ENGINE_STOPPED":
             self._end_run(payload["run_id"])
@@ -136,29 +137,27 @@ class OtelConnector:
         )
         flags = int(root.get_span_context().trace_flags)
         place = RunTrace(run_id, place.trace_id, place.parent_span_id, flags, place.links)
-        self._runs[run_id] = LiveRun(place, root)
-        if self._tracing.route is not None:
-            add_route(place.trace_id, self._tracing.route)
+        route = Route(self._tracing.route.outbox, run_id) if self._tracing.route else None
+        run = self._runs[run_id] = LiveRun(place, root, self._factory, route)
+        run.stands_in(place.trace_id)
         return place
 
     def activate(self, task: TaskContext) -> AbstractContextManager[None]:
         """Make the span of the task, or of its attempt, the current one."""
         run = self._runs.get(task.run_id)
-        if run is None or self._factory is None:
-            return NoActivation()
-        return SpanActivation(task, run, self._factory, self._detail)
+        return NoActivation() if run is None else SpanActivation(task, run, self._detail)
 
     def _emit(self, data: SpanData, run: LiveRun | None) -> None:
         if run is not None and data.span_id in run.ended:
             run.ended.discard(data.span_id)  # a failed attempt, which ended when its retry was announced
             return
-        live = run.spans.pop(data.span_id, None) if run is not None else None
+        live = run.spans.pop(data.span_id, None) if run is not None and run.spans else None
         if run is not None and data.span_id == run.trace.span_id:
             complete(run.root, data, is_linked=True)  # a sampler has seen its links at the start
         elif live is not None:
             complete(live, data)
         elif self._factory is not None:
-            self._factory.finished(data)
+            self._factory.finished(data, run.route if run is not None else None)
 
     def _end_run(self, run_id: str) -> None:
         """Forget a run; a span whose message was lost ends now, and says so."""
@@ -170,8 +169,9 @@ class OtelConnector:
                 span.set_attribute(a.RUN_RESULT if span is run.root else a.TASK_RESULT, "cancellation")
                 span.set_status(Status(StatusCode.ERROR, "its last message was lost"))
                 span.end()
-        if self._tracing is not None and self._tracing.route is not None:
-            remove_route(run.trace.trace_id, self._tracing.route)
+        run.leave()
+        if run.route is not None:
+            self._ended.append(run.route)
 
     def _report(self, lost: int, reason: str) -> None:
         where = self._tracing.endpoint if self._tracing else ""

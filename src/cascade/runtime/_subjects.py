@@ -1,0 +1,54 @@
+"""Which run, task, trace and span an event is about."""
+
+from collections.abc import Callable
+from functools import partial, wraps
+from typing import Any
+
+from cascade.messaging.bus import bus as messaging_bus
+from cascade.messaging.subject import subject
+from cascade.runtime.bus import MessageBus
+from cascade.runtime.events import Event, RunFinished, RunStarted, TaskEvent
+from cascade.telemetry.identity import RUN, RunTrace, span_id
+
+Handler = Callable[[Any], None]
+
+
+class Subjects:
+    """Lends handlers that show messages the ids of their events; remembers the traces of the runs that go on."""
+
+    def __init__(self, event_bus: MessageBus) -> None:
+        self._traces: dict[str, RunTrace] = {}
+        event_bus.subscribe(RunStarted, self._begin)
+
+    def told_by(self, handler: Handler) -> Handler:
+        """The handler, with its event's ids at hand while it runs, if the renderer of the moment shows them."""
+
+        @wraps(handler)
+        def tell(event: Event) -> None:
+            if not messaging_bus.shows_subject:
+                handler(event)
+                return
+            token = subject.set(partial(self._ids_of, event))
+            try:
+                handler(event)
+            finally:
+                subject.reset(token)
+
+        return tell
+
+    def forget(self, event: RunFinished) -> None:
+        """To be subscribed after the handlers, which want the ids of the run's last message."""
+        self._traces.pop(event.run_id or "", None)
+
+    def _begin(self, event: RunStarted) -> None:
+        if isinstance(event.trace, RunTrace) and event.run_id:
+            self._traces[event.run_id] = event.trace
+
+    def _ids_of(self, event: Event) -> dict[str, str]:
+        task_id = event.task_id if isinstance(event, TaskEvent) else RUN
+        ids = {"run_id": event.run_id, "task_id": task_id}
+        if trace := self._traces.get(event.run_id or ""):
+            item = (event.map_id, event.map_index) if isinstance(event, TaskEvent) else (None, None)
+            place = trace.place_of(task_id, *item)
+            ids |= {"trace_id": place.trace_id, "span_id": span_id(trace.run_id, task_id)}
+        return {key: value for key, value in ids.items() if value}

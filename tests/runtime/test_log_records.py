@@ -1,0 +1,146 @@
+import asyncio
+import io
+import json
+import logging
+import logging.handlers
+import queue
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import cascade as cs
+from cascade.runtime import task_context
+from cascade.runtime.log_records import IDS
+from cascade.runtime.task_context import TaskContext
+from cascade.telemetry.identity import place_run, span_id
+
+RUN = "0f8fad5b-d9cb-469f-a165-70867728950e"
+TRACE = RUN.replace("-", "")
+TASK = TaskContext(RUN, "t", "work", place_run(RUN), attempt=2)
+KNOWN = dict(zip(IDS, (RUN, "t", "work", TRACE, span_id(RUN, "t", 2)), strict=True))
+
+# Below no other: pytest's own handlers would mind hostile records.
+logger = logging.Logger("tests.log_records")  # noqa: LOG001 - as said
+
+
+class HostileError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+@pytest.fixture
+def stream() -> Iterator[io.StringIO]:
+    """What a user's handler with both helpers writes."""
+    written = io.StringIO()
+    handler = logging.StreamHandler(written)
+    handler.addFilter(cs.CorrelationFilter())
+    handler.setFormatter(cs.JsonFormatter())
+    logger.addHandler(handler)
+    yield written
+    logger.removeHandler(handler)
+
+
+@pytest.fixture
+def in_task() -> Iterator[None]:
+    token = task_context.enter(TASK)
+    yield
+    task_context.leave(token)
+
+
+def lines(stream: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line, parse_constant=pytest.fail) for line in stream.getvalue().splitlines()]
+
+
+def log_raised(error: Exception, message: str, *args: Any, **more: Any) -> None:
+    try:
+        raise error
+    except type(error):
+        logger.exception(message, *args, **more)
+
+
+def record(**fields: Any) -> logging.LogRecord:
+    return logging.makeLogRecord({"name": "app", "msg": "hello %s", "args": ("you",), **fields})
+
+
+def correlated(made: logging.LogRecord) -> dict[str, Any]:
+    assert cs.CorrelationFilter().filter(made)
+    return {name: vars(made)[name] for name in IDS}
+
+
+@pytest.mark.usefixtures("in_task")
+def test_a_record_made_in_a_task_has_its_ids() -> None:
+    made = record()
+    assert correlated(made) == KNOWN
+    assert logging.Formatter("%(trace_id)s %(span_id)s %(task_name)s").format(made).startswith(f"{TRACE} ")
+
+
+def test_outside_of_tasks_the_ids_are_empty() -> None:
+    assert correlated(record()) == dict.fromkeys(IDS, "")
+    assert set(json.loads(cs.JsonFormatter().format(record()))) == {"timestamp", "level", "logger", "message"}
+
+
+@pytest.mark.usefixtures("in_task")
+def test_what_a_record_has_already_stays() -> None:
+    assert correlated(record(run_id="mine")) == {**KNOWN, "run_id": "mine"}
+
+
+def test_ids_travel_through_a_queue_to_another_thread(stream: io.StringIO) -> None:
+    waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    (target,) = logger.handlers
+    relay = logging.handlers.QueueHandler(waiting)
+    relay.addFilter(cs.CorrelationFilter())
+    listener = logging.handlers.QueueListener(waiting, target)
+    listener.start()
+    token = task_context.enter(TASK)
+    relay.handle(record())
+    task_context.leave(token)
+    listener.stop()
+    assert KNOWN.items() <= lines(stream)[0].items()
+
+
+def test_in_a_run_both_kinds_of_tasks_are_correlated(stream: io.StringIO) -> None:
+    def plain() -> str:
+        logger.info("plain")
+        return "x"
+
+    async def coroutine(_: str) -> None:
+        await asyncio.sleep(0)
+        logger.info("coroutine")
+
+    first = cs.task(plain)()
+    last = cs.task(coroutine)(first)
+    cs.run(last, log_level="ERROR")
+    told = lines(stream)
+    assert [(line["message"], line["task_id"]) for line in told] == [("plain", first._uuid), ("coroutine", last._uuid)]
+    for line in told:
+        assert line["trace_id"] == line["run_id"].replace("-", "")
+        assert line["span_id"] == span_id(line["run_id"], line["task_id"])
+
+
+@pytest.mark.usefixtures("in_task")
+def test_a_line_of_json_is_as_a_run_writes_it(stream: io.StringIO) -> None:
+    log_raised(LookupError("boom"), "it %s", "failed", extra={"rows": 3, "odd": {1, 2}}, stack_info=True)
+    (line,) = lines(stream)
+    assert line.pop("timestamp").endswith("+00:00")
+    assert line.pop("exception").endswith("LookupError: boom")
+    assert line.pop("stack").startswith("Stack")
+    head = {"level": "ERROR", "logger": "tests.log_records", "message": "it failed"}
+    assert line == {**head, **KNOWN, "data": {"rows": 3, "odd": "{1, 2}"}}
+
+
+def test_hostile_records_make_strict_json(stream: io.StringIO) -> None:
+    logger.info(*("two %s %s", "one"))
+    logger.info("%s", HostileError())
+    logger.info(HostileError())
+    logger.info("\ud800\n\x00", extra={"bad": float("nan"), "worse": HostileError()})
+    log_raised(HostileError(), "it has no text")
+    told = lines(stream)
+    assert [line["message"] for line in told] == [
+        "two %s %s <arguments that cannot be shown: TypeError>",
+        "%s <arguments that cannot be shown: RuntimeError>",
+        "<HostileError> <arguments that cannot be shown: RuntimeError>",
+        "\ud800\n\x00",
+        "it has no text",
+    ]
+    assert told[3]["data"]["bad"] == "nan"

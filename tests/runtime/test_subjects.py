@@ -1,0 +1,129 @@
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import cascade as cs
+from cascade.connectors.memory import MemoryConnector
+from cascade.messaging.bus import bus as messaging_bus
+from cascade.messaging.subject import subject_ids
+from cascade.runtime import events
+from cascade.runtime.subscribers import HumanReadableLogSubscriber
+from cascade.telemetry.identity import RunTrace, part_trace_id, place_run, span_id
+
+RUN = "0f8fad5b-d9cb-469f-a165-70867728950e"
+IDS = {"run_id", "task_id", "trace_id", "span_id"}
+
+
+class Shown:
+    """A user's renderer: it keeps what it is given, and what the message is about."""
+
+    def __init__(self, *, shows_subject: bool) -> None:
+        self.shows_subject = shows_subject
+        self.data: list[dict[str, Any]] = []
+        self.ids: list[dict[str, str]] = []
+
+    def render(self, msg_id: str, level: str, **kwargs: Any) -> None:
+        self.data.append(kwargs)
+        self.ids.append(dict(subject_ids()))
+
+
+@pytest.fixture(autouse=True)
+def _same_renderer_as_before() -> Iterator[None]:
+    before = messaging_bus._renderer, messaging_bus.shows_subject
+    yield
+    messaging_bus._renderer, messaging_bus.shows_subject = before
+
+
+def shown(*told: events.Event, shows_subject: bool = True) -> Shown:
+    bus, renderer = cs.MessageBus(), Shown(shows_subject=shows_subject)
+    HumanReadableLogSubscriber(bus)
+    messaging_bus.set_renderer(renderer)
+    for event in told:
+        bus.publish(event)
+    return renderer
+
+
+@cs.task
+def flaky() -> int:
+    task = cs.current_task()
+    if task is not None and task.attempt < 2:
+        raise ConnectionError
+    return 1
+
+
+@cs.task
+def total(numbers: list[int]) -> int:
+    return sum(numbers)
+
+
+def test_a_line_of_json_has_the_ids_that_telemetry_has(capsys: pytest.CaptureFixture[str]) -> None:
+    connector = MemoryConnector()
+    cs.run(total([flaky().with_retry(1)]), params={"p": 1}, log_format="json", connector=connector)
+    spans = {(p["body"].get("task_id", ""), p["trace_id"], p["span_id"]) for p in connector.payloads}
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    told = [line for line in lines if line["event_id"] != "run.trace"]
+    assert {line["event_id"] for line in told} == {
+        "run.started", "run.started_with_params", "task.started", "task.retrying", "task.finished_success",
+        "run.finished_success",
+    }  # fmt: skip
+    assert {line["run_id"] for line in told} == {connector.payloads[0]["run_id"]}
+    assert {(line.get("task_id", ""), line["trace_id"], line["span_id"]) for line in told} <= spans
+    assert list(told[-2]) == [
+        "timestamp", "level", "event_id", "run_id", "task_id", "trace_id", "span_id", "data",
+    ]  # fmt: skip
+
+
+def test_the_trace_of_a_run_that_joined_another_is_that_one() -> None:
+    trace = RunTrace(RUN, "a" * 32, "b" * 16)
+    renderer = shown(
+        events.RunStarted(run_id=RUN, trace=trace),
+        events.TaskExecutionStarted(run_id=RUN, task_id="t"),
+        events.RunFinished(run_id=RUN, status="Succeeded"),
+    )
+    run = {"run_id": RUN, "trace_id": "a" * 32, "span_id": span_id(RUN)}
+    assert renderer.ids == [run, {**run, "task_id": "t", "span_id": span_id(RUN, "t")}, run]
+
+
+def test_an_item_stands_in_the_trace_of_its_part() -> None:
+    trace = RunTrace(RUN, "a" * 32, part_size=10)
+    item: dict[str, Any] = {"task_id": "m/25", "map_id": "m", "map_index": 25}
+    renderer = shown(
+        events.RunStarted(run_id=RUN, trace=trace), events.TaskExecutionStarted(run_id=RUN, task_name="x", **item)
+    )
+    assert renderer.ids[1]["trace_id"] == part_trace_id(RUN, "m", 2)
+
+
+def test_what_is_not_known_is_left_out() -> None:
+    renderer = shown(
+        events.TaskExecutionStarted(),
+        events.TaskExecutionStarted(run_id=RUN, task_id="t"),
+        events.RunStarted(run_id=RUN, trace=place_run(RUN)),
+        events.RunFinished(run_id=RUN, status="Succeeded"),
+        events.TaskExecutionStarted(run_id=RUN, task_id="t"),
+    )
+    assert [set(ids) for ids in renderer.ids] == [
+        set(), {"run_id", "task_id"}, IDS - {"task_id"}, IDS - {"task_id"}, {"run_id", "task_id"},
+    ]  # fmt: skip
+
+
+def test_nothing_is_made_for_a_renderer_that_does_not_ask() -> None:
+    renderer = shown(events.RunStarted(run_id=RUN, trace=place_run(RUN)), shows_subject=False)
+    assert renderer.ids == [{}]
+    assert renderer.data == [{"target_tasks": []}]
+
+
+def test_nothing_is_made_for_a_line_that_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RunTrace, "place_of", pytest.fail)
+    bus = cs.MessageBus()
+    HumanReadableLogSubscriber(bus)
+    for log_level, log_format in (("ERROR", "json"), ("INFO", "human")):
+        cs._run.set_renderer(log_level, log_format)
+        bus.publish(events.RunStarted(run_id=RUN, trace=place_run(RUN)))
+
+
+def test_other_messages_are_about_nothing() -> None:
+    renderer = shown()
+    messaging_bus.info("connector.failed", connector="x", error="y")
+    assert renderer.ids == [{}]
