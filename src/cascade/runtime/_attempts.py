@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from cascade.graph.model import Node
@@ -30,21 +32,45 @@ _MISS = object()
 
 @dataclass(eq=False, slots=True)
 class Work:
-    """One task to be done. `call_node` is what the executor gets: the plan's own node. An item of a map has `item`."""
+    """One task to be done. `call_node` is what the executor gets: the plan's own node. An item of a map has `item`.
+
+    `consumed` says which tasks' values a node has consumed, for who wants to know.
+    """
 
     run: RunContext
     resolver: ArgumentResolver
     node: Node
     call_node: Any
-    dependencies: tuple[str, ...] = ()
+    consumed: Callable[[Node], tuple[str, ...]] | None = None
     map_id: str | None = None
     map_index: int | None = None
     item: dict[str, Any] | None = None
     start_ns: int = 0
-    waits: list[Wait] = field(default_factory=list)
-    attempts: list[Attempt] = field(default_factory=list)
-    amounts: dict[str, float] = field(default_factory=dict)
+    attempt: int = 0
+    attempt_start_ns: int = 0
+    waits: tuple[Wait, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
+    amounts: dict[str, float] | None = None
     arguments: Arguments | None = None
+    _task: TaskContext | None = None
+
+    @property
+    def task(self) -> TaskContext:
+        """What the task's code, and a connector, may know of it."""
+        if self._task is None:
+            run, node = self.run, self.node
+            self._task = TaskContext(
+                run.run_id,
+                node.id,
+                node.name,
+                run.trace,
+                self.attempt,
+                self.map_id,
+                self.map_index,
+                self.start_ns,
+                self.attempt_start_ns,
+            )
+        return self._task
 
     async def perform(self) -> Any:
         """Do it and return its value, or the cache's.
@@ -52,13 +78,22 @@ class Work:
         Raises:
             BaseException: What the task's last attempt raised, as it was raised.
         """
+        if self.run.bus.is_full():
+            await self._wait_for_telemetry()
+        if not self.node.constraints:
+            return await self._run_or_recall()
         try:
-            if self.node.constraints:
-                await self._acquire()
+            await self._acquire()
             return await self._run_or_recall()
         finally:
             if self.amounts:
                 await self.run.capacity.release(self.amounts)
+
+    async def _wait_for_telemetry(self) -> None:
+        start_ns = self.run.clock.now_ns()
+        self._emit(TaskBlocked, reason="telemetry", start_ns=start_ns)
+        await self.run.bus.room()
+        self.waits = (*self.waits, Wait("telemetry", start_ns, self.run.clock.now_ns()))
 
     async def _acquire(self) -> None:
         try:
@@ -74,7 +109,7 @@ class Work:
         start_ns = self.run.clock.now_ns()
         self._emit(TaskBlocked, reason="resource", start_ns=start_ns)
         await self.run.capacity.acquire(amounts)
-        self.waits.append(Wait("resource", start_ns, self.run.clock.now_ns()))
+        self.waits = (*self.waits, Wait("resource", start_ns, self.run.clock.now_ns()))
 
     async def _run_or_recall(self) -> Any:
         try:
@@ -86,7 +121,9 @@ class Work:
         if cached is not _MISS:
             return cached
         self.start_ns = self.run.clock.now_ns()
-        self._emit(TaskExecutionStarted, start_ns=self.start_ns, attempt=1 if self.node.retry_policy else 0)
+        if self.run.bus.handlers(TaskExecutionStarted):
+            attempt = 1 if self.node.retry_policy else 0
+            self._emit(TaskExecutionStarted, timestamp=self.start_ns / 1e9, start_ns=self.start_ns, attempt=attempt)
         value = await self._attempt()
         self._save(self.arguments.inputs, value)
         return value
@@ -136,13 +173,11 @@ class Work:
                 return value
 
     async def _call(self, number: int, start_ns: int) -> Any:
-        run, node, arguments = self.run, self.node, self.arguments
+        run, arguments = self.run, self.arguments
         assert arguments is not None  # noqa: S101 - for the type checker: resolved before the start
-        task = TaskContext(
-            run.run_id, node.id, node.name, run.trace, number, self.map_id, self.map_index, self.start_ns, start_ns
-        )
-        token = task_context.enter(task)
-        span = run.enter_span(task)
+        self.attempt, self.attempt_start_ns, self._task = number, start_ns, None
+        token = task_context.enter(self)
+        span = None if run.tracing is None else run.enter_span(self.task)
         try:
             return await run.executor.execute(self.call_node, arguments.args, arguments.kwargs)
         except StillRunning as cancelled:
@@ -150,7 +185,8 @@ class Work:
                 await _end_of(cancelled)
             raise
         finally:
-            run.leave_span(span)
+            if span is not None:
+                run.leave_span(span)
             task_context.leave(token)
 
     async def _wait_for_retry(self, number: int, start_ns: int, error: Exception) -> None:
@@ -158,7 +194,7 @@ class Work:
         assert policy is not None  # noqa: S101 - for the type checker: only such tasks retry
         end_ns, delay = self.run.clock.now_ns(), policy.delay_before(number)
         exception = error_info(error)
-        self.attempts.append(Attempt(number, start_ns, end_ns, exception, result_of(error)))
+        self.attempts = (*self.attempts, Attempt(number, start_ns, end_ns, exception, result_of(error)))
         self._emit(
             TaskRetrying,
             attempt=number,
@@ -174,7 +210,7 @@ class Work:
         except asyncio.CancelledError as cancelled:
             self._finish(0, end_ns, cancelled)
             raise
-        self.waits.append(Wait("retry", end_ns, self.run.clock.now_ns()))
+        self.waits = (*self.waits, Wait("retry", end_ns, self.run.clock.now_ns()))
 
     def _fail_before_start(self, error: Exception) -> None:
         self.start_ns = self.run.clock.now_ns()
@@ -190,9 +226,10 @@ class Work:
         exception = error_info(error) if error is not None else None
         result = result or result_of(error)
         if number:
-            self.attempts.append(Attempt(number, start_ns, end_ns, exception, result))
+            self.attempts = (*self.attempts, Attempt(number, start_ns, end_ns, exception, result))
         self._emit(
             TaskExecutionFinished,
+            timestamp=end_ns / 1e9,
             status=_STATUS.get(result, "Failed"),
             duration=seconds(self.start_ns, end_ns),
             error=error_text(error) if error is not None else None,
@@ -200,7 +237,7 @@ class Work:
             result=result,
             start_ns=self.start_ns,
             end_ns=end_ns,
-            attempts=tuple(self.attempts),
+            attempts=self.attempts,
             max_attempts=self.node.retry_policy.max_attempts if self.node.retry_policy else 0,
             arguments=self.arguments.inputs if self.arguments else None,
             output=output,
@@ -208,19 +245,30 @@ class Work:
         )
 
     def _standing(self) -> dict[str, Any]:
-        function = self.node.callable_obj
-        name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}".strip(".")
-        return {"function": name, "dependencies": self.dependencies, "waits": tuple(self.waits)}
+        dependencies = self.consumed(self.node) if self.consumed else ()
+        return {"function": name_of(self.node.callable_obj), "dependencies": dependencies, "waits": self.waits}
 
     def _emit(self, event: type[TaskEvent], **fields: Any) -> None:
-        self.run.emit(
-            event,
-            task_id=self.node.id,
-            task_name=self.node.name,
-            map_id=self.map_id,
-            map_index=self.map_index,
-            **fields,
-        )
+        if self.run.bus.handlers(event):
+            node = self.node
+            self.run.emit(
+                event, task_id=node.id, task_name=node.name, map_id=self.map_id, map_index=self.map_index, **fields
+            )
+
+
+def name_of(function: Any) -> str:
+    """Module and qualified name of a task's function."""
+    try:
+        return _name_of(function)
+    except TypeError:  # a callable that cannot be hashed
+        return _find_name(function)
+
+
+def _find_name(function: Any) -> str:
+    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}".strip(".")
+
+
+_name_of = lru_cache(maxsize=1024)(_find_name)
 
 
 async def _end_of(cancelled: StillRunning) -> None:

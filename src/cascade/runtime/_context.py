@@ -44,7 +44,8 @@ class RunContext:
     def emit(self, event_type: type[Event], **fields: Any) -> None:
         """Publish an event of this run, unless nobody listens."""
         if self.bus.handlers(event_type):
-            self.bus.publish(event_type(timestamp=self.clock.now_ns() / 1e9, run_id=self.run_id, **fields))
+            fields.setdefault("timestamp", self.clock.now_ns() / 1e9)
+            self.bus.publish(event_type(run_id=self.run_id, **fields))
 
     def enter_span(self, task: TaskContext) -> AbstractContextManager[None] | None:
         """Make the task's span current, where a connector offers that; to be given to `leave_span`."""

@@ -1,6 +1,6 @@
 """Maps: one task for each index of some lists, a window of them at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -22,11 +22,13 @@ MAP_WINDOW = 4096
 class MapWork:
     """One map node: its own events, and the `Work` of its items. It holds nothing that an item may need."""
 
-    def __init__(self, run: RunContext, resolver: ArgumentResolver, node: Node, dependencies: tuple[str, ...]) -> None:
+    def __init__(
+        self, run: RunContext, resolver: ArgumentResolver, node: Node, consumed: Callable[[Node], tuple[str, ...]]
+    ) -> None:
         self._run = run
         self._resolver = resolver
         self._node = node
-        self._dependencies = dependencies
+        self._consumed = consumed
         self._size: int | None = None
         self._start_ns = 0
 
@@ -105,7 +107,7 @@ class MapWork:
             start_ns=self._start_ns,
             end_ns=end_ns,
             map_size=self._size,
-            dependencies=self._dependencies,
+            dependencies=self._consumed(self._node),
             **self._who(),
         )
 

@@ -96,11 +96,10 @@ class Scheduler:
 
     async def _perform(self, node: Node) -> None:
         work: MapWork | Work
-        dependencies = self._dependencies(node)
         if node.node_type == "map":
-            work = MapWork(self._run, self._resolver, node, dependencies)
+            work = MapWork(self._run, self._resolver, node, self._dependencies)
         else:
-            work = Work(self._run, self._resolver, node, self._planned.get(node.id, node), dependencies)
+            work = Work(self._run, self._resolver, node, self._planned.get(node.id, node), self._dependencies)
         self._complete(node, await work.perform())
         self._pump()
 

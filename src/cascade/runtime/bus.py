@@ -3,7 +3,7 @@
 import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol
 
 from cascade.runtime.events import Event
 
@@ -11,6 +11,18 @@ logger = logging.getLogger(__name__)
 
 Handler = Callable[[Any], None]
 Drain = Callable[[str], Awaitable[None]]
+
+
+class Gate(Protocol):
+    """A subscriber that cannot take more for a while, and would have the scheduler start no further task."""
+
+    def is_full(self) -> bool:
+        """Asked before each task's start: it must be quick."""
+        ...
+
+    async def room(self) -> None:
+        """Return once there is room again, or it is hopeless."""
+        ...
 
 
 class MessageBus:
@@ -24,6 +36,7 @@ class MessageBus:
         self._routes: dict[type[Event], tuple[Handler, ...]] = {}
         self._count = 0
         self._drains: list[Drain] = []
+        self._gates: list[Gate] = []
         self._reported: set[Handler] = set()
 
     def subscribe(self, event_type: type[Event], handler: Handler) -> None:
@@ -57,6 +70,18 @@ class MessageBus:
                 await drain(run_id)
             except Exception:
                 logger.exception("A subscriber failed to hand over the last events of run %s", run_id)
+
+    def hold_back(self, gate: Gate) -> None:
+        """Register what may hold back the start of tasks."""
+        self._gates.append(gate)
+
+    def is_full(self) -> bool:
+        """Whether a task that could start should rather wait for `room`."""
+        return bool(self._gates) and any(gate.is_full() for gate in self._gates)
+
+    async def room(self) -> None:
+        for gate in self._gates:
+            await gate.room()
 
     def _report(self, handler: Handler, event: Event) -> None:
         if handler not in self._reported:

@@ -4,20 +4,28 @@
 The wire has a ResourceEvent of its own in `cascade.spec.telemetry`.
 """
 
+import itertools
 import os
-import random
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
-# A generator of our own: the program's may be seeded, and what it draws must not depend on ours.
-_random = random.Random()  # noqa: S311 - unique, not secret
+# Not the program's random numbers: it may be seeded, and what it draws must not depend on ours.
+_process = os.urandom(8).hex()
+_count = itertools.count()
+
+
+def _new_process() -> None:
+    global _process  # noqa: PLW0603 - a forked child must not count on in its parent's name
+    _process = os.urandom(8).hex()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_random.seed)
+    os.register_at_fork(after_in_child=_new_process)
 
 
 def _event_id() -> str:
-    return f"{_random.getrandbits(128):032x}"  # unique, not secret, and five times cheaper than uuid4
+    return f"{_process}{next(_count):016x}"  # unique, not secret, and ten times cheaper than uuid4
 
 
 @dataclass(frozen=True)

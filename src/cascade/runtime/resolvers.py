@@ -51,15 +51,16 @@ class ArgumentResolver:
 
     def with_resources(self, inputs: dict[str, Any], function: Any) -> Arguments:
         """Put resources where the inputs, or the defaults of the function's parameters, ask for them."""
-        call = Arguments(inputs=inputs)
-        positional: dict[int, Any] = {}
-        for name, value in inputs.items():
+        args: list[Any] = []
+        kwargs: dict[str, Any] = {}
+        for name in sorted(inputs, key=_position) if len(inputs) > 1 else inputs:
+            value = inputs[name]
             given = self._resources[value.resource_name] if type(value) is Inject else value
             if name.isdigit():
-                positional[int(name)] = given
+                args.append(given)
             else:
-                call.kwargs[name] = given
-        call.args = [positional[index] for index in sorted(positional)]
+                kwargs[name] = given
+        call = Arguments(args, kwargs, inputs)
         for parameter, (position, inject) in injected_defaults(function).items():
             if parameter not in call.kwargs and not (position is not None and position < len(call.args)):
                 call.kwargs[parameter] = self._resources[inject.resource_name]
@@ -91,6 +92,10 @@ class ArgumentResolver:
         if not self._state.has_result(source_id):
             raise DependencyMissingError(node.name, arg_name, source_id)
         return self._state.get_result(source_id)
+
+
+def _position(name: str) -> int:
+    return int(name) if name.isdigit() else 0
 
 
 def injected_defaults(function: Any) -> Mapping[str, tuple[int | None, Inject]]:

@@ -2,6 +2,7 @@
 
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
+from typing import Protocol
 
 from cascade.telemetry.identity import Place, RunTrace, SpanRef, span_id
 
@@ -23,6 +24,10 @@ class TaskContext:
     map_index: int | None = None
     start_ns: int = 0
     attempt_start_ns: int = 0
+
+    @property
+    def task(self) -> "TaskContext":
+        return self
 
     @property
     def place(self) -> Place:
@@ -58,18 +63,26 @@ class TaskContext:
         return self.current_span.traceparent
 
 
-_current: ContextVar[TaskContext | None] = ContextVar("cascade_current_task", default=None)
+class HasTask(Protocol):
+    """Work that can say which task it is: most tasks never ask, so it is not made before they do."""
+
+    @property
+    def task(self) -> TaskContext: ...
+
+
+_current: ContextVar[HasTask | None] = ContextVar("cascade_current_task", default=None)
 
 
 def current_task() -> TaskContext | None:
     """The task whose code is running, in the event loop or in a worker thread; None outside of tasks."""
-    return _current.get()
+    work = _current.get()
+    return None if work is None else work.task
 
 
-def enter(task: TaskContext) -> Token[TaskContext | None]:
-    """Make `task` the current one until `leave`."""
-    return _current.set(task)
+def enter(work: HasTask) -> Token[HasTask | None]:
+    """Make it the current task until `leave`; a `TaskContext` itself will do."""
+    return _current.set(work)
 
 
-def leave(token: Token[TaskContext | None]) -> None:
+def leave(token: Token[HasTask | None]) -> None:
     _current.reset(token)

@@ -4,7 +4,9 @@ import asyncio
 import contextvars
 import inspect
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 from typing import Any
 
 from cascade.runtime.exceptions import StillRunning
@@ -38,7 +40,7 @@ class LocalExecutor:
             StillRunning: Cancelled, while a thread goes on.
         """
         function = node.callable_obj
-        if inspect.iscoroutinefunction(function):
+        if _known(_is_coroutine_function, function):
             return await function(*args, **kwargs)
         if not callable(function):
             raise TypeError(f"Task '{getattr(node, 'name', node)}' has no function to call, but {function!r}")
@@ -61,7 +63,7 @@ class LocalExecutor:
 
     def _is_threaded(self, node: Any) -> bool:
         wish = getattr(node, "threaded", None)
-        return (self._threads if wish is None else wish) and not _makes_coroutines(node.callable_obj)
+        return (self._threads if wish is None else wish) and not _known(_makes_coroutines, node.callable_obj)
 
     async def _in_thread(self, function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         context = contextvars.copy_context()
@@ -88,6 +90,20 @@ def _called(function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         raise RuntimeError("The task raised StopIteration") from error
 
 
+def _known(question: Callable[[Any], bool], function: Any) -> bool:
+    """The answer to a question about a function, which `inspect` takes a microsecond for, asked once."""
+    try:
+        return question(function)
+    except TypeError:  # a callable that cannot be hashed
+        return question.__wrapped__(function)  # type: ignore[attr-defined, no-any-return] # lru_cache has it
+
+
+@lru_cache(maxsize=1024)
+def _is_coroutine_function(function: Any) -> bool:
+    return inspect.iscoroutinefunction(function)
+
+
+@lru_cache(maxsize=1024)
 def _makes_coroutines(function: Any) -> bool:
     """A coroutine function, a partial of one, or an object whose `__call__` is one."""
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "func", None)):
