@@ -97,7 +97,7 @@ class _Work:
         self._target, self._params = target, params
         set_renderer(log_level, log_format)
         events, moved_by = MessageBus(), one_connector(connector)
-        HumanReadableLogSubscriber(events)
+        HumanReadableLogSubscriber(events, min_level=log_level)
         if moved_by is not None:
             TelemetrySubscriber(events, moved_by)
             TraceLinkSubscriber(events, trace_url_template(os.environ))

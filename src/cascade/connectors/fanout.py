@@ -8,7 +8,7 @@ from typing import Any
 
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.runtime.lane import Lane, Message
-from cascade.runtime.protocols import Capturing, Connector, Tracing
+from cascade.runtime.protocols import Capturing, Connector, Selective, Tracing
 from cascade.runtime.task_context import TaskContext
 from cascade.spec.protocols import MessageCallback
 from cascade.telemetry.identity import RunTrace, SpanRef, place_run
@@ -33,6 +33,12 @@ class FanoutConnector:
         self._reported = [0] * len(self._lanes)
         self._tracing = [connector for connector in self.connectors if isinstance(connector, Tracing)]
         self._captures = [c.capture if isinstance(c, Capturing) else frozenset() for c in self.connectors]
+
+    @property
+    def ignored(self) -> frozenset[str]:
+        """What none of them has a use for."""
+        found = [c.ignored if isinstance(c, Selective) else frozenset[str]() for c in self.connectors]
+        return frozenset.intersection(*found) if found else frozenset()
 
     @property
     def capture(self) -> frozenset[str]:
@@ -71,6 +77,9 @@ class FanoutConnector:
     async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:
         for lane, capture in zip(self._lanes, self._captures, strict=True):
             lane.put(Message(topic, without_captured(payload, keep=capture), qos, _SIZE, terminal=qos > 0))
+        for lane in self._lanes:
+            if lane.is_full():
+                await lane.room()
 
     async def subscribe(self, topic: str, callback: MessageCallback) -> None:
         results = await _gather(connector.subscribe(topic, callback) for connector in self.connectors)
@@ -87,7 +96,7 @@ class FanoutConnector:
         await lane.connector.disconnect()
 
 
-_SIZE = 1500
+_SIZE = 2500
 """An estimate in bytes; the subscriber, in front, has the exact bound."""
 
 

@@ -220,7 +220,7 @@ class Work:
     def _finish(
         self, number: int, start_ns: int, error: BaseException | None, output: Any = None, result: str = ""
     ) -> None:
-        if not self.run.bus.handlers(TaskExecutionFinished):
+        if not self.run.bus.handlers(TaskExecutionFinished, succeeded=error is None):
             return
         end_ns = self.run.clock.now_ns()
         exception = error_info(error) if error is not None else None

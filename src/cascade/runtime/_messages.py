@@ -29,6 +29,17 @@ from cascade.telemetry.limits import MAX_ERROR_BYTES, MAX_LINKS, MAX_NAME_BYTES,
 from cascade.telemetry.redact import captured, redact_text
 from cascade.telemetry.safe import text
 
+EVENTS: dict[str, tuple[type[Event], ...]] = {
+    "STARTED": (RunStarted,),
+    "STOPPED": (RunFinished,),
+    "RUNNING": (TaskExecutionStarted,),
+    "PENDING": (TaskBlocked, TaskRetrying),
+    "ENDED": (TaskExecutionFinished, TaskSkipped),
+    "ACQUIRE": (ResourceAcquired,),
+    "RELEASE": (ResourceReleased,),
+}
+"""The events that become messages, by what a connector may ignore of them."""
+
 MIN_WAIT_NS = 1_000_000
 """A wait shorter than a millisecond is no news."""
 
@@ -39,6 +50,7 @@ class RunState:
 
     trace: RunTrace
     capture: frozenset[str] = frozenset()
+    topic: str = ""
     target: str = ""
     inputs: list[str] = field(default_factory=list)
     params: Any = None

@@ -71,8 +71,11 @@ class Scheduler:
         return [*(i for i in self._planned if i in wanted), *(i for i in node_ids if i not in self._planned)]
 
     def _pump(self) -> None:
-        if self._pumping or self._crew.over:
-            return
+        """Start what is ready, unless that is being done or will be in the loop's next turn."""
+        if not self._pumping:
+            self._start_some()
+
+    def _start_some(self) -> None:
         self._pumping = True
         try:
             for _ in range(BURST):
@@ -81,10 +84,9 @@ class Scheduler:
                 self._start(self._ready.popleft())
         except Exception as error:  # noqa: BLE001 - raised again by the crew
             self._crew.fail(error)
-        finally:
-            self._pumping = False
-        if self._ready:
-            asyncio.get_running_loop().call_soon(self._pump)
+        self._pumping = bool(self._ready) and not self._crew.over
+        if self._pumping:
+            asyncio.get_running_loop().call_soon(self._start_some)
 
     def _start(self, node: Node) -> None:
         if (reason := self._flow.should_skip(node, self._run.state)) is not None:

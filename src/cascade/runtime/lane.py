@@ -10,6 +10,11 @@ from cascade.spec.protocols import Connector
 MAX_QUEUED_BYTES = 64 * 1024 * 1024
 """A burst of 100,000 tasks fits; a connector that hangs for good does not take the process along."""
 
+HELD_BYTES = MAX_QUEUED_BYTES // 4
+"""From here on no further task is started until half of it is published: the burst outruns the connector."""
+PATIENCE = 1.0
+"""Seconds after which a connector that has published nothing is taken for dead: tasks do not wait for it any more."""
+
 _FULL = "its queue was full"
 
 
@@ -37,6 +42,9 @@ class Lane:
         self.published = 0
         self.last_error = ""
         self._max_bytes = max_bytes
+        self._held_bytes = min(HELD_BYTES, max_bytes // 4)
+        self._room: asyncio.Future[None] | None = None
+        self._progress_at = 0.0
         self._queue: deque[tuple[int, Message]] = deque()  # with each message's number, in their order
         self._count = 0
         self._in_hand: int | None = None
@@ -45,6 +53,17 @@ class Lane:
         self._pump: asyncio.Task[None] | None = None
         self._drains: list[tuple[int, asyncio.Future[None]]] = []
         self._closed_by = ""
+
+    def is_full(self) -> bool:
+        """Whether a burst had better wait: much is queued, and the connector is getting on with it."""
+        return self._bytes > self._held_bytes and not self._is_stalled()
+
+    async def room(self) -> None:
+        """Wait until half of what made it full is published, or the connector is taken for dead."""
+        while self._bytes > self._held_bytes // 2 and not self._is_stalled():
+            if self._room is None or self._room.done():
+                self._room = asyncio.get_running_loop().create_future()
+            await asyncio.wait({self._room}, timeout=PATIENCE)
 
     def put(self, message: Message) -> None:
         """Queue a message and see that it is published soon. Never blocks, never raises."""
@@ -83,6 +102,11 @@ class Lane:
         if not done.done():
             await self._abandon(target, f"not published within {timeout:g} s")
 
+    def _is_stalled(self) -> bool:
+        if self._in_hand is None:
+            return False
+        return asyncio.get_running_loop().time() - self._progress_at > PATIENCE
+
     def _start_pump(self) -> None:
         if not self._queue or (self._pump is not None and not self._pump.done()):
             return
@@ -93,7 +117,9 @@ class Lane:
         self._pump = loop.create_task(self._publish_all(), name=f"cascade-telemetry-{type(self.connector).__name__}")
 
     async def _publish_all(self) -> None:
+        now = asyncio.get_running_loop().time
         while self._queue:
+            self._progress_at = now()
             self._in_hand, message = self._pop()
             try:
                 await self.connector.publish(message.topic, message.payload, message.qos)
@@ -104,6 +130,8 @@ class Lane:
                 self._in_hand = None
             if self._drains:
                 self._wake_drains()
+            if self._room is not None and self._bytes <= self._held_bytes // 2 and not self._room.done():
+                self._room.set_result(None)
 
     async def _abandon(self, target: int, reason: str) -> None:
         """Lose what was put before the target, the message in hand included, and go on with the rest."""

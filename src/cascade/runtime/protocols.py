@@ -18,6 +18,7 @@ __all__ = [
     "Executor",
     "LazyFactory",
     "MessageCallback",
+    "Selective",
     "Solver",
     "StateBackend",
     "Tracing",
@@ -72,3 +73,13 @@ class Capturing(Protocol):
 
     @property
     def capture(self) -> frozenset[str]: ...
+
+
+@runtime_checkable
+class Selective(Protocol):
+    """An extra a connector may offer: which messages it has no use for, so that they are not even made."""
+
+    @property
+    def ignored(self) -> frozenset[str]:
+        """Of `RUNNING`, `PENDING`, `ACQUIRE`; asked once. It may get some all the same, beside other connectors."""
+        ...

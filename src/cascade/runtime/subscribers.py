@@ -4,7 +4,8 @@ import logging
 from typing import Any
 
 from cascade.messaging.bus import bus as messaging_bus
-from cascade.runtime._messages import Draft, RunState, draft
+from cascade.messaging.renderer import LEVELS
+from cascade.runtime._messages import EVENTS, Draft, RunState, draft
 from cascade.runtime._subjects import Subjects
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.events import (
@@ -18,7 +19,7 @@ from cascade.runtime.events import (
     TaskSkipped,
 )
 from cascade.runtime.lane import MAX_QUEUED_BYTES, Lane, Message
-from cascade.runtime.protocols import Capturing
+from cascade.runtime.protocols import Capturing, Selective
 from cascade.spec.protocols import Connector
 from cascade.spec.telemetry import Header, LifecycleEvent
 from cascade.telemetry.identity import RunTrace, place_run, span_id
@@ -33,16 +34,23 @@ DRAIN_TIMEOUT = 5.0
 
 
 class HumanReadableLogSubscriber:
-    """Tells a person what happens, through the messaging bus."""
+    """Tells a person what happens, through the messaging bus.
 
-    def __init__(self, event_bus: MessageBus) -> None:
+    What is below `min_level` ("DEBUG", "INFO", "WARNING", "ERROR") is not even subscribed to.
+    """
+
+    def __init__(self, event_bus: MessageBus, *, min_level: str = "DEBUG") -> None:
         subjects = Subjects(event_bus)
-        event_bus.subscribe(RunStarted, subjects.told_by(self.on_run_started))
+        level = LEVELS.get(min_level.upper(), 0)
+        quiet = level > LEVELS["INFO"]
+        if not quiet:
+            event_bus.subscribe(RunStarted, subjects.told_by(self.on_run_started))
+            event_bus.subscribe(TaskExecutionStarted, subjects.told_by(self.on_task_started))
+            event_bus.subscribe(TaskSkipped, subjects.told_by(self.on_task_skipped))
         event_bus.subscribe(RunFinished, subjects.told_by(self.on_run_finished))
-        event_bus.subscribe(TaskExecutionStarted, subjects.told_by(self.on_task_started))
-        event_bus.subscribe(TaskExecutionFinished, subjects.told_by(self.on_task_finished))
-        event_bus.subscribe(TaskSkipped, subjects.told_by(self.on_task_skipped))
-        event_bus.subscribe(TaskRetrying, subjects.told_by(self.on_task_retrying))
+        event_bus.subscribe(TaskExecutionFinished, subjects.told_by(self.on_task_finished), failures_only=quiet)
+        if level <= LEVELS["WARNING"]:
+            event_bus.subscribe(TaskRetrying, subjects.told_by(self.on_task_retrying))
         event_bus.subscribe(RunFinished, subjects.forget)
 
     def on_run_started(self, event: RunStarted) -> None:
@@ -105,21 +113,27 @@ class TelemetrySubscriber:
         self._drain_timeout = drain_timeout
         self._runs: dict[str, RunState] = {}
         self._reported = 0
-        event_bus.subscribe(Event, self.on_event)
+        ignored = _NEEDLESS.intersection(connector.ignored) if isinstance(connector, Selective) else frozenset()
+        for word, kinds in EVENTS.items():
+            for kind in kinds if word not in ignored else ():
+                event_bus.subscribe(kind, self.on_event)
+        event_bus.subscribe(ConnectorFailed, self.on_connector_failed)
         event_bus.on_drain(self.drain)
+        event_bus.hold_back(self._lane)
 
     @property
     def lost(self) -> int:
         """How many messages could not be published so far."""
         return self._lane.lost
 
+    def on_connector_failed(self, event: ConnectorFailed) -> None:
+        if event.run_id is not None:
+            self._lane.close(event.error)
+
     def on_event(self, event: Event) -> None:
         if event.run_id is None:
             return
-        if isinstance(event, ConnectorFailed):
-            self._lane.close(event.error)
-            return
-        run = self._run_of(event)
+        run = self._runs.get(event.run_id) or self._new_run(event)
         if (message := draft(event, run)) is not None:
             self._lane.put(self._sealed(message, run, event))
         if isinstance(event, RunFinished):
@@ -133,13 +147,12 @@ class TelemetrySubscriber:
             name = type(self._lane.connector).__name__
             logger.warning("%s: %d telemetry messages were lost: %s", name, lost, self._lane.last_error)
 
-    def _run_of(self, event: Event) -> RunState:
+    def _new_run(self, event: Event) -> RunState:
         run_id = str(event.run_id)
-        run = self._runs.get(run_id)
-        if run is None:
-            trace = getattr(event, "trace", None)
-            trace = trace if isinstance(trace, RunTrace) else place_run(run_id)
-            run = self._runs[run_id] = RunState(trace, self._capture, head=self._head(trace))
+        trace = getattr(event, "trace", None)
+        trace = trace if isinstance(trace, RunTrace) else place_run(run_id)
+        topic = events_topic(self._org_id, self._project_id, run_id)
+        run = self._runs[run_id] = RunState(trace, self._capture, topic=topic, head=self._head(trace))
         return run
 
     def _head(self, trace: RunTrace) -> dict[str, Any]:
@@ -158,24 +171,33 @@ class TelemetrySubscriber:
 
     def _sealed(self, message: Draft, run: RunState, event: Event) -> Message:
         run.last_ns = max(run.last_ns, round(event.timestamp * 1e9))
-        place = message.place
-        payload = run.head | {
-            "ts": timestamp(run.last_ns),
-            "seq": run.seq,
-            "trace_id": place.trace_id,
-            "span_id": span_id(run.run_id, message.task_id),
-            "parent_span_id": place.parent_span_id,
-            "body": encode_body(message.body),
-        }
+        trace_id, parent_span_id = message.place
+        payload = shrink(
+            run.head
+            | {
+                "ts": timestamp(run.last_ns),
+                "seq": run.seq,
+                "trace_id": trace_id,
+                "span_id": span_id(run.run_id, message.task_id),
+                "parent_span_id": parent_span_id,
+                "body": encode_body(message.body),
+            }
+        )
         run.seq += 1
         run.lost = self._lane.lost
-        payload = shrink(payload)
         important = message.terminal or isinstance(message.body, LifecycleEvent)
-        topic = events_topic(self._org_id, self._project_id, run.run_id)
-        return Message(topic, payload, int(important), _size(message.body), important)
+        return Message(run.topic, payload, int(important), _size(message.body.metadata), important)
 
 
-def _size(body: Any) -> int:
-    """A message's size in bytes, estimated: a fixed part, and the texts that may be long."""
-    exception = body.metadata.get("exception") or {}
-    return 1000 + len(exception.get("stacktrace", "")) + 120 * len(body.metadata.get("links", ()))
+_NEEDLESS = frozenset({"RUNNING", "PENDING", "ACQUIRE"})
+"""Messages without which a run can still be understood."""
+
+
+def _size(metadata: dict[str, Any]) -> int:
+    """A message's size in bytes of memory, estimated: a fixed part, and the texts that may be long."""
+    size = 2_500
+    if "exception" in metadata:
+        size += len(metadata["exception"].get("stacktrace", ""))
+    if "links" in metadata:
+        size += 300 * len(metadata["links"])
+    return size

@@ -17,6 +17,7 @@ MAX_MESSAGE_BYTES = 256 * 1024
 
 # What goes first is least missed; ids, times and states always stay.
 _EXPENDABLE = ("arguments", "output", "params", "tasks", "inputs", "links", "attempts", "waits", "exception", "parts")
+_MAY_BE_BIG = frozenset(_EXPENDABLE)  # most messages have nothing that grows: no look at the whole is needed
 
 
 def size_of(payload: dict[str, Any]) -> int:
@@ -27,7 +28,7 @@ def size_of(payload: dict[str, Any]) -> int:
 def shrink(payload: dict[str, Any], limit: int = MAX_MESSAGE_BYTES) -> dict[str, Any]:
     """The payload itself, or a copy without so much of its metadata that it fits; `truncated` names what went."""
     metadata = payload["body"].get("metadata", {})
-    if not _may_be_big(metadata) or size_of(payload) <= limit:
+    if _MAY_BE_BIG.isdisjoint(metadata) or size_of(payload) <= limit:
         return payload
     kept, gone = dict(metadata), list[str]()
     small = {**payload, "body": {**payload["body"], "metadata": kept}}
@@ -38,8 +39,3 @@ def shrink(payload: dict[str, Any], limit: int = MAX_MESSAGE_BYTES) -> dict[str,
             if size_of(small) <= limit:
                 break
     return small
-
-
-def _may_be_big(metadata: dict[str, Any]) -> bool:
-    """Whether a look at the whole is worth its time: most messages have nothing that grows."""
-    return any(key in metadata for key in _EXPENDABLE)

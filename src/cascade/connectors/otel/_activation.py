@@ -37,8 +37,9 @@ class SpanActivation:
         self._token: Token[Context] | None = None
 
     def __enter__(self) -> None:
-        context = trace.set_span_in_context(self._current(), otel_context.get_current())
-        self._token = otel_context.attach(with_task(self._task, context))
+        span = self._current()
+        context = trace.set_span_in_context(span, otel_context.get_current())
+        self._token = otel_context.attach(context if span is self._span else with_task(self._task, context))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None

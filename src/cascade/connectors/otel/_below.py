@@ -3,18 +3,29 @@
 import weakref
 
 from opentelemetry import context as otel_context
+from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
+from opentelemetry.util.types import AttributeValue
 
 from cascade.runtime.task_context import TaskContext
 from cascade.telemetry import attributes as a
+
+
+class OfTask:
+    """A span that knows the task that it stands for."""
+
+    __slots__ = ()
+
+    task: TaskContext
+
 
 _TASK = otel_context.create_key("cascade-task")
 _marked: "weakref.WeakSet[TracerProvider]" = weakref.WeakSet()
 
 
 def with_task(task: TaskContext, context: Context) -> Context:
-    """The context, for code that belongs to `task`."""
+    """The context, for code that belongs to `task`, below a span that does not tell."""
     return otel_context.set_value(_TASK, task, context)
 
 
@@ -25,13 +36,22 @@ def mark_spans_of(provider: TracerProvider) -> None:
         provider.add_span_processor(TaskIds())
 
 
+def _ids_around(context: Context | None) -> dict[str, AttributeValue]:
+    parent = trace.get_current_span(context)
+    task = parent.task if isinstance(parent, OfTask) else otel_context.get_value(_TASK, context)
+    if isinstance(task, TaskContext):
+        return {a.RUN_ID: task.run_id, a.TASK_ID: task.task_id}
+    found = (parent.attributes if isinstance(parent, ReadableSpan) else None) or {}
+    return {key: found[key] for key in (a.RUN_ID, a.TASK_ID) if key in found}
+
+
 class TaskIds(SpanProcessor):
     """Marks each span with the ids of the task in whose context it is started."""
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-        task = otel_context.get_value(_TASK, parent_context)
-        if isinstance(task, TaskContext):
-            span.set_attributes({a.RUN_ID: task.run_id, a.TASK_ID: task.task_id})
+        ids = _ids_around(parent_context)
+        if ids:
+            span.set_attributes(ids)
 
     def on_end(self, span: ReadableSpan) -> None:
         pass

@@ -97,23 +97,29 @@ def _run(payload: Mapping[str, Any], body: Mapping[str, Any], *, cicd: bool) -> 
     return _ended(payload, name, payload["span_id"], payload["parent_span_id"], metadata, found, body, is_server=True)
 
 
+_OF_METADATA = {
+    "result": a.TASK_RESULT,
+    "max_attempts": a.TASK_MAX_ATTEMPTS,
+    "link_count": a.TASK_DEPENDENCIES,
+    "reason": a.TASK_SKIP_REASON,
+    "arguments": a.TASK_ARGUMENTS,
+    "output": a.TASK_OUTPUT,
+    "map_index": a.MAP_INDEX,
+    "map_size": a.MAP_SIZE,
+    "function": a.CODE_FUNCTION_NAME,
+}
+
+
 def _task(payload: Mapping[str, Any], body: Mapping[str, Any], *, cicd: bool) -> SpanData:
     metadata = body["metadata"]
-    attempts = metadata.get("attempts")
-    found = {
-        **_of_task(payload, body),
-        a.TASK_RESULT: metadata.get("result"),
-        a.TASK_ATTEMPTS: len(attempts) if attempts else None,
-        a.TASK_MAX_ATTEMPTS: metadata.get("max_attempts"),
-        a.TASK_DEPENDENCIES: metadata.get("link_count"),
-        a.TASK_SKIP_REASON: metadata.get("reason"),
-        a.TASK_ARGUMENTS: metadata.get("arguments"),
-        a.TASK_OUTPUT: metadata.get("output"),
-        a.MAP_INDEX: metadata.get("map_index"),
-        a.MAP_SIZE: metadata.get("map_size"),
-        a.PARTS: len(metadata.get("parts", ())) or None,
-        a.CODE_FUNCTION_NAME: metadata.get("function"),
-    }
+    found = _of_task(payload, body)
+    for key, value in metadata.items():
+        if key in _OF_METADATA:
+            found[_OF_METADATA[key]] = value
+    if attempts := metadata.get("attempts"):
+        found[a.TASK_ATTEMPTS] = len(attempts)
+    if parts := metadata.get("parts"):
+        found[a.PARTS] = len(parts)
     if cicd:
         found |= {
             a.CICD_TASK_NAME: body["task_name"],
@@ -198,8 +204,10 @@ def _ended(
         events = (_exception_event(exception, end_ns),)
     elif error is not None:
         found = {**found, a.ERROR_TYPE: error.partition(":")[0]}
-    linked = *metadata.get("links", ()), *metadata.get("parts", ())
-    links = tuple((link["trace_id"], link["span_id"]) for link in linked)
+    links: tuple[tuple[str, str], ...] = ()
+    if "links" in metadata or "parts" in metadata:
+        linked = *metadata.get("links", ()), *metadata.get("parts", ())
+        links = tuple((link["trace_id"], link["span_id"]) for link in linked)
     return SpanData(
         name,
         payload["trace_id"],
@@ -245,7 +253,14 @@ def _text_of(exception: Mapping[str, Any] | None) -> str:
 
 def _clean(found: Attributes) -> Attributes:
     """What has a value, in the types that OTLP has for attributes; texts are cut."""
-    return {key: _value(value) for key, value in found.items() if value is not None}
+    return {
+        key: value if type(value) is int or (type(value) is str and len(value) < _SHORT) else _value(value)
+        for key, value in found.items()
+        if value is not None
+    }
+
+
+_SHORT = MAX_VALUE_BYTES // 4  # characters, of four bytes at the most
 
 
 def _value(value: Any) -> Any:

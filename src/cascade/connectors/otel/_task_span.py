@@ -10,12 +10,13 @@ from typing import Any
 from opentelemetry.trace import INVALID_SPAN, Span, SpanContext, Status, StatusCode
 from opentelemetry.util.types import Attributes, AttributeValue
 
+from cascade.connectors.otel._below import OfTask
 from cascade.connectors.otel._live import LiveRun, parent_context, span_context
 from cascade.runtime.task_context import TaskContext
 from cascade.telemetry.identity import span_id
 
 
-class TaskSpan(Span):
+class TaskSpan(OfTask, Span):
     """Stands for a task's span, or for its attempt's. Thread-safe, as the SDK's are.
 
     Its context is known from the start; everything that changes or reads more of it makes the SDK's own span and is
@@ -23,7 +24,7 @@ class TaskSpan(Span):
     """
 
     def __init__(self, task: TaskContext, run: LiveRun, *, has_attempts: bool) -> None:
-        self._task = task
+        self.task = task
         self._run = run
         self._attempt = task.attempt if has_attempts else 0
         self._context: SpanContext | None = None
@@ -32,7 +33,7 @@ class TaskSpan(Span):
 
     def get_span_context(self) -> SpanContext:
         if self._context is None:
-            task = self._task
+            task = self.task
             own_id = span_id(task.run_id, task.task_id, self._attempt)
             self._context = span_context(task.trace_id, own_id, task.trace.flags)
         return self._context
@@ -55,7 +56,7 @@ class TaskSpan(Span):
             return self._span
 
     def _make(self) -> Span:
-        task, run = self._task, self._run
+        task, run = self.task, self._run
         trace_id, own_id = task.trace_id, span_id(task.run_id, task.task_id, self._attempt)
         name, parent_id, start_ns = task.name, task.parent_span_id, task.start_ns
         if self._attempt:

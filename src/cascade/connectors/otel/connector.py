@@ -26,6 +26,9 @@ logger = logging.getLogger("cascade.connectors.otel")
 FLUSH_TIMEOUT = 5.0
 """Seconds a run's end may take until the last span is acknowledged; a peer known to be dead gets less."""
 
+_IGNORED = frozenset({"RUNNING", "ACQUIRE"})
+"""A span is made when it has ended, or before, when its task's code begins."""
+
 _CAPTURES = ("params", "arguments", "results")
 
 
@@ -67,6 +70,7 @@ class OtelConnector:
         semconv: Literal["cicd"] | None = None,
     ) -> None:
         self.capture = _captures(capture)
+        self.ignored = _IGNORED
         self._strict = strict
         self._flush_timeout = _positive("flush_timeout", flush_timeout)
         self._parent = _one_of("parent", parent, ("join", "link", "none"))
