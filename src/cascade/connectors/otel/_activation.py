@@ -11,6 +11,7 @@ from opentelemetry.trace import NonRecordingSpan, Span
 from cascade.connectors.otel._below import with_task
 from cascade.connectors.otel._live import LiveRun, span_context
 from cascade.connectors.otel._task_span import TaskSpan
+from cascade.connectors.otel.metrics import RunMetrics
 from cascade.runtime.task_context import TaskContext
 
 
@@ -27,16 +28,18 @@ class NoActivation:
 class SpanActivation:
     """Makes the span of a task, or of its attempt, the current one; it ends with the task's message."""
 
-    __slots__ = ("_detail", "_run", "_span", "_task", "_token")
+    __slots__ = ("_detail", "_metrics", "_run", "_span", "_task", "_token")
 
-    def __init__(self, task: TaskContext, run: LiveRun, detail: str) -> None:
+    def __init__(self, task: TaskContext, run: LiveRun, metrics: RunMetrics, detail: str) -> None:
         self._task = task
         self._run = run
+        self._metrics = metrics
         self._detail = detail
         self._span: TaskSpan | None = None
         self._token: Token[Context] | None = None
 
     def __enter__(self) -> None:
+        self._metrics.entered()
         span = self._current()
         context = trace.set_span_in_context(span, otel_context.get_current())
         self._token = otel_context.attach(context if span is self._span else with_task(self._task, context))
@@ -44,6 +47,7 @@ class SpanActivation:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
+        self._metrics.left()
         if self._span is not None:
             self._span.over()
         if self._token is not None:

@@ -21,14 +21,14 @@ _EVENT = _LINK = 500
 _ENTRY = 200  # an entry and its place in the queue, beside the bytes of an encoded span
 
 Item = ReadableSpan | bytes
-"""A span as the SDK has it, or encoded already: that is a tenth of the memory."""
+"""A span as the SDK has it, or one, or a log record, that is encoded already: that is a tenth of the memory."""
 
 _encoding: ContextVar[bool] = ContextVar("cascade_otlp_encoding", default=False)
 
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """One span in the outbox. `is_open` until it is counted as sent or lost: whatever comes later counts no more.
+    """One item in an outbox. `is_open` until it is counted as sent or lost: whatever comes later counts no more.
 
     One that `is_important` has others below it: it is refused last.
     """
@@ -56,7 +56,7 @@ def estimate(span: Item) -> int:
     return size
 
 
-def encode(entries: Sequence[Entry], envelope: Envelope | None) -> tuple[bytes, list[Entry]]:
+def encode(entries: Sequence[Entry], envelope: Envelope | None = None) -> tuple[bytes, list[Entry]]:
     """One OTLP request, and the entries that are not in it because they cannot be encoded."""
     ours = [entry.item for entry in entries if isinstance(entry.item, bytes)]
     body = envelope.around(ours) if ours and envelope else b""

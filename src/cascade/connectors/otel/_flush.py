@@ -6,30 +6,45 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from cascade.connectors.otel._outbox import Outbox
 from cascade.connectors.otel._provider import Tracing
 from cascade.connectors.otel._routes import Route
+
+_SLICE = 0.5
+"""Seconds that one message waits for room: half of what the lane in front of us has patience for."""
 
 _GRACE = 1.0
 """Seconds beyond its bound after which a flush is taken to be stuck."""
 
 
-async def flush(tracing: Tracing, routes: Sequence[Route], timeout: float) -> tuple[int, str]:  # noqa: ASYNC109 - the bound is its purpose
+async def flush(
+    tracing: Tracing,
+    routes: Sequence[Route],
+    timeout: float,  # noqa: ASYNC109 - the bound is its purpose
+    then: Callable[[float], None],
+) -> tuple[int, str]:
     """How many spans of the routes were lost, and why; with a foreign provider, only whether there was trouble."""
     if tracing.route is not None:
-        report = await _in_thread(lambda: _flushed(routes, timeout), timeout + _GRACE)
+        report = await _in_thread(lambda: _flushed(routes, timeout, then), timeout + _GRACE)
         return (0, _stuck(timeout)) if report is None else report
     done = await _in_thread(lambda: tracing.provider.force_flush(int(timeout * 1000)), timeout)
     return 0, "" if done is not None else _stuck(timeout)
 
 
-def _flushed(routes: Sequence[Route], timeout: float) -> tuple[int, str]:
+def _flushed(routes: Sequence[Route], timeout: float, then: Callable[[float], None]) -> tuple[int, str]:
     deadline = time.monotonic() + timeout
     lost, reason = 0, ""
     for route in routes:
         report = route.outbox.flush(max(0.0, deadline - time.monotonic()), tally=route.tally)
         lost += report.lost
         reason = report.reason if report.lost else reason
+    then(max(0.0, deadline - time.monotonic()))
     return lost, reason
+
+
+async def room(outbox: Outbox) -> None:
+    """Wait until the outbox has room again, but not so long that we would be taken for dead."""
+    await _in_thread(lambda: outbox.wait_for_room(_SLICE), _SLICE + _GRACE)
 
 
 def _stuck(timeout: float) -> str:

@@ -56,7 +56,8 @@ class ExportOptions:
     ) -> Self:
         """Options from arguments and variables.
 
-        An `endpoint` argument without a path gets `/v1/{signal}` under http/protobuf; with one it is used as it is.
+        An `endpoint` argument without a path gets `/v1/{signal}` under http/protobuf; with one it is used as it is, but
+        for `/v1/traces` at its end, which becomes the signal's.
         Without any protocol setting, port 4317 means grpc and everything else http/protobuf. `headers` are added to
         those of the environment and win over them, name by name.
 
@@ -119,6 +120,8 @@ def _url(address: _Setting | None, protocol: Protocol, signal: Signal, *, is_arg
     if protocol == "grpc":
         return value
     is_exact = source.startswith(f"OTEL_EXPORTER_OTLP_{signal.upper()}_")
+    if is_argument and value.endswith("/v1/traces"):
+        return f"{value.removesuffix('traces')}{signal}"
     if is_exact or (is_argument and not _endpoint.is_base(value)):
         return value
     return _endpoint.with_path(value, f"v1/{signal}")

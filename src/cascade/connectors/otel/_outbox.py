@@ -1,13 +1,12 @@
-"""From finished spans to acknowledged OTLP requests: bounded in memory, lossless with a live peer, quick with a dead one."""
+"""From finished spans, or log records, to acknowledged OTLP requests: bounded in memory, lossless with a live peer, quick with a dead one."""
 
 import time
 import weakref
 from collections.abc import Callable
 
 from cascade.connectors.otel import _lifetime, _sender, _store
-from cascade.connectors.otel._batch import Entry, Item, estimate
-from cascade.connectors.otel._encode import Envelope
-from cascade.connectors.otel._shared import Limits, Shared
+from cascade.connectors.otel._batch import Entry, Item, encode, estimate
+from cascade.connectors.otel._shared import Limits, Pack, Shared
 from cascade.connectors.otel._tally import FlushReport, Tally
 from cascade.connectors.otel._transport import Transport
 
@@ -16,16 +15,17 @@ BATCH_SIZE = 1024  # spans, some 400 KB on the wire: more at a time is no faster
 SCHEDULE_DELAY = 0.5  # seconds: with the time of a request, what has ended is on its way within one
 REQUEST_TIMEOUT = 10.0  # seconds; OTLP's default
 FLUSH_TIMEOUT = 5.0  # seconds
+_FULL = 0.75  # of the capacity; the rest is for what has been started already
 _ROOM = 0.5  # of the capacity; from there on a burst has room again
 
 
-class SpanOutbox:
+class Outbox:
     """Takes finished spans from any thread and exports them from threads of its own.
 
     The first thread starts with the first span, in a forked child too: there the outbox is empty, because what was
     waiting is sent by the parent. When `capacity` bytes are held, a new span is refused and counted as lost, or the
-    oldest ones make room if it is important. At interpreter exit what is left has `exit_timeout` seconds. Spans that
-    come encoded already leave in the `envelope`.
+    oldest ones make room if it is important. At interpreter exit what is left has `exit_timeout` seconds. A batch
+    becomes a request by `pack`. It serves log records as well as it does spans.
 
     Raises:
         ValueError: When a limit cannot be met.
@@ -35,7 +35,7 @@ class SpanOutbox:
         self,
         open_transport: Callable[[], Transport],
         *,
-        envelope: Envelope | None = None,
+        pack: Pack = encode,
         capacity: int = CAPACITY,
         batch_size: int = BATCH_SIZE,
         schedule_delay: float = SCHEDULE_DELAY,
@@ -46,7 +46,7 @@ class SpanOutbox:
             raise ValueError("capacity, batch_size and request_timeout must be above zero, delays not below")
         self._exit_timeout = exit_timeout
         limits = Limits(capacity, batch_size, schedule_delay, request_timeout)
-        self._shared = Shared(limits, open_transport, envelope)
+        self._shared = Shared(limits, open_transport, pack)
         self._total = Tally()
         self._tallies = weakref.WeakSet([self._total])
         _lifetime.watch(self)
@@ -63,19 +63,19 @@ class SpanOutbox:
         with self._shared.lock:
             return (tally or self._total).report()
 
-    @property
-    def pressure(self) -> float:
-        """How full it is, from 0 to 1."""
-        return self._shared.store.held / self._shared.limits.capacity
+    def is_full(self) -> bool:
+        """Whether it is so full that whoever makes spans had better wait; never with a peer that is not alive."""
+        shared = self._shared
+        return shared.store.held > _FULL * shared.limits.capacity and shared.peer.is_alive
 
     def wait_for_room(self, timeout: float) -> bool:
-        """Wait until it is at most half full; False if it still is not, or at once if the peer is dead."""
+        """Wait until it is at most half full; False if it still is not, or as soon as the peer is not alive."""
         shared = self._shared
         deadline = time.monotonic() + timeout
         with shared.lock:
-            while self.pressure > _ROOM:
+            while shared.store.held > _ROOM * shared.limits.capacity:
                 left = deadline - time.monotonic()
-                if left <= 0 or shared.peer.is_dead:
+                if left <= 0 or not shared.peer.is_alive:
                     return False
                 shared.settled.wait(left)
             return True
@@ -100,6 +100,12 @@ class SpanOutbox:
             if urgent or waiting == 1 or waiting % shared.limits.batch_size == 0:
                 shared.work.notify_all()
             return True
+
+    def refuse(self, reason: str) -> None:
+        """Count something that never became an item as put, and lost."""
+        with self._shared.lock:
+            self._total.count_put()
+            self._total.add(lost=1, reason=reason)
 
     def flush(self, timeout: float = FLUSH_TIMEOUT, *, tally: Tally | None = None) -> FlushReport:
         """Wait until everything put before the call is sent or lost, for `timeout` seconds at the most.
@@ -139,7 +145,7 @@ class SpanOutbox:
     def reset_after_fork(self) -> None:
         """Begin anew in a child process: the parent keeps its spans, and no other thread lives here."""
         is_closed = self._shared.is_closed
-        self._shared = Shared(self._shared.limits, self._shared.open_transport, self._shared.envelope)
+        self._shared = Shared(self._shared.limits, self._shared.open_transport, self._shared.pack)
         self._shared.is_closed = is_closed
         for tally in list(self._tallies):
             tally.disown_pending()
@@ -156,7 +162,7 @@ class SpanOutbox:
             return "the interpreter is shutting down"
         if shared.store.add(entry):
             return ""
-        refusal = shared.peer.reason if shared.peer.is_dead else "more spans than fit in memory"
+        refusal = shared.peer.reason if shared.peer.is_dead else "more than fits in memory"
         if entry.is_important:
             _store.lose(shared.store.evict(entry.size), refusal)
             return "" if shared.store.add(entry) else refusal

@@ -11,6 +11,7 @@ FIRST_PAUSE = 0.2  # seconds before the first retry; then doubled, with jitter
 LONGEST_PAUSE = 5.0  # a peer that comes up during a run is found within so many seconds
 FLUSH_PAUSE = 0.1  # while somebody waits for a flush, retries come faster
 STRANGER_PATIENCE = 1.0  # seconds a flush waits for a peer that has never answered
+LONGEST_WAIT = 2.0  # seconds for an answer, or three times the latest one's, until nobody is held back any more
 DEAD_PATIENCE = 0.5  # seconds a flush waits for one that has failed
 
 # A generator of our own: what a program draws from its seeded one must not depend on our retries.
@@ -43,6 +44,12 @@ class Peer:
     @property
     def is_dead(self) -> bool:
         return self._failures > 0
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it has answered, its latest request too, and does not let the present one wait for long."""
+        longest = max(LONGEST_WAIT, 3 * self.latency)
+        return self._has_answered and not self._failures and self._clock() - self._asked_at < longest
 
     def ask(self, now: float) -> None:
         """A request goes out."""

@@ -14,13 +14,14 @@ from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProces
 from opentelemetry.sdk.trace.sampling import ParentBased, ParentBasedTraceIdRatio, StaticSampler, TraceIdRatioBased
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
+from cascade.connectors.otel._batch import encode
 from cascade.connectors.otel._below import TaskIds, mark_spans_of
 from cascade.connectors.otel._encode import Envelope
 from cascade.connectors.otel._ids import PresetIds, PresetSampler
 from cascade.connectors.otel._options import ExportOptions
-from cascade.connectors.otel._outbox import SpanOutbox
+from cascade.connectors.otel._outbox import Outbox
 from cascade.connectors.otel._routes import SCOPE, Route, RoutingProcessor
-from cascade.connectors.otel._transport import open_transport
+from cascade.connectors.otel._transport import open_transport, prepare
 from cascade.telemetry import attributes as a
 from cascade.telemetry.topics import source
 
@@ -85,7 +86,9 @@ def own(options: ExportOptions, environ: Mapping[str, str] = os.environ) -> Trac
     exporters = _exporters(environ)
     provider = _OwnProvider(resource=_resource(environ), shutdown_on_exit=False)
     envelope = Envelope(provider.resource, InstrumentationScope(SCOPE, _version(), ""))
-    outbox = SpanOutbox(partial(open_transport, options), envelope=envelope, request_timeout=options.timeout)
+    prepare(options)
+    pack = partial(encode, envelope=envelope)
+    outbox = Outbox(partial(open_transport, options), pack=pack, request_timeout=options.timeout)
     route = Route(outbox) if "otlp" in exporters else None
     provider.add_span_processor(RoutingProcessor(route))
     mark_spans_of(provider)

@@ -12,7 +12,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
 from cascade.connectors.otel._batch import Item
-from cascade.connectors.otel._outbox import SpanOutbox
+from cascade.connectors.otel._outbox import Outbox
 from cascade.connectors.otel._tally import Tally
 from cascade.telemetry import attributes as a
 from cascade.telemetry.identity import RUN_STARTED
@@ -27,7 +27,7 @@ _routes: dict[int, tuple["Route", ...]] = {}
 class Route:
     """An outbox, and the count that spans put through here belong to: a run's, where it has a `run_id`."""
 
-    outbox: SpanOutbox
+    outbox: Outbox
     run_id: str = ""
     tally: Tally = field(init=False)
 
@@ -97,7 +97,7 @@ class RoutingProcessor(SpanProcessor):
 
 def _one_for_each_outbox(routes: Iterable[Route], run_id: object) -> Iterable[Route]:
     """Of several runs in one trace, a span counts for its own where it says whose it is."""
-    chosen: dict[SpanOutbox, Route] = {}
+    chosen: dict[Outbox, Route] = {}
     for route in routes:
         if route.outbox not in chosen or route.run_id == run_id:
             chosen[route.outbox] = route

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from cascade.connectors.otel import _lifetime, _store
-from cascade.connectors.otel._batch import encode
 from cascade.connectors.otel._shared import Shared
 from cascade.connectors.otel._store import Flight
 from cascade.connectors.otel._transport import Reply, Transport, Unusable
@@ -105,9 +104,9 @@ def _deliver(shared: Shared, transport: Transport, flight: Flight) -> None:
 
 
 def _reply_for(shared: Shared, transport: Transport, flight: Flight) -> Reply:
-    body, bad = encode(flight.entries, shared.envelope)
+    body, bad = shared.pack(flight.entries)
     with shared.lock:
-        _store.lose(bad, "a span cannot be encoded")
+        _store.lose(bad, "it cannot be encoded")
     if len(body) > MAX_BODY and len(flight.entries) > 1:
         return Reply("refused", too_large=True)
     return _exchange(shared, transport, flight, body) if body else Reply("accepted")

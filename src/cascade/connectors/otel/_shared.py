@@ -1,14 +1,17 @@
 """What the callers of an outbox and its sending thread have in common."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cascade.connectors.otel._encode import Envelope
+from cascade.connectors.otel._batch import Entry
 from cascade.connectors.otel._peer import Peer
 from cascade.connectors.otel._store import Store
 from cascade.connectors.otel._tally import Tally
 from cascade.connectors.otel._transport import Transport
+
+Pack = Callable[[Sequence[Entry]], tuple[bytes, list[Entry]]]
+"""Makes one request of some entries, and says which are not in it because they cannot be encoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +30,14 @@ class Shared:
     A forked child makes a new one: the old may be in the middle of anything.
     """
 
-    def __init__(
-        self, limits: Limits, open_transport: Callable[[], Transport], envelope: Envelope | None = None
-    ) -> None:
+    def __init__(self, limits: Limits, open_transport: Callable[[], Transport], pack: Pack) -> None:
         # Reentrant, because a signal handler or a finalizer may end a span while its thread is in here.
         self.lock = threading.RLock()
         self.work = threading.Condition(self.lock)
         self.settled = threading.Condition(self.lock)
         self.limits = limits
         self.open_transport = open_transport
-        self.envelope = envelope
+        self.pack = pack
         self.store = Store(limits.capacity)
         self.peer = Peer()
         self.flushes: list[tuple[float, float]] = []  # start and deadline of each that goes on

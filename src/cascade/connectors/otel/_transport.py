@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Literal, Protocol
 
 from cascade.connectors.otel._options import ExportOptions
@@ -52,6 +53,18 @@ class Unusable:
 
     def close(self) -> None:
         pass
+
+
+def prepare(options: ExportOptions) -> None:
+    """Import what a transport needs, so that no sending thread does it first.
+
+    A child that is forked while another thread imports a module can never import it.
+    """
+    if options.protocol == "grpc":
+        with _quiet_grpc():
+            import_module("cascade.connectors.otel._grpc")
+    else:
+        import_module("cascade.connectors.otel._http")
 
 
 def open_transport(options: ExportOptions) -> Transport:

@@ -10,10 +10,12 @@ from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 
 from cascade.connectors.otel import _provider
 from cascade.connectors.otel._activation import NoActivation, SpanActivation
-from cascade.connectors.otel._flush import flush
+from cascade.connectors.otel._arguments import captures, one_of, positive
+from cascade.connectors.otel._flush import flush, room
 from cascade.connectors.otel._live import LiveRun, SpanFactory, complete, parent_context, span_context
 from cascade.connectors.otel._options import ExportOptions
 from cascade.connectors.otel._routes import Route
+from cascade.connectors.otel._signals import Signals
 from cascade.connectors.otel._spans import SpanData, spans_of
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.runtime.task_context import TaskContext
@@ -28,8 +30,6 @@ FLUSH_TIMEOUT = 5.0
 
 _IGNORED = frozenset({"RUNNING", "ACQUIRE"})
 """A span is made when it has ended, or before, when its task's code begins."""
-
-_CAPTURES = ("params", "arguments", "results")
 
 
 class OtelConnector:
@@ -49,6 +49,11 @@ class OtelConnector:
         parent: What to do with an inbound trace, the current span or TRACEPARENT: "join" it, "link" to it, or "none".
         detail: "full"; "tasks" leaves out attempts, waits and resources; "run" leaves out everything but the run.
         semconv: "cicd" adds the attributes of OpenTelemetry's CI/CD conventions.
+        metrics: False exports none. They go to the application's meter provider if it has set one.
+        logs: True exports what tasks say through `logging`, a level such as "INFO" what is at least that; None leaves
+            it to OTEL_LOGS_EXPORTER.
+        on_full: When more spans wait than memory is meant for, and the collector is alive, "wait" holds back tasks
+            that have not started yet; "drop" loses spans instead. With a dead collector spans are lost either way.
 
     Raises:
         ValueError: A setting is none that there is.
@@ -68,19 +73,24 @@ class OtelConnector:
         parent: Literal["join", "link", "none"] = "join",
         detail: Literal["full", "tasks", "run"] = "full",
         semconv: Literal["cicd"] | None = None,
+        metrics: bool = True,
+        logs: bool | str | None = None,
+        on_full: Literal["wait", "drop"] = "wait",
     ) -> None:
-        self.capture = _captures(capture)
+        self.capture = captures(capture)
         self.ignored = _IGNORED
         self._strict = strict
-        self._flush_timeout = _positive("flush_timeout", flush_timeout)
-        self._parent = _one_of("parent", parent, ("join", "link", "none"))
-        self._detail = _one_of("detail", detail, ("full", "tasks", "run"))
-        self._cicd = _one_of("semconv", semconv, (None, "cicd")) == "cicd"
+        self._flush_timeout = positive("flush_timeout", flush_timeout)
+        self._parent = one_of("parent", parent, ("join", "link", "none"))
+        self._detail = one_of("detail", detail, ("full", "tasks", "run"))
+        self._cicd = one_of("semconv", semconv, (None, "cicd")) == "cicd"
+        self._waits = one_of("on_full", on_full, ("wait", "drop")) == "wait"
         exporting = {"endpoint": endpoint, "protocol": protocol, "headers": headers}
         if tracer_provider is not None and any(exporting.values()):
             raise ValueError("endpoint, protocol and headers are the business of the tracer_provider that is given")
         self._tracing = _choose(tracer_provider, exporting)
         self._factory = SpanFactory(self._tracing) if self._tracing else None
+        self._signals = Signals(self._tracing, exporting, metrics=metrics, logs=logs)
         self._runs: dict[str, LiveRun] = {}
         self._ended: list[Route] = []
         self._connections = 0
@@ -102,12 +112,13 @@ class OtelConnector:
         if self._tracing is None:
             return
         routes, self._ended = self._ended, []
-        lost, reason = await flush(self._tracing, routes, self._flush_timeout)
+        lost, reason = await flush(self._tracing, routes, self._flush_timeout, self._signals.flush)
         if lost or reason:
             self._report(lost, reason)
 
     async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:  # noqa: ARG002 - the protocol's
         """Turn a terminal message into its spans. Messages of runs from elsewhere make the same spans."""
+        self._signals.metrics.publish(payload)
         if self._factory is None:
             return
         run = self._runs.get(payload["run_id"])
@@ -119,6 +130,8 @@ class OtelConnector:
                     run.ended.add(data.span_id)
         if payload["body"].get("event") == "ENGINE_STOPPED":
             self._end_run(payload["run_id"])
+        if self._waits and run is not None and run.route is not None and run.route.outbox.is_full():
+            await room(run.route.outbox)
 
     async def subscribe(self, topic: str, callback: MessageCallback) -> None:
         """Do nothing: OTLP has no way back in."""
@@ -144,12 +157,13 @@ class OtelConnector:
         route = Route(self._tracing.route.outbox, run_id) if self._tracing.route else None
         run = self._runs[run_id] = LiveRun(place, root, self._factory, route)
         run.stands_in(place.trace_id)
+        self._signals.start_run(run_id)
         return place
 
     def activate(self, task: TaskContext) -> AbstractContextManager[None]:
         """Make the span of the task, or of its attempt, the current one."""
         run = self._runs.get(task.run_id)
-        return NoActivation() if run is None else SpanActivation(task, run, self._detail)
+        return NoActivation() if run is None else SpanActivation(task, run, self._signals.metrics, self._detail)
 
     def _emit(self, data: SpanData, run: LiveRun | None) -> None:
         if run is not None and data.span_id in run.ended:
@@ -168,6 +182,7 @@ class OtelConnector:
         run = self._runs.pop(run_id, None)
         if run is None:
             return
+        self._signals.end_run(run_id)
         for span in (*run.leftovers(), run.root):
             if span.is_recording():
                 span.set_attribute(a.RUN_RESULT if span is run.root else a.TASK_RESULT, "cancellation")
@@ -193,22 +208,3 @@ def _choose(provider: Any, exporting: dict[str, Any]) -> "_provider.Tracing | No
     if not any(exporting.values()) and (found := _provider.application()) is not None:
         return _provider.foreign(found)
     return _provider.own(options)
-
-
-def _captures(capture: Iterable[str]) -> frozenset[str]:
-    wanted = frozenset([capture] if isinstance(capture, str) else capture)
-    if unknown := wanted.difference(_CAPTURES):
-        raise ValueError(f"capture: {min(unknown)!r} is unknown; choose from {', '.join(_CAPTURES)}")
-    return wanted
-
-
-def _one_of(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
-    if value not in choices:
-        raise ValueError(f"{name}={value!r}: choose from {', '.join(map(repr, choices))}")
-    return value
-
-
-def _positive(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise ValueError(f"{name}={value!r}: give seconds, more than zero")
-    return float(value)

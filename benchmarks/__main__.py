@@ -1,0 +1,78 @@
+"""`python -m benchmarks [subject …]`: measure, print the table, and with `--write` put it into README.md."""
+
+import argparse
+import importlib
+import os
+import platform
+import sys
+import time
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from benchmarks._measure import Row, as_table
+from benchmarks._scale import Scale
+
+SUBJECTS = ("engine", "threads", "traced", "burst", "memory", "dead", "lag", "imports", "peers")
+README = Path(__file__).parent / "README.md"
+START, END = "<!-- results -->\n", "<!-- end of results -->"
+_PACKAGES = ("opentelemetry-sdk", "grpcio", "protobuf")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("subjects", nargs="*", metavar="subject", help=f"of {', '.join(SUBJECTS)}; all without")
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument("--quick", dest="scale", action="store_const", const="quick", help="smaller graphs, a minute")
+    sizes.add_argument("--tiny", dest="scale", action="store_const", const="tiny", help="only see that all of it works")
+    parser.add_argument("--write", action="store_true", help="put the table into benchmarks/README.md")
+    options = parser.parse_args()
+    if unknown := set(options.subjects).difference(SUBJECTS):
+        parser.error(f"there is no subject {min(unknown)!r}; choose from {', '.join(SUBJECTS)}")
+    report = _report(options.subjects or SUBJECTS, Scale.of(options.scale or "full"))
+    print(report)
+    if options.write:
+        before, _, rest = README.read_text(encoding="utf-8").partition(START)
+        README.write_text(f"{before}{START}\n{report}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+
+
+def _report(subjects: list[str] | tuple[str, ...], scale: Scale) -> str:
+    start = time.monotonic()
+    rows = [row for subject in subjects for row in _rows(subject, scale)]
+    return f"{_circumstances()}, {time.monotonic() - start:.0f} s\n\n{as_table(rows)}"
+
+
+def _rows(subject: str, scale: Scale) -> list[Row]:
+    found = []
+    start = time.monotonic()
+    for row in importlib.import_module(f"benchmarks.{subject}").rows(scale):
+        found.append(row)
+        print(f"{row.what}: {row.ours} / {row.baseline} {row.ratio}", file=sys.stderr, flush=True)
+    print(f"-- {subject}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+    return found
+
+
+def _circumstances() -> str:
+    load = f"load {os.getloadavg()[0]:.1f} at the end" if hasattr(os, "getloadavg") else ""
+    packages = [f"{name} {_version(name)}" for name in _PACKAGES]
+    parts = [f"{datetime.now(UTC):%Y-%m-%d}", _processor(), f"{os.cpu_count()} cores", platform.platform(terse=True)]
+    return ", ".join([*parts, f"Python {platform.python_version()}", *packages, *filter(None, [load])])
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "missing"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""The engine without a connector against bare asyncio: graphs of coroutines that do nothing."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import cascade as cs
+from benchmarks import _graphs
+from benchmarks._measure import Goal, Pair, Row, interleaved, timed, versus
+from benchmarks._process import call
+from benchmarks._scale import Scale
+from cascade.adapters.solvers.native import NativeSolver
+from cascade.graph.build import build_graph
+
+SMALL = 10_000
+"""Graphs up to this size are run several times in a round: alone they would be over before the noise is."""
+SMALL_TURNS = 3
+
+ENGINE_GOAL = Goal(4.0)
+LINEAR_GOAL = Goal(1.5)
+
+
+@cs.task
+async def item(x: int) -> int:
+    return x
+
+
+async def bare_item(x: int) -> int:
+    return x
+
+
+async def bare_map(size: int) -> list[int]:
+    return await asyncio.gather(*[bare_item(x) for x in range(size)])
+
+
+def measure(shape: str, sizes: list[int], rounds: int) -> dict[str, Any]:
+    """Seconds per task, by size: of the run with its baseline, of calling the tasks, of building and planning."""
+    _one_round(shape, min(sizes[0], 100), 1, {}, {}, {})  # what is imported late, is imported now
+    runs: dict[int, list[Pair]] = {}
+    calls: dict[int, list[float]] = {}
+    plans: dict[int, list[float]] = {}
+    for _ in range(rounds):
+        for size in sizes:
+            _one_round(shape, size, SMALL_TURNS if size <= SMALL else 1, runs, calls, plans)
+    return {"runs": list(runs.values()), "calls": list(calls.values()), "plans": list(plans.values())}
+
+
+def _one_round(
+    shape: str,
+    size: int,
+    turns: int,
+    runs: dict[int, list[Pair]],
+    calls: dict[int, list[float]],
+    plans: dict[int, list[float]],
+) -> None:
+    make, baseline = _both(shape, size)
+    target: Any = None
+
+    def write() -> None:
+        nonlocal target
+        target = make()
+
+    calls.setdefault(size, []).append(timed(write) / size)
+    plans.setdefault(size, []).append(timed(lambda: NativeSolver().resolve(build_graph(target))) / size)
+    runs.setdefault(size, []).extend(
+        interleaved(
+            lambda: timed(lambda: cs.run(target, log_level="ERROR")) / size, lambda: timed(baseline) / size, turns
+        )
+    )
+
+
+def _both(shape: str, size: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """What writes the workflow down, and what does its work on bare asyncio."""
+    if shape == "map":
+        return lambda: item.map(x=list(range(size))), lambda: asyncio.run(bare_map(size))
+    needs = _graphs.SHAPES[shape](size)
+    return lambda: _graphs.workflow(needs), lambda: asyncio.run(_graphs.bare(needs))
+
+
+def rows(scale: Scale) -> Iterator[Row]:
+    """Per shape: each size against asyncio, and the largest size's cost per task against the smallest's."""
+    sizes = scale.sizes
+    for shape in (*_graphs.SHAPES, "map"):
+        found = call(measure, shape=shape, sizes=sizes, rounds=scale.rounds)
+        for size, pairs in zip(sizes, found["runs"], strict=True):
+            yield versus(f"engine, {shape}, {size:,}, per task", pairs, "µs", ENGINE_GOAL, scale=1e6)
+        grown = f"{sizes[-1]:,} against {sizes[0]:,}"
+        ours = [[pair[0] for pair in pairs] for pairs in found["runs"]]
+        yield _growth(f"engine, {shape}, cost per task at {grown}", ours)
+        if shape != "map":  # one call and one node, whatever its size
+            yield _growth(f"calling the tasks, {shape}, {grown}", found["calls"])
+            yield _growth(f"graph and plan, {shape}, {grown}", found["plans"])
+
+
+def _growth(what: str, by_size: list[list[float]]) -> Row:
+    """The largest graph's cost per task against the smallest's, round by round."""
+    small, large = by_size[0], by_size[-1]
+    turns = max(1, len(small) // len(large))
+    return versus(what, list(zip(large, small[::turns], strict=False)), "µs", LINEAR_GOAL, scale=1e6)

@@ -1,0 +1,60 @@
+"""What an import costs, and what it brings along: fresh interpreters, whose own start is taken off."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+from benchmarks._measure import Goal, Row, spread
+from benchmarks._process import ROOT, call, environment
+from benchmarks._scale import Scale
+
+NOTHING = "pass"
+SUBJECTS = {
+    "import cascade, against import asyncio": ("import cascade", "import asyncio", Goal(1.3)),
+    "import cascade.connectors.otel, against OpenTelemetry's HTTP exporter": (
+        "import cascade.connectors.otel",
+        "import opentelemetry.exporter.otlp.proto.http.trace_exporter",
+        None,
+    ),
+}
+
+
+def foreign_modules() -> list[str]:
+    """The packages, neither ours nor Python's, that `import cascade` brings along."""
+    before = set(sys.modules)
+    import cascade  # noqa: F401
+
+    new = {name.partition(".")[0] for name in set(sys.modules) - before}
+    return sorted(new - set(sys.stdlib_module_names) - {"cascade"})
+
+
+def rows(scale: Scale) -> Iterator[Row]:
+    for what, (subject, baseline, goal) in SUBJECTS.items():
+        yield _compared(what, subject, baseline, goal, scale.imports)
+    found = call(foreign_modules)
+    yield Row(
+        "optional packages that import cascade brings along", ", ".join(found) or "none", "", "", "none", not found
+    )
+
+
+def _compared(what: str, subject: str, baseline: str, goal: Goal | None, turns: int) -> Row:
+    """The fastest of each, because whatever disturbs an import makes it slower; the spread is of the rounds' ratios."""
+    times = [(_seconds(NOTHING), _seconds(subject), _seconds(baseline)) for _ in range(turns)]
+    python, ours, theirs = (min(column) for column in zip(*times, strict=True))
+    ratio = (ours - python) / (theirs - python)
+    ratios = [(one - python) / max(other - python, 1e-6) for _, one, other in times]
+    return Row(
+        what,
+        f"{(ours - python) * 1e3:.0f} ms",
+        f"{(theirs - python) * 1e3:.0f} ms",
+        f"{ratio:.2f}x {spread(ratios)}",
+        str(goal or ""),
+        goal.holds(ratio) if goal else None,
+    )
+
+
+def _seconds(statement: str) -> float:
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", statement], cwd=ROOT, env=environment(), check=True)  # noqa: S603 - our own text
+    return time.perf_counter() - start

@@ -1,0 +1,54 @@
+"""Plain functions in threads against a bare pool of as many workers."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import cascade as cs
+from benchmarks import _graphs
+from benchmarks._measure import Goal, Pair, Row, interleaved, timed, versus
+from benchmarks._process import call
+from benchmarks._scale import Scale
+from cascade.adapters.executors.local import MAX_WORKERS
+
+GOAL = Goal(1.3)
+PAUSE = 0.001
+
+
+def nothing() -> None:
+    pass
+
+
+def millisecond() -> None:
+    time.sleep(PAUSE)
+
+
+WORK = {"no-op": nothing, "1 ms": millisecond}
+
+
+def measure(work: str, size: int, rounds: int) -> list[Pair]:
+    """Seconds per task of a fan-out of plain functions, and of a pool that is given the same functions."""
+    function = WORK[work]
+    target = _graphs.workflow(_graphs.fan_out(size), cs.task(function))
+
+    async def bare() -> None:
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(MAX_WORKERS) as pool:
+            await asyncio.gather(*[loop.run_in_executor(pool, function) for _ in range(size - 1)])
+
+    def subject() -> float:
+        return timed(lambda: cs.run(target, log_level="ERROR")) / size
+
+    def baseline() -> float:
+        return timed(lambda: asyncio.run(bare())) / size
+
+    interleaved(subject, baseline, 1)
+    return interleaved(subject, baseline, rounds)
+
+
+def rows(scale: Scale) -> Iterator[Row]:
+    for work in WORK:
+        for size in scale.sizes[:2]:
+            pairs = [(ours, theirs) for ours, theirs in call(measure, work=work, size=size, rounds=scale.rounds)]
+            yield versus(f"thread tasks, {work}, {size:,}, per task", pairs, "µs", GOAL, scale=1e6)

@@ -1,0 +1,25 @@
+"""A connector's arguments, checked: the message names the value and the choices."""
+
+from collections.abc import Iterable
+from typing import Any
+
+_CAPTURES = ("params", "arguments", "results")
+
+
+def captures(capture: Iterable[str]) -> frozenset[str]:
+    wanted = frozenset([capture] if isinstance(capture, str) else capture)
+    if unknown := wanted.difference(_CAPTURES):
+        raise ValueError(f"capture: {min(unknown)!r} is unknown; choose from {', '.join(_CAPTURES)}")
+    return wanted
+
+
+def one_of(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: choose from {', '.join(map(repr, choices))}")
+    return value
+
+
+def positive(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise ValueError(f"{name}={value!r}: give seconds, more than zero")
+    return float(value)

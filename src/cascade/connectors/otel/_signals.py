@@ -1,0 +1,86 @@
+"""What goes out beside the spans: metrics, unless they are not wanted, and logs, if they are."""
+
+import logging
+from typing import Any
+
+from opentelemetry.sdk.resources import Resource
+
+from cascade.connectors.otel._options import ExportOptions, Signal
+from cascade.connectors.otel._provider import Tracing
+from cascade.connectors.otel.logs import RunLogs, chosen_level
+from cascade.connectors.otel.metrics import RunMetrics, application
+
+logger = logging.getLogger("cascade.connectors.otel")
+
+
+class Signals:
+    """The metrics and the logs of one connector.
+
+    Args:
+        tracing: Where its spans go; None if the SDK is disabled.
+        exporting: Its arguments on where to export, as `ExportOptions.from_environment` takes them.
+        metrics: Whether there are metrics.
+        logs: As `chosen_level` takes it.
+
+    Raises:
+        ValueError: `logs` is no level, or a variable of OTEL_METRICS_* has a value that it cannot have.
+    """
+
+    def __init__(
+        self, tracing: Tracing | None, exporting: dict[str, Any], *, metrics: bool, logs: bool | str | None
+    ) -> None:
+        self.metrics = _metrics(tracing, exporting) if metrics else RunMetrics()
+        self._logs = _logs(tracing, exporting, chosen_level(logs))
+
+    def start_run(self, run_id: str) -> None:
+        if self._logs is not None:
+            self._logs.attach(run_id)
+
+    def end_run(self, run_id: str) -> None:
+        if self._logs is not None:
+            self._logs.detach(run_id)
+
+    def flush(self, timeout: float) -> None:
+        """Wait for both, at most `timeout` seconds; one warning says what was lost of the logs."""
+        self.metrics.flush(timeout)
+        if self._logs is None:
+            return
+        self._logs.flush(timeout)
+        lost, reason = self._logs.losses()
+        if reason:
+            logger.warning("OtelConnector: %d log records were lost at %s: %s", lost, self._logs.endpoint, reason)
+
+
+def _metrics(tracing: Tracing | None, exporting: dict[str, Any]) -> RunMetrics:
+    if tracing is None:
+        return RunMetrics()
+    if not any(exporting.values()) and (meters := application()) is not None:
+        return RunMetrics.of(meters)
+    if tracing.route is None:  # the application's tracing: where its metrics should go is not ours to guess
+        return RunMetrics()
+    options = _options(exporting, "metrics")
+    if options is None:
+        return RunMetrics()
+    metrics = RunMetrics.own(tracing.provider.resource, options)
+    metrics.watch("traces", tracing.route.outbox.report)
+    return metrics
+
+
+def _logs(tracing: Tracing | None, exporting: dict[str, Any], level: int | None) -> RunLogs | None:
+    if level is None or tracing is None:
+        return None
+    options = _options(exporting, "logs")
+    if options is None:
+        raise ValueError(
+            f"logs: there is no telling where below {exporting['endpoint']!r} they go; give an endpoint without a path, "
+            "or set OTEL_EXPORTER_OTLP_LOGS_ENDPOINT and no endpoint here"
+        )
+    resource: Resource = tracing.provider.resource
+    return RunLogs(resource, options, level)
+
+
+def _options(exporting: dict[str, Any], signal: Signal) -> ExportOptions | None:
+    """None when the endpoint is the complete URL of another signal."""
+    options = ExportOptions.from_environment(**exporting, signal=signal)
+    is_elsewhere = options.protocol != "grpc" and options.endpoint == exporting["endpoint"]
+    return None if is_elsewhere else options

@@ -1,0 +1,5 @@
+"""`logging` records made inside of tasks, as OTLP log records."""
+
+from cascade.connectors.otel.logs.run_logs import RunLogs, chosen_level
+
+__all__ = ["RunLogs", "chosen_level"]

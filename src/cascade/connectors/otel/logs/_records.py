@@ -1,0 +1,173 @@
+"""From a `logging` record to an OTLP log record; names and severities as the OpenTelemetry SDK's handler has them."""
+
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any
+
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, InstrumentationScope, KeyValue
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs, ScopeLogs
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+from opentelemetry.trace import get_current_span
+
+from cascade.connectors.otel._protobuf import field
+from cascade.runtime.log_records import extra_of, message_of
+from cascade.runtime.task_context import TaskContext
+from cascade.telemetry import attributes as a
+from cascade.telemetry.limits import MAX_NAME_BYTES, MAX_STACK_BYTES, MAX_VALUE_BYTES
+from cascade.telemetry.redact import MASK, is_secret, redact_text
+from cascade.telemetry.safe import error_message, safe, stack_text, text
+
+CODE_FILE_PATH = "code.file.path"
+CODE_LINE_NUMBER = "code.line.number"
+CODE_STACKTRACE = "code.stacktrace"
+
+MAX_BODY_BYTES = MAX_STACK_BYTES
+"""A log line may say more than an attribute, but what indexes lines does not index documents."""
+MAX_EXTRAS = 64
+"""Half of the SDK's default limit of attributes in a record: the others are ours."""
+MAX_SCOPE_BYTES = 100
+"""Of a logger's name: with its tags it then has less than the 128 bytes that `request` counts on."""
+
+_RESERVED = (*{CODE_FILE_PATH, CODE_LINE_NUMBER, CODE_STACKTRACE, a.CODE_FUNCTION_NAME}, "cascade.", "exception.")
+_LATEST = 2**63
+_FATAL4 = 24
+_SHADES = 3  # Python's levels are tens; OTLP has three finer shades above each
+
+
+def encode(record: logging.LogRecord, task: TaskContext) -> bytes:
+    """A record made by the running task, as an encoded `ScopeLogs` that has this one only.
+
+    Its span is the current one, which may be the user's own within the task. Texts are cut, and secrets in them masked.
+    May raise, for a record whose own fields are not what they should be.
+    """
+    now = time.time_ns()
+    extra, dropped = _extra(extra_of(record))
+    varying = LogRecord(
+        time_unix_nano=_nanoseconds(record.created, now),
+        observed_time_unix_nano=now,
+        severity_text="WARN" if record.levelname == "WARNING" else text(record.levelname, MAX_NAME_BYTES),
+        body=AnyValue(string_value=shown(message_of(record), MAX_BODY_BYTES)),
+        attributes=[*extra, *_failure(record)],
+        dropped_attributes_count=dropped,
+        **_place(task),
+    )
+    parts = (
+        varying.SerializeToString(),
+        _constant(severity(record.levelno), record.pathname, record.funcName or "", record.lineno),
+        _whose(task.run_id, task.task_id, task.name, task.attempt, task.map_index),
+    )
+    return _scope(record.name) + field(ScopeLogs.LOG_RECORDS_FIELD_NUMBER, b"".join(parts))
+
+
+def encode_resource(attributes: Mapping[str, Any], schema_url: str = "") -> bytes:
+    """A `ResourceLogs` that has no records yet."""
+    resource = Resource(attributes=_key_values(attributes.items()))
+    return ResourceLogs(resource=resource, schema_url=schema_url).SerializeToString()
+
+
+def severity(level: int) -> int:
+    """OTLP's number: DEBUG is 5, INFO 9, WARNING 13, ERROR 17, CRITICAL 21; three finer ones after each."""
+    if level < logging.DEBUG:
+        return 0
+    if level > logging.CRITICAL + _SHADES:
+        return _FATAL4
+    return 1 + 4 * (level // 10) + min(level % 10, _SHADES)
+
+
+def shown(value: str, limit: int) -> str:
+    """A text masked and cut; cut roughly before as well, because masking takes its time."""
+    return text(redact_text(text(value, 2 * limit)), limit)
+
+
+def _place(task: TaskContext) -> dict[str, Any]:
+    current = get_current_span().get_span_context()
+    if current.is_valid:
+        flags = int(current.trace_flags)
+        return {"trace_id": current.trace_id.to_bytes(16), "span_id": current.span_id.to_bytes(8), "flags": flags}
+    span = task.current_span
+    return {"trace_id": bytes.fromhex(span.trace_id), "span_id": bytes.fromhex(span.span_id), "flags": span.flags}
+
+
+def _extra(extra: dict[str, Any]) -> tuple[list[KeyValue], int]:
+    """Values of simple types, and how many others there were."""
+    simple = {name: value for name, value in extra.items() if _is_simple(name, value)}
+    kept = {name: _masked(name, value) for name, value in list(simple.items())[:MAX_EXTRAS]}
+    return _key_values(kept.items()), len(extra) - len(kept)
+
+
+def _is_simple(name: str, value: Any) -> bool:
+    return bool(name) and not name.startswith(_RESERVED) and isinstance(value, (str, int, float))
+
+
+def _masked(name: str, value: Any) -> Any:
+    if is_secret(name):
+        return MASK
+    plain = safe(value, limit=2 * MAX_VALUE_BYTES)
+    return shown(plain, MAX_VALUE_BYTES) if isinstance(plain, str) else plain
+
+
+def _failure(record: logging.LogRecord) -> list[KeyValue]:
+    error = record.exc_info[1] if record.exc_info else None
+    found: dict[str, str] = {}
+    if error is not None:
+        kind = type(error)
+        name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+        found[a.EXCEPTION_TYPE] = text(name, MAX_NAME_BYTES)
+        found[a.EXCEPTION_MESSAGE] = shown(error_message(error), MAX_VALUE_BYTES)
+        found[a.EXCEPTION_STACKTRACE] = redact_text(stack_text(error))
+    elif record.exc_text:  # a QueueHandler leaves only this
+        found[a.EXCEPTION_STACKTRACE] = shown(record.exc_text, MAX_STACK_BYTES)
+    if record.stack_info:
+        found[CODE_STACKTRACE] = shown(record.stack_info, MAX_STACK_BYTES)
+    return _key_values(found.items())
+
+
+@lru_cache(maxsize=4096)
+def _constant(severity_number: int, path: str, function: str, line: int) -> bytes:
+    """What all records have that the same line of code makes."""
+    named = {CODE_FILE_PATH: text(path, MAX_VALUE_BYTES), a.CODE_FUNCTION_NAME: text(function, MAX_NAME_BYTES)}
+    more: dict[str, Any] = {"severity_number": severity_number}
+    return LogRecord(attributes=_key_values([*named.items(), (CODE_LINE_NUMBER, line)]), **more).SerializeToString()
+
+
+@lru_cache(maxsize=256)
+def _whose(run_id: str, task_id: str, name: str, attempt: int, map_index: int | None) -> bytes:
+    """What all records have that the same call of a task makes."""
+    ids = {a.RUN_ID: run_id, a.TASK_ID: text(task_id, MAX_VALUE_BYTES), a.TASK_NAME: text(name, MAX_NAME_BYTES)}
+    numbers = {a.TASK_ATTEMPT: attempt or None, a.MAP_INDEX: map_index}
+    present = [(key, value) for key, value in {**ids, **numbers}.items() if value is not None]
+    return LogRecord(attributes=_key_values(present)).SerializeToString()
+
+
+@lru_cache(maxsize=1024)
+def _scope(logger: str) -> bytes:
+    return ScopeLogs(scope=InstrumentationScope(name=text(logger, MAX_SCOPE_BYTES))).SerializeToString()
+
+
+def _key_values(pairs: Iterable[tuple[str, Any]]) -> list[KeyValue]:
+    return [KeyValue(key=text(key, MAX_NAME_BYTES), value=_any_value(value)) for key, value in pairs]
+
+
+def _any_value(value: Any) -> AnyValue:
+    match value:
+        case bool():
+            return AnyValue(bool_value=value)
+        case int():
+            return AnyValue(int_value=value)
+        case float():
+            return AnyValue(double_value=value)
+        case list() | tuple():
+            return AnyValue(array_value=ArrayValue(values=map(_any_value, value)))
+        case _:
+            return AnyValue(string_value=value)
+
+
+def _nanoseconds(seconds: Any, otherwise: int) -> int:
+    """A record's time since the Unix epoch; the other, for what cannot be one."""
+    try:
+        found = round(seconds * 1e9)
+    except (TypeError, ValueError, OverflowError):
+        return otherwise
+    return found if 0 < found < _LATEST else otherwise

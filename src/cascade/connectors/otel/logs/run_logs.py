@@ -1,0 +1,132 @@
+"""What a connector needs for logs: a handler that is there while runs go on, and an outbox behind it."""
+
+import logging
+import os
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+from opentelemetry.sdk.resources import Resource
+
+from cascade.connectors.otel import _lifetime
+from cascade.connectors.otel._batch import Entry
+from cascade.connectors.otel._options import ExportOptions
+from cascade.connectors.otel._outbox import Outbox
+from cascade.connectors.otel._tally import FlushReport
+from cascade.connectors.otel._transport import open_transport, prepare
+from cascade.connectors.otel.logs._framing import request
+from cascade.connectors.otel.logs._handler import TaskLogHandler
+from cascade.connectors.otel.logs._records import encode_resource
+
+CAPACITY = 32 << 20
+"""Bytes of memory: some 60,000 records, more than a program makes while a request is answered."""
+
+NOT_TAKEN = frozenset({"404", "405", "501", "UNIMPLEMENTED"})
+"""How a peer that knows traces says that it does not know logs."""
+
+_VARIABLE = "OTEL_LOGS_EXPORTER"
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
+
+def chosen_level(logs: bool | str | None, environ: Mapping[str, str] = os.environ) -> int | None:
+    """The level from which on records are exported; None for no export.
+
+    True is all that loggers let through, a name such as "INFO" is that level. None leaves it to OTEL_LOGS_EXPORTER,
+    which must say `otlp`: unlike the SDK's, our default is no export. OTEL_SDK_DISABLED turns all of it off.
+
+    Raises:
+        ValueError: There is no such level.
+    """
+    wanted = _asked_for(environ) if logs is None else logs
+    name = wanted.strip().upper() if isinstance(wanted, str) else wanted
+    if not isinstance(name, bool) and name not in _LEVELS:
+        raise ValueError(f"logs={logs!r}: choose True, False or one of {', '.join(_LEVELS)}")
+    if name is False or environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return None
+    return logging.NOTSET if name is True else logging.getLevelNamesMapping()[name]
+
+
+class RunLogs:
+    """Exports what the tasks of some runs say through `logging`, as OTLP log records that carry their spans' ids.
+
+    A handler sits on the root logger while there is a run; the levels of the program's loggers are left as they are.
+
+    Args:
+        resource: The same as that of the spans.
+        options: Made for the signal "logs".
+        level: A number of `logging`'s, from which on records are exported.
+    """
+
+    def __init__(self, resource: Resource, options: ExportOptions, level: int = logging.NOTSET) -> None:
+        prepare(options)
+        self.endpoint = options.endpoint
+        around = encode_resource(resource.attributes, resource.schema_url)
+        self._outbox = Outbox(
+            partial(open_transport, options),
+            pack=partial(_pack, around),
+            capacity=CAPACITY,
+            request_timeout=options.timeout,
+        )
+        self._runs: Counter[str] = Counter()
+        self._handler = TaskLogHandler(self._outbox.put, self._outbox.refuse, self._runs, level)
+        self._lock = threading.Lock()
+        self._told = 0
+        self._told_of_refusal = False
+        _lifetime.watch(self)
+
+    def attach(self, run_id: str) -> None:
+        """A run starts: what its tasks say is exported from now on. Attached twice, it must be detached twice."""
+        with self._lock:
+            self._runs[run_id] += 1
+            logging.getLogger().addHandler(self._handler)
+
+    def detach(self, run_id: str) -> None:
+        """A run has ended."""
+        with self._lock:
+            self._runs[run_id] -= 1
+            if self._runs[run_id] <= 0:
+                del self._runs[run_id]
+            if not self._runs:
+                logging.getLogger().removeHandler(self._handler)
+
+    def flush(self, timeout: float) -> FlushReport:
+        """Wait until all records so far are sent or lost, for `timeout` seconds at the most; for a thread, not a loop."""
+        return self._outbox.flush(timeout)
+
+    def losses(self) -> tuple[int, str]:
+        """How many records were lost since the last call, and why; the empty text when there is nothing new to say.
+
+        Of a peer that takes no logs it says so once.
+        """
+        report = self._outbox.report()
+        fresh, self._told = report.lost - self._told, report.lost
+        if not fresh:
+            return 0, ""
+        if report.reason.partition(" ")[0].rstrip(":") not in NOT_TAKEN:
+            return fresh, report.reason
+        if self._told_of_refusal:
+            return fresh, ""
+        self._told_of_refusal = True
+        return fresh, f"it takes no logs ({report.reason}); OTEL_EXPORTER_OTLP_LOGS_ENDPOINT can name one that does"
+
+    def close(self, timeout: float) -> FlushReport:
+        """Flush for the last time; what comes is refused."""
+        with self._lock:
+            self._runs.clear()
+            logging.getLogger().removeHandler(self._handler)
+        return self._outbox.close(timeout)
+
+    def reset_after_fork(self) -> None:
+        self._lock = threading.Lock()
+
+    def close_at_exit(self) -> None:
+        """Its outbox sees to that itself."""
+
+
+def _pack(around: bytes, entries: Sequence[Entry]) -> tuple[bytes, list[Entry]]:
+    return request(around, [entry.item for entry in entries if isinstance(entry.item, bytes)]), []
+
+
+def _asked_for(environ: Mapping[str, str]) -> bool:
+    return "otlp" in {name.strip().lower() for name in environ.get(_VARIABLE, "").split(",")}

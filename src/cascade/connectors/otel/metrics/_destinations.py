@@ -1,0 +1,90 @@
+"""Where snapshots go: to a collector, to standard output, or to both."""
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import Protocol
+
+from opentelemetry.sdk.resources import Resource
+
+from cascade.connectors.otel._transport import Reply, Transport, Unusable
+from cascade.connectors.otel.metrics._ledger import Snapshot
+
+logger = logging.getLogger("cascade.connectors.otel")
+
+# What peers say that take traces alone, Jaeger among them; a reply's reason begins with its status.
+_UNSUPPORTED = ("404", "405", "501", "UNIMPLEMENTED")
+
+
+class Destination(Protocol):
+    """Used by the exporting thread alone, which makes it and closes it."""
+
+    def send(self, snapshot: Snapshot, time_left: Callable[[], float]) -> Reply | None:
+        """Make one attempt; None from a peer that will never take metrics.
+
+        `time_left`, in seconds, is asked when the request goes out: what we do before is not the peer's fault.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+class Collector:
+    """Sends OTLP."""
+
+    def __init__(self, resource: Resource, open_transport: Callable[[], Transport]) -> None:
+        self._resource = resource
+        self._open_transport = open_transport
+        self._transport: Transport | None = None
+
+    def send(self, snapshot: Snapshot, time_left: Callable[[], float]) -> Reply | None:
+        body = _encoded(snapshot, self._resource)
+        self._transport = self._transport or _opened(self._open_transport)
+        reply = self._transport.send(body, time_left())
+        if reply.outcome == "refused" and reply.reason.startswith(_UNSUPPORTED):
+            logger.debug("OtelConnector: no metrics are sent, the collector does not take them: %s", reply.reason)
+            return None
+        return reply
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+
+class Console:
+    """Prints JSON, and passes on to the next destination if there is one."""
+
+    def __init__(self, resource: Resource, following: Destination | None) -> None:
+        self._resource = resource
+        self._next = following
+
+    def send(self, snapshot: Snapshot, time_left: Callable[[], float]) -> Reply | None:
+        from opentelemetry.sdk.metrics.export import ConsoleMetricExporter
+
+        from cascade.connectors.otel.metrics._points import metrics_data
+
+        ConsoleMetricExporter(out=sys.stdout).export(metrics_data(snapshot, self._resource))
+        reply = self._next.send(snapshot, time_left) if self._next else None
+        if reply is None and self._next:
+            self._next.close()
+            self._next = None
+        return reply or Reply("accepted")
+
+    def close(self) -> None:
+        if self._next:
+            self._next.close()
+
+
+def _opened(open_transport: Callable[[], Transport]) -> Transport:
+    try:
+        return open_transport()
+    except Exception as error:  # noqa: BLE001 - the traces' exporter, which has the same settings, tells it
+        return Unusable(error)
+
+
+def _encoded(snapshot: Snapshot, resource: Resource) -> bytes:
+    from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
+
+    from cascade.connectors.otel.metrics._points import metrics_data
+
+    return encode_metrics(metrics_data(snapshot, resource)).SerializeToString()

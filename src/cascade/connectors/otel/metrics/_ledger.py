@@ -1,0 +1,129 @@
+"""The measurements of a process, from the event loop that makes them to the exporter that takes them away."""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cascade.connectors.otel.metrics._cells import Cells
+from cascade.connectors.otel.metrics._census import Key
+from cascade.connectors.otel.metrics._levels import Levels
+from cascade.connectors.otel.metrics._settings import Settings
+
+_SAMPLED = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What one export says, from `start_ns` (delta) or `origin_ns` (cumulative) to `end_ns`."""
+
+    cells: Cells
+    telemetry: Counter[Key]
+    active_runs: int
+    active_tasks: int
+    origin_ns: int
+    start_ns: int
+    end_ns: int
+    are_cells_delta: bool
+    is_telemetry_delta: bool
+
+
+class Ledger:
+    """The sink of our own exports. `wake` is called with the first news after each take; it may take a while.
+
+    Measurements go to `_fresh`, under a lock that is held for nanoseconds; a take swaps that for an empty one and
+    adds it to the totals, which are the exporter's alone. Totals are kept until a peer has them: for good if they are
+    cumulative. Memory is bounded by the census's limits.
+    """
+
+    def __init__(self, levels: Levels, settings: Settings) -> None:
+        self.wake: Callable[[], None] = lambda: None
+        self._levels = levels
+        self._temporality = settings.temporality
+        self._takes_examples = settings.exemplars != "always_off"
+        self._needed_flag = _SAMPLED if settings.exemplars == "trace_based" else 0
+        self._is_off = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        self._fresh = Cells()
+        self._totals = Cells()
+        self._taken: Counter[Key] = Counter()
+        self._is_touched = False
+        self._origin_ns = self._start_ns = time.time_ns()
+
+    def observe(self, key: Key, seconds: float, end_ns: int, payload: Mapping[str, Any]) -> None:
+        if self._is_off:
+            return
+        example = None
+        if self._takes_examples and payload.get("trace_flags", 1) & _SAMPLED >= self._needed_flag:
+            example = (seconds, end_ns, payload["trace_id"], payload["span_id"])
+        with self._lock:
+            is_first = not self._fresh.histograms
+            histogram = self._fresh.histograms.get(key) or self._fresh.histogram(key)
+            histogram.record(seconds, example)
+        if is_first:
+            self.wake()
+
+    def count(self, key: Key) -> None:
+        if self._is_off:
+            return
+        with self._lock:
+            is_first = not self._fresh.counts
+            self._fresh.add(key)
+        if is_first:
+            self.wake()
+
+    def touch(self) -> None:
+        if not self._is_off:
+            self._is_touched = True
+            self.wake()
+
+    @property
+    def has_news(self) -> bool:
+        """Whether an export now would tell something; while tasks run it does, if only that they still do."""
+        return not self._is_off and (bool(self._fresh) or self._is_touched or self._levels.is_active)
+
+    def take(self) -> Snapshot:
+        """All there is to tell; to be followed by `settle`."""
+        self._is_touched = False
+        with self._lock:
+            fresh, self._fresh = self._fresh, Cells()
+            end_ns = time.time_ns()
+        self._totals.absorb(fresh)
+        telemetry = self._levels.telemetry()
+        is_delta = self._temporality == "delta"
+        return Snapshot(
+            cells=self._totals,
+            telemetry=telemetry - self._taken if is_delta else telemetry,
+            active_runs=self._levels.active_runs,
+            active_tasks=self._levels.active_tasks,
+            origin_ns=self._origin_ns,
+            start_ns=self._start_ns,
+            end_ns=end_ns,
+            are_cells_delta=self._temporality != "cumulative",
+            is_telemetry_delta=is_delta,
+        )
+
+    def settle(self, snapshot: Snapshot) -> None:
+        """A peer has what is in the snapshot."""
+        if snapshot.is_telemetry_delta:
+            self._taken += snapshot.telemetry
+        if snapshot.are_cells_delta:
+            self._totals = Cells()
+            self._start_ns = snapshot.end_ns
+        else:
+            self._totals.forget_examples()
+
+    def turn_off(self) -> None:
+        """Forget everything, and take no more."""
+        self._is_off = True
+        with self._lock:
+            self._fresh = Cells()
+        self._totals = Cells()
+
+    def reset_after_fork(self) -> None:
+        self._begin()

@@ -1,0 +1,43 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
+pytest.importorskip("opentelemetry.exporter.otlp.proto.grpc")
+
+ROOT = Path(__file__).parents[2]
+
+ROWS = {
+    "engine": "engine, layered, 50, per task",
+    "threads": "thread tasks, 1 ms, 50, per task",
+    "traced": "task spans received, gRPC, and orphans",
+    "burst": "lost in a burst of 50, HTTP, defaults",
+    "memory": "peak memory, traced over gRPC against untraced, 50",
+    "dead": "collector black hole, gRPC: warnings",
+    "lag": "a 5 ms ticker is late by, HTTP, 50, 99th percentile",
+    "imports": "import cascade, against import asyncio",
+}
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.timeout(180)
+def test_each_subject_prints_its_rows() -> None:
+    done = run("--tiny", *ROWS, "peers")
+    assert done.returncode == 0, done.stderr
+    rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
+    names = {row[0].removeprefix("| ") for row in rows}
+    assert names >= {*ROWS.values()}
+    assert any("peers" in name or "hamilton" in name for name in names)
+    assert {len(row) for row in rows} == {6}
+
+
+def test_an_unknown_subject_is_refused() -> None:
+    done = run("speed")
+    assert done.returncode == 2
+    assert "no subject 'speed'" in done.stderr

@@ -1,0 +1,97 @@
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
+from opentelemetry.sdk.resources import Resource
+
+from cascade.connectors.otel._options import ExportOptions
+from cascade.connectors.otel.logs import RunLogs
+from cascade.runtime import task_context
+from cascade.runtime.task_context import TaskContext
+from cascade.telemetry.identity import place_run
+from cascade.testing import OtlpReceiver
+
+RUN = "0f8fad5b-d9cb-469f-a165-70867728950e"
+TASK = TaskContext(RUN, "t", "work", place_run(RUN), attempt=2, map_index=0)
+
+LogsTo = Callable[..., RunLogs]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A log record as it arrived."""
+
+    scope: str
+    record: LogRecord
+
+    @property
+    def body(self) -> str:
+        return self.record.body.string_value
+
+    @property
+    def ids(self) -> tuple[str, str, int]:
+        return self.record.trace_id.hex(), self.record.span_id.hex(), self.record.flags
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        pairs = ((pair.key, pair.value) for pair in self.record.attributes)
+        return {key: getattr(value, value.WhichOneof("value") or "") for key, value in pairs}
+
+
+def lines(requests: list[Any]) -> list[Line]:
+    """All records of some `ExportLogsServiceRequest`s."""
+    resources = [resource for request in requests for resource in request.resource_logs]
+    scopes = [scope for resource in resources for scope in resource.scope_logs]
+    return [Line(scope.scope.name, record) for scope in scopes for record in scope.log_records]
+
+
+@contextlib.contextmanager
+def inside(task: TaskContext = TASK) -> Iterator[None]:
+    token = task_context.enter(task)
+    try:
+        yield
+    finally:
+        task_context.leave(token)
+
+
+@pytest.fixture(scope="module")
+def _served() -> Iterator[OtlpReceiver]:
+    with OtlpReceiver() as made:
+        yield made
+
+
+@pytest.fixture
+def receiver(_served: OtlpReceiver) -> OtlpReceiver:
+    _served.fault = None
+    _served.clear()
+    return _served
+
+
+@pytest.fixture
+def logs_to() -> Iterator[LogsTo]:
+    """Makes `RunLogs` for an endpoint, with RUN attached."""
+    made: list[RunLogs] = []
+
+    def make(endpoint: str, protocol: str = "http/protobuf", level: int = logging.NOTSET) -> RunLogs:
+        options = ExportOptions.from_environment(endpoint=endpoint, protocol=protocol, signal="logs", environ={})
+        logs = RunLogs(Resource({"service.name": "tests", "ports": (1, 2)}), options, level)
+        made.append(logs)
+        logs.attach(RUN)
+        return logs
+
+    yield make
+    for logs in made:
+        logs.close(0)
+
+
+@pytest.fixture
+def app() -> Iterator[logging.Logger]:
+    """A user's logger, which lets everything through."""
+    logger = logging.getLogger("tests.app")
+    logger.setLevel(1)
+    yield logger
+    logger.setLevel(logging.NOTSET)

@@ -1,0 +1,230 @@
+import contextvars
+import logging
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+
+from cascade.connectors.otel._tally import FlushReport
+from cascade.connectors.otel._transport import Reply
+from cascade.connectors.otel.logs import RunLogs, chosen_level
+from cascade.testing import OtlpReceiver
+from cascade.testing.faults import Fault
+from tests.connectors.otel import peers
+from tests.connectors.otel.logs.conftest import RUN, TASK, LogsTo, inside, lines
+
+HANG = 3.0  # seconds; a flush to a dead peer has one, the rest is for a busy machine
+PROTOCOLS = pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+
+
+@PROTOCOLS
+def test_what_a_task_says_arrives_with_the_ids_of_its_span(
+    protocol: str, receiver: OtlpReceiver, logs_to: LogsTo, app: logging.Logger
+) -> None:
+    logs = logs_to(receiver.endpoint(protocol), protocol)
+    with inside():
+        app.info("%d rows", 3, extra={"rows": 3})
+        with TracerProvider(shutdown_on_exit=False).get_tracer("mine").start_as_current_span("own") as span:
+            app.warning("within")
+    app.info("nobody's")
+    assert logs.flush(10) == FlushReport(put=2, sent=2)
+    first, second = lines(receiver.logs)
+    assert (first.scope, first.body, first.attributes["rows"]) == ("tests.app", "3 rows", 3)
+    assert first.ids == (TASK.trace_id, TASK.span_id, 1)
+    assert second.ids[1] == f"{span.get_span_context().span_id:016x}"
+    assert logs.losses() == (0, "")
+
+
+@PROTOCOLS
+def test_a_burst_loses_nothing(protocol: str, receiver: OtlpReceiver, logs_to: LogsTo, app: logging.Logger) -> None:
+    logs = logs_to(receiver.endpoint(protocol), protocol)
+    contexts = 2
+    app.propagate = False  # pytest keeps what reaches the root logger
+    app.addHandler(logs._handler)
+
+    def say(thread: int) -> None:
+        for number in range(25_000):
+            app.info("%d-%d", thread, number)
+
+    with inside():
+        copies = [contextvars.copy_context() for _ in range(contexts)]
+    threads = [threading.Thread(target=copy.run, args=(say, n)) for n, copy in enumerate(copies)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    app.removeHandler(logs._handler)
+    app.propagate = True
+    assert logs.flush(30) == FlushReport(put=50_000, sent=50_000)
+    assert len({line.body for line in lines(receiver.logs)}) == 50_000
+
+
+def test_what_was_said_leaves_without_a_flush(receiver: OtlpReceiver, logs_to: LogsTo, app: logging.Logger) -> None:
+    logs_to(receiver.http_endpoint)
+    with inside():
+        app.info("now")
+    assert receiver.wait_for_requests(1)[0].signal == "logs"
+
+
+def test_the_handler_is_there_while_a_run_is(receiver: OtlpReceiver, logs_to: LogsTo) -> None:
+    logs = logs_to(receiver.http_endpoint)
+    logs.attach("other")
+    logs.attach("other")
+    for run_id in (RUN, "other"):
+        logs.detach(run_id)
+        assert logging.root.handlers.count(logs._handler) == 1
+    logs.detach("other")
+    logs.detach("never attached")
+    assert logs._handler not in logging.root.handlers
+
+
+@PROTOCOLS
+def test_a_flush_does_not_spend_seconds_on_a_dead_peer(protocol: str, logs_to: LogsTo, app: logging.Logger) -> None:
+    logs = logs_to(peers.refused(), protocol)
+    for count in (1, 2):
+        with inside():
+            app.info("lost")
+        began = time.monotonic()
+        report = logs.flush(30)
+        assert time.monotonic() - began < HANG
+        assert (report.put, report.sent, report.lost, report.pending) == (count, 0, count, 0)
+        assert logs.losses() == (1, "connection refused")
+
+
+@PROTOCOLS
+def test_nor_on_a_black_hole(protocol: str, logs_to: LogsTo, app: logging.Logger) -> None:
+    with peers.black_hole() as endpoint:
+        logs = logs_to(endpoint, protocol)
+        with inside():
+            app.info("lost")
+        began = time.monotonic()
+        report = logs.flush(30)
+        assert time.monotonic() - began < HANG
+        assert (report.sent, report.lost) == (0, 1)
+
+
+@PROTOCOLS
+def test_what_can_be_sent_again_is(protocol: str, receiver: OtlpReceiver, logs_to: LogsTo, app: logging.Logger) -> None:
+    receiver.fault = Fault.unavailable(times=1)
+    logs = logs_to(receiver.endpoint(protocol), protocol)
+    with inside():
+        app.info("again")
+    assert logs.flush(10).sent == 1
+    assert logs.losses() == (0, "")
+    assert len(receiver.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("protocol", "status", "code"),
+    [("http/protobuf", n, None) for n in (404, 405, 501)] + [("grpc", None, "UNIMPLEMENTED")],
+)
+def test_a_peer_that_takes_no_logs_is_told_of_once(
+    protocol: str, status: int | None, code: str | None, receiver: OtlpReceiver, logs_to: LogsTo, app: logging.Logger
+) -> None:
+    receiver.fault = Fault(http_status=status, grpc_code=code)
+    logs = logs_to(receiver.endpoint(protocol), protocol)
+    told = []
+    for _ in range(3):
+        with inside():
+            app.info("unwanted")
+        logs.flush(10)
+        told.append(logs.losses())
+    assert [count for count, _ in told] == [1, 1, 1]
+    assert told[0][1].startswith("it takes no logs (")
+    assert [reason for _, reason in told[1:]] == ["", ""]
+
+
+def test_secrets_and_hostile_records_do_not_stop_the_others(
+    receiver: OtlpReceiver, logs_to: LogsTo, app: logging.Logger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs = logs_to(receiver.http_endpoint)
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    app.propagate = False
+    app.addHandler(logs._handler)
+    with inside():
+        app.info(*("%s %s", "too few"))
+        app.info("\ud800 %s", "password=hunter2", extra={"nan": float("nan"), "token": "hunter2"})
+        app.info("x" * 5_000_000)
+    app.removeHandler(logs._handler)
+    app.propagate = True
+    assert logs.flush(10) == FlushReport(put=3, sent=3)
+    assert "hunter2" not in str(receiver.logs)
+
+
+def test_the_export_itself_is_not_exported(receiver: OtlpReceiver, logs_to: LogsTo, app: logging.Logger) -> None:
+    """Even a transport that logs on its thread, in the context of the task that started the thread."""
+    logs = logs_to(receiver.http_endpoint)
+    seen = threading.Semaphore(0)
+
+    class Talkative:
+        def send(self, body: bytes, timeout: float) -> Reply:
+            app.error("sending %d bytes", len(body))
+            logging.getLogger("opentelemetry.x").error("sending")
+            seen.release()
+            return Reply("accepted")
+
+        def close(self) -> None:
+            app.error("closing")
+
+    logs._outbox._shared.open_transport = Talkative
+    with inside():
+        app.info("once")
+    assert logs.flush(10) == FlushReport(put=1, sent=1)
+    assert seen.acquire(timeout=10)
+    assert logs.flush(10) == FlushReport(put=1, sent=1)
+
+
+@pytest.mark.parametrize("way", ["pass", "os.fork() or logging.getLogger().warning('child')"])
+def test_the_exit_and_a_fork_lose_nothing(way: str, receiver: OtlpReceiver) -> None:
+    script = textwrap.dedent(f"""
+        import logging, os, sys
+        from opentelemetry.sdk.resources import Resource
+        from cascade.connectors.otel._options import ExportOptions
+        from cascade.connectors.otel.logs import RunLogs
+        from tests.connectors.otel.logs.conftest import RUN, inside
+        options = ExportOptions.from_environment(endpoint={receiver.http_endpoint!r}, signal="logs", environ={{}})
+        logs = RunLogs(Resource({{}}), options)
+        logs.attach(RUN)
+        with inside():
+            logging.getLogger().warning("parent")
+            {way}
+    """)
+    subprocess.run([sys.executable, "-c", script], check=True)
+    receiver.wait_for_requests(2 if "fork" in way else 1)
+    bodies = sorted(line.body for line in lines(receiver.logs))
+    assert bodies == (["child", "parent"] if "fork" in way else ["parent"])
+
+
+@pytest.mark.parametrize(
+    ("logs", "environ", "level"),
+    [
+        (None, {}, None),
+        (False, {"OTEL_LOGS_EXPORTER": "otlp"}, None),
+        (None, {"OTEL_LOGS_EXPORTER": "console, OTLP"}, logging.NOTSET),
+        (None, {"OTEL_LOGS_EXPORTER": "none"}, None),
+        (True, {"OTEL_LOGS_EXPORTER": "none"}, logging.NOTSET),
+        ("info", {}, logging.INFO),
+        ("CRITICAL", {}, logging.CRITICAL),
+        (True, {"OTEL_SDK_DISABLED": "true"}, None),
+    ],
+)
+def test_logs_are_exported_only_when_asked_for(logs: Any, environ: dict[str, str], level: int | None) -> None:
+    assert chosen_level(logs, environ) == level
+
+
+@pytest.mark.parametrize("logs", ["LOUD", "", 20, 1.5])
+def test_an_unknown_level_is_refused_with_the_choices(logs: Any) -> None:
+    with pytest.raises(ValueError, match=r"logs=.*DEBUG, INFO"):
+        chosen_level(logs, {})
+
+
+def test_a_closed_one_is_off_the_root_logger(receiver: OtlpReceiver, logs_to: Callable[..., RunLogs]) -> None:
+    logs = logs_to(receiver.http_endpoint)
+    logs.close(1)
+    assert logs._handler not in logging.root.handlers

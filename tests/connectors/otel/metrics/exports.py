@@ -1,0 +1,65 @@
+"""Metrics that go to a receiver, and what has arrived there."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from opentelemetry.sdk.resources import Resource
+
+from cascade.connectors.otel._options import ExportOptions
+from cascade.connectors.otel.metrics import RunMetrics
+from cascade.testing import OtlpReceiver
+from tests.connectors.otel.metrics.messages import Payload
+from tests.connectors.otel.tracing import Collector
+
+TIMEOUT = 20.0
+LONG = 600.0  # seconds; more than a test may take
+RESOURCE = Resource({"service.name": "tests"})
+
+
+@contextlib.contextmanager
+def exporting(endpoint: str, protocol: str = "http/protobuf", **environ: str) -> Iterator[RunMetrics]:
+    options = ExportOptions.from_environment(endpoint=endpoint, protocol=protocol, signal="metrics", environ=environ)
+    made = RunMetrics.own(RESOURCE, options, environ)
+    try:
+        yield made
+    finally:
+        made.close(0)
+
+
+def exported(collector: Collector, *payloads: Payload, **environ: str) -> dict[str, Any]:
+    """What arrives for these messages, by name."""
+    collector.receiver.clear()
+    with exporting(collector.endpoint, collector.protocol, **environ) as metrics:
+        for payload in payloads:
+            metrics.publish(payload)
+        metrics.flush(TIMEOUT)
+        return latest(collector.receiver)
+
+
+def metrics_of(request: Any) -> dict[str, Any]:
+    """The metrics of one request, by name."""
+    (resource,) = request.resource_metrics
+    (scope,) = resource.scope_metrics
+    return {metric.name: metric for metric in scope.metrics}
+
+
+def latest(receiver: OtlpReceiver) -> dict[str, Any]:
+    return metrics_of(receiver.metrics[-1])
+
+
+def points(metric: Any) -> list[Any]:
+    """The data points of a metric, whatever it is."""
+    return list(getattr(metric, metric.WhichOneof("data")).data_points)
+
+
+def values(metric: Any) -> dict[tuple[Any, ...], int]:
+    """By the values of their attributes: the count of a histogram's points, the value of others."""
+    is_histogram = metric.WhichOneof("data") == "histogram"
+    return {
+        tuple(attributes(point).values()): point.count if is_histogram else point.as_int for point in points(metric)
+    }
+
+
+def attributes(point: Any) -> dict[str, Any]:
+    return {one.key: getattr(one.value, one.value.WhichOneof("value")) for one in point.attributes}

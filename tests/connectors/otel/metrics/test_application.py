@@ -1,0 +1,118 @@
+"""A meter provider of the application's: its readers get the metrics, nothing is sent by us."""
+
+import subprocess
+import sys
+import textwrap
+from typing import Any
+
+import pytest
+from opentelemetry.metrics import NoOpMeterProvider
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
+from cascade.connectors.otel._tally import FlushReport
+from cascade.connectors.otel.metrics import RunMetrics
+from cascade.connectors.otel.metrics._catalogue import BOUNDS, DOCUMENTED
+from cascade.connectors.otel.metrics._census import MAX_NAMES
+from tests.connectors.otel.metrics import messages
+
+TIMEOUT = 20.0
+
+
+def provider_with_reader() -> tuple[MeterProvider, InMemoryMetricReader]:
+    reader = InMemoryMetricReader()
+    return MeterProvider([reader], shutdown_on_exit=False), reader
+
+
+def read(reader: InMemoryMetricReader) -> dict[str, Any]:
+    data = reader.get_metrics_data()
+    assert data is not None
+    ((scope,),) = (resource.scope_metrics for resource in data.resource_metrics)
+    assert scope.scope.name == "cascade"
+    return {metric.name: metric for metric in scope.metrics}
+
+
+def values(metric: Any) -> dict[tuple[Any, ...], int]:
+    return {
+        tuple(point.attributes.values()): getattr(point, "count", 0) or point.value for point in metric.data.data_points
+    }
+
+
+def test_all_metrics_with_names_units_and_bounds() -> None:
+    provider, reader = provider_with_reader()
+    metrics = RunMetrics.of(provider)
+    metrics.watch("traces", lambda: FlushReport(sent=5, lost=1, retried=2))
+    metrics.entered()
+    waited = messages.task(waits=[messages.wait("resource", 1)])
+    for payload in (waited, messages.pending(), messages.skipped(), messages.stopped("other"), messages.started()):
+        metrics.publish(payload)
+    found = read(reader)
+    assert {name: metric.unit for name, metric in found.items()} == {one.name: one.unit for one in DOCUMENTED}
+    (point,) = found["cascade.task.duration"].data.data_points
+    assert tuple(point.explicit_bounds) == BOUNDS
+    assert dict(point.attributes) == {"cascade.task.name": "work", "cascade.task.result": "success"}
+    (exemplar,) = point.exemplars
+    assert (f"{exemplar.trace_id:032x}", f"{exemplar.span_id:016x}") == (messages.TRACE, messages.SPAN)
+    assert values(found["cascade.run.active"]) == {(): 1}
+    assert values(found["cascade.task.active"]) == {(): 1}
+    assert values(found["cascade.task.cache.hits"]) == {("work",): 1}
+    assert values(found["cascade.telemetry.sent"]) == {("traces",): 5}
+
+
+def test_connectors_share_the_instruments_and_add_up(caplog: pytest.LogCaptureFixture) -> None:
+    provider, reader = provider_with_reader()
+    one, other = RunMetrics.of(provider), RunMetrics.of(provider)
+    for metrics in (one, other):
+        metrics.watch("traces", lambda: FlushReport(sent=2))
+        metrics.publish(messages.started())
+        metrics.publish(messages.task())
+    assert values(read(reader)["cascade.task.duration"]) == {("work", "success"): 2}
+    assert values(read(reader)["cascade.run.active"]) == {(): 2}
+    one.flush(TIMEOUT)
+    del one, metrics
+    found = read(reader)
+    assert values(found["cascade.telemetry.sent"]) == {("traces",): 4}
+    other.close(TIMEOUT)
+    other.publish(messages.task())
+    assert values(read(reader)["cascade.task.duration"]) == {("work", "success"): 2}
+    assert caplog.records == []
+
+
+def test_attribute_sets_are_limited_here_too() -> None:
+    provider, reader = provider_with_reader()
+    metrics = RunMetrics.of(provider)
+    for number in range(MAX_NAMES + 5):
+        metrics.publish(messages.task(f"task {number}"))
+    points = read(reader)["cascade.task.duration"].data.data_points
+    assert len(points) == MAX_NAMES + 1
+    assert next(point.count for point in points if dict(point.attributes) == {"otel.metric.overflow": True}) == 5
+
+
+def test_a_message_without_a_trace_is_measured_all_the_same() -> None:
+    provider, reader = provider_with_reader()
+    RunMetrics.of(provider).publish(messages.task() | {"trace_id": "", "span_id": ""})
+    assert values(read(reader)["cascade.task.duration"]) == {("work", "success"): 1}
+
+
+def test_a_provider_that_does_nothing_is_one() -> None:
+    metrics = RunMetrics.of(NoOpMeterProvider())
+    metrics.publish(messages.task())
+    metrics.flush(TIMEOUT)
+
+
+def test_what_is_no_provider() -> None:
+    with pytest.raises(TypeError, match="no opentelemetry MeterProvider"):
+        RunMetrics.of("provider")  # type: ignore[arg-type]
+
+
+def test_the_applications_provider_is_found() -> None:
+    program = """
+        from opentelemetry import metrics
+        from cascade.connectors.otel.metrics import application
+        assert application() is None
+        from opentelemetry.sdk.metrics import MeterProvider
+        provider = MeterProvider()
+        metrics.set_meter_provider(provider)
+        assert application() is provider
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, timeout=50)

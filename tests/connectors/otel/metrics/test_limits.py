@@ -1,0 +1,72 @@
+"""Names come from user code, messages from anywhere: neither may cost more than its share."""
+
+import pytest
+
+from cascade.connectors.otel._tally import FlushReport
+from cascade.connectors.otel.metrics._catalogue import DOCUMENTED
+from cascade.connectors.otel.metrics._census import MAX_ERROR_TYPES, MAX_NAMES, MAX_SETS, MAX_TARGETS
+from tests.connectors.otel.metrics import messages
+from tests.connectors.otel.metrics.exports import TIMEOUT, attributes, exported, exporting, latest, points, values
+from tests.connectors.otel.tracing import Collector
+
+OVERFLOW = {"otel.metric.overflow": True}
+
+
+def test_attribute_sets_are_limited(collector: Collector) -> None:
+    found = exported(
+        collector,
+        *(messages.task(f"task {number}") for number in range(MAX_NAMES + 5)),
+        *(messages.stopped(target=f"target {number}") for number in range(MAX_TARGETS + 5)),
+        *(messages.skipped("task 0", f"reason {number}") for number in range(MAX_SETS + 5)),
+        messages.task("task 0"),
+        messages.pending("task 1"),
+        messages.pending("task 999"),
+    )
+    for name, limit in (("task.duration", MAX_NAMES), ("run.duration", MAX_TARGETS), ("task.skips", MAX_SETS)):
+        metric = found[f"cascade.{name}"]
+        assert len(points(metric)) == limit + 1
+        assert values(metric)[True,] == 5
+        assert attributes(points(metric)[-1]) == OVERFLOW
+    assert values(found["cascade.task.duration"])["task 0", "success"] == 2
+    assert values(found["cascade.task.retries"]) == {("task 1",): 1, (True,): 1}
+
+
+def test_types_of_errors_are_limited(collector: Collector) -> None:
+    found = exported(collector, *(messages.failed("work", f"Error{number}") for number in range(MAX_ERROR_TYPES + 3)))
+    assert len(points(found["cascade.task.duration"])) == MAX_ERROR_TYPES + 1
+    assert values(found["cascade.task.duration"])[True,] == 3
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {},
+        {"body": None},
+        {"body": {"type": "TaskStateEvent"}},
+        messages.task() | {"trace_id": "", "span_id": "x"},
+        messages.task() | {"span_id": "f" * 99},
+        messages.task(result=["unhashable"]),
+        messages.task(end_ns=10**400),
+        messages.task(waits=[None]),
+        messages.task("lone \ud800 surrogate"),
+    ],
+)
+def test_a_message_from_elsewhere_costs_itself_at_most(payload: messages.Payload, collector: Collector) -> None:
+    found = exported(collector, messages.task("mine"), payload, messages.task("mine"))
+    assert values(found["cascade.task.duration"])["mine", "success"] == 2
+
+
+def test_every_metric_is_documented_and_carries_no_id(collector: Collector) -> None:
+    payloads = messages.failed(), messages.skipped(), messages.pending(), messages.stopped()
+    with exporting(collector.endpoint, collector.protocol) as metrics:
+        metrics.watch("traces", lambda: FlushReport(sent=1))
+        for payload in (*payloads, messages.task(waits=[messages.wait("paused", 1)])):
+            metrics.publish(payload)
+        metrics.flush(TIMEOUT)
+        found = latest(collector.receiver)
+    assert [*found] == [metric.name for metric in DOCUMENTED]
+    for metric in DOCUMENTED:
+        assert found[metric.name].description == metric.meaning
+        names = {name for point in points(found[metric.name]) for name in attributes(point)}
+        assert names == set(metric.attributes)
+        assert not names & {"cascade.run.id", "cascade.task.id"}

@@ -1,0 +1,206 @@
+"""Collectors that do not take metrics, are not there, or hang; forks, and the process's end."""
+
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cascade.testing import Fault, OtlpReceiver
+from tests.connectors.otel import peers
+from tests.connectors.otel.metrics import messages
+from tests.connectors.otel.metrics.exports import LONG, TIMEOUT, exporting, latest, metrics_of, values
+from tests.connectors.otel.tracing import Collector
+
+TEMPORALITY = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
+
+
+@pytest.fixture
+def clean(collector: Collector, caplog: pytest.LogCaptureFixture) -> Iterator[OtlpReceiver]:
+    caplog.set_level(logging.DEBUG, "cascade.connectors.otel")
+    collector.receiver.clear()
+    yield collector.receiver
+    collector.receiver.fault = None
+
+
+@pytest.mark.parametrize("status", [404, 405, 501])
+def test_a_collector_that_takes_only_traces_is_asked_once_and_quietly(
+    status: int, collector: Collector, clean: OtlpReceiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    clean.fault = Fault(http_status=status, grpc_code="UNIMPLEMENTED", times=1)
+    with exporting(collector.endpoint, collector.protocol) as metrics:
+        for _ in range(3):
+            metrics.publish(messages.started())
+            metrics.publish(messages.task())
+            metrics.flush(TIMEOUT)
+    assert len(clean.requests) == 1
+    assert [record.levelname for record in caplog.records] == ["DEBUG"]
+
+
+@pytest.mark.parametrize("temporality", ["cumulative", "delta"])
+def test_what_was_not_taken_is_in_the_next_export(
+    temporality: str, collector: Collector, clean: OtlpReceiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    with exporting(collector.endpoint, collector.protocol, **{TEMPORALITY: temporality}) as metrics:
+        for fault in (Fault.unavailable(times=1), Fault.bad_request(times=1), Fault.unauthorized(times=1), None):
+            clean.fault = fault
+            metrics.publish(messages.task())
+            metrics.flush(TIMEOUT)
+        assert len(clean.metrics) == 1
+        metrics.publish(messages.task())
+        metrics.flush(TIMEOUT)
+    counts = [values(metrics_of(request)["cascade.task.duration"]) for request in clean.metrics]
+    assert counts == [{("work", "success"): 4}, {("work", "success"): 1 if temporality == "delta" else 5}]
+    assert [record.levelname for record in caplog.records] == ["DEBUG", "WARNING", "DEBUG"]
+
+
+def test_what_was_not_taken_is_sent_again_without_news(collector: Collector, clean: OtlpReceiver) -> None:
+    clean.fault = Fault.unavailable(times=3)
+    with exporting(collector.endpoint, collector.protocol, OTEL_METRIC_EXPORT_INTERVAL="1") as metrics:
+        metrics.publish(messages.task())
+        clean.wait_for_requests(4)
+        metrics.flush(TIMEOUT)
+    assert values(latest(clean)["cascade.task.duration"]) == {("work", "success"): 1}
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_a_collector_that_is_not_there_costs_no_time_and_no_warning(
+    protocol: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with exporting(peers.refused(), protocol) as metrics:
+        for _ in range(3):
+            metrics.publish(messages.task())
+            metrics.flush(LONG)
+    assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_nor_does_a_black_hole(protocol: str, caplog: pytest.LogCaptureFixture) -> None:
+    with peers.black_hole() as endpoint, exporting(endpoint, protocol) as metrics:
+        for _ in range(3):
+            metrics.publish(messages.task())
+            metrics.flush(LONG)
+        metrics.close(LONG)
+    assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
+
+
+def test_a_flush_ends_at_its_limit_while_the_collector_hangs(collector: Collector, clean: OtlpReceiver) -> None:
+    with exporting(collector.endpoint, collector.protocol) as metrics:
+        metrics.publish(messages.task())
+        metrics.flush(TIMEOUT)
+        clean.fault = Fault.silence()
+        metrics.publish(messages.task())
+        metrics.flush(0.01)
+        metrics.publish(messages.task())
+        metrics.flush(LONG)
+        assert len(clean.metrics) == 1
+
+
+def test_a_certificate_that_is_none_is_the_traces_to_tell(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.pem"
+    empty.touch()
+    with exporting("https://127.0.0.1:1", OTEL_EXPORTER_OTLP_CERTIFICATE=str(empty)) as metrics:
+        metrics.publish(messages.task())
+        metrics.flush(LONG)
+    assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
+
+
+def test_flushes_at_the_same_time_all_end(collector: Collector, clean: OtlpReceiver) -> None:
+    with exporting(collector.endpoint, collector.protocol) as metrics:
+
+        def run() -> None:
+            for _ in range(20):
+                metrics.publish(messages.task())
+                metrics.flush(LONG)
+
+        threads = [threading.Thread(target=run) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert values(latest(clean)["cascade.task.duration"]) == {("work", "success"): 80}
+
+
+PROGRAM = """
+import os, sys
+from tests.connectors.otel.metrics import messages
+from tests.connectors.otel.metrics.exports import RESOURCE
+from cascade.connectors.otel._options import ExportOptions
+from cascade.connectors.otel._tally import FlushReport
+from cascade.connectors.otel.metrics import RunMetrics
+
+options = ExportOptions.from_environment(endpoint=sys.argv[1], protocol=sys.argv[2], signal="metrics")
+metrics = RunMetrics.own(RESOURCE, options)
+"""
+
+
+def program(code: str, endpoint: str, protocol: str) -> None:
+    command = [sys.executable, "-c", PROGRAM + textwrap.dedent(code), endpoint, protocol]
+    environ = {**os.environ, "GRPC_VERBOSITY": "NONE"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False, env=environ)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_forked_child_begins_at_zero(collector: Collector, clean: OtlpReceiver) -> None:
+    program(
+        """
+        sent = [5]
+        metrics.watch("traces", lambda: FlushReport(sent=sent[0]))
+        metrics.publish(messages.started("parents"))
+        metrics.entered()
+        metrics.publish(messages.task("both"))
+        metrics.flush(20)
+        metrics.publish(messages.task("parents"))
+        if os.fork() == 0:
+            metrics.left()
+            metrics.publish(messages.started("childs"))
+            sent[0] = 7
+            metrics.publish(messages.task("both"))
+            metrics.flush(20)
+            os._exit(0)
+        assert os.wait()[1] == 0
+        """,
+        collector.endpoint,
+        collector.protocol,
+    )
+    before, child, parent = (metrics_of(request) for request in clean.metrics)
+    durations = [values(one["cascade.task.duration"]) for one in (before, child, parent)]
+    assert durations == [
+        {("both", "success"): 1},
+        {("both", "success"): 1},
+        {("both", "success"): 1, ("parents", "success"): 1},
+    ]
+    assert values(child["cascade.task.active"]) == {(): 0}
+    assert values(child["cascade.run.active"]) == {(): 1}
+    assert values(child["cascade.telemetry.sent"]) == {("traces",): 2}
+    assert values(parent["cascade.task.active"]) == {(): 1}
+
+
+def test_what_is_left_at_the_processs_end_is_sent(collector: Collector, clean: OtlpReceiver) -> None:
+    program("metrics.publish(messages.task())", collector.endpoint, collector.protocol)
+    assert values(latest(clean)["cascade.task.duration"]) == {("work", "success"): 1}
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_a_process_with_a_dead_collector_ends(protocol: str) -> None:
+    program("metrics.publish(messages.task())", peers.refused(), protocol)
+    with peers.black_hole() as endpoint:
+        program("metrics.publish(messages.task())", endpoint, protocol)
+
+
+def test_the_sdks_metrics_are_imported_by_the_first_export(collector: Collector) -> None:
+    program(
+        """
+        metrics.publish(messages.task())
+        assert "opentelemetry.sdk.metrics" not in sys.modules
+        metrics.flush(20)
+        assert "opentelemetry.sdk.metrics" in sys.modules
+        """,
+        collector.endpoint,
+        collector.protocol,
+    )

@@ -1,0 +1,108 @@
+"""Metrics and logs of whole runs, beside their traces."""
+
+import logging
+from typing import Any
+
+import pytest
+from opentelemetry import trace
+
+import cascade as cs
+from cascade.connectors.otel import OtelConnector
+from cascade.testing import OtlpReceiver
+from tests.connectors.otel.logs.conftest import lines
+from tests.connectors.otel.metrics.exports import attributes, latest, points, values
+
+app = logging.getLogger("tests.signals")
+
+
+@pytest.fixture(autouse=True)
+def talkative(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "level", logging.DEBUG)
+    app.manager._clear_cache()  # type: ignore[attr-defined] # loggers remember what they are enabled for
+
+
+@cs.task
+def flaky() -> str:
+    task = cs.current_task()
+    assert task is not None
+    app.info("attempt")
+    if task.attempt < 2:
+        raise ValueError("again")
+    with trace.get_tracer("mine").start_as_current_span("own"):
+        app.info("own")
+    return "done"
+
+
+@cs.task
+async def shout(word: str) -> str:
+    app.info("shout")
+    return word.upper()
+
+
+def flow() -> Any:
+    return shout(flaky().with_retry(2, delay=0.0))
+
+
+def endpoint_of(receiver: OtlpReceiver, protocol: str) -> dict[str, Any]:
+    return {"endpoint": receiver.endpoint(protocol), "protocol": protocol}
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_log_records_carry_the_ids_of_the_span_they_were_made_in(protocol: str) -> None:
+    with OtlpReceiver() as receiver:
+        cs.run(flow(), connector=OtelConnector(**endpoint_of(receiver, protocol), logs=True), log_level="ERROR")
+        names = {span.span_id: span.name for span in receiver.spans}
+        said = [(line.body, names[line.ids[1]]) for line in lines(receiver.logs) if line.scope == app.name]
+    assert said == [
+        ("attempt", "flaky attempt"),
+        ("attempt", "flaky attempt"),
+        ("own", "own"),
+        ("shout", "shout"),
+    ]
+
+
+def test_logs_are_not_exported_unless_asked_for() -> None:
+    with OtlpReceiver() as receiver:
+        cs.run(flow(), connector=OtelConnector(receiver.http_endpoint), log_level="ERROR")
+        assert not receiver.logs
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_a_runs_metrics_arrive_with_its_trace(protocol: str) -> None:
+    with OtlpReceiver() as receiver:
+        cs.run(flow(), connector=OtelConnector(**endpoint_of(receiver, protocol)), log_level="ERROR")
+        metrics = latest(receiver)
+        spans = {span.span_id: span.name for span in receiver.spans}
+    durations = points(metrics["cascade.task.duration"])
+    assert sorted(attributes(point)["cascade.task.name"] for point in durations) == ["flaky", "shout"]
+    assert {spans[example.span_id.hex()] for point in durations for example in point.exemplars} == {"flaky", "shout"}
+    assert values(metrics["cascade.task.retries"]) == {("flaky",): 1}
+    assert values(metrics["cascade.telemetry.sent"]) == {("traces",): len(spans)}
+    assert values(metrics["cascade.task.active"]) == {(): 0}
+
+
+def test_metrics_may_be_left_out() -> None:
+    with OtlpReceiver() as receiver:
+        cs.run(flow(), connector=OtelConnector(receiver.http_endpoint, metrics=False), log_level="ERROR")
+        assert not receiver.metrics
+        assert receiver.spans
+
+
+def test_an_endpoint_that_is_the_url_for_traces_tells_those_of_the_others() -> None:
+    with OtlpReceiver() as receiver:
+        connector = OtelConnector(f"{receiver.http_endpoint}/v1/traces", logs=True)
+        cs.run(flow(), connector=connector, log_level="ERROR")
+        assert receiver.metrics
+        assert receiver.logs
+        assert receiver.spans
+
+
+def test_an_endpoint_with_another_path_has_no_metrics_and_refuses_logs(caplog: pytest.LogCaptureFixture) -> None:
+    with OtlpReceiver() as receiver:
+        endpoint = f"{receiver.http_endpoint}/elsewhere"
+        with pytest.raises(ValueError, match="logs: there is no telling"):
+            OtelConnector(endpoint, logs=True)
+        cs.run(flow(), connector=OtelConnector(endpoint), log_level="ERROR")
+    warned = [record.getMessage() for record in caplog.records if record.name.startswith("cascade.")]
+    assert len(warned) == 1, "of the traces, whose path it is"
+    assert warned[0].startswith(f"OtelConnector: 8 spans were lost at {endpoint}: 404")
