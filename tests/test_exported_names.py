@@ -20,7 +20,10 @@ def visible(module: ModuleType) -> set[str]:
 
 
 def test_all_is_what_is_visible() -> None:
-    assert visible(cascade) - {"lookup"} == set(cascade.__all__)
+    for name in cascade.__all__:
+        getattr(cascade, name)
+    assert visible(cascade) - {"lookup", "TYPE_CHECKING"} == set(cascade.__all__)
+    assert set(cascade.__all__) <= set(dir(cascade))
     assert set(cascade.runtime.__all__) <= visible(cascade.runtime)
     assert cascade.__all__ == sorted(cascade.__all__)
 

@@ -1,34 +1,40 @@
-"""Workflows of plain functions: every run is an OpenTelemetry trace, live on MQTT."""
+"""Workflows of plain functions: every run is an OpenTelemetry trace, live on MQTT.
 
-from typing import Any
+Names are imported when they are first used: to define tasks needs a tenth of what it takes to run them.
+"""
 
-from cascade import adapters, connectors, context, graph, messaging, providers, runtime, spec, telemetry, tools
-from cascade._inputs import Env, Param
+from typing import TYPE_CHECKING, Any
+
 from cascade._lookup import lookup
-from cascade._run import run, run_async
-from cascade.adapters.executors.local import LocalExecutor
-from cascade.adapters.solvers.native import NativeSolver
-from cascade.connectors.fanout import FanoutConnector
-from cascade.connectors.memory import MemoryConnector
-from cascade.context import get_current_context
-from cascade.graph.serialize import from_json, to_json
-from cascade.runtime.bus import MessageBus
-from cascade.runtime.engine import Engine
-from cascade.runtime.exceptions import DependencyMissingError
-from cascade.runtime.log_records import CorrelationFilter, JsonFormatter
-from cascade.runtime.overrides import override_resource
-from cascade.runtime.protocols import Connector
-from cascade.runtime.subscribers import HumanReadableLogSubscriber, TelemetrySubscriber
-from cascade.runtime.task_context import current_task
-from cascade.spec.constraint import with_constraints
-from cascade.spec.input import EnvSpec, ParamSpec
-from cascade.spec.lazy_types import LazyResult
-from cascade.spec.resource import inject, resource
-from cascade.spec.routing import Router
-from cascade.spec.task import task
-from cascade.tools.cli import cli
-from cascade.tools.preview import dry_run
-from cascade.tools.visualize import visualize
+
+if TYPE_CHECKING:
+    from cascade import adapters, connectors, context, graph, messaging, providers, runtime, spec, telemetry, tools
+    from cascade._inputs import Env, Param
+    from cascade._lookup import lookup
+    from cascade._run import run, run_async
+    from cascade.adapters.executors.local import LocalExecutor
+    from cascade.adapters.solvers.native import NativeSolver
+    from cascade.connectors.fanout import FanoutConnector
+    from cascade.connectors.memory import MemoryConnector
+    from cascade.context import get_current_context
+    from cascade.graph.serialize import from_json, to_json
+    from cascade.runtime.bus import MessageBus
+    from cascade.runtime.engine import Engine
+    from cascade.runtime.exceptions import DependencyMissingError
+    from cascade.runtime.log_records import CorrelationFilter, JsonFormatter
+    from cascade.runtime.overrides import override_resource
+    from cascade.runtime.protocols import Connector
+    from cascade.runtime.subscribers import HumanReadableLogSubscriber, TelemetrySubscriber
+    from cascade.runtime.task_context import current_task
+    from cascade.spec.constraint import with_constraints
+    from cascade.spec.input import EnvSpec, ParamSpec
+    from cascade.spec.lazy_types import LazyResult
+    from cascade.spec.resource import inject, resource
+    from cascade.spec.routing import Router
+    from cascade.spec.task import task
+    from cascade.tools.cli import cli
+    from cascade.tools.preview import dry_run
+    from cascade.tools.visualize import visualize
 
 __all__ = [
     "Connector",
@@ -77,4 +83,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    return lookup(name)
+    found = lookup(name)
+    if name in __all__:
+        globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -273,7 +273,7 @@ _name_of = lru_cache(maxsize=1024)(_find_name)
 
 async def _end_of(cancelled: StillRunning) -> None:
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
-    cancelled.future.add_done_callback(lambda _: loop.call_soon_threadsafe(ended.set))
+    cancelled.work.add_done_callback(lambda _: loop.call_soon_threadsafe(ended.set))
     await ended.wait()
 
 

@@ -9,8 +9,8 @@
 """
 
 import asyncio
-import concurrent.futures
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 
 class CascadeRuntimeError(Exception):
@@ -45,12 +45,20 @@ class TelemetryLostError(CascadeRuntimeError):
         super().__init__(message)
 
 
+class Ending(Protocol):
+    """Work that will end some time."""
+
+    def add_done_callback(self, callback: Callable[[Any], object], /) -> None:
+        """Call `callback` with the work once it has ended, in whatever thread, or now if it has."""
+        ...
+
+
 class StillRunning(asyncio.CancelledError):
     """Raised by an executor that is cancelled but cannot interrupt what it runs, such as a thread.
 
-    A run that has failed waits for `future`; one that is cancelled does not.
+    A run that has failed waits for `work` to end, such as a `concurrent.futures.Future`; one that is cancelled does not.
     """
 
-    def __init__(self, future: "concurrent.futures.Future[Any]") -> None:
-        self.future = future
+    def __init__(self, work: Ending) -> None:
+        self.work = work
         super().__init__()

@@ -1,14 +1,13 @@
 """Tasks in this process: coroutines in the event loop, plain functions in worker threads."""
 
 import asyncio
-import contextvars
 import inspect
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
+from cascade.adapters.executors._pool import Call, WorkerPool
 from cascade.runtime.exceptions import StillRunning
 
 MAX_WORKERS = 32
@@ -29,7 +28,7 @@ class LocalExecutor:
             raise ValueError(f"max_workers={max_workers!r}: at least one thread is needed")
         self._threads = threads
         self._max_workers = max_workers
-        self._pool: ThreadPoolExecutor | None = None
+        self._pool: WorkerPool | None = None
         self._lock = threading.Lock()
 
     async def execute(self, node: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
@@ -59,26 +58,26 @@ class LocalExecutor:
         with self._lock:
             pool, self._pool = self._pool, None
         if pool is not None:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.close()
 
     def _is_threaded(self, node: Any) -> bool:
         wish = getattr(node, "threaded", None)
         return (self._threads if wish is None else wish) and not _known(_makes_coroutines, node.callable_obj)
 
     async def _in_thread(self, function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        context = contextvars.copy_context()
-        running: Future[Any] = self._workers().submit(context.run, _called, function, args, kwargs)
+        call, workers = Call(_called, function, args, kwargs), self._workers()
+        workers.start(call)
         try:
-            return await asyncio.wrap_future(running)
+            return await call.future
         except asyncio.CancelledError:
-            if running.cancelled() or running.done():
+            if call.is_over or workers.withdraw(call):
                 raise
-            raise StillRunning(running) from None
+            raise StillRunning(call) from None
 
-    def _workers(self) -> ThreadPoolExecutor:
+    def _workers(self) -> WorkerPool:
         with self._lock:
             if self._pool is None:
-                self._pool = ThreadPoolExecutor(self._max_workers, thread_name_prefix="cascade-task")
+                self._pool = WorkerPool(self._max_workers)
             return self._pool
 
 
