@@ -120,12 +120,19 @@ class Scheduler:
 
     def _settle(self, node: Node) -> None:
         self._settled.add(node.id)
+        needed, pending = self._flow.needed, self._pending
         for edge in self._flow.out_edges.get(node.id, ()):
-            if edge.target.id not in self._flow.needed:
+            consumer = edge.target
+            if consumer.id not in needed:
                 continue
             if edge.router is not None:
                 self._open_route(edge)
-            self._one_less_pending(edge)
+            if edge.edge_type is EdgeType.ROUTER_ROUTE:
+                self._route_settled(edge)
+                continue
+            pending[consumer.id] -= 1
+            if not pending[consumer.id]:
+                self._ready.append(consumer)
         if node.id == self._target_id:
             self._crew.finish()
 
@@ -144,16 +151,13 @@ class Scheduler:
             return None
         return chosen_route(edge.router, self._run.state.get_result(edge.source.id))
 
-    def _one_less_pending(self, edge: Edge) -> None:
-        consumer = edge.target.id
-        if edge.edge_type is EdgeType.ROUTER_ROUTE:
-            self._pending[consumer] -= (freed := self._awaited_routes.pop((edge.source.id, consumer), 0))
-            if not freed:
-                return
-        else:
-            self._pending[consumer] -= 1
-        if not self._pending[consumer]:
-            self._ready.append(self._nodes[consumer])
+    def _route_settled(self, edge: Edge) -> None:
+        """A branch has ended; its consumer waits for it only if it was the chosen one."""
+        consumer = edge.target
+        if freed := self._awaited_routes.pop((edge.source.id, consumer.id), 0):
+            self._pending[consumer.id] -= freed
+            if not self._pending[consumer.id]:
+                self._ready.append(consumer)
 
     def _tell_skipped(self, node: Node, reason: str) -> None:
         if node.param_spec is not None:

@@ -25,7 +25,9 @@ class FlowManager:
         self.downstream_demand: dict[str, int] = dict.fromkeys((node.id for node in graph.nodes), 0)
         self.needed: set[str] = set()
         self._branches: dict[str, list[str]] = defaultdict(list)  # by consumer: branches that it may still get
+        self._decides = False  # whether any value decides what else runs
         for edge in graph.edges:
+            self._decides |= edge.edge_type is EdgeType.CONDITION or edge.router is not None
             if edge.edge_type is EdgeType.ROUTER_ROUTE:
                 self._branches[edge.target.id].append(edge.source.id)
             self.in_edges[edge.target.id].append(edge)
@@ -49,6 +51,8 @@ class FlowManager:
 
     def register_result(self, node_id: str, result: Any, state_backend: StateBackend) -> list[str]:
         """Give up the branches that `result`, of a router's selector, did not choose; return the ids of pruned nodes."""
+        if not self._decides:
+            return []
         given_up: list[str] = []
         for edge in self.out_edges.get(node_id, ()):
             if edge.router is not None:
@@ -82,11 +86,15 @@ class FlowManager:
 
     def should_skip(self, node: Node, state_backend: StateBackend) -> str | None:
         """Why a node whose upstreams are settled must not run; None if it must."""
-        edges = self.in_edges.get(node.id, ())
-        if not edges:
-            return state_backend.get_skip_reason(node.id)
-        reasons = (_reason_to_skip(edge, state_backend) for edge in sorted(edges, key=_conditions_first))
-        return state_backend.get_skip_reason(node.id) or next(filter(None, reasons), None)
+        reason = state_backend.get_skip_reason(node.id)
+        edges: Iterable[Edge] = self.in_edges.get(node.id, ())
+        if self._decides:
+            edges = sorted(edges, key=_conditions_first)
+        for edge in edges:
+            if reason is not None:
+                break
+            reason = _reason_to_skip(edge, state_backend)
+        return reason
 
 
 def _conditions_first(edge: Edge) -> bool:

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from operator import eq
 from typing import Any
 
 from cascade.graph.model import Edge, EdgeType, Node
@@ -39,7 +40,8 @@ class ArgumentResolver:
             DependencyMissingError: An upstream has no value.
             ValueError: A router's selector gave a value that none of its routes has.
         """
-        inputs, nested = dict(node.literal_inputs), set()
+        inputs = dict(node.literal_inputs)
+        nested: set[str] = set()
         for edge in self._in_edges.get(node.id, ()):
             if edge.edge_type is EdgeType.DATA:
                 inputs[edge.arg_name] = self._value(edge, node)
@@ -53,7 +55,7 @@ class ArgumentResolver:
         """Put resources where the inputs, or the defaults of the function's parameters, ask for them."""
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
-        for name in sorted(inputs, key=_position) if len(inputs) > 1 else inputs:
+        for name in inputs if _in_order(inputs) else sorted(inputs, key=_position):
             value = inputs[name]
             given = self._resources[value.resource_name] if type(value) is Inject else value
             if name.isdigit():
@@ -92,6 +94,14 @@ class ArgumentResolver:
         if not self._state.has_result(source_id):
             raise DependencyMissingError(node.name, arg_name, source_id)
         return self._state.get_result(source_id)
+
+
+def _in_order(inputs: Mapping[str, Any]) -> bool:
+    """Whether positional arguments come first and in their order, as they mostly do."""
+    return len(inputs) < 2 or all(map(eq, inputs, _POSITIONS)) or not any(map(str.isdigit, inputs))  # noqa: PLR2004
+
+
+_POSITIONS = tuple(map(str, range(256)))
 
 
 def _position(name: str) -> int:

@@ -198,12 +198,12 @@ async def test_cancelling_does_not_wait_for_the_thread_and_tells_that_it_runs_on
 async def test_one_executor_serves_two_event_loops_at_once(executor: LocalExecutor) -> None:
     def in_its_own_loop(number: int) -> list[int]:
         async def main() -> list[int]:
-            return await asyncio.gather(*[executor.execute(node(lambda n=n: n), [], {}) for n in range(number)])
+            return list(await asyncio.gather(*[executor.execute(node(lambda n=n: n), [], {}) for n in range(number)]))
 
         return asyncio.run(main())
 
     both = await asyncio.gather(asyncio.to_thread(in_its_own_loop, 200), asyncio.to_thread(in_its_own_loop, 300))
-    assert both == [list(range(200)), list(range(300))]
+    assert list(both) == [list(range(200)), list(range(300))]
 
 
 async def test_what_still_waits_for_a_thread_never_runs_once_cancelled() -> None:

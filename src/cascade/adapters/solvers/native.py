@@ -19,9 +19,11 @@ class NativeSolver:
         waiting = dict.fromkeys((node.id for node in graph.nodes), 0)
         consumers: dict[str, list[Node]] = defaultdict(list)
         for edge in graph.edges:
-            _check_ends(edge, waiting)
-            waiting[edge.target.id] += 1
-            consumers[edge.source.id].append(edge.target)
+            source_id, target = edge.source.id, edge.target
+            if source_id not in waiting or target.id not in waiting:
+                raise _loose_end(edge, waiting)
+            waiting[target.id] += 1
+            consumers[source_id].append(target)
         plan: ExecutionPlan = []
         stage = [node for node in graph.nodes if not waiting[node.id]]
         while stage:
@@ -32,12 +34,11 @@ class NativeSolver:
         return plan
 
 
-def _check_ends(edge: Edge, known: Container[str]) -> None:
-    for node in (edge.source, edge.target):
-        if node.id not in known:
-            raise ValueError(
-                f"The edge from '{edge.source.name}' to '{edge.target.name}' needs '{node.name}', which is not in the graph"
-            )
+def _loose_end(edge: Edge, known: Container[str]) -> ValueError:
+    missing = next(node for node in (edge.source, edge.target) if node.id not in known)
+    return ValueError(
+        f"The edge from '{edge.source.name}' to '{edge.target.name}' needs '{missing.name}', which is not in the graph"
+    )
 
 
 def _freed_by(node: Node, consumers: dict[str, list[Node]], waiting: dict[str, int]) -> list[Node]:
