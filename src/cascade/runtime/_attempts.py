@@ -123,7 +123,7 @@ class Work:
         self.start_ns = self.run.clock.now_ns()
         if self.run.bus.handlers(TaskExecutionStarted):
             attempt = 1 if self.node.retry_policy else 0
-            self._emit(TaskExecutionStarted, timestamp=self.start_ns / 1e9, start_ns=self.start_ns, attempt=attempt)
+            self._publish(TaskExecutionStarted, timestamp=self.start_ns / 1e9, start_ns=self.start_ns, attempt=attempt)
         value = await self._attempt()
         self._save(self.arguments.inputs, value)
         return value
@@ -227,21 +227,23 @@ class Work:
         result = result or result_of(error)
         if number:
             self.attempts = (*self.attempts, Attempt(number, start_ns, end_ns, exception, result))
-        self._emit(
+        more: dict[str, Any] = {}
+        if error is not None:
+            more = {"error": error_text(error), "exception": exception}
+        if self.node.retry_policy is not None:
+            more["attempts"], more["max_attempts"] = self.attempts, self.node.retry_policy.max_attempts
+        self._publish(
             TaskExecutionFinished,
             timestamp=end_ns / 1e9,
             status=_STATUS.get(result, "Failed"),
             duration=seconds(self.start_ns, end_ns),
-            error=error_text(error) if error is not None else None,
-            exception=exception,
             result=result,
             start_ns=self.start_ns,
             end_ns=end_ns,
-            attempts=self.attempts,
-            max_attempts=self.node.retry_policy.max_attempts if self.node.retry_policy else 0,
             arguments=self.arguments.inputs if self.arguments else None,
             output=output,
             **self._standing(),
+            **more,
         )
 
     def _standing(self) -> dict[str, Any]:
@@ -250,10 +252,14 @@ class Work:
 
     def _emit(self, event: type[TaskEvent], **fields: Any) -> None:
         if self.run.bus.handlers(event):
-            node = self.node
-            self.run.emit(
-                event, task_id=node.id, task_name=node.name, map_id=self.map_id, map_index=self.map_index, **fields
-            )
+            self._publish(event, timestamp=self.run.clock.now_ns() / 1e9, **fields)
+
+    def _publish(self, event: type[TaskEvent], **fields: Any) -> None:
+        node = self.node
+        fields["task_id"], fields["task_name"] = node.id, node.name
+        if self.map_id is not None:
+            fields["map_id"], fields["map_index"] = self.map_id, self.map_index
+        self.run.publish(event, fields)
 
 
 def name_of(function: Any) -> str:

@@ -44,8 +44,13 @@ class RunContext:
     def emit(self, event_type: type[Event], **fields: Any) -> None:
         """Publish an event of this run, unless nobody listens."""
         if self.bus.handlers(event_type):
-            fields.setdefault("timestamp", self.clock.now_ns() / 1e9)
-            self.bus.publish(event_type(run_id=self.run_id, **fields))
+            fields["timestamp"] = self.clock.now_ns() / 1e9
+            self.publish(event_type, fields)
+
+    def publish(self, event_type: type[Event], fields: dict[str, Any]) -> None:
+        """Publish an event of this run, made of these fields and its run_id."""
+        fields["run_id"] = self.run_id
+        self.bus.publish(event_type.made(fields))
 
     def enter_span(self, task: TaskContext) -> AbstractContextManager[None] | None:
         """Make the task's span current, where a connector offers that; to be given to `leave_span`."""

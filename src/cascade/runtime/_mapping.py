@@ -1,13 +1,13 @@
 """Maps: one task for each index of some lists, a window of them at a time."""
 
-from collections.abc import Callable, Iterator
-from itertools import islice
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 from cascade.graph.model import Node
 from cascade.runtime._attempts import Work, result_of
 from cascade.runtime._context import RunContext, error_info, seconds
-from cascade.runtime._crew import Crew
+from cascade.runtime._crew import BURST, Crew
 from cascade.runtime.events import TaskExecutionFinished, TaskExecutionStarted
 from cascade.runtime.protocols import Bounded
 from cascade.runtime.resolvers import ArgumentResolver
@@ -58,26 +58,13 @@ class MapWork:
 
     async def _all(self, items: "Items") -> list[Any]:
         values: list[Any] = [None] * len(items)
-        if not values:
-            return values
-        crew, indexes = Crew(self._run.fail), iter(range(len(items)))
-        open_items = len(items)
-
-        async def one(index: int) -> None:
-            nonlocal open_items
-            values[index] = await self._work(index, items[index]).perform()
-            open_items -= 1
-            if not open_items:
-                crew.finish()
-            elif not crew.over and (following := next(indexes, None)) is not None:
-                crew.spawn(one(following))
-
-        def start() -> None:
-            for index in islice(indexes, self._window(items)):
-                crew.spawn(one(index))
-
-        await crew.run(start)
+        if values:
+            window = self._window(items)
+            await _Ranks(Crew(self._run.fail), window).run(lambda i: self._one(i, items, values), len(items))
         return values
+
+    async def _one(self, index: int, items: "Items", values: list[Any]) -> None:
+        values[index] = await self._work(index, items[index]).perform()
 
     def _window(self, items: "Items") -> int:
         """How many items are in flight: an executor's queue would only make them look slow."""
@@ -113,6 +100,45 @@ class MapWork:
 
     def _who(self) -> dict[str, Any]:
         return {"task_id": self._node.id, "task_name": self._node.name, "kind": "map"}
+
+
+class _Ranks:
+    """Runs numbered coroutines in their order, at most a window of them at a time, and a burst in a turn of the loop."""
+
+    def __init__(self, crew: Crew, window: int) -> None:
+        self._crew = crew
+        self._free = window
+        self._is_booked = False
+
+    async def run(self, work: Callable[[int], Coroutine[Any, Any, None]], count: int) -> None:
+        self._work = work
+        self._next, self._count, self._open = 0, count, count
+        await self._crew.run(self._fill)
+
+    def _fill(self) -> None:
+        crew = self._crew
+        burst = 0 if crew.over else min(BURST, self._free, self._count - self._next)
+        for index in range(self._next, self._next + burst):
+            crew.spawn(self._done(index))
+        self._next += burst
+        self._free -= burst
+        self._is_booked = False
+        if burst == BURST:
+            self._book()
+
+    def _book(self) -> None:
+        if not self._is_booked and self._next < self._count:
+            self._is_booked = True
+            asyncio.get_running_loop().call_soon(self._fill)
+
+    async def _done(self, index: int) -> None:
+        await self._work(index)
+        self._free += 1
+        self._open -= 1
+        if self._open:
+            self._book()
+        else:
+            self._crew.finish()
 
 
 class Items:

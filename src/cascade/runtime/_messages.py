@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import singledispatch
-from typing import Any
+from typing import Any, NamedTuple
 
 from cascade.runtime._parts import Parts
 from cascade.runtime.events import (
@@ -75,8 +75,7 @@ class RunState:
         return Place(self.trace.trace_id, self.trace.parent_span_id)
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
+class Draft(NamedTuple):
     """A message but for its header: the span it belongs to, by task_id, and where that one stands."""
 
     body: wire.Body

@@ -8,7 +8,7 @@ from typing import Any
 from cascade.graph.model import Edge, EdgeType, Graph, Node
 from cascade.runtime._attempts import Work
 from cascade.runtime._context import RunContext
-from cascade.runtime._crew import Crew
+from cascade.runtime._crew import BURST, Crew
 from cascade.runtime._inputs import input_value
 from cascade.runtime._mapping import MapWork
 from cascade.runtime._preflight import check_nodes
@@ -16,9 +16,6 @@ from cascade.runtime.events import TaskSkipped
 from cascade.runtime.flow import FlowManager, chosen_route, lazy_id
 from cascade.runtime.protocols import ExecutionPlan
 from cascade.runtime.resolvers import ArgumentResolver
-
-BURST = 256
-"""Nodes started before the event loop gets its turn: with 100,000 ready at once, short ones end before others begin."""
 
 
 class Scheduler:

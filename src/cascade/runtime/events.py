@@ -8,7 +8,7 @@ import itertools
 import os
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 # Not the program's random numbers: it may be seeded, and what it draws must not depend on ours.
 _process = os.urandom(8).hex()
@@ -62,6 +62,18 @@ class Event:
     event_id: str = field(default_factory=_event_id)
     timestamp: float = field(default_factory=time.time)
     run_id: str | None = None
+
+    @classmethod
+    def made(cls, fields: dict[str, Any]) -> Self:
+        """What the constructor makes of these fields, at a third of its cost; the dict becomes the event's own.
+
+        A field that is not given is read from the class, which has all defaults but those that a factory makes: of
+        these, all but the event's id must be given.
+        """
+        event = object.__new__(cls)
+        fields["event_id"] = _event_id()
+        object.__setattr__(event, "__dict__", fields)
+        return event
 
 
 @dataclass(frozen=True)

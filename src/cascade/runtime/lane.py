@@ -2,8 +2,7 @@
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from cascade.spec.protocols import Connector
 
@@ -18,8 +17,7 @@ PATIENCE = 1.0
 _FULL = "its queue was full"
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """What is to be published. `size` is an estimate in bytes; the terminal ones are dropped last."""
 
     topic: str

@@ -78,7 +78,11 @@ class LiveRun:
     spans: dict[str, Span] = field(default_factory=dict)
     ended: set[str] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    root_id: str = field(init=False)
     _traces: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.root_id = self.trace.span_id
 
     @property
     def is_recording(self) -> bool:

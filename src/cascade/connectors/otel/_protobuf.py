@@ -1,4 +1,4 @@
-"""Protobuf by hand, only what is around messages that the generated classes have encoded.
+"""Protobuf by hand: what is around messages that the generated classes encode, and the few fields that are hot.
 
 In protobuf to concatenate two encoded messages is to merge them, and to concatenate repeated fields is to list both
 (protobuf.dev, "Encoding").
@@ -6,18 +6,26 @@ In protobuf to concatenate two encoded messages is to merge them, and to concate
 
 _LENGTH_DELIMITED = 2
 _SEVEN_BITS = 0x7F
+_NEGATIVE = 1 << 64
 
 
 def field(number: int, content: bytes) -> bytes:
-    """A field of bytes, or of a message, whose number is below 16."""
-    return bytes((number << 3 | _LENGTH_DELIMITED,)) + _varint(len(content)) + content
+    """A field of bytes, text, or of a message, whose number is below 16."""
+    size = len(content)
+    return _TAGS[number] + (_SMALL[size] if size <= _SEVEN_BITS else varint(size)) + content
 
 
-def _varint(number: int) -> bytes:
-    """A length as protobuf writes it: seven bits a byte, the lowest first."""
+def varint(number: int) -> bytes:
+    """A whole number of 64 bits as protobuf writes it: seven bits a byte, the lowest first."""
+    if number < 0:
+        number += _NEGATIVE
     encoded = bytearray()
     while number > _SEVEN_BITS:
         encoded.append(number & _SEVEN_BITS | 0x80)
         number >>= 7
     encoded.append(number)
     return bytes(encoded)
+
+
+_TAGS = tuple(bytes((number << 3 | _LENGTH_DELIMITED,)) for number in range(16))
+_SMALL = tuple(bytes((number,)) for number in range(_SEVEN_BITS + 1))

@@ -2,8 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from cascade.telemetry import attributes as a
 from cascade.telemetry.identity import RUN_STARTED, span_id
@@ -13,15 +12,13 @@ from cascade.telemetry.safe import text
 Attributes = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     name: str
     time_ns: int
     attributes: Attributes
 
 
-@dataclass(frozen=True, slots=True)
-class SpanData:
+class SpanData(NamedTuple):
     """A finished span. Ids are lower-case hex, `parent_id` is "" for none; `error` is the text of its ERROR status.
 
     `has_children`: others stand below it, as below a run, a map, a part.

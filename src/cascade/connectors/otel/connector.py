@@ -170,7 +170,7 @@ class OtelConnector:
             run.ended.discard(data.span_id)  # a failed attempt, which ended when its retry was announced
             return
         live = run.spans.pop(data.span_id, None) if run is not None and run.spans else None
-        if run is not None and data.span_id == run.trace.span_id:
+        if run is not None and data.span_id == run.root_id:
             complete(run.root, data, is_linked=True)  # a sampler has seen its links at the start
         elif live is not None:
             complete(live, data)
