@@ -139,8 +139,14 @@ class Spans(Sequence[ReceivedSpan]):
         return self._only(self._by_id.get(span_id, []), f"span with the id {span_id}")
 
     def children(self, span: ReceivedSpan) -> list[ReceivedSpan]:
-        """The spans whose parent is this one, in the order in which they started."""
-        return list(self._by_parent.get((span.trace_id, span.span_id), ()))
+        """The spans whose parent is this one, or a part of it in another trace, in the order in which they started."""
+        below = [child for one in (span, *self.parts(span)) for child in self._by_parent.get(_key(one), ())]
+        return sorted(below, key=lambda child: child.start_ns)
+
+    def parts(self, span: ReceivedSpan) -> list[ReceivedSpan]:
+        """The roots of the traces that hold further children of a run or map: linked with it both ways."""
+        linked = (one for link in span.links for one in self._by_id.get(link.span_id, ()) if _key(one) == _key(link))
+        return [one for one in linked if one.parent_span_id is None and _key(span) in map(_key, one.links)]
 
     def roots(self) -> list[ReceivedSpan]:
         """The spans that name no parent."""
@@ -174,12 +180,15 @@ class Spans(Sequence[ReceivedSpan]):
 
     @cached_property
     def _by_parent(self) -> dict[tuple[str, str | None], list[ReceivedSpan]]:
-        in_start_order = sorted(self._spans, key=lambda span: span.start_ns)
-        return _grouped(in_start_order, lambda span: (span.trace_id, span.parent_span_id))
+        return _grouped(self._spans, lambda span: (span.trace_id, span.parent_span_id))
 
     @cached_property
     def _ids(self) -> set[tuple[str, str]]:
         return {(span.trace_id, span.span_id) for span in self._spans}
+
+
+def _key(one: ReceivedSpan | ReceivedLink) -> tuple[str, str]:
+    return one.trace_id, one.span_id
 
 
 def _grouped(spans: Iterable[ReceivedSpan], key: Callable[[ReceivedSpan], _K]) -> dict[_K, list[ReceivedSpan]]:

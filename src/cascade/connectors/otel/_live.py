@@ -106,12 +106,15 @@ class LiveRun:
         yield from spans
 
 
-def complete(span: Span, data: SpanData, *, is_linked: bool = False) -> None:
-    """Write what the message says on a span, beside what user code has written, and end it."""
+def complete(span: Span, data: SpanData, *, linked: int = 0) -> None:
+    """Write what the message says on a span, beside what user code has written, and end it.
+
+    The first `linked` of its links it has had from the start, for a sampler to see.
+    """
     if not span.is_recording():
         return
     span.set_attributes(data.attributes)
-    for trace_id, span_id in () if is_linked else data.links:
+    for trace_id, span_id in data.links[linked:]:
         span.add_link(span_context(trace_id, span_id, data.flags))
     for event in data.events:
         span.add_event(event.name, event.attributes, event.time_ns)

@@ -171,7 +171,7 @@ class OtelConnector:
             return
         live = run.spans.pop(data.span_id, None) if run is not None and run.spans else None
         if run is not None and data.span_id == run.root_id:
-            complete(run.root, data, is_linked=True)  # a sampler has seen its links at the start
+            complete(run.root, data, linked=len(run.trace.links))
         elif live is not None:
             complete(live, data)
         elif self._factory is not None:

@@ -1,0 +1,113 @@
+"""What is encoded directly must be what the SDK, and its encoder, would have made of it."""
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
+from cascade.connectors.otel._encode import Envelope, encode_span
+from cascade.connectors.otel._live import SpanFactory
+from cascade.connectors.otel._protobuf import varint
+from cascade.connectors.otel._provider import foreign
+from cascade.connectors.otel._spans import Event, SpanData
+from cascade.telemetry import attributes as a
+
+exporter = InMemorySpanExporter()
+provider = TracerProvider(shutdown_on_exit=False)
+provider.add_span_processor(SimpleSpanProcessor(exporter))
+tracing = foreign(provider)
+assert tracing is not None
+factory = SpanFactory(tracing)
+
+NS = st.integers(1, 2**63 - 1)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)
+VALUE = st.one_of(
+    TEXT,
+    st.booleans(),
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(allow_nan=False),
+    st.lists(TEXT, max_size=3).map(tuple),
+)
+KEYS = st.sampled_from([a.TASK_ID, a.MAP_INDEX, a.TASK_NAME, a.RUN_ID, a.TASK_OUTPUT, a.MAP_SIZE, "mine", "n/a", "ü"])
+ATTRIBUTES = st.dictionaries(KEYS, VALUE).map(lambda found: {k: v for k, v in found.items() if _fits(k, v)})
+SPAN_IDS = st.integers(1, 2**64 - 1).map(lambda n: f"{n:016x}")
+TRACE_IDS = st.integers(1, 2**128 - 1).map(lambda n: f"{n:032x}")
+
+
+def _fits(key: str, value: Any) -> bool:
+    """Some attributes have one type only."""
+    kinds = {a.TASK_ID: str, a.MAP_INDEX: int}
+    return type(value) is kinds.get(key, type(value))
+
+
+SPANS = st.builds(
+    SpanData,
+    name=TEXT,
+    trace_id=TRACE_IDS,
+    span_id=SPAN_IDS,
+    parent_id=st.one_of(SPAN_IDS, st.just("")),
+    start_ns=NS,
+    end_ns=NS,
+    attributes=ATTRIBUTES,
+    flags=st.just(1),
+    is_server=st.booleans(),
+    error=st.none() | TEXT,
+    events=st.lists(st.builds(Event, name=TEXT, time_ns=NS, attributes=ATTRIBUTES), max_size=2).map(tuple),
+    links=st.lists(st.tuples(TRACE_IDS, SPAN_IDS), max_size=3).map(tuple),
+)
+
+
+def by_the_sdk(data: SpanData) -> Any:
+    exporter.clear()
+    factory.finished(data, None)
+    (resource_spans,) = encode_spans(exporter.get_finished_spans()).resource_spans
+    return resource_spans.scope_spans[0].spans[0]
+
+
+def in_order(span: Any) -> Any:
+    """Attributes have no order, and an empty status says what none says."""
+    if not span.status.ByteSize():
+        span.ClearField("status")
+    for holder in (span, *span.events):
+        ordered = sorted(holder.attributes, key=lambda attribute: attribute.key)
+        del holder.attributes[:]
+        holder.attributes.extend(ordered)
+    return span
+
+
+@given(SPANS)
+def test_a_span_is_what_the_sdk_makes_of_it(data: SpanData) -> None:
+    assert in_order(Span.FromString(encode_span(data))) == in_order(by_the_sdk(data))
+
+
+@given(st.lists(SPANS, max_size=3), st.dictionaries(TEXT.filter(bool), TEXT, max_size=3))
+def test_an_envelope_holds_all_spans_under_one_resource_and_scope(spans: list[SpanData], found: dict[str, str]) -> None:
+    envelope = Envelope(Resource(found, "https://example.org/schema"), InstrumentationScope("cascade", "1.2", ""))
+    request = ExportTraceServiceRequest.FromString(envelope.around(map(encode_span, spans)))
+    (resource_spans,) = request.resource_spans
+    assert {one.key: one.value.string_value for one in resource_spans.resource.attributes} == found
+    assert resource_spans.schema_url == "https://example.org/schema"
+    (scope_spans,) = resource_spans.scope_spans
+    assert (scope_spans.scope.name, scope_spans.scope.version) == ("cascade", "1.2")
+    assert [span.span_id.hex() for span in scope_spans.spans] == [span.span_id for span in spans]
+
+
+@given(st.integers(-(2**63), 2**64 - 1))
+def test_a_number_is_written_as_protobuf_writes_it(number: int) -> None:
+    field = b"\x18"  # of AnyValue: its integer
+    value = Span.FromString(
+        b"\x4a" + varint(len(_attribute(field + varint(number)))) + _attribute(field + varint(number))
+    )
+    assert value.attributes[0].value.int_value % 2**64 == number % 2**64
+
+
+def _attribute(value: bytes) -> bytes:
+    return b"\x12" + varint(len(value)) + value
