@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 from cascade.runtime.exceptions import TelemetryLostError
-from cascade.runtime.lane import Lane, Message
-from cascade.runtime.protocols import Capturing, Connector, Selective, Tracing
+from cascade.runtime.lane import MAX_QUEUED_BYTES, Lane, Message
+from cascade.runtime.protocols import Capturing, Connector, Gate, Selective, Tracing
 from cascade.runtime.task_context import TaskContext
 from cascade.spec.protocols import MessageCallback
 from cascade.telemetry.identity import RunTrace, SpanRef, place_run
@@ -26,10 +26,17 @@ class FanoutConnector:
     Where several of them trace, the first one's span is the current one in the tasks.
     """
 
-    def __init__(self, connectors: Sequence[Connector], *, drain_timeout: float = DRAIN_TIMEOUT) -> None:
+    def __init__(
+        self,
+        connectors: Sequence[Connector],
+        *,
+        drain_timeout: float = DRAIN_TIMEOUT,
+        max_bytes: int = MAX_QUEUED_BYTES,
+    ) -> None:
         self.connectors = tuple(connectors)
         self._drain_timeout = drain_timeout
-        self._lanes = [Lane(connector) for connector in self.connectors]
+        self._lanes = [Lane(connector, max_bytes=max_bytes) for connector in self.connectors]
+        self._gates = [*self._lanes, *(connector for connector in self.connectors if isinstance(connector, Gate))]
         self._reported = [0] * len(self._lanes)
         self._tracing = [connector for connector in self.connectors if isinstance(connector, Tracing)]
         self._captures = [c.capture if isinstance(c, Capturing) else frozenset() for c in self.connectors]
@@ -54,6 +61,14 @@ class FanoutConnector:
             return self._tracing[0].activate(task)
         return _all_active(self._tracing, task)
 
+    def is_full(self) -> bool:
+        return any(gate.is_full() for gate in self._gates)
+
+    async def room(self) -> None:
+        for gate in self._gates:
+            if gate.is_full():
+                await gate.room()
+
     async def connect(self) -> None:
         """Connect all side by side. One that fails loses its own messages, and says so at the run's end."""
         results = await _gather(lane.connector.connect() for lane in self._lanes)
@@ -77,9 +92,6 @@ class FanoutConnector:
     async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:
         for lane, capture in zip(self._lanes, self._captures, strict=True):
             lane.put(Message(topic, without_captured(payload, keep=capture), qos, _SIZE, terminal=qos > 0))
-        for lane in self._lanes:
-            if lane.is_full():
-                await lane.room()
 
     async def subscribe(self, topic: str, callback: MessageCallback) -> None:
         results = await _gather(connector.subscribe(topic, callback) for connector in self.connectors)

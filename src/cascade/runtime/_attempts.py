@@ -92,7 +92,8 @@ class Work:
     async def _wait_for_telemetry(self) -> None:
         start_ns = self.run.clock.now_ns()
         self._emit(TaskBlocked, reason="telemetry", start_ns=start_ns)
-        await self.run.bus.room()
+        while self.run.bus.is_full():
+            await self.run.bus.room()
         self.waits = (*self.waits, Wait("telemetry", start_ns, self.run.clock.now_ns()))
 
     async def _acquire(self) -> None:

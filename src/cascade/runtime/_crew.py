@@ -25,6 +25,11 @@ class Crew:
         self._failure: BaseException | None = None
         self.over = False
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether somebody is at work, who will come back."""
+        return bool(self._members)
+
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         self._count = number = self._count + 1
         self._members[number] = self._loop.create_task(self._guarded(work, number)), work

@@ -60,7 +60,9 @@ class MapWork:
         values: list[Any] = [None] * len(items)
         if values:
             window = self._window(items)
-            await _Ranks(Crew(self._run.fail), window).run(lambda i: self._one(i, items, values), len(items))
+            await _Ranks(Crew(self._run.fail), window, self._run.bus.is_full).run(
+                lambda i: self._one(i, items, values), len(items)
+            )
         return values
 
     async def _one(self, index: int, items: "Items", values: list[Any]) -> None:
@@ -105,9 +107,10 @@ class MapWork:
 class _Ranks:
     """Runs numbered coroutines in their order, at most a window of them at a time, and a burst in a turn of the loop."""
 
-    def __init__(self, crew: Crew, window: int) -> None:
+    def __init__(self, crew: Crew, window: int, is_held: Callable[[], bool]) -> None:
         self._crew = crew
         self._free = window
+        self._is_held = is_held
         self._is_booked = False
 
     async def run(self, work: Callable[[int], Coroutine[Any, Any, None]], count: int) -> None:
@@ -117,7 +120,9 @@ class _Ranks:
 
     def _fill(self) -> None:
         crew = self._crew
-        burst = 0 if crew.over else min(BURST, self._free, self._count - self._next)
+        # Who waits already will call us when it is through: no need for more to wait.
+        stops = crew.over or (crew.is_busy and self._is_held())
+        burst = 0 if stops else min(BURST, self._free, self._count - self._next)
         for index in range(self._next, self._next + burst):
             crew.spawn(self._done(index))
         self._next += burst

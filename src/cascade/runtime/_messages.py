@@ -130,6 +130,7 @@ def _task_started(event: TaskExecutionStarted, run: RunState) -> Draft:
 
 @draft.register
 def _task_blocked(event: TaskBlocked, run: RunState) -> Draft:
+    run.counts["held_back"] += 1
     return _task(event, run, "PENDING", _who(event) | {"reason": event.reason, "start_ns": event.start_ns})
 
 

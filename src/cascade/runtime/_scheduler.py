@@ -75,13 +75,15 @@ class Scheduler:
     def _start_some(self) -> None:
         self._pumping = True
         try:
-            for _ in range(BURST):
+            # While some wait until there is room for telemetry, no more need to; they will call us.
+            for _ in range(0 if self._crew.is_busy and self._run.bus.is_full() else BURST):
                 if not self._ready or self._crew.over:
                     break
                 self._start(self._ready.popleft())
         except Exception as error:  # noqa: BLE001 - raised again by the crew
             self._crew.fail(error)
-        self._pumping = bool(self._ready) and not self._crew.over
+        is_held = self._crew.is_busy and self._run.bus.is_full()
+        self._pumping = bool(self._ready) and not self._crew.over and not is_held
         if self._pumping:
             asyncio.get_running_loop().call_soon(self._start_some)
 

@@ -3,26 +3,15 @@
 import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any
 
 from cascade.runtime.events import Event
+from cascade.runtime.protocols import Gate
 
 logger = logging.getLogger(__name__)
 
 Handler = Callable[[Any], None]
 Drain = Callable[[str], Awaitable[None]]
-
-
-class Gate(Protocol):
-    """A subscriber that cannot take more for a while, and would have the scheduler start no further task."""
-
-    def is_full(self) -> bool:
-        """Asked before each task's start: it must be quick."""
-        ...
-
-    async def room(self) -> None:
-        """Return once there is room again, or it is hopeless."""
-        ...
 
 
 class MessageBus:
@@ -92,7 +81,8 @@ class MessageBus:
 
     async def room(self) -> None:
         for gate in self._gates:
-            await gate.room()
+            if gate.is_full():
+                await gate.room()
 
     def _report(self, handler: Handler, event: Event) -> None:
         if handler not in self._reported:

@@ -16,6 +16,7 @@ __all__ = [
     "Connector",
     "ExecutionPlan",
     "Executor",
+    "Gate",
     "LazyFactory",
     "MessageCallback",
     "Selective",
@@ -73,6 +74,19 @@ class Capturing(Protocol):
 
     @property
     def capture(self) -> frozenset[str]: ...
+
+
+@runtime_checkable
+class Gate(Protocol):
+    """An extra a connector may offer: while it is behind, the scheduler starts no further task. Neither call may raise."""
+
+    def is_full(self) -> bool:
+        """Asked before each task's start: it must be quick. Never true of a peer that is dead."""
+        ...
+
+    async def room(self) -> None:
+        """Return when there may be room again; it is asked anew then. Very many tasks may wait here at once."""
+        ...
 
 
 @runtime_checkable

@@ -20,7 +20,7 @@ from cascade.runtime.events import (
     TaskSkipped,
 )
 from cascade.runtime.lane import MAX_QUEUED_BYTES, Lane, Message
-from cascade.runtime.protocols import Capturing, Selective
+from cascade.runtime.protocols import Capturing, Gate, Selective
 from cascade.spec.protocols import Connector
 from cascade.spec.telemetry import Header, LifecycleEvent
 from cascade.telemetry.identity import RunTrace, place_run, span_id
@@ -123,6 +123,8 @@ class TelemetrySubscriber:
         event_bus.subscribe(ConnectorFailed, self.on_connector_failed)
         event_bus.on_drain(self.drain)
         event_bus.hold_back(self._lane)
+        if isinstance(connector, Gate):
+            event_bus.hold_back(connector)
 
     @property
     def lost(self) -> int:

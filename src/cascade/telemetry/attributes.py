@@ -27,6 +27,7 @@ RUN_TASKS_FAILED = "cascade.run.tasks.failed"
 RUN_TASKS_CANCELLED = "cascade.run.tasks.cancelled"
 RUN_TASKS_SKIPPED = "cascade.run.tasks.skipped"
 RUN_TASKS_RETRIED = "cascade.run.tasks.retried"
+RUN_TASKS_HELD_BACK = "cascade.run.tasks.held_back"
 RUN_MESSAGES_DROPPED = "cascade.run.messages.dropped"
 
 TASK_ID = "cascade.task.id"
@@ -84,6 +85,7 @@ DOCUMENTED = (
     Documented(RUN_TASKS_CANCELLED, "int", "run", "tasks that were cancelled"),
     Documented(RUN_TASKS_SKIPPED, "int", "run", "tasks that were skipped"),
     Documented(RUN_TASKS_RETRIED, "int", "run", "retries"),
+    Documented(RUN_TASKS_HELD_BACK, "int", "run", "how often a task that could run was held back, retries aside"),
     Documented(RUN_MESSAGES_DROPPED, "int", "run", "messages that the run's queue has dropped"),
     Documented(TASK_ID, "string", "all of a task, your own below it included", "the task's id in the workflow"),
     Documented(TASK_NAME, "string", "task, attempt, wait", "the task's name"),

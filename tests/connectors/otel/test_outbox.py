@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace import Span, TracerProvider
 from cascade.connectors.otel._batch import estimate
 from cascade.connectors.otel._options import ExportOptions
 from cascade.connectors.otel._outbox import Outbox
-from cascade.connectors.otel._sender import MAX_BODY
+from cascade.connectors.otel._sender import MAX_BODY, MAX_SENDERS
 from cascade.connectors.otel._tally import FlushReport
 from cascade.connectors.otel._transport import Reply, open_transport
 from tests.connectors.otel import peers
@@ -336,6 +336,63 @@ def test_the_exports_own_traffic_is_not_instrumented(make_span: MakeSpan) -> Non
 def test_senseless_limits(limit: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="above zero"):
         Outbox(Scripted, **limit)
+
+
+def test_what_is_important_takes_the_room_of_the_oldest_that_is_not(make_span: MakeSpan) -> None:
+    held = threading.Event()
+    peer = Scripted(lambda _: Reply("accepted") if held.wait(30) else Reply("refused"))
+    size = estimate(make_span())
+    box = Outbox(lambda: peer, capacity=3 * size, schedule_delay=1000)
+    assert [box.put(make_span(), important=True)] + [box.put(make_span()) for _ in range(2)] == [True] * 3
+    assert box.put(make_span(), important=True)
+    assert box.put(make_span(), important=True)
+    assert not box.put(make_span(), important=True), "nothing is left that matters less"
+    assert box.report() == FlushReport(put=6, lost=3, pending=3, reason="more than fits in memory")
+    held.set()
+    assert box.close(20).sent == 3
+
+
+def test_a_peer_that_takes_its_time_gets_several_requests_at_once(make_span: MakeSpan) -> None:
+    together = threading.Barrier(3)
+    first = threading.Event()
+
+    def reply(_: bytes) -> Reply:
+        if not first.is_set():
+            time.sleep(0.03)  # how slow the peer is, which is what the outbox goes by
+            first.set()
+        else:
+            together.wait(20)  # three at a time, or never
+        return Reply("accepted")
+
+    box = Outbox(lambda: Scripted(reply), batch_size=1)
+    for _ in range(1 + 3 * 4):
+        box.put(make_span())
+    assert box.close(30) == FlushReport(put=13, sent=13)
+
+
+def test_a_dead_peer_is_asked_by_one_at_a_time(make_span: MakeSpan) -> None:
+    asked, asking, most = 0, 0, 0
+    lock = threading.Lock()
+
+    def reply(_: bytes) -> Reply:
+        nonlocal asked, asking, most
+        with lock:
+            asked += 1
+            asking += 1
+            number = asked
+            if number > 5 + MAX_SENDERS:  # those that were out when it died are not meant
+                most = max(most, asking)
+        time.sleep(0.03)  # slow enough for several requests at once, while it lives
+        with lock:
+            asking -= 1
+        return Reply("accepted") if number <= 5 else Reply("retry", "down", dead=True)
+
+    box = Outbox(lambda: Scripted(reply), batch_size=1)
+    for _ in range(40):
+        box.put(make_span())
+    report = box.close(1.0)
+    assert (report.sent, report.lost) == (5, 35)
+    assert most <= 1
 
 
 REPLIES = st.sampled_from(

@@ -42,9 +42,19 @@ def _flushed(routes: Sequence[Route], timeout: float, then: Callable[[float], No
     return lost, reason
 
 
-async def room(outbox: Outbox) -> None:
-    """Wait until the outbox has room again, but not so long that we would be taken for dead."""
-    await _in_thread(lambda: outbox.wait_for_room(_SLICE), _SLICE + _GRACE)
+class Room:
+    """Waits for room in an outbox, in one thread for however many tasks."""
+
+    def __init__(self) -> None:
+        self._waiting: asyncio.Future[Any] | None = None
+
+    async def wait(self, outbox: Outbox) -> None:
+        """Return when it has room again or its peer is not alive, and after half a second in any case."""
+        waiting = self._waiting
+        if waiting is None or waiting.done() or waiting.get_loop() is not asyncio.get_running_loop():
+            waiting = asyncio.ensure_future(_in_thread(lambda: outbox.wait_for_room(_SLICE), _SLICE + _GRACE))
+            self._waiting = waiting
+        await asyncio.wait({waiting})
 
 
 def _stuck(timeout: float) -> str:

@@ -15,8 +15,6 @@ BATCH_SIZE = 1024  # spans, some 400 KB on the wire: more at a time is no faster
 SCHEDULE_DELAY = 0.5  # seconds: with the time of a request, what has ended is on its way within one
 REQUEST_TIMEOUT = 10.0  # seconds; OTLP's default
 FLUSH_TIMEOUT = 5.0  # seconds
-_FULL = 0.75  # of the capacity; the rest is for what has been started already
-_ROOM = 0.5  # of the capacity; from there on a burst has room again
 
 
 class Outbox:
@@ -66,14 +64,14 @@ class Outbox:
     def is_full(self) -> bool:
         """Whether it is so full that whoever makes spans had better wait; never with a peer that is not alive."""
         shared = self._shared
-        return shared.store.held > _FULL * shared.limits.capacity and shared.peer.is_alive
+        return shared.store.is_full and shared.peer.is_alive
 
     def wait_for_room(self, timeout: float) -> bool:
         """Wait until it is at most half full; False if it still is not, or as soon as the peer is not alive."""
         shared = self._shared
         deadline = time.monotonic() + timeout
         with shared.lock:
-            while shared.store.held > _ROOM * shared.limits.capacity:
+            while shared.store.is_tight:
                 left = deadline - time.monotonic()
                 if left <= 0 or not shared.peer.is_alive:
                     return False
@@ -97,7 +95,7 @@ class Outbox:
                 return False
             shared.is_urgent |= urgent
             waiting = len(shared.store.queue)
-            if urgent or waiting == 1 or waiting % shared.limits.batch_size == 0:
+            if urgent or waiting == 1 or waiting % shared.limits.batch_size == 0 or shared.store.is_tight:
                 shared.work.notify_all()
             return True
 

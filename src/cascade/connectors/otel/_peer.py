@@ -47,9 +47,9 @@ class Peer:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it has answered, its latest request too, and does not let the present one wait for long."""
+        """Whether it has not failed, and does not let the present request wait for long; one not asked yet is."""
         longest = max(LONGEST_WAIT, 3 * self.latency)
-        return self._has_answered and not self._failures and self._clock() - self._asked_at < longest
+        return not self._failures and self._clock() - self._asked_at < longest
 
     def ask(self, now: float) -> None:
         """A request goes out."""

@@ -19,7 +19,7 @@ from cascade.connectors.otel._below import TaskIds, mark_spans_of
 from cascade.connectors.otel._encode import Envelope
 from cascade.connectors.otel._ids import PresetIds, PresetSampler
 from cascade.connectors.otel._options import ExportOptions
-from cascade.connectors.otel._outbox import Outbox
+from cascade.connectors.otel._outbox import CAPACITY, Outbox
 from cascade.connectors.otel._routes import SCOPE, Route, RoutingProcessor
 from cascade.connectors.otel._transport import open_transport, prepare
 from cascade.telemetry import attributes as a
@@ -77,7 +77,9 @@ def application() -> TracerProvider | None:
     return provider if isinstance(provider, TracerProvider) and not isinstance(provider, _OwnProvider) else None
 
 
-def own(options: ExportOptions, environ: Mapping[str, str] = os.environ) -> Tracing | None:
+def own(
+    options: ExportOptions, max_buffer_bytes: int = CAPACITY, environ: Mapping[str, str] = os.environ
+) -> Tracing | None:
     """A provider of our own, which becomes the process's if there is none yet.
 
     Raises:
@@ -88,7 +90,9 @@ def own(options: ExportOptions, environ: Mapping[str, str] = os.environ) -> Trac
     envelope = Envelope(provider.resource, InstrumentationScope(SCOPE, _version(), ""))
     prepare(options)
     pack = partial(encode, envelope=envelope)
-    outbox = Outbox(partial(open_transport, options), pack=pack, request_timeout=options.timeout)
+    outbox = Outbox(
+        partial(open_transport, options), pack=pack, capacity=max_buffer_bytes, request_timeout=options.timeout
+    )
     route = Route(outbox) if "otlp" in exporters else None
     provider.add_span_processor(RoutingProcessor(route))
     mark_spans_of(provider)

@@ -81,7 +81,7 @@ def _due(shared: Shared) -> float:
     store = shared.store
     if not store.queue:
         return float("inf")
-    is_full = len(store.queue) >= shared.limits.batch_size or store.queued >= BATCH_MEMORY
+    is_full = len(store.queue) >= shared.limits.batch_size or store.queued >= BATCH_MEMORY or store.is_tight
     if is_full or shared.is_urgent or shared.flushes:
         return 0.0
     return store.queue[0].put_at + shared.limits.schedule_delay

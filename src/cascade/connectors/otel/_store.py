@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 from cascade.connectors.otel._batch import Entry
 from cascade.connectors.otel._tally import Tally
 
+FULL = 0.75  # of the capacity; the rest is for what has been started already
+OVERDRAFT = 1.25  # of the capacity, for what is important, when all the rest is out with a request
+ROOM = 0.5  # of the capacity; from there on a burst has room again
+
 
 @dataclass(slots=True, eq=False)
 class Flight:
@@ -30,9 +34,18 @@ class Store:
         self.queue: deque[Entry] = deque()
         self.flights: list[Flight] = []
 
+    @property
+    def is_tight(self) -> bool:
+        """Whether more is held than a burst may leave behind: there is no waiting for a fuller batch then."""
+        return self.held > self.capacity * ROOM
+
+    @property
+    def is_full(self) -> bool:
+        return self.held > self.capacity * FULL
+
     def add(self, entry: Entry) -> bool:
         """Queue an entry; False if there is no room."""
-        if self.held + entry.size > self.capacity:
+        if self.held + entry.size > self.capacity * (OVERDRAFT if entry.is_important else 1):
             return False
         self.queue.append(entry)
         self.queued += entry.size

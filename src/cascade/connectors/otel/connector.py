@@ -10,10 +10,11 @@ from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 
 from cascade.connectors.otel import _provider
 from cascade.connectors.otel._activation import NoActivation, SpanActivation
-from cascade.connectors.otel._arguments import captures, one_of, positive
-from cascade.connectors.otel._flush import flush, room
+from cascade.connectors.otel._arguments import captures, one_of, positive, whole
+from cascade.connectors.otel._flush import Room, flush
 from cascade.connectors.otel._live import LiveRun, SpanFactory, complete, parent_context, span_context
 from cascade.connectors.otel._options import ExportOptions
+from cascade.connectors.otel._outbox import CAPACITY
 from cascade.connectors.otel._routes import Route
 from cascade.connectors.otel._signals import Signals
 from cascade.connectors.otel._spans import SpanData, spans_of
@@ -54,6 +55,7 @@ class OtelConnector:
             it to OTEL_LOGS_EXPORTER.
         on_full: When more spans wait than memory is meant for, and the collector is alive, "wait" holds back tasks
             that have not started yet; "drop" loses spans instead. With a dead collector spans are lost either way.
+        max_buffer_bytes: Memory for spans that wait to be exported; 64 MiB, for some 100,000 tasks.
 
     Raises:
         ValueError: A setting is none that there is.
@@ -76,6 +78,7 @@ class OtelConnector:
         metrics: bool = True,
         logs: bool | str | None = None,
         on_full: Literal["wait", "drop"] = "wait",
+        max_buffer_bytes: int = CAPACITY,
     ) -> None:
         self.capture = captures(capture)
         self.ignored = _IGNORED
@@ -88,11 +91,14 @@ class OtelConnector:
         exporting = {"endpoint": endpoint, "protocol": protocol, "headers": headers}
         if tracer_provider is not None and any(exporting.values()):
             raise ValueError("endpoint, protocol and headers are the business of the tracer_provider that is given")
-        self._tracing = _choose(tracer_provider, exporting)
+        capacity = whole("max_buffer_bytes", max_buffer_bytes)
+        self._tracing = _choose(tracer_provider, exporting, capacity)
         self._factory = SpanFactory(self._tracing) if self._tracing else None
         self._signals = Signals(self._tracing, exporting, metrics=metrics, logs=logs)
         self._runs: dict[str, LiveRun] = {}
         self._ended: list[Route] = []
+        self._route = self._tracing.route if self._tracing else None
+        self._room = Room()
         self._connections = 0
 
     async def connect(self) -> None:
@@ -130,11 +136,19 @@ class OtelConnector:
                     run.ended.add(data.span_id)
         if payload["body"].get("event") == "ENGINE_STOPPED":
             self._end_run(payload["run_id"])
-        if self._waits and run is not None and run.route is not None and run.route.outbox.is_full():
-            await room(run.route.outbox)
+        if self.is_full():
+            await self.room()
 
     async def subscribe(self, topic: str, callback: MessageCallback) -> None:
         """Do nothing: OTLP has no way back in."""
+
+    def is_full(self) -> bool:
+        """Whether spans wait for a collector that is alive, and so many that no further task should start."""
+        return self._waits and self._route is not None and self._route.outbox.is_full()
+
+    async def room(self) -> None:
+        if self._route is not None:
+            await self._room.wait(self._route.outbox)
 
     def place_run(self, run_id: str, target: str, start_ns: int, parent: SpanRef | None) -> RunTrace:
         """Start the run's span, so that the sampling decision is known to all its children."""
@@ -154,7 +168,7 @@ class OtelConnector:
         )
         flags = int(root.get_span_context().trace_flags)
         place = RunTrace(run_id, place.trace_id, place.parent_span_id, flags, place.links)
-        route = Route(self._tracing.route.outbox, run_id) if self._tracing.route else None
+        route = Route(self._route.outbox, run_id) if self._route else None
         run = self._runs[run_id] = LiveRun(place, root, self._factory, route)
         run.stands_in(place.trace_id)
         self._signals.start_run(run_id)
@@ -201,10 +215,10 @@ class OtelConnector:
         logger.warning("%s", message)
 
 
-def _choose(provider: Any, exporting: dict[str, Any]) -> "_provider.Tracing | None":
+def _choose(provider: Any, exporting: dict[str, Any], max_buffer_bytes: int) -> "_provider.Tracing | None":
     if provider is not None:
         return _provider.foreign(provider)
     options = ExportOptions.from_environment(**exporting)
     if not any(exporting.values()) and (found := _provider.application()) is not None:
         return _provider.foreign(found)
-    return _provider.own(options)
+    return _provider.own(options, max_buffer_bytes)

@@ -1,0 +1,86 @@
+"""When spans come faster than they can be sent: new tasks wait for a live collector, and for no other."""
+
+import contextlib
+import logging
+from typing import Any
+
+import pytest
+
+import cascade as cs
+from cascade.connectors.memory import MemoryConnector
+from cascade.connectors.otel import OtelConnector
+from cascade.testing import Fault, OtlpReceiver
+from tests.connectors.otel import peers
+
+ITEMS = 400
+BUFFER = 20_000
+"""Bytes: some forty tasks."""
+SLOW = Fault(delay=0.05)
+
+
+@cs.task
+async def double(x: int) -> int:
+    return 2 * x
+
+
+def flow() -> Any:
+    return double.map(x=list(range(ITEMS)))
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_new_tasks_wait_for_a_collector_that_is_alive_but_slow(protocol: str, caplog: pytest.LogCaptureFixture) -> None:
+    beside = MemoryConnector()
+    with OtlpReceiver() as receiver:
+        receiver.fault = SLOW
+        connector = OtelConnector(receiver.endpoint(protocol), protocol=protocol, max_buffer_bytes=BUFFER)
+        assert cs.run(flow(), connector=[connector, beside], log_level="ERROR") == [2 * x for x in range(ITEMS)]
+        spans = receiver.spans
+    assert not caplog.records
+    assert len(spans.named("double")) == ITEMS
+    assert spans.orphans() == []
+    waits = spans.named("double wait")
+    assert waits
+    assert {span.attributes["cascade.wait.reason"] for span in waits} == {"telemetry"}
+    held = [p for p in beside.payloads if p["body"].get("state") == "PENDING"]
+    assert {p["body"]["metadata"]["reason"] for p in held} == {"telemetry"}
+    (root,) = [span for span in spans if span.kind == "SERVER"]
+    assert root.attributes["cascade.run.tasks.held_back"] == len(held)
+
+
+def test_who_prefers_loss_does_not_wait(caplog: pytest.LogCaptureFixture) -> None:
+    with OtlpReceiver() as receiver:
+        receiver.fault = SLOW
+        connector = OtelConnector(receiver.http_endpoint, max_buffer_bytes=BUFFER, on_full="drop")
+        cs.run(flow(), connector=connector, log_level="ERROR")
+        spans = receiver.spans
+    (warning,) = caplog.records
+    assert warning.name == "cascade.connectors.otel"
+    assert "spans were lost" in warning.getMessage()
+    assert "more than fits in memory" in warning.getMessage()
+    assert 0 < len(spans.named("double")) < ITEMS
+    assert not spans.named("double wait")
+    assert spans.orphans() == [], "what others stand below is kept longest"
+
+
+@pytest.mark.parametrize("kind", ["refused", "black hole"])
+def test_nobody_waits_for_a_collector_that_is_dead(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    beside = MemoryConnector()
+    with contextlib.nullcontext(peers.refused()) if kind == "refused" else peers.black_hole() as endpoint:
+        connector = OtelConnector(endpoint, max_buffer_bytes=BUFFER)
+        cs.run(double(1), connector=connector, log_level="ERROR")  # it is known to be dead from here on
+        caplog.clear()
+        assert cs.run(flow(), connector=[connector, beside], log_level="ERROR") == [2 * x for x in range(ITEMS)]
+    assert not [p for p in beside.payloads if p["body"].get("state") == "PENDING"]
+    (warning,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert f"OtelConnector: {ITEMS + 3} spans were lost" in warning.getMessage()
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "64"])
+def test_a_buffer_without_room_is_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match="max_buffer_bytes="):
+        OtelConnector("http://127.0.0.1:4318", max_buffer_bytes=value)
+
+
+def test_an_unknown_policy_is_refused_with_the_choices() -> None:
+    with pytest.raises(ValueError, match=r"on_full='block': choose from 'wait', 'drop'"):
+        OtelConnector("http://127.0.0.1:4318", on_full="block")  # type: ignore[arg-type]

@@ -1,0 +1,116 @@
+"""Tasks wait for a connector that is behind, whatever it is, and never for one that has stopped."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+import cascade as cs
+from cascade.adapters.executors.local import LocalExecutor
+from cascade.adapters.solvers.native import NativeSolver
+from cascade.connectors.fanout import FanoutConnector
+from cascade.connectors.memory import MemoryConnector
+from cascade.runtime.bus import MessageBus
+from cascade.runtime.engine import Engine
+from cascade.runtime.subscribers import TelemetrySubscriber
+
+ITEMS = 400
+
+
+@cs.task
+async def double(x: int) -> int:
+    return 2 * x
+
+
+@cs.task
+async def total(xs: list[int]) -> int:
+    return sum(xs)
+
+
+class Slow(MemoryConnector):
+    """Gets on with it, a message in some turns of the loop."""
+
+    async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:
+        for _ in range(5):
+            await asyncio.sleep(0)
+        await super().publish(topic, payload, qos)
+
+
+class Stuck(MemoryConnector):
+    async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:
+        await asyncio.Event().wait()
+
+
+class Tight:
+    """A gate of a connector's own, which opens when asked for the third time."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def is_full(self) -> bool:
+        return self.asked < 3
+
+    async def room(self) -> None:
+        self.asked += 1
+        await asyncio.sleep(0)
+
+
+class Gated(MemoryConnector, Tight):
+    def __init__(self) -> None:
+        MemoryConnector.__init__(self)
+        Tight.__init__(self)
+
+
+async def run(connector: Any, *, max_bytes: int = 2_000_000, drain_timeout: float = 20.0) -> TelemetrySubscriber:
+    bus = MessageBus()
+    subscriber = TelemetrySubscriber(bus, connector, max_bytes=max_bytes, drain_timeout=drain_timeout)
+    engine = Engine(NativeSolver(), LocalExecutor(), bus, connector=connector)
+    assert await engine.run(double.map(x=list(range(ITEMS)))) == [2 * x for x in range(ITEMS)]
+    return subscriber
+
+
+def held(connector: MemoryConnector) -> list[dict[str, Any]]:
+    bodies = [payload["body"] for payload in connector.payloads]
+    return [body for body in bodies if body.get("state") == "PENDING"]
+
+
+async def test_a_burst_waits_for_a_connector_that_is_slow_and_nothing_is_lost() -> None:
+    connector = Slow()
+    subscriber = await run(connector)
+    assert subscriber.lost == 0
+    assert {body["metadata"]["reason"] for body in held(connector)} == {"telemetry"}
+    ended = [p["body"] for p in connector.payloads if p["body"].get("state") == "COMPLETED"]
+    assert len(ended) == ITEMS + 1
+    assert {wait["reason"] for body in ended for wait in body["metadata"].get("waits", ())} == {"telemetry"}
+
+
+async def test_tasks_of_a_graph_wait_as_items_of_a_map_do() -> None:
+    connector, bus = Slow(), MessageBus()
+    subscriber = TelemetrySubscriber(bus, connector, max_bytes=2_000_000, drain_timeout=20.0)
+    engine = Engine(NativeSolver(), LocalExecutor(), bus, connector=connector)
+    assert await engine.run(total([double(x) for x in range(ITEMS)])) == ITEMS * (ITEMS - 1)
+    assert subscriber.lost == 0
+    assert 0 < len(held(connector)) < ITEMS // 2, "only those wait that have been started"
+
+
+async def test_nobody_waits_long_for_a_connector_that_is_stuck(caplog: pytest.LogCaptureFixture) -> None:
+    subscriber = await run(Stuck(), drain_timeout=0.1)
+    assert subscriber.lost > ITEMS
+    (warning,) = caplog.records
+    assert "Stuck: " in warning.getMessage()
+
+
+async def test_the_slowest_of_several_sets_the_pace() -> None:
+    slow, quick = Slow(), MemoryConnector()
+    fan = FanoutConnector([quick, slow], max_bytes=2_000_000)
+    await run(fan)
+    assert len(slow.payloads) == len(quick.payloads)
+    assert held(quick)
+
+
+@pytest.mark.parametrize("wrap", [lambda one: one, lambda one: FanoutConnector([MemoryConnector(), one])])
+async def test_a_connector_may_have_a_gate_of_its_own(wrap: Any) -> None:
+    gated = Gated()
+    await run(wrap(gated))
+    assert gated.asked == 3
+    assert held(gated)
