@@ -1,5 +1,8 @@
 import itertools
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from opentelemetry.sdk.resources import Resource
@@ -8,6 +11,7 @@ from opentelemetry.trace import SpanContext, TraceFlags
 from opentelemetry.util.types import Attributes
 
 from tests.connectors.otel.tracing import Collector, collectors
+from tests.servers import is_missing
 
 MakeSpan = Callable[..., ReadableSpan]
 
@@ -35,3 +39,16 @@ def make_span() -> MakeSpan:
 @pytest.fixture(scope="module", params=["http/protobuf", "grpc"])
 def collector(request: pytest.FixtureRequest) -> Iterator[Collector]:
     yield from collectors(request.param)
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        is_missing("openssl")
+    pem = tmp_path_factory.mktemp("tls") / "localhost.pem"
+    command = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
+    files = ["-keyout", str(pem), "-out", str(pem.with_suffix(".crt"))]
+    subprocess.run([openssl, *command.split(), *files], check=True, capture_output=True)
+    pem.write_text(pem.read_text() + pem.with_suffix(".crt").read_text())
+    return pem

@@ -1,8 +1,6 @@
 import contextlib
-import shutil
 import socket
 import ssl
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -24,7 +22,6 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from cascade.connectors.otel._options import ExportOptions
 from cascade.connectors.otel._transport import MAX_RETRY_AFTER, Reply, Transport, open_transport
 from tests.connectors.otel import peers
-from tests.servers import is_missing
 
 PROTOBUF = {"Content-Type": "application/x-protobuf"}
 PARTIAL = ExportTraceServiceResponse(
@@ -303,16 +300,3 @@ class TestGrpc:
         with peers.grpc_peer() as peer, transport(peer.endpoint, "grpc") as opened:
             reply = opened.send(bytes(5 << 20), 5)
         assert (reply.outcome, reply.too_large) == ("refused", True)
-
-
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        is_missing("openssl")
-    pem = tmp_path_factory.mktemp("tls") / "localhost.pem"
-    command = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
-    files = ["-keyout", str(pem), "-out", str(pem.with_suffix(".crt"))]
-    subprocess.run([openssl, *command.split(), *files], check=True, capture_output=True)
-    pem.write_text(pem.read_text() + pem.with_suffix(".crt").read_text())
-    return pem

@@ -93,13 +93,13 @@ class HttpTransport:
             is_json = answer.headers.get("content-type", "").startswith("application/json")
             return _answers.accepted(self._options.signal, answer.content, is_json=is_json)
         reason = f"{answer.status} {answer.phrase}".strip()
+        if answer.headers.get("content-type") == "application/x-protobuf":
+            reason = f"{reason}: {_answers.detail(answer.content)}".removesuffix(": ")
         if answer.status in _RETRYABLE:
             retry_after = _retry_after(answer.headers.get("retry-after"))
             return Reply("retry", reason, retry_after, dead=answer.status in _UNAVAILABLE)
         if location := answer.headers.get("location"):
             reason += f" to {_answers.shortened(location)}, which is not followed: set it as the endpoint"
-        elif answer.headers.get("content-type") == "application/x-protobuf":
-            reason = f"{reason}: {_answers.detail(answer.content)}".removesuffix(": ")
         return Reply("refused", reason, too_large=answer.status == _TOO_LARGE)
 
 

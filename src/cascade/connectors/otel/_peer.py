@@ -23,7 +23,7 @@ class Peer:
 
     The rule of patience, for a flush with a time limit of its own: a peer that answered its latest request has all of
     that time; one that has never answered has a second from the flush's start or from when it was first asked, whichever
-    is later; one that has failed has half a second from the failure or the start, and two failures in a row, the
+    is later; one that has failed has half a second from the failure, the start or when it has asked to be tried again, and two failures in a row, the
     second from a request that began during the flush, end it at once.
     """
 
@@ -36,6 +36,7 @@ class Peer:
         self._asked_at = math.inf
         self._tried_at = 0.0
         self._soonest = 0.0
+        self._invited_at = 0.0
         self._pause_from = 0.0
         self._pause = 0.0
         self.latency = 0.0  # seconds that the latest answer took
@@ -83,7 +84,7 @@ class Peer:
         """Until when a flush that began at `start` waits."""
         # Our own work before the first request, such as importing gRPC, is not the peer's fault.
         stranger = math.inf if self._has_answered else max(start, self._asked_at) + STRANGER_PATIENCE
-        dead = max(start, self._failed_at) + DEAD_PATIENCE if self._failures else math.inf
+        dead = max(start, self._failed_at, self._invited_at) + DEAD_PATIENCE if self._failures else math.inf
         return min(stranger, dead)
 
     def is_hopeless(self, start: float, end: float) -> bool:
@@ -97,3 +98,4 @@ class Peer:
         self._pauses = min(self._pauses + 1, 16)
         self._pause_from = now
         self._soonest = now + (retry_after or 0.0)
+        self._invited_at = self._soonest if retry_after else 0.0

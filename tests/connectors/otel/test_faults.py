@@ -1,0 +1,234 @@
+"""Whole runs against collectors that misbehave: the result is the same, and what is lost is told."""
+
+import logging
+import math
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry import trace
+
+import cascade as cs
+from cascade.connectors.otel import OtelConnector
+from cascade.testing import Fault, OtlpReceiver, Spans
+from tests.connectors.otel import peers
+from tests.connectors.otel.tracing import Collector
+
+ITEMS = 300
+SPANS = ITEMS + 3  # the map, the run, and its marker
+
+
+@cs.task
+async def double(x: int) -> int:
+    return 2 * x
+
+
+def run_against(connector: OtelConnector) -> None:
+    result = cs.run(double.map(x=list(range(ITEMS))), connector=connector, log_level="ERROR")
+    assert result == [2 * x for x in range(ITEMS)]
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def assert_complete(spans: Spans) -> None:
+    assert len(spans.named("double")) == ITEMS
+    assert len(spans) == SPANS
+    assert spans.orphans() == []
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(Fault(delay=0.2), id="answers slowly"),
+        pytest.param(Fault(disconnect=True, times=1), id="cuts the connection"),
+        pytest.param(Fault.unavailable(times=1), id="is unavailable for a while"),
+        pytest.param(Fault.unavailable(times=1, retry_after=0.5), id="says when to come back"),
+        pytest.param(Fault.throttled(times=1, retry_after=1.0), id="is throttled"),
+        pytest.param(Fault(garbage=True, times=2), id="answers garbage, having taken it"),
+    ],
+)
+def test_nothing_is_lost_when_a_collector(fault: Fault, collector: Collector, caplog: pytest.LogCaptureFixture) -> None:
+    collector.receiver.clear()
+    collector.receiver.fault = fault
+    try:
+        run_against(collector.connector())
+    finally:
+        collector.receiver.fault = None
+    assert_complete(Spans({span.span_id: span for span in collector.receiver.spans}.values()))
+    assert warnings(caplog) == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        pytest.param(Fault(disconnect=True), "", id="always cuts the connection"),
+        pytest.param(Fault.throttled(retry_after=3600), "slow down", id="is throttled for an hour"),
+        pytest.param(
+            Fault(http_status=400, grpc_code="INVALID_ARGUMENT", message="not like this"), "not like this", id="refuses"
+        ),
+        pytest.param(Fault.too_large(), "too large", id="finds a single span too large"),
+    ],
+)
+def test_one_warning_counts_the_spans_when_a_collector(
+    fault: Fault, reason: str, collector: Collector, caplog: pytest.LogCaptureFixture
+) -> None:
+    collector.receiver.clear()
+    collector.receiver.fault = fault
+    try:
+        run_against(collector.connector(metrics=False))
+    finally:
+        collector.receiver.fault = None
+    (warning,) = warnings(caplog)
+    assert warning.startswith(f"OtelConnector: {SPANS} spans were lost at {collector.endpoint}")
+    assert reason in warning
+    assert warning.count("\n") < 3
+
+
+def test_a_partial_success_is_told_with_the_collectors_reason(
+    collector: Collector, caplog: pytest.LogCaptureFixture
+) -> None:
+    collector.receiver.clear()
+    collector.receiver.fault = Fault(rejected_spans=2, message="too old")
+    try:
+        run_against(collector.connector(metrics=False))
+    finally:
+        collector.receiver.fault = None
+    (warning,) = warnings(caplog)
+    lost = SPANS - len(collector.receiver.spans)
+    assert lost >= 2
+    assert warning.startswith(f"OtelConnector: {lost} spans were lost")
+    assert "too old" in warning
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_requests_over_a_collectors_limit_are_split(protocol: str, caplog: pytest.LogCaptureFixture) -> None:
+    with OtlpReceiver(max_request_bytes=20_000) as receiver:
+        run_against(OtelConnector(receiver.endpoint(protocol), protocol=protocol))
+        assert_complete(receiver.spans)
+    assert warnings(caplog) == []
+
+
+def test_a_redirect_is_not_followed_since_headers_may_be_secret(caplog: pytest.LogCaptureFixture) -> None:
+    with OtlpReceiver() as elsewhere, OtlpReceiver() as receiver:
+        receiver.fault = Fault(redirect=f"{elsewhere.http_endpoint}/v1/traces")
+        run_against(OtelConnector(receiver.http_endpoint, headers={"authorization": "secret"}, metrics=False))
+        assert elsewhere.requests == []
+    (warning,) = warnings(caplog)
+    assert f"{SPANS} spans were lost" in warning
+    assert "307" in warning
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_a_certificate_that_nobody_has_signed(
+    protocol: str, certificate: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with OtlpReceiver(certfile=certificate, keyfile=certificate) as receiver:
+        run_against(OtelConnector(receiver.endpoint(protocol), protocol=protocol, metrics=False))
+        assert receiver.requests == []
+    (warning,) = warnings(caplog)
+    assert f"{SPANS} spans were lost" in warning
+    if protocol != "grpc":  # gRPC tells its reason to its own log
+        assert "certificate" in warning.lower()
+
+
+def test_a_proxy_that_fails(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def talk(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+
+    with peers.raw_peer(talk) as proxy:
+        monkeypatch.setenv("http_proxy", proxy)
+        run_against(OtelConnector("http://collector.invalid:4318", metrics=False))
+    (warning,) = warnings(caplog)
+    assert f"{SPANS} spans were lost" in warning
+    assert "407" in warning
+
+
+def test_a_collector_that_comes_up_during_the_run_gets_all_of_it(caplog: pytest.LogCaptureFixture) -> None:
+    port = int(peers.refused().rpartition(":")[2])
+
+    @cs.task
+    async def last(found: list[int]) -> int:
+        stack.append(peers.http_peer(port))
+        seen.append(stack[0].__enter__())
+        return len(found)
+
+    stack: list[Any] = []
+    seen: list[peers.Seen] = []
+    connector = OtelConnector(f"http://127.0.0.1:{port}", metrics=False)
+    try:
+        assert cs.run(last(double.map(x=list(range(ITEMS)))), connector=connector, log_level="ERROR") == ITEMS
+        arrived = peers.names(seen[0].bodies)
+    finally:
+        stack[0].__exit__(None, None, None)
+    assert len(arrived) == SPANS + 1
+    assert warnings(caplog) == []
+
+
+STRANGE: dict[str, Any] = {
+    "text": "ü" * 3,
+    "empty": "",
+    "long": "x" * 1_000_000,
+    "surrogate": "a\ud800b",
+    "nul": "a\0b",
+    "bytes": b"\xff\x00",
+    "int": -(2**63),
+    "too big": 2**64,
+    "huge": 10**5000,
+    "float": 1.5,
+    "nan": math.nan,
+    "inf": -math.inf,
+    "yes": True,
+    "none": None,
+    "texts": ["a", "b"],
+    "numbers": (1, 2, 3),
+    "mixed": [1, "a", None],
+    "many": list(range(10_000)),
+    "map": {"a": 1},
+    "nested": [[1], {"a": [2]}],
+    "set": {1},
+    "object": object(),
+    "": "no name",
+    "k" * 10_000: "long name",
+}
+
+
+def test_attributes_of_every_type_and_size_cost_at_most_their_own_span(
+    collector: Collector, caplog: pytest.LogCaptureFixture
+) -> None:
+    @cs.task
+    def strange(key: str, value: Any) -> None:
+        trace.get_current_span().set_attribute(key, value)
+        with trace.get_tracer("mine").start_as_current_span("own") as own:
+            own.set_attribute(key, value)
+            own.add_event("event", {key: value})
+
+    keys, values = list(STRANGE), list(STRANGE.values())
+    spans = collector.trace_of(strange.map(key=keys, value=values), connector=collector.connector(metrics=False))
+    lost = 2 * len(STRANGE) + 3 - len(spans)
+    told = [warning for warning in warnings(caplog) if warning.startswith("OtelConnector")]
+    assert len(spans.named("strange")) >= len(STRANGE) - 3
+    assert told == [] if not lost else f"{lost} spans were lost" in told[0]
+    by_index = {span.attributes["cascade.task.map.index"]: span for span in spans.named("strange")}
+    assert by_index[keys.index("text")].attributes["text"] == "üüü"
+    assert len(by_index[keys.index("long")].attributes["long"]) == 1_000_000
+    assert by_index[keys.index("many")].attributes["many"] == list(range(10_000))
+    assert by_index[keys.index("int")].attributes["int"] == -(2**63)
+
+
+@pytest.mark.parametrize("capture", [("arguments", "results")])
+def test_values_of_every_type_and_size_can_be_captured(
+    collector: Collector, capture: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    @cs.task
+    async def same(value: Any) -> Any:
+        return value
+
+    spans = collector.trace_of(same.map(value=list(STRANGE.values())), connector=collector.connector(capture=capture))
+    assert len(spans.named("same")) == len(STRANGE)
+    shown = sum("cascade.task.output" in span.attributes for span in spans.named("same"))
+    assert shown == sum(value is not None for value in STRANGE.values())
+    assert warnings(caplog) == []
