@@ -1,0 +1,85 @@
+"""Runs so large that what is kept for each task would be seen."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from tests.servers import REQUIRED
+
+ITEMS = 1_000_000 if os.environ.get(REQUIRED) else 50_000
+"""A minute for the whole of it: in CI. Elsewhere a part will do."""
+
+PART_SIZE = 2_000
+
+SINK = """
+import socketserver
+class Handler(socketserver.StreamRequestHandler):
+    def handle(self):
+        while line := self.rfile.readline():
+            size = 0
+            while (header := self.rfile.readline().strip()):
+                name, _, value = header.partition(b":")
+                size = int(value) if name.lower() == b"content-length" else size
+            self.rfile.read(size)
+            self.wfile.write(b"HTTP/1.1 200 OK\\r\\nContent-Length: 0\\r\\n\\r\\n")
+class Server(socketserver.ThreadingTCPServer):
+    daemon_threads = True
+with Server(("127.0.0.1", 0), Handler) as server:
+    print(server.server_address[1], flush=True)
+    server.serve_forever()
+"""
+
+RUN = """
+import json, sys
+import cascade as cs
+from cascade.connectors.otel import OtelConnector
+
+@cs.task
+async def double(x):
+    return 2 * x
+
+@cs.task
+async def total(xs):
+    return sum(xs)
+
+def peak():
+    status = dict(line.split(":", 1) for line in open("/proc/self/status") if ":" in line)
+    return int(status["VmHWM"].split()[0]) * 1024
+
+port, items = map(int, sys.argv[1:])
+connector = OtelConnector(f"http://127.0.0.1:{port}")
+cs.run(total([1]), connector=connector, log_level="ERROR")
+before = peak()
+result = cs.run(total(double.map(x=range(items))), connector=connector, log_level="ERROR")
+report = connector._tracing.route.outbox.report()
+print(json.dumps({"result": result, "sent": report.sent, "lost": report.lost, "grown": peak() - before}))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+@pytest.mark.timeout(300)
+def test_a_map_of_a_million_items_is_exported_whole_in_bounded_memory() -> None:
+    sink = subprocess.Popen([sys.executable, "-c", SINK], stdout=subprocess.PIPE, text=True)
+    try:
+        assert sink.stdout is not None
+        port = sink.stdout.readline().strip()
+        run = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(RUN), port, str(ITEMS)], capture_output=True, text=True, check=True
+        )
+    finally:
+        sink.kill()
+        sink.communicate()
+    found = json.loads(run.stdout)
+    parts = (ITEMS - 1) // PART_SIZE
+    assert found["result"] == ITEMS * (ITEMS - 1)
+    assert found["lost"] == 0
+    assert found["sent"] == 3 + ITEMS + 1 + parts + 3, "two runs: their roots, markers and tasks; the items and parts"
+    # Its items are a list, and so are its values: what is above that is telemetry's.
+    values = ITEMS * (8 + 32 + 8 + 32)
+    assert found["grown"] < values + 100 * 2**20
+    assert run.stderr == ""
