@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 import cascade as cs
 from cascade.graph.build import build_graph
+from cascade.graph.model import Graph
 from cascade.graph.serialize import graph_from_dict, graph_to_dict
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.engine import Engine
@@ -65,8 +66,12 @@ def test_a_task_is_unwrapped_to_its_function() -> None:
 async def test_a_restored_graph_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     router = cs.Router(cs.Param("mode", default="b"), {"a": add(1), "b": add(2)})
     target = cs.task(plain)(add(router, y=cs.task(sum_of)([add(3), 4])))
-    restored = round_trip(target)
-    monkeypatch.setattr("cascade.runtime.engine.build_graph", lambda _: restored)
+    restored: Graph = round_trip(target)
+
+    async def graph_of(_: Any) -> Graph:
+        return restored
+
+    monkeypatch.setattr("cascade.runtime.engine._graph_of", graph_of)
     assert await Engine(cs.NativeSolver(), cs.LocalExecutor(), MessageBus()).run(target) == 9
 
 

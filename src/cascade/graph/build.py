@@ -1,5 +1,6 @@
 """From a lazy result to the graph of all that it needs."""
 
+from math import inf
 from typing import Any
 
 from cascade.graph.model import Edge, EdgeType, Graph, Node
@@ -16,25 +17,28 @@ def build_graph(target: Any) -> Graph:
     Raises:
         TypeError: The target is no lazy result.
     """
-    if not isinstance(target, LAZY):
-        raise TypeError(
-            f"Cannot build a workflow from {target!r} ({type(target).__name__}): call a task to get a lazy result"
-        )
-    builder = _Builder()
-    builder.node_of(target)
+    builder = GraphBuilder(target)
     builder.run()
     return builder.graph
 
 
-class _Builder:
-    """A worklist instead of recursion, so that a chain may be longer than Python's stack is deep."""
+class GraphBuilder:
+    """Builds a graph in as many steps as one likes. Raises TypeError when the target is no lazy result.
 
-    def __init__(self) -> None:
+    It has a worklist instead of recursion, so that a chain may be longer than Python's stack is deep.
+    """
+
+    def __init__(self, target: Any) -> None:
+        if not isinstance(target, LAZY):
+            raise TypeError(
+                f"Cannot build a workflow from {target!r} ({type(target).__name__}): call a task to get a lazy result"
+            )
         self.graph = Graph()
         self._nodes: dict[str, Node] = {}
         self._open: list[tuple[Any, Node]] = []
+        self._node_of(target)
 
-    def node_of(self, lazy: Any) -> Node:
+    def _node_of(self, lazy: Any) -> Node:
         node = self._nodes.get(lazy._uuid)
         if node is None:
             node = _node_from_map(lazy) if isinstance(lazy, MappedLazyResult) else _node_from_call(lazy)
@@ -43,8 +47,9 @@ class _Builder:
             self._open.append((lazy, node))
         return node
 
-    def run(self) -> None:
-        while self._open:
+    def run(self, limit: float = inf) -> bool:
+        """Go on until the graph is complete, or has `limit` nodes; whether it is complete."""
+        while self._open and len(self._nodes) < limit:
             lazy, node = self._open.pop()
             for name, value in _arguments(lazy):
                 self._connect(node, name, value)
@@ -54,6 +59,7 @@ class _Builder:
                 for resource, amount in lazy._constraints.requirements.items():
                     if isinstance(amount, LAZY):
                         self._edge(amount, node, resource, EdgeType.CONSTRAINT)
+        return not self._open
 
     def _connect(self, node: Node, name: str, value: Any) -> None:
         if isinstance(value, LAZY):
@@ -72,7 +78,7 @@ class _Builder:
     ) -> None:
         if not isinstance(lazy, LAZY):
             raise TypeError(f"Task '{node.name}': {name} must be a lazy result, got {lazy!r}")
-        self.graph.add_edge(Edge(self.node_of(lazy), node, name, kind, router))
+        self.graph.add_edge(Edge(self._node_of(lazy), node, name, kind, router))
 
 
 def _arguments(lazy: Any) -> list[tuple[str, Any]]:

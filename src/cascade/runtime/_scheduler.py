@@ -14,27 +14,37 @@ from cascade.runtime._mapping import MapWork
 from cascade.runtime._preflight import check_nodes
 from cascade.runtime.events import TaskSkipped
 from cascade.runtime.flow import FlowManager, chosen_route, lazy_id
-from cascade.runtime.protocols import ExecutionPlan
+from cascade.runtime.protocols import Solver
 from cascade.runtime.resolvers import ArgumentResolver
 
 
 class Scheduler:
-    """Runs one graph. The plan says which of the ready nodes comes first, and gives the executor its nodes."""
+    """Runs one graph, once it is prepared.
 
-    def __init__(self, run: RunContext, graph: Graph, target_id: str, plan: ExecutionPlan) -> None:
+    The plan says which of the ready nodes comes first, and gives the executor its nodes.
+    """
+
+    def __init__(self, run: RunContext, graph: Graph, target_id: str) -> None:
         self._run = run
+        self._graph = graph
         self._target_id = target_id
-        self._flow = FlowManager(graph, target_id)
-        self._resolver = ArgumentResolver(self._flow.in_edges, run.state, run.resources)
-        self._nodes = {node.id: node for node in graph.nodes}
-        self._planned = {node.id: node for stage in plan for node in stage}
         self._pending: dict[str, int] = {}  # upstreams not settled yet, by node that is needed
         self._awaited_routes: dict[tuple[str, str], int] = {}
         self._settled: set[str] = set()
         self._ready: deque[Node] = deque()
         self._pumping = False
         self._crew = Crew(run.fail)
+
+    def prepare(self, solver: Solver) -> None:
+        """Plan the run, and raise what is known to go wrong before anything runs. It may be called in a thread."""
+        plan, graph = solver.resolve(self._graph), self._graph
+        self._flow = FlowManager(graph, self._target_id)
+        self._resolver = ArgumentResolver(self._flow.in_edges, self._run.state, self._run.resources)
+        self._nodes = {node.id: node for node in graph.nodes}
+        self._planned = {node.id: node for stage in plan for node in stage}
         self._number()
+        self._need(self._target_id)
+        check_nodes((self._nodes[i] for i in self._flow.needed), self._flow.in_edges, self._run)
 
     def _number(self) -> None:
         """Say of each task in which part of the run's trace it stands: by its number in the plan's order."""
@@ -42,11 +52,6 @@ class Scheduler:
         tasks = [node.id for node in self._planned.values() if node.param_spec is None]
         later = enumerate(tasks[trace.part_size :], trace.part_size)
         trace.parts.update((task_id, number // trace.part_size) for number, task_id in later)
-
-    def check(self) -> None:
-        """Raise what is known to go wrong before anything runs."""
-        self._need(self._target_id)
-        check_nodes((self._nodes[i] for i in self._flow.needed), self._flow.in_edges, self._run)
 
     async def run(self) -> None:
         """Run all that the target needs; its value is in the state afterwards, or the reason why it was skipped."""

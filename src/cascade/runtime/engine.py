@@ -1,5 +1,6 @@
 """The engine: what it is configured with, and a run's life from connect to disconnect."""
 
+import asyncio
 import logging
 import os
 from collections import Counter
@@ -10,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
-from cascade.graph.build import build_graph
+from cascade.graph.build import GraphBuilder
 from cascade.graph.model import Graph
 from cascade.runtime._attempts import result_of
 from cascade.runtime._clock import Clock, RunClock
@@ -33,6 +34,9 @@ from cascade.telemetry.identity import RunTrace, SpanRef, parse_traceparent, par
 from cascade.telemetry.safe import error_text
 
 logger = logging.getLogger(__name__)
+
+LARGE = 2_000
+"""Nodes from which on a graph is built and planned in a thread: what else is in the event loop gets its turns."""
 
 _STATUS = {"success": "Succeeded", "cancellation": "Cancelled"}
 
@@ -94,7 +98,7 @@ class Engine:
             DependencyMissingError: The target was skipped.
             BaseException: What the first task that failed has raised, as it was raised.
         """
-        graph = build_graph(target)
+        graph = await _graph_of(target)
         nested = current_engine.get() is self
         run_id = str(uuid4())
         token = current_engine.set(self)
@@ -128,8 +132,11 @@ class Engine:
 
     async def _live(self, run: RunContext, graph: Graph, target: Any, *, nested: bool) -> Any:
         async with _told(run, graph, _name_of(target), nested=nested):
-            scheduler = Scheduler(run, graph, lazy_id(target), self.solver.resolve(graph))
-            scheduler.check()
+            scheduler = Scheduler(run, graph, lazy_id(target))
+            if len(graph.nodes) < LARGE:
+                scheduler.prepare(self.solver)
+            else:
+                await asyncio.to_thread(scheduler.prepare, self.solver)
             resources = ResourceSetup(run, self._providers)
             try:
                 await resources.set_up(graph.nodes)
@@ -137,6 +144,13 @@ class Engine:
             finally:
                 await resources.tear_down()
             return _value_of(target, run.state)
+
+
+async def _graph_of(target: Any) -> Graph:
+    builder = GraphBuilder(target)
+    if not builder.run(limit=LARGE):
+        await asyncio.to_thread(builder.run)
+    return builder.graph
 
 
 current_engine: ContextVar[Engine | None] = ContextVar("cascade_current_engine", default=None)

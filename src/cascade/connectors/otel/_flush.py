@@ -13,6 +13,9 @@ from cascade.connectors.otel._routes import Route
 _SLICE = 0.5
 """Seconds that one message waits for room: half of what the lane in front of us has patience for."""
 
+_AFTERWARDS = 0.1
+"""Seconds for the other signals once spans were lost."""
+
 _GRACE = 1.0
 """Seconds beyond its bound after which a flush is taken to be stuck."""
 
@@ -38,7 +41,8 @@ def _flushed(routes: Sequence[Route], timeout: float, then: Callable[[float], No
         report = route.outbox.flush(max(0.0, deadline - time.monotonic()), tally=route.tally)
         lost += report.lost
         reason = report.reason if report.lost else reason
-    then(max(0.0, deadline - time.monotonic()))
+    # What has just been found dead is not waited for again.
+    then(min(_AFTERWARDS, max(0.0, deadline - time.monotonic())) if lost else max(0.0, deadline - time.monotonic()))
     return lost, reason
 
 
