@@ -18,7 +18,7 @@ from cascade.connectors.otel._tally import Tally
 _SPAN = 2_700
 _ATTRIBUTE = 80
 _EVENT = _LINK = 500
-_ENTRY = 200  # an entry and its place in the queue, beside the bytes of an encoded span
+_ITEM = 60  # the object around an encoded span's bytes, its place in a list, and its share of an entry
 
 Item = ReadableSpan | bytes
 """A span as the SDK has it, or one, or a log record, that is encoded already: that is a tenth of the memory."""
@@ -28,23 +28,34 @@ _encoding: ContextVar[bool] = ContextVar("cascade_otlp_encoding", default=False)
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """One item in an outbox. `is_open` until it is counted as sent or lost: whatever comes later counts no more.
+    """What stands for an item in an outbox, or for some encoded ones of one tally that came one after another.
 
-    One that `is_important` has others below it: it is refused last.
+    `is_open` until it is counted as sent or lost: whatever comes later counts no more. One that `is_important` has
+    others below it: it is refused last.
     """
 
-    item: Item
+    items: list[Item]
     size: int
     tally: Tally
     put_at: float
     is_important: bool = False
     is_open: bool = True
 
+    def halves(self) -> "list[Entry]":
+        """Two entries in place of one of several items."""
+        middle = len(self.items) // 2
+        parts = self.items[:middle], self.items[middle:]
+        sizes = sum(map(estimate, parts[0])), self.size - sum(map(estimate, parts[0]))
+        return [
+            Entry(part, size, self.tally, self.put_at, self.is_important, self.is_open)
+            for part, size in zip(parts, sizes, strict=True)
+        ]
+
 
 def estimate(span: Item) -> int:
     """The bytes of memory that a waiting span holds, to some ten per cent, for a few microseconds."""
     if isinstance(span, bytes):
-        return _ENTRY + len(span)
+        return _ITEM + len(span)
     try:
         size = _SPAN + _weight(span.attributes)
         for event in span.events:
@@ -58,9 +69,9 @@ def estimate(span: Item) -> int:
 
 def encode(entries: Sequence[Entry], envelope: Envelope | None = None) -> tuple[bytes, list[Entry]]:
     """One OTLP request, and the entries that are not in it because they cannot be encoded."""
-    ours = [entry.item for entry in entries if isinstance(entry.item, bytes)]
+    ours = [item for entry in entries for item in entry.items if isinstance(item, bytes)]
     body = envelope.around(ours) if ours and envelope else b""
-    others = [entry for entry in entries if not isinstance(entry.item, bytes)]
+    others = [entry for entry in entries if not isinstance(entry.items[0], bytes)]
     if not others:
         return body, []
     with _quiet():
@@ -73,7 +84,8 @@ def encode(entries: Sequence[Entry], envelope: Envelope | None = None) -> tuple[
 
 
 def _serialized(entries: Iterable[Entry]) -> bytes:
-    return encode_spans([entry.item for entry in entries if not isinstance(entry.item, bytes)]).SerializeToString()
+    spans = [item for entry in entries for item in entry.items if not isinstance(item, bytes)]
+    return encode_spans(spans).SerializeToString()
 
 
 def _is_encodable(entry: Entry) -> bool:

@@ -89,12 +89,13 @@ class Outbox:
         with shared.lock:
             counted = tally or self._total
             counted.count_put()
-            entry = Entry(span, size, counted, time.monotonic(), important)
-            if refusal := self._admit(entry):
-                _store.lose([entry], refusal)
-                return False
+            if important or not isinstance(span, bytes) or not shared.store.join(span, size, counted):
+                entry = Entry([span], size, counted, time.monotonic(), important)
+                if refusal := self._admit(entry):
+                    _store.lose([entry], refusal)
+                    return False
             shared.is_urgent |= urgent
-            waiting = len(shared.store.queue)
+            waiting = shared.store.count
             if urgent or waiting == 1 or waiting % shared.limits.batch_size == 0 or shared.store.is_tight:
                 shared.work.notify_all()
             return True
@@ -116,6 +117,7 @@ class Outbox:
         span_of_time = (start, start + timeout)
         with shared.lock:
             shared.flushes.append(span_of_time)
+            shared.store.seal()
             shared.work.notify_all()
             try:
                 self._await_settled(tally, *span_of_time)

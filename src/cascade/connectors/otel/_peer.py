@@ -49,7 +49,7 @@ class Peer:
     @property
     def is_alive(self) -> bool:
         """Whether it has not failed, and does not let the present request wait for long; one not asked yet is."""
-        longest = max(LONGEST_WAIT, 3 * self.latency)
+        longest = max(LONGEST_WAIT, 3 * self.latency) if self._has_answered else STRANGER_PATIENCE
         return not self._failures and self._clock() - self._asked_at < longest
 
     def ask(self, now: float) -> None:

@@ -59,7 +59,7 @@ def _next_flight(shared: Shared) -> Flight | None:
         while not shared.is_closed:
             left = _due(shared) - time.monotonic()
             if left <= 0:
-                shared.is_urgent = shared.is_urgent and len(store.queue) > limits.batch_size
+                shared.is_urgent = shared.is_urgent and store.count > limits.batch_size
                 flight = store.take(limits.batch_size, BATCH_MEMORY)
                 _call_for_help(shared)
                 return flight
@@ -71,7 +71,7 @@ def _next_flight(shared: Shared) -> Flight | None:
 
 def _call_for_help(shared: Shared) -> None:
     """Add a thread if another batch is full and the peer, though alive, takes its time."""
-    is_busy = len(shared.store.queue) >= shared.limits.batch_size and len(shared.store.flights) >= len(shared.senders)
+    is_busy = shared.store.count >= shared.limits.batch_size and len(shared.store.flights) >= len(shared.senders)
     if is_busy and shared.peer.latency > _SLOW_ANSWER and not shared.peer.is_dead and len(shared.senders) < MAX_SENDERS:
         with suppress(RuntimeError):  # at the interpreter's end
             start(shared)
@@ -81,7 +81,7 @@ def _due(shared: Shared) -> float:
     store = shared.store
     if not store.queue:
         return float("inf")
-    is_full = len(store.queue) >= shared.limits.batch_size or store.queued >= BATCH_MEMORY or store.is_tight
+    is_full = store.count >= shared.limits.batch_size or store.queued >= BATCH_MEMORY or store.is_tight
     if is_full or shared.is_urgent or shared.flushes:
         return 0.0
     return store.queue[0].put_at + shared.limits.schedule_delay
@@ -96,7 +96,7 @@ def _deliver(shared: Shared, transport: Transport, flight: Flight) -> None:
             reply = _reply_for(shared, transport, part)
         except Exception as error:  # noqa: BLE001 - a fault of ours costs this part, not the thread
             reply = Reply("refused", f"{type(error).__name__}: {error}"[:200])
-        if reply.too_large and len(part.entries) > 1:
+        if reply.too_large and part.count > 1:
             with shared.lock:
                 parts += shared.store.split(part)
         else:
@@ -107,7 +107,7 @@ def _reply_for(shared: Shared, transport: Transport, flight: Flight) -> Reply:
     body, bad = shared.pack(flight.entries)
     with shared.lock:
         _store.lose(bad, "it cannot be encoded")
-    if len(body) > MAX_BODY and len(flight.entries) > 1:
+    if len(body) > MAX_BODY and flight.count > 1:
         return Reply("refused", too_large=True)
     return _exchange(shared, transport, flight, body) if body else Reply("accepted")
 
@@ -157,7 +157,7 @@ def _land(shared: Shared, flight: Flight, reply: Reply) -> None:
         if reply.outcome == "accepted":
             entries = [entry for entry in flight.entries if entry.is_open]
             # The peer does not say which spans it rejected, only how many.
-            _store.lose(entries[: reply.rejected], f"rejected: {reply.reason}")
+            _store.lose_some(entries, reply.rejected, f"rejected: {reply.reason}")
             _store.send(entries)
         else:
             _store.lose(flight.entries, reply.reason)

@@ -38,7 +38,7 @@ class Shared:
         self.limits = limits
         self.open_transport = open_transport
         self.pack = pack
-        self.store = Store(limits.capacity)
+        self.store = Store(limits.capacity, limits.batch_size)
         self.peer = Peer()
         self.flushes: list[tuple[float, float]] = []  # start and deadline of each that goes on
         self.is_urgent = False

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from cascade.connectors.otel._batch import Entry
 from cascade.connectors.otel._tally import Tally
 
+BUNDLE = 64  # encoded items in an entry
 FULL = 0.75  # of the capacity; the rest is for what has been started already
 OVERDRAFT = 1.25  # of the capacity, for what is important, when all the rest is out with a request
 ROOM = 0.5  # of the capacity; from there on a burst has room again
@@ -19,18 +20,29 @@ class Flight:
     entries: list[Entry] = field(default_factory=list)
     is_retried: bool = False
 
+    @property
+    def count(self) -> int:
+        return sum(len(entry.items) for entry in self.entries)
+
     def is_wanted(self) -> bool:
         """False once all of it has been given up."""
         return any(entry.is_open for entry in self.entries)
 
 
 class Store:
-    """A queue, and the flights taken from it. All that is in either counts against the capacity, in bytes."""
+    """A queue, and the flights taken from it. All that is in either counts against the capacity, in bytes.
 
-    def __init__(self, capacity: int) -> None:
+    `count` is the number of items in the queue, `queued` their bytes, and `held` the bytes of all. Encoded items share
+    entries, which keeps the garbage collector from looking at each of 100,000.
+    """
+
+    def __init__(self, capacity: int, batch_size: int) -> None:
         self.capacity = capacity
         self.held = 0
         self.queued = 0
+        self.count = 0
+        self._bundle = min(BUNDLE, batch_size)
+        self._is_sealed = True
         self.queue: deque[Entry] = deque()
         self.flights: list[Flight] = []
 
@@ -50,7 +62,27 @@ class Store:
         self.queue.append(entry)
         self.queued += entry.size
         self.held += entry.size
+        self.count += 1
+        self._is_sealed = entry.is_important or not isinstance(entry.items[0], bytes)
         return True
+
+    def join(self, item: bytes, size: int, tally: Tally) -> bool:
+        """Queue an encoded item with the one before it; False if it needs an entry of its own."""
+        if self._is_sealed or not self.queue or self.held + size > self.capacity:
+            return False
+        last = self.queue[-1]
+        if last.tally is not tally or len(last.items) >= self._bundle:
+            return False
+        last.items.append(item)
+        last.size += size
+        self.queued += size
+        self.held += size
+        self.count += 1
+        return True
+
+    def seal(self) -> None:
+        """What comes now is not to be told from what was there before: somebody waits for that."""
+        self._is_sealed = True
 
     def evict(self, size: int) -> list[Entry]:
         """Take the oldest entries that are not important out of the queue, until there is room for `size` bytes."""
@@ -61,27 +93,29 @@ class Store:
                 kept.append(entry)
                 continue
             gone.append(entry)
-            self.queued -= entry.size
+            self._unqueue(entry)
             self.held -= entry.size
         self.queue.extendleft(reversed(kept))
         return gone
 
     def take(self, count: int, size: int) -> Flight:
-        """The oldest entries, up to `count` of them and about `size` bytes, at least one."""
+        """The oldest items, up to `count` of them and about `size` bytes, at least one entry."""
         flight = Flight()
         taken = 0
-        while self.queue and len(flight.entries) < count and taken < size:
+        while self.queue and taken < size and count >= len(self.queue[0].items):
             entry = self.queue.popleft()
             flight.entries.append(entry)
+            self._unqueue(entry)
             taken += entry.size
-        self.queued -= taken
+            count -= len(entry.items)
         self.flights.append(flight)
         return flight
 
     def split(self, flight: Flight) -> list[Flight]:
-        """Two flights in place of one."""
-        middle = len(flight.entries) // 2
-        halves = [Flight(part, flight.is_retried) for part in (flight.entries[:middle], flight.entries[middle:])]
+        """Two flights in place of one of several items."""
+        entries = flight.entries if len(flight.entries) > 1 else flight.entries[0].halves()
+        middle = len(entries) // 2
+        halves = [Flight(part, flight.is_retried) for part in (entries[:middle], entries[middle:])]
         self.flights.remove(flight)
         self.flights += halves
         return halves
@@ -97,15 +131,19 @@ class Store:
         waiting = [entry for entry in self.queue if _is_meant(entry, tally, before)]
         lose([*flying, *waiting], reason)
         self.queue = deque(entry for entry in self.queue if entry.is_open)
-        freed = sum(entry.size for entry in waiting)
-        self.queued -= freed
-        self.held -= freed
+        for entry in waiting:
+            self._unqueue(entry)
+            self.held -= entry.size
 
     def holds(self, tally: Tally | None, before: float) -> bool:
         """True while something that was put until `before`, of one tally or of all, has not been counted."""
         if any(_is_meant(entry, tally, before) for flight in self.flights for entry in flight.entries):
             return True
         return any(_is_meant(entry, tally, before) for entry in self.queue)
+
+    def _unqueue(self, entry: Entry) -> None:
+        self.queued -= entry.size
+        self.count -= len(entry.items)
 
 
 def send(entries: Iterable[Entry]) -> None:
@@ -120,9 +158,21 @@ def lose(entries: Iterable[Entry], reason: str) -> None:
         tally.add(lost=count, reason=reason)
 
 
+def lose_some(entries: Iterable[Entry], count: int, reason: str) -> None:
+    """Count so many items as lost, whichever; the rest of their entries stays open."""
+    for entry in entries:
+        gone = min(count, len(entry.items)) if entry.is_open else 0
+        if gone:
+            entry.tally.add(lost=gone, reason=reason)
+            del entry.items[:gone]
+            count -= gone
+
+
 def retry(flight: Flight, reason: str) -> None:
-    """Count a flight's entries as retried, once."""
-    counts = Counter(entry.tally for entry in flight.entries if entry.is_open)
+    """Count a flight's items as retried, once."""
+    counts: Counter[Tally] = Counter()
+    for entry in flight.entries:
+        counts[entry.tally] += len(entry.items) if entry.is_open else 0
     for tally, count in counts.items():
         tally.add(retried=0 if flight.is_retried else count, reason=reason)
     flight.is_retried = True
@@ -133,7 +183,7 @@ def _close(entries: Iterable[Entry]) -> Counter[Tally]:
     for entry in entries:
         if entry.is_open:
             entry.is_open = False
-            counts[entry.tally] += 1
+            counts[entry.tally] += len(entry.items)
     return counts
 
 

@@ -125,7 +125,7 @@ class RunLogs:
 
 
 def _pack(around: bytes, entries: Sequence[Entry]) -> tuple[bytes, list[Entry]]:
-    return request(around, [entry.item for entry in entries if isinstance(entry.item, bytes)]), []
+    return request(around, [item for entry in entries for item in entry.items if isinstance(item, bytes)]), []
 
 
 def _asked_for(environ: Mapping[str, str]) -> bool:
