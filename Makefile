@@ -5,7 +5,7 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 pytho
 BIN := .venv/bin
 READY := .make/ready
 
-.PHONY: help demo test lint types layers unit wheel format docs lock clean
+.PHONY: bench help demo test lint types layers unit wheel format docs lock clean
 
 help:  ## say what there is
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -30,6 +30,9 @@ unit: $(READY)  ## all tests
 
 wheel: $(READY)  ## the built wheel works without this checkout
 	$(BIN)/python tests/check_wheel.py
+
+bench: $(READY)  ## measure against bare asyncio, the bare SDK and others; some minutes
+	$(BIN)/python -m benchmarks $(ARGS)
 
 format: $(READY)  ## lay out the code
 	$(BIN)/ruff check --fix .
