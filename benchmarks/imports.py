@@ -15,7 +15,7 @@ SUBJECTS = {
     "import cascade.connectors.otel, against OpenTelemetry's HTTP exporter": (
         "import cascade.connectors.otel",
         "import opentelemetry.exporter.otlp.proto.http.trace_exporter",
-        None,
+        Goal(1.0),
     ),
 }
 

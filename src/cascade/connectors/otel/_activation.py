@@ -2,6 +2,7 @@
 
 from contextvars import Token
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -11,8 +12,10 @@ from opentelemetry.trace import NonRecordingSpan, Span
 from cascade.connectors.otel._below import with_task
 from cascade.connectors.otel._live import LiveRun, span_context
 from cascade.connectors.otel._task_span import TaskSpan
-from cascade.connectors.otel.metrics import RunMetrics
 from cascade.runtime.task_context import TaskContext
+
+if TYPE_CHECKING:
+    from cascade.connectors.otel.metrics import RunMetrics
 
 
 class NoActivation:
@@ -30,7 +33,7 @@ class SpanActivation:
 
     __slots__ = ("_detail", "_metrics", "_run", "_span", "_task", "_token")
 
-    def __init__(self, task: TaskContext, run: LiveRun, metrics: RunMetrics, detail: str) -> None:
+    def __init__(self, task: TaskContext, run: LiveRun, metrics: "RunMetrics", detail: str) -> None:
         self._task = task
         self._run = run
         self._metrics = metrics

@@ -1,14 +1,16 @@
 """What goes out beside the spans: metrics, unless they are not wanted, and logs, if they are."""
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.resources import Resource
 
 from cascade.connectors.otel._options import ExportOptions, Signal
 from cascade.connectors.otel._provider import Tracing
-from cascade.connectors.otel.logs import RunLogs, chosen_level
-from cascade.connectors.otel.metrics import RunMetrics, application
+
+if TYPE_CHECKING:
+    from cascade.connectors.otel.logs import RunLogs
+    from cascade.connectors.otel.metrics import RunMetrics
 
 logger = logging.getLogger("cascade.connectors.otel")
 
@@ -29,8 +31,8 @@ class Signals:
     def __init__(
         self, tracing: Tracing | None, exporting: dict[str, Any], *, metrics: bool, logs: bool | str | None
     ) -> None:
-        self.metrics = _metrics(tracing, exporting) if metrics else RunMetrics()
-        self._logs = _logs(tracing, exporting, chosen_level(logs))
+        self.metrics = _metrics(tracing, exporting, is_wanted=metrics)
+        self._logs = _logs(tracing, exporting, logs)
 
     def start_run(self, run_id: str) -> None:
         if self._logs is not None:
@@ -51,8 +53,10 @@ class Signals:
             logger.warning("OtelConnector: %d log records were lost at %s: %s", lost, self._logs.endpoint, reason)
 
 
-def _metrics(tracing: Tracing | None, exporting: dict[str, Any]) -> RunMetrics:
-    if tracing is None:
+def _metrics(tracing: Tracing | None, exporting: dict[str, Any], *, is_wanted: bool) -> "RunMetrics":
+    from cascade.connectors.otel.metrics import RunMetrics, application
+
+    if tracing is None or not is_wanted:
         return RunMetrics()
     if not any(exporting.values()) and (meters := application()) is not None:
         return RunMetrics.of(meters)
@@ -66,7 +70,10 @@ def _metrics(tracing: Tracing | None, exporting: dict[str, Any]) -> RunMetrics:
     return metrics
 
 
-def _logs(tracing: Tracing | None, exporting: dict[str, Any], level: int | None) -> RunLogs | None:
+def _logs(tracing: Tracing | None, exporting: dict[str, Any], logs: bool | str | None) -> "RunLogs | None":
+    from cascade.connectors.otel.logs import RunLogs, chosen_level
+
+    level = chosen_level(logs)
     if level is None or tracing is None:
         return None
     options = _options(exporting, "logs")

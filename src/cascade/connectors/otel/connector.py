@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from opentelemetry import trace
 from opentelemetry.trace import Link, SpanKind, Status, StatusCode
@@ -11,7 +11,6 @@ from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 from cascade.connectors.otel import _provider
 from cascade.connectors.otel._activation import NoActivation, SpanActivation
 from cascade.connectors.otel._arguments import captures, one_of, positive, whole
-from cascade.connectors.otel._flush import Room, flush
 from cascade.connectors.otel._live import LiveRun, SpanFactory, complete, parent_context, span_context
 from cascade.connectors.otel._options import ExportOptions
 from cascade.connectors.otel._outbox import CAPACITY
@@ -23,6 +22,9 @@ from cascade.runtime.task_context import TaskContext
 from cascade.spec.protocols import MessageCallback
 from cascade.telemetry import attributes as a
 from cascade.telemetry.identity import RunTrace, SpanRef, place_run
+
+if TYPE_CHECKING:
+    from cascade.connectors.otel._flush import Room
 
 logger = logging.getLogger("cascade.connectors.otel")
 
@@ -98,7 +100,7 @@ class OtelConnector:
         self._runs: dict[str, LiveRun] = {}
         self._ended: list[Route] = []
         self._route = self._tracing.route if self._tracing else None
-        self._room = Room()
+        self._room: Room | None = None
         self._connections = 0
 
     async def connect(self) -> None:
@@ -117,6 +119,9 @@ class OtelConnector:
                 self._end_run(run_id)
         if self._tracing is None:
             return
+        # A run has imported asyncio already, which takes as long as half of all that is imported here.
+        from cascade.connectors.otel._flush import flush
+
         routes, self._ended = self._ended, []
         lost, reason = await flush(self._tracing, routes, self._flush_timeout, self._signals.flush)
         if lost or reason:
@@ -147,7 +152,10 @@ class OtelConnector:
         return self._waits and self._route is not None and self._route.outbox.is_full()
 
     async def room(self) -> None:
+        from cascade.connectors.otel._flush import Room
+
         if self._route is not None:
+            self._room = self._room or Room()
             await self._room.wait(self._route.outbox)
 
     def place_run(self, run_id: str, target: str, start_ns: int, parent: SpanRef | None) -> RunTrace:
