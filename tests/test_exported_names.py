@@ -20,11 +20,14 @@ def visible(module: ModuleType) -> set[str]:
 
 
 def test_all_is_what_is_visible() -> None:
-    for name in cascade.__all__:
-        getattr(cascade, name)
+    for module in (cascade, cascade.runtime):
+        for name in module.__all__:
+            getattr(module, name)
     assert visible(cascade) - {"lookup", "TYPE_CHECKING"} == set(cascade.__all__)
     assert set(cascade.__all__) <= set(dir(cascade))
-    assert set(cascade.runtime.__all__) <= visible(cascade.runtime)
+    assert set(cascade.runtime.__all__) <= visible(cascade.runtime) & set(dir(cascade.runtime))
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = cascade.runtime.nonsense
     assert cascade.__all__ == sorted(cascade.__all__)
 
 

@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cascade as cs
+from cascade.adapters.executors.local import LocalExecutor
+from cascade.adapters.solvers.native import NativeSolver
 from cascade.graph.model import Graph, Node
 from cascade.runtime.bus import MessageBus
-from cascade.runtime.engine import Engine
+from cascade.runtime.engine import LARGE, Engine
 from cascade.runtime.events import (
     RunFinished,
     RunStarted,
@@ -20,6 +22,8 @@ from cascade.runtime.events import (
     TaskRetrying,
     TaskSkipped,
 )
+from cascade.runtime.exceptions import MissingParamError
+from cascade.runtime.protocols import ExecutionPlan
 from tests.runtime.conftest import Lab
 
 
@@ -380,3 +384,29 @@ def test_any_graph_runs_each_task_once_and_after_what_it_needs(data: st.DataObje
     target = cs.task(sorted, name="all", threaded=False)(lazies)
     assert asyncio.run(Lab().run(target)) == list(range(size))
     assert sorted(calls) == list(range(size))
+
+
+@cs.task
+async def count(xs: list[int]) -> int:
+    return len(xs)
+
+
+async def test_the_loop_goes_on_while_a_large_graph_is_planned() -> None:
+    loop = asyncio.get_running_loop()
+
+    class AsksTheLoop(NativeSolver):
+        def resolve(self, graph: Graph) -> ExecutionPlan:
+            answered = threading.Event()
+            loop.call_soon_threadsafe(answered.set)
+            assert answered.wait(20)
+            return super().resolve(graph)
+
+    engine = Engine(AsksTheLoop(), LocalExecutor(), MessageBus())
+    assert await engine.run(count([add(n) for n in range(LARGE)])) == LARGE
+
+
+async def test_what_is_wrong_with_a_large_graph_is_told_before_anything_runs(lab: Lab) -> None:
+    wrong = cs.Param("missing")
+    with pytest.raises(MissingParamError, match="missing"):
+        await lab.run(count([*(add(n) for n in range(LARGE)), add(wrong)]))
+    assert not lab.of(TaskExecutionStarted)

@@ -7,15 +7,19 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry import context
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Span, TracerProvider
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from cascade.connectors.otel._batch import estimate
+from cascade.connectors.otel._batch import encode, estimate
+from cascade.connectors.otel._encode import Envelope
 from cascade.connectors.otel._options import ExportOptions
 from cascade.connectors.otel._outbox import Outbox
 from cascade.connectors.otel._sender import MAX_BODY, MAX_SENDERS
@@ -409,14 +413,30 @@ REPLIES = st.sampled_from(
 )
 
 
-@settings(max_examples=40, deadline=None)
+ACTIONS = [
+    "put",
+    "put urgent",
+    "put important",
+    "put encoded",
+    "put encoded",
+    "put encoded",
+    "put encoded important",
+    "flush one",
+    "flush all",
+]
+
+
+@settings(max_examples=60, deadline=None)
 @given(
     replies=st.lists(REPLIES, max_size=8),
-    actions=st.lists(st.sampled_from(["put", "put", "put urgent", "flush one", "flush all"]), max_size=25),
+    actions=st.lists(st.sampled_from(ACTIONS), max_size=40),
+    capacity=st.sampled_from([500, 10_000, 100_000]),
 )
-def test_the_counts_always_add_up(replies: list[Reply], actions: list[str], make_span: MakeSpan) -> None:
+def test_the_counts_always_add_up(replies: list[Reply], actions: list[str], capacity: int, make_span: MakeSpan) -> None:
     coming = iter(replies)
-    box = Outbox(lambda: Scripted(lambda _: next(coming, Reply("accepted"))), batch_size=3, capacity=30_000)
+    pack = partial(encode, envelope=Envelope(Resource({}), InstrumentationScope("tests")))
+    transport = Scripted(lambda _: next(coming, Reply("accepted")))
+    box = Outbox(lambda: transport, pack=pack, batch_size=3, capacity=capacity)
     tallies = [box.tally(), box.tally()]
     for index, action in enumerate(actions):
         tally = tallies[index % 2]
@@ -426,7 +446,8 @@ def test_the_counts_always_add_up(replies: list[Reply], actions: list[str], make
             case "flush all":
                 assert box.flush(0.05).pending == 0
             case _:
-                box.put(make_span(), urgent=action == "put urgent", tally=tally)
+                item = bytes(100) if "encoded" in action else make_span()
+                box.put(item, urgent="urgent" in action, important="important" in action, tally=tally)
         assert all(adds_up(box.report(one)) for one in (None, *tallies))
     total = box.close(0.05)
     reports = [box.report(tally) for tally in tallies]
@@ -435,6 +456,11 @@ def test_the_counts_always_add_up(replies: list[Reply], actions: list[str], make
     assert total.sent == sum(report.sent for report in reports)
     assert total.lost == sum(report.lost for report in reports)
     assert min(total.sent, total.lost, total.retried) >= 0
+    store = box._shared.store
+    with box._shared.lock:
+        assert not store.queue
+        assert (store.queued, store.count) == (0, 0)
+        assert store.flights or store.held == 0, "only a request that is out may hold something still"
 
 
 PROGRAM = """

@@ -10,7 +10,7 @@ from cascade.connectors.otel._transport import Reply
 FIRST_PAUSE = 0.2  # seconds before the first retry; then doubled, with jitter
 LONGEST_PAUSE = 5.0  # a peer that comes up during a run is found within so many seconds
 FLUSH_PAUSE = 0.1  # while somebody waits for a flush, retries come faster
-STRANGER_PATIENCE = 1.0  # seconds a flush waits for a peer that has never answered
+STRANGER_PATIENCE = 0.9  # seconds a flush waits for a peer that has never answered
 LONGEST_WAIT = 2.0  # seconds for an answer, or three times the latest one's, until nobody is held back any more
 DEAD_PATIENCE = 0.5  # seconds a flush waits for one that has failed
 
@@ -22,9 +22,10 @@ class Peer:
     """The state of one peer. Guarded by the outbox's lock.
 
     The rule of patience, for a flush with a time limit of its own: a peer that answered its latest request has all of
-    that time; one that has never answered has a second from the flush's start or from when it was first asked, whichever
-    is later; one that has failed has half a second from the failure, the start or when it has asked to be tried again, and two failures in a row, the
-    second from a request that began during the flush, end it at once.
+    that time; one that has never answered has nine tenths of a second from the flush's start or from when it was first
+    asked, whichever is later; one that has failed has half a second from the failure, from the start, or from when it
+    has asked to be tried again, whichever is latest, and two failures in a row, the second from a request that began
+    during the flush, end it at once.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
