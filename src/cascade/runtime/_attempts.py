@@ -4,12 +4,12 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from cascade.graph.model import Node
 from cascade.runtime import task_context
 from cascade.runtime._context import RunContext, error_info, seconds
+from cascade.runtime._outcome import name_of, result_of, status_of
 from cascade.runtime.events import (
     Attempt,
     TaskBlocked,
@@ -236,7 +236,7 @@ class Work:
         self._publish(
             TaskExecutionFinished,
             timestamp=end_ns / 1e9,
-            status=_STATUS.get(result, "Failed"),
+            status=status_of(result),
             duration=seconds(self.start_ns, end_ns),
             result=result,
             start_ns=self.start_ns,
@@ -263,38 +263,7 @@ class Work:
         self.run.publish(event, fields)
 
 
-def name_of(function: Any) -> str:
-    """Module and qualified name of a task's function."""
-    try:
-        return _name_of(function)
-    except TypeError:  # a callable that cannot be hashed
-        return _find_name(function)
-
-
-def _find_name(function: Any) -> str:
-    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}".strip(".")
-
-
-_name_of = lru_cache(maxsize=1024)(_find_name)
-
-
 async def _end_of(cancelled: StillRunning) -> None:
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
     cancelled.work.add_done_callback(lambda _: loop.call_soon_threadsafe(ended.set))
     await ended.wait()
-
-
-_STATUS = {"success": "Succeeded", "cancellation": "Cancelled"}
-
-
-def result_of(error: BaseException | None) -> str:
-    """The word of the CI/CD conventions for how something ended."""
-    match error:
-        case None:
-            return "success"
-        case asyncio.CancelledError():
-            return "cancellation"
-        case TimeoutError():
-            return "timeout"
-        case _:
-            return "failure"

@@ -5,9 +5,10 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 from cascade.graph.model import Node
-from cascade.runtime._attempts import Work, result_of
+from cascade.runtime._attempts import Work
 from cascade.runtime._context import RunContext, error_info, seconds
 from cascade.runtime._crew import BURST, Crew
+from cascade.runtime._outcome import result_of, status_of
 from cascade.runtime.events import TaskExecutionFinished, TaskExecutionStarted
 from cascade.runtime.protocols import Bounded
 from cascade.runtime.resolvers import ArgumentResolver
@@ -88,7 +89,7 @@ class MapWork:
         result = result or result_of(error)
         self._run.emit(
             TaskExecutionFinished,
-            status={"success": "Succeeded", "cancellation": "Cancelled"}.get(result, "Failed"),
+            status=status_of(result),
             duration=seconds(self._start_ns, end_ns),
             error=error_text(error) if error is not None else None,
             exception=error_info(error) if error is not None else None,

@@ -1,11 +1,9 @@
 """From the engine's events to the wire's messages: one small function for each kind of event."""
 
-from collections import Counter
-from dataclasses import dataclass, field
 from functools import singledispatch
-from typing import Any, NamedTuple
+from typing import Any
 
-from cascade.runtime._parts import Parts
+from cascade.runtime._run_state import Draft, RunState
 from cascade.runtime.events import (
     Attempt,
     ErrorInfo,
@@ -24,7 +22,7 @@ from cascade.runtime.events import (
     Wait,
 )
 from cascade.spec import telemetry as wire
-from cascade.telemetry.identity import RUN, Place, RunTrace, resource_id, span_id, wait_id
+from cascade.telemetry.identity import RUN, Place, resource_id, span_id, wait_id
 from cascade.telemetry.limits import MAX_ERROR_BYTES, MAX_LINKS, MAX_NAME_BYTES, MAX_STACK_BYTES
 from cascade.telemetry.redact import captured, redact_text
 from cascade.telemetry.safe import text
@@ -42,46 +40,6 @@ EVENTS: dict[str, tuple[type[Event], ...]] = {
 
 MIN_WAIT_NS = 1_000_000
 """A wait shorter than a millisecond is no news."""
-
-
-@dataclass(slots=True)
-class RunState:
-    """What the subscriber must remember of a run between its messages."""
-
-    trace: RunTrace
-    capture: frozenset[str] = frozenset()
-    topic: str = ""
-    target: str = ""
-    inputs: list[str] = field(default_factory=list)
-    params: Any = None
-    size: int = 0
-    counts: Counter[str] = field(default_factory=Counter)
-    parts: Parts = field(init=False)
-    head: dict[str, Any] = field(default_factory=dict)
-    seq: int = 0
-    last_ns: int = 0
-    lost: int = 0
-
-    def __post_init__(self) -> None:
-        self.parts = Parts(self.trace)
-
-    @property
-    def run_id(self) -> str:
-        return self.trace.run_id
-
-    @property
-    def place(self) -> Place:
-        """Where the run's own span stands."""
-        return Place(self.trace.trace_id, self.trace.parent_span_id)
-
-
-class Draft(NamedTuple):
-    """A message but for its header: the span it belongs to, by task_id, and where that one stands."""
-
-    body: wire.Body
-    task_id: str
-    place: Place
-    terminal: bool = False
 
 
 @singledispatch

@@ -13,12 +13,12 @@ from uuid import uuid4
 
 from cascade.graph.build import GraphBuilder
 from cascade.graph.model import Graph
-from cascade.runtime._attempts import result_of
 from cascade.runtime._clock import Clock, RunClock
 from cascade.runtime._connection import connected
 from cascade.runtime._context import RunContext, error_info, seconds
 from cascade.runtime._injection import ResourceSetup
 from cascade.runtime._inputs import input_names
+from cascade.runtime._outcome import result_of, status_of
 from cascade.runtime._scheduler import Scheduler
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.events import RunFinished, RunStarted
@@ -37,8 +37,6 @@ logger = logging.getLogger(__name__)
 
 LARGE = 2_000
 """Nodes from which on a graph is built and planned in a thread: what else is in the event loop gets its turns."""
-
-_STATUS = {"success": "Succeeded", "cancellation": "Cancelled"}
 
 
 class Engine:
@@ -184,7 +182,7 @@ def _tell_end(run: RunContext, error: BaseException | None) -> None:
     end_ns, result = run.clock.now_ns(), result_of(error)
     run.emit(
         RunFinished,
-        status=_STATUS.get(result, "Failed"),
+        status=status_of(result),
         duration=seconds(run.start_ns, end_ns),
         error=error_text(error) if error is not None else None,
         exception=error_info(error) if error is not None else None,

@@ -6,7 +6,8 @@ from typing import Any
 
 from cascade.messaging.bus import bus as messaging_bus
 from cascade.messaging.renderer import LEVELS
-from cascade.runtime._messages import EVENTS, Draft, RunState, draft
+from cascade.runtime._messages import EVENTS, draft
+from cascade.runtime._run_state import Draft, RunState
 from cascade.runtime._subjects import Subjects
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.events import (

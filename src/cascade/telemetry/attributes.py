@@ -10,6 +10,9 @@ EXCEPTION_TYPE = "exception.type"
 EXCEPTION_MESSAGE = "exception.message"
 EXCEPTION_STACKTRACE = "exception.stacktrace"
 CODE_FUNCTION_NAME = "code.function.name"
+CODE_FILE_PATH = "code.file.path"
+CODE_LINE_NUMBER = "code.line.number"
+CODE_STACKTRACE = "code.stacktrace"
 SERVICE_NAME = "service.name"
 SERVICE_VERSION = "service.version"
 SERVICE_INSTANCE_ID = "service.instance.id"
@@ -110,6 +113,9 @@ DOCUMENTED = (
     Documented(TELEMETRY_SIGNAL, "string", "metrics", "whose items were sent or lost: `traces`"),
     Documented(METRIC_OVERFLOW, "bool", "metrics", "stands for all attributes beyond the limits"),
     Documented(CODE_FUNCTION_NAME, "string", "task", "module and name of the task's function"),
+    Documented(CODE_FILE_PATH, "string", "log record", "file that the record was made in"),
+    Documented(CODE_LINE_NUMBER, "int", "log record", "line that the record was made in"),
+    Documented(CODE_STACKTRACE, "string", "log record", "where it was made, if `stack_info` asked for that"),
     Documented(ERROR_TYPE, "string", "what failed", "type of the exception"),
     Documented(EXCEPTION_TYPE, "string", "exception event", "type of the exception"),
     Documented(EXCEPTION_MESSAGE, "string", "exception event", "its message, with secrets masked"),

@@ -10,7 +10,6 @@ from struct import Struct
 from typing import Any
 
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, SpanFlags, Status
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
@@ -19,6 +18,7 @@ from opentelemetry.trace import SpanContext
 
 from cascade.connectors.otel._protobuf import field, varint
 from cascade.connectors.otel._spans import Event, SpanData
+from cascade.connectors.otel._values import key_value
 from cascade.telemetry import attributes as a
 
 _LOCAL = SpanFlags.SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK
@@ -63,7 +63,7 @@ def _encode_root(data: SpanData) -> bytes:
         span_id=bytes.fromhex(data.span_id),
         start_time_unix_nano=data.start_ns,
         end_time_unix_nano=data.end_ns,
-        attributes=[_key_value(key, value) for key, value in data.attributes.items()],
+        attributes=[key_value(key, value) for key, value in data.attributes.items()],
     )
     return own.SerializeToString() + _named(data.name, data.is_server) + _rare_parts(data)
 
@@ -81,7 +81,7 @@ def _attribute(key: str, value: Any) -> bytes:
 
 
 def _unshared(key: str, value: Any) -> bytes:
-    return Span(attributes=[_key_value(key, value)]).SerializeToString()
+    return Span(attributes=[key_value(key, value)]).SerializeToString()
 
 
 # Typed, because 1, 1.0 and True are the same key of a dict and three attributes.
@@ -123,26 +123,8 @@ def _rare_parts(data: SpanData) -> bytes:
 
 
 def _event(event: Event) -> Span.Event:
-    found = [_key_value(key, value) for key, value in event.attributes.items()]
+    found = [key_value(key, value) for key, value in event.attributes.items()]
     return Span.Event(name=event.name, time_unix_nano=event.time_ns, attributes=found)
-
-
-def _key_value(key: str, value: Any) -> KeyValue:
-    return KeyValue(key=key, value=_any_value(value))
-
-
-def _any_value(value: Any) -> AnyValue:
-    match value:
-        case bool():
-            return AnyValue(bool_value=value)
-        case int():
-            return AnyValue(int_value=value)
-        case float():
-            return AnyValue(double_value=value)
-        case tuple():
-            return AnyValue(array_value=ArrayValue(values=map(_any_value, value)))
-        case _:
-            return AnyValue(string_value=value)
 
 
 class Envelope:

@@ -83,9 +83,11 @@ class Peer:
 
     def patience(self, start: float) -> float:
         """Until when a flush that began at `start` waits."""
+        if self._failures and self._invited_at:
+            return max(start, self._invited_at) + DEAD_PATIENCE
         # Our own work before the first request, such as importing gRPC, is not the peer's fault.
         stranger = math.inf if self._has_answered else max(start, self._asked_at) + STRANGER_PATIENCE
-        dead = max(start, self._failed_at, self._invited_at) + DEAD_PATIENCE if self._failures else math.inf
+        dead = max(start, self._failed_at) + DEAD_PATIENCE if self._failures else math.inf
         return min(stranger, dead)
 
     def is_hopeless(self, start: float, end: float) -> bool:

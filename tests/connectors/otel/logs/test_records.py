@@ -13,9 +13,9 @@ from opentelemetry.sdk._logs._internal import std_to_otel
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.semconv.attributes import code_attributes
 
-from cascade.connectors.otel.logs import _records
 from cascade.connectors.otel.logs._framing import request
 from cascade.connectors.otel.logs._records import MAX_BODY_BYTES, MAX_EXTRAS, encode, encode_resource, severity
+from cascade.telemetry import attributes as a
 from cascade.telemetry.limits import MAX_STACK_BYTES, MAX_VALUE_BYTES
 from cascade.telemetry.redact import MASK
 from tests.connectors.otel.logs.conftest import RUN, TASK, Line, lines
@@ -59,9 +59,9 @@ def test_severities_are_the_sdks() -> None:
 
 
 def test_names_are_those_of_the_conventions() -> None:
-    assert _records.CODE_FILE_PATH == code_attributes.CODE_FILE_PATH
-    assert _records.CODE_LINE_NUMBER == code_attributes.CODE_LINE_NUMBER
-    assert _records.CODE_STACKTRACE == code_attributes.CODE_STACKTRACE
+    assert a.CODE_FILE_PATH == code_attributes.CODE_FILE_PATH
+    assert a.CODE_LINE_NUMBER == code_attributes.CODE_LINE_NUMBER
+    assert a.CODE_STACKTRACE == code_attributes.CODE_STACKTRACE
 
 
 def test_a_record_says_what_where_and_when() -> None:

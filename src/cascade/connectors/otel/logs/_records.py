@@ -6,22 +6,19 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, InstrumentationScope, KeyValue
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope, KeyValue
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs, ScopeLogs
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.trace import get_current_span
 
 from cascade.connectors.otel._protobuf import field
+from cascade.connectors.otel._values import key_value
 from cascade.runtime.log_records import extra_of, message_of
 from cascade.runtime.task_context import TaskContext
 from cascade.telemetry import attributes as a
 from cascade.telemetry.limits import MAX_NAME_BYTES, MAX_STACK_BYTES, MAX_VALUE_BYTES
 from cascade.telemetry.redact import MASK, is_secret, redact_text
 from cascade.telemetry.safe import error_message, safe, stack_text, text
-
-CODE_FILE_PATH = "code.file.path"
-CODE_LINE_NUMBER = "code.line.number"
-CODE_STACKTRACE = "code.stacktrace"
 
 MAX_BODY_BYTES = MAX_STACK_BYTES
 """A log line may say more than an attribute, but what indexes lines does not index documents."""
@@ -30,7 +27,7 @@ MAX_EXTRAS = 64
 MAX_SCOPE_BYTES = 100
 """Of a logger's name: with its tags it then has less than the 128 bytes that `request` counts on."""
 
-_RESERVED = (*{CODE_FILE_PATH, CODE_LINE_NUMBER, CODE_STACKTRACE, a.CODE_FUNCTION_NAME}, "cascade.", "exception.")
+_RESERVED = (*{a.CODE_FILE_PATH, a.CODE_LINE_NUMBER, a.CODE_STACKTRACE, a.CODE_FUNCTION_NAME}, "cascade.", "exception.")
 _LATEST = 2**63
 _FATAL4 = 24
 _SHADES = 3  # Python's levels are tens; OTLP has three finer shades above each
@@ -120,16 +117,16 @@ def _failure(record: logging.LogRecord) -> list[KeyValue]:
     elif record.exc_text:  # a QueueHandler leaves only this
         found[a.EXCEPTION_STACKTRACE] = shown(record.exc_text, MAX_STACK_BYTES)
     if record.stack_info:
-        found[CODE_STACKTRACE] = shown(record.stack_info, MAX_STACK_BYTES)
+        found[a.CODE_STACKTRACE] = shown(record.stack_info, MAX_STACK_BYTES)
     return _key_values(found.items())
 
 
 @lru_cache(maxsize=4096)
 def _constant(severity_number: int, path: str, function: str, line: int) -> bytes:
     """What all records have that the same line of code makes."""
-    named = {CODE_FILE_PATH: text(path, MAX_VALUE_BYTES), a.CODE_FUNCTION_NAME: text(function, MAX_NAME_BYTES)}
+    named = {a.CODE_FILE_PATH: text(path, MAX_VALUE_BYTES), a.CODE_FUNCTION_NAME: text(function, MAX_NAME_BYTES)}
     more: dict[str, Any] = {"severity_number": severity_number}
-    return LogRecord(attributes=_key_values([*named.items(), (CODE_LINE_NUMBER, line)]), **more).SerializeToString()
+    return LogRecord(attributes=_key_values([*named.items(), (a.CODE_LINE_NUMBER, line)]), **more).SerializeToString()
 
 
 @lru_cache(maxsize=256)
@@ -147,21 +144,7 @@ def _scope(logger: str) -> bytes:
 
 
 def _key_values(pairs: Iterable[tuple[str, Any]]) -> list[KeyValue]:
-    return [KeyValue(key=text(key, MAX_NAME_BYTES), value=_any_value(value)) for key, value in pairs]
-
-
-def _any_value(value: Any) -> AnyValue:
-    match value:
-        case bool():
-            return AnyValue(bool_value=value)
-        case int():
-            return AnyValue(int_value=value)
-        case float():
-            return AnyValue(double_value=value)
-        case list() | tuple():
-            return AnyValue(array_value=ArrayValue(values=map(_any_value, value)))
-        case _:
-            return AnyValue(string_value=value)
+    return [key_value(text(key, MAX_NAME_BYTES), value) for key, value in pairs]
 
 
 def _nanoseconds(seconds: Any, otherwise: int) -> int:
