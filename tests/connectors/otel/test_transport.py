@@ -227,7 +227,8 @@ class TestHttp:
         with peers.raw_peer(talk) as endpoint:
             monkeypatch.setenv("https_proxy", endpoint)
             reply = sent("https://collector.invalid")
-        assert asked[0].startswith(b"CONNECT collector.invalid:443 HTTP/1.1\r\n")
+        # A channel that gRPC keeps for a test before may come here too.
+        assert any(one.startswith(b"CONNECT collector.invalid:443 HTTP/1.1\r\n") for one in asked)
         assert (reply.outcome, reply.dead) == ("retry", True)
         assert "proxy answered 403 Forbidden" in reply.reason
 
