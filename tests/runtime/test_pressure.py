@@ -27,6 +27,18 @@ async def total(xs: list[int]) -> int:
     return sum(xs)
 
 
+waiting: dict[str, Any] = {}
+
+
+@cs.task
+async def wait_for(n: int) -> int:
+    waiting["at_work"] += 1
+    if waiting["at_work"] == ITEMS:
+        waiting["all_here"].set()
+    await waiting["all_here"].wait()
+    return n
+
+
 class Slow(MemoryConnector):
     """Gets on with it, a message in some turns of the loop."""
 
@@ -114,3 +126,14 @@ async def test_a_connector_may_have_a_gate_of_its_own(wrap: Any) -> None:
     await run(wrap(gated))
     assert gated.asked == 3
     assert held(gated)
+
+
+@pytest.mark.parametrize("flow", [lambda n: wait_for.map(n=n), lambda n: total([wait_for(i) for i in n])])
+async def test_those_who_run_need_not_end_for_others_to_start(flow: Any) -> None:
+    """All must be at work at once for any to end, although telemetry holds them back on the way."""
+    connector, bus = Slow(), MessageBus()
+    TelemetrySubscriber(bus, connector, max_bytes=400_000, drain_timeout=20.0)
+    engine = Engine(NativeSolver(), LocalExecutor(), bus, connector=connector)
+    waiting.update(at_work=0, all_here=asyncio.Event())
+    await asyncio.wait_for(engine.run(flow(list(range(ITEMS)))), 30)
+    assert waiting["at_work"] == ITEMS

@@ -8,7 +8,9 @@ from cascade.graph.model import Node
 from cascade.runtime._attempts import Work
 from cascade.runtime._context import RunContext, error_info, seconds
 from cascade.runtime._crew import BURST, Crew
+from cascade.runtime._hold import Hold
 from cascade.runtime._outcome import result_of, status_of
+from cascade.runtime.bus import MessageBus
 from cascade.runtime.events import TaskExecutionFinished, TaskExecutionStarted
 from cascade.runtime.protocols import Bounded
 from cascade.runtime.resolvers import ArgumentResolver
@@ -61,9 +63,8 @@ class MapWork:
         values: list[Any] = [None] * len(items)
         if values:
             window = self._window(items)
-            await _Ranks(Crew(self._run.fail), window, self._run.bus.is_full).run(
-                lambda i: self._one(i, items, values), len(items)
-            )
+            ranks = _Ranks(Crew(self._run.fail), window, self._run.bus)
+            await ranks.run(lambda i: self._one(i, items, values), len(items))
         return values
 
     async def _one(self, index: int, items: "Items", values: list[Any]) -> None:
@@ -108,10 +109,10 @@ class MapWork:
 class _Ranks:
     """Runs numbered coroutines in their order, at most a window of them at a time, and a burst in a turn of the loop."""
 
-    def __init__(self, crew: Crew, window: int, is_held: Callable[[], bool]) -> None:
+    def __init__(self, crew: Crew, window: int, bus: MessageBus) -> None:
         self._crew = crew
         self._free = window
-        self._is_held = is_held
+        self._hold = Hold(bus, crew, self._book)
         self._is_booked = False
 
     async def run(self, work: Callable[[int], Coroutine[Any, Any, None]], count: int) -> None:
@@ -121,9 +122,7 @@ class _Ranks:
 
     def _fill(self) -> None:
         crew = self._crew
-        # Who waits already will call us when it is through: no need for more to wait.
-        stops = crew.over or (crew.is_busy and self._is_held())
-        burst = 0 if stops else min(BURST, self._free, self._count - self._next)
+        burst = 0 if crew.over or self._hold.is_on() else min(BURST, self._free, self._count - self._next)
         for index in range(self._next, self._next + burst):
             crew.spawn(self._done(index))
         self._next += burst

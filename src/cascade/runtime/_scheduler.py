@@ -9,6 +9,7 @@ from cascade.graph.model import Edge, EdgeType, Graph, Node
 from cascade.runtime._attempts import Work
 from cascade.runtime._context import RunContext
 from cascade.runtime._crew import BURST, Crew
+from cascade.runtime._hold import Hold
 from cascade.runtime._inputs import input_value
 from cascade.runtime._mapping import MapWork
 from cascade.runtime._preflight import check_nodes
@@ -34,6 +35,7 @@ class Scheduler:
         self._ready: deque[Node] = deque()
         self._pumping = False
         self._crew = Crew(run.fail)
+        self._hold = Hold(run.bus, self._crew, self._pump)
 
     def prepare(self, solver: Solver) -> None:
         """Plan the run, and raise what is known to go wrong before anything runs. It may be called in a thread."""
@@ -80,15 +82,13 @@ class Scheduler:
     def _start_some(self) -> None:
         self._pumping = True
         try:
-            # While some wait until there is room for telemetry, no more need to; they will call us.
-            for _ in range(0 if self._crew.is_busy and self._run.bus.is_full() else BURST):
-                if not self._ready or self._crew.over:
+            for _ in range(BURST):
+                if not self._ready or self._crew.over or self._hold.is_on():
                     break
                 self._start(self._ready.popleft())
         except Exception as error:  # noqa: BLE001 - raised again by the crew
             self._crew.fail(error)
-        is_held = self._crew.is_busy and self._run.bus.is_full()
-        self._pumping = bool(self._ready) and not self._crew.over and not is_held
+        self._pumping = bool(self._ready) and not self._crew.over and not self._hold.is_on()
         if self._pumping:
             asyncio.get_running_loop().call_soon(self._start_some)
 

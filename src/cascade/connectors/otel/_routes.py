@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
+from opentelemetry.trace import SpanKind
 
 from cascade.connectors.otel._batch import Item
 from cascade.connectors.otel._outbox import Outbox
@@ -40,7 +41,7 @@ class Route:
     def put_span(self, span: ReadableSpan) -> None:
         # A run shows as soon as it starts: its marker does not wait for a batch.
         is_ours = _is_ours(span)
-        self.put(span, urgent=is_ours and span.name == RUN_STARTED, important=is_ours)
+        self.put(span, urgent=is_ours and span.name == RUN_STARTED, important=is_ours and span.kind is SpanKind.SERVER)
 
 
 def _is_ours(span: ReadableSpan) -> bool:
