@@ -23,7 +23,7 @@ VARIABLES = {
 }
 
 
-@pytest.mark.parametrize("value", ["prometheus", "-1", "otlp,nan"])
+@pytest.mark.parametrize("value", ["statsd", "-1", "otlp,nan"])
 @pytest.mark.parametrize("variable", VARIABLES)
 def test_an_unknown_value_is_named_with_the_choices(variable: str, value: str) -> None:
     with pytest.raises(ValueError, match=variable) as caught:
@@ -36,7 +36,10 @@ def test_words_may_be_written_in_capitals() -> None:
     assert (found.exporters, found.interval) == (frozenset({"otlp", "console"}), 0.5)
 
 
-@pytest.mark.parametrize("environ", [{"OTEL_METRICS_EXPORTER": "none"}, {"OTEL_SDK_DISABLED": "true"}])
+@pytest.mark.parametrize(
+    "environ",
+    [{"OTEL_METRICS_EXPORTER": "none"}, {"OTEL_METRICS_EXPORTER": "prometheus"}, {"OTEL_SDK_DISABLED": "true"}],
+)
 def test_what_turns_metrics_off_turns_them_off(environ: dict[str, str]) -> None:
     with OtlpReceiver() as receiver, exporting(receiver.http_endpoint, **environ) as metrics:
         metrics.publish(messages.task())

@@ -12,6 +12,8 @@ Exemplars = Literal["trace_based", "always_on", "always_off"]
 DEFAULT_INTERVAL = 60.0  # seconds; the specification's default
 
 _EXPORTER = "OTEL_METRICS_EXPORTER"
+_EXPORTERS = (*get_args(Exporter), "prometheus")
+"""The specification's. An application that is scraped by Prometheus sets that for itself; it is none of ours."""
 _TEMPORALITY = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
 _EXEMPLARS = "OTEL_METRICS_EXEMPLAR_FILTER"
 _INTERVAL = "OTEL_METRIC_EXPORT_INTERVAL"
@@ -36,9 +38,9 @@ class Settings:
         if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
             return cls(exporters=frozenset())
         named = environ.get(_EXPORTER, "").split(",")
-        exporters = {_choice(_EXPORTER, name, get_args(Exporter)) for name in named if name.strip()} or {"otlp"}
+        exporters = {_choice(_EXPORTER, name, _EXPORTERS) for name in named if name.strip()} or {"otlp"}
         return cls(
-            exporters=cast("frozenset[Exporter]", frozenset(exporters - {"none"})),
+            exporters=cast("frozenset[Exporter]", frozenset(exporters.intersection(get_args(Exporter)) - {"none"})),
             temporality=cast("Temporality", _chosen(environ, _TEMPORALITY, get_args(Temporality))),
             exemplars=cast("Exemplars", _chosen(environ, _EXEMPLARS, get_args(Exemplars))),
             interval=_interval(environ),
