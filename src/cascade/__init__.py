@@ -10,7 +10,6 @@ from cascade._lookup import lookup
 if TYPE_CHECKING:
     from cascade import adapters, connectors, context, graph, messaging, providers, runtime, spec, telemetry, tools
     from cascade._inputs import Env, Param
-    from cascade._lookup import lookup
     from cascade._run import run, run_async
     from cascade.adapters.executors.local import LocalExecutor
     from cascade.adapters.solvers.native import NativeSolver

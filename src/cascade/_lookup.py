@@ -3,36 +3,36 @@
 from importlib import import_module
 from typing import Any
 
-_MODULES = {
-    "cascade._inputs": ("Env", "Param"),
-    "cascade._lookup": ("lookup",),
-    "cascade._run": ("run", "run_async"),
-    "cascade.adapters.executors.local": ("LocalExecutor",),
-    "cascade.adapters.solvers.native": ("NativeSolver",),
-    "cascade.connectors.fanout": ("FanoutConnector",),
-    "cascade.connectors.memory": ("MemoryConnector",),
-    "cascade.context": ("context", "get_current_context"),
-    "cascade.graph.serialize": ("from_json", "to_json"),
-    "cascade.runtime.bus": ("MessageBus",),
-    "cascade.runtime.engine": ("Engine",),
-    "cascade.runtime.exceptions": ("DependencyMissingError",),
-    "cascade.runtime.log_records": ("CorrelationFilter", "JsonFormatter"),
-    "cascade.runtime.overrides": ("override_resource",),
-    "cascade.runtime.protocols": ("Connector",),
-    "cascade.runtime.subscribers": ("HumanReadableLogSubscriber", "TelemetrySubscriber"),
-    "cascade.runtime.task_context": ("current_task",),
-    "cascade.spec.constraint": ("with_constraints",),
-    "cascade.spec.input": ("EnvSpec", "ParamSpec"),
-    "cascade.spec.lazy_types": ("LazyResult",),
-    "cascade.spec.resource": ("inject", "resource"),
-    "cascade.spec.routing": ("Router",),
-    "cascade.spec.task": ("task",),
-    "cascade.tools.cli": ("cli",),
-    "cascade.tools.preview": ("dry_run",),
-    "cascade.tools.visualize": ("visualize",),
-    "cascade.connectors.otel": ("OtelConnector",),
+from cascade._lazy import load
+
+_HOMES = {
+    "_inputs": ("Env", "Param"),
+    "_run": ("run", "run_async"),
+    "adapters.executors.local": ("LocalExecutor",),
+    "adapters.solvers.native": ("NativeSolver",),
+    "connectors.fanout": ("FanoutConnector",),
+    "connectors.memory": ("MemoryConnector",),
+    "context": ("get_current_context",),
+    "graph.serialize": ("from_json", "to_json"),
+    "runtime.bus": ("MessageBus",),
+    "runtime.engine": ("Engine",),
+    "runtime.exceptions": ("DependencyMissingError",),
+    "runtime.log_records": ("CorrelationFilter", "JsonFormatter"),
+    "runtime.overrides": ("override_resource",),
+    "runtime.protocols": ("Connector",),
+    "runtime.subscribers": ("HumanReadableLogSubscriber", "TelemetrySubscriber"),
+    "runtime.task_context": ("current_task",),
+    "spec.constraint": ("with_constraints",),
+    "spec.input": ("EnvSpec", "ParamSpec"),
+    "spec.lazy_types": ("LazyResult",),
+    "spec.resource": ("inject", "resource"),
+    "spec.routing": ("Router",),
+    "spec.task": ("task",),
+    "tools.cli": ("cli",),
+    "tools.preview": ("dry_run",),
+    "tools.visualize": ("visualize",),
+    "connectors.otel": ("OtelConnector",),
 }
-_HOMES = {name: module for module, names in _MODULES.items() for name in names}
 _PACKAGES = frozenset(
     {"adapters", "connectors", "context", "graph", "messaging", "providers", "runtime", "spec", "telemetry", "tools"}
 )
@@ -47,10 +47,9 @@ def lookup(name: str) -> Any:
     """
     if name in _PACKAGES:
         return import_module(f"cascade.{name}")
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    if name.startswith("_"):
-        raise AttributeError(f"module 'cascade' has no attribute '{name}'")
+    # What nobody offers by a private name, and what is ours, is no business of a provider's.
+    if name.startswith("_") or any(name in names for names in _HOMES.values()):
+        return load("cascade", name, _HOMES)
     from cascade.providers.registry import ProviderRegistry
 
     try:

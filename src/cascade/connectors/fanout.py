@@ -7,7 +7,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 from cascade.runtime.exceptions import TelemetryLostError
-from cascade.runtime.lane import MAX_QUEUED_BYTES, Lane, Message
+from cascade.runtime.gates import Gates
+from cascade.runtime.lane import MAX_QUEUED_BYTES, MESSAGE_BYTES, Lane, Message
 from cascade.runtime.protocols import Capturing, Connector, Gate, Selective, Tracing
 from cascade.runtime.task_context import TaskContext
 from cascade.spec.protocols import MessageCallback
@@ -36,7 +37,7 @@ class FanoutConnector:
         self.connectors = tuple(connectors)
         self._drain_timeout = drain_timeout
         self._lanes = [Lane(connector, max_bytes=max_bytes) for connector in self.connectors]
-        self._gates = [*self._lanes, *(connector for connector in self.connectors if isinstance(connector, Gate))]
+        self._gates = Gates(*self._lanes, *(connector for connector in self.connectors if isinstance(connector, Gate)))
         self._reported = [0] * len(self._lanes)
         self._tracing = [connector for connector in self.connectors if isinstance(connector, Tracing)]
         self._captures = [c.capture if isinstance(c, Capturing) else frozenset() for c in self.connectors]
@@ -62,12 +63,10 @@ class FanoutConnector:
         return _all_active(self._tracing, task)
 
     def is_full(self) -> bool:
-        return any(gate.is_full() for gate in self._gates)
+        return self._gates.is_full()
 
     async def room(self) -> None:
-        for gate in self._gates:
-            if gate.is_full():
-                await gate.room()
+        await self._gates.room()
 
     async def connect(self) -> None:
         """Connect all side by side. One that fails loses its own messages, and says so at the run's end."""
@@ -91,7 +90,7 @@ class FanoutConnector:
 
     async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:
         for lane, capture in zip(self._lanes, self._captures, strict=True):
-            lane.put(Message(topic, without_captured(payload, keep=capture), qos, _SIZE, terminal=qos > 0))
+            lane.put(Message(topic, without_captured(payload, keep=capture), qos, MESSAGE_BYTES, terminal=qos > 0))
 
     async def subscribe(self, topic: str, callback: MessageCallback) -> None:
         results = await _gather(connector.subscribe(topic, callback) for connector in self.connectors)
@@ -106,10 +105,6 @@ class FanoutConnector:
         if lost:
             logger.warning("%s: %d telemetry messages were lost: %s", _name(lane.connector), lost, lane.last_error)
         await lane.connector.disconnect()
-
-
-_SIZE = 2500
-"""An estimate in bytes; the subscriber, in front, has the exact bound."""
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from cascade._lazy import load
+
 if TYPE_CHECKING:
     from cascade.runtime.bus import MessageBus
     from cascade.runtime.engine import Engine
@@ -26,26 +28,18 @@ __all__ = [
 ]
 
 _HOMES = {
-    "CachePolicy": "protocols",
-    "DependencyMissingError": "exceptions",
-    "Engine": "engine",
-    "Event": "events",
-    "ExecutionPlan": "protocols",
-    "Executor": "protocols",
-    "HumanReadableLogSubscriber": "subscribers",
-    "MessageBus": "bus",
-    "ResourceManager": "resource_manager",
-    "Solver": "protocols",
-    "TelemetrySubscriber": "subscribers",
+    "bus": ("MessageBus",),
+    "engine": ("Engine",),
+    "events": ("Event",),
+    "exceptions": ("DependencyMissingError",),
+    "protocols": ("CachePolicy", "ExecutionPlan", "Executor", "Solver"),
+    "resource_manager": ("ResourceManager",),
+    "subscribers": ("HumanReadableLogSubscriber", "TelemetrySubscriber"),
 }
 
 
 def __getattr__(name: str) -> Any:
-    from importlib import import_module
-
-    if name not in _HOMES:
-        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    found = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    found = globals()[name] = load(__name__, name, _HOMES)
     return found
 
 

@@ -78,7 +78,7 @@ class Work:
         Raises:
             BaseException: What the task's last attempt raised, as it was raised.
         """
-        if self.run.bus.is_full():
+        if self.run.bus.gates.is_full():
             await self._wait_for_telemetry()
         if not self.node.constraints:
             return await self._run_or_recall()
@@ -92,8 +92,8 @@ class Work:
     async def _wait_for_telemetry(self) -> None:
         start_ns = self.run.clock.now_ns()
         self._emit(TaskBlocked, reason="telemetry", start_ns=start_ns)
-        while self.run.bus.is_full():
-            await self.run.bus.room()
+        while self.run.bus.gates.is_full():
+            await self.run.bus.gates.room()
         self.waits = (*self.waits, Wait("telemetry", start_ns, self.run.clock.now_ns()))
 
     async def _acquire(self) -> None:

@@ -23,7 +23,10 @@ class Crew:
         self._members: dict[int, tuple[asyncio.Task[None], Coroutine[Any, Any, None]]] = {}
         self._count = 0
         self._failure: BaseException | None = None
-        self.over = False
+
+    @property
+    def over(self) -> bool:
+        return self._over.done()
 
     @property
     def is_busy(self) -> bool:
@@ -43,9 +46,7 @@ class Crew:
 
     def finish(self) -> None:
         if not self.over:
-            self.over = True
-            if not self._over.done():
-                self._over.set_result(None)
+            self._over.set_result(None)
 
     async def run(self, start: Callable[[], None]) -> None:
         """Call `start`, which spawns the first ones, and return after `finish`, when everybody has stopped."""
@@ -55,7 +56,7 @@ class Crew:
             if self._failure is not None:
                 self._stop()
         except BaseException:
-            self.over = True
+            self.finish()
             self._stop()
             raise
         finally:

@@ -10,8 +10,8 @@ from cascade.runtime._context import RunContext, error_info, seconds
 from cascade.runtime._crew import BURST, Crew
 from cascade.runtime._hold import Hold
 from cascade.runtime._outcome import result_of, status_of
-from cascade.runtime.bus import MessageBus
 from cascade.runtime.events import TaskExecutionFinished, TaskExecutionStarted
+from cascade.runtime.gates import Gates
 from cascade.runtime.protocols import Bounded
 from cascade.runtime.resolvers import ArgumentResolver
 from cascade.spec.lazy_types import LazyResult
@@ -63,7 +63,7 @@ class MapWork:
         values: list[Any] = [None] * len(items)
         if values:
             window = self._window(items)
-            ranks = _Ranks(Crew(self._run.fail), window, self._run.bus)
+            ranks = _Ranks(Crew(self._run.fail), window, self._run.bus.gates)
             await ranks.run(lambda i: self._one(i, items, values), len(items))
         return values
 
@@ -109,10 +109,10 @@ class MapWork:
 class _Ranks:
     """Runs numbered coroutines in their order, at most a window of them at a time, and a burst in a turn of the loop."""
 
-    def __init__(self, crew: Crew, window: int, bus: MessageBus) -> None:
+    def __init__(self, crew: Crew, window: int, gates: Gates) -> None:
         self._crew = crew
         self._free = window
-        self._hold = Hold(bus, crew, self._book)
+        self._hold = Hold(gates, crew, self._book)
         self._is_booked = False
 
     async def run(self, work: Callable[[int], Coroutine[Any, Any, None]], count: int) -> None:

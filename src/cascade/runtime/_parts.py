@@ -14,11 +14,8 @@ class Parts:
 
     def widen(self, task_id: str, map_id: str | None, map_index: int | None, start_ns: int, end_ns: int) -> None:
         """A child has ended."""
-        if map_id is None:
-            parent_id, part = RUN, self._trace.parts.get(task_id, 0)
-        else:
-            parent_id, part = map_id, (map_index or 0) // self._trace.part_size
-        if part:
+        parent_id = RUN if map_id is None else map_id
+        if part := self._trace.part_of(task_id, map_id, map_index):
             first, last = self._windows.get((parent_id, part), (start_ns, end_ns))
             self._windows[parent_id, part] = min(first, start_ns), max(last, end_ns)
 

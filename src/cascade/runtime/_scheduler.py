@@ -35,7 +35,7 @@ class Scheduler:
         self._ready: deque[Node] = deque()
         self._pumping = False
         self._crew = Crew(run.fail)
-        self._hold = Hold(run.bus, self._crew, self._pump)
+        self._hold = Hold(run.bus.gates, self._crew, self._pump)
 
     def prepare(self, solver: Solver) -> None:
         """Plan the run, and raise what is known to go wrong before anything runs. It may be called in a thread."""

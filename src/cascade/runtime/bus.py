@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from cascade.runtime.events import Event
-from cascade.runtime.protocols import Gate
+from cascade.runtime.gates import Gates
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +17,8 @@ Drain = Callable[[str], Awaitable[None]]
 class MessageBus:
     """Hands each event to its subscribers, at once and in the order of their subscription.
 
-    A handler must be quick. One that raises is logged, the first time, and disturbs nobody.
+    A handler must be quick. One that raises is logged, the first time, and disturbs nobody. `gates` are those of
+    subscribers that may hold back the start of tasks.
     """
 
     def __init__(self) -> None:
@@ -26,7 +27,7 @@ class MessageBus:
         self._of_failures: set[int] = set()
         self._count = 0
         self._drains: list[Drain] = []
-        self._gates: list[Gate] = []
+        self.gates = Gates()
         self._reported: set[Handler] = set()
 
     def subscribe(self, event_type: type[Event], handler: Handler, *, failures_only: bool = False) -> None:
@@ -67,22 +68,6 @@ class MessageBus:
                 await drain(run_id)
             except Exception:
                 logger.exception("A subscriber failed to hand over the last events of run %s", run_id)
-
-    def hold_back(self, gate: Gate) -> None:
-        """Register what may hold back the start of tasks."""
-        self._gates.append(gate)
-
-    def is_full(self) -> bool:
-        """Whether a task that could start should rather wait for `room`."""
-        for gate in self._gates:  # noqa: SIM110 - a generator for `any` costs as much as the rest
-            if gate.is_full():
-                return True
-        return False
-
-    async def room(self) -> None:
-        for gate in self._gates:
-            if gate.is_full():
-                await gate.room()
 
     def _report(self, handler: Handler, event: Event) -> None:
         if handler not in self._reported:

@@ -9,6 +9,8 @@ from cascade.spec.protocols import Connector
 MAX_QUEUED_BYTES = 64 * 1024 * 1024
 """A burst of 100,000 tasks fits; a connector that hangs for good does not take the process along."""
 
+MESSAGE_BYTES = 2_500
+"""Of memory, for a message without long texts: an estimate."""
 HELD_BYTES = MAX_QUEUED_BYTES // 4
 """From here on no further task is started until half of it is published: the burst outruns the connector."""
 PATIENCE = 1.0

@@ -1,9 +1,8 @@
 """From a node and the results so far to the arguments of a call, and to its constraints' amounts."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from operator import eq
 from typing import Any
 
@@ -11,6 +10,7 @@ from cascade.graph.model import Edge, EdgeType, Node
 from cascade.graph.nested import substitute
 from cascade.runtime.exceptions import DependencyMissingError
 from cascade.runtime.flow import chosen_route, lazy_id
+from cascade.runtime.remembering import remembered
 from cascade.spec.lazy_types import LazyResult, MappedLazyResult
 from cascade.spec.protocols import StateBackend
 from cascade.spec.resource import Inject
@@ -108,15 +108,9 @@ def _position(name: str) -> int:
     return int(name) if name.isdigit() else 0
 
 
+@remembered
 def injected_defaults(function: Any) -> Mapping[str, tuple[int | None, Inject]]:
     """Parameters whose default asks for a resource, with their position (None for keyword-only ones)."""
-    try:
-        return _injected_defaults(function)
-    except TypeError:  # a callable that cannot be hashed
-        return _find_injected(function)
-
-
-def _find_injected(function: Callable[..., Any]) -> dict[str, tuple[int | None, Inject]]:
     if not callable(function):
         return {}
     try:
@@ -128,6 +122,3 @@ def _find_injected(function: Callable[..., Any]) -> dict[str, tuple[int | None, 
         for index, (name, p) in enumerate(parameters.items())
         if isinstance(p.default, Inject)
     }
-
-
-_injected_defaults = lru_cache(maxsize=4096)(_find_injected)

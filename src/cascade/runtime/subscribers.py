@@ -20,7 +20,7 @@ from cascade.runtime.events import (
     TaskRetrying,
     TaskSkipped,
 )
-from cascade.runtime.lane import MAX_QUEUED_BYTES, Lane, Message
+from cascade.runtime.lane import MAX_QUEUED_BYTES, MESSAGE_BYTES, Lane, Message
 from cascade.runtime.protocols import Capturing, Gate, Selective
 from cascade.spec.protocols import Connector
 from cascade.spec.telemetry import Header, LifecycleEvent
@@ -123,9 +123,9 @@ class TelemetrySubscriber:
                 event_bus.subscribe(kind, self.on_event)
         event_bus.subscribe(ConnectorFailed, self.on_connector_failed)
         event_bus.on_drain(self.drain)
-        event_bus.hold_back(self._lane)
+        event_bus.gates.add(self._lane)
         if isinstance(connector, Gate):
-            event_bus.hold_back(connector)
+            event_bus.gates.add(connector)
 
     @property
     def lost(self) -> int:
@@ -207,7 +207,7 @@ _NEEDLESS = frozenset({"RUNNING", "PENDING", "ACQUIRE"})
 
 def _size(metadata: dict[str, Any]) -> int:
     """A message's size in bytes of memory, estimated: a fixed part, and the texts that may be long."""
-    size = 2_500
+    size = MESSAGE_BYTES
     if "exception" in metadata:
         size += len(metadata["exception"].get("stacktrace", ""))
     if "links" in metadata:

@@ -131,11 +131,15 @@ class RunTrace:
         """The run's own span."""
         return span_id(self.run_id)
 
+    def part_of(self, task_id: str, map_id: str | None = None, map_index: int | None = None) -> int:
+        """In which part of its parent's children a task stands; an item of a map is told by `map_id` and `map_index`."""
+        return self.parts.get(task_id, 0) if map_id is None else (map_index or 0) // self.part_size
+
     def place_of(self, task_id: str, map_id: str | None = None, map_index: int | None = None) -> Place:
-        """Where the span of a task stands; an item of a map is told by `map_id` and `map_index`."""
+        """Where the span of a task stands; an item of a map is told as for `part_of`."""
+        part = self.part_of(task_id, map_id, map_index)
         if map_id is None:
-            return _place(self.run_id, self.trace_id, RUN, self.parts.get(task_id, 0))
-        part = (map_index or 0) // self.part_size
+            return _place(self.run_id, self.trace_id, RUN, part)
         return _place(self.run_id, self.trace_id if part else self.place_of(map_id).trace_id, map_id, part)
 
     def span_of(self, task_id: str, attempt: int = 0) -> SpanRef:

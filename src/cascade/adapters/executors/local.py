@@ -3,12 +3,11 @@
 import asyncio
 import inspect
 import threading
-from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 from cascade.adapters.executors._pool import Call, WorkerPool
 from cascade.runtime.exceptions import StillRunning
+from cascade.runtime.remembering import remembered
 
 MAX_WORKERS = 32
 """Plain functions mostly wait (for a disk, a server): more threads than processors. Python's own pools stop at 32 too:
@@ -39,7 +38,7 @@ class LocalExecutor:
             StillRunning: Cancelled, while a thread goes on.
         """
         function = node.callable_obj
-        if _known(_is_coroutine_function, function):
+        if _is_coroutine_function(function):
             return await function(*args, **kwargs)
         if not callable(function):
             raise TypeError(f"Task '{getattr(node, 'name', node)}' has no function to call, but {function!r}")
@@ -62,7 +61,7 @@ class LocalExecutor:
 
     def _is_threaded(self, node: Any) -> bool:
         wish = getattr(node, "threaded", None)
-        return (self._threads if wish is None else wish) and not _known(_makes_coroutines, node.callable_obj)
+        return (self._threads if wish is None else wish) and not _makes_coroutines(node.callable_obj)
 
     async def _in_thread(self, function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         call, workers = Call(_called, function, args, kwargs), self._workers()
@@ -89,20 +88,12 @@ def _called(function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         raise RuntimeError("The task raised StopIteration") from error
 
 
-def _known(question: Callable[[Any], bool], function: Any) -> bool:
-    """The answer to a question about a function, which `inspect` takes a microsecond for, asked once."""
-    try:
-        return question(function)
-    except TypeError:  # a callable that cannot be hashed
-        return question.__wrapped__(function)  # type: ignore[attr-defined, no-any-return] # lru_cache has it
-
-
-@lru_cache(maxsize=1024)
+@remembered
 def _is_coroutine_function(function: Any) -> bool:
     return inspect.iscoroutinefunction(function)
 
 
-@lru_cache(maxsize=1024)
+@remembered
 def _makes_coroutines(function: Any) -> bool:
     """A coroutine function, a partial of one, or an object whose `__call__` is one."""
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "func", None)):

@@ -3,7 +3,7 @@
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from cascade.connectors.otel._transport import Reply
 
@@ -12,6 +12,7 @@ LONGEST_PAUSE = 5.0  # a peer that comes up during a run is found within so many
 FLUSH_PAUSE = 0.1  # while somebody waits for a flush, retries come faster
 STRANGER_PATIENCE = 0.9  # seconds a flush waits for a peer that has never answered
 LONGEST_WAIT = 2.0  # seconds for an answer, or three times the latest one's, until nobody is held back any more
+LEAST_TIME = 0.05  # seconds; less is no request
 DEAD_PATIENCE = 0.5  # seconds a flush waits for one that has failed
 
 # A generator of our own: what a program draws from its seeded one must not depend on our retries.
@@ -89,6 +90,11 @@ class Peer:
         stranger = math.inf if self._has_answered else max(start, self._asked_at) + STRANGER_PATIENCE
         dead = max(start, self._failed_at) + DEAD_PATIENCE if self._failures else math.inf
         return min(stranger, dead)
+
+    def time_for_request(self, now: float, flushes: Iterable[tuple[float, float]], limit: float) -> float:
+        """The seconds for a request that goes out now: while flushes (start, end) wait, no longer than they do."""
+        ends = [min(end, self.patience(start)) - now for start, end in flushes]
+        return min(limit, max(LEAST_TIME, *ends)) if ends else limit
 
     def is_hopeless(self, start: float, end: float) -> bool:
         """True when a flush from `start` to `end` can stop waiting: it has had its try, or will not get one."""

@@ -4,7 +4,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from opentelemetry import trace
@@ -20,7 +19,8 @@ from cascade.connectors.otel._encode import Envelope
 from cascade.connectors.otel._ids import PresetIds, PresetSampler
 from cascade.connectors.otel._options import ExportOptions
 from cascade.connectors.otel._outbox import CAPACITY, Outbox
-from cascade.connectors.otel._routes import SCOPE, Route, RoutingProcessor
+from cascade.connectors.otel._routes import Route, RoutingProcessor
+from cascade.connectors.otel._scope import SCOPE, scope_version
 from cascade.connectors.otel._transport import open_transport, prepare
 from cascade.telemetry import attributes as a
 from cascade.telemetry.topics import source
@@ -87,7 +87,7 @@ def own(
     """
     exporters = _exporters(environ)
     provider = _OwnProvider(resource=_resource(environ), shutdown_on_exit=False)
-    envelope = Envelope(provider.resource, InstrumentationScope(SCOPE, _version(), ""))
+    envelope = Envelope(provider.resource, InstrumentationScope(SCOPE, scope_version(), ""))
     prepare(options)
     pack = partial(encode, envelope=envelope)
     outbox = Outbox(
@@ -121,7 +121,7 @@ class _OwnProvider(TracerProvider):
 
 
 def _tracing(provider: TracerProvider, route: Route | None, endpoint: str) -> Tracing | None:
-    tracer = provider.get_tracer(SCOPE, _version())
+    tracer = provider.get_tracer(SCOPE, scope_version())
     if not isinstance(tracer, Tracer):
         return None
     if not isinstance(tracer.id_generator, PresetIds):
@@ -144,15 +144,8 @@ def _exporters(environ: Mapping[str, str]) -> set[str]:
 def _resource(environ: Mapping[str, str]) -> Resource:
     """`Resource.create` reads OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES, and lets its arguments win over them."""
     named = Resource.create()
-    ours = {a.SERVICE_NAME: "cascade", a.SERVICE_VERSION: _version(), a.SERVICE_INSTANCE_ID: source()}
+    ours = {a.SERVICE_NAME: "cascade", a.SERVICE_VERSION: scope_version(), a.SERVICE_INSTANCE_ID: source()}
     given = environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
     if environ.get("OTEL_SERVICE_NAME"):
         del ours[a.SERVICE_NAME]
     return named.merge(Resource({key: value for key, value in ours.items() if f"{key}=" not in given.replace(" ", "")}))
-
-
-def _version() -> str:
-    try:
-        return version("cascade-runs")
-    except PackageNotFoundError:  # run from a source tree
-        return "0"

@@ -14,11 +14,10 @@ from opentelemetry.trace import SpanKind
 
 from cascade.connectors.otel._batch import Item
 from cascade.connectors.otel._outbox import Outbox
+from cascade.connectors.otel._scope import SCOPE
 from cascade.connectors.otel._tally import Tally
 from cascade.telemetry import attributes as a
 from cascade.telemetry.identity import RUN_STARTED
-
-SCOPE = "cascade"
 
 _lock = threading.Lock()
 _routes: dict[int, tuple["Route", ...]] = {}

@@ -5,20 +5,18 @@ One thread sends one batch after another; further ones join it while a peer answ
 
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 
 from cascade.connectors.otel import _lifetime, _store
 from cascade.connectors.otel._shared import Shared
 from cascade.connectors.otel._store import Flight
-from cascade.connectors.otel._transport import Reply, Transport, Unusable
+from cascade.connectors.otel._transport import Reply, Transport, opened
 
 BATCH_MEMORY = 16 << 20  # bytes of memory, which become about a tenth on the wire
 MAX_BODY = 3 << 20  # bytes; gRPC servers refuse more than 4 MiB by default
 IDLE = 30.0  # seconds after which a thread without work ends, and with it its connections
 MAX_SENDERS = 4  # requests at once
 _SLOW_ANSWER = 0.02  # seconds; from there on the time of waiting is better spent on encoding the next batch
-_LEAST_TIME = 0.05  # seconds; less is no request
 
 
 def start(shared: Shared) -> None:
@@ -31,7 +29,7 @@ def start(shared: Shared) -> None:
 def _run(shared: Shared) -> None:
     """Send what is due until the outbox is closed or long idle."""
     with _lifetime.uninstrumented():
-        transport = _opened(shared.open_transport)
+        transport = opened(shared.open_transport)
         try:
             while flight := _next_flight(shared):
                 _deliver(shared, transport, flight)
@@ -43,13 +41,6 @@ def _run(shared: Shared) -> None:
 
 def _sign_off(shared: Shared) -> None:
     shared.senders = [sender for sender in shared.senders if sender is not threading.current_thread()]
-
-
-def _opened(open_transport: Callable[[], Transport]) -> Transport:
-    try:
-        return open_transport()
-    except Exception as error:  # noqa: BLE001 - whatever opens it: it is told by the counts, not by a dead thread
-        return Unusable(error)
 
 
 def _next_flight(shared: Shared) -> Flight | None:
@@ -117,7 +108,7 @@ def _exchange(shared: Shared, transport: Transport, flight: Flight, body: bytes)
     while _await_turn(shared, flight):
         began = time.monotonic()
         try:
-            reply = transport.send(body, _time_for_request(shared, began))
+            reply = transport.send(body, _ask(shared, began))
         finally:
             shared.is_probing = False
         with shared.lock:
@@ -142,14 +133,12 @@ def _await_turn(shared: Shared, flight: Flight) -> bool:
         return False
 
 
-def _time_for_request(shared: Shared, now: float) -> float:
-    """While somebody waits for a flush, no longer than that one waits."""
+def _ask(shared: Shared, now: float) -> float:
+    """A request goes out; the seconds that it may take."""
     with shared.lock:
         shared.peer.ask(now)
         shared.settled.notify_all()
-        ends = [min(end, shared.peer.patience(start)) - now for start, end in shared.flushes]
-    limit = shared.limits.request_timeout
-    return min(limit, max(_LEAST_TIME, *ends)) if ends else limit
+        return shared.peer.time_for_request(now, shared.flushes, shared.limits.request_timeout)
 
 
 def _land(shared: Shared, flight: Flight, reply: Reply) -> None:

@@ -1,7 +1,7 @@
 """The seam between what waits to be exported and the wire that takes it."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -10,6 +10,8 @@ from typing import Literal, Protocol
 from cascade.connectors.otel._options import ExportOptions
 
 MAX_RETRY_AFTER = 300.0  # seconds; a peer that asks for more is asked again after five minutes
+
+_NO_SUCH_SIGNAL = frozenset({"404", "405", "501", "UNIMPLEMENTED"})  # a reply's reason begins with its status
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,19 @@ def prepare(options: ExportOptions) -> None:
             import_module("cascade.connectors.otel._grpc")
     else:
         import_module("cascade.connectors.otel._http")
+
+
+def opened(open_transport: Callable[[], Transport]) -> Transport:
+    """What `open_transport` opens, or what tells in each reply why that cannot be: no thread dies of it."""
+    try:
+        return open_transport()
+    except Exception as error:  # noqa: BLE001 - whatever opens it
+        return Unusable(error)
+
+
+def takes_no_such_signal(reply_reason: str) -> bool:
+    """Whether a peer has said that it does not know the signal, as Jaeger does of all but traces."""
+    return reply_reason.partition(" ")[0].rstrip(":") in _NO_SUCH_SIGNAL
 
 
 def open_transport(options: ExportOptions) -> Transport:

@@ -14,16 +14,13 @@ from cascade.connectors.otel._batch import Entry
 from cascade.connectors.otel._options import ExportOptions
 from cascade.connectors.otel._outbox import Outbox
 from cascade.connectors.otel._tally import FlushReport
-from cascade.connectors.otel._transport import open_transport, prepare
+from cascade.connectors.otel._transport import open_transport, prepare, takes_no_such_signal
 from cascade.connectors.otel.logs._framing import request
 from cascade.connectors.otel.logs._handler import TaskLogHandler
 from cascade.connectors.otel.logs._records import encode_resource
 
 CAPACITY = 32 << 20
 """Bytes of memory: some 60,000 records, more than a program makes while a request is answered."""
-
-NOT_TAKEN = frozenset({"404", "405", "501", "UNIMPLEMENTED"})
-"""How a peer that knows traces says that it does not know logs."""
 
 _VARIABLE = "OTEL_LOGS_EXPORTER"
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
@@ -103,7 +100,7 @@ class RunLogs:
         fresh, self._told = report.lost - self._told, report.lost
         if not fresh:
             return 0, ""
-        if report.reason.partition(" ")[0].rstrip(":") not in NOT_TAKEN:
+        if not takes_no_such_signal(report.reason):
             return fresh, report.reason
         if self._told_of_refusal:
             return fresh, ""

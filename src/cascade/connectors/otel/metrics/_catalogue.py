@@ -1,13 +1,10 @@
 """The metrics by name; the table of `docs/metrics.md` is made of them."""
 
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 from cascade.telemetry import attributes as a
 
-SCOPE = "cascade"
 BOUNDS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0),
@@ -85,14 +82,6 @@ def as_markdown() -> str:
     """The table of `docs/metrics.md`."""
     rows = (f"| `{m.name}` | {m.kind} | `{m.unit}` | {_listed(m.attributes)} | {m.meaning} |" for m in DOCUMENTED)
     return "\n".join(["| metric | type | unit | attributes | meaning |", "|---|---|---|---|---|", *rows])
-
-
-@cache
-def scope_version() -> str:
-    try:
-        return version("cascade-runs")
-    except PackageNotFoundError:  # run from a source tree
-        return "0"
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -7,13 +7,10 @@ from typing import Protocol
 
 from opentelemetry.sdk.resources import Resource
 
-from cascade.connectors.otel._transport import Reply, Transport, Unusable
+from cascade.connectors.otel._transport import Reply, Transport, opened, takes_no_such_signal
 from cascade.connectors.otel.metrics._ledger import Snapshot
 
 logger = logging.getLogger("cascade.connectors.otel")
-
-# What peers say that take traces alone, Jaeger among them; a reply's reason begins with its status.
-_UNSUPPORTED = ("404", "405", "501", "UNIMPLEMENTED")
 
 
 class Destination(Protocol):
@@ -39,9 +36,9 @@ class Collector:
 
     def send(self, snapshot: Snapshot, time_left: Callable[[], float]) -> Reply | None:
         body = _encoded(snapshot, self._resource)
-        self._transport = self._transport or _opened(self._open_transport)
+        self._transport = self._transport or opened(self._open_transport)
         reply = self._transport.send(body, time_left())
-        if reply.outcome == "refused" and reply.reason.startswith(_UNSUPPORTED):
+        if reply.outcome == "refused" and takes_no_such_signal(reply.reason):
             logger.debug("OtelConnector: no metrics are sent, the collector does not take them: %s", reply.reason)
             return None
         return reply
@@ -73,13 +70,6 @@ class Console:
     def close(self) -> None:
         if self._next:
             self._next.close()
-
-
-def _opened(open_transport: Callable[[], Transport]) -> Transport:
-    try:
-        return open_transport()
-    except Exception as error:  # noqa: BLE001 - the traces' exporter, which has the same settings, tells it
-        return Unusable(error)
 
 
 def _encoded(snapshot: Snapshot, resource: Resource) -> bytes:

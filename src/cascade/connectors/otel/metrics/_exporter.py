@@ -16,7 +16,6 @@ logger = logging.getLogger("cascade.connectors.otel")
 IDLE = 30.0  # seconds after which a thread without news ends, and with it its connection
 DEAD_PATIENCE = 0.2  # seconds a flush has for a peer whose last reply was none
 MAX_ATTEMPTS = 10  # in a row that fail, before waiting for more news
-_LEAST_TIME = 0.05  # seconds; less is no request
 
 
 class Exporter:
@@ -147,8 +146,7 @@ class Exporter:
         with self._changed:
             self._peer.ask(now)
             self._changed.notify_all()
-            ends = [min(limit, self._peer.patience(start)) - now for start, limit in self._flushes]
-        return min(self._request_timeout, max(_LEAST_TIME, *ends)) if ends else self._request_timeout
+            return self._peer.time_for_request(now, self._flushes, self._request_timeout)
 
     def _learn(self, reply: Reply) -> None:
         is_accepted = reply.outcome == "accepted"

@@ -13,6 +13,7 @@ from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 from opentelemetry.metrics._internal import _ProxyMeterProvider
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
+from cascade.connectors.otel._scope import SCOPE, scope_version
 from cascade.connectors.otel.metrics import _catalogue as m
 from cascade.connectors.otel.metrics._census import Census, Key, attributes_of
 from cascade.connectors.otel.metrics._levels import Levels
@@ -28,7 +29,7 @@ class Instruments:
     """One set of instruments for each provider, which all connectors share: a second one would be a conflict."""
 
     def __init__(self, provider: MeterProvider) -> None:
-        meter = provider.get_meter(m.SCOPE, m.scope_version())
+        meter = provider.get_meter(SCOPE, scope_version())
         self._lock = threading.Lock()
         self._census = Census()
         self._attributes: dict[Key, dict[str, Any]] = {}

@@ -10,6 +10,7 @@ from opentelemetry.sdk.metrics import export as sdk
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
+from cascade.connectors.otel._scope import SCOPE, scope_version
 from cascade.connectors.otel.metrics import _catalogue as m
 from cascade.connectors.otel.metrics._cells import Example, Histogram
 from cascade.connectors.otel.metrics._census import Key, attributes_of
@@ -30,7 +31,7 @@ class _Period:
 
 def metrics_data(snapshot: Snapshot, resource: Resource) -> sdk.MetricsData:
     """The export request's content, of the scope `cascade`."""
-    scope = InstrumentationScope(m.SCOPE, m.scope_version())
+    scope = InstrumentationScope(SCOPE, scope_version())
     scoped = sdk.ScopeMetrics(scope=scope, metrics=_metrics(snapshot), schema_url="")
     return sdk.MetricsData([sdk.ResourceMetrics(resource=resource, scope_metrics=[scoped], schema_url="")])
 
