@@ -1,6 +1,5 @@
 """Whole runs against collectors that misbehave: the result is the same, and what is lost is told."""
 
-import logging
 import math
 import socket
 from pathlib import Path
@@ -13,7 +12,7 @@ import cascade as cs
 from cascade.connectors.otel import OtelConnector
 from cascade.testing import Fault, OtlpReceiver, Spans
 from tests.connectors.otel import peers
-from tests.connectors.otel.tracing import Collector
+from tests.connectors.otel.tracing import Collector, warnings
 
 ITEMS = 300
 SPANS = ITEMS + 3  # the map, the run, and its marker
@@ -27,10 +26,6 @@ async def double(x: int) -> int:
 def run_against(connector: OtelConnector) -> None:
     result = cs.run(double.map(x=list(range(ITEMS))), connector=connector, log_level="ERROR")
     assert result == [2 * x for x in range(ITEMS)]
-
-
-def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def assert_complete(spans: Spans) -> None:

@@ -343,16 +343,20 @@ def test_senseless_limits(limit: dict[str, Any]) -> None:
 
 
 def test_what_is_important_takes_the_room_of_the_oldest_that_is_not(make_span: MakeSpan) -> None:
-    held = threading.Event()
-    peer = Scripted(lambda _: Reply("accepted") if held.wait(30) else Reply("refused"))
+    may_open = threading.Event()
+
+    def open_late() -> Scripted:
+        may_open.wait(30)  # until then nothing leaves the queue
+        return Scripted()
+
     size = estimate(make_span())
-    box = Outbox(lambda: peer, capacity=3 * size, schedule_delay=1000)
+    box = Outbox(open_late, capacity=3 * size)
     assert [box.put(make_span(), important=True)] + [box.put(make_span()) for _ in range(2)] == [True] * 3
     assert box.put(make_span(), important=True)
     assert box.put(make_span(), important=True)
     assert not box.put(make_span(), important=True), "nothing is left that matters less"
     assert box.report() == FlushReport(put=6, lost=3, pending=3, reason="more than fits in memory")
-    held.set()
+    may_open.set()
     assert box.close(20).sent == 3
 
 

@@ -1,7 +1,6 @@
 """When spans come faster than they can be sent: new tasks wait for a live collector, and for no other."""
 
 import contextlib
-import logging
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ from cascade.connectors.memory import MemoryConnector
 from cascade.connectors.otel import OtelConnector
 from cascade.testing import Fault, OtlpReceiver
 from tests.connectors.otel import peers
+from tests.connectors.otel.tracing import warnings
 
 ITEMS = 400
 BUFFER = 20_000
@@ -35,7 +35,7 @@ def test_new_tasks_wait_for_a_collector_that_is_alive_but_slow(protocol: str, ca
         connector = OtelConnector(receiver.endpoint(protocol), protocol=protocol, max_buffer_bytes=BUFFER)
         assert cs.run(flow(), connector=[connector, beside], log_level="ERROR") == [2 * x for x in range(ITEMS)]
         spans = receiver.spans
-    assert not caplog.records
+    assert warnings(caplog) == []
     assert len(spans.named("double")) == ITEMS
     assert spans.orphans() == []
     waits = spans.named("double wait")
@@ -53,10 +53,10 @@ def test_who_prefers_loss_does_not_wait(caplog: pytest.LogCaptureFixture) -> Non
         connector = OtelConnector(receiver.http_endpoint, max_buffer_bytes=BUFFER, on_full="drop")
         cs.run(flow(), connector=connector, log_level="ERROR")
         spans = receiver.spans
-    (warning,) = caplog.records
-    assert warning.name == "cascade.connectors.otel"
-    assert "spans were lost" in warning.getMessage()
-    assert "more than fits in memory" in warning.getMessage()
+    (warning,) = warnings(caplog)
+    assert warning.startswith("OtelConnector: ")
+    assert "spans were lost" in warning
+    assert "more than fits in memory" in warning
     assert 0 < len(spans.named("double")) < ITEMS
     assert not spans.named("double wait")
     assert spans.orphans() == [], "what others stand below is kept longest"
@@ -71,8 +71,8 @@ def test_nobody_waits_for_a_collector_that_is_dead(kind: str, caplog: pytest.Log
         caplog.clear()
         assert cs.run(flow(), connector=[connector, beside], log_level="ERROR") == [2 * x for x in range(ITEMS)]
     assert not [p for p in beside.payloads if p["body"].get("state") == "PENDING"]
-    (warning,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
-    assert f"OtelConnector: {ITEMS + 3} spans were lost" in warning.getMessage()
+    (warning,) = warnings(caplog)
+    assert f"OtelConnector: {ITEMS + 3} spans were lost" in warning
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "64"])

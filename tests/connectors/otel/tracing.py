@@ -1,5 +1,6 @@
 """Run a workflow against a real receiver, and read back its trace."""
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,3 +42,9 @@ class Collector:
 def collectors(protocol: str) -> Iterator[Collector]:
     with OtlpReceiver() as receiver:
         yield Collector(receiver, protocol)
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What Cascade has warned of; asyncio's debug mode also warns, of a machine that is slow."""
+    ours = (record for record in caplog.records if record.name.startswith("cascade"))
+    return [record.getMessage() for record in ours if record.levelno >= logging.WARNING]
