@@ -24,30 +24,20 @@ from cascade.telemetry import attributes as a
 _LOCAL = SpanFlags.SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK
 _RESOURCE_SPANS, _SCOPE_SPANS, _SPANS = 1, 2, 2  # the fields of the messages around a span
 
-_ATTRIBUTES, _KEY, _VALUE, _STRING = 9, 1, 2, 1  # of Span; of KeyValue; of AnyValue
+_TRACE_ID, _SPAN_ID, _PARENT_SPAN_ID, _ATTRIBUTES = 1, 2, 4, 9  # of Span
+_KEY, _VALUE, _STRING = 1, 2, 1  # of KeyValue; of AnyValue
 _INT = b"\x18"  # the field for an integer of AnyValue
-# trace_id, span_id, parent_span_id: fields 1, 2 and 4, of bytes; start and end: 7 and 8, of 64 bits each.
-_PLACE_AND_TIME = Struct("<2s16s2s8s2s8scQcQ").pack
+_TIMES = Struct("<cQcQ").pack  # start and end: fields 7 and 8 of Span, of 64 bits each
 _LONGEST_SHARED = 256  # characters
 
 
 def encode_span(data: SpanData) -> bytes:
     """A finished span as an encoded `opentelemetry.proto.trace.v1.Span`."""
-    if not data.parent_id:
-        return _encode_root(data)
     parts = [
-        _PLACE_AND_TIME(
-            b"\x0a\x10",
-            bytes.fromhex(data.trace_id),
-            b"\x12\x08",
-            bytes.fromhex(data.span_id),
-            b"\x22\x08",
-            bytes.fromhex(data.parent_id),
-            b"\x39",
-            data.start_ns,
-            b"\x41",
-            data.end_ns,
-        ),
+        field(_TRACE_ID, bytes.fromhex(data.trace_id)),
+        field(_SPAN_ID, bytes.fromhex(data.span_id)),
+        field(_PARENT_SPAN_ID, bytes.fromhex(data.parent_id)),  # empty for a root, which is as good as none
+        _TIMES(b"\x39", data.start_ns, b"\x41", data.end_ns),
         _named(data.name, data.is_server),
     ]
     for key, value in data.attributes.items():
@@ -55,17 +45,6 @@ def encode_span(data: SpanData) -> bytes:
     if data.links or data.events or data.error is not None:
         parts.append(_rare_parts(data))
     return b"".join(parts)
-
-
-def _encode_root(data: SpanData) -> bytes:
-    own = Span(
-        trace_id=bytes.fromhex(data.trace_id),
-        span_id=bytes.fromhex(data.span_id),
-        start_time_unix_nano=data.start_ns,
-        end_time_unix_nano=data.end_ns,
-        attributes=[key_value(key, value) for key, value in data.attributes.items()],
-    )
-    return own.SerializeToString() + _named(data.name, data.is_server) + _rare_parts(data)
 
 
 @lru_cache(maxsize=1024)

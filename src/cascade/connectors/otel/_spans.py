@@ -181,6 +181,14 @@ def _resource(payload: Mapping[str, Any], body: Mapping[str, Any]) -> SpanData:
     return _ended(payload, name, payload["span_id"], payload["parent_span_id"], metadata, found, failed)
 
 
+def error_type(body: Mapping[str, Any], metadata: Mapping[str, Any]) -> Any:
+    """The type of the exception that something failed with, else what its error's text begins with; None for success."""
+    if exception := metadata.get("exception"):
+        return exception.get("type")
+    error = body.get("error")
+    return None if error is None else error.partition(":")[0]
+
+
 def _ended(
     payload: Mapping[str, Any],
     name: str,
@@ -194,13 +202,9 @@ def _ended(
 ) -> SpanData:
     """A span that may have failed: ERROR, `error.type`, and the exception as an event."""
     exception, end_ns = metadata.get("exception"), metadata.get("end_ns", 0)
-    error = body.get("error")
-    events: tuple[Event, ...] = ()
-    if exception:
-        found = {**found, a.ERROR_TYPE: exception.get("type")}
-        events = (_exception_event(exception, end_ns),)
-    elif error is not None:
-        found = {**found, a.ERROR_TYPE: error.partition(":")[0]}
+    if (kind := error_type(body, metadata)) is not None:
+        found = {**found, a.ERROR_TYPE: kind}
+    events = (_exception_event(exception, end_ns),) if exception else ()
     links: tuple[tuple[str, str], ...] = ()
     if "links" in metadata or "parts" in metadata:
         linked = *metadata.get("links", ()), *metadata.get("parts", ())
@@ -215,7 +219,7 @@ def _ended(
         _clean(found),
         payload.get("trace_flags", 1),
         is_server,
-        error,
+        body.get("error"),
         events,
         links,
         is_server or metadata.get("kind") == "map",

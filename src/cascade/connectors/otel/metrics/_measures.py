@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from cascade.connectors.otel._spans import error_type
 from cascade.connectors.otel.metrics import _catalogue as m
 from cascade.connectors.otel.metrics._census import Key
 from cascade.connectors.otel.metrics._levels import Levels
@@ -49,7 +50,7 @@ def _ended(payload: Mapping[str, Any], body: Mapping[str, Any], sink: Sink) -> N
     metadata = body["metadata"]
     end_ns = metadata["end_ns"]
     if metadata.get("kind") != "map":
-        error = None if body["state"] == "COMPLETED" else _error_type(body, metadata)
+        error = None if body["state"] == "COMPLETED" else error_type(body, metadata)
         key = (m.TASK_DURATION, body["task_name"], metadata["result"], error)
         sink.observe(key, _seconds(metadata["start_ns"], end_ns), end_ns, payload)
     if "waits" in metadata:
@@ -81,14 +82,6 @@ def _lifecycle(payload: Mapping[str, Any], body: Mapping[str, Any], sink: Sink, 
         end_ns = metadata["end_ns"]
         sink.observe(key, _seconds(metadata["start_ns"], end_ns), end_ns, payload)
     sink.touch()
-
-
-def _error_type(body: Mapping[str, Any], metadata: Mapping[str, Any]) -> str | None:
-    """As on the task's span."""
-    if exception := metadata.get("exception"):
-        return str(exception["type"])
-    error = body.get("error")
-    return None if error is None else str(error).partition(":")[0]
 
 
 def _seconds(start_ns: int, end_ns: int) -> float:
