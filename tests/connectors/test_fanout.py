@@ -31,6 +31,10 @@ class TestFanoutConnector(ConnectorConformance):
         assert self.children[0].payloads == self.children[1].payloads
         return self.children[1].payloads
 
+    async def send(self, topic: str, data: bytes, *, retain: bool) -> bool:
+        await self.children[1].deliver(topic, data, retain=retain)
+        return True
+
 
 class Broken(MemoryConnector):
     def __init__(self, where: str) -> None:

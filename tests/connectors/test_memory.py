@@ -16,6 +16,10 @@ class TestMemoryConnector(ConnectorConformance):
     def received(self) -> list[dict[str, Any]]:
         return self.connector.payloads
 
+    async def send(self, topic: str, data: bytes, *, retain: bool) -> bool:
+        await self.connector.deliver(topic, data, retain=retain)
+        return True
+
 
 async def test_what_is_retained_comes_before_subscribe_returns() -> None:
     connector, seen = MemoryConnector(), []

@@ -9,7 +9,7 @@ from typing import Any
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.runtime.gates import Gates
 from cascade.runtime.lane import MAX_QUEUED_BYTES, MESSAGE_BYTES, Lane, Message
-from cascade.runtime.protocols import Capturing, Connector, Gate, Selective, Tracing
+from cascade.runtime.protocols import Capturing, Connector, Gate, Selective, Tracing, Unsubscribing
 from cascade.runtime.task_context import TaskContext
 from cascade.spec.protocols import MessageCallback
 from cascade.telemetry.identity import RunTrace, SpanRef, place_run
@@ -97,6 +97,9 @@ class FanoutConnector:
         for connector, error in zip(self.connectors, results, strict=True):
             if error is not None:
                 logger.warning("%s could not subscribe to %s: %s", _name(connector), topic, error)
+
+    async def unsubscribe(self, topic: str, callback: MessageCallback) -> None:
+        await _gather(c.unsubscribe(topic, callback) for c in self.connectors if isinstance(c, Unsubscribing))
 
     async def _end(self, index: int) -> None:
         lane = self._lanes[index]

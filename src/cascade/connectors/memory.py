@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cascade.spec.protocols import MessageCallback
+from cascade.telemetry.wire import Unreadable, received
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,8 @@ class MemoryConnector:
 
     async def disconnect(self) -> None:
         self.connections -= 1
+        if not self.connections:
+            self._subscriptions.clear()
 
     async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:
         self.messages.append(PublishedMessage(topic, payload, qos))
@@ -41,9 +44,19 @@ class MemoryConnector:
             if topic_matches(topic, name):
                 await callback(name, payload)
 
-    async def deliver(self, topic: str, payload: dict[str, Any], *, retain: bool = False) -> None:
-        """Play the other side: send a message in. An empty retained one clears what was retained."""
-        if retain and payload:
+    async def unsubscribe(self, topic: str, callback: MessageCallback) -> None:
+        if (topic, callback) in self._subscriptions:
+            self._subscriptions.remove((topic, callback))
+
+    async def deliver(self, topic: str, payload: dict[str, Any] | bytes, *, retain: bool = False) -> None:
+        """Play the other side: send a message in, as bytes or as what they stand for.
+
+        An empty retained one clears what was retained.
+        """
+        is_empty = not payload and not isinstance(payload, Unreadable)
+        if isinstance(payload, bytes):
+            payload = received(payload)
+        if retain and not is_empty:
             self._retained[topic] = payload
         elif retain:
             self._retained.pop(topic, None)

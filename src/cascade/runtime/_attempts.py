@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,8 @@ from cascade.graph.model import Node
 from cascade.runtime import task_context
 from cascade.runtime._context import RunContext, error_info, seconds
 from cascade.runtime._outcome import name_of, result_of, status_of
+from cascade.runtime.control.held import Held
+from cascade.runtime.control.rules import Key
 from cascade.runtime.events import (
     Attempt,
     TaskBlocked,
@@ -34,7 +37,7 @@ _MISS = object()
 class Work:
     """One task to be done. `call_node` is what the executor gets: the plan's own node. An item of a map has `item`.
 
-    `consumed` says which tasks' values a node has consumed, for who wants to know.
+    `consumed` says which tasks' values a node has consumed, for who wants to know. `stands_in`: it is counted as running.
     """
 
     run: RunContext
@@ -52,7 +55,16 @@ class Work:
     attempts: tuple[Attempt, ...] = ()
     amounts: dict[str, float] | None = None
     arguments: Arguments | None = None
+    stands_in: bool = False
+    _key: Key | None = None
     _task: TaskContext | None = None
+
+    @property
+    def key(self) -> Key:
+        """What constraints know of it."""
+        if self._key is None:
+            self._key = Key(self.run.run_id, self.node.name)
+        return self._key
 
     @property
     def task(self) -> TaskContext:
@@ -80,37 +92,93 @@ class Work:
         """
         if self.run.bus.gates.is_full():
             await self._wait_for_telemetry()
-        if not self.node.constraints:
+        if not self.node.constraints and self.run.admission is None:
             return await self._run_or_recall()
         try:
-            await self._acquire()
+            await self._obtain()
             return await self._run_or_recall()
         finally:
+            if self.stands_in:
+                self._leave()
             if self.amounts:
                 await self.run.capacity.release(self.amounts)
 
     async def _wait_for_telemetry(self) -> None:
-        start_ns = self.run.clock.now_ns()
-        self._emit(TaskBlocked, reason="telemetry", start_ns=start_ns)
+        start_ns = self._blocked("telemetry")
         while self.run.bus.gates.is_full():
             await self.run.bus.gates.room()
-        self.waits = (*self.waits, Wait("telemetry", start_ns, self.run.clock.now_ns()))
+        self._waited("telemetry", start_ns)
 
-    async def _acquire(self) -> None:
+    async def _obtain(self) -> None:
+        """Wait until the task may start and has its resources, without holding what others need meanwhile."""
+        if not self.node.constraints:
+            if not self._enter():
+                await self._wait_to_enter()
+            return
         try:
             amounts = self.resolver.amounts(self.node)
-            if not self.run.capacity.try_acquire(amounts):
-                await self._wait_for(amounts)
+            while not await self._take(amounts):
+                pass
         except Exception as error:
             self._fail_before_start(error)
             raise
-        self.amounts = amounts
 
-    async def _wait_for(self, amounts: dict[str, float]) -> None:
-        start_ns = self.run.clock.now_ns()
-        self._emit(TaskBlocked, reason="resource", start_ns=start_ns)
+    async def _take(self, amounts: dict[str, float]) -> bool:
+        if not self._enter():
+            await self._wait_to_enter()
+        if self.run.capacity.try_acquire(amounts):
+            self.amounts = amounts
+            return True
+        self._leave(unused=True)
+        start_ns = self._blocked("resource")
         await self.run.capacity.acquire(amounts)
-        self.waits = (*self.waits, Wait("resource", start_ns, self.run.clock.now_ns()))
+        self.amounts = amounts
+        self._waited("resource", start_ns)
+        if self._enter():
+            return True
+        self.amounts = None
+        await self.run.capacity.release(amounts)
+        return False
+
+    def _enter(self) -> bool:
+        admission = self.run.admission
+        self.stands_in = admission is None or admission.enter(self.key)
+        return self.stands_in
+
+    def _leave(self, *, unused: bool = False) -> None:
+        self.stands_in = False
+        if self.run.admission is not None:
+            self.run.admission.leave(self.key, unused=unused)
+
+    async def _wait_to_enter(self) -> None:
+        admission = self.run.admission
+        assert admission is not None  # noqa: S101 - for the type checker: nobody else holds back
+        held = Held(self._blocked, self._waited)
+        await admission.wait(self.key, held.by)
+        self.stands_in = True
+        held.over()
+
+    def _blocked(self, reason: str, constraint: dict[str, str] | None = None) -> int:
+        start_ns = self.run.clock.now_ns()
+        self._emit(TaskBlocked, reason=reason, start_ns=start_ns, constraint=constraint)
+        return start_ns
+
+    def _waited(self, reason: str, start_ns: int, constraint: dict[str, str] | None = None) -> None:
+        self.waits = (*self.waits, Wait(reason, start_ns, self.run.clock.now_ns(), constraint))
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """The task waits for a run that it has started: it is not counted as running meanwhile."""
+        admission = self.run.admission
+        if admission is None or not self.stands_in:
+            yield
+            return
+        self._leave()
+        try:
+            yield
+        finally:
+            admission.rejoin(self.key)
+            self.stands_in = True
 
     async def _run_or_recall(self) -> Any:
         try:
@@ -140,6 +208,8 @@ class Work:
         value = self.node.cache_policy.check(self.node.id, inputs)
         if value is None:
             return _MISS
+        if self.stands_in:
+            self._leave(unused=True)
         now = self.run.clock.now_ns()
         self._emit(TaskSkipped, reason="CacheHit", start_ns=now, end_ns=now, **self._standing())
         return value
@@ -206,12 +276,16 @@ class Work:
             end_ns=end_ns,
             exception=exception,
         )
+        if self.stands_in:
+            self._leave()
         try:
             await asyncio.sleep(delay)
+            self._waited("retry", end_ns)
+            if not self._enter():
+                await self._wait_to_enter()
         except asyncio.CancelledError as cancelled:
             self._finish(0, end_ns, cancelled)
             raise
-        self.waits = (*self.waits, Wait("retry", end_ns, self.run.clock.now_ns()))
 
     def _fail_before_start(self, error: Exception) -> None:
         self.start_ns = self.run.clock.now_ns()

@@ -3,9 +3,10 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 
 from cascade.runtime.bus import MessageBus
+from cascade.runtime.control.control import Control
 from cascade.runtime.events import ConnectorFailed
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.spec.protocols import Connector
@@ -19,21 +20,27 @@ DISCONNECT_TIMEOUT = 30.0
 
 
 @asynccontextmanager
-async def connected(connector: Connector | None, bus: MessageBus, run_id: str) -> AsyncIterator[None]:
-    """Keep the connector connected for the block. Only its `TelemetryLostError` comes through, after a run that succeeded."""
+async def connected(
+    connector: Connector | None, bus: MessageBus, run_id: str, control: Control | None
+) -> AsyncIterator[None]:
+    """Keep the connector connected for the block, and let it bring control.
+
+    Only its `TelemetryLostError` comes through, after a run that succeeded.
+    """
     if connector is None:
         yield
         return
-    await _connect(connector, bus, run_id)
+    is_connected = await _connect(connector, bus, run_id)
     succeeded = False
     try:
-        yield
+        async with control.attached(connector) if is_connected and control else nullcontext():
+            yield
         succeeded = True
     finally:
         await _disconnect(connector, strict=succeeded)
 
 
-async def _connect(connector: Connector, bus: MessageBus, run_id: str) -> None:
+async def _connect(connector: Connector, bus: MessageBus, run_id: str) -> bool:
     try:
         await asyncio.wait_for(connector.connect(), CONNECT_TIMEOUT)
     except Exception as error:  # noqa: BLE001 - telemetry never breaks a run
@@ -41,6 +48,8 @@ async def _connect(connector: Connector, bus: MessageBus, run_id: str) -> None:
             bus.publish(ConnectorFailed(run_id=run_id, error=error_text(error)))
         else:
             logger.warning("%s could not connect: %s", type(connector).__name__, error_text(error))
+        return False
+    return True
 
 
 async def _disconnect(connector: Connector, *, strict: bool) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from cascade.runtime._clock import RunClock
 from cascade.runtime.bus import MessageBus
+from cascade.runtime.control.admission import Admission
 from cascade.runtime.events import ErrorInfo, Event
 from cascade.runtime.protocols import Executor, Tracing
 from cascade.runtime.resource_manager import ResourceManager
@@ -22,7 +23,10 @@ _HARNESS = ("/cascade/runtime/", "/cascade/adapters/", "/concurrent/futures/", "
 
 @dataclass(eq=False, slots=True)
 class RunContext:
-    """One run: who it is, what it was given, what it has so far, and how it talks to the outside."""
+    """One run: who it is, what it was given, what it has so far, and how it talks to the outside.
+
+    `admission` says which of its tasks may start; None where nobody can steer it.
+    """
 
     run_id: str
     start_ns: int
@@ -33,6 +37,7 @@ class RunContext:
     state: StateBackend
     capacity: ResourceManager
     tracing: Tracing | None = None
+    admission: Admission | None = None
     clock: RunClock = field(default_factory=RunClock)
     resources: dict[str, Any] = field(default_factory=dict)
     failing: bool = False

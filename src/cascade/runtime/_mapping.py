@@ -10,7 +10,10 @@ from cascade.runtime._context import RunContext, error_info, seconds
 from cascade.runtime._crew import BURST, Crew
 from cascade.runtime._hold import Hold
 from cascade.runtime._outcome import result_of, status_of
-from cascade.runtime.events import TaskExecutionFinished, TaskExecutionStarted
+from cascade.runtime.control.admission import Admission
+from cascade.runtime.control.held import Held
+from cascade.runtime.control.rules import Key
+from cascade.runtime.events import TaskBlocked, TaskExecutionFinished, TaskExecutionStarted, Wait
 from cascade.runtime.gates import Gates
 from cascade.runtime.protocols import Bounded
 from cascade.runtime.resolvers import ArgumentResolver
@@ -34,6 +37,7 @@ class MapWork:
         self._consumed = consumed
         self._size: int | None = None
         self._start_ns = 0
+        self._waits: tuple[Wait, ...] = ()
 
     async def perform(self) -> list[Any]:
         """Run all items and return their values in the order of the lists.
@@ -42,6 +46,16 @@ class MapWork:
             ValueError: The lists are not equally long.
             BaseException: What the first item that failed has raised.
         """
+        admission, key = self._run.admission, Key(self._run.run_id, self._node.name, is_map=True)
+        if admission is not None and not admission.enter(key):
+            await self._wait_to_enter(admission, key)
+        try:
+            return await self._perform()
+        finally:
+            if admission is not None:
+                admission.leave(key)
+
+    async def _perform(self) -> list[Any]:
         self._start_ns = self._run.clock.now_ns()
         try:
             items = zip_items(self._node, self._resolver.resolve(self._node).inputs)
@@ -58,6 +72,19 @@ class MapWork:
             raise
         self._finished(None)
         return values
+
+    async def _wait_to_enter(self, admission: Admission, key: Key) -> None:
+        held = Held(self._blocked, self._waited)
+        await admission.wait(key, held.by)
+        held.over()
+
+    def _blocked(self, reason: str, constraint: dict[str, str]) -> int:
+        start_ns = self._run.clock.now_ns()
+        self._run.emit(TaskBlocked, reason=reason, start_ns=start_ns, constraint=constraint, **self._who())
+        return start_ns
+
+    def _waited(self, reason: str, start_ns: int, constraint: dict[str, str]) -> None:
+        self._waits = (*self._waits, Wait(reason, start_ns, self._run.clock.now_ns(), constraint))
 
     async def _all(self, items: "Items") -> list[Any]:
         values: list[Any] = [None] * len(items)
@@ -99,6 +126,7 @@ class MapWork:
             end_ns=end_ns,
             map_size=self._size,
             dependencies=self._consumed(self._node),
+            waits=self._waits,
             **self._who(),
         )
 

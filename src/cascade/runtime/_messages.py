@@ -1,11 +1,12 @@
 """From the engine's events to the wire's messages: one small function for each kind of event."""
 
 from functools import singledispatch
-from typing import Any
+from typing import Any, get_args
 
 from cascade.runtime._run_state import Draft, RunState
 from cascade.runtime.events import (
     Attempt,
+    ControlDecision,
     ErrorInfo,
     Event,
     ResourceAcquired,
@@ -23,7 +24,7 @@ from cascade.runtime.events import (
 )
 from cascade.spec import telemetry as wire
 from cascade.telemetry.identity import RUN, Place, resource_id, span_id, wait_id
-from cascade.telemetry.limits import MAX_ERROR_BYTES, MAX_LINKS, MAX_NAME_BYTES, MAX_STACK_BYTES
+from cascade.telemetry.limits import MAX_CONTROL_EVENTS, MAX_ERROR_BYTES, MAX_LINKS, MAX_NAME_BYTES, MAX_STACK_BYTES
 from cascade.telemetry.redact import captured, redact_text
 from cascade.telemetry.safe import text
 
@@ -35,6 +36,7 @@ EVENTS: dict[str, tuple[type[Event], ...]] = {
     "ENDED": (TaskExecutionFinished, TaskSkipped),
     "ACQUIRE": (ResourceAcquired,),
     "RELEASE": (ResourceReleased,),
+    "CONTROL": (ControlDecision,),
 }
 """The events that become messages, by what a connector may ignore of them."""
 
@@ -70,6 +72,8 @@ def _run_finished(event: RunFinished, run: RunState) -> Draft:
         exception=_exception(event.exception),
         dropped=run.lost,
         parts=run.parts.below(RUN, run.size) or None,
+        control=run.control or None,
+        control_count=run.control_count or None,
     )
     status: Any = event.status if event.status in {"Succeeded", "Failed", "Cancelled"} else None
     body = wire.LifecycleEvent("ENGINE_STOPPED", status, (end_ns - start_ns) / 1e6, _error(event.error), metadata)
@@ -89,7 +93,10 @@ def _task_started(event: TaskExecutionStarted, run: RunState) -> Draft:
 @draft.register
 def _task_blocked(event: TaskBlocked, run: RunState) -> Draft:
     run.counts["held_back"] += 1
-    return _task(event, run, "PENDING", _who(event) | {"reason": event.reason, "start_ns": event.start_ns})
+    metadata = _who(event) | {"reason": event.reason, "start_ns": event.start_ns}
+    if event.constraint is not None:
+        metadata["constraint"] = event.constraint
+    return _task(event, run, "PENDING", metadata)
 
 
 @draft.register
@@ -148,6 +155,34 @@ def _resource_released(event: ResourceReleased, run: RunState) -> Draft:
     end_ns = event.end_ns or start_ns
     metadata = {"start_ns": start_ns, "end_ns": end_ns, "exception": _exception(event.exception)}
     return _resource(event, run, "RELEASE", metadata)
+
+
+@draft.register
+def _control_decision(event: ControlDecision, run: RunState) -> Draft:
+    body = wire.ControlEvent(
+        _CONTROL_ACTIONS[event.action],
+        event.scope,
+        event.constraint_type,
+        event.constraint_id,
+        _error(event.reason),
+        event.params,
+    )
+    run.control_count += 1
+    if len(run.control) < MAX_CONTROL_EVENTS:
+        told = {
+            "action": body.action,
+            "scope": body.scope,
+            "type": body.constraint_type,
+            "id": body.constraint_id,
+            "reason": body.reason,
+            "params": body.params or None,
+            "time_ns": round(event.timestamp * 1e9),
+        }
+        run.control.append(_present(told))
+    return Draft(body, RUN, run.place)
+
+
+_CONTROL_ACTIONS: dict[str, wire.ControlAction] = {action: action for action in get_args(wire.ControlAction)}
 
 
 def _task(
@@ -215,6 +250,7 @@ def _waits(waits: tuple[Wait, ...], task_id: str, run: RunState) -> list[dict[st
             "span_id": span_id(run.run_id, wait_id(task_id), number),
             "start_ns": wait.start_ns,
             "end_ns": wait.end_ns,
+            **({"constraint": wait.constraint} if wait.constraint else {}),
         }
         for number, wait in enumerate(waits, 1)
         if wait.end_ns - wait.start_ns >= MIN_WAIT_NS

@@ -26,6 +26,8 @@ class RunState:
     seq: int = 0
     last_ns: int = 0
     lost: int = 0
+    control: list[dict[str, Any]] = field(default_factory=list)
+    control_count: int = 0
 
     def __post_init__(self) -> None:
         self.parts = Parts(self.trace)

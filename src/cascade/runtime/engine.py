@@ -5,7 +5,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
@@ -21,17 +21,19 @@ from cascade.runtime._inputs import input_names
 from cascade.runtime._outcome import result_of, status_of
 from cascade.runtime._scheduler import Scheduler
 from cascade.runtime.bus import MessageBus
+from cascade.runtime.control.control import Control
 from cascade.runtime.events import RunFinished, RunStarted
 from cascade.runtime.exceptions import DependencyMissingError
 from cascade.runtime.flow import lazy_id
 from cascade.runtime.protocols import Connector, Executor, Solver, StateBackend, Tracing
 from cascade.runtime.resource_manager import ResourceManager
 from cascade.runtime.state import InMemoryStateBackend
-from cascade.runtime.task_context import current_task
+from cascade.runtime.task_context import current_task, current_work
 from cascade.spec.lazy_types import MappedLazyResult
 from cascade.spec.resource import ResourceDefinition
 from cascade.telemetry.identity import RunTrace, SpanRef, parse_traceparent, part_size_from_environment, place_run
 from cascade.telemetry.safe import error_text
+from cascade.telemetry.topics import identity_from_environment
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +54,8 @@ class Engine:
         clock: Gives nanoseconds since the Unix epoch.
 
     Raises:
-        ValueError: CASCADE_TRACE_PART_SIZE is no whole number above zero.
+        ValueError: CASCADE_TRACE_PART_SIZE is no whole number above zero, or, with a connector, CASCADE_ORG_ID or
+            CASCADE_PROJECT_ID cannot be a level of a topic.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class Engine:
         self.connector = connector
         self._clock = clock
         self._part_size = part_size_from_environment()
+        self._control = Control(*identity_from_environment(), self.resource_manager) if connector is not None else None
         self._providers: dict[str, Callable[..., Any]] = {}
 
     def register(self, resource_def: ResourceDefinition) -> None:
@@ -101,7 +105,8 @@ class Engine:
         run_id = str(uuid4())
         token = current_engine.set(self)
         try:
-            async with connected(None if nested else self.connector, self.bus, run_id):
+            connector = None if nested else self.connector
+            async with _aside(nested=nested), connected(connector, self.bus, run_id, self._control):
                 # Placed once the connector is connected: what that takes is no part of the run.
                 run = self._new_run(run_id, _name_of(target), dict(params or {}))
                 return await self._live(run, graph, target, nested=nested)
@@ -125,23 +130,28 @@ class Engine:
             state=self.state_backend_cls(run_id=run_id),
             capacity=self.resource_manager,
             tracing=tracing if trace else None,
+            admission=self._control.admission if self._control else None,
             clock=clock,
         )
 
     async def _live(self, run: RunContext, graph: Graph, target: Any, *, nested: bool) -> Any:
         async with _told(run, graph, _name_of(target), nested=nested):
-            scheduler = Scheduler(run, graph, lazy_id(target))
-            if len(graph.nodes) < LARGE:
-                scheduler.prepare(self.solver)
-            else:
-                await asyncio.to_thread(scheduler.prepare, self.solver)
-            resources = ResourceSetup(run, self._providers)
-            try:
-                await resources.set_up(graph.nodes)
-                await scheduler.run()
-            finally:
-                await resources.tear_down()
-            return _value_of(target, run.state)
+            with self._control.joined(run) if self._control else nullcontext():
+                return await self._perform(run, graph, target)
+
+    async def _perform(self, run: RunContext, graph: Graph, target: Any) -> Any:
+        scheduler = Scheduler(run, graph, lazy_id(target))
+        if len(graph.nodes) < LARGE:
+            scheduler.prepare(self.solver)
+        else:
+            await asyncio.to_thread(scheduler.prepare, self.solver)
+        resources = ResourceSetup(run, self._providers)
+        try:
+            await resources.set_up(graph.nodes)
+            await scheduler.run()
+        finally:
+            await resources.tear_down()
+        return _value_of(target, run.state)
 
 
 async def _graph_of(target: Any) -> Graph:
@@ -149,6 +159,14 @@ async def _graph_of(target: Any) -> Graph:
     if not builder.run(limit=LARGE):
         await asyncio.to_thread(builder.run)
     return builder.graph
+
+
+@asynccontextmanager
+async def _aside(*, nested: bool) -> AsyncIterator[None]:
+    """Let the task that starts a nested run take no place of those that may run at once: it only waits for them."""
+    work = current_work() if nested else None
+    with work.aside() if work is not None else nullcontext():
+        yield
 
 
 current_engine: ContextVar[Engine | None] = ContextVar("cascade_current_engine", default=None)

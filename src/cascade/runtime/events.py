@@ -50,11 +50,12 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """A time for which a task that could have run was held back."""
+    """A time for which a task that could have run was held back; `constraint` has scope, type and id of what did it."""
 
     reason: str
     start_ns: int
     end_ns: int
+    constraint: dict[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,18 @@ class ConnectorFailed(Event):
 
 
 @dataclass(frozen=True)
+class ControlDecision(Event):
+    """What became of a constraint that came in; `action` is the wire's word. `params` are as they were understood."""
+
+    action: str = ""
+    scope: str = ""
+    constraint_type: str = ""
+    constraint_id: str | None = None
+    reason: str | None = None
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class TaskEvent(Event):
     """`map_id` and `map_index` place an item in its map; a map's own events have `kind` "map"."""
 
@@ -123,10 +136,11 @@ class TaskEvent(Event):
 
 @dataclass(frozen=True)
 class TaskBlocked(TaskEvent):
-    """A task that could run is held back; `reason` says by what."""
+    """A task that could run is held back; `reason` says by what, `constraint` by which one if it was one."""
 
     reason: str = ""
     start_ns: int = 0
+    constraint: dict[str, str] | None = None
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ __all__ = [
     "Solver",
     "StateBackend",
     "Tracing",
+    "Unsubscribing",
 ]
 
 ExecutionPlan = list[list[Node]]
@@ -96,4 +97,13 @@ class Selective(Protocol):
     @property
     def ignored(self) -> frozenset[str]:
         """Of `RUNNING`, `PENDING`, `ACQUIRE`; asked once. It may get some all the same, beside other connectors."""
+        ...
+
+
+@runtime_checkable
+class Unsubscribing(Protocol):
+    """An extra a connector may offer: to forget a subscriber before the connection ends. Others keep it that long."""
+
+    async def unsubscribe(self, topic: str, callback: MessageCallback) -> None:
+        """Call `callback` for `topic` no more. Nothing happens if it was not subscribed."""
         ...

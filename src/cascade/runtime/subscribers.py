@@ -12,6 +12,7 @@ from cascade.runtime._subjects import Subjects
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.events import (
     ConnectorFailed,
+    ControlDecision,
     Event,
     RunFinished,
     RunStarted,
@@ -23,7 +24,7 @@ from cascade.runtime.events import (
 from cascade.runtime.lane import MAX_QUEUED_BYTES, MESSAGE_BYTES, Lane, Message
 from cascade.runtime.protocols import Capturing, Gate, Selective
 from cascade.spec.protocols import Connector
-from cascade.spec.telemetry import Header, LifecycleEvent
+from cascade.spec.telemetry import ControlEvent, Header, LifecycleEvent
 from cascade.telemetry.identity import RunTrace, place_run, span_id
 from cascade.telemetry.limits import shrink
 from cascade.telemetry.topics import events_topic, identity_from_environment, source
@@ -53,6 +54,7 @@ class HumanReadableLogSubscriber:
         event_bus.subscribe(TaskExecutionFinished, subjects.told_by(self.on_task_finished), failures_only=quiet)
         if level <= LEVELS["WARNING"]:
             event_bus.subscribe(TaskRetrying, subjects.told_by(self.on_task_retrying))
+            event_bus.subscribe(ControlDecision, subjects.told_by(self.on_control_decision))
         event_bus.subscribe(RunFinished, subjects.forget)
 
     def on_run_started(self, event: RunStarted) -> None:
@@ -88,6 +90,16 @@ class HumanReadableLogSubscriber:
             max_attempts=event.max_attempts,
             delay=event.delay,
             error=event.error,
+        )
+
+    def on_control_decision(self, event: ControlDecision) -> None:
+        """A run that stands still must say why, whatever else is shown."""
+        messaging_bus.warning(
+            f"control.{event.action.lower()}",
+            scope=event.scope,
+            constraint_type=event.constraint_type,
+            params=event.params or "",
+            reason=event.reason or "",
         )
 
 
@@ -191,7 +203,7 @@ class TelemetrySubscriber:
         )
         run.seq += 1
         run.lost = self._lane.lost
-        important = message.terminal or isinstance(message.body, LifecycleEvent)
+        important = message.terminal or isinstance(message.body, (LifecycleEvent, ControlEvent))
         return Message(run.topic, payload, int(important), _size(message.body.metadata), important)
 
 

@@ -1,5 +1,6 @@
 """Which task the running code belongs to."""
 
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from typing import Protocol
@@ -28,6 +29,10 @@ class TaskContext:
     @property
     def task(self) -> "TaskContext":
         return self
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Nothing: who carries the task elsewhere is not counted here."""
+        return nullcontext()
 
     @property
     def place(self) -> Place:
@@ -69,6 +74,10 @@ class HasTask(Protocol):
     @property
     def task(self) -> TaskContext: ...
 
+    def aside(self) -> AbstractContextManager[None]:
+        """Entered while the task only waits for a run that it has started, which may need its place."""
+        ...
+
 
 _current: ContextVar[HasTask | None] = ContextVar("cascade_current_task", default=None)
 
@@ -77,6 +86,11 @@ def current_task() -> TaskContext | None:
     """The task whose code is running, in the event loop or in a worker thread; None outside of tasks."""
     work = _current.get()
     return None if work is None else work.task
+
+
+def current_work() -> HasTask | None:
+    """What was given to `enter`."""
+    return _current.get()
 
 
 def enter(work: HasTask) -> Token[HasTask | None]:

@@ -4,7 +4,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, runtime_checkable
 
 MessageCallback = Callable[[str, dict[str, Any]], Awaitable[None]]
-"""What a connector calls for each incoming message: `await callback(topic, payload)`."""
+"""What a connector calls for each incoming message: `await callback(topic, payload)`, in the event loop that subscribed.
+
+`payload` is what `cascade.telemetry.wire.received` makes of the message's bytes: empty for an empty message, which clears
+what was retained, and an `Unreadable` for one that is no JSON object."""
 
 
 class LazyFactory(Protocol):
@@ -72,6 +75,7 @@ class Connector(Protocol):
     async def subscribe(self, topic: str, callback: MessageCallback) -> None:
         """Call `callback` for each message on `topic`.
 
-        Returns once what the other side already holds for the topic was handed to the callback, or after a second.
+        Returns once what the other side already holds for the topic was handed to the callback, or after a second; at
+        once if the other side is known not to be there. A subscription ends with the last `disconnect`.
         """
         ...

@@ -7,7 +7,7 @@ out of `metadata`.
 `TaskStateEvent.metadata`, always: `kind` ("task" or "map"), `map_id` and `map_index` for an item of a map.
     PENDING: `reason` (resource, paused, concurrency, rate_limit, telemetry, retry); for a retry also `attempt` (the
     attempt that failed), `max_attempts`, `delay_ms`, `start_ns` and `end_ns` of that attempt, `span_id` (the attempt's
-    span), `exception`.
+    span), `exception`; held back by control also `constraint`.
     RUNNING: `start_ns`, `attempt` (1, 2, …, with a retry policy), `map_size` for a map.
     COMPLETED, FAILED, SKIPPED stand alone: `start_ns`, `end_ns`, `result` (success, failure, timeout, cancellation,
     skip), `reason` of a skip, `function` (module and qualified name), `links` (a list of `{"trace_id", "span_id"}`,
@@ -16,11 +16,13 @@ out of `metadata`.
     than one trace takes.
 `LifecycleEvent.metadata`: `target`, `start_ns`, `tasks` (how many by name), `inputs` (names of Params and Envs),
     `links`, `params` where captured; and at the end `end_ns`, `result`, `counts` (of tasks by state), `exception`,
-    `dropped` (messages lost so far), `parts`.
+    `dropped` (messages lost so far), `parts`, `control` (what became of constraints, the first 64) and
+    `control_count` (how many there really were).
 `ResourceEvent.metadata`: `start_ns`, and on RELEASE `end_ns` and `exception`.
 
-`exception` is `{"type", "message", "stacktrace"}`. An item of `waits` is `{"reason", "span_id", "start_ns", "end_ns"}`,
-one of `attempts` is `{"attempt", "span_id", "start_ns", "end_ns", "result"}` and `exception` if it failed. One of
+`exception` is `{"type", "message", "stacktrace"}`. An item of `waits` is `{"reason", "span_id", "start_ns", "end_ns"}`
+and `constraint` if control was the reason. A `constraint` is `{"scope", "type", "id"}`; an item of `control` is
+`{"action", "scope", "type", "id", "reason", "params", "time_ns"}`. One of `attempts` is `{"attempt", "span_id", "start_ns", "end_ns", "result"}` and `exception` if it failed. One of
 `parts` is a trace of its own, for the children from number `first` to `last`: `{"part", "trace_id", "span_id", "first",
 "last", "start_ns", "end_ns"}`, where the ids are those of its root.
 """
@@ -90,7 +92,10 @@ class ResourceEvent:
 
 @dataclass(frozen=True, slots=True)
 class ControlEvent:
-    """What became of a constraint that came in: applied, refused (and why), expired or cleared."""
+    """What became of a constraint that came in: applied, refused (and why), expired or cleared.
+
+    `scope` is `global`, `run/{run_id}` or `task/{name or pattern}`; of a refused one perhaps less than that.
+    """
 
     action: ControlAction
     scope: str = ""

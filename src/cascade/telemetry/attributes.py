@@ -50,6 +50,13 @@ PART_NUMBER = "cascade.part.number"
 PART_FIRST = "cascade.part.first"
 PART_LAST = "cascade.part.last"
 WAIT_REASON = "cascade.wait.reason"
+CONTROL_ACTION = "cascade.control.action"
+CONTROL_SCOPE = "cascade.control.scope"
+CONTROL_TYPE = "cascade.control.type"
+CONTROL_ID = "cascade.control.id"
+CONTROL_REASON = "cascade.control.reason"
+CONTROL_PARAMS = "cascade.control.params"
+RUN_CONTROL_DECISIONS = "cascade.run.control.decisions"
 RESOURCE_NAME = "cascade.resource.name"
 TELEMETRY_SIGNAL = "cascade.telemetry.signal"
 METRIC_OVERFLOW = "otel.metric.overflow"
@@ -73,6 +80,7 @@ class Documented:
 
 
 _EVERY, _TASK = "every span", "task, attempt"
+_CONTROL = "wait, control event of a run or of a task that was held back"
 _WORDS = "`success`, `failure`, `error`, `timeout`, `cancellation` or `skip`"
 
 DOCUMENTED = (
@@ -109,6 +117,13 @@ DOCUMENTED = (
     Documented(
         WAIT_REASON, "string", "wait", "`resource`, `retry`, `paused`, `concurrency`, `rate_limit` or `telemetry`"
     ),
+    Documented(RUN_CONTROL_DECISIONS, "int", "run", "what became of constraints, how often; the first 64 are events"),
+    Documented(CONTROL_ACTION, "string", "control event of a run", "`APPLIED`, `REFUSED`, `EXPIRED` or `CLEARED`"),
+    Documented(CONTROL_SCOPE, "string", _CONTROL, "`global`, `run/{run_id}` or `task/{name or pattern}`"),
+    Documented(CONTROL_TYPE, "string", _CONTROL, "`pause`, `concurrency`, `rate_limit` or `resource`"),
+    Documented(CONTROL_ID, "string", _CONTROL, "the constraint's id, as its sender gave it"),
+    Documented(CONTROL_REASON, "string", "control event of a run", "why it was refused, or has expired"),
+    Documented(CONTROL_PARAMS, "string", "control event of a run", "its parameters as JSON"),
     Documented(RESOURCE_NAME, "string", "resource", "the resource's name"),
     Documented(TELEMETRY_SIGNAL, "string", "metrics", "whose items were sent or lost: `traces`"),
     Documented(METRIC_OVERFLOW, "bool", "metrics", "stands for all attributes beyond the limits"),

@@ -12,11 +12,25 @@ MAX_STACK_BYTES = 16 * 1024
 """Deep enough for some 150 frames; what is cut is in the middle."""
 MAX_LINKS = 128
 """The OpenTelemetry SDK's default limit of links in a span."""
+MAX_CONTROL_EVENTS = 64
+"""What became of constraints, in a run's last message and on its span: half of the SDK's default limit of events."""
 MAX_MESSAGE_BYTES = 256 * 1024
 """The strictest broker in wide use (AWS IoT takes 128 KiB, Azure Event Grid 512 KiB) splits here or nearby."""
 
 # What goes first is least missed; ids, times and states always stay.
-_EXPENDABLE = ("arguments", "output", "params", "tasks", "inputs", "links", "attempts", "waits", "exception", "parts")
+_EXPENDABLE = (
+    "arguments",
+    "output",
+    "params",
+    "tasks",
+    "inputs",
+    "links",
+    "attempts",
+    "waits",
+    "control",
+    "exception",
+    "parts",
+)
 _MAY_BE_BIG = frozenset(_EXPENDABLE)  # most messages have nothing that grows: no look at the whole is needed
 
 

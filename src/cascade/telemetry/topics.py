@@ -11,6 +11,11 @@ DEFAULT_ORG, DEFAULT_PROJECT = "local", "default"
 MAX_LEVEL_BYTES = 128
 """Three of them and a UUID stay far below what brokers allow of a topic (MQTT: 65,535 bytes)."""
 
+MAX_TOPIC_BYTES = 65_535
+"""MQTT 5.0, 4.7.3."""
+MAX_LEVELS = 100
+"""Mosquitto cuts the connection of a client that publishes to 200 levels or more."""
+
 
 def identity_from_environment(environ: Mapping[str, str] = os.environ) -> tuple[str, str]:
     """Org and project of this process.
@@ -46,6 +51,50 @@ def _problem(value: str) -> str:
         return "starts with '$', which brokers keep for themselves"
     if found := set("/+#").intersection(value):
         return f"has {''.join(sorted(found))!r}, which would break out of its level of the topic"
+    return ""
+
+
+def checked_topic(topic: str) -> str:
+    """The topic, if a message can be published to it anywhere (MQTT 5.0, 4.7).
+
+    Raises:
+        ValueError: A broker would refuse it, or cut the connection: it is empty or over-long, has too many levels, a
+            wildcard or a control character, or starts with `$`.
+    """
+    problem = _problem_of(topic) or ("has a wildcard" if {"+", "#"}.intersection(topic) else "")
+    if problem:
+        raise ValueError(f"topic {topic[:60]!r} {problem}")
+    return topic
+
+
+def checked_filter(pattern: str) -> str:
+    """The topic filter, if it can be subscribed to anywhere (MQTT 5.0, 4.7.1).
+
+    Raises:
+        ValueError: As for a topic, but that `+` may stand for a level and `#` for the last ones.
+    """
+    *levels, last = pattern.split("/")
+    problem = _problem_of(pattern)
+    if any("#" in level or ("+" in level and level != "+") for level in levels) or (
+        {"+", "#"}.intersection(last) and last not in {"+", "#"}
+    ):
+        problem = problem or "has a wildcard that is no level by itself, or '#' before its end"
+    if problem:
+        raise ValueError(f"topic filter {pattern[:60]!r} {problem}")
+    return pattern
+
+
+def _problem_of(topic: str) -> str:
+    if not topic:
+        return "is empty"
+    if any(unicodedata.category(character) in {"Cc", "Cs", "Cn"} for character in topic):
+        return "has a control or invalid character"
+    if len(topic.encode()) > MAX_TOPIC_BYTES:
+        return f"is longer than {MAX_TOPIC_BYTES:,} bytes"
+    if topic.count("/") >= MAX_LEVELS:
+        return f"has more than {MAX_LEVELS} levels"
+    if topic.startswith("$"):
+        return "starts with '$', which brokers keep for themselves"
     return ""
 
 

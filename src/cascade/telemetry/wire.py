@@ -134,3 +134,41 @@ def loads(data: bytes | str) -> dict[str, Any]:
     if not isinstance(payload, dict):
         raise ValueError(f"a message must be an object, got {type(payload).__name__}")
     return payload
+
+
+MAX_RECEIVED_BYTES = 16 * 1024
+"""What comes in is a constraint of some hundred bytes."""
+
+
+class Unreadable(dict[str, Any]):
+    """What a connector hands to a subscriber's callback in the place of a message that is no JSON object; always empty."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__()
+        self.reason = reason
+
+
+def received(data: bytes) -> dict[str, Any]:
+    """What a connector hands on of a message that came in; never raises.
+
+    An empty message is an empty dict: it clears what was retained on its topic. What cannot be read is `Unreadable`.
+    """
+    if not data:
+        return {}
+    if len(data) > MAX_RECEIVED_BYTES:
+        return Unreadable(f"it has {len(data):,} bytes, more than {MAX_RECEIVED_BYTES:,}")
+    try:
+        payload = json.loads(data.decode(), parse_constant=_no_number)
+    except UnicodeDecodeError:
+        return Unreadable("it is not in UTF-8")
+    except RecursionError:
+        return Unreadable("it is nested too deeply")
+    except ValueError as error:
+        return Unreadable(f"it is not JSON: {error}")
+    if not isinstance(payload, dict):
+        return Unreadable(f"it must be a JSON object, not {type(payload).__name__}")
+    return payload or Unreadable("it is an empty object; to clear a constraint, send an empty message")
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")

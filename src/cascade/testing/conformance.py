@@ -6,29 +6,25 @@ class TestMyConnector(ConnectorConformance):
     def make_connector(self): return MyConnector("127.0.0.1", port)
     def make_dead_connector(self): return MyConnector("127.0.0.1", unused_port)
     def received(self): return server.payloads
+    async def send(self, topic, data, *, retain): await server.send(topic, data, retain); return True
 """
 
 import asyncio
 import copy
 import time
-from collections.abc import Callable
 from typing import Any
 
-from cascade.adapters.executors.local import LocalExecutor
-from cascade.adapters.solvers.native import NativeSolver
-from cascade.runtime.bus import MessageBus
-from cascade.runtime.engine import Engine
-from cascade.runtime.subscribers import TelemetrySubscriber
 from cascade.spec.protocols import Connector
 from cascade.spec.routing import Router
 from cascade.spec.task import task
 from cascade.telemetry.wire import decode
+from cascade.testing._runs import PATIENCE, bounded, run, run_with
+from cascade.testing.steering import SteeringConformance
 
-_PATIENCE = 20.0
-"""Seconds after which something is taken to hang."""
+__all__ = ["ConnectorConformance", "run_with"]
 
 
-class ConnectorConformance:
+class ConnectorConformance(SteeringConformance):
     """Subclass it, give it a connector, and let pytest collect it."""
 
     def make_connector(self) -> Connector:
@@ -73,9 +69,9 @@ class ConnectorConformance:
         assert [run_with(connector, _workflow()) for _ in range(2)] == [[0, 2, 4]] * 2
 
         async def at_once() -> list[Any]:
-            return list(await asyncio.gather(*(_run(connector, _workflow()) for _ in range(4))))
+            return list(await asyncio.gather(*(run(connector, _workflow()) for _ in range(4))))
 
-        assert asyncio.run(_bounded(at_once)) == [[0, 2, 4]] * 4
+        assert asyncio.run(bounded(at_once)) == [[0, 2, 4]] * 4
 
     def test_a_payload_is_not_changed(self) -> None:
         payload = _example_payload()
@@ -87,7 +83,7 @@ class ConnectorConformance:
             await connector.publish("cascade/telemetry/local/default/run/events", payload, 1)
             await connector.disconnect()
 
-        asyncio.run(_bounded(publish))
+        asyncio.run(bounded(publish))
         assert payload == original
 
     def test_subscribing_returns(self) -> None:
@@ -97,7 +93,7 @@ class ConnectorConformance:
             await connector.subscribe("cascade/control/local/default/#", _ignore)
             await connector.disconnect()
 
-        asyncio.run(_bounded(subscribe))
+        asyncio.run(bounded(subscribe))
 
     def test_a_run_that_is_cancelled_ends(self) -> None:
         async def cancelled() -> None:
@@ -107,13 +103,13 @@ class ConnectorConformance:
                 running.set()
                 await asyncio.Event().wait()
 
-            run = asyncio.ensure_future(_run(self.make_connector(), task(forever)()))
+            work = asyncio.ensure_future(run(self.make_connector(), task(forever)()))
             await running.wait()
-            run.cancel()
-            await asyncio.wait({run})
-            assert run.cancelled()
+            work.cancel()
+            await asyncio.wait({work})
+            assert work.cancelled()
 
-        asyncio.run(_bounded(cancelled))
+        asyncio.run(bounded(cancelled))
 
     def test_nobody_there_changes_nothing_but_the_telemetry(self) -> None:
         connector = self.make_dead_connector()
@@ -121,25 +117,7 @@ class ConnectorConformance:
             return
         start = time.monotonic()
         assert run_with(connector, _workflow()) == [0, 2, 4]
-        assert time.monotonic() - start < _PATIENCE
-
-
-def run_with(connector: Connector, target: Any) -> Any:
-    """Run a workflow with the connector, in an event loop of its own."""
-    return asyncio.run(_bounded(lambda: _run(connector, target)))
-
-
-async def _run(connector: Connector, target: Any) -> Any:
-    bus, executor = MessageBus(), LocalExecutor()
-    TelemetrySubscriber(bus, connector)
-    try:
-        return await Engine(NativeSolver(), executor, bus, connector=connector).run(target)
-    finally:
-        executor.close()
-
-
-async def _bounded(work: Callable[[], Any]) -> Any:
-    return await asyncio.wait_for(work(), _PATIENCE)
+        assert time.monotonic() - start < PATIENCE
 
 
 async def _ignore(topic: str, payload: dict[str, Any]) -> None:

@@ -82,6 +82,7 @@ def _run(payload: Mapping[str, Any], body: Mapping[str, Any], *, cicd: bool) -> 
         a.RUN_PARAMS: metadata.get("params"),
         a.RUN_MESSAGES_DROPPED: metadata.get("dropped") or None,
         a.PARTS: len(metadata.get("parts", ())) or None,
+        a.RUN_CONTROL_DECISIONS: metadata.get("control_count"),
         **{f"cascade.run.tasks.{state}": count for state, count in counts.items()},
     }
     if cicd:
@@ -91,7 +92,9 @@ def _run(payload: Mapping[str, Any], body: Mapping[str, Any], *, cicd: bool) -> 
             a.CICD_PIPELINE_RESULT: metadata.get("result"),
         }
     name = f"run {metadata.get('target', '')}".rstrip()
-    return _ended(payload, name, payload["span_id"], payload["parent_span_id"], metadata, found, body, is_server=True)
+    decisions = tuple(map(_decision, metadata.get("control", ())))
+    own_id, parent = payload["span_id"], payload["parent_span_id"]
+    return _ended(payload, name, own_id, parent, metadata, found, body, is_server=True, events=decisions)
 
 
 _OF_METADATA = {
@@ -124,7 +127,8 @@ def _task(payload: Mapping[str, Any], body: Mapping[str, Any], *, cicd: bool) ->
             a.CICD_TASK_RUN_RESULT: metadata.get("result"),
         }
     name, parent = body["task_name"], payload["parent_span_id"]
-    return _ended(payload, name, payload["span_id"], parent, metadata, found, body)
+    held = tuple(_held(metadata)) if "waits" in metadata else ()
+    return _ended(payload, name, payload["span_id"], parent, metadata, found, body, events=held)
 
 
 def _parts(payload: Mapping[str, Any], body: Mapping[str, Any]) -> Iterator[SpanData]:
@@ -165,7 +169,7 @@ def _attempt(payload: Mapping[str, Any], body: Mapping[str, Any], attempt: Mappi
 
 
 def _wait(payload: Mapping[str, Any], body: Mapping[str, Any], wait: Mapping[str, Any]) -> SpanData:
-    found = {**_of_task(payload, body), a.WAIT_REASON: wait.get("reason")}
+    found = {**_of_task(payload, body), a.WAIT_REASON: wait.get("reason"), **_constraint(wait.get("constraint", {}))}
     # A wait before the task stands beside it, one between its attempts below it.
     before = wait["start_ns"] < body["metadata"].get("start_ns", 0)
     parent = payload["parent_span_id"] if before else payload["span_id"]
@@ -199,12 +203,14 @@ def _ended(
     body: Mapping[str, Any],
     *,
     is_server: bool = False,
+    events: tuple[Event, ...] = (),
 ) -> SpanData:
-    """A span that may have failed: ERROR, `error.type`, and the exception as an event."""
+    """A span that may have failed: ERROR, `error.type`, and the exception as an event after the others."""
     exception, end_ns = metadata.get("exception"), metadata.get("end_ns", 0)
     if (kind := error_type(body, metadata)) is not None:
         found = {**found, a.ERROR_TYPE: kind}
-    events = (_exception_event(exception, end_ns),) if exception else ()
+    if exception:
+        events = (*events, _exception_event(exception, end_ns))
     links: tuple[tuple[str, str], ...] = ()
     if "links" in metadata or "parts" in metadata:
         linked = *metadata.get("links", ()), *metadata.get("parts", ())
@@ -235,6 +241,29 @@ def _span(
 
 def _of_task(payload: Mapping[str, Any], body: Mapping[str, Any]) -> Attributes:
     return {a.RUN_ID: payload["run_id"], a.TASK_ID: body["task_id"], a.TASK_NAME: body["task_name"]}
+
+
+def _decision(decision: Mapping[str, Any]) -> Event:
+    found = {
+        a.CONTROL_ACTION: decision.get("action"),
+        **_constraint(decision),
+        a.CONTROL_REASON: decision.get("reason"),
+        a.CONTROL_PARAMS: decision.get("params"),
+    }
+    return Event("cascade.control", decision.get("time_ns", 0), _clean(found))
+
+
+def _held(metadata: Mapping[str, Any]) -> Iterator[Event]:
+    """What has held the task back, none of it before its span begins: viewers take earlier events for a wrong clock."""
+    for wait in metadata["waits"]:
+        if constraint := wait.get("constraint"):
+            found = {a.WAIT_REASON: wait.get("reason"), **_constraint(constraint)}
+            time_ns = max(wait["start_ns"], metadata.get("start_ns", 0))
+            yield Event("cascade.control.held", time_ns, _clean(found))
+
+
+def _constraint(told: Mapping[str, Any]) -> Attributes:
+    return {a.CONTROL_SCOPE: told.get("scope"), a.CONTROL_TYPE: told.get("type"), a.CONTROL_ID: told.get("id")}
 
 
 def _exception_event(exception: Mapping[str, Any], time_ns: int) -> Event:

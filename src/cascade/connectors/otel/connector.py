@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from opentelemetry import trace
 from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 
+from cascade.connectors._arguments import captures, one_of, positive, whole
 from cascade.connectors.otel import _provider
 from cascade.connectors.otel._activation import NoActivation, SpanActivation
-from cascade.connectors.otel._arguments import captures, one_of, positive, whole
 from cascade.connectors.otel._live import LiveRun, SpanFactory, complete, parent_context, span_context
 from cascade.connectors.otel._options import ExportOptions
 from cascade.connectors.otel._outbox import CAPACITY

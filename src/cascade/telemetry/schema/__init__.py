@@ -1,15 +1,15 @@
-"""The wire's JSON Schemas (2020-12), generated from its dataclasses by `python -m cascade.telemetry.schema.generate`."""
+"""The wire's JSON Schemas (2020-12), generated from its dataclasses by `make docs`."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent
-NAMES = ("message", "LifecycleEvent", "TaskStateEvent", "ResourceEvent", "ControlEvent")
+NAMES = ("message", "LifecycleEvent", "TaskStateEvent", "ResourceEvent", "ControlEvent", "control")
 
 
 def load(name: str = "message") -> dict[str, Any]:
-    """A schema by name: "message" for the whole, or a body's type.
+    """A schema by name: "message" for what goes out, or a body's type; "control" for a constraint that comes in.
 
     Raises:
         ValueError: There is none of that name.

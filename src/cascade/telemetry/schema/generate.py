@@ -6,11 +6,11 @@ from dataclasses import fields
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from cascade.spec.telemetry import Header
+from cascade.spec.telemetry import ControlAction, Header
 from cascade.telemetry.schema import FOLDER
 from cascade.telemetry.wire import BODIES, VERSION
 
-_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _URN = f"urn:cascade:telemetry:{VERSION}"
 
 _SPAN_ID, _TRACE_ID = {"type": "string", "pattern": "^[0-9a-f]{16}$"}, {"type": "string", "pattern": "^[0-9a-f]{32}$"}
@@ -27,6 +27,17 @@ def _list_of(items: dict[str, Any]) -> dict[str, Any]:
     return {"type": "array", "items": items}
 
 
+_CONSTRAINT = _object(["scope", "type", "id"], scope=_TEXT, type=_TEXT, id=_TEXT)
+_CONTROL = _object(
+    ["action", "scope", "type", "time_ns"],
+    action={"enum": list(get_args(ControlAction))},
+    scope=_TEXT,
+    type=_TEXT,
+    id=_TEXT,
+    reason=_TEXT,
+    params={"type": "object"},
+    time_ns=_NANOSECONDS,
+)
 _EXCEPTION = _object(["type", "message"], type=_TEXT, message=_TEXT, stacktrace=_TEXT)
 _WINDOW = {"start_ns": _NANOSECONDS, "end_ns": _NANOSECONDS}
 
@@ -58,7 +69,16 @@ _METADATA: dict[str, Any] = {
     "links": _list_of(_object(["trace_id", "span_id"], trace_id=_TRACE_ID, span_id=_SPAN_ID)),
     "link_count": _COUNT,
     "exception": _EXCEPTION,
-    "waits": _list_of(_object(["reason", "span_id", "start_ns", "end_ns"], reason=_TEXT, span_id=_SPAN_ID, **_WINDOW)),
+    "waits": _list_of(
+        _object(
+            ["reason", "span_id", "start_ns", "end_ns"],
+            reason=_TEXT,
+            span_id=_SPAN_ID,
+            constraint=_CONSTRAINT,
+            **_WINDOW,
+        )
+    ),
+    "constraint": _CONSTRAINT,
     "attempts": _list_of(
         _object(
             ["attempt", "span_id", "start_ns", "end_ns"],
@@ -74,6 +94,8 @@ _METADATA: dict[str, Any] = {
     "inputs": _list_of(_TEXT),
     "counts": {"type": "object", "additionalProperties": _COUNT},
     "dropped": _COUNT,
+    "control": _list_of(_CONTROL),
+    "control_count": _COUNT,
     "truncated": _list_of(_TEXT),
 }
 
@@ -81,9 +103,9 @@ _METADATA: dict[str, Any] = {
 def schemas() -> dict[str, dict[str, Any]]:
     """All schemas by name."""
     bodies = {name: _body(name, kind) for name, kind in BODIES.items()}
-    header = {f.name: _HEADER_DETAILS.get(f.name) or _schema_of(get_type_hints(Header)[f.name]) for f in fields(Header)}
+    header = {f.name: _HEADER_DETAILS.get(f.name) or schema_of(get_type_hints(Header)[f.name]) for f in fields(Header)}
     message = {
-        "$schema": _DIALECT,
+        "$schema": DIALECT,
         "$id": f"{_URN}:message",
         "title": "Cascade telemetry message",
         "type": "object",
@@ -96,10 +118,10 @@ def schemas() -> dict[str, dict[str, Any]]:
 
 def _body(name: str, kind: type[Any]) -> dict[str, Any]:
     hints = get_type_hints(kind)
-    properties = {field.name: _schema_of(hints[field.name]) for field in fields(kind)}
+    properties = {field.name: schema_of(hints[field.name]) for field in fields(kind)}
     properties["metadata"] = {"type": "object", "properties": _METADATA}
     return {
-        "$schema": _DIALECT,
+        "$schema": DIALECT,
         "$id": f"{_URN}:{name}",
         "title": name,
         "description": (kind.__doc__ or "").partition("\n")[0],
@@ -112,29 +134,34 @@ def _body(name: str, kind: type[Any]) -> dict[str, Any]:
 _PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean", NoneType: "null"}
 
 
-def _schema_of(hint: Any) -> dict[str, Any]:
+def schema_of(hint: Any) -> dict[str, Any]:
     if hint in _PLAIN:
         return {"type": _PLAIN[hint]}
     if get_origin(hint) is Literal:
         return {"enum": list(get_args(hint))}
     if get_origin(hint) is UnionType or type(None) in get_args(hint):
-        return {"anyOf": [_schema_of(option) for option in get_args(hint)]}
+        return {"anyOf": [schema_of(option) for option in get_args(hint)]}
     if get_origin(hint) is dict:
         value = get_args(hint)[1]
-        return {"type": "object"} if value is Any else {"type": "object", "additionalProperties": _schema_of(value)}
+        return {"type": "object"} if value is Any else {"type": "object", "additionalProperties": schema_of(value)}
     raise TypeError(f"no schema for {hint!r}: teach this function")
 
 
-def main() -> None:
+def write(schemas: dict[str, dict[str, Any]], module: str) -> None:
+    """Write schemas to their files; with `--check`, fail if the files are not current. `module` is who does it."""
     stale = []
-    for name, schema in schemas().items():
+    for name, schema in schemas.items():
         path, wanted = FOLDER / f"{name}.json", json.dumps(schema, indent=2) + "\n"
         if "--check" not in sys.argv:
             path.write_text(wanted, encoding="utf-8")
         elif not path.exists() or path.read_text(encoding="utf-8") != wanted:
             stale.append(path.name)
     if stale:
-        sys.exit(f"not current: {', '.join(stale)}; run python -m cascade.telemetry.schema.generate")
+        sys.exit(f"not current: {', '.join(stale)}; run python -m {module}")
+
+
+def main() -> None:
+    write(schemas(), "cascade.telemetry.schema.generate")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,268 @@
+"""A constraint, and how one is read from a topic and a payload: pure, and whatever is wrong with them has a reason."""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fnmatch import translate
+from typing import Any, Literal, get_args
+from urllib.parse import unquote
+
+from cascade.telemetry.limits import MAX_NAME_BYTES
+from cascade.telemetry.safe import text
+from cascade.telemetry.wire import Unreadable
+
+ScopeKind = Literal["global", "run", "task"]
+
+MAX_COUNT = 1_000_000
+"""Of tasks at once, of starts in a second, of starts in a burst: beyond it there is nothing to limit."""
+MAX_CAPACITY = 1e12
+MAX_TIME = 1e11
+"""Unix seconds until the year 5138; a time in milliseconds is beyond it."""
+BURST_SECONDS = 0.05
+"""A rate without a burst is even: what a twentieth of a second brings may come at once, since timers are no better."""
+
+_UNITS = {"s": 1, "m": 60, "h": 3600}
+RATE = r"\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*/\s*([smh])\s*"
+"""A whole number or a fraction for each second, minute or hour: `10/s`, `2.5/m`."""
+_RATE = re.compile(RATE)
+_SHOWN = 60
+
+
+class RefusedError(ValueError):
+    """Raised when a message is no constraint; the text says why, and what would be one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Which tasks a constraint is for: all, those of one run, or those whose name is, or matches, a pattern."""
+
+    kind: ScopeKind
+    name: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}/{self.name}" if self.name else self.kind
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """What is the same in all constraints. `expires_at` is in Unix seconds; None lasts until it is cleared."""
+
+    scope: Scope
+    id: str
+    expires_at: float | None
+
+    @property
+    def type(self) -> str:
+        return TYPES[type(self)]
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return {}
+
+    @property
+    def told(self) -> dict[str, str]:
+        """What a message says of it that something waits for."""
+        return {"scope": text(str(self.scope), MAX_NAME_BYTES), "type": self.type, "id": self.id}
+
+
+@dataclass(frozen=True, slots=True)
+class Pause(Constraint):
+    """Nothing that it is for starts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Concurrency(Constraint):
+    """At most `limit` of what it is for run at once."""
+
+    limit: int
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return {"limit": self.limit}
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit(Constraint):
+    """At most `rate` starts in a second, and up to `burst` at once after a quiet time; `given` is how it was written."""
+
+    rate: float
+    burst: float
+    given: str
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return {"rate": self.given, "burst": self.burst}
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity(Constraint):
+    """The system resource `name` has this capacity."""
+
+    name: str
+    capacity: float
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return {"name": self.name, "capacity": self.capacity}
+
+
+def parse_topic(topic: str, prefix: str) -> tuple[Scope, str]:
+    """Scope and type from a topic below `prefix`, which ends with `constraints/`.
+
+    Raises:
+        RefusedError: The topic names no scope.
+    """
+    match topic.removeprefix(prefix).split("/"):
+        case ["global", kind]:
+            return Scope("global"), kind
+        case ["run", name, kind]:
+            return Scope("run", _decoded(name)), kind
+        case ["task", name, kind]:
+            return Scope("task", _decoded(name)), kind
+    raise RefusedError("the topic must end with global/{type}, run/{run_id}/{type} or task/{name}/{type}")
+
+
+def parse_constraint(scope: Scope, kind: str, payload: Mapping[str, Any]) -> Constraint:
+    """The constraint that a message is.
+
+    Raises:
+        RefusedError: It is none, naming the value and what would be one.
+    """
+    if isinstance(payload, Unreadable):
+        raise RefusedError(payload.reason)
+    if not isinstance(payload, Mapping):
+        raise RefusedError(f"it must be a JSON object, not {type(payload).__name__}")
+    reader = _READERS.get(kind)
+    if reader is None:
+        raise RefusedError(f"the topic's type {_shown(kind)} is unknown: choose from {', '.join(_READERS)}")
+    if payload.get("type") != kind:
+        raise RefusedError(f"type {_shown(payload.get('type'))} does not agree with the topic's, {kind!r}")
+    params = payload.get("params")
+    if not isinstance(params, dict) and not (params is None and kind == "pause"):
+        raise RefusedError(f"params must be an object, got {_shown(params)}")
+    return reader(scope, _id(payload.get("id", kind)), _time(payload.get("expires_at")), params or {})
+
+
+def matcher(scope: Scope) -> Callable[[str, str], bool]:
+    """Says of a run's id and a task's name whether the scope covers them.
+
+    Raises:
+        RefusedError: The pattern cannot be used.
+    """
+    if scope.kind == "global":
+        return lambda _run_id, _name: True
+    wanted = scope.name
+    if scope.kind == "run":
+        return lambda run_id, _name: run_id == wanted
+    try:
+        matches = re.compile(translate(wanted)).match
+    except re.error as error:
+        raise RefusedError(f"the pattern {_shown(wanted)} cannot be used: {error}") from None
+    return lambda _run_id, name: name == wanted or matches(name) is not None
+
+
+def _pause(scope: Scope, own_id: str, expires_at: float | None, params: dict[str, Any]) -> Pause:
+    _only(params)
+    return Pause(scope, own_id, expires_at)
+
+
+def _concurrency(scope: Scope, own_id: str, expires_at: float | None, params: dict[str, Any]) -> Concurrency:
+    _only(params, "limit")
+    limit = params.get("limit")
+    if type(limit) is not int or not 1 <= limit <= MAX_COUNT:
+        raise RefusedError(
+            f"limit must be a whole number from 1 to {MAX_COUNT:,}, got {_shown(limit)}; for none at all, pause"
+        )
+    return Concurrency(scope, own_id, expires_at, limit)
+
+
+def _rate_limit(scope: Scope, own_id: str, expires_at: float | None, params: dict[str, Any]) -> RateLimit:
+    _only(params, "rate", "burst")
+    given: Any = params.get("rate")
+    found = _RATE.fullmatch(given) if isinstance(given, str) else None
+    rate = float(found[1]) / _UNITS[found[2]] if found else 0.0
+    if not found or not 0 < rate <= MAX_COUNT:
+        raise RefusedError(
+            f"rate must be like '10/s', '2.5/m' or '1/h', above zero and up to {MAX_COUNT:,}/s, got {_shown(given)}"
+        )
+    burst: Any = params.get("burst")
+    if burst is None:
+        burst = max(1.0, rate * BURST_SECONDS)
+    elif not _is_number(burst) or not 1 <= burst <= MAX_COUNT:
+        raise RefusedError(f"burst must be a number from 1 to {MAX_COUNT:,}, got {_shown(burst)}")
+    return RateLimit(scope, own_id, expires_at, rate, float(burst), given.strip())
+
+
+def _capacity(scope: Scope, own_id: str, expires_at: float | None, params: dict[str, Any]) -> Capacity:
+    _only(params, "name", "capacity")
+    if scope.kind == "task":
+        raise RefusedError("a resource belongs to all tasks: use the scope global or run/{run_id}")
+    name: Any = params.get("name")
+    capacity: Any = params.get("capacity")
+    if not isinstance(name, str) or not name or len(name.encode("utf-8", "replace")) > MAX_NAME_BYTES:
+        raise RefusedError(f"name must be a resource's name, up to {MAX_NAME_BYTES} bytes, got {_shown(name)}")
+    if not _is_number(capacity) or not 0 <= capacity <= MAX_CAPACITY:
+        raise RefusedError(f"capacity must be a number from 0 to {MAX_CAPACITY:g}, got {_shown(capacity)}")
+    return Capacity(scope, own_id, expires_at, name, float(capacity))
+
+
+_READERS: dict[str, Callable[[Scope, str, float | None, dict[str, Any]], Constraint]] = {
+    "pause": _pause,
+    "concurrency": _concurrency,
+    "rate_limit": _rate_limit,
+    "resource": _capacity,
+}
+TYPES: dict[type[Constraint], str] = {
+    Pause: "pause",
+    Concurrency: "concurrency",
+    RateLimit: "rate_limit",
+    Capacity: "resource",
+}
+CONSTRAINTTYPES = tuple(_READERS)
+assert set(TYPES.values()) == set(_READERS)  # noqa: S101 - two views of the same
+assert get_args(ScopeKind) == ("global", "run", "task")  # noqa: S101 - what parse_topic knows
+
+
+def _decoded(level: str) -> str:
+    try:
+        name = unquote(level, errors="strict")
+    except UnicodeDecodeError:
+        raise RefusedError(f"{_shown(level)} is not percent-encoded UTF-8") from None
+    if not name or len(name.encode("utf-8", "replace")) > MAX_NAME_BYTES:
+        raise RefusedError(f"a name or pattern has 1 to {MAX_NAME_BYTES} bytes, got {_shown(name)}")
+    return name
+
+
+def _id(value: Any) -> str:
+    if not isinstance(value, str) or len(value.encode("utf-8", "replace")) > MAX_NAME_BYTES:
+        raise RefusedError(f"id must be a string of up to {MAX_NAME_BYTES} bytes, got {_shown(value)}")
+    return text(value, MAX_NAME_BYTES)
+
+
+def _time(value: Any) -> float | None:
+    if value is None:
+        return None
+    if not _is_number(value) or not 0 <= value <= MAX_TIME:
+        raise RefusedError(f"expires_at must be in Unix seconds, got {_shown(value)}")
+    return float(value)
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return isinstance(value, int) or math.isfinite(value)
+
+
+def _only(params: Mapping[str, Any], *known: str) -> None:
+    if unknown := set(params).difference(known):
+        takes = f"takes {' and '.join(known)}" if known else "takes none"
+        raise RefusedError(f"params has {_shown(min(unknown))}: this type {takes}")
+
+
+def _shown(value: Any) -> str:
+    """A hostile value must not fill the message that refuses it."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 10**_SHOWN:
+        return "a huge number"
+    shown = repr(value[:_SHOWN] if isinstance(value, (str, list)) else value)
+    return text(shown, _SHOWN)

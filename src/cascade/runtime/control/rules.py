@@ -1,0 +1,129 @@
+"""What a constraint that is in force says to a task that wants to start."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from cascade.runtime.control._bucket import TokenBucket
+from cascade.runtime.control.constraint import Concurrency, Constraint, Pause, RateLimit, matcher
+
+REASONS: dict[type[Constraint], str] = {Pause: "paused", Concurrency: "concurrency", RateLimit: "rate_limit"}
+"""The wire's words for a wait."""
+
+
+class Key(NamedTuple):
+    """All tasks of one run and one name: constraints cannot tell them apart.
+
+    A map as a whole is only ever paused: its items are what runs.
+    """
+
+    run_id: str
+    name: str
+    is_map: bool = False
+
+
+class Rule:
+    """A constraint in force, and those who wait for it, first come, first served.
+
+    A rule that `is_retired` holds back nobody.
+    """
+
+    constraint: Constraint
+    # Of waiting tickets, which leave from its head when they are served, and from anywhere when they are cancelled.
+    waiting: "OrderedDict[Any, None]"
+
+    def __init__(self, constraint: Constraint) -> None:
+        self.constraint = constraint
+        self.covers = matcher(constraint.scope)
+        self.waiting = OrderedDict()
+        self.is_retired = False
+        self.is_booked = False
+        self.timer: asyncio.TimerHandle | None = None
+
+    def has_room(self) -> bool:
+        """Whether one more may start now."""
+        raise NotImplementedError
+
+    def take(self) -> None:
+        """One starts."""
+
+    def take_again(self) -> None:
+        """One that has started before, and has stood aside, goes on."""
+
+    def give_back(self, *, unused: bool) -> None:
+        """One that was counted has ended; `unused`: it has not started after all."""
+
+    def delay(self) -> float | None:
+        """Seconds after which there is room by itself; None if somebody else must make it."""
+        return None
+
+
+class PauseRule(Rule):
+    def has_room(self) -> bool:
+        return self.is_retired
+
+
+class ConcurrencyRule(Rule):
+    """Counts those at work, with those that were at work before."""
+
+    def __init__(self, constraint: Concurrency) -> None:
+        super().__init__(constraint)
+        self._limit = constraint.limit
+        self._used = 0
+
+    def count(self, at_work: Mapping[Key, int]) -> None:
+        self._used = sum(n for key, n in at_work.items() if not key.is_map and self.covers(key.run_id, key.name))
+
+    def has_room(self) -> bool:
+        return self.is_retired or self._used < self._limit
+
+    def take(self) -> None:
+        self._used += 1
+
+    take_again = take
+
+    def give_back(self, *, unused: bool) -> None:  # noqa: ARG002 - no difference here
+        self._used -= 1
+
+
+class RateRule(Rule):
+    def __init__(self, constraint: RateLimit, clock: Callable[[], float]) -> None:
+        super().__init__(constraint)
+        self.bucket = TokenBucket(constraint.rate, constraint.burst, clock)
+
+    def has_room(self) -> bool:
+        return self.is_retired or self.bucket.has_token
+
+    def take(self) -> None:
+        self.bucket.take()
+
+    def give_back(self, *, unused: bool) -> None:
+        if unused:
+            self.bucket.give_back()
+
+    def delay(self) -> float | None:
+        return self.bucket.delay
+
+
+def rule_of(
+    constraint: Constraint, at_work: Mapping[Key, int], before: Rule | None, clock: Callable[[], float]
+) -> Rule:
+    """The rule for a constraint on starts; `at_work` counts those who have started, `before` is the one it replaces.
+
+    Raises:
+        RefusedError: Its pattern cannot be used.
+    """
+    match constraint:
+        case Pause():
+            return PauseRule(constraint)
+        case Concurrency():
+            rule = ConcurrencyRule(constraint)
+            rule.count(at_work)
+            return rule
+        case RateLimit():
+            rate = RateRule(constraint, clock)
+            if isinstance(before, RateRule):
+                rate.bucket.continue_from(before.bucket)
+            return rate
+    raise TypeError(f"{constraint!r} says nothing about starts")

@@ -1,0 +1,88 @@
+"""Write the JSON Schema of the constraints that come in; with `--check`, fail if the file is not current.
+
+What it cannot say, and `parse_constraint` refuses all the same: an id or a resource's name has at most 256 *bytes*, a
+rate is at most 1,000,000 a second, and a limit is written without a fraction (`4`, not `4.0`). The topic has its own say:
+its type must agree, and a resource has no scope `task`.
+"""
+
+from dataclasses import fields
+from typing import Any, get_type_hints
+
+from cascade.runtime.control.constraint import MAX_CAPACITY, MAX_COUNT, MAX_TIME, RATE, TYPES, Constraint, Pause
+from cascade.telemetry.limits import MAX_NAME_BYTES
+from cascade.telemetry.schema.generate import DIALECT, schema_of, write
+from cascade.telemetry.wire import VERSION
+
+# What is on the wire of a field, by name; those that are not here are made by the parser.
+_COMMON: dict[str, dict[str, Any]] = {
+    "id": {"maxLength": MAX_NAME_BYTES, "description": "Comes back in what a run says of it; the type, if left out."},
+    "expires_at": {"description": "Unix seconds at which it ends by itself; null or left out: until it is cleared."},
+}
+_PARAMS: dict[str, dict[str, Any]] = {
+    "limit": {"type": "integer", "minimum": 1, "maximum": MAX_COUNT},
+    "rate": {
+        "type": "string",
+        "pattern": f"^{RATE}$",
+        "not": {"pattern": r"^[\s0.]*/"},
+        "description": f"Starts for each second, minute or hour; above zero, and up to {MAX_COUNT:,} a second.",
+        "examples": ["10/s", "2.5/m", "1/h"],
+    },
+    "burst": {
+        "anyOf": [{"type": "number", "minimum": 1, "maximum": MAX_COUNT}, {"type": "null"}],
+        "description": "How many may start at once after a quiet time.",
+    },
+    "name": {"type": "string", "minLength": 1, "maxLength": MAX_NAME_BYTES},
+    "capacity": {"type": "number", "minimum": 0, "maximum": MAX_CAPACITY},
+}
+_OPTIONAL = {"burst"}
+
+
+def schema() -> dict[str, Any]:
+    """The schema of a constraint of any type."""
+    return {
+        "$schema": DIALECT,
+        "$id": f"urn:cascade:control:{VERSION}",
+        "title": "Cascade constraint",
+        "oneOf": [{"$ref": f"#/$defs/{kind.__name__}"} for kind in TYPES],
+        "$defs": {kind.__name__: _of(kind) for kind in TYPES},
+    }
+
+
+def _of(kind: type[Constraint]) -> dict[str, Any]:
+    params = _params(kind)
+    return {
+        "title": kind.__name__,
+        "description": (kind.__doc__ or "").partition("\n")[0],
+        "type": "object",
+        "required": ["type"] if kind is Pause else ["type", "params"],
+        "properties": {
+            "type": {"const": TYPES[kind]},
+            **_common(),
+            "params": {"anyOf": [params, {"type": "null"}]} if kind is Pause else params,
+        },
+    }
+
+
+def _common() -> dict[str, Any]:
+    hints = get_type_hints(Constraint)
+    found = {name: schema_of(hints[name]) | details for name, details in _COMMON.items()}
+    found["expires_at"]["anyOf"][0] |= {"minimum": 0, "maximum": MAX_TIME}
+    return found
+
+
+def _params(kind: type[Constraint]) -> dict[str, Any]:
+    names = [field.name for field in fields(kind) if field.name in _PARAMS]
+    return {
+        "type": "object",
+        "required": [name for name in names if name not in _OPTIONAL],
+        "properties": {name: _PARAMS[name] for name in names},
+        "additionalProperties": False,
+    }
+
+
+def main() -> None:
+    write({"control": schema()}, "cascade.runtime.control.schema")
+
+
+if __name__ == "__main__":
+    main()

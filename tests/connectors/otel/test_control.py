@@ -1,0 +1,70 @@
+"""What control did is on the spans: on the run's what was decided, on a task's and its wait's what held it back."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import cascade as cs
+from cascade.connectors.memory import MemoryConnector
+from cascade.connectors.otel import OtelConnector
+from cascade.telemetry.topics import control_topic
+from cascade.testing import OtlpReceiver, ReceivedSpan
+
+
+@cs.task
+async def one() -> int:
+    return 1
+
+
+@pytest.fixture
+def receiver() -> Iterator[OtlpReceiver]:
+    with OtlpReceiver() as receiver:
+        yield receiver
+
+
+async def steered_run(receiver: OtlpReceiver) -> dict[str, ReceivedSpan]:
+    steering = MemoryConnector()
+    topic = control_topic("local", "default", "global", "rate_limit")
+    payload = {"id": "slow", "type": "rate_limit", "params": {"rate": "20/s", "burst": 1}}
+    await steering.deliver(topic, payload, retain=True)
+    await steering.deliver(control_topic("local", "default", "global", "pause"), b"{", retain=True)
+    target: Any = cs.task(list, name="both")([one(), cs.task(lambda: 2, name="two")()])
+    await cs.run_async(target, connector=[OtelConnector(receiver.http_endpoint), steering], log_level="ERROR")
+    spans = receiver.wait_for(lambda spans: any(span.name == "run both" for span in spans))
+    return {span.name: span for span in spans}
+
+
+async def test_decisions_are_events_of_the_run(receiver: OtlpReceiver) -> None:
+    run = (await steered_run(receiver))["run both"]
+    applied, refused = sorted((e for e in run.events if e.name == "cascade.control"), key=lambda e: len(e.attributes))[
+        ::-1
+    ]
+    assert applied.attributes == {
+        "cascade.control.action": "APPLIED",
+        "cascade.control.scope": "global",
+        "cascade.control.type": "rate_limit",
+        "cascade.control.id": "slow",
+        "cascade.control.params": json.dumps({"rate": "20/s", "burst": 1.0}),
+    }
+    assert refused.attributes["cascade.control.action"] == "REFUSED"
+    assert "not JSON" in str(refused.attributes["cascade.control.reason"])
+    assert all(run.start_ns <= event.time_ns <= run.end_ns for event in run.events)
+    assert run.attributes["cascade.run.control.decisions"] == 2
+
+
+async def test_what_held_a_task_back_is_on_its_span_and_on_its_wait(receiver: OtlpReceiver) -> None:
+    spans = await steered_run(receiver)
+    wait = spans["both wait"]
+    assert wait.attributes["cascade.wait.reason"] == "rate_limit"
+    assert wait.attributes["cascade.control.id"] == "slow"
+    (held,) = spans["both"].events
+    assert (held.name, held.time_ns) == ("cascade.control.held", spans["both"].start_ns)
+    assert held.attributes == {
+        "cascade.wait.reason": "rate_limit",
+        "cascade.control.scope": "global",
+        "cascade.control.type": "rate_limit",
+        "cascade.control.id": "slow",
+    }
+    assert wait.end_ns <= spans["both"].start_ns

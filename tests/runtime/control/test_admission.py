@@ -1,0 +1,291 @@
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cascade.runtime.control.admission import Admission
+from cascade.runtime.control.constraint import Concurrency, Constraint, Pause, RateLimit, Scope
+from cascade.runtime.control.rules import Key
+
+GLOBAL = Scope("global")
+A, B = Key("r", "a"), Key("r", "b")
+
+
+def limit(count: int, scope: Scope = GLOBAL) -> Concurrency:
+    return Concurrency(scope, "c", None, count)
+
+
+def pause(scope: Scope = GLOBAL) -> Pause:
+    return Pause(scope, "p", None)
+
+
+def rate(per_second: float, burst: float = 1.0, scope: Scope = GLOBAL) -> RateLimit:
+    return RateLimit(scope, "r", None, per_second, burst, "")
+
+
+class Start:
+    """One that wants to start, and by what it was held back."""
+
+    def __init__(self, admission: Admission, key: Key) -> None:
+        self.key = key
+        self.by: list[str] = []
+        self.task = asyncio.ensure_future(admission.wait(key, lambda constraint: self.by.append(constraint.type)))
+
+    def cancel(self) -> None:
+        self.task.cancel()
+
+    @property
+    def has_started(self) -> bool:
+        return self.task.done() and not self.task.cancelled()
+
+
+async def settle() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_nothing_is_constrained_at_first() -> None:
+    admission = Admission()
+    assert all(admission.enter(A) for _ in range(1_000))
+
+
+async def test_a_pause_holds_until_it_is_removed() -> None:
+    admission = Admission()
+    admission.put(pause())
+    assert not admission.enter(A)
+    starts = [Start(admission, A) for _ in range(200)]
+    await settle()
+    assert not any(start.has_started for start in starts)
+    admission.remove(pause())
+    await settle()
+    assert all(start.has_started for start in starts)
+    assert starts[0].by == ["pause"]
+
+
+async def test_a_limit_counts_those_who_were_at_work_before() -> None:
+    admission = Admission()
+    assert all(admission.enter(A) for _ in range(3))
+    admission.put(limit(2))
+    first, second = Start(admission, A), Start(admission, B)
+    for _ in range(2):
+        admission.leave(A)
+    await settle()
+    assert (first.has_started, second.has_started) == (True, False)
+    admission.leave(A)
+    await settle()
+    assert second.has_started
+
+
+async def test_first_come_first_served_and_nobody_overtakes() -> None:
+    admission = Admission()
+    admission.put(limit(1))
+    assert admission.enter(A)
+    first, second = Start(admission, A), Start(admission, A)
+    await settle()
+    admission.leave(A)
+    assert not admission.enter(A), "others wait in line"
+    await settle()
+    assert (first.has_started, second.has_started) == (True, False)
+
+
+async def test_who_waits_stays_in_line_when_the_limit_changes() -> None:
+    admission = Admission()
+    admission.put(limit(1))
+    assert admission.enter(A)
+    starts = [Start(admission, A) for _ in range(4)]
+    await settle()
+    admission.put(limit(3))
+    await settle()
+    assert [start.has_started for start in starts] == [True, True, False, False]
+
+
+async def test_all_that_cover_it_hold_together() -> None:
+    admission = Admission()
+    admission.put(limit(2))
+    admission.put(limit(1, Scope("task", "a")))
+    admission.put(pause(Scope("task", "b")))
+    assert admission.enter(A)
+    second_a, b, c = Start(admission, A), Start(admission, B), Start(admission, Key("r", "c"))
+    await settle()
+    assert (second_a.has_started, b.has_started, c.has_started) == (False, False, True)
+    admission.leave(A)
+    await settle()
+    assert second_a.has_started
+    admission.remove(pause(Scope("task", "b")))
+    await settle()
+    assert (b.has_started, b.by) == (False, ["pause", "concurrency"])
+    admission.leave(A)
+    await settle()
+    assert b.has_started
+
+
+async def test_a_rate_lets_go_on_by_itself_and_a_slow_one_lets_the_first_start() -> None:
+    admission = Admission()
+    admission.put(rate(1 / 3600))
+    assert admission.enter(A)
+    late = Start(admission, A)
+    await settle()
+    assert not late.has_started
+    admission.put(rate(1_000))
+    await late.task
+    assert late.by == ["rate_limit"]
+
+
+async def test_what_has_not_started_after_all_takes_nothing_from_a_rate() -> None:
+    admission = Admission()
+    admission.put(rate(1 / 3600))
+    assert admission.enter(A)
+    admission.leave(A, unused=True)
+    assert admission.enter(A)
+    admission.leave(A)
+    assert not admission.enter(A)
+
+
+async def test_who_is_cancelled_leaves_the_line_or_the_place_it_was_given() -> None:
+    admission = Admission()
+    admission.put(limit(1))
+    assert admission.enter(A)
+    gone, next_one = Start(admission, A), Start(admission, A)
+    await settle()
+    gone.task.cancel()
+    await settle()
+    admission.leave(A)
+    await settle()
+    assert next_one.has_started
+    last = Start(admission, A)
+    await settle()
+    admission.leave(A)
+    # It is given its place in a callback of the loop, and cancelled before it can know.
+    asyncio.get_running_loop().call_soon(last.task.cancel)
+    await settle()
+    assert last.task.cancelled()
+    assert admission.enter(A)
+
+
+async def test_a_map_as_a_whole_is_only_ever_paused() -> None:
+    admission = Admission()
+    whole = Key("r", "map(a)", is_map=True)
+    admission.put(limit(1))
+    admission.put(rate(1 / 3600))
+    assert all(admission.enter(whole) for _ in range(3))
+    assert admission.enter(A)
+    admission.put(pause())
+    assert not admission.enter(whole)
+
+
+async def test_one_that_has_stood_aside_comes_back_whether_there_is_room_or_not() -> None:
+    admission = Admission()
+    admission.put(limit(1))
+    assert admission.enter(A)
+    admission.leave(A)
+    assert admission.enter(B)
+    admission.rejoin(A)
+    waiting = Start(admission, A)
+    admission.leave(B)
+    await settle()
+    assert not waiting.has_started
+    admission.leave(A)
+    await settle()
+    assert waiting.has_started
+
+
+async def test_the_loop_has_its_turns_while_very_many_go_on() -> None:
+    admission, turns = Admission(), 0
+    admission.put(pause())
+    starts = [Start(admission, A) for _ in range(2_000)]
+    await settle()
+    admission.remove(pause())
+    while not all(start.has_started for start in starts):
+        turns += 1
+        await asyncio.sleep(0)
+    assert turns > 20
+
+
+_scopes = st.sampled_from([GLOBAL, Scope("run", "r"), Scope("task", "a"), Scope("task", "?"), Scope("task", "b*")])
+_constraints: st.SearchStrategy[Constraint] = st.builds(limit, st.integers(1, 4), _scopes) | st.builds(pause, _scopes)
+_keys = st.sampled_from([A, B, Key("s", "a")])
+_steps = st.one_of(
+    st.tuples(st.just("put"), _constraints),
+    st.tuples(st.just("remove"), _constraints),
+    st.tuples(st.just("start"), _keys),
+    st.tuples(st.just("end"), st.integers(0, 9)),
+    st.tuples(st.just("cancel"), st.integers(0, 9)),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(_steps, max_size=50))
+def test_whatever_happens_limits_hold_and_nobody_is_forgotten(steps: list[tuple[str, Any]]) -> None:
+    asyncio.run(_play(steps))
+
+
+async def _play(steps: list[tuple[str, Any]]) -> None:  # noqa: C901 - one branch a step
+    admission, starts, at_work = Admission(), list[Start](), list[Start]()
+    in_force: dict[tuple[str, str], Constraint] = {}
+
+    def pick(among: list[Start], index: int, use: Callable[[Start], None]) -> None:
+        if among:
+            use(among[index % len(among)])
+
+    def end(start: Start) -> None:
+        at_work.remove(start)
+        admission.leave(start.key)
+
+    for step, value in steps:
+        before = list(at_work)
+        if step == "put":
+            admission.put(value)
+            in_force[str(value.scope), value.type] = value
+        elif step == "remove":
+            admission.remove(value)
+            in_force.pop((str(value.scope), value.type), None)
+        elif step == "start":
+            starts.append(Start(admission, value))
+        elif step == "end":
+            pick(at_work, value, end)
+        else:
+            pick([one for one in starts if not one.task.done()], value, Start.cancel)
+        await settle()
+        for one in [one for one in starts if one.has_started]:
+            starts.remove(one)
+            at_work.append(one)
+        _check(in_force, before, at_work)
+    for constraint in list(in_force.values()):
+        admission.remove(constraint)
+    await settle()
+    assert all(one.task.done() for one in starts)
+
+
+def _check(in_force: dict[tuple[str, str], Constraint], before: list[Start], now: list[Start]) -> None:
+    from cascade.runtime.control.constraint import matcher
+
+    fresh = [one for one in now if one not in before]
+    for constraint in in_force.values():
+        covers = matcher(constraint.scope)
+        covered = [one for one in now if covers(*one.key[:2])]
+        started = [one for one in fresh if covers(*one.key[:2])]
+        if isinstance(constraint, Pause):
+            assert not started
+        if isinstance(constraint, Concurrency) and started:
+            assert len(covered) <= constraint.limit
+
+
+@pytest.mark.parametrize("count", [1, 3, 7])
+async def test_never_more_at_once_than_the_limit(count: int) -> None:
+    admission, at_work, most = Admission(), 0, 0
+    admission.put(limit(count))
+
+    async def work() -> None:
+        nonlocal at_work, most
+        await admission.wait(A, lambda _: None)
+        at_work += 1
+        most = max(most, at_work)
+        await asyncio.sleep(0)
+        at_work -= 1
+        admission.leave(A)
+
+    await asyncio.gather(*(work() for _ in range(500)))
+    assert most == count

@@ -1,0 +1,187 @@
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cascade.runtime.control.constraint import (
+    Capacity,
+    Concurrency,
+    Constraint,
+    Pause,
+    RateLimit,
+    RefusedError,
+    Scope,
+    matcher,
+    parse_constraint,
+    parse_topic,
+)
+from cascade.telemetry.topics import control_filter, control_topic
+from cascade.telemetry.wire import received
+
+PREFIX = control_filter("local", "default").removesuffix("#")
+GLOBAL = Scope("global")
+
+
+def said(kind: str, params: Any = None, **more: Any) -> dict[str, Any]:
+    return {"id": "c1", "type": kind, "params": {} if params is None else params, **more}
+
+
+@pytest.mark.parametrize(
+    ("payload", "wanted"),
+    [
+        (said("pause"), Pause(GLOBAL, "c1", None)),
+        ({"type": "pause"}, Pause(GLOBAL, "pause", None)),
+        (said("pause", expires_at=1_800_000_000.5), Pause(GLOBAL, "c1", 1_800_000_000.5)),
+        (said("pause", priority="unknown to us"), Pause(GLOBAL, "c1", None)),
+        (said("concurrency", {"limit": 4}), Concurrency(GLOBAL, "c1", None, 4)),
+        (said("rate_limit", {"rate": "10/s"}), RateLimit(GLOBAL, "c1", None, 10.0, 1.0, "10/s")),
+        (said("rate_limit", {"rate": "1000/s"}), RateLimit(GLOBAL, "c1", None, 1000.0, 50.0, "1000/s")),
+        (
+            said("rate_limit", {"rate": " 2.5 / m ", "burst": 3}),
+            RateLimit(GLOBAL, "c1", None, 2.5 / 60, 3.0, "2.5 / m"),
+        ),
+        (said("rate_limit", {"rate": "1/h"}), RateLimit(GLOBAL, "c1", None, 1 / 3600, 1.0, "1/h")),
+        (said("resource", {"name": "gpu", "capacity": 2}), Capacity(GLOBAL, "c1", None, "gpu", 2.0)),
+        (said("resource", {"name": "gpu", "capacity": 0}), Capacity(GLOBAL, "c1", None, "gpu", 0.0)),
+    ],
+    ids=str,
+)
+def test_what_is_a_constraint(payload: dict[str, Any], wanted: Any) -> None:
+    assert parse_constraint(GLOBAL, payload["type"], payload) == wanted
+    assert wanted.type == payload["type"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "payload", "why"),
+    [
+        ("pause", said("concurrency", {"limit": 1}), "type 'concurrency' does not agree with the topic's, 'pause'"),
+        ("pause", {}, "type None does not agree"),
+        ("stop", said("stop"), "type 'stop' is unknown: choose from pause, concurrency, rate_limit, resource"),
+        ("pause", said("pause", {"for": 3}), "params has 'for': this type takes none"),
+        ("pause", said("pause", [1]), r"params must be an object, got \[1\]"),
+        ("concurrency", {"type": "concurrency"}, "params must be an object, got None"),
+        ("concurrency", said("concurrency", {"limit": 0}), "limit must be a whole number .* for none at all, pause"),
+        ("concurrency", said("concurrency", {"limit": -1}), "got -1"),
+        ("concurrency", said("concurrency", {"limit": 1.5}), "got 1.5"),
+        ("concurrency", said("concurrency", {"limit": True}), "got True"),
+        ("concurrency", said("concurrency", {"limit": 10**9}), "got 1000000000"),
+        ("concurrency", said("concurrency", {"limit": 10**100}), "got a huge number"),
+        ("concurrency", said("concurrency", {"limit": "4", "more": 1}), "'more': this type takes limit"),
+        ("rate_limit", said("rate_limit", {"rate": 10}), "rate must be like '10/s'"),
+        ("rate_limit", said("rate_limit", {"rate": "0/s"}), "above zero"),
+        ("rate_limit", said("rate_limit", {"rate": "-1/s"}), "'-1/s'"),
+        ("rate_limit", said("rate_limit", {"rate": "1/d"}), "'1/d'"),
+        ("rate_limit", said("rate_limit", {"rate": "nan/s"}), "'nan/s'"),
+        ("rate_limit", said("rate_limit", {"rate": "9999999/s"}), "up to 1,000,000/s"),
+        ("rate_limit", said("rate_limit", {"rate": "1/s", "burst": 0}), "burst must be"),
+        ("rate_limit", said("rate_limit", {"rate": "1/s", "burst": float("nan")}), "burst must be"),
+        ("resource", said("resource", {"name": "", "capacity": 1}), "name must be a resource's name"),
+        ("resource", said("resource", {"name": "gpu"}), "capacity must be a number"),
+        ("resource", said("resource", {"name": "gpu", "capacity": float("inf")}), "capacity must be"),
+        ("resource", said("resource", {"name": "gpu", "capacity": -1}), "capacity must be"),
+        ("pause", said("pause", expires_at="soon"), "expires_at must be in Unix seconds, got 'soon'"),
+        ("pause", said("pause", expires_at=float("nan")), "expires_at"),
+        ("pause", said("pause", expires_at=1_800_000_000_000), "expires_at must be in Unix seconds"),
+        ("pause", said("pause") | {"id": 7}, "id must be a string"),
+        ("pause", said("pause") | {"id": "x" * 300}, "id must be a string"),
+        ("pause", received(b"{"), "not JSON"),
+        ("pause", received(b"\xff"), "not in UTF-8"),
+        ("pause", received(b"[" * 10_000), "nested too deeply"),
+        ("pause", received(b'"' + b"x" * 2**20 + b'"'), "1,048,578 bytes, more than 16,384"),
+        ("pause", received(b"{}"), "empty object"),
+        ("pause", received(b'{"type": "pause", "expires_at": NaN}'), "NaN"),
+        ("pause", received(b"7"), "must be a JSON object, not int"),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_what_is_none_is_refused_with_the_reason(kind: str, payload: dict[str, Any], why: str) -> None:
+    with pytest.raises(RefusedError, match=why) as refused:
+        parse_constraint(GLOBAL, kind, payload)
+    assert len(str(refused.value)) < 300
+
+
+def test_a_resource_is_no_matter_of_a_task() -> None:
+    with pytest.raises(RefusedError, match="scope global or run"):
+        parse_constraint(Scope("task", "x"), "resource", said("resource", {"name": "gpu", "capacity": 1}))
+
+
+@pytest.mark.parametrize(
+    ("below", "wanted"),
+    [
+        ("global/pause", (GLOBAL, "pause")),
+        ("run/4711/concurrency", (Scope("run", "4711"), "concurrency")),
+        ("task/load*/pause", (Scope("task", "load*"), "pause")),
+        ("task/a%2Fb%20c/pause", (Scope("task", "a/b c"), "pause")),
+    ],
+)
+def test_topics(below: str, wanted: Any) -> None:
+    assert parse_topic(PREFIX + below, PREFIX) == wanted
+
+
+@pytest.mark.parametrize(
+    "below", ["", "pause", "global", "global/x/pause", "task/pause", "team/x/pause", "task//pause", "task/%ff/pause"]
+)
+def test_topics_that_name_no_scope(below: str) -> None:
+    with pytest.raises(RefusedError):
+        parse_topic(PREFIX + below, PREFIX)
+
+
+@given(st.text(min_size=1, max_size=60).filter(lambda name: name.isprintable()))
+def test_any_name_has_a_topic_that_matches_just_it(name: str) -> None:
+    scope, kind = parse_topic(control_topic("local", "default", f"task/{name}", "pause"), PREFIX)
+    assert (scope, kind) == (Scope("task", name), "pause")
+    assert matcher(scope)("any run", name)
+
+
+@pytest.mark.parametrize(
+    ("scope", "covered", "others"),
+    [
+        (GLOBAL, [("r", "a"), ("s", "b")], []),
+        (Scope("run", "r"), [("r", "a")], [("s", "a")]),
+        (Scope("task", "load_*"), [("r", "load_a")], [("r", "Load_a"), ("r", "reload_a")]),
+        (Scope("task", "[ab]?"), [("r", "a1"), ("r", "[ab]?")], [("r", "c1"), ("r", "a")]),
+        (Scope("task", "map(x)"), [("r", "map(x)")], [("r", "x")]),
+    ],
+    ids=str,
+)
+def test_scopes(scope: Scope, covered: list[tuple[str, str]], others: list[tuple[str, str]]) -> None:
+    matches = matcher(scope)
+    assert all(matches(*one) for one in covered)
+    assert not any(matches(*one) for one in others)
+
+
+def outcome(scope: Scope, kind: str, payload: dict[str, Any]) -> Constraint | str:
+    """The constraint, or why it is none."""
+    try:
+        matcher(scope)
+        return parse_constraint(scope, kind, payload)
+    except RefusedError as refused:
+        return str(refused)
+
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    max_leaves=10,
+)
+_kinds = st.sampled_from(["pause", "concurrency", "rate_limit", "resource"]) | st.text(max_size=10)
+_payloads = st.dictionaries(
+    st.sampled_from(["id", "type", "params", "expires_at"]) | st.text(max_size=5), _json | _kinds, max_size=5
+)
+
+
+@given(_kinds, _payloads, st.dictionaries(st.sampled_from(["limit", "rate", "burst", "name", "capacity"]), _json))
+def test_nothing_hostile_does_more_than_be_refused(kind: str, payload: dict[str, Any], params: dict[str, Any]) -> None:
+    for each in (payload, {**payload, "type": kind, "params": params}):
+        found = outcome(GLOBAL, kind, each)
+        assert 0 < len(found) < 400 if isinstance(found, str) else found.type == kind
+
+
+@given(st.binary(max_size=200), st.text(max_size=80))
+def test_nor_do_hostile_bytes_and_topics(data: bytes, below: str) -> None:
+    try:
+        scope, kind = parse_topic(PREFIX + below, PREFIX)
+    except RefusedError:
+        return
+    assert outcome(scope, kind, received(data))

@@ -1,0 +1,471 @@
+"""Whole runs that are steered from outside."""
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+import cascade as cs
+from cascade.connectors.memory import MemoryConnector
+from cascade.runtime.control.control import MAX_CONSTRAINTS, REFUSALS_AT_ONCE
+from cascade.runtime.events import ControlDecision, RunFinished, TaskBlocked, TaskExecutionStarted, TaskRetrying
+from cascade.runtime.nested import run_nested
+from tests.runtime.control.steered import Steered, soon
+
+
+@cs.task
+async def one() -> int:
+    return 1
+
+
+@cs.task
+async def double(x: int) -> int:
+    await asyncio.sleep(0)
+    return 2 * x
+
+
+class Counted:
+    """A task that says how many of it are at work at once."""
+
+    def __init__(self) -> None:
+        self.now = self.most = self.calls = 0
+
+    async def __call__(self, x: int) -> int:
+        self.now, self.calls = self.now + 1, self.calls + 1
+        self.most = max(self.most, self.now)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        self.now -= 1
+        return x
+
+
+async def test_a_run_that_starts_later_obeys_what_is_retained() -> None:
+    lab = Steered()
+    await lab.say("global", "pause")
+    for _ in range(2):
+        run = lab.start(one())
+        await lab.seen(TaskBlocked)
+        assert lab.started == []
+        await lab.clear("global", "pause")
+        assert await soon(run) == 1
+        await lab.say("global", "pause")
+        lab.events.clear()
+    assert lab.connector.connections == 0
+
+
+async def test_each_decision_is_on_the_wire_and_the_wait_in_the_terminal_message() -> None:
+    lab = Steered()
+    await lab.say("global", "pause", id="stop-1")
+    run = lab.start(one())
+    await lab.seen(TaskBlocked)
+    await asyncio.sleep(0.002)  # waits shorter than a millisecond are not told
+    await lab.clear("global", "pause")
+    await soon(run)
+    told = [(b["action"], b["scope"], b["constraint_type"], b["constraint_id"]) for b in lab.bodies("ControlEvent")]
+    assert told == [("APPLIED", "global", "pause", "stop-1"), ("CLEARED", "global", "pause", "stop-1")]
+    pending, running, completed = lab.bodies("TaskStateEvent")
+    constraint = {"scope": "global", "type": "pause", "id": "stop-1"}
+    assert (pending["state"], pending["metadata"]["reason"]) == ("PENDING", "paused")
+    assert pending["metadata"]["constraint"] == constraint
+    (wait,) = completed["metadata"]["waits"]
+    assert (wait["reason"], wait["constraint"]) == ("paused", constraint)
+    assert wait["end_ns"] <= running["metadata"]["start_ns"]
+    metadata = lab.bodies("LifecycleEvent")[-1]["metadata"]
+    assert [(c["action"], c["type"]) for c in metadata["control"]] == [("APPLIED", "pause"), ("CLEARED", "pause")]
+    assert (metadata["control_count"], metadata["counts"]["held_back"]) == (2, 1)
+
+
+async def test_what_runs_when_a_pause_comes_ends_and_what_follows_waits() -> None:
+    lab, goes_on = Steered(), asyncio.Event()
+
+    @cs.task
+    async def first() -> int:
+        await goes_on.wait()
+        return 1
+
+    run = lab.start(double(first()))
+    await lab.seen(TaskExecutionStarted)
+    await lab.say(f"run/{await lab.run_id()}", "pause")
+    goes_on.set()
+    await lab.seen(TaskBlocked)
+    assert (lab.started, lab.reasons) == (["first"], [("double", "paused")])
+    await lab.clear(f"run/{await lab.run_id()}", "pause")
+    assert await soon(run) == 2
+
+
+async def test_a_pause_of_another_run_or_of_other_tasks_holds_nobody() -> None:
+    lab = Steered()
+    await lab.say("run/4711", "pause")
+    await lab.say("task/other*", "pause")
+    assert await soon(lab.start(one())) == 1
+    assert lab.decisions == [("APPLIED", "task/other*", "pause")]
+
+
+async def test_patterns_choose_tasks_by_name() -> None:
+    lab = Steered()
+    await lab.say("task/dou*", "pause")
+    run = lab.start(double(one()))
+    await lab.seen(TaskBlocked)
+    assert (lab.started, lab.reasons) == (["one"], [("double", "paused")])
+    await lab.clear("task/dou*", "pause")
+    assert await soon(run) == 2
+
+
+@pytest.mark.parametrize("size", [3, 400])
+async def test_a_limit_of_concurrency_holds_in_fan_outs_and_maps(size: int) -> None:
+    lab, counted = Steered(), Counted()
+    await lab.say("global", "concurrency", {"limit": 2})
+    work = cs.task(counted, name="work")
+    assert await soon(lab.start(work.map(x=list(range(size))))) == list(range(size))
+    assert (counted.most, counted.calls) == (2, size)
+
+    @cs.task
+    def total(*xs: int) -> int:
+        return sum(xs)
+
+    counted.most = 0
+    assert await soon(lab.start(total(*(work(i) for i in range(size))))) == sum(range(size))
+    assert counted.most == 2
+
+
+async def test_several_types_on_one_scope_hold_together() -> None:
+    lab, counted = Steered(), Counted()
+    await lab.say("task/work", "concurrency", {"limit": 3})
+    await lab.say("task/work", "rate_limit", {"rate": "1000/s"})
+    await lab.say("task/work", "pause")
+    run = lab.start(cs.task(counted, name="work").map(x=list(range(100))))
+    await lab.seen(TaskBlocked, 100)
+    assert counted.calls == 0
+    start = time.monotonic()
+    await lab.clear("task/work", "pause")
+    await soon(run)
+    assert counted.most <= 3
+    assert time.monotonic() - start >= (100 - 50) / 1000, "fifty may come at once at such a rate"
+    assert {reason for _, reason in lab.reasons} >= {"paused", "concurrency"}
+
+
+async def test_a_rate_spaces_starts_and_a_slow_one_lets_the_first_start() -> None:
+    lab = Steered()
+    await lab.say("global", "rate_limit", {"rate": "100/s", "burst": 1})
+    start = time.monotonic()
+    await soon(lab.start(double.map(x=list(range(6)))))
+    assert time.monotonic() - start >= 0.05
+    await lab.say("global", "rate_limit", {"rate": "1/h"})
+    lab.events.clear()
+    run = lab.start(double.map(x=[1, 2]))
+    await lab.seen(TaskBlocked)
+    assert lab.started == ["map(double)", "double"]
+    await lab.clear("global", "rate_limit")
+    assert await soon(run) == [2, 4]
+
+
+async def test_a_constraint_expires_without_any_further_message() -> None:
+    lab = Steered()
+    await lab.say("global", "pause", expires_at=time.time() + 0.05)
+    assert await soon(lab.start(one())) == 1
+    assert lab.decisions == [("APPLIED", "global", "pause"), ("EXPIRED", "global", "pause")]
+
+
+async def test_what_had_expired_before_it_came_holds_nobody_and_is_told() -> None:
+    lab = Steered()
+    await lab.say("global", "pause", expires_at=1)
+    assert await soon(lab.start(one())) == 1
+    assert lab.decisions == []
+    lab, goes_on = Steered(), asyncio.Event()
+    run = lab.start(cs.task(goes_on.wait, name="wait")())
+    await lab.seen(TaskExecutionStarted)
+    await lab.say("global", "pause")
+    await lab.say("global", "pause", expires_at=1)
+    goes_on.set()
+    await soon(run)
+    assert lab.decisions == [("APPLIED", "global", "pause"), ("EXPIRED", "global", "pause")]
+
+
+async def test_what_is_said_again_is_no_news_and_what_replaces_it_is() -> None:
+    lab, goes_on = Steered(), asyncio.Event()
+    run = lab.start(cs.task(goes_on.wait, name="wait")())
+    await lab.seen(TaskExecutionStarted)
+    for limit in (4, 4, 5):
+        await lab.say("global", "concurrency", {"limit": limit})
+    await lab.clear("global", "pause")
+    goes_on.set()
+    await soon(run)
+    assert [one.params for one in lab.all(ControlDecision)] == [{"limit": 4}, {"limit": 5}]
+
+
+async def test_retries_obey_and_give_up_their_place_while_they_wait() -> None:
+    lab, calls = Steered(), list[str]()
+
+    @cs.task
+    async def flaky() -> str:
+        calls.append("flaky")
+        if len(calls) == 1:
+            raise ConnectionError
+        return "done"
+
+    run = lab.start(flaky().with_retry(2, delay=0.01))
+    await lab.seen(TaskRetrying)
+    await lab.say("global", "pause")
+    await lab.seen(TaskBlocked)
+    assert calls == ["flaky"]
+    await asyncio.sleep(0.002)
+    await lab.clear("global", "pause")
+    assert await soon(run) == "done"
+    (completed,) = [b for b in lab.bodies("TaskStateEvent") if b["state"] == "COMPLETED"]
+    assert [wait["reason"] for wait in completed["metadata"]["waits"]] == ["retry", "paused"]
+
+
+async def test_a_place_is_free_while_its_task_waits_for_a_retry() -> None:
+    lab, failed, other_ran = Steered(), asyncio.Event(), asyncio.Event()
+
+    @cs.task
+    async def flaky() -> int:
+        if not failed.is_set():
+            failed.set()
+            raise ConnectionError
+        return int(other_ran.is_set())
+
+    @cs.task
+    async def other() -> int:
+        other_ran.set()
+        return 1
+
+    await lab.say("global", "concurrency", {"limit": 1})
+    target: Any = cs.task(list, name="both")([flaky().with_retry(1, delay=0.02), other()])
+    assert await soon(lab.start(target)) == [1, 1]
+
+
+async def test_a_run_that_is_cancelled_while_paused_ends_at_once() -> None:
+    lab = Steered()
+    await lab.say("global", "pause")
+    run = lab.start(double.map(x=[1, 2, 3]))
+    await lab.seen(TaskBlocked)
+    run.cancel()
+    await asyncio.wait({run}, timeout=1)
+    assert run.cancelled()
+    assert lab.all(RunFinished)[0].status == "Cancelled"
+    await lab.clear("global", "pause")
+    assert await soon(lab.start(double(1))) == 2
+
+
+async def test_a_failure_ends_a_run_whose_other_tasks_are_paused() -> None:
+    lab = Steered()
+
+    @cs.task
+    async def fail() -> None:
+        raise LookupError("mine")
+
+    await lab.say("task/double", "pause")
+    with pytest.raises(LookupError):
+        await soon(lab.start(cs.task(list, name="all")([double(1), fail()])))
+
+
+async def test_a_map_that_is_paused_as_a_whole_waits_once() -> None:
+    lab = Steered()
+    await lab.say("global", "pause")
+    run = lab.start(double.map(x=[1, 2]))
+    await lab.seen(TaskBlocked)
+    assert lab.reasons == [("map(double)", "paused")]
+    await asyncio.sleep(0.002)
+    await lab.clear("global", "pause")
+    assert await soon(run) == [2, 4]
+    (whole,) = [
+        b for b in lab.bodies("TaskStateEvent") if b["task_name"] == "map(double)" and b["state"] == "COMPLETED"
+    ]
+    assert [wait["reason"] for wait in whole["metadata"]["waits"]] == ["paused"]
+
+
+async def test_a_nested_run_finds_the_place_that_its_task_has_left() -> None:
+    lab = Steered()
+
+    @cs.task
+    async def outer() -> Any:
+        return await run_nested(double(one()))
+
+    await lab.say("global", "concurrency", {"limit": 1})
+    assert await soon(lab.start(cs.task(list, name="both")([outer(), outer()]))) == [2, 2]
+
+
+async def test_a_nested_run_is_steered_too() -> None:
+    lab = Steered()
+
+    @cs.task
+    async def outer() -> Any:
+        return await run_nested(double(1))
+
+    await lab.say("task/double", "pause")
+    run = lab.start(outer())
+    await lab.seen(TaskBlocked)
+    await lab.clear("task/double", "pause")
+    assert await soon(run) == 2
+
+
+async def test_a_capacity_is_changed_and_restored() -> None:
+    lab, counted = Steered(system_resources={"gpu": 2}), Counted()
+    work = cs.task(counted, name="work").map(x=list(range(20))).with_constraints(gpu=1)
+    await lab.say("global", "resource", {"name": "gpu", "capacity": 1})
+    await soon(lab.start(work))
+    assert counted.most == 1
+    assert set(lab.reasons) == {("work", "resource")}
+    await lab.say("global", "resource", {"name": "gpu", "capacity": 5})
+    await soon(lab.start(work))
+    assert counted.most == 5
+    await lab.clear("global", "resource")
+    counted.most = 0
+    await soon(lab.start(work))
+    assert counted.most == 2
+
+
+async def test_a_capacity_below_what_a_task_needs_makes_it_wait() -> None:
+    lab = Steered(system_resources={"gpu": 2})
+    await lab.say("global", "resource", {"name": "gpu", "capacity": 0})
+    run = lab.start(one().with_constraints(gpu=2))
+    await lab.seen(TaskBlocked)
+    assert lab.reasons == [("one", "resource")]
+    await lab.clear("global", "resource")
+    assert await soon(run) == 1
+
+
+async def test_the_least_of_several_capacities_holds_and_a_runs_own_ends_with_it() -> None:
+    lab, goes_on = Steered(system_resources={"gpu": 4}), asyncio.Event()
+    run = lab.start(cs.task(goes_on.wait, name="wait")())
+    await lab.seen(TaskExecutionStarted)
+    await lab.say("global", "resource", {"name": "gpu", "capacity": 3})
+    await lab.say(f"run/{await lab.run_id()}", "resource", {"name": "gpu", "capacity": 2})
+    other = lab.start(one().with_constraints(gpu=3))
+    await lab.seen(TaskBlocked)
+    goes_on.set()
+    await soon(run)
+    assert await soon(other) == 1
+
+
+async def test_a_waiting_task_holds_neither_place_nor_resource_that_others_could_use() -> None:
+    lab, goes_on = Steered(system_resources={"gpu": 1}), asyncio.Event()
+
+    @cs.task
+    async def hold() -> None:
+        await goes_on.wait()
+
+    await lab.say("task/limited", "concurrency", {"limit": 1})
+    holding = lab.start(hold().with_constraints(gpu=1))
+    await lab.seen(TaskExecutionStarted)
+    limited = cs.task(lambda: 1, name="limited")
+    waiting = lab.start(limited().with_constraints(gpu=1))
+    await lab.seen(TaskBlocked)
+    assert await soon(lab.start(limited())) == 1, "who waits for the gpu takes no place"
+    await lab.say("task/limited", "pause")
+    goes_on.set()
+    await soon(holding)
+    assert await soon(lab.start(one().with_constraints(gpu=1))) == 1, "who is paused takes no gpu"
+    await lab.clear("task/limited", "pause")
+    assert await soon(waiting) == 1
+
+
+async def test_concurrent_runs_of_one_engine_are_limited_together() -> None:
+    lab, counted = Steered(), Counted()
+    await lab.say("task/work", "concurrency", {"limit": 2})
+    work = cs.task(counted, name="work")
+    await soon(asyncio.gather(*(lab.start(work.map(x=list(range(10)))) for _ in range(3))))
+    assert (counted.most, counted.calls) == (2, 30)
+    assert lab.connector.connections == 0
+
+
+async def test_a_cache_hit_takes_nothing_from_a_rate() -> None:
+    class Hit:
+        def check(self, task_id: str, inputs: dict[str, Any]) -> int:
+            return 7
+
+        def save(self, task_id: str, inputs: dict[str, Any], output: Any) -> None: ...
+
+    lab = Steered()
+    await lab.say("global", "rate_limit", {"rate": "1/h"})
+    target: Any = cs.task(list, name="all")([one().with_cache(Hit()), one().with_cache(Hit())])
+    assert await soon(lab.start(target)) == [7, 7]
+
+
+async def test_a_flood_of_nonsense_is_refused_briefly() -> None:
+    lab, goes_on = Steered(), asyncio.Event()
+    run = lab.start(cs.task(goes_on.wait, name="wait")())
+    await lab.seen(TaskExecutionStarted)
+    for number in range(3_000):
+        await lab.send("global", f"kind-{number}", b"{")
+    for number in range(2 * MAX_CONSTRAINTS):
+        await lab.say(f"task/t{number}", "concurrency", {"limit": 1})
+    goes_on.set()
+    await soon(run)
+    actions = [action for action, _, _ in lab.decisions]
+    assert actions.count("APPLIED") == MAX_CONSTRAINTS
+    assert actions.count("REFUSED") <= 2 * REFUSALS_AT_ONCE
+
+
+async def test_what_was_refused_before_the_run_began_is_told_as_it_begins() -> None:
+    lab = Steered()
+    await lab.send("global", "pause", b"nonsense", retain=True)
+    assert await soon(lab.start(one())) == 1
+    (refused,) = lab.all(ControlDecision)
+    assert (refused.action, refused.scope, refused.constraint_type) == ("REFUSED", "global", "pause")
+    assert "not JSON" in refused.reason
+
+
+class Unwilling(MemoryConnector):
+    """What a connector may do wrong."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    async def subscribe(self, topic: str, callback: Any) -> None:
+        if self.how == "raises":
+            raise OSError("no way in")
+        if self.how == "hangs":
+            await asyncio.Event().wait()
+        for payload in (None, 7, "text", [1], {"type": 3}):
+            await callback(topic.replace("#", "global/pause"), payload)
+            await callback("elsewhere", payload)
+
+
+@pytest.mark.parametrize("how", ["raises", "hangs", "hands on nonsense"])
+async def test_a_connector_that_cannot_subscribe_changes_nothing(
+    how: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cascade.runtime.control.control.SUBSCRIBE_TIMEOUT", 0.05)
+    lab = Steered(Unwilling(how))
+    assert await soon(lab.start(one())) == 1
+    assert [r.getMessage() for r in caplog.records] == (
+        ["Unwilling cannot bring control: OSError: no way in"] if how == "raises" else []
+    )
+
+
+async def test_what_comes_after_a_run_is_ignored() -> None:
+    lab = Steered()
+    callbacks: list[Any] = []
+    subscribe = lab.connector.subscribe
+
+    async def keep(topic: str, callback: Any) -> None:
+        callbacks.append(callback)
+        await subscribe(topic, callback)
+
+    lab.connector.subscribe = keep  # type: ignore[method-assign]
+    await soon(lab.start(one()))
+    await callbacks[0]("cascade/control/local/default/constraints/global/pause", {"type": "pause"})
+    assert await soon(lab.start(one())) == 1
+
+
+async def test_a_person_at_the_terminal_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    connector = MemoryConnector()
+    topic = "cascade/control/local/default/constraints/global/"
+    await connector.deliver(topic + "concurrency", {"type": "concurrency", "params": {"limit": 3}}, retain=True)
+    await connector.deliver(topic + "pause", b"nonsense", retain=True)
+    await cs.run_async(one(), connector=connector, log_level="WARNING")
+    shown = capsys.readouterr().err
+    assert "concurrency applies to global {'limit': 3}" in shown
+    assert "A constraint on global was refused: it is not JSON" in shown
+
+
+async def test_another_project_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CASCADE_PROJECT_ID", "mine")
+    lab = Steered()
+    await lab.say("global", "pause")  # of the project `default`
+    assert await soon(lab.start(one())) == 1
+    assert lab.decisions == []

@@ -1,0 +1,141 @@
+"""The published schema of constraints and the parser say the same, but for what JSON Schema has no words for."""
+
+import json
+import re
+import sys
+from dataclasses import fields
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+from cascade.runtime.control import schema
+from cascade.runtime.control.constraint import MAX_COUNT, RATE, TYPES, Constraint, RefusedError, Scope, parse_constraint
+from cascade.telemetry.limits import MAX_NAME_BYTES
+from cascade.telemetry.schema import load
+from cascade.telemetry.wire import received
+
+VALID = Draft202012Validator(load("control"))
+UNITS = {"s": 1, "m": 60, "h": 3600}
+
+numbers = (
+    st.sampled_from([0, 1, 1.5, 2, 0.5, -1, MAX_COUNT, MAX_COUNT + 1, 1e12, 1.1e12, 1e11, 1.1e11, True, 10**400])
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+)
+others = st.none() | st.booleans() | st.text(max_size=5) | st.lists(st.integers(), max_size=2) | st.just({})
+texts = st.sampled_from(["", "gpu", "é" * 128, "é" * 129, "x" * 256, "x" * 257]) | st.text(max_size=20)
+digits = st.text("0123456789", max_size=11)
+rates = st.builds(
+    "{}{}{}{}{}{}".format,
+    st.sampled_from(["", " ", "-", "+"]),
+    digits,
+    st.sampled_from(["", ".", "e3"]) | digits.map(".{}".format),
+    st.sampled_from(["/", " / ", "/ ", "", "//"]),
+    st.sampled_from(["s", "m", "h", "d", "S", "sec", ""]),
+    st.sampled_from(["", " ", "\n"]),
+) | st.sampled_from(["10/s", "2.5/m", "0/s", "0.0/h", "٣/s", "0.000000001/h", "1000000/s", "1000001/s", "60000000/m"])
+objects = st.fixed_dictionaries(
+    {},
+    optional={
+        "limit": numbers | others,
+        "rate": rates | numbers | others,
+        "burst": numbers | others,
+        "name": texts | others,
+        "capacity": numbers | others,
+        "else": others,
+    },
+)
+fitting = {
+    "pause": st.just({}),
+    "concurrency": st.fixed_dictionaries({"limit": numbers}),
+    "rate_limit": st.fixed_dictionaries({"rate": rates}, optional={"burst": numbers}),
+    "resource": st.fixed_dictionaries({"name": texts, "capacity": numbers}),
+}
+
+
+def messages(kind: str) -> st.SearchStrategy[dict[str, Any]]:
+    return st.fixed_dictionaries(
+        {},
+        optional={
+            "type": st.just(kind) | st.sampled_from([*fitting, "nonsense"]) | others,
+            "params": fitting[kind] | objects | others,
+            "id": texts | others,
+            "expires_at": numbers | others,
+            "else": others,
+        },
+    ) | st.fixed_dictionaries({"type": st.just(kind), "params": fitting[kind]}, optional={"expires_at": numbers})
+
+
+def is_accepted(kind: str, payload: dict[str, Any]) -> bool:
+    try:
+        parse_constraint(Scope("global"), kind, payload)
+    except RefusedError:
+        return False
+    return True
+
+
+def is_beyond_schemas(payload: dict[str, Any]) -> bool:
+    """What `schema` says that JSON Schema cannot say."""
+    params = payload.get("params")
+    params = params if isinstance(params, dict) else {}
+    names = [text for text in (payload.get("id"), params.get("name")) if isinstance(text, str)]
+    found = re.fullmatch(RATE, rate) if isinstance(rate := params.get("rate"), str) else None
+    return (
+        isinstance(params.get("limit"), float)
+        or any(len(text) <= MAX_NAME_BYTES < len(text.encode("utf-8", "replace")) for text in names)
+        or (found is not None and float(found[1]) / UNITS[found[2]] > MAX_COUNT)
+    )
+
+
+@pytest.mark.parametrize("kind", fitting)
+def test_what_one_accepts_the_other_accepts(kind: str) -> None:
+    @given(messages(kind))
+    @example({"type": kind})
+    @example({"type": kind, "params": None})
+    @example({"type": kind, "params": {}, "expires_at": None})
+    def same(payload: dict[str, Any]) -> None:
+        by_schema = VALID.is_valid(payload) and payload.get("type") == kind
+        assert is_accepted(kind, payload) == (by_schema and not is_beyond_schemas(payload))
+
+    same()
+
+
+@pytest.mark.parametrize(
+    ("kind", "params"),
+    [
+        ("concurrency", {"limit": 4.0}),
+        ("rate_limit", {"rate": "1000001/s"}),
+        ("resource", {"name": "é" * 129, "capacity": 1}),
+    ],
+)
+def test_what_only_the_parser_refuses(kind: str, params: dict[str, Any]) -> None:
+    payload = {"type": kind, "params": params}
+    assert VALID.is_valid(payload)
+    assert is_beyond_schemas(payload)
+    assert not is_accepted(kind, payload)
+
+
+def test_numbers_that_json_has_not_got_do_not_reach_either() -> None:
+    for data in (b'{"type":"pause","expires_at":NaN}', b'{"type":"pause","expires_at":-Infinity}'):
+        assert not received(data)
+    infinite = json.loads('{"type":"pause","expires_at":1e999}')
+    assert not VALID.is_valid(infinite)
+    assert not is_accepted("pause", infinite)
+
+
+def test_each_kind_of_constraint_has_what_it_says_of_itself() -> None:
+    common = {field.name for field in fields(Constraint)}
+    for kind, name in TYPES.items():
+        own = {field.name: 1 for field in fields(kind) if field.name not in common}
+        known = load("control")["$defs"][kind.__name__]["properties"]
+        params = known["params"] if name != "pause" else known["params"]["anyOf"][0]
+        assert set(kind(Scope("global"), "id", None, **own).params) == set(params["properties"])
+        assert common - {"scope"} < set(known)
+
+
+def test_it_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["schema", "--check"])
+    schema.main()
