@@ -25,7 +25,8 @@ _HARNESS = ("/cascade/runtime/", "/cascade/adapters/", "/concurrent/futures/", "
 class RunContext:
     """One run: who it is, what it was given, what it has so far, and how it talks to the outside.
 
-    `admission` says which of its tasks may start; None where nobody can steer it.
+    `admission` says which of its tasks may start; None where nobody can steer it. `run_ids` are its own and those of
+    the runs that it is nested in.
     """
 
     run_id: str
@@ -38,6 +39,7 @@ class RunContext:
     capacity: ResourceManager
     tracing: Tracing | None = None
     admission: Admission | None = None
+    run_ids: tuple[str, ...] = ()
     clock: RunClock = field(default_factory=RunClock)
     resources: dict[str, Any] = field(default_factory=dict)
     failing: bool = False

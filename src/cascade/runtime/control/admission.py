@@ -104,6 +104,10 @@ class Admission:
             self._retire(rule)
             self._serve(rule)
 
+    def forget(self, run_id: str) -> None:
+        """A run has ended."""
+        self._found = {key: rules for key, rules in self._found.items() if key.run_ids[0] != run_id}
+
     def _retire(self, rule: Rule) -> None:
         rule.is_retired = True
         if rule.timer is not None:
@@ -118,7 +122,7 @@ class Admission:
 
     def _covering(self, key: Key) -> Iterator[Rule]:
         for rule in self._rules.values():
-            if rule.covers(key.run_id, key.name) and (not key.is_map or isinstance(rule, PauseRule)):
+            if rule.covers(key.run_ids, key.name) and (not key.is_map or isinstance(rule, PauseRule)):
                 yield rule
 
     def _holding(self, key: Key) -> Rule | None:

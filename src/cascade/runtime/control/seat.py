@@ -16,12 +16,14 @@ Blocked = Callable[..., None]
 class Seat:
     """`is_taken` while its task is at work."""
 
-    __slots__ = ("_admission", "_key", "is_taken")
+    __slots__ = ("_admission", "_away", "_key", "_turn", "is_taken")
 
     def __init__(self, admission: Admission, key: Key) -> None:
         self._admission = admission
         self._key = key
         self.is_taken = False
+        self._turn = 0
+        self._away = 0
 
     def take(self) -> bool:
         """Take it if nothing holds the task back; whether it did."""
@@ -42,21 +44,34 @@ class Seat:
 
     def leave(self, *, unused: bool = False) -> None:
         """Leave it, if it is taken. `unused`: the task has not started after all."""
+        self._turn += 1
+        self._away = 0
         if self.is_taken:
             self.is_taken = False
             self._admission.leave(self._key, unused=unused)
 
     @contextmanager
     def lent(self) -> Iterator[None]:
-        """The task only waits, for a run that it has started: others may have the place meanwhile."""
-        was_taken = self.is_taken
-        self.leave()
+        """The task only waits, for a run that it has started: others may have the place meanwhile.
+
+        It may wait for several at once, and one of them may outlive the task, or the attempt, that has started it.
+        """
+        if not (self.is_taken or self._away):
+            yield
+            return
+        turn = self._turn
+        self._away += 1
+        if self.is_taken:
+            self.is_taken = False
+            self._admission.leave(self._key)
         try:
             yield
         finally:
-            if was_taken:
-                self._admission.rejoin(self._key)
-                self.is_taken = True
+            if turn == self._turn:
+                self._away -= 1
+                if not self._away:
+                    self._admission.rejoin(self._key)
+                    self.is_taken = True
 
 
 def _told(constraint: Constraint, start_ns: int) -> dict[str, Any]:
