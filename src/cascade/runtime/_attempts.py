@@ -12,7 +12,6 @@ from cascade.graph.model import Node
 from cascade.runtime import task_context
 from cascade.runtime._context import RunContext, error_info, seconds
 from cascade.runtime._outcome import name_of, result_of, status_of
-from cascade.runtime.control.rules import Key
 from cascade.runtime.control.seat import Seat
 from cascade.runtime.events import (
     Attempt,
@@ -85,16 +84,16 @@ class Work:
         """
         if self.run.bus.gates.is_full():
             await self._wait_for_telemetry()
-        if (admission := self.run.admission) is not None:
-            self.seat = Seat(admission, Key(self.run.run_ids, self.node.name))
-        elif not self.node.constraints:
-            return await self._run_or_recall()
+        seat = self.seat = self.run.seat(self.node.name)
         try:
-            await self._begin()
+            if self.node.constraints or (seat is not None and not seat.take()):
+                await self._begin()
             return await self._run_or_recall()
         finally:
-            self._leave()
-            await self._give_back()
+            if seat is not None:
+                seat.leave()
+            if self.amounts:
+                await self._give_back()
 
     async def _begin(self) -> None:
         try:
@@ -139,8 +138,9 @@ class Work:
             await self.run.capacity.release(amounts)
 
     async def _sit(self) -> None:
-        if self.seat is not None and not self.seat.take():
-            self.waits += await self.seat.wait(partial(self._emit, TaskBlocked), self.run.clock.now_ns)
+        seat = self.seat
+        if seat is not None and not seat.is_taken and not seat.take():
+            self.waits += await seat.wait(partial(self._emit, TaskBlocked), self.run.clock.now_ns)
 
     def _leave(self, *, unused: bool = False) -> None:
         if self.seat is not None:

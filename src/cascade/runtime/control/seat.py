@@ -16,14 +16,13 @@ Blocked = Callable[..., None]
 class Seat:
     """`is_taken` while its task is at work."""
 
-    __slots__ = ("_admission", "_away", "_key", "_turn", "is_taken")
+    __slots__ = ("_admission", "_key", "_loan", "is_taken")
 
     def __init__(self, admission: Admission, key: Key) -> None:
         self._admission = admission
         self._key = key
         self.is_taken = False
-        self._turn = 0
-        self._away = 0
+        self._loan: _Loan | None = None
 
     def take(self) -> bool:
         """Take it if nothing holds the task back; whether it did."""
@@ -44,8 +43,7 @@ class Seat:
 
     def leave(self, *, unused: bool = False) -> None:
         """Leave it, if it is taken. `unused`: the task has not started after all."""
-        self._turn += 1
-        self._away = 0
+        self._loan = None
         if self.is_taken:
             self.is_taken = False
             self._admission.leave(self._key, unused=unused)
@@ -56,22 +54,32 @@ class Seat:
 
         It may wait for several at once, and one of them may outlive the task, or the attempt, that has started it.
         """
-        if not (self.is_taken or self._away):
-            yield
-            return
-        turn = self._turn
-        self._away += 1
         if self.is_taken:
             self.is_taken = False
+            self._loan = _Loan()
             self._admission.leave(self._key)
+        loan = self._loan
+        if loan is None:
+            yield
+            return
+        loan.count += 1
         try:
             yield
         finally:
-            if turn == self._turn:
-                self._away -= 1
-                if not self._away:
-                    self._admission.rejoin(self._key)
-                    self.is_taken = True
+            loan.count -= 1
+            if loan is self._loan and not loan.count:
+                self._loan = None
+                self._admission.rejoin(self._key)
+                self.is_taken = True
+
+
+class _Loan:
+    """How many runs are waited for in the same absence."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
 
 
 def _told(constraint: Constraint, start_ns: int) -> dict[str, Any]:
