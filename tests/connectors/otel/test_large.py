@@ -52,7 +52,7 @@ def peak():
     return int(status["VmHWM"].split()[0]) * 1024
 
 port, items = map(int, sys.argv[1:])
-connector = OtelConnector(f"http://127.0.0.1:{port}")
+connector = OtelConnector(f"http://127.0.0.1:{port}", detail="tasks")  # how many waits there are is the machine's affair
 cs.run(total([1]), connector=connector, log_level="ERROR")
 before = peak()
 result = cs.run(total(double.map(x=range(items))), connector=connector, log_level="ERROR")
