@@ -1,6 +1,7 @@
 """Brokers that are not there, freeze, die and come back, refuse us, or cut the connection: the run is the same."""
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 import cascade as cs
 from cascade.connectors.mqtt import MqttConnector
+from cascade.connectors.mqtt._link import Link
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.telemetry.topics import events_topic, source, status_topic
 from tests.connectors.mqtt.broker import Broker, Listener, free_port
@@ -53,6 +55,55 @@ def test_a_broker_that_never_answers_costs_a_second(broker: Broker, caplog: pyte
     assert f"{MESSAGES} messages were lost" in warning
     assert "not acknowledged" in warning
     assert took < 3.0
+
+
+def test_a_broker_that_is_known_to_be_silent_costs_next_to_nothing(broker: Broker) -> None:
+    connector = MqttConnector("127.0.0.1", broker.port)
+    usual = timed_run(connector)
+    assert connector._outbox.lost == 0
+    with broker.frozen():
+        first, second = timed_run(connector) - usual, timed_run(connector) - usual
+    assert 0.9 < first < 1.7, "to see that nobody answers takes a second, but not another one at the end"
+    assert second < 0.7
+    lost = connector._outbox.lost
+    timed_run(connector)
+    assert connector._outbox.lost == lost, "it has answered again"
+    with broker.frozen():
+        assert timed_run(connector) - usual > 0.9
+
+
+async def test_a_flush_in_vain_is_remembered(broker: Broker) -> None:
+    connector = MqttConnector("127.0.0.1", broker.port)
+    await connector.connect()
+    await until(lambda: is_connected(connector))
+    took = []
+    with broker.frozen():
+        for number in range(2):
+            await connector.connect()
+            await connector.publish(TOPIC, telemetry(number), 1)
+            start = time.monotonic()
+            await connector.disconnect()
+            took.append(time.monotonic() - start)
+    assert took[0] > 0.9
+    assert took[1] < 0.5
+    await connector.disconnect()
+
+
+def test_who_has_no_file_left_for_a_connection_tries_again(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    begin, failures = Link.__init__, iter(range(2))
+
+    def begin_later(link: Link, *arguments: Any) -> None:
+        if next(failures, None) is not None:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        begin(link, *arguments)
+
+    monkeypatch.setattr(Link, "__init__", begin_later)
+    connector = MqttConnector("127.0.0.1", broker.port)
+    timed_run(connector)
+    assert connector._outbox.lost == 0
+    assert warnings(caplog) == []
 
 
 def test_a_broker_that_freezes_during_the_run_costs_a_second(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:

@@ -4,7 +4,6 @@ import threading
 import time
 from typing import Any
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -57,7 +56,7 @@ class Model(RuleBasedStateMachine):
 
     @rule()
     def recall(self) -> None:
-        self.outbox.recall()
+        self.outbox.recall(reversed(self.taken))
         self.taken = []
 
     @rule(share=st.floats(0, 1))
@@ -124,20 +123,15 @@ def test_it_is_full_at_three_quarters_and_roomy_at_a_half() -> None:
     assert seen == [(False, False)] * 4 + [(False, True)] + [(True, True)] * 3
 
 
-def test_it_is_stuck_when_something_is_out_and_nothing_moves(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [100.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+def test_only_what_one_link_had_out_is_called_back() -> None:
     outbox = Outbox()
-    outbox.put(letter(1))
-    now[0] = 200.0
-    assert not outbox.is_stuck(1.0), "nothing is out"
-    (out,) = outbox.take(1, 1)
-    assert not outbox.is_stuck(1.0)
-    now[0] = 201.5
-    assert outbox.is_stuck(1.0)
-    assert not outbox.is_stuck(1.0, since=201.0)
-    outbox.settle([out])
-    assert not outbox.is_stuck(1.0)
+    for _ in range(4):
+        outbox.put(letter(1))
+    first, second = outbox.take(2, 9), outbox.take(2, 9)
+    outbox.recall(first)
+    assert outbox.out() == second, "another session's"
+    assert (outbox.backlog, outbox.is_out, outbox.is_waiting) == (4, True, True)
+    assert outbox.take(9, 9) == first
 
 
 def test_many_threads_put_while_one_takes() -> None:

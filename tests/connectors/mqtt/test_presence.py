@@ -1,14 +1,16 @@
 """Who looks at the status topics knows which processes are there."""
 
 import asyncio
+import os
 
 import pytest
 
 import cascade as cs
-from cascade.connectors.mqtt import MqttConnector
+from cascade.connectors.mqtt import MqttConnector, _presence
 from cascade.telemetry.topics import source, status_topic
 from tests.connectors.mqtt.broker import Broker, Listener
 from tests.connectors.mqtt.messages import statuses
+from tests.connectors.mqtt.waiting import is_connected, until
 
 CLEAN = [(b"online", True), (b"offline", False), (b"", True)]
 """Said to those who listen; nothing is left for those who come later."""
@@ -68,6 +70,43 @@ async def test_it_says_so_again_over_each_connection(broker: Broker) -> None:
             assert [m.payload for m in listener.wait_for(len)] == [b"online"]
         broker.restart()
     await connector.disconnect()
+
+
+async def test_of_two_connectors_the_last_to_end_says_goodbye(
+    shared_broker: Broker, listener: Listener, project: str
+) -> None:
+    mark = f"cascade/mark/local/{project}"
+    first, second = (MqttConnector("127.0.0.1", shared_broker.port) for _ in range(2))
+    await first.connect()
+    await until(lambda: is_connected(first))
+    await second.connect()
+    listener.wait_for(lambda seen: len(statuses(seen)) == 2)
+    await first.disconnect()
+    listener.publish(mark, b"")
+    seen = listener.wait_for(lambda seen: seen[-1].topic == mark)
+    assert statuses(seen) == [(b"online", True)] * 2
+    await second.disconnect()
+    seen = listener.wait_for(lambda seen: (b"", True) in statuses(seen))
+    assert statuses(seen) == [(b"online", True), *CLEAN]
+
+
+async def test_one_that_was_cut_off_is_not_waited_for(broker: Broker) -> None:
+    connector = MqttConnector("127.0.0.1", broker.port)
+    await connector.connect()
+    await until(lambda: is_connected(connector))
+    broker.restart()
+    with Listener(broker.port, "cascade/status/#") as listener:
+        listener.wait_for(lambda seen: (b"online", True) in statuses(seen))
+        await connector.disconnect()
+        listener.wait_for(lambda seen: (b"", True) in statuses(seen))
+
+
+def test_a_child_does_not_wait_for_a_thread_of_its_parent() -> None:
+    with _presence._company.lock:
+        child = os.fork()
+        if not child:
+            os._exit(0 if _presence._company.lock.acquire(timeout=1.0) else 1)
+    assert os.waitpid(child, 0) == (child, 0)
 
 
 async def test_in_the_middle_of_several_runs_it_stays(shared_broker: Broker, listener: Listener) -> None:

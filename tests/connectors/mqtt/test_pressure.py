@@ -54,6 +54,24 @@ def test_new_tasks_wait_for_a_broker_that_is_alive_but_slow(
     assert {p["body"]["metadata"]["reason"] for p in held} == {"telemetry"}
 
 
+async def test_no_more_waits_than_can_be_flushed_at_the_end(
+    slow: None, broker: Broker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However much memory there is: some 500 messages a second are taken, and twice as many made."""
+    monkeypatch.setattr("cascade.connectors.mqtt._rate.FLOOR", 50, raising=False)
+    connector = MqttConnector("127.0.0.1", broker.port, flush_timeout=1.0)
+    await connector.connect()
+    most = 0
+    for number in range(1_600):
+        await connector.publish("cascade/telemetry/local/default/run/events", telemetry(number), 1)
+        await asyncio.sleep(0.001)
+        most = max(most, connector._outbox.put_count - connector._outbox.sent)
+    await connector.disconnect()
+    assert (connector._outbox.sent, connector._outbox.lost) == (1_600, 0)
+    assert most > 50
+    assert warnings(caplog) == []
+
+
 def test_who_prefers_loss_does_not_wait(slow: None, shared_broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
     connector = MqttConnector("127.0.0.1", shared_broker.port, max_buffer_bytes=BUFFER, on_full="drop")
     cs.run(flow(), connector=connector, log_level="ERROR")

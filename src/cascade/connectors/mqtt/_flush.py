@@ -3,7 +3,6 @@
 import asyncio
 import time
 
-from cascade.connectors.mqtt._peer import PATIENCE
 from cascade.connectors.mqtt._presence import GOODBYE
 from cascade.connectors.mqtt._service import Surroundings
 from cascade.connectors.mqtt._session import Session
@@ -36,7 +35,10 @@ class Flush:
             await self._around.changes.until(lambda: self._has_settled() or self._is_vain(), min(LOOK, left))
             if self._has_settled():
                 return True
-        return self._has_settled()
+        if self._has_settled():
+            return True
+        self._session.peer.waited_in_vain()
+        return False
 
     def wait_blocking(self) -> None:
         """The same without an event loop: the interpreter exits."""
@@ -59,8 +61,7 @@ class Flush:
         return self._around.outbox.has_settled(self.before)
 
     def _is_vain(self) -> bool:
-        is_dead = self._session.peer.is_hopeless(self._start) or self._around.outbox.is_stuck(PATIENCE, self._start)
-        return is_dead or time.monotonic() >= self._deadline
+        return self._session.peer.is_hopeless(self._start) or time.monotonic() >= self._deadline
 
 
 async def until_closed(session: Session, around: Surroundings) -> None:
@@ -82,7 +83,7 @@ def _time_to_close(session: Session) -> float:
 async def room(around: Surroundings) -> None:
     """Return when the outbox has room again, or half a second has passed; however many wait, it costs little."""
     change = around.room.next()
-    if not around.outbox.is_tight:
+    if not around.gate.is_tight:
         return
     # Done by a timer too, not by a time limit for each who waits: taking back ten thousand of those takes seconds.
     handle = asyncio.get_running_loop().call_later(ROOM_LOOK, around.room.tell)

@@ -8,22 +8,14 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from cascade.connectors.mqtt._latest import Incoming, Latest
 from cascade.spec.protocols import MessageCallback
-from cascade.telemetry.wire import MAX_RECEIVED_BYTES, received
+from cascade.telemetry.wire import received
 
 logger = logging.getLogger("cascade.connectors.mqtt")
 
-MAX_TOPICS = 4_096
-"""Topics of which a message may wait: more constraints than anyone sets."""
 BATCH = 32
 """Messages handed over between two turns of whatever else is in the event loop."""
-
-Incoming = bytes | dict[str, Any]
-
-
-def incoming(data: bytes) -> Incoming:
-    """What is kept of a message until it is its turn: itself, or of one that is far too big what is wrong with it."""
-    return data if len(data) <= MAX_RECEIVED_BYTES else received(data)
 
 
 class Inbox:
@@ -40,20 +32,18 @@ class Inbox:
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
         self._lock = threading.Lock()
-        self._pending: dict[str, Incoming] = {}
+        self._pending = Latest()
         self._task: asyncio.Task[None] | None = None
         self._is_closed = False
         self._has_failed = False
 
     def put(self, topic: str, message: Incoming) -> bool:
-        """Take a message; False if too many topics wait already."""
+        """Take a message; False if too much waits already."""
         with self._lock:
-            if topic not in self._pending and len(self._pending) >= MAX_TOPICS:
-                return False
-            self._pending.pop(topic, None)
             if self._is_closed:
                 return True
-            self._pending[topic] = message
+            if not self._pending.put(topic, message):
+                return False
             wakes, self.is_idle = self.is_idle, False
         if wakes:
             try:
@@ -95,7 +85,7 @@ class Inbox:
 
     def _take(self) -> list[tuple[str, Incoming]]:
         with self._lock:
-            batch = [(topic, self._pending.pop(topic)) for topic in list(self._pending)[:BATCH]]
+            batch = self._pending.first(BATCH)
             self.is_idle = not batch
         if not batch:
             self._on_idle()

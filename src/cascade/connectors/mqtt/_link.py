@@ -26,6 +26,8 @@ FAILURE = 0x80
 _PERMANENT = frozenset({0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C})
 """CONNACK: protocol version, client id, user name or password, not authorized, banned, authentication method."""
 _TAKEN_OVER = 0x8E
+MOST_READS = 64
+"""Messages between two looks at what is to be sent."""
 
 Answered = Callable[[ReasonCode], None]
 
@@ -46,6 +48,7 @@ class Link:
         self.on_acknowledged: Callable[[int, ReasonCode], None] = _ignore
         self.own_publishes = 0
         """How many messages beside the outbox's are not acknowledged."""
+        self._incoming = 0
         self._options = options
         self._answers: dict[int, Answered] = {}
         self._wake = wake
@@ -68,7 +71,7 @@ class Link:
         self.write()
 
     def wait(self, timeout: float) -> bool:
-        """Wait until the connection can be read, or written if need be, or somebody wakes us; whether to read."""
+        """Wait until the connection can be read, or written if need be, or somebody wakes us; whether it can be."""
         _acknowledge_at_once(self.client.socket())
         ready = {key.fileobj for key, _ in self._selector.select(timeout)}
         if self._wake in ready:
@@ -93,12 +96,23 @@ class Link:
         _, mid = self.client.unsubscribe(pattern)
         self._expect(mid, answered)
 
+    @property
+    def is_answer_due(self) -> bool:
+        """Whether something of our own has not been answered yet."""
+        return bool(self._answers)
+
     def read(self) -> None:
-        """Handle what has come in: a packet at least, if there is one."""
+        """Handle what has come in: a packet at least, if there is one.
+
+        Of messages many, so that a flood of them does not keep us from the acknowledgements that stand behind.
+        """
         self.client.on_publish = self._on_publish
-        self.client.loop_read()
-        while not self.is_over and _has_more(self.client.socket()):
+        most = self._incoming + MOST_READS
+        while not self.is_over:
+            before = self._incoming
             self.client.loop_read()
+            if not (before < self._incoming < most or _has_more(self.client.socket())):
+                break
 
     def write(self) -> None:
         """Send what is queued, as far as the system takes it."""
@@ -180,6 +194,7 @@ class Link:
         self._end("the connection was lost" if is_vague else str(reason))
 
     def _on_message(self, _c: Client, _u: object, message: MQTTMessage) -> None:
+        self._incoming += 1
         self.on_message(message)
 
     def _on_publish(self, _c: Client, _u: object, mid: int, reason: ReasonCode, _p: Properties) -> None:

@@ -105,11 +105,11 @@ class Outbox:
         with self._lock:
             return sorted(self._out.values(), key=lambda letter: letter.number)
 
-    def recall(self) -> None:
-        """Whatever is out is not going to be acknowledged: it waits again, in front of everything else."""
-        letters = self.out()
+    def recall(self, letters: Iterable[Letter]) -> None:
+        """They are not going to be acknowledged: what of them is out waits again, in front of everything else."""
+        in_order = sorted(letters, key=lambda letter: letter.number)
         with self._lock:
-            for letter in reversed(letters):
+            for letter in reversed(in_order):
                 if self._out.pop(letter.number, None) is not None:
                     self._waiting[letter.qos].appendleft(letter)
 
@@ -134,9 +134,21 @@ class Outbox:
             heads = [queue[0].number for queue in self._waiting if queue]
             return min(heads, default=before) >= before and min(self._out, default=before) >= before
 
-    def is_stuck(self, patience: float, since: float = -math.inf) -> bool:
-        """Whether something is out and nothing has moved for so many seconds, counted from `since` or later."""
-        return bool(self._out) and time.monotonic() - max(self.moved_at, since) > patience
+    @property
+    def is_out(self) -> bool:
+        """Whether anything is on its way."""
+        return bool(self._out)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether anything is not."""
+        minor, major = self._waiting
+        return bool(minor or major)
+
+    @property
+    def backlog(self) -> int:
+        """How many letters wait or are out."""
+        return self.put_count - self.sent - self.lost
 
     @property
     def is_full(self) -> bool:

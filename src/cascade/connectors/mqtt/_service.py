@@ -1,11 +1,13 @@
 """What is done over a connection while it lasts."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cascade.connectors.mqtt._changes import Changes
 from cascade.connectors.mqtt._link import Link
 from cascade.connectors.mqtt._outbox import Outbox
+from cascade.connectors.mqtt._peer import Reputation
+from cascade.connectors.mqtt._rate import Gate
 from cascade.connectors.mqtt._subscriber import Subscriber
 from cascade.connectors.mqtt._subscriptions import Subscriptions, Warn
 from cascade.connectors.mqtt._suspects import SOON, Suspects
@@ -16,26 +18,31 @@ from cascade.connectors.mqtt._window import Window
 class Surroundings:
     """What a session shares with the event loops that it works for.
 
-    `changes` is told when something is acknowledged, an attempt fails, what is retained has come, or the session ends;
-    `room` when the outbox has room again.
+    `changes` is told when something is acknowledged, an attempt succeeds or fails, what is retained has come, or the
+    session ends; `room` when `gate` is open again.
     """
 
     outbox: Outbox
+    gate: Gate
     subscriptions: Subscriptions
     changes: Changes
     room: Changes
     warn: Warn
+    reputation: Reputation = field(default_factory=Reputation)
 
 
 class Service:
     """Sends what waits in the outbox, and keeps the subscriptions."""
 
     def __init__(self, link: Link, around: Surroundings, suspects: Suspects, client_id: str) -> None:
+        self._link = link
         self._around = around
+        self._suspects = suspects
         self._window = Window(link, around.outbox, suspects)
         self._subscriber = Subscriber(link, around.subscriptions, client_id, around.warn)
         self._began = time.monotonic()
         self._has_moved = False
+        around.gate.restart()
 
     @property
     def age(self) -> float:
@@ -46,6 +53,11 @@ class Service:
     def is_proven(self) -> bool:
         """Whether the connection was of use, or has lasted."""
         return self._has_moved or self.age > SOON
+
+    @property
+    def is_answer_due(self) -> bool:
+        """Whether the broker has something to say."""
+        return self._link.is_answer_due or self._around.outbox.is_out
 
     def has_work(self) -> bool:
         """Whether there is something to be done without waiting for the broker."""
@@ -59,9 +71,16 @@ class Service:
 
     def settle(self) -> None:
         """Tell those who wait what has come of it."""
-        if not self._window.settle():
-            return
-        self._has_moved = True
-        self._around.changes.tell()
-        if not self._around.outbox.is_tight:
-            self._around.room.tell()
+        if self._window.settle():
+            self._has_moved = True
+            self._around.changes.tell()
+            if not self._around.gate.is_tight:
+                self._around.room.tell()
+        self._around.gate.measure()
+
+    def end(self, *, is_wanted: bool) -> None:
+        """The connection is over: what it has not brought over waits for the next."""
+        self.settle()
+        if not is_wanted:
+            self._suspects.lost(self._around.outbox, self.age, self._link.reason)
+        self._window.recall()

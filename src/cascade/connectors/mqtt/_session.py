@@ -5,29 +5,31 @@ import socket
 import threading
 import time
 
-from cascade.connectors.mqtt import _presence
 from cascade.connectors.mqtt._client_id import ClientId
 from cascade.connectors.mqtt._link import Link, reason_of
 from cascade.connectors.mqtt._options import MqttOptions
-from cascade.connectors.mqtt._peer import PATIENCE, Peer
+from cascade.connectors.mqtt._peer import Peer
+from cascade.connectors.mqtt._presence import Presence
 from cascade.connectors.mqtt._service import Service, Surroundings
 from cascade.connectors.mqtt._suspects import Suspects
 from cascade.telemetry.topics import source, status_topic
 
 LONGEST_NAP = 2.0
 """Seconds after which an idle connection is looked at; a quarter of the keepalive if that is less."""
+LISTEN = 0.1
+"""Seconds after which it is seen that nothing has come though an answer is due."""
 
 
 class Session:
     """One thread, and one connection after another. The thread is a daemon: a name server that hangs holds nobody back."""
 
     def __init__(self, options: MqttOptions, owner: tuple[str, str], around: Surroundings) -> None:
-        self.peer = Peer()
+        self.peer = Peer(around.reputation)
         self.is_closed = False
         self._options = options
         self._around = around
         self._client_id = ClientId(options.client_id)
-        self._status_topic = status_topic(*owner, source())
+        self._presence = Presence(options, status_topic(*owner, source()))
         self._nap = min(LONGEST_NAP, options.keepalive / 4)
         self._suspects = Suspects()
         self._is_asleep = self._is_ending = self._is_hurried = False
@@ -56,7 +58,7 @@ class Session:
 
     def is_alive(self) -> bool:
         """Whether there is a broker that takes what it is sent."""
-        return self.peer.is_connected and not self._around.outbox.is_stuck(PATIENCE)
+        return self.peer.is_alive
 
     def _prod(self) -> None:
         with contextlib.suppress(OSError):  # it is full of prods, or the session is over
@@ -86,54 +88,75 @@ class Session:
     def _live(self) -> None:
         """A connection's life, or an attempt at one."""
         self._is_hurried = False
-        link = Link(self._options, self._client_id.value, self._status_topic, self._wake)
+        try:
+            link = Link(self._options, self._client_id.value, self._presence.topic, self._wake)
+        except Exception as error:  # noqa: BLE001 - such as that the system has no more files
+            self.peer.failed(reason_of(error), is_refused=False)
+        else:
+            self._live_over(link)
+        self._around.changes.tell()
+
+    def _live_over(self, link: Link) -> None:
+        service: Service | None = None
         began = time.monotonic()
         try:
             link.open()
             while not (link.is_up or link.is_over or self._is_ending):
                 self._turn(link)
             if link.is_up:
-                self._serve(link)
+                service = Service(link, self._around, self._suspects, self._client_id.value)
+                self._serve(link, service)
         except Exception as error:  # noqa: BLE001 - paho may raise anything, and telemetry never breaks a run
             link.drop(reason_of(error))
         finally:
             link.close()
+            self._presence.vanish()
+        if service is not None:
+            service.end(is_wanted=self._is_ending)
         self._learn_from(link, time.monotonic() - began)
-        self._around.changes.tell()
 
-    def _serve(self, link: Link) -> None:
+    def _serve(self, link: Link, service: Service) -> None:
         self.peer.connected()
-        service = Service(link, self._around, self._suspects, self._client_id.value)
-        _presence.greet(link, self._status_topic)
+        self._around.changes.tell()
+        self._presence.greet(link)
         while not link.is_over and not self._is_ending:
             self._turn(link, service)
             if service.is_proven:
                 self.peer.proved_good()
         if link.is_up:
-            _presence.say_goodbye(link, self._status_topic, waits=self._waits)
+            self._presence.part(link, waits=self._waits)
 
     def _turn(self, link: Link, service: Service | None = None) -> None:
-        # Asleep first, then the look at what there is to do: who puts something in between wakes us.
-        self._is_asleep = True
-        has_work = self._is_ending or (service is not None and service.has_work())
-        readable = link.wait(0.0 if has_work else self._nap)
-        self._is_asleep = False
-        if readable:
+        if self._listen(link, service):
             link.read()
-        if service is not None and not link.is_over:
+        if service is not None and not (link.is_over or self._is_ending):
             service.work()
         link.write()
         link.keep_alive()
         if service is not None:
             service.settle()
 
+    def _listen(self, link: Link, service: Service | None) -> bool:
+        """Wait for something to do; whether the connection can be read."""
+        is_due = service is not None and service.is_answer_due
+        # Asleep first, then the look at what there is to do: who puts something in between wakes us.
+        self._is_asleep = True
+        has_work = self._is_ending or (service is not None and service.has_work())
+        timeout = 0.0 if has_work else min(LISTEN, self._nap) if is_due else self._nap
+        began = time.monotonic()
+        has_come = link.wait(timeout)
+        self._is_asleep = False
+        if service is not None and has_come:
+            self.peer.heard()
+        elif is_due:
+            # It may have taken far longer until this thread had its turn again, but that is nobody's silence.
+            self.peer.kept_silent(min(timeout, time.monotonic() - began))
+        return has_come
+
     def _learn_from(self, link: Link, lived: float) -> None:
-        """Remember why a connection has ended, or has never begun; what it has not brought over waits for the next."""
+        """Remember why a connection has ended, or has never begun."""
         had_been_up = self.peer.is_connected
         if had_been_up:
-            if not self._is_ending:
-                self._suspects.lost(self._around.outbox, lived, link.reason)
-            self._around.outbox.recall()
             self.peer.lost(link.reason)
         else:
             self.peer.failed(link.reason, is_refused=link.is_refused)

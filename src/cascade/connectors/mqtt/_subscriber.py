@@ -44,14 +44,17 @@ class Subscriber:
     def _subscribed(self, subscription: Subscription, reason: ReasonCode) -> None:
         if reason.value >= FAILURE:
             self._warn(f"control cannot be received on {subscription.pattern}: {reason}")
-            self._subscriptions.complete(subscription)
+            self._subscriptions.give_up(subscription)
         else:
             self._look_again(subscription, -1, MAX_ROUNDS)
 
     def _look_again(self, subscription: Subscription, seen: int, rounds: int) -> None:
         """Make round trips until none brings any more: a broker does not say which retained message is the last."""
-        if subscription.retained == seen or not rounds:
+        if subscription.retained == seen:
             self._subscriptions.complete(subscription)
+            return
+        if not rounds:
+            self._subscriptions.give_up(subscription)
             return
         now = subscription.retained
         self._link.unsubscribe(self._barrier, lambda _: self._look_again(subscription, now, rounds - 1))

@@ -3,7 +3,8 @@
 import threading
 from collections.abc import Callable
 
-from cascade.connectors.mqtt._inbox import MAX_TOPICS, Inbox, Incoming, incoming
+from cascade.connectors.mqtt._inbox import Inbox
+from cascade.connectors.mqtt._latest import CAPACITY, Incoming, Latest, incoming
 from cascade.spec.protocols import MessageCallback
 from cascade.telemetry.topics import topic_matches
 
@@ -16,7 +17,7 @@ class Subscription:
     def __init__(self, pattern: str) -> None:
         self.pattern = pattern
         self.inboxes: list[Inbox] = []
-        self.held: dict[str, Incoming] = {}
+        self.held = Latest()
         self.unconfirmed: set[str] = set()
         """Topics that held something before the connection was lost and have not been sent again yet."""
         self.retained = 0
@@ -83,9 +84,15 @@ class Subscriptions:
         """All that is retained has come: what has not was cleared while we were away."""
         with self._lock:
             for topic in subscription.unconfirmed:
-                subscription.held.pop(topic, None)
+                subscription.held.take(topic)
                 self._deliver(subscription, topic, b"")
             subscription.unconfirmed = set()
+            subscription.is_ready = True
+        self._on_change()
+
+    def give_up(self, subscription: Subscription) -> None:
+        """It is not known what is retained: what was held holds on, since nobody has cleared it, as far as we know."""
+        with self._lock:
             subscription.is_ready = True
         self._on_change()
 
@@ -103,7 +110,7 @@ class Subscriptions:
     def _deliver(self, subscription: Subscription, topic: str, message: Incoming) -> None:
         refused = [inbox for inbox in subscription.inboxes if not inbox.put(topic, message)]
         if refused:
-            self._warn(f"messages of more than {MAX_TOPICS:,} topics wait for a subscriber: new topics are refused")
+            self._warn(f"more than {CAPACITY >> 20} MiB of messages wait for a subscriber: further topics are refused")
         if any(inbox.is_closed for inbox in subscription.inboxes):
             subscription.inboxes = [inbox for inbox in subscription.inboxes if not inbox.is_closed]
             self._forget_unheard(subscription)
@@ -123,6 +130,6 @@ def _hold(subscription: Subscription, topic: str, message: Incoming) -> None:
     subscription.retained += 1
     subscription.unconfirmed.discard(topic)
     if message == b"":
-        subscription.held.pop(topic, None)
-    elif topic in subscription.held or len(subscription.held) < MAX_TOPICS:
-        subscription.held[topic] = message
+        subscription.held.take(topic)
+    else:
+        subscription.held.put(topic, message)

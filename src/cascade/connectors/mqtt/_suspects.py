@@ -10,8 +10,8 @@ from cascade.telemetry.limits import shrink
 
 SOON = 5.0
 """Seconds: a connection that lives longer was not cut for what was sent over it at first."""
-MOST_LOSSES = 3
-"""So often may the connection break with a message that alone is out, before it is given up."""
+ENOUGH_LOSSES, MOST_LOSSES = 2, 4
+"""So often may the connection break soon with a message that alone is out, before it is made smaller, or given up."""
 BIG = 4_096
 """Bytes: what is smaller was not refused for its size."""
 
@@ -40,7 +40,7 @@ class Suspects:
         """A connection broke that had lived for so many seconds."""
         self._streak = self._streak + 1 if lived < SOON else 1
         out = outbox.out()
-        if not out or time.monotonic() - outbox.moved_at > SOON:
+        if not out or lived >= SOON or time.monotonic() - outbox.moved_at > SOON:
             return
         if len(out) > 1:
             if self._streak > 1:
@@ -50,7 +50,7 @@ class Suspects:
         letter.losses += 1
         if letter.losses >= MOST_LOSSES:
             outbox.lose(letter, f"the connection broke whenever it was sent: {reason}")
-        elif letter.losses == 1 and len(letter.body) > BIG:
+        elif letter.losses == ENOUGH_LOSSES and len(letter.body) > BIG:
             self.most = min(self.most, max(BIG, packet_bytes(letter.topic, len(letter.body)) // 2))
             self.fit(letter, outbox, 1)
 

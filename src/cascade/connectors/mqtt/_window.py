@@ -58,6 +58,10 @@ class Window:
         has_news, self._has_news = self._has_news, False
         return has_news
 
+    def recall(self) -> None:
+        """Give back what nobody will acknowledge over this link. Another session may have letters out by now."""
+        self._outbox.recall([*self._unacknowledged.values(), *(letter for _, letter in self._unwritten)])
+
     def _settle_written(self) -> None:
         """Of QoS 0 a message has arrived, as far as anybody can tell, when the system has taken it."""
         if not self._link.client.want_write():

@@ -12,9 +12,12 @@ from cascade.connectors import _lifetime
 from cascade.connectors._arguments import captures, one_of, positive, whole
 from cascade.connectors.mqtt import _flush
 from cascade.connectors.mqtt._changes import Changes
+from cascade.connectors.mqtt._inbox import Inbox
 from cascade.connectors.mqtt._options import KEEPALIVE, MqttOptions
 from cascade.connectors.mqtt._outbox import CAPACITY, Letter, Outbox
 from cascade.connectors.mqtt._packets import traceparent
+from cascade.connectors.mqtt._rate import Gate
+from cascade.connectors.mqtt._retained import retained
 from cascade.connectors.mqtt._service import Surroundings
 from cascade.connectors.mqtt._session import Session
 from cascade.connectors.mqtt._subscriptions import Subscriptions
@@ -29,8 +32,6 @@ logger = logging.getLogger("cascade.connectors.mqtt")
 
 FLUSH_TIMEOUT = 5.0
 """Seconds a run's end may take until the last message is acknowledged; a broker known to be dead gets less."""
-SUBSCRIBE_TIMEOUT = 1.0
-"""Seconds until `subscribe` returns, whatever has come until then."""
 
 _MOST_TOPICS_KNOWN = 10_000
 
@@ -57,8 +58,9 @@ class MqttConnector:
         capture: Values to publish, of "params", "arguments" and "results"; secrets are masked even then.
         strict: Raise `TelemetryLostError` at a run's end when messages were lost, instead of one warning.
         flush_timeout: Seconds a run's end may wait for the broker.
-        on_full: When more messages wait than memory is meant for, and the broker is alive, "wait" holds back tasks
-            that have not started yet; "drop" loses messages instead. With a dead broker they are lost either way.
+        on_full: When more messages wait than memory is meant for, or than the flush can bring over, and the broker is
+            alive, "wait" holds back tasks that have not started yet; "drop" loses messages instead. With a dead broker
+            they are lost either way.
         max_buffer_bytes: Memory for messages that wait; 64 MiB, for some 60,000. When it is used up, those of QoS 0
             go first.
 
@@ -187,9 +189,7 @@ class MqttConnector:
         if session is None:
             return
         session.wake()
-        await self._around.changes.until(
-            lambda: (subscription.is_ready and inbox.is_idle) or session.peer.is_dead, SUBSCRIBE_TIMEOUT
-        )
+        await retained(self._around.changes, subscription, inbox, session.peer)
 
     async def unsubscribe(self, topic: str, callback: MessageCallback) -> None:
         inbox = self._subscriptions.remove(topic, callback)
@@ -201,7 +201,7 @@ class MqttConnector:
     def is_full(self) -> bool:
         """Whether messages wait for a broker that is alive, and so many that no further task should start."""
         session = self._session
-        return self._outbox.is_full and self._waits and session is not None and session.is_alive()
+        return self._waits and self._around.gate.is_full and session is not None and session.is_alive()
 
     async def room(self) -> None:
         await _flush.room(self._around)
@@ -227,9 +227,11 @@ class MqttConnector:
         self._outbox = Outbox(self._capacity)
         changes = Changes()
         self._subscriptions = Subscriptions(changes.tell, self._warn)
-        self._around = Surroundings(self._outbox, self._subscriptions, changes, Changes(), self._warn)
+        gate = Gate(self._outbox, self._flush_timeout)
+        self._around = Surroundings(self._outbox, gate, self._subscriptions, changes, Changes(), self._warn)
         self._session = None
         self._connections = 0
+        self._flushed = 0
         self._reported = (0, 0)
 
     async def _part(self, session: Session) -> None:
@@ -241,20 +243,20 @@ class MqttConnector:
             # Counted only now: another run that ends meanwhile must not end the session under this one's flush.
             with self._lock:
                 self._connections = max(0, self._connections - 1)
+                self._flushed = max(self._flushed, flush.before)
                 is_last = not self._connections and self._session is session
-                if is_last:
-                    self._session = None
+                inboxes = self._give_up(session, flush.reason) if is_last else []
+            for inbox in inboxes:
+                await inbox.close()
             if is_last:
-                await self._leave(session, flush.reason)
+                await _flush.until_closed(session, self._around)
 
-    async def _leave(self, session: Session, reason: str) -> None:
-        waits = session.is_alive()
-        self._outbox.abandon(self._outbox.put_count, reason)
-        inboxes = self._subscriptions.clear()
-        session.end(waits=waits)
-        for inbox in inboxes:
-            await inbox.close()
-        await _flush.until_closed(session, self._around)
+    def _give_up(self, session: Session, reason: str) -> list[Inbox]:
+        """End the session and what belongs to it; with the lock, since what is put and added later is another run's."""
+        self._session = None
+        session.end(waits=session.is_alive())
+        self._outbox.abandon(self._flushed, reason)
+        return self._subscriptions.clear()
 
     def _know(self, topic: str) -> None:
         if len(self._topics) >= _MOST_TOPICS_KNOWN:
