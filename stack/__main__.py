@@ -12,10 +12,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m stack", description="The stack without Docker.")
     commands = parser.add_subparsers(dest="command", required=True)
     building = commands.add_parser("build", help="build the Collector and Jaeger into the cache")
-    building.add_argument("programs", nargs="*", choices=[*_PROGRAMS, []], help="what to build; everything by default")
+    building.add_argument("program", nargs="?", choices=_PROGRAMS, help="one of them; by default both")
     options = parser.parse_args(arguments)
     try:
-        for name in options.programs or _PROGRAMS:
+        for name in [options.program] if options.program else _PROGRAMS:
             print(_PROGRAMS[name](_say))
     except build.BuildError as error:
         print(error, file=sys.stderr)
