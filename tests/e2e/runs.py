@@ -43,6 +43,12 @@ class Run:
         assert self.process.stdout
         assert self.process.stdout.readline() == f"{expected}\n"
 
+    def go_on(self) -> None:
+        """Let it go on after the line that it is waiting at."""
+        assert self.process.stdin
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
     def result(self) -> dict[str, Any]:
         """Its last line, once it has ended; it is told to go on before."""
         out, self.stderr = self.process.communicate("\n", timeout=PATIENCE)

@@ -1,5 +1,7 @@
 """Three places where the same runs are seen: receivers of our own, the stack's servers, and compose."""
 
+import re
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Protocol
 from cascade.testing import Jaeger, OtlpReceiver, ReceivedSpan, Spans
 from stack import local
 from stack.addresses import Ports, free_ports
+from stack.process import until
 
 PATIENCE = 30.0
 PACE = local.Pace(span_metrics="1s", scrape="1s")
@@ -67,6 +70,21 @@ class Processes(Servers):
         self.jaeger_server = local.jaeger(folder, ports)
         self.collector = local.collector(folder, ports, PACE)
         self.prometheus = local.prometheus(folder, ports, PACE)
+
+    def wait_until_taken(self, count: int) -> None:
+        """Return once the Collector, since it was started, has taken so many spans from us."""
+        until(lambda: self._spans("accepted") >= count, f"the Collector has taken {count} spans")
+
+    def wait_until_refused(self, count: int) -> None:
+        """Return once the Collector, since it was started, has said "later" to so many spans."""
+        until(lambda: self._spans("refused") >= count, f"the Collector has refused {count} spans")
+
+    def _spans(self, verb: str) -> float:
+        url = self.ports.url(self.ports.collector_self, "/metrics")
+        with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - our own Collector
+            text = answer.read().decode()
+        found = re.findall(rf"^otelcol_receiver_{verb}_spans\S*\{{[^}}]*\}} (\S+)$", text, re.MULTILINE)
+        return sum(float(value) for value in found)
 
 
 @contextmanager

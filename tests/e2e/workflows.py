@@ -102,9 +102,9 @@ async def count(items: list[int]) -> int:
 
 
 def halves(size: str) -> Any:
-    """One half of its tasks, a pause in which the test does its worst, and the other half."""
+    """One half of its tasks, and the other half; after each a pause in which the test does its worst."""
     half = list(range(int(size) // 2))
-    return count(further.map(x=disturbed(step.map(x=half))))
+    return count(disturbed(further.map(x=disturbed(step.map(x=half)))))
 
 
 def many(size: str) -> Any:
