@@ -21,7 +21,7 @@ class Pace:
     """How often who looks: by the second in tests, as in compose otherwise."""
 
     span_metrics: str = "15s"
-    scrape: str = "15s"
+    scrape: str = "10s"
 
 
 def collector(folder: Path, ports: Ports, pace: Pace, *, detached: bool = False) -> Server:
@@ -78,7 +78,7 @@ def prometheus(folder: Path, ports: Ports, pace: Pace, *, detached: bool = False
         "collector:8888": ports.at(ports.collector_self),
         "localhost:9090": ports.at(ports.prometheus),
         "rules/*.yml": str(ROOT / "prometheus" / "rules" / "*.yml"),
-        "_interval: 15s": f"_interval: {pace.scrape}",
+        "_interval: 10s": f"_interval: {pace.scrape}",
     }
     path = _written(folder / "prometheus" / "prometheus.yml", _replaced(configuration, addresses))
     command = [

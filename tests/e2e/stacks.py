@@ -13,7 +13,7 @@ from stack.addresses import Ports, free_ports
 from stack.process import until
 
 PATIENCE = 30.0
-PACE = local.Pace(span_metrics="1s", scrape="1s")
+PACE = local.Pace(span_metrics="2s", scrape="1s")
 
 Predicate = Callable[[Spans], bool]
 

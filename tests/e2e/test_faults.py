@@ -79,7 +79,7 @@ def test_a_collector_without_memory_says_later_and_nothing_is_lost(own_processes
     until(lambda: "Refusing data" in stack.collector.tail(), "the memory limiter has looked")
     with Run(stack.environment, "halves", SIZE) as running:
         running.wait_for_line("disturb")
-        stack.wait_until_refused(SIZE // 2)
+        stack.wait_until_refused(1)
         running.go_on()
         running.wait_for_line("disturb")
         stack.collector.stop()

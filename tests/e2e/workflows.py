@@ -75,6 +75,17 @@ def break_down(numbers: list[int]) -> int:
     raise ValueError(f"cannot use {numbers}")
 
 
+@cs.task
+async def brief(x: int) -> int:
+    await asyncio.sleep(0.01)
+    return x
+
+
+def narrow() -> Any:
+    """Three tasks that want what only one can have, so that two wait."""
+    return count(brief.map(x=[1, 2, 3]).with_constraints(slot=1))
+
+
 def failure() -> Any:
     return total(break_down(load()))
 
@@ -123,6 +134,7 @@ def endless() -> Any:
 
 WORKFLOWS: dict[str, Callable[..., Any]] = {
     "report": report,
+    "narrow": narrow,
     "failure": failure,
     "halves": halves,
     "many": many,
@@ -134,7 +146,9 @@ def main(name: str, *arguments: str) -> None:
     beside, said = MemoryConnector(), dict[str, Any]()
     connectors: list[Any] = [cs.OtelConnector(flush_timeout=float(os.environ.get("E2E_FLUSH_TIMEOUT", "30"))), beside]
     try:
-        said["value"] = cs.run(WORKFLOWS[name](*arguments), connector=connectors, log_level="WARNING")
+        said["value"] = cs.run(
+            WORKFLOWS[name](*arguments), system_resources={"slot": 1}, connector=connectors, log_level="WARNING"
+        )
     except BaseException as error:
         said["error"] = type(error).__name__
         if not isinstance(error, ValueError):

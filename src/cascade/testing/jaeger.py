@@ -90,6 +90,20 @@ class Jaeger:
             raise AssertionError(f"Jaeger has no trace {trace_id}")
         return found[0]
 
+    def monitor(self, kind: str, service: str, *, quantile: float = 0.95) -> list[dict[str, Any]]:
+        """The points of a curve of the Monitor tab.
+
+        Args:
+            kind: `"calls"`, `"errors"` or `"latencies"`.
+            service: `service.name`.
+            quantile: For latencies.
+        """
+        query = {"service": service, "step": "1000", "lookback": "60000", "ratePer": "10000"}
+        if kind == "latencies":
+            query["quantile"] = str(quantile)
+        answer = self._get(f"/api/metrics/{kind}", query) or {}
+        return [point for metric in answer.get("metrics", ()) for point in metric["metricPoints"]]
+
     def _data(self, path: str, query: Mapping[str, str] | None = None) -> list[Any]:
         answer = self._get(path, query or {})
         return (answer or {}).get("data") or []
