@@ -38,9 +38,10 @@ format: $(READY)  ## lay out the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(READY)  ## regenerate what is generated: JSON Schema, attribute table
+docs: $(READY)  ## regenerate what is generated: JSON Schemas, AsyncAPI, tables
 	$(BIN)/python -m cascade.telemetry.schema.generate
-	$(BIN)/python docs/generate.py
+	$(BIN)/python -m cascade.runtime.control.schema
+	$(BIN)/python -m docs.generate
 
 lock: $(READY)  ## pin what CI installs
 	$(BIN)/python -m pip freeze --exclude-editable | grep -v '^pip==' > .ci/constraints.txt

@@ -1,10 +1,12 @@
 """Write the parts of the documentation that follow from the code; `--check` fails if they are not current."""
 
+import json
 import sys
 from pathlib import Path
 
 from cascade.connectors.otel.metrics import _catalogue as metrics
 from cascade.telemetry import attributes
+from docs.asyncapi import document
 
 HERE = Path(__file__).parent
 ATTRIBUTES = """# Attributes
@@ -13,14 +15,20 @@ What Cascade puts on its spans. Names are OpenTelemetry's where its semantic con
 generated from `cascade.telemetry.attributes`; values are cut at 2,000 bytes.
 
 """
-BEGIN, END = "<!-- generated: the metrics -->\n", "<!-- end -->\n"
+END = "<!-- end -->\n"
 
 
 def main() -> None:
     _write(HERE / "attributes.md", ATTRIBUTES + attributes.as_markdown() + "\n")
-    page = HERE / "metrics.md"
-    head, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _write(page, head + BEGIN + metrics.as_markdown() + "\n" + END + rest.partition(END)[2])
+    _write(HERE / "asyncapi.json", json.dumps(document(), indent=2) + "\n")
+    _fill(HERE / "metrics.md", "<!-- generated: the metrics -->\n", metrics.as_markdown() + "\n")
+    access = (HERE.parent / "mosquitto" / "acl.example").read_text(encoding="utf-8")
+    _fill(HERE / "mqtt.md", "<!-- generated: mosquitto/acl.example -->\n", f"```text\n{access}```\n")
+
+
+def _fill(page: Path, begin: str, wanted: str) -> None:
+    head, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    _write(page, head + begin + wanted + END + rest.partition(END)[2])
 
 
 def _write(page: Path, wanted: str) -> None:

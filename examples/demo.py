@@ -1,6 +1,7 @@
 """Run the report on the standard library, and show its trace as a collector received it.
 
-With OTEL_EXPORTER_OTLP_ENDPOINT set, the spans go there; without it, to a receiver in another process.
+With OTEL_EXPORTER_OTLP_ENDPOINT set, the spans go there; without it, to a receiver in another process. With
+CASCADE_MQTT_URL set, the run is also live on that broker, and can be paused from there.
 """
 
 import os
@@ -28,14 +29,19 @@ def main() -> None:
         print(template.replace("{trace_id}", trace_id))
 
 
-def run(connector: OtelConnector) -> str:
+def run(connector: cs.Connector) -> str:
     """Run the workflow, print its answer, and return its trace id."""
     beside = MemoryConnector()
+    connectors: list[cs.Connector] = [connector, beside]
+    if os.environ.get("CASCADE_MQTT_URL"):
+        from cascade.connectors.mqtt import MqttConnector
+
+        connectors.append(MqttConnector.from_environment())
     answer = cs.run(
         stdlib_report.workflow(),
         system_resources=stdlib_report.SYSTEM_RESOURCES,
         log_level="WARNING",
-        connector=[connector, beside],
+        connector=connectors,
     )
     print(answer)
     return str(beside.payloads[0]["trace_id"])

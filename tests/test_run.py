@@ -63,7 +63,7 @@ def test_a_failed_run_names_its_trace_too(capsys: pytest.CaptureFixture[str]) ->
     ("environment", "options", "message"),
     [
         ({"CASCADE_TRACE_URL": "http://jaeger"}, {"connector": MemoryConnector()}, r"CASCADE_TRACE_URL.*\{trace_id\}"),
-        ({"CASCADE_CONNECTOR": "otel,kafka"}, {}, r"CASCADE_CONNECTOR='otel,kafka'.*'kafka'.*otel, memory"),
+        ({"CASCADE_CONNECTOR": "otel,kafka"}, {}, r"CASCADE_CONNECTOR='otel,kafka'.*'kafka'.*otel, mqtt, memory"),
         ({"CASCADE_ORG_ID": "a/b"}, {"connector": MemoryConnector()}, "CASCADE_ORG_ID='a/b'"),
         ({}, {"log_format": "xml"}, "log_format='xml'"),
         ({}, {"log_level": "LOUD"}, "'LOUD'"),

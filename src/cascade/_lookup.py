@@ -31,6 +31,7 @@ _HOMES = {
     "tools.cli": ("cli",),
     "tools.preview": ("dry_run",),
     "tools.visualize": ("visualize",),
+    "connectors.mqtt": ("MqttConnector",),
     "connectors.otel": ("OtelConnector",),
 }
 _PACKAGES = frozenset(

@@ -1,8 +1,6 @@
 from typing import Any
 
-import pytest
-
-from cascade.connectors.memory import MemoryConnector, topic_matches
+from cascade.connectors.memory import MemoryConnector
 from cascade.testing import ConnectorConformance
 
 
@@ -35,19 +33,3 @@ async def test_what_is_retained_comes_before_subscribe_returns() -> None:
     await connector.deliver("a/c", {"x": 3})
     await connector.deliver("b/c", {"x": 4})
     assert seen[1:] == [("a/c", {"x": 3})]
-
-
-@pytest.mark.parametrize(
-    ("pattern", "topic", "matches"),
-    [
-        ("a/b", "a/b", True),
-        ("a/+", "a/b", True),
-        ("a/+", "a/b/c", False),
-        ("a/#", "a/b/c", True),
-        ("a/#", "a", True),
-        ("+/b", "a/c", False),
-        ("a/b/c", "a/b", False),
-    ],
-)
-def test_topic_filters(pattern: str, topic: str, matches: bool) -> None:
-    assert topic_matches(pattern, topic) is matches

@@ -3,7 +3,15 @@ import os
 import pytest
 from hypothesis import given
 
-from cascade.telemetry.topics import control_topic, events_topic, identity_from_environment, source
+from cascade.telemetry.topics import (
+    checked_filter,
+    checked_topic,
+    control_topic,
+    events_topic,
+    identity_from_environment,
+    source,
+    topic_matches,
+)
 from tests.telemetry.strategies import texts
 
 
@@ -37,3 +45,48 @@ def test_a_tasks_scope_is_one_level_whatever_its_name(name: str) -> None:
 
 def test_the_source_is_this_process() -> None:
     assert source().endswith(f"-{os.getpid()}")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "topic", "matches"),
+    [
+        ("a/b", "a/b", True),
+        ("a/+", "a/b", True),
+        ("a/+", "a/b/c", False),
+        ("a/#", "a/b/c", True),
+        ("a/#", "a", True),
+        ("+/b", "a/c", False),
+        ("a/b/c", "a/b", False),
+    ],
+)
+def test_topic_filters(pattern: str, topic: str, matches: bool) -> None:
+    assert topic_matches(pattern, topic) is matches
+
+
+@pytest.mark.parametrize(
+    ("topic", "why"),
+    [
+        ("", "is empty"),
+        ("a/\x00", "control or invalid character"),
+        ("a/\ud800", "control or invalid character"),
+        ("x" * 65_536, "longer than 65,535 bytes"),
+        ("/".join("a" * 101), "more than 100 levels"),
+        ("$SYS/x", "brokers keep for themselves"),
+        ("a/+/b", "has a wildcard"),
+        ("a/#", "has a wildcard"),
+    ],
+)
+def test_a_topic_that_a_broker_would_not_take_is_refused(topic: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        checked_topic(topic)
+
+
+@pytest.mark.parametrize("pattern", ["a/b", "#", "+", "a/+/c", "a/#", "+/+/#"])
+def test_topic_filters_that_can_be_subscribed_to(pattern: str) -> None:
+    assert checked_filter(pattern) == pattern
+
+
+@pytest.mark.parametrize("pattern", ["", "a#", "#/a", "a/b+", "+a/b", "a/##", "a\x00/#"])
+def test_topic_filters_that_cannot(pattern: str) -> None:
+    with pytest.raises(ValueError, match="topic filter"):
+        checked_filter(pattern)

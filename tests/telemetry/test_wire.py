@@ -8,7 +8,16 @@ from jsonschema import Draft202012Validator
 
 from cascade.spec.telemetry import Body, Header, TaskStateEvent
 from cascade.telemetry.schema import load
-from cascade.telemetry.wire import decode, dumps, encode, loads, parse_timestamp, timestamp
+from cascade.telemetry.wire import (
+    Unreadable,
+    decode,
+    dumps,
+    encode,
+    loads,
+    parse_timestamp,
+    received,
+    timestamp,
+)
 from tests.telemetry.strategies import bodies, headers
 
 VALIDATOR = Draft202012Validator(load("message"))
@@ -78,3 +87,28 @@ def test_json_is_strict() -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
         dumps({"x": float("nan")})
     assert json.loads(dumps({"x": "\ud800"})) == {"x": "\ud800"}
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"{", "not JSON"),
+        (b"\xff{}", "not in UTF-8"),
+        (b"[1]", "must be a JSON object, not list"),
+        (b"{}", "an empty object"),
+        (b'{"a": NaN}', "NaN is no number of JSON"),
+        (b"[" * 9_000, "nested too deeply"),
+        (b" " * 20_000, "20,000 bytes, more than 16,384"),
+    ],
+)
+def test_what_comes_in_and_cannot_be_read_says_why(data: bytes, why: str) -> None:
+    found = received(data)
+    assert isinstance(found, Unreadable)
+    assert why in found.reason
+    assert found == {}
+
+
+@given(st.binary(max_size=300))
+def test_whatever_comes_in_is_an_object_or_unreadable(data: bytes) -> None:
+    found = received(data)
+    assert (found == {}) is (data == b"" or isinstance(found, Unreadable))

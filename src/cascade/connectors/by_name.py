@@ -36,4 +36,10 @@ def _otel() -> Any:
     return OtelConnector()
 
 
-_MAKERS: dict[str, Callable[[], Connector]] = {"otel": _otel, "memory": _memory}
+def _mqtt() -> Any:
+    from cascade.connectors.mqtt import MqttConnector
+
+    return MqttConnector.from_environment()
+
+
+_MAKERS: dict[str, Callable[[], Connector]] = {"otel": _otel, "mqtt": _mqtt, "memory": _memory}

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cascade.spec.protocols import MessageCallback
+from cascade.telemetry.topics import topic_matches
 from cascade.telemetry.wire import Unreadable, received
 
 
@@ -63,14 +64,3 @@ class MemoryConnector:
         for pattern, callback in list(self._subscriptions):
             if topic_matches(pattern, topic):
                 await callback(topic, payload)
-
-
-def topic_matches(pattern: str, topic: str) -> bool:
-    """Whether an MQTT topic filter, with `+` and `#`, covers a topic (MQTT 5.0, 4.7)."""
-    wanted, levels = pattern.split("/"), topic.split("/")
-    for index, level in enumerate(wanted):
-        if level == "#":
-            return True
-        if index >= len(levels) or level not in {"+", levels[index]}:
-            return False
-    return len(wanted) == len(levels)

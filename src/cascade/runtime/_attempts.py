@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,8 @@ from cascade.graph.model import Node
 from cascade.runtime import task_context
 from cascade.runtime._context import RunContext, error_info, seconds
 from cascade.runtime._outcome import name_of, result_of, status_of
-from cascade.runtime.control.held import Held
 from cascade.runtime.control.rules import Key
+from cascade.runtime.control.seat import Seat
 from cascade.runtime.events import (
     Attempt,
     TaskBlocked,
@@ -37,7 +37,7 @@ _MISS = object()
 class Work:
     """One task to be done. `call_node` is what the executor gets: the plan's own node. An item of a map has `item`.
 
-    `consumed` says which tasks' values a node has consumed, for who wants to know. `stands_in`: it is counted as running.
+    `consumed` says which tasks' values a node has consumed, for who wants to know. `seat` is its place where runs can be steered.
     """
 
     run: RunContext
@@ -55,16 +55,8 @@ class Work:
     attempts: tuple[Attempt, ...] = ()
     amounts: dict[str, float] | None = None
     arguments: Arguments | None = None
-    stands_in: bool = False
-    _key: Key | None = None
+    seat: Seat | None = None
     _task: TaskContext | None = None
-
-    @property
-    def key(self) -> Key:
-        """What constraints know of it."""
-        if self._key is None:
-            self._key = Key(self.run.run_id, self.node.name)
-        return self._key
 
     @property
     def task(self) -> TaskContext:
@@ -92,14 +84,15 @@ class Work:
         """
         if self.run.bus.gates.is_full():
             await self._wait_for_telemetry()
-        if not self.node.constraints and self.run.admission is None:
+        if (admission := self.run.admission) is not None:
+            self.seat = Seat(admission, Key(self.run.run_id, self.node.name))
+        elif not self.node.constraints:
             return await self._run_or_recall()
         try:
             await self._obtain()
             return await self._run_or_recall()
         finally:
-            if self.stands_in:
-                self._leave()
+            self._leave()
             if self.amounts:
                 await self.run.capacity.release(self.amounts)
 
@@ -112,8 +105,7 @@ class Work:
     async def _obtain(self) -> None:
         """Wait until the task may start and has its resources, without holding what others need meanwhile."""
         if not self.node.constraints:
-            if not self._enter():
-                await self._wait_to_enter()
+            await self._sit()
             return
         try:
             amounts = self.resolver.amounts(self.node)
@@ -124,8 +116,7 @@ class Work:
             raise
 
     async def _take(self, amounts: dict[str, float]) -> bool:
-        if not self._enter():
-            await self._wait_to_enter()
+        await self._sit()
         if self.run.capacity.try_acquire(amounts):
             self.amounts = amounts
             return True
@@ -134,29 +125,19 @@ class Work:
         await self.run.capacity.acquire(amounts)
         self.amounts = amounts
         self._waited("resource", start_ns)
-        if self._enter():
+        if self.seat is None or self.seat.take():
             return True
         self.amounts = None
         await self.run.capacity.release(amounts)
         return False
 
-    def _enter(self) -> bool:
-        admission = self.run.admission
-        self.stands_in = admission is None or admission.enter(self.key)
-        return self.stands_in
+    async def _sit(self) -> None:
+        if self.seat is not None and not self.seat.take():
+            await self.seat.wait(self._blocked, self._waited)
 
     def _leave(self, *, unused: bool = False) -> None:
-        self.stands_in = False
-        if self.run.admission is not None:
-            self.run.admission.leave(self.key, unused=unused)
-
-    async def _wait_to_enter(self) -> None:
-        admission = self.run.admission
-        assert admission is not None  # noqa: S101 - for the type checker: nobody else holds back
-        held = Held(self._blocked, self._waited)
-        await admission.wait(self.key, held.by)
-        self.stands_in = True
-        held.over()
+        if self.seat is not None:
+            self.seat.leave(unused=unused)
 
     def _blocked(self, reason: str, constraint: dict[str, str] | None = None) -> int:
         start_ns = self.run.clock.now_ns()
@@ -166,19 +147,9 @@ class Work:
     def _waited(self, reason: str, start_ns: int, constraint: dict[str, str] | None = None) -> None:
         self.waits = (*self.waits, Wait(reason, start_ns, self.run.clock.now_ns(), constraint))
 
-    @contextmanager
-    def aside(self) -> Iterator[None]:
+    def aside(self) -> AbstractContextManager[None]:
         """The task waits for a run that it has started: it is not counted as running meanwhile."""
-        admission = self.run.admission
-        if admission is None or not self.stands_in:
-            yield
-            return
-        self._leave()
-        try:
-            yield
-        finally:
-            admission.rejoin(self.key)
-            self.stands_in = True
+        return nullcontext() if self.seat is None else self.seat.lent()
 
     async def _run_or_recall(self) -> Any:
         try:
@@ -208,8 +179,7 @@ class Work:
         value = self.node.cache_policy.check(self.node.id, inputs)
         if value is None:
             return _MISS
-        if self.stands_in:
-            self._leave(unused=True)
+        self._leave(unused=True)
         now = self.run.clock.now_ns()
         self._emit(TaskSkipped, reason="CacheHit", start_ns=now, end_ns=now, **self._standing())
         return value
@@ -276,13 +246,11 @@ class Work:
             end_ns=end_ns,
             exception=exception,
         )
-        if self.stands_in:
-            self._leave()
+        self._leave()
         try:
             await asyncio.sleep(delay)
             self._waited("retry", end_ns)
-            if not self._enter():
-                await self._wait_to_enter()
+            await self._sit()
         except asyncio.CancelledError as cancelled:
             self._finish(0, end_ns, cancelled)
             raise

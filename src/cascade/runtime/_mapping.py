@@ -10,9 +10,8 @@ from cascade.runtime._context import RunContext, error_info, seconds
 from cascade.runtime._crew import BURST, Crew
 from cascade.runtime._hold import Hold
 from cascade.runtime._outcome import result_of, status_of
-from cascade.runtime.control.admission import Admission
-from cascade.runtime.control.held import Held
 from cascade.runtime.control.rules import Key
+from cascade.runtime.control.seat import Seat
 from cascade.runtime.events import TaskBlocked, TaskExecutionFinished, TaskExecutionStarted, Wait
 from cascade.runtime.gates import Gates
 from cascade.runtime.protocols import Bounded
@@ -46,14 +45,15 @@ class MapWork:
             ValueError: The lists are not equally long.
             BaseException: What the first item that failed has raised.
         """
-        admission, key = self._run.admission, Key(self._run.run_id, self._node.name, is_map=True)
-        if admission is not None and not admission.enter(key):
-            await self._wait_to_enter(admission, key)
+        if self._run.admission is None:
+            return await self._perform()
+        seat = Seat(self._run.admission, Key(self._run.run_id, self._node.name, is_map=True))
+        if not seat.take():
+            await seat.wait(self._blocked, self._waited)
         try:
             return await self._perform()
         finally:
-            if admission is not None:
-                admission.leave(key)
+            seat.leave()
 
     async def _perform(self) -> list[Any]:
         self._start_ns = self._run.clock.now_ns()
@@ -72,11 +72,6 @@ class MapWork:
             raise
         self._finished(None)
         return values
-
-    async def _wait_to_enter(self, admission: Admission, key: Key) -> None:
-        held = Held(self._blocked, self._waited)
-        await admission.wait(key, held.by)
-        held.over()
 
     def _blocked(self, reason: str, constraint: dict[str, str]) -> int:
         start_ns = self._run.clock.now_ns()

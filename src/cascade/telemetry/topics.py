@@ -84,6 +84,17 @@ def checked_filter(pattern: str) -> str:
     return pattern
 
 
+def topic_matches(pattern: str, topic: str) -> bool:
+    """Whether an MQTT topic filter, with `+` and `#`, covers a topic (MQTT 5.0, 4.7)."""
+    wanted, levels = pattern.split("/"), topic.split("/")
+    for index, level in enumerate(wanted):
+        if level == "#":
+            return True
+        if index >= len(levels) or level not in {"+", levels[index]}:
+            return False
+    return len(wanted) == len(levels)
+
+
 def _problem_of(topic: str) -> str:
     if not topic:
         return "is empty"

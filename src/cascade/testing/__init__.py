@@ -8,6 +8,7 @@ from cascade.testing.clock import FixedClock
 from cascade.testing.conformance import ConnectorConformance
 from cascade.testing.faults import Fault
 from cascade.testing.jaeger import Jaeger
+from cascade.testing.mosquitto import MosquittoProcess
 from cascade.testing.received import ReceivedSpan, Spans
 from cascade.testing.record import RunRecord, record_run
 from cascade.testing.tree import render_trace
@@ -22,6 +23,7 @@ __all__ = [
     "FixedClock",
     "Jaeger",
     "MemoryConnector",
+    "MosquittoProcess",
     "OtlpReceiver",
     "ReceivedSpan",
     "ReceiverProcess",

@@ -25,7 +25,9 @@ numbers = (
     | st.integers()
     | st.floats(allow_nan=False, allow_infinity=False)
 )
-others = st.none() | st.booleans() | st.text(max_size=5) | st.lists(st.integers(), max_size=2) | st.just({})
+others: st.SearchStrategy[Any] = (
+    st.none() | st.booleans() | st.text(max_size=5) | st.lists(st.integers(), max_size=2) | st.just({})
+)
 texts = st.sampled_from(["", "gpu", "é" * 128, "é" * 129, "x" * 256, "x" * 257]) | st.text(max_size=20)
 digits = st.text("0123456789", max_size=11)
 rates = st.builds(

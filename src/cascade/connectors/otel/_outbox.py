@@ -4,7 +4,8 @@ import time
 import weakref
 from collections.abc import Callable
 
-from cascade.connectors.otel import _lifetime, _sender, _store
+from cascade.connectors import _lifetime
+from cascade.connectors.otel import _sender, _store
 from cascade.connectors.otel._batch import Entry, Item, encode, estimate
 from cascade.connectors.otel._shared import Limits, Pack, Shared
 from cascade.connectors.otel._tally import FlushReport, Tally

@@ -7,10 +7,11 @@ import threading
 import time
 from contextlib import suppress
 
-from cascade.connectors.otel import _lifetime, _store
+from cascade.connectors.otel import _store
 from cascade.connectors.otel._shared import Shared
 from cascade.connectors.otel._store import Flight
 from cascade.connectors.otel._transport import Reply, Transport, opened
+from cascade.connectors.otel._uninstrumented import uninstrumented
 
 BATCH_MEMORY = 16 << 20  # bytes of memory, which become about a tenth on the wire
 MAX_BODY = 3 << 20  # bytes; gRPC servers refuse more than 4 MiB by default
@@ -28,7 +29,7 @@ def start(shared: Shared) -> None:
 
 def _run(shared: Shared) -> None:
     """Send what is due until the outbox is closed or long idle."""
-    with _lifetime.uninstrumented():
+    with uninstrumented():
         transport = opened(shared.open_transport)
         try:
             while flight := _next_flight(shared):

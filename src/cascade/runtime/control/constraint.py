@@ -219,7 +219,7 @@ TYPES: dict[type[Constraint], str] = {
     RateLimit: "rate_limit",
     Capacity: "resource",
 }
-CONSTRAINTTYPES = tuple(_READERS)
+CONSTRAINT_TYPES = tuple(_READERS)
 assert set(TYPES.values()) == set(_READERS)  # noqa: S101 - two views of the same
 assert get_args(ScopeKind) == ("global", "run", "task")  # noqa: S101 - what parse_topic knows
 

@@ -9,7 +9,7 @@ from functools import partial
 
 from opentelemetry.sdk.resources import Resource
 
-from cascade.connectors.otel import _lifetime
+from cascade.connectors import _lifetime
 from cascade.connectors.otel._batch import Entry
 from cascade.connectors.otel._options import ExportOptions
 from cascade.connectors.otel._outbox import Outbox

@@ -5,9 +5,9 @@ import threading
 import time
 from collections.abc import Callable
 
-from cascade.connectors.otel import _lifetime
 from cascade.connectors.otel._peer import Peer
 from cascade.connectors.otel._transport import Reply
+from cascade.connectors.otel._uninstrumented import uninstrumented
 from cascade.connectors.otel.metrics._destinations import Destination
 from cascade.connectors.otel.metrics._ledger import Ledger
 
@@ -103,7 +103,7 @@ class Exporter:
             self._changed.wait(left)
 
     def _run(self) -> None:
-        with _lifetime.uninstrumented():
+        with uninstrumented():
             destination = self._open_destination()
             while self._is_due():
                 self._export(destination)

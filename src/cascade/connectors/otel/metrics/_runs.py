@@ -9,7 +9,7 @@ from typing import Any, Self
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.sdk.resources import Resource
 
-from cascade.connectors.otel import _lifetime
+from cascade.connectors import _lifetime
 from cascade.connectors.otel._options import ExportOptions
 from cascade.connectors.otel._tally import FlushReport
 from cascade.connectors.otel._transport import open_transport

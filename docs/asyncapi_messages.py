@@ -1,0 +1,151 @@
+"""The messages of the AsyncAPI document: their schemas, headers and examples."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from cascade.connectors.mqtt._packets import CONTENT_TYPE, traceparent
+from cascade.runtime.control.constraint import TYPES
+from cascade.telemetry.schema import load
+from cascade.telemetry.wire import BODIES
+from docs.example_run import PAUSE, messages
+
+BINDING = "0.2.0"
+_TRACEPARENT = {
+    "type": "object",
+    "properties": {
+        "traceparent": {
+            "type": "string",
+            "pattern": "^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$",
+            "description": "The span that it tells of, as W3C's Trace Context writes it; a user property of MQTT.",
+        }
+    },
+}
+_ENDED = ("COMPLETED", "FAILED", "SKIPPED")
+
+# By name: the body's type, its field that tells such messages apart, that field's values, and a summary.
+_TOLD: dict[str, tuple[str, str, tuple[str, ...], str]] = {
+    "RunStarted": ("LifecycleEvent", "event", ("ENGINE_STARTED",), "A run starts."),
+    "RunStopped": ("LifecycleEvent", "event", ("ENGINE_STOPPED",), "A run has ended; stands alone."),
+    "TaskHeld": ("TaskStateEvent", "state", ("PENDING",), "A task that could run is held back, with the reason."),
+    "TaskStarted": ("TaskStateEvent", "state", ("RUNNING",), "A task starts, or one of its attempts."),
+    "TaskEnded": ("TaskStateEvent", "state", _ENDED, "A task has ended, or was skipped; stands alone."),
+    "ResourceAcquired": ("ResourceEvent", "action", ("ACQUIRE",), "A resource was set up."),
+    "ResourceReleased": ("ResourceEvent", "action", ("RELEASE",), "A resource was torn down; stands alone."),
+    "ControlDecided": (
+        "ControlEvent",
+        "action",
+        ("APPLIED", "REFUSED", "EXPIRED", "CLEARED"),
+        "What became of a constraint that came in.",
+    ),
+}
+CERTAIN = ("RunStarted", "RunStopped", "TaskEnded", "ResourceReleased", "ControlDecided")
+"""What goes out with QoS 1."""
+UNCERTAIN = tuple(name for name in _TOLD if name not in CERTAIN)
+
+_PARAMS: dict[str, tuple[dict[str, Any], ...]] = {
+    "pause": (PAUSE, {"type": "pause", "expires_at": 1_764_003_600}),
+    "concurrency": ({"id": "quota", "type": "concurrency", "params": {"limit": 4}},),
+    "rate_limit": (
+        {"id": "api", "type": "rate_limit", "params": {"rate": "10/s"}},
+        {"type": "rate_limit", "params": {"rate": "1/h", "burst": 3}},
+    ),
+    "resource": ({"id": "night", "type": "resource", "params": {"name": "gpu", "capacity": 2}},),
+}
+CONSTRAINTS = {f"{kind.__name__}Constraint": name for kind, name in TYPES.items()}
+"""Names of messages, and the types of constraints that they are."""
+
+
+def all_messages() -> dict[str, Any]:
+    told = list(messages())
+    found = {name: _told(name, [m.payload for m in told]) for name in _TOLD}
+    found |= {name: _constraint(name) for name in CONSTRAINTS}
+    found["Cleared"] = _text("Cleared", "", "Clears what is retained there.")
+    found["Online"] = _text("Online", "online", "A process is there.")
+    found["Offline"] = _text("Offline", "offline", "A process is not there any more.")
+    found["Forgotten"] = _text("Forgotten", "", "Clears what is retained of a process that has ended in order.")
+    return found
+
+
+def all_schemas() -> dict[str, Any]:
+    """Schemas that the messages are made from, and that need nothing newer than JSON Schema's draft 7."""
+    message = load("message")
+    header = {name: part for name, part in message["properties"].items() if name != "body"}
+    metadata = message["$defs"]["TaskStateEvent"]["properties"]["metadata"]
+    found: dict[str, Any] = {
+        "Header": {"type": "object", "required": [*header, "body"], "properties": header},
+        "Metadata": metadata,
+    }
+    for name in BODIES:
+        body = message["$defs"][name]
+        assert body["properties"]["metadata"] == metadata  # noqa: S101 - one for all of them
+        properties = body["properties"] | {"metadata": {"$ref": "#/components/schemas/Metadata"}}
+        found[name] = body | {"properties": properties}
+    return found | {f"{name}Constraint": schema for name, schema in load("control")["$defs"].items()}
+
+
+def _told(name: str, payloads: list[dict[str, Any]]) -> dict[str, Any]:
+    kind, field, values, summary = _TOLD[name]
+    body = {"type": "object", "required": ["type", field], "properties": {field: {"enum": list(values)}}}
+    examples = _firsts(payloads, lambda payload: _is(payload["body"], kind, field, values), field)
+    return {
+        "name": name,
+        "summary": summary,
+        "contentType": CONTENT_TYPE,
+        "headers": _TRACEPARENT,
+        "payload": {
+            "allOf": [
+                {"$ref": "#/components/schemas/Header"},
+                {"type": "object", "properties": {"body": {"allOf": [_reference(kind), body]}}},
+            ]
+        },
+        "bindings": _binding(CONTENT_TYPE),
+        "examples": [
+            {
+                "name": payload["body"][field].capitalize(),
+                "headers": {"traceparent": traceparent(payload).decode()},
+                "payload": payload,
+            }
+            for payload in examples
+        ],
+    }
+
+
+def _is(body: dict[str, Any], kind: str, field: str, values: tuple[str, ...]) -> bool:
+    return body["type"] == kind and body[field] in values
+
+
+def _firsts(
+    payloads: list[dict[str, Any]], wanted: Callable[[dict[str, Any]], bool], field: str
+) -> Iterator[dict[str, Any]]:
+    """The last one for each value of a field of the body: it has most to tell."""
+    yield from {payload["body"][field]: payload for payload in payloads if wanted(payload)}.values()
+
+
+def _constraint(name: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "summary": load("control")["$defs"][name.removesuffix("Constraint")]["description"],
+        "contentType": CONTENT_TYPE,
+        "payload": _reference(name),
+        "bindings": _binding(CONTENT_TYPE),
+        "examples": [{"payload": payload} for payload in _PARAMS[CONSTRAINTS[name]]],
+    }
+
+
+def _text(name: str, text: str, summary: str) -> dict[str, Any]:
+    """A message that is no JSON."""
+    return {
+        "name": name,
+        "summary": summary,
+        "contentType": "text/plain",
+        "payload": {"type": "string", "const": text},
+        "examples": [{"payload": text}],
+    }
+
+
+def _reference(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _binding(content_type: str) -> dict[str, Any]:
+    return {"mqtt": {"contentType": content_type, "bindingVersion": BINDING}}

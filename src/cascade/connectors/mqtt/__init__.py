@@ -1,0 +1,12 @@
+"""Runs live on MQTT 5, and control back in. Needs the extra `[mqtt]`."""
+
+from cascade._extras import missing_extra
+
+try:
+    from cascade.connectors.mqtt.connector import MqttConnector
+except ImportError as error:
+    if (error.name or "").partition(".")[0] == "paho":
+        raise missing_extra("mqtt", error) from error
+    raise
+
+__all__ = ["MqttConnector"]

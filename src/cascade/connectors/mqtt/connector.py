@@ -1,0 +1,276 @@
+"""`MqttConnector`: a run's messages live on MQTT 5, and control back in."""
+
+import logging
+import os
+import ssl
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from cascade.connectors import _lifetime
+from cascade.connectors._arguments import captures, one_of, positive, whole
+from cascade.connectors.mqtt import _flush
+from cascade.connectors.mqtt._changes import Changes
+from cascade.connectors.mqtt._options import KEEPALIVE, MqttOptions
+from cascade.connectors.mqtt._outbox import CAPACITY, Letter, Outbox
+from cascade.connectors.mqtt._packets import traceparent
+from cascade.connectors.mqtt._service import Surroundings
+from cascade.connectors.mqtt._session import Session
+from cascade.connectors.mqtt._subscriptions import Subscriptions
+from cascade.connectors.mqtt._url import DEFAULT_URL, VARIABLE, arguments_of
+from cascade.connectors.mqtt._warnings import Warnings
+from cascade.runtime.exceptions import TelemetryLostError
+from cascade.spec.protocols import MessageCallback
+from cascade.telemetry.topics import checked_filter, checked_topic, identity_from_environment
+from cascade.telemetry.wire import dumps
+
+logger = logging.getLogger("cascade.connectors.mqtt")
+
+FLUSH_TIMEOUT = 5.0
+"""Seconds a run's end may take until the last message is acknowledged; a broker known to be dead gets less."""
+SUBSCRIBE_TIMEOUT = 1.0
+"""Seconds until `subscribe` returns, whatever has come until then."""
+
+_MOST_TOPICS_KNOWN = 10_000
+
+
+class MqttConnector:
+    """Publishes what happens to an MQTT 5 broker while it happens, and listens there for control.
+
+    It has a thread of its own, so that a task that blocks the event loop does not cost the connection. Messages with
+    QoS 1 are kept until the broker has acknowledged them, and sent again, in order, over the next connection if it has
+    not. Of QoS 0 nobody says that it has arrived: what a broker refuses of it, by its access list or its limits, is
+    lost without a trace, and counts as sent.
+
+    Args:
+        hostname: The broker's name or address.
+        port: 1883, or 8883 with TLS.
+        username: For the broker's password file.
+        password: Goes with `username`. Without TLS it travels in the clear.
+        tls: True for TLS with the system's certificate authorities, or an SSLContext.
+        ca_certificate: PEM file of the authority that has signed the broker's certificate; implies TLS.
+        client_certificate: PEM file that says who we are; implies TLS.
+        client_key: PEM file of its key, if that is not in the same file.
+        client_id: Must be this process's alone; made up if not given.
+        keepalive: Seconds after which broker and client notice that the other is cut off, more or less.
+        capture: Values to publish, of "params", "arguments" and "results"; secrets are masked even then.
+        strict: Raise `TelemetryLostError` at a run's end when messages were lost, instead of one warning.
+        flush_timeout: Seconds a run's end may wait for the broker.
+        on_full: When more messages wait than memory is meant for, and the broker is alive, "wait" holds back tasks
+            that have not started yet; "drop" loses messages instead. With a dead broker they are lost either way.
+        max_buffer_bytes: Memory for messages that wait; 64 MiB, for some 60,000. When it is used up, those of QoS 0
+            go first.
+
+    Raises:
+        ValueError: An argument cannot be used, or CASCADE_ORG_ID or CASCADE_PROJECT_ID cannot be part of a topic.
+    """
+
+    _session: Session | None
+    _connections: int
+
+    def __init__(
+        self,
+        hostname: str = "localhost",
+        port: int | None = None,
+        *,
+        username: str | None = None,
+        password: str | None = None,
+        tls: Literal[True] | ssl.SSLContext | None = None,
+        ca_certificate: str | Path | None = None,
+        client_certificate: str | Path | None = None,
+        client_key: str | Path | None = None,
+        client_id: str | None = None,
+        keepalive: int = KEEPALIVE,
+        capture: Iterable[str] = (),
+        strict: bool = False,
+        flush_timeout: float = FLUSH_TIMEOUT,
+        on_full: Literal["wait", "drop"] = "wait",
+        max_buffer_bytes: int = CAPACITY,
+    ) -> None:
+        self._options = MqttOptions.checked(
+            hostname,
+            port,
+            username=username,
+            password=password,
+            tls=tls,
+            ca_certificate=ca_certificate,
+            client_certificate=client_certificate,
+            client_key=client_key,
+            client_id=client_id,
+            keepalive=keepalive,
+        )
+        self.capture = captures(capture)
+        self._strict = strict
+        self._flush_timeout = positive("flush_timeout", flush_timeout)
+        self._waits = one_of("on_full", on_full, ("wait", "drop")) == "wait"
+        self._capacity = whole("max_buffer_bytes", max_buffer_bytes)
+        self._owner = identity_from_environment()
+        self._warn = Warnings()
+        self._topics: set[str] = set()
+        self._begin()
+        _lifetime.watch(self)
+
+    @classmethod
+    def from_url(cls, url: str, **arguments: Any) -> Self:
+        """A connector for `mqtt://` or `mqtts://user:password@host:port?ca_certificate=/ca.pem`; arguments win over the URL.
+
+        The query may have `ca_certificate`, `client_certificate`, `client_key`, `client_id` and `keepalive`. User and
+        password are percent-encoded.
+
+        Raises:
+            ValueError: It cannot be used. The message shows no part of the URL in which there may be a password.
+        """
+        return cls(**{**arguments_of(url), **arguments})
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Self:
+        """A connector for CASCADE_MQTT_URL, or for `mqtt://localhost:1883`.
+
+        Raises:
+            ValueError: The variable's value is no URL that can be used.
+        """
+        try:
+            arguments = arguments_of(environ.get(VARIABLE, "").strip() or DEFAULT_URL)
+            MqttOptions.checked(**{"hostname": "", "port": None, **arguments})
+        except ValueError as error:
+            raise ValueError(f"{VARIABLE}: {error}") from None
+        return cls(**arguments)
+
+    def __repr__(self) -> str:
+        return f"MqttConnector({self._options.hostname!r}, {self._options.port})"
+
+    async def connect(self) -> None:
+        """Count the runs that are going on, and see to it that there is a connection soon."""
+        with self._lock:
+            self._connections += 1
+            if self._session is None or self._session.is_closed:
+                self._session = Session(self._options, self._owner, self._around)
+
+    async def disconnect(self) -> None:
+        """Flush, at most `flush_timeout` seconds. The last one says goodbye to the broker, and ends all subscriptions.
+
+        Raises:
+            TelemetryLostError: Messages were lost, and the connector is strict.
+        """
+        session = self._session
+        if session is not None:
+            await self._part(session)
+        self._report()
+
+    async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:
+        """Take a message. It waits for room only if many wait already, and the broker is alive.
+
+        Raises:
+            ValueError: The topic is none to publish to, or the payload has no form in JSON.
+        """
+        if topic not in self._topics:
+            self._know(checked_topic(topic))
+        self._outbox.put(Letter(topic, dumps(payload), 1 if qos else 0, traceparent(payload)))
+        session = self._session
+        if session is not None:
+            session.wake()
+        if self.is_full():
+            await self.room()
+
+    async def subscribe(self, topic: str, callback: MessageCallback) -> None:
+        """Call `callback`, in the running event loop, for each message on a topic filter, one at a time.
+
+        Of a topic's messages that come faster than they are handed over only the latest is. After a reconnection, what
+        was retained and is not any more comes as an empty message.
+
+        Raises:
+            ValueError: It is no topic filter.
+        """
+        subscription, inbox = self._subscriptions.add(checked_filter(topic), callback)
+        session = self._session
+        if session is None:
+            return
+        session.wake()
+        await self._around.changes.until(
+            lambda: (subscription.is_ready and inbox.is_idle) or session.peer.is_dead, SUBSCRIBE_TIMEOUT
+        )
+
+    async def unsubscribe(self, topic: str, callback: MessageCallback) -> None:
+        inbox = self._subscriptions.remove(topic, callback)
+        if self._session is not None:
+            self._session.wake()
+        if inbox is not None:
+            await inbox.close()
+
+    def is_full(self) -> bool:
+        """Whether messages wait for a broker that is alive, and so many that no further task should start."""
+        session = self._session
+        return self._outbox.is_full and self._waits and session is not None and session.is_alive()
+
+    async def room(self) -> None:
+        await _flush.room(self._around)
+
+    def reset_after_fork(self) -> None:
+        """Begin anew in a child process: the parent keeps its messages, and the thread lives there alone."""
+        self._begin()
+
+    def close_at_exit(self) -> None:
+        """Somebody has not disconnected: what can be sent within the flush's bound is."""
+        session, self._session = self._session, None
+        if session is not None:
+            flush = _flush.Flush(session, self._around, self._flush_timeout)
+            flush.wait_blocking()
+            session.end(waits=session.is_alive())
+            self._outbox.abandon(flush.before, flush.reason)
+            _flush.until_closed_blocking(session)
+            self._strict = False
+            self._report()
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        self._outbox = Outbox(self._capacity)
+        changes = Changes()
+        self._subscriptions = Subscriptions(changes.tell, self._warn)
+        self._around = Surroundings(self._outbox, self._subscriptions, changes, Changes(), self._warn)
+        self._session = None
+        self._connections = 0
+        self._reported = (0, 0)
+
+    async def _part(self, session: Session) -> None:
+        """A run's end: what it has put is to arrive. If it is the last one, everything ends."""
+        flush = _flush.Flush(session, self._around, self._flush_timeout)
+        try:
+            await flush.wait()
+        finally:
+            # Counted only now: another run that ends meanwhile must not end the session under this one's flush.
+            with self._lock:
+                self._connections = max(0, self._connections - 1)
+                is_last = not self._connections and self._session is session
+                if is_last:
+                    self._session = None
+            if is_last:
+                await self._leave(session, flush.reason)
+
+    async def _leave(self, session: Session, reason: str) -> None:
+        waits = session.is_alive()
+        self._outbox.abandon(self._outbox.put_count, reason)
+        inboxes = self._subscriptions.clear()
+        session.end(waits=waits)
+        for inbox in inboxes:
+            await inbox.close()
+        await _flush.until_closed(session, self._around)
+
+    def _know(self, topic: str) -> None:
+        if len(self._topics) >= _MOST_TOPICS_KNOWN:
+            self._topics.clear()
+        self._topics.add(topic)
+
+    def _report(self) -> None:
+        """Tell of what was lost since the last report."""
+        with self._lock:
+            sent, lost = self._outbox.sent, self._outbox.lost
+            new_sent, new_lost = sent - self._reported[0], lost - self._reported[1]
+            self._reported = (sent, lost)
+        if not new_lost:
+            return
+        what = f"{new_lost} of {new_sent + new_lost} messages were lost"
+        message = f"MqttConnector: {what} at {self._options.address}: {self._outbox.reason}"
+        if self._strict:
+            raise TelemetryLostError(message, lost=new_lost)
+        logger.warning("%s", message)

@@ -1,0 +1,114 @@
+"""A real Mosquitto, and a subscriber that sees what the rest of the world does."""
+
+import itertools
+import ssl
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from paho.mqtt.client import Client, MQTTMessage
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.properties import Properties
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from cascade.testing.mosquitto import PATIENCE, MosquittoProcess, free_port
+from tests.servers import is_missing
+
+__all__ = ["PATIENCE", "Broker", "Listener", "Message", "free_port"]
+
+
+class Broker(MosquittoProcess):
+    """One for a test, which is skipped where Mosquitto is not installed."""
+
+    def __init__(self, folder: Path, *lines: str, listener: tuple[str, ...] = (), anonymous: bool = True) -> None:
+        try:
+            super().__init__(*lines, listener=listener, anonymous=anonymous, folder=folder)
+        except FileNotFoundError:
+            is_missing("mosquitto")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    topic: str
+    payload: bytes
+    qos: int
+    retain: bool
+    properties: Properties | None
+
+
+_numbers = itertools.count()
+
+
+class Listener:
+    """A subscriber of paho's own, in a thread: what the rest of the world sees."""
+
+    def __init__(
+        self,
+        port: int,
+        pattern: str = "cascade/#",
+        *,
+        host: str = "127.0.0.1",
+        context: ssl.SSLContext | None = None,
+        **credentials: str,
+    ) -> None:
+        self.messages: list[Message] = []
+        self._changed = threading.Condition()
+        self._subscribed = threading.Event()
+        self._pattern = pattern
+        self.client = Client(
+            CallbackAPIVersion.VERSION2,
+            f"listener-{next(_numbers)}",
+            protocol=MQTTProtocolVersion.MQTTv5,
+        )
+        self.client.username = credentials.get("username")
+        self.client.password = credentials.get("password")
+        self.client.on_connect = self._connected
+        self.client.on_message = self._received
+        self.client.on_subscribe = lambda *_: self._subscribed.set()
+        self.client.connect_timeout = PATIENCE
+        if context is not None:
+            self.client.tls_set_context(context)
+        self._address = (host, port)
+
+    def __enter__(self) -> Self:
+        self.client.reconnect_delay_set(1, 1)
+        self.client.connect(*self._address)
+        self.client.loop_start()
+        assert self._subscribed.wait(PATIENCE)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.disconnect()
+        self.client.loop_stop()
+
+    def wait_for(self, condition: Callable[[list[Message]], object]) -> list[Message]:
+        """All that has come, once the condition holds of it."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: condition(self.messages), PATIENCE), self.messages[-5:]
+            return list(self.messages)
+
+    def publish(self, topic: str, payload: bytes | str, *, retain: bool = False, qos: int = 1) -> None:
+        """Send, and return once the broker has it."""
+        info = self.client.publish(topic, payload, qos, retain)
+        info.wait_for_publish(PATIENCE)
+
+    def await_subscription(self) -> None:
+        """After a restart of the broker: wait until it knows us again."""
+        assert self._subscribed.wait(PATIENCE)
+
+    def forget(self) -> None:
+        self._subscribed.clear()
+        with self._changed:
+            self.messages.clear()
+
+    def _connected(self, *_: Any) -> None:
+        self.client.subscribe([(self._pattern, SubscribeOptions(qos=1, retainAsPublished=True))])
+
+    def _received(self, _client: Client, _userdata: Any, message: MQTTMessage) -> None:
+        with self._changed:
+            self.messages.append(
+                Message(message.topic, bytes(message.payload), message.qos, message.retain, message.properties)
+            )
+            self._changed.notify_all()

@@ -1,0 +1,60 @@
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.connectors.mqtt.broker import Broker, Listener
+from tests.servers import is_missing
+
+SETTINGS = ("max_queued_messages 0", "max_inflight_messages 0")
+"""Mosquitto's own limits lose messages to a subscriber that is slower than a burst, and let QoS 0 overtake QoS 1."""
+
+
+@pytest.fixture(scope="session")
+def shared_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    with Broker(tmp_path_factory.mktemp("mosquitto"), *SETTINGS) as broker:
+        yield broker
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Broker]:
+    """One that the test may treat as it likes."""
+    with Broker(tmp_path, *SETTINGS) as broker:
+        yield broker
+
+
+@pytest.fixture
+def project(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A project of the test's own, so that tests do not see each other's messages."""
+    name = "".join(c if c.isalnum() else "-" for c in request.node.name)[:100]
+    monkeypatch.setenv("CASCADE_PROJECT_ID", name)
+    return name
+
+
+@pytest.fixture
+def listener(shared_broker: Broker, project: str) -> Iterator[Listener]:
+    """Hears all that is said in the test's project."""
+    with Listener(shared_broker.port, f"cascade/+/local/{project}/#") as listener:
+        yield listener
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An authority, and two certificates that it has signed."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        is_missing("openssl")
+    folder = tmp_path_factory.mktemp("tls")
+
+    def run(command: str) -> None:
+        subprocess.run([openssl, *command.split()], check=True, capture_output=True, cwd=folder)
+
+    run("req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=authority -keyout ca.key -out ca.pem")
+    (folder / "names").write_text("subjectAltName=DNS:localhost\n")
+    for name in ("server", "client"):
+        run(f"req -newkey rsa:2048 -nodes -subj /CN={name} -keyout {name}.key -out {name}.csr")
+        signing = f"-CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names -out {name}.pem"
+        run(f"x509 -req -in {name}.csr {signing}")
+    return folder

@@ -1,0 +1,43 @@
+"""Messages to publish, and what has become of them."""
+
+import json
+import logging
+from typing import Any
+
+import pytest
+
+from tests.connectors.mqtt.broker import Message
+
+TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+
+
+def telemetry(number: int = 0, **metadata: Any) -> dict[str, Any]:
+    """A payload that is told from others by its number."""
+    return {
+        "v": "1.0",
+        "trace_id": TRACE,
+        "span_id": SPAN,
+        "trace_flags": 1,
+        "seq": number,
+        "body": {"type": "TaskStateEvent", "state": "COMPLETED", "metadata": metadata},
+    }
+
+
+def events(messages: list[Message]) -> list[dict[str, Any]]:
+    """The payloads of telemetry, in the order in which they came."""
+    return [json.loads(message.payload) for message in messages if message.topic.startswith("cascade/telemetry/")]
+
+
+def numbers(messages: list[Message]) -> list[int]:
+    return [payload["seq"] for payload in events(messages)]
+
+
+def statuses(messages: list[Message]) -> list[tuple[bytes, bool]]:
+    """What was said on status topics, and whether it was retained."""
+    return [(m.payload, m.retain) for m in messages if m.topic.startswith("cascade/status/")]
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What Cascade has warned of; asyncio's debug mode also warns, of a machine that is slow."""
+    ours = (record for record in caplog.records if record.name.startswith("cascade"))
+    return [record.getMessage() for record in ours if record.levelno >= logging.WARNING]

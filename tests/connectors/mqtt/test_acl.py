@@ -1,0 +1,174 @@
+"""The access list that we ship, on a real broker: nobody steers, or reads, a run of another organisation."""
+
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cascade as cs
+from cascade.connectors.mqtt import MqttConnector
+from cascade.telemetry.topics import control_topic
+from tests.connectors.mqtt.broker import PATIENCE, Broker, Listener, Message
+from tests.connectors.mqtt.messages import events, warnings
+from tests.servers import is_missing
+
+ACL = Path(__file__).parents[3] / "mosquitto" / "acl.example"
+ACME, GLOBEX = ("acme", "etl"), ("globex", "reports")
+PAUSE = '{"type": "pause"}'
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    folder = tmp_path_factory.mktemp("guarded")
+    users = [line.split()[1] for line in ACL.read_text("utf-8").splitlines() if line.startswith("user ")]
+    program = shutil.which("mosquitto_passwd") or is_missing("mosquitto_passwd")
+    passwords = folder / "passwords"
+    passwords.touch(0o600)
+    for user in users:
+        subprocess.run([program, "-b", str(passwords), user, secret(user)], check=True, capture_output=True)
+    with Broker(folder, f"password_file {passwords}", f"acl_file {ACL}", anonymous=False) as broker:
+        yield broker
+
+
+def secret(user: str) -> str:
+    return f"secret of {user}"
+
+
+def name_of(owner: tuple[str, str], role: str) -> str:
+    return "-".join([*owner, role])
+
+
+class User(Listener):
+    """One of the access list's, who hears all that it may, and is told what is refused."""
+
+    def __init__(self, broker: Broker, owner: tuple[str, str], role: str) -> None:
+        user = name_of(owner, role)
+        super().__init__(broker.port, "cascade/#", username=user, password=secret(user))
+        self._answers: dict[int, str] = {}
+        self.client.on_publish = lambda _c, _u, mid, reason, _p: self._answers.update({mid: str(reason)})
+
+    def say(self, owner: tuple[str, str], scope: str, payload: str, qos: int = 1) -> str:
+        """Retain a pause, or clear it with an empty payload: what the broker says to that."""
+        info = self.client.publish(control_topic(*owner, scope, "pause"), payload, qos, retain=True)
+        info.wait_for_publish(PATIENCE)
+        return self._answers.pop(info.mid)
+
+
+class Going:
+    """A run of two tasks in a thread; the second one may start once `goes_on` is set."""
+
+    def __init__(self, broker: Broker, user: str) -> None:
+        self.started, self.goes_on = threading.Event(), threading.Event()
+        self.run_id = ""
+        self._connector = MqttConnector("127.0.0.1", broker.port, username=user, password=secret(user))
+        self.value: Future[Any] = Future()
+        # A daemon: a run that is paused although it should not be must not outlive its test.
+        threading.Thread(target=lambda: self.value.set_result(self._run()), daemon=True).start()
+
+    def end(self) -> Any:
+        self.goes_on.set()
+        return self.value.result(PATIENCE)
+
+    def _run(self) -> Any:
+        @cs.task
+        def first() -> int:
+            task = cs.current_task()
+            self.run_id = task.run_id if task else ""
+            self.started.set()
+            assert self.goes_on.wait(PATIENCE)
+            return 1
+
+        @cs.task
+        def second(x: int) -> int:
+            return x + 1
+
+        return cs.run(second(first()), connector=self._connector, log_level="ERROR")
+
+
+@pytest.fixture
+def start(guarded: Broker, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Going]:
+    def start(owner: tuple[str, str], *, as_runner_of: tuple[str, str] | None = None) -> Going:
+        monkeypatch.setenv("CASCADE_ORG_ID", owner[0])
+        monkeypatch.setenv("CASCADE_PROJECT_ID", owner[1])
+        going = Going(guarded, name_of(as_runner_of or owner, "runner"))
+        assert going.started.wait(PATIENCE)
+        return going
+
+    return start
+
+
+def bodies(messages: list[Message]) -> list[dict[str, Any]]:
+    return [payload["body"] for payload in events(messages)]
+
+
+def has_ended(messages: list[Message]) -> bool:
+    return any(body.get("event") == "ENGINE_STOPPED" for body in bodies(messages))
+
+
+def all_heard(user: User, owner: tuple[str, str]) -> list[Message]:
+    """What has come until now: before a word of the user's own, that it may hear itself."""
+    topic = control_topic(*owner, "global", "pause")
+    user.publish(topic, b"")
+    return [m for m in user.wait_for(lambda seen: any(m.topic == topic for m in seen)) if m.topic != topic]
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+def test_an_operator_cannot_pause_a_run_of_another_organisation(
+    guarded: Broker, start: Callable[..., Going], qos: int
+) -> None:
+    with User(guarded, ACME, "operator") as stranger, User(guarded, GLOBEX, "operator") as operator:
+        going = start(GLOBEX)
+        for scope in ("global", f"run/{going.run_id}", "task/*"):
+            # Of QoS 0 MQTT has no answer: that it was refused, nobody is told.
+            assert stranger.say(GLOBEX, scope, PAUSE, qos) == ("Not authorized" if qos else "Success")
+        assert all_heard(stranger, ACME) == []  # by now the run would have heard of it
+        assert going.end() == 2
+        told = bodies(operator.wait_for(has_ended))
+        assert not [body for body in told if body["type"] == "ControlEvent" or body.get("state") == "PENDING"]
+    with User(guarded, GLOBEX, "operator") as operator:
+        assert all_heard(operator, GLOBEX) == []  # and nothing is retained for later runs
+
+
+def test_an_operator_cannot_read_another_organisations_telemetry(guarded: Broker, start: Callable[..., Going]) -> None:
+    with User(guarded, ACME, "operator") as stranger, User(guarded, GLOBEX, "operator") as operator:
+        assert start(GLOBEX).end() == 2
+        heard = operator.wait_for(has_ended)
+        assert {m.topic.split("/")[1] for m in heard} >= {"telemetry", "status"}
+        assert all_heard(stranger, ACME) == []
+
+
+def test_the_right_operator_can_pause_and_resume(guarded: Broker, start: Callable[..., Going]) -> None:
+    with User(guarded, GLOBEX, "operator") as operator:
+        going = start(GLOBEX)
+        scope = f"run/{going.run_id}"
+        assert operator.say(GLOBEX, scope, PAUSE) == "Success"
+        operator.wait_for(lambda seen: any(body.get("action") == "APPLIED" for body in bodies(seen)))
+        going.goes_on.set()
+        operator.wait_for(lambda seen: any(body.get("state") == "PENDING" for body in bodies(seen)))
+        assert not going.value.done()
+        assert operator.say(GLOBEX, scope, "") == "Success"
+        assert going.end() == 2
+        held = [body for body in bodies(operator.wait_for(has_ended)) if body.get("state") == "PENDING"]
+        assert [(body["task_name"], body["metadata"]["reason"]) for body in held] == [("second", "paused")]
+
+
+@pytest.mark.parametrize("owner", [ACME, GLOBEX])
+def test_a_runner_cannot_steer(guarded: Broker, owner: tuple[str, str]) -> None:
+    with User(guarded, GLOBEX, "runner") as runner:
+        assert runner.say(owner, "global", PAUSE) == "Not authorized"
+    with User(guarded, owner, "operator") as operator:
+        assert all_heard(operator, owner) == []
+
+
+def test_a_runner_cannot_pose_as_one_of_another_organisation(
+    guarded: Broker, start: Callable[..., Going], caplog: pytest.LogCaptureFixture
+) -> None:
+    with User(guarded, ACME, "operator") as operator:
+        assert start(ACME, as_runner_of=GLOBEX).end() == 2
+        assert all_heard(operator, ACME) == []
+    assert "Not authorized" in " ".join(warnings(caplog))

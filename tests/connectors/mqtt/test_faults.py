@@ -1,0 +1,358 @@
+"""Brokers that are not there, freeze, die and come back, refuse us, or cut the connection: the run is the same."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cascade as cs
+from cascade.connectors.mqtt import MqttConnector
+from cascade.runtime.exceptions import TelemetryLostError
+from cascade.telemetry.topics import events_topic, source, status_topic
+from tests.connectors.mqtt.broker import Broker, Listener, free_port
+from tests.connectors.mqtt.messages import events, numbers, statuses, telemetry, warnings
+from tests.connectors.mqtt.waiting import hold_back, is_connected, until
+
+TOPIC = events_topic("local", "default", "run")
+ITEMS = 300
+MESSAGES = 2 * ITEMS + 4
+"""Of a run of so many: two of each task, of the map, and of the run."""
+
+
+@cs.task
+async def double(x: int) -> int:
+    return 2 * x
+
+
+def timed_run(connector: MqttConnector, target: Any = None) -> float:
+    start = time.monotonic()
+    flow = double.map(x=list(range(ITEMS))) if target is None else target
+    assert cs.run(flow, connector=connector, log_level="ERROR") == [2 * x for x in range(ITEMS)]
+    return time.monotonic() - start
+
+
+def test_a_refused_port_costs_nothing_but_the_messages(caplog: pytest.LogCaptureFixture) -> None:
+    port = free_port()
+    took = timed_run(MqttConnector("127.0.0.1", port))
+    (warning,) = warnings(caplog)
+    count = f"{MESSAGES} of {MESSAGES} messages were lost"
+    assert warning == f"MqttConnector: {count} at 127.0.0.1:{port}: connection refused"
+    assert took < 1.0
+
+
+def test_a_broker_that_never_answers_costs_a_second(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
+    with broker.frozen():
+        took = timed_run(MqttConnector("127.0.0.1", broker.port))
+    (warning,) = warnings(caplog)
+    assert f"{MESSAGES} messages were lost" in warning
+    assert "not acknowledged" in warning
+    assert took < 3.0
+
+
+def test_a_broker_that_freezes_during_the_run_costs_a_second(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
+    connector = MqttConnector("127.0.0.1", broker.port)
+
+    @cs.task
+    async def freeze(found: list[int]) -> list[int]:
+        await until(lambda: connector._outbox.sent > 0)
+        broker.freeze()
+        return found
+
+    try:
+        took = timed_run(connector, freeze(double.map(x=list(range(ITEMS)))))
+    finally:
+        broker.thaw()
+    (warning,) = warnings(caplog)
+    assert "messages were lost" in warning
+    assert took < 4.0
+
+
+def test_strict_makes_an_error_of_what_was_lost() -> None:
+    connector = MqttConnector("127.0.0.1", free_port(), strict=True)
+    with pytest.raises(TelemetryLostError, match="connection refused") as caught:
+        timed_run(connector)
+    assert caught.value.lost == MESSAGES
+
+
+def test_a_name_that_nobody_knows_is_named_as_the_reason(caplog: pytest.LogCaptureFixture) -> None:
+    timed_run(MqttConnector("broker.invalid"))
+    (warning,) = warnings(caplog)
+    assert "lost at broker.invalid:1883: " in warning
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.3])
+async def test_a_broker_that_is_killed_and_started_again_gets_all_in_order(
+    broker: Broker, pause: float, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connector = MqttConnector("127.0.0.1", broker.port)
+    count = 4_000
+    await connector.connect()
+    await until(lambda: is_connected(connector))
+    for number in range(count // 2):
+        await connector.publish(TOPIC, telemetry(number), 1)
+    await until(lambda: connector._outbox.sent > 200)
+    listening = hold_back(monkeypatch)
+    broker.kill()
+    await until(lambda: not is_connected(connector))
+    arrived = connector._outbox.sent
+    time.sleep(pause)  # noqa: ASYNC251 - the loop may be busy all that time
+    broker.start()
+    with Listener(broker.port) as listener:
+        listening.set()
+        for number in range(count // 2, count):
+            await connector.publish(TOPIC, telemetry(number), 1)
+        await connector.disconnect()
+        found = numbers(listener.wait_for(lambda seen: numbers(seen[-5:])[-1:] == [count - 1]))
+    assert found == list(range(arrived, count)), "what was not acknowledged comes, in order"
+    assert warnings(caplog) == []
+    assert connector._outbox.lost == 0
+
+
+def test_a_run_through_a_restart_of_the_broker(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with Broker(tmp_path, "max_queued_messages 0", "max_inflight_messages 0") as broker:
+        connector = MqttConnector("127.0.0.1", broker.port)
+
+        @cs.task
+        def restart(x: int) -> int:
+            broker.kill()
+            broker.start()
+            return x
+
+        target = double.map(x=[restart(double(x)) for x in range(1)] + list(range(200)))
+        assert len(cs.run(target, connector=connector, log_level="ERROR")) == 201
+        assert connector._outbox.lost == 0
+        assert connector._outbox.sent == connector._outbox.put_count
+    assert warnings(caplog) == []
+
+
+def test_a_broker_that_comes_up_during_the_run_gets_all_of_it(
+    broker: Broker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker.kill()
+    connector = MqttConnector("127.0.0.1", broker.port)
+
+    @cs.task
+    def start(found: list[int]) -> list[int]:
+        session = connector._session
+        while session is None or not session.peer.is_dead:
+            time.sleep(0.01)
+        listening = hold_back(monkeypatch)
+        broker.start()
+        stack.enter_context(listener)
+        listening.set()
+        return found
+
+    with contextlib.ExitStack() as stack:
+        listener = Listener(broker.port)
+        timed_run(connector, start(double.map(x=list(range(ITEMS)))))
+        assert numbers(listener.wait_for(_has_ended)) == list(range(MESSAGES + 2))
+    assert warnings(caplog) == []
+
+
+def _has_ended(messages: list[Any]) -> bool:
+    return any(payload["body"].get("event") == "ENGINE_STOPPED" for payload in events(messages))
+
+
+def password_file(folder: Path) -> Path:
+    path = folder / "passwords"
+    path.touch(mode=0o600)
+    for name, secret in (("ada", "right:/?#@"), ("bob", "b")):
+        subprocess.run(["mosquitto_passwd", "-b", str(path), name, secret], check=True, capture_output=True)
+    return path
+
+
+def test_a_wrong_password_is_told_and_not_tried_again_and_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Broker(tmp_path, f"password_file {password_file(tmp_path)}", anonymous=False) as broker:
+        took = timed_run(MqttConnector("127.0.0.1", broker.port, username="ada", password="wrong"))
+        (warning,) = warnings(caplog)
+        assert "not authorized" in warning.lower()
+        assert "wrong" not in warning
+        assert took < 2.0
+        caplog.clear()
+        timed_run(MqttConnector("127.0.0.1", broker.port, username="ada", password="right:/?#@"))
+        timed_run(MqttConnector.from_url(f"mqtt://ada:right%3A%2F%3F%23%40@127.0.0.1:{broker.port}"))
+        assert warnings(caplog) == []
+
+
+async def test_after_a_refusal_the_next_attempt_is_far_away(tmp_path: Path) -> None:
+    with Broker(tmp_path, anonymous=False) as broker:
+        connector = MqttConnector("127.0.0.1", broker.port)
+        await connector.connect()
+        session = connector._session
+        assert session is not None
+        await until(lambda: session.peer.is_dead)
+        assert session.peer.next_pause() == 30.0
+        await connector.disconnect()
+
+
+def test_what_an_access_list_forbids_is_counted_with_the_reason_and_the_topic(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rules = tmp_path / "acl"
+    rules.write_text("topic write cascade/status/#\n")
+    with Broker(tmp_path, f"acl_file {rules}") as broker:
+        timed_run(MqttConnector("127.0.0.1", broker.port))
+    (warning,) = warnings(caplog)
+    # A broker does not answer QoS 0: only the loss of the others can be seen.
+    assert f"{ITEMS + 3} of {MESSAGES} messages were lost" in warning
+    assert "Not authorized, on topic cascade/telemetry/local/default/" in warning
+
+
+async def test_two_clients_with_one_id_do_not_fight_for_ever(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
+    first, second = (MqttConnector("127.0.0.1", broker.port, client_id="same") for _ in range(2))
+    with Listener(broker.port, "cascade/telemetry/#") as listener:
+        await first.connect()
+        await until(lambda: is_connected(first))
+        await second.connect()
+        await until(lambda: len(warnings(caplog)) > 0 and is_connected(first) and is_connected(second))
+        for number, connector in enumerate((first, second)):
+            await connector.publish(TOPIC, telemetry(number), 1)
+            await connector.disconnect()
+        assert numbers(listener.wait_for(lambda seen: len(seen) == 2)) == [0, 1]
+    told = warnings(caplog)
+    assert len(told) in {1, 2}, "one of them gives way, or both do, once"
+    assert all(
+        w.startswith("MqttConnector: another client seems to have the id 'same': going on as 'same-") for w in told
+    )
+
+
+@pytest.mark.parametrize("most", [1, 2, 20])
+def test_no_more_is_out_than_the_broker_takes(tmp_path: Path, most: int, caplog: pytest.LogCaptureFixture) -> None:
+    with Broker(tmp_path, "max_queued_messages 0", f"max_inflight_messages {most}") as broker:
+        connector = MqttConnector("127.0.0.1", broker.port)
+        timed_run(connector)
+        assert connector._outbox.sent == MESSAGES
+    assert warnings(caplog) == []
+
+
+@pytest.mark.parametrize("limit", ["message_size_limit", "max_packet_size"])
+@pytest.mark.parametrize("qos", [0, 1])
+async def test_what_is_too_big_for_the_broker_arrives_without_what_can_be_missed(
+    tmp_path: Path, limit: str, qos: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Broker(tmp_path, f"{limit} 10000") as broker, Listener(broker.port, "cascade/telemetry/#") as listener:
+        connector = MqttConnector("127.0.0.1", broker.port)
+        await connector.connect()
+        for number in range(100):
+            big = {"output": "x" * 20_000} if number == 50 else {}
+            await connector.publish(TOPIC, telemetry(number, **big), qos if big else 1)
+        await connector.disconnect()
+        messages = listener.wait_for(lambda seen: numbers(seen[-5:])[-1:] == [99])
+    assert warnings(caplog) == []
+    if limit == "message_size_limit" and qos == 0:  # Mosquitto throws it away, and nobody can tell
+        assert sorted({*numbers(messages), 50}) == list(range(100))
+        return
+    assert sorted(set(numbers(messages))) == list(range(100))
+    assert events(messages)[numbers(messages).index(50)]["body"]["metadata"] == {"truncated": ["output"]}
+
+
+@pytest.mark.parametrize("limit", ["message_size_limit", "max_packet_size"])
+async def test_what_cannot_be_made_small_enough_is_lost_alone(
+    tmp_path: Path, limit: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Broker(tmp_path, f"{limit} 10000") as broker, Listener(broker.port, "cascade/telemetry/#") as listener:
+        connector = MqttConnector("127.0.0.1", broker.port)
+        await connector.connect()
+        for number in range(100):
+            more = {"unknown": "x" * 20_000} if number in {20, 70} else {}
+            await connector.publish(TOPIC, telemetry(number, **more), 1)
+        await connector.disconnect()
+        found = numbers(listener.wait_for(lambda seen: numbers(seen[-5:])[-1:] == [99]))
+    assert sorted({*found, 20, 70}) == list(range(100))
+    (warning,) = warnings(caplog)
+    assert warning.startswith("MqttConnector: 2 of 100 messages were lost")
+    assert ("more than the broker takes" if limit == "max_packet_size" else "the connection broke whenever") in warning
+
+
+def test_a_subscriber_that_is_frozen_misses_nothing_if_the_broker_may_queue(
+    shared_broker: Broker, project: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    pattern = f"cascade/telemetry/local/{project}/#"
+    options = ["-p", str(shared_broker.port), "-V", "5", "-q", "1", "-t", pattern, "-C", str(MESSAGES + 1), "-F", "%q"]
+    with Listener(shared_broker.port, pattern) as beside:
+        slow = subprocess.Popen(["mosquitto_sub", *options], stdout=subprocess.PIPE, text=True)
+        try:
+            # It is subscribed once it hears what is retained for it.
+            beside.publish(f"cascade/telemetry/local/{project}/hello", b"hello", retain=True)
+            assert slow.stdout is not None
+            assert slow.stdout.readline()
+            slow.send_signal(signal.SIGSTOP)
+            timed_run(MqttConnector("127.0.0.1", shared_broker.port))
+            beside.wait_for(lambda seen: _has_ended([m for m in seen if m.payload != b"hello"]))
+            slow.send_signal(signal.SIGCONT)
+            assert slow.wait(20) == 0
+        finally:
+            slow.kill()
+            slow.stdout.close() if slow.stdout else None
+            beside.publish(f"cascade/telemetry/local/{project}/hello", b"", retain=True)
+    assert warnings(caplog) == []
+
+
+WORKER = """
+import asyncio, sys, time
+from cascade.connectors.mqtt import MqttConnector
+
+async def main():
+    connector = MqttConnector("127.0.0.1", int(sys.argv[1]))
+    await connector.connect()
+    print("connected", flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+def test_a_worker_that_is_killed_is_known_to_be_gone(shared_broker: Broker, listener: Listener, project: str) -> None:
+    environment = {**os.environ, "CASCADE_PROJECT_ID": project}
+    worker = subprocess.Popen([sys.executable, "-c", WORKER, str(shared_broker.port)], env=environment)
+    try:
+        (online,) = listener.wait_for(lambda seen: len(seen) == 1)
+        assert (online.payload, online.retain) == (b"online", True)
+    finally:
+        worker.kill()
+        worker.wait()
+    seen = listener.wait_for(lambda seen: len(seen) == 2)
+    assert statuses(seen) == [(b"online", True), (b"offline", True)]
+    topic = seen[1].topic
+    assert topic == status_topic("local", project, source().rpartition("-")[0] + f"-{worker.pid}")
+    with Listener(shared_broker.port, topic) as later:
+        (left,) = later.wait_for(lambda seen: len(seen) == 1)
+        assert (left.payload, left.retain) == (b"offline", True)
+        assert left.properties is not None
+        assert 86_000 < left.properties.MessageExpiryInterval <= 86_400  # type: ignore[attr-defined]
+    listener.publish(topic, b"", retain=True)
+
+
+LEAVER = """
+import asyncio, sys
+from cascade.connectors.mqtt import MqttConnector
+
+async def main():
+    connector = MqttConnector("127.0.0.1", int(sys.argv[1]))
+    await connector.connect()
+    await connector.publish(sys.argv[2], {"seq": 1}, 1)
+    sys.exit(3)
+
+asyncio.run(main())
+"""
+
+
+def test_an_interpreter_that_exits_in_the_middle_says_goodbye(
+    shared_broker: Broker, listener: Listener, project: str
+) -> None:
+    environment = {**os.environ, "CASCADE_PROJECT_ID": project}
+    topic = events_topic("local", project, "run")
+    command = [sys.executable, "-c", LEAVER, str(shared_broker.port), topic]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=20)
+    assert (done.returncode, done.stderr) == (3, "")
+    seen = listener.wait_for(lambda seen: (b"", True) in statuses(seen))
+    assert numbers(seen) == [1]
+    assert statuses(seen) == [(b"online", True), (b"offline", False), (b"", True)]

@@ -1,0 +1,182 @@
+"""Arguments, URLs and the environment: what cannot be used is refused at once, and no password is shown."""
+
+import ssl
+import subprocess
+import sys
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import cascade as cs
+from cascade.connectors.mqtt import MqttConnector
+from cascade.connectors.mqtt._options import MqttOptions
+from cascade.connectors.mqtt._url import arguments_of
+from cascade.runtime.protocols import Capturing, Connector, Gate, Unsubscribing
+
+
+def test_defaults() -> None:
+    options = MqttConnector()._options
+    assert (options.hostname, options.port, options.keepalive, options.context) == ("localhost", 1883, 30, None)
+    assert MqttConnector(tls=True)._options.port == 8883
+    assert MqttConnector(port=1, tls=True)._options.port == 1
+
+
+def test_it_offers_what_the_engine_looks_for() -> None:
+    connector = MqttConnector(capture="results")
+    for protocol in (Connector, Gate, Capturing, Unsubscribing):
+        assert isinstance(connector, protocol)
+    assert connector.capture == {"results"}
+    assert cs.MqttConnector is MqttConnector
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"hostname": ""}, "hostname: give"),
+        ({"hostname": "mqtt://host"}, "from_url"),
+        ({"hostname": "a b"}, "hostname: give"),
+        ({"hostname": 1}, "hostname: give"),
+        ({"port": 0}, "port=0"),
+        ({"port": 65_536}, "port=65536: give at most 65,535"),
+        ({"port": "1883"}, "port='1883'"),
+        ({"port": True}, "port=True"),
+        ({"keepalive": 0}, "keepalive=0"),
+        ({"keepalive": 70_000}, "keepalive=70000"),
+        ({"keepalive": 1.5}, r"keepalive=1\.5"),
+        ({"username": ""}, "username=''"),
+        ({"username": "a\n"}, "username="),
+        ({"password": "x"}, "password without username"),
+        ({"username": "a", "password": 1}, "password: give a text"),
+        ({"username": "a", "password": "x" * 70_000}, "password: give a text"),
+        ({"client_id": ""}, "client_id=''"),
+        ({"client_id": "a\0"}, "client_id="),
+        ({"tls": "yes"}, "tls='yes': give True or an"),
+        ({"tls": 1}, "tls=1"),
+        ({"tls": False}, "tls=False"),
+        ({"ca_certificate": "/nowhere.pem"}, "ca_certificate='/nowhere.pem' is no file"),
+        ({"client_key": __file__}, "client_key without client_certificate"),
+        ({"ca_certificate": __file__}, "ca_certificate=.* cannot be used"),
+        ({"client_certificate": __file__}, "client_certificate=.* cannot be used"),
+        ({"tls": ssl.create_default_context(), "ca_certificate": __file__}, "the business of the SSLContext"),
+        ({"capture": "everything"}, "capture: 'everything' is unknown"),
+        ({"flush_timeout": 0}, "flush_timeout=0"),
+        ({"on_full": "block"}, "on_full='block': choose from 'wait', 'drop'"),
+        ({"max_buffer_bytes": 1.5}, "max_buffer_bytes="),
+    ],
+)
+def test_what_cannot_be_used_is_refused_with_the_fix(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MqttConnector(**arguments)
+
+
+def test_an_organization_that_cannot_be_part_of_a_topic_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CASCADE_ORG_ID", "a/b")
+    with pytest.raises(ValueError, match="CASCADE_ORG_ID"):
+        MqttConnector()
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("mqtt://host", {"hostname": "host", "port": 1883}),
+        ("mqtts://host", {"hostname": "host", "port": 8883, "tls": True}),
+        ("MQTT://Host:1/", {"hostname": "host", "port": 1}),
+        ("mqtt://[::1]:2", {"hostname": "::1", "port": 2}),
+        ("mqtt://u:p%40%2F%3A@h", {"hostname": "h", "port": 1883, "username": "u", "password": "p@/:"}),
+        ("mqtt://u@h", {"hostname": "h", "port": 1883, "username": "u"}),
+        (
+            "mqtts://h?ca_certificate=/a%20b.pem&client_id=x&keepalive=5",
+            {
+                "hostname": "h",
+                "port": 8883,
+                "tls": True,
+                "ca_certificate": "/a b.pem",
+                "client_id": "x",
+                "keepalive": 5,
+            },
+        ),
+    ],
+)
+def test_urls(url: str, expected: dict[str, Any]) -> None:
+    assert arguments_of(url) == expected
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://host", "scheme 'http' is not supported: write mqtt:// or mqtts://"),
+        ("host:1883", "scheme '' is not supported"),
+        ("", "scheme ''"),
+        ("mqtt://", "names no host"),
+        ("mqtt://:1883", "names no host"),
+        ("mqtt://h:0x1", "port is no number"),
+        ("mqtt://h:70000", "port is no number"),
+        ("mqtt://h/topic", "topics are fixed"),
+        ("mqtt://h#x", "topics are fixed"),
+        ("mqtt://[::1", "cannot be read"),
+        ("mqtt://h?clientid=x", "query key 'clientid' is unknown: choose from ca_certificate, "),
+        ("mqtt://h?ca_certificate=/x", "ca_certificate needs encryption: write mqtts://"),
+        ("mqtt://h?keepalive=x", "keepalive='x'"),
+        ("mqtt://h?client_id=", "client_id=''"),
+    ],
+)
+def test_urls_that_cannot_be_used(url: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
+        MqttConnector.from_url(url)
+    with pytest.raises(ValueError, match="CASCADE_MQTT_URL: "):
+        MqttConnector.from_environment({"CASCADE_MQTT_URL": url or "x"})
+
+
+def test_arguments_win_over_the_url() -> None:
+    connector = MqttConnector.from_url("mqtt://u:p@h:1?client_id=a", client_id="b", port=2, strict=True)
+    assert (connector._options.client_id, connector._options.port, connector._strict) == ("b", 2, True)
+
+
+def test_the_environment() -> None:
+    assert MqttConnector.from_environment({})._options.address == "localhost:1883"
+    found = MqttConnector.from_environment({"CASCADE_MQTT_URL": " mqtt://u:p@h:7 "})._options
+    assert (found.address, found.username, found.password) == ("h:7", "u", "p")
+
+
+SECRET = st.text(st.characters(exclude_categories=["Cs", "Cc", "Cn"]), min_size=1, max_size=20)
+
+
+@given(SECRET.filter(str.isprintable), SECRET)
+def test_what_is_percent_encoded_comes_out_as_it_was(username: str, password: str) -> None:
+    found = arguments_of(f"mqtt://{quote(username, safe='')}:{quote(password, safe='')}@h:1")
+    assert (found["username"], found["password"]) == (username, password)
+
+
+SHOWN = "SeCrEt"
+
+
+@given(st.text("/?#@:%[]&= ax", max_size=8), st.text("/?#@:%[]&= ax", max_size=8))
+def test_no_error_and_no_picture_shows_a_password(before: str, after: str) -> None:
+    """However wrongly it is written into the URL."""
+    assert SHOWN not in told_of(f"mqtt://user:{before}{SHOWN}{after}@host:1883")
+
+
+def told_of(url: str) -> str:
+    try:
+        connector = MqttConnector.from_url(url)
+    except ValueError as error:
+        return str(error)
+    return repr(connector) + str(connector) + repr(connector._options)
+
+
+def test_a_missing_library_is_named_with_the_command_that_fixes_it() -> None:
+    code = "import sys; sys.modules['paho'] = None; import cascade; cascade.MqttConnector"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "pip install 'cascade-runs[mqtt]'" in done.stderr
+
+
+def test_paho_is_not_imported_before_it_is_used() -> None:
+    code = "import sys, cascade; cascade.task; sys.exit('paho' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_addresses_are_readable() -> None:
+    assert MqttOptions.checked("::1", 7).address == "[::1]:7"

@@ -1,0 +1,80 @@
+"""Who looks at the status topics knows which processes are there."""
+
+import asyncio
+
+import pytest
+
+import cascade as cs
+from cascade.connectors.mqtt import MqttConnector
+from cascade.telemetry.topics import source, status_topic
+from tests.connectors.mqtt.broker import Broker, Listener
+from tests.connectors.mqtt.messages import statuses
+
+CLEAN = [(b"online", True), (b"offline", False), (b"", True)]
+"""Said to those who listen; nothing is left for those who come later."""
+
+
+@cs.task
+async def one() -> int:
+    return 1
+
+
+@cs.task
+async def fail() -> int:
+    raise LookupError("the workflow's own")
+
+
+def test_a_run_comes_and_goes(shared_broker: Broker, listener: Listener, project: str) -> None:
+    assert cs.run(one(), connector=MqttConnector("127.0.0.1", shared_broker.port), log_level="ERROR") == 1
+    seen = listener.wait_for(lambda seen: (b"", True) in statuses(seen))
+    assert statuses(seen) == CLEAN
+    said = [message for message in seen if message.topic.startswith("cascade/status/")]
+    assert {message.topic for message in said} == {status_topic("local", project, source())}
+    assert {message.qos for message in said} == {1}
+    with Listener(shared_broker.port, f"cascade/status/local/{project}/#") as later:
+        later.publish(f"cascade/status/local/{project}/mark", b"mark")
+        assert [message.payload for message in later.wait_for(len)] == [b"mark"], "nothing was retained"
+
+
+def test_a_run_that_failed_leaves_cleanly_too(shared_broker: Broker, listener: Listener) -> None:
+    with pytest.raises(LookupError, match="own"):
+        cs.run(fail(), connector=MqttConnector("127.0.0.1", shared_broker.port), log_level="ERROR")
+    seen = listener.wait_for(lambda seen: (b"", True) in statuses(seen))
+    assert statuses(seen) == CLEAN
+
+
+async def test_a_run_that_is_cancelled_leaves_cleanly_too(shared_broker: Broker, listener: Listener) -> None:
+    running = asyncio.Event()
+
+    @cs.task
+    async def forever() -> None:
+        running.set()
+        await asyncio.Event().wait()
+
+    connector = MqttConnector("127.0.0.1", shared_broker.port)
+    run = asyncio.ensure_future(cs.run_async(forever(), connector=connector, log_level="ERROR"))
+    await running.wait()
+    run.cancel()
+    await asyncio.wait({run})
+    seen = listener.wait_for(lambda seen: (b"", True) in statuses(seen))
+    assert statuses(seen) == CLEAN
+
+
+async def test_it_says_so_again_over_each_connection(broker: Broker) -> None:
+    connector = MqttConnector("127.0.0.1", broker.port)
+    await connector.connect()
+    for _ in range(2):
+        with Listener(broker.port, "cascade/status/#") as listener:
+            assert [m.payload for m in listener.wait_for(len)] == [b"online"]
+        broker.restart()
+    await connector.disconnect()
+
+
+async def test_in_the_middle_of_several_runs_it_stays(shared_broker: Broker, listener: Listener) -> None:
+    connector = MqttConnector("127.0.0.1", shared_broker.port)
+    await connector.connect()
+    assert await cs.run_async(one(), connector=connector, log_level="ERROR") == 1
+    assert await cs.run_async(one(), connector=connector, log_level="ERROR") == 1
+    await connector.disconnect()
+    seen = listener.wait_for(lambda seen: (b"", True) in statuses(seen))
+    assert statuses(seen) == CLEAN

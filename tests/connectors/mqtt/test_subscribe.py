@@ -1,0 +1,351 @@
+"""The way back in: what is retained comes first, nothing floods anybody, and a reconnection is not a change."""
+
+import asyncio
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cascade.connectors.mqtt import MqttConnector
+from cascade.telemetry.wire import Unreadable
+from tests.connectors.mqtt.broker import Broker, Listener, free_port
+from tests.connectors.mqtt.messages import telemetry, warnings
+from tests.connectors.mqtt.waiting import hold_back, is_connected, until
+
+CONTROL = "cascade/control/local/default/constraints/#"
+PAUSE = "cascade/control/local/default/constraints/global/pause"
+
+
+class Gardener:
+    """A callback that keeps what it is called with."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+
+    async def __call__(self, topic: str, payload: dict[str, Any]) -> None:
+        await asyncio.sleep(0)
+        self.calls.append((topic, payload))
+
+    @property
+    def payloads(self) -> list[dict[str, Any]]:
+        return [payload for _, payload in self.calls]
+
+
+def constraint(number: int = 0) -> dict[str, Any]:
+    return {"id": f"c{number}", "type": "pause", "params": {}}
+
+
+async def connected(broker: Broker, **options: Any) -> MqttConnector:
+    connector = MqttConnector("127.0.0.1", broker.port, **options)
+    await connector.connect()
+    return connector
+
+
+@pytest.mark.parametrize("settings", [(), ("max_inflight_messages 1",), ("max_inflight_messages 0",)])
+async def test_all_that_is_retained_has_been_handed_over_when_it_returns(
+    tmp_path: Path, settings: tuple[str, ...]
+) -> None:
+    """However few messages the broker has out at once: Mosquitto has 20 by default."""
+    with Broker(tmp_path, *settings) as broker, Listener(broker.port) as other:
+        topics = [f"cascade/control/local/default/constraints/task/t{n}/pause" for n in range(100)]
+        for number, topic in enumerate(topics):
+            other.publish(topic, json.dumps(constraint(number)), retain=True)
+        gardener, connector = Gardener(), await connected(broker)
+        await connector.subscribe(CONTROL, gardener)
+        assert sorted(gardener.calls) == sorted((topic, constraint(n)) for n, topic in enumerate(topics))
+        second = Gardener()
+        await connector.subscribe(CONTROL, second)
+        assert sorted(second.calls) == sorted(gardener.calls)
+        await connector.disconnect()
+
+
+async def test_messages_come_as_they_are_sent(broker: Broker) -> None:
+    with Listener(broker.port) as other:
+        gardener, connector = Gardener(), await connected(broker)
+        await connector.subscribe(CONTROL, gardener)
+        assert gardener.calls == []
+        sent: list[tuple[bytes, dict[str, Any]]] = [
+            (b'{"a": 1}', {"a": 1}),
+            (b"", {}),
+            (b"[1]", Unreadable("it must be a JSON object, not list")),
+            (b"\xff", Unreadable("it is not in UTF-8")),
+            (b"x" * 20_000, Unreadable("it has 20,000 bytes, more than 16,384")),
+            (b"x" * 1_000_000, Unreadable("it has 1,000,000 bytes, more than 16,384")),
+        ]
+        for count, (data, _) in enumerate(sent, 1):
+            await asyncio.to_thread(other.publish, PAUSE, data)
+            await until(lambda count=count: len(gardener.calls) == count)  # type: ignore[misc]
+        # What is bigger than two megabytes is not even delivered.
+        await asyncio.to_thread(other.publish, PAUSE, b"x" * 3_000_000)
+        await asyncio.to_thread(other.publish, PAUSE, b'{"b": 2}')
+        await until(lambda: len(gardener.calls) > len(sent))
+        expected = [*(payload for _, payload in sent), {"b": 2}]
+        assert gardener.calls == [(PAUSE, payload) for payload in expected]
+        reasons = [getattr(payload, "reason", None) for payload in gardener.payloads]
+        assert reasons == [getattr(payload, "reason", None) for payload in expected]
+        await connector.disconnect()
+
+
+async def test_it_waits_for_the_callbacks_but_not_for_ever(broker: Broker) -> None:
+    with Listener(broker.port) as other:
+        other.publish(PAUSE, json.dumps(constraint()), retain=True)
+        connector, done = await connected(broker), asyncio.Event()
+
+        async def slow(topic: str, payload: dict[str, Any]) -> None:
+            await asyncio.sleep(0.1)
+            done.set()
+
+        async def stuck(topic: str, payload: dict[str, Any]) -> None:
+            await asyncio.Event().wait()
+
+        await connector.subscribe(CONTROL, slow)
+        assert done.is_set()
+        start = time.monotonic()
+        await connector.subscribe(CONTROL, stuck)
+        assert 0.9 < time.monotonic() - start < 3
+        await connector.disconnect()
+
+
+async def test_it_returns_at_once_if_nobody_is_there() -> None:
+    connector = MqttConnector("127.0.0.1", free_port())
+    await connector.connect()
+    start = time.monotonic()
+    await connector.subscribe(CONTROL, Gardener())
+    assert time.monotonic() - start < 0.5
+    await connector.disconnect()
+
+
+async def test_it_returns_after_a_second_if_nobody_answers(broker: Broker) -> None:
+    with broker.frozen():
+        connector = await connected(broker)
+        start = time.monotonic()
+        await connector.subscribe(CONTROL, Gardener())
+        assert 0.9 < time.monotonic() - start < 3
+        await connector.disconnect()
+
+
+async def test_before_anybody_connects_it_is_remembered(broker: Broker) -> None:
+    with Listener(broker.port) as other:
+        other.publish(PAUSE, json.dumps(constraint()), retain=True)
+        connector, gardener = MqttConnector("127.0.0.1", broker.port), Gardener()
+        await connector.subscribe(CONTROL, gardener)
+        await connector.connect()
+        await until(lambda: gardener.payloads == [constraint()])
+        await connector.disconnect()
+
+
+async def test_who_has_unsubscribed_hears_nothing_more(broker: Broker) -> None:
+    with Listener(broker.port) as other:
+        first, second, connector = Gardener(), Gardener(), await connected(broker)
+        for gardener in (first, second):
+            await connector.subscribe(CONTROL, gardener)
+        await connector.unsubscribe(CONTROL, first)
+        await connector.unsubscribe(CONTROL, first)
+        await connector.unsubscribe("never/subscribed", first)
+        await asyncio.to_thread(other.publish, PAUSE, b'{"a": 1}')
+        await until(lambda: second.payloads)
+        await connector.unsubscribe(CONTROL, second)
+        # Subscribed anew it is told anew what is retained.
+        await asyncio.to_thread(other.publish, PAUSE, b'{"b": 2}', retain=True)
+        third = Gardener()
+        await connector.subscribe(CONTROL, third)
+        assert (first.payloads, second.payloads, third.payloads) == ([], [{"a": 1}], [{"b": 2}])
+        await connector.disconnect()
+
+
+async def test_the_last_disconnect_ends_all_of_them(broker: Broker) -> None:
+    with Listener(broker.port) as other:
+        gardener, connector = Gardener(), await connected(broker)
+        await connector.connect()
+        await connector.subscribe(CONTROL, gardener)
+        await connector.disconnect()
+        await asyncio.to_thread(other.publish, PAUSE, b'{"a": 1}')
+        await until(lambda: gardener.payloads == [{"a": 1}])
+        await connector.disconnect()
+        await connector.connect()
+        await until(lambda: is_connected(connector))
+        await asyncio.to_thread(other.publish, PAUSE, b'{"b": 2}')
+        await connector.subscribe("cascade/else", Gardener())  # a round trip
+        assert gardener.payloads == [{"a": 1}]
+        await connector.disconnect()
+
+
+async def test_a_callback_that_fails_is_told_once_and_called_again(
+    broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Listener(broker.port) as other:
+        connector, calls = await connected(broker), list[Any]()
+
+        async def fail(topic: str, payload: dict[str, Any]) -> None:
+            calls.append(payload)
+            raise LookupError("the subscriber's own")
+
+        await connector.subscribe(CONTROL, fail)
+        for number in range(3):
+            await asyncio.to_thread(other.publish, PAUSE, json.dumps({"n": number}))
+            await until(lambda number=number: len(calls) == number + 1)  # type: ignore[misc]
+        await connector.disconnect()
+    told = [record for record in caplog.records if record.levelno >= logging.ERROR and "cascade" in record.name]
+    assert [record.getMessage() for record in told] == [
+        f"MqttConnector: a subscriber failed for {PAUSE}; further failures are not told"
+    ]
+
+
+async def test_what_was_cleared_while_the_connection_was_lost_comes_as_cleared(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other_topic = PAUSE.replace("global", "task/t")
+    changed, new = PAUSE.replace("pause", "concurrency"), PAUSE.replace("pause", "rate_limit")
+    with Listener(broker.port) as other:
+        for topic in (PAUSE, other_topic, changed):
+            other.publish(topic, json.dumps(constraint()), retain=True)
+        other.publish(PAUSE.replace("pause", "x"), b'{"not": "retained"}')
+    gardener, connector = Gardener(), await connected(broker)
+    await connector.subscribe(CONTROL, gardener)
+    assert len(gardener.calls) == 3
+    gardener.calls.clear()
+    may_connect = hold_back(monkeypatch)
+    broker.restart()  # without persistence it has forgotten everything
+    with Listener(broker.port) as other:
+        other.publish(other_topic, json.dumps(constraint()), retain=True)
+        other.publish(changed, json.dumps(constraint(1)), retain=True)
+        other.publish(new, json.dumps(constraint(2)), retain=True)
+        may_connect.set()
+        await until(lambda: len(gardener.calls) == 3)
+        assert sorted(gardener.calls, key=str) == sorted(
+            [(PAUSE, {}), (changed, constraint(1)), (new, constraint(2))], key=str
+        ), "what has not changed is not told again"
+        await asyncio.to_thread(other.publish, PAUSE, b'{"live": 1}')
+        await until(lambda: len(gardener.calls) == 4)
+    await connector.disconnect()
+
+
+async def test_a_flood_neither_stops_the_event_loop_nor_is_kept(broker: Broker) -> None:
+    with Listener(broker.port, "nothing") as other:
+        gardener, connector = Gardener(), await connected(broker)
+        await connector.subscribe(CONTROL, gardener)
+        count, longest, last = 20_000, 0.0, time.monotonic()
+
+        def flood() -> None:
+            for number in range(count):
+                other.client.publish(PAUSE, json.dumps({"n": number}))
+
+        flooding = asyncio.ensure_future(asyncio.to_thread(flood))
+        async with asyncio.timeout(40):
+            while gardener.payloads[-1:] != [{"n": count - 1}]:
+                await asyncio.sleep(0)
+                longest, last = max(longest, time.monotonic() - last), time.monotonic()
+        assert longest < 0.5, "seconds for which nothing else could run"
+        found = [payload["n"] for payload in gardener.payloads]
+        assert found == sorted(found)
+        await flooding
+        await connector.disconnect()
+
+
+async def test_of_a_hundred_thousand_messages_only_the_latest_of_each_topic_waits(broker: Broker) -> None:
+    gardener, connector = Gardener(), await connected(broker)
+    await connector.subscribe(CONTROL, gardener)
+    subscriptions = connector._subscriptions
+    for number in range(100_000):
+        subscriptions.receive(f"{PAUSE}/{number % 10}", b'{"n": %d}' % number, retained=False)
+    (subscription,) = subscriptions.all()
+    assert len(subscription.inboxes[0]._pending) == 10
+    await until(lambda: len(gardener.calls) == 10)
+    assert gardener.payloads == [{"n": 99_990 + n} for n in range(10)]
+    await connector.disconnect()
+
+
+async def test_more_topics_than_anyone_needs_are_refused_with_one_warning(
+    broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    connector, may_go_on, calls = await connected(broker), asyncio.Event(), list[str]()
+
+    async def held_up(topic: str, payload: dict[str, Any]) -> None:
+        await may_go_on.wait()
+        calls.append(topic)
+
+    await connector.subscribe(CONTROL, held_up)
+    for number in range(10_000):
+        connector._subscriptions.receive(f"{PAUSE}/{number}", b'{"n": 1}', retained=True)
+    (warning,) = warnings(caplog)
+    assert "4,096 topics" in warning
+    may_go_on.set()
+    await until(lambda: len(calls) >= 4_096)
+    (subscription,) = connector._subscriptions.all()
+    assert len(subscription.held) <= 4_096
+    await connector.disconnect()
+
+
+def test_a_subscription_whose_event_loop_is_gone_is_dropped(broker: Broker) -> None:
+    connector = MqttConnector("127.0.0.1", broker.port)
+    runner = asyncio.Runner()
+    with runner:
+        runner.run(connector.connect())
+        asyncio.run(_subscribe_and_go(connector))
+        connector._subscriptions.receive(PAUSE, b'{"a": 1}', retained=False)
+        assert connector._subscriptions.all() == []
+        gardener = Gardener()
+        runner.run(connector.subscribe(CONTROL, gardener))
+        runner.run(connector.disconnect())
+
+
+async def _subscribe_and_go(connector: MqttConnector) -> None:
+    await connector.subscribe(CONTROL, Gardener())
+
+
+async def test_a_subscription_in_another_event_loop_is_ended_by_the_last_disconnect(broker: Broker) -> None:
+    connector = await connected(broker)
+    entered = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    async def elsewhere() -> str:
+        ended = asyncio.Event()
+
+        async def held_up(topic: str, payload: dict[str, Any]) -> None:
+            loop.call_soon_threadsafe(entered.set)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+
+        await connector.subscribe(CONTROL, held_up)
+        async with asyncio.timeout(20):
+            await ended.wait()
+        return "ended"
+
+    thread = asyncio.ensure_future(asyncio.to_thread(lambda: asyncio.run(elsewhere())))
+    await until(connector._subscriptions.all)
+    connector._subscriptions.receive(PAUSE, b'{"a": 1}', retained=False)
+    await entered.wait()
+    await connector.disconnect()
+    assert await thread == "ended"
+
+
+@pytest.mark.parametrize("pattern", ["", "a/#/b", "a+", "$SYS/#", "a\0"])
+async def test_what_is_no_topic_filter_is_refused(pattern: str) -> None:
+    with pytest.raises(ValueError, match="topic filter"):
+        await MqttConnector("127.0.0.1", free_port()).subscribe(pattern, Gardener())
+
+
+PLUGIN = Path("/usr/lib/x86_64-linux-gnu/mosquitto_dynamic_security.so")
+
+
+@pytest.mark.skipif(not PLUGIN.exists(), reason="the dynamic security plugin is not installed")
+async def test_a_subscription_that_is_refused_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An ACL file of Mosquitto 2.0 lets anybody subscribe, and delivers nothing; the plugin refuses."""
+    rules = {"publishClientSend": True, "publishClientReceive": True, "subscribe": False, "unsubscribe": True}
+    (tmp_path / "security.json").write_text(json.dumps({"defaultACLAccess": rules, "clients": [], "roles": []}))
+    options = (f"plugin {PLUGIN}", f"plugin_opt_config_file {tmp_path / 'security.json'}")
+    with Broker(tmp_path, *options) as broker:
+        connector = await connected(broker)
+        start = time.monotonic()
+        for _ in range(2):
+            await connector.subscribe(CONTROL, Gardener())
+        assert time.monotonic() - start < 0.9, "it is known that nothing will come"
+        await connector.publish("cascade/telemetry/local/default/run/events", telemetry(), 1)
+        await connector.disconnect()
+        assert connector._outbox.sent == 1
+    assert warnings(caplog) == [f"MqttConnector: control cannot be received on {CONTROL}: Not authorized"]

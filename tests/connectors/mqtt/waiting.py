@@ -1,0 +1,32 @@
+"""Waiting for what a connector's thread does."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from cascade.connectors.mqtt import MqttConnector
+from cascade.connectors.mqtt._link import Link
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - it is another thread that makes it true
+            await asyncio.sleep(0.01)
+
+
+def hold_back(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Let no connector connect before the event is set: what is sent before a listener has subscribed does not reach it."""
+    may_connect, open_link = threading.Event(), Link.open
+
+    def open_later(link: Link) -> None:
+        assert may_connect.wait(20)
+        open_link(link)
+
+    monkeypatch.setattr(Link, "open", open_later)
+    return may_connect
+
+
+def is_connected(connector: MqttConnector) -> bool:
+    return connector._session is not None and connector._session.peer.is_connected
