@@ -17,6 +17,8 @@ from stack import cache
 ROOT = Path(__file__).parent.parent
 MANIFEST = ROOT / "collector-config" / "builder.yaml"
 
+_COMPOSE_CONFIG = Path(__file__).parent / "compose_config"
+
 JAEGER = "2.13.0"
 _JAEGER_MODULE = "github.com/jaegertracing/jaeger@v1.76.0"
 """Jaeger 2.13.0: the module's own versions go on with the 1, and each release has both numbers."""
@@ -45,6 +47,13 @@ def jaeger_path() -> Path:
     return cache.folder() / f"jaeger-{JAEGER}"
 
 
+def compose_config_path() -> Path:
+    """Where the reader of Compose files is, or will be."""
+    sources = sorted(_COMPOSE_CONFIG.glob("*"))
+    made_of = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:8]
+    return cache.folder() / f"compose-config-{made_of}"
+
+
 def collector(say: Callable[[str], None] = print) -> Path:
     """Build the Collector with the builder of its own version, from the manifest; some minutes the first time."""
     path = collector_path()
@@ -56,6 +65,11 @@ def jaeger(say: Callable[[str], None] = print) -> Path:
     return _built(jaeger_path(), f"Jaeger {JAEGER}", _compile_jaeger, say)
 
 
+def compose_config(say: Callable[[str], None] = print) -> Path:
+    """Build what reads Compose files as Docker Compose does; some seconds the first time."""
+    return _built(compose_config_path(), "the reader of Compose files", _compile_compose_config, say)
+
+
 def _built(path: Path, title: str, compile_it: Callable[[Path, Path], None], say: Callable[[str], None]) -> Path:
     if path.exists():
         return path
@@ -63,7 +77,7 @@ def _built(path: Path, title: str, compile_it: Callable[[Path, Path], None], say
         if scratch is not None:
             if shutil.which("go") is None:
                 raise BuildError(f"{title} is built from source, and Go (https://go.dev) is not installed")
-            say(f"Building {title}, once for this machine: 2 to 5 minutes on two cores, more on one …")
+            say(f"Building {title}, once for this machine …")
             start = time.monotonic()
             compile_it(scratch, scratch / path.name)
             say(f"Built {title} in {time.monotonic() - start:.0f} s: {path}")
@@ -87,6 +101,11 @@ def _compile_jaeger(scratch: Path, program: Path) -> None:
     _go(["get", "-tool", f"{package}/cmd/jaeger@{version}"], scratch)
     flags = f"-ldflags=-s -w -X {package}/internal/version.latestVersion=v{JAEGER}"
     _go(["build", "-trimpath", flags, "-o", str(program), f"{package}/cmd/jaeger"], scratch)
+
+
+def _compile_compose_config(scratch: Path, program: Path) -> None:
+    sources = shutil.copytree(_COMPOSE_CONFIG, scratch / "sources")
+    _go(["build", "-trimpath", "-o", str(program), "."], sources)
 
 
 def _go(arguments: list[str], folder: Path, **environment: str) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-import subprocess
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from stack.process import Server, ServerError, answers
 
 OPERATOR = "operator"
 RUNNER = "runner"
+_WHERE_ROOT_LOOKS = "/usr/sbin:/usr/local/sbin"
 PASSWORD = "cascade"  # noqa: S105 - for servers that nobody but this machine reaches
 
 
@@ -93,33 +94,27 @@ def prometheus(folder: Path, ports: Ports, pace: Pace, *, detached: bool = False
 
 
 def mosquitto(folder: Path, ports: Ports, *, detached: bool = False) -> Server:
-    """Mosquitto with compose's configuration, other paths and another port."""
-    data = folder / "mosquitto"
+    """Mosquitto by compose's own script, with compose's configuration, other paths and another port."""
+    configuration, data = folder / "mosquitto" / "config", folder / "mosquitto" / "data"
     data.mkdir(parents=True, exist_ok=True)
-    if not (passwords := data / "passwd").exists():
-        passwords.touch(mode=0o600)
-        for user in (RUNNER, OPERATOR):
-            subprocess.run([program("mosquitto_passwd"), "-b", str(passwords), user, PASSWORD], check=True)
-    configuration = _replaced(
+    lines = _replaced(
         (ROOT / "mosquitto" / "mosquitto.conf").read_text(),
-        {
-            "listener 1883\n": f"listener {ports.mqtt} {HOST}\n",
-            "/mosquitto/data/": f"{data}/",
-            "/mosquitto/config/acl": str(_readable_by_the_broker(data / "acl")),
-        },
+        {"listener 1883\n": f"listener {ports.mqtt} {HOST}\n", "/mosquitto/data/": f"{data}/"},
     )
     if os.geteuid() == 0:
-        # As root it would become the user mosquitto, who cannot write here.
-        configuration += "user root\n"
-    path = _written(data / "mosquitto.conf", configuration)
-    return Server(
-        "Mosquitto",
-        [program("mosquitto"), "-c", str(path)],
-        folder / "mosquitto.log",
-        lambda: _accepts(ports.mqtt),
-        {},
-        detached,
-    )
+        # It would go on as the user mosquitto, who may not write here.
+        lines += "user root\n"
+    _written(configuration / "mosquitto.conf", lines)
+    _written(configuration / "acl", (ROOT / "mosquitto" / "acl").read_text())
+    environment = {
+        "MOSQUITTO_CONFIG": str(configuration),
+        "MOSQUITTO_DATA": str(data),
+        "MQTT_RUNNER_PASSWORD": PASSWORD,
+        "MQTT_OPERATOR_PASSWORD": PASSWORD,
+        "PATH": f"{os.environ.get('PATH', '')}:{_WHERE_ROOT_LOOKS}",
+    }
+    command = ["/bin/sh", str(ROOT / "mosquitto" / "start.sh")]
+    return Server("Mosquitto", command, folder / "mosquitto.log", lambda: _accepts(ports.mqtt), environment, detached)
 
 
 def program(name: str) -> str:
@@ -128,27 +123,18 @@ def program(name: str) -> str:
     Raises:
         ServerError: It is not installed.
     """
-    found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
+    found = shutil.which(name) or shutil.which(name, path=_WHERE_ROOT_LOOKS)
     if found is None:
         raise ServerError(f"{name} is not installed: apt-get install {name}")
     return found
 
 
 def _accepts(port: int) -> bool:
-    import socket
-
     try:
         socket.create_connection((HOST, port), timeout=1.0).close()
     except OSError:
         return False
     return True
-
-
-def _readable_by_the_broker(copy: Path) -> Path:
-    """Mosquitto warns of an ACL that others may read, and a checkout's files are."""
-    copy.write_text((ROOT / "mosquitto" / "acl").read_text())
-    copy.chmod(0o600)
-    return copy
 
 
 def _replaced(text: str, replacements: dict[str, str]) -> str:
