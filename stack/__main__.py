@@ -1,9 +1,10 @@
-"""`python -m stack build [collector] [jaeger]`, `up`, `down`: the stack without Docker."""
+"""`python -m stack build`, `up`, `show`, `down`: the stack without Docker."""
 
 import argparse
 import sys
 
-from stack import build
+from stack import build, up
+from stack.process import ServerError
 
 _PROGRAMS = {"collector": build.collector, "jaeger": build.jaeger, "compose-config": build.compose_config}
 
@@ -12,17 +13,32 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m stack", description="The stack without Docker.")
     commands = parser.add_subparsers(dest="command", required=True)
     building = commands.add_parser(
-        "build", help="build the Collector and Jaeger into the cache: some minutes each, once for a machine"
+        "build", help="build the Collector and Jaeger: some minutes each, once for a machine"
     )
     building.add_argument("program", nargs="?", choices=_PROGRAMS, help="one of them; by default all")
-    options = parser.parse_args(arguments)
+    commands.add_parser("up", help="start Jaeger, the Collector, Mosquitto and Prometheus")
+    commands.add_parser("down", help="end them; what they keep stays")
+    showing = commands.add_parser("show", help="draw a trace that Jaeger has")
+    showing.add_argument("trace_id", nargs="?", help="by default the latest of the service cascade")
     try:
-        for name in [options.program] if options.program else _PROGRAMS:
-            print(_PROGRAMS[name](_say))
-    except build.BuildError as error:
+        print(_do(parser.parse_args(arguments)))
+    except (build.BuildError, ServerError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+def _do(options: argparse.Namespace) -> str:
+    match options.command:
+        case "build":
+            names = [options.program] if options.program else _PROGRAMS
+            return "\n".join(str(_PROGRAMS[name](_say)) for name in names)
+        case "up":
+            return up.up()
+        case "down":
+            return up.down()
+        case _:
+            return up.show(options.trace_id, color=sys.stdout.isatty())
 
 
 def _say(text: str) -> None:

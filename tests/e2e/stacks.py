@@ -70,6 +70,11 @@ class Processes(Servers):
         self.jaeger_server = local.jaeger(folder, ports)
         self.collector = local.collector(folder, ports, PACE)
         self.prometheus = local.prometheus(folder, ports, PACE)
+        self.mosquitto = local.mosquitto(folder, ports)
+
+    def mqtt_url(self, user: str = local.RUNNER, password: str = local.PASSWORD) -> str:
+        """What CASCADE_MQTT_URL has to be."""
+        return f"mqtt://{user}:{password}@{self.ports.at(self.ports.mqtt)}"
 
     def wait_until_taken(self, count: int) -> None:
         """Return once the Collector, since it was started, has taken so many spans from us."""
@@ -95,10 +100,10 @@ def embedded() -> Iterator[Embedded]:
 
 @contextmanager
 def processes(folder: Path) -> Iterator[Processes]:
-    """The three servers, each ready."""
+    """All servers, each ready."""
     found = Processes(folder, free_ports())
     with ExitStack() as running:
-        for server in (found.prometheus, found.jaeger_server, found.collector):
+        for server in (found.prometheus, found.jaeger_server, found.collector, found.mosquitto):
             running.callback(server.stop)
             server.start()
         yield found
