@@ -5,7 +5,7 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 pytho
 BIN := .venv/bin
 READY := .make/ready
 
-.PHONY: bench help demo test lint types layers unit e2e wheel stack-build stack-up stack-show stack-down format docs lock clean
+.PHONY: bench help demo test lint types layers unit e2e wheel stack-build stack-up stack-show stack-picture stack-down format docs lock clean
 
 help:  ## say what there is
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -42,6 +42,9 @@ stack-up: $(READY)  ## start Jaeger, the Collector, Mosquitto and Prometheus, wi
 
 stack-show: $(READY)  ## draw the latest trace that Jaeger has; TRACE=id draws another
 	@$(BIN)/python -m stack show $(TRACE)
+
+stack-picture: $(READY)  ## docs/trace.svg, the picture of that trace in the README
+	@$(BIN)/python -m stack picture $(TRACE) > docs/trace.svg
 
 stack-down: $(READY)  ## end them
 	@$(BIN)/python -m stack down

@@ -3,7 +3,8 @@
 import argparse
 import sys
 
-from stack import build, up
+from cascade.testing import render_trace
+from stack import build, picture, up
 from stack.process import ServerError
 
 _PROGRAMS = {"collector": build.collector, "jaeger": build.jaeger, "compose-config": build.compose_config}
@@ -20,6 +21,8 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("down", help="end them; what they keep stays")
     showing = commands.add_parser("show", help="draw a trace that Jaeger has")
     showing.add_argument("trace_id", nargs="?", help="by default the latest of the service cascade")
+    drawing = commands.add_parser("picture", help="the same as a picture, in SVG")
+    drawing.add_argument("trace_id", nargs="?", help="by default the latest of the service cascade")
     try:
         print(_do(parser.parse_args(arguments)))
     except (build.BuildError, ServerError) as error:
@@ -37,8 +40,10 @@ def _do(options: argparse.Namespace) -> str:
             return up.up()
         case "down":
             return up.down()
+        case "show":
+            return render_trace(up.trace(options.trace_id), color=sys.stdout.isatty())
         case _:
-            return up.show(options.trace_id, color=sys.stdout.isatty())
+            return picture.draw(up.trace(options.trace_id))
 
 
 def _say(text: str) -> None:

@@ -1,4 +1,4 @@
-"""The stack as processes that go on after us: `up` starts them, `down` ends them, `show` prints a trace."""
+"""The stack as processes that go on after us: `up` starts them, `down` ends them, `trace` asks them."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cascade.testing import Jaeger, render_trace
+from cascade.testing import Jaeger, Spans
 from stack import build, local
 from stack.addresses import Ports, default_ports
 from stack.process import PATIENCE, Server, ServerError, until
@@ -24,7 +24,7 @@ _OPTIONAL = {"mosquitto": "MQTT", "prometheus": "Jaeger's Monitor tab and Promet
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What runs, as `down` and `show` must know it."""
+    """What runs, as `down` and `trace` must know it."""
 
     ports: Ports
     pids: dict[str, int]
@@ -83,16 +83,20 @@ def down() -> str:
     return f"Ended {', '.join(state.pids)}."
 
 
-def show(trace_id: str | None, *, color: bool) -> str:
-    """A trace that Jaeger has, drawn for the terminal; without an id that of the latest run of the service `cascade`."""
+def trace(trace_id: str | None) -> Spans:
+    """A trace that Jaeger has; without an id that of the latest run of the service `cascade`.
+
+    Raises:
+        ServerError: There is none, or no Jaeger.
+    """
     state = State.load()
     if state is None:
-        return "The stack is not running: make stack-up"
+        raise ServerError("The stack is not running: make stack-up")
     jaeger = Jaeger(state.ports.url(state.ports.jaeger_http))
     ids = {trace_id} if trace_id else jaeger.find("cascade", limit=1)
     if not ids or not (spans := jaeger.trace(ids.pop())):
-        return "Jaeger has no such trace."
-    return render_trace(spans, color=color)
+        raise ServerError("Jaeger has no such trace")
+    return spans
 
 
 def _servers(ports: Ports) -> Iterator[Callable[[], Server]]:
