@@ -2,9 +2,11 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from cascade.testing import render_trace
 from stack import build, picture, up
+from stack.addresses import default_ports, free_ports
 from stack.process import ServerError
 
 _PROGRAMS = {"collector": build.collector, "jaeger": build.jaeger, "compose-config": build.compose_config}
@@ -12,6 +14,8 @@ _PROGRAMS = {"collector": build.collector, "jaeger": build.jaeger, "compose-conf
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m stack", description="The stack without Docker.")
+    parser.add_argument("--folder", type=Path, default=up.FOLDER, help="for logs and what the servers keep")
+    parser.add_argument("--free-ports", action="store_true", help="not the usual ones")
     commands = parser.add_subparsers(dest="command", required=True)
     building = commands.add_parser(
         "build", help="build the Collector and Jaeger: some minutes each, once for a machine"
@@ -37,13 +41,13 @@ def _do(options: argparse.Namespace) -> str:
             names = [options.program] if options.program else _PROGRAMS
             return "\n".join(str(_PROGRAMS[name](_say)) for name in names)
         case "up":
-            return up.up()
+            return up.up(options.folder, free_ports if options.free_ports else default_ports)
         case "down":
-            return up.down()
+            return up.down(options.folder)
         case "show":
-            return render_trace(up.trace(options.trace_id), color=sys.stdout.isatty())
+            return render_trace(up.trace(options.trace_id, options.folder), color=sys.stdout.isatty())
         case _:
-            return picture.draw(up.trace(options.trace_id))
+            return picture.draw(up.trace(options.trace_id, options.folder))
 
 
 def _say(text: str) -> None:

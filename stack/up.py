@@ -17,7 +17,6 @@ from stack.process import PATIENCE, Server, ServerError, until
 FOLDER = build.ROOT / ".make" / "stack"
 """Logs, and what the servers keep; `make clean` removes it."""
 
-_STATE = FOLDER / "state.json"
 _PACE = local.Pace()
 _OPTIONAL = {"mosquitto": "MQTT", "prometheus": "Jaeger's Monitor tab and Prometheus"}
 
@@ -29,34 +28,33 @@ class State:
     ports: Ports
     pids: dict[str, int]
 
-    def save(self) -> None:
-        _STATE.parent.mkdir(parents=True, exist_ok=True)
-        _STATE.write_text(json.dumps(asdict(self)))
+    def save(self, folder: Path) -> None:
+        (folder / "state.json").write_text(json.dumps(asdict(self)))
 
     @classmethod
-    def load(cls) -> "State | None":
+    def load(cls, folder: Path) -> "State | None":
         """What `up` has started, if any of it is still there."""
         with suppress(FileNotFoundError):
-            plain = json.loads(_STATE.read_text())
+            plain = json.loads((folder / "state.json").read_text())
             state = cls(Ports(**plain["ports"]), plain["pids"])
             if any(map(_is_alive, state.pids.values())):
                 return state
         return None
 
 
-def up() -> str:
+def up(folder: Path = FOLDER, choose_ports: Callable[[], Ports] = default_ports) -> str:
     """Start what does not run yet; returns where everything is and what to do with it.
 
     Raises:
         BuildError: The Collector or Jaeger is not built yet, and cannot be.
         ServerError: A server did not start.
     """
-    if (state := State.load()) is None:
+    if (state := State.load(folder)) is None:
         build.collector(_say)
         build.jaeger(_say)
-        ports, started = default_ports(), list[Server]()
+        ports, started = choose_ports(), list[Server]()
         try:
-            for make in _servers(ports):
+            for make in _servers(folder, ports):
                 server = make()
                 server.start()
                 started.append(server)
@@ -65,13 +63,13 @@ def up() -> str:
                 server.stop()
             raise
         state = State(ports, {server.name: server.process.pid for server in started if server.process})
-        state.save()
-    return "\n".join(_told(state))
+        state.save(folder)
+    return "\n".join(_told(folder, state))
 
 
-def down() -> str:
+def down(folder: Path = FOLDER) -> str:
     """End all that `up` has started. What the servers keep stays."""
-    state = State.load()
+    state = State.load(folder)
     if state is None:
         return "The stack is not running."
     for pid in reversed(state.pids.values()):
@@ -79,17 +77,17 @@ def down() -> str:
             os.kill(pid, signal.SIGTERM)
     for name, pid in state.pids.items():
         until(lambda pid=pid: not _is_alive(pid), f"{name} has ended", PATIENCE)  # type: ignore[misc]  # bound now
-    _STATE.unlink()
+    (folder / "state.json").unlink()
     return f"Ended {', '.join(state.pids)}."
 
 
-def trace(trace_id: str | None) -> Spans:
+def trace(trace_id: str | None, folder: Path = FOLDER) -> Spans:
     """A trace that Jaeger has; without an id that of the latest run of the service `cascade`.
 
     Raises:
         ServerError: There is none, or no Jaeger.
     """
-    state = State.load()
+    state = State.load(folder)
     if state is None:
         raise ServerError("The stack is not running: make stack-up")
     jaeger = Jaeger(state.ports.url(state.ports.jaeger_http))
@@ -99,25 +97,25 @@ def trace(trace_id: str | None) -> Spans:
     return spans
 
 
-def _servers(ports: Ports) -> Iterator[Callable[[], Server]]:
-    yield lambda: local.jaeger(FOLDER, ports, detached=True)
-    yield lambda: local.collector(FOLDER, ports, _PACE, detached=True)
+def _servers(folder: Path, ports: Ports) -> Iterator[Callable[[], Server]]:
+    yield lambda: local.jaeger(folder, ports, detached=True)
+    yield lambda: local.collector(folder, ports, _PACE, detached=True)
     for program, what in _OPTIONAL.items():
         try:
             local.program(program)
         except ServerError as error:
             _say(f"{error}; without it there is no {what}")
         else:
-            yield lambda program=program: _optional(program, ports)  # type: ignore[misc]  # bound now
+            yield lambda program=program: _optional(program, folder, ports)  # type: ignore[misc]  # bound now
 
 
-def _optional(program: str, ports: Ports) -> Server:
+def _optional(program: str, folder: Path, ports: Ports) -> Server:
     if program == "mosquitto":
-        return local.mosquitto(FOLDER, ports, detached=True)
-    return local.prometheus(FOLDER, ports, _PACE, detached=True)
+        return local.mosquitto(folder, ports, detached=True)
+    return local.prometheus(folder, ports, _PACE, detached=True)
 
 
-def _told(state: State) -> Iterator[str]:
+def _told(folder: Path, state: State) -> Iterator[str]:
     ports = state.ports
     otlp, jaeger = ports.url(ports.otlp_http), ports.url(ports.jaeger_http)
     yield f"Jaeger      {jaeger}   its query API; this build has no pages: `make stack-show` draws a trace"
@@ -127,7 +125,7 @@ def _told(state: State) -> Iterator[str]:
         yield f"Mosquitto   mqtt://{user}@{ports.at(ports.mqtt)}, and {local.OPERATOR} who watches and steers"
     if "Prometheus" in state.pids:
         yield f"Prometheus  {ports.url(ports.prometheus)}"
-    yield f"Logs        {FOLDER}"
+    yield f"Logs        {folder}"
     yield ""
     yield "Send it the demo, then look at its trace:"
     yield ""

@@ -21,17 +21,28 @@ def embedded() -> Iterator[stacks.Embedded]:
 
 
 @pytest.fixture(scope="session")
-def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[stacks.Processes]:
+def servers_are_there() -> None:
+    """Else the test is skipped, or fails where they must be."""
+    for path, name in ((build.collector_path(), "the Collector"), (build.jaeger_path(), "Jaeger")):
+        if not path.exists():
+            is_missing(f"{name} (`make stack-build`)")
+    for name in ("prometheus", "mosquitto"):
+        try:
+            local.program(name)
+        except ServerError:
+            is_missing(name)
+
+
+@pytest.fixture(scope="session")
+def processes(servers_are_there: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[stacks.Processes]:
     """Shared: whoever kills a server starts it again."""
-    _need_servers()
     with stacks.processes(tmp_path_factory.mktemp("stack")) as found:
         yield found
 
 
 @pytest.fixture
-def own_processes(tmp_path: Path) -> Iterator[stacks.Processes]:
+def own_processes(servers_are_there: None, tmp_path: Path) -> Iterator[stacks.Processes]:
     """A stack of the test's own."""
-    _need_servers()
     with stacks.processes(tmp_path) as found:
         yield found
 
@@ -49,14 +60,3 @@ def stack(request: pytest.FixtureRequest) -> stacks.Stack:
     """Each of the three in turn."""
     found: stacks.Stack = request.getfixturevalue(request.param)
     return found
-
-
-def _need_servers() -> None:
-    for path, name in ((build.collector_path(), "the Collector"), (build.jaeger_path(), "Jaeger")):
-        if not path.exists():
-            is_missing(f"{name} (`make stack-build`)")
-    for name in ("prometheus", "mosquitto"):
-        try:
-            local.program(name)
-        except ServerError:
-            is_missing(name)
