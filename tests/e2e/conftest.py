@@ -11,7 +11,8 @@ from stack.process import ServerError
 from tests.e2e import stacks
 from tests.servers import is_missing
 
-COMPOSE = "CASCADE_E2E_COMPOSE"
+_COMPOSE = "CASCADE_E2E_COMPOSE"
+_compose_is_up = bool(os.environ.get(_COMPOSE))  # read now: tests do not see the caller's variables
 
 
 @pytest.fixture(scope="session")
@@ -50,8 +51,8 @@ def own_processes(servers_are_there: None, tmp_path: Path) -> Iterator[stacks.Pr
 @pytest.fixture(scope="session")
 def compose() -> stacks.Servers:
     """What `docker compose up -d` has started; it is not ours to start, nor to stop."""
-    if not os.environ.get(COMPOSE):
-        pytest.skip(f"{COMPOSE}=1 runs these tests over a stack that `docker compose up -d --wait` has started")
+    if not _compose_is_up:
+        pytest.skip(f"{_COMPOSE}=1 runs these tests over a stack that `docker compose up -d --wait` has started")
     return stacks.Servers("http://127.0.0.1:16686", "http://127.0.0.1:4318")
 
 
