@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from cascade.graph.model import Node
@@ -133,19 +134,19 @@ class Work:
 
     async def _sit(self) -> None:
         if self.seat is not None and not self.seat.take():
-            await self.seat.wait(self._blocked, self._waited)
+            self.waits += await self.seat.wait(partial(self._emit, TaskBlocked), self.run.clock.now_ns)
 
     def _leave(self, *, unused: bool = False) -> None:
         if self.seat is not None:
             self.seat.leave(unused=unused)
 
-    def _blocked(self, reason: str, constraint: dict[str, str] | None = None) -> int:
+    def _blocked(self, reason: str) -> int:
         start_ns = self.run.clock.now_ns()
-        self._emit(TaskBlocked, reason=reason, start_ns=start_ns, constraint=constraint)
+        self._emit(TaskBlocked, reason=reason, start_ns=start_ns)
         return start_ns
 
-    def _waited(self, reason: str, start_ns: int, constraint: dict[str, str] | None = None) -> None:
-        self.waits = (*self.waits, Wait(reason, start_ns, self.run.clock.now_ns(), constraint))
+    def _waited(self, reason: str, start_ns: int) -> None:
+        self.waits += (Wait(reason, start_ns, self.run.clock.now_ns()),)
 
     def aside(self) -> AbstractContextManager[None]:
         """The task waits for a run that it has started: it is not counted as running meanwhile."""

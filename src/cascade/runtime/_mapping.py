@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
 from typing import Any
 
 from cascade.graph.model import Node
@@ -49,7 +50,8 @@ class MapWork:
             return await self._perform()
         seat = Seat(self._run.admission, Key(self._run.run_id, self._node.name, is_map=True))
         if not seat.take():
-            await seat.wait(self._blocked, self._waited)
+            blocked = partial(self._run.emit, TaskBlocked, **self._who())
+            self._waits = await seat.wait(blocked, self._run.clock.now_ns)
         try:
             return await self._perform()
         finally:
@@ -72,14 +74,6 @@ class MapWork:
             raise
         self._finished(None)
         return values
-
-    def _blocked(self, reason: str, constraint: dict[str, str]) -> int:
-        start_ns = self._run.clock.now_ns()
-        self._run.emit(TaskBlocked, reason=reason, start_ns=start_ns, constraint=constraint, **self._who())
-        return start_ns
-
-    def _waited(self, reason: str, start_ns: int, constraint: dict[str, str]) -> None:
-        self._waits = (*self._waits, Wait(reason, start_ns, self._run.clock.now_ns(), constraint))
 
     async def _all(self, items: "Items") -> list[Any]:
         values: list[Any] = [None] * len(items)

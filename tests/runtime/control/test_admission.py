@@ -1,4 +1,6 @@
 import asyncio
+import itertools
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -32,7 +34,11 @@ class Start:
     def __init__(self, admission: Admission, key: Key) -> None:
         self.key = key
         self.by: list[str] = []
-        self.task = asyncio.ensure_future(admission.wait(key, lambda constraint: self.by.append(constraint.type)))
+        self.counted = False
+        self.task = asyncio.ensure_future(admission.wait(key, self._blocked, time.time_ns))
+
+    def _blocked(self, constraint: Constraint, since_ns: int) -> None:
+        self.by.append(constraint.type)
 
     def cancel(self) -> None:
         self.task.cancel()
@@ -102,7 +108,8 @@ async def test_who_waits_stays_in_line_when_the_limit_changes() -> None:
     assert [start.has_started for start in starts] == [True, True, False, False]
 
 
-async def test_all_that_cover_it_hold_together() -> None:
+async def test_all_that_cover_it_hold_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cascade.runtime.control.admission.RETELL", 0)
     admission = Admission()
     admission.put(limit(2))
     admission.put(limit(1, Scope("task", "a")))
@@ -120,6 +127,52 @@ async def test_all_that_cover_it_hold_together() -> None:
     admission.leave(A)
     await settle()
     assert b.has_started
+
+
+async def test_lines_take_turns() -> None:
+    admission, order = Admission(), list[Key]()
+    admission.put(limit(1))
+    assert admission.enter(A)
+    starts = [Start(admission, key) for key in (A, A, A, B, B)]
+    await settle()
+    last = A
+    while len(order) < len(starts):
+        admission.leave(last)
+        await settle()
+        (fresh,) = [one for one in starts if one.has_started and not one.counted]
+        fresh.counted = True
+        last = fresh.key
+        order.append(last)
+    assert order == [A, B, A, B, A]
+
+
+async def test_what_holds_back_very_many_may_change_often_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cascade.runtime.control.admission.RETELL", 0.01)
+    admission = Admission()
+    admission.put(limit(1))
+    assert admission.enter(A)
+    starts = [Start(admission, A) for _ in range(300)]
+    await settle()
+    admission.leave(A)
+    for _ in range(50):
+        admission.put(pause())
+        await settle()
+        admission.remove(pause())
+        await asyncio.sleep(0)
+        for one in [one for one in starts if one.has_started and not one.counted]:
+            one.counted = True
+            admission.leave(A)
+    admission.put(pause())
+    await asyncio.sleep(0.1)
+    waiting = [one for one in starts if not one.has_started]
+    assert waiting
+    assert all(one.by[-1] == "pause" and len(one.by) <= 30 for one in waiting)
+    for constraint in (pause(), limit(1)):
+        admission.remove(constraint)
+    segments = await waiting[0].task
+    assert segments[0].constraint.type == "concurrency"
+    assert {segment.constraint.type for segment in segments} == {"concurrency", "pause"}
+    assert all(one.end_ns == other.start_ns for one, other in itertools.pairwise(segments))
 
 
 async def test_a_rate_lets_go_on_by_itself_and_a_slow_one_lets_the_first_start() -> None:
@@ -280,7 +333,7 @@ async def test_never_more_at_once_than_the_limit(count: int) -> None:
 
     async def work() -> None:
         nonlocal at_work, most
-        await admission.wait(A, lambda _: None)
+        await admission.wait(A, lambda *_: None, time.time_ns)
         at_work += 1
         most = max(most, at_work)
         await asyncio.sleep(0)

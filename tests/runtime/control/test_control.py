@@ -142,7 +142,8 @@ async def test_several_types_on_one_scope_hold_together() -> None:
     await soon(run)
     assert counted.most <= 3
     assert time.monotonic() - start >= (100 - 50) / 1000, "fifty may come at once at such a rate"
-    assert {reason for _, reason in lab.reasons} >= {"paused", "concurrency"}
+    waits = [wait for body in lab.bodies("TaskStateEvent") for wait in body["metadata"].get("waits", ())]
+    assert {wait["reason"] for wait in waits} >= {"paused", "concurrency"}
 
 
 async def test_a_rate_spaces_starts_and_a_slow_one_lets_the_first_start() -> None:

@@ -6,29 +6,19 @@ from collections.abc import Callable, Iterator
 
 from cascade.runtime._crew import BURST
 from cascade.runtime.control.constraint import Constraint
+from cascade.runtime.control.line import Blocked, Line, Segment, Ticket
 from cascade.runtime.control.rules import Key, PauseRule, Rule, rule_of
 
-Blocked = Callable[[Constraint], None]
-"""Told by which constraint a ticket is held back, and again when it is another one."""
-
-
-class _Ticket:
-    """One task that waits for its start, in the line of the one rule that holds it back."""
-
-    __slots__ = ("blocked", "granted", "key", "rule")
-
-    def __init__(self, key: Key, blocked: Blocked, granted: asyncio.Future[None]) -> None:
-        self.key = key
-        self.blocked = blocked
-        self.granted = granted
-        self.rule: Rule | None = None
+RETELL = 0.5
+"""Seconds for which tasks must be held back by another constraint before they say so: ten thousand may, each time."""
 
 
 class Admission:
     """Counts who is at work, and holds back those for whom a rule has no room.
 
-    Everything is done in one event loop. A start costs a count while nothing is constrained. Those who wait are served
-    in the order in which they came to the rule that holds them back, a burst of them in a turn of the loop.
+    Everything is done in one event loop. A start costs a count while nothing is constrained. Of those who wait, each
+    key's stand in a line, which waits for one rule at a time: what changes is looked at once for a line, not once for
+    each who waits. Lines that wait for the same rule take turns; a burst is served in a turn of the loop.
 
     Args:
         clock: Gives seconds that never run backwards.
@@ -37,32 +27,43 @@ class Admission:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._rules: dict[tuple[str, str], Rule] = {}
+        self._lines: dict[Key, Line] = {}
         self._at_work: dict[Key, int] = {}
         self._found: dict[Key, tuple[Rule, ...]] = {}
 
     def enter(self, key: Key) -> bool:
         """Start one, if it may start now: until `leave` it is at work."""
-        if self._rules and self._blocking(key) is not None:
+        if self._rules and self._holding(key) is not None:
             return False
         self._count(key)
         return True
 
-    async def wait(self, key: Key, blocked: Blocked) -> None:
-        """Start one as soon as it may; `blocked` is called at once if that is not now."""
-        rule = self._blocking(key)
+    async def wait(self, key: Key, blocked: Blocked, now: Callable[[], int]) -> list[Segment]:
+        """Start one as soon as it may, and say what it has waited for.
+
+        `blocked` is called at once if that is not now, and again when it is held back by something else for a while;
+        `now` gives nanoseconds since the Unix epoch.
+        """
+        rule = self._holding(key)
         if rule is None:
             self._count(key)
-            return
-        ticket = _Ticket(key, blocked, asyncio.get_running_loop().create_future())
-        self._park(ticket, rule)
+            return []
+        line = self._lines.get(key)
+        if line is None:
+            line = self._lines[key] = Line(key, rule, now)
+            self._serve_later(rule)
+        ticket = Ticket(blocked, asyncio.get_running_loop().create_future(), now())
+        line.tickets[ticket] = None
+        ticket.tell(line.constraint, ticket.since_ns)
         try:
             await ticket.granted
         except asyncio.CancelledError:
-            if ticket.rule is not None:
-                del ticket.rule.waiting[ticket]
+            if ticket in line.tickets:
+                self._withdraw(line, ticket)
             elif not ticket.granted.cancelled():
                 self.leave(key, unused=True)
             raise
+        return line.segments(ticket)
 
     def leave(self, key: Key, *, unused: bool = False) -> None:
         """One is at work no more. `unused`: it has not started after all, and takes nothing from a rate."""
@@ -93,9 +94,8 @@ class Admission:
         self._found.clear()
         if before is not None:
             self._retire(before)
-            for ticket in before.waiting:
-                ticket.rule = rule
-            rule.waiting, before.waiting = before.waiting, rule.waiting
+            for line in list(before.lines):
+                self._move(line, rule)
             self._serve(rule)
 
     def remove(self, constraint: Constraint) -> None:
@@ -121,10 +121,13 @@ class Admission:
             if rule.covers(key.run_id, key.name) and (not key.is_map or isinstance(rule, PauseRule)):
                 yield rule
 
-    def _blocking(self, key: Key, *, is_next: bool = False) -> Rule | None:
-        """The first rule that has no room for one more, or has others in its line, unless this one's turn has come."""
+    def _holding(self, key: Key) -> Rule | None:
+        """What holds back one who comes now: its own line, or a rule without room, or with others before it."""
+        line = self._lines.get(key)
+        if line is not None:
+            return line.rule
         for rule in self._rules_for(key):
-            if not rule.has_room() or (rule.waiting and not is_next):
+            if rule.lines or not rule.has_room():
                 return rule
         return None
 
@@ -133,15 +136,9 @@ class Admission:
         for rule in self._rules_for(key) if self._rules else ():
             rule.take()
 
-    def _park(self, ticket: _Ticket, rule: Rule) -> None:
-        ticket.rule = rule
-        rule.waiting[ticket] = None
-        ticket.blocked(rule.constraint)
-        self._serve_later(rule)
-
     def _serve(self, rule: Rule) -> None:
         """Let those who wait for a rule go on while it has room."""
-        if rule.waiting and not rule.is_booked:
+        if rule.lines and not rule.is_booked:
             rule.is_booked = True
             asyncio.get_running_loop().call_soon(self._serve_some, rule)
 
@@ -151,12 +148,12 @@ class Admission:
             rule.timer.cancel()
             rule.timer = None
         for _ in range(BURST):
-            if not rule.waiting:
+            if not rule.lines:
                 return
             if not rule.has_room():
                 self._serve_later(rule)
                 return
-            self._go_on(rule.waiting.popitem(last=False)[0])
+            self._advance(next(iter(rule.lines)))
         self._serve(rule)
 
     def _serve_later(self, rule: Rule) -> None:
@@ -164,13 +161,43 @@ class Admission:
         if rule.timer is None and not rule.is_booked and (delay := rule.delay()) is not None:
             rule.timer = asyncio.get_running_loop().call_later(delay, self._serve_some, rule)
 
-    def _go_on(self, ticket: _Ticket) -> None:
-        ticket.rule = None
-        if ticket.granted.done():  # cancelled, and about to hear of it
-            return
-        blocking = self._blocking(ticket.key, is_next=True)
-        if blocking is not None:
-            self._park(ticket, blocking)
-        else:
-            self._count(ticket.key)
+    def _advance(self, line: Line) -> None:
+        """The rule of a line has room: its first one starts, unless another rule has none."""
+        for rule in self._rules_for(line.key):
+            if not rule.has_room():
+                self._move(line, rule)
+                return
+        ticket, _ = line.tickets.popitem(last=False)
+        if not ticket.granted.done():  # otherwise it is cancelled, and about to hear of it
+            self._count(line.key)
             ticket.granted.set_result(None)
+        if line.tickets:
+            line.rule.lines.move_to_end(line)
+        else:
+            self._end(line)
+
+    def _move(self, line: Line, rule: Rule) -> None:
+        line.move_to(rule)
+        self._serve_later(rule)
+        if line.retelling is None:
+            line.retelling = asyncio.get_running_loop().call_later(RETELL, self._retell, line)
+
+    def _retell(self, line: Line, tickets: list[Ticket] | None = None) -> None:
+        """Let those who still wait say what for, a burst in a turn of the loop."""
+        line.retelling = None
+        tickets = list(line.tickets) if tickets is None else tickets
+        for ticket in tickets[:BURST]:
+            if ticket in line.tickets:
+                ticket.tell(line.constraint, line.now())
+        if rest := tickets[BURST:]:
+            line.retelling = asyncio.get_running_loop().call_later(0, self._retell, line, rest)
+
+    def _withdraw(self, line: Line, ticket: Ticket) -> None:
+        del line.tickets[ticket]
+        if not line.tickets:
+            self._end(line)
+
+    def _end(self, line: Line) -> None:
+        line.end()
+        if self._lines.get(line.key) is line:
+            del self._lines[line.key]

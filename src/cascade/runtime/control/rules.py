@@ -24,19 +24,18 @@ class Key(NamedTuple):
 
 
 class Rule:
-    """A constraint in force, and those who wait for it, first come, first served.
+    """A constraint in force, and the lines that wait for it, in their order.
 
     A rule that `is_retired` holds back nobody.
     """
 
     constraint: Constraint
-    # Of waiting tickets, which leave from its head when they are served, and from anywhere when they are cancelled.
-    waiting: "OrderedDict[Any, None]"
+    lines: "OrderedDict[Any, None]"
 
     def __init__(self, constraint: Constraint) -> None:
         self.constraint = constraint
         self.covers = matcher(constraint.scope)
-        self.waiting = OrderedDict()
+        self.lines = OrderedDict()
         self.is_retired = False
         self.is_booked = False
         self.timer: asyncio.TimerHandle | None = None

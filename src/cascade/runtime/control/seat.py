@@ -2,15 +2,15 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from cascade.runtime.control.admission import Admission
 from cascade.runtime.control.constraint import Constraint
 from cascade.runtime.control.rules import REASONS, Key
+from cascade.runtime.events import Wait
 
-Blocked = Callable[[str, dict[str, str]], int]
-"""Called with reason and constraint when a wait begins; gives its start in nanoseconds."""
-Waited = Callable[[str, int, dict[str, str]], None]
-"""Called with reason, start and constraint when a wait is over."""
+Blocked = Callable[..., None]
+"""Called with the fields of a `TaskBlocked`."""
 
 
 class Seat:
@@ -28,12 +28,17 @@ class Seat:
         self.is_taken = self._admission.enter(self._key)
         return self.is_taken
 
-    async def wait(self, blocked: Blocked, waited: Waited) -> None:
-        """Take it as soon as nothing holds the task back."""
-        held = _Held(blocked, waited)
-        await self._admission.wait(self._key, held.by)
+    async def wait(self, blocked: Blocked, now: Callable[[], int]) -> tuple[Wait, ...]:
+        """Take it as soon as nothing holds the task back, and say for what it has waited.
+
+        `blocked` is called with the reason and the event's further fields whenever there is another reason.
+        """
+        segments = await self._admission.wait(self._key, lambda *what: blocked(**_told(*what)), now)
         self.is_taken = True
-        held.over()
+        return tuple(
+            Wait(REASONS[type(constraint)], start_ns, end_ns, constraint.told)
+            for constraint, start_ns, end_ns in segments
+        )
 
     def leave(self, *, unused: bool = False) -> None:
         """Leave it, if it is taken. `unused`: the task has not started after all."""
@@ -54,22 +59,5 @@ class Seat:
                 self.is_taken = True
 
 
-class _Held:
-    """A wait for one constraint after another, each told; held again by the same one at once, it goes on waiting."""
-
-    def __init__(self, blocked: Blocked, waited: Waited) -> None:
-        self._blocked = blocked
-        self._waited = waited
-        self._constraint: Constraint | None = None
-        self._start_ns = 0
-
-    def by(self, constraint: Constraint) -> None:
-        if constraint != self._constraint:
-            self.over()
-            self._constraint = constraint
-            self._start_ns = self._blocked(REASONS[type(constraint)], constraint.told)
-
-    def over(self) -> None:
-        if self._constraint is not None:
-            self._waited(REASONS[type(self._constraint)], self._start_ns, self._constraint.told)
-            self._constraint = None
+def _told(constraint: Constraint, start_ns: int) -> dict[str, Any]:
+    return {"reason": REASONS[type(constraint)], "start_ns": start_ns, "constraint": constraint.told}
