@@ -91,6 +91,19 @@ def test_each_service_is_watched_and_comes_back(compose_config: Load) -> None:
         assert service["restart"] == "unless-stopped", name
 
 
+@pytest.mark.parametrize("profiles", [(), ("grafana",)])
+def test_up_wait_does_not_take_what_ends_for_a_failure(compose_config: Load, profiles: tuple[str, ...]) -> None:
+    """`docker compose up --wait` does, unless a service that stays is waiting for its success."""
+    services = compose_config(*profiles)["services"]
+    awaited = {
+        name
+        for service in services.values()
+        for name, how in service.get("depends_on", {}).items()
+        if how["condition"] == "service_completed_successfully"
+    }
+    assert awaited == {name for name, service in services.items() if service["restart"] == "no"}
+
+
 def test_each_file_that_is_mounted_is_there_and_each_volume_has_a_name(compose_config: Load) -> None:
     project = compose_config("grafana")
     for service in project["services"].values():
