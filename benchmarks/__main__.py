@@ -13,10 +13,10 @@ from pathlib import Path
 from benchmarks._measure import Row, as_table
 from benchmarks._scale import Scale
 
-SUBJECTS = ("engine", "threads", "traced", "burst", "memory", "dead", "lag", "imports", "peers")
+SUBJECTS = ("engine", "threads", "traced", "burst", "memory", "dead", "lag", "mqtt", "control", "imports", "peers")
 README = Path(__file__).parent / "README.md"
 START, END = "<!-- results -->\n", "<!-- end of results -->"
-_PACKAGES = ("opentelemetry-sdk", "grpcio", "protobuf")
+_PACKAGES = ("opentelemetry-sdk", "grpcio", "protobuf", "paho-mqtt", "aiomqtt")
 
 
 def main() -> None:

@@ -5,7 +5,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,20 +35,35 @@ def ask(function: Callable[..., Any], **arguments: Any) -> Answer:
     Raises:
         RuntimeError: The process has failed; it says how.
     """
+    with background(function, **arguments) as answer:
+        return answer()
+
+
+@contextmanager
+def background(function: Callable[..., Any], **arguments: Any) -> Iterator[Callable[[], Answer]]:
+    """The same while something else is done; what it gives waits for the answer."""
     command = [sys.executable, "-m", "benchmarks._process", function.__module__, function.__name__]
-    done = subprocess.run(  # noqa: S603 - this very interpreter
+    with subprocess.Popen(  # noqa: S603 - this very interpreter
         [*command, json.dumps(arguments)],
         cwd=ROOT,
         env=environment(),
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         encoding="utf-8",
-        timeout=_PATIENCE,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(f"{function.__module__}.{function.__name__} ended with {done.returncode}: {done.stderr}")
-    return Answer(json.loads(done.stdout.splitlines()[-1]), done.stderr.splitlines())
+    ) as process:
+
+        def answer() -> Answer:
+            out, err = process.communicate(timeout=_PATIENCE)
+            if process.returncode:
+                name = f"{function.__module__}.{function.__name__}"
+                raise RuntimeError(f"{name} ended with {process.returncode}: {err}")
+            return Answer(json.loads(out.splitlines()[-1]), err.splitlines())
+
+        try:
+            yield answer
+        finally:
+            process.kill()
 
 
 def environment() -> dict[str, str]:

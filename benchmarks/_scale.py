@@ -13,6 +13,8 @@ class Scale:
         burst: Tasks of a traced run; `run` of one with a dead collector or beside a ticker.
         imports: How often each import is timed.
         peers: Shapes and sizes of the graphs that other engines run.
+        waiting: Tasks that are held back while control comes, at least; `steered` times it does.
+        pause: Seconds of a pause whose cost is measured.
     """
 
     sizes: tuple[int, ...] = (1_000, 10_000, 100_000)
@@ -22,14 +24,18 @@ class Scale:
     run: int = 20_000
     imports: int = 15
     peers: tuple[tuple[str, int], ...] = (("fan-out", 1_000), ("chain", 200))
+    waiting: int = 10_000
+    steered: int = 100
+    pause: float = 60.0
 
     @classmethod
     def of(cls, name: str) -> "Scale":
         """`full`, `quick`, or `tiny`, which only shows that all of it works."""
         match name:
             case "quick":
-                return cls((1_000, 10_000), burst=20_000, run=5_000, imports=5)
+                return cls((1_000, 10_000), burst=20_000, run=5_000, imports=5, steered=30, pause=5.0)
             case "tiny":
-                return cls((10, 50), 1, 1, burst=50, run=50, imports=1, peers=(("fan-out", 20), ("chain", 10)))
+                peers = (("fan-out", 20), ("chain", 10))
+                return cls((10, 50), 1, 1, 50, 50, 1, peers, waiting=100, steered=2, pause=0.1)
             case _:
                 return cls()

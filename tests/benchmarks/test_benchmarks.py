@@ -17,6 +17,8 @@ ROWS = {
     "memory": "peak memory, traced over gRPC against untraced, 50",
     "dead": "collector black hole, gRPC: warnings",
     "lag": "a 5 ms ticker is late by, HTTP, 50, 99th percentile",
+    "mqtt": "broker restarted in the middle of a run of 50: ends of tasks received",
+    "control": "control, clear to the first start, 100 tasks waiting, 99th percentile",
     "imports": "import cascade, against import asyncio",
 }
 

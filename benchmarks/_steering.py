@@ -1,0 +1,138 @@
+"""What is run in a process of its own: a run with many tasks that wait, steered through the broker."""
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable
+from statistics import quantiles
+from typing import Any
+
+import cascade as cs
+from cascade.adapters.executors.local import LocalExecutor
+from cascade.adapters.solvers.native import NativeSolver
+from cascade.connectors.mqtt import MqttConnector
+from cascade.runtime.bus import MessageBus
+from cascade.runtime.engine import Engine
+from cascade.runtime.events import ControlDecision, TaskBlocked, TaskExecutionStarted
+from cascade.runtime.subscribers import TelemetrySubscriber
+from cascade.telemetry.topics import control_topic
+
+TOPIC = control_topic("local", "default", "global", "pause")
+PAUSE = json.dumps({"id": "bench", "type": "pause"}).encode()
+AT_ONCE = 16
+LIMIT_TOPIC = control_topic("local", "default", "global", "concurrency")
+LIMIT = json.dumps({"id": "bench", "type": "concurrency", "params": {"limit": AT_ONCE}}).encode()
+"""So that hardly any of the tasks that wait has run when the last time is measured."""
+_WORK = 0.005
+_BETWEEN = 0.02
+"""Seconds that a task takes; and that the run goes on between a clear and the next pause, or stands still after it."""
+
+
+@cs.task
+async def work() -> None:
+    await asyncio.sleep(_WORK)
+
+
+@cs.task
+async def last(values: list[Any]) -> int:
+    return len(values)
+
+
+class Steered:
+    """A run whose tasks wait for a pause to be cleared, and a client beside it that pauses and clears."""
+
+    def __init__(self, port: int) -> None:
+        from paho.mqtt.client import Client
+        from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+
+        self.starts: list[float] = []
+        self.blocked = 0
+        self._bus = MessageBus()
+        self._bus.subscribe(TaskExecutionStarted, lambda _: self.starts.append(time.perf_counter()))
+        self._bus.subscribe(TaskBlocked, self._count)
+        self._decisions: asyncio.Queue[str] = asyncio.Queue()
+        self._bus.subscribe(ControlDecision, lambda decision: self._decisions.put_nowait(decision.action))
+        connector = MqttConnector("127.0.0.1", port)
+        TelemetrySubscriber(self._bus, connector)
+        self._executor = LocalExecutor()
+        self._engine = Engine(NativeSolver(), self._executor, self._bus, connector=connector)
+        self.client = Client(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv5)
+        self.client.connect("127.0.0.1", port)
+        self.client.loop_start()
+
+    def say(self, payload: bytes, topic: str = TOPIC) -> float:
+        """Publish it, retained; when that was."""
+        moment = time.perf_counter()
+        self.client.publish(topic, payload, 1, retain=True)
+        return moment
+
+    async def held(self, size: int) -> Awaitable[Any]:
+        """The run, once all its tasks wait."""
+        for topic, payload in ((TOPIC, PAUSE), (LIMIT_TOPIC, LIMIT)):
+            self.client.publish(topic, payload, 1, retain=True).wait_for_publish()
+        run = self._run = asyncio.create_task(self._engine.run(last([work() for _ in range(size)])))
+        while self.blocked < size:  # noqa: ASYNC110 - a look now and then disturbs less than an event for each
+            await asyncio.sleep(_BETWEEN)
+        for _ in range(2):
+            await self._decisions.get()
+        return run
+
+    async def effect(self, payload: bytes) -> float:
+        """Seconds from a message to its effect: to the first start, or to the last one."""
+        before = len(self.starts)
+        moment = self.say(payload)
+        await self._decisions.get()
+        await asyncio.sleep(_BETWEEN)
+        if payload == PAUSE:
+            return max(0.0, self.starts[-1] - moment)
+        return self.starts[before] - moment
+
+    async def end(self, run: Awaitable[Any]) -> None:
+        self.say(b"", LIMIT_TOPIC)
+        self.say(b"")
+        await run
+        self._executor.close()
+        self.client.disconnect()
+        self.client.loop_stop()
+
+    def _count(self, _: TaskBlocked) -> None:
+        self.blocked += 1
+
+
+def latency(port: int, waiting: int, times: int) -> dict[str, float]:
+    """Seconds until a clear and a pause have their effect, at least `waiting` tasks being held back; 99th percentiles."""
+    return asyncio.run(_latency(port, waiting, times))
+
+
+async def _latency(port: int, waiting: int, times: int) -> dict[str, float]:
+    steered = Steered(port)
+    each = AT_ONCE * (2 + round(2 * _BETWEEN / _WORK))
+    run = await steered.held(waiting + times * each)
+    clears, pauses = list[float](), list[float]()
+    for _ in range(times):
+        clears.append(await steered.effect(b""))
+        pauses.append(await steered.effect(PAUSE))
+    await steered.end(run)
+    return {"clear": _p99(clears), "pause": _p99(pauses)}
+
+
+def standing_still(port: int, waiting: int, seconds: float) -> float:
+    """Seconds of CPU that a paused run takes in a minute, all threads of its process together."""
+    return asyncio.run(_standing_still(port, waiting, seconds))
+
+
+async def _standing_still(port: int, waiting: int, seconds: float) -> float:
+    steered = Steered(port)
+    run = await steered.held(waiting)
+    await asyncio.sleep(1)  # what is still to be sent
+    steered.client.loop_stop()  # the other side's thread is not ours to count
+    before = time.process_time()
+    await asyncio.sleep(seconds)
+    used = time.process_time() - before
+    steered.client.loop_start()
+    await steered.end(run)
+    return used * 60 / seconds
+
+
+def _p99(values: list[float]) -> float:
+    return quantiles(values, n=100)[98] if len(values) > 1 else values[0]

@@ -1,0 +1,58 @@
+"""Whatever comes in, a run that was paused stays paused, goes on when that is cleared, and ends."""
+
+import asyncio
+import json
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import cascade as cs
+from cascade.runtime.events import TaskBlocked, TaskExecutionStarted
+from cascade.telemetry.topics import control_filter
+from tests.runtime.control.steered import Steered, soon
+
+PREFIX = control_filter("local", "default").removesuffix("#")
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+_types = st.sampled_from(["pause", "concurrency", "rate_limit", "resource", "stop", ""])
+_levels = st.sampled_from(["global", "run", "task", "*", "%2A", "%ff", "team", "..", "[", "\x00"]) | st.text(max_size=5)
+_topics = st.lists(_levels, max_size=4).map("/".join) | st.builds("{}/{}".format, _levels, _types)
+_payloads = (
+    st.binary(max_size=60)
+    | _json.map(json.dumps).map(str.encode)
+    | st.builds(lambda kind, params: json.dumps({"type": kind, "params": params}).encode(), _types, _json)
+)
+
+
+@cs.task
+async def one() -> int:
+    return 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(_topics, _payloads), max_size=25))
+def test_a_run_survives_it(messages: list[tuple[str, bytes]]) -> None:
+    asyncio.run(_survives([(PREFIX + below, data) for below, data in messages]))
+
+
+async def _survives(messages: list[tuple[str, bytes]]) -> None:
+    lab = Steered()
+    await lab.say("task/one", "pause")
+    run = lab.start(one())
+    await soon(lab.seen(TaskBlocked))
+    for topic, data in messages:
+        await lab.connector.deliver(topic, data, retain=bool(data))
+    assert not lab.all(TaskExecutionStarted)
+    await _clear_all(lab, messages)
+    await lab.clear("task/one", "pause")
+    assert await soon(run) == 1
+
+
+async def _clear_all(lab: Steered, messages: list[tuple[str, Any]]) -> None:
+    for topic, _ in messages:
+        await lab.connector.deliver(topic, b"", retain=True)
