@@ -12,7 +12,6 @@ from cascade.graph.model import Node
 from cascade.runtime import task_context
 from cascade.runtime._context import RunContext, error_info, seconds
 from cascade.runtime._outcome import name_of, result_of, status_of
-from cascade.runtime.control.rules import Key
 from cascade.runtime.control.seat import Seat
 from cascade.runtime.events import (
     Attempt,
@@ -85,17 +84,23 @@ class Work:
         """
         if self.run.bus.gates.is_full():
             await self._wait_for_telemetry()
-        if (admission := self.run.admission) is not None:
-            self.seat = Seat(admission, Key(self.run.run_id, self.node.name))
-        elif not self.node.constraints:
-            return await self._run_or_recall()
+        seat = self.seat = self.run.seat(self.node.name)
         try:
-            await self._obtain()
+            if self.node.constraints or (seat is not None and not seat.take()):
+                await self._begin()
             return await self._run_or_recall()
         finally:
-            self._leave()
+            if seat is not None:
+                seat.leave()
             if self.amounts:
-                await self.run.capacity.release(self.amounts)
+                await self._give_back()
+
+    async def _begin(self) -> None:
+        try:
+            await self._obtain()
+        except Exception as error:
+            self._fail_before_start(error)
+            raise
 
     async def _wait_for_telemetry(self) -> None:
         start_ns = self._blocked("telemetry")
@@ -108,13 +113,9 @@ class Work:
         if not self.node.constraints:
             await self._sit()
             return
-        try:
-            amounts = self.resolver.amounts(self.node)
-            while not await self._take(amounts):
-                pass
-        except Exception as error:
-            self._fail_before_start(error)
-            raise
+        amounts = self.resolver.amounts(self.node)
+        while not await self._take(amounts):
+            pass
 
     async def _take(self, amounts: dict[str, float]) -> bool:
         await self._sit()
@@ -128,13 +129,18 @@ class Work:
         self._waited("resource", start_ns)
         if self.seat is None or self.seat.take():
             return True
-        self.amounts = None
-        await self.run.capacity.release(amounts)
+        await self._give_back()
         return False
 
+    async def _give_back(self) -> None:
+        amounts, self.amounts = self.amounts, None
+        if amounts:
+            await self.run.capacity.release(amounts)
+
     async def _sit(self) -> None:
-        if self.seat is not None and not self.seat.take():
-            self.waits += await self.seat.wait(partial(self._emit, TaskBlocked), self.run.clock.now_ns)
+        seat = self.seat
+        if seat is not None and not seat.is_taken and not seat.take():
+            self.waits += await seat.wait(partial(self._emit, TaskBlocked), self.run.clock.now_ns)
 
     def _leave(self, *, unused: bool = False) -> None:
         if self.seat is not None:
@@ -251,9 +257,11 @@ class Work:
         try:
             await asyncio.sleep(delay)
             self._waited("retry", end_ns)
-            await self._sit()
-        except asyncio.CancelledError as cancelled:
-            self._finish(0, end_ns, cancelled)
+            if self.seat is not None and not self.seat.take():
+                await self._give_back()  # who is held back holds back nobody
+                await self._obtain()
+        except (Exception, asyncio.CancelledError) as stopped:
+            self._finish(0, end_ns, stopped)
             raise
 
     def _fail_before_start(self, error: Exception) -> None:

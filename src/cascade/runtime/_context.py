@@ -8,6 +8,8 @@ from typing import Any
 from cascade.runtime._clock import RunClock
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.control.admission import Admission
+from cascade.runtime.control.rules import Key
+from cascade.runtime.control.seat import Seat
 from cascade.runtime.events import ErrorInfo, Event
 from cascade.runtime.protocols import Executor, Tracing
 from cascade.runtime.resource_manager import ResourceManager
@@ -25,7 +27,8 @@ _HARNESS = ("/cascade/runtime/", "/cascade/adapters/", "/concurrent/futures/", "
 class RunContext:
     """One run: who it is, what it was given, what it has so far, and how it talks to the outside.
 
-    `admission` says which of its tasks may start; None where nobody can steer it.
+    `admission` says which of its tasks may start; None where nobody can steer it. `run_ids` are its own and those of
+    the runs that it is nested in.
     """
 
     run_id: str
@@ -38,6 +41,8 @@ class RunContext:
     capacity: ResourceManager
     tracing: Tracing | None = None
     admission: Admission | None = None
+    run_ids: tuple[str, ...] = ()
+    _keys: dict[str, Key] = field(default_factory=dict)
     clock: RunClock = field(default_factory=RunClock)
     resources: dict[str, Any] = field(default_factory=dict)
     failing: bool = False
@@ -45,6 +50,15 @@ class RunContext:
     def fail(self) -> None:
         """Something has failed: what is cancelled from now on is waited for."""
         self.failing = True
+
+    def seat(self, name: str) -> Seat | None:
+        """A place for one task of that name among those that run; None where nobody can steer."""
+        if self.admission is None:
+            return None
+        key = self._keys.get(name)
+        if key is None:  # made once: a map's items, and most tasks of a fan-out, share theirs
+            key = self._keys[name] = Key(self.run_ids, name)
+        return Seat(self.admission, key)
 
     def emit(self, event_type: type[Event], **fields: Any) -> None:
         """Publish an event of this run, unless nobody listens."""

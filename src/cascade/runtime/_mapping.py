@@ -48,7 +48,7 @@ class MapWork:
         """
         if self._run.admission is None:
             return await self._perform()
-        seat = Seat(self._run.admission, Key(self._run.run_id, self._node.name, is_map=True))
+        seat = Seat(self._run.admission, Key(self._run.run_ids, self._node.name, is_map=True))
         if not seat.take():
             blocked = partial(self._run.emit, TaskBlocked, **self._who())
             self._waits = await seat.wait(blocked, self._run.clock.now_ns)

@@ -131,6 +131,7 @@ class Engine:
             capacity=self.resource_manager,
             tracing=tracing if trace else None,
             admission=self._control.admission if self._control else None,
+            run_ids=(run_id, *(self._control.run_ids(task.run_id) if self._control and task else ())),
             clock=clock,
         )
 

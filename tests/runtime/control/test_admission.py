@@ -13,7 +13,7 @@ from cascade.runtime.control.constraint import Concurrency, Constraint, Pause, R
 from cascade.runtime.control.rules import Key
 
 GLOBAL = Scope("global")
-A, B = Key("r", "a"), Key("r", "b")
+A, B = Key(("r",), "a"), Key(("r",), "b")
 
 
 def limit(count: int, scope: Scope = GLOBAL) -> Concurrency:
@@ -115,7 +115,7 @@ async def test_all_that_cover_it_hold_together(monkeypatch: pytest.MonkeyPatch) 
     admission.put(limit(1, Scope("task", "a")))
     admission.put(pause(Scope("task", "b")))
     assert admission.enter(A)
-    second_a, b, c = Start(admission, A), Start(admission, B), Start(admission, Key("r", "c"))
+    second_a, b, c = Start(admission, A), Start(admission, B), Start(admission, Key(("r",), "c"))
     await settle()
     assert (second_a.has_started, b.has_started, c.has_started) == (False, False, True)
     admission.leave(A)
@@ -220,7 +220,7 @@ async def test_who_is_cancelled_leaves_the_line_or_the_place_it_was_given() -> N
 
 async def test_a_map_as_a_whole_is_only_ever_paused() -> None:
     admission = Admission()
-    whole = Key("r", "map(a)", is_map=True)
+    whole = Key(("r",), "map(a)", is_map=True)
     admission.put(limit(1))
     admission.put(rate(1 / 3600))
     assert all(admission.enter(whole) for _ in range(3))
@@ -259,7 +259,7 @@ async def test_the_loop_has_its_turns_while_very_many_go_on() -> None:
 
 _scopes = st.sampled_from([GLOBAL, Scope("run", "r"), Scope("task", "a"), Scope("task", "?"), Scope("task", "b*")])
 _constraints: st.SearchStrategy[Constraint] = st.builds(limit, st.integers(1, 4), _scopes) | st.builds(pause, _scopes)
-_keys = st.sampled_from([A, B, Key("s", "a")])
+_keys = st.sampled_from([A, B, Key(("s",), "a")])
 _steps = st.one_of(
     st.tuples(st.just("put"), _constraints),
     st.tuples(st.just("remove"), _constraints),

@@ -131,7 +131,7 @@ def test_topics_that_name_no_scope(below: str) -> None:
 def test_any_name_has_a_topic_that_matches_just_it(name: str) -> None:
     scope, kind = parse_topic(control_topic("local", "default", f"task/{name}", "pause"), PREFIX)
     assert (scope, kind) == (Scope("task", name), "pause")
-    assert matcher(scope)("any run", name)
+    assert matcher(scope)(("any run",), name)
 
 
 @pytest.mark.parametrize(
@@ -147,8 +147,8 @@ def test_any_name_has_a_topic_that_matches_just_it(name: str) -> None:
 )
 def test_scopes(scope: Scope, covered: list[tuple[str, str]], others: list[tuple[str, str]]) -> None:
     matches = matcher(scope)
-    assert all(matches(*one) for one in covered)
-    assert not any(matches(*one) for one in others)
+    assert all(matches((run_id,), name) for run_id, name in covered)
+    assert not any(matches((run_id,), name) for run_id, name in others)
 
 
 def outcome(scope: Scope, kind: str, payload: dict[str, Any]) -> Constraint | str:

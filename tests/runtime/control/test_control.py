@@ -8,7 +8,8 @@ import pytest
 
 import cascade as cs
 from cascade.connectors.memory import MemoryConnector
-from cascade.runtime.control.control import MAX_CONSTRAINTS, REFUSALS_AT_ONCE
+from cascade.runtime.control.control import MAX_CONSTRAINTS
+from cascade.runtime.control.decisions import AT_ONCE, REFUSALS_AT_ONCE
 from cascade.runtime.events import ControlDecision, RunFinished, TaskBlocked, TaskExecutionStarted, TaskRetrying
 from cascade.runtime.nested import run_nested
 from tests.runtime.control.steered import Steered, soon
@@ -288,6 +289,83 @@ async def test_a_nested_run_finds_the_place_that_its_task_has_left() -> None:
     assert await soon(lab.start(cs.task(list, name="both")([outer(), outer()]))) == [2, 2]
 
 
+@pytest.mark.parametrize("limit", [1, 2])
+async def test_nested_runs_side_by_side_find_it_too(limit: int) -> None:
+    lab = Steered()
+
+    @cs.task
+    async def outer() -> Any:
+        return await asyncio.gather(*(run_nested(double(double(x))) for x in range(3)))
+
+    await lab.say("global", "concurrency", {"limit": limit})
+    assert await soon(lab.start(cs.task(list, name="both")([outer(), outer()]))) == [[0, 4, 8], [0, 4, 8]]
+
+
+async def test_a_nested_run_that_outlives_its_task_leaves_the_place_as_it_is() -> None:
+    lab, left = Steered(), list[Any]()
+
+    @cs.task
+    async def leaves_one_behind() -> int:
+        left.append(asyncio.ensure_future(run_nested(double(one()))))
+        await asyncio.sleep(0)
+        return 1
+
+    @cs.task
+    async def fails_first() -> int:
+        left.append(asyncio.ensure_future(run_nested(double(one()))))
+        await asyncio.sleep(0)
+        if len(left) < 3:
+            raise ConnectionError
+        return 1
+
+    await lab.say("global", "concurrency", {"limit": 1})
+    assert await soon(lab.start(double(double(leaves_one_behind())))) == 4
+    assert await soon(lab.start(double(double(fails_first().with_retry(2))))) == 4
+    await soon(asyncio.gather(*left, return_exceptions=True))
+
+
+async def test_a_run_is_paused_with_the_runs_in_it() -> None:
+    lab, inside = Steered(), asyncio.Event()
+
+    @cs.task
+    async def first() -> int:
+        inside.set()
+        await asyncio.sleep(0.01)
+        return 1
+
+    @cs.task
+    async def outer() -> Any:
+        return await run_nested(double(first()))
+
+    run = lab.start(outer())
+    await soon(inside.wait())
+    await lab.say(f"run/{await lab.run_id()}", "pause")
+    await lab.seen(TaskBlocked)
+    assert lab.reasons == [("double", "paused")]
+    assert len({decision.run_id for decision in lab.all(ControlDecision)}) == 2
+    await lab.clear(f"run/{await lab.run_id()}", "pause")
+    assert await soon(run) == 2
+
+
+async def test_a_retry_that_is_held_back_holds_no_resource() -> None:
+    lab, failed = Steered(system_resources={"gpu": 1}), asyncio.Event()
+
+    @cs.task
+    async def flaky() -> int:
+        if not failed.is_set():
+            failed.set()
+            raise ConnectionError
+        return 1
+
+    run = lab.start(flaky().with_retry(1, delay=0.01).with_constraints(gpu=1))
+    await soon(failed.wait())
+    await lab.say("task/flaky", "pause")
+    await lab.seen(TaskBlocked)
+    assert await soon(lab.start(one().with_constraints(gpu=1))) == 1
+    await lab.clear("task/flaky", "pause")
+    assert await soon(run) == 1
+
+
 async def test_a_nested_run_is_steered_too() -> None:
     lab = Steered()
 
@@ -398,6 +476,33 @@ async def test_a_flood_of_nonsense_is_refused_briefly() -> None:
     actions = [action for action, _, _ in lab.decisions]
     assert actions.count("APPLIED") == MAX_CONSTRAINTS
     assert actions.count("REFUSED") <= 2 * REFUSALS_AT_ONCE
+    assert "decisions before this one were not told" in lab.all(ControlDecision)[-MAX_CONSTRAINTS].reason
+
+
+async def test_of_a_constraint_that_changes_all_the_time_the_last_is_told() -> None:
+    lab, goes_on = Steered(), asyncio.Event()
+    run = lab.start(cs.task(goes_on.wait, name="wait")())
+    await lab.seen(TaskExecutionStarted)
+    for limit in range(1, 1_001):
+        await lab.say("global", "concurrency", {"limit": limit})
+    goes_on.set()
+    await soon(run)
+    decisions = lab.all(ControlDecision)
+    assert AT_ONCE < len(decisions) < 2 * AT_ONCE
+    assert decisions[-1].params == {"limit": 1_000}
+    assert decisions[-1].reason.endswith("decisions before this one were not told")
+
+
+async def test_what_waits_to_be_told_is_told_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cascade.runtime.control.decisions.AT_ONCE", 1)
+    lab, goes_on = Steered(), asyncio.Event()
+    run = lab.start(cs.task(goes_on.wait, name="wait")())
+    await lab.seen(TaskExecutionStarted)
+    for scope in ("global", "task/a", "task/b"):
+        await lab.say(scope, "pause")
+    assert (await soon(lab.seen(ControlDecision, 3))).scope == "task/b"
+    goes_on.set()
+    await soon(run)
 
 
 async def test_what_was_refused_before_the_run_began_is_told_as_it_begins() -> None:

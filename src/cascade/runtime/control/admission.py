@@ -33,9 +33,12 @@ class Admission:
 
     def enter(self, key: Key) -> bool:
         """Start one, if it may start now: until `leave` it is at work."""
-        if self._rules and self._holding(key) is not None:
-            return False
-        self._count(key)
+        if self._rules:
+            if self._holding(key) is not None:
+                return False
+            self._count(key)
+        else:
+            self._at_work[key] = self._at_work.get(key, 0) + 1
         return True
 
     async def wait(self, key: Key, blocked: Blocked, now: Callable[[], int]) -> list[Segment]:
@@ -72,9 +75,10 @@ class Admission:
             self._at_work[key] = count
         else:
             del self._at_work[key]
-        for rule in self._rules_for(key) if self._rules else ():
-            rule.give_back(unused=unused)
-            self._serve(rule)
+        if self._rules:
+            for rule in self._rules_for(key):
+                rule.give_back(unused=unused)
+                self._serve(rule)
 
     def rejoin(self, key: Key) -> None:
         """One that has only stood aside is at work again, whether there is room or not."""
@@ -104,6 +108,10 @@ class Admission:
             self._retire(rule)
             self._serve(rule)
 
+    def forget(self, run_id: str) -> None:
+        """A run has ended."""
+        self._found = {key: rules for key, rules in self._found.items() if key.run_ids[0] != run_id}
+
     def _retire(self, rule: Rule) -> None:
         rule.is_retired = True
         if rule.timer is not None:
@@ -118,7 +126,7 @@ class Admission:
 
     def _covering(self, key: Key) -> Iterator[Rule]:
         for rule in self._rules.values():
-            if rule.covers(key.run_id, key.name) and (not key.is_map or isinstance(rule, PauseRule)):
+            if rule.covers(key.run_ids, key.name) and (not key.is_map or isinstance(rule, PauseRule)):
                 yield rule
 
     def _holding(self, key: Key) -> Rule | None:
@@ -133,7 +141,7 @@ class Admission:
 
     def _count(self, key: Key) -> None:
         self._at_work[key] = self._at_work.get(key, 0) + 1
-        for rule in self._rules_for(key) if self._rules else ():
+        for rule in self._rules_for(key):
             rule.take()
 
     def _serve(self, rule: Rule) -> None:

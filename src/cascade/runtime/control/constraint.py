@@ -144,22 +144,22 @@ def parse_constraint(scope: Scope, kind: str, payload: Mapping[str, Any]) -> Con
     return reader(scope, _id(payload.get("id", kind)), _time(payload.get("expires_at")), params or {})
 
 
-def matcher(scope: Scope) -> Callable[[str, str], bool]:
-    """Says of a run's id and a task's name whether the scope covers them.
+def matcher(scope: Scope) -> Callable[[tuple[str, ...], str], bool]:
+    """Says of a run's ids, with those of the runs that it is nested in, and a task's name whether the scope covers them.
 
     Raises:
         RefusedError: The pattern cannot be used.
     """
     if scope.kind == "global":
-        return lambda _run_id, _name: True
+        return lambda _run_ids, _name: True
     wanted = scope.name
     if scope.kind == "run":
-        return lambda run_id, _name: run_id == wanted
+        return lambda run_ids, _name: wanted in run_ids
     try:
         matches = re.compile(translate(wanted)).match
     except re.error as error:
         raise RefusedError(f"the pattern {_shown(wanted)} cannot be used: {error}") from None
-    return lambda _run_id, name: name == wanted or matches(name) is not None
+    return lambda _run_ids, name: name == wanted or matches(name) is not None
 
 
 def _pause(scope: Scope, own_id: str, expires_at: float | None, params: dict[str, Any]) -> Pause:

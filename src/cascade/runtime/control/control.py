@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from cascade.runtime._context import RunContext
-from cascade.runtime.control._bucket import TokenBucket
 from cascade.runtime.control.admission import Admission
 from cascade.runtime.control.constraint import (
     Capacity,
@@ -18,6 +17,7 @@ from cascade.runtime.control.constraint import (
     parse_constraint,
     parse_topic,
 )
+from cascade.runtime.control.decisions import Decisions, Place
 from cascade.runtime.events import ControlDecision
 from cascade.runtime.protocols import Connector, Unsubscribing
 from cascade.runtime.resource_manager import ResourceManager
@@ -31,14 +31,9 @@ MAX_CONSTRAINTS = 256
 """In force at once: each start asks all that are for it. More is a mistake, or meant to slow us down."""
 SUBSCRIBE_TIMEOUT = 2.0
 """Seconds; a connector returns after one, this is for one that does not."""
-REFUSALS_PER_SECOND, REFUSALS_AT_ONCE = 5.0, 50.0
-"""How many refusals are told: who floods us with nonsense must not flood those who listen to us."""
-_LONGEST_TIMER = 3600.0
+_LONGEST_TIMER = 10.0
 """Seconds after which the wall clock, which may have been set, is asked again."""
 _UNSAID = 100
-
-Place = tuple[str, str]
-"""Scope and type: at most one constraint holds there."""
 
 
 class Control:
@@ -62,8 +57,7 @@ class Control:
         self._timers: dict[Place, asyncio.TimerHandle] = {}
         self._runs: dict[str, RunContext] = {}
         self._unsaid: list[dict[str, Any]] = []
-        self._refusals = TokenBucket(REFUSALS_PER_SECOND, REFUSALS_AT_ONCE, time.monotonic)
-        self._unheard = 0
+        self._decisions = Decisions(self._say)
         self._users = 0
         self._subscribing: asyncio.Task[None] | None = None
 
@@ -86,7 +80,7 @@ class Control:
         """Steer the run, and tell it of each decision that concerns it, first of those that were made before."""
         self._runs[run.run_id] = run
         for constraint in self._held.values():
-            if _concerns(constraint.scope, run.run_id):
+            if _concerns(constraint.scope, run):
                 run.emit(ControlDecision, **_fields("APPLIED", constraint))
         unsaid, self._unsaid = self._unsaid, []
         for fields in unsaid:
@@ -94,10 +88,17 @@ class Control:
         try:
             yield
         finally:
+            self._decisions.tell_all()
             del self._runs[run.run_id]
+            self.admission.forget(run.run_id)
             own = Scope("run", run.run_id)
             for place in [place for place, held in self._held.items() if held.scope == own]:
                 self._lift(place)
+
+    def run_ids(self, run_id: str) -> tuple[str, ...]:
+        """A run's id and those of the runs that it is nested in; none for a run that is not here."""
+        run = self._runs.get(run_id)
+        return run.run_ids if run is not None else ()
 
     async def on_message(self, topic: str, payload: dict[str, Any]) -> None:
         """Apply, replace or clear a constraint; refuse what is none, and say why. Never raises."""
@@ -174,16 +175,9 @@ class Control:
         self._tell("EXPIRED", constraint)
 
     def _tell(self, action: str, constraint: Constraint, reason: str | None = None) -> None:
-        self._say(_fields(action, constraint, reason), constraint.scope)
+        self._decisions.say(_place(constraint), _fields(action, constraint, reason), constraint.scope)
 
     def _refuse(self, place: str, kind: str, scope: Scope | None, payload: Any, reason: str) -> None:
-        if not self._refusals.has_token:
-            self._unheard += 1
-            return
-        self._refusals.take()
-        if self._unheard:
-            reason = f"{reason} ({self._unheard} more were refused before and not told)"
-            self._unheard = 0
         own_id = payload.get("id") if isinstance(payload, dict) else None
         fields: dict[str, Any] = {
             "action": "REFUSED",
@@ -193,13 +187,13 @@ class Control:
             "reason": reason,
             "params": {},
         }
-        if not self._runs and len(self._unsaid) < _UNSAID:
-            self._unsaid.append(fields)
-        self._say(fields, scope)
+        self._decisions.refuse(fields, scope)
 
     def _say(self, fields: dict[str, Any], scope: Scope | None) -> None:
+        if not self._runs and fields["action"] == "REFUSED" and len(self._unsaid) < _UNSAID:
+            self._unsaid.append(fields)  # what holds is told to each run as it begins
         for run in list(self._runs.values()):
-            if scope is None or _concerns(scope, run.run_id):
+            if scope is None or _concerns(scope, run):
                 run.emit(ControlDecision, **fields)
 
     async def _subscribe(self, connector: Connector) -> None:
@@ -212,6 +206,7 @@ class Control:
         for place in list(self._held):
             self._lift(place)
         self._unsaid.clear()
+        self._decisions.close()
         subscribing, self._subscribing = self._subscribing, None
         if subscribing is not None and not subscribing.done():
             subscribing.cancel()
@@ -227,8 +222,8 @@ def _place(constraint: Constraint) -> Place:
     return str(constraint.scope), constraint.type
 
 
-def _concerns(scope: Scope, run_id: str) -> bool:
-    return scope.kind != "run" or scope.name == run_id
+def _concerns(scope: Scope, run: RunContext) -> bool:
+    return scope.kind != "run" or scope.name in run.run_ids
 
 
 def _fields(action: str, constraint: Constraint, reason: str | None = None) -> dict[str, Any]:

@@ -15,10 +15,11 @@ REASONS: dict[type[Constraint], str] = {Pause: "paused", Concurrency: "concurren
 class Key(NamedTuple):
     """All tasks of one run and one name: constraints cannot tell them apart.
 
-    A map as a whole is only ever paused: its items are what runs.
+    `run_ids` are the run's own and those of the runs that it is nested in. A map as a whole is only ever paused: its
+    items are what runs.
     """
 
-    run_id: str
+    run_ids: tuple[str, ...]
     name: str
     is_map: bool = False
 
@@ -72,7 +73,7 @@ class ConcurrencyRule(Rule):
         self._used = 0
 
     def count(self, at_work: Mapping[Key, int]) -> None:
-        self._used = sum(n for key, n in at_work.items() if not key.is_map and self.covers(key.run_id, key.name))
+        self._used = sum(n for key, n in at_work.items() if not key.is_map and self.covers(key.run_ids, key.name))
 
     def has_room(self) -> bool:
         return self.is_retired or self._used < self._limit

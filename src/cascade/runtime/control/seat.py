@@ -16,12 +16,13 @@ Blocked = Callable[..., None]
 class Seat:
     """`is_taken` while its task is at work."""
 
-    __slots__ = ("_admission", "_key", "is_taken")
+    __slots__ = ("_admission", "_key", "_loan", "is_taken")
 
     def __init__(self, admission: Admission, key: Key) -> None:
         self._admission = admission
         self._key = key
         self.is_taken = False
+        self._loan: _Loan | None = None
 
     def take(self) -> bool:
         """Take it if nothing holds the task back; whether it did."""
@@ -42,21 +43,43 @@ class Seat:
 
     def leave(self, *, unused: bool = False) -> None:
         """Leave it, if it is taken. `unused`: the task has not started after all."""
+        self._loan = None
         if self.is_taken:
             self.is_taken = False
             self._admission.leave(self._key, unused=unused)
 
     @contextmanager
     def lent(self) -> Iterator[None]:
-        """The task only waits, for a run that it has started: others may have the place meanwhile."""
-        was_taken = self.is_taken
-        self.leave()
+        """The task only waits, for a run that it has started: others may have the place meanwhile.
+
+        It may wait for several at once, and one of them may outlive the task, or the attempt, that has started it.
+        """
+        if self.is_taken:
+            self.is_taken = False
+            self._loan = _Loan()
+            self._admission.leave(self._key)
+        loan = self._loan
+        if loan is None:
+            yield
+            return
+        loan.count += 1
         try:
             yield
         finally:
-            if was_taken:
+            loan.count -= 1
+            if loan is self._loan and not loan.count:
+                self._loan = None
                 self._admission.rejoin(self._key)
                 self.is_taken = True
+
+
+class _Loan:
+    """How many runs are waited for in the same absence."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
 
 
 def _told(constraint: Constraint, start_ns: int) -> dict[str, Any]:
