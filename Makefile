@@ -5,15 +5,15 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 pytho
 BIN := .venv/bin
 READY := .make/ready
 
-.PHONY: bench help demo test lint types layers unit wheel format docs lock clean
+.PHONY: bench help demo test lint types layers unit e2e wheel stack-build stack-up stack-show stack-picture stack-down format docs lock clean
 
 help:  ## say what there is
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 demo: $(READY)  ## run a real workflow and show its trace as received over OTLP
 	@$(BIN)/python examples/demo.py
 
-test: lint types layers unit wheel  ## install what is missing, run lint, types and all tests
+test: lint types layers unit e2e wheel  ## install what is missing, run lint, types and all tests
 
 lint: $(READY)  ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -25,11 +25,29 @@ types: $(READY)  ## mypy --strict on sources, tests and examples
 layers: $(READY)  ## imports go down only
 	$(BIN)/lint-imports
 
-unit: $(READY)  ## all tests
-	$(BIN)/python -m pytest
+unit: $(READY)  ## tests of the package
+	$(BIN)/python -m pytest --ignore=tests/e2e
+
+e2e: $(READY)  ## whole runs, read back from our receivers, and from the real servers if they are built
+	$(BIN)/python -m pytest tests/e2e
 
 wheel: $(READY)  ## the built wheel works without this checkout
 	$(BIN)/python tests/check_wheel.py
+
+stack-build: $(READY)  ## build the Collector and Jaeger from source, once for this machine; needs Go
+	@$(BIN)/python -m stack build
+
+stack-up: $(READY)  ## start Jaeger, the Collector, Mosquitto and Prometheus, without Docker
+	@$(BIN)/python -m stack up
+
+stack-show: $(READY)  ## draw the latest trace that Jaeger has; TRACE=id draws another
+	@$(BIN)/python -m stack show $(TRACE)
+
+stack-picture: $(READY)  ## docs/trace.svg, the picture of that trace in the README
+	@$(BIN)/python -m stack picture $(TRACE) > docs/trace.svg
+
+stack-down: $(READY)  ## end them
+	@$(BIN)/python -m stack down
 
 bench: $(READY)  ## measure against bare asyncio, the bare SDK and others; some minutes
 	$(BIN)/python -m benchmarks $(ARGS)
@@ -38,10 +56,11 @@ format: $(READY)  ## lay out the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(READY)  ## regenerate what is generated: JSON Schemas, AsyncAPI, tables
+docs: $(READY)  ## regenerate what is generated: JSON Schemas, AsyncAPI, tables, dashboards
 	$(BIN)/python -m cascade.telemetry.schema.generate
 	$(BIN)/python -m cascade.runtime.control.schema
 	$(BIN)/python -m docs.generate
+	$(BIN)/python -m grafana.generate
 
 lock: $(READY)  ## pin what CI installs
 	$(BIN)/python -m pip freeze --exclude-editable | grep -v '^pip==' > .ci/constraints.txt

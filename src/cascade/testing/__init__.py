@@ -7,6 +7,7 @@ from cascade.runtime.overrides import override_resource
 from cascade.testing.clock import FixedClock
 from cascade.testing.conformance import ConnectorConformance
 from cascade.testing.faults import Fault
+from cascade.testing.jaeger import Jaeger
 from cascade.testing.mosquitto import MosquittoProcess
 from cascade.testing.received import ReceivedSpan, Spans
 from cascade.testing.record import RunRecord, record_run
@@ -20,6 +21,7 @@ __all__ = [
     "ConnectorConformance",
     "Fault",
     "FixedClock",
+    "Jaeger",
     "MemoryConnector",
     "MosquittoProcess",
     "OtlpReceiver",

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 _FULL, _LEFT, _RIGHT, _TICK, _SLIVERS = "█", "▌", "▐", "│", "▏▕"
 _LIGHT = "░"
 _MANY_DAYS = 100
+_MOMENT = 1
+"""Nanoseconds, at most, of what took no time: Cascade's moments last one, for Jaeger wants every span to have a length."""
 _UNITS = ((1_000_000_000, "s"), (1_000_000, "ms"), (1_000, "µs"), (1, "ns"))
 
 
@@ -21,7 +23,7 @@ class Timeline:
         if not self.cells:
             return ""
         first, last = self._half(start_ns), self._half(max(start_ns, end_ns))
-        if end_ns <= start_ns:
+        if end_ns - start_ns <= _MOMENT:
             return self._placed(first // 2, _TICK)
         if first == last:
             return self._placed(first // 2, _LIGHT if light else _SLIVERS[first % 2])
@@ -56,7 +58,7 @@ def duration(length_ns: int) -> str:
     """A duration in three digits, at most eight characters: `"412 µs"`, `"1.20 s"`, `"3m 12s"`, `"2d 3h"`."""
     if length_ns < 0:
         return f"-{duration(-length_ns)}"
-    if length_ns == 0:
+    if length_ns <= _MOMENT:
         return "0"
     minutes, seconds = divmod(round(length_ns / 1e9), 60)
     hours, minutes = divmod(minutes, 60)

@@ -206,7 +206,7 @@ def _ended(
     events: tuple[Event, ...] = (),
 ) -> SpanData:
     """A span that may have failed: ERROR, `error.type`, and the exception as an event after the others."""
-    exception, end_ns = metadata.get("exception"), metadata.get("end_ns", 0)
+    exception, start_ns, end_ns = metadata.get("exception"), metadata.get("start_ns", 0), metadata.get("end_ns", 0)
     if (kind := error_type(body, metadata)) is not None:
         found = {**found, a.ERROR_TYPE: kind}
     if exception:
@@ -220,8 +220,8 @@ def _ended(
         payload["trace_id"],
         own_id,
         parent_id,
-        metadata.get("start_ns", 0),
-        end_ns,
+        start_ns,
+        _visible(start_ns, end_ns),
         _clean(found),
         payload.get("trace_flags", 1),
         is_server,
@@ -235,8 +235,13 @@ def _ended(
 def _span(
     payload: Mapping[str, Any], name: str, own_id: str, parent_id: str, start_ns: int, end_ns: int, found: Attributes
 ) -> SpanData:
-    flags = payload.get("trace_flags", 1)
+    flags, end_ns = payload.get("trace_flags", 1), _visible(start_ns, end_ns)
     return SpanData(name, payload["trace_id"], own_id, parent_id, start_ns, end_ns, _clean(found), flags)
+
+
+def _visible(start_ns: int, end_ns: int) -> int:
+    """The end of a span; a moment lasts a nanosecond, for Jaeger warns of what has no length as of a wrong clock."""
+    return end_ns + 1 if end_ns == start_ns else end_ns
 
 
 def _of_task(payload: Mapping[str, Any], body: Mapping[str, Any]) -> Attributes:

@@ -1,0 +1,121 @@
+"""Traces read back from a Jaeger, by the API that its own pages use."""
+
+import json
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from cascade.testing._otlp_json import spans_of_json
+from cascade.testing.received import Spans
+
+_INTERVAL = 0.05
+"""Seconds between two questions: Jaeger has no way to say that a trace has grown."""
+
+
+class Jaeger:
+    """Asks a Jaeger 2 what it has, for tests that run against the whole stack.
+
+    Args:
+        url: Where its pages are.
+        timeout: Seconds for an answer.
+    """
+
+    def __init__(self, url: str = "http://127.0.0.1:16686", *, timeout: float = 30.0) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"url={url!r}: it begins with http:// or https://")
+        self._url = url.rstrip("/")
+        self._timeout = timeout
+
+    def trace(self, trace_id: str, *, raw: bool = False) -> Spans:
+        """The spans that Jaeger has of a trace so far.
+
+        Args:
+            trace_id: 32 hex digits; a run's id without its dashes, unless the run joined its caller's trace.
+            raw: As stored: a span that was delivered twice is there twice.
+        """
+        answer = self._get(f"/api/v3/traces/{trace_id}", {"raw_traces": "true"} if raw else {})
+        return Spans(spans_of_json(answer["result"]) if answer else ())
+
+    def wait_for(self, trace_id: str, predicate: Callable[[Spans], bool], timeout: float = 10.0) -> Spans:
+        """The spans of a trace, as soon as the predicate holds for them.
+
+        Raises:
+            AssertionError: It did not hold in time; it says what was there.
+        """
+        deadline = time.monotonic() + timeout
+        while not predicate(spans := self.trace(trace_id)):
+            if time.monotonic() > deadline:
+                raise AssertionError(f"not in {timeout:g} s; Jaeger has of {trace_id}: {spans.summary()}")
+            time.sleep(_INTERVAL)
+        return spans
+
+    def find(
+        self,
+        service: str,
+        *,
+        operation: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        limit: int = 100,
+    ) -> set[str]:
+        """The ids of the traces that the search page would list.
+
+        Args:
+            service: `service.name`.
+            operation: A span's name.
+            tags: Attributes of one span, as text; `{"error": "true"}` finds what failed.
+            limit: How many at most, the latest first.
+        """
+        query = {"service": service, "limit": str(limit)}
+        if operation is not None:
+            query["operation"] = operation
+        if tags:
+            query["tags"] = json.dumps(dict(tags))
+        return {trace["traceID"] for trace in self._data("/api/traces", query)}
+
+    def services(self) -> set[str]:
+        """Who has sent spans."""
+        return set(self._data("/api/services"))
+
+    def operations(self, service: str) -> set[str]:
+        """The names of a service's spans."""
+        return {operation["name"] for operation in self._data("/api/operations", {"service": service})}
+
+    def page(self, trace_id: str) -> dict[str, Any]:
+        """What the trace's page shows, in Jaeger's own form: with references, logs and warnings."""
+        found: list[dict[str, Any]] = self._data(f"/api/traces/{trace_id}")
+        if not found:
+            raise AssertionError(f"Jaeger has no trace {trace_id}")
+        return found[0]
+
+    def monitor(self, kind: str, service: str, *, quantile: float = 0.95) -> list[dict[str, Any]]:
+        """The points of a curve of the Monitor tab.
+
+        Args:
+            kind: `"calls"`, `"errors"` or `"latencies"`.
+            service: `service.name`.
+            quantile: For latencies.
+        """
+        query = {"service": service, "step": "1000", "lookback": "60000", "ratePer": "10000"}
+        if kind == "latencies":
+            query["quantile"] = str(quantile)
+        answer = self._get(f"/api/metrics/{kind}", query) or {}
+        return [point for metric in answer.get("metrics", ()) for point in metric["metricPoints"]]
+
+    def _data(self, path: str, query: Mapping[str, str] | None = None) -> list[Any]:
+        answer = self._get(path, query or {})
+        return (answer or {}).get("data") or []
+
+    def _get(self, path: str, query: Mapping[str, str]) -> dict[str, Any] | None:
+        url = f"{self._url}{path}?{urllib.parse.urlencode(query)}"
+        try:
+            with urllib.request.urlopen(url, timeout=self._timeout) as answer:  # noqa: S310 - checked in __init__
+                found: dict[str, Any] = json.load(answer)
+        except urllib.error.HTTPError as error:
+            with error:
+                if error.code == 404:  # noqa: PLR2004 - HTTP's "not found"
+                    return None
+                raise RuntimeError(f"{url}: {error.code} {error.read(500).decode(errors='replace')}") from None
+        return found

@@ -1,0 +1,70 @@
+"""Which server of the stack listens where; always on the loopback interface."""
+
+import socket
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
+
+HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """The ports that compose publishes, too, are the defaults."""
+
+    otlp_grpc: int = 4317
+    otlp_http: int = 4318
+    collector_health: int = 13133
+    collector_self: int = 8888
+    collector_prometheus: int = 8889
+    jaeger_otlp: int = 14317
+    jaeger_health: int = 14133
+    jaeger_http: int = 16686
+    jaeger_grpc: int = 16685
+    mqtt: int = 1883
+    prometheus: int = 9090
+
+    def at(self, port: int) -> str:
+        return f"{HOST}:{port}"
+
+    def url(self, port: int, path: str = "") -> str:
+        return f"http://{HOST}:{port}{path}"
+
+
+def free_ports() -> Ports:
+    """Ports that nobody listens on."""
+    return _ports(lambda _: True)
+
+
+def default_ports() -> Ports:
+    """The usual ports, and free ones in place of those that are taken."""
+    return _ports(lambda port: not _is_free(port))
+
+
+def _ports(wants_another: Callable[[int], bool]) -> Ports:
+    usual = Ports()
+    with ExitStack() as held:
+        # Held until all are chosen, so that none is given twice.
+        return Ports(
+            **{
+                name: _any_free(held) if wants_another(getattr(usual, name)) else getattr(usual, name)
+                for name in (field.name for field in fields(Ports))
+            }
+        )
+
+
+def _any_free(held: ExitStack) -> int:
+    listener = held.enter_context(socket.socket())
+    listener.bind((HOST, 0))
+    port: int = listener.getsockname()[1]
+    return port
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((HOST, port))
+        except OSError:
+            return False
+    return True

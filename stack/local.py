@@ -1,0 +1,151 @@
+"""The stack as plain processes: compose's configuration files, other addresses."""
+
+import os
+import shutil
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from stack import build
+from stack.addresses import HOST, Ports
+from stack.build import ROOT
+from stack.process import Server, ServerError, answers
+
+OPERATOR = "operator"
+RUNNER = "runner"
+_WHERE_ROOT_LOOKS = "/usr/sbin:/usr/local/sbin"
+PASSWORD = "cascade"  # noqa: S105 - for servers that nobody but this machine reaches
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often who looks: by the second in tests, as in compose otherwise."""
+
+    span_metrics: str = "15s"
+    scrape: str = "10s"
+
+
+def collector(folder: Path, ports: Ports, pace: Pace, *, detached: bool = False) -> Server:
+    """The Collector; its queues are in the folder and outlive it."""
+    environment = {
+        "COLLECTOR_OTLP_GRPC": ports.at(ports.otlp_grpc),
+        "COLLECTOR_OTLP_HTTP": ports.at(ports.otlp_http),
+        "COLLECTOR_HEALTH": ports.at(ports.collector_health),
+        "COLLECTOR_PROMETHEUS": ports.at(ports.collector_prometheus),
+        "COLLECTOR_SELF_HOST": HOST,
+        "COLLECTOR_SELF_PORT": str(ports.collector_self),
+        "COLLECTOR_TO_JAEGER": ports.at(ports.jaeger_otlp),
+        "COLLECTOR_QUEUE": str(folder / "collector"),
+        "COLLECTOR_SPANMETRICS_INTERVAL": pace.span_metrics,
+    }
+    return Server(
+        "Collector",
+        [str(build.collector_path()), "--config", str(ROOT / "collector-config" / "collector.yaml")],
+        folder / "collector.log",
+        lambda: answers(ports.url(ports.collector_health)),
+        environment,
+        detached,
+    )
+
+
+def jaeger(folder: Path, ports: Ports, *, detached: bool = False) -> Server:
+    """Jaeger; its traces are in the folder and outlive it."""
+    data = folder / "jaeger"
+    for part in ("keys", "values"):
+        (data / part).mkdir(parents=True, exist_ok=True)
+    environment = {
+        "JAEGER_DATA": str(data),
+        "JAEGER_HEALTH": ports.at(ports.jaeger_health),
+        "JAEGER_OTLP_GRPC": ports.at(ports.jaeger_otlp),
+        "JAEGER_QUERY_HTTP": ports.at(ports.jaeger_http),
+        "JAEGER_QUERY_GRPC": ports.at(ports.jaeger_grpc),
+        "JAEGER_TO_PROMETHEUS": ports.url(ports.prometheus),
+    }
+    return Server(
+        "Jaeger",
+        [str(build.jaeger_path()), "--config", str(ROOT / "jaeger" / "config.yaml")],
+        folder / "jaeger.log",
+        lambda: answers(ports.url(ports.jaeger_health, "/status")),
+        environment,
+        detached,
+    )
+
+
+def prometheus(folder: Path, ports: Ports, pace: Pace, *, detached: bool = False) -> Server:
+    """Prometheus with compose's configuration; it takes no addresses from the environment, so they are replaced."""
+    configuration = (ROOT / "prometheus" / "prometheus.yml").read_text()
+    addresses = {
+        "collector:8889": ports.at(ports.collector_prometheus),
+        "collector:8888": ports.at(ports.collector_self),
+        "localhost:9090": ports.at(ports.prometheus),
+        "rules/*.yml": str(ROOT / "prometheus" / "rules" / "*.yml"),
+        "_interval: 10s": f"_interval: {pace.scrape}",
+    }
+    path = _written(folder / "prometheus" / "prometheus.yml", _replaced(configuration, addresses))
+    command = [
+        program("prometheus"),
+        f"--config.file={path}",
+        f"--storage.tsdb.path={folder / 'prometheus' / 'data'}",
+        f"--web.listen-address={ports.at(ports.prometheus)}",
+        "--enable-feature=exemplar-storage",
+    ]
+    ready = ports.url(ports.prometheus, "/-/ready")
+    return Server("Prometheus", command, folder / "prometheus.log", lambda: answers(ready), {}, detached)
+
+
+def mosquitto(folder: Path, ports: Ports, *, detached: bool = False) -> Server:
+    """Mosquitto by compose's own script, with compose's configuration, other paths and another port."""
+    configuration, data = folder / "mosquitto" / "config", folder / "mosquitto" / "data"
+    data.mkdir(parents=True, exist_ok=True)
+    lines = _replaced(
+        (ROOT / "mosquitto" / "mosquitto.conf").read_text(),
+        {"listener 1883\n": f"listener {ports.mqtt} {HOST}\n", "/mosquitto/data/": f"{data}/"},
+    )
+    if os.geteuid() == 0:
+        # It would go on as the user mosquitto, who may not write here.
+        lines += "user root\n"
+    _written(configuration / "mosquitto.conf", lines)
+    _written(configuration / "acl", (ROOT / "mosquitto" / "acl").read_text())
+    environment = {
+        "MOSQUITTO_CONFIG": str(configuration),
+        "MOSQUITTO_DATA": str(data),
+        "MQTT_RUNNER_PASSWORD": PASSWORD,
+        "MQTT_OPERATOR_PASSWORD": PASSWORD,
+        "PATH": f"{os.environ.get('PATH', '')}:{_WHERE_ROOT_LOOKS}",
+    }
+    command = ["/bin/sh", str(ROOT / "mosquitto" / "start.sh")]
+    return Server("Mosquitto", command, folder / "mosquitto.log", lambda: _accepts(ports.mqtt), environment, detached)
+
+
+def program(name: str) -> str:
+    """The path of an installed program; Debian has some where only root looks.
+
+    Raises:
+        ServerError: It is not installed.
+    """
+    found = shutil.which(name) or shutil.which(name, path=_WHERE_ROOT_LOOKS)
+    if found is None:
+        raise ServerError(f"{name} is not installed: apt-get install {name}")
+    return found
+
+
+def _accepts(port: int) -> bool:
+    try:
+        socket.create_connection((HOST, port), timeout=1.0).close()
+    except OSError:
+        return False
+    return True
+
+
+def _replaced(text: str, replacements: dict[str, str]) -> str:
+    for old, new in replacements.items():
+        if old not in text:
+            raise ServerError(f"the configuration has no {old!r} to replace")
+        text = text.replace(old, new)
+    return text
+
+
+def _written(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path

@@ -1,0 +1,144 @@
+"""The stack as processes that go on after us: `up` starts them, `down` ends them, `trace` asks them."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cascade.testing import Jaeger, Spans
+from stack import build, local
+from stack.addresses import Ports, default_ports
+from stack.process import PATIENCE, Server, ServerError, until
+
+FOLDER = build.ROOT / ".make" / "stack"
+"""Logs, and what the servers keep; `make clean` removes it."""
+
+_PACE = local.Pace()
+_OPTIONAL = {"mosquitto": "MQTT", "prometheus": "Jaeger's Monitor tab and Prometheus"}
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What runs, as `down` and `trace` must know it."""
+
+    ports: Ports
+    pids: dict[str, int]
+
+    def save(self, folder: Path) -> None:
+        (folder / "state.json").write_text(json.dumps(asdict(self)))
+
+    @classmethod
+    def load(cls, folder: Path) -> "State | None":
+        """What `up` has started, if any of it is still there."""
+        with suppress(FileNotFoundError):
+            plain = json.loads((folder / "state.json").read_text())
+            state = cls(Ports(**plain["ports"]), plain["pids"])
+            if any(map(_is_alive, state.pids.values())):
+                return state
+        return None
+
+
+def up(folder: Path = FOLDER, choose_ports: Callable[[], Ports] = default_ports) -> str:
+    """Start what does not run yet; returns where everything is and what to do with it.
+
+    Raises:
+        BuildError: The Collector or Jaeger is not built yet, and cannot be.
+        ServerError: A server did not start.
+    """
+    if (state := State.load(folder)) is None:
+        build.collector(_say)
+        build.jaeger(_say)
+        ports, started = choose_ports(), list[Server]()
+        try:
+            for make in _servers(folder, ports):
+                server = make()
+                server.start()
+                started.append(server)
+        except BaseException:
+            for server in started:
+                server.stop()
+            raise
+        state = State(ports, {server.name: server.process.pid for server in started if server.process})
+        state.save(folder)
+    return "\n".join(_told(folder, state))
+
+
+def down(folder: Path = FOLDER) -> str:
+    """End all that `up` has started. What the servers keep stays."""
+    state = State.load(folder)
+    if state is None:
+        return "The stack is not running."
+    for pid in reversed(state.pids.values()):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    for name, pid in state.pids.items():
+        until(lambda pid=pid: not _is_alive(pid), f"{name} has ended", PATIENCE)  # type: ignore[misc]  # bound now
+    (folder / "state.json").unlink()
+    return f"Ended {', '.join(state.pids)}."
+
+
+def trace(trace_id: str | None, folder: Path = FOLDER) -> Spans:
+    """A trace that Jaeger has; without an id that of the latest run of the service `cascade`.
+
+    Raises:
+        ServerError: There is none, or no Jaeger.
+    """
+    state = State.load(folder)
+    if state is None:
+        raise ServerError("The stack is not running: make stack-up")
+    jaeger = Jaeger(state.ports.url(state.ports.jaeger_http))
+    ids = {trace_id} if trace_id else jaeger.find("cascade", limit=1)
+    if not ids or not (spans := jaeger.trace(ids.pop())):
+        raise ServerError("Jaeger has no such trace")
+    return spans
+
+
+def _servers(folder: Path, ports: Ports) -> Iterator[Callable[[], Server]]:
+    yield lambda: local.jaeger(folder, ports, detached=True)
+    yield lambda: local.collector(folder, ports, _PACE, detached=True)
+    for program, what in _OPTIONAL.items():
+        try:
+            local.program(program)
+        except ServerError as error:
+            _say(f"{error}; without it there is no {what}")
+        else:
+            yield lambda program=program: _optional(program, folder, ports)  # type: ignore[misc]  # bound now
+
+
+def _optional(program: str, folder: Path, ports: Ports) -> Server:
+    if program == "mosquitto":
+        return local.mosquitto(folder, ports, detached=True)
+    return local.prometheus(folder, ports, _PACE, detached=True)
+
+
+def _told(folder: Path, state: State) -> Iterator[str]:
+    ports = state.ports
+    otlp, jaeger = ports.url(ports.otlp_http), ports.url(ports.jaeger_http)
+    yield f"Jaeger      {jaeger}   its query API; this build has no pages: `make stack-show` draws a trace"
+    yield f"Collector   {otlp} (HTTP), {ports.at(ports.otlp_grpc)} (gRPC)"
+    if "Mosquitto" in state.pids:
+        user = f"{local.RUNNER}:{local.PASSWORD}"
+        yield f"Mosquitto   mqtt://{user}@{ports.at(ports.mqtt)}, and {local.OPERATOR} who watches and steers"
+    if "Prometheus" in state.pids:
+        yield f"Prometheus  {ports.url(ports.prometheus)}"
+    yield f"Logs        {folder}"
+    yield ""
+    yield "Send it the demo, then look at its trace:"
+    yield ""
+    yield f"  OTEL_EXPORTER_OTLP_ENDPOINT={otlp} make demo"
+    yield "  make stack-show"
+
+
+def _is_alive(pid: int) -> bool:
+    """It is there, and is no zombie of a parent that does not care."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

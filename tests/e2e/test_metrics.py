@@ -1,0 +1,131 @@
+"""What Prometheus knows of the runs, and that each of the dashboards' questions has an answer."""
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stack.build import ROOT
+from tests.e2e.prometheus import Prometheus
+from tests.e2e.runs import Run, run
+from tests.e2e.stacks import Processes
+
+SERVICE = "e2e-metrics"
+VARIABLES = {
+    "$service": SERVICE,
+    "$target": ".*",
+    "$__range": "1h",
+    "$__rate_interval": "10s",
+}
+
+
+@pytest.fixture(scope="module")
+def prometheus(processes: Processes) -> Iterator[Prometheus]:
+    """After runs of each kind, while one is still going."""
+    found = Prometheus(processes.ports.url(processes.ports.prometheus))
+    # Exemplars are there for a moment only, and Prometheus takes some seconds before it looks for the first time.
+    found.wait_for('up{job="collector"} == 1')
+    environment = {**processes.environment, "OTEL_SERVICE_NAME": SERVICE, "OTEL_METRIC_EXPORT_INTERVAL": "200"}
+    for name in ("report", "report", "failure", "narrow"):
+        run(environment, name)
+    with Run(environment, "endless") as endless:
+        endless.wait_for_line("running")
+        yield found
+        endless.process.send_signal(signal.SIGTERM)
+        endless.result()
+
+
+def test_our_metrics_arrive(prometheus: Prometheus) -> None:
+    of = f'job="{SERVICE}"'
+    prometheus.wait_for_value(f'sum(cascade_run_duration_seconds_count{{{of}, cascade_run_result="success"}})', 3)
+    prometheus.wait_for_value(f'sum(cascade_run_duration_seconds_count{{{of}, cascade_run_result="failure"}})', 1)
+    prometheus.wait_for_value(f'sum(cascade_task_duration_seconds_count{{{of}, cascade_task_name="double"}})', 6)
+    prometheus.wait_for_value(f"sum(cascade_task_retries_total{{{of}}})", 2)
+    prometheus.wait_for_value(f'sum(cascade_task_skips_total{{{of}, cascade_task_skip_reason="Pruned"}})', 2)
+    prometheus.wait_for_value(
+        f'sum(cascade_task_wait_duration_seconds_count{{{of}, cascade_wait_reason="resource"}})', 2
+    )
+    prometheus.wait_for_value(f"sum(cascade_run_active{{{of}}})", 1)
+    prometheus.wait_for_value(f"sum(cascade_task_active{{{of}}})", 1)
+    prometheus.wait_for_value(f"sum(cascade_telemetry_lost_total{{{of}}})", 0)
+
+
+def test_the_rules_count_each_run_once(prometheus: Prometheus) -> None:
+    """Each of them was a process of its own, whose counters appeared with their last value."""
+    prometheus.wait_for_value(f'sum(cascade:runs:increase5m{{job="{SERVICE}"}})', 4)
+    prometheus.wait_for_value(f'sum(cascade:tasks:increase5m{{job="{SERVICE}", cascade_task_name="double"}})', 6)
+    inside = f'cascade:run_duration_seconds_bucket:increase5m{{job="{SERVICE}", le="+Inf"}}'
+    prometheus.wait_for_value(f"sum({inside})", 4)
+
+
+def test_span_metrics_count_the_spans_of_all_processes(prometheus: Prometheus) -> None:
+    of = f'service_name="{SERVICE}"'
+    prometheus.wait_for_value(f'sum(traces_span_metrics_calls_total{{{of}, span_name="double"}})', 6)
+    prometheus.wait_for_value(f'traces_span_metrics_calls_total{{{of}, span_name="run summary"}}', 2)
+    ((labels, _),) = prometheus.wait_for(f'traces_span_metrics_calls_total{{{of}, span_name="break_down"}}')
+    assert labels["status_code"] == "STATUS_CODE_ERROR"
+    assert labels["error_type"] == "ValueError"
+    assert "instance" not in labels
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        "cascade_run_duration_seconds_bucket",
+        "cascade_task_duration_seconds_bucket",
+        "traces_span_metrics_duration_seconds_bucket",
+    ],
+)
+def test_exemplars_lead_to_traces(prometheus: Prometheus, processes: Processes, metric: str) -> None:
+    prometheus.wait_for(f'{metric}{{job="{SERVICE}"}}')
+    found = prometheus.trace_ids(f'{metric}{{job="{SERVICE}"}}')
+    assert found
+    assert all(len(processes.jaeger.trace(trace_id)) for trace_id in found)
+
+
+def test_jaegers_monitor_tab_has_numbers(prometheus: Prometheus, processes: Processes) -> None:
+    prometheus.wait_for(f'rate(traces_span_metrics_calls_total{{job="{SERVICE}", span_kind="SPAN_KIND_SERVER"}}[10s])')
+    for kind in ("calls", "latencies", "errors"):
+        assert processes.jaeger.monitor(kind, SERVICE), kind
+
+
+def queries() -> Iterator[Any]:
+    for path in sorted((ROOT / "grafana" / "dashboards").glob("*.json")):
+        for panel in json.loads(path.read_text())["panels"]:
+            for target in panel["targets"]:
+                if "expr" in target:
+                    yield pytest.param(target, id=f"{path.stem}: {panel['title']} {target['refId']}")
+
+
+def filled(expr: str) -> str:
+    for name, value in VARIABLES.items():
+        expr = expr.replace(name, value)
+    assert "$" not in expr
+    return expr
+
+
+@pytest.mark.parametrize("target", list(queries()))
+def test_each_question_of_the_dashboards_has_an_answer(prometheus: Prometheus, target: dict[str, Any]) -> None:
+    expr = filled(target["expr"])
+    assert prometheus.wait_for(expr)
+    if target["exemplar"]:
+        assert prometheus.trace_ids(expr)
+
+
+def test_the_variables_of_the_dashboards_have_values(prometheus: Prometheus) -> None:
+    prometheus.wait_for(f'cascade_run_duration_seconds_count{{job="{SERVICE}"}}')
+    assert SERVICE in prometheus.label_values("cascade_run_duration_seconds_count", "job")
+    assert {"summary", "total", "count"} <= prometheus.label_values(
+        f'cascade_run_duration_seconds_count{{job=~"{SERVICE}"}}', "cascade_run_target"
+    )
+
+
+@pytest.mark.parametrize("rules", sorted(Path(ROOT, "prometheus", "rules").glob("*.yml")), ids=lambda path: path.stem)
+def test_the_rules_are_loaded_without_an_error(prometheus: Prometheus, rules: Path) -> None:
+    groups = {group["file"]: group for group in prometheus.rules()}
+    assert str(rules) in groups
+    for group in prometheus.rules():
+        assert [rule.get("lastError", "") for rule in group["rules"]] == [""] * len(group["rules"])

@@ -1,0 +1,163 @@
+"""What a person sees of a run: one trace, whole and right, found by what one would search for."""
+
+import signal
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from cascade.testing import ReceivedSpan, Spans
+from tests.e2e.runs import Run, run
+from tests.e2e.stacks import Predicate, Processes, Stack
+
+SERVICE = "e2e"
+
+
+def has(name: str) -> Predicate:
+    return lambda spans: bool(spans.named(name))
+
+
+def names(spans: Iterable[ReceivedSpan]) -> list[str]:
+    return sorted(span.name for span in spans)
+
+
+def run_report(stack: Stack, service: str = SERVICE) -> tuple[dict[str, Any], Spans]:
+    said = run({**stack.environment, "OTEL_SERVICE_NAME": service}, "report")
+    return said, stack.wait_for(said["trace_id"], has("run summary"))
+
+
+def run_failure(stack: Stack) -> tuple[dict[str, Any], Spans]:
+    said = run({**stack.environment, "OTEL_SERVICE_NAME": SERVICE}, "failure")
+    return said, stack.wait_for(said["trace_id"], has("run total"))
+
+
+def test_a_run_is_one_trace_and_a_tree(stack: Stack) -> None:
+    said, spans = run_report(stack)
+    assert said["trace_id"] == said["run_id"].replace("-", "")
+    assert spans.orphans() == []
+    root = spans.one("run summary")
+    assert spans.roots() == [root]
+    assert root.kind == "SERVER"
+    tasks = ["choose", "flaky", "load", "map(double)", "run.started", "say", "shell", "story", "summary", "total"]
+    assert names(spans.children(root)) == tasks
+    assert names(spans.children(spans.one("flaky"))) == ["flaky attempt", "flaky attempt", "flaky wait"]
+    items = spans.children(spans.one("map(double)"))
+    assert sorted(item.attributes["cascade.task.map.index"] for item in items) == [0, 1, 2]
+    assert [names(spans.children(item)) for item in items] == [["multiply"]] * 3
+
+
+def test_the_tasks_own_spans_and_subprocesses_belong_to_the_trace(stack: Stack) -> None:
+    said, spans = run_report(stack)
+    assert said["value"] == f"v1: 12 brief {said['trace_id']}"
+    for own in spans.named("multiply"):
+        assert own.attributes["factor"] == 2
+        assert own.attributes["cascade.run.id"] == said["run_id"]
+    assert [event.name for event in spans.one("total").events] == ["added"]
+    assert spans.one("total").events[0].attributes == {"numbers": 3}
+
+
+def test_statuses_attributes_and_links_arrive(stack: Stack) -> None:
+    _, spans = run_report(stack)
+    root = spans.one("run summary")
+    assert root.status == "UNSET"
+    assert root.attributes["cascade.run.result"] == "success"
+    assert root.attributes["cascade.run.tasks.retried"] == 1
+    first, second = sorted(spans.named("flaky attempt"), key=lambda span: span.start_ns)
+    assert (first.status, second.status) == ("ERROR", "UNSET")
+    assert first.attributes["error.type"] == "ConnectionError"
+    assert first.events[0].attributes["exception.message"] == "the first time always fails"
+    assert "workflows.py" in first.events[0].attributes["exception.stacktrace"]
+    assert spans.one("story").attributes["cascade.task.skip.reason"] == "Pruned"
+    consumed = {spans.by_id(link.span_id).name for link in spans.one("summary").links}
+    assert consumed == {"choose", "flaky", "say", "shell", "total"}
+    assert {link.trace_id for span in spans for link in span.links} == {root.trace_id}
+
+
+def test_durations_are_those_of_the_run(stack: Stack) -> None:
+    _, spans = run_report(stack)
+    root, wait = spans.one("run summary"), spans.one("flaky wait")
+    assert wait.duration_ms >= 10
+    assert wait.attributes["cascade.wait.reason"] == "retry"
+    for span in spans:
+        assert root.start_ns <= span.start_ns <= span.end_ns <= root.end_ns
+    for span in spans:
+        for link in span.links:
+            assert spans.by_id(link.span_id).end_ns <= span.start_ns
+
+
+def test_a_run_is_found_by_what_one_knows_of_it(stack: Stack) -> None:
+    service = "e2e-found"
+    said, spans = run_report(stack, service)
+    one = {said["trace_id"]}
+    assert stack.find(service) == one
+    assert stack.find(service, operation="total") == one
+    assert stack.find(service, operation="never heard of") == set()
+    assert stack.find(service, tags={"cascade.run.id": said["run_id"]}) == one
+    assert stack.find(service, tags={"cascade.task.name": "say"}) == one
+    assert stack.find(service, tags={"error": "true"}) == one
+    assert stack.find(service, tags={"error.type": "ConnectionError"}) == one
+    assert stack.find(service, tags={"error.type": "ValueError"}) == set()
+    assert spans[0].resource["service.name"] == service
+
+
+def test_a_failed_run_says_what_failed(stack: Stack) -> None:
+    said, spans = run_failure(stack)
+    assert said["error"] == "ValueError"
+    root, failed = spans.one("run total"), spans.one("break_down")
+    assert (root.status, failed.status) == ("ERROR", "ERROR")
+    assert (root.attributes["error.type"], failed.attributes["error.type"]) == ("ValueError", "ValueError")
+    assert failed.events[0].name == "exception"
+    assert failed.events[0].attributes["exception.message"] == "cannot use [3, 1, 2]"
+    assert "in break_down" in failed.events[0].attributes["exception.stacktrace"]
+    assert spans.orphans() == []
+    found = stack.find(SERVICE, tags={"error": "true", "cascade.run.id": said["run_id"]})
+    assert found == {said["trace_id"]}
+
+
+def test_a_run_is_seen_while_it_is_still_going(stack: Stack) -> None:
+    environment = {**stack.environment, "OTEL_SERVICE_NAME": "e2e-live"}
+    with Run(environment, "endless") as endless:
+        endless.wait_for_line("running")
+        waiting = set[str]()
+
+        def started(spans: Spans) -> bool:
+            return bool(spans.named("run.started"))
+
+        while not waiting:
+            waiting = stack.find("e2e-live", operation="run.started")
+        (trace_id,) = waiting
+        assert not stack.wait_for(trace_id, started).named("run forever")
+        endless.process.send_signal(signal.SIGTERM)
+        assert endless.result()["trace_id"] == trace_id
+    spans = stack.wait_for(trace_id, has("run forever"))
+    assert spans.orphans() == []
+    assert spans.one("run forever").attributes["cascade.run.result"] == "cancellation"
+    assert spans.one("forever").attributes["cascade.task.result"] == "cancellation"
+
+
+def test_what_jaegers_page_shows(processes: Processes) -> None:
+    """References, logs and warnings are Jaeger's own words; what it warns of, people see."""
+    said, spans = run_report(processes)
+    page = processes.jaeger.page(said["trace_id"])
+    shown = {span["spanID"]: span for span in page["spans"]}
+    assert len(shown) == len(spans)
+    summary = shown[spans.one("summary").span_id]
+    kinds = sorted(reference["refType"] for reference in summary["references"])
+    assert kinds == ["CHILD_OF", *["FOLLOWS_FROM"] * 5]
+    (log,) = shown[spans.one("total").span_id]["logs"]
+    assert {"key": "event", "type": "string", "value": "added"} in log["fields"]
+    (process,) = page["processes"].values()
+    assert process["serviceName"] == SERVICE
+    warnings = [warning for span in page["spans"] for warning in span.get("warnings") or ()]
+    assert warnings == []
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+def test_both_protocols_arrive(processes: Processes, protocol: str) -> None:
+    port = processes.ports.otlp_grpc if protocol == "grpc" else processes.ports.otlp_http
+    environment = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": processes.ports.url(port),
+        "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
+    }
+    said = run(environment, "report")
+    assert processes.wait_for(said["trace_id"], has("run summary")).orphans() == []

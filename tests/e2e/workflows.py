@@ -1,0 +1,168 @@
+"""Workflows that the end-to-end tests run in processes of their own: `python workflows.py NAME [ARGUMENTS]`.
+
+The last line on stdout is JSON: the ids of the run, and its value or error. A workflow that is to be disturbed says so
+in a line and goes on when it gets one on stdin.
+"""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from opentelemetry import trace
+
+import cascade as cs
+from cascade.providers.shell import shell
+from cascade.testing import MemoryConnector
+
+
+@cs.task
+def load() -> list[int]:
+    return [3, 1, 2]
+
+
+@cs.task
+async def flaky() -> str:
+    task = cs.current_task()
+    if task is not None and task.attempt == 1:
+        raise ConnectionError("the first time always fails")
+    return "v1"
+
+
+@cs.task
+def double(x: int) -> int:
+    with trace.get_tracer("mine").start_as_current_span("multiply") as span:
+        span.set_attribute("factor", 2)
+        return 2 * x
+
+
+@cs.task
+def total(numbers: list[int]) -> int:
+    trace.get_current_span().add_event("added", {"numbers": len(numbers)})
+    return sum(numbers)
+
+
+@cs.task
+def choose() -> str:
+    return "short"
+
+
+@cs.task
+def say(text: str) -> str:
+    return text
+
+
+@cs.task
+def story() -> str:
+    raise NotImplementedError
+
+
+@cs.task
+def summary(sum_of_all: int, version: str, style: str, parent: str) -> str:
+    return f"{version}: {sum_of_all} {style} {parent.split('-')[1]}"
+
+
+def report() -> Any:
+    """Some of everything: a map, a retry, a router with a branch that is pruned, own spans and a subprocess."""
+    style = cs.Router(choose(), {"short": say("brief"), "long": story()})
+    return summary(total(double.map(x=load())), flaky().with_retry(2, delay=0.01), style, shell("echo $TRACEPARENT"))
+
+
+@cs.task
+def break_down(numbers: list[int]) -> int:
+    raise ValueError(f"cannot use {numbers}")
+
+
+@cs.task
+async def brief(x: int) -> int:
+    await asyncio.sleep(0.01)
+    return x
+
+
+def narrow() -> Any:
+    """Three tasks that want what only one can have, so that two wait."""
+    return count(brief.map(x=[1, 2, 3]).with_constraints(slot=1))
+
+
+def failure() -> Any:
+    return total(break_down(load()))
+
+
+@cs.task
+async def step(x: int) -> int:
+    return x
+
+
+@cs.task
+def disturbed(so_far: list[int]) -> list[int]:
+    print("disturb", flush=True)
+    sys.stdin.readline()
+    return so_far
+
+
+@cs.task
+async def further(x: int) -> int:
+    return x
+
+
+@cs.task
+async def count(items: list[int]) -> int:
+    return len(items)
+
+
+def halves(size: str) -> Any:
+    """One half of its tasks, and the other half; after each a pause in which the test does its worst."""
+    half = list(range(int(size) // 2))
+    return count(disturbed(further.map(x=disturbed(step.map(x=half)))))
+
+
+def many(size: str) -> Any:
+    return count(step.map(x=list(range(int(size)))))
+
+
+@cs.task
+async def forever() -> None:
+    print("running", flush=True)
+    await asyncio.Event().wait()
+
+
+def endless() -> Any:
+    return forever()
+
+
+WORKFLOWS: dict[str, Callable[..., Any]] = {
+    "report": report,
+    "narrow": narrow,
+    "failure": failure,
+    "halves": halves,
+    "many": many,
+    "endless": endless,
+}
+
+
+FLUSH_TIMEOUT = 30.0
+"""Seconds: tests on a busy machine wait for what users would not."""
+
+
+def main(name: str, *arguments: str) -> None:
+    beside, said = MemoryConnector(), dict[str, Any]()
+    connectors: list[Any] = [cs.OtelConnector(flush_timeout=FLUSH_TIMEOUT), beside]
+    if os.environ.get("CASCADE_MQTT_URL"):
+        connectors.append(cs.MqttConnector.from_url(os.environ["CASCADE_MQTT_URL"], flush_timeout=FLUSH_TIMEOUT))
+    try:
+        said["value"] = cs.run(
+            WORKFLOWS[name](*arguments), system_resources={"slot": 1}, connector=connectors, log_level="WARNING"
+        )
+    except BaseException as error:
+        said["error"] = type(error).__name__
+        if not isinstance(error, ValueError):
+            raise
+    finally:
+        first = beside.payloads[0]
+        print(json.dumps({**said, "run_id": first["run_id"], "trace_id": first["trace_id"]}), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

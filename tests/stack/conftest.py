@@ -1,0 +1,40 @@
+"""Configuration as its own readers understand it."""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from stack import build
+from stack.build import ROOT
+from tests.servers import is_missing
+
+Project = dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def compose_config() -> Callable[..., Project]:
+    """`docker compose config`, by the library that Docker Compose is made of; profiles are given by name."""
+    if not build.compose_config_path().exists():
+        if shutil.which("go") is None:
+            is_missing("Go")
+        build.compose_config()
+
+    def load(*profiles: str, **environment: str) -> Project:
+        done = subprocess.run(
+            [str(build.compose_config_path()), str(ROOT / "docker-compose.yml")],
+            env={"PATH": os.environ["PATH"], "COMPOSE_PROFILES": ",".join(profiles), **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        project: Project = json.loads(done.stdout)
+        return project
+
+    return load

@@ -1,0 +1,84 @@
+import contextlib
+import multiprocessing
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from stack import build, cache
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_the_cache_is_where_the_user_has_it(folder: Path) -> None:
+    assert cache.folder() == folder / "cascade" / "bin"
+    assert build.collector_path().parent == cache.folder()
+
+
+def test_what_is_built_once_is_found_again() -> None:
+    program = cache.folder() / "program"
+    with cache.building(program) as scratch:
+        assert scratch
+        (scratch / "program").write_text("built")
+        assert not program.exists()
+    assert program.read_text() == "built"
+    with cache.building(program) as scratch:
+        assert scratch is None
+
+
+def test_a_build_that_fails_leaves_nothing() -> None:
+    program = cache.folder() / "program"
+    with contextlib.suppress(RuntimeError), cache.building(program) as scratch:
+        assert scratch
+        (scratch / "program").write_text("half")
+        raise RuntimeError
+    assert [path.name for path in cache.folder().iterdir()] == [".program.lock"]
+
+
+def _build(program: Path, built: "multiprocessing.Queue[int]") -> None:
+    with cache.building(program) as scratch:
+        if scratch is not None:
+            (scratch / program.name).write_text("built")
+            built.put(1)
+
+
+def test_of_several_at_once_one_builds() -> None:
+    context = multiprocessing.get_context("spawn")
+    built = context.Queue()
+    workers = [context.Process(target=_build, args=(cache.folder() / "program", built)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert built.get() == 1
+    assert built.empty()
+
+
+def test_a_change_of_the_manifest_is_another_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    usual = build.collector_path()
+    changed = tmp_path / "builder.yaml"
+    changed.write_text(build.MANIFEST.read_text() + "# more\n")
+    monkeypatch.setattr(build, "MANIFEST", changed)
+    assert build.collector_path() != usual
+    assert build.collector_version() in build.collector_path().name
+
+
+def test_without_go_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(build.BuildError, match=r"Go \(https://go.dev\) is not installed"):
+        build.jaeger()
+
+
+def test_what_the_go_command_says_is_in_the_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "go").write_text("#!/bin/sh\necho no network here; exit 1\n")
+    (tmp_path / "go").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    said = list[str]()
+    with pytest.raises(build.BuildError, match="no network here"):
+        build.collector(said.append)
+    assert "once for this machine" in said[0]
+    assert subprocess.run(["ls", cache.folder()], capture_output=True, text=True, check=True).stdout == ""

@@ -1,0 +1,135 @@
+"""The Compose file, read as Docker Compose reads it: there is no Docker where these tests run."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import Draft7Validator
+
+from stack import build
+from stack.build import ROOT
+from tests.servers import is_missing
+
+Load = Callable[..., dict[str, Any]]
+
+FILE = ROOT / "docker-compose.yml"
+DEFAULT = {"collector", "collector-health", "jaeger", "mosquitto", "owners"}
+GRAFANA = {"grafana", "prometheus", "tempo", "tempo-health"}
+HAS_A_NEIGHBOUR = {"collector": "collector-health", "tempo": "tempo-health"}
+COMPOSE_GO = "github.com/compose-spec/compose-go/v2"
+
+
+def test_it_follows_the_compose_specification() -> None:
+    """The specification's own schema, of the version that `stack/compose_config` is made with."""
+    if shutil.which("go") is None:
+        is_missing("Go")
+    version = re.search(rf"{COMPOSE_GO} (\S+)", (ROOT / "stack/compose_config/go.mod").read_text())
+    assert version
+    done = subprocess.run(
+        ["go", "mod", "download", "-json", f"{COMPOSE_GO}@{version[1]}"], capture_output=True, check=True, cwd="/"
+    )
+    schema = json.loads((Path(json.loads(done.stdout)["Dir"]) / "schema" / "compose-spec.json").read_text())
+    problems = Draft7Validator(schema).iter_errors(yaml.safe_load(FILE.read_text()))
+    assert [f"{problem.json_path}: {problem.message}" for problem in problems] == []
+
+
+def test_debians_docker_compose_understands_it(tmp_path: Path) -> None:
+    """Its version 1.29 is older than two things: a project's `name`, and `:+`."""
+    if shutil.which("docker-compose") is None:
+        is_missing("docker-compose")
+    text = re.sub(r"^name: .*$", "", FILE.read_text(), flags=re.MULTILINE)
+    copy = tmp_path / "docker-compose.yml"
+    copy.write_text(re.sub(r"\$\{\w+:\+[^}]*\}", "", text))
+    done = subprocess.run(
+        ["docker-compose", "-f", str(copy), "--profile", "grafana", "config", "--services"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) == DEFAULT | GRAFANA
+
+
+def test_the_profile_adds_grafana_and_has_the_collector_send_to_tempo(compose_config: Load) -> None:
+    plain, with_grafana = compose_config(), compose_config("grafana")
+    assert set(plain["services"]) == DEFAULT
+    assert set(with_grafana["services"]) == DEFAULT | GRAFANA
+    assert exporters(plain) == "[otlp_grpc/jaeger, span_metrics]"
+    assert exporters(with_grafana) == "[otlp_grpc/jaeger, span_metrics, otlp_grpc/tempo]"
+
+
+def test_everything_is_published_on_this_machine_alone(compose_config: Load) -> None:
+    ports = [port for service in compose_config("grafana")["services"].values() for port in service.get("ports", ())]
+    assert {port["host_ip"] for port in ports} == {"127.0.0.1"}
+    assert {port["published"] for port in ports} == {"1883", "3000", "4317", "4318", "9090", "16686"}
+
+
+def test_each_image_has_a_version(compose_config: Load) -> None:
+    for name, service in compose_config("grafana")["services"].items():
+        assert re.fullmatch(r"[\w./-]+:v?\d+\.\d+\.\d+", service["image"]), name
+
+
+def test_what_is_tested_is_what_ships(compose_config: Load) -> None:
+    services = compose_config()["services"]
+    assert services["collector"]["image"] == f"otel/opentelemetry-collector-contrib:{build.collector_version()}"
+    assert services["jaeger"]["image"] == f"jaegertracing/jaeger:{build.JAEGER}"
+
+
+def test_each_service_is_watched_and_comes_back(compose_config: Load) -> None:
+    services = compose_config("grafana")["services"]
+    for name, service in services.items():
+        if name == "owners":
+            assert service["restart"] == "no"
+            continue
+        assert "healthcheck" in services[HAS_A_NEIGHBOUR.get(name, name)], name
+        assert service["restart"] == "unless-stopped", name
+
+
+@pytest.mark.parametrize("profiles", [(), ("grafana",)])
+def test_up_wait_does_not_take_what_ends_for_a_failure(compose_config: Load, profiles: tuple[str, ...]) -> None:
+    """`docker compose up --wait` does, unless a service that stays is waiting for its success."""
+    services = compose_config(*profiles)["services"]
+    awaited = {
+        name
+        for service in services.values()
+        for name, how in service.get("depends_on", {}).items()
+        if how["condition"] == "service_completed_successfully"
+    }
+    assert awaited == {name for name, service in services.items() if service["restart"] == "no"}
+
+
+def test_each_file_that_is_mounted_is_there_and_each_volume_has_a_name(compose_config: Load) -> None:
+    project = compose_config("grafana")
+    for service in project["services"].values():
+        for volume in service.get("volumes", ()):
+            if volume["type"] == "bind":
+                assert Path(volume["source"]).exists()
+                assert volume["read_only"]
+            else:
+                assert volume["source"] in project["volumes"]
+
+
+def test_the_example_of_an_environment_is_whole_and_changes_nothing(compose_config: Load) -> None:
+    lines = (ROOT / ".env.example").read_text().splitlines()
+    said = dict(line.removeprefix("# ").split("=", 1) for line in lines if re.match(r"(# )?[A-Z_]+=", line))
+    used = set(re.findall(r"\$\{([A-Z_]+)", FILE.read_text()))
+    assert set(said) == used
+    chosen = {name: value for name, value in said.items() if name != "COMPOSE_PROFILES"}
+    assert compose_config("grafana", **chosen) == compose_config("grafana")
+
+
+@pytest.mark.parametrize("name", ["MQTT_RUNNER_PASSWORD", "MQTT_OPERATOR_PASSWORD"])
+def test_passwords_are_what_the_environment_says(compose_config: Load, name: str) -> None:
+    mosquitto = compose_config(**{name: "another"})["services"]["mosquitto"]
+    assert mosquitto["environment"][name] == "another"
+
+
+def exporters(project: dict[str, Any]) -> str:
+    found: str = project["services"]["collector"]["environment"]["COLLECTOR_TRACE_EXPORTERS"]
+    return found

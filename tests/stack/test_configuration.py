@@ -1,0 +1,163 @@
+"""Each server's files, checked by the server's own program where there is one, else by their structure."""
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
+
+from grafana.generate import files
+from stack import build, local
+from stack.build import ROOT
+from stack.process import ServerError
+from tests.servers import is_missing
+
+
+def promtool(*arguments: str) -> None:
+    try:
+        program = local.program("promtool")
+    except ServerError:
+        is_missing("prometheus")
+    done = subprocess.run([program, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_alerts_and_rules_do_what_they_should() -> None:
+    promtool("test", "rules", "prometheus/rules_test.yml")
+
+
+def test_prometheus_understands_its_configuration() -> None:
+    promtool("check", "config", "prometheus/prometheus.yml")
+
+
+@pytest.mark.parametrize(
+    "exporters",
+    ["[otlp_grpc/jaeger, span_metrics]", "[otlp_grpc/jaeger, span_metrics, otlp_grpc/tempo]"],
+)
+def test_the_collector_understands_its_configuration(tmp_path: Path, exporters: str) -> None:
+    if not build.collector_path().exists():
+        is_missing("the Collector (`make stack-build`)")
+    done = subprocess.run(
+        [str(build.collector_path()), "validate", "--config", "collector-config/collector.yaml"],
+        cwd=ROOT,
+        env={"COLLECTOR_QUEUE": str(tmp_path), "COLLECTOR_TRACE_EXPORTERS": exporters},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_collectors_manifest_has_what_the_configuration_needs_and_nothing_else() -> None:
+    """All that is built is used, and comes from one version."""
+    manifest = yaml.safe_load((ROOT / "collector-config" / "builder.yaml").read_text())
+    configuration = yaml.safe_load((ROOT / "collector-config" / "collector.yaml").read_text())
+    version = manifest["dist"]["version"]
+    for kind in ("extensions", "receivers", "processors", "exporters", "connectors"):
+        modules = [part["gomod"].split() for part in manifest[kind]]
+        assert {module[1] for module in modules} == {f"v{version}"}, kind
+        built = {_short(module[0]) for module in modules}
+        used = {name.partition("/")[0].replace("_", "").replace("otlpgrpc", "otlp") for name in configuration[kind]}
+        assert built == used, kind
+
+
+def _short(module: str) -> str:
+    """`healthcheck` of `…/extension/healthcheckextension`."""
+    name = module.rpartition("/")[2]
+    for kind in ("extension", "receiver", "processor", "exporter", "connector"):
+        name = name.removesuffix(kind)
+    return name
+
+
+def test_the_dashboards_are_current() -> None:
+    for path, text in files().items():
+        assert path.read_text() == text, "make docs"
+
+
+def dashboards() -> list[dict[str, Any]]:
+    return [json.loads(text) for text in files().values()]
+
+
+NEWER_THAN_THE_MODELS = {"definition", "spss", "tableType"}
+"""What Grafana has, and the models of its schema do not know yet."""
+
+
+def lost(sent: Any, read: Any, path: str = "") -> Iterator[str]:
+    """Where what was read differs from what was sent."""
+    match sent, read:
+        case dict(), dict():
+            for key in sent.keys() - NEWER_THAN_THE_MODELS:
+                yield from lost(sent[key], read.get(key), f"{path}/{key}")
+        case list(), list() if len(sent) == len(read):
+            for number, (one, other) in enumerate(zip(sent, read, strict=True)):
+                yield from lost(one, other, f"{path}/{number}")
+        case _ if sent != read:
+            yield path
+
+
+def test_dashboards_follow_grafanas_schema() -> None:
+    """Its own models, which are made of the schema, read them without losing anything."""
+    register_default_plugins()
+    for dashboard in dashboards():
+        read = json.loads(JSONEncoder().encode(Dashboard.from_json(dashboard)))
+        assert list(lost(dashboard, read)) == []
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_the_yaml_of_the_documentation_is_yaml(page: Path) -> None:
+    for block in re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+        assert isinstance(yaml.safe_load(block), dict)
+
+
+def test_dashboards_fit_their_grid() -> None:
+    for dashboard in dashboards():
+        panels = dashboard["panels"]
+        taken = [
+            (x, y)
+            for panel in panels
+            for x in range(panel["gridPos"]["x"], panel["gridPos"]["x"] + panel["gridPos"]["w"])
+            for y in range(panel["gridPos"]["y"], panel["gridPos"]["y"] + panel["gridPos"]["h"])
+        ]
+        assert len(taken) == len(set(taken))
+        assert max(x for x, _ in taken) < 24
+        assert [panel["id"] for panel in panels] == list(range(1, len(panels) + 1))
+
+
+def test_dashboards_name_data_sources_that_are_provisioned() -> None:
+    provisioned = yaml.safe_load((ROOT / "grafana/provisioning/datasources/datasources.yaml").read_text())
+    known = {(source["type"], source["uid"]) for source in provisioned["datasources"]}
+    for dashboard in dashboards():
+        used = [*dashboard["panels"], *(target for panel in dashboard["panels"] for target in panel["targets"])]
+        used += [variable for variable in dashboard["templating"]["list"] if variable["type"] == "query"]
+        assert {(one["datasource"]["type"], one["datasource"]["uid"]) for one in used} <= known
+
+
+def test_what_grafana_links_to_is_there() -> None:
+    provisioned = yaml.safe_load((ROOT / "grafana/provisioning/datasources/datasources.yaml").read_text())
+    uids = {source["uid"] for source in provisioned["datasources"]}
+    prometheus = next(source for source in provisioned["datasources"] if source["uid"] == "prometheus")
+    targets = {to["datasourceUid"] for to in prometheus["jsonData"]["exemplarTraceIdDestinations"]}
+    assert targets <= uids
+    text = (ROOT / "grafana/dashboards/cascade-runs.json").read_text()
+    assert "/d/cascade-run?var-trace_id=" in text
+    assert (ROOT / "grafana/dashboards/cascade-run.json").exists()
+
+
+def test_tempo_is_asked_and_sent_to_where_it_listens() -> None:
+    """All that can be said of its file without a Tempo: the addresses of the others are its own."""
+    tempo = yaml.safe_load((ROOT / "tempo" / "tempo.yaml").read_text())
+    assert tempo["distributor"]["receivers"]["otlp"]["protocols"]["grpc"]["endpoint"] == "0.0.0.0:4317"
+    assert tempo["server"]["http_listen_port"] == 3200
+    assert tempo["overrides"]["defaults"]["global"]["max_bytes_per_trace"] == 5_000_000
+    paths = tempo["storage"]["trace"]["wal"]["path"], tempo["storage"]["trace"]["local"]["path"]
+    assert all(path.startswith("/var/tempo/") for path in paths)
+    sources = (ROOT / "grafana/provisioning/datasources/datasources.yaml").read_text()
+    assert "url: http://tempo:3200" in sources
+    assert "COLLECTOR_TO_TEMPO:-tempo:4317" in (ROOT / "collector-config/collector.yaml").read_text()

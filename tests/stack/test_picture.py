@@ -1,0 +1,40 @@
+from xml.etree import ElementTree as ET
+
+import cascade as cs
+from cascade.testing import record_run
+from stack.picture import draw
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@cs.task
+async def load() -> list[int]:
+    return list(range(20))
+
+
+@cs.task
+async def square(x: int) -> int:
+    return x * x
+
+
+@cs.task
+async def fail(numbers: list[int]) -> int:
+    raise ValueError("<no & never>")
+
+
+def test_it_shows_the_tree_what_failed_and_how_many_are_alike() -> None:
+    picture = ET.fromstring(draw(record_run(fail(square.map(x=load()))).spans))  # noqa: S314 - it is ours
+    texts = ["".join(text.itertext()) for text in picture.iter(f"{SVG}text")]
+    assert "map(square)← load" in texts
+    assert "… 16 more square" in texts
+    assert "failValueError" in texts
+    assert any("25 spans, 2 errors" in text for text in texts)
+    bars = [bar for bar in picture.iter(f"{SVG}rect") if bar.get("rx") == "2"]
+    assert len(bars) == len(["run fail", "run.started", "load", "map(square)", *["square"] * 4, "16 more", "fail"])
+
+
+def test_nothing_is_drawn_outside() -> None:
+    picture = ET.fromstring(draw(record_run(load()).spans))  # noqa: S314 - it is ours
+    width = float(picture.get("width") or 0)
+    for bar in picture.iter(f"{SVG}rect"):
+        assert 0 <= float(bar.get("x") or 0) <= float(bar.get("x") or 0) + float(bar.get("width") or 0) <= width

@@ -1,0 +1,133 @@
+"""The client alone; `tests/e2e` has it ask a real Jaeger."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from cascade.testing import Jaeger
+
+TRACE = "41e103ab756d45a18cac818ae1c16f7b"
+SPAN = {
+    "traceId": TRACE,
+    "spanId": "1ec5c5e0c92fefb2",
+    "parentSpanId": "73ca2a8328c9e7cd",
+    "name": "load",
+    "kind": 2,
+    "startTimeUnixNano": "1000",
+    "endTimeUnixNano": "3000",
+    "attributes": [
+        {"key": "text", "value": {"stringValue": "a"}},
+        {"key": "number", "value": {"intValue": "7"}},
+        {"key": "yes", "value": {"boolValue": True}},
+        {"key": "share", "value": {"doubleValue": 0.5}},
+        {"key": "bytes", "value": {"bytesValue": "AP8="}},
+        {"key": "list", "value": {"arrayValue": {"values": [{"intValue": "1"}, {"stringValue": "b"}]}}},
+        {"key": "map", "value": {"kvlistValue": {"values": [{"key": "k", "value": {"intValue": "2"}}]}}},
+        {"key": "nothing", "value": {}},
+    ],
+    "events": [{"name": "added", "timeUnixNano": "2000", "attributes": [{"key": "n", "value": {"intValue": "3"}}]}],
+    "links": [{"traceId": TRACE, "spanId": "00000000000000ff"}],
+    "status": {"code": 2, "message": "ValueError"},
+}
+
+
+class Fake(BaseHTTPRequestHandler):
+    answers: dict[str, tuple[int, Any]]
+    asked: list[str]
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        status, body = self.answers.get(self.path.partition("?")[0], (404, {"error": "not found"}))
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(json.dumps(body).encode())
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+@pytest.fixture
+def server() -> Iterator[ThreadingHTTPServer]:
+    Fake.answers, Fake.asked = {}, []
+    with ThreadingHTTPServer(("127.0.0.1", 0), Fake) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def jaeger(server: ThreadingHTTPServer) -> Jaeger:
+    return Jaeger(f"http://127.0.0.1:{server.server_port}/")
+
+
+def answer(path: str, body: Any, status: int = 200) -> None:
+    Fake.answers[path] = status, body
+
+
+def test_a_trace_is_as_it_was_sent(jaeger: Jaeger) -> None:
+    resource = {"attributes": [{"key": "service.name", "value": {"stringValue": "etl"}}]}
+    group = {"resource": resource, "scopeSpans": [{"scope": {"name": "cascade"}, "spans": [SPAN]}]}
+    answer(f"/api/v3/traces/{TRACE}", {"result": {"resourceSpans": [group]}})
+    (span,) = jaeger.trace(TRACE)
+    assert (span.name, span.kind, span.status, span.status_message) == ("load", "SERVER", "ERROR", "ValueError")
+    assert (span.start_ns, span.end_ns, span.parent_span_id) == (1000, 3000, "73ca2a8328c9e7cd")
+    assert span.attributes == {
+        "text": "a",
+        "number": 7,
+        "yes": True,
+        "share": 0.5,
+        "bytes": b"\x00\xff",
+        "list": [1, "b"],
+        "map": {"k": 2},
+        "nothing": None,
+    }
+    assert (span.events[0].name, span.events[0].attributes) == ("added", {"n": 3})
+    assert span.links[0].span_id == "00000000000000ff"
+    assert (span.resource, span.scope) == ({"service.name": "etl"}, "cascade")
+
+
+def test_an_enum_may_be_a_name(jaeger: Jaeger) -> None:
+    span = {**SPAN, "kind": "SPAN_KIND_INTERNAL", "status": {"code": "STATUS_CODE_ERROR"}}
+    answer(f"/api/v3/traces/{TRACE}", {"result": {"resourceSpans": [{"scopeSpans": [{"spans": [span]}]}]}})
+    assert [(span.kind, span.status) for span in jaeger.trace(TRACE)] == [("INTERNAL", "ERROR")]
+
+
+def test_a_trace_that_is_not_there_is_empty_and_not_waited_for_without_end(jaeger: Jaeger) -> None:
+    assert len(jaeger.trace(TRACE)) == 0
+    with pytest.raises(AssertionError, match=rf"not in 0 s; Jaeger has of {TRACE}: no spans"):
+        jaeger.wait_for(TRACE, lambda spans: len(spans) == 1, timeout=0)
+
+
+def test_a_search_asks_for_what_it_was_given(jaeger: Jaeger) -> None:
+    answer("/api/traces", {"data": [{"traceID": TRACE}]})
+    assert jaeger.find("etl", operation="load", tags={"error": "true"}, limit=3) == {TRACE}
+    assert Fake.asked == ["/api/traces?service=etl&limit=3&operation=load&tags=%7B%22error%22%3A+%22true%22%7D"]
+
+
+def test_services_and_operations(jaeger: Jaeger) -> None:
+    answer("/api/services", {"data": ["etl"]})
+    answer("/api/operations", {"data": [{"name": "load", "spanKind": ""}]})
+    assert (jaeger.services(), jaeger.operations("etl")) == ({"etl"}, {"load"})
+
+
+def test_what_a_page_shows(jaeger: Jaeger) -> None:
+    with pytest.raises(AssertionError, match=f"Jaeger has no trace {TRACE}"):
+        jaeger.page(TRACE)
+    answer(f"/api/traces/{TRACE}", {"data": [{"traceID": TRACE, "spans": []}]})
+    assert jaeger.page(TRACE)["spans"] == []
+
+
+def test_jaegers_troubles_are_told(jaeger: Jaeger) -> None:
+    answer("/api/services", {"error": "no storage"}, 500)
+    with pytest.raises(RuntimeError, match=r"/api/services.*500.*no storage"):
+        jaeger.services()
+
+
+def test_an_address_must_be_one() -> None:
+    with pytest.raises(ValueError, match="begins with http"):
+        Jaeger("file:///etc/passwd")
