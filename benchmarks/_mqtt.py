@@ -68,8 +68,9 @@ def paho(size: int, port: int) -> dict[str, float]:
     client.loop_start()
     while not client.is_connected():
         time.sleep(0.01)
+    ready = [(topic, body, qos, _properties(parent)) for topic, body, qos, parent in told]
     start_at = time.time()
-    sent = [client.publish(topic, body, qos, properties=_properties(parent)) for topic, body, qos, parent in told]
+    sent = [client.publish(topic, body, qos, properties=properties) for topic, body, qos, properties in ready]
     for info in sent:
         info.wait_for_publish()
     client.disconnect()
@@ -89,9 +90,10 @@ async def _aiomqtt(told: list[Message], port: int) -> dict[str, float]:
     async with aiomqtt.Client("127.0.0.1", port, max_inflight_messages=IN_FLIGHT, **options) as client:
         client.pending_calls_threshold = IN_FLIGHT
         waiting: set[asyncio.Task[None]] = set()
+        ready = [(topic, body, qos, _properties(parent)) for topic, body, qos, parent in told]
         start_at = time.time()
-        for topic, body, qos, parent in told:
-            work = client.publish(topic, body, qos, properties=_properties(parent))
+        for topic, body, qos, properties in ready:
+            work = client.publish(topic, body, qos, properties=properties)
             if qos == 0:
                 await work
                 continue

@@ -8,12 +8,13 @@ from statistics import quantiles
 from typing import Any
 
 import cascade as cs
+from benchmarks._gardener import Gardener
 from cascade.adapters.executors.local import LocalExecutor
 from cascade.adapters.solvers.native import NativeSolver
 from cascade.connectors.mqtt import MqttConnector
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.engine import Engine
-from cascade.runtime.events import ControlDecision, TaskBlocked, TaskExecutionStarted
+from cascade.runtime.events import TaskBlocked, TaskExecutionStarted
 from cascade.runtime.subscribers import TelemetrySubscriber
 from cascade.telemetry.topics import control_topic
 
@@ -24,8 +25,10 @@ LIMIT_TOPIC = control_topic("local", "default", "global", "concurrency")
 LIMIT = json.dumps({"id": "bench", "type": "concurrency", "params": {"limit": AT_ONCE}}).encode()
 """So that hardly any of the tasks that wait has run when the last time is measured."""
 _WORK = 0.005
-_BETWEEN = 0.02
-"""Seconds that a task takes; and that the run goes on between a clear and the next pause, or stands still after it."""
+_BETWEEN = 0.03
+"""Seconds that a task takes; and that the run goes on between a clear and the next pause. Nothing starts for so long only
+if it is paused."""
+_LOOK = 0.001
 
 
 @cs.task
@@ -39,61 +42,51 @@ async def last(values: list[Any]) -> int:
 
 
 class Steered:
-    """A run whose tasks wait for a pause to be cleared, and a client beside it that pauses and clears."""
+    """A run whose tasks wait for a pause to be cleared."""
 
-    def __init__(self, port: int) -> None:
-        from paho.mqtt.client import Client
-        from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
-
+    def __init__(self, port: int, gardener: Gardener) -> None:
         self.starts: list[float] = []
         self.blocked = 0
+        self._gardener = gardener
         self._bus = MessageBus()
-        self._bus.subscribe(TaskExecutionStarted, lambda _: self.starts.append(time.perf_counter()))
+        self._bus.subscribe(TaskExecutionStarted, lambda _: self.starts.append(time.time()))
         self._bus.subscribe(TaskBlocked, self._count)
-        self._decisions: asyncio.Queue[str] = asyncio.Queue()
-        self._bus.subscribe(ControlDecision, lambda decision: self._decisions.put_nowait(decision.action))
         connector = MqttConnector("127.0.0.1", port)
         TelemetrySubscriber(self._bus, connector)
         self._executor = LocalExecutor()
         self._engine = Engine(NativeSolver(), self._executor, self._bus, connector=connector)
-        self.client = Client(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv5)
-        self.client.connect("127.0.0.1", port)
-        self.client.loop_start()
-
-    def say(self, payload: bytes, topic: str = TOPIC) -> float:
-        """Publish it, retained; when that was."""
-        moment = time.perf_counter()
-        self.client.publish(topic, payload, 1, retain=True)
-        return moment
 
     async def held(self, size: int) -> Awaitable[Any]:
         """The run, once all its tasks wait."""
         for topic, payload in ((TOPIC, PAUSE), (LIMIT_TOPIC, LIMIT)):
-            self.client.publish(topic, payload, 1, retain=True).wait_for_publish()
+            self._gardener.publish(topic, payload)
+            self._gardener.published_at()
         run = self._run = asyncio.create_task(self._engine.run(last([work() for _ in range(size)])))
         while self.blocked < size:  # noqa: ASYNC110 - a look now and then disturbs less than an event for each
             await asyncio.sleep(_BETWEEN)
-        for _ in range(2):
-            await self._decisions.get()
+        await asyncio.sleep(1)  # what is still to be sent
         return run
 
     async def effect(self, payload: bytes) -> float:
         """Seconds from a message to its effect: to the first start, or to the last one."""
         before = len(self.starts)
-        moment = self.say(payload)
-        await self._decisions.get()
-        await asyncio.sleep(_BETWEEN)
-        if payload == PAUSE:
-            return max(0.0, self.starts[-1] - moment)
-        return self.starts[before] - moment
+        self._gardener.publish(TOPIC, payload)
+        if payload != PAUSE:
+            while len(self.starts) == before:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(_LOOK)
+            await asyncio.sleep(_BETWEEN)
+            return self.starts[before] - self._gardener.published_at()
+        before = 0
+        while len(self.starts) > before:
+            before = len(self.starts)
+            await asyncio.sleep(_BETWEEN)
+        return max(0.0, self.starts[-1] - self._gardener.published_at())
 
     async def end(self, run: Awaitable[Any]) -> None:
-        self.say(b"", LIMIT_TOPIC)
-        self.say(b"")
+        self._gardener.publish(LIMIT_TOPIC, b"")
+        self._gardener.publish(TOPIC, b"")
         await run
         self._executor.close()
-        self.client.disconnect()
-        self.client.loop_stop()
 
     def _count(self, _: TaskBlocked) -> None:
         self.blocked += 1
@@ -105,7 +98,11 @@ def latency(port: int, waiting: int, times: int) -> dict[str, float]:
 
 
 async def _latency(port: int, waiting: int, times: int) -> dict[str, float]:
-    steered = Steered(port)
+    with Gardener(port) as gardener:
+        return await _cycles(Steered(port, gardener), waiting, times)
+
+
+async def _cycles(steered: Steered, waiting: int, times: int) -> dict[str, float]:
     each = AT_ONCE * (2 + round(2 * _BETWEEN / _WORK))
     run = await steered.held(waiting + times * each)
     clears, pauses = list[float](), list[float]()
@@ -122,16 +119,14 @@ def standing_still(port: int, waiting: int, seconds: float) -> float:
 
 
 async def _standing_still(port: int, waiting: int, seconds: float) -> float:
-    steered = Steered(port)
-    run = await steered.held(waiting)
-    await asyncio.sleep(1)  # what is still to be sent
-    steered.client.loop_stop()  # the other side's thread is not ours to count
-    before = time.process_time()
-    await asyncio.sleep(seconds)
-    used = time.process_time() - before
-    steered.client.loop_start()
-    await steered.end(run)
-    return used * 60 / seconds
+    with Gardener(port) as gardener:
+        steered = Steered(port, gardener)
+        run = await steered.held(waiting)
+        before = time.process_time()
+        await asyncio.sleep(seconds)
+        used = time.process_time() - before
+        await steered.end(run)
+        return used * 60 / seconds
 
 
 def _p99(values: list[float]) -> float:

@@ -77,7 +77,9 @@ class Engine:
         self.connector = connector
         self._clock = clock
         self._part_size = part_size_from_environment()
-        self._control = Control(*identity_from_environment(), self.resource_manager) if connector is not None else None
+        self._control = (
+            Control(*identity_from_environment(), self.resource_manager, bus.gates) if connector is not None else None
+        )
         self._providers: dict[str, Callable[..., Any]] = {}
 
     def register(self, resource_def: ResourceDefinition) -> None:

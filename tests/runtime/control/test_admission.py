@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from cascade.runtime.control.admission import Admission
 from cascade.runtime.control.constraint import Concurrency, Constraint, Pause, RateLimit, Scope
 from cascade.runtime.control.rules import Key
+from cascade.runtime.gates import Gates
 
 GLOBAL = Scope("global")
 A, B = Key(("r",), "a"), Key(("r",), "b")
@@ -129,6 +130,42 @@ async def test_all_that_cover_it_hold_together(monkeypatch: pytest.MonkeyPatch) 
     assert b.has_started
 
 
+class Narrow:
+    """A gate that lets ten go, and then opens when it is asked for room."""
+
+    def __init__(self) -> None:
+        self.left, self.asked = 10, 0
+
+    def is_full(self) -> bool:
+        self.left -= 1
+        return self.left <= 0
+
+    async def room(self) -> None:
+        await asyncio.sleep(0)
+        self.left, self.asked = 10, self.asked + 1
+
+
+async def test_who_waits_is_let_go_no_faster_than_telemetry_keeps_up() -> None:
+    gate = Narrow()
+    admission = Admission(Gates(gate))
+    admission.put(pause())
+    starts = [Start(admission, A) for _ in range(100)]
+    await settle()
+    admission.remove(pause())
+    await asyncio.gather(*(one.task for one in starts))
+    assert gate.asked >= 10
+    admission.put(pause())
+    late = Start(admission, A)
+    await settle()
+    gate.left = 0
+    admission.remove(pause())
+    await asyncio.sleep(0)
+    admission.close()
+    await settle()
+    assert not late.has_started
+    late.cancel()
+
+
 async def test_lines_take_turns() -> None:
     admission, order = Admission(), list[Key]()
     admission.put(limit(1))
@@ -148,6 +185,7 @@ async def test_lines_take_turns() -> None:
 
 async def test_what_holds_back_very_many_may_change_often_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cascade.runtime.control.admission.RETELL", 0.01)
+    monkeypatch.setattr("cascade.runtime.control.admission.RETELL_PAUSE", 0)
     admission = Admission()
     admission.put(limit(1))
     assert admission.enter(A)

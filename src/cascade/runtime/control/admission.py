@@ -8,9 +8,12 @@ from cascade.runtime._crew import BURST
 from cascade.runtime.control.constraint import Constraint
 from cascade.runtime.control.line import Blocked, Line, Segment, Ticket
 from cascade.runtime.control.rules import Key, PauseRule, Rule, rule_of
+from cascade.runtime.gates import Gates
 
 RETELL = 0.5
-"""Seconds for which tasks must be held back by another constraint before they say so: ten thousand may, each time."""
+"""Seconds for which tasks must be held back by another constraint before they say so."""
+RETELL_PAUSE = 0.05
+"""Seconds between two bursts of that: ten thousand that have news must not keep everybody else from theirs."""
 
 
 class Admission:
@@ -21,10 +24,14 @@ class Admission:
     each who waits. Lines that wait for the same rule take turns; a burst is served in a turn of the loop.
 
     Args:
+        gates: While they are full nobody who waits is let go: telemetry is behind, and would lose what they say.
         clock: Gives seconds that never run backwards.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, gates: Gates | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._gates = gates or Gates()
+        self._crowded: dict[Rule, None] = {}
+        self._room: asyncio.Task[None] | None = None
         self._clock = clock
         self._rules: dict[tuple[str, str], Rule] = {}
         self._lines: dict[Key, Line] = {}
@@ -112,6 +119,13 @@ class Admission:
         """A run has ended."""
         self._found = {key: rules for key, rules in self._found.items() if key.run_ids[0] != run_id}
 
+    def close(self) -> None:
+        """Nobody waits any more, and nothing holds."""
+        room, self._room = self._room, None
+        self._crowded.clear()
+        if room is not None:
+            room.cancel()
+
     def _retire(self, rule: Rule) -> None:
         rule.is_retired = True
         if rule.timer is not None:
@@ -161,8 +175,24 @@ class Admission:
             if not rule.has_room():
                 self._serve_later(rule)
                 return
+            if self._gates.is_full():
+                self._serve_when_heard(rule)
+                return
             self._advance(next(iter(rule.lines)))
         self._serve(rule)
+
+    def _serve_when_heard(self, rule: Rule) -> None:
+        self._crowded[rule] = None
+        if self._room is None:
+            self._room = asyncio.get_running_loop().create_task(self._await_room(), name="cascade-control-room")
+
+    async def _await_room(self) -> None:
+        while self._gates.is_full():
+            await self._gates.room()
+        self._room = None
+        crowded, self._crowded = self._crowded, {}
+        for rule in crowded:
+            self._serve(rule)
 
     def _serve_later(self, rule: Rule) -> None:
         """Where room comes with time, nobody else will say that it is there."""
@@ -191,14 +221,14 @@ class Admission:
             line.retelling = asyncio.get_running_loop().call_later(RETELL, self._retell, line)
 
     def _retell(self, line: Line, tickets: list[Ticket] | None = None) -> None:
-        """Let those who still wait say what for, a burst in a turn of the loop."""
+        """Let those who still wait say what for, a burst now and then."""
         line.retelling = None
         tickets = list(line.tickets) if tickets is None else tickets
         for ticket in tickets[:BURST]:
             if ticket in line.tickets:
                 ticket.tell(line.constraint, line.now())
         if rest := tickets[BURST:]:
-            line.retelling = asyncio.get_running_loop().call_later(0, self._retell, line, rest)
+            line.retelling = asyncio.get_running_loop().call_later(RETELL_PAUSE, self._retell, line, rest)
 
     def _withdraw(self, line: Line, ticket: Ticket) -> None:
         del line.tickets[ticket]

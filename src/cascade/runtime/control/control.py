@@ -19,6 +19,7 @@ from cascade.runtime.control.constraint import (
 )
 from cascade.runtime.control.decisions import Decisions, Place
 from cascade.runtime.events import ControlDecision
+from cascade.runtime.gates import Gates
 from cascade.runtime.protocols import Connector, Unsubscribing
 from cascade.runtime.resource_manager import ResourceManager
 from cascade.telemetry.limits import MAX_NAME_BYTES
@@ -43,13 +44,19 @@ class Control:
         org_id: Whose constraints count.
         project_id: Of which project.
         capacity: The system resources whose capacity can be changed.
+        gates: Of the telemetry that must keep up.
         clock: Gives Unix seconds.
     """
 
     def __init__(
-        self, org_id: str, project_id: str, capacity: ResourceManager, clock: Callable[[], float] = time.time
+        self,
+        org_id: str,
+        project_id: str,
+        capacity: ResourceManager,
+        gates: Gates | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        self.admission = Admission()
+        self.admission = Admission(gates)
         self._filter = control_filter(org_id, project_id)
         self._capacity = capacity
         self._clock = clock
@@ -207,6 +214,7 @@ class Control:
             self._lift(place)
         self._unsaid.clear()
         self._decisions.close()
+        self.admission.close()
         subscribing, self._subscribing = self._subscribing, None
         if subscribing is not None and not subscribing.done():
             subscribing.cancel()
