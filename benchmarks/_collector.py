@@ -5,53 +5,30 @@ makes it answer 503.
 """
 
 import json
-import subprocess
 import sys
 from collections import Counter
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from benchmarks._process import ROOT, environment
+from benchmarks._beside import Beside
 
 PROTOCOLS = {"HTTP": "http/protobuf", "gRPC": "grpc"}
 _MAIN = "__main__"
 
 
-class Collector:
-    """The handle: starts the process, and ends it when the `with` block ends."""
+class Collector(Beside):
+    """The handle of the process."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks._collector"],
-            cwd=ROOT,
-            env=environment(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self._endpoints: dict[str, str] = self._read()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._process.communicate()
+        super().__init__("benchmarks._collector")
+        self._endpoints: dict[str, str] = json.loads(self.hear())
 
     def endpoint(self, protocol: str) -> str:
         return self._endpoints[protocol]
 
     def say(self, command: str) -> Any:
         """What the process answers."""
-        assert self._process.stdin is not None  # noqa: S101 - for the type checker
-        self._process.stdin.write(f"{command}\n")
-        self._process.stdin.flush()
-        return self._read()
-
-    def _read(self) -> Any:
-        assert self._process.stdout is not None  # noqa: S101 - for the type checker
-        return json.loads(self._process.stdout.readline())
+        self.tell(command)
+        return json.loads(self.hear())
 
 
 def main() -> None:

@@ -1,48 +1,27 @@
 """Who steers, in a process of its own: publishes what it is told on stdin, and says when that was."""
 
 import json
-import subprocess
 import sys
 import time
-from types import TracebackType
-from typing import Self
 
-from benchmarks._process import ROOT, environment
+from benchmarks._beside import Beside
 
 _MAIN = "__main__"
 
 
-class Gardener:
-    """The handle: starts the process, and ends it when the `with` block ends."""
+class Gardener(Beside):
+    """The handle of the process."""
 
     def __init__(self, port: int) -> None:
-        self._process = subprocess.Popen(  # noqa: S603 - this very interpreter
-            [sys.executable, "-m", "benchmarks._gardener", str(port)],
-            cwd=ROOT,
-            env=environment(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._process.communicate()
+        super().__init__("benchmarks._gardener", str(port))
 
     def publish(self, topic: str, payload: bytes) -> None:
         """Let it be published, retained, soon."""
-        assert self._process.stdin is not None  # noqa: S101 - for the type checker
-        self._process.stdin.write(json.dumps([topic, payload.decode()]) + "\n")
-        self._process.stdin.flush()
+        self.tell(json.dumps([topic, payload.decode()]))
 
     def published_at(self) -> float:
         """When the next one was, in Unix seconds; blocks until it is."""
-        assert self._process.stdout is not None  # noqa: S101 - for the type checker
-        return float(self._process.stdout.readline())
+        return float(self.hear())
 
 
 def main() -> None:

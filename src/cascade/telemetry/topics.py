@@ -41,14 +41,8 @@ def checked_level(value: str, name: str) -> str:
 
 
 def _problem(value: str) -> str:
-    if not value:
-        return "is empty"
-    if any(unicodedata.category(character) in {"Cc", "Cs", "Cn"} for character in value):
-        return "has a control or invalid character"
-    if len(value.encode()) > MAX_LEVEL_BYTES:
-        return f"is longer than {MAX_LEVEL_BYTES} bytes"
-    if value.startswith("$"):
-        return "starts with '$', which brokers keep for themselves"
+    if problem := _unfit(value, MAX_LEVEL_BYTES):
+        return problem
     if found := set("/+#").intersection(value):
         return f"has {''.join(sorted(found))!r}, which would break out of its level of the topic"
     return ""
@@ -96,15 +90,22 @@ def topic_matches(pattern: str, topic: str) -> bool:
 
 
 def _problem_of(topic: str) -> str:
-    if not topic:
-        return "is empty"
-    if any(unicodedata.category(character) in {"Cc", "Cs", "Cn"} for character in topic):
-        return "has a control or invalid character"
-    if len(topic.encode()) > MAX_TOPIC_BYTES:
-        return f"is longer than {MAX_TOPIC_BYTES:,} bytes"
+    if problem := _unfit(topic, MAX_TOPIC_BYTES):
+        return problem
     if topic.count("/") >= MAX_LEVELS:
         return f"has more than {MAX_LEVELS} levels"
-    if topic.startswith("$"):
+    return ""
+
+
+def _unfit(value: str, limit: int) -> str:
+    """What neither a topic nor a level that one may begin with can be; `limit` is in bytes."""
+    if not value:
+        return "is empty"
+    if any(unicodedata.category(character) in {"Cc", "Cs", "Cn"} for character in value):
+        return "has a control or invalid character"
+    if len(value.encode()) > limit:
+        return f"is longer than {limit:,} bytes"
+    if value.startswith("$"):
         return "starts with '$', which brokers keep for themselves"
     return ""
 
