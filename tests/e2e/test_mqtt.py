@@ -3,6 +3,7 @@
 import json
 import uuid
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -108,8 +109,10 @@ def test_the_broker_is_killed_in_the_middle_of_a_run(own_processes: Processes, p
         stack.mosquitto.kill()
         running.go_on()
         running.wait_for_line("disturb")
-        stack.mosquitto.start()
-        with listener(stack, project) as watcher:
+        with ExitStack() as watching:
+            with running.frozen():  # what it sends before anybody watches would be sent to nobody
+                stack.mosquitto.start()
+                watcher = watching.enter_context(listener(stack, project))
             said = running.result()
             heard = told(watcher.wait_for(ended))
     assert said["value"] == 20
