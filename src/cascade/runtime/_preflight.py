@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Mapping
 
 from cascade.graph.model import Edge, Node
-from cascade.runtime._context import RunContext
 from cascade.runtime._inputs import input_value
-from cascade.runtime._mapping import zip_items
+from cascade.runtime._map_execution import zip_items
+from cascade.runtime._run_context import RunContext
 from cascade.spec.lazy_types import LazyResult, MappedLazyResult
 
 

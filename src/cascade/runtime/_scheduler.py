@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from cascade.graph.model import Edge, EdgeType, Graph, Node
-from cascade.runtime._attempts import Work
-from cascade.runtime._context import RunContext
-from cascade.runtime._crew import BURST, Crew
 from cascade.runtime._hold import Hold
 from cascade.runtime._inputs import input_value
-from cascade.runtime._mapping import MapWork
+from cascade.runtime._map_execution import MapExecution
 from cascade.runtime._preflight import check_nodes
+from cascade.runtime._run_context import RunContext
+from cascade.runtime._task_execution import TaskExecution
+from cascade.runtime._task_group import BURST, TaskGroup
 from cascade.runtime.events import TaskSkipped
 from cascade.runtime.flow import FlowManager, chosen_route, lazy_id
 from cascade.runtime.protocols import Solver
@@ -34,8 +34,8 @@ class Scheduler:
         self._settled: set[str] = set()
         self._ready: deque[Node] = deque()
         self._pumping = False
-        self._crew = Crew(run.fail)
-        self._hold = Hold(run.bus.gates, self._crew, self._pump)
+        self._group = TaskGroup(run.fail)
+        self._hold = Hold(run.bus.gates, self._group, self._pump)
 
     def prepare(self, solver: Solver) -> None:
         """Plan the run, and raise what is known to go wrong before anything runs. It may be called in a thread."""
@@ -57,7 +57,7 @@ class Scheduler:
 
     async def run(self) -> None:
         """Run all that the target needs; its value is in the state afterwards, or the reason why it was skipped."""
-        await self._crew.run(self._pump)
+        await self._group.run(self._pump)
 
     def _need(self, node_id: str) -> None:
         fresh = self._flow.need(node_id)
@@ -83,12 +83,12 @@ class Scheduler:
         self._pumping = True
         try:
             for _ in range(BURST):
-                if not self._ready or self._crew.over or self._hold.is_on():
+                if not self._ready or self._group.over or self._hold.is_on():
                     break
                 self._start(self._ready.popleft())
-        except Exception as error:  # noqa: BLE001 - raised again by the crew
-            self._crew.fail(error)
-        self._pumping = bool(self._ready) and not self._crew.over and not self._hold.is_on()
+        except Exception as error:  # noqa: BLE001 - raised again by the group
+            self._group.fail(error)
+        self._pumping = bool(self._ready) and not self._group.over and not self._hold.is_on()
         if self._pumping:
             asyncio.get_running_loop().call_soon(self._start_some)
 
@@ -98,14 +98,14 @@ class Scheduler:
         elif node.param_spec is not None:
             self._complete(node, input_value(node, self._run.params))
         else:
-            self._crew.spawn(self._perform(node))
+            self._group.spawn(self._perform(node))
 
     async def _perform(self, node: Node) -> None:
-        work: MapWork | Work
+        work: MapExecution | TaskExecution
         if node.node_type == "map":
-            work = MapWork(self._run, self._resolver, node, self._dependencies)
+            work = MapExecution(self._run, self._resolver, node, self._dependencies)
         else:
-            work = Work(self._run, self._resolver, node, self._planned.get(node.id, node), self._dependencies)
+            work = TaskExecution(self._run, self._resolver, node, self._planned.get(node.id, node), self._dependencies)
         self._complete(node, await work.perform())
         self._pump()
 
@@ -138,7 +138,7 @@ class Scheduler:
             if not pending[consumer.id]:
                 self._ready.append(consumer)
         if node.id == self._target_id:
-            self._crew.finish()
+            self._group.finish()
 
     def _open_route(self, edge: Edge) -> None:
         """The selector is known: the chosen branch is needed now, and its consumer waits for it."""

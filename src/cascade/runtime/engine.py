@@ -15,10 +15,10 @@ from cascade.graph.build import GraphBuilder
 from cascade.graph.model import Graph
 from cascade.runtime._clock import Clock, RunClock
 from cascade.runtime._connection import connected
-from cascade.runtime._context import RunContext, error_info, seconds
-from cascade.runtime._injection import ResourceSetup
 from cascade.runtime._inputs import input_names
 from cascade.runtime._outcome import result_of, status_of
+from cascade.runtime._resources import ResourceSetup
+from cascade.runtime._run_context import RunContext, error_info, seconds
 from cascade.runtime._scheduler import Scheduler
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.control.control import Control
@@ -108,7 +108,7 @@ class Engine:
         token = current_engine.set(self)
         try:
             connector = None if nested else self.connector
-            async with _aside(nested=nested), connected(connector, self.bus, run_id, self._control):
+            async with _suspended(nested=nested), connected(connector, self.bus, run_id, self._control):
                 # Placed once the connector is connected: what that takes is no part of the run.
                 run = self._new_run(run_id, _name_of(target), dict(params or {}))
                 return await self._live(run, graph, target, nested=nested)
@@ -165,10 +165,10 @@ async def _graph_of(target: Any) -> Graph:
 
 
 @asynccontextmanager
-async def _aside(*, nested: bool) -> AsyncIterator[None]:
+async def _suspended(*, nested: bool) -> AsyncIterator[None]:
     """Let the task that starts a nested run take no place of those that may run at once: it only waits for them."""
     work = current_work() if nested else None
-    with work.aside() if work is not None else nullcontext():
+    with work.suspended() if work is not None else nullcontext():
         yield
 
 

@@ -30,7 +30,7 @@ class TaskContext:
     def task(self) -> "TaskContext":
         return self
 
-    def aside(self) -> AbstractContextManager[None]:
+    def suspended(self) -> AbstractContextManager[None]:
         """Nothing: who carries the task elsewhere is not counted here."""
         return nullcontext()
 
@@ -74,7 +74,7 @@ class HasTask(Protocol):
     @property
     def task(self) -> TaskContext: ...
 
-    def aside(self) -> AbstractContextManager[None]:
+    def suspended(self) -> AbstractContextManager[None]:
         """Entered while the task only waits for a run that it has started, which may need its place."""
         ...
 

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 
-from cascade.runtime._crew import BURST
+from cascade.runtime._task_group import BURST
 from cascade.runtime.control.constraint import Constraint
 from cascade.runtime.control.line import Blocked, Line, Segment, Ticket
 from cascade.runtime.control.rules import Key, PauseRule, Rule, rule_of

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
-from cascade.runtime._context import RunContext
+from cascade.runtime._run_context import RunContext
 from cascade.runtime.control.admission import Admission
 from cascade.runtime.control.constraint import (
     Capacity,

@@ -10,9 +10,9 @@ from typing import Any
 
 from cascade.graph.model import Node
 from cascade.runtime import task_context
-from cascade.runtime._context import RunContext, error_info, seconds
 from cascade.runtime._outcome import name_of, result_of, status_of
-from cascade.runtime.control.seat import Seat
+from cascade.runtime._run_context import RunContext, error_info, seconds
+from cascade.runtime.control.permit import Permit
 from cascade.runtime.events import (
     Attempt,
     TaskBlocked,
@@ -34,10 +34,10 @@ _MISS = object()
 
 
 @dataclass(eq=False, slots=True)
-class Work:
-    """One task to be done. `call_node` is what the executor gets: the plan's own node. An item of a map has `item`.
+class TaskExecution:
+    """One execution of a task. `call_node` is what the executor gets: the plan's own node. An item of a map has `item`.
 
-    `consumed` says which tasks' values a node has consumed, for who wants to know. `seat` is its place where runs can be steered.
+    `consumed` says which tasks' values a node has consumed, for who wants to know. `permit` is its place where runs can be steered.
     """
 
     run: RunContext
@@ -55,7 +55,7 @@ class Work:
     attempts: tuple[Attempt, ...] = ()
     amounts: dict[str, float] | None = None
     arguments: Arguments | None = None
-    seat: Seat | None = None
+    permit: Permit | None = None
     _task: TaskContext | None = None
 
     @property
@@ -84,14 +84,14 @@ class Work:
         """
         if self.run.bus.gates.is_full():
             await self._wait_for_telemetry()
-        seat = self.seat = self.run.seat(self.node.name)
+        permit = self.permit = self.run.permit(self.node.name)
         try:
-            if self.node.constraints or (seat is not None and not seat.take()):
+            if self.node.constraints or (permit is not None and not permit.try_acquire()):
                 await self._begin()
             return await self._run_or_recall()
         finally:
-            if seat is not None:
-                seat.leave()
+            if permit is not None:
+                permit.release()
             if self.amounts:
                 await self._give_back()
 
@@ -127,7 +127,7 @@ class Work:
         await self.run.capacity.acquire(amounts)
         self.amounts = amounts
         self._waited("resource", start_ns)
-        if self.seat is None or self.seat.take():
+        if self.permit is None or self.permit.try_acquire():
             return True
         await self._give_back()
         return False
@@ -138,13 +138,13 @@ class Work:
             await self.run.capacity.release(amounts)
 
     async def _sit(self) -> None:
-        seat = self.seat
-        if seat is not None and not seat.is_taken and not seat.take():
-            self.waits += await seat.wait(partial(self._emit, TaskBlocked), self.run.clock.now_ns)
+        permit = self.permit
+        if permit is not None and not permit.is_held and not permit.try_acquire():
+            self.waits += await permit.acquire(partial(self._emit, TaskBlocked), self.run.clock.now_ns)
 
     def _leave(self, *, unused: bool = False) -> None:
-        if self.seat is not None:
-            self.seat.leave(unused=unused)
+        if self.permit is not None:
+            self.permit.release(unused=unused)
 
     def _blocked(self, reason: str) -> int:
         start_ns = self.run.clock.now_ns()
@@ -154,9 +154,9 @@ class Work:
     def _waited(self, reason: str, start_ns: int) -> None:
         self.waits += (Wait(reason, start_ns, self.run.clock.now_ns()),)
 
-    def aside(self) -> AbstractContextManager[None]:
+    def suspended(self) -> AbstractContextManager[None]:
         """The task waits for a run that it has started: it is not counted as running meanwhile."""
-        return nullcontext() if self.seat is None else self.seat.lent()
+        return nullcontext() if self.permit is None else self.permit.suspended()
 
     async def _run_or_recall(self) -> Any:
         try:
@@ -257,7 +257,7 @@ class Work:
         try:
             await asyncio.sleep(delay)
             self._waited("retry", end_ns)
-            if self.seat is not None and not self.seat.take():
+            if self.permit is not None and not self.permit.try_acquire():
                 await self._give_back()  # who is held back holds back nobody
                 await self._obtain()
         except (Exception, asyncio.CancelledError) as stopped:

@@ -1,4 +1,4 @@
-"""What belongs to one run, in one object that is passed on."""
+"""State of one run: id, clock, parameters, bus, executor, results."""
 
 import logging
 from contextlib import AbstractContextManager
@@ -8,8 +8,8 @@ from typing import Any
 from cascade.runtime._clock import RunClock
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.control.admission import Admission
+from cascade.runtime.control.permit import Permit
 from cascade.runtime.control.rules import Key
-from cascade.runtime.control.seat import Seat
 from cascade.runtime.events import ErrorInfo, Event
 from cascade.runtime.protocols import Executor, Tracing
 from cascade.runtime.resource_manager import ResourceManager
@@ -51,14 +51,14 @@ class RunContext:
         """Something has failed: what is cancelled from now on is waited for."""
         self.failing = True
 
-    def seat(self, name: str) -> Seat | None:
+    def permit(self, name: str) -> Permit | None:
         """A place for one task of that name among those that run; None where nobody can steer."""
         if self.admission is None:
             return None
         key = self._keys.get(name)
         if key is None:  # made once: a map's items, and most tasks of a fan-out, share theirs
             key = self._keys[name] = Key(self.run_ids, name)
-        return Seat(self.admission, key)
+        return Permit(self.admission, key)
 
     def emit(self, event_type: type[Event], **fields: Any) -> None:
         """Publish an event of this run, unless nobody listens."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from cascade.graph.model import Node
-from cascade.runtime._context import RunContext, error_info
+from cascade.runtime._run_context import RunContext, error_info
 from cascade.runtime.events import ResourceAcquired, ResourceReleased
 from cascade.runtime.resolvers import injected_defaults
 from cascade.spec.resource import Inject
@@ -14,7 +14,7 @@ Providers = Mapping[str, Callable[..., Any]]
 
 
 class ResourceSetup:
-    """Sets up what the nodes of a run ask for, and remembers how to undo it."""
+    """Sets up the resources that the nodes of a run need, and tears them down in reverse order."""
 
     def __init__(self, run: RunContext, providers: Providers) -> None:
         self._run = run

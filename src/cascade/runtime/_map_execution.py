@@ -6,13 +6,13 @@ from functools import partial
 from typing import Any
 
 from cascade.graph.model import Node
-from cascade.runtime._attempts import Work
-from cascade.runtime._context import RunContext, error_info, seconds
-from cascade.runtime._crew import BURST, Crew
 from cascade.runtime._hold import Hold
 from cascade.runtime._outcome import result_of, status_of
+from cascade.runtime._run_context import RunContext, error_info, seconds
+from cascade.runtime._task_execution import TaskExecution
+from cascade.runtime._task_group import BURST, TaskGroup
+from cascade.runtime.control.permit import Permit
 from cascade.runtime.control.rules import Key
-from cascade.runtime.control.seat import Seat
 from cascade.runtime.events import TaskBlocked, TaskExecutionFinished, TaskExecutionStarted, Wait
 from cascade.runtime.gates import Gates
 from cascade.runtime.protocols import Bounded
@@ -25,8 +25,8 @@ MAP_WINDOW = 4096
 """Items of one map in flight. Enough to keep any pool of workers busy, and some 10 MiB of coroutines at most."""
 
 
-class MapWork:
-    """One map node: its own events, and the `Work` of its items. It holds nothing that an item may need."""
+class MapExecution:
+    """One map node: its own events, and the `TaskExecution` of its items. It holds nothing that an item may need."""
 
     def __init__(
         self, run: RunContext, resolver: ArgumentResolver, node: Node, consumed: Callable[[Node], tuple[str, ...]]
@@ -48,14 +48,14 @@ class MapWork:
         """
         if self._run.admission is None:
             return await self._perform()
-        seat = Seat(self._run.admission, Key(self._run.run_ids, self._node.name, is_map=True))
-        if not seat.take():
+        permit = Permit(self._run.admission, Key(self._run.run_ids, self._node.name, is_map=True))
+        if not permit.try_acquire():
             blocked = partial(self._run.emit, TaskBlocked, **self._who())
-            self._waits = await seat.wait(blocked, self._run.clock.now_ns)
+            self._waits = await permit.acquire(blocked, self._run.clock.now_ns)
         try:
             return await self._perform()
         finally:
-            seat.leave()
+            permit.release()
 
     async def _perform(self) -> list[Any]:
         self._start_ns = self._run.clock.now_ns()
@@ -79,8 +79,8 @@ class MapWork:
         values: list[Any] = [None] * len(items)
         if values:
             window = self._window(items)
-            ranks = _Ranks(Crew(self._run.fail), window, self._run.bus.gates)
-            await ranks.run(lambda i: self._one(i, items, values), len(items))
+            limiter = _WindowLimiter(TaskGroup(self._run.fail), window, self._run.bus.gates)
+            await limiter.run(lambda i: self._one(i, items, values), len(items))
         return values
 
     async def _one(self, index: int, items: "Items", values: list[Any]) -> None:
@@ -92,9 +92,9 @@ class MapWork:
         slots = executor.slots(first) if isinstance(executor, Bounded) else None
         return min(MAP_WINDOW, slots or MAP_WINDOW)
 
-    def _work(self, index: int, item: dict[str, Any]) -> Work:
+    def _work(self, index: int, item: dict[str, Any]) -> TaskExecution:
         node = _item_node(self._node, index, item)
-        return Work(
+        return TaskExecution(
             self._run, self._resolver, node, node, map_id=self._node.id, map_index=index, item=node.literal_inputs
         )
 
@@ -123,25 +123,25 @@ class MapWork:
         return {"task_id": self._node.id, "task_name": self._node.name, "kind": "map"}
 
 
-class _Ranks:
+class _WindowLimiter:
     """Runs numbered coroutines in their order, at most a window of them at a time, and a burst in a turn of the loop."""
 
-    def __init__(self, crew: Crew, window: int, gates: Gates) -> None:
-        self._crew = crew
+    def __init__(self, group: TaskGroup, window: int, gates: Gates) -> None:
+        self._group = group
         self._free = window
-        self._hold = Hold(gates, crew, self._book)
+        self._hold = Hold(gates, group, self._book)
         self._is_booked = False
 
     async def run(self, work: Callable[[int], Coroutine[Any, Any, None]], count: int) -> None:
         self._work = work
         self._next, self._count, self._open = 0, count, count
-        await self._crew.run(self._fill)
+        await self._group.run(self._fill)
 
     def _fill(self) -> None:
-        crew = self._crew
-        burst = 0 if crew.over or self._hold.is_on() else min(BURST, self._free, self._count - self._next)
+        group = self._group
+        burst = 0 if group.over or self._hold.is_on() else min(BURST, self._free, self._count - self._next)
         for index in range(self._next, self._next + burst):
-            crew.spawn(self._done(index))
+            group.spawn(self._done(index))
         self._next += burst
         self._free -= burst
         self._is_booked = False
@@ -160,7 +160,7 @@ class _Ranks:
         if self._open:
             self._book()
         else:
-            self._crew.finish()
+            self._group.finish()
 
 
 class Items:

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 import cascade as cs
-from cascade.runtime import _mapping
+from cascade.runtime import _map_execution
 from cascade.runtime.events import TaskExecutionFinished, TaskExecutionStarted, TaskRetrying, TaskSkipped
 from tests.runtime.conftest import Lab
 
@@ -86,7 +86,7 @@ async def test_the_first_item_that_fails_stops_the_others(lab: Lab) -> None:
 
 
 async def test_no_more_than_a_window_is_in_flight(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_mapping, "MAP_WINDOW", 8)
+    monkeypatch.setattr(_map_execution, "MAP_WINDOW", 8)
     in_flight, most = 0, 0
 
     @cs.task

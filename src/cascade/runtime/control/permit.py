@@ -1,0 +1,86 @@
+"""Permit of one task to run: acquired from admission control, suspended, released."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from cascade.runtime.control.admission import Admission
+from cascade.runtime.control.constraint import Constraint
+from cascade.runtime.control.rules import REASONS, Key
+from cascade.runtime.events import Wait
+
+Blocked = Callable[..., None]
+"""Called with the fields of a `TaskBlocked`."""
+
+
+class Permit:
+    """Permission for one task to run. `is_held` is true while the task runs."""
+
+    __slots__ = ("_admission", "_key", "_suspension", "is_held")
+
+    def __init__(self, admission: Admission, key: Key) -> None:
+        self._admission = admission
+        self._key = key
+        self.is_held = False
+        self._suspension: _Suspension | None = None
+
+    def try_acquire(self) -> bool:
+        """Acquire the permit without waiting. Returns False if a constraint holds the task back."""
+        self.is_held = self._admission.enter(self._key)
+        return self.is_held
+
+    async def acquire(self, blocked: Blocked, now: Callable[[], int]) -> tuple[Wait, ...]:
+        """Wait until no constraint holds the task back, acquire the permit and return the waits.
+
+        `blocked` is called with the reason and the event's other fields each time the reason changes.
+        """
+        segments = await self._admission.wait(self._key, lambda *what: blocked(**_told(*what)), now)
+        self.is_held = True
+        return tuple(
+            Wait(REASONS[type(constraint)], start_ns, end_ns, constraint.told)
+            for constraint, start_ns, end_ns in segments
+        )
+
+    def release(self, *, unused: bool = False) -> None:
+        """Release the permit if it is held. `unused`: the task did not start."""
+        self._suspension = None
+        if self.is_held:
+            self.is_held = False
+            self._admission.leave(self._key, unused=unused)
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Release the permit while the task waits for a nested run, and take it back afterwards.
+
+        A task may wait for several nested runs at once. A nested run may outlive the task or the attempt that started it.
+        """
+        if self.is_held:
+            self.is_held = False
+            self._suspension = _Suspension()
+            self._admission.leave(self._key)
+        suspension = self._suspension
+        if suspension is None:
+            yield
+            return
+        suspension.count += 1
+        try:
+            yield
+        finally:
+            suspension.count -= 1
+            if suspension is self._suspension and not suspension.count:
+                self._suspension = None
+                self._admission.rejoin(self._key)
+                self.is_held = True
+
+
+class _Suspension:
+    """Number of nested runs that one suspension waits for."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+def _told(constraint: Constraint, start_ns: int) -> dict[str, Any]:
+    return {"reason": REASONS[type(constraint)], "start_ns": start_ns, "constraint": constraint.told}
