@@ -3,8 +3,6 @@
 import asyncio
 from typing import Any
 
-from cascade.runtime.remembering import remembered
-
 
 def result_of(error: BaseException | None) -> str:
     """The word of the CI/CD conventions for how something ended."""
@@ -27,7 +25,6 @@ def status_of(result: str) -> str:
 _STATUS = {"success": "Succeeded", "cancellation": "Cancelled"}
 
 
-@remembered
 def name_of(function: Any) -> str:
     """Module and qualified name of a task's function."""
     return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}".strip(".")

@@ -7,7 +7,7 @@ from typing import Any
 from cascade.graph.model import Node
 from cascade.runtime._run_context import RunContext, error_info
 from cascade.runtime.events import ResourceAcquired, ResourceReleased
-from cascade.runtime.resolvers import injected_defaults
+from cascade.runtime.resolvers import injected_defaults, injected_names
 from cascade.spec.resource import Inject
 
 Providers = Mapping[str, Callable[..., Any]]
@@ -118,7 +118,8 @@ async def _finish(name: str, generator: Any) -> Exception | None:
 def _injects(node: Node) -> Iterator[Inject]:
     function = getattr(node.mapping_factory, "func", None) if node.mapping_factory else node.callable_obj
     for value in node.literal_inputs.values():
-        if isinstance(value, Inject):
+        if type(value) is Inject:
             yield value
-    for _, inject in injected_defaults(function).values():
-        yield inject
+    if injected_names(function):
+        for _, inject in injected_defaults(function).values():
+            yield inject

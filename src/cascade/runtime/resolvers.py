@@ -10,7 +10,7 @@ from cascade.graph.model import Edge, EdgeType, Node
 from cascade.graph.nested import substitute
 from cascade.runtime.exceptions import DependencyMissingError
 from cascade.runtime.flow import chosen_route, lazy_id
-from cascade.runtime.remembering import remembered
+from cascade.runtime.hashable_cache import hashable_cache
 from cascade.spec.lazy_types import LazyResult, MappedLazyResult
 from cascade.spec.protocols import StateBackend
 from cascade.spec.resource import Inject
@@ -63,9 +63,9 @@ class ArgumentResolver:
             else:
                 kwargs[name] = given
         call = Arguments(args, kwargs, inputs)
-        for parameter, (position, inject) in injected_defaults(function).items():
+        for parameter, (position, resource_name) in injected_names(function).items():
             if parameter not in call.kwargs and not (position is not None and position < len(call.args)):
-                call.kwargs[parameter] = self._resources[inject.resource_name]
+                call.kwargs[parameter] = self._resources[resource_name]
         return call
 
     def amounts(self, node: Node) -> dict[str, Any]:
@@ -108,9 +108,17 @@ def _position(name: str) -> int:
     return int(name) if name.isdigit() else 0
 
 
-@remembered
+@hashable_cache
+def injected_names(function: Any) -> Mapping[str, tuple[int | None, str]]:
+    """Position (None if keyword-only) and resource name of each parameter whose default is an `Inject`."""
+    return {name: (position, inject.resource_name) for name, (position, inject) in injected_defaults(function).items()}
+
+
 def injected_defaults(function: Any) -> Mapping[str, tuple[int | None, Inject]]:
-    """Parameters whose default asks for a resource, with their position (None for keyword-only ones)."""
+    """Position (None if keyword-only) and default of each parameter whose default is an `Inject`.
+
+    The mapping may refer to the function, so it is not cached: `injected_names` is.
+    """
     if not callable(function):
         return {}
     try:
@@ -120,5 +128,5 @@ def injected_defaults(function: Any) -> Mapping[str, tuple[int | None, Inject]]:
     return {
         name: (None if p.kind is p.KEYWORD_ONLY else index, p.default)
         for index, (name, p) in enumerate(parameters.items())
-        if isinstance(p.default, Inject)
+        if type(p.default) is Inject
     }

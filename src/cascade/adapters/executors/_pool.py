@@ -10,33 +10,40 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context, copy_context
+from functools import partial
 from typing import Any
 
 Watcher = Callable[["Call"], object]
 
 
 class Call:
-    """One call of a function, and the future that its caller awaits."""
+    """One call of a function. Its caller awaits `future`, then takes the value with `result`.
 
-    __slots__ = ("_args", "_context", "_error", "_function", "_kwargs", "_value", "_watchers", "future", "is_over")
+    A worker thread may hold a call for longer than its caller does. A call therefore holds the arguments until the
+    function has ended, and the value or the exception until `result`. The future holds neither: asyncio writes the
+    `repr` of a future's result into its debug messages.
+    """
+
+    __slots__ = ("_error", "_value", "_watchers", "_work", "future", "is_over")
 
     def __init__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        self._function = function
-        self._args = args
-        self._kwargs = kwargs
-        self._context: Context = copy_context()
+        context: Context = copy_context()
+        self._work: Callable[[], Any] | None = partial(context.run, function, *args, **kwargs)
         self._watchers: list[Watcher] = []
         self._value: Any = None
         self._error: BaseException | None = None
-        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.is_over = False
 
     def run(self) -> None:
         """Call the function, in the worker's thread and the caller's context."""
+        work, self._work = self._work, None
+        assert work is not None  # noqa: S101 - for the type checker: a call runs once
         try:
-            self._value = self._context.run(self._function, *self._args, **self._kwargs)
-        except BaseException as error:  # noqa: BLE001 - raised again where the call is awaited
+            self._value = work()
+        except BaseException as error:  # noqa: BLE001 - raised again by result
             self._error = error
+        del work
         self.is_over = True
         while self._watchers:
             self._watchers.pop()(self)
@@ -50,13 +57,22 @@ class Call:
                 self._watchers.pop()(self)
 
     def settle(self) -> None:
-        """Tell who awaits it, in the event loop's thread."""
-        if self.future.done():  # cancelled meanwhile
-            return
-        if self._error is not None:
-            self.future.set_exception(self._error)
+        """Wake the caller, in the event loop's thread. If it was cancelled meanwhile, drop the value."""
+        if self.future.done():
+            self._value = self._error = None
         else:
-            self.future.set_result(self._value)
+            self.future.set_result(None)
+
+    def result(self) -> Any:
+        """Return the function's value, or raise its exception, once."""
+        value, error = self._value, self._error
+        self._value = self._error = None
+        if error is None:
+            return value
+        try:
+            raise error
+        finally:
+            del error  # the exception refers to this frame
 
 
 class WorkerPool:

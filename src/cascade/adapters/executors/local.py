@@ -3,11 +3,11 @@
 import asyncio
 import inspect
 import threading
+from types import FunctionType
 from typing import Any
 
 from cascade.adapters.executors._pool import Call, WorkerPool
 from cascade.runtime.exceptions import StillRunning
-from cascade.runtime.remembering import remembered
 
 MAX_WORKERS = 32
 """Plain functions mostly wait (for a disk, a server): more threads than processors. Python's own pools stop at 32 too:
@@ -38,7 +38,7 @@ class LocalExecutor:
             StillRunning: Cancelled, while a thread goes on.
         """
         function = node.callable_obj
-        if _is_coroutine_function(function):
+        if inspect.iscoroutinefunction(function):
             return await function(*args, **kwargs)
         if not callable(function):
             raise TypeError(f"Task '{getattr(node, 'name', node)}' has no function to call, but {function!r}")
@@ -67,11 +67,12 @@ class LocalExecutor:
         call, workers = Call(_called, function, args, kwargs), self._workers()
         workers.start(call)
         try:
-            return await call.future
+            await call.future
         except asyncio.CancelledError:
             if call.is_over or workers.withdraw(call):
                 raise
             raise StillRunning(call) from None
+        return call.result()
 
     def _workers(self) -> WorkerPool:
         with self._lock:
@@ -88,14 +89,10 @@ def _called(function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         raise RuntimeError("The task raised StopIteration") from error
 
 
-@remembered
-def _is_coroutine_function(function: Any) -> bool:
-    return inspect.iscoroutinefunction(function)
-
-
-@remembered
 def _makes_coroutines(function: Any) -> bool:
-    """A coroutine function, a partial of one, or an object whose `__call__` is one."""
+    """Whether it is a coroutine function, a partial of one, or an object whose `__call__` is one."""
+    if type(function) is FunctionType:
+        return inspect.iscoroutinefunction(function)
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "func", None)):
         return True
     return inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
