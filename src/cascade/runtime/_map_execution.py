@@ -79,7 +79,7 @@ class MapExecution:
         values: list[Any] = [None] * len(items)
         if values:
             window = self._window(items)
-            limiter = _WindowLimiter(TaskGroup(self._run.fail), window, self._run.bus.gates)
+            limiter = _WindowLimiter(TaskGroup(self._run.fail, self._run.new_context), window, self._run.bus.gates)
             await limiter.run(lambda i: self._one(i, items, values), len(items))
         return values
 

@@ -1,7 +1,9 @@
 """State of one run: id, clock, parameters, bus, executor, results."""
 
 import logging
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,8 +29,9 @@ _HARNESS = ("/cascade/runtime/", "/cascade/adapters/", "/concurrent/futures/", "
 class RunContext:
     """One run: who it is, what it was given, what it has so far, and how it talks to the outside.
 
-    `admission` says which of its tasks may start; None where nobody can steer it. `run_ids` are its own and those of
-    the runs that it is nested in.
+    `new_context` returns a copy of the context variables of the caller of `run`. Each task, each attempt and each resource
+    runs in its own copy. `admission` says which of its tasks may start; None where nobody can steer it. `run_ids` are its own and those
+    of the runs that it is nested in.
     """
 
     run_id: str
@@ -39,6 +42,7 @@ class RunContext:
     executor: Executor
     state: StateBackend
     capacity: ResourceManager
+    new_context: Callable[[], Context]
     tracing: Tracing | None = None
     admission: Admission | None = None
     run_ids: tuple[str, ...] = ()

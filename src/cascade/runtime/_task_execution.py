@@ -25,12 +25,14 @@ from cascade.runtime.events import (
 )
 from cascade.runtime.exceptions import StillRunning
 from cascade.runtime.resolvers import ArgumentResolver, Arguments
-from cascade.runtime.task_context import TaskContext
+from cascade.runtime.task_context import TaskContext, in_context
 from cascade.telemetry.safe import error_text
 
 logger = logging.getLogger(__name__)
 
 _MISS = object()
+FIRST_RETRY = 2
+"""Number of the first attempt that follows another one."""
 
 
 @dataclass(eq=False, slots=True)
@@ -206,7 +208,7 @@ class TaskExecution:
         while True:
             start_ns = self.run.clock.now_ns() if number > 1 else self.start_ns
             try:
-                value = await self._call(number, start_ns)
+                value = await (self._call(number, start_ns) if number < FIRST_RETRY else self._retry(number, start_ns))
             except Exception as error:
                 if policy is None or number >= last:
                     self._finish(number, start_ns, error)
@@ -236,6 +238,10 @@ class TaskExecution:
             if span is not None:
                 run.leave_span(span)
             task_context.leave(token)
+
+    async def _retry(self, number: int, start_ns: int) -> Any:
+        """Call the function again, without the context variables that an earlier attempt has set."""
+        return await in_context(self.run.new_context(), self._call(number, start_ns))
 
     async def _wait_for_retry(self, number: int, start_ns: int, error: Exception) -> None:
         policy = self.node.retry_policy

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, nullcontext
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from dataclasses import replace
 from typing import Any
 from uuid import uuid4
@@ -28,7 +28,7 @@ from cascade.runtime.flow import lazy_id
 from cascade.runtime.protocols import Connector, Executor, Solver, StateBackend, Tracing
 from cascade.runtime.resource_manager import ResourceManager
 from cascade.runtime.state import InMemoryStateBackend
-from cascade.runtime.task_context import current_task, current_work
+from cascade.runtime.task_context import context_copier, current_task, current_work
 from cascade.spec.lazy_types import MappedLazyResult
 from cascade.spec.resource import ResourceDefinition
 from cascade.telemetry.identity import RunTrace, SpanRef, parse_traceparent, part_size_from_environment, place_run
@@ -106,16 +106,19 @@ class Engine:
         nested = current_engine.get() is self
         run_id = str(uuid4())
         token = current_engine.set(self)
+        new_context = context_copier()
         try:
             connector = None if nested else self.connector
             async with _suspended(nested=nested), connected(connector, self.bus, run_id, self._control):
                 # Placed once the connector is connected: what that takes is no part of the run.
-                run = self._new_run(run_id, _name_of(target), dict(params or {}))
+                run = self._new_run(run_id, _name_of(target), dict(params or {}), new_context)
                 return await self._live(run, graph, target, nested=nested)
         finally:
             current_engine.reset(token)
 
-    def _new_run(self, run_id: str, target: str, params: dict[str, Any]) -> RunContext:
+    def _new_run(
+        self, run_id: str, target: str, params: dict[str, Any], new_context: Callable[[], Context]
+    ) -> RunContext:
         clock = RunClock(*([self._clock] if self._clock else []))
         start_ns = clock.now_ns()
         task = current_task()
@@ -131,6 +134,7 @@ class Engine:
             executor=self.executor,
             state=self.state_backend_cls(run_id=run_id),
             capacity=self.resource_manager,
+            new_context=new_context,
             tracing=tracing if trace else None,
             admission=self._control.admission if self._control else None,
             run_ids=(run_id, *(self._control.run_ids(task.run_id) if self._control and task else ())),

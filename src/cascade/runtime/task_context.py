@@ -1,11 +1,16 @@
 """Which task the running code belongs to."""
 
+import sys
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import AbstractContextManager, nullcontext
-from contextvars import ContextVar, Token
+from contextvars import Context, ContextVar, Token, copy_context
 from dataclasses import dataclass
-from typing import Protocol
+from types import coroutine
+from typing import Any, Protocol, TypeVar
 
 from cascade.telemetry.identity import Place, RunTrace, SpanRef, span_id
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,3 +105,45 @@ def enter(work: HasTask) -> Token[HasTask | None]:
 
 def leave(token: Token[HasTask | None]) -> None:
     _current.reset(token)
+
+
+def context_copier() -> Callable[[], Context]:
+    """Return a function that copies the current context as it is now.
+
+    The value of a context variable is shared between copies. `decimal` keeps a mutable object there, with the precision
+    and the flags: each copy has its own.
+    """
+    context = copy_context()
+    decimal = sys.modules.get("decimal")
+    shared = [(v, value) for v, value in context.items() if decimal is not None and isinstance(value, decimal.Context)]
+    if not shared:
+        return context.copy
+
+    def copy() -> Context:
+        new = context.copy()
+        for variable, value in shared:
+            new.run(variable.set, value.copy())
+        return new
+
+    return copy
+
+
+@coroutine
+def in_context(context: Context, work: Coroutine[Any, Any, _T]) -> Generator[Any, Any, _T]:
+    """Await `work` in another context. The current asyncio task stays the same, so cancellation works as without it."""
+    step: Any = work.send
+    given: list[Any] = [None]  # emptied by each step: an error that stays in this frame would be part of a cycle
+    while True:
+        try:
+            awaited = context.run(step, given.pop())
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        try:
+            given.append((yield awaited))
+            step = work.send
+        except GeneratorExit:
+            context.run(work.close)
+            raise
+        except BaseException as error:  # noqa: BLE001 - handed to the coroutine
+            given.append(error)
+            step = work.throw
