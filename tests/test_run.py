@@ -1,6 +1,7 @@
 """`cs.run` as users call it: what it prints, what it refuses, how signals end it."""
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -16,12 +17,19 @@ import pytest
 
 import cascade as cs
 from cascade.connectors.memory import MemoryConnector
+from cascade.messaging.bus import bus as messaging_bus
+from cascade.runtime.nested import run_nested
 from cascade.testing import OtlpReceiver
 
 
 @cs.task
 def one() -> int:
     return 1
+
+
+@cs.task
+def divide() -> float:
+    return 1 / 0
 
 
 def test_it_returns_the_value_and_logs_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,11 +60,40 @@ def test_the_runs_end_names_its_trace(capsys: pytest.CaptureFixture[str], monkey
     assert capsys.readouterr().err.splitlines()[-1].endswith(f"Trace {trace_id}  http://jaeger/trace/{trace_id}?x=1")
 
 
-def test_a_failed_run_names_its_trace_too(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("log_format", ["human", "json"])
+@pytest.mark.parametrize(
+    ("log_level", "times"), [("DEBUG", 1), ("INFO", 1), ("WARNING", 1), ("ERROR", 1), ("error", 1), ("OFF", 0)]
+)
+def test_a_failed_run_names_its_trace_once_at_every_level(
+    log_level: str, times: int, log_format: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     connector = MemoryConnector()
     with pytest.raises(ZeroDivisionError):
-        cs.run(cs.task(lambda: 1 / 0, name="divide")(), connector=connector)
-    assert connector.payloads[0]["trace_id"] in capsys.readouterr().err.splitlines()[-1]
+        cs.run(divide(), connector=connector, log_level=log_level, log_format=log_format)
+    lines = capsys.readouterr().err.splitlines()
+    trace_id = connector.payloads[0]["trace_id"]
+    if log_format == "json":
+        lines = [json.dumps(json.loads(line)["data"]) for line in lines]
+    assert [trace_id in line for line in lines].count(True) == times
+    assert (trace_id in lines[-1]) if times else lines == []
+
+
+def test_a_run_that_succeeds_names_its_trace_at_info_only(capsys: pytest.CaptureFixture[str]) -> None:
+    cs.run(one(), connector=MemoryConnector(), log_level="WARNING")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("caught", [True, False])
+def test_a_failed_nested_run_names_the_trace_once(caught: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    @cs.task
+    async def outer() -> None:
+        with contextlib.suppress(*([ZeroDivisionError] if caught else [])):
+            await run_nested(divide())
+
+    connector = MemoryConnector()
+    with contextlib.nullcontext() if caught else pytest.raises(ZeroDivisionError):
+        cs.run(outer(), connector=connector, log_level="ERROR")
+    assert capsys.readouterr().err.count(connector.payloads[0]["trace_id"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -66,7 +103,10 @@ def test_a_failed_run_names_its_trace_too(capsys: pytest.CaptureFixture[str]) ->
         ({"CASCADE_CONNECTOR": "otel,kafka"}, {}, r"CASCADE_CONNECTOR='otel,kafka'.*'kafka'.*otel, mqtt, memory"),
         ({"CASCADE_ORG_ID": "a/b"}, {"connector": MemoryConnector()}, "CASCADE_ORG_ID='a/b'"),
         ({}, {"log_format": "xml"}, "log_format='xml'"),
-        ({}, {"log_level": "LOUD"}, "'LOUD'"),
+        ({}, {"log_format": None}, "log_format=None: choose 'human' or 'json'"),
+        ({}, {"log_level": "LOUD"}, "log_level='LOUD': choose from DEBUG, INFO, WARNING, ERROR, OFF"),
+        ({}, {"log_level": None}, "log_level=None: choose from DEBUG, INFO, WARNING, ERROR, OFF"),
+        ({}, {"log_level": 20}, "log_level=20: choose from DEBUG, INFO, WARNING, ERROR, OFF"),
         ({}, {"system_resources": {"cpu": -1}}, "'cpu'"),
         ({}, {"connector": "otel"}, "'otel' is no connector"),
         ({}, {"connector": MemoryConnector}, r"is no connector.*MemoryConnector\(\)"),
@@ -83,6 +123,92 @@ def test_bad_settings_are_refused_before_anything_runs(
     with pytest.raises((ValueError, TypeError), match=message):
         cs.run(cs.task(lambda: ran.append(1), name="t")(), **options)
     assert ran == []
+
+
+class Meeting:
+    """Two tasks of two runs that go on only when both have started."""
+
+    def __init__(self) -> None:
+        self._started = {"quiet": threading.Event(), "loud": threading.Event()}
+
+    def task(self, name: str, other: str) -> Any:
+        def meet() -> str:
+            self._started[name].set()
+            assert self._started[other].wait(60)
+            return name
+
+        return cs.task(meet, name=name)()
+
+    @property
+    def quiet(self) -> Any:
+        return self.task("quiet", "loud")
+
+    @property
+    def loud(self) -> Any:
+        return self.task("loud", "quiet")
+
+
+def assert_only_loud_in_json(lines: list[str]) -> None:
+    data = [json.loads(line) for line in lines]
+    assert [line["event_id"] for line in data] == [
+        "run.started", "task.started", "task.finished_success", "run.finished_success",
+    ]  # fmt: skip
+    assert "quiet" not in "".join(lines)
+
+
+def test_level_and_format_belong_to_one_of_two_runs_in_threads(capsys: pytest.CaptureFixture[str]) -> None:
+    meeting = Meeting()
+    threads = [
+        threading.Thread(target=cs.run, args=(meeting.loud,), kwargs={"log_format": "json"}),
+        threading.Thread(target=cs.run, args=(meeting.quiet,), kwargs={"log_level": "WARNING"}),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert_only_loud_in_json(capsys.readouterr().err.splitlines())
+
+
+async def test_level_and_format_belong_to_one_of_two_runs_in_a_loop(capsys: pytest.CaptureFixture[str]) -> None:
+    meeting = Meeting()
+    await asyncio.gather(cs.run_async(meeting.quiet, log_level="ERROR"), cs.run_async(meeting.loud, log_format="json"))
+    assert_only_loud_in_json(capsys.readouterr().err.splitlines())
+
+
+@pytest.mark.parametrize(("outer", "inner"), [("OFF", "INFO"), ("INFO", "off")])
+def test_a_run_started_by_a_task_has_its_own_level(outer: str, inner: str, capsys: pytest.CaptureFixture[str]) -> None:
+    @cs.task
+    def start_another() -> int:
+        return int(cs.run(one(), log_level=inner))
+
+    assert cs.run(start_another(), log_level=outer) == 1
+    err = capsys.readouterr().err
+    assert (" one " in err, "start_another" in err) == (inner == "INFO", outer == "INFO")
+
+
+def test_the_global_bus_keeps_its_renderer_which_an_engine_without_run_uses(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[str] = []
+    kept = cs.messaging.renderer.CliRenderer(messaging_bus.store)
+    monkeypatch.setattr(kept, "render", lambda msg_id, _level, **_: shown.append(msg_id))
+    monkeypatch.setattr(messaging_bus, "_renderer", kept)
+    cs.run(one(), log_level="DEBUG")
+    assert (messaging_bus._renderer, shown) == (kept, [])
+    assert "Finished one" in capsys.readouterr().err
+    events = cs.MessageBus()
+    cs.HumanReadableLogSubscriber(events)
+    asyncio.run(cs.Engine(cs.NativeSolver(), cs.LocalExecutor(), events).run(one()))
+    assert shown == ["run.started", "task.started", "task.finished_success", "run.finished_success"]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("log_format", ["human", "json"])
+@pytest.mark.parametrize("target", [one, divide, lambda: divide().with_retry(1)])
+def test_off_prints_nothing(target: Any, log_format: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.suppress(ZeroDivisionError):
+        cs.run(target(), log_level="OFF", log_format=log_format, connector=MemoryConnector())
+    assert capsys.readouterr().err == ""
 
 
 def test_what_is_no_workflow_is_refused() -> None:

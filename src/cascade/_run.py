@@ -13,8 +13,9 @@ from cascade.adapters.executors.local import LocalExecutor
 from cascade.adapters.solvers.native import NativeSolver
 from cascade.connectors.by_name import connectors_from
 from cascade.connectors.fanout import FanoutConnector
+from cascade.messaging.bus import MessageBus as Messages
 from cascade.messaging.bus import bus as messaging_bus
-from cascade.messaging.renderer import CliRenderer, JsonRenderer
+from cascade.messaging.renderer import CliRenderer, JsonRenderer, severity
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.engine import Engine
 from cascade.runtime.protocols import Connector
@@ -42,13 +43,15 @@ def run(
         target: What calling a task, or its `.map`, has returned.
         params: Values of the workflow's Params, by name.
         system_resources: Capacity by name of what `with_constraints` asks for; other names are unlimited.
-        log_level: "DEBUG", "INFO", "WARNING" or "ERROR": what is shown on stderr.
-        log_format: "human", or "json" for one JSON object per line.
+        log_level: The lowest level of the messages that this run prints on stderr: "DEBUG", "INFO", "WARNING", "ERROR"
+            or "OFF", in any case. "OFF" prints none. Warnings of the `logging` module are not affected.
+        log_format: "human", or "json" for one JSON object per line. Level and format belong to this run alone.
         connector: Where telemetry goes: a connector or several. None takes those that CASCADE_CONNECTOR names.
         resources: Resources that tasks ask for by name.
 
     Raises:
         RuntimeError: An event loop is running in this thread: `await cs.run_async(…)` there.
+        ValueError: There is no such `log_level` or `log_format`.
         DependencyMissingError: The target was skipped.
         BaseException: What the first task that failed has raised, as it was raised.
     """
@@ -95,12 +98,12 @@ class _Work:
         resources: Iterable[ResourceDefinition],
     ) -> None:
         self._target, self._params = target, params
-        set_renderer(log_level, log_format)
+        messages = messages_of_run(log_level, log_format)
         events, moved_by = MessageBus(), one_connector(connector)
-        HumanReadableLogSubscriber(events, min_level=log_level)
+        HumanReadableLogSubscriber(events, min_level=log_level, messages=messages)
         if moved_by is not None:
             TelemetrySubscriber(events, moved_by)
-            TraceLinkSubscriber(events, trace_url_template(os.environ))
+            TraceLinkSubscriber(events, trace_url_template(os.environ), messages)
         self._executor = LocalExecutor()
         self._engine = Engine(
             NativeSolver(), self._executor, events, system_resources=system_resources, connector=moved_by
@@ -115,18 +118,21 @@ class _Work:
             self._executor.close()
 
 
-def set_renderer(log_level: str, log_format: str) -> None:
-    """Choose what a person sees of runs, on stderr.
+def messages_of_run(log_level: str, log_format: str) -> Messages:
+    """The messages of one run, with a renderer of their own that writes to stderr.
 
     Raises:
-        ValueError: There is no such format, or no such level.
+        ValueError: There is no such level or format.
     """
+    severity(log_level, argument="log_level")
+    messages = Messages(messaging_bus.store)
     if log_format == "json":
-        messaging_bus.set_renderer(JsonRenderer(min_level=log_level))
+        messages.set_renderer(JsonRenderer(min_level=log_level))
     elif log_format == "human":
-        messaging_bus.set_renderer(CliRenderer(store=messaging_bus.store, min_level=log_level))
+        messages.set_renderer(CliRenderer(store=messaging_bus.store, min_level=log_level))
     else:
         raise ValueError(f"log_format={log_format!r}: choose 'human' or 'json'")
+    return messages
 
 
 def one_connector(connector: Connector | Sequence[Connector] | None) -> Connector | None:

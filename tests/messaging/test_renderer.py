@@ -1,5 +1,6 @@
 import io
 import json
+import re
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -41,7 +42,8 @@ class Unprintable:
 
 @pytest.mark.parametrize("make", [cli, JsonRenderer])
 @pytest.mark.parametrize(
-    ("min_level", "shown"), [("DEBUG", 3), ("INFO", 3), ("WARNING", 2), ("warning", 2), ("ERROR", 1)]
+    ("min_level", "shown"),
+    [("DEBUG", 3), ("INFO", 3), ("WARNING", 2), ("warning", 2), ("ERROR", 1), ("OFF", 0), ("off", 0)],
 )
 def test_lower_levels_are_not_shown(make: Make, min_level: str, shown: int) -> None:
     stream = io.StringIO()
@@ -52,9 +54,11 @@ def test_lower_levels_are_not_shown(make: Make, min_level: str, shown: int) -> N
 
 
 @pytest.mark.parametrize("make", [cli, JsonRenderer])
-def test_an_unknown_level_is_refused_with_the_choices(make: Make) -> None:
-    with pytest.raises(ValueError, match=r"'LOUD'.*DEBUG, INFO, WARNING, ERROR"):
-        make(min_level="LOUD")
+@pytest.mark.parametrize("level", ["LOUD", "", None, 20, ["INFO"]], ids=repr)
+def test_an_unknown_level_is_refused_with_the_choices(make: Make, level: Any) -> None:
+    refusal = re.escape(f"min_level={level!r}: choose from DEBUG, INFO, WARNING, ERROR, OFF")
+    with pytest.raises(ValueError, match=refusal):
+        make(min_level=level)
 
 
 @pytest.mark.parametrize("make", [cli, JsonRenderer])

@@ -9,6 +9,7 @@ from cascade.connectors.memory import MemoryConnector
 from cascade.messaging.bus import bus as messaging_bus
 from cascade.messaging.subject import subject_ids
 from cascade.runtime import events
+from cascade.runtime._subjects import Subjects
 from cascade.runtime.subscribers import HumanReadableLogSubscriber
 from cascade.telemetry.identity import RunTrace, part_trace_id, place_run, span_id
 
@@ -114,13 +115,13 @@ def test_nothing_is_made_for_a_renderer_that_does_not_ask() -> None:
     assert renderer.data == [{"target_tasks": []}]
 
 
-def test_nothing_is_made_for_a_line_that_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RunTrace, "place_of", pytest.fail)
-    bus = cs.MessageBus()
-    HumanReadableLogSubscriber(bus)
-    for log_level, log_format in (("ERROR", "json"), ("INFO", "human")):
-        cs._run.set_renderer(log_level, log_format)
-        bus.publish(events.RunStarted(run_id=RUN, trace=place_run(RUN)))
+@pytest.mark.parametrize(("log_level", "log_format"), [("ERROR", "json"), ("INFO", "human")])
+def test_nothing_is_made_for_a_line_that_is_not_shown(
+    log_level: str, log_format: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Subjects, "_ids_of", lambda _, event: pytest.fail(f"asked for the ids of {event}"))
+    cs.run(total([flaky().with_retry(1)]), log_level=log_level, log_format=log_format)
+    assert bool(capsys.readouterr().err) == (log_level == "INFO")
 
 
 def test_other_messages_are_about_nothing() -> None:

@@ -1,11 +1,12 @@
 import asyncio
 from typing import Any
-from unittest.mock import AsyncMock, call, patch
+from unittest.mock import AsyncMock, Mock, call, patch
 
 import pytest
 
 import cascade as cs
 from cascade.connectors.memory import MemoryConnector
+from cascade.messaging.bus import MessageBus as Messages
 from cascade.runtime import events
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.subscribers import HumanReadableLogSubscriber, TelemetrySubscriber
@@ -42,6 +43,27 @@ def test_a_person_reads_each_event_once() -> None:
         call.info("run.finished_success", duration=3.0),
         call.error("run.finished_failure", duration=4.0, error="E: z"),
     ]
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["a bus of its own", "the global bus"])
+def test_messages_go_to_the_given_bus_else_to_the_global_one(own: bool) -> None:
+    bus, given = MessageBus(), Mock(spec=Messages)
+    with patch("cascade.runtime.subscribers.messaging_bus") as global_one:
+        HumanReadableLogSubscriber(bus, messages=given if own else None)
+        bus.publish(events.TaskSkipped(task_name="c", reason="Pruned"))
+    expected = [call.info("task.skipped", task_name="c", reason="Pruned")]
+    assert (given.mock_calls, global_one.mock_calls) == ((expected, []) if own else ([], expected))
+
+
+def test_a_level_is_refused_before_anything_is_subscribed() -> None:
+    with pytest.raises(ValueError, match=r"min_level='LOUD': choose from DEBUG, INFO, WARNING, ERROR, OFF"):
+        HumanReadableLogSubscriber(MessageBus(), min_level="LOUD")
+
+
+def test_off_subscribes_to_nothing() -> None:
+    bus = MessageBus()
+    HumanReadableLogSubscriber(bus, min_level="off")
+    assert not any(bus.handlers(kind) for kind in (events.RunStarted, events.TaskExecutionFinished, events.RunFinished))
 
 
 async def test_events_reach_the_connector_in_the_next_turn_of_the_loop() -> None:

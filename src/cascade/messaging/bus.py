@@ -44,11 +44,12 @@ def _described(error: Exception) -> str:
 
 
 class MessageBus:
-    """Hands messages to whatever renderer is set; without one they go nowhere."""
+    """Passes messages to the renderer that is set; without one they are dropped."""
+
+    shows_subject = False
 
     def __init__(self, store: MessageStore) -> None:
         self.store = store
-        self.shows_subject = False
         self._renderer: Renderer | None = None
 
     def set_renderer(self, renderer: Renderer) -> None:

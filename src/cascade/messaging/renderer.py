@@ -9,21 +9,32 @@ from typing import Any, TextIO
 from cascade.messaging.bus import MessageStore
 from cascade.messaging.subject import subject_ids
 
-LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40}
+LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "OFF": 100}
+"""The severity of each level. No message has the level OFF, so a renderer with that minimum prints nothing."""
 
 _MAX_DEPTH = 20
 _MAX_BITS = 4_000
 """Python writes no integers of more than 4,300 digits."""
 
 
+def severity(level: object, *, argument: str = "min_level") -> int:
+    """The severity of a level, which is a name in upper or lower case.
+
+    Raises:
+        ValueError: There is no such level. The text names `argument`, the value and the levels.
+    """
+    found = LEVELS.get(level.upper()) if isinstance(level, str) else None
+    if found is None:
+        raise ValueError(f"{argument}={level!r}: choose from {', '.join(LEVELS)}")
+    return found
+
+
 class _LineRenderer:
     """Writes a line for each message from a level up; stderr is looked up anew each time, since it may be replaced."""
 
     def __init__(self, stream: TextIO | None, min_level: str) -> None:
-        if str(min_level).upper() not in LEVELS:
-            raise ValueError(f"min_level={min_level!r}: choose from {', '.join(LEVELS)}")
+        self._min_level = severity(min_level)
         self._stream = stream
-        self._min_level = LEVELS[str(min_level).upper()]
 
     def _shown(self, level: str) -> bool:
         return LEVELS.get(level.upper(), 0) >= self._min_level

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial, wraps
 from typing import Any
 
-from cascade.messaging.bus import bus as messaging_bus
+from cascade.messaging.bus import MessageBus as Messages
 from cascade.messaging.subject import subject
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.events import Event, RunFinished, RunStarted, TaskEvent
@@ -14,18 +14,24 @@ Handler = Callable[[Any], None]
 
 
 class Subjects:
-    """Lends handlers that show messages the ids of their events; remembers the traces of the runs that go on."""
+    """Provides the ids of an event while a handler prints messages about it. Keeps the traces of the active runs.
 
-    def __init__(self, event_bus: MessageBus) -> None:
+    Args:
+        event_bus: The bus of the events.
+        messages: Returns the bus that the handlers print to.
+    """
+
+    def __init__(self, event_bus: MessageBus, messages: Callable[[], Messages]) -> None:
+        self._messages = messages
         self._traces: dict[str, RunTrace] = {}
         event_bus.subscribe(RunStarted, self._begin)
 
     def told_by(self, handler: Handler) -> Handler:
-        """The handler, with its event's ids at hand while it runs, if the renderer of the moment shows them."""
+        """The handler, with the ids of its event in `subject` while it runs, if the renderer prints them."""
 
         @wraps(handler)
         def tell(event: Event) -> None:
-            if not messaging_bus.shows_subject:
+            if self._messages().shows_subject is not True:  # a mock of the bus is not asked for its truth
                 handler(event)
                 return
             token = subject.set(partial(self._ids_of, event))

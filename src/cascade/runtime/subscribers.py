@@ -4,8 +4,9 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from cascade.messaging.bus import MessageBus as Messages
 from cascade.messaging.bus import bus as messaging_bus
-from cascade.messaging.renderer import LEVELS
+from cascade.messaging.renderer import LEVELS, severity
 from cascade.runtime._messages import EVENTS, draft
 from cascade.runtime._run_state import Draft, RunState
 from cascade.runtime._subjects import Subjects
@@ -37,14 +38,23 @@ DRAIN_TIMEOUT = 5.0
 
 
 class HumanReadableLogSubscriber:
-    """Tells a person what happens, through the messaging bus.
+    """Prints the events of runs as messages.
 
-    What is below `min_level` ("DEBUG", "INFO", "WARNING", "ERROR") is not even subscribed to.
+    Args:
+        event_bus: The bus of the events.
+        min_level: "DEBUG", "INFO", "WARNING", "ERROR" or "OFF". Events whose messages are below it are not subscribed to.
+        messages: The bus that the messages are printed to; the global messaging bus by default.
+
+    Raises:
+        ValueError: `min_level` is no level.
     """
 
-    def __init__(self, event_bus: MessageBus, *, min_level: str = "DEBUG") -> None:
-        subjects = Subjects(event_bus)
-        level = LEVELS.get(min_level.upper(), 0)
+    def __init__(self, event_bus: MessageBus, *, min_level: str = "DEBUG", messages: Messages | None = None) -> None:
+        self._own_messages = messages
+        level = severity(min_level)
+        if level > LEVELS["ERROR"]:
+            return
+        subjects = Subjects(event_bus, lambda: self._messages)
         quiet = level > LEVELS["INFO"]
         if not quiet:
             event_bus.subscribe(RunStarted, subjects.told_by(self.on_run_started))
@@ -57,33 +67,38 @@ class HumanReadableLogSubscriber:
             event_bus.subscribe(ControlDecision, subjects.told_by(self.on_control_decision))
         event_bus.subscribe(RunFinished, subjects.forget)
 
+    @property
+    def _messages(self) -> Messages:
+        # The global bus is looked up at each call: a program may replace it.
+        return messaging_bus if self._own_messages is None else self._own_messages
+
     def on_run_started(self, event: RunStarted) -> None:
-        messaging_bus.info("run.started", target_tasks=event.target_tasks)
+        self._messages.info("run.started", target_tasks=event.target_tasks)
         if event.params:
-            messaging_bus.info("run.started_with_params", params=event.params)
+            self._messages.info("run.started_with_params", params=event.params)
 
     def on_run_finished(self, event: RunFinished) -> None:
         if event.status == "Succeeded":
-            messaging_bus.info("run.finished_success", duration=event.duration)
+            self._messages.info("run.finished_success", duration=event.duration)
         else:
-            messaging_bus.error("run.finished_failure", duration=event.duration, error=event.error)
+            self._messages.error("run.finished_failure", duration=event.duration, error=event.error)
 
     def on_task_started(self, event: TaskExecutionStarted) -> None:
-        messaging_bus.info("task.started", task_name=event.task_name)
+        self._messages.info("task.started", task_name=event.task_name)
 
     def on_task_finished(self, event: TaskExecutionFinished) -> None:
         if event.status == "Succeeded":
-            messaging_bus.info("task.finished_success", task_name=event.task_name, duration=event.duration)
+            self._messages.info("task.finished_success", task_name=event.task_name, duration=event.duration)
         else:
-            messaging_bus.error(
+            self._messages.error(
                 "task.finished_failure", task_name=event.task_name, duration=event.duration, error=event.error
             )
 
     def on_task_skipped(self, event: TaskSkipped) -> None:
-        messaging_bus.info("task.skipped", task_name=event.task_name, reason=event.reason)
+        self._messages.info("task.skipped", task_name=event.task_name, reason=event.reason)
 
     def on_task_retrying(self, event: TaskRetrying) -> None:
-        messaging_bus.warning(
+        self._messages.warning(
             "task.retrying",
             task_name=event.task_name,
             attempt=event.attempt,
@@ -94,7 +109,7 @@ class HumanReadableLogSubscriber:
 
     def on_control_decision(self, event: ControlDecision) -> None:
         """A run that stands still must say why, whatever else is shown."""
-        messaging_bus.warning(
+        self._messages.warning(
             f"control.{event.action.lower()}",
             scope=event.scope,
             constraint_type=event.constraint_type,
