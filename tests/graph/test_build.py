@@ -114,6 +114,44 @@ def test_only_lazy_results_build(target: object) -> None:
         build_graph(target)
 
 
+async def coroutine() -> None: ...
+
+
+class Hostile:
+    """A value whose text must never be asked for."""
+
+    def __repr__(self) -> str:
+        raise AssertionError("repr of a value")
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: [one(), one()], r"a list: a run has one target.*takes the others"),
+        (lambda: {"a": one()}, r"a dict: a run has one target"),
+        (lambda: one, r"a task: .*one\(\.\.\.\)"),
+        (lambda: coroutine, r"a function: decorate coroutine with @cs\.task"),
+        (lambda: cs.Router(one(), {}), "a Router: it is an argument only"),
+        (lambda: cs.inject("db"), r"a resource: .*cs\.inject"),
+        (lambda: cs.ParamSpec("p"), r"a ParamSpec, which only describes an input: use cs\.Param"),
+        (lambda: None, "None: .*return it from the function that builds the workflow"),
+        (Hostile, "a Hostile: call a task"),
+        (lambda: [Hostile()], "a list: a run has one target"),
+    ],
+)
+@pytest.mark.parametrize("entry", [cs.run, cs.dry_run, cs.visualize, build_graph])
+def test_another_target_is_refused_with_its_fix(entry: Any, make: Any, text: str) -> None:
+    with pytest.raises(TypeError, match=text):
+        entry(make())
+
+
+def test_a_coroutine_as_target_is_refused() -> None:
+    target = coroutine()
+    with pytest.raises(TypeError, match="a coroutine: decorate its function"):
+        build_graph(target)
+    target.close()
+
+
 def test_a_condition_that_is_no_lazy_result_is_named() -> None:
     with pytest.raises(TypeError, match=r"'add'.*_condition.*True"):
         build_graph(add(1).run_if(True))

@@ -1,12 +1,16 @@
 """From a lazy result to the graph of all that it needs."""
 
+from collections.abc import Coroutine
 from math import inf
 from typing import Any
 
 from cascade.graph.model import Edge, EdgeType, Graph, Node
 from cascade.graph.nested import LAZY, lazy_results_in
-from cascade.spec.lazy_types import LazyResult, MappedLazyResult
+from cascade.spec.input import InputSpec
+from cascade.spec.lazy_types import LazyResult, MappedLazyResult, require_lazy
+from cascade.spec.resource import Inject, ResourceDefinition
 from cascade.spec.routing import Router
+from cascade.spec.task import Task
 
 
 def build_graph(target: Any) -> Graph:
@@ -30,9 +34,7 @@ class GraphBuilder:
 
     def __init__(self, target: Any) -> None:
         if not isinstance(target, LAZY):
-            raise TypeError(
-                f"Cannot build a workflow from {target!r} ({type(target).__name__}): call a task to get a lazy result"
-            )
+            raise TypeError(f"Cannot build a workflow from {_advice_for(target)}")
         self.graph = Graph()
         self._nodes: dict[str, Node] = {}
         self._open: list[tuple[Any, Node]] = []
@@ -76,9 +78,38 @@ class GraphBuilder:
     def _edge(
         self, lazy: Any, node: Node, name: str, kind: EdgeType = EdgeType.DATA, router: Router | None = None
     ) -> None:
-        if not isinstance(lazy, LAZY):
-            raise TypeError(f"Task '{node.name}': {name} must be a lazy result, got {lazy!r}")
+        require_lazy(lazy, f"Task '{node.name}'", name)
         self.graph.add_edge(Edge(self._node_of(lazy), node, name, kind, router))
+
+
+def _advice_for(target: object) -> str:
+    """Names the kind of a target that is not a lazy result, and the fix. It never calls the target's repr."""
+    call = "call a task to get a lazy result"
+    match target:
+        case None:
+            return f"None: {call}, and return it from the function that builds the workflow"
+        case Task():
+            return f"a task: {call}, {target.name}(...)"
+        case Router():
+            return f"a Router: it is an argument only; {call} and pass the Router to it"
+        case ResourceDefinition() | Inject():
+            return f"a resource: {call} that takes it with cs.inject(...)"
+        case InputSpec():
+            return (
+                f"a {type(target).__name__}, which only describes an input: use cs.Param(...) or cs.Env(...), or {call}"
+            )
+        case list() | tuple() | set() | frozenset() | dict():
+            return (
+                f"a {type(target).__name__}: a run has one target; {call} that takes the others, such as "
+                "cs.task(lambda values: values, name='all')([a, b])"
+            )
+        case Coroutine():
+            return f"a coroutine: decorate its function with @cs.task, then {call}"
+        case _ if callable(target):
+            name = getattr(target, "__name__", type(target).__name__)
+            return f"a {type(target).__name__}: decorate {name} with @cs.task, then {call}"
+        case _:
+            return f"a {type(target).__name__}: {call}"
 
 
 def _arguments(lazy: Any) -> list[tuple[str, Any]]:

@@ -26,7 +26,7 @@ class EdgeType(Enum):
     """It is one branch of a router that the target consumes."""
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class Node:
     """One step of a workflow. A `param_spec` marks an input (a Param or an Env), which is no task of its own."""
 
@@ -48,8 +48,11 @@ class Node:
     def __hash__(self) -> int:
         return hash(self.id)
 
+    def __repr__(self) -> str:
+        return f"<Node {self.name}>"
 
-@dataclass(slots=True)
+
+@dataclass(repr=False, slots=True)
 class Edge:
     """`target` needs `source`, as its argument `arg_name`. On the edge from a router's selector, `router` is set."""
 
@@ -59,8 +62,11 @@ class Edge:
     edge_type: EdgeType = EdgeType.DATA
     router: Router | None = None
 
+    def __repr__(self) -> str:
+        return f"<Edge {self.source.name} -> {self.target.name} ({self.edge_type.name} {self.arg_name})>"
 
-@dataclass
+
+@dataclass(repr=False)
 class Graph:
     """Nodes and edges, in the order in which they were found: a target before what it needs."""
 
@@ -78,3 +84,6 @@ class Graph:
 
     def add_edge(self, edge: Edge) -> None:
         self.edges.append(edge)
+
+    def __repr__(self) -> str:
+        return f"<Graph of {len(self.nodes)} nodes, {len(self.edges)} edges>"

@@ -1,7 +1,11 @@
-"""A call that has not happened yet. Chain methods change it in place and return it."""
+"""A call that has not happened yet. Chain methods change it in place and return it.
 
+A lazy result has no value before the run. An operation that needs the value raises TypeError instead of a wrong answer.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeVar
 from uuid import uuid4
 
 from cascade.spec.constraint import ResourceConstraint
@@ -32,8 +36,11 @@ class RetryPolicy:
         return self.delay * self.backoff ** (retry - 1)
 
 
+_PLAIN = (str, bytes, int, float, complex, list, tuple, dict, set, frozenset)
+
+
 class _Lazy:
-    """What both kinds of lazy result share: the chain methods, and an identity of their own."""
+    """Common part of both kinds of lazy result: the chain methods, the identity, and the refusal of operations on values."""
 
     _uuid: str
     _retry_policy: RetryPolicy | None
@@ -42,13 +49,22 @@ class _Lazy:
     _constraints: ResourceConstraint | None
 
     def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, type(self)) and self._uuid == other._uuid)
+        if isinstance(other, type(self)):
+            return self._uuid == other._uuid
+        if isinstance(other, _PLAIN):
+            self._refuse("==")
+        return NotImplemented
 
     def __hash__(self) -> int:
         return hash(self._uuid)
 
     def run_if(self, condition: Any) -> Self:
-        """Run only if the given lazy result turns out truthy; else the task is skipped."""
+        """Run only if the value of the given lazy result is truthy; else skip the task.
+
+        Raises:
+            TypeError: The condition is not a lazy result.
+        """
+        require_lazy(condition, f"Task '{self._label()}'", "_condition")
         self._condition = condition
         return self
 
@@ -67,8 +83,65 @@ class _Lazy:
         self._constraints = ResourceConstraint(requirements)
         return self
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._label()}>"
 
-@dataclass(eq=False)
+    def _label(self) -> str:
+        """Name of the task. The object may be half built: a copy, an unpickled object, a mock."""
+        task = vars(self).get("task", vars(self).get("factory"))
+        return str(getattr(task, "name", "?"))
+
+    def _refuse(self, operation: str) -> NoReturn:
+        raise TypeError(f"{operation} is not possible on {self!r}: {_ADVICE}")
+
+    # Hidden from type checkers, which report such an operation only as long as the class does not define it.
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            if name.startswith("_"):
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+            raise AttributeError(f"{self!r} has no attribute {name!r}: {_ADVICE}", name=name, obj=self)
+
+
+_ADVICE = (
+    "a lazy result is a call that has not run, so it has no value yet. Pass it to a task, which receives the value, or "
+    "run it with cs.run(...); use .run_if(...) or cs.Router for a decision that depends on it"
+)
+
+_REFUSED = {
+    "__bool__": "bool()",
+    "__iter__": "Iteration",
+    "__len__": "len()",
+    "__getitem__": "[...]",
+    "__format__": "Formatting",
+    **{f"__{name}__": sign for name, sign in (("lt", "<"), ("le", "<="), ("gt", ">"), ("ge", ">="))},
+    **{
+        f"__{side}{name}__": sign
+        for side in ("", "r")
+        for name, sign in (("add", "+"), ("sub", "-"), ("mul", "*"), ("truediv", "/"), ("floordiv", "//"), ("mod", "%"))
+    },
+}
+
+
+def _refusal(operation: str) -> Callable[..., NoReturn]:
+    def refuse(self: _Lazy, *_: object) -> NoReturn:
+        self._refuse(operation)
+
+    return refuse
+
+
+for _method, _operation in _REFUSED.items():
+    setattr(_Lazy, _method, _refusal(_operation))
+
+
+def require_lazy(value: object, owner: str, place: str) -> None:
+    """Raise TypeError unless `value` is a lazy result. The text contains the value's type, and small constants only."""
+    if not isinstance(value, (LazyResult, MappedLazyResult)):
+        shown = repr(value) if value is None or isinstance(value, (bool, int)) else f"a {type(value).__name__}"
+        raise TypeError(f"{owner}: {place} must be a lazy result, got {shown}; call a task to get one")
+
+
+@dataclass(eq=False, repr=False)
 class LazyResult(_Lazy, Generic[T]):
     """What calling a task returns: the call, to be made when a run gets there. Its value will be a T."""
 
@@ -82,7 +155,7 @@ class LazyResult(_Lazy, Generic[T]):
     _constraints: ResourceConstraint | None = None
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class MappedLazyResult(_Lazy, Generic[T]):
     """One call for each index of its lists; its value will be the list of values, a `list[T]`, in that order."""
 

@@ -6,13 +6,16 @@ from dataclasses import dataclass, field
 from typing import Any, overload
 
 
-@dataclass
+@dataclass(repr=False)
 class ResourceDefinition:
     """A generator function that yields the resource once; what follows its `yield` tears it down."""
 
     func: Callable[..., Any]
     name: str
     scope: str = "run"
+
+    def __repr__(self) -> str:
+        return f"<ResourceDefinition {self.name}>"
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,28 @@
 from dataclasses import dataclass
 from typing import Any
 
+from cascade.spec.lazy_types import require_lazy
 
-@dataclass(eq=False)
+
+@dataclass(eq=False, repr=False)
 class Router:
     """Passed to a task as an argument: the task gets the value of `routes[selector's value]`.
 
-    Branches that nobody else needs do not run. `selector` and the values of `routes` are lazy results.
+    Branches without another consumer do not run. `selector` and the values of `routes` are lazy results.
+
+    Raises:
+        TypeError: The selector or a route is not a lazy result, or `routes` is not a dict.
     """
 
     selector: Any
     routes: dict[Any, Any]
+
+    def __post_init__(self) -> None:
+        require_lazy(self.selector, "Router", "selector")
+        if not isinstance(self.routes, dict):
+            raise TypeError(f"Router: routes must be a dict of lazy results, got a {type(self.routes).__name__}")
+        for position, route in enumerate(self.routes.values()):
+            require_lazy(route, "Router", f"route {position}")
+
+    def __repr__(self) -> str:
+        return f"<Router of {self.selector!r}, {len(self.routes)} routes>"
