@@ -1,10 +1,15 @@
 import asyncio
 import traceback
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
-from cascade.runtime._outcome import MAX_NOTES, add_later_error, add_note
+import cascade as cs
+from cascade.adapters.executors.local import LocalExecutor
+from cascade.adapters.solvers.native import NativeSolver
+from cascade.runtime._outcome import MAX_NOTES, add_later_error, add_note, add_task_note
+from cascade.runtime.nested import run_nested
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,19 @@ def test_an_exception_of_any_class_takes_the_later_error_as_a_note(error: BaseEx
     assert traceback.format_exception_only(error)[-1] == f"{text}\n"
 
 
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("x"), FrozenError(7), FrozenSlotsError(7), NoAttributesError("x")],
+    ids=lambda e: type(e).__name__,
+)
+def test_an_exception_of_any_class_takes_the_note_of_its_task(error: BaseException) -> None:
+    add_task_note(error, "task 'a'", attempt_start_ns=5, now_ns=10)
+    add_task_note(error, "task 'around a'", attempt_start_ns=4, now_ns=11)
+    assert error.__notes__ == ["task 'a'"]
+    add_task_note(error, "task 'later'", attempt_start_ns=12, now_ns=13)
+    assert error.__notes__ == ["task 'later'"]
+
+
 def test_notes_of_the_user_stay_and_the_same_note_is_added_once() -> None:
     error = ValueError("x")
     error.add_note("mine")
@@ -68,3 +86,102 @@ def test_notes_that_are_no_list_stay_as_they_are() -> None:
     error.__notes__ = ("fixed",)  # type: ignore[assignment]
     add_note(error, "ours")
     assert error.__notes__ == ("fixed",)  # type: ignore[comparison-overlap]
+
+
+def notes_of(target: Any, **options: Any) -> list[str]:
+    """The notes of the exception that comes out of the run."""
+    try:
+        cs.run(target, log_level="OFF", **options)
+    except (ValueError, ArithmeticError) as error:
+        return list(error.__notes__)
+    return []
+
+
+def fail(x: int = 0) -> None:
+    raise ValueError(x)
+
+
+async def fail_async(x: int = 0) -> None:
+    raise ValueError(x)
+
+
+SHAPES = {
+    "thread": cs.task(fail, name="convert"),
+    "loop": cs.task(fail, name="convert", threaded=False),
+    "async": cs.task(fail_async, name="convert"),
+}
+
+
+@pytest.mark.parametrize("task", SHAPES.values(), ids=SHAPES)
+def test_the_exception_of_a_run_names_task_item_and_attempt(task: Any) -> None:
+    assert notes_of(task()) == ["task 'convert'"]
+    assert notes_of(task().with_retry(3)) == ["task 'convert', attempt 4 of 4"]
+    assert notes_of(task.map(x=[17])) == ["task 'convert', item 0"]
+    assert notes_of(task.map(x=[17]).with_retry(1)) == ["task 'convert', item 0, attempt 2 of 2"]
+
+
+def test_the_note_names_the_item_that_failed_first() -> None:
+    @cs.task
+    def convert(x: int) -> int:
+        return 10 // x
+
+    assert notes_of(convert.map(x=[3, 2, 0, 1])) == ["task 'convert', item 2"]
+
+
+def test_an_engine_without_run_adds_the_note_too() -> None:
+    engine = cs.Engine(NativeSolver(), LocalExecutor(), cs.MessageBus())
+    with pytest.raises(ValueError, match="0") as caught:
+        asyncio.run(engine.run(SHAPES["thread"]()))
+    assert traceback.format_exception(caught.value)[-2:] == ["ValueError: 0\n", "task 'convert'\n"]
+
+
+@pytest.mark.parametrize("nested", ["the same engine", "cs.run", "cs.run_async"])
+def test_the_note_of_a_nested_run_names_the_inner_task_once(nested: str) -> None:
+    inner = SHAPES["thread"]
+
+    @cs.task
+    async def same_engine(x: int = 0) -> None:
+        await run_nested(inner.map(x=[x]))
+
+    @cs.task
+    def run_in_thread(x: int = 0) -> None:
+        cs.run(inner.map(x=[x]), log_level="OFF")
+
+    @cs.task
+    async def run_async(x: int = 0) -> None:
+        await cs.run_async(inner.map(x=[x]), log_level="OFF")
+
+    outer: Any = {"the same engine": same_engine, "cs.run": run_in_thread, "cs.run_async": run_async}[nested]
+    assert notes_of(outer()) == ["task 'convert', item 0"]
+    assert notes_of(outer.map(x=[5]).with_retry(1)) == ["task 'convert', item 0"]
+
+
+def test_one_exception_object_names_the_task_that_raised_it_last() -> None:
+    cached = ValueError("unavailable")
+    cached.add_note("mine")
+
+    def fail_again(x: int = 0) -> None:
+        raise cached
+
+    assert notes_of(cs.task(fail_again, name="a")().with_retry(5)) == ["mine", "task 'a', attempt 6 of 6"]
+    assert notes_of(cs.task(fail_again, name="b").map(x=[1, 2])) == ["mine", "task 'b', item 0"]
+
+
+def test_a_task_that_fails_before_it_starts_is_named() -> None:
+    add = cs.task(lambda a, b: a + b, name="add")
+    assert notes_of(add.map(a=[1], b=[1, 2])) == ["task 'map(add)'"]
+    assert notes_of(add.map(a=cs.task(lambda: [1], name="load")(), b=[1, 2])) == ["task 'map(add)'"]
+    assert notes_of(add(1, 2).with_constraints(cpu=9), system_resources={"cpu": 1}) == ["task 'add'"]
+
+
+def test_control_characters_of_a_name_are_escaped_in_the_note() -> None:
+    assert notes_of(cs.task(fail, name="a\x1b[2J\nb")()) == ["task 'a\\x1b[2J\\nb'"]
+
+
+def test_a_cancellation_has_no_note() -> None:
+    async def cancelled() -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError) as caught:
+        cs.run(cs.task(cancelled)(), log_level="OFF")
+    assert not hasattr(caught.value, "__notes__")

@@ -7,7 +7,7 @@ from typing import Any
 
 from cascade.graph.model import Node
 from cascade.runtime._hold import Hold
-from cascade.runtime._outcome import result_of, status_of
+from cascade.runtime._outcome import add_task_note, result_of, status_of
 from cascade.runtime._run_context import RunContext, error_info, seconds
 from cascade.runtime._task_execution import TaskExecution
 from cascade.runtime._task_group import BURST, TaskGroup
@@ -62,6 +62,8 @@ class MapExecution:
         try:
             items = zip_items(self._node, self._resolver.resolve(self._node).inputs)
         except Exception as error:
+            now_ns = self._run.clock.now_ns()
+            add_task_note(error, f"task {self._node.name!r}", attempt_start_ns=self._start_ns, now_ns=now_ns)
             self._started()
             self._finished(error, result="error")
             raise

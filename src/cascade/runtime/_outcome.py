@@ -1,4 +1,4 @@
-"""Maps exceptions to result values, and attaches later errors to the first one."""
+"""Maps exceptions to result values, and attaches the task's name and later errors to an exception as notes."""
 
 import asyncio
 from typing import Any
@@ -42,6 +42,37 @@ def add_later_error(first: BaseException, later: BaseException, place: str) -> N
     """
     if later is not first and not isinstance(later, asyncio.CancelledError):
         add_note(first, f"Later, {place} failed: {error_text(later)}")
+
+
+class TaskNote(str):
+    """The note that names the task that raised an exception. An exception has one at most.
+
+    Attributes:
+        time_ns: The end of the attempt that raised it, in nanoseconds since the Unix epoch.
+    """
+
+    __slots__ = ("time_ns",)
+    time_ns: int
+
+
+def add_task_note(error: BaseException, text: str, *, attempt_start_ns: int, now_ns: int) -> None:
+    """Add the note that names the task that raised `error`; a cancellation gets none.
+
+    A note from before the attempt is replaced: the program raises one exception object again and again. A later note
+    is kept: it names the task of a nested run, where the exception comes from.
+    """
+    if isinstance(error, asyncio.CancelledError):
+        return
+    note = TaskNote(text)
+    note.time_ns = now_ns
+    notes = _attributes_of(error).setdefault("__notes__", [])
+    if not isinstance(notes, list):
+        return
+    earlier = next((index for index, other in enumerate(notes) if isinstance(other, TaskNote)), None)
+    if earlier is None:
+        notes.append(note)
+    elif notes[earlier].time_ns < attempt_start_ns:
+        notes[earlier] = note
 
 
 def add_note(error: BaseException, note: str) -> None:

@@ -1,10 +1,11 @@
-"""What can be known to go wrong before anything runs."""
+"""Checks of a run before its first task starts."""
 
 from collections.abc import Iterable, Mapping
 
 from cascade.graph.model import Edge, Node
 from cascade.runtime._inputs import input_value
 from cascade.runtime._map_execution import zip_items
+from cascade.runtime._outcome import add_task_note
 from cascade.runtime._run_context import RunContext
 from cascade.spec.lazy_types import LazyResult, MappedLazyResult
 
@@ -19,10 +20,19 @@ def check_nodes(nodes: Iterable[Node], in_edges: Mapping[str, list[Edge]], run: 
     for node in nodes:
         if node.param_spec is not None:
             input_value(node, run.params)
-        if node.constraints:
-            run.capacity.check(_known(node.constraints.requirements))
-        if node.node_type == "map" and node.id not in in_edges:
-            zip_items(node, node.literal_inputs)
+            continue
+        try:
+            _check_task(node, in_edges, run)
+        except Exception as error:
+            add_task_note(error, f"task {node.name!r}", attempt_start_ns=run.start_ns, now_ns=run.clock.now_ns())
+            raise
+
+
+def _check_task(node: Node, in_edges: Mapping[str, list[Edge]], run: RunContext) -> None:
+    if node.constraints:
+        run.capacity.check(_known(node.constraints.requirements))
+    if node.node_type == "map" and node.id not in in_edges:
+        zip_items(node, node.literal_inputs)
 
 
 def _known(requirements: Mapping[str, object]) -> dict[str, object]:

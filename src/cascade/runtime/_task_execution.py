@@ -10,7 +10,7 @@ from typing import Any
 
 from cascade.graph.model import Node
 from cascade.runtime import task_context
-from cascade.runtime._outcome import name_of, result_of, status_of
+from cascade.runtime._outcome import add_task_note, name_of, result_of, status_of
 from cascade.runtime._run_context import RunContext, error_info, seconds
 from cascade.runtime.control.permit import Permit
 from cascade.runtime.events import (
@@ -91,11 +91,21 @@ class TaskExecution:
             if self.node.constraints or (permit is not None and not permit.try_acquire()):
                 await self._begin()
             return await self._run_or_recall()
+        except BaseException as error:
+            add_task_note(error, self._place(), attempt_start_ns=self.attempt_start_ns, now_ns=self.run.clock.now_ns())
+            raise
         finally:
             if permit is not None:
                 permit.release()
             if self.amounts:
                 await self._give_back()
+
+    def _place(self) -> str:
+        """The task, the map's item and the attempt, as the note on an exception names them."""
+        item = "" if self.map_index is None else f", item {self.map_index}"
+        policy = self.node.retry_policy
+        attempt = f", attempt {self.attempt} of {policy.max_attempts + 1}" if policy and self.attempt else ""
+        return f"task {self.node.name!r}{item}{attempt}"
 
     async def _begin(self) -> None:
         try:
