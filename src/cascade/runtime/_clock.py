@@ -14,6 +14,11 @@ class RunClock:
         self._clock = clock
         self._last = 0
 
+    @property
+    def last_ns(self) -> int:
+        """The time that `now_ns` returned last; 0 before the first call."""
+        return self._last
+
     def now_ns(self) -> int:
         self._last = max(self._last, self._clock())
         return self._last

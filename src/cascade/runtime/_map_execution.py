@@ -62,7 +62,7 @@ class MapExecution:
         try:
             items = zip_items(self._node, self._resolver.resolve(self._node).inputs)
         except Exception as error:
-            now_ns = self._run.clock.now_ns()
+            now_ns = self._run.clock.last_ns
             add_task_note(error, f"task {self._node.name!r}", attempt_start_ns=self._start_ns, now_ns=now_ns)
             self._started()
             self._finished(error, result="error")

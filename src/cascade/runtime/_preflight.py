@@ -24,7 +24,7 @@ def check_nodes(nodes: Iterable[Node], in_edges: Mapping[str, list[Edge]], run: 
         try:
             _check_task(node, in_edges, run)
         except Exception as error:
-            add_task_note(error, f"task {node.name!r}", attempt_start_ns=run.start_ns, now_ns=run.clock.now_ns())
+            add_task_note(error, f"task {node.name!r}", attempt_start_ns=run.start_ns, now_ns=run.clock.last_ns)
             raise
 
 

@@ -92,7 +92,7 @@ class TaskExecution:
                 await self._begin()
             return await self._run_or_recall()
         except BaseException as error:
-            add_task_note(error, self._place(), attempt_start_ns=self.attempt_start_ns, now_ns=self.run.clock.now_ns())
+            add_task_note(error, self._place(), attempt_start_ns=self.attempt_start_ns, now_ns=self.run.clock.last_ns)
             raise
         finally:
             if permit is not None:
