@@ -1,11 +1,13 @@
-# The only thing assumed is Python 3.11 or newer and make; everything else is fetched into .venv.
+# The only thing assumed is Python 3.11 or newer and make; everything else is installed.
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 # The first that runs and is new enough; a name alone may be a shim with nothing behind it.
 PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11 python,$(shell $(p) $(NEW_ENOUGH) 2>/dev/null && echo $(p))))
 BIN := .venv/bin
 READY := .make/ready
+# Runs a command that prints nothing for long; it shows the time every few seconds.
+SHOWN := $(BIN)/python -m stack.progress
 
-.PHONY: bench help demo test lint types layers unit e2e wheel stack-build stack-up stack-show stack-picture stack-down format docs lock clean
+.PHONY: bench help demo test servers lint types layers unit e2e wheel test-large test-versions test-extras flaky stack-build stack-up stack-show stack-picture stack-down format docs lock clean
 
 help:  ## say what there is
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -13,14 +15,17 @@ help:  ## say what there is
 demo: $(READY)  ## run a real workflow and show its trace as received over OTLP
 	@$(BIN)/python examples/demo.py
 
-test: lint types layers unit e2e wheel  ## install what is missing, run lint, types and all tests
+test: servers lint types layers unit e2e wheel  ## install what is missing, run lint, types and all tests
+
+servers: $(READY)  ## install the programs that tests need, with apt-get as root; build the Collector and Jaeger
+	@$(BIN)/python -m stack.prepare servers
 
 lint: $(READY)  ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 types: $(READY)  ## mypy --strict on sources, tests and examples
-	$(BIN)/mypy
+	$(SHOWN) mypy $(BIN)/mypy
 
 layers: $(READY)  ## imports go down only
 	$(BIN)/lint-imports
@@ -32,7 +37,19 @@ e2e: $(READY)  ## whole runs, read back from our receivers, and from the real se
 	$(BIN)/python -m pytest tests/e2e
 
 wheel: $(READY)  ## the built wheel works without this checkout
-	$(BIN)/python tests/check_wheel.py
+	$(SHOWN) wheel $(BIN)/python tests/check_wheel.py
+
+test-large: servers  ## the map of a million items, and runs of 100,000 tasks
+	$(BIN)/python -m pytest -m large
+
+test-versions: servers  ## all tests on each version of Python that pyproject.toml names and the machine has
+	@$(BIN)/python -m tests.environments versions
+
+test-extras: servers  ## all tests with no extra, with each alone, with the lowest and the newest versions
+	@$(BIN)/python -m tests.environments extras
+
+flaky: servers  ## all tests three times, while other programs occupy all cores
+	@$(BIN)/python -m tests.busy
 
 stack-build: $(READY)  ## build the Collector and Jaeger from source, once for this machine; needs Go
 	@$(BIN)/python -m stack build
@@ -70,7 +87,5 @@ clean:
 
 $(READY): pyproject.toml .ci/constraints.txt
 	@$(if $(PYTHON),$(PYTHON) $(NEW_ENOUGH),false) || { echo "Cascade needs Python 3.11 or newer; say which: make PYTHON=/path/to/python3.11"; exit 1; }
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[all]' --group dev
+	@$(PYTHON) -m stack.prepare environment
 	@mkdir -p .make && touch $(READY)

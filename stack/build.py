@@ -7,14 +7,15 @@ import hashlib
 import os
 import re
 import shutil
-import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from stack import cache
+from stack import cache, programs, progress
 
-ROOT = Path(__file__).parent.parent
+ROOT = programs.ROOT
+
 MANIFEST = ROOT / "collector-config" / "builder.yaml"
 
 _COMPOSE_CONFIG = Path(__file__).parent / "compose_config"
@@ -54,74 +55,91 @@ def compose_config_path() -> Path:
     return cache.folder() / f"compose-config-{made_of}"
 
 
-def collector(say: Callable[[str], None] = print) -> Path:
+def collector(say: Callable[[str], None] = progress.say) -> Path:
     """Build the Collector with the builder of its own version, from the manifest; some minutes the first time."""
     path = collector_path()
     return _built(path, f"OpenTelemetry Collector {collector_version()}", _compile_collector, say)
 
 
-def jaeger(say: Callable[[str], None] = print) -> Path:
+def jaeger(say: Callable[[str], None] = progress.say) -> Path:
     """Build Jaeger, with a placeholder for its pages; the query API is whole. Some minutes the first time."""
     return _built(jaeger_path(), f"Jaeger {JAEGER}", _compile_jaeger, say)
 
 
-def compose_config(say: Callable[[str], None] = print) -> Path:
+def compose_config(say: Callable[[str], None] = progress.say) -> Path:
     """Build what reads Compose files as Docker Compose does; some seconds the first time."""
     return _built(compose_config_path(), "the reader of Compose files", _compile_compose_config, say)
 
 
-def _built(path: Path, title: str, compile_it: Callable[[Path, Path], None], say: Callable[[str], None]) -> Path:
+@dataclass(frozen=True, slots=True)
+class _Commands:
+    """Runs commands of a build and shows their progress.
+
+    Attributes:
+        title: What is built.
+        go: The path of Go.
+        folder: Where the commands run, unless they name another.
+        say: Receives the lines of progress.
+    """
+
+    title: str
+    go: str
+    folder: Path
+    say: Callable[[str], None]
+
+    def run_go(self, *arguments: str, folder: Path | None = None, **environment: str) -> None:
+        # Behind other work: a build takes all cores for minutes.
+        self.run(["nice", "-n", "19", self.go, *arguments], folder, **environment)
+
+    def run(self, command: Sequence[str], folder: Path | None = None, **environment: str) -> None:
+        # The Collector's builder calls Go by its name.
+        path = f"{Path(self.go).parent}{os.pathsep}{os.environ['PATH']}"
+        variables = {"GOWORK": "off", "PATH": path, **environment}
+        try:
+            progress.run(self.title, command, say=self.say, cwd=folder or self.folder, environment=variables)
+        except progress.CommandError as error:
+            raise BuildError(str(error)) from None
+
+
+def _built(path: Path, title: str, compile_it: Callable[[_Commands, Path], None], say: Callable[[str], None]) -> Path:
     if path.exists():
         return path
     with cache.building(path) as scratch:
         if scratch is not None:
-            if shutil.which("go") is None:
-                raise BuildError(f"{title} is built from source, and Go (https://go.dev) is not installed")
+            go = programs.go()
+            if go is None:
+                raise BuildError(
+                    f"{title} is built from source, and no Go (https://go.dev) that is new enough is installed"
+                )
             say(f"Building {title}, once for this machine …")
             start = time.monotonic()
-            compile_it(scratch, scratch / path.name)
+            compile_it(_Commands(title, go, scratch, say), scratch / path.name)
             say(f"Built {title} in {time.monotonic() - start:.0f} s: {path}")
     return path
 
 
-def _compile_collector(scratch: Path, program: Path) -> None:
-    builder = f"go.opentelemetry.io/collector/cmd/builder@v{collector_version()}"
-    _go(["install", builder], scratch, GOBIN=str(scratch))
-    sources = scratch / "sources"
-    ocb = [str(scratch / "builder"), "--config", str(MANIFEST), "--output-path", str(sources), "--skip-compilation"]
-    # Its sources are generated and their modules fetched; the compiler is called by us, without symbols for debuggers.
-    _run(ocb, scratch, {})
-    _go(["build", "-trimpath", "-ldflags=-s -w", "-o", str(program), "."], sources)
-
-
-def _compile_jaeger(scratch: Path, program: Path) -> None:
-    # `go install` refuses a module with replace directives; as another module's tool they do not apply.
-    (scratch / "go.mod").write_text("module cascade.invalid/jaeger\n\ngo 1.25\n")
-    package, version = _JAEGER_MODULE.split("@")
-    _go(["get", "-tool", f"{package}/cmd/jaeger@{version}"], scratch)
-    flags = f"-ldflags=-s -w -X {package}/internal/version.latestVersion=v{JAEGER}"
-    _go(["build", "-trimpath", flags, "-o", str(program), f"{package}/cmd/jaeger"], scratch)
-
-
-def _compile_compose_config(scratch: Path, program: Path) -> None:
-    sources = shutil.copytree(_COMPOSE_CONFIG, scratch / "sources")
-    _go(["build", "-trimpath", "-o", str(program), "."], sources)
-
-
-def _go(arguments: list[str], folder: Path, **environment: str) -> None:
-    # Behind other work: a build takes all cores for minutes, and the machine may be somebody's.
-    _run(["nice", "-n", "19", "go", *arguments], folder, environment)
-
-
-def _run(command: list[str], folder: Path, environment: Mapping[str, str]) -> None:
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        env={**os.environ, "GOWORK": "off", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
+def _compile_collector(commands: _Commands, program: Path) -> None:
+    folder = commands.folder
+    commands.run_go(
+        "install", "-v", f"go.opentelemetry.io/collector/cmd/builder@v{collector_version()}", GOBIN=str(folder)
     )
-    if done.returncode:
-        raise BuildError(f"{' '.join(command)} failed:\n{done.stdout[-4000:]}")
+    sources = folder / "sources"
+    # Its sources are generated and their modules fetched; the compiler is called by us, without symbols for debuggers.
+    commands.run(
+        [str(folder / "builder"), "--config", str(MANIFEST), "--output-path", str(sources), "--skip-compilation"]
+    )
+    commands.run_go("build", "-v", "-trimpath", "-ldflags=-s -w", "-o", str(program), ".", folder=sources)
+
+
+def _compile_jaeger(commands: _Commands, program: Path) -> None:
+    # `go install` refuses a module with replace directives; as another module's tool they do not apply.
+    (commands.folder / "go.mod").write_text("module cascade.invalid/jaeger\n\ngo 1.25\n")
+    package, version = _JAEGER_MODULE.split("@")
+    commands.run_go("get", "-tool", f"{package}/cmd/jaeger@{version}")
+    flags = f"-ldflags=-s -w -X {package}/internal/version.latestVersion=v{JAEGER}"
+    commands.run_go("build", "-v", "-trimpath", flags, "-o", str(program), f"{package}/cmd/jaeger")
+
+
+def _compile_compose_config(commands: _Commands, program: Path) -> None:
+    sources = shutil.copytree(_COMPOSE_CONFIG, commands.folder / "sources")
+    commands.run_go("build", "-v", "-trimpath", "-o", str(program), ".", folder=sources)

@@ -1,19 +1,17 @@
 """The stack as plain processes: compose's configuration files, other addresses."""
 
 import os
-import shutil
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from stack import build
+from stack import build, programs
 from stack.addresses import HOST, Ports
 from stack.build import ROOT
 from stack.process import Server, ServerError, answers
 
 OPERATOR = "operator"
 RUNNER = "runner"
-_WHERE_ROOT_LOOKS = "/usr/sbin:/usr/local/sbin"
 PASSWORD = "cascade"  # noqa: S105 - for servers that nobody but this machine reaches
 
 
@@ -111,7 +109,7 @@ def mosquitto(folder: Path, ports: Ports, *, detached: bool = False) -> Server:
         "MOSQUITTO_DATA": str(data),
         "MQTT_RUNNER_PASSWORD": PASSWORD,
         "MQTT_OPERATOR_PASSWORD": PASSWORD,
-        "PATH": f"{os.environ.get('PATH', '')}:{_WHERE_ROOT_LOOKS}",
+        "PATH": f"{os.environ.get('PATH', '')}:{programs.WHERE_ROOT_LOOKS}",
     }
     command = ["/bin/sh", str(ROOT / "mosquitto" / "start.sh")]
     return Server("Mosquitto", command, folder / "mosquitto.log", lambda: _accepts(ports.mqtt), environment, detached)
@@ -123,7 +121,7 @@ def program(name: str) -> str:
     Raises:
         ServerError: It is not installed.
     """
-    found = shutil.which(name) or shutil.which(name, path=_WHERE_ROOT_LOOKS)
+    found = programs.find(name)
     if found is None:
         raise ServerError(f"{name} is not installed: apt-get install {name}")
     return found

@@ -5,8 +5,17 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.progress import Progress
+
 # gRPC reads it when it is imported, and then tells of every connection that a test cuts.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+
+@pytest.hookimpl(trylast=True)  # after the terminal reporter is there
+def pytest_configure(config: pytest.Config) -> None:
+    reporter = config.pluginmanager.getplugin("terminalreporter")
+    if isinstance(reporter, pytest.TerminalReporter):
+        config.pluginmanager.register(Progress(reporter))
 
 
 @pytest.fixture(autouse=True)

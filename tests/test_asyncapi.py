@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import tarfile
 import tempfile
@@ -18,7 +17,7 @@ import cascade as cs
 from cascade.connectors.memory import MemoryConnector
 from cascade.runtime.control.constraint import parse_constraint, parse_topic
 from cascade.telemetry.topics import checked_topic, control_filter, control_topic, events_topic, status_topic
-from tests.servers import is_missing
+from tests.servers import is_missing, program
 
 SPECS = "@asyncapi/specs@6.11.1"
 DOCUMENT: dict[str, Any] = json.loads((Path(__file__).parents[1] / "docs" / "asyncapi.json").read_text("utf-8"))
@@ -31,7 +30,7 @@ def official_schema() -> dict[str, Any]:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cascade"
     archive = cache / f"{SPECS.strip('@').replace('/', '-').replace('@', '-')}.tgz"
     if not archive.exists():
-        npm = shutil.which("npm") or is_missing("npm")
+        npm = program("npm")
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             fetch = [npm, "pack", SPECS, "--pack-destination", folder]

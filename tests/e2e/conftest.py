@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from stack import build, local
-from stack.process import ServerError
+from stack import build
 from tests.e2e import stacks
-from tests.servers import is_missing
+from tests.servers import is_missing, program
 
 _COMPOSE = "CASCADE_E2E_COMPOSE"
 _compose_is_up = bool(os.environ.get(_COMPOSE))  # read now: tests do not see the caller's variables
@@ -28,10 +27,7 @@ def servers_are_there() -> None:
         if not path.exists():
             is_missing(f"{name} (`make stack-build`)")
     for name in ("prometheus", "mosquitto"):
-        try:
-            local.program(name)
-        except ServerError:
-            is_missing(name)
+        program(name)
 
 
 @pytest.fixture(scope="session")

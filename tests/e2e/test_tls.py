@@ -1,7 +1,6 @@
 """The page about production: a Collector with TLS, which asks for certificates."""
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 from stack.build import ROOT
 from tests.e2e.runs import Run, run
 from tests.e2e.stacks import Processes
-from tests.servers import is_missing
+from tests.servers import program
 
 
 @pytest.fixture
@@ -19,7 +18,7 @@ def certificates(tmp_path: Path) -> Path:
     folder = tmp_path / "certificates"
     folder.mkdir()
     (folder / "names").write_text("subjectAltName=DNS:localhost\n")
-    openssl = shutil.which("openssl") or is_missing("openssl")
+    openssl = program("openssl")
 
     def call(command: str) -> None:
         subprocess.run([openssl, *command.split()], check=True, capture_output=True, cwd=folder)

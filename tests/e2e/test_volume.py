@@ -17,6 +17,7 @@ def test_of_20000_tasks_none_is_lost_and_none_orphaned(processes: Processes) -> 
     check(processes, 20_000)
 
 
+@pytest.mark.large
 @pytest.mark.timeout(300)
 def test_a_run_of_100000_tasks_stays_readable(processes: Processes) -> None:
     """No trace has more than some two thousand spans, and all of them are found from the first, by links both ways."""

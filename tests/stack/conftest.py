@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 
 from stack import build
 from stack.build import ROOT
-from tests.servers import is_missing
+from tests.servers import go
 
 Project = dict[str, Any]
 
@@ -20,8 +19,7 @@ Project = dict[str, Any]
 def compose_config() -> Callable[..., Project]:
     """`docker compose config`, by the library that Docker Compose is made of; profiles are given by name."""
     if not build.compose_config_path().exists():
-        if shutil.which("go") is None:
-            is_missing("Go")
+        go()
         build.compose_config()
 
     def load(*profiles: str, **environment: str) -> Project:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from jsonschema import Draft7Validator
 
 from stack import build
 from stack.build import ROOT
-from tests.servers import is_missing
+from tests.servers import go, program
 
 Load = Callable[..., dict[str, Any]]
 
@@ -27,12 +26,10 @@ COMPOSE_GO = "github.com/compose-spec/compose-go/v2"
 
 def test_it_follows_the_compose_specification() -> None:
     """The specification's own schema, of the version that `stack/compose_config` is made with."""
-    if shutil.which("go") is None:
-        is_missing("Go")
     version = re.search(rf"{COMPOSE_GO} (\S+)", (ROOT / "stack/compose_config/go.mod").read_text())
     assert version
     done = subprocess.run(
-        ["go", "mod", "download", "-json", f"{COMPOSE_GO}@{version[1]}"], capture_output=True, check=True, cwd="/"
+        [go(), "mod", "download", "-json", f"{COMPOSE_GO}@{version[1]}"], capture_output=True, check=True, cwd="/"
     )
     schema = json.loads((Path(json.loads(done.stdout)["Dir"]) / "schema" / "compose-spec.json").read_text())
     problems = Draft7Validator(schema).iter_errors(yaml.safe_load(FILE.read_text()))
@@ -41,13 +38,11 @@ def test_it_follows_the_compose_specification() -> None:
 
 def test_debians_docker_compose_understands_it(tmp_path: Path) -> None:
     """Its version 1.29 is older than two things: a project's `name`, and `:+`."""
-    if shutil.which("docker-compose") is None:
-        is_missing("docker-compose")
     text = re.sub(r"^name: .*$", "", FILE.read_text(), flags=re.MULTILINE)
     copy = tmp_path / "docker-compose.yml"
     copy.write_text(re.sub(r"\$\{\w+:\+[^}]*\}", "", text))
     done = subprocess.run(
-        ["docker-compose", "-f", str(copy), "--profile", "grafana", "config", "--services"],
+        [program("docker-compose"), "-f", str(copy), "--profile", "grafana", "config", "--services"],
         capture_output=True,
         text=True,
         check=False,

@@ -14,18 +14,13 @@ from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from grafana.generate import files
-from stack import build, local
+from stack import build
 from stack.build import ROOT
-from stack.process import ServerError
-from tests.servers import is_missing
+from tests.servers import is_missing, program
 
 
 def promtool(*arguments: str) -> None:
-    try:
-        program = local.program("promtool")
-    except ServerError:
-        is_missing("prometheus")
-    done = subprocess.run([program, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run([program("promtool"), *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

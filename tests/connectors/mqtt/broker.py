@@ -14,7 +14,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from cascade.testing.mosquitto import PATIENCE, MosquittoProcess, free_port
-from tests.servers import is_missing
+from tests.servers import program
 
 __all__ = ["PATIENCE", "Broker", "Listener", "Message", "free_port"]
 
@@ -23,10 +23,8 @@ class Broker(MosquittoProcess):
     """One for a test, which is skipped where Mosquitto is not installed."""
 
     def __init__(self, folder: Path, *lines: str, listener: tuple[str, ...] = (), anonymous: bool = True) -> None:
-        try:
-            super().__init__(*lines, listener=listener, anonymous=anonymous, folder=folder)
-        except FileNotFoundError:
-            is_missing("mosquitto")
+        program("mosquitto")
+        super().__init__(*lines, listener=listener, anonymous=anonymous, folder=folder)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,3 @@
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.connectors.mqtt.broker import Broker, Listener
-from tests.servers import is_missing
+from tests.servers import program
 
 SETTINGS = ("max_queued_messages 0", "max_inflight_messages 0")
 """Mosquitto's own limits lose messages to a subscriber that is slower than a burst, and let QoS 0 overtake QoS 1."""
@@ -43,9 +42,7 @@ def listener(shared_broker: Broker, project: str) -> Iterator[Listener]:
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An authority, and two certificates that it has signed."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        is_missing("openssl")
+    openssl = program("openssl")
     folder = tmp_path_factory.mktemp("tls")
 
     def run(command: str) -> None:

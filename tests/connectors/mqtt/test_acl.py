@@ -1,6 +1,5 @@
 """The access list that we ship, on a real broker: nobody steers, or reads, a run of another organisation."""
 
-import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -13,9 +12,9 @@ import pytest
 import cascade as cs
 from cascade.connectors.mqtt import MqttConnector
 from cascade.telemetry.topics import control_topic
+from tests import servers
 from tests.connectors.mqtt.broker import PATIENCE, Broker, Listener, Message
 from tests.connectors.mqtt.messages import events, warnings
-from tests.servers import is_missing
 
 ACL = Path(__file__).parents[3] / "mosquitto" / "acl.example"
 ACME, GLOBEX = ("acme", "etl"), ("globex", "reports")
@@ -26,7 +25,7 @@ PAUSE = '{"type": "pause"}'
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     folder = tmp_path_factory.mktemp("guarded")
     users = [line.split()[1] for line in ACL.read_text("utf-8").splitlines() if line.startswith("user ")]
-    program = shutil.which("mosquitto_passwd") or is_missing("mosquitto_passwd")
+    program = servers.program("mosquitto_passwd")
     passwords = folder / "passwords"
     passwords.touch(0o600)
     for user in users:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import threading
@@ -17,8 +16,8 @@ from cascade.connectors.mqtt import MqttConnector
 from cascade.runtime.control.constraint import CONSTRAINT_TYPES, parse_constraint, parse_topic
 from cascade.telemetry.topics import control_filter
 from cascade.telemetry.wire import received
+from tests import servers
 from tests.connectors.mqtt.broker import PATIENCE, Broker, Listener, Message
-from tests.servers import is_missing
 
 DOCS = Path(__file__).parents[3] / "docs"
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -32,8 +31,7 @@ def commands(page: str, program: str) -> list[str]:
 def local(broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Broker:
     """A broker that Mosquitto's clients take for the one on port 1883."""
     for program in ("mosquitto_sub", "mosquitto_pub"):
-        if shutil.which(program) is None:
-            is_missing(program)
+        servers.program(program)
         (tmp_path / program).write_text(f"-p {broker.port}\n")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     return broker
@@ -71,8 +69,8 @@ async def report(x: int) -> int:
 
 @pytest.mark.parametrize("command", commands("mqtt.md", "mosquitto_sub"))
 def test_what_mosquitto_sub_shows_is_the_run(local: Broker, tmp_path: Path, command: str) -> None:
-    if "jq" in command and shutil.which("jq") is None:
-        pytest.skip("jq is not installed")
+    if "jq" in command:
+        servers.program("jq")
     shown = tmp_path / "shown"
     # jq writes at once only to a terminal.
     typed = command.replace("jq -r", "jq --unbuffered -r")

