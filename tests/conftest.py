@@ -11,11 +11,8 @@ from tests.progress import Progress
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 
-@pytest.hookimpl(trylast=True)  # after the terminal reporter is there
 def pytest_configure(config: pytest.Config) -> None:
-    reporter = config.pluginmanager.getplugin("terminalreporter")
-    if isinstance(reporter, pytest.TerminalReporter):
-        config.pluginmanager.register(Progress(reporter))
+    config.pluginmanager.register(Progress())
 
 
 @pytest.fixture(autouse=True)

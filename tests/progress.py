@@ -1,5 +1,6 @@
 """A line every few seconds about a test that takes longer, so that a run of the tests always shows that it goes on."""
 
+import os
 import threading
 from collections.abc import Iterator
 from time import monotonic
@@ -13,12 +14,13 @@ INTERVAL = 8.0
 class Progress:
     """A plugin of pytest's: a thread prints while no test ends."""
 
-    def __init__(self, reporter: pytest.TerminalReporter) -> None:
-        self._reporter = reporter
+    def __init__(self) -> None:
+        self._terminal = os.dup(1)  # pytest redirects 1 while a test runs
         self._doing = "collecting tests"
         self._since = self._shown = monotonic()
         self._ended = threading.Event()
-        threading.Thread(target=self._watch, name="tests: progress", daemon=True).start()
+        self._thread = threading.Thread(target=self._watch, name="tests: progress", daemon=True)
+        self._thread.start()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
@@ -28,11 +30,12 @@ class Progress:
 
     def pytest_unconfigure(self) -> None:
         self._ended.set()
+        self._thread.join()
+        os.close(self._terminal)
 
     def _watch(self) -> None:
-        while not self._ended.wait(1.0):
+        while not self._ended.wait(0.5):
             now = monotonic()
             if now - self._shown >= INTERVAL:
                 self._shown = now
-                self._reporter.write_line(f"{self._doing}, {now - self._since:.0f} s")
-                self._reporter.flush()
+                os.write(self._terminal, f"\n{self._doing}, {now - self._since:.0f} s\n".encode())
