@@ -1,9 +1,10 @@
 """From a lazy result to the graph of all that it needs."""
 
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from math import inf
 from typing import Any
 
+from cascade.graph.arguments import ArgKind, key_of
 from cascade.graph.model import Edge, EdgeType, Graph, Node
 from cascade.graph.nested import LAZY, lazy_results_in
 from cascade.spec.input import InputSpec
@@ -53,8 +54,8 @@ class GraphBuilder:
         """Go on until the graph is complete, or has `limit` nodes; whether it is complete."""
         while self._open and len(self._nodes) < limit:
             lazy, node = self._open.pop()
-            for name, value in _arguments(lazy):
-                self._connect(node, name, value)
+            for name, kind, value in _arguments(lazy):
+                self._connect(node, name, kind, value)
             if lazy._condition is not None:
                 self._edge(lazy._condition, node, "_condition", EdgeType.CONDITION)
             if lazy._constraints is not None:
@@ -63,23 +64,30 @@ class GraphBuilder:
                         self._edge(amount, node, resource, EdgeType.CONSTRAINT)
         return not self._open
 
-    def _connect(self, node: Node, name: str, value: Any) -> None:
+    def _connect(self, node: Node, name: str, kind: ArgKind, value: Any) -> None:
         if isinstance(value, LAZY):
-            self._edge(value, node, name)
+            self._edge(value, node, name, EdgeType.DATA, kind)
         elif isinstance(value, Router):
-            self._edge(value.selector, node, name, router=value)
+            self._edge(value.selector, node, name, EdgeType.DATA, kind, value)
             for key, route in value.routes.items():
                 self._edge(route, node, f"_route_{key}", EdgeType.ROUTER_ROUTE)
         else:
-            node.literal_inputs[name] = value
+            key = name if kind is ArgKind.POSITIONAL else key_of(name, node.positional or 0)
+            node.literal_inputs[key] = value
             for source in dict.fromkeys(lazy_results_in(value)):
-                self._edge(source, node, name, EdgeType.IMPLICIT)
+                self._edge(source, node, name, EdgeType.IMPLICIT, kind)
 
     def _edge(
-        self, lazy: Any, node: Node, name: str, kind: EdgeType = EdgeType.DATA, router: Router | None = None
+        self,
+        lazy: Any,
+        node: Node,
+        name: str,
+        edge_type: EdgeType,
+        kind: ArgKind | None = None,
+        router: Router | None = None,
     ) -> None:
         require_lazy(lazy, f"Task '{node.name}'", name)
-        self.graph.add_edge(Edge(self._node_of(lazy), node, name, kind, router))
+        self.graph.add_edge(Edge(self._node_of(lazy), node, name, edge_type, router, kind))
 
 
 def _advice_for(target: object) -> str:
@@ -112,10 +120,12 @@ def _advice_for(target: object) -> str:
             return f"a {type(target).__name__}: {call}"
 
 
-def _arguments(lazy: Any) -> list[tuple[str, Any]]:
-    if isinstance(lazy, MappedLazyResult):
-        return list(lazy.mapping_kwargs.items())
-    return [*((str(i), value) for i, value in enumerate(lazy.args)), *lazy.kwargs.items()]
+def _arguments(lazy: Any) -> Iterator[tuple[str, ArgKind, Any]]:
+    is_map = isinstance(lazy, MappedLazyResult)
+    for position, value in enumerate(() if is_map else lazy.args):
+        yield str(position), ArgKind.POSITIONAL, value
+    for name, value in (lazy.mapping_kwargs if is_map else lazy.kwargs).items():
+        yield name, ArgKind.KEYWORD, value
 
 
 def _node_from_call(lazy: LazyResult[Any]) -> Node:
@@ -128,6 +138,7 @@ def _node_from_call(lazy: LazyResult[Any]) -> Node:
         cache_policy=lazy._cache_policy,
         constraints=lazy._constraints,
         threaded=getattr(lazy.task, "threaded", None),
+        positional=len(lazy.args),
     )
 
 
@@ -141,4 +152,5 @@ def _node_from_map(lazy: MappedLazyResult[Any]) -> Node:
         cache_policy=lazy._cache_policy,
         constraints=lazy._constraints,
         threaded=getattr(lazy.factory, "threaded", None),
+        positional=0,
     )

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
 
+from cascade.graph.arguments import ArgKind, key_of
 from cascade.spec.constraint import ResourceConstraint
 from cascade.spec.input import InputSpec
 from cascade.spec.lazy_types import RetryPolicy
@@ -28,7 +29,12 @@ class EdgeType(Enum):
 
 @dataclass(eq=False, repr=False, slots=True)
 class Node:
-    """One step of a workflow. A `param_spec` marks an input (a Param or an Env), which is no task of its own."""
+    """One step of a workflow.
+
+    A `param_spec` marks an input (a Param or an Env), which is not a task. `literal_inputs` has the literal arguments:
+    positional ones by "0", "1", …, keywords by name (`cascade.graph.arguments` describes keywords made of digits).
+    `positional` is the number of positional arguments; None means that each key made of digits is a position.
+    """
 
     id: str
     name: str
@@ -41,6 +47,7 @@ class Node:
     constraints: ResourceConstraint | None = None
     literal_inputs: dict[str, Any] = field(default_factory=dict)
     threaded: bool | None = None
+    positional: int | None = None
 
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, Node) and self.id == other.id)
@@ -54,13 +61,25 @@ class Node:
 
 @dataclass(repr=False, slots=True)
 class Edge:
-    """`target` needs `source`, as its argument `arg_name`. On the edge from a router's selector, `router` is set."""
+    """`target` needs `source`, as its argument `arg_name`. On the edge from a router's selector, `router` is set.
+
+    `arg_kind` is None for an edge that is not an argument, and for one from before positional and keyword arguments were
+    kept apart.
+    """
 
     source: Node
     target: Node
     arg_name: str
     edge_type: EdgeType = EdgeType.DATA
     router: Router | None = None
+    arg_kind: ArgKind | None = None
+
+    @property
+    def key(self) -> str:
+        """Key of the argument among the inputs of the target."""
+        if self.arg_kind is not ArgKind.KEYWORD or self.arg_name.isidentifier():
+            return self.arg_name
+        return key_of(self.arg_name, self.target.positional or 0)
 
     def __repr__(self) -> str:
         return f"<Edge {self.source.name} -> {self.target.name} ({self.edge_type.name} {self.arg_name})>"

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from cascade.graph._literals import LAZY_REF, reference, restored, stored
+from cascade.graph.arguments import ArgKind
 from cascade.graph.model import Edge, EdgeType, Graph, Node
 from cascade.spec.constraint import ResourceConstraint
 from cascade.spec.input import EnvSpec, InputSpec, ParamSpec
@@ -65,6 +66,7 @@ def _node_to_dict(node: Node) -> dict[str, Any]:
         "constraints": _constraints_to_dict(node),
         "param_spec": _spec_to_dict(node.param_spec),
         "threaded": node.threaded,
+        "positional": node.positional,
     }
     required = {"id": node.id, "name": node.name, "node_type": node.node_type, "literal_inputs": literals}
     return required | {key: value for key, value in optional.items() if value is not None}
@@ -83,6 +85,7 @@ def _node_from_dict(data: dict[str, Any]) -> Node:
         constraints=ResourceConstraint({k: restored(v) for k, v in constraints.items()}) if constraints else None,
         param_spec=_spec_from_dict(data.get("param_spec")),
         threaded=data.get("threaded"),
+        positional=data.get("positional"),
     )
 
 
@@ -93,6 +96,8 @@ def _edge_to_dict(edge: Edge, routers: dict[int, int]) -> dict[str, Any]:
         "arg_name": edge.arg_name,
         "edge_type": edge.edge_type.name,
     }
+    if edge.arg_kind is not None:
+        data["arg_kind"] = edge.arg_kind.value
     if edge.router is not None:
         data["router_index"] = routers[id(edge.router)]
     return data
@@ -104,7 +109,8 @@ def _edge_from_dict(data: dict[str, Any], nodes: dict[str, Node], routers: list[
             raise ValueError(f"An edge's {end} is {data[end]!r}, but there is no such node")
     router = routers[data["router_index"]] if "router_index" in data else None
     source, target = nodes[data["source_id"]], nodes[data["target_id"]]
-    return Edge(source, target, data["arg_name"], EdgeType[data["edge_type"]], router)
+    kind = ArgKind(data["arg_kind"]) if "arg_kind" in data else None
+    return Edge(source, target, data["arg_name"], EdgeType[data["edge_type"]], router, kind)
 
 
 def _router_to_dict(router: Router) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """Maps: one task for each index of some lists, a window of them at a time."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
+from cascade.graph.arguments import joined, split
 from cascade.graph.model import Node
 from cascade.runtime._hold import Hold
 from cascade.runtime._outcome import add_task_note, result_of, status_of
@@ -205,8 +206,9 @@ def _as_list(node: Node, name: str, value: Any) -> list[Any]:
 
 def _item_node(node: Node, index: int, item: dict[str, Any]) -> Node:
     factory: Any = node.mapping_factory
+    positional = 0
     if not hasattr(factory, "func"):
-        factory, item = _from_call(factory, item)
+        factory, item, positional = _from_call(factory, item)
     return Node(
         item_id(node.id, index),
         factory.name,
@@ -216,16 +218,13 @@ def _item_node(node: Node, index: int, item: dict[str, Any]) -> Node:
         constraints=node.constraints,
         literal_inputs=item,
         threaded=node.threaded,
+        positional=positional,
     )
 
 
-def _from_call(factory: Any, item: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """A factory that is no Task makes a lazy result of each item: run that one's task."""
-    lazy = factory(**item)
+def _from_call(factory: Any, item: dict[str, Any]) -> tuple[Any, dict[str, Any], int]:
+    """Task, inputs and number of positional arguments of the lazy result that a factory other than a Task makes."""
+    lazy = factory(**split(item, 0)[1])
     if not isinstance(lazy, LazyResult):
         raise TypeError(f"Cannot map over {factory!r}: calling it must give a lazy result, got {type(lazy).__name__}")
-    return lazy.task, {**dict(_numbered(lazy.args)), **lazy.kwargs}
-
-
-def _numbered(args: tuple[Any, ...]) -> Iterator[tuple[str, Any]]:
-    return ((str(index), value) for index, value in enumerate(args))
+    return lazy.task, joined(lazy.args, lazy.kwargs), len(lazy.args)

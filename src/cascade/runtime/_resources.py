@@ -7,7 +7,7 @@ from typing import Any
 from cascade.graph.model import Node
 from cascade.runtime._run_context import RunContext, error_info
 from cascade.runtime.events import ResourceAcquired, ResourceReleased
-from cascade.runtime.resolvers import injected_defaults, injected_names
+from cascade.runtime.resolvers import add_resources, injected_defaults, injected_names
 from cascade.spec.resource import Inject
 
 Providers = Mapping[str, Callable[..., Any]]
@@ -63,7 +63,7 @@ class ResourceSetup:
             if name in path:
                 raise ValueError(f"Resources ask for each other in a circle: {' -> '.join([*path, name])}")
             path.append(name)
-            for _, inject in injected_defaults(self._provider(name, path)).values():
+            for inject in injected_defaults(self._provider(name, path)).values():
                 self._note(inject)
                 visit(inject.resource_name)
             path.pop()
@@ -85,9 +85,10 @@ class ResourceSetup:
 
     async def _open_one(self, name: str) -> None:
         function = self._providers[name]
-        injected = injected_defaults(function).items()
         start_ns = self._run.clock.now_ns()
-        generator = function(**{key: self._run.resources[inject.resource_name] for key, (_, inject) in injected})
+        args, kwargs = list[Any](), dict[str, Any]()
+        add_resources(function, args, kwargs, self._run.resources)
+        generator = function(*args, **kwargs)
         try:
             self._run.resources[name] = await anext(generator) if inspect.isasyncgen(generator) else next(generator)
         except (StopIteration, StopAsyncIteration):
@@ -121,5 +122,4 @@ def _injects(node: Node) -> Iterator[Inject]:
         if type(value) is Inject:
             yield value
     if injected_names(function):
-        for _, inject in injected_defaults(function).values():
-            yield inject
+        yield from injected_defaults(function).values()

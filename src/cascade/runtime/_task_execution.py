@@ -190,7 +190,7 @@ class TaskExecution:
     def _resolve(self) -> Arguments:
         if self.item is None:
             return self.resolver.resolve(self.node)
-        return self.resolver.with_resources(self.item, self.node.callable_obj)
+        return self.resolver.with_resources(self.node, self.item)
 
     def _recall(self, inputs: dict[str, Any]) -> Any:
         if self.node.cache_policy is None:

@@ -1,11 +1,11 @@
 """From a node and the results so far to the arguments of a call, and to its constraints' amounts."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from operator import eq
-from typing import Any
+from typing import Any, NamedTuple
 
+from cascade.graph.arguments import count_positional, split
 from cascade.graph.model import Edge, EdgeType, Node
 from cascade.graph.nested import substitute
 from cascade.runtime.exceptions import DependencyMissingError
@@ -18,7 +18,7 @@ from cascade.spec.resource import Inject
 
 @dataclass(slots=True)
 class Arguments:
-    """A call's arguments. `inputs` has all but the injected resources, by name; positional ones as "0", "1", …."""
+    """A call's arguments. `inputs` has all but the injected resources by their keys (`cascade.graph.arguments`)."""
 
     args: list[Any] = field(default_factory=list)
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -44,29 +44,25 @@ class ArgumentResolver:
         nested: set[str] = set()
         for edge in self._in_edges.get(node.id, ()):
             if edge.edge_type is EdgeType.DATA:
-                inputs[edge.arg_name] = self._value(edge, node)
+                inputs[edge.key] = self._value(edge, node)
             elif edge.edge_type is EdgeType.IMPLICIT:
-                nested.add(edge.arg_name)
+                nested.add(edge.key)
         for name in nested:
             inputs[name] = self._fill_in(inputs[name], node, name)
-        return self.with_resources(inputs, node.callable_obj)
+        return self.with_resources(node, inputs)
 
-    def with_resources(self, inputs: dict[str, Any], function: Any) -> Arguments:
-        """Put resources where the inputs, or the defaults of the function's parameters, ask for them."""
-        args: list[Any] = []
-        kwargs: dict[str, Any] = {}
-        for name in inputs if _in_order(inputs) else sorted(inputs, key=_position):
-            value = inputs[name]
-            given = self._resources[value.resource_name] if type(value) is Inject else value
-            if name.isdigit():
-                args.append(given)
-            else:
-                kwargs[name] = given
-        call = Arguments(args, kwargs, inputs)
-        for parameter, (position, resource_name) in injected_names(function).items():
-            if parameter not in call.kwargs and not (position is not None and position < len(call.args)):
-                call.kwargs[parameter] = self._resources[resource_name]
-        return call
+    def with_resources(self, node: Node, inputs: dict[str, Any]) -> Arguments:
+        """The arguments of a call with the given inputs, with a resource in the place of each `Inject`."""
+        positional = node.positional
+        args, kwargs = split(inputs, count_positional(inputs) if positional is None else positional)
+        for position, value in enumerate(args):
+            if type(value) is Inject:
+                args[position] = self._resources[value.resource_name]
+        for name, value in kwargs.items():
+            if type(value) is Inject:
+                kwargs[name] = self._resources[value.resource_name]
+        add_resources(node.callable_obj, args, kwargs, self._resources)
+        return Arguments(args, kwargs, inputs)
 
     def amounts(self, node: Node) -> dict[str, Any]:
         """What a node's constraints come to; lazy amounts are known by now."""
@@ -96,37 +92,59 @@ class ArgumentResolver:
         return self._state.get_result(source_id)
 
 
-def _in_order(inputs: Mapping[str, Any]) -> bool:
-    """Whether positional arguments come first and in their order, as they mostly do."""
-    return len(inputs) < 2 or all(map(eq, inputs, _POSITIONS)) or not any(map(str.isdigit, inputs))  # noqa: PLR2004
+def add_resources(function: Any, args: list[Any], kwargs: dict[str, Any], resources: Mapping[str, Any]) -> None:
+    """Append to a call's arguments the resources that the defaults of the function's parameters ask for."""
+    injected = injected_names(function)
+    if not injected:
+        return
+    if any(wanted.positional_only for wanted in injected.values()):
+        args.extend(_positional_only(function, len(args), resources))
+    for parameter, wanted in injected.items():
+        is_given = wanted.positional_only or (wanted.position is not None and wanted.position < len(args))
+        if not is_given and parameter not in kwargs:
+            kwargs[parameter] = resources[wanted.resource_name]
 
 
-_POSITIONS = tuple(map(str, range(256)))
+def _positional_only(function: Any, given: int, resources: Mapping[str, Any]) -> list[Any]:
+    """Defaults of the positional-only parameters after the given ones, up to the last that asks for a resource."""
+    defaults = [p.default for p in _parameters(function) if p.kind is p.POSITIONAL_ONLY][given:]
+    while defaults and type(defaults[-1]) is not Inject:
+        defaults.pop()
+    return [resources[default.resource_name] if type(default) is Inject else default for default in defaults]
 
 
-def _position(name: str) -> int:
-    return int(name) if name.isdigit() else 0
+class InjectedParameter(NamedTuple):
+    """A parameter whose default is an `Inject`. `position` is None if it is keyword-only."""
+
+    position: int | None
+    positional_only: bool
+    resource_name: str
 
 
 @hashable_cache
-def injected_names(function: Any) -> Mapping[str, tuple[int | None, str]]:
-    """Position (None if keyword-only) and resource name of each parameter whose default is an `Inject`."""
-    return {name: (position, inject.resource_name) for name, (position, inject) in injected_defaults(function).items()}
+def injected_names(function: Any) -> Mapping[str, InjectedParameter]:
+    """The parameters whose defaults are an `Inject`, by name."""
+    return {
+        p.name: InjectedParameter(
+            None if p.kind is p.KEYWORD_ONLY else position, p.kind is p.POSITIONAL_ONLY, p.default.resource_name
+        )
+        for position, p in enumerate(_parameters(function))
+        if type(p.default) is Inject
+    }
 
 
-def injected_defaults(function: Any) -> Mapping[str, tuple[int | None, Inject]]:
-    """Position (None if keyword-only) and default of each parameter whose default is an `Inject`.
+def injected_defaults(function: Any) -> Mapping[str, Inject]:
+    """The `Inject` of each parameter that has one as default.
 
     The mapping may refer to the function, so it is not cached: `injected_names` is.
     """
+    return {p.name: p.default for p in _parameters(function) if type(p.default) is Inject}
+
+
+def _parameters(function: Any) -> Iterable[inspect.Parameter]:
     if not callable(function):
-        return {}
+        return ()
     try:
-        parameters = inspect.signature(function).parameters
+        return inspect.signature(function).parameters.values()
     except (TypeError, ValueError):  # built-in functions without a signature
-        return {}
-    return {
-        name: (None if p.kind is p.KEYWORD_ONLY else index, p.default)
-        for index, (name, p) in enumerate(parameters.items())
-        if type(p.default) is Inject
-    }
+        return ()

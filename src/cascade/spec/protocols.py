@@ -20,7 +20,11 @@ class LazyFactory(Protocol):
 
 
 class CachePolicy(Protocol):
-    """Decides whether a node must run at all. `inputs` holds every argument by name; positional ones as "0", "1", …."""
+    """Decides whether a node must run at all.
+
+    `inputs` holds every argument by name; positional ones as "0", "1", …. A keyword argument that would read as a
+    position of the same call, such as `f(a, **{"0": b})`, has the name `**0`.
+    """
 
     def check(self, task_id: str, inputs: dict[str, Any]) -> Any:
         """Return the value to use instead of running the task, or None to run it."""

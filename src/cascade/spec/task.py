@@ -33,13 +33,13 @@ class Task(Generic[P, R]):
     # The first form keeps the function's own parameters for editors and checkers. The second is there because any
     # argument may also be lazy, which the type system cannot say of a ParamSpec.
     @overload
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> LazyResult[R]: ...
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> LazyResult[R]: ...
     @overload
-    def __call__(self, *args: Any, **kwargs: Any) -> LazyResult[R]: ...
-    def __call__(self, *args: Any, **kwargs: Any) -> LazyResult[R]:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> LazyResult[R]: ...
+    def __call__(self, /, *args: Any, **kwargs: Any) -> LazyResult[R]:
         return LazyResult(self, args, kwargs)
 
-    def map(self, **kwargs: Any) -> MappedLazyResult[R]:
+    def map(self, /, **kwargs: Any) -> MappedLazyResult[R]:
         """Call the task once for each index of the given lists, zipped; they must be equally long."""
         return MappedLazyResult(self, kwargs)
 

@@ -25,7 +25,7 @@ def _edge(edge: Edge) -> str:
 
 
 def _style(edge: Edge) -> str:
-    name = _quoted(edge.arg_name)
+    name = _quoted(edge.key)
     match edge.edge_type:
         case EdgeType.CONDITION:
             return 'style=dashed, color=gray, label="run_if"'

@@ -1,0 +1,137 @@
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import cascade as cs
+from cascade.graph.build import build_graph
+from cascade.graph.model import Graph
+from cascade.runtime.nested import run_nested
+from tests.runtime.conftest import Lab
+
+
+@cs.task(threaded=False)
+def load(x: Any) -> Any:
+    return x
+
+
+def in_thread(*args: Any, **kwargs: Any) -> Any:
+    return args, kwargs
+
+
+async def in_loop(*args: Any, **kwargs: Any) -> Any:
+    return args, kwargs
+
+
+IN_THREAD = cs.task(in_thread)
+IN_LOOP = cs.task(in_loop)
+
+SHAPES = pytest.mark.parametrize(
+    "collect", [IN_THREAD, cs.task(in_thread, threaded=False), IN_LOOP], ids=["thread", "loop", "async"]
+)
+CALLS: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
+    ((), {"2024": 1, "2025": 2}),
+    (("a",), {"0": "b"}),
+    (("a",), {"1": "b", "2": "c"}),
+    ((), {"0": "a", "1": "b"}),
+    (("a", "b"), {"**0": "c", "0": "d", "****0": "e"}),
+    (("x", "y"), {"²": 1, "\u0661": 2, "007": 3, "self": 4, "_condition": 5}),
+    (tuple(range(12)), {"11": "last", "x": "y"}),
+]
+
+
+@SHAPES
+@pytest.mark.parametrize("wrap", [lambda x: x, load], ids=["literal", "lazy"])
+async def test_keywords_of_digits_arrive_as_keywords(lab: Lab, collect: Any, wrap: Any) -> None:
+    for args, kwargs in CALLS:
+        target = collect(*map(wrap, args), **{name: wrap(value) for name, value in kwargs.items()})
+        assert await lab.run(target) == (args, kwargs)
+        assert await lab.run(target.with_retry(1)) == (args, kwargs)
+
+
+@SHAPES
+async def test_keywords_of_digits_arrive_from_a_map(lab: Lab, collect: Any) -> None:
+    target = collect.map(**{"0": [1, 2], "2024": load([3, 4]), "self": [load(5), 6]})
+    assert await lab.run(target) == [((), {"0": 1, "2024": 3, "self": 5}), ((), {"0": 2, "2024": 4, "self": 6})]
+
+
+async def test_keywords_of_digits_arrive_in_a_nested_run(lab: Lab) -> None:
+    @cs.task
+    async def outer() -> Any:
+        return await run_nested(IN_LOOP("a", **{"0": load("b")}))
+
+    assert await lab.run(outer()) == (("a",), {"0": "b"})
+
+
+async def test_a_factory_that_is_not_a_task_receives_them(lab: Lab) -> None:
+    class Factory:
+        name = "factory"
+
+        def __call__(self, **kwargs: Any) -> Any:
+            return IN_LOOP("a", **kwargs)
+
+        def map(self, **kwargs: Any) -> Any:
+            return cs.spec.lazy_types.MappedLazyResult(self, kwargs)
+
+    assert await lab.run(Factory().map(**{"0": [1], "7": [2]})) == [(("a",), {"0": 1, "7": 2})]
+
+
+@pytest.mark.parametrize("collect", [IN_THREAD, IN_LOOP])
+async def test_a_restored_graph_has_the_same_arguments(lab: Lab, monkeypatch: pytest.MonkeyPatch, collect: Any) -> None:
+    for args, kwargs in CALLS:
+        target = collect(*map(LOAD, args), **kwargs)
+        restored: Graph = cs.from_json(cs.to_json(build_graph(target)))
+
+        async def graph_of(_: Any, graph: Graph = restored) -> Graph:
+            return graph
+
+        with monkeypatch.context() as patched:
+            patched.setattr("cascade.runtime.engine._graph_of", graph_of)
+            assert await lab.run(target) == (args, kwargs)
+
+
+LOAD = load
+
+
+async def test_a_cache_receives_every_argument_by_name(lab: Lab) -> None:
+    seen: list[dict[str, Any]] = []
+
+    class Cache:
+        def check(self, task_id: str, inputs: dict[str, Any]) -> Any:
+            seen.append(inputs)
+
+        def save(self, task_id: str, inputs: dict[str, Any], output: Any) -> None: ...
+
+    await lab.run(IN_LOOP("a", load("b"), **{"0": "c", "2024": load("d"), "x": "e"}).with_cache(Cache()))
+    await lab.run(IN_LOOP.map(**{"0": ["a"], "x": ["b"]}).with_cache(Cache()))
+    assert seen == [{"0": "a", "1": "b", "**0": "c", "2024": "d", "x": "e"}, {"**0": "a", "x": "b"}]
+
+
+@cs.resource
+def one() -> Iterator[str]:
+    yield "one"
+
+
+@cs.resource
+def two(first: str = cs.inject(one), /) -> Iterator[str]:
+    yield f"{first} and two"
+
+
+def only(db: str = cs.inject(one), /) -> Any:
+    return db
+
+
+def after_a_default(x: int = 1, db: str = cs.inject(two), y: int = 2, /, *rest: int, z: str = cs.inject(one)) -> Any:
+    return x, db, y, rest, z
+
+
+async def test_a_positional_only_parameter_receives_its_resource(lab: Lab) -> None:
+    async def run(function: Any, *args: Any) -> Any:
+        return await lab.run(cs.task(function)(*args))
+
+    assert await run(only) == "one"
+    assert await run(only, "mine") == "mine"
+    assert await run(functools.partial(after_a_default, 9)) == (9, "one and two", 2, (), "one")
+    assert await run(after_a_default) == (1, "one and two", 2, (), "one")
+    assert await run(after_a_default, 5, cs.inject(one), 6, 7) == (5, "one", 6, (7,), "one")
