@@ -24,8 +24,9 @@ lint: $(READY)  ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(READY)  ## mypy --strict on sources, tests and examples
+types: $(READY)  ## mypy --strict and pyright on sources, tests and examples
 	$(SHOWN) mypy $(BIN)/mypy
+	PYRIGHT_PYTHON_GLOBAL_NODE=off $(SHOWN) pyright $(BIN)/pyright
 
 layers: $(READY)  ## imports go down only
 	$(BIN)/lint-imports

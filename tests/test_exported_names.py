@@ -44,7 +44,7 @@ def test_submodules_are_attributes() -> None:
 
 def test_unknown_names_are_attribute_errors() -> None:
     with pytest.raises(AttributeError, match=r"^module 'cascade' has no attribute 'nonsense'$"):
-        _ = cascade.nonsense
+        _ = cascade.nonsense  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(AttributeError, match="nonsense"):
         _ = cascade.testing.nonsense
 

@@ -18,6 +18,7 @@ import pytest
 import cascade as cs
 from cascade.connectors.memory import MemoryConnector
 from cascade.messaging.bus import bus as messaging_bus
+from cascade.messaging.renderer import CliRenderer
 from cascade.runtime.nested import run_nested
 from cascade.testing import OtlpReceiver
 
@@ -190,7 +191,7 @@ def test_the_global_bus_keeps_its_renderer_which_an_engine_without_run_uses(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: list[str] = []
-    kept = cs.messaging.renderer.CliRenderer(messaging_bus.store)
+    kept = CliRenderer(messaging_bus.store)
     monkeypatch.setattr(kept, "render", lambda msg_id, _level, **_: shown.append(msg_id))
     monkeypatch.setattr(messaging_bus, "_renderer", kept)
     cs.run(one(), log_level="DEBUG")
@@ -213,7 +214,7 @@ def test_off_prints_nothing(target: Any, log_format: str, capsys: pytest.Capture
 
 def test_what_is_no_workflow_is_refused() -> None:
     with pytest.raises(TypeError, match="call a task"):
-        cs.run(one)
+        cs.run(one)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 async def test_inside_a_running_loop_it_says_what_to_do() -> None:

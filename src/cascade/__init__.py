@@ -15,8 +15,12 @@ if TYPE_CHECKING:
     from cascade.adapters.solvers.native import NativeSolver
     from cascade.connectors.fanout import FanoutConnector
     from cascade.connectors.memory import MemoryConnector
+    from cascade.connectors.mqtt import MqttConnector as MqttConnector
+    from cascade.connectors.otel import OtelConnector as OtelConnector
     from cascade.context import get_current_context
     from cascade.graph.serialize import from_json, to_json
+    from cascade.providers.shell import shell as shell
+    from cascade.providers.subflow import subflow as subflow
     from cascade.runtime.bus import MessageBus
     from cascade.runtime.engine import Engine
     from cascade.runtime.exceptions import DependencyMissingError
@@ -81,11 +85,13 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    found = lookup(name)
-    if name in __all__:
-        globals()[name] = found
-    return found
+if not TYPE_CHECKING:  # a checker would accept every name of a module that has __getattr__
+
+    def __getattr__(name: str) -> Any:
+        found = lookup(name)
+        if name in __all__:
+            globals()[name] = found
+        return found
 
 
 def __dir__() -> list[str]:

@@ -1,12 +1,15 @@
 """`Param` and `Env`: lazy results that stand for what a run is given from outside."""
 
 import os
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from cascade.context import get_current_context
 from cascade.spec.input import EnvSpec, InputSpec, ParamSpec
 from cascade.spec.lazy_types import LazyResult
 from cascade.spec.task import Task
+
+T = TypeVar("T")
+D = TypeVar("D")
 
 
 class _InputTask(Task[..., Any]):
@@ -17,6 +20,12 @@ class _InputTask(Task[..., Any]):
         self.input_spec = spec
 
 
+@overload
+def Param(name: str, default: T | None = None, *, type: type[T], description: str = "") -> LazyResult[T]: ...
+@overload
+def Param(name: str, default: T | None, type: type[T], description: str = "") -> LazyResult[T]: ...
+@overload
+def Param(name: str, default: Any = None, type: Any = str, description: str = "") -> LazyResult[Any]: ...
 def Param(name: str, default: Any = None, type: Any = str, description: str = "") -> LazyResult[Any]:  # noqa: A002, N802
     """Declare a parameter of the workflow; its value comes from `cs.run(…, params={name: value})`, else the default.
 
@@ -27,6 +36,10 @@ def Param(name: str, default: Any = None, type: Any = str, description: str = ""
     return LazyResult(_InputTask(_get_param_value, spec), (), {"name": name})
 
 
+@overload
+def Env(name: str, default: None = None, description: str = "") -> LazyResult[str]: ...
+@overload
+def Env(name: str, default: D, description: str = "") -> LazyResult[str | D]: ...
 def Env(name: str, default: Any = None, description: str = "") -> LazyResult[Any]:  # noqa: N802 - a public name of the contract
     """Declare an environment variable as an input; it is read when the run gets there, else the default holds."""
     spec = EnvSpec(name, default, description)

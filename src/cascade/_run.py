@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from cascade._trace_link import TraceLinkSubscriber, trace_url_template
 from cascade.adapters.executors.local import LocalExecutor
@@ -20,13 +20,16 @@ from cascade.runtime.bus import MessageBus
 from cascade.runtime.engine import Engine
 from cascade.runtime.protocols import Connector
 from cascade.runtime.subscribers import HumanReadableLogSubscriber, TelemetrySubscriber
+from cascade.spec.lazy_types import Lazy
 from cascade.spec.resource import ResourceDefinition
+
+T = TypeVar("T")
 
 EXIT_SIGTERM = 128 + signal.SIGTERM
 
 
 def run(
-    target: Any,
+    target: Lazy[T],
     params: dict[str, Any] | None = None,
     system_resources: Mapping[str, float] | None = None,
     log_level: str = "INFO",
@@ -34,7 +37,7 @@ def run(
     connector: Connector | Sequence[Connector] | None = None,
     *,
     resources: Iterable[ResourceDefinition] = (),
-) -> Any:
+) -> T:
     """Run a workflow and return its target's value.
 
     In the main thread, Ctrl-C and SIGTERM cancel the run; its telemetry is complete all the same.
@@ -58,6 +61,7 @@ def run(
     _refuse_running_loop()
     work = _Work(target, params, system_resources, log_level, log_format, connector, resources)
     terminated = threading.Event()
+    value: T
     try:
         with asyncio.Runner() as runner:
             value, error = runner.run(_until_sigterm(work, terminated))
@@ -71,7 +75,7 @@ def run(
 
 
 async def run_async(
-    target: Any,
+    target: Lazy[T],
     params: dict[str, Any] | None = None,
     system_resources: Mapping[str, float] | None = None,
     log_level: str = "INFO",
@@ -79,9 +83,11 @@ async def run_async(
     connector: Connector | Sequence[Connector] | None = None,
     *,
     resources: Iterable[ResourceDefinition] = (),
-) -> Any:
+) -> T:
     """`run` inside a running event loop: in a notebook, in a web server. Signals stay the host's business."""
-    return await _Work(target, params, system_resources, log_level, log_format, connector, resources).perform()
+    work = _Work(target, params, system_resources, log_level, log_format, connector, resources)
+    value: T = await work.perform()
+    return value
 
 
 class _Work:

@@ -26,9 +26,11 @@ class Stack(Protocol):
 
     def wait_for(self, trace_id: str, predicate: Predicate) -> Spans:
         """The trace, once the predicate holds for it."""
+        ...
 
     def find(self, service: str, *, operation: str | None = None, tags: Mapping[str, str] | None = None) -> set[str]:
         """The ids of the traces that a search lists."""
+        ...
 
 
 class Embedded:

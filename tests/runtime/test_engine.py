@@ -295,7 +295,7 @@ async def test_a_missing_param_is_named_before_anything_runs(lab: Lab) -> None:
 
 
 async def test_environment_variables_are_read_at_run_time(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = add(cs.Env("SOME_VALUE", default="d"), "!")
+    target = cs.task(lambda text: text + "!", name="exclaim")(cs.Env("SOME_VALUE", default="d"))
     assert await lab.run(target) == "d!"
     monkeypatch.setenv("SOME_VALUE", "now")
     assert await lab.run(target) == "now!"
@@ -326,7 +326,8 @@ async def test_an_executor_may_ignore_the_functions_and_gets_the_plans_nodes() -
             return [[Node(node.id, f"planned {node.name}")] for node in reversed(graph.nodes)]
 
     solver = Renaming()
-    assert await Engine(solver, Spy(), MessageBus()).run(add(one())) == "planned add result"
+    target: cs.LazyResult[Any] = cs.task(add.func, name="add")(one())
+    assert await Engine(solver, Spy(), MessageBus()).run(target) == "planned add result"
     assert [node.name for node in seen] == ["planned one", "planned add"]
     assert solver.calls == 1
 

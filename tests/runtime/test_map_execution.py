@@ -6,6 +6,7 @@ import pytest
 import cascade as cs
 from cascade.runtime import _map_execution
 from cascade.runtime.events import TaskExecutionFinished, TaskExecutionStarted, TaskRetrying, TaskSkipped
+from cascade.spec.lazy_types import MappedLazyResult
 from tests.runtime.conftest import Lab
 
 
@@ -110,6 +111,6 @@ async def test_a_factory_may_be_anything_that_makes_lazy_results(lab: Lab) -> No
             return double(x, plus=1)
 
         def map(self, **kwargs: Any) -> Any:
-            return cs.spec.lazy_types.MappedLazyResult(self, kwargs)
+            return MappedLazyResult(self, kwargs)
 
     assert await lab.run(Factory().map(x=[1, 2])) == [3, 5]

@@ -27,7 +27,7 @@ class NoAttributesError(Exception):
         raise AttributeError(f"{name} is read-only")
 
     @property
-    def args(self) -> tuple[object, ...]:  # type: ignore[override]
+    def args(self) -> tuple[object, ...]:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
         raise RuntimeError("args are private")
 
     def add_note(self, note: str, /) -> None:
@@ -83,7 +83,7 @@ def test_neither_the_error_itself_nor_a_cancellation_is_a_later_error() -> None:
 
 def test_notes_that_are_no_list_stay_as_they_are() -> None:
     error = ValueError("x")
-    error.__notes__ = ("fixed",)  # type: ignore[assignment]
+    error.__notes__ = ("fixed",)  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]
     add_note(error, "ours")
     assert error.__notes__ == ("fixed",)  # type: ignore[comparison-overlap]
 

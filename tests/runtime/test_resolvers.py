@@ -8,6 +8,7 @@ import cascade as cs
 from cascade.graph.build import build_graph
 from cascade.graph.model import Graph
 from cascade.runtime.nested import run_nested
+from cascade.spec.lazy_types import MappedLazyResult
 from tests.runtime.conftest import Lab
 
 
@@ -72,7 +73,7 @@ async def test_a_factory_that_is_not_a_task_receives_them(lab: Lab) -> None:
             return IN_LOOP("a", **kwargs)
 
         def map(self, **kwargs: Any) -> Any:
-            return cs.spec.lazy_types.MappedLazyResult(self, kwargs)
+            return MappedLazyResult(self, kwargs)
 
     assert await lab.run(Factory().map(**{"0": [1], "7": [2]})) == [(("a",), {"0": 1, "7": 2})]
 

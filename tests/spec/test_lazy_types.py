@@ -142,10 +142,10 @@ def test_a_condition_must_be_lazy(condition: Any) -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: cs.Router("a", {"a": add(1)}),
-        lambda: cs.Router(add(1), {"a": "hunter2"}),
+        lambda: cs.Router("a", {"a": add(1)}),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        lambda: cs.Router(add(1), {"a": "hunter2"}),  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
         lambda: cs.Router(add(1), {"a": cs.Router(add(1), {})}),
-        lambda: cs.Router(add(1), [add(1)]),  # type: ignore[arg-type]
+        lambda: cs.Router(add(1), [add(1)]),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     ],
 )
 def test_a_router_of_other_than_lazy_results_is_refused(make: Callable[[], Any]) -> None:

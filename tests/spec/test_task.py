@@ -36,7 +36,7 @@ def test_is_async_follows_the_function() -> None:
 
 def test_only_callables_are_tasks() -> None:
     with pytest.raises(TypeError, match="needs a function, got 5"):
-        cs.task(5)  # type: ignore[call-overload]
+        cs.task(5)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
 def test_calling_runs_nothing() -> None:

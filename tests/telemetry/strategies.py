@@ -47,7 +47,7 @@ class HostileText(str):
     def __str__(self) -> str:
         raise RuntimeError("no text")
 
-    def encode(self, *args: Any) -> bytes:
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
         raise RuntimeError("no bytes")
 
 

@@ -32,7 +32,7 @@ def test_any_message_goes_around_and_fits_the_schema(header: Header, body: Body)
 
 @given(headers, bodies)
 def test_what_is_not_known_is_ignored(header: Header, body: Body) -> None:
-    payload = encode(header, body) | {"new_in_1_1": 1}
+    payload: dict[str, Any] = encode(header, body) | {"new_in_1_1": 1}
     payload["body"]["also_new"] = [1]
     assert decode(payload) == (header, body)
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -7,11 +9,9 @@ from cascade.testing.received import ReceivedEvent
 MS = 1_000_000
 
 
-def span(
-    number: int, name: str, parent: int | None = None, start: int = 0, end: int = 10, **more: object
-) -> ReceivedSpan:
+def span(number: int, name: str, parent: int | None = None, start: int = 0, end: int = 10, **more: Any) -> ReceivedSpan:
     ids = f"{number:016x}", None if parent is None else f"{parent:016x}"
-    return ReceivedSpan(name, "a" * 32, *ids, start_ns=start * MS, end_ns=end * MS, **more)  # type: ignore[arg-type]
+    return ReceivedSpan(name, "a" * 32, *ids, start_ns=start * MS, end_ns=end * MS, **more)
 
 
 def test_a_trace_is_a_tree_in_the_order_of_time() -> None:

@@ -1,8 +1,16 @@
-"""Checked by mypy, never run: what the public API promises to type checkers."""
+"""Checked by mypy and pyright, never run: what the public API promises to type checkers.
 
-from typing import Any, assert_type
+A comment `type: ignore` is for mypy, `pyright: ignore` for pyright. Both checkers report an ignore without an error, so
+each of them proves that the error is there.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, assert_type
 
 import cascade as cs
+from cascade.graph.model import Graph
+from cascade.runtime.engine import Engine
 from cascade.spec.lazy_types import LazyResult, MappedLazyResult
 from cascade.spec.task import Task
 
@@ -22,18 +30,95 @@ def named(x: int) -> list[int]:
     return [x]
 
 
+@cs.task
+def total(
+    numbers: Sequence[int],
+    label: str,
+    key: Callable[[int], int] | None = None,
+    mode: Literal["sum", "mean"] = "sum",
+    path: Path | None = None,
+) -> int:
+    return sum(numbers)
+
+
+# Calls
 assert_type(plain(1, y="a"), LazyResult[float])
 assert_type(asynchronous(1), LazyResult[str])
 assert_type(named(1), LazyResult[list[int]])
-assert_type(plain.map(x=[1, 2]), MappedLazyResult[float])
-assert_type(plain(1).with_retry(3).run_if(plain(2)), LazyResult[float])
+assert_type(named.map(x=[1, 2]), MappedLazyResult[list[int]])
+assert_type(cs.task(named.func, name="again"), Task[..., Any])
+assert_type(cs.task(dict), Task[..., dict[Any, Any]])
+
+plain("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+plain()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+plain(1, 2)  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
+plain("wrong", nonsense=True)  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
+plain(1, y=2)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+# A lazy result, a Router, an input or a resource stands for a value of any type; the other arguments are still checked.
+choice = cs.Router(asynchronous(1), {"1": named(1), "2": named(2)})
 assert_type(plain(asynchronous(1)), LazyResult[float])
+assert_type(total(named(1), "a", named(1), named(1), path=named(1)), LazyResult[int])
+assert_type(total(choice, label="a"), LazyResult[int])
+assert_type(total([1, plain(1)], label=cs.Param("label")), LazyResult[int])
+assert_type(total(named.map(x=named(1)), cs.Env("LABEL"), cs.inject("key")), LazyResult[int])
+
+total(named(1))  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+total(named(1), 5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+total(named(1), "a", mode="median")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+total(named(1), "a", nonsense=named(1))  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+# Maps
+plain.map(x=5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+plain.map([1])  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+# Chain methods
+assert_type(plain(1).with_retry(3).run_if(plain(2)), LazyResult[float])
+assert_type(plain.map(x=[1]).with_constraints(cpu=named(1)), MappedLazyResult[float])
+plain(1).with_retry("3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+plain(1).run_if(True)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+plain(1).with_retries(3)  # type: ignore[misc]  # pyright has no error here: see docs/types.md
+cs.Router("a", {})  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+# Runs
+assert_type(cs.run(named(1)), list[int])
+assert_type(cs.run(named.map(x=[1])), list[list[int]])
+assert_type(cs.run(asynchronous(1), params={"a": 1}), str)
+assert_type(cs.run(cs.shell("ls")), str)
+cs.run(named)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+cs.run(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+async def runs(engine: Engine) -> None:
+    assert_type(await cs.run_async(named(1)), list[int])
+    assert_type(await cs.run_async(named.map(x=[1])), list[list[int]])
+    assert_type(await engine.run(named(1)), list[int])
+    await plain(1)  # type: ignore[misc]
+
+
+# A lazy result has no value before the run.
+for _ in named(1):  # type: ignore[misc]  # pyright: ignore[reportGeneralTypeIssues]
+    pass
+_ = named(1)[0]  # type: ignore[misc]  # pyright: ignore[reportIndexIssue]
+_ = 1 in named(1)  # type: ignore[misc]  # pyright: ignore[reportOperatorIssue]
 
 
 def takes_a_task(task: Task[[int], list[int]]) -> None: ...
 
 
 takes_a_task(named)
-takes_a_task(plain)  # type: ignore[arg-type]  # another function's parameters
+takes_a_task(plain)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
+# Inputs
 assert_type(cs.Param("p"), LazyResult[Any])
+assert_type(cs.Param("p", 5, int), LazyResult[int])
+assert_type(cs.Param("p", type=Path), LazyResult[Path])
+assert_type(cs.Env("E"), LazyResult[str])
+assert_type(cs.Env("E", default=5), LazyResult[str | int])
+
+# Names of the package
+cs.tsak(plain)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+cs.shel("ls")  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+cs.shell()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+assert_type(cs.subflow("other.py", "target"), LazyResult[Any])
+assert_type(cs.graph.model.Graph(), Graph)

@@ -3,7 +3,7 @@
 import base64
 from dataclasses import fields, is_dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 from cascade.graph.nested import LAZY
 from cascade.spec.lazy_types import LazyResult
@@ -95,6 +95,6 @@ def _dataclass(content: dict[str, Any]) -> Any:
             kind = getattr(kind, part)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"Cannot import {content['module']}.{content['qualname']}: {error}") from error
-    if not is_dataclass(kind):
+    if not is_dataclass(cast("object", kind)):  # a narrowed `kind` could not be called
         raise ValueError(f"{content['module']}.{content['qualname']} is no dataclass")
-    return kind(**{name: restored(item) for name, item in content["fields"].items()})  # type: ignore[operator]
+    return kind(**{name: restored(item) for name, item in content["fields"].items()})

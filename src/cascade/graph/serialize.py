@@ -107,7 +107,7 @@ def _edge_from_dict(data: dict[str, Any], nodes: dict[str, Node], routers: list[
     for end in ("source_id", "target_id"):
         if data[end] not in nodes:
             raise ValueError(f"An edge's {end} is {data[end]!r}, but there is no such node")
-    router = routers[data["router_index"]] if "router_index" in data else None
+    router = routers[int(data["router_index"])] if "router_index" in data else None
     source, target = nodes[data["source_id"]], nodes[data["target_id"]]
     kind = ArgKind(data["arg_kind"]) if "arg_kind" in data else None
     return Edge(source, target, data["arg_name"], EdgeType[data["edge_type"]], router, kind)

@@ -67,5 +67,5 @@ async def _kill(process: asyncio.subprocess.Process) -> None:
         else:
             process.kill()
     # What has moved to a session of its own lives on and may hold the pipes: do not wait for their end, but close them.
-    process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001 - there is no public way
+    process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001 - there is no public way  # pyright: ignore[reportAttributeAccessIssue]
     await process.wait()

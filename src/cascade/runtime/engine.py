@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, nullcontext
 from contextvars import Context, ContextVar
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from cascade.graph.build import GraphBuilder
@@ -29,11 +29,13 @@ from cascade.runtime.protocols import Connector, Executor, Solver, StateBackend,
 from cascade.runtime.resource_manager import ResourceManager
 from cascade.runtime.state import InMemoryStateBackend
 from cascade.runtime.task_context import context_copier, current_task, current_work
-from cascade.spec.lazy_types import MappedLazyResult
+from cascade.spec.lazy_types import Lazy, MappedLazyResult
 from cascade.spec.resource import ResourceDefinition
 from cascade.telemetry.identity import RunTrace, SpanRef, parse_traceparent, part_size_from_environment, place_run
 from cascade.telemetry.safe import error_text
 from cascade.telemetry.topics import identity_from_environment
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +96,7 @@ class Engine:
         """Put another generator function, or resource definition, in a resource's place."""
         self._providers[name] = new.func if isinstance(new, ResourceDefinition) else new
 
-    async def run(self, target: Any, params: dict[str, Any] | None = None) -> Any:
+    async def run(self, target: Lazy[T], params: dict[str, Any] | None = None) -> T:
         """Run all that the target needs and return its value.
 
         Raises:
@@ -112,7 +114,8 @@ class Engine:
             async with _suspended(nested=nested), connected(connector, self.bus, run_id, self._control):
                 # Placed once the connector is connected: what that takes is no part of the run.
                 run = self._new_run(run_id, _name_of(target), dict(params or {}), new_context)
-                return await self._live(run, graph, target, nested=nested)
+                value: T = await self._live(run, graph, target, nested=nested)
+                return value
         finally:
             current_engine.reset(token)
 

@@ -1,11 +1,14 @@
 """A run within a task of another run."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 from cascade.runtime.engine import current_engine
+from cascade.spec.lazy_types import Lazy
+
+T = TypeVar("T")
 
 
-async def run_nested(target: Any, params: dict[str, Any] | None = None) -> Any:
+async def run_nested(target: Lazy[T], params: dict[str, Any] | None = None) -> T:
     """Run `target` with the engine that runs the calling task: its connector, its resources, its trace.
 
     Raises:

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeVar
 from uuid import uuid4
 
+from cascade.spec._argument import Argument
 from cascade.spec.constraint import ResourceConstraint
 from cascade.spec.protocols import CachePolicy, LazyFactory
 
 T = TypeVar("T")
+Value_co = TypeVar("Value_co", covariant=True)
 
 
 def new_id() -> str:
@@ -39,8 +41,11 @@ class RetryPolicy:
 _PLAIN = (str, bytes, int, float, complex, list, tuple, dict, set, frozenset)
 
 
-class _Lazy:
-    """Common part of both kinds of lazy result: the chain methods, the identity, and the refusal of operations on values."""
+class Lazy(Argument, Generic[Value_co]):
+    """Common part of both kinds of lazy result: the chain methods, the identity, and the refusal of operations on values.
+
+    `Value_co` is the type of the value that a run returns for it.
+    """
 
     _uuid: str
     _retry_policy: RetryPolicy | None
@@ -58,7 +63,7 @@ class _Lazy:
     def __hash__(self) -> int:
         return hash(self._uuid)
 
-    def run_if(self, condition: Any) -> Self:
+    def run_if(self, condition: "Lazy[Any]") -> Self:
         """Run only if the value of the given lazy result is truthy; else skip the task.
 
         Raises:
@@ -124,14 +129,14 @@ _REFUSED = {
 
 
 def _refusal(operation: str) -> Callable[..., NoReturn]:
-    def refuse(self: _Lazy, *_: object) -> NoReturn:
+    def refuse(self: Lazy[Any], *_: object) -> NoReturn:
         self._refuse(operation)
 
     return refuse
 
 
 for _method, _operation in _REFUSED.items():
-    setattr(_Lazy, _method, _refusal(_operation))
+    setattr(Lazy, _method, _refusal(_operation))
 
 
 def require_lazy(value: object, owner: str, place: str) -> None:
@@ -142,7 +147,7 @@ def require_lazy(value: object, owner: str, place: str) -> None:
 
 
 @dataclass(eq=False, repr=False)
-class LazyResult(_Lazy, Generic[T]):
+class LazyResult(Lazy[T], Generic[T]):
     """What calling a task returns: the call, to be made when a run gets there. Its value will be a T."""
 
     task: Any
@@ -156,7 +161,7 @@ class LazyResult(_Lazy, Generic[T]):
 
 
 @dataclass(eq=False, repr=False)
-class MappedLazyResult(_Lazy, Generic[T]):
+class MappedLazyResult(Lazy[list[T]], Generic[T]):
     """One call for each index of its lists; its value will be the list of values, a `list[T]`, in that order."""
 
     factory: LazyFactory

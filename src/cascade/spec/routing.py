@@ -1,13 +1,15 @@
 """Routing: one of several branches, chosen by a value that only the run knows."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cascade.spec.lazy_types import require_lazy
+from cascade.spec._argument import Argument
+from cascade.spec.lazy_types import Lazy, require_lazy
 
 
 @dataclass(eq=False, repr=False)
-class Router:
+class Router(Argument):
     """Passed to a task as an argument: the task gets the value of `routes[selector's value]`.
 
     Branches without another consumer do not run. `selector` and the values of `routes` are lazy results.
@@ -18,6 +20,10 @@ class Router:
 
     selector: Any
     routes: dict[Any, Any]
+
+    if TYPE_CHECKING:  # a class with the base Any gets no checked __init__ from dataclass
+
+        def __init__(self, selector: Lazy[Any], routes: Mapping[Any, Lazy[Any]]) -> None: ...
 
     def __post_init__(self) -> None:
         require_lazy(self.selector, "Router", "selector")

@@ -1,7 +1,7 @@
 """Tasks: plain functions whose calls are lazy."""
 
 import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from cascade.spec.lazy_types import LazyResult, MappedLazyResult, RetryPolicy
@@ -30,16 +30,11 @@ class Task(Generic[P, R]):
     def is_async(self) -> bool:
         return inspect.iscoroutinefunction(self.func)
 
-    # The first form keeps the function's own parameters for editors and checkers. The second is there because any
-    # argument may also be lazy, which the type system cannot say of a ParamSpec.
-    @overload
-    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> LazyResult[R]: ...
-    @overload
-    def __call__(self, /, *args: Any, **kwargs: Any) -> LazyResult[R]: ...
-    def __call__(self, /, *args: Any, **kwargs: Any) -> LazyResult[R]:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> LazyResult[R]:
+        """Return the call as a lazy result. Each argument may also be a lazy result, a Router or an Inject."""
         return LazyResult(self, args, kwargs)
 
-    def map(self, /, **kwargs: Any) -> MappedLazyResult[R]:
+    def map(self, /, **kwargs: Iterable[Any]) -> MappedLazyResult[R]:
         """Call the task once for each index of the given lists, zipped; they must be equally long."""
         return MappedLazyResult(self, kwargs)
 
@@ -47,6 +42,8 @@ class Task(Generic[P, R]):
         return f"<Task {self.name}>"
 
 
+@overload
+def task(func: type[R], *, name: str | None = None, threaded: bool | None = None) -> Task[..., R]: ...
 @overload
 def task(func: Callable[P, Coroutine[Any, Any, R]], *, name: str | None = None) -> Task[P, R]: ...
 @overload
@@ -73,6 +70,8 @@ class _Decorator:
         self._name = name
         self._threaded = threaded
 
+    @overload
+    def __call__(self, func: type[R]) -> Task[..., R]: ...
     @overload
     def __call__(self, func: Callable[P, Coroutine[Any, Any, R]]) -> Task[P, R]: ...
     @overload

@@ -94,7 +94,7 @@ def cut(connection: socket.socket) -> None:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: HttpServer
+    server: HttpServer  # pyright: ignore[reportIncompatibleVariableOverride]
     protocol_version = "HTTP/1.1"
     # Headers and body go out as two writes: with Nagle's algorithm a kept connection would wait 40 ms for each answer.
     disable_nagle_algorithm = True
@@ -112,7 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
         except DecodeError as error:
             self._fail(400, f"not OTLP: {error}")
 
-    def log_message(self, *args: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
         """A receiver in a test is quiet."""
 
     def _export(self) -> None:

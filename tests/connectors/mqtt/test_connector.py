@@ -62,8 +62,8 @@ def test_a_run_is_seen_from_its_start_to_its_end(shared_broker: Broker, listener
         assert message.properties is not None
         flags = f"{payload['trace_flags']:02x}"
         expected = ("traceparent", f"00-{payload['trace_id']}-{payload['span_id']}-{flags}")
-        assert message.properties.ContentType == "application/json"  # type: ignore[attr-defined]
-        assert message.properties.UserProperty == [expected]  # type: ignore[attr-defined]
+        assert message.properties.ContentType == "application/json"  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+        assert message.properties.UserProperty == [expected]  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _is_end(payload: dict[str, Any]) -> bool:

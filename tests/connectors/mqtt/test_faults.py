@@ -378,7 +378,7 @@ def test_a_worker_that_is_killed_is_known_to_be_gone(shared_broker: Broker, list
         (left,) = later.wait_for(lambda seen: len(seen) == 1)
         assert (left.payload, left.retain) == (b"offline", True)
         assert left.properties is not None
-        assert 86_000 < left.properties.MessageExpiryInterval <= 86_400  # type: ignore[attr-defined]
+        assert 86_000 < left.properties.MessageExpiryInterval <= 86_400  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
     listener.publish(topic, b"", retain=True)
 
 

@@ -69,14 +69,14 @@ def http_peer(port: int = 0) -> Iterator[Seen]:
             self.end_headers()
             self.wfile.write(content)
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
             pass
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True
         block_on_close = False
 
-        def handle_error(self, *_: object) -> None:
+        def handle_error(self, request: object, client_address: object) -> None:
             """A client that has gone away is what some tests are about."""
 
     with Server(("127.0.0.1", port), Handler) as server:

@@ -59,7 +59,7 @@ def test_endpoint(environ: dict[str, str], argument: str | None, expected: str) 
 @pytest.mark.parametrize("signal", ["metrics", "logs"])
 def test_other_signals_have_their_own_variables_and_path(signal: str) -> None:
     environ = {"OTEL_EXPORTER_OTLP_TRACES_TIMEOUT": "3", f"OTEL_EXPORTER_OTLP_{signal.upper()}_TIMEOUT": "4"}
-    found = ExportOptions.from_environment(signal=signal, environ=environ)  # type: ignore[arg-type]
+    found = ExportOptions.from_environment(signal=signal, environ=environ)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     assert found.endpoint == f"http://localhost:4318/v1/{signal}"
     assert found.timeout == 4
 

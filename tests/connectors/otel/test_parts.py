@@ -87,7 +87,7 @@ def test_further_tasks_of_a_run_stand_in_traces_of_their_own(collector: Collecto
 
 
 def test_items_stand_in_the_trace_of_their_map(collector: Collector) -> None:
-    before = [double(n) for n in range(12)]
+    before: list[Any] = [double(n) for n in range(12)]
     spans = collector.trace_of(total(double.map(x=[total(before), *range(14)])))
     whole = spans.one("map(double)")
     root = next(span for span in spans.roots() if span.kind == "SERVER")
@@ -146,7 +146,7 @@ def replay(connector: OtelConnector, payloads: list[dict[str, Any]]) -> None:
         for payload in payloads:
             await connector.publish("topic", payload)
         await connector.disconnect()
-        connector._tracing.route.outbox.flush(10)  # type: ignore[union-attr]
+        connector._tracing.route.outbox.flush(10)  # type: ignore[union-attr]  # pyright: ignore[reportOptionalMemberAccess]
 
     asyncio.run(publish())
 

@@ -83,4 +83,4 @@ def test_a_buffer_without_room_is_refused(value: Any) -> None:
 
 def test_an_unknown_policy_is_refused_with_the_choices() -> None:
     with pytest.raises(ValueError, match=r"on_full='block': choose from 'wait', 'drop'"):
-        OtelConnector("http://127.0.0.1:4318", on_full="block")  # type: ignore[arg-type]
+        OtelConnector("http://127.0.0.1:4318", on_full="block")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

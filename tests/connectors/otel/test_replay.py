@@ -24,8 +24,7 @@ def as_facts(spans: tuple[ReadableSpan, ...]) -> list[Any]:
     return sorted(
         (
             span.name,
-            span.context.trace_id,
-            span.context.span_id,
+            *((span.context.trace_id, span.context.span_id) if span.context else ()),
             span.parent.span_id if span.parent else 0,
             span.start_time,
             span.end_time,

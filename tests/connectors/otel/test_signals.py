@@ -18,7 +18,7 @@ app = logging.getLogger("tests.signals")
 @pytest.fixture(autouse=True)
 def talkative(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app, "level", logging.DEBUG)
-    app.manager._clear_cache()  # type: ignore[attr-defined] # loggers remember what they are enabled for
+    app.manager._clear_cache()  # type: ignore[attr-defined] # loggers remember what they are enabled for  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @cs.task

@@ -98,7 +98,7 @@ def test_what_a_forgotten_thread_does_to_it_makes_no_second_span(collector: Coll
         threading.Thread(target=late).start()
 
     @cs.task
-    async def after(_: None) -> None:
+    async def after(_: object) -> None:
         may_go.set()
         while not gone.is_set():
             await _turn()
@@ -149,7 +149,7 @@ class Names(SpanProcessor):
 
 def test_a_processor_that_is_added_to_the_connectors_provider_sees_all_spans(collector: Collector) -> None:
     connector, names = collector.connector(), Names()
-    connector._tracing.provider.add_span_processor(names)  # type: ignore[union-attr] # as instrumentation would, by the global one
+    connector._tracing.provider.add_span_processor(names)  # type: ignore[union-attr] # as instrumentation would, by the global one  # pyright: ignore[reportOptionalMemberAccess]
     spans = collector.trace_of(untouched(), connector=connector)
     assert sorted(names.ended) == sorted(names.started) == sorted(span.name for span in spans)
 

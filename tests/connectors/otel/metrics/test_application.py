@@ -102,7 +102,7 @@ def test_a_provider_that_does_nothing_is_one() -> None:
 
 def test_what_is_no_provider() -> None:
     with pytest.raises(TypeError, match="no opentelemetry MeterProvider"):
-        RunMetrics.of("provider")  # type: ignore[arg-type]
+        RunMetrics.of("provider")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 def test_the_applications_provider_is_found() -> None:
