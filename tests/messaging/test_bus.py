@@ -46,6 +46,12 @@ def test_what_cannot_be_formatted_is_said_and_not_raised(store: MessageStore, va
     assert "Formatting error" in store.get("greeting", **values)
 
 
+def test_a_value_that_is_given_may_choose_another_text(store: MessageStore) -> None:
+    store._messages["greeting+title"] = "Hello {title} {name}"
+    assert store.get("greeting", name="Ada", title="Dr") == "Hello Dr Ada"
+    assert store.get("greeting", name="Ada", other=1) == "Hello Ada"
+
+
 def test_an_unknown_locale_has_no_texts_and_harms_nobody() -> None:
     assert MessageStore("xx").get("run.started", target_tasks=[]) == "<run.started>"
 
@@ -54,10 +60,11 @@ def test_messages_go_to_the_renderer_with_their_level(store: MessageStore) -> No
     messages, recorder = MessageBus(store), Recorder()
     messages.info("nobody.listens")
     messages.set_renderer(recorder)
+    messages.debug("d")
     messages.info("a", x=1)
     messages.warning("b")
     messages.error("c")
-    assert recorder.rendered == [("a", "info", {"x": 1}), ("b", "warning", {}), ("c", "error", {})]
+    assert recorder.rendered == [("d", "debug", {}), ("a", "info", {"x": 1}), ("b", "warning", {}), ("c", "error", {})]
 
 
 @pytest.mark.parametrize(
@@ -76,6 +83,8 @@ def test_messages_go_to_the_renderer_with_their_level(store: MessageStore) -> No
         ("task.finished_success", {"task_name": "load", "duration": 0.5}, ["✅", "load", "0.50s"]),
         ("task.finished_failure", {"task_name": "load", "duration": 0.5, "error": "E: x"}, ["❌", "load", "E: x"]),
         ("task.skipped", {"task_name": "load", "reason": "CacheHit"}, ["⚪", "load", "CacheHit"]),
+        ("task.skipped", {"task_name": "load", "map_index": 0, "reason": "CacheHit"}, ["⚪", "load[0]", "CacheHit"]),
+        ("map.progress", {"task_name": "map(x)", "done": 1_200, "total": 9_000}, ["map(x)", "1,200 of 9,000 done"]),
         (
             "task.retrying",
             {"task_name": "load", "attempt": 1, "max_attempts": 3, "delay": 0.5, "error": "E: x"},

@@ -86,6 +86,25 @@ def test_what_a_terminal_cannot_show_is_escaped() -> None:
     assert binary.getvalue() == b"\\u2705 Run finished in 1.00s\n"
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain ✅ ▶️ é 日本 👩‍💻", "plain ✅ ▶️ é 日本 👩‍💻"),
+        ("a\nb\rc\td", "a\\nb\\rc\\td"),
+        ("\x1b[31mred\x07\x7f\x9b", "\\x1b[31mred\\x07\\x7f\\x9b"),
+        ("\u202egnp.exe\u2028\u2066", "\\u202egnp.exe\\u2028\\u2066"),
+        ("\ud800", "\\ud800"),
+        ("\u00a0", "\u00a0"),
+    ],
+    ids=["printable", "line breaks", "escape sequences", "bidirectional", "surrogate", "no-break space"],
+)
+def test_what_could_move_the_cursor_or_forge_a_line_is_escaped(text: str, shown: str) -> None:
+    stream, store = io.StringIO(), MessageStore()
+    store._messages["x"] = "{value}"
+    CliRenderer(store, stream).render("x", "info", value=text)
+    assert stream.getvalue() == f"{shown}\n"
+
+
 def test_a_line_of_json_has_time_level_id_and_data() -> None:
     before, line, after = datetime.now(UTC), line_of(n=1, names=["a"], pair=(1, 2)), datetime.now(UTC)
     assert before <= datetime.fromisoformat(line.pop("timestamp")) <= after

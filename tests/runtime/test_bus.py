@@ -1,7 +1,7 @@
 import pytest
 
 from cascade.runtime.bus import MessageBus
-from cascade.runtime.events import Event, RunStarted, TaskEvent, TaskSkipped
+from cascade.runtime.events import Event, RunStarted, TaskEvent, TaskExecutionFinished, TaskSkipped
 
 
 def test_a_base_class_gets_its_subclasses_in_order_of_subscription() -> None:
@@ -13,6 +13,17 @@ def test_a_base_class_gets_its_subclasses_in_order_of_subscription() -> None:
     assert seen == ["event", "skipped", "task"]
     bus.publish(RunStarted())
     assert seen == ["event", "skipped", "task", "event"]
+
+
+def test_a_handler_may_take_failures_only_and_the_events_of_items_or_the_others() -> None:
+    bus, seen = MessageBus(), list[str]()
+    bus.subscribe(TaskEvent, lambda e: seen.append(f"{e.task_name} of all"))
+    bus.subscribe(TaskEvent, lambda e: seen.append(f"{e.task_name} of items"), of_items=True)
+    bus.subscribe(TaskEvent, lambda e: seen.append(f"{e.task_name} of others"), of_items=False, failures_only=True)
+    bus.publish(TaskExecutionFinished(task_name="item", map_id="m", status="Failed"))
+    bus.publish(TaskExecutionFinished(task_name="task", status="Failed"))
+    bus.publish(TaskExecutionFinished(task_name="good", status="Succeeded"))
+    assert seen == ["item of all", "item of items", "task of all", "task of others", "good of all"]
 
 
 def test_one_who_comes_later_is_heard_too() -> None:

@@ -18,7 +18,11 @@ class Renderer(Protocol):
 
 
 class MessageStore:
-    """The texts of one locale, by id, from all JSON files of its folder."""
+    """The texts of one locale, by id, from all JSON files of its folder.
+
+    The text with the id `message+name` replaces that of `message` if the value `name` is given. If several apply, the
+    first value given decides.
+    """
 
     def __init__(self, locale: str = "en") -> None:
         self._messages: dict[str, str] = {}
@@ -26,8 +30,9 @@ class MessageStore:
             self._messages.update(json.loads(path.read_text(encoding="utf-8")))
 
     def get(self, msg_id: str, default: str = "", **kwargs: Any) -> str:
-        """The text with its places filled in. Never raises: what goes wrong is said in the text."""
-        template = self._messages.get(msg_id)
+        """The text with its places filled in. It never raises: the text describes an error of formatting."""
+        special = (self._messages.get(f"{msg_id}+{name}") for name in kwargs)
+        template = next(filter(None, special), self._messages.get(msg_id))
         if template is None:
             return default or f"<{msg_id}>"
         try:
@@ -55,6 +60,9 @@ class MessageBus:
     def set_renderer(self, renderer: Renderer) -> None:
         self._renderer = renderer
         self.shows_subject = getattr(renderer, "shows_subject", False) is True
+
+    def debug(self, msg_id: str, **kwargs: Any) -> None:
+        self._render(msg_id, "debug", kwargs)
 
     def info(self, msg_id: str, **kwargs: Any) -> None:
         self._render(msg_id, "info", kwargs)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 from datetime import UTC, datetime
 from typing import Any, TextIO
@@ -49,7 +50,7 @@ class _LineRenderer:
 
 
 class CliRenderer(_LineRenderer):
-    """Texts for the terminal, from the store."""
+    """Texts for the terminal, from the store. Each message is one line; `printable` escapes control characters."""
 
     def __init__(self, store: MessageStore, stream: TextIO | None = None, min_level: str = "INFO") -> None:
         super().__init__(stream, min_level)
@@ -57,7 +58,7 @@ class CliRenderer(_LineRenderer):
 
     def render(self, msg_id: str, level: str, **kwargs: Any) -> None:
         if self._shown(level):
-            self._write(self._store.get(msg_id, **kwargs))
+            self._write(printable(self._store.get(msg_id, **kwargs)))
 
 
 class JsonRenderer(_LineRenderer):
@@ -76,6 +77,21 @@ class JsonRenderer(_LineRenderer):
             now = datetime.now(UTC).isoformat()
             head = {"timestamp": now, "level": level.upper(), "event_id": msg_id}
             self._write(json.dumps({**head, **subject_ids(), "data": plain(kwargs)}))
+
+
+def printable(text: str) -> str:
+    """The text with its control characters, line breaks, bidirectional controls and surrogates as Python escapes.
+
+    Names and errors come from outside; as they are, they could move the cursor or imitate other lines.
+    """
+    return text if text.isprintable() else _UNPRINTABLE.sub(_escape, text)
+
+
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def _escape(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode("ascii")
 
 
 def _write_line(stream: TextIO, line: str) -> None:

@@ -14,7 +14,14 @@ from cascade.runtime._task_execution import TaskExecution
 from cascade.runtime._task_group import BURST, TaskGroup
 from cascade.runtime.control.permit import Permit
 from cascade.runtime.control.rules import Key
-from cascade.runtime.events import TaskBlocked, TaskExecutionFinished, TaskExecutionStarted, Wait
+from cascade.runtime.events import (
+    MapCounts,
+    MapProgressed,
+    TaskBlocked,
+    TaskExecutionFinished,
+    TaskExecutionStarted,
+    Wait,
+)
 from cascade.runtime.gates import Gates
 from cascade.runtime.protocols import Bounded
 from cascade.runtime.resolvers import ArgumentResolver
@@ -24,6 +31,9 @@ from cascade.telemetry.safe import error_text
 
 MAP_WINDOW = 4096
 """Items of one map in flight. Enough to keep any pool of workers busy, and some 10 MiB of coroutines at most."""
+
+PROGRESS_NS = 1_000_000_000
+"""Nanoseconds between two reports of a map's progress, at least."""
 
 
 class MapExecution:
@@ -37,7 +47,8 @@ class MapExecution:
         self._node = node
         self._consumed = consumed
         self._size: int | None = None
-        self._start_ns = 0
+        self._done = self._failed = self._cached = 0
+        self._start_ns = self._progress_ns = 0
         self._waits: tuple[Wait, ...] = ()
 
     async def perform(self) -> list[Any]:
@@ -59,7 +70,7 @@ class MapExecution:
             permit.release()
 
     async def _perform(self) -> list[Any]:
-        self._start_ns = self._run.clock.now_ns()
+        self._start_ns = self._progress_ns = self._run.clock.now_ns()
         try:
             items = zip_items(self._node, self._resolver.resolve(self._node).inputs)
         except Exception as error:
@@ -87,7 +98,25 @@ class MapExecution:
         return values
 
     async def _one(self, index: int, items: "Items", values: list[Any]) -> None:
-        values[index] = await self._work(index, items[index]).perform()
+        work = self._work(index, items[index])
+        try:
+            values[index] = await work.perform()
+        except Exception:
+            self._failed += 1
+            raise
+        self._done += 1
+        self._cached += not work.start_ns  # a value from the cache: the task has not started
+        if self._run.clock.last_ns - self._progress_ns >= PROGRESS_NS:
+            self._report_progress()
+
+    def _report_progress(self) -> None:
+        now_ns = self._progress_ns = self._run.clock.last_ns
+        if self._run.bus.handlers(MapProgressed):
+            counts = {"map_size": self._size, "counts": self._counts()}
+            self._run.publish(MapProgressed, {"timestamp": now_ns / 1e9, **counts, **self._who()})
+
+    def _counts(self) -> MapCounts:
+        return MapCounts(self._done, self._failed, self._cached)
 
     def _window(self, items: "Items") -> int:
         """How many items are in flight: an executor's queue would only make them look slow."""
@@ -117,6 +146,7 @@ class MapExecution:
             start_ns=self._start_ns,
             end_ns=end_ns,
             map_size=self._size,
+            counts=None if self._size is None else self._counts(),
             dependencies=self._consumed(self._node),
             waits=self._waits,
             **self._who(),

@@ -180,7 +180,7 @@ class TaskExecution:
         if cached is not _MISS:
             return cached
         self.start_ns = self.run.clock.now_ns()
-        if self.run.bus.handlers(TaskExecutionStarted):
+        if self.run.bus.handlers(TaskExecutionStarted, item=self.item is not None):
             attempt = 1 if self.node.retry_policy else 0
             self._publish(TaskExecutionStarted, timestamp=self.start_ns / 1e9, start_ns=self.start_ns, attempt=attempt)
         value = await self._attempt()
@@ -288,9 +288,9 @@ class TaskExecution:
     def _finish(
         self, number: int, start_ns: int, error: BaseException | None, output: Any = None, result: str = ""
     ) -> None:
-        if not self.run.bus.handlers(TaskExecutionFinished, succeeded=error is None):
-            return
         end_ns = self.run.clock.now_ns()
+        if not self.run.bus.handlers(TaskExecutionFinished, succeeded=error is None, item=self.item is not None):
+            return
         exception = error_info(error) if error is not None else None
         result = result or result_of(error)
         if number:
@@ -319,7 +319,7 @@ class TaskExecution:
         return {"function": name_of(self.node.callable_obj), "dependencies": dependencies, "waits": self.waits}
 
     def _emit(self, event: type[TaskEvent], **fields: Any) -> None:
-        if self.run.bus.handlers(event):
+        if self.run.bus.handlers(event, item=self.item is not None):
             self._publish(event, timestamp=self.run.clock.now_ns() / 1e9, **fields)
 
     def _publish(self, event: type[TaskEvent], **fields: Any) -> None:

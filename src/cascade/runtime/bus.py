@@ -3,6 +3,7 @@
 import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from cascade.runtime.events import Event
@@ -17,45 +18,56 @@ Drain = Callable[[str], Awaitable[None]]
 class MessageBus:
     """Hands each event to its subscribers, at once and in the order of their subscription.
 
-    A handler must be quick. One that raises is logged, the first time, and disturbs nobody. `gates` are those of
+    A handler must be quick. One that raises is logged, the first time, and does not affect the run. `gates` are those of
     subscribers that may hold back the start of tasks.
     """
 
     def __init__(self) -> None:
-        self._handlers: dict[type[Event], list[tuple[int, Handler]]] = defaultdict(list)
-        self._routes: dict[tuple[type[Event], bool], tuple[Handler, ...]] = {}
-        self._of_failures: set[int] = set()
+        self._subscriptions: dict[type[Event], list[_Subscription]] = defaultdict(list)
+        self._routes: dict[tuple[type[Event], bool, bool], tuple[Handler, ...]] = {}
         self._count = 0
         self._drains: list[Drain] = []
         self.gates = Gates()
         self._reported: set[Handler] = set()
 
-    def subscribe(self, event_type: type[Event], handler: Handler, *, failures_only: bool = False) -> None:
+    def subscribe(
+        self,
+        event_type: type[Event],
+        handler: Handler,
+        *,
+        failures_only: bool = False,
+        of_items: bool | None = None,
+    ) -> None:
         """Call `handler` for each event of the type or of a subclass of it; `Event` itself brings all events.
 
-        With `failures_only` not for those whose status is "Succeeded": with nobody else there, they are not made.
+        The engine does not make an event that no handler takes.
+
+        Args:
+            event_type: The class of the events.
+            handler: Called in the thread that publishes the event.
+            failures_only: Leave out the events whose status is "Succeeded".
+            of_items: True takes only the events of a map's items, False leaves them out.
         """
         self._count += 1
-        self._handlers[event_type].append((self._count, handler))
-        if failures_only:
-            self._of_failures.add(self._count)
+        wanted = _Subscription(self._count, handler, failures_only=failures_only, of_items=of_items)
+        self._subscriptions[event_type].append(wanted)
         self._routes.clear()
 
     def publish(self, event: Event) -> None:
-        for handler in self.handlers(type(event), succeeded=getattr(event, "status", None) == "Succeeded"):
+        kind, succeeded = type(event), getattr(event, "status", None) == "Succeeded"
+        for handler in self.handlers(kind, succeeded=succeeded, item=getattr(event, "map_id", None) is not None):
             try:
                 handler(event)
             except Exception:  # noqa: BLE001 - a subscriber must never harm a run
                 self._report(handler, event)
 
-    def handlers(self, event_type: type[Event], *, succeeded: bool = False) -> tuple[Handler, ...]:
-        """Who would get such an event; with nobody there, the engine does not even make it."""
-        route = self._routes.get((event_type, succeeded))
+    def handlers(self, event_type: type[Event], *, succeeded: bool = False, item: bool = False) -> tuple[Handler, ...]:
+        """The handlers that take such an event: of a success or not, of a map's item or not."""
+        route = self._routes.get((event_type, succeeded, item))
         if route is None:
-            found = sorted((pair for base in event_type.__mro__ for pair in self._handlers.get(base, ())), key=_number)
-            needless = self._of_failures if succeeded else ()
-            route = tuple(handler for number, handler in found if number not in needless)
-            self._routes[event_type, succeeded] = route
+            found = sorted(each for base in event_type.__mro__ for each in self._subscriptions.get(base, ()))
+            route = tuple(each.handler for each in found if each.takes(succeeded=succeeded, item=item))
+            self._routes[event_type, succeeded, item] = route
         return route
 
     def on_drain(self, drain: Drain) -> None:
@@ -77,5 +89,12 @@ class MessageBus:
             )
 
 
-def _number(pair: tuple[int, Handler]) -> int:
-    return pair[0]
+@dataclass(frozen=True, order=True)
+class _Subscription:
+    number: int
+    handler: Handler = field(compare=False)
+    failures_only: bool = field(compare=False)
+    of_items: bool | None = field(compare=False)
+
+    def takes(self, *, succeeded: bool, item: bool) -> bool:
+        return not (succeeded and self.failures_only) and self.of_items in {None, item}

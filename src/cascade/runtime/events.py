@@ -58,6 +58,15 @@ class Wait:
     constraint: dict[str, str] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class MapCounts:
+    """How many items of a map have ended: `done` have a value, of which `cached` come from the cache."""
+
+    done: int = 0
+    failed: int = 0
+    cached: int = 0
+
+
 @dataclass(frozen=True)
 class Event:
     event_id: str = field(default_factory=_event_id)
@@ -151,6 +160,14 @@ class TaskExecutionStarted(TaskEvent):
 
 
 @dataclass(frozen=True)
+class MapProgressed(TaskEvent):
+    """Progress of a map that runs, at most once a second. `map_size` is the number of its items."""
+
+    map_size: int = 0
+    counts: MapCounts = MapCounts()
+
+
+@dataclass(frozen=True)
 class _TaskEnded(TaskEvent):
     """All that a span needs, without any earlier event. `dependencies`: ids of the tasks whose values it consumed."""
 
@@ -164,6 +181,8 @@ class _TaskEnded(TaskEvent):
 
 @dataclass(frozen=True)
 class TaskExecutionFinished(_TaskEnded):
+    """`counts` are those of a map that has begun its items."""
+
     status: str = "Unknown"
     duration: float = 0.0
     result_preview: str | None = None
@@ -172,6 +191,7 @@ class TaskExecutionFinished(_TaskEnded):
     result: str = ""
     attempts: tuple[Attempt, ...] = ()
     max_attempts: int = 0
+    counts: MapCounts | None = None
     arguments: dict[str, Any] | None = field(default=None, compare=False, repr=False)
     output: Any = field(default=None, compare=False, repr=False)
 

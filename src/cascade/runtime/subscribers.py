@@ -1,4 +1,4 @@
-"""Who listens to a run: a person at the terminal, and the outside world."""
+"""Subscribers that every run has: messages for the terminal, and telemetry for the connector."""
 
 import logging
 from collections.abc import Callable
@@ -15,8 +15,11 @@ from cascade.runtime.events import (
     ConnectorFailed,
     ControlDecision,
     Event,
+    MapCounts,
+    MapProgressed,
     RunFinished,
     RunStarted,
+    TaskEvent,
     TaskExecutionFinished,
     TaskExecutionStarted,
     TaskRetrying,
@@ -40,6 +43,9 @@ DRAIN_TIMEOUT = 5.0
 class HumanReadableLogSubscriber:
     """Prints the events of runs as messages.
 
+    A map prints its progress, at most once a second and at its end. Of its items it prints failures and retries, with
+    the index; their starts, successes and skips have the level DEBUG.
+
     Args:
         event_bus: The bus of the events.
         min_level: "DEBUG", "INFO", "WARNING", "ERROR" or "OFF". Events whose messages are below it are not subscribed to.
@@ -54,14 +60,19 @@ class HumanReadableLogSubscriber:
         level = severity(min_level)
         if level > LEVELS["ERROR"]:
             return
+        items = level <= LEVELS["DEBUG"]
         subjects = Subjects(event_bus, lambda: self._messages)
         quiet = level > LEVELS["INFO"]
         if not quiet:
             event_bus.subscribe(RunStarted, subjects.told_by(self.on_run_started))
-            event_bus.subscribe(TaskExecutionStarted, subjects.told_by(self.on_task_started))
-            event_bus.subscribe(TaskSkipped, subjects.told_by(self.on_task_skipped))
+            of_items = None if items else False
+            event_bus.subscribe(TaskExecutionStarted, subjects.told_by(self.on_task_started), of_items=of_items)
+            event_bus.subscribe(TaskSkipped, subjects.told_by(self.on_task_skipped), of_items=of_items)
+            event_bus.subscribe(MapProgressed, subjects.told_by(self.on_map_progressed))
         event_bus.subscribe(RunFinished, subjects.told_by(self.on_run_finished))
-        event_bus.subscribe(TaskExecutionFinished, subjects.told_by(self.on_task_finished), failures_only=quiet)
+        finished = subjects.told_by(self.on_task_finished)
+        event_bus.subscribe(TaskExecutionFinished, finished, failures_only=quiet, of_items=False)
+        event_bus.subscribe(TaskExecutionFinished, finished, failures_only=not items, of_items=True)
         if level <= LEVELS["WARNING"]:
             event_bus.subscribe(TaskRetrying, subjects.told_by(self.on_task_retrying))
             event_bus.subscribe(ControlDecision, subjects.told_by(self.on_control_decision))
@@ -84,23 +95,35 @@ class HumanReadableLogSubscriber:
             self._messages.error("run.finished_failure", duration=event.duration, error=event.error)
 
     def on_task_started(self, event: TaskExecutionStarted) -> None:
-        self._messages.info("task.started", task_name=event.task_name)
+        self._info(event)("task.started", **_who(event))
 
     def on_task_finished(self, event: TaskExecutionFinished) -> None:
+        if event.counts is not None and event.map_size:
+            self._print_progress(event.task_name, event.map_size, event.counts)
         if event.status == "Succeeded":
-            self._messages.info("task.finished_success", task_name=event.task_name, duration=event.duration)
-        else:
-            self._messages.error(
-                "task.finished_failure", task_name=event.task_name, duration=event.duration, error=event.error
-            )
+            self._info(event)("task.finished_success", **_who(event), duration=event.duration)
+        elif event.counts is None or not event.counts.failed:  # else the message about the item has named the failure
+            self._messages.error("task.finished_failure", **_who(event), duration=event.duration, error=event.error)
 
     def on_task_skipped(self, event: TaskSkipped) -> None:
-        self._messages.info("task.skipped", task_name=event.task_name, reason=event.reason)
+        self._info(event)("task.skipped", **_who(event), reason=event.reason)
+
+    def on_map_progressed(self, event: MapProgressed) -> None:
+        self._print_progress(event.task_name, event.map_size, event.counts)
+
+    def _print_progress(self, task_name: str, total: int, counts: MapCounts) -> None:
+        others = {"failed": counts.failed, "cached": counts.cached}
+        shown = {name: count for name, count in others.items() if count}
+        self._messages.info("map.progress", task_name=task_name, done=counts.done, total=total, **shown)
+
+    def _info(self, event: TaskEvent) -> Callable[..., None]:
+        """INFO, but DEBUG for the items of a map, of which there may be a million."""
+        return self._messages.info if event.map_id is None else self._messages.debug
 
     def on_task_retrying(self, event: TaskRetrying) -> None:
         self._messages.warning(
             "task.retrying",
-            task_name=event.task_name,
+            **_who(event),
             attempt=event.attempt,
             max_attempts=event.max_attempts,
             delay=event.delay,
@@ -108,7 +131,7 @@ class HumanReadableLogSubscriber:
         )
 
     def on_control_decision(self, event: ControlDecision) -> None:
-        """A run that stands still must say why, whatever else is shown."""
+        """The level is WARNING: the message explains why a run makes no progress."""
         self._messages.warning(
             f"control.{event.action.lower()}",
             scope=event.scope,
@@ -116,6 +139,12 @@ class HumanReadableLogSubscriber:
             params=event.params or "",
             reason=event.reason or "",
         )
+
+
+def _who(event: TaskEvent) -> dict[str, Any]:
+    if event.map_index is None:
+        return {"task_name": event.task_name}
+    return {"task_name": event.task_name, "map_index": event.map_index}
 
 
 class TelemetrySubscriber:

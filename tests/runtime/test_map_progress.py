@@ -1,0 +1,177 @@
+"""The messages about a map and its items, as a run prints them."""
+
+import io
+import json
+from typing import Any
+
+import pytest
+
+import cascade as cs
+from cascade.messaging.bus import MessageBus, MessageStore
+from cascade.messaging.renderer import CliRenderer, JsonRenderer
+from cascade.runtime.events import Event, MapProgressed, TaskExecutionFinished, TaskExecutionStarted, TaskSkipped
+from cascade.runtime.subscribers import HumanReadableLogSubscriber
+from cascade.testing import FixedClock
+from tests.runtime.conftest import Lab
+
+
+class Printed(Lab):
+    """An engine whose messages go to a text."""
+
+    def __init__(self, level: str = "INFO", *, json_log: bool = False, **options: Any) -> None:
+        super().__init__(**options)
+        self._stream, self.messages = io.StringIO(), MessageBus(MessageStore())
+        renderer = JsonRenderer if json_log else lambda *args: CliRenderer(self.messages.store, *args)
+        self.messages.set_renderer(renderer(self._stream, level))
+        HumanReadableLogSubscriber(self.bus, min_level=level, messages=self.messages)
+
+    @property
+    def lines(self) -> list[str]:
+        return self._stream.getvalue().splitlines()
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.lines]
+
+
+@cs.task
+async def convert(x: int) -> int:
+    return 10 // x
+
+
+def fail_in_thread(x: int) -> int:
+    return 10 // x
+
+
+SHAPES = {
+    "async": convert,
+    "thread": cs.task(fail_in_thread, name="convert"),
+    "loop": cs.task(fail_in_thread, name="convert", threaded=False),
+}
+
+
+class Cache:
+    """A cache policy that has the value of the items up to a number."""
+
+    def __init__(self, up_to: int) -> None:
+        self._up_to = up_to
+
+    def check(self, task_id: str, inputs: dict[str, Any]) -> int | None:
+        x: int = inputs["x"]
+        return x if x <= self._up_to else None
+
+    def save(self, task_id: str, inputs: dict[str, Any], output: Any) -> None: ...
+
+
+async def test_a_quick_map_prints_its_start_its_counts_and_its_end() -> None:
+    printed = Printed(clock=FixedClock())
+    await printed.run(convert.map(x=list(range(1, 1_201))))
+    assert printed.lines == [
+        "▶️  Starting run for target(s): ['map(convert)']",
+        "⏳ Running map(convert)",
+        "⏳ map(convert): 1,200 of 1,200 done",
+        "✅ Finished map(convert) in 0.00s",
+        "✅ Run finished in 0.00s",
+    ]
+
+
+@pytest.mark.parametrize("connected", [True, False], ids=["all events are made", "no other handler"])
+async def test_a_long_map_prints_its_progress_once_a_second_at_most(connected: bool) -> None:
+    clock = FixedClock()
+    printed, reports = Printed(clock=clock), list[MapProgressed]()
+    printed.bus.subscribe(MapProgressed, reports.append)
+    if connected:
+        printed.bus.subscribe(Event, lambda _: None)
+
+    async def half_a_second(x: int) -> None:
+        clock.advance(0.5)
+
+    await printed.run(cs.task(half_a_second, threaded=False).map(x=range(7)).with_constraints(one=1))
+    progress = [line for line in printed.lines if " of 7 done" in line]
+    assert progress == [f"⏳ map(half_a_second): {done} of 7 done" for done in (2, 4, 6, 7)]
+    assert [round(report.timestamp - 1_700_000_000, 1) for report in reports] == [1.0, 2.0, 3.0]
+
+
+async def test_a_map_without_items_prints_no_counts() -> None:
+    printed = Printed()
+    await printed.run(convert.map(x=[]))
+    assert not [line for line in printed.lines if "done" in line]
+
+
+@pytest.mark.parametrize("level", ["INFO", "WARNING", "ERROR"])
+@pytest.mark.parametrize("task", SHAPES.values(), ids=SHAPES)
+async def test_a_failure_names_the_item_once_at_every_level(task: Any, level: str) -> None:
+    printed = Printed(level, clock=FixedClock())
+    with pytest.raises(ZeroDivisionError):
+        await printed.run(task.map(x=[5, 2, 0]))
+    error = "ZeroDivisionError: integer division or modulo by zero"
+    failures = [line for line in printed.lines if "❌" in line]
+    assert failures == [f"❌ Failed convert[2] after 0.00s: {error}", f"❌ Run failed after 0.00s: {error}"]
+    assert [line for line in printed.lines if "done" in line] == (
+        ["⏳ map(convert): 2 of 3 done, 1 failed"] if level == "INFO" else []
+    )
+
+
+async def test_a_map_that_fails_itself_is_named() -> None:
+    printed = Printed("ERROR")
+    five: Any = cs.task(lambda: [1, 2], name="five")()
+    with pytest.raises(ValueError, match="mismatched"):
+        await printed.run(cs.task(lambda x, y: x, name="add").map(x=five, y=[1]))
+    assert ["map(add)" in line for line in printed.lines] == [True, True]
+
+
+async def test_a_retry_names_the_item() -> None:
+    printed = Printed("WARNING")
+    with pytest.raises(ZeroDivisionError):
+        await printed.run(convert.map(x=[1, 0]).with_retry(1))
+    assert printed.lines[0].startswith("⚠️  Retrying convert[1] (1/1) in 0.00s: ZeroDivisionError")
+
+
+async def test_items_from_the_cache_are_counted_not_listed() -> None:
+    printed = Printed()
+    await printed.run(convert.map(x=list(range(1, 11))).with_cache(Cache(up_to=8)))
+    assert "⏳ map(convert): 10 of 10 done, 8 of them from the cache" in printed.lines
+    assert not [line for line in printed.lines if "Skipped" in line]
+
+
+async def test_debug_prints_each_item_with_its_index() -> None:
+    printed = Printed("DEBUG", clock=FixedClock())
+    await printed.run(convert.map(x=[1, 2]).with_cache(Cache(up_to=1)))
+    assert printed.lines[2:5] == [
+        "⚪ Skipped convert[0]: CacheHit",
+        "⏳ Running convert[1]",
+        "✅ Finished convert[1] in 0.00s",
+    ]
+
+
+async def test_at_info_no_events_of_items_that_succeed_are_made() -> None:
+    bus = cs.MessageBus()
+    HumanReadableLogSubscriber(bus, min_level="INFO")
+    for kind in (TaskExecutionStarted, TaskExecutionFinished, TaskSkipped):
+        assert [len(bus.handlers(kind, succeeded=True, item=item)) for item in (True, False)] == [0, 1]
+    assert len(bus.handlers(TaskExecutionFinished, item=True)) == 1
+
+
+async def test_json_has_name_index_and_counts_apart() -> None:
+    printed = Printed(json_log=True)
+    with pytest.raises(ZeroDivisionError):
+        await printed.run(convert.map(x=[1, 1, 0]))
+    by_id = {record["event_id"]: record for record in printed.records}
+    failure, progress = by_id["task.finished_failure"], by_id["map.progress"]
+    assert (failure["data"]["task_name"], failure["data"]["map_index"]) == ("convert", 2)
+    assert progress["data"] == {"task_name": "map(convert)", "done": 2, "total": 3, "failed": 1}
+    assert failure["task_id"] == f"{progress['task_id']}/2"
+
+
+async def test_control_characters_of_names_and_errors_are_escaped() -> None:
+    def fail(x: int) -> None:
+        raise ValueError("one\ntwo\x1b[2J\u202e\ud800")
+
+    printed = Printed(clock=FixedClock())
+    with pytest.raises(ValueError, match="one"):
+        await printed.run(cs.task(fail, name="a\x1b]0;owned\x07\rb").map(x=[1]))
+    name = "a\\x1b]0;owned\\x07\\rb"
+    assert printed.lines[1:3] == [
+        f"⏳ Running map({name})",
+        f"❌ Failed {name}[0] after 0.00s: ValueError: one\\ntwo\\x1b[2J\\u202e?",
+    ]
