@@ -29,7 +29,7 @@ _TOLD: dict[str, tuple[str, str, tuple[str, ...], str]] = {
     "TaskHeld": ("TaskStateEvent", "state", ("PENDING",), "A task that could run is held back, with the reason."),
     "TaskStarted": ("TaskStateEvent", "state", ("RUNNING",), "A task starts, or one of its attempts."),
     "TaskEnded": ("TaskStateEvent", "state", _ENDED, "A task has ended, or was skipped; stands alone."),
-    "ResourceAcquired": ("ResourceEvent", "action", ("ACQUIRE",), "A resource was set up."),
+    "ResourceAcquired": ("ResourceEvent", "action", ("ACQUIRE",), "A resource was set up, or failed to; stands alone."),
     "ResourceReleased": ("ResourceEvent", "action", ("RELEASE",), "A resource was torn down; stands alone."),
     "ControlDecided": (
         "ControlEvent",
@@ -38,7 +38,7 @@ _TOLD: dict[str, tuple[str, str, tuple[str, ...], str]] = {
         "What became of a constraint that came in.",
     ),
 }
-CERTAIN = ("RunStarted", "RunStopped", "TaskEnded", "ResourceReleased", "ControlDecided")
+CERTAIN = ("RunStarted", "RunStopped", "TaskEnded", "ResourceAcquired", "ResourceReleased", "ControlDecided")
 """What goes out with QoS 1."""
 UNCERTAIN = tuple(name for name in _TOLD if name not in CERTAIN)
 

@@ -45,6 +45,17 @@ def test_a_person_reads_each_event_once() -> None:
     ]
 
 
+def test_an_error_of_a_teardown_is_printed() -> None:
+    bus, printed = MessageBus(), Mock(spec=Messages)
+    HumanReadableLogSubscriber(bus, min_level="ERROR", messages=printed)
+    bus.publish(events.ResourceReleased(resource_name="fine"))
+    bus.publish(
+        events.ResourceReleased(resource_name="db", exception=events.ErrorInfo("sqlite3.OperationalError", "locked"))
+    )
+    error = "OperationalError: locked"
+    assert printed.mock_calls == [call.error("resource.teardown_failed", resource_name="db", error=error)]
+
+
 @pytest.mark.parametrize("own", [True, False], ids=["a bus of its own", "the global bus"])
 def test_messages_go_to_the_given_bus_else_to_the_global_one(own: bool) -> None:
     bus, given = MessageBus(), Mock(spec=Messages)

@@ -4,7 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cascade.telemetry.identity import SpanRef, item_id, parse_traceparent, place_run, span_id, trace_id
+from cascade.telemetry.identity import (
+    SpanRef,
+    item_id,
+    parse_traceparent,
+    place_run,
+    setup_id,
+    span_id,
+    teardown_id,
+    trace_id,
+)
 from tests.telemetry.strategies import HEX, texts
 
 RUN = "0f8fad5b-d9cb-469f-a165-70867728950e"
@@ -15,6 +24,9 @@ def test_vectors_that_other_languages_can_check_against() -> None:
     assert span_id(RUN) == sha256(f"{RUN}//0".encode()).hexdigest()[:16]
     assert span_id(RUN, "task", 2) == sha256(f"{RUN}/task/2".encode()).hexdigest()[:16]
     assert item_id("m", 7) == "m/7"
+    assert (setup_id("db"), teardown_id("db")) == ("setup:db", "teardown:db")
+    assert span_id(RUN, setup_id("database")) == "d2d5611d19f6504d"
+    assert span_id(RUN, teardown_id("database")) == "39ed3009eba0091b"
 
 
 @given(st.uuids().map(str), texts, st.integers(0, 100))

@@ -1,5 +1,6 @@
 """From the engine's events to the wire's messages: one small function for each kind of event."""
 
+from collections.abc import Callable
 from functools import singledispatch
 from typing import Any, get_args
 
@@ -12,6 +13,7 @@ from cascade.runtime.events import (
     ResourceAcquired,
     ResourceEvent,
     ResourceReleased,
+    ResourceSetupFailed,
     RunFinished,
     RunStarted,
     TaskBlocked,
@@ -23,7 +25,7 @@ from cascade.runtime.events import (
     Wait,
 )
 from cascade.spec import telemetry as wire
-from cascade.telemetry.identity import RUN, Place, resource_id, span_id, wait_id
+from cascade.telemetry.identity import RUN, Place, setup_id, span_id, teardown_id, wait_id
 from cascade.telemetry.limits import MAX_CONTROL_EVENTS, MAX_ERROR_BYTES, MAX_LINKS, MAX_NAME_BYTES, MAX_STACK_BYTES
 from cascade.telemetry.redact import captured, redact_text
 from cascade.telemetry.safe import text
@@ -34,7 +36,7 @@ EVENTS: dict[str, tuple[type[Event], ...]] = {
     "RUNNING": (TaskExecutionStarted,),
     "PENDING": (TaskBlocked, TaskRetrying),
     "ENDED": (TaskExecutionFinished, TaskSkipped),
-    "ACQUIRE": (ResourceAcquired,),
+    "ACQUIRE": (ResourceAcquired, ResourceSetupFailed),
     "RELEASE": (ResourceReleased,),
     "CONTROL": (ControlDecision,),
 }
@@ -74,6 +76,7 @@ def _run_finished(event: RunFinished, run: RunState) -> Draft:
         parts=run.parts.below(RUN, run.size) or None,
         control=run.control or None,
         control_count=run.control_count or None,
+        later_errors=[{**(_exception(e.error) or {}), "time_ns": e.time_ns} for e in event.later_errors] or None,
     )
     status: Any = event.status if event.status in {"Succeeded", "Failed", "Cancelled"} else None
     body = wire.LifecycleEvent("ENGINE_STOPPED", status, (end_ns - start_ns) / 1e6, _error(event.error), metadata)
@@ -144,17 +147,15 @@ def _task_skipped(event: TaskSkipped, run: RunState) -> Draft:
     return _task(event, run, "SKIPPED", metadata | {"reason": event.reason})
 
 
-@draft.register
-def _resource_acquired(event: ResourceAcquired, run: RunState) -> Draft:
-    return _resource(event, run, "ACQUIRE", {"start_ns": _start(event)})
+@draft.register(ResourceAcquired)
+@draft.register(ResourceSetupFailed)
+def _resource_acquired(event: ResourceAcquired | ResourceSetupFailed, run: RunState) -> Draft:
+    return _resource(event, run, "ACQUIRE", setup_id)
 
 
 @draft.register
 def _resource_released(event: ResourceReleased, run: RunState) -> Draft:
-    start_ns = _start(event)
-    end_ns = event.end_ns or start_ns
-    metadata = {"start_ns": start_ns, "end_ns": end_ns, "exception": _exception(event.exception)}
-    return _resource(event, run, "RELEASE", metadata)
+    return _resource(event, run, "RELEASE", teardown_id, hold_start_ns=event.hold_start_ns or None)
 
 
 @draft.register
@@ -198,11 +199,20 @@ def _task(
     return Draft(body, event.task_id, place, state in wire.TERMINAL_STATES)
 
 
-def _resource(event: ResourceEvent, run: RunState, action: wire.ResourceAction, metadata: dict[str, Any]) -> Draft:
-    name = _name(event.resource_name)
+def _resource(
+    event: ResourceEvent, run: RunState, action: wire.ResourceAction, id_of: Callable[[str], str], **more: Any
+) -> Draft:
+    name, start_ns = _name(event.resource_name), _start(event)
+    metadata = {
+        "start_ns": start_ns,
+        "end_ns": event.end_ns or start_ns,
+        "result": event.result or ("success" if event.exception is None else "failure"),
+        "exception": _exception(event.exception),
+        **more,
+    }
     body = wire.ResourceEvent(name, action, dict(event.current_usage), _present(metadata))
     place = Place(run.trace.trace_id, run.trace.span_id)
-    return Draft(body, resource_id(name), place, terminal=action == "RELEASE")
+    return Draft(body, id_of(name), place, terminal=True)
 
 
 def _who(event: TaskEvent) -> dict[str, Any]:

@@ -1,32 +1,58 @@
-"""Resources of a run: set up before its tasks, dependencies first, torn down after them in reverse."""
+"""Resources of a run: set up before its tasks, dependencies first, torn down after them in reverse order."""
 
+import asyncio
 import inspect
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from cascade.graph.model import Node
+from cascade.runtime._outcome import add_note, result_of
+from cascade.runtime._resource_thread import GRACE, ResourceThread
 from cascade.runtime._run_context import RunContext, error_info
-from cascade.runtime.events import ResourceAcquired, ResourceReleased
+from cascade.runtime.events import ResourceAcquired, ResourceEvent, ResourceReleased, ResourceSetupFailed
 from cascade.runtime.resolvers import add_resources, injected_defaults, injected_names
+from cascade.runtime.task_context import in_context
 from cascade.spec.resource import Inject
+
+logger = logging.getLogger(__name__)
 
 Providers = Mapping[str, Callable[..., Any]]
 
 
+@dataclass(slots=True)
+class _Open:
+    """A resource that is set up. `hold_start_ns` is the end of its setup."""
+
+    name: str
+    generator: Any
+    hold_start_ns: int
+
+
 class ResourceSetup:
-    """Sets up the resources that the nodes of a run need, and tears them down in reverse order."""
+    """Sets up the resources that the nodes of a run need, and tears them down in reverse order.
+
+    Plain generators run in the run's `ResourceThread`, async generators in the event loop, in the task that runs the
+    engine. A generator's teardown therefore runs in the thread, the task and the context of its setup.
+    """
 
     def __init__(self, run: RunContext, providers: Providers) -> None:
         self._run = run
         self._providers = dict(providers)
-        self._open: list[tuple[str, Any, int]] = []
+        self._open: list[_Open] = []
+        self._context = run.new_context()
+        self._thread = ResourceThread(run.new_context())
+        self._is_stuck = False
 
     async def set_up(self, nodes: Iterable[Node]) -> None:
-        """Set up the needed resources in an order in which each finds those it asks for.
+        """Set up the needed resources in an order in which each finds those that it uses.
 
         Raises:
             NameError: A resource is not registered.
-            ValueError: Resources ask for each other in a circle.
+            ValueError: Resources use each other in a circle.
+            BaseException: The error of the first setup that failed, with a note that names the resource.
         """
         wanted: dict[str, None] = {}
         for node in nodes:
@@ -34,20 +60,33 @@ class ResourceSetup:
                 self._note(inject)
                 wanted[inject.resource_name] = None
         for name in self._in_order(wanted):
-            await self._open_one(name)
+            await self._set_up_one(name)
 
-    async def tear_down(self) -> None:
-        """Undo all in reverse; an error does not keep the others from it, and the first one is raised at the end."""
-        failure: Exception | None = None
-        while self._open:
-            name, generator, start_ns = self._open.pop()
-            error = await _finish(name, generator)
-            failure = failure or error
-            end_ns = self._run.clock.now_ns()
-            exception = error_info(error) if error else None
-            self._emit(ResourceReleased, name, start_ns, end_ns=end_ns, exception=exception)
-        if failure is not None:
-            raise failure
+    async def tear_down(self, first: BaseException | None) -> None:
+        """Tear down all resources in reverse order. An error of one does not skip the others.
+
+        Args:
+            first: The error of the run so far. An error of a teardown becomes a note on it.
+
+        Raises:
+            BaseException: Without `first`, the first error of a teardown. Later ones become notes on it.
+        """
+        is_failing = first is not None
+        error: BaseException | None = None
+        try:
+            while self._open:
+                resource = self._open.pop()
+                for error in await self._tear_down_one(resource):
+                    if first is None:
+                        first = error
+                    else:
+                        self._run.add_later_error(first, error, f"the teardown of resource '{resource.name}'")
+            if first is not None and not is_failing:
+                raise first
+        finally:
+            del first, error  # they refer to this frame
+            self._run.resources.clear()
+            self._thread.close()
 
     def _note(self, inject: Inject) -> None:
         if inject.definition is not None:
@@ -61,7 +100,7 @@ class ResourceSetup:
             if name in order:
                 return
             if name in path:
-                raise ValueError(f"Resources ask for each other in a circle: {' -> '.join([*path, name])}")
+                raise ValueError(f"Resources use each other in a circle: {' -> '.join([*path, name])}")
             path.append(name)
             for inject in injected_defaults(self._provider(name, path)).values():
                 self._note(inject)
@@ -76,43 +115,157 @@ class ResourceSetup:
     def _provider(self, name: str, path: list[str]) -> Callable[..., Any]:
         if name not in self._providers:
             known = ", ".join(sorted(self._providers)) or "none"
-            asker = f" (asked for by resource '{path[-2]}')" if len(path) > 1 else ""
+            user = f" (used by resource '{path[-2]}')" if len(path) > 1 else ""
             raise NameError(
-                f"Resource '{name}' is not registered{asker}: call engine.register(…) or inject its definition; "
+                f"Resource '{name}' is not registered{user}: call engine.register(…) or inject its definition; "
                 f"registered: {known}"
             )
         return self._providers[name]
 
-    async def _open_one(self, name: str) -> None:
-        function = self._providers[name]
-        start_ns = self._run.clock.now_ns()
+    async def _set_up_one(self, name: str) -> None:
+        function, start_ns, value = self._providers[name], self._run.clock.now_ns(), None
         args, kwargs = list[Any](), dict[str, Any]()
-        add_resources(function, args, kwargs, self._run.resources)
-        generator = function(*args, **kwargs)
         try:
-            self._run.resources[name] = await anext(generator) if inspect.isasyncgen(generator) else next(generator)
-        except (StopIteration, StopAsyncIteration):
-            raise RuntimeError(f"Resource '{name}' did not yield: yield the resource exactly once") from None
-        self._open.append((name, generator, start_ns))
-        self._emit(ResourceAcquired, name, start_ns)
-
-    def _emit(self, event: type[ResourceAcquired | ResourceReleased], name: str, start_ns: int, **more: Any) -> None:
-        usage = self._run.capacity.usage
-        self._run.emit(event, resource_name=name, start_ns=start_ns, current_usage=usage, **more)
-
-
-async def _finish(name: str, generator: Any) -> Exception | None:
-    try:
-        if inspect.isasyncgen(generator):
-            await anext(generator)
-            await generator.aclose()
+            add_resources(function, args, kwargs, self._run.resources)
+            generator = function(*args, **kwargs)
+            if is_async := inspect.isasyncgen(generator):
+                value = await in_context(self._context, _begin_async(name, generator))
+        except BaseException as error:
+            self._failed(name, start_ns, error)
+            raise
+        if is_async:
+            self._opened(name, generator, value, start_ns)
         else:
-            next(generator)
-            generator.close()
-    except (StopIteration, StopAsyncIteration):
-        return None
-    except Exception as error:  # noqa: BLE001 - handed on by the caller, after the other resources
-        return error
+            await self._set_up_in_thread(name, generator, start_ns)
+
+    async def _set_up_in_thread(self, name: str, generator: Any, start_ns: int) -> None:
+        step = self._thread.submit(f"setup of resource '{name}'", partial(_begin, name, generator))
+        is_over = await step.wait()
+        if not is_over:
+            self._thread.submit(f"teardown of resource '{name}'", partial(_end_if_begun, name, generator)).abandon()
+            self._warn_of_stuck_thread(name, "setup")
+        value, error, cancelled = step.take()
+        first = error if cancelled is None else cancelled
+        try:
+            if is_over and error is None:
+                self._opened(name, generator, value, start_ns)
+            elif (failure := cancelled if error is None else error) is not None:
+                self._failed(name, start_ns, failure)
+            if first is not None and error is not None:
+                self._run.add_later_error(first, error, f"the setup of resource '{name}'")
+            if first is not None:
+                raise first
+        finally:
+            first = error = cancelled = failure = None  # they refer to this frame
+
+    async def _tear_down_one(self, resource: _Open) -> list[BaseException]:
+        """Tear down a resource and return its errors, a cancellation of this wait first."""
+        name, start_ns = resource.name, self._run.clock.now_ns()
+        errors: list[BaseException] = []
+        if not inspect.isasyncgen(resource.generator):
+            errors = await self._tear_down_in_thread(resource)
+        else:
+            try:
+                await in_context(self._context, _end_async(name, resource.generator))
+            except KeyboardInterrupt:  # a second Ctrl-C ends the process
+                raise
+            except BaseException as caught:  # noqa: BLE001 - raised again, or a note, after the other resources
+                errors = [caught]
+        error = errors[-1] if errors else None
+        self._emit(ResourceReleased, name, start_ns, error, hold_start_ns=resource.hold_start_ns)
+        del error
+        return errors
+
+    async def _tear_down_in_thread(self, resource: _Open) -> list[BaseException]:
+        name = resource.name
+        step = self._thread.submit(f"teardown of resource '{name}'", partial(_end, name, resource.generator))
+        if self._is_stuck:
+            step.abandon()
+            return []
+        if not await step.wait():
+            self._warn_of_stuck_thread(name, "teardown")
+        _, error, cancelled = step.take()
+        return [found for found in (cancelled, error) if found is not None]
+
+    def _warn_of_stuck_thread(self, name: str, step: str) -> None:
+        self._is_stuck = True
+        logger.warning(
+            "Resource '%s': its %s still runs %g s after the cancellation. The run ends without waiting for it; "
+            "the teardown of this and of earlier resources follows in that thread",
+            name,
+            step,
+            GRACE,
+        )
+
+    def _opened(self, name: str, generator: Any, value: Any, start_ns: int) -> None:
+        self._run.resources[name] = value
+        self._open.append(_Open(name, generator, self._emit(ResourceAcquired, name, start_ns, None)))
+
+    def _failed(self, name: str, start_ns: int, error: BaseException) -> None:
+        if not isinstance(error, asyncio.CancelledError):
+            add_note(error, f"The setup of resource '{name}' failed.")
+        self._emit(ResourceSetupFailed, name, start_ns, error)
+
+    def _emit(
+        self, event: type[ResourceEvent], name: str, start_ns: int, error: BaseException | None, **more: int
+    ) -> int:
+        """Publish the end of a setup or teardown, which is now, and return that time."""
+        end_ns, result = self._run.clock.now_ns(), result_of(error)
+        self._run.emit(
+            event,
+            resource_name=name,
+            start_ns=start_ns,
+            end_ns=end_ns,
+            current_usage=self._run.capacity.usage,
+            result=result,
+            exception=None if error is None or result == "cancellation" else error_info(error),
+            **more,
+        )
+        return end_ns
+
+
+def _begin(name: str, generator: Any) -> Any:
+    try:
+        return next(generator)
+    except StopIteration:
+        raise _no_yield(name) from None
+
+
+async def _begin_async(name: str, generator: Any) -> Any:
+    try:
+        return await anext(generator)
+    except StopAsyncIteration:
+        raise _no_yield(name) from None
+
+
+def _end(name: str, generator: Any) -> None:
+    try:
+        next(generator)
+    except StopIteration:
+        return
+    generator.close()
+    raise _second_yield(name)
+
+
+async def _end_async(name: str, generator: Any) -> None:
+    try:
+        await anext(generator)
+    except StopAsyncIteration:
+        return
+    await generator.aclose()
+    raise _second_yield(name)
+
+
+def _end_if_begun(name: str, generator: Any) -> None:
+    if inspect.getgeneratorstate(generator) == inspect.GEN_SUSPENDED:
+        _end(name, generator)
+
+
+def _no_yield(name: str) -> RuntimeError:
+    return RuntimeError(f"Resource '{name}' did not yield: yield the resource exactly once")
+
+
+def _second_yield(name: str) -> RuntimeError:
     return RuntimeError(f"Resource '{name}' yielded twice: yield the resource exactly once")
 
 

@@ -1,5 +1,6 @@
 """State of one run: id, clock, parameters, bus, executor, results."""
 
+import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -8,16 +9,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cascade.runtime._clock import RunClock
+from cascade.runtime._outcome import add_later_error
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.control.admission import Admission
 from cascade.runtime.control.permit import Permit
 from cascade.runtime.control.rules import Key
-from cascade.runtime.events import ErrorInfo, Event
+from cascade.runtime.events import ErrorInfo, Event, LaterError
 from cascade.runtime.protocols import Executor, Tracing
 from cascade.runtime.resource_manager import ResourceManager
 from cascade.runtime.task_context import TaskContext
 from cascade.spec.protocols import StateBackend
 from cascade.telemetry.identity import RunTrace
+from cascade.telemetry.limits import MAX_LATER_ERRORS
 from cascade.telemetry.safe import error_message, stack_text
 
 logger = logging.getLogger(__name__)
@@ -29,8 +32,8 @@ _HARNESS = ("/cascade/runtime/", "/cascade/adapters/", "/concurrent/futures/", "
 class RunContext:
     """One run: who it is, what it was given, what it has so far, and how it talks to the outside.
 
-    `new_context` returns a copy of the context variables of the caller of `run`. Each task, each attempt and each resource
-    runs in its own copy. `admission` says which of its tasks may start; None where nobody can steer it. `run_ids` are its own and those
+    `new_context` returns a copy of the context variables of the caller of `run`. Each task and each attempt runs in
+    its own copy, the resources in copies of theirs. `admission` says which of its tasks may start; None where nobody can steer it. `run_ids` are its own and those
     of the runs that it is nested in.
     """
 
@@ -50,10 +53,22 @@ class RunContext:
     clock: RunClock = field(default_factory=RunClock)
     resources: dict[str, Any] = field(default_factory=dict)
     failing: bool = False
+    later_errors: list[LaterError] = field(default_factory=list)
 
     def fail(self) -> None:
         """Something has failed: what is cancelled from now on is waited for."""
         self.failing = True
+
+    def add_later_error(self, first: BaseException, later: BaseException, place: str) -> None:
+        """Add an error to `first`, which the run raises: as a note, and for an event on the run's span.
+
+        `place` is the subject of the note's sentence: "the teardown of resource 'db'". A cancellation is no error.
+        """
+        if later is first or isinstance(later, asyncio.CancelledError):
+            return
+        add_later_error(first, later, place)
+        if len(self.later_errors) < MAX_LATER_ERRORS:
+            self.later_errors.append(LaterError(self.clock.now_ns(), error_info(later)))
 
     def permit(self, name: str) -> Permit | None:
         """A place for one task of that name among those that run; None where nobody can steer."""

@@ -159,8 +159,10 @@ class Engine:
         try:
             await resources.set_up(graph.nodes)
             await scheduler.run()
-        finally:
-            await resources.tear_down()
+        except BaseException as error:
+            await resources.tear_down(error)
+            raise
+        await resources.tear_down(None)
         return _value_of(target, run.state)
 
 
@@ -217,6 +219,7 @@ def _tell_end(run: RunContext, error: BaseException | None) -> None:
         result=result,
         start_ns=run.start_ns,
         end_ns=end_ns,
+        later_errors=tuple(run.later_errors),
     )
 
 

@@ -38,6 +38,14 @@ class ErrorInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class LaterError:
+    """An error that came after the one that the run raises: a note on that one."""
+
+    time_ns: int
+    error: ErrorInfo
+
+
+@dataclass(frozen=True, slots=True)
 class Attempt:
     """One call of a task that has a retry policy; numbered from 1. `error` is None if it succeeded."""
 
@@ -111,6 +119,7 @@ class RunFinished(Event):
     end_ns: int = 0
     exception: ErrorInfo | None = None
     result: str = ""
+    later_errors: tuple["LaterError", ...] = ()
 
 
 @dataclass(frozen=True)
@@ -216,19 +225,31 @@ class TaskRetrying(TaskEvent):
 
 @dataclass(frozen=True)
 class ResourceEvent(Event):
-    """The wire's event of the same name is `cascade.spec.telemetry.ResourceEvent`."""
+    """A setup or a teardown that has ended. `start_ns` and `end_ns` are its own.
+
+    The wire's event of the same name is `cascade.spec.telemetry.ResourceEvent`.
+    """
 
     resource_name: str = ""
     start_ns: int = 0
+    end_ns: int = 0
     current_usage: dict[str, float] = field(default_factory=dict)
+    exception: ErrorInfo | None = None
+    result: str = ""
 
 
 @dataclass(frozen=True)
 class ResourceAcquired(ResourceEvent):
-    pass
+    """A resource was set up."""
+
+
+@dataclass(frozen=True)
+class ResourceSetupFailed(ResourceEvent):
+    """A setup failed or was cancelled. There is no `ResourceReleased` for it."""
 
 
 @dataclass(frozen=True)
 class ResourceReleased(ResourceEvent):
-    end_ns: int = 0
-    exception: ErrorInfo | None = None
+    """A resource was torn down. `hold_start_ns` is the end of its setup; `exception` is the error of the teardown."""
+
+    hold_start_ns: int = 0

@@ -17,6 +17,7 @@ from cascade.runtime.events import (
     Event,
     MapCounts,
     MapProgressed,
+    ResourceReleased,
     RunFinished,
     RunStarted,
     TaskEvent,
@@ -73,6 +74,7 @@ class HumanReadableLogSubscriber:
         finished = subjects.told_by(self.on_task_finished)
         event_bus.subscribe(TaskExecutionFinished, finished, failures_only=quiet, of_items=False)
         event_bus.subscribe(TaskExecutionFinished, finished, failures_only=not items, of_items=True)
+        event_bus.subscribe(ResourceReleased, subjects.told_by(self.on_resource_released))
         if level <= LEVELS["WARNING"]:
             event_bus.subscribe(TaskRetrying, subjects.told_by(self.on_task_retrying))
             event_bus.subscribe(ControlDecision, subjects.told_by(self.on_control_decision))
@@ -129,6 +131,12 @@ class HumanReadableLogSubscriber:
             delay=event.delay,
             error=event.error,
         )
+
+    def on_resource_released(self, event: ResourceReleased) -> None:
+        """Print an error of a teardown, which is only a note on the error of a run that has failed or was cancelled."""
+        if event.exception is not None:
+            error = f"{event.exception.type.rpartition('.')[2]}: {event.exception.message}"
+            self._messages.error("resource.teardown_failed", resource_name=event.resource_name, error=error)
 
     def on_control_decision(self, event: ControlDecision) -> None:
         """The level is WARNING: the message explains why a run makes no progress."""

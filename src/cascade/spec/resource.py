@@ -35,11 +35,19 @@ def resource(
 def resource(
     func: Callable[..., Any] | None = None, *, name: str | None = None, scope: str = "run"
 ) -> ResourceDefinition | Callable[[Callable[..., Any]], ResourceDefinition]:
-    """Declare a resource by its generator function; async generators are welcome.
+    """Declare a resource by its generator function, which may be asynchronous.
+
+    Args:
+        func: Yields the resource once. The code after the `yield` tears the resource down.
+        name: The resource's name; default: the function's name.
+        scope: "run", the only scope: one setup and one teardown per run.
 
     Raises:
-        TypeError: The function is no generator function.
+        TypeError: The function is not a generator function.
+        ValueError: The scope is not "run".
     """
+    if scope != "run":
+        raise ValueError(f"scope must be 'run', got {scope!r}; each run sets up its resources and tears them down")
 
     def define(generator: Callable[..., Any]) -> ResourceDefinition:
         if not (inspect.isgeneratorfunction(generator) or inspect.isasyncgenfunction(generator)):

@@ -18,7 +18,10 @@ out of `metadata`.
     `links`, `params` where captured; and at the end `end_ns`, `result`, `counts` (of tasks by state), `exception`,
     `dropped` (messages lost so far), `parts`, `control` (what became of constraints, the first 64) and
     `control_count` (how many there really were).
-`ResourceEvent.metadata`: `start_ns`, and on RELEASE `end_ns` and `exception`.
+    `later_errors` lists errors after the one that the run raises, such as those of teardowns (the first 20): each is
+    an `exception` with `time_ns`.
+`ResourceEvent.metadata`: `start_ns`, `end_ns`, `result` and `exception` of the setup on ACQUIRE, of the teardown on
+    RELEASE. RELEASE also has `hold_start_ns`, the end of the setup. A setup that failed has no RELEASE.
 
 `exception` is `{"type", "message", "stacktrace"}`. An item of `waits` is `{"reason", "span_id", "start_ns", "end_ns"}`
 and `constraint` if control was the reason. A `constraint` is `{"scope", "type", "id"}`; an item of `control` is
@@ -79,7 +82,7 @@ class TaskStateEvent:
 
 @dataclass(frozen=True, slots=True)
 class ResourceEvent:
-    """A resource is set up or torn down. `current_usage`: amounts of system resources in use at that moment.
+    """A resource was set up, or its setup failed (ACQUIRE), or it was torn down (RELEASE). `current_usage`: amounts of system resources in use at that moment.
 
     The runtime's event of the same name is `cascade.runtime.events.ResourceEvent`.
     """

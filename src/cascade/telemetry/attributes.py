@@ -58,6 +58,8 @@ CONTROL_REASON = "cascade.control.reason"
 CONTROL_PARAMS = "cascade.control.params"
 RUN_CONTROL_DECISIONS = "cascade.run.control.decisions"
 RESOURCE_NAME = "cascade.resource.name"
+RESOURCE_RESULT = "cascade.resource.result"
+RESOURCE_HOLD_SECONDS = "cascade.resource.hold_seconds"
 TELEMETRY_SIGNAL = "cascade.telemetry.signal"
 METRIC_OVERFLOW = "otel.metric.overflow"
 
@@ -124,7 +126,9 @@ DOCUMENTED = (
     Documented(CONTROL_ID, "string", _CONTROL, "the constraint's id, as its sender gave it"),
     Documented(CONTROL_REASON, "string", "control event of a run", "why it was refused, or has expired"),
     Documented(CONTROL_PARAMS, "string", "control event of a run", "its parameters as JSON"),
-    Documented(RESOURCE_NAME, "string", "resource", "the resource's name"),
+    Documented(RESOURCE_NAME, "string", "setup, teardown", "the resource's name"),
+    Documented(RESOURCE_RESULT, "string", "setup, teardown", "`success`, `failure`, `timeout` or `cancellation`"),
+    Documented(RESOURCE_HOLD_SECONDS, "double", "teardown", "seconds from the end of the setup to the teardown"),
     Documented(TELEMETRY_SIGNAL, "string", "metrics", "whose items were sent or lost: `traces`"),
     Documented(METRIC_OVERFLOW, "bool", "metrics", "stands for all attributes beyond the limits"),
     Documented(CODE_FUNCTION_NAME, "string", "task", "module and name of the task's function"),

@@ -2,7 +2,7 @@
 
 A run's trace id is its run_id's 128 bits. A span's id is the first 8 bytes of SHA-256 over
 `{run_id}/{task_id}/{attempt}`. The run's own span has the empty task_id; what is no task has a task_id of its own:
-`run.started`, `resource:{name}`, `wait:{task_id}` (whose attempt is the wait's number), `{map_id}/{index}` for an item,
+`run.started`, `setup:{name}` and `teardown:{name}` for a resource, `wait:{task_id}` (whose attempt is the wait's number), `{map_id}/{index}` for an item,
 `part:{parent_id}` (whose attempt is the part's number) for the root of a part.
 
 No trace outgrows its backend: child n of a run or of a map belongs to part n // size. Part 0 stays in the parent's
@@ -48,8 +48,14 @@ def item_id(map_id: str, index: int) -> str:
     return f"{map_id}/{index}"
 
 
-def resource_id(name: str) -> str:
-    return f"resource:{name}"
+def setup_id(name: str) -> str:
+    """The id that stands for a resource's setup in place of a task_id."""
+    return f"setup:{name}"
+
+
+def teardown_id(name: str) -> str:
+    """The id that stands for a resource's teardown in place of a task_id."""
+    return f"teardown:{name}"
 
 
 def wait_id(task_id: str) -> str:

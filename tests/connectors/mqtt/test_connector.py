@@ -56,7 +56,7 @@ def test_a_run_is_seen_from_its_start_to_its_end(shared_broker: Broker, listener
     assert [payload["seq"] for payload in payloads] == list(range(len(payloads)))
     assert {message.topic for message in told} == {events_topic("local", project, payloads[0]["run_id"])}
     for message, payload in zip(told, payloads, strict=True):
-        minor = payload["body"].get("state") in {"RUNNING", "PENDING"} or payload["body"]["type"] == "ResourceEvent"
+        minor = payload["body"].get("state") in {"RUNNING", "PENDING"}
         assert message.qos == (0 if minor else 1)
         assert not message.retain
         assert message.properties is not None

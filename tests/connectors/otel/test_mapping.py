@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -170,16 +170,59 @@ def test_a_skipped_task_is_a_moment_and_has_a_reason(collector: Collector) -> No
     assert span.attributes["cascade.task.result"] == "skip"
 
 
-def test_a_resource_is_a_span_from_acquire_to_release(collector: Collector) -> None:
+@pytest.mark.parametrize("shape", ["plain", "async"])
+def test_a_resource_is_a_span_for_its_setup_and_one_for_its_teardown(collector: Collector, shape: str) -> None:
+    @cs.resource(name="db")
+    def plain() -> Iterator[int]:
+        yield 1
+
+    @cs.resource(name="db")
+    async def coroutine() -> AsyncIterator[int]:
+        yield 1
+
+    definition = plain if shape == "plain" else coroutine
+    spans = collector.trace_of(cs.task(lambda d=cs.inject(definition): d, name="use")())
+    run, use, setup, teardown = (spans.one(name) for name in ("run use", "use", "db setup", "db teardown"))
+    assert run.start_ns <= setup.start_ns <= setup.end_ns <= use.start_ns
+    assert use.end_ns <= teardown.start_ns <= teardown.end_ns <= run.end_ns
+    for span, step in ((setup, "setup"), (teardown, "teardown")):
+        assert (span.parent_span_id, span.status) == (run.span_id, "UNSET")
+        assert span.span_id == span_id(run.attributes["cascade.run.id"], f"{step}:db")
+        assert span.attributes["cascade.resource.name"] == "db"
+        assert span.attributes["cascade.resource.result"] == "success"
+    assert "cascade.resource.hold_seconds" not in setup.attributes
+    assert teardown.attributes["cascade.resource.hold_seconds"] == (teardown.start_ns - setup.end_ns) / 1e9
+
+
+def test_a_setup_that_fails_is_an_error_and_has_no_teardown(collector: Collector) -> None:
+    @cs.resource
+    def db() -> Iterator[int]:
+        raise OSError("no disk")
+        yield 1
+
+    spans = collector.trace_of(cs.task(lambda d=cs.inject(db): d, name="use")(), fails=OSError)
+    setup = spans.one("db setup")
+    assert (setup.status, setup.status_message) == ("ERROR", "OSError: no disk")
+    assert setup.attributes["error.type"] == "OSError"
+    assert [event.attributes["exception.message"] for event in setup.events] == ["no disk"]
+    assert not [span for span in spans if span.name == "db teardown"]
+
+
+def test_a_teardown_that_fails_after_its_run_is_an_error_and_an_event_of_the_run(collector: Collector) -> None:
     @cs.resource
     def db() -> Iterator[int]:
         yield 1
+        raise OSError("rollback failed")
 
-    spans = collector.trace_of(cs.task(lambda d=cs.inject(db): d, name="use")())
-    resource, use = spans.one("db resource"), spans.one("use")
-    assert resource.start_ns <= use.start_ns <= use.end_ns <= resource.end_ns
-    assert resource.attributes["cascade.resource.name"] == "db"
-    assert resource.parent_span_id == spans.one("run use").span_id
+    def fail(db: int = cs.inject(db)) -> None:
+        raise LookupError("not there")
+
+    spans = collector.trace_of(cs.task(fail)(), fails=LookupError)
+    teardown, run = spans.one("db teardown"), spans.one("run fail")
+    assert (teardown.status, teardown.status_message) == ("ERROR", "OSError: rollback failed")
+    assert (run.status, run.attributes["error.type"]) == ("ERROR", "LookupError")
+    events = [(event.attributes["exception.type"], event.attributes["exception.message"]) for event in run.events]
+    assert events == [("LookupError", "not there"), ("OSError", "rollback failed")]
 
 
 def test_a_failure_is_an_error_with_its_exception(collector: Collector) -> None:

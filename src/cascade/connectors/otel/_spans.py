@@ -58,8 +58,10 @@ def spans_of(payload: Mapping[str, Any], *, detail: str = "full", cicd: bool = F
             if "parts" in body["metadata"]:
                 yield from _parts(payload, body)
             yield _task(payload, body, cicd=cicd)
+        case "ResourceEvent", "ACQUIRE" if detail == "full":
+            yield _resource(payload, body, "setup")
         case "ResourceEvent", "RELEASE" if detail == "full":
-            yield _resource(payload, body)
+            yield _resource(payload, body, "teardown")
 
 
 def _marker(payload: Mapping[str, Any], body: Mapping[str, Any]) -> SpanData:
@@ -94,7 +96,9 @@ def _run(payload: Mapping[str, Any], body: Mapping[str, Any], *, cicd: bool) -> 
     name = f"run {metadata.get('target', '')}".rstrip()
     decisions = tuple(map(_decision, metadata.get("control", ())))
     own_id, parent = payload["span_id"], payload["parent_span_id"]
-    return _ended(payload, name, own_id, parent, metadata, found, body, is_server=True, events=decisions)
+    run = _ended(payload, name, own_id, parent, metadata, found, body, is_server=True, events=decisions)
+    later = tuple(_exception_event(error, error.get("time_ns", 0)) for error in metadata.get("later_errors", ()))
+    return run._replace(events=(*run.events, *later)) if later else run
 
 
 _OF_METADATA = {
@@ -177,10 +181,16 @@ def _wait(payload: Mapping[str, Any], body: Mapping[str, Any], wait: Mapping[str
     return _span(payload, name, wait["span_id"], parent, wait["start_ns"], wait["end_ns"], found)
 
 
-def _resource(payload: Mapping[str, Any], body: Mapping[str, Any]) -> SpanData:
+def _resource(payload: Mapping[str, Any], body: Mapping[str, Any], step: str) -> SpanData:
     metadata = body["metadata"]
-    found = {a.RUN_ID: payload["run_id"], a.RESOURCE_NAME: body["resource_name"]}
-    name = f"{body['resource_name']} resource"
+    found = {
+        a.RUN_ID: payload["run_id"],
+        a.RESOURCE_NAME: body["resource_name"],
+        a.RESOURCE_RESULT: metadata.get("result"),
+    }
+    if (hold_start_ns := metadata.get("hold_start_ns")) is not None:
+        found[a.RESOURCE_HOLD_SECONDS] = max(0, metadata.get("start_ns", 0) - hold_start_ns) / 1e9
+    name = f"{body['resource_name']} {step}"
     failed = {"error": _text_of(metadata["exception"])} if metadata.get("exception") else {}
     return _ended(payload, name, payload["span_id"], payload["parent_span_id"], metadata, found, failed)
 

@@ -31,7 +31,7 @@ logger = logging.getLogger("cascade.connectors.otel")
 FLUSH_TIMEOUT = 5.0
 """Seconds a run's end may take until the last span is acknowledged; a peer known to be dead gets less."""
 
-_IGNORED = frozenset({"RUNNING", "ACQUIRE"})
+_IGNORED = frozenset({"RUNNING"})
 """A span is made when it has ended, or before, when its task's code begins."""
 
 

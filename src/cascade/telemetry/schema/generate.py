@@ -96,6 +96,10 @@ _METADATA: dict[str, Any] = {
     "dropped": _COUNT,
     "control": _list_of(_CONTROL),
     "control_count": _COUNT,
+    "hold_start_ns": _NANOSECONDS,
+    "later_errors": _list_of(
+        _object(["type", "message", "time_ns"], type=_TEXT, message=_TEXT, stacktrace=_TEXT, time_ns=_NANOSECONDS)
+    ),
     "truncated": _list_of(_TEXT),
 }
 
