@@ -1,6 +1,9 @@
+import pickle
+from collections.abc import Callable
 from typing import Any
 from unittest.mock import MagicMock
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,6 +13,7 @@ from cascade.graph.model import Edge, EdgeType, Graph, Node
 from cascade.runtime.flow import FlowManager
 from cascade.runtime.state import InMemoryStateBackend
 from cascade.spec.lazy_types import LazyResult
+from tests.runtime.conftest import Lab
 
 
 def lazy(name: str) -> LazyResult[Any]:
@@ -93,3 +97,91 @@ def test_exactly_the_branches_not_chosen_are_pruned(chosen: int, branches: int) 
     selector = next(node for node in graph.nodes if node.name == "s")
     pruned = set(flow.register_result(selector.id, chosen, state))
     assert pruned == {route._uuid for key, route in routes.items() if key != chosen}
+
+
+def task(name: str, *upstreams: Any, value: Any = 1) -> Any:
+    return cs.task(lambda *_: value, name=name)(*upstreams)
+
+
+def never(name: str = "is_monday") -> Any:
+    return task(name, value=0)
+
+
+def chain(length: int) -> Any:
+    link = task("load").run_if(never())
+    for number in range(length):
+        link = task(f"step{number}", link)
+    return link
+
+
+def through(target: str, upstream: str) -> str:
+    return (
+        f"Task '{target}' was skipped: it depends on '{upstream}', which was skipped: "
+        f"the condition 'is_monday' of '{upstream}' was false"
+    )
+
+
+@pytest.mark.parametrize(
+    ("target", "text"),
+    [
+        (lambda: task("publish").run_if(never()), "Task 'publish' was skipped: its condition 'is_monday' was false"),
+        (
+            lambda: cs.task(lambda x: x, name="send").map(x=[1]).run_if(never()),
+            "Task 'map(send)' was skipped: its condition 'is_monday' was false",
+        ),
+        (
+            lambda: task("publish").run_if(cs.Param("wet", default=False)),
+            "Task 'publish' was skipped: its condition Param 'wet' was false",
+        ),
+        (
+            lambda: task("publish").run_if(cs.Env("WET", default="")),
+            "Task 'publish' was skipped: its condition Env 'WET' was false",
+        ),
+        (
+            lambda: task("publish", task("other"), [task("load").run_if(never())]),
+            through("publish", "load"),
+        ),
+        (
+            lambda: chain(300),
+            through("step299", "load"),
+        ),
+        (
+            lambda: task("publish").run_if(task("is_day").run_if(never())),
+            through("publish", "is_day"),
+        ),
+        (
+            lambda: task("publish", cs.Router(task("pick", value="a"), {"b": task("b"), "a": chain(1)})),
+            through("publish", "load"),
+        ),
+        (
+            lambda: task("publish").with_constraints(cpu=task("cpus").run_if(never())),
+            through("publish", "cpus"),
+        ),
+        (
+            lambda: task("a\nb").run_if(never("no\x1b[2J")),
+            "Task 'a\\nb' was skipped: its condition 'no\\x1b[2J' was false",
+        ),
+    ],
+    ids=["own", "map", "Param", "Env", "upstream", "chain", "condition", "route", "constraint", "escaped"],
+)
+async def test_the_error_of_a_skipped_target_names_the_task_and_the_condition(
+    target: Callable[[], Any], text: str, lab: Lab
+) -> None:
+    lazy_target = target()
+    with pytest.raises(cs.DependencyMissingError) as caught:
+        await lab.run(lazy_target)
+    assert str(caught.value) == text
+    fields = caught.value.task_id, caught.value.arg_name, caught.value.dependency_id
+    assert fields[1:] == ("<Target Output>", lazy_target._uuid)
+    copy = pickle.loads(pickle.dumps(caught.value))  # noqa: S301 - our own bytes
+    assert (str(copy), copy.task_id, copy.arg_name, copy.dependency_id) == (text, *fields)
+
+
+async def test_a_reason_of_the_state_backend_is_given_as_it_is() -> None:
+    class Excluded(InMemoryStateBackend):
+        def get_skip_reason(self, node_id: str) -> str:
+            return "Excluded by the operator"
+
+    lab = Lab(state_backend_cls=Excluded)
+    with pytest.raises(cs.DependencyMissingError, match="Task 'a' was skipped: Excluded by the operator"):
+        await lab.run(task("a"))

@@ -14,6 +14,7 @@ from cascade.runtime._run_context import RunContext
 from cascade.runtime._task_execution import TaskExecution
 from cascade.runtime._task_group import BURST, TaskGroup
 from cascade.runtime.events import TaskSkipped
+from cascade.runtime.exceptions import DependencyMissingError
 from cascade.runtime.flow import FlowManager, chosen_route, lazy_id
 from cascade.runtime.protocols import Solver
 from cascade.runtime.resolvers import ArgumentResolver
@@ -58,6 +59,18 @@ class Scheduler:
     async def run(self) -> None:
         """Run all that the target needs; its value is in the state afterwards, or the reason why it was skipped."""
         await self._group.run(self._pump)
+
+    def value(self, target: str) -> Any:
+        """The value of the target, whose name is `target`, after the run.
+
+        Raises:
+            DependencyMissingError: The target was skipped.
+        """
+        state, target_id = self._run.state, self._target_id
+        if not state.has_result(target_id):
+            cause = self._flow.skip_cause(self._nodes[target_id], state)
+            raise DependencyMissingError(target, "<Target Output>", target_id, cause=cause)
+        return state.get_result(target_id)
 
     def _need(self, node_id: str) -> None:
         fresh = self._flow.need(node_id)

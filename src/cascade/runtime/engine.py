@@ -23,7 +23,6 @@ from cascade.runtime._scheduler import Scheduler
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.control.control import Control
 from cascade.runtime.events import RunFinished, RunStarted
-from cascade.runtime.exceptions import DependencyMissingError
 from cascade.runtime.flow import lazy_id
 from cascade.runtime.protocols import Connector, Executor, Solver, StateBackend, Tracing
 from cascade.runtime.resource_manager import ResourceManager
@@ -163,7 +162,7 @@ class Engine:
             await resources.tear_down(error)
             raise
         await resources.tear_down(None)
-        return _value_of(target, run.state)
+        return scheduler.value(_name_of(target))
 
 
 async def _graph_of(target: Any) -> Graph:
@@ -240,9 +239,3 @@ def _name_of(target: Any) -> str:
     if isinstance(target, MappedLazyResult):
         return f"map({getattr(target.factory, 'name', type(target.factory).__name__)})"
     return str(target.task.name)
-
-
-def _value_of(target: Any, state: StateBackend) -> Any:
-    if not state.has_result(lazy_id(target)):
-        raise DependencyMissingError(_name_of(target), "<Target Output>", lazy_id(target))
-    return state.get_result(lazy_id(target))

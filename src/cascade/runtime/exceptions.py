@@ -18,15 +18,29 @@ class CascadeRuntimeError(Exception):
 
 
 class DependencyMissingError(CascadeRuntimeError):
-    """Raised when a value is needed that no run can give any more, because the task that makes it was skipped."""
+    """Raised when a value is missing because the task that makes it was skipped.
 
-    def __init__(self, task_id: str, arg_name: str, dependency_id: str) -> None:
+    Attributes:
+        task_id: The task that has no value, or the target's name.
+        arg_name: The argument that needs the value; "<Target Output>" for the target of a run.
+        dependency_id: The id of the task that was skipped.
+    """
+
+    def __init__(self, task_id: str, arg_name: str, dependency_id: str, *, cause: str | None = None) -> None:
         self.task_id = task_id
         self.arg_name = arg_name
         self.dependency_id = dependency_id
         super().__init__(
-            f"Task '{task_id}' has no value for '{arg_name}': it comes from '{dependency_id}', which was skipped"
+            cause
+            or f"Task '{task_id}' has no value for '{arg_name}': it comes from '{dependency_id}', which was skipped"
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (type(self), str(self), self.task_id, self.arg_name, self.dependency_id)
+
+
+def _restored(kind: type[DependencyMissingError], text: str, *fields: str) -> DependencyMissingError:
+    return kind(*fields, cause=text)
 
 
 class MissingParamError(CascadeRuntimeError, ValueError):

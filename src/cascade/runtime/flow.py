@@ -96,6 +96,58 @@ class FlowManager:
             reason = _reason_to_skip(edge, state_backend)
         return reason
 
+    def skip_cause(self, node: Node, state_backend: StateBackend) -> str:
+        """The sentence that explains why a node was skipped, with the condition or the upstream task that caused it.
+
+        It uses no values: those of conditions may be freed.
+        """
+        root = node
+        while (upstream := self._skipped_upstream(root, state_backend)) is not None:
+            root = upstream
+        own = root is node
+        detour = "" if own else f"it depends on {_label(root)}, which was skipped: "
+        return f"{_label(node, first=True)} was skipped: {detour}{self._root_cause(root, state_backend, own=own)}"
+
+    def _skipped_upstream(self, node: Node, state: StateBackend) -> Node | None:
+        kinds = _KINDS_OF_UPSTREAM.get(state.get_skip_reason(node.id) or "", ())
+        return next(
+            (
+                edge.source
+                for edge in self.in_edges.get(node.id, ())
+                if edge.edge_type in kinds and state.get_skip_reason(edge.source.id) not in {None, PRUNED}
+            ),
+            None,
+        )
+
+    def _root_cause(self, node: Node, state: StateBackend, *, own: bool) -> str:
+        reason = state.get_skip_reason(node.id)
+        edges = self.in_edges.get(node.id, ())
+        condition = next((_label(edge.source) for edge in edges if edge.edge_type is EdgeType.CONDITION), "")
+        subject = f"its condition {condition}" if own else f"the condition {condition} of {_label(node)}"
+        match reason:
+            case "ConditionFalse":
+                return f"{subject} was false"
+            case "ConditionMissing":
+                return f"{subject} has no value"
+            case None:
+                return "it has no value"
+            case _:
+                return reason
+
+
+_KINDS_OF_UPSTREAM = {
+    "UpstreamSkipped_Condition": (EdgeType.CONDITION,),
+    "UpstreamSkipped_Data": (EdgeType.DATA, EdgeType.CONSTRAINT, EdgeType.IMPLICIT),
+    "UpstreamSkipped_Route": (EdgeType.ROUTER_ROUTE,),
+}
+
+
+def _label(node: Node, *, first: bool = False) -> str:
+    """The name of a task or of an input, as an error text shows it; with its kind at the start of a sentence."""
+    if node.param_spec is not None:
+        return f"{type(node.param_spec).__name__.removesuffix('Spec')} {node.param_spec.name!r}"
+    return f"Task {node.name!r}" if first else f"{node.name!r}"
+
 
 def _conditions_first(edge: Edge) -> bool:
     return edge.edge_type is not EdgeType.CONDITION
