@@ -18,6 +18,7 @@ from cascade.messaging.bus import bus as messaging_bus
 from cascade.messaging.renderer import CliRenderer, JsonRenderer, severity
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.engine import Engine
+from cascade.runtime.events import RunFinished
 from cascade.runtime.protocols import Connector
 from cascade.runtime.subscribers import HumanReadableLogSubscriber, TelemetrySubscriber
 from cascade.spec.lazy_types import Lazy
@@ -59,9 +60,18 @@ def run(
         BaseException: What the first task that failed has raised, as it was raised.
     """
     _refuse_running_loop()
-    work = _Work(target, params, system_resources, log_level, log_format, connector, resources)
+    work = PreparedRun(target, params, system_resources, log_level, log_format, connector, resources)
+    value: T = run_to_end(work)
+    return value
+
+
+def run_to_end(work: "PreparedRun") -> Any:
+    """Run what is prepared, as `run` does.
+
+    Raises:
+        BaseException: See `run`.
+    """
     terminated = threading.Event()
-    value: T
     try:
         with asyncio.Runner() as runner:
             value, error = runner.run(_until_sigterm(work, terminated))
@@ -85,23 +95,31 @@ async def run_async(
     resources: Iterable[ResourceDefinition] = (),
 ) -> T:
     """`run` inside a running event loop: in a notebook, in a web server. Signals stay the host's business."""
-    work = _Work(target, params, system_resources, log_level, log_format, connector, resources)
+    work = PreparedRun(target, params, system_resources, log_level, log_format, connector, resources)
     value: T = await work.perform()
     return value
 
 
-class _Work:
-    """One run with all that belongs to it; bad settings are refused here, before anything has run."""
+class PreparedRun:
+    """One run with its bus, subscribers, executor and engine. The arguments are those of `run`.
+
+    Attributes:
+        failed: Whether the run has ended with a failure, which its messages have named.
+
+    Raises:
+        ValueError: A setting has a value that is not allowed. Nothing has run.
+        TypeError: `connector` is no connector.
+    """
 
     def __init__(
         self,
         target: Any,
-        params: dict[str, Any] | None,
-        system_resources: Mapping[str, float] | None,
-        log_level: str,
-        log_format: str,
-        connector: Connector | Sequence[Connector] | None,
-        resources: Iterable[ResourceDefinition],
+        params: dict[str, Any] | None = None,
+        system_resources: Mapping[str, float] | None = None,
+        log_level: str = "INFO",
+        log_format: str = "human",
+        connector: Connector | Sequence[Connector] | None = None,
+        resources: Iterable[ResourceDefinition] = (),
     ) -> None:
         self._target, self._params = target, params
         messages = messages_of_run(log_level, log_format)
@@ -110,6 +128,8 @@ class _Work:
         if moved_by is not None:
             TelemetrySubscriber(events, moved_by)
             TraceLinkSubscriber(events, trace_url_template(os.environ), messages)
+        self.failed = False
+        events.subscribe(RunFinished, self._on_finished)
         self._executor = LocalExecutor()
         self._engine = Engine(
             NativeSolver(), self._executor, events, system_resources=system_resources, connector=moved_by
@@ -122,6 +142,9 @@ class _Work:
             return await self._engine.run(self._target, self._params)
         finally:
             self._executor.close()
+
+    def _on_finished(self, event: RunFinished) -> None:
+        self.failed = event.status == "Failed"
 
 
 def messages_of_run(log_level: str, log_format: str) -> Messages:
@@ -173,7 +196,7 @@ def _refuse_running_loop() -> None:
     raise RuntimeError("cs.run() cannot run inside a running event loop: use `await cs.run_async(...)` here")
 
 
-async def _until_sigterm(work: _Work, terminated: threading.Event) -> tuple[Any, Exception | None]:
+async def _until_sigterm(work: PreparedRun, terminated: threading.Event) -> tuple[Any, Exception | None]:
     """The run's value and its error, which must not end the task: asyncio asks a task's exception for its repr."""
     with _cancel_on_sigterm(terminated):
         try:
