@@ -1,9 +1,15 @@
+import enum
 import io
 import json
 import sys
+from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from typing import Any
+from datetime import date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal, NewType, Optional
+from uuid import UUID
 
 import pytest
 
@@ -13,6 +19,22 @@ import cascade as cs
 @cs.task
 def show(*values: Any) -> str:
     return " ".join(f"{value!r}" for value in values)
+
+
+class Color(enum.Enum):
+    RED = "red"
+    SEVEN = 7
+
+
+@pytest.fixture
+def received() -> list[Any]:
+    return []
+
+
+@pytest.fixture
+def keep(received: list[Any]) -> Any:
+    """A task that keeps its argument: the value itself, not a text of it."""
+    return cs.task(received.append, name="keep")
 
 
 @dataclass
@@ -158,3 +180,121 @@ def test_exit_codes(raised: BaseException, code: int) -> None:
         raise raised
 
     assert invoke(cs.task(end)(), "--log-level", "OFF").exit_code == code
+
+
+UserId = NewType("UserId", int)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "value"),
+    [
+        (str, ["--x", "5"], "5"),
+        (int, ["--x", "-5"], -5),
+        (float, ["--x", "1e3"], 1000.0),
+        (bool, ["--x"], True),
+        (bool, ["--no-x"], False),
+        (Path, ["--x", "a/b"], Path("a/b")),
+        (Decimal, ["--x", "1.10"], Decimal("1.10")),
+        (UUID, ["--x", "0" * 31 + "1"], UUID(int=1)),
+        (date, ["--x", "2026-01-02"], date(2026, 1, 2)),
+        (datetime, ["--x", "2026-01-02T03:04"], datetime(2026, 1, 2, 3, 4)),  # noqa: DTZ001
+        (Color, ["--x", "red"], Color.RED),
+        (Color, ["--x", "7"], Color.SEVEN),
+        (Color, ["--x", "SEVEN"], Color.SEVEN),
+        (Literal["a", 1], ["--x", "1"], 1),
+        (dict[str, int], ["--x", '{"a": 1}'], {"a": 1}),
+        (list[int], ["--x", "1", "--x", "2"], [1, 2]),
+        (set[Color], ["--x", "red"], {Color.RED}),
+        (tuple[float, ...], ["--x", "1"], (1.0,)),
+        (list[bool], ["--x", "no", "--x", "TRUE"], [False, True]),
+        (list, ["--x", "1"], ["1"]),
+        (int | None, ["--x", "1"], 1),
+        (Optional[bool], ["--no-x"], False),  # noqa: UP045
+        (int | None, [], None),
+        (int | str, ["--x", "a"], "a"),
+        (Annotated[int, "seconds"], ["--x", "1"], 1),
+        (UserId, ["--x", "1"], 1),
+    ],
+    ids=str,
+)
+def test_the_text_of_an_option_becomes_a_value_of_the_type(
+    kind: Any, options: list[str], value: Any, keep: Any, received: list[Any]
+) -> None:
+    assert invoke(keep(cs.Param("x", type=kind)), *options).exit_code == 0
+    assert received == [value]
+    assert type(received[0]) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "said"),
+    [
+        (int, "five", "'five' is no int"),
+        (Decimal, "five", "'five' is no Decimal"),
+        (Color, "green", "'green' is not one of red, 7"),
+        (Literal["a", 1], "b", "'b' is not one of a, 1"),
+        (dict, "[1]", "'[1]' is no JSON object"),
+        (list[int], "a", "'a' is no int"),
+    ],
+    ids=str,
+)
+def test_text_that_is_no_such_value_is_a_usage_error(kind: Any, text: str, said: str, keep: Any, received: Any) -> None:
+    result = invoke(keep(cs.Param("x", type=kind)), "--x", text)
+    assert (result.exit_code, received) == (2, [])
+    assert said in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("default", "text", "value"), [(2, "3", 3), (0.5, "1", 1.0), ([1], "3", [3]), ((1,), "3", (3,))]
+)
+def test_a_default_gives_the_type_of_a_param_without_one(
+    default: Any, text: str, value: Any, keep: Any, received: list[Any]
+) -> None:
+    assert invoke(keep(cs.Param("x", default)), "--x", text).exit_code == 0
+    assert received == [value]
+    assert type(received[0]) is type(value)
+
+
+def test_a_default_is_passed_on_as_it_is(keep: Any, received: list[Any]) -> None:
+    default = [object()]
+    assert invoke(keep(cs.Param("x", default, list[str]))).exit_code == 0
+    assert received[0] is default
+
+
+@pytest.mark.parametrize("kind", [object, Iterator, tuple[int, str], list[list[int]]])
+def test_a_type_without_conversion_is_refused_when_the_command_line_is_made(kind: Any) -> None:
+    with pytest.raises(TypeError, match=r"Param 'x': no conversion from text to .*supported: str, int.*type=str"):
+        cs.cli(show(cs.Param("x", type=kind)))
+
+
+def test_only_the_params_of_the_target_are_options(keep: Any, received: list[Any]) -> None:
+    cs.Param("other", description="declared, not used")
+    show(cs.Param("x", "theirs"))
+    app = keep(cs.Param("x", "ours"))
+    assert "--other" not in invoke(app, "--help").stdout
+    assert invoke(app).exit_code == 0
+    assert received == ["ours"]
+
+
+def test_a_param_of_a_condition_a_map_a_route_and_a_constraint_is_an_option() -> None:
+    routed = cs.Router(cs.Param("selector"), {"a": show(cs.Param("route"))})
+    mapped = show.map(x=show(cs.Param("items"))).run_if(cs.Param("condition", False, bool))
+    target = show(routed, [mapped]).with_constraints(cpu=cs.Param("cpu", 1, int))
+    shown = invoke(target, "--help").stdout
+    assert [name for name in ("selector", "route", "items", "condition", "cpu") if f"--{name}" not in shown] == []
+
+
+def test_two_params_of_one_name_must_agree() -> None:
+    assert invoke(show(cs.Param("n", 1, int), cs.Param("n", 1, int)), "--n", "2").stdout.endswith("2 2\n")
+    for other in (cs.Param("n", 2, int), cs.Param("n", 1, float), cs.Param("n", type=int)):
+        with pytest.raises(ValueError, match=r"two Params 'n'.*Declare the Param once"):
+            cs.cli(show(cs.Param("n", 1, int), other))
+
+
+def test_names_with_the_same_letters_are_two_options() -> None:
+    target = show(cs.Param("a-b", 1), cs.Param("a_b", 2))
+    assert invoke(target, "--a-b", "3").stdout.endswith("3 2\n")
+
+
+def test_the_name_of_an_option_of_the_command_line_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'log-level'.*another name"):
+        cs.cli(show(cs.Param("log-level")))

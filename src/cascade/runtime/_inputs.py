@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cascade.graph.model import Graph, Node
-from cascade.runtime.exceptions import MissingParamError
+from cascade.runtime.exceptions import MissingEnvError, MissingParamError
 from cascade.spec.input import EnvSpec
 
 
@@ -14,15 +14,18 @@ def input_value(node: Node, params: Mapping[str, Any]) -> Any:
 
     Raises:
         MissingParamError: A parameter has neither.
+        MissingEnvError: An environment variable is not set and has no default.
     """
     spec = node.param_spec
     if spec is None:
         raise TypeError(f"Node '{node.name}' is no input")
     if isinstance(spec, EnvSpec):
-        return os.environ.get(spec.name, spec.default)
+        if (value := os.environ.get(spec.name, spec.default)) is None:
+            raise MissingEnvError(spec.name)
+        return value
     if spec.name in params:
         return params[spec.name]
-    if spec.default is None:
+    if not spec.has_default:
         raise MissingParamError(spec.name)
     return spec.default
 

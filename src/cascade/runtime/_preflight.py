@@ -1,13 +1,58 @@
 """Checks of a run before its first task starts."""
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Collection, Iterable, Mapping
 
-from cascade.graph.model import Edge, Node
+from cascade.graph.model import Edge, Graph, Node
 from cascade.runtime._inputs import input_value
 from cascade.runtime._map_execution import zip_items
 from cascade.runtime._outcome import add_task_note
 from cascade.runtime._run_context import RunContext
+from cascade.runtime.exceptions import UnknownParamError, suggestion
+from cascade.spec.input import ParamSpec
 from cascade.spec.lazy_types import LazyResult, MappedLazyResult
+
+logger = logging.getLogger(__name__)
+
+
+TYPO = 0.8
+"""Similarity, from 0 to 1, from which on a name is a typing error: `gpuu` and `gpu` have 0.86, `cpu` and `gpu` 0.67."""
+
+
+def check_names(graph: Graph, run: RunContext) -> None:
+    """Check the names in `params=` and in constraints.
+
+    A constraint's name without a capacity is unlimited. It is an error only if it is similar to a name with one.
+
+    Raises:
+        UnknownParamError: A name in `params=` is no Param of the workflow.
+        ValueError: A constraint's name is a misspelt name of a system resource.
+    """
+    if run.params:
+        _check_params(run.params, graph)
+    if capacity := run.capacity.usage:
+        for node in graph.nodes:
+            if node.constraints:
+                _check_constraints(node, capacity)
+
+
+def _check_params(params: Mapping[str, object], graph: Graph) -> None:
+    specs = (node.param_spec for node in graph.nodes)
+    known = dict.fromkeys(spec.name for spec in specs if isinstance(spec, ParamSpec))
+    unknown = [name for name in params if name not in known]
+    if unknown and known:
+        raise UnknownParamError(unknown[0], known)
+    if unknown:
+        logger.warning("params: the workflow has no Param; the run ignores %s", ", ".join(map(repr, unknown)))
+
+
+def _check_constraints(node: Node, capacity: Collection[str]) -> None:
+    for name in node.constraints.requirements if node.constraints else ():
+        if name not in capacity and (hint := suggestion(name, capacity, TYPO)):
+            raise ValueError(
+                f"Task '{node.name}': the constraint '{name}' is not in system_resources{hint} "
+                f"If '{name}' is a resource of its own, give it a capacity in system_resources"
+            )
 
 
 def check_nodes(nodes: Iterable[Node], in_edges: Mapping[str, list[Edge]], run: RunContext) -> None:
@@ -15,6 +60,7 @@ def check_nodes(nodes: Iterable[Node], in_edges: Mapping[str, list[Edge]], run: 
 
     Raises:
         MissingParamError: A parameter has no value.
+        MissingEnvError: An environment variable has no value.
         ValueError: A constraint asks for more than there is, or a map's lists are not equally long.
     """
     for node in nodes:

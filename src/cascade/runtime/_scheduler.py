@@ -9,7 +9,7 @@ from cascade.graph.model import Edge, EdgeType, Graph, Node
 from cascade.runtime._hold import Hold
 from cascade.runtime._inputs import input_value
 from cascade.runtime._map_execution import MapExecution
-from cascade.runtime._preflight import check_nodes
+from cascade.runtime._preflight import check_names, check_nodes
 from cascade.runtime._run_context import RunContext
 from cascade.runtime._task_execution import TaskExecution
 from cascade.runtime._task_group import BURST, TaskGroup
@@ -41,6 +41,7 @@ class Scheduler:
     def prepare(self, solver: Solver) -> None:
         """Plan the run, and raise what is known to go wrong before anything runs. It may be called in a thread."""
         plan, graph = solver.resolve(self._graph), self._graph
+        check_names(graph, self._run)
         self._flow = FlowManager(graph, self._target_id)
         self._resolver = ArgumentResolver(self._flow.in_edges, self._run.state, self._run.resources)
         self._nodes = {node.id: node for node in graph.nodes}

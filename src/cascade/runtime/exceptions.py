@@ -2,14 +2,17 @@
 
     CascadeRuntimeError
     ├── DependencyMissingError
+    ├── MissingEnvError
     ├── MissingParamError
+    ├── UnknownParamError
     └── TelemetryLostError
 
 `StillRunning` is apart: it is a cancellation. A task's own exception is never wrapped: it comes through as it was raised.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from difflib import get_close_matches
 from typing import Any, Protocol
 
 
@@ -49,6 +52,33 @@ class MissingParamError(CascadeRuntimeError, ValueError):
     def __init__(self, name: str) -> None:
         self.name = name
         super().__init__(f"Parameter '{name}' has no value and no default: pass params={{'{name}': …}}")
+
+
+class MissingEnvError(CascadeRuntimeError, ValueError):
+    """Raised when an environment variable is not set and its `Env` has no default."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(
+            f"Environment variable '{name}' is not set and has no default: set it, or pass cs.Env('{name}', default=…)"
+        )
+
+
+class UnknownParamError(CascadeRuntimeError, ValueError):
+    """Raised when a run is given a value for a name that is no Param of the workflow."""
+
+    def __init__(self, name: str, known: Collection[str]) -> None:
+        self.name = name
+        self.known = tuple(known)
+        super().__init__(
+            f"params: '{name}' is no Param of this workflow{suggestion(name, known) or '.'} Its Params: {', '.join(known)}"
+        )
+
+
+def suggestion(name: str, known: Collection[str], cutoff: float = 0.6) -> str:
+    """The question `; did you mean 'x'?` for the known name that is most similar; "" without a similar one."""
+    close = get_close_matches(name, known, 1, cutoff)
+    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 class TelemetryLostError(CascadeRuntimeError):

@@ -1,25 +1,44 @@
 """What a workflow takes from outside: parameters and environment variables."""
 
 from dataclasses import dataclass
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One input by name. A default of None means that there is none."""
+    """One input by name. The default None means that the input has no default."""
 
     name: str
     default: Any = None
     description: str = ""
 
+    @property
+    def has_default(self) -> bool:
+        """Whether a run needs no value for the input."""
+        return self.default is not None
+
 
 @dataclass(frozen=True)
 class ParamSpec(InputSpec):
-    """A parameter of `cs.run(…, params={name: value})`; the command line offers it as an option of this type."""
+    """A parameter of `cs.run(…, params={name: value})`; an option of this type on the command line.
+
+    The default None is a default if the type includes None: `int | None`.
+    """
 
     type: Any = str
+
+    @property
+    def has_default(self) -> bool:
+        return self.default is not None or _includes_none(self.type)
 
 
 @dataclass(frozen=True)
 class EnvSpec(InputSpec):
-    """An environment variable, read when the run gets there."""
+    """An environment variable, read at run time."""
+
+
+def _includes_none(kind: Any) -> bool:
+    if get_origin(kind) in {Union, UnionType}:
+        return NoneType in get_args(kind)
+    return get_origin(kind) is Literal and None in get_args(kind)

@@ -5,6 +5,7 @@ import concurrent.futures
 import contextlib
 import inspect
 import sys
+from collections.abc import Callable
 from enum import StrEnum
 from types import TracebackType
 from typing import Any
@@ -12,15 +13,16 @@ from typing import Any
 import cascade
 from cascade._extras import missing_extra
 from cascade._run import PreparedRun, run_to_end
-from cascade.context import get_current_context
 from cascade.messaging.renderer import printable
 from cascade.spec.input import ParamSpec
+from cascade.spec.lazy_types import Lazy
 from cascade.telemetry.safe import error_text, stack_text
+from cascade.tools._options import OptionType
+from cascade.tools._params import SHOWN, params_of, type_of
 
 EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 130
 
-_TYPES = (str, int, float, bool)
 _HARNESS = tuple(
     file.removesuffix("__init__.py")
     for file in (cascade.__file__, asyncio.__file__, concurrent.futures.__file__, contextlib.__file__)
@@ -41,27 +43,32 @@ class _Format(StrEnum):
     JSON = "json"
 
 
-def cli(target: Any) -> Any:
-    """A Typer app that runs `target`; call it. Each Param is an option; a result that is not None is printed.
+def cli(target: Lazy[Any]) -> Any:
+    """A Typer app that runs `target`; call it. A result that is not None is printed.
+
+    The Params of the target's graph are the options `--<name>`. The text of an option is converted to the type of its
+    Param. A Param without a default is required.
 
     Exit codes: 0 for success, 1 for a run that failed, 2 for a usage error, 130 for Ctrl-C, 143 for SIGTERM. Of the
     traceback of a task's exception it prints the user's own code.
 
     Raises:
         ImportError: Typer is not installed.
+        TypeError: The type of a Param has no conversion from text.
+        ValueError: Two Params of one name have different types or defaults, or a name is that of another option.
     """
     try:
         import typer
     except ImportError as error:
         raise missing_extra("cli", error) from error
 
-    specs = {
-        _identifier(spec.name): spec for spec in get_current_context().get_all_specs() if isinstance(spec, ParamSpec)
-    }
+    specs = {f"param_{number}": spec for number, spec in enumerate(params_of(target))}
+    kinds = {key: type_of(spec) for key, spec in specs.items()}
 
     def main(**options: Any) -> None:
         settings = {name: options.pop(name).value for name in ("log_level", "log_format")}
-        params = {specs[key].name: value for key, value in options.items()}
+        given = {key: value for key, value in options.items() if value is not None}
+        params = {specs[key].name: kinds[key].value(value) for key, value in given.items()}
         try:
             work = PreparedRun(target, params, **settings)
         except (ValueError, TypeError) as error:
@@ -76,7 +83,7 @@ def cli(target: Any) -> Any:
         if result is not None:
             typer.echo(result)
 
-    options = [_parameter(typer, key, spec) for key, spec in specs.items()]
+    options = [_parameter(typer, key, spec, kinds[key]) for key, spec in specs.items()]
     main.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
             *options,
@@ -89,22 +96,31 @@ def cli(target: Any) -> Any:
     return app
 
 
-def _parameter(typer: Any, key: str, spec: ParamSpec) -> inspect.Parameter:
-    kind = spec.type if spec.type in _TYPES else str
-    default = ... if spec.default is None else spec.default
-    names = [f"--{spec.name}"]
-    if kind is bool:
-        names = [f"--{spec.name}/--no-{spec.name}"]
-    return _option(typer, key, kind, default, *names, help=spec.description)
+def _parameter(typer: Any, key: str, spec: ParamSpec, kind: OptionType) -> inspect.Parameter:
+    """The option of a Param. One that is not given is None: the run then takes the Param's own default."""
+    default = None if spec.has_default else ...
+    more: dict[str, Any] = {"help": spec.description}
+    more["show_default"] = str(spec.default) if isinstance(spec.default, SHOWN) else False
+    if kind.flag:
+        return _option(typer, key, bool | None, default, f"--{spec.name}/--no-{spec.name}", **more)
+    annotation = str | None if kind.container is None else list[str] | None
+    more |= {"parser": _parser(typer, kind), "metavar": kind.label}
+    return _option(typer, key, annotation, default, f"--{spec.name}", **more)
 
 
-def _option(typer: Any, key: str, kind: type[Any], default: Any, *names: str, help: str) -> inspect.Parameter:  # noqa: A002
-    shown = typer.Option(default, *names, help=help, case_sensitive=False)
+def _parser(typer: Any, kind: OptionType) -> Callable[[Any], Any]:
+    def parse(text: Any) -> Any:
+        try:
+            return kind.convert(text)
+        except ValueError as error:
+            raise typer.BadParameter(printable(str(error))) from None
+
+    return parse
+
+
+def _option(typer: Any, key: str, kind: Any, default: Any, *names: str, **more: Any) -> inspect.Parameter:
+    shown = typer.Option(default, *names, case_sensitive=False, **more)
     return inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=shown, annotation=kind)
-
-
-def _identifier(name: str) -> str:
-    return "param_" + "".join(c if c.isalnum() else "_" for c in name)
 
 
 def _print_failure(error: Exception, *, is_told: bool, log_format: str, **_: object) -> None:

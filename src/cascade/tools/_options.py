@@ -1,0 +1,173 @@
+"""Options of a command line: conversion of text to the types of Params."""
+
+import json
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, time
+from decimal import Decimal
+from enum import Enum, EnumType
+from pathlib import PurePath
+from typing import Annotated, Any, Literal, NewType, Union, get_args, get_origin
+from uuid import UUID
+
+Convert = Callable[[str], Any]
+
+_FLAGS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+
+SUPPORTED = (
+    "str, int, float, bool, Decimal, UUID, Path, date, datetime, time, an Enum, a Literal, dict (JSON), a union of these, "
+    "and list, set, frozenset or tuple[X, ...] of these"
+)
+
+_BY_CLASS: tuple[tuple[type, Callable[[Any], Convert]], ...] = (
+    (Enum, lambda kind: _choice({**{m.name: m for m in kind}, **{str(m.value): m for m in kind}}, _choices(kind))),
+    (bool, lambda _: _flag),
+    (datetime, lambda kind: kind.fromisoformat),
+    (date, lambda kind: kind.fromisoformat),
+    (time, lambda kind: kind.fromisoformat),
+    (dict, lambda _: _json_object),
+    *((kind, lambda kind: kind) for kind in (str, int, float, Decimal, UUID, PurePath)),
+)
+_CONTAINERS = (list, set, frozenset, tuple)
+
+
+@dataclass(frozen=True)
+class OptionType:
+    """How an option's text becomes a value.
+
+    `convert` raises ValueError for text that is no such value. With a `container`, the option may be given several
+    times, and its value is a container of the converted texts. A `flag` takes no text.
+    """
+
+    label: str
+    convert: Convert
+    container: Callable[[Sequence[Any]], Any] | None = None
+    flag: bool = False
+
+    def value(self, given: Any) -> Any:
+        """The value of an option: `given` is what `convert` returned, or the list of it."""
+        return given if self.container is None else self.container(given)
+
+
+def option_type(kind: Any) -> OptionType:
+    """The conversion for a Param's type.
+
+    Raises:
+        TypeError: The type has no conversion from text.
+    """
+    kind = _plain(kind)
+    members = [member for member in _members(kind) if member is not types.NoneType]
+    if len(members) == 1:
+        kind = _plain(members[0])
+    origin = get_origin(kind) or kind
+    if origin in _CONTAINERS:
+        item = _plain(_item_of(kind))
+        return OptionType(_label(item), _conversion(item), container=origin)
+    return OptionType(_label(kind), _conversion(kind), flag=kind is bool)
+
+
+def _conversion(kind: Any) -> Convert:
+    kind = _plain(kind)
+    if kind is Any or kind is None:
+        return str
+    if members := _members(kind):
+        return _first_of([_conversion(member) for member in members if member is not types.NoneType])
+    if get_origin(kind) is Literal:
+        return _choice({str(value): value for value in get_args(kind)}, _choices(kind))
+    base = get_origin(kind) or kind
+    for known, convert in _BY_CLASS:
+        if isinstance(base, type) and issubclass(base, known):
+            return _checked(convert(base), _label(kind))
+    raise TypeError(f"no conversion from text to {_label(kind)}; supported: {SUPPORTED}")
+
+
+def _plain(kind: Any) -> Any:
+    """The type behind Annotated, NewType and `type X = ...`."""
+    while True:
+        if get_origin(kind) is Annotated:
+            kind = get_args(kind)[0]
+        elif isinstance(kind, NewType):
+            kind = kind.__supertype__
+        elif type(kind).__name__ == "TypeAliasType":
+            kind = kind.__value__
+        else:
+            return kind
+
+
+def _members(kind: Any) -> tuple[Any, ...]:
+    return get_args(kind) if get_origin(kind) in {Union, types.UnionType} else ()
+
+
+def _item_of(kind: Any) -> Any:
+    match get_args(kind):
+        case ():
+            return str
+        case (item,) | (item, types.EllipsisType()):
+            return item
+        case _:
+            raise TypeError(f"no conversion from text to {_label(kind)}; supported: {SUPPORTED}")
+
+
+class _OptionError(ValueError):
+    """The text has no conversion; the message is complete."""
+
+
+def _checked(convert: Convert, label: str) -> Convert:
+    def checked(text: str) -> Any:
+        try:
+            return convert(text)
+        except _OptionError:
+            raise
+        except (ValueError, ArithmeticError):
+            raise _OptionError(f"{text!r} is no {label}") from None
+
+    return checked
+
+
+def _choice(values: dict[str, Any], choices: list[str]) -> Convert:
+    def convert(text: str) -> Any:
+        if text not in values:
+            raise _OptionError(f"{text!r} is not one of {', '.join(choices)}")
+        return values[text]
+
+    return convert
+
+
+def _choices(kind: Any) -> list[str]:
+    """The texts that stand for the values of an Enum or a Literal."""
+    if get_origin(kind) is Literal:
+        return [str(value) for value in get_args(kind)]
+    if not isinstance(kind, EnumType):
+        return []
+    members: dict[str, Any] = dict(kind.__members__)
+    return [str(member.value) for member in members.values()]
+
+
+def _flag(text: str) -> bool:
+    return bool(_choice(_FLAGS, list(_FLAGS))(text.lower()))
+
+
+def _first_of(conversions: list[Convert]) -> Convert:
+    def convert(text: str) -> Any:
+        for each in conversions[:-1]:
+            try:
+                return each(text)
+            except ValueError:
+                continue
+        return conversions[-1](text)
+
+    return convert
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise _OptionError(f"{text!r} is no JSON object")
+    return value
+
+
+def _label(kind: Any) -> str:
+    if choices := _choices(kind):
+        return "|".join(choices)
+    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).replace("typing.", "")
