@@ -44,13 +44,13 @@ test-large: servers  ## the map of a million items, and runs of 100,000 tasks
 	$(BIN)/python -m pytest -m large
 
 test-versions: servers  ## all tests on each version of Python that pyproject.toml names and the machine has
-	@$(BIN)/python -m tests.environments versions
+	@$(BIN)/python -m tests.environments versions $(ARGS)
 
 test-extras: servers  ## all tests with no extra, with each alone, with the lowest and the newest versions
-	@$(BIN)/python -m tests.environments extras
+	@$(BIN)/python -m tests.environments extras $(ARGS)
 
 flaky: servers  ## all tests three times, while other programs occupy all cores
-	@$(BIN)/python -m tests.busy
+	@$(BIN)/python -m tests.busy $(ARGS)
 
 stack-build: $(READY)  ## build the Collector and Jaeger from source, once for this machine; needs Go
 	@$(BIN)/python -m stack build

@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests import extras
 from tests.progress import Progress
 
 # gRPC reads it when it is imported, and then tells of every connection that a test cuts.
@@ -13,6 +15,20 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Progress())
+
+
+_NOT_IMPORTABLE = extras.not_importable()
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    return True if collection_path in _NOT_IMPORTABLE else None
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    return [
+        f"skipped without the extra {', '.join(lacking)}: {path.relative_to(config.rootpath)}"
+        for path, lacking in _NOT_IMPORTABLE.items()
+    ]
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ import pytest
 import cascade
 import cascade.runtime
 import cascade.testing
+from tests.extras import needs
 
 
 def visible(module: ModuleType) -> set[str]:
@@ -31,7 +32,7 @@ def test_all_is_what_is_visible() -> None:
     assert cascade.__all__ == sorted(cascade.__all__)
 
 
-@pytest.mark.parametrize("module", [cascade, cascade.testing])
+@pytest.mark.parametrize("module", [cascade, pytest.param(cascade.testing, marks=needs("otel"))])
 def test_every_name_of_all_is_there(module: ModuleType) -> None:
     for name in module.__all__:
         assert getattr(module, name) is not None
@@ -49,6 +50,7 @@ def test_unknown_names_are_attribute_errors() -> None:
         _ = cascade.testing.nonsense
 
 
+@needs("otel")
 def test_connectors_are_found_on_first_use() -> None:
     assert cascade.OtelConnector.__name__ == "OtelConnector"
 

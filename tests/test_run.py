@@ -20,7 +20,7 @@ from cascade.connectors.memory import MemoryConnector
 from cascade.messaging.bus import bus as messaging_bus
 from cascade.messaging.renderer import CliRenderer
 from cascade.runtime.nested import run_nested
-from cascade.testing import OtlpReceiver
+from tests.extras import needs
 
 
 @cs.task
@@ -304,8 +304,11 @@ cs.run(gather(waits(), blocks()), connector=OtelConnector("ENDPOINT"))
 """
 
 
+@needs("otel")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 128 + signal.SIGTERM)])
 def test_signals_leave_a_complete_trace(number: int, code: int, tmp_path: Path) -> None:
+    from cascade.testing import OtlpReceiver
+
     with OtlpReceiver() as receiver:
         script = tmp_path / "program.py"
         script.write_text(PROGRAM.replace("ENDPOINT", receiver.http_endpoint).replace("SECONDS", "0.7"))

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
-pytest.importorskip("opentelemetry.exporter.otlp.proto.grpc")
+pytest.importorskip("aiomqtt", reason="aiomqtt is measured, too, and is not installed")
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,5 +1,6 @@
 import cascade as cs
 from cascade.testing import FixedClock, record_run
+from tests.extras import needs
 
 
 @cs.task
@@ -7,6 +8,7 @@ def one() -> int:
     return 1
 
 
+@needs("otel")
 def test_a_run_is_recorded_with_its_messages_and_spans() -> None:
     run = record_run(cs.task(lambda x: x + 1, name="plus")(one()))
     assert (run.value, run.error) == (2, None)
@@ -15,6 +17,7 @@ def test_a_run_is_recorded_with_its_messages_and_spans() -> None:
     assert run.events
 
 
+@needs("otel")
 def test_an_error_is_recorded_not_raised() -> None:
     assert isinstance(record_run(cs.task(lambda: 1 / 0, name="divide")()).error, ZeroDivisionError)
 
@@ -27,6 +30,7 @@ def test_a_fixed_clock_makes_times_predictable() -> None:
     assert all(p["ts"].endswith(".000000Z") for p in run.payloads)
 
 
+@needs("otel")
 def test_a_clock_wound_back_does_not_turn_a_runs_time() -> None:
     clock = FixedClock()
 

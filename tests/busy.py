@@ -1,0 +1,50 @@
+"""`make flaky`: all tests three times, while a busy loop for each core competes with them."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from stack.programs import ROOT
+from stack.progress import say
+
+PASSES = 3
+PATIENCE = 300
+"""Seconds after which a test is taken to hang."""
+
+LOOP = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
+"""It ends with its parent, however that ends."""
+
+
+@contextmanager
+def busy_loops(number: int) -> Iterator[None]:
+    """Occupy so many cores."""
+    loops = list[subprocess.Popen[bytes]]()
+    try:
+        loops.extend(subprocess.Popen([sys.executable, "-c", LOOP]) for _ in range(number))
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+        for loop in loops:
+            loop.wait()
+
+
+def main(arguments: list[str]) -> int:
+    cores = os.cpu_count() or 1
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--timeout={PATIENCE}", *arguments]
+    failed = list[int]()
+    with busy_loops(cores):
+        for number in range(1, PASSES + 1):
+            say(f"\nPass {number} of {PASSES}, with {cores} busy loops")
+            if subprocess.run(command, cwd=ROOT, check=False).returncode:
+                failed.append(number)
+    say("")
+    for number in range(1, PASSES + 1):
+        say(f"Pass {number}: {'FAILED' if number in failed else 'passed'}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
