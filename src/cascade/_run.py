@@ -74,14 +74,12 @@ def run_to_end(work: "PreparedRun") -> Any:
     terminated = threading.Event()
     try:
         with asyncio.Runner() as runner:
-            value, error = runner.run(_until_sigterm(work, terminated))
+            runner.run(_until_sigterm(work, terminated))
     except asyncio.CancelledError:
         if terminated.is_set():
             raise SystemExit(EXIT_SIGTERM) from None
         raise
-    if error is not None:
-        raise error
-    return value
+    return work.result()
 
 
 async def run_async(
@@ -96,15 +94,13 @@ async def run_async(
 ) -> T:
     """`run` inside a running event loop: in a notebook, in a web server. Signals stay the host's business."""
     work = PreparedRun(target, params, system_resources, log_level, log_format, connector, resources)
-    value: T = await work.perform()
+    await work.perform()
+    value: T = work.result()
     return value
 
 
 class PreparedRun:
     """One run with its bus, subscribers, executor and engine. The arguments are those of `run`.
-
-    Attributes:
-        failed: Whether the run has ended with a failure, which its messages have named.
 
     Raises:
         ValueError: A setting has a value that is not allowed. Nothing has run.
@@ -128,22 +124,55 @@ class PreparedRun:
         if moved_by is not None:
             TelemetrySubscriber(events, moved_by)
             TraceLinkSubscriber(events, trace_url_template(os.environ), messages)
-        self.failed = False
-        events.subscribe(RunFinished, self._on_finished)
+        self._outcome = _Outcome()
+        events.subscribe(RunFinished, self._outcome.on_finished)
         self._executor = LocalExecutor()
         self._engine = Engine(
             NativeSolver(), self._executor, events, system_resources=system_resources, connector=moved_by
         )
         for resource in resources:
             self._engine.register(resource)
+        self._value: Any = None
+        self._error: BaseException | None = None
 
-    async def perform(self) -> Any:
+    @property
+    def failed(self) -> bool:
+        """Whether the run has ended with a failure, which its messages have named."""
+        return self._outcome.failed
+
+    async def perform(self) -> None:
+        """Run the workflow, for `result`. Only a cancellation is raised.
+
+        The asyncio task that does this ends without a value or another error: `asyncio.Runner` and asyncio's debug mode
+        call `repr` on them.
+        """
         try:
-            return await self._engine.run(self._target, self._params)
+            self._value = await self._engine.run(self._target, self._params)
+        except (asyncio.CancelledError, GeneratorExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - raised again by result
+            self._error = error
         finally:
             self._executor.close()
 
-    def _on_finished(self, event: RunFinished) -> None:
+    def result(self) -> Any:
+        """Return the run's value, or raise its error, once."""
+        value, error = self._value, self._error
+        self._value = self._error = None
+        if error is None:
+            return value
+        try:
+            raise error
+        finally:
+            del error  # it refers to this frame
+
+
+class _Outcome:
+    """Whether a run has failed. An object of its own: the bus must not refer to the run that it belongs to."""
+
+    failed = False
+
+    def on_finished(self, event: RunFinished) -> None:
         self.failed = event.status == "Failed"
 
 
@@ -196,13 +225,9 @@ def _refuse_running_loop() -> None:
     raise RuntimeError("cs.run() cannot run inside a running event loop: use `await cs.run_async(...)` here")
 
 
-async def _until_sigterm(work: PreparedRun, terminated: threading.Event) -> tuple[Any, Exception | None]:
-    """The run's value and its error, which must not end the task: asyncio asks a task's exception for its repr."""
+async def _until_sigterm(work: PreparedRun, terminated: threading.Event) -> None:
     with _cancel_on_sigterm(terminated):
-        try:
-            return await work.perform(), None
-        except Exception as error:  # noqa: BLE001 - raised again by run
-            return None, error
+        await work.perform()
 
 
 @contextmanager

@@ -15,7 +15,7 @@ class Hold:
     def __init__(self, gates: Gates, group: TaskGroup, go_on: Callable[[], None]) -> None:
         self._gates = gates
         self._group = group
-        self._go_on = go_on
+        self._go_on: Callable[[], None] | None = go_on
         self._is_waiting = False
 
     def is_on(self) -> bool:
@@ -27,8 +27,13 @@ class Hold:
             self._group.spawn(self._wait())
         return True
 
+    def close(self) -> None:
+        """Forget `go_on`: its owner holds this object, and such a cycle would hold the values of a run after its end."""
+        self._go_on = None
+
     async def _wait(self) -> None:
         while self._gates.is_full() and not self._group.over:
             await self._gates.room()
         self._is_waiting = False
-        self._go_on()
+        if self._go_on is not None:
+            self._go_on()

@@ -168,7 +168,10 @@ class _WindowLimiter:
     async def run(self, work: Callable[[int], Coroutine[Any, Any, None]], count: int) -> None:
         self._work = work
         self._next, self._count, self._open = 0, count, count
-        await self._group.run(self._fill)
+        try:
+            await self._group.run(self._fill)
+        finally:
+            self._hold.close()
 
     def _fill(self) -> None:
         group = self._group

@@ -94,23 +94,21 @@ class ResourceSetup:
 
     def _in_order(self, wanted: Iterable[str]) -> list[str]:
         order: dict[str, None] = {}
-        path: list[str] = []
-
-        def visit(name: str) -> None:
-            if name in order:
-                return
-            if name in path:
-                raise ValueError(f"Resources use each other in a circle: {' -> '.join([*path, name])}")
-            path.append(name)
-            for inject in injected_defaults(self._provider(name, path)).values():
-                self._note(inject)
-                visit(inject.resource_name)
-            path.pop()
-            order[name] = None
-
         for name in wanted:
-            visit(name)
+            self._visit(name, [], order)
         return list(order)
+
+    def _visit(self, name: str, path: list[str], order: dict[str, None]) -> None:
+        """Append to `order` the resource, after those that it uses. `path` has the resources that lead to it."""
+        if name in order:
+            return
+        path = [*path, name]
+        if name in path[:-1]:
+            raise ValueError(f"Resources use each other in a circle: {' -> '.join(path)}")
+        for inject in injected_defaults(self._provider(name, path)).values():
+            self._note(inject)
+            self._visit(inject.resource_name, path, order)
+        order[name] = None
 
     def _provider(self, name: str, path: list[str]) -> Callable[..., Any]:
         if name not in self._providers:

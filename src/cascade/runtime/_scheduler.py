@@ -59,7 +59,10 @@ class Scheduler:
 
     async def run(self) -> None:
         """Run all that the target needs; its value is in the state afterwards, or the reason why it was skipped."""
-        await self._group.run(self._pump)
+        try:
+            await self._group.run(self._pump)
+        finally:
+            self._hold.close()
 
     def value(self, target: str) -> Any:
         """The value of the target, whose name is `target`, after the run.

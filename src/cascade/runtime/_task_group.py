@@ -67,8 +67,12 @@ class TaskGroup:
             raise
         finally:
             await self._all_gone()
-        if self._failure is not None:
-            raise self._failure
+        failure, self._failure = self._failure, None
+        try:
+            if failure is not None:
+                raise failure
+        finally:
+            del failure  # it refers to this frame
 
     def _stop(self) -> None:
         for task, _ in tuple(self._members.values()):
@@ -85,8 +89,11 @@ class TaskGroup:
                 self._stop()
             else:
                 self._bury()
-        if cancelled is not None:
-            raise cancelled
+        try:
+            if cancelled is not None:
+                raise cancelled
+        finally:
+            del cancelled  # it refers to this frame
 
     def _bury(self) -> None:
         """Remove coroutines that were cancelled before they started and therefore did not remove themselves."""
