@@ -1,4 +1,4 @@
-"""Values, arguments and exceptions of a run are freed with it, without the garbage collector."""
+"""Values, arguments and exceptions of a run are freed with it, and values earlier, without the garbage collector."""
 
 import asyncio
 import gc
@@ -256,7 +256,7 @@ async def test_a_cancelled_run_holds_nothing() -> None:
     with no_garbage_collection():
         run = asyncio.create_task(cs.run_async(wait(chain(born)), log_level="OFF"))
         await started.wait()
-        assert born.alive == 2
+        assert born.alive == 2  # the argument and the value in the frame
         run.cancel()
         with suppress(asyncio.CancelledError):
             await run

@@ -40,12 +40,18 @@ class MapExecution:
     """One map node: its own events, and the `TaskExecution` of its items. It holds nothing that an item may need."""
 
     def __init__(
-        self, run: RunContext, resolver: ArgumentResolver, node: Node, consumed: Callable[[Node], tuple[str, ...]]
+        self,
+        run: RunContext,
+        resolver: ArgumentResolver,
+        node: Node,
+        consumed: Callable[[Node], tuple[str, ...]],
+        on_resolved: Callable[[Node], None],
     ) -> None:
         self._run = run
         self._resolver = resolver
         self._node = node
         self._consumed = consumed
+        self._on_resolved = on_resolved
         self._size: int | None = None
         self._done = self._failed = self._cached = 0
         self._start_ns = self._progress_ns = 0
@@ -79,6 +85,7 @@ class MapExecution:
             self._started()
             self._finished(error, result="error")
             raise
+        self._on_resolved(self._node)
         self._size = len(items)
         self._started()
         try:
@@ -98,7 +105,7 @@ class MapExecution:
         return values
 
     async def _one(self, index: int, items: "Items", values: list[Any]) -> None:
-        work = self._work(index, items[index])
+        work = self._work(index, items.take(index))
         try:
             values[index] = await work.perform()
         except Exception:
@@ -200,10 +207,10 @@ class _WindowLimiter:
 
 
 class Items:
-    """The keyword arguments of each index."""
+    """The keyword arguments of each index, in lists of their own: a value is freed with the last item that has it."""
 
     def __init__(self, lists: dict[str, list[Any]], size: int) -> None:
-        self._lists = lists
+        self._lists = {name: values.copy() for name, values in lists.items()}
         self._size = size
 
     def __len__(self) -> int:
@@ -211,6 +218,13 @@ class Items:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {name: values[index] for name, values in self._lists.items()}
+
+    def take(self, index: int) -> dict[str, Any]:
+        """The arguments of an index, which are no longer held here afterwards."""
+        item = self[index]
+        for values in self._lists.values():
+            values[index] = None
+        return item
 
 
 def zip_items(node: Node, inputs: dict[str, Any]) -> Items:

@@ -17,6 +17,7 @@ from cascade.runtime.control.rules import Key
 from cascade.runtime.events import ErrorInfo, Event, LaterError
 from cascade.runtime.protocols import Executor, Tracing
 from cascade.runtime.resource_manager import ResourceManager
+from cascade.runtime.state import InMemoryStateBackend
 from cascade.runtime.task_context import TaskContext
 from cascade.spec.protocols import StateBackend
 from cascade.telemetry.identity import RunTrace
@@ -54,6 +55,12 @@ class RunContext:
     resources: dict[str, Any] = field(default_factory=dict)
     failing: bool = False
     later_errors: list[LaterError] = field(default_factory=list)
+
+    def release(self) -> None:
+        """Drop the values of a run that has ended: exceptions and background tasks of its tasks may refer to the run."""
+        self.state = InMemoryStateBackend(self.run_id)
+        self.params = {}
+        self.resources = {}
 
     def fail(self) -> None:
         """Something has failed: what is cancelled from now on is waited for."""

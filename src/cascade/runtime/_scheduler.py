@@ -16,7 +16,7 @@ from cascade.runtime._task_group import BURST, TaskGroup
 from cascade.runtime.events import TaskSkipped
 from cascade.runtime.exceptions import DependencyMissingError
 from cascade.runtime.flow import FlowManager, chosen_route, lazy_id
-from cascade.runtime.protocols import Solver
+from cascade.runtime.protocols import Discarding, Solver
 from cascade.runtime.resolvers import ArgumentResolver
 
 
@@ -37,13 +37,14 @@ class Scheduler:
         self._pumping = False
         self._group = TaskGroup(run.fail, run.new_context)
         self._hold = Hold(run.bus.gates, self._group, self._pump)
+        self._discards = isinstance(run.state, Discarding)
 
     def prepare(self, solver: Solver) -> None:
         """Plan the run, and raise what is known to go wrong before anything runs. It may be called in a thread."""
         plan, graph = solver.resolve(self._graph), self._graph
         check_names(graph, self._run)
         self._flow = FlowManager(graph, self._target_id)
-        self._resolver = ArgumentResolver(self._flow.in_edges, self._run.state, self._run.resources)
+        self._resolver = ArgumentResolver(self._flow.in_edges, self._run)
         self._nodes = {node.id: node for node in graph.nodes}
         self._planned = {node.id: node for stage in plan for node in stage}
         self._number()
@@ -120,7 +121,7 @@ class Scheduler:
     async def _perform(self, node: Node) -> None:
         work: MapExecution | TaskExecution
         if node.node_type == "map":
-            work = MapExecution(self._run, self._resolver, node, self._dependencies)
+            work = MapExecution(self._run, self._resolver, node, self._dependencies, self._consume_arguments)
         else:
             work = TaskExecution(self._run, self._resolver, node, self._planned.get(node.id, node), self._dependencies)
         self._complete(node, await work.perform())
@@ -156,6 +157,18 @@ class Scheduler:
                 self._ready.append(consumer)
         if node.id == self._target_id:
             self._group.finish()
+        self._flow.consume(node.id)
+        self._discard_unused()
+
+    def _consume_arguments(self, node: Node) -> None:
+        self._flow.consume_arguments(node.id)
+        self._discard_unused()
+
+    def _discard_unused(self) -> None:
+        state: Any = self._run.state
+        for node_id in self._flow.take_unused():
+            if self._discards and state.has_result(node_id):
+                state.discard_result(node_id)
 
     def _open_route(self, edge: Edge) -> None:
         """The selector is known: the chosen branch is needed now, and its consumer waits for it."""

@@ -99,6 +99,7 @@ class TaskExecution:
                 permit.release()
             if self.amounts:
                 await self._give_back()
+            self.arguments = self.item = None  # a context variable may hold this object after the task's end
 
     def _place(self) -> str:
         """The task, the map's item and the attempt, as the note on an exception names them."""

@@ -146,7 +146,10 @@ class Engine:
     async def _live(self, run: RunContext, graph: Graph, target: Any, *, nested: bool) -> Any:
         async with _told(run, graph, _name_of(target), nested=nested):
             with self._control.joined(run) if self._control else nullcontext():
-                return await self._perform(run, graph, target)
+                try:
+                    return await self._perform(run, graph, target)
+                finally:
+                    run.release()
 
     async def _perform(self, run: RunContext, graph: Graph, target: Any) -> Any:
         scheduler = Scheduler(run, graph, lazy_id(target))

@@ -14,9 +14,9 @@ PRUNED = "Pruned"
 class FlowManager:
     """Follows demand through the graph of one run.
 
-    `downstream_demand` counts the edges by which somebody may still want a node's value (one more for the target); at
-    zero the node is pruned. `needed` holds the nodes that somebody surely wants: a branch of a router joins them once
-    it is chosen, so that no other branch ever starts.
+    `downstream_demand` counts the edges by which a node's value may still be used (one more for the target). At zero a
+    node that has not run is pruned, and the value of one that has run is unused. `needed` holds the nodes that are
+    surely used: a branch of a router joins them once it is chosen, so that no other branch ever starts.
     """
 
     def __init__(self, graph: Graph, target_node_id: str) -> None:
@@ -25,6 +25,8 @@ class FlowManager:
         self.downstream_demand: dict[str, int] = dict.fromkeys((node.id for node in graph.nodes), 0)
         self.needed: set[str] = set()
         self._branches: dict[str, list[str]] = defaultdict(list)  # by consumer: branches that it may still get
+        self._consumed: set[str] = set()  # nodes whose plain arguments are counted as consumed
+        self._unused: list[str] = []
         self._decides = False  # whether any value decides what else runs
         for edge in graph.edges:
             self._decides |= edge.edge_type is EdgeType.CONDITION or edge.router is not None
@@ -76,13 +78,45 @@ class FlowManager:
         while stack:
             node_id = stack.pop()
             self.downstream_demand[node_id] -= 1
-            if self.downstream_demand[node_id] == 0 and node_id not in self.needed:
-                state_backend.mark_skipped(node_id, PRUNED)
-                pruned.append(node_id)
-                edges = self.in_edges.get(node_id, ())
-                stack.extend(edge.source.id for edge in edges if edge.edge_type is not EdgeType.ROUTER_ROUTE)
-                stack.extend(self._branches.pop(node_id, []))
+            if self.downstream_demand[node_id]:
+                continue
+            if node_id in self.needed:
+                self._unused.append(node_id)
+                continue
+            state_backend.mark_skipped(node_id, PRUNED)
+            pruned.append(node_id)
+            edges = self.in_edges.get(node_id, ())
+            stack.extend(edge.source.id for edge in edges if edge.edge_type is not EdgeType.ROUTER_ROUTE)
+            stack.extend(self._branches.pop(node_id, []))
         return pruned
+
+    def consume_arguments(self, node_id: str) -> None:
+        """Count the values of a node's plain arguments as consumed, before the node itself is settled."""
+        self._consumed.add(node_id)
+        self._consume(edge.source.id for edge in self.in_edges.get(node_id, ()) if _is_plain(edge))
+
+    def consume(self, node_id: str) -> None:
+        """Count all values that a settled node has used, or might have used, as consumed."""
+        plain = node_id not in self._consumed
+        for edge in self.in_edges.get(node_id, ()):
+            if edge.edge_type is not EdgeType.ROUTER_ROUTE and (plain or not _is_plain(edge)):
+                self._consume((edge.source.id,))
+        if self._branches:
+            self._consume(self._branches.pop(node_id, ()))
+        if not self.downstream_demand[node_id]:
+            self._unused.append(node_id)
+
+    def _consume(self, sources: Iterable[str]) -> None:
+        demand = self.downstream_demand
+        for source in sources:
+            demand[source] -= 1
+            if not demand[source]:
+                self._unused.append(source)
+
+    def take_unused(self) -> Iterable[str]:
+        """The ids, each once, of the nodes whose values have become unused since the last call."""
+        unused, self._unused = self._unused, []
+        return unused if len(unused) < 2 else dict.fromkeys(unused)  # noqa: PLR2004
 
     def should_skip(self, node: Node, state_backend: StateBackend) -> str | None:
         """Why a node whose upstreams are settled must not run; None if it must."""
@@ -147,6 +181,11 @@ def _label(node: Node, *, first: bool = False) -> str:
     if node.param_spec is not None:
         return f"{type(node.param_spec).__name__.removesuffix('Spec')} {node.param_spec.name!r}"
     return f"Task {node.name!r}" if first else f"{node.name!r}"
+
+
+def _is_plain(edge: Edge) -> bool:
+    """Whether only the resolution of the arguments uses the value, unlike that of a selector, condition or constraint."""
+    return edge.router is None and edge.edge_type in {EdgeType.DATA, EdgeType.IMPLICIT}
 
 
 def _conditions_first(edge: Edge) -> bool:

@@ -14,6 +14,7 @@ __all__ = [
     "CachePolicy",
     "Capturing",
     "Connector",
+    "Discarding",
     "ExecutionPlan",
     "Executor",
     "Gate",
@@ -41,6 +42,15 @@ class Executor(Protocol):
     """Calls a task's function; nobody else does. It may run it anywhere, with the caller's context variables."""
 
     async def execute(self, node: Node, args: list[Any], kwargs: dict[str, Any]) -> Any: ...
+
+
+@runtime_checkable
+class Discarding(Protocol):
+    """Optional protocol of state backends: free a value that no task of the run uses any more."""
+
+    def discard_result(self, node_id: str) -> None:
+        """Called once, after the node's last consumer has ended, never for the target. `has_result` may be False then."""
+        ...
 
 
 @runtime_checkable

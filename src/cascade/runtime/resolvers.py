@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from cascade.graph.arguments import count_positional, split
 from cascade.graph.model import Edge, EdgeType, Node
@@ -25,13 +25,26 @@ class Arguments:
     inputs: dict[str, Any] = field(default_factory=dict)
 
 
+class Values(Protocol):
+    """The values that arguments are made of: those of a run."""
+
+    @property
+    def state(self) -> StateBackend:
+        """The results of tasks and inputs."""
+        ...
+
+    @property
+    def resources(self) -> Mapping[str, Any]:
+        """The resources that are set up, by name."""
+        ...
+
+
 class ArgumentResolver:
     """Resolves the arguments of one run's nodes."""
 
-    def __init__(self, in_edges: Mapping[str, list[Edge]], state: StateBackend, resources: Mapping[str, Any]) -> None:
+    def __init__(self, in_edges: Mapping[str, list[Edge]], values: Values) -> None:
         self._in_edges = in_edges
-        self._state = state
-        self._resources = resources
+        self._values = values
 
     def resolve(self, node: Node) -> Arguments:
         """The arguments of a node whose upstreams are settled.
@@ -57,11 +70,11 @@ class ArgumentResolver:
         args, kwargs = split(inputs, count_positional(inputs) if positional is None else positional)
         for position, value in enumerate(args):
             if type(value) is Inject:
-                args[position] = self._resources[value.resource_name]
+                args[position] = self._values.resources[value.resource_name]
         for name, value in kwargs.items():
             if type(value) is Inject:
-                kwargs[name] = self._resources[value.resource_name]
-        add_resources(node.callable_obj, args, kwargs, self._resources)
+                kwargs[name] = self._values.resources[value.resource_name]
+        add_resources(node.callable_obj, args, kwargs, self._values.resources)
         return Arguments(args, kwargs, inputs)
 
     def amounts(self, node: Node) -> dict[str, Any]:
@@ -87,9 +100,9 @@ class ArgumentResolver:
         return substitute(value, lambda lazy: self._result(lazy_id(lazy), node, arg_name))
 
     def _result(self, source_id: str, node: Node, arg_name: str) -> Any:
-        if not self._state.has_result(source_id):
+        if not self._values.state.has_result(source_id):
             raise DependencyMissingError(node.name, arg_name, source_id)
-        return self._state.get_result(source_id)
+        return self._values.state.get_result(source_id)
 
 
 def add_resources(function: Any, args: list[Any], kwargs: dict[str, Any], resources: Mapping[str, Any]) -> None:

@@ -20,6 +20,9 @@ class InMemoryStateBackend:
     def has_result(self, node_id: str) -> bool:
         return node_id in self._results
 
+    def discard_result(self, node_id: str) -> None:
+        self._results.pop(node_id, None)
+
     def mark_skipped(self, node_id: str, reason: str) -> None:
         self._skipped[node_id] = reason
 
