@@ -39,7 +39,7 @@ def test_a_chain_holds_two_values_at_a_time(task: Callable[..., Any]) -> None:
         alive.append(born.alive)
         return made
 
-    target = None
+    target: Any = None
     for _ in range(12):
         target = task(step)(target)
     with no_garbage_collection():
