@@ -1,9 +1,9 @@
 """The inputs that a workflow declares, gathered while it is written down."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 
+from cascade._blocks import block
 from cascade.spec.input import InputSpec
 
 
@@ -29,7 +29,7 @@ def get_current_context() -> WorkflowContext:
     return _scoped.get() or _default
 
 
-@contextmanager
+@block
 def scoped() -> Iterator[WorkflowContext]:
     """A fresh context for the block: what it registers does not mix with the rest of the process."""
     context = WorkflowContext()

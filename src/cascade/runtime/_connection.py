@@ -3,8 +3,9 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import nullcontext
 
+from cascade._blocks import async_block
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.control.control import Control
 from cascade.runtime.events import ConnectorFailed
@@ -19,7 +20,7 @@ DISCONNECT_TIMEOUT = 30.0
 """Seconds; a connector bounds its own flush, these are for one that does not."""
 
 
-@asynccontextmanager
+@async_block
 async def connected(
     connector: Connector | None, bus: MessageBus, run_id: str, control: Control | None
 ) -> AsyncIterator[None]:

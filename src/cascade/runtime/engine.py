@@ -5,12 +5,13 @@ import logging
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import nullcontext
 from contextvars import Context, ContextVar
 from dataclasses import replace
 from typing import Any, TypeVar
 from uuid import uuid4
 
+from cascade._blocks import async_block
 from cascade.graph.build import GraphBuilder
 from cascade.graph.model import Graph
 from cascade.runtime._clock import Clock, RunClock
@@ -175,7 +176,7 @@ async def _graph_of(target: Any) -> Graph:
     return builder.graph
 
 
-@asynccontextmanager
+@async_block
 async def _suspended(*, nested: bool) -> AsyncIterator[None]:
     """Let the task that starts a nested run take no place of those that may run at once: it only waits for them."""
     work = current_work() if nested else None
@@ -186,7 +187,7 @@ async def _suspended(*, nested: bool) -> AsyncIterator[None]:
 current_engine: ContextVar[Engine | None] = ContextVar("cascade_current_engine", default=None)
 
 
-@asynccontextmanager
+@async_block
 async def _told(run: RunContext, graph: Graph, target: str, *, nested: bool) -> AsyncIterator[None]:
     """Say that the run starts and how it ends, and see that everybody has heard it."""
     run.emit(

@@ -2,14 +2,14 @@
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
+from cascade._blocks import block
 from cascade.runtime.engine import Engine
 from cascade.spec.resource import ResourceDefinition
 
 
-@contextmanager
+@block
 def override_resource(engine: Engine, name: str, new_resource: Any) -> Iterator[None]:
     """Put another generator function, or resource definition, in a registered resource's place for the block.
 

@@ -4,9 +4,9 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
+from cascade._blocks import async_block, block
 from cascade.runtime._run_context import RunContext
 from cascade.runtime.control.admission import Admission
 from cascade.runtime.control.constraint import (
@@ -68,7 +68,7 @@ class Control:
         self._users = 0
         self._subscribing: asyncio.Task[None] | None = None
 
-    @asynccontextmanager
+    @async_block
     async def attached(self, connector: Connector) -> AsyncIterator[None]:
         """Obey what the connector brings; what it already holds is in force when the block begins."""
         self._users += 1
@@ -82,7 +82,7 @@ class Control:
             if not self._users:
                 await self._detach(connector)
 
-    @contextmanager
+    @block
     def joined(self, run: RunContext) -> Iterator[None]:
         """Steer the run, and tell it of each decision that concerns it, first of those that were made before."""
         self._runs[run.run_id] = run

@@ -1,9 +1,9 @@
 """Permit of one task to run: acquired from admission control, suspended, released."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
+from cascade._blocks import block
 from cascade.runtime.control.admission import Admission
 from cascade.runtime.control.constraint import Constraint
 from cascade.runtime.control.rules import REASONS, Key
@@ -48,7 +48,7 @@ class Permit:
             self.is_held = False
             self._admission.leave(self._key, unused=unused)
 
-    @contextmanager
+    @block
     def suspended(self) -> Iterator[None]:
         """Release the permit while the task waits for a nested run, and take it back afterwards.
 
