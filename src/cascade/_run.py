@@ -5,9 +5,9 @@ import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from cascade._blocks import block
 from cascade._trace_link import TraceLinkSubscriber, trace_url_template
 from cascade.adapters.executors.local import LocalExecutor
 from cascade.adapters.solvers.native import NativeSolver
@@ -230,7 +230,7 @@ async def _until_sigterm(work: PreparedRun, terminated: threading.Event) -> None
         await work.perform()
 
 
-@contextmanager
+@block
 def _cancel_on_sigterm(terminated: threading.Event) -> Iterator[None]:
     """Cancel the current task on SIGTERM, unless the program handles that signal itself."""
     in_main = threading.current_thread() is threading.main_thread()

@@ -7,8 +7,8 @@ from typing import Any
 from cascade.graph.arguments import ArgKind, key_of
 from cascade.spec.constraint import ResourceConstraint
 from cascade.spec.input import InputSpec
-from cascade.spec.lazy_types import RetryPolicy
 from cascade.spec.protocols import CachePolicy, LazyFactory
+from cascade.spec.retry import RetryPolicy
 from cascade.spec.routing import Router
 
 

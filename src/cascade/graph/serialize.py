@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib import import_module
 from typing import Any
 
@@ -11,7 +11,7 @@ from cascade.graph.arguments import ArgKind
 from cascade.graph.model import Edge, EdgeType, Graph, Node
 from cascade.spec.constraint import ResourceConstraint
 from cascade.spec.input import EnvSpec, InputSpec, ParamSpec
-from cascade.spec.lazy_types import RetryPolicy
+from cascade.spec.retry import RetryPolicy
 from cascade.spec.routing import Router
 from cascade.spec.task import Task
 
@@ -62,7 +62,7 @@ def _node_to_dict(node: Node) -> dict[str, Any]:
     optional = {
         "callable": _named(node.callable_obj),
         "mapping_factory": _named(node.mapping_factory),
-        "retry_policy": asdict(node.retry_policy) if node.retry_policy else None,
+        "retry_policy": _retry_to_dict(node.retry_policy),
         "constraints": _constraints_to_dict(node),
         "param_spec": _spec_to_dict(node.param_spec),
         "threaded": node.threaded,
@@ -126,6 +126,15 @@ def _router_from_dict(data: dict[str, Any]) -> Router:
     keys = [restored(key) for key in data.get("keys", data["routes"])]
     routes = {key: reference(route) for key, route in zip(keys, data["routes"].values(), strict=True)}
     return Router(reference(data["selector_id"]), routes)
+
+
+def _retry_to_dict(policy: RetryPolicy | None) -> dict[str, Any] | None:
+    """The policy's fields. Those that came later are left out if they have their default."""
+    if policy is None:
+        return None
+    later = ("max_delay", "jitter")
+    defaults = {f.name: f.default for f in fields(policy)}
+    return {name: value for name, value in asdict(policy).items() if name not in later or value != defaults[name]}
 
 
 def _constraints_to_dict(node: Node) -> dict[str, Any] | None:

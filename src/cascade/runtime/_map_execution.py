@@ -9,7 +9,7 @@ from cascade.graph.arguments import joined, split
 from cascade.graph.model import Node
 from cascade.runtime._hold import Hold
 from cascade.runtime._outcome import add_task_note, result_of, status_of
-from cascade.runtime._run_context import RunContext, error_info, seconds
+from cascade.runtime._run_context import RunContext, seconds
 from cascade.runtime._task_execution import TaskExecution
 from cascade.runtime._task_group import BURST, TaskGroup
 from cascade.runtime.control.permit import Permit
@@ -27,7 +27,6 @@ from cascade.runtime.protocols import Bounded
 from cascade.runtime.resolvers import ArgumentResolver
 from cascade.spec.lazy_types import LazyResult
 from cascade.telemetry.identity import item_id
-from cascade.telemetry.safe import error_text
 
 MAP_WINDOW = 4096
 """Items of one map in flight. Enough to keep any pool of workers busy, and some 10 MiB of coroutines at most."""
@@ -83,24 +82,27 @@ class MapExecution:
             now_ns = self._run.clock.last_ns
             add_task_note(error, f"task {self._node.name!r}", attempt_start_ns=self._start_ns, now_ns=now_ns)
             self._started()
-            self._finished(error, result="error")
+            self._finished("error", **self._run.error_fields(error))
             raise
         self._on_resolved(self._node)
         self._size = len(items)
         self._started()
         try:
             values = await self._all(items)
-        except BaseException as error:
-            self._finished(error)
+        except asyncio.CancelledError as error:
+            self._finished(result_of(error), **self._run.error_fields(error))
             raise
-        self._finished(None)
+        except BaseException as error:
+            self._finished(result_of(error))  # the error is the item's
+            raise
+        self._finished("success")
         return values
 
     async def _all(self, items: "Items") -> list[Any]:
         values: list[Any] = [None] * len(items)
         if values:
             window = self._window(items)
-            limiter = _WindowLimiter(TaskGroup(self._run.fail, self._run.new_context), window, self._run.bus.gates)
+            limiter = _WindowLimiter(TaskGroup(self._run, self._run.new_context), window, self._run.bus.gates)
             await limiter.run(lambda i: self._one(i, items, values), len(items))
         return values
 
@@ -140,15 +142,12 @@ class MapExecution:
     def _started(self) -> None:
         self._run.emit(TaskExecutionStarted, map_size=self._size, start_ns=self._start_ns, **self._who())
 
-    def _finished(self, error: BaseException | None, result: str = "") -> None:
+    def _finished(self, result: str, **failed: Any) -> None:
         end_ns = self._run.clock.now_ns()
-        result = result or result_of(error)
         self._run.emit(
             TaskExecutionFinished,
             status=status_of(result),
             duration=seconds(self._start_ns, end_ns),
-            error=error_text(error) if error is not None else None,
-            exception=error_info(error) if error is not None else None,
             result=result,
             start_ns=self._start_ns,
             end_ns=end_ns,
@@ -156,6 +155,7 @@ class MapExecution:
             counts=None if self._size is None else self._counts(),
             dependencies=self._consumed(self._node),
             waits=self._waits,
+            **failed,
             **self._who(),
         )
 

@@ -122,13 +122,16 @@ def _task_retrying(event: TaskRetrying, run: RunState) -> Draft:
 @draft.register
 def _task_finished(event: TaskExecutionFinished, run: RunState) -> Draft:
     succeeded = event.status == "Succeeded"
-    run.counts["completed" if succeeded else "cancelled" if event.status == "Cancelled" else "failed"] += 1
+    if not _is_failure_of_an_item(event):
+        run.counts["completed" if succeeded else "cancelled" if event.status == "Cancelled" else "failed"] += 1
     start_ns, end_ns = _window(event)
     metadata = _ended(event, run, start_ns, end_ns, event.result or ("success" if succeeded else "failure"))
     if event.exception is not None:
         metadata["exception"] = _exception(event.exception)
     if event.attempts:
         metadata["attempts"] = [_attempt(attempt, event, run) for attempt in event.attempts]
+    if event.attempt_count > len(event.attempts):
+        metadata["attempt_count"] = event.attempt_count
     if event.max_attempts:
         metadata["max_attempts"] = event.max_attempts
     if "arguments" in run.capture and event.arguments:
@@ -137,6 +140,11 @@ def _task_finished(event: TaskExecutionFinished, run: RunState) -> Draft:
         metadata["output"] = captured(event.output)
     state: wire.TaskState = "COMPLETED" if succeeded else "FAILED"
     return _task(event, run, state, metadata, (end_ns - start_ns) / 1e6, event.error)
+
+
+def _is_failure_of_an_item(event: TaskExecutionFinished) -> bool:
+    """Whether a map failed because an item failed: one failure, which the item's own message counts."""
+    return event.kind == "map" and event.status == "Failed" and event.error is None
 
 
 @draft.register

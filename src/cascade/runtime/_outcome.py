@@ -1,12 +1,19 @@
 """Maps exceptions to result values, and attaches the task's name and later errors to an exception as notes."""
 
 import asyncio
-from typing import Any
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any, TypeVar
 
 from cascade.telemetry.safe import error_text
 
 MAX_NOTES = 20
 """Notes on one exception: a run with thousands of tasks may have thousands of later errors."""
+
+MAX_HISTORY = 128
+"""Attempts and waits of one task that are kept: the first 64 and the last 64. A task may be retried for weeks."""
+
+T = TypeVar("T")
 
 
 def result_of(error: BaseException | None) -> str:
@@ -33,6 +40,14 @@ _STATUS = {"success": "Succeeded", "cancellation": "Cancelled"}
 def name_of(function: Any) -> str:
     """Module and qualified name of a task's function."""
     return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}".strip(".")
+
+
+def cancellation_text(error: asyncio.CancelledError) -> str:
+    """The reason of a cancellation: "cancelled", with the message that was given to `Task.cancel`, if any."""
+    message = error.args[0] if error.args and isinstance(error.args[0], str) else ""
+    if not message or message.startswith("cancelled"):
+        return message or "cancelled"
+    return f"cancelled: {message}"
 
 
 def add_later_error(first: BaseException, later: BaseException, place: str) -> None:
@@ -87,3 +102,63 @@ def add_note(error: BaseException, note: str) -> None:
 
 
 _attributes_of = BaseException.__dict__["__dict__"].__get__
+
+
+def with_last(items: tuple[T, ...], item: T) -> tuple[T, ...]:
+    """Append an item. Above `MAX_HISTORY` items, the oldest one of the second half is dropped."""
+    if len(items) >= MAX_HISTORY:
+        items = (*items[: MAX_HISTORY // 2], *items[MAX_HISTORY // 2 + 1 :])
+    return (*items, item)
+
+
+class Tracebacks:
+    """Bounds the tracebacks of exception objects that the attempts of one task raise again and again.
+
+    Each raise adds the frames of the attempt to the object's traceback. `restore` drops them after the attempt, except
+    for those of the first attempt. It keeps no reference to an exception, which would keep the values of its frames.
+    """
+
+    def __init__(self) -> None:
+        self._first: dict[int, int] = {}  # id of the head of the first traceback, by id of the exception
+
+    def restore(self, error: BaseException) -> None:
+        """Restore the first traceback of the exception and of its causes and contexts."""
+        for each in _chain_of(error):
+            head = trace = traceback_of(each)
+            wanted = self._first.get(id(each))
+            while trace is not None and id(trace) != wanted:
+                trace = trace.tb_next
+            if trace is not None:
+                BaseException.with_traceback(each, trace)
+                continue
+            self._first.pop(id(each), None)
+            self._first[id(each)] = id(head)
+            if len(self._first) > MAX_HISTORY:
+                del self._first[next(iter(self._first))]
+
+
+def _chain_of(error: BaseException) -> Iterable[BaseException]:
+    """The exception, its causes and contexts, and those of a group: `MAX_HISTORY` at most."""
+    found: dict[int, BaseException] = {}
+    open_ends = [error]
+    while open_ends and len(found) < MAX_HISTORY:
+        each = open_ends.pop()
+        if id(each) in found:
+            continue
+        found[id(each)] = each
+        members = _members_of(each) if isinstance(each, BaseExceptionGroup) else ()
+        open_ends += [one for one in (_cause_of(each), _context_of(each), *members) if one is not None]
+    return found.values()
+
+
+def traceback_of(error: BaseException) -> TracebackType | None:
+    """The traceback of an exception of any class."""
+    trace: TracebackType | None = _traceback_of(error)
+    return trace
+
+
+# The class of an exception may define these names anew, or refuse to give them: read the fields themselves.
+_traceback_of = BaseException.__dict__["__traceback__"].__get__
+_cause_of = BaseException.__dict__["__cause__"].__get__
+_context_of = BaseException.__dict__["__context__"].__get__
+_members_of = BaseExceptionGroup.__dict__["exceptions"].__get__

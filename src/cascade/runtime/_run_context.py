@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cascade.runtime._clock import RunClock
-from cascade.runtime._outcome import add_later_error
+from cascade.runtime._outcome import add_later_error, cancellation_text, traceback_of
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.control.admission import Admission
 from cascade.runtime.control.permit import Permit
 from cascade.runtime.control.rules import Key
 from cascade.runtime.events import ErrorInfo, Event, LaterError
+from cascade.runtime.exceptions import Ending
 from cascade.runtime.protocols import Executor, Tracing
 from cascade.runtime.resource_manager import ResourceManager
 from cascade.runtime.state import InMemoryStateBackend
@@ -22,7 +23,7 @@ from cascade.runtime.task_context import TaskContext
 from cascade.spec.protocols import StateBackend
 from cascade.telemetry.identity import RunTrace
 from cascade.telemetry.limits import MAX_LATER_ERRORS
-from cascade.telemetry.safe import error_message, stack_text
+from cascade.telemetry.safe import error_message, error_text, stack_text
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +34,11 @@ _HARNESS = ("/cascade/runtime/", "/cascade/adapters/", "/concurrent/futures/", "
 class RunContext:
     """One run: who it is, what it was given, what it has so far, and how it talks to the outside.
 
-    `new_context` returns a copy of the context variables of the caller of `run`. Each task and each attempt runs in
-    its own copy, the resources in copies of theirs. `admission` says which of its tasks may start; None where nobody can steer it. `run_ids` are its own and those
-    of the runs that it is nested in.
+    `new_context` returns a copy of the context variables of the caller of `run`. Each task and each attempt runs in its own
+    copy, the resources in copies of theirs. `admission` decides which of its tasks may start; None without control.
+    `run_ids` are its own and those of the runs that it is nested in. `failure` is the error that stops the run.
+    `stop_reason` is the text of the tasks that are cancelled. `left_running` has the names of cancelled tasks whose
+    functions still run.
     """
 
     run_id: str
@@ -53,7 +56,10 @@ class RunContext:
     _keys: dict[str, Key] = field(default_factory=dict)
     clock: RunClock = field(default_factory=RunClock)
     resources: dict[str, Any] = field(default_factory=dict)
-    failing: bool = False
+    failure: BaseException | None = None
+    stop_reason: str = ""
+    left_running: dict[int, str] = field(default_factory=dict)
+    _failed: str = ""
     later_errors: list[LaterError] = field(default_factory=list)
 
     def release(self) -> None:
@@ -62,9 +68,40 @@ class RunContext:
         self.params = {}
         self.resources = {}
 
-    def fail(self) -> None:
-        """Something has failed: what is cancelled from now on is waited for."""
-        self.failing = True
+    def fail(self, error: BaseException) -> str:
+        """Record the error that stops the run, and return the reason that the other tasks are cancelled with."""
+        if self.failure is None:
+            self.failure = error
+            ended = "was cancelled" if isinstance(error, asyncio.CancelledError) else "failed"
+            self.stop_reason = self.stop_reason or f"cancelled because {self._failed or 'the run'} {ended}"
+        return self.stop_reason
+
+    def cancel(self, error: BaseException) -> str:
+        """Record that the run is cancelled from outside, and return the reason that its tasks are cancelled with."""
+        reason = cancellation_text(error) if isinstance(error, asyncio.CancelledError) else "cancelled"
+        self.stop_reason = self.stop_reason or reason
+        return self.stop_reason
+
+    def task_failed(self, error: BaseException, place: str) -> None:
+        """Keep the place of the task that stops the run, or add a later error to the run's first one."""
+        if self.failure is None:
+            self._failed = place
+        else:
+            self.add_later_error(self.failure, error, place)
+
+    def error_fields(self, error: BaseException | None) -> dict[str, Any]:
+        """The fields `error` and `exception` of the event for what ended with `error`. A cancellation has no exception."""
+        if error is None:
+            return {}
+        if isinstance(error, asyncio.CancelledError):
+            return {"error": self.stop_reason or cancellation_text(error)}
+        return {"error": error_text(error), "exception": error_info(error)}
+
+    def keep_running(self, work: Ending, name: str) -> None:
+        """Record a task whose function cannot be interrupted, until the function ends."""
+        key = id(work)
+        self.left_running[key] = name
+        work.add_done_callback(lambda _: self.left_running.pop(key, None))
 
     def add_later_error(self, first: BaseException, later: BaseException, place: str) -> None:
         """Add an error to `first`, which the run raises: as a note, and for an event on the run's span.
@@ -136,7 +173,8 @@ def error_info(error: BaseException) -> ErrorInfo:
 
 
 def _without_harness(error: BaseException) -> BaseException:
-    trace = error.__traceback__
+    """Drop the engine's own frames from the head of the traceback, without a call of the exception's class."""
+    trace = traceback_of(error)
     while trace is not None and any(part in trace.tb_frame.f_code.co_filename for part in _HARNESS):
         trace = trace.tb_next
-    return error.with_traceback(trace) if trace is not None else error
+    return BaseException.with_traceback(error, trace) if trace is not None else error

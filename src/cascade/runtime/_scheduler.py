@@ -35,7 +35,7 @@ class Scheduler:
         self._settled: set[str] = set()
         self._ready: deque[Node] = deque()
         self._pumping = False
-        self._group = TaskGroup(run.fail, run.new_context)
+        self._group = TaskGroup(run, run.new_context)
         self._hold = Hold(run.bus.gates, self._group, self._pump)
         self._discards = isinstance(run.state, Discarding)
 

@@ -10,8 +10,16 @@ from typing import Any
 
 from cascade.graph.model import Node
 from cascade.runtime import task_context
-from cascade.runtime._outcome import add_task_note, name_of, result_of, status_of
-from cascade.runtime._run_context import RunContext, error_info, seconds
+from cascade.runtime._outcome import (
+    Tracebacks,
+    add_later_error,
+    add_task_note,
+    name_of,
+    result_of,
+    status_of,
+    with_last,
+)
+from cascade.runtime._run_context import RunContext, seconds
 from cascade.runtime.control.permit import Permit
 from cascade.runtime.events import (
     Attempt,
@@ -26,7 +34,7 @@ from cascade.runtime.events import (
 from cascade.runtime.exceptions import StillRunning
 from cascade.runtime.resolvers import ArgumentResolver, Arguments
 from cascade.runtime.task_context import TaskContext, in_context
-from cascade.telemetry.safe import error_text
+from cascade.spec.retry import checked_seconds
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +63,7 @@ class TaskExecution:
     attempt_start_ns: int = 0
     waits: tuple[Wait, ...] = ()
     attempts: tuple[Attempt, ...] = ()
+    attempt_count: int = 0
     amounts: dict[str, float] | None = None
     arguments: Arguments | None = None
     permit: Permit | None = None
@@ -92,6 +101,7 @@ class TaskExecution:
                 await self._begin()
             return await self._run_or_recall()
         except BaseException as error:
+            self.run.task_failed(error, self._place())
             add_task_note(error, self._place(), attempt_start_ns=self.attempt_start_ns, now_ns=self.run.clock.last_ns)
             raise
         finally:
@@ -165,7 +175,7 @@ class TaskExecution:
         return start_ns
 
     def _waited(self, reason: str, start_ns: int) -> None:
-        self.waits += (Wait(reason, start_ns, self.run.clock.now_ns()),)
+        self.waits = with_last(self.waits, Wait(reason, start_ns, self.run.clock.now_ns()))
 
     def suspended(self) -> AbstractContextManager[None]:
         """The task waits for a run that it has started: it is not counted as running meanwhile."""
@@ -214,24 +224,28 @@ class TaskExecution:
             logger.warning("The cache of task '%s' could not save its value", self.node.name, exc_info=True)
 
     async def _attempt(self) -> Any:
-        policy = self.node.retry_policy
-        number, last = (1, policy.max_attempts + 1) if policy else (0, 0)
+        number = 0 if self.node.retry_policy is None else 1
+        tracebacks: Tracebacks | None = None
         while True:
             start_ns = self.run.clock.now_ns() if number > 1 else self.start_ns
             try:
                 value = await (self._call(number, start_ns) if number < FIRST_RETRY else self._retry(number, start_ns))
             except Exception as error:
-                if policy is None or number >= last:
+                delay = self._delay_after(number, error)
+                if delay is None:
                     self._finish(number, start_ns, error)
                     raise
-                await self._wait_for_retry(number, start_ns, error)
-                number += 1
+                end_ns = self._retrying(number, start_ns, error, delay)
+                tracebacks = tracebacks or Tracebacks()
+                tracebacks.restore(error)
             except BaseException as error:
                 self._finish(number, start_ns, error)
                 raise
             else:
                 self._finish(number, start_ns, None, value)
                 return value
+            await self._wait_for_retry(end_ns, delay)
+            number += 1
 
     async def _call(self, number: int, start_ns: int) -> Any:
         run, arguments = self.run, self.arguments
@@ -240,11 +254,16 @@ class TaskExecution:
         token = task_context.enter(self)
         span = None if run.tracing is None else run.enter_span(self.task)
         try:
-            return await run.executor.execute(self.call_node, arguments.args, arguments.kwargs)
+            value = await run.executor.execute(self.call_node, arguments.args, arguments.kwargs)
         except StillRunning as cancelled:
-            if run.failing:
+            run.keep_running(cancelled.work, self.node.name)
+            if run.failure is not None:
                 await _end_of(cancelled)
-            raise
+            raise asyncio.CancelledError from None
+        else:
+            if (running := asyncio.current_task()) is not None and running.cancelling():
+                await asyncio.sleep(0)  # raises a cancellation that the function has requested and not awaited
+            return value
         finally:
             if span is not None:
                 run.leave_span(span)
@@ -254,31 +273,40 @@ class TaskExecution:
         """Call the function again, without the context variables that an earlier attempt has set."""
         return await in_context(self.run.new_context(), self._call(number, start_ns))
 
-    async def _wait_for_retry(self, number: int, start_ns: int, error: Exception) -> None:
+    def _delay_after(self, number: int, error: Exception) -> float | None:
+        """Seconds until the next attempt; None after the last one, or if the retry policy itself fails."""
+        policy = self.node.retry_policy
+        if policy is None or number > policy.max_attempts:
+            return None
+        try:
+            return checked_seconds("delay_before", policy.delay_before(number))
+        except Exception as broken:  # noqa: BLE001 - the task has failed: its own error is the first one
+            add_later_error(error, broken, f"the retry policy of {self._place()}")
+            return None
+
+    def _retrying(self, number: int, start_ns: int, error: Exception, delay: float) -> int:
+        """Publish the end of an attempt that is followed by another one. Returns the time of the end."""
         policy = self.node.retry_policy
         assert policy is not None  # noqa: S101 - for the type checker: only such tasks retry
-        end_ns, delay = self.run.clock.now_ns(), policy.delay_before(number)
-        exception = error_info(error)
-        self.attempts = (*self.attempts, Attempt(number, start_ns, end_ns, exception, result_of(error)))
-        self._emit(
-            TaskRetrying,
-            attempt=number,
-            max_attempts=policy.max_attempts,
-            delay=delay,
-            error=error_text(error),
-            start_ns=start_ns,
-            end_ns=end_ns,
-            exception=exception,
+        end_ns, fields = self.run.clock.now_ns(), self.run.error_fields(error)
+        self.attempts = with_last(
+            self.attempts, Attempt(number, start_ns, end_ns, fields["exception"], result_of(error))
         )
+        self.attempt_count += 1
+        more = {"max_attempts": policy.max_attempts, "delay": delay, "start_ns": start_ns, "end_ns": end_ns}
+        self._emit(TaskRetrying, attempt=number, **more, **fields)
+        return end_ns
+
+    async def _wait_for_retry(self, start_ns: int, delay: float) -> None:
         self._leave()
         try:
             await asyncio.sleep(delay)
-            self._waited("retry", end_ns)
+            self._waited("retry", start_ns)
             if self.permit is not None and not self.permit.try_acquire():
-                await self._give_back()  # who is held back holds back nobody
+                await self._give_back()  # a blocked task releases its resources
                 await self._obtain()
         except (Exception, asyncio.CancelledError) as stopped:
-            self._finish(0, end_ns, stopped)
+            self._finish(0, start_ns, stopped)
             raise
 
     def _fail_before_start(self, error: Exception) -> None:
@@ -292,15 +320,14 @@ class TaskExecution:
         end_ns = self.run.clock.now_ns()
         if not self.run.bus.handlers(TaskExecutionFinished, succeeded=error is None, item=self.item is not None):
             return
-        exception = error_info(error) if error is not None else None
-        result = result or result_of(error)
+        result, more = result or result_of(error), self.run.error_fields(error)
         if number:
-            self.attempts = (*self.attempts, Attempt(number, start_ns, end_ns, exception, result))
-        more: dict[str, Any] = {}
-        if error is not None:
-            more = {"error": error_text(error), "exception": exception}
+            attempt = Attempt(number, start_ns, end_ns, more.get("exception"), result)
+            self.attempts = with_last(self.attempts, attempt)
+            self.attempt_count += 1
         if self.node.retry_policy is not None:
-            more["attempts"], more["max_attempts"] = self.attempts, self.node.retry_policy.max_attempts
+            more["attempts"], more["attempt_count"] = self.attempts, self.attempt_count
+            more["max_attempts"] = self.node.retry_policy.max_attempts
         self._publish(
             TaskExecutionFinished,
             timestamp=end_ns / 1e9,

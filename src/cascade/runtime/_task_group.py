@@ -1,13 +1,26 @@
 """Task group. The first failure cancels the other tasks and is re-raised unchanged."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from contextvars import Context
-from typing import Any
+from types import coroutine
+from typing import Any, Protocol
 
 BURST = 64
 """Coroutines started in one turn of the event loop: with 100,000 that are ready at once, short ones end before others
 begin, their data stays in the processor's cache, and other tasks of the event loop get a turn."""
+
+
+class GroupOwner(Protocol):
+    """The run that a group's coroutines belong to. Both methods may be called again; the first call decides."""
+
+    def fail(self, error: BaseException) -> str:
+        """A coroutine of the group failed. Returns the reason that the others are cancelled with."""
+        ...
+
+    def cancel(self, error: BaseException) -> str:
+        """The group is cancelled from outside. Returns the reason that its coroutines are cancelled with."""
+        ...
 
 
 class TaskGroup:
@@ -17,18 +30,19 @@ class TaskGroup:
     coroutine, because it schedules no callback through the event loop.
 
     Args:
-        on_failure: Called once, at the first failure.
+        owner: Is called when the group stops; returns the reason that the other coroutines are cancelled with.
         new_context: Returns the context for one coroutine, whatever context calls `spawn`.
     """
 
-    def __init__(self, on_failure: Callable[[], None], new_context: Callable[[], Context]) -> None:
-        self._on_failure = on_failure
+    def __init__(self, owner: GroupOwner, new_context: Callable[[], Context]) -> None:
+        self._owner = owner
         self._new_context = new_context
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[None] = self._loop.create_future()
-        self._members: dict[int, tuple[asyncio.Task[None], Coroutine[Any, Any, None]]] = {}
+        self._members: dict[int, asyncio.Task[None]] = {}
         self._count = 0
         self._failure: BaseException | None = None
+        self._reason: str | None = None  # set once the group cancels its coroutines
 
     @property
     def over(self) -> bool:
@@ -41,13 +55,17 @@ class TaskGroup:
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         self._count = number = self._count + 1
-        self._members[number] = self._loop.create_task(self._guarded(work, number), context=self._new_context()), work
+        guarded = self._guarded(work, number)
+        guarded.send(None)  # to its first pause: a task that is cancelled before it starts ends in there too
+        task = self._loop.create_task(guarded, context=self._new_context())
+        if not task.done():
+            self._members[number] = task
 
     def fail(self, error: BaseException) -> None:
         """Cancel all coroutines. `run` raises the first error given."""
         if self._failure is None and not self.over:
             self._failure = error
-            self._on_failure()
+            self._owner.fail(error)
         self.finish()
 
     def finish(self) -> None:
@@ -55,61 +73,59 @@ class TaskGroup:
             self._over.set_result(None)
 
     async def run(self, start: Callable[[], None]) -> None:
-        """Call `start`, which spawns the first coroutines. Returns after `finish`, once all coroutines have ended."""
+        """Call `start`, which spawns the first coroutines. Returns after `finish`, once all coroutines have ended.
+
+        Raises:
+            BaseException: The first failure, unchanged: of a coroutine, of `start`, or the cancellation of this call.
+        """
+        error: BaseException | None = None
         try:
             start()
             await self._over
-            if self._failure is not None:
-                self._stop()
-        except BaseException:
+        except BaseException as caught:  # noqa: BLE001 - raised below, once all coroutines have ended
+            error = caught
             self.finish()
-            self._stop()
-            raise
-        finally:
-            await self._all_gone()
-        failure, self._failure = self._failure, None
-        try:
-            if failure is not None:
-                raise failure
-        finally:
-            del failure  # it refers to this frame
+        if self._failure is not None:
+            self._stop(self._owner.fail(self._failure))
+        elif error is not None:
+            self._stop(self._owner.cancel(error))
+        later = await self._all_gone()
+        errors = [one for one in (self._failure, error, later) if one is not None]
+        self._failure = error = later = None  # the traceback refers to this frame
+        if errors:
+            raise errors.pop(0)
 
-    def _stop(self) -> None:
-        for task, _ in tuple(self._members.values()):
-            task.cancel()
+    def _stop(self, reason: str) -> None:
+        self._reason = reason
+        for task in tuple(self._members.values()):
+            task.cancel(reason)
 
-    async def _all_gone(self) -> None:
+    async def _all_gone(self) -> asyncio.CancelledError | None:
         """Wait until all coroutines have ended. If this wait is cancelled, they are cancelled too."""
         cancelled: asyncio.CancelledError | None = None
         while self._members:
             try:
-                await asyncio.wait([task for task, _ in self._members.values()])
+                await asyncio.wait(tuple(self._members.values()))
             except asyncio.CancelledError as error:
-                cancelled = error
-                self._stop()
-            else:
-                self._bury()
-        try:
-            if cancelled is not None:
-                raise cancelled
-        finally:
-            del cancelled  # it refers to this frame
-
-    def _bury(self) -> None:
-        """Remove coroutines that were cancelled before they started and therefore did not remove themselves."""
-        for number, (task, work) in tuple(self._members.items()):
-            if task.done():
-                work.close()
-                del self._members[number]
+                cancelled = error if cancelled is None else cancelled
+                self._stop(self._owner.cancel(error))
+        return cancelled
 
     async def _guarded(self, work: Coroutine[Any, Any, None], number: int) -> None:
         # Even SystemExit must not escape from here: asyncio would let it end the loop, and with it the telemetry.
         try:
+            await _pause()
             await work
         except asyncio.CancelledError as error:
-            if not self._members[number][0].cancelling():
+            work.close()
+            if self._reason is None:  # cancelled by other code than this group
                 self.fail(error)
         except BaseException as error:  # noqa: BLE001 - raised again by run
             self.fail(error)
         finally:
             self._members.pop(number, None)
+
+
+@coroutine
+def _pause() -> Iterator[None]:
+    yield

@@ -19,7 +19,7 @@ from cascade.runtime._connection import connected
 from cascade.runtime._inputs import input_names
 from cascade.runtime._outcome import result_of, status_of
 from cascade.runtime._resources import ResourceSetup
-from cascade.runtime._run_context import RunContext, error_info, seconds
+from cascade.runtime._run_context import RunContext, seconds
 from cascade.runtime._scheduler import Scheduler
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.control.control import Control
@@ -32,7 +32,6 @@ from cascade.runtime.task_context import context_copier, current_task, current_w
 from cascade.spec.lazy_types import Lazy, MappedLazyResult
 from cascade.spec.resource import ResourceDefinition
 from cascade.telemetry.identity import RunTrace, SpanRef, parse_traceparent, part_size_from_environment, place_run
-from cascade.telemetry.safe import error_text
 from cascade.telemetry.topics import identity_from_environment
 
 T = TypeVar("T")
@@ -218,12 +217,11 @@ def _tell_end(run: RunContext, error: BaseException | None) -> None:
         RunFinished,
         status=status_of(result),
         duration=seconds(run.start_ns, end_ns),
-        error=error_text(error) if error is not None else None,
-        exception=error_info(error) if error is not None else None,
         result=result,
         start_ns=run.start_ns,
         end_ns=end_ns,
         later_errors=tuple(run.later_errors),
+        **run.error_fields(error),
     )
 
 

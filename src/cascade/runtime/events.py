@@ -47,7 +47,7 @@ class LaterError:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One call of a task that has a retry policy; numbered from 1. `error` is None if it succeeded."""
+    """One call of a task that has a retry policy; numbered from 1. `error` is None if it succeeded or was cancelled."""
 
     number: int
     start_ns: int
@@ -201,6 +201,7 @@ class TaskExecutionFinished(_TaskEnded):
     attempts: tuple[Attempt, ...] = ()
     max_attempts: int = 0
     counts: MapCounts | None = None
+    attempt_count: int = 0
     arguments: dict[str, Any] | None = field(default=None, compare=False, repr=False)
     output: Any = field(default=None, compare=False, repr=False)
 

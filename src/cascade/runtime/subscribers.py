@@ -93,6 +93,8 @@ class HumanReadableLogSubscriber:
     def on_run_finished(self, event: RunFinished) -> None:
         if event.status == "Succeeded":
             self._messages.info("run.finished_success", duration=event.duration)
+        elif event.status == "Cancelled":
+            self._messages.error("run.cancelled", duration=event.duration, reason=event.error or "cancelled")
         else:
             self._messages.error("run.finished_failure", duration=event.duration, error=event.error)
 
@@ -104,7 +106,8 @@ class HumanReadableLogSubscriber:
             self._print_progress(event.task_name, event.map_size, event.counts)
         if event.status == "Succeeded":
             self._info(event)("task.finished_success", **_who(event), duration=event.duration)
-        elif event.counts is None or not event.counts.failed:  # else the message about the item has named the failure
+        elif event.status != "Cancelled" and (event.kind != "map" or event.error is not None):
+            # The message about an item has named the failure of its map. A cancelled task is no failure.
             self._messages.error("task.finished_failure", **_who(event), duration=event.duration, error=event.error)
 
     def on_task_skipped(self, event: TaskSkipped) -> None:

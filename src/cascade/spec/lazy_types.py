@@ -11,6 +11,9 @@ from uuid import uuid4
 from cascade.spec._argument import Argument
 from cascade.spec.constraint import ResourceConstraint
 from cascade.spec.protocols import CachePolicy, LazyFactory
+from cascade.spec.retry import MAX_DELAY, RetryPolicy
+
+__all__ = ["LazyResult", "MappedLazyResult", "RetryPolicy", "new_id"]
 
 T = TypeVar("T")
 Value_co = TypeVar("Value_co", covariant=True)
@@ -18,24 +21,6 @@ Value_co = TypeVar("Value_co", covariant=True)
 
 def new_id() -> str:
     return str(uuid4())
-
-
-@dataclass(frozen=True)
-class RetryPolicy:
-    """Up to `max_attempts` retries after the first call; the k-th waits `delay * backoff ** (k - 1)` seconds."""
-
-    max_attempts: int
-    delay: float = 0.0
-    backoff: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name, value in (("max_attempts", self.max_attempts), ("delay", self.delay), ("backoff", self.backoff)):
-            if value < 0:
-                raise ValueError(f"RetryPolicy: {name}={value!r} is negative; give zero or more")
-
-    def delay_before(self, retry: int) -> float:
-        """Seconds to wait before the given retry, counted from 1."""
-        return self.delay * self.backoff ** (retry - 1)
 
 
 _PLAIN = (str, bytes, int, float, complex, list, tuple, dict, set, frozenset)
@@ -73,9 +58,20 @@ class Lazy(Argument, Generic[Value_co]):
         self._condition = condition
         return self
 
-    def with_retry(self, max_attempts: int = 3, delay: float = 0.0, backoff: float = 1.0) -> Self:
-        """Retry up to `max_attempts` times after a failure; `delay` is in seconds."""
-        self._retry_policy = RetryPolicy(max_attempts, delay, backoff)
+    def with_retry(
+        self,
+        max_attempts: int = 3,
+        delay: float = 0.0,
+        backoff: float = 1.0,
+        *,
+        max_delay: float = MAX_DELAY,
+        jitter: float = 0.0,
+    ) -> Self:
+        """Retry up to `max_attempts` times after a failure.
+
+        `delay` and `max_delay` are in seconds; `RetryPolicy` has the formula, the ranges and the errors.
+        """
+        self._retry_policy = RetryPolicy(max_attempts, delay, backoff, max_delay, jitter)
         return self
 
     def with_cache(self, policy: CachePolicy) -> Self:

@@ -12,7 +12,7 @@ out of `metadata`.
     COMPLETED, FAILED, SKIPPED stand alone: `start_ns`, `end_ns`, `result` (success, failure, timeout, cancellation,
     skip), `reason` of a skip, `function` (module and qualified name), `links` (a list of `{"trace_id", "span_id"}`,
     at most 128), `link_count` (how many there really are), `map_size`, `exception`, `waits`, and with a retry policy
-    `attempts` and `max_attempts`; `arguments` and `output` where they are captured; `parts` for a map with more items
+    `attempts` (the first 64 and the last 64), `attempt_count` (how many there really were, if more) and `max_attempts`; `arguments` and `output` where they are captured; `parts` for a map with more items
     than one trace takes.
 `LifecycleEvent.metadata`: `target`, `start_ns`, `tasks` (how many by name), `inputs` (names of Params and Envs),
     `links`, `params` where captured; and at the end `end_ns`, `result`, `counts` (of tasks by state), `exception`,

@@ -36,6 +36,7 @@ RUN_MESSAGES_DROPPED = "cascade.run.messages.dropped"
 TASK_ID = "cascade.task.id"
 TASK_NAME = "cascade.task.name"
 TASK_RESULT = "cascade.task.result"
+TASK_CANCELLATION_REASON = "cascade.task.cancellation.reason"
 TASK_ATTEMPT = "cascade.task.attempt"
 TASK_ATTEMPTS = "cascade.task.attempts"
 TASK_MAX_ATTEMPTS = "cascade.task.max_attempts"
@@ -103,6 +104,9 @@ DOCUMENTED = (
     Documented(TASK_ID, "string", "all of a task, your own below it included", "the task's id in the workflow"),
     Documented(TASK_NAME, "string", "task, attempt, wait", "the task's name"),
     Documented(TASK_RESULT, "string", _TASK, _WORDS),
+    Documented(
+        TASK_CANCELLATION_REASON, "string", _TASK, "why it was cancelled, such as `cancelled by SIGTERM`; no error"
+    ),
     Documented(TASK_ATTEMPT, "int", "attempt", "which call it is, from 1"),
     Documented(TASK_ATTEMPTS, "int", "task", "how many calls there were, with a retry policy"),
     Documented(TASK_MAX_ATTEMPTS, "int", "task", "how many retries the policy allows"),
@@ -135,7 +139,7 @@ DOCUMENTED = (
     Documented(CODE_FILE_PATH, "string", "log record", "file that the record was made in"),
     Documented(CODE_LINE_NUMBER, "int", "log record", "line that the record was made in"),
     Documented(CODE_STACKTRACE, "string", "log record", "where it was made, if `stack_info` asked for that"),
-    Documented(ERROR_TYPE, "string", "what failed", "type of the exception"),
+    Documented(ERROR_TYPE, "string", "what failed", "type of the exception; `cancellation` for a cancelled run"),
     Documented(EXCEPTION_TYPE, "string", "exception event", "type of the exception"),
     Documented(EXCEPTION_MESSAGE, "string", "exception event", "its message, with secrets masked"),
     Documented(EXCEPTION_STACKTRACE, "string", "exception event", "its stack trace, from your own code on"),

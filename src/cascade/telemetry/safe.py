@@ -49,8 +49,9 @@ def stack_text(error: BaseException, limit: int = MAX_STACK_BYTES) -> str:
     """An exception's stack trace; of one that is too long the middle is left out."""
     try:
         whole = "".join(traceback.format_exception(error))
-    except BaseException:  # noqa: BLE001 - it asks exceptions, and their causes, for their texts
-        return f"<no stack trace of {type(error).__name__}>"
+    except BaseException:  # noqa: BLE001 - it calls code of the exception's class, and of its causes
+        frames = traceback.format_tb(BaseException.__dict__["__traceback__"].__get__(error))
+        whole = "".join(["Traceback (most recent call last):\n", *frames, error_text(error)])
     whole = str.encode(whole, "utf-8", "replace").decode()
     if len(whole) <= limit // 4 or len(whole.encode()) <= limit:
         return whole

@@ -270,8 +270,74 @@ def test_a_cancelled_runs_trace_is_complete(collector: Collector) -> None:
     asyncio.run(cancelled())
     spans = collector.receiver.spans
     assert {span.name for span in spans} == {"run add", "run.started", "forever"}
-    assert spans.one("forever").attributes["cascade.task.result"] == "cancellation"
-    assert spans.one("run add").attributes["cascade.run.result"] == "cancellation"
+    assert outcome(spans.one("forever")) == ("cancellation", "UNSET", None, "cancelled", [])
+    root = spans.one("run add")
+    assert (root.attributes["cascade.run.result"], root.status, root.status_message) == (
+        "cancellation",
+        "ERROR",
+        "cancelled",
+    )
+    assert (root.attributes["error.type"], root.events) == ("cancellation", ())
+
+
+def outcome(span: Any) -> tuple[Any, ...]:
+    """Result, status, error type, reason of a cancellation, names of the events."""
+    names = ("cascade.task.result", "error.type", "cascade.task.cancellation.reason")
+    result, kind, reason = (span.attributes.get(name) for name in names)
+    return result, span.status, kind, reason, [event.name for event in span.events]
+
+
+@cs.task
+async def waits(started: Any = None) -> None:
+    if started is not None:
+        started.set()
+    await asyncio.Event().wait()
+
+
+@cs.task
+async def breaks(x: int = 0) -> None:
+    if x:
+        await asyncio.Event().wait()
+    await asyncio.sleep(0)
+    raise LookupError("first")
+
+
+def test_one_failure_is_one_error(collector: Collector) -> None:
+    gather = cs.task(lambda *_: None, name="gather")
+    spans = collector.trace_of(gather(waits(), breaks()), fails=LookupError)
+    assert outcome(spans.one("breaks")) == ("failure", "ERROR", "LookupError", None, ["exception"])
+    assert outcome(spans.one("waits")) == (
+        "cancellation",
+        "UNSET",
+        None,
+        "cancelled because task 'breaks' failed",
+        [],
+    )
+    assert sorted(span.name for span in spans if span.status == "ERROR") == ["breaks", "run gather"]
+    root = spans.one("run gather")
+    assert attributes(root, "run.result", "run.tasks.failed", "run.tasks.cancelled") == {
+        "run.result": "failure",
+        "run.tasks.failed": 1,
+        "run.tasks.cancelled": 1,
+    }
+
+
+def test_one_failure_of_an_item_is_one_error(collector: Collector) -> None:
+    spans = collector.trace_of(breaks.map(x=[1, 0, 2]).with_retry(1), fails=LookupError)
+    errors = sorted(span.name for span in spans if span.status == "ERROR")
+    assert errors == ["breaks", "breaks attempt", "breaks attempt", "run map(breaks)"]
+    assert outcome(spans.one("map(breaks)")) == ("failure", "UNSET", None, None, [])
+    stopped = [span for span in spans.named("breaks attempt") if span.status != "ERROR"]
+    assert [outcome(span) for span in stopped] == [("cancellation", "UNSET", None, None, [])] * 2
+    assert attributes(spans.one("run map(breaks)"), "run.tasks.failed", "run.tasks.cancelled") == {
+        "run.tasks.failed": 1,
+        "run.tasks.cancelled": 2,
+    }
+
+
+def test_a_map_that_cannot_start_is_an_error_of_its_own(collector: Collector) -> None:
+    spans = collector.trace_of(breaks.map(x=cs.task(lambda: 5, name="five")()), fails=TypeError)
+    assert outcome(spans.one("map(breaks)")) == ("error", "ERROR", "TypeError", None, ["exception"])
 
 
 def test_inputs_are_no_spans(collector: Collector) -> None:

@@ -10,6 +10,7 @@ from cascade.telemetry.limits import MAX_VALUE_BYTES
 from cascade.telemetry.safe import text
 
 Attributes = dict[str, Any]
+CANCELLATION = "cancellation"
 
 
 class Event(NamedTuple):
@@ -121,7 +122,7 @@ def _task(payload: Mapping[str, Any], body: Mapping[str, Any], *, cicd: bool) ->
         if key in _OF_METADATA:
             found[_OF_METADATA[key]] = value
     if attempts := metadata.get("attempts"):
-        found[a.TASK_ATTEMPTS] = len(attempts)
+        found[a.TASK_ATTEMPTS] = metadata.get("attempt_count", len(attempts))
     if parts := metadata.get("parts"):
         found[a.PARTS] = len(parts)
     if cicd:
@@ -132,7 +133,11 @@ def _task(payload: Mapping[str, Any], body: Mapping[str, Any], *, cicd: bool) ->
         }
     name, parent = body["task_name"], payload["parent_span_id"]
     held = tuple(_held(metadata)) if "waits" in metadata else ()
-    return _ended(payload, name, payload["span_id"], parent, metadata, found, body, events=held)
+    ended = body
+    if metadata.get("result") == CANCELLATION:
+        ended = {}  # no error: the failure, if there is one, is another task's
+        found[a.TASK_CANCELLATION_REASON] = body.get("error")
+    return _ended(payload, name, payload["span_id"], parent, metadata, found, ended, events=held)
 
 
 def _parts(payload: Mapping[str, Any], body: Mapping[str, Any]) -> Iterator[SpanData]:
@@ -196,7 +201,9 @@ def _resource(payload: Mapping[str, Any], body: Mapping[str, Any], step: str) ->
 
 
 def error_type(body: Mapping[str, Any], metadata: Mapping[str, Any]) -> Any:
-    """The type of the exception that something failed with, else what its error's text begins with; None for success."""
+    """The type of the exception, else the first word of the error's text; None for a success and a cancelled task."""
+    if metadata.get("result") == CANCELLATION:
+        return None if body.get("type") != "LifecycleEvent" else CANCELLATION
     if exception := metadata.get("exception"):
         return exception.get("type")
     error = body.get("error")

@@ -61,6 +61,7 @@ _METADATA: dict[str, Any] = {
     "reason": _TEXT,
     "attempt": {"type": "integer", "minimum": 1},
     "max_attempts": _COUNT,
+    "attempt_count": _COUNT,
     "delay_ms": {"type": "number", "minimum": 0},
     "span_id": _SPAN_ID,
     **_WINDOW,

@@ -1,0 +1,94 @@
+"""`RetryPolicy`: how often a task is retried, and after which delays."""
+
+import math
+from dataclasses import dataclass
+from numbers import Real
+from operator import index
+from random import SystemRandom
+from typing import Any
+
+MAX_DELAY = 86_400.0
+"""Seconds, one day: a delay that grows with `backoff` reaches weeks after some twenty retries."""
+
+_random = SystemRandom()  # not the program's generator, which may be seeded, and different in each forked process
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """Up to `max_attempts` retries after the first call of a task.
+
+    The k-th retry, counted from 1, starts `min(delay * backoff ** (k - 1), max_delay) * (1 - jitter * u)` seconds after
+    the failure. `u` is a random number from 0 up to 1, drawn for each retry by a generator that `random.seed` does not
+    affect. Jitter only shortens a delay.
+
+    Attributes:
+        max_attempts: Number of retries, an integer from 0.
+        delay: Seconds before the first retry, from 0 to `max_delay`.
+        backoff: Factor from each delay to the next one, from 0; 2 doubles the delays.
+        max_delay: Upper limit of a delay in seconds, from 0; one day by default.
+        jitter: Largest random share by which a delay is shortened, from 0 (none) to 1 (any delay down to 0).
+
+    Raises:
+        TypeError: A value has the wrong type.
+        ValueError: A value is out of its range, infinite or not a number.
+    """
+
+    max_attempts: int
+    delay: float = 0.0
+    backoff: float = 1.0
+    max_delay: float = MAX_DELAY
+    jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_count("max_attempts", self.max_attempts)
+        checked_seconds("delay", self.delay)
+        checked_seconds("max_delay", self.max_delay)
+        _check_number("backoff", self.backoff, "a finite number from 0, such as 2 to double each delay")
+        _check_number("jitter", self.jitter, "a share from 0 to 1, such as 0.5", most=1.0)
+        if self.delay > self.max_delay:
+            raise ValueError(
+                f"RetryPolicy: delay={self.delay!r} exceeds max_delay={self.max_delay!r} seconds; "
+                "give a shorter delay or a longer max_delay"
+            )
+
+    def delay_before(self, retry: int) -> float:
+        """Seconds to wait before the given retry, counted from 1."""
+        try:
+            wished = float(self.delay) * float(self.backoff) ** (retry - 1) if self.delay else 0.0
+        except OverflowError:
+            wished = math.inf
+        return min(wished, float(self.max_delay)) * (1.0 - self.jitter * _random.random() if self.jitter else 1.0)
+
+
+def checked_seconds(name: str, value: Any) -> float:
+    """The value of a setting in seconds. Raises TypeError or ValueError if it is not a finite number from 0."""
+    return _check_number(name, value, "a finite number of seconds from 0")
+
+
+def _check_number(name: str, value: Any, allowed: str, *, most: float = math.inf) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"RetryPolicy: {name} must be {allowed}, got {_shown(value)}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not (math.isfinite(number) and 0 <= number <= most):
+        negative = ", which is negative" if number < 0 else ""
+        raise ValueError(f"RetryPolicy: {name} must be {allowed}, got {_shown(value)}{negative}")
+    return number
+
+
+def _check_count(name: str, value: Any) -> None:
+    allowed = "an integer from 0, the number of retries after the first call"
+    try:
+        count = index(value)
+    except TypeError:
+        count = None
+    if count is None or isinstance(value, bool):
+        raise TypeError(f"RetryPolicy: {name} must be {allowed}, got {_shown(value)}")
+    if count < 0:
+        raise ValueError(f"RetryPolicy: {name} must be {allowed}, got {_shown(value)}, which is negative")
+
+
+def _shown(value: Any) -> str:
+    return repr(value) if isinstance(value, (bool, int, float, str, type(None))) else f"a {type(value).__name__}"

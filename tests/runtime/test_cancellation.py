@@ -1,0 +1,307 @@
+"""Cancellation by other code than the run: the run ends with CancelledError, and nothing hangs."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import pytest
+
+import cascade as cs
+from cascade.runtime.events import RunFinished, TaskBlocked, TaskExecutionFinished, TaskExecutionStarted, TaskRetrying
+from tests.runtime.conftest import Lab
+
+Victims = list[asyncio.Task[Any]]
+
+
+@cs.task
+def gather(*values: Any) -> tuple[Any, ...]:
+    return values
+
+
+def running() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    assert task is not None
+    return task
+
+
+async def soon(run: Coroutine[Any, Any, Any]) -> Any:
+    """The result of a run; a run that hangs is an error of its own, no cancellation."""
+    task = asyncio.ensure_future(run)
+    done, _ = await asyncio.wait({task}, timeout=20)
+    assert done, "the run hangs"
+    return task.result()
+
+
+async def cancelled(lab: Lab, target: Any) -> RunFinished:
+    with pytest.raises(asyncio.CancelledError) as caught:
+        await soon(lab.run(target))
+    assert type(caught.value) is asyncio.CancelledError
+    (finished,) = lab.of(RunFinished)
+    assert (finished.status, finished.result, finished.exception) == ("Cancelled", "cancellation", None)
+    return finished
+
+
+async def by_itself() -> None:
+    running().cancel()
+    await asyncio.sleep(0)
+
+
+async def by_itself_at_its_end() -> int:
+    running().cancel()
+    return 1
+
+
+def by_itself_in_the_loop() -> int:
+    running().cancel()
+    return 1
+
+
+async def by_an_old_timeout() -> None:
+    asyncio.get_running_loop().call_soon(running().cancel)
+    await asyncio.Event().wait()
+
+
+async def by_awaiting_what_is_cancelled() -> None:
+    inner = asyncio.ensure_future(asyncio.Event().wait())
+    inner.cancel()
+    await inner
+
+
+OWN = [by_itself, by_itself_at_its_end, by_itself_in_the_loop, by_an_old_timeout, by_awaiting_what_is_cancelled]
+SHAPES: dict[str, Callable[[Any], Any]] = {
+    "task": lambda function: gather(cs.task(function, threaded=False)()),
+    "item": lambda function: cs.task(lambda x: function(), name=function.__name__, threaded=False).map(x=[1, 2]),
+    "retried": lambda function: cs.task(function, threaded=False)().with_retry(3),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("function", OWN, ids=lambda f: f.__name__)
+async def test_a_task_that_is_cancelled_ends_the_run(lab: Lab, function: Any, shape: str) -> None:
+    finished = await cancelled(lab, SHAPES[shape](function))
+    first = next(e for e in lab.of(TaskExecutionFinished, function.__name__))
+    assert (first.status, first.error, first.exception) == ("Cancelled", "cancelled", None)
+    place = f"task '{function.__name__}'" + {"task": "", "item": ", item 0", "retried": ", attempt 1 of 4"}[shape]
+    assert finished.error == f"cancelled because {place} was cancelled"
+
+
+async def test_a_sibling_cancels_a_task(lab: Lab) -> None:
+    victims: Victims = []
+    started = asyncio.Event()
+
+    @cs.task
+    async def victim() -> None:
+        victims.append(running())
+        started.set()
+        await asyncio.Event().wait()
+
+    @cs.task
+    async def killer() -> None:
+        await started.wait()
+        victims[0].cancel("enough")
+        await asyncio.Event().wait()
+
+    finished = await cancelled(lab, gather(victim(), killer()))
+    assert finished.error == "cancelled because task 'victim' was cancelled"
+    errors = {e.task_name: e.error for e in lab.of(TaskExecutionFinished)}
+    assert errors == {"victim": "cancelled: enough", "killer": finished.error}
+
+
+async def test_tasks_are_cancelled_before_they_start(lab: Lab) -> None:
+    ran = []
+
+    @cs.task
+    async def killer() -> None:
+        for task in asyncio.all_tasks() - {running()}:
+            if "_guarded" in repr(task.get_coro()):
+                task.cancel()
+        await asyncio.Event().wait()
+
+    @cs.task(threaded=False)
+    def late() -> None:
+        ran.append(1)
+
+    await cancelled(lab, gather(killer(), *(late() for _ in range(5))))
+    assert ran == []
+
+
+async def test_a_plain_function_in_a_thread_is_cancelled(lab: Lab) -> None:
+    started, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    @cs.task
+    def victim() -> None:
+        started.set()
+        go_on.wait(20)
+        ended.set()
+
+    @cs.task
+    async def killer() -> None:
+        await asyncio.to_thread(started.wait, 20)
+        for task in asyncio.all_tasks() - {running()}:
+            if "_guarded" in repr(task.get_coro()):
+                task.cancel()
+        await asyncio.Event().wait()
+
+    await cancelled(lab, gather(victim(), killer()))
+    (finished,) = lab.of(TaskExecutionFinished, "victim")
+    assert (finished.status, finished.error, ended.is_set()) == ("Cancelled", "cancelled", False)
+    go_on.set()
+    await asyncio.to_thread(ended.wait, 20)
+
+
+@pytest.mark.parametrize("waits_for", ["retry", "resource"])
+async def test_a_waiting_task_is_cancelled(make_lab: Callable[..., Lab], waits_for: str) -> None:
+    lab, victims = make_lab(system_resources={"cpu": 1}), []
+    has_waited = asyncio.Event()
+
+    @cs.task
+    async def holder() -> None:
+        await has_waited.wait()
+        for task in asyncio.all_tasks() - {running(), *before}:
+            task.cancel()
+        await asyncio.Event().wait()
+
+    @cs.task
+    async def victim() -> None:
+        victims.append(1)
+        raise LookupError("again")
+
+    kind = TaskRetrying if waits_for == "retry" else TaskBlocked
+    lab.bus.subscribe(kind, lambda _: has_waited.set())
+    target: Any = victim().with_retry(3, delay=60)
+    if waits_for == "resource":
+        target = gather(holder().with_constraints(cpu=1), target.with_constraints(cpu=1))
+    else:
+        target = gather(holder(), target)
+    run = asyncio.ensure_future(lab.run(target))
+    before = {running(), run}
+    with pytest.raises(asyncio.CancelledError):
+        await soon(asyncio.wait_for(run, 15))
+    assert lab.of(RunFinished)[0].result == "cancellation"
+    assert len(lab.of(TaskExecutionFinished, "victim")) == len(lab.of(TaskExecutionStarted, "victim"))
+
+
+async def test_the_setup_of_a_resource_is_cancelled(lab: Lab) -> None:
+    @cs.resource
+    async def broken() -> AsyncIterator[int]:
+        await by_itself()
+        yield 1
+
+    assert (await cancelled(lab, cs.task(lambda r=cs.inject(broken): r, name="t")())).error == "cancelled"
+
+
+async def test_a_nested_run_is_cancelled(lab: Lab) -> None:
+    outer: Victims = []
+
+    @cs.task
+    async def nests() -> Any:
+        outer.append(running())
+        return await lab.run(victim())
+
+    @cs.task
+    async def victim() -> None:
+        outer[0].cancel("by the inner task")
+        await asyncio.Event().wait()
+
+    with pytest.raises(asyncio.CancelledError):
+        await soon(lab.run(gather(nests())))
+    inner, outermost = lab.of(RunFinished)
+    assert (inner.result, outermost.result) == ("cancellation", "cancellation")
+    assert inner.error == lab.of(TaskExecutionFinished, "victim")[0].error == "cancelled: by the inner task"
+
+
+async def test_timeouts_and_task_groups_in_a_task_keep_working(lab: Lab) -> None:
+    @cs.task
+    async def handles() -> str:
+        try:
+            async with asyncio.timeout(0):
+                await asyncio.Event().wait()
+        except TimeoutError:
+            running().cancel()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                running().uncancel()
+            return "handled"
+        return "not timed out"
+
+    @cs.task
+    async def groups() -> list[str]:
+        async def fail() -> None:
+            raise ValueError("one")
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(fail())
+                group.create_task(asyncio.Event().wait())
+        except* ValueError as errors:
+            caught = errors
+        return [str(error) for error in caught.exceptions]
+
+    assert await soon(lab.run(gather(handles(), groups()))) == ("handled", ["one"])
+
+
+async def test_a_failure_stays_the_first_error_if_the_run_is_cancelled_later(lab: Lab) -> None:
+    cleaning = asyncio.Event()
+
+    @cs.task
+    async def stubborn() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cleaning.set()
+            await asyncio.Event().wait()
+
+    @cs.task
+    async def fail() -> None:
+        await asyncio.sleep(0)
+        raise LookupError("first")
+
+    run = asyncio.ensure_future(lab.run(gather(stubborn(), fail())))
+    await cleaning.wait()
+    run.cancel()
+    with pytest.raises(LookupError, match="first"):
+        await soon(asyncio.wait_for(run, 15))
+    assert lab.of(RunFinished)[0].error == "LookupError: first"
+
+
+async def test_tasks_carry_the_reason_that_the_run_is_cancelled_with(lab: Lab) -> None:
+    started = asyncio.Event()
+    seen: list[Any] = []
+
+    @cs.task
+    async def forever() -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError as error:
+            seen.append(error.args)
+            raise
+
+    run = asyncio.ensure_future(lab.run(gather(forever())))
+    await started.wait()
+    run.cancel("the client has left")
+    with pytest.raises(asyncio.CancelledError):
+        await soon(asyncio.wait_for(run, 15))
+    assert seen == [("cancelled: the client has left",)]
+    assert lab.of(TaskExecutionFinished)[0].error == lab.of(RunFinished)[0].error == seen[0][0]
+
+
+async def test_errors_of_siblings_are_notes_on_the_first_one(lab: Lab) -> None:
+    @cs.task
+    async def cleans_up(x: int) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise RuntimeError(f"cleanup {x} failed")
+
+    @cs.task
+    async def fail() -> None:
+        await asyncio.sleep(0)
+        raise LookupError("first")
+
+    with pytest.raises(LookupError) as caught:
+        await soon(lab.run(gather(cleans_up.map(x=[7]), fail())))
+    later = "Later, task 'cleans_up', item 0 failed: RuntimeError: cleanup 7 failed"
+    assert sorted(caught.value.__notes__) == [later, "task 'fail'"]

@@ -1,0 +1,150 @@
+import asyncio
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import cascade as cs
+from cascade.runtime._outcome import MAX_HISTORY
+from cascade.runtime.events import RunFinished, TaskExecutionFinished, TaskRetrying
+from cascade.spec.retry import RetryPolicy
+from tests.runtime.conftest import Lab
+
+
+class OwnPolicy(RetryPolicy):
+    """A program's own policy, with an error in its own code."""
+
+    def __init__(self, delay_before: Callable[[int], Any]) -> None:
+        super().__init__(3)
+        object.__setattr__(self, "delay_before", delay_before)
+
+
+def broken(retry: int) -> float:
+    raise ZeroDivisionError("my policy")
+
+
+@pytest.mark.parametrize("delay_before", [broken, lambda _: math.nan, lambda _: -1, lambda _: "1", lambda _: None])
+async def test_a_broken_policy_does_not_hide_the_tasks_error_nor_its_end(
+    lab: Lab, delay_before: Callable[[int], Any]
+) -> None:
+    error = ConnectionError("refused")
+
+    @cs.task(threaded=False)
+    def connect() -> None:
+        raise error
+
+    target = connect()
+    target._retry_policy = OwnPolicy(delay_before)
+    with pytest.raises(ConnectionError) as caught:
+        await lab.run(target)
+    assert caught.value is error
+    assert error.__notes__[0].startswith("Later, the retry policy of task 'connect', attempt 1 of 4 failed: ")
+    (finished,) = lab.of(TaskExecutionFinished)
+    assert (finished.status, finished.error) == ("Failed", "ConnectionError: refused")
+    assert lab.of(RunFinished)[0].error == "ConnectionError: refused"
+    assert lab.of(TaskRetrying) == []
+
+
+async def test_the_delay_that_is_waited_is_the_delay_that_is_published(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    real = asyncio.sleep
+
+    async def sleep(delay: float) -> None:
+        slept.append(delay)
+        await real(0)
+
+    monkeypatch.setattr("cascade.runtime._task_execution.asyncio.sleep", sleep)
+
+    @cs.task(threaded=False)
+    def fail() -> None:
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        await lab.run(fail().with_retry(5, delay=1, backoff=4, max_delay=10, jitter=0.5))
+    published = [event.delay for event in lab.of(TaskRetrying)]
+    assert slept == published
+    assert all(most / 2 <= delay <= most for delay, most in zip(published, [1, 4, 10, 10, 10], strict=True))
+
+
+async def test_a_delay_of_centuries_is_waited_for(lab: Lab) -> None:
+    @cs.task(threaded=False)
+    def fail() -> None:
+        raise LookupError
+
+    waiting = asyncio.Event()
+    lab.bus.subscribe(TaskRetrying, lambda _: waiting.set())
+    run = asyncio.ensure_future(lab.run(fail().with_retry(1, delay=1e10, max_delay=1e300)))
+    await waiting.wait()
+    done, _ = await asyncio.wait({run}, timeout=0.05)
+    assert not done
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+
+
+SHARED = ConnectionError("shared")
+
+
+def raise_shared() -> None:
+    raise SHARED
+
+
+def raise_from_shared() -> None:
+    try:
+        raise_shared()
+    except ConnectionError as error:
+        raise LookupError("wrapped") from error
+
+
+def raise_group_of_shared() -> None:
+    raise ExceptionGroup("group", [SHARED])
+
+
+@pytest.mark.parametrize("threaded", [True, False])
+@pytest.mark.parametrize("function", [raise_shared, raise_from_shared, raise_group_of_shared], ids=lambda f: f.__name__)
+async def test_the_traceback_of_one_exception_object_does_not_grow(lab: Lab, function: Any, *, threaded: bool) -> None:
+    SHARED.__traceback__ = None
+    with pytest.raises((ConnectionError, LookupError, ExceptionGroup)):
+        await lab.run(cs.task(function, threaded=threaded)().with_retry(40))
+    traces = [event.exception.stacktrace for event in lab.of(TaskRetrying) if event.exception]
+    assert len(traces) == 40
+    assert {len(trace) for trace in traces[1:]} == {len(traces[1])}
+    assert all(function.__name__ in trace for trace in traces)
+    length, trace = 0, SHARED.__traceback__
+    while trace is not None:
+        length, trace = length + 1, trace.tb_next
+    assert length < 40
+
+
+async def test_where_a_shared_exception_was_raised_first_stays_visible(lab: Lab) -> None:
+    def origin() -> None:
+        raise LookupError("cached")
+
+    with pytest.raises(LookupError) as cached:
+        origin()
+
+    @cs.task(threaded=False)
+    def again() -> None:
+        raise cached.value
+
+    with pytest.raises(LookupError):
+        await lab.run(again().with_retry(3))
+    (finished,) = lab.of(TaskExecutionFinished)
+    assert [a.error is not None and "in origin" in a.error.stacktrace for a in finished.attempts] == [True] * 4
+
+
+async def test_the_history_of_a_task_is_bounded_and_its_count_is_exact(lab: Lab) -> None:
+    @cs.task(threaded=False)
+    def fail() -> None:
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        await lab.run(fail().with_retry(1_000))
+    (finished,) = lab.of(TaskExecutionFinished)
+    numbers = [attempt.number for attempt in finished.attempts]
+    assert numbers == [*range(1, 65), *range(1_001 - 63, 1_002)]
+    assert (len(finished.waits), finished.attempt_count, finished.max_attempts) == (MAX_HISTORY, 1_001, 1_000)
+    assert len(lab.of(TaskRetrying)) == 1_000

@@ -1,0 +1,78 @@
+import math
+import random
+from fractions import Fraction
+from typing import Any
+
+import pytest
+
+import cascade as cs
+from cascade.spec.retry import MAX_DELAY, RetryPolicy
+
+
+def delays(count: int, **settings: Any) -> list[float]:
+    policy = RetryPolicy(count, **settings)
+    return [policy.delay_before(number) for number in range(1, count + 1)]
+
+
+def test_delays_grow_by_the_backoff() -> None:
+    assert delays(3, delay=0.5) == [0.5, 0.5, 0.5]
+    assert delays(4, delay=0.5, backoff=3) == [0.5, 1.5, 4.5, 13.5]
+    assert delays(3, delay=8, backoff=0.5) == [8, 4, 2]
+    assert delays(2, delay=Fraction(1, 2), backoff=Fraction(3, 1)) == [0.5, 1.5]
+
+
+@pytest.mark.parametrize("backoff", [2, 2.0, 10.0, 1e200, 10**400 // 10**100])
+def test_a_delay_never_exceeds_its_limit(backoff: float) -> None:
+    assert RetryPolicy(5_000, delay=1, backoff=backoff, max_delay=7.5).delay_before(5_000) == 7.5
+    assert RetryPolicy(5_000, delay=1, backoff=backoff).delay_before(5_000) == MAX_DELAY == 86_400
+    assert RetryPolicy(5_000, delay=0, backoff=backoff).delay_before(5_000) == 0
+
+
+def test_jitter_shortens_a_delay_by_a_random_share() -> None:
+    drawn = delays(2_000, delay=10, jitter=0.4)
+    assert all(6 <= delay <= 10 for delay in drawn)
+    assert len(set(drawn)) > 1_000
+    assert min(drawn) < 7
+    assert max(drawn) > 9
+    assert all(0 <= delay <= 10 for delay in delays(100, delay=10, jitter=1))
+
+
+def test_jitter_is_independent_of_the_programs_random_numbers() -> None:
+    random.seed(1)
+    first, after = delays(5, delay=1, jitter=1), random.random()
+    random.seed(1)
+    assert random.random() == after
+    assert delays(5, delay=1, jitter=1) != first
+
+
+@pytest.mark.parametrize("name", ["delay", "backoff", "max_delay", "jitter"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1, -0.001, 10**400])
+def test_numbers_out_of_range_are_refused(name: str, value: float) -> None:
+    with pytest.raises(
+        ValueError, match=rf"^RetryPolicy: {name} must be .* from 0.*, got {value!r}(, which is negative)?$"
+    ):
+        cs.task(lambda: 1, name="t")().with_retry(**{"max_attempts": 1, name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["max_attempts", "delay", "backoff", "max_delay", "jitter"])
+@pytest.mark.parametrize("value", [True, "3", None, [1], 1j], ids=repr)
+def test_other_types_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=rf"^RetryPolicy: {name} must be .* from 0.*, got "):
+        RetryPolicy(**{"max_attempts": 1, name: value})
+
+
+@pytest.mark.parametrize(("value", "error"), [(-1, ValueError), (2.0, TypeError), (math.nan, TypeError)])
+def test_the_number_of_retries_is_an_integer_from_zero(value: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=r"max_attempts must be an integer from 0, the number of retries.*, got "):
+        RetryPolicy(value)
+    assert RetryPolicy(0).max_attempts == 0
+
+
+def test_jitter_is_at_most_one() -> None:
+    with pytest.raises(ValueError, match=r"jitter must be a share from 0 to 1, such as 0\.5, got 1\.5"):
+        RetryPolicy(1, jitter=1.5)
+
+
+def test_a_first_delay_above_the_limit_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"delay=60 exceeds max_delay=30 seconds; give a shorter delay or a longer"):
+        RetryPolicy(1, delay=60, max_delay=30)
