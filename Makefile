@@ -58,7 +58,7 @@ stack-build: $(READY)  ## build the Collector and Jaeger from source, once for t
 stack-up: $(READY)  ## start Jaeger, the Collector, Mosquitto and Prometheus, without Docker
 	@$(BIN)/python -m stack up
 
-stack-show: $(READY)  ## draw the latest trace that Jaeger has; TRACE=id draws another
+stack-show: $(READY)  ## draw the trace of the latest run that Jaeger has, of any service; TRACE=id draws another
 	@$(BIN)/python -m stack show $(TRACE)
 
 stack-picture: $(READY)  ## docs/trace.svg, the picture of that trace in the README

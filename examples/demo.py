@@ -5,7 +5,6 @@ CASCADE_MQTT_URL set, the run is also live on that broker, and can be paused fro
 """
 
 import os
-import sys
 
 import stdlib_report
 
@@ -23,7 +22,7 @@ def main() -> None:
             trace_id = run(OtelConnector(receiver.http_endpoint))
             spans = receiver.wait_for(lambda spans: any(span.name == "run report" for span in spans))
         print(f"\nThe trace, as received over OTLP: {len(spans)} spans\n")
-        print(render_trace(spans, color=sys.stdout.isatty()))
+        print(render_trace(spans))
     print(f"\nTrace {trace_id}")
     if template := trace_url_template(os.environ):
         print(template.replace("{trace_id}", trace_id))

@@ -1,6 +1,7 @@
 """`python -m stack build`, `up`, `show`, `down`: the stack without Docker."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -24,11 +25,14 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("up", help="start Jaeger, the Collector, Mosquitto and Prometheus")
     commands.add_parser("down", help="end them; what they keep stays")
     showing = commands.add_parser("show", help="draw a trace that Jaeger has")
-    showing.add_argument("trace_id", nargs="?", help="by default the latest of the service cascade")
+    showing.add_argument("trace_id", nargs="?", help="by default that of the latest run of any service")
     drawing = commands.add_parser("picture", help="the same as a picture, in SVG")
-    drawing.add_argument("trace_id", nargs="?", help="by default the latest of the service cascade")
+    drawing.add_argument("trace_id", nargs="?", help="by default that of the latest run of any service")
     try:
-        print(_do(parser.parse_args(arguments)))
+        print(_do(parser.parse_args(arguments)), flush=True)
+    except BrokenPipeError:  # the reader, such as `head`, has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (build.BuildError, ServerError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -45,7 +49,7 @@ def _do(options: argparse.Namespace) -> str:
         case "down":
             return up.down(options.folder)
         case "show":
-            return render_trace(up.trace(options.trace_id, options.folder), color=sys.stdout.isatty())
+            return render_trace(up.trace(options.trace_id, options.folder))
         case _:
             return picture.draw(up.trace(options.trace_id, options.folder))
 

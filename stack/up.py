@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -82,19 +83,32 @@ def down(folder: Path = FOLDER) -> str:
 
 
 def trace(trace_id: str | None, folder: Path = FOLDER) -> Spans:
-    """A trace that Jaeger has; without an id that of the latest run of the service `cascade`.
+    """A trace that Jaeger has; without an id that of the latest run of any service. A run's id is an id too.
 
     Raises:
-        ServerError: There is none, or no Jaeger.
+        ServerError: There is no such trace, or Jaeger does not answer.
     """
     state = State.load(folder)
     if state is None:
         raise ServerError("The stack is not running: make stack-up")
     jaeger = Jaeger(state.ports.url(state.ports.jaeger_http))
-    ids = {trace_id} if trace_id else jaeger.find("cascade", limit=1)
-    if not ids or not (spans := jaeger.trace(ids.pop())):
+    try:
+        found = _trace_id(trace_id) if trace_id else jaeger.latest_run()
+        if found is None:
+            raise ServerError("Jaeger has no run yet")
+        spans = jaeger.trace(found)
+    except (OSError, RuntimeError) as error:
+        raise ServerError(f"Jaeger does not answer as it should: {error}") from error
+    if not spans:
         raise ServerError("Jaeger has no such trace")
     return spans
+
+
+def _trace_id(text: str) -> str:
+    plain = text.replace("-", "").lower()
+    if re.fullmatch("[0-9a-f]{1,32}", plain) is None:
+        raise ServerError(f"{text!r} is no trace id, which has 32 hex digits")
+    return plain.zfill(32)
 
 
 def _servers(folder: Path, ports: Ports) -> Iterator[Callable[[], Server]]:

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
@@ -27,9 +28,15 @@ def test_the_stack_goes_up_takes_a_run_shows_it_and_goes_down(tmp_path: Path) ->
         trace_id = run({"OTEL_EXPORTER_OTLP_ENDPOINT": collector}, "report")["trace_id"]
         stacks.Servers(jaeger, collector).wait_for(trace_id, lambda spans: bool(spans.named("run summary")))
         assert f"trace {trace_id}" in stack(tmp_path, "show").stdout
+        other = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector, "OTEL_SERVICE_NAME": "billing"}
+        later = run(other, "report")["trace_id"]
+        stacks.Servers(jaeger, collector).wait_for(later, lambda spans: bool(spans.named("run summary")))
+        assert f"trace {later}" in stack(tmp_path, "show").stdout
+        assert f"trace {trace_id}" in stack(tmp_path, "show", str(UUID(trace_id))).stdout
         assert f"trace {trace_id}" in stack(tmp_path, "picture", trace_id).stdout
         missing = stack(tmp_path, "show", "0" * 31 + "1")
         assert (missing.returncode, missing.stderr) == (1, "Jaeger has no such trace\n")
+        assert stack(tmp_path, "show", "latest").stderr == "'latest' is no trace id, which has 32 hex digits\n"
     finally:
         ended = stack(tmp_path, "down").stdout
     assert ended == "Ended Jaeger, Collector, Mosquitto, Prometheus.\n"

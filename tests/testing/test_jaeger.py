@@ -2,6 +2,7 @@
 
 import json
 import threading
+import urllib.parse
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -41,7 +42,8 @@ class Fake(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.asked.append(self.path)
-        status, body = self.answers.get(self.path.partition("?")[0], (404, {"error": "not found"}))
+        known = (path for path in (self.path, self.path.partition("?")[0]) if path in self.answers)
+        status, body = self.answers.get(next(known, ""), (404, {"error": "not found"}))
         self.send_response(status)
         self.end_headers()
         self.wfile.write(json.dumps(body).encode())
@@ -113,6 +115,37 @@ def test_services_and_operations(jaeger: Jaeger) -> None:
     answer("/api/services", {"data": ["etl"]})
     answer("/api/operations", {"data": [{"name": "load", "spanKind": ""}]})
     assert (jaeger.services(), jaeger.operations("etl")) == ({"etl"}, {"load"})
+
+
+def found(trace_id: str, *spans: tuple[str, int], tags: tuple[str, ...] = ("cascade.run.id",)) -> dict[str, Any]:
+    """A trace in a search's answer, of spans with a name and a start time in microseconds."""
+    shown = [{"key": key, "type": "string", "value": "x"} for key in tags]
+    return {"traceID": trace_id, "spans": [{"operationName": n, "startTime": t, "tags": shown} for n, t in spans]}
+
+
+def searched(service: str, operations: dict[str, list[dict[str, Any]]]) -> None:
+    answer(f"/api/operations?service={service}", {"data": [{"name": name} for name in operations]})
+    for name, traces in operations.items():
+        query = urllib.parse.urlencode({"service": service, "operation": name, "limit": "1"})
+        answer(f"/api/traces?{query}", {"data": traces})
+
+
+def test_the_latest_run_is_that_which_started_last_of_any_service(jaeger: Jaeger) -> None:
+    answer("/api/services", {"data": ["etl", "web", "billing"]})
+    searched("etl", {"run.started": [found("a", ("run.started", 50), ("run load", 49), ("load", 90))]})
+    searched("web", {"GET /": [found("web", ("GET /", 99))], "run job": [found("own", ("run job", 98), tags=())]})
+    searched("billing", {
+        "run.started": [found("b", ("run.started", 60))],
+        "run invoice": [found("c", ("run invoice", 70), ("invoice", 80))],
+        "invoice": [found("c", ("invoice", 80))],
+    })  # fmt: skip
+    assert jaeger.latest_run() == "c"
+
+
+def test_a_jaeger_without_runs_has_no_latest_one(jaeger: Jaeger) -> None:
+    answer("/api/services", {"data": ["web"]})
+    searched("web", {"GET /": [found("web", ("GET /", 99))]})
+    assert jaeger.latest_run() is None
 
 
 def test_what_a_page_shows(jaeger: Jaeger) -> None:

@@ -1,9 +1,19 @@
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascade.testing import ReceivedSpan, render_trace
+from cascade.testing._canvas import fitted, width_of
 from cascade.testing.received import ReceivedEvent
 
 MS = 1_000_000
@@ -64,3 +74,98 @@ def test_any_forest_fits_the_width(spans: list[ReceivedSpan], width: int) -> Non
     for line in render_trace(spans, width=width).splitlines():
         columns = sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in line if not unicodedata.combining(c))
         assert columns <= width
+
+
+TERMINAL_VARIABLES = ("COLUMNS", "NO_COLOR", "FORCE_COLOR", "TERM")
+PROGRAM = """
+from cascade.testing import ReceivedSpan, render_trace
+span = ReceivedSpan("root " + "x" * 300, "a" * 32, "b" * 16, None, start_ns=0, end_ns=5_000_000)
+print(render_trace([span]))
+"""
+
+
+@pytest.fixture(autouse=True)
+def _environment_of_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in TERMINAL_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def shown_in_a_terminal(columns: int, **environment: str) -> list[str]:
+    """What the program prints in a terminal of that width."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    environ = {**os.environ, "TERM": "xterm", **environment}
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=theirs, env=environ)
+    os.close(theirs)
+    said = b""
+    try:
+        while part := os.read(ours, 65536):
+            said += part
+    except OSError:  # Linux's end of a terminal
+        pass
+    os.close(ours)
+    assert process.wait(60) == 0
+    return said.decode().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("columns", "environment", "width", "color"),
+    [
+        (72, {}, 72, True),
+        (160, {"NO_COLOR": "1"}, 160, False),
+        (160, {"NO_COLOR": "1", "FORCE_COLOR": "1"}, 160, False),
+        (160, {"NO_COLOR": ""}, 160, True),
+        (160, {"COLUMNS": "90", "TERM": "dumb"}, 90, False),
+        (12, {"NO_COLOR": "1"}, 40, False),
+    ],
+    ids=str,
+)
+def test_a_terminals_width_and_colours_are_used(
+    columns: int, environment: dict[str, str], width: int, color: bool
+) -> None:
+    lines = shown_in_a_terminal(columns, **environment)
+    assert any("\x1b[" in line for line in lines) is color
+    plain = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in lines]
+    assert max(map(width_of, plain)) == width
+
+
+@pytest.mark.parametrize(
+    ("environment", "color", "colored"),
+    [
+        ({}, None, False),
+        ({}, True, True),
+        ({"FORCE_COLOR": "1"}, None, True),
+        ({"FORCE_COLOR": "0"}, None, False),
+        ({"FORCE_COLOR": "1"}, False, False),
+        ({"NO_COLOR": "1"}, True, False),
+    ],
+)
+def test_without_a_terminal_the_width_is_100_and_colour_is_a_wish(
+    environment: dict[str, str], color: bool | None, colored: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    shown = render_trace([span(1, "root")], color=color)
+    assert ("\x1b[" in shown) is colored
+    if not colored:
+        assert max(map(len, shown.splitlines())) == 100
+
+
+@pytest.mark.parametrize(
+    ("text", "cells"),
+    [
+        ("abc", 3),
+        ("日本", 4),
+        ("🚀", 2),
+        ("e\u0301", 1),
+        ("▶\ufe0f", 2),
+        ("✅\ufe0f", 2),
+        ("🇩🇪", 2),
+        ("각", 2),
+        ("\u1100\u1161\u11a8", 2),
+    ],
+)
+def test_the_cells_of_wide_and_joined_characters(text: str, cells: int) -> None:
+    assert width_of(text) == cells
+    for room in range(1, 8):
+        assert sum(width_of(piece) for piece, _ in fitted([(text * 3, "")], room)) == room

@@ -1,7 +1,10 @@
-"""Lines of coloured pieces that fit a terminal."""
+"""Lines of coloured pieces that fit a terminal, and what the terminal can show."""
 
+import os
+import shutil
+import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 Piece = tuple[str, str]
 """A text and the name of its style."""
@@ -9,9 +12,28 @@ Piece = tuple[str, str]
 _STYLES = {"dim": "2", "bold": "1", "error": "1;31", "bar": "36", "error bar": "31", "wait bar": "33"}
 
 
+def terminal_width(*, least: int, otherwise: int) -> int:
+    """The cells of a line of the terminal: COLUMNS, else the size of the terminal that stdout writes to.
+
+    At least `least`; `otherwise` where stdout is no terminal and COLUMNS is not set.
+    """
+    return max(least, shutil.get_terminal_size((otherwise, 24)).columns)
+
+
+def is_colored(*, wanted: bool | None) -> bool:
+    """Whether to use colour. NO_COLOR forbids it. Without a wish, FORCE_COLOR or a terminal on stdout decides."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    if wanted is not None:
+        return wanted
+    if forced := os.environ.get("FORCE_COLOR"):
+        return forced != "0"
+    return sys.stdout is not None and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+
+
 def width_of(text: str) -> int:
     """The cells that a text takes in a terminal."""
-    return len(text) if text.isascii() else sum(_cells(char) for char in text)
+    return len(text) if text.isascii() else sum(_cells(text))
 
 
 def fitted(pieces: Sequence[Piece], cells: int) -> list[Piece]:
@@ -44,14 +66,26 @@ def _cut(text: str, cells: int) -> str:
     if width_of(text) <= cells:
         return text
     taken = 0
-    for number, char in enumerate(text):
-        taken += _cells(char)
+    for number, width in enumerate(_cells(text)):
+        taken += width
         if taken > cells:
             return text[:number]
     return text
 
 
-def _cells(char: str) -> int:
-    if unicodedata.category(char) in {"Mn", "Me"}:
-        return 0
-    return 2 if unicodedata.east_asian_width(char) in {"W", "F"} else 1
+def _cells(text: str) -> Iterator[int]:
+    """The cells that each character adds to the line."""
+    before = 0
+    for char in text:
+        if char == _EMOJI_STYLE and before == 1:
+            before = 1  # makes an emoji of two cells of the character before
+        elif unicodedata.category(char) in {"Mn", "Me"} or _JOINED_JAMO[0] <= char <= _JOINED_JAMO[1]:
+            before = 0
+        else:
+            before = 2 if unicodedata.east_asian_width(char) in {"W", "F"} else 1
+        yield before
+
+
+_EMOJI_STYLE = "\ufe0f"
+_JOINED_JAMO = "\u1160", "\u11ff"
+"""Vowels and final consonants of Hangul, which join the consonant before them."""

@@ -5,9 +5,11 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from cascade.telemetry.attributes import RUN_ID
+from cascade.telemetry.identity import RUN_STARTED
 from cascade.testing._otlp_json import spans_of_json
 from cascade.testing.received import Spans
 
@@ -74,6 +76,24 @@ class Jaeger:
         if tags:
             query["tags"] = json.dumps(dict(tags))
         return {trace["traceID"] for trace in self._data("/api/traces", query)}
+
+    def latest_run(self) -> str | None:
+        """The id of the trace of the run that started last, of any service; None if Jaeger has no run.
+
+        A run that has not ended counts too: its marker is exported at its start.
+        """
+        starts = (start for service in self.services() for start in self._latest_starts(service))
+        return max(starts, default=(0, None))[1]
+
+    def _latest_starts(self, service: str) -> Iterator[tuple[int, str]]:
+        """Start and trace id of the latest run, or marker of a run, of each name."""
+        for operation in self.operations(service):
+            if not operation.startswith(("run ", RUN_STARTED)):
+                continue
+            for trace in self._data("/api/traces", {"service": service, "operation": operation, "limit": "1"}):
+                for span in trace["spans"]:
+                    if span["operationName"] == operation and any(tag["key"] == RUN_ID for tag in span["tags"]):
+                        yield span["startTime"], trace["traceID"]
 
     def services(self) -> set[str]:
         """Who has sent spans."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from cascade.testing._canvas import Piece, fitted, painted
+from cascade.testing._canvas import Piece, fitted, is_colored, painted, terminal_width
 from cascade.testing._facts import (
     MAX_EVENTS,
     consumed,
@@ -22,6 +22,8 @@ from cascade.testing._timeline import Timeline, duration
 from cascade.testing.received import ReceivedSpan
 
 MIN_WIDTH = 40
+DEFAULT_WIDTH = 100
+"""Where stdout is no terminal."""
 _SHORT_ID = 8
 
 _BARLESS_WIDTH = 64
@@ -32,7 +34,9 @@ _STEP = 3
 """Cells of one level of the tree."""
 
 
-def render_trace(spans: Sequence[ReceivedSpan], *, width: int = 100, color: bool = False, max_children: int = 8) -> str:
+def render_trace(
+    spans: Sequence[ReceivedSpan], *, width: int | None = None, color: bool | None = None, max_children: int = 8
+) -> str:
     """Draw spans as trees: a line each with its name, what is notable, how long it took and a bar that shows when.
 
     A trace that is a part of another hangs below the span that owns it; spans whose parent is missing stand at the
@@ -41,15 +45,23 @@ def render_trace(spans: Sequence[ReceivedSpan], *, width: int = 100, color: bool
 
     Args:
         spans: Of one trace or of several, in any order.
-        width: Cells of the terminal, 40 or more; no line is longer.
-        color: Use ANSI's escape sequences.
+        width: Cells of a line, 40 or more; no line is longer. None takes the width of the terminal, which COLUMNS
+            overrides, and 100 where stdout is no terminal.
+        color: Use ANSI's escape sequences. None uses them if stdout is a terminal or FORCE_COLOR is set. With NO_COLOR
+            in the environment there are none.
         max_children: 1 or more.
+
+    Raises:
+        ValueError: `width` or `max_children` is too small.
     """
+    if width is None:
+        width = terminal_width(least=MIN_WIDTH, otherwise=DEFAULT_WIDTH)
     if width < MIN_WIDTH:
         raise ValueError(f"width={width} is too narrow for a tree: {MIN_WIDTH} is the least")
     if max_children < 1:
         raise ValueError(f"max_children={max_children}: at least 1 must be shown")
-    drawn = [_Drawing(tops, width, max_children).lines(color=color) for tops in plant(spans)]
+    colored = is_colored(wanted=color)
+    drawn = [_Drawing(tops, width, max_children).lines(color=colored) for tops in plant(spans)]
     return "\n\n".join("\n".join(lines) for lines in drawn) or "(no spans)"
 
 
