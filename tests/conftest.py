@@ -1,13 +1,52 @@
-"""What every test may need: servers are required in CI, environment variables of the caller do not leak in."""
+"""Fixtures of all tests: no variable of the caller leaks in, and the speed of the machine decides nothing."""
 
+import importlib
+import logging
 import os
+import signal
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests import extras
 from tests.progress import Progress
+from tests.waiting import HANG
+
+_BY_CHANCE = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+"""Health checks that depend on the speed of the machine, or on the examples that chance draws."""
+settings.register_profile("any machine", deadline=None, suppress_health_check=_BY_CHANCE)
+settings.load_profile("any machine")
+
+# asyncio's debug mode warns of a callback that took 0.1 s, and tests count warnings.
+logging.getLogger("asyncio").addFilter(lambda record: not str(record.msg).startswith("Executing "))
+
+# A shell ignores SIGINT for the jobs in its background, and so would the programs that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+_LIMITS = {
+    "cascade.runtime.lane": ("PATIENCE",),
+    "cascade.runtime._connection": ("CONNECT_TIMEOUT", "DISCONNECT_TIMEOUT"),
+    "cascade.runtime.control.control": ("SUBSCRIBE_TIMEOUT",),
+    "cascade.runtime.subscribers": ("TelemetrySubscriber.drain_timeout",),
+    "cascade.connectors.fanout": ("FanoutConnector.drain_timeout",),
+    "cascade.connectors.mqtt._peer": ("PATIENCE",),
+    "cascade.connectors.mqtt._link": ("CONNECT_TIMEOUT",),
+    "cascade.connectors.mqtt._flush": ("GOODBYE",),
+    "cascade.connectors.mqtt._presence": ("GOODBYE",),
+    "cascade.connectors.mqtt._retained": ("SUBSCRIBE_TIMEOUT",),
+    "cascade.connectors.mqtt._suspects": ("SOON",),
+    "cascade.connectors.mqtt._client_id": ("SOON",),
+    "cascade.connectors.mqtt.connector": ("MqttConnector.flush_timeout",),
+    "cascade.connectors.otel._peer": ("STRANGER_PATIENCE", "LONGEST_WAIT", "DEAD_PATIENCE"),
+    "cascade.connectors.otel.metrics._exporter": ("DEAD_PATIENCE",),
+    "cascade.connectors.otel.connector": ("OtelConnector.flush_timeout",),
+}
+"""Seconds after which the product gives something up: a constant of the module, or the default of an argument."""
 
 # gRPC reads it when it is imported, and then tells of every connection that a test cuts.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
@@ -31,8 +70,42 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     ]
 
 
+@cache
+def _module(name: str) -> ModuleType | None:
+    """None if its extra is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
 @pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def limits() -> Iterator[pytest.MonkeyPatch]:
+    """The product's limits of time are out of reach, so that a live peer stays alive on a loaded machine.
+
+    A test with a peer that falls silent calls `limits.undo()` when it does, or sets a limit by `limits.setattr`.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for name, found in _LIMITS.items():
+            module = _module(name)
+            for limit in found if module else ():
+                owner, _, argument = limit.partition(".")
+                if argument:
+                    patch.setitem(getattr(module, owner).__init__.__kwdefaults__, argument, HANG)
+                else:
+                    patch.setattr(module, limit, HANG)
+        yield patch
+
+
+@pytest.fixture
+def real_limits(limits: pytest.MonkeyPatch) -> None:
+    """The product's own limits of time, for a test whose peer never answers."""
+    limits.undo()
+
+
+# `limits` first: what a test sets by `monkeypatch` must be restored before it.
+@pytest.fixture(autouse=True)
+def _clean_environment(limits: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if (name.startswith(("CASCADE_", "OTEL_")) and name != "CASCADE_REQUIRE_SERVERS") or name == "TRACEPARENT":
             monkeypatch.delenv(name)

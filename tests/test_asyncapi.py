@@ -18,6 +18,7 @@ from cascade.connectors.memory import MemoryConnector
 from cascade.runtime.control.constraint import parse_constraint, parse_topic
 from cascade.telemetry.topics import checked_topic, control_filter, control_topic, events_topic, status_topic
 from tests.servers import is_missing, program
+from tests.waiting import HANG
 
 SPECS = "@asyncapi/specs@6.11.1"
 DOCUMENT: dict[str, Any] = json.loads((Path(__file__).parents[1] / "docs" / "asyncapi.json").read_text("utf-8"))
@@ -34,7 +35,7 @@ def official_schema() -> dict[str, Any]:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             fetch = [npm, "pack", SPECS, "--pack-destination", folder]
-            done = subprocess.run(fetch, capture_output=True, text=True, timeout=50, check=False)
+            done = subprocess.run(fetch, capture_output=True, text=True, timeout=HANG, check=False)
             if done.returncode:
                 is_missing(f"{SPECS}, which npm cannot fetch ({done.stderr.strip()[-200:]}),")
             (Path(folder) / archive.name).replace(archive)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cascade.testing import OtlpReceiver
+from tests.waiting import HANG
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -29,7 +30,7 @@ def test_its_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         # A process of its own: pages set the process-wide tracer provider. Test classes on a page are run, too.
         options = ["-q", "-p", "no:cacheprovider", "-p", "no:asyncio", "-W", "error"]
         command = [sys.executable, "-m", "pytest", *options, str(script)]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HANG, check=False)
     no_tests_collected = 5
     assert done.returncode in {0, no_tests_collected}, done.stdout + done.stderr
     assert "were lost" not in done.stderr

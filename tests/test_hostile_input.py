@@ -11,7 +11,7 @@ from cascade.telemetry.wire import decode, dumps
 from tests.telemetry.strategies import Hostile, HostileDict, HostileText, cycle, deep, texts, values
 
 # Fixtures that hold for all examples alike are fine here.
-relaxed = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+relaxed = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 class Capturing(MemoryConnector):

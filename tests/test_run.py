@@ -21,6 +21,7 @@ from cascade.messaging.bus import bus as messaging_bus
 from cascade.messaging.renderer import CliRenderer
 from cascade.runtime.nested import run_nested
 from tests.extras import needs
+from tests.waiting import HANG
 
 
 @cs.task
@@ -244,7 +245,7 @@ def test_it_runs_in_other_threads_too() -> None:
     results: list[int] = []
     thread = threading.Thread(target=lambda: results.append(cs.run(one())))
     thread.start()
-    thread.join(10)
+    thread.join(HANG)
     assert results == [1]
 
 
@@ -317,7 +318,7 @@ def test_signals_leave_a_complete_trace(number: int, code: int, tmp_path: Path) 
         assert [process.stdout.readline() for _ in range(2)] == ["running\n"] * 2
         process.send_signal(number)
         spans = receiver.wait_for(lambda spans: any(span.name == "run gather" for span in spans))
-        assert process.wait(20) == code
+        assert process.wait(HANG) == code
         process.stdout.close()
     assert {span.name for span in spans} == {"run gather", "run.started", "waits", "blocks"}
     assert spans.orphans() == []
@@ -353,7 +354,7 @@ def test_a_second_ctrl_c_ends_the_process(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == "cleaning\n"
     process.send_signal(signal.SIGINT)
-    process.wait(20)
+    process.wait(HANG)
     process.stdout.close()
 
 
@@ -365,7 +366,7 @@ def test_a_programs_own_sigterm_handler_is_left_alone(tmp_path: Path) -> None:
         assert cs.run(cs.task(lambda: os.kill(os.getpid(), signal.SIGTERM), name="t")()) is None
         assert seen == [1]
     """)
-    subprocess.run([sys.executable, "-c", code], check=True, stderr=subprocess.DEVNULL, timeout=30)
+    subprocess.run([sys.executable, "-c", code], check=True, stderr=subprocess.DEVNULL, timeout=HANG)
 
 
 def test_a_programs_seeded_random_numbers_are_left_alone() -> None:

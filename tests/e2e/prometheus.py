@@ -7,6 +7,7 @@ import urllib.request
 from typing import Any
 
 from stack.process import until
+from tests.waiting import HANG
 
 Labels = dict[str, str]
 
@@ -49,5 +50,5 @@ class Prometheus:
 
     def _get(self, path: str, query: dict[str, str]) -> Any:
         url = f"{self._url}/api/v1/{path}?{urllib.parse.urlencode(query)}"
-        with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310 - our own Prometheus
+        with urllib.request.urlopen(url, timeout=HANG) as answer:  # noqa: S310 - our own Prometheus
             return json.load(answer)["data"]

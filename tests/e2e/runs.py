@@ -11,7 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-PATIENCE = 120.0
+from tests.waiting import NEVER
+
 _SCRIPT = Path(__file__).with_name("workflows.py")
 
 
@@ -62,7 +63,7 @@ class Run:
 
     def result(self) -> dict[str, Any]:
         """Its last line, once it has ended; it is told to go on before."""
-        out, self.stderr = self.process.communicate("\n", timeout=PATIENCE)
+        out, self.stderr = self.process.communicate("\n", timeout=NEVER)
         assert out, self.stderr
         said: dict[str, Any] = json.loads(out.splitlines()[-1])
         return said

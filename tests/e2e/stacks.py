@@ -11,8 +11,8 @@ from cascade.testing import Jaeger, OtlpReceiver, ReceivedSpan, Spans
 from stack import local
 from stack.addresses import Ports, free_ports
 from stack.process import until
+from tests.waiting import HANG
 
-PATIENCE = 30.0
 PACE = local.Pace(span_metrics="2s", scrape="1s")
 
 Predicate = Callable[[Spans], bool]
@@ -41,7 +41,7 @@ class Embedded:
         self.environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.http_endpoint}
 
     def wait_for(self, trace_id: str, predicate: Predicate) -> Spans:
-        spans = self._receiver.wait_for(lambda all_: predicate(_of_trace(all_, trace_id)), timeout=PATIENCE)
+        spans = self._receiver.wait_for(lambda all_: predicate(_of_trace(all_, trace_id)), timeout=HANG)
         return _of_trace(spans, trace_id)
 
     def find(self, service: str, *, operation: str | None = None, tags: Mapping[str, str] | None = None) -> set[str]:
@@ -57,7 +57,7 @@ class Servers:
         self.environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": otlp_url}
 
     def wait_for(self, trace_id: str, predicate: Predicate) -> Spans:
-        return self.jaeger.wait_for(trace_id, predicate, timeout=PATIENCE)
+        return self.jaeger.wait_for(trace_id, predicate, timeout=HANG)
 
     def find(self, service: str, *, operation: str | None = None, tags: Mapping[str, str] | None = None) -> set[str]:
         return self.jaeger.find(service, operation=operation, tags=tags)
@@ -88,7 +88,7 @@ class Processes(Servers):
 
     def _spans(self, verb: str) -> float:
         url = self.ports.url(self.ports.collector_self, "/metrics")
-        with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - our own Collector
+        with urllib.request.urlopen(url, timeout=HANG) as answer:  # noqa: S310 - our own Collector
             text = answer.read().decode()
         found = re.findall(rf"^otelcol_receiver_{verb}_spans\S*\{{[^}}]*\}} (\S+)$", text, re.MULTILINE)
         return sum(float(value) for value in found)

@@ -25,6 +25,7 @@ from cascade.runtime.events import (
 from cascade.runtime.exceptions import MissingParamError
 from cascade.runtime.protocols import ExecutionPlan
 from tests.runtime.conftest import Lab
+from tests.waiting import HANG, soon
 
 
 @cs.task
@@ -108,12 +109,12 @@ async def test_a_failure_waits_for_threads_that_run(lab: Lab) -> None:
     @cs.task
     def slow() -> None:
         running.set()
-        go_on.wait(10)
+        go_on.wait(HANG)
         ended.append(True)
 
     @cs.task
     async def fail() -> None:
-        await asyncio.to_thread(running.wait, 10)
+        await asyncio.to_thread(running.wait, HANG)
         asyncio.get_running_loop().call_later(0.01, go_on.set)
         raise ValueError("stop")
 
@@ -145,13 +146,13 @@ async def test_cancelling_does_not_wait_for_threads(lab: Lab) -> None:
     @cs.task
     def stuck() -> None:
         running.set()
-        go_on.wait(30)
+        go_on.wait(HANG)
 
     run = asyncio.create_task(lab.run(stuck()))
-    await asyncio.to_thread(running.wait, 10)
+    await asyncio.to_thread(running.wait, HANG)
     run.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(run, 10)
+        await soon(run)
     assert not go_on.is_set()
     go_on.set()
 
@@ -177,7 +178,7 @@ async def test_independent_tasks_run_side_by_side(lab: Lab) -> None:
     @cs.task
     def gather(*_: Any) -> None: ...
 
-    await asyncio.wait_for(lab.run(gather(meet(), meet(), meet())), 10)
+    await soon(lab.run(gather(meet(), meet(), meet())))
 
 
 async def test_there_are_no_stage_barriers(lab: Lab) -> None:
@@ -198,7 +199,7 @@ async def test_there_are_no_stage_barriers(lab: Lab) -> None:
     @cs.task
     def gather(*_: Any) -> None: ...
 
-    await asyncio.wait_for(lab.run(gather(slow(), second(quick()))), 10)
+    await soon(lab.run(gather(slow(), second(quick()))))
 
 
 class Flaky:
@@ -369,7 +370,7 @@ async def test_current_task_is_known_in_the_loop_and_in_threads(lab: Lab) -> Non
 
 
 @given(data=st.data(), size=st.integers(1, 12))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_graph_runs_each_task_once_and_after_what_it_needs(data: st.DataObject, size: int) -> None:
     calls: list[int] = []
 
@@ -399,7 +400,7 @@ async def test_the_loop_goes_on_while_a_large_graph_is_planned() -> None:
         def resolve(self, graph: Graph) -> ExecutionPlan:
             answered = threading.Event()
             loop.call_soon_threadsafe(answered.set)
-            assert answered.wait(20)
+            assert answered.wait(HANG)
             return super().resolve(graph)
 
     engine = Engine(AsksTheLoop(), LocalExecutor(), MessageBus())

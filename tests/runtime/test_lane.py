@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from cascade.connectors.memory import MemoryConnector
 from cascade.runtime.lane import Lane, Message
+from tests.waiting import HANG, NEVER, soon
 
 
 def message(number: int, *, terminal: bool = True, size: int = 10) -> Message:
@@ -21,7 +22,7 @@ async def test_messages_arrive_in_order() -> None:
     lane = Lane(connector)
     for number in range(100):
         lane.put(message(number))
-    await lane.drain(5)
+    await lane.drain(HANG)
     assert numbers(connector) == list(range(100))
     assert (lane.published, lane.lost) == (100, 0)
 
@@ -37,7 +38,7 @@ def test_what_is_put_outside_of_a_loop_is_published_by_the_drain() -> None:
     connector = MemoryConnector()
     lane = Lane(connector)
     lane.put(message(0))
-    asyncio.run(lane.drain(5))
+    asyncio.run(lane.drain(HANG))
     assert numbers(connector) == [0]
 
 
@@ -53,7 +54,7 @@ async def test_a_publish_that_fails_is_counted_and_disturbs_no_other() -> None:
     lane = Lane(connector)
     for number in range(4):
         lane.put(message(number))
-    await lane.drain(5)
+    await lane.drain(HANG)
     assert numbers(connector) == [0, 2]
     assert (lane.lost, lane.last_error) == (2, "OSError: no route")
 
@@ -76,10 +77,10 @@ async def test_a_drain_neither_waits_for_nor_loses_what_others_put_meanwhile() -
     connector = Endless()
     lane = connector.lane = Lane(connector)
     lane.put(message(0))
-    await asyncio.wait_for(lane.drain(60), 10)
+    await soon(lane.drain(NEVER))
     assert numbers(connector)[0] == 0
     connector.is_talking = False
-    await lane.drain(60)
+    await lane.drain(HANG)
     assert lane.lost == 0
     assert numbers(connector) == list(range(len(connector.payloads)))
 
@@ -109,7 +110,7 @@ async def test_what_comes_after_a_stuck_message_is_published_once_that_is_given_
     lane = Lane(connector)
     lane.put(message(0))
     await lane.drain(0.01)
-    await lane.drain(60)
+    await lane.drain(HANG)
     assert numbers(connector) == [1]
     assert lane.lost == 1
 
@@ -128,20 +129,20 @@ async def test_what_matters_least_goes_first_when_it_is_full() -> None:
     lane = Lane(connector, max_bytes=50)
     for number in range(8):
         lane.put(message(number, terminal=number % 2 == 1))
-    await lane.drain(5)
+    await lane.drain(HANG)
     assert numbers(connector) == [1, 3, 5, 6, 7]
     assert (lane.lost, lane.last_error) == (3, "its queue was full")
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 40)), max_size=60), st.integers(20, 200))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_nothing_is_lost_uncounted(messages: list[tuple[bool, int]], limit: int) -> None:
     async def scenario() -> None:
         connector = MemoryConnector()
         lane = Lane(connector, max_bytes=limit)
         for number, (terminal, size) in enumerate(messages):
             lane.put(message(number, terminal=terminal, size=size))
-        await lane.drain(5)
+        await lane.drain(HANG)
         assert lane.published + lane.lost == len(messages)
         assert numbers(connector) == sorted(numbers(connector))
         if sum(size for _, size in messages) <= limit:

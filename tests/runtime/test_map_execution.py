@@ -8,6 +8,7 @@ from cascade.runtime import _map_execution
 from cascade.runtime.events import TaskExecutionFinished, TaskExecutionStarted, TaskRetrying, TaskSkipped
 from cascade.spec.lazy_types import MappedLazyResult
 from tests.runtime.conftest import Lab
+from tests.waiting import soon
 
 
 @cs.task
@@ -67,7 +68,7 @@ async def test_each_item_gets_the_maps_policies() -> None:
 
     lab = Lab(system_resources={"cpu": 1})
     target = flaky.map(x=[1, 2, 3]).with_retry(1).with_cache(Cache()).with_constraints(cpu=1)
-    assert await asyncio.wait_for(lab.run(target), 10) == [1, 2, 99]
+    assert await soon(lab.run(target)) == [1, 2, 99]
     assert len(lab.of(TaskRetrying)) == 2
     assert [e.reason for e in lab.of(TaskSkipped)] == ["CacheHit"]
 
@@ -80,7 +81,7 @@ async def test_the_first_item_that_fails_stops_the_others(lab: Lab) -> None:
         await asyncio.Event().wait()
 
     with pytest.raises(LookupError, match="one"):
-        await asyncio.wait_for(lab.run(item.map(x=[0, 1, 2])), 10)
+        await soon(lab.run(item.map(x=[0, 1, 2])))
     statuses = {e.map_index: e.status for e in lab.of(TaskExecutionFinished, "item")}
     assert statuses == {0: "Cancelled", 1: "Failed", 2: "Cancelled"}
     assert lab.of(TaskExecutionFinished, "map(item)")[0].status == "Failed"

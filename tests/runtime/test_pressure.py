@@ -13,6 +13,7 @@ from cascade.connectors.memory import MemoryConnector
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.engine import Engine
 from cascade.runtime.subscribers import TelemetrySubscriber
+from tests.waiting import HANG, soon
 
 ITEMS = 400
 
@@ -73,7 +74,7 @@ class Gated(MemoryConnector, Tight):
         Tight.__init__(self)
 
 
-async def run(connector: Any, *, max_bytes: int = 2_000_000, drain_timeout: float = 20.0) -> TelemetrySubscriber:
+async def run(connector: Any, *, max_bytes: int = 2_000_000, drain_timeout: float = HANG) -> TelemetrySubscriber:
     bus = MessageBus()
     subscriber = TelemetrySubscriber(bus, connector, max_bytes=max_bytes, drain_timeout=drain_timeout)
     engine = Engine(NativeSolver(), LocalExecutor(), bus, connector=connector)
@@ -98,13 +99,14 @@ async def test_a_burst_waits_for_a_connector_that_is_slow_and_nothing_is_lost() 
 
 async def test_tasks_of_a_graph_wait_as_items_of_a_map_do() -> None:
     connector, bus = Slow(), MessageBus()
-    subscriber = TelemetrySubscriber(bus, connector, max_bytes=2_000_000, drain_timeout=20.0)
+    subscriber = TelemetrySubscriber(bus, connector, max_bytes=2_000_000, drain_timeout=HANG)
     engine = Engine(NativeSolver(), LocalExecutor(), bus, connector=connector)
     assert await engine.run(total([double(x) for x in range(ITEMS)])) == ITEMS * (ITEMS - 1)
     assert subscriber.lost == 0
     assert 0 < len(held(connector)) < ITEMS // 2, "only those wait that have been started"
 
 
+@pytest.mark.usefixtures("real_limits")
 async def test_nobody_waits_long_for_a_connector_that_is_stuck(caplog: pytest.LogCaptureFixture) -> None:
     subscriber = await run(Stuck(), drain_timeout=0.1)
     assert subscriber.lost > ITEMS
@@ -132,8 +134,8 @@ async def test_a_connector_may_have_a_gate_of_its_own(wrap: Any) -> None:
 async def test_those_who_run_need_not_end_for_others_to_start(flow: Any) -> None:
     """All must be at work at once for any to end, although telemetry holds them back on the way."""
     connector, bus = Slow(), MessageBus()
-    TelemetrySubscriber(bus, connector, max_bytes=400_000, drain_timeout=20.0)
+    TelemetrySubscriber(bus, connector, max_bytes=400_000, drain_timeout=HANG)
     engine = Engine(NativeSolver(), LocalExecutor(), bus, connector=connector)
     waiting.update(at_work=0, all_here=asyncio.Event())
-    await asyncio.wait_for(engine.run(flow(list(range(ITEMS)))), 30)
+    await soon(engine.run(flow(list(range(ITEMS)))))
     assert waiting["at_work"] == ITEMS

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascade.runtime.resource_manager import ResourceManager
+from tests.waiting import HANG
 
 
 async def test_amounts_are_held_until_released() -> None:
@@ -94,7 +95,7 @@ async def test_more_capacity_wakes_those_who_wait() -> None:
     requests=st.lists(st.dictionaries(st.sampled_from("abc"), st.integers(0, 3), min_size=1), max_size=30),
     seed=st.randoms(use_true_random=False),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_order_of_requests_deadlocks_or_exceeds_the_capacity(requests: list[dict[str, int]], seed: Any) -> None:
     async def scenario() -> None:
         manager = ResourceManager(dict.fromkeys("abc", 3))
@@ -106,7 +107,7 @@ def test_no_order_of_requests_deadlocks_or_exceeds_the_capacity(requests: list[d
                 await asyncio.sleep(0)
             await manager.release(amounts)
 
-        await asyncio.wait_for(asyncio.gather(*map(use, requests)), timeout=10)
+        await asyncio.wait_for(asyncio.gather(*map(use, requests)), timeout=HANG)
         assert set(manager.usage.values()) == {0.0}
 
     asyncio.run(scenario())

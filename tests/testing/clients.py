@@ -9,8 +9,9 @@ from urllib.parse import urlsplit
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 
+from tests.waiting import HANG
+
 TRACES = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
-PATIENCE = 10.0
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ def connect(endpoint: str, *, tls: ssl.SSLContext | None = None) -> http.client.
     url = urlsplit(endpoint)
     assert url.hostname
     if tls is not None:
-        return http.client.HTTPSConnection(url.hostname, url.port, timeout=PATIENCE, context=tls)
-    return http.client.HTTPConnection(url.hostname, url.port, timeout=PATIENCE)
+        return http.client.HTTPSConnection(url.hostname, url.port, timeout=HANG, context=tls)
+    return http.client.HTTPConnection(url.hostname, url.port, timeout=HANG)
 
 
 def post(

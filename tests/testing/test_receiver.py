@@ -20,6 +20,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from cascade.testing import Fault, OtlpReceiver
+from tests.waiting import HANG
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def test_what_the_sdk_sends_is_what_is_read(receiver: OtlpReceiver, protocol: st
 
 def post(receiver: OtlpReceiver, body: bytes = b"") -> tuple[int, dict[str, str], bytes]:
     address = urlsplit(receiver.http_endpoint)
-    connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=10)
+    connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=HANG)
     try:
         connection.request("POST", "/v1/traces", body, {"Content-Type": "application/x-protobuf"})
         response = connection.getresponse()
@@ -74,7 +75,7 @@ def post(receiver: OtlpReceiver, body: bytes = b"") -> tuple[int, dict[str, str]
 def call(receiver: OtlpReceiver, body: bytes = b"") -> bytes:
     with grpc.insecure_channel(receiver.grpc_endpoint.removeprefix("http://")) as channel:
         export = channel.unary_unary("/opentelemetry.proto.collector.trace.v1.TraceService/Export", bytes, bytes)
-        return bytes(export(body, timeout=10))
+        return bytes(export(body, timeout=HANG))
 
 
 @pytest.mark.parametrize(
@@ -141,7 +142,7 @@ def test_silence_is_ended_by_closing() -> None:
         receiver.wait_for(bool, timeout=0.2)
     assert outcome == []
     receiver.close()
-    asking.join(10)
+    asking.join(HANG)
     assert isinstance(outcome[0], OSError)
 
 

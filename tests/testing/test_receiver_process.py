@@ -9,6 +9,7 @@ import pytest
 
 from cascade.testing.receiver_process import ReceiverProcess
 from tests.testing.clients import post, request_bytes
+from tests.waiting import HANG
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def talk() -> Iterator[Callable[[str], object]]:
 
         yield say
         process.send_signal(signal.SIGTERM)
-        assert process.wait(5) == 0
+        assert process.wait(HANG) == 0
 
 
 def test_its_language_is_lines_of_json(talk: Callable[[str], object]) -> None:

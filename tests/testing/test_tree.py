@@ -67,7 +67,7 @@ def forests(draw: st.DrawFn) -> list[ReceivedSpan]:
 
 
 @given(forests(), st.integers(60, 160))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_any_forest_fits_the_width(spans: list[ReceivedSpan], width: int) -> None:
     import unicodedata
 

@@ -14,6 +14,7 @@ import cascade as cs
 from cascade.adapters.executors.local import LocalExecutor
 from cascade.graph.model import Node
 from cascade.runtime.exceptions import StillRunning
+from tests.waiting import HANG
 
 caller = contextvars.ContextVar("caller", default="nobody")
 
@@ -137,7 +138,7 @@ async def test_stop_iteration_is_a_runtime_error_and_no_hang(threads: bool) -> N
 
 
 async def test_many_waiting_functions_wait_side_by_side(executor: LocalExecutor) -> None:
-    together = threading.Barrier(32, timeout=30)
+    together = threading.Barrier(32, timeout=HANG)
     await asyncio.gather(*(executor.execute(node(together.wait), [], {}) for _ in range(32)))
 
 
@@ -173,7 +174,7 @@ class Gate:
 
     def __call__(self) -> str:
         self._loop.call_soon_threadsafe(self.entered.set)
-        assert self.may_end.wait(30)
+        assert self.may_end.wait(HANG)
         return "ended"
 
 
@@ -189,7 +190,7 @@ async def test_cancelling_does_not_wait_for_the_thread_and_tells_that_it_runs_on
     caught.value.work.add_done_callback(lambda _: ended.set())
     assert not ended.is_set()
     gate.may_end.set()
-    assert await asyncio.to_thread(ended.wait, 30)
+    assert await asyncio.to_thread(ended.wait, HANG)
     late = threading.Event()
     caught.value.work.add_done_callback(lambda _: late.set())
     assert late.is_set(), "what has ended says so at once"
@@ -224,7 +225,7 @@ async def test_what_still_waits_for_a_thread_never_runs_once_cancelled() -> None
 
 
 def test_one_executor_serves_several_loops_one_after_another_and_at_once(executor: LocalExecutor) -> None:
-    together = threading.Barrier(2, timeout=30)
+    together = threading.Barrier(2, timeout=HANG)
 
     def loop_of_its_own(_: int) -> int:
         return asyncio.run(executor.execute(node(together.wait), [], {})) in {0, 1}
@@ -234,7 +235,7 @@ def test_one_executor_serves_several_loops_one_after_another_and_at_once(executo
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(HANG)
     assert not together.broken
 
 
@@ -270,7 +271,7 @@ from cascade.graph.model import Node
 executor = LocalExecutor()
 print(asyncio.run(executor.execute(Node("i", "n", callable_obj=lambda: "done"), [], {})))
 """
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=HANG)
     assert done.stdout == "done\n"
 
 

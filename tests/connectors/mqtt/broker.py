@@ -13,10 +13,11 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from cascade.testing.mosquitto import PATIENCE, MosquittoProcess, free_port
+from cascade.testing.mosquitto import MosquittoProcess, free_port
 from tests.servers import program
+from tests.waiting import HANG
 
-__all__ = ["PATIENCE", "Broker", "Listener", "Message", "free_port"]
+__all__ = ["Broker", "Listener", "Message", "free_port"]
 
 
 class Broker(MosquittoProcess):
@@ -65,7 +66,7 @@ class Listener:
         self.client.on_connect = self._connected
         self.client.on_message = self._received
         self.client.on_subscribe = lambda *_: self._subscribed.set()
-        self.client.connect_timeout = PATIENCE
+        self.client.connect_timeout = HANG
         if context is not None:
             self.client.tls_set_context(context)
         self._address = (host, port)
@@ -74,7 +75,7 @@ class Listener:
         self.client.reconnect_delay_set(1, 1)
         self.client.connect(*self._address)
         self.client.loop_start()
-        assert self._subscribed.wait(PATIENCE)
+        assert self._subscribed.wait(HANG)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -84,17 +85,18 @@ class Listener:
     def wait_for(self, condition: Callable[[list[Message]], object]) -> list[Message]:
         """All that has come, once the condition holds of it."""
         with self._changed:
-            assert self._changed.wait_for(lambda: condition(self.messages), PATIENCE), self.messages[-5:]
+            assert self._changed.wait_for(lambda: condition(self.messages), HANG), self.messages[-5:]
             return list(self.messages)
 
     def publish(self, topic: str, payload: bytes | str, *, retain: bool = False, qos: int = 1) -> None:
         """Send, and return once the broker has it."""
         info = self.client.publish(topic, payload, qos, retain)
-        info.wait_for_publish(PATIENCE)
+        info.wait_for_publish(HANG)
+        assert info.is_published()
 
     def await_subscription(self) -> None:
         """After a restart of the broker: wait until it knows us again."""
-        assert self._subscribed.wait(PATIENCE)
+        assert self._subscribed.wait(HANG)
 
     def forget(self) -> None:
         self._subscribed.clear()

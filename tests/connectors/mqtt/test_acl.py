@@ -13,8 +13,9 @@ import cascade as cs
 from cascade.connectors.mqtt import MqttConnector
 from cascade.telemetry.topics import control_topic
 from tests import servers
-from tests.connectors.mqtt.broker import PATIENCE, Broker, Listener, Message
+from tests.connectors.mqtt.broker import Broker, Listener, Message
 from tests.connectors.mqtt.messages import events, warnings
+from tests.waiting import HANG
 
 ACL = Path(__file__).parents[3] / "mosquitto" / "acl.example"
 ACME, GLOBEX = ("acme", "etl"), ("globex", "reports")
@@ -54,7 +55,7 @@ class User(Listener):
     def say(self, owner: tuple[str, str], scope: str, payload: str, qos: int = 1) -> str:
         """Retain a pause, or clear it with an empty payload: what the broker says to that."""
         info = self.client.publish(control_topic(*owner, scope, "pause"), payload, qos, retain=True)
-        info.wait_for_publish(PATIENCE)
+        info.wait_for_publish(HANG)
         return self._answers.pop(info.mid)
 
 
@@ -71,7 +72,7 @@ class Going:
 
     def end(self) -> Any:
         self.goes_on.set()
-        return self.value.result(PATIENCE)
+        return self.value.result(HANG)
 
     def _run(self) -> Any:
         @cs.task
@@ -79,7 +80,7 @@ class Going:
             task = cs.current_task()
             self.run_id = task.run_id if task else ""
             self.started.set()
-            assert self.goes_on.wait(PATIENCE)
+            assert self.goes_on.wait(HANG)
             return 1
 
         @cs.task
@@ -95,7 +96,7 @@ def start(guarded: Broker, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Goi
         monkeypatch.setenv("CASCADE_ORG_ID", owner[0])
         monkeypatch.setenv("CASCADE_PROJECT_ID", owner[1])
         going = Going(guarded, name_of(as_runner_of or owner, "runner"))
-        assert going.started.wait(PATIENCE)
+        assert going.started.wait(HANG)
         return going
 
     return start

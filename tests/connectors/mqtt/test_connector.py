@@ -81,7 +81,7 @@ def test_a_burst_arrives_whole_and_in_order(shared_broker: Broker, listener: Lis
 async def test_the_event_loop_may_be_blocked_for_longer_than_the_keepalive(
     shared_broker: Broker, listener: Listener, project: str, caplog: Any
 ) -> None:
-    connector = MqttConnector("127.0.0.1", shared_broker.port, keepalive=1)
+    connector = MqttConnector("127.0.0.1", shared_broker.port, keepalive=2)
     topic = events_topic("local", project, "run")
     await connector.connect()
     await connector.publish(topic, telemetry(0), 1)

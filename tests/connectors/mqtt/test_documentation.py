@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +16,8 @@ from cascade.runtime.control.constraint import CONSTRAINT_TYPES, parse_constrain
 from cascade.telemetry.topics import control_filter
 from cascade.telemetry.wire import received
 from tests import servers
-from tests.connectors.mqtt.broker import PATIENCE, Broker, Listener, Message
+from tests.connectors.mqtt.broker import Broker, Listener, Message
+from tests.waiting import HANG, until_blocking
 
 DOCS = Path(__file__).parents[3] / "docs"
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -48,7 +48,7 @@ def test_what_mosquitto_pub_says_is_a_constraint_and_retained(control: Listener)
     prefix = control_filter("local", "default").removesuffix("#")
     seen = set()
     for count, command in enumerate(typed, 1):
-        subprocess.run(["sh", "-c", command], check=True, timeout=PATIENCE)
+        subprocess.run(["sh", "-c", command], check=True, timeout=HANG)
         message = _nth(control, count)
         assert (message.qos, message.retain) == (1, True)
         scope, kind = parse_topic(message.topic, prefix)
@@ -81,7 +81,7 @@ def test_what_mosquitto_sub_shows_is_the_run(local: Broker, tmp_path: Path, comm
         _run_until(lambda: all(word in shown.read_text("utf-8") for word in expected), local)
     finally:
         os.killpg(watching.pid, signal.SIGTERM)
-        watching.wait(PATIENCE)
+        watching.wait(HANG)
 
 
 def _expected(command: str) -> list[str]:
@@ -98,16 +98,17 @@ def _nth(listener: Listener, count: int) -> Message:
 
 def _run_until(shown: Callable[[], bool], broker: Broker) -> None:
     """Run again and again: nobody says when mosquitto_sub has subscribed."""
-    end = time.monotonic() + PATIENCE
-    while not shown():
-        assert time.monotonic() < end
+
+    def run_again() -> bool:
         cs.run(report(load()), connector=MqttConnector("127.0.0.1", broker.port), log_level="ERROR")
-        time.sleep(0.05)
+        return shown()
+
+    until_blocking(run_again)
 
 
 def test_the_first_pages_pause_holds_a_run_until_it_is_cleared(local: Broker) -> None:
     pause, clear = commands("control.md", "mosquitto_pub")[:2]
-    subprocess.run(["sh", "-c", pause], check=True, timeout=PATIENCE)
+    subprocess.run(["sh", "-c", pause], check=True, timeout=HANG)
     connector = MqttConnector("127.0.0.1", local.port)
     with Listener(local.port, "cascade/telemetry/#") as listener:
         values: list[int] = []
@@ -117,6 +118,6 @@ def test_the_first_pages_pause_holds_a_run_until_it_is_cleared(local: Broker) ->
         work.start()
         listener.wait_for(lambda seen: any(b'"PENDING"' in message.payload for message in seen))
         assert values == []
-        subprocess.run(["sh", "-c", clear], check=True, timeout=PATIENCE)
-        work.join(PATIENCE)
+        subprocess.run(["sh", "-c", clear], check=True, timeout=HANG)
+        work.join(HANG)
     assert values == [1]

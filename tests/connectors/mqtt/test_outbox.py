@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from cascade.connectors.mqtt._outbox import LETTER_BYTES, Letter, Outbox
+from tests.waiting import HANG
 
 CAPACITY = 20 * (LETTER_BYTES + 10)
 
@@ -80,7 +81,7 @@ class Model(RuleBasedStateMachine):
 
 
 TestModel = Model.TestCase
-TestModel.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestModel.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 @given(st.lists(st.sampled_from([0, 1]), max_size=60))
@@ -145,7 +146,7 @@ def test_many_threads_put_while_one_takes() -> None:
     workers: list[Any] = [threading.Thread(target=put, args=(thread,)) for thread in range(threads)]
     for worker in workers:
         worker.start()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + HANG
     while len(taken) < count * threads and time.monotonic() < deadline:
         outbox.can_take(1)
         batch = outbox.take(100, 50)

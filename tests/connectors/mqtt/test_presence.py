@@ -10,7 +10,8 @@ from cascade.connectors.mqtt import MqttConnector, _presence
 from cascade.telemetry.topics import source, status_topic
 from tests.connectors.mqtt.broker import Broker, Listener
 from tests.connectors.mqtt.messages import statuses
-from tests.connectors.mqtt.waiting import is_connected, until
+from tests.connectors.mqtt.waiting import is_connected
+from tests.waiting import HANG, until
 
 CLEAN = [(b"online", True), (b"offline", False), (b"", True)]
 """Said to those who listen; nothing is left for those who come later."""
@@ -105,7 +106,7 @@ def test_a_child_does_not_wait_for_a_thread_of_its_parent() -> None:
     with _presence._company.lock:
         child = os.fork()
         if not child:
-            os._exit(0 if _presence._company.lock.acquire(timeout=1.0) else 1)
+            os._exit(0 if _presence._company.lock.acquire(timeout=HANG) else 1)
     assert os.waitpid(child, 0) == (child, 0)
 
 

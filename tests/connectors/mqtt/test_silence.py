@@ -10,18 +10,20 @@ from collections.abc import Iterator
 import pytest
 
 import cascade as cs
-from cascade.connectors.mqtt import MqttConnector
+from cascade.connectors.mqtt import MqttConnector, _peer
 from cascade.connectors.mqtt._link import Link
-from cascade.connectors.mqtt._peer import PATIENCE
+from cascade.connectors.mqtt._peer import Peer
 from cascade.connectors.mqtt._window import Window
 from tests.connectors.mqtt.broker import Broker, Listener
 from tests.connectors.mqtt.messages import telemetry, warnings
-from tests.connectors.mqtt.waiting import is_connected, until
+from tests.connectors.mqtt.waiting import is_connected
+from tests.waiting import HANG, until
 
 TOPIC = "cascade/telemetry/local/default/run/events"
 CONTROL = "cascade/control/local/default/constraints/#"
 PAUSE = "cascade/control/local/default/constraints/global/pause"
-LONGER = 1.5 * PATIENCE
+LONGER = 0.2
+"""Seconds, more than the patience that a stalled connector has."""
 
 
 @cs.task
@@ -34,26 +36,34 @@ async def ignore(topic: str, payload: object) -> None:
 
 
 class Stall:
-    """Holds up a connector's thread once, when it has messages out: so it is when others do not let go of the GIL."""
+    """Holds up a connector's thread once, when it has messages out: so it is when others do not let go of the GIL.
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    The patience with the broker is short until then, and out of reach again when the stall is over.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, limits: pytest.MonkeyPatch) -> None:
         self.begun, self.is_over = threading.Event(), threading.Event()
-        settle = Window.settle
+        settle, self._limits = Window.settle, limits
 
         def hold_up(window: Window) -> bool:
             if window._unacknowledged and not self.begun.is_set():
+                limits.setattr(_peer, "PATIENCE", LONGER / 2)
                 self.begun.set()
-                assert self.is_over.wait(20)
+                assert self.is_over.wait(HANG)
             return settle(window)
 
         monkeypatch.setattr(Window, "settle", hold_up)
 
+    def end(self) -> None:
+        self._limits.setattr(_peer, "PATIENCE", HANG)
+        self.is_over.set()
+
 
 @pytest.fixture
-def stall(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stall]:
-    stall = Stall(monkeypatch)
+def stall(monkeypatch: pytest.MonkeyPatch, limits: pytest.MonkeyPatch) -> Iterator[Stall]:
+    stall = Stall(monkeypatch, limits)
     yield stall
-    stall.is_over.set()
+    stall.end()
 
 
 async def test_a_thread_without_a_turn_says_nothing_about_the_broker(broker: Broker, stall: Stall) -> None:
@@ -66,7 +76,7 @@ async def test_a_thread_without_a_turn_says_nothing_about_the_broker(broker: Bro
     await until(stall.begun.is_set)
     await asyncio.sleep(LONGER)
     assert connector.is_full(), "it is alive"
-    stall.is_over.set()
+    stall.end()
     await connector.disconnect()
     assert (connector._outbox.sent, connector._outbox.lost) == (70, 0)
 
@@ -77,9 +87,9 @@ def test_a_run_whose_telemetry_has_no_turn_for_long_waits_for_it(
     connector = MqttConnector("127.0.0.1", broker.port, max_buffer_bytes=100_000)
 
     def release() -> None:
-        stall.begun.wait(20)
+        stall.begun.wait(HANG)
         time.sleep(LONGER)
-        stall.is_over.set()
+        stall.end()
 
     releasing = threading.Thread(target=release)
     releasing.start()
@@ -89,19 +99,32 @@ def test_a_run_whose_telemetry_has_no_turn_for_long_waits_for_it(
     assert warnings(caplog) == []
 
 
-async def test_a_broker_that_says_anything_is_alive(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_broker_that_says_anything_is_alive(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, limits: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Window, "_acknowledged", lambda *_: None)
+    heard, hear = threading.Event(), Peer.heard
+
+    def noted(peer: Peer) -> None:
+        hear(peer)
+        assert peer.silence == 0
+        heard.set()
+
+    monkeypatch.setattr(Peer, "heard", noted)
     connector = MqttConnector("127.0.0.1", broker.port, flush_timeout=0.1)
     await connector.connect()
     await connector.subscribe(CONTROL, ignore)
     await connector.publish(TOPIC, telemetry(), 1)
     session = connector._session
     assert session is not None
-    start = time.monotonic()
     with Listener(broker.port, "nothing") as other:
-        while time.monotonic() - start < LONGER:
+        for _ in range(2):
+            await until(lambda: session.peer.silence > 0)  # an answer is due
+            heard.clear()
             await asyncio.to_thread(other.publish, PAUSE, b"{}")
-    assert session.is_alive(), "what is due may stand behind"
+            await until(heard.is_set)
+    assert session.is_alive(), "the answer may stand behind"
+    limits.undo()
     await until(lambda: not session.is_alive())
     await connector.disconnect()
 
@@ -132,7 +155,7 @@ async def test_a_flood_is_read_many_messages_at_a_time(
             other.client.publish(PAUSE, json.dumps({"n": number}))
         await asyncio.to_thread(other.publish, PAUSE, json.dumps({"n": count}))
     monkeypatch.setattr(Link, "read", counted)
-    stall.is_over.set()
+    stall.end()
     await until(lambda: found[-1:] == [count])
     assert reads < count / 10
     await connector.disconnect()

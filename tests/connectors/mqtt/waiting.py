@@ -1,19 +1,12 @@
 """Waiting for what a connector's thread does."""
 
-import asyncio
 import threading
-from collections.abc import Callable
 
 import pytest
 
 from cascade.connectors.mqtt import MqttConnector
 from cascade.connectors.mqtt._link import Link
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - it is another thread that makes it true
-            await asyncio.sleep(0.01)
+from tests.waiting import HANG
 
 
 def hold_back(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
@@ -21,7 +14,7 @@ def hold_back(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     may_connect, open_link = threading.Event(), Link.open
 
     def open_later(link: Link) -> None:
-        assert may_connect.wait(20)
+        assert may_connect.wait(HANG)
         open_link(link)
 
     monkeypatch.setattr(Link, "open", open_later)

@@ -13,6 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import grpc
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from tests.waiting import HANG
+
 METHOD = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 
 
@@ -59,7 +61,7 @@ def http_peer(port: int = 0) -> Iterator[Seen]:
             seen.headers.append({name.lower(): value for name, value in self.headers.items()})
             seen.paths.append(self.path)
             seen.asked.release()
-            seen.gate.wait(30)
+            seen.gate.wait(HANG)
             status, headers, content = seen.answer()
             if status < 300:
                 seen.bodies.append(_unpacked(packed, self.headers.get("Content-Encoding")))
@@ -138,7 +140,7 @@ def raw_peer(talk: Callable[[socket.socket], None]) -> Iterator[str]:
                 while True:
                     connection, _ = server.accept()
                     with connection, contextlib.suppress(OSError):
-                        connection.settimeout(30)
+                        connection.settimeout(HANG)
                         talk(connection)
 
         thread = threading.Thread(target=serve, daemon=True)

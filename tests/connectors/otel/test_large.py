@@ -46,7 +46,7 @@ def peak():
     return int(status["VmHWM"].split()[0]) * 1024
 
 port, items = map(int, sys.argv[1:])
-connector = OtelConnector(f"http://127.0.0.1:{port}", detail="tasks")  # how many waits there are is the machine's affair
+connector = OtelConnector(f"http://127.0.0.1:{port}", detail="tasks", flush_timeout=600)  # how many waits there are is the machine's affair
 cs.run(total([1]), connector=connector, log_level="ERROR")
 before = peak()
 result = cs.run(total(double.map(x=range(items))), connector=connector, log_level="ERROR")
@@ -56,7 +56,7 @@ print(json.dumps({"result": result, "sent": report.sent, "lost": report.lost, "g
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("items", [50_000, pytest.param(1_000_000, marks=pytest.mark.large)])
 def test_a_large_map_is_exported_whole_in_bounded_memory(items: int) -> None:
     sink = subprocess.Popen([sys.executable, "-c", SINK], stdout=subprocess.PIPE, text=True)

@@ -15,6 +15,7 @@ import cascade as cs
 from cascade.connectors.memory import MemoryConnector
 from cascade.telemetry.identity import span_id
 from tests.connectors.otel.tracing import Collector
+from tests.waiting import HANG
 
 
 @cs.task
@@ -484,7 +485,7 @@ socket.socket.connect = connect
 cs.run(cs.task(lambda: 1, name="t")(), connector=OtelConnector({collector.endpoint!r}, protocol={collector.protocol!r}))
 """
     environment = {**os.environ, "OTEL_SERVICE_NAME": "own-traffic"}  # other tests' spans may still be on their way
-    subprocess.run([sys.executable, "-c", code], check=True, stderr=subprocess.DEVNULL, timeout=60, env=environment)
+    subprocess.run([sys.executable, "-c", code], check=True, stderr=subprocess.DEVNULL, timeout=HANG, env=environment)
     ours = [span for span in collector.receiver.spans if span.resource["service.name"] == "own-traffic"]
     assert {span.name for span in ours} == {"run t", "run.started", "t"}
 

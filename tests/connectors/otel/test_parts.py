@@ -15,6 +15,7 @@ from cascade.connectors.otel import OtelConnector
 from cascade.telemetry.identity import part_id, part_trace_id, span_id
 from cascade.testing import render_trace
 from tests.connectors.otel.tracing import Collector
+from tests.waiting import HANG
 
 SIZE = 10
 
@@ -146,7 +147,7 @@ def replay(connector: OtelConnector, payloads: list[dict[str, Any]]) -> None:
         for payload in payloads:
             await connector.publish("topic", payload)
         await connector.disconnect()
-        connector._tracing.route.outbox.flush(10)  # type: ignore[union-attr]  # pyright: ignore[reportOptionalMemberAccess]
+        connector._tracing.route.outbox.flush(HANG)  # type: ignore[union-attr]  # pyright: ignore[reportOptionalMemberAccess]
 
     asyncio.run(publish())
 

@@ -62,6 +62,7 @@ def test_who_prefers_loss_does_not_wait(caplog: pytest.LogCaptureFixture) -> Non
     assert spans.orphans() == [], "what others stand below is kept longest"
 
 
+@pytest.mark.usefixtures("real_limits")
 @pytest.mark.parametrize("kind", ["refused", "black hole"])
 def test_nobody_waits_for_a_collector_that_is_dead(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     beside = MemoryConnector()

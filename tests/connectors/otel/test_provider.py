@@ -16,6 +16,7 @@ import cascade as cs
 from cascade.connectors.memory import MemoryConnector
 from cascade.connectors.otel import OtelConnector
 from cascade.testing import OtlpReceiver
+from tests.waiting import HANG
 
 HEAD = """
 import cascade as cs
@@ -42,7 +43,7 @@ def program(code: str, monkeypatch: pytest.MonkeyPatch | None = None, **environm
         assert monkeypatch is not None
         monkeypatch.setenv(name, value)
     command = [sys.executable, "-c", HEAD + textwrap.dedent(code)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False)
     assert done.returncode == 0, done.stderr
     return done.stderr
 

@@ -12,6 +12,7 @@ import cascade as cs
 from cascade.connectors.otel import OtelConnector
 from cascade.testing import Spans
 from tests.connectors.otel.tracing import Collector
+from tests.waiting import HANG
 
 kept: list[trace.Span] = []
 
@@ -91,7 +92,7 @@ def test_what_a_forgotten_thread_does_to_it_makes_no_second_span(collector: Coll
         span = trace.get_current_span()
 
         def late() -> None:
-            may_go.wait(30)
+            may_go.wait(HANG)
             span.set_attribute("late", 1)
             gone.set()
 

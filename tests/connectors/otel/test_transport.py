@@ -22,6 +22,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from cascade.connectors.otel._options import ExportOptions
 from cascade.connectors.otel._transport import MAX_RETRY_AFTER, Reply, Transport, open_transport
 from tests.connectors.otel import peers
+from tests.waiting import HANG
 
 PROTOBUF = {"Content-Type": "application/x-protobuf"}
 PARTIAL = ExportTraceServiceResponse(
@@ -37,7 +38,7 @@ def transport(endpoint: str, protocol: str = "http/protobuf", **more: Any) -> It
         yield opened
 
 
-def sent(endpoint: str, protocol: str = "http/protobuf", *, timeout: float = 5, **more: Any) -> Reply:
+def sent(endpoint: str, protocol: str = "http/protobuf", *, timeout: float = HANG, **more: Any) -> Reply:
     with transport(endpoint, protocol, **more) as opened:
         return opened.send(b"", timeout)
 
@@ -53,7 +54,7 @@ def status_with_retry(seconds: int) -> bytes:
 class TestHttp:
     def test_one_connection_serves_many_requests(self) -> None:
         with peers.http_peer() as peer, transport(peer.endpoint, headers="X-Key=a%20b") as opened:
-            assert [opened.send(body, 5) for body in (b"1", b"2")] == [Reply("accepted")] * 2
+            assert [opened.send(body, HANG) for body in (b"1", b"2")] == [Reply("accepted")] * 2
         assert peer.bodies == [b"1", b"2"]
         assert peer.connections == 1
         assert peer.paths == ["/v1/traces"] * 2
@@ -147,7 +148,7 @@ class TestHttp:
     def test_an_idle_connection_that_the_peer_closed_is_no_failure(self) -> None:
         with peers.http_peer() as peer, transport(peer.endpoint) as opened:
             peer.answers = [(200, {"Connection": "close"}, b""), (200, {}, b"")]
-            assert [opened.send(b"", 5).outcome for _ in range(3)] == ["accepted"] * 3
+            assert [opened.send(b"", HANG).outcome for _ in range(3)] == ["accepted"] * 3
 
     def test_a_connection_that_breaks_under_a_request_is_dialled_again_at_once(self) -> None:
         served = []
@@ -158,7 +159,7 @@ class TestHttp:
             connection.recv(4096)
 
         with peers.raw_peer(one_answer_then_close) as endpoint, transport(endpoint) as opened:
-            assert [opened.send(b"", 5).outcome for _ in range(3)] == ["accepted"] * 3
+            assert [opened.send(b"", HANG).outcome for _ in range(3)] == ["accepted"] * 3
         assert len(served) == 3
 
     def test_a_peer_that_trickles_is_not_waited_for_beyond_the_deadline(self) -> None:
@@ -248,9 +249,9 @@ class TestEither:
         endpoint = peers.refused()
         port = int(endpoint.rpartition(":")[2])
         with transport(endpoint, protocol) as opened:
-            assert opened.send(b"", 5).dead
+            assert opened.send(b"", HANG).dead
             with peers.http_peer(port) if protocol != "grpc" else peers.grpc_peer(port):
-                assert opened.send(b"", 5).outcome == "accepted"
+                assert opened.send(b"", HANG).outcome == "accepted"
 
     def test_tls(self, protocol: str, certificate: Path) -> None:
         def talk(connection: socket.socket) -> None:
@@ -275,9 +276,9 @@ class TestEither:
 class TestGrpc:
     def test_accepted(self) -> None:
         with peers.grpc_peer() as peer, transport(peer.endpoint, "grpc", headers="X-Key=a%20b,y-bin=1") as opened:
-            assert [opened.send(body, 5) for body in (b"1", b"2")] == [Reply("accepted")] * 2
+            assert [opened.send(body, HANG) for body in (b"1", b"2")] == [Reply("accepted")] * 2
             peer.answer = PARTIAL
-            assert opened.send(b"3", 5) == Reply("accepted", "too old", rejected=3)
+            assert opened.send(b"3", HANG) == Reply("accepted", "too old", rejected=3)
         assert peer.bodies == [b"1", b"2", b"3"]
         assert peer.metadata[0]["x-key"] == "a b"
         assert peer.metadata[0]["y-bin"] == b"1"
@@ -306,5 +307,5 @@ class TestGrpc:
 
     def test_a_body_over_the_servers_limit(self) -> None:
         with peers.grpc_peer() as peer, transport(peer.endpoint, "grpc") as opened:
-            reply = opened.send(bytes(5 << 20), 5)
+            reply = opened.send(bytes(5 << 20), HANG)
         assert (reply.outcome, reply.too_large) == ("refused", True)

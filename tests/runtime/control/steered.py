@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable
 from typing import Any
 
 from cascade.adapters.executors.local import LocalExecutor
@@ -70,8 +69,3 @@ class Steered:
     def _see(self, event: Event) -> None:
         self.events.append(event)
         self._more.set()
-
-
-async def soon(work: Awaitable[Any]) -> Any:
-    """What must not hang."""
-    return await asyncio.wait_for(work, 10)

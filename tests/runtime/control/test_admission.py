@@ -307,7 +307,7 @@ _steps = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(_steps, max_size=50))
 def test_whatever_happens_limits_hold_and_nobody_is_forgotten(steps: list[tuple[str, Any]]) -> None:
     asyncio.run(_play(steps))

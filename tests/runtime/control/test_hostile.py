@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 import cascade as cs
 from cascade.runtime.events import TaskBlocked, TaskExecutionStarted
 from cascade.telemetry.topics import control_filter
-from tests.runtime.control.steered import Steered, soon
+from tests.runtime.control.steered import Steered
+from tests.waiting import soon
 
 PREFIX = control_filter("local", "default").removesuffix("#")
 
@@ -34,7 +35,7 @@ async def one() -> int:
     return 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(_topics, _payloads), max_size=25))
 def test_a_run_survives_it(messages: list[tuple[str, bytes]]) -> None:
     asyncio.run(_survives([(PREFIX + below, data) for below, data in messages]))

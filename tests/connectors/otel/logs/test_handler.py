@@ -12,6 +12,7 @@ from cascade.runtime import task_context
 from cascade.runtime.task_context import TaskContext
 from cascade.telemetry.identity import place_run
 from tests.connectors.otel.logs.conftest import RUN, inside
+from tests.waiting import HANG
 
 
 class Taken:
@@ -103,7 +104,7 @@ def test_a_record_that_is_none_harms_nobody(fields: dict[str, Any]) -> None:
 
 
 def test_threads_do_not_wait_for_each_other() -> None:
-    arrived = threading.Barrier(2, timeout=10)
+    arrived = threading.Barrier(2, timeout=HANG)
 
     def put(_: bytes) -> None:
         arrived.wait()

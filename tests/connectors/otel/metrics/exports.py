@@ -11,9 +11,8 @@ from cascade.connectors.otel.metrics import RunMetrics
 from cascade.testing import OtlpReceiver
 from tests.connectors.otel.metrics.messages import Payload
 from tests.connectors.otel.tracing import Collector
+from tests.waiting import HANG
 
-TIMEOUT = 20.0
-LONG = 600.0  # seconds; more than a test may take
 RESOURCE = Resource({"service.name": "tests"})
 
 
@@ -33,7 +32,7 @@ def exported(collector: Collector, *payloads: Payload, **environ: str) -> dict[s
     with exporting(collector.endpoint, collector.protocol, **environ) as metrics:
         for payload in payloads:
             metrics.publish(payload)
-        metrics.flush(TIMEOUT)
+        metrics.flush(HANG)
         return latest(collector.receiver)
 
 

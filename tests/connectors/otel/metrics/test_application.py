@@ -15,8 +15,7 @@ from cascade.connectors.otel.metrics import RunMetrics
 from cascade.connectors.otel.metrics._catalogue import BOUNDS, DOCUMENTED
 from cascade.connectors.otel.metrics._census import MAX_NAMES
 from tests.connectors.otel.metrics import messages
-
-TIMEOUT = 20.0
+from tests.waiting import HANG
 
 
 def provider_with_reader() -> tuple[MeterProvider, InMemoryMetricReader]:
@@ -68,11 +67,11 @@ def test_connectors_share_the_instruments_and_add_up(caplog: pytest.LogCaptureFi
         metrics.publish(messages.task())
     assert values(read(reader)["cascade.task.duration"]) == {("work", "success"): 2}
     assert values(read(reader)["cascade.run.active"]) == {(): 2}
-    one.flush(TIMEOUT)
+    one.flush(HANG)
     del one, metrics
     found = read(reader)
     assert values(found["cascade.telemetry.sent"]) == {("traces",): 4}
-    other.close(TIMEOUT)
+    other.close(HANG)
     other.publish(messages.task())
     assert values(read(reader)["cascade.task.duration"]) == {("work", "success"): 2}
     assert caplog.records == []
@@ -97,7 +96,7 @@ def test_a_message_without_a_trace_is_measured_all_the_same() -> None:
 def test_a_provider_that_does_nothing_is_one() -> None:
     metrics = RunMetrics.of(NoOpMeterProvider())
     metrics.publish(messages.task())
-    metrics.flush(TIMEOUT)
+    metrics.flush(HANG)
 
 
 def test_what_is_no_provider() -> None:
@@ -115,4 +114,4 @@ def test_the_applications_provider_is_found() -> None:
         metrics.set_meter_provider(provider)
         assert application() is provider
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, timeout=50)
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, timeout=HANG)

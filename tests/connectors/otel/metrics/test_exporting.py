@@ -12,8 +12,9 @@ from cascade.connectors.otel.metrics import RunMetrics
 from cascade.connectors.otel.metrics._catalogue import BOUNDS
 from cascade.connectors.otel.metrics._cells import Histogram
 from tests.connectors.otel.metrics import messages
-from tests.connectors.otel.metrics.exports import TIMEOUT, exporting, latest, values
+from tests.connectors.otel.metrics.exports import exporting, latest, values
 from tests.connectors.otel.tracing import Collector
+from tests.waiting import HANG
 
 
 def test_exports_happen_by_themselves(collector: Collector) -> None:
@@ -23,20 +24,20 @@ def test_exports_happen_by_themselves(collector: Collector) -> None:
         collector.receiver.wait_for_requests(1)
         metrics.publish(messages.task())
         collector.receiver.wait_for_requests(2)
-        metrics.flush(TIMEOUT)
+        metrics.flush(HANG)
         assert values(latest(collector.receiver)["cascade.task.duration"]) == {("work", "success"): 2}
 
 
 def test_nothing_is_sent_without_news(collector: Collector) -> None:
     collector.receiver.clear()
     with exporting(collector.endpoint, collector.protocol) as metrics:
-        metrics.flush(TIMEOUT)
+        metrics.flush(HANG)
         metrics.publish(messages.task())
         for _ in range(3):
-            metrics.flush(TIMEOUT)
-        metrics.close(TIMEOUT)
+            metrics.flush(HANG)
+        metrics.close(HANG)
         metrics.publish(messages.task())
-        metrics.flush(TIMEOUT)
+        metrics.flush(HANG)
     assert len(collector.receiver.requests) == 1
 
 
@@ -53,7 +54,7 @@ def test_threads_lose_nothing(collector: Collector) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        metrics.flush(TIMEOUT)
+        metrics.flush(HANG)
         assert sum(values(latest(collector.receiver)["cascade.task.duration"]).values()) == 8000
 
 
@@ -62,8 +63,8 @@ async def test_the_event_loop_is_not_held_up(collector: Collector) -> None:
     with exporting(collector.endpoint, collector.protocol) as metrics:
         for payload in (messages.started(), messages.task(), messages.skipped(), messages.stopped()):
             metrics.publish(payload)
-        await asyncio.to_thread(metrics.flush, TIMEOUT)
-        await asyncio.to_thread(metrics.close, TIMEOUT)
+        await asyncio.to_thread(metrics.flush, HANG)
+        await asyncio.to_thread(metrics.close, HANG)
     assert len(collector.receiver.metrics) == 1
 
 
@@ -86,5 +87,5 @@ def test_off_is_off() -> None:
     metrics.publish(messages.task())
     metrics.entered()
     metrics.left()
-    metrics.flush(TIMEOUT)
-    metrics.close(TIMEOUT)
+    metrics.flush(HANG)
+    metrics.close(HANG)

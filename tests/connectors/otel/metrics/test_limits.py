@@ -6,8 +6,9 @@ from cascade.connectors.otel._tally import FlushReport
 from cascade.connectors.otel.metrics._catalogue import DOCUMENTED
 from cascade.connectors.otel.metrics._census import MAX_ERROR_TYPES, MAX_NAMES, MAX_SETS, MAX_TARGETS
 from tests.connectors.otel.metrics import messages
-from tests.connectors.otel.metrics.exports import TIMEOUT, attributes, exported, exporting, latest, points, values
+from tests.connectors.otel.metrics.exports import attributes, exported, exporting, latest, points, values
 from tests.connectors.otel.tracing import Collector
+from tests.waiting import HANG
 
 OVERFLOW = {"otel.metric.overflow": True}
 
@@ -62,7 +63,7 @@ def test_every_metric_is_documented_and_carries_no_id(collector: Collector) -> N
         metrics.watch("traces", lambda: FlushReport(sent=1))
         for payload in (*payloads, messages.task(waits=[messages.wait("paused", 1)])):
             metrics.publish(payload)
-        metrics.flush(TIMEOUT)
+        metrics.flush(HANG)
         found = latest(collector.receiver)
     assert [*found] == [metric.name for metric in DOCUMENTED]
     for metric in DOCUMENTED:

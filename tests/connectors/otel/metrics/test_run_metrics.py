@@ -11,7 +11,6 @@ from cascade.connectors.otel._tally import FlushReport
 from cascade.connectors.otel.metrics._catalogue import BOUNDS
 from tests.connectors.otel.metrics import messages
 from tests.connectors.otel.metrics.exports import (
-    TIMEOUT,
     attributes,
     exported,
     exporting,
@@ -21,6 +20,7 @@ from tests.connectors.otel.metrics.exports import (
     values,
 )
 from tests.connectors.otel.tracing import Collector
+from tests.waiting import HANG
 
 TEMPORALITY = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
 FILTER = "OTEL_METRICS_EXEMPLAR_FILTER"
@@ -85,10 +85,10 @@ def test_what_is_in_progress(collector: Collector) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        metrics.flush(TIMEOUT)
+        metrics.flush(HANG)
         metrics.left()
         metrics.publish(messages.stopped("one"))
-        metrics.flush(TIMEOUT)
+        metrics.flush(HANG)
     before, after = (metrics_of(request) for request in receiver.metrics[:2])
     assert (values(before["cascade.run.active"]), values(before["cascade.task.active"])) == ({(): 2}, {(): 3})
     assert (values(after["cascade.run.active"]), values(after["cascade.task.active"])) == ({(): 1}, {(): 2})
@@ -142,7 +142,7 @@ def test_temporality(choice: str, cells: Any, telemetry: Any, collector: Collect
         for _ in range(2):
             metrics.publish(messages.task())
             metrics.publish(messages.pending())
-            metrics.flush(TIMEOUT)
+            metrics.flush(HANG)
             sent[0] = 3
         metrics.publish(messages.stopped())
     first, second = (metrics_of(request) for request in receiver.metrics[:2])
@@ -163,7 +163,7 @@ def test_what_becomes_of_the_telemetry_is_told(collector: Collector) -> None:
     with exporting(collector.endpoint, collector.protocol) as metrics:
         metrics.watch("traces", lambda: FlushReport(put=9, sent=5, lost=3, retried=2, pending=1))
         metrics.publish(messages.started())
-        metrics.flush(TIMEOUT)
+        metrics.flush(HANG)
         found = latest(collector.receiver)
     counts = {name: values(found[f"cascade.telemetry.{name}"]) for name in ("sent", "lost", "retried")}
     assert counts == {"sent": {("traces",): 5}, "lost": {("traces",): 3}, "retried": {("traces",): 2}}

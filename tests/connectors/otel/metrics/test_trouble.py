@@ -14,8 +14,9 @@ import pytest
 from cascade.testing import Fault, OtlpReceiver
 from tests.connectors.otel import peers
 from tests.connectors.otel.metrics import messages
-from tests.connectors.otel.metrics.exports import LONG, TIMEOUT, exporting, latest, metrics_of, values
+from tests.connectors.otel.metrics.exports import exporting, latest, metrics_of, values
 from tests.connectors.otel.tracing import Collector
+from tests.waiting import HANG, NEVER
 
 TEMPORALITY = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
 
@@ -37,7 +38,7 @@ def test_a_collector_that_takes_only_traces_is_asked_once_and_quietly(
         for _ in range(3):
             metrics.publish(messages.started())
             metrics.publish(messages.task())
-            metrics.flush(TIMEOUT)
+            metrics.flush(HANG)
     assert len(clean.requests) == 1
     assert [record.levelname for record in caplog.records] == ["DEBUG"]
 
@@ -50,10 +51,10 @@ def test_what_was_not_taken_is_in_the_next_export(
         for fault in (Fault.unavailable(times=1), Fault.bad_request(times=1), Fault.unauthorized(times=1), None):
             clean.fault = fault
             metrics.publish(messages.task())
-            metrics.flush(TIMEOUT)
+            metrics.flush(HANG)
         assert len(clean.metrics) == 1
         metrics.publish(messages.task())
-        metrics.flush(TIMEOUT)
+        metrics.flush(HANG)
     counts = [values(metrics_of(request)["cascade.task.duration"]) for request in clean.metrics]
     assert counts == [{("work", "success"): 4}, {("work", "success"): 1 if temporality == "delta" else 5}]
     assert [record.levelname for record in caplog.records] == ["DEBUG", "WARNING", "DEBUG"]
@@ -64,10 +65,11 @@ def test_what_was_not_taken_is_sent_again_without_news(collector: Collector, cle
     with exporting(collector.endpoint, collector.protocol, OTEL_METRIC_EXPORT_INTERVAL="1") as metrics:
         metrics.publish(messages.task())
         clean.wait_for_requests(4)
-        metrics.flush(TIMEOUT)
+        metrics.flush(HANG)
     assert values(latest(clean)["cascade.task.duration"]) == {("work", "success"): 1}
 
 
+@pytest.mark.usefixtures("real_limits")
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 def test_a_collector_that_is_not_there_costs_no_time_and_no_warning(
     protocol: str, caplog: pytest.LogCaptureFixture
@@ -75,38 +77,43 @@ def test_a_collector_that_is_not_there_costs_no_time_and_no_warning(
     with exporting(peers.refused(), protocol) as metrics:
         for _ in range(3):
             metrics.publish(messages.task())
-            metrics.flush(LONG)
+            metrics.flush(NEVER)
     assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
 
 
+@pytest.mark.usefixtures("real_limits")
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 def test_nor_does_a_black_hole(protocol: str, caplog: pytest.LogCaptureFixture) -> None:
     with peers.black_hole() as endpoint, exporting(endpoint, protocol) as metrics:
         for _ in range(3):
             metrics.publish(messages.task())
-            metrics.flush(LONG)
-        metrics.close(LONG)
+            metrics.flush(NEVER)
+        metrics.close(NEVER)
     assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
 
 
-def test_a_flush_ends_at_its_limit_while_the_collector_hangs(collector: Collector, clean: OtlpReceiver) -> None:
+def test_a_flush_ends_at_its_limit_while_the_collector_hangs(
+    collector: Collector, clean: OtlpReceiver, limits: pytest.MonkeyPatch
+) -> None:
     with exporting(collector.endpoint, collector.protocol) as metrics:
         metrics.publish(messages.task())
-        metrics.flush(TIMEOUT)
+        metrics.flush(HANG)
         clean.fault = Fault.silence()
+        limits.undo()
         metrics.publish(messages.task())
         metrics.flush(0.01)
         metrics.publish(messages.task())
-        metrics.flush(LONG)
+        metrics.flush(NEVER)
         assert len(clean.metrics) == 1
 
 
+@pytest.mark.usefixtures("real_limits")
 def test_a_certificate_that_is_none_is_the_traces_to_tell(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     empty = tmp_path / "empty.pem"
     empty.touch()
     with exporting("https://127.0.0.1:1", OTEL_EXPORTER_OTLP_CERTIFICATE=str(empty)) as metrics:
         metrics.publish(messages.task())
-        metrics.flush(LONG)
+        metrics.flush(NEVER)
     assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
 
 
@@ -116,7 +123,7 @@ def test_flushes_at_the_same_time_all_end(collector: Collector, clean: OtlpRecei
         def run() -> None:
             for _ in range(20):
                 metrics.publish(messages.task())
-                metrics.flush(LONG)
+                metrics.flush(NEVER)
 
         threads = [threading.Thread(target=run) for _ in range(4)]
         for thread in threads:
@@ -142,7 +149,7 @@ metrics = RunMetrics.own(RESOURCE, options)
 def program(code: str, endpoint: str, protocol: str) -> None:
     command = [sys.executable, "-c", PROGRAM + textwrap.dedent(code), endpoint, protocol]
     environ = {**os.environ, "GRPC_VERBOSITY": "NONE"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False, env=environ)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False, env=environ)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -154,14 +161,14 @@ def test_a_forked_child_begins_at_zero(collector: Collector, clean: OtlpReceiver
         metrics.publish(messages.started("parents"))
         metrics.entered()
         metrics.publish(messages.task("both"))
-        metrics.flush(20)
+        metrics.flush(100)
         metrics.publish(messages.task("parents"))
         if os.fork() == 0:
             metrics.left()
             metrics.publish(messages.started("childs"))
             sent[0] = 7
             metrics.publish(messages.task("both"))
-            metrics.flush(20)
+            metrics.flush(100)
             os._exit(0)
         assert os.wait()[1] == 0
         """,
@@ -198,7 +205,7 @@ def test_the_sdks_metrics_are_imported_by_the_first_export(collector: Collector)
         """
         metrics.publish(messages.task())
         assert "opentelemetry.sdk.metrics" not in sys.modules
-        metrics.flush(20)
+        metrics.flush(100)
         assert "opentelemetry.sdk.metrics" in sys.modules
         """,
         collector.endpoint,
