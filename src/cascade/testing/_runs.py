@@ -10,9 +10,7 @@ from cascade.runtime.bus import MessageBus
 from cascade.runtime.engine import Engine
 from cascade.runtime.subscribers import TelemetrySubscriber
 from cascade.spec.protocols import Connector
-
-PATIENCE = 20.0
-"""Seconds after which something is taken to hang."""
+from cascade.testing._patience import PATIENCE
 
 
 def run_with(connector: Connector, target: Any) -> Any:

@@ -11,14 +11,13 @@ class TestMyConnector(ConnectorConformance):
 
 import asyncio
 import copy
-import time
 from typing import Any
 
 from cascade.spec.protocols import Connector
 from cascade.spec.routing import Router
 from cascade.spec.task import task
 from cascade.telemetry.wire import decode
-from cascade.testing._runs import PATIENCE, bounded, run, run_with
+from cascade.testing._runs import bounded, run, run_with
 from cascade.testing.steering import SteeringConformance
 
 __all__ = ["ConnectorConformance", "run_with"]
@@ -115,9 +114,7 @@ class ConnectorConformance(SteeringConformance):
         connector = self.make_dead_connector()
         if connector is None:
             return
-        start = time.monotonic()
         assert run_with(connector, _workflow()) == [0, 2, 4]
-        assert time.monotonic() - start < PATIENCE
 
 
 async def _ignore(topic: str, payload: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from cascade.telemetry.attributes import RUN_ID
 from cascade.telemetry.identity import RUN_STARTED
 from cascade.testing._otlp_json import spans_of_json
+from cascade.testing._patience import PATIENCE
 from cascade.testing.received import Spans
 
 _INTERVAL = 0.05
@@ -41,7 +42,7 @@ class Jaeger:
         answer = self._get(f"/api/v3/traces/{trace_id}", {"raw_traces": "true"} if raw else {})
         return Spans(spans_of_json(answer["result"]) if answer else ())
 
-    def wait_for(self, trace_id: str, predicate: Callable[[Spans], bool], timeout: float = 10.0) -> Spans:
+    def wait_for(self, trace_id: str, predicate: Callable[[Spans], bool], timeout: float = PATIENCE) -> Spans:
         """The spans of a trace, as soon as the predicate holds for them.
 
         Raises:

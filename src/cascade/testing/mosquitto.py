@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-PATIENCE = 20.0
-"""Seconds after which it is taken to hang."""
+from cascade.testing._patience import PATIENCE
+
 _PLACES = "/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin"
 _LOOK = 0.02
 

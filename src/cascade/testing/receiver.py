@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from cascade._extras import missing_extra
+from cascade.testing._patience import PATIENCE
 from cascade.testing.faults import Fault
 from cascade.testing.received import Spans
 
@@ -126,7 +127,7 @@ class OtlpReceiver:
         """The `ExportLogsServiceRequest` messages so far."""
         return self._inbox.others("logs")
 
-    def wait_for(self, predicate: Callable[[Spans], bool], timeout: float = 10.0) -> Spans:
+    def wait_for(self, predicate: Callable[[Spans], bool], timeout: float = PATIENCE) -> Spans:
         """The spans, as soon as the predicate holds for them; it is asked again whenever something arrives.
 
         Raises:
@@ -143,7 +144,7 @@ class OtlpReceiver:
             raise AssertionError(f"not received within {timeout:g} s; there are {self._inbox.summary()}")
         return spans
 
-    def wait_for_requests(self, count: int = 1, timeout: float = 10.0) -> list[ReceivedRequest]:
+    def wait_for_requests(self, count: int = 1, timeout: float = PATIENCE) -> list[ReceivedRequest]:
         """The requests, as soon as there are so many; a request counts when it is read, before it is answered.
 
         Raises:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import IO, Any, Self
 
+from cascade.testing._patience import PATIENCE
 from cascade.testing.received import ReceivedSpan, Spans
 from cascade.testing.receiver import OtlpReceiver
 
@@ -67,7 +68,7 @@ class ReceiverProcess:
         """
         return self._fetch(0.0)
 
-    def wait_for(self, predicate: Callable[[Spans], bool], timeout: float = 10.0) -> Spans:
+    def wait_for(self, predicate: Callable[[Spans], bool], timeout: float = PATIENCE) -> Spans:
         """The spans, as soon as the predicate holds for them; it is asked again whenever spans arrive.
 
         Raises:

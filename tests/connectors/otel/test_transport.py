@@ -2,7 +2,6 @@ import contextlib
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -171,12 +170,9 @@ class TestHttp:
                 connection.sendall(b"X")
 
         with peers.raw_peer(trickle) as endpoint:
-            began = time.monotonic()
             reply = sent(endpoint, timeout=0.3)
-            took = time.monotonic() - began
             stop.set()
         assert (reply.outcome, reply.dead, reply.reason) == ("retry", True, "no answer within 0.3 s")
-        assert took < 3
 
     @pytest.mark.parametrize(
         ("answer", "reason"),
@@ -241,9 +237,7 @@ class TestEither:
 
     def test_no_answer(self, protocol: str) -> None:
         with peers.black_hole() as endpoint:
-            began = time.monotonic()
             assert sent(endpoint, protocol, timeout=0.2) == Reply("retry", "no answer within 0.2 s", dead=True)
-            assert time.monotonic() - began < 3
 
     def test_a_peer_that_comes_up_is_found_by_the_next_request(self, protocol: str) -> None:
         endpoint = peers.refused()
