@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 
-from benchmarks import _steering
+from benchmarks import _flood, _steering
 from benchmarks._measure import Row, amount
 from benchmarks._process import call
 from benchmarks._scale import Scale
 from cascade.testing import MosquittoProcess
 
+LONGEST_STOP = 0.5
+"""Seconds for which a flood may keep the event loop from everything else."""
 WITHIN = 0.05
 """Seconds to the effect, at the 99th percentile; and of CPU in a minute's pause."""
 
@@ -25,3 +27,7 @@ def rows(scale: Scale) -> Iterator[Row]:
         used = [call(_steering.standing_still, port=broker.port, waiting=scale.waiting, seconds=scale.pause)]
         what = f"control, CPU of a minute's pause, {scale.waiting:,} tasks waiting"
         yield Row(what, amount(used, "ms", 1e3), "", "", f"≤ {WITHIN * 1e3:g} ms", max(used) <= WITHIN)
+        stops = [call(_flood.longest_stop, port=broker.port, count=scale.run) for _ in range(scale.traced_rounds)]
+        what = f"control, flood of {scale.run:,} messages: longest stop of the event loop"
+        goal = f"≤ {LONGEST_STOP * 1e3:g} ms"
+        yield Row(what, amount(stops, "ms", 1e3), "", "", goal, max(stops) <= LONGEST_STOP)

@@ -61,18 +61,27 @@ def _cost(scale: Scale, broker: MosquittoProcess) -> Row:
 
 
 def _unwell(scale: Scale, broker: MosquittoProcess) -> Iterator[Row]:
-    """A broker that refuses, one that is frozen, against one that is well."""
-    with socket.socket() as refusing, MosquittoProcess(*NOTHING_LOST) as freezing:
+    """A broker that refuses, one that is frozen, and one that forbids it, against one that is well."""
+    with (
+        socket.socket() as refusing,
+        MosquittoProcess(*NOTHING_LOST) as freezing,
+        MosquittoProcess(anonymous=False) as forbidding,
+    ):
         refusing.bind(("127.0.0.1", 0))  # nobody listens there
-        ports = {"live": broker.port, "refused": refusing.getsockname()[1], "frozen": freezing.port}
-        found: dict[str, list[Answer]] = {kind: [] for kind in ports}
+        ports = {"refused": refusing.getsockname()[1], "frozen": freezing.port, "not authorized": forbidding.port}
+        works = {"live": (_mqtt.run, broker.port), **{kind: (_mqtt.run, port) for kind, port in ports.items()}}
+        works["frozen, second run"] = _mqtt.run_again, freezing.port
+        found: dict[str, list[Answer]] = {kind: [] for kind in works}
         with freezing.frozen():
             for _ in range(scale.traced_rounds):
-                for kind, port in ports.items():
-                    found[kind].append(ask(_mqtt.run, size=scale.run, port=port))
+                for kind, (work, port) in works.items():
+                    found[kind].append(ask(work, size=scale.run, port=port))
     live = found.pop("live")
+    again = found.pop("frozen, second run")
     for kind, answers in found.items():
         yield from _rows(f"broker {kind}", answers, live)
+    yield _end("broker frozen, second run of a connector", again, live)
+    yield _end("broker freezes in the middle of the run", [_freezing(scale) for _ in range(scale.traced_rounds)], live)
     yield _restarted(scale)
 
 
@@ -82,12 +91,28 @@ def _rows(what: str, dead: list[Answer], live: list[Answer]) -> Iterator[Row]:
     # The wait for what may be retained, a second at the most.
     yield Row(f"{what}: until the first task", amount(first, "s"), amount(first_live, "s"))
     yield versus(f"{what}: from the first task to the last, against a live one", pairs, "s", WHILE_RUNNING)
+    yield _end(what, dead, live)
+    lines = [float(len(one.stderr)) for one in dead]
+    yield Row(f"{what}: lines on stderr", amount(lines, "lines"), "", "", "1 warning", set(lines) == {1.0})
+
+
+def _end(what: str, dead: list[Answer], live: list[Answer]) -> Row:
     end, end_live = ([one.value["end"] for one in answers] for answers in (dead, live))
     same = len({one.value["value"] for one in (*dead, *live)}) == 1
     goal, is_reached = f"≤ {AT_END:g} s more, same result", max(end) - min(end_live) <= AT_END and same
-    yield Row(f"{what}: from the last task to the end", amount(end, "s"), amount(end_live, "s"), "", goal, is_reached)
-    lines = [float(len(one.stderr)) for one in dead]
-    yield Row(f"{what}: lines on stderr", amount(lines, "lines"), "", "", "1 warning", set(lines) == {1.0})
+    return Row(f"{what}: from the last task to the end", amount(end, "s"), amount(end_live, "s"), "", goal, is_reached)
+
+
+def _freezing(scale: Scale) -> Answer:
+    """A run whose broker freezes after a quarter of the tasks."""
+    with (
+        MosquittoProcess(*NOTHING_LOST) as broker,
+        Ends(broker.port) as ends,
+        background(_mqtt.run, size=scale.run, port=broker.port) as answer,
+    ):
+        ends.wait_for(scale.run // 4)
+        with broker.frozen():
+            return answer()
 
 
 def _restarted(scale: Scale) -> Row:

@@ -27,7 +27,6 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.timeout(180)
 def test_each_subject_prints_its_rows() -> None:
     done = run("--tiny", *ROWS, "peers")
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,71 @@
+"""For how many seconds a run waits for its broker, by a clock that the test sets."""
+
+import time
+
+import pytest
+
+from cascade.connectors.mqtt._peer import BRIEF, REFUSED_PAUSE, Peer, Reputation
+
+pytestmark = pytest.mark.usefixtures("real_limits")
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.fixture
+def peer(real_limits: None) -> Peer:
+    return Peer(Reputation())
+
+
+def is_hopeless_after(peer: Peer, now: list[float], seconds: float) -> bool:
+    start, now[0] = now[0], now[0] + seconds
+    return peer.is_hopeless(start)
+
+
+def test_one_that_never_answers_gets_a_second_once_and_little_afterwards(peer: Peer, now: list[float]) -> None:
+    assert not is_hopeless_after(peer, now, 0.9)
+    assert is_hopeless_after(peer, now, 1.1)
+    peer.waited_in_vain()
+    assert peer.patience == BRIEF
+    assert is_hopeless_after(peer, now, 0.2)
+    peer.connected()
+    assert peer.patience == 1.0
+
+
+def test_one_that_falls_silent_gets_a_second(peer: Peer, now: list[float]) -> None:
+    peer.connected()
+    assert not is_hopeless_after(peer, now, 60.0)
+    peer.kept_silent(0.9)
+    assert not is_hopeless_after(peer, now, 60.0)
+    peer.kept_silent(0.2)
+    assert is_hopeless_after(peer, now, 1.1)
+    peer.heard()
+    assert not is_hopeless_after(peer, now, 60.0)
+
+
+def test_one_that_refuses_is_not_waited_for(peer: Peer, now: list[float]) -> None:
+    start, now[0] = now[0], now[0] + 0.01
+    peer.failed("connection refused", is_refused=False)
+    assert peer.is_hopeless(start)
+    assert peer.is_dead
+
+
+def test_one_that_has_just_gone_away_is_expected_back_for_a_second(peer: Peer, now: list[float]) -> None:
+    peer.connected()
+    peer.lost("gone")
+    start, now[0] = now[0], now[0] + 0.9
+    peer.failed("connection refused", is_refused=False)
+    assert not peer.is_hopeless(start)
+    now[0] += 0.2
+    assert peer.is_hopeless(start)
+
+
+def test_attempts_come_at_once_then_ever_more_rarely_and_hardly_after_a_refusal(peer: Peer, now: list[float]) -> None:
+    assert [peer.next_pause() for _ in range(2)] == [0.0, 0.0]
+    assert all(0.0 <= peer.next_pause() <= min(10.0, 0.1 * 2**number) for number in range(20))
+    peer.failed("not authorized", is_refused=True)
+    assert peer.next_pause() == REFUSED_PAUSE
