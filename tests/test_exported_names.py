@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from importlib import import_module, metadata
 from types import ModuleType
 
 import pytest
@@ -28,7 +29,7 @@ def test_all_is_what_is_visible() -> None:
     assert set(cascade.__all__) <= set(dir(cascade))
     assert set(cascade.runtime.__all__) <= visible(cascade.runtime) & set(dir(cascade.runtime))
     with pytest.raises(AttributeError, match="nonsense"):
-        _ = cascade.runtime.nonsense
+        _ = cascade.runtime.nonsense  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
     assert cascade.__all__ == sorted(cascade.__all__)
 
 
@@ -43,11 +44,100 @@ def test_submodules_are_attributes() -> None:
     assert cascade.graph.model.EdgeType.DATA
 
 
+PROMISED = {
+    "cascade": """task Param Env run run_async dry_run visualize cli to_json from_json with_constraints LazyResult Router
+        resource inject override_resource get_current_context Engine MessageBus NativeSolver LocalExecutor Connector
+        HumanReadableLogSubscriber TelemetrySubscriber DependencyMissingError ParamSpec EnvSpec
+        shell subflow __version__ testing""",
+    "cascade.context": "WorkflowContext get_current_context",
+    "cascade.spec.task": "Task LazyResult MappedLazyResult RetryPolicy task",
+    "cascade.spec.lazy_types": "LazyResult MappedLazyResult RetryPolicy",
+    "cascade.spec.common": "Param",
+    "cascade.spec.input": "InputSpec ParamSpec EnvSpec",
+    "cascade.spec.constraint": "ResourceConstraint with_constraints",
+    "cascade.spec.resource": "resource inject Inject ResourceDefinition",
+    "cascade.spec.routing": "Router",
+    "cascade.spec.telemetry": "Header LifecycleEvent TaskStateEvent ResourceEvent ControlEvent",
+    "cascade.spec.protocols": "Connector",
+    "cascade.graph.model": "EdgeType Node Edge Graph",
+    "cascade.graph.build": "build_graph",
+    "cascade.graph.serialize": "to_json from_json graph_to_dict graph_from_dict",
+    "cascade.runtime": """MessageBus Engine HumanReadableLogSubscriber TelemetrySubscriber Event DependencyMissingError
+        ResourceManager ExecutionPlan Solver Executor CachePolicy""",
+    "cascade.runtime.events": """Event RunStarted RunFinished TaskEvent TaskExecutionStarted TaskExecutionFinished
+        TaskSkipped TaskRetrying ResourceEvent ResourceAcquired ResourceReleased""",
+    "cascade.runtime.bus": "MessageBus",
+    "cascade.runtime.engine": "Engine",
+    "cascade.runtime.flow": "FlowManager",
+    "cascade.runtime.resource_manager": "ResourceManager",
+    "cascade.runtime.exceptions": "CascadeRuntimeError DependencyMissingError",
+    "cascade.runtime.protocols": """ExecutionPlan Solver Executor CacheBackend CachePolicy StateBackend LazyFactory
+        Connector""",
+    "cascade.runtime.subscribers": "HumanReadableLogSubscriber TelemetrySubscriber",
+    "cascade.messaging.bus": "MessageStore MessageBus bus",
+    "cascade.messaging.renderer": "CliRenderer JsonRenderer",
+    "cascade.adapters.executors.local": "LocalExecutor",
+    "cascade.adapters.solvers.native": "NativeSolver",
+    "cascade.adapters.state": "InMemoryStateBackend",
+    "cascade.adapters.cache.in_memory": "InMemoryCacheBackend",
+    "cascade.adapters.caching": "FileExistenceCache",
+    "cascade.adapters.caching.file_existence": "FileExistenceCache",
+    "cascade.tools.preview": "dry_run _analyze_plan DryRunConsoleSubscriber",
+    "cascade.tools.events": "PlanAnalysisStarted PlanNodeInspected PlanAnalysisFinished",
+    "cascade.tools.visualize": "visualize",
+    "cascade.tools.cli": "cli",
+    "cascade.providers": "registry ProviderNamespace ProviderRegistry",
+    "cascade.providers.registry": "ProviderRegistry ProviderNamespace get register",
+    "cascade.testing": "override_resource record_run ConnectorConformance MemoryConnector",
+    "cascade.connectors.memory": "MemoryConnector",
+}
+
+
+WITH_EXTRAS = {
+    "cascade": "OtelConnector MqttConnector",
+    "cascade.connectors.otel": "OtelConnector",
+    "cascade.connectors.mqtt": "MqttConnector",
+    "cascade.testing": "OtlpReceiver ReceiverProcess",
+}
+CASES = [
+    *(pytest.param(*case, id=case[0]) for case in PROMISED.items()),
+    *(pytest.param(*case, id=f"{case[0]} with extras", marks=needs("otel", "mqtt")) for case in WITH_EXTRAS.items()),
+]
+
+
+@pytest.mark.parametrize(("module", "names"), CASES)
+def test_every_promised_name_can_be_imported(module: str, names: str) -> None:
+    found = import_module(module)
+    assert [name for name in names.split() if not hasattr(found, name)] == []
+
+
+def test_every_promised_name_is_an_attribute_in_a_fresh_process() -> None:
+    names = [f"{module}.{name}" for module, named in PROMISED.items() for name in named.split()]
+    code = f"""
+import operator, cascade
+for name in {names!r}:
+    operator.attrgetter(name.removeprefix("cascade."))(cascade)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    assert cascade.__version__ == metadata.version("cascade-runs")
+
+
+def test_the_registry_of_providers_is_a_module() -> None:
+    assert cascade.providers.registry.get("shell") is cascade.shell
+    with pytest.raises(AttributeError, match="no provider 'nonsense'"):
+        cascade.providers.registry.get("nonsense")
+
+
 def test_unknown_names_are_attribute_errors() -> None:
     with pytest.raises(AttributeError, match=r"^module 'cascade' has no attribute 'nonsense'$"):
         _ = cascade.nonsense  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(AttributeError, match="nonsense"):
-        _ = cascade.testing.nonsense
+        _ = cascade.spec.nonsense  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = cascade.testing.nonsense  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @needs("otel")

@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Any
 from cascade._lookup import lookup
 
 if TYPE_CHECKING:
-    from cascade import adapters, connectors, context, graph, messaging, providers, runtime, spec, telemetry, tools
+    from cascade import (
+        adapters,
+        connectors,
+        context,
+        graph,
+        messaging,
+        providers,
+        runtime,
+        spec,
+        telemetry,
+        testing,
+        tools,
+    )
     from cascade._inputs import Env, Param
     from cascade._run import run, run_async
     from cascade.adapters.executors.local import LocalExecutor
@@ -38,6 +50,9 @@ if TYPE_CHECKING:
     from cascade.tools.cli import cli
     from cascade.tools.preview import dry_run
     from cascade.tools.visualize import visualize
+
+    __version__: str
+    """Version of the distribution `cascade-runs`."""
 
 __all__ = [
     "Connector",
@@ -78,6 +93,7 @@ __all__ = [
     "spec",
     "task",
     "telemetry",
+    "testing",
     "to_json",
     "tools",
     "visualize",

@@ -2,16 +2,23 @@
 
 from collections.abc import Iterable, Mapping
 from importlib import import_module
+from types import MappingProxyType
 from typing import Any
 
 
-def load(package: str, name: str, homes: Mapping[str, Iterable[str]]) -> Any:
-    """The name, from the module of the package whose names in `homes` it is among.
+def load(package: str, name: str, homes: Mapping[str, Iterable[str]] = MappingProxyType({})) -> Any:
+    """The name, from the module of the package that `homes` lists it for, or a public submodule of that name.
 
     Raises:
-        AttributeError: It is among none.
+        AttributeError: The package has neither.
     """
     for module, names in homes.items():
         if name in names:
             return getattr(import_module(f"{package}.{module}"), name)
+    if not name.startswith("_"):
+        try:
+            return import_module(f"{package}.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"{package}.{name}":
+                raise
     raise AttributeError(f"module '{package}' has no attribute '{name}'")

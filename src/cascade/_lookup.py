@@ -1,6 +1,6 @@
 """Names of `cascade` that are found on first use: its own, connectors of an extra, and what providers offer."""
 
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import Any
 
 from cascade._lazy import load
@@ -35,7 +35,19 @@ _HOMES = {
     "connectors.otel": ("OtelConnector",),
 }
 _PACKAGES = frozenset(
-    {"adapters", "connectors", "context", "graph", "messaging", "providers", "runtime", "spec", "telemetry", "tools"}
+    {
+        "adapters",
+        "connectors",
+        "context",
+        "graph",
+        "messaging",
+        "providers",
+        "runtime",
+        "spec",
+        "telemetry",
+        "testing",
+        "tools",
+    }
 )
 
 
@@ -48,6 +60,8 @@ def lookup(name: str) -> Any:
     """
     if name in _PACKAGES:
         return import_module(f"cascade.{name}")
+    if name == "__version__":
+        return metadata.version("cascade-runs")
     # What nobody offers by a private name, and what is ours, is no business of a provider's.
     if name.startswith("_") or any(name in names for names in _HOMES.values()):
         return load("cascade", name, _HOMES)

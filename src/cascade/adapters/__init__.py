@@ -1,0 +1,14 @@
+"""Executors, solvers and caches that ship with Cascade."""
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from cascade._lazy import load
+
+if TYPE_CHECKING:
+    from cascade.adapters import cache, caching, executors, solvers, state
+
+__all__ = ["cache", "caching", "executors", "solvers", "state"]
+
+if not TYPE_CHECKING:
+    __getattr__ = partial(load, __name__)

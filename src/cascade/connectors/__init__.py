@@ -1,0 +1,14 @@
+"""Connectors. Each optional library is imported only in its own connector."""
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from cascade._lazy import load
+
+if TYPE_CHECKING:
+    from cascade.connectors import by_name, fanout, memory, mqtt, otel
+
+__all__ = ["by_name", "fanout", "memory", "mqtt", "otel"]
+
+if not TYPE_CHECKING:
+    __getattr__ = partial(load, __name__)

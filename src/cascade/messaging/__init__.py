@@ -1,0 +1,14 @@
+"""Messages for the terminal and for the log in JSON."""
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from cascade._lazy import load
+
+if TYPE_CHECKING:
+    from cascade.messaging import bus, renderer, subject
+
+__all__ = ["bus", "renderer", "subject"]
+
+if not TYPE_CHECKING:
+    __getattr__ = partial(load, __name__)

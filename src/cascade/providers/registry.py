@@ -96,6 +96,16 @@ class ProviderRegistry:
                 )
 
 
+def get(name: str) -> Any:
+    """The provider, or the namespace, of that name in the registry of this process. Raises AttributeError."""
+    return ProviderRegistry.instance().get(name)
+
+
+def register(name: str, factory: Callable[..., Any]) -> None:
+    """Offer `factory` as `cs.<name>` in this process. Raises ValueError and TypeError as `ProviderRegistry.register`."""
+    ProviderRegistry.instance().register(name, factory)
+
+
 def _provider_of(entry: metadata.EntryPoint) -> tuple[str, Any]:
     """An entry point's object is the provider itself, or a class with `name` and `create_factory()`."""
     loaded = entry.load()

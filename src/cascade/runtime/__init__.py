@@ -5,6 +5,24 @@ from typing import TYPE_CHECKING, Any
 from cascade._lazy import load
 
 if TYPE_CHECKING:
+    from cascade.runtime import bus as bus
+    from cascade.runtime import control as control
+    from cascade.runtime import engine as engine
+    from cascade.runtime import events as events
+    from cascade.runtime import exceptions as exceptions
+    from cascade.runtime import flow as flow
+    from cascade.runtime import gates as gates
+    from cascade.runtime import hashable_cache as hashable_cache
+    from cascade.runtime import lane as lane
+    from cascade.runtime import log_records as log_records
+    from cascade.runtime import nested as nested
+    from cascade.runtime import overrides as overrides
+    from cascade.runtime import protocols as protocols
+    from cascade.runtime import resolvers as resolvers
+    from cascade.runtime import resource_manager as resource_manager
+    from cascade.runtime import state as state
+    from cascade.runtime import subscribers as subscribers
+    from cascade.runtime import task_context as task_context
     from cascade.runtime.bus import MessageBus
     from cascade.runtime.engine import Engine
     from cascade.runtime.events import Event
@@ -38,9 +56,11 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    found = globals()[name] = load(__name__, name, _HOMES)
-    return found
+if not TYPE_CHECKING:  # a checker would accept every name of a module that has __getattr__
+
+    def __getattr__(name: str) -> Any:
+        found = globals()[name] = load(__name__, name, _HOMES)
+        return found
 
 
 def __dir__() -> list[str]:

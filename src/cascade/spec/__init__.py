@@ -1,0 +1,15 @@
+"""Declarations: tasks, inputs, constraints, resources, the dataclasses of the wire."""
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from cascade._lazy import load
+
+if TYPE_CHECKING:
+    from cascade.spec import common, constraint, lazy_types, protocols, resource, routing, task, telemetry
+    from cascade.spec import input as input  # noqa: A004 - the contract's name of the module
+
+__all__ = ["common", "constraint", "input", "lazy_types", "protocols", "resource", "routing", "task", "telemetry"]
+
+if not TYPE_CHECKING:
+    __getattr__ = partial(load, __name__)

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from cascade._lazy import load
 from cascade.connectors.memory import MemoryConnector
 from cascade.runtime.overrides import override_resource
 from cascade.testing.clock import FixedClock
@@ -35,14 +36,8 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Import the receivers, which need the extra `[otel]`, on first use."""
-    if name == "OtlpReceiver":
-        from cascade.testing.receiver import OtlpReceiver
+if not TYPE_CHECKING:  # a checker would accept every name of a module that has __getattr__
 
-        return OtlpReceiver
-    if name == "ReceiverProcess":
-        from cascade.testing.receiver_process import ReceiverProcess
-
-        return ReceiverProcess
-    raise AttributeError(f"module 'cascade.testing' has no attribute '{name}'")
+    def __getattr__(name: str) -> Any:
+        """Import the receivers, which need the extra `[otel]`, on first use."""
+        return load(__name__, name, {"receiver": ("OtlpReceiver",), "receiver_process": ("ReceiverProcess",)})

@@ -7,10 +7,10 @@ import inspect
 import sys
 from collections.abc import Callable
 from enum import StrEnum
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import cascade
 from cascade._extras import missing_extra
 from cascade._run import PreparedRun, run_to_end
 from cascade.messaging.renderer import printable
@@ -25,7 +25,12 @@ EXIT_INTERRUPTED = 130
 
 _HARNESS = tuple(
     file.removesuffix("__init__.py")
-    for file in (cascade.__file__, asyncio.__file__, concurrent.futures.__file__, contextlib.__file__)
+    for file in (
+        str(Path(__file__).parents[1] / "__init__.py"),
+        asyncio.__file__,
+        concurrent.futures.__file__,
+        contextlib.__file__,
+    )
 )
 """Where the frames between `cli` and the user's functions come from."""
 
