@@ -5,8 +5,8 @@ from dataclasses import fields, is_dataclass
 from importlib import import_module
 from typing import Any, cast
 
-from cascade.graph.nested import LAZY
 from cascade.spec.lazy_types import LazyResult
+from cascade.spec.nested import LAZY
 from cascade.spec.resource import Inject
 
 LAZY_REF = "__lazy_ref"

@@ -5,7 +5,7 @@ position after the last one, has two asterisks before it: the inputs are `{"0": 
 share a key, and no two different calls have the same inputs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -40,7 +40,7 @@ def split(inputs: Mapping[str, Any], positional: int) -> tuple[list[Any], dict[s
     }
 
 
-def joined(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def joined(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The inputs of a call: the inverse of `split`."""
     inputs = {str(position): value for position, value in enumerate(args)}
     return inputs | {key_of(name, len(args)): value for name, value in kwargs.items()}

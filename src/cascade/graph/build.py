@@ -1,14 +1,14 @@
 """From a lazy result to the graph of all that it needs."""
 
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from math import inf
 from typing import Any
 
 from cascade.graph.arguments import ArgKind, key_of
 from cascade.graph.model import Edge, EdgeType, Graph, Node
-from cascade.graph.nested import LAZY, lazy_results_in
 from cascade.spec.input import InputSpec
 from cascade.spec.lazy_types import LazyResult, MappedLazyResult, require_lazy
+from cascade.spec.nested import ATOMS, LAZY, SOURCES, sources_in
 from cascade.spec.resource import Inject, ResourceDefinition
 from cascade.spec.routing import Router
 from cascade.spec.task import Task
@@ -39,16 +39,42 @@ class GraphBuilder:
         self.graph = Graph()
         self._nodes: dict[str, Node] = {}
         self._open: list[tuple[Any, Node]] = []
+        self._generators: dict[str, Node | None] = {}
+        """The one node that takes the value, by the node that makes a generator."""
         self._node_of(target)
 
     def _node_of(self, lazy: Any) -> Node:
         node = self._nodes.get(lazy._uuid)
         if node is None:
-            node = _node_from_map(lazy) if isinstance(lazy, MappedLazyResult) else _node_from_call(lazy)
+            is_map = isinstance(lazy, MappedLazyResult)
+            node = _node_from_map(lazy) if is_map else _node_from_call(lazy)
             self._nodes[node.id] = node
             self.graph.add_node(node)
             self._open.append((lazy, node))
+            task = lazy.factory if is_map else lazy.task
+            if isinstance(task, Task) and (task.is_replaced or task.is_generator):
+                self._check(task, lazy, node)
         return node
+
+    def _check(self, task: "Task[..., Any]", lazy: Any, node: Node) -> None:
+        """Check again the call of a task whose function was replaced, and check what takes a generator."""
+        if task.is_replaced:
+            task.check_map(lazy.mapping_kwargs) if node.mapping_factory else task.check_call(lazy.args, lazy.kwargs)
+        if not task.is_generator or node.mapping_factory:
+            return
+        if node.cache_policy is not None:
+            raise TypeError(
+                f"Task '{node.name}' is a generator function, so a cache cannot keep its value: {_RETURN_LIST}"
+            )
+        self._generators[node.id] = None
+
+    def _read_once(self, source: Node, node: Node) -> None:
+        if self._generators[source.id] is not None or node.retry_policy is not None:
+            how = f"task '{node.name}' is retried" if node.retry_policy else "it is the argument of more than one task"
+            raise TypeError(
+                f"Task '{source.name}' is a generator function, so its value can be read once, but {how}: {_RETURN_LIST}"
+            )
+        self._generators[source.id] = node
 
     def run(self, limit: float = inf) -> bool:
         """Go on until the graph is complete, or has `limit` nodes; whether it is complete."""
@@ -65,17 +91,22 @@ class GraphBuilder:
         return not self._open
 
     def _connect(self, node: Node, name: str, kind: ArgKind, value: Any) -> None:
-        if isinstance(value, LAZY):
-            self._edge(value, node, name, EdgeType.DATA, kind)
-        elif isinstance(value, Router):
-            self._edge(value.selector, node, name, EdgeType.DATA, kind, value)
-            for key, route in value.routes.items():
-                self._edge(route, node, f"_route_{key}", EdgeType.ROUTER_ROUTE)
-        else:
-            key = name if kind is ArgKind.POSITIONAL else key_of(name, node.positional or 0)
-            node.literal_inputs[key] = value
-            for source in dict.fromkeys(lazy_results_in(value)):
-                self._edge(source, node, name, EdgeType.IMPLICIT, kind)
+        if isinstance(value, SOURCES):
+            self._source(value, node, name, kind, EdgeType.DATA)
+            return
+        key = name if kind is ArgKind.POSITIONAL else key_of(name, node.positional or 0)
+        node.literal_inputs[key] = value
+        if type(value) not in ATOMS:
+            for source in dict.fromkeys(sources_in(value, f"Task '{node.name}': argument '{name}'")):
+                self._source(source, node, name, kind, EdgeType.IMPLICIT)
+
+    def _source(self, source: Any, node: Node, name: str, kind: ArgKind, edge_type: EdgeType) -> None:
+        if not isinstance(source, Router):
+            self._edge(source, node, name, edge_type, kind)
+            return
+        self._edge(source.selector, node, name, edge_type, kind, source)
+        for key, route in source.routes.items():
+            self._edge(route, node, f"_route_{key}", EdgeType.ROUTER_ROUTE)
 
     def _edge(
         self,
@@ -87,7 +118,13 @@ class GraphBuilder:
         router: Router | None = None,
     ) -> None:
         require_lazy(lazy, f"Task '{node.name}'", name)
-        self.graph.add_edge(Edge(self._node_of(lazy), node, name, edge_type, router, kind))
+        source = self._node_of(lazy)
+        if source.id in self._generators and (kind is not None or edge_type is EdgeType.ROUTER_ROUTE):
+            self._read_once(source, node)
+        self.graph.add_edge(Edge(source, node, name, edge_type, router, kind))
+
+
+_RETURN_LIST = "return a list"
 
 
 def _advice_for(target: object) -> str:
@@ -120,12 +157,11 @@ def _advice_for(target: object) -> str:
             return f"a {type(target).__name__}: {call}"
 
 
-def _arguments(lazy: Any) -> Iterator[tuple[str, ArgKind, Any]]:
-    is_map = isinstance(lazy, MappedLazyResult)
-    for position, value in enumerate(() if is_map else lazy.args):
-        yield str(position), ArgKind.POSITIONAL, value
-    for name, value in (lazy.mapping_kwargs if is_map else lazy.kwargs).items():
-        yield name, ArgKind.KEYWORD, value
+def _arguments(lazy: Any) -> list[tuple[str, ArgKind, Any]]:
+    if isinstance(lazy, MappedLazyResult):
+        return [(name, ArgKind.KEYWORD, value) for name, value in lazy.mapping_kwargs.items()]
+    found = [(str(position), ArgKind.POSITIONAL, value) for position, value in enumerate(lazy.args)]
+    return found + [(name, ArgKind.KEYWORD, value) for name, value in lazy.kwargs.items()] if lazy.kwargs else found
 
 
 def _node_from_call(lazy: LazyResult[Any]) -> Node:

@@ -22,7 +22,7 @@ class EdgeType(Enum):
     CONSTRAINT = auto()
     """Its value is the amount of a system resource."""
     IMPLICIT = auto()
-    """Its value is nested in an argument: in a list, a tuple, a dict, a dataclass."""
+    """Its value, or that of the router that it selects for, is nested in an argument: in a list, a dict, a dataclass."""
     ROUTER_ROUTE = auto()
     """It is one branch of a router that the target consumes."""
 

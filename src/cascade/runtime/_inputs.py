@@ -7,14 +7,16 @@ from typing import Any
 from cascade.graph.model import Graph, Node
 from cascade.runtime.exceptions import MissingEnvError, MissingParamError
 from cascade.spec.input import EnvSpec
+from cascade.spec.nested import require_values
 
 
 def input_value(node: Node, params: Mapping[str, Any]) -> Any:
-    """What the run was given for an input node, else its default.
+    """The value that the run was given for an input node, else its default.
 
     Raises:
         MissingParamError: A parameter has neither.
         MissingEnvError: An environment variable is not set and has no default.
+        TypeError: The value is, or contains, a lazy result.
     """
     spec = node.param_spec
     if spec is None:
@@ -23,11 +25,11 @@ def input_value(node: Node, params: Mapping[str, Any]) -> Any:
         if (value := os.environ.get(spec.name, spec.default)) is None:
             raise MissingEnvError(spec.name)
         return value
-    if spec.name in params:
-        return params[spec.name]
-    if not spec.has_default:
+    if spec.name not in params and not spec.has_default:
         raise MissingParamError(spec.name)
-    return spec.default
+    value = params.get(spec.name, spec.default)
+    require_values(value, f"Parameter '{spec.name}' is")
+    return value
 
 
 def input_names(graph: Graph) -> list[str]:

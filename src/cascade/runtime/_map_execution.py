@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Coroutine
 from functools import partial
+from itertools import takewhile
 from typing import Any
 
 from cascade.graph.arguments import joined, split
@@ -25,6 +26,7 @@ from cascade.runtime.events import (
 from cascade.runtime.gates import Gates
 from cascade.runtime.protocols import Bounded
 from cascade.runtime.resolvers import ArgumentResolver
+from cascade.spec.items import require_items
 from cascade.spec.lazy_types import LazyResult
 from cascade.telemetry.identity import item_id
 
@@ -107,7 +109,7 @@ class MapExecution:
         return values
 
     async def _one(self, index: int, items: "Items", values: list[Any]) -> None:
-        work = self._work(index, items.take(index))
+        work = self._work(index, items.take(index), items.positional)
         try:
             values[index] = await work.perform()
         except Exception:
@@ -129,12 +131,12 @@ class MapExecution:
 
     def _window(self, items: "Items") -> int:
         """How many items are in flight: an executor's queue would only make them look slow."""
-        executor, first = self._run.executor, _item_node(self._node, 0, items[0])
+        executor, first = self._run.executor, _item_node(self._node, 0, items[0], items.positional)
         slots = executor.slots(first) if isinstance(executor, Bounded) else None
         return min(MAP_WINDOW, slots or MAP_WINDOW)
 
-    def _work(self, index: int, item: dict[str, Any]) -> TaskExecution:
-        node = _item_node(self._node, index, item)
+    def _work(self, index: int, item: dict[str, Any], positional: int) -> TaskExecution:
+        node = _item_node(self._node, index, item, positional)
         return TaskExecution(
             self._run, self._resolver, node, node, map_id=self._node.id, map_index=index, item=node.literal_inputs
         )
@@ -207,11 +209,15 @@ class _WindowLimiter:
 
 
 class Items:
-    """The keyword arguments of each index, in lists of their own: a value is freed with the last item that has it."""
+    """The inputs of each index, in lists of their own: a value is freed with the last item that has it.
 
-    def __init__(self, lists: dict[str, list[Any]], size: int) -> None:
+    The first `positional` inputs are positional arguments.
+    """
+
+    def __init__(self, lists: dict[str, list[Any]], size: int, positional: int) -> None:
         self._lists = {name: values.copy() for name, values in lists.items()}
         self._size = size
+        self.positional = positional
 
     def __len__(self) -> int:
         return self._size
@@ -228,32 +234,35 @@ class Items:
 
 
 def zip_items(node: Node, inputs: dict[str, Any]) -> Items:
-    """Check that a map's lists are lists, and equally long.
+    """The items of a map's lists, which must be equally long. Each list is read once.
 
     Raises:
-        TypeError: An argument cannot be iterated.
+        TypeError: An argument has no items in an order.
         ValueError: The lists have mismatched lengths.
     """
-    lists = {name: _as_list(node, name, value) for name, value in inputs.items()}
+    lists = {name: _as_list(node, name, value, len(inputs)) for name, value in split(inputs, 0)[1].items()}
     sizes = {name: len(values) for name, values in lists.items()}
     if len(set(sizes.values())) > 1:
         shown = ", ".join(f"{name}: {size}" for name, size in sizes.items())
         raise ValueError(f"{node.name}: mismatched lengths of its lists ({shown}); all must be equally long")
-    return Items(lists, next(iter(sizes.values()), 0))
+    names = takewhile(lists.__contains__, getattr(node.mapping_factory, "positional_only", ()))
+    args = [lists.pop(name) for name in names]
+    return Items(joined(args, lists), next(iter(sizes.values()), 0), len(args))
 
 
-def _as_list(node: Node, name: str, value: Any) -> list[Any]:
-    if isinstance(value, list):
+def _as_list(node: Node, name: str, value: Any, count: int) -> list[Any]:
+    if type(value) is list:
         return value
+    place = f"{node.name}: '{name}'"
+    require_items(value, place, is_alone=count == 1)
     try:
-        return list(value)
-    except TypeError:
-        raise TypeError(f"{node.name}: '{name}' must be a list, got {type(value).__name__}") from None
+        return [item for item in value]  # noqa: C416 - list() also calls the length of the value
+    except TypeError as error:
+        raise TypeError(f"{place} must be a list, got {type(value).__name__}: {error}") from error
 
 
-def _item_node(node: Node, index: int, item: dict[str, Any]) -> Node:
+def _item_node(node: Node, index: int, item: dict[str, Any], positional: int) -> Node:
     factory: Any = node.mapping_factory
-    positional = 0
     if not hasattr(factory, "func"):
         factory, item, positional = _from_call(factory, item)
     return Node(

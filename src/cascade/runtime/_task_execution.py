@@ -34,6 +34,7 @@ from cascade.runtime.events import (
 from cascade.runtime.exceptions import StillRunning
 from cascade.runtime.resolvers import ArgumentResolver, Arguments
 from cascade.runtime.task_context import TaskContext, in_context
+from cascade.spec.nested import ATOMS, require_values
 from cascade.spec.retry import checked_seconds
 
 logger = logging.getLogger(__name__)
@@ -268,6 +269,9 @@ class TaskExecution:
             if span is not None:
                 run.leave_span(span)
             task_context.leave(token)
+        if type(value) not in ATOMS:
+            require_values(value, f"Task '{self.node.name}' returned")
+        return value
 
     async def _retry(self, number: int, start_ns: int) -> Any:
         """Call the function again, without the context variables that an earlier attempt has set."""

@@ -7,13 +7,14 @@ from typing import Any, NamedTuple, Protocol
 
 from cascade.graph.arguments import count_positional, split
 from cascade.graph.model import Edge, EdgeType, Node
-from cascade.graph.nested import substitute
 from cascade.runtime.exceptions import DependencyMissingError
 from cascade.runtime.flow import chosen_route, lazy_id
 from cascade.runtime.hashable_cache import hashable_cache
 from cascade.spec.lazy_types import LazyResult, MappedLazyResult
+from cascade.spec.nested import substitute
 from cascade.spec.protocols import StateBackend
 from cascade.spec.resource import Inject
+from cascade.spec.routing import Router
 
 
 @dataclass(slots=True)
@@ -88,16 +89,23 @@ class ArgumentResolver:
 
     def _value(self, edge: Edge, node: Node) -> Any:
         value = self._result(edge.source.id, node, edge.arg_name)
-        if edge.router is None:
-            return value
-        route = chosen_route(edge.router, value)
+        return value if edge.router is None else self._routed(edge.router, value, node, edge.arg_name)
+
+    def _routed(self, router: Router, value: Any, node: Node, arg_name: str) -> Any:
+        route = chosen_route(router, value)
         if route is None:
-            routes = ", ".join(map(repr, edge.router.routes))
+            routes = ", ".join(map(repr, router.routes))
             raise ValueError(f"Task '{node.name}': no matching route found for {value!r}; the routes are {routes}")
-        return self._result(lazy_id(route), node, edge.arg_name)
+        return self._result(lazy_id(route), node, arg_name)
 
     def _fill_in(self, value: Any, node: Node, arg_name: str) -> Any:
-        return substitute(value, lambda lazy: self._result(lazy_id(lazy), node, arg_name))
+        def value_of(source: Any) -> Any:
+            if not isinstance(source, Router):
+                return self._result(lazy_id(source), node, arg_name)
+            selected = self._result(lazy_id(source.selector), node, arg_name)
+            return self._routed(source, selected, node, arg_name)
+
+        return substitute(value, value_of)
 
     def _result(self, source_id: str, node: Node, arg_name: str) -> Any:
         if not self._values.state.has_result(source_id):

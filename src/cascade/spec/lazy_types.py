@@ -3,7 +3,8 @@
 A lazy result has no value before the run. An operation that needs the value raises TypeError instead of a wrong answer.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeVar
 from uuid import uuid4
@@ -54,7 +55,7 @@ class Lazy(Argument, Generic[Value_co]):
         Raises:
             TypeError: The condition is not a lazy result.
         """
-        require_lazy(condition, f"Task '{self._label()}'", "_condition")
+        require_lazy(condition, f"Task '{self.label}'", "_condition")
         self._condition = condition
         return self
 
@@ -85,9 +86,10 @@ class Lazy(Argument, Generic[Value_co]):
         return self
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._label()}>"
+        return f"<{type(self).__name__} {self.label}>"
 
-    def _label(self) -> str:
+    @property
+    def label(self) -> str:
         """Name of the task. The object may be half built: a copy, an unpickled object, a mock."""
         task = vars(self).get("task", vars(self).get("factory"))
         return str(getattr(task, "name", "?"))
@@ -167,3 +169,12 @@ class MappedLazyResult(Lazy[list[T]], Generic[T]):
     _cache_policy: CachePolicy | None = None
     _condition: Any = None
     _constraints: ResourceConstraint | None = None
+
+    def __post_init__(self) -> None:
+        """Copy what has its items once, or whose items a graph cannot reach, to a list."""
+        if any(isinstance(value, _COPIED) for value in self.mapping_kwargs.values()):
+            copies = {name: list(v) if isinstance(v, _COPIED) else v for name, v in self.mapping_kwargs.items()}
+            self.mapping_kwargs = copies
+
+
+_COPIED = (Iterator, KeysView, ValuesView, ItemsView, AbstractSet)

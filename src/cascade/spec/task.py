@@ -1,42 +1,123 @@
 """Tasks: plain functions whose calls are lazy."""
 
 import inspect
-from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, Generic, ParamSpec, TypeVar, overload
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from copy import copy
+from functools import partial
+from itertools import takewhile
+from types import MethodType
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
+from cascade.spec.items import require_literal_items
 from cascade.spec.lazy_types import LazyResult, MappedLazyResult, RetryPolicy
+from cascade.spec.nested import require_visible
+from cascade.spec.signature import Check, check_of, makes_generators, positional_only, require_function
 
 __all__ = ["LazyResult", "MappedLazyResult", "RetryPolicy", "Task", "task"]
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
 R = TypeVar("R")
 
 
 class Task(Generic[P, R]):
     """A function whose call returns a `LazyResult` and runs nothing.
 
-    `func` is read when the graph is built, so it may be replaced until then. `threaded` says where a plain function
-    runs: True in a worker thread, False in the event loop, None as the executor sees fit.
+    `func` is read when the graph is built, so it may be replaced until then. `threaded` is True for a plain function that
+    runs in a worker thread, False for the event loop, None for the executor's choice. A task that is defined in a class
+    is a method: `instance.method(x)` is the lazy result of the call with the instance. `is_generator` is True if the value
+    is a generator, which can be read once, and `is_replaced` if `func` has been replaced.
+
+    Raises:
+        TypeError: `func` cannot be called, or it holds a lazy result in a default or in a partial.
     """
 
     def __init__(self, func: Callable[..., Any], *, name: str | None = None, threaded: bool | None = None) -> None:
-        if not callable(func):
-            raise TypeError(f"task() needs a function, got {func!r}")
-        self.func = func
-        self.name = name or str(getattr(func, "__name__", type(func).__name__))
-        self.threaded = threaded
+        if isinstance(func, Task):
+            name, threaded, func = name or func.name, func.threaded if threaded is None else threaded, func.func
+        require_function(func)
+        self._func = func
+        self._check: Check | None = None
+        self.is_generator = makes_generators(func)
+        self.is_replaced = False
+        self.name: str = name or str(getattr(func, "__name__", type(func).__name__))
+        self.threaded: bool | None = threaded
+
+    @property
+    def func(self) -> Callable[..., Any]:
+        return self._func
+
+    @func.setter
+    def func(self, func: Callable[..., Any]) -> None:
+        require_function(func)
+        self._func, self._check = func, None
+        self.is_generator, self.is_replaced = makes_generators(func), True
 
     @property
     def is_async(self) -> bool:
         return inspect.iscoroutinefunction(self.func)
 
+    @property
+    def positional_only(self) -> tuple[str, ...]:
+        """Names of the parameters that `.map` passes by position."""
+        return positional_only(self.func)
+
+    @overload
+    def __get__(self, instance: None, owner: type | None = None) -> "Task[P, R]": ...
+    @overload
+    def __get__(self: "Task[Concatenate[Any, Q], R]", instance: object, owner: type | None = None) -> "Task[Q, R]": ...
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        """The task with the function as Python binds it to the instance."""
+        bind = getattr(type(self._func), "__get__", None)
+        function = self._func if bind is None else bind(self._func, instance, owner)
+        if function is self._func:
+            return self
+        bound: Task[..., R] = copy(self)
+        bound._func = function
+        if isinstance(function, MethodType) and function.__func__ is self._func:
+            bound._check = partial(self._checked(), instance)
+        return bound
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_check": None}  # it cannot be pickled, and is made again
+
+    def _checked(self) -> Check:
+        if self._check is None:
+            self._check = check_of(self._func, self.name)
+        return self._check
+
+    def check_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Raise TypeError if the function does not accept the arguments of a call."""
+        self._checked()(*args, **kwargs)
+
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> LazyResult[R]:
-        """Return the call as a lazy result. Each argument may also be a lazy result, a Router or an Inject."""
+        """Return the call as a lazy result. Each argument may also be a lazy result, a Router or an Inject.
+
+        Raises:
+            TypeError: The function does not accept the arguments, or an argument hides lazy results, as an iterator does.
+        """
+        (self._check or self._checked())(*args, **kwargs)
+        require_visible(args, kwargs, self.name)
         return LazyResult(self, args, kwargs)
 
     def map(self, /, **kwargs: Iterable[Any]) -> MappedLazyResult[R]:
-        """Call the task once for each index of the given lists, zipped; they must be equally long."""
+        """Call the task once for each index of the given lists, zipped; they must be equally long.
+
+        A list is any iterable with an order. An iterator is read at once.
+
+        Raises:
+            TypeError: There is no list, the function has no such parameter, or an argument has no items in an order.
+        """
+        if not kwargs:
+            raise TypeError(f"{self.name}.map() needs a list for at least one parameter, such as x=[1, 2]")
+        self.check_map(kwargs)
+        require_literal_items(kwargs, f"{self.name}.map()")
         return MappedLazyResult(self, kwargs)
+
+    def check_map(self, lists: Mapping[str, Any]) -> None:
+        """Raise TypeError if the function does not accept one item of each list."""
+        args = list(takewhile(lists.__contains__, self.positional_only))
+        self._checked()(*args, **{name: None for name in lists if name not in args})
 
     def __repr__(self) -> str:
         return f"<Task {self.name}>"

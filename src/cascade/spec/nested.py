@@ -1,0 +1,214 @@
+"""Sources inside an argument's value: lazy results and Routers in its containers, at any depth.
+
+The containers are lists, tuples, dicts, deques, their subclasses, instances of dataclasses and attrs classes,
+`MappingProxyType`, `SimpleNamespace`, `ChainMap`, `UserList` and `UserDict`. A container that holds a source is copied with
+its type and its other content. A container without one stays the same object. Other objects are not looked into.
+"""
+
+from collections import ChainMap, UserDict, UserList, deque
+from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
+from copy import copy
+from dataclasses import fields, is_dataclass
+from itertools import islice
+from types import AsyncGeneratorType, MappingProxyType, SimpleNamespace
+from typing import Any
+
+from cascade.spec.lazy_types import LazyResult, MappedLazyResult
+from cascade.spec.resource import Inject
+from cascade.spec.routing import Router
+
+LAZY = (LazyResult, MappedLazyResult)
+SOURCES = (*LAZY, Router)
+ATOMS = frozenset({str, int, float, bool, bytes, type(None)})
+_SIMPLE = ATOMS | {LazyResult, MappedLazyResult, Router, Inject, list, tuple, dict}
+_BY_ATTRIBUTE = (SimpleNamespace, ChainMap, UserDict, UserList)
+_UNORDERED = (set, frozenset, KeysView, ValuesView, ItemsView)
+_MISSING = object()
+
+
+def require_visible(args: tuple[Any, ...], kwargs: dict[str, Any], task: str) -> None:
+    """Raise TypeError if an argument of a call hides lazy results, as a set and an iterator do."""
+    if _SIMPLE.issuperset(map(type, args)) and _SIMPLE.issuperset(map(type, kwargs.values())):
+        return
+    for name, value in (*enumerate(args), *kwargs.items()):
+        _refuse_hidden(value, f"Task '{task}': argument '{name}'", is_nested=False)
+
+
+def sources_in(value: Any, place: str) -> Iterator[Any]:
+    """Yield each lazy result and Router nested in `value`, in order, as often as it is there.
+
+    Raises:
+        TypeError: A source is in a set or a view, where its value cannot take its place; or the value has an iterator, or
+            an Inject that is not an argument of its own. The text begins with `place`.
+    """
+    stack = [value]
+    open_ids: set[int] = set()  # a literal may contain itself
+    plain = set(ATOMS)
+    while stack:
+        current = stack.pop()
+        if type(current) in plain:
+            continue
+        if isinstance(current, SOURCES):
+            yield current
+        elif (parts := _parts(current)) is None:
+            if not _refuse_hidden(current, place, is_nested=current is not value):
+                plain.add(type(current))
+        elif id(current) not in open_ids:
+            open_ids.add(id(current))
+            stack.extend(reversed(parts))
+
+
+def substitute(value: Any, value_of: Callable[[Any], Any]) -> Any:
+    """`value` with each nested lazy result and Router replaced by `value_of(source)`."""
+    return _Substitution(value, value_of).of(value)
+
+
+def require_values(value: Any, place: str, limit: int = 100) -> None:
+    """Raise TypeError if a value of a run is, or has in a built-in container, a lazy result, which nothing would run.
+
+    It looks at `limit` objects at most. The text begins with `place`, such as "Task 'load' returned".
+    """
+    if type(value) in ATOMS:
+        return
+    stack = [value]
+    while stack and limit:
+        limit -= 1
+        current = stack.pop()
+        kind = type(current)
+        if kind in ATOMS:
+            continue
+        if isinstance(current, SOURCES):
+            raise TypeError(
+                f"{place} a {'Router' if isinstance(current, Router) else f'lazy result of task {current.label!r}'}, which "
+                "nothing runs; pass it to a task that takes its value, or call its function"
+            )
+        if kind is dict:
+            stack.extend(islice(current.values(), limit))
+        elif kind in {list, set, frozenset, deque} or isinstance(current, tuple):
+            stack.extend(islice(current, limit))
+
+
+class _Substitution:
+    """Copies the containers of one value that hold a source; one that is there twice is copied once."""
+
+    def __init__(self, value: Any, value_of: Callable[[Any], Any]) -> None:
+        self._holders = _holders(value)
+        self._value_of = value_of
+        self._copies: dict[int, Any] = {}
+
+    def of(self, value: Any) -> Any:
+        if type(value) in ATOMS:
+            return value
+        if isinstance(value, SOURCES):
+            return self._value_of(value)
+        if id(value) not in self._holders:
+            return value
+        if id(value) not in self._copies:
+            self._copies[id(value)] = self._copied(value)
+        return self._copies[id(value)]
+
+    def _copied(self, value: Any) -> Any:
+        if isinstance(value, tuple):
+            return self._tuple(value)
+        if isinstance(value, MappingProxyType):
+            return MappingProxyType({self.of(key): self.of(item) for key, item in value.items()})
+        new = self._copies[id(value)] = copy(value)  # before it is filled: it may contain itself
+        if isinstance(value, (list, deque)):
+            new.clear()
+            new.extend(self.of(item) for item in value)
+        elif isinstance(value, dict):
+            new.clear()
+            for key, item in value.items():
+                new[self.of(key)] = self.of(item)
+        for name in _attributes(value) or ():
+            if (old := getattr(value, name, _MISSING)) is not _MISSING:
+                object.__setattr__(new, name, self.of(old))  # a frozen dataclass refuses setattr
+        return new
+
+    def _tuple(self, value: tuple[Any, ...]) -> Any:
+        items = [self.of(item) for item in value]
+        kind: Any = type(value)
+        if kind is tuple:
+            return tuple(items)
+        new = kind._make(items) if hasattr(kind, "_make") else tuple.__new__(kind, items)
+        if hasattr(value, "__dict__"):
+            vars(new).update(vars(value))
+        return new
+
+
+def _holders(value: Any) -> dict[int, Any]:
+    """The containers in `value` that hold a source at any depth, by id. The references keep the ids valid."""
+    containers = {id(value): value}
+    parents: dict[int, list[int]] = {id(value): []}
+    found: list[int] = []
+    stack = [value]
+    while stack:
+        current = stack.pop()
+        for part in _parts(current) or ():
+            if type(part) in ATOMS:
+                continue
+            if isinstance(part, SOURCES):
+                found.append(id(current))
+            elif id(part) in containers:
+                parents[id(part)].append(id(current))
+            else:
+                containers[id(part)] = part
+                parents[id(part)] = [id(current)]
+                stack.append(part)
+    holders: dict[int, Any] = {}
+    while found:
+        if (holder := found.pop()) not in holders:
+            holders[holder] = containers[holder]
+            found.extend(parents[holder])
+    return holders
+
+
+def _parts(value: Any) -> list[Any] | None:
+    """The content of a container; None for another object."""
+    names = _attributes(value)
+    attributes = [getattr(value, name, None) for name in names or ()]
+    if isinstance(value, (list, tuple, deque)):
+        return [*value, *attributes]
+    if isinstance(value, (dict, MappingProxyType)):
+        return [*value.keys(), *value.values(), *attributes]
+    return None if names is None else attributes
+
+
+def _attributes(value: Any) -> list[str] | None:
+    """Names of the attributes that are content of a container; None for an object that is not looked into."""
+    kind = type(value)
+    if kind in {list, tuple, dict, Inject}:
+        return None
+    own = getattr(value, "__dict__", {})
+    if is_dataclass(kind):
+        return list(dict.fromkeys([*(field.name for field in fields(kind)), *own]))
+    if isinstance(attributes := getattr(kind, "__attrs_attrs__", None), tuple):
+        return list(dict.fromkeys([*(attribute.name for attribute in attributes), *own]))
+    return list(own) if isinstance(value, _BY_ATTRIBUTE) else None
+
+
+def _refuse_hidden(value: Any, place: str, *, is_nested: bool) -> bool:
+    """Raise TypeError for an object that hides sources. Whether another object of its type may do so."""
+    kind = type(value).__name__
+    if isinstance(value, _UNORDERED):
+        if any(type(item) not in ATOMS and next(sources_in(item, place), None) is not None for item in value):
+            raise TypeError(
+                f"{place}: a lazy result is in a {kind}, where its value cannot take its place; give a list"
+            )
+    elif isinstance(value, Inject):
+        if is_nested:
+            raise TypeError(
+                f"{place}: cs.inject('{value.resource_name}') is in a container; make it an argument of its own"
+            )
+    elif _is_iterator(value):
+        raise TypeError(f"{place}: an iterator ({kind}) has its items once, and they may be lazy results; give a list")
+    else:
+        return False
+    return True
+
+
+def _is_iterator(value: Any) -> bool:
+    """Whether the value is an iterator of Python's own, over items of other objects; a file or a cursor is not."""
+    if isinstance(value, AsyncGeneratorType):
+        return True
+    return type(value).__module__ in {"builtins", "itertools"} and isinstance(value, Iterator)
