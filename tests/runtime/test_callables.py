@@ -119,7 +119,9 @@ async def test_a_wrong_call_starts_nothing(lab: Lab) -> None:
     def function(a: Any, b: Any) -> None: ...
 
     two: Any = cs.task(function)
-    for wrong in (lambda: two(first()), lambda: two(first(), 1, c=1), lambda: two.map(a=[first()])):
+    wrong_calls: list[Callable[[], Any]]
+    wrong_calls = [lambda: two(first()), lambda: two(first(), 1, c=1), lambda: two.map(a=[first()])]
+    for wrong in wrong_calls:
         with pytest.raises(TypeError):
             await lab.run(wrong())
     assert ran == []
