@@ -264,7 +264,6 @@ class TaskExecution:
         else:
             if (running := asyncio.current_task()) is not None and running.cancelling():
                 await asyncio.sleep(0)  # raises a cancellation that the function has requested and not awaited
-            return value
         finally:
             if span is not None:
                 run.leave_span(span)
