@@ -21,6 +21,11 @@ def show(*values: Any) -> str:
     return " ".join(f"{value!r}" for value in values)
 
 
+@cs.task
+def identity(x: Any) -> Any:
+    return x
+
+
 class Color(enum.Enum):
     RED = "red"
     SEVEN = 7
@@ -277,7 +282,7 @@ def test_only_the_params_of_the_target_are_options(keep: Any, received: list[Any
 
 def test_a_param_of_a_condition_a_map_a_route_and_a_constraint_is_an_option() -> None:
     routed = cs.Router(cs.Param("selector"), {"a": show(cs.Param("route"))})
-    mapped = show.map(x=show(cs.Param("items"))).run_if(cs.Param("condition", False, bool))
+    mapped = identity.map(x=show(cs.Param("items"))).run_if(cs.Param("condition", False, bool))
     target = show(routed, [mapped]).with_constraints(cpu=cs.Param("cpu", 1, int))
     shown = invoke(target, "--help").stdout
     assert [name for name in ("selector", "route", "items", "condition", "cpu") if f"--{name}" not in shown] == []
