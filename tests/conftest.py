@@ -109,6 +109,10 @@ def _clean_environment(limits: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPat
     for name in os.environ:
         if (name.startswith(("CASCADE_", "OTEL_")) and name != "CASCADE_REQUIRE_SERVERS") or name == "TRACEPARENT":
             monkeypatch.delenv(name)
+    # What is drawn for a terminal does not depend on the terminal of the test run.
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
 
 
 @pytest.fixture(autouse=True)

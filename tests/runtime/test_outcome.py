@@ -105,10 +105,26 @@ async def fail_async(x: int = 0) -> None:
     raise ValueError(x)
 
 
+@dataclass(frozen=True, slots=True)
+class FrozenValueError(ValueError):
+    code: int
+
+
+def fail_frozen(x: int = 0) -> None:
+    raise FrozenValueError(x)
+
+
+async def fail_frozen_async(x: int = 0) -> None:
+    raise FrozenValueError(x)
+
+
 SHAPES = {
     "thread": cs.task(fail, name="convert"),
     "loop": cs.task(fail, name="convert", threaded=False),
     "async": cs.task(fail_async, name="convert"),
+    "frozen exception": cs.task(fail_frozen, name="convert"),
+    "frozen exception, loop": cs.task(fail_frozen, name="convert", threaded=False),
+    "frozen exception, async": cs.task(fail_frozen_async, name="convert"),
 }
 
 

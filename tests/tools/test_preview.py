@@ -22,6 +22,11 @@ def test_it_prints_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
+def test_control_characters_of_names_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    cs.dry_run(cs.task(lambda: 1, name="a\x1b[2J\nb")())
+    assert capsys.readouterr().out.splitlines()[1] == "[1/1] a\\x1b[2J\\nb (Literals: {})"
+
+
 def test_the_analysis_is_a_sequence_of_events() -> None:
     bus, seen, target = MessageBus(), list[Event](), add(1)
     bus.subscribe(Event, seen.append)

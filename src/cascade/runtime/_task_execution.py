@@ -222,7 +222,7 @@ class TaskExecution:
             self.node.cache_policy.save(self.node.id, inputs, value)
         except Exception:
             # The task has succeeded: a cache that cannot keep its value costs the next run, not this one.
-            logger.warning("The cache of task '%s' could not save its value", self.node.name, exc_info=True)
+            logger.warning("The cache of %s could not save its value", self._place(), exc_info=True)
 
     async def _attempt(self) -> Any:
         number = 0 if self.node.retry_policy is None else 1

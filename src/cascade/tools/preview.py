@@ -4,6 +4,7 @@ from typing import Any
 
 from cascade.adapters.solvers.native import NativeSolver
 from cascade.graph.build import build_graph
+from cascade.messaging.renderer import printable
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.flow import lazy_id
 from cascade.tools.events import PlanAnalysisFinished, PlanAnalysisStarted, PlanNodeInspected
@@ -54,4 +55,4 @@ def _analyze_plan(target: Any, bus: MessageBus) -> None:
 
 
 def _print(line: str) -> None:
-    print(line)  # noqa: T201 - printing is what it is for
+    print(printable(line))  # noqa: T201 - printing is what it is for
