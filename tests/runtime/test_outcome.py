@@ -190,6 +190,15 @@ def test_a_task_that_fails_before_it_starts_is_named() -> None:
     assert notes_of(add(1, 2).with_constraints(cpu=9), system_resources={"cpu": 1}) == ["task 'add'"]
 
 
+def test_a_condition_whose_truth_value_raises_is_named() -> None:
+    class Ambiguous:
+        def __bool__(self) -> bool:
+            raise ValueError("the truth value of an array is ambiguous")
+
+    condition = cs.task(Ambiguous, name="mask")()
+    assert notes_of(SHAPES["thread"]().run_if(condition)) == ["the condition of task 'convert'"]
+
+
 def test_control_characters_of_a_name_are_escaped_in_the_note() -> None:
     assert notes_of(cs.task(fail, name="a\x1b[2J\nb")()) == ["task 'a\\x1b[2J\\nb'"]
 

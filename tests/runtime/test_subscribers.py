@@ -45,15 +45,19 @@ def test_a_person_reads_each_event_once() -> None:
     ]
 
 
-def test_an_error_of_a_teardown_is_printed() -> None:
+@pytest.mark.parametrize(
+    ("kind", "msg_id"),
+    [
+        (events.ResourceReleased, "resource.teardown_failed"),
+        (events.ResourceSetupFailed, "resource.setup_failed"),
+    ],
+)
+def test_an_error_of_a_resource_is_printed(kind: type[events.ResourceEvent], msg_id: str) -> None:
     bus, printed = MessageBus(), Mock(spec=Messages)
     HumanReadableLogSubscriber(bus, min_level="ERROR", messages=printed)
-    bus.publish(events.ResourceReleased(resource_name="fine"))
-    bus.publish(
-        events.ResourceReleased(resource_name="db", exception=events.ErrorInfo("sqlite3.OperationalError", "locked"))
-    )
-    error = "OperationalError: locked"
-    assert printed.mock_calls == [call.error("resource.teardown_failed", resource_name="db", error=error)]
+    bus.publish(kind(resource_name="fine"))
+    bus.publish(kind(resource_name="db", exception=events.ErrorInfo("sqlite3.OperationalError", "locked")))
+    assert printed.mock_calls == [call.error(msg_id, resource_name="db", error="OperationalError: locked")]
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["a bus of its own", "the global bus"])

@@ -9,6 +9,7 @@ from cascade.graph.model import Edge, EdgeType, Graph, Node
 from cascade.runtime._hold import Hold
 from cascade.runtime._inputs import input_value
 from cascade.runtime._map_execution import MapExecution
+from cascade.runtime._outcome import add_task_note
 from cascade.runtime._preflight import check_names, check_nodes
 from cascade.runtime._run_context import RunContext
 from cascade.runtime._task_execution import TaskExecution
@@ -111,12 +112,20 @@ class Scheduler:
             asyncio.get_running_loop().call_soon(self._start_some)
 
     def _start(self, node: Node) -> None:
-        if (reason := self._flow.should_skip(node, self._run.state)) is not None:
+        if (reason := self._reason_to_skip(node)) is not None:
             self._skip(node, reason)
         elif node.param_spec is not None:
             self._complete(node, input_value(node, self._run.params))
         else:
             self._group.spawn(self._perform(node))
+
+    def _reason_to_skip(self, node: Node) -> str | None:
+        try:
+            return self._flow.should_skip(node, self._run.state)
+        except Exception as error:
+            run, place = self._run, f"the condition of task {node.name!r}"
+            add_task_note(error, place, attempt_start_ns=run.start_ns, now_ns=run.clock.last_ns)
+            raise
 
     async def _perform(self, node: Node) -> None:
         work: MapExecution | TaskExecution

@@ -17,7 +17,9 @@ from cascade.runtime.events import (
     Event,
     MapCounts,
     MapProgressed,
+    ResourceEvent,
     ResourceReleased,
+    ResourceSetupFailed,
     RunFinished,
     RunStarted,
     TaskEvent,
@@ -74,6 +76,7 @@ class HumanReadableLogSubscriber:
         finished = subjects.told_by(self.on_task_finished)
         event_bus.subscribe(TaskExecutionFinished, finished, failures_only=quiet, of_items=False)
         event_bus.subscribe(TaskExecutionFinished, finished, failures_only=not items, of_items=True)
+        event_bus.subscribe(ResourceSetupFailed, subjects.told_by(self.on_resource_setup_failed))
         event_bus.subscribe(ResourceReleased, subjects.told_by(self.on_resource_released))
         if level <= LEVELS["WARNING"]:
             event_bus.subscribe(TaskRetrying, subjects.told_by(self.on_task_retrying))
@@ -135,11 +138,17 @@ class HumanReadableLogSubscriber:
             error=event.error,
         )
 
+    def on_resource_setup_failed(self, event: ResourceSetupFailed) -> None:
+        self._print_error_of_resource("resource.setup_failed", event)
+
     def on_resource_released(self, event: ResourceReleased) -> None:
         """Print an error of a teardown, which is only a note on the error of a run that has failed or was cancelled."""
+        self._print_error_of_resource("resource.teardown_failed", event)
+
+    def _print_error_of_resource(self, msg_id: str, event: ResourceEvent) -> None:
         if event.exception is not None:
             error = f"{event.exception.type.rpartition('.')[2]}: {event.exception.message}"
-            self._messages.error("resource.teardown_failed", resource_name=event.resource_name, error=error)
+            self._messages.error(msg_id, resource_name=event.resource_name, error=error)
 
     def on_control_decision(self, event: ControlDecision) -> None:
         """The level is WARNING: the message explains why a run makes no progress."""
