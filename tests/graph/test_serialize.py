@@ -1,9 +1,13 @@
+import asyncio
+import collections
+import enum
+import functools
 import json
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import InitVar, dataclass, field
+from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cascade as cs
@@ -12,6 +16,7 @@ from cascade.graph.model import Graph
 from cascade.graph.serialize import graph_from_dict, graph_to_dict
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.engine import Engine
+from cascade.spec.lazy_types import LazyResult, MappedLazyResult
 
 
 @cs.task
@@ -79,21 +84,153 @@ def sum_of(parts: list[int]) -> int:
     return sum(parts)
 
 
-literals = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.tuples(inner, inner)
-        | st.dictionaries(st.text() | st.integers() | st.sampled_from(["__tuple", "__lazy_ref"]), inner, max_size=3)
-        | st.builds(Box, inner)
-    ),
-    max_leaves=10,
+class Color(enum.Enum):
+    RED = ("r", 1)
+
+
+class Level(enum.IntEnum):
+    HIGH = 3
+
+
+class Flags(enum.Flag):
+    A = 1
+    B = 2
+
+
+class Pair(NamedTuple):
+    left: Any
+    right: Any
+
+
+class Items(list[Any]):
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    content: Any
+
+
+@dataclass
+class Derived:
+    content: Any
+    size: int = field(init=False)
+    given: InitVar[int] = 0
+
+    def __post_init__(self, given: int) -> None:
+        self.size = given
+
+
+atoms = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.binary(max_size=5)
+    | st.sampled_from([Color.RED, Level.HIGH, Flags.A | Flags.B])
 )
+
+
+def containers(inner: Any) -> Any:
+    keys = st.text() | st.integers() | st.sampled_from(["__tuple", "__lazy_ref", "__subclass", Color.RED])
+    dicts = st.dictionaries(keys, inner, max_size=3)
+    lists = st.lists(inner, max_size=3)
+    return st.one_of(
+        *(lists, st.tuples(inner, inner), dicts, st.builds(Box, inner), st.builds(Frozen, inner)),
+        *(st.builds(Derived, inner, given=st.integers()), st.builds(Pair, inner, inner), st.builds(Items, lists)),
+        *(lists.map(collections.deque), dicts.map(collections.OrderedDict)),
+        *(st.frozensets(st.integers() | st.text(), max_size=3), st.sets(st.integers() | st.text(), max_size=3)),
+        st.dictionaries(st.text(), st.integers(), max_size=3).map(collections.Counter),
+    )
+
+
+literals = st.recursive(atoms, containers, max_leaves=10)
 
 
 @given(literals)
 def test_literals_go_around(value: Any) -> None:
-    assert round_trip(add(value)).nodes[0].literal_inputs == {"0": value}
+    restored = round_trip(add(value)).nodes[0].literal_inputs["0"]
+    assert restored == value
+    assert kinds(restored) == kinds(value)
+
+
+def kinds(value: Any) -> Any:
+    """The types in a value, which `==` does not compare."""
+    if isinstance(value, dict):
+        return type(value), [(kinds(key), kinds(item)) for key, item in value.items()]
+    if isinstance(value, (list, tuple, collections.deque)):
+        return type(value), [kinds(item) for item in value]
+    if isinstance(value, (Box, Frozen, Derived)):
+        return type(value), kinds(value.content)
+    return type(value)
+
+
+@cs.task(threaded=False)
+def collect(*args: Any, **kwargs: Any) -> Any:
+    return args, kwargs
+
+
+@cs.task(threaded=False)
+def positional(a: Any, b: Any = 0, /, **kwargs: Any) -> Any:
+    return a, b, kwargs
+
+
+names = st.sampled_from(["0", "1", "2024", "**0", "x", "self", "_condition", "\u00b2"])
+
+
+def calls(upstream: Any) -> Any:
+    lists = st.lists(upstream, min_size=2, max_size=2)
+    arguments = st.one_of(
+        upstream,
+        *(upstream.map(lambda x: [x]), upstream.map(Pair_of), upstream.map(Frozen), upstream.map(lambda x: {"k": x})),
+        upstream.map(lambda x: cs.Router(add("", "k"), {"k": as_lazy(x), "j": add(1)})),
+        upstream.map(lambda x: [cs.Router(add("", "k"), {"k": as_lazy(x)})]),
+    )
+    return st.one_of(
+        st.builds(
+            lambda args, kwargs: collect(*args, **kwargs),
+            st.lists(arguments, max_size=3),
+            st.dictionaries(names, arguments, max_size=3),
+        ),
+        st.builds(lambda kwargs: collect.map(**kwargs), st.dictionaries(names, lists, min_size=1, max_size=3)),
+        st.builds(lambda a, b: positional.map(a=a, b=b), lists, lists),
+    )
+
+
+def Pair_of(value: Any) -> Pair:  # noqa: N802 - beside the type
+    return Pair(1, value)
+
+
+def as_lazy(value: Any) -> Any:
+    return (
+        value
+        if isinstance(value, (cs.LazyResult, MappedLazyResult))
+        else add(0, value)
+        if value == 0
+        else collect(value)
+    )
+
+
+workflows = st.recursive(st.integers(0, 9), calls, max_leaves=6).filter(lambda t: not isinstance(t, int))
+
+
+@settings(max_examples=50)
+@given(workflows)
+def test_any_workflow_goes_around_and_has_the_same_value(target: Any) -> None:
+    before = build_graph(target)
+    after = cs.from_json(cs.to_json(before))
+    assert graph_to_dict(after) == graph_to_dict(before)
+    assert run(target, after) == run(target, before)
+
+
+def run(target: Any, graph: Graph) -> Any:
+    async def graph_of(_: Any) -> Graph:
+        return graph
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("cascade.runtime.engine._graph_of", graph_of)
+        return asyncio.run(Engine(cs.NativeSolver(), cs.LocalExecutor(), MessageBus()).run(target))
 
 
 def test_a_literal_without_a_form_is_named() -> None:
@@ -101,9 +238,101 @@ def test_a_literal_without_a_form_is_named() -> None:
         cs.to_json(build_graph(add(1, y=object())))
 
 
-def test_what_cannot_be_imported_is_named() -> None:
-    with pytest.raises(ValueError, match=r"lambda.*top of a module"):
-        round_trip(cs.task(lambda: 1, name="x")())
+class Method:
+    def method(self) -> None: ...
+
+    @classmethod
+    def of_class(cls) -> None: ...
+
+    @staticmethod
+    def static() -> None: ...
+
+    def __call__(self) -> None: ...
+
+    @cs.task
+    def task(self) -> None: ...
+
+
+instance: Any = Method()
+
+
+def shadowed() -> None: ...
+
+
+first_shadowed = shadowed
+
+
+def shadowed() -> None: ...  # type: ignore[no-redef]
+
+
+def local() -> Any:
+    def function() -> None: ...
+
+    return function
+
+
+@pytest.mark.parametrize(
+    ("function", "text"),
+    [
+        (lambda: 1, r"lambda.*top of a module"),
+        (local(), "local.*top of a module"),
+        (functools.partial(plain, 1), "partial is another object"),
+        (instance.method, r"Method\.method is another object"),
+        (instance, "Method is another object"),
+        (first_shadowed, "shadowed is another object"),
+        (Method().task.func, r"Method\.task is another object"),
+    ],
+)
+def test_what_cannot_be_imported_is_named_when_it_is_stored(function: Any, text: str) -> None:
+    task: Any = cs.task(function, name="mine")
+    with pytest.raises(ValueError, match=rf"^Task 'mine': .*{text}"):
+        cs.to_json(build_graph(task()) if function != plain else build_graph(task(1)))
+
+
+def test_a_map_of_what_cannot_be_imported_is_named() -> None:
+    with pytest.raises(ValueError, match=r"^Map 'map\(mine\)': .*lambda"):
+        cs.to_json(build_graph(cs.task(lambda x: x, name="mine").map(x=[1])))
+
+
+@pytest.mark.parametrize("function", [len, dict, Method.of_class, Method.static, Method, functools.partial, shadowed])
+def test_what_can_be_imported_is_the_same_object(function: Any) -> None:
+    node = round_trip(LazyResult(cs.task(function), (), {})).nodes[0]
+    assert node.callable_obj == function
+
+
+def test_a_task_of_a_class_is_stored_when_its_instance_is_an_argument() -> None:
+    assert round_trip(Method.task(cs.Param("instance"))).nodes[0].callable_obj is Method.task.func
+
+
+async def test_the_items_of_a_restored_map_have_the_name_of_its_task() -> None:
+    node = round_trip(cs.task(plain, name="other").map(x=[1])).nodes[0]
+    assert (node.name, node.mapping_factory.name) == ("map(other)", "other")
+
+
+def test_a_local_class_is_named_when_it_is_stored() -> None:
+    @dataclass
+    class Local:
+        a: int
+
+    with pytest.raises(ValueError, match=r"^Node 'add': argument '0': .*Local.*top of a module"):
+        cs.to_json(build_graph(add(Local(1))))
+
+
+def test_a_literal_that_contains_itself_has_no_form() -> None:
+    loop: list[Any] = []
+    loop.append(loop)
+    with pytest.raises(TypeError, match="Node 'add': argument '0' contains itself"):
+        cs.to_json(build_graph(add(loop)))
+
+
+@pytest.mark.parametrize("value", [collections.defaultdict(list), collections.deque([1], maxlen=2)])
+def test_a_container_with_more_than_its_content_has_no_form(value: Any) -> None:
+    with pytest.raises(TypeError, match=r"argument '0' is a (deque|defaultdict) with attributes"):
+        cs.to_json(build_graph(add(value)))
+
+
+def test_the_content_of_a_set_is_not_asked_for_its_text() -> None:
+    assert round_trip(add({1, "a", (2, 3)})).nodes[0].literal_inputs == {"0": {1, "a", (2, 3)}}
 
 
 def test_an_edge_needs_its_nodes() -> None:

@@ -1,11 +1,11 @@
-"""Graphs as JSON and back. Functions go by their names: what runs is what the reader's code has under them."""
+"""Graphs as JSON and back. A function is stored by its name, and the restored graph calls what the name refers to."""
 
 import json
 from collections.abc import Callable
 from dataclasses import asdict, fields
-from importlib import import_module
 from typing import Any
 
+from cascade.graph._importable import imported, name_of
 from cascade.graph._literals import LAZY_REF, reference, restored, stored
 from cascade.graph.arguments import ArgKind
 from cascade.graph.model import Edge, EdgeType, Graph, Node
@@ -23,12 +23,13 @@ def to_json(graph: Graph, indent: int | None = 2) -> str:
 
     Raises:
         TypeError: A literal argument has no form in JSON; the node and the argument are named.
+        ValueError: A task's function cannot be imported, as a lambda, a partial or a bound method; the task is named.
     """
     return json.dumps(graph_to_dict(graph), indent=indent)
 
 
 def from_json(text: str) -> Graph:
-    """The graph that `to_json` has written.
+    """The graph that `to_json` wrote.
 
     Raises:
         ValueError: It is no such JSON, a function cannot be imported, or an edge has no node.
@@ -60,8 +61,8 @@ def graph_from_dict(data: dict[str, Any]) -> Graph:
 def _node_to_dict(node: Node) -> dict[str, Any]:
     literals = {name: stored(value, node.name, name) for name, value in node.literal_inputs.items()}
     optional = {
-        "callable": _named(node.callable_obj),
-        "mapping_factory": _named(node.mapping_factory),
+        "callable": _function_name(node),
+        "mapping_factory": _factory_name(node),
         "retry_policy": _retry_to_dict(node.retry_policy),
         "constraints": _constraints_to_dict(node),
         "param_spec": _spec_to_dict(node.param_spec),
@@ -162,35 +163,22 @@ def _spec_from_dict(data: dict[str, Any] | None) -> InputSpec | None:
     return ParamSpec(data["name"], default, data["description"], _PARAM_TYPES.get(data.get("type", "str"), str))
 
 
-def _named(function: Any) -> dict[str, str] | None:
-    """Where a function can be imported from; of a task, where its function says it is."""
-    if function is None:
-        return None
-    function = getattr(function, "func", function) if isinstance(function, Task) else function
-    return {"module": function.__module__, "qualname": getattr(function, "__qualname__", type(function).__qualname__)}
+def _function_name(node: Node) -> dict[str, str] | None:
+    return None if node.callable_obj is None else name_of(node.callable_obj, f"Task '{node.name}'")
+
+
+def _factory_name(node: Node) -> dict[str, str] | None:
+    factory = node.mapping_factory
+    return None if factory is None else {**name_of(factory, f"Map '{node.name}'"), "name": factory.name}
 
 
 def _function(name: dict[str, str] | None) -> Callable[..., Any] | None:
-    found = _imported(name)
+    found = None if name is None else imported(name)
     return found.func if isinstance(found, Task) else found
 
 
 def _factory(name: dict[str, str] | None) -> Any:
-    found = _imported(name)
-    return Task(found) if found is not None and not hasattr(found, "map") else found
-
-
-def _imported(name: dict[str, str] | None) -> Any:
-    if name is None:
-        return None
-    found: Any
-    try:
-        found = import_module(name["module"])
-        for part in name["qualname"].split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"Cannot import {name['module']}.{name['qualname']}: {error}. Tasks of a stored graph must be at the top of "
-            "a module that can be imported"
-        ) from error
-    return found
+    found = None if name is None else imported(name)
+    if found is None or (hasattr(found, "map") and name is not None and found.name == name.get("name", found.name)):
+        return found
+    return Task(found, name=name.get("name")) if name is not None else None
