@@ -136,7 +136,7 @@ class Meeting:
     def task(self, name: str, other: str) -> Any:
         def meet() -> str:
             self._started[name].set()
-            assert self._started[other].wait(60)
+            assert self._started[other].wait(HANG)
             return name
 
         return cs.task(meet, name=name)()
@@ -167,7 +167,7 @@ def test_level_and_format_belong_to_one_of_two_runs_in_threads(capsys: pytest.Ca
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(HANG)
     assert_only_loud_in_json(capsys.readouterr().err.splitlines())
 
 
@@ -296,7 +296,7 @@ async def waits():
 @cs.task
 def blocks():
     os.write(1, b"running" + bytes([10]))
-    time.sleep(SECONDS)
+    os.read(0, 1)
 
 @cs.task
 def gather(*_): ...
@@ -312,12 +312,16 @@ def test_signals_leave_a_complete_trace(number: int, code: int, tmp_path: Path) 
 
     with OtlpReceiver() as receiver:
         script = tmp_path / "program.py"
-        script.write_text(PROGRAM.replace("ENDPOINT", receiver.http_endpoint).replace("SECONDS", "0.7"))
-        process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=os.environ)
+        script.write_text(PROGRAM.replace("ENDPOINT", receiver.http_endpoint))
+        process = subprocess.Popen(
+            [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ
+        )
+        assert process.stdin is not None
         assert process.stdout is not None
         assert [process.stdout.readline() for _ in range(2)] == ["running\n"] * 2
         process.send_signal(number)
         spans = receiver.wait_for(lambda spans: any(span.name == "run gather" for span in spans))
+        process.stdin.close()
         assert process.wait(HANG) == code
         process.stdout.close()
     assert {span.name for span in spans} == {"run gather", "run.started", "waits", "blocks"}

@@ -24,7 +24,7 @@ async def test_on_cancellation_it_is_killed_with_all_it_has_started(tmp_path: Pa
     """What it has started holds the pipe open: the pipe ends when all of them have."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    run = asyncio.create_task(Lab().run(cs.shell(f"exec 3>{pipe}; sleep 60 & echo started >&3; wait")))
+    run = asyncio.create_task(Lab().run(cs.shell(f"exec 3>{pipe}; sleep 3600 & echo started >&3; wait")))
     reader = await asyncio.to_thread(pipe.open)
     with reader:
         assert await asyncio.to_thread(reader.readline) == "started\n"

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -10,6 +10,7 @@ import pytest
 import cascade as cs
 from cascade.runtime.events import RunFinished, TaskBlocked, TaskExecutionFinished, TaskExecutionStarted, TaskRetrying
 from tests.runtime.conftest import Lab
+from tests.waiting import HANG
 
 Victims = list[asyncio.Task[Any]]
 
@@ -25,10 +26,10 @@ def running() -> asyncio.Task[Any]:
     return task
 
 
-async def soon(run: Coroutine[Any, Any, Any]) -> Any:
+async def soon(run: Awaitable[Any]) -> Any:
     """The result of a run; a run that hangs is an error of its own, no cancellation."""
     task = asyncio.ensure_future(run)
-    done, _ = await asyncio.wait({task}, timeout=20)
+    done, _ = await asyncio.wait({task}, timeout=HANG)
     assert done, "the run hangs"
     return task.result()
 
@@ -132,12 +133,12 @@ async def test_a_plain_function_in_a_thread_is_cancelled(lab: Lab) -> None:
     @cs.task
     def victim() -> None:
         started.set()
-        go_on.wait(20)
+        go_on.wait(HANG)
         ended.set()
 
     @cs.task
     async def killer() -> None:
-        await asyncio.to_thread(started.wait, 20)
+        await asyncio.to_thread(started.wait, HANG)
         for task in asyncio.all_tasks() - {running()}:
             if "_guarded" in repr(task.get_coro()):
                 task.cancel()
@@ -147,7 +148,7 @@ async def test_a_plain_function_in_a_thread_is_cancelled(lab: Lab) -> None:
     (finished,) = lab.of(TaskExecutionFinished, "victim")
     assert (finished.status, finished.error, ended.is_set()) == ("Cancelled", "cancelled", False)
     go_on.set()
-    await asyncio.to_thread(ended.wait, 20)
+    await asyncio.to_thread(ended.wait, HANG)
 
 
 @pytest.mark.parametrize("waits_for", ["retry", "resource"])
@@ -177,7 +178,7 @@ async def test_a_waiting_task_is_cancelled(make_lab: Callable[..., Lab], waits_f
     run = asyncio.ensure_future(lab.run(target))
     before = {running(), run}
     with pytest.raises(asyncio.CancelledError):
-        await soon(asyncio.wait_for(run, 15))
+        await soon(run)
     assert lab.of(RunFinished)[0].result == "cancellation"
     assert len(lab.of(TaskExecutionFinished, "victim")) == len(lab.of(TaskExecutionStarted, "victim"))
 
@@ -262,7 +263,7 @@ async def test_a_failure_stays_the_first_error_if_the_run_is_cancelled_later(lab
     await cleaning.wait()
     run.cancel()
     with pytest.raises(LookupError, match="first"):
-        await soon(asyncio.wait_for(run, 15))
+        await soon(run)
     assert lab.of(RunFinished)[0].error == "LookupError: first"
 
 
@@ -283,7 +284,7 @@ async def test_tasks_carry_the_reason_that_the_run_is_cancelled_with(lab: Lab) -
     await started.wait()
     run.cancel("the client has left")
     with pytest.raises(asyncio.CancelledError):
-        await soon(asyncio.wait_for(run, 15))
+        await soon(run)
     assert seen == [("cancelled: the client has left",)]
     assert lab.of(TaskExecutionFinished)[0].error == lab.of(RunFinished)[0].error == seen[0][0]
 

@@ -14,6 +14,7 @@ import cascade as cs
 from cascade.connectors.memory import MemoryConnector
 from cascade.runtime.nested import run_nested
 from cascade.spec.protocols import Connector
+from tests.waiting import HANG
 
 
 class Value:
@@ -271,19 +272,19 @@ async def test_a_function_that_outlives_its_cancelled_run_holds_nothing_in_the_e
     def wait(value: Any) -> Value:
         weakref.finalize(value, gone.set)
         started.set()
-        goes_on.wait(60)
+        goes_on.wait(HANG)
         return born.value()
 
     with no_garbage_collection():
         run = asyncio.create_task(cs.run_async(wait(born.value()), log_level="OFF"))
-        await asyncio.to_thread(started.wait, 60)
+        await asyncio.to_thread(started.wait, HANG)
         run.cancel()
         with suppress(asyncio.CancelledError):
             await run
         del run
         assert born.alive == 1
         goes_on.set()
-        assert await asyncio.to_thread(gone.wait, 60)
+        assert await asyncio.to_thread(gone.wait, HANG)
 
 
 def test_an_exception_that_is_kept_keeps_no_results() -> None:

@@ -16,6 +16,7 @@ from cascade.runtime import _resource_thread
 from cascade.runtime.events import ResourceAcquired, ResourceReleased, ResourceSetupFailed, RunFinished
 from cascade.spec.resource import ResourceDefinition
 from tests.runtime.conftest import Lab
+from tests.waiting import HANG
 
 log: list[str] = []
 
@@ -229,7 +230,7 @@ def slow_setup() -> Iterator[tuple[ResourceDefinition, threading.Event, threadin
     @cs.resource
     def slow() -> Iterator[str]:
         begun.set()
-        release.wait(60)
+        release.wait(HANG)
         yield "slow"
         log.append("slow")
         torn_down.set()
@@ -279,7 +280,7 @@ async def test_a_setup_that_fails_after_the_cancellation_is_a_note_on_it(lab: La
     @cs.resource
     def slow() -> Iterator[str]:
         begun.set()
-        release.wait(60)
+        release.wait(HANG)
         raise OSError("no disk")
         yield ""
 

@@ -11,6 +11,7 @@ import pytest
 
 import cascade as cs
 from tests.runtime.conftest import Lab
+from tests.waiting import HANG
 
 where: ContextVar[str] = ContextVar("where", default="nowhere")
 
@@ -49,7 +50,7 @@ async def test_the_event_loop_goes_on_during_a_setup_and_a_teardown(lab: Lab) ->
         for step in ("setup", "teardown"):
             reached = threading.Event()
             loop.call_soon_threadsafe(reached.set)
-            assert reached.wait(60)
+            assert reached.wait(HANG)
             steps.append(step)
             if step == "setup":
                 yield 1
@@ -91,7 +92,7 @@ async def test_tasks_in_all_threads_do_not_delay_a_setup(lab: Lab) -> None:
 
     @cs.task
     def nested(x: int) -> Any:
-        return asyncio.run_coroutine_threadsafe(lab.run(set_up(cs.inject(inner))), loop).result(60)
+        return asyncio.run_coroutine_threadsafe(lab.run(set_up(cs.inject(inner))), loop).result(HANG)
 
     @cs.task
     async def set_up(inner: int) -> int:
@@ -130,7 +131,7 @@ async def test_an_async_resource_stays_in_one_task(lab: Lab) -> None:
 
     @cs.resource
     async def scope() -> AsyncIterator[int]:
-        async with asyncio.timeout(60):  # refuses to be left in another task than it was entered in
+        async with asyncio.timeout(HANG):  # refuses to be left in another task than it was entered in
             tasks.append(asyncio.current_task())
             yield 1
             tasks.append(asyncio.current_task())

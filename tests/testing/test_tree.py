@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from cascade.testing import ReceivedSpan, render_trace
 from cascade.testing._canvas import fitted, width_of
 from cascade.testing.received import ReceivedEvent
+from tests.waiting import HANG
 
 MS = 1_000_000
 
@@ -104,7 +105,7 @@ def shown_in_a_terminal(columns: int, **environment: str) -> list[str]:
     except OSError:  # Linux's end of a terminal
         pass
     os.close(ours)
-    assert process.wait(60) == 0
+    assert process.wait(HANG) == 0
     return said.decode().splitlines()
 
 

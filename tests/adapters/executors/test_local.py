@@ -248,7 +248,7 @@ async def test_it_can_be_used_after_close(executor: LocalExecutor) -> None:
 async def test_idle_threads_end_on_close(executor: LocalExecutor) -> None:
     thread = await executor.execute(node(threading.current_thread), [], {})
     executor.close()
-    await asyncio.to_thread(thread.join, 30)
+    await asyncio.to_thread(thread.join, HANG)
     assert not thread.is_alive()
 
 
