@@ -67,6 +67,7 @@ class RunContext:
         self.state = InMemoryStateBackend(self.run_id)
         self.params = {}
         self.resources = {}
+        self.failure = None
 
     def fail(self, error: BaseException) -> str:
         """Record the error that stops the run, and return the reason that the other tasks are cancelled with."""

@@ -15,6 +15,7 @@ from cascade.spec.nested import substitute
 from cascade.spec.protocols import StateBackend
 from cascade.spec.resource import Inject
 from cascade.spec.routing import Router
+from cascade.telemetry.safe import safe
 
 
 @dataclass(slots=True)
@@ -95,7 +96,9 @@ class ArgumentResolver:
         route = chosen_route(router, value)
         if route is None:
             routes = ", ".join(map(repr, router.routes))
-            raise ValueError(f"Task '{node.name}': no matching route found for {value!r}; the routes are {routes}")
+            raise ValueError(
+                f"Task '{node.name}': no matching route found for {safe(value)!r}; the routes are {routes}"
+            )
         return self._result(lazy_id(route), node, arg_name)
 
     def _fill_in(self, value: Any, node: Node, arg_name: str) -> Any:

@@ -18,7 +18,18 @@ MAX_DEPTH = 8
 MAX_ITEMS = 100
 MAX_TEXT_BYTES = 1_000
 _BIGGEST_INT = 2**63
-_PRINTABLE = (dt.date, dt.time, dt.timedelta, decimal.Decimal, uuid.UUID, pathlib.PurePath)
+_PRINTABLE: tuple[Any, ...] = (
+    dt.datetime,
+    dt.date,
+    dt.time,
+    dt.timedelta,
+    decimal.Decimal,
+    uuid.UUID,
+    pathlib.PurePath,
+)
+_BYTES: tuple[Any, ...] = (bytes, bytearray, memoryview)
+_SEQUENCES: tuple[Any, ...] = (list, tuple, set, frozenset)
+_KEYS = (str, int, float, bytes, enum.Enum)
 _CUT = "…"
 
 
@@ -70,37 +81,54 @@ def safe(value: Any, *, depth: int = MAX_DEPTH, items: int = MAX_ITEMS, limit: i
 
 
 def _safe(value: Any, depth: int, items: int, limit: int, above: tuple[int, ...]) -> Any:
-    match value:
-        case None | bool():
-            return value
-        case enum.Enum():
-            return text(f"{type(value).__name__}.{value._name_}", limit)
-        case str():
-            return text(str.__str__(value), limit)
-        case int():
-            return int(value) if -_BIGGEST_INT <= value < _BIGGEST_INT else _big(value)
-        case float():
-            return float(value) if math.isfinite(value) else _not_finite(value)
-        case bytes() | bytearray() | memoryview():
-            return f"<{type(value).__name__}, {len(value)} B>"
-        case _ if isinstance(value, _PRINTABLE):
-            return text(str(value), limit)
+    # `isinstance` and patterns read `value.__class__`, which a proxy answers with user code.
+    kind = type(value)
+    if value is None or kind is bool:
+        return value
+    if issubclass(kind, enum.Enum):
+        return text(f"{kind.__name__}.{value._name_}", limit)
+    if issubclass(kind, str):
+        return text(str.__str__(value), limit)
+    if issubclass(kind, int):
+        number = int.__int__(value)
+        return number if -_BIGGEST_INT <= number < _BIGGEST_INT else _big(number)
+    if issubclass(kind, float):
+        real = float.__float__(value)
+        return real if math.isfinite(real) else _not_finite(real)
+    if (base := _base(kind, _BYTES)) is not None:
+        return f"<{kind.__name__}, {base.__len__(value)} B>"
+    if (base := _base(kind, _PRINTABLE)) is not None:
+        return text(base.__str__(value), limit)
     if depth == 0 or id(value) in above:
         return _CUT
-    return _container(value, depth - 1, items, limit, (*above, id(value)))
+    return _container(value, kind, depth - 1, items, limit, (*above, id(value)))
 
 
-def _container(value: Any, depth: int, items: int, limit: int, above: tuple[int, ...]) -> Any:
-    if isinstance(value, dict):
+def _container(value: Any, kind: type[Any], depth: int, items: int, limit: int, above: tuple[int, ...]) -> Any:
+    if issubclass(kind, dict):
         return _mapping(dict.items(value), dict.__len__(value), depth, items, limit, above)
-    if isinstance(value, (list, tuple, set, frozenset)):
-        shown = [_safe(item, depth, items, limit, above) for item in islice(value, items)]
-        return shown if len(value) <= items else [*shown, f"{_CUT} {len(value) - items} more"]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        names = [field.name for field in dataclasses.fields(value)]
-        found = vars(value) if hasattr(value, "__dict__") else {name: getattr(value, name) for name in names}
+    if (base := _base(kind, _SEQUENCES)) is not None:
+        size = base.__len__(value)
+        shown = [_safe(item, depth, items, limit, above) for item in islice(base.__iter__(value), items)]
+        return shown if size <= items else [*shown, f"{_CUT} {size - items} more"]
+    if dataclasses.is_dataclass(kind):
+        names = [field.name for field in dataclasses.fields(kind)]
+        found = _attributes(value, names)
         return _mapping(((n, found[n]) for n in names if n in found), len(names), depth, items, limit, above)
     return _by_type(value)
+
+
+def _base(kind: type[Any], bases: tuple[Any, ...]) -> Any:
+    """The first of the classes that `kind` is a subclass of; None for no such class."""
+    return next((base for base in bases if issubclass(kind, base)), None)
+
+
+def _attributes(value: Any, names: list[str]) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = object.__getattribute__(value, "__dict__")
+    except AttributeError:  # it has slots
+        return {name: object.__getattribute__(value, name) for name in names}
+    return found
 
 
 def _mapping(
@@ -113,7 +141,7 @@ def _mapping(
 
 
 def _key(key: Any, limit: int) -> str:
-    shown = _safe(key, 0, 0, limit, ()) if isinstance(key, (str, int, float, bytes, enum.Enum)) else _by_type(key)
+    shown = _safe(key, 0, 0, limit, ()) if issubclass(type(key), _KEYS) else _by_type(key)
     return shown if isinstance(shown, str) else str(shown)
 
 
