@@ -91,7 +91,7 @@ class GraphBuilder:
         return not self._open
 
     def _connect(self, node: Node, name: str, kind: ArgKind, value: Any) -> None:
-        if isinstance(value, SOURCES):
+        if issubclass(type(value), SOURCES):
             self._source(value, node, name, kind, EdgeType.DATA)
             return
         key = name if kind is ArgKind.POSITIONAL else key_of(name, node.positional or 0)

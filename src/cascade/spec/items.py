@@ -14,7 +14,7 @@ _CONSTANT = "for the same value in each call, give [value] * n"
 def require_literal_items(lists: Mapping[str, Any], owner: str) -> None:
     """Raise TypeError unless each argument of a `.map` is lazy or has items in an order."""
     for name, value in lists.items():
-        if not isinstance(value, (LazyResult, MappedLazyResult, Router)):
+        if not issubclass(type(value), (LazyResult, MappedLazyResult, Router)):
             require_items(value, f"{owner}: '{name}'", is_alone=len(lists) == 1)
 
 
@@ -24,22 +24,21 @@ def require_items(value: object, place: str, *, is_alone: bool = True) -> None:
     The order of a set is arbitrary, so a set is accepted only as the one argument of a map.
     """
     kind = type(value)
-    match value:
-        case list() | tuple():
-            return
-        case str() | bytes() | bytearray() | memoryview():
-            part = "character" if isinstance(value, str) else "byte"
-            reason = f"which would be one call for each {part}; {_CONSTANT}"
-        case Mapping():
-            reason = "which has no list of values: give list(d), list(d.values()) or list(d.items())"
-        case AbstractSet() if not is_alone and not isinstance(value, MappingView):
-            reason = "which has no order that matches the other arguments: give sorted(...) or list(...)"
-        case Inject():
-            reason = "which is one value for all calls: make it the default of the parameter"
-        case _ if hasattr(kind, "__dataframe__") or hasattr(kind, "iterrows"):
-            reason = "which iterates over its columns: give one list for each parameter, such as list(frame['name'])"
-        case _ if hasattr(kind, "__iter__") or hasattr(kind, "__getitem__"):
-            return
-        case _:
-            reason = _CONSTANT
+    if issubclass(kind, (list, tuple)):
+        return
+    if issubclass(kind, (str, bytes, bytearray, memoryview)):
+        part = "character" if issubclass(kind, str) else "byte"
+        reason = f"which would be one call for each {part}; {_CONSTANT}"
+    elif issubclass(kind, Mapping):
+        reason = "which has no list of values: give list(d), list(d.values()) or list(d.items())"
+    elif issubclass(kind, AbstractSet) and not is_alone and not issubclass(kind, MappingView):
+        reason = "which has no order that matches the other arguments: give sorted(...) or list(...)"
+    elif issubclass(kind, Inject):
+        reason = "which is one value for all calls: make it the default of the parameter"
+    elif hasattr(kind, "__dataframe__") or hasattr(kind, "iterrows"):
+        reason = "which iterates over its columns: give one list for each parameter, such as list(frame['name'])"
+    elif hasattr(kind, "__iter__") or hasattr(kind, "__getitem__"):
+        return
+    else:
+        reason = _CONSTANT
     raise TypeError(f"{place} must be a list, got {kind.__name__}: {reason}")

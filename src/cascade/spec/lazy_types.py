@@ -172,8 +172,8 @@ class MappedLazyResult(Lazy[list[T]], Generic[T]):
 
     def __post_init__(self) -> None:
         """Copy what has its items once, or whose items a graph cannot reach, to a list."""
-        if any(isinstance(value, _COPIED) for value in self.mapping_kwargs.values()):
-            copies = {name: list(v) if isinstance(v, _COPIED) else v for name, v in self.mapping_kwargs.items()}
+        if any(issubclass(type(value), _COPIED) for value in self.mapping_kwargs.values()):
+            copies = {name: list(v) if issubclass(type(v), _COPIED) else v for name, v in self.mapping_kwargs.items()}
             self.mapping_kwargs = copies
 
 

@@ -2,7 +2,8 @@
 
 The containers are lists, tuples, dicts, deques, their subclasses, instances of dataclasses and attrs classes,
 `MappingProxyType`, `SimpleNamespace`, `ChainMap`, `UserList` and `UserDict`. A container that holds a source is copied with
-its type and its other content. A container without one stays the same object. Other objects are not looked into.
+its type and its other content. A container without one stays the same object. Other objects are not looked into: no
+method of theirs is called, and `__class__`, which `isinstance` reads and a proxy answers with user code, is not read.
 """
 
 from collections import ChainMap, UserDict, UserList, deque
@@ -48,7 +49,7 @@ def sources_in(value: Any, place: str) -> Iterator[Any]:
         current = stack.pop()
         if type(current) in plain:
             continue
-        if isinstance(current, SOURCES):
+        if issubclass(type(current), SOURCES):
             yield current
         elif (parts := _parts(current)) is None:
             if not _refuse_hidden(current, place, is_nested=current is not value):
@@ -77,14 +78,14 @@ def require_values(value: Any, place: str, limit: int = 100) -> None:
         kind = type(current)
         if kind in ATOMS:
             continue
-        if isinstance(current, SOURCES):
+        if issubclass(type(current), SOURCES):
             raise TypeError(
-                f"{place} a {'Router' if isinstance(current, Router) else f'lazy result of task {current.label!r}'}, which "
+                f"{place} a {'Router' if issubclass(type(current), Router) else f'lazy result of task {current.label!r}'}, which "
                 "nothing runs; pass it to a task that takes its value, or call its function"
             )
         if kind is dict:
             stack.extend(islice(current.values(), limit))
-        elif kind in {list, set, frozenset, deque} or isinstance(current, tuple):
+        elif kind in {list, set, frozenset, deque} or issubclass(type(current), tuple):
             stack.extend(islice(current, limit))
 
 
@@ -99,7 +100,7 @@ class _Substitution:
     def of(self, value: Any) -> Any:
         if type(value) in ATOMS:
             return value
-        if isinstance(value, SOURCES):
+        if issubclass(type(value), SOURCES):
             return self._value_of(value)
         if id(value) not in self._holders:
             return value
@@ -108,15 +109,15 @@ class _Substitution:
         return self._copies[id(value)]
 
     def _copied(self, value: Any) -> Any:
-        if isinstance(value, tuple):
+        if issubclass(type(value), tuple):
             return self._tuple(value)
-        if isinstance(value, MappingProxyType):
+        if issubclass(type(value), MappingProxyType):
             return MappingProxyType({self.of(key): self.of(item) for key, item in value.items()})
         new = self._copies[id(value)] = copy(value)  # before it is filled: it may contain itself
-        if isinstance(value, (list, deque)):
+        if issubclass(type(value), (list, deque)):
             new.clear()
             new.extend(self.of(item) for item in value)
-        elif isinstance(value, dict):
+        elif issubclass(type(value), dict):
             new.clear()
             for key, item in value.items():
                 new[self.of(key)] = self.of(item)
@@ -147,7 +148,7 @@ def _holders(value: Any) -> dict[int, Any]:
         for part in _parts(current) or ():
             if type(part) in ATOMS:
                 continue
-            if isinstance(part, SOURCES):
+            if issubclass(type(part), SOURCES):
                 found.append(id(current))
             elif id(part) in containers:
                 parents[id(part)].append(id(current))
@@ -167,9 +168,9 @@ def _parts(value: Any) -> list[Any] | None:
     """The content of a container; None for another object."""
     names = _attributes(value)
     attributes = [getattr(value, name, None) for name in names or ()]
-    if isinstance(value, (list, tuple, deque)):
+    if issubclass(type(value), (list, tuple, deque)):
         return [*value, *attributes]
-    if isinstance(value, (dict, MappingProxyType)):
+    if issubclass(type(value), (dict, MappingProxyType)):
         return [*value.keys(), *value.values(), *attributes]
     return None if names is None else attributes
 
@@ -179,23 +180,26 @@ def _attributes(value: Any) -> list[str] | None:
     kind = type(value)
     if kind in {list, tuple, dict, Inject}:
         return None
-    own = getattr(value, "__dict__", {})
     if is_dataclass(kind):
-        return list(dict.fromkeys([*(field.name for field in fields(kind)), *own]))
-    if isinstance(attributes := getattr(kind, "__attrs_attrs__", None), tuple):
-        return list(dict.fromkeys([*(attribute.name for attribute in attributes), *own]))
-    return list(own) if isinstance(value, _BY_ATTRIBUTE) else None
+        names = [field.name for field in fields(kind)]
+    elif isinstance(attributes := getattr(kind, "__attrs_attrs__", None), tuple):
+        names = [attribute.name for attribute in attributes]
+    elif issubclass(kind, _BY_ATTRIBUTE):
+        names = []
+    else:
+        return None
+    return list(dict.fromkeys([*names, *getattr(value, "__dict__", ())]))
 
 
 def _refuse_hidden(value: Any, place: str, *, is_nested: bool) -> bool:
     """Raise TypeError for an object that hides sources. Whether another object of its type may do so."""
     kind = type(value).__name__
-    if isinstance(value, _UNORDERED):
+    if issubclass(type(value), _UNORDERED):
         if any(type(item) not in ATOMS and next(sources_in(item, place), None) is not None for item in value):
             raise TypeError(
                 f"{place}: a lazy result is in a {kind}, where its value cannot take its place; give a list"
             )
-    elif isinstance(value, Inject):
+    elif issubclass(type(value), Inject):
         if is_nested:
             raise TypeError(
                 f"{place}: cs.inject('{value.resource_name}') is in a container; make it an argument of its own"
@@ -209,6 +213,6 @@ def _refuse_hidden(value: Any, place: str, *, is_nested: bool) -> bool:
 
 def _is_iterator(value: Any) -> bool:
     """Whether the value is an iterator of Python's own, over items of other objects; a file or a cursor is not."""
-    if isinstance(value, AsyncGeneratorType):
+    if issubclass(type(value), AsyncGeneratorType):
         return True
-    return type(value).__module__ in {"builtins", "itertools"} and isinstance(value, Iterator)
+    return type(value).__module__ in {"builtins", "itertools"} and issubclass(type(value), Iterator)

@@ -49,7 +49,7 @@ def require_function(function: Any) -> None:
     if not callable(function):
         raise TypeError(f"task() needs a function, got {function!r}")
     for value in _bound_values(function):
-        if isinstance(value, (LazyResult, MappedLazyResult)):
+        if issubclass(type(value), (LazyResult, MappedLazyResult)):
             raise TypeError(
                 f"task() needs a function without lazy results in defaults or in a partial, got {value!r}: "
                 "pass it as an argument when the task is called"
