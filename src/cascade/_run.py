@@ -69,8 +69,10 @@ def run_to_end(work: "PreparedRun") -> Any:
     """Run what is prepared, as `run` does.
 
     Raises:
+        RuntimeError: An event loop is running in this thread.
         BaseException: See `run`.
     """
+    _refuse_running_loop()
     terminated = threading.Event()
     try:
         with asyncio.Runner() as runner:

@@ -1,4 +1,5 @@
 import asyncio
+import pickle
 import traceback
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +58,14 @@ def test_an_exception_of_any_class_takes_the_note_of_its_task(error: BaseExcepti
     assert error.__notes__ == ["task 'a'"]
     add_task_note(error, "task 'later'", attempt_start_ns=12, now_ns=13)
     assert error.__notes__ == ["task 'later'"]
+
+
+def test_a_copy_in_another_process_keeps_its_one_note() -> None:
+    error = ValueError("x")
+    add_task_note(error, "task 'a'", attempt_start_ns=5, now_ns=10)
+    copied = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
+    add_task_note(copied, "task 'around a'", attempt_start_ns=4, now_ns=11)
+    assert copied.__notes__ == ["task 'a'"]
 
 
 def test_notes_of_the_user_stay_and_the_same_note_is_added_once() -> None:

@@ -303,3 +303,10 @@ def test_names_with_the_same_letters_are_two_options() -> None:
 def test_the_name_of_an_option_of_the_command_line_is_refused() -> None:
     with pytest.raises(ValueError, match=r"'log-level'.*another name"):
         cs.cli(show(cs.Param("log-level")))
+
+
+async def test_inside_a_running_loop_the_error_has_no_traceback() -> None:
+    result = invoke(show("x"))
+    assert result.exit_code == 1
+    assert "cs.run_async" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -37,11 +37,11 @@ _STEP = 3
 def render_trace(
     spans: Sequence[ReceivedSpan], *, width: int | None = None, color: bool | None = None, max_children: int = 8
 ) -> str:
-    """Draw spans as trees: a line each with its name, what is notable, how long it took and a bar that shows when.
+    """Draw spans as trees. The line of a span has its name, remarks, its duration and a bar on the trace's time axis.
 
-    A trace that is a part of another hangs below the span that owns it; spans whose parent is missing stand at the
-    left, and say so. Of more than `max_children` children of one name, the slowest few and those with errors or events
-    are drawn, and a line sums up the others.
+    A trace that is a part of another one hangs below the span that owns it. A span whose parent is missing stands at
+    the left, with a remark. Of more than `max_children` children with one name, the slowest ones and those with errors
+    or events are drawn. One line sums up the others.
 
     Args:
         spans: Of one trace or of several, in any order.
