@@ -47,7 +47,6 @@ PACKAGES = (
         ("tests/connectors/mqtt/test_tls.py", "tests/connectors/otel/test_transport.py", "tests/e2e/test_tls.py"),
     ),
     Package("jq", ("jq",), ("tests/connectors/mqtt/test_documentation.py",)),
-    Package("npm", ("npm",), ("tests/test_asyncapi.py",)),
     Package("prometheus", ("prometheus", "promtool"), ("tests/e2e", "tests/stack/test_configuration.py")),
     Package("docker-compose", ("docker-compose",), ("tests/stack/test_compose.py",)),
 )

