@@ -1,9 +1,12 @@
 """Build the wheel, install it where this checkout cannot be seen, and run with it: core alone, then each extra's face."""
 
+import re
 import subprocess
 import sys
 import tempfile
 import venv
+import zipfile
+from email import message_from_bytes
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -27,11 +30,25 @@ for use, extra in ((lambda: cs.OtelConnector, "otel"), (lambda: cs.cli(cs.task(l
 """
 
 
+def check_description(wheel: Path) -> None:
+    """A package index shows the README without the repository: each link must lead somewhere from there."""
+    with zipfile.ZipFile(wheel) as files:
+        (name,) = (name for name in files.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = message_from_bytes(files.read(name))
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    page = str(metadata.get_payload())
+    links = re.findall(r"\]\(([^)]*)\)|(?:href|src)=[\"']([^\"']*)|^\[[^\]]+\]: *(\S+)", page, re.MULTILINE)
+    relative = [link for found in links for link in found if link and not link.startswith("https://")]
+    assert relative == [], relative
+    assert "`docs/workflows.md`" in page, page
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, str(ROOT)]
         subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
         (wheel,) = Path(folder).glob("*.whl")
+        check_description(wheel)
         home = Path(folder, "venv")
         venv.create(home, with_pip=True)
         python = str(home / "bin" / "python")
