@@ -18,12 +18,12 @@ LOOP = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
 
 
 @contextmanager
-def busy_loops(number: int) -> Iterator[None]:
+def busy_loops(number: int) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Occupy so many cores."""
     loops = list[subprocess.Popen[bytes]]()
     try:
         loops.extend(subprocess.Popen([sys.executable, "-c", LOOP]) for _ in range(number))
-        yield
+        yield loops
     finally:
         for loop in loops:
             loop.kill()
