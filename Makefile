@@ -52,7 +52,7 @@ test-extras: servers  ## all tests with no extra, with each alone, with the lowe
 flaky: servers  ## all tests three times, while other programs occupy all cores
 	@$(BIN)/python -m tests.busy $(ARGS)
 
-stack-build: $(READY)  ## build the Collector and Jaeger from source, once for this machine; needs Go
+stack-build: $(READY)  ## build the Collector and Jaeger from source, once for this machine
 	@$(BIN)/python -m stack build
 
 stack-up: $(READY)  ## start Jaeger, the Collector, Mosquitto and Prometheus, without Docker

