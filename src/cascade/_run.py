@@ -38,6 +38,7 @@ def run(
     connector: Connector | Sequence[Connector] | None = None,
     *,
     resources: Iterable[ResourceDefinition] = (),
+    max_workers: int | None = None,
 ) -> T:
     """Run a workflow and return its target's value.
 
@@ -52,15 +53,18 @@ def run(
         log_format: "human", or "json" for one JSON object per line. Level and format belong to this run alone.
         connector: Where telemetry goes: a connector or several. None takes those that CASCADE_CONNECTOR names.
         resources: Resources that tasks ask for by name.
+        max_workers: How many plain functions of this run execute at once, an integer from 1 up. None is the default of
+            `concurrent.futures`: the number of processors plus 4, at most 32. The worker threads belong to the process:
+            all its runs share them, and there are as many as the largest `max_workers` of a run in progress.
 
     Raises:
         RuntimeError: An event loop is running in this thread: `await cs.run_async(…)` there.
-        ValueError: There is no such `log_level` or `log_format`.
+        ValueError: There is no such `log_level` or `log_format`, or `max_workers` is no integer from 1 up.
         DependencyMissingError: The target was skipped.
         BaseException: What the first task that failed has raised, as it was raised.
     """
     _refuse_running_loop()
-    work = PreparedRun(target, params, system_resources, log_level, log_format, connector, resources)
+    work = PreparedRun(target, params, system_resources, log_level, log_format, connector, resources, max_workers)
     value: T = run_to_end(work)
     return value
 
@@ -93,9 +97,10 @@ async def run_async(
     connector: Connector | Sequence[Connector] | None = None,
     *,
     resources: Iterable[ResourceDefinition] = (),
+    max_workers: int | None = None,
 ) -> T:
     """`run` inside a running event loop: in a notebook, in a web server. Signals stay the host's business."""
-    work = PreparedRun(target, params, system_resources, log_level, log_format, connector, resources)
+    work = PreparedRun(target, params, system_resources, log_level, log_format, connector, resources, max_workers)
     await work.perform()
     value: T = work.result()
     return value
@@ -118,6 +123,7 @@ class PreparedRun:
         log_format: str = "human",
         connector: Connector | Sequence[Connector] | None = None,
         resources: Iterable[ResourceDefinition] = (),
+        max_workers: int | None = None,
     ) -> None:
         self._target, self._params = target, params
         messages = messages_of_run(log_level, log_format)
@@ -128,7 +134,7 @@ class PreparedRun:
             TraceLinkSubscriber(events, trace_url_template(os.environ), messages)
         self._outcome = _Outcome()
         events.subscribe(RunFinished, self._outcome.on_finished)
-        self._executor = LocalExecutor()
+        self._executor = LocalExecutor(max_workers=max_workers)
         self._engine = Engine(
             NativeSolver(), self._executor, events, system_resources=system_resources, connector=moved_by
         )

@@ -24,7 +24,6 @@ from cascade.runtime.events import (
     Wait,
 )
 from cascade.runtime.gates import Gates
-from cascade.runtime.protocols import Bounded
 from cascade.runtime.resolvers import ArgumentResolver
 from cascade.spec.items import require_items
 from cascade.spec.lazy_types import LazyResult
@@ -65,7 +64,7 @@ class MapExecution:
             ValueError: The lists are not equally long.
             BaseException: What the first item that failed has raised.
         """
-        if self._run.admission is None:
+        if not self._run.is_steered:
             return await self._perform()
         permit = Permit(self._run.admission, Key(self._run.run_ids, self._node.name, is_map=True))
         if not permit.try_acquire():
@@ -129,11 +128,10 @@ class MapExecution:
     def _counts(self) -> MapCounts:
         return MapCounts(self._done, self._failed, self._cached)
 
-    def _window(self, items: "Items") -> int:
-        """How many items are in flight: an executor's queue would only make them look slow."""
-        executor, first = self._run.executor, _item_node(self._node, 0, items[0], items.positional)
-        slots = executor.slots(first) if isinstance(executor, Bounded) else None
-        return min(MAP_WINDOW, slots or MAP_WINDOW)
+    def _window(self, items: "Items") -> Callable[[], int]:
+        """Return a function that returns the number of items to have in flight: not many more than there are places."""
+        places = self._run.places(_item_node(self._node, 0, items[0], items.positional))
+        return lambda: MAP_WINDOW if places is None else min(MAP_WINDOW, places.size or MAP_WINDOW)
 
     def _work(self, index: int, item: dict[str, Any], positional: int) -> TaskExecution:
         node = _item_node(self._node, index, item, positional)
@@ -168,9 +166,10 @@ class MapExecution:
 class _WindowLimiter:
     """Runs numbered coroutines in their order, at most a window of them at a time, and a burst in a turn of the loop."""
 
-    def __init__(self, group: TaskGroup, window: int, gates: Gates) -> None:
+    def __init__(self, group: TaskGroup, window: Callable[[], int], gates: Gates) -> None:
         self._group = group
-        self._free = window
+        self._window = window
+        self._in_flight = 0
         self._hold = Hold(gates, group, self._book)
         self._is_booked = False
 
@@ -184,11 +183,13 @@ class _WindowLimiter:
 
     def _fill(self) -> None:
         group = self._group
-        burst = 0 if group.over or self._hold.is_on() else min(BURST, self._free, self._count - self._next)
+        burst = 0
+        if not group.over and not self._hold.is_on():
+            burst = max(0, min(BURST, self._window() - self._in_flight, self._count - self._next))
         for index in range(self._next, self._next + burst):
             group.spawn(self._done(index))
         self._next += burst
-        self._free -= burst
+        self._in_flight += burst
         self._is_booked = False
         if burst == BURST:
             self._book()
@@ -200,7 +201,7 @@ class _WindowLimiter:
 
     async def _done(self, index: int) -> None:
         await self._work(index)
-        self._free += 1
+        self._in_flight -= 1
         self._open -= 1
         if self._open:
             self._book()

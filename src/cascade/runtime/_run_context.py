@@ -16,7 +16,7 @@ from cascade.runtime.control.permit import Permit
 from cascade.runtime.control.rules import Key
 from cascade.runtime.events import ErrorInfo, Event, LaterError
 from cascade.runtime.exceptions import Ending
-from cascade.runtime.protocols import Executor, Tracing
+from cascade.runtime.protocols import Executor, Places, Placing, Tracing
 from cascade.runtime.resource_manager import ResourceManager
 from cascade.runtime.state import InMemoryStateBackend
 from cascade.runtime.task_context import TaskContext
@@ -27,6 +27,8 @@ from cascade.telemetry.safe import error_message, error_text, stack_text
 
 logger = logging.getLogger(__name__)
 
+PlacesOf = Callable[[Any], Places | None]
+
 _HARNESS = ("/cascade/runtime/", "/cascade/adapters/", "/concurrent/futures/", "/asyncio/", "/contextlib.py")
 
 
@@ -35,10 +37,10 @@ class RunContext:
     """One run: who it is, what it was given, what it has so far, and how it talks to the outside.
 
     `new_context` returns a copy of the context variables of the caller of `run`. Each task and each attempt runs in its own
-    copy, the resources in copies of theirs. `admission` decides which of its tasks may start; None without control.
-    `run_ids` are its own and those of the runs that it is nested in. `failure` is the error that stops the run.
-    `stop_reason` is the text of the tasks that are cancelled. `left_running` has the names of cancelled tasks whose
-    functions still run.
+    copy, the resources in copies of theirs. `admission` grants the permits of its tasks. Without `is_steered`, no
+    constraint can hold them back. `run_ids` are its own and those of the runs that it is nested in. `failure` is the error
+    that stops the run. `stop_reason` is the text of the tasks that are cancelled. `left_running` has the names of
+    cancelled tasks whose functions still run.
     """
 
     run_id: str
@@ -50,10 +52,12 @@ class RunContext:
     state: StateBackend
     capacity: ResourceManager
     new_context: Callable[[], Context]
+    admission: Admission
+    is_steered: bool = False
     tracing: Tracing | None = None
-    admission: Admission | None = None
     run_ids: tuple[str, ...] = ()
-    _keys: dict[str, Key] = field(default_factory=dict)
+    _keys: dict[tuple[str, Places | None], Key] = field(default_factory=dict)
+    _places_of: PlacesOf | None = field(init=False)
     clock: RunClock = field(default_factory=RunClock)
     resources: dict[str, Any] = field(default_factory=dict)
     failure: BaseException | None = None
@@ -61,6 +65,9 @@ class RunContext:
     left_running: dict[int, str] = field(default_factory=dict)
     _failed: str = ""
     later_errors: list[LaterError] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._places_of = self.executor.places if isinstance(self.executor, Placing) else None
 
     def release(self) -> None:
         """Drop the values of a run that has ended: exceptions and background tasks of its tasks may refer to the run."""
@@ -115,13 +122,21 @@ class RunContext:
         if len(self.later_errors) < MAX_LATER_ERRORS:
             self.later_errors.append(LaterError(self.clock.now_ns(), error_info(later)))
 
-    def permit(self, name: str) -> Permit | None:
-        """A place for one task of that name among those that run; None where nobody can steer."""
-        if self.admission is None:
+    def places(self, node: Any) -> Places | None:
+        """The executor's places for a node, as the executor gets it; None if it needs none."""
+        return None if self._places_of is None else self._places_of(node)
+
+    def permit(self, name: str, node: Any) -> Permit | None:
+        """A permit for a task of that name; None if it needs no place and no constraint can hold it back.
+
+        `node` is the node that the executor gets.
+        """
+        places = self.places(node)
+        if places is None and not self.is_steered:
             return None
-        key = self._keys.get(name)
+        key = self._keys.get((name, places))
         if key is None:  # made once: a map's items, and most tasks of a fan-out, share theirs
-            key = self._keys[name] = Key(self.run_ids, name)
+            key = self._keys[name, places] = Key(self.run_ids, name, places=places)
         return Permit(self.admission, key)
 
     def emit(self, event_type: type[Event], **fields: Any) -> None:

@@ -32,6 +32,7 @@ from cascade.runtime.events import (
     Wait,
 )
 from cascade.runtime.exceptions import StillRunning
+from cascade.runtime.protocols import Place
 from cascade.runtime.resolvers import ArgumentResolver, Arguments
 from cascade.runtime.task_context import TaskContext, in_context
 from cascade.spec.nested import ATOMS, require_values
@@ -96,7 +97,7 @@ class TaskExecution:
         """
         if self.run.bus.gates.is_full():
             await self._wait_for_telemetry()
-        permit = self.permit = self.run.permit(self.node.name)
+        permit = self.permit = self.run.permit(self.node.name, self.call_node)
         try:
             if self.node.constraints or (permit is not None and not permit.try_acquire()):
                 await self._begin()
@@ -177,6 +178,11 @@ class TaskExecution:
 
     def _waited(self, reason: str, start_ns: int) -> None:
         self.waits = with_last(self.waits, Wait(reason, start_ns, self.run.clock.now_ns()))
+
+    @property
+    def held_place(self) -> Place | None:
+        """The executor's place that the task holds."""
+        return None if self.permit is None else self.permit.place
 
     def suspended(self) -> AbstractContextManager[None]:
         """The task waits for a run that it has started: it is not counted as running meanwhile."""

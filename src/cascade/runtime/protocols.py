@@ -1,5 +1,6 @@
 """The engine's seams, each one to five methods. Leaf ones live in `cascade.spec.protocols`."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
@@ -9,7 +10,6 @@ from cascade.spec.protocols import CacheBackend, CachePolicy, Connector, LazyFac
 from cascade.telemetry.identity import RunTrace, SpanRef
 
 __all__ = [
-    "Bounded",
     "CacheBackend",
     "CachePolicy",
     "Capturing",
@@ -20,6 +20,10 @@ __all__ = [
     "Gate",
     "LazyFactory",
     "MessageCallback",
+    "Place",
+    "PlaceRequest",
+    "Places",
+    "Placing",
     "Selective",
     "Solver",
     "StateBackend",
@@ -53,12 +57,55 @@ class Discarding(Protocol):
         ...
 
 
-@runtime_checkable
-class Bounded(Protocol):
-    """An extra an executor may offer: how many tasks it runs at once, so that a map does not queue more inside it."""
+class Place(Protocol):
+    """A place that one task holds: a thread, a process, a slot of a cluster's worker."""
 
-    def slots(self, node: Node) -> int | None:
-        """How many tasks like this one run at once; None for no bound."""
+    def release(self) -> None:
+        """Give the place back. Called once, in the event loop, when the attempt has ended. Must not block or raise."""
+        ...
+
+
+class PlaceRequest(Protocol):
+    """A request for a place."""
+
+    def withdraw(self) -> None:
+        """Do not call `granted` any more. Nothing happens if it has been called."""
+        ...
+
+
+class Places(Protocol):
+    """Places of one kind. Used in the event loop of the run. No call may block; a call that raises ends their use."""
+
+    @property
+    def size(self) -> int | None:
+        """Number of tasks that can hold a place at once; None is unlimited. It may change at any time."""
+        ...
+
+    def try_acquire(self) -> Place | None:
+        """Take a free place; None if there is none. Called for each task: it must be quick."""
+        ...
+
+    def request(self, granted: Callable[[Place], object]) -> PlaceRequest:
+        """Call `granted` with a place once one is free, in the event loop of the caller, but not before this returns.
+
+        An engine has at most one request for the same places at a time, so that engines can take turns.
+        """
+        ...
+
+
+@runtime_checkable
+class Placing(Protocol):
+    """Optional for executors: the engine takes a place for each task, and calls `execute` while the task holds it.
+
+    A task that waits for a place is PENDING with reason `executor`. Without this protocol the engine calls `execute` at
+    once.
+    """
+
+    def places(self, node: Node) -> Places | None:
+        """Return the places for a node, the same object each time; None if the node needs no place.
+
+        Called in the context of the caller of the run.
+        """
         ...
 
 

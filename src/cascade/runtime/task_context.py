@@ -35,6 +35,11 @@ class TaskContext:
     def task(self) -> "TaskContext":
         return self
 
+    @property
+    def held_place(self) -> None:
+        """None: a task that runs elsewhere has no place here."""
+        return
+
     def suspended(self) -> AbstractContextManager[None]:
         """Nothing: who carries the task elsewhere is not counted here."""
         return nullcontext()
@@ -79,6 +84,11 @@ class HasTask(Protocol):
     @property
     def task(self) -> TaskContext: ...
 
+    @property
+    def held_place(self) -> object | None:
+        """The executor's place that the work holds; None if it needs none."""
+        ...
+
     def suspended(self) -> AbstractContextManager[None]:
         """Entered while the task only waits for a run that it has started, which may need its place."""
         ...
@@ -96,6 +106,12 @@ def current_task() -> TaskContext | None:
 def current_work() -> HasTask | None:
     """What was given to `enter`."""
     return _current.get()
+
+
+def current_place() -> object | None:
+    """The executor's place that the current task holds; None outside of tasks."""
+    work = _current.get()
+    return None if work is None else work.held_place
 
 
 def enter(work: HasTask) -> Token[HasTask | None]:

@@ -5,7 +5,7 @@ are part of the wire. Times are nanoseconds since the Unix epoch, ids are lower-
 out of `metadata`.
 
 `TaskStateEvent.metadata`, always: `kind` ("task" or "map"), `map_id` and `map_index` for an item of a map.
-    PENDING: `reason` (resource, paused, concurrency, rate_limit, telemetry, retry); for a retry also `attempt` (the
+    PENDING: `reason` (resource, paused, concurrency, rate_limit, telemetry, executor, retry); for a retry also `attempt` (the
     attempt that failed), `max_attempts`, `delay_ms`, `start_ns` and `end_ns` of that attempt, `span_id` (the attempt's
     span), `exception`; held back by control also `constraint`.
     RUNNING: `start_ns`, `attempt` (1, 2, …, with a retry policy), `map_size` for a map.

@@ -121,7 +121,10 @@ DOCUMENTED = (
     Documented(PART_FIRST, "int", "part", "number of its first child: index of an item, or place in the plan"),
     Documented(PART_LAST, "int", "part", "number of its last child"),
     Documented(
-        WAIT_REASON, "string", "wait", "`resource`, `retry`, `paused`, `concurrency`, `rate_limit` or `telemetry`"
+        WAIT_REASON,
+        "string",
+        "wait",
+        "`resource`, `retry`, `paused`, `concurrency`, `rate_limit`, `telemetry` or `executor`",
     ),
     Documented(RUN_CONTROL_DECISIONS, "int", "run", "what became of constraints, how often; the first 64 are events"),
     Documented(CONTROL_ACTION, "string", "control event of a run", "`APPLIED`, `REFUSED`, `EXPIRED` or `CLEARED`"),

@@ -137,9 +137,10 @@ async def test_stop_iteration_is_a_runtime_error_and_no_hang(threads: bool) -> N
     assert isinstance(caught.value.__cause__, StopIteration)
 
 
-async def test_many_waiting_functions_wait_side_by_side(executor: LocalExecutor) -> None:
-    together = threading.Barrier(32, timeout=HANG)
-    await asyncio.gather(*(executor.execute(node(together.wait), [], {}) for _ in range(32)))
+async def test_many_waiting_functions_wait_side_by_side() -> None:
+    executor, together = LocalExecutor(max_workers=40), threading.Barrier(40, timeout=HANG)
+    await asyncio.gather(*(executor.execute(node(together.wait), [], {}) for _ in range(40)))
+    executor.close()
 
 
 async def test_no_more_than_max_workers_run_at_once() -> None:

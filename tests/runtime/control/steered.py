@@ -10,16 +10,19 @@ from cascade.connectors.memory import MemoryConnector
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.engine import Engine
 from cascade.runtime.events import ControlDecision, Event, RunStarted, TaskBlocked, TaskExecutionStarted
+from cascade.runtime.protocols import Executor
 from cascade.runtime.subscribers import TelemetrySubscriber
 from cascade.telemetry.topics import control_topic
 
 
 class Steered:
-    def __init__(self, connector: MemoryConnector | None = None, **options: Any) -> None:
+    def __init__(
+        self, connector: MemoryConnector | None = None, *, executor: Executor | None = None, **options: Any
+    ) -> None:
         self.connector = connector or MemoryConnector()
         self.bus = MessageBus()
         self.events: list[Event] = []
-        self.executor = LocalExecutor()
+        self.executor = executor or LocalExecutor()
         self.bus.subscribe(Event, self._see)
         TelemetrySubscriber(self.bus, self.connector)
         self.engine = Engine(NativeSolver(), self.executor, self.bus, connector=self.connector, **options)

@@ -1,10 +1,13 @@
-"""Calls of plain functions in worker threads, for an event loop that awaits very many of them.
+"""Calls of plain functions in the worker threads of this process, for event loops that await very many of them.
 
-The threads are a ThreadPoolExecutor's. What it would do for each single call (a future with a lock of its own, a
-callback through the event loop, a write to its wake-up pipe) is done here for all that have ended at once.
+The threads are a ThreadPoolExecutor's, which ends them at the exit of the interpreter. The work that it would do for each
+single call (a future with a lock of its own, a callback through the event loop, a write to its wake-up pipe) is done here
+for all calls that have ended at once. The number of calls is limited by places, not here.
 """
 
 import asyncio
+import os
+import queue
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -13,7 +16,14 @@ from contextvars import Context, copy_context
 from functools import partial
 from typing import Any
 
+from cascade.adapters.executors._places import PlacePool, Share
+
 Watcher = Callable[["Call"], object]
+
+LINGER = 0.01
+"""Seconds for which a thread waits for its next call before it returns to the ThreadPoolExecutor, whose wake-up costs ten
+times as much. The exit of the interpreter may take that much longer."""
+_UNLIMITED = 1_000_000
 
 
 class Call:
@@ -24,16 +34,25 @@ class Call:
     `repr` of a future's result into its debug messages.
     """
 
-    __slots__ = ("_error", "_value", "_watchers", "_work", "future", "is_over")
+    __slots__ = ("_claims", "_error", "_value", "_watchers", "_work", "future", "is_over")
 
     def __init__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         context: Context = copy_context()
         self._work: Callable[[], Any] | None = partial(context.run, function, *args, **kwargs)
         self._watchers: list[Watcher] = []
+        self._claims = [None]
         self._value: Any = None
         self._error: BaseException | None = None
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.is_over = False
+
+    def claim(self) -> bool:
+        """Decide about the call: to run it, or to withdraw it. True for the first caller only, in whatever thread."""
+        try:
+            self._claims.pop()
+        except IndexError:
+            return False
+        return True
 
     def run(self) -> None:
         """Call the function, in the worker's thread and the caller's context."""
@@ -76,55 +95,73 @@ class Call:
 
 
 class WorkerPool:
-    """Runs calls in at most `max_workers` threads, in the order in which they come."""
+    """The worker threads of a process. A call that finds no idle thread gets a new one."""
 
-    def __init__(self, max_workers: int) -> None:
-        self._max_workers = max_workers
-        self._pool = ThreadPoolExecutor(max_workers, thread_name_prefix="cascade-task")
+    def __init__(self) -> None:
+        self.places = PlacePool()
         self._lock = threading.Lock()
-        self._waiting: deque[Call] = deque()
-        self._working = 0
+        self._threads: ThreadPoolExecutor | None = None
+        self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
+        self._idle = 0  # threads that wait for a call, without those whose call is in the queue
         self._ended: dict[asyncio.AbstractEventLoop, deque[Call]] = {}
 
+    def close(self, share: Share) -> None:
+        """Give up a share. With the last one idle threads end; a thread that runs a function ends with it."""
+        with self._lock:
+            if not self.places.close(share):
+                return
+            threads, self._threads = self._threads, None
+            idle, self._idle = self._idle, 0
+            for _ in range(idle):
+                self._calls.put(None)
+        if threads is not None:
+            threads.shutdown(wait=False)
+
     def start(self, call: Call) -> None:
-        """Run a call as soon as a thread is free. To be called in the event loop that awaits it."""
+        """Run a call in a thread. To be called in the event loop that awaits it."""
         with self._lock:
-            self._waiting.append(call)
-            is_needed = self._working < self._max_workers
-            self._working += is_needed
-        if is_needed:
-            self._pool.submit(self._work)
+            if self._idle:
+                self._idle -= 1
+                self._calls.put(call)
+            else:
+                self._start_thread(call)
 
-    def withdraw(self, call: Call) -> bool:
-        """Take back a call that has not begun; False if it has."""
-        with self._lock:
-            try:
-                self._waiting.remove(call)
-            except ValueError:
-                return False
-        return True
+    def _start_thread(self, call: Call) -> None:
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(_UNLIMITED, thread_name_prefix="cascade-task")
+        try:
+            self._threads.submit(self._work, [call])
+        except RuntimeError:
+            # The main thread has ended, and ThreadPoolExecutors with it. The interpreter still waits for other threads.
+            if threading.main_thread().is_alive():
+                call.claim()
+                raise
+            threading.Thread(target=self._work, args=([call],), name="cascade-task-late").start()
 
-    def close(self) -> None:
-        """Let idle threads end; a thread that still runs ends with its function, and begins nothing more."""
-        with self._lock:
-            self._waiting.clear()
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def _work(self) -> None:
-        while (call := self._next()) is not None:
-            call.run()
+    def _work(self, first: list[Call]) -> None:
+        call: Call | None = first.pop()  # nothing keeps a call, and its value, after its end
+        while call is not None:
+            if call.claim():
+                call.run()
             self._deliver(call)
+            del call
+            call = self._next()
 
     def _next(self) -> Call | None:
-        with self._lock:
-            if self._waiting:
-                return self._waiting.popleft()
-            self._working -= 1
-            return None
+        try:
+            return self._calls.get(timeout=LINGER)
+        except queue.Empty:
+            with self._lock:
+                if self._idle:
+                    self._idle -= 1
+                    return None
+            return self._calls.get()  # a call has been put there for a thread like this one
 
     def _deliver(self, call: Call) -> None:
+        """Complete the call's future, and wait for the next call."""
         loop = call.future.get_loop()
         with self._lock:
+            self._idle += 1
             ended = self._ended.get(loop)
             if ended is not None:  # the loop has been called, and will find this one too
                 ended.append(call)
@@ -132,7 +169,7 @@ class WorkerPool:
             self._ended[loop] = deque([call])
         try:
             loop.call_soon_threadsafe(self._settle, loop)
-        except RuntimeError:  # the loop is closed: nobody awaits it any more
+        except RuntimeError:  # the loop is closed, and its tasks with it
             with self._lock:
                 self._ended.pop(loop, None)
 
@@ -141,3 +178,20 @@ class WorkerPool:
             ended = self._ended.pop(loop)
         for call in ended:
             call.settle()
+
+
+_pool = WorkerPool()
+
+
+def worker_pool() -> WorkerPool:
+    """Return the pool of this process."""
+    return _pool
+
+
+def _new_pool() -> None:
+    global _pool  # noqa: PLW0603 - a forked child has none of its parent's threads
+    _pool = WorkerPool()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_pool)

@@ -3,31 +3,35 @@
 import asyncio
 import inspect
 import threading
+import weakref
 from types import FunctionType, GeneratorType
 from typing import Any
 
-from cascade.adapters.executors._pool import Call, WorkerPool
+from cascade.adapters.executors._places import Share, ThreadPlace, ThreadPlaces
+from cascade.adapters.executors._pool import Call, worker_pool
 from cascade.runtime.exceptions import StillRunning
-
-MAX_WORKERS = 32
-"""Plain functions mostly wait (for a disk, a server): more threads than processors. Python's own pools stop at 32 too:
-each thread that computes delays the event loop by a turn of the interpreter's lock, 5 ms."""
+from cascade.runtime.task_context import current_place
 
 
 class LocalExecutor:
     """Calls the functions of tasks.
 
+    Plain functions run in the worker threads of the process, which all executors share.
+
     Args:
         threads: False runs plain functions in the event loop; `@cs.task(threaded=…)` decides for a single task.
-        max_workers: How many plain functions run at once.
+        max_workers: How many plain functions run at once for this executor, an integer from 1 up. None is the default of
+            `concurrent.futures`: the number of processors plus 4, at most 32.
+
+    Raises:
+        ValueError: `max_workers` is no such integer.
     """
 
-    def __init__(self, *, threads: bool = True, max_workers: int = MAX_WORKERS) -> None:
-        if max_workers < 1:
-            raise ValueError(f"max_workers={max_workers!r}: at least one thread is needed")
+    def __init__(self, *, threads: bool = True, max_workers: int | None = None) -> None:
         self._threads = threads
-        self._max_workers = max_workers
-        self._pool: WorkerPool | None = None
+        self._max_workers = _checked(max_workers)
+        self._share: Share | None = None
+        self._closing: weakref.finalize[Any, LocalExecutor] | None = None
         self._lock = threading.Lock()
 
     async def execute(self, node: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
@@ -48,37 +52,69 @@ class LocalExecutor:
             result = _called(function, args, kwargs)
         return await result if _is_awaitable(result) else result
 
-    def slots(self, node: Any) -> int | None:
-        """As many threads as there are for a plain function; no bound for what runs in the event loop."""
-        return self._max_workers if self._is_threaded(node) else None
+    def places(self, node: Any) -> ThreadPlaces | None:
+        """The places for plain functions; None for functions that run in the event loop."""
+        return _places_of(self._open_share(), current_place()) if self._is_threaded(node) else None
 
     def close(self) -> None:
-        """Let idle threads end; a thread that still runs ends with its function."""
+        """Let idle threads end, unless another executor is open. A thread that still runs ends with its function."""
         with self._lock:
-            pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.close()
+            closing, self._closing, self._share = self._closing, None, None
+        if closing is not None:
+            closing()
 
     def _is_threaded(self, node: Any) -> bool:
         wish = getattr(node, "threaded", None)
         return (self._threads if wish is None else wish) and not _makes_coroutines(node.callable_obj)
 
     async def _in_thread(self, function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        call, workers = Call(_called, function, args, kwargs), self._workers()
-        workers.start(call)
+        share, held = self._open_share(), current_place()
+        if isinstance(held, ThreadPlace) and held.share is share:
+            return await _call(function, args, kwargs)
+        place = await _places_of(share, held).acquire()
         try:
-            await call.future
-        except asyncio.CancelledError:
-            if call.is_over or workers.withdraw(call):
-                raise
-            raise StillRunning(call) from None
-        return call.result()
+            return await _call(function, args, kwargs)
+        finally:
+            place.release()
 
-    def _workers(self) -> WorkerPool:
+    def _open_share(self) -> Share:
+        share, pool = self._share, worker_pool()
+        if share is not None and share.pool is pool.places:
+            return share
         with self._lock:
-            if self._pool is None:
-                self._pool = WorkerPool(self._max_workers)
-            return self._pool
+            if self._share is None or self._share.pool is not pool.places:
+                if self._closing is not None:  # of the pool of the parent process
+                    self._closing.detach()
+                self._share = pool.places.open(self._max_workers)
+                self._closing = weakref.finalize(self, pool.close, self._share)
+                self._closing.atexit = False
+            return self._share
+
+
+def _places_of(share: Share, held: object) -> ThreadPlaces:
+    """Return the places of a share, and the place that the task which has started the run holds."""
+    return held.lend(share) if isinstance(held, ThreadPlace) and held.share.pool is share.pool else share.places
+
+
+async def _call(function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    call = Call(_called, function, args, kwargs)
+    worker_pool().start(call)
+    try:
+        await call.future
+    except asyncio.CancelledError:
+        if call.is_over or call.claim():
+            raise
+        raise StillRunning(call) from None
+    return call.result()
+
+
+def _checked(max_workers: Any) -> int | None:
+    if max_workers is None or (isinstance(max_workers, int) and not isinstance(max_workers, bool) and max_workers > 0):
+        return max_workers
+    raise ValueError(
+        f"max_workers must be an integer from 1 up, got {max_workers!r}; leave it out for the default of one place for "
+        "each processor and 4 more"
+    )
 
 
 def _called(function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:

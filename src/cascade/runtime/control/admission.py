@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from cascade.runtime._task_group import BURST
 from cascade.runtime.control.constraint import Constraint
 from cascade.runtime.control.line import Blocked, Line, Segment, Ticket
-from cascade.runtime.control.rules import Key, PauseRule, Rule, rule_of
+from cascade.runtime.control.rules import Key, PauseRule, PlaceRule, Rule, rule_of
 from cascade.runtime.gates import Gates
+from cascade.runtime.protocols import Place, Places
 
 RETELL = 0.5
 """Seconds for which tasks must be held back by another constraint before they say so."""
@@ -37,10 +38,11 @@ class Admission:
         self._lines: dict[Key, Line] = {}
         self._at_work: dict[Key, int] = {}
         self._found: dict[Key, tuple[Rule, ...]] = {}
+        self._place_rules: dict[Places, PlaceRule] = {}
 
     def enter(self, key: Key) -> bool:
-        """Start one, if it may start now: until `leave` it is at work."""
-        if self._rules:
+        """Start one, if it may start now: until `leave` it is at work. If it needs a place, `place` returns that."""
+        if self._rules or key.places is not None:
             if self._holding(key) is not None:
                 return False
             self._count(key)
@@ -72,8 +74,14 @@ class Admission:
                 self._withdraw(line, ticket)
             elif not ticket.granted.cancelled():
                 self.leave(key, unused=True)
+                if (place := self.place(key)) is not None:
+                    place.release()
             raise
         return line.segments(ticket)
+
+    def place(self, key: Key) -> Place | None:
+        """Return the place that a successful `enter` or `wait` has taken; None if the key needs none."""
+        return None if key.places is None else self._place_rules[key.places].taken.popleft()
 
     def leave(self, key: Key, *, unused: bool = False) -> None:
         """One is at work no more. `unused`: it has not started after all, and takes nothing from a rate."""
@@ -82,7 +90,7 @@ class Admission:
             self._at_work[key] = count
         else:
             del self._at_work[key]
-        if self._rules:
+        if self._rules or key.places is not None:
             for rule in self._rules_for(key):
                 rule.give_back(unused=unused)
                 self._serve(rule)
@@ -118,6 +126,8 @@ class Admission:
     def forget(self, run_id: str) -> None:
         """A run has ended."""
         self._found = {key: rules for key, rules in self._found.items() if key.run_ids[0] != run_id}
+        used = {key.places for key in self._found} | {key.places for key in self._at_work}
+        self._place_rules = {places: rule for places, rule in self._place_rules.items() if places in used or rule.lines}
 
     def close(self) -> None:
         """Nobody waits any more, and nothing holds."""
@@ -142,6 +152,8 @@ class Admission:
         for rule in self._rules.values():
             if rule.covers(key.run_ids, key.name) and (not key.is_map or isinstance(rule, PauseRule)):
                 yield rule
+        if key.places is not None:  # the last one: a place is only reserved if no other rule holds the task back
+            yield self._place_rules.setdefault(key.places, PlaceRule(key.places))
 
     def _holding(self, key: Key) -> Rule | None:
         """What holds back one who comes now: its own line, or a rule without room, or with others before it."""
@@ -169,6 +181,10 @@ class Admission:
         if rule.timer is not None:
             rule.timer.cancel()
             rule.timer = None
+        self._advance_some(rule)
+        rule.rest()
+
+    def _advance_some(self, rule: Rule) -> None:
         for _ in range(BURST):
             if not rule.lines:
                 return
@@ -195,8 +211,10 @@ class Admission:
             self._serve(rule)
 
     def _serve_later(self, rule: Rule) -> None:
-        """Where room comes with time, nobody else will say that it is there."""
-        if rule.timer is None and not rule.is_booked and (delay := rule.delay()) is not None:
+        """See that a rule is served once it has room, where neither `leave` nor another constraint does."""
+        if isinstance(rule, PlaceRule):
+            rule.wait(self._serve)
+        elif rule.timer is None and not rule.is_booked and (delay := rule.delay()) is not None:
             rule.timer = asyncio.get_running_loop().call_later(delay, self._serve_some, rule)
 
     def _advance(self, line: Line) -> None:
@@ -215,7 +233,10 @@ class Admission:
             self._end(line)
 
     def _move(self, line: Line, rule: Rule) -> None:
+        before = line.rule
         line.move_to(rule)
+        if not before.lines:
+            before.rest()
         self._serve_later(rule)
         if line.retelling is None:
             line.retelling = asyncio.get_running_loop().call_later(RETELL, self._retell, line)
@@ -237,5 +258,7 @@ class Admission:
 
     def _end(self, line: Line) -> None:
         line.end()
+        if not line.rule.lines:
+            line.rule.rest()
         if self._lines.get(line.key) is line:
             del self._lines[line.key]

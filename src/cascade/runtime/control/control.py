@@ -19,7 +19,6 @@ from cascade.runtime.control.constraint import (
 )
 from cascade.runtime.control.decisions import Decisions, Place
 from cascade.runtime.events import ControlDecision
-from cascade.runtime.gates import Gates
 from cascade.runtime.protocols import Connector, Unsubscribing
 from cascade.runtime.resource_manager import ResourceManager
 from cascade.telemetry.limits import MAX_NAME_BYTES
@@ -44,7 +43,7 @@ class Control:
         org_id: Whose constraints count.
         project_id: Of which project.
         capacity: The system resources whose capacity can be changed.
-        gates: Of the telemetry that must keep up.
+        admission: Applies the other constraints.
         clock: Gives Unix seconds.
     """
 
@@ -53,10 +52,10 @@ class Control:
         org_id: str,
         project_id: str,
         capacity: ResourceManager,
-        gates: Gates | None = None,
+        admission: Admission,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.admission = Admission(gates)
+        self.admission = admission
         self._filter = control_filter(org_id, project_id)
         self._capacity = capacity
         self._clock = clock
@@ -97,7 +96,6 @@ class Control:
         finally:
             self._decisions.tell_all()
             del self._runs[run.run_id]
-            self.admission.forget(run.run_id)
             own = Scope("run", run.run_id)
             for place in [place for place, held in self._held.items() if held.scope == own]:
                 self._lift(place)

@@ -6,27 +6,34 @@ from typing import Any
 from cascade._blocks import block
 from cascade.runtime.control.admission import Admission
 from cascade.runtime.control.constraint import Constraint
-from cascade.runtime.control.rules import REASONS, Key
+from cascade.runtime.control.rules import REASONS, Key, NoPlace
 from cascade.runtime.events import Wait
+from cascade.runtime.protocols import Place
 
 Blocked = Callable[..., None]
 """Called with the fields of a `TaskBlocked`."""
 
 
 class Permit:
-    """Permission for one task to run. `is_held` is true while the task runs."""
+    """Permission for one task to run, with a place of the executor if the task needs one.
 
-    __slots__ = ("_admission", "_key", "_suspension", "is_held")
+    `is_held` is true while the task runs. `place` is the place that it holds.
+    """
+
+    __slots__ = ("_admission", "_key", "_suspension", "is_held", "place")
 
     def __init__(self, admission: Admission, key: Key) -> None:
         self._admission = admission
         self._key = key
         self.is_held = False
+        self.place: Place | None = None
         self._suspension: _Suspension | None = None
 
     def try_acquire(self) -> bool:
         """Acquire the permit without waiting. Returns False if a constraint holds the task back."""
         self.is_held = self._admission.enter(self._key)
+        if self.is_held:
+            self.place = self._admission.place(self._key)
         return self.is_held
 
     async def acquire(self, blocked: Blocked, now: Callable[[], int]) -> tuple[Wait, ...]:
@@ -36,14 +43,18 @@ class Permit:
         """
         segments = await self._admission.wait(self._key, lambda *what: blocked(**_told(*what)), now)
         self.is_held = True
+        self.place = self._admission.place(self._key)
         return tuple(
-            Wait(REASONS[type(constraint)], start_ns, end_ns, constraint.told)
+            Wait(REASONS[type(constraint)], start_ns, end_ns, _shown(constraint))
             for constraint, start_ns, end_ns in segments
         )
 
     def release(self, *, unused: bool = False) -> None:
         """Release the permit if it is held. `unused`: the task did not start."""
         self._suspension = None
+        place, self.place = self.place, None
+        if place is not None:
+            place.release()
         if self.is_held:
             self.is_held = False
             self._admission.leave(self._key, unused=unused)
@@ -52,7 +63,7 @@ class Permit:
     def suspended(self) -> Iterator[None]:
         """Release the permit while the task waits for a nested run, and take it back afterwards.
 
-        A task may wait for several nested runs at once. A nested run may outlive the task or the attempt that started it.
+        The task keeps its place, which the nested run may use. A task may wait for several nested runs at once. A nested run may outlive the task or the attempt that started it.
         """
         if self.is_held:
             self.is_held = False
@@ -83,4 +94,8 @@ class _Suspension:
 
 
 def _told(constraint: Constraint, start_ns: int) -> dict[str, Any]:
-    return {"reason": REASONS[type(constraint)], "start_ns": start_ns, "constraint": constraint.told}
+    return {"reason": REASONS[type(constraint)], "start_ns": start_ns, "constraint": _shown(constraint)}
+
+
+def _shown(constraint: Constraint) -> dict[str, str] | None:
+    return None if isinstance(constraint, NoPlace) else constraint.told

@@ -1,19 +1,40 @@
 """What a constraint that is in force says to a task that wants to start."""
 
 import asyncio
-from collections import OrderedDict
+import logging
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from cascade.runtime.control._bucket import TokenBucket
-from cascade.runtime.control.constraint import Concurrency, Constraint, Pause, RateLimit, matcher
+from cascade.runtime.control.constraint import Concurrency, Constraint, Pause, RateLimit, Scope, matcher
+from cascade.runtime.protocols import Place, PlaceRequest, Places
 
-REASONS: dict[type[Constraint], str] = {Pause: "paused", Concurrency: "concurrency", RateLimit: "rate_limit"}
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class NoPlace(Constraint):
+    """The executor has no free place. No message brings this constraint."""
+
+    @property
+    def type(self) -> str:
+        return "place"
+
+
+REASONS: dict[type[Constraint], str] = {
+    Pause: "paused",
+    Concurrency: "concurrency",
+    RateLimit: "rate_limit",
+    NoPlace: "executor",
+}
 """The wire's words for a wait."""
 
 
 class Key(NamedTuple):
-    """All tasks of one run and one name: constraints cannot tell them apart.
+    """All tasks of one run and one name that need a place of the same kind: admission control treats them alike.
 
     `run_ids` are the run's own and those of the runs that it is nested in. A map as a whole is only ever paused: its
     items are what runs.
@@ -22,6 +43,7 @@ class Key(NamedTuple):
     run_ids: tuple[str, ...]
     name: str
     is_map: bool = False
+    places: Places | None = None
 
 
 class Rule:
@@ -57,6 +79,9 @@ class Rule:
     def delay(self) -> float | None:
         """Seconds after which there is room by itself; None if somebody else must make it."""
         return None
+
+    def rest(self) -> None:
+        """Nothing is granted now: release what `has_room` has reserved."""
 
 
 class PauseRule(Rule):
@@ -104,6 +129,64 @@ class RateRule(Rule):
 
     def delay(self) -> float | None:
         return self.bucket.delay
+
+
+class PlaceRule(Rule):
+    """Waits for places of an executor. `has_room` reserves a place, which `take` moves to `taken`.
+
+    Places that raise are not used any more: tasks start without them.
+    """
+
+    def __init__(self, places: Places) -> None:
+        super().__init__(_NO_PLACE)
+        self.taken: deque[Place | None] = deque()
+        self._places: Places | None = places
+        self._reserved: Place | None = None
+        self._request: PlaceRequest | None = None
+
+    def has_room(self) -> bool:
+        if self._reserved is None and self._places is not None:
+            try:
+                self._reserved = self._places.try_acquire()
+            except Exception as error:  # noqa: BLE001 - a fault of an executor must not stop the run
+                self._give_up(error)
+        return self._reserved is not None or self._places is None
+
+    def take(self) -> None:
+        self.taken.append(self._reserved)
+        self._reserved = None
+
+    def rest(self) -> None:
+        reserved, self._reserved = self._reserved, None
+        if reserved is not None:
+            reserved.release()
+        if self._request is not None and not self.lines:
+            self._request.withdraw()
+            self._request = None
+
+    def wait(self, serve: Callable[[Rule], None]) -> None:
+        """Call `serve` once a place is reserved."""
+        if self._request is None and self._places is not None:
+            try:
+                self._request = self._places.request(partial(self._granted, serve))
+            except Exception as error:  # noqa: BLE001 - a fault of an executor must not stop the run
+                self._give_up(error)
+                serve(self)
+
+    def _granted(self, serve: Callable[[Rule], None], place: Place) -> None:
+        self._request = None
+        if self._reserved is None and self.lines:
+            self._reserved = place
+            serve(self)
+        else:
+            place.release()
+
+    def _give_up(self, error: Exception) -> None:
+        logger.error("%s failed; tasks start without a place", type(self._places).__name__, exc_info=error)
+        self._places = None
+
+
+_NO_PLACE = NoPlace(Scope("global"), "", None)
 
 
 def rule_of(

@@ -1,0 +1,253 @@
+"""Places in the worker threads of this process: one is taken for each call of a plain function.
+
+All executors share the places. A run that a task starts from its worker thread may use that task's place: the task only
+waits meanwhile, so that nested runs cannot exhaust the places.
+"""
+
+import asyncio
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+DEFAULT_PLACES = min(32, (getattr(os, "process_cpu_count", os.cpu_count)() or 1) + 4)
+"""As in `concurrent.futures`: plain functions mostly wait (for a disk, a server). Each thread that computes delays the
+event loop by up to 5 ms at a time, the interpreter's switch interval."""
+STALL = 1.0
+"""Seconds in which no place of the process became free, after which a run that has none gets one more. The tasks that
+hold the places may wait for that run, for instance through a thread that they have started themselves."""
+
+
+class PlacePool:
+    """The places of all executors. Thread-safe.
+
+    There are as many as the largest limit of an open share, and at least `DEFAULT_PLACES`. Executors that wait for a place
+    take turns.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._limits: list[int] = []
+        self._waiting: OrderedDict[ThreadPlaces, OrderedDict[Waiter, None]] = OrderedDict()
+        self._used = 0
+        self._freed_at = 0.0
+        self.size = DEFAULT_PLACES
+
+    def open(self, limit: int | None) -> "Share":
+        """Return a share of at most `limit` places; None is `DEFAULT_PLACES`."""
+        limit = DEFAULT_PLACES if limit is None else limit
+        with self._lock:
+            self._limits.append(limit)
+            self.size = max(self.size, limit)
+            self._grant()
+        return Share(self, limit)
+
+    def close(self, share: "Share") -> bool:
+        """Give up a share. Returns whether it was the last one."""
+        with self._lock:
+            self._limits.remove(share.limit)
+            self.size = max(DEFAULT_PLACES, *self._limits, 0)
+            return not self._limits
+
+    def take(self, places: "ThreadPlaces") -> "ThreadPlace | None":
+        with self._lock:
+            return self._take(places)
+
+    def request(self, waiter: "Waiter") -> None:
+        with self._lock:
+            self._waiting.setdefault(waiter.places, OrderedDict())[waiter] = None
+            self._grant()
+
+    def withdraw(self, waiter: "Waiter") -> None:
+        with self._lock:
+            if waiter.place is None:
+                self._forget(waiter)
+                return
+        if not waiter.is_over:
+            waiter.place.release()
+
+    def relieve(self, waiter: "Waiter") -> None:
+        """Grant a place beyond the pool's size if no place becomes free any more and the waiter's share has none."""
+        with self._lock:
+            stalled = time.monotonic() - self._freed_at >= STALL
+            if not stalled or waiter.place is not None or waiter.places.is_used:
+                return
+            place = self._take(waiter.places, beyond=True)
+            if place is not None:
+                self._freed_at = time.monotonic()
+                self._hand_over(place, waiter)
+
+    def release(self, place: "ThreadPlace") -> None:
+        with self._lock:
+            self._give_back(place)
+            self._freed_at = time.monotonic()
+            if self._waiting:
+                self._grant()
+
+    def _take(self, places: "ThreadPlaces", *, beyond: bool = False) -> "ThreadPlace | None":
+        share, lender = places.share, places.lender
+        if lender is not None and lender.borrower is None and not lender.is_released:
+            lender.borrower = place = ThreadPlace(share, lender)
+            return place
+        if share.used < share.limit and (beyond or self._used < self.size):
+            share.used += 1
+            self._used += 1
+            return ThreadPlace(share)
+        return None
+
+    def _give_back(self, place: "ThreadPlace") -> None:
+        place.is_released = True
+        if place.borrower is not None:  # a nested run that outlives the task still uses it
+            return
+        lender = place.lender
+        if lender is None:
+            place.share.used -= 1
+            self._used -= 1
+        else:
+            lender.borrower = None
+            if lender.is_released:
+                self._give_back(lender)
+
+    def _grant(self) -> None:
+        """Grant the free places to the waiters, one to each executor in turn."""
+        granted = True
+        while granted:
+            granted = False
+            for places in list(self._waiting):
+                if (place := self._take(places)) is not None:
+                    granted = True
+                    self._hand_over(place, next(iter(self._waiting[places])))
+
+    def _hand_over(self, place: "ThreadPlace", waiter: "Waiter") -> None:
+        self._forget(waiter)
+        if waiter.places in self._waiting:
+            self._waiting.move_to_end(waiter.places)
+        waiter.place = place
+        if not waiter.wake():
+            self._give_back(place)
+
+    def _forget(self, waiter: "Waiter") -> None:
+        waiters = self._waiting[waiter.places]
+        del waiters[waiter]
+        if not waiters:
+            del self._waiting[waiter.places]
+
+
+class Share:
+    """The part of the pool that one executor may use: at most `limit` places at once."""
+
+    __slots__ = ("__weakref__", "limit", "places", "pool", "used")
+
+    def __init__(self, pool: PlacePool, limit: int) -> None:
+        self.pool = pool
+        self.limit = limit
+        self.used = 0
+        self.places = ThreadPlaces(self)
+
+
+class ThreadPlaces:
+    """Places of one share. With a `lender`, its place can be used too: a nested run's tasks."""
+
+    __slots__ = ("lender", "share")
+
+    def __init__(self, share: Share, lender: "ThreadPlace | None" = None) -> None:
+        self.share = share
+        self.lender = lender
+
+    @property
+    def size(self) -> int:
+        return min(self.share.limit, self.share.pool.size)
+
+    @property
+    def is_used(self) -> bool:
+        """Whether a task of this share has a place, its own or the lender's."""
+        borrower = None if self.lender is None else self.lender.borrower
+        return bool(self.share.used) or (borrower is not None and borrower.share is self.share)
+
+    def try_acquire(self) -> "ThreadPlace | None":
+        return self.share.pool.take(self)
+
+    def request(self, granted: Callable[["ThreadPlace"], object]) -> "Waiter":
+        waiter = Waiter(self, granted)
+        self.share.pool.request(waiter)
+        return waiter
+
+    async def acquire(self) -> "ThreadPlace":
+        """Wait for a place."""
+        if (place := self.try_acquire()) is not None:
+            return place
+        granted: asyncio.Future[ThreadPlace] = asyncio.get_running_loop().create_future()
+        request = self.request(lambda place: place.release() if granted.done() else granted.set_result(place))
+        try:
+            return await granted
+        except asyncio.CancelledError:
+            if granted.cancelled():
+                request.withdraw()
+            else:
+                granted.result().release()
+            raise
+
+
+class ThreadPlace:
+    """One place. `borrower` is the place of a nested run's task that uses this one meanwhile."""
+
+    __slots__ = ("_lent", "borrower", "is_released", "lender", "share")
+
+    def __init__(self, share: Share, lender: "ThreadPlace | None" = None) -> None:
+        self.share = share
+        self.lender = lender
+        self.borrower: ThreadPlace | None = None
+        self.is_released = False
+        self._lent: dict[Share, ThreadPlaces] | None = None
+
+    def release(self) -> None:
+        self.share.pool.release(self)
+
+    def lend(self, share: Share) -> ThreadPlaces:
+        """Return the places of a share and this one, for a run that the task which holds this one has started."""
+        if self._lent is None:
+            self._lent = {}
+        found = self._lent.get(share)
+        if found is None:
+            found = self._lent[share] = ThreadPlaces(share, self)
+        return found
+
+
+class Waiter:
+    """A request for a place. `granted` is called with the place in the event loop that has made the request."""
+
+    __slots__ = ("_granted", "_loop", "_timer", "is_over", "place", "places")
+
+    def __init__(self, places: ThreadPlaces, granted: Callable[["ThreadPlace"], object]) -> None:
+        self.places = places
+        self.place: ThreadPlace | None = None
+        self.is_over = False
+        self._granted = granted
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(STALL, self._relieve)
+
+    def withdraw(self) -> None:
+        """Wait no longer. A place that has been granted, but not passed on, is released."""
+        self._timer.cancel()
+        self.places.share.pool.withdraw(self)
+        self.is_over = True
+
+    def wake(self) -> bool:
+        """Pass the place on, from any thread. Returns False if the event loop is closed."""
+        in_loop = asyncio._get_running_loop() is self._loop  # noqa: SLF001 - documented, for exactly this
+        try:
+            (self._loop.call_soon if in_loop else self._loop.call_soon_threadsafe)(self._pass_on)
+        except RuntimeError:
+            return False
+        return True
+
+    def _pass_on(self) -> None:
+        if not self.is_over and self.place is not None:
+            self.is_over = True
+            self._timer.cancel()
+            self._granted(self.place)
+
+    def _relieve(self) -> None:
+        self._timer = self._loop.call_later(STALL, self._relieve)
+        self.places.share.pool.relieve(self)

@@ -1,0 +1,344 @@
+"""The scheduler takes a place of the executor for each task: until then the task is PENDING."""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+import cascade as cs
+from cascade.adapters.executors.local import LocalExecutor
+from cascade.graph.model import Node
+from cascade.runtime.events import TaskBlocked, TaskExecutionFinished, TaskExecutionStarted, TaskRetrying
+from cascade.runtime.nested import run_nested
+from cascade.runtime.protocols import Place, Places
+from tests.runtime.control.steered import Steered
+from tests.waiting import soon
+
+collect = cs.task(lambda xs: xs, name="collect", threaded=False)
+
+
+class Gate:
+    """A plain function that counts its calls and ends once it is opened."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._more, self._open = asyncio.Event(), threading.Event()
+        self.began: list[Any] = []
+
+    def __call__(self, i: Any = 0) -> Any:
+        self.began.append(i)
+        self._loop.call_soon_threadsafe(self._more.set)
+        assert self._open.wait(60)
+        return i
+
+    async def begun(self, count: int) -> None:
+        while len(self.began) < count:
+            self._more.clear()
+            await self._more.wait()
+
+    def open(self) -> None:
+        self._open.set()
+
+
+def fan_out(task: Any, count: int) -> Any:
+    return collect([task(i) for i in range(count)])
+
+
+def mapped(task: Any, count: int) -> Any:
+    return task.map(i=list(range(count)))
+
+
+async def test_tasks_that_wait_for_a_thread_are_pending_and_have_a_wait() -> None:
+    lab, gate = Steered(executor=LocalExecutor(max_workers=2)), Gate()
+    run = lab.start(fan_out(cs.task(gate, name="work"), 5))
+    await gate.begun(2)
+    await lab.seen(TaskBlocked, 3)
+
+    assert lab.reasons == [("work", "executor")] * 3
+    assert lab.started == ["work"] * 2
+    pending = [body for body in lab.bodies("TaskStateEvent") if body["state"] == "PENDING"]
+    assert [body["metadata"]["reason"] for body in pending] == ["executor"] * 3
+    assert not any("constraint" in body["metadata"] for body in pending)
+    gate.open()
+    assert await soon(run) == [0, 1, 2, 3, 4]
+    ended = [one for one in lab.all(TaskExecutionFinished) if one.task_name == "work"]
+    late = [one for one in ended if one.waits]
+    assert [[wait.reason for wait in one.waits] for one in late] == [["executor"]] * 3
+    assert all(one.waits[-1].end_ns <= one.start_ns for one in late), "RUNNING begins after the wait"
+    assert all(wait.constraint is None for one in late for wait in one.waits)
+
+
+@pytest.mark.parametrize("shape", [fan_out, mapped])
+@pytest.mark.parametrize("scope", ["global", "task/work"])
+async def test_a_pause_holds_the_tasks_that_wait_for_a_thread(shape: Callable[..., Any], scope: str) -> None:
+    lab, first, count = Steered(executor=LocalExecutor(max_workers=2)), Gate(), 8
+    run = lab.start(shape(cs.task(first, name="work"), count))
+    await first.begun(2)
+    await lab.say(scope, "pause")
+    first.open()
+    await lab.seen(TaskExecutionFinished, 2)
+    while [reason for _, reason in lab.reasons].count("paused") < 1:
+        await lab.seen(TaskBlocked, len(lab.reasons) + 1)
+
+    assert len(first.began) == 2
+    assert lab.started.count("work") == 2
+    await lab.clear(scope, "pause")
+    assert await soon(run) == list(range(count))
+
+
+async def test_a_pause_holds_the_waiting_tasks_of_all_runs_that_share_the_threads() -> None:
+    executor = LocalExecutor(max_workers=2)
+    one, other, gate = Steered(executor=executor), Steered(executor=executor), Gate()
+    busy = one.start(fan_out(cs.task(gate, name="busy"), 4))
+    await gate.begun(2)
+    waiting = other.start(fan_out(cs.task(lambda i: i, name="waiting"), 4))
+    await other.seen(TaskBlocked, 4)
+    await other.say("global", "pause")
+    gate.open()
+    assert await soon(busy) == [0, 1, 2, 3]
+    while "paused" not in [reason for _, reason in other.reasons]:
+        await other.seen(TaskBlocked, len(other.reasons) + 1)
+
+    assert other.started == []
+    await other.clear("global", "pause")
+    assert await soon(waiting) == [0, 1, 2, 3]
+
+
+async def test_a_pause_holds_the_waiting_tasks_of_a_nested_run() -> None:
+    lab, gate = Steered(executor=LocalExecutor(max_workers=1)), Gate()
+    inner = cs.task(gate, name="inner")
+
+    @cs.task
+    async def outer() -> Any:
+        return await run_nested(fan_out(inner, 3))
+
+    run = lab.start(outer())
+    await gate.begun(1)
+    await lab.seen(TaskBlocked, 2)
+    await lab.say("global", "pause")
+    gate.open()
+    while "paused" not in [reason for _, reason in lab.reasons]:
+        await lab.seen(TaskBlocked, len(lab.reasons) + 1)
+    assert len(gate.began) == 1
+    await lab.clear("global", "pause")
+    assert await soon(run) == [0, 1, 2]
+
+
+async def test_a_task_that_waits_for_a_place_holds_no_resource_and_no_permit() -> None:
+    lab = Steered(executor=LocalExecutor(max_workers=1), system_resources={"gpu": 1})
+    await lab.say("task/user-*", "concurrency", {"limit": 1})
+    gate, done = Gate(), asyncio.Event()
+    blocker = lab.start(cs.task(gate, name="blocker")())
+    await gate.begun(1)
+    threaded = lab.start(cs.task(lambda: "threaded", name="user-1")().with_constraints(gpu=1))
+    await lab.seen(TaskBlocked)
+
+    async def in_loop() -> str:
+        done.set()
+        return "in loop"
+
+    assert await soon(lab.start(cs.task(in_loop, name="user-2")().with_constraints(gpu=1))) == "in loop"
+    assert not threaded.done()
+    gate.open()
+    assert await soon(threaded) == "threaded"
+    assert await soon(blocker) == 0
+
+
+async def test_places_resources_and_a_limit_together_end() -> None:
+    lab = Steered(executor=LocalExecutor(max_workers=2), system_resources={"gpu": 1, "net": 3})
+    await lab.say("task/a", "concurrency", {"limit": 1})
+    tasks = {name: cs.task(lambda i: i, name=name) for name in "abc"}
+    need: dict[str, dict[str, int]] = {"a": {"gpu": 1}, "b": {"gpu": 1, "net": 2}, "c": {"net": 2}}
+    target = collect([tasks[n](i).with_constraints(**need[n]) for i in range(40) for n in "abc"])
+    assert await soon(lab.start(target)) == [i for i in range(40) for _ in "abc"]
+    assert lab.engine.resource_manager.usage == {"gpu": 0.0, "net": 0.0}
+
+
+async def test_an_attempt_that_waits_for_its_retry_holds_no_place() -> None:
+    executor = LocalExecutor(max_workers=1)
+    lab, calls = Steered(executor=executor), []
+
+    def flaky() -> str:
+        calls.append("flaky")
+        if len(calls) == 1:
+            raise OSError
+        return "flaky"
+
+    retried = lab.start(cs.task(flaky, name="flaky")().with_retry(1, delay=60))
+    await lab.seen(TaskRetrying)
+    assert await soon(lab.start(cs.task(lambda: "other", name="other")())) == "other"
+    retried.cancel()
+    with suppress(asyncio.CancelledError):
+        await retried
+    assert calls == ["flaky"]
+
+
+async def test_a_later_attempt_takes_a_place_again() -> None:
+    lab, gate, calls = Steered(executor=LocalExecutor(max_workers=1)), Gate(), []
+
+    def flaky() -> str:
+        calls.append("flaky")
+        if len(calls) == 1:
+            raise OSError
+        return "flaky"
+
+    retried = lab.start(cs.task(flaky, name="flaky")().with_retry(1, delay=0.05))
+    await lab.seen(TaskRetrying)
+    blocker = lab.start(cs.task(gate, name="blocker")())
+    await gate.begun(1)
+    await lab.seen(TaskBlocked)
+    assert ("flaky", "executor") in lab.reasons
+    assert calls == ["flaky"]
+    gate.open()
+    assert await soon(retried) == "flaky"
+    assert await soon(blocker) == 0
+    waits = next(one for one in lab.all(TaskExecutionFinished) if one.task_name == "flaky").waits
+    assert [wait.reason for wait in waits] == ["retry", "executor"]
+
+
+async def test_coroutines_and_functions_in_the_loop_need_no_place() -> None:
+    lab, gate = Steered(executor=LocalExecutor(max_workers=1)), Gate()
+    blocker = lab.start(cs.task(gate, name="blocker")())
+    await gate.begun(1)
+
+    @cs.task
+    async def coroutine() -> int:
+        return 1
+
+    assert await soon(lab.start(collect([coroutine(), cs.task(lambda: 2, threaded=False, name="two")()]))) == [1, 2]
+    gate.open()
+    await soon(blocker)
+    assert lab.reasons == []
+
+
+async def test_a_cancelled_run_leaves_no_place_taken() -> None:
+    lab, gate = Steered(executor=LocalExecutor(max_workers=1)), Gate()
+    blocker = lab.start(cs.task(gate, name="blocker")())
+    await gate.begun(1)
+    waiting = lab.start(fan_out(cs.task(lambda i: i, name="waiting"), 3))
+    await lab.seen(TaskBlocked, 3)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    gate.open()
+    await soon(blocker)
+    assert await soon(lab.start(fan_out(cs.task(lambda i: i, name="next"), 3))) == [0, 1, 2]
+
+
+class Seats:
+    """Places of an executor whose number can change."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.used = 0
+        self.requests: deque[Callable[[Place], object]] = deque()
+
+    def try_acquire(self) -> "Seat | None":
+        if self.used >= self.size:
+            return None
+        self.used += 1
+        return Seat(self)
+
+    def request(self, granted: Callable[[Place], object]) -> "Request":
+        self.requests.append(granted)
+        return Request(self, granted)
+
+    def resize(self, size: int) -> None:
+        self.size = size
+        while self.requests and (seat := self.try_acquire()):
+            self.requests.popleft()(seat)
+
+
+class Seat:
+    def __init__(self, seats: Seats) -> None:
+        self._seats = seats
+
+    def release(self) -> None:
+        self._seats.used -= 1
+        self._seats.resize(self._seats.size)
+
+
+class Request:
+    def __init__(self, seats: Seats, granted: Callable[[Place], object]) -> None:
+        self._seats, self._granted = seats, granted
+
+    def withdraw(self) -> None:
+        with suppress(ValueError):
+            self._seats.requests.remove(self._granted)
+
+
+class Remote:
+    """An executor with places of its own, for coroutine functions too."""
+
+    def __init__(self, seats: Seats) -> None:
+        self.seats = seats
+        self.most = 0
+
+    def places(self, node: Node) -> Places | None:
+        return None if node.name == "collect" else self.seats
+
+    async def execute(self, node: Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        self.most = max(self.most, self.seats.used)
+        value = node.callable_obj(*args, **kwargs)
+        return await value if asyncio.iscoroutine(value) else value
+
+
+@pytest.mark.parametrize("shape", [fan_out, mapped])
+async def test_any_executor_may_have_places_whose_number_changes(shape: Callable[..., Any]) -> None:
+    executor, began, go_on = Remote(Seats(2)), [], asyncio.Event()
+    lab = Steered(executor=executor)
+
+    async def work(i: int) -> int:
+        began.append(i)
+        await go_on.wait()
+        return i
+
+    run = lab.start(shape(cs.task(work), 9))
+    await lab.seen(TaskExecutionStarted, 2 + (shape is mapped))
+    assert executor.seats.used == 2
+    executor.seats.resize(4)
+    if shape is fan_out:
+        await lab.seen(TaskExecutionStarted, 4)
+    executor.seats.resize(3)
+    go_on.set()
+    assert await soon(run) == list(range(9))
+    assert executor.most <= 4
+    assert executor.seats.used == 0
+    assert not executor.seats.requests
+
+
+async def test_no_place_is_an_endless_wait_until_one_comes() -> None:
+    executor = Remote(Seats(0))
+    lab = Steered(executor=executor)
+    run = lab.start(fan_out(cs.task(lambda i: i, name="work"), 3))
+    await lab.seen(TaskBlocked, 3)
+    executor.seats.resize(1)
+    assert await soon(run) == [0, 1, 2]
+
+
+async def test_an_executor_without_places_is_called_at_once() -> None:
+    class Plain:
+        async def execute(self, node: Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
+            return node.callable_obj(*args, **kwargs)
+
+    lab = Steered(executor=Plain())
+    assert await soon(lab.start(fan_out(cs.task(lambda i: i, name="work"), 50))) == list(range(50))
+    assert lab.reasons == []
+
+
+@pytest.mark.parametrize("broken", ["try_acquire", "request"])
+async def test_places_that_raise_do_not_stop_the_run(broken: str, caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Seats):
+        pass
+
+    def fail(*_: Any) -> None:
+        raise OSError("no answer")
+
+    setattr(Broken, broken, fail)
+    lab = Steered(executor=Remote(Broken(0)))
+    assert await soon(lab.start(fan_out(cs.task(lambda i: i, name="work"), 3))) == [0, 1, 2]
+    assert "tasks start without a place" in caplog.text
