@@ -4,7 +4,9 @@ import enum
 import functools
 import json
 from dataclasses import InitVar, dataclass, field
-from typing import Any, NamedTuple
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, NewType, Optional
 
 import pytest
 from hypothesis import given, settings
@@ -31,6 +33,13 @@ def plain(x: int) -> int:
 @dataclass
 class Box:
     content: Any
+
+
+class Color(enum.Enum):
+    RED = "red"
+
+
+UserId = NewType("UserId", int)
 
 
 def round_trip(target: Any) -> Any:
@@ -340,3 +349,44 @@ def test_an_edge_needs_its_nodes() -> None:
     data["edges"][0]["source_id"] = "nobody"
     with pytest.raises(ValueError, match="source_id is 'nobody'"):
         graph_from_dict(data)
+
+
+@pytest.mark.parametrize(
+    ("kind", "restored"),
+    [
+        *((kind, kind) for kind in (str, int, bool, dict, Any, Path, date, Color, Box, UserId, Literal["a", 1])),
+        *((kind, kind) for kind in (list[int], dict[str, list[Color]], tuple[int, ...], int | None, list[Path] | str)),
+        (Optional[Path], Path | None),  # noqa: UP045
+        (Annotated[int, "seconds"], int),
+        (None, type(None)),
+    ],
+    ids=str,
+)
+def test_a_param_keeps_its_type(kind: Any, restored: Any) -> None:
+    (node,) = round_trip(cs.Param("p", type=kind, description="what it is")).nodes
+    assert node.param_spec == cs.ParamSpec("p", None, "what it is", restored)
+
+
+def test_an_input_keeps_its_default() -> None:
+    assert round_trip(cs.Param("p", 5, int)).nodes[0].param_spec == cs.ParamSpec("p", 5, "", int)
+    assert round_trip(cs.Env("E", "x", "why")).nodes[0].param_spec == cs.EnvSpec("E", "x", "why")
+
+
+def test_a_type_without_a_form_in_json_is_refused() -> None:
+    with pytest.raises(TypeError, match="Param 'p': JSON has no form for the type 5"):
+        cs.to_json(build_graph(cs.Param("p", type=5)))
+
+
+@pytest.mark.parametrize("kind", ["Path", "print", {"module": "no.such", "qualname": "X"}, {"nonsense": 1}, None])
+def test_a_stored_type_that_cannot_be_restored_is_refused(kind: Any) -> None:
+    data = graph_to_dict(build_graph(cs.Param("p")))
+    data["nodes"][0]["param_spec"]["type"] = kind
+    with pytest.raises(ValueError, match="type"):
+        graph_from_dict(data)
+
+
+def test_a_type_of_a_function_is_refused_when_it_is_restored() -> None:
+    class Local: ...
+
+    with pytest.raises(ValueError, match=r"Cannot import the type .*Local"):
+        round_trip(cs.Param("p", type=Local))

@@ -7,6 +7,7 @@ from typing import Any
 
 from cascade.graph._importable import imported, name_of
 from cascade.graph._literals import LAZY_REF, reference, restored, stored
+from cascade.graph._types import restored_type, stored_type
 from cascade.graph.arguments import ArgKind
 from cascade.graph.model import Edge, EdgeType, Graph, Node
 from cascade.spec.constraint import ResourceConstraint
@@ -14,8 +15,6 @@ from cascade.spec.input import EnvSpec, InputSpec, ParamSpec
 from cascade.spec.retry import RetryPolicy
 from cascade.spec.routing import Router
 from cascade.spec.task import Task
-
-_PARAM_TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
 
 
 def to_json(graph: Graph, indent: int | None = 2) -> str:
@@ -150,7 +149,7 @@ def _spec_to_dict(spec: InputSpec | None) -> dict[str, Any] | None:
     data = {"kind": "env" if isinstance(spec, EnvSpec) else "param", "name": spec.name, "description": spec.description}
     data["default"] = stored(spec.default, spec.name, "default")
     if isinstance(spec, ParamSpec):
-        data["type"] = getattr(spec.type, "__name__", str(spec.type))
+        data["type"] = stored_type(spec.type, spec.name)
     return data
 
 
@@ -160,7 +159,7 @@ def _spec_from_dict(data: dict[str, Any] | None) -> InputSpec | None:
     default = restored(data.get("default"))
     if data["kind"] == "env":
         return EnvSpec(data["name"], default, data["description"])
-    return ParamSpec(data["name"], default, data["description"], _PARAM_TYPES.get(data.get("type", "str"), str))
+    return ParamSpec(data["name"], default, data["description"], restored_type(data.get("type", "str")))
 
 
 def _function_name(node: Node) -> dict[str, str] | None:
