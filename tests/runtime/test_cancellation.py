@@ -229,6 +229,8 @@ async def test_timeouts_and_task_groups_in_a_task_keep_working(lab: Lab) -> None
 
     @cs.task
     async def groups() -> list[str]:
+        caught: list[str] = []
+
         async def fail() -> None:
             raise ValueError("one")
 
@@ -237,8 +239,8 @@ async def test_timeouts_and_task_groups_in_a_task_keep_working(lab: Lab) -> None
                 group.create_task(fail())
                 group.create_task(asyncio.Event().wait())
         except* ValueError as errors:
-            caught = errors
-        return [str(error) for error in caught.exceptions]
+            caught.extend(map(str, errors.exceptions))
+        return caught
 
     assert await soon(lab.run(gather(handles(), groups()))) == ("handled", ["one"])
 

@@ -111,7 +111,7 @@ def table(**content: Any) -> Table:
 
 def data_with_an_attribute(a: Any) -> Data:
     made = Data(1)
-    made.extra = a  # type: ignore[attr-defined]
+    made.extra = a  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
     return made
 
 

@@ -178,7 +178,7 @@ def workflow() -> Any:
     """A target with all kinds of edges; one branch is pruned, with the node that only it uses."""
     one, two = cs.task(lambda: 1, name="one")(), cs.task(lambda: 2, name="two")()
     choose = cs.task(lambda: "a", name="choose")()
-    take = cs.task(lambda *xs, **named: len(xs), name="take")
+    take: Any = cs.task(lambda *xs, **named: len(xs), name="take")
     routes = {"a": take(one), "b": take(two)}
     maps = cs.task(lambda x: x, name="item").map(x=[1, 2])
     param = cs.Param("p", default=3)

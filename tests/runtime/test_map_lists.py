@@ -32,7 +32,7 @@ class Column:
         raise AssertionError("not for the engine")
 
     __bool__ = __len__ = __eq__ = __repr__ = refuse
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
 
 
 class Sequence:

@@ -74,7 +74,8 @@ def chain(born: Born) -> Any:
 
 def fan_in(born: Born) -> Any:
     make = cs.task(lambda _: born.value(), name="make")
-    return cs.task(lambda *xs, **named: (xs, named), name="join")(make(1), [make(2)], last={"x": make(3)})
+    join: Any = cs.task(lambda *xs, **named: (xs, named), name="join")
+    return join(make(1), [make(2)], last={"x": make(3)})
 
 
 def mapped(born: Born) -> Any:

@@ -26,19 +26,19 @@ class SlotsError(Exception):
 
 class PropertiesError(Exception):
     @property
-    def __notes__(self) -> NoReturn:  # type: ignore[override]
+    def __notes__(self) -> NoReturn:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
         raise AttributeError("no notes")
 
     @property
-    def __traceback__(self) -> NoReturn:  # type: ignore[override]
+    def __traceback__(self) -> NoReturn:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
         raise RuntimeError("no traceback")
 
     @property
-    def __cause__(self) -> NoReturn:  # type: ignore[override]
+    def __cause__(self) -> NoReturn:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
         raise RuntimeError("no cause")
 
     @property
-    def args(self) -> NoReturn:  # type: ignore[override]
+    def args(self) -> NoReturn:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
         raise RuntimeError("no args")
 
 

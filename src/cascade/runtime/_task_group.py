@@ -1,7 +1,7 @@
 """Task group. The first failure cancels the other tasks and is re-raised unchanged."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
 from types import coroutine
 from typing import Any, Protocol
@@ -127,5 +127,5 @@ class TaskGroup:
 
 
 @coroutine
-def _pause() -> Iterator[None]:
+def _pause() -> Generator[None, None, None]:
     yield
