@@ -35,10 +35,6 @@ class Box:
     content: Any
 
 
-class Color(enum.Enum):
-    RED = "red"
-
-
 UserId = NewType("UserId", int)
 
 
