@@ -309,3 +309,29 @@ async def test_a_parameter_is_not_a_lazy_result(lab: Lab, value: Callable[[], An
     with pytest.raises(TypeError, match="Parameter 'q' is a lazy result of task 'load'"):
         await lab.run(show(cs.Param("q", default=value())))
     assert lab.of(TaskExecutionStarted) == []
+
+
+def plain_resource() -> Iterator[Any]:
+    try:
+        yield load(1)
+    finally:
+        closed.append("plain")
+
+
+async def async_resource() -> Any:
+    try:
+        yield [load(1)]
+    finally:
+        closed.append("async")
+
+
+closed: list[str] = []
+
+
+@pytest.mark.parametrize(("function", "kind"), [(plain_resource, "plain"), (async_resource, "async")])
+async def test_a_resource_is_not_a_lazy_result(lab: Lab, function: Callable[..., Any], kind: str) -> None:
+    resource = cs.resource(name="db")(function)
+    closed.clear()
+    with pytest.raises(TypeError, match="Resource 'db' is a lazy result of task 'load'"):
+        await lab.run(show(cs.inject(resource)))
+    assert closed == [kind]

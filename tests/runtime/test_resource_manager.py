@@ -1,4 +1,5 @@
 import asyncio
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -168,3 +169,11 @@ async def test_one_who_waits_where_nothing_is_limited_any_more_holds_up_nobody()
     assert not first.done()
     await manager.release({"gpu": 1})
     await first
+
+
+async def test_any_real_number_is_an_amount() -> None:
+    manager = ResourceManager({"cpu": Fraction(5, 2)})  # type: ignore[dict-item]
+    await manager.acquire({"cpu": Fraction(1, 2)})  # type: ignore[dict-item]
+    assert manager.usage == {"cpu": 0.5}
+    with pytest.raises(ValueError, match="must be a number from zero up, got a str"):
+        manager.set_capacity({"cpu": "hunter2"})  # type: ignore[dict-item]

@@ -96,3 +96,22 @@ async def test_a_consumer_that_does_not_run_leaves_its_branches_alone(lab: Lab) 
         await lab.run(target)
     assert "a" not in started(lab)
     assert ("a", "Pruned") in [(e.task_name, e.reason) for e in lab.of(TaskSkipped)]
+
+
+class Ambiguous:
+    """Has no truth value, as an array of several numbers has none."""
+
+    def __bool__(self) -> bool:
+        raise ValueError("the truth value is ambiguous")
+
+    def __repr__(self) -> str:
+        raise AssertionError("not for the engine")
+
+
+async def test_a_condition_without_a_truth_value_is_named(lab: Lab) -> None:
+    condition = cs.task(Ambiguous, name="ready")()
+    target = cs.task(lambda: 1, name="work")().run_if(condition)
+    with pytest.raises(
+        TypeError, match=r"Task 'work': .* condition 'ready', a Ambiguous, has no truth value: .*ambiguous"
+    ):
+        await lab.run(target)

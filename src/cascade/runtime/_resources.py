@@ -15,6 +15,7 @@ from cascade.runtime._run_context import RunContext, error_info
 from cascade.runtime.events import ResourceAcquired, ResourceEvent, ResourceReleased, ResourceSetupFailed
 from cascade.runtime.resolvers import add_resources, injected_defaults, injected_names
 from cascade.runtime.task_context import in_context
+from cascade.spec.nested import require_values
 from cascade.spec.resource import Inject
 
 logger = logging.getLogger(__name__)
@@ -224,16 +225,28 @@ class ResourceSetup:
 
 def _begin(name: str, generator: Any) -> Any:
     try:
-        return next(generator)
+        value = next(generator)
     except StopIteration:
         raise _no_yield(name) from None
+    try:
+        require_values(value, f"Resource '{name}' is")
+    except TypeError:
+        generator.close()
+        raise
+    return value
 
 
 async def _begin_async(name: str, generator: Any) -> Any:
     try:
-        return await anext(generator)
+        value = await anext(generator)
     except StopAsyncIteration:
         raise _no_yield(name) from None
+    try:
+        require_values(value, f"Resource '{name}' is")
+    except TypeError:
+        await generator.aclose()
+        raise
+    return value
 
 
 def _end(name: str, generator: Any) -> None:

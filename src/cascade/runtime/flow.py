@@ -196,7 +196,7 @@ def _reason_to_skip(edge: Edge, state: StateBackend) -> str | None:
     if edge.edge_type is EdgeType.ROUTER_ROUTE:
         return None
     if edge.edge_type is EdgeType.CONDITION:
-        return _condition_reason(edge.source.id, state)
+        return _condition_reason(edge, state)
     if state.get_skip_reason(edge.source.id) is not None:
         return "UpstreamSkipped_Data"
     route = None if edge.router is None else chosen_route(edge.router, state.get_result(edge.source.id))
@@ -205,12 +205,20 @@ def _reason_to_skip(edge: Edge, state: StateBackend) -> str | None:
     return None
 
 
-def _condition_reason(source_id: str, state: StateBackend) -> str | None:
-    if state.get_skip_reason(source_id) is not None:
+def _condition_reason(edge: Edge, state: StateBackend) -> str | None:
+    source = edge.source
+    if state.get_skip_reason(source.id) is not None:
         return "UpstreamSkipped_Condition"
-    if not state.has_result(source_id):
+    if not state.has_result(source.id):
         return "ConditionMissing"
-    return None if state.get_result(source_id) else "ConditionFalse"
+    value = state.get_result(source.id)
+    try:
+        return None if value else "ConditionFalse"
+    except Exception as error:
+        raise TypeError(
+            f"Task '{edge.target.name}': the value of its condition '{source.name}', a {type(value).__name__}, has no truth "
+            f"value: {error}"
+        ) from error
 
 
 def chosen_route(router: Router, value: Any) -> Any:

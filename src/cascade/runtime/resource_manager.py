@@ -5,6 +5,7 @@ import math
 from collections import defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 
 
 @dataclass(eq=False, slots=True)
@@ -165,6 +166,8 @@ class ResourceManager:
 
 
 def _amount(what: str, name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-        raise ValueError(f"{what} of resource '{name}' must be a number from zero up, got {value!r}")
-    return float(value)
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if isinstance(value, Real) and is_number and math.isfinite(value) and value >= 0:
+        return float(value)
+    shown = repr(value) if is_number else f"a {type(value).__name__}"
+    raise ValueError(f"{what} of resource '{name}' must be a number from zero up, got {shown}")
