@@ -166,8 +166,9 @@ class ResourceManager:
 
 
 def _amount(what: str, name: str, value: object) -> float:
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if isinstance(value, Real) and is_number and math.isfinite(value) and value >= 0:
-        return float(value)
-    shown = repr(value) if is_number else f"a {type(value).__name__}"
+    shown = f"a {type(value).__name__}"
+    if isinstance(value, Real) and not isinstance(value, bool):
+        if math.isfinite(amount := float(value)) and amount >= 0:
+            return amount
+        shown = repr(value)
     raise ValueError(f"{what} of resource '{name}' must be a number from zero up, got {shown}")
