@@ -46,8 +46,8 @@ def _do(options: argparse.Namespace) -> str:
     match options.command:
         case "build":
             prepare.install_go()
-            names = [options.program] if options.program else _PROGRAMS
-            return "\n".join(str(_PROGRAMS[name](_say)) for name in names)
+            paths = [_PROGRAMS[options.program](_say)] if options.program else build.everything(_say)
+            return "\n".join(map(str, paths))
         case "up":
             return up.up(options.folder, free_ports if options.free_ports else default_ports)
         case "down":

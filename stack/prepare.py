@@ -50,8 +50,7 @@ def servers() -> list[str]:
     problems = [f"{package.name} (Debian's package): {', '.join(package.tests)}" for package in programs.missing()]
     try:
         install_go()
-        for program in (build.collector, build.jaeger, build.compose_config):
-            program(say)
+        build.everything()
     except (CommandError, build.BuildError, OSError) as error:
         problems.append(f"the Collector, Jaeger and the reader of Compose files: {_TESTS_NEED_GO}\n    {error}")
     return problems
