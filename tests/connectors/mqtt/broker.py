@@ -13,11 +13,11 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from cascade.testing.mosquitto import MosquittoProcess, free_port
+from cascade.testing.mosquitto import MosquittoProcess
 from tests.servers import program
 from tests.waiting import HANG
 
-__all__ = ["Broker", "Listener", "Message", "free_port"]
+__all__ = ["Broker", "Listener", "Message"]
 
 
 class Broker(MosquittoProcess):

@@ -1,7 +1,6 @@
 """OtelConnector passes what all connectors pass, refuses bad settings, and takes any kind of collector."""
 
 import logging
-import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ import cascade as cs
 from cascade.connectors.otel import OtelConnector
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.testing import ConnectorConformance, Fault, OtlpReceiver
+from tests.connectors.otel import peers
 from tests.connectors.otel.tracing import Collector
 from tests.waiting import NEVER
 
@@ -22,17 +22,13 @@ def one() -> int:
 
 @pytest.fixture
 def refused() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{free.getsockname()[1]}"
+    return peers.refused()
 
 
 @pytest.fixture
 def black_hole() -> Iterator[str]:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(8)  # connections are accepted by the kernel, and never answered
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    with peers.black_hole() as endpoint:
+        yield endpoint
 
 
 class _Conformance(ConnectorConformance):
