@@ -113,6 +113,14 @@ async def test_after_success_the_first_error_of_a_teardown_is_raised(lab: Lab) -
     assert [later.error.message for later in lab.of(RunFinished)[0].later_errors] == ["one"]
 
 
+async def test_the_error_of_a_skipped_target_is_the_first_one(lab: Lab) -> None:
+    broken = cs.inject(resource("db", plain=True, error=OSError("rollback failed")))
+    no = cs.task(lambda: False, name="no")()
+    with pytest.raises(cs.DependencyMissingError) as raised:
+        await lab.run(use(broken, broken).run_if(no))
+    assert raised.value.__notes__ == ["Later, the teardown of resource 'db' failed: OSError: rollback failed"]
+
+
 @pytest.mark.parametrize("plain", [True, False])
 async def test_the_error_of_a_setup_wins_over_the_teardown_of_an_earlier_resource(plain: bool, lab: Lab) -> None:
     earlier = resource("earlier", plain=plain, error=OSError("rollback failed"))

@@ -170,10 +170,12 @@ class ResourceSetup:
                 raise
             except BaseException as caught:  # noqa: BLE001 - raised again, or a note, after the other resources
                 errors = [caught]
-        error = errors[-1] if errors else None
-        self._emit(ResourceReleased, name, start_ns, error, hold_start_ns=resource.hold_start_ns)
-        del error
-        return errors
+        try:
+            error = errors[-1] if errors else None
+            self._emit(ResourceReleased, name, start_ns, error, hold_start_ns=resource.hold_start_ns)
+            return errors
+        finally:
+            del error, errors  # the errors refer to this frame
 
     async def _tear_down_in_thread(self, resource: _Open) -> list[BaseException]:
         name = resource.name

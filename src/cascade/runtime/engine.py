@@ -167,11 +167,12 @@ class Engine:
         try:
             await resources.set_up(graph.nodes)
             await scheduler.run()
+            value = scheduler.value(_name_of(target))
         except BaseException as error:
             await resources.tear_down(error)
             raise
         await resources.tear_down(None)
-        return scheduler.value(_name_of(target))
+        return value
 
 
 async def _graph_of(target: Any) -> Graph:
