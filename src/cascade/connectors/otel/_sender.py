@@ -111,7 +111,8 @@ def _exchange(shared: Shared, transport: Transport, flight: Flight, body: bytes)
         try:
             reply = transport.send(body, _ask(shared, began))
         finally:
-            shared.is_probing = False
+            if shared.probe is flight:  # another may have been out since before the peer was dead
+                shared.probe = None
         with shared.lock:
             shared.peer.record(reply, began)
             shared.work.notify_all()
@@ -127,8 +128,8 @@ def _await_turn(shared: Shared, flight: Flight) -> bool:
     with shared.lock:
         while flight.is_wanted():
             left = shared.peer.next_try(is_flushing=bool(shared.flushes)) - time.monotonic()
-            if left <= 0 and not shared.is_probing:
-                shared.is_probing = shared.peer.is_dead
+            if left <= 0 and shared.probe is None:
+                shared.probe = flight if shared.peer.is_dead else None
                 return True
             shared.work.wait(left if left > 0 else None)
         return False

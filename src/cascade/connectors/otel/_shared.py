@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cascade.connectors.otel._batch import Entry
 from cascade.connectors.otel._peer import Peer
-from cascade.connectors.otel._store import Store
+from cascade.connectors.otel._store import Flight, Store
 from cascade.connectors.otel._tally import Tally
 from cascade.connectors.otel._transport import Transport
 
@@ -43,7 +43,7 @@ class Shared:
         self.flushes: list[tuple[float, float]] = []  # start and deadline of each that goes on
         self.is_urgent = False
         self.is_closed = False
-        self.is_probing = False  # somebody is asking a dead peer: one at a time is enough
+        self.probe: Flight | None = None  # the one that a dead peer is asked with: one at a time is enough
         self.senders: list[threading.Thread] = []
 
     def give_up(self, tally: Tally | None, before: float, reason: str) -> None:
