@@ -25,8 +25,7 @@ class Task(Generic[P, R]):
 
     `func` is read when the graph is built, so it may be replaced until then. `threaded` is True for a plain function that
     runs in a worker thread, False for the event loop, None for the executor's choice. A task that is defined in a class
-    is a method: `instance.method(x)` is the lazy result of the call with the instance. `is_generator` is True if the value
-    is a generator, which can be read once, and `is_replaced` if `func` has been replaced.
+    is a method: `instance.method(x)` is the lazy result of the call with the instance.
 
     Raises:
         TypeError: `func` cannot be called, or it holds a lazy result in a default or in a partial.
@@ -36,26 +35,25 @@ class Task(Generic[P, R]):
         if isinstance(func, Task):
             name, threaded, func = name or func.name, func.threaded if threaded is None else threaded, func.func
         require_function(func)
-        self._func = func
+        self.func: Callable[..., Any] = func
+        self._declared = self._checked = func
         self._check: Check | None = None
-        self.is_generator = makes_generators(func)
-        self.is_replaced = False
         self.name: str = name or str(getattr(func, "__name__", type(func).__name__))
         self.threaded: bool | None = threaded
 
     @property
-    def func(self) -> Callable[..., Any]:
-        return self._func
-
-    @func.setter
-    def func(self, func: Callable[..., Any]) -> None:
-        require_function(func)
-        self._func, self._check = func, None
-        self.is_generator, self.is_replaced = makes_generators(func), True
-
-    @property
     def is_async(self) -> bool:
         return inspect.iscoroutinefunction(self.func)
+
+    @property
+    def is_generator(self) -> bool:
+        """Whether the value is a generator, which can be read once."""
+        return makes_generators(self.func)
+
+    @property
+    def is_replaced(self) -> bool:
+        """Whether `func` is another function than at first: a call from before has to be checked again."""
+        return self.func is not self._declared
 
     @property
     def positional_only(self) -> tuple[str, ...]:
@@ -68,27 +66,28 @@ class Task(Generic[P, R]):
     def __get__(self: "Task[Concatenate[Any, Q], R]", instance: object, owner: type | None = None) -> "Task[Q, R]": ...
     def __get__(self, instance: object, owner: type | None = None) -> Any:
         """The task with the function as Python binds it to the instance."""
-        bind = getattr(type(self._func), "__get__", None)
-        function = self._func if bind is None else bind(self._func, instance, owner)
-        if function is self._func:
+        bind = getattr(type(self.func), "__get__", None)
+        function = self.func if bind is None else bind(self.func, instance, owner)
+        if function is self.func:
             return self
         bound: Task[..., R] = copy(self)
-        bound._func = function
-        if isinstance(function, MethodType) and function.__func__ is self._func:
-            bound._check = partial(self._checked(), instance)
+        bound.func = bound._declared = function
+        if isinstance(function, MethodType) and function.__func__ is self.func:
+            bound._check, bound._checked = partial(self._current_check(), instance), function
         return bound
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_check": None}  # it cannot be pickled, and is made again
 
-    def _checked(self) -> Check:
-        if self._check is None:
-            self._check = check_of(self._func, self.name)
+    def _current_check(self) -> Check:
+        if self._check is None or self._checked is not self.func:
+            require_function(self.func)
+            self._check, self._checked = check_of(self.func, self.name), self.func
         return self._check
 
     def check_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Raise TypeError if the function does not accept the arguments of a call."""
-        self._checked()(*args, **kwargs)
+        self._current_check()(*args, **kwargs)
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> LazyResult[R]:
         """Return the call as a lazy result. Each argument may also be a lazy result, a Router or an Inject.
@@ -96,7 +95,7 @@ class Task(Generic[P, R]):
         Raises:
             TypeError: The function does not accept the arguments, or an argument hides lazy results, as an iterator does.
         """
-        (self._check or self._checked())(*args, **kwargs)
+        self._current_check()(*args, **kwargs)
         require_visible(args, kwargs, self.name)
         return LazyResult(self, args, kwargs)
 
@@ -117,7 +116,7 @@ class Task(Generic[P, R]):
     def check_map(self, lists: Mapping[str, Any]) -> None:
         """Raise TypeError if the function does not accept one item of each list."""
         args = list(takewhile(lists.__contains__, self.positional_only))
-        self._checked()(*args, **{name: None for name in lists if name not in args})
+        self._current_check()(*args, **{name: None for name in lists if name not in args})
 
     def __repr__(self) -> str:
         return f"<Task {self.name}>"
