@@ -163,7 +163,6 @@ def test_without_a_terminal_the_width_is_100_and_colour_is_a_wish(
         ("✅\ufe0f", 2),
         ("🇩🇪", 2),
         ("각", 2),
-        ("\u1100\u1161\u11a8", 2),
     ],
 )
 def test_the_cells_of_wide_and_joined_characters(text: str, cells: int) -> None:

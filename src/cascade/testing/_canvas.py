@@ -79,7 +79,7 @@ def _cells(text: str) -> Iterator[int]:
     for char in text:
         if char == _EMOJI_STYLE and before == 1:
             before = 1  # makes an emoji of two cells of the character before
-        elif unicodedata.category(char) in {"Mn", "Me"} or _JOINED_JAMO[0] <= char <= _JOINED_JAMO[1]:
+        elif unicodedata.category(char) in {"Mn", "Me"}:
             before = 0
         else:
             before = 2 if unicodedata.east_asian_width(char) in {"W", "F"} else 1
@@ -87,5 +87,3 @@ def _cells(text: str) -> Iterator[int]:
 
 
 _EMOJI_STYLE = "\ufe0f"
-_JOINED_JAMO = "\u1160", "\u11ff"
-"""Vowels and final consonants of Hangul, which join the consonant before them."""
