@@ -173,7 +173,7 @@ def kinds(value: Any) -> Any:
 
 @cs.task(threaded=False)
 def collect(*args: Any, **kwargs: Any) -> Any:
-    return args, kwargs
+    return args, list(kwargs.items())
 
 
 @cs.task(threaded=False)

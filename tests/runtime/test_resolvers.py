@@ -65,6 +65,17 @@ async def test_keywords_of_digits_arrive_in_a_nested_run(lab: Lab) -> None:
     assert await lab.run(outer()) == (("a",), {"0": "b"})
 
 
+async def test_keywords_keep_their_order(lab: Lab) -> None:
+    @cs.task(threaded=False)
+    def order(*args: Any, **kwargs: Any) -> list[str]:
+        return list(kwargs)
+
+    expected = ["z", "0", "a", "m"]
+    assert await lab.run(order(z=1, **{"0": load(4)}, a=[load(1)], m=load(2))) == expected
+    assert await lab.run(order(load(1), 2, z=load(1), **{"0": 4}, a=load(1), m=2)) == expected
+    assert await lab.run(order.map(z=[1], **{"0": load([4])}, a=[load(1)], m=load([2]))) == [expected]
+
+
 async def test_a_factory_that_is_not_a_task_receives_them(lab: Lab) -> None:
     class Factory:
         name = "factory"

@@ -1,4 +1,5 @@
 import functools
+import inspect
 import operator
 import pickle
 from collections.abc import Callable, Iterator
@@ -202,6 +203,16 @@ def test_a_function_that_was_replaced_is_checked_when_the_graph_is_built() -> No
 def test_what_cannot_be_a_task_is_refused_when_it_is_declared(make: Callable[[], Any], text: str) -> None:
     with pytest.raises(TypeError, match=text):
         make()
+
+
+def test_a_task_shows_the_signature_and_the_documentation_of_its_function() -> None:
+    def documented(a: int, *, b: str = "") -> float:
+        """Return a number."""
+        return float(a)
+
+    task = cs.task(documented, name="other")
+    assert inspect.signature(task) == inspect.signature(documented)
+    assert (task.__doc__, task.name) == ("Return a number.", "other")
 
 
 def test_a_task_of_a_task_has_its_function() -> None:

@@ -80,8 +80,14 @@ class GraphBuilder:
         """Go on until the graph is complete, or has `limit` nodes; whether it is complete."""
         while self._open and len(self._nodes) < limit:
             lazy, node = self._open.pop()
-            for name, kind, value in _arguments(lazy):
+            arguments = _arguments(lazy)
+            for name, kind, value in arguments:
                 self._connect(node, name, kind, value)
+            if 0 < len(node.literal_inputs) < len(arguments) and len(arguments) - (node.positional or 0) > 1:
+                node.order = tuple(
+                    name if kind is ArgKind.POSITIONAL else key_of(name, node.positional or 0)
+                    for name, kind, _ in arguments
+                )
             if lazy._condition is not None:
                 self._edge(lazy._condition, node, "_condition", EdgeType.CONDITION)
             if lazy._constraints is not None:

@@ -33,7 +33,8 @@ class Node:
 
     A `param_spec` marks an input (a Param or an Env), which is not a task. `literal_inputs` has the literal arguments:
     positional ones by "0", "1", …, keywords by name (`cascade.graph.arguments` describes keywords made of digits).
-    `positional` is the number of positional arguments; None means that each key made of digits is a position.
+    `positional` is the number of positional arguments; None means that each key made of digits is a position. `order` has
+    the keys of all arguments in the order of the call, if literal and lazy keywords are mixed.
     """
 
     id: str
@@ -48,6 +49,7 @@ class Node:
     literal_inputs: dict[str, Any] = field(default_factory=dict)
     threaded: bool | None = None
     positional: int | None = None
+    order: tuple[str, ...] | None = None
 
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, Node) and self.id == other.id)

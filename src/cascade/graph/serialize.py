@@ -67,6 +67,7 @@ def _node_to_dict(node: Node) -> dict[str, Any]:
         "param_spec": _spec_to_dict(node.param_spec),
         "threaded": node.threaded,
         "positional": node.positional,
+        "order": None if node.order is None else list(node.order),
     }
     required = {"id": node.id, "name": node.name, "node_type": node.node_type, "literal_inputs": literals}
     return required | {key: value for key, value in optional.items() if value is not None}
@@ -86,6 +87,7 @@ def _node_from_dict(data: dict[str, Any]) -> Node:
         param_spec=_spec_from_dict(data.get("param_spec")),
         threaded=data.get("threaded"),
         positional=data.get("positional"),
+        order=tuple(data["order"]) if "order" in data else None,
     )
 
 

@@ -62,6 +62,8 @@ class ArgumentResolver:
                 inputs[edge.key] = self._value(edge, node)
             elif edge.edge_type is EdgeType.IMPLICIT:
                 nested.add(edge.key)
+        if node.order is not None:
+            inputs = {key: inputs[key] for key in node.order}
         for name in nested:
             inputs[name] = self._fill_in(inputs[name], node, name)
         return self.with_resources(node, inputs)

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from copy import copy
-from functools import partial
+from functools import partial, update_wrapper
 from itertools import takewhile
 from types import MethodType
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
@@ -36,6 +36,7 @@ class Task(Generic[P, R]):
             name, threaded, func = name or func.name, func.threaded if threaded is None else threaded, func.func
         require_function(func)
         self.func: Callable[..., Any] = func
+        update_wrapper(self, func, updated=())  # for help() and inspect.signature()
         self._declared = self._checked = func
         self._check: Check | None = None
         self.name: str = name or str(getattr(func, "__name__", type(func).__name__))
