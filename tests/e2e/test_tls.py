@@ -17,13 +17,15 @@ def certificates(tmp_path: Path) -> Path:
     """An authority, and what it has signed for the Collector and for a program that may send."""
     folder = tmp_path / "certificates"
     folder.mkdir()
-    (folder / "names").write_text("subjectAltName=DNS:localhost\n")
+    (folder / "names").write_text("subjectAltName=DNS:localhost\nauthorityKeyIdentifier=keyid\n")
     openssl = program("openssl")
 
     def call(command: str) -> None:
         subprocess.run([openssl, *command.split()], check=True, capture_output=True, cwd=folder)
 
-    call("req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=authority -keyout ca.key -out clients.pem")
+    # With what Python 3.13 demands of an authority, and of what it has signed.
+    usage = "-addext keyUsage=critical,keyCertSign,cRLSign"
+    call(f"req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=authority {usage} -keyout ca.key -out clients.pem")
     for name in ("server", "client"):
         call(f"req -newkey rsa:2048 -nodes -subj /CN={name} -keyout {name}.key -out {name}.csr")
         signing = f"-CA clients.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names -out {name}.pem"

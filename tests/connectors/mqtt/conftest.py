@@ -48,8 +48,10 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def run(command: str) -> None:
         subprocess.run([openssl, *command.split()], check=True, capture_output=True, cwd=folder)
 
-    run("req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=authority -keyout ca.key -out ca.pem")
-    (folder / "names").write_text("subjectAltName=DNS:localhost\n")
+    # With what Python 3.13 demands of an authority, and of what it has signed.
+    usage = "-addext keyUsage=critical,keyCertSign,cRLSign"
+    run(f"req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=authority {usage} -keyout ca.key -out ca.pem")
+    (folder / "names").write_text("subjectAltName=DNS:localhost\nauthorityKeyIdentifier=keyid\n")
     for name in ("server", "client"):
         run(f"req -newkey rsa:2048 -nodes -subj /CN={name} -keyout {name}.key -out {name}.csr")
         signing = f"-CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names -out {name}.pem"

@@ -482,6 +482,9 @@ options = ExportOptions.from_environment(endpoint=sys.argv[1], protocol=sys.argv
 os.environ.pop("GRPC_VERBOSITY", None)
 box = Outbox(lambda: open_transport(options), schedule_delay=600, exit_timeout=100)
 """
+QUIET_FORK = ("-W", "ignore:This process:DeprecationWarning")
+"""Python 3.12 and later warn of a fork beside threads."""
+
 FORK = """
 tally = box.tally()
 box.put(span("before"))
@@ -501,7 +504,7 @@ assert os.wait()[1] == 0
 def test_forks_and_exits(protocol: str, ending: str, expected: list[str]) -> None:
     program = PROGRAM + textwrap.dedent(ending)
     with peers.http_peer() if protocol != "grpc" else peers.grpc_peer() as peer:
-        command = [sys.executable, "-c", program, peer.endpoint, protocol]
+        command = [sys.executable, *QUIET_FORK, "-c", program, peer.endpoint, protocol]
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=HANG)
         assert (done.returncode, done.stderr) == (0, "")
         assert sorted(peers.names(peer.bodies)) == expected

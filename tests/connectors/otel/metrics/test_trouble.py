@@ -147,7 +147,9 @@ metrics = RunMetrics.own(RESOURCE, options)
 
 
 def program(code: str, endpoint: str, protocol: str) -> None:
-    command = [sys.executable, "-c", PROGRAM + textwrap.dedent(code), endpoint, protocol]
+    # Python 3.12 and later warn of a fork beside threads.
+    options = ["-W", "ignore:This process:DeprecationWarning"]
+    command = [sys.executable, *options, "-c", PROGRAM + textwrap.dedent(code), endpoint, protocol]
     environ = {**os.environ, "GRPC_VERBOSITY": "NONE"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False, env=environ)
     assert (done.returncode, done.stderr) == (0, "")
