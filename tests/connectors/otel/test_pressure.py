@@ -1,16 +1,20 @@
 """When spans come faster than they can be sent: new tasks wait for a live collector, and for no other."""
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 import cascade as cs
 from cascade.connectors.memory import MemoryConnector
-from cascade.connectors.otel import OtelConnector
+from cascade.connectors.otel import OtelConnector, _sender
+from cascade.connectors.otel._shared import Shared
+from cascade.connectors.otel._store import Flight
 from cascade.testing import Fault, OtlpReceiver
 from tests.connectors.otel import peers
 from tests.connectors.otel.tracing import warnings
+from tests.waiting import until_blocking
 
 ITEMS = 400
 BUFFER = 20_000
@@ -27,9 +31,23 @@ def flow() -> Any:
     return double.map(x=list(range(ITEMS)))
 
 
+def send_nothing_before(condition: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """No request goes out before the condition holds, however slow the tasks are beside the collector."""
+    await_turn = _sender._await_turn
+
+    def later(shared: Shared, flight: Flight) -> bool:
+        until_blocking(condition)
+        return await_turn(shared, flight)
+
+    monkeypatch.setattr(_sender, "_await_turn", later)
+
+
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
-def test_new_tasks_wait_for_a_collector_that_is_alive_but_slow(protocol: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_new_tasks_wait_for_a_collector_that_is_alive_but_slow(
+    protocol: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     beside = MemoryConnector()
+    send_nothing_before(lambda: any(p["body"].get("state") == "PENDING" for p in beside.payloads), monkeypatch)
     with OtlpReceiver() as receiver:
         receiver.fault = SLOW
         connector = OtelConnector(receiver.endpoint(protocol), protocol=protocol, max_buffer_bytes=BUFFER)
@@ -47,10 +65,14 @@ def test_new_tasks_wait_for_a_collector_that_is_alive_but_slow(protocol: str, ca
     assert root.attributes["cascade.run.tasks.held_back"] == len(held)
 
 
-def test_who_prefers_loss_does_not_wait(caplog: pytest.LogCaptureFixture) -> None:
+def test_who_prefers_loss_does_not_wait(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     with OtlpReceiver() as receiver:
         receiver.fault = SLOW
         connector = OtelConnector(receiver.http_endpoint, max_buffer_bytes=BUFFER, on_full="drop")
+        assert connector._tracing is not None
+        assert connector._tracing.route is not None
+        outbox = connector._tracing.route.outbox
+        send_nothing_before(lambda: outbox.report().lost, monkeypatch)
         cs.run(flow(), connector=connector, log_level="ERROR")
         spans = receiver.spans
     (warning,) = warnings(caplog)

@@ -12,6 +12,7 @@ from cascade.runtime.control.admission import Admission
 from cascade.runtime.control.constraint import Concurrency, Constraint, Pause, RateLimit, Scope
 from cascade.runtime.control.rules import Key
 from cascade.runtime.gates import Gates
+from tests.waiting import NEVER, until
 
 GLOBAL = Scope("global")
 A, B = Key(("r",), "a"), Key(("r",), "b")
@@ -184,7 +185,7 @@ async def test_lines_take_turns() -> None:
 
 
 async def test_what_holds_back_very_many_may_change_often_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cascade.runtime.control.admission.RETELL", 0.01)
+    monkeypatch.setattr("cascade.runtime.control.admission.RETELL", NEVER)
     monkeypatch.setattr("cascade.runtime.control.admission.RETELL_PAUSE", 0)
     admission = Admission()
     admission.put(limit(1))
@@ -201,10 +202,16 @@ async def test_what_holds_back_very_many_may_change_often_and_says_so_once(monke
             one.counted = True
             admission.leave(A)
     admission.put(pause())
-    await asyncio.sleep(0.1)
+    await settle()
     waiting = [one for one in starts if not one.has_started]
     assert waiting
-    assert all(one.by[-1] == "pause" and len(one.by) <= 30 for one in waiting)
+    assert all(one.by == ["concurrency"] for one in waiting)
+    (line,) = admission._lines.values()
+    assert line.retelling is not None
+    line.retelling.cancel()
+    admission._retell(line)  # as after RETELL
+    await until(lambda: all(len(one.by) > 1 for one in waiting))
+    assert all(one.by == ["concurrency", "pause"] for one in waiting)
     for constraint in (pause(), limit(1)):
         admission.remove(constraint)
     segments = await waiting[0].task
