@@ -35,7 +35,7 @@ def test_the_versions_of_python_are_those_of_the_classifiers() -> None:
 
 def test_an_interpreter_is_one_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A shim of pyenv's is on the PATH for each version, and fails where none is selected."""
-    real = sys._base_executable  # type: ignore[attr-defined]
+    real = sys._base_executable  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
     shim = tmp_path / "bin" / f"python{HERE}"
     shim.parent.mkdir()
     shim.write_text("#!/bin/sh\necho no such version selected; exit 127\n")

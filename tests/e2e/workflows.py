@@ -71,7 +71,7 @@ def report() -> Any:
 
 
 @cs.task
-def break_down(numbers: list[int]) -> int:
+def break_down(numbers: list[int]) -> list[int]:
     raise ValueError(f"cannot use {numbers}")
 
 

@@ -63,7 +63,7 @@ def test_the_selectors_edge_carries_the_router() -> None:
 
 
 def test_maps_are_one_node_with_their_policies() -> None:
-    target = add.map(x=[1, 2], y=one()).with_retry(2).with_constraints(cpu=one())
+    target = add.map(x=[1, 2], y=one()).with_retry(2).with_constraints(cpu=one())  # type: ignore[arg-type]
     graph = build_graph(target)
     node = graph.nodes[0]
     assert (node.name, node.node_type, node.retry_policy) == ("map(add)", "map", target._retry_policy)

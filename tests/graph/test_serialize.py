@@ -261,7 +261,7 @@ class Method:
 instance: Any = Method()
 
 
-def shadowed() -> None: ...
+def shadowed() -> None: ...  # pyright: ignore[reportRedeclaration]
 
 
 first_shadowed = shadowed

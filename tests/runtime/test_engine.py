@@ -70,7 +70,7 @@ async def test_a_failure_surfaces_as_it_was_raised_and_stops_the_run(lab: Lab) -
     error = LookupError("gone")
 
     @cs.task
-    async def fail() -> None:
+    async def fail() -> int:
         raise error
 
     with pytest.raises(LookupError) as caught:
@@ -98,7 +98,7 @@ async def test_the_first_failure_cancels_what_runs_and_waits_for_it(lab: Lab) ->
         raise ValueError("stop")
 
     with pytest.raises(ValueError, match="stop"):
-        await lab.run(add(slow(), fail()))
+        await lab.run(add(slow(), fail()))  # type: ignore[arg-type]
     assert stopped == [True]
     assert lab.of(TaskExecutionFinished, "slow")[0].status == "Cancelled"
 
@@ -119,7 +119,7 @@ async def test_a_failure_waits_for_threads_that_run(lab: Lab) -> None:
         raise ValueError("stop")
 
     with pytest.raises(ValueError, match="stop"):
-        await lab.run(add(slow(), fail()))
+        await lab.run(add(slow(), fail()))  # type: ignore[arg-type]
     assert ended == [True]
 
 

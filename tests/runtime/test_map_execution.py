@@ -38,7 +38,7 @@ async def test_unequal_lists_are_an_error_before_anything_runs(lab: Lab) -> None
 
 async def test_what_is_no_list_is_named(lab: Lab) -> None:
     with pytest.raises(TypeError, match="'x' must be a list, got int"):
-        await lab.run(double.map(x=cs.task(lambda: 5, name="five")()))
+        await lab.run(double.map(x=cs.task(lambda: 5, name="five")()))  # type: ignore[arg-type]
 
 
 async def test_items_have_events_of_their_own_under_the_tasks_name(lab: Lab) -> None:

@@ -57,18 +57,27 @@ plain(1, y=2)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 # A lazy result, a Router, an input or a resource stands for a value of any type; the other arguments are still checked.
 choice = cs.Router(asynchronous(1), {"1": named(1), "2": named(2)})
-assert_type(plain(asynchronous(1)), LazyResult[float])
-assert_type(total(named(1), "a", named(1), named(1), path=named(1)), LazyResult[int])
+some = cs.Param("some")
+assert_type(plain(total([1], "a")), LazyResult[float])
+assert_type(total(named(1), "a", some, some, path=some), LazyResult[int])
 assert_type(total(choice, label="a"), LazyResult[int])
 assert_type(total([1, plain(1)], label=cs.Param("label")), LazyResult[int])
-assert_type(total(named.map(x=named(1)), cs.Env("LABEL"), cs.inject("key")), LazyResult[int])
+assert_type(total(total.map(numbers=some), cs.Env("LABEL"), cs.inject("key")), LazyResult[int])
 
 total(named(1))  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 total(named(1), 5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 total(named(1), "a", mode="median")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 total(named(1), "a", nonsense=named(1))  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
+# The value of a lazy result has the type of the parameter, with the plugin for mypy; see docs/types.md.
+plain(asynchronous(1))  # type: ignore[arg-type]
+total(named.map(x=named(1)), asynchronous(1))  # type: ignore[arg-type]
+
 # Maps
+assert_type(total.map(numbers=[[1]], label=asynchronous.map(x=[1])), MappedLazyResult[int])
+plain.map(m=[1])  # type: ignore[call-arg]  # with the plugin for mypy
+plain.map(x=["1"])  # type: ignore[list-item]  # with the plugin for mypy
+plain.map(x=asynchronous(1))  # type: ignore[arg-type]  # with the plugin for mypy
 plain.map(x=5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 plain.map([1])  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 

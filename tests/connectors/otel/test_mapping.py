@@ -96,7 +96,7 @@ def test_a_task_is_a_child_whose_window_is_its_duration(collector: Collector) ->
 
 
 def test_an_attempt_is_a_child_of_its_task_where_retries_are_set(collector: Collector) -> None:
-    spans = collector.trace_of(add(flaky().with_retry(3), one()), fails=TypeError)
+    spans = collector.trace_of(add(flaky().with_retry(3), one()), fails=TypeError)  # type: ignore[arg-type]
     first, second = spans.named("flaky attempt")
     task = spans.one("flaky")
     assert {first.parent_span_id, second.parent_span_id} == {task.span_id}
@@ -263,7 +263,7 @@ def test_a_cancelled_runs_trace_is_complete(collector: Collector) -> None:
         await asyncio.Event().wait()
 
     async def cancelled() -> None:
-        run = asyncio.ensure_future(cs.run_async(add(forever()), connector=collector.connector(), log_level="ERROR"))
+        run = asyncio.ensure_future(cs.run_async(add(forever()), connector=collector.connector(), log_level="ERROR"))  # type: ignore[arg-type]
         await running.wait()
         run.cancel()
         await asyncio.wait({run})
@@ -337,12 +337,12 @@ def test_one_failure_of_an_item_is_one_error(collector: Collector) -> None:
 
 
 def test_a_map_that_cannot_start_is_an_error_of_its_own(collector: Collector) -> None:
-    spans = collector.trace_of(breaks.map(x=cs.task(lambda: 5, name="five")()), fails=TypeError)
+    spans = collector.trace_of(breaks.map(x=cs.task(lambda: 5, name="five")()), fails=TypeError)  # type: ignore[arg-type]
     assert outcome(spans.one("map(breaks)")) == ("error", "ERROR", "TypeError", None, ["exception"])
 
 
 def test_inputs_are_no_spans(collector: Collector) -> None:
-    spans = collector.trace_of(add(cs.Param("n", default=1), cs.Env("NOT_SET", default=1)))
+    spans = collector.trace_of(add(cs.Param("n", default=1), cs.Env("NOT_SET", default=1)))  # type: ignore[arg-type]
     assert {span.name for span in spans} == {"run add", "run.started", "add"}
 
 

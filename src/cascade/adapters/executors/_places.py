@@ -11,7 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-DEFAULT_PLACES = min(32, (getattr(os, "process_cpu_count", os.cpu_count)() or 1) + 4)
+DEFAULT_PLACES: int = min(32, (getattr(os, "process_cpu_count", os.cpu_count)() or 1) + 4)
 """As in `concurrent.futures`: plain functions mostly wait (for a disk, a server). Each thread that computes delays the
 event loop by up to 5 ms at a time, the interpreter's switch interval."""
 STALL = 1.0

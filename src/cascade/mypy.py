@@ -1,0 +1,112 @@
+"""A plugin for mypy: `plugins = ["cascade.mypy"]`. It checks the lists of `.map` and the values of lazy arguments.
+
+Both need a type for each parameter that is made of the parameter's type, which a `ParamSpec` cannot express.
+"""
+
+from collections.abc import Callable, Sequence
+
+from mypy.errorcodes import ARG_TYPE
+from mypy.maptype import map_instance_to_supertype
+from mypy.messages import format_type
+from mypy.nodes import ARG_NAMED_OPT, ARG_STAR, ARG_STAR2
+from mypy.plugin import CheckerPluginInterface, FunctionContext, MethodContext, MethodSigContext, Plugin
+from mypy.subtypes import is_subtype
+from mypy.typeops import get_all_type_vars
+from mypy.types import AnyType, FunctionLike, Instance, Overloaded, Parameters, Type, TypeOfAny, get_proper_type
+
+TASK = "cascade.spec.task.Task"
+LAZY = "cascade.spec.lazy_types.Lazy"
+
+
+class CascadePlugin(Plugin):
+    def get_function_hook(self, fullname: str) -> Callable[[FunctionContext], Type] | None:
+        return _task_of_overloads if fullname == f"{TASK.rpartition('.')[0]}.task" else None
+
+    def get_method_signature_hook(self, fullname: str) -> Callable[[MethodSigContext], FunctionLike] | None:
+        return _signature_of_map if fullname == f"{TASK}.map" else None
+
+    def get_method_hook(self, fullname: str) -> Callable[[MethodContext], Type] | None:
+        return {f"{TASK}.__call__": _check_call, f"{TASK}.map": _check_map}.get(fullname)
+
+
+def _task_of_overloads(context: FunctionContext) -> Type:
+    """A task of an overloaded function accepts all arguments: mypy has reduced the function to its first overload."""
+    task = get_proper_type(context.default_return_type)
+    given = get_proper_type(context.arg_types[0][0]) if context.arg_types[0] else None
+    if isinstance(task, Instance) and isinstance(given, Overloaded) and not given.is_type_obj():
+        some = AnyType(TypeOfAny.explicit)
+        anything = Parameters([some, some], [ARG_STAR, ARG_STAR2], [None, None], is_ellipsis_args=True)
+        return task.copy_modified(args=[anything, some])
+    return task
+
+
+def _signature_of_map(context: MethodSigContext) -> FunctionLike:
+    """A keyword for each parameter of the task, with the type Iterable of the parameter's type."""
+    signature, parameters = context.default_signature, _parameters_of(context.type)
+    if parameters is None or not _can_be_mapped(parameters):
+        return signature
+    return signature.copy_modified(
+        arg_names=parameters.arg_names,
+        arg_types=_iterables(parameters, context.api),
+        arg_kinds=[ARG_NAMED_OPT] * len(parameters.arg_names),
+    )
+
+
+def _check_call(context: MethodContext) -> Type:
+    parameters = _parameters_of(context.type)
+    if parameters is not None:
+        _check_lazy_arguments(context, parameters.arg_types)
+    return context.default_return_type
+
+
+def _check_map(context: MethodContext) -> Type:
+    parameters = _parameters_of(context.type)
+    if parameters is not None and _can_be_mapped(parameters):
+        _check_lazy_arguments(context, _iterables(parameters, context.api))
+    return context.default_return_type
+
+
+def _check_lazy_arguments(context: MethodContext, parameters: Sequence[Type]) -> None:
+    """Report each lazy result whose value has another type than the parameter."""
+    for expected, types, expressions in zip(parameters, context.arg_types, context.args, strict=False):
+        if get_all_type_vars(expected):
+            continue
+        for given, expression in zip(types, expressions, strict=True):
+            value = _value_of(given)
+            if value is not None and not is_subtype(value, expected):
+                options = context.api.options
+                text = f"a lazy result of {format_type(value, options)}, not of {format_type(expected, options)}"
+                context.api.fail(f"The argument is {text}", expression, code=ARG_TYPE)
+
+
+def _can_be_mapped(parameters: Parameters) -> bool:
+    """Whether `.map` has exactly one keyword for each parameter."""
+    return None not in parameters.arg_names and not {ARG_STAR, ARG_STAR2} & set(parameters.arg_kinds)
+
+
+def _iterables(parameters: Parameters, api: CheckerPluginInterface) -> list[Type]:
+    return [api.named_generic_type("typing.Iterable", [kind]) for kind in parameters.arg_types]
+
+
+def _parameters_of(kind: Type) -> Parameters | None:
+    task = _as(kind, TASK)
+    found = get_proper_type(task.args[0]) if task is not None and task.args else None
+    return found if isinstance(found, Parameters) and not found.is_ellipsis_args else None
+
+
+def _value_of(kind: Type) -> Type | None:
+    lazy = _as(kind, LAZY)
+    return lazy.args[0] if lazy is not None and lazy.args else None
+
+
+def _as(kind: Type, fullname: str) -> Instance | None:
+    """The type as the generic base class of that name, if it is an instance of one."""
+    proper = get_proper_type(kind)
+    if not isinstance(proper, Instance):
+        return None
+    base = next((info for info in proper.type.mro if info.fullname == fullname), None)
+    return map_instance_to_supertype(proper, base) if base is not None else None
+
+
+def plugin(_version: str) -> type[Plugin]:
+    return CascadePlugin
