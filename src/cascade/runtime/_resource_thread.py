@@ -96,14 +96,14 @@ class ResourceThread:
     """
 
     def __init__(self, context: Context) -> None:
-        self._context = context
+        self.context = context
         self._pool: ThreadPoolExecutor | None = None
 
     def submit(self, name: str, work: Callable[[], Any]) -> Step:
         """Queue a call, which runs even if the caller does not wait for it. `name` is for error texts."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="cascade-resource")
-        step = Step(name, work, self._context)
+        step = Step(name, work, self.context)
         self._pool.submit(step.run)
         return step
 

@@ -3,22 +3,32 @@
 import asyncio
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from contextvars import Token
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from cascade.graph.model import Node
+from cascade.runtime import task_context
 from cascade.runtime._outcome import add_note, result_of
-from cascade.runtime._resource_thread import GRACE, ResourceThread
+from cascade.runtime._resource_steps import begin, begin_async, end, end_async, end_if_begun
+from cascade.runtime._resource_thread import GRACE, ResourceThread, Step
 from cascade.runtime._run_context import RunContext, error_info
 from cascade.runtime.events import ResourceAcquired, ResourceEvent, ResourceReleased, ResourceSetupFailed
 from cascade.runtime.resolvers import add_resources, injected_defaults, injected_names
-from cascade.runtime.task_context import in_context
-from cascade.spec.nested import require_values
+from cascade.runtime.task_context import HasTask, TaskContext, in_context
 from cascade.spec.resource import Inject
+from cascade.telemetry.identity import setup_id, teardown_id
+from cascade.telemetry.limits import MAX_NAME_BYTES
+from cascade.telemetry.safe import text
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_Active = tuple[Token[HasTask | None], AbstractContextManager[None] | None]
 
 Providers = Mapping[str, Callable[..., Any]]
 
@@ -122,26 +132,27 @@ class ResourceSetup:
         return self._providers[name]
 
     async def _set_up_one(self, name: str) -> None:
-        function, start_ns, value = self._providers[name], self._run.clock.now_ns(), None
+        function, value, span = self._providers[name], None, self._span_of(name, "setup")
+        start_ns = span.start_ns
         args, kwargs = list[Any](), dict[str, Any]()
         try:
             add_resources(function, args, kwargs, self._run.resources)
             generator = function(*args, **kwargs)
             if is_async := inspect.isasyncgen(generator):
-                value = await in_context(self._context, _begin_async(name, generator))
+                value = await in_context(self._context, self._current(span, begin_async(name, generator)))
         except BaseException as error:
             self._failed(name, start_ns, error)
             raise
         if is_async:
             self._opened(name, generator, value, start_ns)
         else:
-            await self._set_up_in_thread(name, generator, start_ns)
+            await self._set_up_in_thread(name, generator, span)
 
-    async def _set_up_in_thread(self, name: str, generator: Any, start_ns: int) -> None:
-        step = self._thread.submit(f"setup of resource '{name}'", partial(_begin, name, generator))
-        is_over = await step.wait()
+    async def _set_up_in_thread(self, name: str, generator: Any, span: TaskContext) -> None:
+        is_over, step = await self._in_thread(f"setup of resource '{name}'", partial(begin, name, generator), span)
+        start_ns = span.start_ns
         if not is_over:
-            self._thread.submit(f"teardown of resource '{name}'", partial(_end_if_begun, name, generator)).abandon()
+            self._thread.submit(f"teardown of resource '{name}'", partial(end_if_begun, name, generator)).abandon()
             self._warn_of_stuck_thread(name, "setup")
         value, error, cancelled = step.take()
         first = error if cancelled is None else cancelled
@@ -159,34 +170,68 @@ class ResourceSetup:
 
     async def _tear_down_one(self, resource: _Open) -> list[BaseException]:
         """Tear down a resource and return its errors, a cancellation of this wait first."""
-        name, start_ns = resource.name, self._run.clock.now_ns()
+        name, span = resource.name, self._span_of(resource.name, "teardown")
         errors: list[BaseException] = []
         if not inspect.isasyncgen(resource.generator):
-            errors = await self._tear_down_in_thread(resource)
+            errors = await self._tear_down_in_thread(resource, span)
         else:
             try:
-                await in_context(self._context, _end_async(name, resource.generator))
+                await in_context(self._context, self._current(span, end_async(name, resource.generator)))
             except KeyboardInterrupt:  # a second Ctrl-C ends the process
                 raise
             except BaseException as caught:  # noqa: BLE001 - raised again, or a note, after the other resources
                 errors = [caught]
         try:
             error = errors[-1] if errors else None
-            self._emit(ResourceReleased, name, start_ns, error, hold_start_ns=resource.hold_start_ns)
+            self._emit(ResourceReleased, name, span.start_ns, error, hold_start_ns=resource.hold_start_ns)
             return errors
         finally:
             del error, errors  # the errors refer to this frame
 
-    async def _tear_down_in_thread(self, resource: _Open) -> list[BaseException]:
+    async def _tear_down_in_thread(self, resource: _Open, span: TaskContext) -> list[BaseException]:
         name = resource.name
-        step = self._thread.submit(f"teardown of resource '{name}'", partial(_end, name, resource.generator))
+        label, work = f"teardown of resource '{name}'", partial(end, name, resource.generator)
         if self._is_stuck:
-            step.abandon()
+            self._thread.submit(label, work).abandon()
             return []
-        if not await step.wait():
+        is_over, step = await self._in_thread(label, work, span)
+        if not is_over:
             self._warn_of_stuck_thread(name, "teardown")
         _, error, cancelled = step.take()
         return [found for found in (cancelled, error) if found is not None]
+
+    async def _in_thread(self, label: str, work: Callable[[], Any], span: TaskContext) -> tuple[bool, Step]:
+        """Run a step in the thread, and return whether it is over, and the step."""
+        context = self._thread.context
+        active = context.run(self._activate, span)
+        step = self._thread.submit(label, work)
+        is_over = await step.wait()
+        if is_over:  # else the thread is still in the context
+            context.run(self._deactivate, *active)
+        return is_over, step
+
+    async def _current(self, span: TaskContext, step: Coroutine[Any, Any, T]) -> T:
+        """Await a step of an async generator, with its span as the current one."""
+        active = self._activate(span)
+        try:
+            return await step
+        finally:
+            self._deactivate(*active)
+
+    def _span_of(self, name: str, step: str) -> TaskContext:
+        run, id_of = self._run, setup_id if step == "setup" else teardown_id
+        name_of_wire = text(name, MAX_NAME_BYTES)
+        start_ns = run.clock.now_ns()
+        return TaskContext(
+            run.run_id, id_of(name_of_wire), f"{name_of_wire} {step}", run.trace, start_ns=start_ns, kind="resource"
+        )
+
+    def _activate(self, span: TaskContext) -> _Active:
+        return task_context.enter(span), self._run.enter_span(span)
+
+    def _deactivate(self, token: Token[HasTask | None], active: AbstractContextManager[None] | None) -> None:
+        self._run.leave_span(active)
+        task_context.leave(token)
 
     def _warn_of_stuck_thread(self, name: str, step: str) -> None:
         self._is_stuck = True
@@ -223,63 +268,6 @@ class ResourceSetup:
             **more,
         )
         return end_ns
-
-
-def _begin(name: str, generator: Any) -> Any:
-    try:
-        value = next(generator)
-    except StopIteration:
-        raise _no_yield(name) from None
-    try:
-        require_values(value, f"Resource '{name}' is")
-    except TypeError:
-        generator.close()
-        raise
-    return value
-
-
-async def _begin_async(name: str, generator: Any) -> Any:
-    try:
-        value = await anext(generator)
-    except StopAsyncIteration:
-        raise _no_yield(name) from None
-    try:
-        require_values(value, f"Resource '{name}' is")
-    except TypeError:
-        await generator.aclose()
-        raise
-    return value
-
-
-def _end(name: str, generator: Any) -> None:
-    try:
-        next(generator)
-    except StopIteration:
-        return
-    generator.close()
-    raise _second_yield(name)
-
-
-async def _end_async(name: str, generator: Any) -> None:
-    try:
-        await anext(generator)
-    except StopAsyncIteration:
-        return
-    await generator.aclose()
-    raise _second_yield(name)
-
-
-def _end_if_begun(name: str, generator: Any) -> None:
-    if inspect.getgeneratorstate(generator) == inspect.GEN_SUSPENDED:
-        _end(name, generator)
-
-
-def _no_yield(name: str) -> RuntimeError:
-    return RuntimeError(f"Resource '{name}' did not yield: yield the resource exactly once")
-
-
-def _second_yield(name: str) -> RuntimeError:
-    return RuntimeError(f"Resource '{name}' yielded twice: yield the resource exactly once")
 
 
 def _injects(node: Node) -> Iterator[Inject]:

@@ -122,7 +122,10 @@ class Tracing(Protocol):
         ...
 
     def activate(self, task: TaskContext) -> AbstractContextManager[None]:
-        """Entered around each call of the task's function, in the context in which it runs."""
+        """Entered around each call of the task's function, in the context in which it runs.
+
+        Also entered around the setup and the teardown of a resource, whose `task.kind` is "resource".
+        """
         ...
 
 

@@ -17,7 +17,7 @@ _T = TypeVar("_T")
 class TaskContext:
     """The running task's identity. An executor that runs tasks elsewhere carries `traceparent` along.
 
-    `attempt` is 0 without a retry policy, else 1, 2, …. `start_ns` is the task's first RUNNING, `attempt_start_ns`
+    `kind` is "task", or "resource" for the setup or the teardown of a resource. `attempt` is 0 without a retry policy, else 1, 2, …. `start_ns` is the task's first RUNNING, `attempt_start_ns`
     that of this attempt, in nanoseconds since the Unix epoch.
     """
 
@@ -30,6 +30,7 @@ class TaskContext:
     map_index: int | None = None
     start_ns: int = 0
     attempt_start_ns: int = 0
+    kind: str = "task"
 
     @property
     def task(self) -> "TaskContext":

@@ -195,6 +195,51 @@ def test_a_resource_is_a_span_for_its_setup_and_one_for_its_teardown(collector: 
     assert teardown.attributes["cascade.resource.hold_seconds"] == (teardown.start_ns - setup.end_ns) / 1e9
 
 
+@pytest.mark.parametrize("shape", ["plain", "async"])
+def test_the_span_of_a_setup_or_teardown_is_current_in_its_code(collector: Collector, shape: str) -> None:
+    def mark(step: str) -> None:
+        trace.get_current_span().set_attribute("step", step)
+        with trace.get_tracer("mine").start_as_current_span(f"in {step}"):
+            task = cs.current_task()
+            assert task is not None
+            assert (task.kind, task.name) == ("resource", f"db {step}")
+
+    @cs.resource(name="db")
+    def plain() -> Iterator[int]:
+        mark("setup")
+        yield 1
+        mark("teardown")
+
+    @cs.resource(name="db")
+    async def coroutine() -> AsyncIterator[int]:
+        mark("setup")
+        yield 1
+        mark("teardown")
+
+    definition = plain if shape == "plain" else coroutine
+    spans = collector.trace_of(cs.task(lambda d=cs.inject(definition): cs.current_task(), name="use")())
+    for step in ("setup", "teardown"):
+        span, below = spans.one(f"db {step}"), spans.one(f"in {step}")
+        assert span.attributes["step"] == step
+        assert span.attributes["cascade.resource.result"] == "success"
+        assert below.parent_span_id == span.span_id
+        assert below.attributes["cascade.run.id"] == span.attributes["cascade.run.id"]
+    assert [span.name for span in spans if span.parent_span_id == spans.one("use").span_id] == []
+
+
+@pytest.mark.parametrize("detail", ["tasks", "run"])
+def test_without_its_span_a_resource_has_that_of_the_run(collector: Collector, detail: Any) -> None:
+    @cs.resource
+    def db() -> Iterator[int]:
+        with trace.get_tracer("mine").start_as_current_span("connect"):
+            yield 1
+
+    target = cs.task(lambda d=cs.inject(db): d, name="use")()
+    spans = collector.trace_of(target, connector=collector.connector(detail=detail))
+    assert spans.one("connect").parent_span_id == spans.one("run use").span_id
+    assert not [span for span in spans if span.name.startswith("db ")]
+
+
 def test_a_setup_that_fails_is_an_error_and_has_no_teardown(collector: Collector) -> None:
     @cs.resource
     def db() -> Iterator[int]:

@@ -29,7 +29,10 @@ class NoActivation:
 
 
 class SpanActivation:
-    """Makes the span of a task, or of its attempt, the current one; it ends with the task's message."""
+    """Makes the span of a task, of its attempt, or of a resource's setup or teardown the current one.
+
+    The span ends with the message of its end.
+    """
 
     __slots__ = ("_detail", "_metrics", "_run", "_span", "_task", "_token")
 
@@ -42,7 +45,8 @@ class SpanActivation:
         self._token: Token[Context] | None = None
 
     def __enter__(self) -> None:
-        self._metrics.entered()
+        if self._task.kind == "task":
+            self._metrics.entered()
         span = self._current()
         context = trace.set_span_in_context(span, otel_context.get_current())
         self._token = otel_context.attach(context if span is self._span else with_task(self._task, context))
@@ -50,7 +54,8 @@ class SpanActivation:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        self._metrics.left()
+        if self._task.kind == "task":
+            self._metrics.left()
         if self._span is not None:
             self._span.over()
         if self._token is not None:
@@ -58,7 +63,7 @@ class SpanActivation:
 
     def _current(self) -> Span:
         task, run = self._task, self._run
-        if self._detail == "run":
+        if self._detail == "run" or (self._detail == "tasks" and task.kind == "resource"):
             return run.root
         run.stands_in(task.trace_id)
         if not run.is_recording:

@@ -40,13 +40,15 @@ def _ids_around(context: Context | None) -> dict[str, AttributeValue]:
     parent = trace.get_current_span(context)
     task = parent.task if isinstance(parent, OfTask) else otel_context.get_value(_TASK, context)
     if isinstance(task, TaskContext):
+        if task.kind == "resource":
+            return {a.RUN_ID: task.run_id}
         return {a.RUN_ID: task.run_id, a.TASK_ID: task.task_id}
     found = (parent.attributes if isinstance(parent, ReadableSpan) else None) or {}
     return {key: found[key] for key in (a.RUN_ID, a.TASK_ID) if key in found}
 
 
 class TaskIds(SpanProcessor):
-    """Marks each span with the ids of the task in whose context it is started."""
+    """Marks each span with the ids of the run and the task, or the run of the resource, in whose context it starts."""
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         ids = _ids_around(parent_context)
