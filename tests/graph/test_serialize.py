@@ -264,10 +264,10 @@ instance: Any = Method()
 def shadowed() -> None: ...  # pyright: ignore[reportRedeclaration]
 
 
-first_shadowed = shadowed
+def other() -> None: ...
 
 
-def shadowed() -> None: ...  # type: ignore[no-redef]
+other.__qualname__ = "shadowed"
 
 
 def local() -> Any:
@@ -284,7 +284,7 @@ def local() -> Any:
         (functools.partial(plain, 1), "partial is another object"),
         (instance.method, r"Method\.method is another object"),
         (instance, "Method is another object"),
-        (first_shadowed, "shadowed is another object"),
+        (other, "shadowed is another object"),
         (Method().task.func, r"Method\.task is another object"),
     ],
 )

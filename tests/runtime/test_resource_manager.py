@@ -172,8 +172,11 @@ async def test_one_who_waits_where_nothing_is_limited_any_more_holds_up_nobody()
 
 
 async def test_any_real_number_is_an_amount() -> None:
-    manager = ResourceManager({"cpu": Fraction(5, 2)})  # type: ignore[dict-item]
-    await manager.acquire({"cpu": Fraction(1, 2)})  # type: ignore[dict-item]
+    capacity: dict[str, Any] = {"cpu": Fraction(5, 2)}
+    amounts: dict[str, Any] = {"cpu": Fraction(1, 2)}
+    wrong: dict[str, Any] = {"cpu": "hunter2"}
+    manager = ResourceManager(capacity)
+    await manager.acquire(amounts)
     assert manager.usage == {"cpu": 0.5}
     with pytest.raises(ValueError, match="must be a number from zero up, got a str"):
-        manager.set_capacity({"cpu": "hunter2"})  # type: ignore[dict-item]
+        manager.set_capacity(wrong)
