@@ -24,10 +24,11 @@ from cascade.runtime.events import (
     TaskSkipped,
     Wait,
 )
+from cascade.runtime.resolvers import secret_positions
 from cascade.spec import telemetry as wire
 from cascade.telemetry.identity import RUN, Place, setup_id, span_id, teardown_id, wait_id
 from cascade.telemetry.limits import MAX_CONTROL_EVENTS, MAX_ERROR_BYTES, MAX_LINKS, MAX_NAME_BYTES, MAX_STACK_BYTES
-from cascade.telemetry.redact import captured, redact_text
+from cascade.telemetry.redact import MASK, captured, redact_text
 from cascade.telemetry.safe import text
 
 EVENTS: dict[str, tuple[type[Event], ...]] = {
@@ -135,11 +136,17 @@ def _task_finished(event: TaskExecutionFinished, run: RunState) -> Draft:
     if event.max_attempts:
         metadata["max_attempts"] = event.max_attempts
     if "arguments" in run.capture and event.arguments:
-        metadata["arguments"] = captured(event.arguments)
+        metadata["arguments"] = captured(_without_secrets(event.arguments, event.callable_obj))
     if "results" in run.capture and succeeded:
         metadata["output"] = captured(event.output)
     state: wire.TaskState = "COMPLETED" if succeeded else "FAILED"
     return _task(event, run, state, metadata, (end_ns - start_ns) / 1e6, event.error)
+
+
+def _without_secrets(arguments: dict[str, Any], function: Any) -> dict[str, Any]:
+    """The arguments; those that are passed by position to a parameter with a secret's name are masked."""
+    secret = secret_positions(function)
+    return {key: MASK if key in secret else value for key, value in arguments.items()} if secret else arguments
 
 
 def _is_failure_of_an_item(event: TaskExecutionFinished) -> bool:

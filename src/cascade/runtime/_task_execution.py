@@ -346,6 +346,7 @@ class TaskExecution:
             start_ns=self.start_ns,
             end_ns=end_ns,
             arguments=self.arguments.inputs if self.arguments else None,
+            callable_obj=self.node.callable_obj,
             output=output,
             **self._standing(),
             **more,

@@ -190,7 +190,7 @@ class _TaskEnded(TaskEvent):
 
 @dataclass(frozen=True)
 class TaskExecutionFinished(_TaskEnded):
-    """`counts` are those of a map that has begun its items."""
+    """`counts` are those of a map that has begun its items. `callable_obj` is the function that had the arguments."""
 
     status: str = "Unknown"
     duration: float = 0.0
@@ -203,6 +203,7 @@ class TaskExecutionFinished(_TaskEnded):
     counts: MapCounts | None = None
     attempt_count: int = 0
     arguments: dict[str, Any] | None = field(default=None, compare=False, repr=False)
+    callable_obj: Any = field(default=None, compare=False, repr=False)
     output: Any = field(default=None, compare=False, repr=False)
 
 

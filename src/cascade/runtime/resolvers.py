@@ -15,6 +15,7 @@ from cascade.spec.nested import substitute
 from cascade.spec.protocols import StateBackend
 from cascade.spec.resource import Inject
 from cascade.spec.routing import Router
+from cascade.telemetry.redact import is_secret
 from cascade.telemetry.safe import safe
 
 
@@ -157,6 +158,12 @@ def injected_names(function: Any) -> Mapping[str, InjectedParameter]:
         for position, p in enumerate(_parameters(function))
         if type(p.default) is Inject
     }
+
+
+@hashable_cache
+def secret_positions(function: Any) -> frozenset[str]:
+    """Keys of the positional arguments whose parameters have the name of a secret."""
+    return frozenset(str(position) for position, p in enumerate(_parameters(function)) if is_secret(p.name))
 
 
 def injected_defaults(function: Any) -> Mapping[str, Inject]:

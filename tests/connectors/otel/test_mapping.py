@@ -426,6 +426,21 @@ def test_values_leave_only_where_asked_for_and_secrets_never(collector: Collecto
     assert "hunter2" not in str(list(spans))
 
 
+@pytest.mark.parametrize("threaded", [True, False])
+def test_a_secret_that_is_passed_by_position_is_masked(collector: Collector, threaded: bool) -> None:
+    def login(user: str, password: str, /, api_key: str = "") -> None: ...
+
+    login_task = cs.task(login, threaded=threaded)
+    password = cs.task(lambda: "hunter2", name="read")()
+    for target, expected in (
+        (login_task("me", password, "hunter2"), '{"0": "me", "2": "***", "1": "***"}'),
+        (login_task.map(user=["me"], password=["hunter2"]), '{"0": "me", "1": "***"}'),
+    ):
+        spans = collector.trace_of(target, connector=collector.connector(capture=["arguments"]))
+        assert spans.one("login").attributes["cascade.task.arguments"] == expected
+        assert "hunter2" not in str(list(spans))
+
+
 def test_attribute_values_are_cut(collector: Collector) -> None:
     def fail() -> None:
         raise ValueError("x" * 10_000)
