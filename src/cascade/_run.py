@@ -17,7 +17,7 @@ from cascade.messaging.bus import MessageBus as Messages
 from cascade.messaging.bus import bus as messaging_bus
 from cascade.messaging.renderer import CliRenderer, JsonRenderer, severity
 from cascade.runtime.bus import MessageBus
-from cascade.runtime.engine import Engine
+from cascade.runtime.engine import Engine, require_event_loop
 from cascade.runtime.events import RunFinished
 from cascade.runtime.protocols import Connector
 from cascade.runtime.subscribers import HumanReadableLogSubscriber, TelemetrySubscriber
@@ -99,7 +99,15 @@ async def run_async(
     resources: Iterable[ResourceDefinition] = (),
     max_workers: int | None = None,
 ) -> T:
-    """`run` inside a running event loop: in a notebook, in a web server. Signals stay the host's business."""
+    """Run a workflow inside a running asyncio event loop: in a notebook, in a web server. The arguments are those of `run`.
+
+    Signals are left to the host.
+
+    Raises:
+        RuntimeError: No asyncio event loop is running in this thread.
+        BaseException: See `run`.
+    """
+    require_event_loop("cs.run_async")
     work = PreparedRun(target, params, system_resources, log_level, log_format, connector, resources, max_workers)
     await work.perform()
     value: T = work.result()

@@ -1,6 +1,5 @@
 """`cs.subflow`: another file's workflow as a task of this one."""
 
-import asyncio
 import sys
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import module_from_spec
@@ -11,6 +10,7 @@ from uuid import uuid4
 
 from cascade.context import scoped
 from cascade.runtime.nested import run_nested
+from cascade.runtime.threads import in_thread
 from cascade.spec.lazy_types import LazyResult, MappedLazyResult
 from cascade.spec.task import task
 
@@ -24,7 +24,7 @@ async def subflow(path: str, target: str, params: dict[str, Any] | None = None) 
         ValueError: The file has no lazy result of that name.
     """
     with scoped():
-        module = await asyncio.to_thread(_load, path)
+        module = await in_thread(_load, path)
         try:
             return await run_nested(_target_of(module, target, path), params)
         finally:

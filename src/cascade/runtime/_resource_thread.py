@@ -2,17 +2,22 @@
 
 import asyncio
 import logging
+import queue
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
 from typing import Any
 
+from cascade.runtime.threads import start_thread
 from cascade.telemetry.safe import error_text
 
 logger = logging.getLogger(__name__)
 
 GRACE = 5.0
 """Seconds that a cancelled run waits for the step that the thread is in: a thread cannot be interrupted."""
+
+LOOK = 1.0
+"""Seconds after which an idle thread looks whether the interpreter is about to exit."""
 
 
 class Step:
@@ -97,17 +102,37 @@ class ResourceThread:
 
     def __init__(self, context: Context) -> None:
         self.context = context
-        self._pool: ThreadPoolExecutor | None = None
+        self._steps: queue.SimpleQueue[Step | None] = queue.SimpleQueue()
+        self._owner: threading.Thread | None = None
 
     def submit(self, name: str, work: Callable[[], Any]) -> Step:
         """Queue a call, which runs even if the caller does not wait for it. `name` is for error texts."""
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(1, thread_name_prefix="cascade-resource")
+        if self._owner is None:
+            start_thread(self._run, name="cascade-resource")
+            self._owner = threading.current_thread()
         step = Step(name, work, self.context)
-        self._pool.submit(step.run)
+        self._steps.put(step)
         return step
 
     def close(self) -> None:
         """End the thread after the steps that are queued."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=False)
+        if self._owner is not None:
+            self._steps.put(None)
+
+    def _run(self) -> None:
+        while True:
+            try:
+                step = self._steps.get(timeout=LOOK)
+            except queue.Empty:
+                if self._is_orphaned():
+                    return
+            else:
+                if step is None:
+                    return
+                step.run()
+                del step
+
+    def _is_orphaned(self) -> bool:
+        """Whether the interpreter is about to exit, and the run cannot end any more."""
+        owner = self._owner
+        return not threading.main_thread().is_alive() and (owner is None or owner.daemon or not owner.is_alive())

@@ -30,6 +30,7 @@ from cascade.runtime.protocols import Connector, Executor, Solver, StateBackend,
 from cascade.runtime.resource_manager import ResourceManager
 from cascade.runtime.state import InMemoryStateBackend
 from cascade.runtime.task_context import context_copier, current_task, current_work
+from cascade.runtime.threads import in_thread
 from cascade.spec.lazy_types import Lazy, MappedLazyResult
 from cascade.spec.resource import ResourceDefinition
 from cascade.telemetry.identity import RunTrace, SpanRef, parse_traceparent, part_size_from_environment, place_run
@@ -103,10 +104,12 @@ class Engine:
         """Run all that the target needs and return its value.
 
         Raises:
+            RuntimeError: No asyncio event loop is running in this thread.
             TypeError: The target is no lazy result.
             DependencyMissingError: The target was skipped.
             BaseException: What the first task that failed has raised, as it was raised.
         """
+        require_event_loop("Engine.run")
         graph = await _graph_of(target)
         nested = current_engine.get() is self
         run_id = str(uuid4())
@@ -162,7 +165,7 @@ class Engine:
         if len(graph.nodes) < LARGE:
             scheduler.prepare(self.solver)
         else:
-            await asyncio.to_thread(scheduler.prepare, self.solver)
+            await in_thread(scheduler.prepare, self.solver)
         resources = ResourceSetup(run, self._providers)
         try:
             await resources.set_up(graph.nodes)
@@ -175,10 +178,22 @@ class Engine:
         return value
 
 
+def require_event_loop(caller: str) -> None:
+    """Raise RuntimeError, with the name of the caller, unless an asyncio event loop is running in this thread."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise RuntimeError(
+            f"{caller} needs a running asyncio event loop, and this thread has none. Without an event loop, call "
+            "cs.run(...). In another kind of event loop, such as trio's, call cs.run in a thread: "
+            "`await trio.to_thread.run_sync(cs.run, target)`"
+        ) from None
+
+
 async def _graph_of(target: Any) -> Graph:
     builder = GraphBuilder(target)
     if not builder.run(limit=LARGE):
-        await asyncio.to_thread(builder.run)
+        await in_thread(builder.run)
     return builder.graph
 
 

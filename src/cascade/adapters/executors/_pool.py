@@ -11,12 +11,15 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context, copy_context
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cascade.adapters.executors._places import PlacePool, Share
+from cascade.runtime.threads import is_shutdown, start_thread
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 Watcher = Callable[["Call"], object]
 
@@ -127,16 +130,21 @@ class WorkerPool:
                 self._start_thread(call)
 
     def _start_thread(self, call: Call) -> None:
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(_UNLIMITED, thread_name_prefix="cascade-task")
         try:
-            self._threads.submit(self._work, [call])
-        except RuntimeError:
-            # The main thread has ended, and ThreadPoolExecutors with it. The interpreter still waits for other threads.
-            if threading.main_thread().is_alive():
-                call.claim()
+            self._executor().submit(self._work, [call])
+        except RuntimeError as error:
+            if is_shutdown(error):
+                start_thread(self._work, [call], name="cascade-task")
+            else:
+                call.claim()  # ThreadPoolExecutor has it in its queue, although it could not start a thread
                 raise
-            threading.Thread(target=self._work, args=([call],), name="cascade-task-late").start()
+
+    def _executor(self) -> "ThreadPoolExecutor":
+        if self._threads is None:
+            from concurrent.futures import ThreadPoolExecutor
+
+            self._threads = ThreadPoolExecutor(_UNLIMITED, thread_name_prefix="cascade-task")
+        return self._threads
 
     def _work(self, first: list[Call]) -> None:
         call: Call | None = first.pop()  # nothing keeps a call, and its value, after its end

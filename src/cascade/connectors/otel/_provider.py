@@ -7,11 +7,13 @@ from functools import partial
 from typing import Any
 
 from opentelemetry import trace
+from opentelemetry.sdk import resources
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, Tracer, TracerProvider
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBased, ParentBasedTraceIdRatio, StaticSampler, TraceIdRatioBased
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.sdk.version import __version__ as sdk_version
 
 from cascade.connectors.otel._batch import encode
 from cascade.connectors.otel._below import TaskIds, mark_spans_of
@@ -22,6 +24,7 @@ from cascade.connectors.otel._outbox import CAPACITY, Outbox
 from cascade.connectors.otel._routes import Route, RoutingProcessor
 from cascade.connectors.otel._scope import SCOPE, scope_version
 from cascade.connectors.otel._transport import open_transport, prepare
+from cascade.runtime.threads import is_shutdown
 from cascade.telemetry import attributes as a
 from cascade.telemetry.topics import source
 
@@ -143,9 +146,24 @@ def _exporters(environ: Mapping[str, str]) -> set[str]:
 
 def _resource(environ: Mapping[str, str]) -> Resource:
     """`Resource.create` reads OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES, and lets its arguments win over them."""
-    named = Resource.create()
+    named = _detected()
     ours = {a.SERVICE_NAME: "cascade", a.SERVICE_VERSION: scope_version(), a.SERVICE_INSTANCE_ID: source()}
     given = environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
     if environ.get("OTEL_SERVICE_NAME"):
         del ours[a.SERVICE_NAME]
     return named.merge(Resource({key: value for key, value in ours.items() if f"{key}=" not in given.replace(" ", "")}))
+
+
+def _detected() -> Resource:
+    """`Resource.create`. It needs a ThreadPoolExecutor: without, the environment's attributes and those of the SDK."""
+    try:
+        return Resource.create()
+    except RuntimeError as error:
+        if not is_shutdown(error):
+            raise
+    sdk = {
+        resources.TELEMETRY_SDK_LANGUAGE: "python",
+        resources.TELEMETRY_SDK_NAME: "opentelemetry",
+        resources.TELEMETRY_SDK_VERSION: sdk_version,
+    }
+    return Resource(sdk).merge(resources.OTELResourceDetector().detect())

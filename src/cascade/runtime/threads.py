@@ -1,0 +1,50 @@
+"""Threads for runs in a thread that outlives the main thread.
+
+When the main thread ends, `concurrent.futures` stops: no ThreadPoolExecutor starts a call, and `asyncio.to_thread` fails.
+The interpreter still waits for all other threads that are no daemons, and threads can be started until they have ended.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from contextvars import copy_context
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def is_shutdown(error: RuntimeError) -> bool:
+    """Whether Python raised the error because the main thread, or the interpreter, has ended."""
+    return "shutdown" in str(error)
+
+
+def start_thread(target: Callable[..., object], *args: Any, name: str) -> threading.Thread:
+    """Start a thread that is no daemon.
+
+    Raises:
+        RuntimeError: No thread can be started.
+    """
+    thread = threading.Thread(target=target, args=args, name=name, daemon=False)
+    try:
+        thread.start()
+    except RuntimeError as error:
+        if is_shutdown(error):
+            raise RuntimeError(
+                "A plain function cannot run in a thread any more, because the interpreter is shutting down. Join the "
+                "threads that call cs.run before the main thread ends, or declare the tasks as `async def` or with "
+                "`@cs.task(threaded=False)`"
+            ) from error
+        raise
+    return thread
+
+
+async def in_thread(function: Callable[..., T], *args: Any) -> T:
+    """Call a function in a thread, as `asyncio.to_thread`. After the main thread's end, call it in this thread."""
+    context = copy_context()
+    try:
+        call = asyncio.get_running_loop().run_in_executor(None, context.run, function, *args)
+    except RuntimeError as error:
+        if not is_shutdown(error):
+            raise
+        return function(*args)
+    return await call

@@ -1,0 +1,190 @@
+"""Runs in a thread that outlives the main thread, and without an asyncio event loop."""
+
+import subprocess
+import sys
+import textwrap
+from typing import Any
+
+import pytest
+
+import cascade as cs
+from cascade.adapters.executors.local import LocalExecutor
+from cascade.adapters.solvers.native import NativeSolver
+from cascade.runtime.bus import MessageBus
+from cascade.runtime.engine import Engine
+from cascade.runtime.threads import is_shutdown, start_thread
+from cascade.testing.mosquitto import free_port
+from tests.extras import needs
+from tests.waiting import HANG
+
+NO_THREADS_LATE = sys.version_info[:2] == (3, 12)
+"""Python 3.12 starts no thread once the main thread has ended, although it waits for the other threads."""
+REFUSAL = "Join the threads that call cs.run before the main thread ends"
+
+PREAMBLE = """
+import sqlite3, sys, threading
+import cascade as cs
+main, got = threading.main_thread(), []
+
+@cs.task
+def double(x): return 2 * x
+
+@cs.task
+def total(*xs): return sum(xs)
+
+@cs.resource
+def db():
+    connection = sqlite3.connect(":memory:")
+    yield connection
+    connection.close()  # sqlite3 refuses that in another thread than the one of the setup
+    print("closed", flush=True)
+
+@cs.task
+def version(db=cs.inject(db)): return db is not None
+
+def ends_after_main():
+    main.join()
+    try:
+        print("value", late(), flush=True)
+    except RuntimeError as error:
+        print("refused", error, flush=True)
+        if "shutdown" not in str(error) and "shutting down" not in str(error): raise
+"""
+
+
+def _late(body: str) -> str:
+    """Output of a program whose function `late` runs after the end of the main thread, in another thread."""
+    start = "threading.Thread(target=ends_after_main).start()"
+    code = "\n".join([PREAMBLE, textwrap.dedent(body), start])
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, check=False, text=True, timeout=HANG)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("body", "want"),
+    [
+        ("late = lambda: cs.run(double.map(x=[1, 2, 3]), log_level='ERROR')", "value [2, 4, 6]\n"),
+        ("late = lambda: cs.run(total(*[double(i) for i in range(2500)]), log_level='ERROR')", "value 6247500\n"),
+        ("late = lambda: cs.run(version(), log_level='ERROR')", "closed\nvalue True\n"),
+        (
+            """
+            @cs.task
+            def nested(n): return n and 1 + cs.run(nested(n - 1), log_level="ERROR", max_workers=1)
+            late = lambda: cs.run(nested.map(n=[3] * 20), log_level="ERROR")
+            """,
+            f"value {[3] * 20}\n",
+        ),
+        (
+            """
+            cs.run(version(), log_level="ERROR")
+            late = lambda: cs.run(version(), log_level="ERROR")
+            """,
+            "closed\nclosed\nvalue True\n",
+        ),
+    ],
+    ids=["map", "large graph", "resource", "nested", "not the first run"],
+)
+def test_a_run_works_in_a_thread_that_outlives_the_main_thread(body: str, want: str) -> None:
+    got = _late(body)
+    assert got == want or (NO_THREADS_LATE and REFUSAL in got)
+
+
+def test_a_run_ends_although_the_main_thread_has_ended_meanwhile() -> None:
+    got = _late(
+        """
+        @cs.task
+        def wait(x, db=cs.inject(db)):
+            main.join()
+            return x
+
+        def ends_after_main():
+            try:
+                print("value", cs.run(double(wait(1)), log_level="ERROR"), flush=True)
+            except RuntimeError as error:
+                print("refused", error, flush=True)
+        """
+    )
+    assert got == "closed\nvalue 2\n" or (NO_THREADS_LATE and REFUSAL in got)
+
+
+def test_coroutines_and_functions_in_the_loop_need_no_thread() -> None:
+    got = _late(
+        """
+        @cs.task
+        async def one(): return 1
+        add = cs.task(lambda a, b: a + b, threaded=False, name="add")
+        late = lambda: cs.run(add(one(), one()), log_level="ERROR")
+        """
+    )
+    assert got == "value 2\n"
+
+
+@needs("otel")
+@pytest.mark.parametrize("early", [True, False])
+def test_a_late_run_may_have_a_connector(early: bool) -> None:
+    make = f"OtelConnector('http://127.0.0.1:{free_port()}', flush_timeout=0.1)"
+    got = _late(
+        f"""
+        from cascade.connectors.otel import OtelConnector
+        made = {make if early else None}
+        late = lambda: cs.run(double.map(x=[1, 2]), connector=made or {make}, log_level="ERROR")
+        """
+    )
+    assert got == "value [2, 4]\n" or (NO_THREADS_LATE and REFUSAL in got)
+
+
+@needs("otel")
+def test_a_late_connector_has_the_resource_attributes_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test")
+    got = _late(
+        """
+        from cascade.connectors.otel._provider import _resource
+        def late():
+            import os
+            found = _resource(os.environ).attributes
+            return [found[name] for name in ("deployment.environment.name", "service.name", "telemetry.sdk.name")]
+        """
+    )
+    assert got == "value ['test', 'cascade', 'opentelemetry']\n"
+
+
+def test_a_daemon_thread_with_a_run_does_not_hold_up_the_exit() -> None:
+    """Its resource would be torn down at the end of a run that does not come."""
+    got = _late(
+        """
+        running = threading.Event()
+        @cs.task
+        async def for_ever(db=cs.inject(db)):
+            import asyncio
+            running.set()
+            await asyncio.Event().wait()
+        threading.Thread(target=lambda: cs.run(for_ever(), log_level="ERROR"), daemon=True).start()
+        running.wait()
+        late = lambda: "others end"
+        """
+    )
+    assert got == "value others end\n"
+
+
+def test_a_thread_that_cannot_start_is_an_error_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(_: Any) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr("threading.Thread.start", start)
+    with pytest.raises(RuntimeError, match=REFUSAL) as caught:
+        start_thread(print, name="never")
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    assert is_shutdown(caught.value.__cause__)
+
+
+@pytest.mark.parametrize("caller", ["cs.run_async", "Engine.run"])
+def test_without_an_asyncio_event_loop_the_error_names_cs_run_in_a_thread(caller: str) -> None:
+    target = cs.task(lambda: 1, name="one")()
+    engine = Engine(NativeSolver(), LocalExecutor(), MessageBus())
+    run: Any = cs.run_async(target) if caller == "cs.run_async" else engine.run(target)
+    with pytest.raises(RuntimeError, match=r"needs a running asyncio event loop") as caught:
+        run.send(None)  # as trio does, or IPython with `%autoawait off`
+    assert caller in str(caught.value)
+    assert "call cs.run in a thread" in str(caught.value)
