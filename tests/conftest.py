@@ -1,20 +1,17 @@
 """Fixtures of all tests: no variable of the caller leaks in, and the speed of the machine decides nothing."""
 
-import importlib
 import logging
 import os
 import signal
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests import extras
+from tests.limits import out_of_reach
 from tests.progress import Progress
-from tests.waiting import HANG
 
 _BY_CHANCE = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 """Health checks that depend on the speed of the machine, or on the examples that chance draws."""
@@ -27,26 +24,6 @@ logging.getLogger("asyncio").addFilter(lambda record: not str(record.msg).starts
 # A shell ignores SIGINT for the jobs in its background, and so would the programs that tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-_LIMITS = {
-    "cascade.runtime.lane": ("PATIENCE",),
-    "cascade.runtime._connection": ("CONNECT_TIMEOUT", "DISCONNECT_TIMEOUT"),
-    "cascade.runtime.control.control": ("SUBSCRIBE_TIMEOUT",),
-    "cascade.runtime.subscribers": ("TelemetrySubscriber.drain_timeout",),
-    "cascade.connectors.fanout": ("FanoutConnector.drain_timeout",),
-    "cascade.connectors.mqtt._peer": ("PATIENCE",),
-    "cascade.connectors.mqtt._link": ("CONNECT_TIMEOUT",),
-    "cascade.connectors.mqtt._flush": ("GOODBYE",),
-    "cascade.connectors.mqtt._presence": ("GOODBYE",),
-    "cascade.connectors.mqtt._retained": ("SUBSCRIBE_TIMEOUT",),
-    "cascade.connectors.mqtt._suspects": ("SOON",),
-    "cascade.connectors.mqtt._client_id": ("SOON",),
-    "cascade.connectors.mqtt.connector": ("MqttConnector.flush_timeout",),
-    "cascade.connectors.otel._peer": ("STRANGER_PATIENCE", "LONGEST_WAIT", "DEAD_PATIENCE"),
-    "cascade.connectors.otel.metrics._exporter": ("DEAD_PATIENCE",),
-    "cascade.connectors.otel.connector": ("OtelConnector.flush_timeout",),
-}
-"""Seconds after which the product gives something up: a constant of the module, or the default of an argument."""
 
 # gRPC reads it when it is imported, and then tells of every connection that a test cuts.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
@@ -70,15 +47,6 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     ]
 
 
-@cache
-def _module(name: str) -> ModuleType | None:
-    """None if its extra is not installed."""
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        return None
-
-
 @pytest.fixture(autouse=True)
 def limits() -> Iterator[pytest.MonkeyPatch]:
     """The product's limits of time are out of reach, so that a live peer stays alive on a loaded machine.
@@ -86,14 +54,7 @@ def limits() -> Iterator[pytest.MonkeyPatch]:
     A test with a peer that falls silent calls `limits.undo()` when it does, or sets a limit by `limits.setattr`.
     """
     with pytest.MonkeyPatch.context() as patch:
-        for name, found in _LIMITS.items():
-            module = _module(name)
-            for limit in found if module else ():
-                owner, _, argument = limit.partition(".")
-                if argument:
-                    patch.setitem(getattr(module, owner).__init__.__kwdefaults__, argument, HANG)
-                else:
-                    patch.setattr(module, limit, HANG)
+        out_of_reach(patch)
         yield patch
 
 

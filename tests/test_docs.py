@@ -25,6 +25,8 @@ def code_of(page: Path) -> str:
 def test_its_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "test_page.py"
     script.write_text(code_of(page), encoding="utf-8")
+    (tmp_path / "conftest.py").write_text("from tests.limits import out_of_reach\n\nout_of_reach()\n", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     with OtlpReceiver() as receiver:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
         # A process of its own: pages set the process-wide tracer provider. Test classes on a page are run, too.

@@ -287,6 +287,9 @@ PROGRAM = """
 import asyncio, os, time
 import cascade as cs
 from cascade.connectors.otel import OtelConnector
+from tests.limits import out_of_reach
+
+out_of_reach()
 
 @cs.task
 async def waits():
@@ -314,7 +317,11 @@ def test_signals_leave_a_complete_trace(number: int, code: int, tmp_path: Path) 
         script = tmp_path / "program.py"
         script.write_text(PROGRAM.replace("ENDPOINT", receiver.http_endpoint))
         process = subprocess.Popen(
-            [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ
+            [sys.executable, str(script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
         )
         assert process.stdin is not None
         assert process.stdout is not None

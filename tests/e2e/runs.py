@@ -7,13 +7,11 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from stack.build import ROOT
 from tests.waiting import NEVER
-
-_SCRIPT = Path(__file__).with_name("workflows.py")
 
 
 class Run:
@@ -24,7 +22,8 @@ class Run:
 
     def __init__(self, environment: Mapping[str, str], name: str, *arguments: object) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, str(_SCRIPT), name, *map(str, arguments)],
+            [sys.executable, "-m", "tests.e2e.workflows", name, *map(str, arguments)],
+            cwd=ROOT,
             env={**os.environ, **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""Workflows that the end-to-end tests run in processes of their own: `python workflows.py NAME [ARGUMENTS]`.
+"""Workflows that the end-to-end tests run in processes of their own: `python -m tests.e2e.workflows NAME [ARGUMENTS]`.
 
 The last line on stdout is JSON: the ids of the run, and its value or error. A workflow that is to be disturbed says so
 in a line and goes on when it gets one on stdin.
@@ -16,6 +16,7 @@ from opentelemetry import trace
 import cascade as cs
 from cascade.providers.shell import shell
 from cascade.testing import MemoryConnector
+from tests.limits import out_of_reach
 
 
 @cs.task
@@ -142,15 +143,12 @@ WORKFLOWS: dict[str, Callable[..., Any]] = {
 }
 
 
-FLUSH_TIMEOUT = 30.0
-"""Seconds: tests on a busy machine wait for what users would not."""
-
-
 def main(name: str, *arguments: str) -> None:
+    out_of_reach()
     beside, said = MemoryConnector(), dict[str, Any]()
-    connectors: list[Any] = [cs.OtelConnector(flush_timeout=FLUSH_TIMEOUT), beside]
+    connectors: list[Any] = [cs.OtelConnector(), beside]
     if os.environ.get("CASCADE_MQTT_URL"):
-        connectors.append(cs.MqttConnector.from_url(os.environ["CASCADE_MQTT_URL"], flush_timeout=FLUSH_TIMEOUT))
+        connectors.append(cs.MqttConnector.from_url(os.environ["CASCADE_MQTT_URL"]))
     try:
         said["value"] = cs.run(
             WORKFLOWS[name](*arguments), system_resources={"slot": 1}, connector=connectors, log_level="WARNING"

@@ -393,12 +393,13 @@ def test_a_worker_that_is_killed_is_known_to_be_gone(shared_broker: Broker, list
 
 LEAVER = """
 import asyncio, sys
-from cascade.connectors.mqtt import MqttConnector, _peer
+from cascade.connectors.mqtt import MqttConnector
+from tests.limits import out_of_reach
 
-_peer.PATIENCE = 100.0
+out_of_reach()
 
 async def main():
-    connector = MqttConnector("127.0.0.1", int(sys.argv[1]), flush_timeout=100)
+    connector = MqttConnector("127.0.0.1", int(sys.argv[1]))
     await connector.connect()
     await connector.publish(sys.argv[2], {"seq": 1}, 1)
     sys.exit(3)

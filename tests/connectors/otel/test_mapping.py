@@ -533,7 +533,9 @@ import http.client, socket
 from opentelemetry import context, trace
 import cascade as cs
 from cascade.connectors.otel import OtelConnector
+from tests.limits import out_of_reach
 
+out_of_reach()
 # As instrumentation does it: a span for each connection, unless it is suppressed.
 original = socket.socket.connect
 def connect(self, address):

@@ -474,6 +474,9 @@ from opentelemetry.trace import SpanContext
 from cascade.connectors.otel._options import ExportOptions
 from cascade.connectors.otel._outbox import Outbox
 from cascade.connectors.otel._transport import open_transport
+from tests.limits import out_of_reach
+
+out_of_reach()
 
 def span(name):
     return ReadableSpan(name, SpanContext(1, 1, False), start_time=1, end_time=2)

@@ -184,6 +184,8 @@ def test_the_exit_and_a_fork_lose_nothing(way: str, receiver: OtlpReceiver) -> N
         from cascade.connectors.otel._options import ExportOptions
         from cascade.connectors.otel.logs import RunLogs
         from tests.connectors.otel.logs.conftest import RUN, inside
+        from tests.limits import out_of_reach
+        out_of_reach()
         options = ExportOptions.from_environment(endpoint={receiver.http_endpoint!r}, signal="logs", environ={{}})
         logs = RunLogs(Resource({{}}), options)
         logs.attach(RUN)

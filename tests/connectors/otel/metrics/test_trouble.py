@@ -140,16 +140,27 @@ from tests.connectors.otel.metrics.exports import RESOURCE
 from cascade.connectors.otel._options import ExportOptions
 from cascade.connectors.otel._tally import FlushReport
 from cascade.connectors.otel.metrics import RunMetrics
+from tests.limits import out_of_reach
 
+if "live" in sys.argv:
+    out_of_reach()
 options = ExportOptions.from_environment(endpoint=sys.argv[1], protocol=sys.argv[2], signal="metrics")
 metrics = RunMetrics.own(RESOURCE, options)
 """
 
 
-def program(code: str, endpoint: str, protocol: str) -> None:
+def program(code: str, endpoint: str, protocol: str, *, is_live: bool = True) -> None:
     # Python 3.12 and later warn of a fork beside threads.
     options = ["-W", "ignore:This process:DeprecationWarning"]
-    command = [sys.executable, *options, "-c", PROGRAM + textwrap.dedent(code), endpoint, protocol]
+    command = [
+        sys.executable,
+        *options,
+        "-c",
+        PROGRAM + textwrap.dedent(code),
+        endpoint,
+        protocol,
+        *(["live"] if is_live else []),
+    ]
     environ = {**os.environ, "GRPC_VERBOSITY": "NONE"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False, env=environ)
     assert (done.returncode, done.stderr) == (0, "")
@@ -197,9 +208,9 @@ def test_what_is_left_at_the_processs_end_is_sent(collector: Collector, clean: O
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 def test_a_process_with_a_dead_collector_ends(protocol: str) -> None:
-    program("metrics.publish(messages.task())", peers.refused(), protocol)
+    program("metrics.publish(messages.task())", peers.refused(), protocol, is_live=False)
     with peers.black_hole() as endpoint:
-        program("metrics.publish(messages.task())", endpoint, protocol)
+        program("metrics.publish(messages.task())", endpoint, protocol, is_live=False)
 
 
 def test_the_sdks_metrics_are_imported_by_the_first_export(collector: Collector) -> None:

@@ -1,0 +1,54 @@
+"""The product's limits of time, moved out of reach: a live peer stays alive on a loaded machine.
+
+A program that a test starts calls `out_of_reach()` first.
+"""
+
+import importlib
+from functools import cache
+from types import ModuleType
+
+import pytest
+
+from tests.waiting import HANG
+
+_LIMITS = {
+    "cascade.runtime.lane": ("PATIENCE",),
+    "cascade.runtime._connection": ("CONNECT_TIMEOUT", "DISCONNECT_TIMEOUT"),
+    "cascade.runtime.control.control": ("SUBSCRIBE_TIMEOUT",),
+    "cascade.runtime.subscribers": ("TelemetrySubscriber.drain_timeout",),
+    "cascade.connectors.fanout": ("FanoutConnector.drain_timeout",),
+    "cascade.connectors.mqtt._peer": ("PATIENCE",),
+    "cascade.connectors.mqtt._link": ("CONNECT_TIMEOUT",),
+    "cascade.connectors.mqtt._flush": ("GOODBYE",),
+    "cascade.connectors.mqtt._presence": ("GOODBYE",),
+    "cascade.connectors.mqtt._retained": ("SUBSCRIBE_TIMEOUT",),
+    "cascade.connectors.mqtt._suspects": ("SOON",),
+    "cascade.connectors.mqtt._client_id": ("SOON",),
+    "cascade.connectors.mqtt.connector": ("MqttConnector.flush_timeout",),
+    "cascade.connectors.otel._peer": ("STRANGER_PATIENCE", "LONGEST_WAIT", "DEAD_PATIENCE"),
+    "cascade.connectors.otel.metrics._exporter": ("DEAD_PATIENCE",),
+    "cascade.connectors.otel.connector": ("OtelConnector.flush_timeout",),
+}
+"""Seconds after which the product gives something up: a constant of the module, or the default of an argument."""
+
+
+def out_of_reach(patch: pytest.MonkeyPatch | None = None) -> None:
+    """Set every limit to `HANG` seconds, by `patch` if it is to be undone."""
+    patch = patch or pytest.MonkeyPatch()
+    for name, limits in _LIMITS.items():
+        module = _module(name)
+        for limit in limits if module else ():
+            owner, _, argument = limit.partition(".")
+            if argument:
+                patch.setitem(getattr(module, owner).__init__.__kwdefaults__, argument, HANG)
+            else:
+                patch.setattr(module, limit, HANG)
+
+
+@cache
+def _module(name: str) -> ModuleType | None:
+    """None if its extra is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
