@@ -12,7 +12,18 @@ from mypy.nodes import ARG_NAMED_OPT, ARG_STAR, ARG_STAR2
 from mypy.plugin import CheckerPluginInterface, FunctionContext, MethodContext, MethodSigContext, Plugin
 from mypy.subtypes import is_subtype
 from mypy.typeops import get_all_type_vars
-from mypy.types import AnyType, FunctionLike, Instance, Overloaded, Parameters, Type, TypeOfAny, get_proper_type
+from mypy.types import (
+    AnyType,
+    CallableType,
+    FunctionLike,
+    Instance,
+    Overloaded,
+    Parameters,
+    Type,
+    TypeOfAny,
+    TypeVarType,
+    get_proper_type,
+)
 
 TASK = "cascade.spec.task.Task"
 LAZY = "cascade.spec.lazy_types.Lazy"
@@ -20,7 +31,7 @@ LAZY = "cascade.spec.lazy_types.Lazy"
 
 class CascadePlugin(Plugin):
     def get_function_hook(self, fullname: str) -> Callable[[FunctionContext], Type] | None:
-        return _task_of_overloads if fullname == f"{TASK.rpartition('.')[0]}.task" else None
+        return _task_of_function if fullname == f"{TASK.rpartition('.')[0]}.task" else None
 
     def get_method_signature_hook(self, fullname: str) -> Callable[[MethodSigContext], FunctionLike] | None:
         return _signature_of_map if fullname == f"{TASK}.map" else None
@@ -29,14 +40,21 @@ class CascadePlugin(Plugin):
         return {f"{TASK}.__call__": _check_call, f"{TASK}.map": _check_map}.get(fullname)
 
 
-def _task_of_overloads(context: FunctionContext) -> Type:
-    """A task of an overloaded function accepts all arguments: mypy has reduced the function to its first overload."""
+def _task_of_function(context: FunctionContext) -> Type:
+    """Correct the task of two kinds of functions.
+
+    mypy reduces an overloaded function to its first overload: its task accepts all arguments. A function that returns a
+    type variable is taken for a coroutine function, because its result might be a coroutine.
+    """
     task = get_proper_type(context.default_return_type)
     given = get_proper_type(context.arg_types[0][0]) if context.arg_types[0] else None
     if isinstance(task, Instance) and isinstance(given, Overloaded) and not given.is_type_obj():
         some = AnyType(TypeOfAny.explicit)
         anything = Parameters([some, some], [ARG_STAR, ARG_STAR2], [None, None], is_ellipsis_args=True)
         return task.copy_modified(args=[anything, some])
+    if isinstance(task, Instance) and isinstance(given, CallableType) and isinstance(given.ret_type, TypeVarType):
+        parameters = Parameters(given.arg_types, given.arg_kinds, given.arg_names, variables=given.variables)
+        return task.copy_modified(args=[parameters, given.ret_type])
     return task
 
 

@@ -6,13 +6,15 @@ each of them proves that the error is there.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, assert_type
+from typing import Any, Literal, TypeVar, assert_type
 
 import cascade as cs
 from cascade.graph.model import Graph
 from cascade.runtime.engine import Engine
 from cascade.spec.lazy_types import LazyResult, MappedLazyResult
 from cascade.spec.task import Task
+
+T = TypeVar("T")
 
 
 @cs.task
@@ -41,6 +43,17 @@ def total(
     return sum(numbers)
 
 
+@cs.task
+def first(items: Sequence[T]) -> T:
+    return items[0]
+
+
+class Store:
+    @cs.task
+    def add(self, x: int) -> int:
+        return x
+
+
 # Calls
 assert_type(plain(1, y="a"), LazyResult[float])
 assert_type(asynchronous(1), LazyResult[str])
@@ -49,6 +62,11 @@ assert_type(named.map(x=[1, 2]), MappedLazyResult[list[int]])
 assert_type(cs.task(named.func, name="again"), Task[..., Any])
 assert_type(cs.task(dict), Task[..., dict[Any, Any]])
 
+assert_type(first([1]), LazyResult[int])  # for mypy with the plugin
+assert_type(Store().add(1), LazyResult[int])
+cs.task(max)([1, 2])  # pyright: ignore[reportCallIssue]  # the first overload of max; mypy with the plugin has no error
+
+Store().add("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 plain("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 plain()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 plain(1, 2)  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]

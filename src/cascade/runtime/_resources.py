@@ -181,8 +181,8 @@ class ResourceSetup:
                 raise
             except BaseException as caught:  # noqa: BLE001 - raised again, or a note, after the other resources
                 errors = [caught]
+        error = errors[-1] if errors else None
         try:
-            error = errors[-1] if errors else None
             self._emit(ResourceReleased, name, span.start_ns, error, hold_start_ns=resource.hold_start_ns)
             return errors
         finally:
