@@ -261,7 +261,7 @@ class Method:
 instance: Any = Method()
 
 
-def shadowed() -> None: ...  # pyright: ignore[reportRedeclaration]
+def shadowed() -> None: ...
 
 
 def other() -> None: ...

@@ -8,6 +8,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from contextvars import copy_context
+from functools import partial
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -42,7 +43,7 @@ async def in_thread(function: Callable[..., T], *args: Any) -> T:
     """Call a function in a thread, as `asyncio.to_thread`. After the main thread's end, call it in this thread."""
     context = copy_context()
     try:
-        call = asyncio.get_running_loop().run_in_executor(None, context.run, function, *args)
+        call = asyncio.get_running_loop().run_in_executor(None, partial(context.run, partial(function, *args)))
     except RuntimeError as error:
         if not is_shutdown(error):
             raise
