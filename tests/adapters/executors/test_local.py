@@ -1,6 +1,7 @@
 import asyncio
 import contextvars
 import functools
+import gc
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 import cascade as cs
+from cascade.adapters.executors._pool import Call, WorkerPool, worker_pool
 from cascade.adapters.executors.local import LocalExecutor
 from cascade.graph.model import Node
 from cascade.runtime.exceptions import StillRunning
@@ -253,6 +255,36 @@ async def test_idle_threads_end_on_close(executor: LocalExecutor) -> None:
     assert not thread.is_alive()
 
 
+async def test_the_garbage_collector_may_free_an_executor_while_a_call_starts(
+    executor: LocalExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, limits = WorkerPool._start_thread, worker_pool().places._limits
+
+    async def forget_one() -> None:
+        forgotten = LocalExecutor(max_workers=97)
+        await forgotten.execute(node(int), [], {})
+        cycle = list[Any]([forgotten])
+        cycle.append(cycle)
+
+    def collect_first(pool: WorkerPool, call: Call) -> None:
+        collected.append(97 in limits)
+        gc.collect()
+        start(pool, call)
+
+    collected = list[bool]()
+    monkeypatch.setattr(WorkerPool, "_start_thread", collect_first)
+    gc.disable()
+    try:
+        await forget_one()
+        together = threading.Barrier(4, timeout=HANG)
+        await asyncio.gather(*(executor.execute(node(together.wait), [], {}) for _ in range(4)))
+    finally:
+        gc.enable()
+    assert True in collected
+    assert await executor.execute(node(lambda: "next"), [], {}) == "next"
+    assert 97 not in limits
+
+
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
 def test_what_ends_a_program_comes_through_from_a_thread(kind: type[BaseException]) -> None:
     def stop() -> None:
@@ -267,6 +299,7 @@ def test_what_ends_a_program_comes_through_from_a_thread(kind: type[BaseExceptio
 def test_an_executor_that_was_never_closed_does_not_hold_up_the_exit() -> None:
     code = """
 import asyncio
+from cascade.adapters.executors._pool import Call, WorkerPool, worker_pool
 from cascade.adapters.executors.local import LocalExecutor
 from cascade.graph.model import Node
 executor = LocalExecutor()

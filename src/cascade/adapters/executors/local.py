@@ -8,7 +8,7 @@ from types import FunctionType, GeneratorType
 from typing import Any
 
 from cascade.adapters.executors._places import Share, ThreadPlace, ThreadPlaces
-from cascade.adapters.executors._pool import Call, worker_pool
+from cascade.adapters.executors._pool import Call, WorkerPool, worker_pool
 from cascade.runtime.exceptions import StillRunning
 from cascade.runtime.task_context import current_place
 
@@ -60,8 +60,9 @@ class LocalExecutor:
         """Let idle threads end, unless another executor is open. A thread that still runs ends with its function."""
         with self._lock:
             closing, self._closing, self._share = self._closing, None, None
-        if closing is not None:
-            closing()
+        if closing is not None and (alive := closing.detach()) is not None:
+            _, _, (pool, share), _ = alive
+            pool.close(share)
 
     def _is_threaded(self, node: Any) -> bool:
         wish = getattr(node, "threaded", None)
@@ -86,7 +87,7 @@ class LocalExecutor:
                 if self._closing is not None:  # of the pool of the parent process
                     self._closing.detach()
                 self._share = pool.places.open(self._max_workers)
-                self._closing = weakref.finalize(self, pool.close, self._share)
+                self._closing = weakref.finalize(self, WorkerPool.give_up, pool, self._share)
                 self._closing.atexit = False
             return self._share
 
