@@ -16,7 +16,7 @@ from cascade.runtime.events import TaskBlocked, TaskExecutionFinished, TaskExecu
 from cascade.runtime.nested import run_nested
 from cascade.runtime.protocols import Place, Places
 from tests.runtime.control.steered import Steered
-from tests.waiting import soon
+from tests.waiting import NEVER, soon
 
 collect = cs.task(lambda xs: xs, name="collect", threaded=False)
 
@@ -342,3 +342,23 @@ async def test_places_that_raise_do_not_stop_the_run(broken: str, caplog: pytest
     lab = Steered(executor=Remote(Broken(0)))
     assert await soon(lab.start(fan_out(cs.task(lambda i: i, name="work"), 3))) == [0, 1, 2]
     assert "tasks start without a place" in caplog.text
+
+
+async def test_items_that_wait_for_their_retry_do_not_keep_others_from_the_threads() -> None:
+    lab, loop, others = Steered(executor=LocalExecutor(max_workers=2)), asyncio.get_running_loop(), asyncio.Event()
+    seen: list[int] = []
+
+    def work(i: int) -> int:
+        seen.append(i)
+        if i < 4 and seen.count(i) == 1:
+            raise OSError
+        if sum(i >= 4 for i in seen) == 6:
+            loop.call_soon_threadsafe(others.set)
+        return i
+
+    run = lab.start(cs.task(work).map(i=list(range(10))).with_retry(1, delay=NEVER))
+    await soon(others.wait())
+    assert sorted(seen) == list(range(10))
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run

@@ -103,8 +103,12 @@ class MapExecution:
         values: list[Any] = [None] * len(items)
         if values:
             window = self._window(items)
-            limiter = _WindowLimiter(TaskGroup(self._run, self._run.new_context), window, self._run.bus.gates)
-            await limiter.run(lambda i: self._one(i, items, values), len(items))
+            group = TaskGroup(self._run, self._run.new_context)
+            self._limiter = limiter = _WindowLimiter(group, window, self._run.bus.gates)
+            try:
+                await limiter.run(lambda i: self._one(i, items, values), len(items))
+            finally:
+                del self._limiter  # it refers to this object
         return values
 
     async def _one(self, index: int, items: "Items", values: list[Any]) -> None:
@@ -129,14 +133,26 @@ class MapExecution:
         return MapCounts(self._done, self._failed, self._cached)
 
     def _window(self, items: "Items") -> Callable[[], int]:
-        """Return a function that returns the number of items to have in flight: not many more than there are places."""
+        """Return a function that returns the number of items to have at work: as many as there are places."""
         places = self._run.places(_item_node(self._node, 0, items[0], items.positional))
-        return lambda: MAP_WINDOW if places is None else min(MAP_WINDOW, places.size or MAP_WINDOW)
+
+        def window() -> int:
+            size = None if places is None else places.size
+            return MAP_WINDOW if size is None else max(1, size)
+
+        return window
 
     def _work(self, index: int, item: dict[str, Any], positional: int) -> TaskExecution:
         node = _item_node(self._node, index, item, positional)
         return TaskExecution(
-            self._run, self._resolver, node, node, map_id=self._node.id, map_index=index, item=node.literal_inputs
+            self._run,
+            self._resolver,
+            node,
+            node,
+            backing_off=self._limiter.back_off,
+            map_id=self._node.id,
+            map_index=index,
+            item=node.literal_inputs,
         )
 
     def _started(self) -> None:
@@ -164,12 +180,15 @@ class MapExecution:
 
 
 class _WindowLimiter:
-    """Runs numbered coroutines in their order, at most a window of them at a time, and a burst in a turn of the loop."""
+    """Runs numbered coroutines in their order, at most a window of them at a time, and a burst in a turn of the loop.
+
+    Coroutines that wait for the delay of a retry do not count, but at most `MAP_WINDOW` are in flight.
+    """
 
     def __init__(self, group: TaskGroup, window: Callable[[], int], gates: Gates) -> None:
         self._group = group
         self._window = window
-        self._in_flight = 0
+        self._in_flight = self._backing_off = 0
         self._hold = Hold(gates, group, self._book)
         self._is_booked = False
 
@@ -180,12 +199,14 @@ class _WindowLimiter:
             await self._group.run(self._fill)
         finally:
             self._hold.close()
+            del self._work
 
     def _fill(self) -> None:
         group = self._group
         burst = 0
         if not group.over and not self._hold.is_on():
-            burst = max(0, min(BURST, self._window() - self._in_flight, self._count - self._next))
+            free = min(self._window() + self._backing_off, MAP_WINDOW) - self._in_flight
+            burst = max(0, min(BURST, free, self._count - self._next))
         for index in range(self._next, self._next + burst):
             group.spawn(self._done(index))
         self._next += burst
@@ -198,6 +219,11 @@ class _WindowLimiter:
         if not self._is_booked and self._next < self._count:
             self._is_booked = True
             asyncio.get_running_loop().call_soon(self._fill)
+
+    def back_off(self, change: int) -> None:
+        """Count one coroutine more, or less, that waits for the delay of a retry."""
+        self._backing_off += change
+        self._book()
 
     async def _done(self, index: int) -> None:
         await self._work(index)

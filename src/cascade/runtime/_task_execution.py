@@ -49,7 +49,8 @@ FIRST_RETRY = 2
 class TaskExecution:
     """One execution of a task. `call_node` is what the executor gets: the plan's own node. An item of a map has `item`.
 
-    `consumed` says which tasks' values a node has consumed, for who wants to know. `permit` is its place where runs can be steered.
+    `consumed` returns the ids of the tasks whose values the node uses. `permit` is None if the task needs no place and no
+    constraint can hold it back. `backing_off` is called with 1 before and with -1 after the delay of a retry.
     """
 
     run: RunContext
@@ -57,6 +58,7 @@ class TaskExecution:
     node: Node
     call_node: Any
     consumed: Callable[[Node], tuple[str, ...]] | None = None
+    backing_off: Callable[[int], None] | None = None
     map_id: str | None = None
     map_index: int | None = None
     item: dict[str, Any] | None = None
@@ -309,7 +311,7 @@ class TaskExecution:
     async def _wait_for_retry(self, start_ns: int, delay: float) -> None:
         self._leave()
         try:
-            await asyncio.sleep(delay)
+            await self._back_off(delay)
             self._waited("retry", start_ns)
             if self.permit is not None and not self.permit.try_acquire():
                 await self._give_back()  # a blocked task releases its resources
@@ -317,6 +319,16 @@ class TaskExecution:
         except (Exception, asyncio.CancelledError) as stopped:
             self._finish(0, start_ns, stopped)
             raise
+
+    async def _back_off(self, delay: float) -> None:
+        if self.backing_off is None:
+            await asyncio.sleep(delay)
+            return
+        self.backing_off(1)
+        try:
+            await asyncio.sleep(delay)
+        finally:
+            self.backing_off(-1)
 
     def _fail_before_start(self, error: Exception) -> None:
         self.start_ns = self.run.clock.now_ns()

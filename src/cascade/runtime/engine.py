@@ -80,11 +80,8 @@ class Engine:
         self.connector = connector
         self._clock = clock
         self._part_size = part_size_from_environment()
-        self._admission = Admission(bus.gates)
         self._control = (
-            Control(*identity_from_environment(), self.resource_manager, self._admission)
-            if connector is not None
-            else None
+            Control(*identity_from_environment(), self.resource_manager, bus.gates) if connector is not None else None
         )
         self._providers: dict[str, Callable[..., Any]] = {}
 
@@ -145,7 +142,7 @@ class Engine:
             capacity=self.resource_manager,
             new_context=new_context,
             tracing=tracing if trace else None,
-            admission=self._admission,
+            admission=self._control.admission if self._control else Admission(self.bus.gates),
             is_steered=self._control is not None,
             run_ids=(run_id, *(self._control.run_ids(task.run_id) if self._control and task else ())),
             clock=clock,
@@ -157,7 +154,6 @@ class Engine:
                 try:
                     return await self._perform(run, graph, target)
                 finally:
-                    self._admission.forget(run.run_id)
                     run.release()
 
     async def _perform(self, run: RunContext, graph: Graph, target: Any) -> Any:

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 DEFAULT_PLACES: int = min(32, (getattr(os, "process_cpu_count", os.cpu_count)() or 1) + 4)
 """As in `concurrent.futures`: plain functions mostly wait (for a disk, a server). Each thread that computes delays the
@@ -27,7 +27,7 @@ class PlacePool:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the garbage collector may close a share at any time
         self._limits: list[int] = []
         self._waiting: OrderedDict[ThreadPlaces, OrderedDict[Waiter, None]] = OrderedDict()
         self._used = 0
@@ -40,12 +40,14 @@ class PlacePool:
         with self._lock:
             self._limits.append(limit)
             self.size = max(self.size, limit)
-            self._grant()
+            granted = self._grant()
+        self._pass_on(granted)
         return Share(self, limit)
 
     def close(self, share: "Share") -> bool:
         """Give up a share. Returns whether it was the last one."""
         with self._lock:
+            share.is_open = False
             self._limits.remove(share.limit)
             self.size = max(DEFAULT_PLACES, *self._limits, 0)
             return not self._limits
@@ -57,7 +59,9 @@ class PlacePool:
     def request(self, waiter: "Waiter") -> None:
         with self._lock:
             self._waiting.setdefault(waiter.places, OrderedDict())[waiter] = None
-            self._grant()
+            granted = self._grant()
+        for each in granted:
+            each.wake()
 
     def withdraw(self, waiter: "Waiter") -> None:
         with self._lock:
@@ -73,17 +77,26 @@ class PlacePool:
             stalled = time.monotonic() - self._freed_at >= STALL
             if not stalled or waiter.place is not None or waiter.places.is_used:
                 return
-            place = self._take(waiter.places, beyond=True)
-            if place is not None:
-                self._freed_at = time.monotonic()
-                self._hand_over(place, waiter)
+            waiter.place = self._take(waiter.places, beyond=True)
+            if waiter.place is None:
+                return
+            self._freed_at = time.monotonic()
+            self._forget(waiter)
+        self._pass_on([waiter])
 
     def release(self, place: "ThreadPlace") -> None:
         with self._lock:
             self._give_back(place)
             self._freed_at = time.monotonic()
-            if self._waiting:
-                self._grant()
+            granted = self._grant() if self._waiting else ()
+        self._pass_on(granted)
+
+    def _pass_on(self, granted: "Iterable[Waiter]") -> None:
+        for waiter in granted:
+            if waiter.is_here:
+                waiter.pass_on()
+            elif not waiter.wake() and waiter.place is not None:
+                self.release(waiter.place)
 
     def _take(self, places: "ThreadPlaces", *, beyond: bool = False) -> "ThreadPlace | None":
         share, lender = places.share, places.lender
@@ -109,23 +122,21 @@ class PlacePool:
             if lender.is_released:
                 self._give_back(lender)
 
-    def _grant(self) -> None:
-        """Grant the free places to the waiters, one to each executor in turn."""
-        granted = True
-        while granted:
-            granted = False
+    def _grant(self) -> "list[Waiter]":
+        """Give the free places to the waiters, one to each executor in turn. Returns the waiters that have one now."""
+        granted: list[Waiter] = []
+        count = -1
+        while count < len(granted):
+            count = len(granted)
             for places in list(self._waiting):
                 if (place := self._take(places)) is not None:
-                    granted = True
-                    self._hand_over(place, next(iter(self._waiting[places])))
-
-    def _hand_over(self, place: "ThreadPlace", waiter: "Waiter") -> None:
-        self._forget(waiter)
-        if waiter.places in self._waiting:
-            self._waiting.move_to_end(waiter.places)
-        waiter.place = place
-        if not waiter.wake():
-            self._give_back(place)
+                    waiter = next(iter(self._waiting[places]))
+                    waiter.place = place
+                    granted.append(waiter)
+                    self._forget(waiter)
+                    if places in self._waiting:
+                        self._waiting.move_to_end(places)
+        return granted
 
     def _forget(self, waiter: "Waiter") -> None:
         waiters = self._waiting[waiter.places]
@@ -137,12 +148,13 @@ class PlacePool:
 class Share:
     """The part of the pool that one executor may use: at most `limit` places at once."""
 
-    __slots__ = ("__weakref__", "limit", "places", "pool", "used")
+    __slots__ = ("__weakref__", "is_open", "limit", "places", "pool", "used")
 
     def __init__(self, pool: PlacePool, limit: int) -> None:
         self.pool = pool
         self.limit = limit
         self.used = 0
+        self.is_open = True
         self.places = ThreadPlaces(self)
 
 
@@ -210,6 +222,7 @@ class ThreadPlace:
             self._lent = {}
         found = self._lent.get(share)
         if found is None:
+            self._lent = {open_: places for open_, places in self._lent.items() if open_.is_open}
             found = self._lent[share] = ThreadPlaces(share, self)
         return found
 
@@ -233,16 +246,20 @@ class Waiter:
         self.places.share.pool.withdraw(self)
         self.is_over = True
 
+    @property
+    def is_here(self) -> bool:
+        """Whether the calling code runs in the waiter's event loop."""
+        return asyncio._get_running_loop() is self._loop  # noqa: SLF001 - documented, for exactly this
+
     def wake(self) -> bool:
-        """Pass the place on, from any thread. Returns False if the event loop is closed."""
-        in_loop = asyncio._get_running_loop() is self._loop  # noqa: SLF001 - documented, for exactly this
+        """Pass the place on soon, from any thread. Returns False if the event loop is closed."""
         try:
-            (self._loop.call_soon if in_loop else self._loop.call_soon_threadsafe)(self._pass_on)
+            self._loop.call_soon_threadsafe(self.pass_on)
         except RuntimeError:
             return False
         return True
 
-    def _pass_on(self) -> None:
+    def pass_on(self) -> None:
         if not self.is_over and self.place is not None:
             self.is_over = True
             self._timer.cancel()

@@ -102,7 +102,7 @@ class WorkerPool:
 
     def __init__(self) -> None:
         self.places = PlacePool()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the garbage collector may close a share at any time
         self._threads: ThreadPoolExecutor | None = None
         self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
         self._idle = 0  # threads that wait for a call, without those whose call is in the queue

@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import threading
 import weakref
+from operator import index
 from types import FunctionType, GeneratorType
 from typing import Any
 
@@ -110,12 +111,15 @@ async def _call(function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
 
 
 def _checked(max_workers: Any) -> int | None:
-    if max_workers is None or (isinstance(max_workers, int) and not isinstance(max_workers, bool) and max_workers > 0):
-        return max_workers
-    raise ValueError(
-        f"max_workers must be an integer from 1 up, got {max_workers!r}; leave it out for the default of one place for "
-        "each processor and 4 more"
-    )
+    if max_workers is None:
+        return None
+    number = index(max_workers) if hasattr(type(max_workers), "__index__") and type(max_workers) is not bool else 0
+    if number < 1:
+        raise ValueError(
+            f"max_workers must be an integer from 1 up, got {max_workers!r}; leave it out for the default of one place "
+            "for each processor and 4 more"
+        )
+    return number
 
 
 def _called(function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:

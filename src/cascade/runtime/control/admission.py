@@ -93,7 +93,8 @@ class Admission:
         if self._rules or key.places is not None:
             for rule in self._rules_for(key):
                 rule.give_back(unused=unused)
-                self._serve(rule)
+                if rule.lines and not isinstance(rule, PlaceRule):  # a place has still to be released
+                    self._serve(rule)
 
     def rejoin(self, key: Key) -> None:
         """One that has only stood aside is at work again, whether there is room or not."""
@@ -176,6 +177,10 @@ class Admission:
             rule.is_booked = True
             asyncio.get_running_loop().call_soon(self._serve_some, rule)
 
+    def _serve_at_once(self, rule: Rule) -> None:
+        if not rule.is_booked:
+            self._serve_some(rule)
+
     def _serve_some(self, rule: Rule) -> None:
         rule.is_booked = False
         if rule.timer is not None:
@@ -213,7 +218,7 @@ class Admission:
     def _serve_later(self, rule: Rule) -> None:
         """See that a rule is served once it has room, where neither `leave` nor another constraint does."""
         if isinstance(rule, PlaceRule):
-            rule.wait(self._serve)
+            rule.wait(self._serve_at_once)
         elif rule.timer is None and not rule.is_booked and (delay := rule.delay()) is not None:
             rule.timer = asyncio.get_running_loop().call_later(delay, self._serve_some, rule)
 

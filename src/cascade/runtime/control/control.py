@@ -19,6 +19,7 @@ from cascade.runtime.control.constraint import (
 )
 from cascade.runtime.control.decisions import Decisions, Place
 from cascade.runtime.events import ControlDecision
+from cascade.runtime.gates import Gates
 from cascade.runtime.protocols import Connector, Unsubscribing
 from cascade.runtime.resource_manager import ResourceManager
 from cascade.telemetry.limits import MAX_NAME_BYTES
@@ -43,7 +44,7 @@ class Control:
         org_id: Whose constraints count.
         project_id: Of which project.
         capacity: The system resources whose capacity can be changed.
-        admission: Applies the other constraints.
+        gates: Of the telemetry that must keep up.
         clock: Gives Unix seconds.
     """
 
@@ -52,10 +53,10 @@ class Control:
         org_id: str,
         project_id: str,
         capacity: ResourceManager,
-        admission: Admission,
+        gates: Gates | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.admission = admission
+        self.admission = Admission(gates)
         self._filter = control_filter(org_id, project_id)
         self._capacity = capacity
         self._clock = clock
@@ -96,6 +97,7 @@ class Control:
         finally:
             self._decisions.tell_all()
             del self._runs[run.run_id]
+            self.admission.forget(run.run_id)
             own = Scope("run", run.run_id)
             for place in [place for place, held in self._held.items() if held.scope == own]:
                 self._lift(place)

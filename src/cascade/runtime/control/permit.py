@@ -52,12 +52,12 @@ class Permit:
     def release(self, *, unused: bool = False) -> None:
         """Release the permit if it is held. `unused`: the task did not start."""
         self._suspension = None
-        place, self.place = self.place, None
-        if place is not None:
-            place.release()
         if self.is_held:
             self.is_held = False
             self._admission.leave(self._key, unused=unused)
+        place, self.place = self.place, None
+        if place is not None:  # last: this may start another task, which no limit should hold back
+            place.release()
 
     @block
     def suspended(self) -> Iterator[None]:

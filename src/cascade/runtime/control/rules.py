@@ -171,7 +171,7 @@ class PlaceRule(Rule):
                 self._request = self._places.request(partial(self._granted, serve))
             except Exception as error:  # noqa: BLE001 - a fault of an executor must not stop the run
                 self._give_up(error)
-                serve(self)
+                asyncio.get_running_loop().call_soon(serve, self)
 
     def _granted(self, serve: Callable[[Rule], None], place: Place) -> None:
         self._request = None
