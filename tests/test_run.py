@@ -85,17 +85,93 @@ def test_a_run_that_succeeds_names_its_trace_at_info_only(capsys: pytest.Capture
     assert capsys.readouterr().err == ""
 
 
+NESTED = ["the same engine", "cs.run", "cs.run_async"]
+
+
+def started_by_a_task(how: str, inner: Any, **options: Any) -> Any:
+    """A task that starts the run `inner`."""
+
+    async def same_engine() -> None:
+        await run_nested(inner)
+
+    async def run_async() -> None:
+        await cs.run_async(inner, **options)
+
+    def run_in_thread() -> None:
+        cs.run(inner, **options)
+
+    function: Any = {"the same engine": same_engine, "cs.run": run_in_thread, "cs.run_async": run_async}[how]
+    return function
+
+
+@pytest.mark.parametrize("how", NESTED)
 @pytest.mark.parametrize("caught", [True, False])
-def test_a_failed_nested_run_names_the_trace_once(caught: bool, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_nested_run_names_the_trace_once(how: str, caught: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    connector = MemoryConnector()
+    start = started_by_a_task(how, divide(), connector=MemoryConnector(), log_level="ERROR")
+
     @cs.task
     async def outer() -> None:
         with contextlib.suppress(*([ZeroDivisionError] if caught else [])):
-            await run_nested(divide())
+            await (start() if asyncio.iscoroutinefunction(start) else asyncio.to_thread(start))
 
-    connector = MemoryConnector()
     with contextlib.nullcontext() if caught else pytest.raises(ZeroDivisionError):
         cs.run(outer(), connector=connector, log_level="ERROR")
+    err = capsys.readouterr().err
+    assert err.count(connector.payloads[0]["trace_id"]) == 1
+    assert err.splitlines()[-1].startswith("🔎 Trace")
+
+
+@pytest.mark.parametrize("how", NESTED)
+def test_nested_runs_that_succeed_name_the_trace_once(how: str, capsys: pytest.CaptureFixture[str]) -> None:
+    connector = MemoryConnector()
+    start = started_by_a_task(how, one(), connector=MemoryConnector())
+    cs.run(cs.task(start)(), connector=connector)
     assert capsys.readouterr().err.count(connector.payloads[0]["trace_id"]) == 1
+
+
+@pytest.mark.parametrize("outer", [{"connector": None}, {"connector": MemoryConnector(), "log_level": "OFF"}], ids=str)
+def test_a_failed_inner_run_names_the_trace_that_the_outer_run_does_not_print(
+    outer: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    inner = MemoryConnector()
+    start = started_by_a_task("cs.run", divide(), connector=inner, log_level="ERROR")
+    with pytest.raises(ZeroDivisionError):
+        cs.run(cs.task(start)(), **outer)
+    assert capsys.readouterr().err.count(inner.payloads[0]["trace_id"]) == 1
+
+
+async def test_runs_side_by_side_each_name_their_trace(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACEPARENT", f"00-{'ab' * 16}-{'cd' * 8}-01")
+    meeting = Meeting()
+    await asyncio.gather(*(cs.run_async(task, connector=MemoryConnector()) for task in (meeting.quiet, meeting.loud)))
+    assert capsys.readouterr().err.count("ab" * 16) == 2
+
+
+async def test_a_run_that_outlives_the_run_around_it_names_the_trace_itself(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    started, outer_is_over = asyncio.Event(), asyncio.Event()
+    left: list[asyncio.Task[None]] = []
+
+    async def fail_late() -> None:
+        started.set()
+        await outer_is_over.wait()
+        raise ZeroDivisionError
+
+    async def leave_behind() -> None:
+        inner = cs.run_async(cs.task(fail_late)(), connector=MemoryConnector(), log_level="ERROR")
+        left.append(asyncio.create_task(inner))
+        await started.wait()
+
+    connector = MemoryConnector()
+    await cs.run_async(cs.task(leave_behind)(), connector=connector)
+    outer_is_over.set()
+    with pytest.raises(ZeroDivisionError):
+        await left[0]
+    assert capsys.readouterr().err.count(connector.payloads[0]["trace_id"]) == 2
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from cascade.connectors.by_name import connectors_from
 from cascade.connectors.fanout import FanoutConnector
 from cascade.messaging.bus import MessageBus as Messages
 from cascade.messaging.bus import bus as messaging_bus
-from cascade.messaging.renderer import CliRenderer, JsonRenderer, severity
+from cascade.messaging.renderer import LEVELS, CliRenderer, JsonRenderer, severity
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.engine import Engine, require_event_loop
 from cascade.runtime.events import RunFinished
@@ -139,7 +139,9 @@ class PreparedRun:
         HumanReadableLogSubscriber(events, min_level=log_level, messages=messages)
         if moved_by is not None:
             TelemetrySubscriber(events, moved_by)
-            TraceLinkSubscriber(events, trace_url_template(os.environ), messages)
+            template = trace_url_template(os.environ)
+            if severity(log_level) < LEVELS["OFF"]:
+                TraceLinkSubscriber(events, template, messages)
         self._outcome = _Outcome()
         events.subscribe(RunFinished, self._outcome.on_finished)
         self._executor = LocalExecutor(max_workers=max_workers)

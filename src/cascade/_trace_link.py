@@ -1,10 +1,12 @@
-"""The run's end names its trace, and the page to open."""
+"""Prints the trace id of a run, or the link to its trace, at the run's end."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from cascade.messaging.bus import MessageBus as Messages
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.events import RunFinished, RunStarted
+from cascade.runtime.task_context import current_task
 from cascade.telemetry.identity import RunTrace
 
 VARIABLE = "CASCADE_TRACE_URL"
@@ -26,8 +28,8 @@ def trace_url_template(environ: Mapping[str, str]) -> str | None:
 class TraceLinkSubscriber:
     """Prints the id of a run's trace, or the link to it, once, at the end of the run.
 
-    The message has the level ERROR if the run, or a run nested in it, failed; else INFO. A nested run prints nothing:
-    it is a part of the outer run's trace.
+    The message has the level ERROR if the run, or a run that one of its tasks started, failed; else INFO. A run that a
+    task of another run started prints nothing: the outer run prints the id of the trace that they share.
 
     Args:
         event_bus: The bus of one run and of the runs nested in it.
@@ -38,22 +40,46 @@ class TraceLinkSubscriber:
     def __init__(self, event_bus: MessageBus, template: str | None, messages: Messages) -> None:
         self._template = template
         self._messages = messages
-        self._trace_ids: dict[str | None, str] = {}
-        self._failed = False
         event_bus.subscribe(RunStarted, self.on_run_started)
         event_bus.subscribe(RunFinished, self.on_run_finished)
 
     def on_run_started(self, event: RunStarted) -> None:
-        if isinstance(event.trace, RunTrace) and not event.nested:
-            self._trace_ids[event.run_id] = event.trace.trace_id
+        if event.run_id is not None and isinstance(event.trace, RunTrace):
+            _links[event.run_id] = _link_of_outer_run(event) or _Link(event.run_id, event.trace.trace_id)
 
     def on_run_finished(self, event: RunFinished) -> None:
-        self._failed |= event.status == "Failed"
-        trace_id = self._trace_ids.pop(event.run_id, None)
-        if trace_id is None:
+        link = _links.pop(event.run_id or "", None)
+        if link is None:
             return
-        show = self._messages.error if self._failed else self._messages.info
+        link.failed |= event.status == "Failed"
+        if link.is_printed or link.run_id == event.run_id:
+            link.is_printed = True
+            self._print(link)
+
+    def _print(self, link: "_Link") -> None:
+        show = self._messages.error if link.failed else self._messages.info
         if self._template is None:
-            show("run.trace", trace_id=trace_id)
+            show("run.trace", trace_id=link.trace_id)
         else:
-            show("run.trace_url", trace_id=trace_id, url=self._template.replace(_PLACE, trace_id))
+            show("run.trace_url", trace_id=link.trace_id, url=self._template.replace(_PLACE, link.trace_id))
+
+
+@dataclass(slots=True)
+class _Link:
+    """The trace of a run and of the runs that its tasks started. `run_id` is that of the outermost run, which prints."""
+
+    run_id: str
+    trace_id: str
+    failed: bool = False
+    is_printed: bool = False
+
+
+_links: dict[str, _Link] = {}
+"""By the id of each run in progress, of any bus: a task starts runs with its own bus by `cs.run`."""
+
+
+def _link_of_outer_run(event: RunStarted) -> _Link | None:
+    task = current_task()
+    link = None if task is None else _links.get(task.run_id)
+    shared = link is not None and (event.nested or link.trace_id == event.trace.trace_id)
+    return link if shared else None
