@@ -55,17 +55,19 @@ def test_an_exception_of_any_class_takes_the_later_error_as_a_note(error: BaseEx
 def test_an_exception_of_any_class_takes_the_note_of_its_task(error: BaseException) -> None:
     add_task_note(error, "task 'a'", attempt_start_ns=5, now_ns=10)
     add_task_note(error, "task 'around a'", attempt_start_ns=4, now_ns=11)
-    assert error.__notes__ == ["task 'a'"]
+    assert error.__notes__ == ["task 'a'", "task 'around a'"]
     add_task_note(error, "task 'later'", attempt_start_ns=12, now_ns=13)
     assert error.__notes__ == ["task 'later'"]
 
 
-def test_a_copy_in_another_process_keeps_its_one_note() -> None:
+def test_a_copy_in_another_process_keeps_its_notes() -> None:
     error = ValueError("x")
     add_task_note(error, "task 'a'", attempt_start_ns=5, now_ns=10)
     copied = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
     add_task_note(copied, "task 'around a'", attempt_start_ns=4, now_ns=11)
-    assert copied.__notes__ == ["task 'a'"]
+    assert copied.__notes__ == ["task 'a'", "task 'around a'"]
+    add_task_note(copied, "task 'later'", attempt_start_ns=12, now_ns=13)
+    assert copied.__notes__ == ["task 'later'"]
 
 
 def test_notes_of_the_user_stay_and_the_same_note_is_added_once() -> None:
@@ -80,6 +82,7 @@ def test_the_number_of_notes_is_bounded() -> None:
     error = ValueError("x")
     for number in range(1_000):
         add_later_error(error, KeyError(number), f"task {number}")
+    add_task_note(error, "task 'a'", attempt_start_ns=5, now_ns=10)
     assert len(error.__notes__) == MAX_NOTES
 
 
@@ -101,7 +104,7 @@ def notes_of(target: Any, **options: Any) -> list[str]:
     """The notes of the exception that comes out of the run."""
     try:
         cs.run(target, log_level="OFF", **options)
-    except (ValueError, ArithmeticError) as error:
+    except (ValueError, ArithmeticError, TypeError) as error:
         return list(error.__notes__)
     return []
 
@@ -161,7 +164,7 @@ def test_an_engine_without_run_adds_the_note_too() -> None:
 
 
 @pytest.mark.parametrize("nested", ["the same engine", "cs.run", "cs.run_async"])
-def test_the_note_of_a_nested_run_names_the_inner_task_once(nested: str) -> None:
+def test_the_notes_of_a_nested_run_name_the_inner_and_the_outer_task_once(nested: str) -> None:
     inner = SHAPES["thread"]
 
     @cs.task
@@ -177,8 +180,9 @@ def test_the_note_of_a_nested_run_names_the_inner_task_once(nested: str) -> None
         await cs.run_async(inner.map(x=[x]), log_level="OFF")
 
     outer: Any = {"the same engine": same_engine, "cs.run": run_in_thread, "cs.run_async": run_async}[nested]
-    assert notes_of(outer()) == ["task 'convert', item 0"]
-    assert notes_of(outer.map(x=[5]).with_retry(1)) == ["task 'convert', item 0"]
+    inner_note = "task 'convert', item 0"
+    assert notes_of(outer()) == [inner_note, f"task '{outer.name}'"]
+    assert notes_of(outer.map(x=[5]).with_retry(1)) == [inner_note, f"task '{outer.name}', item 0, attempt 2 of 2"]
 
 
 def test_one_exception_object_names_the_task_that_raised_it_last() -> None:
@@ -190,6 +194,29 @@ def test_one_exception_object_names_the_task_that_raised_it_last() -> None:
 
     assert notes_of(cs.task(fail_again, name="a")().with_retry(5)) == ["mine", "task 'a', attempt 6 of 6"]
     assert notes_of(cs.task(fail_again, name="b").map(x=[1, 2])) == ["mine", "task 'b', item 0"]
+
+
+def test_one_exception_object_that_several_tasks_raise_names_the_first_one() -> None:
+    shared = ValueError("the server is gone")
+
+    async def fail_together(x: int) -> None:
+        raise shared
+
+    assert notes_of(cs.task(fail_together).map(x=[1, 2, 3])) == ["task 'fail_together', item 0"]
+
+
+def test_one_exception_object_of_a_cache_names_the_item_of_the_latest_run() -> None:
+    class Broken:
+        error = ValueError("no cache")
+
+        def check(self, task_id: str, inputs: dict[str, Any]) -> None:
+            raise self.error
+
+        def save(self, task_id: str, inputs: dict[str, Any], output: Any) -> None: ...
+
+    cache = Broken()
+    for name in ("a", "b"):
+        assert notes_of(cs.task(fail, name=name).map(x=[1]).with_cache(cache)) == [f"task '{name}', item 0"]
 
 
 def test_a_task_that_fails_before_it_starts_is_named() -> None:

@@ -60,10 +60,10 @@ def add_later_error(first: BaseException, later: BaseException, place: str) -> N
 
 
 class TaskNote(str):
-    """The note that names the task that raised an exception. An exception has one at most.
+    """The note that names a task whose attempt an exception ended. An exception has one for each run that it ended.
 
     Attributes:
-        time_ns: The end of the attempt that raised it, in nanoseconds since the Unix epoch.
+        time_ns: The end of the attempt, in nanoseconds since the Unix epoch.
     """
 
     __slots__ = ("time_ns",)
@@ -71,10 +71,10 @@ class TaskNote(str):
 
 
 def add_task_note(error: BaseException, text: str, *, attempt_start_ns: int, now_ns: int) -> None:
-    """Add the note that names the task that raised `error`; a cancellation gets none.
+    """Add the note that names the task that `error` ended, once; a cancellation gets none.
 
-    A note from before the attempt is replaced: the program raises one exception object again and again. A later note
-    is kept: it names the task of a nested run, where the exception comes from.
+    Notes from before the attempt are removed: the program raises one exception object again and again. Later notes are
+    kept: they name the tasks of nested runs, where the exception comes from.
     """
     if isinstance(error, asyncio.CancelledError):
         return
@@ -83,11 +83,13 @@ def add_task_note(error: BaseException, text: str, *, attempt_start_ns: int, now
     notes = _attributes_of(error).setdefault("__notes__", [])
     if not isinstance(notes, list):
         return
-    earlier = next((index for index, other in enumerate(notes) if isinstance(other, TaskNote)), None)
-    if earlier is None:
+    notes[:] = [other for other in notes if not _is_task_note(other) or other.time_ns >= attempt_start_ns]
+    if len(notes) < MAX_NOTES and not any(_is_task_note(other) and other == text for other in notes):
         notes.append(note)
-    elif notes[earlier].time_ns < attempt_start_ns:
-        notes[earlier] = note
+
+
+def _is_task_note(note: Any) -> bool:
+    return type(note) is TaskNote
 
 
 def add_note(error: BaseException, note: str) -> None:

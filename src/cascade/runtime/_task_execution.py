@@ -105,8 +105,7 @@ class TaskExecution:
                 await self._begin()
             return await self._run_or_recall()
         except BaseException as error:
-            self.run.task_failed(error, self._place())
-            add_task_note(error, self._place(), attempt_start_ns=self.attempt_start_ns, now_ns=self.run.clock.last_ns)
+            self._add_note(error)
             raise
         finally:
             if permit is not None:
@@ -114,6 +113,13 @@ class TaskExecution:
             if self.amounts:
                 await self._give_back()
             self.arguments = self.item = None  # a context variable may hold this object after the task's end
+
+    def _add_note(self, error: BaseException) -> None:
+        run, place = self.run, self._place()
+        if error is not run.failure:  # an exception object that several tasks raise names the first one
+            begin_ns = self.attempt_start_ns or run.start_ns
+            add_task_note(error, place, attempt_start_ns=begin_ns, now_ns=run.clock.last_ns)
+        run.task_failed(error, place)
 
     def _place(self) -> str:
         """The task, the map's item and the attempt, as the note on an exception names them."""
