@@ -1,5 +1,6 @@
 """The messages about a map and its items, as a run prints them."""
 
+import asyncio
 import io
 import json
 from typing import Any
@@ -75,8 +76,9 @@ async def test_a_quick_map_prints_its_start_its_counts_and_its_end() -> None:
     ]
 
 
+@pytest.mark.parametrize("size", [7, 8])
 @pytest.mark.parametrize("connected", [True, False], ids=["all events are made", "no other handler"])
-async def test_a_long_map_prints_its_progress_once_a_second_at_most(connected: bool) -> None:
+async def test_a_long_map_prints_its_progress_once_a_second_at_most(connected: bool, size: int) -> None:
     clock = FixedClock()
     printed, reports = Printed(clock=clock), list[MapProgressed]()
     printed.bus.subscribe(MapProgressed, reports.append)
@@ -86,9 +88,9 @@ async def test_a_long_map_prints_its_progress_once_a_second_at_most(connected: b
     async def half_a_second(x: int) -> None:
         clock.advance(0.5)
 
-    await printed.run(cs.task(half_a_second, threaded=False).map(x=range(7)).with_constraints(one=1))
-    progress = [line for line in printed.lines if " of 7 done" in line]
-    assert progress == [f"⏳ map(half_a_second): {done} of 7 done" for done in (2, 4, 6, 7)]
+    await printed.run(cs.task(half_a_second, threaded=False).map(x=range(size)).with_constraints(one=1))
+    progress = [line for line in printed.lines if f" of {size} done" in line]
+    assert progress == [f"⏳ map(half_a_second): {done} of {size} done" for done in (2, 4, 6, size)]
     assert [round(report.timestamp - 1_700_000_000, 1) for report in reports] == [1.0, 2.0, 3.0]
 
 
@@ -110,6 +112,19 @@ async def test_a_failure_names_the_item_once_at_every_level(task: Any, level: st
     assert [line for line in printed.lines if "done" in line] == (
         ["⏳ map(convert): 2 of 3 done, 1 failed"] if level == "INFO" else []
     )
+
+
+@pytest.mark.parametrize("raised", [SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError()], ids=repr)
+async def test_an_item_that_ends_the_program_is_a_failed_one_and_a_cancelled_one_is_not(raised: BaseException) -> None:
+    async def end(x: int) -> None:
+        if x:
+            raise raised
+
+    printed = Printed()
+    with pytest.raises(type(raised)):
+        await printed.run(cs.task(end).map(x=[0, 1]))
+    failed = "" if isinstance(raised, asyncio.CancelledError) else ", 1 failed"
+    assert f"⏳ map(end): 1 of 2 done{failed}" in printed.lines
 
 
 async def test_a_map_that_fails_itself_is_named() -> None:

@@ -115,12 +115,14 @@ class MapExecution:
         work = self._work(index, items.take(index), items.positional)
         try:
             values[index] = await work.perform()
-        except Exception:
+        except asyncio.CancelledError:
+            raise
+        except BaseException:  # SystemExit is a failure too
             self._failed += 1
             raise
         self._done += 1
         self._cached += not work.start_ns  # a value from the cache: the task has not started
-        if self._run.clock.last_ns - self._progress_ns >= PROGRESS_NS:
+        if self._done < len(items) and self._run.clock.last_ns - self._progress_ns >= PROGRESS_NS:
             self._report_progress()
 
     def _report_progress(self) -> None:
