@@ -35,6 +35,11 @@ class Broken(io.StringIO):
         raise BrokenPipeError
 
 
+class Failing:
+    def write(self, text: str) -> int:
+        raise RuntimeError("the log window is closed")
+
+
 class Unprintable:
     def __repr__(self) -> str:
         raise RuntimeError
@@ -73,7 +78,8 @@ def test_stderr_is_looked_up_when_it_is_written_to(make: Make, capsys: pytest.Ca
 def test_a_stream_that_cannot_be_written_to_harms_nobody(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     closed = io.StringIO()
     closed.close()
-    for stream in (closed, Broken()):
+    streams: list[Any] = [closed, Broken(), io.BytesIO(), object(), Failing()]
+    for stream in streams:
         make(stream).render("x", "info")
     monkeypatch.setattr("sys.stderr", None)
     make().render("x", "info")

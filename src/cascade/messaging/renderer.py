@@ -45,8 +45,8 @@ class _LineRenderer:
         try:
             _write_line(stream, line)
             stream.flush()
-        except (OSError, ValueError, AttributeError):
-            return  # closed, broken or absent: a log that nobody can read must not end the run
+        except Exception:  # noqa: BLE001 - closed, broken, absent, or an object of the program: it must not end the run
+            return
 
 
 class CliRenderer(_LineRenderer):
