@@ -238,9 +238,10 @@ def test_the_text_of_an_option_becomes_a_value_of_the_type(
         (Color, "green", "'green' is not one of red, 7"),
         (Literal["a", 1], "b", "'b' is not one of a, 1"),
         (dict, "[1]", "'[1]' is no JSON object"),
+        (dict, '{"a":' * 100_000, repr('{"a":' * 40) + "… is no dict"),
         (list[int], "a", "'a' is no int"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:40],
 )
 def test_text_that_is_no_such_value_is_a_usage_error(kind: Any, text: str, said: str, keep: Any, received: Any) -> None:
     result = invoke(keep(cs.Param("x", type=kind)), "--x", text)
@@ -293,6 +294,51 @@ def test_two_params_of_one_name_must_agree() -> None:
     for other in (cs.Param("n", 2, int), cs.Param("n", 1, float), cs.Param("n", type=int)):
         with pytest.raises(ValueError, match=r"two Params 'n'.*Declare the Param once"):
             cs.cli(show(cs.Param("n", 1, int), other))
+
+
+def test_the_error_of_two_params_of_one_name_describes_both() -> None:
+    with pytest.raises(ValueError, match=r"type int with the default 1, and type int without a default\."):
+        cs.cli(show(cs.Param("n", 1, int), cs.Param("n", type=int)))
+
+
+def test_descriptions_and_defaults_are_shown_as_they_are() -> None:
+    target = show(cs.Param("length", 2, int, description="in [m], not in [bold]feet[/bold]\x1b[2J"))
+    assert "in [m], not in [bold]feet[/bold]\\x1b[2J [default: 2]" in " ".join(invoke(target, "--help").stdout.split())
+
+
+def test_an_error_of_usage_is_one_line() -> None:
+    result = invoke(show(cs.Param("n", type=Literal["north", "east", "south", "west"])), "--n", "x" * 100)
+    assert result.stderr.splitlines()[-1].endswith(f"'{'x' * 100}' is not one of north, east, south, west")
+
+
+class Unprintable:
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def test_a_result_whose_text_cannot_be_made_prints_the_users_part_of_the_traceback() -> None:
+    result = invoke(cs.task(Unprintable, name="make")(), "--log-level", "ERROR")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert [line.split('"')[1] for line in result.stderr.splitlines() if line.startswith("  File")] == [__file__]
+    assert result.stderr.splitlines()[-1] == "RuntimeError: no text"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "value", "printed"),
+    [("latin-1", "日本 é", b"\\u65e5\\u672c \\xe9"), ("utf-8", "\ud800", b"\\ud800"), ("utf-8", b"\xff", b"\xff")],
+)
+def test_a_result_that_stdout_cannot_encode_is_printed_with_escapes(encoding: str, value: Any, printed: bytes) -> None:
+    binary = io.BytesIO()
+    terminal = io.TextIOWrapper(binary, encoding, write_through=True)
+    with redirect_stdout(terminal), pytest.raises(SystemExit) as end:
+        cs.cli(identity(value))(["--log-level", "OFF"])
+    assert (end.value.code, binary.getvalue()) == (0, printed + b"\n")
+
+
+def test_the_name_of_an_option_that_unsets_a_flag_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'no-a'.*unsets 'a'.*another name"):
+        cs.cli(show(cs.Param("a", True, bool), cs.Param("no-a", 1)))
+    assert invoke(show(cs.Param("a", 1), cs.Param("no-a", 1)), "--no-a", "3").stdout == "1 3\n"
 
 
 def test_names_with_the_same_letters_are_two_options() -> None:

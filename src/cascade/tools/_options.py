@@ -20,6 +20,9 @@ SUPPORTED = (
     "and list, set, frozenset or tuple[X, ...] of these"
 )
 
+_MAX_QUOTED = 200
+"""Characters of a wrong text that its error shows."""
+
 _BY_CLASS: tuple[tuple[type, Callable[[Any], Convert]], ...] = (
     (Enum, lambda kind: _choice({**{m.name: m for m in kind}, **{str(m.value): m for m in kind}}, _choices(kind))),
     (bool, lambda _: _flag),
@@ -119,16 +122,20 @@ def _checked(convert: Convert, label: str) -> Convert:
             return convert(text)
         except _OptionError:
             raise
-        except (ValueError, ArithmeticError):
-            raise _OptionError(f"{text!r} is no {label}") from None
+        except (ValueError, ArithmeticError, RecursionError):
+            raise _OptionError(f"{_quoted(text)} is no {label}") from None
 
     return checked
+
+
+def _quoted(text: str) -> str:
+    return repr(text) if len(text) <= _MAX_QUOTED else f"{text[:_MAX_QUOTED]!r}…"
 
 
 def _choice(values: dict[str, Any], choices: list[str]) -> Convert:
     def convert(text: str) -> Any:
         if text not in values:
-            raise _OptionError(f"{text!r} is not one of {', '.join(choices)}")
+            raise _OptionError(f"{_quoted(text)} is not one of {', '.join(choices)}")
         return values[text]
 
     return convert
@@ -163,7 +170,7 @@ def _first_of(conversions: list[Convert]) -> Convert:
 def _json_object(text: str) -> dict[str, Any]:
     value = json.loads(text)
     if not isinstance(value, dict):
-        raise _OptionError(f"{text!r} is no JSON object")
+        raise _OptionError(f"{_quoted(text)} is no JSON object")
     return value
 
 

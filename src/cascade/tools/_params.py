@@ -13,7 +13,12 @@ SHOWN = (str, int, float)
 
 
 def params_of(target: Any) -> list[ParamSpec]:
-    """The Params of the target's graph, in the order of their names' first declaration in the target's arguments."""
+    """The Params of the target's graph, in the order of their names' first declaration in the target's arguments.
+
+    Raises:
+        TypeError: The type of a Param has no conversion from text.
+        ValueError: Two Params of one name have different types or defaults, or a name is that of another option.
+    """
     found: dict[str, ParamSpec] = {}
     for spec in (node.param_spec for node in build_graph(target).nodes):
         if not isinstance(spec, ParamSpec):
@@ -26,6 +31,9 @@ def params_of(target: Any) -> list[ParamSpec]:
                 f"The workflow has two Params '{spec.name}' with different types or defaults: "
                 f"{_described(known)}, and {_described(spec)}. Declare the Param once, and pass it to both tasks"
             )
+    for name, spec in found.items():
+        if f"no-{name}" in found and type_of(spec).flag:
+            raise ValueError(f"Param 'no-{name}' has the name of the option that unsets '{name}'; give it another name")
     return list(found.values())
 
 
@@ -37,8 +45,9 @@ def _agree(one: ParamSpec, other: ParamSpec) -> bool:
 
 
 def _described(spec: ParamSpec) -> str:
-    default = repr(spec.default) if isinstance(spec.default, SHOWN) else type(spec.default).__name__
-    return f"type {getattr(spec.type, '__name__', spec.type)} with the default {default}"
+    default = repr(spec.default) if isinstance(spec.default, SHOWN) else f"of type {type(spec.default).__name__}"
+    ending = f"with the default {default}" if spec.has_default else "without a default"
+    return f"type {getattr(spec.type, '__name__', spec.type)} {ending}"
 
 
 def type_of(spec: ParamSpec) -> OptionType:

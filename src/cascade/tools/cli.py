@@ -80,13 +80,14 @@ def cli(target: Lazy[Any]) -> Any:
             raise typer.BadParameter(printable(str(error))) from None
         try:
             result = run_to_end(work)
+            shown = result if isinstance(result, bytes) else str(result)
         except KeyboardInterrupt:
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except Exception as error:  # noqa: BLE001 - whatever a task raises
             _print_failure(error, is_told=work.failed and settings["log_level"] != _Level.OFF, **settings)
             raise typer.Exit(EXIT_FAILURE) from None
         if result is not None:
-            typer.echo(result)
+            _print_result(typer, shown)
 
     options = [_parameter(typer, key, spec, kinds[key]) for key, spec in specs.items()]
     main.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -96,7 +97,8 @@ def cli(target: Lazy[Any]) -> Any:
             _option(typer, "log_format", _Format, _Format.HUMAN, "--log-format", help="of the run's messages"),
         ]
     )
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    # With markup, `[m]` in a description disappears, and an error breaks over the lines of a box.
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command()(main)
     return app
 
@@ -104,8 +106,8 @@ def cli(target: Lazy[Any]) -> Any:
 def _parameter(typer: Any, key: str, spec: ParamSpec, kind: OptionType) -> inspect.Parameter:
     """The option of a Param. One that is not given is None: the run then takes the Param's own default."""
     default = None if spec.has_default else ...
-    more: dict[str, Any] = {"help": spec.description}
-    more["show_default"] = str(spec.default) if isinstance(spec.default, SHOWN) else False
+    shown = f"[default: {spec.default}]" if isinstance(spec.default, SHOWN) else ""
+    more: dict[str, Any] = {"help": printable(f"{spec.description}  {shown}".strip()), "show_default": False}
     if kind.flag:
         return _option(typer, key, bool | None, default, f"--{spec.name}/--no-{spec.name}", **more)
     annotation = str | None if kind.container is None else list[str] | None
@@ -126,6 +128,13 @@ def _parser(typer: Any, kind: OptionType) -> Callable[[Any], Any]:
 def _option(typer: Any, key: str, kind: Any, default: Any, *names: str, **more: Any) -> inspect.Parameter:
     shown = typer.Option(default, *names, case_sensitive=False, **more)
     return inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=shown, annotation=kind)
+
+
+def _print_result(typer: Any, shown: str | bytes) -> None:
+    try:
+        typer.echo(shown)
+    except UnicodeEncodeError:  # a terminal that is not in UTF-8, or a text with surrogates
+        typer.echo(str(shown).encode("ascii", "backslashreplace"))
 
 
 def _print_failure(error: Exception, *, is_told: bool, log_format: str, **_: object) -> None:
