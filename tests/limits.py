@@ -13,6 +13,8 @@ from tests.waiting import HANG
 
 _LIMITS = {
     "cascade.runtime.lane": ("PATIENCE",),
+    "cascade.adapters.executors._places": ("STALL",),
+    "cascade.runtime._resource_thread": ("GRACE",),
     "cascade.runtime._connection": ("CONNECT_TIMEOUT", "DISCONNECT_TIMEOUT"),
     "cascade.runtime.control.control": ("SUBSCRIBE_TIMEOUT",),
     "cascade.runtime.subscribers": ("TelemetrySubscriber.drain_timeout",),

@@ -16,7 +16,7 @@ from cascade.runtime.events import TaskBlocked, TaskExecutionFinished, TaskExecu
 from cascade.runtime.nested import run_nested
 from cascade.runtime.protocols import Place, Places
 from tests.runtime.control.steered import Steered
-from tests.waiting import NEVER, soon
+from tests.waiting import HANG, NEVER, soon
 
 collect = cs.task(lambda xs: xs, name="collect", threaded=False)
 
@@ -32,7 +32,7 @@ class Gate:
     def __call__(self, i: Any = 0) -> Any:
         self.began.append(i)
         self._loop.call_soon_threadsafe(self._more.set)
-        assert self._open.wait(60)
+        assert self._open.wait(HANG)
         return i
 
     async def begun(self, count: int) -> None:

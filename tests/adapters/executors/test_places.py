@@ -18,6 +18,7 @@ from cascade.adapters.executors.local import LocalExecutor
 from cascade.adapters.solvers.native import NativeSolver
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.engine import Engine
+from tests.waiting import HANG
 
 cpu_count: Callable[[], int | None] = getattr(os, "process_cpu_count", os.cpu_count)
 
@@ -35,7 +36,7 @@ class Counter:
             self.begun += 1
             self.most = max(self.most, self.running)
             self._changed.notify_all()
-            assert self._changed.wait_for(lambda: self.begun >= self._wait_for, 60)
+            assert self._changed.wait_for(lambda: self.begun >= self._wait_for, HANG)
         with self._changed:
             self.running -= 1
         return i
