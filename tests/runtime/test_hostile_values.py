@@ -10,6 +10,7 @@ import pytest
 import cascade as cs
 from cascade.connectors.memory import MemoryConnector
 from cascade.runtime.nested import run_nested
+from cascade.testing import record_run
 
 calls: list[str] = []
 
@@ -234,6 +235,14 @@ def test_no_method_of_a_value_is_called_with_a_connector_that_captures(shape: An
         capture = frozenset({"params", "arguments", "results"})
 
     run(shape, plain, kind, connector=Capturing(), log_format="json", log_level="DEBUG")
+
+
+@pytest.mark.parametrize("kind", [Hostile, Proxy])
+def test_no_method_of_a_value_is_called_in_a_record(kind: Any) -> None:
+    value = kind()
+    record = record_run(arguments(plain, value), spans=False)
+    assert record.value is value
+    assert calls == []
 
 
 async def test_no_method_of_a_value_is_called_in_asyncios_debug_mode() -> None:

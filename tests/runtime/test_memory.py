@@ -301,3 +301,20 @@ def test_an_exception_that_is_kept_keeps_no_results() -> None:
         assert born.count == 3
         assert born.alive == 0
         del raised
+
+
+async def test_a_background_task_of_a_task_keeps_no_values() -> None:
+    """Its context was copied while the task was the current one."""
+    born, background, stop = Born(), set[asyncio.Task[bool]](), asyncio.Event()
+
+    @cs.task
+    async def start(_: Any) -> Value:
+        background.add(asyncio.create_task(stop.wait()))
+        return born.value()
+
+    with no_garbage_collection():
+        await cs.run_async(start(chain(born)), log_level="OFF")
+        assert len(background) == 1
+        assert (born.count, born.alive) == (4, 0)
+    stop.set()
+    await asyncio.wait(background)

@@ -112,7 +112,8 @@ class TaskExecution:
                 permit.release()
             if self.amounts:
                 await self._give_back()
-            self.arguments = self.item = None  # a context variable may hold this object after the task's end
+            # A context variable may hold this object after the task's end.
+            self.arguments = self.item = self.consumed = None
 
     def _add_note(self, error: BaseException) -> None:
         run, place = self.run, self._place()

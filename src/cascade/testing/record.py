@@ -63,16 +63,21 @@ def record_run(
     engine = Engine(NativeSolver(), executor, bus, system_resources=system_resources, connector=moved_by, clock=clock)
     for resource in resources:
         engine.register(resource)
-    value, error = asyncio.run(_outcome(engine, target, params))
+    outcome: list[tuple[Any, BaseException | None]] = []
+    asyncio.run(_run(engine, target, params, outcome))
     executor.close()
+    value, error = outcome.pop()
     return RunRecord(value, error, events, connector.payloads, tracer.spans() if tracer else Spans(()))
 
 
-async def _outcome(engine: Engine, target: Any, params: Mapping[str, Any] | None) -> tuple[Any, BaseException | None]:
+async def _run(
+    engine: Engine, target: Any, params: Mapping[str, Any] | None, outcome: list[tuple[Any, BaseException | None]]
+) -> None:
+    # Not returned: `asyncio.run` calls `repr` on the result of its task.
     try:
-        return await engine.run(target, dict(params or {})), None
+        outcome.append((await engine.run(target, dict(params or {})), None))
     except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - recorded
-        return None, error
+        outcome.append((None, error))
 
 
 class _SpanRecorder:
