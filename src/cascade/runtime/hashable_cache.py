@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from functools import wraps
+from types import FunctionType
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import ref
 
 _T = TypeVar("_T")
 
@@ -15,17 +16,22 @@ def hashable_cache(compute: Callable[[Any], _T]) -> Callable[[Any], _T]:
     result is not cached for an object that defines its own `__eq__` or `__hash__`, or that has no weak references, such
     as a bound method.
     """
-    known: WeakKeyDictionary[Any, _T] = WeakKeyDictionary()
+    known: dict[ref[Any], _T] = {}
+
+    def forget(function: ref[Any]) -> None:
+        known.pop(function, None)
 
     @wraps(compute)
     def cached(function: Any) -> _T:
-        kind: Any = type(function)
-        if kind.__hash__ is not object.__hash__ or kind.__eq__ is not object.__eq__ or not kind.__weakrefoffset__:
+        if type(function) is not FunctionType and not _is_compared_by_identity(type(function)):
             return compute(function)
-        try:
-            return known[function]
-        except KeyError:
-            found = known[function] = compute(function)
-            return found
+        found = known.get(ref(function), known)  # `known` itself stands for no entry
+        if found is known:
+            found = known[ref(function, forget)] = compute(function)
+        return found  # type: ignore[return-value]
 
     return cached
+
+
+def _is_compared_by_identity(kind: Any) -> bool:
+    return kind.__hash__ is object.__hash__ and kind.__eq__ is object.__eq__ and bool(kind.__weakrefoffset__)

