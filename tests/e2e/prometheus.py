@@ -33,11 +33,10 @@ class Prometheus:
         """Return once the expression has a single value, which is this one."""
         until(lambda: [value for _, value in self.values(expr)] == [expected], f"{expr} is {expected}")
 
-    def trace_ids(self, expr: str) -> set[str]:
-        """Where the exemplars of the expression's metrics lead to."""
-        now = time.time()
-        found = self._get("query_exemplars", {"query": expr, "start": str(now - 3600), "end": str(now + 60)})
-        return {one["labels"]["trace_id"] for series in found for one in series["exemplars"]}
+    def wait_for_trace_ids(self, expr: str) -> set[str]:
+        """The traces to which the exemplars of the expression's metrics lead, once there are any."""
+        until(lambda: bool(self._trace_ids(expr)), f"{expr} has exemplars")
+        return self._trace_ids(expr)
 
     def label_values(self, selector: str, label: str) -> set[str]:
         """The values of a label, as a dashboard's variable lists them."""
@@ -52,3 +51,8 @@ class Prometheus:
         url = f"{self._url}/api/v1/{path}?{urllib.parse.urlencode(query)}"
         with urllib.request.urlopen(url, timeout=HANG) as answer:  # noqa: S310 - our own Prometheus
             return json.load(answer)["data"]
+
+    def _trace_ids(self, expr: str) -> set[str]:
+        now = time.time()
+        found = self._get("query_exemplars", {"query": expr, "start": str(now - 3600), "end": str(now + 60)})
+        return {one["labels"]["trace_id"] for series in found for one in series["exemplars"]}

@@ -13,7 +13,8 @@ from stack.addresses import Ports, free_ports
 from stack.process import until
 from tests.waiting import HANG
 
-PACE = local.Pace(span_metrics="2s", scrape="1s")
+PACE = local.Pace(span_metrics="4s", scrape="1s")
+"""Exemplars of span metrics are there from one interval to the next: Prometheus looks several times meanwhile."""
 
 Predicate = Callable[[Spans], bool]
 

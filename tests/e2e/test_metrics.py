@@ -81,8 +81,7 @@ def test_span_metrics_count_the_spans_of_all_processes(prometheus: Prometheus) -
 )
 def test_exemplars_lead_to_traces(prometheus: Prometheus, processes: Processes, metric: str) -> None:
     prometheus.wait_for(f'{metric}{{job="{SERVICE}"}}')
-    found = prometheus.trace_ids(f'{metric}{{job="{SERVICE}"}}')
-    assert found
+    found = prometheus.wait_for_trace_ids(f'{metric}{{job="{SERVICE}"}}')
     assert all(len(processes.jaeger.trace(trace_id)) for trace_id in found)
 
 
@@ -112,7 +111,7 @@ def test_each_question_of_the_dashboards_has_an_answer(prometheus: Prometheus, t
     expr = filled(target["expr"])
     assert prometheus.wait_for(expr)
     if target["exemplar"]:
-        assert prometheus.trace_ids(expr)
+        assert prometheus.wait_for_trace_ids(expr)
 
 
 def test_the_variables_of_the_dashboards_have_values(prometheus: Prometheus) -> None:
