@@ -4,6 +4,8 @@ NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11 python,$(shell $(p) $(NEW_ENOUGH) 2>/dev/null && echo $(p))))
 BIN := .venv/bin
 READY := .make/ready
+# Workers, since most tests wait for something; each has a share of the tests in their order, for fixtures of a module.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 # Runs a command that prints nothing for long; it shows the time every few seconds.
 SHOWN := $(BIN)/python -m stack.progress
 
@@ -32,10 +34,10 @@ layers: $(READY)  ## imports go down only
 	$(BIN)/lint-imports
 
 unit: $(READY)  ## tests of the package
-	$(BIN)/python -m pytest --ignore=tests/e2e
+	$(PYTEST) --ignore=tests/e2e
 
 e2e: $(READY)  ## whole runs, read back from our receivers, and from the real servers if they are built
-	$(BIN)/python -m pytest tests/e2e
+	$(PYTEST) tests/e2e
 
 wheel: $(READY)  ## the built wheel works without this checkout
 	$(SHOWN) wheel $(BIN)/python tests/check_wheel.py

@@ -87,7 +87,7 @@ class Pair(NamedTuple):
 
 
 @pytest.mark.parametrize(
-    "wrap", [lambda x: [x], lambda x: (x,), lambda x: {"k": [x]}, Box, lambda x: Pair(1, Box([x]))], ids=str
+    "wrap", [lambda x: [x], lambda x: (x,), lambda x: {"k": [x]}, Box, lambda x: Pair(1, Box([x]))]
 )
 def test_nested_results_are_dependencies(wrap: Any) -> None:
     graph = build_graph(add(wrap(one())))

@@ -87,7 +87,6 @@ async def test_a_task_in_a_class_is_a_method(lab: Lab) -> None:
         (str, "2"),
         (functools.lru_cache(Store(3).plain), 5),
     ],
-    ids=str,
 )
 async def test_any_callable_is_a_task(lab: Lab, function: Callable[..., Any], expected: Any) -> None:
     task: Any = cs.task(function)

@@ -104,7 +104,7 @@ def refusal(call: Callable[[], Any]) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("function", FUNCTIONS, ids=str)
+@pytest.mark.parametrize("function", FUNCTIONS)
 def test_a_call_is_refused_as_python_refuses_it(function: Callable[..., Any]) -> None:
     task: Any = cs.task(function)
     for args, kwargs in CALLS:
