@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cascade.testing import ReceivedSpan, render_trace
 from cascade.testing._canvas import fitted, width_of
-from cascade.testing.received import ReceivedEvent
+from cascade.testing.received import ReceivedEvent, ReceivedLink
 from tests.waiting import HANG
 
 MS = 1_000_000
@@ -75,6 +75,25 @@ def test_any_forest_fits_the_width(spans: list[ReceivedSpan], width: int) -> Non
     for line in render_trace(spans, width=width).splitlines():
         columns = sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in line if not unicodedata.combining(c))
         assert columns <= width
+
+
+def test_no_text_of_a_span_breaks_a_line_or_moves_the_cursor() -> None:
+    bad = "a\x1b[31m\n\r\t\x9b\u202e\u2028\ud800b"
+    event = ReceivedEvent(bad, 5 * MS, {bad: bad, "exception.type": bad, "exception.message": bad})
+    attributes = dict.fromkeys(
+        ("cascade.task.map.index", "cascade.task.attempt", "cascade.wait.reason", "error.type"), bad
+    )
+    spans = [
+        span(1, "root"),
+        span(2, bad, 1, status="ERROR", status_message=bad, attributes=attributes, kind=bad, events=(event,)),
+        span(3, bad, 1, attributes=attributes, kind=bad, events=(event,), resource={"service.name": bad}),
+        *(span(number, f"{bad}!", 1) for number in range(4, 9)),
+        span(9, "linked", 1, links=(ReceivedLink("a" * 32, f"{2:016x}"),)),
+    ]
+    lines = render_trace(spans, width=200, max_children=1).split("\n")
+    assert [line for line in lines if not line.isprintable()] == []
+    assert any("more a" in line for line in lines)
+    assert any("← a" in line for line in lines)
 
 
 TERMINAL_VARIABLES = ("COLUMNS", "NO_COLOR", "FORCE_COLOR", "TERM")

@@ -37,7 +37,11 @@ def width_of(text: str) -> int:
 
 
 def fitted(pieces: Sequence[Piece], cells: int) -> list[Piece]:
-    """The pieces cut, with an ellipsis, or filled up with blanks to so many cells."""
+    """The pieces cut, with an ellipsis, or filled up with blanks to so many cells.
+
+    A blank replaces each character that breaks a line or moves the cursor.
+    """
+    pieces = [(_one_line(text), style) for text, style in pieces]
     if sum(width_of(text) for text, _ in pieces) <= cells:
         return [*pieces, (" " * (cells - sum(width_of(text) for text, _ in pieces)), "")]
     kept: list[Piece] = []
@@ -60,6 +64,12 @@ def painted(pieces: Sequence[Piece], *, color: bool) -> str:
 
 def _paint(text: str, style: str) -> str:
     return f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if style in _STYLES and text.strip() else text
+
+
+def _one_line(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(" " if unicodedata.category(char) in {"Cc", "Cf", "Cs", "Zl", "Zp"} else char for char in text)
 
 
 def _cut(text: str, cells: int) -> str:

@@ -1,6 +1,5 @@
 """What of a span is worth saying in a few words."""
 
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 
@@ -19,7 +18,7 @@ _MAX_NAMES = 2
 
 def label(span: ReceivedSpan) -> str:
     """The span's name, with the index of a map's item and the number of an attempt."""
-    name = one_line(span.name) or "(no name)"
+    name = span.name or "(no name)"
     index = f"[{span.attributes[_INDEX]}]" if _INDEX in span.attributes else ""
     number = span.attributes.get(_ATTEMPT)
     counts = number is not None and (is_attempt(span) or number not in {0, 1})
@@ -61,8 +60,8 @@ def event_text(event: ReceivedEvent, span: ReceivedSpan) -> str:
     if event.name == "exception":
         said = _exception(attributes.get("exception.type"), attributes.get("exception.message"))
     else:
-        said = " ".join(f"{key}={one_line(str(value))}" for key, value in attributes.items())
-    return f"{one_line(event.name)}  +{duration(event.time_ns - span.start_ns)}  {said}".rstrip()
+        said = " ".join(f"{key}={value}" for key, value in attributes.items())
+    return f"{event.name}  +{duration(event.time_ns - span.start_ns)}  {said}".rstrip()
 
 
 def consumed(names: Iterable[str]) -> str:
@@ -72,20 +71,13 @@ def consumed(names: Iterable[str]) -> str:
         return ""
     if len(counts) > _MAX_NAMES:
         return f"← {counted(counts.total(), 'span')}"
-    return "← " + ", ".join(
-        one_line(name) if count == 1 else f"{count:,} x {one_line(name)}" for name, count in counts.items()
-    )
+    return "← " + ", ".join(name if count == 1 else f"{count:,} x {name}" for name, count in counts.items())
 
 
 def counted(count: int, noun: str) -> str:
     """`"1 retry"`, `"1,204 spans"`."""
     plural = f"{noun.removesuffix('y')}ies" if noun.endswith("y") else f"{noun}s"
     return f"{count:,} {noun if count == 1 else plural}"
-
-
-def one_line(text: str) -> str:
-    """The text without what would break a line or move the cursor."""
-    return "".join(" " if unicodedata.category(char) in {"Cc", "Cf", "Cs", "Zl", "Zp"} else char for char in text)
 
 
 def _error(span: ReceivedSpan) -> str:
@@ -97,7 +89,7 @@ def _error(span: ReceivedSpan) -> str:
 
 
 def _exception(kind: object, message: object) -> str:
-    kind, text = one_line(str(kind or "")), one_line(str(message or ""))
+    kind, text = str(kind or ""), str(message or "")
     text = text.removeprefix(f"{kind}: ")
     text = text if len(text) <= _MAX_MESSAGE else f"{text[:_MAX_MESSAGE]}…"
     return f"{kind}: {text}" if text and text != kind else kind
@@ -105,5 +97,5 @@ def _exception(kind: object, message: object) -> str:
 
 def _reason(span: ReceivedSpan) -> str:
     reasons = (value for key, value in span.attributes.items() if key.startswith("cascade.") and key.endswith("reason"))
-    reason = one_line(str(next(reasons, "")))
+    reason = str(next(reasons, ""))
     return f"skipped: {reason}".removesuffix(": ") if is_skipped(span) else reason

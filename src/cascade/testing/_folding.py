@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from cascade.testing._facts import counted, one_line
+from cascade.testing._facts import counted
 from cascade.testing._forest import Node
 from cascade.testing._timeline import span_of_durations
 
@@ -32,7 +32,7 @@ class Fold:
         lengths = [node.span.end_ns - node.span.start_ns for node in self.nodes]
         below = sum(node.size for node in self.nodes) - len(self.nodes)
         said = [
-            f"… {len(self.nodes):,} more {one_line(self.nodes[0].span.name)}",
+            f"… {len(self.nodes):,} more {self.nodes[0].span.name}",
             span_of_durations(min(lengths), max(lengths)) if any(lengths) else "",
             counted(self.errors, "error") if self.errors else "",
             f"{counted(below, 'span')} below" if below else "",
