@@ -12,6 +12,7 @@ from cascade.messaging.bus import MessageBus, MessageStore
 from cascade.messaging.renderer import CliRenderer, JsonRenderer
 from cascade.runtime.events import Event, MapProgressed, TaskExecutionFinished, TaskExecutionStarted, TaskSkipped
 from cascade.runtime.subscribers import HumanReadableLogSubscriber
+from cascade.spec.lazy_types import MappedLazyResult
 from cascade.testing import FixedClock
 from tests.runtime.conftest import Lab
 
@@ -125,6 +126,32 @@ async def test_an_item_that_ends_the_program_is_a_failed_one_and_a_cancelled_one
         await printed.run(cs.task(end).map(x=[0, 1]))
     failed = "" if isinstance(raised, asyncio.CancelledError) else ", 1 failed"
     assert f"⏳ map(end): 1 of 2 done{failed}" in printed.lines
+
+
+class Divider:
+    """A factory of lazy results that is no task."""
+
+    name = "divide"
+
+    def map(self, **kwargs: Any) -> Any:
+        return MappedLazyResult(self, kwargs)
+
+    def __call__(self, x: int) -> Any:
+        return convert(10 // x) if x < 10 else x
+
+
+@pytest.mark.parametrize(
+    ("xs", "error"), [([5, 0], "ZeroDivisionError"), ([0], "ZeroDivisionError"), ([5, 10], "TypeError")]
+)
+async def test_an_item_for_which_a_factory_makes_no_task_is_named(xs: list[int], error: str) -> None:
+    printed = Printed(clock=FixedClock())
+    with pytest.raises((ZeroDivisionError, TypeError)) as caught:
+        await printed.run(Divider().map(x=xs))
+    assert caught.value.__notes__ == [f"task 'divide', item {len(xs) - 1}"]
+    assert [
+        line for line in printed.lines if line.startswith(f"❌ Failed divide[{len(xs) - 1}] after 0.00s: {error}: ")
+    ]
+    assert f"⏳ map(divide): {len(xs) - 1} of {len(xs)} done, 1 failed" in printed.lines
 
 
 async def test_a_map_that_fails_itself_is_named() -> None:

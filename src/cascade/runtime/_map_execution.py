@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from functools import partial
 from itertools import takewhile
 from typing import Any
@@ -112,8 +113,8 @@ class MapExecution:
         return values
 
     async def _one(self, index: int, items: "Items", values: list[Any]) -> None:
-        work = self._work(index, items.take(index), items.positional)
         try:
+            work = self._work(index, items.take(index), items.positional)
             values[index] = await work.perform()
         except asyncio.CancelledError:
             raise
@@ -136,7 +137,9 @@ class MapExecution:
 
     def _window(self, items: "Items") -> Callable[[], int]:
         """Return a function that returns the number of items to have at work: as many as there are places."""
-        places = self._run.places(_item_node(self._node, 0, items[0], items.positional))
+        places = None
+        with suppress(Exception):  # a factory that raises does so again for the item itself, and its error names it
+            places = self._run.places(_item_node(self._node, 0, items[0], items.positional))
 
         def window() -> int:
             size = None if places is None else places.size
@@ -145,7 +148,11 @@ class MapExecution:
         return window
 
     def _work(self, index: int, item: dict[str, Any], positional: int) -> TaskExecution:
-        node = _item_node(self._node, index, item, positional)
+        try:
+            node = _item_node(self._node, index, item, positional)
+        except Exception as error:
+            self._fail_item(index, error)
+            raise
         return TaskExecution(
             self._run,
             self._resolver,
@@ -156,6 +163,19 @@ class MapExecution:
             map_index=index,
             item=node.literal_inputs,
         )
+
+    def _fail_item(self, index: int, error: Exception) -> None:
+        """Publish the failure of an item for which the factory made no task."""
+        run, factory = self._run, self._node.mapping_factory
+        start_ns, name = run.clock.now_ns(), getattr(factory, "name", type(factory).__name__)
+        place = f"task {name!r}, item {index}"
+        add_task_note(error, place, attempt_start_ns=start_ns, now_ns=start_ns)
+        run.task_failed(error, place)
+        item = {"task_id": item_id(self._node.id, index), "task_name": name}
+        item |= {"map_id": self._node.id, "map_index": index}
+        run.emit(TaskExecutionStarted, start_ns=start_ns, **item)
+        failed = {"status": status_of("error"), "result": "error", "start_ns": start_ns, "end_ns": start_ns}
+        run.emit(TaskExecutionFinished, **failed, **run.error_fields(error), **item)
 
     def _started(self) -> None:
         self._run.emit(TaskExecutionStarted, map_size=self._size, start_ns=self._start_ns, **self._who())
