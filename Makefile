@@ -43,7 +43,7 @@ wheel: $(READY)  ## the built wheel works without this checkout
 	$(SHOWN) wheel $(BIN)/python tests/check_wheel.py
 
 test-large: servers  ## the map of a million items, and runs of 100,000 tasks
-	$(BIN)/python -m pytest -m large
+	$(PYTEST) -m large
 
 test-versions: servers  ## all tests on each version of Python that pyproject.toml names and the machine has
 	@$(BIN)/python -m tests.environments versions $(ARGS)

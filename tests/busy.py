@@ -8,11 +8,9 @@ from contextlib import contextmanager
 
 from stack.programs import ROOT
 from stack.progress import say
+from tests.environments import PYTEST
 
 PASSES = 3
-PATIENCE = 300
-"""Seconds after which a test is taken to hang."""
-
 LOOP = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
 """It ends with its parent, however that ends."""
 
@@ -33,7 +31,7 @@ def busy_loops(number: int) -> Iterator[list[subprocess.Popen[bytes]]]:
 
 def main(arguments: list[str]) -> int:
     cores = os.cpu_count() or 1
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--timeout={PATIENCE}", *arguments]
+    command = [sys.executable, *PYTEST, *arguments]
     failed = list[int]()
     with busy_loops(cores):
         for number in range(1, PASSES + 1):

@@ -20,8 +20,8 @@ ROOT = programs.ROOT
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 EXTRAS: dict[str, list[str]] = PYPROJECT["project"]["optional-dependencies"]
 CONSTRAINTS = ROOT / ".ci" / "constraints.txt"
-PATIENCE = 300
-"""Seconds after which a test is taken to hang."""
+PYTEST = ["-m", "pytest", "-p", "no:cacheprovider", "--numprocesses=auto", "--maxprocesses=4", "--dist=worksteal"]
+"""Arguments of Python that run the tests as `make test` does, beside other runs in the same checkout."""
 
 
 def versions() -> list[str]:
@@ -73,8 +73,7 @@ def passes(name: str, pip: list[str], python: str) -> bool:
     say(f"\n{name}")
     folder = ROOT / ".make" / name.replace(" ", "-")
     prepare.environment(folder, pip, python)
-    command = [str(folder / "bin" / "python"), "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--timeout={PATIENCE}"]
-    return subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+    return subprocess.run([str(folder / "bin" / "python"), *PYTEST, "-q"], cwd=ROOT, check=False).returncode == 0
 
 
 def all_versions(names: list[str]) -> dict[str, bool]:

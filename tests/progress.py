@@ -7,7 +7,7 @@ from time import monotonic
 
 import pytest
 
-INTERVAL = 8.0
+INTERVAL = 5.0
 """Seconds without a test's end after which a line is printed."""
 
 
