@@ -1,11 +1,11 @@
 """Several connectors as one, none of which can disturb another."""
 
 import asyncio
-import logging
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
+from cascade._loggers import get_logger
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.runtime.gates import Gates
 from cascade.runtime.lane import MAX_QUEUED_BYTES, MESSAGE_BYTES, Lane, Message
@@ -15,7 +15,7 @@ from cascade.spec.protocols import MessageCallback
 from cascade.telemetry.identity import RunTrace, SpanRef, place_run
 from cascade.telemetry.redact import without_captured
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 DRAIN_TIMEOUT = 5.0
 """Seconds that one of the connectors may take at a run's end to publish what still waits in its lane."""

@@ -1,11 +1,12 @@
 """Where `cs.<name>` is looked up: what ships with Cascade, what is registered, what other packages offer."""
 
-import logging
 from collections.abc import Callable
 from importlib import import_module, metadata
 from typing import Any, ClassVar
 
-logger = logging.getLogger(__name__)
+from cascade._loggers import get_logger
+
+logger = get_logger(__name__)
 
 GROUP = "cascade.providers"
 _BUILT_IN = {"shell": "cascade.providers.shell:shell", "subflow": "cascade.providers.subflow:subflow"}

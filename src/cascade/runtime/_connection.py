@@ -1,11 +1,11 @@
 """A run's hold on its connector: connect before, disconnect after, and no harm from either."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from contextlib import nullcontext
 
 from cascade._blocks import async_block
+from cascade._loggers import get_logger
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.control.control import Control
 from cascade.runtime.events import ConnectorFailed
@@ -13,7 +13,7 @@ from cascade.runtime.exceptions import TelemetryLostError
 from cascade.spec.protocols import Connector
 from cascade.telemetry.safe import error_text
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 CONNECT_TIMEOUT = 5.0
 DISCONNECT_TIMEOUT = 30.0

@@ -1,8 +1,8 @@
 """Checks of a run before its first task starts."""
 
-import logging
 from collections.abc import Collection, Iterable, Mapping
 
+from cascade._loggers import get_logger
 from cascade.graph.model import Edge, Graph, Node
 from cascade.runtime._inputs import input_value
 from cascade.runtime._map_execution import zip_items
@@ -12,7 +12,7 @@ from cascade.runtime.exceptions import UnknownParamError, suggestion
 from cascade.spec.input import ParamSpec
 from cascade.spec.lazy_types import LazyResult, MappedLazyResult
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 TYPO = 0.8

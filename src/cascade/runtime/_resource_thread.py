@@ -1,17 +1,17 @@
 """Thread in which the plain generators of one run are set up and torn down."""
 
 import asyncio
-import logging
 import queue
 import threading
 from collections.abc import Callable
 from contextvars import Context
 from typing import Any
 
+from cascade._loggers import get_logger
 from cascade.runtime.threads import start_thread
 from cascade.telemetry.safe import error_text
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 GRACE = 5.0
 """Seconds that a cancelled run waits for the step that the thread is in: a thread cannot be interrupted."""

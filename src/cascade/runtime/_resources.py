@@ -2,7 +2,6 @@
 
 import asyncio
 import inspect
-import logging
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from contextvars import Token
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+from cascade._loggers import get_logger
 from cascade.graph.model import Node
 from cascade.runtime import task_context
 from cascade.runtime._outcome import add_note, result_of
@@ -24,7 +24,7 @@ from cascade.telemetry.identity import setup_id, teardown_id
 from cascade.telemetry.limits import MAX_NAME_BYTES
 from cascade.telemetry.safe import text
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 T = TypeVar("T")
 

@@ -1,13 +1,13 @@
 """State of one run: id, clock, parameters, bus, executor, results."""
 
 import asyncio
-import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any
 
+from cascade._loggers import get_logger
 from cascade.runtime._clock import RunClock
 from cascade.runtime._outcome import add_later_error, cancellation_text, traceback_of
 from cascade.runtime.bus import MessageBus
@@ -25,7 +25,7 @@ from cascade.telemetry.identity import RunTrace
 from cascade.telemetry.limits import MAX_LATER_ERRORS
 from cascade.telemetry.safe import error_message, error_text, stack_text
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 PlacesOf = Callable[[Any], Places | None]
 

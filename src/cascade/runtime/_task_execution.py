@@ -1,13 +1,13 @@
 """One task from its constraints to its release: cache, Started, attempts, Finished."""
 
 import asyncio
-import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from cascade._loggers import get_logger
 from cascade.graph.model import Node
 from cascade.runtime import task_context
 from cascade.runtime._outcome import (
@@ -38,7 +38,7 @@ from cascade.runtime.task_context import TaskContext, in_context
 from cascade.spec.nested import ATOMS, require_values
 from cascade.spec.retry import checked_seconds
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _MISS = object()
 FIRST_RETRY = 2

@@ -1,15 +1,15 @@
 """The bus of *events* within a process; `cascade.messaging.bus` has the other MessageBus, of texts for people."""
 
-import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from cascade._loggers import get_logger
 from cascade.runtime.events import Event
 from cascade.runtime.gates import Gates
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 Handler = Callable[[Any], None]
 Drain = Callable[[str], Awaitable[None]]

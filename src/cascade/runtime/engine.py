@@ -1,7 +1,6 @@
 """The engine: what it is configured with, and a run's life from connect to disconnect."""
 
 import asyncio
-import logging
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 from cascade._blocks import async_block
+from cascade._loggers import get_logger
 from cascade.graph.build import GraphBuilder
 from cascade.graph.model import Graph
 from cascade.runtime._clock import Clock, RunClock
@@ -38,7 +38,7 @@ from cascade.telemetry.topics import identity_from_environment
 
 T = TypeVar("T")
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 LARGE = 2_000
 """Nodes from which on a graph is built and planned in a thread: what else is in the event loop gets its turns."""

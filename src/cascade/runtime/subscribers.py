@@ -1,9 +1,9 @@
 """Subscribers that every run has: messages for the terminal, and telemetry for the connector."""
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
+from cascade._loggers import get_logger
 from cascade.messaging.bus import MessageBus as Messages
 from cascade.messaging.bus import bus as messaging_bus
 from cascade.messaging.renderer import LEVELS, severity
@@ -38,7 +38,7 @@ from cascade.telemetry.safe import safe
 from cascade.telemetry.topics import events_topic, identity_from_environment, source
 from cascade.telemetry.wire import encode_body, encode_header, timestamp
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 DRAIN_TIMEOUT = 5.0
 """Seconds that a run's end may take to hand over its last messages to the connector."""

@@ -3,16 +3,16 @@
 import asyncio
 import contextlib
 import contextvars
-import logging
 import threading
 from collections.abc import Callable
 from typing import Any
 
+from cascade._loggers import get_logger
 from cascade.connectors.mqtt._latest import Incoming, Latest
 from cascade.spec.protocols import MessageCallback
 from cascade.telemetry.wire import received
 
-logger = logging.getLogger("cascade.connectors.mqtt")
+logger = get_logger("cascade.connectors.mqtt")
 
 BATCH = 32
 """Messages handed over between two turns of whatever else is in the event loop."""

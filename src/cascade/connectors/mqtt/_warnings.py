@@ -1,9 +1,10 @@
 """Warnings that do not flood the log."""
 
-import logging
 import time
 
-logger = logging.getLogger("cascade.connectors.mqtt")
+from cascade._loggers import get_logger
+
+logger = get_logger("cascade.connectors.mqtt")
 
 PERIOD = 60.0
 """Seconds for which the same warning is not given again."""

@@ -1,6 +1,5 @@
 """`MqttConnector`: a run's messages live on MQTT 5, and control back in."""
 
-import logging
 import os
 import ssl
 import threading
@@ -8,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from cascade._loggers import get_logger
 from cascade.connectors import _lifetime
 from cascade.connectors._arguments import captures, one_of, positive, whole
 from cascade.connectors.mqtt import _flush
@@ -28,7 +28,7 @@ from cascade.spec.protocols import MessageCallback
 from cascade.telemetry.topics import checked_filter, checked_topic, identity_from_environment
 from cascade.telemetry.wire import dumps
 
-logger = logging.getLogger("cascade.connectors.mqtt")
+logger = get_logger("cascade.connectors.mqtt")
 
 FLUSH_TIMEOUT = 5.0
 """Seconds a run's end may take until the last message is acknowledged; a broker known to be dead gets less."""

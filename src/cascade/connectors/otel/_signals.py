@@ -1,10 +1,10 @@
 """What goes out beside the spans: metrics, unless they are not wanted, and logs, if they are."""
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.resources import Resource
 
+from cascade._loggers import get_logger
 from cascade.connectors.otel._options import ExportOptions, Signal
 from cascade.connectors.otel._provider import Tracing
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from cascade.connectors.otel.logs import RunLogs
     from cascade.connectors.otel.metrics import RunMetrics
 
-logger = logging.getLogger("cascade.connectors.otel")
+logger = get_logger("cascade.connectors.otel")
 
 
 class Signals:

@@ -1,6 +1,5 @@
 """`OtelConnector`: a run is a trace, a task is a span."""
 
-import logging
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from opentelemetry import trace
 from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 
+from cascade._loggers import get_logger
 from cascade.connectors._arguments import captures, one_of, positive, whole
 from cascade.connectors.otel import _provider
 from cascade.connectors.otel._activation import NoActivation, SpanActivation
@@ -26,7 +26,7 @@ from cascade.telemetry.identity import RunTrace, SpanRef, place_run
 if TYPE_CHECKING:
     from cascade.connectors.otel._flush import Room
 
-logger = logging.getLogger("cascade.connectors.otel")
+logger = get_logger("cascade.connectors.otel")
 
 FLUSH_TIMEOUT = 5.0
 """Seconds a run's end may take until the last span is acknowledged; a peer known to be dead gets less."""

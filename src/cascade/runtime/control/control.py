@@ -1,12 +1,12 @@
 """What steers the runs of one engine: constraints come in, hold together, and go."""
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from cascade._blocks import async_block, block
+from cascade._loggers import get_logger
 from cascade.runtime._run_context import RunContext
 from cascade.runtime.control.admission import Admission
 from cascade.runtime.control.constraint import (
@@ -26,7 +26,7 @@ from cascade.telemetry.limits import MAX_NAME_BYTES
 from cascade.telemetry.safe import error_text, text
 from cascade.telemetry.topics import control_filter
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 MAX_CONSTRAINTS = 256
 """In force at once: each start asks all that are for it. More is a mistake, or meant to slow us down."""

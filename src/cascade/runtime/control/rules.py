@@ -1,18 +1,18 @@
 """What a constraint that is in force says to a task that wants to start."""
 
 import asyncio
-import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+from cascade._loggers import get_logger
 from cascade.runtime.control._bucket import TokenBucket
 from cascade.runtime.control.constraint import Concurrency, Constraint, Pause, RateLimit, Scope, matcher
 from cascade.runtime.protocols import Place, PlaceRequest, Places
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,16 @@
 """Where snapshots go: to a collector, to standard output, or to both."""
 
-import logging
 import sys
 from collections.abc import Callable
 from typing import Protocol
 
 from opentelemetry.sdk.resources import Resource
 
+from cascade._loggers import get_logger
 from cascade.connectors.otel._transport import Reply, Transport, opened, takes_no_such_signal
 from cascade.connectors.otel.metrics._ledger import Snapshot
 
-logger = logging.getLogger("cascade.connectors.otel")
+logger = get_logger("cascade.connectors.otel")
 
 
 class Destination(Protocol):

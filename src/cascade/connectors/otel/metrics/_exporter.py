@@ -5,13 +5,14 @@ import threading
 import time
 from collections.abc import Callable
 
+from cascade._loggers import get_logger
 from cascade.connectors.otel._peer import Peer
 from cascade.connectors.otel._transport import Reply
 from cascade.connectors.otel._uninstrumented import uninstrumented
 from cascade.connectors.otel.metrics._destinations import Destination
 from cascade.connectors.otel.metrics._ledger import Ledger
 
-logger = logging.getLogger("cascade.connectors.otel")
+logger = get_logger("cascade.connectors.otel")
 
 IDLE = 30.0  # seconds after which a thread without news ends, and with it its connection
 DEAD_PATIENCE = 0.2  # seconds a flush has for a peer whose last reply was none

@@ -1,6 +1,5 @@
 """`RunMetrics`: what the connector tells its metrics."""
 
-import logging
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -9,6 +8,7 @@ from typing import Any, Self
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.sdk.resources import Resource
 
+from cascade._loggers import get_logger
 from cascade.connectors import _lifetime
 from cascade.connectors.otel._options import ExportOptions
 from cascade.connectors.otel._tally import FlushReport
@@ -21,7 +21,7 @@ from cascade.connectors.otel.metrics._levels import Levels
 from cascade.connectors.otel.metrics._measures import Sink, measure
 from cascade.connectors.otel.metrics._settings import Settings
 
-logger = logging.getLogger("cascade.connectors.otel")
+logger = get_logger("cascade.connectors.otel")
 
 EXIT_TIMEOUT = 5.0
 """Seconds that the interpreter's exit may take for the last export; for a dead collector it is much less."""
