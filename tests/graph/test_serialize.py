@@ -377,12 +377,12 @@ def test_a_type_without_a_form_in_json_is_refused() -> None:
 def test_a_stored_type_that_cannot_be_restored_is_refused(kind: Any) -> None:
     data = graph_to_dict(build_graph(cs.Param("p")))
     data["nodes"][0]["param_spec"]["type"] = kind
-    with pytest.raises(ValueError, match="type"):
+    with pytest.raises(ValueError, match=r"type|no\.such"):
         graph_from_dict(data)
 
 
-def test_a_type_of_a_function_is_refused_when_it_is_restored() -> None:
+def test_a_class_of_a_function_is_no_type_of_a_stored_param() -> None:
     class Local: ...
 
-    with pytest.raises(ValueError, match=r"Cannot import the type .*Local"):
-        round_trip(cs.Param("p", type=Local))
+    with pytest.raises(ValueError, match=r"Param 'p': Cannot import .*Local"):
+        cs.to_json(build_graph(cs.Param("p", type=Local)))

@@ -80,7 +80,7 @@ def test_constraints_are_truthy_when_there_are_any() -> None:
 
 def test_resources_must_be_generators() -> None:
     with pytest.raises(TypeError, match="must be a generator"):
-        cs.resource(plain)
+        cs.resource(plain)  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
 def test_inject_takes_a_name_or_a_definition() -> None:

@@ -4,7 +4,7 @@ A comment `type: ignore` is for mypy, `pyright: ignore` for pyright. Both checke
 each of them proves that the error is there.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, assert_type
 
@@ -149,3 +149,15 @@ cs.shel("ls")  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAc
 cs.shell()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 assert_type(cs.subflow("other.py", "target"), LazyResult[Any])
 assert_type(cs.graph.model.Graph(), Graph)
+
+
+# Resources and constraints
+@cs.resource
+def database() -> Iterator[str]:
+    yield "db"
+
+
+cs.resource(lambda: 5)  # type: ignore[arg-type, return-value]  # pyright: ignore[reportCallIssue, reportArgumentType]
+plain(1).with_constraints(cpu=named(1), memory_gb=0.5)
+plain(1).with_constraints(cpu="2")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+plain(1).with_cache(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

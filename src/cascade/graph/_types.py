@@ -3,10 +3,10 @@
 import builtins
 import types
 from functools import reduce
-from importlib import import_module
 from operator import or_
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NewType, Union, get_args, get_origin
 
+from cascade.graph._importable import imported, name_of
 from cascade.graph._literals import restored, stored
 
 _ANY, _NONE, _ELLIPSIS = "Any", "None", "..."
@@ -50,8 +50,8 @@ def restored_type(data: Any) -> Any:
             return types.GenericAlias(
                 restored_type(origin), tuple(... if part == _ELLIPSIS else restored_type(part) for part in parts)
             )
-        case {"module": module, "qualname": qualname}:
-            return _imported(module, qualname)
+        case {"module": _, "qualname": _}:
+            return imported(data)
     raise ValueError(f"{data!r} is not a stored type")
 
 
@@ -60,11 +60,11 @@ def _stored_name(kind: Any, param: str) -> Any:
         return _ANY
     if kind is None or kind is types.NoneType:
         return _NONE
-    name = getattr(kind, "__qualname__", getattr(kind, "__name__", None))
-    module = getattr(kind, "__module__", None)
-    if name is None or module is None:
+    if isinstance(kind, type) and kind.__module__ == "builtins":
+        return kind.__name__
+    if not isinstance(kind, (type, NewType)):
         raise TypeError(f"Param '{param}': JSON has no form for the type {kind!r}; use a class of a module")
-    return name if module == "builtins" else {"module": module, "qualname": name}
+    return name_of(kind, f"Param '{param}'")
 
 
 def _builtin(name: str) -> Any:
@@ -76,13 +76,3 @@ def _builtin(name: str) -> Any:
     if not isinstance(kind, type):
         raise ValueError(f"{name!r} is not a built-in type")  # noqa: TRY004 - the stored text is wrong
     return kind
-
-
-def _imported(module: str, qualname: str) -> Any:
-    try:
-        found: Any = import_module(module)
-        for part in qualname.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"Cannot import the type {module}.{qualname}: {error}") from error
-    return found

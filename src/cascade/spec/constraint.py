@@ -1,7 +1,7 @@
 """What a task needs of the system while it runs: `cpu=2`, `gpu=1`."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, SupportsFloat
 
 
 @dataclass
@@ -17,6 +17,6 @@ class ResourceConstraint:
         return bool(self.requirements)
 
 
-def with_constraints(**requirements: Any) -> ResourceConstraint:
+def with_constraints(**requirements: SupportsFloat) -> ResourceConstraint:
     """Make a constraint from amounts by name: `with_constraints(cpu=2, memory_gb=0.5)`."""
     return ResourceConstraint(requirements)

@@ -6,7 +6,7 @@ A lazy result has no value before the run. An operation that needs the value rai
 from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, SupportsFloat, TypeVar
 from uuid import uuid4
 
 from cascade.spec._argument import Argument
@@ -80,7 +80,7 @@ class Lazy(Argument, Generic[Value_co]):
         self._cache_policy = policy
         return self
 
-    def with_constraints(self, **requirements: Any) -> Self:
+    def with_constraints(self, **requirements: SupportsFloat) -> Self:
         """Hold the given amounts of system resources while running; an amount may be a lazy result."""
         self._constraints = ResourceConstraint(requirements)
         return self

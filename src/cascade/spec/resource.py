@@ -1,7 +1,7 @@
 """Resources: what a run sets up once, tasks share, and the run tears down."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import AsyncIterable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, overload
 
@@ -26,15 +26,19 @@ class Inject:
     definition: ResourceDefinition | None = field(default=None, compare=False, repr=False)
 
 
+Generates = Callable[..., Iterable[Any] | AsyncIterable[Any]]
+"""A generator function, or an asynchronous one."""
+
+
 @overload
-def resource(func: Callable[..., Any]) -> ResourceDefinition: ...
+def resource(func: Generates) -> ResourceDefinition: ...
 @overload
 def resource(
     func: None = None, *, name: str | None = None, scope: str = "run"
-) -> Callable[[Callable[..., Any]], ResourceDefinition]: ...
+) -> Callable[[Generates], ResourceDefinition]: ...
 def resource(
-    func: Callable[..., Any] | None = None, *, name: str | None = None, scope: str = "run"
-) -> ResourceDefinition | Callable[[Callable[..., Any]], ResourceDefinition]:
+    func: Generates | None = None, *, name: str | None = None, scope: str = "run"
+) -> ResourceDefinition | Callable[[Generates], ResourceDefinition]:
     """Declare a resource by its generator function, which may be asynchronous.
 
     Args:
@@ -49,7 +53,7 @@ def resource(
     if scope != "run":
         raise ValueError(f"scope must be 'run', got {scope!r}; each run sets up its resources and tears them down")
 
-    def define(generator: Callable[..., Any]) -> ResourceDefinition:
+    def define(generator: Generates) -> ResourceDefinition:
         if not (inspect.isgeneratorfunction(generator) or inspect.isasyncgenfunction(generator)):
             label = getattr(generator, "__name__", repr(generator))
             raise TypeError(f"Resource '{label}' must be a generator function: yield the resource exactly once")
