@@ -2,14 +2,13 @@
 
 import asyncio
 import os
-import signal
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import FrameType
 from typing import Any, TypeVar
 
-from cascade._blocks import block
+from cascade._signals import RunSignals
 from cascade._trace_link import TraceLinkSubscriber, trace_url_template
-from cascade.adapters.executors.local import LocalExecutor
+from cascade.adapters.executors.local import LocalExecutor, runs_task_function
 from cascade.adapters.solvers.native import NativeSolver
 from cascade.connectors.by_name import connectors_from
 from cascade.connectors.fanout import FanoutConnector
@@ -18,15 +17,14 @@ from cascade.messaging.bus import bus as messaging_bus
 from cascade.messaging.renderer import LEVELS, CliRenderer, JsonRenderer, severity
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.engine import Engine, require_event_loop
-from cascade.runtime.events import RunFinished
+from cascade.runtime.events import RunFinished, RunStillStopping
 from cascade.runtime.protocols import Connector
 from cascade.runtime.subscribers import HumanReadableLogSubscriber, TelemetrySubscriber
+from cascade.runtime.task_context import current_work
 from cascade.spec.lazy_types import Lazy
 from cascade.spec.resource import ResourceDefinition
 
 T = TypeVar("T")
-
-EXIT_SIGTERM = 128 + signal.SIGTERM
 
 
 def run(
@@ -42,7 +40,9 @@ def run(
 ) -> T:
     """Run a workflow and return its target's value.
 
-    In the main thread, Ctrl-C and SIGTERM cancel the run; its telemetry is complete all the same.
+    In the main thread, Ctrl-C and SIGTERM cancel the run, unless the program handles the signal itself. The telemetry of
+    the run is complete. A plain function in a thread cannot be interrupted: the process lives until the function ends. A
+    second signal ends the process at once, with exit code 130 for Ctrl-C and 143 for SIGTERM.
 
     Args:
         target: What calling a task, or its `.map`, has returned.
@@ -61,6 +61,8 @@ def run(
         RuntimeError: An event loop is running in this thread: `await cs.run_async(…)` there.
         ValueError: There is no such `log_level` or `log_format`, or `max_workers` is no integer from 1 up.
         DependencyMissingError: The target was skipped.
+        KeyboardInterrupt: After Ctrl-C. If it is not caught, the interpreter prints no traceback.
+        SystemExit: After SIGTERM, with exit code 143.
         BaseException: What the first task that failed has raised, as it was raised.
     """
     _refuse_running_loop()
@@ -77,14 +79,14 @@ def run_to_end(work: "PreparedRun") -> Any:
         BaseException: See `run`.
     """
     _refuse_running_loop()
-    terminated = threading.Event()
-    try:
-        with asyncio.Runner() as runner:
-            runner.run(_until_sigterm(work, terminated))
-    except asyncio.CancelledError:
-        if terminated.is_set():
-            raise SystemExit(EXIT_SIGTERM) from None
-        raise
+    with RunSignals(work.on_signal, work.is_left_running) as signals:
+        try:
+            with asyncio.Runner() as runner:
+                runner.run(signals.cancels(work.perform()))
+        except asyncio.CancelledError:
+            if signals.received is None:
+                raise
+    signals.raise_received(work.error, is_reported=work.was_cancelled)
     return work.result()
 
 
@@ -142,8 +144,10 @@ class PreparedRun:
             template = trace_url_template(os.environ)
             if severity(log_level) < LEVELS["OFF"]:
                 TraceLinkSubscriber(events, template, messages)
-        self._outcome = _Outcome()
+        self._events, self._outcome = events, _Outcome()
+        self.is_left_running = self._outcome.is_left_running
         events.subscribe(RunFinished, self._outcome.on_finished)
+        events.subscribe(RunStillStopping, self._outcome.on_still_stopping)
         self._executor = LocalExecutor(max_workers=max_workers)
         self._engine = Engine(
             NativeSolver(), self._executor, events, system_resources=system_resources, connector=moved_by
@@ -151,12 +155,26 @@ class PreparedRun:
         for resource in resources:
             self._engine.register(resource)
         self._value: Any = None
-        self._error: BaseException | None = None
+        self.error: BaseException | None = None
+
+    @property
+    def was_cancelled(self) -> bool:
+        """Whether the run has ended as cancelled, which its messages have reported."""
+        return self._outcome.status == "Cancelled"
 
     @property
     def failed(self) -> bool:
         """Whether the run has ended with a failure, which its messages have named."""
-        return self._outcome.failed
+        return self._outcome.status == "Failed"
+
+    def on_signal(self, frame: FrameType | None) -> None:
+        """Report a task that a signal cannot interrupt, because its plain function occupies the event loop.
+
+        Called in a signal handler, with the interrupted frame.
+        """
+        work = current_work() if runs_task_function(frame) else None
+        if work is not None:
+            self._events.publish(RunStillStopping(run_id=work.task.run_id, work=(work.task.name,)))
 
     async def perform(self) -> None:
         """Run the workflow, for `result`. Only a cancellation is raised.
@@ -169,14 +187,14 @@ class PreparedRun:
         except (asyncio.CancelledError, GeneratorExit):
             raise
         except BaseException as error:  # noqa: BLE001 - raised again by result
-            self._error = error
+            self.error = error
         finally:
             self._executor.close()
 
     def result(self) -> Any:
         """Return the run's value, or raise its error, once."""
-        value, error = self._value, self._error
-        self._value = self._error = None
+        value, error = self._value, self.error
+        self._value = self.error = None
         if error is None:
             return value
         try:
@@ -186,12 +204,21 @@ class PreparedRun:
 
 
 class _Outcome:
-    """Whether a run has failed. An object of its own: the bus must not refer to the run that it belongs to."""
+    """How a run has ended. An object of its own: the bus must not refer to the run that it belongs to."""
 
-    failed = False
+    status = ""
+
+    def __init__(self) -> None:
+        self._left: list[Mapping[int, str]] = []
+
+    def is_left_running(self) -> bool:
+        return any(self._left)
 
     def on_finished(self, event: RunFinished) -> None:
-        self.failed = event.status == "Failed"
+        self.status = event.status
+
+    def on_still_stopping(self, event: RunStillStopping) -> None:
+        self._left.append(event.live)
 
 
 def messages_of_run(log_level: str, log_format: str) -> Messages:
@@ -241,33 +268,3 @@ def _refuse_running_loop() -> None:
     except RuntimeError:
         return
     raise RuntimeError("cs.run() cannot run inside a running event loop: use `await cs.run_async(...)` here")
-
-
-async def _until_sigterm(work: PreparedRun, terminated: threading.Event) -> None:
-    with _cancel_on_sigterm(terminated):
-        await work.perform()
-
-
-@block
-def _cancel_on_sigterm(terminated: threading.Event) -> Iterator[None]:
-    """Cancel the current task on SIGTERM, unless the program handles that signal itself."""
-    in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-
-    def cancel() -> None:
-        terminated.set()
-        if task is not None:
-            task.cancel()
-
-    try:
-        loop.add_signal_handler(signal.SIGTERM, cancel)
-    except NotImplementedError:  # Windows
-        yield
-        return
-    try:
-        yield
-    finally:
-        loop.remove_signal_handler(signal.SIGTERM)

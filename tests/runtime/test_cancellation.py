@@ -269,6 +269,55 @@ async def test_a_failure_stays_the_first_error_if_the_run_is_cancelled_later(lab
     assert lab.of(RunFinished)[0].error == "LookupError: first"
 
 
+async def test_a_cancellation_together_with_a_failure_does_not_wait_for_threads(lab: Lab) -> None:
+    started, go_on = threading.Event(), threading.Event()
+
+    @cs.task
+    def blocks(x: int) -> None:
+        started.set()
+        go_on.wait(60)
+
+    @cs.task
+    async def fail() -> None:
+        await asyncio.to_thread(started.wait, 20)
+        raise LookupError("first")
+
+    def cancel(event: TaskExecutionFinished) -> None:
+        if event.task_name == "fail":
+            asyncio.get_running_loop().call_soon(run.cancel)  # before the failure has woken the run
+
+    lab.bus.subscribe(TaskExecutionFinished, cancel)
+    run = asyncio.ensure_future(lab.run(gather(blocks.map(x=[1]), fail())))
+    with pytest.raises(LookupError, match="first"):
+        await soon(asyncio.wait_for(run, 15))
+    assert lab.of(RunFinished)[0].error == "LookupError: first"
+    go_on.set()
+
+
+async def test_a_failure_waits_for_the_threads_of_a_map(lab: Lab) -> None:
+    started, go_on, ended = threading.Event(), threading.Event(), []
+
+    @cs.task
+    def blocks(x: int) -> None:
+        started.set()
+        go_on.wait(60)
+        ended.append(x)
+
+    @cs.task
+    async def fail() -> None:
+        await asyncio.to_thread(started.wait, 20)
+        raise LookupError("first")
+
+    def let_go(event: TaskExecutionFinished) -> None:
+        if event.task_name == "fail":
+            asyncio.get_running_loop().call_later(0.01, go_on.set)
+
+    lab.bus.subscribe(TaskExecutionFinished, let_go)
+    with pytest.raises(LookupError, match="first"):
+        await soon(lab.run(gather(blocks.map(x=[1]), fail())))
+    assert ended == [1]
+
+
 async def test_tasks_carry_the_reason_that_the_run_is_cancelled_with(lab: Lab) -> None:
     started = asyncio.Event()
     seen: list[Any] = []

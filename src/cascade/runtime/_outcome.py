@@ -50,6 +50,19 @@ def cancellation_text(error: asyncio.CancelledError) -> str:
     return f"cancelled: {message}"
 
 
+def by_signal(name: str) -> str:
+    """The message to cancel a run with, for a signal such as "SIGTERM"."""
+    return f"{_BY_SIGNAL}{name}"
+
+
+def is_by_signal(reason: str) -> bool:
+    """Whether the reason of a cancellation is a signal."""
+    return reason.startswith(_BY_SIGNAL)
+
+
+_BY_SIGNAL = "cancelled by "
+
+
 def add_later_error(first: BaseException, later: BaseException, place: str) -> None:
     """Add a later error as a note to the first one, which is the error that the run raises.
 

@@ -66,8 +66,11 @@ class Step:
         except RuntimeError:  # the loop is closed: the run has ended without this step
             return
 
-    async def wait(self) -> bool:
-        """Wait until the step is over. After a cancellation, wait at most `GRACE` seconds more: False if it is not over."""
+    async def wait(self, on_cancel: Callable[[BaseException], object]) -> bool:
+        """Wait until the step is over. After a cancellation, wait at most `GRACE` seconds more: False if it is not over.
+
+        `on_cancel` is called with each cancellation of the wait.
+        """
         deadline: float | None = None
         while not self._done.done():
             timeout = None if deadline is None else deadline - self._loop.time()
@@ -79,6 +82,7 @@ class Step:
             except asyncio.CancelledError as cancelled:
                 self.cancelled = self.cancelled or cancelled
                 deadline = deadline or self._loop.time() + GRACE
+                on_cancel(cancelled)
         return True
 
     def abandon(self) -> None:

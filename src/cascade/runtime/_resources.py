@@ -149,7 +149,8 @@ class ResourceSetup:
             await self._set_up_in_thread(name, generator, span)
 
     async def _set_up_in_thread(self, name: str, generator: Any, span: TaskContext) -> None:
-        is_over, step = await self._in_thread(f"setup of resource '{name}'", partial(begin, name, generator), span)
+        with self._run.waiting_for(f"setup of resource '{name}'"):
+            is_over, step = await self._in_thread(f"setup of resource '{name}'", partial(begin, name, generator), span)
         start_ns = span.start_ns
         if not is_over:
             self._thread.submit(f"teardown of resource '{name}'", partial(end_if_begun, name, generator)).abandon()
@@ -172,15 +173,16 @@ class ResourceSetup:
         """Tear down a resource and return its errors, a cancellation of this wait first."""
         name, span = resource.name, self._span_of(resource.name, "teardown")
         errors: list[BaseException] = []
-        if not inspect.isasyncgen(resource.generator):
-            errors = await self._tear_down_in_thread(resource, span)
-        else:
-            try:
-                await in_context(self._context, self._current(span, end_async(name, resource.generator)))
-            except KeyboardInterrupt:  # a second Ctrl-C ends the process
-                raise
-            except BaseException as caught:  # noqa: BLE001 - raised again, or a note, after the other resources
-                errors = [caught]
+        with self._run.waiting_for(f"teardown of resource '{name}'"):
+            if not inspect.isasyncgen(resource.generator):
+                errors = await self._tear_down_in_thread(resource, span)
+            else:
+                try:
+                    await in_context(self._context, self._current(span, end_async(name, resource.generator)))
+                except KeyboardInterrupt:  # raised by the resource
+                    raise
+                except BaseException as caught:  # noqa: BLE001 - raised again, or a note, after the other resources
+                    errors = [caught]
         error = errors[-1] if errors else None
         try:
             self._emit(ResourceReleased, name, span.start_ns, error, hold_start_ns=resource.hold_start_ns)
@@ -205,7 +207,7 @@ class ResourceSetup:
         context = self._thread.context
         active = context.run(self._activate, span)
         step = self._thread.submit(label, work)
-        is_over = await step.wait()
+        is_over = await step.wait(self._run.cancel)
         if is_over:  # else the thread is still in the context
             context.run(self._deactivate, *active)
         return is_over, step

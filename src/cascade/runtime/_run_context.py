@@ -1,20 +1,21 @@
 """State of one run: id, clock, parameters, bus, executor, results."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any
 
+from cascade._blocks import block
 from cascade._loggers import get_logger
 from cascade.runtime._clock import RunClock
-from cascade.runtime._outcome import add_later_error, cancellation_text, traceback_of
+from cascade.runtime._outcome import add_later_error, cancellation_text, is_by_signal, traceback_of
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.control.admission import Admission
 from cascade.runtime.control.permit import Permit
 from cascade.runtime.control.rules import Key
-from cascade.runtime.events import ErrorInfo, Event, LaterError
+from cascade.runtime.events import ErrorInfo, Event, LaterError, RunStillStopping
 from cascade.runtime.exceptions import Ending
 from cascade.runtime.protocols import Executor, Places, Placing, Tracing
 from cascade.runtime.resource_manager import ResourceManager
@@ -28,6 +29,8 @@ from cascade.telemetry.safe import error_message, error_text, stack_text
 logger = get_logger(__name__)
 
 PlacesOf = Callable[[Any], Places | None]
+PATIENCE = 1.0
+"""Seconds after which a run that is cancelled by a signal reports what it waits for."""
 
 _HARNESS = ("/cascade/runtime/", "/cascade/adapters/", "/concurrent/futures/", "/asyncio/", "/contextlib.py")
 
@@ -64,6 +67,9 @@ class RunContext:
     stop_reason: str = ""
     left_running: dict[int, str] = field(default_factory=dict)
     _failed: str = ""
+    is_cancelled: bool = False
+    _is_signalled: bool = False
+    _report: asyncio.TimerHandle | None = None
     later_errors: list[LaterError] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -87,7 +93,13 @@ class RunContext:
     def cancel(self, error: BaseException) -> str:
         """Record that the run is cancelled from outside, and return the reason that its tasks are cancelled with."""
         reason = cancellation_text(error) if isinstance(error, asyncio.CancelledError) else "cancelled"
+        if self.failure is not None and reason == self.stop_reason:  # a map is cancelled by its own run
+            return reason
+        self.is_cancelled = True
         self.stop_reason = self.stop_reason or reason
+        if is_by_signal(reason) and not self._is_signalled:
+            self._is_signalled = True
+            self._report_later()
         return self.stop_reason
 
     def task_failed(self, error: BaseException, place: str) -> None:
@@ -110,6 +122,30 @@ class RunContext:
         key = id(work)
         self.left_running[key] = name
         work.add_done_callback(lambda _: self.left_running.pop(key, None))
+
+    @block
+    def waiting_for(self, name: str) -> Iterator[None]:
+        """Record work that a signal cannot interrupt, while the run waits for it in the block."""
+        key = id(name)
+        self.left_running[key] = name
+        self._report_later()
+        try:
+            yield
+        finally:
+            self.left_running.pop(key, None)
+
+    def _report_later(self) -> None:
+        if self._is_signalled:
+            if self._report is not None:
+                self._report.cancel()
+            self._report = asyncio.get_running_loop().call_later(PATIENCE, self.report_still_stopping)
+
+    def report_still_stopping(self) -> None:
+        """Publish what still runs, if a signal has cancelled the run."""
+        if self._report is not None:
+            self._report.cancel()
+        if self.left_running and self._is_signalled:
+            self.emit(RunStillStopping, work=tuple(self.left_running.values()), live=self.left_running)
 
     def add_later_error(self, first: BaseException, later: BaseException, place: str) -> None:
         """Add an error to `first`, which the run raises: as a note, and for an event on the run's span.

@@ -273,7 +273,7 @@ class TaskExecution:
             value = await run.executor.execute(self.call_node, arguments.args, arguments.kwargs)
         except StillRunning as cancelled:
             run.keep_running(cancelled.work, self.node.name)
-            if run.failure is not None:
+            if run.failure is not None and not run.is_cancelled:
                 await _end_of(cancelled)
             raise asyncio.CancelledError from None
         else:

@@ -85,10 +85,10 @@ class TaskGroup:
         except BaseException as caught:  # noqa: BLE001 - raised below, once all coroutines have ended
             error = caught
             self.finish()
-        if self._failure is not None:
-            self._stop(self._owner.fail(self._failure))
-        elif error is not None:
+        if error is not None:
             self._stop(self._owner.cancel(error))
+        elif self._failure is not None:
+            self._stop(self._owner.fail(self._failure))
         later = await self._all_gone()
         errors = [one for one in (self._failure, error, later) if one is not None]
         self._failure = error = later = None  # the traceback refers to this frame

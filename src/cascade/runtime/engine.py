@@ -225,6 +225,7 @@ async def _told(run: RunContext, graph: Graph, target: str, *, nested: bool) -> 
         raise
     finally:
         _tell_end(run, error)
+        run.report_still_stopping()
         del error  # it refers to this frame
         await run.bus.drain(run.run_id)
 

@@ -1,5 +1,6 @@
 """Subscribers that every run has: messages for the terminal, and telemetry for the connector."""
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ from cascade.runtime.events import (
     ResourceSetupFailed,
     RunFinished,
     RunStarted,
+    RunStillStopping,
     TaskEvent,
     TaskExecutionFinished,
     TaskExecutionStarted,
@@ -39,6 +41,9 @@ from cascade.telemetry.topics import events_topic, identity_from_environment, so
 from cascade.telemetry.wire import encode_body, encode_header, timestamp
 
 logger = get_logger(__name__)
+
+MAX_NAMES = 5
+"""Names in one message."""
 
 DRAIN_TIMEOUT = 5.0
 """Seconds that a run's end may take to hand over its last messages to the connector."""
@@ -74,6 +79,7 @@ class HumanReadableLogSubscriber:
             event_bus.subscribe(TaskSkipped, subjects.told_by(self.on_task_skipped), of_items=of_items)
             event_bus.subscribe(MapProgressed, subjects.told_by(self.on_map_progressed))
         event_bus.subscribe(RunFinished, subjects.told_by(self.on_run_finished))
+        event_bus.subscribe(RunStillStopping, subjects.told_by(self.on_run_still_stopping))
         finished = subjects.told_by(self.on_task_finished)
         event_bus.subscribe(TaskExecutionFinished, finished, failures_only=quiet, of_items=False)
         event_bus.subscribe(TaskExecutionFinished, finished, failures_only=not items, of_items=True)
@@ -101,6 +107,12 @@ class HumanReadableLogSubscriber:
             self._messages.error("run.cancelled", duration=event.duration, reason=event.error or "cancelled")
         else:
             self._messages.error("run.finished_failure", duration=event.duration, error=event.error)
+
+    def on_run_still_stopping(self, event: RunStillStopping) -> None:
+        counts = Counter(event.work)
+        shown = [name if count == 1 else f"{name} ({count})" for name, count in counts.most_common(MAX_NAMES)]
+        more = f" and {len(counts) - MAX_NAMES} more" if len(counts) > MAX_NAMES else ""
+        self._messages.error("run.still_stopping", work=", ".join(shown) + more)
 
     def on_task_started(self, event: TaskExecutionStarted) -> None:
         self._info(event)("task.started", **_who(event))

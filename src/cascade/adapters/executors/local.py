@@ -5,7 +5,7 @@ import inspect
 import threading
 import weakref
 from operator import index
-from types import FunctionType, GeneratorType
+from types import FrameType, FunctionType, GeneratorType
 from typing import Any
 
 from cascade.adapters.executors._places import Share, ThreadPlace, ThreadPlaces
@@ -120,6 +120,13 @@ def _checked(max_workers: Any) -> int | None:
             "for each processor and 4 more"
         )
     return number
+
+
+def runs_task_function(frame: FrameType | None) -> bool:
+    """Whether the frame belongs to a plain function of a task, or to code that such a function has called."""
+    while frame is not None and frame.f_code is not _called.__code__:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _called(function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:

@@ -1,0 +1,163 @@
+"""Ctrl-C and SIGTERM during `cs.run` in the main thread: the first signal cancels the run, a second one ends the process."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from types import FrameType, TracebackType
+from typing import Any, NoReturn, Self
+
+from cascade._blocks import block
+from cascade.runtime._outcome import by_signal
+
+Handler = Callable[[int, FrameType | None], Any]
+
+_DEFAULTS: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+_REPORTED = "_cascade_reported"
+
+
+class RunSignals:
+    """Handles SIGINT and SIGTERM inside the `with` block. A handler that the program has set itself stays.
+
+    Args:
+        on_signal: Called in the signal handler for the first signal, with the interrupted frame.
+        is_left_running: Returns whether functions of the run, which has reported them, still run.
+
+    Attributes:
+        received: The first signal; None before it.
+    """
+
+    def __init__(self, on_signal: Callable[[FrameType | None], None], is_left_running: Callable[[], bool]) -> None:
+        self.received: signal.Signals | None = None
+        self._on_signal = on_signal
+        self._is_left_running = is_left_running
+        self._task: asyncio.Task[Any] | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number, default in _DEFAULTS.items():
+                previous = signal.getsignal(number)
+                if previous is default or isinstance(previous, _AfterRun):
+                    self._previous[number] = previous
+                    signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        after = None if self.received is None else _AfterRun(self._is_left_running)
+        for number, previous in self._previous.items():
+            if signal.getsignal(number) == self._handle:
+                signal.signal(number, after or previous)
+
+    async def cancels(self, work: Coroutine[Any, Any, None]) -> None:
+        """Await the coroutine, in a task that the first signal cancels."""
+        self._task = asyncio.current_task()
+        with _signals_wake(asyncio.get_running_loop()):
+            if self.received is not None:
+                self._cancel()
+            try:
+                await work
+            finally:
+                self._task = None
+
+    def raise_received(self, first: BaseException | None, *, is_reported: bool) -> None:
+        """Raise what the first signal stands for: KeyboardInterrupt, or SystemExit with code 143.
+
+        `first` is an error from before the signal. If the run's messages have reported the cancellation, the interpreter
+        prints no traceback of the KeyboardInterrupt.
+        """
+        if self.received is None:
+            return
+        if self.received is signal.SIGTERM:
+            raise SystemExit(128 + signal.SIGTERM) from first
+        interrupt = KeyboardInterrupt()
+        if is_reported and first is None:
+            vars(interrupt)[_REPORTED] = True
+            _hide_reported()
+        raise interrupt from first
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            _end_process(number)
+        self.received = signal.Signals(number)
+        if self._task is not None:
+            self._task.get_loop().call_soon_threadsafe(self._cancel)
+        self._on_signal(frame)
+
+    def _cancel(self) -> None:
+        if self._task is not None and self.received is not None:
+            self._task.cancel(by_signal(self.received.name))
+
+
+@block
+def _signals_wake(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    """Make each signal wake the event loop, so that the handler runs at once.
+
+    Without it, a signal that arrives just before the loop begins to wait is handled only when the loop wakes for another
+    reason.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reader, writer = socket.socketpair()
+    with reader, writer:
+        reader.setblocking(False)
+        writer.setblocking(False)
+        try:
+            loop.add_reader(reader, reader.recv, 4096)
+        except NotImplementedError:  # the loop of Windows does this itself
+            yield
+            return
+        previous = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(previous)
+            loop.remove_reader(reader)
+
+
+class _AfterRun:
+    """Handler of a signal after a run that an earlier signal cancelled.
+
+    The process ends at once, as the run's message says, while functions of the run still run, and while the interpreter
+    waits for threads at its exit. Else the program's own code runs again, and the signal has its default effect.
+    """
+
+    def __init__(self, is_left_running: Callable[[], bool]) -> None:
+        self._is_left_running = is_left_running
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGTERM or self._is_left_running() or _waits_for_threads(frame):
+            _end_process(number)
+        signal.default_int_handler(number, frame)
+
+
+def _waits_for_threads(frame: FrameType | None) -> bool:
+    """Whether the frame belongs to the interpreter's exit, which waits for threads."""
+    while frame is not None and not (frame.f_code.co_name == "_shutdown" and frame.f_globals is vars(threading)):
+        frame = frame.f_back
+    return frame is not None
+
+
+def _end_process(number: int) -> NoReturn:
+    # Not by the signal's default effect: the kernel does not apply it to the first process of a container.
+    os._exit(128 + number)
+
+
+def _hide_reported() -> None:
+    """Make the interpreter print no traceback of an uncaught KeyboardInterrupt that is reported."""
+    previous = sys.excepthook
+    if getattr(previous, _REPORTED, False):
+        return
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not (isinstance(error, KeyboardInterrupt) and vars(error).get(_REPORTED)):
+            previous(kind, error, trace)
+
+    vars(hook)[_REPORTED] = True
+    sys.excepthook = hook
