@@ -1,4 +1,4 @@
-"""`run` and `run_async`: put bus, subscribers and engine together, run, take them down."""
+"""`run` and `run_async`: assemble the bus, the subscribers and the engine of one run, and run it."""
 
 import asyncio
 import os
@@ -45,14 +45,14 @@ def run(
     second signal ends the process at once, with exit code 130 for Ctrl-C and 143 for SIGTERM.
 
     Args:
-        target: What calling a task, or its `.map`, has returned.
+        target: A lazy result: the value of a call of a task or of its `.map`.
         params: Values of the workflow's Params, by name.
-        system_resources: Capacity by name of what `with_constraints` asks for; other names are unlimited.
+        system_resources: Capacities of the resources that `with_constraints` requests, by name. Other names are unlimited.
         log_level: The lowest level of the messages that this run prints on stderr: "DEBUG", "INFO", "WARNING", "ERROR"
             or "OFF", in any case. "OFF" prints none. Warnings of the `logging` module are not affected.
         log_format: "human", or "json" for one JSON object per line. Level and format belong to this run alone.
-        connector: Where telemetry goes: a connector or several. None takes those that CASCADE_CONNECTOR names.
-        resources: Resources that tasks ask for by name.
+        connector: Receives the telemetry: a connector or several. None uses those that CASCADE_CONNECTOR names.
+        resources: Resources that tasks inject by name.
         max_workers: How many plain functions of this run execute at once, an integer from 1 up. None is the default of
             `concurrent.futures`: the number of processors plus 4, at most 32. The worker threads belong to the process:
             all its runs share them, and there are as many as the largest `max_workers` of a run in progress.
@@ -63,7 +63,7 @@ def run(
         DependencyMissingError: The target was skipped.
         KeyboardInterrupt: After Ctrl-C. If it is not caught, the interpreter prints no traceback.
         SystemExit: After SIGTERM, with exit code 143.
-        BaseException: What the first task that failed has raised, as it was raised.
+        BaseException: The exception of the first task that failed, unchanged.
     """
     _refuse_running_loop()
     work = PreparedRun(target, params, system_resources, log_level, log_format, connector, resources, max_workers)
@@ -72,7 +72,7 @@ def run(
 
 
 def run_to_end(work: "PreparedRun") -> Any:
-    """Run what is prepared, as `run` does.
+    """Perform a prepared run, as `run` does.
 
     Raises:
         RuntimeError: An event loop is running in this thread.

@@ -17,11 +17,11 @@ def trace_url_template(environ: Mapping[str, str]) -> str | None:
     """The template of CASCADE_TRACE_URL, such as `http://localhost:16686/trace/{trace_id}`.
 
     Raises:
-        ValueError: It has no place for the trace id.
+        ValueError: The template has no `{trace_id}`.
     """
     template = environ.get(VARIABLE, "").strip()
     if template and _PLACE not in template:
-        raise ValueError(f"{VARIABLE}={template!r} has no {_PLACE}: say where the trace id goes")
+        raise ValueError(f"{VARIABLE}={template!r} has no {_PLACE}; put {_PLACE} where the trace id belongs")
     return template or None
 
 

@@ -85,6 +85,12 @@ def test_a_stream_that_cannot_be_written_to_harms_nobody(make: Make, monkeypatch
     make().render("x", "info")
 
 
+def test_an_exception_without_a_text_leaves_no_colon() -> None:
+    stream = io.StringIO()
+    cli(stream).render("run.finished_failure", "error", duration=1, error="TimeoutError: ")
+    assert stream.getvalue() == "❌ Run failed after 1.00s: TimeoutError\n"
+
+
 def test_what_a_terminal_cannot_show_is_escaped() -> None:
     binary = io.BytesIO()
     terminal = io.TextIOWrapper(binary, "ascii")

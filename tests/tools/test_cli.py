@@ -1,3 +1,4 @@
+import asyncio
 import enum
 import io
 import json
@@ -185,6 +186,31 @@ def test_exit_codes(raised: BaseException, code: int) -> None:
         raise raised
 
     assert invoke(cs.task(end)(), "--log-level", "OFF").exit_code == code
+
+
+@pytest.mark.parametrize(
+    ("log_level", "printed"),
+    [("INFO", "🛑 Run cancelled after"), ("ERROR", "🛑 Run cancelled after"), ("OFF", "Error: CancelledError: mine")],
+)
+def test_a_run_that_a_task_cancels_ends_without_a_traceback(log_level: str, printed: str) -> None:
+    async def cancel() -> None:
+        raise asyncio.CancelledError("mine")
+
+    result = invoke(cs.task(cancel)(), "--log-level", log_level)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.splitlines()[-1].startswith(printed)
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("raised", [GeneratorExit("odd"), BaseExceptionGroup("odd", [KeyboardInterrupt()])], ids=repr)
+def test_an_exception_of_any_kind_prints_the_users_part_of_the_traceback(raised: BaseException) -> None:
+    def fail() -> None:
+        raise raised
+
+    result = invoke(cs.task(fail)(), "--log-level", "ERROR")
+    assert result.exit_code == 1
+    files = [line.split('"')[1] for line in result.stderr.splitlines() if line.lstrip(" |").startswith("File")]
+    assert files == [__file__]
 
 
 UserId = NewType("UserId", int)

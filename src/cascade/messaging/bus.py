@@ -1,4 +1,4 @@
-"""The bus of *texts* for people; `cascade.runtime.bus` has the other MessageBus, of events."""
+"""The bus of messages for the terminal and the log; the MessageBus of `cascade.runtime.bus` has events."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ LOCALES = Path(__file__).with_name("locales")
 class Renderer(Protocol):
     """Shows a message. Levels are in lower case.
 
-    A renderer with a true attribute `shows_subject` finds the ids of what the message is about in
+    A renderer with a true attribute `shows_subject` finds the ids of the message's run and task in
     `cascade.messaging.subject`.
     """
 
@@ -21,7 +21,7 @@ class MessageStore:
     """The texts of one locale, by id, from all JSON files of its folder.
 
     The text with the id `message+name` replaces that of `message` if the value `name` is given. If several apply, the
-    first value given decides.
+    first of the given values decides.
     """
 
     def __init__(self, locale: str = "en") -> None:

@@ -1,4 +1,4 @@
-"""How messages look: a line for a person, or a line of JSON for a machine."""
+"""Renderers of messages: lines of text, or lines of JSON."""
 
 import json
 import math
@@ -31,7 +31,7 @@ def severity(level: object, *, argument: str = "min_level") -> int:
 
 
 class _LineRenderer:
-    """Writes a line for each message from a level up; stderr is looked up anew each time, since it may be replaced."""
+    """Writes a line for each message of a minimum level. Without a stream, it uses the `sys.stderr` of the moment."""
 
     def __init__(self, stream: TextIO | None, min_level: str) -> None:
         self._min_level = severity(min_level)
@@ -50,7 +50,7 @@ class _LineRenderer:
 
 
 class CliRenderer(_LineRenderer):
-    """Texts for the terminal, from the store. Each message is one line; `printable` escapes control characters."""
+    """Writes the texts of the store, one line for each message. `printable` escapes control characters."""
 
     def __init__(self, store: MessageStore, stream: TextIO | None = None, min_level: str = "INFO") -> None:
         super().__init__(stream, min_level)
@@ -58,13 +58,14 @@ class CliRenderer(_LineRenderer):
 
     def render(self, msg_id: str, level: str, **kwargs: Any) -> None:
         if self._shown(level):
-            self._write(printable(self._store.get(msg_id, **kwargs)))
+            # An exception may have no text: "TimeoutError: ".
+            self._write(printable(self._store.get(msg_id, **kwargs)).removesuffix(": "))
 
 
 class JsonRenderer(_LineRenderer):
-    """One JSON object per line: `timestamp`, `level`, `event_id`, `data`.
+    """Writes one JSON object per line: `timestamp`, `level`, `event_id`, `data`.
 
-    Between them `run_id`, `task_id`, `trace_id` and `span_id` of what the message is about, as far as they are known.
+    Before `data` it has the `run_id`, `task_id`, `trace_id` and `span_id` of the message, as far as they are known.
     """
 
     shows_subject = True
@@ -82,7 +83,7 @@ class JsonRenderer(_LineRenderer):
 def printable(text: str) -> str:
     """The text with its control characters, line breaks, bidirectional controls and surrogates as Python escapes.
 
-    Names and errors come from outside; as they are, they could move the cursor or imitate other lines.
+    Unescaped, a name or an error could move the cursor or imitate another line.
     """
     return text if text.isprintable() else _UNPRINTABLE.sub(_escape, text)
 
@@ -102,7 +103,7 @@ def _write_line(stream: TextIO, line: str) -> None:
 
 
 def plain(value: Any, above: tuple[int, ...] = ()) -> Any:
-    """The value as JSON has it. What JSON has no form for (NaN, other types, what contains itself) is its repr."""
+    """The value as JSON. A value without a JSON form (NaN, another type, a container of itself) becomes its repr."""
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, int):

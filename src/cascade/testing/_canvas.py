@@ -1,4 +1,4 @@
-"""Lines of coloured pieces that fit a terminal, and what the terminal can show."""
+"""Lines of coloured pieces that fit a terminal, and the terminal's width and colours."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ def terminal_width(*, least: int, otherwise: int) -> int:
 
 
 def is_colored(*, wanted: bool | None) -> bool:
-    """Whether to use colour. NO_COLOR forbids it. Without a wish, FORCE_COLOR or a terminal on stdout decides."""
+    """Whether to use colour. NO_COLOR forbids it. Without `wanted`, FORCE_COLOR or a terminal on stdout decides."""
     if os.environ.get("NO_COLOR"):
         return False
     if wanted is not None:

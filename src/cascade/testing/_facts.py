@@ -1,4 +1,4 @@
-"""What of a span is worth saying in a few words."""
+"""Short texts about a span."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -49,7 +49,7 @@ def is_attempt(span: ReceivedSpan) -> bool:
 
 
 def told_events(span: ReceivedSpan) -> list[ReceivedEvent]:
-    """The events that say more than the span's own line does."""
+    """The events whose content is not on the span's own line."""
     return [event for event in span.events if span.status != "ERROR" or event.name != "exception"]
 
 

@@ -32,7 +32,7 @@ _HARNESS = tuple(
         contextlib.__file__,
     )
 )
-"""Where the frames between `cli` and the user's functions come from."""
+"""Files and folders of the frames between `cli` and the user's functions."""
 
 
 class _Level(StrEnum):
@@ -54,8 +54,8 @@ def cli(target: Lazy[Any]) -> Any:
     The Params of the target's graph are the options `--<name>`. The text of an option is converted to the type of its
     Param. A Param without a default is required.
 
-    Exit codes: 0 for success, 1 for a run that failed, 2 for a usage error, 130 for Ctrl-C, 143 for SIGTERM. Of the
-    traceback of a task's exception it prints the user's own code.
+    Exit codes: 0 for success, 1 for a run that failed or that a task cancelled, 2 for a usage error, 130 for Ctrl-C,
+    143 for SIGTERM. Of the traceback of a task's exception it prints the user's own code.
 
     Raises:
         ImportError: Typer is not installed.
@@ -83,8 +83,11 @@ def cli(target: Lazy[Any]) -> Any:
             shown = result if isinstance(result, bytes) else str(result)
         except KeyboardInterrupt:
             raise typer.Exit(EXIT_INTERRUPTED) from None
-        except Exception as error:  # noqa: BLE001 - whatever a task raises
-            _print_failure(error, is_told=work.failed and settings["log_level"] != _Level.OFF, **settings)
+        except SystemExit:
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever a task raises
+            is_printed = (work.failed or work.was_cancelled) and settings["log_level"] != _Level.OFF
+            _print_failure(error, is_printed=is_printed, **settings)
             raise typer.Exit(EXIT_FAILURE) from None
         if result is not None:
             _print_result(typer, shown)
@@ -137,17 +140,18 @@ def _print_result(typer: Any, shown: str | bytes) -> None:
         typer.echo(str(shown).encode("ascii", "backslashreplace"))
 
 
-def _print_failure(error: Exception, *, is_told: bool, log_format: str, **_: object) -> None:
-    """Print the traceback of the user's own code; of an error without such code, its text, unless the run has done it.
+def _print_failure(error: BaseException, *, is_printed: bool, log_format: str, **_: object) -> None:
+    """Print the traceback of the user's own code; of an error without such code, its text, unless `is_printed`.
 
+    A cancellation is no failure of that code.
     A log in JSON that has the failure stays free of other lines.
     """
-    if is_told and log_format == _Format.JSON:
+    if is_printed and log_format == _Format.JSON:
         return
-    trace = _in_users_code(error.__traceback__)
+    trace = None if isinstance(error, asyncio.CancelledError) else _in_users_code(error.__traceback__)
     if trace is not None:
         _print(stack_text(error.with_traceback(trace)))
-    elif not is_told:
+    elif not is_printed:
         _print(f"Error: {error_text(error)}")
 
 
