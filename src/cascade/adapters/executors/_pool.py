@@ -102,7 +102,7 @@ class WorkerPool:
 
     def __init__(self) -> None:
         self.places = PlacePool()
-        self._lock = threading.RLock()  # the garbage collector may close a share at any time
+        self._lock = threading.Lock()
         self._threads: ThreadPoolExecutor | None = None
         self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
         self._idle = 0  # threads that wait for a call, without those whose call is in the queue
@@ -114,14 +114,13 @@ class WorkerPool:
         self._given_up.append(share)
 
     def close(self, share: Share) -> None:
-        """Give up a share. With the last one idle threads end; a thread that runs a function ends with it."""
+        """Give up a share, and let idle threads end. A thread that runs a function ends with it."""
         with self._lock:
-            if not self.places.close(share):
-                return
             threads, self._threads = self._threads, None
-            idle, self._idle = self._idle, 0
-            for _ in range(idle):
-                self._calls.put(None)
+            if self.places.close(share):
+                idle, self._idle = self._idle, 0
+                for _ in range(idle):
+                    self._calls.put(None)
         if threads is not None:
             threads.shutdown(wait=False)
 

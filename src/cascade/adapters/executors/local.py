@@ -9,7 +9,7 @@ from types import FrameType, FunctionType, GeneratorType
 from typing import Any
 
 from cascade.adapters.executors._places import Share, ThreadPlace, ThreadPlaces
-from cascade.adapters.executors._pool import Call, WorkerPool, worker_pool
+from cascade.adapters.executors._pool import Call, worker_pool
 from cascade.runtime.exceptions import StillRunning
 from cascade.runtime.task_context import current_place
 
@@ -32,7 +32,7 @@ class LocalExecutor:
         self._threads = threads
         self._max_workers = _checked(max_workers)
         self._share: Share | None = None
-        self._closing: weakref.finalize[Any, LocalExecutor] | None = None
+        self._collected: weakref.finalize[Any, LocalExecutor] | None = None
         self._lock = threading.Lock()
 
     async def execute(self, node: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
@@ -58,12 +58,12 @@ class LocalExecutor:
         return _places_of(self._open_share(), current_place()) if self._is_threaded(node) else None
 
     def close(self) -> None:
-        """Let idle threads end, unless another executor is open. A thread that still runs ends with its function."""
+        """Let idle threads end. A thread that still runs ends with its function."""
         with self._lock:
-            closing, self._closing, self._share = self._closing, None, None
-        if closing is not None and (alive := closing.detach()) is not None:
-            _, _, (pool, share), _ = alive
-            pool.close(share)
+            share, collected = self._share, self._collected
+            self._share = self._collected = None
+        if share is not None and collected is not None and collected.detach() and _is_of_this_process(share):
+            worker_pool().close(share)
 
     def _is_threaded(self, node: Any) -> bool:
         wish = getattr(node, "threaded", None)
@@ -80,17 +80,25 @@ class LocalExecutor:
             place.release()
 
     def _open_share(self) -> Share:
-        share, pool = self._share, worker_pool()
-        if share is not None and share.pool is pool.places:
+        share = self._share
+        if share is not None and _is_of_this_process(share):
             return share
         with self._lock:
-            if self._share is None or self._share.pool is not pool.places:
-                if self._closing is not None:  # of the pool of the parent process
-                    self._closing.detach()
-                self._share = pool.places.open(self._max_workers)
-                self._closing = weakref.finalize(self, WorkerPool.give_up, pool, self._share)
-                self._closing.atexit = False
+            if self._share is None or not _is_of_this_process(self._share):
+                self._share = worker_pool().places.open(self._max_workers)
+                self._collected = weakref.finalize(self, _give_up, self._share)
+                self._collected.atexit = False
             return self._share
+
+
+def _give_up(share: Share) -> None:
+    if _is_of_this_process(share):
+        share.pool.close(share)
+
+
+def _is_of_this_process(share: Share) -> bool:
+    """Whether the share is of the pool of this process: a forked child has a pool of its own."""
+    return share.pool is worker_pool().places
 
 
 def _places_of(share: Share, held: object) -> ThreadPlaces:
