@@ -25,10 +25,11 @@ def hashable_cache(compute: Callable[[Any], _T]) -> Callable[[Any], _T]:
     def cached(function: Any) -> _T:
         if type(function) is not FunctionType and not _is_compared_by_identity(type(function)):
             return compute(function)
-        found = known.get(ref(function), known)  # `known` itself stands for no entry
+        found: Any = known.get(ref(function), known)  # `known` itself stands for no entry
         if found is known:
             found = known[ref(function, forget)] = compute(function)
-        return found  # type: ignore[return-value]
+        value: _T = found
+        return value
 
     return cached
 
