@@ -1,10 +1,12 @@
 """The product's limits of time, moved out of reach: a live peer stays alive on a loaded machine.
 
-A program that a test starts calls `out_of_reach()` first.
+A program that a test starts calls `out_of_reach()` first; it finds this module by `environment()`.
 """
 
 import importlib
+import os
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -45,6 +47,12 @@ def out_of_reach(patch: pytest.MonkeyPatch | None = None) -> None:
                 patch.setitem(getattr(module, owner).__init__.__kwdefaults__, argument, HANG)
             else:
                 patch.setattr(module, limit, HANG)
+
+
+def environment() -> dict[str, str]:
+    """The variables of this process, by which a program in another folder imports `tests` as well."""
+    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 @cache

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cascade.testing import OtlpReceiver
+from tests.limits import environment
 from tests.waiting import HANG
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +27,7 @@ def test_its_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     script = tmp_path / "test_page.py"
     script.write_text(code_of(page), encoding="utf-8")
     (tmp_path / "conftest.py").write_text("from tests.limits import out_of_reach\n\nout_of_reach()\n", encoding="utf-8")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
     with OtlpReceiver() as receiver:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
         # A process of its own: pages set the process-wide tracer provider. Test classes on a page are run, too.

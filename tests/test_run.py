@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import os
 import random
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from cascade.messaging.bus import bus as messaging_bus
 from cascade.messaging.renderer import CliRenderer
 from cascade.runtime.nested import run_nested
 from tests.extras import needs
+from tests.limits import environment
 from tests.waiting import HANG
 
 
@@ -397,7 +397,7 @@ def test_signals_leave_a_complete_trace(number: int, code: int, tmp_path: Path) 
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+            env=environment(),
         )
         assert process.stdin is not None
         assert process.stdout is not None

@@ -14,6 +14,7 @@ import pytest
 
 import cascade as cs
 from cascade.testing import OtlpReceiver
+from tests.limits import environment
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 
@@ -80,7 +81,9 @@ def program(tmp_path: Path, code: str) -> Iterator[subprocess.Popen[str]]:
     script = tmp_path / "program.py"
     script.write_text(HEAD + code)
     pipe = subprocess.PIPE
-    with subprocess.Popen([sys.executable, str(script)], stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment()
+    ) as process:
         assert process.stdout is not None
         try:
             assert process.stdout.readline() == "up\n"
@@ -204,7 +207,11 @@ def test_the_trace_is_complete_and_names_the_signal(tmp_path: Path, first: signa
     with OtlpReceiver() as receiver:
         endpoint = receiver.grpc_endpoint if protocol == "grpc" else receiver.http_endpoint
         connector = f"cs.OtelConnector({endpoint!r}, protocol={protocol!r})"
-        code = f'cs.run(gather(waits(), blocks.map(x=[1])), connector={connector}, log_level="OFF")'
+        code = f"""
+from tests.limits import out_of_reach
+out_of_reach()
+cs.run(gather(waits(), blocks.map(x=[1])), connector={connector}, log_level="OFF")
+"""
         with program(tmp_path, code) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "up\n"

@@ -275,11 +275,11 @@ async def test_a_cancellation_together_with_a_failure_does_not_wait_for_threads(
     @cs.task
     def blocks(x: int) -> None:
         started.set()
-        go_on.wait(60)
+        go_on.wait(HANG)
 
     @cs.task
     async def fail() -> None:
-        await asyncio.to_thread(started.wait, 20)
+        await asyncio.to_thread(started.wait, HANG)
         raise LookupError("first")
 
     def cancel(event: TaskExecutionFinished) -> None:
@@ -289,7 +289,7 @@ async def test_a_cancellation_together_with_a_failure_does_not_wait_for_threads(
     lab.bus.subscribe(TaskExecutionFinished, cancel)
     run = asyncio.ensure_future(lab.run(gather(blocks.map(x=[1]), fail())))
     with pytest.raises(LookupError, match="first"):
-        await soon(asyncio.wait_for(run, 15))
+        await soon(run)
     assert lab.of(RunFinished)[0].error == "LookupError: first"
     go_on.set()
 
@@ -300,12 +300,12 @@ async def test_a_failure_waits_for_the_threads_of_a_map(lab: Lab) -> None:
     @cs.task
     def blocks(x: int) -> None:
         started.set()
-        go_on.wait(60)
+        go_on.wait(HANG)
         ended.append(x)
 
     @cs.task
     async def fail() -> None:
-        await asyncio.to_thread(started.wait, 20)
+        await asyncio.to_thread(started.wait, HANG)
         raise LookupError("first")
 
     def let_go(event: TaskExecutionFinished) -> None:
