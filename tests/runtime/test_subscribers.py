@@ -75,6 +75,21 @@ def test_a_level_is_refused_before_anything_is_subscribed() -> None:
         HumanReadableLogSubscriber(MessageBus(), min_level="LOUD")
 
 
+LEVELS = ["debug", "info", "warning", "error"]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+async def test_no_message_below_the_level_reaches_the_bus_of_messages(level: str) -> None:
+    bus, printed = MessageBus(), Mock(spec=Messages)
+    HumanReadableLogSubscriber(bus, min_level=level, messages=printed)
+    engine = cs.Engine(cs.NativeSolver(), cs.LocalExecutor(), bus)
+    half = cs.task(lambda x: 10 // x, name="half", threaded=False)
+    await engine.run(half.map(x=[1, 2]))
+    with pytest.raises(ZeroDivisionError):
+        await engine.run(half.map(x=[1, 0]).with_retry(1))
+    assert {name for name, *_ in printed.mock_calls} == set(LEVELS[LEVELS.index(level) :])
+
+
 def test_off_subscribes_to_nothing() -> None:
     bus = MessageBus()
     HumanReadableLogSubscriber(bus, min_level="off")

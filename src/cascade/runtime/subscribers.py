@@ -57,7 +57,8 @@ class HumanReadableLogSubscriber:
 
     Args:
         event_bus: The bus of the events.
-        min_level: "DEBUG", "INFO", "WARNING", "ERROR" or "OFF". Events whose messages are below it are not subscribed to.
+        min_level: "DEBUG", "INFO", "WARNING", "ERROR" or "OFF". Messages below it are not printed, whatever
+            the level of the renderer.
         messages: The bus that the messages are printed to; the global messaging bus by default.
 
     Raises:
@@ -67,18 +68,18 @@ class HumanReadableLogSubscriber:
     def __init__(self, event_bus: MessageBus, *, min_level: str = "DEBUG", messages: Messages | None = None) -> None:
         self._own_messages = messages
         level = severity(min_level)
+        quiet = self._is_quiet = level > LEVELS["INFO"]
         if level > LEVELS["ERROR"]:
             return
         items = level <= LEVELS["DEBUG"]
         subjects = Subjects(event_bus, lambda: self._messages)
-        quiet = level > LEVELS["INFO"]
         if not quiet:
             event_bus.subscribe(RunStarted, subjects.told_by(self.on_run_started))
             of_items = None if items else False
             event_bus.subscribe(TaskExecutionStarted, subjects.told_by(self.on_task_started), of_items=of_items)
             event_bus.subscribe(TaskSkipped, subjects.told_by(self.on_task_skipped), of_items=of_items)
             event_bus.subscribe(MapProgressed, subjects.told_by(self.on_map_progressed))
-        event_bus.subscribe(RunFinished, subjects.told_by(self.on_run_finished))
+        event_bus.subscribe(RunFinished, subjects.told_by(self.on_run_finished), failures_only=quiet)
         event_bus.subscribe(RunStillStopping, subjects.told_by(self.on_run_still_stopping))
         finished = subjects.told_by(self.on_task_finished)
         event_bus.subscribe(TaskExecutionFinished, finished, failures_only=quiet, of_items=False)
@@ -118,7 +119,7 @@ class HumanReadableLogSubscriber:
         self._info(event)("task.started", **_who(event))
 
     def on_task_finished(self, event: TaskExecutionFinished) -> None:
-        if event.counts is not None and event.map_size:
+        if event.counts is not None and event.map_size and not self._is_quiet:
             self._print_progress(event.task_name, event.map_size, event.counts)
         if event.status == "Succeeded":
             self._info(event)("task.finished_success", **_who(event), duration=event.duration)
