@@ -4,10 +4,16 @@ from pathlib import Path
 import pytest
 
 from stack import progress
+from tests.waiting import HANG
 
 WAITS = (
     "import pathlib, sys; print('first line', flush=True); p = pathlib.Path(sys.argv[1])\nwhile not p.exists(): pass"
 )
+
+
+@pytest.fixture(autouse=True)
+def _no_progress_of_short_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "INTERVAL", HANG)
 
 
 def test_a_long_command_shows_its_time_and_its_latest_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
