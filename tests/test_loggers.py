@@ -1,11 +1,14 @@
 import logging
+import re
 import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+import cascade
 from cascade._loggers import get_logger
 from tests.waiting import HANG
 
@@ -40,6 +43,13 @@ def test_a_record_has_the_name_the_level_and_the_line_of_the_caller(caplog: pyte
         "test_loggers.py",
         "test_a_record_has_the_name_the_level_and_the_line_of_the_caller",
     )
+
+
+def test_every_module_has_such_a_logger() -> None:
+    folder = Path(cascade.__file__).parent
+    sources = {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*.py")}
+    assert [path for path, text in sources.items() if re.search(r"^_?logger = logging\.", text, re.MULTILINE)] == []
+    assert "runtime/bus.py" in sources
 
 
 @pytest.mark.parametrize("stderr", ["closed", "replaced"])
