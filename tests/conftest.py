@@ -36,6 +36,13 @@ def pytest_configure(config: pytest.Config) -> None:
 _NOT_IMPORTABLE = extras.not_importable()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse names with addresses: they differ between the workers of pytest-xdist, which must collect the same."""
+    for item in items:
+        if " at 0x" in item.nodeid:
+            raise pytest.UsageError(f"the name of a test contains an address; give it another with ids=: {item.nodeid}")
+
+
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     return True if collection_path in _NOT_IMPORTABLE else None
 

@@ -130,7 +130,11 @@ def test_nested_runs_that_succeed_name_the_trace_once(how: str, capsys: pytest.C
     assert capsys.readouterr().err.count(connector.payloads[0]["trace_id"]) == 1
 
 
-@pytest.mark.parametrize("outer", [{"connector": None}, {"connector": MemoryConnector(), "log_level": "OFF"}], ids=str)
+@pytest.mark.parametrize(
+    "outer",
+    [{"connector": None}, {"connector": MemoryConnector(), "log_level": "OFF"}],
+    ids=["no connector", "log level OFF"],
+)
 def test_a_failed_inner_run_names_the_trace_that_the_outer_run_does_not_print(
     outer: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
