@@ -30,7 +30,8 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.register(Progress())
+    if not hasattr(config, "workerinput"):  # a worker of pytest-xdist: it has no terminal
+        config.pluginmanager.register(Progress())
 
 
 _NOT_IMPORTABLE = extras.not_importable()

@@ -2,10 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterator
 from time import monotonic
-
-import pytest
 
 INTERVAL = 5.0
 """Seconds without a test's end after which a line is printed."""
@@ -22,11 +19,12 @@ class Progress:
         self._thread = threading.Thread(target=self._watch, name="tests: progress", daemon=True)
         self._thread.start()
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        self._doing, self._since = item.nodeid, monotonic()
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self._doing, self._since = nodeid, monotonic()
         self._shown = self._since
-        return (yield)
+
+    def pytest_runtest_logreport(self) -> None:
+        self._shown = monotonic()
 
     def pytest_unconfigure(self) -> None:
         self._ended.set()
