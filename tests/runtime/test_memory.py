@@ -288,6 +288,29 @@ async def test_a_function_that_outlives_its_cancelled_run_holds_nothing_in_the_e
         assert await asyncio.to_thread(gone.wait, HANG)
 
 
+def test_a_function_that_fails_after_the_end_of_the_event_loop_holds_nothing() -> None:
+    started, goes_on, gone = threading.Event(), threading.Event(), threading.Event()
+
+    @cs.task
+    def fail(value: Value) -> None:
+        weakref.finalize(value, gone.set)
+        started.set()
+        goes_on.wait(HANG)
+        raise ValueError("late")
+
+    async def cancelled() -> None:
+        run = asyncio.create_task(cs.run_async(fail(Value()), log_level="OFF"))
+        await asyncio.to_thread(started.wait, HANG)
+        run.cancel()
+        with suppress(asyncio.CancelledError):
+            await run
+
+    with no_garbage_collection():
+        asyncio.run(cancelled())
+        goes_on.set()
+        assert gone.wait(HANG)
+
+
 def test_an_exception_that_is_kept_keeps_no_results() -> None:
     born = Born()
 

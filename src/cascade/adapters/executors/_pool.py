@@ -37,7 +37,7 @@ class Call:
     `repr` of a future's result into its debug messages.
     """
 
-    __slots__ = ("_claims", "_error", "_value", "_watchers", "_work", "future", "is_over")
+    __slots__ = ("_claims", "_error", "_is_abandoned", "_value", "_watchers", "_work", "future", "is_over")
 
     def __init__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         context: Context = copy_context()
@@ -48,6 +48,7 @@ class Call:
         self._error: BaseException | None = None
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.is_over = False
+        self._is_abandoned = False
 
     def claim(self) -> bool:
         """Decide about the call: to run it, or to withdraw it. True for the first caller only, in whatever thread."""
@@ -67,6 +68,8 @@ class Call:
             self._error = error
         del work
         self.is_over = True
+        if self._is_abandoned:
+            self._drop()
         while self._watchers:
             self._watchers.pop()(self)
 
@@ -79,11 +82,21 @@ class Call:
                 self._watchers.pop()(self)
 
     def settle(self) -> None:
-        """Wake the caller, in the event loop's thread. If it was cancelled meanwhile, drop the value."""
-        if self.future.done():
-            self._value = self._error = None
-        else:
+        """Wake the caller, in the event loop's thread."""
+        if not self.future.done():
             self.future.set_result(None)
+
+    def abandon(self) -> None:
+        """Drop the value and the exception, at once or when the function ends: the caller was cancelled.
+
+        The exception refers to this object, by the frame of `run`.
+        """
+        self._is_abandoned = True
+        if self.is_over:  # whichever of the two threads comes second drops them
+            self._drop()
+
+    def _drop(self) -> None:
+        self._value = self._error = None
 
     def result(self) -> Any:
         """Return the function's value, or raise its exception, once."""

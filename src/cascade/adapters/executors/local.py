@@ -112,6 +112,7 @@ async def _call(function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
     try:
         await call.future
     except asyncio.CancelledError:
+        call.abandon()
         if call.is_over or call.claim():
             raise
         raise StillRunning(call) from None
