@@ -3,6 +3,7 @@ import collections
 import enum
 import functools
 import json
+import typing
 from dataclasses import InitVar, dataclass, field
 from datetime import date
 from pathlib import Path
@@ -340,6 +341,17 @@ def test_the_content_of_a_set_is_not_asked_for_its_text() -> None:
     assert round_trip(add({1, "a", (2, 3)})).nodes[0].literal_inputs == {"0": {1, "a", (2, 3)}}
 
 
+def test_the_keys_of_a_router_survive_the_round_trip() -> None:
+    routes: dict[Any, Any] = {"2": add("text"), 2: add("number"), True: add("flag"), None: add("none")}
+    routes |= {(1, "a"): add("tuple"), Color.RED: add("enum"), 0.5: add("share"), "true": add("word")}
+    graph = round_trip(add(cs.Router(cs.Param("key", type=Any), routes)))
+    (router,) = {id(edge.router): edge.router for edge in graph.edges if edge.router is not None}.values()
+    assert {key: route._uuid for key, route in router.routes.items()} == {k: r._uuid for k, r in routes.items()}
+    assert list(map(type, router.routes)) == list(map(type, routes))
+    data = json.loads(cs.to_json(build_graph(add(cs.Router(add(1), {"a": add(1), 2: add(2)})))))
+    assert list(data["routers"][0]["routes"]) == ["a", "2"]
+
+
 def test_an_edge_needs_its_nodes() -> None:
     data = graph_to_dict(build_graph(add(add(1))))
     data["edges"][0]["source_id"] = "nobody"
@@ -353,6 +365,7 @@ def test_an_edge_needs_its_nodes() -> None:
         *((kind, kind) for kind in (str, int, bool, dict, Any, Path, date, Color, Box, UserId, Literal["a", 1])),
         *((kind, kind) for kind in (list[int], dict[str, list[Color]], tuple[int, ...], int | None, list[Path] | str)),
         (Optional[Path], Path | None),  # noqa: UP045
+        (typing.Dict, dict),  # noqa: UP006
         (Annotated[int, "seconds"], int),
         (None, type(None)),
     ],

@@ -28,6 +28,8 @@ def stored_type(kind: Any, param: str) -> Any:
             return {"literal": [stored(value, param, "type") for value in arguments]}
         case origin if origin in {Union, types.UnionType}:
             return {"union": [stored_type(member, param) for member in arguments]}
+        case origin if not arguments:  # typing.Dict
+            return _stored_name(origin, param)
         case origin:
             parts = [_ELLIPSIS if part is ... else stored_type(part, param) for part in arguments]
             return {"origin": stored_type(origin, param), "arguments": parts}

@@ -116,11 +116,15 @@ def _edge_from_dict(data: dict[str, Any], nodes: dict[str, Node], routers: list[
 
 
 def _router_to_dict(router: Router) -> dict[str, Any]:
-    return {
-        "selector_id": stored(router.selector, "router", "selector")[LAZY_REF],
-        "routes": {key: stored(route, "router", str(key))[LAZY_REF] for key, route in router.routes.items()},
-        "keys": [stored(key, "router", "key") for key in router.routes],
-    }
+    keys = [stored(key, "router", "key") for key in router.routes]
+    routes: dict[str, Any] = {}
+    for key, route in zip(keys, router.routes.values(), strict=True):
+        name = key if isinstance(key, str) else json.dumps(key)
+        while name in routes:  # the keys 2 and "2"
+            name += "*"
+        routes[name] = stored(route, "router", name)[LAZY_REF]
+    selector = stored(router.selector, "router", "selector")[LAZY_REF]
+    return {"selector_id": selector, "routes": routes, "keys": keys}
 
 
 def _router_from_dict(data: dict[str, Any]) -> Router:
