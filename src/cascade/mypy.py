@@ -1,6 +1,6 @@
-"""A plugin for mypy: `plugins = ["cascade.mypy"]`. It checks the lists of `.map` and the values of lazy arguments.
+"""A plugin for mypy: `plugins = ["cascade.mypy"]`. It checks the lists of `.map`, lazy arguments, and the value of a run.
 
-Both need a type for each parameter that is made of the parameter's type, which a `ParamSpec` cannot express.
+The first two need a type for each parameter that is made of the parameter's type, which a `ParamSpec` cannot express.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,17 +27,23 @@ from mypy.types import (
 
 TASK = "cascade.spec.task.Task"
 LAZY = "cascade.spec.lazy_types.Lazy"
+ENGINE = "cascade.runtime.engine.Engine"
+COROUTINES = {"typing.Coroutine", "types.CoroutineType"}
+RUNS = {"cascade._run.run", "cascade._run.run_async"}
 
 
 class CascadePlugin(Plugin):
     def get_function_hook(self, fullname: str) -> Callable[[FunctionContext], Type] | None:
-        return _task_of_function if fullname == f"{TASK.rpartition('.')[0]}.task" else None
+        if fullname == f"{TASK.rpartition('.')[0]}.task":
+            return _task_of_function
+        return _value_of_run if fullname in RUNS else None
 
     def get_method_signature_hook(self, fullname: str) -> Callable[[MethodSigContext], FunctionLike] | None:
         return _signature_of_map if fullname == f"{TASK}.map" else None
 
     def get_method_hook(self, fullname: str) -> Callable[[MethodContext], Type] | None:
-        return {f"{TASK}.__call__": _check_call, f"{TASK}.map": _check_map}.get(fullname)
+        hooks = {f"{TASK}.__call__": _check_call, f"{TASK}.map": _check_map, f"{ENGINE}.run": _value_of_run}
+        return hooks.get(fullname)
 
 
 def _task_of_function(context: FunctionContext) -> Type:
@@ -53,9 +59,23 @@ def _task_of_function(context: FunctionContext) -> Type:
         anything = Parameters([some, some], [ARG_STAR, ARG_STAR2], [None, None], is_ellipsis_args=True)
         return task.copy_modified(args=[anything, some])
     if isinstance(task, Instance) and isinstance(given, CallableType) and isinstance(given.ret_type, TypeVarType):
+        if given.param_spec() is not None:  # the function of a decorator's caller
+            return task
         parameters = Parameters(given.arg_types, given.arg_kinds, given.arg_names, variables=given.variables)
         return task.copy_modified(args=[parameters, given.ret_type])
     return task
+
+
+def _value_of_run(context: FunctionContext | MethodContext) -> Type:
+    """Correct the value of a run whose result has a declared type.
+
+    mypy infers the value from a declared type such as `list[str]`: a lazy result, whose base is Any, fits each type.
+    """
+    value = _value_of(context.arg_types[0][0]) if context.arg_types[0] else None
+    returned = get_proper_type(context.default_return_type)
+    if value is None or not isinstance(returned, Instance) or returned.type.fullname not in COROUTINES:
+        return value or returned
+    return returned.copy_modified(args=[*returned.args[:2], value])
 
 
 def _signature_of_map(context: MethodSigContext) -> FunctionLike:
@@ -103,7 +123,9 @@ def _can_be_mapped(parameters: Parameters) -> bool:
 
 
 def _iterables(parameters: Parameters, api: CheckerPluginInterface) -> list[Type]:
-    return [api.named_generic_type("typing.Iterable", [kind]) for kind in parameters.arg_types]
+    some = AnyType(TypeOfAny.explicit)
+    kinds = [some if get_all_type_vars(kind) else kind for kind in parameters.arg_types]
+    return [api.named_generic_type("typing.Iterable", [kind]) for kind in kinds]
 
 
 def _parameters_of(kind: Type) -> Parameters | None:

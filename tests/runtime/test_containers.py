@@ -273,6 +273,12 @@ async def in_loop(make: Callable[[], Any]) -> Any:
         lambda: {load(1)},
         lambda: Pair(load(1)),
         lambda: collections.deque([load(1)]),
+        lambda: {load(1): "a"},
+        lambda: collections.defaultdict(None, a=load(1)),
+        lambda: items(load(1)),
+        lambda: point(load(1)),
+        lambda: Data(load(1)),
+        lambda: [types.SimpleNamespace(a=load(1))],
     ],
 )
 @pytest.mark.parametrize("function", [sync, in_loop])
@@ -293,6 +299,38 @@ async def test_a_task_does_not_return_a_lazy_result(
             await lab.run(target)
 
 
+async def test_a_cache_does_not_return_a_lazy_result(lab: Lab) -> None:
+    class Cache:
+        def check(self, task_id: str, inputs: dict[str, Any]) -> Any:
+            return [load(1)]
+
+        def save(self, task_id: str, inputs: dict[str, Any], output: Any) -> None: ...
+
+    for target in (load(2).with_cache(Cache()), load.map(x=[2]).with_cache(Cache())):
+        with pytest.raises(TypeError, match=r"The cache of task 'load' returned a lazy result of task 'load'"):
+            await lab.run(target)
+
+
+HOSTILE_BASES: list[Any] = [list, tuple, dict, set, frozenset, collections.deque, collections.OrderedDict]
+
+
+@pytest.mark.parametrize("base", HOSTILE_BASES)
+async def test_no_method_of_a_subclass_of_a_container_is_called(lab: Lab, base: Any) -> None:
+    def refuse(*_: object) -> Any:
+        raise AssertionError("a method of the subclass was called")
+
+    names = ("__iter__", "__len__", "__length_hint__", "__bool__", "__eq__", "__contains__", "__repr__", "__getitem__")
+    kind = type("Hostile", (base,), dict.fromkeys((*names, "keys", "values", "items"), refuse) | {"__hash__": refuse})
+    value = kind()
+    give: Any = cs.task(lambda: value, name="give", threaded=False)
+    assert (await lab.run(show(value))).value is value
+    assert (await lab.run(show([value, load(1)]))).value[0] is value
+    assert (await lab.run(show(x={"k": value}))).value["k"] is value
+    assert (await lab.run(show(give()))).value is value
+    assert (await lab.run(show.map(x=[value])))[0].value is value
+    assert (await lab.run(show(cs.Param("p")), {"p": value})).value is value
+
+
 async def test_a_long_result_is_not_searched_to_its_end(lab: Lab) -> None:
     class Watched(list[int]):
         def __iter__(self) -> Iterator[int]:
@@ -308,6 +346,8 @@ async def test_a_parameter_is_not_a_lazy_result(lab: Lab, value: Callable[[], An
         await lab.run(show(cs.Param("p")), {"p": value()})
     with pytest.raises(TypeError, match="Parameter 'q' is a lazy result of task 'load'"):
         await lab.run(show(cs.Param("q", default=value())))
+    with pytest.raises(TypeError, match="Environment variable 'UNSET' is a lazy result of task 'load'"):
+        await lab.run(show(cs.Env("UNSET", default=value())))
     assert lab.of(TaskExecutionStarted) == []
 
 

@@ -72,6 +72,7 @@ ORDERED: list[tuple[Callable[[], Any], list[Any]]] = [
 
 REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: "ab", r"got str: .*each character; .*\[value\] \* n"),
+    (lambda: collections.UserString("ab"), "got UserString: .*each character"),
     (lambda: b"ab", "got bytes: .*each byte"),
     (lambda: bytearray(b"ab"), "got bytearray: .*each byte"),
     (lambda: memoryview(b"ab"), "got memoryview"),

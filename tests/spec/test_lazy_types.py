@@ -3,6 +3,10 @@ import operator
 import pickle
 from collections.abc import Callable, Iterable
 from dataclasses import fields
+from datetime import date
+from decimal import Decimal
+from enum import Enum
+from pathlib import Path
 from typing import Any
 from unittest.mock import ANY, MagicMock, call
 
@@ -18,7 +22,12 @@ def add(x: Any, y: Any = 0) -> Any:
     return x + y
 
 
+class Color(Enum):
+    RED = 1
+
+
 LAZIES = pytest.mark.parametrize("lazy", [add(1), add.map(x=[1])], ids=repr)
+STAND_INS = pytest.mark.parametrize("lazy", [add(1), add.map(x=[1]), cs.Router(add(1), {1: add(2)})], ids=repr)
 
 
 def test_the_text_has_the_name_and_no_value() -> None:
@@ -51,7 +60,7 @@ def test_a_resource_and_an_edge_have_short_texts() -> None:
     assert repr(graph.nodes) == "[<Node add>, <Node add>]"
 
 
-@LAZIES
+@STAND_INS
 @pytest.mark.parametrize(
     "use",
     [
@@ -84,6 +93,12 @@ def test_a_resource_and_an_edge_have_short_texts() -> None:
         lambda lazy: "a" == lazy,  # noqa: SIM300 - the case itself
         lambda lazy: lazy in ("fast", "slow"),
         lambda lazy: lazy == [],
+        lambda lazy: lazy == date(2026, 1, 1),
+        lambda lazy: lazy == Path(),
+        lambda lazy: lazy == Color.RED,
+        lambda lazy: Color.RED == lazy,  # noqa: SIM300 - the case itself
+        lambda lazy: lazy == Decimal(1),
+        lambda lazy: lazy.__array__(copy=False),  # numpy.array(lazy)
     ],
 )
 def test_an_operation_on_the_value_raises(use: Callable[[Any], Any], lazy: Any) -> None:
@@ -109,7 +124,7 @@ def test_an_unknown_attribute_names_the_fix(lazy: Any) -> None:
 def test_what_python_itself_does_with_objects_still_works(lazy: Any) -> None:
     assert copy.copy(lazy) == lazy
     assert copy.deepcopy(add([1])).args == ([1],)
-    assert lazy in [None, object(), lazy]
+    assert lazy in [None, object(), int, lazy]
     assert {lazy: 1}[lazy] == 1
     assert lazy == ANY
     assert call(lazy) == call(lazy)
@@ -117,6 +132,14 @@ def test_what_python_itself_does_with_objects_still_works(lazy: Any) -> None:
     assert lazy is not None
     assert "_uuid" in {field.name for field in fields(lazy)}
     assert not isinstance(lazy, (str, list, tuple, dict))
+
+
+def test_a_router_is_equal_to_itself_only() -> None:
+    router, other = (cs.Router(add(1), {1: add(2)}) for _ in range(2))
+    assert [router].index(router) == 0
+    assert router != other
+    assert router != add(1)
+    assert {router: 1}[router] == 1
 
 
 def test_a_copy_without_its_fields_has_a_text() -> None:

@@ -93,6 +93,7 @@ CALLS: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
 
 
 LAZY = load()
+ROUTER = cs.Router(LAZY, {1: LAZY})
 as_task: Any = cs.task
 
 
@@ -192,10 +193,13 @@ def test_a_function_that_was_replaced_is_checked_when_the_graph_is_built() -> No
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: cs.task(lambda x=LAZY: x), "<LazyResult load>: pass it as an argument"),
-        (lambda: cs.task(lambda *, x=LAZY: x), "<LazyResult load>"),
-        (lambda: cs.task(functools.partial(two, load())), "<LazyResult load>"),
-        (lambda: cs.task(functools.partial(functools.partial(two, b=load()), 1)), "<LazyResult load>"),
+        (lambda: cs.task(lambda x=LAZY: x), "is a lazy result of task 'load'.*pass it as an argument"),
+        (lambda: cs.task(lambda *, x=LAZY: x), "is a lazy result of task 'load'"),
+        (lambda: cs.task(lambda x=[LAZY]: x), "is a lazy result of task 'load'"),
+        (lambda: cs.task(lambda x=ROUTER: x), "is a Router"),
+        (lambda: cs.task(functools.partial(two, load())), "is a lazy result of task 'load'"),
+        (lambda: cs.task(functools.partial(functools.partial(two, b=load()), 1)), "is a lazy result of task 'load'"),
+        (lambda: cs.task(functools.partial(two, cs.inject("db"))), r"without cs\.inject\(\.\.\.\) among"),
         (lambda: as_task(classmethod(two)), r"put @cs\.task below @classmethod"),
         (lambda: as_task(load()), "needs a function"),
     ],
@@ -229,3 +233,10 @@ def test_a_task_is_pickled_after_a_call() -> None:
     assert again(1, 2).args == (1, 2)
     with pytest.raises(TypeError, match="missing"):
         as_task(again)(1)
+
+
+def test_a_task_of_a_partial_of_a_task_has_its_function() -> None:
+    of_task: Any = cs.task(functools.partial(cs.task(two, name="pair", threaded=False), 1))
+    assert (of_task.name, of_task.threaded, of_task.func.func) == ("pair", False, two)
+    with pytest.raises(TypeError, match=r"pair\(\) missing 1 required positional argument: 'b'"):
+        of_task()

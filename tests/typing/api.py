@@ -6,7 +6,7 @@ each of them proves that the error is there.
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, assert_type
+from typing import Any, Literal, ParamSpec, TypeVar, assert_type
 
 import cascade as cs
 from cascade.graph.model import Graph
@@ -15,6 +15,7 @@ from cascade.spec.lazy_types import LazyResult, MappedLazyResult
 from cascade.spec.task import Task
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 @cs.task
@@ -99,6 +100,23 @@ plain.map(x=asynchronous(1))  # type: ignore[arg-type]  # with the plugin for my
 plain.map(x=5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 plain.map([1])  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
+first.map(items=[[1], (2,)])
+first.map(items=[1], label=["a"])  # type: ignore[call-arg]
+
+
+# A decorator of one's own
+def my_task(function: Callable[P, T]) -> Task[P, T]:
+    return cs.task(function)
+
+
+@my_task
+def decorated(x: int) -> str:
+    return str(x)
+
+
+assert_type(decorated(1), LazyResult[str])
+decorated("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
 # Chain methods
 assert_type(plain(1).with_retry(3).run_if(plain(2)), LazyResult[float])
 assert_type(plain.map(x=[1]).with_constraints(cpu=named(1)), MappedLazyResult[float])
@@ -116,11 +134,17 @@ cs.run(named)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 cs.run(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
+wrong: list[str] = cs.run(named(1))  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+wrong_lists: list[str] = cs.run(named.map(x=[1]))  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+
+
 async def runs(engine: Engine) -> None:
     assert_type(await cs.run_async(named(1)), list[int])
     assert_type(await cs.run_async(named.map(x=[1])), list[list[int]])
     assert_type(await engine.run(named(1)), list[int])
     await plain(1)  # type: ignore[misc]
+    _a: list[str] = await cs.run_async(named(1))  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    _b: list[str] = await engine.run(named(1))  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
 
 
 # A lazy result has no value before the run.
@@ -133,6 +157,10 @@ _ = 1 in named(1)  # type: ignore[misc]  # pyright: ignore[reportOperatorIssue]
 def takes_a_task(task: Task[[int], list[int]]) -> None: ...
 
 
+def takes_a_lazy_result(lazy: LazyResult[Sequence[float]]) -> None: ...
+
+
+takes_a_lazy_result(named(1))
 takes_a_task(named)
 takes_a_task(plain)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 

@@ -24,6 +24,7 @@ def input_value(node: Node, params: Mapping[str, Any]) -> Any:
     if isinstance(spec, EnvSpec):
         if (value := os.environ.get(spec.name, spec.default)) is None:
             raise MissingEnvError(spec.name)
+        require_values(value, f"Environment variable '{spec.name}' is")
         return value
     if spec.name not in params and not spec.has_default:
         raise MissingParamError(spec.name)

@@ -225,6 +225,8 @@ class TaskExecution:
         value = self.node.cache_policy.check(self.node.id, inputs)
         if value is None:
             return _MISS
+        if type(value) not in ATOMS:
+            require_values(value, f"The cache of task '{self.node.name}' returned")
         self._leave(unused=True)
         now = self.run.clock.now_ns()
         self._emit(TaskSkipped, reason="CacheHit", start_ns=now, end_ns=now, **self._standing())

@@ -1,5 +1,6 @@
 """Values that `.map` takes as a list: iterable, and in an order."""
 
+from collections import UserString
 from collections.abc import Mapping, MappingView
 from collections.abc import Set as AbstractSet
 from typing import Any
@@ -26,8 +27,8 @@ def require_items(value: object, place: str, *, is_alone: bool = True) -> None:
     kind = type(value)
     if issubclass(kind, (list, tuple)):
         return
-    if issubclass(kind, (str, bytes, bytearray, memoryview)):
-        part = "character" if issubclass(kind, str) else "byte"
+    if issubclass(kind, (str, UserString, bytes, bytearray, memoryview)):
+        part = "character" if issubclass(kind, (str, UserString)) else "byte"
         reason = f"which would be one call for each {part}; {_CONSTANT}"
     elif issubclass(kind, Mapping):
         reason = "which has no list of values: give list(d), list(d.values()) or list(d.items())"

@@ -3,13 +3,13 @@
 A lazy result has no value before the run. An operation that needs the value raises TypeError instead of a wrong answer.
 """
 
-from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
+from collections.abc import ItemsView, Iterator, KeysView, ValuesView
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, SupportsFloat, TypeVar
 from uuid import uuid4
 
-from cascade.spec._argument import Argument
+from cascade.spec._argument import ADVICE, Argument
 from cascade.spec.constraint import ResourceConstraint
 from cascade.spec.protocols import CachePolicy, LazyFactory
 from cascade.spec.retry import MAX_DELAY, RetryPolicy
@@ -22,9 +22,6 @@ Value_co = TypeVar("Value_co", covariant=True)
 
 def new_id() -> str:
     return str(uuid4())
-
-
-_PLAIN = (str, bytes, int, float, complex, list, tuple, dict, set, frozenset)
 
 
 class Lazy(Argument, Generic[Value_co]):
@@ -42,9 +39,8 @@ class Lazy(Argument, Generic[Value_co]):
     def __eq__(self, other: object) -> bool:
         if isinstance(other, type(self)):
             return self._uuid == other._uuid
-        if isinstance(other, _PLAIN):
-            self._refuse("==")
-        return NotImplemented
+        answer: bool = super().__eq__(other)
+        return answer
 
     def __hash__(self) -> int:
         return hash(self._uuid)
@@ -94,47 +90,13 @@ class Lazy(Argument, Generic[Value_co]):
         task = vars(self).get("task", vars(self).get("factory"))
         return str(getattr(task, "name", "?"))
 
-    def _refuse(self, operation: str) -> NoReturn:
-        raise TypeError(f"{operation} is not possible on {self!r}: {_ADVICE}")
-
     # Hidden from type checkers, which report such an operation only as long as the class does not define it.
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> NoReturn:
             if name.startswith("_"):
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
-            raise AttributeError(f"{self!r} has no attribute {name!r}: {_ADVICE}", name=name, obj=self)
-
-
-_ADVICE = (
-    "a lazy result is a call that has not run, so it has no value yet. Pass it to a task, which receives the value, or "
-    "run it with cs.run(...); use .run_if(...) or cs.Router for a decision that depends on it"
-)
-
-_REFUSED = {
-    "__bool__": "bool()",
-    "__iter__": "Iteration",
-    "__len__": "len()",
-    "__getitem__": "[...]",
-    "__format__": "Formatting",
-    **{f"__{name}__": sign for name, sign in (("lt", "<"), ("le", "<="), ("gt", ">"), ("ge", ">="))},
-    **{
-        f"__{side}{name}__": sign
-        for side in ("", "r")
-        for name, sign in (("add", "+"), ("sub", "-"), ("mul", "*"), ("truediv", "/"), ("floordiv", "//"), ("mod", "%"))
-    },
-}
-
-
-def _refusal(operation: str) -> Callable[..., NoReturn]:
-    def refuse(self: Lazy[Any], *_: object) -> NoReturn:
-        self._refuse(operation)
-
-    return refuse
-
-
-for _method, _operation in _REFUSED.items():
-    setattr(Lazy, _method, _refusal(_operation))
+            raise AttributeError(f"{self!r} has no attribute {name!r}: {ADVICE}", name=name, obj=self)
 
 
 def require_lazy(value: object, owner: str, place: str) -> None:
@@ -145,7 +107,7 @@ def require_lazy(value: object, owner: str, place: str) -> None:
 
 
 @dataclass(eq=False, repr=False)
-class LazyResult(Lazy[T], Generic[T]):
+class LazyResult(Lazy[Value_co], Generic[Value_co]):
     """What calling a task returns: the call, to be made when a run gets there. Its value will be a T."""
 
     task: Any

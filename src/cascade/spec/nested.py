@@ -10,7 +10,7 @@ from collections import ChainMap, UserDict, UserList, deque
 from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
 from copy import copy
 from dataclasses import fields, is_dataclass
-from itertools import islice
+from itertools import chain, islice
 from types import AsyncGeneratorType, MappingProxyType, SimpleNamespace
 from typing import Any
 
@@ -23,8 +23,11 @@ SOURCES = (*LAZY, Router)
 ATOMS = frozenset({str, int, float, bool, bytes, type(None)})
 _SIMPLE = ATOMS | {LazyResult, MappedLazyResult, Router, Inject, list, tuple, dict}
 _BY_ATTRIBUTE = (SimpleNamespace, ChainMap, UserDict, UserList)
-_UNORDERED = (set, frozenset, KeysView, ValuesView, ItemsView)
+_SETS = (set, frozenset)
+_UNORDERED = (*_SETS, KeysView, ValuesView, ItemsView)
 _MISSING = object()
+_LIMIT = 100
+_ADVICE = "pass it to a task that takes its value, or call its function"
 
 
 def require_visible(args: tuple[Any, ...], kwargs: dict[str, Any], task: str) -> None:
@@ -64,29 +67,27 @@ def substitute(value: Any, value_of: Callable[[Any], Any]) -> Any:
     return _Substitution(value, value_of).of(value)
 
 
-def require_values(value: Any, place: str, limit: int = 100) -> None:
-    """Raise TypeError if a value of a run is, or has in a built-in container, a lazy result, which nothing would run.
+def require_values(value: Any, place: str, fix: str = _ADVICE) -> None:
+    """Raise TypeError if a value of a run is, or has in a container, a lazy result, which nothing would run.
 
-    It looks at `limit` objects at most. The text begins with `place`, such as "Task 'load' returned".
+    It looks at `_LIMIT` objects at most. The text begins with `place`, such as "Task 'load' returned", and ends with `fix`.
     """
     if type(value) in ATOMS:
         return
-    stack = [value]
+    stack, limit = [value], _LIMIT
     while stack and limit:
         limit -= 1
         current = stack.pop()
-        kind = type(current)
-        if kind in ATOMS:
+        if type(current) in ATOMS:
             continue
         if issubclass(type(current), SOURCES):
             raise TypeError(
                 f"{place} a {'Router' if issubclass(type(current), Router) else f'lazy result of task {current.label!r}'}, which "
-                "nothing runs; pass it to a task that takes its value, or call its function"
+                f"nothing runs; {fix}"
             )
-        if kind is dict:
-            stack.extend(islice(current.values(), limit))
-        elif kind in {list, set, frozenset, deque} or issubclass(type(current), tuple):
-            stack.extend(islice(current, limit))
+        content = _set_items(current) if issubclass(type(current), _SETS) else _content(current)
+        if content is not None:
+            stack.extend(islice(content, limit))
 
 
 class _Substitution:
@@ -127,7 +128,7 @@ class _Substitution:
         return new
 
     def _tuple(self, value: tuple[Any, ...]) -> Any:
-        items = [self.of(item) for item in value]
+        items = [self.of(item) for item in tuple.__iter__(value)]
         kind: Any = type(value)
         if kind is tuple:
             return tuple(items)
@@ -166,13 +167,37 @@ def _holders(value: Any) -> dict[int, Any]:
 
 def _parts(value: Any) -> list[Any] | None:
     """The content of a container; None for another object."""
-    names = _attributes(value)
-    attributes = [getattr(value, name, None) for name in names or ()]
-    if issubclass(type(value), (list, tuple, deque)):
-        return [*value, *attributes]
-    if issubclass(type(value), (dict, MappingProxyType)):
-        return [*value.keys(), *value.values(), *attributes]
-    return None if names is None else attributes
+    content = _content(value)
+    return None if content is None else [*content]
+
+
+def _content(value: Any) -> Iterator[Any] | None:
+    """The items and attributes of a container; None for another object. It calls no method of a subclass."""
+    items, names = _items(value), _attributes(value)
+    if names is None:
+        return items
+    return chain(items or (), (getattr(value, name, None) for name in names))
+
+
+def _items(value: Any) -> Iterator[Any] | None:
+    kind = type(value)
+    if issubclass(kind, list):
+        return list.__iter__(value)
+    if issubclass(kind, tuple):
+        return tuple.__iter__(value)
+    if issubclass(kind, dict):
+        return chain(dict.keys(value), dict.values(value))
+    if issubclass(kind, deque):
+        return deque.__iter__(value)
+    if kind is MappingProxyType:
+        return chain(value.keys(), value.values())
+    return None
+
+
+def _set_items(value: Any) -> Iterator[Any]:
+    """The items of a set or a view. Those of a built-in set are read without a method of a subclass."""
+    base = next((base for base in _SETS if issubclass(type(value), base)), type(value))
+    return iter(base.__iter__(value))
 
 
 def _attributes(value: Any) -> list[str] | None:
@@ -195,7 +220,9 @@ def _refuse_hidden(value: Any, place: str, *, is_nested: bool) -> bool:
     """Raise TypeError for an object that hides sources. Whether another object of its type may do so."""
     kind = type(value).__name__
     if issubclass(type(value), _UNORDERED):
-        if any(type(item) not in ATOMS and next(sources_in(item, place), None) is not None for item in value):
+        if any(
+            type(item) not in ATOMS and next(sources_in(item, place), None) is not None for item in _set_items(value)
+        ):
             raise TypeError(
                 f"{place}: a lazy result is in a {kind}, where its value cannot take its place; give a list"
             )

@@ -8,7 +8,8 @@ from keyword import iskeyword
 from types import FunctionType, MethodType
 from typing import Any
 
-from cascade.spec.lazy_types import LazyResult, MappedLazyResult
+from cascade.spec.nested import require_values
+from cascade.spec.resource import Inject
 
 _GENERATOR = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
@@ -49,11 +50,12 @@ def require_function(function: Any) -> None:
     if not callable(function):
         raise TypeError(f"task() needs a function, got {function!r}")
     for value in _bound_values(function):
-        if issubclass(type(value), (LazyResult, MappedLazyResult)):
-            raise TypeError(
-                f"task() needs a function without lazy results in defaults or in a partial, got {value!r}: "
-                "pass it as an argument when the task is called"
-            )
+        place = "task(): a default of the function, or an argument of the partial, is"
+        require_values(value, place, "pass it as an argument when the task is called")
+    if isinstance(function, partial) and any(type(value) is Inject for value in function.args):
+        raise TypeError(
+            "task() needs a partial without cs.inject(...) among its positional arguments: give it by keyword"
+        )
 
 
 def _bound_values(function: Any) -> Iterator[Any]:

@@ -32,8 +32,10 @@ class Task(Generic[P, R]):
     """
 
     def __init__(self, func: Callable[..., Any], *, name: str | None = None, threaded: bool | None = None) -> None:
-        if isinstance(func, Task):
-            name, threaded, func = name or func.name, func.threaded if threaded is None else threaded, func.func
+        given = func.func if isinstance(func, partial) else func
+        if isinstance(given, Task):
+            name, threaded = name or given.name, given.threaded if threaded is None else threaded
+            func = partial(given.func, *func.args, **func.keywords) if isinstance(func, partial) else given.func
         require_function(func)
         self.func: Callable[..., Any] = func
         update_wrapper(self, func, updated=())  # for help() and inspect.signature()
