@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import cascade as cs
-from cascade.testing import OtlpReceiver
+from tests.extras import needs
 from tests.limits import environment
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
@@ -201,9 +201,12 @@ def test_a_signal_ends_the_wait_of_a_failed_run(tmp_path: Path, first: signal.Si
     assert process.returncode == 143
 
 
+@needs("otel")
 @SIGNALS
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 def test_the_trace_is_complete_and_names_the_signal(tmp_path: Path, first: signal.Signals, protocol: str) -> None:
+    from cascade.testing import OtlpReceiver
+
     with OtlpReceiver() as receiver:
         endpoint = receiver.grpc_endpoint if protocol == "grpc" else receiver.http_endpoint
         connector = f"cs.OtelConnector({endpoint!r}, protocol={protocol!r})"
