@@ -10,7 +10,7 @@ import pytest
 import cascade as cs
 from cascade.runtime.events import RunFinished, TaskBlocked, TaskExecutionFinished, TaskExecutionStarted, TaskRetrying
 from tests.runtime.conftest import Lab
-from tests.waiting import HANG
+from tests.waiting import HANG, NEVER
 
 Victims = list[asyncio.Task[Any]]
 
@@ -170,7 +170,7 @@ async def test_a_waiting_task_is_cancelled(make_lab: Callable[..., Lab], waits_f
 
     kind = TaskRetrying if waits_for == "retry" else TaskBlocked
     lab.bus.subscribe(kind, lambda _: has_waited.set())
-    target: Any = victim().with_retry(3, delay=60)
+    target: Any = victim().with_retry(3, delay=NEVER)
     if waits_for == "resource":
         target = gather(holder().with_constraints(cpu=1), target.with_constraints(cpu=1))
     else:

@@ -168,7 +168,7 @@ async def test_an_attempt_that_waits_for_its_retry_holds_no_place() -> None:
             raise OSError
         return "flaky"
 
-    retried = lab.start(cs.task(flaky, name="flaky")().with_retry(1, delay=60))
+    retried = lab.start(cs.task(flaky, name="flaky")().with_retry(1, delay=NEVER))
     await lab.seen(TaskRetrying)
     assert await soon(lab.start(cs.task(lambda: "other", name="other")())) == "other"
     retried.cancel()
@@ -179,19 +179,23 @@ async def test_an_attempt_that_waits_for_its_retry_holds_no_place() -> None:
 
 async def test_a_later_attempt_takes_a_place_again() -> None:
     lab, gate, calls = Steered(executor=LocalExecutor(max_workers=1)), Gate(), []
+    may_fail = threading.Event()
 
     def flaky() -> str:
         calls.append("flaky")
         if len(calls) == 1:
+            assert may_fail.wait(HANG)
             raise OSError
         return "flaky"
 
-    retried = lab.start(cs.task(flaky, name="flaky")().with_retry(1, delay=0.05))
-    await lab.seen(TaskRetrying)
+    retried = lab.start(cs.task(flaky, name="flaky")().with_retry(1, delay=0.002))
+    await lab.seen(TaskExecutionStarted)
     blocker = lab.start(cs.task(gate, name="blocker")())
-    await gate.begun(1)
     await lab.seen(TaskBlocked)
-    assert ("flaky", "executor") in lab.reasons
+    may_fail.set()  # its place goes to the blocker, which waits for it already
+    await gate.begun(1)
+    await lab.seen(TaskBlocked, 2)
+    assert lab.reasons == [("blocker", "executor"), ("flaky", "executor")]
     assert calls == ["flaky"]
     gate.open()
     assert await soon(retried) == "flaky"

@@ -142,18 +142,23 @@ async def test_overrides_hold_for_the_block() -> None:
 
 
 async def test_constraints_hold_tasks_back_and_say_so() -> None:
-    active, most = 0, 0
+    lab = Lab(system_resources={"cpu": 4})
+    active, most, two_wait = 0, 0, asyncio.Event()
+
+    def count(_: TaskBlocked) -> None:
+        if len(lab.of(TaskBlocked)) == 2:
+            two_wait.set()
 
     @cs.task
     async def work(x: int) -> int:
         nonlocal active, most
         active += 1
         most = max(most, active)
-        await asyncio.sleep(0.002)
+        await two_wait.wait()
         active -= 1
         return x
 
-    lab = Lab(system_resources={"cpu": 4})
+    lab.bus.subscribe(TaskBlocked, count)
     lazy_amount = cs.task(lambda: 2, name="amount")()
     assert await lab.run(work.map(x=[1, 2, 3, 4]).with_constraints(cpu=lazy_amount)) == [1, 2, 3, 4]
     assert most == 2

@@ -11,7 +11,7 @@ import cascade as cs
 from cascade.connectors.memory import MemoryConnector
 from cascade.runtime.control.control import MAX_CONSTRAINTS
 from cascade.runtime.control.decisions import AT_ONCE, REFUSALS_AT_ONCE
-from cascade.runtime.events import ControlDecision, RunFinished, TaskBlocked, TaskExecutionStarted, TaskRetrying
+from cascade.runtime.events import ControlDecision, RunFinished, TaskBlocked, TaskExecutionStarted
 from cascade.runtime.nested import run_nested
 from tests.runtime.control.steered import Steered
 from tests.waiting import NEVER, soon
@@ -212,12 +212,11 @@ async def test_retries_obey_and_give_up_their_place_while_they_wait() -> None:
     async def flaky() -> str:
         calls.append("flaky")
         if len(calls) == 1:
+            await lab.say("global", "pause")
             raise ConnectionError
         return "done"
 
     run = lab.start(flaky().with_retry(2, delay=0.01))
-    await lab.seen(TaskRetrying)
-    await lab.say("global", "pause")
     await lab.seen(TaskBlocked)
     assert calls == ["flaky"]
     await asyncio.sleep(0.002)
