@@ -14,7 +14,7 @@ class ClientId:
     """The wanted id, or one that nobody else has.
 
     A broker ends the older of two connections with one id, and both would go on connecting for ever. MQTT 5 has a
-    reason code for that, but Mosquitto 2.0 does not send it: there it can only be guessed.
+    reason code for that. Some versions of Mosquitto do not send it; then the number of short connections is the sign.
     """
 
     def __init__(self, wanted: str | None) -> None:
