@@ -11,7 +11,10 @@ SHOWN := $(BIN)/python -m stack.progress
 
 .PHONY: bench help demo test servers lint types layers unit e2e wheel test-large test-versions test-extras flaky stack-build stack-up stack-show stack-picture stack-down format docs lock clean
 
-help:  ## say what there is
+# With -j too, nothing starts before what it needs is installed.
+.NOTPARALLEL:
+
+help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 demo: $(READY)  ## run a real workflow and show its trace as received over OTLP
@@ -66,7 +69,7 @@ stack-show: $(READY)  ## draw the trace of the latest run that Jaeger has, of an
 stack-picture: $(READY)  ## docs/trace.svg, the picture of that trace in the README
 	@$(BIN)/python -m stack picture $(TRACE) > docs/trace.svg
 
-stack-down: $(READY)  ## end them
+stack-down: $(READY)  ## end these servers
 	@$(BIN)/python -m stack down
 
 bench: $(READY)  ## measure against bare asyncio, the bare SDK and others; some minutes

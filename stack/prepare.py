@@ -28,7 +28,10 @@ def environment(folder: Path, requirements: list[str], python: str = sys.executa
     """
     say(f"Installing into {folder.relative_to(ROOT)}")
     if python == sys.executable and importlib.util.find_spec("ensurepip") is None:
-        _apt_install([f"python3.{sys.version_info.minor}-venv"])
+        package = f"python3.{sys.version_info.minor}-venv"
+        if not _may_install():
+            sys.exit(f"{python} cannot make virtual environments; install Debian's package {package}")
+        _apt_install([package])
     run("venv", [python, "-m", "venv", str(folder)])
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar=off"]
     run("pip", [*pip, "--upgrade", "pip>=25.1"], cwd=ROOT)

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-INTERVAL = 5.0
-"""Seconds between two lines of progress."""
+INTERVAL = 3.0
+"""Seconds between two lines of progress. A shorter command prints none, also where several follow each other."""
 
 _WIDTH = 100
 

@@ -25,7 +25,7 @@ logging.getLogger("asyncio").addFilter(lambda record: not str(record.msg).starts
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# gRPC reads it when it is imported, and then tells of every connection that a test cuts.
+# gRPC reads this variable at its import; without it gRPC logs each connection that a test cuts.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 

@@ -94,3 +94,18 @@ def test_a_go_that_is_too_old_counts_as_none(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert programs.go() == (str(tmp_path / "go") if good else None)
+
+
+def test_without_root_a_python_that_cannot_make_environments_is_named_with_the_package(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['ensurepip'] = None; from stack import prepare; prepare.main(['environment'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    package = f"python3.{sys.version_info.minor}-venv"
+    assert done.returncode == 1
+    assert done.stderr == f"{sys.executable} cannot make virtual environments; install Debian's package {package}\n"
