@@ -331,6 +331,27 @@ async def test_no_method_of_a_subclass_of_a_container_is_called(lab: Lab, base: 
     assert (await lab.run(show(cs.Param("p")), {"p": value})).value is value
 
 
+async def test_no_descriptor_of_a_dataclass_is_read(lab: Lab) -> None:
+    """As in a class of an object-relational mapper, where reading an attribute may run a query."""
+
+    class Query:
+        def __get__(self, instance: object, owner: type) -> Any:
+            if instance is None:
+                return self
+            raise AssertionError("the attribute was read")
+
+    def refuse(*_: object) -> Any:
+        raise AssertionError("an attribute was read")
+
+    kind: Any = dataclasses.make_dataclass("Row", ["a", ("b", Any, dataclasses.field(init=False, repr=False))])
+    kind.b, kind.c, kind.__getattr__ = Query(), property(refuse), refuse
+    value = kind(1)
+    kind.__getattribute__ = refuse
+    give: Any = cs.task(lambda: value, name="give", threaded=False)
+    assert (await lab.run(show([value]))).value[0] is value
+    assert (await lab.run(show(give()))).value is value
+
+
 async def test_a_long_result_is_not_searched_to_its_end(lab: Lab) -> None:
     class Watched(list[int]):
         def __iter__(self) -> Iterator[int]:

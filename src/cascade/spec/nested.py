@@ -2,16 +2,17 @@
 
 The containers are lists, tuples, dicts, deques, their subclasses, instances of dataclasses and attrs classes,
 `MappingProxyType`, `SimpleNamespace`, `ChainMap`, `UserList` and `UserDict`. A container that holds a source is copied with
-its type and its other content. A container without one stays the same object. Other objects are not looked into: no
-method of theirs is called, and `__class__`, which `isinstance` reads and a proxy answers with user code, is not read.
+its type and its other content. A container without one stays the same object. Its content is what it holds: methods and
+properties of its class are not used. Other objects are not looked into, and `__class__`, which `isinstance` reads and a proxy answers with user code, is not read.
 """
 
 from collections import ChainMap, UserDict, UserList, deque
-from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, ValuesView
+from contextlib import suppress
 from copy import copy
 from dataclasses import fields, is_dataclass
 from itertools import chain, islice
-from types import AsyncGeneratorType, MappingProxyType, SimpleNamespace
+from types import AsyncGeneratorType, MappingProxyType, MemberDescriptorType, SimpleNamespace
 from typing import Any
 
 from cascade.spec.lazy_types import LazyResult, MappedLazyResult
@@ -122,9 +123,8 @@ class _Substitution:
             new.clear()
             for key, item in value.items():
                 new[self.of(key)] = self.of(item)
-        for name in _attributes(value) or ():
-            if (old := getattr(value, name, _MISSING)) is not _MISSING:
-                object.__setattr__(new, name, self.of(old))  # a frozen dataclass refuses setattr
+        for name, old in (_attributes(value) or {}).items():
+            object.__setattr__(new, name, self.of(old))  # a frozen dataclass refuses setattr
         return new
 
     def _tuple(self, value: tuple[Any, ...]) -> Any:
@@ -173,10 +173,8 @@ def _parts(value: Any) -> list[Any] | None:
 
 def _content(value: Any) -> Iterator[Any] | None:
     """The items and attributes of a container; None for another object. It calls no method of a subclass."""
-    items, names = _items(value), _attributes(value)
-    if names is None:
-        return items
-    return chain(items or (), (getattr(value, name, None) for name in names))
+    items, attributes = _items(value), _attributes(value)
+    return items if attributes is None else chain(items or (), attributes.values())
 
 
 def _items(value: Any) -> Iterator[Any] | None:
@@ -200,8 +198,8 @@ def _set_items(value: Any) -> Iterator[Any]:
     return iter(base.__iter__(value))
 
 
-def _attributes(value: Any) -> list[str] | None:
-    """Names of the attributes that are content of a container; None for an object that is not looked into."""
+def _attributes(value: Any) -> dict[str, Any] | None:
+    """The attributes that are content of a container; None for an object that is not looked into."""
     kind = type(value)
     if kind in {list, tuple, dict, Inject}:
         return None
@@ -213,7 +211,22 @@ def _attributes(value: Any) -> list[str] | None:
         names = []
     else:
         return None
-    return list(dict.fromkeys([*names, *getattr(value, "__dict__", ())]))
+    return dict(_held(value, names))
+
+
+def _held(value: Any, names: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    """The attributes that an object holds. A property or another descriptor of its class, which may run a query, is not read."""
+    own: dict[str, Any] = {}
+    with suppress(AttributeError):
+        own = object.__getattribute__(value, "__dict__")
+    for name in names:
+        default = getattr(type(value), name, _MISSING)
+        if type(default) is MemberDescriptorType:  # an attribute in a slot
+            with suppress(AttributeError):
+                yield name, default.__get__(value)
+        elif name not in own and default is not _MISSING and not hasattr(type(default), "__get__"):
+            yield name, default
+    yield from own.items()
 
 
 def _refuse_hidden(value: Any, place: str, *, is_nested: bool) -> bool:
