@@ -1,4 +1,4 @@
-"""`Param` and `Env`: lazy results that stand for what a run is given from outside."""
+"""`Param` and `Env`: lazy results that stand for the inputs of a run."""
 
 import os
 from typing import Any, TypeVar, overload
@@ -13,7 +13,7 @@ D = TypeVar("D")
 
 
 class _InputTask(Task[..., Any]):
-    """Carries its spec into the graph, where it marks the node as an input: the engine, not an executor, gives its value."""
+    """Task of an input. Its spec marks the node of the graph, whose value the engine supplies without an executor."""
 
     def __init__(self, func: Any, spec: InputSpec) -> None:
         super().__init__(func)
@@ -29,7 +29,7 @@ def Param(name: str, default: Any = None, type: Any = str, description: str = ""
 def Param(name: str, default: Any = None, type: Any = str, description: str = "") -> LazyResult[Any]:  # noqa: A002, N802
     """Declare a parameter of the workflow; its value comes from `cs.run(…, params={name: value})`, else the default.
 
-    A run that is given neither fails with an error that names the parameter.
+    A run with neither fails with an error that names the parameter.
     """
     spec = ParamSpec(name, default, description, type)
     get_current_context().register(spec)
@@ -41,14 +41,14 @@ def Env(name: str, default: None = None, description: str = "") -> LazyResult[st
 @overload
 def Env(name: str, default: D, description: str = "") -> LazyResult[str | D]: ...
 def Env(name: str, default: Any = None, description: str = "") -> LazyResult[Any]:  # noqa: N802 - a public name of the contract
-    """Declare an environment variable as an input; it is read when the run gets there, else the default holds."""
+    """Declare an environment variable as an input. The run reads it; one that is not set has the default."""
     spec = EnvSpec(name, default, description)
     get_current_context().register(spec)
     return LazyResult(_InputTask(_get_env_var, spec), (), {"name": name})
 
 
 def _get_param_value(name: str) -> Any:
-    """Give the declared default: outside of a run there are no parameters."""
+    """Return the declared default: outside of a run there are no parameters."""
     return get_current_context().input_specs[name].default
 
 

@@ -1,4 +1,4 @@
-"""Names of `cascade` that are found on first use: its own, connectors of an extra, and what providers offer."""
+"""Names of `cascade` that are imported on first use: its own, connectors of an extra, and those of providers."""
 
 from importlib import import_module, metadata
 from typing import Any
@@ -52,17 +52,17 @@ _PACKAGES = frozenset(
 
 
 def lookup(name: str) -> Any:
-    """A name of the public API, a connector's class, or what a provider of that name offers.
+    """An object by its name: of the public API, a connector's class, or of a provider.
 
     Raises:
-        AttributeError: Nothing is called so.
+        AttributeError: There is no such name.
         ImportError: The connector's extra is not installed.
     """
     if name in _PACKAGES:
         return import_module(f"cascade.{name}")
     if name == "__version__":
         return metadata.version("cascade-runs")
-    # What nobody offers by a private name, and what is ours, is no business of a provider's.
+    # A private name, or a name of this package, is never looked up among the providers.
     if name.startswith("_") or any(name in names for names in _HOMES.values()):
         return load("cascade", name, _HOMES)
     from cascade.providers.registry import ProviderRegistry

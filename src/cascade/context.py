@@ -1,4 +1,4 @@
-"""The inputs that a workflow declares, gathered while it is written down."""
+"""Registry of the inputs that a workflow declares."""
 
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -31,7 +31,7 @@ def get_current_context() -> WorkflowContext:
 
 @block
 def scoped() -> Iterator[WorkflowContext]:
-    """A fresh context for the block: what it registers does not mix with the rest of the process."""
+    """A new context for the block, apart from that of the process."""
     context = WorkflowContext()
     token = _scoped.set(context)
     try:

@@ -1,4 +1,4 @@
-"""Literal arguments as JSON and back. What JSON has no form for is tagged; lazy results are references by id."""
+"""Literal arguments as JSON and back. Values without a form in JSON are tagged; a lazy result is its id."""
 
 import base64
 import json
@@ -104,7 +104,7 @@ class _Stored:
 
 
 def restored(value: Any) -> Any:
-    """The value that `stored` has written. Raises ValueError if a class cannot be imported or refuses the content."""
+    """The value that `stored` made. Raises ValueError if a class cannot be imported or refuses the content."""
     if isinstance(value, list):
         return [restored(item) for item in value]
     if not isinstance(value, dict):

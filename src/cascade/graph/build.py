@@ -1,4 +1,4 @@
-"""From a lazy result to the graph of all that it needs."""
+"""Builds the graph of a lazy result and of everything upstream of it."""
 
 from collections.abc import Coroutine
 from math import inf
@@ -28,7 +28,7 @@ def build_graph(target: Any) -> Graph:
 
 
 class GraphBuilder:
-    """Builds a graph in as many steps as one likes. Raises TypeError when the target is no lazy result.
+    """Builds a graph, in one step or in several. Raises TypeError when the target is no lazy result.
 
     It has a worklist instead of recursion, so that a chain may be longer than Python's stack is deep.
     """
@@ -77,7 +77,7 @@ class GraphBuilder:
         self._generators[source.id] = node
 
     def run(self, limit: float = inf) -> bool:
-        """Go on until the graph is complete, or has `limit` nodes; whether it is complete."""
+        """Continue until the graph is complete or has `limit` nodes. Returns whether it is complete."""
         while self._open and len(self._nodes) < limit:
             lazy, node = self._open.pop()
             arguments = _arguments(lazy)

@@ -1,4 +1,4 @@
-"""Which nodes a run needs: conditions, routers, skipped upstreams, pruned branches."""
+"""Demand for the nodes of a run: conditions, routers, skipped upstreams, pruned branches."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -16,7 +16,7 @@ class FlowManager:
 
     `downstream_demand` counts the edges by which a node's value may still be used (one more for the target). At zero a
     node that has not run is pruned, and the value of one that has run is unused. `needed` holds the nodes that are
-    surely used: a branch of a router joins them once it is chosen, so that no other branch ever starts.
+    certainly used. A branch of a router joins them once it is chosen, so that no other branch starts.
     """
 
     def __init__(self, graph: Graph, target_node_id: str) -> None:
@@ -38,7 +38,7 @@ class FlowManager:
         self.downstream_demand[target_node_id] = self.downstream_demand.get(target_node_id, 0) + 1
 
     def need(self, node_id: str) -> list[str]:
-        """Mark a node and all it surely needs; return those that are newly marked."""
+        """Mark a node and all nodes that it certainly needs. Returns the newly marked ones."""
         fresh: list[str] = []
         stack = [node_id]
         while stack:
@@ -52,7 +52,7 @@ class FlowManager:
         return fresh
 
     def register_result(self, node_id: str, result: Any, state_backend: StateBackend) -> list[str]:
-        """Give up the branches that `result`, of a router's selector, did not choose; return the ids of pruned nodes."""
+        """Release the branches that the result of a router's selector did not choose. Returns the ids of the pruned nodes."""
         if not self._decides:
             return []
         given_up: list[str] = []
@@ -62,7 +62,7 @@ class FlowManager:
         return self._release(given_up, state_backend)
 
     def release_routes(self, node_id: str, state_backend: StateBackend) -> list[str]:
-        """Give up all branches of a node that will not run; return the ids of pruned nodes."""
+        """Release all branches of a node that will not run. Returns the ids of the pruned nodes."""
         return self._release(self._branches.pop(node_id, []), state_backend)
 
     def _lose_branches(self, consumer_id: str, router: Router, value: Any) -> Iterator[str]:
@@ -225,7 +225,7 @@ def chosen_route(router: Router, value: Any) -> Any:
     """The lazy result that the selector's value chooses; None if there is none."""
     try:
         return router.routes.get(value)
-    except TypeError:  # the selector gave something that cannot be a key
+    except TypeError:  # the value of the selector has no hash
         return None
 
 

@@ -1,4 +1,4 @@
-"""From a node and the results so far to the arguments of a call, and to its constraints' amounts."""
+"""Resolves the arguments of a node's call, and the amounts of its constraints, from the results of a run."""
 
 import inspect
 from collections.abc import Iterable, Mapping
@@ -54,7 +54,7 @@ class ArgumentResolver:
 
         Raises:
             DependencyMissingError: An upstream has no value.
-            ValueError: A router's selector gave a value that none of its routes has.
+            ValueError: None of a router's routes has the value of its selector.
         """
         inputs = dict(node.literal_inputs)
         nested: set[str] = set()
@@ -83,7 +83,7 @@ class ArgumentResolver:
         return Arguments(args, kwargs, inputs)
 
     def amounts(self, node: Node) -> dict[str, Any]:
-        """What a node's constraints come to; lazy amounts are known by now."""
+        """The amounts of a node's constraints. The values of lazy amounts are known."""
         requirements = node.constraints.requirements if node.constraints else {}
         return {name: self._amount(value, node, name) for name, value in requirements.items()}
 
@@ -120,7 +120,7 @@ class ArgumentResolver:
 
 
 def add_resources(function: Any, args: list[Any], kwargs: dict[str, Any], resources: Mapping[str, Any]) -> None:
-    """Append to a call's arguments the resources that the defaults of the function's parameters ask for."""
+    """Append to a call's arguments the resources that the defaults of the function's parameters name."""
     injected = injected_names(function)
     if not injected:
         return
@@ -133,7 +133,7 @@ def add_resources(function: Any, args: list[Any], kwargs: dict[str, Any], resour
 
 
 def _positional_only(function: Any, given: int, resources: Mapping[str, Any]) -> list[Any]:
-    """Defaults of the positional-only parameters after the given ones, up to the last that asks for a resource."""
+    """Defaults of the positional-only parameters after the given ones, up to the last one that is a resource."""
     defaults = [p.default for p in _parameters(function) if p.kind is p.POSITIONAL_ONLY][given:]
     while defaults and type(defaults[-1]) is not Inject:
         defaults.pop()

@@ -1,4 +1,4 @@
-"""Where one run keeps its results by default: in memory."""
+"""State backend in memory, the default."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What a task needs of the system while it runs: `cpu=2`, `gpu=1`."""
+"""Amounts of system resources that a task holds while it runs: `cpu=2`, `gpu=1`."""
 
 from dataclasses import dataclass, field
 from typing import Any, SupportsFloat
@@ -6,7 +6,7 @@ from typing import Any, SupportsFloat
 
 @dataclass
 class ResourceConstraint:
-    """Amounts by system resource. An amount may be a LazyResult, known only when the run gets there."""
+    """Amounts by system resource. An amount may be a LazyResult, whose value is known during the run."""
 
     requirements: dict[str, Any] = field(default_factory=dict)
 

@@ -1,4 +1,4 @@
-"""What a workflow takes from outside: parameters and environment variables."""
+"""Inputs of a workflow: parameters and environment variables."""
 
 from dataclasses import dataclass
 from types import NoneType, UnionType

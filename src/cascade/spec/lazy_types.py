@@ -1,4 +1,4 @@
-"""A call that has not happened yet. Chain methods change it in place and return it.
+"""Lazy results: calls that a run makes later. Chain methods change a lazy result in place and return it.
 
 A lazy result has no value before the run. An operation that needs the value raises TypeError instead of a wrong answer.
 """
@@ -46,7 +46,7 @@ class Lazy(Argument, Generic[Value_co]):
         return hash(self._uuid)
 
     def run_if(self, condition: "Lazy[Any]") -> Self:
-        """Run only if the value of the given lazy result is truthy; else skip the task.
+        """Run only if the value of the given lazy result is true; else skip the task.
 
         Raises:
             TypeError: The condition is not a lazy result.
@@ -72,7 +72,7 @@ class Lazy(Argument, Generic[Value_co]):
         return self
 
     def with_cache(self, policy: CachePolicy) -> Self:
-        """Ask `policy` for the value before running, and give it the value afterwards."""
+        """Use the value that `policy.check` returns instead of a run of the task; `policy.save` gets the value of a run."""
         self._cache_policy = policy
         return self
 
@@ -108,7 +108,7 @@ def require_lazy(value: object, owner: str, place: str) -> None:
 
 @dataclass(eq=False, repr=False)
 class LazyResult(Lazy[Value_co], Generic[Value_co]):
-    """What calling a task returns: the call, to be made when a run gets there. Its value will be a T."""
+    """The call of a task, which a run makes. `Value_co` is the type of its value."""
 
     task: Any
     args: tuple[Any, ...]
@@ -122,7 +122,7 @@ class LazyResult(Lazy[Value_co], Generic[Value_co]):
 
 @dataclass(eq=False, repr=False)
 class MappedLazyResult(Lazy[list[T]], Generic[T]):
-    """One call for each index of its lists; its value will be the list of values, a `list[T]`, in that order."""
+    """One call for each index of its lists. Its value is the list of their values, a `list[T]`, in that order."""
 
     factory: LazyFactory
     mapping_kwargs: dict[str, Any]
@@ -133,7 +133,7 @@ class MappedLazyResult(Lazy[list[T]], Generic[T]):
     _constraints: ResourceConstraint | None = None
 
     def __post_init__(self) -> None:
-        """Copy what has its items once, or whose items a graph cannot reach, to a list."""
+        """Copy iterators, sets and views to lists: an iterator has its items once, and a graph finds no source in the others."""
         if any(issubclass(type(value), _COPIED) for value in self.mapping_kwargs.values()):
             copies = {name: list(v) if issubclass(type(v), _COPIED) else v for name, v in self.mapping_kwargs.items()}
             self.mapping_kwargs = copies

@@ -1,4 +1,4 @@
-"""Leaf protocols: what a cache, a state backend and a connector must offer. They name no other part of Cascade."""
+"""Protocols of caches, state backends and connectors. They use no other part of Cascade."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, runtime_checkable
@@ -20,7 +20,7 @@ class LazyFactory(Protocol):
 
 
 class CachePolicy(Protocol):
-    """Decides whether a node must run at all.
+    """Supplies the value of a task from an earlier run.
 
     `inputs` holds every argument by name; positional ones as "0", "1", …. A keyword argument that would read as a
     position of the same call, such as `f(a, **{"0": b})`, has the name `**0`.
@@ -63,7 +63,7 @@ class Connector(Protocol):
 
     The engine calls `connect` before the first event of a run and `disconnect` after the last one, in a `finally`.
     Messages of one run are published one at a time and in order. Any of the four may raise: the run goes on and one
-    warning is given.
+    warning is logged.
     """
 
     async def connect(self) -> None: ...

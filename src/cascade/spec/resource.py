@@ -1,4 +1,4 @@
-"""Resources: what a run sets up once, tasks share, and the run tears down."""
+"""Resources: objects that a run sets up once, that tasks share, and that the run tears down."""
 
 import inspect
 from collections.abc import AsyncIterable, Callable, Iterable
@@ -20,7 +20,7 @@ class ResourceDefinition:
 
 @dataclass(frozen=True)
 class Inject:
-    """Stands for a resource where a task, or another resource, takes it as an argument."""
+    """Stands for a resource in the arguments of a task or of another resource."""
 
     resource_name: str
     definition: ResourceDefinition | None = field(default=None, compare=False, repr=False)
@@ -63,10 +63,10 @@ def resource(
 
 
 def inject(wanted: str | ResourceDefinition) -> Any:
-    """Ask for a resource: as the default of a parameter, `db=cs.inject(database)`, or as an argument.
+    """Request a resource: as the default of a parameter, `db=cs.inject(database)`, or as an argument.
 
-    By its definition it is found everywhere; by its name it must be registered with the engine. What the engine has
-    registered under that name wins, so that tests can override it.
+    A definition needs no registration; a name must be registered with the engine. A resource that the engine has under
+    the name of a definition replaces it, so that tests can override it.
     """
     if isinstance(wanted, ResourceDefinition):
         return Inject(wanted.name, wanted)

@@ -1,4 +1,4 @@
-"""Routing: one of several branches, chosen by a value that only the run knows."""
+"""Routing: a value of the run selects one of several branches."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

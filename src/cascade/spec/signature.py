@@ -1,4 +1,4 @@
-"""Parameters of a task's function: the check of a call's arguments, and what cannot be a task."""
+"""Parameters of a task's function: the check of a call's arguments, and of the object that becomes a task."""
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator

@@ -1,4 +1,4 @@
-"""What the analysis of a plan says."""
+"""Events of the analysis of a plan."""
 
 from dataclasses import dataclass, field
 from typing import Any
