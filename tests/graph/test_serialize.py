@@ -352,6 +352,14 @@ def test_the_keys_of_a_router_survive_the_round_trip() -> None:
     assert list(data["routers"][0]["routes"]) == ["a", "2"]
 
 
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", "1", "no JSON", '{"nodes": [{}], "edges": []}', '{"nodes": [], "edges": [{"source_id": "a"}]}']
+)
+def test_a_text_that_is_no_graph_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"no graph that to_json has written|Expecting value|no such node"):
+        cs.from_json(text)
+
+
 def test_an_edge_needs_its_nodes() -> None:
     data = graph_to_dict(build_graph(add(add(1))))
     data["edges"][0]["source_id"] = "nobody"

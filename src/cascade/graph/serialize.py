@@ -51,9 +51,12 @@ def graph_to_dict(graph: Graph) -> dict[str, Any]:
 
 def graph_from_dict(data: dict[str, Any]) -> Graph:
     """The graph of such a dict. Raises ValueError as `from_json` does."""
-    nodes = {item["id"]: _node_from_dict(item) for item in data["nodes"]}
-    routers = [_router_from_dict(item) for item in data.get("routers", ())]
-    edges = [_edge_from_dict(item, nodes, routers) for item in data["edges"]]
+    try:
+        nodes = {item["id"]: _node_from_dict(item) for item in data["nodes"]}
+        routers = [_router_from_dict(item) for item in data.get("routers", ())]
+        edges = [_edge_from_dict(item, nodes, routers) for item in data["edges"]]
+    except (TypeError, LookupError, AttributeError) as error:
+        raise ValueError(f"The data is no graph that to_json has written: {type(error).__name__}: {error}") from error
     return Graph(list(nodes.values()), edges)
 
 

@@ -67,7 +67,14 @@ def inject(wanted: str | ResourceDefinition) -> Any:
 
     A definition needs no registration; a name must be registered with the engine. A resource that the engine has under
     the name of a definition replaces it, so that tests can override it.
+
+    Raises:
+        TypeError: `wanted` is neither a name nor a resource.
     """
     if isinstance(wanted, ResourceDefinition):
         return Inject(wanted.name, wanted)
+    if not isinstance(wanted, str):
+        raise TypeError(
+            f"inject() needs a resource or its name, got a {type(wanted).__name__}; declare it with @cs.resource"
+        )
     return Inject(wanted)
