@@ -23,9 +23,11 @@ LAZY = (LazyResult, MappedLazyResult)
 SOURCES = (*LAZY, Router)
 ATOMS = frozenset({str, int, float, bool, bytes, type(None)})
 _SIMPLE = ATOMS | {LazyResult, MappedLazyResult, Router, Inject, list, tuple, dict}
-_BY_ATTRIBUTE = (SimpleNamespace, ChainMap, UserDict, UserList)
+_BY_ATTRIBUTE = frozenset({SimpleNamespace, ChainMap, UserDict, UserList})
+_CONTAINERS = _BY_ATTRIBUTE | {list, tuple, dict, deque, MappingProxyType}
 _SETS = (set, frozenset)
 _UNORDERED = (*_SETS, KeysView, ValuesView, ItemsView)
+_ATTRS = "__attrs_attrs__"
 _MISSING = object()
 _LIMIT = 100
 _ADVICE = "pass it to a task that takes its value, or call its function"
@@ -173,8 +175,15 @@ def _parts(value: Any) -> list[Any] | None:
 
 def _content(value: Any) -> Iterator[Any] | None:
     """The items and attributes of a container; None for another object. It calls no method of a subclass."""
+    if not _is_container(type(value)):
+        return None
     items, attributes = _items(value), _attributes(value)
     return items if attributes is None else chain(items or (), attributes.values())
+
+
+def _is_container(kind: Any) -> bool:
+    """Whether the content of the type's instances is looked into. It calls no hook of an abstract base class."""
+    return not _CONTAINERS.isdisjoint(kind.__mro__) or hasattr(kind, "__dataclass_fields__") or hasattr(kind, _ATTRS)
 
 
 def _items(value: Any) -> Iterator[Any] | None:
@@ -205,9 +214,9 @@ def _attributes(value: Any) -> dict[str, Any] | None:
         return None
     if is_dataclass(kind):
         names = [field.name for field in fields(kind)]
-    elif isinstance(attributes := getattr(kind, "__attrs_attrs__", None), tuple):
+    elif isinstance(attributes := getattr(kind, _ATTRS, None), tuple):
         names = [attribute.name for attribute in attributes]
-    elif issubclass(kind, _BY_ATTRIBUTE):
+    elif not _BY_ATTRIBUTE.isdisjoint(kind.__mro__):
         names = []
     else:
         return None
