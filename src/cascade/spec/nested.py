@@ -220,22 +220,25 @@ def _attributes(value: Any) -> dict[str, Any] | None:
         names = []
     else:
         return None
-    return dict(_held(value, names))
+    return _held(value, names)
 
 
-def _held(value: Any, names: Iterable[str]) -> Iterator[tuple[str, Any]]:
+def _held(value: Any, names: Iterable[str]) -> dict[str, Any]:
     """The attributes that an object holds. A property or another descriptor of its class, which may run a query, is not read."""
-    own: dict[str, Any] = {}
-    with suppress(AttributeError):
-        own = object.__getattribute__(value, "__dict__")
+    try:
+        held = dict(object.__getattribute__(value, "__dict__"))
+    except AttributeError:
+        held = {}
     for name in names:
+        if name in held:
+            continue
         default = getattr(type(value), name, _MISSING)
         if type(default) is MemberDescriptorType:  # an attribute in a slot
             with suppress(AttributeError):
-                yield name, default.__get__(value)
-        elif name not in own and default is not _MISSING and not hasattr(type(default), "__get__"):
-            yield name, default
-    yield from own.items()
+                held[name] = default.__get__(value)
+        elif default is not _MISSING and not hasattr(type(default), "__get__"):
+            held[name] = default
+    return held
 
 
 def _refuse_hidden(value: Any, place: str, *, is_nested: bool) -> bool:
