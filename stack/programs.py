@@ -35,7 +35,11 @@ class Package:
 
 
 PACKAGES = (
-    Package("mosquitto", ("mosquitto", "mosquitto_passwd"), ("tests/connectors/mqtt", "tests/e2e")),
+    Package(
+        "mosquitto",
+        ("mosquitto", "mosquitto_passwd"),
+        ("tests/benchmarks", "tests/connectors/mqtt", "tests/e2e"),
+    ),
     Package(
         "mosquitto-clients",
         ("mosquitto_pub", "mosquitto_sub"),

@@ -71,7 +71,7 @@ def test_packages_that_cannot_be_installed_are_missing_and_the_reason_is_shown(t
     done = prepare(tmp_path, tmp_path / "cache")
     assert done.returncode == 0, done.stderr
     assert "no network here" in done.stdout
-    assert "mosquitto (Debian's package): tests/connectors/mqtt" in done.stdout
+    assert "mosquitto (Debian's package): tests/benchmarks, tests/connectors/mqtt" in done.stdout
 
 
 def test_the_tests_that_it_names_exist() -> None:

@@ -23,6 +23,7 @@ from tests.connectors.mqtt.broker import Broker, Listener
 from tests.connectors.mqtt.messages import events, numbers, statuses, telemetry, warnings
 from tests.connectors.mqtt.waiting import hold_back, is_connected
 from tests.ports import refused_port
+from tests.servers import program
 from tests.waiting import HANG, NEVER, until, until_blocking
 
 TOPIC = events_topic("local", "default", "run")
@@ -225,7 +226,7 @@ def password_file(folder: Path) -> Path:
     path = folder / "passwords"
     path.touch(mode=0o600)
     for name, secret in (("ada", "right:/?#@"), ("bob", "b")):
-        subprocess.run(["mosquitto_passwd", "-b", str(path), name, secret], check=True, capture_output=True)
+        subprocess.run([program("mosquitto_passwd"), "-b", str(path), name, secret], check=True, capture_output=True)
     return path
 
 
