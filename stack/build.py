@@ -1,6 +1,6 @@
 """Build the Collector and Jaeger from their Go modules, where Docker is not at hand.
 
-Their names in the cache tell what they were made of: a new version, or a change of the manifest, is built anew.
+Their names in the cache contain the version and a digest of the manifest: a change of either causes a new build.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ _JAEGER_MODULE = "github.com/jaegertracing/jaeger@v1.76.0"
 
 
 class BuildError(Exception):
-    """A program could not be built; its text ends with what the Go command said."""
+    """A program could not be built; the text ends with the output of the Go command."""
 
 
 def collector_version() -> str:
@@ -67,7 +67,7 @@ def jaeger(say: Callable[[str], None] = progress.say) -> Path:
 
 
 def compose_config(say: Callable[[str], None] = progress.say) -> Path:
-    """Build what reads Compose files as Docker Compose does; some seconds the first time."""
+    """Build the reader of Compose files, which uses Docker Compose's library; some seconds the first time."""
     return _built(compose_config_path(), "the reader of Compose files", _compile_compose_config, say)
 
 
@@ -101,14 +101,14 @@ class _Commands:
 
 
 def everything(say: Callable[[str], None] = progress.say) -> list[Path]:
-    """Build what is not built yet, and remove gigabytes that only builds need where they are not the user's."""
+    """Build the programs that are missing, then remove the modules and caches of a Go that `make test` installed."""
     paths = [collector(say), jaeger(say), compose_config(say)]
     shutil.rmtree(_scratch(), ignore_errors=True)
     return paths
 
 
 def _folders(go: str) -> dict[str, str]:
-    """Where a Go that `make test` installed keeps modules and what it compiled: they are removed after the builds."""
+    """Variables with the folders of a Go that `make test` installed; `everything` removes these after the builds."""
     if go != str(programs.own_go()):
         return {}
     flags = f"{os.environ.get('GOFLAGS', '')} -modcacherw".strip()
@@ -142,7 +142,7 @@ def _compile_collector(commands: _Commands, program: Path) -> None:
         "install", "-v", f"go.opentelemetry.io/collector/cmd/builder@v{collector_version()}", GOBIN=str(folder)
     )
     sources = folder / "sources"
-    # Its sources are generated and their modules fetched; the compiler is called by us, without symbols for debuggers.
+    # The builder generates the sources and fetches the modules. `go build` follows without symbols for debuggers.
     commands.run(
         [str(folder / "builder"), "--config", str(MANIFEST), "--output-path", str(sources), "--skip-compilation"]
     )

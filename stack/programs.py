@@ -80,10 +80,10 @@ def own_go() -> Path:
 
 
 def _builds(go: str) -> bool:
-    """Whether this Go is as new as the modules need; where `GOTOOLCHAIN` allows it, Go fetches a newer one itself."""
+    """Whether this Go is new enough for the modules. Where `GOTOOLCHAIN` allows it, Go fetches a newer one itself."""
     module = ROOT / "stack" / "compose_config"
     try:
-        # Go 1.21 and later list themselves, and refuse a module that is newer than they are; earlier ones do neither.
+        # Go 1.21 and later print their version, and fail for a module that needs a newer one; earlier ones always fail.
         done = subprocess.run(
             [go, "list", "-m", "go"], cwd=module, env={**os.environ, "GOWORK": "off"}, capture_output=True, check=False
         )

@@ -1,6 +1,6 @@
-"""The product's limits of time, moved out of reach: a live peer stays alive on a loaded machine.
+"""Raises the product's time limits to `HANG`, so that a live peer stays alive on a loaded machine.
 
-A program that a test starts calls `out_of_reach()` first; it finds this module by `environment()`.
+A program that a test starts calls `out_of_reach()` first; `environment()` puts this module on its path.
 """
 
 import importlib
@@ -33,7 +33,7 @@ _LIMITS = {
     "cascade.connectors.otel.metrics._exporter": ("DEAD_PATIENCE",),
     "cascade.connectors.otel.connector": ("OtelConnector.flush_timeout",),
 }
-"""Seconds after which the product gives something up: a constant of the module, or the default of an argument."""
+"""Time limits of the product, in seconds: a constant of the module, or the default of an argument."""
 
 
 def out_of_reach(patch: pytest.MonkeyPatch | None = None) -> None:

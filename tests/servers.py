@@ -1,4 +1,4 @@
-"""What a test does when a program it needs is not there."""
+"""Paths of the programs that tests use; a test is skipped where its program is missing, and fails in CI."""
 
 import os
 from typing import NoReturn

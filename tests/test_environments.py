@@ -1,4 +1,4 @@
-"""What `make test-versions`, `make test-extras` and `make flaky` are made of."""
+"""The parts of `make test-versions`, `make test-extras` and `make flaky`."""
 
 import subprocess
 import sys
