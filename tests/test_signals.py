@@ -23,7 +23,7 @@ SIGNALS = pytest.mark.parametrize("first", [INT, TERM], ids=["SIGINT", "SIGTERM"
 STILL = "⏳ Still running, cannot be interrupted: {}. A second signal ends the process\n"
 
 HEAD = """
-import asyncio, os, sys, threading
+import asyncio, os, signal, sys, threading
 import cascade as cs
 
 def up():
@@ -115,12 +115,40 @@ def test_a_cancelled_run_is_one_line(tmp_path: Path, first: signal.Signals, leve
     assert [line.split(" after ")[0] for line in errors.splitlines()] == ["🛑 Run cancelled"] * (level == "ERROR")
 
 
+EARLY = "🛑 Run cancelled before its start\n"
+LATE = "🛑 Cancelled after the end of the run, while its telemetry was sent\n"
+
+
+@SIGNALS
+@pytest.mark.parametrize(("step", "line"), [("connect", EARLY), ("disconnect", LATE)])
+@pytest.mark.parametrize("level", ["ERROR", "OFF"])
+def test_a_signal_while_the_connector_connects_or_disconnects_is_one_line(
+    tmp_path: Path, first: signal.Signals, step: str, line: str, level: str
+) -> None:
+    code = f"""
+from cascade.testing import MemoryConnector
+
+class Slow(MemoryConnector):
+    async def {step}(self):
+        up()
+        await asyncio.Event().wait()
+
+cs.run(cs.task(lambda: 1, name="one")(), connector=Slow(), log_level={level!r})
+"""
+    with program(tmp_path, code) as process:
+        process.send_signal(first)
+        _, errors = process.communicate()
+    assert (process.returncode, errors) == (code_of(first), line * (level == "ERROR"))
+
+
 def test_the_caller_can_catch_ctrl_c_and_run_again(tmp_path: Path) -> None:
     code = """
 try:
     cs.run(waits(), log_level="OFF")
 except KeyboardInterrupt as error:
     assert error.__context__ is None
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     print("caught", cs.run(cs.task(lambda: 7, name="t")(), log_level="OFF"), flush=True)
 try:
     cs.run(waits(), log_level="OFF")
@@ -184,6 +212,28 @@ def test_a_teardown_that_blocks_is_named_and_a_second_signal_ends_the_process(
         process.send_signal(second)
         process.communicate()
     assert process.returncode == 128 + second
+
+
+@pytest.mark.parametrize(("first", "second"), [(INT, INT), (TERM, TERM)])
+def test_a_second_signal_ends_the_process_while_a_teardown_outlives_its_run(
+    tmp_path: Path, first: signal.Signals, second: signal.Signals
+) -> None:
+    code = """
+import cascade.runtime._resource_thread
+cascade.runtime._resource_thread.GRACE = 0.01
+try:
+    cs.run(uses(), log_level="OFF")
+finally:
+    os.write(1, b"left" + bytes([10]))
+"""
+    with program(tmp_path, code) as process:
+        assert process.stdout is not None
+        process.send_signal(first)
+        assert [process.stdout.readline() for _ in range(2)] == ["closing\n", "left\n"]
+        process.send_signal(second)
+        _, errors = process.communicate()
+    assert process.returncode == 128 + second
+    assert "Traceback" not in errors
 
 
 @SIGNALS
@@ -266,6 +316,31 @@ def test_handlers_are_those_of_before_after_a_run() -> None:
     cs.run(look(), log_level="OFF")
     assert [signal.getsignal(number) for number in (INT, TERM)] == before
     assert all(during != earlier for during, earlier in zip(seen, before, strict=True))
+
+
+def test_handlers_are_restored_by_the_run_after_a_function_that_outlived_its_own(tmp_path: Path) -> None:
+    code = """
+def handlers():
+    return [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)]
+
+before = handlers()
+try:
+    cs.run(ends(), log_level="OFF")
+except KeyboardInterrupt:
+    pass
+assert not set(handlers()) & set(before)
+os.write(1, b"again" + bytes([10]))
+while any(thread.name.startswith("cascade-task") and thread.is_alive() for thread in threading.enumerate()):
+    pass
+cs.run(cs.task(lambda: 7, name="t")(), log_level="OFF")
+assert handlers() == before
+"""
+    with program(tmp_path, code) as process:
+        assert process.stdout is not None
+        process.send_signal(INT)
+        assert process.stdout.readline() == "again\n"
+        _, errors = process.communicate("\n")
+    assert (process.returncode, errors) == (0, "")
 
 
 def test_a_host_keeps_its_handlers() -> None:

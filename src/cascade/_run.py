@@ -79,14 +79,16 @@ def run_to_end(work: "PreparedRun") -> Any:
         BaseException: See `run`.
     """
     _refuse_running_loop()
-    with RunSignals(work.on_signal, work.is_left_running) as signals:
+    with RunSignals(work.on_signal) as signals:
         try:
             with asyncio.Runner() as runner:
                 runner.run(signals.cancels(work.perform()))
         except asyncio.CancelledError:
             if signals.received is None:
                 raise
-    signals.raise_received(work.error, is_reported=work.was_cancelled)
+    if signals.received is not None:
+        work.report_cancellation()
+        signals.raise_received(work.error)
     return work.result()
 
 
@@ -144,10 +146,8 @@ class PreparedRun:
             template = trace_url_template(os.environ)
             if severity(log_level) < LEVELS["OFF"]:
                 TraceLinkSubscriber(events, template, messages)
-        self._events, self._outcome = events, _Outcome()
-        self.is_left_running = self._outcome.is_left_running
+        self._events, self._messages, self._outcome = events, messages, _Outcome()
         events.subscribe(RunFinished, self._outcome.on_finished)
-        events.subscribe(RunStillStopping, self._outcome.on_still_stopping)
         self._executor = LocalExecutor(max_workers=max_workers)
         self._engine = Engine(
             NativeSolver(), self._executor, events, system_resources=system_resources, connector=moved_by
@@ -175,6 +175,13 @@ class PreparedRun:
         work = current_work() if runs_task_function(frame) else None
         if work is not None:
             self._events.publish(RunStillStopping(run_id=work.task.run_id, work=(work.task.name,)))
+
+    def report_cancellation(self) -> None:
+        """Print that a signal came before the start or after the end of the run, whose own messages do not report it."""
+        if not self._outcome.status:
+            self._messages.error("run.cancelled_early")
+        elif not self.was_cancelled and self.error is None:
+            self._messages.error("run.cancelled_late")
 
     async def perform(self) -> None:
         """Run the workflow, for `result`. Only a cancellation is raised.
@@ -208,17 +215,8 @@ class _Outcome:
 
     status = ""
 
-    def __init__(self) -> None:
-        self._left: list[Mapping[int, str]] = []
-
-    def is_left_running(self) -> bool:
-        return any(self._left)
-
     def on_finished(self, event: RunFinished) -> None:
         self.status = event.status
-
-    def on_still_stopping(self, event: RunStillStopping) -> None:
-        self._left.append(event.live)
 
 
 def messages_of_run(log_level: str, log_format: str) -> Messages:

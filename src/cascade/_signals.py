@@ -12,6 +12,7 @@ from typing import Any, NoReturn, Self
 
 from cascade._blocks import block
 from cascade.runtime._outcome import by_signal
+from cascade.runtime.threads import is_left_running
 
 Handler = Callable[[int, FrameType | None], Any]
 
@@ -24,35 +25,31 @@ class RunSignals:
 
     Args:
         on_signal: Called in the signal handler for the first signal, with the interrupted frame.
-        is_left_running: Returns whether functions of the run, which has reported them, still run.
 
     Attributes:
         received: The first signal; None before it.
     """
 
-    def __init__(self, on_signal: Callable[[FrameType | None], None], is_left_running: Callable[[], bool]) -> None:
+    def __init__(self, on_signal: Callable[[FrameType | None], None]) -> None:
         self.received: signal.Signals | None = None
         self._on_signal = on_signal
-        self._is_left_running = is_left_running
         self._task: asyncio.Task[Any] | None = None
-        self._previous: dict[int, Any] = {}
+        self._handled: list[int] = []
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number, default in _DEFAULTS.items():
-                previous = signal.getsignal(number)
-                if previous is default or isinstance(previous, _AfterRun):
-                    self._previous[number] = previous
+                if signal.getsignal(number) in (default, _after_run):
+                    self._handled.append(number)
                     signal.signal(number, self._handle)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        after = None if self.received is None else _AfterRun(self._is_left_running)
-        for number, previous in self._previous.items():
+        for number in self._handled:
             if signal.getsignal(number) == self._handle:
-                signal.signal(number, after or previous)
+                signal.signal(number, _after_run if is_left_running() else _DEFAULTS[number])
 
     async def cancels(self, work: Coroutine[Any, Any, None]) -> None:
         """Await the coroutine, in a task that the first signal cancels."""
@@ -65,18 +62,16 @@ class RunSignals:
             finally:
                 self._task = None
 
-    def raise_received(self, first: BaseException | None, *, is_reported: bool) -> None:
-        """Raise what the first signal stands for: KeyboardInterrupt, or SystemExit with code 143.
+    def raise_received(self, first: BaseException | None) -> NoReturn:
+        """Raise the exception of the first signal: KeyboardInterrupt, or SystemExit with code 143.
 
-        `first` is an error from before the signal. If the run's messages have reported the cancellation, the interpreter
-        prints no traceback of the KeyboardInterrupt.
+        `first` is an error from before the signal. Without it, the interpreter prints no traceback of the
+        KeyboardInterrupt: messages have reported the cancellation.
         """
-        if self.received is None:
-            return
         if self.received is signal.SIGTERM:
             raise SystemExit(128 + signal.SIGTERM) from first
         interrupt = KeyboardInterrupt()
-        if is_reported and first is None:
+        if first is None:
             vars(interrupt)[_REPORTED] = True
             _hide_reported()
         raise interrupt from first
@@ -121,20 +116,15 @@ def _signals_wake(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
             loop.remove_reader(reader)
 
 
-class _AfterRun:
-    """Handler of a signal after a run that an earlier signal cancelled.
+def _after_run(number: int, frame: FrameType | None) -> None:
+    """Handle a signal after a run that an earlier signal cancelled, and that has left functions running.
 
-    The process ends at once, as the run's message says, while functions of the run still run, and while the interpreter
-    waits for threads at its exit. Else the program's own code runs again, and the signal has its default effect.
+    The process ends at once while these functions run, and while the interpreter waits for threads at its exit. After
+    that, a signal has its default effect.
     """
-
-    def __init__(self, is_left_running: Callable[[], bool]) -> None:
-        self._is_left_running = is_left_running
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGTERM or self._is_left_running() or _waits_for_threads(frame):
-            _end_process(number)
-        signal.default_int_handler(number, frame)
+    if number == signal.SIGTERM or is_left_running() or _waits_for_threads(frame):
+        _end_process(number)
+    signal.default_int_handler(number, frame)
 
 
 def _waits_for_threads(frame: FrameType | None) -> bool:

@@ -8,7 +8,7 @@ from contextvars import Context
 from typing import Any
 
 from cascade._loggers import get_logger
-from cascade.runtime.threads import start_thread
+from cascade.runtime.threads import leave_running, start_thread
 from cascade.telemetry.safe import error_text
 
 logger = get_logger(__name__)
@@ -107,12 +107,18 @@ class ResourceThread:
     def __init__(self, context: Context) -> None:
         self.context = context
         self._steps: queue.SimpleQueue[Step | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
         self._owner: threading.Thread | None = None
+
+    def outlive_run(self) -> None:
+        """Register the thread as one that outlives its run."""
+        if self._thread is not None:
+            leave_running(self._thread.is_alive)
 
     def submit(self, name: str, work: Callable[[], Any]) -> Step:
         """Queue a call, which runs even if the caller does not wait for it. `name` is for error texts."""
         if self._owner is None:
-            start_thread(self._run, name="cascade-resource")
+            self._thread = start_thread(self._run, name="cascade-resource")
             self._owner = threading.current_thread()
         step = Step(name, work, self.context)
         self._steps.put(step)

@@ -237,6 +237,7 @@ class ResourceSetup:
 
     def _warn_of_stuck_thread(self, name: str, step: str) -> None:
         self._is_stuck = True
+        self._thread.outlive_run()
         logger.warning(
             "Resource '%s': its %s still runs %g s after the cancellation. The run ends without waiting for it; "
             "the teardown of this and of earlier resources follows in that thread",

@@ -21,6 +21,7 @@ from cascade.runtime.protocols import Executor, Places, Placing, Tracing
 from cascade.runtime.resource_manager import ResourceManager
 from cascade.runtime.state import InMemoryStateBackend
 from cascade.runtime.task_context import TaskContext
+from cascade.runtime.threads import leave_running
 from cascade.spec.protocols import StateBackend
 from cascade.telemetry.identity import RunTrace
 from cascade.telemetry.limits import MAX_LATER_ERRORS
@@ -62,6 +63,7 @@ class RunContext:
     _keys: dict[tuple[str, Places | None], Key] = field(default_factory=dict)
     _places_of: PlacesOf | None = field(init=False)
     clock: RunClock = field(default_factory=RunClock)
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     resources: dict[str, Any] = field(default_factory=dict)
     failure: BaseException | None = None
     stop_reason: str = ""
@@ -145,7 +147,8 @@ class RunContext:
         if self._report is not None:
             self._report.cancel()
         if self.left_running and self._is_signalled:
-            self.emit(RunStillStopping, work=tuple(self.left_running.values()), live=self.left_running)
+            leave_running(self.left_running.__len__)
+            self.emit(RunStillStopping, work=tuple(self.left_running.values()))
 
     def add_later_error(self, first: BaseException, later: BaseException, place: str) -> None:
         """Add an error to `first`, which the run raises: as a note, and for an event on the run's span.

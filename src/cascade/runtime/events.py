@@ -7,7 +7,6 @@ The wire has a ResourceEvent of its own in `cascade.spec.telemetry`.
 import itertools
 import os
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -127,12 +126,10 @@ class RunFinished(Event):
 class RunStillStopping(Event):
     """A run that a signal has cancelled waits for work that cannot be interrupted, or leaves it behind.
 
-    `work`: names of tasks whose functions still run, and of setups and teardowns of resources. `live` holds those that
-    still run when it is read.
+    `work`: names of tasks whose functions still run, and of setups and teardowns of resources.
     """
 
     work: tuple[str, ...] = ()
-    live: Mapping[int, str] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Threads for runs in a thread that outlives the main thread.
+"""Threads that outlive the main thread, or their run.
 
 When the main thread ends, `concurrent.futures` stops: no ThreadPoolExecutor starts a call, and `asyncio.to_thread` fails.
 The interpreter still waits for all other threads that are no daemons, and threads can be started until they have ended.
@@ -37,6 +37,19 @@ def start_thread(target: Callable[..., object], *args: Any, name: str) -> thread
             ) from error
         raise
     return thread
+
+
+_left_running: list[Callable[[], int]] = []
+
+
+def leave_running(is_running: Callable[[], int]) -> None:
+    """Register functions that outlive their run. `is_running` returns whether one of them still runs."""
+    _left_running[:] = [*(other for other in _left_running if other()), is_running]
+
+
+def is_left_running() -> bool:
+    """Whether functions that have outlived their run, nested runs included, still run in this process."""
+    return any(is_running() for is_running in _left_running)
 
 
 async def in_thread(function: Callable[..., T], *args: Any) -> T:
