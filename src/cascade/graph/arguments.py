@@ -30,6 +30,8 @@ def key_of(keyword: str, positional: int) -> str:
 
 def split(inputs: Mapping[str, Any], positional: int) -> tuple[list[Any], dict[str, Any]]:
     """The positional arguments, in order, and the keyword arguments of a call."""
+    if not positional and all(map(str.isidentifier, inputs)):  # most calls
+        return [], dict(inputs)
     args = [inputs[str(position)] for position in range(positional)]
     if len(args) == len(inputs):
         return args, {}

@@ -279,7 +279,7 @@ class TaskExecution:
                 await _end_of(cancelled)
             raise asyncio.CancelledError from None
         else:
-            if (running := asyncio.current_task()) is not None and running.cancelling():
+            if (running := asyncio.current_task(run.loop)) is not None and running.cancelling():
                 await asyncio.sleep(0)  # raises a cancellation that the function has requested and not awaited
         finally:
             if span is not None:
