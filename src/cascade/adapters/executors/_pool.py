@@ -120,11 +120,6 @@ class WorkerPool:
         self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
         self._idle = 0  # threads that wait for a call, without those whose call is in the queue
         self._ended: dict[asyncio.AbstractEventLoop, deque[Call]] = {}
-        self._given_up: deque[Share] = deque()
-
-    def give_up(self, share: Share) -> None:
-        """Close a share with the next call. It takes no lock: the garbage collector runs it, wherever a thread is."""
-        self._given_up.append(share)
 
     def close(self, share: Share) -> None:
         """Give up a share, and let idle threads end. A thread that runs a function ends with it."""
@@ -139,21 +134,12 @@ class WorkerPool:
 
     def start(self, call: Call) -> None:
         """Run a call in a thread. To be called in the event loop that awaits it."""
-        self._close_given_up()
         with self._lock:
             if self._idle:
                 self._idle -= 1
                 self._calls.put(call)
             else:
                 self._start_thread(call)
-
-    def _close_given_up(self) -> None:
-        while self._given_up:
-            try:
-                share = self._given_up.popleft()
-            except IndexError:  # another event loop has closed it
-                return
-            self.close(share)
 
     def _start_thread(self, call: Call) -> None:
         try:
