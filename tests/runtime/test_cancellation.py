@@ -357,3 +357,25 @@ async def test_errors_of_siblings_are_notes_on_the_first_one(lab: Lab) -> None:
         await soon(lab.run(gather(cleans_up.map(x=[7]), fail())))
     later = "Later, task 'cleans_up', item 0 failed: RuntimeError: cleanup 7 failed"
     assert sorted(caught.value.__notes__) == [later, "task 'fail'"]
+
+
+def test_the_reason_of_a_host_that_looks_like_a_signal_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    started, released = threading.Event(), threading.Event()
+
+    @cs.task
+    def blocks() -> None:
+        started.set()
+        released.wait()
+
+    async def main() -> None:
+        run = asyncio.create_task(cs.run_async(blocks(), log_level="ERROR"))
+        await asyncio.to_thread(started.wait)
+        run.cancel("cancelled by the user")
+        with pytest.raises(asyncio.CancelledError):
+            await run
+
+    try:
+        asyncio.run(main())
+    finally:
+        released.set()
+    assert [line.split(" after ")[0] for line in capsys.readouterr().err.splitlines()] == ["🛑 Run cancelled"]

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable
+from signal import Signals
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -57,7 +58,7 @@ def by_signal(name: str) -> str:
 
 def is_by_signal(reason: str) -> bool:
     """Whether the reason of a cancellation is a signal."""
-    return reason.startswith(_BY_SIGNAL)
+    return reason.startswith(_BY_SIGNAL) and reason.removeprefix(_BY_SIGNAL) in Signals.__members__
 
 
 _BY_SIGNAL = "cancelled by "
