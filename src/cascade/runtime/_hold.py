@@ -1,4 +1,4 @@
-"""Holding back the start of tasks while telemetry is behind."""
+"""Stops the start of tasks while the telemetry queues are full."""
 
 from collections.abc import Callable
 
@@ -7,9 +7,9 @@ from cascade.runtime.gates import Gates
 
 
 class Hold:
-    """Tells who starts tasks to stop, and calls it when it may go on.
+    """Backpressure of the telemetry queues on one starter of tasks. It calls `go_on` once there is room again.
 
-    With nobody at work it does not: the next tasks are started then, and wait by themselves, for all to see.
+    While no task of the group runs, it is off: the next tasks start, and each publishes that it waits for telemetry.
     """
 
     def __init__(self, gates: Gates, group: TaskGroup, go_on: Callable[[], None]) -> None:

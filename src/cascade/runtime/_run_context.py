@@ -38,7 +38,7 @@ _HARNESS = ("/cascade/runtime/", "/cascade/adapters/", "/concurrent/futures/", "
 
 @dataclass(eq=False, slots=True)
 class RunContext:
-    """One run: who it is, what it was given, what it has so far, and how it talks to the outside.
+    """One run: its id, parameters, results, executor and bus.
 
     `new_context` returns a copy of the context variables of the caller of `run`. Each task and each attempt runs in its own
     copy, the resources in copies of theirs. `admission` grants the permits of its tasks. Without `is_steered`, no
@@ -179,7 +179,7 @@ class RunContext:
         return Permit(self.admission, key)
 
     def emit(self, event_type: type[Event], **fields: Any) -> None:
-        """Publish an event of this run, unless nobody listens."""
+        """Publish an event of this run, if a handler takes it."""
         if self.bus.handlers(event_type):
             fields["timestamp"] = self.clock.now_ns() / 1e9
             self.publish(event_type, fields)

@@ -1,4 +1,4 @@
-"""Starts each node as soon as what it needs is there."""
+"""Starts each node as soon as its inputs are available."""
 
 import asyncio
 from collections import deque
@@ -24,7 +24,7 @@ from cascade.runtime.resolvers import ArgumentResolver
 class Scheduler:
     """Runs one graph, once it is prepared.
 
-    The plan says which of the ready nodes comes first, and gives the executor its nodes.
+    The plan orders the ready nodes and contains the nodes for the executor.
     """
 
     def __init__(self, run: RunContext, graph: Graph, target_id: str) -> None:

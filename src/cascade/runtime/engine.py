@@ -52,7 +52,7 @@ class Engine:
         executor: Calls the tasks' functions.
         bus: Where the events go.
         state_backend_cls: Makes the store of a run's results, as `state_backend_cls(run_id=…)`.
-        system_resources: Capacity by name of what `with_constraints` asks for; other names are unlimited.
+        system_resources: Capacities of the resources that `with_constraints` requests, by name. Other names are unlimited.
         connector: Connected before a run's first event and disconnected after its last.
         clock: Gives nanoseconds since the Unix epoch.
 
@@ -195,7 +195,7 @@ async def _graph_of(target: Any) -> Graph:
 
 @async_block
 async def _suspended(*, nested: bool) -> AsyncIterator[None]:
-    """Let the task that starts a nested run take no place of those that may run at once: it only waits for them."""
+    """Release the permit of the task that starts a nested run while it waits for that run."""
     work = current_work() if nested else None
     with work.suspended() if work is not None else nullcontext():
         yield
@@ -206,7 +206,7 @@ current_engine: ContextVar[Engine | None] = ContextVar("cascade_current_engine",
 
 @async_block
 async def _told(run: RunContext, graph: Graph, target: str, *, nested: bool) -> AsyncIterator[None]:
-    """Say that the run starts and how it ends, and see that everybody has heard it."""
+    """Publish RunStarted and RunFinished, and drain the subscribers."""
     run.emit(
         RunStarted,
         target_tasks=[target],

@@ -1,4 +1,4 @@
-"""System resources: how much of each there is, who holds how much, who waits."""
+"""Amounts of system resources: capacities, amounts in use, and requests that wait."""
 
 import asyncio
 import math
@@ -18,8 +18,8 @@ class ResourceManager:
     """Grants amounts of named resources, first come, first served per resource.
 
     A request gets all its amounts at once or waits, so that no order of requests can lead to a deadlock. Names without
-    a capacity are unlimited. What somebody outside has steered a capacity to holds instead of it for the time being:
-    who asks for more than that waits. To be used in one event loop at a time.
+    a capacity are unlimited. While a capacity is steered, the steered amount replaces it, and larger requests wait. To be
+    used in one event loop at a time.
     """
 
     def __init__(self, capacity: Mapping[str, float] | None = None) -> None:
@@ -118,7 +118,7 @@ class ResourceManager:
         return None
 
     def _waiting(self, name: str) -> bool:
-        """Whether somebody stands in line; those who gave up are taken out as they reach its head."""
+        """Whether a request waits. Requests that are over are removed at the head of the queue."""
         queue = self._queues.get(name)
         while queue and queue[0].granted.done():
             queue.popleft()

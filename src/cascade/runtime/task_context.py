@@ -17,8 +17,9 @@ _T = TypeVar("_T")
 class TaskContext:
     """The running task's identity. An executor that runs tasks elsewhere carries `traceparent` along.
 
-    `kind` is "task", or "resource" for the setup or the teardown of a resource. `attempt` is 0 without a retry policy, else 1, 2, …. `start_ns` is the task's first RUNNING, `attempt_start_ns`
-    that of this attempt, in nanoseconds since the Unix epoch.
+    `kind` is "task", or "resource" for the setup or the teardown of a resource. `attempt` is 0 without a retry policy,
+    else 1, 2, …. `start_ns` is the task's first RUNNING, `attempt_start_ns` that of this attempt, in nanoseconds since the
+    Unix epoch.
     """
 
     run_id: str
@@ -42,7 +43,7 @@ class TaskContext:
         return
 
     def suspended(self) -> AbstractContextManager[None]:
-        """Nothing: who carries the task elsewhere is not counted here."""
+        """Return a context manager without effect: a task that runs elsewhere has no permit here."""
         return nullcontext()
 
     @property

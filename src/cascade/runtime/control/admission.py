@@ -1,4 +1,4 @@
-"""Who may start: the rules that hold together, who is at work, and who waits for which rule."""
+"""Admission control: evaluates limits and grants permits."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""Those of one key who wait: in their order, and all for the same rule at a time."""
+"""FIFO wait queue of one key, a pair of run and task name. All its tasks wait for the same rule."""
 
 import asyncio
 from collections import OrderedDict

@@ -63,7 +63,8 @@ class Permit:
     def suspended(self) -> Iterator[None]:
         """Release the permit while the task waits for a nested run, and take it back afterwards.
 
-        The task keeps its place, which the nested run may use. A task may wait for several nested runs at once. A nested run may outlive the task or the attempt that started it.
+        The task keeps its place, which the nested run may use. A task may wait for several nested runs at once. A nested run
+        may outlive the task or the attempt that started it.
         """
         if self.is_held:
             self.is_held = False

@@ -1,4 +1,4 @@
-"""What a constraint that is in force says to a task that wants to start."""
+"""Rules: constraints in force, and places of an executor, that limit the start of tasks."""
 
 import asyncio
 from collections import OrderedDict, deque
@@ -49,7 +49,7 @@ class Key(NamedTuple):
 class Rule:
     """A constraint in force, and the lines that wait for it, in their order.
 
-    A rule that `is_retired` holds back nobody.
+    A rule that `is_retired` has no effect.
     """
 
     constraint: Constraint
