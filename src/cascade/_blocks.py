@@ -79,4 +79,6 @@ class _AsyncBlock(Generic[T]):
 
 def _is_the_same(raised: BaseException, thrown: BaseException) -> bool:
     """Whether a generator passed the exception on. A StopIteration leaves a generator as a RuntimeError (PEP 479)."""
-    return raised is thrown or (isinstance(thrown, StopIteration | StopAsyncIteration) and raised.__cause__ is thrown)
+    return raised is thrown or (
+        issubclass(type(thrown), (StopIteration, StopAsyncIteration)) and raised.__cause__ is thrown
+    )

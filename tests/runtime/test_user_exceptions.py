@@ -42,6 +42,13 @@ class PropertiesError(Exception):
         raise RuntimeError("no args")
 
 
+class ClassError(Exception):
+    def __getattribute__(self, name: str) -> Any:
+        if name == "__class__":
+            raise RuntimeError("no class")
+        return super().__getattribute__(name)
+
+
 class MethodsError(Exception):
     def __init__(self, code: int, *, detail: str) -> None:
         super().__init__(code)
@@ -62,6 +69,7 @@ MAKERS: list[Callable[[], BaseException]] = [
     lambda: FrozenError(7),
     lambda: SlotsError(7),
     PropertiesError,
+    ClassError,
     lambda: MethodsError(7, detail="x"),
     OwnBaseError,
     lambda: ExceptionGroup("group", [FrozenError(1), MethodsError(2, detail="y")]),

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterable
 from signal import Signals
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from cascade.telemetry.safe import error_text
 
@@ -19,15 +19,16 @@ T = TypeVar("T")
 
 def result_of(error: BaseException | None) -> str:
     """The result, as the CI/CD conventions name it, of an operation that ended with `error` or with None."""
-    match error:
-        case None:
-            return "success"
-        case asyncio.CancelledError():
-            return "cancellation"
-        case TimeoutError():
-            return "timeout"
-        case _:
-            return "failure"
+    if error is None:
+        return "success"
+    if is_cancellation(error):
+        return "cancellation"
+    return "timeout" if issubclass(type(error), TimeoutError) else "failure"
+
+
+def is_cancellation(error: BaseException) -> TypeGuard[asyncio.CancelledError]:
+    """`isinstance`, which reads `error.__class__`: an exception may answer that with user code."""
+    return issubclass(type(error), asyncio.CancelledError)
 
 
 def status_of(result: str) -> str:
@@ -69,7 +70,7 @@ def add_later_error(first: BaseException, later: BaseException, place: str) -> N
 
     `place` is the subject of the note's sentence: "the teardown of resource 'db'". A cancellation is no error.
     """
-    if later is not first and not isinstance(later, asyncio.CancelledError):
+    if later is not first and not is_cancellation(later):
         add_note(first, f"Later, {place} failed: {error_text(later)}")
 
 
@@ -90,7 +91,7 @@ def add_task_note(error: BaseException, text: str, *, attempt_start_ns: int, now
     Notes from before the attempt are removed: the program raises one exception object again and again. Later notes are
     kept: they name the tasks of nested runs, where the exception comes from.
     """
-    if isinstance(error, asyncio.CancelledError):
+    if is_cancellation(error):
         return
     note = TaskNote(text)
     note.time_ns = now_ns
@@ -162,7 +163,7 @@ def _chain_of(error: BaseException) -> Iterable[BaseException]:
         if id(each) in found:
             continue
         found[id(each)] = each
-        members = _members_of(each) if isinstance(each, BaseExceptionGroup) else ()
+        members = _members_of(each) if issubclass(type(each), BaseExceptionGroup) else ()
         open_ends += [one for one in (_cause_of(each), _context_of(each), *members) if one is not None]
     return found.values()
 

@@ -1,6 +1,5 @@
 """Resources of a run: set up before its tasks, dependencies first, torn down after them in reverse order."""
 
-import asyncio
 import inspect
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -12,7 +11,7 @@ from typing import Any, TypeVar
 from cascade._loggers import get_logger
 from cascade.graph.model import Node
 from cascade.runtime import task_context
-from cascade.runtime._outcome import add_note, result_of
+from cascade.runtime._outcome import add_note, is_cancellation, result_of
 from cascade.runtime._resource_steps import begin, begin_async, end, end_async, end_if_begun
 from cascade.runtime._resource_thread import GRACE, ResourceThread, Step
 from cascade.runtime._run_context import RunContext, error_info
@@ -251,7 +250,7 @@ class ResourceSetup:
         self._open.append(_Open(name, generator, self._emit(ResourceAcquired, name, start_ns, None)))
 
     def _failed(self, name: str, start_ns: int, error: BaseException) -> None:
-        if not isinstance(error, asyncio.CancelledError):
+        if not is_cancellation(error):
             add_note(error, f"The setup of resource '{name}' failed.")
         self._emit(ResourceSetupFailed, name, start_ns, error)
 

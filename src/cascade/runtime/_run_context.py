@@ -10,7 +10,7 @@ from typing import Any
 from cascade._blocks import block
 from cascade._loggers import get_logger
 from cascade.runtime._clock import RunClock
-from cascade.runtime._outcome import add_later_error, cancellation_text, is_by_signal, traceback_of
+from cascade.runtime._outcome import add_later_error, cancellation_text, is_by_signal, is_cancellation, traceback_of
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.control.admission import Admission
 from cascade.runtime.control.permit import Permit
@@ -88,13 +88,13 @@ class RunContext:
         """Record the error that stops the run, and return the reason that the other tasks are cancelled with."""
         if self.failure is None:
             self.failure = error
-            ended = "was cancelled" if isinstance(error, asyncio.CancelledError) else "failed"
+            ended = "was cancelled" if is_cancellation(error) else "failed"
             self.stop_reason = self.stop_reason or f"cancelled because {self._failed or 'the run'} {ended}"
         return self.stop_reason
 
     def cancel(self, error: BaseException) -> str:
         """Record that the run is cancelled from outside, and return the reason that its tasks are cancelled with."""
-        reason = cancellation_text(error) if isinstance(error, asyncio.CancelledError) else "cancelled"
+        reason = cancellation_text(error) if is_cancellation(error) else "cancelled"
         if self.failure is not None and reason == self.stop_reason:  # a map is cancelled by its own run
             return reason
         self.is_cancelled = True
@@ -115,7 +115,7 @@ class RunContext:
         """The fields `error` and `exception` of the event for what ended with `error`. A cancellation has no exception."""
         if error is None:
             return {}
-        if isinstance(error, asyncio.CancelledError):
+        if is_cancellation(error):
             return {"error": self.stop_reason or cancellation_text(error)}
         return {"error": error_text(error), "exception": error_info(error)}
 
@@ -155,7 +155,7 @@ class RunContext:
 
         `place` is the subject of the note's sentence: "the teardown of resource 'db'". A cancellation is no error.
         """
-        if later is first or isinstance(later, asyncio.CancelledError):
+        if later is first or is_cancellation(later):
             return
         add_later_error(first, later, place)
         if len(self.later_errors) < MAX_LATER_ERRORS:
