@@ -1,5 +1,6 @@
-"""What control did is on the spans: on the run's what was decided, on a task's and its wait's what held it back."""
+"""Control on spans: decisions are events of the run's span; a task's span and its wait span name the constraint."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,9 @@ from cascade.connectors.memory import MemoryConnector
 from cascade.connectors.otel import OtelConnector
 from cascade.telemetry.topics import control_topic
 from cascade.testing import OtlpReceiver, ReceivedSpan
+from tests.waiting import soon, until
+
+ORDER = ["APPLIED", "REFUSED", "CLEARED"]
 
 
 @cs.task
@@ -27,31 +31,35 @@ def receiver() -> Iterator[OtlpReceiver]:
 async def steered_run(receiver: OtlpReceiver) -> dict[str, ReceivedSpan]:
     steering = MemoryConnector()
     topic = control_topic("local", "default", "global", "rate_limit")
-    payload = {"id": "slow", "type": "rate_limit", "params": {"rate": "20/s", "burst": 1}}
+    payload = {"id": "slow", "type": "rate_limit", "params": {"rate": "1/h", "burst": 2}}
     await steering.deliver(topic, payload, retain=True)
     await steering.deliver(control_topic("local", "default", "global", "pause"), b"{", retain=True)
     target: Any = cs.task(list, name="both")([one(), cs.task(lambda: 2, name="two")()])
-    await cs.run_async(target, connector=[OtelConnector(receiver.http_endpoint), steering], log_level="ERROR")
+    run = asyncio.create_task(
+        cs.run_async(target, connector=[OtelConnector(receiver.http_endpoint), steering], log_level="ERROR")
+    )
+    await until(lambda: any(payload["body"].get("state") == "PENDING" for payload in steering.payloads))
+    await steering.deliver(topic, b"", retain=True)
+    await soon(run)
     spans = receiver.wait_for(lambda spans: any(span.name == "run both" for span in spans))
     return {span.name: span for span in spans}
 
 
 async def test_decisions_are_events_of_the_run(receiver: OtlpReceiver) -> None:
     run = (await steered_run(receiver))["run both"]
-    applied, refused = sorted((e for e in run.events if e.name == "cascade.control"), key=lambda e: len(e.attributes))[
-        ::-1
-    ]
-    assert applied.attributes == {
+    decisions = [event.attributes for event in run.events if event.name == "cascade.control"]
+    applied, refused, cleared = sorted(decisions, key=lambda decision: ORDER.index(decision["cascade.control.action"]))
+    assert applied == {
         "cascade.control.action": "APPLIED",
         "cascade.control.scope": "global",
         "cascade.control.type": "rate_limit",
         "cascade.control.id": "slow",
-        "cascade.control.params": json.dumps({"rate": "20/s", "burst": 1.0}),
+        "cascade.control.params": json.dumps({"rate": "1/h", "burst": 2.0}),
     }
-    assert refused.attributes["cascade.control.action"] == "REFUSED"
-    assert "not JSON" in str(refused.attributes["cascade.control.reason"])
+    assert cleared == {**applied, "cascade.control.action": "CLEARED"}
+    assert "not JSON" in str(refused["cascade.control.reason"])
     assert all(run.start_ns <= event.time_ns <= run.end_ns for event in run.events)
-    assert run.attributes["cascade.run.control.decisions"] == 2
+    assert run.attributes["cascade.run.control.decisions"] == 3
 
 
 async def test_what_held_a_task_back_is_on_its_span_and_on_its_wait(receiver: OtlpReceiver) -> None:
