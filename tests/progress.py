@@ -1,15 +1,14 @@
-"""A line every few seconds about a test that takes longer, so that a run of the tests always shows that it goes on."""
+"""Prints the name of the running test every few seconds while no test ends."""
 
 import os
 import threading
 from time import monotonic
 
-INTERVAL = 5.0
-"""Seconds without a test's end after which a line is printed."""
+from stack.progress import INTERVAL
 
 
 class Progress:
-    """A plugin of pytest's: a thread prints while no test ends."""
+    """A plugin of pytest: a thread prints a line after `INTERVAL` seconds without a test's end."""
 
     def __init__(self) -> None:
         self._terminal = os.dup(1)  # pytest redirects 1 while a test runs
