@@ -193,7 +193,8 @@ def test_one_exception_object_names_the_task_that_raised_it_last() -> None:
         raise cached
 
     assert notes_of(cs.task(fail_again, name="a")().with_retry(5)) == ["mine", "task 'a', attempt 6 of 6"]
-    assert notes_of(cs.task(fail_again, name="b").map(x=[1, 2])) == ["mine", "task 'b', item 0"]
+    notes = notes_of(cs.task(fail_again, name="b").map(x=[1, 2]))
+    assert notes in (["mine", "task 'b', item 0"], ["mine", "task 'b', item 1"])  # their threads raise in either order
 
 
 def test_one_exception_object_that_several_tasks_raise_names_the_first_one() -> None:
