@@ -31,7 +31,7 @@ lint: $(READY)  ## ruff: rules and format
 
 types: $(READY)  ## mypy --strict and pyright on sources, tests and examples
 	$(SHOWN) mypy $(BIN)/mypy
-	PYRIGHT_PYTHON_GLOBAL_NODE=off $(SHOWN) pyright $(BIN)/pyright
+	PYRIGHT_PYTHON_GLOBAL_NODE=off $(SHOWN) pyright $(BIN)/pyright --project pyproject.toml
 
 layers: $(READY)  ## imports go down only
 	$(BIN)/lint-imports
