@@ -81,3 +81,16 @@ def test_what_the_go_command_says_is_in_the_error(monkeypatch: pytest.MonkeyPatc
         build.collector(said.append)
     assert "once for this machine" in said[0]
     assert subprocess.run(["ls", cache.folder()], capture_output=True, text=True, check=True).stdout == ""
+
+
+def test_after_the_builds_the_modules_and_caches_of_an_installed_go_are_removed(folder: Path) -> None:
+    for path in (build.collector_path(), build.jaeger_path(), build.compose_config_path()):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (folder / "cascade" / "go-scratch" / "path").mkdir(parents=True)
+    assert build.everything(lambda _: None) == [
+        build.collector_path(),
+        build.jaeger_path(),
+        build.compose_config_path(),
+    ]
+    assert not (folder / "cascade" / "go-scratch").exists()
