@@ -2,10 +2,12 @@
 
 import socket
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass, fields
 
 HOST = "127.0.0.1"
+
+_reserved = list[socket.socket]()
+"""Sockets bound to the free ports that were chosen, as long as this process lives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,7 @@ class Ports:
 
 
 def free_ports() -> Ports:
-    """Ports that nobody listens on."""
+    """Free ports, reserved for servers that this process starts."""
     return _ports(lambda _: True)
 
 
@@ -43,20 +45,21 @@ def default_ports() -> Ports:
 
 def _ports(wants_another: Callable[[int], bool]) -> Ports:
     usual = Ports()
-    with ExitStack() as held:
-        # Held until all are chosen, so that none is given twice.
-        return Ports(
-            **{
-                name: _any_free(held) if wants_another(getattr(usual, name)) else getattr(usual, name)
-                for name in (field.name for field in fields(Ports))
-            }
-        )
+    return Ports(
+        **{
+            name: _any_free() if wants_another(getattr(usual, name)) else getattr(usual, name)
+            for name in (field.name for field in fields(Ports))
+        }
+    )
 
 
-def _any_free(held: ExitStack) -> int:
-    listener = held.enter_context(socket.socket())
-    listener.bind((HOST, 0))
-    port: int = listener.getsockname()[1]
+def _any_free() -> int:
+    """A port that the system gives to no other program; a server may listen on it, since it reuses addresses."""
+    bound = socket.socket()
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.bind((HOST, 0))
+    _reserved.append(bound)
+    port: int = bound.getsockname()[1]
     return port
 
 
