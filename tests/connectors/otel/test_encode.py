@@ -111,3 +111,9 @@ def test_a_number_is_written_as_protobuf_writes_it(number: int) -> None:
 
 def _attribute(value: bytes) -> bytes:
     return b"\x12" + varint(len(value)) + value
+
+
+def test_equal_attributes_of_different_encodings_do_not_share_one() -> None:
+    for value in (-0.0, 0.0, (True,), (1,), (1.0,)):
+        data = SpanData("a", f"{1:032x}", f"{1:016x}", "", 1, 2, {"mine": value})
+        assert in_order(Span.FromString(encode_span(data))) == in_order(by_the_sdk(data))

@@ -54,16 +54,21 @@ def _named(name: str, is_server: bool) -> bytes:
 
 
 def _attribute(key: str, value: Any) -> bytes:
-    if type(value) is str and len(value) > _LONGEST_SHARED:
+    kind = type(value)
+    if kind not in _SHARED or (kind is str and len(value) > _LONGEST_SHARED):
         return _unshared(key, value)
     return _shared(key, value)
+
+
+_SHARED = frozenset({str, int, bool})
+"""Types whose equal values are encoded alike. 0.0 equals -0.0, and (1,) equals (True,)."""
 
 
 def _unshared(key: str, value: Any) -> bytes:
     return Span(attributes=[key_value(key, value)]).SerializeToString()
 
 
-# Typed, because 1, 1.0 and True are the same key of a dict and three attributes.
+# Typed, because 1 and True are the same key of a dict and two attributes.
 _shared = lru_cache(maxsize=4096, typed=True)(_unshared)
 
 
