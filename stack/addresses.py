@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 HOST = "127.0.0.1"
 
 _reserved = list[socket.socket]()
-"""Sockets bound to the free ports that were chosen, as long as this process lives."""
+"""Sockets bound to the ports of `reserved_port`, as long as this process lives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +47,17 @@ def _ports(wants_another: Callable[[int], bool]) -> Ports:
     usual = Ports()
     return Ports(
         **{
-            name: _any_free() if wants_another(getattr(usual, name)) else getattr(usual, name)
+            name: reserved_port() if wants_another(getattr(usual, name)) else getattr(usual, name)
             for name in (field.name for field in fields(Ports))
         }
     )
 
 
-def _any_free() -> int:
-    """A port that the system gives to no other program; a server may listen on it, since it reuses addresses."""
+def reserved_port() -> int:
+    """A port that refuses connections, and that the system gives to no other program while this process lives.
+
+    A server may still listen on it, since servers allow the reuse of an address.
+    """
     bound = socket.socket()
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     bound.bind((HOST, 0))

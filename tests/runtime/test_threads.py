@@ -13,8 +13,8 @@ from cascade.adapters.solvers.native import NativeSolver
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.engine import Engine
 from cascade.runtime.threads import is_shutdown, start_thread
+from stack.addresses import reserved_port
 from tests.extras import needs
-from tests.ports import refused_port
 from tests.waiting import HANG
 
 NO_THREADS_LATE = sys.version_info[:2] == (3, 12)
@@ -124,7 +124,7 @@ def test_coroutines_and_functions_in_the_loop_need_no_thread() -> None:
 @needs("otel")
 @pytest.mark.parametrize("early", [True, False])
 def test_a_late_run_may_have_a_connector(early: bool) -> None:
-    make = f"OtelConnector('http://127.0.0.1:{refused_port()}', flush_timeout=0.1)"
+    make = f"OtelConnector('http://127.0.0.1:{reserved_port()}', flush_timeout=0.1)"
     got = _late(
         f"""
         from cascade.connectors.otel import OtelConnector

@@ -13,9 +13,9 @@ import cascade as cs
 from cascade.connectors.mqtt import MqttConnector
 from cascade.telemetry.topics import events_topic
 from cascade.testing import ConnectorConformance
+from stack.addresses import reserved_port
 from tests.connectors.mqtt.broker import Broker, Listener
 from tests.connectors.mqtt.messages import SPAN, TRACE, events, numbers, telemetry, warnings
-from tests.ports import refused_port
 
 TOPIC = events_topic("local", "default", "run")
 
@@ -35,7 +35,7 @@ class TestMqttConnector(ConnectorConformance):
         return MqttConnector("127.0.0.1", self.port)
 
     def make_dead_connector(self) -> MqttConnector:
-        return MqttConnector("127.0.0.1", refused_port())
+        return MqttConnector("127.0.0.1", reserved_port())
 
     def received(self) -> list[dict[str, Any]]:
         # What a broker has acknowledged is on its way to the listener; what the listener says comes after that.
@@ -128,7 +128,7 @@ async def test_a_topic_that_no_broker_takes_is_refused_before_it_reaches_one(sha
 
 
 async def test_disconnecting_without_a_connection_does_nothing() -> None:
-    connector = MqttConnector("127.0.0.1", refused_port())
+    connector = MqttConnector("127.0.0.1", reserved_port())
     await connector.disconnect()
     await connector.publish(TOPIC, telemetry(), 1)
 

@@ -19,10 +19,10 @@ from cascade.connectors.mqtt._link import Link
 from cascade.connectors.mqtt._peer import BRIEF
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.telemetry.topics import events_topic, source, status_topic
+from stack.addresses import reserved_port
 from tests.connectors.mqtt.broker import Broker, Listener
 from tests.connectors.mqtt.messages import events, numbers, statuses, telemetry, warnings
 from tests.connectors.mqtt.waiting import hold_back, is_connected
-from tests.ports import refused_port
 from tests.servers import program
 from tests.waiting import HANG, NEVER, until, until_blocking
 
@@ -49,7 +49,7 @@ def make_impatient(connector: MqttConnector, limits: pytest.MonkeyPatch) -> None
 
 
 def test_a_refused_port_costs_nothing_but_the_messages(caplog: pytest.LogCaptureFixture) -> None:
-    port = refused_port()
+    port = reserved_port()
     run(MqttConnector("127.0.0.1", port, flush_timeout=NEVER))
     (warning,) = warnings(caplog)
     count = f"{MESSAGES} of {MESSAGES} messages were lost"
@@ -138,7 +138,7 @@ def test_a_broker_that_freezes_during_the_run_does_not_cost_the_whole_flush(
 
 
 def test_strict_makes_an_error_of_what_was_lost() -> None:
-    connector = MqttConnector("127.0.0.1", refused_port(), strict=True)
+    connector = MqttConnector("127.0.0.1", reserved_port(), strict=True)
     with pytest.raises(TelemetryLostError, match="connection refused") as caught:
         run(connector)
     assert caught.value.lost == MESSAGES

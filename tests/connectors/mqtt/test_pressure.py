@@ -13,10 +13,10 @@ from cascade.connectors.memory import MemoryConnector
 from cascade.connectors.mqtt import MqttConnector
 from cascade.connectors.mqtt._rate import Gate
 from cascade.connectors.mqtt._window import Window
+from stack.addresses import reserved_port
 from tests.connectors.mqtt.broker import Broker, Listener
 from tests.connectors.mqtt.messages import events, numbers, telemetry, warnings
 from tests.connectors.mqtt.waiting import is_connected
-from tests.ports import refused_port
 from tests.waiting import soon, until
 
 ITEMS = 400
@@ -97,14 +97,14 @@ def test_who_prefers_loss_does_not_wait(slow: Slow, shared_broker: Broker, caplo
 
 def test_nobody_waits_for_a_broker_that_is_dead(caplog: pytest.LogCaptureFixture) -> None:
     beside = MemoryConnector()
-    connector = MqttConnector("127.0.0.1", refused_port(), max_buffer_bytes=BUFFER)
+    connector = MqttConnector("127.0.0.1", reserved_port(), max_buffer_bytes=BUFFER)
     assert cs.run(flow(), connector=[connector, beside], log_level="ERROR") == [2 * x for x in range(ITEMS)]
     assert not [p for p in beside.payloads if p["body"].get("state") == "PENDING"]
     (warning,) = warnings(caplog)
     assert f"MqttConnector: {2 * ITEMS + 4} of {2 * ITEMS + 4} messages were lost" in warning
 
 
-async def test_nobody_waits_for_a_broker_that_is_frozen(broker: Broker, limits: pytest.MonkeyPatch) -> None:
+async def test_no_run_waits_for_a_frozen_broker(broker: Broker, limits: pytest.MonkeyPatch) -> None:
     connector = MqttConnector("127.0.0.1", broker.port, max_buffer_bytes=BUFFER, flush_timeout=0.1)
     await connector.connect()
     await until(lambda: is_connected(connector))

@@ -15,10 +15,10 @@ from cascade.connectors.mqtt import MqttConnector, _peer, _retained
 from cascade.connectors.mqtt._inbox import BATCH
 from cascade.connectors.mqtt._link import Answered, Link
 from cascade.telemetry.wire import Unreadable
+from stack.addresses import reserved_port
 from tests.connectors.mqtt.broker import Broker, Listener
 from tests.connectors.mqtt.messages import telemetry, warnings
 from tests.connectors.mqtt.waiting import hold_back, is_connected
-from tests.ports import refused_port
 from tests.waiting import HANG, NEVER, soon, until
 
 CONTROL = "cascade/control/local/default/constraints/#"
@@ -114,17 +114,17 @@ async def test_it_waits_for_the_callbacks_but_not_for_ever(broker: Broker, limit
         await connector.disconnect()
 
 
-async def test_it_does_not_wait_if_nobody_is_there(limits: pytest.MonkeyPatch) -> None:
+async def test_it_does_not_wait_for_a_refused_port(limits: pytest.MonkeyPatch) -> None:
     limits.setattr(_retained, "SUBSCRIBE_TIMEOUT", NEVER)
     limits.setattr(_peer, "PATIENCE", NEVER)
-    connector = MqttConnector("127.0.0.1", refused_port())
+    connector = MqttConnector("127.0.0.1", reserved_port())
     await connector.connect()
     await soon(connector.subscribe(CONTROL, Gardener()))
     await connector.disconnect()
 
 
 @pytest.mark.usefixtures("real_limits")
-async def test_it_does_not_wait_for_ever_if_nobody_answers(broker: Broker) -> None:
+async def test_it_does_not_wait_for_ever_without_an_answer(broker: Broker) -> None:
     with broker.frozen():
         connector = await connected(broker, flush_timeout=NEVER)
         await soon(connector.subscribe(CONTROL, Gardener()))
@@ -356,7 +356,7 @@ async def test_a_subscription_in_another_event_loop_is_ended_by_the_last_disconn
 @pytest.mark.parametrize("pattern", ["", "a/#/b", "a+", "$SYS/#", "a\0"])
 async def test_what_is_no_topic_filter_is_refused(pattern: str) -> None:
     with pytest.raises(ValueError, match="topic filter"):
-        await MqttConnector("127.0.0.1", refused_port()).subscribe(pattern, Gardener())
+        await MqttConnector("127.0.0.1", reserved_port()).subscribe(pattern, Gardener())
 
 
 async def test_what_is_held_holds_on_if_the_broker_refuses_to_tell_again(

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import grpc
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from tests.ports import refused_port
+from stack.addresses import reserved_port
 from tests.waiting import HANG
 
 METHOD = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
@@ -163,7 +163,7 @@ def black_hole() -> Iterator[str]:
 
 def refused() -> str:
     """An endpoint where nobody listens."""
-    return f"http://127.0.0.1:{refused_port()}"
+    return f"http://127.0.0.1:{reserved_port()}"
 
 
 def _unpacked(body: bytes, encoding: str | None) -> bytes:
