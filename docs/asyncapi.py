@@ -25,7 +25,7 @@ _OF_ALL_TASKS = "resource"
 _PARAMETERS: dict[str, Any] = {
     "org_id": {"default": DEFAULT_ORG, "description": f"{ORG_VARIABLE} of the process."},
     "project_id": {"default": DEFAULT_PROJECT, "description": f"{PROJECT_VARIABLE} of the process."},
-    "run_id": {"description": "A run's id, a UUID.", "examples": [RUN_ID]},
+    "run_id": {"description": "A run's id: 128 random bits in UUID form.", "examples": [RUN_ID]},
     "source": {"description": "A process: `{host}-{pid}`.", "examples": [SOURCE]},
     "name": {
         "description": "A task's name, or a pattern for names as Python's fnmatch has them, percent-encoded.",

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
-from uuid import NAMESPACE_OID, UUID, uuid5
+from uuid import NAMESPACE_OID, uuid5
 
 import cascade as cs
 from cascade.adapters.executors.local import LocalExecutor
@@ -27,7 +27,6 @@ def messages() -> list[PublishedMessage]:
     """What a run says that loads, is paused, goes on, and fails at its end; one constraint is refused."""
     task_ids = (uuid5(NAMESPACE_OID, f"task {number}") for number in itertools.count())
     with (
-        mock.patch("cascade.runtime.engine.uuid4", return_value=UUID(RUN_ID)),
         mock.patch("cascade.spec.lazy_types.uuid4", side_effect=task_ids),
         mock.patch("cascade.runtime.subscribers.source", return_value=SOURCE),
         mock.patch.dict("os.environ", {"CASCADE_ORG_ID": ORG, "CASCADE_PROJECT_ID": PROJECT}),
@@ -44,7 +43,7 @@ async def _recorded() -> list[PublishedMessage]:
     clock = FixedClock(
         1_764_000_000_000_000_000, step=0.0128
     )  # a multiple of 256 ns, which is how fine a float is today
-    engine = Engine(NativeSolver(), executor, bus, connector=connector, clock=clock)
+    engine = Engine(NativeSolver(), executor, bus, connector=connector, clock=clock, run_ids=lambda: RUN_ID)
     pause, work = control_topic(ORG, PROJECT, "task/store", "pause"), set[asyncio.Task[None]]()
 
     def say(payload: bytes) -> None:

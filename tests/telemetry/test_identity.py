@@ -1,4 +1,5 @@
 from hashlib import sha256
+from uuid import UUID
 
 import pytest
 from hypothesis import given
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 from cascade.telemetry.identity import (
     SpanRef,
     item_id,
+    new_run_id,
     parse_traceparent,
     place_run,
     setup_id,
@@ -29,16 +31,42 @@ def test_vectors_that_other_languages_can_check_against() -> None:
     assert span_id(RUN, teardown_id("database")) == "39ed3009eba0091b"
 
 
-@given(st.uuids().map(str), texts, st.integers(0, 100))
+run_ids = st.binary(min_size=16, max_size=16).filter(any).map(lambda bits: str(UUID(bytes=bits)))
+
+
+@given(st.binary(min_size=16, max_size=16).filter(any))
+def test_a_run_id_has_all_bits_of_its_source_in_the_form_of_a_uuid(bits: bytes) -> None:
+    run_id = new_run_id(lambda _: bits)
+    assert UUID(run_id).bytes == bits
+    assert run_id == str(UUID(run_id))
+    assert trace_id(run_id) == bits.hex()
+
+
+def test_a_run_id_is_never_zero() -> None:
+    source = iter([bytes(16), bytes(15) + b"\x01"])
+    assert new_run_id(lambda size: next(source)[:size]) == "00000000-0000-0000-0000-000000000001"
+
+
+def test_no_bit_of_a_run_id_is_fixed() -> None:
+    """Of 200 random ids each bit has both values, but for one time in 2**192."""
+    found = [UUID(new_run_id()).int for _ in range(200)]
+    ones = zeros = 0
+    for bits in found:
+        ones, zeros = ones | bits, zeros | ~bits
+    assert ones & zeros & ((1 << 128) - 1) == (1 << 128) - 1
+    assert len(set(found)) == len(found)
+
+
+@given(run_ids | st.uuids(version=4).map(str), texts, st.integers(0, 100))
 def test_ids_are_stable_and_valid(run_id: str, task_id: str, attempt: int) -> None:
     found = span_id(run_id, task_id, attempt)
     assert found == span_id(run_id, task_id, attempt)
     assert len(found) == 16
     assert int(found, 16)
-    assert int(trace_id(run_id), 16) or run_id == "0" * 32
+    assert trace_id(run_id) == run_id.replace("-", "")
 
 
-@given(st.sets(st.tuples(st.uuids().map(str), texts, st.integers(0, 9)), min_size=2, max_size=50))
+@given(st.sets(st.tuples(run_ids, texts, st.integers(0, 9)), min_size=2, max_size=50))
 def test_ids_are_distinct(keys: set[tuple[str, str, int]]) -> None:
     assert len({span_id(*key) for key in keys}) == len(keys)
 

@@ -87,7 +87,7 @@ _CONTROL = "wait, control event of a run or of a task that was held back"
 _WORDS = "`success`, `failure`, `error`, `timeout`, `cancellation` or `skip`"
 
 DOCUMENTED = (
-    Documented(RUN_ID, "string", f"{_EVERY}, your own below a task included", "the run's UUID"),
+    Documented(RUN_ID, "string", f"{_EVERY}, your own below a task included", "the run's id: 128 bits in UUID form"),
     Documented(ORG_ID, "string", "run", "`CASCADE_ORG_ID`"),
     Documented(PROJECT_ID, "string", "run", "`CASCADE_PROJECT_ID`"),
     Documented(RUN_TARGET, "string", "run, run.started", "name of the run's target"),
@@ -150,7 +150,7 @@ DOCUMENTED = (
     Documented(SERVICE_VERSION, "string", "resource of all", "Cascade's version, unless you give yours"),
     Documented(SERVICE_INSTANCE_ID, "string", "resource of all", "`{host}-{pid}`"),
     Documented(CICD_PIPELINE_NAME, "string", 'run, with `semconv="cicd"`', "name of the run's target"),
-    Documented(CICD_PIPELINE_RUN_ID, "string", 'run, with `semconv="cicd"`', "the run's UUID"),
+    Documented(CICD_PIPELINE_RUN_ID, "string", 'run, with `semconv="cicd"`', "the run's id: 128 bits in UUID form"),
     Documented(CICD_PIPELINE_RESULT, "string", 'run, with `semconv="cicd"`', _WORDS),
     Documented(CICD_TASK_NAME, "string", 'task, with `semconv="cicd"`', "the task's name"),
     Documented(CICD_TASK_RUN_ID, "string", 'task, with `semconv="cicd"`', "the task's id in the workflow"),

@@ -12,11 +12,12 @@ the parent_id is the map's task_id, or empty for the run.
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
 from typing import NamedTuple
+from uuid import UUID
 
 RUN = ""
 RUN_STARTED = "run.started"
@@ -29,8 +30,18 @@ _TRACE_ID = re.compile(r"^(?!0{32})[0-9a-f]{32}$")
 _TRACEPARENT = re.compile(r"^([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?$")
 
 
+def new_run_id(random_bytes: Callable[[int], bytes] = os.urandom) -> str:
+    """Return 128 random bits in the form of a UUID; never zero, which is no trace id.
+
+    No bit is fixed. A version 4 UUID has fixed bits where a ratio sampler looks: in the low 64 bits of the trace id.
+    """
+    while not any(bits := random_bytes(16)):
+        pass
+    return str(UUID(bytes=bits))
+
+
 def trace_id(run_id: str) -> str:
-    """The trace id of a run that joins no other trace: its UUID without dashes; a hash of any other run_id."""
+    """The trace id of a run that joins no other trace: the 128 bits of a run_id in UUID form; a hash of any other one."""
     plain = run_id.replace("-", "").lower()
     return plain if _TRACE_ID.match(plain) else sha256(run_id.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 

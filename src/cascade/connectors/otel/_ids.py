@@ -41,7 +41,7 @@ class PresetIds(IdGenerator):
         return ids[1] if ids else self._original.generate_span_id()
 
     def is_trace_id_random(self) -> bool:
-        """A trace id that is asked for may not be random: it is not claimed (W3C Trace Context 2, random flag)."""
+        """Claim nothing for a preset trace id: a caller may have chosen the run id (W3C Trace Context 2, random flag)."""
         return not self._preset and self._original.is_trace_id_random()
 
     @property
@@ -49,10 +49,24 @@ class PresetIds(IdGenerator):
         return getattr(self._next, "ids", None)
 
 
-class PresetSampler(Sampler):
-    """Samples what the running `sampled` block has decided to, else what the tracer's own sampler says.
+_runs_of_parts: dict[int, int] = {}
+"""The trace id of the run, by that of a part of the run."""
 
-    The root of a part has no parent whose decision it could follow, and is sampled when its run is.
+
+def add_part(trace_id: int, run_trace_id: int) -> None:
+    """Sample the spans of a part by the trace id of its run, until `remove_part`."""
+    _runs_of_parts[trace_id] = run_trace_id
+
+
+def remove_part(trace_id: int) -> None:
+    _runs_of_parts.pop(trace_id, None)
+
+
+class PresetSampler(Sampler):
+    """Samples what the running `sampled` block has decided, else what the tracer's own sampler decides.
+
+    The root of a part has no parent whose decision it could follow: it is sampled when its run is. A ratio sampler
+    without regard to parents sees the run's trace id in place of the part's, so that it keeps or drops a run as a whole.
     """
 
     def __init__(self, original: Sampler) -> None:
@@ -79,7 +93,8 @@ class PresetSampler(Sampler):
         trace_state: TraceState | None = None,
     ) -> SamplingResult:
         sampler = ALWAYS_ON if getattr(self._state, "is_decided", False) else self._original
-        return sampler.should_sample(parent_context, trace_id, name, kind, attributes, links, trace_state)
+        decisive = _runs_of_parts.get(trace_id, trace_id)
+        return sampler.should_sample(parent_context, decisive, name, kind, attributes, links, trace_state)
 
     def get_description(self) -> str:
         return self._original.get_description()

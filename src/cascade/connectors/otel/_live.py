@@ -10,6 +10,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from cascade.connectors.otel._encode import encode_span
+from cascade.connectors.otel._ids import add_part, remove_part
 from cascade.connectors.otel._provider import Tracing
 from cascade.connectors.otel._routes import Route, add_route, remove_route
 from cascade.connectors.otel._spans import SpanData
@@ -89,15 +90,22 @@ class LiveRun:
         return self.root.is_recording()
 
     def stands_in(self, trace_id: str) -> None:
-        """Spans of that trace, the run's own or that of a part, go where the run's go."""
-        if self.route is not None and trace_id not in self._traces:
-            self._traces.add(trace_id)
+        """Route and sample the spans of that trace, the run's own or that of a part, as the run's."""
+        if trace_id in self._traces:
+            return
+        self._traces.add(trace_id)
+        if trace_id != self.trace.trace_id:
+            add_part(int(trace_id, 16), int(self.trace.trace_id, 16))
+        if self.route is not None:
             add_route(int(trace_id, 16), self.route)
 
     def leave(self) -> None:
         """No further span of its traces is the run's."""
-        while self._traces and self.route is not None:
-            remove_route(int(self._traces.pop(), 16), self.route)
+        while self._traces:
+            trace_id = int(self._traces.pop(), 16)
+            remove_part(trace_id)
+            if self.route is not None:
+                remove_route(trace_id, self.route)
 
     def leftovers(self) -> Iterator[Span]:
         """Spans whose terminal message has not come."""

@@ -11,7 +11,13 @@ from opentelemetry.sdk import resources
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, Tracer, TracerProvider
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
-from opentelemetry.sdk.trace.sampling import ParentBased, ParentBasedTraceIdRatio, StaticSampler, TraceIdRatioBased
+from opentelemetry.sdk.trace.sampling import (
+    ParentBased,
+    ParentBasedTraceIdRatio,
+    Sampler,
+    StaticSampler,
+    TraceIdRatioBased,
+)
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.sdk.version import __version__ as sdk_version
 
@@ -110,12 +116,14 @@ def own(
 class _OwnProvider(TracerProvider):
     """Tells ours from the application's.
 
-    It `is_plain` while nobody but us listens to its spans, and its sampler lets a child follow its parent.
+    It `is_plain` while it has no processors but ours, and its sampler lets a child follow its parent. All its tracers
+    sample the parts of a run as they sample the run.
     """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.is_plain = type(self.sampler) in _PLAIN_SAMPLERS
+        self.sampler: Sampler = PresetSampler(self.sampler)
 
     def add_span_processor(self, span_processor: SpanProcessor) -> None:
         if not isinstance(span_processor, (RoutingProcessor, TaskIds)):

@@ -197,6 +197,8 @@ class OtelConnector:
         elif live is not None:
             complete(live, data)
         elif self._factory is not None:
+            if run is not None:
+                run.stands_in(data.trace_id)
             self._factory.finished(data, run.route if run is not None else None)
 
     def _end_run(self, run_id: str) -> None:

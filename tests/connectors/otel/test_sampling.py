@@ -1,0 +1,137 @@
+"""Samplers, which see run ids as trace ids."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ParentBased, Sampler, TraceIdRatioBased
+
+import cascade as cs
+from cascade.adapters.executors.local import LocalExecutor
+from cascade.adapters.solvers.native import NativeSolver
+from cascade.connectors.otel import OtelConnector
+from cascade.runtime.bus import MessageBus
+from cascade.runtime.engine import Engine
+from cascade.runtime.subscribers import TelemetrySubscriber
+from cascade.testing import OtlpReceiver
+from tests.connectors.otel.tracing import Collector
+
+RUNS = 40
+HALF = 1 << 64
+"""Ratio samplers compare the low half of a trace id with a bound."""
+
+
+@cs.task(threaded=False)
+def one() -> int:
+    return 1
+
+
+@cs.task
+def touched(x: int) -> int:
+    trace.get_current_span().set_attribute("x", x)
+    with trace.get_tracer("users").start_as_current_span("own"):
+        return x
+
+
+async def run_with_ids(make_target: Callable[[], Any], connector: OtelConnector, run_ids: Iterable[str]) -> None:
+    ids = list(run_ids)
+    source = iter(ids)
+    executor, bus = LocalExecutor(), MessageBus()
+    TelemetrySubscriber(bus, connector)
+    engine = Engine(NativeSolver(), executor, bus, connector=connector, run_ids=lambda: next(source))
+    for _ in ids:
+        await engine.run(make_target())
+    executor.close()
+
+
+def run_id(low: int) -> str:
+    return str(UUID(int=0xFEED << 64 | low))
+
+
+def spread() -> list[str]:
+    """Run ids whose low halves are at equal distances: a share of them is below a bound, exactly."""
+    return [run_id((2 * n + 1) * HALF // (2 * RUNS)) for n in range(RUNS)]
+
+
+def provider_with(sampler: Sampler) -> tuple[TracerProvider, InMemorySpanExporter]:
+    exporter, provider = InMemorySpanExporter(), TracerProvider(sampler=sampler, shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    return provider, exporter
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.6, 0.9])
+@pytest.mark.parametrize("sampler", ["traceidratio", "parentbased_traceidratio"])
+@pytest.mark.parametrize("parent", ["join", "link", "none"])
+async def test_the_kept_share_of_runs_equals_the_ratio(
+    monkeypatch: pytest.MonkeyPatch, collector: Collector, sampler: str, ratio: float, parent: Any
+) -> None:
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", sampler)
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", str(ratio))
+    if parent != "join":  # an unsampled caller, which a run in a trace of its own does not follow
+        monkeypatch.setenv("TRACEPARENT", f"00-{'a' * 32}-{'b' * 16}-00")
+    collector.receiver.clear()
+    await run_with_ids(one, collector.connector(parent=parent), spread())
+    kept = Counter(span.name for span in collector.receiver.spans)
+    assert kept == dict.fromkeys(("run one", "run.started", "one"), round(ratio * RUNS))
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.3, 0.5, 0.6, 0.7, 0.9])
+@pytest.mark.parametrize("kind", [TraceIdRatioBased, lambda ratio: ParentBased(TraceIdRatioBased(ratio))])
+async def test_the_kept_share_equals_the_ratio_with_an_applications_provider(
+    kind: Callable[[float], Sampler], ratio: float
+) -> None:
+    provider, exporter = provider_with(kind(ratio))
+    await run_with_ids(one, OtelConnector(tracer_provider=provider), spread())
+    kept = Counter(span.name for span in exporter.get_finished_spans())
+    assert kept == dict.fromkeys(("run one", "run.started", "one"), round(ratio * RUNS))
+
+
+TINY = 1e-9
+WHOLE = {"run map(touched)": 1, "run.started": 1, "map(touched)": 1, "map(touched) part": 2, "touched": 25}
+
+
+@pytest.mark.parametrize("sampler", ["traceidratio", "parentbased_traceidratio"])
+async def test_the_parts_of_a_run_are_kept_or_dropped_with_the_run(
+    monkeypatch: pytest.MonkeyPatch, sampler: str
+) -> None:
+    """The ids of parts are hashes: nearly all of them are above the one bound and below the other."""
+    monkeypatch.setenv("CASCADE_TRACE_PART_SIZE", "10")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", sampler)
+    for ratio, low, kept in ((TINY, 1, {**WHOLE, "own": 25}), (1 - TINY, HALF - 1, {})):
+        monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", str(ratio))
+        with OtlpReceiver() as receiver:
+            # A tracer of the connector's own provider, as instrumentation gets it where that provider is the global one.
+            connector = OtelConnector(receiver.http_endpoint)
+            assert connector._tracing is not None
+            monkeypatch.setattr(trace, "get_tracer", connector._tracing.provider.get_tracer)
+            await run_with_ids(lambda: touched.map(x=list(range(25))), connector, [run_id(low)])
+            assert Counter(span.name for span in receiver.spans) == kept
+
+
+@pytest.mark.parametrize("kind", [TraceIdRatioBased, lambda ratio: ParentBased(TraceIdRatioBased(ratio))])
+async def test_an_applications_sampler_keeps_or_drops_parts_with_their_run(
+    monkeypatch: pytest.MonkeyPatch, kind: Callable[[float], Sampler]
+) -> None:
+    monkeypatch.setenv("CASCADE_TRACE_PART_SIZE", "10")
+    for ratio, low, kept in ((TINY, 1, WHOLE), (1 - TINY, HALF - 1, {})):
+        provider, exporter = provider_with(kind(ratio))
+        connector = OtelConnector(tracer_provider=provider)
+        await run_with_ids(lambda: touched.map(x=list(range(25))), connector, [run_id(low)])
+        assert Counter(span.name for span in exporter.get_finished_spans()) == kept
+
+
+async def test_a_version_4_uuid_is_accepted_and_biases_ratio_samplers(collector: Collector) -> None:
+    """As documented: two fixed bits keep its low half above the middle of the range, and below three quarters of it."""
+    given = str(uuid4())
+    collector.receiver.clear()
+    await run_with_ids(one, collector.connector(), [given])
+    span = collector.receiver.spans.one("run one")
+    assert (span.trace_id, span.attributes["cascade.run.id"]) == (given.replace("-", ""), given)
+    for ratio, kept in ((0.5, False), (0.75, True)):
+        assert (UUID(given).int % HALF < TraceIdRatioBased.get_bound_for_rate(ratio)) is kept
