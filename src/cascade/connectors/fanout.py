@@ -1,24 +1,31 @@
 """Several connectors as one, none of which can disturb another."""
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from types import TracebackType
 from typing import Any
 
 from cascade._loggers import get_logger
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.runtime.gates import Gates
+from cascade.runtime.guard import FAULTS, awaited, words
 from cascade.runtime.lane import MAX_QUEUED_BYTES, MESSAGE_BYTES, Lane, Message
-from cascade.runtime.protocols import Capturing, Connector, Gate, Selective, Tracing, Unsubscribing
+from cascade.runtime.protocols import Connector, Gate, Tracing, Unsubscribing
 from cascade.runtime.task_context import TaskContext
 from cascade.spec.protocols import MessageCallback
 from cascade.telemetry.identity import RunTrace, SpanRef, place_run
 from cascade.telemetry.redact import without_captured
+from cascade.telemetry.safe import error_text
 
 logger = get_logger(__name__)
 
 DRAIN_TIMEOUT = 5.0
 """Seconds that one of the connectors may take at a run's end to publish what still waits in its lane."""
+CONNECT_TIMEOUT = 4.0
+DISCONNECT_TIMEOUT = 20.0
+"""Seconds that one of the connectors may take to connect or disconnect: less than the engine gives to all of them."""
 
 
 class FanoutConnector:
@@ -39,13 +46,13 @@ class FanoutConnector:
         self._lanes = [Lane(connector, max_bytes=max_bytes) for connector in self.connectors]
         self._gates = Gates(*self._lanes, *(connector for connector in self.connectors if isinstance(connector, Gate)))
         self._reported = [0] * len(self._lanes)
-        self._tracing = [connector for connector in self.connectors if isinstance(connector, Tracing)]
-        self._captures = [c.capture if isinstance(c, Capturing) else frozenset() for c in self.connectors]
+        self._tracing: list[Tracing] = [connector for connector in self.connectors if isinstance(connector, Tracing)]
+        self._captures = [words(connector, "capture") for connector in self.connectors]
 
     @property
     def ignored(self) -> frozenset[str]:
         """What none of them has a use for."""
-        found = [c.ignored if isinstance(c, Selective) else frozenset[str]() for c in self.connectors]
+        found = [words(connector, "ignored") for connector in self.connectors]
         return frozenset.intersection(*found) if found else frozenset()
 
     @property
@@ -54,13 +61,14 @@ class FanoutConnector:
         return frozenset().union(*self._captures)
 
     def place_run(self, run_id: str, target: str, start_ns: int, parent: SpanRef | None) -> RunTrace:
-        places = [connector.place_run(run_id, target, start_ns, parent) for connector in self._tracing]
-        return places[0] if places else place_run(run_id, parent)
+        """Return the place of the first connector that has one. A connector that raises is left out, with a warning."""
+        places = [self._place(connector, run_id, target, start_ns, parent) for connector in self._tracing]
+        return next((place for place in places if isinstance(place, RunTrace)), None) or place_run(run_id, parent)
 
     def activate(self, task: TaskContext) -> AbstractContextManager[None]:
         if len(self._tracing) == 1:
             return self._tracing[0].activate(task)
-        return _all_active(self._tracing, task)
+        return _AllActive(tuple(self._tracing), task, self._give_up_tracing)
 
     def is_full(self) -> bool:
         return self._gates.is_full()
@@ -70,10 +78,10 @@ class FanoutConnector:
 
     async def connect(self) -> None:
         """Connect all side by side. One that fails loses its own messages, and says so at the run's end."""
-        results = await _gather(lane.connector.connect() for lane in self._lanes)
-        for lane, error in zip(self._lanes, results, strict=True):
+        calls = [partial(awaited, lane.connector.connect, CONNECT_TIMEOUT) for lane in self._lanes]
+        for lane, error in zip(self._lanes, await _gather(calls), strict=True):
             if error is not None:
-                lane.close(f"{type(error).__name__}: {error}")
+                lane.close(error_text(error))
 
     async def disconnect(self) -> None:
         """Publish what waits, and disconnect all side by side.
@@ -81,25 +89,30 @@ class FanoutConnector:
         Raises:
             TelemetryLostError: One of them is strict, and has lost something.
         """
-        results = await _gather(self._end(index) for index in range(len(self._lanes)))
+        results = await _gather([partial(self._end, index) for index in range(len(self._lanes))])
         for connector, error in zip(self.connectors, results, strict=True):
             if isinstance(error, TelemetryLostError):
                 raise error
             if error is not None:
-                logger.warning("%s could not disconnect: %s: %s", _name(connector), type(error).__name__, error)
+                logger.warning("%s could not disconnect: %s", _name(connector), error_text(error))
 
     async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:
         for lane, capture in zip(self._lanes, self._captures, strict=True):
             lane.put(Message(topic, without_captured(payload, keep=capture), qos, MESSAGE_BYTES, terminal=qos > 0))
 
     async def subscribe(self, topic: str, callback: MessageCallback) -> None:
-        results = await _gather(connector.subscribe(topic, callback) for connector in self.connectors)
+        results = await _gather([partial(connector.subscribe, topic, callback) for connector in self.connectors])
         for connector, error in zip(self.connectors, results, strict=True):
             if error is not None:
-                logger.warning("%s could not subscribe to %s: %s", _name(connector), topic, error)
+                logger.warning("%s could not subscribe to %s: %s", _name(connector), topic, error_text(error))
 
     async def unsubscribe(self, topic: str, callback: MessageCallback) -> None:
-        await _gather(c.unsubscribe(topic, callback) for c in self.connectors if isinstance(c, Unsubscribing))
+        able = [connector for connector in self.connectors if isinstance(connector, Unsubscribing)]
+        for connector, error in zip(
+            able, await _gather([partial(c.unsubscribe, topic, callback) for c in able]), strict=True
+        ):
+            if error is not None:
+                logger.warning("%s could not unsubscribe from %s: %s", _name(connector), topic, error_text(error))
 
     async def _end(self, index: int) -> None:
         lane = self._lanes[index]
@@ -107,20 +120,58 @@ class FanoutConnector:
         lost, self._reported[index] = lane.lost - self._reported[index], lane.lost
         if lost:
             logger.warning("%s: %d telemetry messages were lost: %s", _name(lane.connector), lost, lane.last_error)
-        await lane.connector.disconnect()
+        await awaited(lane.connector.disconnect, DISCONNECT_TIMEOUT)
+
+    def _place(self, connector: Tracing, run_id: str, *rest: Any) -> object:
+        try:
+            return connector.place_run(run_id, *rest)
+        except FAULTS:
+            logger.exception("%s failed to place the run in a trace; the run goes on", _name(connector))
+            return None
+
+    def _give_up_tracing(self, connector: Tracing) -> None:
+        if connector in self._tracing:
+            self._tracing.remove(connector)
+            logger.exception(  # noqa: LOG004 - called from exception handlers
+                "%s failed to activate a span; the run goes on without", _name(connector)
+            )
 
 
-@contextmanager
-def _all_active(connectors: Iterable[Tracing], task: TaskContext) -> Iterator[None]:
-    with ExitStack() as stack:
-        for connector in reversed(list(connectors)):
-            stack.enter_context(connector.activate(task))
-        yield
+class _AllActive:
+    """Activations of several connectors, the first one's innermost. `give_up` is called for one that raises."""
+
+    def __init__(self, connectors: Sequence[Tracing], task: TaskContext, give_up: Callable[[Tracing], None]) -> None:
+        self._connectors = connectors
+        self._task = task
+        self._give_up = give_up
+        self._active: list[tuple[Tracing, AbstractContextManager[None]]] = []
+
+    def __enter__(self) -> None:
+        for connector in reversed(self._connectors):
+            try:
+                active = connector.activate(self._task)
+                active.__enter__()
+            except FAULTS:
+                self._give_up(connector)
+            else:
+                self._active.append((connector, active))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        while self._active:
+            connector, active = self._active.pop()
+            try:
+                active.__exit__(kind, error, trace)
+            except FAULTS:
+                self._give_up(connector)
 
 
-async def _gather(work: Iterable[Coroutine[Any, Any, None]]) -> list[Exception | None]:
-    return [r if isinstance(r, Exception) else None for r in await asyncio.gather(*work, return_exceptions=True)]
+async def _gather(calls: Iterable[Callable[[], Awaitable[Any]]]) -> list[Exception | None]:
+    """Await all calls side by side and return their errors. A CancelledError of a call becomes a RuntimeError."""
+    results = await asyncio.gather(*(awaited(call) for call in calls), return_exceptions=True)
+    return [result if isinstance(result, Exception) else None for result in results]
 
 
-def _name(connector: Connector) -> str:
+def _name(connector: object) -> str:
     return type(connector).__name__

@@ -1,6 +1,5 @@
 """A run's hold on its connector: connect before, disconnect after, and no harm from either."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import nullcontext
 
@@ -10,6 +9,7 @@ from cascade.runtime.bus import MessageBus
 from cascade.runtime.control.control import Control
 from cascade.runtime.events import ConnectorFailed
 from cascade.runtime.exceptions import TelemetryLostError
+from cascade.runtime.guard import awaited
 from cascade.spec.protocols import Connector
 from cascade.telemetry.safe import error_text
 
@@ -43,7 +43,7 @@ async def connected(
 
 async def _connect(connector: Connector, bus: MessageBus, run_id: str) -> bool:
     try:
-        await asyncio.wait_for(connector.connect(), CONNECT_TIMEOUT)
+        await awaited(connector.connect, CONNECT_TIMEOUT)
     except Exception as error:  # noqa: BLE001 - telemetry never breaks a run
         if bus.handlers(ConnectorFailed):
             bus.publish(ConnectorFailed(run_id=run_id, error=error_text(error)))
@@ -55,7 +55,7 @@ async def _connect(connector: Connector, bus: MessageBus, run_id: str) -> bool:
 
 async def _disconnect(connector: Connector, *, strict: bool) -> None:
     try:
-        await asyncio.wait_for(connector.disconnect(), DISCONNECT_TIMEOUT)
+        await awaited(connector.disconnect, DISCONNECT_TIMEOUT)
     except TelemetryLostError as error:
         if strict:
             raise

@@ -17,6 +17,7 @@ from cascade.runtime.control.permit import Permit
 from cascade.runtime.control.rules import Key
 from cascade.runtime.events import ErrorInfo, Event, LaterError, RunStillStopping
 from cascade.runtime.exceptions import Ending
+from cascade.runtime.guard import FAULTS
 from cascade.runtime.protocols import Executor, Places, Placing, Tracing
 from cascade.runtime.resource_manager import ResourceManager
 from cascade.runtime.state import InMemoryStateBackend
@@ -196,7 +197,7 @@ class RunContext:
         try:
             span = self.tracing.activate(task)
             span.__enter__()
-        except Exception:  # noqa: BLE001 - telemetry never breaks a run
+        except FAULTS:
             self._give_up_tracing()
             return None
         return span
@@ -205,7 +206,7 @@ class RunContext:
         try:
             if span is not None:
                 span.__exit__(None, None, None)
-        except Exception:  # noqa: BLE001 - telemetry never breaks a run
+        except FAULTS:
             self._give_up_tracing()
 
     def _give_up_tracing(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from cascade._loggers import get_logger
 from cascade.runtime.events import Event
 from cascade.runtime.gates import Gates
+from cascade.runtime.guard import FAULTS, is_own_cancellation
 
 logger = get_logger(__name__)
 
@@ -58,7 +59,7 @@ class MessageBus:
         for handler in self.handlers(kind, succeeded=succeeded, item=getattr(event, "map_id", None) is not None):
             try:
                 handler(event)
-            except Exception:  # noqa: BLE001 - a subscriber must never harm a run
+            except FAULTS:
                 self._report(handler, event)
 
     def handlers(self, event_type: type[Event], *, succeeded: bool = False, item: bool = False) -> tuple[Handler, ...]:
@@ -78,7 +79,9 @@ class MessageBus:
         for drain in self._drains:
             try:
                 await drain(run_id)
-            except Exception:
+            except FAULTS as error:
+                if is_own_cancellation(error):
+                    raise
                 logger.exception("A subscriber failed to hand over the last events of run %s", run_id)
 
     def _report(self, handler: Handler, event: Event) -> None:

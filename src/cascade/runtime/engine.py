@@ -25,6 +25,7 @@ from cascade.runtime.control.admission import Admission
 from cascade.runtime.control.control import Control
 from cascade.runtime.events import RunFinished, RunStarted
 from cascade.runtime.flow import lazy_id
+from cascade.runtime.guard import FAULTS
 from cascade.runtime.protocols import Connector, Executor, Solver, StateBackend, Tracing
 from cascade.runtime.resource_manager import ResourceManager
 from cascade.runtime.state import InMemoryStateBackend
@@ -261,7 +262,7 @@ def _placed_by(
         return None
     try:
         trace = tracing.place_run(run_id, target, start_ns, parent)
-    except Exception:
+    except FAULTS:
         logger.exception("%s failed to place the run in a trace; the run goes on", type(tracing).__name__)
         return None
     return trace if isinstance(trace, RunTrace) else None

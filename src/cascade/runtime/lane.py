@@ -4,7 +4,9 @@ import asyncio
 from collections import deque
 from typing import Any, NamedTuple
 
+from cascade.runtime.guard import FAULTS, is_own_cancellation
 from cascade.spec.protocols import Connector
+from cascade.telemetry.safe import error_text
 
 MAX_QUEUED_BYTES = 64 * 1024 * 1024
 """A burst of 100,000 tasks fits; a connector that hangs for good does not take the process along."""
@@ -124,8 +126,10 @@ class Lane:
             try:
                 await self.connector.publish(message.topic, message.payload, message.qos)
                 self.published += 1
-            except Exception as error:  # noqa: BLE001 - telemetry never breaks a run
-                self._lose(1, f"{type(error).__name__}: {error}")
+            except FAULTS as error:
+                if is_own_cancellation(error):
+                    raise
+                self._lose(1, error_text(error))
             finally:
                 self._in_hand = None
             if self._drains:

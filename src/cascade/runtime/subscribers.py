@@ -30,8 +30,9 @@ from cascade.runtime.events import (
     TaskRetrying,
     TaskSkipped,
 )
+from cascade.runtime.guard import words
 from cascade.runtime.lane import MAX_QUEUED_BYTES, MESSAGE_BYTES, Lane, Message
-from cascade.runtime.protocols import Capturing, Gate, Selective
+from cascade.runtime.protocols import Gate
 from cascade.spec.protocols import Connector
 from cascade.spec.telemetry import ControlEvent, Header, LifecycleEvent
 from cascade.telemetry.identity import RunTrace, place_run, span_id
@@ -201,13 +202,13 @@ class TelemetrySubscriber:
         self._org_id, self._project_id = identity_from_environment()
         self._source = source()
         self._lane = Lane(connector, max_bytes=max_bytes)
-        self._capture = connector.capture if isinstance(connector, Capturing) else frozenset()
+        self._capture = words(connector, "capture")
         self._drain_timeout = drain_timeout
         self._runs: dict[str, RunState] = {}
         self._reported = 0
         # `singledispatch` itself takes a microsecond to find the function for an event.
         self._drafters = _Drafters()
-        ignored = _NEEDLESS.intersection(connector.ignored) if isinstance(connector, Selective) else frozenset()
+        ignored = _NEEDLESS.intersection(words(connector, "ignored"))
         for word, kinds in EVENTS.items():
             for kind in kinds if word not in ignored else ():
                 event_bus.subscribe(kind, self.on_event)

@@ -20,6 +20,7 @@ from cascade.runtime.control.constraint import (
 from cascade.runtime.control.decisions import Decisions, Place
 from cascade.runtime.events import ControlDecision
 from cascade.runtime.gates import Gates
+from cascade.runtime.guard import awaited
 from cascade.runtime.protocols import Connector, Unsubscribing
 from cascade.runtime.resource_manager import ResourceManager
 from cascade.telemetry.limits import MAX_NAME_BYTES
@@ -205,7 +206,7 @@ class Control:
 
     async def _subscribe(self, connector: Connector) -> None:
         try:
-            await connector.subscribe(self._filter, self.on_message)
+            await awaited(lambda: connector.subscribe(self._filter, self.on_message))
         except Exception as error:  # noqa: BLE001 - telemetry never breaks a run
             logger.warning("%s cannot bring control: %s", type(connector).__name__, error_text(error))
 
@@ -221,7 +222,7 @@ class Control:
             await asyncio.wait({subscribing})
         if isinstance(connector, Unsubscribing):
             try:
-                await asyncio.wait_for(connector.unsubscribe(self._filter, self.on_message), SUBSCRIBE_TIMEOUT)
+                await awaited(lambda: connector.unsubscribe(self._filter, self.on_message), SUBSCRIBE_TIMEOUT)
             except Exception as error:  # noqa: BLE001 - telemetry never breaks a run
                 logger.warning("%s cannot unsubscribe: %s", type(connector).__name__, error_text(error))
 

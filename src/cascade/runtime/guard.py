@@ -1,0 +1,50 @@
+"""Guards around the calls of connectors: an error of telemetry ends no run.
+
+`KeyboardInterrupt`, `SystemExit` and a cancellation of the run pass.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from cascade._loggers import get_logger
+from cascade.telemetry.safe import error_text
+
+logger = get_logger(__name__)
+
+FAULTS = (Exception, asyncio.CancelledError)
+"""Errors of a plain function of a connector. A cancellation of the run arrives only where a coroutine awaits."""
+
+
+async def awaited(call: Callable[[], Awaitable[Any]], timeout: float | None = None) -> None:  # noqa: ASYNC109 - as asyncio.wait_for
+    """Call a method of a connector and await the result, for `timeout` seconds at most.
+
+    Raises:
+        TimeoutError: The call has not ended in time.
+        CancelledError: The current asyncio task was cancelled.
+        RuntimeError: The call raised a CancelledError of its own.
+        Exception: An error of the call.
+    """
+    try:
+        await asyncio.wait_for(call(), timeout)
+    except asyncio.CancelledError as error:
+        if is_own_cancellation(error):
+            raise
+        raise RuntimeError("the connector has cancelled the call") from None
+
+
+def is_own_cancellation(error: BaseException) -> bool:
+    """Whether the error is a cancellation of the current asyncio task, and not a CancelledError of a connector."""
+    if not isinstance(error, asyncio.CancelledError):
+        return False
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
+def words(connector: object, name: str) -> frozenset[str]:
+    """Return the texts of the optional attribute `capture` or `ignored` of a connector; none if it cannot be read."""
+    try:
+        return frozenset(word for word in getattr(connector, name, ()) if isinstance(word, str))
+    except FAULTS as error:
+        logger.warning("%s.%s is ignored: %s", type(connector).__name__, name, error_text(error))
+        return frozenset()

@@ -1,0 +1,250 @@
+"""A connector of the program's own that raises, in any of its methods, ends no run in any shape of task."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import pytest
+
+import cascade as cs
+from cascade.connectors.memory import MemoryConnector
+from cascade.runtime.guard import awaited, words
+from cascade.runtime.task_context import TaskContext
+from cascade.spec.protocols import MessageCallback
+from cascade.telemetry.identity import RunTrace, SpanRef, place_run
+from tests.waiting import NEVER
+
+
+class HostileError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("it has no text")
+
+
+ERRORS = pytest.mark.parametrize(
+    "error", [OSError("down"), HostileError(), asyncio.CancelledError("stray")], ids=lambda e: type(e).__name__
+)
+
+
+class Raising(MemoryConnector):
+    """Raises the error in one of its methods; one that returns a context manager raises in `__enter__` or `__exit__`."""
+
+    def __init__(self, where: str, error: BaseException) -> None:
+        super().__init__()
+        self.where, self.error, self.calls = where, error, 0
+
+    def _maybe(self, where: str) -> None:
+        if where == self.where:
+            self.calls += 1
+            raise self.error
+
+    async def connect(self) -> None:
+        self._maybe("connect")
+        await super().connect()
+
+    async def disconnect(self) -> None:
+        await super().disconnect()
+        self._maybe("disconnect")
+
+    async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:
+        self._maybe("publish")
+        await super().publish(topic, payload, qos)
+
+    async def subscribe(self, topic: str, callback: MessageCallback) -> None:
+        self._maybe("subscribe")
+
+    async def unsubscribe(self, topic: str, callback: MessageCallback) -> None:
+        self._maybe("unsubscribe")
+
+    def is_full(self) -> bool:
+        self._maybe("is_full")
+        return self.where == "room"
+
+    async def room(self) -> None:
+        self._maybe("room")
+
+    @property
+    def capture(self) -> frozenset[str]:
+        self._maybe("capture")
+        return frozenset()
+
+    @property
+    def ignored(self) -> frozenset[str]:
+        self._maybe("ignored")
+        return frozenset()
+
+    def place_run(self, run_id: str, target: str, start_ns: int, parent: SpanRef | None) -> RunTrace:
+        self._maybe("place_run")
+        return place_run(run_id, parent)
+
+    def activate(self, task: TaskContext) -> AbstractContextManager[None]:
+        self._maybe("activate")
+        return _Active(self._maybe)
+
+
+class _Active(nullcontext[None]):
+    def __init__(self, maybe: Any) -> None:
+        super().__init__()
+        self._maybe = maybe
+
+    def __enter__(self) -> None:
+        self._maybe("__enter__")
+
+    def __exit__(self, *_: object) -> None:
+        self._maybe("__exit__")
+
+
+METHODS = pytest.mark.parametrize(
+    "where",
+    [
+        "connect",
+        "disconnect",
+        "publish",
+        "subscribe",
+        "unsubscribe",
+        "is_full",
+        "room",
+        "capture",
+        "ignored",
+        "place_run",
+        "activate",
+        "__enter__",
+        "__exit__",
+    ],
+)
+
+
+@cs.resource
+def plain() -> Iterator[int]:
+    yield 10
+
+
+@cs.resource
+async def asynchronous() -> AsyncIterator[int]:
+    yield 20
+
+
+@cs.task
+def in_thread(x: int) -> int:
+    return x
+
+
+@cs.task(threaded=False)
+def in_loop(x: int) -> int:
+    return x
+
+
+@cs.task
+async def coroutine(x: int) -> int:
+    return x
+
+
+@cs.task
+def outer(x: int) -> int:
+    return cs.run(in_thread(x), log_level="OFF")
+
+
+@cs.task
+def total(*values: int, items: list[int], a: int = cs.inject(plain), b: int = cs.inject(asynchronous)) -> int:
+    return sum(values) + sum(items) + a + b
+
+
+class FailsOnce:
+    """A task that raises in the first attempt."""
+
+    def __init__(self) -> None:
+        self.attempts = 0
+
+    def __call__(self) -> int:
+        self.attempts += 1
+        if self.attempts == 1:
+            raise ConnectionError("once")
+        return self.attempts
+
+
+def all_shapes() -> Any:
+    """Every kind of task, whose total is 56."""
+    retried = cs.task(FailsOnce(), name="retried")().with_retry(max_attempts=1, delay=0)
+    return total(in_thread(1), in_loop(2), coroutine(3), outer(4), retried, items=in_thread.map(x=[5, 4, 5]))
+
+
+@METHODS
+@ERRORS
+def test_a_connector_that_raises_ends_no_run(where: str, error: BaseException) -> None:
+    connector = Raising(where, error)
+    assert cs.run(all_shapes(), connector=connector, log_level="OFF") == 56
+    assert connector.calls > 0
+
+
+@METHODS
+@ERRORS
+def test_nor_does_it_cost_another_connector_its_messages(where: str, error: BaseException) -> None:
+    good, bad = MemoryConnector(), Raising(where, error)
+    assert cs.run(all_shapes(), connector=[bad, good], log_level="OFF") == 56
+    assert bad.calls > 0
+    completed = [p for p in good.payloads if p["body"].get("state") == "COMPLETED"]
+    assert len(completed) == 10
+    assert good.payloads[-1]["body"]["event"] == "ENGINE_STOPPED"
+    assert good.connections == 0
+
+
+@METHODS
+async def test_nor_in_a_loop_of_the_program(where: str) -> None:
+    connector = Raising(where, asyncio.CancelledError("stray"))
+    assert await cs.run_async(all_shapes(), connector=connector, log_level="OFF") == 56
+
+
+@pytest.mark.parametrize("where", ["place_run", "activate", "is_full"])
+def test_a_keyboard_interrupt_passes(where: str) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        cs.run(in_loop(1), connector=Raising(where, KeyboardInterrupt()), log_level="OFF")
+
+
+@pytest.mark.parametrize("where", ["connect", "disconnect", "unsubscribe"])
+async def test_a_cancellation_of_the_run_passes(where: str) -> None:
+    reached = asyncio.Event()
+
+    class Waiting(MemoryConnector):
+        async def _wait(self, at: str) -> None:
+            if at == where:
+                reached.set()
+                await asyncio.sleep(NEVER)
+
+        async def connect(self) -> None:
+            await self._wait("connect")
+
+        async def disconnect(self) -> None:
+            await self._wait("disconnect")
+
+        async def unsubscribe(self, topic: str, callback: MessageCallback) -> None:
+            await self._wait("unsubscribe")
+
+    run = asyncio.create_task(cs.run_async(in_loop(1), connector=Waiting(), log_level="OFF"))
+    await reached.wait()
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+
+
+async def test_a_cancellation_by_the_connector_is_an_error_with_a_text() -> None:
+    async def cancel_itself() -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(RuntimeError, match="the connector has cancelled the call"):
+        await awaited(cancel_itself)
+
+
+@pytest.mark.parametrize("value", [[["results"]], "results"])
+def test_what_is_no_list_of_words_has_none(value: Any) -> None:
+    class Wrong:
+        capture = value
+
+    assert "results" not in words(Wrong(), "capture")
+
+
+def test_a_list_of_words_that_cannot_be_read_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    class Wrong:
+        capture = None
+
+    assert words(Wrong(), "capture") == frozenset()
+    assert caplog.messages == ["Wrong.capture is ignored: TypeError: 'NoneType' object is not iterable"]
