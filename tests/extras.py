@@ -16,6 +16,7 @@ NEEDS = {
     "e2e": ("otel", "mqtt"),
     "stack/test_picture.py": ("otel",),
     "test_docs.py": ("otel", "mqtt", "cli"),
+    "test_documented_facts.py": ("otel", "mqtt"),
     "testing/test_receiver.py": ("otel",),
     "testing/test_receiver_process.py": ("otel",),
     "tools/test_cli.py": ("cli",),

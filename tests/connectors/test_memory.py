@@ -33,3 +33,19 @@ async def test_what_is_retained_comes_before_subscribe_returns() -> None:
     await connector.deliver("a/c", {"x": 3})
     await connector.deliver("b/c", {"x": 4})
     assert seen[1:] == [("a/c", {"x": 3})]
+
+
+async def test_the_last_disconnect_ends_all_subscriptions() -> None:
+    connector, seen = MemoryConnector(), []
+
+    async def callback(topic: str, payload: dict[str, Any]) -> None:
+        seen.append(topic)
+
+    for _ in range(2):
+        await connector.connect()
+    await connector.subscribe("a/+", callback)
+    await connector.disconnect()
+    await connector.deliver("a/b", {"x": 1})
+    await connector.disconnect()
+    await connector.deliver("a/c", {"x": 1})
+    assert seen == ["a/b"]

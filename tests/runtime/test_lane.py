@@ -27,6 +27,24 @@ async def test_messages_arrive_in_order() -> None:
     assert (lane.published, lane.lost) == (100, 0)
 
 
+async def test_messages_are_published_one_at_a_time() -> None:
+    class Overlapping(MemoryConnector):
+        now = most = 0
+
+        async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:
+            self.now += 1
+            self.most = max(self.most, self.now)
+            await asyncio.sleep(0)
+            self.now -= 1
+
+    connector = Overlapping()
+    lane = Lane(connector)
+    for number in range(10):
+        lane.put(message(number))
+    await lane.drain(HANG)
+    assert (connector.most, lane.published) == (1, 10)
+
+
 async def test_the_first_message_is_on_its_way_in_the_next_turn_of_the_loop() -> None:
     connector = MemoryConnector()
     Lane(connector).put(message(0))

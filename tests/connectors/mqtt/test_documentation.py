@@ -6,17 +6,25 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import pytest
+from paho.mqtt.client import Client
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 import cascade as cs
 from cascade.connectors.mqtt import MqttConnector
+from cascade.connectors.mqtt._outbox import CAPACITY, LETTER_BYTES
 from cascade.runtime.control.constraint import CONSTRAINT_TYPES, parse_constraint, parse_topic
-from cascade.telemetry.topics import control_filter
-from cascade.telemetry.wire import received
+from cascade.telemetry.topics import control_filter, control_topic
+from cascade.telemetry.wire import dumps, received
+from cascade.testing import MemoryConnector
+from stack.addresses import reserved_port
 from tests import servers
 from tests.connectors.mqtt.broker import Broker, Listener, Message
+from tests.connectors.mqtt.messages import warnings
 from tests.waiting import HANG, until_blocking
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -121,3 +129,71 @@ def test_the_first_pages_pause_holds_a_run_until_it_is_cleared(local: Broker) ->
         subprocess.run(["sh", "-c", clear], check=True, timeout=HANG)
         work.join(HANG)
     assert values == [1]
+
+
+def test_without_a_configuration_mosquitto_accepts_local_connections_only(tmp_path: Path) -> None:
+    command = [servers.program("mosquitto"), "-p", str(reserved_port())]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        assert process.stderr is not None
+        assert any("Starting in local only mode" in line for line in process.stderr)
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    ("lines", "receive_maximum", "packet_size"),
+    [
+        ((), 20, None),
+        (("max_inflight_messages 0", "max_packet_size 1048576"), None, 1 << 20),
+        (("message_size_limit 1048576",), 20, None),
+    ],
+)
+def test_mosquitto_sends_its_limits_to_the_client(
+    tmp_path: Path, lines: tuple[str, ...], receive_maximum: int | None, packet_size: int | None
+) -> None:
+    connected: Future[Any] = Future()
+    with Broker(tmp_path, *lines) as broker:
+        client = Client(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv5)
+        client.on_connect = lambda _client, _data, _flags, _reason, properties: connected.set_result(properties)
+        client.connect("127.0.0.1", broker.port)
+        client.loop_start()
+        limits = connected.result(HANG)
+        client.disconnect()
+        client.loop_stop()
+    assert getattr(limits, "ReceiveMaximum", None) == receive_maximum
+    assert getattr(limits, "MaximumPacketSize", None) == packet_size
+
+
+def test_by_default_mosquitto_queues_1000_messages_for_a_subscriber(tmp_path: Path) -> None:
+    with Broker(tmp_path) as broker:
+        session = ["-p", str(broker.port), "-V", "5", "-q", "1", "-t", "t", "-i", "away", "-c", "-x", "3600"]
+        subprocess.run([servers.program("mosquitto_sub"), *session, "-E"], check=True, timeout=HANG)
+        with Listener(broker.port, "t") as beside:
+            for number in range(1_500):
+                beside.client.publish("t", str(number), 1)
+            beside.wait_for(lambda seen: len(seen) == 1_500)
+            with subprocess.Popen(["mosquitto_sub", *session], stdout=subprocess.PIPE, text=True) as back:
+                assert back.stdout is not None
+                queued = [back.stdout.readline()]
+                beside.publish("t", "mark")
+                queued += iter(back.stdout.readline, "mark\n")
+                back.kill()
+    assert len(queued) == 1_000
+
+
+def test_mosquitto_answers_a_forbidden_subscription_with_success(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rules = tmp_path / "acl"
+    rules.write_text("topic write cascade/#\n")
+    with Broker(tmp_path, f"acl_file {rules}") as broker:
+        with Listener(broker.port) as operator:
+            operator.publish(control_topic("local", "default", "global", "pause"), '{"type": "pause"}', retain=True)
+        assert cs.run(report(load()), connector=MqttConnector("127.0.0.1", broker.port)) == 1
+    assert warnings(caplog) == []
+
+
+def test_the_buffer_holds_the_stated_number_of_messages() -> None:
+    connector = MemoryConnector()
+    cs.run(cs.task(abs, name="measure_the_absolute").map(x=list(range(100))), connector=connector, log_level="OFF")
+    size = sum(len(dumps(payload)) + LETTER_BYTES for payload in connector.payloads) / len(connector.payloads)
+    assert 60_000 < CAPACITY / size < 80_000

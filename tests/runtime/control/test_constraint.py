@@ -61,7 +61,7 @@ def test_what_is_a_constraint(payload: dict[str, Any], wanted: Any) -> None:
         ("pause", said("pause", {"for": 3}), "params has 'for': this type takes none"),
         ("pause", said("pause", [1]), r"params must be an object, got \[1\]"),
         ("concurrency", {"type": "concurrency"}, "params must be an object, got None"),
-        ("concurrency", said("concurrency", {"limit": 0}), "limit must be a whole number .* for none at all, pause"),
+        ("concurrency", said("concurrency", {"limit": 0}), "limit must be an integer .*; use pause to stop all tasks"),
         ("concurrency", said("concurrency", {"limit": -1}), "got -1"),
         ("concurrency", said("concurrency", {"limit": 1.5}), "got 1.5"),
         ("concurrency", said("concurrency", {"limit": True}), "got True"),
@@ -185,3 +185,9 @@ def test_nor_do_hostile_bytes_and_topics(data: bytes, below: str) -> None:
     except RefusedError:
         return
     assert outcome(scope, kind, received(data))
+
+
+def test_two_spellings_of_a_topic_are_one_scope() -> None:
+    assert parse_topic(f"{PREFIX}task/lo%61d%2Dall/pause", PREFIX) == parse_topic(
+        f"{PREFIX}task/load-all/pause", PREFIX
+    )

@@ -598,3 +598,26 @@ async def test_another_project_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> N
     await lab.say("global", "pause")  # of the project `default`
     assert await soon(lab.start(one())) == 1
     assert lab.decisions == []
+
+
+async def test_a_constraint_that_is_not_retained_ends_with_the_last_run() -> None:
+    lab, goes_on = Steered(), asyncio.Event()
+    await lab.say("global", "pause", retain=False)  # no run is in progress
+    run = lab.start(double(cs.task(goes_on.wait, name="wait")()))
+    await lab.seen(TaskExecutionStarted)
+    assert lab.decisions == []
+    await lab.say("global", "pause", retain=False)
+    goes_on.set()
+    assert (await lab.seen(TaskBlocked)).task_name == "double"
+    run.cancel()
+    await soon(asyncio.wait({run}))
+    assert await soon(lab.start(one())) == 1
+
+
+async def test_runs_of_cs_run_are_limited_each_by_itself() -> None:
+    connector, at_work = MemoryConnector(), asyncio.Barrier(2)
+    topic = "cascade/control/local/default/constraints/global/concurrency"
+    await connector.deliver(topic, {"type": "concurrency", "params": {"limit": 1}}, retain=True)
+    meets = cs.task(at_work.wait, name="meets")
+    runs = (cs.run_async(meets(), connector=connector, log_level="OFF") for _ in range(2))
+    assert sorted(await soon(asyncio.gather(*runs))) == [0, 1]

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable
 
 CAPACITY = 64 << 20
-"""Bytes: some 60,000 messages."""
+"""Bytes: about 70,000 messages."""
 LETTER_BYTES = 320
 """Of memory that a message takes beside its body."""
 

@@ -61,7 +61,7 @@ class MqttConnector:
         on_full: When more messages wait than memory is meant for, or than the flush can bring over, and the broker is
             alive, "wait" holds back tasks that have not started yet; "drop" loses messages instead. With a dead broker
             they are lost either way.
-        max_buffer_bytes: Memory for messages that wait; 64 MiB, for some 60,000. When it is used up, those of QoS 0
+        max_buffer_bytes: Memory for messages that wait; 64 MiB, for about 70,000. When it is used up, those of QoS 0
             go first.
 
     Raises:

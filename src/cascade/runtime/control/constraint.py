@@ -172,7 +172,7 @@ def _concurrency(scope: Scope, own_id: str, expires_at: float | None, params: di
     limit = params.get("limit")
     if type(limit) is not int or not 1 <= limit <= MAX_COUNT:
         raise RefusedError(
-            f"limit must be a whole number from 1 to {MAX_COUNT:,}, got {_shown(limit)}; for none at all, pause"
+            f"limit must be an integer from 1 to {MAX_COUNT:,}, got {_shown(limit)}; use pause to stop all tasks"
         )
     return Concurrency(scope, own_id, expires_at, limit)
 

@@ -1,0 +1,104 @@
+"""Numbers, fields and names that the documentation states are those of the code."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cascade as cs
+from cascade.connectors.mqtt import _options, _outbox, _packets, _peer, _rate
+from cascade.connectors.mqtt import connector as mqtt
+from cascade.runtime import lane
+from cascade.runtime.control import admission, constraint, control, decisions
+from cascade.spec import telemetry
+from cascade.telemetry import limits, wire
+from cascade.telemetry.topics import control_topic
+from cascade.testing import MemoryConnector
+
+ROOT = Path(__file__).parents[1]
+KIB, MIB = 1 << 10, 1 << 20
+
+STATED = {
+    "docs/connectors.md": [
+        f"a queue of {lane.MAX_QUEUED_BYTES // MIB} MiB",
+        f"more than {lane.HELD_BYTES // MIB} MiB wait",
+        f"until only {lane.HELD_BYTES // 2 // MIB} MiB wait",
+        {1.0: "longer than a second"}[lane.PATIENCE],
+        f"at most {control.SUBSCRIBE_TIMEOUT:g} seconds",
+    ],
+    "docs/control.md": [
+        f"more than {wire.MAX_RECEIVED_BYTES // KIB} KiB",
+        f"At most {control.MAX_CONSTRAINTS} constraints apply at a time",
+        f"{decisions.REFUSALS_AT_ONCE:g} at once and {decisions.REFUSALS_PER_SECOND:g} per second; further ones",
+        f"{decisions.AT_ONCE:g} at once and {decisions.PER_SECOND:g} per second; of those",
+        f"the tasks of {constraint.BURST_SECONDS} seconds may start at once",
+        {0.5: "for half a second"}[admission.RETELL],
+    ],
+    "docs/mqtt.md": [
+        f"by default {_outbox.CAPACITY // MIB} MiB",
+        f"({_rate.FLOOR:,} may always wait)",
+        f"pauses of up to {_peer.LONGEST_PAUSE:g} s",
+        f"the pause is {_peer.REFUSED_PAUSE:g} s",
+        {1.0: "does not answer for a second"}[_peer.PATIENCE],
+        f"`flush_timeout` ({mqtt.FLUSH_TIMEOUT:g} s)",
+        {86_400: "retained for a day"}[_packets.WILL_EXPIRY],
+        f"on port {_options.PLAIN_PORT}",
+    ],
+    "docs/wire.md": [f"the first {limits.MAX_CONTROL_EVENTS} decisions"],
+}
+"""Sentences of each page, with the numbers of the code."""
+
+
+def text_of(page: str) -> str:
+    """A page with one space between words."""
+    return " ".join((ROOT / page).read_text(encoding="utf-8").split())
+
+
+@pytest.mark.parametrize(("page", "sentence"), [(page, one) for page, found in STATED.items() for one in found])
+def test_a_stated_number_is_that_of_the_code(page: str, sentence: str) -> None:
+    assert sentence in text_of(page)
+
+
+@pytest.mark.parametrize("body", telemetry.Body.__args__, ids=lambda body: body.__name__)
+def test_the_page_about_the_wire_names_each_field_of_a_message(body: type[Any]) -> None:
+    page = (ROOT / "docs" / "wire.md").read_text(encoding="utf-8")
+    (row,) = re.findall(rf"^\| `{body.__name__}` \|.*", page, re.MULTILINE)
+    assert set(re.findall(r"`([a-z_]+)`", row)) == {field.name for field in fields(body)} - {"metadata"}
+
+
+def test_the_page_about_the_wire_names_each_field_of_the_header() -> None:
+    page = (ROOT / "docs" / "wire.md").read_text(encoding="utf-8")
+    _, _, rest = page.partition("| header field |")
+    rows = re.findall(r"^\| (`.+?) \|", rest.partition("\n\n")[0], re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == {f.name for f in fields(telemetry.Header)}
+
+
+@cs.resource
+def connection() -> Iterator[int]:
+    yield 1
+
+
+@cs.task
+def add(x: int, y: int) -> int:
+    return x + y
+
+
+@cs.task
+def fails() -> None:
+    raise LookupError
+
+
+@pytest.mark.parametrize("target", [add.map(x=[1], y=[add(1, cs.inject(connection))]), fails().with_retry(1)], ids=str)
+async def test_each_key_of_metadata_is_documented(target: Any) -> None:
+    connector, topic = MemoryConnector(), control_topic("local", "default", "task/other", "pause")
+    await connector.deliver(topic, {"type": "pause"}, retain=True)
+    with contextlib.suppress(LookupError):
+        await cs.run_async(target, connector=connector, log_level="OFF")
+    documented = set(re.findall(r'[`"](\w+)[`"]', telemetry.__doc__ or ""))
+    found = {key for payload in connector.payloads for key in payload["body"]["metadata"]}
+    assert found
+    assert found <= documented
