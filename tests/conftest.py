@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,6 +95,15 @@ def _fresh_workflow_context() -> Iterator[None]:
     yield
     specs.clear()
     specs.update(before)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_export_state() -> Iterator[None]:
+    """The connectors of one test share no queue and no totals with those of another, whose receiver has gone."""
+    yield
+    sharing = sys.modules.get("cascade.connectors.otel._sharing")
+    if sharing is not None:
+        sharing.forget_all()
 
 
 @pytest.fixture(autouse=True)

@@ -48,7 +48,14 @@ class Outbox:
         self._shared = Shared(limits, open_transport, pack)
         self._total = Tally()
         self._tallies = weakref.WeakSet([self._total])
+        self._capacities: weakref.WeakKeyDictionary[object, int] = weakref.WeakKeyDictionary()
         _lifetime.watch(self)
+
+    def reserve(self, user: object, capacity: int) -> None:
+        """Register a user of this outbox with its memory bound in bytes. The largest bound of the live users holds."""
+        with self._shared.lock:
+            self._capacities[user] = capacity
+            self._shared.store.capacity = max(self._capacities.values())
 
     def tally(self) -> Tally:
         """A count of its own, for the spans of one run; they count in the outbox's total as well."""
@@ -101,11 +108,12 @@ class Outbox:
                 shared.work.notify_all()
             return True
 
-    def refuse(self, reason: str) -> None:
+    def refuse(self, reason: str, *, tally: Tally | None = None) -> None:
         """Count something that never became an item as put, and lost."""
+        counted = tally or self._total
         with self._shared.lock:
-            self._total.count_put()
-            self._total.add(lost=1, reason=reason)
+            counted.count_put()
+            counted.add(lost=1, reason=reason)
 
     def flush(self, timeout: float = FLUSH_TIMEOUT, *, tally: Tally | None = None) -> FlushReport:
         """Wait until everything put before the call is sent or lost, for `timeout` seconds at the most.
@@ -145,9 +153,10 @@ class Outbox:
 
     def reset_after_fork(self) -> None:
         """Begin anew in a child process: the parent keeps its spans, and no other thread lives here."""
-        is_closed = self._shared.is_closed
-        self._shared = Shared(self._shared.limits, self._shared.open_transport, self._shared.pack)
-        self._shared.is_closed = is_closed
+        old = self._shared
+        self._shared = Shared(old.limits, old.open_transport, old.pack)
+        self._shared.is_closed = old.is_closed
+        self._shared.store.capacity = old.store.capacity
         for tally in list(self._tallies):
             tally.disown_pending()
 
@@ -159,6 +168,7 @@ class Outbox:
         try:
             if not shared.senders:
                 _sender.start(shared)
+                shared.owner = self
         except RuntimeError:
             return "the interpreter is shutting down"
         if shared.store.add(entry):

@@ -26,9 +26,10 @@ from cascade.connectors.otel._below import TaskIds, mark_spans_of
 from cascade.connectors.otel._encode import Envelope
 from cascade.connectors.otel._ids import PresetIds, PresetSampler
 from cascade.connectors.otel._options import ExportOptions
-from cascade.connectors.otel._outbox import CAPACITY, Outbox
+from cascade.connectors.otel._outbox import Outbox
 from cascade.connectors.otel._routes import Route, RoutingProcessor
 from cascade.connectors.otel._scope import SCOPE, scope_version
+from cascade.connectors.otel._sharing import Registry, destination
 from cascade.connectors.otel._transport import open_transport, prepare
 from cascade.runtime.threads import is_shutdown
 from cascade.telemetry import attributes as a
@@ -52,7 +53,7 @@ _LIMITS = (
 """Limits that the SDK's own spans observe."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Tracing:
     """A tracer whose ids can be preset. `route` is None where the provider's own processors export."""
 
@@ -86,31 +87,42 @@ def application() -> TracerProvider | None:
     return provider if isinstance(provider, TracerProvider) and not isinstance(provider, _OwnProvider) else None
 
 
-def own(
-    options: ExportOptions, max_buffer_bytes: int = CAPACITY, environ: Mapping[str, str] = os.environ
-) -> Tracing | None:
-    """A provider of our own, which becomes the process's if there is none yet.
+_shared: Registry[Tracing] = Registry()
+
+
+def own(options: ExportOptions, environ: Mapping[str, str] = os.environ) -> Tracing | None:
+    """The provider of our own for this destination, which becomes the process's if there is none yet.
+
+    None if the SDK is disabled.
 
     Raises:
         ValueError: OTEL_TRACES_EXPORTER names an exporter that we do not have.
     """
+    if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return None
+    tracing = _shared.get(destination(options, environ), partial(_made, options, environ))
+    if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+        trace.set_tracer_provider(tracing.provider)
+    return tracing
+
+
+def _made(options: ExportOptions, environ: Mapping[str, str]) -> Tracing:
     exporters = _exporters(environ)
     provider = _OwnProvider(resource=_resource(environ), shutdown_on_exit=False)
     envelope = Envelope(provider.resource, InstrumentationScope(SCOPE, scope_version(), ""))
     prepare(options)
     pack = partial(encode, envelope=envelope)
-    outbox = Outbox(
-        partial(open_transport, options), pack=pack, capacity=max_buffer_bytes, request_timeout=options.timeout
-    )
+    outbox = Outbox(partial(open_transport, options), pack=pack, request_timeout=options.timeout)
     route = Route(outbox) if "otlp" in exporters else None
     provider.add_span_processor(RoutingProcessor(route))
     mark_spans_of(provider)
     provider.is_plain = provider.is_plain and not any(name in environ for name in _LIMITS)
     if "console" in exporters:
         provider.add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter()))
-    if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
-        trace.set_tracer_provider(provider)
-    return _tracing(provider, route, options.endpoint)
+    made = _tracing(provider, route, options.endpoint)
+    if made is None:
+        raise RuntimeError("the SDK's TracerProvider returned a tracer that is not the SDK's")
+    return made
 
 
 class _OwnProvider(TracerProvider):

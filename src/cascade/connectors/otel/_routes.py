@@ -85,8 +85,8 @@ class RoutingProcessor(SpanProcessor):
         return routes if len(routes) == 1 else _one_for_each_outbox(routes, (span.attributes or {}).get(a.RUN_ID))
 
     def shutdown(self) -> None:
-        if self._own is not None:
-            self._own.outbox.close()
+        """Flush. The outbox stays open: it belongs to all connectors of its destination, and closes at exit."""
+        self.force_flush()
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         if self._own is None:

@@ -42,6 +42,7 @@ def _run(shared: Shared) -> None:
 
 def _sign_off(shared: Shared) -> None:
     shared.senders = [sender for sender in shared.senders if sender is not threading.current_thread()]
+    shared.owner = shared.owner if shared.senders else None
 
 
 def _next_flight(shared: Shared) -> Flight | None:

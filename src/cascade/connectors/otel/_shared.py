@@ -45,6 +45,7 @@ class Shared:
         self.is_closed = False
         self.probe: Flight | None = None  # the one that a dead peer is asked with: one at a time is enough
         self.senders: list[threading.Thread] = []
+        self.owner: object = None  # the outbox, while a thread sends: it may have no other holder
 
     def give_up(self, tally: Tally | None, before: float, reason: str) -> None:
         """Nobody waits any more for what was put until `before`, of one tally or of all."""

@@ -6,13 +6,17 @@ from opentelemetry.sdk.resources import Resource
 
 from cascade._loggers import get_logger
 from cascade.connectors.otel._options import ExportOptions, Signal
+from cascade.connectors.otel._outbox import Outbox
 from cascade.connectors.otel._provider import Tracing
+from cascade.connectors.otel._sharing import Registry
 
 if TYPE_CHECKING:
     from cascade.connectors.otel.logs import RunLogs
     from cascade.connectors.otel.metrics import RunMetrics
 
 logger = get_logger("cascade.connectors.otel")
+
+_log_outboxes: Registry[Outbox] = Registry()
 
 
 class Signals:
@@ -83,7 +87,7 @@ def _logs(tracing: Tracing | None, exporting: dict[str, Any], logs: bool | str |
             "or set OTEL_EXPORTER_OTLP_LOGS_ENDPOINT and no endpoint here"
         )
     resource: Resource = tracing.provider.resource
-    return RunLogs(resource, options, level)
+    return RunLogs(resource, options, level, _log_outboxes)
 
 
 def _options(exporting: dict[str, Any], signal: Signal) -> ExportOptions | None:

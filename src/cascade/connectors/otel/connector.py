@@ -94,12 +94,14 @@ class OtelConnector:
         if tracer_provider is not None and any(exporting.values()):
             raise ValueError("endpoint, protocol and headers are the business of the tracer_provider that is given")
         capacity = whole("max_buffer_bytes", max_buffer_bytes)
-        self._tracing = _choose(tracer_provider, exporting, capacity)
+        self._tracing = _choose(tracer_provider, exporting)
         self._factory = SpanFactory(self._tracing) if self._tracing else None
         self._signals = Signals(self._tracing, exporting, metrics=metrics, logs=logs)
         self._runs: dict[str, LiveRun] = {}
         self._ended: list[Route] = []
         self._route = self._tracing.route if self._tracing else None
+        if self._route is not None:
+            self._route.outbox.reserve(self, capacity)
         self._room: Room | None = None
         self._connections = 0
 
@@ -225,10 +227,10 @@ class OtelConnector:
         logger.warning("%s", message)
 
 
-def _choose(provider: Any, exporting: dict[str, Any], max_buffer_bytes: int) -> "_provider.Tracing | None":
+def _choose(provider: Any, exporting: dict[str, Any]) -> "_provider.Tracing | None":
     if provider is not None:
         return _provider.foreign(provider)
     options = ExportOptions.from_environment(**exporting)
     if not any(exporting.values()) and (found := _provider.application()) is not None:
         return _provider.foreign(found)
-    return _provider.own(options, max_buffer_bytes)
+    return _provider.own(options)

@@ -13,6 +13,7 @@ from cascade.connectors import _lifetime
 from cascade.connectors.otel._batch import Entry
 from cascade.connectors.otel._options import ExportOptions
 from cascade.connectors.otel._outbox import Outbox
+from cascade.connectors.otel._sharing import Registry, destination
 from cascade.connectors.otel._tally import FlushReport
 from cascade.connectors.otel._transport import open_transport, prepare, takes_no_such_signal
 from cascade.connectors.otel.logs._framing import request
@@ -53,20 +54,24 @@ class RunLogs:
         resource: The same as that of the spans.
         options: Made for the signal "logs".
         level: A number of `logging`'s, from which on records are exported.
+        outboxes: Outboxes of the process; the one of this destination is shared. None makes an outbox.
     """
 
-    def __init__(self, resource: Resource, options: ExportOptions, level: int = logging.NOTSET) -> None:
-        prepare(options)
+    def __init__(
+        self,
+        resource: Resource,
+        options: ExportOptions,
+        level: int = logging.NOTSET,
+        outboxes: Registry[Outbox] | None = None,
+    ) -> None:
         self.endpoint = options.endpoint
-        around = encode_resource(resource.attributes, resource.schema_url)
-        self._outbox = Outbox(
-            partial(open_transport, options),
-            pack=partial(_pack, around),
-            capacity=CAPACITY,
-            request_timeout=options.timeout,
-        )
+        make = partial(_outbox, resource, options)
+        self._outbox = make() if outboxes is None else outboxes.get(destination(options), make)
+        self._is_shared = outboxes is not None
+        self._tally = self._outbox.tally()
         self._runs: Counter[str] = Counter()
-        self._handler = TaskLogHandler(self._outbox.put, self._outbox.refuse, self._runs, level)
+        put, refuse = partial(self._outbox.put, tally=self._tally), partial(self._outbox.refuse, tally=self._tally)
+        self._handler = TaskLogHandler(put, refuse, self._runs, level)
         self._lock = threading.Lock()
         self._told = 0
         self._told_of_refusal = False
@@ -89,14 +94,14 @@ class RunLogs:
 
     def flush(self, timeout: float) -> FlushReport:
         """Wait until all records so far are sent or lost, for `timeout` seconds at the most; for a thread, not a loop."""
-        return self._outbox.flush(timeout)
+        return self._outbox.flush(timeout, tally=self._tally)
 
     def losses(self) -> tuple[int, str]:
         """How many records were lost since the last call, and why; the empty text when there is nothing new to say.
 
         Of a peer that takes no logs it says so once.
         """
-        report = self._outbox.report()
+        report = self._outbox.report(self._tally)
         fresh, self._told = report.lost - self._told, report.lost
         if not fresh:
             return 0, ""
@@ -108,17 +113,28 @@ class RunLogs:
         return fresh, f"it takes no logs ({report.reason}); OTEL_EXPORTER_OTLP_LOGS_ENDPOINT can name one that does"
 
     def close(self, timeout: float) -> FlushReport:
-        """Flush for the last time; what comes is refused."""
+        """Detach from all runs and flush for the last time. An outbox that is not shared is closed."""
         with self._lock:
             self._runs.clear()
             logging.getLogger().removeHandler(self._handler)
-        return self._outbox.close(timeout)
+        return self.flush(timeout) if self._is_shared else self._outbox.close(timeout)
 
     def reset_after_fork(self) -> None:
         self._lock = threading.Lock()
 
     def close_at_exit(self) -> None:
         """Its outbox sees to that itself."""
+
+
+def _outbox(resource: Resource, options: ExportOptions) -> Outbox:
+    prepare(options)
+    around = encode_resource(resource.attributes, resource.schema_url)
+    return Outbox(
+        partial(open_transport, options),
+        pack=partial(_pack, around),
+        capacity=CAPACITY,
+        request_timeout=options.timeout,
+    )
 
 
 def _pack(around: bytes, entries: Sequence[Entry]) -> tuple[bytes, list[Entry]]:
