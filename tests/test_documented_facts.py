@@ -4,6 +4,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,23 @@ from cascade.connectors.mqtt import connector as mqtt
 from cascade.runtime import lane
 from cascade.runtime.control import admission, constraint, control, decisions
 from cascade.spec import telemetry
-from cascade.telemetry import limits, wire
+from cascade.telemetry import identity, limits, wire
 from cascade.telemetry.topics import control_topic
 from cascade.testing import MemoryConnector
+from stack import build
 
 ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 KIB, MIB = 1 << 10, 1 << 20
+
+
+def defaults_of(file: str, pattern: str) -> dict[str, str]:
+    """Variables of a configuration file, with their defaults there."""
+    return dict(re.findall(pattern, (ROOT / file).read_text(encoding="utf-8")))
+
+
+COMPOSE_DEFAULTS = defaults_of("docker-compose.yml", r"\$\{(\w+):-([^}]*)\}")
+COLLECTOR_DEFAULTS = defaults_of("collector-config/collector.yaml", r"\$\{env:(\w+):-([^}]*)\}")
 
 STATED = {
     "docs/connectors.md": [
@@ -37,6 +49,14 @@ STATED = {
         f"{decisions.AT_ONCE:g} at once and {decisions.PER_SECOND:g} per second; of those",
         f"the tasks of {constraint.BURST_SECONDS} seconds may start at once",
         {0.5: "for half a second"}[admission.RETELL],
+    ],
+    "docs/grafana.md": [f"`GRAFANA_PASSWORD` (`{COMPOSE_DEFAULTS['GRAFANA_PASSWORD']}`)"],
+    "docs/jaeger.md": [
+        f"after the {identity.PART_SIZE:,}th of a run or map",
+        f"the operation `{identity.RUN_STARTED}`",
+        f"Collector {build.collector_version()}, Jaeger {build.JAEGER} and",
+        f"up to {int(COLLECTOR_DEFAULTS['COLLECTOR_QUEUE_BYTES']) // MIB} MiB while Jaeger is away",
+        f"runner:{COMPOSE_DEFAULTS['MQTT_RUNNER_PASSWORD']}@localhost",
     ],
     "docs/mqtt.md": [
         f"by default {_outbox.CAPACITY // MIB} MiB",
@@ -61,6 +81,37 @@ def text_of(page: str) -> str:
 @pytest.mark.parametrize(("page", "sentence"), [(page, one) for page, found in STATED.items() for one in found])
 def test_a_stated_number_is_that_of_the_code(page: str, sentence: str) -> None:
     assert sentence in text_of(page)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_names_that_a_page_mentions_exist(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    targets = re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(re.findall(r"(?:`|^ *|\w=\S+ )make ([a-z][a-z0-9-]*)", text, re.MULTILINE)) <= set(targets)
+    files = re.findall(
+        r"`((?:src|tests|docs|examples|stack|mosquitto|grafana|prometheus|collector-config|\.ci)/[\w./-]*)`", text
+    )
+    assert [file for file in files if not (ROOT / file).exists()] == []
+    ports = re.findall(r"://(?:\w+:\w+@)?(?:localhost|127\.0\.0\.1):(\d+)", text)
+    assert set(ports) <= set(COMPOSE_DEFAULTS.values())
+    variables = set(re.findall(r"\b(?:CASCADE|MQTT|GRAFANA|COMPOSE)_[A-Z0-9_]+\b", text))
+    known = {name for file in _sources() for name in variables if name in file}
+    assert known == variables
+
+
+@cache
+def _sources() -> list[str]:
+    files = [*(ROOT / "src").rglob("*.py"), *(ROOT / "stack").glob("*.py"), ROOT / "docker-compose.yml"]
+    return [file.read_text(encoding="utf-8") for file in (*files, ROOT / "tests/e2e/conftest.py")]
+
+
+def test_the_page_about_grafana_lists_the_rules_and_alerts() -> None:
+    rules = [
+        (ROOT / "prometheus" / "rules" / name).read_text(encoding="utf-8") for name in ("cascade.yml", "alerts.yml")
+    ]
+    page = text_of("docs/grafana.md")
+    assert set(re.findall(r"`(cascade:\w+:increase5m)`", page)) == set(re.findall(r"- record: (\S+)", rules[0]))
+    assert set(re.findall(r"\| `(C[a-zA-Z]+)` \|", page)) == set(re.findall(r"- alert: (\S+)", rules[1]))
 
 
 @pytest.mark.parametrize("body", telemetry.Body.__args__, ids=lambda body: body.__name__)

@@ -106,3 +106,11 @@ def test_an_endpoint_with_another_path_has_no_metrics_and_refuses_logs(caplog: p
     warned = [record.getMessage() for record in caplog.records if record.name.startswith("cascade.")]
     assert len(warned) == 1, "of the traces, whose path it is"
     assert f"spans were lost at {endpoint}: 404" in warned[0]
+
+
+def test_metrics_count_runs_that_are_not_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
+    with OtlpReceiver() as receiver:
+        cs.run(flow(), connector=OtelConnector(receiver.http_endpoint), log_level="ERROR")
+        assert values(latest(receiver)["cascade.task.duration"]) == {("flaky", "success"): 1, ("shout", "success"): 1}
+        assert not receiver.spans
