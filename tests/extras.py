@@ -12,6 +12,7 @@ NEEDS = {
     "benchmarks": ("otel", "mqtt"),
     "connectors/mqtt": ("mqtt",),
     "connectors/mqtt/test_both.py": ("otel",),
+    "connectors/mqtt/test_broken_logging.py": ("otel",),
     "connectors/otel": ("otel",),
     "e2e": ("otel", "mqtt"),
     "stack/test_picture.py": ("otel",),

@@ -1,7 +1,6 @@
 """A connector of the program's own that raises, in any of its methods, ends no run in any shape of task."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -13,6 +12,7 @@ from cascade.runtime.guard import awaited, words
 from cascade.runtime.task_context import TaskContext
 from cascade.spec.protocols import MessageCallback
 from cascade.telemetry.identity import RunTrace, SpanRef, place_run
+from tests.shapes import TOTAL, all_shapes, in_loop
 from tests.waiting import NEVER
 
 
@@ -114,65 +114,11 @@ METHODS = pytest.mark.parametrize(
 )
 
 
-@cs.resource
-def plain() -> Iterator[int]:
-    yield 10
-
-
-@cs.resource
-async def asynchronous() -> AsyncIterator[int]:
-    yield 20
-
-
-@cs.task
-def in_thread(x: int) -> int:
-    return x
-
-
-@cs.task(threaded=False)
-def in_loop(x: int) -> int:
-    return x
-
-
-@cs.task
-async def coroutine(x: int) -> int:
-    return x
-
-
-@cs.task
-def outer(x: int) -> int:
-    return cs.run(in_thread(x), log_level="OFF")
-
-
-@cs.task
-def total(*values: int, items: list[int], a: int = cs.inject(plain), b: int = cs.inject(asynchronous)) -> int:
-    return sum(values) + sum(items) + a + b
-
-
-class FailsOnce:
-    """A task that raises in the first attempt."""
-
-    def __init__(self) -> None:
-        self.attempts = 0
-
-    def __call__(self) -> int:
-        self.attempts += 1
-        if self.attempts == 1:
-            raise ConnectionError("once")
-        return self.attempts
-
-
-def all_shapes() -> Any:
-    """Every kind of task, whose total is 56."""
-    retried = cs.task(FailsOnce(), name="retried")().with_retry(max_attempts=1, delay=0)
-    return total(in_thread(1), in_loop(2), coroutine(3), outer(4), retried, items=in_thread.map(x=[5, 4, 5]))
-
-
 @METHODS
 @ERRORS
 def test_a_connector_that_raises_ends_no_run(where: str, error: BaseException) -> None:
     connector = Raising(where, error)
-    assert cs.run(all_shapes(), connector=connector, log_level="OFF") == 56
+    assert cs.run(all_shapes(), connector=connector, log_level="OFF") == TOTAL
     assert connector.calls > 0
 
 
@@ -180,7 +126,7 @@ def test_a_connector_that_raises_ends_no_run(where: str, error: BaseException) -
 @ERRORS
 def test_nor_does_it_cost_another_connector_its_messages(where: str, error: BaseException) -> None:
     good, bad = MemoryConnector(), Raising(where, error)
-    assert cs.run(all_shapes(), connector=[bad, good], log_level="OFF") == 56
+    assert cs.run(all_shapes(), connector=[bad, good], log_level="OFF") == TOTAL
     assert bad.calls > 0
     completed = [p for p in good.payloads if p["body"].get("state") == "COMPLETED"]
     assert len(completed) == 10
@@ -191,7 +137,7 @@ def test_nor_does_it_cost_another_connector_its_messages(where: str, error: Base
 @METHODS
 async def test_nor_in_a_loop_of_the_program(where: str) -> None:
     connector = Raising(where, asyncio.CancelledError("stray"))
-    assert await cs.run_async(all_shapes(), connector=connector, log_level="OFF") == 56
+    assert await cs.run_async(all_shapes(), connector=connector, log_level="OFF") == TOTAL
 
 
 @pytest.mark.parametrize("where", ["place_run", "activate", "is_full"])

@@ -45,11 +45,11 @@ class SpanActivation:
         self._token: Token[Context] | None = None
 
     def __enter__(self) -> None:
-        if self._task.kind == "task":
-            self._metrics.entered()
         span = self._current()
         context = trace.set_span_in_context(span, otel_context.get_current())
         self._token = otel_context.attach(context if span is self._span else with_task(self._task, context))
+        if self._task.kind == "task":
+            self._metrics.entered()  # last: `__exit__` is not called if this method raises
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None

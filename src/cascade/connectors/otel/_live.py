@@ -9,12 +9,15 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
+from cascade._loggers import get_logger
 from cascade.connectors.otel._encode import encode_span
 from cascade.connectors.otel._ids import add_part, remove_part
 from cascade.connectors.otel._provider import Tracing
 from cascade.connectors.otel._routes import Route, add_route, remove_route
 from cascade.connectors.otel._spans import SpanData
 from cascade.telemetry.identity import RUN_STARTED, RunTrace
+
+logger = get_logger("cascade.connectors.otel")
 
 
 class SpanFactory:
@@ -81,6 +84,7 @@ class LiveRun:
     lock: threading.Lock = field(default_factory=threading.Lock)
     root_id: str = field(init=False)
     _traces: set[str] = field(default_factory=set)
+    _has_failed: bool = False
 
     def __post_init__(self) -> None:
         self.root_id = self.trace.span_id
@@ -98,6 +102,14 @@ class LiveRun:
             add_part(int(trace_id, 16), int(self.trace.trace_id, 16))
         if self.route is not None:
             add_route(int(trace_id, 16), self.route)
+
+    def report_failed_start(self) -> None:
+        """Log the current exception, the first of the run: the tracer provider could not start a span."""
+        if not self._has_failed:
+            self._has_failed = True
+            logger.exception(  # noqa: LOG004 - called from exception handlers
+                "OtelConnector: a span could not be started; further failures in this run are not logged"
+            )
 
     def leave(self) -> None:
         """No further span of its traces is the run's."""

@@ -1,7 +1,7 @@
 """Which tracer provider a connector works with: the caller's, the application's, or one of its own."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,8 +9,8 @@ from typing import Any
 from opentelemetry import trace
 from opentelemetry.sdk import resources
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import SpanProcessor, Tracer, TracerProvider
-from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, Tracer, TracerProvider
+from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.sampling import (
     ParentBased,
     ParentBasedTraceIdRatio,
@@ -118,11 +118,21 @@ def _made(options: ExportOptions, environ: Mapping[str, str]) -> Tracing:
     mark_spans_of(provider)
     provider.is_plain = provider.is_plain and not any(name in environ for name in _LIMITS)
     if "console" in exporters:
-        provider.add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter()))
+        provider.add_span_processor(SimpleSpanProcessor(_ConsoleExporter()))
     made = _tracing(provider, route, options.endpoint)
     if made is None:
         raise RuntimeError("the SDK's TracerProvider returned a tracer that is not the SDK's")
     return made
+
+
+class _ConsoleExporter(ConsoleSpanExporter):
+    """Prints spans. A standard output that is closed or full affects neither the run nor the other exporter."""
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        try:
+            return super().export(spans)
+        except Exception:  # noqa: BLE001 - telemetry never breaks a run
+            return SpanExportResult.FAILURE
 
 
 class _OwnProvider(TracerProvider):

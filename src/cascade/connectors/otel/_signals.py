@@ -9,6 +9,7 @@ from cascade.connectors.otel._options import ExportOptions, Signal
 from cascade.connectors.otel._outbox import Outbox
 from cascade.connectors.otel._provider import Tracing
 from cascade.connectors.otel._sharing import Registry
+from cascade.telemetry.safe import error_text
 
 if TYPE_CHECKING:
     from cascade.connectors.otel.logs import RunLogs
@@ -63,7 +64,11 @@ def _metrics(tracing: Tracing | None, exporting: dict[str, Any], *, is_wanted: b
     if tracing is None or not is_wanted:
         return RunMetrics()
     if not any(exporting.values()) and (meters := application()) is not None:
-        return RunMetrics.of(meters)
+        try:
+            return RunMetrics.of(meters)
+        except Exception as error:  # noqa: BLE001 - the application's
+            logger.warning("OtelConnector: no metrics, the application's meter provider raised %s", error_text(error))
+            return RunMetrics()
     if tracing.route is None:  # the application's tracing: where its metrics should go is not ours to guess
         return RunMetrics()
     options = _options(exporting, "metrics")

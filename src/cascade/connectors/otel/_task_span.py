@@ -7,7 +7,7 @@ one of the SDK's. The first touch makes it real.
 from collections.abc import Mapping
 from typing import Any
 
-from opentelemetry.trace import INVALID_SPAN, Span, SpanContext, Status, StatusCode
+from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, Span, SpanContext, Status, StatusCode
 from opentelemetry.util.types import Attributes, AttributeValue
 
 from cascade.connectors.otel._below import OfTask
@@ -47,12 +47,16 @@ class TaskSpan(OfTask, Span):
             self._is_over = True
 
     def real(self) -> Span:
-        """The SDK's span; one that records nothing if it is too late for that."""
+        """The SDK's span; one that records nothing after the end of the task's code, or if the SDK raises an error."""
         with self._run.lock:
             if self._span is None:
                 if self._is_over:
                     return INVALID_SPAN
-                self._span = self._make()
+                try:
+                    self._span = self._make()
+                except Exception:  # noqa: BLE001 - a sampler, a processor or an id generator of the program
+                    self._span = NonRecordingSpan(self.get_span_context())
+                    self._run.report_failed_start()
             return self._span
 
     def _make(self) -> Span:

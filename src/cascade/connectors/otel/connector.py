@@ -134,15 +134,11 @@ class OtelConnector:
         self._signals.metrics.publish(payload)
         if self._factory is None:
             return
-        run = self._runs.get(payload["run_id"])
-        if run is None or run.is_recording:
-            is_pending = payload["body"].get("state") == "PENDING"
-            for data in spans_of(payload, detail=self._detail, cicd=self._cicd):
-                self._emit(data, run)
-                if run is not None and is_pending:
-                    run.ended.add(data.span_id)
-        if payload["body"].get("event") == "ENGINE_STOPPED":
-            self._end_run(payload["run_id"])
+        try:
+            self._emit_all(payload, self._runs.get(payload["run_id"]))
+        finally:
+            if payload["body"].get("event") == "ENGINE_STOPPED":
+                self._end_run(payload["run_id"])
         if self.is_full():
             await self.room()
 
@@ -189,6 +185,21 @@ class OtelConnector:
         run = self._runs.get(task.run_id)
         return NoActivation() if run is None else SpanActivation(task, run, self._signals.metrics, self._detail)
 
+    def _emit_all(self, payload: dict[str, Any], run: LiveRun | None) -> None:
+        if run is not None and not run.is_recording:
+            return
+        is_pending = payload["body"].get("state") == "PENDING"
+        failures: list[Exception] = []
+        for data in spans_of(payload, detail=self._detail, cicd=self._cicd):
+            try:
+                self._emit(data, run)
+            except Exception as error:  # noqa: BLE001 - a processor of the program; the other spans do not depend on it
+                failures.append(error)
+            if run is not None and is_pending:
+                run.ended.add(data.span_id)
+        if failures:
+            raise failures[0]
+
     def _emit(self, data: SpanData, run: LiveRun | None) -> None:
         if run is not None and data.span_id in run.ended:
             run.ended.discard(data.span_id)  # a failed attempt, which ended when its retry was announced
@@ -213,7 +224,10 @@ class OtelConnector:
             if span.is_recording():
                 span.set_attribute(a.RUN_RESULT if span is run.root else a.TASK_RESULT, "cancellation")
                 span.set_status(Status(StatusCode.ERROR, "its last message was lost"))
-                span.end()
+                try:
+                    span.end()
+                except Exception:
+                    logger.debug("OtelConnector: a span processor has raised an error", exc_info=True)
         run.leave()
         if run.route is not None:
             self._ended.append(run.route)

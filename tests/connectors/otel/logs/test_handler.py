@@ -95,7 +95,17 @@ def test_nor_what_putting_one_away_says() -> None:
     assert len(seen) == 1
 
 
-@pytest.mark.parametrize("fields", [{"lineno": "seven"}, {"levelname": 3}, {"name": None}, {"exc_info": (1, 2, 3)}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"lineno": "seven"},
+        {"levelname": 3},
+        {"level": "INFO"},
+        {"name": None, "level": 40},
+        {"name": 3, "level": 40},
+        {"exc_info": (1, 2, 3)},
+    ],
+)
 def test_a_record_that_is_none_harms_nobody(fields: dict[str, Any]) -> None:
     taken = Taken()
     with inside():
@@ -130,6 +140,32 @@ def test_a_filter_on_it_is_asked() -> None:
         taken.handle("noisy")
         taken.handle("app")
     assert len(taken.items) == 1
+
+
+def test_a_filter_on_it_that_raises_does_not_raise_into_the_task() -> None:
+    taken = Taken()
+
+    def raises(record: logging.LogRecord) -> bool:
+        raise LookupError(record.name)
+
+    taken.handler.addFilter(raises)
+    with inside():
+        taken.handle()
+    assert (taken.items, taken.refused) == ([], ["a record cannot be handled: LookupError"])
+
+
+def test_a_closed_stderr_does_not_raise_into_a_program_without_handlers() -> None:
+    script = textwrap.dedent("""
+        import logging, sys
+        from cascade.connectors.otel.logs._handler import TaskLogHandler
+        from tests.connectors.otel.logs.conftest import RUN, inside
+        logging.root.addHandler(TaskLogHandler(lambda item: print("exported"), print, {RUN}))
+        sys.stderr.close()
+        with inside():
+            logging.warning("seen by the collector alone")
+    """)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "exported\n"
 
 
 def test_a_program_without_handlers_shows_its_warnings_as_before() -> None:

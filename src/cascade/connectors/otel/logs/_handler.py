@@ -1,5 +1,6 @@
 """The handler on the root logger: records made inside of tasks of certain runs, and no others."""
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Container
@@ -16,7 +17,7 @@ _here = threading.local()
 class TaskLogHandler(logging.Handler):
     """Takes the records that a task of one of `runs` makes, from `min_level` on, encodes them, and puts them away.
 
-    It never raises: a record that cannot be encoded is refused with the reason.
+    It never raises: a record that cannot be handled or encoded is refused with the reason.
     """
 
     def __init__(
@@ -34,10 +35,14 @@ class TaskLogHandler(logging.Handler):
 
     def handle(self, record: logging.LogRecord) -> bool:
         """Without the lock that logging's own takes: threads need not wait for each other to encode."""
-        passed = self.filter(record)
-        if passed:
-            self.emit(record)
-        return bool(passed)
+        try:
+            passed = bool(self.filter(record))
+            if passed:
+                self.emit(record)
+        except Exception as error:  # noqa: BLE001 - a filter of the program, or a record whose fields have other types
+            self._refuse(f"a record cannot be handled: {type(error).__name__}")
+            return False
+        return passed
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno >= logging.WARNING and self._is_alone(record.name):
@@ -75,7 +80,8 @@ class TaskLogHandler(logging.Handler):
 def _last_resort(record: logging.LogRecord) -> None:
     """Show what a program without any handler shows: that ours is there must not make its warnings silent."""
     if logging.lastResort is not None and record.levelno >= logging.lastResort.level:
-        logging.lastResort.handle(record)
+        with contextlib.suppress(Exception):  # stderr may be closed
+            logging.lastResort.handle(record)
 
 
 def _is_own(name: str) -> bool:

@@ -56,11 +56,7 @@ class Console:
         self._next = following
 
     def send(self, snapshot: Snapshot, time_left: Callable[[], float]) -> Reply | None:
-        from opentelemetry.sdk.metrics.export import ConsoleMetricExporter
-
-        from cascade.connectors.otel.metrics._points import metrics_data
-
-        ConsoleMetricExporter(out=sys.stdout).export(metrics_data(snapshot, self._resource))
+        self._print(snapshot)
         reply = self._next.send(snapshot, time_left) if self._next else None
         if reply is None and self._next:
             self._next.close()
@@ -70,6 +66,16 @@ class Console:
     def close(self) -> None:
         if self._next:
             self._next.close()
+
+    def _print(self, snapshot: Snapshot) -> None:
+        from opentelemetry.sdk.metrics.export import ConsoleMetricExporter
+
+        from cascade.connectors.otel.metrics._points import metrics_data
+
+        try:
+            ConsoleMetricExporter(out=sys.stdout).export(metrics_data(snapshot, self._resource))
+        except Exception:
+            logger.debug("OtelConnector: metrics cannot be printed", exc_info=True)
 
 
 def _encoded(snapshot: Snapshot, resource: Resource) -> bytes:

@@ -1,0 +1,63 @@
+"""A workflow with tasks of every kind: in threads, in the event loop, items, attempts, with resources, nested."""
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import cascade as cs
+
+
+@cs.resource
+def plain() -> Iterator[int]:
+    yield 10
+
+
+@cs.resource
+async def asynchronous() -> AsyncIterator[int]:
+    yield 20
+
+
+@cs.task
+def in_thread(x: int) -> int:
+    return x
+
+
+@cs.task(threaded=False)
+def in_loop(x: int) -> int:
+    return x
+
+
+@cs.task
+async def coroutine(x: int) -> int:
+    return x
+
+
+@cs.task
+def outer(x: int) -> int:
+    return cs.run(in_thread(x), log_level="OFF")
+
+
+@cs.task
+def total(*values: int, items: list[int], a: int = cs.inject(plain), b: int = cs.inject(asynchronous)) -> int:
+    return sum(values) + sum(items) + a + b
+
+
+class FailsOnce:
+    """A task that raises in the first attempt."""
+
+    def __init__(self) -> None:
+        self.attempts = 0
+
+    def __call__(self) -> int:
+        self.attempts += 1
+        if self.attempts == 1:
+            raise ConnectionError("once")
+        return self.attempts
+
+
+TOTAL = 56
+
+
+def all_shapes() -> Any:
+    """A workflow with every kind of task; its value is TOTAL."""
+    retried = cs.task(FailsOnce(), name="retried")().with_retry(max_attempts=1, delay=0)
+    return total(in_thread(1), in_loop(2), coroutine(3), outer(4), retried, items=in_thread.map(x=[5, 4, 5]))
