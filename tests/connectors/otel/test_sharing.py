@@ -1,15 +1,24 @@
 """Connectors of one destination share their export state: threads, sockets, queue, health of the peer."""
 
+import gc
+import logging
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
 import cascade as cs
 from cascade.connectors.otel import OtelConnector
-from cascade.testing import OtlpReceiver
+from cascade.testing import Fault, OtlpReceiver
 from tests.connectors.otel import peers
+from tests.connectors.otel.logs.conftest import lines
+from tests.connectors.otel.metrics.exports import latest, metrics_of, values
+from tests.waiting import HANG, until_blocking
 
 RUNS = 10
+PROTOCOLS = ["http/protobuf", "grpc"]
+TEMPORALITY = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
 
 
 @cs.task
@@ -21,15 +30,27 @@ def threads(name: str, before: frozenset[threading.Thread] = frozenset()) -> int
     return sum(thread.name == name and thread not in before for thread in threading.enumerate())
 
 
-@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+@cs.task
+def logs() -> None:
+    logging.getLogger("tests.sharing").error("one line")
+
+
+@cs.task
+def fails() -> int:
+    raise ValueError("no")
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_runs_with_a_connector_each_share_one_thread(protocol: str) -> None:
     before = frozenset(threading.enumerate())
     with OtlpReceiver() as receiver:
         for _ in range(RUNS):
             connector = OtelConnector(receiver.endpoint(protocol), protocol=protocol, logs=True)
-            cs.run(one(), connector=connector, log_level="ERROR")
-        assert len(receiver.spans.named("run one")) == RUNS
-        assert threads("cascade-otlp", before) == 1
+            cs.run(logs(), connector=connector, log_level="ERROR")
+        assert len(receiver.spans.named("run logs")) == RUNS
+        assert len(lines(receiver.logs)) == RUNS
+        assert threads("cascade-otlp", before) == 2, "one for spans and one for log records"
+        assert threads("cascade-metrics", before) == 1
 
 
 @pytest.mark.usefixtures("real_limits")
@@ -38,6 +59,7 @@ def test_runs_with_a_connector_each_share_one_thread_with_a_dead_collector() -> 
     for _ in range(RUNS):
         cs.run(one(), connector=OtelConnector(endpoint), log_level="OFF")
     assert threads("cascade-otlp", before) == 1
+    assert threads("cascade-metrics", before) == 1
 
 
 @pytest.mark.parametrize(
@@ -52,3 +74,114 @@ def test_another_destination_has_a_queue_of_its_own(other: dict[str, object]) ->
     options = {"metrics": False, "flush_timeout": 0.01, **other}
     cs.run(one(), connector=OtelConnector(endpoint, **options), log_level="OFF")  # type: ignore[arg-type]
     assert threads("cascade-otlp", before) == 2
+
+
+def run_each(connector: Any) -> None:
+    """Runs that succeed and runs that fail, with a connector each, which is collected before the next run."""
+    for number in range(RUNS):
+        if number % 5 == 4:
+            with pytest.raises(ValueError, match="no"):
+                cs.run(fails(), connector=connector(), log_level="OFF")
+        else:
+            cs.run(one(), connector=connector(), log_level="OFF")
+        gc.collect()
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_metrics_of_runs_with_a_connector_each_add_up(protocol: str) -> None:
+    with OtlpReceiver() as receiver:
+        run_each(lambda: OtelConnector(receiver.endpoint(protocol), protocol=protocol))
+        found, spans = latest(receiver), len(receiver.spans)
+    assert values(found["cascade.run.duration"]) == {("one", "success"): 8, ("fails", "failure"): 2}
+    assert values(found["cascade.task.duration"]) == {("one", "success"): 8, ("fails", "failure", "ValueError"): 2}
+    assert values(found["cascade.telemetry.sent"]) == {("traces",): spans}
+    assert values(found["cascade.run.active"]) == {(): 0}
+
+
+def test_the_connectors_of_the_environment_share_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    with OtlpReceiver() as receiver:
+        monkeypatch.setenv("CASCADE_CONNECTOR", "otel")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
+        run_each(lambda: None)
+        assert values(latest(receiver)["cascade.run.duration"]) == {("one", "success"): 8, ("fails", "failure"): 2}
+
+
+def test_the_deltas_of_runs_with_a_connector_each_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TEMPORALITY, "delta")
+    with OtlpReceiver() as receiver:
+        run_each(lambda: OtelConnector(receiver.http_endpoint))
+        exports = [metrics_of(request) for request in receiver.metrics]
+        durations = [values(one["cascade.run.duration"]) for one in exports if "cascade.run.duration" in one]
+        assert sum(sum(found.values()) for found in durations) == RUNS
+        sent = [values(one["cascade.telemetry.sent"]) for one in exports if "cascade.telemetry.sent" in one]
+        assert sum(sum(found.values()) for found in sent) == len(receiver.spans)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_runs_and_tasks_in_progress_are_those_of_all_connectors(
+    protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "10")
+    count, release = 5, threading.Event()
+
+    @cs.task
+    def waits() -> bool:
+        return release.wait(HANG)
+
+    def run(_: int) -> bool:
+        connector = OtelConnector(receiver.endpoint(protocol), protocol=protocol)
+        return cs.run(waits(), connector=connector, log_level="OFF")
+
+    def active(name: str) -> int:
+        return values(latest(receiver)[f"cascade.{name}.active"])[()] if receiver.metrics else 0
+
+    with OtlpReceiver() as receiver, ThreadPoolExecutor(count) as pool:
+        results = pool.map(run, range(count))
+        try:
+            until_blocking(lambda: active("run") == active("task") == count)
+        finally:
+            release.set()
+        assert list(results) == [True] * count
+        until_blocking(lambda: active("run") == active("task") == 0)
+        assert values(latest(receiver)["cascade.run.duration"]) == {("waits", "success"): count}
+
+
+def test_a_collector_that_takes_no_metrics_is_asked_once_an_hour(limits: pytest.MonkeyPatch) -> None:
+    def metric_requests() -> int:
+        return sum("metrics" in request.path for request in receiver.requests)
+
+    with OtlpReceiver() as receiver:
+        receiver.fault = Fault(http_status=404)
+        for _ in range(3):
+            cs.run(one(), connector=OtelConnector(receiver.http_endpoint), log_level="OFF")
+        assert metric_requests() == 1
+    limits.setattr("cascade.connectors.otel.metrics._exporter.NOT_TAKEN_PAUSE", 0.0)
+    with OtlpReceiver() as receiver:
+        receiver.fault = Fault(http_status=404)
+        cs.run(one(), connector=OtelConnector(receiver.http_endpoint), log_level="OFF")
+        receiver.fault = None
+        cs.run(one(), connector=OtelConnector(receiver.http_endpoint), log_level="OFF")
+        assert values(latest(receiver)["cascade.run.duration"]) == {("one", "success"): 1}
+
+
+def test_the_largest_memory_bound_of_the_connectors_in_use_holds(caplog: pytest.LogCaptureFixture) -> None:
+    @cs.task
+    async def item(x: int) -> int:
+        return x
+
+    def lost_with(size: int) -> bool:
+        caplog.clear()
+        connector = OtelConnector(endpoint, metrics=False, max_buffer_bytes=size, on_full="drop", flush_timeout=HANG)
+        cs.run(item.map(x=list(range(500))), connector=connector, log_level="OFF")
+        return any("more than fits" in message for message in caplog.messages)
+
+    with OtlpReceiver() as receiver:
+        receiver.fault = Fault(delay=0.2)
+        endpoint = receiver.http_endpoint
+        assert lost_with(20_000)
+        large = OtelConnector(endpoint, metrics=False, max_buffer_bytes=2_000_000)
+        cs.run(one(), connector=large, log_level="OFF")
+        assert not lost_with(20_000)
+        del large
+        gc.collect()
+        assert lost_with(20_000)

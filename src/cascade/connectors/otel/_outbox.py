@@ -64,6 +64,11 @@ class Outbox:
             self._tallies.add(tally)
             return tally
 
+    @property
+    def totals(self) -> Callable[[], FlushReport]:
+        """Returns the counts of all spans so far, and does not keep the outbox alive."""
+        return self._total.report
+
     def report(self, tally: Tally | None = None) -> FlushReport:
         """The counts so far, of one tally or of all spans."""
         with self._shared.lock:

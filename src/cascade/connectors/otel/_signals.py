@@ -14,10 +14,12 @@ from cascade.telemetry.safe import error_text
 if TYPE_CHECKING:
     from cascade.connectors.otel.logs import RunLogs
     from cascade.connectors.otel.metrics import RunMetrics
+    from cascade.connectors.otel.metrics._exporter import Exporter
 
 logger = get_logger("cascade.connectors.otel")
 
 _log_outboxes: Registry[Outbox] = Registry()
+_metric_exporters: "Registry[Exporter]" = Registry()
 
 
 class Signals:
@@ -74,8 +76,8 @@ def _metrics(tracing: Tracing | None, exporting: dict[str, Any], *, is_wanted: b
     options = _options(exporting, "metrics")
     if options is None:
         return RunMetrics()
-    metrics = RunMetrics.own(tracing.provider.resource, options)
-    metrics.watch("traces", tracing.route.outbox.report)
+    metrics = RunMetrics.own(tracing.provider.resource, options, exporters=_metric_exporters)
+    metrics.watch("traces", tracing.route.outbox.totals)
     return metrics
 
 

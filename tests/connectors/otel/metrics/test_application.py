@@ -1,5 +1,6 @@
 """A meter provider of the application's: its readers get the metrics, nothing is sent by us."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -10,10 +11,11 @@ from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-from cascade.connectors.otel._tally import FlushReport
+from cascade.connectors.otel._tally import FlushReport, Tally
 from cascade.connectors.otel.metrics import RunMetrics
 from cascade.connectors.otel.metrics._catalogue import BOUNDS, DOCUMENTED
 from cascade.connectors.otel.metrics._census import MAX_NAMES
+from cascade.testing import OtlpReceiver
 from tests.connectors.otel.metrics import messages
 from tests.waiting import HANG
 
@@ -77,6 +79,16 @@ def test_connectors_share_the_instruments_and_add_up(caplog: pytest.LogCaptureFi
     assert caplog.records == []
 
 
+def test_the_telemetry_of_an_outbox_that_connectors_share_counts_once() -> None:
+    provider, reader = provider_with_reader()
+    tally = Tally()
+    tally.count_put()
+    tally.add(sent=1)
+    for _ in range(3):
+        RunMetrics.of(provider).watch("traces", tally.report)
+    assert values(read(reader)["cascade.telemetry.sent"]) == {("traces",): 1}
+
+
 def test_attribute_sets_are_limited_here_too() -> None:
     provider, reader = provider_with_reader()
     metrics = RunMetrics.of(provider)
@@ -115,3 +127,27 @@ def test_the_applications_provider_is_found() -> None:
         assert application() is provider
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, timeout=HANG)
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["an endpoint", "the environment"])
+def test_an_endpoint_argument_comes_before_the_applications_provider(own: bool) -> None:
+    program = """
+        import sys
+        from opentelemetry import metrics
+        from opentelemetry.sdk.metrics import MeterProvider
+        from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+        import cascade as cs
+        from cascade.connectors.otel import OtelConnector
+
+        reader = InMemoryMetricReader()
+        metrics.set_meter_provider(MeterProvider([reader]))
+        cs.run(cs.task(lambda: 1, name="one")(), connector=OtelConnector(*sys.argv[1:]))
+        print(reader.get_metrics_data() is not None)
+    """
+    with OtlpReceiver() as receiver:
+        command = [sys.executable, "-c", textwrap.dedent(program), *([receiver.http_endpoint] if own else [])]
+        environ = {**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.http_endpoint}
+        done = subprocess.run(command, check=True, timeout=HANG, env=environ, capture_output=True, text=True)
+        assert len(receiver.spans.named("run one")) == 1
+        assert bool(receiver.metrics) is own
+    assert done.stdout == f"{not own}\n"

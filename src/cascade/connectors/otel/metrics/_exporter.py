@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from cascade._loggers import get_logger
+from cascade.connectors import _lifetime
 from cascade.connectors.otel._peer import Peer
 from cascade.connectors.otel._transport import Reply
 from cascade.connectors.otel._uninstrumented import uninstrumented
@@ -16,6 +17,8 @@ logger = get_logger("cascade.connectors.otel")
 
 IDLE = 30.0  # seconds after which a thread without news ends, and with it its connection
 DEAD_PATIENCE = 0.2  # seconds a flush has for a peer whose last reply was none
+EXIT_TIMEOUT = 5.0  # seconds that the interpreter's exit may take for the last export; less for a dead collector
+NOT_TAKEN_PAUSE = 3600.0  # seconds after which metrics are offered again to a collector that takes none
 MAX_ATTEMPTS = 10  # in a row that fail, before waiting for more news
 
 
@@ -28,7 +31,7 @@ class Exporter:
     def __init__(
         self, ledger: Ledger, open_destination: Callable[[], Destination], *, interval: float, request_timeout: float
     ) -> None:
-        self._ledger = ledger
+        self.ledger = ledger
         self._open_destination = open_destination
         self._interval = interval
         self._request_timeout = request_timeout
@@ -36,6 +39,7 @@ class Exporter:
         self._is_closed = False
         self._begin()
         ledger.wake = self.wake
+        _lifetime.watch(self)
 
     def _begin(self) -> None:
         self._changed = threading.Condition()
@@ -74,15 +78,19 @@ class Exporter:
             self._changed.notify_all()
             # A thread that is out with a request may take longer than we have.
             thread = self._thread if self._begun == self._ended else None
-        self._ledger.turn_off()
+        self.ledger.turn_off()
         if thread is not None:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def reset_after_fork(self) -> None:
+        self.ledger.reset_after_fork()
         self._begin()
 
+    def close_at_exit(self) -> None:
+        self.close(EXIT_TIMEOUT)
+
     def _has_news(self) -> bool:
-        return self._ledger.has_news or 0 < self._failures < MAX_ATTEMPTS
+        return self.ledger.has_news or 0 < self._failures < MAX_ATTEMPTS
 
     def _ensure_thread(self) -> bool:
         if self._is_closed:
@@ -129,16 +137,16 @@ class Exporter:
 
     def _export(self, destination: Destination) -> None:
         try:
-            snapshot = self._ledger.take()
+            snapshot = self.ledger.take()
             reply = destination.send(snapshot, self._time_for_request)
         except Exception as error:
             logger.debug("OtelConnector: metrics cannot be exported", exc_info=True)
             reply = Reply("refused", f"{type(error).__name__}: {error}"[:200])
         else:
             if reply is None:
-                self._ledger.turn_off()
+                self.ledger.turn_off(NOT_TAKEN_PAUSE)
             elif reply.outcome == "accepted":
-                self._ledger.settle(snapshot)
+                self.ledger.settle(snapshot)
         self._learn(reply or Reply("accepted"))
 
     def _time_for_request(self) -> float:

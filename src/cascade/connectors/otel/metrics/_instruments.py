@@ -2,7 +2,6 @@
 
 import threading
 import weakref
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -13,10 +12,11 @@ from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 from opentelemetry.metrics._internal import _ProxyMeterProvider
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
+from cascade.connectors import _lifetime
 from cascade.connectors.otel._scope import SCOPE, scope_version
 from cascade.connectors.otel.metrics import _catalogue as m
 from cascade.connectors.otel.metrics._census import Census, Key, attributes_of
-from cascade.connectors.otel.metrics._levels import Levels
+from cascade.connectors.otel.metrics._levels import Gauges
 
 
 def application() -> MeterProvider | None:
@@ -33,17 +33,12 @@ class Instruments:
         self._lock = threading.Lock()
         self._census = Census()
         self._attributes: dict[Key, dict[str, Any]] = {}
-        self._levels: weakref.WeakSet[Levels] = weakref.WeakSet()
-        self._told: weakref.WeakKeyDictionary[Levels, Counter[Key]] = weakref.WeakKeyDictionary()
-        self._telemetry: Counter[Key] = Counter()
+        self.gauges = Gauges()
         self._histograms = {one: _histogram(meter, one) for one in (m.RUN_DURATION, m.TASK_DURATION, m.TASK_WAIT)}
         counted = (m.TASK_RETRIES, m.TASK_SKIPS, m.CACHE_HITS)
         self._counters = {one: meter.create_counter(one.name, one.unit, one.meaning) for one in counted}
         self._observe_levels(meter)
-
-    def attach(self, levels: Levels) -> None:
-        """Observe these as well, for as long as somebody else holds them."""
-        self._levels.add(levels)
+        _lifetime.watch(self)
 
     def observe(self, key: Key, seconds: float, end_ns: int, payload: Mapping[str, Any]) -> None:  # noqa: ARG002 - the protocol's
         self._histograms[key[0]].record(seconds, self._attributes_of(key), _context_of(payload))
@@ -54,18 +49,12 @@ class Instruments:
     def touch(self) -> None:
         pass
 
-    def settle(self) -> None:
-        """Add up what has become of the telemetry since the last time; it stays when a connector goes."""
-        with self._lock:
-            for levels in list(self._levels):
-                now = levels.telemetry()
-                self._telemetry.update(now - self._told.get(levels, Counter()))
-                self._told[levels] = now
-
     def reset_after_fork(self) -> None:
         self._lock = threading.Lock()
-        self._told.clear()
-        self._telemetry.clear()
+        self.gauges.reset_after_fork()
+
+    def close_at_exit(self) -> None:
+        """Do nothing: exporting is the provider's part."""
 
     def _attributes_of(self, key: Key) -> dict[str, Any]:
         found = self._attributes.get(key)
@@ -76,17 +65,17 @@ class Instruments:
         return found
 
     def _observe_levels(self, meter: metrics.Meter) -> None:
+        gauges = self.gauges  # the meter keeps the callbacks, and must not keep these instruments
+
         def active_runs(_: CallbackOptions) -> Iterable[Observation]:
-            return [Observation(sum(levels.active_runs for levels in list(self._levels)))]
+            return [Observation(gauges.active_runs)]
 
         def active_tasks(_: CallbackOptions) -> Iterable[Observation]:
-            return [Observation(sum(levels.active_tasks for levels in list(self._levels)))]
+            return [Observation(gauges.active_tasks)]
 
         def telemetry_of(metric: m.Metric, _: CallbackOptions) -> Iterable[Observation]:
-            self.settle()
-            with self._lock:
-                found = [(key, value) for key, value in self._telemetry.items() if key[0] is metric]
-            return [Observation(value, attributes_of(key)) for key, value in found]
+            counts = gauges.telemetry().items()
+            return [Observation(value, attributes_of(key)) for key, value in counts if key[0] is metric]
 
         for one, callback in ((m.RUN_ACTIVE, active_runs), (m.TASK_ACTIVE, active_tasks)):
             meter.create_observable_up_down_counter(one.name, [callback], one.unit, one.meaning)

@@ -1,5 +1,6 @@
 """The measurements of a process, from the event loop that makes them to the exporter that takes them away."""
 
+import math
 import threading
 import time
 from collections import Counter
@@ -9,7 +10,7 @@ from typing import Any
 
 from cascade.connectors.otel.metrics._cells import Cells
 from cascade.connectors.otel.metrics._census import Key
-from cascade.connectors.otel.metrics._levels import Levels
+from cascade.connectors.otel.metrics._levels import Gauges
 from cascade.connectors.otel.metrics._settings import Settings
 
 _SAMPLED = 1
@@ -38,13 +39,14 @@ class Ledger:
     cumulative. Memory is bounded by the census's limits.
     """
 
-    def __init__(self, levels: Levels, settings: Settings) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.wake: Callable[[], None] = lambda: None
-        self._levels = levels
+        self.gauges = Gauges()
         self._temporality = settings.temporality
         self._takes_examples = settings.exemplars != "always_off"
         self._needed_flag = _SAMPLED if settings.exemplars == "trace_based" else 0
         self._is_off = False
+        self._resumes_at = math.inf
         self._begin()
 
     def _begin(self) -> None:
@@ -78,6 +80,9 @@ class Ledger:
             self.wake()
 
     def touch(self) -> None:
+        if self._is_off and time.monotonic() >= self._resumes_at:
+            self._begin()
+            self._is_off = False
         if not self._is_off:
             self._is_touched = True
             self.wake()
@@ -85,7 +90,7 @@ class Ledger:
     @property
     def has_news(self) -> bool:
         """Whether an export now would tell something; while tasks run it does, if only that they still do."""
-        return not self._is_off and (bool(self._fresh) or self._is_touched or self._levels.is_active)
+        return not self._is_off and (bool(self._fresh) or self._is_touched or self.gauges.is_active)
 
     def take(self) -> Snapshot:
         """All there is to tell; to be followed by `settle`."""
@@ -94,13 +99,13 @@ class Ledger:
             fresh, self._fresh = self._fresh, Cells()
             end_ns = time.time_ns()
         self._totals.absorb(fresh)
-        telemetry = self._levels.telemetry()
+        telemetry = self.gauges.telemetry()
         is_delta = self._temporality == "delta"
         return Snapshot(
             cells=self._totals,
             telemetry=telemetry - self._taken if is_delta else telemetry,
-            active_runs=self._levels.active_runs,
-            active_tasks=self._levels.active_tasks,
+            active_runs=self.gauges.active_runs,
+            active_tasks=self.gauges.active_tasks,
             origin_ns=self._origin_ns,
             start_ns=self._start_ns,
             end_ns=end_ns,
@@ -118,12 +123,14 @@ class Ledger:
         else:
             self._totals.forget_examples()
 
-    def turn_off(self) -> None:
-        """Forget everything, and take no more."""
+    def turn_off(self, pause: float = math.inf) -> None:
+        """Forget all measurements and take no more, until the first run that starts or ends after `pause` seconds."""
+        self._resumes_at = time.monotonic() + pause
         self._is_off = True
         with self._lock:
             self._fresh = Cells()
         self._totals = Cells()
 
     def reset_after_fork(self) -> None:
+        self.gauges.reset_after_fork()
         self._begin()

@@ -1,6 +1,7 @@
-"""What is read rather than measured: runs and tasks in progress, and the counts of what becomes of the telemetry."""
+"""Gauges and telemetry counts, which an export reads: runs and tasks in progress, spans sent and lost."""
 
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable
 
@@ -9,7 +10,7 @@ from cascade.connectors.otel.metrics import _catalogue as m
 from cascade.connectors.otel.metrics._census import Key
 
 MAX_RUNS = 1000
-"""At once; of more, and of those whose end never comes, the oldest are forgotten."""
+"""Active runs of one connector. Of more, the oldest are forgotten: the end of such a run may never be published."""
 
 _NOTHING = FlushReport()
 
@@ -31,15 +32,75 @@ class _Watched:
         }
 
 
-class Levels:
-    """One connector's. Thread-safe: tasks come and go in worker threads, an exporter reads in one of its own."""
+class Gauges:
+    """The sums over the connectors that share one export of metrics, and the counts of their telemetry. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._active_tasks = 0
-        self._runs: dict[str, None] = {}
+        self._levels: weakref.WeakSet[Levels] = weakref.WeakSet()
         self._watched: tuple[_Watched, ...] = ()
         self._is_forked = False
+
+    def attach(self, levels: "Levels") -> None:
+        """Include the levels of a connector for as long as the connector exists."""
+        with self._lock:
+            self._levels.add(levels)
+
+    @property
+    def active_tasks(self) -> int:
+        return sum(levels.active_tasks for levels in self._attached())
+
+    @property
+    def active_runs(self) -> int:
+        return sum(levels.active_runs for levels in self._attached())
+
+    @property
+    def is_active(self) -> bool:
+        return any(levels.active_runs or levels.active_tasks for levels in self._attached())
+
+    def watch(self, signal: str, report: Callable[[], FlushReport]) -> None:
+        """Count the telemetry of a signal; a report that is watched already counts once."""
+        with self._lock:
+            if all(watched.report != report for watched in self._watched):
+                self._watched += (_Watched(signal, report),)
+
+    def telemetry(self) -> Counter[Key]:
+        """Telemetry sent, lost and retried so far, per signal."""
+        found: Counter[Key] = Counter()
+        if self._is_forked:
+            return found
+        for watched in self._watched:
+            found.update(watched.counts())
+        return found
+
+    def start_run(self) -> None:
+        """Count telemetry from here on, if this is the first run of a forked child."""
+        if self._is_forked:
+            self._is_forked = False
+            for watched in self._watched:
+                watched.beginning = watched.report()
+
+    def reset_after_fork(self) -> None:
+        self._lock = threading.Lock()
+        # Reports are read later: their locks may be held by threads that this process does not have.
+        self._is_forked = True
+        for levels in list(self._levels):
+            levels.reset_after_fork()
+
+    def _attached(self) -> "list[Levels]":
+        with self._lock:
+            return list(self._levels)
+
+
+class Levels:
+    """Runs and tasks of one connector in progress. Thread-safe: tasks start and end in worker threads."""
+
+    def __init__(self, gauges: Gauges) -> None:
+        self._lock = threading.Lock()
+        self._gauges = gauges
+        self._active_tasks = 0
+        self._runs: dict[str, None] = {}
+        gauges.attach(self)
 
     @property
     def active_tasks(self) -> int:
@@ -48,10 +109,6 @@ class Levels:
     @property
     def active_runs(self) -> int:
         return len(self._runs)
-
-    @property
-    def is_active(self) -> bool:
-        return bool(self._runs or self._active_tasks)
 
     def enter_task(self) -> None:
         with self._lock:
@@ -63,8 +120,7 @@ class Levels:
             self._active_tasks = max(0, self._active_tasks - 1)
 
     def start_run(self, run_id: str) -> None:
-        if self._is_forked:
-            self._begin_anew()
+        self._gauges.start_run()
         with self._lock:
             self._runs[run_id] = None
             if len(self._runs) > MAX_RUNS:
@@ -74,27 +130,7 @@ class Levels:
         with self._lock:
             self._runs.pop(run_id, None)
 
-    def watch(self, signal: str, report: Callable[[], FlushReport]) -> None:
-        with self._lock:
-            self._watched += (_Watched(signal, report),)
-
-    def telemetry(self) -> Counter[Key]:
-        """What has become of each signal's telemetry so far."""
-        found: Counter[Key] = Counter()
-        if self._is_forked:
-            return found
-        for watched in self._watched:
-            found.update(watched.counts())
-        return found
-
     def reset_after_fork(self) -> None:
         self._lock = threading.Lock()
         self._active_tasks = 0
         self._runs = {}
-        # Reports are not asked here: their locks may be held by threads that this process does not have.
-        self._is_forked = True
-
-    def _begin_anew(self) -> None:
-        self._is_forked = False
-        for watched in self._watched:
-            watched.beginning = watched.report()
