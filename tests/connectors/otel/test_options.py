@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from urllib.parse import quote
 
@@ -11,6 +12,7 @@ BASE = "OTEL_EXPORTER_OTLP_ENDPOINT"
 TRACES = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 PROTOCOL = "OTEL_EXPORTER_OTLP_PROTOCOL"
 HEADERS = "OTEL_EXPORTER_OTLP_HEADERS"
+EXPORTER = "OTEL_TRACES_EXPORTER"
 GRPC = {PROTOCOL: "grpc"}
 
 
@@ -18,6 +20,10 @@ def options(environ: dict[str, str] | None = None, **arguments: str | None) -> E
     return ExportOptions.from_environment(
         endpoint=arguments.get("endpoint"), protocol=arguments.get("protocol"), environ=environ or {}
     )
+
+
+def messages(found: ExportOptions) -> str:
+    return "\n".join(problem.message for problem in found.problems)
 
 
 def test_defaults() -> None:
@@ -50,6 +56,10 @@ def test_defaults() -> None:
         (GRPC | {BASE: "https://c/ignored"}, None, "https://c/ignored"),
         (GRPC, "collector:4317", "collector:4317"),
         (GRPC, "unix:/run/otel.sock", "unix:/run/otel.sock"),
+        ({BASE: "unix:///run/otel.sock"}, None, "unix:///run/otel.sock"),
+        ({BASE: " http://c:4318\n"}, None, "http://c:4318/v1/traces"),
+        ({BASE: '"http://c:4318"'}, None, "http://c:4318/v1/traces"),
+        ({TRACES: "\n", BASE: "''"}, None, "http://localhost:4318/v1/traces"),
     ],
 )
 def test_endpoint(environ: dict[str, str], argument: str | None, expected: str) -> None:
@@ -74,10 +84,33 @@ def test_other_signals_have_their_own_variables_and_path(signal: str) -> None:
         ({BASE: "http://c:4317", PROTOCOL: "http/protobuf"}, {}, "http/protobuf"),
         ({PROTOCOL: "http/protobuf", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc"}, {}, "grpc"),
         ({PROTOCOL: "http/protobuf"}, {"protocol": "grpc"}, "grpc"),
+        ({PROTOCOL: " GRPC "}, {}, "grpc"),
+        ({PROTOCOL: "HTTP/Protobuf", BASE: "http://c:4317"}, {}, "http/protobuf"),
+        ({PROTOCOL: ""}, {}, "http/protobuf"),
+        ({BASE: "unix:/run/otel.sock"}, {}, "grpc"),
+        ({EXPORTER: "otlp_proto_grpc"}, {}, "grpc"),
+        ({EXPORTER: "console,OTLP_proto_http", BASE: "http://c:4317"}, {}, "http/protobuf"),
+        ({EXPORTER: "otlp_proto_grpc", PROTOCOL: "http/protobuf"}, {}, "grpc"),
+        ({EXPORTER: "otlp_proto_grpc"}, {"protocol": "http/protobuf"}, "http/protobuf"),
     ],
 )
 def test_protocol(environ: dict[str, str], arguments: dict[str, str], expected: str) -> None:
     assert options(environ, **arguments).protocol == expected
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({EXPORTER: "otlp_proto_grpc", BASE: "http://c:1"}, "grpc"),
+        ({EXPORTER: "otlp_proto_grpc"}, "grpc"),
+        ({EXPORTER: "otlp_proto_grpc", "OTEL_METRICS_EXPORTER": "otlp_proto_http"}, "http/protobuf"),
+        ({EXPORTER: "otlp_proto_grpc", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://c:1"}, "http/protobuf"),
+    ],
+)
+def test_other_signals_follow_the_exporter_of_the_spans_to_the_same_endpoint(
+    environ: dict[str, str], expected: str
+) -> None:
+    assert ExportOptions.from_environment(signal="metrics", environ=environ).protocol == expected
 
 
 @pytest.mark.parametrize(
@@ -88,6 +121,8 @@ def test_protocol(environ: dict[str, str], arguments: dict[str, str], expected: 
         ("c:4317", None, False),
         ("c:4317", "TRUE", True),
         ("c:4317", "yes", False),
+        ("unix:/run/otel.sock", None, True),
+        ("unix:/run/otel.sock", "false", False),
     ],
 )
 def test_the_scheme_decides_over_the_insecure_setting(endpoint: str, insecure: str | None, *, expected: bool) -> None:
@@ -116,9 +151,10 @@ def test_user_info_in_the_endpoint_becomes_basic_authorization() -> None:
 
 def test_secrets_are_not_shown() -> None:
     assert "hunter2" not in repr(options({HEADERS: "authorization=hunter2"}))
-    with pytest.raises(ValueError, match="has no '='") as caught:
-        options({HEADERS: "hunter2-is-the-key"})
-    assert "hunter2" not in str(caught.value)
+    for secret in ("hunter2-is-the-key", "key=hunter2%0d", "a b=hunter2"):
+        found = options({HEADERS: secret})
+        assert "hunter2" not in messages(found) + repr(found)
+    assert "hunter2" not in messages(options({BASE: "me:hunter2@c:4318"}))
     with pytest.raises(ValueError, match="names no host") as caught:
         options(endpoint="http://me:hunter2@:80")
     assert "hunter2" not in str(caught.value)
@@ -129,6 +165,7 @@ def test_files_time_and_compression(tmp_path: Path) -> None:
     pem.touch()
     prefix = "OTEL_EXPORTER_OTLP_"
     environ = {
+        BASE: "https://c",
         f"{prefix}CERTIFICATE": str(pem),
         f"{prefix}TRACES_CLIENT_KEY": str(pem),
         f"{prefix}CLIENT_CERTIFICATE": str(pem),
@@ -141,32 +178,128 @@ def test_files_time_and_compression(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("environ", "arguments", "says"),
+    ("arguments", "error"),
     [
-        ({PROTOCOL: "http/json"}, {}, f"{PROTOCOL}='http/json'.*choose grpc or http/protobuf"),
-        ({}, {"protocol": "udp"}, "protocol='udp'.*choose grpc or http/protobuf"),
-        ({BASE: "localhost:4318"}, {}, f"{BASE}='localhost:4318'.*http://localhost:4318"),
-        ({BASE: "ftp://c"}, {}, f"{BASE}='ftp://c'.*http://localhost:4318"),
-        ({TRACES: "http://"}, {}, f"{TRACES}='http://'.*http://localhost:4318"),
-        ({}, {"endpoint": "http://c:port"}, "endpoint='http://c:port'.*http://localhost:4318"),
-        ({}, {"endpoint": "http://c:70000"}, "endpoint='http://c:70000'.*http://localhost:4318"),
-        ({}, {"endpoint": "http://a b"}, "endpoint='http://a b'.*http://localhost:4318"),
-        ({}, {"endpoint": "collector", "protocol": "grpc"}, "endpoint='collector'.*http://localhost:4317"),
-        ({"OTEL_EXPORTER_OTLP_TIMEOUT": "soon"}, {}, "OTEL_EXPORTER_OTLP_TIMEOUT='soon'.*seconds"),
-        ({"OTEL_EXPORTER_OTLP_TIMEOUT": "-1"}, {}, "TIMEOUT='-1'.*seconds"),
-        ({"OTEL_EXPORTER_OTLP_TIMEOUT": "nan"}, {}, "TIMEOUT='nan'.*seconds"),
-        ({"OTEL_EXPORTER_OTLP_COMPRESSION": "zip"}, {}, "COMPRESSION='zip'.*none or gzip or deflate"),
-        (GRPC | {"OTEL_EXPORTER_OTLP_COMPRESSION": "deflate"}, {}, "COMPRESSION='deflate'.*none or gzip"),
-        ({HEADERS: "a b=c"}, {}, f"{HEADERS}: 'a b'.*name=value"),
-        ({HEADERS: "a=x%0d%0ab"}, {}, f"{HEADERS}: the value of 'a'.*ASCII"),
-        ({"OTEL_EXPORTER_OTLP_CERTIFICATE": "/no/such"}, {}, "CERTIFICATE='/no/such' is no file"),
+        ({"protocol": "udp"}, "protocol='udp'.*choose grpc or http/protobuf"),
+        ({"protocol": "http/json"}, "protocol='http/json'.*choose grpc or http/protobuf"),
+        ({"endpoint": "localhost:4318"}, "endpoint='localhost:4318'.*http://localhost:4318"),
+        ({"endpoint": "http://c:port"}, "endpoint='http://c:port'.*http://localhost:4318"),
+        ({"endpoint": "http://c:70000"}, "endpoint='http://c:70000'.*http://localhost:4318"),
+        ({"endpoint": "http://a b"}, "endpoint='http://a b'.*http://localhost:4318"),
+        ({"endpoint": "collector", "protocol": "grpc"}, "endpoint='collector'.*http://localhost:4317"),
+        ({"endpoint": "unix:/run/a", "protocol": "http/protobuf"}, "endpoint='unix:/run/a'.*http://localhost:4318"),
     ],
 )
-def test_a_bad_setting_is_named_with_its_value_and_the_fix(
-    environ: dict[str, str], arguments: dict[str, str], says: str
+def test_an_argument_that_cannot_be_used_is_named_with_its_value_and_the_fix(
+    arguments: dict[str, str], error: str
 ) -> None:
-    with pytest.raises(ValueError, match=says):
-        options(environ, **arguments)
+    with pytest.raises(ValueError, match=error):
+        options({}, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "headers", "error"),
+    [
+        ("http/protobuf", {"a b": "c"}, "headers: 'a b'.*name=value"),
+        ("http/protobuf", {"a": "x\r\ny: z"}, "headers: the value of 'a'.*ASCII"),
+        ("http/protobuf", {"a": "caf\xe9"}, "headers: the value of 'a'.*ASCII"),
+        ("http/protobuf", {"Content-Length": "0"}, "headers: .*'Content-Length'.*cannot be set"),
+        ("grpc", {"a!": "c"}, "headers: 'a!'"),
+        ("grpc", {"grpc-timeout": "1S"}, "headers: 'grpc-timeout'"),
+    ],
+)
+def test_a_header_that_cannot_be_sent(protocol: str, headers: dict[str, str], error: str) -> None:
+    with pytest.raises(ValueError, match=error):
+        ExportOptions.from_environment(protocol=protocol, headers=headers, environ={})
+    variable = ",".join(f"{quote(name)}={quote(value)}" for name, value in headers.items())
+    found = options({PROTOCOL: protocol, HEADERS: f"{variable},good=1"})
+    assert found.headers == {"good": "1"}
+    assert messages(found).startswith(HEADERS)
+
+
+@pytest.mark.parametrize(
+    ("listing", "expected"),
+    [
+        ('"api-key=abc"', {"api-key": "abc"}),
+        ("'api-key=abc,x=1'\n", {"api-key": "abc", "x": "1"}),
+        ('api-key="abc"', {"api-key": "abc"}),
+        ('"a=1","b=2"', {"a": "1", "b": "2"}),
+        ("a=1,\nb=2\n", {"a": "1", "b": "2"}),
+        ("a=%22q%22", {"a": '"q"'}),
+        ("Authorization=Basic dXNlcjpwYXNzdw==", {"authorization": "Basic dXNlcjpwYXNzdw=="}),
+        ("k=a+b/c,empty=", {"k": "a+b/c", "empty": ""}),
+        (",,", {}),
+    ],
+)
+def test_the_notations_of_headers(listing: str, expected: dict[str, str]) -> None:
+    found = options({HEADERS: listing})
+    assert (found.headers, found.problems) == (expected, ())
+
+
+PREFIX = "OTEL_EXPORTER_OTLP_"
+HTTP_DEFAULT = "http://localhost:4318/v1/traces"
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected", "message"),
+    [
+        ({PROTOCOL: "http/json"}, {"protocol": "http/protobuf"}, f"{PROTOCOL}='http/json'.*http/protobuf is used"),
+        ({PROTOCOL: "udp", BASE: "http://c:4317"}, {"protocol": "grpc"}, f"{PROTOCOL}='udp'.*ignored"),
+        ({BASE: "localhost:1"}, {"endpoint": "http://localhost:1/v1/traces"}, f"{BASE}='localhost:1'.*is used"),
+        ({BASE: "c/otlp"}, {"endpoint": "http://c/otlp/v1/traces"}, f"{BASE}='c/otlp'.*is used"),
+        ({BASE: "ftp://c"}, {"endpoint": HTTP_DEFAULT}, f"{BASE}='ftp://c'.*ignored"),
+        ({BASE: "http://c:70000"}, {"endpoint": HTTP_DEFAULT}, f"{BASE}='http://c:70000'.*ignored"),
+        ({TRACES: "http://", BASE: "http://c"}, {"endpoint": "http://c/v1/traces"}, f"{TRACES}='http://'.*ignored"),
+        (GRPC | {BASE: "collector"}, {"endpoint": "collector:4317"}, f"{BASE}='collector'.*collector:4317 is used"),
+        (GRPC | {BASE: "tcp://c:1/x"}, {"endpoint": "c:1", "insecure": False}, f"{BASE}='tcp://c:1/x'.*c:1 is used"),
+        ({f"{PREFIX}TIMEOUT": "soon"}, {"timeout": 10.0}, f"{PREFIX}TIMEOUT='soon'.*seconds.*ignored"),
+        ({f"{PREFIX}TIMEOUT": "10s"}, {"timeout": 10.0}, f"{PREFIX}TIMEOUT='10s'.*ignored"),
+        ({f"{PREFIX}TIMEOUT": "-1"}, {"timeout": 10.0}, "TIMEOUT='-1'.*ignored"),
+        ({f"{PREFIX}TIMEOUT": "nan"}, {"timeout": 10.0}, "TIMEOUT='nan'.*ignored"),
+        ({f"{PREFIX}TIMEOUT": "1e300"}, {"timeout": 10.0}, "TIMEOUT='1e300'.*ignored"),
+        ({f"{PREFIX}TIMEOUT": "10000"}, {"timeout": 10_000.0}, "TIMEOUT='10000'.*seconds"),
+        ({f"{PREFIX}TRACES_TIMEOUT": "x", f"{PREFIX}TIMEOUT": "3"}, {"timeout": 3.0}, "TRACES_TIMEOUT='x'"),
+        ({f"{PREFIX}COMPRESSION": "zstd"}, {"compression": "none"}, "COMPRESSION='zstd'.*none or gzip or deflate"),
+        (GRPC | {f"{PREFIX}COMPRESSION": "deflate"}, {"compression": "none"}, "COMPRESSION='deflate'.*none or gzip"),
+        ({HEADERS: "nonsense,a=1"}, {"headers": {"a": "1"}}, f"{HEADERS}: 'nons…' has no '='"),
+        (
+            {BASE: "https://c", f"{PREFIX}CERTIFICATE": "/no/such"},
+            {"certificate": None},
+            "CERTIFICATE='/no/such' is no",
+        ),
+        (GRPC | {BASE: "c:1", f"{PREFIX}INSECURE": "1"}, {"insecure": False}, f"{PREFIX}INSECURE='1' counts as false"),
+    ],
+)
+def test_a_variable_that_cannot_be_used_is_a_problem_and_no_error(
+    environ: dict[str, str], expected: dict[str, object], message: str
+) -> None:
+    found = options(environ)
+    assert {name: getattr(found, name) for name in expected} == expected
+    (problem,) = found.problems
+    assert re.search(message, problem.message)
+    assert problem.variable in environ
+
+
+@pytest.mark.parametrize(
+    ("environ", "arguments"),
+    [
+        ({f"{PREFIX}CERTIFICATE": "/no/such", f"{PREFIX}CLIENT_KEY": "/no/such"}, {}),
+        ({f"{PREFIX}INSECURE": "maybe"}, {}),
+        ({BASE: "nonsense", PROTOCOL: "nonsense"}, {"endpoint": "http://c", "protocol": "grpc"}),
+    ],
+)
+def test_a_variable_that_is_not_used_is_not_validated(environ: dict[str, str], arguments: dict[str, str]) -> None:
+    assert options(environ, **arguments).problems == ()
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([f"{PREFIX}{name}" for name in ("ENDPOINT", "PROTOCOL", "HEADERS", "TIMEOUT", "COMPRESSION")]),
+        st.text(st.characters(exclude_characters="\0"), max_size=30),
+    )
+)
+def test_no_value_of_a_variable_is_an_error(environ: dict[str, str]) -> None:
+    assert options(environ).endpoint
 
 
 @given(st.text(max_size=40), st.sampled_from(["grpc", "http/protobuf"]))

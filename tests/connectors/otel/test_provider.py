@@ -136,10 +136,79 @@ def test_what_turns_tracing_off_turns_it_off(variable: str, value: str, monkeypa
         assert receiver.span_count == 0
 
 
-def test_an_unknown_exporter_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "zipkin")
-    with pytest.raises(ValueError, match="OTEL_TRACES_EXPORTER='zipkin'"):
-        OtelConnector("http://127.0.0.1:1")
+@pytest.mark.parametrize(
+    ("environment", "warnings"),
+    [
+        ({"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"}, ["OTEL_EXPORTER_OTLP_PROTOCOL='http/json'"]),
+        ({"OTEL_TRACES_EXPORTER": "otlp_proto_http", "OTEL_METRICS_EXPORTER": "otlp_proto_http"}, []),
+        ({"OTEL_TRACES_EXPORTER": "", "OTEL_TRACES_SAMPLER": "", "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": ""}, []),
+        ({"OTEL_TRACES_EXPORTER": "nonsense"}, ["OTEL_TRACES_EXPORTER='nonsense'"]),
+        ({"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "abc"}, ["OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT='abc'"]),
+        ({"OTEL_TRACES_SAMPLER": "jaeger_remote"}, ["OTEL_TRACES_SAMPLER='jaeger_remote'"]),
+        ({"OTEL_CONFIG_FILE": "/nowhere.yaml"}, ["OTEL_CONFIG_FILE='/nowhere.yaml'"]),
+        ({"OTEL_LOGS_EXPORTER": "console"}, ["OTEL_LOGS_EXPORTER='console'"]),
+        (
+            {"OTEL_EXPORTER_OTLP_TIMEOUT": "10s", "OTEL_METRIC_EXPORT_INTERVAL": "1m"},
+            ["OTEL_EXPORTER_OTLP_TIMEOUT='10s'", "OTEL_METRIC_EXPORT_INTERVAL='1m'"],
+        ),
+    ],
+)
+def test_a_variable_that_cannot_be_used_causes_one_warning_per_process(
+    environment: dict[str, str], warnings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with OtlpReceiver() as receiver:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
+        stderr = program(
+            "for _ in range(2): assert cs.run(one(), connector=OtelConnector(), log_level='OFF') == 1",
+            monkeypatch,
+            **environment,
+        )
+        assert sorted(span.name for span in receiver.spans) == sorted(["inner", "one", "run one", "run.started"] * 2)
+    lines = stderr.splitlines()
+    assert [line.partition(" ")[2].startswith(warning) for line, warning in zip(lines, warnings, strict=True)] == [
+        True for _ in warnings
+    ], stderr
+
+
+@pytest.mark.parametrize(
+    "unused",
+    [
+        {"OTEL_SDK_DISABLED": " True "},
+        {"OTEL_TRACES_EXPORTER": "none", "OTEL_METRICS_EXPORTER": "none"},
+    ],
+)
+def test_a_variable_that_is_not_used_is_not_validated(unused: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    unusable = {
+        "OTEL_EXPORTER_OTLP_PROTOCOL": "http/json",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "nonsense",
+        "OTEL_EXPORTER_OTLP_HEADERS": "nonsense",
+        "OTEL_METRIC_EXPORT_INTERVAL": "nonsense",
+    }
+    code = "assert cs.run(one(), connector=OtelConnector(), log_level='OFF') == 1"
+    assert program(code, monkeypatch, **unusable, **unused) == ""
+
+
+def test_an_applications_provider_leaves_the_variables_of_the_export_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr = program(
+        """
+        trace.set_tracer_provider(TracerProvider())
+        assert cs.run(one(), connector=OtelConnector(), log_level='OFF') == 1
+        """,
+        monkeypatch,
+        OTEL_EXPORTER_OTLP_PROTOCOL="http/json",
+        OTEL_EXPORTER_OTLP_ENDPOINT="nonsense",
+        OTEL_TRACES_EXPORTER="nonsense",
+    )
+    assert stderr == ""
+
+
+def test_the_exporter_of_another_package_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with OtlpReceiver() as receiver:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
+        code = "assert cs.run(one(), connector=OtelConnector(), log_level='OFF') == 1"
+        stderr = program(code, monkeypatch, OTEL_TRACES_EXPORTER="zipkin")
+        assert receiver.span_count == 0
+    assert "OTEL_TRACES_EXPORTER='zipkin'" in stderr
 
 
 def test_a_provider_and_an_endpoint_contradict_each_other() -> None:

@@ -1,9 +1,11 @@
 """Runs as OpenTelemetry traces. Needs the extra `[otel]`."""
 
 from cascade._extras import missing_extra
+from cascade.connectors.otel._environment import importable
 
 try:
-    from cascade.connectors.otel.connector import OtelConnector
+    with importable():
+        from cascade.connectors.otel.connector import OtelConnector
 except ImportError as error:
     if (error.name or "").partition(".")[0] in {"opentelemetry", "google", "grpc"}:
         raise missing_extra("otel", error) from error

@@ -1,6 +1,8 @@
 """An OTLP endpoint as a person writes it, checked and completed."""
 
 from base64 import b64encode
+from collections.abc import Callable
+from typing import Literal
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 GRPC_PORT = 4317
@@ -31,6 +33,27 @@ def checked(endpoint: str, *, protocol: str, source: str) -> str:
     return endpoint
 
 
+def completed(endpoint: str, protocol: str) -> str:
+    """The endpoint with what the SDK's exporters, or the specification, let be left out or have ignored.
+
+    Under HTTP it gets a scheme. For gRPC the scheme of a URL other than http and https is dropped, and a host without a
+    port gets the default port.
+    """
+    scheme, separator, rest = endpoint.rpartition("://")
+    is_url = bool(separator) and scheme.lower() in {"http", "https"}
+    if is_url or (protocol == "grpc" and endpoint.startswith(_GRPC_SCHEMES)):
+        return endpoint
+    if protocol != "grpc":
+        return endpoint if separator else f"http://{endpoint}"
+    target = rest.partition("/")[0]
+    return target if _is_host_and_port(target) or not target else f"{target}:{GRPC_PORT}"
+
+
+def protocol_of(endpoint: str) -> Literal["grpc"] | None:
+    """The protocol of a default port, and of targets that only gRPC resolves; None if the endpoint leaves it open."""
+    return "grpc" if endpoint.startswith(_GRPC_SCHEMES) or port_of(endpoint) == GRPC_PORT else None
+
+
 def port_of(endpoint: str) -> int | None:
     """The port that an endpoint spells out; None if it has none or makes no sense."""
     try:
@@ -50,15 +73,19 @@ def is_base(endpoint: str) -> bool:
     return urlsplit(endpoint).path in {"", "/"}
 
 
-def is_insecure(endpoint: str, *, otherwise: bool) -> bool:
-    """A scheme of http or https decides; for a target without one, the setting does."""
+def is_insecure(endpoint: str, *, otherwise: Callable[[], bool | None]) -> bool:
+    """A scheme of http or https decides; for a target without one, the setting does.
+
+    Without a setting, a socket of this machine needs no TLS, and everything else does.
+    """
     match urlsplit(endpoint).scheme:
         case "http":
             return True
         case "https":
             return False
-        case _:
-            return otherwise
+        case scheme:
+            setting = otherwise()
+            return scheme in {"unix", "unix-abstract"} if setting is None else setting
 
 
 def split_credentials(endpoint: str) -> tuple[str, str | None]:

@@ -1,28 +1,47 @@
 """How to export: constructor arguments over `OTEL_EXPORTER_OTLP_{SIGNAL}_*` over `OTEL_EXPORTER_OTLP_*` over defaults.
 
 The variables mean what the OTLP exporter specification says; where it and the Python SDK differ, in the unit of the
-timeout, the SDK's seconds hold.
+timeout, the SDK's seconds hold. An argument that cannot be used raises ValueError. A variable that cannot be used is
+treated as unset, and becomes a `Problem` of the options, which is reported when they are used.
 """
 
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple, Self, cast, get_args
+from typing import Literal, NamedTuple, Self, TypeVar, cast, get_args
 from urllib.parse import unquote
 
-from cascade.connectors.otel import _endpoint
+from cascade.connectors.otel import _endpoint, _environment
+from cascade.connectors.otel._environment import Problem
 
 Protocol = Literal["grpc", "http/protobuf"]
-Compression = Literal["none", "gzip", "deflate"]
 Signal = Literal["traces", "metrics", "logs"]
+Compression = Literal["none", "gzip", "deflate"]
+T = TypeVar("T")
 
 DEFAULT_TIMEOUT = 10.0  # seconds; the specification's default
+LONGEST_TIMEOUT = 86_400.0  # seconds; more is no time limit
+_SUSPICIOUS_TIMEOUT = 1000.0  # seconds; a value from here on is as a rule meant as milliseconds
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_GRPC_HEADER_NAME = re.compile(r"(?!grpc-)[0-9a-z_.-]+", re.IGNORECASE)
 _HEADER_VALUE = re.compile(r"[\x20-\x7e\t]*")
+_OUR_HEADERS = frozenset(
+    {
+        "connection",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+"""Headers that describe the request itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +49,7 @@ class ExportOptions:
     """Where one signal goes, and how.
 
     `endpoint` is complete: for http/protobuf the URL that is posted to, for grpc a URL or a gRPC target. `timeout` is
-    in seconds and covers one request. Header names are in lower case.
+    in seconds and covers one request. Header names are in lower case. `problems` are variables without their effect.
     """
 
     endpoint: str
@@ -43,6 +62,7 @@ class ExportOptions:
     certificate: str | None = None
     client_key: str | None = None
     client_certificate: str | None = None
+    problems: tuple[Problem, ...] = field(default=(), repr=False, compare=False)
 
     @classmethod
     def from_environment(
@@ -59,125 +79,200 @@ class ExportOptions:
         An `endpoint` argument without a path gets `/v1/{signal}` under http/protobuf; with one it is used as it is, but
         for `/v1/traces` at its end, which becomes the signal's.
         Without any protocol setting, port 4317 means grpc and everything else http/protobuf. `headers` are added to
-        those of the environment and win over them, name by name.
+        those of the environment and win over them, name by name. Variables that the endpoint does not use, such as a
+        certificate without TLS, are not read.
 
         Raises:
-            ValueError: When a setting cannot be used; the message names the setting, its value and the fix.
+            ValueError: When an argument cannot be used; the message names the argument, its value and the fix.
         """
         settings = _Settings(environ, signal)
-        address = settings.of("ENDPOINT", endpoint)
-        spoken = _protocol(settings.of("PROTOCOL", protocol), address)
-        url = _url(address, spoken, signal, is_argument=bool(endpoint))
+        url, spoken = settings.endpoint(endpoint, settings.protocol(protocol))
         url, authorization = _endpoint.split_credentials(url)
-        sent = _headers(settings.of("HEADERS"), headers or {})
+        sent = settings.headers(headers or {}, spoken)
         if authorization:
             sent.setdefault("authorization", authorization)
+        insecure = _endpoint.is_insecure(url, otherwise=settings.is_insecure)
+        certificate, key, chain = (None, None, None) if insecure else settings.files()
         return cls(
             endpoint=url,
             protocol=spoken,
             signal=signal,
             headers=sent,
-            timeout=_timeout(settings.of("TIMEOUT")),
-            compression=_compression(settings.of("COMPRESSION"), spoken),
-            insecure=_endpoint.is_insecure(url, otherwise=_is_true(settings.of("INSECURE"))),
-            certificate=_file(settings.of("CERTIFICATE")),
-            client_key=_file(settings.of("CLIENT_KEY")),
-            client_certificate=_file(settings.of("CLIENT_CERTIFICATE")),
+            timeout=settings.read("TIMEOUT", settings.timeout, DEFAULT_TIMEOUT),
+            compression=settings.read("COMPRESSION", settings.compression(spoken), "none"),
+            insecure=insecure,
+            certificate=certificate,
+            client_key=key,
+            client_certificate=chain,
+            problems=tuple(settings.problems),
         )
 
 
 class _Setting(NamedTuple):
     source: str
     value: str
+    is_argument: bool = False
+
+
+class _Address(NamedTuple):
+    url: str
+    protocol: Protocol
 
 
 class _Settings:
-    def __init__(self, environ: Mapping[str, str], signal: str) -> None:
+    """Reads the settings of one signal, and collects the problems."""
+
+    def __init__(self, environ: Mapping[str, str], signal: Signal) -> None:
         self._environ = environ
-        self._prefixes = (f"OTEL_EXPORTER_OTLP_{signal.upper()}_", "OTEL_EXPORTER_OTLP_")
+        self._signal = signal
+        self._own_prefix = f"OTEL_EXPORTER_OTLP_{signal.upper()}_"
+        self.problems: list[Problem] = []
 
-    def of(self, name: str, argument: str | None = None) -> _Setting | None:
-        """The value that counts and where it came from; an empty variable is an unset one."""
+    def read(self, name: str, parse: Callable[[_Setting], T], default: T, argument: str | None = None) -> T:
+        """The first usable value: of the argument, the signal's variable, the variable for all signals."""
         if argument:
-            return _Setting(name.lower(), argument.strip())
-        for prefix in self._prefixes:
-            if value := self._environ.get(prefix + name, "").strip():
-                return _Setting(prefix + name, value)
-        return None
+            return parse(_Setting(name.lower(), argument.strip(), is_argument=True))
+        for prefix in (self._own_prefix, "OTEL_EXPORTER_OTLP_"):
+            if value := _environment.value(self._environ, prefix + name):
+                setting = _Setting(prefix + name, value)
+                try:
+                    return parse(setting)
+                except ValueError as error:
+                    self.note(setting, f"{error}; the variable is ignored")
+        return default
+
+    def note(self, setting: _Setting, message: str) -> None:
+        self.problems.append(Problem(setting.source, setting.value, message))
+
+    def protocol(self, argument: str | None) -> Protocol | None:
+        """The protocol that is set. A name of an exporter, such as otlp_proto_grpc, sets it before the variables."""
+        fixed = None if argument else _environment.exporters(self._environ, self._signal).protocol
+        return fixed or self.read("PROTOCOL", self._protocol, None, argument)
+
+    def _protocol(self, setting: _Setting) -> Protocol:
+        value = setting.value if setting.is_argument else setting.value.lower()
+        if value == "http/json" and not setting.is_argument:
+            self.note(setting, f"{setting.source}={setting.value!r} is not supported; http/protobuf is used")
+            return "http/protobuf"
+        if value not in get_args(Protocol):
+            raise ValueError(f"{setting.source}={setting.value!r} is not supported: choose grpc or http/protobuf")
+        return cast("Protocol", value)
+
+    def endpoint(self, argument: str | None, protocol: Protocol | None) -> _Address:
+        fixed = _environment.exporters(self._environ, "traces").protocol
+        default = protocol or fixed or "http/protobuf"
+
+        def parse(setting: _Setting) -> _Address:
+            is_own = setting.source.startswith(self._own_prefix)
+            spoken = protocol or _endpoint.protocol_of(setting.value) or (None if is_own else fixed) or "http/protobuf"
+            url = setting.value if setting.is_argument else _endpoint.completed(setting.value, spoken)
+            _endpoint.checked(url, protocol=spoken, source=setting.source)
+            if url != setting.value:
+                shown, used = _endpoint.without_password(setting.value), _endpoint.without_password(url)
+                self.note(setting, f"{setting.source}={shown!r} is no complete endpoint; {used} is used")
+            return _Address(self._with_path(url, setting, is_own=is_own) if spoken != "grpc" else url, spoken)
+
+        url = _endpoint.DEFAULTS[default]
+        if default != "grpc":
+            url = _endpoint.with_path(url, f"v1/{self._signal}")
+        return self.read("ENDPOINT", parse, _Address(url, default), argument)
+
+    def _with_path(self, url: str, setting: _Setting, *, is_own: bool) -> str:
+        if setting.is_argument and url.endswith("/v1/traces"):
+            return f"{url.removesuffix('traces')}{self._signal}"
+        if is_own or (setting.is_argument and not _endpoint.is_base(url)):
+            return url
+        return _endpoint.with_path(url, f"v1/{self._signal}")
+
+    def is_insecure(self) -> bool | None:
+        """The setting for an endpoint without a scheme; None if it is unset."""
+        return self.read("INSECURE", self._boolean, None)
+
+    def _boolean(self, setting: _Setting) -> bool:
+        if setting.value.lower() not in {"true", "false"}:
+            self.note(setting, f"{setting.source}={setting.value!r} counts as false; choose true or false")
+        return setting.value.lower() == "true"
+
+    def headers(self, given: Mapping[str, str], protocol: Protocol) -> dict[str, str]:
+        """Names in lower case. An item of a variable that cannot be sent is left out."""
+
+        def parse(setting: _Setting) -> dict[str, str]:
+            usable, errors = {}, []
+            for item in filter(None, map(_environment.unquoted, setting.value.split(","))):
+                try:
+                    name, value = _item(item)
+                    usable[_checked_name(name, protocol)] = _checked_value(name, value)
+                except ValueError as error:
+                    errors.append(str(error))
+            if errors:
+                # The value itself stays out of the message: it is as a rule a secret.
+                self.note(setting, f"{setting.source}: {'; '.join(errors)}; the other headers are sent")
+            return usable
+
+        sent = self.read("HEADERS", parse, dict[str, str]())
+        for name, value in given.items():
+            try:
+                sent[_checked_name(name, protocol)] = _checked_value(name, value)
+            except ValueError as error:
+                raise ValueError(f"headers: {error}") from None
+        return sent
+
+    def timeout(self, setting: _Setting) -> float:
+        """Seconds, as for the Python SDK."""
+        shown = f"{setting.source}={setting.value!r}"
+        try:
+            seconds = float(setting.value)
+        except ValueError:
+            seconds = math.nan
+        if not 0 < seconds <= LONGEST_TIMEOUT:
+            raise ValueError(f"{shown} is no time limit: write seconds above zero, such as 10")
+        if seconds >= _SUSPICIOUS_TIMEOUT:
+            self.note(setting, f"{shown} means seconds, as for the Python SDK; write 10 for ten seconds")
+        return seconds
+
+    def compression(self, protocol: Protocol) -> Callable[[_Setting], Compression]:
+        choices = [one for one in get_args(Compression) if protocol != "grpc" or one != "deflate"]
+
+        def parse(setting: _Setting) -> Compression:
+            value = setting.value.lower()
+            if value in choices:
+                return cast("Compression", value)
+            raise ValueError(f"{setting.source}={setting.value!r} is not supported: choose {' or '.join(choices)}")
+
+        return parse
+
+    def files(self) -> tuple[str | None, str | None, str | None]:
+        """Certificate of the authority, the client's key, the client's certificate. A key needs its certificate."""
+        names = ("CERTIFICATE", "CLIENT_KEY", "CLIENT_CERTIFICATE")
+        certificate, key, chain = (self.read(name, _file, None) for name in names)
+        return certificate, key if chain else None, chain
 
 
-def _protocol(setting: _Setting | None, address: _Setting | None) -> Protocol:
-    if setting is None:
-        return "grpc" if address and _endpoint.port_of(address.value) == _endpoint.GRPC_PORT else "http/protobuf"
-    if setting.value not in get_args(Protocol):
-        raise ValueError(f"{setting.source}={setting.value!r} is not supported: choose grpc or http/protobuf")
-    return cast("Protocol", setting.value)
+def _item(item: str) -> tuple[str, str]:
+    """`name=value`, both sides URL-encoded, as W3C baggage has it."""
+    name, separator, value = item.partition("=")
+    if not separator:
+        hint = f"{item[:4]}…" if len(item) > len("key=") else item
+        raise ValueError(f"{hint!r} has no '='; write it like name=value,name2=value2")
+    return unquote(name).strip(), unquote(_environment.unquoted(value)).strip()
 
 
-def _url(address: _Setting | None, protocol: Protocol, signal: Signal, *, is_argument: bool) -> str:
-    source, value = address or _Setting("endpoint", _endpoint.DEFAULTS[protocol])
-    _endpoint.checked(value, protocol=protocol, source=source)
-    if protocol == "grpc":
-        return value
-    is_exact = source.startswith(f"OTEL_EXPORTER_OTLP_{signal.upper()}_")
-    if is_argument and value.endswith("/v1/traces"):
-        return f"{value.removesuffix('traces')}{signal}"
-    if is_exact or (is_argument and not _endpoint.is_base(value)):
-        return value
-    return _endpoint.with_path(value, f"v1/{signal}")
+def _checked_name(name: str, protocol: Protocol) -> str:
+    allowed = _GRPC_HEADER_NAME if protocol == "grpc" else _HEADER_NAME
+    if not allowed.fullmatch(name):
+        raise ValueError(f"{name!r} cannot be a header's name; write it like name=value,name2=value2")
+    if name.lower() in _OUR_HEADERS:
+        raise ValueError(f"the header {name!r} describes the request, and cannot be set")
+    return name.lower()
 
 
-def _headers(setting: _Setting | None, given: Mapping[str, str]) -> dict[str, str]:
-    pairs = [*_listed(setting), *(("headers", name, value) for name, value in given.items())]
-    result = {}
-    for source, name, value in pairs:
-        if not _HEADER_NAME.fullmatch(name):
-            raise ValueError(f"{source}: {name!r} cannot be a header's name; write it like name=value,name2=value2")
-        # The value itself stays out of the message: it is as a rule a secret.
-        if not _HEADER_VALUE.fullmatch(value):
-            raise ValueError(f"{source}: the value of {name!r} holds more than printable ASCII; encode it, with base64")
-        result[name.lower()] = value
-    return result
+def _checked_value(name: str, value: str) -> str:
+    if not _HEADER_VALUE.fullmatch(value):
+        raise ValueError(f"the value of {name!r} holds more than printable ASCII; encode it, with base64")
+    return value
 
 
-def _listed(setting: _Setting | None) -> Iterator[tuple[str, str, str]]:
-    """`k=v,k2=v2`, both sides URL-encoded, as W3C baggage has it."""
-    source, listing = setting or _Setting("", "")
-    for item in filter(None, (part.strip() for part in listing.split(","))):
-        name, separator, value = item.partition("=")
-        if not separator:
-            hint = f"{item[:4]}…" if len(item) > len("key=") else item
-            raise ValueError(f"{source}: {hint!r} has no '='; write it like name=value,name2=value2")
-        yield source, unquote(name).strip(), unquote(value).strip()
-
-
-def _timeout(setting: _Setting | None) -> float:
-    if setting is None:
-        return DEFAULT_TIMEOUT
-    try:
-        seconds = float(setting.value)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise ValueError(f"{setting.source}={setting.value!r} is no time limit: write seconds above zero, such as 10")
-    return seconds
-
-
-def _compression(setting: _Setting | None, protocol: Protocol) -> Compression:
-    if setting is None:
-        return "none"
-    choices = [one for one in get_args(Compression) if protocol != "grpc" or one != "deflate"]
-    value = setting.value.lower()
-    if value not in choices:
-        raise ValueError(f"{setting.source}={setting.value!r} is not supported: choose {' or '.join(choices)}")
-    return cast("Compression", value)
-
-
-def _is_true(setting: _Setting | None) -> bool:
-    return setting is not None and setting.value.lower() == "true"
-
-
-def _file(setting: _Setting | None) -> str | None:
-    if setting is not None and not Path(setting.value).is_file():
+def _file(setting: _Setting) -> str:
+    if not Path(setting.value).is_file():
         raise ValueError(f"{setting.source}={setting.value!r} is no file: give the path of a PEM file")
-    return setting.value if setting else None
+    return setting.value

@@ -1,14 +1,14 @@
 """Which tracer provider a connector works with: the caller's, the application's, or one of its own."""
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 from opentelemetry import trace
-from opentelemetry.sdk import resources
-from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, Tracer, TracerProvider
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.sampling import (
@@ -19,38 +19,30 @@ from opentelemetry.sdk.trace.sampling import (
     TraceIdRatioBased,
 )
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.sdk.version import __version__ as sdk_version
 
+from cascade.connectors.otel import _environment
 from cascade.connectors.otel._batch import encode
 from cascade.connectors.otel._below import TaskIds, mark_spans_of
 from cascade.connectors.otel._encode import Envelope
+from cascade.connectors.otel._environment import LIMITS, Problem, report
 from cascade.connectors.otel._ids import PresetIds, PresetSampler
 from cascade.connectors.otel._options import ExportOptions
 from cascade.connectors.otel._outbox import Outbox
 from cascade.connectors.otel._routes import Route, RoutingProcessor
 from cascade.connectors.otel._scope import SCOPE, scope_version
+from cascade.connectors.otel._sdk_settings import resource, sampler, span_limits
 from cascade.connectors.otel._sharing import Registry, destination
 from cascade.connectors.otel._transport import open_transport, prepare
-from cascade.runtime.threads import is_shutdown
-from cascade.telemetry import attributes as a
-from cascade.telemetry.topics import source
 
-_EXPORTERS = "OTEL_TRACES_EXPORTER"
-_KNOWN_EXPORTERS = ("otlp", "console", "none")
+# A forked child runs the fork handlers in the order of their registration. The handler of the SDK's provider uses a
+# thread pool, whose module registers one too: registered after the provider, it releases its lock too late.
+with contextlib.suppress(RuntimeError):  # the interpreter is shutting down
+    import_module("concurrent.futures.thread")
+
+_CONFIG_FILE = "OTEL_CONFIG_FILE"
 
 # With these a task is sampled when its run is.
 _PLAIN_SAMPLERS = (StaticSampler, TraceIdRatioBased, ParentBased, ParentBasedTraceIdRatio)
-_LIMITS = (
-    "OTEL_ATTRIBUTE_COUNT_LIMIT",
-    "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT",
-    "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT",
-    "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT",
-    "OTEL_SPAN_EVENT_COUNT_LIMIT",
-    "OTEL_SPAN_LINK_COUNT_LIMIT",
-    "OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT",
-    "OTEL_LINK_ATTRIBUTE_COUNT_LIMIT",
-)
-"""Limits that the SDK's own spans observe."""
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
@@ -94,11 +86,8 @@ def own(options: ExportOptions, environ: Mapping[str, str] = os.environ) -> Trac
     """The provider of our own for this destination, which becomes the process's if there is none yet.
 
     None if the SDK is disabled.
-
-    Raises:
-        ValueError: OTEL_TRACES_EXPORTER names an exporter that we do not have.
     """
-    if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+    if _environment.is_disabled(environ):
         return None
     tracing = _shared.get(destination(options, environ), partial(_made, options, environ))
     if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
@@ -107,16 +96,20 @@ def own(options: ExportOptions, environ: Mapping[str, str] = os.environ) -> Trac
 
 
 def _made(options: ExportOptions, environ: Mapping[str, str]) -> Tracing:
-    exporters = _exporters(environ)
-    provider = _OwnProvider(resource=_resource(environ), shutdown_on_exit=False)
+    exporters, _, problem = _environment.exporters(environ, "traces")
+    report(*filter(None, (problem, _config_file(environ))))
+    provider = _OwnProvider(
+        resource=resource(environ), sampler=sampler(environ), span_limits=span_limits(environ), shutdown_on_exit=False
+    )
     envelope = Envelope(provider.resource, InstrumentationScope(SCOPE, scope_version(), ""))
-    prepare(options)
-    pack = partial(encode, envelope=envelope)
-    outbox = Outbox(partial(open_transport, options), pack=pack, request_timeout=options.timeout)
-    route = Route(outbox) if "otlp" in exporters else None
+    route = None
+    if "otlp" in exporters:
+        prepare(options)
+        pack = partial(encode, envelope=envelope)
+        route = Route(Outbox(partial(open_transport, options), pack=pack, request_timeout=options.timeout))
     provider.add_span_processor(RoutingProcessor(route))
     mark_spans_of(provider)
-    provider.is_plain = provider.is_plain and not any(name in environ for name in _LIMITS)
+    provider.is_plain = provider.is_plain and not any(_environment.value(environ, name) for name in LIMITS)
     if "console" in exporters:
         provider.add_span_processor(SimpleSpanProcessor(_ConsoleExporter()))
     made = _tracing(provider, route, options.endpoint)
@@ -133,6 +126,12 @@ class _ConsoleExporter(ConsoleSpanExporter):
             return super().export(spans)
         except Exception:  # noqa: BLE001 - telemetry never breaks a run
             return SpanExportResult.FAILURE
+
+
+def _config_file(environ: Mapping[str, str]) -> Problem | None:
+    given = _environment.value(environ, _CONFIG_FILE)
+    message = f"{_CONFIG_FILE}={given!r} is not read; set a tracer provider, or start with opentelemetry-instrument"
+    return Problem(_CONFIG_FILE, given, message) if given else None
 
 
 class _OwnProvider(TracerProvider):
@@ -163,37 +162,3 @@ def _tracing(provider: TracerProvider, route: Route | None, endpoint: str) -> Tr
         tracer.sampler = PresetSampler(tracer.sampler)
     mark_spans_of(provider)
     return Tracing(provider, tracer, tracer.id_generator, tracer.sampler, route, endpoint)
-
-
-def _exporters(environ: Mapping[str, str]) -> set[str]:
-    names = {name.strip().lower() for name in environ.get(_EXPORTERS, "otlp").split(",") if name.strip()}
-    if unknown := names.difference(_KNOWN_EXPORTERS):
-        raise ValueError(
-            f"{_EXPORTERS}={environ[_EXPORTERS]!r}: {unknown.pop()!r} is unknown; choose from {_KNOWN_EXPORTERS}"
-        )
-    return names
-
-
-def _resource(environ: Mapping[str, str]) -> Resource:
-    """`Resource.create` reads OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES, and lets its arguments win over them."""
-    named = _detected()
-    ours = {a.SERVICE_NAME: "cascade", a.SERVICE_VERSION: scope_version(), a.SERVICE_INSTANCE_ID: source()}
-    given = environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
-    if environ.get("OTEL_SERVICE_NAME"):
-        del ours[a.SERVICE_NAME]
-    return named.merge(Resource({key: value for key, value in ours.items() if f"{key}=" not in given.replace(" ", "")}))
-
-
-def _detected() -> Resource:
-    """`Resource.create`. It needs a ThreadPoolExecutor: without, the environment's attributes and those of the SDK."""
-    try:
-        return Resource.create()
-    except RuntimeError as error:
-        if not is_shutdown(error):
-            raise
-    sdk = {
-        resources.TELEMETRY_SDK_LANGUAGE: "python",
-        resources.TELEMETRY_SDK_NAME: "opentelemetry",
-        resources.TELEMETRY_SDK_VERSION: sdk_version,
-    }
-    return Resource(sdk).merge(resources.OTELResourceDetector().detect())

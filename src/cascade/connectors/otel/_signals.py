@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry.sdk.resources import Resource
 
 from cascade._loggers import get_logger
+from cascade.connectors.otel._environment import Problem, report
 from cascade.connectors.otel._options import ExportOptions, Signal
 from cascade.connectors.otel._outbox import Outbox
 from cascade.connectors.otel._provider import Tracing
@@ -32,7 +33,7 @@ class Signals:
         logs: As `chosen_level` takes it.
 
     Raises:
-        ValueError: `logs` is no level, or a variable of OTEL_METRICS_* has a value that it cannot have.
+        ValueError: `logs` is no level, or the logs have no endpoint.
     """
 
     def __init__(
@@ -89,10 +90,14 @@ def _logs(tracing: Tracing | None, exporting: dict[str, Any], logs: bool | str |
         return None
     options = _options(exporting, "logs")
     if options is None:
-        raise ValueError(
+        message = (
             f"logs: there is no telling where below {exporting['endpoint']!r} they go; give an endpoint without a path, "
             "or set OTEL_EXPORTER_OTLP_LOGS_ENDPOINT and no endpoint here"
         )
+        if logs is not None:
+            raise ValueError(message)
+        report(Problem("OTEL_LOGS_EXPORTER", str(exporting["endpoint"]), f"{message}; no logs are exported"))
+        return None
     resource: Resource = tracing.provider.resource
     return RunLogs(resource, options, level, _log_outboxes)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Literal, Protocol
 
+from cascade.connectors.otel._environment import report
 from cascade.connectors.otel._options import ExportOptions
 
 MAX_RETRY_AFTER = 300.0  # seconds; a peer that asks for more is asked again after five minutes
@@ -58,10 +59,11 @@ class Unusable:
 
 
 def prepare(options: ExportOptions) -> None:
-    """Import what a transport needs, so that no sending thread does it first.
+    """Import the modules of a transport, so that no sending thread imports them first; report the options' problems.
 
     A child that is forked while another thread imports a module can never import it.
     """
+    report(*options.problems)
     if options.protocol == "grpc":
         with _quiet_grpc():
             import_module("cascade.connectors.otel._grpc")

@@ -10,7 +10,9 @@ from functools import partial
 from opentelemetry.sdk.resources import Resource
 
 from cascade.connectors import _lifetime
+from cascade.connectors.otel import _environment
 from cascade.connectors.otel._batch import Entry
+from cascade.connectors.otel._environment import report
 from cascade.connectors.otel._options import ExportOptions
 from cascade.connectors.otel._outbox import Outbox
 from cascade.connectors.otel._sharing import Registry, destination
@@ -23,25 +25,27 @@ from cascade.connectors.otel.logs._records import encode_resource
 CAPACITY = 32 << 20
 """Bytes of memory: some 60,000 records, more than a program makes while a request is answered."""
 
-_VARIABLE = "OTEL_LOGS_EXPORTER"
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
 def chosen_level(logs: bool | str | None, environ: Mapping[str, str] = os.environ) -> int | None:
     """The level from which on records are exported; None for no export.
 
-    True is all that loggers let through, a name such as "INFO" is that level. None leaves it to OTEL_LOGS_EXPORTER,
-    which must say `otlp`: unlike the SDK's, our default is no export. OTEL_SDK_DISABLED turns all of it off.
+    True is every record that the loggers let through, a name such as "INFO" is that level. None is True if
+    OTEL_LOGS_EXPORTER names OTLP: unlike the SDK's, our default is no export. OTEL_SDK_DISABLED turns all of it off.
 
     Raises:
-        ValueError: There is no such level.
+        ValueError: `logs` is no level.
     """
-    wanted = _asked_for(environ) if logs is None else logs
-    name = wanted.strip().upper() if isinstance(wanted, str) else wanted
-    if not isinstance(name, bool) and name not in _LEVELS:
+    name = logs.strip().upper() if isinstance(logs, str) else logs
+    if name is not None and not isinstance(name, bool) and name not in _LEVELS:
         raise ValueError(f"logs={logs!r}: choose True, False or one of {', '.join(_LEVELS)}")
-    if name is False or environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+    if name is False or _environment.is_disabled(environ):
         return None
+    if name is None:
+        names, _, problem = _environment.exporters(environ, "logs")
+        report(*filter(None, (problem,)))
+        return logging.NOTSET if names else None
     return logging.NOTSET if name is True else logging.getLevelNamesMapping()[name]
 
 
@@ -139,7 +143,3 @@ def _outbox(resource: Resource, options: ExportOptions) -> Outbox:
 
 def _pack(around: bytes, entries: Sequence[Entry]) -> tuple[bytes, list[Entry]]:
     return request(around, [item for entry in entries for item in entry.items if isinstance(item, bytes)]), []
-
-
-def _asked_for(environ: Mapping[str, str]) -> bool:
-    return "otlp" in {name.strip().lower() for name in environ.get(_VARIABLE, "").split(",")}

@@ -12,7 +12,7 @@ from cascade._loggers import get_logger
 from cascade.connectors.otel._options import ExportOptions
 from cascade.connectors.otel._sharing import Registry, destination
 from cascade.connectors.otel._tally import FlushReport
-from cascade.connectors.otel._transport import open_transport
+from cascade.connectors.otel._transport import open_transport, prepare
 from cascade.connectors.otel.metrics._destinations import Collector, Console, Destination
 from cascade.connectors.otel.metrics._exporter import Exporter
 from cascade.connectors.otel.metrics._instruments import Instruments, instruments_of
@@ -48,20 +48,19 @@ class RunMetrics:
         environ: Mapping[str, str] = os.environ,
         exporters: Registry[Exporter] | None = None,
     ) -> Self:
-        """Export to `options`, whose signal is "metrics", as `OTEL_METRIC*` variables say.
+        """Export to `options`, whose signal is "metrics", as the `OTEL_METRIC*` variables configure it.
 
         Args:
             resource: The same as that of the spans.
             options: Made for the signal "metrics".
             environ: The environment.
             exporters: Exporters of the process; the one of this destination is shared. None makes an exporter.
-
-        Raises:
-            ValueError: A variable's value is none that there is.
         """
         settings = Settings.from_environment(environ)
         if not settings.exporters:
             return cls()
+        if "otlp" in settings.exporters:
+            prepare(options)
         make = partial(_exporter, settings, resource, options)
         exporter = make() if exporters is None else exporters.get(destination(options, environ), make)
         return cls(exporter.ledger, exporter, is_shared=exporters is not None)

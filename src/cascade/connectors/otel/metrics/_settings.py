@@ -1,22 +1,23 @@
-"""What the `OTEL_METRIC*` variables say."""
+"""Values of the `OTEL_METRIC*` variables."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Self, cast, get_args
 
-Exporter = Literal["otlp", "console", "none"]
+from cascade.connectors.otel import _environment
+from cascade.connectors.otel._environment import Problem, report
+
+Exporter = Literal["otlp", "console"]
 Temporality = Literal["cumulative", "delta", "lowmemory"]
 Exemplars = Literal["trace_based", "always_on", "always_off"]
 
 DEFAULT_INTERVAL = 60.0  # seconds; the specification's default
 
-_EXPORTER = "OTEL_METRICS_EXPORTER"
-_EXPORTERS = (*get_args(Exporter), "prometheus")
-"""The specification's. An application that is scraped by Prometheus sets that for itself; it is none of ours."""
 _TEMPORALITY = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
 _EXEMPLARS = "OTEL_METRICS_EXEMPLAR_FILTER"
 _INTERVAL = "OTEL_METRIC_EXPORT_INTERVAL"
+_LONGEST_INTERVAL = 86_400.0 * 365  # seconds; conditions cannot wait much longer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,17 +31,18 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Self:
-        """Settings from variables; an empty variable is an unset one.
+        """Settings from variables; one warning for a value that cannot be used, and the default in its place.
 
-        Raises:
-            ValueError: A value is none that there is; the message names it and the choices.
+        Without an exporter no other variable is read.
         """
-        if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        if _environment.is_disabled(environ):
             return cls(exporters=frozenset())
-        named = environ.get(_EXPORTER, "").split(",")
-        exporters = {_choice(_EXPORTER, name, _EXPORTERS) for name in named if name.strip()} or {"otlp"}
+        names, _, problem = _environment.exporters(environ, "metrics")
+        report(*filter(None, (problem,)))
+        if not names:
+            return cls(exporters=frozenset())
         return cls(
-            exporters=cast("frozenset[Exporter]", frozenset(exporters.intersection(get_args(Exporter)) - {"none"})),
+            exporters=cast("frozenset[Exporter]", names),
             temporality=cast("Temporality", _chosen(environ, _TEMPORALITY, get_args(Temporality))),
             exemplars=cast("Exemplars", _chosen(environ, _EXEMPLARS, get_args(Exemplars))),
             interval=_interval(environ),
@@ -48,25 +50,26 @@ class Settings:
 
 
 def _chosen(environ: Mapping[str, str], variable: str, choices: tuple[str, ...]) -> str:
-    return _choice(variable, environ.get(variable, "").strip() or choices[0], choices)
-
-
-def _choice(variable: str, value: str, choices: tuple[str, ...]) -> str:
-    chosen = value.strip().lower()
-    if chosen not in choices:
-        raise ValueError(f"{variable}: {value!r} is unknown; choose from {', '.join(choices)}")
-    return chosen
+    """The value in lower case, or the first choice."""
+    value = _environment.value(environ, variable)
+    if not value or value.lower() in choices:
+        return value.lower() or choices[0]
+    message = f"{variable}={value!r} is unknown; {choices[0]} is used; choose from {', '.join(choices)}"
+    report(Problem(variable, value, message))
+    return choices[0]
 
 
 def _interval(environ: Mapping[str, str]) -> float:
     """The variable's milliseconds as seconds."""
-    value = environ.get(_INTERVAL, "").strip()
+    value = _environment.value(environ, _INTERVAL)
     if not value:
         return DEFAULT_INTERVAL
     try:
         milliseconds = float(value)
     except ValueError:
         milliseconds = math.nan
-    if not 0 < milliseconds < math.inf:
-        raise ValueError(f"{_INTERVAL}={value!r} is no interval: write milliseconds above zero, such as 60000")
-    return milliseconds / 1000
+    if milliseconds > 0:
+        return min(milliseconds / 1000, _LONGEST_INTERVAL)
+    message = f"{_INTERVAL}={value!r} is no interval; 60000 is used; write milliseconds above zero"
+    report(Problem(_INTERVAL, value, message))
+    return DEFAULT_INTERVAL

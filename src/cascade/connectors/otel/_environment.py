@@ -1,0 +1,166 @@
+"""Values of `OTEL_*` variables. A value that cannot be used never stops a program: it causes one warning per process.
+
+An empty variable is an unset one. Whitespace around a value and one pair of quotes, which env files of Docker keep, are
+not part of it.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from typing import Literal, NamedTuple
+
+from cascade._loggers import get_logger
+
+logger = get_logger("cascade.connectors.otel")
+
+_Protocol = Literal["grpc", "http/protobuf"]
+
+DISABLED = "OTEL_SDK_DISABLED"
+LIMITS = (
+    "OTEL_ATTRIBUTE_COUNT_LIMIT",
+    "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT",
+    "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT",
+    "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT",
+    "OTEL_SPAN_EVENT_COUNT_LIMIT",
+    "OTEL_SPAN_LINK_COUNT_LIMIT",
+    "OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT",
+    "OTEL_LINK_ATTRIBUTE_COUNT_LIMIT",
+)
+"""Limits that the SDK's own spans observe."""
+
+_EXPORTERS = {
+    "otlp": "otlp",
+    "otlp_proto_http": "otlp",
+    "otlp_proto_grpc": "otlp",
+    "console": "console",
+    "logging": "console",  # the specification's deprecated name
+    "none": "none",
+}
+_PROTOCOLS: dict[str, _Protocol] = {
+    "otlp_proto_http": "http/protobuf",
+    "otlp_proto_grpc": "grpc",
+}
+_FOREIGN_EXPORTERS = frozenset({"zipkin", "zipkin_json", "zipkin_proto", "jaeger", "prometheus", "otlp/stdout"})
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+_reported: set[tuple[str, str]] = set()
+
+
+class Problem(NamedTuple):
+    """A value of a variable that has no effect, or another effect than the variable's documentation says."""
+
+    variable: str
+    value: str
+    message: str
+
+
+def report(*problems: Problem) -> None:
+    """Log a warning for each pair of variable and value, once per process."""
+    for problem in problems:
+        key = (problem.variable, problem.value)
+        if key not in _reported:
+            _reported.add(key)
+            logger.warning("OtelConnector: %s", problem.message)
+
+
+def value(environ: Mapping[str, str], variable: str) -> str:
+    """The variable's value, "" if it is unset. Bytes that are not UTF-8 are replaced by U+FFFD."""
+    return unquoted(_SURROGATES.sub("\N{REPLACEMENT CHARACTER}", environ.get(variable, "")))
+
+
+def unquoted(text: str) -> str:
+    """The text without the whitespace and the pair of quotes around it."""
+    text = text.strip()
+    is_quoted = len(text) > 1 and text[0] in "\"'" and text.find(text[0], 1) == len(text) - 1
+    return text[1:-1].strip() if is_quoted else text
+
+
+def is_true(environ: Mapping[str, str], variable: str) -> bool:
+    """A boolean as the specification defines it: "true" in any case is true, all else is false."""
+    given = value(environ, variable).lower()
+    if given not in {"", "true", "false"}:
+        report(Problem(variable, given, f"{variable}={given!r} counts as false; choose true or false"))
+    return given == "true"
+
+
+def is_disabled(environ: Mapping[str, str]) -> bool:
+    """Whether the SDK is disabled for all signals."""
+    return is_true(environ, DISABLED)
+
+
+class Exporters(NamedTuple):
+    """The exporters of a signal: "otlp", "console" or both. `protocol` is what a name of the SDK fixes for OTLP."""
+
+    names: frozenset[str]
+    protocol: _Protocol | None
+    problem: Problem | None
+
+
+def exporters(environ: Mapping[str, str], signal: str) -> Exporters:
+    """The exporters that `OTEL_{SIGNAL}_EXPORTER` names, without names that have no effect here.
+
+    An unknown name is ignored. The name of an exporter of another package exports nothing: another part of the program
+    sets it up. The default is OTLP for spans and metrics, and no export for logs.
+    """
+    variable = f"OTEL_{signal.upper()}_EXPORTER"
+    given = value(environ, variable)
+    names = [name.strip().lower() for name in given.split(",") if name.strip()]
+    available = _available(signal)
+    usable = [name for name in names if name in available]
+    others = [name for name in names if name not in available]
+    chosen = {available[name] for name in usable}
+    if not chosen:
+        chosen = {"none" if signal == "logs" or any(_is_foreign(name, signal) for name in others) else "otlp"}
+    protocols: list[_Protocol] = list(dict.fromkeys(_PROTOCOLS[name] for name in usable if name in _PROTOCOLS))
+    message = ""
+    if others and not (signal == "metrics" and set(others) == {"prometheus"}):
+        effect = f"the exporter here is {', '.join(sorted(chosen))}"
+        message = f"Cascade has no {signal} exporter {', '.join(map(repr, others))}; {effect}"
+    elif len(protocols) > 1:
+        message = f"Cascade exports over one protocol; {protocols[0]} is used"
+    problem = Problem(variable, given, f"{variable}={given!r}: {message}") if message else None
+    return Exporters(frozenset(chosen - {"none"}), protocols[0] if protocols else None, problem)
+
+
+def limit(environ: Mapping[str, str], variable: str) -> int | None:
+    """A limit of the SDK's spans; None if the variable is unset or no whole number from 0 on."""
+    given = value(environ, variable)
+    number = _whole(given)
+    if given and number is None:
+        message = f"{variable}={given!r} is no limit; the default is used; write a whole number from 0 on"
+        report(Problem(variable, given, message))
+    return number
+
+
+@contextmanager
+def importable(environ: MutableMapping[str, str] = os.environ) -> Iterator[None]:
+    """Import the SDK without limits that are no numbers: it reads one at import, and raises ValueError."""
+    hidden = {}
+    if "opentelemetry.sdk.trace" not in sys.modules:
+        unusable = [name for name in LIMITS if name in environ and _whole(value(environ, name)) is None]
+        hidden = {name: environ.pop(name) for name in unusable}
+    try:
+        yield
+    finally:
+        environ.update(hidden)
+
+
+def _available(signal: str) -> dict[str, str]:
+    return {name: kind for name, kind in _EXPORTERS.items() if signal != "logs" or kind != "console"}
+
+
+def _is_foreign(name: str, signal: str) -> bool:
+    """Whether another package provides the exporter."""
+    from importlib.metadata import entry_points
+
+    return name in _FOREIGN_EXPORTERS or bool(entry_points(group=f"opentelemetry_{signal}_exporter", name=name))
+
+
+def _whole(text: str) -> int | None:
+    try:
+        number = int(text)
+    except ValueError:
+        return None
+    return number if number >= 0 else None

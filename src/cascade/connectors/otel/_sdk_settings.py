@@ -1,0 +1,157 @@
+"""Resource, sampler and span limits of the connector's own provider, from the SDK's variables."""
+
+from collections.abc import Mapping
+from urllib.parse import unquote
+
+from opentelemetry.sdk import resources
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import SpanLimits
+from opentelemetry.sdk.trace.sampling import (
+    ALWAYS_OFF,
+    ALWAYS_ON,
+    DEFAULT_OFF,
+    DEFAULT_ON,
+    ParentBasedTraceIdRatio,
+    Sampler,
+    TraceIdRatioBased,
+)
+from opentelemetry.sdk.version import __version__ as sdk_version
+
+from cascade.connectors.otel import _environment
+from cascade.connectors.otel._environment import Problem, report
+from cascade.connectors.otel._scope import scope_version
+from cascade.runtime.threads import is_shutdown
+from cascade.telemetry import attributes as a
+from cascade.telemetry.topics import source
+
+_ATTRIBUTES = "OTEL_RESOURCE_ATTRIBUTES"
+_SERVICE_NAME = "OTEL_SERVICE_NAME"
+_DETECTORS = "OTEL_EXPERIMENTAL_RESOURCE_DETECTORS"
+_SAMPLER = "OTEL_TRACES_SAMPLER"
+_SAMPLER_ARGUMENT = "OTEL_TRACES_SAMPLER_ARG"
+
+_SAMPLERS = {
+    "always_on": ALWAYS_ON,
+    "always_off": ALWAYS_OFF,
+    "parentbased_always_on": DEFAULT_ON,
+    "parentbased_always_off": DEFAULT_OFF,
+}
+_RATIO_SAMPLERS = {"traceidratio": TraceIdRatioBased, "parentbased_traceidratio": ParentBasedTraceIdRatio}
+
+_DEFAULT_COUNT = 128  # the SDK's
+_NEVER_BLANK = (a.SERVICE_NAME, a.SERVICE_INSTANCE_ID)
+"""Back ends group by these attributes."""
+
+
+def resource(environ: Mapping[str, str]) -> Resource:
+    """Attributes by rising priority: Cascade's, the configured detectors', those of the environment."""
+    sdk = {
+        resources.TELEMETRY_SDK_LANGUAGE: "python",
+        resources.TELEMETRY_SDK_NAME: "opentelemetry",
+        resources.TELEMETRY_SDK_VERSION: sdk_version,
+    }
+    ours = {a.SERVICE_NAME: "cascade", a.SERVICE_VERSION: scope_version(), a.SERVICE_INSTANCE_ID: source()}
+    detected = _detected(environ)
+    return Resource({**sdk, **ours}).merge(detected).merge(Resource(_given(environ)))
+
+
+def sampler(environ: Mapping[str, str]) -> Sampler:
+    """The sampler that the environment names, also one of another package; by default all runs are sampled."""
+    name = _environment.value(environ, _SAMPLER)
+    argument = _environment.value(environ, _SAMPLER_ARGUMENT)
+    if (ratio := _RATIO_SAMPLERS.get(name.lower())) is not None:
+        return ratio(_rate(argument))
+    if name and name.lower() not in _SAMPLERS:
+        return _sampler_of_package(name, argument)
+    return _SAMPLERS[name.lower() or "parentbased_always_on"]
+
+
+def span_limits(environ: Mapping[str, str]) -> SpanLimits:
+    """The limits of the environment. Every argument is given, because `SpanLimits` raises for a variable it cannot use."""
+
+    def first(*variables: str, default: int = SpanLimits.UNSET) -> int:
+        found = (_environment.limit(environ, variable) for variable in variables)
+        return next((one for one in found if one is not None), default)
+
+    count, length = "OTEL_ATTRIBUTE_COUNT_LIMIT", "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT"
+    return SpanLimits(
+        max_attributes=first(count, default=_DEFAULT_COUNT),
+        max_span_attributes=first("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", count, default=_DEFAULT_COUNT),
+        max_event_attributes=first("OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT", count, default=_DEFAULT_COUNT),
+        max_link_attributes=first("OTEL_LINK_ATTRIBUTE_COUNT_LIMIT", count, default=_DEFAULT_COUNT),
+        max_events=first("OTEL_SPAN_EVENT_COUNT_LIMIT", default=_DEFAULT_COUNT),
+        max_links=first("OTEL_SPAN_LINK_COUNT_LIMIT", default=_DEFAULT_COUNT),
+        max_attribute_length=first(length),
+        max_span_attribute_length=first("OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT", length),
+    )
+
+
+def _given(environ: Mapping[str, str]) -> dict[str, str]:
+    """Attributes that the environment names, by their exact keys. Keys and values are URL-encoded."""
+    listing = _environment.value(environ, _ATTRIBUTES)
+    given, unusable = {}, []
+    for item in filter(None, (part.strip() for part in listing.split(","))):
+        key, separator, text = item.partition("=")
+        name = unquote(key).strip()
+        if separator and name:
+            given[name] = unquote(text.strip())
+        else:
+            unusable.append(item)
+    if unusable:
+        shown = ", ".join(repr(item[:40]) for item in unusable)
+        message = f"{_ATTRIBUTES}: {shown} is ignored; write key=value,key2=value2"
+        report(Problem(_ATTRIBUTES, listing, message))
+    if name := _environment.value(environ, _SERVICE_NAME):
+        given[a.SERVICE_NAME] = name
+    return {key: text for key, text in given.items() if text.strip() or key not in _NEVER_BLANK}
+
+
+def _detected(environ: Mapping[str, str]) -> Resource:
+    """What the configured detectors of the SDK find, without its defaults for the service.
+
+    `Resource.create` needs a thread pool, which does not start while the interpreter shuts down: without it, nothing.
+    """
+    if not _environment.value(environ, _DETECTORS):
+        return Resource.get_empty()
+    try:
+        found = Resource.create()
+    except RuntimeError as error:
+        if not is_shutdown(error):
+            raise
+        return Resource.get_empty()
+    attributes = dict(found.attributes)
+    attributes.pop(a.SERVICE_INSTANCE_ID, None)
+    name = str(attributes.pop(a.SERVICE_NAME, ""))
+    if name.strip() and not name.startswith("unknown_service"):
+        attributes[a.SERVICE_NAME] = name
+    return Resource(attributes, found.schema_url)
+
+
+def _rate(argument: str) -> float:
+    """The share of runs to keep, 1.0 if there is no usable one."""
+    try:
+        rate = float(argument or 1.0)
+    except ValueError:
+        rate = -1.0
+    if 0.0 <= rate <= 1.0:
+        return rate
+    message = f"{_SAMPLER_ARGUMENT}={argument!r} is no ratio; 1.0 is used; write a number from 0.0 to 1.0"
+    report(Problem(_SAMPLER_ARGUMENT, argument, message))
+    return 1.0
+
+
+def _sampler_of_package(name: str, argument: str) -> Sampler:
+    from importlib.metadata import entry_points
+
+    try:
+        made = next(iter(entry_points(group="opentelemetry_traces_sampler", name=name))).load()(argument)
+    except StopIteration:
+        reason = f"choose from {', '.join([*_SAMPLERS, *_RATIO_SAMPLERS])}"
+    except Exception as error:  # noqa: BLE001 - the package's code
+        reason = f"it cannot be loaded: {type(error).__name__}: {error}"
+    else:
+        if isinstance(made, Sampler):
+            return made
+        reason = f"it makes a {type(made).__name__}, which is no sampler"
+    report(Problem(_SAMPLER, name, f"{_SAMPLER}={name!r} is ignored, parentbased_always_on is used; {reason}"))
+    return DEFAULT_ON
