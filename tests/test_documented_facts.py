@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import tomllib
 from collections.abc import Iterator
 from dataclasses import fields
 from functools import cache
@@ -31,10 +32,18 @@ def defaults_of(file: str, pattern: str) -> dict[str, str]:
     return dict(re.findall(pattern, (ROOT / file).read_text(encoding="utf-8")))
 
 
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+LAYERS = [layer.replace("cascade.", "") for layer in PROJECT["tool"]["importlinter"]["contracts"][0]["layers"]]
 COMPOSE_DEFAULTS = defaults_of("docker-compose.yml", r"\$\{(\w+):-([^}]*)\}")
 COLLECTOR_DEFAULTS = defaults_of("collector-config/collector.yaml", r"\$\{env:(\w+):-([^}]*)\}")
 
 STATED = {
+    "CONTRIBUTING.md": [" > ".join(f"`{layer}`" for layer in LAYERS)],
+    "README.md": [
+        f"Python {PROJECT['project']['requires-python'].removeprefix('>=')} or newer",
+        {0: "The core has no dependencies"}[len(PROJECT["project"]["dependencies"])],
+    ],
+    "docs/ci.md": [f"ref: v{PROJECT['project']['version']}"],
     "docs/connectors.md": [
         f"a queue of {lane.MAX_QUEUED_BYTES // MIB} MiB",
         f"more than {lane.HELD_BYTES // MIB} MiB wait",
@@ -103,6 +112,11 @@ def test_the_names_that_a_page_mentions_exist(page: str) -> None:
 def _sources() -> list[str]:
     files = [*(ROOT / "src").rglob("*.py"), *(ROOT / "stack").glob("*.py"), ROOT / "docker-compose.yml"]
     return [file.read_text(encoding="utf-8") for file in (*files, ROOT / "tests/e2e/conftest.py")]
+
+
+def test_the_readme_links_to_each_page() -> None:
+    links = re.findall(r"\]\((docs/[\w-]+\.md)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert set(links) == {page for page in PAGES if page.startswith("docs/")}
 
 
 def test_the_page_about_grafana_lists_the_rules_and_alerts() -> None:

@@ -92,6 +92,47 @@ total(named(1), "a", nonsense=named(1))  # type: ignore[call-arg]  # pyright: ig
 plain(asynchronous(1))  # type: ignore[arg-type]
 total(named.map(x=named(1)), asynchronous(1))  # type: ignore[arg-type]
 
+# What follows from that, as docs/types.md lists it.
+not_an_integer: int = named(1)
+results = [plain(1), plain(2)]
+
+
+@cs.task
+def of_list(numbers: list[float]) -> float:
+    return sum(numbers)
+
+
+@cs.task
+def of_none(nothing: None) -> None: ...
+
+
+of_list(results)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+of_list([plain(1), plain(2)])
+total(results, "a")
+of_none(plain(1))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+cs.task(lambda *args: args[0] + 1)  # pyright: ignore[reportOperatorIssue]
+cs.task(Path)(1, 2, nonsense=3)
+
+
+class Static:
+    @cs.task
+    @staticmethod
+    def static(x: int) -> int:
+        return x
+
+    @cs.task
+    @classmethod
+    def of_class(cls, x: int) -> int:
+        return x
+
+
+Static.static(1)
+Static().of_class(1)
+Static().static(1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+Static.of_class(1)  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
+unknown = cs.run(first.map(items=[[1]]))
+assert_type(unknown, list[int])  # type: ignore[assert-type]  # pyright: ignore[reportAssertTypeFailure]
+
 # Maps
 assert_type(total.map(numbers=[[1]], label=asynchronous.map(x=[1])), MappedLazyResult[int])
 plain.map(m=[1])  # type: ignore[call-arg]  # with the plugin for mypy
