@@ -106,7 +106,7 @@ class GrpcSeen:
 
 
 @contextlib.contextmanager
-def grpc_peer(port: int = 0) -> Iterator[GrpcSeen]:
+def grpc_peer(port: int = 0, address: str = "") -> Iterator[GrpcSeen]:
     seen = GrpcSeen()
 
     def export(body: bytes, context: grpc.ServicerContext) -> bytes:
@@ -122,7 +122,7 @@ def grpc_peer(port: int = 0) -> Iterator[GrpcSeen]:
     with ThreadPoolExecutor(4) as pool:
         server = grpc.server(pool)
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
-        port = server.add_insecure_port(f"127.0.0.1:{port}")
+        port = server.add_insecure_port(address or f"127.0.0.1:{port}")
         server.start()
         seen.endpoint = f"http://127.0.0.1:{port}"
         try:

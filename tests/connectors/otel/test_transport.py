@@ -209,11 +209,6 @@ class TestHttp:
         with peers.http_peer() as peer:
             assert sent(peer.endpoint).outcome == "accepted"
 
-    def test_a_proxy_of_another_kind(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("all_proxy", "socks5://127.0.0.1:1080")
-        with pytest.raises(OSError, match="socks5:// proxies are not supported"):
-            sent("http://collector.invalid")
-
     def test_a_proxy_that_will_not_open_a_tunnel(self, monkeypatch: pytest.MonkeyPatch) -> None:
         asked = []
 
@@ -266,8 +261,36 @@ class TestEither:
         # The server speaks HTTP/1.1 alone: gRPC gets through TLS and no further.
         assert known.outcome == "accepted" if protocol != "grpc" else "certificate" not in known.reason
 
+    @pytest.mark.parametrize("variable", ["NO_PROXY", "no_proxy"])
+    @pytest.mark.parametrize("listed", ["127.0.0.0/8", "10.0.0.0/8, 127.0.0.1", "*"])
+    def test_around_a_proxy(self, protocol: str, variable: str, listed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("http_proxy", peers.refused())
+        with peers.http_peer() if protocol != "grpc" else peers.grpc_peer() as peer:
+            assert sent(peer.endpoint, protocol).reason == "connection refused"
+            monkeypatch.setenv(variable, listed)
+            assert sent(peer.endpoint, protocol).outcome == "accepted"
+
+    @pytest.mark.parametrize("proxy", ["socks5://me:hunter2@127.0.0.1:1080", "https://127.0.0.1:1", "http://:port"])
+    def test_a_proxy_that_is_not_supported(
+        self, protocol: str, proxy: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        variable = "all_proxy" if protocol != "grpc" else "grpc_proxy"
+        monkeypatch.setenv(variable, proxy)
+        with peers.http_peer() if protocol != "grpc" else peers.grpc_peer() as peer:
+            for _ in range(2):
+                assert sent(peer.endpoint, protocol).outcome == "accepted"
+        (record,) = caplog.records
+        assert record.getMessage().startswith(f"OtelConnector: {variable}='{proxy.replace('me:hunter2@', '')}'")
+        assert record.levelname == "WARNING"
+
 
 class TestGrpc:
+    def test_a_socket_of_this_machine(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("http_proxy", peers.refused())
+        with peers.grpc_peer(address=f"unix://{tmp_path}/otel.sock") as peer:
+            assert sent(f"unix://{tmp_path}/otel.sock", "grpc").outcome == "accepted"
+        assert len(peer.bodies) == 1
+
     def test_accepted(self) -> None:
         with peers.grpc_peer() as peer, transport(peer.endpoint, "grpc", headers="X-Key=a%20b,y-bin=1") as opened:
             assert [opened.send(body, HANG) for body in (b"1", b"2")] == [Reply("accepted")] * 2

@@ -1,11 +1,13 @@
 """An OTLP endpoint as a person writes it, checked and completed."""
 
+import re
 from base64 import b64encode
 from collections.abc import Callable
 from typing import Literal
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 GRPC_PORT = 4317
+HTTPS_PORT = 443  # what gRPC assumes for a target without a port
 DEFAULTS = {"grpc": "http://localhost:4317", "http/protobuf": "http://localhost:4318"}
 
 # Targets that gRPC resolves itself; the specification asks for any form the gRPC library takes.
@@ -60,6 +62,16 @@ def port_of(endpoint: str) -> int | None:
         return urlsplit(endpoint if "://" in endpoint else f"//{endpoint}").port
     except ValueError:
         return None
+
+
+def server_of(target: str) -> tuple[str, int]:
+    """Host and port of a gRPC target; "" for a target that is no single server."""
+    try:
+        url = urlsplit(f"//{re.sub('^(dns|ipv4|ipv6):', '', target.rpartition('/')[2])}")
+        host, port = url.hostname, url.port
+    except ValueError:
+        return "", HTTPS_PORT
+    return host or "", port or HTTPS_PORT
 
 
 def with_path(endpoint: str, path: str) -> str:

@@ -7,8 +7,9 @@ from urllib.parse import urlsplit
 
 import grpc
 
-from cascade.connectors.otel import _answers
+from cascade.connectors.otel import _answers, _endpoint
 from cascade.connectors.otel._options import ExportOptions, Signal
+from cascade.connectors.otel._proxy import disables_grpc_proxy
 from cascade.connectors.otel._transport import Reply
 
 _METHODS: dict[Signal, str] = {
@@ -91,10 +92,11 @@ class GrpcTransport:
 
     def _dial(self) -> grpc.Channel:
         target = _target(self._options.endpoint)
+        options = (*_OPTIONS, ("grpc.enable_http_proxy", 0)) if _is_direct(target) else _OPTIONS
         compression = grpc.Compression.Gzip if self._options.compression == "gzip" else grpc.Compression.NoCompression
         if self._credentials is None:
-            return grpc.insecure_channel(target, _OPTIONS, compression)
-        return grpc.secure_channel(target, self._credentials, _OPTIONS, compression)
+            return grpc.insecure_channel(target, options, compression)
+        return grpc.secure_channel(target, self._credentials, options, compression)
 
 
 def _target(endpoint: str) -> str:
@@ -102,6 +104,11 @@ def _target(endpoint: str) -> str:
     if url.scheme not in {"http", "https"}:
         return endpoint
     return url.netloc if url.port else f"{url.netloc}:{443 if url.scheme == 'https' else 80}"
+
+
+def _is_direct(target: str) -> bool:
+    """Whether gRPC must not use a proxy of the environment. Sockets of this machine have none."""
+    return target.startswith(("unix:", "unix-abstract:")) or disables_grpc_proxy(*_endpoint.server_of(target))
 
 
 def _credentials(options: ExportOptions) -> grpc.ChannelCredentials:

@@ -2,12 +2,12 @@
 
 import contextlib
 import ssl
-import urllib.request
 from base64 import b64encode
 from dataclasses import dataclass
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from cascade.connectors.otel._options import ExportOptions
+from cascade.connectors.otel._proxy import proxy_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +31,13 @@ def route_to(options: ExportOptions) -> Route:
     """The route, by the endpoint and by `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`.
 
     Raises:
-        OSError: When the proxy wants another protocol than plain HTTP, or a certificate cannot be loaded.
+        OSError: When a certificate cannot be loaded.
     """
     url = urlsplit(options.endpoint)
     host, port = _address(url)
     target = (url.path or "/") + (f"?{url.query}" if url.query else "")
     tls = _tls(options) if url.scheme == "https" else None
-    proxy = _proxy(url)
+    proxy = proxy_of(url.scheme, host, port)
     if proxy is None:
         return Route(host, port, target, tls, host)
     via, gate = _address(proxy)
@@ -46,17 +46,6 @@ def route_to(options: ExportOptions) -> Route:
         return Route(via, gate, f"http://{url.netloc}{target}", login=login)
     authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     return Route(via, gate, target, tls, host, authority, login)
-
-
-def _proxy(url: SplitResult) -> SplitResult | None:
-    proxies = urllib.request.getproxies()
-    found = proxies.get(url.scheme) or proxies.get("all")
-    if not found or urllib.request.proxy_bypass(url.netloc):
-        return None
-    proxy = urlsplit(found if "://" in found else f"http://{found}")
-    if proxy.scheme != "http":
-        raise OSError(f"{proxy.scheme}:// proxies are not supported, only http://")
-    return proxy
 
 
 def _login(proxy: SplitResult) -> str:

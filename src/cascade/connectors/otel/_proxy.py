@@ -1,0 +1,96 @@
+"""The HTTP proxy on the way to a server, from `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`.
+
+Names in lower case win. Where no variable is set, Windows and macOS have settings of the system.
+"""
+
+import ipaddress
+import os
+import re
+import urllib.request
+from urllib.parse import SplitResult, urlsplit
+
+from cascade.connectors.otel import _endpoint
+from cascade.connectors.otel._environment import Problem, report
+
+_GRPC_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")  # those that gRPC reads, by priority
+_PORT = re.compile(r"\[(?P<v6>[^\]]*)\](?::(?P<v6port>\d+))?|(?P<host>[^:]*):(?P<port>\d+)")
+
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def proxy_of(scheme: str, host: str, port: int) -> SplitResult | None:
+    """The proxy for a URL's scheme, None for a direct connection.
+
+    Only http:// proxies are supported. Another one causes a warning, and the connection is direct.
+    """
+    proxies = urllib.request.getproxies()
+    kind = next((kind for kind in (scheme, "all") if proxies.get(kind)), None)
+    if kind is None or is_exempt(host, port):
+        return None
+    names = (f"{kind}_proxy", f"{kind}_proxy".upper())
+    return _usable(next((name for name in names if os.environ.get(name)), f"the system's {kind} proxy"), proxies[kind])
+
+
+def disables_grpc_proxy(host: str, port: int) -> bool:
+    """Whether gRPC, which reads variables in lower case by itself, must not use the proxy that they name."""
+    name = next((name for name in _GRPC_VARIABLES if name in os.environ), None)
+    if name is None or not os.environ[name]:
+        return False
+    return is_exempt(host, port) or _usable(name, os.environ[name]) is None
+
+
+def is_exempt(host: str, port: int) -> bool:
+    """Whether NO_PROXY lists the server: a name with its subdomains, an address, a network such as 10.0.0.0/8, or `*`.
+
+    An entry with a port covers that port alone.
+    """
+    listed = urllib.request.getproxies_environment().get("no", "")
+    name = host.lower().strip("[]").rstrip(".")
+    entries = filter(None, re.split(r"[,\s]+", listed.lower()))
+    if any(_covers(entry, name, _address(name), port) for entry in entries):
+        return True
+    return bool(urllib.request.proxy_bypass(f"{host}:{port}"))
+
+
+def _covers(entry: str, name: str, address: _Address | None, port: int) -> bool:
+    if entry == "*":
+        return True
+    pattern, wanted = _split_port(entry)
+    if wanted is not None and wanted != port:
+        return False
+    if address is not None:
+        try:
+            return address in ipaddress.ip_network(pattern, strict=False)
+        except ValueError:
+            return False
+    pattern = pattern.removeprefix("*").strip(".")
+    return bool(pattern) and (name == pattern or name.endswith(f".{pattern}"))
+
+
+def _split_port(entry: str) -> tuple[str, int | None]:
+    found = _PORT.fullmatch(entry)
+    if found is None:
+        return entry, None
+    port = found["v6port"] or found["port"]
+    return found["v6"] or found["host"] or "", int(port) if port else None
+
+
+def _address(name: str) -> _Address | None:
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return None
+    return (address.ipv4_mapped or address) if isinstance(address, ipaddress.IPv6Address) else address
+
+
+def _usable(variable: str, text: str) -> SplitResult | None:
+    proxy = urlsplit(text.strip() if "://" in text else f"http://{text.strip()}")
+    try:
+        if proxy.scheme == "http" and proxy.hostname and proxy.port != 0 and not re.search(r"[\s\0]", proxy.netloc):
+            return proxy
+    except ValueError:
+        pass  # the port is no number
+    shown = _endpoint.without_password(text)
+    message = f"{variable}={shown!r} is no http:// proxy, and others are not supported; the connection is direct"
+    report(Problem(variable, text, message))
+    return None

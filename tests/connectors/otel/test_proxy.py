@@ -1,0 +1,108 @@
+"""Which proxy serves which endpoint."""
+
+import pytest
+
+from cascade.connectors.otel._endpoint import server_of
+from cascade.connectors.otel._options import ExportOptions
+from cascade.connectors.otel._proxy import disables_grpc_proxy, is_exempt
+from cascade.connectors.otel._route import route_to
+
+PROXY = "http://proxy:3128"
+
+
+@pytest.mark.parametrize(
+    ("listed", "host", "port", "expected"),
+    [
+        ("", "127.0.0.1", 4318, False),
+        ("*", "collector", 4318, True),
+        ("127.0.0.0/8", "127.0.0.1", 4318, True),
+        ("localhost,127.0.0.0/8", "128.0.0.1", 4318, False),
+        ("10.0.0.0/8 192.168.0.0/16", "192.168.3.4", 4318, True),
+        ("192.168.3.7/16", "192.168.3.4", 4318, True),
+        ("10.0.0.0/99", "10.0.0.1", 4318, False),
+        ("127.0.0.1", "127.0.0.11", 4318, False),
+        ("127.0.0.0/8", "::ffff:127.0.0.1", 4318, True),
+        ("10.0.0.0/8", "10.example.com", 4318, False),
+        ("::1", "::1", 4318, True),
+        ("[::1]", "::1", 4318, True),
+        ("[::1]:4318", "::1", 4318, True),
+        ("[::1]:4317", "::1", 4318, False),
+        ("0:0:0:0:0:0:0:1", "::1", 4318, True),
+        ("fd00::/8", "fd00::7", 4318, True),
+        ("fd00::/8", "fe80::7", 4318, False),
+        ("::1", "127.0.0.1", 4318, False),
+        ("127.0.0.1:4318", "127.0.0.1", 4318, True),
+        ("127.0.0.1:4317", "127.0.0.1", 4318, False),
+        ("127.0.0.0/8:4317", "127.0.0.1", 4318, False),
+        ("example.com", "otel.example.com", 4318, True),
+        ("example.com", "example.com", 4318, True),
+        ("example.com", "badexample.com", 4318, False),
+        (".example.com", "otel.example.com", 4318, True),
+        ("*.example.com", "otel.example.com", 4318, True),
+        ("EXAMPLE.com.", "Otel.Example.COM.", 4318, True),
+        ("example.com:4318", "otel.example.com", 4318, True),
+        ("example.com:4317", "otel.example.com", 4318, False),
+        (",, ,", "collector", 4318, False),
+        (".", "collector", 4318, False),
+        ("localhost", "127.0.0.1", 4318, False),
+    ],
+)
+@pytest.mark.parametrize("variable", ["NO_PROXY", "no_proxy"])
+def test_no_proxy(
+    variable: str, listed: str, host: str, port: int, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, listed)
+    assert is_exempt(host, port) is expected
+
+
+@pytest.mark.parametrize(
+    ("environ", "endpoint", "host", "tunnel"),
+    [
+        ({"HTTP_PROXY": PROXY}, "http://c:4318", "proxy", ""),
+        ({"http_proxy": PROXY, "HTTP_PROXY": "http://other"}, "http://c:4318", "proxy", ""),
+        ({"HTTP_PROXY": PROXY}, "https://c:4318", "c", ""),
+        ({"HTTPS_PROXY": PROXY}, "https://c:4318", "proxy", "c:4318"),
+        ({"HTTPS_PROXY": PROXY}, "https://[::2]", "proxy", "[::2]:443"),
+        ({"HTTPS_PROXY": "proxy:3128"}, "https://c", "proxy", "c:443"),
+        ({"ALL_PROXY": PROXY}, "http://c", "proxy", ""),
+        ({"ALL_PROXY": PROXY}, "https://c", "proxy", "c:443"),
+        ({"ALL_PROXY": "http://other", "HTTP_PROXY": PROXY}, "http://c", "proxy", ""),
+        ({"ALL_PROXY": "socks5h://proxy:1", "HTTP_PROXY": PROXY}, "http://c", "proxy", ""),
+        ({"HTTP_PROXY": ""}, "http://c", "c", ""),
+        ({"HTTP_PROXY": PROXY, "NO_PROXY": "::1"}, "http://[::1]:4318", "::1", ""),
+        ({"HTTPS_PROXY": PROXY, "NO_PROXY": "[::1]:4318"}, "https://[::1]:4318", "::1", ""),
+        ({"HTTP_PROXY": PROXY, "NO_PROXY": "10.0.0.0/8"}, "http://10.1.2.3", "10.1.2.3", ""),
+    ],
+)
+def test_the_route(
+    environ: dict[str, str], endpoint: str, host: str, tunnel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    route = route_to(ExportOptions.from_environment(endpoint=endpoint, environ={}))
+    assert (route.host, route.tunnel) == (host, tunnel)
+
+
+@pytest.mark.parametrize(
+    ("target", "server"),
+    [
+        ("c:4317", ("c", 4317)),
+        ("[::1]:4317", ("::1", 4317)),
+        ("dns:///c:4317", ("c", 4317)),
+        ("dns://8.8.8.8/c", ("c", 443)),
+        ("ipv4:127.0.0.1:4317", ("127.0.0.1", 4317)),
+        ("ipv6:[::1]:4317", ("::1", 4317)),
+        ("ipv4:127.0.0.1:1,127.0.0.2:2", ("", 443)),
+    ],
+)
+def test_the_server_of_a_grpc_target(target: str, server: tuple[str, int]) -> None:
+    assert server_of(target) == server
+
+
+def test_grpc_reads_variables_in_lower_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "socks5://proxy:1")
+    assert not disables_grpc_proxy("c", 4317)
+    monkeypatch.setenv("https_proxy", PROXY)
+    assert not disables_grpc_proxy("c", 4317)
+    monkeypatch.setenv("NO_PROXY", "c")
+    assert disables_grpc_proxy("c", 4317)
