@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import fields
@@ -12,11 +13,12 @@ from typing import Any
 import pytest
 
 import cascade as cs
+from cascade.adapters.executors import _places
 from cascade.connectors.mqtt import _options, _outbox, _packets, _peer, _rate
 from cascade.connectors.mqtt import connector as mqtt
-from cascade.runtime import lane
+from cascade.runtime import _map_execution, _outcome, _resource_thread, _run_context, lane
 from cascade.runtime.control import admission, constraint, control, decisions
-from cascade.spec import telemetry
+from cascade.spec import retry, telemetry
 from cascade.telemetry import identity, limits, wire
 from cascade.telemetry.topics import control_topic
 from cascade.testing import MemoryConnector
@@ -76,6 +78,15 @@ STATED = {
         f"`flush_timeout` ({mqtt.FLUSH_TIMEOUT:g} s)",
         {86_400: "retained for a day"}[_packets.WILL_EXPIRY],
         f"on port {_options.PLAIN_PORT}",
+    ],
+    "docs/workflows.md": [
+        f"At most {_map_execution.MAP_WINDOW:,} items of a map are in progress at once",
+        f"each by up to {sys.getswitchinterval() * 1000:g} ms at a time",
+        f"its first {_outcome.MAX_HISTORY // 2} and its last {_outcome.MAX_HISTORY // 2} attempts",
+        {86_400.0: "`max_delay` is one day by default"}[retry.MAX_DELAY],
+        {1.0: "no thread has become free for a second"}[_places.STALL],
+        {1.0: "a setup or teardown that takes more than a second"}[_run_context.PATIENCE],
+        {5.0: "at most five seconds, and tears the resource down"}[_resource_thread.GRACE],
     ],
     "docs/wire.md": [f"the first {limits.MAX_CONTROL_EVENTS} decisions"],
 }

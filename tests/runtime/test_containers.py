@@ -396,3 +396,12 @@ async def test_a_resource_is_not_a_lazy_result(lab: Lab, function: Callable[...,
     with pytest.raises(TypeError, match="Resource 'db' is a lazy result of task 'load'"):
         await lab.run(show(cs.inject(resource)))
     assert closed == [kind]
+
+
+async def test_a_lazy_result_in_an_object_of_another_class_is_not_replaced(lab: Lab) -> None:
+    class Box:
+        def __init__(self, content: Any) -> None:
+            self.content = content
+
+    lazy = load(1)
+    assert (await lab.run(cs.task(lambda box: box.content is lazy, name="look")(Box(lazy)))) is True

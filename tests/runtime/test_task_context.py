@@ -12,6 +12,7 @@ import cascade as cs
 from cascade.runtime import _map_execution
 from cascade.runtime.nested import run_nested
 from cascade.testing import MemoryConnector
+from tests.extras import needs
 from tests.runtime.conftest import Lab
 
 tenant: ContextVar[str] = ContextVar("tenant", default="none")
@@ -220,3 +221,16 @@ async def test_a_nested_run_starts_with_the_context_of_the_task_that_calls_it(la
     same = cs.task(lambda *seen: seen, name="same")
     assert await lab.run(same(outer(), in_thread(), see())) == ("outer", "thread", "none")
     assert copy_context().get(tenant) is None
+
+
+@needs("otel")
+@pytest.mark.parametrize("threaded", [True, False])
+async def test_a_task_sees_the_callers_baggage(threaded: bool) -> None:
+    from opentelemetry import baggage, context
+
+    read = cs.task(lambda: baggage.get_baggage("tenant"), name="read", threaded=threaded)
+    token = context.attach(baggage.set_baggage("tenant", "acme"))
+    try:
+        assert await cs.run_async(read(), log_level="OFF") == "acme"
+    finally:
+        context.detach(token)
