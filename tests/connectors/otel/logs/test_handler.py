@@ -157,12 +157,12 @@ def test_a_filter_on_it_that_raises_does_not_raise_into_the_task() -> None:
 def test_a_closed_stderr_does_not_raise_into_a_program_without_handlers() -> None:
     script = textwrap.dedent("""
         import logging, sys
-        from cascade.connectors.otel.logs._handler import TaskLogHandler
+        from cascade.connectors.otel.logs._handler import TaskLogHandler, attach
         from tests.connectors.otel.logs.conftest import RUN, inside
-        logging.root.addHandler(TaskLogHandler(lambda item: print("exported"), print, {RUN}))
+        attach(TaskLogHandler(lambda item: print("exported"), print, {RUN}))
         sys.stderr.close()
         with inside():
-            logging.warning("seen by the collector alone")
+            logging.getLogger("app").warning("seen by the collector alone")
     """)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "exported\n"
@@ -171,9 +171,9 @@ def test_a_closed_stderr_does_not_raise_into_a_program_without_handlers() -> Non
 def test_a_program_without_handlers_shows_its_warnings_as_before() -> None:
     script = textwrap.dedent("""
         import logging
-        from cascade.connectors.otel.logs._handler import TaskLogHandler
+        from cascade.connectors.otel.logs._handler import TaskLogHandler, attach
         for _ in range(2):
-            logging.root.addHandler(TaskLogHandler(print, print, {}))
+            attach(TaskLogHandler(print, print, {}))
         app, other = logging.getLogger("app.part"), logging.getLogger("other")
         app.warning("seen")
         app.info("unseen")

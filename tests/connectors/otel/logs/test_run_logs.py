@@ -4,7 +4,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +11,9 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from cascade.connectors.otel._tally import FlushReport
 from cascade.connectors.otel._transport import Reply
-from cascade.connectors.otel.logs import RunLogs, chosen_level
+from cascade.connectors.otel.logs import chosen_level
+from cascade.runtime.task_context import TaskContext
+from cascade.telemetry.identity import place_run
 from cascade.testing import OtlpReceiver
 from cascade.testing.faults import Fault
 from tests.connectors.otel import peers
@@ -71,16 +72,29 @@ def test_what_was_said_leaves_without_a_flush(receiver: OtlpReceiver, logs_to: L
     assert receiver.wait_for_requests(1)[0].signal == "logs"
 
 
-def test_the_handler_is_there_while_a_run_is(receiver: OtlpReceiver, logs_to: LogsTo) -> None:
+def test_records_are_exported_while_a_run_is_attached(
+    receiver: OtlpReceiver, logs_to: LogsTo, app: logging.Logger
+) -> None:
     logs = logs_to(receiver.http_endpoint)
+    other = TaskContext("other", "t", "work", place_run("other"))
     logs.attach("other")
     logs.attach("other")
     for run_id in (RUN, "other"):
         logs.detach(run_id)
-        assert logging.root.handlers.count(logs._handler) == 1
+        with inside(other):
+            app.info("once")
     logs.detach("other")
     logs.detach("never attached")
-    assert logs._handler not in logging.root.handlers
+    with inside(other):
+        app.info("after the run")
+    assert logs.flush(HANG).put == 2
+    assert [line.body for line in lines(receiver.logs)] == ["once", "once"]
+
+
+def test_the_root_logger_has_no_handler_of_cascade(receiver: OtlpReceiver, logs_to: LogsTo) -> None:
+    before = list(logging.root.handlers)
+    logs_to(receiver.http_endpoint)
+    assert logging.root.handlers == before
 
 
 @PROTOCOLS
@@ -222,7 +236,9 @@ def test_an_unknown_level_is_refused_with_the_choices(logs: Any) -> None:
         chosen_level(logs, {})
 
 
-def test_a_closed_one_is_off_the_root_logger(receiver: OtlpReceiver, logs_to: Callable[..., RunLogs]) -> None:
+def test_a_closed_one_exports_no_more(receiver: OtlpReceiver, logs_to: LogsTo, app: logging.Logger) -> None:
     logs = logs_to(receiver.http_endpoint)
     logs.close(1)
-    assert logs._handler not in logging.root.handlers
+    with inside():
+        app.info("after the end")
+    assert logs.flush(HANG).put == 0

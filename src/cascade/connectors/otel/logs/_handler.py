@@ -1,21 +1,56 @@
-"""The handler on the root logger: records made inside of tasks of certain runs, and no others."""
+"""The handler above the root logger: it takes the records that tasks of certain runs make."""
 
 import contextlib
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Container
 
+from cascade._loggers import get_logger
+from cascade.connectors.otel.logs._application import exports, handlers_of
 from cascade.connectors.otel.logs._records import encode
 from cascade.runtime.task_context import TaskContext, current_task
 
 OWN_LOGGERS = ("cascade.connectors", "opentelemetry")
 """What these say is about exporting: to export it would make more of it."""
 
+logger = get_logger("cascade.connectors.otel")
+
 _here = threading.local()
+
+_above = logging.Logger("above the root logger")  # noqa: LOG001 - it is no descendant of the root logger
+"""Parent of the root logger. `logging` passes records on to it after the handlers of the root logger.
+
+`logging.config.dictConfig`, `fileConfig` and `basicConfig` replace the handlers of the root logger, not those of its parent.
+And `basicConfig` does its work while the root logger itself has no handler.
+"""
+_placing = threading.Lock()
+
+
+def attach(handler: logging.Handler) -> None:
+    """Pass all records that reach the root logger to this handler, until `detach`."""
+    if not _is_placed():
+        with _placing:
+            if not _is_placed():
+                _above.parent, logging.root.parent = logging.root.parent, _above
+    _above.addHandler(handler)
+
+
+def detach(handler: logging.Handler) -> None:
+    _above.removeHandler(handler)
+
+
+def _is_placed() -> bool:
+    current: logging.Logger | None = logging.root
+    while current is not None and current is not _above:
+        current = current.parent
+    return current is _above
 
 
 class TaskLogHandler(logging.Handler):
     """Takes the records that a task of one of `runs` makes, from `min_level` on, encodes them, and puts them away.
+
+    A record that a handler of the application exports over OpenTelemetry is left to that handler.
 
     It never raises: a record that cannot be handled or encoded is refused with the reason.
     """
@@ -52,6 +87,10 @@ class TaskLogHandler(logging.Handler):
             return
         if _is_own(str(record.name)) or getattr(_here, "is_encoding", False):
             return
+        for handler in handlers_of(record.name):
+            if exports(handler, record):
+                _report_once(handler)
+                return
         self._take(record, task)
 
     def _take(self, record: logging.LogRecord, task: TaskContext) -> None:
@@ -65,16 +104,18 @@ class TaskLogHandler(logging.Handler):
             _here.is_encoding = False
 
     def _is_alone(self, name: str) -> bool:
-        """Whether there is no other handler, and this is the first of ours."""
-        on_root = logging.root.handlers
-        if any(not isinstance(handler, TaskLogHandler) for handler in on_root) or on_root[:1] != [self]:
-            return False
-        logger: logging.Logger | None = logging.getLogger(name)
-        while logger is not None and logger is not logging.root:
-            if logger.handlers:
-                return False
-            logger = logger.parent
-        return True
+        """Whether the application has no handler for the record, and this is the first handler of Cascade."""
+        return _above.handlers[:1] == [self] and next(handlers_of(name), None) is None
+
+
+def _report_once(handler: logging.Handler) -> None:
+    if handler not in _reported:
+        _reported.add(handler)
+        name = type(handler).__name__
+        logger.info("OtelConnector does not export the log records that %s of the application exports", name)
+
+
+_reported: weakref.WeakSet[logging.Handler] = weakref.WeakSet()
 
 
 def _last_resort(record: logging.LogRecord) -> None:

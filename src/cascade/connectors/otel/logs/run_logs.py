@@ -19,7 +19,7 @@ from cascade.connectors.otel._sharing import Registry, destination
 from cascade.connectors.otel._tally import FlushReport
 from cascade.connectors.otel._transport import open_transport, prepare, takes_no_such_signal
 from cascade.connectors.otel.logs._framing import request
-from cascade.connectors.otel.logs._handler import TaskLogHandler
+from cascade.connectors.otel.logs._handler import TaskLogHandler, attach, detach
 from cascade.connectors.otel.logs._records import encode_resource
 
 CAPACITY = 32 << 20
@@ -52,7 +52,7 @@ def chosen_level(logs: bool | str | None, environ: Mapping[str, str] = os.enviro
 class RunLogs:
     """Exports what the tasks of some runs say through `logging`, as OTLP log records that carry their spans' ids.
 
-    A handler sits on the root logger while there is a run; the levels of the program's loggers are left as they are.
+    While there is a run, a handler takes what reaches the root logger. The levels of the program's loggers are not changed.
 
     Args:
         resource: The same as that of the spans.
@@ -85,7 +85,7 @@ class RunLogs:
         """A run starts: what its tasks say is exported from now on. Attached twice, it must be detached twice."""
         with self._lock:
             self._runs[run_id] += 1
-            logging.getLogger().addHandler(self._handler)
+            attach(self._handler)
 
     def detach(self, run_id: str) -> None:
         """A run has ended."""
@@ -94,7 +94,7 @@ class RunLogs:
             if self._runs[run_id] <= 0:
                 del self._runs[run_id]
             if not self._runs:
-                logging.getLogger().removeHandler(self._handler)
+                detach(self._handler)
 
     def flush(self, timeout: float) -> FlushReport:
         """Wait until all records so far are sent or lost, for `timeout` seconds at the most; for a thread, not a loop."""
@@ -120,7 +120,7 @@ class RunLogs:
         """Detach from all runs and flush for the last time. An outbox that is not shared is closed."""
         with self._lock:
             self._runs.clear()
-            logging.getLogger().removeHandler(self._handler)
+            detach(self._handler)
         return self.flush(timeout) if self._is_shared else self._outbox.close(timeout)
 
     def reset_after_fork(self) -> None:
