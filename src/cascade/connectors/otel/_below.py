@@ -21,7 +21,7 @@ class OfTask:
 
 
 _TASK = otel_context.create_key("cascade-task")
-_marked: "weakref.WeakSet[TracerProvider]" = weakref.WeakSet()
+_marking: "weakref.WeakKeyDictionary[TracerProvider, TaskIds]" = weakref.WeakKeyDictionary()
 
 
 def with_task(task: TaskContext, context: Context) -> Context:
@@ -30,10 +30,10 @@ def with_task(task: TaskContext, context: Context) -> Context:
 
 
 def mark_spans_of(provider: TracerProvider) -> None:
-    """See to it, once for each provider, that its spans below tasks carry their ids."""
-    if provider not in _marked:
-        _marked.add(provider)
-        provider.add_span_processor(TaskIds())
+    """Add the ids of run and task to the provider's spans below tasks; once for each provider, from any thread."""
+    marker = TaskIds()
+    if _marking.setdefault(provider, marker) is marker:
+        provider.add_span_processor(marker)
 
 
 def _ids_around(context: Context | None) -> dict[str, AttributeValue]:

@@ -31,9 +31,6 @@ class Signals:
         exporting: Its arguments on where to export, as `ExportOptions.from_environment` takes them.
         metrics: Whether there are metrics.
         logs: As `chosen_level` takes it.
-
-    Raises:
-        ValueError: `logs` is no level, or the logs have no endpoint.
     """
 
     def __init__(
@@ -59,6 +56,30 @@ class Signals:
         lost, reason = self._logs.losses()
         if reason:
             logger.warning("OtelConnector: %d log records were lost at %s: %s", lost, self._logs.endpoint, reason)
+
+
+def check_logs(exporting: dict[str, Any], logs: bool | str | None) -> None:
+    """Check the `logs` argument of a connector.
+
+    Raises:
+        ValueError: `logs` is no level, or the `endpoint` argument is the URL of another signal.
+    """
+    from cascade.connectors.otel.logs import chosen_level
+
+    if (
+        logs is not None
+        and chosen_level(logs) is not None
+        and exporting["endpoint"]
+        and not _options(exporting, "logs")
+    ):
+        raise ValueError(_no_endpoint_for_logs(exporting))
+
+
+def _no_endpoint_for_logs(exporting: dict[str, Any]) -> str:
+    return (
+        f"logs: there is no telling where below {exporting['endpoint']!r} they go; give an endpoint without a path, "
+        "or set OTEL_EXPORTER_OTLP_LOGS_ENDPOINT and no endpoint here"
+    )
 
 
 def _metrics(tracing: Tracing | None, exporting: dict[str, Any], *, is_wanted: bool) -> "RunMetrics":
@@ -90,13 +111,8 @@ def _logs(tracing: Tracing | None, exporting: dict[str, Any], logs: bool | str |
         return None
     options = _options(exporting, "logs")
     if options is None:
-        message = (
-            f"logs: there is no telling where below {exporting['endpoint']!r} they go; give an endpoint without a path, "
-            "or set OTEL_EXPORTER_OTLP_LOGS_ENDPOINT and no endpoint here"
-        )
-        if logs is not None:
-            raise ValueError(message)
-        report(Problem("OTEL_LOGS_EXPORTER", str(exporting["endpoint"]), f"{message}; no logs are exported"))
+        message = f"{_no_endpoint_for_logs(exporting)}; no logs are exported"
+        report(Problem("OTEL_LOGS_EXPORTER", str(exporting["endpoint"]), message))
         return None
     resource: Resource = tracing.provider.resource
     return RunLogs(resource, options, level, _log_outboxes)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from opentelemetry import trace
@@ -9,11 +10,11 @@ from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 
 from cascade._loggers import get_logger
 from cascade.connectors._arguments import captures, one_of, positive, whole
-from cascade.connectors.otel import _provider
 from cascade.connectors.otel._activation import NoActivation, SpanActivation
+from cascade.connectors.otel._choice import Choice
 from cascade.connectors.otel._live import LiveRun, SpanFactory, complete, parent_context, span_context
-from cascade.connectors.otel._options import ExportOptions
 from cascade.connectors.otel._outbox import CAPACITY
+from cascade.connectors.otel._provider import Tracing
 from cascade.connectors.otel._routes import Route
 from cascade.connectors.otel._signals import Signals
 from cascade.connectors.otel._spans import SpanData, spans_of
@@ -40,6 +41,7 @@ class OtelConnector:
 
     Every `OTEL_*` variable that the SDK honours keeps its meaning; arguments win over them. An `endpoint`, `protocol`
     or `headers` argument makes a provider of the connector's own; without, the application's is used if it has set one.
+    The provider is chosen when the first run starts.
 
     Args:
         endpoint: URL of the collector, such as `http://localhost:4318`; port 4317 means gRPC.
@@ -52,15 +54,17 @@ class OtelConnector:
         parent: What to do with an inbound trace, the current span or TRACEPARENT: "join" it, "link" to it, or "none".
         detail: "full"; "tasks" leaves out attempts, waits and resources; "run" leaves out everything but the run.
         semconv: "cicd" adds the attributes of OpenTelemetry's CI/CD conventions.
-        metrics: False exports none. They go to the application's meter provider if it has set one.
+        metrics: False exports none. Without an `endpoint`, `protocol` or `headers` argument they go to the application's
+            meter provider if it has set one.
         logs: True exports what tasks say through `logging`, a level such as "INFO" what is at least that; None leaves
             it to OTEL_LOGS_EXPORTER.
         on_full: When more spans wait than memory is meant for, and the collector is alive, "wait" holds back tasks
             that have not started yet; "drop" loses spans instead. With a dead collector spans are lost either way.
-        max_buffer_bytes: Memory for spans that wait to be exported; 64 MiB, for some 100,000 tasks.
+        max_buffer_bytes: Memory for spans that wait to be exported; 64 MiB, for some 100,000 tasks. Connectors of one
+            destination share the memory; the largest bound of those in use holds.
 
     Raises:
-        ValueError: A setting is none that there is.
+        ValueError: An argument has a value that is not allowed, or contradicts another one.
         TypeError: `tracer_provider` is no tracer provider.
     """
 
@@ -90,24 +94,23 @@ class OtelConnector:
         self._detail = one_of("detail", detail, ("full", "tasks", "run"))
         self._cicd = one_of("semconv", semconv, (None, "cicd")) == "cicd"
         self._waits = one_of("on_full", on_full, ("wait", "drop")) == "wait"
+        self._capacity = whole("max_buffer_bytes", max_buffer_bytes)
         exporting = {"endpoint": endpoint, "protocol": protocol, "headers": headers}
-        if tracer_provider is not None and any(exporting.values()):
-            raise ValueError("endpoint, protocol and headers are the business of the tracer_provider that is given")
-        capacity = whole("max_buffer_bytes", max_buffer_bytes)
-        self._tracing = _choose(tracer_provider, exporting)
-        self._factory = SpanFactory(self._tracing) if self._tracing else None
-        self._signals = Signals(self._tracing, exporting, metrics=metrics, logs=logs)
+        self._choice = Choice(tracer_provider, exporting, metrics=metrics, logs=logs)
         self._runs: dict[str, LiveRun] = {}
         self._ended: list[Route] = []
-        self._route = self._tracing.route if self._tracing else None
-        if self._route is not None:
-            self._route.outbox.reserve(self, capacity)
         self._room: Room | None = None
         self._connections = 0
 
     async def connect(self) -> None:
-        """Count the runs that are going on. The exporter connects by itself, when it has something to send."""
+        """Choose the providers at the first run. The exporter connects by itself, when it has something to send.
+
+        Raises:
+            Exception: A provider could not be made. Later calls raise nothing, and nothing is exported.
+        """
         self._connections += 1
+        if self._route is not None:
+            self._route.outbox.reserve(self, self._capacity)
 
     async def disconnect(self) -> None:
         """Flush, at most `flush_timeout` seconds. A provider that others may use goes on living.
@@ -120,6 +123,8 @@ class OtelConnector:
             for run_id in list(self._runs):
                 self._end_run(run_id)
         if self._tracing is None:
+            if self._strict and self._choice.error:
+                raise TelemetryLostError(f"OtelConnector: no spans are exported: {self._choice.error}", lost=0)
             return
         # A run has imported asyncio already, which takes as long as half of all that is imported here.
         from cascade.connectors.otel._flush import flush
@@ -185,6 +190,25 @@ class OtelConnector:
         run = self._runs.get(task.run_id)
         return NoActivation() if run is None else SpanActivation(task, run, self._signals.metrics, self._detail)
 
+    @cached_property
+    def _tracing(self) -> Tracing | None:
+        return self._choice().tracing
+
+    @cached_property
+    def _factory(self) -> SpanFactory | None:
+        return self._choice().factory
+
+    @cached_property
+    def _signals(self) -> Signals:
+        return self._choice().signals
+
+    @cached_property
+    def _route(self) -> Route | None:
+        route = self._tracing.route if self._tracing else None
+        if route is not None:
+            route.outbox.reserve(self, self._capacity)
+        return route
+
     def _emit_all(self, payload: dict[str, Any], run: LiveRun | None) -> None:
         if run is not None and not run.is_recording:
             return
@@ -239,12 +263,3 @@ class OtelConnector:
         if self._strict:
             raise TelemetryLostError(message, lost=lost)
         logger.warning("%s", message)
-
-
-def _choose(provider: Any, exporting: dict[str, Any]) -> "_provider.Tracing | None":
-    if provider is not None:
-        return _provider.foreign(provider)
-    options = ExportOptions.from_environment(**exporting)
-    if not any(exporting.values()) and (found := _provider.application()) is not None:
-        return _provider.foreign(found)
-    return _provider.own(options)

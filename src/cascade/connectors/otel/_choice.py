@@ -1,0 +1,90 @@
+"""The choice of a connector's tracer provider, metrics and logs, at its first run."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from opentelemetry import trace
+
+from cascade.connectors.otel import _provider
+from cascade.connectors.otel._live import SpanFactory
+from cascade.connectors.otel._options import ExportOptions
+from cascade.connectors.otel._provider import Tracing
+from cascade.connectors.otel._signals import Signals, check_logs
+from cascade.connectors.otel._transport import prepare
+from cascade.telemetry.safe import error_text
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The means of export of a connector. Without `tracing` nothing is exported."""
+
+    tracing: Tracing | None
+    factory: SpanFactory | None
+    signals: Signals
+
+
+class Choice:
+    """Chooses once, when it is first called: an application may set its providers after it has made the connector.
+
+    The constructor checks all that does not depend on the choice, and leaves the process's providers alone.
+
+    Args:
+        provider: The tracer provider to use; None for the application's, or one of our own.
+        exporting: Arguments `endpoint`, `protocol` and `headers` of the connector. One that is set makes a provider of
+            our own.
+        metrics: Whether metrics are exported.
+        logs: As `chosen_level` takes it.
+
+    Raises:
+        ValueError: An argument has a value that is not allowed, or contradicts another one.
+        TypeError: `provider` is no tracer provider.
+    """
+
+    def __init__(
+        self,
+        provider: trace.TracerProvider | None,
+        exporting: dict[str, Any],
+        *,
+        metrics: bool,
+        logs: bool | str | None,
+    ) -> None:
+        is_own = any(exporting.values())
+        if provider is not None and is_own:
+            raise ValueError("endpoint, protocol and headers are the business of the tracer_provider that is given")
+        if provider is not None and not isinstance(provider, trace.TracerProvider):
+            raise TypeError(f"tracer_provider={provider!r} is no opentelemetry TracerProvider")
+        if is_own:
+            # Problems of variables are reported when the variables are used.
+            prepare(replace(ExportOptions.from_environment(**exporting), problems=()))
+        check_logs(exporting, logs)
+        self._provider = provider
+        self._exporting = exporting
+        self._metrics = metrics
+        self._logs = logs
+        self._chosen: Chosen | None = None
+        self.error = ""
+
+    def __call__(self) -> Chosen:
+        """The means of export. An error is raised once; after it nothing is exported, and `error` is its text."""
+        if self._chosen is None:
+            try:
+                made = self._make()
+            except Exception as error:
+                self.error = error_text(error)
+                self._chosen = Chosen(None, None, Signals(None, {}, metrics=False, logs=False))
+                raise
+            # Threads may choose at the same time: they find the same provider, and the first result holds.
+            self._chosen = self._chosen or made
+        return self._chosen
+
+    def _make(self) -> Chosen:
+        tracing = self._tracing()
+        signals = Signals(tracing, self._exporting, metrics=self._metrics, logs=self._logs)
+        return Chosen(tracing, SpanFactory(tracing) if tracing else None, signals)
+
+    def _tracing(self) -> Tracing | None:
+        if self._provider is not None:
+            return _provider.foreign(self._provider)
+        if not any(self._exporting.values()) and (found := _provider.application()) is not None:
+            return _provider.foreign(found)
+        return _provider.own(ExportOptions.from_environment(**self._exporting))
