@@ -394,7 +394,7 @@ def test_inputs_are_no_spans(collector: Collector) -> None:
 @pytest.mark.parametrize(
     ("detail", "names"),
     [
-        ("run", {"run flaky", "run.started"}),
+        ("run", {"run flaky"}),
         ("tasks", {"run flaky", "run.started", "flaky"}),
         ("full", {"run flaky", "run.started", "flaky", "flaky attempt", "flaky wait"}),
     ],
@@ -402,6 +402,16 @@ def test_inputs_are_no_spans(collector: Collector) -> None:
 def test_detail_says_how_much(collector: Collector, detail: Any, names: set[str]) -> None:
     spans = collector.trace_of(flaky().with_retry(1, delay=0.002), connector=collector.connector(detail=detail))
     assert {span.name for span in spans} == names
+
+
+def test_a_run_that_is_exported_alone_has_no_links_to_its_parts(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CASCADE_TRACE_PART_SIZE", "2")
+    target = cs.task(list, name="all")([one() for _ in range(5)])
+    (run,) = collector.trace_of(target, connector=collector.connector(detail="run"))
+    assert (run.name, run.links, run.attributes["cascade.run.tasks.completed"]) == ("run all", (), 6)
+    assert "cascade.parts" not in run.attributes
 
 
 def test_the_cicd_names_can_be_had(collector: Collector) -> None:

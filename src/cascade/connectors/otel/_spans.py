@@ -44,11 +44,12 @@ def spans_of(payload: Mapping[str, Any], *, detail: str = "full", cicd: bool = F
     """The spans that have ended with this message, none for most; `detail` is "run", "tasks" or "full"."""
     body = payload["body"]
     match body.get("type"), body.get("event") or body.get("state") or body.get("action"):
-        case "LifecycleEvent", "ENGINE_STARTED":
+        case "LifecycleEvent", "ENGINE_STARTED" if detail != "run":
             yield _marker(payload, body)
         case "LifecycleEvent", "ENGINE_STOPPED":
-            if detail != "run":
-                yield from _parts(payload, body)
+            if detail == "run":  # the spans of its parts are not exported
+                body = {**body, "metadata": {k: v for k, v in body["metadata"].items() if k != "parts"}}
+            yield from _parts(payload, body)
             yield _run(payload, body, cicd=cicd)
         case "TaskStateEvent", "PENDING" if detail == "full" and body["metadata"].get("reason") == "retry":
             yield _attempt(payload, body, {**body["metadata"], "result": "failure"})

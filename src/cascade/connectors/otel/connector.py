@@ -52,7 +52,7 @@ class OtelConnector:
         strict: Raise `TelemetryLostError` at a run's end when spans were lost, instead of one warning.
         flush_timeout: Seconds a run's end may wait for the collector.
         parent: What to do with an inbound trace, the current span or TRACEPARENT: "join" it, "link" to it, or "none".
-        detail: "full"; "tasks" leaves out attempts, waits and resources; "run" leaves out everything but the run.
+        detail: "full"; "tasks" omits attempts, waits and resources; "run" exports the span of the run alone, at its end.
         semconv: "cicd" adds the attributes of OpenTelemetry's CI/CD conventions.
         metrics: False exports none. Without an `endpoint`, `protocol` or `headers` argument they go to the application's
             meter provider if it has set one.
