@@ -16,8 +16,12 @@ _TRACEPARENT = {
         "traceparent": {
             "type": "string",
             "pattern": "^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$",
-            "description": "The span that it tells of, as W3C's Trace Context writes it; a user property of MQTT.",
-        }
+            "description": "The message's span, as W3C's Trace Context writes it; a user property of MQTT.",
+        },
+        "tracestate": {
+            "type": "string",
+            "description": "W3C's tracestate of that span, if it has one; a user property of MQTT.",
+        },
     },
 }
 _ENDED = ("COMPLETED", "FAILED", "SKIPPED")
@@ -72,7 +76,7 @@ def all_schemas() -> dict[str, Any]:
     header = {name: part for name, part in message["properties"].items() if name != "body"}
     metadata = message["$defs"]["TaskStateEvent"]["properties"]["metadata"]
     found: dict[str, Any] = {
-        "Header": {"type": "object", "required": [*header, "body"], "properties": header},
+        "Header": {"type": "object", "required": message["required"], "properties": header},
         "Metadata": metadata,
     }
     for name in BODIES:

@@ -1,5 +1,8 @@
 import asyncio
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,3 +35,24 @@ async def test_on_cancellation_it_is_killed_with_all_it_has_started(tmp_path: Pa
         with pytest.raises(asyncio.CancelledError):
             await run
         assert await asyncio.to_thread(reader.read) == ""
+
+
+PROGRAM = """
+import sys
+sys.modules["opentelemetry"] = None  # as if it was not installed
+import cascade as cs
+print(cs.run(cs.shell(["sh", "-c", "echo $TRACEPARENT+$TRACESTATE+$BAGGAGE"]), log_level="OFF"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("state", "seen"), [("acme=1, ot=th:c", "acme=1,ot=th:c"), ("acme", ""), ("a=1,a=2", ""), ("", "")]
+)
+def test_without_opentelemetry_a_command_gets_the_context_of_this_process(state: str, seen: str) -> None:
+    inbound = {"TRACEPARENT": f"00-{'a' * 32}-{'b' * 16}-01", "TRACESTATE": state, "BAGGAGE": "tenant=blue"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env={**os.environ, **inbound}, capture_output=True, text=True, check=True
+    )
+    parent, given, baggage = done.stdout.strip().split("+")
+    assert re.fullmatch(f"00-{'a' * 32}-(?!{'b' * 16})[0-9a-f]{{16}}-01", parent)
+    assert (given, baggage) == (seen, "tenant=blue")

@@ -119,6 +119,7 @@ headers = st.builds(
     span_id=ids,
     parent_span_id=ids | st.just(""),
     trace_flags=st.integers(0, 255),
+    tracestate=st.sampled_from(["", "acme=t61rcWkgMzE", "a@b=1,ot=th:c"]),
 )
 bodies = (
     st.builds(

@@ -10,6 +10,7 @@ from cascade.telemetry.identity import (
     item_id,
     new_run_id,
     parse_traceparent,
+    parse_tracestate,
     place_run,
     setup_id,
     span_id,
@@ -113,3 +114,56 @@ def test_a_run_joins_links_or_stands_alone() -> None:
     assert (joined.trace_id, joined.parent_span_id, joined.flags) == (parent.trace_id, parent.span_id, 0)
     assert (linked.trace_id, linked.parent_span_id, linked.links) == (trace_id(RUN), "", (parent,))
     assert (alone.trace_id, alone.parent_span_id, alone.links) == (trace_id(RUN), "", ())
+
+
+STATE = "acme=t61rcWkgMzE,ot=th:c"
+
+
+def test_a_tracestate_goes_with_its_traceparent() -> None:
+    header = SpanRef("a" * 32, "b" * 16).traceparent
+    assert parse_traceparent(header, STATE) == SpanRef("a" * 32, "b" * 16, 1, STATE)
+    assert parse_traceparent(header, "no") == parse_traceparent(header) == SpanRef("a" * 32, "b" * 16)
+    assert parse_traceparent("nonsense", STATE) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        (STATE, STATE),
+        (" acme=1 ,\t,ot=2\t", "acme=1,ot=2"),
+        ("fw529a3039@dt=FfffF,a-b*c/d_=x y", "fw529a3039@dt=FfffF,a-b*c/d_=x y"),
+        (",".join(f"k{n}=v" for n in range(32)), ",".join(f"k{n}=v" for n in range(32))),
+        (",".join(f"k{n}=v" for n in range(33)), ""),
+        (f"{'k' * 256}={'v' * 256}", f"{'k' * 256}={'v' * 256}"),
+        (f"{'k' * 257}=v", ""),
+        (f"k={'v' * 257}", ""),
+        ("a=1,a=2", ""),
+        ("A=1", ""),
+        ("a", ""),
+        ("a=", ""),
+        ("=1", ""),
+        ("a=1,b", ""),
+        ("a=b=c", ""),
+        ("a=\u00e9", ""),
+        ("a=1\nb=2", ""),
+        ("a=1," + " " * 8_190, ""),
+        ("", ""),
+        (None, ""),
+    ],
+)
+def test_a_tracestate_that_w3c_calls_invalid_is_ignored_as_a_whole(value: str | None, found: str) -> None:
+    assert parse_tracestate(value) == found
+
+
+def test_a_run_has_the_tracestate_of_the_trace_it_joins_and_only_there() -> None:
+    parent = SpanRef("a" * 32, "b" * 16, 1, STATE)
+    joined, linked, alone = (place_run(RUN, parent, mode) for mode in ("join", "link", "none"))
+    assert [trace.tracestate for trace in (joined, linked, alone)] == [STATE, "", ""]
+    assert linked.links == (parent,)
+    joined.parts["later"] = 1
+    assert (joined.span_of("first").tracestate, joined.span_of("later").tracestate) == (STATE, "")
+    assert joined.part_root("", 1).tracestate == ""
+
+
+def test_flags_that_are_not_known_are_not_passed_on() -> None:
+    assert place_run(RUN, SpanRef("a" * 32, "b" * 16, 0xFF)).flags == 0x03

@@ -3,8 +3,10 @@
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 from cascade.runtime.task_context import current_task
@@ -18,8 +20,8 @@ _SHOWN = 2_000
 async def shell(command: str | Sequence[str], check: bool = True) -> str:
     """Run a command, a string in the shell or a list without one, and return its stripped stdout.
 
-    The task's span goes along as `TRACEPARENT` in the environment (W3C Trace Context). There is nothing on stdin. On
-    cancellation the command is killed, with all that it has started.
+    The environment has the task's span in `TRACEPARENT` and `TRACESTATE` (W3C Trace Context), and the current baggage in
+    `BAGGAGE`. There is nothing on stdin. On cancellation the command is killed, with all that it has started.
 
     Raises:
         RuntimeError: The command's exit code is not zero, and `check` is true.
@@ -55,8 +57,29 @@ async def _started(command: str | Sequence[str], options: dict[str, Any]) -> asy
 
 
 def _environment() -> dict[str, str]:
+    """The environment of this process, with the context of the running task. A value that the task lacks is removed."""
     running = current_task()
-    return dict(os.environ) if running is None else {**os.environ, "TRACEPARENT": running.traceparent}
+    if running is None:
+        return dict(os.environ)
+    context = {"TRACEPARENT": running.traceparent, "TRACESTATE": running.tracestate, "BAGGAGE": _baggage()}
+    return {name: value for name, value in {**os.environ, **context}.items() if value or name not in context}
+
+
+def _baggage() -> str:
+    """The baggage of OpenTelemetry's current context; that of the environment where OpenTelemetry has no context."""
+    inherited = os.environ.get("BAGGAGE", "")
+    if "opentelemetry.context" not in sys.modules:
+        return inherited
+    try:
+        propagate, trace = import_module("opentelemetry.propagate"), import_module("opentelemetry.trace")
+        if "baggage" not in propagate.get_global_textmap().fields:
+            return inherited
+        carrier: dict[str, str] = {}
+        propagate.inject(carrier)
+        is_current = trace.get_current_span().get_span_context().is_valid
+    except Exception:  # noqa: BLE001 - OTEL_PROPAGATORS may name any propagator, or one that is not installed
+        return inherited
+    return carrier.get("baggage", "" if is_current else inherited)
 
 
 async def _kill(process: asyncio.subprocess.Process) -> None:

@@ -26,7 +26,7 @@ from cascade.runtime.events import (
 )
 from cascade.runtime.resolvers import secret_positions
 from cascade.spec import telemetry as wire
-from cascade.telemetry.identity import RUN, Place, setup_id, span_id, teardown_id, wait_id
+from cascade.telemetry.identity import RUN, Place, SpanRef, setup_id, span_id, teardown_id, wait_id
 from cascade.telemetry.limits import MAX_CONTROL_EVENTS, MAX_ERROR_BYTES, MAX_LINKS, MAX_NAME_BYTES, MAX_STACK_BYTES
 from cascade.telemetry.redact import MASK, captured, redact_text
 from cascade.telemetry.safe import text
@@ -245,7 +245,8 @@ def _ended(
     if event.function:
         metadata["function"] = _name(event.function)
     if event.dependencies:
-        metadata["links"] = [_link(run, task_id) for task_id in event.dependencies[:MAX_LINKS]]
+        home = _home(event, run) if run.trace.tracestate else ""
+        metadata["links"] = [_link_to(run.trace.span_of(id_), home) for id_ in event.dependencies[:MAX_LINKS]]
         metadata["link_count"] = len(event.dependencies)
     if event.map_size is not None:
         metadata["map_size"] = event.map_size
@@ -258,14 +259,21 @@ def _ended(
 
 
 def _run_metadata(run: RunState, **more: Any) -> dict[str, Any]:
-    links = [{"trace_id": link.trace_id, "span_id": link.span_id} for link in run.trace.links]
+    links = [_link_to(link, run.trace.trace_id) for link in run.trace.links]
     inputs = run.inputs or None
     return _present({"target": run.target, "inputs": inputs, "links": links or None, "params": run.params, **more})
 
 
-def _link(run: RunState, task_id: str) -> dict[str, str]:
-    span = run.trace.span_of(task_id)
-    return {"trace_id": span.trace_id, "span_id": span.span_id}
+def _home(event: TaskEvent, run: RunState) -> str:
+    return run.trace.place_of(event.task_id, event.map_id, event.map_index).trace_id
+
+
+def _link_to(span: SpanRef, home: str) -> dict[str, str]:
+    """A link in a message whose spans stand in the trace `home`: a link into that trace has the message's tracestate."""
+    link = {"trace_id": span.trace_id, "span_id": span.span_id}
+    if span.tracestate and span.trace_id != home:
+        link["tracestate"] = span.tracestate
+    return link
 
 
 def _waits(waits: tuple[Wait, ...], task_id: str, run: RunState) -> list[dict[str, Any]]:

@@ -139,7 +139,7 @@ class Engine:
         clock = RunClock(*([self._clock] if self._clock else []))
         start_ns = clock.now_ns()
         task = current_task()
-        parent = task.current_span if task else parse_traceparent(os.environ.get("TRACEPARENT"))
+        parent = task.current_span if task else _parent_in(os.environ)
         tracing = self.connector if isinstance(self.connector, Tracing) else None
         trace = _placed_by(tracing, run_id, target, start_ns, parent)
         return RunContext(
@@ -253,6 +253,10 @@ def _tell_end(run: RunContext, error: BaseException | None) -> None:
         later_errors=tuple(run.later_errors),
         **run.error_fields(error),
     )
+
+
+def _parent_in(environ: Mapping[str, str]) -> SpanRef | None:
+    return parse_traceparent(environ.get("TRACEPARENT"), environ.get("TRACESTATE"))
 
 
 def _placed_by(

@@ -117,7 +117,7 @@ class Tracing(Protocol):
         """Say where the run stands in which trace.
 
         Called once per run, in the context of the run's caller and before its first event. `parent` is what the
-        engine itself knows: the task it is nested in, or else `TRACEPARENT` of the environment.
+        engine itself knows: the task it is nested in, or else `TRACEPARENT` and `TRACESTATE` of the environment.
         """
         ...
 

@@ -263,6 +263,7 @@ class TelemetrySubscriber:
                 project_id=self._project_id,
                 source=self._source,
                 trace_flags=trace.flags,
+                tracestate=trace.tracestate,
             )
         )
 
@@ -280,6 +281,8 @@ class TelemetrySubscriber:
                 "body": encode_body(message.body),
             }
         )
+        if run.trace.tracestate and trace_id != run.trace.trace_id:
+            del payload["tracestate"]
         run.seq += 1
         run.lost = self._lane.lost
         important = message.terminal or isinstance(message.body, (LifecycleEvent, ControlEvent))

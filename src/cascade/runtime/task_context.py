@@ -15,7 +15,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class TaskContext:
-    """The running task's identity. An executor that runs tasks elsewhere carries `traceparent` along.
+    """The running task's identity. An executor that runs tasks elsewhere carries `traceparent` and `tracestate`.
 
     `kind` is "task", or "resource" for the setup or the teardown of a resource. `attempt` is 0 without a retry policy,
     else 1, 2, …. `start_ns` is the task's first RUNNING, `attempt_start_ns` that of this attempt, in nanoseconds since the
@@ -54,12 +54,12 @@ class TaskContext:
     @property
     def span(self) -> SpanRef:
         """The task's own span."""
-        return SpanRef(self.trace_id, span_id(self.run_id, self.task_id), self.trace.flags)
+        return self.trace.ref(self.trace_id, span_id(self.run_id, self.task_id))
 
     @property
     def current_span(self) -> SpanRef:
         """The span below which the user's code stands: the attempt's with a retry policy, else the task's."""
-        return SpanRef(self.trace_id, span_id(self.run_id, self.task_id, self.attempt), self.trace.flags)
+        return self.trace.ref(self.trace_id, span_id(self.run_id, self.task_id, self.attempt))
 
     @property
     def parent_span_id(self) -> str:
@@ -78,6 +78,11 @@ class TaskContext:
     def traceparent(self) -> str:
         """`current_span` as W3C Trace Context's header."""
         return self.current_span.traceparent
+
+    @property
+    def tracestate(self) -> str:
+        """The header that belongs beside `traceparent`; "" without one."""
+        return self.trace.tracestate_in(self.trace_id)
 
 
 class HasTask(Protocol):

@@ -10,8 +10,8 @@ out of `metadata`.
     span), `exception`; held back by control also `constraint`.
     RUNNING: `start_ns`, `attempt` (1, 2, …, with a retry policy), `map_size` for a map.
     COMPLETED, FAILED, SKIPPED stand alone: `start_ns`, `end_ns`, `result` (success, failure, timeout, cancellation,
-    skip), `reason` of a skip, `function` (module and qualified name), `links` (a list of `{"trace_id", "span_id"}`,
-    at most 128), `link_count` (how many there really are), `map_size`, `exception`, `waits`, and with a retry policy
+    skip), `reason` of a skip, `function` (module and qualified name), `links` (a list of `{"trace_id", "span_id"}` and
+    `tracestate`, at most 128; a link into the message's own trace has the message's tracestate), `link_count` (how many there really are), `map_size`, `exception`, `waits`, and with a retry policy
     `attempts` (the first 64 and the last 64), `attempt_count` (how many there really were, if more) and `max_attempts`; `arguments` and `output` where they are captured; `parts` for a map with more items
     than one trace takes.
 `LifecycleEvent.metadata`: `target`, `start_ns`, `tasks` (how many by name), `inputs` (names of Params and Envs),
@@ -42,7 +42,10 @@ ControlAction = Literal["APPLIED", "REFUSED", "EXPIRED", "CLEARED"]
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Whose message it is, when the event was, and where it stands in the trace and in the run's order."""
+    """The run of a message, the time of its event, its span, and its number in the run's order.
+
+    `tracestate` (W3C Trace Context) is that of the message's spans. A message without one has no such key.
+    """
 
     run_id: str
     ts: str
@@ -54,6 +57,7 @@ class Header:
     span_id: str = ""
     parent_span_id: str = ""
     trace_flags: int = 1
+    tracestate: str = ""
     v: str = "1.0"
 
 

@@ -5,6 +5,9 @@ A run's trace id is its run_id's 128 bits. A span's id is the first 8 bytes of S
 `run.started`, `setup:{name}` and `teardown:{name}` for a resource, `wait:{task_id}` (whose attempt is the wait's number), `{map_id}/{index}` for an item,
 `part:{parent_id}` (whose attempt is the part's number) for the root of a part.
 
+A tracestate (W3C Trace Context) belongs to one trace: all spans of a run in the caller's trace have the caller's. A run in
+a trace of its own starts without one, and so does a part.
+
 No trace outgrows its backend: child n of a run or of a map belongs to part n // size. Part 0 stays in the parent's
 trace; the trace id of each further part is the first 16 bytes of SHA-256 over `{run_id}/{parent_id}/part/{part}`, where
 the parent_id is the map's task_id, or empty for the run.
@@ -22,12 +25,21 @@ from uuid import UUID
 RUN = ""
 RUN_STARTED = "run.started"
 SAMPLED = 0x01
+_KNOWN_FLAGS = 0x03  # sampled and random (W3C Trace Context Level 2); a participant clears the others
+MAX_TRACESTATE = 8_192
+"""Characters of a tracestate; a longer one is ignored, as by the OpenTelemetry SDK. W3C asks for at least 512."""
+MAX_TRACESTATE_MEMBERS = 32
 PART_SIZE = 2_000
 """Children of a run or map in one trace: Jaeger's page stays quick, and Tempo's 5 MB for a trace are far away."""
 
 _ZERO_SPAN = "0" * 16
 _TRACE_ID = re.compile(r"^(?!0{32})[0-9a-f]{32}$")
 _TRACEPARENT = re.compile(r"^([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?$")
+
+# The keys and values of W3C Trace Context, as the OpenTelemetry SDK checks them: their spans and ours agree.
+_KEY = r"[a-z][_0-9a-z\-*/]{0,255}|[a-z0-9][_0-9a-z\-*/]{0,240}@[a-z][_0-9a-z\-*/]{0,13}"
+_VALUE = r"[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e]"
+_MEMBER = re.compile(f"({_KEY})={_VALUE}")
 
 
 def new_run_id(random_bytes: Callable[[int], bytes] = os.urandom) -> str:
@@ -116,11 +128,12 @@ def _place(run_id: str, trace_id: str, parent_id: str, part: int) -> Place:
 
 @dataclass(frozen=True, slots=True)
 class SpanRef:
-    """A span somewhere, in this process or in another; `flags` are W3C's trace flags."""
+    """A span somewhere, in this process or in another; `flags` are W3C's trace flags, `tracestate` is its header or ""."""
 
     trace_id: str
     span_id: str
     flags: int = SAMPLED
+    tracestate: str = ""
 
     @property
     def traceparent(self) -> str:
@@ -131,8 +144,8 @@ class SpanRef:
 class RunTrace:
     """Where a run stands: its trace, the parent it joined (or none), the spans it links to.
 
-    `parts` has the part of each of the run's children that does not stand in part 0; whoever plans the run fills it in
-    before the first child starts.
+    `tracestate` belongs to the spans in the trace `trace_id`. `parts` has the part of each of the run's children that does
+    not stand in part 0; it is filled in when the run is planned, before the first child starts.
     """
 
     run_id: str
@@ -142,6 +155,7 @@ class RunTrace:
     links: tuple[SpanRef, ...] = ()
     part_size: int = PART_SIZE
     parts: dict[str, int] = field(default_factory=dict, compare=False, repr=False)
+    tracestate: str = ""
 
     @property
     def span_id(self) -> str:
@@ -159,14 +173,22 @@ class RunTrace:
             return _place(self.run_id, self.trace_id, RUN, part)
         return _place(self.run_id, self.trace_id if part else self.place_of(map_id).trace_id, map_id, part)
 
+    def tracestate_in(self, trace_id: str) -> str:
+        """The tracestate of the run's spans in a trace: none in that of a part."""
+        return self.tracestate if trace_id == self.trace_id else ""
+
+    def ref(self, trace_id: str, span_id: str) -> SpanRef:
+        """One of the run's spans, in that trace."""
+        return SpanRef(trace_id, span_id, self.flags, self.tracestate_in(trace_id))
+
     def span_of(self, task_id: str, attempt: int = 0) -> SpanRef:
         """The span of one of the run's own children."""
-        return SpanRef(self.place_of(task_id).trace_id, span_id(self.run_id, task_id, attempt), self.flags)
+        return self.ref(self.place_of(task_id).trace_id, span_id(self.run_id, task_id, attempt))
 
     def part_root(self, parent_id: str, part: int) -> SpanRef:
         """The root of a part of the children of a map, or of the run ("")."""
         place = _place(self.run_id, self.trace_id, parent_id, part)
-        return SpanRef(place.trace_id, place.parent_span_id, self.flags)
+        return self.ref(place.trace_id, place.parent_span_id)
 
 
 def place_run(run_id: str, parent: SpanRef | None = None, mode: str = "join") -> RunTrace:
@@ -175,15 +197,31 @@ def place_run(run_id: str, parent: SpanRef | None = None, mode: str = "join") ->
         return RunTrace(run_id, trace_id(run_id))
     if mode == "link":
         return RunTrace(run_id, trace_id(run_id), links=(parent,))
-    return RunTrace(run_id, parent.trace_id, parent.span_id, parent.flags)
+    flags = parent.flags & _KNOWN_FLAGS
+    return RunTrace(run_id, parent.trace_id, parent.span_id, flags, tracestate=parent.tracestate)
 
 
-def parse_traceparent(value: str | None) -> SpanRef | None:
-    """Read a `traceparent` header; None when there is none or it is not valid (W3C Trace Context, 3.2)."""
+def parse_traceparent(value: str | None, tracestate: str | None = None) -> SpanRef | None:
+    """Read a `traceparent` header, and the `tracestate` header beside it.
+
+    Returns None without a valid `traceparent` (W3C Trace Context, 3.2); `tracestate` is then not used either.
+    """
     match = _TRACEPARENT.match((value or "").strip())
     if match is None:
         return None
     version, trace, span, flags, more = match.groups()
     if version == "ff" or (version == "00" and more) or not int(trace, 16) or not int(span, 16):
         return None
-    return SpanRef(trace, span, int(flags, 16))
+    return SpanRef(trace, span, int(flags, 16), parse_tracestate(tracestate))
+
+
+@lru_cache(maxsize=256)
+def parse_tracestate(value: str | None) -> str:
+    """Return a `tracestate` header without empty members and spaces; "" if it is not valid (W3C Trace Context, 3.3)."""
+    if not value or len(value) > MAX_TRACESTATE:
+        return ""
+    members = [member for each in value.split(",") if (member := each.strip(" \t"))]
+    matches = [match for member in members if (match := _MEMBER.fullmatch(member))]
+    keys = {match.group(1) for match in matches}
+    is_valid = len(keys) == len(members) <= MAX_TRACESTATE_MEMBERS
+    return ",".join(members) if is_valid else ""

@@ -32,7 +32,10 @@ def encode(header: Header, body: Body) -> dict[str, Any]:
 def encode_header(header: Header) -> dict[str, Any]:
     """The part of a message that is above its body."""
     names, values = _HEADER
-    return dict(zip(names, values(header), strict=True))
+    found = dict(zip(names, values(header), strict=True))
+    if not header.tracestate:
+        del found["tracestate"]
+    return found
 
 
 def encode_body(body: Body) -> dict[str, Any]:

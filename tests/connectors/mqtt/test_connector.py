@@ -71,6 +71,24 @@ def _is_end(payload: dict[str, Any]) -> bool:
     return bool(payload["body"].get("event") == "ENGINE_STOPPED")
 
 
+def test_the_callers_tracestate_goes_beside_the_traceparent(
+    shared_broker: Broker, listener: Listener, project: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACEPARENT", f"00-{TRACE}-{SPAN}-01")
+    monkeypatch.setenv("TRACESTATE", "acme=t61rcWkgMzE,ot=th:c")
+    connector = MqttConnector("127.0.0.1", shared_broker.port)
+    cs.run(double(1), connector=connector, log_level="ERROR")
+    messages = listener.wait_for(lambda seen: events(seen)[-1:] and _is_end(events(seen)[-1]))
+    told = [message for message in messages if message.topic.startswith("cascade/telemetry/")]
+    for message, payload in zip(told, events(messages), strict=True):
+        assert payload["tracestate"] == "acme=t61rcWkgMzE,ot=th:c"
+        given = dict(message.properties.UserProperty)  # type: ignore[union-attr]  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+        assert given == {
+            "traceparent": f"00-{TRACE}-{payload['span_id']}-01",
+            "tracestate": "acme=t61rcWkgMzE,ot=th:c",
+        }
+
+
 def test_a_burst_arrives_whole_and_in_order(shared_broker: Broker, listener: Listener, caplog: Any) -> None:
     connector = MqttConnector("127.0.0.1", shared_broker.port)
     cs.run(double.map(x=list(range(3_000))), connector=connector, log_level="ERROR")

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from paho.mqtt.packettypes import PacketTypes
@@ -13,6 +14,7 @@ from cascade.connectors.mqtt._packets import (
     packet_bytes,
     publish_properties,
     traceparent,
+    tracestate,
 )
 from tests.connectors.mqtt.messages import SPAN, TRACE, telemetry
 
@@ -37,6 +39,26 @@ def test_it_is_byte_for_byte_what_paho_packs(trace: int, span: int, flags: int) 
     ours = publish_properties(traceparent(payload)).pack()
     assert ours == packed(theirs)
     assert len(ours) == PROPERTIES_BYTES
+
+
+@given(
+    st.sampled_from(
+        ["a=1", "acme=t61rcWkgMzE,ot=th:c", "k=" + "0" * 200, ",".join(f"k{n}={'v' * 250}" for n in range(32))]
+    )
+)
+def test_a_tracestate_is_packed_beside_the_traceparent(state: str) -> None:
+    payload = telemetry() | {"tracestate": state}
+    pairs = [("traceparent", f"00-{TRACE}-{SPAN}-01"), ("tracestate", state)]
+    theirs = new_properties(PacketTypes.PUBLISH, ContentType="application/json", UserProperty=pairs)
+    ours = publish_properties(traceparent(payload), tracestate(payload)).pack()
+    assert ours == packed(theirs)
+    assert packet_bytes("t", 0, state) >= 1 + 4 + 2 + 1 + 2 + len(ours)
+
+
+@pytest.mark.parametrize("state", [None, "", "nonsense", "a=1\n", 7])
+def test_a_tracestate_that_is_none_is_not_packed(state: object) -> None:
+    assert tracestate(telemetry() | {"tracestate": state}) == ""
+    assert publish_properties(b"", "a=1").pack() == publish_properties(b"").pack()
 
 
 def test_without_a_trace_only_the_content_type_is_told() -> None:

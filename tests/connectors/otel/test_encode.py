@@ -17,7 +17,7 @@ from cascade.connectors.otel._encode import Envelope, encode_span
 from cascade.connectors.otel._live import SpanFactory
 from cascade.connectors.otel._protobuf import varint
 from cascade.connectors.otel._provider import foreign
-from cascade.connectors.otel._spans import Event, SpanData
+from cascade.connectors.otel._spans import Event, LinkData, SpanData
 from cascade.telemetry import attributes as a
 
 exporter = InMemorySpanExporter()
@@ -39,6 +39,7 @@ VALUE = st.one_of(
 KEYS = st.sampled_from([a.TASK_ID, a.MAP_INDEX, a.TASK_NAME, a.RUN_ID, a.TASK_OUTPUT, a.MAP_SIZE, "mine", "n/a", "ü"])
 ATTRIBUTES = st.dictionaries(KEYS, VALUE).map(lambda found: {k: v for k, v in found.items() if _fits(k, v)})
 SPAN_IDS = st.integers(1, 2**64 - 1).map(lambda n: f"{n:016x}")
+TRACESTATES = st.sampled_from(["", "acme=t61rcWkgMzE", "a@b=1,ot=th:c;rv:8"])
 TRACE_IDS = st.integers(1, 2**128 - 1).map(lambda n: f"{n:032x}")
 
 
@@ -61,15 +62,19 @@ SPANS = st.builds(
     is_server=st.booleans(),
     error=st.none() | TEXT,
     events=st.lists(st.builds(Event, name=TEXT, time_ns=NS, attributes=ATTRIBUTES), max_size=2).map(tuple),
-    links=st.lists(st.tuples(TRACE_IDS, SPAN_IDS), max_size=3).map(tuple),
-)
+    links=st.lists(st.builds(LinkData, TRACE_IDS, SPAN_IDS, TRACESTATES), max_size=3).map(tuple),
+    tracestate=TRACESTATES,
+).map(lambda data: data if data.parent_id else data._replace(tracestate=""))  # the SDK's roots have none
 
 
 def by_the_sdk(data: SpanData) -> Any:
     exporter.clear()
     factory.finished(data, None)
     (resource_spans,) = encode_spans(exporter.get_finished_spans()).resource_spans
-    return resource_spans.scope_spans[0].spans[0]
+    span = resource_spans.scope_spans[0].spans[0]
+    for encoded, link in zip(span.links, exporter.get_finished_spans()[0].links, strict=True):
+        encoded.trace_state = link.context.trace_state.to_header()  # which the SDK's encoder leaves out
+    return span
 
 
 def in_order(span: Any) -> Any:

@@ -14,8 +14,7 @@ from cascade.connectors.memory import MemoryConnector
 from cascade.connectors.otel import OtelConnector
 from cascade.telemetry.identity import part_id, part_trace_id, span_id
 from cascade.testing import render_trace
-from tests.connectors.otel.tracing import Collector
-from tests.waiting import HANG
+from tests.connectors.otel.tracing import Collector, replay
 
 SIZE = 10
 
@@ -137,19 +136,6 @@ def test_messages_alone_make_the_same_spans(collector: Collector) -> None:
     collector.receiver.clear()
     replay(collector.connector(), beside.payloads)
     assert {described(span) for span in collector.receiver.spans} == {described(span) for span in spans}
-
-
-def replay(connector: OtelConnector, payloads: list[dict[str, Any]]) -> None:
-    import asyncio
-
-    async def publish() -> None:
-        await connector.connect()
-        for payload in payloads:
-            await connector.publish("topic", payload)
-        await connector.disconnect()
-        connector._tracing.route.outbox.flush(HANG)  # type: ignore[union-attr]  # pyright: ignore[reportOptionalMemberAccess]
-
-    asyncio.run(publish())
 
 
 def described(span: Any) -> tuple[Any, ...]:

@@ -1,5 +1,6 @@
 """Run a workflow against a real receiver, and read back its trace."""
 
+import asyncio
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import cascade as cs
 from cascade.connectors.otel import OtelConnector
 from cascade.testing import OtlpReceiver, Spans
+from tests.waiting import HANG
 
 
 class Collector:
@@ -37,6 +39,19 @@ class Collector:
         spans = self.receiver.spans
         assert spans.orphans() == []
         return spans
+
+
+def replay(connector: OtelConnector, payloads: list[dict[str, Any]]) -> None:
+    """Publish the messages of a run, as a bridge does, until their spans are delivered."""
+
+    async def publish() -> None:
+        await connector.connect()
+        for payload in payloads:
+            await connector.publish("topic", payload)
+        await connector.disconnect()
+        connector._tracing.route.outbox.flush(HANG)  # type: ignore[union-attr]  # pyright: ignore[reportOptionalMemberAccess]
+
+    asyncio.run(publish())
 
 
 def collectors(protocol: str) -> Iterator[Collector]:

@@ -17,13 +17,14 @@ _FULL = "more than fits in memory"
 class Letter:
     """One message. `number` says when it was put; `losses` how often a connection broke while it alone was out."""
 
-    __slots__ = ("body", "losses", "number", "qos", "topic", "traceparent")
+    __slots__ = ("body", "losses", "number", "qos", "topic", "traceparent", "tracestate")
 
-    def __init__(self, topic: str, body: bytes, qos: int, traceparent: bytes = b"") -> None:
+    def __init__(self, topic: str, body: bytes, qos: int, traceparent: bytes = b"", tracestate: str = "") -> None:
         self.topic = topic
         self.body = body
         self.qos = qos
         self.traceparent = traceparent
+        self.tracestate = tracestate
         self.number = 0
         self.losses = 0
 

@@ -1,9 +1,12 @@
 """MQTT 5 properties: made once where they are the same for very many packets."""
 
+from functools import lru_cache
 from typing import Any
 
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+
+from cascade.telemetry.identity import parse_tracestate
 
 CONTENT_TYPE = "application/json"
 MAX_INCOMING_BYTES = 2 << 20
@@ -50,11 +53,27 @@ _TRACED = packed(
 )[:-_TRACEPARENT_LENGTH]
 
 PROPERTIES_BYTES = len(_TRACED) + _TRACEPARENT_LENGTH
+_TRACESTATE_BYTES = 1 + 2 + len("tracestate") + 2 + 1
+"""Of its user property, without the value; the last byte is for the length of all properties, which grows with it."""
 
 
-def publish_properties(traceparent: bytes) -> PackedProperties:
-    """The properties of a message; an empty traceparent is left out."""
-    return PackedProperties(_TRACED + traceparent) if traceparent else _PLAIN
+def publish_properties(traceparent: bytes, tracestate: str = "") -> PackedProperties:
+    """The properties of a message; an empty traceparent is left out, and the tracestate with it."""
+    if not traceparent:
+        return _PLAIN
+    if not tracestate:
+        return PackedProperties(_TRACED + traceparent)
+    before, after = _with_tracestate(tracestate)
+    return PackedProperties(before + traceparent + after)
+
+
+@lru_cache(maxsize=256)
+def _with_tracestate(tracestate: str) -> tuple[bytes, bytes]:
+    """The packed properties before and after the traceparent."""
+    pairs = [("traceparent", "0" * _TRACEPARENT_LENGTH), ("tracestate", tracestate)]
+    whole = packed(PacketTypes.PUBLISH, ContentType=CONTENT_TYPE, UserProperty=pairs)
+    before, _, after = whole.partition(b"0" * _TRACEPARENT_LENGTH)
+    return before, after
 
 
 def traceparent(payload: dict[str, Any]) -> bytes:
@@ -66,7 +85,14 @@ def traceparent(payload: dict[str, Any]) -> bytes:
     return text.encode() if len(text) == _TRACEPARENT_LENGTH and text.isascii() else b""
 
 
-def packet_bytes(topic: str, body_size: int) -> int:
+def tracestate(payload: dict[str, Any]) -> str:
+    """The header that belongs beside `traceparent`; empty if the message has no valid one."""
+    value = payload.get("tracestate")
+    return parse_tracestate(value) if isinstance(value, str) else ""
+
+
+def packet_bytes(topic: str, body_size: int, tracestate: str = "") -> int:
     """The most that a message takes on the wire."""
     fixed_header, lengths, packet_id = 5, 2, 2
-    return fixed_header + lengths + len(topic.encode()) + packet_id + PROPERTIES_BYTES + body_size
+    properties = PROPERTIES_BYTES + (len(tracestate) + _TRACESTATE_BYTES if tracestate else 0)
+    return fixed_header + lengths + len(topic.encode()) + packet_id + properties + body_size

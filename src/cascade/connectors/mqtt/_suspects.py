@@ -51,12 +51,12 @@ class Suspects:
         if letter.losses >= MOST_LOSSES:
             outbox.lose(letter, f"the connection broke whenever it was sent: {reason}")
         elif letter.losses == ENOUGH_LOSSES and len(letter.body) > BIG:
-            self.most = min(self.most, max(BIG, packet_bytes(letter.topic, len(letter.body)) // 2))
+            self.most = min(self.most, max(BIG, packet_bytes(letter.topic, len(letter.body), letter.tracestate) // 2))
             self.fit(letter, outbox, 1)
 
     def fit(self, letter: Letter, outbox: Outbox, most: int) -> bool:
         """Take from a message what can be missed, until its packet is small enough; whether it is."""
-        beside = packet_bytes(letter.topic, 0)
+        beside = packet_bytes(letter.topic, 0, letter.tracestate)
         try:
             payload = shrink(wire.loads(letter.body), int(min(most, self.most)) - beside)
             outbox.replace(letter, wire.dumps(payload))

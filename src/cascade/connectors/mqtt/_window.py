@@ -77,12 +77,12 @@ class Window:
         return self._link.receive_maximum - len(self._unacknowledged) - self._link.own_publishes
 
     def _send(self, letter: Letter) -> None:
-        size = packet_bytes(letter.topic, len(letter.body))
+        size = packet_bytes(letter.topic, len(letter.body), letter.tracestate)
         most = self._link.maximum_packet_size or packet_bytes(letter.topic, MAX_MESSAGE_BYTES)
         if size > min(most, self._suspects.most) and not self._suspects.fit(letter, self._outbox, most):
             self._lose(letter, f"a message of {size:,} bytes is more than the broker takes")
             return
-        properties = publish_properties(letter.traceparent)
+        properties = publish_properties(letter.traceparent, letter.tracestate)
         info = self._link.client.publish(letter.topic, letter.body, letter.qos, properties=properties)
         if letter.qos:
             self._unacknowledged[info.mid] = letter

@@ -15,7 +15,7 @@ from cascade.connectors.mqtt._changes import Changes
 from cascade.connectors.mqtt._inbox import Inbox
 from cascade.connectors.mqtt._options import KEEPALIVE, MqttOptions
 from cascade.connectors.mqtt._outbox import CAPACITY, Letter, Outbox
-from cascade.connectors.mqtt._packets import traceparent
+from cascade.connectors.mqtt._packets import traceparent, tracestate
 from cascade.connectors.mqtt._rate import Gate
 from cascade.connectors.mqtt._retained import retained
 from cascade.connectors.mqtt._service import Surroundings
@@ -168,7 +168,8 @@ class MqttConnector:
         """
         if topic not in self._topics:
             self._know(checked_topic(topic))
-        self._outbox.put(Letter(topic, dumps(payload), 1 if qos else 0, traceparent(payload)))
+        state = tracestate(payload) if "tracestate" in payload else ""
+        self._outbox.put(Letter(topic, dumps(payload), 1 if qos else 0, traceparent(payload), state))
         session = self._session
         if session is not None:
             session.wake()

@@ -9,6 +9,7 @@ from sys import getsizeof
 from typing import Any
 
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import ReadableSpan
 
 from cascade.connectors.otel._encode import Envelope
@@ -85,7 +86,21 @@ def encode(entries: Sequence[Entry], envelope: Envelope | None = None) -> tuple[
 
 def _serialized(entries: Iterable[Entry]) -> bytes:
     spans = [item for entry in entries for item in entry.items if not isinstance(item, bytes)]
-    return encode_spans(spans).SerializeToString()
+    request = encode_spans(spans)
+    _add_tracestates_of_links(request, [span for span in spans if any(link.context.trace_state for link in span.links)])
+    return request.SerializeToString()
+
+
+def _add_tracestates_of_links(request: ExportTraceServiceRequest, spans: Sequence[ReadableSpan]) -> None:
+    """Write what the SDK's encoder leaves out (up to 1.45)."""
+    links = {span.context.span_id.to_bytes(8): span.links for span in spans if span.context is not None}
+    if not links:
+        return
+    for of_resource in request.resource_spans:
+        for of_scope in of_resource.scope_spans:
+            for encoded in of_scope.spans:
+                for ours, theirs in zip(links.get(encoded.span_id, ()), encoded.links, strict=False):
+                    theirs.trace_state = ours.context.trace_state.to_header()
 
 
 def _is_encodable(entry: Entry) -> bool:

@@ -24,9 +24,14 @@ _TASK = otel_context.create_key("cascade-task")
 _marking: "weakref.WeakKeyDictionary[TracerProvider, TaskIds]" = weakref.WeakKeyDictionary()
 
 
-def with_task(task: TaskContext, context: Context) -> Context:
-    """The context, for code that belongs to `task`, below a span that does not tell."""
-    return otel_context.set_value(_TASK, task, context)
+def with_task(task: object, context: Context) -> Context:
+    """The context, for code that belongs to `task`, below a span without a task; None for code of no task."""
+    return context if task_in(context) is task else otel_context.set_value(_TASK, task, context)
+
+
+def task_in(context: Context) -> object:
+    """The task that `with_task` has set in a context, or None."""
+    return otel_context.get_value(_TASK, context)
 
 
 def mark_spans_of(provider: TracerProvider) -> None:

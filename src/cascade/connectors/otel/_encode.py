@@ -24,7 +24,7 @@ from cascade.telemetry import attributes as a
 _LOCAL = SpanFlags.SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK
 _RESOURCE_SPANS, _SCOPE_SPANS, _SPANS = 1, 2, 2  # the fields of the messages around a span
 
-_TRACE_ID, _SPAN_ID, _PARENT_SPAN_ID, _ATTRIBUTES = 1, 2, 4, 9  # of Span
+_TRACE_ID, _SPAN_ID, _TRACE_STATE, _PARENT_SPAN_ID, _ATTRIBUTES = 1, 2, 3, 4, 9  # of Span
 _KEY, _VALUE, _STRING = 1, 2, 1  # of KeyValue; of AnyValue
 _INT = b"\x18"  # the field for an integer of AnyValue
 _TIMES = Struct("<cQcQ").pack  # start and end: fields 7 and 8 of Span, of 64 bits each
@@ -42,6 +42,8 @@ def encode_span(data: SpanData) -> bytes:
     ]
     for key, value in data.attributes.items():
         parts.append(_OWN[key](key, value) if key in _OWN else _attribute(key, value))
+    if data.tracestate:
+        parts.append(field(_TRACE_STATE, data.tracestate.encode()))
     if data.links or data.events or data.error is not None:
         parts.append(_rare_parts(data))
     return b"".join(parts)
@@ -98,8 +100,9 @@ _OWN: dict[str, Callable[[str, Any], bytes]] = {
 
 def _rare_parts(data: SpanData) -> bytes:
     span = Span()
-    for trace_id, span_id in data.links:
-        span.links.add(trace_id=bytes.fromhex(trace_id), span_id=bytes.fromhex(span_id), flags=_LOCAL)
+    for trace_id, span_id, state in data.links:
+        ids = {"trace_id": bytes.fromhex(trace_id), "span_id": bytes.fromhex(span_id)}
+        span.links.add(**ids, trace_state=state, flags=_LOCAL)
     span.events.extend(map(_event, data.events))
     if data.error is not None:
         span.status.CopyFrom(Status(code=Status.STATUS_CODE_ERROR, message=data.error))

@@ -4,18 +4,29 @@ import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace import (
+    NonRecordingSpan,
+    Span,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+    TraceState,
+)
 
 from cascade._loggers import get_logger
 from cascade.connectors.otel._encode import encode_span
 from cascade.connectors.otel._ids import add_part, remove_part
+from cascade.connectors.otel._inherited import Inherited
 from cascade.connectors.otel._provider import Tracing
 from cascade.connectors.otel._routes import Route, add_route, remove_route
 from cascade.connectors.otel._spans import SpanData
-from cascade.telemetry.identity import RUN_STARTED, RunTrace
+from cascade.telemetry.identity import RUN_STARTED, RunTrace, SpanRef
 
 logger = get_logger("cascade.connectors.otel")
 
@@ -53,14 +64,15 @@ class SpanFactory:
         """Whether a finished span may go to its route without ever being one of the SDK's."""
         return self._tracing.is_direct
 
-    def finished(self, data: SpanData, route: Route | None) -> None:
-        """Make a span that has ended already; without a run's route it takes the provider's."""
-        route = route or self._tracing.route
+    def finished(self, data: SpanData, run: "LiveRun | None" = None) -> None:
+        """Make a span that has ended already. Without a run's route it takes the provider's."""
+        route = (run.route if run is not None else None) or self._tracing.route
         if self.is_direct and route is not None:
             if data.flags & TraceFlags.SAMPLED:
                 route.put(encode_span(data), urgent=data.name == RUN_STARTED, important=data.has_children)
             return
-        parent = parent_context(data.trace_id, data.parent_id, data.flags)
+        base = run.inherited.context if run is not None else None
+        parent = parent_context(SpanRef(data.trace_id, data.parent_id, data.flags, data.tracestate), base)
         kind = SpanKind.SERVER if data.is_server else SpanKind.INTERNAL
         follows = data.flags & TraceFlags.SAMPLED and not data.parent_id and not data.is_server
         with self._tracing.sampler.sampled() if follows else nullcontext():
@@ -72,13 +84,15 @@ class SpanFactory:
 class LiveRun:
     """One run: its root span, and the tasks' and attempts' spans that user code has touched, by id.
 
-    `ended`: attempts that are not to come again. `route` is None where the provider's own processors export.
+    `ended`: attempts that are not to come again. `inherited` is the context of the run's caller. `route` is None where the
+    provider's own processors export.
     """
 
     trace: RunTrace
     root: Span
     factory: SpanFactory
     route: Route | None = None
+    inherited: Inherited = field(default_factory=Inherited)
     spans: dict[str, Span] = field(default_factory=dict)
     ended: set[str] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -134,8 +148,8 @@ def complete(span: Span, data: SpanData, *, linked: int = 0) -> None:
     if not span.is_recording():
         return
     span.set_attributes(data.attributes)
-    for trace_id, span_id in data.links[linked:]:
-        span.add_link(span_context(trace_id, span_id, data.flags))
+    for trace_id, span_id, tracestate in data.links[linked:]:
+        span.add_link(span_context(SpanRef(trace_id, span_id, data.flags, tracestate)))
     for event in data.events:
         span.add_event(event.name, event.attributes, event.time_ns)
     if data.error is not None:
@@ -143,13 +157,19 @@ def complete(span: Span, data: SpanData, *, linked: int = 0) -> None:
     span.end(data.end_ns)
 
 
-def span_context(trace_id: str, span_id: str, flags: int, *, is_remote: bool = False) -> SpanContext:
-    return SpanContext(int(trace_id, 16), int(span_id, 16), is_remote, TraceFlags(flags))
+def span_context(span: SpanRef, *, is_remote: bool = False) -> SpanContext:
+    state = _trace_state(span.tracestate) if span.tracestate else None
+    return SpanContext(int(span.trace_id, 16), int(span.span_id, 16), is_remote, TraceFlags(span.flags), state)
 
 
-def parent_context(trace_id: str, parent_id: str, flags: int, *, is_remote: bool = False) -> Context:
-    """A context of its own in which that span is current; without a parent, one in which none is."""
-    if not parent_id:
-        return Context()
-    parent = NonRecordingSpan(span_context(trace_id, parent_id, flags, is_remote=is_remote))
-    return trace.set_span_in_context(parent, Context())
+@lru_cache(maxsize=256)
+def _trace_state(tracestate: str) -> TraceState:
+    return TraceState.from_header([tracestate])
+
+
+def parent_context(parent: SpanRef, base: Context | None = None, *, is_remote: bool = False) -> Context:
+    """The context `base`, in which no span is current, with `parent` as the current span if it has a span_id."""
+    base = Context() if base is None else base
+    if not parent.span_id:
+        return base
+    return trace.set_span_in_context(NonRecordingSpan(span_context(parent, is_remote=is_remote)), base)

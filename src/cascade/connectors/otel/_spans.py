@@ -19,6 +19,12 @@ class Event(NamedTuple):
     attributes: Attributes
 
 
+class LinkData(NamedTuple):
+    trace_id: str
+    span_id: str
+    tracestate: str = ""
+
+
 class SpanData(NamedTuple):
     """A finished span. Ids are lower-case hex, `parent_id` is "" for none; `error` is the text of its ERROR status.
 
@@ -36,8 +42,9 @@ class SpanData(NamedTuple):
     is_server: bool = False
     error: str | None = None
     events: tuple[Event, ...] = ()
-    links: tuple[tuple[str, str], ...] = ()
+    links: tuple[LinkData, ...] = ()
     has_children: bool = False
+    tracestate: str = ""
 
 
 def spans_of(payload: Mapping[str, Any], *, detail: str = "full", cicd: bool = False) -> Iterator[SpanData]:
@@ -162,7 +169,7 @@ def _parts(payload: Mapping[str, Any], body: Mapping[str, Any]) -> Iterator[Span
             part.get("end_ns", 0),
             _clean(found),
             payload.get("trace_flags", 1),
-            links=((payload["trace_id"], payload["span_id"]),),
+            links=(LinkData(payload["trace_id"], payload["span_id"], payload.get("tracestate", "")),),
             has_children=True,
         )
 
@@ -229,10 +236,10 @@ def _ended(
         found = {**found, a.ERROR_TYPE: kind}
     if exception:
         events = (*events, _exception_event(exception, end_ns))
-    links: tuple[tuple[str, str], ...] = ()
+    links: tuple[LinkData, ...] = ()
     if "links" in metadata or "parts" in metadata:
         linked = *metadata.get("links", ()), *metadata.get("parts", ())
-        links = tuple((link["trace_id"], link["span_id"]) for link in linked)
+        links = tuple(_link(link, payload) for link in linked)
     return SpanData(
         name,
         payload["trace_id"],
@@ -247,14 +254,24 @@ def _ended(
         events,
         links,
         is_server or metadata.get("kind") == "map",
+        payload.get("tracestate", ""),
     )
+
+
+def _link(link: Mapping[str, Any], payload: Mapping[str, Any]) -> LinkData:
+    """A link into the message's own trace has the message's tracestate."""
+    own = payload.get("tracestate", "") if link["trace_id"] == payload["trace_id"] else ""
+    return LinkData(link["trace_id"], link["span_id"], link.get("tracestate", own))
 
 
 def _span(
     payload: Mapping[str, Any], name: str, own_id: str, parent_id: str, start_ns: int, end_ns: int, found: Attributes
 ) -> SpanData:
     flags, end_ns = payload.get("trace_flags", 1), _visible(start_ns, end_ns)
-    return SpanData(name, payload["trace_id"], own_id, parent_id, start_ns, end_ns, _clean(found), flags)
+    tracestate = payload.get("tracestate", "")
+    return SpanData(
+        name, payload["trace_id"], own_id, parent_id, start_ns, end_ns, _clean(found), flags, tracestate=tracestate
+    )
 
 
 def _visible(start_ns: int, end_ns: int) -> int:

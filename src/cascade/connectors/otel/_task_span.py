@@ -32,10 +32,12 @@ class TaskSpan(OfTask, Span):
         self._is_over = False
 
     def get_span_context(self) -> SpanContext:
+        if self._span is not None:  # a sampler may have decided otherwise than for the run
+            return self._span.get_span_context()
         if self._context is None:
             task = self.task
             own_id = span_id(task.run_id, task.task_id, self._attempt)
-            self._context = span_context(task.trace_id, own_id, task.trace.flags)
+            self._context = span_context(task.trace.ref(task.trace_id, own_id))
         return self._context
 
     def is_recording(self) -> bool:
@@ -65,7 +67,7 @@ class TaskSpan(OfTask, Span):
         name, parent_id, start_ns = task.name, task.parent_span_id, task.start_ns
         if self._attempt:
             name, parent_id, start_ns = f"{task.name} attempt", task.span.span_id, task.attempt_start_ns
-        parent = parent_context(trace_id, parent_id, task.trace.flags)
+        parent = parent_context(task.trace.ref(trace_id, parent_id), run.inherited.context)
         span = run.spans[own_id] = run.factory.start(name, trace_id, own_id, parent, start_ns)
         return span
 

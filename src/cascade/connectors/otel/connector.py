@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,6 +13,7 @@ from cascade._loggers import get_logger
 from cascade.connectors._arguments import captures, one_of, positive, whole
 from cascade.connectors.otel._activation import NoActivation, SpanActivation
 from cascade.connectors.otel._choice import Choice
+from cascade.connectors.otel._inherited import Inherited
 from cascade.connectors.otel._live import LiveRun, SpanFactory, complete, parent_context, span_context
 from cascade.connectors.otel._outbox import CAPACITY
 from cascade.connectors.otel._provider import Tracing
@@ -163,24 +165,20 @@ class OtelConnector:
 
     def place_run(self, run_id: str, target: str, start_ns: int, parent: SpanRef | None) -> RunTrace:
         """Start the run's span, so that the sampling decision is known to all its children."""
-        current = trace.get_current_span().get_span_context()
-        is_remote = current.is_remote
-        if current.is_valid:
-            parent = SpanRef(f"{current.trace_id:032x}", f"{current.span_id:016x}", int(current.trace_flags))
-        place = place_run(run_id, parent, self._parent)
+        inherited = Inherited.from_caller()
+        place = place_run(run_id, inherited.span or parent, self._parent)
         if self._factory is None or self._tracing is None:
             return place
-        context = parent_context(
-            place.trace_id, place.parent_span_id, place.flags, is_remote=is_remote or not current.is_valid
-        )
-        links = tuple(Link(span_context(link.trace_id, link.span_id, link.flags)) for link in place.links)
+        above = SpanRef(place.trace_id, place.parent_span_id, place.flags, place.tracestate)
+        context = parent_context(above, inherited.context, is_remote=inherited.is_remote)
+        links = tuple(Link(span_context(link)) for link in place.links)
         root = self._factory.start(
             f"run {target}", place.trace_id, place.span_id, context, start_ns, kind=SpanKind.SERVER, links=links
         )
-        flags = int(root.get_span_context().trace_flags)
-        place = RunTrace(run_id, place.trace_id, place.parent_span_id, flags, place.links)
+        own = root.get_span_context()
+        place = replace(place, flags=int(own.trace_flags), tracestate=own.trace_state.to_header())
         route = Route(self._route.outbox, run_id) if self._route else None
-        run = self._runs[run_id] = LiveRun(place, root, self._factory, route)
+        run = self._runs[run_id] = LiveRun(place, root, self._factory, route, inherited)
         run.stands_in(place.trace_id)
         self._signals.start_run(run_id)
         return place
@@ -236,7 +234,7 @@ class OtelConnector:
         elif self._factory is not None:
             if run is not None:
                 run.stands_in(data.trace_id)
-            self._factory.finished(data, run.route if run is not None else None)
+            self._factory.finished(data, run)
 
     def _end_run(self, run_id: str) -> None:
         """Forget a run; a span whose message was lost ends now, and says so."""

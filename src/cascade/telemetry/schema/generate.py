@@ -7,6 +7,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from cascade.spec.telemetry import ControlAction, Header
+from cascade.telemetry.identity import MAX_TRACESTATE
 from cascade.telemetry.schema import FOLDER
 from cascade.telemetry.wire import BODIES, VERSION
 
@@ -14,6 +15,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _URN = f"urn:cascade:telemetry:{VERSION}"
 
 _SPAN_ID, _TRACE_ID = {"type": "string", "pattern": "^[0-9a-f]{16}$"}, {"type": "string", "pattern": "^[0-9a-f]{32}$"}
+_TRACESTATE = {"type": "string", "minLength": 1, "maxLength": MAX_TRACESTATE}
 _COUNT, _NANOSECONDS = {"type": "integer", "minimum": 0}, {"type": "integer", "minimum": 0}
 _TEXT = {"type": "string"}
 _RESULT = {"enum": ["success", "failure", "error", "timeout", "cancellation", "skip"]}
@@ -50,7 +52,10 @@ _HEADER_DETAILS: dict[str, dict[str, Any]] = {
     "span_id": _SPAN_ID,
     "parent_span_id": {"type": "string", "pattern": "^([0-9a-f]{16})?$"},
     "trace_flags": {"type": "integer", "minimum": 0, "maximum": 255},
+    "tracestate": _TRACESTATE,
 }
+_OPTIONAL = frozenset({"tracestate"})
+"""Header fields that a message has only with a value."""
 
 # The documented keys of `metadata`, for all kinds of messages together; others may come.
 _METADATA: dict[str, Any] = {
@@ -67,7 +72,7 @@ _METADATA: dict[str, Any] = {
     **_WINDOW,
     "result": _RESULT,
     "function": _TEXT,
-    "links": _list_of(_object(["trace_id", "span_id"], trace_id=_TRACE_ID, span_id=_SPAN_ID)),
+    "links": _list_of(_object(["trace_id", "span_id"], trace_id=_TRACE_ID, span_id=_SPAN_ID, tracestate=_TRACESTATE)),
     "link_count": _COUNT,
     "exception": _EXCEPTION,
     "waits": _list_of(
@@ -114,7 +119,7 @@ def schemas() -> dict[str, dict[str, Any]]:
         "$id": f"{_URN}:message",
         "title": "Cascade telemetry message",
         "type": "object",
-        "required": [*header, "body"],
+        "required": [*(name for name in header if name not in _OPTIONAL), "body"],
         "properties": {**header, "body": {"oneOf": [{"$ref": f"#/$defs/{name}"} for name in bodies]}},
         "$defs": {name: {k: v for k, v in body.items() if not k.startswith("$")} for name, body in bodies.items()},
     }
