@@ -115,7 +115,7 @@ def _logs(tracing: Tracing | None, exporting: dict[str, Any], logs: bool | str |
         report(Problem("OTEL_LOGS_EXPORTER", str(exporting["endpoint"]), message))
         return None
     resource: Resource = tracing.provider.resource
-    return RunLogs(resource, options, level, _log_outboxes)
+    return RunLogs(resource, options, level, _log_outboxes, is_explicit=logs is not None)
 
 
 def _options(exporting: dict[str, Any], signal: Signal) -> ExportOptions | None:

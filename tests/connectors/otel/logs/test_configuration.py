@@ -204,6 +204,16 @@ def test_what_the_applications_handler_does_not_export_is_exported(
 
 
 @pytest.mark.usefixtures("_endpoint")
+def test_the_level_of_the_applications_handler_holds_where_the_environment_alone_asks_for_logs(
+    receiver: OtlpReceiver, application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_LOGS_EXPORTER", "otlp")
+    logging.root.addHandler(application.handler(logging.ERROR))
+    cs.run(all_shapes(), connector=OtelConnector(), log_level="OFF")
+    assert bodies(receiver) == ["4"]  # of the nested run, whose connector has logs=True
+
+
+@pytest.mark.usefixtures("_endpoint")
 def test_one_record_names_the_handler_of_the_application(
     application: Application, caplog: pytest.LogCaptureFixture
 ) -> None:

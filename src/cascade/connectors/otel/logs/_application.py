@@ -19,20 +19,20 @@ def handlers_of(name: str) -> Iterator[logging.Handler]:
         current = current.parent
 
 
-def exports(handler: logging.Handler, record: logging.LogRecord) -> bool:
-    """Whether the handler, or one that it passes the record to, exports it by a logger provider of OpenTelemetry.
+def exports(handler: logging.Handler, level: float) -> bool:
+    """Whether the handler, or one that it passes records to, exports records of a level by OpenTelemetry.
 
     Filters of the handler do not count: a record that one of them rejects is not to be exported.
     """
-    if record.levelno < handler.level:
+    if level < handler.level:
         return False
     if _is_of_opentelemetry(handler):
         return _has_exporter(handler)
     if isinstance(handler, logging.handlers.MemoryHandler):
-        return handler.target is not None and exports(handler.target, record)
+        return handler.target is not None and exports(handler.target, level)
     if isinstance(handler, logging.handlers.QueueHandler):
         listener = getattr(handler, "listener", None)  # from Python 3.12 on, where `dictConfig` has made both
-        return any(exports(each, record) for each in getattr(listener, "handlers", ()))
+        return any(exports(each, level) for each in getattr(listener, "handlers", ()))
     return False
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import threading
 import weakref
 from collections.abc import Callable, Container
@@ -50,7 +51,8 @@ def _is_placed() -> bool:
 class TaskLogHandler(logging.Handler):
     """Takes the records that a task of one of `runs` makes, from `min_level` on, encodes them, and puts them away.
 
-    A record that a handler of the application exports over OpenTelemetry is left to that handler.
+    A record that a handler of the application exports by OpenTelemetry is left to that handler. Unless `fills_gaps`, so is
+    a record below the level of that handler, which then is not exported.
 
     It never raises: a record that cannot be handled or encoded is refused with the reason.
     """
@@ -61,12 +63,15 @@ class TaskLogHandler(logging.Handler):
         refuse: Callable[[str], None],
         runs: Container[str],
         min_level: int = logging.NOTSET,
+        *,
+        fills_gaps: bool = True,
     ) -> None:
         super().__init__()  # without a level of its own: it must see each record that would else go to lastResort
         self._put = put
         self._refuse = refuse
         self._runs = runs
         self._min_level = min_level
+        self._fills_gaps = fills_gaps
 
     def handle(self, record: logging.LogRecord) -> bool:
         """Without the lock that logging's own takes: threads need not wait for each other to encode."""
@@ -80,18 +85,20 @@ class TaskLogHandler(logging.Handler):
         return passed
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno >= logging.WARNING and self._is_alone(record.name):
-            _last_resort(record)
         task = current_task()
-        if task is None or task.run_id not in self._runs or record.levelno < self._min_level:
+        is_wanted = task is not None and task.run_id in self._runs and record.levelno >= self._min_level
+        if not is_wanted and record.levelno < logging.WARNING:
             return
-        if _is_own(str(record.name)) or getattr(_here, "is_encoding", False):
+        others = tuple(handlers_of(record.name))
+        if not others and record.levelno >= logging.WARNING and _above.handlers[:1] == [self]:
+            _last_resort(record)
+        if not is_wanted or task is None or _is_own(str(record.name)) or getattr(_here, "is_encoding", False):
             return
-        for handler in handlers_of(record.name):
-            if exports(handler, record):
-                _report_once(handler)
-                return
-        self._take(record, task)
+        level = record.levelno if self._fills_gaps else math.inf
+        if (handler := next((each for each in others if exports(each, level)), None)) is not None:
+            _report_once(handler)
+        else:
+            self._take(record, task)
 
     def _take(self, record: logging.LogRecord, task: TaskContext) -> None:
         # An argument whose own __str__ logs must not lead to itself.
@@ -102,10 +109,6 @@ class TaskLogHandler(logging.Handler):
             self._refuse(f"a record cannot be encoded: {type(error).__name__}")
         finally:
             _here.is_encoding = False
-
-    def _is_alone(self, name: str) -> bool:
-        """Whether the application has no handler for the record, and this is the first handler of Cascade."""
-        return _above.handlers[:1] == [self] and next(handlers_of(name), None) is None
 
 
 def _report_once(handler: logging.Handler) -> None:

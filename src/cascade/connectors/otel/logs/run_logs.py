@@ -59,6 +59,8 @@ class RunLogs:
         options: Made for the signal "logs".
         level: A number of `logging`'s, from which on records are exported.
         outboxes: Outboxes of the process; the one of this destination is shared. None makes an outbox.
+        is_explicit: Whether the program asks for logs. False if only the environment does: then the level of the
+            application's OpenTelemetry handler applies.
     """
 
     def __init__(
@@ -67,6 +69,8 @@ class RunLogs:
         options: ExportOptions,
         level: int = logging.NOTSET,
         outboxes: Registry[Outbox] | None = None,
+        *,
+        is_explicit: bool = True,
     ) -> None:
         self.endpoint = options.endpoint
         make = partial(_outbox, resource, options)
@@ -75,7 +79,7 @@ class RunLogs:
         self._tally = self._outbox.tally()
         self._runs: Counter[str] = Counter()
         put, refuse = partial(self._outbox.put, tally=self._tally), partial(self._outbox.refuse, tally=self._tally)
-        self._handler = TaskLogHandler(put, refuse, self._runs, level)
+        self._handler = TaskLogHandler(put, refuse, self._runs, level, fills_gaps=is_explicit)
         self._lock = threading.Lock()
         self._told = 0
         self._told_of_refusal = False
