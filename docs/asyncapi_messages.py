@@ -16,34 +16,39 @@ _TRACEPARENT = {
         "traceparent": {
             "type": "string",
             "pattern": "^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$",
-            "description": "The message's span, as W3C's Trace Context writes it; a user property of MQTT.",
+            "description": "The span of the message in the form of W3C Trace Context; a user property of MQTT.",
         },
         "tracestate": {
             "type": "string",
-            "description": "W3C's tracestate of that span, if it has one; a user property of MQTT.",
+            "description": "The W3C tracestate of that span, if it has one; a user property of MQTT.",
         },
     },
 }
 _ENDED = ("COMPLETED", "FAILED", "SKIPPED")
 
-# By name: the body's type, its field that tells such messages apart, that field's values, and a summary.
+# By name: the type of the body, the field that distinguishes its messages, the values of that field, and a summary.
 _TOLD: dict[str, tuple[str, str, tuple[str, ...], str]] = {
     "RunStarted": ("LifecycleEvent", "event", ("ENGINE_STARTED",), "A run starts."),
-    "RunStopped": ("LifecycleEvent", "event", ("ENGINE_STOPPED",), "A run has ended; stands alone."),
+    "RunStopped": ("LifecycleEvent", "event", ("ENGINE_STOPPED",), "A run has ended; self-contained."),
     "TaskHeld": ("TaskStateEvent", "state", ("PENDING",), "A task that could run is held back, with the reason."),
-    "TaskStarted": ("TaskStateEvent", "state", ("RUNNING",), "A task starts, or one of its attempts."),
-    "TaskEnded": ("TaskStateEvent", "state", _ENDED, "A task has ended, or was skipped; stands alone."),
-    "ResourceAcquired": ("ResourceEvent", "action", ("ACQUIRE",), "A resource was set up, or failed to; stands alone."),
-    "ResourceReleased": ("ResourceEvent", "action", ("RELEASE",), "A resource was torn down; stands alone."),
+    "TaskStarted": ("TaskStateEvent", "state", ("RUNNING",), "A task or one of its attempts starts."),
+    "TaskEnded": ("TaskStateEvent", "state", _ENDED, "A task has ended or was skipped; self-contained."),
+    "ResourceAcquired": ("ResourceEvent", "action", ("ACQUIRE",), "The setup of a resource has ended; self-contained."),
+    "ResourceReleased": (
+        "ResourceEvent",
+        "action",
+        ("RELEASE",),
+        "The teardown of a resource has ended; self-contained.",
+    ),
     "ControlDecided": (
         "ControlEvent",
         "action",
         ("APPLIED", "REFUSED", "EXPIRED", "CLEARED"),
-        "What became of a constraint that came in.",
+        "The decision about a constraint.",
     ),
 }
 CERTAIN = ("RunStarted", "RunStopped", "TaskEnded", "ResourceAcquired", "ResourceReleased", "ControlDecided")
-"""What goes out with QoS 1."""
+"""Messages with QoS 1."""
 UNCERTAIN = tuple(name for name in _TOLD if name not in CERTAIN)
 
 _PARAMS: dict[str, tuple[dict[str, Any], ...]] = {
@@ -63,10 +68,10 @@ def all_messages() -> dict[str, Any]:
     told = list(messages())
     found = {name: _told(name, [m.payload for m in told]) for name in _TOLD}
     found |= {name: _constraint(name) for name in CONSTRAINTS}
-    found["Cleared"] = _text("Cleared", "", "Clears what is retained there.")
-    found["Online"] = _text("Online", "online", "A process is there.")
-    found["Offline"] = _text("Offline", "offline", "A process is not there any more.")
-    found["Forgotten"] = _text("Forgotten", "", "Clears what is retained of a process that has ended in order.")
+    found["Cleared"] = _text("Cleared", "", "Clears the retained message of the topic.")
+    found["Online"] = _text("Online", "online", "The process is connected.")
+    found["Offline"] = _text("Offline", "offline", "The process is not connected any more.")
+    found["Forgotten"] = _text("Forgotten", "", "Clears the retained message of a process that has disconnected.")
     return found
 
 

@@ -68,12 +68,12 @@ class Constraint:
 
 @dataclass(frozen=True, slots=True)
 class Pause(Constraint):
-    """Nothing that it is for starts."""
+    """No task of the scope starts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Concurrency(Constraint):
-    """At most `limit` of what it is for run at once."""
+    """At most `limit` tasks of the scope run at once."""
 
     limit: int
 
@@ -84,7 +84,7 @@ class Concurrency(Constraint):
 
 @dataclass(frozen=True, slots=True)
 class RateLimit(Constraint):
-    """At most `rate` starts in a second, and up to `burst` at once after a quiet time; `given` is how it was written."""
+    """At most `rate` tasks start per second, and up to `burst` at once after a time without starts; `given` is the text of the message."""
 
     rate: float
     burst: float

@@ -15,8 +15,13 @@ from cascade.telemetry.wire import VERSION
 
 # What is on the wire of a field, by name; those that are not here are made by the parser.
 _COMMON: dict[str, dict[str, Any]] = {
-    "id": {"maxLength": MAX_NAME_BYTES, "description": "Comes back in what a run says of it; the type, if left out."},
-    "expires_at": {"description": "Unix seconds at which it ends by itself; null or left out: until it is cleared."},
+    "id": {
+        "maxLength": MAX_NAME_BYTES,
+        "description": "All messages about the constraint contain it. Default: the type.",
+    },
+    "expires_at": {
+        "description": "Unix seconds at which the constraint ends. Null or absent: it applies until it is cleared."
+    },
 }
 _PARAMS: dict[str, dict[str, Any]] = {
     "limit": {"type": "integer", "minimum": 1, "maximum": MAX_COUNT},
@@ -24,12 +29,12 @@ _PARAMS: dict[str, dict[str, Any]] = {
         "type": "string",
         "pattern": f"^{RATE}$",
         "not": {"pattern": r"^[\s0.]*/"},
-        "description": f"Starts for each second, minute or hour; above zero, and up to {MAX_COUNT:,} a second.",
+        "description": f"Starts per second, minute or hour: above zero, at most {MAX_COUNT:,} per second.",
         "examples": ["10/s", "2.5/m", "1/h"],
     },
     "burst": {
         "anyOf": [{"type": "number", "minimum": 1, "maximum": MAX_COUNT}, {"type": "null"}],
-        "description": "How many may start at once after a quiet time.",
+        "description": "Number of tasks that may start at once after a time without starts.",
     },
     "name": {"type": "string", "minLength": 1, "maxLength": MAX_NAME_BYTES},
     "capacity": {"type": "number", "minimum": 0, "maximum": MAX_CAPACITY},
