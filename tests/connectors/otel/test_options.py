@@ -175,6 +175,10 @@ def test_files_time_and_compression(tmp_path: Path) -> None:
     found = options(environ)
     assert (found.certificate, found.client_key, found.client_certificate) == (str(pem),) * 3
     assert (found.timeout, found.compression) == (2.5, "gzip")
+    del environ[f"{prefix}TRACES_CLIENT_KEY"]
+    assert options(environ).client_key == str(pem), "one file may hold both"
+    del environ[f"{prefix}CLIENT_CERTIFICATE"]
+    assert options(environ | {f"{prefix}CLIENT_KEY": str(pem)}).client_key is None
 
 
 @pytest.mark.parametrize(

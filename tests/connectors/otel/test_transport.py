@@ -1,6 +1,8 @@
 import contextlib
+import re
 import socket
 import ssl
+import subprocess
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -21,6 +23,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from cascade.connectors.otel._options import ExportOptions
 from cascade.connectors.otel._transport import MAX_RETRY_AFTER, Reply, Transport, open_transport
 from tests.connectors.otel import peers
+from tests.servers import program
 from tests.waiting import HANG
 
 PROTOBUF = {"Content-Type": "application/x-protobuf"}
@@ -282,6 +285,24 @@ class TestEither:
         (record,) = caplog.records
         assert record.getMessage().startswith(f"OtelConnector: {variable}='{proxy.replace('me:hunter2@', '')}'")
         assert record.levelname == "WARNING"
+
+    @pytest.mark.parametrize("name", ["certificate", "client_certificate"])
+    def test_a_file_that_cannot_be_used_is_named(self, protocol: str, name: str, certificate: Path) -> None:
+        # The authority's file has no certificate, the client's no key.
+        file = __file__ if name == "certificate" else str(certificate.with_suffix(".crt"))
+        with pytest.raises(OSError, match=f"{name.replace('_', ' ')}.* cannot be loaded from {re.escape(file)}"):
+            sent("https://127.0.0.1:1", protocol, timeout=HANG, **{name: file})
+
+    def test_an_encrypted_key_is_refused_without_a_question(
+        self, protocol: str, certificate: Path, tmp_path: Path
+    ) -> None:
+        key = tmp_path / "encrypted.key"
+        files = ["-in", str(certificate), "-out", str(key)]
+        subprocess.run(
+            [program("openssl"), "rsa", "-aes256", "-passout", "pass:secret", *files], check=True, capture_output=True
+        )
+        with pytest.raises(OSError, match="client certificate and key cannot be loaded"):
+            sent("https://127.0.0.1:1", protocol, client_certificate=str(certificate), client_key=str(key))
 
 
 class TestGrpc:

@@ -45,6 +45,8 @@ _PROTOCOLS: dict[str, _Protocol] = {
 _FOREIGN_EXPORTERS = frozenset({"zipkin", "zipkin_json", "zipkin_proto", "jaeger", "prometheus", "otlp/stdout"})
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
+_LONGEST = 1000  # characters of a warning
+
 _reported: set[tuple[str, str]] = set()
 
 
@@ -62,7 +64,8 @@ def report(*problems: Problem) -> None:
         key = (problem.variable, problem.value)
         if key not in _reported:
             _reported.add(key)
-            logger.warning("OtelConnector: %s", problem.message)
+            message = problem.message
+            logger.warning("OtelConnector: %s", message if len(message) <= _LONGEST else f"{message[:_LONGEST]}…")
 
 
 def value(environ: Mapping[str, str], variable: str) -> str:

@@ -10,6 +10,7 @@ import grpc
 from cascade.connectors.otel import _answers, _endpoint
 from cascade.connectors.otel._options import ExportOptions, Signal
 from cascade.connectors.otel._proxy import disables_grpc_proxy
+from cascade.connectors.otel._route import tls_context
 from cascade.connectors.otel._transport import Reply
 
 _METHODS: dict[Signal, str] = {
@@ -113,6 +114,8 @@ def _is_direct(target: str) -> bool:
 
 def _credentials(options: ExportOptions) -> grpc.ChannelCredentials:
     files = (options.certificate, options.client_key, options.client_certificate)
+    if any(files):
+        tls_context(options)  # raises for a file with which gRPC's core would write to stderr, or abort the process
     roots, key, chain = (Path(name).read_bytes() if name else None for name in files)
     return grpc.ssl_channel_credentials(roots, key, chain)
 

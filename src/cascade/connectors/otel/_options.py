@@ -242,10 +242,10 @@ class _Settings:
         return parse
 
     def files(self) -> tuple[str | None, str | None, str | None]:
-        """Certificate of the authority, the client's key, the client's certificate. A key needs its certificate."""
+        """Certificate of the authority, the client's key, the client's certificate. One PEM file may hold the last two."""
         names = ("CERTIFICATE", "CLIENT_KEY", "CLIENT_CERTIFICATE")
         certificate, key, chain = (self.read(name, _file, None) for name in names)
-        return certificate, key if chain else None, chain
+        return certificate, (key or chain) if chain else None, chain
 
 
 def _item(item: str) -> tuple[str, str]:
@@ -273,6 +273,10 @@ def _checked_value(name: str, value: str) -> str:
 
 
 def _file(setting: _Setting) -> str:
-    if not Path(setting.value).is_file():
+    try:
+        is_file = Path(setting.value).is_file()
+    except OSError:  # a name that is too long
+        is_file = False
+    if not is_file:
         raise ValueError(f"{setting.source}={setting.value!r} is no file: give the path of a PEM file")
     return setting.value

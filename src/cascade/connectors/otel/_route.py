@@ -3,6 +3,7 @@
 import contextlib
 import ssl
 from base64 import b64encode
+from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -36,7 +37,7 @@ def route_to(options: ExportOptions) -> Route:
     url = urlsplit(options.endpoint)
     host, port = _address(url)
     target = (url.path or "/") + (f"?{url.query}" if url.query else "")
-    tls = _tls(options) if url.scheme == "https" else None
+    tls = tls_context(options) if url.scheme == "https" else None
     proxy = proxy_of(url.scheme, host, port)
     if proxy is None:
         return Route(host, port, target, tls, host)
@@ -59,8 +60,15 @@ def _address(url: SplitResult) -> tuple[str, int]:
     return url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
 
 
-def _tls(options: ExportOptions) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=options.certificate)
+def tls_context(options: ExportOptions) -> ssl.SSLContext:
+    """The context for the options' certificates.
+
+    Raises:
+        OSError: When a certificate or key cannot be loaded. An encrypted key cannot: OpenSSL would ask for its password
+            on the terminal.
+    """
+    with _naming("certificate", options.certificate):
+        context = ssl.create_default_context(cafile=options.certificate)
     if options.certificate is None:
         # Slim images have no certificates of their own; the SDK's exporter brings these.
         with contextlib.suppress(ImportError):
@@ -68,5 +76,15 @@ def _tls(options: ExportOptions) -> ssl.SSLContext:
 
             context.load_verify_locations(certifi.where())
     if options.client_certificate:
-        context.load_cert_chain(options.client_certificate, options.client_key)
+        with _naming("client certificate and key", f"{options.client_certificate}, {options.client_key}"):
+            context.load_cert_chain(options.client_certificate, options.client_key, password="")
     return context
+
+
+@contextlib.contextmanager
+def _naming(subject: str, files: str | None) -> Iterator[None]:
+    """Name the files in the error: OpenSSL's own text does not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"the {subject} cannot be loaded from {files}: {error}") from error
