@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import cascade as cs
 from cascade.adapters.executors import _places
 from cascade.connectors.mqtt import _options, _outbox, _packets, _peer, _rate
 from cascade.connectors.mqtt import connector as mqtt
-from cascade.runtime import _map_execution, _outcome, _resource_thread, _run_context, lane
+from cascade.runtime import _map_execution, _outcome, _resource_thread, _run_context, lane, protocols
 from cascade.runtime.control import admission, constraint, control, decisions
 from cascade.spec import retry, telemetry
 from cascade.telemetry import identity, limits, wire
@@ -37,6 +38,7 @@ def defaults_of(file: str, pattern: str) -> dict[str, str]:
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 LAYERS = [layer.replace("cascade.", "") for layer in PROJECT["tool"]["importlinter"]["contracts"][0]["layers"]]
 COMPOSE_DEFAULTS = defaults_of("docker-compose.yml", r"\$\{(\w+):-([^}]*)\}")
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
 COLLECTOR_DEFAULTS = defaults_of("collector-config/collector.yaml", r"\$\{env:(\w+):-([^}]*)\}")
 
 STATED = {
@@ -61,7 +63,10 @@ STATED = {
         f"the tasks of {constraint.BURST_SECONDS} seconds may start at once",
         {0.5: "for half a second"}[admission.RETELL],
     ],
-    "docs/grafana.md": [f"`GRAFANA_PASSWORD` (`{COMPOSE_DEFAULTS['GRAFANA_PASSWORD']}`)"],
+    "docs/grafana.md": [
+        f"`GRAFANA_PASSWORD` (`{COMPOSE_DEFAULTS['GRAFANA_PASSWORD']}`)",
+        {"true": "without a login"}[COMPOSE["services"]["grafana"]["environment"]["GF_AUTH_ANONYMOUS_ENABLED"]],
+    ],
     "docs/jaeger.md": [
         f"after the {identity.PART_SIZE:,}th of a run or map",
         f"the operation `{identity.RUN_STARTED}`",
@@ -137,6 +142,15 @@ def test_the_page_about_grafana_lists_the_rules_and_alerts() -> None:
     page = text_of("docs/grafana.md")
     assert set(re.findall(r"`(cascade:\w+:increase5m)`", page)) == set(re.findall(r"- record: (\S+)", rules[0]))
     assert set(re.findall(r"\| `(C[a-zA-Z]+)` \|", page)) == set(re.findall(r"- alert: (\S+)", rules[1]))
+
+
+def test_the_page_about_connectors_lists_the_optional_protocols() -> None:
+    rows = re.findall(r"^\| `([A-Z]\w+)` \| [a-z]", (ROOT / "docs/connectors.md").read_text("utf-8"), re.MULTILINE)
+    of_executors_and_backends = {"Discarding", "Placing"}
+    optional = {name for name in protocols.__all__ if getattr(getattr(protocols, name), "_is_runtime_protocol", False)}
+    assert set(rows) - {"OtelConnector", "MqttConnector", "MemoryConnector"} == optional - of_executors_and_backends - {
+        "Connector"
+    }
 
 
 @pytest.mark.parametrize("body", telemetry.Body.__args__, ids=lambda body: body.__name__)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import cascade as cs
+from cascade.connectors import by_name
 from cascade.connectors.memory import MemoryConnector
 from cascade.messaging.bus import bus as messaging_bus
 from cascade.messaging.renderer import CliRenderer
@@ -468,3 +469,19 @@ def test_a_programs_seeded_random_numbers_are_left_alone() -> None:
         return [random.random() for _ in range(3)]
 
     assert drawn(with_a_run=True) == drawn(with_a_run=False)
+
+
+def test_the_connectors_of_the_environment_are_used_only_without_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = list[MemoryConnector]()
+
+    def make() -> MemoryConnector:
+        made.append(MemoryConnector())
+        return made[-1]
+
+    monkeypatch.setitem(by_name._MAKERS, "memory", make)
+    monkeypatch.setenv("CASCADE_CONNECTOR", "memory,memory")
+    given = MemoryConnector()
+    cs.run(one(), connector=given, log_level="OFF")
+    assert (made, len(given.payloads)) == ([], 4)
+    cs.run(one(), log_level="OFF")
+    assert [len(connector.payloads) for connector in made] == [4, 4]

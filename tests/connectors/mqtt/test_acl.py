@@ -172,3 +172,16 @@ def test_a_runner_cannot_pose_as_one_of_another_organisation(
         assert start(ACME, as_runner_of=GLOBEX).end() == 2
         assert all_heard(operator, ACME) == []
     assert "Not authorized" in " ".join(warnings(caplog))
+
+
+@pytest.mark.parametrize(
+    ("options", "is_shown"), [("-V 5 -q 1", True), ("-V 5 -q 0", False), ("-V 311 -q 1", False), ("-q 0", False)]
+)
+def test_mosquitto_pub_shows_a_refusal_only_with_mqtt_5_and_qos_1(
+    guarded: Broker, options: str, is_shown: bool
+) -> None:
+    user = name_of(ACME, "operator")
+    command = [servers.program("mosquitto_pub"), "-p", str(guarded.port), "-u", user, "-P", secret(user)]
+    command += [*options.split(), "-t", control_topic(*GLOBEX, "global", "pause"), "-m", PAUSE]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False)
+    assert ("Not authorized" in done.stdout + done.stderr) == is_shown
