@@ -9,7 +9,7 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
-from cascade.runtime.task_context import current_task
+from cascade.runtime.task_context import TaskContext, current_task
 from cascade.spec.task import task
 
 _SHOWN = 2_000
@@ -61,25 +61,35 @@ def _environment() -> dict[str, str]:
     running = current_task()
     if running is None:
         return dict(os.environ)
-    context = {"TRACEPARENT": running.traceparent, "TRACESTATE": running.tracestate, "BAGGAGE": _baggage()}
+    context = {
+        "TRACEPARENT": running.traceparent,
+        "TRACESTATE": running.tracestate,
+        "BAGGAGE": os.environ.get("BAGGAGE", ""),
+        **_injected(running),
+    }
     return {name: value for name, value in {**os.environ, **context}.items() if value or name not in context}
 
 
-def _baggage() -> str:
-    """The baggage of OpenTelemetry's current context; that of the environment where OpenTelemetry has no context."""
-    inherited = os.environ.get("BAGGAGE", "")
+def _injected(running: TaskContext) -> dict[str, str]:
+    """The values that OpenTelemetry would send from here, if it is in use, where they differ from those of the task.
+
+    A sampler may have decided otherwise for the task than for its run. With `detail="run"` the run's span is current.
+    """
     if "opentelemetry.context" not in sys.modules:
-        return inherited
+        return {}
+    carrier: dict[str, str] = {}
     try:
         propagate, trace = import_module("opentelemetry.propagate"), import_module("opentelemetry.trace")
-        if "baggage" not in propagate.get_global_textmap().fields:
-            return inherited
-        carrier: dict[str, str] = {}
         propagate.inject(carrier)
-        is_current = trace.get_current_span().get_span_context().is_valid
+        fields, current = propagate.get_global_textmap().fields, trace.get_current_span().get_span_context()
     except Exception:  # noqa: BLE001 - OTEL_PROPAGATORS may name any propagator, or one that is not installed
-        return inherited
-    return carrier.get("baggage", "" if is_current else inherited)
+        return {}
+    found: dict[str, str] = {}
+    if "baggage" in carrier or ("baggage" in fields and current.is_valid):
+        found["BAGGAGE"] = carrier.get("baggage", "")
+    if "traceparent" in carrier and f"{current.span_id:016x}" in {running.span_id, running.trace.span_id}:
+        found |= {"TRACEPARENT": carrier["traceparent"], "TRACESTATE": carrier.get("tracestate", "")}
+    return found
 
 
 async def _kill(process: asyncio.subprocess.Process) -> None:

@@ -184,15 +184,29 @@ class Tenants(SpanProcessor):
         span.set_attribute("tenant", str(baggage.get_baggage("tenant", parent_context)))
 
 
-@pytest.mark.parametrize("shape", ["sync", "async", "own span", "retry", "map", "resource", "nested"])
+UNSAMPLED = HEADERS | {"traceparent": HEADERS["traceparent"][:-2] + "00"}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 def test_a_run_that_is_not_sampled_passes_them_on(
     collector: Collector, inbound: Callable[..., AbstractContextManager[None]], shape: str
 ) -> None:
     collector.receiver.clear()
-    with inbound(HEADERS | {"traceparent": HEADERS["traceparent"][:-2] + "00"}):
+    with inbound(UNSAMPLED):
         out = cs.run(SHAPES[shape](), connector=collector.connector(), log_level="OFF")
+        seen = seen_by_a_command(connector=collector.connector())
     assert (out["tracestate"], out["baggage"], out["traceparent"][-3:]) == (STATE, "tenant=blue", "-00")
+    assert (seen["TRACESTATE"], seen["BAGGAGE"], seen["TRACEPARENT"][-3:]) == (STATE, "tenant=blue", "-00")
     assert list(collector.receiver.spans) == []
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_applications_provider_passes_on_what_it_does_not_sample(shape: str) -> None:
+    provider, exporter = provider_with()
+    with received(UNSAMPLED):
+        out = cs.run(SHAPES[shape](), connector=OtelConnector(tracer_provider=provider), log_level="OFF")
+    assert (out["tracestate"], out["baggage"], out["traceparent"][-3:]) == (STATE, "tenant=blue", "-00")
+    assert exporter.get_finished_spans() == ()
 
 
 def test_a_run_in_a_trace_of_its_own_has_none_and_its_link_has_the_callers(
@@ -263,23 +277,51 @@ def test_a_sampler_may_change_the_tracestate(shape: str, sampler: Sampler) -> No
     assert out["tracestate"] == "ot=th:8"
 
 
+class Counting(Sampler):
+    """Gives each span a tracestate of its own: the number of its ancestors."""
+
+    def should_sample(self, parent_context: Context | None, *_: Any, **__: Any) -> SamplingResult:
+        state = trace.get_current_span(parent_context).get_span_context().trace_state or TraceState()
+        return SamplingResult(
+            Decision.RECORD_AND_SAMPLE, trace_state=state.update("n", str(int(state.get("n", "-1")) + 1))
+        )
+
+    def get_description(self) -> str:
+        return "Counting"
+
+
+def test_what_a_task_sends_has_the_tracestate_of_its_own_span() -> None:
+    provider, exporter = provider_with(sampler=Counting())
+    connector = OtelConnector(tracer_provider=provider)
+    assert cs.run(cs.task(sent)(), connector=connector, log_level="OFF")["tracestate"] == "n=1"
+    assert seen_by_a_command(connector=connector)["TRACESTATE"] == "n=1"
+    nested_run = cs.run(cs.task(nested)(), connector=connector, log_level="OFF")
+    assert nested_run["tracestate"] == "n=3"
+    found = {span.name: state_of(span) for span in exporter.get_finished_spans()}
+    assert [found[name] for name in ("run nested", "nested", "run inner", "inner")] == ["n=0", "n=1", "n=2", "n=3"]
+
+
 class Choosy(Sampler):
-    """Drops the spans of one name."""
+    """Drops the spans of some names."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
 
     def should_sample(
         self, parent_context: Context | None, trace_id: int, name: str, *_: Any, **__: Any
     ) -> SamplingResult:
-        return SamplingResult(Decision.DROP if name == "sent" else Decision.RECORD_AND_SAMPLE)
+        return SamplingResult(Decision.DROP if name in self.names else Decision.RECORD_AND_SAMPLE)
 
     def get_description(self) -> str:
         return "Choosy"
 
 
-def test_a_task_that_a_sampler_drops_is_not_said_to_be_sampled() -> None:
-    provider, exporter = provider_with(sampler=Choosy())
-    out = cs.run(cs.task(sent)(), connector=OtelConnector(tracer_provider=provider), log_level="OFF")
-    assert out["traceparent"].endswith("-00")
-    assert {span.name for span in exporter.get_finished_spans()} == {"run sent", "run.started"}
+def test_a_task_that_a_sampler_drops_is_not_sent_as_sampled() -> None:
+    provider, exporter = provider_with(sampler=Choosy("sent", "shell"))
+    connector = OtelConnector(tracer_provider=provider)
+    assert cs.run(cs.task(sent)(), connector=connector, log_level="OFF")["traceparent"].endswith("-00")
+    assert seen_by_a_command(connector=connector)["TRACEPARENT"].endswith("-00")
+    assert {span.name for span in exporter.get_finished_spans()} == {"run sent", "run shell", "run.started"}
 
 
 @pytest.mark.parametrize("state", ["acme", "A=1", "a=1,a=2", "a=\N{LATIN SMALL LETTER E WITH ACUTE}", "a=1\x7f"])
@@ -439,6 +481,13 @@ def test_a_command_gets_the_context_in_its_environment(
         seen = seen_by_a_command(connector=collector.connector())
     span = collector.receiver.spans.one("shell")
     assert list(seen.values()) == [f"00-{TRACE}-{span.span_id}-01", STATE, "tenant=blue"]
+
+
+def test_a_command_stands_below_the_run_if_only_that_is_exported(collector: Collector) -> None:
+    collector.receiver.clear()
+    seen = seen_by_a_command(connector=collector.connector(detail="run"))
+    span = collector.receiver.spans.one("run shell")
+    assert seen["TRACEPARENT"] == f"00-{span.trace_id}-{span.span_id}-01"
 
 
 def test_a_command_gets_nothing_of_another_context(monkeypatch: pytest.MonkeyPatch, collector: Collector) -> None:
