@@ -30,6 +30,7 @@ _LIMITS = {
     "cascade.connectors.mqtt._client_id": ("SOON",),
     "cascade.connectors.mqtt.connector": ("MqttConnector.flush_timeout",),
     "cascade.connectors.otel._peer": ("STRANGER_PATIENCE", "LONGEST_WAIT", "DEAD_PATIENCE"),
+    "cascade.connectors.otel._provider_flush": ("SLOW", "EXIT_TIMEOUT"),
     "cascade.connectors.otel.metrics._exporter": ("DEAD_PATIENCE",),
     "cascade.connectors.otel.connector": ("OtelConnector.flush_timeout",),
 }

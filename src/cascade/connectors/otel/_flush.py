@@ -4,10 +4,12 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from cascade.connectors.otel._outbox import Outbox
 from cascade.connectors.otel._provider import Tracing
+from cascade.connectors.otel._provider_flush import flush_of
 from cascade.connectors.otel._routes import Route
 
 _SLICE = 0.5
@@ -25,13 +27,20 @@ async def flush(
     routes: Sequence[Route],
     timeout: float,  # noqa: ASYNC109 - the bound is its purpose
     then: Callable[[float], None],
+    *,
+    has_spans: bool,
+    strict: bool,
 ) -> tuple[int, str]:
-    """How many spans of the routes were lost, and why; with a foreign provider, only whether there was trouble."""
+    """How many spans of the routes were lost, and why.
+
+    With an application's provider the number is 0, and the reason is for a strict connector: `ProviderFlush` logs.
+    """
     if tracing.route is not None:
         report = await _in_thread(lambda: _flushed(routes, timeout, then), timeout + _GRACE)
         return (0, _stuck(timeout)) if report is None else report
-    done = await _in_thread(lambda: tracing.provider.force_flush(int(timeout * 1000)), timeout)
-    return 0, "" if done is not None else _stuck(timeout)
+    run = partial(flush_of(tracing.provider).run, timeout, has_spans=has_spans, strict=strict)
+    problem = await _in_thread(run, timeout + _GRACE)
+    return 0, problem or "" if strict else ""
 
 
 def _flushed(routes: Sequence[Route], timeout: float, then: Callable[[float], None]) -> tuple[int, str]:

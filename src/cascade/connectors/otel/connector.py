@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from opentelemetry import trace
-from opentelemetry.trace import Link, SpanKind, Status, StatusCode
+from opentelemetry.trace import Link, SpanKind, Status, StatusCode, TraceFlags
 
 from cascade._loggers import get_logger
 from cascade.connectors._arguments import captures, one_of, positive, whole
@@ -103,6 +103,7 @@ class OtelConnector:
         self._ended: list[Route] = []
         self._room: Room | None = None
         self._connections = 0
+        self._has_spans = False  # exported since the last flush began
 
     async def connect(self) -> None:
         """Choose the providers at the first run. The exporter connects by itself, when it has something to send.
@@ -132,7 +133,12 @@ class OtelConnector:
         from cascade.connectors.otel._flush import flush
 
         routes, self._ended = self._ended, []
-        lost, reason = await flush(self._tracing, routes, self._flush_timeout, self._signals.flush)
+        has_spans, self._has_spans = self._has_spans, False
+        lost, reason = await flush(
+            *(self._tracing, routes, self._flush_timeout, self._signals.flush),
+            has_spans=has_spans,
+            strict=self._strict,
+        )
         if lost or reason:
             self._report(lost, reason)
 
@@ -210,6 +216,7 @@ class OtelConnector:
     def _emit_all(self, payload: dict[str, Any], run: LiveRun | None) -> None:
         if run is not None and not run.is_recording:
             return
+        self._has_spans = self._has_spans or bool(payload.get("trace_flags", 1) & TraceFlags.SAMPLED)
         is_pending = payload["body"].get("state") == "PENDING"
         failures: list[Exception] = []
         for data in spans_of(payload, detail=self._detail, cicd=self._cicd):

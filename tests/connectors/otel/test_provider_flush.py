@@ -1,0 +1,300 @@
+"""An application's tracer provider whose flush hangs, is slow, or fails: the first run waits for it, later ones do not."""
+
+import gc
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpExporter
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.sampling import Decision, Sampler, StaticSampler
+
+import cascade as cs
+from cascade.connectors.otel import OtelConnector
+from cascade.runtime.exceptions import TelemetryLostError
+from cascade.testing import OtlpReceiver
+from tests.connectors.otel import peers
+from tests.connectors.otel.tracing import warnings
+from tests.limits import environment
+from tests.waiting import HANG, NEVER, until_blocking
+
+BRIEF = 0.05
+"""Seconds, `flush_timeout` of a first run."""
+RUNS = 5
+
+
+@cs.task
+def one() -> int:
+    return 1
+
+
+class Gated(SpanProcessor):
+    """A processor whose flush waits for a gate, and then calls `then`."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.begun = self.ended = self.at_once = self.most_at_once = 0
+        self.then: Callable[[], bool] = lambda: True
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        self.begun += 1
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        self.gate.wait(HANG)
+        self.at_once -= 1
+        self.ended += 1
+        return self.then()
+
+
+@pytest.fixture(autouse=True)
+def _no_flush_is_left() -> Iterator[None]:
+    """A flush that outlives its test would log in the next one."""
+    yield
+    until_blocking(lambda: all(thread.name != "cascade-provider-flush" for thread in threading.enumerate()))
+
+
+@pytest.fixture
+def processor() -> Iterator[Gated]:
+    made = Gated()
+    yield made
+    made.gate.set()
+
+
+def provider_with(processor: SpanProcessor, sampler: Sampler | None = None) -> TracerProvider:
+    provider = TracerProvider(sampler, shutdown_on_exit=False)
+    provider.add_span_processor(processor)
+    return provider
+
+
+def run(provider: TracerProvider, flush_timeout: float = NEVER, *, strict: bool = False) -> None:
+    """A run with a connector of its own. One that waits for all of `NEVER` fails by the test's own limit."""
+    connector = OtelConnector(tracer_provider=provider, flush_timeout=flush_timeout, strict=strict)
+    assert cs.run(one(), connector=connector, log_level="OFF") == 1
+
+
+def test_only_the_first_run_waits_for_a_flush_that_hangs(processor: Gated, caplog: pytest.LogCaptureFixture) -> None:
+    provider = provider_with(processor)
+    run(provider, BRIEF)
+    for _ in range(RUNS):
+        run(provider)
+    (warning,) = warnings(caplog)
+    assert f"the flush has not ended within {BRIEF} s" in warning
+    assert (processor.begun, processor.ended) == (1, 0)
+
+
+def test_one_message_tells_the_end_of_the_outage_and_runs_wait_again(
+    processor: Gated, caplog: pytest.LogCaptureFixture, limits: pytest.MonkeyPatch
+) -> None:
+    provider = provider_with(processor)
+    run(provider, BRIEF)
+    run(provider)
+    processor.gate.set()
+    until_blocking(lambda: processor.at_once == 0)
+
+    def has_recovered() -> bool:
+        run(provider)
+        return len(warnings(caplog)) > 1
+
+    until_blocking(has_recovered)
+    warned, recovered = warnings(caplog)
+    assert "may not be delivered" in warned
+    assert "is flushed again" in recovered
+    limits.setattr("cascade.connectors.otel._provider_flush.BRIEF", 0.0)
+    for _ in range(RUNS):
+        before = processor.ended
+        run(provider)
+        assert processor.ended == before + 1
+    assert len(warnings(caplog)) == 2
+
+
+def test_runs_side_by_side_share_a_flush(processor: Gated) -> None:
+    provider = provider_with(processor)
+    with ThreadPoolExecutor(RUNS) as pool:
+        results = pool.map(lambda _: run(provider), range(RUNS))
+        until_blocking(lambda: processor.begun)
+        processor.gate.set()
+        list(results)
+    assert processor.most_at_once == 1
+    assert processor.begun <= RUNS
+
+
+def test_the_flush_of_one_provider_does_not_affect_another(
+    processor: Gated, caplog: pytest.LogCaptureFixture, limits: pytest.MonkeyPatch
+) -> None:
+    run(provider_with(processor), BRIEF)
+    limits.setattr("cascade.connectors.otel._provider_flush.BRIEF", 0.0)
+    other = Gated()
+    other.gate.set()
+    run(provider_with(other))
+    assert other.ended == 1
+    assert len(warnings(caplog)) == 1
+
+
+def test_a_slow_flush_is_waited_for_once_without_a_warning(
+    processor: Gated, caplog: pytest.LogCaptureFixture, limits: pytest.MonkeyPatch
+) -> None:
+    limits.setattr("cascade.connectors.otel._provider_flush.SLOW", -1.0)
+    provider = provider_with(processor)
+    processor.gate.set()
+    run(provider)
+    assert processor.ended == 1
+    processor.gate.clear()
+    for _ in range(RUNS):
+        run(provider)
+    assert processor.ended == 1
+    assert warnings(caplog) == []
+
+
+def test_a_strict_connector_waits_for_a_slow_flush(processor: Gated, limits: pytest.MonkeyPatch) -> None:
+    limits.setattr("cascade.connectors.otel._provider_flush.SLOW", -1.0)
+    limits.setattr("cascade.connectors.otel._provider_flush.BRIEF", 0.0)
+    provider = provider_with(processor)
+    processor.gate.set()
+    for number in range(RUNS):
+        run(provider, strict=True)
+        assert processor.ended == number + 1
+
+
+def test_a_strict_connector_raises_at_once_while_a_flush_hangs(
+    processor: Gated, caplog: pytest.LogCaptureFixture
+) -> None:
+    provider = provider_with(processor)
+    for timeout in (BRIEF, NEVER, NEVER):
+        with pytest.raises(TelemetryLostError, match="the flush has not ended within"):
+            run(provider, timeout, strict=True)
+    assert warnings(caplog) == []
+
+
+def fails() -> bool:
+    raise OSError("no connection")
+
+
+@pytest.mark.parametrize(
+    ("then", "reason"), [(fails, "no connection"), (lambda: False, "has failed")], ids=["raises", "returns False"]
+)
+def test_a_flush_that_fails_costs_one_warning(
+    then: Callable[[], bool], reason: str, processor: Gated, caplog: pytest.LogCaptureFixture
+) -> None:
+    processor.gate.set()
+    processor.then = then
+    provider = provider_with(processor)
+    for _ in range(RUNS):
+        run(provider)
+    (warning,) = warnings(caplog)
+    assert reason in warning
+    with pytest.raises(TelemetryLostError, match=reason):
+        run(provider, strict=True)
+
+
+def test_a_run_without_sampled_spans_does_not_end_the_outage(
+    processor: Gated, caplog: pytest.LogCaptureFixture
+) -> None:
+    sampler = StaticSampler(Decision.RECORD_AND_SAMPLE)
+    provider = provider_with(processor, sampler)
+    run(provider, BRIEF)
+    processor.gate.set()
+    until_blocking(lambda: processor.ended)
+    sampler._decision = Decision.DROP
+    before = processor.ended
+    run(provider)
+    until_blocking(lambda: processor.ended > before)
+    run(provider)
+    assert len(warnings(caplog)) == 1
+
+
+@pytest.mark.parametrize("exporter", [HttpExporter, GrpcExporter], ids=["http", "grpc"])
+def test_a_batch_processor_with_a_silent_collector(
+    exporter: type[HttpExporter | GrpcExporter], caplog: pytest.LogCaptureFixture
+) -> None:
+    with peers.black_hole() as endpoint:
+        if exporter is HttpExporter:
+            made: HttpExporter | GrpcExporter = HttpExporter(f"{endpoint}/v1/traces", timeout=1)
+        else:
+            made = GrpcExporter(endpoint, insecure=True, timeout=1)
+        provider = provider_with(BatchSpanProcessor(made))
+        run(provider, BRIEF)
+        for _ in range(RUNS):
+            run(provider)
+        assert len(warnings(caplog)) == 1
+
+
+def test_a_provider_that_is_collected_leaves_nothing_behind(processor: Gated) -> None:
+    import weakref
+
+    from cascade.connectors.otel import _provider_flush
+
+    processor.gate.set()
+    provider = provider_with(processor)
+    run(provider)
+    gone = weakref.ref(_provider_flush.flush_of(provider))
+    del provider
+    gc.collect()
+    assert gone() is None
+
+
+PROGRAM = """
+import atexit, os, sys, threading
+import cascade as cs
+from cascade.connectors.otel import OtelConnector, _provider_flush
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from tests.limits import out_of_reach
+
+out_of_reach()
+gate = threading.Event()
+
+class Exporter(OTLPSpanExporter):
+    def export(self, spans):
+        gate.wait()
+        return super().export(spans)
+
+provider = TracerProvider(shutdown_on_exit=False)
+provider.add_span_processor(BatchSpanProcessor(Exporter(sys.argv[1] + "/v1/traces")))
+connector = OtelConnector(tracer_provider=provider, flush_timeout=0.05)
+
+@cs.task
+def one():
+    return 1
+"""
+
+
+def program(code: str, receiver: OtlpReceiver) -> None:
+    command = [sys.executable, "-c", PROGRAM + textwrap.dedent(code), receiver.http_endpoint]
+    subprocess.run(command, check=True, timeout=HANG, env=environment())
+
+
+def test_the_process_waits_at_its_end_for_the_flush() -> None:
+    with OtlpReceiver() as receiver:
+        program("for _ in range(3): cs.run(one(), connector=connector); atexit.register(gate.set)", receiver)
+        assert len(receiver.spans.named("run one")) == 3
+
+
+def test_the_process_ends_though_the_flush_hangs() -> None:
+    with OtlpReceiver() as receiver:
+        program("_provider_flush.EXIT_TIMEOUT = 0.1; cs.run(one(), connector=connector)", receiver)
+        assert receiver.span_count == 0
+
+
+def test_a_forked_child_flushes_by_itself() -> None:
+    with OtlpReceiver() as receiver:
+        program(
+            """
+            cs.run(one(), connector=connector)
+            if os.fork() == 0:
+                gate.set()
+                connector = OtelConnector(tracer_provider=provider)
+                cs.run(one(), connector=connector)
+                os._exit(0)
+            assert os.wait()[1] == 0
+            _provider_flush.EXIT_TIMEOUT = 0.1
+            """,
+            receiver,
+        )
+        assert len(receiver.spans.named("run one")) == 1
