@@ -114,3 +114,31 @@ def test_metrics_count_runs_that_are_not_sampled(monkeypatch: pytest.MonkeyPatch
         cs.run(flow(), connector=OtelConnector(receiver.http_endpoint), log_level="ERROR")
         assert values(latest(receiver)["cascade.task.duration"]) == {("flaky", "success"): 1, ("shout", "success"): 1}
         assert not receiver.spans
+
+
+def test_variables_of_a_signal_that_is_off_are_not_checked(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for signal in ("METRICS", "LOGS"):
+        for name in ("ENDPOINT", "PROTOCOL", "HEADERS", "TIMEOUT", "COMPRESSION"):
+            monkeypatch.setenv(f"OTEL_EXPORTER_OTLP_{signal}_{name}", "nonsense")
+    monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "1m")
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "statsd")
+    with OtlpReceiver() as receiver:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
+        cs.run(flow(), connector=OtelConnector(receiver.http_endpoint, metrics=False), log_level="ERROR")
+        assert receiver.spans
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("cascade.")] == []
+
+
+def test_logs_that_only_the_environment_asks_for_stop_no_program(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_LOGS_EXPORTER", "otlp")
+    with OtlpReceiver() as receiver:
+        endpoint = f"{receiver.http_endpoint}/elsewhere"
+        for _ in range(2):
+            cs.run(flow(), connector=OtelConnector(endpoint), log_level="ERROR")
+    warned = [record.getMessage() for record in caplog.records if "no logs are exported" in record.getMessage()]
+    assert len(warned) == 1
+    assert endpoint in warned[0]
