@@ -1,5 +1,6 @@
 import re
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -199,6 +200,12 @@ def test_an_argument_that_cannot_be_used_is_named_with_its_value_and_the_fix(
 ) -> None:
     with pytest.raises(ValueError, match=error):
         options({}, **arguments)
+
+
+@pytest.mark.parametrize("arguments", [{"endpoint": 4318}, {"protocol": 1}, {"headers": {"a": 1}}])
+def test_an_argument_that_is_no_text(arguments: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=f"{next(iter(arguments))}.* is no text"):
+        ExportOptions.from_environment(**arguments, environ={})
 
 
 @pytest.mark.parametrize(

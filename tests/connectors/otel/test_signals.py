@@ -142,3 +142,14 @@ def test_logs_that_only_the_environment_asks_for_stop_no_program(
     warned = [record.getMessage() for record in caplog.records if "no logs are exported" in record.getMessage()]
     assert len(warned) == 1
     assert endpoint in warned[0]
+
+
+@pytest.mark.parametrize("exporter", ["none", "console", "zipkin"])
+def test_each_signal_has_an_exporter_of_its_own(exporter: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", exporter)
+    monkeypatch.setenv("OTEL_LOGS_EXPORTER", "otlp")
+    with OtlpReceiver() as receiver:
+        cs.run(flow(), connector=OtelConnector(receiver.http_endpoint), log_level="ERROR")
+        assert not receiver.spans
+        assert receiver.metrics
+        assert receiver.logs

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Literal, NamedTuple
 
 from cascade._loggers import get_logger
@@ -154,6 +155,7 @@ def _available(signal: str) -> dict[str, str]:
     return {name: kind for name, kind in _EXPORTERS.items() if signal != "logs" or kind != "console"}
 
 
+@cache
 def _is_foreign(name: str, signal: str) -> bool:
     """Whether another package provides the exporter."""
     from importlib.metadata import entry_points

@@ -35,7 +35,7 @@ async def flush(
 
     With an application's provider the number is 0, and the reason is for a strict connector: `ProviderFlush` logs.
     """
-    if tracing.route is not None:
+    if tracing.is_own:
         report = await _in_thread(lambda: _flushed(routes, timeout, then), timeout + _GRACE)
         return (0, _stuck(timeout)) if report is None else report
     run = partial(flush_of(tracing.provider).run, timeout, has_spans=has_spans, strict=strict)

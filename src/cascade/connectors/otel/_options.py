@@ -84,6 +84,7 @@ class ExportOptions:
 
         Raises:
             ValueError: When an argument cannot be used; the message names the argument, its value and the fix.
+            TypeError: When an argument is no text.
         """
         settings = _Settings(environ, signal)
         url, spoken = settings.endpoint(endpoint, settings.protocol(protocol))
@@ -130,6 +131,8 @@ class _Settings:
 
     def read(self, name: str, parse: Callable[[_Setting], T], default: T, argument: str | None = None) -> T:
         """The first usable value: of the argument, the signal's variable, the variable for all signals."""
+        if argument and not isinstance(argument, str):
+            raise TypeError(f"{name.lower()}={argument!r} is no text")
         if argument:
             return parse(_Setting(name.lower(), argument.strip(), is_argument=True))
         for prefix in (self._own_prefix, "OTEL_EXPORTER_OTLP_"):
@@ -211,6 +214,8 @@ class _Settings:
 
         sent = self.read("HEADERS", parse, dict[str, str]())
         for name, value in given.items():
+            if not isinstance(value, str):
+                raise TypeError(f"headers: the value of {name!r} is no text; write it as one")
             try:
                 sent[_checked_name(name, protocol)] = _checked_value(name, value)
             except ValueError as error:

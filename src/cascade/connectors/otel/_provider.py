@@ -57,6 +57,11 @@ class Tracing:
     endpoint: str = ""
 
     @property
+    def is_own(self) -> bool:
+        """Whether the provider is Cascade's own, and not the application's."""
+        return isinstance(self.provider, _OwnProvider)
+
+    @property
     def is_direct(self) -> bool:
         """Whether a finished span may go to the outbox without ever being one of the SDK's."""
         return self.route is not None and isinstance(self.provider, _OwnProvider) and self.provider.is_plain

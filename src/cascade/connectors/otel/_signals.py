@@ -93,13 +93,14 @@ def _metrics(tracing: Tracing | None, exporting: dict[str, Any], *, is_wanted: b
         except Exception as error:  # noqa: BLE001 - the application's
             logger.warning("OtelConnector: no metrics, the application's meter provider raised %s", error_text(error))
             return RunMetrics()
-    if tracing.route is None:  # the application's tracing: where its metrics should go is not ours to guess
+    if not tracing.is_own:  # where the metrics of an application should go is not ours to guess
         return RunMetrics()
     options = _options(exporting, "metrics")
     if options is None:
         return RunMetrics()
     metrics = RunMetrics.own(tracing.provider.resource, options, exporters=_metric_exporters)
-    metrics.watch("traces", tracing.route.outbox.totals)
+    if tracing.route is not None:
+        metrics.watch("traces", tracing.route.outbox.totals)
     return metrics
 
 
