@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from cascade.connectors.otel.metrics import RunMetrics
 
 
+_EMPTY = Context()
+
+
 class NoActivation:
     """Nothing to activate: the run is not traced here."""
 
@@ -45,7 +48,7 @@ class SpanActivation:
         self._detail = detail
         self._span: TaskSpan | None = None
         self._token: Token[Context] | None = None
-        self._before = self._attached = Context()
+        self._before = self._attached = _EMPTY
 
     def __enter__(self) -> None:
         span = self._current()
@@ -69,12 +72,11 @@ class SpanActivation:
             self._leave(self._token)
 
     def _leave(self, token: Token[Context]) -> None:
-        context = otel_context.get_current()
-        if self._task.kind == "task" or context is self._attached:
+        if self._task.kind == "task" or (context := otel_context.get_current()) is self._attached:
             otel_context.detach(token)
-        else:
-            context = with_task(task_in(self._before), context)
-            otel_context.attach(trace.set_span_in_context(trace.get_current_span(self._before), context))
+            return
+        context = with_task(task_in(self._before), context)
+        otel_context.attach(trace.set_span_in_context(trace.get_current_span(self._before), context))
 
     def _current(self) -> Span:
         task, run = self._task, self._run
