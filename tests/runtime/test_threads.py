@@ -140,10 +140,10 @@ def test_a_late_connector_has_the_resource_attributes_of_the_environment(monkeyp
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test")
     got = _late(
         """
-        from cascade.connectors.otel._provider import _resource
+        from cascade.connectors.otel._sdk_settings import resource
         def late():
             import os
-            found = _resource(os.environ).attributes
+            found = resource(os.environ).attributes
             return [found[name] for name in ("deployment.environment.name", "service.name", "telemetry.sdk.name")]
         """
     )
