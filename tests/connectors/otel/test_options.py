@@ -303,10 +303,51 @@ def test_a_variable_that_is_not_used_is_not_validated(environ: dict[str, str], a
     assert options(environ, **arguments).problems == ()
 
 
+PARTS = [
+    "http://",
+    "dns:",
+    "unix:",
+    "ipv6:",
+    "//",
+    "/",
+    "[",
+    "]",
+    "::1",
+    ":",
+    "4317",
+    "@",
+    "=",
+    ",",
+    "%",
+    "%0d%0a",
+    "%zz",
+]
+PARTS += [
+    " ",
+    "\n",
+    '"',
+    "'",
+    "a",
+    "é",
+    "中",
+    "\udce9",
+    "\x7f",
+    "#",
+    "?",
+    "-1",
+    "nan",
+    "1e999",
+    "9" * 5000,
+    "\uff11",
+    "grpc",
+    "gzip",
+]
+
+
 @given(
     st.dictionaries(
         st.sampled_from([f"{PREFIX}{name}" for name in ("ENDPOINT", "PROTOCOL", "HEADERS", "TIMEOUT", "COMPRESSION")]),
-        st.text(st.characters(exclude_characters="\0"), max_size=30),
+        st.lists(st.sampled_from(PARTS), max_size=6).map("".join),
     )
 )
 def test_no_value_of_a_variable_is_an_error(environ: dict[str, str]) -> None:

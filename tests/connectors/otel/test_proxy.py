@@ -1,6 +1,8 @@
 """Which proxy serves which endpoint."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cascade.connectors.otel._endpoint import server_of
 from cascade.connectors.otel._options import ExportOptions
@@ -106,3 +108,37 @@ def test_grpc_reads_variables_in_lower_case(monkeypatch: pytest.MonkeyPatch) -> 
     assert not disables_grpc_proxy("c", 4317)
     monkeypatch.setenv("NO_PROXY", "c")
     assert disables_grpc_proxy("c", 4317)
+
+
+PARTS = [
+    "http://",
+    "socks5://",
+    "[",
+    "]",
+    "::1",
+    ":",
+    "4318",
+    "@",
+    "=",
+    ",",
+    "%zz",
+    " ",
+    '"',
+    "a",
+    "中",
+    "\udce9",
+    "#",
+    "*",
+    "/",
+]
+TEXTS = st.lists(st.sampled_from([*PARTS, "9" * 5000, "10.0.0.0/8", "."]), max_size=6).map("".join)
+
+
+@given(TEXTS, TEXTS)
+def test_no_value_of_a_variable_is_an_error(proxy: str, listed: str) -> None:
+    with pytest.MonkeyPatch.context() as environment:
+        for name in ("http_proxy", "grpc_proxy"):
+            environment.setenv(name, proxy)
+        environment.setenv("no_proxy", listed)
+        assert route_to(ExportOptions(endpoint="http://10.0.0.1:4318/v1/traces")).host
+        assert disables_grpc_proxy("10.0.0.1", 4317) in {True, False}

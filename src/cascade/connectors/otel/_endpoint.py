@@ -20,14 +20,14 @@ def checked(endpoint: str, *, protocol: str, source: str) -> str:
     Raises:
         ValueError: When it has no scheme, host or usable port; the message names the value, `source` and the fix.
     """
-    if protocol == "grpc" and (endpoint.startswith(_GRPC_SCHEMES) or _is_host_and_port(endpoint)):
-        return endpoint
     fix = f"write it like {DEFAULTS[protocol]}"
     try:
         url = urlsplit(endpoint)
         host, port = url.hostname, url.port
     except ValueError as error:
         raise ValueError(f"{source}={without_password(endpoint)!r}: {error}; {fix}") from None
+    if protocol == "grpc" and (endpoint.startswith(_GRPC_SCHEMES) or _is_host_and_port(endpoint)):
+        return endpoint
     if url.scheme not in {"http", "https"}:
         raise ValueError(f"{source}={without_password(endpoint)!r} does not start with http:// or https://; {fix}")
     if not host or port == 0 or not endpoint.isprintable() or " " in endpoint:

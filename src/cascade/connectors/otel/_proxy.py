@@ -10,10 +10,10 @@ import urllib.request
 from urllib.parse import SplitResult, urlsplit
 
 from cascade.connectors.otel import _endpoint
-from cascade.connectors.otel._environment import Problem, report
+from cascade.connectors.otel._environment import Problem, report, unquoted
 
 _GRPC_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")  # those that gRPC reads, by priority
-_PORT = re.compile(r"\[(?P<v6>[^\]]*)\](?::(?P<v6port>\d+))?|(?P<host>[^:]*):(?P<port>\d+)")
+_PORT = re.compile(r"\[(?P<v6>[^\]]*)\](?::(?P<v6port>\d{1,5}))?|(?P<host>[^:]*):(?P<port>\d{1,5})")
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -84,12 +84,13 @@ def _address(name: str) -> _Address | None:
 
 
 def _usable(variable: str, text: str) -> SplitResult | None:
-    proxy = urlsplit(text.strip() if "://" in text else f"http://{text.strip()}")
+    given = unquoted(text)
     try:
+        proxy = urlsplit(given if "://" in given else f"http://{given}")
         if proxy.scheme == "http" and proxy.hostname and proxy.port != 0 and not re.search(r"[\s\0]", proxy.netloc):
             return proxy
     except ValueError:
-        pass  # the port is no number
+        pass  # an address or a port that is none
     shown = _endpoint.without_password(text)
     message = f"{variable}={shown!r} is no http:// proxy, and others are not supported; the connection is direct"
     report(Problem(variable, text, message))

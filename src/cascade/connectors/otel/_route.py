@@ -53,7 +53,8 @@ def _login(proxy: SplitResult) -> str:
     if proxy.username is None:
         return ""
     pair = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
-    return f"Proxy-Authorization: Basic {b64encode(pair.encode()).decode()}\r\n"
+    encoded = b64encode(pair.encode(errors="surrogateescape")).decode()
+    return f"Proxy-Authorization: Basic {encoded}\r\n"
 
 
 def _address(url: SplitResult) -> tuple[str, int]:
