@@ -1,16 +1,21 @@
 """Metrics and logs of whole runs, beside their traces."""
 
 import logging
+import os
+import threading
 from typing import Any
 
 import pytest
 from opentelemetry import trace
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
 import cascade as cs
 from cascade.connectors.otel import OtelConnector
 from cascade.testing import OtlpReceiver
+from tests.connectors.otel import peers
 from tests.connectors.otel.logs.conftest import lines
 from tests.connectors.otel.metrics.exports import attributes, latest, points, values
+from tests.connectors.otel.tracing import warnings
 
 app = logging.getLogger("tests.signals")
 
@@ -153,3 +158,68 @@ def test_each_signal_has_an_exporter_of_its_own(exporter: str, monkeypatch: pyte
         assert not receiver.spans
         assert receiver.metrics
         assert receiver.logs
+
+
+def tracer_provider() -> TracerProvider:
+    return TracerProvider(shutdown_on_exit=False)
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_logs_and_metrics_arrive_at_the_runs_end_beside_an_applications_tracer_provider(
+    protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with OtlpReceiver() as receiver:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint(protocol))
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+        for runs in (1, 2):
+            cs.run(flow(), connector=OtelConnector(logs=True, tracer_provider=tracer_provider()), log_level="ERROR")
+            assert len([line for line in lines(receiver.logs) if line.scope == app.name]) == 4 * runs
+            assert values(latest(receiver)["cascade.task.retries"])["flaky",] >= 1
+
+
+class Stuck(SpanProcessor):
+    """Its flush does not end before the test."""
+
+    def __init__(self) -> None:
+        self.over = threading.Event()
+
+    def force_flush(self, timeout_millis: int = 0) -> bool:
+        return self.over.wait()
+
+
+def test_a_tracer_provider_that_is_stuck_does_not_hold_the_logs_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    provider, stuck = tracer_provider(), Stuck()
+    provider.add_span_processor(stuck)
+    with OtlpReceiver() as receiver:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
+        connector = OtelConnector(logs=True, tracer_provider=provider, flush_timeout=0.5)
+        cs.run(flow(), connector=connector, log_level="ERROR")
+        arrived = len([line for line in lines(receiver.logs) if line.scope == app.name])
+        stuck.over.set()
+    assert arrived == 4
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_lost_log_records_are_counted_beside_an_applications_tracer_provider(
+    protocol: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint = peers.refused()
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", endpoint)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+    cs.run(flow(), connector=OtelConnector(logs=True, tracer_provider=tracer_provider()), log_level="ERROR")
+    (warning,) = warnings(caplog)
+    assert "4 log records" in warning
+    assert endpoint in warning
+
+
+def test_without_a_collector_in_the_environment_an_applications_tracing_has_no_metrics(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in [name for name in os.environ if name.startswith("OTEL_")]:
+        monkeypatch.delenv(name)
+    connector, before = OtelConnector(tracer_provider=tracer_provider()), set(threading.enumerate())
+    with caplog.at_level(logging.DEBUG, "cascade.connectors.otel"):
+        cs.run(flow(), connector=connector, log_level="ERROR")
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("cascade")] == []
+    assert [thread for thread in set(threading.enumerate()) - before if thread.name == "cascade-metrics"] == []

@@ -1,5 +1,6 @@
 """What goes out beside the spans: metrics, unless they are not wanted, and logs, if they are."""
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.resources import Resource
@@ -21,6 +22,13 @@ logger = get_logger("cascade.connectors.otel")
 
 _log_outboxes: Registry[Outbox] = Registry()
 _metric_exporters: "Registry[Exporter]" = Registry()
+
+
+_NAMES_OF_COLLECTORS = (
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
+    "OTEL_METRICS_EXPORTER",
+)
 
 
 class Signals:
@@ -93,15 +101,21 @@ def _metrics(tracing: Tracing | None, exporting: dict[str, Any], *, is_wanted: b
         except Exception as error:  # noqa: BLE001 - the application's
             logger.warning("OtelConnector: no metrics, the application's meter provider raised %s", error_text(error))
             return RunMetrics()
-    if not tracing.is_own:  # where the metrics of an application should go is not ours to guess
-        return RunMetrics()
     options = _options(exporting, "metrics")
-    if options is None:
+    if options is None or not (tracing.is_own or _names_a_collector(options)):
         return RunMetrics()
     metrics = RunMetrics.own(tracing.provider.resource, options, exporters=_metric_exporters)
     if tracing.route is not None:
         metrics.watch("traces", tracing.route.outbox.totals)
     return metrics
+
+
+def _names_a_collector(options: ExportOptions) -> bool:
+    """Whether the environment has a collector for metrics, where an application exports the spans itself.
+
+    Values that Cascade does not understand are for the exporters of the application.
+    """
+    return not options.problems and any(os.environ.get(name, "").strip() for name in _NAMES_OF_COLLECTORS)
 
 
 def _logs(tracing: Tracing | None, exporting: dict[str, Any], logs: bool | str | None) -> "RunLogs | None":
