@@ -117,13 +117,12 @@ class LiveRun:
         if self.route is not None:
             add_route(int(trace_id, 16), self.route)
 
-    def report_failed_start(self) -> None:
-        """Log the current exception, the first of the run: the tracer provider could not start a span."""
+    def report_failed_start(self, error: Exception) -> None:
+        """Log the error of the tracer provider, which could not start a span, if it is the first one of the run."""
         if not self._has_failed:
             self._has_failed = True
-            logger.exception(  # noqa: LOG004 - called from exception handlers
-                "OtelConnector: a span could not be started; further failures in this run are not logged"
-            )
+            message = "OtelConnector: a span could not be started; further failures in this run are not logged"
+            logger.error(message, exc_info=error)
 
     def leave(self) -> None:
         """No further span of its traces is the run's."""

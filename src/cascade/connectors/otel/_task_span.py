@@ -50,16 +50,20 @@ class TaskSpan(OfTask, Span):
 
     def real(self) -> Span:
         """The SDK's span; one that records nothing after the end of the task's code, or if the SDK raises an error."""
+        failure: Exception | None = None
         with self._run.lock:
             if self._span is None:
                 if self._is_over:
                     return INVALID_SPAN
                 try:
                     self._span = self._make()
-                except Exception:  # noqa: BLE001 - a sampler, a processor or an id generator of the program
+                except Exception as error:  # noqa: BLE001 - a sampler, a processor or an id generator of the program
                     self._span = NonRecordingSpan(self.get_span_context())
-                    self._run.report_failed_start()
-            return self._span
+                    failure = error
+            span = self._span
+        if failure is not None:  # logged without the lock: a log handler may use the span
+            self._run.report_failed_start(failure)
+        return span
 
     def _make(self) -> Span:
         task, run = self.task, self._run
