@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from cascade.spec.resource import inject, resource
     from cascade.spec.routing import Router
     from cascade.spec.task import task
+    from cascade.telemetry.rules import redact
     from cascade.tools.cli import cli
     from cascade.tools.preview import dry_run
     from cascade.tools.visualize import visualize
@@ -86,6 +87,7 @@ __all__ = [
     "messaging",
     "override_resource",
     "providers",
+    "redact",
     "resource",
     "run",
     "run_async",

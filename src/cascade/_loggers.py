@@ -1,7 +1,11 @@
-"""Loggers that raise no exception."""
+"""Loggers that raise no exception and print neither a secret nor a control character."""
 
 import logging
 from typing import Any
+
+from cascade.messaging.renderer import printable
+from cascade.telemetry.redact import redact_text
+from cascade.telemetry.safe import stack_text
 
 
 class SafeLogger(logging.LoggerAdapter[logging.Logger]):
@@ -21,4 +25,16 @@ class SafeLogger(logging.LoggerAdapter[logging.Logger]):
 
 def get_logger(name: str) -> SafeLogger:
     """Return the logger of a module, by its name for `logging.getLogger`."""
-    return SafeLogger(logging.getLogger(name))
+    logger = logging.getLogger(name)
+    if make_safe not in logger.filters:
+        logger.addFilter(make_safe)
+    return SafeLogger(logger)
+
+
+def make_safe(record: logging.LogRecord) -> bool:
+    """A filter that masks secrets and escapes control characters: a broker, a collector or a task may be the author."""
+    record.msg, record.args = printable(redact_text(record.getMessage())), ()
+    if record.exc_info and record.exc_info[1] is not None:
+        # Formatters show this text instead of the one that they would make.
+        record.exc_text = "\n".join(map(printable, stack_text(record.exc_info[1], indent=True).rstrip().split("\n")))
+    return True

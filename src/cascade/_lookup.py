@@ -28,6 +28,7 @@ _HOMES = {
     "spec.resource": ("inject", "resource"),
     "spec.routing": ("Router",),
     "spec.task": ("task",),
+    "telemetry.rules": ("redact",),
     "tools.cli": ("cli",),
     "tools.preview": ("dry_run",),
     "tools.visualize": ("visualize",),

@@ -9,6 +9,7 @@ from typing import Any, TextIO
 
 from cascade.messaging.bus import MessageStore
 from cascade.messaging.subject import subject_ids
+from cascade.telemetry.redact import redact, redact_text
 
 LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "OFF": 100}
 """The severity of each level. No message has the level OFF, so a renderer with that minimum prints nothing."""
@@ -50,7 +51,7 @@ class _LineRenderer:
 
 
 class CliRenderer(_LineRenderer):
-    """Writes the texts of the store, one line for each message. `printable` escapes control characters."""
+    """Writes the texts of the store, one line for each message, with secrets masked and control characters escaped."""
 
     def __init__(self, store: MessageStore, stream: TextIO | None = None, min_level: str = "INFO") -> None:
         super().__init__(stream, min_level)
@@ -59,11 +60,11 @@ class CliRenderer(_LineRenderer):
     def render(self, msg_id: str, level: str, **kwargs: Any) -> None:
         if self._shown(level):
             # An exception may have no text: "TimeoutError: ".
-            self._write(printable(self._store.get(msg_id, **kwargs)).removesuffix(": "))
+            self._write(printable(redact_text(self._store.get(msg_id, **kwargs))).removesuffix(": "))
 
 
 class JsonRenderer(_LineRenderer):
-    """Writes one JSON object per line: `timestamp`, `level`, `event_id`, `data`.
+    """Writes one JSON object per line: `timestamp`, `level`, `event_id`, and `data`, in which secrets are masked.
 
     Before `data` it has the `run_id`, `task_id`, `trace_id` and `span_id` of the message, as far as they are known.
     """
@@ -77,7 +78,12 @@ class JsonRenderer(_LineRenderer):
         if self._shown(level):
             now = datetime.now(UTC).isoformat()
             head = {"timestamp": now, "level": level.upper(), "event_id": msg_id}
-            self._write(json.dumps({**head, **subject_ids(), "data": plain(kwargs)}))
+            self._write(as_json({**head, **subject_ids(), "data": redact(plain(kwargs))}))
+
+
+def as_json(value: Any) -> str:
+    """The value as JSON on one line, of printable ASCII characters only."""
+    return json.dumps(value).replace("\x7f", "\\u007f")
 
 
 def printable(text: str) -> str:

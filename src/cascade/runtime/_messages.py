@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import singledispatch
 from typing import Any, get_args
 
+from cascade.graph.model import Edge, EdgeType
 from cascade.runtime._run_state import Draft, RunState
 from cascade.runtime.events import (
     Attempt,
@@ -24,12 +25,12 @@ from cascade.runtime.events import (
     TaskSkipped,
     Wait,
 )
-from cascade.runtime.resolvers import secret_positions
+from cascade.runtime.resolvers import positional_names
 from cascade.spec import telemetry as wire
 from cascade.telemetry.identity import RUN, Place, SpanRef, setup_id, span_id, teardown_id, wait_id
-from cascade.telemetry.limits import MAX_CONTROL_EVENTS, MAX_ERROR_BYTES, MAX_LINKS, MAX_NAME_BYTES, MAX_STACK_BYTES
-from cascade.telemetry.redact import MASK, captured, redact_text
-from cascade.telemetry.safe import text
+from cascade.telemetry.limits import MAX_CONTROL_EVENTS, MAX_ERROR_BYTES, MAX_LINKS, MAX_STACK_BYTES
+from cascade.telemetry.redact import MASK, captured, hides, is_secret
+from cascade.telemetry.safe import masked, masked_name
 
 EVENTS: dict[str, tuple[type[Event], ...]] = {
     "STARTED": (RunStarted,),
@@ -42,6 +43,9 @@ EVENTS: dict[str, tuple[type[Event], ...]] = {
     "CONTROL": (ControlDecision,),
 }
 """The events that become messages, by what a connector may ignore of them."""
+
+ARGUMENTS = frozenset({EdgeType.DATA, EdgeType.IMPLICIT, EdgeType.ROUTER_ROUTE})
+"""The edges whose sources' values are arguments, or parts of them."""
 
 MIN_WAIT_NS = 1_000_000
 """A wait shorter than a millisecond is no news."""
@@ -136,17 +140,27 @@ def _task_finished(event: TaskExecutionFinished, run: RunState) -> Draft:
     if event.max_attempts:
         metadata["max_attempts"] = event.max_attempts
     if "arguments" in run.capture and event.arguments:
-        metadata["arguments"] = captured(_without_secrets(event.arguments, event.callable_obj))
+        metadata["arguments"] = captured(_without_secrets(event, event.arguments))
     if "results" in run.capture and succeeded:
-        metadata["output"] = captured(event.output)
+        metadata["output"] = MASK if hides(event.task_name, event.output) else captured(event.output)
     state: wire.TaskState = "COMPLETED" if succeeded else "FAILED"
     return _task(event, run, state, metadata, (end_ns - start_ns) / 1e6, event.error)
 
 
-def _without_secrets(arguments: dict[str, Any], function: Any) -> dict[str, Any]:
-    """The arguments; those that are passed by position to a parameter with a secret's name are masked."""
-    secret = secret_positions(function)
-    return {key: MASK if key in secret else value for key, value in arguments.items()} if secret else arguments
+def _without_secrets(event: TaskExecutionFinished, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments; masked if the parameter, or the Param, Env or task that the value comes from, has a secret's name."""
+    sources = {edge.key for edge in event.edges if edge.edge_type in ARGUMENTS and is_secret(_source(edge))}
+    if not sources <= arguments.keys():  # the arguments of a map's item have other keys than the map's lists
+        return dict.fromkeys(arguments, MASK)
+    names = positional_names(event.callable_obj)
+    return {
+        key: MASK if key in sources or (key.isdigit() and hides(names.of(int(key)), value)) else value
+        for key, value in arguments.items()
+    }
+
+
+def _source(edge: Edge) -> str:
+    return edge.source.name if edge.source.param_spec is None else edge.source.param_spec.name
 
 
 def _is_failure_of_an_item(event: TaskExecutionFinished) -> bool:
@@ -308,17 +322,17 @@ def _exception(error: ErrorInfo | None) -> dict[str, str] | None:
         return None
     return {
         "type": _name(error.type),
-        "message": redact_text(text(error.message, MAX_ERROR_BYTES)),
-        "stacktrace": redact_text(text(error.stacktrace, MAX_STACK_BYTES)),
+        "message": masked(error.message, MAX_ERROR_BYTES),
+        "stacktrace": masked(error.stacktrace, MAX_STACK_BYTES),
     }
 
 
 def _error(error: str | None) -> str | None:
-    return None if error is None else redact_text(text(error, MAX_ERROR_BYTES))
+    return None if error is None else masked(error, MAX_ERROR_BYTES)
 
 
 def _name(name: str) -> str:
-    return text(name, MAX_NAME_BYTES)
+    return masked_name(name)
 
 
 def _present(metadata: dict[str, Any]) -> dict[str, Any]:

@@ -20,8 +20,7 @@ from cascade.runtime.resolvers import add_resources, injected_defaults, injected
 from cascade.runtime.task_context import HasTask, TaskContext, in_context
 from cascade.spec.resource import Inject
 from cascade.telemetry.identity import setup_id, teardown_id
-from cascade.telemetry.limits import MAX_NAME_BYTES
-from cascade.telemetry.safe import text
+from cascade.telemetry.safe import masked_name
 
 logger = get_logger(__name__)
 
@@ -221,7 +220,7 @@ class ResourceSetup:
 
     def _span_of(self, name: str, step: str) -> TaskContext:
         run, id_of = self._run, setup_id if step == "setup" else teardown_id
-        name_of_wire = text(name, MAX_NAME_BYTES)
+        name_of_wire = masked_name(name)
         start_ns = run.clock.now_ns()
         return TaskContext(
             run.run_id, id_of(name_of_wire), f"{name_of_wire} {step}", run.trace, start_ns=start_ns, kind="resource"

@@ -367,6 +367,7 @@ class TaskExecution:
             start_ns=self.start_ns,
             end_ns=end_ns,
             arguments=self.arguments.inputs if self.arguments else None,
+            edges=self.resolver.edges_of(self.map_id or self.node.id),
             callable_obj=self.node.callable_obj,
             output=output,
             **self._standing(),

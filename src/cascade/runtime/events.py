@@ -7,8 +7,11 @@ The wire has a ResourceEvent of its own in `cascade.spec.telemetry`.
 import itertools
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
+
+from cascade.graph.model import Edge
 
 # Not the program's random numbers: it may be seeded, and what it draws must not depend on ours.
 _process = os.urandom(8).hex()
@@ -200,7 +203,10 @@ class _TaskEnded(TaskEvent):
 
 @dataclass(frozen=True)
 class TaskExecutionFinished(_TaskEnded):
-    """`counts` are those of a map that has begun its items. `callable_obj` is the function that had the arguments."""
+    """`counts` are those of a map that has begun its items. `callable_obj` is the function that had the arguments.
+
+    `edges` are those to the task, of an item those to its map.
+    """
 
     status: str = "Unknown"
     duration: float = 0.0
@@ -213,6 +219,7 @@ class TaskExecutionFinished(_TaskEnded):
     counts: MapCounts | None = None
     attempt_count: int = 0
     arguments: dict[str, Any] | None = field(default=None, compare=False, repr=False)
+    edges: Sequence[Edge] = field(default=(), compare=False, repr=False)
     callable_obj: Any = field(default=None, compare=False, repr=False)
     output: Any = field(default=None, compare=False, repr=False)
 

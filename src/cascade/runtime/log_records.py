@@ -1,12 +1,12 @@
 """Records of the standard library's `logging` that say which run, task, trace and span they were made in."""
 
-import json
 import logging
 from datetime import UTC, datetime
 from typing import Any
 
-from cascade.messaging.renderer import plain
+from cascade.messaging.renderer import as_json, plain
 from cascade.runtime.task_context import TaskContext, current_task
+from cascade.telemetry.redact import redact
 
 IDS = ("run_id", "task_id", "task_name", "trace_id", "span_id")
 """What `CorrelationFilter` puts on a record."""
@@ -51,7 +51,7 @@ class JsonFormatter(logging.Formatter):
         }
         if extra := extra_of(record):
             line["data"] = plain(extra)
-        return json.dumps(line)
+        return as_json(redact(line))
 
     def _failure(self, record: logging.LogRecord) -> dict[str, str]:
         shown = {}

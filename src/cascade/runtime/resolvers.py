@@ -1,7 +1,7 @@
 """Resolves the arguments of a node's call, and the amounts of its constraints, from the results of a run."""
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -15,7 +15,6 @@ from cascade.spec.nested import substitute
 from cascade.spec.protocols import StateBackend
 from cascade.spec.resource import Inject
 from cascade.spec.routing import Router
-from cascade.telemetry.redact import is_secret
 from cascade.telemetry.safe import safe
 
 
@@ -81,6 +80,10 @@ class ArgumentResolver:
                 kwargs[name] = self._values.resources[value.resource_name]
         add_resources(node.callable_obj, args, kwargs, self._values.resources)
         return Arguments(args, kwargs, inputs)
+
+    def edges_of(self, node_id: str) -> Sequence[Edge]:
+        """The edges to a node from what its arguments need."""
+        return self._in_edges.get(node_id, ())
 
     def amounts(self, node: Node) -> dict[str, Any]:
         """The amounts of a node's constraints. The values of lazy amounts are known."""
@@ -160,10 +163,22 @@ def injected_names(function: Any) -> Mapping[str, InjectedParameter]:
     }
 
 
+class PositionalNames(NamedTuple):
+    """The names of the parameters that take positional arguments, and that of `*args`, or ""."""
+
+    names: tuple[str, ...]
+    rest: str
+
+    def of(self, position: int) -> str:
+        return self.names[position] if position < len(self.names) else self.rest
+
+
 @hashable_cache
-def secret_positions(function: Any) -> frozenset[str]:
-    """Keys of the positional arguments whose parameters have the name of a secret."""
-    return frozenset(str(position) for position, p in enumerate(_parameters(function)) if is_secret(p.name))
+def positional_names(function: Any) -> PositionalNames:
+    """The names of the parameters that take the positional arguments of a function."""
+    parameters = list(_parameters(function))
+    names = (p.name for p in parameters if p.kind in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD})
+    return PositionalNames(tuple(names), next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), ""))
 
 
 def injected_defaults(function: Any) -> Mapping[str, Inject]:

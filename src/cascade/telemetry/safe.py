@@ -1,4 +1,7 @@
-"""Any value as JSON, any exception as text: nothing here ever raises, and no user code is called but `str(exception)`."""
+"""Any value as JSON, any exception as text, both with secrets masked before they are cut.
+
+No function raises an exception, and no code of the user is called but `str(exception)`.
+"""
 
 import dataclasses
 import datetime as dt
@@ -8,11 +11,14 @@ import math
 import pathlib
 import traceback
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
-from cascade.telemetry.limits import MAX_ERROR_BYTES, MAX_STACK_BYTES
+from cascade.telemetry._secret_keys import mask_mapping, mask_sequence
+from cascade.telemetry._secret_texts import redact_text, without_cut_login
+from cascade.telemetry.limits import MAX_ERROR_BYTES, MAX_NAME_BYTES, MAX_STACK_BYTES
 
 MAX_DEPTH = 8
 MAX_ITEMS = 100
@@ -31,6 +37,10 @@ _BYTES: tuple[Any, ...] = (bytes, bytearray, memoryview)
 _SEQUENCES: tuple[Any, ...] = (list, tuple, set, frozenset)
 _KEYS = (str, int, float, bytes, enum.Enum)
 _CUT = "…"
+_MARGIN = 16 * 1024
+"""Characters beyond its limit up to which a text is masked as a whole."""
+_UNSURE = 1_024
+"""Characters at the end of the beginning of a longer text that may be the head of a secret without its tail."""
 
 
 def text(value: str, limit: int) -> str:
@@ -44,6 +54,23 @@ def text(value: str, limit: int) -> str:
     return encoded[:room].decode("utf-8", "ignore") + _CUT
 
 
+def masked(value: str, limit: int) -> str:
+    """The text with its secrets masked, then cut to `limit` bytes of UTF-8.
+
+    Of a text that is far longer, only the beginning is masked, and the end of that is left out: a secret there may have
+    no recognisable end.
+    """
+    if len(value) <= limit + _MARGIN:
+        return text(redact_text(value), limit)
+    return text(redact_text(without_cut_login(value[: limit + _MARGIN]))[:-_UNSURE] + _CUT, limit)
+
+
+@lru_cache(maxsize=4096)
+def masked_name(name: str) -> str:
+    """The name of a task, an input or a resource: masked, and cut to `MAX_NAME_BYTES`."""
+    return masked(name, MAX_NAME_BYTES)
+
+
 def error_text(error: BaseException, limit: int = MAX_ERROR_BYTES) -> str:
     """An exception as `<Type>: <message>`."""
     return text(f"{type(error).__name__}: {error_message(error, limit)}", limit)
@@ -51,18 +78,23 @@ def error_text(error: BaseException, limit: int = MAX_ERROR_BYTES) -> str:
 
 def error_message(error: BaseException, limit: int = MAX_ERROR_BYTES) -> str:
     try:
-        return text(str.__str__(str(error)), limit)
+        return masked(str.__str__(str(error)), limit)
     except BaseException as broken:  # noqa: BLE001 - an exception's own __str__ may do anything
         return f"<its text raised {type(broken).__name__}>"
 
 
-def stack_text(error: BaseException, limit: int = MAX_STACK_BYTES) -> str:
-    """An exception's stack trace; of one that is too long the middle is left out."""
+def stack_text(error: BaseException, limit: int = MAX_STACK_BYTES, *, indent: bool = False) -> str:
+    """An exception's stack trace; of one that is too long the middle is left out.
+
+    With `indent`, the further lines of messages and notes are indented, so that they cannot pass for other lines.
+    """
     try:
-        whole = "".join(traceback.format_exception(error))
+        parts = traceback.format_exception(error)
     except BaseException:  # noqa: BLE001 - it calls code of the exception's class, and of its causes
         frames = traceback.format_tb(BaseException.__dict__["__traceback__"].__get__(error))
-        whole = "".join(["Traceback (most recent call last):\n", *frames, error_text(error)])
+        parts = ["Traceback (most recent call last):\n", *frames, error_text(error)]
+    parts = [part if len(part) <= _MARGIN else masked(part, _MARGIN) + "\n" for part in parts]
+    whole = redact_text("".join(_indented(parts) if indent else parts))
     whole = str.encode(whole, "utf-8", "replace").decode()
     if len(whole) <= limit // 4 or len(whole.encode()) <= limit:
         return whole
@@ -72,8 +104,21 @@ def stack_text(error: BaseException, limit: int = MAX_STACK_BYTES) -> str:
     return f"{head}\n  {_CUT}\n{tail}"
 
 
+def _indented(parts: list[str]) -> Iterator[str]:
+    is_note = False  # from the message of an exception to the next traceback
+    for part in parts:
+        lines = part.removesuffix("\n").split("\n")
+        if not lines[0]:  # "During handling of the above exception, …"
+            yield part
+            is_note = False
+            continue
+        indented = [line if line.startswith(" ") else f"    {line}" for line in lines]
+        yield "\n".join(indented if is_note else [lines[0], *indented[1:]]) + "\n"
+        is_note = is_note or not lines[0].startswith((" ", "Traceback "))
+
+
 def safe(value: Any, *, depth: int = MAX_DEPTH, items: int = MAX_ITEMS, limit: int = MAX_TEXT_BYTES) -> Any:
-    """The value as JSON has it, cut in depth, length and text; what JSON has no form for is shown by its type."""
+    """The value as JSON, masked, and cut in depth, length and text; an object without a form in JSON is its type."""
     try:
         return _safe(value, depth, items, limit, ())
     except BaseException:  # noqa: BLE001 - a subclass of dict or list may do anything
@@ -88,7 +133,7 @@ def _safe(value: Any, depth: int, items: int, limit: int, above: tuple[int, ...]
     if issubclass(kind, enum.Enum):
         return text(f"{kind.__name__}.{value._name_}", limit)
     if issubclass(kind, str):
-        return text(str.__str__(value), limit)
+        return masked(str.__str__(value), limit)
     if issubclass(kind, int):
         number = int.__int__(value)
         return number if -_BIGGEST_INT <= number < _BIGGEST_INT else _big(number)
@@ -98,7 +143,7 @@ def _safe(value: Any, depth: int, items: int, limit: int, above: tuple[int, ...]
     if (base := _base(kind, _BYTES)) is not None:
         return f"<{kind.__name__}, {base.__len__(value)} B>"
     if (base := _base(kind, _PRINTABLE)) is not None:
-        return text(base.__str__(value), limit)
+        return masked(base.__str__(value), limit)
     if depth == 0 or id(value) in above:
         return _CUT
     return _container(value, kind, depth - 1, items, limit, (*above, id(value)))
@@ -109,13 +154,21 @@ def _container(value: Any, kind: type[Any], depth: int, items: int, limit: int, 
         return _mapping(dict.items(value), dict.__len__(value), depth, items, limit, above)
     if (base := _base(kind, _SEQUENCES)) is not None:
         size = base.__len__(value)
+        own_names = _names_of(kind) if base is tuple else ()
         shown = [_safe(item, depth, items, limit, above) for item in islice(base.__iter__(value), items)]
+        shown = mask_sequence(shown, own_names) if base in {list, tuple} else shown
         return shown if size <= items else [*shown, f"{_CUT} {size - items} more"]
     if dataclasses.is_dataclass(kind):
         names = [field.name for field in dataclasses.fields(kind)]
         found = _attributes(value, names)
         return _mapping(((n, found[n]) for n in names if n in found), len(names), depth, items, limit, above)
     return _by_type(value)
+
+
+def _names_of(kind: type[Any]) -> tuple[str, ...]:
+    """The names of the items of a named tuple."""
+    names = getattr(kind, "_fields", ())
+    return names if type(names) is tuple and all(type(name) is str for name in names) else ()
 
 
 def _base(kind: type[Any], bases: tuple[Any, ...]) -> Any:
@@ -134,7 +187,9 @@ def _attributes(value: Any, names: list[str]) -> dict[str, Any]:
 def _mapping(
     pairs: Iterable[tuple[Any, Any]], size: int, depth: int, items: int, limit: int, above: tuple[int, ...]
 ) -> dict[str, Any]:
-    result = {_key(key, limit): _safe(item, depth, items, limit, above) for key, item in islice(pairs, items)}
+    result = mask_mapping(
+        {_key(key, limit): _safe(item, depth, items, limit, above) for key, item in islice(pairs, items)}
+    )
     if size > items:
         result[_CUT] = f"{size - items} more"
     return result

@@ -13,7 +13,9 @@ from opentelemetry.util.types import Attributes, AttributeValue
 from cascade.connectors.otel._below import OfTask
 from cascade.connectors.otel._live import LiveRun, parent_context, span_context
 from cascade.runtime.task_context import TaskContext
+from cascade.telemetry.attributes import EXCEPTION_MESSAGE, EXCEPTION_STACKTRACE
 from cascade.telemetry.identity import span_id
+from cascade.telemetry.safe import error_message, masked_name, stack_text
 
 
 class TaskSpan(OfTask, Span):
@@ -68,9 +70,9 @@ class TaskSpan(OfTask, Span):
     def _make(self) -> Span:
         task, run = self.task, self._run
         trace_id, own_id = task.trace_id, span_id(task.run_id, task.task_id, self._attempt)
-        name, parent_id, start_ns = task.name, task.parent_span_id, task.start_ns
+        name, parent_id, start_ns = masked_name(task.name), task.parent_span_id, task.start_ns
         if self._attempt:
-            name, parent_id, start_ns = f"{task.name} attempt", task.span.span_id, task.attempt_start_ns
+            name, parent_id, start_ns = f"{name} attempt", task.span.span_id, task.attempt_start_ns
         parent = parent_context(task.trace.ref(trace_id, parent_id), run.inherited.context)
         span = run.spans[own_id] = run.factory.start(name, trace_id, own_id, parent, start_ns)
         return span
@@ -103,7 +105,9 @@ class TaskSpan(OfTask, Span):
         timestamp: int | None = None,
         escaped: bool = False,
     ) -> None:
-        self.real().record_exception(exception, attributes, timestamp, escaped)
+        """Add the event of an exception, with secrets masked in its message and in its stack trace."""
+        shown = {EXCEPTION_MESSAGE: error_message(exception), EXCEPTION_STACKTRACE: stack_text(exception)}
+        self.real().record_exception(exception, {**shown, **(attributes or {})}, timestamp, escaped)
 
     def __getattr__(self, name: str) -> Any:
         """What the SDK's spans have beyond the API: `name`, `attributes`, `events`, …."""

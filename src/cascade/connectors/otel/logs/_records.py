@@ -17,8 +17,8 @@ from cascade.runtime.log_records import extra_of, message_of
 from cascade.runtime.task_context import TaskContext
 from cascade.telemetry import attributes as a
 from cascade.telemetry.limits import MAX_NAME_BYTES, MAX_STACK_BYTES, MAX_VALUE_BYTES
-from cascade.telemetry.redact import MASK, is_secret, redact_text
-from cascade.telemetry.safe import error_message, safe, stack_text, text
+from cascade.telemetry.redact import MASK, hides
+from cascade.telemetry.safe import error_message, masked, masked_name, safe, stack_text, text
 
 MAX_BODY_BYTES = MAX_STACK_BYTES
 """A log line may say more than an attribute, but what indexes lines does not index documents."""
@@ -36,7 +36,7 @@ _SHADES = 3  # Python's levels are tens; OTLP has three finer shades above each
 def encode(record: logging.LogRecord, task: TaskContext) -> bytes:
     """A record made by the running task, as an encoded `ScopeLogs` that has this one only.
 
-    Its span is the current one, which may be the user's own within the task. Texts are cut, and secrets in them masked.
+    Its span is the current one, which may be the user's own within the task. Secrets in texts are masked, then the texts are cut.
     May raise, for a record whose own fields are not what they should be.
     """
     now = time.time_ns()
@@ -45,7 +45,7 @@ def encode(record: logging.LogRecord, task: TaskContext) -> bytes:
         time_unix_nano=_nanoseconds(record.created, now),
         observed_time_unix_nano=now,
         severity_text="WARN" if record.levelname == "WARNING" else text(record.levelname, MAX_NAME_BYTES),
-        body=AnyValue(string_value=shown(message_of(record), MAX_BODY_BYTES)),
+        body=AnyValue(string_value=masked(message_of(record), MAX_BODY_BYTES)),
         attributes=[*extra, *_failure(record)],
         dropped_attributes_count=dropped,
         **_place(task),
@@ -73,11 +73,6 @@ def severity(level: int) -> int:
     return 1 + 4 * (level // 10) + min(level % 10, _SHADES)
 
 
-def shown(value: str, limit: int) -> str:
-    """A text masked and cut; cut roughly before as well, because masking takes its time."""
-    return text(redact_text(text(value, 2 * limit)), limit)
-
-
 def _place(task: TaskContext) -> dict[str, Any]:
     current = get_current_span().get_span_context()
     if current.is_valid:
@@ -99,10 +94,7 @@ def _is_simple(name: str, value: Any) -> bool:
 
 
 def _masked(name: str, value: Any) -> Any:
-    if is_secret(name):
-        return MASK
-    plain = safe(value, limit=2 * MAX_VALUE_BYTES)
-    return shown(plain, MAX_VALUE_BYTES) if isinstance(plain, str) else plain
+    return MASK if hides(name, value) else safe(value, limit=MAX_VALUE_BYTES)
 
 
 def _failure(record: logging.LogRecord) -> list[KeyValue]:
@@ -112,12 +104,12 @@ def _failure(record: logging.LogRecord) -> list[KeyValue]:
         kind = type(error)
         name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
         found[a.EXCEPTION_TYPE] = text(name, MAX_NAME_BYTES)
-        found[a.EXCEPTION_MESSAGE] = shown(error_message(error), MAX_VALUE_BYTES)
-        found[a.EXCEPTION_STACKTRACE] = redact_text(stack_text(error))
+        found[a.EXCEPTION_MESSAGE] = error_message(error, MAX_VALUE_BYTES)
+        found[a.EXCEPTION_STACKTRACE] = stack_text(error)
     elif record.exc_text:  # a QueueHandler leaves only this
-        found[a.EXCEPTION_STACKTRACE] = shown(record.exc_text, MAX_STACK_BYTES)
+        found[a.EXCEPTION_STACKTRACE] = masked(record.exc_text, MAX_STACK_BYTES)
     if record.stack_info:
-        found[a.CODE_STACKTRACE] = shown(record.stack_info, MAX_STACK_BYTES)
+        found[a.CODE_STACKTRACE] = masked(record.stack_info, MAX_STACK_BYTES)
     return _key_values(found.items())
 
 
@@ -132,7 +124,7 @@ def _constant(severity_number: int, path: str, function: str, line: int) -> byte
 @lru_cache(maxsize=256)
 def _whose(run_id: str, task_id: str, name: str, attempt: int, map_index: int | None) -> bytes:
     """What all records have that the same call of a task makes."""
-    ids = {a.RUN_ID: run_id, a.TASK_ID: text(task_id, MAX_VALUE_BYTES), a.TASK_NAME: text(name, MAX_NAME_BYTES)}
+    ids = {a.RUN_ID: run_id, a.TASK_ID: text(task_id, MAX_VALUE_BYTES), a.TASK_NAME: masked_name(name)}
     numbers = {a.TASK_ATTEMPT: attempt or None, a.MAP_INDEX: map_index}
     present = [(key, value) for key, value in {**ids, **numbers}.items() if value is not None]
     return LogRecord(attributes=_key_values(present)).SerializeToString()

@@ -1,0 +1,245 @@
+"""Masks secrets in texts: tokens by their shape, credentials of URLs and headers, and the values of secret keys.
+
+Each pass takes time linear in the length of the text: quantifiers are possessive or bounded, and a pass continues after
+the text that it has masked.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+
+from cascade.telemetry._secret_keys import MASK, is_secret
+from cascade.telemetry._secret_values import Masked, first_value, is_random, mask_values, value_at
+
+_own: tuple[re.Pattern[str], ...] = ()
+_own_hints: tuple[str, ...] = ()
+
+# Names that are too short to look for in every text: they are looked for before `=` and `:`.
+_SHORT_NAMES = (
+    *("pin", "pins", "otp", "otps", "mfa", "tfa", "ssn", "cvv", "cvv2", "cvc", "iban", "salt", "hmac", "jwt", "jwts"),
+    *("sas", "dsn", "card", "number", "num", "no", "code", "codes", "phrase", "mnemonic", "psk", "conn_str", "connstr"),
+    *("string", "strings", "uri", "url", "urls", "senha", "kennwort", "wachtwoord", "contrasena", "hook", "hooks"),
+)
+_PREFIXES = re.compile(  # of tokens: the fixed part before their first `-` or `_`
+    r"[_-](?:(?<=gh[pousr].)|(?<=github_pat.)|(?<=gl[a-z]{2}.)|(?<=gl[a-z]{3}.)|(?<=xox[a-z].)|(?<=xapp.)|(?<=[spr]k.)"
+    r"|(?<=hf.)|(?<=npm.)|(?<=pypi.)|(?<=whsec.)|(?<=do[opr].)|(?<=SPX.)|(?<=shp[a-z]{2}.)|(?<=AGE.)|(?<=lin.)"
+    r"|(?<=[\s\"'-].)[pua])"  # options of programs, `-p` and `--user`
+)
+_MARKS = re.compile(r"eyJ|A[A-Z]{2}A|AIza|ya29")
+_SHAPES = re.compile(
+    r"""\b(?:
+      eyJ[A-Za-z0-9_=-]{6,}\.[A-Za-z0-9_=-]*+(?:\.[A-Za-z0-9_=-]*+){0,3}
+    | (?:AKIA|ASIA|AGPA|AIDA|AROA|ABIA|ACCA)[A-Z0-9]{16}(?![A-Za-z0-9])
+    | AIza[\w-]{30,} | GOCSPX-[\w-]{16,} | ya29\.[\w.-]{16,}
+    | gh[pousr]_[A-Za-z0-9_]{16,} | github_pat_\w{16,} | gl[a-z]{2,4}-[\w.-]{16,}
+    | xox[a-z]-[\w-]{8,} | xapp-[\w-]{8,} | whsec_[A-Za-z0-9+/=]{16,}
+    | sk-[A-Za-z0-9_-]{16,} | [spr]k_(?:live|test)_[A-Za-z0-9]{8,}
+    | npm_[A-Za-z0-9]{30,} | pypi-[\w-]{32,} | hf_[A-Za-z0-9]{20,} | do[opr]_v1_[0-9a-f]{32,}
+    | shp[a-z]{2}_[0-9a-fA-F]{32,} | lin_api_\w{20,} | AGE-SECRET-KEY-1[0-9A-Z]{20,}
+    )""",
+    re.VERBOSE,
+)
+_PRIVATE_KEY = re.compile(
+    r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY[A-Z ]{0,10}-----(?:[^-]|-(?!----))*+(?:-----END [A-Z0-9 ]{0,60}-----)?"
+)
+_WEBHOOK = re.compile(
+    r"(hooks\.slack\.com/(?:services|workflows|triggers)/|discord(?:app)?\.com/api/(?:v\d+/)?webhooks/"
+    r"|webhook\.office\.com/|api\.telegram\.org/bot)[^\s\"'<>]++"
+)
+# A quote inside of a password does not end the URL; a quote before a delimiter does.
+_URL = re.compile(r"://((?:[^\s\"'`<>\\]|[\"'`](?![\s,;:.)\]}]|\Z)|\\(?![\"'\\nrt]))++)")
+_SCHEME_OF_URL = re.compile(r"[a-zA-Z0-9+.-]{0,20}\Z")
+_WEB = ("http", "https", "ws", "wss", "file", "s3", "gs")
+_LOGIN = re.compile(
+    r"(?<![\w./:@=+-])(?!(?i:mailto|sips?|xmpp|acct|to|from|e?mail|contact|cc|bcc|\d+):)[\w.+-]{1,64}+:"
+    r"([^\s@:/\"'<>]{1,200})@(?!sha256:)(?=[A-Za-z]|\d{1,3}\.\d{1,3}\.\d)"
+)
+_ORACLE = re.compile(r"jdbc:oracle:[a-z]{1,10}:([^\s@]++)@")
+_SCHEME = re.compile(r"\b(?i:bearer|basic)\s{1,8}([A-Za-z0-9._~+/=-]{4,}+)")
+_MAX_PASSES = 10
+_LONGEST_WORD = 15
+_OPTION = re.compile(
+    r"(?<![\w.-])(--?[A-Za-z][\w.-]*+)\s{1,8}(?![\s-])"
+    r"(?!(?:is|was|are|must|option|flag|or|and|to|for|in|argument|requires?d?|needs|cannot|has|with|not|should|can|may"
+    r"|when|if|from|as|instead|missing)\b)"
+)
+_PHRASE = re.compile(
+    r"(?<![\w.-])(?i:([\w-]{0,20}(?:passw(?:or)?d|passphrase|passcode|passwort|pwd))|(?:[\w-]{0,20}[ _-])?(?:secret|token)|(?:api|access|secret|private|license)[ _-]key)"
+    r"\s{1,8}(?:(?i:is|was|ist)\s{1,8})?(?=[^\s=:]{6,}(?:\s|\Z))([\"']?)"
+)
+_OF_PHRASE = re.compile(r"(?:pass(?:w|p|c)\w*|pwd|token|secret|key)\s")
+_PROGRAM = re.compile(
+    r"\b(?:(?:mysql|mysqldump|mysqladmin|mariadb)\b[^\n;|&]{0,200}?[\s\"']-p(?=[^\s\"'])"
+    r"|(?:sshpass|mongo|mongosh|mongodump|docker login)\b[^\n;|&]{0,200}?\s-p\s{1,8}"
+    r"|redis-cli\b[^\n;|&]{0,200}?\s-a\s{1,8})([^\s\"']++)"
+)
+_USER_OPTION = re.compile(
+    r"(?<![\w-])(?:-u|--user|--proxy-user)(?:\s{1,8}|=|[\"'],\s{0,8}[\"'])[\"']?(?!\d+:)[^\s:\"']{1,100}:([^\s\"']++)"
+)
+_ENDS_URL = re.compile(r"[\"'`<>]")
+
+
+def redact_text(text: str) -> str:
+    """The text with its secrets masked.
+
+    These are private keys, tokens of known shape, credentials of URLs and of headers, the values of keys that
+    `is_secret` accepts, and matches of the patterns of `cascade.redact`. The time is linear in the length of the text.
+    """
+    for pattern in _own:
+        text = pattern.sub(MASK, text)
+    lowered = text.lower()
+    return _redacted_again(text, lowered) if _is_suspicious(text, lowered) else text
+
+
+def without_cut_login(text: str) -> str:
+    """The text, which was cut, without the URL at its end: the `@` after the password may be cut off."""
+    start = text.rfind("://") + len("://")
+    is_cut = start > len("://") - 1 and len(text[start:].split(None, 1)) == 1 and not text[-1:].isspace()
+    return text[:start] + MASK if is_cut and not _ENDS_URL.search(text, start) else text
+
+
+def set_own(patterns: tuple[re.Pattern[str], ...], hints: tuple[str, ...]) -> None:
+    """Replace the program's own patterns, and the words by which texts with its own keys are found."""
+    global _own, _own_hints
+    _own, _own_hints = patterns, hints
+
+
+def _is_suspicious(text: str, lowered: str) -> bool:
+    """Whether a text may hold a secret. Most texts do not, and need no more than these searches: 1 µs."""
+    return (
+        "pass" in lowered
+        or "token" in lowered
+        or "secret" in lowered
+        or "key" in lowered
+        or "@" in text
+        or "auth" in lowered
+        or "pw" in lowered
+        or "sess" in lowered
+        or "cred" in lowered
+        or "cook" in lowered
+        or "sig" in lowered
+        or "bearer" in lowered
+        or "basic" in lowered
+        or "hook" in lowered
+        or "/bot" in lowered
+        or "eyJ" in text
+        or "AKIA" in text
+        or "ASIA" in text
+        or "AIza" in text
+        or "ya29" in text
+        or (("_" in text or "-" in text) and _PREFIXES.search(text) is not None)
+        or ("=" in text and _has_short_name(lowered, "="))
+        or (":" in text and _has_short_name(lowered, ":"))
+        or not text.isascii()
+        or (bool(_own_hints) and any(hint in lowered for hint in _own_hints))
+    )
+
+
+def _has_short_name(lowered: str, separator: str) -> bool:
+    end = lowered.find(separator)
+    while end >= 0:
+        start = end
+        while start and lowered[start - 1] in _DECORATIONS:
+            start -= 1
+        if lowered.endswith(_SHORT_NAMES, 0, start):
+            return True
+        end = lowered.find(separator, end + 1)
+    return False
+
+
+_DECORATIONS = " \t\"'\\]0123456789"
+
+
+def _redacted_again(text: str, lowered: str) -> str:
+    """The masked text, masked again until it remains the same: a mask and the text around it may form a further secret."""
+    for _ in range(_MAX_PASSES):
+        before, text = text, _redacted(text, lowered)
+        if text == before:
+            break
+        lowered = text.lower()
+    return text
+
+
+def _redacted(text: str, lowered: str) -> str:
+    if "-----BEGIN" in text:
+        text = _PRIVATE_KEY.sub(MASK, text)
+    if "@" in text:
+        text = _replaced(text, _URL, _login_of_url)
+        text = _replaced(text, _ORACLE, _group)
+        text = _replaced(text, _LOGIN, _group)
+        if "-u" in text:
+            text = _replaced(text, _USER_OPTION, _group)
+    elif ":" in text and ("-u" in text):
+        text = _replaced(text, _USER_OPTION, _group)
+    if "hook" in lowered or "telegram" in lowered:
+        text = _WEBHOOK.sub(rf"\1{MASK}", text)
+    if _PREFIXES.search(text) or _MARKS.search(text):
+        text = _SHAPES.sub(MASK, text)
+    text = mask_values(text)
+    if "bearer" in lowered or "basic" in lowered:
+        text = _replaced(text, _SCHEME, _credentials)
+    if "-" in text:
+        text = _replaced(text, _OPTION, _value_of_option)
+        text = _replaced(text, _PROGRAM, _group)
+    return _replaced(text, _PHRASE, _value_in_phrase) if _OF_PHRASE.search(lowered) else text
+
+
+def _replaced(text: str, pattern: re.Pattern[str], secret_of: Callable[[re.Match[str]], Masked | None]) -> str:
+    return "".join(_pieces(text, pattern, secret_of))
+
+
+def _pieces(text: str, pattern: re.Pattern[str], secret_of: Callable[[re.Match[str]], Masked | None]) -> Iterator[str]:
+    done = 0
+    for found in pattern.finditer(text):
+        if found.start() >= done and (secret := secret_of(found)) is not None:
+            yield text[done : secret.start]
+            yield secret.mask
+            done = secret.end
+    yield text[done:]
+
+
+def _group(found: re.Match[str]) -> Masked:
+    return Masked(*found.span(1))
+
+
+def _login_of_url(found: re.Match[str]) -> Masked | None:
+    scheme = _SCHEME_OF_URL.search(found.string, max(0, found.start() - 20), found.start())
+    end = _end_of_login("" if scheme is None else scheme[0].lower(), found[1])
+    return None if end <= 0 else Masked(found.start(1), found.start(1) + end)
+
+
+def _end_of_login(scheme: str, rest: str) -> int:
+    """Where in the part of an URL after `://` its user and password end; -1 if it has none.
+
+    A password may hold `@` and `/`. So the last `@` ends it, unless a port or a path begins before.
+    """
+    at = rest.rfind("@")
+    if at < 0:
+        return -1
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    in_authority = authority.rfind("@")
+    _, colon, password = authority.partition(":")
+    if in_authority >= 0:
+        return at if colon and authority.index(":") < in_authority else in_authority
+    if not colon or authority.startswith("["):
+        return -1
+    if not password.isdecimal() and password:
+        return at
+    return -1 if scheme in _WEB else rest.partition("?")[0].rfind("@")
+
+
+def _credentials(found: re.Match[str]) -> Masked | None:
+    """The word after `Bearer` or `Basic`. A word of prose has no digit, no capital but its first letter, and is short."""
+    word = found[1]
+    looks_random = len(word) > _LONGEST_WORD or any(c.isdigit() or c in "=_" or c.isupper() for c in word[1:])
+    return Masked(*found.span(1)) if looks_random else None
+
+
+def _value_of_option(found: re.Match[str]) -> Masked | None:
+    return value_at(found.string, found.end()) if is_secret(found[1]) else None
+
+
+def _value_in_phrase(found: re.Match[str]) -> Masked | None:
+    if found[2]:
+        return value_at(found.string, found.start(2)) if found[1] else None
+    value = first_value(found.string, found.end())
+    return Masked(*value) if value and is_random(found.string[slice(*value)], 6 if found[1] else 10) else None

@@ -1,0 +1,225 @@
+"""Finds the values of secret keys in texts: `key=value`, `key: value`, quoted, in brackets, in pairs and in headers."""
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from cascade.telemetry._secret_keys import MASK, is_count, is_header, is_secret
+
+_QUOTES = {'"': '"', "'": "'", "`": "`", "“": "”", "„": "“", "\u2018": "\u2019", "«": "»"}
+_CLOSING = {"[": "]", "(": ")", "{": "}"}
+_CALLS = frozenset({"secret", "secretstr", "secretvalue", "password", "token"})
+_IN_QUERY = frozenset({"key", "code"})
+_SECOND_WORDS = frozenset(
+    {"key", "keys", "id", "code", "codes", "phrase", "string", "number", "url", "uri", "word", "passe"}
+)
+_MAX_WORD = 20
+_SHORTEST = 6
+"""Characters of a secret that only its own look gives away."""
+_LONGEST = 200
+"""Characters that are looked at for the end of what may be no secret: the time must be linear in the length."""
+
+_KEY = re.compile(
+    r"(?<![\w.$-])(?P<key>-{0,2}[\w.$]++(?:-++[\w.$]++)*+)(?P<quote>\\*+[\"'”\u2019]?)\]?\s{0,40}+"
+    r"(?P<sep>=>|->|:=|={1,3}|:{1,2}|%3[DdAa]|[(,]|(?<=[\w.-])>)(?P<space>\s*+)"
+)
+_BEFORE_KEY = re.compile(r"([A-Za-z]{1,20}(?:[ ]de)?)[ ]\Z")
+_NAMED = re.compile(
+    r"\b(?i:name|key)(?:\\*+[\"'])?\s{0,8}[=:]\s{0,8}\\*+[\"'](?P<key>[\w.$-]++)\\*+[\"']\s{0,8},?\s{0,8}(?:\\*+[\"'])?(?i:value)"
+    r"(?:\\*+[\"'])?\s{0,8}[=:]\s{0,8}"
+)
+_OPENING = re.compile(r"(?:[bBrRuUfF]{1,2}(?=[\"']))?(\\*+)([\"'`“„\u2018«])")
+_LITERAL = re.compile(
+    r"(?:None|null|NULL|nil|undefined|[Tt]rue|[Ff]alse|str|bytes|int|bool|Optional|Any|object)(?![\w=+/-])"
+)
+_DELIMITER = r"(?![\s,;&\"'`)\]}>\\:.<]|\Z|[\w.-]{1,40}[=:])"
+_PLAIN = re.compile(
+    rf"(?:(?i:bearer|basic|token|digest|negotiate|apikey|ntlm)\s{{1,8}})?"
+    rf"(?:[^\s,;&\"'`)\]}}><\\]|[,;&\"'`)\]}}>\\]{_DELIMITER}|<(?!/)|\\(?![\"'`\\]))++"
+)
+_NEXT_KEY = re.compile(r"[\w.$-]{1,60}\s{0,8}[=:]|\S{0,8}Traceback ")
+_LINE = re.compile(r"[^\r\n]++")
+_INSIDE = {end: re.compile(rf"(?:[^{end}\\]|\\.)*+", re.DOTALL) for end in _QUOTES.values()}
+_NESTED = re.compile(r"[\"'\[\](){}]")
+_ARGUMENT = re.compile(rf"[^\s()\"',;]{{{_SHORTEST},{_LONGEST}}}+(?=\))")
+_AFTER_PAIR = re.compile(r"\\*+[\"'”\u2019]?\s{0,8}(.)", re.DOTALL)
+_ALGORITHM = re.compile(
+    r"(?i:sha-?\d+|md5|utf-?\d+|base\d+|oauth2?|ipv\d|x509|http/?\d.*|v\d.*|\d+[a-z]{1,3}|python.*)\W*\Z"
+)
+
+
+class Masked(NamedTuple):
+    """A part of a text, and the text that replaces it."""
+
+    start: int
+    end: int
+    mask: str = MASK
+
+
+def mask_values(text: str) -> str:
+    """The text with the values of its secret keys masked."""
+    text = "".join(_pieces(text, _KEY))
+    return "".join(_pieces(text, _NAMED)) if "alue" in text else text
+
+
+def _pieces(text: str, pattern: re.Pattern[str]) -> Iterator[str]:
+    done = 0
+    for found in pattern.finditer(text):
+        if found.start() < done:
+            continue
+        secret = _of_key(found) if pattern is _KEY else _of_name(found)
+        if secret is not None and secret.start >= done:
+            yield text[done : secret.start]
+            yield secret.mask
+            done = secret.end
+    yield text[done:]
+
+
+def _of_name(found: re.Match[str]) -> Masked | None:
+    return value_at(found.string, found.end()) if is_secret(found["key"]) else None
+
+
+def _of_key(found: re.Match[str]) -> Masked | None:
+    text, key, separator, start = found.string, found["key"], found["sep"], found.end()
+    before = text[found.start() - 1] if found.start() else ""
+    if not (is_secret(key) or _is_secret_there(text, key, found.start(), before)):
+        return None
+    if separator in "(,>":
+        return _of_call(found, before, start) if separator == "(" else _of_pair(found, before, start)
+    if "\n" in found["space"] and _NEXT_KEY.match(text, start):
+        return None  # an empty value, with the next key in the next line
+    if is_header(key):
+        return _of_header(found, before, start)
+    quote = found["quote"] if found["quote"].endswith('"') else ""
+    secret = value_at(text, start, quote=quote)
+    if secret and is_count(key) and text[secret.start : secret.end].isdecimal():
+        return None
+    return secret
+
+
+def _is_secret_there(text: str, key: str, start: int, before: str) -> bool:
+    """Whether a key is that of a secret because of the text before it: `?key=` in an URL, or `api key:`."""
+    if len(key) > _MAX_WORD:
+        return False
+    if before in {"?", "&"} and before:
+        return key.lower() in _IN_QUERY
+    if before != " " or key.lower() not in _SECOND_WORDS:
+        return False
+    word = _BEFORE_KEY.search(text, max(0, start - 2 * _MAX_WORD), start)
+    return word is not None and not is_secret(word[1]) and is_secret(f"{word[1]}_{key}")
+
+
+def _of_call(found: re.Match[str], before: str, start: int) -> Masked | None:
+    """The argument of `Secret('x')`."""
+    text = found.string
+    if found["key"].lower() not in _CALLS or before in {".", "_"}:
+        return None
+    if (quoted := _quoted(text, start)) is not None:
+        return quoted
+    value = _ARGUMENT.match(text, start)
+    return Masked(*value.span()) if value and is_random(value[0], _SHORTEST) else None
+
+
+def _of_pair(found: re.Match[str], before: str, start: int) -> Masked | None:
+    """The second of `('password', 'x')`, what follows `'--password', `, and the content of `<password>`."""
+    text, key = found.string, found["key"]
+    if found["sep"] == ">":
+        end = text.find("<", start, start + _LONGEST) if before == "<" else -1
+        return Masked(start, end) if start < end else None
+    if not found["quote"] or before not in _QUOTES:
+        return None
+    if key.startswith("-"):
+        return value_at(text, start)
+    opening = text[max(0, found.start() - 4) : found.start() - 1].rstrip("bu\\")[-1:]
+    if opening not in _CLOSING:  # of a longer list, such as names of columns
+        return None
+    secret = value_at(text, start)
+    if secret is None or secret.end - secret.start > _LONGEST:
+        return secret
+    closing = _AFTER_PAIR.match(text, secret.end)
+    return secret if closing is None or closing[1] == _CLOSING[opening] else None
+
+
+def _of_header(found: re.Match[str], before: str, start: int) -> Masked | None:
+    """The rest of the line, up to the quote that was opened before the header's name."""
+    text = found.string
+    if (quoted := _quoted(text, start)) is not None or _OPENING.match(text, start):
+        return quoted
+    if _LITERAL.match(text, start) or text[start : start + 1] in _CLOSING:
+        return value_at(text, start)
+    line = _LINE.match(text, start)
+    if line is None:
+        return None
+    end = text.find(before, start, line.end()) if before in _QUOTES and before and not found["quote"] else -1
+    end = line.end() if end < 0 else end
+    return Masked(start, end) if text[start:end].strip("\\ ") else None
+
+
+def value_at(text: str, start: int, *, quote: str = "") -> Masked | None:
+    """The value that begins at `start`, without its quotes; None for an empty value, None, null, or a boolean.
+
+    A value without quotes gets the `quote` of its key, so that a text in JSON remains JSON.
+    """
+    if _OPENING.match(text, start):
+        return _quoted(text, start)
+    if text[start : start + 1] in _CLOSING and start < len(text):
+        end = _end_of_brackets(text, start)
+        if end - start <= len("()"):
+            return None
+        rest = first_value(text, end)
+        return Masked(start, rest[1] if rest else end, f"{quote}{MASK}{quote}")
+    value = first_value(text, start)
+    if value is None or _LITERAL.fullmatch(text, *value):
+        return None
+    return Masked(*value, f"{quote}{MASK}{quote}")
+
+
+def first_value(text: str, start: int) -> tuple[int, int] | None:
+    """Start and end of the value without quotes at `start`. It ends at a space, or at a delimiter before a further key."""
+    found = _PLAIN.match(text, start)
+    return None if found is None else found.span()
+
+
+def _quoted(text: str, start: int) -> Masked | None:
+    """The content of the quotes at `start`; up to the end of the text if they are not closed."""
+    opening = _OPENING.match(text, start)
+    if opening is None:
+        return None
+    begin, end = opening.end(), _end_of_quotes(text, opening)
+    if opening[2] * 2 == text[begin : begin + 2] and not opening[1]:  # three quotes
+        begin += 2
+        closing = text.find(opening[2] * 3, begin)
+        end = len(text) if closing < 0 else closing
+    return Masked(begin, end) if begin < end else None
+
+
+def _end_of_quotes(text: str, opening: re.Match[str]) -> int:
+    escapes, closing = opening[1], _QUOTES[opening[2]]
+    if escapes:
+        found = re.compile(rf"(?<!\\){re.escape(escapes)}{closing}").search(text, opening.end())
+        return len(text) if found is None else found.start()
+    inside = _INSIDE[closing].match(text, opening.end())
+    return len(text) if inside is None else inside.end()
+
+
+def _end_of_brackets(text: str, start: int) -> int:
+    """The end of the brackets at `start`; the end of the text if they are not closed."""
+    depth, position = 0, start
+    while found := _NESTED.search(text, position):
+        position = found.end()
+        if found[0] in "\"'":
+            opening = _OPENING.match(text, found.start())
+            position = _end_of_quotes(text, opening) + 1 if opening else position
+        elif found[0] in _CLOSING:
+            depth += 1
+        else:
+            depth -= 1
+            if depth == 0:
+                return position
+    return len(text)
+
+
+def is_random(word: str, shortest: int) -> bool:
+    """Whether a word looks like a secret and not like prose: long enough, with letters and digits, no algorithm's name."""
+    has_both = any(map(str.isdigit, word)) and any(map(str.isalpha, word))
+    return len(word) >= shortest and has_both and not _ALGORITHM.match(word)
