@@ -277,6 +277,18 @@ def test_a_sampler_may_change_the_tracestate(shape: str, sampler: Sampler) -> No
     assert out["tracestate"] == "ot=th:8"
 
 
+@pytest.mark.parametrize("sampler", [Adding(), ParentBased(Adding())])
+def test_a_replay_keeps_the_tracestate_that_a_sampler_has_made(sampler: Sampler) -> None:
+    provider, exporter = provider_with(sampler=sampler)
+    beside = MemoryConnector()
+    connectors: list[Any] = [OtelConnector(tracer_provider=provider), beside]
+    cs.run(cs.task(sent_at_last)().with_retry(1), connector=connectors, log_level="OFF")
+    bridge, rebuilt = provider_with()
+    replay(OtelConnector(tracer_provider=bridge), beside.payloads)
+    live = {(span.name, state_of(span)) for span in exporter.get_finished_spans()}
+    assert {(span.name, state_of(span)) for span in rebuilt.get_finished_spans()} == live
+
+
 class Counting(Sampler):
     """Gives each span a tracestate of its own: the number of its ancestors."""
 

@@ -15,9 +15,12 @@ from opentelemetry.sdk.trace.sampling import ParentBased, Sampler, TraceIdRatioB
 import cascade as cs
 from cascade.adapters.executors.local import LocalExecutor
 from cascade.adapters.solvers.native import NativeSolver
+from cascade.connectors.fanout import FanoutConnector
+from cascade.connectors.memory import MemoryConnector
 from cascade.connectors.otel import OtelConnector
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.engine import Engine
+from cascade.runtime.protocols import Connector
 from cascade.runtime.subscribers import TelemetrySubscriber
 from cascade.testing import OtlpReceiver
 from tests.connectors.otel.tracing import Collector
@@ -39,7 +42,7 @@ def touched(x: int) -> int:
         return x
 
 
-async def run_with_ids(make_target: Callable[[], Any], connector: OtelConnector, run_ids: Iterable[str]) -> None:
+async def run_with_ids(make_target: Callable[[], Any], connector: Connector, run_ids: Iterable[str]) -> None:
     ids = list(run_ids)
     source = iter(ids)
     executor, bus = LocalExecutor(), MessageBus()
@@ -124,6 +127,28 @@ async def test_an_applications_sampler_keeps_or_drops_parts_with_their_run(
         connector = OtelConnector(tracer_provider=provider)
         await run_with_ids(lambda: touched.map(x=list(range(25))), connector, [run_id(low)])
         assert Counter(span.name for span in exporter.get_finished_spans()) == kept
+
+
+@pytest.mark.parametrize("low", [1, HALF - 1])
+@pytest.mark.parametrize("sampler", [ParentBased(TraceIdRatioBased(TINY)), ParentBased(TraceIdRatioBased(1 - TINY))])
+async def test_a_replay_keeps_the_runs_that_were_sampled_and_only_those(
+    monkeypatch: pytest.MonkeyPatch, low: int, sampler: Sampler
+) -> None:
+    """The sampler of the bridge follows the decision that the messages carry, whatever its own ratio."""
+    monkeypatch.setenv("CASCADE_TRACE_PART_SIZE", "10")
+    provider, exporter = provider_with(sampler)
+    beside = MemoryConnector()
+    connector = FanoutConnector([OtelConnector(tracer_provider=provider), beside])
+    await run_with_ids(lambda: touched.map(x=list(range(25))), connector, [run_id(low)])
+    live = Counter(span.name for span in exporter.get_finished_spans())
+    for ratio in (TINY, 1 - TINY):
+        bridge, rebuilt = provider_with(ParentBased(TraceIdRatioBased(ratio)))
+        replaying = OtelConnector(tracer_provider=bridge)
+        await replaying.connect()
+        for payload in beside.payloads:
+            await replaying.publish("topic", payload)
+        await replaying.disconnect()
+        assert Counter(span.name for span in rebuilt.get_finished_spans()) == live
 
 
 async def test_a_version_4_uuid_is_accepted_and_biases_ratio_samplers(collector: Collector) -> None:

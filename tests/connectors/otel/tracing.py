@@ -49,7 +49,8 @@ def replay(connector: OtelConnector, payloads: list[dict[str, Any]]) -> None:
         for payload in payloads:
             await connector.publish("topic", payload)
         await connector.disconnect()
-        connector._tracing.route.outbox.flush(HANG)  # type: ignore[union-attr]  # pyright: ignore[reportOptionalMemberAccess]
+        if connector._tracing is not None and connector._tracing.route is not None:
+            connector._tracing.route.outbox.flush(HANG)
 
     asyncio.run(publish())
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace.id_generator import IdGenerator
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Sampler, SamplingResult
+from opentelemetry.sdk.trace.sampling import Sampler, SamplingResult
 from opentelemetry.trace import Link, SpanKind, TraceState
 from opentelemetry.util.types import Attributes
 
@@ -63,10 +63,11 @@ def remove_part(trace_id: int) -> None:
 
 
 class PresetSampler(Sampler):
-    """Samples what the running `sampled` block has decided, else what the tracer's own sampler decides.
+    """Lets the tracer's own sampler decide for a span as it does for the run.
 
-    The root of a part has no parent whose decision it could follow: it is sampled when its run is. A ratio sampler
-    without regard to parents sees the run's trace id in place of the part's, so that it keeps or drops a run as a whole.
+    A sampler that follows parents finds none above the root of a part, and above the run's span in a replay. It sees a
+    parent with the flags and the tracestate of the run there. A ratio sampler without regard to parents sees the run's
+    trace id in place of the part's.
     """
 
     def __init__(self, original: Sampler) -> None:
@@ -74,13 +75,13 @@ class PresetSampler(Sampler):
         self._state = threading.local()
 
     @contextmanager
-    def sampled(self) -> Iterator[None]:
-        """Spans started in the block, in this thread, are sampled."""
-        self._state.is_decided = True
+    def below(self, parent: Context) -> Iterator[None]:
+        """Sample spans that are started in the block, in this thread, as if the current span of `parent` were above."""
+        self._state.parent = parent
         try:
             yield
         finally:
-            self._state.is_decided = False
+            self._state.parent = None
 
     def should_sample(
         self,
@@ -92,9 +93,9 @@ class PresetSampler(Sampler):
         links: Sequence[Link] | None = None,
         trace_state: TraceState | None = None,
     ) -> SamplingResult:
-        sampler = ALWAYS_ON if getattr(self._state, "is_decided", False) else self._original
+        parent = getattr(self._state, "parent", None) or parent_context
         decisive = _runs_of_parts.get(trace_id, trace_id)
-        return sampler.should_sample(parent_context, decisive, name, kind, attributes, links, trace_state)
+        return self._original.should_sample(parent, decisive, name, kind, attributes, links, trace_state)
 
     def get_description(self) -> str:
         return self._original.get_description()

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from opentelemetry import trace
@@ -72,10 +72,10 @@ class SpanFactory:
                 route.put(encode_span(data), urgent=data.name == RUN_STARTED, important=data.has_children)
             return
         base = run.inherited.context if run is not None else None
-        parent = parent_context(SpanRef(data.trace_id, data.parent_id, data.flags, data.tracestate), base)
+        own = SpanRef(data.trace_id, data.span_id, data.flags, data.tracestate)
+        parent = parent_context(replace(own, span_id=data.parent_id), base)
         kind = SpanKind.SERVER if data.is_server else SpanKind.INTERNAL
-        follows = data.flags & TraceFlags.SAMPLED and not data.parent_id and not data.is_server
-        with self._tracing.sampler.sampled() if follows else nullcontext():
+        with nullcontext() if data.parent_id else self._tracing.sampler.below(parent_context(own, base)):
             span = self.start(data.name, data.trace_id, data.span_id, parent, data.start_ns, kind=kind)
         complete(span, data)
 
