@@ -1,12 +1,16 @@
 """Connectors of one destination share their export state: threads, sockets, queue, health of the peer."""
 
 import gc
+import itertools
 import logging
 import threading
+from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
 
 import cascade as cs
 from cascade.connectors.otel import OtelConnector
@@ -185,3 +189,55 @@ def test_the_largest_memory_bound_of_the_connectors_in_use_holds(caplog: pytest.
         del large
         gc.collect()
         assert lost_with(20_000)
+
+
+def instances() -> Counter[str]:
+    """Live objects of Cascade's connectors and of the SDK, by class."""
+    gc.collect()
+    kinds = (type(one) for one in gc.get_objects())
+    ours = ("cascade.connectors", "opentelemetry.sdk")
+    return Counter(kind.__qualname__ for kind in kinds if str(kind.__module__).startswith(ours))
+
+
+def grown(connector: Callable[[], OtelConnector], runs: int = 20) -> Counter[str]:
+    """Objects and threads that `runs` runs add, with a connector each, after as many."""
+    found = []
+    for _ in range(2):
+        for _ in range(runs):
+            cs.run(logs(), connector=connector(), log_level="OFF")
+        names = (thread.name for thread in threading.enumerate() if thread.name in {"cascade-otlp", "cascade-metrics"})
+        found.append(instances() + Counter(names))
+    return found[1] - found[0]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_run_with_a_connector_of_its_own_leaves_nothing_behind(protocol: str) -> None:
+    with OtlpReceiver() as receiver:
+        endpoint = receiver.endpoint(protocol)
+        assert not grown(lambda: OtelConnector(endpoint, protocol=protocol, logs=True))
+
+
+def test_a_run_with_the_applications_provider_leaves_nothing_behind() -> None:
+    provider = TracerProvider(shutdown_on_exit=False)
+    assert not grown(lambda: OtelConnector(tracer_provider=provider))
+
+
+def test_a_run_without_exporters_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
+    assert not grown(OtelConnector)
+
+
+def test_the_destinations_that_were_used_last_are_kept(limits: pytest.MonkeyPatch) -> None:
+    limits.setattr("cascade.connectors.otel._sharing.RECENT", 3)
+    numbers, before = itertools.count(), frozenset(threading.enumerate())
+    with OtlpReceiver() as receiver:
+
+        def elsewhere() -> OtelConnector:
+            return OtelConnector(receiver.http_endpoint, headers={"x-team": str(next(numbers))}, logs=True)
+
+        added = grown(elsewhere, runs=10)
+        until_blocking(lambda: threads("cascade-otlp", before) <= 2 * 3)
+        until_blocking(lambda: threads("cascade-metrics", before) <= 3)
+        assert added["Outbox"] == added["Exporter"] == added["_OwnProvider"] == 0
+        assert len(receiver.spans.named("run logs")) == next(numbers)

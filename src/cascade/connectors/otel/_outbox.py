@@ -7,7 +7,7 @@ from collections.abc import Callable
 from cascade.connectors import _lifetime
 from cascade.connectors.otel import _sender, _store
 from cascade.connectors.otel._batch import Entry, Item, encode, estimate
-from cascade.connectors.otel._shared import Limits, Pack, Shared
+from cascade.connectors.otel._shared import IDLE, Limits, Pack, Shared
 from cascade.connectors.otel._tally import FlushReport, Tally
 from cascade.connectors.otel._transport import Transport
 
@@ -56,6 +56,13 @@ class Outbox:
         with self._shared.lock:
             self._capacities[user] = capacity
             self._shared.store.capacity = max(self._capacities.values())
+            self._shared.idle = IDLE
+
+    def retire(self) -> None:
+        """End the sending threads as soon as they have no work, until the outbox is reserved again."""
+        with self._shared.lock:
+            self._shared.idle = 0.0
+            self._shared.work.notify_all()
 
     def tally(self) -> Tally:
         """A count of its own, for the spans of one run; they count in the outbox's total as well."""

@@ -84,7 +84,12 @@ def application() -> TracerProvider | None:
     return provider if isinstance(provider, TracerProvider) and not isinstance(provider, _OwnProvider) else None
 
 
-_shared: Registry[Tracing] = Registry()
+def _retire(tracing: Tracing) -> None:
+    if tracing.route is not None:
+        tracing.route.outbox.retire()
+
+
+_shared: Registry[Tracing] = Registry(_retire)
 
 
 def own(options: ExportOptions, environ: Mapping[str, str] = os.environ) -> Tracing | None:

@@ -15,7 +15,6 @@ from cascade.connectors.otel._uninstrumented import uninstrumented
 
 BATCH_MEMORY = 16 << 20  # bytes of memory, which become about a tenth on the wire
 MAX_BODY = 3 << 20  # bytes; gRPC servers refuse more than 4 MiB by default
-IDLE = 30.0  # seconds after which a thread without work ends, and with it its connections
 MAX_SENDERS = 4  # requests at once
 _SLOW_ANSWER = 0.02  # seconds; from there on the time of waiting is better spent on encoding the next batch
 
@@ -56,7 +55,7 @@ def _next_flight(shared: Shared) -> Flight | None:
                 flight = store.take(limits.batch_size, BATCH_MEMORY)
                 _call_for_help(shared)
                 return flight
-            if not shared.work.wait(min(left, IDLE)) and not store.queue:
+            if not shared.work.wait(min(left, shared.idle)) and not store.queue:
                 break
         _sign_off(shared)  # under the same lock: whoever puts a span from now on starts a new thread
         return None

@@ -14,6 +14,9 @@ Pack = Callable[[Sequence[Entry]], tuple[bytes, list[Entry]]]
 """Makes one request of some entries, and says which are not in it because they cannot be encoded."""
 
 
+IDLE = 30.0  # seconds after which a thread without work ends, and with it its connections
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What bounds an outbox: bytes of memory, spans, and seconds."""
@@ -45,6 +48,7 @@ class Shared:
         self.is_closed = False
         self.probe: Flight | None = None  # the one that a dead peer is asked with: one at a time is enough
         self.senders: list[threading.Thread] = []
+        self.idle = IDLE
         self.owner: object = None  # the outbox, while a thread sends: it may have no other holder
 
     def give_up(self, tally: Tally | None, before: float, reason: str) -> None:

@@ -24,9 +24,13 @@ class Registry(Generic[T]):
     Python's reference counts are the reference counts: an object exists while a connector, a thread with work for it or
     the list of the `RECENT` destinations that were used last holds it. A forked child keeps the objects, which reset
     themselves.
+
+    Args:
+        retire: Called with an object that leaves the list, so that its idle threads end.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, retire: Callable[[T], None] = lambda _: None) -> None:
+        self._retire = retire
         self._lock = threading.Lock()
         self._live: weakref.WeakValueDictionary[Hashable, T] = weakref.WeakValueDictionary()
         self._recent: OrderedDict[Hashable, T] = OrderedDict()
@@ -43,7 +47,8 @@ class Registry(Generic[T]):
             self._recent[key] = found
             self._recent.move_to_end(key)
             evicted = self._recent.popitem(last=False) if len(self._recent) > RECENT else None
-        del evicted  # after the lock is released: finalizers run here
+        if evicted is not None:  # without the lock: finalizers run here
+            self._retire(evicted[1])
         return found
 
     def clear(self) -> None:

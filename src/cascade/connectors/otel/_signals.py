@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 logger = get_logger("cascade.connectors.otel")
 
-_log_outboxes: Registry[Outbox] = Registry()
-_metric_exporters: "Registry[Exporter]" = Registry()
+_log_outboxes: Registry[Outbox] = Registry(lambda outbox: outbox.retire())
+_metric_exporters: "Registry[Exporter]" = Registry(lambda exporter: exporter.retire())
 
 
 _NAMES_OF_COLLECTORS = (

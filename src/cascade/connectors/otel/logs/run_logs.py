@@ -76,6 +76,7 @@ class RunLogs:
         make = partial(_outbox, resource, options)
         self._outbox = make() if outboxes is None else outboxes.get(destination(options), make)
         self._is_shared = outboxes is not None
+        self._outbox.reserve(self, CAPACITY)
         self._tally = self._outbox.tally()
         self._runs: Counter[str] = Counter()
         put, refuse = partial(self._outbox.put, tally=self._tally), partial(self._outbox.refuse, tally=self._tally)

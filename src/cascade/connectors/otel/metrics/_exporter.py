@@ -35,6 +35,7 @@ class Exporter:
         self._open_destination = open_destination
         self._interval = interval
         self._request_timeout = request_timeout
+        self._idle = IDLE
         self._has_warned = False
         self._is_closed = False
         self._begin()
@@ -68,6 +69,12 @@ class Exporter:
             self._changed.notify_all()
             self._await_end(round_, start, limit)
             self._flushes.remove((start, limit))
+
+    def retire(self) -> None:
+        """End the thread, from now on, as soon as it has no news to export."""
+        with self._changed:
+            self._idle = 0.0
+            self._changed.notify_all()
 
     def close(self, timeout: float) -> None:
         """Flush, and end the thread; within `timeout` seconds."""
@@ -129,7 +136,7 @@ class Exporter:
                     if left <= 0:
                         break
                     self._changed.wait(left)
-                elif not self._changed.wait(IDLE) and self._wanted <= self._begun and not self._has_news():
+                elif not self._changed.wait(self._idle) and self._wanted <= self._begun and not self._has_news():
                     self._thread = None
                     return False
             self._begun += not self._is_closed
