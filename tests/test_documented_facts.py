@@ -130,6 +130,16 @@ def _sources() -> list[str]:
     return [file.read_text(encoding="utf-8") for file in (*files, ROOT / "tests/e2e/conftest.py")]
 
 
+def test_the_page_about_the_environment_lists_all_variables_of_cascade() -> None:
+    read = {
+        name
+        for file in (ROOT / "src").rglob("*.py")
+        for name in re.findall(r'"(CASCADE_\w+)"', file.read_text("utf-8"))
+    }
+    rows = re.findall(r"^\| (`CASCADE_.*?) \|", (ROOT / "docs/environment.md").read_text("utf-8"), re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == read
+
+
 def test_the_readme_links_to_each_page() -> None:
     links = re.findall(r"\]\((docs/[\w-]+\.md)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert set(links) == {page for page in PAGES if page.startswith("docs/")}
