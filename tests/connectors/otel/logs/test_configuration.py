@@ -4,6 +4,9 @@ import logging
 import logging.config
 import logging.handlers
 import queue
+import subprocess
+import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,6 +21,7 @@ from cascade.connectors.otel import OtelConnector
 from cascade.runtime.task_context import current_task
 from cascade.testing import OtlpReceiver
 from tests.connectors.otel.logs.conftest import lines
+from tests.waiting import HANG
 
 app = logging.getLogger("tests.app.part")
 
@@ -287,3 +291,44 @@ def test_a_logger_that_does_not_propagate_or_is_disabled_is_not_exported(receive
 
     cs.run(work(), connector=OtelConnector(logs=True), log_level="OFF")
     assert bodies(receiver) == ["exported"]
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+@pytest.mark.parametrize("logs", ["None", "True"])
+def test_a_process_that_opentelemetrys_configurator_has_set_up_exports_each_record_once(
+    protocol: str, logs: str, receiver: OtlpReceiver
+) -> None:
+    """`opentelemetry-instrument` calls the same configurator, with these variables, before the program."""
+    script = textwrap.dedent(f"""
+        from opentelemetry.sdk._configuration import _OTelSDKConfigurator
+        _OTelSDKConfigurator().configure()
+
+        import logging.config
+        import cascade as cs
+        from cascade.connectors.otel import OtelConnector
+
+        @cs.task
+        async def configure() -> None:
+            logging.getLogger("{app.name}").warning("0")
+            logging.config.dictConfig({{"version": 1, "disable_existing_loggers": False, "root": {{"handlers": []}}}})
+
+        @cs.task
+        def say(x: int, after: object) -> None:
+            logging.getLogger("{app.name}").warning("%d", x)
+
+        cs.run(say.map(x=[1, 2, 3], after=[configure()] * 3), connector=OtelConnector(logs={logs}), log_level="OFF")
+    """)
+    environ = {
+        "OTEL_TRACES_EXPORTER": "otlp",
+        "OTEL_METRICS_EXPORTER": "none",
+        "OTEL_LOGS_EXPORTER": "otlp",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint(protocol),
+        "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
+        "OTEL_PYTHON_LOGGING_AUTO_INSTRUMENTATION_ENABLED": "true",
+    }
+    done = subprocess.run([sys.executable, "-c", script], env=environ, timeout=HANG, check=False)
+    assert done.returncode == 0
+    said = [line for line in lines(receiver.logs) if line.scope == app.name]
+    assert sorted(line.body for line in said) == ["0", "1", "2", "3"]
+    spans = {span.span_id: span.name for span in receiver.spans}
+    assert sorted(spans[line.ids[1]] for line in said) == ["configure", "say", "say", "say"]
