@@ -36,10 +36,10 @@ def checked(endpoint: str, *, protocol: str, source: str) -> str:
 
 
 def completed(endpoint: str, protocol: str) -> str:
-    """The endpoint with what the SDK's exporters, or the specification, let be left out or have ignored.
+    """Complete an endpoint of a variable, as closely to the SDK's exporters as a usable endpoint allows.
 
-    Under HTTP it gets a scheme. For gRPC the scheme of a URL other than http and https is dropped, and a host without a
-    port gets the default port.
+    For HTTP, an endpoint without a scheme gets http://. For gRPC, schemes other than http and https are removed, and a
+    host without a port gets the default port.
     """
     scheme, separator, rest = endpoint.rpartition("://")
     is_url = bool(separator) and scheme.lower() in {"http", "https"}

@@ -120,8 +120,9 @@ def exporters(environ: Mapping[str, str], signal: str) -> Exporters:
     protocols: list[_Protocol] = list(dict.fromkeys(_PROTOCOLS[name] for name in usable if name in _PROTOCOLS))
     message = ""
     if others and not (signal == "metrics" and set(others) == {"prometheus"}):
-        effect = f"the exporter here is {', '.join(sorted(chosen))}"
-        message = f"Cascade has no {signal} exporter {', '.join(map(repr, others))}; {effect}"
+        effect = f"Cascade exports no {signal}" if chosen == {"none"} else f"{', '.join(sorted(chosen))} is used"
+        unknown = ", ".join(map(repr, others))
+        message = f"Cascade has no exporter {unknown}; {effect}; choose from {', '.join(available)}"
     elif len(protocols) > 1:
         message = f"Cascade exports over one protocol; {protocols[0]} is used"
     problem = Problem(variable, given, f"{variable}={given!r}: {message}") if message else None

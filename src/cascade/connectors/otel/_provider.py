@@ -145,7 +145,7 @@ def _config_file(environ: Mapping[str, str]) -> Problem | None:
 
 
 class _OwnProvider(TracerProvider):
-    """Tells ours from the application's.
+    """A provider of Cascade's own, as opposed to the application's.
 
     It `is_plain` while it has no processors but ours, and its sampler lets a child follow its parent. All its tracers
     sample the parts of a run as they sample the run.
