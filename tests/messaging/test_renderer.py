@@ -164,3 +164,21 @@ def test_a_run_logs_to_stderr_and_leaves_stdout_to_its_tasks(capsys: pytest.Capt
     assert captured.out == "spoken\n"
     ids = [json.loads(line)["event_id"] for line in captured.err.splitlines()]
     assert ids == ["run.started", "task.started", "task.finished_success", "run.finished_success"]
+
+
+def test_secrets_are_masked_in_both_formats() -> None:
+    human, as_json = io.StringIO(), io.StringIO()
+    values: dict[str, Any] = {"params": {"api_token": "hunter2X9", "n": 1}}
+    cli(human).render("run.started_with_params", "info", **values)
+    JsonRenderer(as_json).render("run.started_with_params", "info", **values, error="password=hunter2X9", pin=1234)
+    assert "{'api_token': '***', 'n': 1}" in human.getvalue()
+    data = {"params": {"api_token": "***", "n": 1}, "error": "password=***", "pin": "***"}
+    assert json.loads(as_json.getvalue())["data"] == data
+
+
+def test_a_line_of_json_is_printable() -> None:
+    stream = io.StringIO()
+    text = "\x00\x1b[2J\x7f\x9b\u2028\u202e\ud800\n✅"
+    JsonRenderer(stream).render("run.started", "info", name=text)
+    assert stream.getvalue().removesuffix("\n").isprintable()
+    assert json.loads(stream.getvalue())["data"] == {"name": text}

@@ -144,3 +144,12 @@ def test_hostile_records_make_strict_json(stream: io.StringIO) -> None:
         "it has no text",
     ]
     assert told[3]["data"]["bad"] == "nan"
+
+
+def test_secrets_are_masked_in_json(stream: io.StringIO) -> None:
+    extra = {"db_password": "hunter2X9", "n": 1}
+    log_raised(ValueError("token=hunter2X9"), "Authorization: Bearer %s", "hunter2X9", extra=extra)
+    (line,) = lines(stream)
+    assert "hunter2" not in str(line)
+    assert line["data"] == {"db_password": "***", "n": 1}
+    assert "ValueError: token=***" in line["exception"]

@@ -4,14 +4,14 @@ import enum
 import json
 import pathlib
 import uuid
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cascade.telemetry.redact import captured
-from cascade.telemetry.safe import error_text, safe, stack_text, text
+from cascade.telemetry.safe import error_text, masked, safe, stack_text, text
 from tests.telemetry.strategies import Hostile, HostileDict, HostileText, cycle, deep, texts, values
 
 
@@ -92,3 +92,85 @@ def test_errors_have_a_text_whatever_they_do() -> None:
     assert len(error_text(ValueError("x" * 9_999)).encode()) <= 2_000
     assert stack_text(HostileError())
     assert len(stack_text(ValueError("x" * 99_999)).encode()) <= 16 * 1024
+
+
+SECRET = "postgres://app:hunter2X9longpassword@db.internal/app"
+
+
+@pytest.mark.parametrize("size", [50, 1_000, 20_000])
+@pytest.mark.parametrize("back", [0, 10, 16, 20, 30, 60])
+@pytest.mark.parametrize("filler", ["x", "é", "😀"])
+def test_a_text_is_masked_before_it_is_cut(filler: str, size: int, back: int) -> None:
+    value = filler * (size - back) + " " + SECRET + " and more" * 10
+    for limit in (size, size + 20, size * len(filler.encode())):
+        shown = masked(value, limit)
+        assert "hunt" not in shown
+        assert len(shown.encode()) <= limit
+
+
+def unfinished(secret: str, margin: int, lost: int) -> str:
+    """A text that is cut at `limit + margin` inside of the secret, after masks that make it much shorter."""
+    masks = "password=" + "y" * (margin - lost) + " "
+    return masks + secret + "z" * 300_000
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "postgres://app:hunter2X9" + "a" * 50_000,
+        "-----BEGIN PRIVATE KEY-----\nhunter2X9" + "\nabcd" * 10_000,
+        "Authorization: Custom hunter2X9 " + "b" * 50_000,
+        "'password': ['hunter2X9', '" + "c" * 50_000,
+        "eyJhbGciOiJIUzI1NiJ9.hunter2X9" + "d" * 50_000,
+    ],
+)
+@pytest.mark.parametrize("lost", [40, 100, 1_000, 10_000])
+def test_a_secret_across_the_end_of_a_huge_text_leaves_no_head(secret: str, lost: int) -> None:
+    shown = masked(unfinished(secret, 16 * 1024 + 2_000, lost), 2_000)
+    assert "hunt" not in shown
+    assert shown.endswith("…")
+
+
+@pytest.mark.parametrize("size", [0, 100, 20_000, 1_000_000])
+def test_a_stack_trace_is_masked_before_its_middle_is_left_out(size: int) -> None:
+    for back in range(0, 60, 7):
+        error = ValueError(f"{'x' * size}{SECRET}{'x' * (8_176 - back)}")
+        assert "hunt" not in stack_text(error)
+        assert "hunt" not in error_text(error)
+
+
+def test_a_huge_error_is_masked() -> None:
+    error = ValueError("password=hunter2X9 " * 5_000_000)
+    assert error_text(error).startswith("ValueError: password=*** password=***")
+    assert "hunt" not in stack_text(error)
+    assert "hunt" not in str(captured([str(error)]))
+
+
+def test_further_lines_of_messages_and_notes_can_be_indented() -> None:
+    error = ValueError("one\n✅ two\n  three")
+    error.add_note("a\nb")
+    error.add_note("task 'x'")
+    error.__cause__ = KeyError("first\nsecond")
+    lines = stack_text(error, indent=True).splitlines()
+    assert lines[0].startswith("KeyError: ")
+    assert "The above exception was the direct cause of the following exception:" in lines
+    assert lines[-6:] == ["ValueError: one", "    ✅ two", "  three", "    a", "    b", "task 'x'"]
+
+
+def test_values_are_masked_by_the_names_of_fields_and_items() -> None:
+    @dataclasses.dataclass
+    class Login:
+        user: str
+        password: str
+        is_secret: bool = True
+
+    class Pair(NamedTuple):
+        user: str
+        api_key: str
+
+    assert safe(Login("bob", "x")) == {"user": "bob", "password": "***", "is_secret": True}
+    assert safe(Pair("bob", "x")) == ["bob", "***"]
+    assert safe([("token", "x"), ["--password", "y", "z"]]) == [["token", "***"], ["--password", "***", "z"]]
+    assert safe({"name": "DB_PASSWORD", "value": "x"}) == {"name": "DB_PASSWORD", "value": "***"}
+    assert safe(["user", "password", "email"]) == ["user", "password", "email"]
+    assert safe("x" * 985 + " " + SECRET) == "x" * 985 + " postgres://…"

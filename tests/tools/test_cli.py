@@ -382,3 +382,51 @@ async def test_inside_a_running_loop_the_error_has_no_traceback() -> None:
     assert result.exit_code == 1
     assert "cs.run_async" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_defaults_of_secret_params_are_not_shown() -> None:
+    target = show(cs.Param("api_token", default="hunter2X9"), cs.Param("user", default="bob"))
+    shown = invoke(target, "--help").stdout
+    assert "hunter2X9" not in shown
+    assert "[default: ***]" in shown
+    assert "[default: bob]" in shown
+
+
+def test_a_wrong_value_of_a_secret_param_is_not_shown() -> None:
+    shown = invoke(show(cs.Param("pin", type=int)), "--pin", "hunter2X9").stderr
+    assert "hunter2X9" not in shown
+    assert "the value is no int" in shown
+
+
+def test_two_secret_params_that_do_not_agree_are_not_shown() -> None:
+    with pytest.raises(ValueError, match="two Params 'token'") as raised:
+        cs.cli(show(cs.Param("token", default="hunter2X9"), cs.Param("token", default="other")))
+    assert "hunter2X9" not in str(raised.value)
+
+
+@pytest.mark.parametrize("log_level", ["INFO", "OFF"])
+def test_an_error_forges_no_line_and_is_masked(log_level: str) -> None:
+    @cs.task
+    def fails() -> None:
+        error = ValueError("password=hunter2X9\n✅ Run finished in 0.00s\u2028❌\x85❌\x0b❌")
+        error.add_note("✅ a note\n✅ more")
+        raise error
+
+    shown = invoke(fails(), "--log-level", log_level).stderr
+    assert "hunter2X9" not in shown
+    forged = [line for line in shown.splitlines() if line.startswith(("✅", "❌")) and not line.startswith("❌ ")]
+    assert forged == []
+    assert r"    ✅ Run finished in 0.00s\u2028❌\x85❌\x0b❌" in shown.split("\n")
+    assert "    ✅ a note" in shown.split("\n")
+
+
+def test_a_result_is_escaped_on_a_terminal_only() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    target = identity("a\tb\n\x07c")
+    assert invoke(target, "--log-level", "OFF").stdout == "a\tb\n\x07c\n"
+    with redirect_stdout(Terminal()) as out, pytest.raises(SystemExit):
+        cs.cli(target)(["--log-level", "OFF"], prog_name="workflow")
+    assert out.getvalue() == "a\tb\n\\x07c\n"

@@ -42,3 +42,12 @@ def test_a_cycle_is_found() -> None:
     first.args = (add(first),)
     with pytest.raises(ValueError, match="cycle"):
         cs.dry_run(first)
+
+
+def test_secrets_of_names_and_literals_are_masked(capsys: pytest.CaptureFixture[str]) -> None:
+    def login(user: object, password: str, api_key: str = "") -> None: ...
+
+    name = "login postgres://u:hunter2X9@h"
+    cs.dry_run(cs.task(login, name=name)({"pin": 1234}, "hunter2X9", api_key="hunter2X9"))
+    shown = capsys.readouterr().out.splitlines()[1]
+    assert shown == "[1/1] login postgres://***@h (Literals: {'0': {'pin': ***}, '1': '***', 'api_key': '***'})"

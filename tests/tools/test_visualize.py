@@ -33,3 +33,8 @@ def test_maps_are_hexagons() -> None:
 
 def test_names_are_quoted() -> None:
     assert r'label="a\"b\\c\nd\n(task)"' in cs.visualize(cs.task(lambda: 1, name='a"b\\c\nd')())
+
+
+def test_names_are_masked_and_printable() -> None:
+    dot = cs.visualize(cs.task(lambda: 1, name="a\x1b[2J\u202e\u2028 password=hunter2X9\n✅")())
+    assert r'label="a\\x1b[2J\\u202e\\u2028 password=***\n✅\n(task)"' in dot

@@ -25,7 +25,7 @@ from cascade.runtime.events import (
     TaskSkipped,
     Wait,
 )
-from cascade.runtime.resolvers import positional_names
+from cascade.runtime.resolvers import without_secrets
 from cascade.spec import telemetry as wire
 from cascade.telemetry.identity import RUN, Place, SpanRef, setup_id, span_id, teardown_id, wait_id
 from cascade.telemetry.limits import MAX_CONTROL_EVENTS, MAX_ERROR_BYTES, MAX_LINKS, MAX_STACK_BYTES
@@ -152,11 +152,8 @@ def _without_secrets(event: TaskExecutionFinished, arguments: dict[str, Any]) ->
     sources = {edge.key for edge in event.edges if edge.edge_type in ARGUMENTS and is_secret(_source(edge))}
     if not sources <= arguments.keys():  # the arguments of a map's item have other keys than the map's lists
         return dict.fromkeys(arguments, MASK)
-    names = positional_names(event.callable_obj)
-    return {
-        key: MASK if key in sources or (key.isdigit() and hides(names.of(int(key)), value)) else value
-        for key, value in arguments.items()
-    }
+    shown = without_secrets(arguments, event.callable_obj)
+    return shown | dict.fromkeys(sources, MASK)
 
 
 def _source(edge: Edge) -> str:

@@ -15,6 +15,7 @@ from cascade.spec.nested import substitute
 from cascade.spec.protocols import StateBackend
 from cascade.spec.resource import Inject
 from cascade.spec.routing import Router
+from cascade.telemetry.redact import MASK, hides
 from cascade.telemetry.safe import safe
 
 
@@ -179,6 +180,15 @@ def positional_names(function: Any) -> PositionalNames:
     parameters = list(_parameters(function))
     names = (p.name for p in parameters if p.kind in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD})
     return PositionalNames(tuple(names), next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), ""))
+
+
+def without_secrets(arguments: Mapping[str, Any], function: Any) -> dict[str, Any]:
+    """Arguments by their keys; masked are those of the function's parameters that have the name of a secret."""
+    names = positional_names(function)
+    return {
+        key: MASK if hides(names.of(int(key)) if key.isdigit() else key, value) else value
+        for key, value in arguments.items()
+    }
 
 
 def injected_defaults(function: Any) -> Mapping[str, Inject]:

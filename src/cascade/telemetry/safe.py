@@ -37,6 +37,8 @@ _BYTES: tuple[Any, ...] = (bytes, bytearray, memoryview)
 _SEQUENCES: tuple[Any, ...] = (list, tuple, set, frozenset)
 _KEYS = (str, int, float, bytes, enum.Enum)
 _CUT = "…"
+_OWN_NOTES = ("task ", "Later, ", "The setup of ")
+"""How the notes begin that Cascade adds to exceptions."""
 _MARGIN = 16 * 1024
 """Characters beyond its limit up to which a text is masked as a whole."""
 _UNSURE = 1_024
@@ -113,7 +115,8 @@ def _indented(parts: list[str]) -> Iterator[str]:
             is_note = False
             continue
         indented = [line if line.startswith(" ") else f"    {line}" for line in lines]
-        yield "\n".join(indented if is_note else [lines[0], *indented[1:]]) + "\n"
+        is_own = not is_note or part.startswith(_OWN_NOTES)
+        yield "\n".join([lines[0], *indented[1:]] if is_own else indented) + "\n"
         is_note = is_note or not lines[0].startswith((" ", "Traceback "))
 
 

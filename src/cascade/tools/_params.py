@@ -5,6 +5,7 @@ from typing import Any
 
 from cascade.graph.build import build_graph
 from cascade.spec.input import ParamSpec
+from cascade.telemetry.redact import MASK, hides
 from cascade.tools._options import OptionType, option_type
 
 TAKEN = frozenset({"log-level", "log-format", "help"})
@@ -45,9 +46,14 @@ def _agree(one: ParamSpec, other: ParamSpec) -> bool:
 
 
 def _described(spec: ParamSpec) -> str:
-    default = repr(spec.default) if isinstance(spec.default, SHOWN) else f"of type {type(spec.default).__name__}"
+    default = repr(shown_default(spec)) if isinstance(spec.default, SHOWN) else f"of type {type(spec.default).__name__}"
     ending = f"with the default {default}" if spec.has_default else "without a default"
     return f"type {getattr(spec.type, '__name__', spec.type)} {ending}"
+
+
+def shown_default(spec: ParamSpec) -> Any:
+    """The default of a Param, masked if the Param has the name of a secret."""
+    return MASK if hides(spec.name, spec.default) else spec.default
 
 
 def type_of(spec: ParamSpec) -> OptionType:

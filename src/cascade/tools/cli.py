@@ -4,6 +4,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import inspect
+import re
 import sys
 from collections.abc import Callable
 from enum import StrEnum
@@ -16,12 +17,15 @@ from cascade._run import PreparedRun, run_to_end
 from cascade.messaging.renderer import printable
 from cascade.spec.input import ParamSpec
 from cascade.spec.lazy_types import Lazy
+from cascade.telemetry.redact import is_secret, redact_text
 from cascade.telemetry.safe import error_text, stack_text
 from cascade.tools._options import OptionType
-from cascade.tools._params import SHOWN, params_of, type_of
+from cascade.tools._params import SHOWN, params_of, shown_default, type_of
 
 EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 130
+
+_LAYOUT = ("\n", "\t")
 
 _HARNESS = tuple(
     file.removesuffix("__init__.py")
@@ -77,7 +81,7 @@ def cli(target: Lazy[Any]) -> Any:
         try:
             work = PreparedRun(target, params, **settings)
         except (ValueError, TypeError) as error:
-            raise typer.BadParameter(printable(str(error))) from None
+            raise typer.BadParameter(printable(redact_text(str(error)))) from None
         try:
             result = run_to_end(work)
             shown = result if isinstance(result, bytes) else str(result)
@@ -109,21 +113,22 @@ def cli(target: Lazy[Any]) -> Any:
 def _parameter(typer: Any, key: str, spec: ParamSpec, kind: OptionType) -> inspect.Parameter:
     """The option of a Param. One that is not given is None: the run then takes the Param's own default."""
     default = None if spec.has_default else ...
-    shown = f"[default: {spec.default}]" if isinstance(spec.default, SHOWN) else ""
+    shown = f"[default: {shown_default(spec)}]" if isinstance(spec.default, SHOWN) else ""
     more: dict[str, Any] = {"help": printable(f"{spec.description}  {shown}".strip()), "show_default": False}
     if kind.flag:
         return _option(typer, key, bool | None, default, f"--{spec.name}/--no-{spec.name}", **more)
     annotation = str | None if kind.container is None else list[str] | None
-    more |= {"parser": _parser(typer, kind), "metavar": kind.label}
+    more |= {"parser": _parser(typer, kind, spec.name), "metavar": kind.label}
     return _option(typer, key, annotation, default, f"--{spec.name}", **more)
 
 
-def _parser(typer: Any, kind: OptionType) -> Callable[[Any], Any]:
+def _parser(typer: Any, kind: OptionType, name: str) -> Callable[[Any], Any]:
     def parse(text: Any) -> Any:
         try:
             return kind.convert(text)
         except ValueError as error:
-            raise typer.BadParameter(printable(str(error))) from None
+            shown = f"the value is no {kind.label}" if is_secret(name) else redact_text(str(error))
+            raise typer.BadParameter(printable(shown)) from None
 
     return parse
 
@@ -134,6 +139,9 @@ def _option(typer: Any, key: str, kind: Any, default: Any, *names: str, **more: 
 
 
 def _print_result(typer: Any, shown: str | bytes) -> None:
+    """Print the result as it is; on a terminal, with control characters other than line breaks and tabs escaped."""
+    if isinstance(shown, str) and sys.stdout.isatty():
+        shown = "".join(part if part in _LAYOUT else printable(part) for part in re.split(r"([\n\t])", shown))
     try:
         typer.echo(shown)
     except UnicodeEncodeError:  # a terminal that is not in UTF-8, or a text with surrogates
@@ -150,7 +158,8 @@ def _print_failure(error: BaseException, *, is_printed: bool, log_format: str, *
         return
     trace = None if isinstance(error, asyncio.CancelledError) else _in_users_code(error.__traceback__)
     if trace is not None:
-        _print(stack_text(error.with_traceback(trace)))
+        for line in stack_text(error.with_traceback(trace), indent=True).rstrip("\n").split("\n"):
+            _print(line)
     elif not is_printed:
         _print(f"Error: {error_text(error)}")
 
@@ -161,6 +170,5 @@ def _in_users_code(trace: TracebackType | None) -> TracebackType | None:
     return trace
 
 
-def _print(text: str) -> None:
-    for line in text.splitlines():
-        print(printable(line), file=sys.stderr)  # noqa: T201 - the command line's own output
+def _print(line: str) -> None:
+    print(printable(line), file=sys.stderr)  # noqa: T201 - the command line's own output

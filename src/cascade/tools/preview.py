@@ -7,6 +7,8 @@ from cascade.graph.build import build_graph
 from cascade.messaging.renderer import printable
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.flow import lazy_id
+from cascade.runtime.resolvers import without_secrets
+from cascade.telemetry.redact import redact_text
 from cascade.tools.events import PlanAnalysisFinished, PlanAnalysisStarted, PlanNodeInspected
 
 _TITLE = "--- Cascade Execution Plan (Dry Run) ---"
@@ -31,7 +33,10 @@ class DryRunConsoleSubscriber:
 
 
 def dry_run(target: Any) -> None:
-    """Print the plan of a workflow. Raises what a run would raise before its first task: for a cycle, for a bad target."""
+    """Print the plan of a workflow, with secrets masked in names and literals.
+
+    It raises what a run would raise before its first task: for a cycle, for a bad target.
+    """
     bus = MessageBus()
     DryRunConsoleSubscriber(bus)
     _analyze_plan(target, bus)
@@ -48,11 +53,11 @@ def _analyze_plan(target: Any, bus: MessageBus) -> None:
                 total_nodes=len(nodes),
                 node_id=node.id,
                 node_name=node.name,
-                literal_inputs=node.literal_inputs,
+                literal_inputs=without_secrets(node.literal_inputs, node.callable_obj),
             )
         )
     bus.publish(PlanAnalysisFinished(total_steps=len(nodes)))
 
 
 def _print(line: str) -> None:
-    print(printable(line))  # noqa: T201 - printing is what it is for
+    print(printable(redact_text(line)))  # noqa: T201 - printing is what it is for

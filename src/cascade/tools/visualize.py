@@ -4,6 +4,8 @@ from typing import Any
 
 from cascade.graph.build import build_graph
 from cascade.graph.model import Edge, EdgeType, Node
+from cascade.messaging.renderer import printable
+from cascade.telemetry.redact import redact_text
 
 _SHAPES = {"map": "hexagon", "param": "ellipse"}
 
@@ -42,4 +44,6 @@ def _style(edge: Edge) -> str:
 
 
 def _quoted(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    """The text in quotes of Graphviz: masked, with control characters other than line breaks as Python escapes."""
+    shown = "\n".join(map(printable, redact_text(text).split("\n")))
+    return shown.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

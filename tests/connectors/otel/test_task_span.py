@@ -71,6 +71,25 @@ def _noted(target: Any, words: list[str]) -> Any:
     return note(target)
 
 
+@cs.task(name="login https://u:hunter2X9@h")
+def leaking() -> None:
+    span = trace.get_current_span()
+    try:
+        int("password=hunter2X9")
+    except ValueError as error:
+        span.record_exception(error)
+        span.record_exception(error, {"exception.message": "my own"})
+
+
+def test_names_and_recorded_exceptions_are_masked(collector: Collector) -> None:
+    span = collector.trace_of(leaking()).one("login https://***@h")
+    first, second = span.events
+    assert first.attributes["exception.message"] == "invalid literal for int() with base 10: 'password=***'"
+    assert "in leaking" in first.attributes["exception.stacktrace"]
+    assert second.attributes["exception.message"] == "my own"
+    assert "hunter2" not in str(span)
+
+
 @pytest.mark.parametrize("task", [untouched, touched])
 def test_once_its_task_has_ended_it_records_no_more(collector: Collector, task: Any) -> None:
     collector.trace_of(task())

@@ -124,6 +124,36 @@ def test_secrets_are_masked_by_name_and_by_looks() -> None:
     assert "hunter2" not in str(line.record)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Authorization: Bearer hunter2X9",
+        "sent {'Authorization': 'Token hunter2X9'}",
+        "Proxy-Authorization: Digest username=u, response=hunter2X9",
+        "Cookie: a=b; sid=hunter2X9",
+        "curl --password hunter2X9",
+    ],
+)
+def test_headers_are_masked_in_the_body_and_in_extra_values(text: str) -> None:
+    line = line_of(text, extra={"sent": text, "Authorization": "hunter2X9", "headers": f"x\n{text}"})
+    assert "hunter2" not in str(line.record)
+    assert line.attributes["Authorization"] == MASK
+
+
+def test_a_body_is_masked_before_it_is_cut() -> None:
+    secret = "https://app:hunter2X9@db"
+    for back in range(0, 30, 3):
+        size = MAX_BODY_BYTES - back
+        line = line_of("x" * size + " " + secret, extra={"long": "y" * (MAX_VALUE_BYTES - back) + " " + secret})
+        assert "hunt" not in str(line.record)
+
+
+def test_a_quantity_of_tokens_is_no_secret() -> None:
+    line = line_of("used tokens=120", extra={"tokens": 120, "has_token": True, "pin": 1234})
+    assert line.body == "used tokens=120"
+    assert (line.attributes["tokens"], line.attributes["has_token"], line.attributes["pin"]) == (120, True, MASK)
+
+
 def test_texts_are_cut() -> None:
     line = line_of("x" * 10_000_000, extra={"long": "é" * 10_000}, name="n" * 1000, pathname="p" * 10_000)
     assert len(line.body.encode()) == MAX_BODY_BYTES
