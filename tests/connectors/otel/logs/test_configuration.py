@@ -162,6 +162,17 @@ def test_the_applications_handler_exports_each_record_once(
 
 
 @pytest.mark.usefixtures("_endpoint")
+def test_the_correlation_filter_adds_the_ids_to_the_applications_records(application: Application) -> None:
+    handler = application.handler()
+    handler.addFilter(cs.CorrelationFilter())
+    logging.root.addHandler(handler)
+    trace_id, _ = cs.run(in_thread(1), connector=OtelConnector(logs=True), log_level="OFF")
+    (exported,) = [each for each in application.exported if each.body == "1"]
+    assert (exported.attributes["trace_id"], exported.attributes["task_name"]) == (trace_id, "in_thread")
+    assert exported.attributes["run_id"]
+
+
+@pytest.mark.usefixtures("_endpoint")
 def test_a_listener_of_a_queue_counts_as_a_handler(receiver: OtlpReceiver, application: Application) -> None:
     handler = logging.handlers.QueueHandler(queue.SimpleQueue())
     listener = logging.handlers.QueueListener(handler.queue, application.handler())
