@@ -1,7 +1,10 @@
 """What Prometheus knows of the runs, and that each of the dashboards' questions has an answer."""
 
 import json
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from stack.build import ROOT
 from tests.e2e.prometheus import Prometheus
 from tests.e2e.runs import Run, run
 from tests.e2e.stacks import Processes
+from tests.waiting import HANG
 
 SERVICE = "e2e-metrics"
 VARIABLES = {
@@ -51,6 +55,48 @@ def test_our_metrics_arrive(prometheus: Prometheus) -> None:
     prometheus.wait_for_value(f"sum(cascade_run_active{{{of}}})", 1)
     prometheus.wait_for_value(f"sum(cascade_task_active{{{of}}})", 1)
     prometheus.wait_for_value(f"sum(cascade_telemetry_lost_total{{{of}}})", 0)
+
+
+IN_ONE_PROCESS = """
+import cascade as cs
+from tests.limits import out_of_reach
+
+@cs.task
+def work(number: int) -> int:
+    return 10 // (number % 5)
+
+out_of_reach()
+for number in range(20):
+    try:
+        cs.run(work(number), log_level="OFF")
+    except ZeroDivisionError:
+        pass
+"""
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_the_runs_of_one_process_are_all_counted_though_each_has_a_connector_of_its_own(
+    protocol: str, processes: Processes
+) -> None:
+    prometheus = Prometheus(processes.ports.url(processes.ports.prometheus))
+    service = f"e2e-one-process-{protocol.partition('/')[0]}"
+    port = processes.ports.otlp_grpc if protocol == "grpc" else processes.ports.otlp_http
+    environment = {
+        **processes.environment,
+        "CASCADE_CONNECTOR": "otel",
+        "OTEL_SERVICE_NAME": service,
+        "OTEL_EXPORTER_OTLP_ENDPOINT": processes.ports.url(port),
+        "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
+    }
+    command = [sys.executable, "-c", IN_ONE_PROCESS]
+    subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, check=True, timeout=HANG)
+    of = f'job="{service}"'
+    prometheus.wait_for_value(f'sum(cascade_run_duration_seconds_count{{{of}, cascade_run_result="success"}})', 16)
+    prometheus.wait_for_value(f'sum(cascade_run_duration_seconds_count{{{of}, cascade_run_result="failure"}})', 4)
+    prometheus.wait_for_value(f"sum(cascade_task_duration_seconds_count{{{of}}})", 20)
+    prometheus.wait_for_value(f"sum(cascade_run_active{{{of}}})", 0)
+    spans = f'traces_span_metrics_calls_total{{service_name="{service}", span_name="run work"}}'
+    prometheus.wait_for_value(f"sum({spans})", 20)
 
 
 def test_the_rules_count_each_run_once(prometheus: Prometheus) -> None:

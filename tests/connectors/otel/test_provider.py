@@ -323,6 +323,25 @@ def test_what_is_left_at_the_processs_end_is_sent() -> None:
         assert len(receiver.spans.named("after all runs")) == 1
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="an exit handler cannot start threads there")
+def test_a_run_in_an_exit_handler_arrives_after_the_earlier_ones_have_been_flushed() -> None:
+    """The handler runs after Cascade's own, which was registered later."""
+    late = """
+        import atexit
+        atexit.register(lambda: run_late())
+        """
+    with OtlpReceiver() as receiver:
+        code = f"""
+            def run_late():
+                cs.run(one(), connector=OtelConnector({receiver.http_endpoint!r}))
+            cs.run(one(), connector=OtelConnector({receiver.http_endpoint!r}))
+        """
+        command = [sys.executable, "-c", textwrap.dedent(late) + HEAD + textwrap.dedent(code)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=True)
+        assert "lost" not in done.stderr
+        assert len(receiver.spans.named("run one")) == 2
+
+
 def test_a_fork_in_a_task_sends_nothing_twice() -> None:
     with OtlpReceiver() as receiver:
         program(f"""

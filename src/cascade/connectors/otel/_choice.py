@@ -1,7 +1,7 @@
 """The choice of a connector's tracer provider, metrics and logs, at its first run."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from opentelemetry import trace
 
@@ -61,21 +61,21 @@ class Choice:
         self._exporting = exporting
         self._metrics = metrics
         self._logs = logs
-        self._chosen: Chosen | None = None
         self.error = ""
 
     def __call__(self) -> Chosen:
         """The means of export. An error is raised once; after it nothing is exported, and `error` is its text."""
-        if self._chosen is None:
-            try:
-                made = self._make()
-            except Exception as error:
-                self.error = error_text(error)
-                self._chosen = Chosen(None, None, Signals(None, {}, metrics=False, logs=False))
-                raise
-            # Threads may choose at the same time: they find the same provider, and the first result holds.
-            self._chosen = self._chosen or made
-        return self._chosen
+        chosen: Chosen | None = self.__dict__.get("_chosen")
+        if chosen is not None:
+            return chosen
+        try:
+            made = self._make()
+        except Exception as error:
+            self.error = error_text(error)
+            self.__dict__.setdefault("_chosen", Chosen(None, None, Signals(None, {}, metrics=False, logs=False)))
+            raise
+        # Threads may choose at the same time. They find the same provider, and `setdefault` is atomic.
+        return cast("Chosen", self.__dict__.setdefault("_chosen", made))
 
     def _make(self) -> Chosen:
         tracing = self._tracing()

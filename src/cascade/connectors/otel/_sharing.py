@@ -62,7 +62,8 @@ class Registry(Generic[T]):
         self._lock = threading.Lock()
 
     def close_at_exit(self) -> None:
-        """Do nothing: the objects deliver what they hold themselves."""
+        """Forget the objects, which close: a run in an `atexit` handler that comes later makes new ones."""
+        self.clear()
 
 
 def forget_all() -> None:
