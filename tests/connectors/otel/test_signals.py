@@ -1,5 +1,6 @@
 """Metrics and logs of whole runs, beside their traces."""
 
+import asyncio
 import logging
 import os
 import threading
@@ -14,6 +15,7 @@ from cascade.connectors.otel import OtelConnector
 from cascade.testing import OtlpReceiver
 from tests.connectors.otel import peers
 from tests.connectors.otel.logs.conftest import lines
+from tests.connectors.otel.metrics import messages
 from tests.connectors.otel.metrics.exports import attributes, latest, points, values
 from tests.connectors.otel.tracing import warnings
 
@@ -223,3 +225,18 @@ def test_without_a_collector_in_the_environment_an_applications_tracing_has_no_m
         cs.run(flow(), connector=connector, log_level="ERROR")
     assert [record.getMessage() for record in caplog.records if record.name.startswith("cascade")] == []
     assert [thread for thread in set(threading.enumerate()) - before if thread.name == "cascade-metrics"] == []
+
+
+def test_a_run_whose_last_message_was_lost_is_not_active_any_more() -> None:
+    run_id = "0f8fad5b-d9cb-469f-a165-70867728950e"
+
+    async def lose_the_end(connector: OtelConnector) -> None:
+        await connector.connect()
+        connector.place_run(run_id, "it", messages.START, None)
+        await connector.publish("topic", messages.started(run_id))
+        await connector.disconnect()
+
+    with OtlpReceiver() as receiver:
+        connector = OtelConnector(receiver.http_endpoint)
+        asyncio.run(lose_the_end(connector))
+        assert values(latest(receiver)["cascade.run.active"]) == {(): 0}

@@ -52,6 +52,7 @@ class Signals:
             self._logs.attach(run_id)
 
     def end_run(self, run_id: str) -> None:
+        self.metrics.end_run(run_id)
         if self._logs is not None:
             self._logs.detach(run_id)
 

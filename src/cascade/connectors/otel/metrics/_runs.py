@@ -92,6 +92,10 @@ class RunMetrics:
         """That call has ended."""
         self._levels.leave_task()
 
+    def end_run(self, run_id: str) -> None:
+        """The run is over, though the message of its end may have been lost."""
+        self._levels.end_run(run_id)
+
     def watch(self, signal: str, report: Callable[[], FlushReport]) -> None:
         """Count what becomes of the telemetry of a signal; `report` is called at each export, in the exporting thread."""
         self._gauges.watch(signal, report)
