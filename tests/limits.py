@@ -31,8 +31,7 @@ _LIMITS = {
     "cascade.connectors.mqtt.connector": ("MqttConnector.flush_timeout",),
     "cascade.connectors.otel._peer": ("STRANGER_PATIENCE", "LONGEST_WAIT", "DEAD_PATIENCE"),
     "cascade.connectors.otel._provider_flush": ("SLOW", "EXIT_TIMEOUT"),
-    "cascade.connectors.otel.metrics._exporter": ("DEAD_PATIENCE",),
-    "cascade.connectors.otel.connector": ("OtelConnector.flush_timeout",),
+    "cascade.connectors.otel.connector": ("OtelConnector.flush_timeout", "OtelConnector.hold_timeout"),
 }
 """Time limits of the product, in seconds: a constant of the module, or the default of an argument."""
 

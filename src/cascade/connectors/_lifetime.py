@@ -1,24 +1,27 @@
-"""What connectors need from their process: a fresh start after a fork, a last word at exit."""
+"""Process events for connectors: a reset in a forked child, one flush of all at the interpreter's exit."""
 
 import atexit
 import os
 import weakref
+from collections.abc import Callable
 from typing import Protocol
 
 
 class Watched(Protocol):
-    """Told about the life of its process; neither call may raise."""
+    """Receives the events of its process; no call may raise."""
 
     def reset_after_fork(self) -> None: ...
 
-    def close_at_exit(self) -> None: ...
+    def start_exit(self) -> Callable[[], None]:
+        """Begin the last flush without waiting; the returned function waits, within a bound of its own, and closes."""
+        ...
 
 
 _watched: "weakref.WeakSet[Watched]" = weakref.WeakSet()
 
 
 def watch(one: Watched) -> None:
-    """Tell it, for as long as somebody else holds it, of forks and of the interpreter's exit."""
+    """Call it, while something else refers to it, after a fork and at the interpreter's exit."""
     _watched.add(one)
 
 
@@ -28,8 +31,9 @@ def _reset_after_fork() -> None:
 
 
 def _close_at_exit() -> None:
-    for one in list(_watched):
-        one.close_at_exit()
+    # All flushes have begun before the first wait: the exit takes as long as the longest, not as the sum.
+    for finish in [one.start_exit() for one in list(_watched)]:
+        finish()
 
 
 atexit.register(_close_at_exit)

@@ -82,10 +82,16 @@ def suggestion(name: str, known: Collection[str], cutoff: float = 0.6) -> str:
 
 
 class TelemetryLostError(CascadeRuntimeError):
-    """Raised by a connector with `strict=True`, at a run's end, when not all of its telemetry arrived."""
+    """Raised by a connector with `strict=True`, at a run's end, when not all of its telemetry arrived.
 
-    def __init__(self, message: str, *, lost: int) -> None:
+    Attributes:
+        lost: The number of items that were lost.
+        pending: The number of items that were not yet delivered; they stay queued.
+    """
+
+    def __init__(self, message: str, *, lost: int, pending: int = 0) -> None:
         self.lost = lost
+        self.pending = pending
         super().__init__(message)
 
 

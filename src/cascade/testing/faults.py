@@ -17,7 +17,7 @@ class Fault:
         retry_after: Seconds, as HTTP's `Retry-After` (rounded up) and as gRPC's `RetryInfo`.
         delay: Seconds to wait before anything else; what arrived is kept only then.
         silent: Read the request and never answer, until the receiver is closed.
-        disconnect: Cut the connection without an answer; gRPC's clients see UNAVAILABLE, as for a real cut.
+        disconnect: Cut the connection without an answer. Over gRPC the answer is UNAVAILABLE.
         garbage: Answer bytes that are no protobuf. Without an error status the data is kept all the same.
         rejected_spans: Answer a partial success, and drop so many from the end of each request.
         redirect: Where HTTP's `Location` points; the status is 307 unless `http_status` says otherwise.

@@ -9,7 +9,9 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext, TraceFlags
 from opentelemetry.util.types import Attributes
 
+from cascade.connectors import _lifetime
 from cascade.connectors.otel import _environment
+from cascade.connectors.otel._outbox import Outbox
 from tests.connectors.otel.tracing import Collector, collectors
 from tests.servers import program
 
@@ -26,6 +28,17 @@ def no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def no_warnings_of_tests_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_environment, "_reported", set())
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_to_deliver() -> Iterator[None]:
+    """Spans of a test whose receiver has gone are not delivered to a receiver of a later test."""
+    yield
+    for one in list(_lifetime._watched):
+        if isinstance(one, Outbox):
+            with one._shared.lock:
+                one._shared.outage.closed(0, "")
+                one._shared.discard("the test is over")
 
 
 @pytest.fixture(scope="session")

@@ -154,6 +154,37 @@ def raw_peer(talk: Callable[[socket.socket], None]) -> Iterator[str]:
             thread.join()
 
 
+def http2_answer(status: bytes, connection: socket.socket) -> None:
+    """Answer an HTTP/2 request with a page that has this status; without a status cut the connection."""
+    connection.recv(65536)
+    connection.sendall(_frame(_SETTINGS, 0, 0) + _frame(_SETTINGS, _ACK, 0))
+    received = b""
+    while _HEADERS not in _frame_types(received):
+        received += connection.recv(65536)
+    if status:
+        # HPACK: `:status` is entry 8 of the static table; a new name has the index 0.
+        fields = b"\x08\x03" + status + b"\x00\x0ccontent-type\x09text/html"
+        connection.sendall(_frame(_HEADERS, _END_HEADERS, 1, fields) + _frame(_DATA, _END_STREAM, 1, b"<html>"))
+        connection.recv(65536)
+
+
+_DATA, _HEADERS, _SETTINGS = 0, 1, 4
+_ACK = _END_STREAM = 1
+_END_HEADERS = 4
+
+
+def _frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+
+
+def _frame_types(received: bytes) -> list[int]:
+    rest, types = received, list[int]()
+    while len(rest) >= 9:
+        types.append(rest[3])
+        rest = rest[9 + int.from_bytes(rest[:3], "big") :]
+    return types
+
+
 @contextlib.contextmanager
 def black_hole() -> Iterator[str]:
     """The system completes the handshake, nobody ever answers."""

@@ -1,6 +1,7 @@
 """OtelConnector passes what all connectors pass, refuses bad settings, and takes any kind of collector."""
 
 import logging
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from cascade.runtime.exceptions import TelemetryLostError
 from cascade.testing import ConnectorConformance, Fault, OtlpReceiver
 from tests.connectors.otel import peers
 from tests.connectors.otel.tracing import Collector
-from tests.waiting import NEVER
+from tests.waiting import NEVER, until_blocking
 
 
 @cs.task
@@ -66,18 +67,81 @@ def test_a_dead_collector_costs_one_warning(
     assert cs.run(one(), connector=OtelConnector(endpoint, protocol=protocol, flush_timeout=NEVER)) == 1
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert "3 spans were lost" in record.getMessage()
+    assert "3 spans are not yet delivered" in record.getMessage()
     assert endpoint in record.getMessage()
     assert record.getMessage().count("\n") <= 2
 
 
-def test_a_collector_that_answers_503_costs_one_warning(collector: Collector, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_collector_that_answers_only_later_costs_one_warning_for_all_runs(
+    collector: Collector, caplog: pytest.LogCaptureFixture
+) -> None:
+    collector.receiver.clear()
     collector.receiver.fault = Fault.unavailable()
-    try:
-        assert cs.run(one(), connector=collector.connector()) == 1
-    finally:
+    for _ in range(2):
+        assert cs.run(one(), connector=collector.connector(flush_timeout=0.2, metrics=False)) == 1
+    collector.receiver.fault = None
+    assert ["3 spans are not yet delivered" in message for message in caplog.messages] == [True]
+    assert "try again" in caplog.messages[0]
+    until_blocking(lambda: len(caplog.messages) > 1)
+    assert caplog.messages[1].endswith(": 6 spans were delivered late")
+    assert len(collector.receiver.spans.traces()) == 2
+
+
+def test_a_run_ends_when_a_collector_that_answered_later_has_taken_all(
+    collector: Collector, caplog: pytest.LogCaptureFixture
+) -> None:
+    collector.receiver.clear()
+    collector.receiver.fault = Fault.unavailable()
+
+    @cs.task
+    def last(x: int) -> int:
+        collector.receiver.wait_for_requests(1)
+        threading.Thread(target=recover).start()
+        return x
+
+    def recover() -> None:
+        collector.receiver.wait_for_requests(3)
         collector.receiver.fault = None
-    assert ["3 spans were lost" in message for message in caplog.messages] == [True]
+
+    assert cs.run(last(one()), connector=collector.connector()) == 1
+    assert {span.name for span in collector.receiver.spans} == {"run last", "run.started", "one", "last"}
+    assert caplog.messages == []
+
+
+@pytest.mark.usefixtures("real_limits")
+@pytest.mark.parametrize("shared", [True, False], ids=["one connector", "a connector for each run"])
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+@pytest.mark.parametrize("peer", ["refused", "black_hole"])
+def test_only_the_first_run_waits_for_a_dead_collector(
+    peer: str,
+    protocol: str,
+    request: pytest.FixtureRequest,
+    caplog: pytest.LogCaptureFixture,
+    limits: pytest.MonkeyPatch,
+    *,
+    shared: bool,
+) -> None:
+    """Later ones would wait for ever if they had the patience of the first."""
+    endpoint = request.getfixturevalue(peer)
+    logger = logging.getLogger("tests.app")
+
+    @cs.task
+    def spoken() -> int:
+        logger.warning("spoken")
+        return 1
+
+    def connector() -> OtelConnector:
+        return OtelConnector(endpoint, protocol=protocol, flush_timeout=NEVER, logs=True)
+
+    made = connector()
+    assert cs.run(spoken(), connector=made) == 1
+    for limit in ("STRANGER_PATIENCE", "DEAD_PATIENCE"):
+        limits.setattr(f"cascade.connectors.otel._peer.{limit}", NEVER)
+    for _ in range(3):
+        assert cs.run(spoken(), connector=made if shared else connector()) == 1
+    told = [record.getMessage() for record in caplog.records if record.name.startswith("cascade")]
+    assert ["3 spans are not yet delivered" in message for message in told] == [True]
+    assert "1 log records are not yet delivered" in told[0]
 
 
 def test_a_collector_that_recovers_gets_everything(collector: Collector, caplog: pytest.LogCaptureFixture) -> None:
@@ -94,9 +158,51 @@ def test_a_partial_success_is_counted(collector: Collector, caplog: pytest.LogCa
 
 
 def test_strict_makes_an_error_of_a_loss(refused: str) -> None:
-    with pytest.raises(TelemetryLostError, match="3 spans were lost") as caught:
-        cs.run(one(), connector=OtelConnector(refused, strict=True))
-    assert caught.value.lost == 3
+    for _ in range(2):
+        with pytest.raises(
+            TelemetryLostError, match=r"3 spans are not yet delivered at .*: connection refused"
+        ) as caught:
+            cs.run(one(), connector=OtelConnector(refused, strict=True))
+        assert (caught.value.lost, caught.value.pending) == (0, 3)
+
+
+def test_strict_counts_lost_spans_apart_from_those_that_wait(
+    collector: Collector, caplog: pytest.LogCaptureFixture
+) -> None:
+    collector.receiver.clear()
+    collector.receiver.fault = Fault.bad_request(times=1)
+
+    @cs.task
+    def second() -> int:
+        collector.receiver.wait_for_requests(1)
+        collector.receiver.fault = Fault.throttled(retry_after=300)
+        return 1
+
+    with pytest.raises(TelemetryLostError, match="1 spans were lost and 2 spans are not yet delivered") as caught:
+        cs.run(second(), connector=collector.connector(strict=True, metrics=False))
+    collector.receiver.fault = None
+    assert (caught.value.lost, caught.value.pending) == (1, 2)
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("signal", ["traces", "metrics", "logs"])
+def test_a_login_page_in_place_of_an_answer_is_a_loss(signal: str, caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("tests.app")
+
+    @cs.task
+    def spoken() -> int:
+        logger.warning("spoken")
+        return 1
+
+    with peers.http_peer() as page, OtlpReceiver() as receiver, pytest.MonkeyPatch.context() as patch:
+        page.always = (200, {"Content-Type": "text/html; charset=utf-8"}, b"<!doctype html><title>Sign in</title>")
+        patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
+        patch.setenv(f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT", f"{page.endpoint}/v1/{signal}")
+        assert cs.run(spoken(), connector=OtelConnector(logs=True)) == 1
+    (message,) = [record.getMessage() for record in caplog.records if record.name.startswith("cascade")]
+    assert "the answer is not OTLP but text/html" in message
+    lost = {"traces": "3 spans were lost", "metrics": "metrics were not taken", "logs": "1 log records were lost"}
+    assert lost[signal] in message
 
 
 def test_the_runs_own_error_comes_before_a_loss(refused: str) -> None:
@@ -118,6 +224,8 @@ def test_a_dead_collector_does_not_disturb_a_live_one(collector: Collector, refu
         ({"capture": ["secrets"]}, "'secrets' is unknown"),
         ({"flush_timeout": 0}, "flush_timeout=0"),
         ({"flush_timeout": float("nan")}, "flush_timeout=nan"),
+        ({"hold_timeout": 0}, "hold_timeout=0"),
+        ({"hold_timeout": -1.0}, "hold_timeout=-1"),
         ({"endpoint": "nonsense://"}, "nonsense"),
         ({"protocol": "http/json"}, "http/json"),
         ({"tracer_provider": 5}, "tracer_provider=5"),

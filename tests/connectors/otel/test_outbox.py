@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, cast
 
+import grpc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from cascade.connectors.otel._batch import encode, estimate
 from cascade.connectors.otel._encode import Envelope
 from cascade.connectors.otel._options import ExportOptions
+from cascade.connectors.otel._outage import Items
 from cascade.connectors.otel._outbox import Outbox
 from cascade.connectors.otel._sender import MAX_BODY, MAX_SENDERS
 from cascade.connectors.otel._tally import FlushReport
@@ -38,6 +40,13 @@ def outbox(endpoint: str, protocol: str = "http/protobuf", **more: Any) -> Itera
         yield made
     finally:
         made.close(0)
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 class Scripted:
@@ -92,31 +101,81 @@ def test_urgent_spans_and_full_batches_do_not_wait_for_the_delay(count: int, mak
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 def test_a_flush_does_not_spend_seconds_on_a_peer_that_refuses(protocol: str, make_span: MakeSpan) -> None:
     with outbox(peers.refused(), protocol) as box:
-        for lost in (1, 2):
+        for count in (1, 2):
             box.put(make_span())
             report = box.flush(NEVER)
             assert adds_up(report)
-            assert (report.sent, report.lost, report.reason) == (0, lost, "connection refused")
+            assert (report.sent, report.lost, report.pending, report.reason) == (0, 0, count, "connection refused")
 
 
 @pytest.mark.usefixtures("real_limits")
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 def test_nor_on_a_black_hole(protocol: str, make_span: MakeSpan) -> None:
     with peers.black_hole() as endpoint, outbox(endpoint, protocol) as box:
-        box.put(make_span())
-        report = box.flush(NEVER)
-        assert (report.sent, report.lost) == (0, 1)
-        assert report.reason.startswith("no answer within")
+        for count in (1, 2):
+            box.put(make_span())
+            report = box.flush(NEVER)
+            assert (report.sent, report.lost, report.pending) == (0, 0, count)
+            assert report.reason.startswith("no answer within")
 
 
-@pytest.mark.timeout(HANG)
-@pytest.mark.parametrize("headers", [{}, {"Retry-After": "300"}])
-def test_nor_on_one_that_is_unavailable(headers: dict[str, str], make_span: MakeSpan) -> None:
+LATER = [(429, {}), (502, {}), (503, {}), (504, {}), (503, {"Retry-After": "1"})]
+
+
+@pytest.mark.parametrize(("status", "headers"), LATER)
+def test_a_flush_goes_on_while_a_peer_answers_later(status: int, headers: dict[str, str], make_span: MakeSpan) -> None:
     with peers.http_peer() as peer, outbox(peer.endpoint) as box:
-        peer.always = (503, headers, b"")
+        peer.answers = [(status, headers, b"")] * 2
+        box.put(make_span("kept"))
+        report = box.flush(HANG)
+        assert (report.sent, report.retried, report.lost) == (1, 1, 0)
+        assert peers.names(peer.bodies) == ["kept"]
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED])
+def test_so_it_does_over_grpc(code: grpc.StatusCode, make_span: MakeSpan) -> None:
+    with peers.grpc_peer() as peer, outbox(peer.endpoint, "grpc", schedule_delay=0) as box:
+        peer.code = code
+        box.put(make_span("kept"))
+        flush = box.start_flush(HANG)
+        until_blocking(lambda: len(peer.metadata) >= 3)
+        peer.code = None
+        assert (flush.wait().sent, flush.wait().lost) == (1, 0)
+
+
+def test_a_flush_does_not_wait_for_a_retry_that_comes_after_its_end(make_span: MakeSpan) -> None:
+    with peers.http_peer() as peer, outbox(peer.endpoint) as box:
+        peer.always = (503, {"Retry-After": "300"}, b"")
         box.put(make_span())
         report = box.flush(2 * HANG)
-        assert report == FlushReport(put=1, retried=1, lost=1, reason="503 Service Unavailable")
+        assert report == FlushReport(put=1, retried=1, pending=1, reason="503 Service Unavailable")
+
+
+def test_a_full_outbox_holds_back_tasks_while_its_peer_answers_later(make_span: MakeSpan) -> None:
+    clock = Clock()
+    replied = threading.Semaphore(0)
+
+    def reply(_: bytes) -> Reply:
+        replied.release()
+        return Reply("retry", "503 Service Unavailable", retry_after=60.0)
+
+    span = make_span()
+    box = Outbox(lambda: Scripted(reply), capacity=3 * estimate(span), batch_size=1, hold_timeout=30.0, clock=clock)
+    for _ in range(3):
+        box.put(span)
+    assert replied.acquire(timeout=HANG)
+    until_blocking(lambda: box.report().retried)
+    assert box.is_full()
+    clock.now += 29.9
+    assert box.is_full()
+    clock.now += 0.1
+    assert not box.is_full()
+    assert not box.wait_for_room(NEVER)
+    assert not box.put(span)
+    assert box.put(span, important=True)
+    report = box.close(0)
+    assert (report.put, report.lost, report.sent) == (5, 5, 0)
+    assert report.reason == "503 Service Unavailable"
 
 
 def test_a_slow_peer_has_the_whole_time_once_it_has_answered(make_span: MakeSpan, limits: pytest.MonkeyPatch) -> None:
@@ -132,7 +191,8 @@ def test_a_slow_peer_has_the_whole_time_once_it_has_answered(make_span: MakeSpan
         opener.join()
 
 
-def test_a_flush_ends_at_its_limit_and_a_late_answer_changes_no_count(make_span: MakeSpan) -> None:
+def test_a_flush_ends_at_its_limit_and_a_late_answer_counts(make_span: MakeSpan) -> None:
+    """The items stay queued: an answer after the flush is no loss."""
     with peers.http_peer() as peer, outbox(peer.endpoint) as box:
         box.put(make_span("first"))
         assert box.flush(HANG).sent == 1
@@ -141,11 +201,60 @@ def test_a_flush_ends_at_its_limit_and_a_late_answer_changes_no_count(make_span:
         assert peer.asked.acquire(timeout=HANG)
         assert peer.asked.acquire(timeout=HANG)
         report = box.flush(0.2)
-        assert (report.sent, report.lost, report.pending) == (1, 1, 0)
+        assert (report.sent, report.lost, report.pending) == (1, 0, 1)
+        assert report.reason.startswith("no answer within")
         peer.gate.set()
+        until_blocking(lambda: box.report().sent == 2)
         box.put(make_span("third"))
-        assert box.flush(HANG) == FlushReport(put=3, sent=2, lost=1, reason=report.reason)
+        assert box.flush(HANG) == FlushReport(put=3, sent=3)
         assert peers.names(peer.bodies) == ["first", "late", "third"]
+
+
+def test_spans_of_a_flush_in_vain_are_delivered_when_the_peer_is_back(
+    make_span: MakeSpan, caplog: pytest.LogCaptureFixture
+) -> None:
+    endpoint = peers.refused()
+    with outbox(endpoint, items=Items("spans", endpoint)) as box:
+        for index in range(3):
+            box.put(make_span(str(index)))
+            assert box.announce(box.flush(NEVER)) == (index == 0), "one warning for an outage"
+        with peers.http_peer(int(endpoint.rpartition(":")[2])) as peer:
+            until_blocking(lambda: box.report().sent == 3)
+            assert sorted(peers.names(peer.bodies)) == list("012")
+            until_blocking(lambda: caplog.messages)
+    (message,) = caplog.messages
+    assert message.startswith(f"OtelConnector: the outage at {endpoint} is over after ")
+    assert message.endswith(" s: 3 spans were delivered late")
+
+
+def test_the_end_of_an_outage_counts_what_it_lost(make_span: MakeSpan, caplog: pytest.LogCaptureFixture) -> None:
+    is_back = threading.Event()
+    span = make_span()
+    peer = Scripted(lambda _: Reply("accepted") if is_back.is_set() else Reply("retry", "down", dead=True))
+    box = Outbox(lambda: peer, capacity=2 * estimate(span))
+    tally = box.tally()
+    box.put(span, tally=tally)
+    assert box.announce(box.flush(NEVER, tally=tally))
+    tally = box.tally()
+    for _ in range(4):
+        box.put(span, tally=tally)
+    report = box.flush(NEVER, tally=tally)
+    assert (report.pending, report.lost) == (1, 3)
+    assert box.announce(report), "the first loss is worth a warning"
+    assert not box.announce(report)
+    is_back.set()
+    until_blocking(lambda: caplog.messages)
+    assert caplog.messages[0].endswith(" s: 2 spans were delivered late, 3 were lost: down")
+
+
+def test_a_loss_without_an_outage_is_announced_each_time(make_span: MakeSpan) -> None:
+    box = Outbox(lambda: Scripted(lambda _: Reply("refused", "400 Bad Request")))
+    for _ in range(2):
+        tally = box.tally()
+        box.put(make_span(), tally=tally)
+        report = box.flush(HANG, tally=tally)
+        assert report == FlushReport(put=1, lost=1, reason="400 Bad Request")
+        assert box.announce(report)
 
 
 def test_a_peer_that_comes_up_during_the_run_gets_everything(make_span: MakeSpan) -> None:
@@ -251,16 +360,17 @@ def test_a_batch_that_a_peer_finds_too_large_is_sent_in_parts(make_span: MakeSpa
     assert box.close(HANG) == FlushReport(put=100, sent=99, lost=1, reason="413")
 
 
-def test_each_run_has_its_own_count_and_gives_up_only_its_own(make_span: MakeSpan) -> None:
+def test_each_run_has_its_own_count(make_span: MakeSpan) -> None:
     with outbox(peers.refused(), schedule_delay=0) as box:
         one, other = box.tally(), box.tally()
         for _ in range(3):
             box.put(make_span(), tally=one)
             box.put(make_span(), tally=other)
-        assert box.flush(HANG, tally=one).lost == 3
-        assert (box.report(other).pending, box.report(other).lost) == (3, 0)
-        assert (box.report().put, box.report().lost, box.report().pending) == (6, 3, 3)
-        assert box.flush(HANG, tally=other).lost == 3
+        box.put(make_span(), tally=other)
+        assert box.flush(HANG, tally=one).pending == 3
+        assert box.flush(HANG, tally=other).pending == 4
+        assert (box.report().put, box.report().lost, box.report().pending) == (7, 0, 7)
+        assert box.close(0).lost == 7
 
 
 def test_flushes_at_the_same_time(make_span: MakeSpan) -> None:
@@ -412,7 +522,7 @@ REPLIES = st.sampled_from(
         Reply("refused", "large", too_large=True),
         Reply("retry", "busy", retry_after=0.0),
         Reply("retry", "gone", dead=True),
-        Reply("retry", "later", retry_after=60.0, dead=True),
+        Reply("retry", "later", retry_after=60.0),
     ]
 )
 
@@ -446,9 +556,9 @@ def test_the_counts_always_add_up(replies: list[Reply], actions: list[str], capa
         tally = tallies[index % 2]
         match action:
             case "flush one":
-                assert box.flush(0.05, tally=tally).pending == 0
+                assert adds_up(box.flush(0.05, tally=tally))
             case "flush all":
-                assert box.flush(0.05).pending == 0
+                assert adds_up(box.flush(0.05))
             case _:
                 item = bytes(100) if "encoded" in action else make_span()
                 box.put(item, urgent="urgent" in action, important="important" in action, tally=tally)
@@ -472,6 +582,7 @@ import os, sys
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext
 from cascade.connectors.otel._options import ExportOptions
+from cascade.connectors.otel._outage import Items
 from cascade.connectors.otel._outbox import Outbox
 from cascade.connectors.otel._transport import open_transport
 from tests.limits import out_of_reach
@@ -514,7 +625,10 @@ def test_forks_and_exits(protocol: str, ending: str, expected: list[str]) -> Non
 
 
 def test_grpc_does_not_write_to_stderr(make_span: MakeSpan) -> None:
-    program = PROGRAM + "box.put(span('x')); assert box.flush(100).lost; assert 'GRPC_VERBOSITY' not in os.environ"
+    program = (
+        PROGRAM
+        + "box.put(span('x')); assert box.flush(100).pending; box.close(0); assert 'GRPC_VERBOSITY' not in os.environ"
+    )
     with peers.http_peer() as peer:
         command = [sys.executable, "-c", program, peer.endpoint.replace("http:", "https:"), "grpc"]
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=HANG)

@@ -1,6 +1,8 @@
 """When spans come faster than they can be sent: new tasks wait for a live collector, and for no other."""
 
 import contextlib
+import re
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -95,7 +97,43 @@ def test_nobody_waits_for_a_collector_that_is_dead(kind: str, caplog: pytest.Log
         assert cs.run(flow(), connector=[connector, beside], log_level="ERROR") == [2 * x for x in range(ITEMS)]
     assert not [p for p in beside.payloads if p["body"].get("state") == "PENDING"]
     (warning,) = warnings(caplog)
-    assert f"OtelConnector: {ITEMS + 3} spans were lost" in warning
+    lost, pending = map(int, re.findall(r"(\d+) spans (?:were|are)", warning))
+    assert lost + pending == ITEMS + 3
+    assert lost
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_new_tasks_wait_for_a_collector_that_answers_only_later(
+    protocol: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    beside = MemoryConnector()
+    with OtlpReceiver() as receiver:
+        receiver.fault = Fault.unavailable()
+
+        def recover() -> None:
+            until_blocking(lambda: any(p["body"].get("state") == "PENDING" for p in beside.payloads))
+            receiver.fault = None
+
+        recovering = threading.Thread(target=recover)
+        recovering.start()
+        connector = OtelConnector(receiver.endpoint(protocol), protocol=protocol, max_buffer_bytes=BUFFER)
+        assert cs.run(flow(), connector=[connector, beside], log_level="ERROR") == [2 * x for x in range(ITEMS)]
+        recovering.join()
+        spans = receiver.spans
+    assert warnings(caplog) == []
+    assert len(spans.named("double")) == ITEMS
+    assert spans.orphans() == []
+
+
+def test_new_tasks_wait_no_longer_than_hold_timeout(caplog: pytest.LogCaptureFixture) -> None:
+    with OtlpReceiver() as receiver:
+        receiver.fault = Fault.unavailable()
+        connector = OtelConnector(receiver.http_endpoint, max_buffer_bytes=BUFFER, hold_timeout=0.2, metrics=False)
+        assert cs.run(flow(), connector=connector, log_level="ERROR") == [2 * x for x in range(ITEMS)]
+    (warning,) = warnings(caplog)
+    lost, pending = map(int, re.findall(r"(\d+) spans (?:were|are)", warning))
+    assert lost > 0 < pending
+    assert "503 Service Unavailable: try again" in warning
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "64"])

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from tests.servers import program
 from tests.waiting import HANG
 
 PROTOBUF = {"Content-Type": "application/x-protobuf"}
+JSON = {"Content-Type": "application/json"}
 PARTIAL = ExportTraceServiceResponse(
     partial_success=ExportTracePartialSuccess(rejected_spans=3, error_message="too\nold")
 ).SerializeToString()
@@ -43,6 +45,10 @@ def transport(endpoint: str, protocol: str = "http/protobuf", **more: Any) -> It
 def sent(endpoint: str, protocol: str = "http/protobuf", *, timeout: float = HANG, **more: Any) -> Reply:
     with transport(endpoint, protocol, **more) as opened:
         return opened.send(b"", timeout)
+
+
+def NO_OTLP(kind: str) -> Reply:  # noqa: N802 - a constant of the tables below
+    return Reply("refused", f"the answer is not OTLP but {kind}")
 
 
 def status_with_retry(seconds: int) -> bytes:
@@ -70,12 +76,12 @@ class TestHttp:
         assert peer.headers[0]["content-encoding"] == compression
         assert peer.bodies == [b""]
 
-    @pytest.mark.parametrize(("status", "dead"), [(429, False), (502, True), (503, True), (504, True)])
-    def test_retryable(self, status: int, *, dead: bool) -> None:
+    @pytest.mark.parametrize("status", [429, 502, 503, 504])
+    def test_an_answer_that_asks_for_a_later_retry_is_a_sign_of_life(self, status: int) -> None:
         with peers.http_peer() as peer:
             peer.always = (status, {}, b"")
             reply = sent(peer.endpoint)
-        assert (reply.outcome, reply.dead, reply.retry_after) == ("retry", dead, None)
+        assert (reply.outcome, reply.dead, reply.retry_after) == ("retry", False, None)
         assert reply.reason.startswith(f"{status} ")
 
     @pytest.mark.parametrize("status", [400, 401, 404, 413, 500, 501])
@@ -134,15 +140,22 @@ class TestHttp:
                 Reply("accepted", "too old", rejected=3),
             ),
             ({"Content-Type": "application/json"}, b"{}", Reply("accepted")),
-            (PROTOBUF, b"\xff\xff garbage", Reply("accepted", "accepted with an answer that is not OTLP")),
-            (
-                {"Content-Type": "application/json"},
-                b"[1",
-                Reply("accepted", "accepted with an answer that is not OTLP"),
+            ({"Content-Type": "application/octet-stream"}, PARTIAL, Reply("accepted", "too old", rejected=3)),
+            ({}, PARTIAL, Reply("accepted", "too old", rejected=3)),
+            ({"Content-Type": "text/html"}, b"", Reply("accepted")),
+            (PROTOBUF, b"\xff\xff garbage", Reply("refused", "the answer is not OTLP")),
+            ({"Content-Type": "text/html; charset=utf-8"}, b"<html>", NO_OTLP("text/html")),
+            ({"Content-Type": "text/plain"}, b"Hi", NO_OTLP("text/plain")),
+            ({"Content-Type": "text/html"}, PARTIAL, NO_OTLP("text/html")),
+            ({"Content-Type": f"text/{'x' * 500}"}, b"x", NO_OTLP(f"text/{'x' * 55}…")),
+            *(
+                (JSON, body, NO_OTLP("application/json"))
+                for body in (b"[1", b"[]", b"null", b'"ok"', b"1", b'{"a": 1}')
             ),
+            (JSON, b'{"partialSuccess": "x"}', NO_OTLP("application/json")),
         ],
     )
-    def test_what_a_success_says(self, headers: dict[str, str], content: bytes, expected: Reply) -> None:
+    def test_the_answer_with_a_success(self, headers: dict[str, str], content: bytes, expected: Reply) -> None:
         with peers.http_peer() as peer:
             peer.always = (200, headers, content)
             assert sent(peer.endpoint) == expected
@@ -332,9 +345,58 @@ class TestGrpc:
             peer.code, peer.details = code, "because"
             reply = sent(peer.endpoint, "grpc")
         assert reply.outcome == ("retry" if code.name in retryable else "refused")
-        assert reply.dead == (code.name in {"UNAVAILABLE", "DEADLINE_EXCEEDED"})
-        if code is not grpc.StatusCode.DEADLINE_EXCEEDED:
-            assert reply.reason == f"{code.name}: because"
+        assert not reply.dead, "the server sent the status"
+        assert reply.reason == f"{code.name}: because"
+
+    @pytest.mark.parametrize("details", ["failed to connect to all addresses; last error: x", "Socket closed", ""])
+    def test_the_text_of_a_status_does_not_decide_who_made_it(self, details: str) -> None:
+        with peers.grpc_peer() as peer:
+            peer.code, peer.details = grpc.StatusCode.UNAVAILABLE, details
+            reply = sent(peer.endpoint, "grpc")
+        assert (reply.outcome, reply.dead) == ("retry", False)
+
+    @pytest.mark.parametrize("status", [b"502", b"503", b"504"])
+    def test_a_page_of_a_proxy_is_an_answer(self, status: bytes) -> None:
+        with peers.raw_peer(partial(peers.http2_answer, status)) as endpoint:
+            reply = sent(endpoint, "grpc")
+        assert (reply.outcome, reply.dead) == ("retry", False)
+        assert status.decode() in reply.reason
+
+    def test_a_connection_that_is_cut_during_a_call_is_no_answer(self) -> None:
+        with peers.raw_peer(partial(peers.http2_answer, b"")) as endpoint:
+            reply = sent(endpoint, "grpc")
+        assert (reply.outcome, reply.dead) == ("retry", True)
+
+    def test_an_instrumented_channel_shows_its_state(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Pass(grpc.UnaryUnaryClientInterceptor):  # type: ignore[type-arg]
+            def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+                return continuation(client_call_details, request)
+
+        plain = grpc.insecure_channel
+        monkeypatch.setattr(grpc, "insecure_channel", lambda *args: grpc.intercept_channel(plain(*args), Pass()))
+        with peers.grpc_peer() as peer:
+            peer.code, peer.details = grpc.StatusCode.UNAVAILABLE, "Socket closed"
+            assert not sent(peer.endpoint, "grpc").dead
+        assert sent(peers.refused(), "grpc").dead
+
+    def test_without_a_state_the_text_of_the_status_decides(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("cascade.connectors.otel._grpc._state", lambda _: None)
+        assert sent(peers.refused(), "grpc") == Reply("retry", "connection refused", dead=True)
+        with peers.grpc_peer() as peer:
+            peer.code = grpc.StatusCode.UNAVAILABLE
+            assert not sent(peer.endpoint, "grpc").dead
+
+    def test_an_answer_that_is_no_response_of_otlp(self) -> None:
+        with peers.grpc_peer() as peer:
+            peer.answer = b"\xff\xff garbage"
+            assert sent(peer.endpoint, "grpc") == Reply("refused", "the answer is not OTLP")
+
+    @pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED])
+    def test_a_retry_delay_holds_for_each_retryable_code(self, code: grpc.StatusCode) -> None:
+        with peers.grpc_peer() as peer:
+            peer.code = code
+            peer.trailing = (("grpc-status-details-bin", status_with_retry(3)),)
+            assert sent(peer.endpoint, "grpc").retry_after == 3.0
 
     def test_an_exhausted_peer_is_asked_again_when_it_says_so(self) -> None:
         with peers.grpc_peer() as peer:

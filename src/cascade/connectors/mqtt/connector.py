@@ -3,7 +3,7 @@
 import os
 import ssl
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -211,17 +211,22 @@ class MqttConnector:
         """Begin anew in a child process: the parent keeps its messages, and the thread lives there alone."""
         self._begin()
 
-    def close_at_exit(self) -> None:
-        """Somebody has not disconnected: what can be sent within the flush's bound is."""
+    def start_exit(self) -> Callable[[], None]:
+        """Begin the last flush of a connector that was not disconnected, within the flush's bound."""
         session, self._session = self._session, None
-        if session is not None:
-            flush = _flush.Flush(session, self._around, self._flush_timeout)
+        if session is None:
+            return lambda: None
+        flush = _flush.Flush(session, self._around, self._flush_timeout)
+
+        def finish() -> None:
             flush.wait_blocking()
             session.end(waits=session.is_alive())
             self._outbox.abandon(flush.before, flush.reason)
             _flush.until_closed_blocking(session)
             self._strict = False
             self._report()
+
+        return finish
 
     def _begin(self) -> None:
         self._lock = threading.Lock()

@@ -20,18 +20,25 @@ _RESPONSES: dict[Signal, tuple[Callable[[bytes], Any], str]] = {
     "logs": (ExportLogsServiceResponse.FromString, "rejected_log_records"),
 }
 _MAX_REASON = 200
+_MAX_KIND = 60
+_PROTOBUF = "application/x-protobuf"
+_BINARY = {"", _PROTOBUF, "application/protobuf", "application/vnd.google.protobuf", "application/octet-stream"}
 
 
-def accepted(signal: Signal, content: bytes, *, is_json: bool = False) -> Reply:
-    """The reply for a success status.
+def accepted(signal: Signal, content: bytes, content_type: str = _PROTOBUF) -> Reply:
+    """The reply for a success status: refused unless the body is a response of OTLP.
 
-    The status alone decides: an answer that cannot be read is a success with a remark, because the peer has the data
-    and sending it again would only make duplicates.
+    A login page or a proxy's page may come with the status 200; the items are lost then. An empty body is a success
+    whatever its type: it is the encoding of a response without a partial success.
     """
+    if not content:
+        return Reply("accepted")
+    kind = content_type.partition(";")[0].strip().lower()
     try:
-        rejected, message = (_from_json if is_json else _from_protobuf)(signal, content)
+        rejected, message = _reader(kind)(signal, content)
     except (DecodeError, ValueError, TypeError, AttributeError, RecursionError):
-        return Reply("accepted", "accepted with an answer that is not OTLP")
+        found = "" if kind in _BINARY else f" but {shortened(kind, _MAX_KIND)}"
+        return Reply("refused", f"the answer is not OTLP{found}")
     return Reply("accepted", shortened(message), rejected=max(0, rejected))
 
 
@@ -57,10 +64,18 @@ def retry_delay(content: bytes) -> float | None:
     return None
 
 
-def shortened(text: str) -> str:
+def shortened(text: str, limit: int = _MAX_REASON) -> str:
     """Text of a peer, fit for one line of a report."""
     line = " ".join(text.split())
-    return line if len(line) <= _MAX_REASON else f"{line[:_MAX_REASON]}…"
+    return line if len(line) <= limit else f"{line[:limit]}…"
+
+
+def _reader(kind: str) -> Callable[[Signal, bytes], tuple[int, str]]:
+    if kind in _BINARY:
+        return _from_protobuf
+    if kind == "application/json":
+        return _from_json
+    raise ValueError(f"{kind} is no content type of OTLP")
 
 
 def _from_protobuf(signal: Signal, content: bytes) -> tuple[int, str]:
@@ -72,6 +87,9 @@ def _from_protobuf(signal: Signal, content: bytes) -> tuple[int, str]:
 def _from_json(signal: Signal, content: bytes) -> tuple[int, str]:
     _, counter = _RESPONSES[signal]
     first, *rest = counter.split("_")
-    partial = json.loads(content or b"{}").get("partialSuccess") or {}
+    response = json.loads(content)
+    if response and "partialSuccess" not in response:
+        raise ValueError("some other JSON object")
+    partial = response.get("partialSuccess") or {}
     rejected = partial.get(first + "".join(word.title() for word in rest), 0)
     return int(rejected), str(partial.get("errorMessage", ""))

@@ -1,6 +1,7 @@
-"""The flush at a run's end: bounded, off the event loop, and honest about what was lost."""
+"""The flush at a run's end: bounded, in a thread beside the event loop."""
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -11,12 +12,11 @@ from cascade.connectors.otel._outbox import Outbox
 from cascade.connectors.otel._provider import Tracing
 from cascade.connectors.otel._provider_flush import flush_of
 from cascade.connectors.otel._routes import Route
+from cascade.connectors.otel._signals import Signals
+from cascade.connectors.otel._tally import FlushReport
 
 _SLICE = 0.5
-"""Seconds that one message waits for room: half of what the lane in front of us has patience for."""
-
-_AFTERWARDS = 0.1
-"""Seconds for the other signals once spans were lost."""
+"""Seconds that one message waits for room: half of the publish queue's limit for one message."""
 
 _GRACE = 1.0
 """Seconds beyond its bound after which a flush is taken to be stuck."""
@@ -26,34 +26,32 @@ async def flush(
     tracing: Tracing,
     routes: Sequence[Route],
     timeout: float,  # noqa: ASYNC109 - the bound is its purpose
-    then: Callable[[float], None],
+    signals: Signals,
     *,
     has_spans: bool,
     strict: bool,
-) -> tuple[int, str]:
-    """How many spans of the routes were lost, and why.
+) -> tuple[FlushReport, str]:
+    """Flush the spans of the routes, and beside them the other signals, in `timeout` seconds.
 
-    With an application's provider the number is 0, and the reason is for a strict connector: `ProviderFlush` logs.
+    Returns the report of the spans and a warning about other signals, which may be empty. With an application's provider
+    the report has no counts, and its reason is for a strict connector: `ProviderFlush` logs.
     """
     if tracing.is_own:
-        report = await _in_thread(lambda: _flushed(routes, timeout, then), timeout + _GRACE)
-        return (0, _stuck(timeout)) if report is None else report
+        done = await _in_thread(lambda: _flushed(routes, timeout, signals), timeout + _GRACE)
+        return done or (FlushReport(reason=_stuck(timeout)), "")
     run = partial(flush_of(tracing.provider).run, timeout, has_spans=has_spans, strict=strict)
-    flushes = (_in_thread(run, timeout + _GRACE), _in_thread(lambda: then(timeout), timeout + _GRACE))
-    problem, _ = await asyncio.gather(*flushes)
-    return 0, problem or "" if strict else ""
+    others = _in_thread(lambda: signals.start_flush(timeout)(math.inf), timeout + _GRACE)
+    problem, warning = await asyncio.gather(_in_thread(run, timeout + _GRACE), others)
+    return FlushReport(reason=problem or "" if strict else ""), warning or ""
 
 
-def _flushed(routes: Sequence[Route], timeout: float, then: Callable[[float], None]) -> tuple[int, str]:
-    deadline = time.monotonic() + timeout
-    lost, reason = 0, ""
-    for route in routes:
-        report = route.outbox.flush(max(0.0, deadline - time.monotonic()), tally=route.tally)
-        lost += report.lost
-        reason = report.reason if report.lost else reason
-    # What has just been found dead is not waited for again.
-    then(min(_AFTERWARDS, max(0.0, deadline - time.monotonic())) if lost else max(0.0, deadline - time.monotonic()))
-    return lost, reason
+def _flushed(routes: Sequence[Route], timeout: float, signals: Signals) -> tuple[FlushReport, str]:
+    # Spans and logs begin before the first wait: silent destinations cost one wait and not one each.
+    flushes = [route.outbox.start_flush(timeout, tally=route.tally) for route in routes]
+    wait_for_others = signals.start_flush(timeout)
+    report = sum((flush.wait() for flush in flushes), FlushReport())
+    # Where spans are not delivered, the other signals cost the run no further time.
+    return report, wait_for_others(time.monotonic() if report.pending else math.inf)
 
 
 class Room:

@@ -1,8 +1,9 @@
 """OTLP over gRPC."""
 
 import threading
+import time
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import grpc
@@ -26,7 +27,12 @@ _RETRYABLE = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DATA_LOSS,
 }
-_DEAD = {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE}
+_IDLE: int = grpc.ChannelConnectivity.IDLE.value[0]  # the connection is closed, after an answer or without one
+_READY: int = grpc.ChannelConnectivity.READY.value[0]
+_NOT_REACHED = ("failed to connect", "errors resolving", "DNS resolution failed")
+_CUT = ("Socket closed", "GOAWAY", "Connection reset", "Broken pipe", "recvmsg", "sendmsg")
+_NOTICED = 0.1  # seconds after which a channel has noticed the end of its connection
+_ALMOST = 0.9  # of the timeout; a deadline that a server reports comes earlier than ours
 _OPTIONS = (
     ("grpc.primary_user_agent", "Cascade-OTLP-Exporter-Python"),
     ("grpc.max_send_message_length", -1),
@@ -69,10 +75,13 @@ class GrpcTransport:
 
     def _call(self, channel: grpc.Channel, body: bytes, timeout: float) -> Reply:
         method = channel.unary_unary(_METHODS[self._options.signal], None, None)
+        began = time.monotonic()
         try:
             answer = method(body, timeout=timeout, metadata=self._metadata)
         except grpc.RpcError as error:
-            reply = _failure(cast("grpc.Call", error), timeout)
+            call = cast("grpc.Call", error)
+            is_late = time.monotonic() - began > timeout * _ALMOST
+            reply = _failure(call, timeout, is_dead=_is_unanswered(channel, call, is_late=is_late))
             if reply.dead:
                 self._disconnect(channel)
             return reply
@@ -85,7 +94,7 @@ class GrpcTransport:
             return self._channel
 
     def _disconnect(self, channel: grpc.Channel) -> None:
-        """Forget a channel that failed: it would answer from memory for a while instead of trying the peer again."""
+        """Drop a channel without a connection: it would repeat its error for a while instead of connecting again."""
         with self._lock:
             if self._channel is channel:
                 self._channel = None
@@ -124,7 +133,46 @@ def _metadatum(name: str, value: str) -> tuple[str, str | bytes]:
     return (name, value.encode()) if name.endswith("-bin") else (name, value)
 
 
-def _failure(call: grpc.Call, timeout: float) -> Reply:
+def _is_unanswered(channel: grpc.Channel, call: grpc.Call, *, is_late: bool) -> bool:
+    """Whether the client library made the status of a call itself, because the server sent none.
+
+    The two codes look the same whatever made them, and the metadata of both are empty. A server's UNAVAILABLE, and a
+    proxy's page, come over an established connection; a failed connection leaves the channel without one.
+    """
+    match call.code():
+        case grpc.StatusCode.DEADLINE_EXCEEDED:
+            return is_late
+        case grpc.StatusCode.UNAVAILABLE:
+            return not _has_answered(channel, call.details() or "")
+        case _:
+            return False
+
+
+def _has_answered(channel: grpc.Channel, details: str) -> bool:
+    state, is_cut = _state(channel), any(sign in details for sign in _CUT)
+    if state is None:
+        return not is_cut and not any(sign in details for sign in _NOT_REACHED)
+    # The call may end before the channel has noticed that its connection is gone.
+    end = time.monotonic() + _NOTICED
+    while state == _READY and is_cut and time.monotonic() < end:
+        time.sleep(_NOTICED / 20)
+        state = _state(channel)
+    return state == _READY or (state == _IDLE and not is_cut)
+
+
+def _state(channel: Any) -> int | None:
+    """The connectivity of a channel; None if this version of grpcio, or an interceptor around the channel, hides it.
+
+    The public `subscribe` starts a thread, which fails when the channel is closed. This is the call below it.
+    """
+    inner = channel
+    while (below := getattr(inner, "_channel", None)) is not None:
+        inner = below
+    check = getattr(inner, "check_connectivity_state", None)
+    return int(check(False)) if check is not None else None
+
+
+def _failure(call: grpc.Call, timeout: float, *, is_dead: bool) -> Reply:
     code = call.code()
     packed = [cast("bytes", value) for name, value in call.trailing_metadata() or () if name == _DETAILS]
     retry_after = _answers.retry_delay(packed[0]) if packed else None
@@ -132,18 +180,18 @@ def _failure(call: grpc.Call, timeout: float) -> Reply:
     details = call.details() or ""
     return Reply(
         "retry" if code in _RETRYABLE or throttled else "refused",
-        _explained(code, details, timeout),
+        _explained(code, details, timeout, is_dead=is_dead),
         retry_after,
-        dead=code in _DEAD,
+        dead=is_dead,
         too_large=code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details,
     )
 
 
-def _explained(code: grpc.StatusCode, details: str, timeout: float) -> str:
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+def _explained(code: grpc.StatusCode, details: str, timeout: float, *, is_dead: bool) -> str:
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED and is_dead:
         return f"no answer within {timeout:.3g} s"
-    for sign, reason in _REASONS.items():
+    for sign, reason in _REASONS.items() if is_dead else ():
         if sign in details:
             return reason
-    # gRPC tells its whole search; the last error says what went wrong.
+    # gRPC lists each attempt to connect; the last error has the cause.
     return _answers.shortened(f"{code.name}: {details.rpartition('last error: ')[2]}")

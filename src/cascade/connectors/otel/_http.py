@@ -24,7 +24,6 @@ from cascade.connectors.otel._route import Route, route_to
 from cascade.connectors.otel._transport import MAX_RETRY_AFTER, Reply
 
 _RETRYABLE = {429, 502, 503, 504}
-_UNAVAILABLE = {502, 503, 504}
 _TOO_LARGE = 413
 _GZIP_LEVEL = 3  # span batches repeat themselves: higher levels cost much time for few bytes
 _FAILURES: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
@@ -90,14 +89,12 @@ class HttpTransport:
 
     def _read(self, answer: Answer) -> Reply:
         if 200 <= answer.status < 300:  # noqa: PLR2004 - the HTTP statuses of success
-            is_json = answer.headers.get("content-type", "").startswith("application/json")
-            return _answers.accepted(self._options.signal, answer.content, is_json=is_json)
+            return _answers.accepted(self._options.signal, answer.content, answer.headers.get("content-type", ""))
         reason = f"{answer.status} {answer.phrase}".strip()
         if answer.headers.get("content-type") == "application/x-protobuf":
             reason = f"{reason}: {_answers.detail(answer.content)}".removesuffix(": ")
         if answer.status in _RETRYABLE:
-            retry_after = _retry_after(answer.headers.get("retry-after"))
-            return Reply("retry", reason, retry_after, dead=answer.status in _UNAVAILABLE)
+            return Reply("retry", reason, _retry_after(answer.headers.get("retry-after")))
         if location := answer.headers.get("location"):
             reason += f" to {_answers.shortened(location)}, which is not followed: set it as the endpoint"
         return Reply("refused", reason, too_large=answer.status == _TOO_LARGE)

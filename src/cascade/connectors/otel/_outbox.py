@@ -1,12 +1,15 @@
-"""From finished spans, or log records, to acknowledged OTLP requests: bounded in memory, lossless with a live peer, quick with a dead one."""
+"""From finished spans, or log records, to acknowledged OTLP requests, within a bound of memory."""
 
 import time
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from cascade.connectors import _lifetime
-from cascade.connectors.otel import _sender, _store
+from cascade.connectors.otel import _outage, _sender, _store
 from cascade.connectors.otel._batch import Entry, Item, encode, estimate
+from cascade.connectors.otel._outage import SPANS, Items
+from cascade.connectors.otel._peer import HOLD_TIMEOUT
 from cascade.connectors.otel._shared import IDLE, Limits, Pack, Shared
 from cascade.connectors.otel._tally import FlushReport, Tally
 from cascade.connectors.otel._transport import Transport
@@ -18,13 +21,23 @@ REQUEST_TIMEOUT = 10.0  # seconds; OTLP's default
 FLUSH_TIMEOUT = 5.0  # seconds
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What one user of an outbox allows: bytes of memory, seconds of holding tasks back, seconds at the exit."""
+
+    capacity: int
+    hold_timeout: float
+    exit_timeout: float
+
+
 class Outbox:
     """Takes finished spans from any thread and exports them from threads of its own.
 
     The first thread starts with the first span, in a forked child too: there the outbox is empty, because what was
     waiting is sent by the parent. When `capacity` bytes are held, a new span is refused and counted as lost, or the
-    oldest ones make room if it is important. At interpreter exit what is left has `exit_timeout` seconds. A batch
-    becomes a request by `pack`. It serves log records as well as it does spans.
+    oldest ones make room if it is important. Items stay queued until the peer accepts or refuses them, or until the
+    interpreter's exit, which waits `exit_timeout` seconds for the rest. `pack` makes a request of a batch. `items` names
+    the spans, or log records, and their destination in log lines. `clock` decides what is known of the peer.
 
     Raises:
         ValueError: When a limit cannot be met.
@@ -40,23 +53,29 @@ class Outbox:
         schedule_delay: float = SCHEDULE_DELAY,
         request_timeout: float = REQUEST_TIMEOUT,
         exit_timeout: float = FLUSH_TIMEOUT,
+        hold_timeout: float = HOLD_TIMEOUT,
+        items: Items = SPANS,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if min(capacity, batch_size) < 1 or min(schedule_delay, exit_timeout) < 0 or request_timeout <= 0:
             raise ValueError("capacity, batch_size and request_timeout must be above zero, delays not below")
         self._exit_timeout = exit_timeout
-        limits = Limits(capacity, batch_size, schedule_delay, request_timeout)
-        self._shared = Shared(limits, open_transport, pack)
+        limits = Limits(capacity, batch_size, schedule_delay, request_timeout, hold_timeout, clock)
         self._total = Tally()
+        self._shared = Shared(limits, open_transport, pack, items, self._total)
         self._tallies = weakref.WeakSet([self._total])
-        self._capacities: weakref.WeakKeyDictionary[object, int] = weakref.WeakKeyDictionary()
+        self._bounds: weakref.WeakKeyDictionary[object, Bounds] = weakref.WeakKeyDictionary()
         _lifetime.watch(self)
 
-    def reserve(self, user: object, capacity: int) -> None:
-        """Register a user of this outbox with its memory bound in bytes. The largest bound of the live users holds."""
+    def reserve(self, user: object, bounds: Bounds) -> None:
+        """Register a user of this outbox with its bounds. The largest bounds of the live users hold."""
         with self._shared.lock:
-            self._capacities[user] = capacity
-            self._shared.store.capacity = max(self._capacities.values())
+            self._bounds[user] = bounds
+            in_use = list(self._bounds.values())
+            self._shared.store.capacity = max(one.capacity for one in in_use)
+            self._shared.peer.hold_timeout = max(one.hold_timeout for one in in_use)
             self._shared.idle = IDLE
+            self._exit_timeout = max(one.exit_timeout for one in in_use)
 
     def retire(self) -> None:
         """End the sending threads as soon as they have no work, until the outbox is reserved again."""
@@ -82,12 +101,12 @@ class Outbox:
             return (tally or self._total).report()
 
     def is_full(self) -> bool:
-        """Whether it is so full that whoever makes spans had better wait; never with a peer that is not alive."""
+        """Whether so much is held that no further task should start; False while the peer is not alive."""
         shared = self._shared
         return shared.store.is_full and shared.peer.is_alive
 
     def wait_for_room(self, timeout: float) -> bool:
-        """Wait until it is at most half full; False if it still is not, or as soon as the peer is not alive."""
+        """Wait until at most half of the capacity is held; False at the timeout or as soon as the peer is not alive."""
         shared = self._shared
         deadline = time.monotonic() + timeout
         with shared.lock:
@@ -110,7 +129,7 @@ class Outbox:
             counted = tally or self._total
             counted.count_put()
             if important or not isinstance(span, bytes) or not shared.store.join(span, size, counted):
-                entry = Entry([span], size, counted, time.monotonic(), important)
+                entry = Entry([span], size, counted, shared.limits.clock(), important)
                 if refusal := self._admit(entry):
                     _store.lose([entry], refusal)
                     return False
@@ -130,45 +149,62 @@ class Outbox:
     def flush(self, timeout: float = FLUSH_TIMEOUT, *, tally: Tally | None = None) -> FlushReport:
         """Wait until everything put before the call is sent or lost, for `timeout` seconds at the most.
 
-        What then still waits is given up and counted as lost, even if a request is out with it; with a `tally` only
-        the spans of that one. Seconds are not spent on a dead peer: `Peer` has the rule.
+        With a `tally`, wait for its spans only. Spans that are still undelivered then stay queued and are `pending` in
+        the report. A peer that does not answer ends the wait earlier: `Peer` has the rule.
         """
-        start = time.monotonic()
+        return self.start_flush(timeout, tally=tally).wait()
+
+    def start_flush(self, timeout: float = FLUSH_TIMEOUT, *, tally: Tally | None = None) -> "Flush":
+        """Begin a flush; its `wait` must follow. Several outboxes flushed so wait at the same time."""
         shared = self._shared
-        span_of_time = (start, start + timeout)
         with shared.lock:
-            shared.flushes.append(span_of_time)
+            shared.flushes += 1
             shared.store.seal()
             shared.work.notify_all()
-            try:
-                self._await_settled(tally, *span_of_time)
-            finally:
-                shared.flushes.remove(span_of_time)
-            return self.report(tally)
+            return Flush(shared, tally, timeout)
+
+    def announce(self, report: FlushReport) -> bool:
+        """Whether a run that ends with this report, of a flush, logs a warning: the first run of an outage does."""
+        with self._shared.lock:
+            return self._shared.outage.announce(report, self._total.report())
 
     def close(self, timeout: float = FLUSH_TIMEOUT) -> FlushReport:
-        """Flush, then refuse what comes; the thread and its connections end."""
-        deadline = time.monotonic() + timeout
-        self.flush(timeout)
+        """Flush, count the rest as lost, then refuse what comes; the thread and its connections end."""
+        return self._close(self.start_flush(timeout))
+
+    def start_exit(self) -> Callable[[], None]:
+        """Begin the last flush; the returned function waits for it, closes, and logs losses not yet warned of."""
+        flush = self.start_flush(self._exit_timeout)
+
+        def finish() -> None:
+            shared, lost = self._shared, self._total.lost
+            reason = flush.wait().reason
+            with shared.lock:
+                line = shared.outage.closed(self._total.lost - lost + self._total.pending, reason)
+            self._close(flush)
+            _outage.log(line)
+
+        return finish
+
+    def _close(self, flush: "Flush") -> FlushReport:
         shared = self._shared
+        reason = flush.wait().reason
         with shared.lock:
             shared.is_closed = True
-            shared.give_up(None, float("inf"), "closed")
-            # A thread that is out with a request may take longer than we have.
+            shared.discard(reason or "closed")
+            # A thread that is out with a request may take longer than the flush.
             senders = [] if shared.store.flights else list(shared.senders)
         for sender in senders:
-            sender.join(max(0.0, deadline - time.monotonic()))
+            sender.join(max(0.0, flush.end - shared.limits.clock()))
         return self.report()
-
-    def close_at_exit(self) -> None:
-        self.close(self._exit_timeout)
 
     def reset_after_fork(self) -> None:
         """Begin anew in a child process: the parent keeps its spans, and no other thread lives here."""
         old = self._shared
-        self._shared = Shared(old.limits, old.open_transport, old.pack)
+        self._shared = Shared(old.limits, old.open_transport, old.pack, old.items, self._total)
         self._shared.is_closed = old.is_closed
         self._shared.store.capacity = old.store.capacity
+        self._shared.peer.hold_timeout = old.peer.hold_timeout
         for tally in list(self._tallies):
             tally.disown_pending()
 
@@ -185,19 +221,53 @@ class Outbox:
             return "the interpreter is shutting down"
         if shared.store.add(entry):
             return ""
-        refusal = shared.peer.reason if shared.peer.is_dead else "more than fits in memory"
+        refusal = shared.peer.reason or "more than fits in memory"
         if entry.is_important:
             _store.lose(shared.store.evict(entry.size), refusal)
             return "" if shared.store.add(entry) else refusal
         return refusal
 
-    def _await_settled(self, tally: Tally | None, start: float, deadline: float) -> None:
+
+class Flush:
+    """A flush that has begun. Each is waited for, once or several times.
+
+    Args:
+        shared: The state of the outbox.
+        tally: The count of the spans to wait for; None for all.
+        timeout: Seconds from now that `wait` takes at the most.
+    """
+
+    def __init__(self, shared: Shared, tally: Tally | None, timeout: float) -> None:
+        self._shared = shared
+        self._tally = tally
+        self._start = shared.limits.clock()
+        self.end = self._start + timeout
+        self._report: FlushReport | None = None
+
+    def wait(self, limit: float = float("inf")) -> FlushReport:
+        """Return once all spans put before the start are sent or lost, or at the end.
+
+        Args:
+            limit: An earlier end, on `time.monotonic`'s clock.
+        """
         shared = self._shared
-        while shared.store.holds(tally, start):
-            end = min(deadline, shared.peer.patience(start))
-            left = end - time.monotonic()
-            if left <= 0 or shared.peer.is_hopeless(start, end):
-                waited = f"no answer within {time.monotonic() - start:.2g} s"
-                shared.give_up(tally, start, shared.peer.reason or waited)
-                return
+        with shared.lock:
+            if self._report is None:
+                try:
+                    is_settled = self._is_settled(min(limit, self.end))
+                finally:
+                    shared.flushes -= 1
+                reason = "" if is_settled else shared.peer.end_flush(self._start)
+                report = (self._tally or shared.total).report()
+                self._report = replace(report, reason=reason or report.reason)
+            return self._report
+
+    def _is_settled(self, deadline: float) -> bool:
+        shared = self._shared
+        while shared.store.holds(self._tally, self._start):
+            end = min(deadline, shared.peer.patience(self._start))
+            left = end - shared.limits.clock()
+            if left <= 0 or shared.peer.is_hopeless(self._start, end):
+                return False
             shared.settled.wait(left)
+        return True

@@ -1,44 +1,57 @@
-"""What the exporter knows of the other side: whether it lives, when to try again, how long a flush waits for it."""
+"""What the exporter has learned of a destination: whether it lives, when the next request is due, how long a flush waits."""
 
 import math
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from cascade.connectors.otel._transport import Reply
 
 FIRST_PAUSE = 0.2  # seconds before the first retry; then doubled, with jitter
-LONGEST_PAUSE = 5.0  # a peer that comes up during a run is found within so many seconds
-FLUSH_PAUSE = 0.1  # while somebody waits for a flush, retries come faster
+LONGEST_PAUSE = 5.0  # a peer that comes up during a run is found within this time
+FLUSH_PAUSE = 0.1  # longest pause while a flush waits for a dead peer: its patience is short
+BUSY_FLUSH_PAUSE = (
+    1.0  # longest pause while a flush waits for a peer that answers "later": an overloaded peer needs room
+)
 STRANGER_PATIENCE = 0.9  # seconds a flush waits for a peer that has never answered
-LONGEST_WAIT = 2.0  # seconds for an answer, or three times the latest one's, until nobody is held back any more
-LEAST_TIME = 0.05  # seconds; less is no request
-DEAD_PATIENCE = 0.5  # seconds a flush waits for one that has failed
+LONGEST_WAIT = 2.0  # seconds for an answer, or three times the latest one's, after which tasks are no longer held back
+DEAD_PATIENCE = 0.5  # seconds a flush waits for a peer after its failure
+KNOWN_DEAD_PATIENCE = 0.03  # seconds a flush waits for a peer that an earlier flush found dead: 0.05 with all around it
+HOLD_TIMEOUT = 30.0  # seconds of nothing but "later" after which tasks are no longer held back
 
-# A generator of our own: what a program draws from its seeded one must not depend on our retries.
+# A generator of our own: the values of a program's seeded generator must not depend on the exporter's retries.
 _random = random.Random()  # noqa: S311 - jitter is no secret
 
 
 class Peer:
-    """The state of one peer. Guarded by the outbox's lock.
+    """The state of one destination, kept for as long as its queue. Guarded by the owner's lock.
 
-    The rule of patience, for a flush with a time limit of its own: a peer that answered its latest request has all of
-    that time; one that has never answered has nine tenths of a second from the flush's start or from when it was first
-    asked, whichever is later; one that has failed has half a second from the failure, from the start, or from when it
-    has asked to be tried again, whichever is latest, and two failures in a row, the second from a request that began
-    during the flush, end it at once.
+    A peer is alive once it has answered its latest request, with any answer. It is dead after a request without an
+    answer: refused, unreachable or silent. An answer that asks for a later retry is "later".
+
+    A flush with a time limit of its own waits
+
+    * for all of that time if the latest request was answered;
+    * 0.9 s if the peer has never answered, from the flush's start or the first request, whichever is later;
+    * 0.5 s after a failure or the flush's start, whichever is later, or until a second failure in a row whose request
+      began during the flush;
+    * 0.03 s, or until the first such failure, if an earlier flush found the peer dead and it has not answered since;
+    * for one more answer if the peer answered nothing but "later" for `hold_timeout` seconds before the flush.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, *, hold_timeout: float = HOLD_TIMEOUT) -> None:
         self._clock = clock
+        self.hold_timeout = hold_timeout
         self._has_answered = False
+        self._answered_at = -math.inf
         self._failures = 0
+        self._is_known_dead = False
+        self._later_since = math.inf
         self._pauses = 0
         self._failed_at = 0.0
-        self._asked_at = math.inf
+        self._asked_at = math.inf  # the first request since the latest answer
         self._tried_at = 0.0
         self._soonest = 0.0
-        self._invited_at = 0.0
         self._pause_from = 0.0
         self._pause = 0.0
         self.latency = 0.0  # seconds that the latest answer took
@@ -49,17 +62,26 @@ class Peer:
         return self._failures > 0
 
     @property
+    def is_in_trouble(self) -> bool:
+        """Whether the latest answer was "later", or there was none: one request at a time is enough then."""
+        return self._failures > 0 or self._later_since < math.inf
+
+    @property
     def is_alive(self) -> bool:
-        """Whether it has not failed, and does not let the present request wait for long; one not asked yet is."""
+        """Whether tasks are held back for it: it answers in time, and not only "later" for too long.
+
+        A peer that has not been asked yet is alive.
+        """
+        now = self._clock()
         longest = max(LONGEST_WAIT, 3 * self.latency) if self._has_answered else STRANGER_PATIENCE
-        return not self._failures and self._clock() - self._asked_at < longest
+        return not self._failures and now - self._asked_at < longest and now - self._later_since < self.hold_timeout
 
     def ask(self, now: float) -> None:
         """A request goes out."""
         self._asked_at = min(self._asked_at, now)
 
     def record(self, reply: Reply, began: float) -> None:
-        """Learn from a reply to a request that began then."""
+        """Learn from the reply to a request that began at `began`."""
         now = self._clock()
         self._tried_at = began
         self.latency = now - began
@@ -68,43 +90,60 @@ class Peer:
             self._failures += 1
         else:
             self._has_answered = True
+            self._answered_at = now
             self._asked_at = math.inf
             self._failures = 0
+            self._is_known_dead = False
         if reply.outcome == "retry":
+            self._later_since = self._later_since if reply.dead else min(self._later_since, now)
             self._back_off(now, reply.retry_after)
             self.reason = reply.reason
         else:
+            self._later_since = math.inf
             self._pauses, self._pause, self._soonest = 0, 0.0, now
             self.reason = ""
 
     def next_try(self, *, is_flushing: bool) -> float:
-        """When the next request may be made; a flush shortens our own pauses, never one that the peer asked for."""
-        pause = min(self._pause, FLUSH_PAUSE) if is_flushing else self._pause
-        return max(self._soonest, self._pause_from + pause)
+        """When the next request may be made; a flush shortens the exporter's own pauses, not one that the peer sent."""
+        longest = math.inf if not is_flushing else FLUSH_PAUSE if self._failures else BUSY_FLUSH_PAUSE
+        return max(self._soonest, self._pause_from + min(self._pause, longest))
 
     def patience(self, start: float) -> float:
         """Until when a flush that began at `start` waits."""
-        if self._failures and self._invited_at:
-            return max(start, self._invited_at) + DEAD_PATIENCE
+        if self._is_known_dead:
+            return start + KNOWN_DEAD_PATIENCE
         # Our own work before the first request, such as importing gRPC, is not the peer's fault.
         stranger = math.inf if self._has_answered else max(start, self._asked_at) + STRANGER_PATIENCE
         dead = max(start, self._failed_at) + DEAD_PATIENCE if self._failures else math.inf
         return min(stranger, dead)
 
-    def time_for_request(self, now: float, flushes: Iterable[tuple[float, float]], limit: float) -> float:
-        """The seconds for a request that goes out now: while flushes (start, end) wait, no longer than they do."""
-        ends = [min(end, self.patience(start)) - now for start, end in flushes]
-        return min(limit, max(LEAST_TIME, *ends)) if ends else limit
-
     def is_hopeless(self, start: float, end: float) -> bool:
-        """True when a flush from `start` to `end` can stop waiting: it has had its try, or will not get one."""
-        has_tried = self._failures > 1 and self._tried_at >= start
-        return has_tried or self._soonest > end
+        """Whether a flush from `start` to `end` has nothing left to wait for."""
+        if self._soonest > end:
+            return True
+        if self._tried_at < start:
+            return False
+        if self._failures:
+            return self._is_known_dead or self._failures > 1
+        return self._later_since + self.hold_timeout <= start
+
+    def end_flush(self, start: float) -> str:
+        """A flush that began at `start` ended with undelivered items; the reason.
+
+        Later flushes wait only briefly if no answer came to this one although a request was out.
+        """
+        has_no_answer = self._failures > 0 or self._asked_at < math.inf
+        self._is_known_dead |= has_no_answer and self._answered_at < start
+        if self.reason:
+            return self.reason
+        now = self._clock()
+        return (
+            f"no answer within {now - self._asked_at:.2g} s" if has_no_answer else f"{now - start:.2g} s were too short"
+        )
 
     def _back_off(self, now: float, retry_after: float | None) -> None:
-        # Jitter is there so that many processes do not come back all at once: nothing secret.
+        # Jitter keeps many processes from returning all at once.
         self._pause = min(FIRST_PAUSE * 2**self._pauses, LONGEST_PAUSE) * _random.uniform(0.5, 1.0)
         self._pauses = min(self._pauses + 1, 16)
         self._pause_from = now
         self._soonest = now + (retry_after or 0.0)
-        self._invited_at = self._soonest if retry_after else 0.0

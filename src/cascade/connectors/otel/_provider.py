@@ -27,10 +27,12 @@ from cascade.connectors.otel._encode import Envelope
 from cascade.connectors.otel._environment import LIMITS, Problem, report
 from cascade.connectors.otel._ids import PresetIds, PresetSampler
 from cascade.connectors.otel._options import ExportOptions
+from cascade.connectors.otel._outage import Items
 from cascade.connectors.otel._outbox import Outbox
 from cascade.connectors.otel._routes import Route, RoutingProcessor
 from cascade.connectors.otel._scope import SCOPE, scope_version
 from cascade.connectors.otel._sdk_settings import resource, sampler, span_limits
+from cascade.connectors.otel._shared import Pack
 from cascade.connectors.otel._sharing import Registry, destination
 from cascade.connectors.otel._transport import open_transport, prepare
 
@@ -116,7 +118,7 @@ def _made(options: ExportOptions, environ: Mapping[str, str]) -> Tracing:
     if "otlp" in exporters:
         prepare(options)
         pack = partial(encode, envelope=envelope)
-        route = Route(Outbox(partial(open_transport, options), pack=pack, request_timeout=options.timeout))
+        route = Route(_outbox(options, pack))
     provider.add_span_processor(RoutingProcessor(route))
     mark_spans_of(provider)
     provider.is_plain = provider.is_plain and not any(_environment.value(environ, name) for name in LIMITS)
@@ -126,6 +128,15 @@ def _made(options: ExportOptions, environ: Mapping[str, str]) -> Tracing:
     if made is None:
         raise RuntimeError("the SDK's TracerProvider returned a tracer that is not the SDK's")
     return made
+
+
+def _outbox(options: ExportOptions, pack: Pack) -> Outbox:
+    return Outbox(
+        partial(open_transport, options),
+        pack=pack,
+        request_timeout=options.timeout,
+        items=Items("spans", options.endpoint),
+    )
 
 
 class _ConsoleExporter(ConsoleSpanExporter):

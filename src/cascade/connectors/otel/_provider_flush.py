@@ -7,6 +7,7 @@ it within `flush_timeout`. Once a flush has not ended in time, or slowly, later 
 import threading
 import time
 import weakref
+from collections.abc import Callable
 
 from opentelemetry.sdk.trace import TracerProvider
 
@@ -83,11 +84,18 @@ class ProviderFlush:
             )
         return problem
 
-    def close_at_exit(self) -> None:
-        """Wait for the flush that is wanted, once and within `EXIT_TIMEOUT`."""
+    def start_exit(self) -> Callable[[], None]:
+        """Begin the flush that is wanted; the returned function waits for it, until `EXIT_TIMEOUT` seconds from now."""
+        end = time.monotonic() + EXIT_TIMEOUT
         with self._changed:
-            if self._ensure_thread():
-                self._await(self._wanted, EXIT_TIMEOUT)
+            is_running = self._ensure_thread()
+
+        def finish() -> None:
+            with self._changed:
+                if is_running:
+                    self._await(self._wanted, max(0.0, end - time.monotonic()))
+
+        return finish
 
     def reset_after_fork(self) -> None:
         self._begin()

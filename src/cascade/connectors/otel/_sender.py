@@ -4,10 +4,9 @@ One thread sends one batch after another; further ones join it while a peer answ
 """
 
 import threading
-import time
 from contextlib import suppress
 
-from cascade.connectors.otel import _store
+from cascade.connectors.otel import _outage, _store
 from cascade.connectors.otel._shared import Shared
 from cascade.connectors.otel._store import Flight
 from cascade.connectors.otel._transport import Reply, Transport, opened
@@ -49,7 +48,7 @@ def _next_flight(shared: Shared) -> Flight | None:
     store, limits = shared.store, shared.limits
     with shared.lock:
         while not shared.is_closed:
-            left = _due(shared) - time.monotonic()
+            left = _due(shared) - limits.clock()
             if left <= 0:
                 shared.is_urgent = shared.is_urgent and store.count > limits.batch_size
                 flight = store.take(limits.batch_size, BATCH_MEMORY)
@@ -62,9 +61,10 @@ def _next_flight(shared: Shared) -> Flight | None:
 
 
 def _call_for_help(shared: Shared) -> None:
-    """Add a thread if another batch is full and the peer, though alive, takes its time."""
+    """Add a thread if another batch is full and the peer, though it accepts requests, takes its time."""
     is_busy = shared.store.count >= shared.limits.batch_size and len(shared.store.flights) >= len(shared.senders)
-    if is_busy and shared.peer.latency > _SLOW_ANSWER and not shared.peer.is_dead and len(shared.senders) < MAX_SENDERS:
+    is_slow = shared.peer.latency > _SLOW_ANSWER and not shared.peer.is_in_trouble
+    if is_busy and is_slow and len(shared.senders) < MAX_SENDERS:
         with suppress(RuntimeError):  # at the interpreter's end
             start(shared)
 
@@ -105,13 +105,14 @@ def _reply_for(shared: Shared, transport: Transport, flight: Flight) -> Reply:
 
 
 def _exchange(shared: Shared, transport: Transport, flight: Flight, body: bytes) -> Reply:
-    """Send until the peer has taken or refused it, or nobody waits for it any more."""
+    """Send until the peer has taken or refused it, or the outbox has discarded it."""
     while _await_turn(shared, flight):
-        began = time.monotonic()
+        began = shared.limits.clock()
         try:
-            reply = transport.send(body, _ask(shared, began))
+            _ask(shared, began)
+            reply = transport.send(body, shared.limits.request_timeout)
         finally:
-            if shared.probe is flight:  # another may have been out since before the peer was dead
+            if shared.probe is flight:  # another may have been out since before the trouble
                 shared.probe = None
         with shared.lock:
             shared.peer.record(reply, began)
@@ -120,37 +121,39 @@ def _exchange(shared: Shared, transport: Transport, flight: Flight, body: bytes)
                 return reply
             _store.retry(flight, reply.reason)
             shared.settled.notify_all()
-    return Reply("refused", "given up")
+    return Reply("refused", "discarded")
 
 
 def _await_turn(shared: Shared, flight: Flight) -> bool:
-    """Wait until the peer may be asked (again); False if the flight has been given up meanwhile."""
+    """Wait until the next request is due; False if the flight has been discarded meanwhile."""
     with shared.lock:
         while flight.is_wanted():
-            left = shared.peer.next_try(is_flushing=bool(shared.flushes)) - time.monotonic()
+            left = shared.peer.next_try(is_flushing=shared.flushes > 0) - shared.limits.clock()
             if left <= 0 and shared.probe is None:
-                shared.probe = flight if shared.peer.is_dead else None
+                shared.probe = flight if shared.peer.is_in_trouble else None
                 return True
             shared.work.wait(left if left > 0 else None)
         return False
 
 
-def _ask(shared: Shared, now: float) -> float:
-    """A request goes out; the seconds that it may take."""
+def _ask(shared: Shared, now: float) -> None:
+    """A request goes out."""
     with shared.lock:
         shared.peer.ask(now)
         shared.settled.notify_all()
-        return shared.peer.time_for_request(now, shared.flushes, shared.limits.request_timeout)
 
 
 def _land(shared: Shared, flight: Flight, reply: Reply) -> None:
     with shared.lock:
         if reply.outcome == "accepted":
             entries = [entry for entry in flight.entries if entry.is_open]
-            # The peer does not say which spans it rejected, only how many.
+            # A partial success has the number of the rejected items only.
             _store.lose_some(entries, reply.rejected, f"rejected: {reply.reason}")
+            shared.outage.accepted(entries)
             _store.send(entries)
         else:
             _store.lose(flight.entries, reply.reason)
         shared.store.land(flight)
         shared.settled.notify_all()
+        line = shared.outage.ended(shared.total.report(), lambda before: shared.store.holds(None, before))
+    _outage.log(line)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cascade.connectors.otel._batch import Entry
+from cascade.connectors.otel._outage import Items, Outage
 from cascade.connectors.otel._peer import Peer
 from cascade.connectors.otel._store import Flight, Store
 from cascade.connectors.otel._tally import Tally
@@ -19,12 +20,14 @@ IDLE = 30.0  # seconds after which a thread without work ends, and with it its c
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What bounds an outbox: bytes of memory, spans, and seconds."""
+    """What bounds an outbox: bytes of memory, spans, and seconds; the clock of its peer."""
 
     capacity: int
     batch_size: int
     schedule_delay: float
     request_timeout: float
+    hold_timeout: float
+    clock: Callable[[], float]
 
 
 class Shared:
@@ -33,7 +36,9 @@ class Shared:
     A forked child makes a new one: the old may be in the middle of anything.
     """
 
-    def __init__(self, limits: Limits, open_transport: Callable[[], Transport], pack: Pack) -> None:
+    def __init__(
+        self, limits: Limits, open_transport: Callable[[], Transport], pack: Pack, items: Items, total: Tally
+    ) -> None:
         # Reentrant, because a signal handler or a finalizer may end a span while its thread is in here.
         self.lock = threading.RLock()
         self.work = threading.Condition(self.lock)
@@ -41,18 +46,21 @@ class Shared:
         self.limits = limits
         self.open_transport = open_transport
         self.pack = pack
+        self.items = items
+        self.total = total
         self.store = Store(limits.capacity, limits.batch_size)
-        self.peer = Peer()
-        self.flushes: list[tuple[float, float]] = []  # start and deadline of each that goes on
+        self.peer = Peer(limits.clock, hold_timeout=limits.hold_timeout)
+        self.outage = Outage(items, limits.clock)
+        self.flushes = 0  # that wait
         self.is_urgent = False
         self.is_closed = False
-        self.probe: Flight | None = None  # the one that a dead peer is asked with: one at a time is enough
+        self.probe: Flight | None = None  # the only request while the peer is in trouble
         self.senders: list[threading.Thread] = []
         self.idle = IDLE
         self.owner: object = None  # the outbox, while a thread sends: it may have no other holder
 
-    def give_up(self, tally: Tally | None, before: float, reason: str) -> None:
-        """Nobody waits any more for what was put until `before`, of one tally or of all."""
-        self.store.give_up(tally, before, reason)
+    def discard(self, reason: str) -> None:
+        """Count all items that wait as lost."""
+        self.store.discard(reason)
         self.work.notify_all()
         self.settled.notify_all()

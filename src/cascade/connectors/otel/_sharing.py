@@ -61,9 +61,9 @@ class Registry(Generic[T]):
     def reset_after_fork(self) -> None:
         self._lock = threading.Lock()
 
-    def close_at_exit(self) -> None:
+    def start_exit(self) -> Callable[[], None]:
         """Forget the objects, which close: a run in an `atexit` handler that comes later makes new ones."""
-        self.clear()
+        return self.clear
 
 
 def forget_all() -> None:

@@ -1,6 +1,8 @@
 """What goes out beside the spans: metrics, unless they are not wanted, and logs, if they are."""
 
 import os
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.resources import Resource
@@ -56,15 +58,20 @@ class Signals:
         if self._logs is not None:
             self._logs.detach(run_id)
 
-    def flush(self, timeout: float) -> None:
-        """Wait for both, at most `timeout` seconds; one warning says what was lost of the logs."""
-        self.metrics.flush(timeout)
-        if self._logs is None:
-            return
-        self._logs.flush(timeout)
-        lost, reason = self._logs.losses()
-        if reason:
-            logger.warning("OtelConnector: %d log records were lost at %s: %s", lost, self._logs.endpoint, reason)
+    def start_flush(self, timeout: float) -> Callable[[float], str]:
+        """Begin to flush the logs. The returned function exports the metrics, which count the spans sent until then.
+
+        It waits for both, at most `timeout` seconds from now or until its argument, a time of `time.monotonic`. It
+        returns a warning about undelivered log records, or an empty text.
+        """
+        end = time.monotonic() + timeout
+        wait_for_logs = self._logs.start_flush(timeout) if self._logs is not None else None
+
+        def wait(limit: float) -> str:
+            self.metrics.start_flush(max(0.0, end - time.monotonic()))(limit)
+            return wait_for_logs(limit) if wait_for_logs is not None else ""
+
+        return wait
 
 
 def check_logs(exporting: dict[str, Any], logs: bool | str | None) -> None:

@@ -125,18 +125,18 @@ class Store:
         self.flights.remove(flight)
         self.held -= sum(entry.size for entry in flight.entries)
 
-    def give_up(self, tally: Tally | None, before: float, reason: str) -> None:
-        """Count as lost what was put until `before`, of one tally or of all."""
-        flying = [entry for flight in self.flights for entry in flight.entries if _is_meant(entry, tally, before)]
-        waiting = [entry for entry in self.queue if _is_meant(entry, tally, before)]
-        lose([*flying, *waiting], reason)
-        self.queue = deque(entry for entry in self.queue if entry.is_open)
-        for entry in waiting:
+    def discard(self, reason: str) -> None:
+        """Count all that is queued or in flight as lost, and empty the queue."""
+        lose([*(entry for flight in self.flights for entry in flight.entries), *self.queue], reason)
+        for entry in self.queue:
             self._unqueue(entry)
             self.held -= entry.size
+        self.queue.clear()
 
     def holds(self, tally: Tally | None, before: float) -> bool:
-        """True while something that was put until `before`, of one tally or of all, has not been counted."""
+        """True while an item that was put until `before`, of one tally or of all, has not been counted."""
+        if tally is not None and not tally.pending:
+            return False
         if any(_is_meant(entry, tally, before) for flight in self.flights for entry in flight.entries):
             return True
         return any(_is_meant(entry, tally, before) for entry in self.queue)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 class FlushReport:
     """What became of the spans of one tally since it began; `put == sent + lost + pending`, always.
 
-    `retried` counts the spans, among all of these, that needed more than one request. `reason` says why the latest
-    spans were lost or sent again; empty while all is well.
+    `retried` counts the spans, among all of these, that needed more than one request. `pending` spans are queued or in
+    a request. `reason` is that of the latest loss, retry, or flush that ended too early; empty without any.
     """
 
     put: int = 0
@@ -17,6 +17,26 @@ class FlushReport:
     lost: int = 0
     pending: int = 0
     reason: str = ""
+
+    def text(self, noun: str, endpoint: str) -> str:
+        """The undelivered items as one line of a report."""
+        counts = [f"{self.lost} {noun} were lost"] if self.lost or not self.pending else []
+        counts += [f"{self.pending} {noun} are not yet delivered"] if self.pending else []
+        hint = "; they stay queued until they are delivered or the process ends" if self.pending else ""
+        where = f" at {endpoint}" if endpoint else ""
+        return f"{' and '.join(counts)}{where}" + (f": {self.reason}" if self.reason else "") + hint
+
+    def __add__(self, other: "FlushReport") -> "FlushReport":
+        """The counts of both; the reason is that of a report with lost or pending spans."""
+        has_reason = other if other.lost or other.pending else self
+        return FlushReport(
+            self.put + other.put,
+            self.sent + other.sent,
+            self.retried + other.retried,
+            self.lost + other.lost,
+            self.pending + other.pending,
+            has_reason.reason,
+        )
 
 
 class Tally:

@@ -19,10 +19,9 @@ _NO_SUCH_SIGNAL = frozenset({"404", "405", "501", "UNIMPLEMENTED"})  # a reply's
 class Reply:
     """What became of one request.
 
-    `accepted` may still say how many items were `rejected` (a partial success). `retry` is for what the OTLP
-    specification calls retryable, `refused` for what it forbids to send again. `dead` tells a peer that was not
-    reached, did not answer or said it was unavailable from one that would not have this body. `too_large` says that
-    fewer items at a time may pass.
+    `rejected` items of an `accepted` request were not taken (a partial success). `retry` is an outcome that the OTLP
+    specification calls retryable, `refused` one that it forbids to send again. `dead` means that no answer came: the peer
+    refused the connection, was not reached, or was silent. `too_large` means that fewer items at a time may pass.
     """
 
     outcome: Literal["accepted", "retry", "refused"]

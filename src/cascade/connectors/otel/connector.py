@@ -15,11 +15,13 @@ from cascade.connectors.otel._activation import NoActivation, SpanActivation
 from cascade.connectors.otel._choice import Choice
 from cascade.connectors.otel._inherited import Inherited
 from cascade.connectors.otel._live import LiveRun, SpanFactory, complete, parent_context, span_context
-from cascade.connectors.otel._outbox import CAPACITY
+from cascade.connectors.otel._outbox import CAPACITY, Bounds
+from cascade.connectors.otel._peer import HOLD_TIMEOUT
 from cascade.connectors.otel._provider import Tracing
 from cascade.connectors.otel._routes import Route
 from cascade.connectors.otel._signals import Signals
 from cascade.connectors.otel._spans import SpanData, spans_of
+from cascade.connectors.otel._tally import FlushReport
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.runtime.task_context import TaskContext
 from cascade.spec.protocols import MessageCallback
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 logger = get_logger("cascade.connectors.otel")
 
 FLUSH_TIMEOUT = 5.0
-"""Seconds a run's end may take until the last span is acknowledged; a peer known to be dead gets less."""
+"""Seconds that a run's end waits for the last span's acknowledgement; less for a peer that does not answer."""
 
 _IGNORED = frozenset({"RUNNING"})
 """A span is made when it has ended, or before, when its task's code begins."""
@@ -51,8 +53,10 @@ class OtelConnector:
         headers: Sent with each request, for authentication.
         tracer_provider: A provider to use as it is: its resource, sampler, processors and limits apply.
         capture: Values to export, of "params", "arguments" and "results"; secrets are masked even then.
-        strict: Raise `TelemetryLostError` at a run's end when spans were lost, instead of one warning.
-        flush_timeout: Seconds a run's end may wait for the collector.
+        strict: Raise `TelemetryLostError` at a run's end when spans were lost or are not yet delivered, instead of one
+            warning.
+        flush_timeout: Seconds that a run's end, and the process's, may wait for the collector. Spans that are not
+            delivered by then stay queued.
         parent: What to do with an inbound trace, the current span or TRACEPARENT: "join" it, "link" to it, or "none".
         detail: "full"; "tasks" omits attempts, waits and resources; "run" exports the span of the run alone, at its end.
         semconv: "cicd" adds the attributes of OpenTelemetry's CI/CD conventions.
@@ -60,10 +64,11 @@ class OtelConnector:
             meter provider if it has set one.
         logs: True exports what tasks say through `logging`, a level such as "INFO" what is at least that; None leaves
             it to OTEL_LOGS_EXPORTER.
-        on_full: When more spans wait than memory is meant for, and the collector is alive, "wait" holds back tasks
-            that have not started yet; "drop" loses spans instead. With a dead collector spans are lost either way.
+        on_full: With "wait", a full buffer holds back tasks that have not started yet while the collector answers;
+            with "drop", and while the collector does not answer, a full buffer loses spans.
+        hold_timeout: Seconds for which a collector that answers only "later" (429, 503, UNAVAILABLE) may hold back tasks.
         max_buffer_bytes: Memory for spans that wait to be exported; 64 MiB, for some 100,000 tasks. Connectors of one
-            destination share the memory; the largest bound of those in use holds.
+            destination share the memory; the largest bounds of those in use hold.
 
     Raises:
         ValueError: An argument has a value that is not allowed, or contradicts another one.
@@ -87,6 +92,7 @@ class OtelConnector:
         logs: bool | str | None = None,
         on_full: Literal["wait", "drop"] = "wait",
         max_buffer_bytes: int = CAPACITY,
+        hold_timeout: float = HOLD_TIMEOUT,
     ) -> None:
         self.capture = captures(capture)
         self.ignored = _IGNORED
@@ -98,6 +104,9 @@ class OtelConnector:
         self._waits = one_of("on_full", on_full, ("wait", "drop")) == "wait"
         self._capacity = whole("max_buffer_bytes", max_buffer_bytes)
         exporting = {"endpoint": endpoint, "protocol": protocol, "headers": headers}
+        self._bounds = Bounds(
+            whole("max_buffer_bytes", max_buffer_bytes), positive("hold_timeout", hold_timeout), self._flush_timeout
+        )
         self._choice = Choice(tracer_provider, exporting, metrics=metrics, logs=logs)
         self._runs: dict[str, LiveRun] = {}
         self._ended: list[Route] = []
@@ -113,13 +122,13 @@ class OtelConnector:
         """
         self._connections += 1
         if self._route is not None:
-            self._route.outbox.reserve(self, self._capacity)
+            self._route.outbox.reserve(self, self._bounds)
 
     async def disconnect(self) -> None:
         """Flush, at most `flush_timeout` seconds. A provider that others may use goes on living.
 
         Raises:
-            TelemetryLostError: Spans were lost, and the connector is strict.
+            TelemetryLostError: Spans were lost or are not yet delivered, and the connector is strict.
         """
         self._connections = max(0, self._connections - 1)
         if not self._connections:
@@ -134,13 +143,10 @@ class OtelConnector:
 
         routes, self._ended = self._ended, []
         has_spans, self._has_spans = self._has_spans, False
-        lost, reason = await flush(
-            *(self._tracing, routes, self._flush_timeout, self._signals.flush),
-            has_spans=has_spans,
-            strict=self._strict,
+        report, warning = await flush(
+            *(self._tracing, routes, self._flush_timeout, self._signals), has_spans=has_spans, strict=self._strict
         )
-        if lost or reason:
-            self._report(lost, reason)
+        self._report(report, warning)
 
     async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:  # noqa: ARG002 - the protocol's
         """Turn a terminal message into its spans. Messages of runs from elsewhere make the same spans."""
@@ -159,7 +165,7 @@ class OtelConnector:
         """Do nothing: OTLP has no way back in."""
 
     def is_full(self) -> bool:
-        """Whether spans wait for a collector that is alive, and so many that no further task should start."""
+        """Whether the buffer is so full that no further task should start; False if the collector does not answer."""
         return self._waits and self._route is not None and self._route.outbox.is_full()
 
     async def room(self) -> None:
@@ -210,7 +216,7 @@ class OtelConnector:
     def _route(self) -> Route | None:
         route = self._tracing.route if self._tracing else None
         if route is not None:
-            route.outbox.reserve(self, self._capacity)
+            route.outbox.reserve(self, self._bounds)
         return route
 
     def _emit_all(self, payload: dict[str, Any], run: LiveRun | None) -> None:
@@ -261,10 +267,16 @@ class OtelConnector:
         if run.route is not None:
             self._ended.append(run.route)
 
-    def _report(self, lost: int, reason: str) -> None:
-        where = self._tracing.endpoint if self._tracing else ""
-        what = f"{lost} spans were lost" if lost else "spans may have been lost"
-        message = f"OtelConnector: {what}" + (f" at {where}" if where else "") + (f": {reason}" if reason else "")
-        if self._strict:
-            raise TelemetryLostError(message, lost=lost)
-        logger.warning("%s", message)
+    def _report(self, report: FlushReport, warning: str) -> None:
+        """Warn of undelivered spans, once for each outage, and of other signals; a strict connector raises instead."""
+        warnings = [warning] if warning else []
+        is_undelivered = bool(report.lost or report.pending or (self._route is None and report.reason))
+        if is_undelivered and self._tracing is not None:
+            is_news = self._route is None or self._route.outbox.announce(report)
+            text = report.text("spans", self._tracing.endpoint)
+            if self._strict:
+                message = "; ".join([f"OtelConnector: {text}", *warnings])
+                raise TelemetryLostError(message, lost=report.lost, pending=report.pending)
+            warnings = [text, *warnings] if is_news else warnings
+        if warnings:
+            logger.warning("OtelConnector: %s", "; ".join(warnings))

@@ -1,5 +1,6 @@
 import contextvars
 import logging
+import math
 import subprocess
 import sys
 import textwrap
@@ -38,7 +39,7 @@ def test_what_a_task_says_arrives_with_the_ids_of_its_span(
     assert (first.scope, first.body, first.attributes["rows"]) == ("tests.app", "3 rows", 3)
     assert first.ids == (TASK.trace_id, TASK.span_id, 1)
     assert second.ids[1] == f"{span.get_span_context().span_id:016x}"
-    assert logs.losses() == (0, "")
+    assert logs.start_flush(HANG)(math.inf) == ""
 
 
 @PROTOCOLS
@@ -102,10 +103,12 @@ def test_a_flush_does_not_spend_seconds_on_a_dead_peer(protocol: str, logs_to: L
     logs = logs_to(peers.refused(), protocol)
     for count in (1, 2):
         with inside():
-            app.info("lost")
+            app.info("kept")
         report = logs.flush(NEVER)
-        assert (report.put, report.sent, report.lost, report.pending) == (count, 0, count, 0)
-        assert logs.losses() == (1, "connection refused")
+        assert (report.put, report.sent, report.lost, report.pending) == (count, 0, 0, count)
+        warning = logs.start_flush(NEVER)(math.inf)
+        assert ("1 log records are not yet delivered" in warning) == (count == 1), "one warning for an outage"
+        assert ("connection refused" in warning) == (count == 1)
 
 
 @pytest.mark.usefixtures("real_limits")
@@ -114,9 +117,9 @@ def test_nor_on_a_black_hole(protocol: str, logs_to: LogsTo, app: logging.Logger
     with peers.black_hole() as endpoint:
         logs = logs_to(endpoint, protocol)
         with inside():
-            app.info("lost")
+            app.info("kept")
         report = logs.flush(NEVER)
-        assert (report.sent, report.lost) == (0, 1)
+        assert (report.sent, report.lost, report.pending) == (0, 0, 1)
 
 
 @PROTOCOLS
@@ -126,7 +129,7 @@ def test_what_can_be_sent_again_is(protocol: str, receiver: OtlpReceiver, logs_t
     with inside():
         app.info("again")
     assert logs.flush(HANG).sent == 1
-    assert logs.losses() == (0, "")
+    assert logs.start_flush(HANG)(math.inf) == ""
     assert len(receiver.requests) == 2
 
 
@@ -143,11 +146,10 @@ def test_a_peer_that_takes_no_logs_is_told_of_once(
     for _ in range(3):
         with inside():
             app.info("unwanted")
-        logs.flush(HANG)
-        told.append(logs.losses())
-    assert [count for count, _ in told] == [1, 1, 1]
-    assert told[0][1].startswith("it takes no logs (")
-    assert [reason for _, reason in told[1:]] == ["", ""]
+        told.append(logs.start_flush(HANG)(math.inf))
+    assert logs.flush(HANG).lost == 3
+    assert told[0].startswith(f"1 log records were lost at {logs.endpoint}: it takes no logs (")
+    assert told[1:] == ["", ""]
 
 
 def test_secrets_and_hostile_records_do_not_stop_the_others(

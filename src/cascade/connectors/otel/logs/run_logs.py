@@ -4,7 +4,8 @@ import logging
 import os
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 from opentelemetry.sdk.resources import Resource
@@ -14,7 +15,9 @@ from cascade.connectors.otel import _environment
 from cascade.connectors.otel._batch import Entry
 from cascade.connectors.otel._environment import report
 from cascade.connectors.otel._options import ExportOptions
-from cascade.connectors.otel._outbox import Outbox
+from cascade.connectors.otel._outage import Items
+from cascade.connectors.otel._outbox import FLUSH_TIMEOUT, Bounds, Outbox
+from cascade.connectors.otel._peer import HOLD_TIMEOUT
 from cascade.connectors.otel._sharing import Registry, destination
 from cascade.connectors.otel._tally import FlushReport
 from cascade.connectors.otel._transport import open_transport, prepare, takes_no_such_signal
@@ -25,6 +28,7 @@ from cascade.connectors.otel.logs._records import encode_resource
 CAPACITY = 32 << 20
 """Bytes of memory: some 60,000 records, more than a program makes while a request is answered."""
 
+_BOUNDS = Bounds(CAPACITY, HOLD_TIMEOUT, FLUSH_TIMEOUT)
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
@@ -76,7 +80,7 @@ class RunLogs:
         make = partial(_outbox, resource, options)
         self._outbox = make() if outboxes is None else outboxes.get(destination(options), make)
         self._is_shared = outboxes is not None
-        self._outbox.reserve(self, CAPACITY)
+        self._outbox.reserve(self, _BOUNDS)
         self._tally = self._outbox.tally()
         self._runs: Counter[str] = Counter()
         put, refuse = partial(self._outbox.put, tally=self._tally), partial(self._outbox.refuse, tally=self._tally)
@@ -105,21 +109,27 @@ class RunLogs:
         """Wait until all records so far are sent or lost, for `timeout` seconds at the most; for a thread, not a loop."""
         return self._outbox.flush(timeout, tally=self._tally)
 
-    def losses(self) -> tuple[int, str]:
-        """How many records were lost since the last call, and why; the empty text when there is nothing new to say.
+    def start_flush(self, timeout: float) -> Callable[[float], str]:
+        """Begin a flush; the returned function waits for it, at the most until its argument, and returns a warning.
 
-        Of a peer that takes no logs it says so once.
+        The argument is a time of `time.monotonic`. The warning is empty if nothing new is lost or undelivered.
         """
-        report = self._outbox.report(self._tally)
-        fresh, self._told = report.lost - self._told, report.lost
-        if not fresh:
-            return 0, ""
-        if not takes_no_such_signal(report.reason):
-            return fresh, report.reason
-        if self._told_of_refusal:
-            return fresh, ""
-        self._told_of_refusal = True
-        return fresh, f"it takes no logs ({report.reason}); OTEL_EXPORTER_OTLP_LOGS_ENDPOINT can name one that does"
+        flush = self._outbox.start_flush(timeout, tally=self._tally)
+        return lambda limit: self._warning(flush.wait(limit))
+
+    def _warning(self, report: FlushReport) -> str:
+        with self._lock:
+            fresh, self._told = replace(report, lost=report.lost - self._told), report.lost
+        is_refused = fresh.lost > 0 and takes_no_such_signal(report.reason)
+        if not (fresh.lost or fresh.pending) or (is_refused and self._told_of_refusal):
+            return ""
+        if not self._outbox.announce(fresh):
+            return ""
+        self._told_of_refusal |= is_refused
+        if is_refused:
+            remedy = "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT can name one that does"
+            fresh = replace(fresh, reason=f"it takes no logs ({report.reason}); {remedy}")
+        return fresh.text("log records", self.endpoint)
 
     def close(self, timeout: float) -> FlushReport:
         """Detach from all runs and flush for the last time. An outbox that is not shared is closed."""
@@ -131,8 +141,9 @@ class RunLogs:
     def reset_after_fork(self) -> None:
         self._lock = threading.Lock()
 
-    def close_at_exit(self) -> None:
-        """Its outbox sees to that itself."""
+    def start_exit(self) -> Callable[[], None]:
+        """Do nothing: the outbox has a flush of its own at the exit."""
+        return lambda: None
 
 
 def _outbox(resource: Resource, options: ExportOptions) -> Outbox:
@@ -143,6 +154,7 @@ def _outbox(resource: Resource, options: ExportOptions) -> Outbox:
         pack=partial(_pack, around),
         capacity=CAPACITY,
         request_timeout=options.timeout,
+        items=Items("log records", options.endpoint),
     )
 
 

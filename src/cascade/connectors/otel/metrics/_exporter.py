@@ -1,9 +1,11 @@
-"""When to export: at intervals while there is news, and when somebody waits for it."""
+"""When to export: at intervals while there is news, and for each flush."""
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from cascade._loggers import get_logger
 from cascade.connectors import _lifetime
@@ -16,16 +18,27 @@ from cascade.connectors.otel.metrics._ledger import Ledger
 logger = get_logger("cascade.connectors.otel")
 
 IDLE = 30.0  # seconds after which a thread without news ends, and with it its connection
-DEAD_PATIENCE = 0.2  # seconds a flush has for a peer whose last reply was none
 EXIT_TIMEOUT = 5.0  # seconds that the interpreter's exit may take for the last export; less for a dead collector
 NOT_TAKEN_PAUSE = 3600.0  # seconds after which metrics are offered again to a collector that takes none
-MAX_ATTEMPTS = 10  # in a row that fail, before waiting for more news
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Flush:
+    """A flush that waits for the end of export number `round`."""
+
+    round: int
+    start: float
+    timeout: float
+
+    @property
+    def end(self) -> float:
+        return self.start + self.timeout
 
 
 class Exporter:
-    """One thread, started by the first news; each export is one request, and what fails is told by the next.
+    """One thread, started by the first news. Each export is one request; the next one repeats what a peer has not taken.
 
-    A flush waits as long as `Peer` has the patience, for a peer that is dead at most `DEAD_PATIENCE`.
+    A flush waits as `Peer` says; while it waits, an export that the peer answers with "later" is repeated after a pause.
     """
 
     def __init__(
@@ -46,9 +59,11 @@ class Exporter:
         self._changed = threading.Condition()
         self._peer = Peer()
         self._thread: threading.Thread | None = None
-        self._flushes: list[tuple[float, float]] = []
-        self._wanted = self._begun = self._ended = 0
-        self._failures = 0
+        self._flushes: list[Flush] = []
+        self._begun = self._ended = 0  # exports that went out, and the latest of them that needs no repetition
+        self._began_at = 0.0
+        self._is_exporting = False
+        self._has_failed = False
 
     def wake(self) -> None:
         """There is news."""
@@ -57,18 +72,17 @@ class Exporter:
             self._changed.notify_all()
 
     def flush(self, timeout: float) -> None:
-        """Export what there is by now; returns when that is done, or has failed, or after `timeout` seconds."""
+        """Export what there is by now; returns when the peer has answered, or after `timeout` seconds."""
+        self.start_flush(timeout)(math.inf)
+
+    def start_flush(self, timeout: float) -> Callable[[float], None]:
+        """Begin a flush; the returned function waits for it, at most until its argument, a time of `time.monotonic`."""
         with self._changed:
-            start = time.monotonic()
-            limit = start + (min(timeout, DEAD_PATIENCE) if self._peer.is_dead else timeout)
-            round_ = self._begun + self._has_news()
-            if round_ <= self._ended or not self._ensure_thread():
-                return
-            self._wanted = max(self._wanted, round_)
-            self._flushes.append((start, limit))
-            self._changed.notify_all()
-            self._await_end(round_, start, limit)
-            self._flushes.remove((start, limit))
+            flush = Flush(self._begun + self._has_news(), time.monotonic(), timeout)
+            if flush.round > self._ended and self._ensure_thread():
+                self._flushes.append(flush)
+                self._changed.notify_all()
+            return lambda limit: self._wait(flush, limit)
 
     def retire(self) -> None:
         """End the thread, from now on, as soon as it has no news to export."""
@@ -78,26 +92,35 @@ class Exporter:
 
     def close(self, timeout: float) -> None:
         """Flush, and end the thread; within `timeout` seconds."""
+        self.start_close(timeout)()
+
+    def start_close(self, timeout: float) -> Callable[[], None]:
+        """Begin the last flush; the returned function waits for it and ends the thread."""
         deadline = time.monotonic() + timeout
-        self.flush(timeout)
-        with self._changed:
-            self._is_closed = True
-            self._changed.notify_all()
-            # A thread that is out with a request may take longer than we have.
-            thread = self._thread if self._begun == self._ended else None
-        self.ledger.turn_off()
-        if thread is not None:
-            thread.join(max(0.0, deadline - time.monotonic()))
+        wait = self.start_flush(timeout)
+
+        def finish() -> None:
+            wait(math.inf)
+            with self._changed:
+                self._is_closed = True
+                self._changed.notify_all()
+                # A thread that is out with a request may take longer than the flush.
+                thread = self._thread if not self._is_exporting else None
+            self.ledger.turn_off()
+            if thread is not None:
+                thread.join(max(0.0, deadline - time.monotonic()))
+
+        return finish
 
     def reset_after_fork(self) -> None:
         self.ledger.reset_after_fork()
         self._begin()
 
-    def close_at_exit(self) -> None:
-        self.close(EXIT_TIMEOUT)
+    def start_exit(self) -> Callable[[], None]:
+        return self.start_close(EXIT_TIMEOUT)
 
     def _has_news(self) -> bool:
-        return self.ledger.has_news or 0 < self._failures < MAX_ATTEMPTS
+        return self.ledger.has_news or self._has_failed
 
     def _ensure_thread(self) -> bool:
         if self._is_closed:
@@ -111,12 +134,18 @@ class Exporter:
             self._thread = thread
         return True
 
-    def _await_end(self, round_: int, start: float, limit: float) -> None:
-        while self._ended < round_ and not self._is_closed:
-            left = min(limit, self._peer.patience(start)) - time.monotonic()
-            if left <= 0:
+    def _wait(self, flush: "Flush", limit: float) -> None:
+        with self._changed:
+            if flush not in self._flushes:
                 return
-            self._changed.wait(left)
+            while self._ended < flush.round and not self._is_closed:
+                end = min(flush.end, limit, self._peer.patience(flush.start))
+                left = end - time.monotonic()
+                if left <= 0 or self._peer.is_hopeless(flush.start, end):
+                    self._peer.end_flush(flush.start)
+                    break
+                self._changed.wait(left)
+            self._flushes.remove(flush)
 
     def _run(self) -> None:
         with uninstrumented():
@@ -127,25 +156,34 @@ class Exporter:
 
     def _is_due(self) -> bool:
         """Wait for the next export; False when the thread is to end."""
-        due = None
+        due: float | None = None
         with self._changed:
-            while self._wanted <= self._begun and not self._is_closed:
-                if self._has_news():
-                    due = due or time.monotonic() + self._interval
-                    left = due - time.monotonic()
-                    if left <= 0:
-                        break
-                    self._changed.wait(left)
-                elif not self._changed.wait(self._idle) and self._wanted <= self._begun and not self._has_news():
-                    self._thread = None
-                    return False
+            while not self._is_closed:
+                if not self._has_news() and not self._is_awaited():
+                    due = None
+                    if not self._changed.wait(self._idle) and not self._has_news() and not self._is_awaited():
+                        self._thread = None
+                        return False
+                    continue
+                due = due or time.monotonic() + self._interval
+                is_awaited = self._is_awaited()
+                left = max(self._peer.next_try(is_flushing=is_awaited), 0.0 if is_awaited else due) - time.monotonic()
+                if left <= 0:
+                    break
+                self._changed.wait(left)
             self._begun += not self._is_closed
-            return not self._is_closed
+            self._is_exporting = not self._is_closed
+            return self._is_exporting
+
+    def _is_awaited(self) -> bool:
+        """Whether a flush waits for an export that has not begun, or has to be repeated."""
+        return any(flush.round > self._ended for flush in self._flushes)
 
     def _export(self, destination: Destination) -> None:
+        self._began_at = time.monotonic()
         try:
             snapshot = self.ledger.take()
-            reply = destination.send(snapshot, self._time_for_request)
+            reply = destination.send(snapshot, self._ask)
         except Exception as error:
             logger.debug("OtelConnector: metrics cannot be exported", exc_info=True)
             reply = Reply("refused", f"{type(error).__name__}: {error}"[:200])
@@ -156,26 +194,27 @@ class Exporter:
                 self.ledger.settle(snapshot)
         self._learn(reply or Reply("accepted"))
 
-    def _time_for_request(self) -> float:
-        """While somebody waits for a flush, no longer than that one waits."""
-        now = time.monotonic()
+    def _ask(self) -> float:
+        """A request goes out; the seconds that it may take."""
         with self._changed:
-            self._peer.ask(now)
+            self._began_at = time.monotonic()
+            self._peer.ask(self._began_at)
             self._changed.notify_all()
-            return self._peer.time_for_request(now, self._flushes, self._request_timeout)
+            return self._request_timeout
 
     def _learn(self, reply: Reply) -> None:
-        is_accepted = reply.outcome == "accepted"
-        if not is_accepted or reply.rejected:
+        if reply.outcome != "accepted" or reply.rejected:
             self._report(reply)
         with self._changed:
-            self._peer.record(reply, time.monotonic())
-            self._failures = 0 if is_accepted else self._failures + 1
-            self._ended = self._begun
+            self._peer.record(reply, self._began_at)
+            self._has_failed = reply.outcome != "accepted"
+            self._is_exporting = False
+            if reply.outcome != "retry":
+                self._ended = self._begun
             self._changed.notify_all()
 
     def _report(self, reply: Reply) -> None:
-        """One warning at most, and none of a dead collector: that is the traces' to tell."""
-        level = logging.DEBUG if reply.dead or self._has_warned else logging.WARNING
-        self._has_warned |= not reply.dead
+        """Log one warning at most; an export that will be repeated is no loss."""
+        level = logging.DEBUG if reply.dead or reply.outcome == "retry" or self._has_warned else logging.WARNING
+        self._has_warned |= level == logging.WARNING
         logger.log(level, "OtelConnector: metrics were not taken: %s", reply.reason or f"{reply.rejected} rejected")

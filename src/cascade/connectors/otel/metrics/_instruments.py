@@ -2,7 +2,7 @@
 
 import threading
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -53,8 +53,9 @@ class Instruments:
         self._lock = threading.Lock()
         self.gauges.reset_after_fork()
 
-    def close_at_exit(self) -> None:
+    def start_exit(self) -> Callable[[], None]:
         """Do nothing: exporting is the provider's part."""
+        return lambda: None
 
     def _attributes_of(self, key: Key) -> dict[str, Any]:
         found = self._attributes.get(key)

@@ -1,5 +1,6 @@
 """`RunMetrics`: what the connector tells its metrics."""
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -102,14 +103,21 @@ class RunMetrics:
 
     def flush(self, timeout: float) -> None:
         """Export now, and wait for it `timeout` seconds at most."""
-        if self._exporter is not None:
-            self._exporter.flush(timeout)
+        self.start_flush(timeout)(math.inf)
+
+    def start_flush(self, timeout: float) -> Callable[[float], None]:
+        """Begin an export; the returned function waits for it, at most until its argument, a time of `time.monotonic`."""
+        return self._exporter.start_flush(timeout) if self._exporter is not None else _no_wait
 
     def close(self, timeout: float) -> None:
         """Flush, and count no more. An exporter that is not shared is closed."""
         if self._exporter is not None:
             (self._exporter.flush if self._is_shared else self._exporter.close)(timeout)
         self._sink = None
+
+
+def _no_wait(_limit: float) -> None:
+    """Nothing is exported here."""
 
 
 def _exporter(settings: Settings, resource: Resource, options: ExportOptions) -> Exporter:
