@@ -64,6 +64,7 @@ def test_none_booleans_and_counts_stay() -> None:
         ["mysql", "--password", S],
         {"env": [{"name": "DB_PASSWORD", "value": S}]},
         {f"postgres://u:{S}@h/db": 1},
+        {b"password": S},
         {"url": f"https://u:{S}@h"},
     ],
 )
@@ -173,6 +174,25 @@ TEXTS = [
     f"pin={S}",
     f"OPENAI_API_KEY=sk-{S}",
     f"eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.{S}",
+    f"https://bob@example.com:{S}@host/",
+    f"bob@example.com:{S}@host",
+    f"PASSWORD='it''s {S}'",
+    f'"API Key" : "{S}"',
+    f"/password:{S}",
+    f"-Password {S}",
+    f"%22password%22%3A%22{S}%22",
+    f"password\\u003d{S}",
+    f"password: |\n  x\n  {S}\nuser: bob",
+    f"secret: !vault {S}",
+    f"'password': <Secret {S}>",
+    f"password = os.environ.get('X', '{S}')",
+    f"Password for bob: {S}",
+    f"the password for user bob is {S}",
+    f"redis password is: {S}",
+    f"HTTPBasicAuth('bob', '{S}')",
+    f"auth=('bob', '{S}')",
+    f"jdbc:sqlserver://h;user=sa;password={{{S};x}};",
+    f"b'GET / HTTP/1.1\\r\\nAuthorization: Basic {S}\\r\\n'",
     f"-----BEGIN RSA PRIVATE KEY-----\nMIIEow{S}\n-----END RSA PRIVATE KEY-----",
     f"-----BEGIN PRIVATE KEY-----\nMIIE\n{S}\nabc",
     f"-----BEGIN OPENSSH PRIVATE KEY-----\\nMIIE\\n{S}\\n-----END",
@@ -316,3 +336,10 @@ def test_what_was_captured_can_be_left_out_again() -> None:
 
 def test_the_mask_holds_no_pattern_of_a_secret() -> None:
     assert re.fullmatch(r"\*+", MASK)
+
+
+@pytest.mark.parametrize(
+    "text", ["cannot log in with hunter2X9", "smtp.example.com bob hunter2X9", "key=hunter2X9", "password is hunter"]
+)
+def test_a_secret_without_a_name_and_a_shape_is_not_recognised(text: str) -> None:
+    assert redact_text(text) == text

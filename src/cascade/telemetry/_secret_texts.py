@@ -50,7 +50,7 @@ _URL = re.compile(r"://((?:[^\s\"'`<>\\]|[\"'`](?![\s,;:.)\]}]|\Z)|\\(?![\"'\\nr
 _SCHEME_OF_URL = re.compile(r"[a-zA-Z0-9+.-]{0,20}\Z")
 _WEB = ("http", "https", "ws", "wss", "file", "s3", "gs")
 _LOGIN = re.compile(
-    r"(?<![\w./:@=+-])(?!(?i:mailto|sips?|xmpp|acct|to|from|e?mail|contact|cc|bcc|\d+):)[\w.+-]{1,64}+:"
+    r"(?<![\w./:=+-])(?!(?i:mailto|sips?|xmpp|acct|to|from|e?mail|contact|cc|bcc|\d+):)[\w.+-]{1,64}+:"
     r"([^\s@:/\"'<>]{1,200})@(?!sha256:)(?=[A-Za-z]|\d{1,3}\.\d{1,3}\.\d)"
 )
 _ORACLE = re.compile(r"jdbc:oracle:[a-z]{1,10}:([^\s@]++)@")
@@ -64,13 +64,16 @@ _OPTION = re.compile(
 )
 _PHRASE = re.compile(
     r"(?<![\w.-])(?i:([\w-]{0,20}(?:passw(?:or)?d|passphrase|passcode|passwort|pwd))|(?:[\w-]{0,20}[ _-])?(?:secret|token)|(?:api|access|secret|private|license)[ _-]key)"
-    r"\s{1,8}(?:(?i:is|was|ist)\s{1,8})?(?=[^\s=:]{6,}(?:\s|\Z))([\"']?)"
+    r"\s{1,8}(?:(?i:(?:for|of)\s{1,8}(?:[^\s:=]{1,60}\s{1,8})?[^\s:=]{1,60}(?:\s{0,8}[:=]|\s{1,8}is)|is|was|ist):?\s{1,8})?(?=[^\s=:]{6,}(?:\s|\Z))([\"']?)"
 )
 _OF_PHRASE = re.compile(r"(?:pass(?:w|p|c)\w*|pwd|token|secret|key)\s")
 _PROGRAM = re.compile(
     r"\b(?:(?:mysql|mysqldump|mysqladmin|mariadb)\b[^\n;|&]{0,200}?[\s\"']-p(?=[^\s\"'])"
     r"|(?:sshpass|mongo|mongosh|mongodump|docker login)\b[^\n;|&]{0,200}?\s-p\s{1,8}"
     r"|redis-cli\b[^\n;|&]{0,200}?\s-a\s{1,8})([^\s\"']++)"
+)
+_BASIC_AUTH = re.compile(
+    r"(?:BasicAuth|DigestAuth|basic_auth|username_pw_set)\(\s{0,8}[\"'][^\"']{0,100}[\"']\s{0,8},\s{0,8}[\"']([^\"']++)"
 )
 _USER_OPTION = re.compile(
     r"(?<![\w-])(?:-u|--user|--proxy-user)(?:\s{1,8}|=|[\"'],\s{0,8}[\"'])[\"']?(?!\d+:)[^\s:\"']{1,100}:([^\s\"']++)"
@@ -175,6 +178,8 @@ def _redacted(text: str, lowered: str) -> str:
     if _PREFIXES.search(text) or _MARKS.search(text):
         text = _SHAPES.sub(MASK, text)
     text = mask_values(text)
+    if "auth" in lowered or "pw_set" in lowered:
+        text = _replaced(text, _BASIC_AUTH, _group)
     if "bearer" in lowered or "basic" in lowered:
         text = _replaced(text, _SCHEME, _credentials)
     if "-" in text:

@@ -20,8 +20,8 @@ _LONGEST = 200
 """Characters that are looked at for the end of what may be no secret: the time must be linear in the length."""
 
 _KEY = re.compile(
-    r"(?<![\w.$-])(?P<key>-{0,2}[\w.$]++(?:-++[\w.$]++)*+)(?P<quote>\\*+[\"'”\u2019]?)\]?\s{0,40}+"
-    r"(?P<sep>=>|->|:=|={1,3}|:{1,2}|%3[DdAa]|[(,]|(?<=[\w.-])>)(?P<space>\s*+)"
+    r"(?<![\w.$-])(?P<key>-{0,2}[\w.$]++(?:-++[\w.$]++)*+)(?P<quote>(?:\\++[\"']|[\"'”\u2019]|%2[27])?)\]?\s{0,40}+"
+    r"(?P<sep>=>|->|:=|={1,3}|:{1,2}|%3[DdAa]|\\u003[Dd]|[(,]|(?<=[\w.-])>)(?P<space>\s*+)"
 )
 _BEFORE_KEY = re.compile(r"([A-Za-z]{1,20}(?:[ ]de)?)[ ]\Z")
 _NAMED = re.compile(
@@ -34,12 +34,15 @@ _LITERAL = re.compile(
 )
 _DELIMITER = r"(?![\s,;&\"'`)\]}>\\:.<]|\Z|[\w.-]{1,40}[=:])"
 _PLAIN = re.compile(
-    rf"(?:(?i:bearer|basic|token|digest|negotiate|apikey|ntlm)\s{{1,8}})?"
+    rf"(?:![\w/:!]{{0,40}}\s{{1,8}})?(?:(?i:bearer|basic|token|digest|negotiate|apikey|ntlm)\s{{1,8}})?"
     rf"(?:[^\s,;&\"'`)\]}}><\\]|[,;&\"'`)\]}}>\\]{_DELIMITER}|<(?!/)|\\(?![\"'`\\]))++"
 )
 _NEXT_KEY = re.compile(r"[\w.$-]{1,60}\s{0,8}[=:]|\S{0,8}Traceback ")
+_BLOCK = re.compile(r"[|>][+-]?\d?[ \t]{0,8}\n(?:[ \t]++[^\n]*+\n?+)++")
+_TAG = re.compile(r"<[^<>\n]{0,200}>")
+_CALL = re.compile(r"[\w.]{1,80}\(")
 _LINE = re.compile(r"[^\r\n]++")
-_INSIDE = {end: re.compile(rf"(?:[^{end}\\]|\\.)*+", re.DOTALL) for end in _QUOTES.values()}
+_INSIDE = {end: re.compile(rf"(?:[^{end}\\]|\\.|{end}{end})*+", re.DOTALL) for end in _QUOTES.values()}
 _NESTED = re.compile(r"[\"'\[\](){}]")
 _ARGUMENT = re.compile(rf"[^\s()\"',;]{{{_SHORTEST},{_LONGEST}}}+(?=\))")
 _AFTER_PAIR = re.compile(r"\\*+[\"'”\u2019]?\s{0,8}(.)", re.DOTALL)
@@ -163,11 +166,13 @@ def value_at(text: str, start: int, *, quote: str = "") -> Masked | None:
     if _OPENING.match(text, start):
         return _quoted(text, start)
     if text[start : start + 1] in _CLOSING and start < len(text):
-        end = _end_of_brackets(text, start)
+        end = _end_of_brackets(text, start, len(text))
         if end - start <= len("()"):
             return None
         rest = first_value(text, end)
         return Masked(start, rest[1] if rest else end, f"{quote}{MASK}{quote}")
+    if block := _BLOCK.match(text, start) or _TAG.match(text, start):
+        return Masked(*block.span())
     value = first_value(text, start)
     if value is None or _LITERAL.fullmatch(text, *value):
         return None
@@ -176,6 +181,11 @@ def value_at(text: str, start: int, *, quote: str = "") -> Masked | None:
 
 def first_value(text: str, start: int) -> tuple[int, int] | None:
     """Start and end of the value without quotes at `start`. It ends at a space, or at a delimiter before a further key."""
+    if call := _CALL.match(text, start):
+        line = _LINE.match(text, start)
+        end = _end_of_brackets(text, call.end() - 1, len(text) if line is None else line.end())
+        rest = _PLAIN.match(text, end)
+        return start, end if rest is None else rest.end()
     found = _PLAIN.match(text, start)
     return None if found is None else found.span()
 
@@ -202,21 +212,21 @@ def _end_of_quotes(text: str, opening: re.Match[str]) -> int:
     return len(text) if inside is None else inside.end()
 
 
-def _end_of_brackets(text: str, start: int) -> int:
-    """The end of the brackets at `start`; the end of the text if they are not closed."""
+def _end_of_brackets(text: str, start: int, last: int) -> int:
+    """The end of the brackets at `start`; `last` if they are not closed before."""
     depth, position = 0, start
-    while found := _NESTED.search(text, position):
+    while found := _NESTED.search(text, position, last):
         position = found.end()
         if found[0] in "\"'":
             opening = _OPENING.match(text, found.start())
-            position = _end_of_quotes(text, opening) + 1 if opening else position
+            position = min(last, _end_of_quotes(text, opening) + 1) if opening else position
         elif found[0] in _CLOSING:
             depth += 1
         else:
             depth -= 1
             if depth == 0:
                 return position
-    return len(text)
+    return last
 
 
 def is_random(word: str, shortest: int) -> bool:

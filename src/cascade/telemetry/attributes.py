@@ -145,7 +145,9 @@ DOCUMENTED = (
     Documented(ERROR_TYPE, "string", "what failed", "type of the exception; `cancellation` for a cancelled run"),
     Documented(EXCEPTION_TYPE, "string", "exception event", "type of the exception"),
     Documented(EXCEPTION_MESSAGE, "string", "exception event", "its message, with secrets masked"),
-    Documented(EXCEPTION_STACKTRACE, "string", "exception event", "its stack trace, from your own code on"),
+    Documented(
+        EXCEPTION_STACKTRACE, "string", "exception event", "its stack trace, from your own code on, with secrets masked"
+    ),
     Documented(SERVICE_NAME, "string", "resource of all", "`OTEL_SERVICE_NAME`, else `cascade`"),
     Documented(SERVICE_VERSION, "string", "resource of all", "Cascade's version, unless you give yours"),
     Documented(SERVICE_INSTANCE_ID, "string", "resource of all", "`{host}-{pid}`"),

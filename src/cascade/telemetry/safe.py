@@ -16,7 +16,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any
 
-from cascade.telemetry._secret_keys import mask_mapping, mask_sequence
+from cascade.telemetry._secret_keys import MASK, hides, mask_mapping, mask_sequence
 from cascade.telemetry._secret_texts import redact_text, without_cut_login
 from cascade.telemetry.limits import MAX_ERROR_BYTES, MAX_NAME_BYTES, MAX_STACK_BYTES
 
@@ -190,9 +190,13 @@ def _attributes(value: Any, names: list[str]) -> dict[str, Any]:
 def _mapping(
     pairs: Iterable[tuple[Any, Any]], size: int, depth: int, items: int, limit: int, above: tuple[int, ...]
 ) -> dict[str, Any]:
-    result = mask_mapping(
-        {_key(key, limit): _safe(item, depth, items, limit, above) for key, item in islice(pairs, items)}
-    )
+    result = {}
+    for key, item in islice(pairs, items):
+        shown = _safe(item, depth, items, limit, above)
+        # The name of a secret may be in bytes, of which only the length is shown.
+        is_hidden = issubclass(type(key), bytes) and hides(bytes.decode(key, "utf-8", "replace"), shown)
+        result[_key(key, limit)] = MASK if is_hidden else shown
+    result = mask_mapping(result)
     if size > items:
         result[_CUT] = f"{size - items} more"
     return result
