@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 import cascade as cs
+from cascade.connectors import fanout
 from cascade.connectors.fanout import FanoutConnector
 from cascade.connectors.memory import MemoryConnector
 from cascade.runtime.exceptions import TelemetryLostError
@@ -57,8 +58,14 @@ class Broken(MemoryConnector):
         await self._maybe("publish")
 
 
-@pytest.mark.parametrize("where", ["connect", "disconnect", "publish", "hang in publish"])
-def test_one_that_fails_does_not_disturb_the_others(where: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "where", ["connect", "hang in connect", "disconnect", "hang in disconnect", "publish", "hang in publish"]
+)
+def test_one_that_fails_does_not_disturb_the_others(
+    where: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fanout, "CONNECT_TIMEOUT", 0.05)
+    monkeypatch.setattr(fanout, "DISCONNECT_TIMEOUT", 0.05)
     good = MemoryConnector()
     assert run_with(FanoutConnector([Broken(where), good], drain_timeout=0.05), one()) == 1
     assert [p["body"].get("event") or p["body"]["state"] for p in good.payloads] == [
