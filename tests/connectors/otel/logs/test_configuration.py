@@ -1,5 +1,6 @@
 """The logging configuration of the application: its OpenTelemetry handlers, and changes of it inside of a run."""
 
+import configparser
 import logging
 import logging.config
 import logging.handlers
@@ -18,6 +19,7 @@ from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogR
 
 import cascade as cs
 from cascade.connectors.otel import OtelConnector
+from cascade.connectors.otel.logs import _application
 from cascade.runtime.task_context import current_task
 from cascade.testing import OtlpReceiver
 from tests.connectors.otel.logs.conftest import lines
@@ -302,6 +304,63 @@ def test_a_logger_that_does_not_propagate_or_is_disabled_is_not_exported(receive
 
     cs.run(work(), connector=OtelConnector(logs=True), log_level="OFF")
     assert bodies(receiver) == ["exported"]
+
+
+def disabled_by_dict_config() -> None:
+    logging.config.dictConfig({"version": 1})
+
+
+def disabled_by_file_config() -> None:
+    parser = configparser.ConfigParser()
+    parser.read_dict(
+        {
+            "loggers": {"keys": "root"},
+            "handlers": {"keys": ""},
+            "formatters": {"keys": ""},
+            "logger_root": {"level": "WARNING", "handlers": ""},
+        }
+    )
+    logging.config.fileConfig(parser)
+
+
+def not_propagating() -> None:
+    loggers = {app.name: {"propagate": False, "handlers": []}}
+    logging.config.dictConfig({"version": 1, "disable_existing_loggers": False, "loggers": loggers})
+
+
+class Seen(logging.Handler):
+    """Keeps the texts of the records."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
+@pytest.mark.usefixtures("_endpoint")
+@pytest.mark.parametrize("change", [disabled_by_dict_config, disabled_by_file_config, not_propagating])
+def test_a_configuration_that_ends_the_export_of_a_logger_is_reported_once(
+    change: Callable[[], None], receiver: OtlpReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = Seen()
+    monkeypatch.setattr(_application, "_reported", set())
+
+    @cs.task
+    def work() -> None:
+        app.warning("exported")
+        change()
+        logging.root.addHandler(seen)
+        app.warning("no longer")
+
+    for _ in range(2):
+        cs.run(work(), connector=OtelConnector(logs=True), log_level="OFF")
+        app.disabled, app.propagate = False, True
+    assert bodies(receiver) == ["exported", "exported"]
+    (warning,) = [text for text in seen.texts if "are not exported" in text]
+    assert app.name in warning
+    assert "disable_existing_loggers=False" in warning
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])

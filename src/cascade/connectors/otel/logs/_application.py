@@ -1,11 +1,13 @@
-"""Handlers of the application: those that a record reaches, and those of OpenTelemetry among them."""
+"""The logging configuration of the application: handlers that a record reaches, and loggers that lead to the export."""
 
 import logging
 import logging.handlers
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from opentelemetry._logs import NoOpLoggerProvider, get_logger_provider
 from opentelemetry._logs._internal import ProxyLoggerProvider
+
+from cascade._loggers import get_logger
 
 
 def handlers_of(name: str) -> Iterator[logging.Handler]:
@@ -52,3 +54,36 @@ def _has_exporter(handler: logging.Handler) -> bool:
         return False
     processor = getattr(provider, "_multi_log_record_processor", None)
     return getattr(processor, "_log_record_processors", None) != ()
+
+
+_MAX_NAMES = 5
+"""Names in one warning."""
+_NOT_REPORTED = frozenset({"cascade", "opentelemetry"})
+_LOGGER = "cascade.connectors.otel.logs"
+
+_reported: set[str] = set()
+
+
+def open_loggers() -> frozenset[str]:
+    """Return the names of the loggers that pass their records on."""
+    known = list(logging.root.manager.loggerDict.items())
+    return frozenset(name for name, logger in known if isinstance(logger, logging.Logger) and _is_open(logger))
+
+
+def report_closed(before: frozenset[str], used: Collection[str]) -> None:
+    """Warn of loggers that passed records on before and no longer do, once for each logger; first of those in `used`."""
+    closed = sorted(before - open_loggers() - _reported, key=lambda name: (name not in used, name))
+    if not closed:
+        return
+    _reported.update(closed)
+    names = ", ".join(map(repr, closed[:_MAX_NAMES])) + (", …" if len(closed) > _MAX_NAMES else "")
+    logging.getLogger(_LOGGER).disabled = False  # it shares the fate of the loggers that it reports
+    get_logger(_LOGGER).warning(
+        "OtelConnector: loggers (%s) were disabled or set not to propagate during the run, and their records are not "
+        "exported; configure logging with disable_existing_loggers=False and propagate=True",
+        names,
+    )
+
+
+def _is_open(logger: logging.Logger) -> bool:
+    return logger.propagate and not logger.disabled and logger.name.partition(".")[0] not in _NOT_REPORTED

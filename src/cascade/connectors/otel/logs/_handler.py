@@ -52,7 +52,8 @@ class TaskLogHandler(logging.Handler):
     """Takes the records that a task of one of `runs` makes, from `min_level` on, encodes them, and puts them away.
 
     A record that a handler of the application exports by OpenTelemetry is left to that handler. Unless `fills_gaps`, so is
-    a record below the level of that handler, which then is not exported.
+    a record below the level of that handler, which then is not exported. `loggers` has the names of the loggers of the
+    records that were taken.
 
     It never raises: a record that cannot be handled or encoded is refused with the reason.
     """
@@ -67,6 +68,7 @@ class TaskLogHandler(logging.Handler):
         fills_gaps: bool = True,
     ) -> None:
         super().__init__()  # without a level of its own: it must see each record that would else go to lastResort
+        self.loggers: set[str] = set()
         self._put = put
         self._refuse = refuse
         self._runs = runs
@@ -105,6 +107,7 @@ class TaskLogHandler(logging.Handler):
         _here.is_encoding = True
         try:
             self._put(encode(record, task))
+            self.loggers.add(record.name)
         except Exception as error:  # noqa: BLE001 - telemetry never breaks a run
             self._refuse(f"a record cannot be encoded: {type(error).__name__}")
         finally:

@@ -21,6 +21,7 @@ from cascade.connectors.otel._peer import HOLD_TIMEOUT
 from cascade.connectors.otel._sharing import Registry, destination
 from cascade.connectors.otel._tally import FlushReport
 from cascade.connectors.otel._transport import open_transport, prepare, takes_no_such_signal
+from cascade.connectors.otel.logs._application import open_loggers, report_closed
 from cascade.connectors.otel.logs._framing import request
 from cascade.connectors.otel.logs._handler import TaskLogHandler, attach, detach
 from cascade.connectors.otel.logs._records import encode_resource
@@ -88,11 +89,13 @@ class RunLogs:
         self._lock = threading.Lock()
         self._told = 0
         self._told_of_refusal = False
+        self._open_loggers: frozenset[str] = frozenset()
         _lifetime.watch(self)
 
     def attach(self, run_id: str) -> None:
         """A run starts: what its tasks say is exported from now on. Attached twice, it must be detached twice."""
         with self._lock:
+            self._open_loggers = self._open_loggers if self._runs else open_loggers()
             self._runs[run_id] += 1
             attach(self._handler)
 
@@ -102,8 +105,10 @@ class RunLogs:
             self._runs[run_id] -= 1
             if self._runs[run_id] <= 0:
                 del self._runs[run_id]
-            if not self._runs:
-                detach(self._handler)
+            if self._runs:
+                return
+            detach(self._handler)
+        report_closed(self._open_loggers, self._handler.loggers)
 
     def flush(self, timeout: float) -> FlushReport:
         """Wait until all records so far are sent or lost, for `timeout` seconds at the most; for a thread, not a loop."""
