@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 
 import cascade as cs
@@ -108,6 +109,24 @@ def test_the_connectors_of_the_environment_share_as_well(monkeypatch: pytest.Mon
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
         run_each(lambda: None)
         assert values(latest(receiver)["cascade.run.duration"]) == {("one", "success"): 8, ("fails", "failure"): 2}
+
+
+def test_each_resource_of_an_application_has_metrics_and_logs_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def service(resource: Any) -> str:
+        return next(str(one.value.string_value) for one in resource.attributes if one.key == "service.name")
+
+    with OtlpReceiver() as receiver:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
+        for _ in range(3):
+            for name in ("a", "b"):
+                provider = TracerProvider(resource=Resource({"service.name": name}), shutdown_on_exit=False)
+                cs.run(logs(), connector=OtelConnector(tracer_provider=provider, logs=True), log_level="OFF")
+        runs = {service(request.resource_metrics[0].resource): metrics_of(request) for request in receiver.metrics}
+        assert {name: values(one["cascade.run.duration"]) for name, one in runs.items()} == {
+            "a": {("logs", "success"): 3},
+            "b": {("logs", "success"): 3},
+        }
+        assert Counter(service(request.resource_logs[0].resource) for request in receiver.logs) == {"a": 3, "b": 3}
 
 
 def test_the_deltas_of_runs_with_a_connector_each_add_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,8 @@ RECENT = 64
 """Destinations whose state is kept without a connector. A run's totals and the health of its peer outlive the run."""
 
 T = TypeVar("T")
+Share = Callable[[Callable[[], T]], T]
+"""Returns the shared object of one destination; the argument makes it."""
 
 _registries: "list[Registry[Any]]" = []
 

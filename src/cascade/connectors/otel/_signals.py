@@ -2,8 +2,9 @@
 
 import os
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Hashable
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from opentelemetry.sdk.resources import Resource
 
@@ -12,7 +13,8 @@ from cascade.connectors.otel._environment import Problem, report
 from cascade.connectors.otel._options import ExportOptions, Signal
 from cascade.connectors.otel._outbox import Outbox
 from cascade.connectors.otel._provider import Tracing
-from cascade.connectors.otel._sharing import Registry
+from cascade.connectors.otel._sharing import Registry, Share, destination
+from cascade.telemetry import attributes as a
 from cascade.telemetry.safe import error_text
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from cascade.connectors.otel.metrics._exporter import Exporter
 
 logger = get_logger("cascade.connectors.otel")
+
+T = TypeVar("T")
 
 _log_outboxes: Registry[Outbox] = Registry(lambda outbox: outbox.retire())
 _metric_exporters: "Registry[Exporter]" = Registry(lambda exporter: exporter.retire())
@@ -112,7 +116,7 @@ def _metrics(tracing: Tracing | None, exporting: dict[str, Any], *, is_wanted: b
     options = _options(exporting, "metrics")
     if options is None or not (tracing.is_own or _names_a_collector(options)):
         return RunMetrics()
-    metrics = RunMetrics.own(tracing.provider.resource, options, exporters=_metric_exporters)
+    metrics = RunMetrics.own(tracing.provider.resource, options, share=_share(_metric_exporters, options, tracing))
     if tracing.route is not None:
         metrics.watch("traces", tracing.route.outbox.totals)
     return metrics
@@ -138,7 +142,21 @@ def _logs(tracing: Tracing | None, exporting: dict[str, Any], logs: bool | str |
         report(Problem("OTEL_LOGS_EXPORTER", str(exporting["endpoint"]), message))
         return None
     resource: Resource = tracing.provider.resource
-    return RunLogs(resource, options, level, _log_outboxes, is_explicit=logs is not None)
+    return RunLogs(resource, options, level, _share(_log_outboxes, options, tracing), is_explicit=logs is not None)
+
+
+def _share(registry: Registry[T], options: ExportOptions, tracing: Tracing) -> Share[T]:
+    """Shares the objects of a registry between the connectors of this destination and resource.
+
+    The resource of a provider of our own follows from the environment. The instance id is new in a forked child, where the
+    objects begin anew.
+    """
+    whose: Hashable = None
+    if not tracing.is_own:
+        resource = tracing.provider.resource
+        described = {key: value for key, value in resource.attributes.items() if key != a.SERVICE_INSTANCE_ID}
+        whose = frozenset(described.items()), resource.schema_url
+    return partial(registry.get, (destination(options), whose))
 
 
 def _options(exporting: dict[str, Any], signal: Signal) -> ExportOptions | None:

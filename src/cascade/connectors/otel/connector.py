@@ -102,7 +102,6 @@ class OtelConnector:
         self._detail = one_of("detail", detail, ("full", "tasks", "run"))
         self._cicd = one_of("semconv", semconv, (None, "cicd")) == "cicd"
         self._waits = one_of("on_full", on_full, ("wait", "drop")) == "wait"
-        self._capacity = whole("max_buffer_bytes", max_buffer_bytes)
         exporting = {"endpoint": endpoint, "protocol": protocol, "headers": headers}
         self._bounds = Bounds(
             whole("max_buffer_bytes", max_buffer_bytes), positive("hold_timeout", hold_timeout), self._flush_timeout

@@ -18,7 +18,7 @@ from cascade.connectors.otel._options import ExportOptions
 from cascade.connectors.otel._outage import Items
 from cascade.connectors.otel._outbox import FLUSH_TIMEOUT, Bounds, Outbox
 from cascade.connectors.otel._peer import HOLD_TIMEOUT
-from cascade.connectors.otel._sharing import Registry, destination
+from cascade.connectors.otel._sharing import Share
 from cascade.connectors.otel._tally import FlushReport
 from cascade.connectors.otel._transport import open_transport, prepare, takes_no_such_signal
 from cascade.connectors.otel.logs._application import open_loggers, report_closed
@@ -63,7 +63,7 @@ class RunLogs:
         resource: The same as that of the spans.
         options: Made for the signal "logs".
         level: A number of `logging`'s, from which on records are exported.
-        outboxes: Outboxes of the process; the one of this destination is shared. None makes an outbox.
+        share: Returns the outbox of the destination, which connectors share. None makes an outbox.
         is_explicit: Whether the program asks for logs. False if only the environment does: then the level of the
             application's OpenTelemetry handler applies.
     """
@@ -73,14 +73,14 @@ class RunLogs:
         resource: Resource,
         options: ExportOptions,
         level: int = logging.NOTSET,
-        outboxes: Registry[Outbox] | None = None,
+        share: Share[Outbox] | None = None,
         *,
         is_explicit: bool = True,
     ) -> None:
         self.endpoint = options.endpoint
         make = partial(_outbox, resource, options)
-        self._outbox = make() if outboxes is None else outboxes.get(destination(options), make)
-        self._is_shared = outboxes is not None
+        self._outbox = make() if share is None else share(make)
+        self._is_shared = share is not None
         self._outbox.reserve(self, _BOUNDS)
         self._tally = self._outbox.tally()
         self._runs: Counter[str] = Counter()

@@ -11,7 +11,7 @@ from opentelemetry.sdk.resources import Resource
 
 from cascade._loggers import get_logger
 from cascade.connectors.otel._options import ExportOptions
-from cascade.connectors.otel._sharing import Registry, destination
+from cascade.connectors.otel._sharing import Share
 from cascade.connectors.otel._tally import FlushReport
 from cascade.connectors.otel._transport import open_transport, prepare
 from cascade.connectors.otel.metrics._destinations import Collector, Console, Destination
@@ -47,7 +47,7 @@ class RunMetrics:
         resource: Resource,
         options: ExportOptions,
         environ: Mapping[str, str] = os.environ,
-        exporters: Registry[Exporter] | None = None,
+        share: Share[Exporter] | None = None,
     ) -> Self:
         """Export to `options`, whose signal is "metrics", as the `OTEL_METRIC*` variables configure it.
 
@@ -55,7 +55,7 @@ class RunMetrics:
             resource: The same as that of the spans.
             options: Made for the signal "metrics".
             environ: The environment.
-            exporters: Exporters of the process; the one of this destination is shared. None makes an exporter.
+            share: Returns the exporter of the destination, which connectors share. None makes an exporter.
         """
         settings = Settings.from_environment(environ)
         if not settings.exporters:
@@ -63,8 +63,8 @@ class RunMetrics:
         if "otlp" in settings.exporters:
             prepare(options)
         make = partial(_exporter, settings, resource, options)
-        exporter = make() if exporters is None else exporters.get(destination(options, environ), make)
-        return cls(exporter.ledger, exporter, is_shared=exporters is not None)
+        exporter = make() if share is None else share(make)
+        return cls(exporter.ledger, exporter, is_shared=share is not None)
 
     @classmethod
     def of(cls, meter_provider: MeterProvider) -> Self:
