@@ -1,6 +1,9 @@
 """Numbers, fields and names that the documentation states are those of the code."""
 
 import contextlib
+import io
+import json
+import logging
 import re
 import sys
 import tomllib
@@ -128,6 +131,30 @@ def test_the_names_that_a_page_mentions_exist(page: str) -> None:
 def _sources() -> list[str]:
     files = [*(ROOT / "src").rglob("*.py"), *(ROOT / "stack").glob("*.py"), ROOT / "docker-compose.yml"]
     return [file.read_text(encoding="utf-8") for file in (*files, ROOT / "tests/e2e/conftest.py")]
+
+
+def test_the_page_about_logs_lists_the_keys_of_json(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "logs.md").read_text(encoding="utf-8")
+    lines = page.partition("| key |")[2].splitlines()[2:]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
+    stream = io.StringIO()
+    handler, app = logging.StreamHandler(stream), logging.Logger("app")  # noqa: LOG001 - below no other
+    handler.setFormatter(cs.JsonFormatter())
+    app.addHandler(handler)
+
+    @cs.task
+    def logs() -> None:
+        try:
+            int("none")
+        except ValueError:
+            app.exception("it failed", extra={"rows": 3}, stack_info=True)
+
+    cs.run(logs(), log_format="json")
+    messages = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    columns = [{key for message in messages for key in message}, {*json.loads(stream.getvalue())} - {"task_name"}]
+    for number, keys in enumerate(columns, 1):
+        stated = [re.findall(r"`(\w+)`", row[0]) for row in rows if row[number]]
+        assert {key for names in stated for key in names} == keys
 
 
 def test_the_page_about_the_environment_lists_all_variables_of_cascade() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 import cascade
 from cascade._loggers import get_logger
+from cascade.connectors.memory import MemoryConnector
 from tests.waiting import HANG
 
 
@@ -88,3 +89,16 @@ def test_warnings_of_a_run_do_not_end_it_where_stderr_takes_none(stderr: str) ->
     """)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG, check=False)
     assert done.stdout == "all runs ended\n"
+
+
+@pytest.mark.parametrize(("level", "count"), [(logging.WARNING, 1), (logging.ERROR, 0)])
+def test_the_logger_and_not_the_log_level_of_a_run_decides_about_warnings(
+    level: int, count: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Unreachable(MemoryConnector):
+        async def connect(self) -> None:
+            raise OSError("no route")
+
+    caplog.set_level(level, logger="cascade")
+    cascade.run(cascade.task(int, name="zero")(), connector=Unreachable(), log_level="OFF")
+    assert len([record for record in caplog.records if record.name.startswith("cascade")]) == count

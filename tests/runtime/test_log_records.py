@@ -1,9 +1,11 @@
 import asyncio
+import contextvars
 import io
 import json
 import logging
 import logging.handlers
 import queue
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -116,6 +118,18 @@ def test_in_a_run_both_kinds_of_tasks_are_correlated(stream: io.StringIO) -> Non
     for line in told:
         assert line["trace_id"] == line["run_id"].replace("-", "")
         assert line["span_id"] == span_id(line["run_id"], line["task_id"])
+
+
+def test_a_thread_of_the_task_has_its_ids_only_with_its_context(stream: io.StringIO) -> None:
+    def starts_threads() -> None:
+        for run in (lambda function: function(), contextvars.copy_context().run):
+            thread = threading.Thread(target=run, args=[lambda: logger.info("in a thread")])
+            thread.start()
+            thread.join()
+
+    task = cs.task(starts_threads)()
+    cs.run(task, log_level="OFF")
+    assert [line.get("task_id") for line in lines(stream)] == [None, task._uuid]
 
 
 @pytest.mark.usefixtures("in_task")
