@@ -68,4 +68,4 @@ def test_who_has_none_is_not_and_is_told(environment: dict[str, str]) -> None:
     without = {name: value for name, value in environment.items() if "CLIENT" not in name}
     with Run(without, "report") as running:
         assert running.result()["value"].startswith("v1: 12 brief")
-    assert "spans were lost" in running.stderr
+    assert "spans are not yet delivered" in running.stderr

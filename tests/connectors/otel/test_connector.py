@@ -1,6 +1,8 @@
 """OtelConnector passes what all connectors pass, refuses bad settings, and takes any kind of collector."""
 
 import logging
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +15,7 @@ from cascade.runtime.exceptions import TelemetryLostError
 from cascade.testing import ConnectorConformance, Fault, OtlpReceiver
 from tests.connectors.otel import peers
 from tests.connectors.otel.tracing import Collector
-from tests.waiting import NEVER, until_blocking
+from tests.waiting import HANG, NEVER, until_blocking
 
 
 @cs.task
@@ -155,6 +157,51 @@ def test_a_partial_success_is_counted(collector: Collector, caplog: pytest.LogCa
     collector.receiver.fault = Fault.partial_success(1, "too old", times=1)
     assert cs.run(one(), connector=collector.connector()) == 1
     assert ["1 spans were lost" in message and "too old" in message for message in caplog.messages] == [True]
+
+
+RUNS = """
+import sys
+
+import cascade as cs
+from cascade.connectors.otel import OtelConnector
+
+@cs.task
+def one() -> int:
+    return 1
+
+for _ in range(int(sys.argv[3])):
+    cs.run(one(), connector=OtelConnector(sys.argv[1], protocol=sys.argv[2]), log_level="OFF")
+"""
+
+
+@pytest.mark.parametrize(("runs", "lines"), [(1, 1), (3, 2)])
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_the_exit_reports_the_losses_that_no_warning_has_counted(
+    runs: int, lines: int, protocol: str, refused: str
+) -> None:
+    command = [sys.executable, "-c", RUNS, refused, protocol, str(runs)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=HANG)
+    told = done.stderr.splitlines()
+    assert len(told) == lines
+    assert "3 spans are not yet delivered" in told[0]
+    if runs > 1:
+        assert f"{3 * runs} spans were lost" in told[1]
+        assert "connection refused" in told[1]
+
+
+@pytest.mark.usefixtures("real_limits")
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_the_spans_of_runs_that_end_in_an_outage_are_delivered_afterwards(
+    protocol: str, refused: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(3):
+        cs.run(one(), connector=OtelConnector(refused, protocol=protocol, metrics=False))
+    port = int(refused.rpartition(":")[2])
+    with peers.http_peer(port) if protocol != "grpc" else peers.grpc_peer(port) as peer:
+        until_blocking(lambda: len(caplog.messages) == 2)
+        assert sorted(peers.names(peer.bodies)) == [*["one"] * 3, *["run one"] * 3, *["run.started"] * 3]
+    assert "3 spans are not yet delivered" in caplog.messages[0]
+    assert "9 spans were delivered late" in caplog.messages[1]
 
 
 def test_strict_makes_an_error_of_a_loss(refused: str) -> None:

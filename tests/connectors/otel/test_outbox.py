@@ -624,6 +624,40 @@ def test_forks_and_exits(protocol: str, ending: str, expected: list[str]) -> Non
         assert sorted(peers.names(peer.bodies)) == expected
 
 
+EXIT = """
+import atexit, threading
+
+atexit.register(lambda: print(sum(box.report().sent for box in boxes)))
+
+from cascade.connectors.otel._outbox import Outbox
+from cascade.connectors.otel._transport import Reply
+from tests.limits import out_of_reach
+
+out_of_reach()
+together = threading.Barrier(3)
+
+class Transport:
+    def send(self, body, timeout):
+        together.wait(100)
+        return Reply("accepted")
+
+    def close(self):
+        pass
+
+boxes = [
+    Outbox(Transport, pack=lambda entries: (b"body", []), schedule_delay=600, exit_timeout=100) for _ in range(3)
+]
+for box in boxes:
+    box.put(b"encoded")
+"""
+
+
+def test_the_exit_flushes_all_destinations_at_the_same_time() -> None:
+    """Each request is answered when all have been sent: flushes one after the other would wait for ever."""
+    done = subprocess.run([sys.executable, "-c", EXIT], check=False, capture_output=True, text=True, timeout=HANG)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "3\n", "")
+
+
 def test_grpc_does_not_write_to_stderr(make_span: MakeSpan) -> None:
     program = (
         PROGRAM
