@@ -17,6 +17,7 @@ from cascade.testing import OtlpReceiver
 
 RUN = "0f8fad5b-d9cb-469f-a165-70867728950e"
 TASK = TaskContext(RUN, "t", "work", place_run(RUN), attempt=2, map_index=0)
+part = logging.getLogger("tests.app.part")
 
 LogsTo = Callable[..., RunLogs]
 
@@ -95,3 +96,32 @@ def app() -> Iterator[logging.Logger]:
     logger.setLevel(1)
     yield logger
     logger.setLevel(logging.NOTSET)
+
+
+@pytest.fixture
+def restored() -> Iterator[None]:
+    """The configuration of logging as it was before."""
+    root, names = logging.root, ("tests.app", part.name)
+    handlers, level, known = list(root.handlers), root.level, dict(logging.root.manager.loggerDict)
+    disabled = {name: each.disabled for name, each in known.items() if isinstance(each, logging.Logger)}
+    part.setLevel(logging.INFO)
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    for name, was in disabled.items():
+        logging.getLogger(name).disabled = was
+    for name in names:
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.setLevel(logging.NOTSET)
+        logger.propagate = True
+
+
+@pytest.fixture
+def collector_in_environment(receiver: OtlpReceiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
+
+
+def bodies(receiver: OtlpReceiver) -> list[str]:
+    return sorted(line.body for line in lines(receiver.logs) if line.scope == part.name)
