@@ -15,7 +15,8 @@ from tests.waiting import HANG
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
+LINK = re.compile(r"\]\((?!https?:)([^)#]+)(?:#([^)]+))?")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 
 def code_of(page: Path) -> str:
@@ -41,8 +42,11 @@ def test_its_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
 def test_its_links_lead_somewhere(page: Path) -> None:
-    for link in LINK.findall(page.read_text(encoding="utf-8")):
+    for link, anchor in LINK.findall(page.read_text(encoding="utf-8")):
         assert (page.parent / link).exists(), link
+        if anchor:
+            headings = HEADING.findall((page.parent / link).read_text(encoding="utf-8"))
+            assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_generated_pages_are_current(monkeypatch: pytest.MonkeyPatch) -> None:

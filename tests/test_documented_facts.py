@@ -20,6 +20,8 @@ import cascade as cs
 from cascade.adapters.executors import _places
 from cascade.connectors.mqtt import _options, _outbox, _packets, _peer, _rate
 from cascade.connectors.mqtt import connector as mqtt
+from cascade.connectors.otel import _sharing
+from cascade.connectors.otel.metrics import _catalogue, _census, _exporter, _settings
 from cascade.runtime import _map_execution, _outcome, _resource_thread, _run_context, lane, protocols
 from cascade.runtime.control import admission, constraint, control, decisions
 from cascade.spec import retry, telemetry
@@ -76,6 +78,15 @@ STATED = {
         f"Collector {build.collector_version()}, Jaeger {build.JAEGER} and",
         f"up to {int(COLLECTOR_DEFAULTS['COLLECTOR_QUEUE_BYTES']) // MIB} MiB while Jaeger is away",
         f"runner:{COMPOSE_DEFAULTS['MQTT_RUNNER_PASSWORD']}@localhost",
+    ],
+    "docs/metrics.md": [
+        {(0.001, 3600.0): "bounds from 1 ms to 1 h"}[_catalogue.BOUNDS[0], _catalogue.BOUNDS[-1]],
+        {60.0: "exports every minute"}[_settings.DEFAULT_INTERVAL],
+        f"milliseconds, {_settings.DEFAULT_INTERVAL * 1000:g} by default",
+        {3600.0: "again after an hour"}[_exporter.NOT_TAKEN_PAUSE],
+        f"The totals of the {_sharing.RECENT} destinations",
+        f"at most {_census.MAX_NAMES} names of tasks, {_census.MAX_TARGETS} of targets and {_census.MAX_ERROR_TYPES} types",
+        f"{_census.MAX_SETS:,} combinations of attributes per metric",
     ],
     "docs/mqtt.md": [
         f"by default {_outbox.CAPACITY // MIB} MiB",

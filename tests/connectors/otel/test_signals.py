@@ -240,3 +240,11 @@ def test_a_run_whose_last_message_was_lost_is_not_active_any_more() -> None:
         connector = OtelConnector(receiver.http_endpoint)
         asyncio.run(lose_the_end(connector))
         assert values(latest(receiver)["cascade.run.active"]) == {(): 0}
+
+
+def test_a_run_with_two_connectors_of_one_destination_counts_twice() -> None:
+    with OtlpReceiver() as receiver:
+        connectors = [OtelConnector(receiver.http_endpoint) for _ in range(2)]
+        cs.run(flow(), connector=connectors, log_level="ERROR")
+        assert values(latest(receiver)["cascade.task.duration"]) == {("flaky", "success"): 2, ("shout", "success"): 2}
+        assert len(receiver.spans.named("shout")) == 2

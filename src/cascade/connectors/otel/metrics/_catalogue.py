@@ -39,7 +39,7 @@ TASK_WAIT = Metric(
     "cascade.task.wait.duration",
     "histogram",
     "s",
-    "how long a task was held back, counted when it has ended",
+    "duration of a wait of a task, counted when the task has ended",
     (a.WAIT_REASON,),
 )
 TASK_RETRIES = Metric("cascade.task.retries", "counter", "{retry}", "retries", (a.TASK_NAME,))
@@ -47,12 +47,12 @@ TASK_SKIPS = Metric(
     "cascade.task.skips",
     "counter",
     "{task}",
-    "tasks that were skipped; a map that was skipped as a whole is one",
+    "skipped tasks; a skipped map counts as one",
     (a.TASK_NAME, a.TASK_SKIP_REASON),
 )
 CACHE_HITS = Metric("cascade.task.cache.hits", "counter", "{hit}", "tasks whose result was cached", (a.TASK_NAME,))
 TELEMETRY_SENT = Metric(
-    "cascade.telemetry.sent", "counter", "{span}", "spans that the collector has taken", (a.TELEMETRY_SIGNAL,)
+    "cascade.telemetry.sent", "counter", "{span}", "spans that the collector has accepted", (a.TELEMETRY_SIGNAL,)
 )
 TELEMETRY_LOST = Metric("cascade.telemetry.lost", "counter", "{span}", "spans that were lost", (a.TELEMETRY_SIGNAL,))
 TELEMETRY_RETRIED = Metric(
