@@ -26,7 +26,7 @@ _PARAMETERS: dict[str, Any] = {
     "org_id": {"default": DEFAULT_ORG, "description": f"{ORG_VARIABLE} of the process."},
     "project_id": {"default": DEFAULT_PROJECT, "description": f"{PROJECT_VARIABLE} of the process."},
     "run_id": {"description": "A run's id: 128 random bits in UUID form.", "examples": [RUN_ID]},
-    "source": {"description": "A process: `{host}-{pid}`.", "examples": [SOURCE]},
+    "source": {"description": "A process: `{host}-{pid}-{4 hex random}`.", "examples": [SOURCE]},
     "name": {
         "description": "The name of a task, or a pattern of Python's fnmatch for names; percent-encoded.",
         "examples": ["load", "load_%2A", "reports%2Fdaily"],

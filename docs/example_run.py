@@ -19,7 +19,7 @@ from cascade.runtime.subscribers import TelemetrySubscriber
 from cascade.telemetry.topics import control_topic
 from cascade.testing import FixedClock
 
-ORG, PROJECT, RUN_ID, SOURCE = "acme", "etl", "0f8fad5b-d9cb-469f-a165-70867728950e", "worker-1-4711"
+ORG, PROJECT, RUN_ID, SOURCE = "acme", "etl", "0f8fad5b-d9cb-469f-a165-70867728950e", "worker-1-4711-9f3a"
 PAUSE = {"id": "maintenance", "type": "pause", "params": {}}
 
 

@@ -1,4 +1,7 @@
 import os
+import re
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -44,7 +47,27 @@ def test_a_tasks_scope_is_one_level_whatever_its_name(name: str) -> None:
 
 
 def test_the_source_is_this_process() -> None:
-    assert source().endswith(f"-{os.getpid()}")
+    assert re.fullmatch(rf".+-{os.getpid()}-[0-9a-f]{{4}}", source())
+    assert source() == source()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_has_a_source_of_its_own() -> None:
+    program = """if 1:
+        import os
+        from cascade.telemetry.topics import source
+        own, (readable, writable) = source(), os.pipe()
+        child = os.fork()
+        if not child:
+            os.write(writable, source().encode())
+            os._exit(0)
+        os.waitpid(child, 0)
+        print(own, os.getpid(), os.read(readable, 1000).decode(), child)
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    own, parent_pid, childs, child_pid = done.stdout.split()
+    assert f"-{parent_pid}-" in own
+    assert f"-{child_pid}-" in childs
 
 
 @pytest.mark.parametrize(

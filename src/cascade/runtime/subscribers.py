@@ -200,7 +200,6 @@ class TelemetrySubscriber:
         max_bytes: int = MAX_QUEUED_BYTES,
     ) -> None:
         self._org_id, self._project_id = identity_from_environment()
-        self._source = source()
         self._lane = Lane(connector, max_bytes=max_bytes)
         self._capture = words(connector, "capture")
         self._drain_timeout = drain_timeout
@@ -231,6 +230,8 @@ class TelemetrySubscriber:
         if event.run_id is None:
             return
         run = self._runs.get(event.run_id) or self._new_run(event)
+        if run.head["source"] != source():  # a forked child: the parent reports the run
+            return
         if (message := self._drafters[type(event)](event, run)) is not None:
             self._lane.put(self._sealed(message, run, event))
         if isinstance(event, RunFinished):
@@ -261,7 +262,7 @@ class TelemetrySubscriber:
                 seq=0,
                 org_id=self._org_id,
                 project_id=self._project_id,
-                source=self._source,
+                source=source(),
                 trace_flags=trace.flags,
                 tracestate=trace.tracestate,
             )

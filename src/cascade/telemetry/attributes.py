@@ -150,7 +150,12 @@ DOCUMENTED = (
     ),
     Documented(SERVICE_NAME, "string", "resource of all", "`OTEL_SERVICE_NAME`, else `cascade`"),
     Documented(SERVICE_VERSION, "string", "resource of all", "Cascade's version, unless you give yours"),
-    Documented(SERVICE_INSTANCE_ID, "string", "resource of all", "`{host}-{pid}`"),
+    Documented(
+        SERVICE_INSTANCE_ID,
+        "string",
+        "resource of all",
+        "`{host}-{pid}-{4 hex random}`, the `source` of the messages; a forked child has its own; unless you give yours",
+    ),
     Documented(CICD_PIPELINE_NAME, "string", 'run, with `semconv="cicd"`', "name of the run's target"),
     Documented(CICD_PIPELINE_RUN_ID, "string", 'run, with `semconv="cicd"`', "the run's id: 128 bits in UUID form"),
     Documented(CICD_PIPELINE_RESULT, "string", 'run, with `semconv="cicd"`', _WORDS),

@@ -4,6 +4,7 @@ import os
 import socket
 import unicodedata
 from collections.abc import Mapping
+from functools import cache
 from urllib.parse import quote
 
 ORG_VARIABLE, PROJECT_VARIABLE = "CASCADE_ORG_ID", "CASCADE_PROJECT_ID"
@@ -110,10 +111,19 @@ def _unfit(value: str, limit: int) -> str:
     return ""
 
 
+@cache
 def source() -> str:
-    """This process: `{host}-{pid}`."""
+    """Return the name of this process, `{host}-{pid}-{4 hex random}`.
+
+    It is the same for the life of the process. A forked child has a name of its own. The random part tells processes
+    with the same process id apart, in containers with one host name, and after a restart.
+    """
     host = "".join(c if c.isalnum() or c in "-_." else "-" for c in socket.gethostname()) or "host"
-    return f"{host[:64]}-{os.getpid()}"
+    return f"{host[:64]}-{os.getpid()}-{os.urandom(2).hex()}"
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=source.cache_clear)
 
 
 def events_topic(org_id: str, project_id: str, run_id: str) -> str:

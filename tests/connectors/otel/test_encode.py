@@ -95,7 +95,8 @@ def test_a_span_is_what_the_sdk_makes_of_it(data: SpanData) -> None:
 
 @given(st.lists(SPANS, max_size=3), st.dictionaries(TEXT.filter(bool), TEXT, max_size=3))
 def test_an_envelope_holds_all_spans_under_one_resource_and_scope(spans: list[SpanData], found: dict[str, str]) -> None:
-    envelope = Envelope(Resource(found, "https://example.org/schema"), InstrumentationScope("cascade", "1.2", ""))
+    resource = Resource(found, "https://example.org/schema")
+    envelope = Envelope(lambda: resource, InstrumentationScope("cascade", "1.2", ""))
     request = ExportTraceServiceRequest.FromString(envelope.around(map(encode_span, spans)))
     (resource_spans,) = request.resource_spans
     assert {one.key: one.value.string_value for one in resource_spans.resource.attributes} == found

@@ -14,6 +14,7 @@ from opentelemetry import trace
 import cascade as cs
 from cascade.connectors.memory import MemoryConnector
 from cascade.telemetry.identity import span_id
+from cascade.telemetry.topics import source
 from tests.connectors.otel.tracing import Collector
 from tests.waiting import HANG
 
@@ -464,7 +465,7 @@ def test_the_resource_names_the_service_and_the_process(collector: Collector, mo
     resource = collector.trace_of(one()).one("one").resource
     assert resource["service.name"] == "cascade"
     assert resource["service.version"]
-    assert resource["service.instance.id"].endswith(f"-{__import__('os').getpid()}")
+    assert resource["service.instance.id"] == source()
     monkeypatch.setenv("OTEL_SERVICE_NAME", "mine")
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.version=7,team=a")
     resource = collector.trace_of(one()).one("one").resource

@@ -548,7 +548,7 @@ ACTIONS = [
 )
 def test_the_counts_always_add_up(replies: list[Reply], actions: list[str], capacity: int, make_span: MakeSpan) -> None:
     coming = iter(replies)
-    pack = partial(encode, envelope=Envelope(Resource({}), InstrumentationScope("tests")))
+    pack = partial(encode, envelope=Envelope(partial(Resource, {}), InstrumentationScope("tests")))
     transport = Scripted(lambda _: next(coming, Reply("accepted")))
     box = Outbox(lambda: transport, pack=pack, batch_size=3, capacity=capacity)
     tallies = [box.tally(), box.tally()]

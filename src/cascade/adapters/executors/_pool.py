@@ -6,14 +6,18 @@ for all calls that have ended at once. The number of calls is limited by places,
 """
 
 import asyncio
+import atexit
+import contextlib
 import os
 import queue
+import sys
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context, copy_context
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from cascade.adapters.executors._places import PlacePool, Share
 from cascade.runtime.threads import is_shutdown, start_thread
@@ -163,6 +167,8 @@ class WorkerPool:
         while call is not None:
             if call.claim():
                 call.run()
+            if self is not _pool:
+                _exit_child(call)
             self._deliver(call)
             del call
             call = self._next()
@@ -208,9 +214,33 @@ def worker_pool() -> WorkerPool:
     return _pool
 
 
+def _exit_child(call: Call) -> NoReturn:
+    """End a child that the call has forked, as a program ends: the event loop that awaits the call is in the parent."""
+    code: object = 0
+    try:
+        call.result()
+    except SystemExit as error:
+        code = error.code or 0
+    except BaseException:  # noqa: BLE001 - the interpreter's own last resort does the same
+        traceback.print_exc()
+        code = 1
+    if not isinstance(code, int):
+        print(code, file=sys.stderr)  # noqa: T201 - as the interpreter prints it
+        code = 1
+    atexit._run_exitfuncs()  # noqa: SLF001 - as multiprocessing does; the interpreter does not finalize in this thread
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
 def _new_pool() -> None:
     global _pool  # noqa: PLW0603 - a forked child has none of its parent's threads
     _pool = WorkerPool()
+    if module := sys.modules.get("concurrent.futures.thread"):
+        # The child of a worker thread would join that thread, itself, when it exits, and exit with an error (repaired
+        # in later versions of Python).
+        getattr(module, "_threads_queues", {}).pop(threading.current_thread(), None)
 
 
 if hasattr(os, "register_at_fork"):

@@ -5,7 +5,7 @@ bytes of attributes that many spans share made once; 3 µs with what is left, id
 """
 
 from collections.abc import Callable, Iterable
-from functools import lru_cache
+from functools import lru_cache, partial
 from struct import Struct
 from typing import Any
 
@@ -17,6 +17,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext
 
 from cascade.connectors.otel._protobuf import field, varint
+from cascade.connectors.otel._scope import EncodedResource
 from cascade.connectors.otel._spans import Event, SpanData
 from cascade.connectors.otel._values import key_value
 from cascade.telemetry import attributes as a
@@ -115,16 +116,26 @@ def _event(event: Event) -> Span.Event:
 
 
 class Envelope:
-    """What is around spans in a request: their resource and their instrumentation scope, encoded once."""
+    """The resource and the instrumentation scope around spans in a request. `resource` returns the current resource."""
 
-    def __init__(self, resource: Resource, scope: InstrumentationScope) -> None:
-        nobody = ReadableSpan("", SpanContext(1, 1, is_remote=False), resource=resource, instrumentation_scope=scope)
-        (around,) = encode_spans([nobody]).resource_spans
-        (within,) = around.scope_spans
+    def __init__(self, resource: Callable[[], Resource], scope: InstrumentationScope) -> None:
+        (within,) = _around(resource(), scope).scope_spans
         self._scope = ScopeSpans(scope=within.scope, schema_url=within.schema_url).SerializeToString()
-        self._resource = ResourceSpans(resource=around.resource, schema_url=around.schema_url).SerializeToString()
+        self._resource = EncodedResource(resource, partial(_encode_resource, scope=scope))
 
     def around(self, spans: Iterable[bytes]) -> bytes:
         """An `ExportTraceServiceRequest` with the spans."""
         scope_spans = self._scope + b"".join(field(_SPANS, span) for span in spans)
-        return field(_RESOURCE_SPANS, self._resource + field(_SCOPE_SPANS, scope_spans))
+        return field(_RESOURCE_SPANS, self._resource() + field(_SCOPE_SPANS, scope_spans))
+
+
+def _encode_resource(resource: Resource, *, scope: InstrumentationScope) -> bytes:
+    around = _around(resource, scope)
+    return ResourceSpans(resource=around.resource, schema_url=around.schema_url).SerializeToString()
+
+
+def _around(resource: Resource, scope: InstrumentationScope) -> ResourceSpans:
+    """The SDK's encoding of resource and scope, around a span without content."""
+    empty = ReadableSpan("", SpanContext(1, 1, is_remote=False), resource=resource, instrumentation_scope=scope)
+    (around,) = encode_spans([empty]).resource_spans
+    return around

@@ -1,13 +1,16 @@
 """OTLP over gRPC."""
 
+import os
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
 
 import grpc
 
+from cascade.connectors._lifetime import no_fork
 from cascade.connectors.otel import _answers, _endpoint
 from cascade.connectors.otel._options import ExportOptions, Signal
 from cascade.connectors.otel._proxy import disables_grpc_proxy
@@ -53,6 +56,25 @@ _REASONS = {
 _DETAILS = "grpc-status-details-bin"
 
 
+_AFTER_FORK = " (gRPC was in use at a fork, which it may not survive: use the protocol http/protobuf)"
+
+
+class _Use:
+    """Whether channels are open, and whether that was so at a fork of this process or of its parent."""
+
+    def __init__(self) -> None:
+        self.channels: weakref.WeakSet[GrpcTransport] = weakref.WeakSet()
+        self.was_forked = False
+
+    def forked(self) -> None:
+        self.was_forked = self.was_forked or bool(self.channels)
+
+
+_use = _Use()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_parent=_use.forked, after_in_child=_use.forked)
+
+
 class GrpcTransport:
     """Calls a collector's Export method over one channel; proxies as gRPC itself reads them from the environment."""
 
@@ -65,13 +87,15 @@ class GrpcTransport:
 
     def send(self, body: bytes, timeout: float) -> Reply:
         try:
-            return self._call(self._connected(), body, timeout)
+            with no_fork:
+                return self._call(self._connected(), body, timeout)
         except Exception as error:  # noqa: BLE001 - the transport's contract: a failure is a reply
             return Reply("refused", _answers.shortened(f"{type(error).__name__}: {error}"))
 
     def close(self) -> None:
         if self._channel is not None:
-            self._disconnect(self._channel)
+            with no_fork:
+                self._disconnect(self._channel)
 
     def _call(self, channel: grpc.Channel, body: bytes, timeout: float) -> Reply:
         method = channel.unary_unary(_METHODS[self._options.signal], None, None)
@@ -91,6 +115,7 @@ class GrpcTransport:
         with self._lock:
             if self._channel is None:
                 self._channel = self._dial()
+                _use.channels.add(self)
             return self._channel
 
     def _disconnect(self, channel: grpc.Channel) -> None:
@@ -189,7 +214,7 @@ def _failure(call: grpc.Call, timeout: float, *, is_dead: bool) -> Reply:
 
 def _explained(code: grpc.StatusCode, details: str, timeout: float, *, is_dead: bool) -> str:
     if code is grpc.StatusCode.DEADLINE_EXCEEDED and is_dead:
-        return f"no answer within {timeout:.3g} s"
+        return f"no answer within {timeout:.3g} s{_AFTER_FORK if _use.was_forked else ''}"
     for sign, reason in _REASONS.items() if is_dead else ():
         if sign in details:
             return reason

@@ -24,7 +24,7 @@ from cascade.connectors.otel._encode import encode_span
 from cascade.connectors.otel._ids import add_part, remove_part
 from cascade.connectors.otel._inherited import Inherited
 from cascade.connectors.otel._provider import Tracing
-from cascade.connectors.otel._routes import Route, add_route, remove_route
+from cascade.connectors.otel._routes import Route, RunRoutes, add_route, remove_route, run_routes
 from cascade.connectors.otel._spans import SpanData
 from cascade.telemetry.identity import RUN_STARTED, RunTrace, SpanRef
 
@@ -99,9 +99,12 @@ class LiveRun:
     root_id: str = field(init=False)
     _traces: set[str] = field(default_factory=set)
     _has_failed: bool = False
+    _routes: RunRoutes | None = None
 
     def __post_init__(self) -> None:
         self.root_id = self.trace.span_id
+        if self.route is not None:
+            self._routes = run_routes(self.trace.run_id, self.route)
 
     @property
     def is_recording(self) -> bool:

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from opentelemetry import trace
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, Tracer, TracerProvider
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.sampling import (
@@ -57,6 +58,10 @@ class Tracing:
     sampler: PresetSampler
     route: Route | None = None
     endpoint: str = ""
+
+    def resource(self) -> Resource:
+        """The provider's resource, which is another one after a fork."""
+        return self.provider.resource
 
     @property
     def is_own(self) -> bool:
@@ -113,14 +118,14 @@ def _made(options: ExportOptions, environ: Mapping[str, str]) -> Tracing:
     provider = _OwnProvider(
         resource=resource(environ), sampler=sampler(environ), span_limits=span_limits(environ), shutdown_on_exit=False
     )
-    envelope = Envelope(provider.resource, InstrumentationScope(SCOPE, scope_version(), ""))
+    envelope = Envelope(lambda: provider.resource, InstrumentationScope(SCOPE, scope_version(), ""))
     route = None
     if "otlp" in exporters:
         prepare(options)
         pack = partial(encode, envelope=envelope)
         route = Route(_outbox(options, pack))
-    provider.add_span_processor(RoutingProcessor(route))
     mark_spans_of(provider)
+    provider.add_span_processor(RoutingProcessor(route))
     provider.is_plain = provider.is_plain and not any(_environment.value(environ, name) for name in LIMITS)
     if "console" in exporters:
         provider.add_span_processor(SimpleSpanProcessor(_ConsoleExporter()))

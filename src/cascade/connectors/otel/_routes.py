@@ -1,10 +1,15 @@
-"""Which outboxes a span belongs to: those of the runs whose trace it is in, else the provider's own.
+"""The outboxes of a span: those of its run, else those of the runs in its trace, else the provider's own.
 
-The first connector's provider becomes the process's global one, and serves the instrumentation in the tasks of all
-later runs, whose connectors may send elsewhere.
+The first connector's provider becomes the process's global one. It also serves the instrumentation in the tasks of all
+later runs, whose connectors may send to another endpoint. A span below a task has the run's id, and takes the run's
+routes for as long as a context of the run is in use, after the run's end too. A span that has only the trace id takes
+the routes of the runs in that trace; of ended runs, the latest `KEPT_TRACES` traces are known.
 """
 
+import os
 import threading
+import weakref
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -19,8 +24,11 @@ from cascade.connectors.otel._tally import Tally
 from cascade.telemetry import attributes as a
 from cascade.telemetry.identity import RUN_STARTED
 
-_lock = threading.Lock()
-_routes: dict[int, tuple["Route", ...]] = {}
+KEPT_TRACES = 1_000
+"""Traces of ended runs whose routes are kept, some 300 bytes each."""
+
+_HELD = "_cascade_routes"
+"""Attribute of the SDK's span objects below a task that keeps the run's routes alive."""
 
 
 @dataclass(eq=False, slots=True)
@@ -47,27 +55,72 @@ def _is_ours(span: ReadableSpan) -> bool:
     return span.instrumentation_scope is not None and span.instrumentation_scope.name == SCOPE
 
 
+class RunRoutes:
+    """The routes of one run: one for each connector that exports it. Referenced by the run and by the spans below it."""
+
+    __slots__ = ("__weakref__", "routes")
+
+    def __init__(self) -> None:
+        self.routes: tuple[Route, ...] = ()
+
+
+class _Table:
+    """The routes of the process, by run and by trace."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.runs: weakref.WeakValueDictionary[object, RunRoutes] = weakref.WeakValueDictionary()
+        self.traces: dict[int, tuple[Route, ...]] = {}
+        self.ended: OrderedDict[int, tuple[Route, ...]] = OrderedDict()
+
+    def reset_after_fork(self) -> None:
+        """Replace the lock, which a thread of the parent may have held. The child's spans take the same routes."""
+        self.lock = threading.Lock()
+
+
+_table = _Table()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_table.reset_after_fork)
+
+
+def run_routes(run_id: str, route: Route) -> RunRoutes:
+    """Add a route to those of a run. They are known for as long as the returned object is referenced."""
+    with _table.lock:
+        found = _table.runs.get(run_id)
+        if found is None:
+            found = _table.runs[run_id] = RunRoutes()
+        found.routes = (*found.routes, route)
+        return found
+
+
 def add_route(trace_id: int, route: Route) -> None:
-    """Spans of this trace go that way, until `remove_route`."""
-    with _lock:
-        _routes[trace_id] = (*_routes.get(trace_id, ()), route)
+    """Send the spans of this trace that way, until `remove_route`."""
+    with _table.lock:
+        _table.traces[trace_id] = (*_table.traces.get(trace_id, ()), route)
 
 
 def remove_route(trace_id: int, route: Route) -> None:
-    with _lock:
-        left = tuple(one for one in _routes.pop(trace_id, ()) if one is not route)
+    """End a route. Until the trace has another, its late spans still take it."""
+    with _table.lock:
+        left = tuple(one for one in _table.traces.pop(trace_id, ()) if one is not route)
         if left:
-            _routes[trace_id] = left
+            _table.traces[trace_id] = left
+        others = (one for one in _table.ended.pop(trace_id, ()) if one.outbox is not route.outbox)
+        _table.ended[trace_id] = (*others, route)
+        if len(_table.ended) > KEPT_TRACES:
+            _table.ended.popitem(last=False)
 
 
 class RoutingProcessor(SpanProcessor):
-    """Puts ended spans on their route."""
+    """Puts ended spans on their routes. To be added after the processor that marks spans with their run's id."""
 
     def __init__(self, own: Route | None) -> None:
         self._own = own
 
-    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-        pass
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002 - the protocol's
+        routes = _table.runs.get((span.attributes or {}).get(a.RUN_ID))
+        if routes is not None:
+            setattr(span, _HELD, routes)
 
     def on_end(self, span: ReadableSpan) -> None:
         context = span.get_span_context()
@@ -77,12 +130,17 @@ class RoutingProcessor(SpanProcessor):
             route.put_span(span)
 
     def _routes_of(self, span: ReadableSpan, trace_id: int) -> Iterable[Route]:
-        routes, own = _routes.get(trace_id, ()), self._own
-        if _is_ours(span):  # a connector's spans are its own business, whoever else traces the same run
-            routes = tuple(route for route in routes if own is not None and route.outbox is own.outbox)
+        own, run_id = self._own, (span.attributes or {}).get(a.RUN_ID)
+        if _is_ours(span):  # only its own connector exports it, though others may trace the same run
+            live = _table.traces.get(trace_id, ())
+            routes = tuple(route for route in live if own is not None and route.outbox is own.outbox)
+        elif (run := _table.runs.get(run_id)) is not None:
+            routes = run.routes
+        else:
+            routes = _table.traces.get(trace_id) or _table.ended.get(trace_id, ())
         if not routes:
             return () if own is None else (own,)
-        return routes if len(routes) == 1 else _one_for_each_outbox(routes, (span.attributes or {}).get(a.RUN_ID))
+        return routes if len(routes) == 1 else _one_for_each_outbox(routes, run_id)
 
     def shutdown(self) -> None:
         """Flush. The outbox stays open: it belongs to all connectors of its destination, and closes at exit."""

@@ -19,7 +19,7 @@ from opentelemetry.sdk.version import __version__ as sdk_version
 
 from cascade.connectors.otel import _environment
 from cascade.connectors.otel._environment import Problem, report
-from cascade.connectors.otel._scope import scope_version
+from cascade.connectors.otel._scope import ProcessResource, scope_version
 from cascade.runtime.threads import is_shutdown
 from cascade.telemetry import attributes as a
 from cascade.telemetry.topics import source
@@ -51,8 +51,9 @@ def resource(environ: Mapping[str, str]) -> Resource:
         resources.TELEMETRY_SDK_VERSION: sdk_version,
     }
     ours = {a.SERVICE_NAME: "cascade", a.SERVICE_VERSION: scope_version(), a.SERVICE_INSTANCE_ID: source()}
-    detected = _detected(environ)
-    return Resource({**sdk, **ours}).merge(detected).merge(Resource(_given(environ)))
+    detected, given = _detected(environ), _given(environ)
+    found = Resource({**sdk, **ours}).merge(detected).merge(Resource(given))
+    return ProcessResource(found.attributes, found.schema_url, instance_id=given.get(a.SERVICE_INSTANCE_ID))
 
 
 def sampler(environ: Mapping[str, str]) -> Sampler:

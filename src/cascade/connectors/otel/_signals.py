@@ -6,8 +6,6 @@ from collections.abc import Callable, Hashable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from opentelemetry.sdk.resources import Resource
-
 from cascade._loggers import get_logger
 from cascade.connectors.otel._environment import Problem, report
 from cascade.connectors.otel._options import ExportOptions, Signal
@@ -116,7 +114,7 @@ def _metrics(tracing: Tracing | None, exporting: dict[str, Any], *, is_wanted: b
     options = _options(exporting, "metrics")
     if options is None or not (tracing.is_own or _names_a_collector(options)):
         return RunMetrics()
-    metrics = RunMetrics.own(tracing.provider.resource, options, share=_share(_metric_exporters, options, tracing))
+    metrics = RunMetrics.own(tracing.resource, options, share=_share(_metric_exporters, options, tracing))
     if tracing.route is not None:
         metrics.watch("traces", tracing.route.outbox.totals)
     return metrics
@@ -141,8 +139,7 @@ def _logs(tracing: Tracing | None, exporting: dict[str, Any], logs: bool | str |
         message = f"{_no_endpoint_for_logs(exporting)}; no logs are exported"
         report(Problem("OTEL_LOGS_EXPORTER", str(exporting["endpoint"]), message))
         return None
-    resource: Resource = tracing.provider.resource
-    return RunLogs(resource, options, level, _share(_log_outboxes, options, tracing), is_explicit=logs is not None)
+    return RunLogs(tracing.resource, options, level, _share(_log_outboxes, options, tracing), is_explicit=logs is not None)
 
 
 def _share(registry: Registry[T], options: ExportOptions, tracing: Tracing) -> Share[T]:

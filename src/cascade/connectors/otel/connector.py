@@ -1,6 +1,7 @@
 """`OtelConnector`: a run is a trace, a task is a span."""
 
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
@@ -10,6 +11,7 @@ from opentelemetry import trace
 from opentelemetry.trace import Link, SpanKind, Status, StatusCode, TraceFlags
 
 from cascade._loggers import get_logger
+from cascade.connectors import _lifetime
 from cascade.connectors._arguments import captures, one_of, positive, whole
 from cascade.connectors.otel._activation import NoActivation, SpanActivation
 from cascade.connectors.otel._choice import Choice
@@ -112,6 +114,7 @@ class OtelConnector:
         self._room: Room | None = None
         self._connections = 0
         self._has_spans = False  # exported since the last flush began
+        _lifetime.watch(self)
 
     async def connect(self) -> None:
         """Choose the providers at the first run. The exporter connects by itself, when it has something to send.
@@ -217,6 +220,16 @@ class OtelConnector:
         if route is not None:
             route.outbox.reserve(self, self._bounds)
         return route
+
+    def reset_after_fork(self) -> None:
+        """Forget the runs of the parent process, which exports them. Spans below their tasks are exported here too."""
+        for run in self._runs.values():
+            run.lock = threading.Lock()
+        self._runs, self._ended, self._room, self._connections, self._has_spans = {}, [], None, 0, False
+
+    def start_exit(self) -> Callable[[], None]:
+        """Do nothing: the outbox and the metrics have flushes of their own at the exit."""
+        return lambda: None
 
     def _emit_all(self, payload: dict[str, Any], run: LiveRun | None) -> None:
         if run is not None and not run.is_recording:

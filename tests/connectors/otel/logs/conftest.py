@@ -78,8 +78,9 @@ def logs_to() -> Iterator[LogsTo]:
     made: list[RunLogs] = []
 
     def make(endpoint: str, protocol: str = "http/protobuf", level: int = logging.NOTSET) -> RunLogs:
+        resource = Resource({"service.name": "tests", "ports": (1, 2)})
         options = ExportOptions.from_environment(endpoint=endpoint, protocol=protocol, signal="logs", environ={})
-        logs = RunLogs(Resource({"service.name": "tests", "ports": (1, 2)}), options, level)
+        logs = RunLogs(lambda: resource, options, level)
         made.append(logs)
         logs.attach(RUN)
         return logs

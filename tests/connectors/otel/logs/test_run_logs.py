@@ -203,7 +203,7 @@ def test_the_exit_and_a_fork_lose_nothing(way: str, receiver: OtlpReceiver) -> N
         from tests.limits import out_of_reach
         out_of_reach()
         options = ExportOptions.from_environment(endpoint={receiver.http_endpoint!r}, signal="logs", environ={{}})
-        logs = RunLogs(Resource({{}}), options)
+        logs = RunLogs(lambda: Resource({{}}), options)
         logs.attach(RUN)
         with inside():
             logging.getLogger().warning("parent")

@@ -19,7 +19,7 @@ RESOURCE = Resource({"service.name": "tests"})
 @contextlib.contextmanager
 def exporting(endpoint: str, protocol: str = "http/protobuf", **environ: str) -> Iterator[RunMetrics]:
     options = ExportOptions.from_environment(endpoint=endpoint, protocol=protocol, signal="metrics", environ=environ)
-    made = RunMetrics.own(RESOURCE, options, environ)
+    made = RunMetrics.own(lambda: RESOURCE, options, environ)
     try:
         yield made
     finally:

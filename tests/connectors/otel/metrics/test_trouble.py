@@ -151,7 +151,7 @@ from tests.limits import out_of_reach
 if "live" in sys.argv:
     out_of_reach()
 options = ExportOptions.from_environment(endpoint=sys.argv[1], protocol=sys.argv[2], signal="metrics")
-metrics = RunMetrics.own(RESOURCE, options)
+metrics = RunMetrics.own(lambda: RESOURCE, options)
 """
 
 

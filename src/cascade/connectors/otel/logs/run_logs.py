@@ -18,6 +18,7 @@ from cascade.connectors.otel._options import ExportOptions
 from cascade.connectors.otel._outage import Items
 from cascade.connectors.otel._outbox import FLUSH_TIMEOUT, Bounds, Outbox
 from cascade.connectors.otel._peer import HOLD_TIMEOUT
+from cascade.connectors.otel._scope import EncodedResource
 from cascade.connectors.otel._sharing import Share
 from cascade.connectors.otel._tally import FlushReport
 from cascade.connectors.otel._transport import open_transport, prepare, takes_no_such_signal
@@ -60,7 +61,7 @@ class RunLogs:
     While there is a run, a handler takes what reaches the root logger. The levels of the program's loggers are not changed.
 
     Args:
-        resource: The same as that of the spans.
+        resource: Returns the current resource, the same as that of the spans.
         options: Made for the signal "logs".
         level: A number of `logging`'s, from which on records are exported.
         share: Returns the outbox of the destination, which connectors share. None makes an outbox.
@@ -70,7 +71,7 @@ class RunLogs:
 
     def __init__(
         self,
-        resource: Resource,
+        resource: Callable[[], Resource],
         options: ExportOptions,
         level: int = logging.NOTSET,
         share: Share[Outbox] | None = None,
@@ -151,17 +152,20 @@ class RunLogs:
         return lambda: None
 
 
-def _outbox(resource: Resource, options: ExportOptions) -> Outbox:
+def _outbox(resource: Callable[[], Resource], options: ExportOptions) -> Outbox:
     prepare(options)
-    around = encode_resource(resource.attributes, resource.schema_url)
     return Outbox(
         partial(open_transport, options),
-        pack=partial(_pack, around),
+        pack=partial(_pack, EncodedResource(resource, _encode_resource)),
         capacity=CAPACITY,
         request_timeout=options.timeout,
         items=Items("log records", options.endpoint),
     )
 
 
-def _pack(around: bytes, entries: Sequence[Entry]) -> tuple[bytes, list[Entry]]:
-    return request(around, [item for entry in entries for item in entry.items if isinstance(item, bytes)]), []
+def _encode_resource(resource: Resource) -> bytes:
+    return encode_resource(resource.attributes, resource.schema_url)
+
+
+def _pack(around: EncodedResource, entries: Sequence[Entry]) -> tuple[bytes, list[Entry]]:
+    return request(around(), [item for entry in entries for item in entry.items if isinstance(item, bytes)]), []

@@ -7,6 +7,7 @@ from typing import Protocol
 from opentelemetry.sdk.resources import Resource
 
 from cascade._loggers import get_logger
+from cascade.connectors._lifetime import no_fork
 from cascade.connectors.otel._transport import Reply, Transport, opened, takes_no_such_signal
 from cascade.connectors.otel.metrics._ledger import Snapshot
 
@@ -29,13 +30,13 @@ class Destination(Protocol):
 class Collector:
     """Sends OTLP."""
 
-    def __init__(self, resource: Resource, open_transport: Callable[[], Transport]) -> None:
+    def __init__(self, resource: Callable[[], Resource], open_transport: Callable[[], Transport]) -> None:
         self._resource = resource
         self._open_transport = open_transport
         self._transport: Transport | None = None
 
     def send(self, snapshot: Snapshot, time_left: Callable[[], float]) -> Reply | None:
-        body = _encoded(snapshot, self._resource)
+        body = _encoded(snapshot, self._resource())
         self._transport = self._transport or opened(self._open_transport)
         reply = self._transport.send(body, time_left())
         if reply.outcome == "refused" and takes_no_such_signal(reply.reason):
@@ -51,7 +52,7 @@ class Collector:
 class Console:
     """Prints JSON, and passes on to the next destination if there is one."""
 
-    def __init__(self, resource: Resource, following: Destination | None) -> None:
+    def __init__(self, resource: Callable[[], Resource], following: Destination | None) -> None:
         self._resource = resource
         self._next = following
 
@@ -68,19 +69,21 @@ class Console:
             self._next.close()
 
     def _print(self, snapshot: Snapshot) -> None:
-        from opentelemetry.sdk.metrics.export import ConsoleMetricExporter
+        with no_fork:
+            from opentelemetry.sdk.metrics.export import ConsoleMetricExporter
 
-        from cascade.connectors.otel.metrics._points import metrics_data
+            from cascade.connectors.otel.metrics._points import metrics_data
 
         try:
-            ConsoleMetricExporter(out=sys.stdout).export(metrics_data(snapshot, self._resource))
+            ConsoleMetricExporter(out=sys.stdout).export(metrics_data(snapshot, self._resource()))
         except Exception:
             logger.debug("OtelConnector: metrics cannot be printed", exc_info=True)
 
 
 def _encoded(snapshot: Snapshot, resource: Resource) -> bytes:
-    from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
+    with no_fork:
+        from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
 
-    from cascade.connectors.otel.metrics._points import metrics_data
+        from cascade.connectors.otel.metrics._points import metrics_data
 
     return encode_metrics(metrics_data(snapshot, resource)).SerializeToString()

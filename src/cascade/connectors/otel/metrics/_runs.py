@@ -44,7 +44,7 @@ class RunMetrics:
     @classmethod
     def own(
         cls,
-        resource: Resource,
+        resource: Callable[[], Resource],
         options: ExportOptions,
         environ: Mapping[str, str] = os.environ,
         share: Share[Exporter] | None = None,
@@ -52,7 +52,7 @@ class RunMetrics:
         """Export to `options`, whose signal is "metrics", as the `OTEL_METRIC*` variables configure it.
 
         Args:
-            resource: The same as that of the spans.
+            resource: Returns the current resource, the same as that of the spans.
             options: Made for the signal "metrics".
             environ: The environment.
             share: Returns the exporter of the destination, which connectors share. None makes an exporter.
@@ -120,7 +120,7 @@ def _no_wait(_limit: float) -> None:
     """Nothing is exported here."""
 
 
-def _exporter(settings: Settings, resource: Resource, options: ExportOptions) -> Exporter:
+def _exporter(settings: Settings, resource: Callable[[], Resource], options: ExportOptions) -> Exporter:
     return Exporter(
         Ledger(settings),
         partial(_destination, settings, resource, options),
@@ -129,7 +129,7 @@ def _exporter(settings: Settings, resource: Resource, options: ExportOptions) ->
     )
 
 
-def _destination(settings: Settings, resource: Resource, options: ExportOptions) -> Destination:
+def _destination(settings: Settings, resource: Callable[[], Resource], options: ExportOptions) -> Destination:
     collector = Collector(resource, partial(open_transport, options)) if "otlp" in settings.exporters else None
     if "console" in settings.exporters or collector is None:
         return Console(resource, collector)
