@@ -1,6 +1,7 @@
 """One connection to a broker: paho's client, driven by a thread of ours through its interface for external loops."""
 
 import contextlib
+import encodings.idna  # noqa: F401 - sockets import it with the first host name, and in a thread beside a fork it is too late
 import selectors
 import socket
 import ssl

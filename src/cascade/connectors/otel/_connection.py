@@ -4,6 +4,7 @@
 for without end. Here dialling, TLS, sending and reading share the time that is left.
 """
 
+import encodings.idna  # noqa: F401 - sockets import it with the first host name, and in a thread beside a fork it is too late
 import io
 import socket
 import time

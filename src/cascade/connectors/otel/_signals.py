@@ -139,7 +139,9 @@ def _logs(tracing: Tracing | None, exporting: dict[str, Any], logs: bool | str |
         message = f"{_no_endpoint_for_logs(exporting)}; no logs are exported"
         report(Problem("OTEL_LOGS_EXPORTER", str(exporting["endpoint"]), message))
         return None
-    return RunLogs(tracing.resource, options, level, _share(_log_outboxes, options, tracing), is_explicit=logs is not None)
+    return RunLogs(
+        tracing.resource, options, level, _share(_log_outboxes, options, tracing), is_explicit=logs is not None
+    )
 
 
 def _share(registry: Registry[T], options: ExportOptions, tracing: Tracing) -> Share[T]:
