@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cascade.telemetry.redact import captured
-from cascade.telemetry.safe import error_text, masked, safe, stack_text, text
+from cascade.telemetry.safe import error_text, masked, masked_end, safe, stack_text, text
 from tests.telemetry.strategies import Hostile, HostileDict, HostileText, cycle, deep, texts, values
 
 
@@ -174,3 +174,18 @@ def test_values_are_masked_by_the_names_of_fields_and_items() -> None:
     assert safe({"name": "DB_PASSWORD", "value": "x"}) == {"name": "DB_PASSWORD", "value": "***"}
     assert safe(["user", "password", "email"]) == ["user", "password", "email"]
     assert safe("x" * 985 + " " + SECRET) == "x" * 985 + " postgres://…"
+
+
+@pytest.mark.parametrize("back", range(0, 60, 5))
+@pytest.mark.parametrize("before", [0, 100_000])
+def test_the_end_of_a_text_is_masked_before_it_is_cut(back: int, before: int) -> None:
+    value = "x " * before + SECRET + "y" * (2_000 - back)
+    shown = masked_end(value, 2_000)
+    assert "password@" not in shown
+    assert 1_900 < len(shown) <= 2_000
+
+
+def test_the_end_of_a_huge_text_has_no_tail_of_a_private_key() -> None:
+    key = "-----BEGIN PRIVATE KEY-----\n" + "hunter2X9\n" * 10_000 + "-----END PRIVATE KEY-----\nfailed"
+    assert masked_end(key + " and ended" * 200, 3_000).endswith("failed" + " and ended" * 200)
+    assert "hunter" not in masked_end(key + " and ended" * 200, 3_000)

@@ -11,6 +11,7 @@ from typing import Any
 
 from cascade.runtime.task_context import TaskContext, current_task
 from cascade.spec.task import task
+from cascade.telemetry.safe import masked_end
 
 _SHOWN = 2_000
 """Characters of a failed command's stderr in the error: its last ones, which say what went wrong."""
@@ -24,7 +25,8 @@ async def shell(command: str | Sequence[str], check: bool = True) -> str:
     `BAGGAGE`. There is nothing on stdin. On cancellation the command is killed, with all that it has started.
 
     Raises:
-        RuntimeError: The command's exit code is not zero, and `check` is true.
+        RuntimeError: The command's exit code is not zero, and `check` is true. The text has the end of the command's
+            stderr, with secrets masked.
     """
     pipe = asyncio.subprocess.PIPE
     options: dict[str, Any] = {"stdin": asyncio.subprocess.DEVNULL, "stdout": pipe, "stderr": pipe}
@@ -36,7 +38,7 @@ async def shell(command: str | Sequence[str], check: bool = True) -> str:
         await _kill(process)
         raise
     if check and process.returncode:
-        said = stderr.decode(errors="replace").strip()[-_SHOWN:]
+        said = masked_end(stderr.decode(errors="replace").strip(), _SHOWN)
         raise RuntimeError(
             f"Command {command!r} failed with exit code {process.returncode}" + (f": {said}" if said else "")
         )

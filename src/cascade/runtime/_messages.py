@@ -236,7 +236,9 @@ def _resource(
         "exception": _exception(event.exception),
         **more,
     }
-    body = wire.ResourceEvent(name, action, dict(event.current_usage), _present(metadata))
+    body = wire.ResourceEvent(
+        name, action, {_name(key): used for key, used in event.current_usage.items()}, _present(metadata)
+    )
     place = Place(run.trace.trace_id, run.trace.span_id)
     return Draft(body, id_of(name), place, terminal=True)
 

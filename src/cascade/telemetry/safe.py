@@ -67,6 +67,18 @@ def masked(value: str, limit: int) -> str:
     return text(redact_text(without_cut_login(value[: limit + _MARGIN]))[:-_UNSURE] + _CUT, limit)
 
 
+def masked_end(value: str, limit: int) -> str:
+    """The last `limit` characters of the text, which is masked before. Of a far longer text, only its end is masked."""
+    if len(value) <= limit + _MARGIN:
+        return redact_text(value)[-limit:]
+    end = value[-limit - _MARGIN :]
+    before, marker, rest = end.partition("-----END")
+    if marker and "-----BEGIN" not in before:  # of a private key that begins before
+        return redact_text(MASK + rest)[-limit:]
+    # The first characters may be the tail of a secret without its name.
+    return redact_text(end)[_UNSURE:][-limit:]
+
+
 @lru_cache(maxsize=4096)
 def masked_name(name: str) -> str:
     """The name of a task, an input or a resource: masked, and cut to `MAX_NAME_BYTES`."""

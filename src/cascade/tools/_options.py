@@ -11,6 +11,8 @@ from pathlib import PurePath
 from typing import Annotated, Any, Literal, NewType, Union, get_args, get_origin
 from uuid import UUID
 
+from cascade.telemetry.redact import redact_text
+
 Convert = Callable[[str], Any]
 
 _FLAGS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
@@ -129,6 +131,7 @@ def _checked(convert: Convert, label: str) -> Convert:
 
 
 def _quoted(text: str) -> str:
+    text = redact_text(text)
     return repr(text) if len(text) <= _MAX_QUOTED else f"{text[:_MAX_QUOTED]!r}…"
 
 

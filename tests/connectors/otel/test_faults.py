@@ -2,6 +2,7 @@
 
 import math
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,26 @@ def test_one_warning_counts_the_spans_when_a_collector(
     assert warning.startswith(f"OtelConnector: {SPANS} spans were lost at {collector.endpoint}")
     assert reason in warning
     assert warning.count("\n") < 3
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [Fault(rejected_spans=2), Fault(http_status=400, grpc_code="INVALID_ARGUMENT")],
+    ids=["accepts a part", "refuses"],
+)
+def test_the_answer_of_a_collector_is_printable_and_masked(
+    fault: Fault, collector: Collector, caplog: pytest.LogCaptureFixture
+) -> None:
+    collector.receiver.clear()
+    text = "\x1b]0;owned\x07 password=hunter2X9\n✅ Run finished\u202e"
+    collector.receiver.fault = replace(fault, message=text)
+    try:
+        run_against(collector.connector(metrics=False))
+    finally:
+        collector.receiver.fault = None
+    (warning,) = warnings(caplog)
+    assert r"\x1b]0;owned\x07 password=*** ✅ Run finished\u202e" in warning
+    assert warning.isprintable()
 
 
 def test_a_partial_success_is_told_with_the_collectors_reason(

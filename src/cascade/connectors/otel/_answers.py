@@ -13,6 +13,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from cascade.connectors.otel._options import Signal
 from cascade.connectors.otel._transport import MAX_RETRY_AFTER, Reply
+from cascade.telemetry.safe import masked
 
 _RESPONSES: dict[Signal, tuple[Callable[[bytes], Any], str]] = {
     "traces": (ExportTraceServiceResponse.FromString, "rejected_spans"),
@@ -65,8 +66,8 @@ def retry_delay(content: bytes) -> float | None:
 
 
 def shortened(text: str, limit: int = _MAX_REASON) -> str:
-    """Text of a peer, fit for one line of a report."""
-    line = " ".join(text.split())
+    """Text of a peer on one line, with secrets masked, and cut to `limit` characters."""
+    line = " ".join(masked(text, 4 * limit).split())
     return line if len(line) <= limit else f"{line[:limit]}…"
 
 

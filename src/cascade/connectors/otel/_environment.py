@@ -13,6 +13,7 @@ from functools import cache
 from typing import Literal, NamedTuple
 
 from cascade._loggers import get_logger
+from cascade.telemetry.safe import masked
 
 logger = get_logger("cascade.connectors.otel")
 
@@ -65,8 +66,7 @@ def report(*problems: Problem) -> None:
         key = (problem.variable, problem.value)
         if key not in _reported:
             _reported.add(key)
-            message = problem.message
-            logger.warning("OtelConnector: %s", message if len(message) <= _LONGEST else f"{message[:_LONGEST]}…")
+            logger.warning("OtelConnector: %s", masked(problem.message, _LONGEST))
 
 
 def value(environ: Mapping[str, str], variable: str) -> str:

@@ -11,6 +11,7 @@ from cascade.connectors.otel._shared import Shared
 from cascade.connectors.otel._store import Flight
 from cascade.connectors.otel._transport import Reply, Transport, opened
 from cascade.connectors.otel._uninstrumented import uninstrumented
+from cascade.telemetry.safe import error_text
 
 BATCH_MEMORY = 16 << 20  # bytes of memory, which become about a tenth on the wire
 MAX_BODY = 3 << 20  # bytes; gRPC servers refuse more than 4 MiB by default
@@ -87,7 +88,7 @@ def _deliver(shared: Shared, transport: Transport, flight: Flight) -> None:
         try:
             reply = _reply_for(shared, transport, part)
         except Exception as error:  # noqa: BLE001 - a fault of ours costs this part, not the thread
-            reply = Reply("refused", f"{type(error).__name__}: {error}"[:200])
+            reply = Reply("refused", error_text(error, 200))
         if reply.too_large and part.count > 1:
             with shared.lock:
                 parts += shared.store.split(part)

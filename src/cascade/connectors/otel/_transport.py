@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 
 from cascade.connectors.otel._environment import report
 from cascade.connectors.otel._options import ExportOptions
+from cascade.telemetry.safe import error_message
 
 MAX_RETRY_AFTER = 300.0  # seconds; a peer that asks for more is asked again after five minutes
 
@@ -48,7 +49,7 @@ class Unusable:
     """Stands in for a transport that could not be opened: everything is refused, with the reason."""
 
     def __init__(self, error: Exception) -> None:
-        self._reply = Reply("refused", f"cannot export: {error}"[:200], dead=True)
+        self._reply = Reply("refused", f"cannot export: {error_message(error, 200)}", dead=True)
 
     def send(self, body: bytes, timeout: float) -> Reply:  # noqa: ARG002 - the protocol's
         return self._reply

@@ -29,6 +29,7 @@ from cascade.runtime.task_context import TaskContext
 from cascade.spec.protocols import MessageCallback
 from cascade.telemetry import attributes as a
 from cascade.telemetry.identity import RunTrace, SpanRef, place_run
+from cascade.telemetry.safe import masked_name
 
 if TYPE_CHECKING:
     from cascade.connectors.otel._flush import Room
@@ -187,7 +188,13 @@ class OtelConnector:
         context = parent_context(above, inherited.context, is_remote=inherited.is_remote)
         links = tuple(Link(span_context(link)) for link in place.links)
         root = self._factory.start(
-            f"run {target}", place.trace_id, place.span_id, context, start_ns, kind=SpanKind.SERVER, links=links
+            f"run {masked_name(target)}",
+            place.trace_id,
+            place.span_id,
+            context,
+            start_ns,
+            kind=SpanKind.SERVER,
+            links=links,
         )
         own = root.get_span_context()
         place = replace(place, flags=int(own.trace_flags), tracestate=own.trace_state.to_header())

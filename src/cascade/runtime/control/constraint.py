@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from urllib.parse import unquote
 
 from cascade.telemetry.limits import MAX_NAME_BYTES
-from cascade.telemetry.safe import text
+from cascade.telemetry.safe import masked, text
 from cascade.telemetry.wire import Unreadable
 
 ScopeKind = Literal["global", "run", "task"]
@@ -264,5 +264,6 @@ def _shown(value: Any) -> str:
     """A hostile value must not fill the message that refuses it."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 10**_SHOWN:
         return "a huge number"
-    shown = repr(value[:_SHOWN] if isinstance(value, (str, list)) else value)
-    return text(shown, _SHOWN)
+    if isinstance(value, str):
+        return text(repr(masked(value, _SHOWN)), _SHOWN)
+    return masked(repr(value[:_SHOWN] if isinstance(value, list) else value), _SHOWN)

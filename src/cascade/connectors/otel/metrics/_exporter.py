@@ -14,6 +14,7 @@ from cascade.connectors.otel._transport import Reply
 from cascade.connectors.otel._uninstrumented import uninstrumented
 from cascade.connectors.otel.metrics._destinations import Destination
 from cascade.connectors.otel.metrics._ledger import Ledger
+from cascade.telemetry.safe import error_text
 
 logger = get_logger("cascade.connectors.otel")
 
@@ -186,7 +187,7 @@ class Exporter:
             reply = destination.send(snapshot, self._ask)
         except Exception as error:
             logger.debug("OtelConnector: metrics cannot be exported", exc_info=True)
-            reply = Reply("refused", f"{type(error).__name__}: {error}"[:200])
+            reply = Reply("refused", error_text(error, 200))
         else:
             if reply is None:
                 self.ledger.turn_off(NOT_TAKEN_PAUSE)
