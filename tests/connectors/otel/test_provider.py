@@ -15,7 +15,6 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, TraceIdRat
 import cascade as cs
 from cascade.connectors.memory import MemoryConnector
 from cascade.connectors.otel import OtelConnector
-from cascade.runtime.exceptions import TelemetryLostError
 from cascade.testing import OtlpReceiver
 from tests.waiting import HANG
 
@@ -98,102 +97,6 @@ def test_the_applications_provider_is_used_if_it_has_one() -> None:
         names = [span.name for span in exporter.get_finished_spans()]
         assert sorted(names) == ["inner", "one", "run one", "run.started"], names
     """)
-
-
-APPLICATION = """
-exporter = InMemorySpanExporter()
-provider = TracerProvider()
-provider.add_span_processor(SimpleSpanProcessor(exporter))
-"""
-
-
-def test_a_provider_that_the_application_sets_after_making_the_connector_is_used() -> None:
-    stderr = program(f"""
-        {APPLICATION.replace(chr(10), chr(10) + " " * 8)}
-        connector = OtelConnector()
-        assert isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
-        trace.set_tracer_provider(provider)
-        with trace.get_tracer("theirs").start_as_current_span("their own"):
-            pass
-        assert cs.run(one(), connector=connector) == 1
-        names = [span.name for span in exporter.get_finished_spans()]
-        assert sorted(names) == ["inner", "one", "run one", "run.started", "their own"], names
-    """)
-    assert "overrid" not in stderr.lower()
-
-
-def test_a_connector_with_an_endpoint_leaves_the_applications_spans_to_the_application() -> None:
-    with OtlpReceiver() as receiver:
-        program(f"""
-            {APPLICATION.replace(chr(10), chr(10) + " " * 12)}
-            connector = OtelConnector({receiver.http_endpoint!r})
-            trace.set_tracer_provider(provider)
-            assert cs.run(one(), connector=connector) == 1
-            assert [span.name for span in exporter.get_finished_spans()] == ["inner"]
-            assert trace.get_tracer_provider() is provider
-        """)
-        assert sorted(span.name for span in receiver.spans) == ["one", "run one", "run.started"]
-
-
-def test_after_the_first_run_the_sdk_refuses_another_provider_and_cascades_serves_the_application() -> None:
-    with OtlpReceiver() as receiver:
-        stderr = program(f"""
-            {APPLICATION.replace(chr(10), chr(10) + " " * 12)}
-            connector = OtelConnector({receiver.http_endpoint!r})
-            cs.run(one(), connector=connector)
-            trace.set_tracer_provider(provider)
-            cs.run(one(), connector=connector)
-            with trace.get_tracer("theirs").start_as_current_span("their own"):
-                pass
-            assert exporter.get_finished_spans() == ()
-        """)
-        assert "Overriding of current TracerProvider is not allowed" in stderr
-        assert len(receiver.spans.named("run one")) == 2
-        assert len(receiver.spans.named("their own")) == 1
-
-
-def test_a_connector_that_never_runs_leaves_no_trace_in_the_process() -> None:
-    program("""
-        import threading
-        before = threading.active_count()
-        for endpoint in (None, "http://127.0.0.1:4318", "http://127.0.0.1:4317"):
-            OtelConnector(endpoint, logs=True)
-        assert isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
-        assert threading.active_count() == before
-    """)
-
-
-@pytest.mark.parametrize("endpoint", ["given", "from the environment"])
-def test_messages_that_are_published_without_a_run_arrive(endpoint: str) -> None:
-    with OtlpReceiver() as receiver:
-        argument = repr(receiver.http_endpoint) if endpoint == "given" else ""
-        program(f"""
-            import asyncio, os
-            from cascade.connectors.memory import MemoryConnector
-            os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = {receiver.http_endpoint!r}
-            recorded = MemoryConnector()
-            cs.run(one(), connector=recorded)
-
-            async def replay():
-                connector = OtelConnector({argument})
-                for payload in recorded.payloads:
-                    await connector.publish("topic", payload)
-                await connector.disconnect()
-
-            asyncio.run(replay())
-        """)
-        assert sorted(span.name for span in receiver.spans) == ["one", "run one", "run.started"]
-
-
-def test_a_provider_that_cannot_be_used_ends_no_run_and_a_strict_connector_raises() -> None:
-    class Broken(TracerProvider):
-        def add_span_processor(self, span_processor: Any) -> None:
-            raise OSError("no processors here")
-
-    connector = OtelConnector(tracer_provider=Broken(shutdown_on_exit=False))
-    assert [cs.run(one(), connector=connector) for _ in range(2)] == [1, 1]
-    with pytest.raises(TelemetryLostError, match="no processors here"):
-        cs.run(one(), connector=OtelConnector(tracer_provider=Broken(shutdown_on_exit=False), strict=True))
 
 
 def test_its_own_becomes_the_processs_and_serves_later_runs_to_other_places() -> None:

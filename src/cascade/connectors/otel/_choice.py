@@ -9,6 +9,7 @@ from cascade.connectors.otel import _provider
 from cascade.connectors.otel._live import SpanFactory
 from cascade.connectors.otel._options import ExportOptions
 from cascade.connectors.otel._provider import Tracing
+from cascade.connectors.otel._routes import Route
 from cascade.connectors.otel._signals import Signals, check_logs
 from cascade.connectors.otel._transport import prepare
 from cascade.telemetry.safe import error_text
@@ -18,9 +19,10 @@ from cascade.telemetry.safe import error_text
 class Chosen:
     """The means of export of a connector. Without `tracing` nothing is exported."""
 
-    tracing: Tracing | None
-    factory: SpanFactory | None
     signals: Signals
+    tracing: Tracing | None = None
+    factory: SpanFactory | None = None
+    route: Route | None = None
 
 
 class Choice:
@@ -72,7 +74,7 @@ class Choice:
             made = self._make()
         except Exception as error:
             self.error = error_text(error)
-            self.__dict__.setdefault("_chosen", Chosen(None, None, Signals(None, {}, metrics=False, logs=False)))
+            self.__dict__.setdefault("_chosen", Chosen(Signals(None, {}, metrics=False, logs=False)))
             raise
         # Threads may choose at the same time. They find the same provider, and `setdefault` is atomic.
         return cast("Chosen", self.__dict__.setdefault("_chosen", made))
@@ -80,7 +82,7 @@ class Choice:
     def _make(self) -> Chosen:
         tracing = self._tracing()
         signals = Signals(tracing, self._exporting, metrics=self._metrics, logs=self._logs)
-        return Chosen(tracing, SpanFactory(tracing) if tracing else None, signals)
+        return Chosen(signals, tracing, SpanFactory(tracing), tracing.route) if tracing else Chosen(signals)
 
     def _tracing(self) -> Tracing | None:
         if self._provider is not None:

@@ -4,7 +4,6 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from opentelemetry import trace
@@ -14,7 +13,7 @@ from cascade._loggers import get_logger
 from cascade.connectors import _lifetime
 from cascade.connectors._arguments import captures, one_of, positive, whole
 from cascade.connectors.otel._activation import NoActivation, SpanActivation
-from cascade.connectors.otel._choice import Choice
+from cascade.connectors.otel._choice import Choice, Chosen
 from cascade.connectors.otel._inherited import Inherited
 from cascade.connectors.otel._live import LiveRun, SpanFactory, complete, parent_context, span_context
 from cascade.connectors.otel._outbox import CAPACITY, Bounds
@@ -110,6 +109,7 @@ class OtelConnector:
             whole("max_buffer_bytes", max_buffer_bytes), positive("hold_timeout", hold_timeout), self._flush_timeout
         )
         self._choice = Choice(tracer_provider, exporting, metrics=metrics, logs=logs)
+        self._chosen: Chosen | None = None
         self._runs: dict[str, LiveRun] = {}
         self._ended: list[Route] = []
         self._room: Room | None = None
@@ -209,24 +209,28 @@ class OtelConnector:
         run = self._runs.get(task.run_id)
         return NoActivation() if run is None else SpanActivation(task, run, self._signals.metrics, self._detail)
 
-    @cached_property
+    # No cached_property: in Python 3.11 it has a lock, which a thread may hold when the process forks.
+    @property
     def _tracing(self) -> Tracing | None:
-        return self._choice().tracing
+        return (self._chosen or self._choose()).tracing
 
-    @cached_property
+    @property
     def _factory(self) -> SpanFactory | None:
-        return self._choice().factory
+        return (self._chosen or self._choose()).factory
 
-    @cached_property
+    @property
     def _signals(self) -> Signals:
-        return self._choice().signals
+        return (self._chosen or self._choose()).signals
 
-    @cached_property
+    @property
     def _route(self) -> Route | None:
-        route = self._tracing.route if self._tracing else None
-        if route is not None:
-            route.outbox.reserve(self, self._bounds)
-        return route
+        return (self._chosen or self._choose()).route
+
+    def _choose(self) -> Chosen:
+        chosen = self._chosen = self._choice()
+        if chosen.route is not None:
+            chosen.route.outbox.reserve(self, self._bounds)
+        return chosen
 
     def reset_after_fork(self) -> None:
         """Forget the runs of the parent process, which exports them. Spans below their tasks are exported here too."""

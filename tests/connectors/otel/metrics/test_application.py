@@ -140,8 +140,9 @@ def test_an_endpoint_argument_comes_before_the_applications_provider(own: bool) 
         from cascade.connectors.otel import OtelConnector
 
         reader = InMemoryMetricReader()
+        connector = OtelConnector(*sys.argv[1:])  # it chooses at its first run
         metrics.set_meter_provider(MeterProvider([reader]))
-        cs.run(cs.task(lambda: 1, name="one")(), connector=OtelConnector(*sys.argv[1:]))
+        cs.run(cs.task(lambda: 1, name="one")(), connector=connector)
         print(reader.get_metrics_data() is not None)
     """
     with OtlpReceiver() as receiver:
