@@ -20,14 +20,15 @@ import cascade as cs
 from cascade.adapters.executors import _places
 from cascade.connectors.mqtt import _options, _outbox, _packets, _peer, _rate
 from cascade.connectors.mqtt import connector as mqtt
-from cascade.connectors.otel import _sharing
+from cascade.connectors.otel import OtelConnector, _sharing, _store
+from cascade.connectors.otel import _peer as _peer_of_otel
 from cascade.connectors.otel.metrics import _catalogue, _census, _exporter, _settings
 from cascade.runtime import _map_execution, _outcome, _resource_thread, _run_context, lane, protocols
 from cascade.runtime.control import admission, constraint, control, decisions
 from cascade.spec import retry, telemetry
 from cascade.telemetry import identity, limits, wire
 from cascade.telemetry.topics import control_topic
-from cascade.testing import MemoryConnector
+from cascade.testing import MemoryConnector, OtlpReceiver
 from stack import build
 
 ROOT = Path(__file__).parents[1]
@@ -44,6 +45,8 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(enco
 LAYERS = [layer.replace("cascade.", "") for layer in PROJECT["tool"]["importlinter"]["contracts"][0]["layers"]]
 COMPOSE_DEFAULTS = defaults_of("docker-compose.yml", r"\$\{(\w+):-([^}]*)\}")
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+COLLECTOR: dict[str, Any] = yaml.safe_load((ROOT / "collector-config/collector.yaml").read_text(encoding="utf-8"))
+SIGNS = {"MIB": 1, "SPIKE_MIB": -1}
 COLLECTOR_DEFAULTS = defaults_of("collector-config/collector.yaml", r"\$\{env:(\w+):-([^}]*)\}")
 
 STATED = {
@@ -98,6 +101,17 @@ STATED = {
         {86_400: "retained for a day"}[_packets.WILL_EXPIRY],
         f"on port {_options.PLAIN_PORT}",
     ],
+    "docs/production.md": [
+        f"{int(COLLECTOR_DEFAULTS['COLLECTOR_QUEUE_BYTES']) // MIB} MiB, 1.4 million of these spans",
+        f"{sum(int(COLLECTOR_DEFAULTS[f'COLLECTOR_MEMORY_{name}']) * sign for name, sign in SIGNS.items())} MiB |",
+        f"traces of {identity.PART_SIZE:,} children",
+        f"{COMPOSE_DEFAULTS['JAEGER_RETENTION'].removesuffix('h')} hours",
+        f"at most {COLLECTOR['connectors']['span_metrics']['aggregation_cardinality_limit']:,} per service",
+        {False: "has no tail sampling"}["tailsampling" in (ROOT / "collector-config/builder.yaml").read_text("utf-8")],
+        {False: "without `fsync`"}[COLLECTOR["extensions"]["file_storage"]["fsync"]],
+        f"for {_peer_of_otel.HOLD_TIMEOUT:g} s of nothing but such answers",
+        {0.75: "three quarters full"}[_store.FULL],
+    ],
     "docs/workflows.md": [
         f"At most {_map_execution.MAP_WINDOW:,} items of a map are in progress at once",
         f"each by up to {sys.getswitchinterval() * 1000:g} ms at a time",
@@ -133,7 +147,7 @@ def test_the_names_that_a_page_mentions_exist(page: str) -> None:
     assert [file for file in files if not (ROOT / file).exists()] == []
     ports = re.findall(r"://(?:\w+:\w+@)?(?:localhost|127\.0\.0\.1):(\d+)", text)
     assert set(ports) <= set(COMPOSE_DEFAULTS.values())
-    variables = set(re.findall(r"\b(?:CASCADE|MQTT|GRAFANA|COMPOSE)_[A-Z0-9_]+\b", text))
+    variables = set(re.findall(r"\b(?:CASCADE|MQTT|GRAFANA|COMPOSE|COLLECTOR|JAEGER|GF)_[A-Z0-9_]+\b", text))
     known = {name for file in _sources() for name in variables if name in file}
     assert known == variables
 
@@ -141,7 +155,8 @@ def test_the_names_that_a_page_mentions_exist(page: str) -> None:
 @cache
 def _sources() -> list[str]:
     files = [*(ROOT / "src").rglob("*.py"), *(ROOT / "stack").glob("*.py"), ROOT / "docker-compose.yml"]
-    return [file.read_text(encoding="utf-8") for file in (*files, ROOT / "tests/e2e/conftest.py")]
+    files += [ROOT / "tests/e2e/conftest.py", ROOT / "collector-config/collector.yaml"]
+    return [file.read_text(encoding="utf-8") for file in files]
 
 
 def test_the_page_about_logs_lists_the_keys_of_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -240,3 +255,13 @@ async def test_each_key_of_metadata_is_documented(target: Any) -> None:
     found = {key for payload in connector.payloads for key in payload["body"]["metadata"]}
     assert found
     assert found <= documented
+
+
+def test_the_stated_sizes_of_a_span_and_of_a_part() -> None:
+    with OtlpReceiver() as receiver:
+        items = cs.task(abs, name="measure_the_absolute").map(x=list(range(identity.PART_SIZE)))
+        cs.run(items, connector=OtelConnector(receiver.http_endpoint), log_level="OFF")
+        size = sum(request.size for request in receiver.requests if request.signal == "traces")
+        assert size < 1_000_000
+        assert size / len(receiver.spans) == pytest.approx(380, rel=0.1)
+    assert int(COLLECTOR_DEFAULTS["COLLECTOR_QUEUE_BYTES"]) / 380 == pytest.approx(1.4e6, rel=0.05)

@@ -115,6 +115,7 @@ def test_span_metrics_count_the_spans_of_all_processes(prometheus: Prometheus) -
     assert labels["status_code"] == "STATUS_CODE_ERROR"
     assert labels["error_type"] == "ValueError"
     assert "instance" not in labels
+    assert labels["collector_instance_id"]
 
 
 @pytest.mark.parametrize(

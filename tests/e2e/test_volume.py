@@ -40,6 +40,9 @@ def check(stack: Processes, size: int) -> list[Spans]:
     further = sorted({link.trace_id for link in whole.links} - {whole.trace_id})
     assert len(further) == whole.attributes["cascade.parts"] == size // PART - 1
     traces = [first, *(_part(stack, trace_id, whole.trace_id) for trace_id in further)]
+    runs = {span.attributes["cascade.run.id"] for spans in traces for span in spans}
+    found = stack.jaeger.find(f"e2e-{size}", tags={"cascade.run.id": runs.pop()})
+    assert (found, runs) == ({said["trace_id"], *further}, set())
     items = [span.attributes["cascade.task.map.index"] for spans in traces for span in spans.named("step")]
     assert sorted(items) == list(range(size))
     assert [spans.orphans() for spans in traces] == [[]] * len(traces)
