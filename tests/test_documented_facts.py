@@ -20,8 +20,10 @@ import cascade as cs
 from cascade.adapters.executors import _places
 from cascade.connectors.mqtt import _options, _outbox, _packets, _peer, _rate
 from cascade.connectors.mqtt import connector as mqtt
-from cascade.connectors.otel import OtelConnector, _sharing, _store
+from cascade.connectors.otel import OtelConnector, _batch, _sender, _sharing, _store
+from cascade.connectors.otel import _outbox as _outbox_of_otel
 from cascade.connectors.otel import _peer as _peer_of_otel
+from cascade.connectors.otel.logs import run_logs
 from cascade.connectors.otel.metrics import _catalogue, _census, _exporter, _settings
 from cascade.runtime import _map_execution, _outcome, _resource_thread, _run_context, lane, protocols
 from cascade.runtime.control import admission, constraint, control, decisions
@@ -82,6 +84,7 @@ STATED = {
         f"up to {int(COLLECTOR_DEFAULTS['COLLECTOR_QUEUE_BYTES']) // MIB} MiB while Jaeger is away",
         f"runner:{COMPOSE_DEFAULTS['MQTT_RUNNER_PASSWORD']}@localhost",
     ],
+    "docs/logs.md": [f"{run_logs.CAPACITY // MIB} MiB at most"],
     "docs/metrics.md": [
         {(0.001, 3600.0): "bounds from 1 ms to 1 h"}[_catalogue.BOUNDS[0], _catalogue.BOUNDS[-1]],
         {60.0: "exports every minute"}[_settings.DEFAULT_INTERVAL],
@@ -111,6 +114,16 @@ STATED = {
         {False: "without `fsync`"}[COLLECTOR["extensions"]["file_storage"]["fsync"]],
         f"for {_peer_of_otel.HOLD_TIMEOUT:g} s of nothing but such answers",
         {0.75: "three quarters full"}[_store.FULL],
+    ],
+    "docs/tracing.md": [
+        f"by default {_outbox_of_otel.CAPACITY // MIB} MiB, has room for 150,000 of them",
+        f"up to {_outbox_of_otel.BATCH_SIZE:,} spans. Up to {_sender.MAX_SENDERS} requests",
+        f"within {_peer_of_otel.LONGEST_WAIT:g} s, or within three times",
+        f"`hold_timeout` ({_peer_of_otel.HOLD_TIMEOUT:g} s)",
+        f"`flush_timeout` ({_outbox_of_otel.FLUSH_TIMEOUT:g} s)",
+        f"It waits {_peer_of_otel.STRANGER_PATIENCE} s for",
+        f"and {_peer_of_otel.DEAD_PATIENCE} s for one that has failed",
+        f"part n // {identity.PART_SIZE:,}",
     ],
     "docs/workflows.md": [
         f"At most {_map_execution.MAP_WINDOW:,} items of a map are in progress at once",
@@ -264,4 +277,7 @@ def test_the_stated_sizes_of_a_span_and_of_a_part() -> None:
         size = sum(request.size for request in receiver.requests if request.signal == "traces")
         assert size < 1_000_000
         assert size / len(receiver.spans) == pytest.approx(380, rel=0.1)
+    held = size / len(receiver.spans) + _batch._ITEM
+    assert held == pytest.approx(440, rel=0.1)
+    assert _outbox_of_otel.CAPACITY / held == pytest.approx(150_000, rel=0.1)
     assert int(COLLECTOR_DEFAULTS["COLLECTOR_QUEUE_BYTES"]) / 380 == pytest.approx(1.4e6, rel=0.05)
