@@ -137,6 +137,11 @@ def test_an_instance_id_that_the_user_has_set_is_that_of_all_children(tmp_path: 
     assert runs_by_instance(collector.receiver).keys() == logs_by_instance(collector.receiver).keys() == {"mine"}
 
 
+def test_a_connector_before_its_first_run_has_no_thread(tmp_path: Path, either: Collector) -> None:
+    assert program(tmp_path, "print(threading.enumerate() == [threading.main_thread()])", either) == "True\n"
+    assert either.receiver.requests == []
+
+
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 @pytest.mark.parametrize("way", ["process", "pool", "executor"])
 def test_a_child_of_multiprocessing_delivers_what_ends_last(
