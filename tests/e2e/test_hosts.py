@@ -21,6 +21,7 @@ import pytest
 from cascade.testing import OtlpReceiver
 from stack.build import ROOT
 from tests.connectors.otel.instances import runs_by_instance, spans_by_instance
+from tests.connectors.otel.logs.conftest import lines
 from tests.servers import is_missing
 from tests.waiting import HANG
 
@@ -223,3 +224,6 @@ def test_opentelemetry_instrument(receiver: OtlpReceiver, tmp_path: Path) -> Non
     assert by_process == {str(UUID(next(iter(by_process)))): 1}, "the SDK's random id"
     assert spans_by_instance(receiver, "double") == spans_by_instance(receiver, "run.started") == by_process
     assert runs_by_instance(receiver) == by_process
+    (line,) = [line for line in lines(receiver.logs) if line.scope == "report"]
+    (span,) = receiver.spans.named("double")
+    assert (line.body, line.ids[:2]) == ("a line of a task", (span.trace_id, span.span_id))
