@@ -11,8 +11,8 @@ from docs.asyncapi import document
 HERE = Path(__file__).parent
 ATTRIBUTES = """# Attributes
 
-What Cascade puts on its spans. Names are OpenTelemetry's where its semantic conventions have one. This table is
-generated from `cascade.telemetry.attributes`; values are cut at 2,000 bytes.
+The attributes of Cascade's spans, metrics, log records and resource. Names are those of OpenTelemetry's semantic conventions
+where these have one. Values are cut at 2,000 bytes. The table is generated from `cascade.telemetry.attributes`.
 
 """
 END = "<!-- end -->\n"

@@ -57,6 +57,11 @@ STATED = {
         f"Python {PROJECT['project']['requires-python'].removeprefix('>=')} or newer",
         {0: "The core has no dependencies"}[len(PROJECT["project"]["dependencies"])],
     ],
+    "docs/attributes.md": [
+        f"cut at {limits.MAX_VALUE_BYTES:,} bytes",
+        f"at most {limits.MAX_LINKS} of them have a link",
+        f"the first {limits.MAX_CONTROL_EVENTS} are events",
+    ],
     "docs/ci.md": [f"ref: v{PROJECT['project']['version']}"],
     "docs/connectors.md": [
         f"a queue of {lane.MAX_QUEUED_BYTES // MIB} MiB",

@@ -83,11 +83,11 @@ class Documented:
 
 
 _EVERY, _TASK = "every span", "task, attempt"
-_CONTROL = "wait, control event of a run or of a task that was held back"
+_CONTROL = "wait, control event of a run or of a blocked task"
 _WORDS = "`success`, `failure`, `error`, `timeout`, `cancellation` or `skip`"
 
 DOCUMENTED = (
-    Documented(RUN_ID, "string", f"{_EVERY}, your own below a task included", "the run's id: 128 bits in UUID form"),
+    Documented(RUN_ID, "string", f"{_EVERY}, also your own below a task", "the run's id: 128 bits in UUID form"),
     Documented(ORG_ID, "string", "run", "`CASCADE_ORG_ID`"),
     Documented(PROJECT_ID, "string", "run", "`CASCADE_PROJECT_ID`"),
     Documented(RUN_TARGET, "string", "run, run.started", "name of the run's target"),
@@ -99,25 +99,32 @@ DOCUMENTED = (
     Documented(RUN_TASKS_CANCELLED, "int", "run", "tasks that were cancelled"),
     Documented(RUN_TASKS_SKIPPED, "int", "run", "tasks that were skipped"),
     Documented(RUN_TASKS_RETRIED, "int", "run", "retries"),
-    Documented(RUN_TASKS_HELD_BACK, "int", "run", "how often a task that could run was held back, retries aside"),
-    Documented(RUN_MESSAGES_DROPPED, "int", "run", "messages that the run's queue has dropped"),
-    Documented(TASK_ID, "string", "all of a task, your own below it included", "the task's id in the workflow"),
+    Documented(
+        RUN_TASKS_HELD_BACK, "int", "run", "number of times that a task that could run was held back, without retries"
+    ),
+    Documented(RUN_MESSAGES_DROPPED, "int", "run", "messages that the queue of the run dropped"),
+    Documented(TASK_ID, "string", "all spans of a task, also your own below it", "the task's id in the workflow"),
     Documented(TASK_NAME, "string", "task, attempt, wait", "the task's name"),
     Documented(TASK_RESULT, "string", _TASK, _WORDS),
     Documented(
-        TASK_CANCELLATION_REASON, "string", _TASK, "why it was cancelled, such as `cancelled by SIGTERM`; no error"
+        TASK_CANCELLATION_REASON, "string", _TASK, "reason of a cancellation, such as `cancelled by SIGTERM`; no error"
     ),
-    Documented(TASK_ATTEMPT, "int", "attempt", "which call it is, from 1"),
-    Documented(TASK_ATTEMPTS, "int", "task", "how many calls there were, with a retry policy"),
-    Documented(TASK_MAX_ATTEMPTS, "int", "task", "how many retries the policy allows"),
-    Documented(TASK_DEPENDENCIES, "int", "task", "how many tasks it consumed; at most 128 of them are linked"),
-    Documented(TASK_SKIP_REASON, "string", "task", "why it was skipped"),
+    Documented(TASK_ATTEMPT, "int", "attempt", "number of the attempt, from 1"),
+    Documented(TASK_ATTEMPTS, "int", "task", "number of attempts, with a retry policy"),
+    Documented(TASK_MAX_ATTEMPTS, "int", "task", "number of retries that the policy allows"),
+    Documented(TASK_DEPENDENCIES, "int", "task", "number of tasks that it consumed; at most 128 of them have a link"),
+    Documented(TASK_SKIP_REASON, "string", "task", "reason of a skip"),
     Documented(TASK_ARGUMENTS, "string", "task", "arguments as JSON, if captured"),
-    Documented(TASK_OUTPUT, "string", "task", "result as JSON, if captured"),
+    Documented(
+        TASK_OUTPUT,
+        "any",
+        "task",
+        "result, if captured: a text, number, boolean or list of texts unchanged, another value as JSON",
+    ),
     Documented(MAP_INDEX, "int", "task", "index of a map's item, from 0"),
-    Documented(MAP_SIZE, "int", "map", "how many items the map has"),
-    Documented(PARTS, "int", "run, map", "how many further traces hold its children, each linked"),
-    Documented(PART_NUMBER, "int", "part", "which part of the children of a run or map it holds, from 1"),
+    Documented(MAP_SIZE, "int", "map", "number of items of the map"),
+    Documented(PARTS, "int", "run, map", "number of further traces with its children, each with a link"),
+    Documented(PART_NUMBER, "int", "part", "number of the part of the children of a run or map, from 1"),
     Documented(PART_FIRST, "int", "part", "number of its first child: index of an item, or place in the plan"),
     Documented(PART_LAST, "int", "part", "number of its last child"),
     Documented(
@@ -126,35 +133,40 @@ DOCUMENTED = (
         "wait",
         "`resource`, `retry`, `paused`, `concurrency`, `rate_limit`, `telemetry` or `executor`",
     ),
-    Documented(RUN_CONTROL_DECISIONS, "int", "run", "what became of constraints, how often; the first 64 are events"),
+    Documented(RUN_CONTROL_DECISIONS, "int", "run", "number of decisions about constraints; the first 64 are events"),
     Documented(CONTROL_ACTION, "string", "control event of a run", "`APPLIED`, `REFUSED`, `EXPIRED` or `CLEARED`"),
     Documented(CONTROL_SCOPE, "string", _CONTROL, "`global`, `run/{run_id}` or `task/{name or pattern}`"),
     Documented(CONTROL_TYPE, "string", _CONTROL, "`pause`, `concurrency`, `rate_limit` or `resource`"),
-    Documented(CONTROL_ID, "string", _CONTROL, "the constraint's id, as its sender gave it"),
-    Documented(CONTROL_REASON, "string", "control event of a run", "why it was refused, or has expired"),
-    Documented(CONTROL_PARAMS, "string", "control event of a run", "its parameters as JSON"),
+    Documented(CONTROL_ID, "string", _CONTROL, "id of the constraint"),
+    Documented(CONTROL_REASON, "string", "control event of a run", "reason of a refusal or expiry"),
+    Documented(CONTROL_PARAMS, "string", "control event of a run", "parameters of the constraint as JSON"),
     Documented(RESOURCE_NAME, "string", "setup, teardown", "the resource's name"),
     Documented(RESOURCE_RESULT, "string", "setup, teardown", "`success`, `failure`, `timeout` or `cancellation`"),
     Documented(RESOURCE_HOLD_SECONDS, "double", "teardown", "seconds from the end of the setup to the teardown"),
-    Documented(TELEMETRY_SIGNAL, "string", "metrics", "whose items were sent or lost: `traces`"),
-    Documented(METRIC_OVERFLOW, "bool", "metrics", "stands for all attributes beyond the limits"),
+    Documented(TELEMETRY_SIGNAL, "string", "metrics", "signal of the exported or lost items: `traces`"),
+    Documented(METRIC_OVERFLOW, "bool", "metrics", "replaces all attributes beyond the limits"),
     Documented(CODE_FUNCTION_NAME, "string", "task", "module and name of the task's function"),
-    Documented(CODE_FILE_PATH, "string", "log record", "file that the record was made in"),
-    Documented(CODE_LINE_NUMBER, "int", "log record", "line that the record was made in"),
-    Documented(CODE_STACKTRACE, "string", "log record", "where it was made, if `stack_info` asked for that"),
-    Documented(ERROR_TYPE, "string", "what failed", "type of the exception; `cancellation` for a cancelled run"),
+    Documented(CODE_FILE_PATH, "string", "log record", "file in which the record was made"),
+    Documented(CODE_LINE_NUMBER, "int", "log record", "line in which the record was made"),
+    Documented(CODE_STACKTRACE, "string", "log record", "stack of the record, with `stack_info=True`"),
+    Documented(
+        ERROR_TYPE,
+        "string",
+        "failed run, task, attempt, setup, teardown",
+        "type of the exception; `cancellation` for a cancelled run",
+    ),
     Documented(EXCEPTION_TYPE, "string", "exception event", "type of the exception"),
     Documented(EXCEPTION_MESSAGE, "string", "exception event", "its message, with secrets masked"),
     Documented(
         EXCEPTION_STACKTRACE, "string", "exception event", "its stack trace, from your own code on, with secrets masked"
     ),
     Documented(SERVICE_NAME, "string", "resource of all", "`OTEL_SERVICE_NAME`, else `cascade`"),
-    Documented(SERVICE_VERSION, "string", "resource of all", "Cascade's version, unless you give yours"),
+    Documented(SERVICE_VERSION, "string", "resource of all", "version of Cascade, unless the environment sets another"),
     Documented(
         SERVICE_INSTANCE_ID,
         "string",
         "resource of all",
-        "`{host}-{pid}-{4 hex random}`, the `source` of the messages; a forked child has its own; unless you give yours",
+        "`{host}-{pid}-{4 hex random}`, the `source` of the messages; a forked child has its own; unless the environment sets another",
     ),
     Documented(CICD_PIPELINE_NAME, "string", 'run, with `semconv="cicd"`', "name of the run's target"),
     Documented(CICD_PIPELINE_RUN_ID, "string", 'run, with `semconv="cicd"`', "the run's id: 128 bits in UUID form"),

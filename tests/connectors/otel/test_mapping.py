@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 import time
@@ -13,8 +14,10 @@ from opentelemetry import trace
 
 import cascade as cs
 from cascade.connectors.memory import MemoryConnector
+from cascade.telemetry import attributes as names
 from cascade.telemetry.identity import span_id
 from cascade.telemetry.topics import source
+from cascade.testing import ReceivedSpan
 from tests.connectors.otel.tracing import Collector
 from tests.waiting import HANG
 
@@ -567,3 +570,61 @@ def test_names_have_no_ids_indexes_or_numbers(collector: Collector) -> None:
     spans = collector.trace_of(cs.task(list, name="collect")(add.map(x=[1, 2]).with_retry(1)))
     names = {"run collect", "run.started", "collect", "map(add)", "add", "add attempt"}
     assert {span.name for span in spans} == names
+
+
+KINDS = ("run.started", "attempt", "wait", "setup", "teardown", "part")
+TYPES: dict[str, type] = {"any": object, "string": str, "int": int, "double": float, "bool": bool, "string[]": list}
+
+
+def kind_of(span: ReceivedSpan) -> str:
+    found = [kind for kind in KINDS if kind in span.name.split()]
+    return found[0] if found else "run" if span.name.startswith("run ") else "map" if "map(" in span.name else "task"
+
+
+def test_each_attribute_is_where_its_documentation_states(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CASCADE_TRACE_PART_SIZE", "2")
+
+    @cs.resource
+    def database() -> Iterator[int]:
+        yield 1
+
+    @cs.task
+    def reads(x: int, db: Any = cs.inject(database)) -> int:
+        return x
+
+    many = cs.task(lambda *xs: 1, name="many")
+    good = many(reads.map(x=[1, 2, 3]), one().run_if(one()), flaky().with_retry(1, delay=0.002), cs.Param("p", 1))
+    captures = {"connector": collector.connector(capture=("params", "arguments", "results"), semconv="cicd")}
+    spans = [*collector.trace_of(good, params={"p": 2}, **captures)]
+    spans += collector.trace_of(breaks.map(x=[0]), fails=LookupError)
+    documented = {row.name: row for row in names.DOCUMENTED}
+    for span in spans:
+        kind = kind_of(span)
+        for name, value in span.attributes.items():
+            row = documented[name]
+            assert isinstance(value, TYPES[row.type]), name
+            where = {"map": ("map", "task"), "part": ("part",)}.get(kind, (kind,))
+            stated = re.findall(r"[\w.]+", row.spans)
+            assert "every" in stated or "all" in stated or set(where).intersection(stated), (span.name, name)
+    assert {kind_of(span) for span in spans} == {*KINDS, "run", "map", "task"}
+
+
+@pytest.mark.parametrize(
+    ("result", "shown"),
+    [
+        ("a", "a"),
+        (1, 1),
+        (0.5, 0.5),
+        (True, True),
+        (["a", "b"], ["a", "b"]),
+        ([1, 2], "[1, 2]"),
+        ({"a": 1}, '{"a": 1}'),
+    ],
+)
+def test_simple_results_are_attributes_of_their_type(collector: Collector, result: Any, shown: Any) -> None:
+    give = cs.task(lambda: result, name="give")
+    spans = collector.trace_of(give(), connector=collector.connector(capture=("results",)))
+    found = spans.one("give").attributes["cascade.task.output"]
+    assert (type(found), found) == (type(shown), shown)
