@@ -3,6 +3,8 @@
 import gc
 import itertools
 import logging
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from cascade.testing import Fault, OtlpReceiver
 from tests.connectors.otel import peers
 from tests.connectors.otel.logs.conftest import lines
 from tests.connectors.otel.metrics.exports import latest, metrics_of, values
+from tests.limits import environment
 from tests.waiting import HANG, until_blocking
 
 RUNS = 10
@@ -260,3 +263,42 @@ def test_the_destinations_that_were_used_last_are_kept(limits: pytest.MonkeyPatc
         until_blocking(lambda: threads("cascade-metrics", before) <= 3)
         assert added["Outbox"] == added["Exporter"] == added["_OwnProvider"] == 0
         assert len(receiver.spans.named("run logs")) == next(numbers)
+
+
+FORKING = """
+import os, sys
+import cascade as cs
+from cascade.connectors.otel import OtelConnector
+from tests.limits import out_of_reach
+
+out_of_reach()
+
+@cs.task
+def one() -> int:
+    return 1
+
+def run(connector=None):
+    cs.run(one(), connector=connector or OtelConnector(sys.argv[1], protocol=sys.argv[2]), log_level="OFF")
+
+inherited = OtelConnector(sys.argv[1], protocol=sys.argv[2])
+run(inherited)
+if os.fork() == 0:
+    for connector in (inherited, None, inherited, None):
+        run(connector)
+    os._exit(0)
+assert os.wait()[1] == 0
+run()
+"""
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_forked_childs_connectors_share_with_the_one_that_it_has_inherited(protocol: str) -> None:
+    def instance(resource: Any) -> str:
+        return next(str(one.value.string_value) for one in resource.attributes if one.key == "service.instance.id")
+
+    with OtlpReceiver() as receiver:
+        command = [sys.executable, "-W", "ignore:This process", "-c", FORKING, receiver.endpoint(protocol), protocol]
+        subprocess.run(command, check=True, timeout=HANG, env=environment())
+        found = {instance(request.resource_metrics[0].resource): metrics_of(request) for request in receiver.metrics}
+        runs = [values(one["cascade.run.duration"])["one", "success"] for one in found.values()]
+        assert sorted(runs) == [2, 4]
