@@ -16,7 +16,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 
 import cascade as cs
-from cascade.connectors.otel import OtelConnector
+from cascade.connectors.otel import OtelConnector, _routes
 from cascade.testing import Fault, OtlpReceiver
 from tests.connectors.otel import peers
 from tests.connectors.otel.logs.conftest import lines
@@ -213,12 +213,24 @@ def test_the_largest_memory_bound_of_the_connectors_in_use_holds(caplog: pytest.
         assert lost_with(20_000)
 
 
+KINDS = {
+    *{"OtelConnector", "Choice", "Tracing", "_OwnProvider", "TracerProvider", "ProcessResource", "Route", "LiveRun"},
+    *{"Outbox", "Tally", "Exporter", "Ledger", "RunMetrics", "Levels", "RunLogs", "TaskLogHandler", "ProviderFlush"},
+}
+"""Classes of what a run and its connector are made of, without those of requests."""
+
+
 def instances() -> Counter[str]:
-    """Live objects of Cascade's connectors and of the SDK, by class."""
     gc.collect()
-    kinds = (type(one) for one in gc.get_objects())
-    ours = ("cascade.connectors", "opentelemetry.sdk")
-    return Counter(kind.__qualname__ for kind in kinds if str(kind.__module__).startswith(ours))
+    names = (type(one).__qualname__ for one in gc.get_objects())
+    return Counter(name for name in names if name in KINDS)
+
+
+@pytest.fixture
+def few_traces(limits: pytest.MonkeyPatch) -> None:
+    """Routes for late spans are kept of three traces in place of a thousand, and of none of the other tests."""
+    limits.setattr("cascade.connectors.otel._routes.KEPT_TRACES", 3)
+    _routes._table.ended.clear()
 
 
 def grown(connector: Callable[[], OtelConnector], runs: int = 20) -> Counter[str]:
@@ -232,6 +244,7 @@ def grown(connector: Callable[[], OtelConnector], runs: int = 20) -> Counter[str
     return found[1] - found[0]
 
 
+@pytest.mark.usefixtures("few_traces")
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_run_with_a_connector_of_its_own_leaves_nothing_behind(protocol: str) -> None:
     with OtlpReceiver() as receiver:
@@ -239,17 +252,20 @@ def test_a_run_with_a_connector_of_its_own_leaves_nothing_behind(protocol: str) 
         assert not grown(lambda: OtelConnector(endpoint, protocol=protocol, logs=True))
 
 
+@pytest.mark.usefixtures("few_traces")
 def test_a_run_with_the_applications_provider_leaves_nothing_behind() -> None:
     provider = TracerProvider(shutdown_on_exit=False)
     assert not grown(lambda: OtelConnector(tracer_provider=provider))
 
 
+@pytest.mark.usefixtures("few_traces")
 def test_a_run_without_exporters_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
     monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
     assert not grown(OtelConnector)
 
 
+@pytest.mark.usefixtures("few_traces")
 def test_the_destinations_that_were_used_last_are_kept(limits: pytest.MonkeyPatch) -> None:
     limits.setattr("cascade.connectors.otel._sharing.RECENT", 3)
     numbers, before = itertools.count(), frozenset(threading.enumerate())
