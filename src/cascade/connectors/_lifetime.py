@@ -117,6 +117,24 @@ class _ForkGate:
             self._changed.notify_all()
 
 
+class ModuleLock:
+    """A lock that is free in a forked child, though another thread of the parent held it."""
+
+    def __init__(self) -> None:
+        self._reset()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._reset)
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
 no_fork = _ForkGate()
 _exits = _Exits()
 

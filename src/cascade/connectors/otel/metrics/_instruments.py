@@ -85,7 +85,7 @@ class Instruments:
 
 
 _made: "weakref.WeakKeyDictionary[MeterProvider, Instruments]" = weakref.WeakKeyDictionary()
-_making = threading.Lock()
+_making = _lifetime.ModuleLock()
 
 
 def instruments_of(provider: Any) -> Instruments:
