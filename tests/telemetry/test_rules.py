@@ -1,3 +1,4 @@
+import json
 import re
 import threading
 from collections.abc import Callable
@@ -6,8 +7,10 @@ from typing import Any
 import pytest
 
 import cascade as cs
+from cascade._loggers import get_logger
 from cascade.telemetry.redact import MASK, captured, is_secret, redact_text
 from cascade.telemetry.safe import error_text, masked_name
+from cascade.testing import MemoryConnector
 
 
 def test_a_pattern_masks_its_matches_in_texts() -> None:
@@ -35,6 +38,41 @@ def test_a_key_is_masked_in_each_of_its_forms(key: str) -> None:
         assert captured({key: "Ann"}) == {key: MASK}
         assert redact_text(f"x patient_id=Ann, {key.replace(' ', '_')}: 'Bob'").count(MASK) == 2
     assert not is_secret(key)
+
+
+def test_a_rule_applies_to_a_text_that_was_masked_before() -> None:
+    text = "token=x patient_id=Ann cust-1"
+    assert redact_text(text) == "token=*** patient_id=Ann cust-1"
+    with cs.redact(key="patient_id"), cs.redact("cust-1"):
+        assert redact_text(text) == "token=*** patient_id=*** ***"
+    assert redact_text(text) == "token=*** patient_id=Ann cust-1"
+
+
+@cs.task
+def discharge(patient_id: str, note: str) -> str:
+    raise LookupError(f"no bed for {note}, patientId={patient_id}")
+
+
+class Capturing(MemoryConnector):
+    capture = frozenset({"arguments", "params"})
+
+
+@pytest.mark.parametrize("log_format", ["human", "json"])
+def test_a_rule_applies_to_all_outputs(
+    log_format: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    connector = Capturing()
+    target = discharge(cs.Param("patient_id"), "cust-123456")
+    with cs.redact(key="patient_id"), cs.redact(r"cust-\d{6}"):
+        with pytest.raises(LookupError, match="cust-123456"):
+            cs.run(target, params={"patient_id": "Ann"}, connector=connector, log_format=log_format)
+        cs.dry_run(discharge("Ann", "cust-123456"))
+        get_logger("cascade.tests").warning("%s has patient_id=%s", "cust-123456", "Ann")
+    shown = capsys.readouterr()
+    for text in (shown.err, shown.out, json.dumps(connector.payloads), caplog.text):
+        assert "Ann" not in text
+        assert "123456" not in text
+        assert MASK in text
 
 
 def test_keys_that_only_contain_its_letters_stay() -> None:

@@ -6,6 +6,7 @@ the text that it has masked.
 
 import re
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 from cascade.telemetry._secret_keys import MASK, is_secret
 from cascade.telemetry._secret_values import Masked, first_value, is_random, mask_values, value_at
@@ -56,6 +57,7 @@ _LOGIN = re.compile(
 _ORACLE = re.compile(r"jdbc:oracle:[a-z]{1,10}:([^\s@]++)@")
 _SCHEME = re.compile(r"\b(?i:bearer|basic)\s{1,8}([A-Za-z0-9._~+/=-]{4,}+)")
 _MAX_PASSES = 10
+_MAX_REMEMBERED = 20_000
 _LONGEST_WORD = 15
 _OPTION = re.compile(
     r"(?<![\w.-])(--?[A-Za-z][\w.-]*+)\s{1,8}(?![\s-])"
@@ -89,8 +91,9 @@ def redact_text(text: str) -> str:
     """
     for pattern in _own:
         text = pattern.sub(MASK, text)
-    lowered = text.lower()
-    return _redacted_again(text, lowered) if _is_suspicious(text, lowered) else text
+    if not _is_suspicious(text, text.lower()):
+        return text
+    return _redacted_before(text) if len(text) <= _MAX_REMEMBERED else _redacted_again(text)
 
 
 def without_cut_login(text: str) -> str:
@@ -104,6 +107,7 @@ def set_own(patterns: tuple[re.Pattern[str], ...], hints: tuple[str, ...]) -> No
     """Replace the program's own patterns, and the words by which texts with its own keys are found."""
     global _own, _own_hints
     _own, _own_hints = patterns, hints
+    _redacted_before.cache_clear()
 
 
 def _is_suspicious(text: str, lowered: str) -> bool:
@@ -152,14 +156,17 @@ def _has_short_name(lowered: str, separator: str) -> bool:
 _DECORATIONS = " \t\"'\\]0123456789"
 
 
-def _redacted_again(text: str, lowered: str) -> str:
+def _redacted_again(text: str) -> str:
     """The masked text, masked again until it remains the same: a mask and the text around it may form a further secret."""
     for _ in range(_MAX_PASSES):
-        before, text = text, _redacted(text, lowered)
+        before, text = text, _redacted(text, text.lower())
         if text == before:
             break
-        lowered = text.lower()
     return text
+
+
+_redacted_before = lru_cache(maxsize=64)(_redacted_again)
+"""An error and its stack trace pass by more than once: in the events of a task, of its attempts, and of the run."""
 
 
 def _redacted(text: str, lowered: str) -> str:
