@@ -267,6 +267,8 @@ PROSE = [
     "passed: 12, failed: 3",
     "compass: north",
     '["user", "password", "email"]',
+    'to ignore "--verify-signatures", which has been',
+    "--opentsdb-url=http://localhost:8081/",
     "2026-01-01 12:00:00,000 INFO worker started",
 ]
 

@@ -31,7 +31,7 @@ _ALWAYS = re.compile(
       (?:secret|session|sess)_?ids?_ | access_?key_?ids?_
     | _(?:card|cc|account|routing|social_security)_?(?:number|num|no)_ | _credit_?card_ | _social_security_$
     | (?:pin|security|access|auth|verification|recovery|backup|one_time)_?codes?_
-    | (?:connection|conn)_?str(?:ing)?s?_ | (?:{_STORES})_?ur[il]s?_ | webhooks?_$
+    | (?:connection|conn)_?str(?:ing)?s?_ | _(?:my|app)?(?:{_STORES})_?ur[il]s?_ | webhooks?_$
     | auth(?:orization)?_(?:headers?|value|data|string|hash|basic)_
     """,
     re.VERBOSE,

@@ -5,11 +5,10 @@ the text that it has masked.
 """
 
 import re
-from collections.abc import Callable, Iterator
 from functools import lru_cache
 
 from cascade.telemetry._secret_keys import MASK, is_secret
-from cascade.telemetry._secret_values import Masked, first_value, is_random, mask_values, value_at
+from cascade.telemetry._secret_values import Masked, first_value, is_random, mask_values, replaced, value_at
 
 _own: tuple[re.Pattern[str], ...] = ()
 _own_hints: tuple[str, ...] = ()
@@ -173,40 +172,26 @@ def _redacted(text: str, lowered: str) -> str:
     if "-----BEGIN" in text:
         text = _PRIVATE_KEY.sub(MASK, text)
     if "@" in text:
-        text = _replaced(text, _URL, _login_of_url)
-        text = _replaced(text, _ORACLE, _group)
-        text = _replaced(text, _LOGIN, _group)
+        text = replaced(text, _URL, _login_of_url)
+        text = replaced(text, _ORACLE, _group)
+        text = replaced(text, _LOGIN, _group)
         if "-u" in text:
-            text = _replaced(text, _USER_OPTION, _group)
+            text = replaced(text, _USER_OPTION, _group)
     elif ":" in text and ("-u" in text):
-        text = _replaced(text, _USER_OPTION, _group)
+        text = replaced(text, _USER_OPTION, _group)
     if "hook" in lowered or "telegram" in lowered:
         text = _WEBHOOK.sub(rf"\1{MASK}", text)
     if _PREFIXES.search(text) or _MARKS.search(text):
         text = _SHAPES.sub(MASK, text)
     text = mask_values(text)
     if "auth" in lowered or "pw_set" in lowered:
-        text = _replaced(text, _BASIC_AUTH, _group)
+        text = replaced(text, _BASIC_AUTH, _group)
     if "bearer" in lowered or "basic" in lowered:
-        text = _replaced(text, _SCHEME, _credentials)
+        text = replaced(text, _SCHEME, _credentials)
     if "-" in text:
-        text = _replaced(text, _OPTION, _value_of_option)
-        text = _replaced(text, _PROGRAM, _group)
-    return _replaced(text, _PHRASE, _value_in_phrase) if _OF_PHRASE.search(lowered) else text
-
-
-def _replaced(text: str, pattern: re.Pattern[str], secret_of: Callable[[re.Match[str]], Masked | None]) -> str:
-    return "".join(_pieces(text, pattern, secret_of))
-
-
-def _pieces(text: str, pattern: re.Pattern[str], secret_of: Callable[[re.Match[str]], Masked | None]) -> Iterator[str]:
-    done = 0
-    for found in pattern.finditer(text):
-        if found.start() >= done and (secret := secret_of(found)) is not None:
-            yield text[done : secret.start]
-            yield secret.mask
-            done = secret.end
-    yield text[done:]
+        text = replaced(text, _OPTION, _value_of_option)
+        text = replaced(text, _PROGRAM, _group)
+    return replaced(text, _PHRASE, _value_in_phrase) if _OF_PHRASE.search(lowered) else text
 
 
 def _group(found: re.Match[str]) -> Masked:

@@ -1,7 +1,7 @@
 """Finds the values of secret keys in texts: `key=value`, `key: value`, quoted, in brackets, in pairs and in headers."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 from cascade.telemetry._secret_keys import MASK, is_count, is_header, is_secret
@@ -61,21 +61,19 @@ class Masked(NamedTuple):
 
 def mask_values(text: str) -> str:
     """The text with the values of its secret keys masked."""
-    text = "".join(_pieces(text, _KEY))
-    return "".join(_pieces(text, _NAMED)) if "alue" in text else text
+    text = replaced(text, _KEY, _of_key)
+    return replaced(text, _NAMED, _of_name) if "alue" in text else text
 
 
-def _pieces(text: str, pattern: re.Pattern[str]) -> Iterator[str]:
-    done = 0
+def replaced(text: str, pattern: re.Pattern[str], secret_of: Callable[[re.Match[str]], Masked | None]) -> str:
+    """The text with what `secret_of` returns for the matches of a pattern masked. It continues after each masked part."""
+    done, pieces = 0, list[str]()
     for found in pattern.finditer(text):
-        if found.start() < done:
-            continue
-        secret = _of_key(found) if pattern is _KEY else _of_name(found)
-        if secret is not None and secret.start >= done:
-            yield text[done : secret.start]
-            yield secret.mask
+        secret = secret_of(found) if found.start() >= done else None
+        if secret is not None:
+            pieces += text[done : secret.start], secret.mask
             done = secret.end
-    yield text[done:]
+    return "".join([*pieces, text[done:]])
 
 
 def _of_name(found: re.Match[str]) -> Masked | None:
@@ -132,7 +130,7 @@ def _of_pair(found: re.Match[str], before: str, start: int) -> Masked | None:
     if not found["quote"] or before not in _QUOTES:
         return None
     if key.startswith("-"):
-        return value_at(text, start)
+        return _quoted(text, start)
     opening = text[max(0, found.start() - 4) : found.start() - 1].rstrip("bu\\")[-1:]
     if opening not in _CLOSING:  # of a longer list, such as names of columns
         return None
