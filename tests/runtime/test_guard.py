@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 import cascade as cs
+from cascade.connectors import fanout
 from cascade.connectors.memory import MemoryConnector
-from cascade.runtime.guard import awaited, words
+from cascade.runtime import _connection
+from cascade.runtime.guard import awaited, seconds, words
 from cascade.runtime.task_context import TaskContext
 from cascade.spec.protocols import MessageCallback
 from cascade.telemetry.identity import RunTrace, SpanRef, place_run
@@ -194,3 +196,36 @@ def test_a_list_of_words_that_cannot_be_read_is_reported(caplog: pytest.LogCaptu
 
     assert words(Wrong(), "capture") == frozenset()
     assert caplog.messages == ["Wrong.capture is ignored: TypeError: 'NoneType' object is not iterable"]
+
+
+class SlowToEnd(MemoryConnector):
+    """Needs all the time of its flush."""
+
+    flush_timeout = NEVER
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_ended = False
+
+    async def disconnect(self) -> None:
+        await asyncio.sleep(0.2)
+        self.has_ended = True
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "in a fanout"])
+def test_a_connector_has_the_time_of_its_flush_to_disconnect(monkeypatch: pytest.MonkeyPatch, *, beside: bool) -> None:
+    monkeypatch.setattr(_connection, "DISCONNECT_TIMEOUT", 0.01)
+    monkeypatch.setattr(fanout, "DISCONNECT_TIMEOUT", 0.01)
+    connector = SlowToEnd()
+    cs.run(in_loop(1), connector=[connector, MemoryConnector()] if beside else connector)
+    assert connector.has_ended
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(2.5, 2.5), (3, 3.0), (-1, 0.0), ("5", 0.0), (None, 0.0), (float("nan"), 0.0)]
+)
+def test_an_unusable_flush_timeout_is_none(value: Any, expected: float) -> None:
+    connector = MemoryConnector()
+    connector.flush_timeout = value  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    assert seconds(connector, "flush_timeout") == expected
+    assert seconds(MemoryConnector(), "flush_timeout") == 0.0

@@ -133,6 +133,47 @@ async def test_what_comes_after_a_stuck_message_is_published_once_that_is_given_
     assert lane.lost == 1
 
 
+class Full(MemoryConnector):
+    """Has room for one message until `is_empty` is set."""
+
+    waits_in_lane = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_empty = asyncio.Event()
+
+    def is_full(self) -> bool:
+        return bool(self.payloads) and not self.is_empty.is_set()
+
+    async def room(self) -> None:
+        await asyncio.wait({asyncio.ensure_future(self.is_empty.wait())}, timeout=0.01)
+
+
+async def test_messages_wait_in_front_of_a_connector_that_is_full() -> None:
+    connector = Full()
+    lane = Lane(connector)
+    for number in range(3):
+        lane.put(message(number))
+    draining = asyncio.ensure_future(lane.drain(NEVER))
+    for _ in range(5):
+        await connector.room()
+    assert numbers(connector) == [0]
+    connector.is_empty.set()
+    await soon(draining)
+    assert numbers(connector) == [0, 1, 2]
+
+
+async def test_a_drain_that_waited_long_enough_publishes_the_rest_all_the_same() -> None:
+    connector = Full()
+    lane = Lane(connector)
+    for number in range(3):
+        lane.put(message(number))
+    await lane.drain(0.05)
+    assert numbers(connector) == [0, 1, 2]
+    assert lane.lost == 0
+    connector.is_empty.set()
+
+
 async def test_a_closed_lane_loses_everything_with_the_reason() -> None:
     lane = Lane(MemoryConnector())
     lane.put(message(0))

@@ -10,7 +10,7 @@ from typing import Any
 from cascade._loggers import get_logger
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.runtime.gates import Gates
-from cascade.runtime.guard import FAULTS, awaited, words
+from cascade.runtime.guard import FAULTS, awaited, seconds, words
 from cascade.runtime.lane import MAX_QUEUED_BYTES, MESSAGE_BYTES, Lane, Message
 from cascade.runtime.protocols import Connector, Gate, Tracing, Unsubscribing
 from cascade.runtime.task_context import TaskContext
@@ -59,6 +59,11 @@ class FanoutConnector:
     def capture(self) -> frozenset[str]:
         """What any of them wants; the others get messages without it."""
         return frozenset().union(*self._captures)
+
+    @property
+    def flush_timeout(self) -> float:
+        """Seconds of the longest flush of a connector."""
+        return max((seconds(connector, "flush_timeout") for connector in self.connectors), default=0.0)
 
     def place_run(self, run_id: str, target: str, start_ns: int, parent: SpanRef | None) -> RunTrace:
         """Return the place of the first connector that has one. A connector that raises is left out, with a warning."""
@@ -120,7 +125,7 @@ class FanoutConnector:
         lost, self._reported[index] = lane.lost - self._reported[index], lane.lost
         if lost:
             logger.warning("%s: %d telemetry messages were lost: %s", _name(lane.connector), lost, lane.last_error)
-        await awaited(lane.connector.disconnect, DISCONNECT_TIMEOUT)
+        await awaited(lane.connector.disconnect, DISCONNECT_TIMEOUT + seconds(lane.connector, "flush_timeout"))
 
     def _place(self, connector: Tracing, run_id: str, *rest: Any) -> object:
         try:

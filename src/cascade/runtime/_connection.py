@@ -9,7 +9,7 @@ from cascade.runtime.bus import MessageBus
 from cascade.runtime.control.control import Control
 from cascade.runtime.events import ConnectorFailed
 from cascade.runtime.exceptions import TelemetryLostError
-from cascade.runtime.guard import awaited
+from cascade.runtime.guard import awaited, seconds
 from cascade.spec.protocols import Connector
 from cascade.telemetry.safe import error_text
 
@@ -17,7 +17,7 @@ logger = get_logger(__name__)
 
 CONNECT_TIMEOUT = 5.0
 DISCONNECT_TIMEOUT = 30.0
-"""Seconds; a connector bounds its own flush, these are for one that does not."""
+"""Seconds beyond the flush of a connector, whose length is its attribute `flush_timeout`; without it this is all."""
 
 
 @async_block
@@ -55,7 +55,7 @@ async def _connect(connector: Connector, bus: MessageBus, run_id: str) -> bool:
 
 async def _disconnect(connector: Connector, *, strict: bool) -> None:
     try:
-        await awaited(connector.disconnect, DISCONNECT_TIMEOUT)
+        await awaited(connector.disconnect, DISCONNECT_TIMEOUT + seconds(connector, "flush_timeout"))
     except TelemetryLostError as error:
         if strict:
             raise

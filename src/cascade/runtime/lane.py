@@ -4,7 +4,9 @@ import asyncio
 from collections import deque
 from typing import Any, NamedTuple
 
+from cascade.runtime.gates import Gates
 from cascade.runtime.guard import FAULTS, is_own_cancellation
+from cascade.runtime.protocols import Gate
 from cascade.spec.protocols import Connector
 from cascade.telemetry.safe import error_text
 
@@ -17,6 +19,8 @@ HELD_BYTES = MAX_QUEUED_BYTES // 4
 """From here on no further task is started until half of it is published: the burst outruns the connector."""
 PATIENCE = 1.0
 """Seconds after which a connector that has published nothing is taken for dead: tasks do not wait for it any more."""
+HURRY = 2.0
+"""Seconds to publish what a drain leaves, without waiting for room in the connector."""
 
 _FULL = "its queue was full"
 
@@ -36,6 +40,9 @@ class Lane:
 
     When more than `max_bytes` wait, those that matter least go first: messages that are not terminal, the oldest
     ones first. `lost` counts them and those whose publishing failed; `last_error` says why.
+
+    The queue of a connector whose attribute `waits_in_lane` is True is not filled beyond its `is_full`: messages wait here
+    until it has room, or a drain ends.
     """
 
     def __init__(self, connector: Connector, *, max_bytes: int = MAX_QUEUED_BYTES) -> None:
@@ -55,6 +62,8 @@ class Lane:
         self._pump: asyncio.Task[None] | None = None
         self._drains: list[tuple[int, asyncio.Future[None]]] = []
         self._closed_by = ""
+        self._gates = Gates(connector) if _waits_in_lane(connector) and isinstance(connector, Gate) else Gates()
+        self._hurries = 0  # drains that have waited long enough
 
     def is_full(self) -> bool:
         """Whether a burst had better wait: much is queued, and the connector is getting on with it."""
@@ -99,10 +108,20 @@ class Lane:
         self._drains.append((target, done))
         try:
             await asyncio.wait({done}, timeout=timeout)
+            if not done.done() and self._gates.is_full():
+                await self._publish_without_waiting(done)
         finally:
             self._drains.remove((target, done))
         if not done.done():
             await self._abandon(target, f"not published within {timeout:g} s")
+
+    async def _publish_without_waiting(self, done: asyncio.Future[None]) -> None:
+        """The connector takes the rest at once, and drops by its own priorities what does not fit."""
+        self._hurries += 1
+        try:
+            await asyncio.wait({done}, timeout=HURRY)
+        finally:
+            self._hurries -= 1
 
     def _is_stalled(self) -> bool:
         if self._in_hand is None:
@@ -136,6 +155,8 @@ class Lane:
                 self._wake_drains()
             if self._room is not None and self._bytes <= self._held_bytes // 2 and not self._room.done():
                 self._room.set_result(None)
+            while not self._hurries and self._gates.is_full():
+                await self._gates.room()
 
     async def _abandon(self, target: int, reason: str) -> None:
         """Lose what was put before the target, the message in hand included, and go on with the rest."""
@@ -181,3 +202,7 @@ class Lane:
     def _lose(self, count: int, reason: str) -> None:
         self.lost += count
         self.last_error = reason
+
+
+def _waits_in_lane(connector: object) -> bool:
+    return getattr(connector, "waits_in_lane", False) is True

@@ -34,7 +34,7 @@ def no_warnings_of_tests_before(monkeypatch: pytest.MonkeyPatch) -> None:
 def nothing_left_to_deliver() -> Iterator[None]:
     """Spans of a test whose receiver has gone are not delivered to a receiver of a later test."""
     yield
-    for one in list(_lifetime._watched):
+    for one in list(_lifetime._watched.values()):
         if isinstance(one, Outbox):
             with one._shared.lock:
                 one._shared.outage.closed(0, "")

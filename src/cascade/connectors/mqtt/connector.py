@@ -104,7 +104,7 @@ class MqttConnector:
         )
         self.capture = captures(capture)
         self._strict = strict
-        self._flush_timeout = positive("flush_timeout", flush_timeout)
+        self.flush_timeout = positive("flush_timeout", flush_timeout)
         self._waits = one_of("on_full", on_full, ("wait", "drop")) == "wait"
         self._capacity = whole("max_buffer_bytes", max_buffer_bytes)
         self._owner = identity_from_environment()
@@ -216,7 +216,7 @@ class MqttConnector:
         session, self._session = self._session, None
         if session is None:
             return lambda: None
-        flush = _flush.Flush(session, self._around, self._flush_timeout)
+        flush = _flush.Flush(session, self._around, self.flush_timeout)
 
         def finish() -> None:
             flush.wait_blocking()
@@ -233,7 +233,7 @@ class MqttConnector:
         self._outbox = Outbox(self._capacity)
         changes = Changes()
         self._subscriptions = Subscriptions(changes.tell, self._warn)
-        gate = Gate(self._outbox, self._flush_timeout)
+        gate = Gate(self._outbox, self.flush_timeout)
         self._around = Surroundings(self._outbox, gate, self._subscriptions, changes, Changes(), self._warn)
         self._session = None
         self._connections = 0
@@ -242,7 +242,7 @@ class MqttConnector:
 
     async def _part(self, session: Session) -> None:
         """A run's end: what it has put is to arrive. If it is the last one, everything ends."""
-        flush = _flush.Flush(session, self._around, self._flush_timeout)
+        flush = _flush.Flush(session, self._around, self.flush_timeout)
         try:
             await flush.wait()
         finally:

@@ -77,6 +77,9 @@ class OtelConnector:
         TypeError: `tracer_provider` is no tracer provider.
     """
 
+    waits_in_lane = True
+    """`publish` does not wait for room: whoever publishes holds messages back while `is_full`."""
+
     def __init__(
         self,
         endpoint: str | None = None,
@@ -99,14 +102,14 @@ class OtelConnector:
         self.capture = captures(capture)
         self.ignored = _IGNORED
         self._strict = strict
-        self._flush_timeout = positive("flush_timeout", flush_timeout)
+        self.flush_timeout = positive("flush_timeout", flush_timeout)
         self._parent = one_of("parent", parent, ("join", "link", "none"))
         self._detail = one_of("detail", detail, ("full", "tasks", "run"))
         self._cicd = one_of("semconv", semconv, (None, "cicd")) == "cicd"
         self._waits = one_of("on_full", on_full, ("wait", "drop")) == "wait"
         exporting = {"endpoint": endpoint, "protocol": protocol, "headers": headers}
         self._bounds = Bounds(
-            whole("max_buffer_bytes", max_buffer_bytes), positive("hold_timeout", hold_timeout), self._flush_timeout
+            whole("max_buffer_bytes", max_buffer_bytes), positive("hold_timeout", hold_timeout), self.flush_timeout
         )
         self._choice = Choice(tracer_provider, exporting, metrics=metrics, logs=logs)
         self._chosen: Chosen | None = None
@@ -147,7 +150,7 @@ class OtelConnector:
         routes, self._ended = self._ended, []
         has_spans, self._has_spans = self._has_spans, False
         report, warning = await flush(
-            *(self._tracing, routes, self._flush_timeout, self._signals), has_spans=has_spans, strict=self._strict
+            *(self._tracing, routes, self.flush_timeout, self._signals), has_spans=has_spans, strict=self._strict
         )
         self._report(report, warning)
 
@@ -161,8 +164,6 @@ class OtelConnector:
         finally:
             if payload["body"].get("event") == "ENGINE_STOPPED":
                 self._end_run(payload["run_id"])
-        if self.is_full():
-            await self.room()
 
     async def subscribe(self, topic: str, callback: MessageCallback) -> None:
         """Do nothing: OTLP has no way back in."""
