@@ -18,9 +18,11 @@ import yaml
 
 import cascade as cs
 from cascade.adapters.executors import _places
+from cascade.connectors import _lifetime
 from cascade.connectors.mqtt import _options, _outbox, _packets, _peer, _rate
 from cascade.connectors.mqtt import connector as mqtt
-from cascade.connectors.otel import OtelConnector, _batch, _sender, _sharing, _store
+from cascade.connectors.otel import OtelConnector, _batch, _grpc, _routes, _sender, _sharing, _store
+from cascade.connectors.otel import _options as _options_of_otel
 from cascade.connectors.otel import _outbox as _outbox_of_otel
 from cascade.connectors.otel import _peer as _peer_of_otel
 from cascade.connectors.otel.logs import run_logs
@@ -78,6 +80,11 @@ STATED = {
         f"the tasks of {constraint.BURST_SECONDS} seconds may start at once",
         {0.5: "for half a second"}[admission.RETELL],
     ],
+    "docs/environment.md": [
+        f"seconds for a request, {_options_of_otel.DEFAULT_TIMEOUT:g} by default, at most {_options_of_otel.LONGEST_TIMEOUT:g}.",
+        f"milliseconds, {_settings.DEFAULT_INTERVAL * 1000:g} by default",
+        f"children in one trace, {identity.PART_SIZE} by default",
+    ],
     "docs/grafana.md": [
         f"`GRAFANA_PASSWORD` (`{COMPOSE_DEFAULTS['GRAFANA_PASSWORD']}`)",
         {"true": "without a login"}[COMPOSE["services"]["grafana"]["environment"]["GF_AUTH_ANONYMOUS_ENABLED"]],
@@ -119,6 +126,11 @@ STATED = {
         {False: "without `fsync`"}[COLLECTOR["extensions"]["file_storage"]["fsync"]],
         f"for {_peer_of_otel.HOLD_TIMEOUT:g} s of nothing but such answers",
         {0.75: "three quarters full"}[_store.FULL],
+    ],
+    "docs/servers.md": [
+        f"a call in progress, at most {_lifetime.FORK_PATIENCE:g} s",
+        f"the latest {_routes.KEPT_TRACES:,} traces",
+        {True: '"gRPC was in use at a fork"'}["gRPC was in use at a fork" in _grpc._AFTER_FORK],
     ],
     "docs/tracing.md": [
         f"by default {_outbox_of_otel.CAPACITY // MIB} MiB, has room for 150,000 of them",
