@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,7 +17,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, StaticSampler
 
 import cascade as cs
-from cascade.connectors.otel import OtelConnector
+from cascade.connectors.otel import OtelConnector, _provider_flush
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.testing import OtlpReceiver
 from tests.connectors.otel import peers
@@ -111,6 +112,26 @@ def test_one_message_tells_the_end_of_the_outage_and_runs_wait_again(
         run(provider)
         assert processor.ended == before + 1
     assert len(warnings(caplog)) == 2
+
+
+def test_the_outage_ends_though_a_run_ends_during_each_flush(
+    processor: Gated, caplog: pytest.LogCaptureFixture
+) -> None:
+    provider = provider_with(processor)
+    flush = _provider_flush.flush_of(provider)
+
+    def while_another_run_ends() -> bool:
+        pool.submit(run, provider)
+        until_blocking(lambda: flush._wanted > flush._begun)
+        return True
+
+    with ThreadPoolExecutor(1) as pool:
+        run(provider, BRIEF)
+        processor.then = while_another_run_ends
+        processor.gate.set()
+        until_blocking(lambda: len(warnings(caplog)) > 1)
+        processor.then = lambda: True
+    assert "is flushed again" in warnings(caplog)[1]
 
 
 def test_runs_side_by_side_share_a_flush(processor: Gated) -> None:
@@ -225,10 +246,6 @@ def test_a_batch_processor_with_a_silent_collector(
 
 
 def test_a_provider_that_is_collected_leaves_nothing_behind(processor: Gated) -> None:
-    import weakref
-
-    from cascade.connectors.otel import _provider_flush
-
     processor.gate.set()
     provider = provider_with(processor)
     run(provider)

@@ -50,6 +50,7 @@ class ProviderFlush:
         self._thread: threading.Thread | None = None
         self._wanted = self._begun = self._ended = 0  # numbers of flushes
         self._with_spans = 0  # the latest flush that a run with spans waits for
+        self._is_proof = False  # whether the flush in progress has spans, and so shows that the exporter works
         self._problem = ""
 
     def run(self, timeout: float, *, has_spans: bool, strict: bool) -> str:
@@ -126,6 +127,7 @@ class ProviderFlush:
                 self._thread = None
                 return False
             self._begun += 1
+            self._is_proof = self._with_spans == self._begun
             return True
 
     def _flush(self) -> str:
@@ -141,7 +143,7 @@ class ProviderFlush:
         with self._changed:
             self._ended, self._problem = self._begun, problem
             self._is_slow = self._is_slow or bool(problem) or seconds > SLOW
-            if not problem and seconds <= self._quick and self._with_spans == self._begun:
+            if not problem and seconds <= self._quick and self._is_proof:
                 outage = time.monotonic() - self._outage_began if self._outage_began else 0.0
                 self._outage_began, self._is_slow, self._quick = 0.0, False, SLOW
             self._changed.notify_all()
