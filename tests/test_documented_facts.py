@@ -21,7 +21,7 @@ from cascade.adapters.executors import _places
 from cascade.connectors import _lifetime
 from cascade.connectors.mqtt import _options, _outbox, _packets, _peer, _rate
 from cascade.connectors.mqtt import connector as mqtt
-from cascade.connectors.otel import OtelConnector, _batch, _grpc, _routes, _sender, _sharing, _store
+from cascade.connectors.otel import OtelConnector, _batch, _grpc, _provider_flush, _routes, _sender, _sharing, _store
 from cascade.connectors.otel import _options as _options_of_otel
 from cascade.connectors.otel import _outbox as _outbox_of_otel
 from cascade.connectors.otel import _peer as _peer_of_otel
@@ -141,6 +141,9 @@ STATED = {
         f"It waits {_peer_of_otel.STRANGER_PATIENCE} s for",
         f"and {_peer_of_otel.DEAD_PATIENCE} s for one that has failed",
         f"part n // {identity.PART_SIZE:,}",
+        f"at most {_provider_flush.BRIEF} s",
+        {1.0: "after a flush of more than a second"}[_provider_flush.SLOW],
+        {5.0: "takes at most five seconds"}[_provider_flush.EXIT_TIMEOUT],
     ],
     "docs/workflows.md": [
         f"At most {_map_execution.MAP_WINDOW:,} items of a map are in progress at once",

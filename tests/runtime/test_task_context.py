@@ -2,6 +2,8 @@
 
 import asyncio
 import decimal
+import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextvars import ContextVar, copy_context
 from typing import Any
@@ -177,6 +179,21 @@ async def test_what_a_task_starts_has_the_tasks_context(lab: Lab) -> None:
     want = (("own", "own"), ["own", "own"])
     assert await lab.run(spawn()) == want
     assert await lab.run(second_attempt().with_retry(1)) == want
+
+
+@pytest.mark.skipif(getattr(sys.flags, "thread_inherit_context", False), reason="each thread has a copy of the context")
+async def test_a_thread_of_a_task_has_the_tasks_context_only_as_a_copy(lab: Lab) -> None:
+    @cs.task
+    def start_threads() -> list[str]:
+        tenant.set("own")
+        seen: list[str] = []
+        for run in (lambda function: function(), copy_context().run):
+            thread = threading.Thread(target=run, args=[lambda: seen.append(tenant.get())])
+            thread.start()
+            thread.join()
+        return seen
+
+    assert await lab.run(start_threads()) == ["none", "own"]
 
 
 async def test_a_second_attempt_is_cancelled_and_timed_out_as_the_first(lab: Lab) -> None:
