@@ -628,3 +628,18 @@ def test_simple_results_are_attributes_of_their_type(collector: Collector, resul
     spans = collector.trace_of(give(), connector=collector.connector(capture=("results",)))
     found = spans.one("give").attributes["cascade.task.output"]
     assert (type(found), found) == (type(shown), shown)
+
+
+def test_all_attempts_of_a_long_history_are_spans(collector: Collector) -> None:
+    calls: list[None] = []
+
+    @cs.task(threaded=False)
+    def stubborn() -> None:
+        calls.append(None)
+        if len(calls) < 150:
+            raise ConnectionError
+
+    spans = collector.trace_of(stubborn().with_retry(200))
+    attempts = [span.attributes["cascade.task.attempt"] for span in spans.named("stubborn attempt")]
+    assert sorted(attempts) == list(range(1, 151))
+    assert spans.one("stubborn").attributes["cascade.task.attempts"] == 150
