@@ -33,7 +33,13 @@ def get_logger(name: str) -> SafeLogger:
 
 def make_safe(record: logging.LogRecord) -> bool:
     """A filter that masks secrets and escapes control characters: a broker, a collector or a task may be the author."""
-    record.msg, record.args = printable(redact_text(record.getMessage())), ()
+    if isinstance(record.args, tuple) and record.args:
+        # Each one by itself: a name before it in the message is no key of it.
+        record.args = tuple(arg if isinstance(arg, (int, float)) else redact_text(str(arg)) for arg in record.args)
+        record.msg = record.getMessage()
+    else:
+        record.msg = redact_text(record.getMessage())
+    record.msg, record.args = printable(record.msg), ()
     if record.exc_info and record.exc_info[1] is not None:
         # Formatters show this text instead of the one that they would make.
         record.exc_text = "\n".join(map(printable, stack_text(record.exc_info[1], indent=True).rstrip().split("\n")))

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import cascade as cs
+from cascade._loggers import get_logger
 from cascade.spec.lazy_types import MappedLazyResult
 from cascade.testing import MemoryConnector
 
@@ -239,6 +240,37 @@ def test_names_are_masked() -> None:
 def test_a_command_of_the_shell_is_masked() -> None:
     target = cs.shell(f"echo --password {S} >&2; exit 3")  # type: ignore[attr-defined,unused-ignore]
     assert S not in messages(target, fails=True)
+
+
+@pytest.mark.parametrize("log_format", ["human", "json"])
+def test_a_name_of_a_secret_hides_no_message_about_it(log_format: str, capsys: pytest.CaptureFixture[str]) -> None:
+    @cs.resource(name="auth_token")
+    def auth_token() -> Iterator[int]:
+        raise LookupError("no such file")
+        yield 1
+
+    uses = cs.task(lambda value: value, name="fetch_password")(cs.inject(auth_token))
+    with pytest.raises(LookupError):
+        cs.run(uses, log_format=log_format)
+    skipped = cs.task(lambda: 1, name="get_token")().run_if(cs.task(lambda: False, name="is_wanted")())
+    with pytest.raises(cs.DependencyMissingError):
+        cs.run(cs.task(lambda value: value, name="uses")(skipped), log_format=log_format)
+    shown = capsys.readouterr().err
+    assert "***" not in shown
+    assert shown.count("LookupError: no such file") >= 2
+    assert "get_token" in shown
+
+
+def test_a_name_of_a_secret_hides_no_warning_about_it() -> None:
+    with lines("cascade.tests") as printed:
+        get_logger("cascade.tests").warning("Resource '%s': its %s still runs %g s", "auth_token", "setup", 1.5)
+        get_logger("cascade.tests").warning("%s could not connect: %s", "Token", OSError(f"password={S}"))
+        get_logger("cascade.tests").warning(f"the answer: password={S}")
+    assert printed == [
+        "Resource 'auth_token': its setup still runs 1.5 s",
+        "Token could not connect: password=***",
+        "the answer: password=***",
+    ]
 
 
 @contextmanager

@@ -67,7 +67,7 @@ def test_a_rule_applies_to_all_outputs(
         with pytest.raises(LookupError, match="cust-123456"):
             cs.run(target, params={"patient_id": "Ann"}, connector=connector, log_format=log_format)
         cs.dry_run(discharge("Ann", "cust-123456"))
-        get_logger("cascade.tests").warning("%s has patient_id=%s", "cust-123456", "Ann")
+        get_logger("cascade.tests").warning("%s: %s", "cust-123456", "patient_id=Ann")
     shown = capsys.readouterr()
     for text in (shown.err, shown.out, json.dumps(connector.payloads), caplog.text):
         assert "Ann" not in text

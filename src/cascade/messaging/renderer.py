@@ -60,7 +60,8 @@ class CliRenderer(_LineRenderer):
     def render(self, msg_id: str, level: str, **kwargs: Any) -> None:
         if self._shown(level):
             # An exception may have no text: "TimeoutError: ".
-            self._write(printable(redact_text(self._store.get(msg_id, **kwargs))).removesuffix(": "))
+            shown = {name: _masked(value) for name, value in kwargs.items()}
+            self._write(printable(self._store.get(msg_id, **shown)).removesuffix(": "))
 
 
 class JsonRenderer(_LineRenderer):
@@ -79,6 +80,18 @@ class JsonRenderer(_LineRenderer):
             now = datetime.now(UTC).isoformat()
             head = {"timestamp": now, "level": level.upper(), "event_id": msg_id}
             self._write(as_json({**head, **subject_ids(), "data": redact(plain(kwargs))}))
+
+
+def _masked(value: Any) -> Any:
+    """A value of a message. It is masked by itself: a name before it in the message's text is no key of it."""
+    if isinstance(value, (str, dict, list)):
+        return redact(value)
+    if isinstance(value, (int, float)) or value is None:
+        return value
+    try:
+        return redact_text(str(value))
+    except Exception:  # noqa: BLE001 - a value's own __str__ may do anything; the store describes the error
+        return value
 
 
 def as_json(value: Any) -> str:
