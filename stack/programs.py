@@ -43,7 +43,7 @@ PACKAGES = (
     Package(
         "mosquitto-clients",
         ("mosquitto_pub", "mosquitto_sub"),
-        ("tests/connectors/mqtt/test_documentation.py",),
+        ("tests/connectors/mqtt/test_acl.py", "tests/connectors/mqtt/test_documentation.py"),
     ),
     Package(
         "openssl",
