@@ -167,3 +167,7 @@ def test_a_run_has_the_tracestate_of_the_trace_it_joins_and_only_there() -> None
 
 def test_flags_that_are_not_known_are_not_passed_on() -> None:
     assert place_run(RUN, SpanRef("a" * 32, "b" * 16, 0xFF)).flags == 0x03
+
+
+def test_a_run_in_a_trace_of_its_own_is_sampled_and_has_no_random_flag() -> None:
+    assert place_run(RUN).flags == 0x01

@@ -17,6 +17,7 @@ pytest.importorskip("pyright")
 PAGE = Path(__file__).parents[2] / "docs" / "types.md"
 PREFACE = """
 import asyncio
+from typing import TypeVar
 import cascade as cs
 from cascade.runtime.engine import Engine
 
@@ -27,6 +28,12 @@ def load(path: str, limit: int = 10) -> list[int]:
 @cs.task
 def total(numbers: list[int]) -> int:
     return sum(numbers)
+
+T = TypeVar("T")
+
+@cs.task
+def first(items: list[T]) -> T:
+    return items[0]
 
 engine: Engine
 """
@@ -48,12 +55,14 @@ ROWS = {
     "a lazy result of the wrong type as an argument": ["load(load(''))"],
 }
 """The beginning of each row, with statements that are errors."""
+CORRECTED = {"first([1])": {1}, "cs.task(max)([1, 2])": {1, 3}}
+"""Valid calls of a generic and an overloaded task, with the columns of the checkers that report an error."""
 
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("types") / "program.py"
-    path.write_text("\n".join([PREFACE, *(line for lines in ROWS.values() for line in lines), ""]))
+    path.write_text("\n".join([PREFACE, *(line for lines in ROWS.values() for line in lines), *CORRECTED, ""]))
     return path
 
 
@@ -90,3 +99,5 @@ def test_the_table_is_what_the_checkers_report(program: Path, column: int, check
         assert row[0].startswith(begin)
         found = {source.index(line) + 1 in errors for line in lines}
         assert found == {row[column] in {"typed", "error"}}, row
+    for line, columns in CORRECTED.items():
+        assert (source.index(line) + 1 in errors) == (column in columns), line

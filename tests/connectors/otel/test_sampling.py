@@ -10,7 +10,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.sdk.trace.sampling import ParentBased, Sampler, TraceIdRatioBased
+from opentelemetry.sdk.trace.sampling import Decision, ParentBased, Sampler, TraceIdRatioBased
 
 import cascade as cs
 from cascade.adapters.executors.local import LocalExecutor
@@ -160,3 +160,11 @@ async def test_a_version_4_uuid_is_accepted_and_biases_ratio_samplers(collector:
     assert (span.trace_id, span.attributes["cascade.run.id"]) == (given.replace("-", ""), given)
     for ratio, kept in ((0.5, False), (0.75, True)):
         assert (UUID(given).int % HALF < TraceIdRatioBased.get_bound_for_rate(ratio)) is kept
+
+
+@pytest.mark.parametrize(("ratio", "share"), [(0.1, 0.0), (0.5, 0.0), (0.6, 0.4), (0.7, 0.8), (0.75, 1.0), (1.0, 1.0)])
+def test_the_share_of_version_4_uuids_that_a_ratio_keeps(ratio: float, share: float) -> None:
+    """Two fixed bits put the low halves of their ids between a half and three quarters of all values."""
+    ids = [UUID(int=(2 << 62) + (2 * n + 1) * (HALF // 4) // 2000, version=4).int for n in range(1000)]
+    decisions = [TraceIdRatioBased(ratio).should_sample(None, one_id, "run").decision for one_id in ids]
+    assert decisions.count(Decision.RECORD_AND_SAMPLE) == pytest.approx(1000 * share, abs=1)
