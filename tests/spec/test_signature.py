@@ -163,8 +163,7 @@ def test_a_router_and_an_inject_count_as_given() -> None:
         (two, {"a": [1]}, "missing 1 required positional argument: 'b'"),
         (positional_only, {"b": [1]}, "missing 1 required positional argument|positional-only"),
         (keyword_only, {"b": [1]}, "missing 1 required keyword-only argument: 'a'"),
-        (none, {}, "needs a list for at least one parameter"),
-        (variadic, {}, "needs a list for at least one parameter"),
+        (two, {}, "missing 2 required positional arguments: 'a' and 'b'"),
     ],
 )
 def test_a_map_is_checked_when_it_is_made(function: Callable[..., Any], lists: dict[str, Any], text: str) -> None:

@@ -105,13 +105,11 @@ class Task(Generic[P, R]):
     def map(self, /, **kwargs: Iterable[Any]) -> MappedLazyResult[R]:
         """Call the task once for each index of the given lists, zipped; they must be equally long.
 
-        A list is any iterable with an order. An iterator is read at once.
+        A list is any iterable with an order. An iterator is read at once. Without a list the map is empty.
 
         Raises:
-            TypeError: There is no list, the function has no such parameter, or an argument has no items in an order.
+            TypeError: The function does not accept such arguments, or an argument has no items in an order.
         """
-        if not kwargs:
-            raise TypeError(f"{self.name}.map() needs a list for at least one parameter, such as x=[1, 2]")
         self.check_map(kwargs)
         require_literal_items(kwargs, f"{self.name}.map()")
         return MappedLazyResult(self, kwargs)
