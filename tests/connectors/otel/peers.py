@@ -154,6 +154,15 @@ def raw_peer(talk: Callable[[socket.socket], None]) -> Iterator[str]:
             thread.join()
 
 
+def pipe(source: socket.socket, sink: socket.socket) -> None:
+    """Pass on all that one connection receives, until either ends."""
+    with contextlib.suppress(OSError):
+        while received := source.recv(65536):
+            sink.sendall(received)
+    with contextlib.suppress(OSError):
+        sink.shutdown(socket.SHUT_WR)
+
+
 def http2_answer(status: bytes, connection: socket.socket) -> None:
     """Answer an HTTP/2 request with a page that has this status; without a status cut the connection."""
     connection.recv(65536)

@@ -245,6 +245,27 @@ def test_a_run_in_an_exit_handler_arrives_after_the_earlier_ones_have_been_flush
         assert len(receiver.spans.named("run one")) == 2
 
 
+@pytest.mark.parametrize("value", ["nonsense", ""])
+@pytest.mark.parametrize("signal", ["TRACER", "METER"])
+def test_a_provider_that_cannot_be_loaded_stops_no_export(
+    signal: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variable = f"OTEL_PYTHON_{signal}_PROVIDER"
+    with OtlpReceiver() as receiver:
+        code = f"""
+            for _ in range(2):
+                assert cs.run(one(), connector=OtelConnector({receiver.http_endpoint!r}), log_level="OFF") == 1
+            for _ in range(2):
+                assert cs.run(one(), connector=OtelConnector(), log_level="OFF") == 1
+        """
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
+        stderr = program(code, monkeypatch, **{variable: value})
+        names = ["inner", "one", "run one", "run.started"]
+        assert sorted(span.name for span in receiver.spans) == sorted(names * 4)
+        assert receiver.metrics
+    assert stderr.count(f"OtelConnector: {variable}='{value}' cannot be loaded") == 1
+
+
 def test_a_fork_in_a_task_sends_nothing_twice() -> None:
     with OtlpReceiver() as receiver:
         program(f"""

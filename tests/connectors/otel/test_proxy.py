@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from cascade.connectors.otel._endpoint import server_of
 from cascade.connectors.otel._options import ExportOptions
-from cascade.connectors.otel._proxy import disables_grpc_proxy, is_exempt
+from cascade.connectors.otel._proxy import grpc_proxy_of, is_exempt
 from cascade.connectors.otel._route import route_to
 
 PROXY = "http://proxy:3128"
@@ -102,12 +102,17 @@ def test_the_server_of_a_grpc_target(target: str, server: tuple[str, int]) -> No
 
 
 def test_grpc_reads_variables_in_lower_case(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HTTPS_PROXY", "socks5://proxy:1")
-    assert not disables_grpc_proxy("c", 4317)
-    monkeypatch.setenv("https_proxy", PROXY)
-    assert not disables_grpc_proxy("c", 4317)
+    monkeypatch.setenv("HTTPS_PROXY", PROXY)
+    assert grpc_proxy_of("c", 4317) == ""
+    monkeypatch.setenv("http_proxy", "proxy:1")
+    assert grpc_proxy_of("c", 4317) == "http://proxy:1"
+    monkeypatch.setenv("https_proxy", f'"{PROXY}"')
+    assert grpc_proxy_of("c", 4317) == PROXY
     monkeypatch.setenv("NO_PROXY", "c")
-    assert disables_grpc_proxy("c", 4317)
+    assert grpc_proxy_of("c", 4317) == ""
+    monkeypatch.setenv("NO_PROXY", "d")
+    monkeypatch.setenv("grpc_proxy", "")
+    assert grpc_proxy_of("c", 4317) == ""
 
 
 PARTS = [
@@ -141,4 +146,4 @@ def test_no_value_of_a_variable_is_an_error(proxy: str, listed: str) -> None:
             environment.setenv(name, proxy)
         environment.setenv("no_proxy", listed)
         assert route_to(ExportOptions(endpoint="http://10.0.0.1:4318/v1/traces")).host
-        assert disables_grpc_proxy("10.0.0.1", 4317) in {True, False}
+        assert grpc_proxy_of("10.0.0.1", 4317)[:7] in {"", "http://"}

@@ -151,6 +151,54 @@ async def test_a_replay_keeps_the_runs_that_were_sampled_and_only_those(
         assert Counter(span.name for span in rebuilt.get_finished_spans()) == live
 
 
+SAMPLERS = ["always_on", "always_off", "traceidratio", "parentbased_traceidratio"]
+
+
+@pytest.mark.parametrize("first", SAMPLERS)
+@pytest.mark.parametrize("later", SAMPLERS)
+async def test_spans_of_the_program_are_kept_or_dropped_with_their_task(
+    monkeypatch: pytest.MonkeyPatch, collector: Collector, first: str, later: str
+) -> None:
+    """They are made by the provider of the process, which the first run has set under other variables."""
+
+    @cs.task
+    def work() -> None:
+        tracer = trace.get_tracer("users")
+        with tracer.start_as_current_span("child"), tracer.start_as_current_span("grandchild"):
+            pass
+
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", first)
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", str(TINY))
+    connector = collector.connector()
+    assert connector._tracing is not None
+    monkeypatch.setattr(trace, "get_tracer", connector._tracing.provider.get_tracer)
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", later)
+    for low, is_kept in ((HALF - 1, later == "always_on"), (0, later != "always_off")):
+        collector.receiver.clear()
+        await run_with_ids(work, collector.connector(), [run_id(low)])
+        names = sorted(span.name for span in collector.receiver.spans)
+        assert names == (["child", "grandchild", "run work", "run.started", "work"] if is_kept else [])
+
+
+async def test_a_root_and_a_remote_parent_inside_a_task_are_left_to_the_sampler(
+    monkeypatch: pytest.MonkeyPatch, collector: Collector
+) -> None:
+    @cs.task
+    def work() -> None:
+        tracer = trace.get_tracer("users")
+        tracer.start_span("root", trace.set_span_in_context(trace.INVALID_SPAN)).end()
+        remote = trace.SpanContext(7, 8, is_remote=True, trace_flags=trace.TraceFlags(1))
+        tracer.start_span("consumer", trace.set_span_in_context(trace.NonRecordingSpan(remote))).end()
+
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
+    connector = collector.connector()
+    assert connector._tracing is not None
+    monkeypatch.setattr(trace, "get_tracer", connector._tracing.provider.get_tracer)
+    collector.receiver.clear()
+    await run_with_ids(work, connector, [run_id(1)])
+    assert list(collector.receiver.spans) == []
+
+
 async def test_a_version_4_uuid_is_accepted_and_biases_ratio_samplers(collector: Collector) -> None:
     """As documented: two fixed bits keep its low half above the middle of the range, and below three quarters of it."""
     given = str(uuid4())

@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 import pytest
-from opentelemetry.sdk.trace import SpanLimits
+from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, DEFAULT_ON, ParentBasedTraceIdRatio, TraceIdRatioBased
 
 from cascade.connectors.otel._sdk_settings import resource, sampler, span_limits
@@ -104,3 +104,12 @@ def test_limits_are_the_sdks(value: str, monkeypatch: pytest.MonkeyPatch, caplog
         monkeypatch.delenv(variable, raising=False)
         warned = [record for record in caplog.records if f"{variable}={value!r}" in record.getMessage()]
         assert len(warned) == (value in {"abc", "-1"})
+
+
+def test_a_limit_may_be_any_number() -> None:
+    limits = span_limits({"OTEL_SPAN_LINK_COUNT_LIMIT": "9" * 25, "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT": "9" * 25})
+    provider = TracerProvider(span_limits=limits, shutdown_on_exit=False)
+    span = provider.get_tracer("users").start_span("any")
+    span.set_attribute("key", "value")
+    assert isinstance(span, ReadableSpan)
+    assert span.attributes == {"key": "value"}

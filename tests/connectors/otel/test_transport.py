@@ -319,6 +319,29 @@ class TestEither:
 
 
 class TestGrpc:
+    @pytest.mark.parametrize(
+        "form", ["http://{}", "{}", '"http://{}"', "http://me:p\N{LATIN SMALL LETTER A WITH DIAERESIS}@{}/"]
+    )
+    def test_through_a_proxy(
+        self, form: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        asked = []
+
+        def talk(connection: socket.socket) -> None:
+            asked.append(connection.recv(4096).partition(b"\r\n")[0])
+            connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            with socket.create_connection(("127.0.0.1", int(peer.endpoint.rpartition(":")[2]))) as onwards:
+                pipe = threading.Thread(target=peers.pipe, args=(onwards, connection))
+                pipe.start()
+                peers.pipe(connection, onwards)
+                pipe.join()
+
+        with peers.grpc_peer() as peer, peers.raw_peer(talk) as proxy:
+            monkeypatch.setenv("http_proxy", form.format(proxy.removeprefix("http://")))
+            assert sent("http://collector.invalid:4317", "grpc").outcome == "accepted"
+        assert asked == [b"CONNECT collector.invalid:4317 HTTP/1.1"]
+        assert capfd.readouterr().err == ""
+
     def test_a_socket_of_this_machine(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("http_proxy", peers.refused())
         with peers.grpc_peer(address=f"unix://{tmp_path}/otel.sock") as peer:

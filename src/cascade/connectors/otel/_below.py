@@ -1,12 +1,15 @@
-"""Every span below a task carries the run's and the task's id, whoever made it."""
+"""Spans below a task, such as those of instrumentation: they have the ids of run and task, and are sampled with the task."""
 
 import weakref
+from collections.abc import Sequence
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
-from opentelemetry.util.types import AttributeValue
+from opentelemetry.sdk.trace.sampling import DEFAULT_ON, Sampler, SamplingResult
+from opentelemetry.trace import Link, SpanKind, TraceState
+from opentelemetry.util.types import Attributes, AttributeValue
 
 from cascade.runtime.task_context import TaskContext
 from cascade.telemetry import attributes as a
@@ -68,3 +71,31 @@ class TaskIds(SpanProcessor):
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:  # noqa: ARG002 - nothing is held
         return True
+
+
+class BelowTasks(Sampler):
+    """Samples a span below a task as the span above it, and others by the provider's own sampler.
+
+    The process's provider may be that of an earlier run, with another sampler than the one of the task's run.
+    """
+
+    def __init__(self, original: Sampler) -> None:
+        self._original = original
+
+    def should_sample(
+        self,
+        parent_context: Context | None,
+        trace_id: int,
+        name: str,
+        kind: SpanKind | None = None,
+        attributes: Attributes = None,
+        links: Sequence[Link] | None = None,
+        trace_state: TraceState | None = None,
+    ) -> SamplingResult:
+        above = trace.get_current_span(parent_context).get_span_context()
+        is_below = above.is_valid and not above.is_remote and _ids_around(parent_context)
+        chosen = DEFAULT_ON if is_below else self._original
+        return chosen.should_sample(parent_context, trace_id, name, kind, attributes, links, trace_state)
+
+    def get_description(self) -> str:
+        return self._original.get_description()

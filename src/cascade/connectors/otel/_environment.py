@@ -7,10 +7,10 @@ not part of it.
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 from cascade._loggers import get_logger
 from cascade.telemetry.safe import masked
@@ -18,6 +18,7 @@ from cascade.telemetry.safe import masked
 logger = get_logger("cascade.connectors.otel")
 
 _Protocol = Literal["grpc", "http/protobuf"]
+T = TypeVar("T")
 
 DISABLED = "OTEL_SDK_DISABLED"
 LIMITS = (
@@ -94,6 +95,17 @@ def is_disabled(environ: Mapping[str, str]) -> bool:
     return is_true(environ, DISABLED)
 
 
+def global_provider(get: Callable[[], T], signal: str) -> T | None:
+    """The process's provider of a signal, "tracer" or "meter"; None if the one that a variable names cannot be loaded."""
+    try:
+        return get()
+    except Exception:  # noqa: BLE001 - the API logs it
+        variable = f"OTEL_PYTHON_{signal.upper()}_PROVIDER"
+        given = os.environ.get(variable, "")
+        report(Problem(variable, given, f"{variable}={given!r} cannot be loaded; Cascade uses a provider of its own"))
+        return None
+
+
 class Exporters(NamedTuple):
     """The exporters of a signal: "otlp", "console" or both. `protocol` is what a name of the SDK fixes for OTLP."""
 
@@ -130,7 +142,7 @@ def exporters(environ: Mapping[str, str], signal: str) -> Exporters:
 
 
 def limit(environ: Mapping[str, str], variable: str) -> int | None:
-    """A limit of the SDK's spans; None if the variable is unset or no whole number from 0 on."""
+    """A limit of the SDK's spans, at most `sys.maxsize`; None if the variable is unset or no whole number from 0 on."""
     given = value(environ, variable)
     number = _whole(given)
     if given and number is None:
@@ -169,4 +181,4 @@ def _whole(text: str) -> int | None:
         number = int(text)
     except ValueError:
         return None
-    return number if number >= 0 else None
+    return min(number, sys.maxsize) if number >= 0 else None

@@ -13,7 +13,7 @@ import grpc
 from cascade.connectors._lifetime import no_fork
 from cascade.connectors.otel import _answers, _endpoint
 from cascade.connectors.otel._options import ExportOptions, Signal
-from cascade.connectors.otel._proxy import disables_grpc_proxy
+from cascade.connectors.otel._proxy import grpc_proxy_of
 from cascade.connectors.otel._route import tls_context
 from cascade.connectors.otel._transport import Reply
 
@@ -76,7 +76,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class GrpcTransport:
-    """Calls a collector's Export method over one channel; proxies as gRPC itself reads them from the environment."""
+    """Calls a collector's Export method over one channel."""
 
     def __init__(self, options: ExportOptions) -> None:
         self._options = options
@@ -127,7 +127,7 @@ class GrpcTransport:
 
     def _dial(self) -> grpc.Channel:
         target = _target(self._options.endpoint)
-        options = (*_OPTIONS, ("grpc.enable_http_proxy", 0)) if _is_direct(target) else _OPTIONS
+        options = (*_OPTIONS, _proxy_option(target))
         compression = grpc.Compression.Gzip if self._options.compression == "gzip" else grpc.Compression.NoCompression
         if self._credentials is None:
             return grpc.insecure_channel(target, options, compression)
@@ -141,9 +141,14 @@ def _target(endpoint: str) -> str:
     return url.netloc if url.port else f"{url.netloc}:{443 if url.scheme == 'https' else 80}"
 
 
-def _is_direct(target: str) -> bool:
-    """Whether gRPC must not use a proxy of the environment. Sockets of this machine have none."""
-    return target.startswith(("unix:", "unix-abstract:")) or disables_grpc_proxy(*_endpoint.server_of(target))
+def _proxy_option(target: str) -> tuple[str, int | bytes]:
+    """The option that sets the proxy: gRPC's own parser accepts neither quotes nor an address without a scheme.
+
+    A socket of this machine has no proxy.
+    """
+    is_socket = target.startswith(("unix:", "unix-abstract:"))
+    proxy = "" if is_socket else grpc_proxy_of(*_endpoint.server_of(target))
+    return ("grpc.http_proxy", os.fsencode(proxy)) if proxy else ("grpc.enable_http_proxy", 0)
 
 
 def _credentials(options: ExportOptions) -> grpc.ChannelCredentials:

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
+from types import NoneType
 from typing import Any
 
-from opentelemetry import trace
+from opentelemetry import metrics, trace
+from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, Tracer, TracerProvider
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor, SpanExportResult
@@ -23,7 +25,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from cascade.connectors.otel import _environment
 from cascade.connectors.otel._batch import encode
-from cascade.connectors.otel._below import TaskIds, mark_spans_of
+from cascade.connectors.otel._below import BelowTasks, TaskIds, mark_spans_of
 from cascade.connectors.otel._encode import Envelope
 from cascade.connectors.otel._environment import LIMITS, Problem, report
 from cascade.connectors.otel._ids import PresetIds, PresetSampler
@@ -87,8 +89,12 @@ def foreign(provider: Any) -> Tracing | None:
 
 def application() -> TracerProvider | None:
     """The process's provider, if the application has set one of the SDK's, and it is not ours."""
-    provider = trace.get_tracer_provider()
+    provider = _global()
     return provider if isinstance(provider, TracerProvider) and not isinstance(provider, _OwnProvider) else None
+
+
+def _global() -> trace.TracerProvider | None:
+    return _environment.global_provider(trace.get_tracer_provider, "tracer")
 
 
 def _retire(tracing: Tracing) -> None:
@@ -107,7 +113,7 @@ def own(options: ExportOptions, environ: Mapping[str, str] = os.environ) -> Trac
     if _environment.is_disabled(environ):
         return None
     tracing = _shared.get(destination(options, environ), partial(_made, options, environ))
-    if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+    if isinstance(_global(), (trace.ProxyTracerProvider, NoneType)):
         trace.set_tracer_provider(tracing.provider)
     return tracing
 
@@ -164,13 +170,14 @@ class _OwnProvider(TracerProvider):
     """A provider of Cascade's own, as opposed to the application's.
 
     It `is_plain` while it has no processors but ours, and its sampler lets a child follow its parent. All its tracers
-    sample the parts of a run as they sample the run.
+    sample the parts of a run as they sample the run, and with a plain sampler a span below a task as the task.
     """
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
+        meters = _environment.global_provider(metrics.get_meter_provider, "meter")
+        super().__init__(meter_provider=NoOpMeterProvider() if meters is None else None, **settings)
         self.is_plain = type(self.sampler) in _PLAIN_SAMPLERS
-        self.sampler: Sampler = PresetSampler(self.sampler)
+        self.sampler: Sampler = PresetSampler(BelowTasks(self.sampler) if self.is_plain else self.sampler)
 
     def add_span_processor(self, span_processor: SpanProcessor) -> None:
         if not isinstance(span_processor, (RoutingProcessor, TaskIds)):

@@ -12,7 +12,7 @@ from urllib.parse import SplitResult, urlsplit
 from cascade.connectors.otel import _endpoint
 from cascade.connectors.otel._environment import Problem, report, unquoted
 
-_GRPC_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")  # those that gRPC reads, by priority
+_GRPC_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")  # by priority; gRPC reads no names in capitals
 _PORT = re.compile(r"\[(?P<v6>[^\]]*)\](?::(?P<v6port>\d{1,5}))?|(?P<host>[^:]*):(?P<port>\d{1,5})")
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -31,12 +31,13 @@ def proxy_of(scheme: str, host: str, port: int) -> SplitResult | None:
     return _usable(next((name for name in names if os.environ.get(name)), f"the system's {kind} proxy"), proxies[kind])
 
 
-def disables_grpc_proxy(host: str, port: int) -> bool:
-    """Whether gRPC, which reads variables in lower case by itself, must not use the proxy that they name."""
+def grpc_proxy_of(host: str, port: int) -> str:
+    """The URL of the proxy for gRPC, from the variables that gRPC itself reads; "" for a direct connection."""
     name = next((name for name in _GRPC_VARIABLES if name in os.environ), None)
-    if name is None or not os.environ[name]:
-        return False
-    return is_exempt(host, port) or _usable(name, os.environ[name]) is None
+    if name is None or not os.environ[name] or is_exempt(host, port):
+        return ""
+    proxy = _usable(name, os.environ[name])
+    return "" if proxy is None else proxy.geturl()
 
 
 def is_exempt(host: str, port: int) -> bool:

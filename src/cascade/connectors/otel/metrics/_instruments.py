@@ -13,6 +13,7 @@ from opentelemetry.metrics._internal import _ProxyMeterProvider
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from cascade.connectors import _lifetime
+from cascade.connectors.otel import _environment
 from cascade.connectors.otel._scope import SCOPE, scope_version
 from cascade.connectors.otel.metrics import _catalogue as m
 from cascade.connectors.otel.metrics._census import Census, Key, attributes_of
@@ -21,7 +22,7 @@ from cascade.connectors.otel.metrics._levels import Gauges
 
 def application() -> MeterProvider | None:
     """The process's meter provider, if the application has set one."""
-    provider = metrics.get_meter_provider()
+    provider = _environment.global_provider(metrics.get_meter_provider, "meter")
     return None if isinstance(provider, _ProxyMeterProvider) else provider
 
 
