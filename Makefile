@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist wo
 # Runs a command that prints nothing for long; it shows the time every few seconds.
 SHOWN := $(BIN)/python -m stack.progress
 
-.PHONY: bench help demo test servers lint types layers unit e2e wheel test-large test-versions test-extras flaky stack-build stack-up stack-show stack-picture stack-down format docs lock clean
+.PHONY: bench help demo test servers lint types layers unit e2e wheel test-large soak test-versions test-extras flaky stack-build stack-up stack-show stack-picture stack-down format docs lock clean
 
 # With -j too, nothing starts before what it needs is installed.
 .NOTPARALLEL:
@@ -47,6 +47,9 @@ wheel: $(READY)  ## the built wheel works without this checkout
 
 test-large: servers  ## the map of a million items, and runs of 100,000 tasks
 	$(PYTEST) -m large
+
+soak: servers  ## ten minutes of runs while the Collector is refused, full, restarted and killed
+	CASCADE_SOAK_SECONDS=600 $(BIN)/python -m pytest -m large -o log_cli=true --log-cli-level=INFO tests/e2e/test_soak.py
 
 test-versions: servers  ## all tests on each version of Python that pyproject.toml names and the machine has
 	@$(BIN)/python -m tests.environments versions $(ARGS)

@@ -8,6 +8,7 @@ import asyncio
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -133,6 +134,9 @@ def endless() -> Any:
     return forever()
 
 
+_PAUSE = 0.2
+"""Seconds between two continuous runs, and at most for the flush at the end of each."""
+
 WORKFLOWS: dict[str, Callable[..., Any]] = {
     "report": report,
     "narrow": narrow,
@@ -162,5 +166,26 @@ def main(name: str, *arguments: str) -> None:
         print(json.dumps({**said, "run_id": first["run_id"], "trace_id": first["trace_id"]}), flush=True)
 
 
+def continuous(connectors: str) -> None:
+    """One run after another, each with a connector of its own or all with one, until stdin ends. A line for each."""
+    out_of_reach()
+    is_stopped = threading.Event()
+
+    def wait_for_end() -> None:
+        sys.stdin.read()
+        is_stopped.set()
+
+    threading.Thread(target=wait_for_end, daemon=True).start()
+    shared = cs.OtelConnector(flush_timeout=_PAUSE) if connectors == "shared" else None
+    while not is_stopped.wait(_PAUSE):
+        beside = MemoryConnector()
+        connector = shared or cs.OtelConnector(flush_timeout=_PAUSE)
+        cs.run(many("20"), connector=[connector, beside], log_level="WARNING")
+        print(json.dumps({"trace_id": beside.payloads[0]["trace_id"]}), flush=True)
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if sys.argv[1] == "continuous":
+        continuous(sys.argv[2])
+    else:
+        main(*sys.argv[1:])
