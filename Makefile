@@ -45,7 +45,7 @@ e2e: $(READY)  ## whole runs, read back from our receivers, and from the real se
 wheel: $(READY)  ## the built wheel works without this checkout
 	$(SHOWN) wheel $(BIN)/python tests/check_wheel.py
 
-test-large: servers  ## the map of a million items, and runs of 100,000 tasks
+test-large: servers  ## the map of a million items, runs of 100,000 tasks, and a Collector that is disturbed
 	$(PYTEST) -m large
 
 soak: servers  ## ten minutes of runs while the Collector is refused, full, restarted and killed
