@@ -1,6 +1,7 @@
 """Who looks at the status topics knows which processes are there."""
 
 import asyncio
+import json
 import os
 
 import pytest
@@ -108,6 +109,29 @@ def test_a_child_does_not_wait_for_a_thread_of_its_parent() -> None:
         if not child:
             os._exit(0 if _presence._company.lock.acquire(timeout=HANG) else 1)
     assert os.waitpid(child, 0) == (child, 0)
+
+
+def test_a_forked_child_has_a_source_and_a_status_of_its_own(
+    shared_broker: Broker, listener: Listener, project: str
+) -> None:
+    connector = MqttConnector("127.0.0.1", shared_broker.port)
+    assert cs.run(one(), connector=connector, log_level="ERROR") == 1
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            cs.run(one(), connector=connector, log_level="ERROR")
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0) == (child, 0)
+    seen = listener.wait_for(lambda seen: len(statuses(seen)) == 2 * len(CLEAN))
+    sources = {json.loads(message.payload)["source"] for message in seen if message.topic.endswith("/events")}
+    assert {message.topic for message in seen if message.topic.startswith("cascade/status/")} == {
+        status_topic("local", project, found) for found in sources
+    }
+    (childs,) = sources - {source()}
+    assert f"-{child}-" in childs
 
 
 async def test_in_the_middle_of_several_runs_it_stays(shared_broker: Broker, listener: Listener) -> None:
