@@ -17,8 +17,8 @@ import pytest
 import yaml
 
 import cascade as cs
+from cascade import _forks
 from cascade.adapters.executors import _places
-from cascade.connectors import _lifetime
 from cascade.connectors.mqtt import _options, _outbox, _packets, _peer, _rate
 from cascade.connectors.mqtt import connector as mqtt
 from cascade.connectors.otel import OtelConnector, _batch, _grpc, _provider_flush, _routes, _sender, _sharing, _store
@@ -128,7 +128,7 @@ STATED = {
         {0.75: "three quarters full"}[_store.FULL],
     ],
     "docs/servers.md": [
-        f"a call in progress, at most {_lifetime.FORK_PATIENCE:g} s",
+        f"a call in progress, at most {_forks.FORK_PATIENCE:g} s",
         f"the latest {_routes.KEPT_TRACES:,} traces",
         {True: '"gRPC was in use at a fork"'}["gRPC was in use at a fork" in _grpc._AFTER_FORK],
     ],

@@ -5,6 +5,8 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import Any
 
+from cascade._forks import no_fork
+
 
 def load(package: str, name: str, homes: Mapping[str, Iterable[str]] = MappingProxyType({})) -> Any:
     """The name, from the module of the package that `homes` lists it for, or a public submodule of that name.
@@ -14,10 +16,12 @@ def load(package: str, name: str, homes: Mapping[str, Iterable[str]] = MappingPr
     """
     for module, names in homes.items():
         if name in names:
-            return getattr(import_module(f"{package}.{module}"), name)
+            with no_fork:
+                return getattr(import_module(f"{package}.{module}"), name)
     if not name.startswith("_"):
         try:
-            return import_module(f"{package}.{name}")
+            with no_fork:
+                return import_module(f"{package}.{name}")
         except ModuleNotFoundError as error:
             if error.name != f"{package}.{name}":
                 raise

@@ -8,7 +8,6 @@
 import atexit
 import os
 import sys
-import threading
 import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -32,8 +31,6 @@ class Watched(Protocol):
 # By id: a watched object may compare by its content, which changes.
 _watched: "weakref.WeakValueDictionary[int, Watched]" = weakref.WeakValueDictionary()
 
-FORK_PATIENCE = 1.0
-"""Seconds that a fork waits for a gRPC call that is out; a collector that does not answer holds it up no longer."""
 _LAST = -1000
 """Exit priority of the finalizer: after those of the program, and after its own children have been joined."""
 
@@ -74,68 +71,6 @@ class _Exits:
             self._finalizer = util.Finalize(None, _close_at_exit, exitpriority=_LAST)
 
 
-class _ForkGate:
-    """Delays a fork while a thread is in a block that a child could not continue without: a gRPC call, an import.
-
-    gRPC skips its own fork handlers while a call is out; what a child can then do with gRPC is undefined. A child
-    cannot import a module that another thread was importing. A fork waits `FORK_PATIENCE` seconds at most.
-    """
-
-    def __init__(self) -> None:
-        self._is_registered = not hasattr(os, "register_at_fork")
-        self.reset()
-
-    def reset(self) -> None:
-        self._changed = threading.Condition()
-        self._inside = 0
-        self._forks = 0
-
-    def __enter__(self) -> None:
-        with self._changed:
-            if not self._is_registered:
-                # The hook that is registered last runs first: before the locks of logging and of thread pools are
-                # taken for the fork, which a block may need.
-                self._is_registered = True
-                os.register_at_fork(before=self.begin_fork, after_in_parent=self.end_fork, after_in_child=self.reset)
-            while self._forks:
-                self._changed.wait()
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._changed:
-            self._inside -= 1
-            self._changed.notify_all()
-
-    def begin_fork(self) -> None:
-        with self._changed:
-            self._forks += 1
-            self._changed.wait_for(lambda: not self._inside, FORK_PATIENCE)
-
-    def end_fork(self) -> None:
-        with self._changed:
-            self._forks -= 1
-            self._changed.notify_all()
-
-
-class ModuleLock:
-    """A lock that is free in a forked child, though another thread of the parent held it."""
-
-    def __init__(self) -> None:
-        self._reset()
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._reset)
-
-    def _reset(self) -> None:
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
-
-no_fork = _ForkGate()
 _exits = _Exits()
 
 

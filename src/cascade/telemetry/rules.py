@@ -1,14 +1,14 @@
 """`cascade.redact`: rules of the program for its own secrets."""
 
 import re
-import threading
 from types import TracebackType
 from typing import Self
 
+from cascade._forks import ModuleLock
 from cascade.telemetry import _secret_keys, _secret_texts
 from cascade.telemetry.safe import masked_name
 
-_lock = threading.Lock()
+_lock = ModuleLock()
 _rules: list["Redaction"] = []
 
 

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 from opentelemetry import trace
 
+from cascade._forks import no_fork
 from cascade.connectors.otel import _provider
 from cascade.connectors.otel._live import SpanFactory
 from cascade.connectors.otel._options import ExportOptions
@@ -71,7 +72,8 @@ class Choice:
         if chosen is not None:
             return chosen
         try:
-            made = self._make()
+            with no_fork:  # it imports modules
+                made = self._make()
         except Exception as error:
             self.error = error_text(error)
             self.__dict__.setdefault("_chosen", Chosen(Signals(None, {}, metrics=False, logs=False)))

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import grpc
 
-from cascade.connectors._lifetime import no_fork
+from cascade._forks import no_fork
 from cascade.connectors.otel import _answers, _endpoint
 from cascade.connectors.otel._options import ExportOptions, Signal
 from cascade.connectors.otel._proxy import grpc_proxy_of

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from opentelemetry import trace
 from opentelemetry.trace import Link, SpanKind, Status, StatusCode, TraceFlags
 
+from cascade._forks import no_fork
 from cascade._loggers import get_logger
 from cascade.connectors import _lifetime
 from cascade.connectors._arguments import captures, one_of, positive, whole
@@ -145,7 +146,8 @@ class OtelConnector:
                 raise TelemetryLostError(f"OtelConnector: no spans are exported: {self._choice.error}", lost=0)
             return
         # A run has imported asyncio already, which takes as long as half of all that is imported here.
-        from cascade.connectors.otel._flush import flush
+        with no_fork:
+            from cascade.connectors.otel._flush import flush
 
         routes, self._ended = self._ended, []
         has_spans, self._has_spans = self._has_spans, False
@@ -173,7 +175,8 @@ class OtelConnector:
         return self._waits and self._route is not None and self._route.outbox.is_full()
 
     async def room(self) -> None:
-        from cascade.connectors.otel._flush import Room
+        with no_fork:
+            from cascade.connectors.otel._flush import Room
 
         if self._route is not None:
             self._room = self._room or Room()

@@ -7,8 +7,8 @@ import threading
 import weakref
 from collections.abc import Callable, Container
 
+from cascade._forks import ModuleLock
 from cascade._loggers import get_logger
-from cascade.connectors import _lifetime
 from cascade.connectors.otel.logs._application import exports, handlers_of
 from cascade.connectors.otel.logs._records import encode
 from cascade.runtime.task_context import TaskContext, current_task
@@ -26,7 +26,7 @@ _above = logging.Logger("above the root logger")  # noqa: LOG001 - it is no desc
 `logging.config.dictConfig`, `fileConfig` and `basicConfig` replace the handlers of the root logger, not those of its parent.
 And `basicConfig` does its work while the root logger itself has no handler.
 """
-_placing = _lifetime.ModuleLock()
+_placing = ModuleLock()
 
 
 def attach(handler: logging.Handler) -> None:

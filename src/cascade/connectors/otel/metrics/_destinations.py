@@ -6,8 +6,8 @@ from typing import Protocol
 
 from opentelemetry.sdk.resources import Resource
 
+from cascade._forks import no_fork
 from cascade._loggers import get_logger
-from cascade.connectors._lifetime import no_fork
 from cascade.connectors.otel._transport import Reply, Transport, opened, takes_no_such_signal
 from cascade.connectors.otel.metrics._ledger import Snapshot
 

@@ -12,6 +12,7 @@ from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 from opentelemetry.metrics._internal import _ProxyMeterProvider
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
+from cascade._forks import ModuleLock
 from cascade.connectors import _lifetime
 from cascade.connectors.otel import _environment
 from cascade.connectors.otel._scope import SCOPE, scope_version
@@ -86,7 +87,7 @@ class Instruments:
 
 
 _made: "weakref.WeakKeyDictionary[MeterProvider, Instruments]" = weakref.WeakKeyDictionary()
-_making = _lifetime.ModuleLock()
+_making = ModuleLock()
 
 
 def instruments_of(provider: Any) -> Instruments:

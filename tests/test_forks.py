@@ -11,7 +11,7 @@ from tests.waiting import HANG
 
 HEAD = """
 import os, threading
-from cascade.connectors import _lifetime
+from cascade import _forks
 
 inside, over, forking = threading.Event(), threading.Event(), threading.Event()
 block = {block}
@@ -38,9 +38,9 @@ def program(block: str, code: str) -> str:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_fork_waits_until_no_thread_is_in_a_block_that_must_not_be_forked() -> None:
     printed = program(
-        "_lifetime.no_fork",
+        "_forks.no_fork",
         """
-        _lifetime.FORK_PATIENCE = 3600
+        _forks.FORK_PATIENCE = 3600
         states = []
         os.register_at_fork(before=forking.set)
         def ends():
@@ -50,10 +50,10 @@ def test_a_fork_waits_until_no_thread_is_in_a_block_that_must_not_be_forked() ->
         threading.Thread(target=ends).start()
         child = os.fork()
         if not child:
-            with _lifetime.no_fork:  # free in the child
+            with _forks.no_fork:  # free in the child
                 os._exit(len(states))
         states.append("forked")
-        with _lifetime.no_fork:  # and in the parent
+        with _forks.no_fork, _forks.no_fork:  # and in the parent
             print(states, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         """,
     )
@@ -61,12 +61,12 @@ def test_a_fork_waits_until_no_thread_is_in_a_block_that_must_not_be_forked() ->
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-@pytest.mark.parametrize("block", ["_lifetime.no_fork", "_lifetime.ModuleLock()"])
+@pytest.mark.parametrize("block", ["_forks.no_fork", "_forks.ModuleLock()"])
 def test_a_child_is_not_held_up_by_a_thread_that_it_does_not_have(block: str) -> None:
     printed = program(
         block,
         """
-        _lifetime.FORK_PATIENCE = 0
+        _forks.FORK_PATIENCE = 0
         child = os.fork()
         if not child:
             with block:
@@ -76,3 +76,54 @@ def test_a_child_is_not_held_up_by_a_thread_that_it_does_not_have(block: str) ->
         """,
     )
     assert printed == "7\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_thread_in_such_a_block_may_enter_it_again_and_fork() -> None:
+    printed = program(
+        "_forks.no_fork",
+        """
+        over.set()
+        thread.join()
+        _forks.FORK_PATIENCE = 3600
+        with block:
+            child = os.fork()
+            with block:
+                if not child:
+                    os._exit(7)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        """,
+    )
+    assert printed == "7\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_can_use_a_name_that_another_thread_was_importing() -> None:
+    code = """
+import concurrent.futures.thread, logging, os, sys, threading
+import cascade as cs
+
+importing, forking = threading.Event(), threading.Event()
+
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "cascade._run":
+            importing.set()
+            forking.wait()
+
+sys.meta_path.insert(0, Slow())
+from cascade import _forks
+_forks.FORK_PATIENCE = 3600
+cs.task
+os.register_at_fork(before=forking.set)
+thread = threading.Thread(target=lambda: cs.run)
+thread.start()
+importing.wait()
+child = os.fork()
+if not child:
+    os._exit(0 if cs.run else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    command = [sys.executable, "-W", "ignore:This process:DeprecationWarning", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False)
+    assert (done.stdout, done.stderr) == ("0\n", "")
