@@ -360,6 +360,21 @@ def test_a_batch_that_a_peer_finds_too_large_is_sent_in_parts(make_span: MakeSpa
     assert box.close(HANG) == FlushReport(put=100, sent=99, lost=1, reason="413")
 
 
+def test_a_batch_for_which_a_peer_has_room_only_later_is_sent_in_parts(
+    make_span: MakeSpan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a queue that is smaller than the batch."""
+    monkeypatch.setattr("cascade.connectors.otel._peer.BUSY_FLUSH_PAUSE", 0.001)
+    limit = 30_000
+    peer = Scripted(lambda body: Reply("retry", "503 queue is full") if len(body) > limit else Reply("accepted"))
+    box = Outbox(lambda: peer, schedule_delay=600)
+    for _ in range(400):
+        box.put(make_span(attributes={"text": "x" * 200}))
+    report = box.flush(HANG)
+    assert (report.sent, report.retried, report.lost) == (400, 400, 0)
+    assert box.close(0).pending == 0
+
+
 def test_each_run_has_its_own_count(make_span: MakeSpan) -> None:
     with outbox(peers.refused(), schedule_delay=0) as box:
         one, other = box.tally(), box.tally()

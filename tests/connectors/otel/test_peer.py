@@ -73,7 +73,7 @@ def test_a_peer_that_answers_later_has_the_whole_time(clock: Clock) -> None:
     answered(peer, clock, LATER)
     assert peer.patience(100.0) == math.inf
     assert not peer.is_hopeless(100.0, 130.0)
-    assert not peer.is_dead
+    assert peer.is_alive
 
 
 def test_a_peer_that_asks_for_a_retry_after_the_flush_ends_it(clock: Clock) -> None:

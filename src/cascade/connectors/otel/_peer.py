@@ -58,10 +58,6 @@ class Peer:
         self.reason = ""
 
     @property
-    def is_dead(self) -> bool:
-        return self._failures > 0
-
-    @property
     def is_in_trouble(self) -> bool:
         """Whether the latest answer was "later", or there was none: one request at a time is enough then."""
         return self._failures > 0 or self._later_since < math.inf

@@ -5,6 +5,7 @@ One thread sends one batch after another; further ones join it while a peer answ
 
 import threading
 from contextlib import suppress
+from dataclasses import replace
 
 from cascade.connectors.otel import _outage, _store
 from cascade.connectors.otel._shared import Shared
@@ -15,6 +16,8 @@ from cascade.telemetry.safe import error_text
 
 BATCH_MEMORY = 16 << 20  # bytes of memory, which become about a tenth on the wire
 MAX_BODY = 3 << 20  # bytes; gRPC servers refuse more than 4 MiB by default
+SPLIT_AFTER = 4  # answers of "later" to a request, after which its halves are tried
+LEAST_PART = 64  # spans; smaller requests would cost an overloaded peer more than they bring
 MAX_SENDERS = 4  # requests at once
 _SLOW_ANSWER = 0.02  # seconds; from there on the time of waiting is better spent on encoding the next batch
 
@@ -106,7 +109,11 @@ def _reply_for(shared: Shared, transport: Transport, flight: Flight) -> Reply:
 
 
 def _exchange(shared: Shared, transport: Transport, flight: Flight, body: bytes) -> Reply:
-    """Send until the peer has taken or refused it, or the outbox has discarded it."""
+    """Send until the peer has taken or refused it, the outbox has discarded it, or a part of it may pass sooner.
+
+    A queue that is almost full, or smaller than the request, has room for a part only.
+    """
+    tries = 0
     while _await_turn(shared, flight):
         began = shared.limits.clock()
         try:
@@ -121,7 +128,10 @@ def _exchange(shared: Shared, transport: Transport, flight: Flight, body: bytes)
             if reply.outcome != "retry":
                 return reply
             _store.retry(flight, reply.reason)
+            tries += not reply.dead
             shared.settled.notify_all()
+        if tries >= SPLIT_AFTER and flight.count > LEAST_PART:
+            return replace(reply, too_large=True)
     return Reply("refused", "discarded")
 
 
