@@ -158,8 +158,9 @@ class OtelConnector:
 
     async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:  # noqa: ARG002 - the protocol's
         """Turn a terminal message into its spans. Messages of runs from elsewhere make the same spans."""
-        self._signals.metrics.publish(payload)
-        if self._factory is None:
+        chosen = self._chosen or self._choose()
+        chosen.signals.metrics.publish(payload)
+        if chosen.factory is None:
             return
         try:
             self._emit_all(payload, self._runs.get(payload["run_id"]))
@@ -172,7 +173,8 @@ class OtelConnector:
 
     def is_full(self) -> bool:
         """Whether the buffer is so full that no further task should start; False if the collector does not answer."""
-        return self._waits and self._route is not None and self._route.outbox.is_full()
+        route = self._route
+        return self._waits and route is not None and route.outbox.is_full()
 
     async def room(self) -> None:
         with no_fork:
@@ -271,10 +273,10 @@ class OtelConnector:
             complete(run.root, data, linked=len(run.trace.links))
         elif live is not None:
             complete(live, data)
-        elif self._factory is not None:
+        elif (factory := self._factory) is not None:
             if run is not None:
                 run.stands_in(data.trace_id)
-            self._factory.finished(data, run)
+            factory.finished(data, run)
 
     def _end_run(self, run_id: str) -> None:
         """Forget a run; a span whose message was lost ends now, and says so."""
