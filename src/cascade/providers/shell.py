@@ -14,7 +14,7 @@ from cascade.spec.task import task
 from cascade.telemetry.safe import masked_end
 
 _SHOWN = 2_000
-"""Characters of a failed command's stderr in the error: its last ones, which say what went wrong."""
+"""Characters of a failed command's stderr in the error: the last ones, which as a rule have the reason."""
 
 
 @task(name="shell")
@@ -101,6 +101,6 @@ async def _kill(process: asyncio.subprocess.Process) -> None:
             os.killpg(process.pid, signal.SIGKILL)
         else:
             process.kill()
-    # What has moved to a session of its own lives on and may hold the pipes: do not wait for their end, but close them.
+    # A process that has moved to a session of its own lives on and may hold the pipes: close them instead of waiting.
     process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001 - there is no public way  # pyright: ignore[reportAttributeAccessIssue]
     await process.wait()

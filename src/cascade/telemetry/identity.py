@@ -1,15 +1,15 @@
-"""Trace and span ids that any process can compute from what it knows of a run (`docs/identity.md` has test vectors).
+"""Trace and span ids, which any process can compute from run_id, task_id and attempt (test vectors: `docs/identity.md`).
 
 A run's trace id is its run_id's 128 bits. A span's id is the first 8 bytes of SHA-256 over
-`{run_id}/{task_id}/{attempt}`. The run's own span has the empty task_id; what is no task has a task_id of its own:
-`run.started`, `setup:{name}` and `teardown:{name}` for a resource, `wait:{task_id}` (whose attempt is the wait's number), `{map_id}/{index}` for an item,
-`part:{parent_id}` (whose attempt is the part's number) for the root of a part.
+`{run_id}/{task_id}/{attempt}`. The run's own span has the empty task_id. Other spans have an id in place of a task_id:
+`run.started`, `setup:{name}` and `teardown:{name}` for a resource, `wait:{task_id}` (the attempt is the wait's number),
+`{map_id}/{index}` for an item, `part:{parent_id}` (the attempt is the part's number) for the root of a part.
 
 A tracestate (W3C Trace Context) belongs to one trace: all spans of a run in the caller's trace have the caller's. A run in
 a trace of its own starts without one, and so does a part.
 
-No trace outgrows its backend: child n of a run or of a map belongs to part n // size. Part 0 stays in the parent's
-trace; the trace id of each further part is the first 16 bytes of SHA-256 over `{run_id}/{parent_id}/part/{part}`, where
+The size of a trace is limited: child n of a run or of a map belongs to part n // size. Part 0 is in the parent's
+trace. The trace id of each further part is the first 16 bytes of SHA-256 over `{run_id}/{parent_id}/part/{part}`, where
 the parent_id is the map's task_id, or empty for the run.
 """
 
@@ -27,7 +27,7 @@ RUN_STARTED = "run.started"
 SAMPLED = 0x01
 _KNOWN_FLAGS = 0x03  # sampled and random (W3C Trace Context Level 2); a participant clears the others
 MAX_TRACESTATE = 8_192
-"""Characters of a tracestate; a longer one is ignored, as by the OpenTelemetry SDK. W3C asks for at least 512."""
+"""Characters of a tracestate; a longer one is ignored, as by the OpenTelemetry SDK. W3C requires at least 512."""
 MAX_TRACESTATE_MEMBERS = 32
 PART_SIZE = 2_000
 """Children of a run or map in one trace: Jaeger's page stays quick, and Tempo's 5 MB for a trace are far away."""
@@ -82,7 +82,7 @@ def teardown_id(name: str) -> str:
 
 
 def wait_id(task_id: str) -> str:
-    """What stands for a task's waits in place of its task_id; the attempt is then the wait's number, from 1."""
+    """The id that stands for a task's waits in place of its task_id; the attempt is the wait's number, from 1."""
     return f"wait:{task_id}"
 
 
@@ -94,7 +94,7 @@ def part_trace_id(run_id: str, parent_id: str, part: int) -> str:
 
 
 def part_id(parent_id: str) -> str:
-    """What stands for the roots of a parent's parts in place of a task_id; the attempt is then the part's number."""
+    """The id that stands for the roots of a parent's parts in place of a task_id; the attempt is the part's number."""
     return f"part:{parent_id}"
 
 
@@ -102,7 +102,7 @@ def part_size_from_environment(environ: Mapping[str, str] = os.environ) -> int:
     """CASCADE_TRACE_PART_SIZE, else 2,000.
 
     Raises:
-        ValueError: It is no whole number above zero.
+        ValueError: The value is not a whole number from 1 to 999,999,999.
     """
     given = environ.get("CASCADE_TRACE_PART_SIZE", "").strip()
     if not given:
@@ -113,7 +113,7 @@ def part_size_from_environment(environ: Mapping[str, str] = os.environ) -> int:
 
 
 class Place(NamedTuple):
-    """Where a task's span stands: in which trace, and below which span."""
+    """The trace and the parent of a task's span."""
 
     trace_id: str
     parent_span_id: str
@@ -128,7 +128,7 @@ def _place(run_id: str, trace_id: str, parent_id: str, part: int) -> Place:
 
 @dataclass(frozen=True, slots=True)
 class SpanRef:
-    """A span somewhere, in this process or in another; `flags` are W3C's trace flags, `tracestate` is its header or ""."""
+    """A span of this or another process; `flags` are W3C's trace flags, `tracestate` is W3C's header or ""."""
 
     trace_id: str
     span_id: str
@@ -142,10 +142,10 @@ class SpanRef:
 
 @dataclass(frozen=True, slots=True)
 class RunTrace:
-    """Where a run stands: its trace, the parent it joined (or none), the spans it links to.
+    """The trace of a run, the parent that the run joined (or none), and the spans to which it links.
 
-    `tracestate` belongs to the spans in the trace `trace_id`. `parts` has the part of each of the run's children that does
-    not stand in part 0; it is filled in when the run is planned, before the first child starts.
+    `tracestate` belongs to the spans in the trace `trace_id`. `parts` has the part of each of the run's children that is
+    not in part 0. It is filled when the run is planned, before the first child starts.
     """
 
     run_id: str
@@ -163,11 +163,11 @@ class RunTrace:
         return span_id(self.run_id)
 
     def part_of(self, task_id: str, map_id: str | None = None, map_index: int | None = None) -> int:
-        """In which part of its parent's children a task stands; an item of a map is told by `map_id` and `map_index`."""
+        """The part of its parent's children that has the task; `map_id` and `map_index` identify an item of a map."""
         return self.parts.get(task_id, 0) if map_id is None else (map_index or 0) // self.part_size
 
     def place_of(self, task_id: str, map_id: str | None = None, map_index: int | None = None) -> Place:
-        """Where the span of a task stands; an item of a map is told as for `part_of`."""
+        """The place of a task's span; arguments as for `part_of`."""
         part = self.part_of(task_id, map_id, map_index)
         if map_id is None:
             return _place(self.run_id, self.trace_id, RUN, part)
@@ -192,7 +192,7 @@ class RunTrace:
 
 
 def place_run(run_id: str, parent: SpanRef | None = None, mode: str = "join") -> RunTrace:
-    """Decide a run's trace: `join` the parent's, `link` to the parent from a trace of its own, or `none`."""
+    """The trace of a run: that of the parent (`join`), or one of its own with a link to the parent (`link`) or without (`none`)."""
     if parent is None or mode == "none":
         return RunTrace(run_id, trace_id(run_id))
     if mode == "link":

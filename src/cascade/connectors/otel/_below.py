@@ -16,7 +16,7 @@ from cascade.telemetry import attributes as a
 
 
 class OfTask:
-    """A span that knows the task that it stands for."""
+    """A span that has a reference to its task."""
 
     __slots__ = ()
 

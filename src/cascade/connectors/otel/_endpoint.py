@@ -1,4 +1,4 @@
-"""An OTLP endpoint as a person writes it, checked and completed."""
+"""Parses, checks and completes OTLP endpoints."""
 
 import re
 from base64 import b64encode
@@ -10,7 +10,7 @@ GRPC_PORT = 4317
 HTTPS_PORT = 443  # what gRPC assumes for a target without a port
 DEFAULTS = {"grpc": "http://localhost:4317", "http/protobuf": "http://localhost:4318"}
 
-# Targets that gRPC resolves itself; the specification asks for any form the gRPC library takes.
+# Targets that gRPC resolves itself; by the specification any form of the gRPC library is valid.
 _GRPC_SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "xds:")
 
 
@@ -101,7 +101,7 @@ def is_insecure(endpoint: str, *, otherwise: Callable[[], bool | None]) -> bool:
 
 
 def split_credentials(endpoint: str) -> tuple[str, str | None]:
-    """`https://user:password@host` as the bare URL, and the Authorization header that its user info stands for."""
+    """The URL without user and password, and the value of the Authorization header that they stand for, or None."""
     if "://" not in endpoint or "@" not in urlsplit(endpoint).netloc:
         return endpoint, None
     url = urlsplit(endpoint)
@@ -110,7 +110,7 @@ def split_credentials(endpoint: str) -> tuple[str, str | None]:
 
 
 def without_password(endpoint: str) -> str:
-    """The endpoint as it may be shown."""
+    """The endpoint without user and password, for messages."""
     scheme, separator, rest = endpoint.rpartition("://")
     return f"{scheme}{separator}{rest.rpartition('@')[2]}"
 

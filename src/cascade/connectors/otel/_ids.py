@@ -1,7 +1,7 @@
-"""Spans under ids, and in traces, that were decided before, with any SDK provider.
+"""Spans with preset ids, in preset traces, with any provider of the SDK.
 
-The API has no way to ask for a span's id (opentelemetry-python issue 4963); a tracer's id generator and its sampler can
-be replaced.
+The API has no argument for a span's id (opentelemetry-python issue 4963). A tracer's id generator and its sampler can be
+replaced.
 """
 
 import threading
@@ -17,7 +17,7 @@ from opentelemetry.util.types import Attributes
 
 
 class PresetIds(IdGenerator):
-    """Gives the ids that the running `preset` block asks for, else those of the tracer's own generator."""
+    """Returns the ids of the running `preset` block, else those of the tracer's own generator."""
 
     def __init__(self, original: IdGenerator) -> None:
         self._original = original
@@ -41,7 +41,7 @@ class PresetIds(IdGenerator):
         return ids[1] if ids else self._original.generate_span_id()
 
     def is_trace_id_random(self) -> bool:
-        """Claim nothing for a preset trace id: a caller may have chosen the run id (W3C Trace Context 2, random flag)."""
+        """False for a preset trace id: a caller may have chosen the run id (W3C Trace Context 2, random flag)."""
         return not self._preset and self._original.is_trace_id_random()
 
     @property

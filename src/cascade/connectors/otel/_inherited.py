@@ -1,4 +1,4 @@
-"""The context that a run and its tasks inherit: OpenTelemetry's current one, or else that of the environment."""
+"""The context that a run and its tasks inherit: the current one of OpenTelemetry, else that of the environment."""
 
 import os
 from collections.abc import Mapping
@@ -44,6 +44,7 @@ class Inherited:
 
 
 def with_baggage(entries: Mapping[str, object], context: Context) -> Context:
+    """The context with these entries of baggage in addition to its own."""
     for name, value in entries.items():
         context = baggage.set_baggage(name, value, context)
     return context
@@ -54,9 +55,9 @@ def _baggage_in(environ: Mapping[str, str]) -> Mapping[str, object]:
     if not environ.get("BAGGAGE"):
         return {}
     try:
-        from opentelemetry import propagate  # OTEL_PROPAGATORS may name one that is not installed
+        from opentelemetry import propagate  # raises if OTEL_PROPAGATORS names one that is not installed
 
         return baggage.get_all(propagate.extract({"baggage": environ["BAGGAGE"]}, Context()))
-    except Exception as error:  # noqa: BLE001 - a propagator may be of any kind
+    except Exception as error:  # noqa: BLE001 - code of another package
         logger.warning("BAGGAGE of the environment is ignored: %s", error)
         return {}

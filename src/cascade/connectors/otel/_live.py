@@ -1,4 +1,4 @@
-"""The spans of runs that are going on."""
+"""The spans of running runs."""
 
 import threading
 from collections.abc import Iterator
@@ -61,11 +61,11 @@ class SpanFactory:
 
     @property
     def is_direct(self) -> bool:
-        """Whether a finished span may go to its route without ever being one of the SDK's."""
+        """Whether a finished span may go to its route without a span object of the SDK."""
         return self._tracing.is_direct
 
     def finished(self, data: SpanData, run: "LiveRun | None" = None) -> None:
-        """Make a span that has ended already. Without a run's route it takes the provider's."""
+        """Export a span that has ended already, on the run's route, else on the provider's."""
         route = (run.route if run is not None else None) or self._tracing.route
         if self.is_direct and route is not None:
             if data.flags & TraceFlags.SAMPLED:
@@ -84,7 +84,7 @@ class SpanFactory:
 class LiveRun:
     """One run: its root span, and the tasks' and attempts' spans that user code has touched, by id.
 
-    `ended`: attempts that are not to come again. `inherited` is the context of the run's caller. `route` is None where the
+    `ended` has the ids of attempts whose spans are exported before their last message. `inherited` is the context of the run's caller. `route` is None where the
     provider's own processors export.
     """
 
@@ -128,7 +128,7 @@ class LiveRun:
             logger.error(message, exc_info=error)
 
     def leave(self) -> None:
-        """No further span of its traces is the run's."""
+        """End the routing and sampling that `stands_in` has begun."""
         while self._traces:
             trace_id = int(self._traces.pop(), 16)
             remove_part(trace_id)
@@ -136,16 +136,16 @@ class LiveRun:
                 remove_route(trace_id, self.route)
 
     def leftovers(self) -> Iterator[Span]:
-        """Spans whose terminal message has not come."""
+        """Remove and return the spans whose terminal message is missing."""
         with self.lock:
             spans, self.spans = list(self.spans.values()), {}
         yield from spans
 
 
 def complete(span: Span, data: SpanData, *, linked: int = 0) -> None:
-    """Write what the message says on a span, beside what user code has written, and end it.
+    """Add the content of the message to a span, which user code may have modified too, and end the span.
 
-    The first `linked` of its links it has had from the start, for a sampler to see.
+    The span has had the first `linked` of the links since its start, for the sampler.
     """
     if not span.is_recording():
         return

@@ -1,4 +1,4 @@
-"""The way to an HTTP endpoint: which address to dial, with which TLS, through which proxy."""
+"""The route to an HTTP endpoint: address, TLS context and proxy."""
 
 import contextlib
 import ssl
@@ -13,10 +13,10 @@ from cascade.connectors.otel._proxy import proxy_of
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """How to get to a server, and how a request names its target on that way.
+    """The address to which to connect, and the target of the request line.
 
-    With a proxy `host` and `port` are the proxy's; `tunnel` is then the authority to ask it for, if TLS goes through
-    it, and `login` the header line that it wants.
+    With a proxy, `host` and `port` are the proxy's. `tunnel` is then the authority of the CONNECT request, if the endpoint
+    has TLS, and `login` the header line of the proxy's credentials.
     """
 
     host: str
@@ -84,7 +84,7 @@ def tls_context(options: ExportOptions) -> ssl.SSLContext:
 
 @contextlib.contextmanager
 def _naming(subject: str, files: str | None) -> Iterator[None]:
-    """Name the files in the error: OpenSSL's own text does not."""
+    """Add the names of the files to an error, whose text by OpenSSL has none."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The seam between what waits to be exported and the wire that takes it."""
+"""The protocol of transports, which send encoded OTLP requests to a peer."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -11,17 +11,17 @@ from cascade.connectors.otel._environment import report
 from cascade.connectors.otel._options import ExportOptions
 from cascade.telemetry.safe import error_message
 
-MAX_RETRY_AFTER = 300.0  # seconds; a peer that asks for more is asked again after five minutes
+MAX_RETRY_AFTER = 300.0  # seconds; a longer `Retry-After` counts as five minutes
 
 _NO_SUCH_SIGNAL = frozenset({"404", "405", "501", "UNIMPLEMENTED"})  # a reply's reason begins with its status
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What became of one request.
+    """The outcome of one request.
 
-    `rejected` items of an `accepted` request were not taken (a partial success). `retry` is an outcome that the OTLP
-    specification calls retryable, `refused` one that it forbids to send again. `dead` means that no answer came: the peer
+    The peer has dropped `rejected` items of an `accepted` request (a partial success). `retry` is an outcome that the OTLP
+    specification calls retryable, `refused` one after which it forbids to send the request again. `dead` means that no answer came: the peer
     refused the connection, was not reached, or was silent. `too_large` means that fewer items at a time may pass.
     """
 
@@ -34,19 +34,19 @@ class Reply:
 
 
 class Transport(Protocol):
-    """Takes encoded OTLP requests to a peer. Called from the exporting threads; any number may send at once."""
+    """Sends encoded OTLP requests to a peer. Called from the exporting threads; any number may send at once."""
 
     def send(self, body: bytes, timeout: float) -> Reply:
         """Send one request and wait for its answer, both within `timeout` seconds. Never raises."""
         ...
 
     def close(self) -> None:
-        """Let the connections go. Never raises."""
+        """Close the connections. Never raises."""
         ...
 
 
 class Unusable:
-    """Stands in for a transport that could not be opened: everything is refused, with the reason."""
+    """Takes the place of a transport that could not be opened: each reply is a refusal with the reason."""
 
     def __init__(self, error: Exception) -> None:
         self._reply = Reply("refused", f"cannot export: {error_message(error, 200)}", dead=True)
@@ -72,7 +72,7 @@ def prepare(options: ExportOptions) -> None:
 
 
 def opened(open_transport: Callable[[], Transport]) -> Transport:
-    """What `open_transport` opens, or what tells in each reply why that cannot be: no thread dies of it."""
+    """The transport that `open_transport` returns, or an `Unusable` with its error, so that no exporting thread ends."""
     try:
         return open_transport()
     except Exception as error:  # noqa: BLE001 - whatever opens it
@@ -80,7 +80,7 @@ def opened(open_transport: Callable[[], Transport]) -> Transport:
 
 
 def takes_no_such_signal(reply_reason: str) -> bool:
-    """Whether a peer has said that it does not know the signal, as Jaeger does of all but traces."""
+    """Whether a peer's answer means that it supports no such signal, as Jaeger's does for metrics and logs."""
     return reply_reason.partition(" ")[0].rstrip(":") in _NO_SUCH_SIGNAL
 
 
@@ -102,7 +102,7 @@ def open_transport(options: ExportOptions) -> Transport:
 
 @contextmanager
 def _quiet_grpc() -> Iterator[None]:
-    """Import gRPC with a log level, which its C core reads then: else it writes to stderr what the replies tell."""
+    """Import gRPC with a log level, which its C core reads at import; else it writes errors to stderr that replies have."""
     name = "GRPC_VERBOSITY"
     is_ours = name not in os.environ
     os.environ.setdefault(name, "ERROR")
