@@ -5,6 +5,9 @@ import json
 import logging
 import logging.handlers
 import queue
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -167,3 +170,24 @@ def test_secrets_are_masked_in_json(stream: io.StringIO) -> None:
     assert "hunter2" not in str(line)
     assert line["data"] == {"db_password": "***", "n": 1}
     assert "ValueError: token=***" in line["exception"]
+
+
+def test_the_fields_of_a_record_factory_are_extras_whenever_it_is_set() -> None:
+    script = textwrap.dedent("""
+        import io, json, logging
+
+        class Record(logging.LogRecord):
+            def __init__(self, *args, **kwargs):
+                super().__init__(*args, **kwargs)
+                self.request = "r1"
+
+        logging.setLogRecordFactory(Record)
+        import cascade as cs
+
+        handler = logging.StreamHandler()
+        handler.setFormatter(cs.JsonFormatter())
+        logging.root.addHandler(handler)
+        logging.warning("hello")
+    """)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert json.loads(done.stderr)["data"] == {"request": "r1"}

@@ -12,7 +12,8 @@ IDS = ("run_id", "task_id", "task_name", "trace_id", "span_id")
 """What `CorrelationFilter` puts on a record."""
 
 # `message` and `asctime` are left behind by other formatters; `taskName` is asyncio's, on every record from 3.12 on.
-STANDARD = frozenset({*vars(logging.makeLogRecord({})), *IDS, "message", "asctime", "taskName"})
+_EMPTY = logging.LogRecord("", logging.NOTSET, "", 0, "", (), None)  # not from a factory of the application
+STANDARD = frozenset({*vars(_EMPTY), *IDS, "message", "asctime", "taskName"})
 """The attributes of a record that are not its `extra`."""
 
 

@@ -134,3 +134,27 @@ def test_a_configuration_that_ends_the_export_of_a_logger_is_reported_once(
     (warning,) = [text for text in seen.texts if "are not exported" in text]
     assert app.name in warning
     assert "disable_existing_loggers=False" in warning
+
+
+def test_it_is_reported_at_the_end_of_each_run_though_others_go_on(
+    receiver: OtlpReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a server there may always be a run."""
+    seen = Seen()
+    monkeypatch.setattr(_application, "_reported", set())
+    connector = OtelConnector(logs=True)
+
+    @cs.task
+    def inner() -> None:
+        app.warning("exported")
+        disabled_by_dict_config()
+        logging.root.addHandler(seen)
+
+    @cs.task
+    def outer() -> list[str]:
+        cs.run(inner(), connector=connector, log_level="OFF")
+        return list(seen.texts)
+
+    (warning,) = cs.run(outer(), connector=connector, log_level="OFF")
+    assert app.name in warning
+    assert bodies(receiver) == ["exported"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cascade.connectors.otel.logs._handler import TaskLogHandler
+from cascade.connectors.otel.logs._handler import TaskLogHandler, attach, detach
 from cascade.runtime import task_context
 from cascade.runtime.task_context import TaskContext
 from cascade.telemetry.identity import place_run
@@ -133,6 +133,24 @@ def test_threads_do_not_wait_for_each_other() -> None:
     assert not arrived.broken
 
 
+def test_a_handler_that_is_detached_meanwhile_costs_another_no_record(app: logging.Logger) -> None:
+    """The handlers of two connectors whose runs overlap: a run of the first ends while a record is passed on."""
+    first, second = Taken(), Taken()
+
+    def ends(_: logging.LogRecord) -> bool:
+        detach(first.handler)
+        return True
+
+    first.handler.addFilter(ends)
+    for taken in (first, second):
+        attach(taken.handler)
+    with inside():
+        app.info("seen by both")
+        app.info("seen by the second")
+    detach(second.handler)
+    assert (len(first.items), len(second.items)) == (1, 2)
+
+
 def test_a_filter_on_it_is_asked() -> None:
     taken = Taken()
     taken.handler.addFilter(lambda record: record.name != "noisy")
@@ -168,6 +186,19 @@ def test_a_closed_stderr_does_not_raise_into_a_program_without_handlers() -> Non
     assert done.stdout == "exported\n"
 
 
+def test_a_library_that_adds_a_handler_where_none_is_adds_it() -> None:
+    script = textwrap.dedent("""
+        import logging
+        from cascade.connectors.otel.logs._handler import TaskLogHandler, attach
+        attach(TaskLogHandler(print, print, {}))
+        library = logging.getLogger("library")
+        assert not library.hasHandlers()
+        logging.root.addHandler(logging.NullHandler())
+        assert library.hasHandlers()
+    """)
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 def test_a_program_without_handlers_shows_its_warnings_as_before() -> None:
     script = textwrap.dedent("""
         import logging
@@ -177,10 +208,13 @@ def test_a_program_without_handlers_shows_its_warnings_as_before() -> None:
         app, other = logging.getLogger("app.part"), logging.getLogger("other")
         app.warning("seen")
         app.info("unseen")
+        logging.lastResort.setLevel(logging.INFO)
+        app.setLevel(logging.INFO)
+        app.info("seen too")
         other.addHandler(logging.NullHandler())
         other.error("taken care of")
         logging.root.addHandler(logging.NullHandler())
         app.warning("taken care of")
     """)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("", "seen\n")
+    assert (done.stdout, done.stderr) == ("", "seen\nseen too\n")

@@ -3,6 +3,7 @@
 import logging
 import logging.handlers
 from collections.abc import Collection, Iterator
+from functools import lru_cache
 
 from opentelemetry._logs import NoOpLoggerProvider, get_logger_provider
 from opentelemetry._logs._internal import ProxyLoggerProvider
@@ -28,7 +29,7 @@ def exports(handler: logging.Handler, level: float) -> bool:
     """
     if level < handler.level:
         return False
-    if _is_of_opentelemetry(handler):
+    if _is_of_opentelemetry(type(handler).__mro__):
         return _has_exporter(handler)
     if isinstance(handler, logging.handlers.MemoryHandler):
         return handler.target is not None and exports(handler.target, level)
@@ -38,12 +39,10 @@ def exports(handler: logging.Handler, level: float) -> bool:
     return False
 
 
-def _is_of_opentelemetry(handler: logging.Handler) -> bool:
-    """Whether this is a LoggingHandler of the SDK or of opentelemetry-instrumentation-logging, or a subclass of one."""
-    return any(
-        base.__name__ == "LoggingHandler" and base.__module__.startswith("opentelemetry.")
-        for base in type(handler).__mro__
-    )
+@lru_cache(maxsize=256)
+def _is_of_opentelemetry(classes: tuple[type, ...]) -> bool:
+    """Whether one of them is the LoggingHandler of the SDK or of opentelemetry-instrumentation-logging."""
+    return any(each.__name__ == "LoggingHandler" and each.__module__.startswith("opentelemetry.") for each in classes)
 
 
 def _has_exporter(handler: logging.Handler) -> bool:

@@ -31,15 +31,17 @@ _placing = ModuleLock()
 
 def attach(handler: logging.Handler) -> None:
     """Pass all records that reach the root logger to this handler, until `detach`."""
-    if not _is_placed():
-        with _placing:
-            if not _is_placed():
-                _above.parent, logging.root.parent = logging.root.parent, _above
-    _above.addHandler(handler)
+    with _placing:
+        if not _is_placed():
+            _above.parent, logging.root.parent = logging.root.parent, _above
+        if handler not in _above.handlers:
+            _above.handlers = _Handlers((_last_resort, *_above.handlers[1:], handler))
 
 
 def detach(handler: logging.Handler) -> None:
-    _above.removeHandler(handler)
+    with _placing:
+        left = [each for each in _above.handlers if each is not handler]
+        _above.handlers = _Handlers(left if len(left) > 1 else ())
 
 
 def _is_placed() -> bool:
@@ -47,6 +49,34 @@ def _is_placed() -> bool:
     while current is not None and current is not _above:
         current = current.parent
     return current is _above
+
+
+class _Handlers(list[logging.Handler]):
+    """Handlers above the root logger. A list is never changed: other threads may pass a record to its handlers.
+
+    It is false even with handlers: `Logger.hasHandlers` is about the handlers of the application. A library may add one
+    of its own where there are none.
+    """
+
+    def __bool__(self) -> bool:
+        return False
+
+
+class _LastResort(logging.Handler):
+    """Passes a record to `logging.lastResort` if no handler of the application sees it.
+
+    `logging` does so only with records that no handler sees.
+    """
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        last = logging.lastResort
+        with contextlib.suppress(Exception):  # stderr may be closed, or the record's fields have other types
+            if last is not None and record.levelno >= last.level and next(handlers_of(record.name), None) is None:
+                last.handle(record)
+        return True
+
+
+_last_resort = _LastResort()
 
 
 class TaskLogHandler(logging.Handler):
@@ -68,7 +98,7 @@ class TaskLogHandler(logging.Handler):
         *,
         fills_gaps: bool = True,
     ) -> None:
-        super().__init__()  # without a level of its own: it must see each record that would else go to lastResort
+        super().__init__()
         self.loggers: set[str] = set()
         self._put = put
         self._refuse = refuse
@@ -89,19 +119,16 @@ class TaskLogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         task = current_task()
-        is_wanted = task is not None and task.run_id in self._runs and record.levelno >= self._min_level
-        if not is_wanted and record.levelno < logging.WARNING:
+        if task is None or task.run_id not in self._runs or record.levelno < self._min_level:
             return
-        others = tuple(handlers_of(record.name))
-        if not others and record.levelno >= logging.WARNING and _above.handlers[:1] == [self]:
-            _last_resort(record)
-        if not is_wanted or task is None or _is_own(str(record.name)) or getattr(_here, "is_encoding", False):
+        if _is_own(str(record.name)) or getattr(_here, "is_encoding", False):
             return
         level = record.levelno if self._fills_gaps else math.inf
-        if (handler := next((each for each in others if exports(each, level)), None)) is not None:
-            _report_once(handler)
-        else:
+        handler = next((each for each in handlers_of(record.name) if exports(each, level)), None)
+        if handler is None:
             self._take(record, task)
+        else:
+            _report_once(handler)
 
     def _take(self, record: logging.LogRecord, task: TaskContext) -> None:
         # An argument whose own __str__ logs must not lead to itself.
@@ -123,13 +150,6 @@ def _report_once(handler: logging.Handler) -> None:
 
 
 _reported: weakref.WeakSet[logging.Handler] = weakref.WeakSet()
-
-
-def _last_resort(record: logging.LogRecord) -> None:
-    """Show what a program without any handler shows: that ours is there must not make its warnings silent."""
-    if logging.lastResort is not None and record.levelno >= logging.lastResort.level:
-        with contextlib.suppress(Exception):  # stderr may be closed
-            logging.lastResort.handle(record)
 
 
 def _is_own(name: str) -> bool:

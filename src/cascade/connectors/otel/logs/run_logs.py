@@ -94,22 +94,22 @@ class RunLogs:
         _lifetime.watch(self)
 
     def attach(self, run_id: str) -> None:
-        """A run starts: what its tasks say is exported from now on. Attached twice, it must be detached twice."""
+        """Export the records of the run's tasks from now on. Attached twice, a run must be detached twice."""
         with self._lock:
-            self._open_loggers = self._open_loggers if self._runs else open_loggers()
+            self._open_loggers = open_loggers() | (self._open_loggers if self._runs else frozenset())
             self._runs[run_id] += 1
             attach(self._handler)
 
     def detach(self, run_id: str) -> None:
-        """A run has ended."""
+        """End the export of the run's records, and warn of loggers that no longer pass their records on."""
         with self._lock:
             self._runs[run_id] -= 1
             if self._runs[run_id] <= 0:
                 del self._runs[run_id]
-            if self._runs:
-                return
-            detach(self._handler)
-        report_closed(self._open_loggers, self._handler.loggers)
+            if not self._runs:
+                detach(self._handler)
+            before = self._open_loggers
+        report_closed(before, self._handler.loggers)
 
     def flush(self, timeout: float) -> FlushReport:
         """Wait until all records so far are sent or lost, for `timeout` seconds at the most; for a thread, not a loop."""
