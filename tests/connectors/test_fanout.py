@@ -79,15 +79,22 @@ def test_one_that_fails_does_not_disturb_the_others(
     assert caplog.messages[0].startswith("Broken")
 
 
-def test_a_strict_one_raises_after_the_others_have_ended() -> None:
+def test_a_strict_one_raises_after_the_others_have_ended(caplog: pytest.LogCaptureFixture) -> None:
     class Strict(MemoryConnector):
         async def disconnect(self) -> None:
             raise TelemetryLostError("2 spans were lost", lost=2)
 
+    class Failing(MemoryConnector):
+        async def disconnect(self) -> None:
+            raise OSError("no route")
+
     good = MemoryConnector()
     with pytest.raises(TelemetryLostError):
-        run_with(FanoutConnector([Strict(), good]), one())
+        run_with(FanoutConnector([Strict(), Failing(), Strict(), good]), one())
     assert good.connections == 0
+    failing, strict = caplog.messages
+    assert failing == "Failing could not disconnect: OSError: no route"
+    assert "2 spans were lost" in strict
 
 
 class Capturing(MemoryConnector):

@@ -10,11 +10,17 @@ import os
 import sys
 import weakref
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+from cascade._loggers import get_logger
+
+logger = get_logger(__name__)
+
+T = TypeVar("T")
 
 
 class Watched(Protocol):
-    """Receives the events of its process; no call may raise."""
+    """Receives the events of its process."""
 
     def reset_after_fork(self) -> None:
         """Forget the state of the parent. Called in a forked child, which has no thread but the calling one."""
@@ -82,14 +88,24 @@ def watch(one: Watched) -> None:
 
 def _reset_after_fork() -> None:
     for one in list(_watched.values()):
-        one.reset_after_fork()
+        _guarded(one.reset_after_fork)
     _exits.reset_after_fork()
 
 
 def _close_at_exit() -> None:
     # All flushes have begun before the first wait: the exit takes as long as the longest, not as the sum.
-    for finish in [one.start_exit() for one in list(_watched.values())]:
-        finish()
+    for finish in [_guarded(one.start_exit) for one in list(_watched.values())]:
+        if finish is not None:
+            _guarded(finish)
+
+
+def _guarded(call: Callable[[], T]) -> T | None:
+    """The result of the call. An exception is logged: the other watched objects do not depend on this one."""
+    try:
+        return call()
+    except Exception:
+        logger.exception("%r failed at a fork or at the exit", call)
+        return None
 
 
 def _close_with_celery(**_: object) -> None:

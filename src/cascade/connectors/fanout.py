@@ -89,17 +89,18 @@ class FanoutConnector:
                 lane.close(error_text(error))
 
     async def disconnect(self) -> None:
-        """Publish what waits, and disconnect all side by side.
+        """Publish the queued messages, and disconnect all connectors at the same time.
 
         Raises:
-            TelemetryLostError: One of them is strict, and has lost something.
+            TelemetryLostError: A strict connector has lost telemetry. The log has the errors of the others.
         """
         results = await _gather([partial(self._end, index) for index in range(len(self._lanes))])
+        loss = next((error for error in results if isinstance(error, TelemetryLostError)), None)
         for connector, error in zip(self.connectors, results, strict=True):
-            if isinstance(error, TelemetryLostError):
-                raise error
-            if error is not None:
+            if error is not None and error is not loss:
                 logger.warning("%s could not disconnect: %s", _name(connector), error_text(error))
+        if loss is not None:
+            raise loss
 
     async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:
         for lane, capture in zip(self._lanes, self._captures, strict=True):

@@ -1,12 +1,15 @@
 """When a connector chooses its providers: at its first run, so that the application may set its own before."""
 
+import asyncio
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry import trace
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import cascade as cs
@@ -68,6 +71,64 @@ def test_after_the_first_run_the_sdk_refuses_another_provider_and_cascades_serve
         assert len(receiver.spans.named("their own")) == 1
 
 
+def test_a_proxy_stands_for_the_provider_that_the_application_sets_later() -> None:
+    program(f"""
+        {APPLICATION.replace(chr(10), chr(10) + " " * 8)}
+        connector = OtelConnector(tracer_provider=trace.get_tracer_provider())
+        trace.set_tracer_provider(provider)
+        cs.run(one(), connector=connector)
+        assert sorted(span.name for span in exporter.get_finished_spans()) == ["inner", "one", "run one", "run.started"]
+    """)
+
+
+def test_a_proxy_without_an_applications_provider_stands_for_cascades(monkeypatch: pytest.MonkeyPatch) -> None:
+    with OtlpReceiver() as receiver:
+        code = "cs.run(one(), connector=OtelConnector(tracer_provider=trace.ProxyTracerProvider()))"
+        program(code, monkeypatch, OTEL_EXPORTER_OTLP_ENDPOINT=receiver.http_endpoint)
+        assert len(receiver.spans.named("run one")) == 1
+
+
+def test_cascades_own_provider_as_the_argument_is_flushed_and_counted() -> None:
+    program("""
+        from cascade.runtime.exceptions import TelemetryLostError
+        from cascade.testing import Fault, OtlpReceiver
+
+        with OtlpReceiver() as receiver:
+            cs.run(one(), connector=OtelConnector(receiver.http_endpoint))
+            given = OtelConnector(tracer_provider=trace.get_tracer_provider(), metrics=False, strict=True)
+            cs.run(one(), connector=given)
+            assert len(receiver.spans.named("run one")) == 2
+            receiver.fault = Fault.bad_request()
+            try:
+                cs.run(one(), connector=given)
+            except TelemetryLostError as error:
+                assert error.lost == 4, error
+            else:
+                raise AssertionError("no loss is reported")
+    """)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_provider_of_another_library_is_reported(strict: bool, caplog: pytest.LogCaptureFixture) -> None:
+    class Other(trace.TracerProvider):
+        def get_tracer(self, *_: Any, **__: Any) -> trace.Tracer:
+            return trace.NoOpTracer()
+
+    reason = "Other cannot export runs; use an opentelemetry.sdk.trace.TracerProvider"
+    connector = OtelConnector(tracer_provider=Other(), strict=strict)
+    if strict:
+        with pytest.raises(TelemetryLostError, match=reason):
+            cs.run(one(), connector=connector)
+    else:
+        assert cs.run(one(), connector=connector) == 1
+        assert reason in caplog.text
+
+
+def test_a_provider_that_records_nothing_is_not_reported(caplog: pytest.LogCaptureFixture) -> None:
+    assert cs.run(one(), connector=OtelConnector(tracer_provider=trace.NoOpTracerProvider(), strict=True)) == 1
+    assert caplog.text == ""
+
+
 def test_a_connector_that_never_runs_leaves_no_trace_in_the_process() -> None:
     program("""
         import threading
@@ -110,6 +171,23 @@ def test_a_provider_that_cannot_be_used_ends_no_run_and_a_strict_connector_raise
     assert [cs.run(one(), connector=connector) for _ in range(2)] == [1, 1]
     with pytest.raises(TelemetryLostError, match="no processors here"):
         cs.run(one(), connector=OtelConnector(tracer_provider=Broken(shutdown_on_exit=False), strict=True))
+
+
+def test_a_simple_processor_exports_in_the_event_loop() -> None:
+    threads = []
+
+    class Exporter(InMemorySpanExporter):
+        def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+            threads.append(threading.get_ident())
+            return super().export(spans)
+
+    async def main() -> int:
+        await cs.run_async(one(), connector=OtelConnector(tracer_provider=provider), log_level="OFF")
+        return threading.get_ident()
+
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(Exporter()))
+    assert {asyncio.run(main())} == set(threads)
 
 
 class Started(TracerProvider):

@@ -16,14 +16,14 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from cascade.connectors.otel._encode import Envelope, encode_span
 from cascade.connectors.otel._live import SpanFactory
 from cascade.connectors.otel._protobuf import varint
-from cascade.connectors.otel._provider import foreign
+from cascade.connectors.otel._provider import tracing_of
 from cascade.connectors.otel._spans import Event, LinkData, SpanData
 from cascade.telemetry import attributes as a
 
 exporter = InMemorySpanExporter()
 provider = TracerProvider(shutdown_on_exit=False)
 provider.add_span_processor(SimpleSpanProcessor(exporter))
-tracing = foreign(provider)
+tracing = tracing_of(provider)
 assert tracing is not None
 factory = SpanFactory(tracing)
 

@@ -247,6 +247,25 @@ def test_the_end_of_an_outage_counts_what_it_lost(make_span: MakeSpan, caplog: p
     assert caplog.messages[0].endswith(" s: 2 spans were delivered late, 3 were lost: down")
 
 
+@pytest.mark.parametrize("accepted", [0, 1])
+def test_the_exit_counts_what_is_lost_of_an_announced_outage(
+    accepted: int, make_span: MakeSpan, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A warning has named three spans as not yet delivered. If all of them are lost, it has said enough."""
+    down = Reply("retry", "down", dead=True)
+    is_back, answers = threading.Event(), iter([Reply("accepted")] * accepted)
+    peer = Scripted(lambda _: next(answers, down) if is_back.is_set() else down)
+    box = Outbox(lambda: peer, batch_size=1)
+    for _ in range(3):
+        box.put(make_span())
+    assert box.announce(box.flush(NEVER))
+    is_back.set()
+    until_blocking(lambda: box.report().sent == accepted)
+    box.start_exit()()
+    lines = ["OtelConnector: 2 spans were lost when the process ended: down"] if accepted else []
+    assert caplog.messages == lines
+
+
 def test_a_loss_without_an_outage_is_announced_each_time(make_span: MakeSpan) -> None:
     box = Outbox(lambda: Scripted(lambda _: Reply("refused", "400 Bad Request")))
     for _ in range(2):

@@ -248,3 +248,15 @@ def test_a_run_with_two_connectors_of_one_destination_counts_twice() -> None:
         cs.run(flow(), connector=connectors, log_level="ERROR")
         assert values(latest(receiver)["cascade.task.duration"]) == {("flaky", "success"): 2, ("shout", "success"): 2}
         assert len(receiver.spans.named("shout")) == 2
+
+
+def test_an_error_in_the_flush_is_reported_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object) -> None:
+        raise ValueError("ours")
+
+    monkeypatch.setattr("cascade.connectors.otel._signals.Signals.start_flush", fails)
+    with OtlpReceiver() as receiver:
+        cs.run(flow(), connector=OtelConnector(receiver.http_endpoint), log_level="OFF")
+    assert caplog.messages[-1] == "OtelConnector could not disconnect: ValueError: ours"

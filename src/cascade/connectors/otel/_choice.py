@@ -87,8 +87,9 @@ class Choice:
         return Chosen(signals, tracing, SpanFactory(tracing), tracing.route) if tracing else Chosen(signals)
 
     def _tracing(self) -> Tracing | None:
-        if self._provider is not None:
-            return _provider.foreign(self._provider)
+        # A proxy stands for the process's provider, which may have been set since.
+        if self._provider is not None and not isinstance(self._provider, trace.ProxyTracerProvider):
+            return _provider.tracing_of(self._provider)
         if not any(self._exporting.values()) and (found := _provider.application()) is not None:
-            return _provider.foreign(found)
+            return _provider.tracing_of(found)
         return _provider.own(ExportOptions.from_environment(**self._exporting))

@@ -5,6 +5,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -74,22 +75,27 @@ def _stuck(timeout: float) -> str:
 
 
 async def _in_thread(work: Callable[[], Any], timeout: float) -> Any:  # noqa: ASYNC109 - as above
-    """Run `work` in a thread that may outlive us: a stuck one must hold back neither the loop nor the process."""
+    """Run `work` in a daemon thread; return its result, or None after `timeout` seconds. Its exceptions are raised."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Any] = loop.create_future()
 
-    def settle(result: Any) -> None:
+    def settle(result: Any, error: Exception | None) -> None:
         if not done.done():
-            done.set_result(result)
+            done.set_result(result) if error is None else done.set_exception(error)
 
     def run() -> None:
+        result: Any = None
+        error: Exception | None = None
         try:
             result = work()
-        except Exception:  # noqa: BLE001 - telemetry never breaks a run
-            result = None
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(settle, result)
+        except Exception as caught:  # noqa: BLE001 - raised again where it is awaited
+            error = caught
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(settle, result, error)
 
     threading.Thread(target=run, name="cascade-flush", daemon=True).start()
     await asyncio.wait({done}, timeout=timeout)
-    return done.result() if done.done() else None
+    if not done.done():
+        done.cancel()
+        return None
+    return done.result()

@@ -86,10 +86,10 @@ class Outage:
         return line
 
     def closed(self, lost: int, reason: str) -> str:
-        """The line about items that are lost at the process's end; empty if a warning has named them all."""
-        announced = self._announced
+        """The line about items that are lost at the process's end; empty if a warning has named just these."""
+        is_named = lost <= self._announced and not self._late
         self._end()
-        if lost <= announced:
+        if not lost or is_named:
             return ""
         return f"{lost} {self._items.noun} were lost{self._items.place} when the process ended: {reason}"
 

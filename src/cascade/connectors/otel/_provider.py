@@ -76,15 +76,27 @@ class Tracing:
         return self.route is not None and isinstance(self.provider, _OwnProvider) and self.provider.is_plain
 
 
-def foreign(provider: Any) -> Tracing | None:
-    """Work with a provider that is not ours; None if it records nothing (OTEL_SDK_DISABLED).
+def tracing_of(provider: trace.TracerProvider) -> Tracing | None:
+    """Work with this provider, of the application or our own; None if it records nothing (NoOp, OTEL_SDK_DISABLED).
 
     Raises:
-        TypeError: It is no tracer provider.
+        TypeError: It is a provider of another library than the SDK.
     """
-    if not isinstance(provider, trace.TracerProvider):
-        raise TypeError(f"tracer_provider={provider!r} is no opentelemetry TracerProvider")
-    return _tracing(provider, None, "") if isinstance(provider, TracerProvider) else None
+    if isinstance(provider, trace.NoOpTracerProvider):
+        return None
+    if not isinstance(provider, TracerProvider):
+        kind = f"{type(provider).__module__}.{type(provider).__qualname__}"
+        raise TypeError(f"a {kind} cannot export runs; use an opentelemetry.sdk.trace.TracerProvider")
+    tracer = provider.get_tracer(SCOPE, scope_version())
+    if not isinstance(tracer, Tracer):
+        return None
+    if not isinstance(tracer.id_generator, PresetIds):
+        tracer.id_generator = PresetIds(tracer.id_generator)
+    if not isinstance(tracer.sampler, PresetSampler):
+        tracer.sampler = PresetSampler(tracer.sampler)
+    mark_spans_of(provider)
+    route, endpoint = (provider.route, provider.endpoint) if isinstance(provider, _OwnProvider) else (None, "")
+    return Tracing(provider, tracer, tracer.id_generator, tracer.sampler, route, endpoint)
 
 
 def application() -> TracerProvider | None:
@@ -125,17 +137,16 @@ def _made(options: ExportOptions, environ: Mapping[str, str]) -> Tracing:
         resource=resource(environ), sampler=sampler(environ), span_limits=span_limits(environ), shutdown_on_exit=False
     )
     envelope = Envelope(lambda: provider.resource, InstrumentationScope(SCOPE, scope_version(), ""))
-    route = None
     if "otlp" in exporters:
         prepare(options)
         pack = partial(encode, envelope=envelope)
-        route = Route(_outbox(options, pack))
+        provider.route, provider.endpoint = Route(_outbox(options, pack)), options.endpoint
     mark_spans_of(provider)
-    provider.add_span_processor(RoutingProcessor(route))
+    provider.add_span_processor(RoutingProcessor(provider.route))
     provider.is_plain = provider.is_plain and not any(_environment.value(environ, name) for name in LIMITS)
     if "console" in exporters:
         provider.add_span_processor(SimpleSpanProcessor(_ConsoleExporter()))
-    made = _tracing(provider, route, options.endpoint)
+    made = tracing_of(provider)
     if made is None:
         raise RuntimeError("the SDK's TracerProvider returned a tracer that is not the SDK's")
     return made
@@ -175,6 +186,8 @@ class _OwnProvider(TracerProvider):
 
     def __init__(self, **settings: Any) -> None:
         meters = _environment.global_provider(metrics.get_meter_provider, "meter")
+        self.route: Route | None = None
+        self.endpoint = ""
         super().__init__(meter_provider=NoOpMeterProvider() if meters is None else None, **settings)
         self.is_plain = type(self.sampler) in _PLAIN_SAMPLERS
         self.sampler: Sampler = PresetSampler(BelowTasks(self.sampler) if self.is_plain else self.sampler)
@@ -183,15 +196,3 @@ class _OwnProvider(TracerProvider):
         if not isinstance(span_processor, (RoutingProcessor, TaskIds)):
             self.is_plain = False
         super().add_span_processor(span_processor)
-
-
-def _tracing(provider: TracerProvider, route: Route | None, endpoint: str) -> Tracing | None:
-    tracer = provider.get_tracer(SCOPE, scope_version())
-    if not isinstance(tracer, Tracer):
-        return None
-    if not isinstance(tracer.id_generator, PresetIds):
-        tracer.id_generator = PresetIds(tracer.id_generator)
-    if not isinstance(tracer.sampler, PresetSampler):
-        tracer.sampler = PresetSampler(tracer.sampler)
-    mark_spans_of(provider)
-    return Tracing(provider, tracer, tracer.id_generator, tracer.sampler, route, endpoint)

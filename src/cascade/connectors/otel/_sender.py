@@ -37,9 +37,9 @@ def _run(shared: Shared) -> None:
             while flight := _next_flight(shared):
                 _deliver(shared, transport, flight)
         finally:
-            transport.close()
             with shared.lock:
                 _sign_off(shared)
+            transport.close()
 
 
 def _sign_off(shared: Shared) -> None:

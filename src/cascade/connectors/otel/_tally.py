@@ -19,9 +19,10 @@ class FlushReport:
     reason: str = ""
 
     def text(self, noun: str, endpoint: str) -> str:
-        """The undelivered items as one line of a report."""
-        counts = [f"{self.lost} {noun} were lost"] if self.lost or not self.pending else []
+        """The undelivered items as one line of a report. Without counts, only the reason of a failed flush is known."""
+        counts = [f"{self.lost} {noun} were lost"] if self.lost else []
         counts += [f"{self.pending} {noun} are not yet delivered"] if self.pending else []
+        counts = counts or [f"{noun} may not be delivered"]
         hint = "; they stay queued until they are delivered or the process ends" if self.pending else ""
         where = f" at {endpoint}" if endpoint else ""
         return f"{' and '.join(counts)}{where}" + (f": {self.reason}" if self.reason else "") + hint

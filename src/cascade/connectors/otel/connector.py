@@ -54,7 +54,8 @@ class OtelConnector:
         endpoint: URL of the collector, such as `http://localhost:4318`; port 4317 means gRPC.
         protocol: "http/protobuf" or "grpc".
         headers: Sent with each request, for authentication.
-        tracer_provider: A provider to use as it is: its resource, sampler, processors and limits apply.
+        tracer_provider: A provider of OpenTelemetry's SDK to use as it is: its resource, sampler, processors and limits
+            apply.
         capture: Values to export, of "params", "arguments" and "results"; secrets are masked even then.
         strict: Raise `TelemetryLostError` at a run's end when spans were lost or are not yet delivered, instead of one
             warning.

@@ -1,0 +1,46 @@
+"""What happens to the watched objects of a process at a fork and at the exit."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from tests.waiting import HANG
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_an_object_that_raises_does_not_affect_the_others() -> None:
+    code = textwrap.dedent("""
+        import os
+        from cascade.connectors import _lifetime
+
+        def fails():
+            raise ValueError("ours")
+
+        class Watched:
+            def __init__(self, reset, start, finish):
+                self.reset_after_fork, self._start, self._finish = reset, start, finish
+
+            def start_exit(self):
+                self._start()
+                return self._finish
+
+        def says(text):
+            return lambda: print(text, flush=True)
+
+        objects = [
+            Watched(fails, fails, says("never")),
+            Watched(says("reset"), says("started"), fails),
+            Watched(says("reset"), says("started"), says("finished")),
+        ]
+        for each in objects:
+            _lifetime.watch(each)
+        if not os.fork():
+            os._exit(0)
+        os.wait()
+    """)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG, check=False)
+    assert done.stdout.split() == ["reset", "reset", "started", "started", "finished"]
+    assert done.stderr.count("ValueError: ours") == 3
