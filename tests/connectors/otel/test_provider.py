@@ -266,6 +266,38 @@ def test_a_provider_that_cannot_be_loaded_stops_no_export(
     assert stderr.count(f"OtelConnector: {variable}='{value}' cannot be loaded") == 1
 
 
+def test_a_propagator_that_is_not_installed_stops_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    inbound = {"TRACEPARENT": f"00-{'a' * 32}-{'b' * 16}-01", "TRACESTATE": "acme=1", "BAGGAGE": "tenant=blue"}
+    with OtlpReceiver() as receiver:
+        code = f"""
+            connector = OtelConnector({receiver.http_endpoint!r})
+            assert cs.run(one(), connector=connector, log_level="OFF") == 1
+            command = ["sh", "-c", "echo $TRACEPARENT+$TRACESTATE+$BAGGAGE"]
+            seen = cs.run(cs.shell(command), connector=connector, log_level="OFF")
+            assert seen.startswith("00-{"a" * 32}-") and seen.endswith("-01+acme=1+tenant=blue"), seen
+        """
+        stderr = program(code, monkeypatch, OTEL_PROPAGATORS="b3", **inbound)
+        names = ["inner", "one", "run one", "run.started", "run shell", "run.started", "shell"]
+        assert sorted(span.name for span in receiver.spans) == sorted(names)
+        assert {(span.trace_id, span.trace_state) for span in receiver.spans} == {("a" * 32, "acme=1")}
+    assert stderr.count("BAGGAGE of the environment is ignored: Propagator b3 not found") == 1
+
+
+def test_the_service_name_may_change_between_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spans of the program keep the resource of the process's provider, which the first run has set."""
+    with OtlpReceiver() as receiver:
+        code = """
+            import os
+            for name in ("first", "second"):
+                os.environ["OTEL_SERVICE_NAME"] = name
+                cs.run(one(), connector=OtelConnector(), log_level="OFF")
+        """
+        program(code, monkeypatch, OTEL_EXPORTER_OTLP_ENDPOINT=receiver.http_endpoint)
+        services = [(span.name, span.resource["service.name"]) for span in receiver.spans]
+    assert sorted(one for one in services if one[0] == "one") == [("one", "first"), ("one", "second")]
+    assert [one for one in services if one[0] == "inner"] == [("inner", "first")] * 2
+
+
 def test_a_fork_in_a_task_sends_nothing_twice() -> None:
     with OtlpReceiver() as receiver:
         program(f"""

@@ -8,11 +8,9 @@ from opentelemetry import baggage, trace
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
-from cascade._loggers import get_logger
 from cascade.connectors.otel._below import with_task
+from cascade.connectors.otel._environment import Problem, report
 from cascade.telemetry.identity import SpanRef
-
-logger = get_logger("cascade.connectors.otel")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,5 +57,5 @@ def _baggage_in(environ: Mapping[str, str]) -> Mapping[str, object]:
 
         return baggage.get_all(propagate.extract({"baggage": environ["BAGGAGE"]}, Context()))
     except Exception as error:  # noqa: BLE001 - code of another package
-        logger.warning("BAGGAGE of the environment is ignored: %s", error)
+        report(Problem("BAGGAGE", environ["BAGGAGE"], f"BAGGAGE of the environment is ignored: {error}"))
         return {}
