@@ -196,6 +196,55 @@ TEXTS = [
     f"-----BEGIN RSA PRIVATE KEY-----\nMIIEow{S}\n-----END RSA PRIVATE KEY-----",
     f"-----BEGIN PRIVATE KEY-----\nMIIE\n{S}\nabc",
     f"-----BEGIN OPENSSH PRIVATE KEY-----\\nMIIE\\n{S}\\n-----END",
+    f"CREATE USER bob IDENTIFIED BY '{S}'",
+    f"ALTER USER bob IDENTIFIED WITH mysql_native_password BY '{S}'",
+    f"create user bob identified by {S}",
+    f"INSERT INTO users (name, password) VALUES ('bob', '{S}')",  # noqa: S608 - a text, not a query
+    f"[SQL: INSERT INTO users (name, password) VALUES (?, ?)]\n[parameters: ('bob', '{S}')]",  # noqa: S608 - a text, not a query
+    f"[SQL: UPDATE users SET api_key = %s]\n[parameters: [('{S}',), ('x',)]]",  # noqa: S608 - a text, not a query
+    f"COPY t FROM 's3://b' SECRET_ACCESS_KEY '{S}'",
+    f"User\npassword\n  Input should be a valid integer [type=int_parsing, input_value='{S}', input_type=str]",
+    f"[{{'type': 'int_parsing', 'loc': ('body', 'password'), 'msg': 'not an int', 'input': '{S}'}}]",
+    f'<Password Type="text">{S}</Password>',
+    f"<wsse:Password>{S}</wsse:Password>",
+    f"<password><![CDATA[{S}]]></password>",
+    f"<token>{'a' * 300}{S}</token>",
+    f'<property name="password">{S}</property>',
+    f'<input type="password" value="{S}">',
+    f"&lt;password&gt;{S}&lt;/password&gt;",
+    f"&quot;password&quot;: &quot;{S}&quot;",
+    f"- name: DB_PASSWORD\n  value: {S}",
+    f"name: password, value: {S}",
+    f"{{'ParameterKey': 'DbPassword', 'ParameterValue': '{S}'}}",
+    f'form-data; name="password"\r\n\r\n{S}\r\n--',
+    f"password:\n  - {S}\n  - x",
+    f"passwords:\n- a\n- {S}\nuser: bob",
+    f"a:\n  tokens:\n    bob: x\n\n    eve: {S}\n  b: 1",
+    f"def f(password: str = '{S}') -> None:",
+    f'self.token: Optional[str] = "{S}"',
+    f"assert password != '{S}'",
+    f"os.environ.get('TOKEN') == '{S}'",
+    f"password\\x3d{S}",
+    f"password%253D{S}",
+    f"password&#61;{S}",
+    f"curl -ubob:{S} https://h",
+    f"curl -U bob:{S} https://h",
+    f"mysqldump -u root -p'{S}' db",
+    f"sshpass -p{S} ssh h",
+    f"sshpass -p '{S}' ssh h",
+    f"['mosquitto_pub', '-u', 'bob', '-P', '{S}', '-t', 'x']",
+    f"sqlcmd -S h -U sa -P {S}",
+    f"ldapsearch -D cn=admin -w {S}",
+    f"az login -u id -p {S}",
+    f"smbclient //h/s -U bob%{S}",
+    f"zip -P {S} x.zip",
+    f"requirepass {S}",
+    f"Incorrect API key provided: {S}. You can find",
+    f"token 'abc{S}' has expired",
+    f"X-Functions-Key: {S}",
+    f"csrftoken={S}",
+    f"https://outlook.office.com/webhook/{S}",
+    f"https://hooks.zapier.com/hooks/catch/1/{S}",
 ]
 
 
@@ -223,6 +272,20 @@ def test_secrets_in_texts_are_masked(text: str) -> None:
         "npm_abcdefghij1234567890abcdefghij123456",
         "hf_abcdefghij1234567890abcd",
         "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2ln",
+        *("SG." + "aB3" * 7 + "x." + "aB3" * 14 + "x", "hvs." + "aB3" * 8, "dapi" + "0a1b" * 8, "SK" + "0a1b" * 8),
+        *("ATATT3xFfGF0" + "aB3" * 12, "ATBB" + "aB3" * 10, "AKCp" + "aB3" * 20, "gAAAAAB" + "aB3" * 30),
+        *(
+            "dckr_pat_" + "aB3" * 9,
+            "glsa_" + "aB3" * 12,
+            "ntn_" + "aB3" * 14,
+            "figd_" + "aB3" * 14,
+            "gsk_" + "aB3" * 17,
+        ),
+        *("PMAK-" + "0a1b" * 6 + "-" + "0a" * 17, "pul-" + "0a1b" * 10, "sbp_" + "0a1b" * 10, "sntrys_" + "aB3" * 20),
+        *("xai-" + "aB3" * 26, "pplx-" + "aB3" * 16, "nvapi-" + "aB3" * 21, "tskey-auth-abc-" + "aB3" * 10),
+        *("ops_eyJ" + "aB3" * 20, "fm2_" + "aB3" * 14, "xkeysib-" + "0a1b" * 16 + "-aB3", "1//0g" + "aB3" * 12),
+        *("123456789:AA" + "aB3" * 11, "abc8Q~" + "aB3" * 11, "pat-na1-12345678-1111-4222-8333-abcdefabcdef"),
+        *("key-" + "0a1b" * 8, "secret_" + "aB3" * 14 + "x", "NRAK-" + "AB3" * 9, "CFPAT-" + "aB3" * 14),
         "Basic dXNlcjpodW50ZXIy",
         "Bearer abcdefghijklmnop",
     ],
@@ -270,6 +333,23 @@ PROSE = [
     'to ignore "--verify-signatures", which has been',
     "--opentsdb-url=http://localhost:8081/",
     "2026-01-01 12:00:00,000 INFO worker started",
+    "Access denied for user 'root'@'localhost' (using password: YES)",
+    "unexpected token: expected ';'",
+    "password: must be at least 8 characters",
+    'HTTP 401 Unauthorized: Bearer realm="example"',
+    "the user is identified by email",
+    "date -u +%Y-%m-%dT%H:%M:%SZ",
+    "usage: login <user> <password> [options]",
+    "No API key provided. Set OPENAI_API_KEY",
+    "secret 'db-credentials' not found",
+    "key: user, value: bob",
+    "TypeError: login() missing 1 required positional argument: 'password'",
+    "age\n  Input should be a valid integer [type=int_parsing, input_value='x', input_type=str]",
+    "[SQL: SELECT a FROM t WHERE id = ?]\n[parameters: (1,)]",
+    "INSERT INTO t (id, name) VALUES (1, 'bob')",
+    "assert token != expected",
+    "unzip -p x.zip file",
+    "key-value store of scikit-learn-1.2, gh-pages",
 ]
 
 
@@ -286,6 +366,12 @@ def test_the_text_around_a_secret_stays() -> None:
     assert redact_text(f"host=h password={S}, user=bob: refused") == "host=h password=***, user=bob: refused"
     assert redact_text(f"Server=h;Pwd={S};Encrypt=yes") == "Server=h;Pwd=***;Encrypt=yes"
     assert redact_text(f"cannot reach postgres://u:{S}@db:5432/x now") == "cannot reach postgres://***@db:5432/x now"
+    assert redact_text(f"a:\n  passwords:\n  - {S}\n  - {S}\n  b: 1") == "a:\n  passwords:\n  ***\n  b: 1"
+    assert redact_text(f"<user>bob</user><password>{S}</password>") == "<user>bob</user><password>***</password>"
+    assert redact_text("INSERT INTO users (name, password) VALUES ('bob', 'x') RETURNING id").endswith(
+        "VALUES (***) RETURNING id"
+    )
+    assert redact_text(f"mosquitto_pub -P {S} -t x") == "mosquitto_pub -P *** -t x"
 
 
 _fragments = st.sampled_from(
@@ -318,15 +404,19 @@ HOSTILE = [
     "-", "eyJ", "eyJaaaaaa.", "mysql ", "mysql -", "Bearer ", "token\n", "Authorization:", "password: '", "'password', ",
     "('password', '", "('password', (", 'name="password" value=', " ", "-u a:b@", "<password>", "http://a:8080/@",
     "password=a,", "password=,", "secret(", ",a", "key ", "a key: ", "token=1 ", "?key=a&", "é", "_", "\n", "password\\",
-    "(password,“",
+    "(password,“", "<a ", "<a>", "&lt;a", "[SQL: ", "into x(", "password\n", "password:\n- ", "password: \n", "name=a ",
+    "mysql -p", "zip -P", "identified by ", "token 'abc1234", "password%25", "gh-",
 ]  # fmt: skip
+GATES = (
+    " </ &lt;/ [parameters: ( input_value= 'loc' 'input' into values form-data value auth basic identified password -"
+)
 
 
 @pytest.mark.parametrize("part", HOSTILE)
 def test_hostile_texts_take_linear_time(part: str) -> None:
     # A pass with quadratic time would need an hour for this megabyte, and reach the time limit of the test.
     size = 1_000_000
-    assert isinstance(redact_text(part * (size // len(part))), str)
+    assert isinstance(redact_text(part * (size // len(part)) + GATES), str)
     assert redact_text("password=" + part * 10_000) != ""
 
 

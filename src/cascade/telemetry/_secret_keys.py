@@ -19,7 +19,7 @@ _NUMBERS = re.compile(r"(?<=[^\W\d_])\d+(?=_)")
 _KINDS_OF_KEYS = (
     r"api|access|secret|private|priv|ssh|ssl|tls|encryption|encrypt|decryption|signing|sign|license|licence"
     r"|session|auth|client|master|shared|account|storage|deploy|deployment|rsa|aes|des|hmac|gpg|pgp|root"
-    r"|service|subscription|webhook|crypto|cipher|fernet|jwt|app|application|consumer|server|host|bearer|admin"
+    r"|service|functions|subscription|webhook|crypto|cipher|fernet|jwt|app|application|consumer|server|host|bearer|admin"
     r"|user|security|function|product|openai|anthropic|google|azure|aws|gcp|stripe|sendgrid|mailgun|twilio"
     r"|github|gitlab|slack|datadog|sentry"
 )
@@ -55,7 +55,7 @@ _SECRET = re.compile(
     rf"""
       pass_?(?:wor[dt]|wört|wd|phrase|code|key)s?(?!less) | kennwort | contrase[nñ]a | mot_?de_?passe | _senha_ | wachtwoord
     | парол | 密码 | 密碼 | パスワード | 비밀번호
-    | secret(?!ar|ion|iv|ly) | credential | pwds?_ | _pwd | tokens?_
+    | secret(?!ar|ion|iv|ly) | credential | [cx]srf | pwds?_ | _pwd | tokens?_
     | (?:{_KINDS_OF_KEYS})_?keys?_
     | _(?:jwts?|otps?|totp|mfa|2fa|tfa|mnemonic|psk)_ | (?:seed|recovery|backup)_?phrase | _pw_hash_
     | (?:_|{_PASSWORDS_OF})(?:pass|pw)_$

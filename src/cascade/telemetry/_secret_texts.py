@@ -7,7 +7,9 @@ the text that it has masked.
 import re
 from functools import lru_cache
 
+from cascade.telemetry._secret_documents import mask_documents
 from cascade.telemetry._secret_keys import MASK, is_secret
+from cascade.telemetry._secret_shapes import mask_shapes, may_hold_token
 from cascade.telemetry._secret_values import Masked, first_value, is_random, mask_values, replaced, value_at
 
 _own: tuple[re.Pattern[str], ...] = ()
@@ -19,32 +21,7 @@ _SHORT_NAMES = (
     *("sas", "dsn", "card", "number", "num", "no", "code", "codes", "phrase", "mnemonic", "psk", "conn_str", "connstr"),
     *("string", "strings", "uri", "url", "urls", "senha", "kennwort", "wachtwoord", "contrasena", "hook", "hooks"),
 )
-_PREFIXES = re.compile(  # of tokens: the fixed part before their first `-` or `_`
-    r"[_-](?:(?<=gh[pousr].)|(?<=github_pat.)|(?<=gl[a-z]{2}.)|(?<=gl[a-z]{3}.)|(?<=xox[a-z].)|(?<=xapp.)|(?<=[spr]k.)"
-    r"|(?<=hf.)|(?<=npm.)|(?<=pypi.)|(?<=whsec.)|(?<=do[opr].)|(?<=SPX.)|(?<=shp[a-z]{2}.)|(?<=AGE.)|(?<=lin.)"
-    r"|(?<=[\s\"'-].)[pua])"  # options of programs, `-p` and `--user`
-)
-_MARKS = re.compile(r"eyJ|A[A-Z]{2}A|AIza|ya29")
-_SHAPES = re.compile(
-    r"""\b(?:
-      eyJ[A-Za-z0-9_=-]{6,}\.[A-Za-z0-9_=-]*+(?:\.[A-Za-z0-9_=-]*+){0,3}
-    | (?:AKIA|ASIA|AGPA|AIDA|AROA|ABIA|ACCA)[A-Z0-9]{16}(?![A-Za-z0-9])
-    | AIza[\w-]{30,} | GOCSPX-[\w-]{16,} | ya29\.[\w.-]{16,}
-    | gh[pousr]_[A-Za-z0-9_]{16,} | github_pat_\w{16,} | gl[a-z]{2,4}-[\w.-]{16,}
-    | xox[a-z]-[\w-]{8,} | xapp-[\w-]{8,} | whsec_[A-Za-z0-9+/=]{16,}
-    | sk-[A-Za-z0-9_-]{16,} | [spr]k_(?:live|test)_[A-Za-z0-9]{8,}
-    | npm_[A-Za-z0-9]{30,} | pypi-[\w-]{32,} | hf_[A-Za-z0-9]{20,} | do[opr]_v1_[0-9a-f]{32,}
-    | shp[a-z]{2}_[0-9a-fA-F]{32,} | lin_api_\w{20,} | AGE-SECRET-KEY-1[0-9A-Z]{20,}
-    )""",
-    re.VERBOSE,
-)
-_PRIVATE_KEY = re.compile(
-    r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY[A-Z ]{0,10}-----(?:[^-]|-(?!----))*+(?:-----END [A-Z0-9 ]{0,60}-----)?"
-)
-_WEBHOOK = re.compile(
-    r"(hooks\.slack\.com/(?:services|workflows|triggers)/|discord(?:app)?\.com/api/(?:v\d+/)?webhooks/"
-    r"|webhook\.office\.com/|api\.telegram\.org/bot)[^\s\"'<>]++"
-)
+_SHORT_OPTION = re.compile(r"-(?:(?<=[\s\"'].)|(?<=[\s\"']-.))[pPuUaw]")
 # A quote inside of a password does not end the URL; a quote before a delimiter does.
 _URL = re.compile(r"://((?:[^\s\"'`<>\\]|[\"'`](?![\s,;:.)\]}]|\Z)|\\(?![\"'\\nrt]))++)")
 _SCHEME_OF_URL = re.compile(r"[a-zA-Z0-9+.-]{0,20}\Z")
@@ -54,7 +31,7 @@ _LOGIN = re.compile(
     r"([^\s@:/\"'<>]{1,200})@(?!sha256:)(?=[A-Za-z]|\d{1,3}\.\d{1,3}\.\d)"
 )
 _ORACLE = re.compile(r"jdbc:oracle:[a-z]{1,10}:([^\s@]++)@")
-_SCHEME = re.compile(r"\b(?i:bearer|basic)\s{1,8}([A-Za-z0-9._~+/=-]{4,}+)")
+_SCHEME = re.compile(r"\b(?i:bearer|basic)\s{1,8}(?!\w{1,20}=[\"'])([A-Za-z0-9._~+/=-]{4,}+)")
 _MAX_PASSES = 10
 _MAX_REMEMBERED = 20_000
 _LONGEST_WORD = 15
@@ -64,20 +41,29 @@ _OPTION = re.compile(
     r"|when|if|from|as|instead|missing)\b)"
 )
 _PHRASE = re.compile(
-    r"(?<![\w.-])(?i:([\w-]{0,20}(?:passw(?:or)?d|passphrase|passcode|passwort|pwd))|(?:[\w-]{0,20}[ _-])?(?:secret|token)|(?:api|access|secret|private|license)[ _-]key)"
-    r"\s{1,8}(?:(?i:(?:for|of)\s{1,8}(?:[^\s:=]{1,60}\s{1,8})?[^\s:=]{1,60}(?:\s{0,8}[:=]|\s{1,8}is)|is|was|ist):?\s{1,8})?(?=[^\s=:]{6,}(?:\s|\Z))([\"']?)"
+    r"(?<![\w.-])(?i:([\w-]{0,20}(?:passw(?:or)?d|passphrase|passcode|passwort|pwd|requirepass)|\w{0,20}(?:api|access|secret|private)_key)|(?:[\w-]{0,20}[ _-])?(?:secret|token)"
+    r"|(?:api|access|secret|private|license)[ _-]?key)"
+    r"\s{1,8}(?:(?i:(?:for|of)\s{1,8}(?:[^\s:=]{1,60}\s{1,8})?[^\s:=]{1,60}(?:\s{0,8}[:=]|\s{1,8}is)|is|was|ist|provided|given"
+    r"|supplied|received):?\s{1,8})?(?=[^\s=:]{6,}(?:\s|\Z))([\"']?)"
 )
-_OF_PHRASE = re.compile(r"(?:pass(?:w|p|c)\w*|pwd|token|secret|key)\s")
+_OF_PHRASE = re.compile(r"(?:pass\w*|pwd|token|secret|key)\s")
+_ARGUMENTS = r"\b[^\n;|&]{0,200}?[\s\"']"
+_GAP = r"(?:\s{1,8}|[\"'],\s{0,8})"
 _PROGRAM = re.compile(
-    r"\b(?:(?:mysql|mysqldump|mysqladmin|mariadb)\b[^\n;|&]{0,200}?[\s\"']-p(?=[^\s\"'])"
-    r"|(?:sshpass|mongo|mongosh|mongodump|docker login)\b[^\n;|&]{0,200}?\s-p\s{1,8}"
-    r"|redis-cli\b[^\n;|&]{0,200}?\s-a\s{1,8})([^\s\"']++)"
+    rf"\b(?:(?:mysql\w{{0,10}}|mariadb[\w-]{{0,10}}|sshpass){_ARGUMENTS}-p(?=\S)"
+    rf"|(?:sshpass|mongo\w{{0,8}}|(?:docker|podman|az|oc|registry) login){_ARGUMENTS}-p{_GAP}"
+    rf"|(?:mosquitto_\w{{2,6}}|sqlcmd|bcp|zip|unzip){_ARGUMENTS}-P{_GAP}?"
+    rf"|redis-cli{_ARGUMENTS}-a{_GAP}|ldap[a-z]{{3,8}}{_ARGUMENTS}-w{_GAP}"
+    rf"|curl{_ARGUMENTS}-[uU][^\s:\"']{{1,100}}:|smbclient{_ARGUMENTS}-U{_GAP}?[^\s%\"']{{1,100}}%)"
+)
+_IDENTIFIED = re.compile(
+    r"(?i:identified\s{1,8}(?:with\s{1,8}[\w\"'`]{1,60}\s{1,8})?(?:by|as)\s{1,8}(?:password\s{1,8})?)"
 )
 _BASIC_AUTH = re.compile(
     r"(?:BasicAuth|DigestAuth|basic_auth|username_pw_set)\(\s{0,8}[\"'][^\"']{0,100}[\"']\s{0,8},\s{0,8}[\"']([^\"']++)"
 )
 _USER_OPTION = re.compile(
-    r"(?<![\w-])(?:-u|--user|--proxy-user)(?:\s{1,8}|=|[\"'],\s{0,8}[\"'])[\"']?(?!\d+:)[^\s:\"']{1,100}:([^\s\"']++)"
+    rf"(?<![\w-])(?:-[uU]|--user|--proxy-user)(?:{_GAP}|=)[\"']?(?!\d+:|\+)[^\s:\"']{{1,100}}:([^\s\"']++)"
 )
 _ENDS_URL = re.compile(r"[\"'`<>]")
 
@@ -110,7 +96,7 @@ def set_own(patterns: tuple[re.Pattern[str], ...], hints: tuple[str, ...]) -> No
 
 
 def _is_suspicious(text: str, lowered: str) -> bool:
-    """Whether a text may hold a secret. Most texts do not, and need no more than these searches: 1 µs."""
+    """Whether a text may hold a secret. Most texts do not, and need no more than these searches: 2 µs."""
     return (
         "pass" in lowered
         or "token" in lowered
@@ -127,12 +113,10 @@ def _is_suspicious(text: str, lowered: str) -> bool:
         or "basic" in lowered
         or "hook" in lowered
         or "/bot" in lowered
-        or "eyJ" in text
-        or "AKIA" in text
-        or "ASIA" in text
-        or "AIza" in text
-        or "ya29" in text
-        or (("_" in text or "-" in text) and _PREFIXES.search(text) is not None)
+        or "identified" in lowered
+        or "srf" in lowered
+        or may_hold_token(text)
+        or ("-" in text and _SHORT_OPTION.search(text) is not None)
         or ("=" in text and _has_short_name(lowered, "="))
         or (":" in text and _has_short_name(lowered, ":"))
         or not text.isascii()
@@ -169,28 +153,22 @@ _redacted_before = lru_cache(maxsize=64)(_redacted_again)
 
 
 def _redacted(text: str, lowered: str) -> str:
-    if "-----BEGIN" in text:
-        text = _PRIVATE_KEY.sub(MASK, text)
+    text = mask_shapes(text)
     if "@" in text:
         text = replaced(text, _URL, _login_of_url)
         text = replaced(text, _ORACLE, _group)
         text = replaced(text, _LOGIN, _group)
-        if "-u" in text:
-            text = replaced(text, _USER_OPTION, _group)
-    elif ":" in text and ("-u" in text):
-        text = replaced(text, _USER_OPTION, _group)
-    if "hook" in lowered or "telegram" in lowered:
-        text = _WEBHOOK.sub(rf"\1{MASK}", text)
-    if _PREFIXES.search(text) or _MARKS.search(text):
-        text = _SHAPES.sub(MASK, text)
-    text = mask_values(text)
+    text = mask_values(mask_documents(text, lowered))
     if "auth" in lowered or "pw_set" in lowered:
         text = replaced(text, _BASIC_AUTH, _group)
     if "bearer" in lowered or "basic" in lowered:
         text = replaced(text, _SCHEME, _credentials)
+    if "identified" in lowered:
+        text = replaced(text, _IDENTIFIED, _value_of_user)
     if "-" in text:
+        text = replaced(text, _USER_OPTION, _group)
         text = replaced(text, _OPTION, _value_of_option)
-        text = replaced(text, _PROGRAM, _group)
+        text = replaced(text, _PROGRAM, _value_after)
     return replaced(text, _PHRASE, _value_in_phrase) if _OF_PHRASE.search(lowered) else text
 
 
@@ -235,8 +213,20 @@ def _value_of_option(found: re.Match[str]) -> Masked | None:
     return value_at(found.string, found.end()) if is_secret(found[1]) else None
 
 
+def _value_after(found: re.Match[str]) -> Masked | None:
+    return value_at(found.string, found.end())
+
+
+def _value_of_user(found: re.Match[str]) -> Masked | None:
+    value = value_at(found.string, found.end())
+    is_quoted = value is not None and value.start > found.end()
+    return value if value and (is_quoted or is_random(found.string[value.start : value.end], 6)) else None
+
+
 def _value_in_phrase(found: re.Match[str]) -> Masked | None:
     if found[2]:
-        return value_at(found.string, found.start(2)) if found[1] else None
+        quoted = value_at(found.string, found.start(2))
+        is_password = found[1] or (quoted and is_random(found.string[quoted.start : quoted.end], 10))
+        return quoted if is_password else None
     value = first_value(found.string, found.end())
     return Masked(*value) if value and is_random(found.string[slice(*value)], 6 if found[1] else 10) else None

@@ -20,18 +20,24 @@ _LONGEST = 200
 """Characters that are looked at for the end of what may be no secret: the time must be linear in the length."""
 
 _KEY = re.compile(
-    r"(?<![\w.$-])(?P<key>-{0,2}[\w.$]++(?:-++[\w.$]++)*+)(?P<quote>(?:\\++[\"']|[\"'”\u2019]|%2[27])?)\]?\s{0,40}+"
-    r"(?P<sep>=>|->|:=|={1,3}|:{1,2}|%3[DdAa]|\\u003[Dd]|[(,]|(?<=[\w.-])>)(?P<space>\s*+)"
+    r"(?<![\w.$-])(?P<key>-{0,2}[\w.$]++(?:-++[\w.$]++)*+)"
+    r"(?P<quote>(?:\\++[\"']|[\"'”\u2019]|%(?:25){0,3}2[27]|&(?:quot|apos|#3[49]);)?)(?:\]|(?<=[\"'])\))?\s{0,40}+"
+    r"(?P<sep>=>|->|:=|!=|={1,3}|:{1,2}|%(?:25){0,3}3[DdAa]|\\(?:u00|x)3[Dd]|&#(?:61|x3[Dd]);|[(,])(?P<space>\s*+)"
 )
 _BEFORE_KEY = re.compile(r"([A-Za-z]{1,20}(?:[ ]de)?)[ ]\Z")
 _NAMED = re.compile(
-    r"\b(?i:name|key)(?:\\*+[\"'])?\s{0,8}[=:]\s{0,8}\\*+[\"'](?P<key>[\w.$-]++)\\*+[\"']\s{0,8},?\s{0,8}(?:\\*+[\"'])?(?i:value)"
-    r"(?:\\*+[\"'])?\s{0,8}[=:]\s{0,8}"
+    r"(?i:name|key|\btype(?==))(?:\\*+[\"'])?\s{0,8}[=:]\s{0,8}(?:\\*+[\"'])?(?P<key>[\w.$-]++)(?:\\*+[\"'])?"
+    r"(?:\s{0,8},?\s{0,40}(?:\\*+[\"'])?(?i:\w{0,20}?value)(?:\\*+[\"'])?\s{0,8}[=:]\s{0,8}|(?:\\r\\n|\r?\n){2})"
 )
+_ANNOTATION = re.compile(
+    r"(?:Optional\[)?(?:str|bytes|int|Any|SecretStr|[sS]tring)\]?(?: ?\| ?None)?\s{0,8}=\s{0,8}(?=[bBrRfF]?[\"'])"
+)
+_START_OF_LINE = re.compile(r"(?P<indent>[ \t]*+(?:- )?)(?P<error>[\w.]{1,80}: )?[\"']?")
 _OPENING = re.compile(r"(?:[bBrRuUfF]{1,2}(?=[\"']))?(\\*+)([\"'`“„\u2018«])")
 _LITERAL = re.compile(
-    r"(?:None|null|NULL|nil|undefined|[Tt]rue|[Ff]alse|str|bytes|int|bool|Optional|Any|object)(?![\w=+/-])"
+    r"(?:None|null|NULL|nil|undefined|[Tt]rue|[Ff]alse|YES|NO|str|bytes|int|bool|Optional|Any|object)(?![\w=+/-])"
 )
+_PROSE = re.compile(r"(?:must|should|cannot|expected|required|missing|invalid|is|was|has|not)[ ][\w'\"<({;]")
 _DELIMITER = r"(?![\s,;&\"'`)\]}>\\:.<]|\Z|[\w.-]{1,40}[=:])"
 _PLAIN = re.compile(
     rf"(?:![\w/:!]{{0,40}}\s{{1,8}})?(?:(?i:bearer|basic|token|digest|negotiate|apikey|ntlm)\s{{1,8}})?"
@@ -42,6 +48,7 @@ _BLOCK = re.compile(r"[|>][+-]?\d?[ \t]{0,8}\n(?:[ \t]++[^\n]*+\n?+)++")
 _TAG = re.compile(r"<[^<>\n]{0,200}>")
 _CALL = re.compile(r"[\w.]{1,80}\(")
 _LINE = re.compile(r"[^\r\n]++")
+_ROW = re.compile(r"([ \t]*+)[^\s][^\n]*+")
 _INSIDE = {end: re.compile(rf"(?:[^{end}\\]|\\.|{end}{end})*+", re.DOTALL) for end in _QUOTES.values()}
 _NESTED = re.compile(r"[\"'\[\](){}]")
 _ARGUMENT = re.compile(rf"[^\s()\"',;]{{{_SHORTEST},{_LONGEST}}}+(?=\))")
@@ -62,7 +69,8 @@ class Masked(NamedTuple):
 def mask_values(text: str) -> str:
     """The text with the values of its secret keys masked."""
     text = replaced(text, _KEY, _of_key)
-    return replaced(text, _NAMED, _of_name) if "alue" in text else text
+    has_names = "alue" in text or "VALUE" in text or "form-data" in text
+    return replaced(text, _NAMED, _of_name) if has_names else text
 
 
 def replaced(text: str, pattern: re.Pattern[str], secret_of: Callable[[re.Match[str]], Masked | None]) -> str:
@@ -85,10 +93,18 @@ def _of_key(found: re.Match[str]) -> Masked | None:
     before = text[found.start() - 1] if found.start() else ""
     if not (is_secret(key) or _is_secret_there(text, key, found.start(), before)):
         return None
-    if separator in "(,>":
+    if separator in "(,":
         return _of_call(found, before, start) if separator == "(" else _of_pair(found, before, start)
+    if found["space"].count("\n") == 1 and (block := _block_below(found)):
+        return block
     if "\n" in found["space"] and _NEXT_KEY.match(text, start):
         return None  # an empty value, with the next key in the next line
+    if separator == "!=":
+        return _quoted(text, start)
+    if separator == ":" and _PROSE.match(text, start):
+        return None
+    if annotation := _ANNOTATION.match(text, start):
+        return _quoted(text, annotation.end())
     if is_header(key):
         return _of_header(found, before, start)
     quote = found["quote"] if found["quote"].endswith('"') else ""
@@ -122,11 +138,8 @@ def _of_call(found: re.Match[str], before: str, start: int) -> Masked | None:
 
 
 def _of_pair(found: re.Match[str], before: str, start: int) -> Masked | None:
-    """The second of `('password', 'x')`, what follows `'--password', `, and the content of `<password>`."""
+    """The second of `('password', 'x')`, and what follows `'--password', `."""
     text, key = found.string, found["key"]
-    if found["sep"] == ">":
-        end = text.find("<", start, start + _LONGEST) if before == "<" else -1
-        return Masked(start, end) if start < end else None
     if not found["quote"] or before not in _QUOTES:
         return None
     if key.startswith("-"):
@@ -139,6 +152,30 @@ def _of_pair(found: re.Match[str], before: str, start: int) -> Masked | None:
         return secret
     closing = _AFTER_PAIR.match(text, secret.end)
     return secret if closing is None or closing[1] == _CLOSING[opening] else None
+
+
+def _block_below(found: re.Match[str]) -> Masked | None:
+    """The list or the mapping of YAML in the lines below a key."""
+    text, start = found.string, found.end()
+    line = text.rfind("\n", max(0, found.start() - _LONGEST), found.start()) + 1
+    before = text[line : found.start()]
+    start_of_line = None if len(before) > _LONGEST else _START_OF_LINE.fullmatch(before)
+    if start_of_line is None:
+        return None
+    depth, indent = (
+        0 if start_of_line["error"] else start_of_line.end("indent"),
+        len(found["space"].rpartition("\n")[2]),
+    )
+    is_list = text.startswith("- ", start)
+    if indent < depth + (not is_list) or not (is_list or _NEXT_KEY.match(text, start)):
+        return None
+    end = start
+    for row in _ROW.finditer(text, start):
+        is_below = len(row[1]) > depth or (is_list and len(row[1]) == indent and text.startswith("- ", row.end(1)))
+        if row.start() > start and not is_below:
+            break
+        end = row.end()
+    return Masked(start, end)
 
 
 def _of_header(found: re.Match[str], before: str, start: int) -> Masked | None:
@@ -164,7 +201,7 @@ def value_at(text: str, start: int, *, quote: str = "") -> Masked | None:
     if _OPENING.match(text, start):
         return _quoted(text, start)
     if text[start : start + 1] in _CLOSING and start < len(text):
-        end = _end_of_brackets(text, start, len(text))
+        end = end_of_brackets(text, start, len(text))
         if end - start <= len("()"):
             return None
         rest = first_value(text, end)
@@ -181,7 +218,7 @@ def first_value(text: str, start: int) -> tuple[int, int] | None:
     """Start and end of the value without quotes at `start`. It ends at a space, or at a delimiter before a further key."""
     if call := _CALL.match(text, start):
         line = _LINE.match(text, start)
-        end = _end_of_brackets(text, call.end() - 1, len(text) if line is None else line.end())
+        end = end_of_brackets(text, call.end() - 1, len(text) if line is None else line.end())
         rest = _PLAIN.match(text, end)
         return start, end if rest is None else rest.end()
     found = _PLAIN.match(text, start)
@@ -210,7 +247,7 @@ def _end_of_quotes(text: str, opening: re.Match[str]) -> int:
     return len(text) if inside is None else inside.end()
 
 
-def _end_of_brackets(text: str, start: int, last: int) -> int:
+def end_of_brackets(text: str, start: int, last: int) -> int:
     """The end of the brackets at `start`; `last` if they are not closed before."""
     depth, position = 0, start
     while found := _NESTED.search(text, position, last):
