@@ -1,4 +1,4 @@
-"""Several connectors as one, none of which can disturb another."""
+"""Several connectors as one. A fault of one does not affect the others."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -22,14 +22,14 @@ from cascade.telemetry.safe import error_text
 logger = get_logger(__name__)
 
 DRAIN_TIMEOUT = 5.0
-"""Seconds that one of the connectors may take at a run's end to publish what still waits in its lane."""
+"""Seconds that one of the connectors may take at a run's end to publish the messages in its lane."""
 CONNECT_TIMEOUT = 4.0
 DISCONNECT_TIMEOUT = 20.0
 """Seconds that one of the connectors may take to connect or disconnect: less than the engine gives to all of them."""
 
 
 class FanoutConnector:
-    """Gives each connector a lane of its own: a queue, a pump, and its own count of what was lost.
+    """Gives each connector a lane of its own: a queue, a pump, and a count of lost messages.
 
     Where several of them trace, the first one's span is the current one in the tasks.
     """
@@ -51,13 +51,13 @@ class FanoutConnector:
 
     @property
     def ignored(self) -> frozenset[str]:
-        """What none of them has a use for."""
+        """The states of messages that no connector uses."""
         found = [words(connector, "ignored") for connector in self.connectors]
         return frozenset.intersection(*found) if found else frozenset()
 
     @property
     def capture(self) -> frozenset[str]:
-        """What any of them wants; the others get messages without it."""
+        """The values that at least one connector captures. The others get messages without them."""
         return frozenset().union(*self._captures)
 
     @property
@@ -82,7 +82,7 @@ class FanoutConnector:
         await self._gates.room()
 
     async def connect(self) -> None:
-        """Connect all side by side. One that fails loses its own messages, and says so at the run's end."""
+        """Connect all at the same time. The messages of one that fails are lost, which is logged at the run's end."""
         calls = [partial(awaited, lane.connector.connect, CONNECT_TIMEOUT) for lane in self._lanes]
         for lane, error in zip(self._lanes, await _gather(calls), strict=True):
             if error is not None:
@@ -174,7 +174,7 @@ class _AllActive:
 
 
 async def _gather(calls: Iterable[Callable[[], Awaitable[Any]]]) -> list[Exception | None]:
-    """Await all calls side by side and return their errors. A CancelledError of a call becomes a RuntimeError."""
+    """Await all calls at the same time and return their errors. A CancelledError of a call becomes a RuntimeError."""
     results = await asyncio.gather(*(awaited(call) for call in calls), return_exceptions=True)
     return [result if isinstance(result, Exception) else None for result in results]
 

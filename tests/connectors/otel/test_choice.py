@@ -124,8 +124,14 @@ def test_a_provider_of_another_library_is_reported(strict: bool, caplog: pytest.
         assert reason in caplog.text
 
 
-def test_a_provider_that_records_nothing_is_not_reported(caplog: pytest.LogCaptureFixture) -> None:
-    assert cs.run(one(), connector=OtelConnector(tracer_provider=trace.NoOpTracerProvider(), strict=True)) == 1
+def test_a_provider_that_records_nothing_exports_no_signal_and_is_not_reported(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with OtlpReceiver() as receiver:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
+        connector = OtelConnector(tracer_provider=trace.NoOpTracerProvider(), strict=True, logs=True)
+        assert cs.run(one(), connector=connector) == 1
+        assert receiver.requests == []
     assert caplog.text == ""
 
 

@@ -107,7 +107,7 @@ def test_an_endpoint_that_is_the_url_for_traces_tells_those_of_the_others() -> N
 def test_an_endpoint_with_another_path_has_no_metrics_and_refuses_logs(caplog: pytest.LogCaptureFixture) -> None:
     with OtlpReceiver() as receiver:
         endpoint = f"{receiver.http_endpoint}/elsewhere"
-        with pytest.raises(ValueError, match="logs: there is no telling"):
+        with pytest.raises(ValueError, match="is the complete URL of the traces"):
             OtelConnector(endpoint, logs=True)
         cs.run(flow(), connector=OtelConnector(endpoint), log_level="ERROR")
     warned = [record.getMessage() for record in caplog.records if record.name.startswith("cascade.")]

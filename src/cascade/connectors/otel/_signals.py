@@ -1,4 +1,4 @@
-"""What goes out beside the spans: metrics, unless they are not wanted, and logs, if they are."""
+"""The metrics and the logs of a connector: by default metrics are exported, and logs are not."""
 
 import os
 import time
@@ -95,8 +95,8 @@ def check_logs(exporting: dict[str, Any], logs: bool | str | None) -> None:
 
 def _no_endpoint_for_logs(exporting: dict[str, Any]) -> str:
     return (
-        f"logs: there is no telling where below {exporting['endpoint']!r} they go; give an endpoint without a path, "
-        "or set OTEL_EXPORTER_OTLP_LOGS_ENDPOINT and no endpoint here"
+        f"logs: endpoint={exporting['endpoint']!r} is the complete URL of the traces; use an endpoint without a path, "
+        "or OTEL_EXPORTER_OTLP_LOGS_ENDPOINT and no endpoint argument"
     )
 
 

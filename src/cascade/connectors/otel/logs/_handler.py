@@ -1,4 +1,4 @@
-"""The handler above the root logger: it takes the records that tasks of certain runs make."""
+"""The handler above the root logger, for the records of tasks of certain runs."""
 
 import contextlib
 import logging
@@ -14,7 +14,7 @@ from cascade.connectors.otel.logs._records import encode
 from cascade.runtime.task_context import TaskContext, current_task
 
 OWN_LOGGERS = ("cascade.connectors", "opentelemetry")
-"""What these say is about exporting: to export it would make more of it."""
+"""Loggers of the export itself. To export their records would produce more of them."""
 
 logger = get_logger("cascade.connectors.otel")
 
@@ -80,13 +80,13 @@ _last_resort = _LastResort()
 
 
 class TaskLogHandler(logging.Handler):
-    """Takes the records that a task of one of `runs` makes, from `min_level` on, encodes them, and puts them away.
+    """Encodes the records of tasks of `runs`, from `min_level` on, and passes them to `put`.
 
     A record that a handler of the application exports by OpenTelemetry is left to that handler. Unless `fills_gaps`, so is
     a record below the level of that handler, which then is not exported. `loggers` has the names of the loggers of the
-    records that were taken.
+    records that were passed on.
 
-    It never raises: a record that cannot be handled or encoded is refused with the reason.
+    It never raises: `refuse` gets the reason why a record cannot be handled or encoded.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class TaskLogHandler(logging.Handler):
         self._fills_gaps = fills_gaps
 
     def handle(self, record: logging.LogRecord) -> bool:
-        """Without the lock that logging's own takes: threads need not wait for each other to encode."""
+        """Handle a record without the lock of the handler: threads encode at the same time."""
         try:
             passed = bool(self.filter(record))
             if passed:
@@ -131,7 +131,7 @@ class TaskLogHandler(logging.Handler):
             _report_once(handler)
 
     def _take(self, record: logging.LogRecord, task: TaskContext) -> None:
-        # An argument whose own __str__ logs must not lead to itself.
+        # The `__str__` of an argument may log that argument.
         _here.is_encoding = True
         try:
             self._put(encode(record, task))

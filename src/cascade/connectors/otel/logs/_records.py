@@ -21,11 +21,11 @@ from cascade.telemetry.redact import MASK, hides
 from cascade.telemetry.safe import error_message, masked, masked_name, safe, stack_text, text
 
 MAX_BODY_BYTES = MAX_STACK_BYTES
-"""A log line may say more than an attribute, but what indexes lines does not index documents."""
+"""Bytes of a record's text: more than those of an attribute, and as many as those of a stack trace."""
 MAX_EXTRAS = 64
 """Half of the SDK's default limit of attributes in a record: the others are ours."""
 MAX_SCOPE_BYTES = 100
-"""Of a logger's name: with its tags it then has less than the 128 bytes that `request` counts on."""
+"""Bytes of a logger's name: its encoded scope then has less than 128 bytes, as `request` requires."""
 
 _RESERVED = (*{a.CODE_FILE_PATH, a.CODE_LINE_NUMBER, a.CODE_STACKTRACE, a.CODE_FUNCTION_NAME}, "cascade.", "exception.")
 _LATEST = 2**63
@@ -34,10 +34,13 @@ _SHADES = 3  # Python's levels are tens; OTLP has three finer shades above each
 
 
 def encode(record: logging.LogRecord, task: TaskContext) -> bytes:
-    """A record made by the running task, as an encoded `ScopeLogs` that has this one only.
+    """Encode a record of the running task as a `ScopeLogs` with this record alone.
 
-    Its span is the current one, which may be the user's own within the task. Secrets in texts are masked, then the texts are cut.
-    May raise, for a record whose own fields are not what they should be.
+    Its span is the current one, which may be the user's own within the task. Secrets in texts are masked, then the texts
+    are cut.
+
+    Raises:
+        Exception: A field of the record has another type than `logging` gives it.
     """
     now = time.time_ns()
     extra, dropped = _extra(extra_of(record))
@@ -53,7 +56,7 @@ def encode(record: logging.LogRecord, task: TaskContext) -> bytes:
     parts = (
         varying.SerializeToString(),
         _constant(severity(record.levelno), record.pathname, record.funcName or "", record.lineno),
-        _whose(task.run_id, task.task_id, task.name, task.attempt, task.map_index),
+        _ids(task.run_id, task.task_id, task.name, task.attempt, task.map_index),
     )
     return _scope(record.name) + field(ScopeLogs.LOG_RECORDS_FIELD_NUMBER, b"".join(parts))
 
@@ -115,15 +118,15 @@ def _failure(record: logging.LogRecord) -> list[KeyValue]:
 
 @lru_cache(maxsize=4096)
 def _constant(severity_number: int, path: str, function: str, line: int) -> bytes:
-    """What all records have that the same line of code makes."""
+    """The fields that all records of one line of code share."""
     named = {a.CODE_FILE_PATH: text(path, MAX_VALUE_BYTES), a.CODE_FUNCTION_NAME: text(function, MAX_NAME_BYTES)}
     more: dict[str, Any] = {"severity_number": severity_number}
     return LogRecord(attributes=_key_values([*named.items(), (a.CODE_LINE_NUMBER, line)]), **more).SerializeToString()
 
 
 @lru_cache(maxsize=256)
-def _whose(run_id: str, task_id: str, name: str, attempt: int, map_index: int | None) -> bytes:
-    """What all records have that the same call of a task makes."""
+def _ids(run_id: str, task_id: str, name: str, attempt: int, map_index: int | None) -> bytes:
+    """The attributes that all records of one attempt of a task share."""
     ids = {a.RUN_ID: run_id, a.TASK_ID: text(task_id, MAX_VALUE_BYTES), a.TASK_NAME: masked_name(name)}
     numbers = {a.TASK_ATTEMPT: attempt or None, a.MAP_INDEX: map_index}
     present = [(key, value) for key, value in {**ids, **numbers}.items() if value is not None]

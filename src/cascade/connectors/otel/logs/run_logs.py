@@ -1,4 +1,4 @@
-"""What a connector needs for logs: a handler that is there while runs go on, and an outbox behind it."""
+"""Log export of a connector: a handler that is attached while there are runs, and an outbox."""
 
 import logging
 import os
@@ -28,7 +28,7 @@ from cascade.connectors.otel.logs._handler import TaskLogHandler, attach, detach
 from cascade.connectors.otel.logs._records import encode_resource
 
 CAPACITY = 32 << 20
-"""Bytes of memory: some 60,000 records, more than a program makes while a request is answered."""
+"""Bytes of memory for records that wait."""
 
 _BOUNDS = Bounds(CAPACITY, HOLD_TIMEOUT, FLUSH_TIMEOUT)
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
@@ -56,9 +56,9 @@ def chosen_level(logs: bool | str | None, environ: Mapping[str, str] = os.enviro
 
 
 class RunLogs:
-    """Exports what the tasks of some runs say through `logging`, as OTLP log records that carry their spans' ids.
+    """Exports `logging` records of the tasks of some runs, as OTLP log records with the ids of their spans.
 
-    While there is a run, a handler takes what reaches the root logger. The levels of the program's loggers are not changed.
+    While there is a run, a handler gets the records that reach the root logger. The levels of loggers are not changed.
 
     Args:
         resource: Returns the current resource, the same as that of the spans.
@@ -88,8 +88,8 @@ class RunLogs:
         put, refuse = partial(self._outbox.put, tally=self._tally), partial(self._outbox.refuse, tally=self._tally)
         self._handler = TaskLogHandler(put, refuse, self._runs, level, fills_gaps=is_explicit)
         self._lock = threading.Lock()
-        self._told = 0
-        self._told_of_refusal = False
+        self._reported_lost = 0
+        self._has_reported_refusal = False
         self._open_loggers: frozenset[str] = frozenset()
         _lifetime.watch(self)
 
@@ -125,13 +125,13 @@ class RunLogs:
 
     def _warning(self, report: FlushReport) -> str:
         with self._lock:
-            fresh, self._told = replace(report, lost=report.lost - self._told), report.lost
+            fresh, self._reported_lost = replace(report, lost=report.lost - self._reported_lost), report.lost
         is_refused = fresh.lost > 0 and takes_no_such_signal(report.reason)
-        if not (fresh.lost or fresh.pending) or (is_refused and self._told_of_refusal):
+        if not (fresh.lost or fresh.pending) or (is_refused and self._has_reported_refusal):
             return ""
         if not self._outbox.announce(fresh):
             return ""
-        self._told_of_refusal |= is_refused
+        self._has_reported_refusal |= is_refused
         if is_refused:
             remedy = "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT can name one that does"
             fresh = replace(fresh, reason=f"it takes no logs ({report.reason}); {remedy}")
