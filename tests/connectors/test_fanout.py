@@ -136,3 +136,15 @@ def test_the_first_that_traces_is_the_innermost() -> None:
     log: list[str] = []
     run_with(FanoutConnector([TracingConnector("a", log), TracingConnector("b", log), MemoryConnector()]), one())
     assert log == ["place a", "place b", "enter b", "enter a", "leave a", "leave b"]
+
+
+@pytest.mark.parametrize("name", ["connect", "disconnect", "subscribe", "unsubscribe", "publish"])
+def test_a_connector_whose_method_cannot_be_read_does_not_affect_another(name: str) -> None:
+    def fails(_: object) -> None:
+        raise ImportError("no module named 'broker'")
+
+    bad, good = type("Bad", (MemoryConnector,), {})(), MemoryConnector()
+    setattr(type(bad), name, property(fails))
+    assert cs.run(one(), connector=[bad, good], log_level="OFF") == 1
+    assert good.payloads[-1]["body"]["event"] == "ENGINE_STOPPED"
+    assert good.connections == 0

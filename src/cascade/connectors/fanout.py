@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from cascade._loggers import get_logger
 from cascade.runtime.exceptions import TelemetryLostError
@@ -20,6 +20,8 @@ from cascade.telemetry.redact import without_captured
 from cascade.telemetry.safe import error_text
 
 logger = get_logger(__name__)
+
+T = TypeVar("T")
 
 DRAIN_TIMEOUT = 5.0
 """Seconds that one of the connectors may take at a run's end to publish the messages in its lane."""
@@ -83,8 +85,8 @@ class FanoutConnector:
 
     async def connect(self) -> None:
         """Connect all at the same time. The messages of one that fails are lost, which is logged at the run's end."""
-        calls = [partial(awaited, lane.connector.connect, CONNECT_TIMEOUT) for lane in self._lanes]
-        for lane, error in zip(self._lanes, await _gather(calls), strict=True):
+        errors = await _gather(self.connectors, lambda one: awaited(one.connect, CONNECT_TIMEOUT))
+        for lane, error in zip(self._lanes, errors, strict=True):
             if error is not None:
                 lane.close(error_text(error))
 
@@ -94,7 +96,7 @@ class FanoutConnector:
         Raises:
             TelemetryLostError: A strict connector has lost telemetry. The log has the errors of the others.
         """
-        results = await _gather([partial(self._end, index) for index in range(len(self._lanes))])
+        results = await _gather(range(len(self._lanes)), self._end)
         loss = next((error for error in results if isinstance(error, TelemetryLostError)), None)
         for connector, error in zip(self.connectors, results, strict=True):
             if error is not None and error is not loss:
@@ -107,16 +109,15 @@ class FanoutConnector:
             lane.put(Message(topic, without_captured(payload, keep=capture), qos, MESSAGE_BYTES, terminal=qos > 0))
 
     async def subscribe(self, topic: str, callback: MessageCallback) -> None:
-        results = await _gather([partial(connector.subscribe, topic, callback) for connector in self.connectors])
+        results = await _gather(self.connectors, lambda one: one.subscribe(topic, callback))
         for connector, error in zip(self.connectors, results, strict=True):
             if error is not None:
                 logger.warning("%s could not subscribe to %s: %s", _name(connector), topic, error_text(error))
 
     async def unsubscribe(self, topic: str, callback: MessageCallback) -> None:
         able = [connector for connector in self.connectors if isinstance(connector, Unsubscribing)]
-        for connector, error in zip(
-            able, await _gather([partial(c.unsubscribe, topic, callback) for c in able]), strict=True
-        ):
+        results = await _gather(able, lambda one: one.unsubscribe(topic, callback))
+        for connector, error in zip(able, results, strict=True):
             if error is not None:
                 logger.warning("%s could not unsubscribe from %s: %s", _name(connector), topic, error_text(error))
 
@@ -173,9 +174,12 @@ class _AllActive:
                 self._give_up(connector)
 
 
-async def _gather(calls: Iterable[Callable[[], Awaitable[Any]]]) -> list[Exception | None]:
-    """Await all calls at the same time and return their errors. A CancelledError of a call becomes a RuntimeError."""
-    results = await asyncio.gather(*(awaited(call) for call in calls), return_exceptions=True)
+async def _gather(ones: Iterable[T], call: Callable[[T], Awaitable[Any]]) -> list[Exception | None]:
+    """Await the calls with each of `ones` at the same time and return their errors.
+
+    A CancelledError of a call becomes a RuntimeError. A connector whose method cannot even be read affects no other.
+    """
+    results = await asyncio.gather(*(awaited(partial(call, one)) for one in ones), return_exceptions=True)
     return [result if isinstance(result, Exception) else None for result in results]
 
 
