@@ -12,6 +12,8 @@ import cascade as cs
 from cascade.connectors.memory import MemoryConnector
 from cascade.connectors.otel import OtelConnector
 from cascade.telemetry.wire import dumps, loads
+from tests.connectors.otel import peers
+from tests.waiting import HANG
 
 
 def recorder() -> tuple[OtelConnector, InMemorySpanExporter]:
@@ -75,3 +77,20 @@ def test_a_replay_of_all_messages_makes_the_same_spans() -> None:
     without_pending = [p for p in beside.payloads if p["body"].get("state") not in {"PENDING", "RUNNING"}]
     for a, b in zip(as_facts(replayed(without_pending)), as_facts(live), strict=True):
         assert a == b
+
+
+async def test_the_end_of_a_replay_waits_for_its_delivery() -> None:
+    beside = MemoryConnector()
+    await cs.run_async(cs.task(lambda: 1, name="one")(), connector=beside, log_level="OFF")
+    with peers.http_peer() as peer:
+        peer.gate.clear()
+        connector = OtelConnector(peer.endpoint, metrics=False, flush_timeout=HANG)
+        await connector.connect()
+        for payload in beside.payloads:
+            await connector.publish("topic", payload)
+        end = asyncio.create_task(connector.disconnect())
+        assert await asyncio.to_thread(peer.asked.acquire, timeout=HANG)
+        assert not end.done()
+        peer.gate.set()
+        await end
+        assert sorted(peers.names(peer.bodies)) == ["one", "run one", "run.started"]

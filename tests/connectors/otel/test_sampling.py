@@ -1,5 +1,6 @@
 """Samplers, which see run ids as trace ids."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,7 +11,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.sdk.trace.sampling import Decision, ParentBased, Sampler, TraceIdRatioBased
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Decision, ParentBased, Sampler, TraceIdRatioBased
 
 import cascade as cs
 from cascade.adapters.executors.local import LocalExecutor
@@ -23,7 +24,7 @@ from cascade.runtime.engine import Engine
 from cascade.runtime.protocols import Connector
 from cascade.runtime.subscribers import TelemetrySubscriber
 from cascade.testing import OtlpReceiver
-from tests.connectors.otel.tracing import Collector
+from tests.connectors.otel.tracing import Collector, replay
 
 RUNS = 40
 HALF = 1 << 64
@@ -149,6 +150,36 @@ async def test_a_replay_keeps_the_runs_that_were_sampled_and_only_those(
             await replaying.publish("topic", payload)
         await replaying.disconnect()
         assert Counter(span.name for span in rebuilt.get_finished_spans()) == live
+
+
+@pytest.mark.parametrize("ratio", [TINY, 1 - TINY])
+@pytest.mark.parametrize("low", [0, HALF - 1])
+async def test_a_sampler_that_ignores_parents_keeps_or_drops_a_replay_as_a_whole(
+    monkeypatch: pytest.MonkeyPatch, low: int, ratio: float
+) -> None:
+    """By the run id: the ids of the run's parts are hashes."""
+    monkeypatch.setenv("CASCADE_TRACE_PART_SIZE", "10")
+    beside = MemoryConnector()
+    await run_with_ids(lambda: touched.map(x=list(range(25))), beside, [run_id(low)])
+    bridge, rebuilt = provider_with(TraceIdRatioBased(ratio))
+    await asyncio.to_thread(replay, OtelConnector(tracer_provider=bridge), beside.payloads)
+    kept = Counter(span.name for span in rebuilt.get_finished_spans())
+    assert kept == (WHOLE if low == 0 else {})
+
+
+@pytest.mark.parametrize("limit", ["", "100"])
+async def test_a_replay_of_a_run_that_was_not_sampled_exports_nothing(
+    limit: str, monkeypatch: pytest.MonkeyPatch, collector: Collector
+) -> None:
+    monkeypatch.setenv("OTEL_SPAN_LINK_COUNT_LIMIT", limit)  # with a limit, spans are the SDK's
+    beside = MemoryConnector()
+    connector = FanoutConnector([OtelConnector(tracer_provider=provider_with(ALWAYS_OFF)[0]), beside])
+    await run_with_ids(one, connector, [run_id(1)])
+    bridge, rebuilt = provider_with(ALWAYS_ON)
+    collector.receiver.clear()
+    for replaying in (OtelConnector(tracer_provider=bridge), collector.connector()):
+        await asyncio.to_thread(replay, replaying, beside.payloads)
+    assert (rebuilt.get_finished_spans(), list(collector.receiver.spans)) == ((), [])
 
 
 SAMPLERS = ["always_on", "always_off", "traceidratio", "parentbased_traceidratio"]

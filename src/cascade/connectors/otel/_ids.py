@@ -65,9 +65,9 @@ def remove_part(trace_id: int) -> None:
 class PresetSampler(Sampler):
     """Lets the tracer's own sampler decide for a span as it does for the run.
 
-    A sampler that follows parents finds none above the root of a part, and above the run's span in a replay. It sees a
-    parent with the flags and the tracestate of the run there. A ratio sampler without regard to parents sees the run's
-    trace id in place of the part's.
+    A sampler that follows parents finds none above the root of a part, and above the run's span in a replay. It gets a
+    parent with the flags and the tracestate of the run there. A ratio sampler without regard to parents gets one trace id
+    for all traces of a run.
     """
 
     def __init__(self, original: Sampler) -> None:
@@ -75,13 +75,13 @@ class PresetSampler(Sampler):
         self._state = threading.local()
 
     @contextmanager
-    def below(self, parent: Context) -> Iterator[None]:
-        """Sample spans that are started in the block, in this thread, as if the current span of `parent` were above."""
-        self._state.parent = parent
+    def preset(self, parent: Context | None, trace_id: int | None) -> Iterator[None]:
+        """Sample spans that are started in the block, in this thread, below that parent and by that trace id; None: their own."""
+        self._state.parent, self._state.trace_id = parent, trace_id
         try:
             yield
         finally:
-            self._state.parent = None
+            self._state.parent = self._state.trace_id = None
 
     def should_sample(
         self,
@@ -94,7 +94,7 @@ class PresetSampler(Sampler):
         trace_state: TraceState | None = None,
     ) -> SamplingResult:
         parent = getattr(self._state, "parent", None) or parent_context
-        decisive = _runs_of_parts.get(trace_id, trace_id)
+        decisive = getattr(self._state, "trace_id", None) or _runs_of_parts.get(trace_id, trace_id)
         return self._original.should_sample(parent, decisive, name, kind, attributes, links, trace_state)
 
     def get_description(self) -> str:

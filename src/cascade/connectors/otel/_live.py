@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -26,6 +25,8 @@ from cascade.connectors.otel._inherited import Inherited
 from cascade.connectors.otel._provider import Tracing
 from cascade.connectors.otel._routes import Route, RunRoutes, add_route, remove_route, run_routes
 from cascade.connectors.otel._spans import SpanData
+from cascade.telemetry import attributes as a
+from cascade.telemetry import identity
 from cascade.telemetry.identity import RUN_STARTED, RunTrace, SpanRef
 
 logger = get_logger("cascade.connectors.otel")
@@ -65,17 +66,24 @@ class SpanFactory:
         return self._tracing.is_direct
 
     def finished(self, data: SpanData, run: "LiveRun | None" = None) -> None:
-        """Export a span that has ended already, on the run's route, else on the provider's."""
+        """Export a span that has ended already, on the run's route, else on the provider's.
+
+        Without a run (a replay) a span of a run that was not sampled is dropped.
+        """
         route = (run.route if run is not None else None) or self._tracing.route
-        if self.is_direct and route is not None:
+        if route is not None and self.is_direct:
             if data.flags & TraceFlags.SAMPLED:
                 route.put(encode_span(data), urgent=data.name == RUN_STARTED, important=data.has_children)
+            return
+        if run is None and not data.flags & TraceFlags.SAMPLED:
             return
         base = run.inherited.context if run is not None else None
         own = SpanRef(data.trace_id, data.span_id, data.flags, data.tracestate)
         parent = parent_context(replace(own, span_id=data.parent_id), base)
         kind = SpanKind.SERVER if data.is_server else SpanKind.INTERNAL
-        with nullcontext() if data.parent_id else self._tracing.sampler.below(parent_context(own, base)):
+        above = None if data.parent_id else parent_context(own, base)
+        decisive = None if run is not None else int(identity.trace_id(data.attributes[a.RUN_ID]), 16)
+        with self._tracing.sampler.preset(above, decisive):
             span = self.start(data.name, data.trace_id, data.span_id, parent, data.start_ns, kind=kind)
         complete(span, data)
 

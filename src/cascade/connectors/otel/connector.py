@@ -152,6 +152,8 @@ class OtelConnector:
 
         routes, self._ended = self._ended, []
         has_spans, self._has_spans = self._has_spans, False
+        if has_spans and not routes and self._route is not None:  # a replay, which has no run here
+            routes = [self._route]
         report, warning = await flush(
             *(self._tracing, routes, self.flush_timeout, self._signals), has_spans=has_spans, strict=self._strict
         )
