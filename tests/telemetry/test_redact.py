@@ -62,6 +62,10 @@ def test_none_booleans_and_counts_stay() -> None:
         ("password", S),
         [["Authorization", S], ["x", "y"]],
         ["mysql", "--password", S],
+        ["mosquitto_pub", "-u", "bob", "-P", S, "-t", "x"],
+        ("curl", "-u", f"bob:{S}", "https://h"),
+        ["docker", "login", "-u", "bob", "-p", S],
+        ["mysql", f"-p{S}"],
         {"env": [{"name": "DB_PASSWORD", "value": S}]},
         {f"postgres://u:{S}@h/db": 1},
         {b"password": S},
@@ -70,6 +74,13 @@ def test_none_booleans_and_counts_stay() -> None:
 )
 def test_pairs_options_and_named_values_are_masked(value: Any) -> None:
     assert S not in str(captured(value))
+    assert not isinstance(value, list) or S not in str(redact(value))
+
+
+def test_other_arguments_of_a_command_line_stay() -> None:
+    line = ["mosquitto_pub", "-h", "db", "-P", S, "-t", "it's", "-p", 1883, "--retain"]
+    assert redact(line) == captured(line) == [*line[:4], MASK, *line[5:]]
+    assert captured(["ls", "-la", 1, None, "x"]) == ["ls", "-la", 1, None, "x"]
 
 
 TEXTS = [

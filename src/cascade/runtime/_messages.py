@@ -29,7 +29,7 @@ from cascade.runtime.resolvers import without_secrets
 from cascade.spec import telemetry as wire
 from cascade.telemetry.identity import RUN, Place, SpanRef, setup_id, span_id, teardown_id, wait_id
 from cascade.telemetry.limits import MAX_CONTROL_EVENTS, MAX_ERROR_BYTES, MAX_LINKS, MAX_STACK_BYTES
-from cascade.telemetry.redact import MASK, captured, hides, is_secret
+from cascade.telemetry.redact import MASK, captured, hides, is_secret, redact
 from cascade.telemetry.safe import masked, masked_name
 
 EVENTS: dict[str, tuple[type[Event], ...]] = {
@@ -188,11 +188,11 @@ def _resource_released(event: ResourceReleased, run: RunState) -> Draft:
 def _control_decision(event: ControlDecision, run: RunState) -> Draft:
     body = wire.ControlEvent(
         _CONTROL_ACTIONS[event.action],
-        event.scope,
+        _name(event.scope),
         event.constraint_type,
-        event.constraint_id,
+        None if event.constraint_id is None else _name(event.constraint_id),
         _error(event.reason),
-        event.params,
+        redact(event.params),
     )
     run.control_count += 1
     if len(run.control) < MAX_CONTROL_EVENTS:

@@ -5,10 +5,12 @@ the text that it has masked.
 """
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 from cascade.telemetry._secret_documents import mask_documents
-from cascade.telemetry._secret_keys import MASK, is_secret
+from cascade.telemetry._secret_keys import MASK, is_secret, mask_sequence
 from cascade.telemetry._secret_shapes import mask_shapes, may_hold_token
 from cascade.telemetry._secret_values import Masked, first_value, is_random, mask_values, replaced, value_at
 
@@ -35,6 +37,7 @@ _SCHEME = re.compile(r"\b(?i:bearer|basic)\s{1,8}(?!\w{1,20}=[\"'])([A-Za-z0-9._
 _MAX_PASSES = 10
 _MAX_REMEMBERED = 20_000
 _LONGEST_WORD = 15
+_LONGEST_LINE = 200
 _OPTION = re.compile(
     r"(?<![\w.-])(--?[A-Za-z][\w.-]*+)\s{1,8}(?![\s-])"
     r"(?!(?:is|was|are|must|option|flag|or|and|to|for|in|argument|requires?d?|needs|cannot|has|with|not|should|can|may"
@@ -79,6 +82,21 @@ def redact_text(text: str) -> str:
     if not _is_suspicious(text, text.lower()):
         return text
     return _redacted_before(text) if len(text) <= _MAX_REMEMBERED else _redacted_again(text)
+
+
+def mask_items(shown: Sequence[Any], names: Sequence[str] = ()) -> list[Any]:
+    """The items as `mask_sequence` returns them; of a command line, the values of the program's options as well."""
+    masked = mask_sequence(shown, names)
+    if not any(isinstance(item, str) and item.startswith("-") for item in masked):
+        return masked
+    line = ""
+    for number, item in enumerate(masked):
+        if number and isinstance(item, str) and item != MASK:
+            opening = f"{line} '"
+            seen = redact_text(f"{opening}{item}'")
+            masked[number] = seen[len(opening) : -1] if seen.startswith(opening) else item
+        line = f"{line} {masked[number]}"[-_LONGEST_LINE:]
+    return masked
 
 
 def without_cut_login(text: str) -> str:

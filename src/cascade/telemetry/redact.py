@@ -7,8 +7,8 @@ import json
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-from cascade.telemetry._secret_keys import MASK, hides, is_secret, mask_mapping, mask_sequence
-from cascade.telemetry._secret_texts import redact_text
+from cascade.telemetry._secret_keys import MASK, hides, is_secret, mask_mapping
+from cascade.telemetry._secret_texts import mask_items, redact_text
 from cascade.telemetry.limits import MAX_VALUE_BYTES
 from cascade.telemetry.safe import safe
 
@@ -21,7 +21,7 @@ def redact(value: Any) -> Any:
         case dict():
             return {redact_text(key): redact(item) for key, item in mask_mapping(value).items()}
         case list():
-            return [redact(item) for item in mask_sequence(value)]
+            return [redact(item) for item in mask_items(value)]
         case str():
             return redact_text(value)
         case _:

@@ -16,8 +16,8 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any
 
-from cascade.telemetry._secret_keys import MASK, hides, mask_mapping, mask_sequence
-from cascade.telemetry._secret_texts import redact_text, without_cut_login
+from cascade.telemetry._secret_keys import MASK, hides, mask_mapping
+from cascade.telemetry._secret_texts import mask_items, redact_text, without_cut_login
 from cascade.telemetry.limits import MAX_ERROR_BYTES, MAX_NAME_BYTES, MAX_STACK_BYTES
 
 MAX_DEPTH = 8
@@ -171,7 +171,7 @@ def _container(value: Any, kind: type[Any], depth: int, items: int, limit: int, 
         size = base.__len__(value)
         own_names = _names_of(kind) if base is tuple else ()
         shown = [_safe(item, depth, items, limit, above) for item in islice(base.__iter__(value), items)]
-        shown = mask_sequence(shown, own_names) if base in {list, tuple} else shown
+        shown = mask_items(shown, own_names) if base in {list, tuple} else shown
         return shown if size <= items else [*shown, f"{_CUT} {size - items} more"]
     if dataclasses.is_dataclass(kind):
         names = [field.name for field in dataclasses.fields(kind)]

@@ -79,6 +79,7 @@ def leaking() -> None:
     except ValueError as error:
         span.record_exception(error)
         span.record_exception(error, {"exception.message": "my own"})
+        span.set_status(StatusCode.ERROR, f"failed with {error}")
 
 
 def test_names_and_recorded_exceptions_are_masked(collector: Collector) -> None:
@@ -89,6 +90,7 @@ def test_names_and_recorded_exceptions_are_masked(collector: Collector) -> None:
     assert first.attributes["exception.message"] == "invalid literal for int() with base 10: 'password=***'"
     assert "in leaking" in first.attributes["exception.stacktrace"]
     assert second.attributes["exception.message"] == "my own"
+    assert span.status_message == "failed with invalid literal for int() with base 10: 'password=***'"
     assert "hunter2" not in str(list(spans))
 
 

@@ -80,6 +80,20 @@ async def test_each_decision_is_on_the_wire_and_the_wait_in_the_terminal_message
     assert (metadata["control_count"], metadata["counts"]["held_back"]) == (2, 1)
 
 
+async def test_secrets_in_an_id_or_a_scope_are_masked() -> None:
+    lab = Steered()
+    await lab.say("task/token=hunter2X9", "pause", id="token=hunter2X9")
+    run = lab.start(cs.task(lambda: 1, name="token=hunter2X9")())
+    await lab.seen(TaskBlocked)
+    await asyncio.sleep(0.002)  # waits shorter than a millisecond are not told
+    await lab.clear("task/token=hunter2X9", "pause")
+    assert await soon(run) == 1
+    pending = lab.bodies("TaskStateEvent")[0]
+    assert pending["metadata"]["constraint"] == {"scope": "task/token=***", "type": "pause", "id": "token=***"}
+    assert [body["constraint_id"] for body in lab.bodies("ControlEvent")] == ["token=***"] * 2
+    assert "hunter2X9" not in str(lab.connector.payloads)
+
+
 async def test_what_runs_when_a_pause_comes_ends_and_what_follows_waits() -> None:
     lab, goes_on = Steered(), asyncio.Event()
 

@@ -15,7 +15,8 @@ from cascade.connectors.otel._live import LiveRun, parent_context, span_context
 from cascade.runtime.task_context import TaskContext
 from cascade.telemetry.attributes import EXCEPTION_MESSAGE, EXCEPTION_STACKTRACE
 from cascade.telemetry.identity import span_id
-from cascade.telemetry.safe import error_message, masked_name, stack_text
+from cascade.telemetry.limits import MAX_ERROR_BYTES
+from cascade.telemetry.safe import error_message, masked, masked_name, stack_text
 
 
 class TaskSpan(OfTask, Span):
@@ -96,7 +97,10 @@ class TaskSpan(OfTask, Span):
         self.real().update_name(name)
 
     def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
-        self.real().set_status(status, description)
+        """Set the status, with secrets masked in its description."""
+        if isinstance(status, Status):
+            description, status = status.description, status.status_code
+        self.real().set_status(status, None if description is None else masked(description, MAX_ERROR_BYTES))
 
     def record_exception(
         self,

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from urllib.parse import unquote
 
 from cascade.telemetry.limits import MAX_NAME_BYTES
-from cascade.telemetry.safe import masked, text
+from cascade.telemetry.safe import masked, masked_name, text
 from cascade.telemetry.wire import Unreadable
 
 ScopeKind = Literal["global", "run", "task"]
@@ -63,7 +63,7 @@ class Constraint:
     @property
     def told(self) -> dict[str, str]:
         """What a message says of it that something waits for."""
-        return {"scope": text(str(self.scope), MAX_NAME_BYTES), "type": self.type, "id": self.id}
+        return {"scope": masked_name(str(self.scope)), "type": self.type, "id": masked_name(self.id)}
 
 
 @dataclass(frozen=True, slots=True)

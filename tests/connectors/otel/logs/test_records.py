@@ -119,7 +119,9 @@ def test_too_many_extra_values_are_counted() -> None:
 
 
 def test_secrets_are_masked_by_name_and_by_looks() -> None:
-    line = line_of("to https://me:hunter2@db", extra={"db_password": "hunter2", "url": "x?token=hunter2"})
+    line = line_of(
+        "to https://me:hunter2@db", extra={"db_password": "hunter2", "url": "x?token=hunter2", "a token=hunter2": 1}
+    )
     assert line.body == f"to https://{MASK}@db"
     assert "hunter2" not in str(line.record)
 

@@ -88,7 +88,7 @@ def _place(task: TaskContext) -> dict[str, Any]:
 def _extra(extra: dict[str, Any]) -> tuple[list[KeyValue], int]:
     """Values of simple types, and how many others there were."""
     simple = {name: value for name, value in extra.items() if _is_simple(name, value)}
-    kept = {name: _masked(name, value) for name, value in list(simple.items())[:MAX_EXTRAS]}
+    kept = {masked_name(name): _masked(name, value) for name, value in list(simple.items())[:MAX_EXTRAS]}
     return _key_values(kept.items()), len(extra) - len(kept)
 
 
