@@ -6,7 +6,7 @@ import urllib.parse
 import urllib.request
 from typing import Any
 
-from stack.process import until
+from stack.process import ServerError, until
 from tests.waiting import HANG
 
 Labels = dict[str, str]
@@ -31,7 +31,16 @@ class Prometheus:
 
     def wait_for_value(self, expr: str, expected: float) -> None:
         """Return once the expression has a single value, which is this one."""
-        until(lambda: [value for _, value in self.values(expr)] == [expected], f"{expr} is {expected}")
+        found = list[float]()
+
+        def is_expected() -> bool:
+            found[:] = [value for _, value in self.values(expr)]
+            return found == [expected]
+
+        try:
+            until(is_expected, f"{expr} is {expected}")
+        except ServerError as error:
+            raise AssertionError(f"{error}; it is {found}") from None
 
     def wait_for_trace_ids(self, expr: str) -> set[str]:
         """The traces to which the exemplars of the expression's metrics lead, once there are any."""
