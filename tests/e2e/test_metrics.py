@@ -26,9 +26,12 @@ VARIABLES = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def prometheus(processes: Processes) -> Iterator[Prometheus]:
-    """After runs of each kind, while one is still going."""
+    """After runs of each kind, while one is still going.
+
+    Once for a worker: it may come back to this module after tests of others, and its servers count all runs.
+    """
     found = Prometheus(processes.ports.url(processes.ports.prometheus))
     # Exemplars are there for a moment only, and Prometheus takes some seconds before it looks for the first time.
     found.wait_for('up{job="collector"} == 1')
