@@ -108,6 +108,7 @@ def restored() -> Iterator[None]:
     part.setLevel(logging.INFO)
     yield
     root.handlers[:] = handlers
+    root.propagate = True
     root.setLevel(level)
     for name, was in disabled.items():
         logging.getLogger(name).disabled = was

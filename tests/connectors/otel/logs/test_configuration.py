@@ -5,6 +5,7 @@ import logging
 import logging.config
 import logging.handlers
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -111,6 +112,43 @@ class Seen(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.texts.append(record.getMessage())
+
+
+def root_not_propagating() -> None:
+    loggers: dict[str, Any] = {"": {"handlers": [], "level": "INFO", "propagate": False}}
+    logging.config.dictConfig({"version": 1, "disable_existing_loggers": False, "loggers": loggers})
+
+
+def test_a_root_logger_that_does_not_propagate_is_exported(receiver: OtlpReceiver) -> None:
+    """Many programs configure the logger "" with propagate=False, which has no effect without a parent."""
+
+    @cs.task
+    def work() -> None:
+        app.info("exported")
+
+    root_not_propagating()
+    cs.run(work(), connector=OtelConnector(logs=True), log_level="OFF")
+    assert bodies(receiver) == ["exported"]
+
+
+def test_a_root_logger_that_no_longer_propagates_is_reported(
+    receiver: OtlpReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = Seen()
+    monkeypatch.setattr(_application, "_reported", set())
+
+    @cs.task
+    def work() -> None:
+        app.warning("exported")
+        root_not_propagating()
+        logging.root.addHandler(seen)
+
+    cs.run(work(), connector=OtelConnector(logs=True), log_level="OFF")
+    assert bodies(receiver) == ["exported"]
+    (warning,) = [text for text in seen.texts if "are not exported" in text]
+    assert "'root'" in warning
+    cs.run(work(), connector=OtelConnector(logs=True), log_level="OFF")
+    assert bodies(receiver) == ["exported", "exported"]
 
 
 @pytest.mark.parametrize("change", [disabled_by_dict_config, disabled_by_file_config, not_propagating])

@@ -65,8 +65,8 @@ _reported: set[str] = set()
 
 def open_loggers() -> frozenset[str]:
     """Return the names of the loggers that pass their records on."""
-    known = list(logging.root.manager.loggerDict.items())
-    return frozenset(name for name, logger in known if isinstance(logger, logging.Logger) and _is_open(logger))
+    known = [logging.root, *logging.root.manager.loggerDict.values()]
+    return frozenset(each.name for each in known if isinstance(each, logging.Logger) and _is_open(each))
 
 
 def report_closed(before: frozenset[str], used: Collection[str]) -> None:

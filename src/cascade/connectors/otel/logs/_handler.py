@@ -34,6 +34,7 @@ def attach(handler: logging.Handler) -> None:
     with _placing:
         if not _is_placed():
             _above.parent, logging.root.parent = logging.root.parent, _above
+        logging.root.propagate = True  # a configuration of the logger "" may have set it to False
         if handler not in _above.handlers:
             _above.handlers = _Handlers((_last_resort, *_above.handlers[1:], handler))
 
