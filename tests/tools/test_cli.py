@@ -188,6 +188,20 @@ def test_exit_codes(raised: BaseException, code: int) -> None:
     assert invoke(cs.task(end)(), "--log-level", "OFF").exit_code == code
 
 
+def test_the_text_of_an_exit_is_masked_and_escaped() -> None:
+    def end() -> None:
+        sys.exit("token=hunter2X9 \x1b[2J\nsecond")
+
+    result = invoke(cs.task(end)(), "--log-level", "OFF")
+    assert (result.exit_code, result.stderr) == (1, "token=*** \\x1b[2J\nsecond\n")
+
+
+def test_a_name_of_a_param_with_control_characters_is_an_option_that_shows_them_escaped() -> None:
+    target = show(cs.Param("name\x1b[2J"))
+    assert "--name\\x1b[2J" in invoke(target, "--help").stdout
+    assert "'you'" in invoke(target, "--name\\x1b[2J", "you").stdout
+
+
 @pytest.mark.parametrize(
     ("log_level", "printed"),
     [("INFO", "🛑 Run cancelled after"), ("ERROR", "🛑 Run cancelled after"), ("OFF", "Error: CancelledError: mine")],

@@ -18,7 +18,7 @@ from cascade.messaging.renderer import printable
 from cascade.spec.input import ParamSpec
 from cascade.spec.lazy_types import Lazy
 from cascade.telemetry.redact import is_secret, redact_text
-from cascade.telemetry.safe import error_text, stack_text
+from cascade.telemetry.safe import error_message, error_text, stack_text
 from cascade.tools._options import OptionType
 from cascade.tools._params import SHOWN, params_of, shown_default, type_of
 
@@ -87,8 +87,11 @@ def cli(target: Lazy[Any]) -> Any:
             shown = result if isinstance(result, bytes) else str(result)
         except KeyboardInterrupt:
             raise typer.Exit(EXIT_INTERRUPTED) from None
-        except SystemExit:
-            raise
+        except SystemExit as error:
+            if error.code is None or isinstance(error.code, int):
+                raise
+            _print_lines(error_message(error))
+            raise typer.Exit(EXIT_FAILURE) from None
         except BaseException as error:  # noqa: BLE001 - whatever a task raises
             is_printed = (work.failed or work.was_cancelled) and settings["log_level"] != _Level.OFF
             _print_failure(error, is_printed=is_printed, **settings)
@@ -115,11 +118,12 @@ def _parameter(typer: Any, key: str, spec: ParamSpec, kind: OptionType) -> inspe
     default = None if spec.has_default else ...
     shown = f"[default: {shown_default(spec)}]" if isinstance(spec.default, SHOWN) else ""
     more: dict[str, Any] = {"help": printable(f"{spec.description}  {shown}".strip()), "show_default": False}
+    name = printable(spec.name)
     if kind.flag:
-        return _option(typer, key, bool | None, default, f"--{spec.name}/--no-{spec.name}", **more)
+        return _option(typer, key, bool | None, default, f"--{name}/--no-{name}", **more)
     annotation = str | None if kind.container is None else list[str] | None
     more |= {"parser": _parser(typer, kind, spec.name), "metavar": kind.label}
-    return _option(typer, key, annotation, default, f"--{spec.name}", **more)
+    return _option(typer, key, annotation, default, f"--{name}", **more)
 
 
 def _parser(typer: Any, kind: OptionType, name: str) -> Callable[[Any], Any]:
@@ -158,8 +162,7 @@ def _print_failure(error: BaseException, *, is_printed: bool, log_format: str, *
         return
     trace = None if isinstance(error, asyncio.CancelledError) else _in_users_code(error.__traceback__)
     if trace is not None:
-        for line in stack_text(error.with_traceback(trace), indent=True).rstrip("\n").split("\n"):
-            _print(line)
+        _print_lines(stack_text(error.with_traceback(trace), indent=True).rstrip("\n"))
     elif not is_printed:
         _print(f"Error: {error_text(error)}")
 
@@ -168,6 +171,11 @@ def _in_users_code(trace: TracebackType | None) -> TracebackType | None:
     while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_HARNESS):
         trace = trace.tb_next
     return trace
+
+
+def _print_lines(text: str) -> None:
+    for line in text.split("\n"):
+        _print(line)
 
 
 def _print(line: str) -> None:
