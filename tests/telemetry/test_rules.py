@@ -8,9 +8,11 @@ import pytest
 
 import cascade as cs
 from cascade._loggers import get_logger
+from cascade.telemetry import _secret_texts
 from cascade.telemetry.redact import MASK, captured, is_secret, redact_text
 from cascade.telemetry.safe import error_text, masked_name
 from cascade.testing import MemoryConnector
+from tests.waiting import HANG
 
 
 def test_a_pattern_masks_its_matches_in_texts() -> None:
@@ -73,6 +75,26 @@ def test_a_rule_applies_to_all_outputs(
         assert "Ann" not in text
         assert "123456" not in text
         assert MASK in text
+
+
+def test_a_text_that_is_masked_while_a_rule_is_added_is_masked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    text, redacted = "token=x patient_id=Ann", _secret_texts._redacted
+    is_done, may_return = threading.Event(), threading.Event()
+
+    def slow(*args: str) -> str:
+        result = redacted(*args)
+        is_done.set()
+        may_return.wait(HANG)
+        return result
+
+    monkeypatch.setattr(_secret_texts, "_redacted", slow)
+    thread = threading.Thread(target=masked_name, args=(text,))
+    thread.start()
+    assert is_done.wait(HANG)
+    with cs.redact(key="patient_id"):
+        may_return.set()
+        thread.join()
+        assert masked_name(text) == redact_text(text) == "token=*** patient_id=***"
 
 
 def test_keys_that_only_contain_its_letters_stay() -> None:

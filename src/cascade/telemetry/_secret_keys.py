@@ -66,6 +66,7 @@ _SECRET = re.compile(
 _HEADER = re.compile(r"_(?:(?:proxy_)?authorization|(?:set_)?cookies?)_$")
 
 _own: tuple[str, ...] = ()
+_version = 0
 
 
 def is_secret(key: str) -> bool:
@@ -73,11 +74,11 @@ def is_secret(key: str) -> bool:
 
     `dbPassword`, `PGPASSWORD` and `license-key` do; `token_count`, `password_max_age` and `keyboard` do not.
     """
-    return _is_secret(key if len(key) <= _MAX_KEY else key[-_MAX_KEY:])
+    return _is_secret(key if len(key) <= _MAX_KEY else key[-_MAX_KEY:], _version)
 
 
 @lru_cache(maxsize=4096)
-def _is_secret(key: str) -> bool:
+def _is_secret(key: str, version: int) -> bool:  # noqa: ARG001 - a part of the cache's key
     words = words_of(key)
     if any(own in words for own in _own) or _ALWAYS.search(words):
         return True
@@ -123,8 +124,13 @@ def words_of(key: str) -> str:
     return _NUMBERS.sub("", f"_{_SEPARATORS.sub('_', _CAMEL.sub('_', key)).strip('_').lower()}_")
 
 
+def version() -> int:
+    """Number of the current rules, for the keys of caches: a result of earlier rules is not used again."""
+    return _version
+
+
 def set_own(keys: tuple[str, ...]) -> None:
-    """Replace the program's own keys, which are given as `words_of` returns them."""
-    global _own  # noqa: PLW0603 - one vocabulary per process
+    """Replace the program's own keys, which are given as `words_of` returns them. Own patterns are replaced before."""
+    global _own, _version  # noqa: PLW0603 - one vocabulary per process
     _own = keys
-    _is_secret.cache_clear()
+    _version += 1

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from cascade.telemetry._secret_documents import mask_documents
-from cascade.telemetry._secret_keys import MASK, is_secret, mask_sequence
+from cascade.telemetry._secret_keys import MASK, is_secret, mask_sequence, version
 from cascade.telemetry._secret_shapes import mask_shapes, may_hold_token
 from cascade.telemetry._secret_values import Masked, first_value, is_random, mask_values, replaced, value_at
 
@@ -81,7 +81,7 @@ def redact_text(text: str) -> str:
         text = pattern.sub(MASK, text)
     if not _is_suspicious(text, text.lower()):
         return text
-    return _redacted_before(text) if len(text) <= _MAX_REMEMBERED else _redacted_again(text)
+    return _redacted_before(text, version()) if len(text) <= _MAX_REMEMBERED else _redacted_again(text)
 
 
 def mask_items(shown: Sequence[Any], names: Sequence[str] = ()) -> list[Any]:
@@ -110,7 +110,6 @@ def set_own(patterns: tuple[re.Pattern[str], ...], hints: tuple[str, ...]) -> No
     """Replace the program's own patterns, and the words by which texts with its own keys are found."""
     global _own, _own_hints
     _own, _own_hints = patterns, hints
-    _redacted_before.cache_clear()
 
 
 def _is_suspicious(text: str, lowered: str) -> bool:
@@ -166,8 +165,10 @@ def _redacted_again(text: str) -> str:
     return text
 
 
-_redacted_before = lru_cache(maxsize=64)(_redacted_again)
-"""An error and its stack trace pass by more than once: in the events of a task, of its attempts, and of the run."""
+@lru_cache(maxsize=64)
+def _redacted_before(text: str, version: int) -> str:  # noqa: ARG001 - a part of the cache's key
+    """An error and its stack trace pass by more than once: in the events of a task, of its attempts, and of the run."""
+    return _redacted_again(text)
 
 
 def _redacted(text: str, lowered: str) -> str:

@@ -6,7 +6,6 @@ from typing import Self
 
 from cascade._forks import ModuleLock
 from cascade.telemetry import _secret_keys, _secret_texts
-from cascade.telemetry.safe import masked_name
 
 _lock = ModuleLock()
 _rules: list["Redaction"] = []
@@ -92,6 +91,5 @@ def _words(key: object) -> str:
 def _apply() -> None:
     keys = [rule._words for rule in _rules if rule._words]  # noqa: SLF001 - a class of this module
     patterns = tuple(rule._pattern for rule in _rules if rule._pattern is not None)  # noqa: SLF001
-    _secret_keys.set_own((*keys, *(f"_{words.replace('_', '')}_" for words in keys)))
     _secret_texts.set_own(patterns, tuple(words.split("_")[1] for words in keys))
-    masked_name.cache_clear()
+    _secret_keys.set_own((*keys, *(f"_{words.replace('_', '')}_" for words in keys)))

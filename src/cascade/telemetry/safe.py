@@ -16,7 +16,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any
 
-from cascade.telemetry._secret_keys import MASK, hides, mask_mapping
+from cascade.telemetry._secret_keys import MASK, hides, mask_mapping, version
 from cascade.telemetry._secret_texts import mask_items, redact_text, without_cut_login
 from cascade.telemetry.limits import MAX_ERROR_BYTES, MAX_NAME_BYTES, MAX_STACK_BYTES
 
@@ -79,9 +79,13 @@ def masked_end(value: str, limit: int) -> str:
     return redact_text(end)[_UNSURE:][-limit:]
 
 
-@lru_cache(maxsize=4096)
 def masked_name(name: str) -> str:
     """The name of a task, an input or a resource: masked, and cut to `MAX_NAME_BYTES`."""
+    return _masked_name(name, version())
+
+
+@lru_cache(maxsize=4096)
+def _masked_name(name: str, version: int) -> str:  # noqa: ARG001 - a part of the cache's key
     return masked(name, MAX_NAME_BYTES)
 
 
