@@ -82,7 +82,9 @@ class SpanFactory:
         parent = parent_context(replace(own, span_id=data.parent_id), base)
         kind = SpanKind.SERVER if data.is_server else SpanKind.INTERNAL
         above = None if data.parent_id else parent_context(own, base)
-        decisive = None if run is not None else int(identity.trace_id(data.attributes[a.RUN_ID]), 16)
+        decisive = (
+            None if run is not None else int(identity.trace_id(str(data.attributes.get(a.RUN_ID, data.trace_id))), 16)
+        )
         with self._tracing.sampler.preset(above, decisive):
             span = self.start(data.name, data.trace_id, data.span_id, parent, data.start_ns, kind=kind)
         complete(span, data)
