@@ -1,12 +1,10 @@
 """A task's span as the current one, around its code."""
 
-from contextvars import Token
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from opentelemetry import baggage, trace
 from opentelemetry import context as otel_context
-from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, Span
 
 from cascade.connectors.otel._below import task_in, with_task
@@ -17,9 +15,6 @@ from cascade.runtime.task_context import TaskContext
 
 if TYPE_CHECKING:
     from cascade.connectors.otel.metrics import RunMetrics
-
-
-_EMPTY = Context()
 
 
 class NoActivation:
@@ -47,8 +42,6 @@ class SpanActivation:
         self._metrics = metrics
         self._detail = detail
         self._span: TaskSpan | None = None
-        self._token: Token[Context] | None = None
-        self._before = self._attached = _EMPTY
 
     def __enter__(self) -> None:
         span = self._current()
@@ -68,12 +61,8 @@ class SpanActivation:
             self._metrics.left()
         if self._span is not None:
             self._span.over()
-        if self._token is not None:
-            self._leave(self._token)
-
-    def _leave(self, token: Token[Context]) -> None:
         if self._task.kind == "task" or (context := otel_context.get_current()) is self._attached:
-            otel_context.detach(token)
+            otel_context.detach(self._token)
             return
         context = with_task(task_in(self._before), context)
         otel_context.attach(trace.set_span_in_context(trace.get_current_span(self._before), context))
