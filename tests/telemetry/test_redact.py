@@ -254,6 +254,7 @@ TEXTS = [
     f"token 'abc{S}' has expired",
     f"X-Functions-Key: {S}",
     f"csrftoken={S}",
+    f"\x1b[36mpassword\x1b[0m=\x1b[35m{S}\x1b[0m",  # structlog
     f"https://outlook.office.com/webhook/{S}",
     f"https://hooks.zapier.com/hooks/catch/1/{S}",
 ]

@@ -246,10 +246,12 @@ def test_attributes_of_every_type_and_size_cost_at_most_their_own_span(
 
     keys, values = list(STRANGE), list(STRANGE.values())
     spans = collector.trace_of(strange.map(key=keys, value=values), connector=collector.connector(metrics=False))
-    lost = 2 * len(STRANGE) + 3 - len(spans)
+    lost = 2 * len(STRANGE) + 3 - len({span.span_id for span in spans})  # a request that was repeated may arrive twice
     told = [warning for warning in warnings(caplog) if warning.startswith("OtelConnector")]
     assert len(spans.named("strange")) >= len(STRANGE) - 3
-    assert told == [] if not lost else f"{lost} spans were lost" in told[0]
+    assert [warning.partition(" at ")[0] for warning in told] == (
+        [f"OtelConnector: {lost} spans were lost"] if lost else []
+    )
     by_index = {span.attributes["cascade.task.map.index"]: span for span in spans.named("strange")}
     assert by_index[keys.index("text")].attributes["text"] == "üüü"
     assert len(by_index[keys.index("long")].attributes["long"]) == 1_000_000
