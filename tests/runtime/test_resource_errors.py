@@ -157,11 +157,11 @@ async def test_a_setup_that_fails_names_its_resource_and_keeps_the_exception(
         raise failure
         yield ""
 
-    broken = cs.resource(name="db")(plain_generator if plain else async_generator)
+    broken = cs.resource(name="db\x1b")(plain_generator if plain else async_generator)
     with pytest.raises(kind) as raised:
         await lab.run(cs.task(lambda b=cs.inject(broken): b, name="use")())
     assert raised.value is failure
-    assert failure.__notes__ == ["The setup of resource 'db' failed."]
+    assert failure.__notes__ == [r"The setup of resource 'db\x1b' failed."], "Python prints notes as they are"
 
 
 @pytest.mark.parametrize("plain", [True, False])

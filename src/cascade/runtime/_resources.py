@@ -89,7 +89,7 @@ class ResourceSetup:
                     if first is None:
                         first = error
                     else:
-                        self._run.add_later_error(first, error, f"the teardown of resource '{resource.name}'")
+                        self._run.add_later_error(first, error, f"the teardown of resource {resource.name!r}")
             if first is not None and not is_failing:
                 raise first
         finally:
@@ -147,11 +147,11 @@ class ResourceSetup:
             await self._set_up_in_thread(name, generator, span)
 
     async def _set_up_in_thread(self, name: str, generator: Any, span: TaskContext) -> None:
-        with self._run.waiting_for(f"setup of resource '{name}'"):
-            is_over, step = await self._in_thread(f"setup of resource '{name}'", partial(begin, name, generator), span)
+        with self._run.waiting_for(f"setup of resource {name!r}"):
+            is_over, step = await self._in_thread(f"setup of resource {name!r}", partial(begin, name, generator), span)
         start_ns = span.start_ns
         if not is_over:
-            self._thread.submit(f"teardown of resource '{name}'", partial(end_if_begun, name, generator)).abandon()
+            self._thread.submit(f"teardown of resource {name!r}", partial(end_if_begun, name, generator)).abandon()
             self._warn_of_stuck_thread(name, "setup")
         value, error, cancelled = step.take()
         first = error if cancelled is None else cancelled
@@ -161,7 +161,7 @@ class ResourceSetup:
             elif (failure := cancelled if error is None else error) is not None:
                 self._failed(name, start_ns, failure)
             if first is not None and error is not None:
-                self._run.add_later_error(first, error, f"the setup of resource '{name}'")
+                self._run.add_later_error(first, error, f"the setup of resource {name!r}")
             if first is not None:
                 raise first
         finally:
@@ -171,7 +171,7 @@ class ResourceSetup:
         """Tear down a resource and return its errors, a cancellation of this wait first."""
         name, span = resource.name, self._span_of(resource.name, "teardown")
         errors: list[BaseException] = []
-        with self._run.waiting_for(f"teardown of resource '{name}'"):
+        with self._run.waiting_for(f"teardown of resource {name!r}"):
             if not inspect.isasyncgen(resource.generator):
                 errors = await self._tear_down_in_thread(resource, span)
             else:
@@ -190,7 +190,7 @@ class ResourceSetup:
 
     async def _tear_down_in_thread(self, resource: _Open, span: TaskContext) -> list[BaseException]:
         name = resource.name
-        label, work = f"teardown of resource '{name}'", partial(end, name, resource.generator)
+        label, work = f"teardown of resource {name!r}", partial(end, name, resource.generator)
         if self._is_stuck:
             self._thread.submit(label, work).abandon()
             return []
@@ -250,7 +250,7 @@ class ResourceSetup:
 
     def _failed(self, name: str, start_ns: int, error: BaseException) -> None:
         if not is_cancellation(error):
-            add_note(error, f"The setup of resource '{name}' failed.")
+            add_note(error, f"The setup of resource {name!r} failed.")
         self._emit(ResourceSetupFailed, name, start_ns, error)
 
     def _emit(
