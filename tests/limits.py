@@ -29,7 +29,6 @@ _LIMITS = {
     "cascade.connectors.mqtt._suspects": ("SOON",),
     "cascade.connectors.mqtt._client_id": ("SOON",),
     "cascade.connectors.mqtt.connector": ("MqttConnector.flush_timeout",),
-    "cascade.connectors.otel._options": ("DEFAULT_TIMEOUT",),
     "cascade.connectors.otel._peer": ("STRANGER_PATIENCE", "LONGEST_WAIT", "DEAD_PATIENCE"),
     "cascade.connectors.otel._provider_flush": ("SLOW", "EXIT_TIMEOUT"),
     "cascade.connectors.otel.connector": ("OtelConnector.flush_timeout", "OtelConnector.hold_timeout"),

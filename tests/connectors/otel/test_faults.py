@@ -14,6 +14,7 @@ from cascade.connectors.otel import OtelConnector
 from cascade.testing import Fault, OtlpReceiver, Spans
 from tests.connectors.otel import peers
 from tests.connectors.otel.tracing import Collector, warnings
+from tests.waiting import HANG
 
 ITEMS = 300
 SPANS = ITEMS + 3  # the map, the run, and its marker
@@ -235,8 +236,10 @@ STRANGE: dict[str, Any] = {
 
 
 def test_attributes_of_every_type_and_size_cost_at_most_their_own_span(
-    collector: Collector, caplog: pytest.LogCaptureFixture
+    collector: Collector, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", str(HANG))  # for a request of 3 MB on a loaded machine
+
     @cs.task
     def strange(key: str, value: Any) -> None:
         trace.get_current_span().set_attribute(key, value)
