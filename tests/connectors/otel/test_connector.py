@@ -15,6 +15,7 @@ from cascade.runtime.exceptions import TelemetryLostError
 from cascade.testing import ConnectorConformance, Fault, OtlpReceiver
 from tests.connectors.otel import peers
 from tests.connectors.otel.tracing import Collector
+from tests.limits import environment
 from tests.waiting import HANG, NEVER, until_blocking
 
 
@@ -187,6 +188,62 @@ def test_the_exit_reports_the_losses_that_no_warning_has_counted(
     if runs > 1:
         assert f"{3 * runs} spans were lost" in told[1]
         assert "connection refused" in told[1]
+
+
+RUN = """
+import sys
+import cascade as cs
+from cascade.connectors.otel import OtelConnector, _outbox, _peer
+from tests.limits import out_of_reach
+
+@cs.task
+def one() -> int:
+    return 1
+
+"""
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_the_exit_delivers_to_a_collector_that_is_back(protocol: str, refused: str) -> None:
+    """Neither a retry of the exporter nor a flush of a run finds the collector: only the exit waits for it."""
+    program = f"""{RUN}
+out_of_reach()
+_peer.KNOWN_DEAD_PATIENCE, _peer.FIRST_PAUSE = 0.0, 1000.0
+cs.run(one(), connector=OtelConnector("{refused}", protocol="{protocol}", metrics=False), log_level="OFF")
+print("ended", flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ended\n"
+        port = int(refused.rpartition(":")[2])
+        with peers.http_peer(port) if protocol != "grpc" else peers.grpc_peer(port) as peer:
+            _, lines = process.communicate(timeout=HANG)
+    assert sorted(peers.names(peer.bodies)) == ["one", "run one", "run.started"]
+    assert "3 spans were delivered late" in lines.splitlines()[1]
+
+
+def test_the_exit_is_bounded_by_the_flush_timeout_for_each_signal(collector: Collector) -> None:
+    """An exit with the bound of another user, or with none, would end after `HANG`."""
+    collector.receiver.fault = Fault.unavailable()
+    program = f"""{RUN}
+from cascade.connectors.otel.metrics import _exporter
+_outbox.Outbox.__init__.__kwdefaults__["exit_timeout"] = _exporter.EXIT_TIMEOUT = 2 * {HANG}
+connector = OtelConnector("{collector.endpoint}", protocol="{collector.protocol}", logs=True, flush_timeout=0.05)
+cs.run(one(), connector=connector, log_level="OFF")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=HANG, env=environment()
+    )
+    assert len(done.stderr.splitlines()) == 1
+    assert "3 spans are not yet delivered" in done.stderr
 
 
 @pytest.mark.usefixtures("real_limits")

@@ -266,6 +266,26 @@ def test_the_exit_counts_what_is_lost_of_an_announced_outage(
     assert caplog.messages == lines
 
 
+def test_the_exit_reports_what_it_loses_unless_a_warning_has_named_it(
+    make_span: MakeSpan, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The warnings have named one waiting span and three that were lost before; a second one waits at the exit."""
+    span = make_span()
+    peer = Scripted(lambda _: Reply("retry", "down", dead=True))
+    box = Outbox(lambda: peer, capacity=2 * estimate(span))
+    for puts in (1, 4):
+        tally = box.tally()
+        for _ in range(puts):
+            box.put(span, tally=tally)
+        report = box.flush(NEVER, tally=tally)
+        if puts == 1:
+            assert box.announce(report)
+    assert box.announce(FlushReport(put=3, lost=3, reason="down"))
+    box.start_exit()()
+    (message,) = caplog.messages
+    assert message == "OtelConnector: 2 spans were lost when the process ended: down"
+
+
 def test_a_loss_without_an_outage_is_announced_each_time(make_span: MakeSpan) -> None:
     box = Outbox(lambda: Scripted(lambda _: Reply("refused", "400 Bad Request")))
     for _ in range(2):

@@ -55,6 +55,15 @@ def test_one_that_failed_gets_half_a_second_from_the_first_failure_or_the_start(
     assert peer.patience(300.0) == pytest.approx(300.5)
 
 
+def test_the_exit_waits_for_one_that_is_known_to_be_dead(clock: Clock) -> None:
+    peer = Peer(clock)
+    answered(peer, clock, DEAD)
+    assert peer.end_flush(100.0) == "down"
+    assert peer.patience(200.0) == pytest.approx(200.03)
+    peer.begin_exit()
+    assert peer.patience(200.0) == pytest.approx(200.9)
+
+
 def test_two_failures_end_a_flush_that_began_before_the_second_request(clock: Clock) -> None:
     peer = Peer(clock)
     answered(peer, clock, DEAD)

@@ -116,7 +116,7 @@ class TestHttp:
         assert found is not None
         assert 30 <= found <= 100
 
-    @pytest.mark.parametrize("value", ["soon", "nan", ""])
+    @pytest.mark.parametrize("value", ["soon", "nan", "", "Fri, 27 Nov 2026 21:30:19 +99999999999999999999"])
     def test_a_senseless_retry_after_is_none(self, value: str) -> None:
         with peers.http_peer() as peer:
             peer.always = (503, {"Retry-After": value}, b"")
@@ -152,6 +152,7 @@ class TestHttp:
                 (JSON, body, NO_OTLP("application/json"))
                 for body in (b"[1", b"[]", b"null", b'"ok"', b"1", b'{"a": 1}')
             ),
+            (JSON, b'{"partialSuccess": {"rejectedSpans": 1e999}}', NO_OTLP("application/json")),
             (JSON, b'{"partialSuccess": "x"}', NO_OTLP("application/json")),
         ],
     )
@@ -196,6 +197,10 @@ class TestHttp:
             (b"", "connection closed before an answer"),
             (b"SSH-2.0-OpenSSH\r\n", "the answer is not HTTP"),
             (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nabc", "connection closed before an answer"),
+            (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc", "connection closed before an answer"),
+            (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", "connection closed before an answer"),
+            (b"HTTP/1.1 200 OK\r\nContent-Le", "connection closed before an answer"),
+            (b"HTTP/1.1 503 Busy\r\nContent-Le", "connection closed before an answer"),
             (b"\x00" * 70_000, "the answer is not HTTP"),
         ],
     )
@@ -206,6 +211,23 @@ class TestHttp:
 
         with peers.raw_peer(talk) as endpoint:
             assert sent(endpoint) == Reply("retry", reason, dead=True)
+
+    @pytest.mark.parametrize("head", [b"Content-Length: 9\r\n\r\nabc", b"Transfer-Encoding: chunked\r\n\r\n9\r\nabc"])
+    def test_an_error_whose_body_is_cut_is_an_answer(self, head: bytes) -> None:
+        def talk(connection: socket.socket) -> None:
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 503 Busy\r\n" + head)
+
+        with peers.raw_peer(talk) as endpoint:
+            assert sent(endpoint) == Reply("retry", "503 Busy")
+
+    def test_a_success_without_a_length_ends_with_the_connection(self) -> None:
+        def talk(connection: socket.socket) -> None:
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
+
+        with peers.raw_peer(talk) as endpoint:
+            assert sent(endpoint) == Reply("accepted")
 
     def test_a_name_that_does_not_resolve(self) -> None:
         reply = sent("http://nowhere.invalid:4318")
@@ -385,6 +407,21 @@ class TestGrpc:
             reply = sent(endpoint, "grpc")
         assert (reply.outcome, reply.dead) == ("retry", False)
         assert status.decode() in reply.reason
+
+    @pytest.mark.parametrize(("status", "is_dead"), [(b"502", False), (b"503", False), (b"504", False), (b"400", True)])
+    def test_a_page_in_http1_is_an_answer_if_it_says_later(self, status: bytes, is_dead: bool) -> None:
+        pages = []
+
+        def talk(connection: socket.socket) -> None:
+            pages.append(connection.recv(65536))
+            connection.sendall(b"HTTP/1.1 " + status + b" Bad Gateway\r\nContent-Length: 6\r\n\r\n<html>")
+
+        with peers.raw_peer(talk) as endpoint, transport(endpoint, "grpc") as opened:
+            for count in (1, 2):
+                reply = opened.send(b"", HANG)
+                assert (reply.outcome, reply.dead) == ("retry", is_dead)
+                assert reply.reason.startswith(f"the answer {status.decode()} is in HTTP/1.1")
+                assert len(pages) >= count
 
     def test_a_connection_that_is_cut_during_a_call_is_no_answer(self) -> None:
         with peers.raw_peer(partial(peers.http2_answer, b"")) as endpoint:

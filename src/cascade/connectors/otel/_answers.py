@@ -37,7 +37,7 @@ def accepted(signal: Signal, content: bytes, content_type: str = _PROTOBUF) -> R
     kind = content_type.partition(";")[0].strip().lower()
     try:
         rejected, message = _reader(kind)(signal, content)
-    except (DecodeError, ValueError, TypeError, AttributeError, RecursionError):
+    except (DecodeError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         found = "" if kind in _BINARY else f" but {shortened(kind, _MAX_KIND)}"
         return Reply("refused", f"the answer is not OTLP{found}")
     return Reply("accepted", shortened(message), rejected=max(0, rejected))

@@ -9,7 +9,8 @@ import io
 import socket
 import time
 from dataclasses import dataclass
-from http.client import HTTPResponse
+from http import HTTPStatus
+from http.client import HTTPResponse, IncompleteRead
 from typing import TYPE_CHECKING, cast
 
 from cascade.connectors.otel._route import Route
@@ -50,9 +51,15 @@ class Connection:
             raise
 
     def exchange(self, request: bytes, deadline: float) -> tuple[Answer, bool]:
-        """Send one request; the answer, and whether the connection can be used again."""
+        """Send one request; the answer, and whether the connection can be used again.
+
+        Raises:
+            IncompleteRead: The connection ended within the answer. An error status is an answer without its body too.
+        """
         response = self._request(request, "POST", deadline)
-        content = response.read(_MAX_ANSWER)
+        content, is_complete = _content(response)
+        if not is_complete and response.status < HTTPStatus.MULTIPLE_CHOICES:
+            raise IncompleteRead(content)
         # http.client's own rule: a response read to its end is closed.
         reusable = response.isclosed() and not response.will_close
         headers = {name.lower(): value for name, value in response.getheaders()}
@@ -76,9 +83,12 @@ class Connection:
     def _request(self, request: bytes, method: str, deadline: float) -> HTTPResponse:
         self._socket.settimeout(_left(deadline))
         self._socket.sendall(request)
-        # HTTPResponse asks of its socket only makefile().
-        response = HTTPResponse(cast("socket.socket", _Readable(self._socket, deadline)), method=method)
+        readable = _Readable(self._socket, deadline)
+        # HTTPResponse calls only makefile() of its socket.
+        response = HTTPResponse(cast("socket.socket", readable), method=method)
         response.begin()
+        if readable.has_ended:  # http.client takes the end of a connection for the end of the headers
+            raise IncompleteRead(b"")
         return response
 
     def _open_tunnel(self, route: Route, deadline: float) -> None:
@@ -94,16 +104,29 @@ class _Readable(io.RawIOBase):
     def __init__(self, source: socket.socket, deadline: float) -> None:
         self._source = source
         self._deadline = deadline
+        self.has_ended = False
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: "WriteableBuffer", /) -> int:
         self._source.settimeout(_left(self._deadline))
-        return self._source.recv_into(buffer)
+        received = self._source.recv_into(buffer)
+        self.has_ended = received == 0
+        return received
 
     def makefile(self, _mode: str) -> io.BufferedReader:
         return io.BufferedReader(self)
+
+
+def _content(response: HTTPResponse) -> tuple[bytes, bool]:
+    """Up to `_MAX_ANSWER` bytes of the body, and whether the connection lasted for them."""
+    try:
+        content = response.read(_MAX_ANSWER)
+    except (IncompleteRead, ConnectionError):
+        return b"", False
+    # http.client counts down the announced length; without an error, if the connection ends early.
+    return content, not response.length or len(content) == _MAX_ANSWER
 
 
 def _dial(host: str, port: int, deadline: float) -> socket.socket:

@@ -1,6 +1,7 @@
 """OTLP over gRPC."""
 
 import os
+import re
 import threading
 import time
 import weakref
@@ -53,6 +54,8 @@ _REASONS = {
     "Domain name not found": "host name cannot be resolved",
     "Tls handshake failed": "TLS failed: is the server's port a plain one?",
 }
+_PAGE = re.compile(r"failed to connect.*http1\.x server.*?\b(\d{3})\b")  # an answer in HTTP/1.1
+_LATER_PAGES = {"502", "503", "504"}
 _DETAILS = "grpc-status-details-bin"
 
 
@@ -106,7 +109,7 @@ class GrpcTransport:
             call = cast("grpc.Call", error)
             is_late = time.monotonic() - began > timeout * _ALMOST
             reply = _failure(call, timeout, is_dead=_is_unanswered(channel, call, is_late=is_late))
-            if reply.dead:
+            if reply.dead or _page(call):
                 self._disconnect(channel)
             return reply
         return _answers.accepted(self._options.signal, cast("bytes", answer))
@@ -167,15 +170,22 @@ def _is_unanswered(channel: grpc.Channel, call: grpc.Call, *, is_late: bool) -> 
     """Whether the client library made the status of a call itself, because the server sent none.
 
     The two codes look the same whatever made them, and the metadata of both are empty. A server's UNAVAILABLE, and a
-    proxy's page, come over an established connection; a failed connection leaves the channel without one.
+    proxy's page, come over an established connection; a failed connection leaves the channel without one. So does a
+    page in HTTP/1.1, whose status shows that the proxy is alive.
     """
     match call.code():
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return is_late
         case grpc.StatusCode.UNAVAILABLE:
-            return not _has_answered(channel, call.details() or "")
+            return _page(call) not in _LATER_PAGES and not _has_answered(channel, call.details() or "")
         case _:
             return False
+
+
+def _page(call: grpc.Call) -> str:
+    """The status of an answer in HTTP/1.1; empty without one."""
+    found = _PAGE.match(call.details() or "")
+    return found[1] if found else ""
 
 
 def _has_answered(channel: grpc.Channel, details: str) -> bool:
@@ -210,14 +220,17 @@ def _failure(call: grpc.Call, timeout: float, *, is_dead: bool) -> Reply:
     details = call.details() or ""
     return Reply(
         "retry" if code in _RETRYABLE or throttled else "refused",
-        _explained(code, details, timeout, is_dead=is_dead),
+        _explained(call, timeout, is_dead=is_dead),
         retry_after,
         dead=is_dead,
         too_large=code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details,
     )
 
 
-def _explained(code: grpc.StatusCode, details: str, timeout: float, *, is_dead: bool) -> str:
+def _explained(call: grpc.Call, timeout: float, *, is_dead: bool) -> str:
+    code, details = call.code(), call.details() or ""
+    if page := _page(call):
+        return f"the answer {page} is in HTTP/1.1: gRPC needs a server, or a proxy, with HTTP/2"
     if code is grpc.StatusCode.DEADLINE_EXCEEDED and is_dead:
         return f"no answer within {timeout:.3g} s{_AFTER_FORK if _use.was_forked else ''}"
     for sign, reason in _REASONS.items() if is_dead else ():

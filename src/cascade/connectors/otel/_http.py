@@ -132,7 +132,7 @@ def _retry_after(value: str | None) -> float | None:
     except ValueError:
         try:
             due = parsedate_to_datetime(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
         seconds = (due.replace(tzinfo=due.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
     return None if math.isnan(seconds) else min(max(0.0, seconds), MAX_RETRY_AFTER)

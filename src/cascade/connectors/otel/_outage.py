@@ -43,7 +43,7 @@ class Outage:
         self._answered = math.inf
         self._lost = 0  # of the outbox when the outage began
         self._late = 0
-        self._announced = 0  # items that the warning has named
+        self._announced = 0  # undelivered items that a warning has named
         self._has_told_of_loss = False
 
     @property
@@ -64,7 +64,7 @@ class Outage:
         else:
             return True
         if is_news:
-            self._announced += run.lost + run.pending
+            self._announced += run.pending
             self._has_told_of_loss = run.lost > 0
         return is_news
 

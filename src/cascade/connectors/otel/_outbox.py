@@ -174,6 +174,8 @@ class Outbox:
 
     def start_exit(self) -> Callable[[], None]:
         """Begin the last flush; the returned function waits for it, closes, and logs losses not yet warned of."""
+        with self._shared.lock:
+            self._shared.peer.begin_exit()
         flush = self.start_flush(self._exit_timeout)
 
         def finish() -> None:

@@ -35,7 +35,8 @@ class Peer:
     * 0.9 s if the peer has never answered, from the flush's start or the first request, whichever is later;
     * 0.5 s after a failure or the flush's start, whichever is later, or until a second failure in a row whose request
       began during the flush;
-    * 0.03 s, or until the first such failure, if an earlier flush found the peer dead and it has not answered since;
+    * 0.03 s, or until the first such failure, if an earlier flush found the peer dead and it has not answered since; 0.9 s
+      at the process's exit, because the peer may be back;
     * for one more answer if the peer answered nothing but "later" for `hold_timeout` seconds before the flush.
     """
 
@@ -46,6 +47,7 @@ class Peer:
         self._answered_at = -math.inf
         self._failures = 0
         self._is_known_dead = False
+        self._known_dead_patience = KNOWN_DEAD_PATIENCE
         self._later_since = math.inf
         self._pauses = 0
         self._failed_at = 0.0
@@ -107,7 +109,7 @@ class Peer:
     def patience(self, start: float) -> float:
         """Until when a flush that began at `start` waits."""
         if self._is_known_dead:
-            return start + KNOWN_DEAD_PATIENCE
+            return start + self._known_dead_patience
         # Our own work before the first request, such as importing gRPC, is not the peer's fault.
         stranger = math.inf if self._has_answered else max(start, self._asked_at) + STRANGER_PATIENCE
         dead = max(start, self._failed_at) + DEAD_PATIENCE if self._failures else math.inf
@@ -122,6 +124,10 @@ class Peer:
         if self._failures:
             return self._is_known_dead or self._failures > 1
         return self._later_since + self.hold_timeout <= start
+
+    def begin_exit(self) -> None:
+        """Flushes from now on are the last ones."""
+        self._known_dead_patience = STRANGER_PATIENCE
 
     def end_flush(self, start: float) -> str:
         """A flush that began at `start` ended with undelivered items; the reason.

@@ -51,6 +51,12 @@ class Signals:
         self.metrics = _metrics(tracing, exporting, is_wanted=metrics)
         self._logs = _logs(tracing, exporting, logs)
 
+    def reserve(self, exit_timeout: float) -> None:
+        """Register as a user of the shared exports, which the process's exit flushes for `exit_timeout` seconds."""
+        self.metrics.reserve(exit_timeout)
+        if self._logs is not None:
+            self._logs.reserve(exit_timeout)
+
     def start_run(self, run_id: str) -> None:
         if self._logs is not None:
             self._logs.attach(run_id)

@@ -129,8 +129,7 @@ class OtelConnector:
             Exception: A provider could not be made. Later calls raise nothing, and nothing is exported.
         """
         self._connections += 1
-        if self._route is not None:
-            self._route.outbox.reserve(self, self._bounds)
+        self._reserve(self._chosen or self._choose())
 
     async def disconnect(self) -> None:
         """Flush, at most `flush_timeout` seconds. A provider that others may use goes on living.
@@ -237,9 +236,13 @@ class OtelConnector:
 
     def _choose(self) -> Chosen:
         chosen = self._chosen = self._choice()
+        self._reserve(chosen)
+        return chosen
+
+    def _reserve(self, chosen: Chosen) -> None:
         if chosen.route is not None:
             chosen.route.outbox.reserve(self, self._bounds)
-        return chosen
+        chosen.signals.reserve(self.flush_timeout)
 
     def reset_after_fork(self) -> None:
         """Forget the runs of the parent process, which exports them. Spans below their tasks are exported here too."""

@@ -16,7 +16,7 @@ from cascade.connectors.otel._batch import Entry
 from cascade.connectors.otel._environment import report
 from cascade.connectors.otel._options import ExportOptions
 from cascade.connectors.otel._outage import Items
-from cascade.connectors.otel._outbox import FLUSH_TIMEOUT, Bounds, Outbox
+from cascade.connectors.otel._outbox import Bounds, Outbox
 from cascade.connectors.otel._peer import HOLD_TIMEOUT
 from cascade.connectors.otel._scope import EncodedResource
 from cascade.connectors.otel._sharing import Share
@@ -30,7 +30,6 @@ from cascade.connectors.otel.logs._records import encode_resource
 CAPACITY = 32 << 20
 """Bytes of memory for records that wait."""
 
-_BOUNDS = Bounds(CAPACITY, HOLD_TIMEOUT, FLUSH_TIMEOUT)
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
@@ -82,7 +81,6 @@ class RunLogs:
         make = partial(_outbox, resource, options)
         self._outbox = make() if share is None else share(make)
         self._is_shared = share is not None
-        self._outbox.reserve(self, _BOUNDS)
         self._tally = self._outbox.tally()
         self._runs: Counter[str] = Counter()
         put, refuse = partial(self._outbox.put, tally=self._tally), partial(self._outbox.refuse, tally=self._tally)
@@ -92,6 +90,10 @@ class RunLogs:
         self._has_reported_refusal = False
         self._open_loggers: frozenset[str] = frozenset()
         _lifetime.watch(self)
+
+    def reserve(self, exit_timeout: float) -> None:
+        """Register as a user of the outbox, which the process's exit flushes for `exit_timeout` seconds."""
+        self._outbox.reserve(self, Bounds(CAPACITY, HOLD_TIMEOUT, exit_timeout))
 
     def attach(self, run_id: str) -> None:
         """Export the records of the run's tasks from now on. Attached twice, a run must be detached twice."""

@@ -4,6 +4,7 @@ import logging
 import math
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ from cascade.telemetry.safe import error_text
 logger = get_logger("cascade.connectors.otel")
 
 IDLE = 30.0  # seconds after which a thread without news ends, and with it its connection
-EXIT_TIMEOUT = 5.0  # seconds that the interpreter's exit may take for the last export; less for a dead collector
+EXIT_TIMEOUT = 5.0  # seconds that the process's exit may take for the last export, if no user has reserved another time
 NOT_TAKEN_PAUSE = 3600.0  # seconds after which metrics are offered again to a collector that takes none
 
 
@@ -50,6 +51,8 @@ class Exporter:
         self._interval = interval
         self._request_timeout = request_timeout
         self._idle = IDLE
+        self._exit_timeout = EXIT_TIMEOUT
+        self._exit_timeouts: weakref.WeakKeyDictionary[object, float] = weakref.WeakKeyDictionary()
         self._has_warned = False
         self._is_closed = False
         self._begin()
@@ -85,8 +88,15 @@ class Exporter:
                 self._changed.notify_all()
             return lambda limit: self._wait(flush, limit)
 
+    def reserve(self, user: object, exit_timeout: float) -> None:
+        """Register a user of this exporter. The longest time of the live users holds."""
+        with self._changed:
+            self._exit_timeouts[user] = exit_timeout
+            self._exit_timeout = max(self._exit_timeouts.values())
+            self._idle = IDLE
+
     def retire(self) -> None:
-        """End the thread, from now on, as soon as it has no news to export."""
+        """End the thread as soon as it has no news to export, until the exporter is reserved again."""
         with self._changed:
             self._idle = 0.0
             self._changed.notify_all()
@@ -118,7 +128,9 @@ class Exporter:
         self._begin()
 
     def start_exit(self) -> Callable[[], None]:
-        return self.start_close(EXIT_TIMEOUT)
+        with self._changed:
+            self._peer.begin_exit()
+        return self.start_close(self._exit_timeout)
 
     def _has_news(self) -> bool:
         return self.ledger.has_news or self._has_failed

@@ -75,6 +75,11 @@ class RunMetrics:
         """
         return cls(instruments_of(meter_provider))
 
+    def reserve(self, exit_timeout: float) -> None:
+        """Register as a user of the exporter, which the process's exit flushes for `exit_timeout` seconds."""
+        if self._exporter is not None:
+            self._exporter.reserve(self, exit_timeout)
+
     def publish(self, payload: Mapping[str, Any]) -> None:
         """Take in a message of a run, at once: any message, those that say nothing here included."""
         sink = self._sink
