@@ -67,6 +67,8 @@ def test_none_booleans_and_counts_stay() -> None:
         ["docker", "login", "-u", "bob", "-p", S],
         ["mysql", f"-p{S}"],
         {"env": [{"name": "DB_PASSWORD", "value": S}]},
+        {"k": "token", "v": S},
+        [{"Key": "x", "Name": "password", "Value": S}],
         {f"postgres://u:{S}@h/db": 1},
         {b"password": S},
         {"url": f"https://u:{S}@h"},
@@ -80,6 +82,7 @@ def test_pairs_options_and_named_values_are_masked(value: Any) -> None:
 def test_other_arguments_of_a_command_line_stay() -> None:
     line = ["mosquitto_pub", "-h", "db", "-P", S, "-t", "it's", "-p", 1883, "--retain"]
     assert redact(line) == captured(line) == [*line[:4], MASK, *line[5:]]
+    assert captured(["mysql", f"--password={S}", "db"]) == ["mysql", f"--password={MASK}", "db"]
     assert captured(["ls", "-la", 1, None, "x"]) == ["ls", "-la", 1, None, "x"]
 
 

@@ -65,6 +65,10 @@ _SECRET = re.compile(
 )
 _HEADER = re.compile(r"_(?:(?:proxy_)?authorization|(?:set_)?cookies?)_$")
 
+_OPTION = re.compile(r"-[^=]*")
+_NAMES = frozenset({"name", "key", "k", "id", "field", "label", "header", "parameterkey"})
+_VALUES = frozenset({"value", "v", "input", "parametervalue"})
+
 _own: tuple[str, ...] = ()
 _version = 0
 
@@ -104,9 +108,15 @@ def hides(key: str, value: Any) -> bool:
 
 def mask_mapping(shown: Mapping[str, Any]) -> dict[str, Any]:
     """A mapping with the values of secret keys masked, in the form `{"name": "password", "value": "x"}` as well."""
-    named = shown.get("name", shown.get("key")) if "value" in shown else None
-    hidden = isinstance(named, str) and hides(named, shown["value"])
-    return {key: MASK if hides(key, item) or (hidden and key == "value") else item for key, item in shown.items()}
+    named = next((item for key, item in shown.items() if key.lower() in _NAMES and _is_name_of_secret(item)), None)
+    return {
+        key: MASK if hides(key, item) or (named and key.lower() in _VALUES and hides(named, item)) else item
+        for key, item in shown.items()
+    }
+
+
+def _is_name_of_secret(item: Any) -> bool:
+    return isinstance(item, str) and is_secret(item)
 
 
 def mask_sequence(shown: Sequence[Any], names: Sequence[str] = ()) -> list[Any]:
@@ -114,7 +124,7 @@ def mask_sequence(shown: Sequence[Any], names: Sequence[str] = ()) -> list[Any]:
     masked = [MASK if hides(name, item) else item for name, item in zip(names, shown, strict=False)]
     masked += shown[len(masked) :]
     for number, (before, item) in enumerate(itertools.pairwise(shown), 1):
-        if isinstance(before, str) and (len(shown) == len("kv") or before.startswith("-")) and hides(before, item):
+        if isinstance(before, str) and (len(shown) == len("kv") or _OPTION.fullmatch(before)) and hides(before, item):
             masked[number] = MASK
     return masked
 

@@ -58,7 +58,7 @@ def encode(record: logging.LogRecord, task: TaskContext) -> bytes:
         _constant(severity(record.levelno), record.pathname, record.funcName or "", record.lineno),
         _ids(task.run_id, task.task_id, task.name, task.attempt, task.map_index),
     )
-    return _scope(record.name) + field(ScopeLogs.LOG_RECORDS_FIELD_NUMBER, b"".join(parts))
+    return _scope(masked_name(record.name)) + field(ScopeLogs.LOG_RECORDS_FIELD_NUMBER, b"".join(parts))
 
 
 def encode_resource(attributes: Mapping[str, Any], schema_url: str = "") -> bytes:
