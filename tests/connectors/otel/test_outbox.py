@@ -23,7 +23,7 @@ from cascade.connectors.otel._batch import encode, estimate
 from cascade.connectors.otel._encode import Envelope
 from cascade.connectors.otel._options import ExportOptions
 from cascade.connectors.otel._outage import Items
-from cascade.connectors.otel._outbox import Outbox
+from cascade.connectors.otel._outbox import Bounds, Outbox
 from cascade.connectors.otel._sender import MAX_BODY, MAX_SENDERS
 from cascade.connectors.otel._tally import FlushReport
 from cascade.connectors.otel._transport import Reply, open_transport
@@ -176,6 +176,21 @@ def test_a_full_outbox_holds_back_tasks_while_its_peer_answers_later(make_span: 
     report = box.close(0)
     assert (report.put, report.lost, report.sent) == (5, 5, 0)
     assert report.reason == "503 Service Unavailable"
+
+
+def test_a_smaller_bound_loses_no_items_that_wait(make_span: MakeSpan) -> None:
+    span = make_span()
+    box = Outbox(lambda: Scripted(lambda _: Reply("retry", "down", dead=True)))
+    first, second = Clock(), Clock()  # any objects
+    box.reserve(first, Bounds(4 * estimate(span), HANG, HANG))
+    for _ in range(4):
+        assert box.put(span)
+    box.release(first)
+    box.reserve(second, Bounds(2 * estimate(span), HANG, HANG))
+    assert not box.put(span)
+    assert box.put(span, important=True)
+    assert (box.report().lost, box.report().pending) == (1, 5)
+    box.close(0)
 
 
 def test_a_slow_peer_has_the_whole_time_once_it_has_answered(make_span: MakeSpan, limits: pytest.MonkeyPatch) -> None:

@@ -201,16 +201,17 @@ def test_the_largest_memory_bound_of_the_connectors_in_use_holds(caplog: pytest.
         cs.run(item.map(x=list(range(500))), connector=connector, log_level="OFF")
         return any("more than fits" in message for message in caplog.messages)
 
+    @cs.task
+    def beside(size: int) -> bool:
+        return lost_with(size)
+
     with OtlpReceiver() as receiver:
         receiver.fault = Fault(delay=0.2)
         endpoint = receiver.http_endpoint
         assert lost_with(20_000)
         large = OtelConnector(endpoint, metrics=False, max_buffer_bytes=2_000_000)
-        cs.run(one(), connector=large, log_level="OFF")
-        assert not lost_with(20_000)
-        del large
-        gc.collect()
-        assert lost_with(20_000)
+        assert not cs.run(beside(20_000), connector=large, log_level="OFF")
+        assert lost_with(20_000), "the larger connector exists, and is not in use"
 
 
 KINDS = {

@@ -68,14 +68,23 @@ class Outbox:
         _lifetime.watch(self)
 
     def reserve(self, user: object, bounds: Bounds) -> None:
-        """Register a user of this outbox with its bounds. The largest bounds of the live users hold."""
+        """Register a user of this outbox with its bounds, until `release`. The largest bounds of the users hold.
+
+        Items that fit into an earlier, larger capacity stay.
+        """
         with self._shared.lock:
             self._bounds[user] = bounds
-            in_use = list(self._bounds.values())
-            self._shared.store.capacity = max(one.capacity for one in in_use)
+            in_use, store = list(self._bounds.values()), self._shared.store
+            store.capacity = max(min(store.held, store.capacity), *(one.capacity for one in in_use))
             self._shared.peer.hold_timeout = max(one.hold_timeout for one in in_use)
             self._shared.idle = IDLE
             self._exit_timeout = max(one.exit_timeout for one in in_use)
+
+    def release(self, user: object) -> None:
+        """End a use: another user's bounds hold from then on. The user's `exit_timeout` holds while the user exists."""
+        with self._shared.lock:
+            if user in self._bounds:
+                self._bounds[user] = replace(self._bounds[user], capacity=0, hold_timeout=0.0)
 
     def retire(self) -> None:
         """End the sending threads as soon as they have no work, until the outbox is reserved again."""

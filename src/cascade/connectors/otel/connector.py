@@ -72,7 +72,7 @@ class OtelConnector:
             with "drop", and while the collector does not answer, a full buffer loses spans.
         hold_timeout: Seconds for which a collector that answers only "later" (429, 503, UNAVAILABLE) may hold back tasks.
         max_buffer_bytes: Memory for spans that wait to be exported; 64 MiB, for some 100,000 tasks. Connectors of one
-            destination share the memory; the largest bounds of those in use hold.
+            destination share the memory; the largest bounds of those with a run in progress hold.
 
     Raises:
         ValueError: An argument has a value that is not allowed, or contradicts another one.
@@ -156,6 +156,8 @@ class OtelConnector:
         report, warning = await flush(
             *(self._tracing, routes, self.flush_timeout, self._signals), has_spans=has_spans, strict=self._strict
         )
+        if not self._connections and self._route is not None:
+            self._route.outbox.release(self)
         self._report(report, warning)
 
     async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:  # noqa: ARG002 - the protocol's
