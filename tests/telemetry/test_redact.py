@@ -229,6 +229,7 @@ TEXTS = [
     f"&quot;password&quot;: &quot;{S}&quot;",
     f"- name: DB_PASSWORD\n  value: {S}",
     f"name: password, value: {S}",
+    repr(f"- name: DB_PASSWORD\n  value: {S}"),
     f"{{'ParameterKey': 'DbPassword', 'ParameterValue': '{S}'}}",
     f'form-data; name="password"\r\n\r\n{S}\r\n--',
     f"password:\n  - {S}\n  - x",
@@ -382,6 +383,7 @@ def test_the_text_around_a_secret_stays() -> None:
     assert redact_text(f"Server=h;Pwd={S};Encrypt=yes") == "Server=h;Pwd=***;Encrypt=yes"
     assert redact_text(f"cannot reach postgres://u:{S}@db:5432/x now") == "cannot reach postgres://***@db:5432/x now"
     assert redact_text(f"a:\n  passwords:\n  - {S}\n  - {S}\n  b: 1") == "a:\n  passwords:\n  ***\n  b: 1"
+    assert redact_text("    | E: tokens:\n    |   bob: x\n    +----") == "    | E: tokens:\n    |   ***\n    +----"
     assert redact_text(f"<user>bob</user><password>{S}</password>") == "<user>bob</user><password>***</password>"
     assert redact_text("INSERT INTO users (name, password) VALUES ('bob', 'x') RETURNING id").endswith(
         "VALUES (***) RETURNING id"

@@ -167,7 +167,7 @@ def _redacted_again(text: str) -> str:
 
 @lru_cache(maxsize=64)
 def _redacted_before(text: str, version: int) -> str:  # noqa: ARG001 - a part of the cache's key
-    """An error and its stack trace pass by more than once: in the events of a task, of its attempts, and of the run."""
+    """Cache: the events of a task, of its attempts and of the run hold the same error and the same stack trace."""
     return _redacted_again(text)
 
 

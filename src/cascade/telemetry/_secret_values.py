@@ -22,17 +22,17 @@ _LONGEST = 200
 _KEY = re.compile(
     r"(?<![\w.$-])(?P<key>-{0,2}[\w.$]++(?:-++[\w.$]++)*+)"
     r"(?P<quote>(?:\\++[\"']|[\"'”\u2019]|%(?:25){0,3}2[27]|&(?:quot|apos|#3[49]);)?)(?:\]|(?<=[\"'])\)|\x1b\[[\d;]{0,20}m)?\s{0,40}+"
-    r"(?P<sep>=>|->|:=|!=|={1,3}|:{1,2}|%(?:25){0,3}3[DdAa]|\\(?:u00|x)3[Dd]|&#(?:61|x3[Dd]);|[(,])(?P<space>\s*+)"
+    r"(?P<sep>=>|->|:=|!=|={1,3}|:{1,2}|%(?:25){0,3}3[DdAa]|\\(?:u00|x)3[Dd]|&#(?:61|x3[Dd]);|[(,])(?P<space>\s*+(?:(?<=[ ])\|[ ]++)?+)"
 )
 _BEFORE_KEY = re.compile(r"([A-Za-z]{1,20}(?:[ ]de)?)[ ]\Z")
 _NAMED = re.compile(
     r"(?i:name|key|\btype(?==))(?:\\*+[\"'])?\s{0,8}[=:]\s{0,8}(?:\\*+[\"'])?(?P<key>[\w.$-]++)(?:\\*+[\"'])?"
-    r"(?:\s{0,8},?\s{0,40}(?:\\*+[\"'])?(?i:\w{0,20}?value)(?:\\*+[\"'])?\s{0,8}[=:]\s{0,8}|(?:\\r\\n|\r?\n){2})"
+    r"(?:\s{0,8},?(?:\\n)?\s{0,40}(?:\\*+[\"'])?(?i:\w{0,20}?value)(?:\\*+[\"'])?\s{0,8}[=:]\s{0,8}|(?:\\r\\n|\r?\n){2})"
 )
 _ANNOTATION = re.compile(
     r"(?:Optional\[)?(?:str|bytes|int|Any|SecretStr|[sS]tring)\]?(?: ?\| ?None)?\s{0,8}=\s{0,8}(?=[bBrRfF]?[\"'])"
 )
-_START_OF_LINE = re.compile(r"(?P<indent>[ \t]*+(?:- )?)(?P<error>[\w.]{1,80}: )?[\"']?")
+_START_OF_LINE = re.compile(r"(?P<indent>[ \t|]*+(?:- )?)(?P<error>[\w.]{1,80}: )?[\"']?")
 _OPENING = re.compile(r"(?:[bBrRuUfF]{1,2}(?=[\"']))?(\\*+)([\"'`“„\u2018«])")
 _LITERAL = re.compile(
     r"(?:None|null|NULL|nil|undefined|[Tt]rue|[Ff]alse|YES|NO|str|bytes|int|bool|Optional|Any|object)(?![\w=+/-])"
@@ -48,7 +48,7 @@ _BLOCK = re.compile(r"[|>][+-]?\d?[ \t]{0,8}\n(?:[ \t]++[^\n]*+\n?+)++")
 _TAG = re.compile(r"<[^<>\n]{0,200}>")
 _CALL = re.compile(r"[\w.]{1,80}\(")
 _LINE = re.compile(r"[^\r\n]++")
-_ROW = re.compile(r"([ \t]*+)[^\s][^\n]*+")
+_ROW = re.compile(r"([ \t|]*+)[^\s|][^\n]*+")
 _INSIDE = {end: re.compile(rf"(?:[^{end}\\]|\\.|{end}{end})*+", re.DOTALL) for end in _QUOTES.values()}
 _NESTED = re.compile(r"[\"'\[\](){}]")
 _ARGUMENT = re.compile(rf"[^\s()\"',;]{{{_SHORTEST},{_LONGEST}}}+(?=\))")
@@ -162,10 +162,10 @@ def _block_below(found: re.Match[str]) -> Masked | None:
     start_of_line = None if len(before) > _LONGEST else _START_OF_LINE.fullmatch(before)
     if start_of_line is None:
         return None
-    depth, indent = (
-        0 if start_of_line["error"] else start_of_line.end("indent"),
-        len(found["space"].rpartition("\n")[2]),
-    )
+    # The further lines of a message have no indent of their own, but the bars of an exception group.
+    is_message = start_of_line["error"] and "|" not in before
+    depth = 0 if is_message else start_of_line.end("indent")
+    indent = len(found["space"].rpartition("\n")[2])
     is_list = text.startswith("- ", start)
     if indent < depth + (not is_list) or not (is_list or _NEXT_KEY.match(text, start)):
         return None
