@@ -52,7 +52,7 @@ def detail(content: bytes) -> str:
 
 
 def retry_delay(content: bytes) -> float | None:
-    """The seconds that the `RetryInfo` in a `google.rpc.Status` asks for; None without one."""
+    """The seconds in the `RetryInfo` of a `google.rpc.Status`; None without one."""
     try:
         details = Status.FromString(content).details
         for packed in details:

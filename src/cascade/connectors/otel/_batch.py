@@ -1,4 +1,4 @@
-"""A span on its way: what it weighs, and how many of them become one OTLP request."""
+"""Items of an outbox: their size in memory, and their encoding as one OTLP request."""
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,17 +22,17 @@ _EVENT = _LINK = 500
 _ITEM = 60  # the object around an encoded span's bytes, its place in a list, and its share of an entry
 
 Item = ReadableSpan | bytes
-"""A span as the SDK has it, or one, or a log record, that is encoded already: that is a tenth of the memory."""
+"""A span of the SDK, or an encoded span or log record, which takes a tenth of the memory."""
 
 _encoding: ContextVar[bool] = ContextVar("cascade_otlp_encoding", default=False)
 
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """What stands for an item in an outbox, or for some encoded ones of one tally that came one after another.
+    """One item in an outbox, or some successive encoded ones of one tally.
 
-    `is_open` until it is counted as sent or lost: whatever comes later counts no more. One that `is_important` has
-    others below it: it is refused last.
+    `is_open` until it is counted as sent or lost; it is counted once. An entry that `is_important` has the span of a run
+    or of a map, which is a parent of others: it is refused last.
     """
 
     items: list[Item]

@@ -66,7 +66,7 @@ class Connection:
         return Answer(response.status, response.reason, headers, content), reusable
 
     def is_fresh(self) -> bool:
-        """False once the peer has closed an idle connection, or sent what nobody asked for."""
+        """False once the peer has closed an idle connection, or sent data without a request."""
         try:
             self._socket.settimeout(0)
             # Past TLS, on the bare socket: all that counts is whether anything has come.

@@ -178,7 +178,7 @@ class Outbox:
             return self._shared.outage.announce(report, self._total.report())
 
     def close(self, timeout: float = FLUSH_TIMEOUT) -> FlushReport:
-        """Flush, count the rest as lost, then refuse what comes; the thread and its connections end."""
+        """Flush, count the rest as lost, and refuse later items; the threads and their connections end."""
         return self._close(self.start_flush(timeout))
 
     def start_exit(self) -> Callable[[], None]:

@@ -1,4 +1,4 @@
-"""What the exporter has learned of a destination: whether it lives, when the next request is due, how long a flush waits."""
+"""Health of a destination: whether it is alive, when the next request is due, how long a flush waits."""
 
 import math
 import random
@@ -75,11 +75,11 @@ class Peer:
         return not self._failures and now - self._asked_at < longest and now - self._later_since < self.hold_timeout
 
     def ask(self, now: float) -> None:
-        """A request goes out."""
+        """Record that a request is sent at `now`."""
         self._asked_at = min(self._asked_at, now)
 
     def record(self, reply: Reply, began: float) -> None:
-        """Learn from the reply to a request that began at `began`."""
+        """Record the reply to a request that was sent at `began`."""
         now = self._clock()
         self._tried_at = began
         self.latency = now - began

@@ -60,7 +60,7 @@ def _next_flight(shared: Shared) -> Flight | None:
                 return flight
             if not shared.work.wait(min(left, shared.idle)) and not store.queue:
                 break
-        _sign_off(shared)  # under the same lock: whoever puts a span from now on starts a new thread
+        _sign_off(shared)  # under the same lock: the next put starts a new thread
         return None
 
 

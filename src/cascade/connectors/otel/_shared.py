@@ -1,4 +1,4 @@
-"""What the callers of an outbox and its sending thread have in common."""
+"""The state that the callers of an outbox share with its sending threads."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from cascade.connectors.otel._tally import Tally
 from cascade.connectors.otel._transport import Transport
 
 Pack = Callable[[Sequence[Entry]], tuple[bytes, list[Entry]]]
-"""Makes one request of some entries, and says which are not in it because they cannot be encoded."""
+"""Encodes one request of some entries; returns its body and the entries that cannot be encoded."""
 
 
 IDLE = 30.0  # seconds after which a thread without work ends, and with it its connections
@@ -20,7 +20,7 @@ IDLE = 30.0  # seconds after which a thread without work ends, and with it its c
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What bounds an outbox: bytes of memory, spans, and seconds; the clock of its peer."""
+    """Limits of an outbox: bytes of memory, spans, and seconds; the clock of its peer."""
 
     capacity: int
     batch_size: int
@@ -31,9 +31,9 @@ class Limits:
 
 
 class Shared:
-    """One lock, the state it guards, and two conditions: `work` for who sends, `settled` for who waits for that.
+    """One lock, the state that it guards, and two conditions: `work` wakes the senders, `settled` the flushes.
 
-    A forked child makes a new one: the old may be in the middle of anything.
+    A forked child makes a new one, because a thread of the parent may have been changing this one.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Shared:
         self.store = Store(limits.capacity, limits.batch_size)
         self.peer = Peer(limits.clock, hold_timeout=limits.hold_timeout)
         self.outage = Outage(items, limits.clock)
-        self.flushes = 0  # that wait
+        self.flushes = 0  # in progress
         self.is_urgent = False
         self.is_closed = False
         self.probe: Flight | None = None  # the only request while the peer is in trouble
@@ -60,7 +60,7 @@ class Shared:
         self.owner: object = None  # the outbox, while a thread sends: it may have no other holder
 
     def discard(self, reason: str) -> None:
-        """Count all items that wait as lost."""
+        """Count all waiting items as lost."""
         self.store.discard(reason)
         self.work.notify_all()
         self.settled.notify_all()

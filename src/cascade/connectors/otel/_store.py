@@ -1,4 +1,4 @@
-"""The spans that wait and those that are being sent, within one bound. No threads here: the outbox holds the lock."""
+"""Queued items and items in a request, within one bound of memory. The outbox's lock guards them."""
 
 from collections import Counter, deque
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ ROOM = 0.5  # of the capacity; from there on a burst has room again
 
 @dataclass(slots=True, eq=False)
 class Flight:
-    """Entries that leave together."""
+    """The entries of one request."""
 
     entries: list[Entry] = field(default_factory=list)
     is_retried: bool = False
@@ -25,7 +25,7 @@ class Flight:
         return sum(len(entry.items) for entry in self.entries)
 
     def is_wanted(self) -> bool:
-        """False once all of it has been given up."""
+        """False once all entries have been counted as lost."""
         return any(entry.is_open for entry in self.entries)
 
 
@@ -48,7 +48,7 @@ class Store:
 
     @property
     def is_tight(self) -> bool:
-        """Whether more is held than a burst may leave behind: there is no waiting for a fuller batch then."""
+        """Whether batches are sent without waiting until they are full."""
         return self.held > self.capacity * ROOM
 
     @property
@@ -81,7 +81,7 @@ class Store:
         return True
 
     def seal(self) -> None:
-        """What comes now is not to be told from what was there before: somebody waits for that."""
+        """Start a new entry with the next item, so that the boundary of a flush is exact."""
         self._is_sealed = True
 
     def evict(self, size: int) -> list[Entry]:
@@ -121,7 +121,7 @@ class Store:
         return halves
 
     def land(self, flight: Flight) -> None:
-        """A flight is over: its entries have been counted, its room is free."""
+        """Remove a flight whose entries have been counted, and free its room."""
         self.flights.remove(flight)
         self.held -= sum(entry.size for entry in flight.entries)
 

@@ -1,11 +1,11 @@
-"""Counting what became of spans, so that no loss is hidden."""
+"""Counts of items that were put, sent, retried and lost."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class FlushReport:
-    """What became of the spans of one tally since it began; `put == sent + lost + pending`, always.
+    """The counts of one tally since it began; always `put == sent + lost + pending`.
 
     `retried` counts the spans, among all of these, that needed more than one request. `pending` spans are queued or in
     a request. `reason` is that of the latest loss, retry, or flush that ended too early; empty without any.
@@ -70,7 +70,7 @@ class Tally:
             self._parent.add(sent=sent, retried=retried, lost=lost, reason=reason)
 
     def disown_pending(self) -> None:
-        """Forget what is pending: after a fork it is the parent process that will send it."""
+        """Forget the pending items: after a fork the parent process sends them."""
         self.put = self.sent + self.lost
 
     def report(self) -> FlushReport:

@@ -80,7 +80,7 @@ class OtelConnector:
     """
 
     waits_in_lane = True
-    """`publish` does not wait for room: whoever publishes holds messages back while `is_full`."""
+    """`publish` does not wait for room: messages wait in the publish queue while `is_full`."""
 
     def __init__(
         self,
@@ -287,7 +287,7 @@ class OtelConnector:
             factory.finished(data, run)
 
     def _end_run(self, run_id: str) -> None:
-        """Forget a run; a span whose message was lost ends now, and says so."""
+        """Forget a run; a span whose message was lost ends now, with an error status."""
         run = self._runs.pop(run_id, None)
         if run is None:
             return

@@ -18,7 +18,7 @@ _SAMPLED = 1
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What one export says, from `start_ns` (delta) or `origin_ns` (cumulative) to `end_ns`."""
+    """The content of one export, from `start_ns` (delta) or `origin_ns` (cumulative) to `end_ns`."""
 
     cells: Cells
     telemetry: Counter[Key]
@@ -89,11 +89,11 @@ class Ledger:
 
     @property
     def has_news(self) -> bool:
-        """Whether an export now would tell something; while tasks run it does, if only that they still do."""
+        """Whether there is anything to export. That is so while runs or tasks are active."""
         return not self._is_off and (bool(self._fresh) or self._is_touched or self.gauges.is_active)
 
     def take(self) -> Snapshot:
-        """All there is to tell; to be followed by `settle`."""
+        """Take a snapshot; `settle` follows once a peer has accepted it."""
         self._is_touched = False
         with self._lock:
             fresh, self._fresh = self._fresh, Cells()

@@ -1,4 +1,4 @@
-"""`RunMetrics`: what the connector tells its metrics."""
+"""`RunMetrics`: the metrics of one connector's runs."""
 
 import math
 import os
