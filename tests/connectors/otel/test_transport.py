@@ -153,6 +153,7 @@ class TestHttp:
                 for body in (b"[1", b"[]", b"null", b'"ok"', b"1", b'{"a": 1}')
             ),
             (JSON, b'{"partialSuccess": {"rejectedSpans": 1e999}}', NO_OTLP("application/json")),
+            (JSON, b'{"partialSuccess": {"rejectedSpans": null, "errorMessage": null}}', Reply("accepted")),
             (JSON, b'{"partialSuccess": "x"}', NO_OTLP("application/json")),
         ],
     )

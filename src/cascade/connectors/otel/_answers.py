@@ -92,5 +92,6 @@ def _from_json(signal: Signal, content: bytes) -> tuple[int, str]:
     if response and "partialSuccess" not in response:
         raise ValueError("some other JSON object")
     partial = response.get("partialSuccess") or {}
-    rejected = partial.get(first + "".join(word.title() for word in rest), 0)
-    return int(rejected), str(partial.get("errorMessage", ""))
+    # In the JSON of protobuf, null is the default value.
+    rejected = partial.get(first + "".join(word.title() for word in rest)) or 0
+    return int(rejected), str(partial.get("errorMessage") or "")
