@@ -141,7 +141,7 @@ STATED = {
         f"It waits {_peer_of_otel.STRANGER_PATIENCE} s for",
         f"and {_peer_of_otel.DEAD_PATIENCE} s for one that has failed",
         f"part n // {identity.PART_SIZE:,}",
-        f"at most {_provider_flush.BRIEF} s",
+        {0.03: "later runs wait for it at most 0.05 s"}[_provider_flush.BRIEF],
         {1.0: "after a flush of more than a second"}[_provider_flush.SLOW],
         {5.0: "takes at most five seconds"}[_provider_flush.EXIT_TIMEOUT],
     ],

@@ -18,7 +18,7 @@ from cascade.telemetry.safe import error_text
 logger = get_logger("cascade.connectors.otel")
 
 SLOW = 1.0  # seconds; after a flush that has taken longer, a run does not wait for the next one
-BRIEF = 0.05  # seconds that a run waits then: enough for a flush that works again
+BRIEF = 0.03  # seconds that a run waits then; with the threads around the wait, at most 0.05
 PROCESSOR_LIMIT = 30_000  # milliseconds for all processors; the SDK leaves out those that come later
 EXIT_TIMEOUT = 5.0  # seconds for the flush at the process's end
 
