@@ -288,6 +288,7 @@ def test_forks_beside_running_exports_do_not_hang(tmp_path: Path, collector: Col
     printed = program(
         tmp_path,
         """
+        run()
         done = threading.Event()
         def exports():
             while not done.is_set():
@@ -314,7 +315,10 @@ def test_forks_beside_running_exports_do_not_hang(tmp_path: Path, collector: Col
     assert printed == f"{[0] * 10}\n"
     late = spans_by_instance(collector.receiver, "late")
     assert len(late) == 10
-    assert spans_by_instance(collector.receiver, "run leaf") == late
+    runs = spans_by_instance(collector.receiver, "run leaf")
+    (parent,) = runs.keys() - late.keys()
+    assert runs == late + Counter({parent: 1})
+    assert spans_by_instance(collector.receiver, "beside").keys() == {parent}
 
 
 def test_a_grpc_call_without_an_answer_after_a_fork_names_the_fork(tmp_path: Path) -> None:
