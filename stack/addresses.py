@@ -6,9 +6,6 @@ from dataclasses import dataclass, fields
 
 HOST = "127.0.0.1"
 
-_reserved = list[socket.socket]()
-"""Sockets bound to the ports of `reserved_port`, as long as this process lives."""
-
 
 @dataclass(frozen=True, slots=True)
 class Ports:
@@ -61,8 +58,8 @@ def reserved_port() -> int:
     bound = socket.socket()
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     bound.bind((HOST, 0))
-    _reserved.append(bound)
     port: int = bound.getsockname()[1]
+    bound.detach()  # the system closes it with the process
     return port
 
 
