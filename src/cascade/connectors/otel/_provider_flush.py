@@ -116,12 +116,12 @@ class ProviderFlush:
         return True
 
     def _flush_all(self) -> None:
-        while self._is_wanted():
+        while self._begin_next():
             began = time.monotonic()
             problem = self._flush()
             self._finish(time.monotonic() - began, problem)
 
-    def _is_wanted(self) -> bool:
+    def _begin_next(self) -> bool:
         with self._changed:
             if self._ended >= self._wanted:
                 self._thread = None
