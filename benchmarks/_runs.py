@@ -35,13 +35,13 @@ def workflow(size: int) -> Any:
     return _graphs.workflow(_graphs.fan_out(size), noop, last)
 
 
-def run(size: int, protocol: str = "", endpoint: str = "") -> dict[str, Any]:
+def run(size: int, protocol: str = "", endpoint: str = "", flush_timeout: float = 5.0) -> dict[str, Any]:
     """One run: its value, seconds until its last task and until its end, and the process's peak of memory in MiB."""
     target, connector = workflow(size), None
     if endpoint:
         from cascade.connectors.otel import OtelConnector
 
-        connector = OtelConnector(endpoint, protocol=protocol)
+        connector = OtelConnector(endpoint, protocol=protocol, flush_timeout=flush_timeout)
     start = time.perf_counter()
     value, ended = cs.run(target, connector=connector, log_level="ERROR")
     return {"value": value, "tasks": ended - start, "total": time.perf_counter() - start, "rss": peak_rss()}

@@ -15,6 +15,7 @@ class Scale:
         peers: Shapes and sizes of the graphs that other engines run.
         waiting: Tasks that are held back while control comes, at least; `steered` times it does.
         pause: Seconds of a pause whose cost is measured.
+        flush_timeout: Seconds that the end of a run may wait for its collector; in full the connector's default.
     """
 
     sizes: tuple[int, ...] = (1_000, 10_000, 100_000)
@@ -27,6 +28,7 @@ class Scale:
     waiting: int = 10_000
     steered: int = 100
     pause: float = 60.0
+    flush_timeout: float = 5.0
 
     @classmethod
     def of(cls, name: str) -> "Scale":
@@ -36,6 +38,6 @@ class Scale:
                 return cls((1_000, 10_000), burst=20_000, run=5_000, imports=5, steered=30, pause=5.0)
             case "tiny":
                 peers = (("fan-out", 20), ("chain", 10))
-                return cls((10, 50), 1, 1, 50, 50, 1, peers, waiting=100, steered=2, pause=0.1)
+                return cls((10, 50), 1, 1, 50, 50, 1, peers, waiting=100, steered=2, pause=0.1, flush_timeout=0.5)
             case _:
                 return cls()

@@ -14,8 +14,7 @@ WHILE_RUNNING = Goal(1.01)
 AT_END = 1.0
 """Seconds that a run's end may take longer than with a live collector."""
 LATER = "503"
-FLUSH_TIMEOUT = 5.0
-"""Seconds, the connector's default. A collector that answers 503 is alive: the run's end waits for it all that time."""
+"""Such a collector is alive: the run's end waits for it during the whole `flush_timeout`."""
 LIVE = "live"
 
 
@@ -26,10 +25,11 @@ def rows(scale: Scale) -> Iterator[Row]:
             found: dict[str, list[Answer]] = {kind: [] for kind in endpoints}
             for _ in range(scale.traced_rounds):
                 for kind, endpoint in endpoints.items():
-                    found[kind].append(ask(_runs.run, size=scale.run, protocol=protocol, endpoint=endpoint))
+                    run = {"size": scale.run, "protocol": protocol, "flush_timeout": scale.flush_timeout}
+                    found[kind].append(ask(_runs.run, endpoint=endpoint, **run))
         live = found.pop(LIVE)
         for kind, answers in found.items():
-            at_end = AT_END + FLUSH_TIMEOUT if kind == LATER else AT_END
+            at_end = AT_END + scale.flush_timeout if kind == LATER else AT_END
             yield from _rows(f"{kind}, {label}", answers, live, at_end)
 
 
