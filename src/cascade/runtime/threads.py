@@ -39,6 +39,16 @@ def start_thread(target: Callable[..., object], *args: Any, name: str) -> thread
     return thread
 
 
+def start_daemon(target: Callable[[], object], *, name: str) -> threading.Thread | None:
+    """Start a daemon thread and return it, or None if no thread can be started: the interpreter is shutting down."""
+    thread = threading.Thread(target=target, name=name, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:
+        return None
+    return thread
+
+
 _left_running: list[Callable[[], int]] = []
 
 

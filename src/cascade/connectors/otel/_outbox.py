@@ -23,7 +23,7 @@ FLUSH_TIMEOUT = 5.0  # seconds
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What one user of an outbox allows: bytes of memory, seconds of holding tasks back, seconds at the exit."""
+    """Bounds that one user of an outbox sets: bytes of memory, seconds of holding tasks back, seconds at the exit."""
 
     capacity: int
     hold_timeout: float
@@ -224,12 +224,10 @@ class Outbox:
         shared = self._shared
         if shared.is_closed:
             return "closed"
-        try:
-            if not shared.senders:
-                _sender.start(shared)
-                shared.owner = self
-        except RuntimeError:
-            return "the interpreter is shutting down"
+        if not shared.senders:
+            if not _sender.start(shared):
+                return "the interpreter is shutting down"
+            shared.owner = self
         if shared.store.add(entry):
             return ""
         refusal = shared.peer.reason or "more than fits in memory"

@@ -13,6 +13,7 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from cascade._loggers import get_logger
 from cascade.connectors import _lifetime
+from cascade.runtime.threads import start_daemon
 from cascade.telemetry.safe import error_text
 
 logger = get_logger("cascade.connectors.otel")
@@ -107,12 +108,8 @@ class ProviderFlush:
 
     def _ensure_thread(self) -> bool:
         if self._thread is None and self._ended < self._wanted:
-            thread = threading.Thread(target=self._flush_all, name="cascade-provider-flush", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:  # the interpreter is shutting down
-                return False
-            self._thread = thread
+            self._thread = start_daemon(self._flush_all, name="cascade-provider-flush")
+            return self._thread is not None
         return True
 
     def _flush_all(self) -> None:

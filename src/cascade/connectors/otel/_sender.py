@@ -4,14 +4,15 @@ One thread sends one batch after another; further ones join it while a peer answ
 """
 
 import threading
-from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 from cascade.connectors.otel import _outage, _store
 from cascade.connectors.otel._shared import Shared
 from cascade.connectors.otel._store import Flight
 from cascade.connectors.otel._transport import Reply, Transport, opened
 from cascade.connectors.otel._uninstrumented import uninstrumented
+from cascade.runtime.threads import start_daemon
 from cascade.telemetry.safe import error_text
 
 BATCH_MEMORY = 16 << 20  # bytes of memory, which become about a tenth on the wire
@@ -22,11 +23,12 @@ MAX_SENDERS = 4  # requests at once
 _SLOW_ANSWER = 0.02  # seconds; from there on the time of waiting is better spent on encoding the next batch
 
 
-def start(shared: Shared) -> None:
-    """Add a sending thread. Called with the lock held. Raises RuntimeError when the interpreter takes no more."""
-    sender = threading.Thread(target=_run, args=(shared,), name="cascade-otlp", daemon=True)
-    sender.start()
-    shared.senders.append(sender)
+def start(shared: Shared) -> bool:
+    """Add a sending thread. Called with the lock held. False while the interpreter shuts down."""
+    sender = start_daemon(partial(_run, shared), name="cascade-otlp")
+    if sender is not None:
+        shared.senders.append(sender)
+    return sender is not None
 
 
 def _run(shared: Shared) -> None:
@@ -69,8 +71,7 @@ def _call_for_help(shared: Shared) -> None:
     is_busy = shared.store.count >= shared.limits.batch_size and len(shared.store.flights) >= len(shared.senders)
     is_slow = shared.peer.latency > _SLOW_ANSWER and not shared.peer.is_in_trouble
     if is_busy and is_slow and len(shared.senders) < MAX_SENDERS:
-        with suppress(RuntimeError):  # at the interpreter's end
-            start(shared)
+        start(shared)
 
 
 def _due(shared: Shared) -> float:

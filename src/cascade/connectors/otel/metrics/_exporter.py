@@ -15,6 +15,7 @@ from cascade.connectors.otel._transport import Reply
 from cascade.connectors.otel._uninstrumented import uninstrumented
 from cascade.connectors.otel.metrics._destinations import Destination
 from cascade.connectors.otel.metrics._ledger import Ledger
+from cascade.runtime.threads import start_daemon
 from cascade.telemetry.safe import error_text
 
 logger = get_logger("cascade.connectors.otel")
@@ -139,13 +140,8 @@ class Exporter:
         if self._is_closed:
             return False
         if self._thread is None or not self._thread.is_alive():
-            thread = threading.Thread(target=self._run, name="cascade-metrics", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:  # the interpreter is shutting down
-                return False
-            self._thread = thread
-        return True
+            self._thread = start_daemon(self._run, name="cascade-metrics")
+        return self._thread is not None
 
     def _wait(self, flush: "Flush", limit: float) -> None:
         with self._changed:
