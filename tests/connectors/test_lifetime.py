@@ -1,4 +1,4 @@
-"""What happens to the watched objects of a process at a fork and at the exit."""
+"""Watched objects at a fork and at the exit of their process."""
 
 import os
 import subprocess

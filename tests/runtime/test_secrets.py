@@ -275,7 +275,7 @@ def test_a_name_of_a_secret_hides_no_warning_about_it() -> None:
 
 @contextmanager
 def lines(name: str) -> Iterator[list[str]]:
-    """What a handler of the program prints of the records of a logger."""
+    """The output of a handler of the program for the records of a logger."""
     printed: list[str] = []
 
     class Printing(logging.Handler):

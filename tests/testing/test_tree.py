@@ -111,7 +111,7 @@ def _environment_of_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def shown_in_a_terminal(columns: int, **environment: str) -> list[str]:
-    """What the program prints in a terminal of that width."""
+    """The output of the program in a terminal of that width."""
     try:
         ours, theirs = pty.openpty()
     except OSError as error:  # a chroot without /dev/pts

@@ -33,7 +33,7 @@ Sent = dict[str, str]
 
 
 def sent() -> Sent:
-    """What a client in this place would send."""
+    """The headers that a client called at this point sends."""
     carrier: Sent = {}
     propagate.inject(carrier)
     return carrier

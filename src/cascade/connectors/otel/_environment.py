@@ -54,7 +54,7 @@ _reported: set[tuple[str, str]] = set()
 
 
 class Problem(NamedTuple):
-    """A value of a variable that has no effect, or another effect than the variable's documentation says."""
+    """A value of a variable that is ignored or replaced, with the message of its warning."""
 
     variable: str
     value: str

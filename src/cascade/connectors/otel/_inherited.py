@@ -15,7 +15,7 @@ from cascade.telemetry.identity import SpanRef
 
 @dataclass(frozen=True, slots=True)
 class Inherited:
-    """What a run inherits from its caller.
+    """OpenTelemetry context of a run's caller.
 
     `context` has the caller's baggage and other values; no span is current in it, and no task. Samplers and span
     processors get it with the spans of the run. `span` is the caller's current span, or None. `baggage` comes from

@@ -28,7 +28,7 @@ SPANS = Items()
 
 
 class Outage:
-    """What has been logged of one outage: from the flush that ends with undelivered items until these are counted.
+    """Log state of one outage. It begins with a flush that leaves items undelivered and ends when these are counted.
 
     Guarded by the outbox's lock, but for `log`.
     """

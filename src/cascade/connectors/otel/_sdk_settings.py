@@ -108,9 +108,9 @@ def _given(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _detected(environ: Mapping[str, str]) -> Resource:
-    """What the configured detectors of the SDK find, without its defaults for the service.
+    """Attributes that the configured detectors of the SDK find, without its defaults for the service.
 
-    `Resource.create` needs a thread pool, which does not start while the interpreter shuts down: without it, nothing.
+    Empty while the interpreter shuts down: `Resource.create` needs a thread pool, which does not start then.
     """
     if not _environment.value(environ, _DETECTORS):
         return Resource.get_empty()
