@@ -17,6 +17,7 @@ from cascade.telemetry.wire import (
     parse_timestamp,
     received,
     timestamp,
+    with_expiry,
 )
 from tests.telemetry.strategies import bodies, headers
 
@@ -112,3 +113,48 @@ def test_what_comes_in_and_cannot_be_read_says_why(data: bytes, why: str) -> Non
 def test_whatever_comes_in_is_an_object_or_unreadable(data: bytes) -> None:
     found = received(data)
     assert (found == {}) is (data == b"" or isinstance(found, Unreadable))
+
+
+PAUSE = {"type": "pause"}
+
+
+@pytest.mark.parametrize(
+    ("payload", "wanted"),
+    [
+        (PAUSE, 1060.0),
+        (PAUSE | {"expires_at": None}, 1060.0),
+        (PAUSE | {"expires_at": 2000}, 1060.0),
+        (PAUSE | {"expires_at": 1e11}, 1060.0),
+        (PAUSE | {"expires_at": 1059.5}, 1059.5),
+        (PAUSE | {"expires_at": 1060}, 1060.0),
+        (PAUSE | {"expires_at": 0}, 0),
+    ],
+    ids=str,
+)
+def test_the_message_expiry_lowers_the_end_of_a_constraint(payload: dict[str, Any], wanted: float) -> None:
+    before = dict(payload)
+    assert with_expiry(payload, 60, 1000.0) == before | {"expires_at": wanted}
+    assert payload == before
+
+
+@pytest.mark.parametrize(
+    "expires_at", [True, "1000", [], -1, 1_795_790_835_000, 1e12, float("inf"), float("nan"), 10**400]
+)
+def test_an_invalid_end_stays_as_it_is_so_that_it_is_refused(expires_at: Any) -> None:
+    payload = PAUSE | {"expires_at": expires_at}
+    assert with_expiry(payload, 60, 1000.0) is payload
+
+
+@pytest.mark.parametrize("data", [b"", b"nonsense", b"{}", b"[1]"])
+def test_a_message_without_a_payload_gets_no_end(data: bytes) -> None:
+    payload = received(data)
+    assert with_expiry(payload, 60, 1000.0) is payload
+
+
+def test_other_faults_stay_as_they_are() -> None:
+    assert with_expiry({"type": 7, "else": 1}, 0, 1000.0) == {"type": 7, "else": 1, "expires_at": 1000.0}
+
+
+def test_a_byte_order_mark_is_ignored() -> None:
+    assert received(b"\xef\xbb\xbf" + b'{"type": "pause"}') == PAUSE
+    assert isinstance(received('{"type": "pause"}'.encode("utf-16")), Unreadable)

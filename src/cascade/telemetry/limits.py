@@ -16,6 +16,8 @@ MAX_CONTROL_EVENTS = 64
 """What became of constraints, in a run's last message and on its span: half of the SDK's default limit of events."""
 MAX_LATER_ERRORS = 20
 """Errors after the first one, in a run's last message and on its span, such as those of teardowns."""
+MAX_TIME = 1e11
+"""Unix seconds until the year 5138; a time in milliseconds is beyond it."""
 MAX_MESSAGE_BYTES = 256 * 1024
 """The strictest broker in wide use (AWS IoT takes 128 KiB, Azure Event Grid 512 KiB) splits here or nearby."""
 

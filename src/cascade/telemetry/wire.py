@@ -10,6 +10,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from cascade.spec.telemetry import Body, ControlEvent, Header, LifecycleEvent, ResourceEvent, TaskStateEvent
+from cascade.telemetry.limits import MAX_TIME
 
 VERSION = "1.0"
 BODIES: dict[str, type[Any]] = {c.__name__: c for c in (LifecycleEvent, TaskStateEvent, ResourceEvent, ControlEvent)}
@@ -156,16 +157,17 @@ class Unreadable(dict[str, Any]):
 
 
 def received(data: bytes) -> dict[str, Any]:
-    """What a connector hands on of a message that came in; never raises.
+    """Decode an incoming message for a subscriber's callback; never raises.
 
-    An empty message is an empty dict: it clears what was retained on its topic. What cannot be read is `Unreadable`.
+    An empty message is an empty dict: it clears the constraint of its topic. A message that is no JSON object in UTF-8,
+    with or without a byte order mark, is `Unreadable`.
     """
     if not data:
         return {}
     if len(data) > MAX_RECEIVED_BYTES:
         return Unreadable(f"it has {len(data):,} bytes, more than {MAX_RECEIVED_BYTES:,}")
     try:
-        payload = json.loads(data.decode(), parse_constant=_no_number)
+        payload = json.loads(data.decode("utf-8-sig"), parse_constant=_no_number)  # RFC 8259, 8.1: a BOM may be ignored
     except UnicodeDecodeError:
         return Unreadable("it is not in UTF-8")
     except RecursionError:
@@ -175,6 +177,29 @@ def received(data: bytes) -> dict[str, Any]:
     if not isinstance(payload, dict):
         return Unreadable(f"it must be a JSON object, not {type(payload).__name__}")
     return payload or Unreadable("it is an empty object; to clear a constraint, send an empty message")
+
+
+def with_expiry(payload: dict[str, Any], seconds: float, now: float) -> dict[str, Any]:
+    """Return a control payload that ends when the MQTT message that brought it expires.
+
+    The result is a copy with `expires_at` set to `now + seconds`, or the payload itself if it ends earlier, is empty
+    (it clears a constraint), or is invalid. Other faults of the payload stay as they are, so that the refusal names them.
+
+    Args:
+        payload: The decoded message.
+        seconds: Its Message Expiry Interval as received: brokers subtract the time for which they held the message.
+        now: Unix seconds at which the message was received.
+    """
+    given = payload.get("expires_at")
+    ends = now + seconds
+    if not payload or (given is not None and not _is_later(given, ends)):
+        return payload
+    return {**payload, "expires_at": ends}
+
+
+def _is_later(given: Any, ends: float) -> bool:
+    """True if `given` is a valid time after `ends`."""
+    return isinstance(given, (int, float)) and not isinstance(given, bool) and ends < given <= MAX_TIME
 
 
 def _no_number(name: str) -> Any:

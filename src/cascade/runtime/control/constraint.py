@@ -1,14 +1,15 @@
-"""A constraint, and how one is read from a topic and a payload: pure, and whatever is wrong with them has a reason."""
+"""Constraints, and pure functions that read them from a topic and a payload. Invalid input is refused with a reason."""
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import translate
 from typing import Any, Literal, get_args
 from urllib.parse import unquote
 
-from cascade.telemetry.limits import MAX_NAME_BYTES
+from cascade.telemetry.limits import MAX_NAME_BYTES, MAX_TIME
 from cascade.telemetry.safe import masked, masked_name, text
 from cascade.telemetry.wire import Unreadable
 
@@ -17,15 +18,24 @@ ScopeKind = Literal["global", "run", "task"]
 MAX_COUNT = 1_000_000
 """Of tasks at once, of starts in a second, of starts in a burst: beyond it there is nothing to limit."""
 MAX_CAPACITY = 1e12
-MAX_TIME = 1e11
-"""Unix seconds until the year 5138; a time in milliseconds is beyond it."""
+MAX_NAME = 256
+"""Characters of an id or of a resource's name. JSON Schema counts characters, not bytes."""
 BURST_SECONDS = 0.05
 """A rate without a burst is even: what a twentieth of a second brings may come at once, since timers are no better."""
 
 _UNITS = {"s": 1, "m": 60, "h": 3600}
-RATE = r"\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*/\s*([smh])\s*"
-"""A whole number or a fraction for each second, minute or hour: `10/s`, `2.5/m`."""
+_BLANK = r"[ \t\r\n]*"
+_NUMBERS = {
+    "s": r"0{0,3}[0-9]{1,6}(\.[0-9]{1,9})?|0{0,2}1000000(\.0{1,9})?",
+    "m": r"0?[0-5]?[0-9]{1,7}(\.[0-9]{1,9})?|0?60000000(\.0{1,9})?",
+    "h": r"[0-9]{1,9}(\.[0-9]{1,9})?",
+}
+"""Numbers of up to 9 digits, with up to 9 more after the point, that are at most `MAX_COUNT` per second."""
+RATE = _BLANK + "(" + "|".join(f"({number}){_BLANK}/{_BLANK}{unit}" for unit, number in _NUMBERS.items()) + ")" + _BLANK
+"""A whole number or a fraction per second, minute or hour: `10/s`, `2.5/m`. The syntax is common to Python and ECMA-262."""
+ZERO_RATE = r"^[ \t\r\n0.]*/"
 _RATE = re.compile(RATE)
+_KEYS = ("type", "params", "id", "expires_at")
 _SHOWN = 60
 
 
@@ -124,10 +134,16 @@ def parse_topic(topic: str, prefix: str) -> tuple[Scope, str]:
 
 
 def parse_constraint(scope: Scope, kind: str, payload: Mapping[str, Any]) -> Constraint:
-    """The constraint that a message is.
+    """Return the constraint that a message contains.
+
+    Args:
+        scope: The scope of the message's topic.
+        kind: The type of the message's topic.
+        payload: The JSON object of the message. It is valid if the JSON Schema of constraints accepts it, its type is
+            that of the topic, and the type exists for the scope.
 
     Raises:
-        RefusedError: It is none, naming the value and what would be one.
+        RefusedError: The message is invalid. The text names the value and what is allowed.
     """
     if isinstance(payload, Unreadable):
         raise RefusedError(payload.reason)
@@ -138,6 +154,7 @@ def parse_constraint(scope: Scope, kind: str, payload: Mapping[str, Any]) -> Con
         raise RefusedError(f"the topic's type {_shown(kind)} is unknown: choose from {', '.join(_READERS)}")
     if payload.get("type") != kind:
         raise RefusedError(f"type {_shown(payload.get('type'))} does not agree with the topic's, {kind!r}")
+    _check_keys(payload)
     params = payload.get("params")
     if not isinstance(params, dict) and not (params is None and kind == "pause"):
         raise RefusedError(f"params must be an object, got {_shown(params)}")
@@ -169,10 +186,11 @@ def _pause(scope: Scope, own_id: str, expires_at: float | None, params: dict[str
 
 def _concurrency(scope: Scope, own_id: str, expires_at: float | None, params: dict[str, Any]) -> Concurrency:
     _only(params, "limit")
-    limit = params.get("limit")
-    if type(limit) is not int or not 1 <= limit <= MAX_COUNT:
+    given = params.get("limit")
+    limit = _integer(given)
+    if limit is None or not 1 <= limit <= MAX_COUNT:
         raise RefusedError(
-            f"limit must be an integer from 1 to {MAX_COUNT:,}, got {_shown(limit)}; use pause to stop all tasks"
+            f"limit must be an integer from 1 to {MAX_COUNT:,}, got {_shown(given)}; use pause to stop all tasks"
         )
     return Concurrency(scope, own_id, expires_at, limit)
 
@@ -180,9 +198,8 @@ def _concurrency(scope: Scope, own_id: str, expires_at: float | None, params: di
 def _rate_limit(scope: Scope, own_id: str, expires_at: float | None, params: dict[str, Any]) -> RateLimit:
     _only(params, "rate", "burst")
     given: Any = params.get("rate")
-    found = _RATE.fullmatch(given) if isinstance(given, str) else None
-    rate = float(found[1]) / _UNITS[found[2]] if found else 0.0
-    if not found or not 0 < rate <= MAX_COUNT:
+    rate = _rate(given)
+    if not rate:
         raise RefusedError(
             f"rate must be like '10/s', '2.5/m' or '1/h', above zero and up to {MAX_COUNT:,}/s, got {_shown(given)}"
         )
@@ -200,8 +217,8 @@ def _capacity(scope: Scope, own_id: str, expires_at: float | None, params: dict[
         raise RefusedError("a resource belongs to all tasks: use the scope global or run/{run_id}")
     name: Any = params.get("name")
     capacity: Any = params.get("capacity")
-    if not isinstance(name, str) or not name or len(name.encode("utf-8", "replace")) > MAX_NAME_BYTES:
-        raise RefusedError(f"name must be a resource's name, up to {MAX_NAME_BYTES} bytes, got {_shown(name)}")
+    if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME:
+        raise RefusedError(f"name must be a resource's name, up to {MAX_NAME} characters, got {_shown(name)}")
     if not _is_number(capacity) or not 0 <= capacity <= MAX_CAPACITY:
         raise RefusedError(f"capacity must be a number from 0 to {MAX_CAPACITY:g}, got {_shown(capacity)}")
     return Capacity(scope, own_id, expires_at, name, float(capacity))
@@ -235,8 +252,8 @@ def _decoded(level: str) -> str:
 
 
 def _id(value: Any) -> str:
-    if not isinstance(value, str) or len(value.encode("utf-8", "replace")) > MAX_NAME_BYTES:
-        raise RefusedError(f"id must be a string of up to {MAX_NAME_BYTES} bytes, got {_shown(value)}")
+    if not isinstance(value, str) or len(value) > MAX_NAME:
+        raise RefusedError(f"id must be a string of up to {MAX_NAME} characters, got {_shown(value)}")
     return text(value, MAX_NAME_BYTES)
 
 
@@ -254,10 +271,41 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int) or math.isfinite(value)
 
 
+def _integer(value: Any) -> int | None:
+    """The integer that a JSON number is: `4.0` and `4e0` are integers too (JSON Schema, 6.1.1). None for all else."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    return value if type(value) is int else None
+
+
+def _rate(value: Any) -> float:
+    """Starts per second; 0 for a value that is no rate."""
+    if not isinstance(value, str) or not _RATE.fullmatch(value):
+        return 0.0
+    number, unit = value.split("/")
+    return float(number) / _UNITS[unit.strip()]
+
+
+def _check_keys(payload: Mapping[str, Any]) -> None:
+    if not payload.keys() <= set(_KEYS):
+        key = _first_unknown(payload, _KEYS)
+        raise RefusedError(f"the key {_shown(key)} is unknown{_hint(key, _KEYS)}: allowed are {', '.join(_KEYS)}")
+
+
 def _only(params: Mapping[str, Any], *known: str) -> None:
-    if unknown := set(params).difference(known):
+    if not params.keys() <= set(known):
+        key = _first_unknown(params, known)
         takes = f"takes {' and '.join(known)}" if known else "takes none"
-        raise RefusedError(f"params has {_shown(min(unknown))}: this type {takes}")
+        raise RefusedError(f"params has {_shown(key)}: this type {takes}{_hint(key, known)}")
+
+
+def _first_unknown(found: Mapping[str, Any], known: Sequence[str]) -> Any:
+    return min((key for key in found if key not in known), key=repr)
+
+
+def _hint(key: Any, known: Sequence[str]) -> str:
+    near = get_close_matches(str(key)[:_SHOWN].lower(), known, 1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def _shown(value: Any) -> str:

@@ -1,22 +1,30 @@
-"""Write the JSON Schema of the constraints that come in; with `--check`, fail if the file is not current.
+"""Write the JSON Schema of constraints; with `--check`, fail if the file is not current.
 
-What it cannot say, and `parse_constraint` refuses all the same: an id or a resource's name has at most 256 *bytes*, a
-rate is at most 1,000,000 a second, and a limit is written without a fraction (`4`, not `4.0`). The topic has its own say:
-its type must agree, and a resource has no scope `task`.
+`parse_constraint` accepts exactly the payloads that the schema accepts. The topic is outside the schema: its type must
+be that of the payload, and a resource has no scope `task`.
 """
 
 from dataclasses import fields
 from typing import Any, get_type_hints
 
-from cascade.runtime.control.constraint import MAX_CAPACITY, MAX_COUNT, MAX_TIME, RATE, TYPES, Constraint, Pause
-from cascade.telemetry.limits import MAX_NAME_BYTES
+from cascade.runtime.control.constraint import (
+    MAX_CAPACITY,
+    MAX_COUNT,
+    MAX_NAME,
+    RATE,
+    TYPES,
+    ZERO_RATE,
+    Constraint,
+    Pause,
+)
+from cascade.telemetry.limits import MAX_TIME
 from cascade.telemetry.schema.generate import DIALECT, schema_of, write
 from cascade.telemetry.wire import VERSION
 
-# What is on the wire of a field, by name; those that are not here are made by the parser.
+# The wire form of each field, by name. The parser computes the fields that are not listed.
 _COMMON: dict[str, dict[str, Any]] = {
     "id": {
-        "maxLength": MAX_NAME_BYTES,
+        "maxLength": MAX_NAME,
         "description": "All messages about the constraint contain it. Default: the type.",
     },
     "expires_at": {
@@ -28,7 +36,7 @@ _PARAMS: dict[str, dict[str, Any]] = {
     "rate": {
         "type": "string",
         "pattern": f"^{RATE}$",
-        "not": {"pattern": r"^[\s0.]*/"},
+        "not": {"pattern": ZERO_RATE},
         "description": f"Starts per second, minute or hour: above zero, at most {MAX_COUNT:,} per second.",
         "examples": ["10/s", "2.5/m", "1/h"],
     },
@@ -36,7 +44,7 @@ _PARAMS: dict[str, dict[str, Any]] = {
         "anyOf": [{"type": "number", "minimum": 1, "maximum": MAX_COUNT}, {"type": "null"}],
         "description": "Number of tasks that may start at once after a time without starts.",
     },
-    "name": {"type": "string", "minLength": 1, "maxLength": MAX_NAME_BYTES},
+    "name": {"type": "string", "minLength": 1, "maxLength": MAX_NAME},
     "capacity": {"type": "number", "minimum": 0, "maximum": MAX_CAPACITY},
 }
 _OPTIONAL = {"burst"}
@@ -65,6 +73,7 @@ def _of(kind: type[Constraint]) -> dict[str, Any]:
             **_common(),
             "params": {"anyOf": [params, {"type": "null"}]} if kind is Pause else params,
         },
+        "additionalProperties": False,
     }
 
 
