@@ -325,6 +325,7 @@ class TaskExecution:
             if self.permit is not None and not self.permit.try_acquire():
                 await self._give_back()  # a blocked task releases its resources
                 await self._obtain()
+                self._emit(TaskExecutionStarted, start_ns=self.run.clock.now_ns(), attempt=self.attempt + 1)
         except (Exception, asyncio.CancelledError) as stopped:
             self._finish(0, start_ns, stopped)
             raise

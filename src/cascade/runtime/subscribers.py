@@ -117,6 +117,8 @@ class HumanReadableLogSubscriber:
         self._messages.error("run.still_stopping", work=", ".join(shown) + more)
 
     def on_task_started(self, event: TaskExecutionStarted) -> None:
+        if event.attempt > 1:  # the message about the retry has announced the attempt
+            return
         self._info(event)("task.started", **_who(event))
 
     def on_task_finished(self, event: TaskExecutionFinished) -> None:

@@ -8,7 +8,8 @@ out of `metadata`.
     PENDING: `reason` (resource, paused, concurrency, rate_limit, telemetry, executor, retry); for a retry also `attempt` (the
     attempt that failed), `max_attempts`, `delay_ms`, `start_ns` and `end_ns` of that attempt, `span_id` (the attempt's
     span), `exception`; held back by control also `constraint`.
-    RUNNING: `start_ns`, `attempt` (1, 2, …, with a retry policy), `map_size` for a map.
+    RUNNING: `start_ns`, `attempt` (1, 2, …, with a retry policy), `map_size` for a map. An attempt after the first has
+    one only if the task was held back again after the delay of the retry; otherwise it starts at `end_ns` + `delay_ms`.
     COMPLETED, FAILED, SKIPPED stand alone: `start_ns`, `end_ns`, `result` (success, failure, timeout, cancellation,
     skip), `reason` of a skip, `function` (module and qualified name), `links` (a list of `{"trace_id", "span_id"}` and
     `tracestate`, at most 128; a link into the message's own trace has the message's tracestate), `link_count` (how many there really are), `map_size`, `exception`, `waits`, and with a retry policy
@@ -28,6 +29,8 @@ and `constraint` if control was the reason. A `constraint` is `{"scope", "type",
 `{"action", "scope", "type", "id", "reason", "params", "time_ns"}`. One of `attempts` is `{"attempt", "span_id", "start_ns", "end_ns", "result"}` and `exception` if it failed. One of
 `parts` is a trace of its own, for the children from number `first` to `last`: `{"part", "trace_id", "span_id", "first",
 "last", "start_ns", "end_ns"}`, where the ids are those of its root.
+
+`RetainedRunState` is a message by itself, on a topic of its own. It summarizes the messages of a run so far.
 """
 
 from dataclasses import dataclass, field
@@ -35,6 +38,7 @@ from typing import Any, Literal
 
 LifecycleName = Literal["ENGINE_STARTED", "ENGINE_STOPPED"]
 RunStatus = Literal["Succeeded", "Failed", "Cancelled"]
+RunStateStatus = Literal["running", "success", "failure", "error", "timeout", "cancellation"]
 TaskState = Literal["PENDING", "RUNNING", "COMPLETED", "FAILED", "SKIPPED"]
 ResourceAction = Literal["ACQUIRE", "RELEASE"]
 ControlAction = Literal["APPLIED", "REFUSED", "EXPIRED", "CLEARED"]
@@ -111,6 +115,74 @@ class ControlEvent:
     reason: str | None = None
     params: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActiveTask:
+    """A task, a map as a whole, or an item of a map, in a `RetainedRunState`. A field that is None is left out.
+
+    `start_time` is the start of the task or attempt, or of the wait. A waiting task has a `reason`, as PENDING has, and
+    the `constraint` that holds it back: `{"scope", "type", "id"}`. `attempt` is the attempt that runs, or that failed.
+    `end_time` is the end of the delay of a retry.
+    """
+
+    task_id: str
+    task_name: str
+    kind: Literal["task", "map"] = "task"
+    start_time: str
+    reason: str | None = None
+    constraint: dict[str, str] | None = None
+    attempt: int | None = None
+    end_time: str | None = None
+    map_id: str | None = None
+    map_index: int | None = None
+    map_size: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LastError:
+    """The last error of a run: of an attempt of a task, of a resource, or of the run. A field that is None is left out.
+
+    `type` is that of the exception. A cancelled run has `cancellation`, and the reason as `message`.
+    """
+
+    type: str
+    message: str
+    time: str
+    task_id: str | None = None
+    task_name: str | None = None
+    map_index: int | None = None
+    resource_name: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetainedRunState:
+    """The state of a run after its message `seq`. Times are in the form of `ts`, the time of that message.
+
+    `tasks` is the number of tasks that are known so far, items of started maps included. `counts` are numbers of tasks by
+    state: `pending` and `running` at this time; `completed`, `failed`, `cancelled` and `skipped` since the start.
+    `running` and `waiting` list the first tasks of `running` and `pending`; items of maps are last. `status` is
+    `running`, and at the end the result of the run.
+    """
+
+    run_id: str
+    ts: str
+    seq: int
+    org_id: str
+    project_id: str
+    source: str
+    trace_id: str
+    target: str
+    status: RunStateStatus
+    start_time: str
+    end_time: str | None = None
+    duration_ms: float | None = None
+    tasks: int
+    counts: dict[str, int]
+    running: tuple[ActiveTask, ...] = ()
+    waiting: tuple[ActiveTask, ...] = ()
+    last_error: LastError | None = None
+    v: str = "1.0"
 
 
 Body = LifecycleEvent | TaskStateEvent | ResourceEvent | ControlEvent

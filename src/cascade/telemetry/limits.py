@@ -18,6 +18,8 @@ MAX_LATER_ERRORS = 20
 """Errors after the first one, in a run's last message and on its span, such as those of teardowns."""
 MAX_TIME = 1e11
 """Unix seconds until the year 5138; a time in milliseconds is beyond it."""
+MAX_LISTED_TASKS = 20
+"""Running tasks, and waiting tasks, that a run's retained state lists: one screen of a dashboard."""
 MAX_MESSAGE_BYTES = 256 * 1024
 """The strictest broker in wide use (AWS IoT takes 128 KiB, Azure Event Grid 512 KiB) splits here or nearby."""
 

@@ -131,6 +131,11 @@ def events_topic(org_id: str, project_id: str, run_id: str) -> str:
     return f"cascade/telemetry/{org_id}/{project_id}/{run_id}/events"
 
 
+def state_topic(org_id: str, project_id: str, run_id: str) -> str:
+    """The topic of a run's retained state."""
+    return f"cascade/telemetry/{org_id}/{project_id}/{run_id}/state"
+
+
 def status_topic(org_id: str, project_id: str, source: str) -> str:
     """Where a process says whether it is there."""
     return f"cascade/status/{org_id}/{project_id}/{source}"

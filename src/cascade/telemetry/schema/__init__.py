@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent
-NAMES = ("message", "LifecycleEvent", "TaskStateEvent", "ResourceEvent", "ControlEvent", "control")
+NAMES = ("message", "LifecycleEvent", "TaskStateEvent", "ResourceEvent", "ControlEvent", "state", "control")
 
 
 def load(name: str = "message") -> dict[str, Any]:
-    """A schema by name: "message" for what goes out, or a body's type; "control" for a constraint that comes in.
+    """A schema by name: "message" for what goes out, or a body's type; "state" for a run's retained state; "control" for a constraint that comes in.
 
     Raises:
         ValueError: There is none of that name.

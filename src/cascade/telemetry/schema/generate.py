@@ -2,12 +2,13 @@
 
 import json
 import sys
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from cascade.spec.telemetry import ControlAction, Header
+from cascade.spec.telemetry import ActiveTask, ControlAction, Header, LastError, RetainedRunState
 from cascade.telemetry.identity import MAX_TRACESTATE
+from cascade.telemetry.limits import MAX_LISTED_TASKS
 from cascade.telemetry.schema import FOLDER
 from cascade.telemetry.wire import BODIES, VERSION
 
@@ -18,6 +19,7 @@ _SPAN_ID, _TRACE_ID = {"type": "string", "pattern": "^[0-9a-f]{16}$"}, {"type": 
 _TRACESTATE = {"type": "string", "minLength": 1, "maxLength": MAX_TRACESTATE}
 _COUNT, _NANOSECONDS = {"type": "integer", "minimum": 0}, {"type": "integer", "minimum": 0}
 _TEXT = {"type": "string"}
+_TIMESTAMP = {"type": "string", "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z$"}
 _RESULT = {"enum": ["success", "failure", "error", "timeout", "cancellation", "skip"]}
 
 
@@ -46,7 +48,7 @@ _WINDOW = {"start_ns": _NANOSECONDS, "end_ns": _NANOSECONDS}
 # What a dataclass cannot say of a header field.
 _HEADER_DETAILS: dict[str, dict[str, Any]] = {
     "v": {"type": "string", "pattern": r"^1\.[0-9]+$"},
-    "ts": {"type": "string", "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z$"},
+    "ts": _TIMESTAMP,
     "seq": _COUNT,
     "trace_id": _TRACE_ID,
     "span_id": _SPAN_ID,
@@ -123,7 +125,50 @@ def schemas() -> dict[str, dict[str, Any]]:
         "properties": {**header, "body": {"oneOf": [{"$ref": f"#/$defs/{name}"} for name in bodies]}},
         "$defs": {name: {k: v for k, v in body.items() if not k.startswith("$")} for name, body in bodies.items()},
     }
-    return {"message": message, **bodies}
+    return {"message": message, **bodies, "state": _state()}
+
+
+def _state() -> dict[str, Any]:
+    """The schema of a run's retained state."""
+    listed = {"type": "array", "maxItems": MAX_LISTED_TASKS, "items": {"$ref": "#/$defs/ActiveTask"}}
+    state = _part(
+        RetainedRunState,
+        counts=_object(list(_COUNTS), **dict.fromkeys(_COUNTS, _COUNT)),
+        running=listed,
+        waiting=listed,
+        end_time={"anyOf": [_TIMESTAMP, {"type": "null"}]},
+        duration_ms=schema_of(float | None),
+        last_error={"anyOf": [{"$ref": "#/$defs/LastError"}, {"type": "null"}]},
+    )
+    parts = {kind.__name__: _part(kind) for kind in (ActiveTask, LastError)}
+    return {"$schema": DIALECT, "$id": f"{_URN}:state", **state, "required": list(state["properties"]), "$defs": parts}
+
+
+_COUNTS = ("pending", "running", "completed", "failed", "cancelled", "skipped")
+# Details of fields of the state that a dataclass does not have, beside those of the header.
+_STATE_DETAILS: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("start_time", "end_time", "time"), _TIMESTAMP),
+    **dict.fromkeys(("tasks", "map_index", "map_size"), _COUNT),
+    "attempt": {"type": "integer", "minimum": 1},
+    "constraint": _CONSTRAINT,
+}
+
+
+def _part(kind: type[Any], **details: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a dataclass of the state. A field whose default is None is left out instead of null."""
+    hints, known = get_type_hints(kind), _HEADER_DETAILS | _STATE_DETAILS | details
+    plain = {
+        name: (schema_of(hint).get("anyOf") or [schema_of(hint)])[0]
+        for name, hint in hints.items()
+        if name not in known
+    }
+    return {
+        "title": kind.__name__,
+        "description": (kind.__doc__ or "").partition("\n")[0],
+        "type": "object",
+        "required": [field.name for field in fields(kind) if field.default is MISSING],
+        "properties": {name: known.get(name) or plain[name] for name in hints},
+    }
 
 
 def _body(name: str, kind: type[Any]) -> dict[str, Any]:

@@ -1,0 +1,225 @@
+"""The state of a run, folded from its messages: `RetainedRunState` for subscribers that come late."""
+
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from itertools import chain, islice
+from typing import Any
+
+from cascade.spec.telemetry import ActiveTask, LastError, RetainedRunState, RunStateStatus
+from cascade.telemetry.limits import MAX_LISTED_TASKS
+from cascade.telemetry.wire import timestamp
+
+_Task = tuple[str, Mapping[str, Any]]
+"""The name of a task, and metadata of the message that describes it."""
+_Tasks = dict[str, _Task]
+"""By id of the task, in the order of their messages."""
+
+_ENDS = {"COMPLETED": "completed", "SKIPPED": "skipped"}
+_COUNTED = ("completed", "failed", "cancelled", "skipped")
+
+
+class RunStateFold:
+    """Folds the messages of one run, in their order, into its state.
+
+    `add` takes about a microsecond, whatever the size of the run. The memory grows with the number of tasks that run or
+    wait at the same time. Both methods may be called from any thread.
+    """
+
+    def __init__(self, started: Mapping[str, Any]) -> None:
+        """`started` is the payload of the run's first message, ENGINE_STARTED."""
+        metadata = started["body"]["metadata"]
+        self._first = self._last = started
+        self._lock = threading.Lock()
+        self._target: str = metadata.get("target", "")
+        self._start_ns: int = metadata.get("start_ns", 0)
+        self._tasks = sum(metadata.get("tasks", {}).values())
+        self._ended = dict.fromkeys(_COUNTED, 0)
+        self._running: tuple[_Tasks, _Tasks] = ({}, {})
+        self._waiting: tuple[_Tasks, _Tasks] = ({}, {})
+        self._last_error: LastError | None = None
+        self._first_failure: LastError | None = None
+        self._end: Mapping[str, Any] | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run has ended."""
+        return self._end is not None
+
+    def add(self, payload: Mapping[str, Any]) -> None:
+        """Fold the next message of the run."""
+        body = payload["body"]
+        with self._lock:
+            self._last = payload
+            if "task_id" in body:
+                self._add_task(body, payload["ts"])
+            elif "resource_name" in body:
+                if "exception" in body["metadata"]:
+                    self._fail(body, payload["ts"])
+            elif body.get("event") == "ENGINE_STOPPED":
+                self._stop(body, payload["ts"])
+
+    def state(self, now_ns: int, listed: int = MAX_LISTED_TASKS) -> RetainedRunState:
+        """The state at a time in nanoseconds since the Unix epoch. It lists at most `listed` running and waiting tasks."""
+        with self._lock:
+            self._end_delays(now_ns)
+            head, end = self._first, self._end
+            active = {"pending": _count(self._waiting), "running": _count(self._running)}
+            metadata: Mapping[str, Any] = {} if end is None else end["metadata"]
+            status: RunStateStatus = "running" if end is None else metadata.get("result") or _RESULTS[end["status"]]
+            return RetainedRunState(
+                run_id=head["run_id"],
+                ts=self._last["ts"],
+                seq=self._last["seq"],
+                org_id=head["org_id"],
+                project_id=head["project_id"],
+                source=head["source"],
+                trace_id=head["trace_id"],
+                target=self._target,
+                status=status,
+                start_time=timestamp(self._start_ns),
+                end_time=None if end is None else timestamp(metadata.get("end_ns", 0)),
+                duration_ms=None if end is None else end["duration_ms"],
+                tasks=self._tasks,
+                counts=active | {name: self._ended[name] for name in _COUNTED},
+                running=tuple(_listed(self._running, listed)),
+                waiting=tuple(_listed(self._waiting, listed)),
+                last_error=self._last_error,
+            )
+
+    def next_change_ns(self) -> int | None:
+        """The time of the next change that no message reports, in nanoseconds since the epoch: the delay of a retry ends."""
+        with self._lock:
+            ends = [metadata["until_ns"] for _, metadata in _all(self._waiting) if "until_ns" in metadata]
+        return min(ends, default=None)
+
+    def _add_task(self, body: Mapping[str, Any], ts: str) -> None:
+        metadata, task_id, state = body["metadata"], body["task_id"], body["state"]
+        is_item = "map_id" in metadata
+        running, waiting = self._running[is_item], self._waiting[is_item]
+        if state == "RUNNING":
+            if waiting:
+                waiting.pop(task_id, None)
+            running[task_id] = (body["task_name"], metadata)
+            if "map_size" in metadata:
+                self._tasks += metadata["map_size"]
+        elif state == "PENDING":
+            running.pop(task_id, None)
+            if metadata.get("reason") == "retry":
+                self._fail(body, ts)
+                metadata = _delay(metadata)
+            waiting[task_id] = (body["task_name"], metadata)
+        else:
+            if running.pop(task_id, None) is None:
+                waiting.pop(task_id, None)
+            if state == "FAILED":
+                self._end_failed(body, ts)
+            else:
+                self._ended[_ENDS[state]] += 1
+
+    def _end_failed(self, body: Mapping[str, Any], ts: str) -> None:
+        metadata = body["metadata"]
+        if metadata.get("result") == "cancellation":
+            self._ended["cancelled"] += 1
+        elif body["error"] is not None or metadata.get("kind") != "map":  # else the item's message reports the failure
+            self._ended["failed"] += 1
+            self._fail(body, ts)
+            self._first_failure = self._first_failure or self._last_error
+
+    def _end_delays(self, now_ns: int) -> None:
+        """The tasks whose retry is due run: no message reports the start of an attempt that only its delay held back."""
+        for running, waiting in zip(self._running, self._waiting, strict=True):
+            due = [id_ for id_, (_, metadata) in waiting.items() if metadata.get("until_ns", now_ns + 1) <= now_ns]
+            for task_id in due:
+                name, metadata = waiting.pop(task_id)
+                kept = {key: value for key, value in metadata.items() if key not in {"reason", "until_ns"}}
+                running[task_id] = (
+                    name,
+                    kept | {"attempt": metadata["attempt"] + 1, "start_ns": metadata["until_ns"]},
+                )
+
+    def _stop(self, body: Mapping[str, Any], ts: str) -> None:
+        self._end = body
+        for tasks in (*self._running, *self._waiting):
+            tasks.clear()
+        if "counts" in body["metadata"]:
+            self._ended |= body["metadata"]["counts"]
+        if body["error"] is None:
+            return
+        last = self._last_error
+        self._fail(body, ts)
+        for known in (self._first_failure, last):  # they name the task or the resource
+            if known and self._last_error and _is_same(known, self._last_error):
+                self._last_error = known
+                return
+
+    def _fail(self, body: Mapping[str, Any], ts: str) -> None:
+        metadata = body["metadata"]
+        exception = metadata.get("exception") or {}
+        is_cancelled = metadata.get("result") == "cancellation"
+        self._last_error = LastError(
+            type="cancellation" if is_cancelled else exception.get("type", ""),
+            message=exception.get("message") or body.get("error") or "",
+            time=ts,
+            task_id=body.get("task_id"),
+            task_name=body.get("task_name"),
+            map_index=metadata.get("map_index"),
+            resource_name=body.get("resource_name"),
+        )
+
+
+def encode_state(state: RetainedRunState) -> dict[str, Any]:
+    """The payload of a state: all fields; in tasks and the error, those that are not None."""
+    found = {name: getattr(state, name) for name in _STATE_FIELDS}
+    found["running"] = [_present(task, _TASK_FIELDS) for task in state.running]
+    found["waiting"] = [_present(task, _TASK_FIELDS) for task in state.waiting]
+    if state.last_error is not None:
+        found["last_error"] = _present(state.last_error, _ERROR_FIELDS)
+    return found
+
+
+_STATE_FIELDS = tuple(field.name for field in fields(RetainedRunState))
+_TASK_FIELDS = tuple(field.name for field in fields(ActiveTask))
+_ERROR_FIELDS = tuple(field.name for field in fields(LastError))
+_RESULTS: dict[str, RunStateStatus] = {"Succeeded": "success", "Failed": "failure", "Cancelled": "cancellation"}
+
+
+def _present(value: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: found for name in names if (found := getattr(value, name)) is not None}
+
+
+def _all(tasks: tuple[_Tasks, _Tasks]) -> Iterator[_Task]:
+    return chain(*(group.values() for group in tasks))
+
+
+def _count(tasks: tuple[_Tasks, _Tasks]) -> int:
+    return sum(map(len, tasks))
+
+
+def _listed(tasks: tuple[_Tasks, _Tasks], count: int) -> Iterator[ActiveTask]:
+    for task_id, (name, metadata) in islice(chain(*(group.items() for group in tasks)), count):
+        until_ns = metadata.get("until_ns")
+        yield ActiveTask(
+            task_id=task_id,
+            task_name=name,
+            kind=metadata.get("kind", "task"),
+            start_time=timestamp(metadata.get("start_ns", 0)),
+            reason=metadata.get("reason"),
+            constraint=metadata.get("constraint"),
+            attempt=metadata.get("attempt"),
+            end_time=None if until_ns is None else timestamp(until_ns),
+            map_id=metadata.get("map_id"),
+            map_index=metadata.get("map_index"),
+            map_size=metadata.get("map_size"),
+        )
+
+
+def _delay(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a retry's metadata that describes the wait. The rest has a stack trace, which would stay in memory."""
+    end_ns = metadata["end_ns"]
+    kept = {key: metadata[key] for key in ("kind", "reason", "attempt", "map_id", "map_index") if key in metadata}
+    return kept | {"start_ns": end_ns, "until_ns": end_ns + round(metadata["delay_ms"] * 1e6)}
+
+
+def _is_same(one: LastError, other: LastError) -> bool:
+    return (one.type, one.message) == (other.type, other.message)
