@@ -34,7 +34,7 @@ class RunStateFold:
         self._target: str = metadata.get("target", "")
         self._start_ns: int = metadata.get("start_ns", 0)
         self._tasks = sum(metadata.get("tasks", {}).values())
-        self._ended = dict.fromkeys(_COUNTED, 0)
+        self._ended: dict[str, int] = dict.fromkeys(_COUNTED, 0)
         self._running: tuple[_Tasks, _Tasks] = ({}, {})
         self._waiting: tuple[_Tasks, _Tasks] = ({}, {})
         self._last_error: LastError | None = None
