@@ -30,7 +30,7 @@ from cascade.connectors.otel.metrics import _catalogue, _census, _exporter, _set
 from cascade.runtime import _map_execution, _outcome, _resource_thread, _run_context, lane, protocols
 from cascade.runtime.control import admission, constraint, control, decisions
 from cascade.spec import retry, telemetry
-from cascade.telemetry import identity, limits, wire
+from cascade.telemetry import identity, limits, topics, wire
 from cascade.telemetry.topics import control_topic
 from cascade.testing import MemoryConnector, OtlpReceiver
 from stack import build
@@ -74,6 +74,8 @@ STATED = {
     ],
     "docs/control.md": [
         f"more than {wire.MAX_RECEIVED_BYTES // KIB} KiB",
+        f"names and patterns of up to {limits.MAX_NAME_BYTES} bytes",
+        f"AWS IoT Core accepts topics of up to {topics.AWS_LIMITS.max_bytes} bytes",
         f"At most {control.MAX_CONSTRAINTS} constraints apply at a time",
         f"{decisions.REFUSALS_AT_ONCE:g} at once and {decisions.REFUSALS_PER_SECOND:g} per second; further ones",
         f"{decisions.AT_ONCE:g} at once and {decisions.PER_SECOND:g} per second; of those",

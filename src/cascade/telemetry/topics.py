@@ -1,25 +1,67 @@
-"""The topics of the wire, and whose they are."""
+"""Topics of the wire: names, levels, and the limits of brokers."""
 
 import os
+import re
 import socket
 import unicodedata
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from urllib.parse import quote
+
+from cascade.telemetry.limits import MAX_NAME_BYTES
 
 ORG_VARIABLE, PROJECT_VARIABLE = "CASCADE_ORG_ID", "CASCADE_PROJECT_ID"
 DEFAULT_ORG, DEFAULT_PROJECT = "local", "default"
 MAX_LEVEL_BYTES = 128
-"""Three of them and a UUID stay far below what brokers allow of a topic (MQTT: 65,535 bytes)."""
-
-MAX_TOPIC_BYTES = 65_535
-"""MQTT 5.0, 4.7.3."""
+"""Three of them and a UUID stay far below the limit of MQTT."""
 MAX_LEVELS = 100
-"""Mosquitto cuts the connection of a client that publishes to 200 levels or more."""
+"""Mosquitto closes the connection of a client that publishes to 200 levels or more."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopicLimits:
+    """Limits of a broker for a topic or topic filter, and for a client id. Sizes are in bytes of UTF-8."""
+
+    broker: str
+    max_bytes: int
+    max_slashes: int
+    max_client_id_bytes: int
+
+
+MQTT_LIMITS = TopicLimits("MQTT", 65_535, MAX_LEVELS - 1, 65_535)
+"""MQTT 5.0, 4.7.3 and 1.5.4. MQTT has no limit of slashes."""
+AWS_LIMITS = TopicLimits("AWS IoT Core", 256, 7, 128)
+"""AWS IoT Core endpoints and quotas, "Message broker and protocol limits" (docs.aws.amazon.com/general/latest/gr/iot-core.html).
+
+AWS's own clients check the same limits: `ClientExtendedValidationAndFlowControl.AwsIotCoreDefaults`.
+"""
+_AWS_HOST = re.compile(
+    r"(?:.+\.)?iot(?:-fips)?\.[a-z0-9-]+(?:\.vpce)?\.(?:amazonaws\.com(?:\.cn)?|api\.aws)\.?", re.IGNORECASE
+)
+_ANY_RUN = "00000000-0000-0000-0000-000000000000"
+
+
+def topic_limits(hostname: str) -> TopicLimits:
+    """Return the limits of the broker with that host name. A custom domain of AWS IoT Core is not recognized."""
+    return AWS_LIMITS if _AWS_HOST.fullmatch(hostname) else MQTT_LIMITS
+
+
+def check_topic_limits(org_id: str, project_id: str, limits: TopicLimits) -> None:
+    """Check that a broker accepts all topics of a project: messages, state and control of its runs, and presence.
+
+    Raises:
+        ValueError: A topic exceeds a limit. The text names the topic, its size, and the settings to shorten.
+    """
+    events_topic(org_id, project_id, _ANY_RUN, limits)
+    state_topic(org_id, project_id, _ANY_RUN, limits)
+    status_topic(org_id, project_id, source(), limits)
+    control_filter(org_id, project_id, limits)
+    control_topic(org_id, project_id, f"run/{_ANY_RUN}", "concurrency", limits)
 
 
 def identity_from_environment(environ: Mapping[str, str] = os.environ) -> tuple[str, str]:
-    """Org and project of this process.
+    """Return the organization and the project of this process.
 
     Raises:
         ValueError: A value cannot be a level of a topic.
@@ -30,7 +72,7 @@ def identity_from_environment(environ: Mapping[str, str] = os.environ) -> tuple[
 
 
 def checked_level(value: str, name: str) -> str:
-    """The value, if it can stand as one level of a topic (MQTT 5.0, 4.7).
+    """Return the value if it can be one level of a topic (MQTT 5.0, 4.7).
 
     Raises:
         ValueError: It is empty or over-long, starts with `$`, or has `/`, `+`, `#` or a control character.
@@ -42,34 +84,36 @@ def checked_level(value: str, name: str) -> str:
 
 
 def _problem(value: str) -> str:
-    if problem := _unfit(value, MAX_LEVEL_BYTES):
+    if problem := _unfit(value):
         return problem
+    if _bytes(value) > MAX_LEVEL_BYTES:
+        return f"is longer than {MAX_LEVEL_BYTES:,} bytes"
     if found := set("/+#").intersection(value):
         return f"has {''.join(sorted(found))!r}, which would break out of its level of the topic"
     return ""
 
 
-def checked_topic(topic: str) -> str:
-    """The topic, if a message can be published to it anywhere (MQTT 5.0, 4.7).
+def checked_topic(topic: str, limits: TopicLimits = MQTT_LIMITS) -> str:
+    """Return the topic if a broker with these limits accepts a message to it (MQTT 5.0, 4.7).
 
     Raises:
-        ValueError: A broker would refuse it, or cut the connection: it is empty or over-long, has too many levels, a
-            wildcard or a control character, or starts with `$`.
+        ValueError: A broker would refuse the topic or close the connection: it is empty or over-long, has too many
+            levels, a wildcard or a control character, or starts with `$`.
     """
-    problem = _problem_of(topic) or ("has a wildcard" if {"+", "#"}.intersection(topic) else "")
+    problem = _problem_of(topic, limits) or ("has a wildcard" if {"+", "#"}.intersection(topic) else "")
     if problem:
         raise ValueError(f"topic {topic[:60]!r} {problem}")
     return topic
 
 
-def checked_filter(pattern: str) -> str:
-    """The topic filter, if it can be subscribed to anywhere (MQTT 5.0, 4.7.1).
+def checked_filter(pattern: str, limits: TopicLimits = MQTT_LIMITS) -> str:
+    """Return the topic filter if a broker with these limits accepts a subscription to it (MQTT 5.0, 4.7.1).
 
     Raises:
-        ValueError: As for a topic, but that `+` may stand for a level and `#` for the last ones.
+        ValueError: As for a topic. The wildcards `+`, for a level, and `#`, for the last levels, are allowed.
     """
     *levels, last = pattern.split("/")
-    problem = _problem_of(pattern)
+    problem = _problem_of(pattern, limits)
     if any("#" in level or ("+" in level and level != "+") for level in levels) or (
         {"+", "#"}.intersection(last) and last not in {"+", "#"}
     ):
@@ -90,25 +134,33 @@ def topic_matches(pattern: str, topic: str) -> bool:
     return len(wanted) == len(levels)
 
 
-def _problem_of(topic: str) -> str:
-    if problem := _unfit(topic, MAX_TOPIC_BYTES):
-        return problem
-    if topic.count("/") >= MAX_LEVELS:
-        return f"has more than {MAX_LEVELS} levels"
+def _problem_of(topic: str, limits: TopicLimits) -> str:
+    return _unfit(topic) or _excess(topic, limits)
+
+
+def _excess(topic: str, limits: TopicLimits) -> str:
+    """Return the limit that a topic or a topic filter exceeds, with its size; an empty text if it exceeds none."""
+    size, slashes = _bytes(topic), topic.count("/")
+    if size > limits.max_bytes:
+        return f"has {size:,} bytes and is longer than {limits.max_bytes:,} bytes, the limit of {limits.broker}"
+    if slashes > limits.max_slashes:
+        return f"has {slashes} slashes and more than {limits.max_slashes + 1} levels, the limit for {limits.broker}"
     return ""
 
 
-def _unfit(value: str, limit: int) -> str:
-    """What neither a topic nor a level that one may begin with can be; `limit` is in bytes."""
+def _unfit(value: str) -> str:
+    """Return the fault of a topic, or of a level that a topic may begin with."""
     if not value:
         return "is empty"
     if any(unicodedata.category(character) in {"Cc", "Cs", "Cn"} for character in value):
         return "has a control or invalid character"
-    if len(value.encode()) > limit:
-        return f"is longer than {limit:,} bytes"
     if value.startswith("$"):
         return "starts with '$', which brokers keep for themselves"
     return ""
+
+
+def _bytes(value: str) -> int:
+    return len(value.encode("utf-8", "replace"))
 
 
 @cache
@@ -126,28 +178,68 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=source.cache_clear)
 
 
-def events_topic(org_id: str, project_id: str, run_id: str) -> str:
-    """Where a run's messages go."""
-    return f"cascade/telemetry/{org_id}/{project_id}/{run_id}/events"
+def events_topic(org_id: str, project_id: str, run_id: str, limits: TopicLimits = MQTT_LIMITS) -> str:
+    """Return the topic of a run's messages. Raises ValueError if it exceeds a limit."""
+    topic = f"cascade/telemetry/{org_id}/{project_id}/{run_id}/events"
+    return _within(limits, "a run's messages", topic, org_id, project_id)
 
 
-def state_topic(org_id: str, project_id: str, run_id: str) -> str:
-    """The topic of a run's retained state."""
-    return f"cascade/telemetry/{org_id}/{project_id}/{run_id}/state"
+def state_topic(org_id: str, project_id: str, run_id: str, limits: TopicLimits = MQTT_LIMITS) -> str:
+    """Return the topic of a run's retained state. Raises ValueError if it exceeds a limit."""
+    topic = f"cascade/telemetry/{org_id}/{project_id}/{run_id}/state"
+    return _within(limits, "a run's state", topic, org_id, project_id)
 
 
-def status_topic(org_id: str, project_id: str, source: str) -> str:
-    """Where a process says whether it is there."""
-    return f"cascade/status/{org_id}/{project_id}/{source}"
+def status_topic(org_id: str, project_id: str, source: str, limits: TopicLimits = MQTT_LIMITS) -> str:
+    """Return the topic of a process's presence. Raises ValueError if it exceeds a limit."""
+    return _within(limits, "presence", f"cascade/status/{org_id}/{project_id}/{source}", org_id, project_id)
 
 
-def control_filter(org_id: str, project_id: str) -> str:
-    """The topic filter of all control that concerns a project."""
-    return f"cascade/control/{org_id}/{project_id}/constraints/#"
+def control_filter(org_id: str, project_id: str, limits: TopicLimits = MQTT_LIMITS) -> str:
+    """Return the topic filter of a project's constraints. Raises ValueError if it exceeds a limit."""
+    pattern = f"cascade/control/{org_id}/{project_id}/constraints/#"
+    return _within(limits, "all constraints", pattern, org_id, project_id)
 
 
-def control_topic(org_id: str, project_id: str, scope: str, constraint_type: str) -> str:
-    """Where a constraint is retained; `scope` is `global`, `run/{run_id}`, or `task/{name or pattern}`."""
+def control_topic(
+    org_id: str, project_id: str, scope: str, constraint_type: str, limits: TopicLimits = MQTT_LIMITS
+) -> str:
+    """Return the topic of a constraint.
+
+    Args:
+        org_id: Organization of the runs.
+        project_id: Project of the runs.
+        scope: `global`, `run/{run_id}`, or `task/{name or pattern}`. The name is percent-encoded as one level.
+        constraint_type: Type of the constraint.
+        limits: Limits of the broker: `AWS_LIMITS` for AWS IoT Core.
+
+    Raises:
+        ValueError: The name has more than 256 bytes, which a run refuses, or the topic exceeds a limit of the broker.
+            A long task name needs a pattern that is shorter: `task/reports*`.
+    """
     kind, _, name = scope.partition("/")
-    level = f"{kind}/{quote(name, safe='')}" if name else kind
-    return f"cascade/control/{org_id}/{project_id}/constraints/{level}/{constraint_type}"
+    if _bytes(name) > MAX_NAME_BYTES:
+        raise ValueError(
+            f"the name in the scope {scope[:60]!r} has {_bytes(name):,} bytes, a run accepts {MAX_NAME_BYTES}: {_SHORTER}"
+        )
+    encoded = quote(name, safe="")
+    level = f"{kind}/{encoded}" if name else kind
+    topic = f"cascade/control/{org_id}/{project_id}/constraints/{level}/{constraint_type}"
+    return _within(limits, "a constraint", topic, org_id, project_id, encoded if kind == "task" else "")
+
+
+_SHORTER = "use a shorter pattern, such as 'task/reports*'"
+
+
+def _within(limits: TopicLimits, kind: str, topic: str, org_id: str, project_id: str, task: str = "") -> str:
+    """Return the topic.
+
+    Raises:
+        ValueError: It exceeds a limit. The text has the sizes of the parts that can be shortened.
+    """
+    if problem := _excess(topic, limits):
+        parts = {ORG_VARIABLE: org_id, PROJECT_VARIABLE: project_id, "the task's name or pattern": task}
+        longest_first = sorted((-_bytes(part), name) for name, part in parts.items() if part)
+        sizes = [f"{name} ({-size:,} bytes)" for size, name in longest_first]
+        raise ValueError(f"the topic of {kind} {problem}: shorten {' or '.join(sizes)}")
+    return topic
