@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,12 +25,21 @@ def main() -> None:
     parser.add_argument("subjects", nargs="*", metavar="subject", help=f"of {', '.join(SUBJECTS)}; all without")
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument("--quick", dest="scale", action="store_const", const="quick", help="smaller graphs, a minute")
-    sizes.add_argument("--tiny", dest="scale", action="store_const", const="tiny", help="only see that all of it works")
+    sizes.add_argument(
+        "--tiny", dest="scale", action="store_const", const="tiny", help="only check that each measurement works"
+    )
     parser.add_argument("--write", action="store_true", help="put the table into benchmarks/README.md")
+    parser.add_argument("--against", metavar="TREE", type=Path, help="a checkout of another revision, measured in turn")
     options = parser.parse_args()
     if unknown := set(options.subjects).difference(SUBJECTS):
         parser.error(f"there is no subject {min(unknown)!r}; choose from {', '.join(SUBJECTS)}")
-    report = _report(options.subjects or SUBJECTS, Scale.of(options.scale or "full"))
+    against = options.against and options.against.resolve()
+    if against and not (against / "src" / "cascade").is_dir():
+        parser.error(
+            f"{options.against} has no src/cascade; --against needs a checkout of Cascade, such as a git worktree"
+        )
+    scale = replace(Scale.of(options.scale or "full"), against=against)
+    report = _report(options.subjects or SUBJECTS, scale)
     print(report)
     if options.write:
         before, _, rest = README.read_text(encoding="utf-8").partition(START)

@@ -24,29 +24,33 @@ class Answer:
     stderr: list[str]
 
 
-def call(function: Callable[..., Any], **arguments: Any) -> Any:
-    """What a module's function returns, as JSON can carry it, when it is called in a process of its own."""
-    return ask(function, **arguments).value
+def call(function: Callable[..., Any], *, tree: Path | None = None, **arguments: Any) -> Any:
+    """Calls a function of a module in a process of its own and returns its value, which JSON must be able to carry.
 
-
-def ask(function: Callable[..., Any], **arguments: Any) -> Answer:
-    """The same with what was written to stderr.
+    The process imports `cascade` from the source tree `tree`, a checkout of another revision, if there is one.
 
     Raises:
-        RuntimeError: The process has failed; it says how.
+        RuntimeError: The process has failed; the text has its exit status and its stderr.
     """
-    with background(function, **arguments) as answer:
+    return ask(function, tree=tree, **arguments).value
+
+
+def ask(function: Callable[..., Any], *, tree: Path | None = None, **arguments: Any) -> Answer:
+    """Like `call`, with the lines that the process has written to stderr."""
+    with background(function, tree=tree, **arguments) as answer:
         return answer()
 
 
 @contextmanager
-def background(function: Callable[..., Any], **arguments: Any) -> Iterator[Callable[[], Answer]]:
-    """The same while something else is done; what it gives waits for the answer."""
+def background(
+    function: Callable[..., Any], *, tree: Path | None = None, **arguments: Any
+) -> Iterator[Callable[[], Answer]]:
+    """Starts the process of `ask`. The function that it yields waits for the answer."""
     command = [sys.executable, "-m", "benchmarks._process", function.__module__, function.__name__]
     with subprocess.Popen(  # noqa: S603 - this very interpreter
         [*command, json.dumps(arguments)],
         cwd=ROOT,
-        env=environment(),
+        env=environment(tree),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -66,9 +70,10 @@ def background(function: Callable[..., Any], **arguments: Any) -> Iterator[Calla
             process.kill()
 
 
-def environment() -> dict[str, str]:
-    """Ours without what configures telemetry."""
-    return {k: v for k, v in os.environ.items() if not k.startswith(("OTEL_", "CASCADE_")) and k != "TRACEPARENT"}
+def environment(tree: Path | None = None) -> dict[str, str]:
+    """The environment of this process without telemetry's variables; with a tree, `cascade` is imported from there."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("OTEL_", "CASCADE_")) and k != "TRACEPARENT"}
+    return kept if tree is None else {**kept, "PYTHONPATH": str(tree / "src")}
 
 
 if __name__ == _MAIN:

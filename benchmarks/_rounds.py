@@ -37,7 +37,7 @@ def rounds(scale: Scale, label: str) -> list[Round]:
 
 
 def _round(collector: Collector, protocol: str, size: int) -> Round:
-    where = {"protocol": protocol, "endpoint": collector.endpoint(protocol)}
+    where: dict[str, Any] = {"protocol": protocol, "endpoint": collector.endpoint(protocol)}
     ours = call(_runs.run, size=size, **where)
     received = collector.say("spans")
     untraced = call(_runs.run, size=size)

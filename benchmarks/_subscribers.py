@@ -1,4 +1,4 @@
-"""Who listens: the fastest client at hand, for a rate; and one that counts the ends of tasks and survives the broker."""
+"""Subscribers: mosquitto_sub, which measures rates, and a client that counts ends of tasks across broker restarts."""
 
 import json
 import subprocess
@@ -11,20 +11,19 @@ from typing import Any, Self
 
 from cascade.testing import MosquittoProcess
 
-EVENTS = "cascade/telemetry/#"
+EVENTS = "cascade/telemetry/+/+/+/events"
 _PATIENCE = 120.0
 _SESSION = 3600
 _LOOK = 0.02
-
-
-SAYS_WHO_SUBSCRIBES = "log_type subscribe"
+LOG_SUBSCRIPTIONS = "log_type subscribe"
+"""Line of the broker's configuration that `fastest` needs."""
 
 
 @contextmanager
 def fastest(broker: MosquittoProcess, count: int) -> Iterator[Callable[[], float]]:
-    """mosquitto_sub, in its own process; the function waits for so many messages, and says when they were there.
+    """mosquitto_sub in its own process. The function waits for `count` messages and returns the Unix time of the last.
 
-    The broker's configuration has `SAYS_WHO_SUBSCRIBES`.
+    The broker's configuration needs `LOG_SUBSCRIPTIONS`.
     """
     before = broker.log.count(EVENTS)
     command = [

@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Any
 
 from benchmarks import _runs
 from benchmarks._collector import PROTOCOLS, Collector
@@ -25,7 +26,11 @@ def rows(scale: Scale) -> Iterator[Row]:
             found: dict[str, list[Answer]] = {kind: [] for kind in endpoints}
             for _ in range(scale.traced_rounds):
                 for kind, endpoint in endpoints.items():
-                    run = {"size": scale.run, "protocol": protocol, "flush_timeout": scale.flush_timeout}
+                    run: dict[str, Any] = {
+                        "size": scale.run,
+                        "protocol": protocol,
+                        "flush_timeout": scale.flush_timeout,
+                    }
                     found[kind].append(ask(_runs.run, endpoint=endpoint, **run))
         live = found.pop(LIVE)
         for kind, answers in found.items():

@@ -72,7 +72,7 @@ def rows(scale: Scale) -> Iterator[Row]:
     size = scale.run
     with Collector() as collector:
         for label, protocol in PROTOCOLS.items():
-            where = {"size": size, "protocol": protocol, "endpoint": collector.endpoint(protocol)}
+            where: dict[str, Any] = {"size": size, "protocol": protocol, "endpoint": collector.endpoint(protocol)}
             found = []
             for _ in range(scale.traced_rounds):
                 traced = call(ours, **where)

@@ -19,7 +19,7 @@ ROWS = {
     "dead": "collector black hole, gRPC: warnings",
     "lag": "a 5 ms ticker is late by, HTTP, 50, 99th percentile",
     "mqtt": "broker restarted in the middle of a run of 50: ends of tasks received",
-    "control": "control, clear to the first start, 100 tasks waiting, 99th percentile",
+    "control": "control, clear to the first start, 100 tasks waiting, 99th percentile of a run",
     "imports": "import cascade, against import asyncio",
     "peers": "",
 }
@@ -43,6 +43,33 @@ def test_a_subject_prints_its_rows(subject: str) -> None:
         any("peers" in name or "hamilton" in name for name in names) if subject == "peers" else ROWS[subject] in names
     )
     assert {len(row) for row in rows} == {6}
+
+
+def test_another_source_tree_is_measured_in_the_same_rounds(tmp_path: Path) -> None:
+    program("mosquitto")
+    (tmp_path / "same" / "src").mkdir(parents=True)
+    (tmp_path / "same" / "src" / "cascade").symlink_to(ROOT / "src" / "cascade", target_is_directory=True)
+    done = run("--tiny", "mqtt", "--against", str(tmp_path / "same"))
+    assert done.returncode == 0, done.stderr
+    for label in ("the whole run", "the connector alone"):
+        assert f"| task messages to a subscriber, 50 tasks, {label}, against same |" in done.stdout
+        assert f"| CPU per message, 50 tasks, {label}, against same |" in done.stdout
+
+
+def test_the_other_source_tree_is_imported_from_there(tmp_path: Path) -> None:
+    program("mosquitto")
+    package = tmp_path / "src" / "cascade"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ImportError('this is the other tree')", encoding="utf-8")
+    done = run("--tiny", "control", "--against", str(tmp_path))
+    assert done.returncode == 1
+    assert "this is the other tree" in done.stderr
+
+
+def test_a_folder_that_is_no_source_tree_is_refused(tmp_path: Path) -> None:
+    done = run("--tiny", "mqtt", "--against", str(tmp_path))
+    assert done.returncode == 2
+    assert f"{tmp_path} has no src/cascade" in done.stderr
 
 
 def test_an_unknown_subject_is_refused() -> None:
