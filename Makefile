@@ -22,7 +22,7 @@ demo: $(READY)  ## run a real workflow and show its trace as received over OTLP
 
 test: servers lint types layers unit e2e wheel  ## install what is missing, run lint, types and all tests
 
-servers: $(READY)  ## install the programs that tests need, with apt-get as root; build the Collector and Jaeger
+servers: $(READY)  ## install the programs that tests need, with apt-get as root; build the Collector, Jaeger and Mochi
 	@$(BIN)/python -m stack.prepare servers
 
 lint: $(READY)  ## ruff: rules and format

@@ -11,7 +11,12 @@ from stack.addresses import default_ports, free_ports
 from stack.process import ServerError
 from stack.progress import CommandError
 
-_PROGRAMS = {"collector": build.collector, "jaeger": build.jaeger, "compose-config": build.compose_config}
+_PROGRAMS = {
+    "collector": build.collector,
+    "jaeger": build.jaeger,
+    "compose-config": build.compose_config,
+    "mochi": build.mochi,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

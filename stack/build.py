@@ -1,4 +1,4 @@
-"""Build the Collector and Jaeger from their Go modules, where Docker is not at hand.
+"""Build the Collector, Jaeger and two smaller programs from their Go modules, where Docker is not at hand.
 
 Their names in the cache contain the version and a digest of the manifest: a change of either causes a new build.
 """
@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from stack import cache, programs, progress
@@ -20,6 +21,7 @@ ROOT = programs.ROOT
 MANIFEST = ROOT / "collector-config" / "builder.yaml"
 
 _COMPOSE_CONFIG = Path(__file__).parent / "compose_config"
+_MOCHI = Path(__file__).parent / "mochi"
 
 JAEGER = "2.13.0"
 _JAEGER_MODULE = "github.com/jaegertracing/jaeger@v1.76.0"
@@ -51,9 +53,12 @@ def jaeger_path() -> Path:
 
 def compose_config_path() -> Path:
     """Where the reader of Compose files is, or will be."""
-    sources = sorted(_COMPOSE_CONFIG.glob("*"))
-    made_of = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:8]
-    return cache.folder() / f"compose-config-{made_of}"
+    return cache.path_of_sources("compose-config", _COMPOSE_CONFIG)
+
+
+def mochi_path() -> Path:
+    """The path of the MQTT broker Mochi, which need not exist yet."""
+    return cache.path_of_sources("mochi", _MOCHI)
 
 
 def collector(say: Callable[[str], None] = progress.say) -> Path:
@@ -69,7 +74,13 @@ def jaeger(say: Callable[[str], None] = progress.say) -> Path:
 
 def compose_config(say: Callable[[str], None] = progress.say) -> Path:
     """Build the reader of Compose files, which uses Docker Compose's library; some seconds the first time."""
-    return _built(compose_config_path(), "the reader of Compose files", _compile_compose_config, say)
+    compile_it = partial(_compile_sources, _COMPOSE_CONFIG)
+    return _built(compose_config_path(), "the reader of Compose files", compile_it, say)
+
+
+def mochi(say: Callable[[str], None] = progress.say) -> Path:
+    """Build the MQTT broker Mochi, which the tests use beside Mosquitto; some seconds the first time."""
+    return _built(mochi_path(), "the MQTT broker Mochi", partial(_compile_sources, _MOCHI), say)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +114,7 @@ class _Commands:
 
 def everything(say: Callable[[str], None] = progress.say) -> list[Path]:
     """Build the programs that are missing, then remove the modules and caches of a Go that `make test` installed."""
-    paths = [collector(say), jaeger(say), compose_config(say)]
+    paths = [collector(say), jaeger(say), compose_config(say), mochi(say)]
     if _scratch().exists():
         # In a process, which shows progress: a slow disk takes minutes for so many files.
         remove = "import shutil, sys; shutil.rmtree(sys.argv[1], ignore_errors=True)"
@@ -162,6 +173,6 @@ def _compile_jaeger(commands: _Commands, program: Path) -> None:
     commands.run_go("build", "-v", "-trimpath", flags, "-o", str(program), f"{package}/cmd/jaeger")
 
 
-def _compile_compose_config(commands: _Commands, program: Path) -> None:
-    sources = shutil.copytree(_COMPOSE_CONFIG, commands.folder / "sources")
+def _compile_sources(folder: Path, commands: _Commands, program: Path) -> None:
+    sources = shutil.copytree(folder, commands.folder / "sources")
     commands.run_go("build", "-v", "-trimpath", "-o", str(program), ".", folder=sources)

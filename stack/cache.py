@@ -1,6 +1,7 @@
 """Where programs that were built are kept: outside the checkout, so that a new clone finds them."""
 
 import fcntl
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +13,12 @@ def folder() -> Path:
     """`$XDG_CACHE_HOME/cascade/bin`, or the same below `~/.cache`."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "cascade" / "bin"
+
+
+def path_of_sources(name: str, sources: Path) -> Path:
+    """The path in the cache of what is built from a folder's files; it contains a digest of them."""
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(sources.glob("*")))).hexdigest()
+    return folder() / f"{name}-{digest[:8]}"
 
 
 @contextmanager

@@ -39,7 +39,7 @@ def environment(folder: Path, requirements: list[str], python: str = sys.executa
 
 
 def servers() -> list[str]:
-    """Install Debian's packages where that is possible, and build the Collector and Jaeger where Go is there.
+    """Install Debian's packages where that is possible, and build the Collector, Jaeger and Mochi where Go is there.
 
     Returns:
         A line for each thing that is still missing, with the tests that are skipped without it.
@@ -55,7 +55,7 @@ def servers() -> list[str]:
         install_go()
         build.everything()
     except (CommandError, build.BuildError, OSError) as error:
-        problems.append(f"the Collector, Jaeger and the reader of Compose files: {_TESTS_NEED_GO}\n    {error}")
+        problems.append(f"the Collector, Jaeger, Mochi and the reader of Compose files: {_TESTS_NEED_GO}\n    {error}")
     return problems
 
 

@@ -55,8 +55,13 @@ PACKAGES = (
     Package("docker-compose", ("docker-compose",), ("tests/stack/test_compose.py",)),
 )
 
-NEEDS_GO = ("tests/e2e", "tests/stack/test_compose.py", "tests/stack/test_configuration.py")
-"""Tests of the Collector, of Jaeger and of the reader of Compose files, which are built with Go."""
+NEEDS_GO = (
+    "tests/connectors/mqtt/test_brokers.py",
+    "tests/e2e",
+    "tests/stack/test_compose.py",
+    "tests/stack/test_configuration.py",
+)
+"""Tests of the Collector, of Jaeger, of Mochi and of the reader of Compose files, which are built with Go."""
 
 
 def find(name: str) -> str | None:

