@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
-from cascade.connectors.mqtt._options import KEEPALIVE, PLAIN_PORT, TLS_PORT
-from cascade.connectors.mqtt._packets import MAX_INCOMING_BYTES, WILL_EXPIRY
+from cascade.connectors.mqtt.options import KEEPALIVE, PLAIN_PORT, TLS_PORT
+from cascade.connectors.mqtt.packets import MAX_INCOMING_BYTES, WILL_EXPIRY
 from cascade.runtime.control.constraint import CONSTRAINT_TYPES
 from cascade.telemetry.topics import (
     DEFAULT_ORG,

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from cascade.connectors.mqtt._packets import CONTENT_TYPE, traceparent
+from cascade.connectors.mqtt.packets import CONTENT_TYPE, traceparent
 from cascade.runtime.control.constraint import TYPES
 from cascade.telemetry.schema import load
 from cascade.telemetry.wire import BODIES

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-MODULES = {"otel": "opentelemetry.sdk", "mqtt": "paho.mqtt", "cli": "typer"}
+MODULES = {"otel": "opentelemetry.sdk", "mqtt": "aiomqtt", "cli": "typer"}
 """A module of each extra, by which it is recognised."""
 
 NEEDS = {

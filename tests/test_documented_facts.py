@@ -19,8 +19,9 @@ import yaml
 import cascade as cs
 from cascade import _forks
 from cascade.adapters.executors import _places
-from cascade.connectors.mqtt import _options, _outbox, _packets, _peer, _rate
+from cascade.connectors import _health
 from cascade.connectors.mqtt import connector as mqtt
+from cascade.connectors.mqtt import options, outbox, packets
 from cascade.connectors.otel import OtelConnector, _batch, _grpc, _provider_flush, _routes, _sender, _sharing, _store
 from cascade.connectors.otel import _options as _options_of_otel
 from cascade.connectors.otel import _outbox as _outbox_of_otel
@@ -109,14 +110,14 @@ STATED = {
         f"{_census.MAX_SETS:,} combinations of attributes per metric",
     ],
     "docs/mqtt.md": [
-        f"by default {_outbox.CAPACITY // MIB} MiB",
-        f"({_rate.FLOOR:,} may always wait)",
-        f"pauses of up to {_peer.LONGEST_PAUSE:g} s",
-        f"the pause is {_peer.REFUSED_PAUSE:g} s",
-        {1.0: "does not answer for a second"}[_peer.PATIENCE],
+        f"by default {outbox.CAPACITY // MIB} MiB",
+        f"({outbox.FLOOR:,} may always wait)",
+        f"pauses of up to {_health.LONGEST_PAUSE:g} s",
+        f"the pause is {_health.REFUSED_PAUSE:g} s",
+        {1.0: "does not answer for a second"}[_health.PATIENCE],
         f"`flush_timeout` ({mqtt.FLUSH_TIMEOUT:g} s)",
-        {86_400: "retained for a day"}[_packets.WILL_EXPIRY],
-        f"on port {_options.PLAIN_PORT}",
+        {86_400: "retained for a day"}[packets.WILL_EXPIRY],
+        f"on port {options.PLAIN_PORT}",
     ],
     "docs/production.md": [
         f"{int(COLLECTOR_DEFAULTS['COLLECTOR_QUEUE_BYTES']) // MIB} MiB, 1.4 million of these spans",

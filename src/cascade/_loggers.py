@@ -1,11 +1,16 @@
 """Loggers that raise no exception and print neither a secret nor a control character."""
 
 import logging
+import math
+import time
 from typing import Any
 
 from cascade.messaging.renderer import printable
 from cascade.telemetry.redact import redact_text
 from cascade.telemetry.safe import stack_text
+
+_MOST_KNOWN = 1_000
+"""Different warnings that `LimitedWarnings` remembers."""
 
 
 class SafeLogger(logging.LoggerAdapter[logging.Logger]):
@@ -44,3 +49,22 @@ def make_safe(record: logging.LogRecord) -> bool:
         # Formatters show this text instead of the one that they would make.
         record.exc_text = "\n".join(map(printable, stack_text(record.exc_info[1], indent=True).rstrip().split("\n")))
     return True
+
+
+class LimitedWarnings:
+    """Logs each warning at most once in `period` seconds, with a prefix."""
+
+    def __init__(self, logger: SafeLogger, prefix: str = "", period: float = 60.0) -> None:
+        self._logger = logger
+        self._prefix = prefix
+        self._period = period
+        self._logged: dict[str, float] = {}
+
+    def __call__(self, message: str) -> None:
+        now = time.monotonic()
+        if now - self._logged.get(message, -math.inf) < self._period:
+            return
+        if len(self._logged) >= _MOST_KNOWN:
+            self._logged.clear()
+        self._logged[message] = now
+        self._logger.warning("%s%s", self._prefix, message)

@@ -195,7 +195,7 @@ def test_a_forked_child_begins_anew(shared_broker: Broker, listener: Listener, p
 
 
 def test_the_traceparent_is_w3cs() -> None:
-    from cascade.connectors.mqtt._packets import traceparent
+    from cascade.connectors.mqtt.packets import traceparent
 
     assert traceparent(telemetry()) == f"00-{TRACE}-{SPAN}-01".encode()
     assert traceparent(json.loads("{}")) == b""

@@ -16,7 +16,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 import cascade as cs
 from cascade.connectors.mqtt import MqttConnector
-from cascade.connectors.mqtt._outbox import CAPACITY, LETTER_BYTES
+from cascade.connectors.mqtt.outbox import CAPACITY, MESSAGE_BYTES
 from cascade.runtime.control.constraint import CONSTRAINT_TYPES, parse_constraint, parse_topic
 from cascade.telemetry.topics import control_filter, control_topic
 from cascade.telemetry.wire import dumps, received
@@ -195,5 +195,5 @@ def test_mosquitto_answers_a_forbidden_subscription_with_success(
 def test_the_buffer_holds_the_stated_number_of_messages() -> None:
     connector = MemoryConnector()
     cs.run(cs.task(abs, name="measure_the_absolute").map(x=list(range(100))), connector=connector, log_level="OFF")
-    size = sum(len(dumps(payload)) + LETTER_BYTES for payload in connector.payloads) / len(connector.payloads)
+    size = sum(len(dumps(payload)) + MESSAGE_BYTES for payload in connector.payloads) / len(connector.payloads)
     assert 60_000 < CAPACITY / size < 80_000

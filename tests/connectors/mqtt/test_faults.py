@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 import cascade as cs
-from cascade.connectors.mqtt import MqttConnector, _peer
-from cascade.connectors.mqtt._link import Link
-from cascade.connectors.mqtt._peer import BRIEF
+from cascade.connectors import _health
+from cascade.connectors._health import BRIEF
+from cascade.connectors.mqtt import MqttConnector
+from cascade.connectors.mqtt.client import Client
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.telemetry.topics import events_topic, status_topic
 from stack.addresses import reserved_port
@@ -45,7 +46,13 @@ def run(connector: MqttConnector, target: Any = None) -> None:
 def make_impatient(connector: MqttConnector, limits: pytest.MonkeyPatch) -> None:
     """From now on the product's own limits of time hold, for the broker that the connector has found alive too."""
     limits.undo()
-    connector._around.reputation.found_alive()
+    assert connector._health is not None
+    connector._health.heard()
+
+
+def patience_of(connector: MqttConnector) -> float:
+    assert connector._health is not None
+    return connector._health.patience
 
 
 def test_a_refused_port_costs_nothing_but_the_messages(caplog: pytest.LogCaptureFixture) -> None:
@@ -76,14 +83,14 @@ def test_a_broker_that_is_known_to_be_silent_gets_less_time_until_it_answers(
     with broker.frozen():
         make_impatient(connector, limits)
         run(connector)
-        limits.setattr(_peer, "PATIENCE", NEVER)
+        limits.setattr(_health, "PATIENCE", NEVER)
         run(connector)
     lost = connector._outbox.lost
     assert lost == 2 * MESSAGES
-    assert connector._around.reputation.patience == BRIEF
+    assert patience_of(connector) == BRIEF
     run(connector)
     assert connector._outbox.lost == lost
-    assert connector._around.reputation.patience == NEVER
+    assert patience_of(connector) == NEVER
 
 
 async def test_a_flush_in_vain_is_remembered(broker: Broker, limits: pytest.MonkeyPatch) -> None:
@@ -96,21 +103,21 @@ async def test_a_flush_in_vain_is_remembered(broker: Broker, limits: pytest.Monk
             await connector.connect()
             await connector.publish(TOPIC, telemetry(number), 1)
             await connector.disconnect()
-            assert connector._around.reputation.patience == BRIEF
+            assert patience_of(connector) == BRIEF
     await connector.disconnect()
 
 
 def test_who_has_no_file_left_for_a_connection_tries_again(
     broker: Broker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    begin, failures = Link.__init__, iter(range(2))
+    begin, failures = Client.__init__, iter(range(2))
 
-    def begin_later(link: Link, *arguments: Any) -> None:
+    def begin_later(client: Client, *arguments: Any) -> None:
         if next(failures, None) is not None:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        begin(link, *arguments)
+        begin(client, *arguments)
 
-    monkeypatch.setattr(Link, "__init__", begin_later)
+    monkeypatch.setattr(Client, "__init__", begin_later)
     connector = MqttConnector("127.0.0.1", broker.port)
     run(connector)
     assert connector._outbox.lost == 0
@@ -204,7 +211,7 @@ def test_a_broker_that_comes_up_during_the_run_gets_all_of_it(
 
     @cs.task
     def start(found: list[int]) -> list[int]:
-        until_blocking(lambda: connector._session is not None and connector._session.peer.is_dead)
+        until_blocking(lambda: connector._session is not None and connector._session.health.is_dead)
         listening = hold_back(monkeypatch)
         broker.start()
         stack.enter_context(listener)
@@ -250,8 +257,8 @@ async def test_after_a_refusal_the_next_attempt_is_far_away(tmp_path: Path) -> N
         await connector.connect()
         session = connector._session
         assert session is not None
-        await until(lambda: session.peer.is_dead)
-        assert session.peer.next_pause() == 30.0
+        await until(lambda: session.health.is_dead)
+        assert session.health.next_pause() == 30.0
         await connector.disconnect()
 
 

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 import cascade as cs
 from cascade.connectors.mqtt import MqttConnector
-from cascade.connectors.mqtt._options import MqttOptions
-from cascade.connectors.mqtt._url import arguments_of
+from cascade.connectors.mqtt.options import MqttOptions, arguments_of
 from cascade.runtime.protocols import Capturing, Connector, Gate, Unsubscribing
 
 
@@ -60,7 +59,7 @@ def test_it_offers_what_the_engine_looks_for() -> None:
         ({"client_key": __file__}, "client_key without client_certificate"),
         ({"ca_certificate": __file__}, "ca_certificate=.* cannot be used"),
         ({"client_certificate": __file__}, "client_certificate=.* cannot be used"),
-        ({"tls": ssl.create_default_context(), "ca_certificate": __file__}, "the business of the SSLContext"),
+        ({"tls": ssl.create_default_context(), "ca_certificate": __file__}, "load it into the SSLContext"),
         ({"capture": "everything"}, "capture: 'everything' is unknown"),
         ({"flush_timeout": 0}, "flush_timeout=0"),
         ({"on_full": "block"}, "on_full='block': choose from 'wait', 'drop'"),

@@ -1,4 +1,4 @@
-"""Letters in order, bounded in memory, all of them counted."""
+"""OutgoingMessages in order, bounded in memory, all of them counted."""
 
 import threading
 import time
@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from cascade.connectors.mqtt._outbox import LETTER_BYTES, Letter, Outbox
+from cascade.connectors.mqtt.outbox import MESSAGE_BYTES, Outbox, OutgoingMessage
 from tests.waiting import HANG
 
-CAPACITY = 20 * (LETTER_BYTES + 10)
+CAPACITY = 20 * (MESSAGE_BYTES + 10)
 
 
-def letter(qos: int, size: int = 10) -> Letter:
-    return Letter("t", b"x" * size, qos)
+def letter(qos: int, size: int = 10) -> OutgoingMessage:
+    return OutgoingMessage("t", b"x" * size, qos)
 
 
 class Model(RuleBasedStateMachine):
@@ -24,8 +24,8 @@ class Model(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.outbox = Outbox(CAPACITY)
-        self.taken: list[Letter] = []
-        self.arrived: list[Letter] = []
+        self.taken: list[OutgoingMessage] = []
+        self.arrived: list[OutgoingMessage] = []
 
     @rule(qos=st.sampled_from([0, 1]), size=st.integers(0, 200))
     def put(self, qos: int, size: int) -> None:
@@ -74,7 +74,7 @@ class Model(RuleBasedStateMachine):
         assert out == sorted(self.taken, key=lambda one: one.number)
         assert self.outbox.sent == len(self.arrived)
         assert self.outbox.put_count == self.outbox.sent + self.outbox.lost + len(waiting) + len(out)
-        assert self.outbox.bytes == sum(len(one.body) + LETTER_BYTES for one in waiting + out)
+        assert self.outbox.bytes == sum(len(one.body) + MESSAGE_BYTES for one in waiting + out)
         assert self.outbox.bytes <= CAPACITY or not waiting
         for queue in self.outbox._waiting:
             assert [one.number for one in queue] == sorted(one.number for one in queue)
@@ -89,14 +89,14 @@ def test_order_holds_over_both_qualities(qualities: list[int]) -> None:
     outbox = Outbox()
     for qos in qualities:
         outbox.put(letter(qos))
-    taken: list[Letter] = []
+    taken: list[OutgoingMessage] = []
     while batch := outbox.take(7, 3):
         taken += batch
     assert [one.number for one in taken] == list(range(len(qualities)))
 
 
 def test_what_matters_least_goes_first_and_the_oldest_of_it() -> None:
-    outbox = Outbox(4 * (LETTER_BYTES + 10))
+    outbox = Outbox(4 * (MESSAGE_BYTES + 10))
     for qos in (1, 0, 0, 1, 1):
         outbox.put(letter(qos))
     assert [(one.number, one.qos) for one in outbox.take(9, 9)] == [(0, 1), (2, 0), (3, 1), (4, 1)]
@@ -116,7 +116,7 @@ def test_a_letter_that_never_fits_is_lost_alone() -> None:
 
 
 def test_it_is_full_at_three_quarters_and_roomy_at_a_half() -> None:
-    outbox = Outbox(8 * (LETTER_BYTES + 10))
+    outbox = Outbox(8 * (MESSAGE_BYTES + 10))
     seen = []
     for _ in range(8):
         outbox.put(letter(1))
@@ -137,11 +137,11 @@ def test_only_what_one_link_had_out_is_called_back() -> None:
 
 def test_many_threads_put_while_one_takes() -> None:
     outbox, count, threads = Outbox(), 2_000, 4
-    taken: list[Letter] = []
+    taken: list[OutgoingMessage] = []
 
     def put(thread: int) -> None:
         for number in range(count):
-            outbox.put(Letter(f"{thread}", str(number).encode(), number % 2))
+            outbox.put(OutgoingMessage(f"{thread}", str(number).encode(), number % 2))
 
     workers: list[Any] = [threading.Thread(target=put, args=(thread,)) for thread in range(threads)]
     for worker in workers:

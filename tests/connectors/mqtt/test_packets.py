@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from cascade.connectors.mqtt._packets import (
+from cascade.connectors.mqtt.packets import (
     PROPERTIES_BYTES,
     new_properties,
     packet_bytes,

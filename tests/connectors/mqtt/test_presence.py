@@ -7,7 +7,7 @@ import os
 import pytest
 
 import cascade as cs
-from cascade.connectors.mqtt import MqttConnector, _presence
+from cascade.connectors.mqtt import MqttConnector, presence
 from cascade.telemetry.topics import source, status_topic
 from tests.connectors.mqtt.broker import Broker, Listener
 from tests.connectors.mqtt.messages import statuses
@@ -104,10 +104,10 @@ async def test_one_that_was_cut_off_is_not_waited_for(broker: Broker) -> None:
 
 
 def test_a_child_does_not_wait_for_a_thread_of_its_parent() -> None:
-    with _presence._company.lock:
+    with presence._connections.lock:
         child = os.fork()
         if not child:
-            os._exit(0 if _presence._company.lock.acquire(timeout=HANG) else 1)
+            os._exit(0 if presence._connections.lock.acquire(timeout=HANG) else 1)
     assert os.waitpid(child, 0) == (child, 0)
 
 

@@ -11,8 +11,8 @@ import pytest
 import cascade as cs
 from cascade.connectors.memory import MemoryConnector
 from cascade.connectors.mqtt import MqttConnector
-from cascade.connectors.mqtt._rate import Gate
-from cascade.connectors.mqtt._window import Window
+from cascade.connectors.mqtt.connection import Connection
+from cascade.connectors.mqtt.outbox import Backpressure
 from stack.addresses import reserved_port
 from tests.connectors.mqtt.broker import Broker, Listener
 from tests.connectors.mqtt.messages import events, numbers, telemetry, warnings
@@ -36,22 +36,22 @@ def flow() -> Any:
 class Slow:
     """Makes the session send nothing until `may_send` holds, and then five messages in each turn."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, take: Callable[[Window], None]) -> None:
-        self.may_send: Callable[[Window], object] = lambda _: True
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, take: Callable[[Connection], None]) -> None:
+        self.may_send: Callable[[Connection], object] = lambda _: True
 
-        def fill(window: Window) -> None:
+        def fill(connection: Connection) -> None:
             time.sleep(0.01)  # the turns are few
-            if self.may_send(window):
+            if self.may_send(connection):
                 self.may_send = lambda _: True
-                take(window)
+                take(connection)
 
-        monkeypatch.setattr(Window, "fill", fill)
-        monkeypatch.setattr("cascade.connectors.mqtt._window.BATCH", 5)
+        monkeypatch.setattr(Connection, "fill", fill)
+        monkeypatch.setattr("cascade.connectors.mqtt.connection.BATCH", 5)
 
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> Slow:
-    return Slow(monkeypatch, Window.fill)
+    return Slow(monkeypatch, Connection.fill)
 
 
 def test_new_tasks_wait_for_a_broker_that_is_alive_but_slow(
@@ -71,12 +71,12 @@ async def test_no_more_waits_than_can_be_flushed_at_the_end(
     slow: Slow, broker: Broker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """However much memory there is. `test_rate` has how many messages that is."""
-    monkeypatch.setattr(Gate, "measure", lambda gate: setattr(gate, "_most", 50))
+    monkeypatch.setattr(Backpressure, "measure", lambda backpressure: setattr(backpressure, "_most", 50))
     connector = MqttConnector("127.0.0.1", broker.port)
     await connector.connect()
-    await until(lambda: connector._around.gate._most == 50)
+    await until(lambda: connector._shared.backpressure._most == 50)
     waiting = list[int]()
-    slow.may_send = lambda window: window._outbox.backlog > 50
+    slow.may_send = lambda connection: connection._outbox.backlog > 50
     for number in range(300):
         await connector.publish("cascade/telemetry/local/default/run/events", telemetry(number), 1)
         waiting.append(connector._outbox.backlog)
@@ -87,7 +87,7 @@ async def test_no_more_waits_than_can_be_flushed_at_the_end(
 
 
 def test_who_prefers_loss_does_not_wait(slow: Slow, shared_broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
-    slow.may_send = lambda window: window._outbox.lost
+    slow.may_send = lambda connection: connection._outbox.lost
     connector = MqttConnector("127.0.0.1", shared_broker.port, max_buffer_bytes=BUFFER, on_full="drop")
     cs.run(flow(), connector=connector, log_level="ERROR")
     (warning,) = warnings(caplog)
@@ -122,8 +122,8 @@ async def test_thousands_may_wait_for_room_at_once(
     connector = MqttConnector("127.0.0.1", broker.port, max_buffer_bytes=BUFFER, flush_timeout=0.1)
     await connector.connect()
     await until(lambda: is_connected(connector))
-    monkeypatch.setattr(Window, "can_send", lambda _: False)
-    monkeypatch.setattr(Window, "fill", lambda _: None)
+    monkeypatch.setattr(Connection, "has_work", lambda _: False)
+    monkeypatch.setattr(Connection, "fill", lambda _: None)
     for number in range(70):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(0):

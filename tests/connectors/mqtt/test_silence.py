@@ -10,10 +10,11 @@ from collections.abc import Iterator
 import pytest
 
 import cascade as cs
-from cascade.connectors.mqtt import MqttConnector, _peer
-from cascade.connectors.mqtt._link import Link
-from cascade.connectors.mqtt._peer import Peer
-from cascade.connectors.mqtt._window import Window
+from cascade.connectors import _health
+from cascade.connectors._health import ConnectionHealth
+from cascade.connectors.mqtt import MqttConnector
+from cascade.connectors.mqtt.client import Client
+from cascade.connectors.mqtt.connection import Connection
 from tests.connectors.mqtt.broker import Broker, Listener
 from tests.connectors.mqtt.messages import telemetry, warnings
 from tests.connectors.mqtt.waiting import is_connected
@@ -43,19 +44,19 @@ class Stall:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, limits: pytest.MonkeyPatch) -> None:
         self.begun, self.is_over = threading.Event(), threading.Event()
-        settle, self._limits = Window.settle, limits
+        work, self._limits = Connection.work, limits
 
-        def hold_up(window: Window) -> bool:
-            if window._unacknowledged and not self.begun.is_set():
-                limits.setattr(_peer, "PATIENCE", LONGER / 2)
+        def hold_up(connection: Connection) -> None:
+            work(connection)
+            if connection._unacknowledged and not self.begun.is_set():
+                limits.setattr(_health, "PATIENCE", LONGER / 2)
                 self.begun.set()
                 assert self.is_over.wait(HANG)
-            return settle(window)
 
-        monkeypatch.setattr(Window, "settle", hold_up)
+        monkeypatch.setattr(Connection, "work", hold_up)
 
     def end(self) -> None:
-        self._limits.setattr(_peer, "PATIENCE", HANG)
+        self._limits.setattr(_health, "PATIENCE", HANG)
         self.is_over.set()
 
 
@@ -102,15 +103,15 @@ def test_a_run_whose_telemetry_has_no_turn_for_long_waits_for_it(
 async def test_a_broker_that_says_anything_is_alive(
     broker: Broker, monkeypatch: pytest.MonkeyPatch, limits: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Window, "_acknowledged", lambda *_: None)
-    heard, hear = threading.Event(), Peer.heard
+    monkeypatch.setattr(Connection, "_acknowledged", lambda *_: None)
+    heard, hear = threading.Event(), ConnectionHealth.heard
 
-    def noted(peer: Peer) -> None:
-        hear(peer)
-        assert peer.silence == 0
+    def noted(health: ConnectionHealth) -> None:
+        hear(health)
+        assert health.silence == 0
         heard.set()
 
-    monkeypatch.setattr(Peer, "heard", noted)
+    monkeypatch.setattr(ConnectionHealth, "heard", noted)
     connector = MqttConnector("127.0.0.1", broker.port, flush_timeout=0.1)
     await connector.connect()
     await connector.subscribe(CONTROL, ignore)
@@ -119,7 +120,7 @@ async def test_a_broker_that_says_anything_is_alive(
     assert session is not None
     with Listener(broker.port, "nothing") as other:
         for _ in range(2):
-            await until(lambda: session.peer.silence > 0)  # an answer is due
+            await until(lambda: session.health.silence > 0)  # an answer is due
             heard.clear()
             await asyncio.to_thread(other.publish, PAUSE, b"{}")
             await until(heard.is_set)
@@ -132,12 +133,12 @@ async def test_a_broker_that_says_anything_is_alive(
 async def test_a_flood_is_read_many_messages_at_a_time(
     broker: Broker, stall: Stall, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    count, reads, read = 1_000, 0, Link.read
+    count, reads, read = 1_000, 0, Client._read
 
-    def counted(link: Link) -> None:
+    def counted(client: Client) -> None:
         nonlocal reads
         reads += 1
-        read(link)
+        read(client)
 
     connector = MqttConnector("127.0.0.1", broker.port)
     await connector.connect()
@@ -154,7 +155,7 @@ async def test_a_flood_is_read_many_messages_at_a_time(
         for number in range(count):
             other.client.publish(PAUSE, json.dumps({"n": number}))
         await asyncio.to_thread(other.publish, PAUSE, json.dumps({"n": count}))
-    monkeypatch.setattr(Link, "read", counted)
+    monkeypatch.setattr(Client, "_read", counted)
     stall.end()
     await until(lambda: found[-1:] == [count])
     assert reads < count / 10

@@ -11,9 +11,10 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
 
-from cascade.connectors.mqtt import MqttConnector, _peer, _retained
-from cascade.connectors.mqtt._inbox import BATCH
-from cascade.connectors.mqtt._link import Answered, Link
+from cascade.connectors import _health
+from cascade.connectors.mqtt import MqttConnector, flush
+from cascade.connectors.mqtt.client import Client
+from cascade.connectors.mqtt.inbox import BATCH
 from cascade.telemetry.wire import Unreadable
 from stack.addresses import reserved_port
 from tests.connectors.mqtt.broker import Broker, Listener
@@ -109,14 +110,14 @@ async def test_it_waits_for_the_callbacks_but_not_for_ever(broker: Broker, limit
 
         await connector.subscribe(CONTROL, slow)
         assert done.is_set()
-        limits.setattr(_retained, "SUBSCRIBE_TIMEOUT", 0.05)
+        limits.setattr(flush, "SUBSCRIBE_TIMEOUT", 0.05)
         await soon(connector.subscribe(CONTROL, stuck))
         await connector.disconnect()
 
 
 async def test_it_does_not_wait_for_a_refused_port(limits: pytest.MonkeyPatch) -> None:
-    limits.setattr(_retained, "SUBSCRIBE_TIMEOUT", NEVER)
-    limits.setattr(_peer, "PATIENCE", NEVER)
+    limits.setattr(flush, "SUBSCRIBE_TIMEOUT", NEVER)
+    limits.setattr(_health, "PATIENCE", NEVER)
     connector = MqttConnector("127.0.0.1", reserved_port())
     await connector.connect()
     await soon(connector.subscribe(CONTROL, Gardener()))
@@ -196,7 +197,7 @@ async def test_a_callback_that_fails_is_told_once_and_called_again(
         await connector.disconnect()
     told = [record for record in caplog.records if record.levelno >= logging.ERROR and "cascade" in record.name]
     assert [record.getMessage() for record in told] == [
-        f"MqttConnector: a subscriber failed for {PAUSE}; further failures are not told"
+        f"MqttConnector: a subscriber failed for {PAUSE}; further failures are not logged"
     ]
 
 
@@ -287,7 +288,7 @@ async def test_a_pause_is_found_among_thousands_of_topics_of_garbage(broker: Bro
 async def test_more_than_anyone_needs_is_refused_with_one_warning(
     broker: Broker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cascade.connectors.mqtt._latest.CAPACITY", 1 << 20)
+    monkeypatch.setattr("cascade.connectors.mqtt.inbox.CAPACITY", 1 << 20)
     connector, may_go_on, calls = await connected(broker), asyncio.Event(), list[str]()
 
     async def held_up(topic: str, payload: dict[str, Any]) -> None:
@@ -362,16 +363,17 @@ async def test_what_is_no_topic_filter_is_refused(pattern: str) -> None:
 async def test_what_is_held_holds_on_if_the_broker_refuses_to_tell_again(
     broker: Broker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    subscribe = Link.subscribe
+    subscribe = Client.subscribe
 
-    def refused(link: Link, pattern: str, answered: Answered) -> None:
-        subscribe(link, pattern, lambda _: answered(ReasonCode(PacketTypes.SUBACK, "Quota exceeded")))
+    async def refused(client: Client, *arguments: Any, **options: Any) -> list[ReasonCode]:
+        await subscribe(client, *arguments, **options)
+        return [ReasonCode(PacketTypes.SUBACK, "Quota exceeded")]
 
     with Listener(broker.port) as other:
         other.publish(PAUSE, json.dumps(constraint()), retain=True)
         gardener, later, connector = Gardener(), Gardener(), await connected(broker)
         await connector.subscribe(CONTROL, gardener)
-        monkeypatch.setattr(Link, "subscribe", refused)
+        monkeypatch.setattr(Client, "subscribe", refused)
     broker.restart()  # without persistence it has forgotten the pause, but does not say so
     (subscription,) = connector._subscriptions.all()
     await until(lambda: warnings(caplog) and subscription.is_ready)
@@ -416,7 +418,7 @@ async def test_a_subscription_that_is_refused_is_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, limits: pytest.MonkeyPatch
 ) -> None:
     """An ACL file of Mosquitto 2.0 lets anybody subscribe, and delivers nothing; the plugin refuses."""
-    limits.setattr(_retained, "SUBSCRIBE_TIMEOUT", NEVER)
+    limits.setattr(flush, "SUBSCRIBE_TIMEOUT", NEVER)
     rules = {"publishClientSend": True, "publishClientReceive": True, "subscribe": False, "unsubscribe": True}
     (tmp_path / "security.json").write_text(json.dumps({"defaultACLAccess": rules, "clients": [], "roles": []}))
     options = (f"plugin {PLUGIN}", f"plugin_opt_config_file {tmp_path / 'security.json'}")

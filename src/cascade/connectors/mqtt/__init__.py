@@ -5,7 +5,7 @@ from cascade._extras import missing_extra
 try:
     from cascade.connectors.mqtt.connector import MqttConnector
 except ImportError as error:
-    if (error.name or "").partition(".")[0] == "paho":
+    if (error.name or "").partition(".")[0] in {"aiomqtt", "paho"}:
         raise missing_extra("mqtt", error) from error
     raise
 

@@ -7,22 +7,19 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from cascade._loggers import get_logger
+from cascade._loggers import LimitedWarnings, get_logger
 from cascade.connectors import _lifetime
 from cascade.connectors._arguments import captures, one_of, positive, whole
-from cascade.connectors.mqtt import _flush
-from cascade.connectors.mqtt._changes import Changes
-from cascade.connectors.mqtt._inbox import Inbox
-from cascade.connectors.mqtt._options import KEEPALIVE, MqttOptions
-from cascade.connectors.mqtt._outbox import CAPACITY, Letter, Outbox
-from cascade.connectors.mqtt._packets import traceparent, tracestate
-from cascade.connectors.mqtt._rate import Gate
-from cascade.connectors.mqtt._retained import retained
-from cascade.connectors.mqtt._service import Surroundings
-from cascade.connectors.mqtt._session import Session
-from cascade.connectors.mqtt._subscriptions import Subscriptions
-from cascade.connectors.mqtt._url import DEFAULT_URL, VARIABLE, arguments_of
-from cascade.connectors.mqtt._warnings import Warnings
+from cascade.connectors._health import ConnectionHealth
+from cascade.connectors._notifier import LoopNotifier
+from cascade.connectors.mqtt import flush as waits
+from cascade.connectors.mqtt.connection import Shared
+from cascade.connectors.mqtt.inbox import Inbox
+from cascade.connectors.mqtt.options import DEFAULT_URL, KEEPALIVE, VARIABLE, MqttOptions, arguments_of
+from cascade.connectors.mqtt.outbox import CAPACITY, Backpressure, Outbox, OutgoingMessage
+from cascade.connectors.mqtt.packets import traceparent, tracestate
+from cascade.connectors.mqtt.session import Session
+from cascade.connectors.mqtt.subscriptions import Subscriptions
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.spec.protocols import MessageCallback
 from cascade.telemetry.topics import checked_filter, checked_topic, identity_from_environment
@@ -69,6 +66,7 @@ class MqttConnector:
     """
 
     _session: Session | None
+    _health: ConnectionHealth | None
     _connections: int
 
     def __init__(
@@ -108,7 +106,7 @@ class MqttConnector:
         self._waits = one_of("on_full", on_full, ("wait", "drop")) == "wait"
         self._capacity = whole("max_buffer_bytes", max_buffer_bytes)
         self._owner = identity_from_environment()
-        self._warn = Warnings()
+        self._warn = LimitedWarnings(logger, "MqttConnector: ")
         self._topics: set[str] = set()
         self._begin()
         _lifetime.watch(self)
@@ -147,7 +145,8 @@ class MqttConnector:
         with self._lock:
             self._connections += 1
             if self._session is None or self._session.is_closed:
-                self._session = Session(self._options, self._owner, self._around)
+                self._session = Session(self._options, self._owner, self._shared, self._health)
+                self._health = self._session.health
 
     async def disconnect(self) -> None:
         """Flush, at most `flush_timeout` seconds. The last one says goodbye to the broker, and ends all subscriptions.
@@ -169,7 +168,7 @@ class MqttConnector:
         if topic not in self._topics:
             self._know(checked_topic(topic))
         state = tracestate(payload) if "tracestate" in payload else ""
-        self._outbox.put(Letter(topic, dumps(payload), 1 if qos else 0, traceparent(payload), state))
+        self._outbox.put(OutgoingMessage(topic, dumps(payload), 1 if qos else 0, traceparent(payload), state))
         session = self._session
         if session is not None:
             session.wake()
@@ -190,7 +189,7 @@ class MqttConnector:
         if session is None:
             return
         session.wake()
-        await retained(self._around.changes, subscription, inbox, session.peer)
+        await waits.retained(self._shared, session, subscription, inbox)
 
     async def unsubscribe(self, topic: str, callback: MessageCallback) -> None:
         inbox = self._subscriptions.remove(topic, callback)
@@ -202,10 +201,10 @@ class MqttConnector:
     def is_full(self) -> bool:
         """Whether messages wait for a broker that is alive, and so many that no further task should start."""
         session = self._session
-        return self._waits and self._around.gate.is_full and session is not None and session.is_alive()
+        return self._waits and self._shared.backpressure.is_full and session is not None and session.is_alive()
 
     async def room(self) -> None:
-        await _flush.room(self._around)
+        await waits.room(self._shared)
 
     def reset_after_fork(self) -> None:
         """Begin anew in a child process: the parent keeps its messages, and the thread lives there alone."""
@@ -216,13 +215,13 @@ class MqttConnector:
         session, self._session = self._session, None
         if session is None:
             return lambda: None
-        flush = _flush.Flush(session, self._around, self.flush_timeout)
+        flush = waits.Flush(session, self._shared, self.flush_timeout)
 
         def finish() -> None:
             flush.wait_blocking()
             session.end(waits=session.is_alive())
             self._outbox.abandon(flush.before, flush.reason)
-            _flush.until_closed_blocking(session)
+            waits.until_closed_blocking(session)
             self._strict = False
             self._report()
 
@@ -231,18 +230,19 @@ class MqttConnector:
     def _begin(self) -> None:
         self._lock = threading.Lock()
         self._outbox = Outbox(self._capacity)
-        changes = Changes()
-        self._subscriptions = Subscriptions(changes.tell, self._warn)
-        gate = Gate(self._outbox, self.flush_timeout)
-        self._around = Surroundings(self._outbox, gate, self._subscriptions, changes, Changes(), self._warn)
+        changes = LoopNotifier()
+        self._subscriptions = Subscriptions(changes.notify, self._warn)
+        backpressure = Backpressure(self._outbox, self.flush_timeout)
+        self._shared = Shared(self._outbox, backpressure, self._subscriptions, changes, LoopNotifier(), self._warn)
         self._session = None
+        self._health = None
         self._connections = 0
         self._flushed = 0
         self._reported = (0, 0)
 
     async def _part(self, session: Session) -> None:
         """A run's end: what it has put is to arrive. If it is the last one, everything ends."""
-        flush = _flush.Flush(session, self._around, self.flush_timeout)
+        flush = waits.Flush(session, self._shared, self.flush_timeout)
         try:
             await flush.wait()
         finally:
@@ -255,7 +255,7 @@ class MqttConnector:
             for inbox in inboxes:
                 await inbox.close()
             if is_last:
-                await _flush.until_closed(session, self._around)
+                await waits.until_closed(session, self._shared)
 
     def _give_up(self, session: Session, reason: str) -> list[Inbox]:
         """End the session and what belongs to it; with the lock, since what is put and added later is another run's."""

@@ -1,4 +1,4 @@
-"""MQTT 5 properties: made once where they are the same for very many packets."""
+"""MQTT 5 properties of packets, packed once if many packets share them."""
 
 from functools import lru_cache
 from typing import Any
@@ -10,20 +10,17 @@ from cascade.telemetry.identity import parse_tracestate
 
 CONTENT_TYPE = "application/json"
 MAX_INCOMING_BYTES = 2 << 20
-"""A broker that is told so does not even deliver what is bigger; a constraint has some hundred bytes."""
+"""Maximum Packet Size in CONNECT: the broker discards larger packets. A constraint has some hundred bytes."""
 WILL_EXPIRY = 86_400
-"""Seconds: a process that is gone for a day is history."""
+"""Seconds for which the broker retains the Last Will: one day."""
 
 _TRACEPARENT_LENGTH = len("00-") + 32 + len("-") + 16 + len("-00")
 
 
 class PackedProperties(Properties):
-    """Properties of a packet in the form in which they travel.
+    """Properties in packed form. To create paho's and pack them takes half of the time of a message."""
 
-    Making paho's and packing them takes half of all the time that a message costs.
-    """
-
-    names: dict[str, int] = {}  # noqa: RUF012 - none that could be shown: paho asks only for the packed form
+    names: dict[str, int] = {}  # noqa: RUF012 - paho uses the packed form alone
 
     def __init__(self, packed: bytes) -> None:
         object.__setattr__(self, "_packed", packed)
@@ -34,7 +31,7 @@ class PackedProperties(Properties):
 
 
 def new_properties(kind: int, **values: Any) -> Properties:
-    """Properties of a kind of packet, by paho's names."""
+    """Return properties of a kind of packet, by paho's names."""
     properties = Properties(kind)  # type: ignore[no-untyped-call]
     for name, value in values.items():
         setattr(properties, name, value)
@@ -47,18 +44,18 @@ def packed(kind: int, **values: Any) -> bytes:
 
 
 _PLAIN = PackedProperties(packed(PacketTypes.PUBLISH, ContentType=CONTENT_TYPE))
-# The traceparent is what such properties end with, and its length is always the same.
+# Such properties end with the traceparent, whose length is constant.
 _TRACED = packed(
     PacketTypes.PUBLISH, ContentType=CONTENT_TYPE, UserProperty=("traceparent", "0" * _TRACEPARENT_LENGTH)
 )[:-_TRACEPARENT_LENGTH]
 
 PROPERTIES_BYTES = len(_TRACED) + _TRACEPARENT_LENGTH
 _TRACESTATE_BYTES = 1 + 2 + len("tracestate") + 2 + 1
-"""Of its user property, without the value; the last byte is for the length of all properties, which grows with it."""
+"""Bytes of the user property without its value, and one more for the length of all properties."""
 
 
 def publish_properties(traceparent: bytes, tracestate: str = "") -> PackedProperties:
-    """The properties of a message; an empty traceparent is left out, and the tracestate with it."""
+    """Return the properties of a message. Without a traceparent, the tracestate is left out too."""
     if not traceparent:
         return _PLAIN
     if not tracestate:
@@ -77,7 +74,7 @@ def _with_tracestate(tracestate: str) -> tuple[bytes, bytes]:
 
 
 def traceparent(payload: dict[str, Any]) -> bytes:
-    """W3C's header for what a message tells of; empty if it does not say."""
+    """Return the W3C traceparent of the span of a message, or b"" if it has none."""
     try:
         text = f"00-{payload['trace_id']}-{payload['span_id']}-{payload['trace_flags']:02x}"
     except (KeyError, TypeError, ValueError):
@@ -86,13 +83,13 @@ def traceparent(payload: dict[str, Any]) -> bytes:
 
 
 def tracestate(payload: dict[str, Any]) -> str:
-    """The header that belongs beside `traceparent`; empty if the message has no valid one."""
+    """Return the W3C tracestate of a message, or "" if it has no valid one."""
     value = payload.get("tracestate")
     return parse_tracestate(value) if isinstance(value, str) else ""
 
 
 def packet_bytes(topic: str, body_size: int, tracestate: str = "") -> int:
-    """The most that a message takes on the wire."""
+    """Return the largest size of a message's packet."""
     fixed_header, lengths, packet_id = 5, 2, 2
     properties = PROPERTIES_BYTES + (len(tracestate) + _TRACESTATE_BYTES if tracestate else 0)
     return fixed_header + lengths + len(topic.encode()) + packet_id + properties + body_size

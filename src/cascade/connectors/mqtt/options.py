@@ -1,24 +1,32 @@
-"""Where the broker is and how to talk to it, checked before anything is sent."""
+"""Options of a connection, from arguments or from a URL, checked before anything is sent."""
 
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from cascade.connectors._arguments import whole
 
 PLAIN_PORT, TLS_PORT = 1883, 8883
-"""MQTT's, as IANA has registered them."""
+"""The ports of MQTT in the registry of IANA."""
 KEEPALIVE = 30
-"""Seconds. A broker that is cut off says so for us, by the Last Will, within one and a half times that."""
+"""Seconds. After one and a half times that without a packet, the broker publishes the Last Will."""
+
+VARIABLE = "CASCADE_MQTT_URL"
+DEFAULT_URL = "mqtt://localhost:1883"
 
 _MOST = 65_535
-"""What MQTT's length fields of two bytes can say."""
+"""The largest value of MQTT's fields of two bytes."""
+_PORTS = {"mqtt": PLAIN_PORT, "mqtts": TLS_PORT}
+_FILES = ("ca_certificate", "client_certificate", "client_key")
+_KEYS = (*_FILES, "client_id", "keepalive")
+_ENCODE = "percent-encode '/', '?', '#', '@' and ':' in user and password"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MqttOptions:
-    """What a connection is made from. `context` is there if it is encrypted; `keepalive` is in seconds."""
+    """Options of a connection. `context` is None without TLS; `keepalive` is in seconds."""
 
     hostname: str
     port: int
@@ -30,7 +38,7 @@ class MqttOptions:
 
     @property
     def address(self) -> str:
-        """Where the broker is, for people to read."""
+        """Host and port of the broker, for messages."""
         return f"[{self.hostname}]:{self.port}" if ":" in self.hostname else f"{self.hostname}:{self.port}"
 
     @classmethod
@@ -51,7 +59,7 @@ class MqttOptions:
         """Options from a connector's arguments.
 
         Raises:
-            ValueError: One of them cannot be used; the message names it and what to do.
+            ValueError: An argument cannot be used; the message names it and the fix.
         """
         files = {"ca_certificate": ca_certificate, "client_certificate": client_certificate, "client_key": client_key}
         context = _context(tls, {name: str(path) for name, path in files.items() if path is not None})
@@ -98,7 +106,7 @@ def _secret(value: str | None) -> str | None:
 def _context(tls: Any, files: dict[str, str]) -> ssl.SSLContext | None:
     if isinstance(tls, ssl.SSLContext):
         if files:
-            raise ValueError(f"{', '.join(files)}: the business of the SSLContext that is given as tls")
+            raise ValueError(f"{', '.join(files)}: load it into the SSLContext that is given as tls")
         return tls
     if tls not in (None, True) or isinstance(tls, int) is not (tls is True):
         raise ValueError(f"tls={tls!r}: give True or an ssl.SSLContext")
@@ -122,8 +130,65 @@ def _load(files: dict[str, str]) -> ssl.SSLContext:
         raise ValueError(f"ca_certificate={ca!r} cannot be used: {error}") from None
     if certificate is not None:
         try:
-            # Without an answer to its question, OpenSSL would ask for a key's passphrase at the terminal.
+            # Without this argument, OpenSSL prompts for a key's passphrase at the terminal.
             context.load_cert_chain(certificate, files.get("client_key"), password=lambda: "")
         except (OSError, ssl.SSLError) as error:
             raise ValueError(f"client_certificate={certificate!r} cannot be used with its key: {error}") from None
     return context
+
+
+def arguments_of(url: str) -> dict[str, Any]:
+    """Return the keyword arguments of a connector for `mqtts://user:password@host:8883?ca_certificate=/ca.pem`.
+
+    Raises:
+        ValueError: The URL is not one of MQTT, or has unknown parts. No error shows a password.
+    """
+    parts = _split(url)
+    if not parts.hostname:
+        raise ValueError("the URL names no host: write it like mqtt://host:1883")
+    if parts.path.strip("/") or parts.fragment:
+        raise ValueError(f"the URL has more than a host and a query: topics are fixed; {_ENCODE}")
+    found: dict[str, Any] = {"hostname": unquote(parts.hostname), "port": _port(parts) or _PORTS[parts.scheme]}
+    if parts.scheme == "mqtts":
+        found["tls"] = True
+    if parts.username:
+        found["username"] = unquote(parts.username)
+    if parts.password is not None:
+        found["password"] = unquote(parts.password)
+    return found | _query(parts)
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url.strip())
+    except ValueError:
+        raise ValueError(f"the URL cannot be read: write it like mqtt://host:1883, and {_ENCODE}") from None
+    if parts.scheme not in _PORTS:
+        scheme = parts.scheme if "://" in url else ""
+        raise ValueError(f"scheme {scheme!r} is not supported: write mqtt:// or mqtts://")
+    return parts
+
+
+def _port(parts: SplitResult) -> int | None:
+    try:
+        return parts.port
+    except ValueError:
+        # The invalid port may be the rest of a password.
+        raise ValueError(f"the URL's port is no number from 1 to 65535: give one, and {_ENCODE}") from None
+
+
+def _query(parts: SplitResult) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if "@" in parts.query:
+        raise ValueError(f"the URL's query has an '@': {_ENCODE}")  # it may be the end of a password
+    for key, value in parse_qsl(parts.query, keep_blank_values=True):
+        if key not in _KEYS:
+            raise ValueError(f"query key {key[:60]!r} is unknown: choose from {', '.join(_KEYS)}")
+        if key in _FILES and parts.scheme != "mqtts":
+            raise ValueError(f"{key} needs encryption: write mqtts://")
+        found[key] = value
+    if "keepalive" in found:
+        if not found["keepalive"].isdecimal():
+            raise ValueError(f"keepalive={found['keepalive']!r}: give a whole number of seconds")
+        found["keepalive"] = int(found["keepalive"])
+    return found

@@ -1,10 +1,9 @@
-"""Who wants which messages, and what is retained for them on the other side."""
+"""Topic filters of a connector, their subscribers, and the retained messages of the broker."""
 
 import threading
 from collections.abc import Callable
 
-from cascade.connectors.mqtt._inbox import Inbox
-from cascade.connectors.mqtt._latest import CAPACITY, Incoming, Latest, incoming
+from cascade.connectors.mqtt.inbox import CAPACITY, Inbox, Incoming, Latest, incoming
 from cascade.spec.protocols import MessageCallback
 from cascade.telemetry.topics import topic_matches
 
@@ -12,22 +11,22 @@ Warn = Callable[[str], None]
 
 
 class Subscription:
-    """A topic filter, who listens to it, and what it holds: the retained messages that were seen last, by topic."""
+    """A topic filter, its subscribers, and the retained messages that were received last, by topic."""
 
     def __init__(self, pattern: str) -> None:
         self.pattern = pattern
         self.inboxes: list[Inbox] = []
         self.held = Latest()
         self.unconfirmed: set[str] = set()
-        """Topics that held something before the connection was lost and have not been sent again yet."""
+        """Topics of retained messages that the broker has not sent again since the connection was lost."""
         self.retained = 0
-        """How many retained messages have come."""
+        """Number of retained messages that were received."""
         self.is_ready = False
-        """Whether all that is retained has come over the present connection, or never will."""
+        """Whether all retained messages were received over the present connection, or never will be."""
 
 
 class Subscriptions:
-    """All of a connector's. The session's thread brings messages in; event loops come and go."""
+    """The subscriptions of a connector. The network thread adds messages; event loops add and remove subscribers."""
 
     def __init__(self, on_change: Callable[[], None], warn: Warn) -> None:
         self._lock = threading.RLock()
@@ -35,10 +34,10 @@ class Subscriptions:
         self._warn = warn
         self._by_filter: dict[str, Subscription] = {}
         self.version = 0
-        """Changes with the set of filters."""
+        """Changes whenever the set of filters does."""
 
     def add(self, pattern: str, callback: MessageCallback) -> tuple[Subscription, Inbox]:
-        """Listen, in the running event loop; what the filter is known to hold is handed over at once."""
+        """Add a subscriber in the running event loop. It receives the known retained messages at once."""
         inbox = Inbox(callback, self._on_change)
         with self._lock:
             subscription = self._by_filter.get(pattern)
@@ -51,18 +50,18 @@ class Subscriptions:
         return subscription, inbox
 
     def remove(self, pattern: str, callback: MessageCallback) -> Inbox | None:
-        """Forget one who listens; the inbox, if there was one, is the caller's to close."""
+        """Remove a subscriber and return its inbox, for the caller to close; None if there is none."""
         with self._lock:
             subscription = self._by_filter.get(pattern)
             found = [i for i in subscription.inboxes if i.callback == callback] if subscription else []
             if subscription is None or not found:
                 return None
             subscription.inboxes.remove(found[0])
-            self._forget_unheard(subscription)
+            self._forget_unused(subscription)
             return found[0]
 
     def clear(self) -> list[Inbox]:
-        """Forget all; the inboxes are the caller's to close."""
+        """Remove all subscribers and return their inboxes, for the caller to close."""
         with self._lock:
             inboxes = [inbox for subscription in self._by_filter.values() for inbox in subscription.inboxes]
             self._by_filter.clear()
@@ -74,14 +73,14 @@ class Subscriptions:
             return list(self._by_filter.values())
 
     def begin(self) -> None:
-        """A new connection: what was held is to be confirmed."""
+        """Begin a new connection, over which the broker sends the retained messages again."""
         with self._lock:
             for subscription in self._by_filter.values():
                 subscription.is_ready = False
                 subscription.unconfirmed = set(subscription.held)
 
     def complete(self, subscription: Subscription) -> None:
-        """All that is retained has come: what has not was cleared while we were away."""
+        """The broker has sent all retained messages: those that it has not sent again were cleared meanwhile."""
         with self._lock:
             for topic in subscription.unconfirmed:
                 subscription.held.take(topic)
@@ -91,13 +90,13 @@ class Subscriptions:
         self._on_change()
 
     def give_up(self, subscription: Subscription) -> None:
-        """It is not known what is retained: what was held holds on, since nobody has cleared it, as far as we know."""
+        """The retained messages are unknown: those that were received before stay valid."""
         with self._lock:
             subscription.is_ready = True
         self._on_change()
 
     def receive(self, topic: str, data: bytes, *, retained: bool) -> None:
-        """A message has come in."""
+        """Hand a message over to the subscribers of all filters that match its topic."""
         message = incoming(data)
         with self._lock:
             for subscription in list(self._by_filter.values()):
@@ -113,16 +112,16 @@ class Subscriptions:
             self._warn(f"more than {CAPACITY >> 20} MiB of messages wait for a subscriber: further topics are refused")
         if any(inbox.is_closed for inbox in subscription.inboxes):
             subscription.inboxes = [inbox for inbox in subscription.inboxes if not inbox.is_closed]
-            self._forget_unheard(subscription)
+            self._forget_unused(subscription)
 
-    def _forget_unheard(self, subscription: Subscription) -> None:
+    def _forget_unused(self, subscription: Subscription) -> None:
         if not subscription.inboxes and self._by_filter.get(subscription.pattern) is subscription:
             del self._by_filter[subscription.pattern]
             self.version += 1
 
 
 def _is_known(subscription: Subscription, topic: str, message: Incoming) -> bool:
-    """Whether it is what is held from before the connection was lost: nothing new to anybody."""
+    """Whether the retained message is the same as before the connection was lost."""
     return topic in subscription.unconfirmed and subscription.held.get(topic) == message
 
 

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from cascade.connectors.mqtt._peer import BRIEF, REFUSED_PAUSE, Peer, Reputation
+from cascade.connectors._health import BRIEF, REFUSED_PAUSE, ConnectionHealth
 
 pytestmark = pytest.mark.usefixtures("real_limits")
 
@@ -17,16 +17,18 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 @pytest.fixture
-def peer(real_limits: None) -> Peer:
-    return Peer(Reputation())
+def peer(real_limits: None) -> ConnectionHealth:
+    return ConnectionHealth()
 
 
-def is_hopeless_after(peer: Peer, now: list[float], seconds: float) -> bool:
+def is_hopeless_after(peer: ConnectionHealth, now: list[float], seconds: float) -> bool:
     start, now[0] = now[0], now[0] + seconds
     return peer.is_hopeless(start)
 
 
-def test_one_that_never_answers_gets_a_second_once_and_little_afterwards(peer: Peer, now: list[float]) -> None:
+def test_one_that_never_answers_gets_a_second_once_and_little_afterwards(
+    peer: ConnectionHealth, now: list[float]
+) -> None:
     assert not is_hopeless_after(peer, now, 0.9)
     assert is_hopeless_after(peer, now, 1.1)
     peer.waited_in_vain()
@@ -36,7 +38,7 @@ def test_one_that_never_answers_gets_a_second_once_and_little_afterwards(peer: P
     assert peer.patience == 1.0
 
 
-def test_one_that_falls_silent_gets_a_second(peer: Peer, now: list[float]) -> None:
+def test_one_that_falls_silent_gets_a_second(peer: ConnectionHealth, now: list[float]) -> None:
     peer.connected()
     assert not is_hopeless_after(peer, now, 60.0)
     peer.kept_silent(0.9)
@@ -47,14 +49,14 @@ def test_one_that_falls_silent_gets_a_second(peer: Peer, now: list[float]) -> No
     assert not is_hopeless_after(peer, now, 60.0)
 
 
-def test_one_that_refuses_is_not_waited_for(peer: Peer, now: list[float]) -> None:
+def test_one_that_refuses_is_not_waited_for(peer: ConnectionHealth, now: list[float]) -> None:
     start, now[0] = now[0], now[0] + 0.01
     peer.failed("connection refused", is_refused=False)
     assert peer.is_hopeless(start)
     assert peer.is_dead
 
 
-def test_one_that_has_just_gone_away_is_expected_back_for_a_second(peer: Peer, now: list[float]) -> None:
+def test_one_that_has_just_gone_away_is_expected_back_for_a_second(peer: ConnectionHealth, now: list[float]) -> None:
     peer.connected()
     peer.lost("gone")
     start, now[0] = now[0], now[0] + 0.9
@@ -64,7 +66,9 @@ def test_one_that_has_just_gone_away_is_expected_back_for_a_second(peer: Peer, n
     assert peer.is_hopeless(start)
 
 
-def test_attempts_come_at_once_then_ever_more_rarely_and_hardly_after_a_refusal(peer: Peer, now: list[float]) -> None:
+def test_attempts_come_at_once_then_ever_more_rarely_and_hardly_after_a_refusal(
+    peer: ConnectionHealth, now: list[float]
+) -> None:
     assert [peer.next_pause() for _ in range(2)] == [0.0, 0.0]
     assert all(0.0 <= peer.next_pause() <= min(10.0, 0.1 * 2**number) for number in range(20))
     peer.failed("not authorized", is_refused=True)

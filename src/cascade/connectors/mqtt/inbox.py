@@ -1,28 +1,72 @@
-"""One subscriber's messages on their way into its event loop: the latest of each topic, one at a time."""
+"""Incoming messages of one subscriber, on their way into its event loop: the latest of each topic, in bounded memory."""
 
 import asyncio
 import contextlib
 import contextvars
 import threading
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 from cascade._loggers import get_logger
-from cascade.connectors.mqtt._latest import Incoming, Latest
 from cascade.spec.protocols import MessageCallback
-from cascade.telemetry.wire import received
+from cascade.telemetry.wire import MAX_RECEIVED_BYTES, received
 
 logger = get_logger("cascade.connectors.mqtt")
 
+CAPACITY = 16 << 20
+"""Bytes: about 40,000 constraints."""
+ENTRY_BYTES = 200
+"""Memory of a message beside its payload and topic."""
 BATCH = 32
-"""Messages handed over between two turns of whatever else is in the event loop."""
+"""Messages that are handed over before other callbacks of the event loop run."""
+
+Incoming = bytes | dict[str, Any]
+
+
+def incoming(data: bytes) -> Incoming:
+    """Return the part of a message to keep: its bytes, or, of a message that is far too big, only the refusal."""
+    return data if len(data) <= MAX_RECEIVED_BYTES else received(data)
+
+
+class Latest(dict[str, Incoming]):
+    """The latest message of each topic; the topic that has waited longest comes first. Only `put` and `take` change it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bytes = 0
+
+    def put(self, topic: str, message: Incoming) -> bool:
+        """Replace the message of the topic. If that exceeds the memory, nothing changes and the result is False."""
+        before = self.get(topic)
+        growth = _size(topic, message) - (0 if before is None else _size(topic, before))
+        if growth > 0 and self._bytes + growth > CAPACITY:
+            return False
+        self.pop(topic, None)
+        self[topic] = message
+        self._bytes += growth
+        return True
+
+    def first(self, count: int) -> list[tuple[str, Incoming]]:
+        """Remove and return the first messages, with their topics."""
+        batch = list(islice(self.items(), count))
+        for topic, _ in batch:
+            self.take(topic)
+        return batch
+
+    def take(self, topic: str) -> Incoming | None:
+        """Remove and return the message of a topic."""
+        message = self.pop(topic, None)
+        if message is not None:
+            self._bytes -= _size(topic, message)
+        return message
 
 
 class Inbox:
-    """Belongs to the event loop in which it was made; any thread may put.
+    """Calls a callback in the event loop in which the inbox was created. Any thread may put.
 
-    A message that has not been handed over when the next of its topic comes is not handed over any more: no flood can
-    grow memory, nor keep the loop busy with what is out of date.
+    A message that was not handed over is replaced by the next one of its topic. So a flood neither grows memory nor keeps
+    the event loop busy with outdated messages.
     """
 
     def __init__(self, callback: MessageCallback, on_idle: Callable[[], None]) -> None:
@@ -38,7 +82,7 @@ class Inbox:
         self._has_failed = False
 
     def put(self, topic: str, message: Incoming) -> bool:
-        """Take a message; False if too much waits already."""
+        """Add a message; return False if too much waits already."""
         with self._lock:
             if self._is_closed:
                 return True
@@ -54,11 +98,11 @@ class Inbox:
 
     @property
     def is_closed(self) -> bool:
-        """Whether nobody listens any more."""
+        """Whether it hands nothing over any more."""
         return self._is_closed or self._loop.is_closed()
 
     async def close(self) -> None:
-        """Hand over nothing more. In its own event loop, a callback that is being called is cancelled first."""
+        """Hand nothing more over. A running call of the callback is cancelled, and awaited in its own event loop."""
         self._is_closed = True
         task = self._task
         if self._loop is not asyncio.get_running_loop():
@@ -97,4 +141,8 @@ class Inbox:
         except Exception:
             if not self._has_failed:
                 self._has_failed = True
-                logger.exception("MqttConnector: a subscriber failed for %s; further failures are not told", topic)
+                logger.exception("MqttConnector: a subscriber failed for %s; further failures are not logged", topic)
+
+
+def _size(topic: str, message: Incoming) -> int:
+    return ENTRY_BYTES + len(topic) + (len(message) if isinstance(message, bytes) else ENTRY_BYTES)

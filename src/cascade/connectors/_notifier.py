@@ -1,4 +1,4 @@
-"""How coroutines of several event loops wait for what a thread does."""
+"""Notifications from a thread to the coroutines of several event loops."""
 
 import asyncio
 import contextlib
@@ -7,15 +7,15 @@ import time
 from collections.abc import Callable
 
 
-class Changes:
-    """Something that changes. One future for each event loop, however many wait in it."""
+class LoopNotifier:
+    """Wakes coroutines that wait for a change. Each event loop has one future, for any number of them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waiting: dict[asyncio.AbstractEventLoop, asyncio.Future[None]] = {}
 
-    def tell(self) -> None:
-        """Wake all who wait; from any thread, and for next to nothing while nobody does."""
+    def notify(self) -> None:
+        """Wake all waiting coroutines. Any thread may call it; without waiting coroutines it costs next to nothing."""
         if not self._waiting:
             return
         with self._lock:
@@ -25,7 +25,7 @@ class Changes:
                 loop.call_soon_threadsafe(_settle, change)
 
     def next(self) -> asyncio.Future[None]:
-        """Done at the next change. It is others' too: wait for it, do not cancel it."""
+        """Return a future that is done at the next change. It is shared: do not cancel it."""
         loop = asyncio.get_running_loop()
         with self._lock:
             change = self._waiting.get(loop)
@@ -34,10 +34,10 @@ class Changes:
             return change
 
     async def until(self, condition: Callable[[], bool], timeout: float) -> bool:  # noqa: ASYNC109 - its purpose
-        """Wait until the condition holds, at most so many seconds; whether it does."""
+        """Wait until the condition holds, at most `timeout` seconds; return whether it holds."""
         deadline = time.monotonic() + timeout
         while True:
-            # First of all, so that no change is missed between the question and the wait.
+            # Before the condition, so that no change is missed between the check and the wait.
             change = self.next()
             if condition():
                 return True

@@ -1,0 +1,383 @@
+"""The aiomqtt client of one connection.
+
+aiomqtt discards the properties of CONNACK and the reason codes of PUBACK, waits for each message in a task, and reads
+and writes each packet with system calls of its own. This subclass keeps the answers, passes them to its owner without a
+task, and reads and writes in blocks.
+"""
+
+import asyncio
+import contextlib
+import encodings.idna  # noqa: F401 - sockets import it with the first host name; beside a fork that can be too late
+import logging
+import math
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar, cast
+
+import aiomqtt
+from paho.mqtt.client import MQTTMessage
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from cascade.connectors.mqtt.options import MqttOptions
+from cascade.connectors.mqtt.packets import MAX_INCOMING_BYTES, WILL_EXPIRY, new_properties
+
+T = TypeVar("T")
+
+CONNECT_TIMEOUT = 5.0
+"""Seconds for TCP and TLS, and again for the broker's answer."""
+FAILURE = 0x80
+"""Reason codes from here on are refusals (MQTT 5.0, 2.4)."""
+PERMANENT = frozenset({0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C})
+"""CONNACK: protocol version, client id, user name or password, not authorized, banned, authentication method."""
+TAKEN_OVER = 0x8E
+"""DISCONNECT: another client has connected with the same id."""
+
+_BLOCK = 1 << 16
+"""Bytes of one system call."""
+_MOST_READS = 64
+"""Packets that are read before other callbacks of the event loop run."""
+
+# aiomqtt and paho report each error to their caller too; without a handler their log lines would go to stderr.
+_silent = logging.Logger("cascade.connectors.mqtt.client", logging.CRITICAL + 1)  # noqa: LOG001 - it has no parent
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerLimits:
+    """Limits in the properties of CONNACK (MQTT 5.0, 3.2.2.3), or their defaults. Sizes are in bytes."""
+
+    receive_maximum: int = 65_535
+    maximum_packet_size: int | None = None
+
+    @classmethod
+    def from_connack(cls, properties: Properties | None) -> Self:
+        defaults = cls()
+        return cls(
+            receive_maximum=getattr(properties, "ReceiveMaximum", defaults.receive_maximum),
+            maximum_packet_size=getattr(properties, "MaximumPacketSize", None),
+        )
+
+
+class Client(aiomqtt.Client):
+    """Connects when it is entered. A clean exit sends DISCONNECT; an exception does not, so the broker publishes the will.
+
+    The owner sets the callbacks. They run in the event loop: `on_acknowledged(packet id, reason)` for each PUBACK of
+    `send`, `on_received(message)` for each incoming message, and `on_activity()` whenever the broker has sent or
+    accepted bytes, and when the connection ends.
+    """
+
+    def __init__(self, options: MqttOptions, client_id: str, will_topic: str) -> None:
+        self._transport = _Transport(options.context)
+        will_properties = new_properties(PacketTypes.WILLMESSAGE, MessageExpiryInterval=WILL_EXPIRY)
+        super().__init__(
+            options.hostname,
+            options.port,
+            username=options.username,
+            password=options.password,
+            logger=_silent,
+            identifier=client_id,
+            protocol=aiomqtt.ProtocolVersion.V5,
+            will=aiomqtt.Will(will_topic, "offline", 1, retain=True, properties=will_properties),
+            timeout=CONNECT_TIMEOUT,
+            keepalive=options.keepalive,
+            clean_start=True,
+            max_inflight_messages=0,  # the connection has a window of its own
+            properties=new_properties(PacketTypes.CONNECT, MaximumPacketSize=MAX_INCOMING_BYTES),
+            tls_context=cast("ssl.SSLContext", self._transport),
+        )
+        self._client.disable_logger()
+        self._client.connect_timeout = CONNECT_TIMEOUT
+        self.limits = BrokerLimits()
+        self.reason, self.code = "", 0
+        self.on_acknowledged: Callable[[int, ReasonCode], None] = _ignore
+        self.on_received: Callable[[MQTTMessage], None] = _ignore
+        self.on_activity: Callable[[], None] = _ignore
+        self._is_dropped = self._is_writing = False
+
+    async def __aenter__(self) -> Self:
+        """Connect.
+
+        Raises:
+            aiomqtt.MqttError: The broker is unreachable or refuses; `reason` has the cause and `code` the reason code.
+        """
+        try:
+            await super().__aenter__()
+        except BaseException as error:
+            self._end(*reason_of(error))
+            self.drop()
+            raise
+        if self.reason:  # aiomqtt does not notice a connection that ends right after CONNACK
+            self.drop()
+            raise aiomqtt.MqttError(self.reason)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Disconnect without a wait. aiomqtt sends DISCONNECT after an exception too, and waits for it to be written."""
+        if kind is None and not self.is_over:
+            self._client.disconnect()
+            self.flush()
+        self.drop()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the connection has ended."""
+        return self._disconnected.done()
+
+    @property
+    def keepalive(self) -> int:
+        """Seconds, as the broker has set them or as they were asked for."""
+        return self._client.keepalive
+
+    @property
+    def wants_write(self) -> bool:
+        """Whether packets wait for the system to accept them."""
+        return self._client.want_write() or self._transport.has_unwritten
+
+    def send(self, topic: str, body: bytes, qos: int, properties: Properties) -> int:
+        """Queue a message and return its packet id. `on_acknowledged` is called for QoS 1; nothing waits for it."""
+        return self._client.publish(topic, body, qos, properties=properties).mid
+
+    def keep_alive(self) -> None:
+        """Send PINGREQ when it is due. Call at least four times in `keepalive` seconds."""
+        self._client.loop_misc()
+
+    def flush(self) -> None:
+        """Write the queued packets, as far as the system accepts them. It is called by the event loop too."""
+        self._is_writing = False
+        descriptor = self._transport.fileno()
+        if descriptor < 0:
+            return
+        # For each message of QoS 0 that paho has written, its callback costs more than the message.
+        self._client.on_publish = None
+        try:
+            self._client.loop_write()
+            while (is_written := self._transport.flush()) and self._client.want_write():
+                self._client.loop_write()
+        except Exception as error:  # noqa: BLE001 - aiomqtt treats all errors of a socket alike
+            self._read()  # the broker may have sent a reason before it closed the connection
+            self._lose(error)
+            return
+        finally:
+            self._client.on_publish = self._on_publish
+        if self._transport.fileno() < 0:
+            return
+        if is_written:
+            self._loop.remove_writer(descriptor)
+        else:
+            self._loop.add_writer(descriptor, self._write_more)
+
+    def drop(self) -> None:
+        """End the connection at once, without DISCONNECT."""
+        self._is_dropped = True
+        self._forget(self._transport.fileno())
+        self._transport.close()
+        if not self._disconnected.done():
+            self._disconnected.set_result(None)
+        elif not self._disconnected.cancelled():
+            self._disconnected.exception()  # otherwise asyncio logs that it was never retrieved
+
+    # Overrides of aiomqtt's methods.
+
+    async def _wait_for(self, fut: Awaitable[T], timeout: float | None) -> T:  # noqa: ASYNC109 - aiomqtt's signature
+        """Wait for an answer until the connection ends. aiomqtt waits on, for an answer that cannot come."""
+        answer: asyncio.Future[T] = asyncio.ensure_future(fut)
+        limit = self.timeout if timeout is None else None if timeout == math.inf else timeout
+        either: set[asyncio.Future[Any]] = {answer, self._disconnected}
+        try:
+            await asyncio.wait(either, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                return answer.result()
+        finally:
+            answer.cancel()
+        if self._disconnected.done():
+            raise aiomqtt.MqttError(self.reason)
+        raise aiomqtt.MqttError(f"no answer within {limit:g} s")
+
+    def _on_connect(
+        self, client: Any, userdata: Any, flags: Any, reason_code: ReasonCode, properties: Properties | None = None
+    ) -> None:
+        self.limits = BrokerLimits.from_connack(properties)
+        if reason_code.is_failure:  # paho goes on to report a protocol error
+            self._end(str(reason_code), reason_code.value)
+        super()._on_connect(client, userdata, flags, reason_code, properties)
+
+    def _on_disconnect(
+        self, client: Any, userdata: Any, flags: Any, reason_code: ReasonCode, properties: Properties | None = None
+    ) -> None:
+        if self._is_dropped:
+            return
+        # For a connection that was closed without DISCONNECT, paho has no more than "Unspecified error".
+        is_vague = str(reason_code) == "Unspecified error" and not flags.is_disconnect_packet_from_server
+        self._end("the connection was lost" if is_vague else str(reason_code), reason_code.value)
+        if not self._connected.done():  # aiomqtt would wait for CONNACK until its timeout
+            self._connected.set_exception(aiomqtt.MqttError(self.reason))
+        super()._on_disconnect(client, userdata, flags, reason_code, properties)
+        self.on_activity()
+
+    def _on_publish(
+        self, client: Any, userdata: Any, mid: int, reason_code: ReasonCode, properties: Properties
+    ) -> None:
+        if mid in self._pending_publishes:
+            super()._on_publish(client, userdata, mid, reason_code, properties)
+        else:
+            self.on_acknowledged(mid, reason_code)
+
+    def _on_message(self, client: Any, userdata: Any, message: MQTTMessage) -> None:  # noqa: ARG002
+        self.on_received(message)
+
+    def _on_socket_open(self, client: Any, userdata: Any, sock: Any) -> None:  # noqa: ARG002
+        self._loop.add_reader(sock.fileno(), self._read)
+
+    def _on_socket_close(self, client: Any, userdata: Any, sock: Any) -> None:  # noqa: ARG002
+        self._forget(sock.fileno())
+
+    def _on_socket_register_write(self, client: Any, userdata: Any, sock: Any) -> None:  # noqa: ARG002
+        # All packets of one turn of the event loop are written together.
+        if not self._is_writing:
+            self._is_writing = True
+            self._loop.call_soon(self.flush)
+
+    def _on_socket_unregister_write(self, client: Any, userdata: Any, sock: Any) -> None:
+        pass  # `flush` does it
+
+    # The socket.
+
+    def _read(self) -> None:
+        try:
+            for _ in range(_MOST_READS):
+                self._client.loop_read()
+                if not self._transport.has_unread:
+                    break
+            else:
+                self._loop.call_soon(self._read)  # the system has no event for bytes that are read already
+        except Exception as error:  # noqa: BLE001 - as in `flush`
+            self._lose(error)
+        self.on_activity()
+
+    def _write_more(self) -> None:
+        self.flush()
+        self.on_activity()
+
+    def _lose(self, error: Exception) -> None:
+        if not self._disconnected.done():
+            self._end(*reason_of(error))
+            self._disconnected.set_exception(error)
+        self.on_activity()
+
+    def _end(self, reason: str, code: int) -> None:
+        if not self.reason:
+            self.reason, self.code = reason, code
+
+    def _forget(self, descriptor: int) -> None:
+        if descriptor >= 0:
+            self._loop.remove_reader(descriptor)
+            self._loop.remove_writer(descriptor)
+
+
+class _Transport:
+    """The socket of a connection, read and written in blocks. paho accepts it in place of an SSLContext.
+
+    paho reads single bytes and writes single packets, which takes most of the time of a small message. It also leaves
+    the socket open after a TLS handshake that failed; this object closes it.
+    """
+
+    def __init__(self, context: ssl.SSLContext | None) -> None:
+        self.check_hostname = context is None or context.check_hostname
+        self._context = context
+        self._socket: Any = None
+        self._unread, self._position = b"", 0
+        self._unwritten = bytearray()
+
+    def wrap_socket(self, plain: socket.socket, **options: Any) -> Self:
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket = plain if self._context is None else self._context.wrap_socket(plain, **options)
+        return self
+
+    def do_handshake(self) -> None:
+        if self._context is not None:
+            self._socket.do_handshake()
+
+    def getpeercert(self) -> Any:
+        return self._socket.getpeercert()
+
+    def settimeout(self, seconds: float | None) -> None:
+        self._socket.settimeout(seconds)
+
+    def setblocking(self, flag: bool) -> None:
+        self._socket.setblocking(flag)
+
+    def fileno(self) -> int:
+        """The descriptor, or -1 if the socket is closed or was never open."""
+        return -1 if self._socket is None else self._socket.fileno()
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether bytes wait of which the system does not know."""
+        if self._position < len(self._unread):
+            return True
+        return self._context is not None and self.fileno() >= 0 and self._socket.pending() > 0
+
+    @property
+    def has_unwritten(self) -> bool:
+        return bool(self._unwritten)
+
+    def recv(self, size: int) -> bytes:
+        if self._position == len(self._unread):
+            self._unread, self._position = self._socket.recv(_BLOCK), 0
+            self._acknowledge_at_once()
+        start = self._position
+        self._position = min(start + size, len(self._unread))
+        return self._unread[start : self._position]
+
+    def send(self, data: bytes) -> int:
+        if len(self._unwritten) >= _BLOCK:
+            raise BlockingIOError
+        self._unwritten += data
+        return len(data)
+
+    def flush(self) -> bool:
+        """Write what `send` has taken; whether the system has accepted all of it."""
+        try:
+            while self._unwritten:
+                del self._unwritten[: self._socket.send(self._unwritten)]
+        except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            return False
+        return True
+
+    def close(self) -> None:
+        if self.fileno() >= 0:
+            with contextlib.suppress(OSError):
+                self.flush()
+            self._socket.close()
+
+    def _acknowledge_at_once(self) -> None:
+        """Switch off delayed TCP acknowledgements, for which a broker's next short answer would wait 40 ms.
+
+        Linux switches them on again by itself, so this is repeated before each wait.
+        """
+        if hasattr(socket, "TCP_QUICKACK"):
+            with contextlib.suppress(OSError):
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+
+def reason_of(error: BaseException) -> tuple[str, int]:
+    """Why there is no connection, in a few words, and the broker's reason code or 0."""
+    match error:
+        case aiomqtt.MqttCodeError(rc=ReasonCode() as rc):
+            return str(rc), rc.value
+        case aiomqtt.MqttError() if error.__context__ is not None:  # aiomqtt keeps the text of the cause alone
+            return reason_of(error.__context__)
+        case ssl.SSLCertVerificationError():
+            return f"certificate verify failed: {error.verify_message}", 0
+        case TimeoutError():
+            return f"no answer within {CONNECT_TIMEOUT:g} s", 0
+        case OSError():
+            return (error.strerror or str(error) or type(error).__name__).lower(), 0
+    return str(error) if isinstance(error, aiomqtt.MqttError) else f"{type(error).__name__}: {error}", 0
+
+
+def _ignore(*_: Any) -> None:
+    pass

@@ -1,0 +1,292 @@
+"""One connection in use: the window of unacknowledged messages, and the subscriptions."""
+
+import asyncio
+import contextlib
+import math
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+import aiomqtt
+from paho.mqtt.client import MQTTMessage
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from cascade.connectors._notifier import LoopNotifier
+from cascade.connectors.mqtt.client import FAILURE, Client
+from cascade.connectors.mqtt.outbox import Backpressure, Outbox, OutgoingMessage
+from cascade.connectors.mqtt.packets import packet_bytes, publish_properties
+from cascade.connectors.mqtt.subscriptions import Subscription, Subscriptions
+from cascade.telemetry import wire
+from cascade.telemetry.limits import MAX_MESSAGE_BYTES, shrink
+
+WINDOW = 500
+"""Unacknowledged messages: 25,000 a second at a round trip of 20 ms. At most so many are sent twice after a lost
+connection. Nearby, 100 are as fast."""
+BATCH = 128
+"""Messages between two reads."""
+MAX_ROUNDS = 1_000
+"""Round trips in which to receive the retained messages; Mosquitto sends 20 messages in each."""
+SOON = 5.0
+"""Seconds. A connection that lasts longer has not ended because of the messages that were sent first."""
+_ENOUGH_LOSSES, MOST_LOSSES = 2, 4
+"""Connections that end early while a message is the only unacknowledged one, before it is shrunk, or dropped."""
+_BIG = 4_096
+"""Bytes: a smaller message was not refused for its size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """State that the network thread shares with the event loops of the runs.
+
+    `changes` is notified when messages are acknowledged, an attempt to connect succeeds or fails, the retained messages
+    are complete, or the session ends; `room` when `backpressure` ends.
+    """
+
+    outbox: Outbox
+    backpressure: Backpressure
+    subscriptions: Subscriptions
+    changes: LoopNotifier
+    room: LoopNotifier
+    warn: Callable[[str], None]
+
+
+class PoisonMessageFilter:
+    """Detects messages that make the broker close the connection, shrinks them, and finally drops them.
+
+    Mosquitto closes the connection, without a reason, for some messages, such as those over its `message_size_limit`. If
+    all were sent again, it would close each further connection. After two early ends in a row, the messages that were
+    unacknowledged are therefore sent one by one, until the one at fault is known.
+    """
+
+    def __init__(self, outbox: Outbox) -> None:
+        self.most: float = math.inf
+        """Bytes of a packet that the broker is believed to accept."""
+        self._outbox = outbox
+        self._early_ends = 0
+        self._careful_until = 0
+
+    def window(self) -> int:
+        """How many messages may be unacknowledged at once."""
+        if self._careful_until and self._outbox.has_settled(self._careful_until):
+            self._careful_until = 0
+        return 1 if self._careful_until else WINDOW
+
+    def lost(self, seconds: float, reason: str) -> None:
+        """Record the end of a connection that lasted for so many seconds. Call before its messages are recalled."""
+        self._early_ends = self._early_ends + 1 if seconds < SOON else 1
+        out = self._outbox.out()
+        if not out or seconds >= SOON or time.monotonic() - self._outbox.moved_at > SOON:
+            return
+        if len(out) > 1:
+            if self._early_ends > 1:
+                self._careful_until = out[-1].number + 1
+            return
+        message = out[0]
+        message.losses += 1
+        if message.losses >= MOST_LOSSES:
+            self._outbox.lose(message, f"the connection broke whenever it was sent: {reason}")
+        elif message.losses == _ENOUGH_LOSSES and len(message.body) > _BIG:
+            self.most = min(self.most, max(_BIG, _size(message) // 2))
+            self.fit(message, 1)
+
+    def fit(self, message: OutgoingMessage, most: int) -> bool:
+        """Remove optional parts of a message until its packet has at most so many bytes; whether it has."""
+        beside = packet_bytes(message.topic, 0, message.tracestate)
+        try:
+            payload = shrink(wire.loads(message.body), int(min(most, self.most)) - beside)
+            self._outbox.replace(message, wire.dumps(payload))
+        except (ValueError, KeyError, AttributeError, TypeError):  # the message is not one of a run
+            pass
+        return beside + len(message.body) <= most
+
+
+class Connection:
+    """Sends the messages of the outbox and keeps the subscriptions, over a client that is connected."""
+
+    def __init__(self, client: Client, shared: Shared, poison: PoisonMessageFilter, wakeup: asyncio.Event) -> None:
+        self.client = client
+        self.has_activity = False
+        """Whether the broker has sent or accepted anything since the last look."""
+        self._wakeup = wakeup
+        self._shared = shared
+        self._outbox = shared.outbox
+        self._poison = poison
+        self._start = time.monotonic()
+        self._has_moved = self._has_news = False
+        self._unacknowledged: dict[int, OutgoingMessage] = {}
+        self._unwritten: list[OutgoingMessage] = []
+        self._arrived: list[OutgoingMessage] = []
+        self._own_publishes = self._calls = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        # Nothing subscribes to it: to unsubscribe from it has no effect, and is answered after all that came before.
+        self._barrier = f"cascade/barrier/{''.join(c if c.isalnum() else '-' for c in client.identifier)}"
+        self._subscribed: dict[str, Subscription] = {}
+        self._version = -1
+        shared.subscriptions.begin()
+        shared.backpressure.restart()
+        client.on_acknowledged, client.on_received, client.on_activity = self._acknowledged, self._received, self._noted
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether a message has arrived over the connection, or it has lasted."""
+        return self._has_moved or time.monotonic() - self._start > SOON
+
+    @property
+    def is_answer_due(self) -> bool:
+        """Whether the broker has something to answer."""
+        return self._calls > 0 or self._outbox.is_out
+
+    def has_work(self) -> bool:
+        """Whether `work` can do anything before the broker sends something."""
+        return self._version != self._shared.subscriptions.version or (
+            not self.client.wants_write and self._room() > 0 and self._outbox.can_take(self._room_for_acknowledged())
+        )
+
+    def work(self) -> None:
+        """Queue a batch of messages, and the changed subscriptions."""
+        if self._version != self._shared.subscriptions.version:
+            self._update_subscriptions()
+        self.fill()
+
+    def fill(self) -> None:
+        """Queue a batch of messages, as far as there is room."""
+        room = self._room()
+        if room > 0 and not self.client.wants_write:
+            for message in self._outbox.take(min(room, BATCH), self._room_for_acknowledged()):
+                self._send(message)
+
+    def settle(self) -> None:
+        """Count the messages that have arrived, and notify the event loops."""
+        if self._unwritten and not (self.client.is_over or self.client.wants_write):
+            # MQTT has no acknowledgement for QoS 0: these count as arrived once the system has accepted them.
+            self._arrived += self._unwritten
+            self._unwritten.clear()
+        if self._arrived:
+            self._outbox.settle(self._arrived)
+            self._arrived, self._has_news = [], True
+        if self._has_news:
+            self._has_news, self._has_moved = False, True
+            self._shared.changes.notify()
+            if not self._shared.backpressure.is_tight:
+                self._shared.room.notify()
+        self._shared.backpressure.measure()
+
+    async def publish(self, topic: str, body: bytes, *, retain: bool = False) -> None:
+        """Send a message that is not one of a run, with QoS 1, and wait until it is acknowledged.
+
+        Raises:
+            aiomqtt.MqttError: The connection has ended.
+        """
+        self._own_publishes += 1
+        self._calls += 1
+        try:
+            await self.client.publish(topic, body, 1, retain, timeout=math.inf)
+        finally:
+            self._own_publishes -= 1
+            self._calls -= 1
+
+    def start(self, call: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run a call in a task that ends with the connection, at the latest. The end of the connection is no error."""
+        task = asyncio.get_running_loop().create_task(_until_the_end(call))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def end(self, *, is_wanted: bool) -> None:
+        """Give the messages that have not arrived back to the outbox."""
+        for task in self._tasks:
+            task.cancel()
+        self.settle()
+        if not is_wanted:
+            self._poison.lost(time.monotonic() - self._start, self.client.reason)
+        self._outbox.recall([*self._unacknowledged.values(), *self._unwritten])
+
+    def _noted(self) -> None:
+        self.has_activity = True
+        self._wakeup.set()
+
+    # Outgoing messages.
+
+    def _room(self) -> int:
+        return self._poison.window() - len(self._unacknowledged) - len(self._unwritten)
+
+    def _room_for_acknowledged(self) -> int:
+        return self.client.limits.receive_maximum - len(self._unacknowledged) - self._own_publishes
+
+    def _send(self, message: OutgoingMessage) -> None:
+        size = _size(message)
+        most = self.client.limits.maximum_packet_size or packet_bytes(message.topic, MAX_MESSAGE_BYTES)
+        if size > min(most, self._poison.most) and not self._poison.fit(message, most):
+            self._lose(message, f"a message of {size:,} bytes is more than the broker takes")
+            return
+        properties = publish_properties(message.traceparent, message.tracestate)
+        packet_id = self.client.send(message.topic, message.body, message.qos, properties)
+        if message.qos:
+            self._unacknowledged[packet_id] = message
+        else:
+            self._unwritten.append(message)
+
+    def _acknowledged(self, packet_id: int, reason: ReasonCode) -> None:
+        message = self._unacknowledged.pop(packet_id, None)
+        if message is None:
+            return
+        if reason.value >= FAILURE:
+            self._lose(message, f"{reason}, on topic {message.topic}")
+        else:
+            self._arrived.append(message)
+
+    def _lose(self, message: OutgoingMessage, reason: str) -> None:
+        self._outbox.lose(message, reason)
+        self._has_news = True
+
+    # Incoming messages.
+
+    def _received(self, message: MQTTMessage) -> None:
+        with contextlib.suppress(UnicodeDecodeError):  # the topic is not in UTF-8
+            self._shared.subscriptions.receive(message.topic, bytes(message.payload), retained=message.retain)
+
+    def _update_subscriptions(self) -> None:
+        self._version = self._shared.subscriptions.version
+        wanted = {subscription.pattern: subscription for subscription in self._shared.subscriptions.all()}
+        for pattern in [
+            pattern for pattern in self._subscribed if self._subscribed[pattern] is not wanted.get(pattern)
+        ]:
+            del self._subscribed[pattern]
+            self.start(self._counted(self.client.unsubscribe(pattern, timeout=math.inf)))
+        for pattern in [pattern for pattern in wanted if pattern not in self._subscribed]:
+            self._subscribed[pattern] = wanted[pattern]
+            self.start(self._counted(self._subscribe(wanted[pattern])))
+
+    async def _counted(self, call: Coroutine[Any, Any, None]) -> None:
+        self._calls += 1
+        try:
+            await call
+        finally:
+            self._calls -= 1
+
+    async def _subscribe(self, subscription: Subscription) -> None:
+        options = SubscribeOptions(qos=1, retainAsPublished=True)
+        (reason, *_) = await self.client.subscribe(subscription.pattern, options=options, timeout=math.inf)
+        if isinstance(reason, ReasonCode) and reason.value >= FAILURE:
+            self._shared.warn(f"control cannot be received on {subscription.pattern}: {reason}")
+            self._shared.subscriptions.give_up(subscription)
+            return
+        # A broker does not mark its last retained message: make round trips until one brings no more of them.
+        for _ in range(MAX_ROUNDS):
+            count = subscription.retained
+            await self.client.unsubscribe(self._barrier, timeout=math.inf)
+            if subscription.retained == count:
+                self._shared.subscriptions.complete(subscription)
+                return
+        self._shared.subscriptions.give_up(subscription)
+
+
+async def _until_the_end(call: Coroutine[Any, Any, None]) -> None:
+    with contextlib.suppress(aiomqtt.MqttError):
+        await call
+
+
+def _size(message: OutgoingMessage) -> int:
+    return packet_bytes(message.topic, len(message.body), message.tracestate)

@@ -1,0 +1,107 @@
+"""Bounded waits of a run for the broker: for retained messages at its start, for room, and for acknowledgements at its end."""
+
+import asyncio
+import time
+
+from cascade.connectors.mqtt.connection import Shared
+from cascade.connectors.mqtt.inbox import Inbox
+from cascade.connectors.mqtt.presence import GOODBYE
+from cascade.connectors.mqtt.session import Session
+from cascade.connectors.mqtt.subscriptions import Subscription
+
+SUBSCRIBE_TIMEOUT = 1.0
+"""Seconds after which `subscribe` returns in any case."""
+CHECK = 0.1
+"""Seconds between two checks whether a silent broker is dead."""
+ROOM_CHECK = 0.5
+"""Seconds after which tasks that wait for room check again."""
+_GRACE = 0.5
+"""Seconds that a session may take to end beside its last messages."""
+
+
+class Flush:
+    """Waits until all messages that were put before now have arrived or are lost."""
+
+    def __init__(self, session: Session, shared: Shared, timeout: float) -> None:
+        self._session = session
+        self._shared = shared
+        self._start = time.monotonic()
+        self._deadline = self._start + timeout
+        self.before = shared.outbox.put_count
+
+    async def wait(self) -> None:
+        """Return after `timeout` seconds, and earlier if the broker is dead."""
+        if self._has_settled():
+            return
+        self._begin()
+        while not (self._has_settled() or self._is_hopeless()):
+            left = self._deadline - time.monotonic()
+            await self._shared.changes.until(lambda: self._has_settled() or self._is_hopeless(), min(CHECK, left))
+        if not self._has_settled():
+            self._session.health.waited_in_vain()
+
+    def wait_blocking(self) -> None:
+        """The same without an event loop, at the interpreter's exit."""
+        self._begin()
+        while not (self._has_settled() or self._is_hopeless()):
+            time.sleep(CHECK / 10)
+
+    @property
+    def reason(self) -> str:
+        """Why messages have not arrived."""
+        if self._session.health.is_connected or not self._session.health.reason:
+            return f"not acknowledged within {time.monotonic() - self._start:.2g} s"
+        return self._session.health.reason
+
+    def _begin(self) -> None:
+        if not self._session.health.is_connected:
+            self._session.hurry()
+
+    def _has_settled(self) -> bool:
+        return self._shared.outbox.has_settled(self.before)
+
+    def _is_hopeless(self) -> bool:
+        return self._session.health.is_hopeless(self._start) or time.monotonic() >= self._deadline
+
+
+async def until_closed(session: Session, shared: Shared) -> None:
+    """Wait for the end of a session, as long as a clean end takes. A session that hangs ends by itself later."""
+    await shared.changes.until(lambda: session.is_closed, _time_to_close(session))
+
+
+def until_closed_blocking(session: Session) -> None:
+    deadline = time.monotonic() + _time_to_close(session)
+    while not session.is_closed and time.monotonic() < deadline:
+        time.sleep(CHECK / 10)
+
+
+def _time_to_close(session: Session) -> float:
+    # Without a connection the thread may be in a system call that takes seconds.
+    return GOODBYE + _GRACE if session.health.is_connected else CHECK
+
+
+async def room(shared: Shared) -> None:
+    """Return when the outbox has room again, or after half a second. Cheap for any number of waiting tasks."""
+    change = shared.room.next()
+    if not shared.backpressure.is_tight:
+        return
+    # One timer notifies all waiting tasks. To cancel a time limit of each of ten thousand takes seconds.
+    timer = asyncio.get_running_loop().call_later(ROOM_CHECK, shared.room.notify)
+    try:
+        await asyncio.wait({change})
+    finally:
+        timer.cancel()
+
+
+async def retained(shared: Shared, session: Session, subscription: Subscription, inbox: Inbox) -> None:
+    """Wait until the callback has received all retained messages, unless the broker is dead."""
+    health, deadline = session.health, time.monotonic() + SUBSCRIBE_TIMEOUT
+
+    def is_over() -> bool:
+        return (subscription.is_ready and inbox.is_idle) or health.is_dead
+
+    await shared.changes.until(lambda: health.is_connected or is_over(), health.patience)
+    if health.is_connected:
+        await shared.changes.until(is_over, deadline - time.monotonic())
+    if not is_over():
+        health.waited_in_vain()
