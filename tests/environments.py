@@ -52,7 +52,7 @@ def lowest() -> Iterator[str]:
     """The lowest version of each requirement that pyproject.toml names, as constraints of pip."""
     own = [requirement for name, group in EXTRAS.items() if name != "all" for requirement in group]
     for requirement in [*own, *PYPROJECT["dependency-groups"]["test"]]:
-        if found := re.fullmatch(r"([\w.-]+)>=([\w.]+)", requirement):
+        if found := re.fullmatch(r"([\w.-]+)>=([\w.]+)(,<\w+)?", requirement):
             yield f"{found[1]}=={found[2]}"
 
 

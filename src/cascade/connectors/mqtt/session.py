@@ -124,6 +124,7 @@ class Session:
             self.health.connected()
             self._shared.changes.notify()
             self._presence.join(connection)
+            await asyncio.sleep(0)  # the task queues `online` before any other message
             await self._serve(connection)
             if not client.is_over:
                 await self._presence.part(connection, waits=self._waits)
