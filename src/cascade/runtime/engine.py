@@ -161,7 +161,8 @@ class Engine:
 
     async def _live(self, run: RunContext, graph: Graph, target: Any, *, nested: bool) -> Any:
         async with _told(run, graph, _name_of(target), nested=nested):
-            with self._control.joined(run) if self._control else nullcontext():
+            names = (node.name for node in graph.nodes)
+            with self._control.joined(run, names) if self._control else nullcontext():
                 try:
                     return await self._perform(run, graph, target)
                 finally:

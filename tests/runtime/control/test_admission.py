@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascade.runtime.control.admission import Admission
-from cascade.runtime.control.constraint import Concurrency, Constraint, Pause, RateLimit, Scope
+from cascade.runtime.control.constraint import Concurrency, Constraint, Matcher, Pause, RateLimit, Scope
 from cascade.runtime.control.rules import Key
 from cascade.runtime.gates import Gates
 from tests.waiting import NEVER, until
@@ -358,11 +358,9 @@ async def _play(steps: list[tuple[str, Any]]) -> None:  # noqa: C901 - one branc
 
 
 def _check(in_force: dict[tuple[str, str], Constraint], before: list[Start], now: list[Start]) -> None:
-    from cascade.runtime.control.constraint import matcher
-
     fresh = [one for one in now if one not in before]
     for constraint in in_force.values():
-        covers = matcher(constraint.scope)
+        covers = Matcher(constraint.scope)
         covered = [one for one in now if covers(*one.key[:2])]
         started = [one for one in fresh if covers(*one.key[:2])]
         if isinstance(constraint, Pause):

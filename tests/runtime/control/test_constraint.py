@@ -8,11 +8,11 @@ from cascade.runtime.control.constraint import (
     Capacity,
     Concurrency,
     Constraint,
+    Matcher,
     Pause,
     RateLimit,
     RefusedError,
     Scope,
-    matcher,
     parse_constraint,
     parse_topic,
 )
@@ -161,7 +161,7 @@ def test_topics_that_name_no_scope(below: str) -> None:
 def test_any_name_has_a_topic_that_matches_just_it(name: str) -> None:
     scope, kind = parse_topic(control_topic("local", "default", f"task/{name}", "pause"), PREFIX)
     assert (scope, kind) == (Scope("task", name), "pause")
-    assert matcher(scope)(("any run",), name)
+    assert Matcher(scope)(("any run",), name)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_any_name_has_a_topic_that_matches_just_it(name: str) -> None:
     ids=str,
 )
 def test_scopes(scope: Scope, covered: list[tuple[str, str]], others: list[tuple[str, str]]) -> None:
-    matches = matcher(scope)
+    matches = Matcher(scope)
     assert all(matches((run_id,), name) for run_id, name in covered)
     assert not any(matches((run_id,), name) for run_id, name in others)
 
@@ -184,7 +184,7 @@ def test_scopes(scope: Scope, covered: list[tuple[str, str]], others: list[tuple
 def outcome(scope: Scope, kind: str, payload: dict[str, Any]) -> Constraint | str:
     """The constraint, or why it is none."""
     try:
-        matcher(scope)
+        Matcher(scope)
         return parse_constraint(scope, kind, payload)
     except RefusedError as refused:
         return str(refused)

@@ -9,7 +9,7 @@ import pytest
 
 import cascade as cs
 from cascade.connectors.memory import MemoryConnector
-from cascade.runtime.control.control import MAX_CONSTRAINTS
+from cascade.runtime.control.control import MAX_PATTERNS
 from cascade.runtime.control.decisions import AT_ONCE, REFUSALS_AT_ONCE
 from cascade.runtime.events import ControlDecision, RunFinished, TaskBlocked, TaskExecutionStarted
 from cascade.runtime.nested import run_nested
@@ -505,14 +505,14 @@ async def test_a_flood_of_nonsense_is_refused_briefly() -> None:
     await lab.seen(TaskExecutionStarted)
     for number in range(3_000):
         await lab.send("global", f"kind-{number}", b"{")
-    for number in range(2 * MAX_CONSTRAINTS):
-        await lab.say(f"task/t{number}", "concurrency", {"limit": 1})
+    for number in range(2 * MAX_PATTERNS):
+        await lab.say(f"task/t{number}*", "concurrency", {"limit": 1})
     goes_on.set()
     await soon(run)
     actions = [action for action, _, _ in lab.decisions]
-    assert actions.count("APPLIED") == MAX_CONSTRAINTS
+    assert actions.count("APPLIED") == MAX_PATTERNS
     assert actions.count("REFUSED") == REFUSALS_AT_ONCE
-    assert len(actions) + untold(lab.all(ControlDecision)) == 3_000 + 2 * MAX_CONSTRAINTS
+    assert len(actions) + untold(lab.all(ControlDecision)) == 3_000 + 2 * MAX_PATTERNS
 
 
 @pytest.mark.usefixtures("no_more_than_at_once")

@@ -12,6 +12,8 @@ class TokenBucket:
     Whatever the rate, the first token is there at once and each further one after a finite time. `clock` gives seconds.
     """
 
+    __slots__ = ("_at", "_burst", "_clock", "_rate", "_tokens")
+
     def __init__(self, rate: float, burst: float, clock: Callable[[], float]) -> None:
         self._rate = rate
         self._burst = max(1.0, burst)

@@ -2,14 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from cascade.runtime._task_group import BURST
+from cascade.runtime.control._index import RuleIndex
 from cascade.runtime.control.constraint import Constraint
 from cascade.runtime.control.line import Blocked, Line, Segment, Ticket
-from cascade.runtime.control.rules import Key, PauseRule, PlaceRule, Rule, rule_of
+from cascade.runtime.control.rules import Key, PlaceRule, Rule, rule_of
 from cascade.runtime.gates import Gates
-from cascade.runtime.protocols import Place, Places
+from cascade.runtime.protocols import Place
 
 RETELL = 0.5
 """Seconds for which tasks must be held back by another constraint before they say so."""
@@ -34,11 +35,9 @@ class Admission:
         self._crowded: dict[Rule, None] = {}
         self._room: asyncio.Task[None] | None = None
         self._clock = clock
-        self._rules: dict[tuple[str, str], Rule] = {}
+        self._rules = RuleIndex(self._rule_of)
         self._lines: dict[Key, Line] = {}
         self._at_work: dict[Key, int] = {}
-        self._found: dict[Key, tuple[Rule, ...]] = {}
-        self._place_rules: dict[Places, PlaceRule] = {}
 
     def enter(self, key: Key) -> bool:
         """Start one, if it may start now: until `leave` it is at work. If it needs a place, `place` returns that."""
@@ -81,7 +80,7 @@ class Admission:
 
     def place(self, key: Key) -> Place | None:
         """Return the place that a successful `enter` or `wait` has taken; None if the key needs none."""
-        return None if key.places is None else self._place_rules[key.places].taken.popleft()
+        return None if key.places is None else self._rules.place_rule(key.places).taken.popleft()
 
     def leave(self, key: Key, *, unused: bool = False) -> None:
         """One is at work no more. `unused`: it has not started after all, and takes nothing from a rate."""
@@ -91,7 +90,7 @@ class Admission:
         else:
             del self._at_work[key]
         if self._rules or key.places is not None:
-            for rule in self._rules_for(key):
+            for rule in self._rules.of(key):
                 rule.give_back(unused=unused)
                 if rule.lines and not isinstance(rule, PlaceRule):  # a place has still to be released
                     self._serve(rule)
@@ -99,43 +98,48 @@ class Admission:
     def rejoin(self, key: Key) -> None:
         """One that has only stood aside is at work again, whether there is room or not."""
         self._at_work[key] = self._at_work.get(key, 0) + 1
-        for rule in self._rules_for(key) if self._rules else ():
+        for rule in self._rules.of(key) if self._rules else ():
             rule.take_again()
 
     def put(self, constraint: Constraint) -> None:
-        """Let a constraint hold, in the place of the one of the same scope and type.
+        """Apply a constraint, in place of the constraint of the same scope and type.
 
         Raises:
-            RefusedError: Its pattern cannot be used.
+            RefusedError: The pattern cannot be used.
         """
-        place = (str(constraint.scope), constraint.type)
-        before = self._rules.get(place)
-        rule = self._rules[place] = rule_of(constraint, self._at_work, before, self._clock)
-        self._found.clear()
-        if before is not None:
+        before = self._rules.get(constraint)
+        if before is None:
+            self._rules.put(constraint)
+        else:
+            rule = self._rule_of(constraint, before)
+            self._rules.put(constraint, rule)
             self._retire(before)
             for line in list(before.lines):
                 self._move(line, rule)
             self._serve(rule)
 
     def remove(self, constraint: Constraint) -> None:
-        if rule := self._rules.pop((str(constraint.scope), constraint.type), None):
-            self._found.clear()
+        """End the constraint of the same scope and type."""
+        if rule := self._rules.pop(constraint):
             self._retire(rule)
             self._serve(rule)
 
     def forget(self, run_id: str) -> None:
-        """A run has ended."""
-        self._found = {key: rules for key, rules in self._found.items() if key.run_ids[0] != run_id}
-        used = {key.places for key in self._found} | {key.places for key in self._at_work}
-        self._place_rules = {places: rule for places, rule in self._place_rules.items() if places in used or rule.lines}
+        """Drop the state of a run that has ended."""
+        self._rules.forget(run_id, set(self._at_work))
 
     def close(self) -> None:
-        """Nobody waits any more, and nothing holds."""
+        """End all constraints, after the last run."""
+        for rule in self._rules.clear():
+            self._retire(rule)
+            self._serve(rule)
         room, self._room = self._room, None
         self._crowded.clear()
         if room is not None:
             room.cancel()
+
+    def _rule_of(self, constraint: Constraint, before: Rule | None = None) -> Rule:
+        return rule_of(constraint, self._at_work, before, self._clock)
 
     def _retire(self, rule: Rule) -> None:
         rule.is_retired = True
@@ -143,32 +147,19 @@ class Admission:
             rule.timer.cancel()
             rule.timer = None
 
-    def _rules_for(self, key: Key) -> tuple[Rule, ...]:
-        found = self._found.get(key)
-        if found is None:
-            found = self._found[key] = tuple(self._covering(key))
-        return found
-
-    def _covering(self, key: Key) -> Iterator[Rule]:
-        for rule in self._rules.values():
-            if rule.covers(key.run_ids, key.name) and (not key.is_map or isinstance(rule, PauseRule)):
-                yield rule
-        if key.places is not None:  # the last one: a place is only reserved if no other rule holds the task back
-            yield self._place_rules.setdefault(key.places, PlaceRule(key.places))
-
     def _holding(self, key: Key) -> Rule | None:
         """What holds back one who comes now: its own line, or a rule without room, or with others before it."""
         line = self._lines.get(key)
         if line is not None:
             return line.rule
-        for rule in self._rules_for(key):
+        for rule in self._rules.of(key):
             if rule.lines or not rule.has_room():
                 return rule
         return None
 
     def _count(self, key: Key) -> None:
         self._at_work[key] = self._at_work.get(key, 0) + 1
-        for rule in self._rules_for(key):
+        for rule in self._rules.of(key):
             rule.take()
 
     def _serve(self, rule: Rule) -> None:
@@ -224,7 +215,7 @@ class Admission:
 
     def _advance(self, line: Line) -> None:
         """The rule of a line has room: its first one starts, unless another rule has none."""
-        for rule in self._rules_for(line.key):
+        for rule in self._rules.of(line.key):
             if not rule.has_room():
                 self._move(line, rule)
                 return

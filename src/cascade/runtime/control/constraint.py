@@ -3,9 +3,10 @@
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import translate
+from functools import lru_cache
 from typing import Any, Literal, get_args
 from urllib.parse import unquote
 
@@ -36,6 +37,7 @@ RATE = _BLANK + "(" + "|".join(f"({number}){_BLANK}/{_BLANK}{unit}" for unit, nu
 ZERO_RATE = r"^[ \t\r\n0.]*/"
 _RATE = re.compile(RATE)
 _KEYS = ("type", "params", "id", "expires_at")
+_WILDCARDS = frozenset("*?[")
 _SHOWN = 60
 
 
@@ -45,10 +47,17 @@ class RefusedError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """Which tasks a constraint is for: all, those of one run, or those whose name is, or matches, a pattern."""
+    """Tasks that a constraint applies to: all, those of one run, or those whose name is, or matches, a pattern.
+
+    `is_name` is true for one task name without a wildcard.
+    """
 
     kind: ScopeKind
     name: str = ""
+    is_name: bool = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "is_name", self.kind == "task" and _WILDCARDS.isdisjoint(self.name))
 
     def __str__(self) -> str:
         return f"{self.kind}/{self.name}" if self.name else self.kind
@@ -161,22 +170,33 @@ def parse_constraint(scope: Scope, kind: str, payload: Mapping[str, Any]) -> Con
     return reader(scope, _id(payload.get("id", kind)), _time(payload.get("expires_at")), params or {})
 
 
-def matcher(scope: Scope) -> Callable[[tuple[str, ...], str], bool]:
-    """Says of a run's ids, with those of the runs that it is nested in, and a task's name whether the scope covers them.
+class Matcher:
+    """Matches the tasks of a scope.
 
     Raises:
         RefusedError: The pattern cannot be used.
     """
-    if scope.kind == "global":
-        return lambda _run_ids, _name: True
-    wanted = scope.name
-    if scope.kind == "run":
-        return lambda run_ids, _name: wanted in run_ids
-    try:
-        matches = re.compile(translate(wanted)).match
-    except re.error as error:
-        raise RefusedError(f"the pattern {_shown(wanted)} cannot be used: {error}") from None
-    return lambda _run_ids, name: name == wanted or matches(name) is not None
+
+    __slots__ = ("_matches", "_scope")
+
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
+        self._matches: Callable[[str], object] | None = None
+        if scope.kind == "task" and not scope.is_name:
+            try:
+                self._matches = re.compile(translate(scope.name)).match
+            except re.error as error:
+                raise RefusedError(f"the pattern {_shown(scope.name)} cannot be used: {error}") from None
+
+    def __call__(self, run_ids: tuple[str, ...], name: str) -> bool:
+        """Return True if the scope covers a task: its name, and the ids of its run and of the runs around that."""
+        match self._scope.kind:
+            case "global":
+                return True
+            case "run":
+                return self._scope.name in run_ids
+            case "task":
+                return name == self._scope.name or (self._matches is not None and self._matches(name) is not None)
 
 
 def _pause(scope: Scope, own_id: str, expires_at: float | None, params: dict[str, Any]) -> Pause:
@@ -303,9 +323,14 @@ def _first_unknown(found: Mapping[str, Any], known: Sequence[str]) -> Any:
     return min((key for key in found if key not in known), key=repr)
 
 
-def _hint(key: Any, known: Sequence[str]) -> str:
-    near = get_close_matches(str(key)[:_SHOWN].lower(), known, 1)
+def _hint(key: Any, known: tuple[str, ...]) -> str:
+    near = _near(str(key)[:_SHOWN].lower(), known)
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+@lru_cache(maxsize=256)  # a flood of messages with the same fault
+def _near(key: str, known: tuple[str, ...]) -> list[str]:
+    return get_close_matches(key, known, 1)
 
 
 def _shown(value: Any) -> str:

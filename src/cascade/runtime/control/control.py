@@ -1,15 +1,19 @@
-"""What steers the runs of one engine: constraints come in, hold together, and go."""
+"""Constraints of the runs of one engine: received from its connector, applied, replaced, expired and cleared."""
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from dataclasses import replace
+from itertools import chain, islice
 from typing import Any
 
 from cascade._blocks import async_block, block
 from cascade._loggers import get_logger
 from cascade.runtime._run_context import RunContext
+from cascade.runtime.control._expiry import ExpiryTimer, Place
 from cascade.runtime.control.admission import Admission
 from cascade.runtime.control.constraint import (
+    CONSTRAINT_TYPES,
     Capacity,
     Constraint,
     RefusedError,
@@ -17,7 +21,7 @@ from cascade.runtime.control.constraint import (
     parse_constraint,
     parse_topic,
 )
-from cascade.runtime.control.decisions import Decisions, Place
+from cascade.runtime.control.decisions import Decisions, fields_of
 from cascade.runtime.events import ControlDecision
 from cascade.runtime.gates import Gates
 from cascade.runtime.guard import awaited
@@ -29,12 +33,16 @@ from cascade.telemetry.topics import control_filter
 
 logger = get_logger(__name__)
 
-MAX_CONSTRAINTS = 256
-"""In force at once: each start asks all that are for it. More is a mistake, or meant to slow us down."""
+MAX_CONSTRAINTS = 200_000
+"""Constraints for single task names that apply at once. They are found by name; the limit bounds memory."""
+MAX_PATTERNS = 256
+"""Constraints beyond which no pattern is added: the first start of each task name evaluates all patterns."""
+MAX_LISTED = 256
+"""Constraints in force that a run publishes as it begins."""
+EXPIRY_TOLERANCE = 2.0
+"""Seconds. A broker counts Message Expiry in whole seconds, so that the end of a repeated message varies."""
 SUBSCRIBE_TIMEOUT = 2.0
 """Seconds; a connector returns after one, this is for one that does not."""
-_LONGEST_TIMER = 10.0
-"""Seconds after which the wall clock, which may have been set, is asked again."""
 _UNSAID = 100
 
 
@@ -61,8 +69,9 @@ class Control:
         self._filter = control_filter(org_id, project_id)
         self._capacity = capacity
         self._clock = clock
-        self._held: dict[Place, Constraint] = {}
-        self._timers: dict[Place, asyncio.TimerHandle] = {}
+        self._broad: dict[Place, Constraint] = {}
+        self._named: dict[Place, Constraint] = {}
+        self._expiry = ExpiryTimer(self._now, self._expire)
         self._runs: dict[str, RunContext] = {}
         self._unsaid: list[dict[str, Any]] = []
         self._decisions = Decisions(self._say)
@@ -84,12 +93,14 @@ class Control:
                 await self._detach(connector)
 
     @block
-    def joined(self, run: RunContext) -> Iterator[None]:
-        """Steer the run, and tell it of each decision that concerns it, first of those that were made before."""
+    def joined(self, run: RunContext, names: Iterable[str] = ()) -> Iterator[None]:
+        """Apply the constraints to the run for the block, and publish the decisions that concern it.
+
+        The first ones are the constraints that are in force. `names` are the names of the run's tasks: if not all
+        constraints are published, those of its tasks are.
+        """
         self._runs[run.run_id] = run
-        for constraint in self._held.values():
-            if _concerns(constraint.scope, run):
-                run.emit(ControlDecision, **_fields("APPLIED", constraint))
+        self._list_held(run, names)
         unsaid, self._unsaid = self._unsaid, []
         for fields in unsaid:
             run.emit(ControlDecision, **fields)
@@ -99,9 +110,8 @@ class Control:
             self._decisions.tell_all()
             del self._runs[run.run_id]
             self.admission.forget(run.run_id)
-            own = Scope("run", run.run_id)
-            for place in [place for place, held in self._held.items() if held.scope == own]:
-                self._lift(place)
+            for kind in CONSTRAINT_TYPES:
+                self._lift((str(Scope("run", run.run_id)), kind))
 
     def run_ids(self, run_id: str) -> tuple[str, ...]:
         """A run's id and those of the runs that it is nested in; none for a run that is not here."""
@@ -109,7 +119,7 @@ class Control:
         return run.run_ids if run is not None else ()
 
     async def on_message(self, topic: str, payload: dict[str, Any]) -> None:
-        """Apply, replace or clear a constraint; refuse what is none, and say why. Never raises."""
+        """Apply, replace or clear a constraint, or refuse an invalid message with the reason. Never raises."""
         if not self._users:
             return
         place = topic.removeprefix(self._filter.removesuffix("#"))
@@ -129,34 +139,42 @@ class Control:
 
     def _apply(self, constraint: Constraint) -> None:
         place = _place(constraint)
-        before = self._held.get(place)
+        held = self._named if constraint.scope.is_name else self._broad
+        before = held.get(place)
         if before == constraint:
-            return  # a connection that came back brings again what is held already
-        if constraint.expires_at is not None and constraint.expires_at <= self._clock():
+            return  # a retained message is received again after a reconnection
+        if constraint.expires_at is not None and constraint.expires_at <= self._now():
             self._lift(place)
             self._tell("EXPIRED", constraint, "it had expired before it came")
             return
-        if before is None and len(self._held) >= MAX_CONSTRAINTS:
-            raise RefusedError(f"{MAX_CONSTRAINTS} constraints hold already; clear some")
-        if not isinstance(constraint, Capacity):
+        if before is None:
+            self._check_room(constraint.scope)
+        is_extension = before is not None and replace(before, expires_at=constraint.expires_at) == constraint
+        if not is_extension and not isinstance(constraint, Capacity):
             self.admission.put(constraint)
-        self._held[place] = constraint
-        if isinstance(constraint, Capacity):
-            self._steer(constraint.name)
-            if isinstance(before, Capacity):
-                self._steer(before.name)
-        self._watch(place, constraint)
-        self._tell("APPLIED", constraint)
+        held[place] = constraint
+        for capacity in (constraint, before):
+            if isinstance(capacity, Capacity):
+                self._steer(capacity.name)
+        self._expiry.set(place, constraint.expires_at)
+        if before is None or not is_extension or not _ends_alike(before, constraint):
+            self._tell("APPLIED", constraint)
+
+    def _check_room(self, scope: Scope) -> None:
+        if scope.is_name:
+            if len(self._named) >= MAX_CONSTRAINTS:
+                raise RefusedError(f"{MAX_CONSTRAINTS:,} constraints for single tasks apply already; clear some")
+        elif scope.kind == "task" and len(self._broad) >= MAX_PATTERNS:
+            raise RefusedError(f"{MAX_PATTERNS} constraints with patterns apply already; clear some, or use full names")
 
     def _clear(self, place: Place) -> None:
         if constraint := self._lift(place):
             self._tell("CLEARED", constraint)
 
     def _lift(self, place: Place) -> Constraint | None:
-        """Let a constraint hold no more."""
-        if timer := self._timers.pop(place, None):
-            timer.cancel()
-        constraint = self._held.pop(place, None)
+        """End a constraint."""
+        constraint = self._broad.pop(place, None) or self._named.pop(place, None)
+        self._expiry.set(place, None)
         if isinstance(constraint, Capacity):
             self._steer(constraint.name)
         elif constraint is not None:
@@ -164,26 +182,35 @@ class Control:
         return constraint
 
     def _steer(self, name: str) -> None:
-        """Set a resource to the least of what the constraints on it say, or to what it has by itself."""
-        said = [held.capacity for held in self._held.values() if isinstance(held, Capacity) and held.name == name]
+        """Set a resource to the smallest capacity of its constraints, or to its own capacity without one."""
+        said = [held.capacity for held in self._broad.values() if isinstance(held, Capacity) and held.name == name]
         self._capacity.steer(name, min(said, default=None))
 
-    def _watch(self, place: Place, constraint: Constraint) -> None:
-        if timer := self._timers.pop(place, None):
-            timer.cancel()
-        if constraint.expires_at is not None:
-            delay = min(_LONGEST_TIMER, max(0.0, constraint.expires_at - self._clock()))
-            self._timers[place] = asyncio.get_running_loop().call_later(delay, self._expire, place, constraint)
+    def _now(self) -> float:
+        return self._clock()
 
-    def _expire(self, place: Place, constraint: Constraint) -> None:
-        if constraint.expires_at is not None and constraint.expires_at > self._clock():
-            self._watch(place, constraint)
-            return
-        self._lift(place)
-        self._tell("EXPIRED", constraint)
+    def _expire(self, place: Place) -> None:
+        if constraint := self._lift(place):
+            self._tell("EXPIRED", constraint)
 
     def _tell(self, action: str, constraint: Constraint, reason: str | None = None) -> None:
-        self._decisions.say(_place(constraint), _fields(action, constraint, reason), constraint.scope)
+        if self._runs:  # each run publishes the constraints in force as it begins
+            self._decisions.say(_place(constraint), action, constraint, reason)
+
+    def _list_held(self, run: RunContext, names: Iterable[str]) -> None:
+        """Publish the constraints in force, at most `MAX_LISTED`: those of the run's tasks first, of other tasks last."""
+        own = set(names) if self._named else set[str]()
+        broad = [held for held in self._broad.values() if _concerns(held.scope, run)]
+        ranked = chain(
+            (held for held in broad if held.scope.kind != "task"),
+            (held for held in self._named.values() if held.scope.name in own),
+            (held for held in broad if held.scope.kind == "task"),
+            (held for held in self._named.values() if held.scope.name not in own),
+        )
+        more = len(broad) + len(self._named) - MAX_LISTED
+        for count, constraint in enumerate(islice(ranked, MAX_LISTED), 1):
+            reason = f"{more:,} more constraints are not listed" if count == MAX_LISTED and more > 0 else None
+            run.emit(ControlDecision, **fields_of("APPLIED", constraint, reason))
 
     def _refuse(self, place: str, kind: str, scope: Scope | None, payload: Any, reason: str) -> None:
         own_id = payload.get("id") if isinstance(payload, dict) else None
@@ -199,7 +226,7 @@ class Control:
 
     def _say(self, fields: dict[str, Any], scope: Scope | None) -> None:
         if not self._runs and fields["action"] == "REFUSED" and len(self._unsaid) < _UNSAID:
-            self._unsaid.append(fields)  # what holds is told to each run as it begins
+            self._unsaid.append(fields)
         for run in list(self._runs.values()):
             if scope is None or _concerns(scope, run):
                 run.emit(ControlDecision, **fields)
@@ -211,8 +238,10 @@ class Control:
             logger.warning("%s cannot bring control: %s", type(connector).__name__, error_text(error))
 
     async def _detach(self, connector: Connector) -> None:
-        for place in list(self._held):
+        self._named.clear()
+        for place in list(self._broad):
             self._lift(place)
+        self._expiry.clear()
         self._unsaid.clear()
         self._decisions.close()
         self.admission.close()
@@ -235,12 +264,7 @@ def _concerns(scope: Scope, run: RunContext) -> bool:
     return scope.kind != "run" or scope.name in run.run_ids
 
 
-def _fields(action: str, constraint: Constraint, reason: str | None = None) -> dict[str, Any]:
-    return {
-        "action": action,
-        "scope": text(str(constraint.scope), MAX_NAME_BYTES),
-        "constraint_type": constraint.type,
-        "constraint_id": constraint.id,
-        "reason": reason,
-        "params": constraint.params,
-    }
+def _ends_alike(one: Constraint, other: Constraint) -> bool:
+    if one.expires_at is None or other.expires_at is None:
+        return one.expires_at == other.expires_at
+    return abs(one.expires_at - other.expires_at) <= EXPIRY_TOLERANCE

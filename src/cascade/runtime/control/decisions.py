@@ -1,4 +1,4 @@
-"""What became of constraints, told at once as a rule, and in a flood no faster than anybody can read."""
+"""Rate limit of the decisions about constraints that a run publishes."""
 
 import asyncio
 import time
@@ -6,46 +6,62 @@ from collections.abc import Callable
 from typing import Any
 
 from cascade.runtime.control._bucket import TokenBucket
-from cascade.runtime.control.constraint import Scope
+from cascade.runtime.control._expiry import Place
+from cascade.runtime.control.constraint import Constraint, Scope
+from cascade.telemetry.limits import MAX_NAME_BYTES
+from cascade.telemetry.safe import text
 
 PER_SECOND, AT_ONCE = 20.0, 100.0
-"""Decisions that are told. Whoever floods us must not flood those who listen to us: each is a message of high priority."""
+"""Published decisions. Each is a message of high priority: a flood of constraints must not become a flood of telemetry."""
 REFUSALS_PER_SECOND, REFUSALS_AT_ONCE = 5.0, 50.0
 MAX_PENDING = 512
-"""Scopes and types of which the latest decision waits to be told."""
+"""Scopes and types whose latest decision waits to be published."""
 
-Place = tuple[str, str]
-"""Scope and type: at most one constraint holds there."""
 Tell = Callable[[dict[str, Any], Scope | None], None]
-"""Called with the fields of a `ControlDecision` and whom it is for; None is everybody."""
+"""Called with the fields of a `ControlDecision` and its scope; None is the scope of a topic that names none."""
+
+
+def fields_of(action: str, constraint: Constraint, reason: str | None = None) -> dict[str, Any]:
+    """Return the fields of a `ControlDecision` about a constraint."""
+    return {
+        "action": action,
+        "scope": text(str(constraint.scope), MAX_NAME_BYTES),
+        "constraint_type": constraint.type,
+        "constraint_id": constraint.id,
+        "reason": reason,
+        "params": constraint.params,
+    }
 
 
 class Decisions:
-    """Tells all of them while they are few. Of many, of each place the latest, late; and how many were not told."""
+    """Rate limit: publishes all decisions while they are few, else the latest decision of each scope and type.
+
+    The reason of the next decision contains the number of unpublished ones.
+    """
 
     def __init__(self, tell: Tell) -> None:
         self._tell = tell
         self._bucket = TokenBucket(PER_SECOND, AT_ONCE, time.monotonic)
         self._refusals = TokenBucket(REFUSALS_PER_SECOND, REFUSALS_AT_ONCE, time.monotonic)
-        self._pending: dict[Place, tuple[dict[str, Any], Scope]] = {}
+        self._pending: dict[Place, tuple[str, Constraint, str | None]] = {}
         self._untold = 0
         self._timer: asyncio.TimerHandle | None = None
 
-    def say(self, place: Place, fields: dict[str, Any], scope: Scope) -> None:
-        """A constraint was applied, has expired, or was cleared."""
+    def say(self, place: Place, action: str, constraint: Constraint, reason: str | None = None) -> None:
+        """Publish that a constraint was applied, has expired, or was cleared."""
         if not self._pending and self._bucket.has_token:
             self._bucket.take()
-            self._out(fields, scope)
+            self._out(fields_of(action, constraint, reason), constraint.scope)
             return
         self._untold += self._pending.pop(place, None) is not None
-        self._pending[place] = fields, scope
+        self._pending[place] = action, constraint, reason
         if len(self._pending) > MAX_PENDING:
             del self._pending[next(iter(self._pending))]
             self._untold += 1
         self._book()
 
     def refuse(self, fields: dict[str, Any], scope: Scope | None) -> None:
-        """A message was no constraint. Nothing has changed by that, so nobody misses it if it is not told."""
+        """Publish that a message was refused, or count it if there are too many: no constraint has changed."""
         if self._refusals.has_token:
             self._refusals.take()
             self._out(fields, scope)
@@ -53,13 +69,13 @@ class Decisions:
             self._untold += 1
 
     def tell_all(self) -> None:
-        """Let nothing wait any longer: a run ends."""
+        """Publish all pending decisions, at the end of a run."""
         pending, self._pending = self._pending, {}
-        for fields, scope in pending.values():
-            self._out(fields, scope)
+        for decision in pending.values():
+            self._out_late(decision)
 
     def close(self) -> None:
-        """Nobody listens any more."""
+        """Drop the pending decisions, after the last run."""
         self._pending.clear()
         if self._timer is not None:
             self._timer.cancel()
@@ -74,9 +90,12 @@ class Decisions:
         while self._pending and self._bucket.has_token:
             self._bucket.take()
             place = next(iter(self._pending))
-            self._out(*self._pending.pop(place))
+            self._out_late(self._pending.pop(place))
         if self._pending:
             self._book()
+
+    def _out_late(self, decision: tuple[str, Constraint, str | None]) -> None:
+        self._out(fields_of(*decision), decision[1].scope)
 
     def _out(self, fields: dict[str, Any], scope: Scope | None) -> None:
         if self._untold:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from cascade._loggers import get_logger
 from cascade.runtime.control._bucket import TokenBucket
-from cascade.runtime.control.constraint import Concurrency, Constraint, Pause, RateLimit, Scope, matcher
+from cascade.runtime.control.constraint import Concurrency, Constraint, Matcher, Pause, RateLimit, Scope
 from cascade.runtime.protocols import Place, PlaceRequest, Places
 
 logger = get_logger(__name__)
@@ -52,12 +52,12 @@ class Rule:
     A rule that `is_retired` has no effect.
     """
 
-    constraint: Constraint
+    __slots__ = ("constraint", "covers", "is_booked", "is_retired", "lines", "timer")
     lines: "OrderedDict[Any, None]"
 
     def __init__(self, constraint: Constraint) -> None:
         self.constraint = constraint
-        self.covers = matcher(constraint.scope)
+        self.covers = Matcher(constraint.scope)
         self.lines = OrderedDict()
         self.is_retired = False
         self.is_booked = False
@@ -85,34 +85,52 @@ class Rule:
 
 
 class PauseRule(Rule):
+    __slots__ = ()
+
     def has_room(self) -> bool:
         return self.is_retired
 
 
 class ConcurrencyRule(Rule):
-    """Counts those at work, with those that were at work before."""
+    """Limits the number of running tasks, with those that ran before the constraint came.
 
-    def __init__(self, constraint: Concurrency) -> None:
+    The tasks in `at_work` are counted at the first use, so that a limit for tasks that never start costs nothing.
+    """
+
+    __slots__ = ("_at_work", "_limit", "_used")
+
+    def __init__(self, constraint: Concurrency, at_work: Mapping[Key, int]) -> None:
         super().__init__(constraint)
         self._limit = constraint.limit
-        self._used = 0
-
-    def count(self, at_work: Mapping[Key, int]) -> None:
-        self._used = sum(n for key, n in at_work.items() if not key.is_map and self.covers(key.run_ids, key.name))
+        self._at_work = at_work
+        self._used: int | None = None
 
     def has_room(self) -> bool:
-        return self.is_retired or self._used < self._limit
+        return self.is_retired or (self._count() if self._used is None else self._used) < self._limit
 
     def take(self) -> None:
-        self._used += 1
+        self._change(1)
 
     take_again = take
 
     def give_back(self, *, unused: bool) -> None:  # noqa: ARG002 - no difference here
-        self._used -= 1
+        self._change(-1)
+
+    def _change(self, by: int) -> None:
+        if self._used is None:
+            self._count()  # `at_work` has changed already
+        else:
+            self._used += by
+
+    def _count(self) -> int:
+        covered = (n for key, n in self._at_work.items() if not key.is_map and self.covers(key.run_ids, key.name))
+        self._used = sum(covered)
+        return self._used
 
 
 class RateRule(Rule):
+    __slots__ = ("bucket",)
+
     def __init__(self, constraint: RateLimit, clock: Callable[[], float]) -> None:
         super().__init__(constraint)
         self.bucket = TokenBucket(constraint.rate, constraint.burst, clock)
@@ -192,18 +210,22 @@ _NO_PLACE = NoPlace(Scope("global"), "", None)
 def rule_of(
     constraint: Constraint, at_work: Mapping[Key, int], before: Rule | None, clock: Callable[[], float]
 ) -> Rule:
-    """The rule for a constraint on starts; `at_work` counts those who have started, `before` is the one it replaces.
+    """Return the rule for a constraint on starts.
+
+    Args:
+        constraint: The constraint.
+        at_work: Number of running tasks by key, kept up to date by admission control before it calls the rule.
+        before: The rule that this one replaces.
+        clock: Returns seconds that never run backwards.
 
     Raises:
-        RefusedError: Its pattern cannot be used.
+        RefusedError: The pattern cannot be used.
     """
     match constraint:
         case Pause():
             return PauseRule(constraint)
         case Concurrency():
-            rule = ConcurrencyRule(constraint)
-            rule.count(at_work)
-            return rule
+            return ConcurrencyRule(constraint, at_work)
         case RateLimit():
             rate = RateRule(constraint, clock)
             if isinstance(before, RateRule):

@@ -1,0 +1,151 @@
+"""Very many constraints, as a broker keeps them for years: a run obeys its own, and has few messages about the others."""
+
+import asyncio
+import gc
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import cascade as cs
+from cascade.runtime.control import control
+from cascade.runtime.control.constraint import Constraint
+from cascade.runtime.control.decisions import AT_ONCE, MAX_PENDING
+from cascade.runtime.events import ControlDecision, TaskBlocked, TaskExecutionStarted
+from tests.runtime.control.steered import Steered
+from tests.waiting import soon
+
+MANY = 5_000
+
+
+@cs.task
+async def mine() -> int:
+    return 1
+
+
+def count_constraints() -> int:
+    gc.collect()
+    return sum(isinstance(one, Constraint) for one in gc.get_objects())
+
+
+@pytest.fixture(autouse=True)
+def held() -> Iterator[Callable[[], int]]:
+    """Number of constraints in memory that the test has added. None is left after a test."""
+    before = count_constraints()
+    yield lambda: count_constraints() - before
+    assert count_constraints() <= before
+
+
+def more_than_listed(lab: Steered) -> int:
+    """Number of constraints that the last of the listed ones counts in its reason."""
+    listed = lab.all(ControlDecision)
+    assert len(listed) == control.MAX_LISTED
+    found = re.fullmatch(r"([\d,]+) more constraints are not listed", listed[-1].reason)
+    assert found
+    return int(found[1].replace(",", ""))
+
+
+async def test_constraints_of_other_runs_are_neither_kept_nor_published(held: Callable[[], int]) -> None:
+    lab, goes_on = Steered(), asyncio.Event()
+    for number in range(MANY):
+        await lab.say(f"run/{number}", "concurrency", {"limit": 1})
+    run = lab.start(cs.task(goes_on.wait, name="wait")())
+    await lab.seen(TaskExecutionStarted)
+    assert held() <= 0
+    assert lab.decisions == []
+    goes_on.set()
+    await soon(run)
+
+
+async def test_constraints_that_have_expired_are_neither_kept_nor_published(held: Callable[[], int]) -> None:
+    lab, goes_on = Steered(), asyncio.Event()
+    for number in range(MANY):
+        await lab.say(f"task/t{number}", "pause", expires_at=1)
+    run = lab.start(cs.task(goes_on.wait, name="wait")())
+    await lab.seen(TaskExecutionStarted)
+    assert held() <= 0
+    assert lab.decisions == []
+    goes_on.set()
+    await soon(run)
+
+
+@pytest.mark.parametrize("scope", ["task/mine", "task/mi*", "global"])
+@pytest.mark.parametrize("position", [0, MANY // 2, MANY])
+async def test_a_run_obeys_its_own_among_many_others(scope: str, position: int) -> None:
+    lab = Steered()
+    for number in range(MANY + 1):
+        if number == position:
+            await lab.say(scope, "pause")
+        await lab.say(f"task/t{number}", "pause")
+    run = lab.start(mine())
+    await lab.seen(TaskBlocked)
+    listed = [constraint_scope for _, constraint_scope, _ in lab.decisions]
+    assert scope in listed
+    assert more_than_listed(lab) == MANY + 2 - len(listed)
+    await lab.clear(scope, "pause")
+    assert await soon(run) == 1
+
+
+async def test_patterns_have_a_limit_and_the_other_scopes_have_room_beyond_it() -> None:
+    lab, goes_on = Steered(), asyncio.Event()
+    for number in range(2 * control.MAX_PATTERNS):
+        await lab.say(f"task/t{number}*", "pause")
+    await lab.say("task/mine", "pause")
+    await lab.say("global", "concurrency", {"limit": 2})
+    run = lab.start(cs.task(list, name="all")([cs.task(goes_on.wait, name="wait")(), mine()]))
+    await lab.seen(TaskBlocked)
+    listed = lab.all(ControlDecision)[: control.MAX_LISTED]
+    assert [one.scope for one in listed[:3]] == ["global", "task/mine", "task/t0*"]
+    assert listed[-1].reason == "2 more constraints are not listed"
+    await lab.say(f"run/{await lab.run_id()}", "rate_limit", {"rate": "1000/s"})
+    assert lab.decisions[-1] == ("APPLIED", f"run/{await lab.run_id()}", "rate_limit")
+    refused = [one.reason for one in lab.all(ControlDecision) if one.action == "REFUSED"]
+    assert refused[0] == "256 constraints with patterns apply already; clear some, or use full names"
+    await lab.clear("task/mine", "pause")
+    goes_on.set()
+    assert await soon(run) == [True, 1]
+
+
+async def test_single_tasks_have_a_limit_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "MAX_CONSTRAINTS", 10)
+    lab = Steered()
+    for number in range(12):
+        await lab.say(f"task/t{number}", "pause")
+    assert await soon(lab.start(mine())) == 1
+    applied = [scope for action, scope, _ in lab.decisions if action == "APPLIED"]
+    refused = [(one.scope, one.reason) for one in lab.all(ControlDecision) if one.action == "REFUSED"]
+    assert applied == [f"task/t{number}" for number in range(10)]
+    assert refused == [
+        (f"task/t{number}", "10 constraints for single tasks apply already; clear some") for number in (10, 11)
+    ]
+
+
+async def test_many_that_come_during_a_run_have_a_bounded_number_of_messages() -> None:
+    lab, goes_on = Steered(), asyncio.Event()
+    run = lab.start(cs.task(goes_on.wait, name="wait")())
+    await lab.seen(TaskExecutionStarted)
+    before = len(lab.connector.messages)
+    for number in range(MANY):
+        await lab.say(f"task/t{number}", "pause")
+    during = len(lab.connector.messages) - before
+    goes_on.set()
+    await soon(run)
+    assert during < 2 * AT_ONCE
+    assert len(lab.bodies("ControlEvent")) <= 2 * AT_ONCE + MAX_PENDING
+
+
+async def test_a_paused_run_with_many_ends_in_the_future_starts_one_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    lab, delays, loop = Steered(), list[float](), asyncio.get_running_loop()
+    call_later = loop.call_later
+
+    def counted(delay: float, *args: Any, **options: Any) -> asyncio.TimerHandle:
+        delays.append(delay)
+        return call_later(delay, *args, **options)
+
+    monkeypatch.setattr(loop, "call_later", counted)
+    for number in range(MANY):
+        await lab.say(f"task/t{number}", "pause", expires_at=4e9 + number)
+    run = lab.start(mine())
+    assert await soon(run) == 1
+    assert len(delays) < 20
