@@ -277,6 +277,22 @@ class Client(aiomqtt.Client):
             self._loop.remove_writer(descriptor)
 
 
+class NetworkLoop(asyncio.SelectorEventLoop):
+    """The event loop for a Client. It has `add_reader` on every platform, unlike the default loop of Windows.
+
+    aiomqtt connects in the default executor, whose threads the interpreter joins at its exit. The thread of this loop is
+    a daemon and does nothing else meanwhile, so the call runs in it.
+    """
+
+    def run_in_executor(self, executor: object, func: Callable[..., T], *args: object) -> asyncio.Future[T]:  # noqa: ARG002
+        future: asyncio.Future[T] = self.create_future()
+        try:
+            future.set_result(func(*args))
+        except Exception as error:  # noqa: BLE001 - raised again where it is awaited
+            future.set_exception(error)
+        return future
+
+
 class _Transport:
     """The socket of a connection, read and written in blocks. paho accepts it in place of an SSLContext.
 

@@ -5,19 +5,15 @@ import contextlib
 import secrets
 import threading
 import time
-from collections.abc import Callable
-from typing import TypeVar
 
 import aiomqtt
 
 from cascade.connectors._health import ConnectionHealth
-from cascade.connectors.mqtt.client import PERMANENT, TAKEN_OVER, Client, reason_of
+from cascade.connectors.mqtt.client import PERMANENT, TAKEN_OVER, Client, NetworkLoop, reason_of
 from cascade.connectors.mqtt.connection import SOON, Connection, PoisonMessageFilter, Shared
 from cascade.connectors.mqtt.options import MqttOptions
 from cascade.connectors.mqtt.presence import Presence
 from cascade.telemetry.topics import source, status_topic
-
-T = TypeVar("T")
 
 LONGEST_WAIT = 2.0
 """Seconds after which an idle connection is checked; a quarter of the keepalive if that is less."""
@@ -45,7 +41,7 @@ class Session:
         self._poison = PoisonMessageFilter(shared.outbox)
         self._is_asleep = self._is_ending = self._is_hurried = False
         self._waits = True
-        self._loop = _Loop()
+        self._loop = NetworkLoop()
         self._wakeup = asyncio.Event()
         threading.Thread(target=self._run, name="cascade-mqtt", daemon=True).start()
 
@@ -201,22 +197,6 @@ class ClientId:
         before, self.value = self.value, _unique(self._wanted)
         verb = "has" if code == TAKEN_OVER else "seems to have"
         return f"another client {verb} the id {before!r}: going on as {self.value!r}"
-
-
-class _Loop(asyncio.SelectorEventLoop):
-    """A selector loop on every platform: aiomqtt needs `add_reader`, which the ProactorEventLoop of Windows has not.
-
-    aiomqtt connects in the default executor, whose threads the interpreter joins at its exit. The network thread is a
-    daemon and does nothing else meanwhile, so the call runs in it.
-    """
-
-    def run_in_executor(self, executor: object, func: Callable[..., T], *args: object) -> asyncio.Future[T]:  # noqa: ARG002
-        future: asyncio.Future[T] = self.create_future()
-        try:
-            future.set_result(func(*args))
-        except Exception as error:  # noqa: BLE001 - raised again where it is awaited
-            future.set_exception(error)
-        return future
 
 
 def _unique(wanted: str | None) -> str:

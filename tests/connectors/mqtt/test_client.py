@@ -1,0 +1,302 @@
+"""The aiomqtt client of a connection, where aiomqtt or paho would do something else than the connector needs."""
+
+import asyncio
+import contextlib
+import logging
+import math
+import socket
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import aiomqtt
+import pytest
+
+import cascade as cs
+from cascade.connectors.mqtt import MqttConnector, client
+from cascade.connectors.mqtt.client import Client, NetworkLoop
+from cascade.connectors.mqtt.connection import Connection
+from cascade.connectors.mqtt.options import MqttOptions
+from tests import limits
+from tests.connectors.mqtt.broker import Broker, Listener
+from tests.connectors.mqtt.messages import statuses, telemetry
+from tests.waiting import HANG, until, until_blocking
+
+TOPIC = "cascade/telemetry/local/default/run/events"
+CONTROL = "cascade/control/local/default/constraints/#"
+PAUSE = "cascade/control/local/default/constraints/global/pause"
+
+
+@cs.task
+async def double(x: int) -> int:
+    return 2 * x
+
+
+def make(port: int) -> Client:
+    return Client(MqttOptions.checked("127.0.0.1", port), "client", "cascade/status/local/default/client")
+
+
+def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    with asyncio.Runner(loop_factory=NetworkLoop) as runner:
+        runner.run(main())
+
+
+def test_an_exception_leaves_the_will_to_the_broker(broker: Broker) -> None:
+    async def fail() -> None:
+        async with make(broker.port):
+            raise LookupError("the caller's own")
+
+    with Listener(broker.port, "cascade/status/#") as listener:
+        with pytest.raises(LookupError):
+            run(fail)
+        assert listener.wait_for(len)[0].payload == b"offline"
+
+
+def test_a_clean_exit_does_not(broker: Broker) -> None:
+    async def leave() -> None:
+        async with make(broker.port) as connected:
+            await connected.publish("cascade/status/last", b"bye", 1)
+
+    with Listener(broker.port, "cascade/status/#") as listener:
+        run(leave)
+        until_blocking(lambda: "client disconnected" in broker.log)
+        listener.publish("cascade/status/mark", b"mark")
+        assert [m.payload for m in listener.wait_for(lambda seen: seen[-1:] and seen[-1].payload == b"mark")] == [
+            b"bye",
+            b"mark",
+        ]
+
+
+async def test_an_error_of_the_connector_itself_ends_the_connection_without_a_goodbye(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It connects again, and the messages arrive."""
+    work, failed = Connection.work, threading.Event()
+
+    def fail_once(connection: Connection) -> None:
+        if connection._outbox.is_waiting and not failed.is_set():
+            failed.set()
+            raise LookupError("a fault of ours")
+        work(connection)
+
+    monkeypatch.setattr(Connection, "work", fail_once)
+    connector = MqttConnector("127.0.0.1", broker.port)
+    with Listener(broker.port) as listener:
+        await connector.connect()
+        await asyncio.to_thread(listener.wait_for, len)
+        await connector.publish(TOPIC, telemetry(), 1)
+        await connector.disconnect()
+        seen = listener.wait_for(lambda seen: (b"", True) in statuses(seen))
+    assert statuses(seen)[:3] == [(b"online", True), (b"offline", True), (b"online", True)]
+    assert [message.topic for message in seen if not message.topic.startswith("cascade/status/")] == [TOPIC]
+
+
+@pytest.mark.parametrize("call", ["publish", "subscribe", "unsubscribe"])
+def test_a_call_ends_with_the_connection(broker: Broker, call: str) -> None:
+    """aiomqtt waits for the answer until its own timeout, which is out of reach here."""
+
+    async def wait() -> None:
+        async with make(broker.port) as connected:
+            broker.freeze()
+            pending = asyncio.ensure_future(getattr(connected, call)("cascade/x", timeout=math.inf, **options))
+            await asyncio.sleep(0)
+            broker.kill()
+            with pytest.raises(aiomqtt.MqttError, match="the connection was lost"):
+                await pending
+
+    options: dict[str, Any] = {"qos": 1} if call == "publish" else {}
+    run(wait)
+
+
+def test_a_broker_that_closes_before_its_answer_is_not_waited_for() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def close_at_once() -> None:
+            connection, _ = server.accept()
+            connection.close()
+
+        closing = threading.Thread(target=close_at_once)
+        closing.start()
+
+        async def connect() -> None:
+            async with make(server.getsockname()[1]):
+                pass
+
+        with pytest.raises(aiomqtt.MqttError):
+            run(connect)
+        closing.join()
+
+
+IN_CONNECT = """
+import asyncio, sys
+from tests import limits
+limits.out_of_reach()
+from cascade.connectors.mqtt import MqttConnector
+
+async def main():
+    connector = MqttConnector("127.0.0.1", int(sys.argv[1]), tls=True, flush_timeout=0.01)
+    await connector.connect()
+    sys.stdin.readline()
+
+asyncio.run(main())
+"""
+
+
+def test_the_exit_does_not_wait_for_an_attempt_to_connect() -> None:
+    """The interpreter joins the threads of executors. This one waits for a TLS handshake that never comes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        program = subprocess.Popen(
+            [sys.executable, "-c", IN_CONNECT, str(server.getsockname()[1])],
+            env=limits.environment(),
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        connection, _ = server.accept()
+        with connection:
+            assert connection.recv(1), "the handshake has begun"
+            _, errors = program.communicate(b"\n", timeout=HANG / 2)
+    assert (program.returncode, errors) == (0, b"")
+
+
+def test_neither_paho_nor_aiomqtt_logs(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
+    """Their lines go to stderr where a program has not configured logging."""
+    caplog.set_level(logging.DEBUG)
+
+    @cs.task
+    def restart(x: int) -> int:
+        broker.restart()
+        return x
+
+    cs.run(double(restart(1)), connector=MqttConnector("127.0.0.1", broker.port), log_level="ERROR")
+    names = {record.name.partition(".")[0] for record in caplog.records}
+    assert names <= {"cascade", "asyncio"}
+
+
+async def test_neither_tasks_nor_pending_calls_grow_with_the_messages(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """aiomqtt creates a task for each incoming message, and counts all pending calls for each outgoing one."""
+    counts, few, many = Counter[str](), 10, 1_000
+    create_task, pending_call = NetworkLoop.create_task, Client._pending_call
+
+    def counted_task(loop: Any, *arguments: Any, **options: Any) -> Any:
+        counts["tasks"] += 1
+        return create_task(loop, *arguments, **options)
+
+    def counted_call(*arguments: Any) -> Any:
+        counts["calls"] += 1
+        return pending_call(*arguments)
+
+    monkeypatch.setattr(NetworkLoop, "create_task", counted_task)
+    monkeypatch.setattr(Client, "_pending_call", counted_call)
+    totals = [await _exchange(broker, count, counts) for count in (few, many)]
+    assert totals[1] == totals[0]
+
+
+async def _exchange(broker: Broker, count: int, counts: Counter[str]) -> dict[str, int]:
+    counts.clear()
+    connector, found = MqttConnector("127.0.0.1", broker.port), set[str]()
+
+    async def keep(topic: str, payload: dict[str, int]) -> None:
+        found.add(topic)
+
+    await connector.connect()
+    await connector.subscribe(CONTROL, keep)
+    before = dict(counts)
+    with Listener(broker.port, "nothing") as other:
+        for number in range(count):
+            other.client.publish(f"{PAUSE}/{number}", b"{}", 1)
+            await connector.publish(TOPIC, telemetry(number), number % 2)
+        await until(lambda: len(found) == count)
+    await until(lambda: not connector._outbox.backlog)
+    after = dict(counts)
+    await connector.disconnect()
+    return {name: after.get(name, 0) - before.get(name, 0) for name in ("tasks", "calls")}
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_QUICKACK"), reason="the system has no TCP_QUICKACK")
+def test_answers_are_acknowledged_at_once_again_and_again(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux switches delayed acknowledgements on again by itself."""
+    calls: list[str] = []
+    acknowledge, read = client._Transport._acknowledge_at_once, socket.socket.recv
+
+    def counted_read(one: socket.socket, *arguments: Any) -> bytes:
+        with contextlib.suppress(BlockingIOError):
+            data = read(one, *arguments)
+            calls.append("read")
+            return data
+        raise BlockingIOError
+
+    def counted(transport: Any) -> None:
+        acknowledge(transport)
+        assert transport._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK)
+        calls.append("acknowledge")
+
+    async def talk() -> None:
+        async with make(broker.port) as connected:
+            for _ in range(10):
+                await connected.publish("cascade/x", b"x", 1)
+
+    monkeypatch.setattr(client._Transport, "_acknowledge_at_once", counted)
+    monkeypatch.setattr(socket.socket, "recv", counted_read, raising=False)
+    run(talk)
+    assert calls.count("acknowledge") >= 11
+    assert calls[::2] == ["read"] * (len(calls) // 2)
+    assert calls[1::2] == ["acknowledge"] * (len(calls) // 2)
+
+
+def test_the_loop_is_a_selector_loop_whatever_the_policy_of_the_program() -> None:
+    async def main() -> None:
+        assert isinstance(asyncio.get_running_loop(), asyncio.SelectorEventLoop)
+        first, second = socket.socketpair()
+        with first, second:
+            readable = asyncio.Event()
+            asyncio.get_running_loop().add_reader(first, readable.set)
+            second.send(b"x")
+            await readable.wait()
+            asyncio.get_running_loop().remove_reader(first)
+
+    run(main)
+
+
+def test_packets_of_one_turn_are_written_together(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    writes: list[int] = []
+    flush = client._Transport.flush
+
+    def counted(transport: Any) -> bool:
+        writes.append(len(transport._unwritten))
+        return flush(transport)
+
+    async def talk() -> None:
+        async with make(broker.port) as connected:
+            await connected.publish("cascade/x", b"x", 1)
+            writes.clear()
+            await asyncio.gather(*(connected.publish("cascade/x", b"x", 1) for _ in range(100)))
+
+    monkeypatch.setattr(client._Transport, "flush", counted)
+    run(talk)
+    assert max(writes) >= 100 * len("cascade/x")
+    assert sum(map(bool, writes)) <= 2
+
+
+def test_more_than_the_system_accepts_at_once_arrives_whole(broker: Broker) -> None:
+    """While the broker is frozen, the system's buffers fill up; then the client goes on by itself."""
+    count, body = 400, b"x" * 50_000
+
+    async def talk() -> None:
+        async with make(broker.port) as connected:
+            broker.freeze()
+            calls = [
+                asyncio.ensure_future(connected.publish("cascade/x", body, 1, timeout=math.inf)) for _ in range(count)
+            ]
+            await until(lambda: connected.wants_write and connected._transport.has_unwritten)
+            broker.thaw()
+            await asyncio.gather(*calls)
+            assert not connected.wants_write
+
+    with Listener(broker.port, "cascade/x") as listener:
+        run(talk)
+        assert {m.payload for m in listener.wait_for(lambda seen: len(seen) == count)} == {body}
