@@ -1,6 +1,6 @@
 """Index of the rules in force by run and task name."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
 from cascade.runtime.control.constraint import Constraint, Scope
@@ -22,11 +22,11 @@ class RuleIndex:
         self._make = make
         self._broad: dict[tuple[Scope, str], Rule] = {}
         self._named: dict[str, tuple[Rule | Constraint, ...]] = {}
-        self._found: dict[str, dict[Key, tuple[Rule, ...]]] = {}
+        self._found: dict[Key, tuple[Rule, ...]] = {}
+        self._found_keys: dict[str, list[Key]] = {}
         self._place_rules: dict[Places, PlaceRule] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._broad or self._named)
+        self.is_empty = True
+        """True without a constraint: read at each start of a task."""
 
     def get(self, constraint: Constraint) -> Rule | None:
         """Return the rule of the same scope and type; None if there is none, or if it is not made yet."""
@@ -43,23 +43,20 @@ class RuleIndex:
         scope = constraint.scope
         if scope.is_name:
             self._named[scope.name] = (*self._without(constraint), rule or constraint)
-            self._found.pop(scope.name, None)
         else:
             self._broad[scope, constraint.type] = rule or self._make(constraint)
-            self._found.clear()
+        self._changed(scope)
 
     def pop(self, constraint: Constraint) -> Rule | None:
         """Remove the constraint of the same scope and type, and return its rule, if that was made."""
         rule, scope = self.get(constraint), constraint.scope
         if not scope.is_name:
             self._broad.pop((scope, constraint.type), None)
-            self._found.clear()
-            return rule
-        if others := tuple(self._without(constraint)):
+        elif others := tuple(self._without(constraint)):
             self._named[scope.name] = others
         else:
             self._named.pop(scope.name, None)
-        self._found.pop(scope.name, None)
+        self._changed(scope)
         return rule
 
     def clear(self) -> list[Rule]:
@@ -68,7 +65,7 @@ class RuleIndex:
         rules = [*self._broad.values(), *named]
         self._broad.clear()
         self._named.clear()
-        self._found.clear()
+        self._changed(None)
         return rules
 
     def of(self, key: Key) -> tuple[Rule, ...]:
@@ -76,26 +73,34 @@ class RuleIndex:
 
         A place is reserved only if no other rule holds the task back.
         """
-        found = self._found.get(key.name)
-        if found is None:
-            found = self._found[key.name] = {}
-        rules = found.get(key)
+        rules = self._found.get(key)
         if rules is None:
-            rules = found[key] = self._covering(key)
+            rules = self._found[key] = self._covering(key)
+            self._found_keys.setdefault(key.name, []).append(key)
         return rules
 
     def place_rule(self, places: Places) -> PlaceRule:
         """Return the rule for the places of an executor."""
         return self._place_rules[places]
 
-    def forget(self, run_id: str, keys_at_work: set[Key]) -> None:
+    def forget(self, run_id: str, keys_at_work: Iterable[Key]) -> None:
         """Drop the results for a run that has ended, and the rules for places that no key uses."""
-        for name, found in list(self._found.items()):
-            self._found[name] = {key: rules for key, rules in found.items() if key.run_ids[0] != run_id}
-            if not self._found[name]:
-                del self._found[name]
-        used = {key.places for found in (*self._found.values(), keys_at_work) for key in found}
+        self._found = {key: rules for key, rules in self._found.items() if key.run_ids[0] != run_id}
+        self._found_keys.clear()
+        for key in self._found:
+            self._found_keys.setdefault(key.name, []).append(key)
+        used = {key.places for key in (*self._found, *keys_at_work)}
         self._place_rules = {places: rule for places, rule in self._place_rules.items() if places in used or rule.lines}
+
+    def _changed(self, scope: Scope | None) -> None:
+        """Drop the results for the keys of a scope; None drops all."""
+        self.is_empty = not self._broad and not self._named
+        if scope is not None and scope.is_name:
+            for key in self._found_keys.pop(scope.name, ()):
+                del self._found[key]
+        else:
+            self._found.clear()
+            self._found_keys.clear()
 
     def _covering(self, key: Key) -> tuple[Rule, ...]:
         broad = (rule for rule in self._broad.values() if rule.covers(key.run_ids, key.name))

@@ -41,7 +41,7 @@ class Admission:
 
     def enter(self, key: Key) -> bool:
         """Start one, if it may start now: until `leave` it is at work. If it needs a place, `place` returns that."""
-        if self._rules or key.places is not None:
+        if not self._rules.is_empty or key.places is not None:
             if self._holding(key) is not None:
                 return False
             self._count(key)
@@ -89,7 +89,7 @@ class Admission:
             self._at_work[key] = count
         else:
             del self._at_work[key]
-        if self._rules or key.places is not None:
+        if not self._rules.is_empty or key.places is not None:
             for rule in self._rules.of(key):
                 rule.give_back(unused=unused)
                 if rule.lines and not isinstance(rule, PlaceRule):  # a place has still to be released
@@ -98,7 +98,7 @@ class Admission:
     def rejoin(self, key: Key) -> None:
         """One that has only stood aside is at work again, whether there is room or not."""
         self._at_work[key] = self._at_work.get(key, 0) + 1
-        for rule in self._rules.of(key) if self._rules else ():
+        for rule in () if self._rules.is_empty else self._rules.of(key):
             rule.take_again()
 
     def put(self, constraint: Constraint) -> None:
@@ -126,7 +126,7 @@ class Admission:
 
     def forget(self, run_id: str) -> None:
         """Drop the state of a run that has ended."""
-        self._rules.forget(run_id, set(self._at_work))
+        self._rules.forget(run_id, self._at_work)
 
     def close(self) -> None:
         """End all constraints, after the last run."""

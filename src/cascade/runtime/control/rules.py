@@ -106,21 +106,22 @@ class ConcurrencyRule(Rule):
         self._used: int | None = None
 
     def has_room(self) -> bool:
-        return self.is_retired or (self._count() if self._used is None else self._used) < self._limit
+        used = self._count() if self._used is None else self._used
+        return used < self._limit or self.is_retired
 
     def take(self) -> None:
-        self._change(1)
+        if self._used is None:
+            self._count()  # `at_work` contains this task already
+        else:
+            self._used += 1
 
     take_again = take
 
     def give_back(self, *, unused: bool) -> None:  # noqa: ARG002 - no difference here
-        self._change(-1)
-
-    def _change(self, by: int) -> None:
         if self._used is None:
-            self._count()  # `at_work` has changed already
+            self._count()  # `at_work` does not contain this task any more
         else:
-            self._used += by
+            self._used -= 1
 
     def _count(self) -> int:
         covered = (n for key, n in self._at_work.items() if not key.is_map and self.covers(key.run_ids, key.name))
