@@ -1,9 +1,9 @@
-"""From a control message to its effect, through a real broker, while many tasks wait; and the cost of a pause."""
+"""From a control message to its effect, through a real broker, while many tasks wait; the cost of a pause and of constraints."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks import _flood, _steering
+from benchmarks import _constraints, _flood, _steering
 from benchmarks._measure import Row, amount, versus
 from benchmarks._process import call
 from benchmarks._scale import Scale
@@ -13,6 +13,8 @@ LONGEST_STOP = 0.5
 """Seconds for which a flood may block the event loop."""
 WITHIN = 0.05
 """Seconds to the effect, at the 99th percentile of each run; and seconds of CPU in a minute's pause."""
+EACH = 20e-6
+"""Seconds by which a constraint for another task may delay a run: 2 s for 100,000."""
 EFFECTS = {"clear": "the first start", "pause": "the last start"}
 
 
@@ -26,6 +28,9 @@ def rows(scale: Scale) -> Iterator[Row]:
         what = f"control, flood of {scale.run:,} messages: longest stop of the event loop"
         goal = f"≤ {LONGEST_STOP * 1e3:g} ms"
         yield Row(what, amount(stops, "ms", 1e3), "", "", goal, max(stops) <= LONGEST_STOP)
+    delays = [call(_constraints.delay, count=scale.burst) for _ in range(scale.traced_rounds)]
+    what = f"control, {scale.burst:,} constraints for other tasks: delay of the first task, per constraint"
+    yield Row(what, amount(delays, "µs", 1e6), "", "", f"≤ {EACH * 1e6:g} µs", max(delays) <= EACH)
 
 
 def _latencies(scale: Scale, port: int) -> Iterator[Row]:
