@@ -1,0 +1,179 @@
+"""Limits that a broker sends in CONNACK: a connector keeps each of them, which a proxy sees in its packets."""
+
+import asyncio
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from paho.mqtt.packettypes import PacketTypes
+
+import cascade as cs
+from cascade.connectors.mqtt import MqttConnector
+from tests.connectors.mqtt.broker import Broker, Listener, Message
+from tests.connectors.mqtt.brokers import Aedes, BrokerProcess, Mochi
+from tests.connectors.mqtt.conftest import SETTINGS
+from tests.connectors.mqtt.messages import events, numbers, telemetry, warnings
+from tests.connectors.mqtt.proxy import (
+    Packet,
+    Proxy,
+    change_connack,
+    most_in_flight,
+    sent_by_client,
+)
+
+ITEMS = 40
+TOPIC = "cascade/telemetry/local/default/run/events"
+PUBLISHED = sent_by_client(PacketTypes.PUBLISH)
+
+
+@cs.task
+async def double(x: int) -> int:
+    return 2 * x
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A limit, as settings of the brokers that keep it and as properties that the proxy writes into CONNACK."""
+
+    connack: dict[str, int | str | None]
+    mosquitto: tuple[str, ...] = ()
+    listener: tuple[str, ...] = ()
+    mochi: dict[str, int] = field(default_factory=dict)
+    aedes: dict[str, int] = field(default_factory=dict)
+
+    @contextmanager
+    def kept_by(self, name: str, folder: Path, pattern: str = "cascade/#") -> Iterator["Observed"]:
+        """A broker that has this limit; `connack` is Mosquitto without it, behind a proxy that adds it to CONNACK."""
+        with ExitStack() as stack:
+            broker: Broker | BrokerProcess
+            match name:
+                case "mosquitto":
+                    broker = Broker(folder, *SETTINGS, *self.mosquitto, listener=self.listener)
+                case "mochi":
+                    broker = Mochi(folder, **self.mochi)
+                case "aedes":
+                    broker = Aedes(folder, **self.aedes)
+                case _:
+                    broker = Broker(folder, *SETTINGS)
+            stack.enter_context(broker)
+            rules = (change_connack(**self.connack),) if name == "connack" else ()
+            proxy = stack.enter_context(Proxy(broker.port, *rules))
+            yield Observed(proxy, stack.enter_context(Listener(broker.port, pattern)))
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """A broker behind a proxy, and a listener that is connected without the proxy."""
+
+    proxy: Proxy
+    listener: Listener
+
+    def run(self, connector: MqttConnector | None = None, items: int = ITEMS) -> list[Message]:
+        """Run a map, check its result and its telemetry, and return all messages that have come."""
+        self.listener.forget()
+        connector = connector or MqttConnector("127.0.0.1", self.proxy.port)
+        found = cs.run(double.map(x=list(range(items))), connector=connector, log_level="ERROR")
+        assert found == [2 * x for x in range(items)]
+        count = 2 * items + 4
+        messages = self.listener.wait_for(lambda seen: len(numbers(seen)) == count)
+        assert sorted(numbers(messages)) == list(range(count))
+        return messages
+
+    def published(self) -> list[Packet]:
+        return self.proxy.matching(PUBLISHED)
+
+
+ONE_QOS = Limit({"MaximumQoS": 1}, listener=("max_qos 1",), mochi={"maximum_qos": 1})
+
+
+@pytest.mark.parametrize("broker_name", ["mosquitto", "mochi", "connack"])
+def test_with_maximum_qos_1_nothing_changes(broker_name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with ONE_QOS.kept_by(broker_name, tmp_path) as observed:
+        observed.run()
+        assert {packet.qos for packet in observed.published()} == {0, 1}
+    assert warnings(caplog) == []
+
+
+@pytest.mark.parametrize("most", [2, 7])
+@pytest.mark.parametrize("broker_name", ["mosquitto", "mochi", "connack"])
+def test_no_more_is_in_flight_than_receive_maximum(
+    broker_name: str, most: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    limit = Limit(
+        {"ReceiveMaximum": most}, mosquitto=(f"max_inflight_messages {most}",), mochi={"receive_maximum": most}
+    )
+    with limit.kept_by(broker_name, tmp_path) as observed:
+        observed.proxy.latency = 0.002
+        observed.run()
+        assert most_in_flight(observed.proxy.packets) == most
+        assert {packet.connection for packet in observed.published()} == {0}
+    assert warnings(caplog) == []
+
+
+SMALL = 2_000
+"""Bytes."""
+
+
+@pytest.mark.parametrize("alias", [0, 5])
+@pytest.mark.parametrize("broker_name", ["mosquitto", "mochi", "aedes", "connack"])
+async def test_no_packet_exceeds_maximum_packet_size(
+    broker_name: str, alias: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of all sizes around the limit; with aliases, a packet without a topic is smaller than the first one."""
+    limit = Limit(
+        {"MaximumPacketSize": SMALL, "TopicAliasMaximum": alias or None},
+        mosquitto=(f"max_packet_size {SMALL}",),
+        listener=(f"max_topic_alias {alias}",),
+        mochi={"maximum_packet_size": SMALL, "topic_alias_maximum": alias},
+        aedes={"maximumPacketSize": SMALL, "topicAliasMaximum": alias},
+    )
+    with limit.kept_by(broker_name, tmp_path) as observed:
+        connector = MqttConnector("127.0.0.1", observed.proxy.port)
+        await connector.connect()
+        for number in range(100):
+            await connector.publish(TOPIC, telemetry(number, output="x" * (1_500 + 5 * number)), number % 2)
+        await connector.disconnect()
+        messages = observed.listener.wait_for(lambda seen: len(numbers(seen)) == 100)
+        sizes = [len(packet.encoded) for packet in observed.published()]
+        assert {packet.connection for packet in observed.published()} == {0}
+    assert max(sizes) <= SMALL
+    found = {payload["seq"]: payload["body"]["metadata"] for payload in events(messages)}
+    truncated = [number for number in sorted(found) if "truncated" in found[number]]
+    assert truncated
+    assert truncated == list(range(truncated[0], 100)), "the smaller ones are whole"
+    assert max(sizes) > SMALL - 10, "a message that fits is not changed"
+    assert warnings(caplog) == []
+
+
+@pytest.mark.parametrize("most", [0, None])
+def test_without_topic_alias_maximum_there_is_no_alias(most: int | None, tmp_path: Path) -> None:
+    with Limit({"TopicAliasMaximum": most}).kept_by("connack", tmp_path) as observed:
+        observed.run()
+        assert not [packet for packet in observed.published() if "TopicAlias" in packet.properties]
+
+
+async def test_pings_come_at_the_interval_of_server_keep_alive(broker: Broker) -> None:
+    with Proxy(broker.port, change_connack(ServerKeepAlive=1)) as proxy:
+        connector = MqttConnector("127.0.0.1", proxy.port, keepalive=3_600)
+        await connector.connect()
+        await asyncio.to_thread(proxy.wait_for_count, 3, sent_by_client(PacketTypes.PINGREQ))
+        await connector.disconnect()
+
+
+def has_wildcard(packet: Packet) -> bool:
+    return re.search(rb"[+#]", packet.payload) is not None
+
+
+@pytest.mark.parametrize("name", ["SubscriptionIdentifierAvailable", "SharedSubscriptionAvailable"])
+def test_without_other_kinds_of_subscriptions_nothing_changes(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Limit({name: 0}).kept_by("connack", tmp_path) as observed:
+        observed.run()
+        subscribed = observed.proxy.matching(sent_by_client(PacketTypes.SUBSCRIBE))
+    assert [packet for packet in subscribed if has_wildcard(packet)]
+    assert not [packet for packet in subscribed if packet.properties or b"$share" in packet.payload]
+    assert warnings(caplog) == []
