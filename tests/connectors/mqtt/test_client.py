@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import inspect
 import logging
 import math
 import socket
@@ -42,6 +43,15 @@ def make(port: int) -> Client:
 def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     with asyncio.Runner(loop_factory=NetworkLoop) as runner:
         runner.run(main())
+
+
+def test_aiomqtt_has_the_methods_that_are_overridden() -> None:
+    """They are private, so a version of aiomqtt may rename them."""
+    overridden = [name for name in vars(Client) if name.startswith("_on_") or name == "_wait_for"]
+    assert len(overridden) == 9
+    for name in overridden:
+        theirs, ours = (list(inspect.signature(getattr(one, name)).parameters) for one in (aiomqtt.Client, Client))
+        assert ours == theirs
 
 
 def test_an_exception_leaves_the_will_to_the_broker(broker: Broker) -> None:
