@@ -12,8 +12,10 @@ import logging
 import math
 import socket
 import ssl
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self, TypeVar, cast
 
 import aiomqtt
@@ -96,6 +98,7 @@ class Client(aiomqtt.Client):
         self.on_received: Callable[[MQTTMessage], None] = _ignore
         self.on_activity: Callable[[], None] = _ignore
         self._is_dropped = self._is_writing = False
+        self._thread = threading.get_ident()
 
     async def __aenter__(self) -> Self:
         """Connect.
@@ -229,7 +232,8 @@ class Client(aiomqtt.Client):
         self.on_received(message)
 
     def _on_socket_open(self, client: Any, userdata: Any, sock: Any) -> None:  # noqa: ARG002
-        self._loop.add_reader(sock.fileno(), self._read)
+        # In the thread that connects.
+        self._loop.call_soon_threadsafe(self._loop.add_reader, sock.fileno(), self._read)
 
     def _on_socket_close(self, client: Any, userdata: Any, sock: Any) -> None:  # noqa: ARG002
         self._forget(sock.fileno())
@@ -238,7 +242,8 @@ class Client(aiomqtt.Client):
         # All packets of one turn of the event loop are written together.
         if not self._is_writing:
             self._is_writing = True
-            self._loop.call_soon(self.flush)
+            is_own_thread = threading.get_ident() == self._thread
+            (self._loop.call_soon if is_own_thread else self._loop.call_soon_threadsafe)(self.flush)
 
     def _on_socket_unregister_write(self, client: Any, userdata: Any, sock: Any) -> None:
         pass  # `flush` does it
@@ -278,18 +283,22 @@ class Client(aiomqtt.Client):
 
 
 class NetworkLoop(asyncio.SelectorEventLoop):
-    """The event loop for a Client. It has `add_reader` on every platform, unlike the default loop of Windows.
-
-    aiomqtt connects in the default executor, whose threads the interpreter joins at its exit. The thread of this loop is
-    a daemon and does nothing else meanwhile, so the call runs in it.
-    """
+    """The event loop for a Client. It has `add_reader` on every platform, unlike the default loop of Windows."""
 
     def run_in_executor(self, executor: object, func: Callable[..., T], *args: object) -> asyncio.Future[T]:  # noqa: ARG002
+        """Call the function in a daemon thread. The interpreter joins the threads of an executor at its exit."""
         future: asyncio.Future[T] = self.create_future()
-        try:
-            future.set_result(func(*args))
-        except Exception as error:  # noqa: BLE001 - raised again where it is awaited
-            future.set_exception(error)
+
+        def call() -> None:
+            settle: Callable[[], None]
+            try:
+                settle = partial(future.set_result, func(*args))
+            except Exception as error:  # noqa: BLE001 - raised again where it is awaited
+                settle = partial(future.set_exception, error)
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self.call_soon_threadsafe(settle)
+
+        threading.Thread(target=call, name="cascade-mqtt-connect", daemon=True).start()
         return future
 
 
