@@ -14,6 +14,7 @@ import pytest
 import cascade as cs
 from cascade.connectors.mqtt import MqttConnector
 from cascade.telemetry.topics import control_topic
+from tests.connectors.mqtt import test_connector
 from tests.connectors.mqtt.broker import Broker, Listener, Message
 from tests.connectors.mqtt.brokers import Aedes, BrokerProcess, Mochi
 from tests.connectors.mqtt.conftest import SETTINGS
@@ -132,3 +133,11 @@ def test_the_last_will_of_a_process_that_is_killed_stays_retained(any_broker: An
     with Listener(any_broker.port) as later:
         (left,) = later.wait_for(len)
     assert (left.topic, left.payload, left.retain) == (offline.topic, b"offline", True)
+
+
+class TestMqttConnectorOverMochi(test_connector.TestMqttConnector):
+    @pytest.fixture(autouse=True)
+    def _other_side(self, tmp_path: Path, project: str) -> Iterator[None]:
+        with Mochi(tmp_path) as broker, Listener(broker.port, f"cascade/+/local/{project}/#") as self.listener:
+            self.port = broker.port
+            yield

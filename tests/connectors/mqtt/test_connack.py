@@ -148,6 +148,19 @@ async def test_no_packet_exceeds_maximum_packet_size(
     assert warnings(caplog) == []
 
 
+def test_a_maximum_that_no_message_keeps_loses_messages_and_not_the_connection(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Limit({"MaximumPacketSize": 100}).kept_by("connack", tmp_path) as observed:
+        connector = MqttConnector("127.0.0.1", observed.proxy.port)
+        assert cs.run(double.map(x=[1, 2]), connector=connector, log_level="ERROR") == [2, 4]
+        assert max(len(packet.encoded) for packet in observed.published()) <= 100
+        assert len(observed.proxy.matching(sent_by_client(PacketTypes.CONNECT))) == 1
+    (warning,) = warnings(caplog)
+    assert "8 of 8 messages were lost" in warning
+    assert "more than the broker" in warning
+
+
 @pytest.mark.parametrize("most", [0, None])
 def test_without_topic_alias_maximum_there_is_no_alias(most: int | None, tmp_path: Path) -> None:
     with Limit({"TopicAliasMaximum": most}).kept_by("connack", tmp_path) as observed:
@@ -155,11 +168,13 @@ def test_without_topic_alias_maximum_there_is_no_alias(most: int | None, tmp_pat
         assert not [packet for packet in observed.published() if "TopicAlias" in packet.properties]
 
 
-async def test_pings_come_at_the_interval_of_server_keep_alive(broker: Broker) -> None:
-    with Proxy(broker.port, change_connack(ServerKeepAlive=1)) as proxy:
-        connector = MqttConnector("127.0.0.1", proxy.port, keepalive=3_600)
+@pytest.mark.parametrize("broker_name", ["mochi", "aedes", "connack"])
+async def test_pings_come_at_the_interval_of_server_keep_alive(broker_name: str, tmp_path: Path) -> None:
+    limit = Limit({"ServerKeepAlive": 1}, mochi={"server_keepalive": 2}, aedes={"keepaliveLimit": 1})
+    with limit.kept_by(broker_name, tmp_path) as observed:
+        connector = MqttConnector("127.0.0.1", observed.proxy.port, keepalive=3_600)
         await connector.connect()
-        await asyncio.to_thread(proxy.wait_for_count, 3, sent_by_client(PacketTypes.PINGREQ))
+        await asyncio.to_thread(observed.proxy.wait_for_count, 2, sent_by_client(PacketTypes.PINGREQ))
         await connector.disconnect()
 
 
