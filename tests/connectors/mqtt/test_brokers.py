@@ -15,9 +15,8 @@ import cascade as cs
 from cascade.connectors.mqtt import MqttConnector
 from cascade.telemetry.topics import control_topic
 from tests.connectors.mqtt import test_connector
-from tests.connectors.mqtt.broker import Broker, Listener, Message
+from tests.connectors.mqtt.broker import SETTINGS, Broker, Listener, Message
 from tests.connectors.mqtt.brokers import Aedes, BrokerProcess, Mochi
-from tests.connectors.mqtt.conftest import SETTINGS
 from tests.connectors.mqtt.messages import events, numbers, statuses, warnings
 from tests.limits import environment
 

@@ -2,9 +2,6 @@
 
 import asyncio
 import re
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -12,78 +9,15 @@ from paho.mqtt.packettypes import PacketTypes
 
 import cascade as cs
 from cascade.connectors.mqtt import MqttConnector
-from tests.connectors.mqtt.broker import Broker, Listener, Message
-from tests.connectors.mqtt.brokers import Aedes, BrokerProcess, Mochi
-from tests.connectors.mqtt.conftest import SETTINGS
+from tests.connectors.mqtt.brokers import Limit, double
 from tests.connectors.mqtt.messages import events, numbers, telemetry, warnings
 from tests.connectors.mqtt.proxy import (
     Packet,
-    Proxy,
-    change_connack,
     most_in_flight,
     sent_by_client,
 )
 
-ITEMS = 40
 TOPIC = "cascade/telemetry/local/default/run/events"
-PUBLISHED = sent_by_client(PacketTypes.PUBLISH)
-
-
-@cs.task
-async def double(x: int) -> int:
-    return 2 * x
-
-
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """A limit, as settings of the brokers that keep it and as properties that the proxy writes into CONNACK."""
-
-    connack: dict[str, int | str | None]
-    mosquitto: tuple[str, ...] = ()
-    listener: tuple[str, ...] = ()
-    mochi: dict[str, int] = field(default_factory=dict)
-    aedes: dict[str, int] = field(default_factory=dict)
-
-    @contextmanager
-    def kept_by(self, name: str, folder: Path, pattern: str = "cascade/#") -> Iterator["Observed"]:
-        """A broker that has this limit; `connack` is Mosquitto without it, behind a proxy that adds it to CONNACK."""
-        with ExitStack() as stack:
-            broker: Broker | BrokerProcess
-            match name:
-                case "mosquitto":
-                    broker = Broker(folder, *SETTINGS, *self.mosquitto, listener=self.listener)
-                case "mochi":
-                    broker = Mochi(folder, **self.mochi)
-                case "aedes":
-                    broker = Aedes(folder, **self.aedes)
-                case _:
-                    broker = Broker(folder, *SETTINGS)
-            stack.enter_context(broker)
-            rules = (change_connack(**self.connack),) if name == "connack" else ()
-            proxy = stack.enter_context(Proxy(broker.port, *rules))
-            yield Observed(proxy, stack.enter_context(Listener(broker.port, pattern)))
-
-
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """A broker behind a proxy, and a listener that is connected without the proxy."""
-
-    proxy: Proxy
-    listener: Listener
-
-    def run(self, connector: MqttConnector | None = None, items: int = ITEMS) -> list[Message]:
-        """Run a map, check its result and its telemetry, and return all messages that have come."""
-        self.listener.forget()
-        connector = connector or MqttConnector("127.0.0.1", self.proxy.port)
-        found = cs.run(double.map(x=list(range(items))), connector=connector, log_level="ERROR")
-        assert found == [2 * x for x in range(items)]
-        count = 2 * items + 4
-        messages = self.listener.wait_for(lambda seen: len(numbers(seen)) == count)
-        assert sorted(numbers(messages)) == list(range(count))
-        return messages
-
-    def published(self) -> list[Packet]:
-        return self.proxy.matching(PUBLISHED)
 
 
 ONE_QOS = Limit({"MaximumQoS": 1}, listener=("max_qos 1",), mochi={"maximum_qos": 1})
@@ -159,13 +93,6 @@ def test_a_maximum_that_no_message_keeps_loses_messages_and_not_the_connection(
     (warning,) = warnings(caplog)
     assert "8 of 8 messages were lost" in warning
     assert "more than the broker" in warning
-
-
-@pytest.mark.parametrize("most", [0, None])
-def test_without_topic_alias_maximum_there_is_no_alias(most: int | None, tmp_path: Path) -> None:
-    with Limit({"TopicAliasMaximum": most}).kept_by("connack", tmp_path) as observed:
-        observed.run()
-        assert not [packet for packet in observed.published() if "TopicAlias" in packet.properties]
 
 
 @pytest.mark.parametrize("broker_name", ["mochi", "aedes", "connack"])

@@ -11,8 +11,7 @@ import pytest
 
 import cascade as cs
 from cascade.connectors.mqtt import MqttConnector
-from tests.connectors.mqtt.broker import Broker, Listener
-from tests.connectors.mqtt.conftest import SETTINGS
+from tests.connectors.mqtt.broker import SETTINGS, Broker, Listener
 from tests.connectors.mqtt.messages import numbers, telemetry, warnings
 
 TOPIC = "cascade/telemetry/local/default/run/events"
