@@ -29,7 +29,7 @@ from cascade.connectors.otel import _peer as _peer_of_otel
 from cascade.connectors.otel.logs import run_logs
 from cascade.connectors.otel.metrics import _catalogue, _census, _exporter, _settings
 from cascade.runtime import _map_execution, _outcome, _resource_thread, _run_context, lane, protocols
-from cascade.runtime.control import admission, constraint, control, decisions
+from cascade.runtime.control import admission, constraint, controller, notifier
 from cascade.spec import retry, telemetry
 from cascade.telemetry import identity, limits, topics, wire
 from cascade.telemetry.topics import control_topic
@@ -71,19 +71,19 @@ STATED = {
         f"more than {lane.HELD_BYTES // MIB} MiB wait",
         f"until only {lane.HELD_BYTES // 2 // MIB} MiB wait",
         {1.0: "longer than a second"}[lane.PATIENCE],
-        f"at most {control.SUBSCRIBE_TIMEOUT:g} seconds",
+        f"at most {controller.SUBSCRIBE_TIMEOUT:g} seconds",
     ],
     "docs/control.md": [
         f"more than {wire.MAX_RECEIVED_BYTES // KIB} KiB",
         f"names and patterns of up to {limits.MAX_NAME_BYTES} bytes",
         f"AWS IoT Core accepts topics of up to {topics.AWS_LIMITS.max_bytes} bytes",
-        f"at most {control.MAX_CONSTRAINTS:,} constraints for single task names",
-        f"a further pattern when {control.MAX_PATTERNS} constraints",
-        f"publishes at most {control.MAX_LISTED} of the constraints that apply",
-        f"{decisions.REFUSALS_AT_ONCE:g} at once and {decisions.REFUSALS_PER_SECOND:g} per second; further ones",
-        f"{decisions.AT_ONCE:g} at once and {decisions.PER_SECOND:g} per second; of those",
+        f"at most {controller.MAX_CONSTRAINTS:,} constraints for single task names",
+        f"a further pattern when {controller.MAX_PATTERNS} constraints",
+        f"publishes at most {controller.MAX_LISTED} of the constraints that apply",
+        f"{notifier.REFUSALS_AT_ONCE:g} at once and {notifier.REFUSALS_PER_SECOND:g} per second; further ones",
+        f"{notifier.AT_ONCE:g} at once and {notifier.PER_SECOND:g} per second; of those",
         f"the tasks of {constraint.BURST_SECONDS} seconds may start at once",
-        {0.5: "for half a second"}[admission.RETELL],
+        {0.5: "for half a second"}[admission.RENOTIFY],
     ],
     "docs/environment.md": [
         f"seconds for a request, {_options_of_otel.DEFAULT_TIMEOUT:g} by default, at most {_options_of_otel.LONGEST_TIMEOUT:g}.",

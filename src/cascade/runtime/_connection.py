@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from cascade._blocks import async_block
 from cascade._loggers import get_logger
 from cascade.runtime.bus import MessageBus
-from cascade.runtime.control.control import Control
+from cascade.runtime.control.controller import Controller
 from cascade.runtime.events import ConnectorFailed
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.runtime.guard import awaited, seconds
@@ -22,7 +22,7 @@ DISCONNECT_TIMEOUT = 30.0
 
 @async_block
 async def connected(
-    connector: Connector | None, bus: MessageBus, run_id: str, control: Control | None
+    connector: Connector | None, bus: MessageBus, run_id: str, control: Controller | None
 ) -> AsyncIterator[None]:
     """Keep the connector connected for the block, and let it bring control.
 

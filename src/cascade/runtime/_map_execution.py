@@ -14,8 +14,8 @@ from cascade.runtime._outcome import add_task_note, result_of, status_of
 from cascade.runtime._run_context import RunContext, seconds
 from cascade.runtime._task_execution import TaskExecution
 from cascade.runtime._task_group import BURST, TaskGroup
+from cascade.runtime.control.limiters import Key
 from cascade.runtime.control.permit import Permit
-from cascade.runtime.control.rules import Key
 from cascade.runtime.events import (
     MapCounts,
     MapProgressed,

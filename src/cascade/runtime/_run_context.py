@@ -13,8 +13,8 @@ from cascade.runtime._clock import RunClock
 from cascade.runtime._outcome import add_later_error, cancellation_text, is_by_signal, is_cancellation, traceback_of
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.control.admission import Admission
+from cascade.runtime.control.limiters import Key
 from cascade.runtime.control.permit import Permit
-from cascade.runtime.control.rules import Key
 from cascade.runtime.events import ErrorInfo, Event, LaterError, RunStillStopping
 from cascade.runtime.exceptions import Ending
 from cascade.runtime.guard import FAULTS

@@ -22,7 +22,7 @@ from cascade.runtime._run_context import RunContext, seconds
 from cascade.runtime._scheduler import Scheduler
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.control.admission import Admission
-from cascade.runtime.control.control import Control
+from cascade.runtime.control.controller import Controller
 from cascade.runtime.events import RunFinished, RunStarted
 from cascade.runtime.flow import lazy_id
 from cascade.runtime.guard import FAULTS
@@ -92,7 +92,9 @@ class Engine:
         self._new_run_id = run_ids
         self._part_size = part_size_from_environment()
         self._control = (
-            Control(*identity_from_environment(), self.resource_manager, bus.gates) if connector is not None else None
+            Controller(*identity_from_environment(), self.resource_manager, bus.gates)
+            if connector is not None
+            else None
         )
         self._providers: dict[str, Callable[..., Any]] = {}
 
@@ -162,7 +164,7 @@ class Engine:
     async def _live(self, run: RunContext, graph: Graph, target: Any, *, nested: bool) -> Any:
         async with _told(run, graph, _name_of(target), nested=nested):
             names = (node.name for node in graph.nodes)
-            with self._control.joined(run, names) if self._control else nullcontext():
+            with self._control.attach(run, names) if self._control else nullcontext():
                 try:
                     return await self._perform(run, graph, target)
                 finally:

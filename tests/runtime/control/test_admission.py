@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cascade.runtime.control.admission import Admission
 from cascade.runtime.control.constraint import Concurrency, Constraint, Matcher, Pause, RateLimit, Scope
-from cascade.runtime.control.rules import Key
+from cascade.runtime.control.limiters import Key
 from cascade.runtime.gates import Gates
 from tests.waiting import NEVER, until
 
@@ -111,7 +111,7 @@ async def test_who_waits_stays_in_line_when_the_limit_changes() -> None:
 
 
 async def test_all_that_cover_it_hold_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cascade.runtime.control.admission.RETELL", 0)
+    monkeypatch.setattr("cascade.runtime.control.admission.RENOTIFY", 0)
     admission = Admission()
     admission.put(limit(2))
     admission.put(limit(1, Scope("task", "a")))
@@ -167,7 +167,7 @@ async def test_who_waits_is_let_go_no_faster_than_telemetry_keeps_up() -> None:
     late.cancel()
 
 
-async def test_lines_take_turns() -> None:
+async def test_queues_take_turns() -> None:
     admission, order = Admission(), list[Key]()
     admission.put(limit(1))
     assert admission.enter(A)
@@ -185,8 +185,8 @@ async def test_lines_take_turns() -> None:
 
 
 async def test_what_holds_back_very_many_may_change_often_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cascade.runtime.control.admission.RETELL", NEVER)
-    monkeypatch.setattr("cascade.runtime.control.admission.RETELL_PAUSE", 0)
+    monkeypatch.setattr("cascade.runtime.control.admission.RENOTIFY", NEVER)
+    monkeypatch.setattr("cascade.runtime.control.admission.RENOTIFY_PAUSE", 0)
     admission = Admission()
     admission.put(limit(1))
     assert admission.enter(A)
@@ -206,10 +206,10 @@ async def test_what_holds_back_very_many_may_change_often_and_says_so_once(monke
     waiting = [one for one in starts if not one.has_started]
     assert waiting
     assert all(one.by == ["concurrency"] for one in waiting)
-    (line,) = admission._lines.values()
-    assert line.retelling is not None
-    line.retelling.cancel()
-    admission._retell(line)  # as after RETELL
+    (queue,) = admission._queues.values()
+    assert queue.notification is not None
+    queue.notification.cancel()
+    admission._notify(queue)  # as after RENOTIFY
     await until(lambda: all(len(one.by) > 1 for one in waiting))
     assert all(one.by == ["concurrency", "pause"] for one in waiting)
     for constraint in (pause(), limit(1)):

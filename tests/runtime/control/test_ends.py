@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import cascade as cs
-from cascade.runtime.control.control import EXPIRY_TOLERANCE
+from cascade.runtime.control.controller import EXPIRY_TOLERANCE
 from cascade.runtime.events import ControlDecision, TaskBlocked, TaskExecutionStarted
 from cascade.telemetry.topics import control_topic
 from cascade.telemetry.wire import received, with_expiry

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from cascade.runtime.control import admission, rules
+from cascade.runtime.control import admission, limiters
 from cascade.runtime.control.admission import Admission
 from cascade.runtime.control.constraint import Concurrency, Constraint, Matcher, Pause, RateLimit, Scope
-from cascade.runtime.control.rules import Key
+from cascade.runtime.control.limiters import Key
 
 MANY = 20_000
 RUN = "r"
@@ -24,9 +24,9 @@ def task(name: str) -> Scope:
 
 @pytest.fixture
 def work(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Number of scopes that were compared with a task, and of rules that were made."""
+    """Number of scopes that were compared with a task, and of limiters that were made."""
     counts: Counter[str] = Counter()
-    make = rules.rule_of
+    make = limiters.limiter_of
 
     class Counted(Matcher):
         def __call__(self, run_ids: tuple[str, ...], name: str) -> bool:
@@ -37,8 +37,8 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         counts["made"] += 1
         return make(*args)
 
-    monkeypatch.setattr(rules, "Matcher", Counted)
-    monkeypatch.setattr(admission, "rule_of", made)
+    monkeypatch.setattr(limiters, "Matcher", Counted)
+    monkeypatch.setattr(admission, "limiter_of", made)
     return counts
 
 

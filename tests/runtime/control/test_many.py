@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 import cascade as cs
-from cascade.runtime.control import control
+from cascade.runtime.control import controller
 from cascade.runtime.control.constraint import Constraint
-from cascade.runtime.control.decisions import AT_ONCE, MAX_PENDING
+from cascade.runtime.control.notifier import AT_ONCE, MAX_PENDING
 from cascade.runtime.events import ControlDecision, TaskBlocked, TaskExecutionStarted
 from tests.runtime.control.steered import Steered
 from tests.waiting import soon
@@ -40,7 +40,7 @@ def held() -> Iterator[Callable[[], int]]:
 def more_than_listed(lab: Steered) -> int:
     """Number of constraints that the last of the listed ones counts in its reason."""
     listed = lab.all(ControlDecision)
-    assert len(listed) == control.MAX_LISTED
+    assert len(listed) == controller.MAX_LISTED
     found = re.fullmatch(r"([\d,]+) more constraints are not listed", listed[-1].reason)
     assert found
     return int(found[1].replace(",", ""))
@@ -89,13 +89,13 @@ async def test_a_run_obeys_its_own_among_many_others(scope: str, position: int) 
 
 async def test_patterns_have_a_limit_and_the_other_scopes_have_room_beyond_it() -> None:
     lab, goes_on = Steered(), asyncio.Event()
-    for number in range(2 * control.MAX_PATTERNS):
+    for number in range(2 * controller.MAX_PATTERNS):
         await lab.say(f"task/t{number}*", "pause")
     await lab.say("task/mine", "pause")
     await lab.say("global", "concurrency", {"limit": 2})
     run = lab.start(cs.task(list, name="all")([cs.task(goes_on.wait, name="wait")(), mine()]))
     await lab.seen(TaskBlocked)
-    listed = lab.all(ControlDecision)[: control.MAX_LISTED]
+    listed = lab.all(ControlDecision)[: controller.MAX_LISTED]
     assert [one.scope for one in listed[:3]] == ["global", "task/mine", "task/t0*"]
     assert listed[-1].reason == "2 more constraints are not listed"
     await lab.say(f"run/{await lab.run_id()}", "rate_limit", {"rate": "1000/s"})
@@ -108,7 +108,7 @@ async def test_patterns_have_a_limit_and_the_other_scopes_have_room_beyond_it() 
 
 
 async def test_single_tasks_have_a_limit_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "MAX_CONSTRAINTS", 10)
+    monkeypatch.setattr(controller, "MAX_CONSTRAINTS", 10)
     lab = Steered()
     for number in range(12):
         await lab.say(f"task/t{number}", "pause")

@@ -1,1 +1,1 @@
-"""Control from outside: what may start now, later, or only so many at a time."""
+"""Control of runs from outside: constraints that hold back tasks, limit them, or change the capacity of resources."""

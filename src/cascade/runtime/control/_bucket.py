@@ -3,13 +3,13 @@
 from collections.abc import Callable
 
 _ROUNDING = 1e-9
-"""Of a token: what sums of fractions may lack."""
+"""Rounding error of a sum of fractions of a token."""
 
 
 class TokenBucket:
-    """Gains `rate` tokens a second, up to `burst` (at least 1), and is full at first.
+    """Gains `rate` tokens per second, up to `burst` (at least 1), and is full at first. `clock` returns seconds.
 
-    Whatever the rate, the first token is there at once and each further one after a finite time. `clock` gives seconds.
+    The first token is available at once at any rate, and each further one after a finite time.
     """
 
     __slots__ = ("_at", "_burst", "_clock", "_rate", "_tokens")

@@ -17,12 +17,12 @@ from cascade.telemetry.wire import Unreadable
 ScopeKind = Literal["global", "run", "task"]
 
 MAX_COUNT = 1_000_000
-"""Of tasks at once, of starts in a second, of starts in a burst: beyond it there is nothing to limit."""
+"""Tasks at once, starts per second, and starts in a burst. A higher number limits nothing."""
 MAX_CAPACITY = 1e12
 MAX_NAME = 256
 """Characters of an id or of a resource's name. JSON Schema counts characters, not bytes."""
 BURST_SECONDS = 0.05
-"""A rate without a burst is even: what a twentieth of a second brings may come at once, since timers are no better."""
+"""A rate without a burst is even: the tasks of this time may start at once, since timers are no more exact."""
 
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 _BLANK = r"[ \t\r\n]*"
@@ -65,7 +65,7 @@ class Scope:
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """What is the same in all constraints. `expires_at` is in Unix seconds; None lasts until it is cleared."""
+    """The common fields of all constraints. `expires_at` is in Unix seconds; None lasts until it is cleared."""
 
     scope: Scope
     id: str
@@ -80,8 +80,8 @@ class Constraint:
         return {}
 
     @property
-    def told(self) -> dict[str, str]:
-        """What a message says of it that something waits for."""
+    def description(self) -> dict[str, str]:
+        """The constraint in the messages of a task that waits for it."""
         return {"scope": masked_name(str(self.scope)), "type": self.type, "id": masked_name(self.id)}
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from cascade._blocks import block
 from cascade.runtime.control.admission import Admission
 from cascade.runtime.control.constraint import Constraint
-from cascade.runtime.control.rules import REASONS, Key, NoPlace
+from cascade.runtime.control.limiters import REASONS, Key, NoPlace
 from cascade.runtime.events import Wait
 from cascade.runtime.protocols import Place
 
@@ -41,11 +41,11 @@ class Permit:
 
         `blocked` is called with the reason and the event's other fields each time the reason changes.
         """
-        segments = await self._admission.wait(self._key, lambda *what: blocked(**_told(*what)), now)
+        segments = await self._admission.wait(self._key, lambda *wait: blocked(**_fields_of(*wait)), now)
         self.is_held = True
         self.place = self._admission.place(self._key)
         return tuple(
-            Wait(REASONS[type(constraint)], start_ns, end_ns, _shown(constraint))
+            Wait(REASONS[type(constraint)], start_ns, end_ns, _description(constraint))
             for constraint, start_ns, end_ns in segments
         )
 
@@ -94,9 +94,9 @@ class _Suspension:
         self.count = 0
 
 
-def _told(constraint: Constraint, start_ns: int) -> dict[str, Any]:
-    return {"reason": REASONS[type(constraint)], "start_ns": start_ns, "constraint": _shown(constraint)}
+def _fields_of(constraint: Constraint, start_ns: int) -> dict[str, Any]:
+    return {"reason": REASONS[type(constraint)], "start_ns": start_ns, "constraint": _description(constraint)}
 
 
-def _shown(constraint: Constraint) -> dict[str, str] | None:
-    return None if isinstance(constraint, NoPlace) else constraint.told
+def _description(constraint: Constraint) -> dict[str, str] | None:
+    return None if isinstance(constraint, NoPlace) else constraint.description

@@ -9,8 +9,8 @@ import pytest
 
 import cascade as cs
 from cascade.connectors.memory import MemoryConnector
-from cascade.runtime.control.control import MAX_PATTERNS
-from cascade.runtime.control.decisions import AT_ONCE, REFUSALS_AT_ONCE
+from cascade.runtime.control.controller import MAX_PATTERNS
+from cascade.runtime.control.notifier import AT_ONCE, REFUSALS_AT_ONCE
 from cascade.runtime.events import ControlDecision, RunFinished, TaskBlocked, TaskExecutionStarted
 from cascade.runtime.nested import run_nested
 from tests.runtime.control.steered import Steered
@@ -489,7 +489,7 @@ async def test_a_cache_hit_takes_nothing_from_a_rate() -> None:
 def no_more_than_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """No time passes for the limits on decisions: only the first ones are published at once."""
     for name in ("PER_SECOND", "REFUSALS_PER_SECOND"):
-        monkeypatch.setattr(f"cascade.runtime.control.decisions.{name}", 1 / NEVER)
+        monkeypatch.setattr(f"cascade.runtime.control.notifier.{name}", 1 / NEVER)
 
 
 def untold(decisions: list[ControlDecision]) -> int:
@@ -531,7 +531,7 @@ async def test_of_a_constraint_that_changes_all_the_time_the_last_is_told() -> N
 
 
 async def test_what_waits_to_be_told_is_told_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cascade.runtime.control.decisions.AT_ONCE", 1)
+    monkeypatch.setattr("cascade.runtime.control.notifier.AT_ONCE", 1)
     lab, goes_on = Steered(), asyncio.Event()
     run = lab.start(cs.task(goes_on.wait, name="wait")())
     await lab.seen(TaskExecutionStarted)
@@ -572,7 +572,7 @@ class Unwilling(MemoryConnector):
 async def test_a_connector_that_cannot_subscribe_changes_nothing(
     how: str, caplog: pytest.LogCaptureFixture, limits: pytest.MonkeyPatch
 ) -> None:
-    limits.setattr("cascade.runtime.control.control.SUBSCRIBE_TIMEOUT", 0.05)
+    limits.setattr("cascade.runtime.control.controller.SUBSCRIBE_TIMEOUT", 0.05)
     lab = Steered(Unwilling(how))
     assert await soon(lab.start(one())) == 1
     assert [r.getMessage() for r in caplog.records] == (

@@ -17,7 +17,7 @@ REFUSALS_PER_SECOND, REFUSALS_AT_ONCE = 5.0, 50.0
 MAX_PENDING = 512
 """Scopes and types whose latest decision waits to be published."""
 
-Tell = Callable[[dict[str, Any], Scope | None], None]
+Publish = Callable[[dict[str, Any], Scope | None], None]
 """Called with the fields of a `ControlDecision` and its scope; None is the scope of a topic that names none."""
 
 
@@ -33,31 +33,31 @@ def fields_of(action: str, constraint: Constraint, reason: str | None = None) ->
     }
 
 
-class Decisions:
+class DecisionNotifier:
     """Rate limit: publishes all decisions while they are few, else the latest decision of each scope and type.
 
     The reason of the next decision contains the number of unpublished ones.
     """
 
-    def __init__(self, tell: Tell) -> None:
-        self._tell = tell
+    def __init__(self, publish: Publish) -> None:
+        self._publish = publish
         self._bucket = TokenBucket(PER_SECOND, AT_ONCE, time.monotonic)
         self._refusals = TokenBucket(REFUSALS_PER_SECOND, REFUSALS_AT_ONCE, time.monotonic)
         self._pending: dict[Place, tuple[str, Constraint, str | None]] = {}
-        self._untold = 0
+        self._unpublished = 0
         self._timer: asyncio.TimerHandle | None = None
 
-    def say(self, place: Place, action: str, constraint: Constraint, reason: str | None = None) -> None:
+    def notify(self, place: Place, action: str, constraint: Constraint, reason: str | None = None) -> None:
         """Publish that a constraint was applied, has expired, or was cleared."""
         if not self._pending and self._bucket.has_token:
             self._bucket.take()
             self._out(fields_of(action, constraint, reason), constraint.scope)
             return
-        self._untold += self._pending.pop(place, None) is not None
+        self._unpublished += self._pending.pop(place, None) is not None
         self._pending[place] = action, constraint, reason
         if len(self._pending) > MAX_PENDING:
             del self._pending[next(iter(self._pending))]
-            self._untold += 1
+            self._unpublished += 1
         self._book()
 
     def refuse(self, fields: dict[str, Any], scope: Scope | None) -> None:
@@ -66,9 +66,9 @@ class Decisions:
             self._refusals.take()
             self._out(fields, scope)
         else:
-            self._untold += 1
+            self._unpublished += 1
 
-    def tell_all(self) -> None:
+    def flush(self) -> None:
         """Publish all pending decisions, at the end of a run."""
         pending, self._pending = self._pending, {}
         for decision in pending.values():
@@ -83,9 +83,9 @@ class Decisions:
 
     def _book(self) -> None:
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._bucket.delay, self._tell_some)
+            self._timer = asyncio.get_running_loop().call_later(self._bucket.delay, self._publish_some)
 
-    def _tell_some(self) -> None:
+    def _publish_some(self) -> None:
         self._timer = None
         while self._pending and self._bucket.has_token:
             self._bucket.take()
@@ -98,8 +98,8 @@ class Decisions:
         self._out(fields_of(*decision), decision[1].scope)
 
     def _out(self, fields: dict[str, Any], scope: Scope | None) -> None:
-        if self._untold:
-            more = f"{self._untold} decisions before this one were not told"
+        if self._unpublished:
+            more = f"{self._unpublished} decisions before this one were not told"
             fields = {**fields, "reason": f"{fields['reason']} ({more})" if fields["reason"] else more}
-            self._untold = 0
-        self._tell(fields, scope)
+            self._unpublished = 0
+        self._publish(fields, scope)

@@ -1,4 +1,4 @@
-"""Rules: constraints in force, and places of an executor, that limit the start of tasks."""
+"""Limiters: constraints in force, and places of an executor, that limit the start of tasks."""
 
 import asyncio
 from collections import OrderedDict, deque
@@ -30,14 +30,14 @@ REASONS: dict[type[Constraint], str] = {
     RateLimit: "rate_limit",
     NoPlace: "executor",
 }
-"""The wire's words for a wait."""
+"""Reason of a wait on the wire, by the type of the constraint."""
 
 
 class Key(NamedTuple):
     """All tasks of one run and one name that need a place of the same kind: admission control treats them alike.
 
-    `run_ids` are the run's own and those of the runs that it is nested in. A map as a whole is only ever paused: its
-    items are what runs.
+    `run_ids` are the id of the run and those of the runs around it. A pause applies to a map as a whole (`is_map`);
+    limits apply to its items only.
     """
 
     run_ids: tuple[str, ...]
@@ -46,52 +46,52 @@ class Key(NamedTuple):
     places: Places | None = None
 
 
-class Rule:
-    """A constraint in force, and the lines that wait for it, in their order.
+class Limiter:
+    """A constraint in force, and the queues that wait for it, in FIFO order.
 
-    A rule that `is_retired` has no effect.
+    `is_retired`: it has no effect any more. `is_booked`: the event loop will serve its queues in its next turn.
     """
 
-    __slots__ = ("constraint", "covers", "is_booked", "is_retired", "lines", "timer")
-    lines: "OrderedDict[Any, None]"
+    __slots__ = ("constraint", "covers", "is_booked", "is_retired", "queues", "timer")
+    queues: "OrderedDict[Any, None]"
 
     def __init__(self, constraint: Constraint) -> None:
         self.constraint = constraint
         self.covers = Matcher(constraint.scope)
-        self.lines = OrderedDict()
+        self.queues = OrderedDict()
         self.is_retired = False
         self.is_booked = False
         self.timer: asyncio.TimerHandle | None = None
 
     def has_room(self) -> bool:
-        """Whether one more may start now."""
+        """Return True if one more task may start now."""
         raise NotImplementedError
 
     def take(self) -> None:
-        """One starts."""
+        """Count a task that starts."""
 
     def take_again(self) -> None:
-        """One that has started before, and has stood aside, goes on."""
+        """Count a task that continues after it was suspended."""
 
     def give_back(self, *, unused: bool) -> None:
-        """One that was counted has ended; `unused`: it has not started after all."""
+        """Stop counting a task. `unused`: it did not start."""
 
     def delay(self) -> float | None:
-        """Seconds after which there is room by itself; None if somebody else must make it."""
+        """Return the seconds until there is room without another event; None if only an event makes room."""
         return None
 
     def rest(self) -> None:
-        """Nothing is granted now: release what `has_room` has reserved."""
+        """Release the place that `has_room` has reserved, after the last grant of a turn."""
 
 
-class PauseRule(Rule):
+class PauseLimiter(Limiter):
     __slots__ = ()
 
     def has_room(self) -> bool:
         return self.is_retired
 
 
-class ConcurrencyRule(Rule):
+class ConcurrencyLimiter(Limiter):
     """Limits the number of running tasks, with those that ran before the constraint came.
 
     The tasks in `at_work` are counted at the first use, so that a limit for tasks that never start costs nothing.
@@ -129,7 +129,7 @@ class ConcurrencyRule(Rule):
         return self._used
 
 
-class RateRule(Rule):
+class RateLimiter(Limiter):
     __slots__ = ("bucket",)
 
     def __init__(self, constraint: RateLimit, clock: Callable[[], float]) -> None:
@@ -150,7 +150,7 @@ class RateRule(Rule):
         return self.bucket.delay
 
 
-class PlaceRule(Rule):
+class PlaceLimiter(Limiter):
     """Waits for places of an executor. `has_room` reserves a place, which `take` moves to `taken`.
 
     Places that raise are not used any more: tasks start without them.
@@ -179,11 +179,11 @@ class PlaceRule(Rule):
         reserved, self._reserved = self._reserved, None
         if reserved is not None:
             reserved.release()
-        if self._request is not None and not self.lines:
+        if self._request is not None and not self.queues:
             self._request.withdraw()
             self._request = None
 
-    def wait(self, serve: Callable[[Rule], None]) -> None:
+    def wait(self, serve: Callable[[Limiter], None]) -> None:
         """Call `serve` once a place is reserved."""
         if self._request is None and self._places is not None:
             try:
@@ -192,9 +192,9 @@ class PlaceRule(Rule):
                 self._give_up(error)
                 asyncio.get_running_loop().call_soon(serve, self)
 
-    def _granted(self, serve: Callable[[Rule], None], place: Place) -> None:
+    def _granted(self, serve: Callable[[Limiter], None], place: Place) -> None:
         self._request = None
-        if self._reserved is None and self.lines:
+        if self._reserved is None and self.queues:
             self._reserved = place
             serve(self)
         else:
@@ -208,15 +208,15 @@ class PlaceRule(Rule):
 _NO_PLACE = NoPlace(Scope("global"), "", None)
 
 
-def rule_of(
-    constraint: Constraint, at_work: Mapping[Key, int], before: Rule | None, clock: Callable[[], float]
-) -> Rule:
-    """Return the rule for a constraint on starts.
+def limiter_of(
+    constraint: Constraint, at_work: Mapping[Key, int], before: Limiter | None, clock: Callable[[], float]
+) -> Limiter:
+    """Return the limiter for a constraint on starts.
 
     Args:
         constraint: The constraint.
-        at_work: Number of running tasks by key, kept up to date by admission control before it calls the rule.
-        before: The rule that this one replaces.
+        at_work: Number of running tasks by key, kept up to date by admission control before it calls the limiter.
+        before: The limiter that this one replaces.
         clock: Returns seconds that never run backwards.
 
     Raises:
@@ -224,12 +224,12 @@ def rule_of(
     """
     match constraint:
         case Pause():
-            return PauseRule(constraint)
+            return PauseLimiter(constraint)
         case Concurrency():
-            return ConcurrencyRule(constraint, at_work)
+            return ConcurrencyLimiter(constraint, at_work)
         case RateLimit():
-            rate = RateRule(constraint, clock)
-            if isinstance(before, RateRule):
+            rate = RateLimiter(constraint, clock)
+            if isinstance(before, RateLimiter):
                 rate.bucket.continue_from(before.bucket)
             return rate
-    raise TypeError(f"{constraint!r} says nothing about starts")
+    raise TypeError(f"{constraint!r} does not limit starts")

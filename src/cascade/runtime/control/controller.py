@@ -21,7 +21,7 @@ from cascade.runtime.control.constraint import (
     parse_constraint,
     parse_topic,
 )
-from cascade.runtime.control.decisions import Decisions, fields_of
+from cascade.runtime.control.notifier import DecisionNotifier, fields_of
 from cascade.runtime.events import ControlDecision
 from cascade.runtime.gates import Gates
 from cascade.runtime.guard import awaited
@@ -41,20 +41,21 @@ MAX_LISTED = 256
 """Constraints in force that a run publishes as it begins."""
 EXPIRY_TOLERANCE = 2.0
 """Seconds. A broker counts Message Expiry in whole seconds, so that the end of a repeated message varies."""
-SUBSCRIBE_TIMEOUT = 2.0
-"""Seconds; a connector returns after one, this is for one that does not."""
-_UNSAID = 100
+SUBSCRIBE_TIMEOUT = 4.0
+"""Seconds. A connector bounds its own wait, by 3 s as a rule; this is the bound for one that does not return."""
+_MAX_REFUSED = 100
+"""Refusals that are kept for the first run."""
 
 
-class Control:
-    """The constraints in force for one engine, as its connector brings them.
+class Controller:
+    """Applies the constraints that the connector of one engine receives.
 
     Args:
-        org_id: Whose constraints count.
-        project_id: Of which project.
+        org_id: Organization of the constraints.
+        project_id: Project of the constraints.
         capacity: The system resources whose capacity can be changed.
-        gates: Of the telemetry that must keep up.
-        clock: Gives Unix seconds.
+        gates: Back-pressure of telemetry: while they are full, no waiting task starts.
+        clock: Returns Unix seconds.
     """
 
     def __init__(
@@ -73,14 +74,14 @@ class Control:
         self._named: dict[Place, Constraint] = {}
         self._expiry = ExpiryTimer(self._now, self._expire)
         self._runs: dict[str, RunContext] = {}
-        self._unsaid: list[dict[str, Any]] = []
-        self._decisions = Decisions(self._say)
+        self._refused: list[dict[str, Any]] = []
+        self._notifier = DecisionNotifier(self._publish)
         self._users = 0
         self._subscribing: asyncio.Task[None] | None = None
 
     @async_block
     async def attached(self, connector: Connector) -> AsyncIterator[None]:
-        """Obey what the connector brings; what it already holds is in force when the block begins."""
+        """Apply the constraints of the connector in the block, from the beginning those that it receives at once."""
         self._users += 1
         try:
             if self._subscribing is None:
@@ -93,7 +94,7 @@ class Control:
                 await self._detach(connector)
 
     @block
-    def joined(self, run: RunContext, names: Iterable[str] = ()) -> Iterator[None]:
+    def attach(self, run: RunContext, names: Iterable[str] = ()) -> Iterator[None]:
         """Apply the constraints to the run for the block, and publish the decisions that concern it.
 
         The first ones are the constraints that are in force. `names` are the names of the run's tasks: if not all
@@ -101,20 +102,20 @@ class Control:
         """
         self._runs[run.run_id] = run
         self._list_held(run, names)
-        unsaid, self._unsaid = self._unsaid, []
-        for fields in unsaid:
+        refused, self._refused = self._refused, []
+        for fields in refused:
             run.emit(ControlDecision, **fields)
         try:
             yield
         finally:
-            self._decisions.tell_all()
+            self._notifier.flush()
             del self._runs[run.run_id]
             self.admission.forget(run.run_id)
             for kind in CONSTRAINT_TYPES:
                 self._lift((str(Scope("run", run.run_id)), kind))
 
     def run_ids(self, run_id: str) -> tuple[str, ...]:
-        """A run's id and those of the runs that it is nested in; none for a run that is not here."""
+        """Return the id of an attached run and those of the runs around it; none for another run."""
         run = self._runs.get(run_id)
         return run.run_ids if run is not None else ()
 
@@ -145,7 +146,7 @@ class Control:
             return  # a retained message is received again after a reconnection
         if constraint.expires_at is not None and constraint.expires_at <= self._now():
             self._lift(place)
-            self._tell("EXPIRED", constraint, "it had expired before it came")
+            self._notify("EXPIRED", constraint, "it had expired before it came")
             return
         if before is None:
             self._check_room(constraint.scope)
@@ -155,10 +156,10 @@ class Control:
         held[place] = constraint
         for capacity in (constraint, before):
             if isinstance(capacity, Capacity):
-                self._steer(capacity.name)
+                self._set_capacity(capacity.name)
         self._expiry.set(place, constraint.expires_at)
         if before is None or not is_extension or not _ends_alike(before, constraint):
-            self._tell("APPLIED", constraint)
+            self._notify("APPLIED", constraint)
 
     def _check_room(self, scope: Scope) -> None:
         if scope.is_name:
@@ -169,33 +170,33 @@ class Control:
 
     def _clear(self, place: Place) -> None:
         if constraint := self._lift(place):
-            self._tell("CLEARED", constraint)
+            self._notify("CLEARED", constraint)
 
     def _lift(self, place: Place) -> Constraint | None:
         """End a constraint."""
         constraint = self._broad.pop(place, None) or self._named.pop(place, None)
         self._expiry.set(place, None)
         if isinstance(constraint, Capacity):
-            self._steer(constraint.name)
+            self._set_capacity(constraint.name)
         elif constraint is not None:
             self.admission.remove(constraint)
         return constraint
 
-    def _steer(self, name: str) -> None:
+    def _set_capacity(self, name: str) -> None:
         """Set a resource to the smallest capacity of its constraints, or to its own capacity without one."""
-        said = [held.capacity for held in self._broad.values() if isinstance(held, Capacity) and held.name == name]
-        self._capacity.steer(name, min(said, default=None))
+        found = [held.capacity for held in self._broad.values() if isinstance(held, Capacity) and held.name == name]
+        self._capacity.steer(name, min(found, default=None))
 
     def _now(self) -> float:
         return self._clock()
 
     def _expire(self, place: Place) -> None:
         if constraint := self._lift(place):
-            self._tell("EXPIRED", constraint)
+            self._notify("EXPIRED", constraint)
 
-    def _tell(self, action: str, constraint: Constraint, reason: str | None = None) -> None:
+    def _notify(self, action: str, constraint: Constraint, reason: str | None = None) -> None:
         if self._runs:  # each run publishes the constraints in force as it begins
-            self._decisions.say(_place(constraint), action, constraint, reason)
+            self._notifier.notify(_place(constraint), action, constraint, reason)
 
     def _list_held(self, run: RunContext, names: Iterable[str]) -> None:
         """Publish the constraints in force, at most `MAX_LISTED`: those of the run's tasks first, of other tasks last."""
@@ -222,11 +223,11 @@ class Control:
             "reason": reason,
             "params": {},
         }
-        self._decisions.refuse(fields, scope)
+        self._notifier.refuse(fields, scope)
 
-    def _say(self, fields: dict[str, Any], scope: Scope | None) -> None:
-        if not self._runs and fields["action"] == "REFUSED" and len(self._unsaid) < _UNSAID:
-            self._unsaid.append(fields)
+    def _publish(self, fields: dict[str, Any], scope: Scope | None) -> None:
+        if not self._runs and fields["action"] == "REFUSED" and len(self._refused) < _MAX_REFUSED:
+            self._refused.append(fields)
         for run in list(self._runs.values()):
             if scope is None or _concerns(scope, run):
                 run.emit(ControlDecision, **fields)
@@ -242,8 +243,8 @@ class Control:
         for place in list(self._broad):
             self._lift(place)
         self._expiry.clear()
-        self._unsaid.clear()
-        self._decisions.close()
+        self._refused.clear()
+        self._notifier.close()
         self.admission.close()
         subscribing, self._subscribing = self._subscribing, None
         if subscribing is not None and not subscribing.done():
