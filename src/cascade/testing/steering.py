@@ -19,12 +19,13 @@ HOSTILE = (
     b'{"type": "pause", "params": NaN}',
     b'{"type": "concurrency", "params": {}}',
     b'{"type": "pause", "params": {"x": 1}}',
+    b'{"type": "pause", "expire_at": 1}',
     b'{"type": ["pause"]}',
     b"[" * 5_000,
     b'{"a":' * 2_000 + b"1" + b"}" * 2_000,
     b'{"type": "pause", "id": "' + b"x" * 1_000_000 + b'"}',
 )
-"""Messages to a pause's topic, none of which is one."""
+"""Invalid messages for the topic of a pause."""
 
 
 class SteeringConformance:
