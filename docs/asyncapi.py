@@ -5,6 +5,7 @@ from typing import Any
 
 from cascade.connectors.mqtt.options import KEEPALIVE, PLAIN_PORT, TLS_PORT
 from cascade.connectors.mqtt.packets import MAX_INCOMING_BYTES, WILL_EXPIRY
+from cascade.connectors.mqtt.run_state import EXPIRY, FINAL_EXPIRY
 from cascade.runtime.control.constraint import CONSTRAINT_TYPES
 from cascade.telemetry.topics import (
     DEFAULT_ORG,
@@ -13,6 +14,7 @@ from cascade.telemetry.topics import (
     PROJECT_VARIABLE,
     control_topic,
     events_topic,
+    state_topic,
     status_topic,
 )
 from cascade.telemetry.wire import VERSION
@@ -94,6 +96,11 @@ def _channels() -> dict[str, Any]:
     events = events_topic(_ORG, _PROJECT, "{run_id}")
     return {
         "events": _channel(events, "The messages of a run, in the order of `seq`.", (*CERTAIN, *UNCERTAIN)),
+        "state": _channel(
+            state_topic(_ORG, _PROJECT, "{run_id}"),
+            "The state of a run, retained: the latest one, at most twice a second.",
+            ("RunActive", "RunOver"),
+        ),
         "status": _channel(
             status_topic(_ORG, _PROJECT, "{source}"),
             "Presence of a process.",
@@ -136,6 +143,24 @@ def _operations() -> dict[str, Any]:
         "publishCertain": _operation("send", "events", "Messages that must arrive.", CERTAIN, qos=1, retain=False),
         "publishOther": _operation(
             "send", "events", "Messages without which a run can be reconstructed.", UNCERTAIN, qos=0
+        ),
+        "publishState": _operation(
+            "send",
+            "state",
+            "While the run goes on.",
+            ["RunActive"],
+            qos=1,
+            retain=True,
+            messageExpiryInterval=EXPIRY,
+        ),
+        "publishFinalState": _operation(
+            "send",
+            "state",
+            "At the end of the run; the broker removes it after a minute.",
+            ["RunOver"],
+            qos=1,
+            retain=True,
+            messageExpiryInterval=FINAL_EXPIRY,
         ),
         "comeOnline": _operation("send", "status", "After the connection.", ["Online"], qos=1, retain=True),
         "goOffline": _operation(

@@ -1,10 +1,12 @@
 """The messages of the AsyncAPI document: their schemas, headers and examples."""
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from cascade.connectors.mqtt.packets import CONTENT_TYPE, traceparent
 from cascade.runtime.control.constraint import TYPES
+from cascade.telemetry.run_state import RunStateFold, encode_state
 from cascade.telemetry.schema import load
 from cascade.telemetry.wire import BODIES
 from docs.example_run import PAUSE, messages
@@ -68,6 +70,7 @@ def all_messages() -> dict[str, Any]:
     told = list(messages())
     found = {name: _told(name, [m.payload for m in told]) for name in _TOLD}
     found |= {name: _constraint(name) for name in CONSTRAINTS}
+    found |= _states([m.payload for m in told])
     found["Cleared"] = _text("Cleared", "", "Clears the retained message of the topic.")
     found["Online"] = _text("Online", "online", "The process is connected.")
     found["Offline"] = _text("Offline", "offline", "The process is not connected any more.")
@@ -89,7 +92,34 @@ def all_schemas() -> dict[str, Any]:
         assert body["properties"]["metadata"] == metadata  # noqa: S101 - one for all of them
         properties = body["properties"] | {"metadata": {"$ref": "#/components/schemas/Metadata"}}
         found[name] = body | {"properties": properties}
-    return found | {f"{name}Constraint": schema for name, schema in load("control")["$defs"].items()}
+    found |= {f"{name}Constraint": schema for name, schema in load("control")["$defs"].items()}
+    state: dict[str, Any] = json.loads(json.dumps(load("state")).replace("#/$defs/", "#/components/schemas/"))
+    parts: dict[str, Any] = state.pop("$defs")
+    return found | parts | {state["title"]: {key: part for key, part in state.items() if not key.startswith("$")}}
+
+
+def _states(payloads: list[dict[str, Any]]) -> dict[str, Any]:
+    """The state of a run while it goes on, with a task that waits, and at its end."""
+    fold, active = RunStateFold(payloads[0]), dict[str, Any]()
+    for payload in payloads:
+        fold.add(payload)
+        if payload["body"].get("state") == "PENDING":
+            active = encode_state(fold.state(0))
+    results = [status for status in load("state")["properties"]["status"]["enum"] if status != "running"]
+    goes_on = _state("RunActive", "The state of a run that goes on.", {"const": "running"}, active)
+    over = _state("RunOver", "The final state of a run.", {"enum": results}, encode_state(fold.state(0)))
+    return {"RunActive": goes_on, "RunOver": over}
+
+
+def _state(name: str, summary: str, status: dict[str, Any], example: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "summary": summary,
+        "contentType": CONTENT_TYPE,
+        "payload": {"allOf": [_reference("RetainedRunState"), {"type": "object", "properties": {"status": status}}]},
+        "bindings": _binding(CONTENT_TYPE),
+        "examples": [{"payload": json.loads(json.dumps(example))}],
+    }
 
 
 def _told(name: str, payloads: list[dict[str, Any]]) -> dict[str, Any]:

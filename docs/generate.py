@@ -24,6 +24,8 @@ def main() -> None:
     _fill(HERE / "metrics.md", "<!-- generated: the metrics -->\n", metrics.as_markdown() + "\n")
     access = (HERE.parent / "mosquitto" / "acl.example").read_text(encoding="utf-8")
     _fill(HERE / "mqtt.md", "<!-- generated: mosquitto/acl.example -->\n", f"```text\n{access}```\n")
+    home = (HERE.parent / "examples" / "home_assistant.yaml").read_text(encoding="utf-8")
+    _fill(HERE / "mqtt.md", "<!-- generated: examples/home_assistant.yaml -->\n", f"```yaml\n{home}```\n")
 
 
 def _fill(page: Path, begin: str, wanted: str) -> None:

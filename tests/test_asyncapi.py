@@ -17,7 +17,14 @@ from jsonschema import Draft7Validator
 import cascade as cs
 from cascade.connectors.memory import MemoryConnector
 from cascade.runtime.control.constraint import parse_constraint, parse_topic
-from cascade.telemetry.topics import checked_topic, control_filter, control_topic, events_topic, status_topic
+from cascade.telemetry.topics import (
+    checked_topic,
+    control_filter,
+    control_topic,
+    events_topic,
+    state_topic,
+    status_topic,
+)
 from tests.servers import is_missing
 from tests.waiting import HANG
 
@@ -107,6 +114,7 @@ def test_the_addresses_are_those_of_the_code() -> None:
     addresses = {name: channel["address"].format(**values) for name, channel in DOCUMENT["channels"].items()}
     assert addresses == {
         "events": events_topic("acme", "etl", "4711"),
+        "state": state_topic("acme", "etl", "4711"),
         "status": status_topic("acme", "etl", "host-1"),
         "controlAll": control_topic("acme", "etl", "global", "pause"),
         "controlRun": control_topic("acme", "etl", "run/4711", "pause"),

@@ -38,8 +38,8 @@ def operator(processes: Processes, project: str) -> Iterator[Listener]:
 
 
 def told(messages: list[Message]) -> list[dict[str, Any]]:
-    """What runs said, without presence and control."""
-    return [json.loads(one.payload) for one in messages if one.topic.startswith("cascade/telemetry/")]
+    """The messages of runs, without presence, control and states."""
+    return [json.loads(one.payload) for one in messages if one.topic.endswith("/events")]
 
 
 def ended(messages: list[Message]) -> bool:

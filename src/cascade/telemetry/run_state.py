@@ -37,6 +37,7 @@ class RunStateFold:
         self._ended: dict[str, int] = dict.fromkeys(_COUNTED, 0)
         self._running: tuple[_Tasks, _Tasks] = ({}, {})
         self._waiting: tuple[_Tasks, _Tasks] = ({}, {})
+        self._delays: dict[str, tuple[int, bool]] = {}  # of retries: the end in nanoseconds, and whether it is an item
         self._last_error: LastError | None = None
         self._first_failure: LastError | None = None
         self._end: Mapping[str, Any] | None = None
@@ -90,13 +91,14 @@ class RunStateFold:
     def next_change_ns(self) -> int | None:
         """The time of the next change that no message reports, in nanoseconds since the epoch: the delay of a retry ends."""
         with self._lock:
-            ends = [metadata["until_ns"] for _, metadata in _all(self._waiting) if "until_ns" in metadata]
-        return min(ends, default=None)
+            return min((until_ns for until_ns, _ in self._delays.values()), default=None)
 
     def _add_task(self, body: Mapping[str, Any], ts: str) -> None:
         metadata, task_id, state = body["metadata"], body["task_id"], body["state"]
         is_item = "map_id" in metadata
         running, waiting = self._running[is_item], self._waiting[is_item]
+        if self._delays:
+            self._delays.pop(task_id, None)
         if state == "RUNNING":
             if waiting:
                 waiting.pop(task_id, None)
@@ -108,6 +110,7 @@ class RunStateFold:
             if metadata.get("reason") == "retry":
                 self._fail(body, ts)
                 metadata = _delay(metadata)
+                self._delays[task_id] = (metadata["until_ns"], is_item)
             waiting[task_id] = (body["task_name"], metadata)
         else:
             if running.pop(task_id, None) is None:
@@ -128,19 +131,18 @@ class RunStateFold:
 
     def _end_delays(self, now_ns: int) -> None:
         """The tasks whose retry is due run: no message reports the start of an attempt that only its delay held back."""
-        for running, waiting in zip(self._running, self._waiting, strict=True):
-            due = [id_ for id_, (_, metadata) in waiting.items() if metadata.get("until_ns", now_ns + 1) <= now_ns]
-            for task_id in due:
-                name, metadata = waiting.pop(task_id)
-                kept = {key: value for key, value in metadata.items() if key not in {"reason", "until_ns"}}
-                running[task_id] = (
-                    name,
-                    kept | {"attempt": metadata["attempt"] + 1, "start_ns": metadata["until_ns"]},
-                )
+        due = [(task_id, is_item) for task_id, (until_ns, is_item) in self._delays.items() if until_ns <= now_ns]
+        for task_id, is_item in due:
+            del self._delays[task_id]
+            name, delay = self._waiting[is_item].pop(task_id)
+            metadata = {"kind": delay["kind"], "start_ns": delay["until_ns"], "attempt": delay["attempt"] + 1}
+            if is_item:
+                metadata |= {"map_id": delay["map_id"], "map_index": delay["map_index"]}
+            self._running[is_item][task_id] = (name, metadata)
 
     def _stop(self, body: Mapping[str, Any], ts: str) -> None:
         self._end = body
-        for tasks in (*self._running, *self._waiting):
+        for tasks in (*self._running, *self._waiting, self._delays):
             tasks.clear()
         if "counts" in body["metadata"]:
             self._ended |= body["metadata"]["counts"]
@@ -186,10 +188,6 @@ _RESULTS: dict[str, RunStateStatus] = {"Succeeded": "success", "Failed": "failur
 
 def _present(value: Any, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: found for name in names if (found := getattr(value, name)) is not None}
-
-
-def _all(tasks: tuple[_Tasks, _Tasks]) -> Iterator[_Task]:
-    return chain(*(group.values() for group in tasks))
 
 
 def _count(tasks: tuple[_Tasks, _Tasks]) -> int:

@@ -23,9 +23,14 @@ def telemetry(number: int = 0, **metadata: Any) -> dict[str, Any]:
     }
 
 
+def telemetry_of(messages: list[Message]) -> list[Message]:
+    """The messages of runs, without their retained states."""
+    return [m for m in messages if m.topic.startswith("cascade/telemetry/") and not m.topic.endswith("/state")]
+
+
 def events(messages: list[Message]) -> list[dict[str, Any]]:
     """The payloads of telemetry, in the order in which they came."""
-    return [json.loads(message.payload) for message in messages if message.topic.startswith("cascade/telemetry/")]
+    return [json.loads(message.payload) for message in telemetry_of(messages)]
 
 
 def numbers(messages: list[Message]) -> list[int]:

@@ -111,10 +111,14 @@ def has_ended(messages: list[Message]) -> bool:
 
 
 def all_heard(user: User, owner: tuple[str, str]) -> list[Message]:
-    """What has come until now: before a word of the user's own, that it may hear itself."""
+    """The messages so far, that is, before one of the user's own, without the retained states of runs."""
     topic = control_topic(*owner, "global", "pause")
     user.publish(topic, b"")
-    return [m for m in user.wait_for(lambda seen: any(m.topic == topic for m in seen)) if m.topic != topic]
+    return [
+        m
+        for m in user.wait_for(lambda seen: any(m.topic == topic for m in seen))
+        if not m.topic.endswith(("/state", topic))
+    ]
 
 
 @pytest.mark.parametrize("qos", [0, 1])

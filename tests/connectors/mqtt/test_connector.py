@@ -15,7 +15,7 @@ from cascade.telemetry.topics import events_topic
 from cascade.testing import ConnectorConformance
 from stack.addresses import reserved_port
 from tests.connectors.mqtt.broker import Broker, Listener
-from tests.connectors.mqtt.messages import SPAN, TRACE, events, numbers, telemetry, warnings
+from tests.connectors.mqtt.messages import SPAN, TRACE, events, numbers, telemetry, telemetry_of, warnings
 
 TOPIC = events_topic("local", "default", "run")
 
@@ -52,7 +52,7 @@ def test_a_run_is_seen_from_its_start_to_its_end(shared_broker: Broker, listener
     connector = MqttConnector("127.0.0.1", shared_broker.port)
     assert cs.run(double.map(x=[1, 2, 3]), connector=connector, log_level="ERROR") == [2, 4, 6]
     messages = listener.wait_for(lambda seen: events(seen)[-1:] and _is_end(events(seen)[-1]))
-    told = [message for message in messages if message.topic.startswith("cascade/telemetry/")]
+    told = telemetry_of(messages)
     payloads = events(messages)
     assert [payload["seq"] for payload in payloads] == list(range(len(payloads)))
     assert {message.topic for message in told} == {events_topic("local", project, payloads[0]["run_id"])}
@@ -79,7 +79,7 @@ def test_the_callers_tracestate_goes_beside_the_traceparent(
     connector = MqttConnector("127.0.0.1", shared_broker.port)
     cs.run(double(1), connector=connector, log_level="ERROR")
     messages = listener.wait_for(lambda seen: events(seen)[-1:] and _is_end(events(seen)[-1]))
-    told = [message for message in messages if message.topic.startswith("cascade/telemetry/")]
+    told = telemetry_of(messages)
     for message, payload in zip(told, events(messages), strict=True):
         assert payload["tracestate"] == "acme=t61rcWkgMzE,ot=th:c"
         given = dict(message.properties.UserProperty)  # type: ignore[union-attr]  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]

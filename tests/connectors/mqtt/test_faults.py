@@ -344,13 +344,13 @@ async def test_what_cannot_be_made_small_enough_is_lost_alone(
 def test_a_subscriber_that_is_frozen_misses_nothing_if_the_broker_may_queue(
     shared_broker: Broker, project: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pattern = f"cascade/telemetry/local/{project}/#"
+    pattern = f"cascade/telemetry/local/{project}/+/events"
     options = ["-p", str(shared_broker.port), "-V", "5", "-q", "1", "-t", pattern, "-C", str(MESSAGES + 1), "-F", "%q"]
     with Listener(shared_broker.port, pattern) as beside:
         slow = subprocess.Popen(["mosquitto_sub", *options], stdout=subprocess.PIPE, text=True)
         try:
             # It is subscribed once it hears what is retained for it.
-            beside.publish(f"cascade/telemetry/local/{project}/hello", b"hello", retain=True)
+            beside.publish(f"cascade/telemetry/local/{project}/hello/events", b"hello", retain=True)
             assert slow.stdout is not None
             assert slow.stdout.readline()
             slow.send_signal(signal.SIGSTOP)
@@ -361,7 +361,7 @@ def test_a_subscriber_that_is_frozen_misses_nothing_if_the_broker_may_queue(
         finally:
             slow.kill()
             slow.stdout.close() if slow.stdout else None
-            beside.publish(f"cascade/telemetry/local/{project}/hello", b"", retain=True)
+            beside.publish(f"cascade/telemetry/local/{project}/hello/events", b"", retain=True)
     assert warnings(caplog) == []
 
 

@@ -53,6 +53,8 @@ class BrokerLimits:
 
     receive_maximum: int = 65_535
     maximum_packet_size: int | None = None
+    maximum_qos: int = 2
+    retain_available: bool = True
 
     @classmethod
     def from_connack(cls, properties: Properties | None) -> Self:
@@ -60,6 +62,8 @@ class BrokerLimits:
         return cls(
             receive_maximum=getattr(properties, "ReceiveMaximum", defaults.receive_maximum),
             maximum_packet_size=getattr(properties, "MaximumPacketSize", None),
+            maximum_qos=getattr(properties, "MaximumQoS", defaults.maximum_qos),
+            retain_available=bool(getattr(properties, "RetainAvailable", True)),
         )
 
 
@@ -139,9 +143,9 @@ class Client(aiomqtt.Client):
         """Whether packets wait for the system to accept them."""
         return self._client.want_write() or self._transport.has_unwritten
 
-    def send(self, topic: str, body: bytes, qos: int, properties: Properties) -> int:
+    def send(self, topic: str, body: bytes, qos: int, properties: Properties, *, retain: bool = False) -> int:
         """Queue a message and return its packet id. `on_acknowledged` is called for QoS 1; nothing waits for it."""
-        return self._client.publish(topic, body, qos, properties=properties).mid
+        return self._client.publish(topic, body, qos, retain, properties).mid
 
     def keep_alive(self) -> None:
         """Send PINGREQ when it is due. Call at least four times in `keepalive` seconds."""

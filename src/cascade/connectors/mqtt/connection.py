@@ -17,6 +17,7 @@ from cascade.connectors._notifier import LoopNotifier
 from cascade.connectors.mqtt.client import FAILURE, Client
 from cascade.connectors.mqtt.outbox import Backpressure, Outbox, OutgoingMessage
 from cascade.connectors.mqtt.packets import packet_bytes, publish_properties
+from cascade.connectors.mqtt.run_state import TICK, RunStates, StateSender
 from cascade.connectors.mqtt.subscriptions import Subscription, Subscriptions
 from cascade.telemetry import wire
 from cascade.telemetry.limits import MAX_MESSAGE_BYTES, shrink
@@ -45,6 +46,7 @@ class Shared:
     """
 
     outbox: Outbox
+    states: RunStates
     backpressure: Backpressure
     subscriptions: Subscriptions
     changes: LoopNotifier
@@ -124,6 +126,7 @@ class Connection:
         self._barrier = f"cascade/barrier/{''.join(c if c.isalnum() else '-' for c in client.identifier)}"
         self._subscribed: dict[str, Subscription] = {}
         self._version = -1
+        self._states = StateSender(client, shared.states)
         shared.subscriptions.begin()
         shared.backpressure.restart()
         client.on_acknowledged, client.on_received, client.on_activity = self._acknowledged, self._received, self._noted
@@ -136,13 +139,20 @@ class Connection:
     @property
     def is_answer_due(self) -> bool:
         """Whether the broker has something to answer."""
-        return self._calls > 0 or self._outbox.is_out
+        return self._calls > 0 or len(self._states) > 0 or self._outbox.is_out
 
     def has_work(self) -> bool:
         """Whether `work` can do anything before the broker sends something."""
-        return self._version != self._shared.subscriptions.version or (
-            not self.client.wants_write and self._room() > 0 and self._outbox.can_take(self._room_for_acknowledged())
-        )
+        if self._version != self._shared.subscriptions.version:
+            return True
+        if self.client.wants_write:
+            return False
+        room = self._room_for_acknowledged()
+        return (self._room() > 0 and self._outbox.can_take(room)) or (room > 0 and not self._states.delay())
+
+    def delay(self) -> float:
+        """Seconds to wait for the next state of a run; infinite if there is none."""
+        return max(TICK, self._states.delay())
 
     def work(self) -> None:
         """Queue a batch of messages, and the changed subscriptions."""
@@ -151,7 +161,9 @@ class Connection:
         self.fill()
 
     def fill(self) -> None:
-        """Queue a batch of messages, as far as there is room."""
+        """Queue the states of runs that are due, and a batch of messages, as far as there is room."""
+        if not self.client.wants_write:
+            self._states.send(self._room_for_acknowledged())
         room = self._room()
         if room > 0 and not self.client.wants_write:
             for message in self._outbox.take(min(room, BATCH), self._room_for_acknowledged()):
@@ -199,8 +211,9 @@ class Connection:
         for task in self._tasks:
             task.cancel()
         self.settle()
-        if not is_wanted:
-            self._poison.lost(time.monotonic() - self._start, self.client.reason)
+        seconds = time.monotonic() - self._start
+        if not (is_wanted or (seconds < SOON and self._states.lost())):
+            self._poison.lost(seconds, self.client.reason)
         self._outbox.recall([*self._unacknowledged.values(), *self._unwritten])
 
     def _noted(self) -> None:
@@ -213,7 +226,7 @@ class Connection:
         return self._poison.window() - len(self._unacknowledged) - len(self._unwritten)
 
     def _room_for_acknowledged(self) -> int:
-        return self.client.limits.receive_maximum - len(self._unacknowledged) - self._own_publishes
+        return self.client.limits.receive_maximum - len(self._unacknowledged) - len(self._states) - self._own_publishes
 
     def _send(self, message: OutgoingMessage) -> None:
         size = _size(message)
@@ -231,6 +244,7 @@ class Connection:
     def _acknowledged(self, packet_id: int, reason: ReasonCode) -> None:
         message = self._unacknowledged.pop(packet_id, None)
         if message is None:
+            self._has_news |= self._states.acknowledged(packet_id, reason)
             return
         if reason.value >= FAILURE:
             self._lose(message, f"{reason}, on topic {message.topic}")

@@ -18,6 +18,7 @@ from cascade.connectors.mqtt.inbox import Inbox
 from cascade.connectors.mqtt.options import DEFAULT_URL, KEEPALIVE, VARIABLE, MqttOptions, arguments_of
 from cascade.connectors.mqtt.outbox import CAPACITY, Backpressure, Outbox, OutgoingMessage
 from cascade.connectors.mqtt.packets import traceparent, tracestate
+from cascade.connectors.mqtt.run_state import RunStates
 from cascade.connectors.mqtt.session import Session
 from cascade.connectors.mqtt.subscriptions import Subscriptions
 from cascade.runtime.exceptions import TelemetryLostError
@@ -169,6 +170,7 @@ class MqttConnector:
             self._know(checked_topic(topic))
         state = tracestate(payload) if "tracestate" in payload else ""
         self._outbox.put(OutgoingMessage(topic, dumps(payload), 1 if qos else 0, traceparent(payload), state))
+        self._states.add(topic, payload)
         session = self._session
         if session is not None:
             session.wake()
@@ -229,11 +231,13 @@ class MqttConnector:
 
     def _begin(self) -> None:
         self._lock = threading.Lock()
-        self._outbox = Outbox(self._capacity)
+        self._outbox, self._states = Outbox(self._capacity), RunStates()
         changes = LoopNotifier()
         self._subscriptions = Subscriptions(changes.notify, self._warn)
         backpressure = Backpressure(self._outbox, self.flush_timeout)
-        self._shared = Shared(self._outbox, backpressure, self._subscriptions, changes, LoopNotifier(), self._warn)
+        self._shared = Shared(
+            self._outbox, self._states, backpressure, self._subscriptions, changes, LoopNotifier(), self._warn
+        )
         self._session = None
         self._health = None
         self._connections = 0
@@ -262,6 +266,7 @@ class MqttConnector:
         self._session = None
         session.end(waits=session.is_alive())
         self._outbox.abandon(self._flushed, reason)
+        self._states.clear()
         return self._subscriptions.clear()
 
     def _know(self, topic: str) -> None:
@@ -275,7 +280,10 @@ class MqttConnector:
             sent, lost = self._outbox.sent, self._outbox.lost
             new_sent, new_lost = sent - self._reported[0], lost - self._reported[1]
             self._reported = (sent, lost)
+            refusal, self._states.refusal = self._states.refusal, ""
         if not new_lost:
+            if refusal:
+                self._warn(f"the state of a run is not published at {self._options.address}: {refusal}")
             return
         what = f"{new_lost} of {new_sent + new_lost} messages were lost"
         message = f"MqttConnector: {what} at {self._options.address}: {self._outbox.reason}"

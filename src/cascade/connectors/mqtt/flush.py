@@ -20,7 +20,7 @@ _GRACE = 0.5
 
 
 class Flush:
-    """Waits until all messages that were put before now have arrived or are lost."""
+    """Waits until all messages, and the final states of runs, from before now have arrived or are lost."""
 
     def __init__(self, session: Session, shared: Shared, timeout: float) -> None:
         self._session = session
@@ -28,6 +28,7 @@ class Flush:
         self._start = time.monotonic()
         self._deadline = self._start + timeout
         self.before = shared.outbox.put_count
+        self._ended = shared.states.ended
 
     async def wait(self) -> None:
         """Return after `timeout` seconds, and earlier if the broker is dead."""
@@ -58,7 +59,7 @@ class Flush:
             self._session.hurry()
 
     def _has_settled(self) -> bool:
-        return self._shared.outbox.has_settled(self.before)
+        return self._shared.outbox.has_settled(self.before) and self._shared.states.has_settled(self._ended)
 
     def _is_hopeless(self) -> bool:
         return self._session.health.is_hopeless(self._start) or time.monotonic() >= self._deadline

@@ -65,6 +65,12 @@ def publish_properties(traceparent: bytes, tracestate: str = "") -> PackedProper
 
 
 @lru_cache(maxsize=256)
+def state_properties(expiry: int) -> PackedProperties:
+    """Return the properties of a retained message that the broker removes after so many seconds."""
+    return PackedProperties(packed(PacketTypes.PUBLISH, ContentType=CONTENT_TYPE, MessageExpiryInterval=max(1, expiry)))
+
+
+@lru_cache(maxsize=256)
 def _with_tracestate(tracestate: str) -> tuple[bytes, bytes]:
     """The packed properties before and after the traceparent."""
     pairs = [("traceparent", "0" * _TRACEPARENT_LENGTH), ("tracestate", tracestate)]

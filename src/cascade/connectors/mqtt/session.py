@@ -146,7 +146,7 @@ class Session:
             await asyncio.sleep(0)
             waited = 0.0
         else:
-            timeout = min(ANSWER_WAIT, longest) if connection.is_answer_due else longest
+            timeout = min(longest, connection.delay(), ANSWER_WAIT if connection.is_answer_due else longest)
             start = time.monotonic()
             await self._sleep(timeout)
             self._is_asleep = False

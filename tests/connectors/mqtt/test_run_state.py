@@ -1,0 +1,381 @@
+"""Retained states of runs: when they are published, and what a subscriber that comes late receives."""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from paho.mqtt.packettypes import PacketTypes
+
+import cascade as cs
+from cascade.connectors.mqtt import MqttConnector
+from cascade.connectors.mqtt.run_state import EXPIRY, FINAL_EXPIRY, INTERVAL, MAX_FINAL, RunStates, StateUpdate
+from cascade.telemetry.schema import load as load_schema
+from cascade.telemetry.topics import state_topic
+from cascade.telemetry.wire import loads
+from cascade.testing import MemoryConnector
+from tests.connectors.mqtt.broker import SETTINGS, Broker, Listener, Message
+from tests.connectors.mqtt.messages import events, warnings
+from tests.connectors.mqtt.proxy import Proxy, change_connack, sent_by_client
+from tests.waiting import soon, until, until_blocking
+
+VALIDATOR = Draft202012Validator(load_schema("state"))
+
+
+@cs.task
+async def load() -> int:
+    return 1
+
+
+def recorded() -> list[Any]:
+    """The messages of a run of one task: started, RUNNING, COMPLETED, stopped."""
+    connector = MemoryConnector()
+    cs.run(load(), connector=connector, log_level="OFF")
+    return connector.messages
+
+
+def state_of(update: StateUpdate) -> dict[str, Any]:
+    return loads(update.body(1 << 20) or b"{}")
+
+
+class Clock:
+    """A network thread that takes and settles the updates that are due."""
+
+    def __init__(self) -> None:
+        self.states = RunStates()
+        self.now = time.monotonic()
+
+    def add(self, *messages: Any) -> None:
+        for message in messages:
+            self.states.add(message.topic, message.payload)
+
+    def taken(self, after: float = 0.0) -> list[StateUpdate]:
+        self.now += after
+        updates = self.states.take(self.now, 10_000)
+        for update in updates:
+            self.states.settle(update)
+        return updates
+
+
+def test_a_run_that_starts_is_published_at_once_and_then_once_in_an_interval() -> None:
+    started, running, completed, _ = recorded()
+    clock = Clock()
+    clock.add(started)
+    (first,) = clock.taken()
+    assert first.topic == state_topic("local", "default", started.payload["run_id"])
+    assert (state_of(first)["status"], first.expiry, first.is_final) == ("running", EXPIRY, False)
+    clock.add(running)
+    assert clock.taken(0.4 * INTERVAL) == []
+    assert 0 < clock.states.delay(clock.now) <= 0.6 * INTERVAL + 0.01
+    clock.add(completed)
+    (second,) = clock.taken(0.6 * INTERVAL)
+    assert state_of(second)["counts"]["completed"] == 1
+    assert clock.taken(10 * INTERVAL) == []
+
+
+def test_the_final_state_does_not_wait() -> None:
+    started, *others = recorded()
+    clock = Clock()
+    clock.add(started)
+    clock.taken()
+    clock.add(*others)
+    (final,) = clock.taken()
+    assert (state_of(final)["status"], final.expiry, final.is_final) == ("success", FINAL_EXPIRY, True)
+    assert clock.taken(EXPIRY) == []
+    assert clock.states.has_settled(clock.states.ended)
+
+
+def test_an_update_that_is_not_acknowledged_is_not_followed_by_another_one_but_by_the_final_one() -> None:
+    started, running, *others = recorded()
+    clock = Clock()
+    clock.add(started)
+    (out,) = clock.states.take(clock.now, 10_000)
+    clock.add(running)
+    assert clock.taken(5 * INTERVAL) == []
+    clock.add(*others)
+    (final,) = clock.states.take(clock.now, 10_000)
+    assert final.is_final
+    clock.states.settle(out)
+    assert not clock.states.has_settled(1)
+    clock.states.settle(final)
+    assert clock.states.has_settled(1)
+
+
+def test_a_run_without_news_is_published_again_before_its_state_expires() -> None:
+    clock = Clock()
+    clock.add(recorded()[0])
+    clock.taken()
+    clock.taken(INTERVAL)
+    assert INTERVAL < clock.states.delay(clock.now) < EXPIRY
+    assert len(clock.taken(clock.states.delay(clock.now) + 1)) == 1
+
+
+def test_a_new_connection_gets_all_states_again() -> None:
+    active, ended = recorded(), recorded()
+    clock = Clock()
+    clock.add(active[0], *ended)
+    assert len(clock.states.take(clock.now, 10_000)) == 2
+    clock.states.restart()
+    assert {(u.is_final, u.run.topic) for u in clock.taken(INTERVAL)} == {
+        (False, active[0].topic.replace("events", "state")),
+        (True, ended[0].topic.replace("events", "state")),
+    }
+
+
+def test_a_refused_update_is_sent_again_after_the_interval_only_if_that_may_help() -> None:
+    clock = Clock()
+    clock.add(*recorded())
+    (final,) = clock.states.take(clock.now, 10_000)
+    clock.states.settle(final, "Not authorized", retry=True)
+    assert clock.states.take(clock.now, 10_000) == []
+    clock.now += INTERVAL
+    (again,) = clock.states.take(clock.now, 10_000)
+    clock.states.settle(again, "Not authorized")
+    assert clock.taken(INTERVAL) == []
+    assert clock.states.has_settled(1)
+
+
+def test_a_final_state_that_is_published_late_expires_one_minute_after_the_end_all_the_same() -> None:
+    clock = Clock()
+    clock.add(*recorded())
+    clock.now = time.monotonic() + 20
+    (update,) = clock.states.take(clock.now, 10_000)
+    assert FINAL_EXPIRY - 21 <= update.expiry <= FINAL_EXPIRY - 19
+    clock.states.restart()
+    clock.now += FINAL_EXPIRY
+    (update,) = clock.states.take(clock.now, 10_000)
+    assert update.body(1 << 20) == b"", "clears what is retained"
+
+
+def test_final_states_that_wait_for_a_broker_are_bounded() -> None:
+    clock, messages = Clock(), recorded()
+    for number in range(MAX_FINAL + 5):
+        for message in messages:
+            payload = message.payload | {"run_id": f"run-{number}"}
+            clock.states.add(f"cascade/telemetry/local/default/run-{number}/events", payload)
+    assert clock.states.ended == MAX_FINAL + 5
+    assert len({update.topic for update in clock.taken()}) == MAX_FINAL
+
+
+def test_a_small_broker_gets_fewer_tasks() -> None:
+    started, running, *_ = recorded()
+    clock = Clock()
+    clock.add(started)
+    for number in range(50):
+        body = running.payload["body"] | {"task_id": f"task-{number}"}
+        clock.states.add(started.topic, running.payload | {"body": body})
+    (update,) = clock.taken()
+    assert len(state_of(update)["running"]) == 20
+    small = loads(update.body(2_000) or b"")
+    assert (len(small["running"]), small["counts"]["running"]) == (5, 50)
+    assert loads(update.body(900) or b"")["running"] == []
+    assert update.body(100) is None
+
+
+def test_messages_that_belong_to_no_run_have_no_state() -> None:
+    started, running, *_ = recorded()
+    clock = Clock()
+    clock.states.add("somewhere/else", started.payload)
+    clock.states.add(running.topic, running.payload)
+    for body in (None, 5, {}, {"event": 5}):
+        clock.states.add(started.topic, {"body": body})
+    clock.states.add(started.topic, {})
+    clock.states.add(started.topic, {"body": {"event": "ENGINE_STARTED"}})
+    assert clock.taken(INTERVAL) == []
+
+
+# Over a real broker.
+
+
+def state_messages(messages: list[Message]) -> list[Message]:
+    return [message for message in messages if message.topic.endswith("/state")]
+
+
+def states(messages: list[Message]) -> list[dict[str, Any]]:
+    """The published states, each of which fits its schema."""
+    found = [json.loads(message.payload) for message in state_messages(messages)]
+    for state in found:
+        VALIDATOR.validate(state)
+    return found
+
+
+def expiry(message: Message) -> Any:
+    return getattr(message.properties, "MessageExpiryInterval", None)
+
+
+class Held:
+    """A run, in this event loop, of a task that waits for `release`."""
+
+    def __init__(self, port: int, failures: int = 0) -> None:
+        self.release = asyncio.Event()
+        self._failures = failures
+        self.connector = MqttConnector("127.0.0.1", port)
+        target = cs.task(self._work, name="hold")().with_retry(failures, delay=0.001)
+        self.run = asyncio.ensure_future(cs.run_async(target, connector=self.connector, log_level="OFF"))
+
+    async def _work(self) -> int:
+        if self._failures:
+            self._failures -= 1
+            raise ConnectionError("not yet")
+        await self.release.wait()
+        return 1
+
+    async def end(self) -> None:
+        self.release.set()
+        assert await soon(self.run) == 1
+
+
+def retained(port: int, count: int = 1) -> list[Message]:
+    """The retained states that a subscriber receives that comes now."""
+    with Listener(port, "cascade/telemetry/+/+/+/state") as late:
+        return late.wait_for(lambda seen: len(seen) >= count)
+
+
+async def seen(listener: Listener, condition: Callable[[dict[str, Any]], object]) -> None:
+    await until(lambda: any(condition(state) for state in states(list(listener.messages))))
+
+
+async def test_a_late_subscriber_receives_the_state_of_a_run_and_one_minute_after_its_end_nothing(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Listener(broker.port) as early:
+        held = Held(broker.port)
+        await seen(early, lambda state: state["running"])
+        (message,) = await asyncio.to_thread(retained, broker.port)
+        (state,) = states([message])
+        assert (message.qos, message.retain, state["status"]) == (1, True, "running")
+        assert [task["task_name"] for task in state["running"]] == ["hold"]
+        assert EXPIRY - 120 < expiry(message) <= EXPIRY
+        monkeypatch.setattr("cascade.connectors.mqtt.run_state.FINAL_EXPIRY", 2)
+        await held.end()
+        last = early.wait_for(lambda messages: states(messages)[-1]["status"] == "success")
+    assert expiry(state_messages(last)[-1]) in {1, 2}
+
+    def is_gone() -> bool:
+        mark = "cascade/telemetry/local/default/mark/state"
+        with Listener(broker.port, "cascade/telemetry/+/+/+/state") as late:
+            late.publish(mark, b"{}")
+            return [m.topic for m in late.wait_for(lambda seen: any(m.topic == mark for m in seen))] == [mark]
+
+    await asyncio.to_thread(until_blocking, is_gone)
+
+
+def test_the_final_state_is_there_when_the_run_returns_and_expires_after_a_minute(broker: Broker) -> None:
+    cs.run(load(), connector=MqttConnector("127.0.0.1", broker.port), log_level="OFF")
+    (message,) = retained(broker.port)
+    (state,) = states([message])
+    assert (state["status"], state["counts"]["completed"]) == ("success", 1)
+    assert FINAL_EXPIRY - 30 < expiry(message) <= FINAL_EXPIRY
+
+
+def test_a_large_map_has_few_states(shared_broker: Broker, project: str) -> None:
+    items = cs.task(abs).map(x=list(range(5_000)))
+    with Listener(shared_broker.port, f"cascade/telemetry/local/{project}/+/state") as listener:
+        cs.run(items, connector=MqttConnector("127.0.0.1", shared_broker.port), log_level="OFF")
+        found = states(listener.wait_for(lambda seen: seen and states(seen)[-1]["end_time"]))
+    assert (found[-1]["counts"]["completed"], found[-1]["tasks"]) == (5_001, 5_001)
+    assert len(found) <= 2 + found[-1]["duration_ms"] / 1000 / INTERVAL
+    assert [state["seq"] for state in found] == sorted(state["seq"] for state in found)
+
+
+async def test_runs_at_the_same_time_and_runs_inside_of_runs_have_states_of_their_own(
+    shared_broker: Broker, listener: Listener
+) -> None:
+    @cs.task
+    async def outer() -> int:
+        return await cs.run_async(load(), connector=connector, log_level="OFF")
+
+    connector = MqttConnector("127.0.0.1", shared_broker.port)
+    await asyncio.gather(*(cs.run_async(outer(), connector=connector, log_level="OFF") for _ in range(3)))
+
+    def over() -> dict[str, dict[str, Any]]:
+        return {state["run_id"]: state for state in states(list(listener.messages)) if state["end_time"]}
+
+    await until(lambda: len(over()) == 6)
+    assert sorted(state["target"] for state in over().values()) == ["load"] * 3 + ["outer"] * 3
+
+
+async def test_an_attempt_that_runs_after_its_delay_is_in_the_state_although_no_message_says_so(
+    shared_broker: Broker, listener: Listener
+) -> None:
+    held = Held(shared_broker.port, failures=1)
+    await seen(listener, lambda state: [task.get("attempt") for task in state["running"]] == [2])
+    await held.end()
+
+
+async def test_a_broker_that_has_lost_its_retained_messages_gets_the_state_again(broker: Broker) -> None:
+    with Listener(broker.port) as listener:
+        held = Held(broker.port)
+        await seen(listener, lambda state: state["running"])
+    await asyncio.to_thread(broker.kill)
+    await asyncio.to_thread(broker.restart)
+    (message,) = await asyncio.to_thread(retained, broker.port)
+    assert [task["task_name"] for task in states([message])[0]["running"]] == ["hold"]
+    await held.end()
+
+
+def test_a_broker_that_forbids_states_costs_one_warning_and_no_message(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rules = tmp_path / "acl"
+    rules.write_text("topic write cascade/telemetry/+/+/+/events\ntopic cascade/status/#\ntopic read cascade/#\n")
+    beside = MemoryConnector()
+    with Broker(tmp_path, *SETTINGS, f"acl_file {rules}") as broker, Listener(broker.port) as listener:
+        cs.run(load(), connector=[MqttConnector("127.0.0.1", broker.port), beside], log_level="OFF")
+        found = listener.wait_for(lambda seen: events(seen)[-1:] and "event" in events(seen)[-1]["body"])
+        listener.wait_for(lambda seen: len(events(seen)) == len(beside.payloads))
+        assert states(found) == []
+    (warning,) = warnings(caplog)
+    assert warning.startswith("MqttConnector: the state of a run is not published at 127.0.0.1")
+    assert "Not authorized, on topic cascade/telemetry/local/default/" in warning
+
+
+async def test_a_broker_without_retained_messages_gets_no_states(
+    broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Proxy(broker.port, change_connack(RetainAvailable=0)) as proxy:
+        await cs.run_async(load(), connector=MqttConnector("127.0.0.1", proxy.port), log_level="OFF")
+        topics = {packet.topic for packet in proxy.matching(sent_by_client(PacketTypes.PUBLISH))}
+    assert any(topic.endswith("/events") for topic in topics)
+    assert not any(topic.endswith("/state") for topic in topics)
+    assert not [warning for warning in warnings(caplog) if "state" in warning]
+
+
+async def test_a_broker_with_qos_0_gets_states_with_qos_0(broker: Broker) -> None:
+    with Proxy(broker.port, change_connack(MaximumQoS=0)) as proxy:
+        connector = MqttConnector("127.0.0.1", proxy.port)
+        await connector.connect()
+        for message in await asyncio.to_thread(recorded):
+            await connector.publish(message.topic, message.payload, 0)
+        await connector.disconnect()
+        sent = [p for p in proxy.matching(sent_by_client(PacketTypes.PUBLISH)) if p.topic.endswith("/state")]
+    assert [(packet.qos, packet.retain) for packet in sent[-1:]] == [(0, True)]
+    assert json.loads(sent[-1].payload)["status"] == "success"
+
+
+def test_a_state_that_makes_the_broker_close_the_connection_costs_no_message(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ready = asyncio.Event()
+    count = 0
+
+    async def hold(_: int) -> None:
+        nonlocal count
+        count += 1
+        if count == 20:
+            await asyncio.sleep(1.5 * INTERVAL)  # a state with all of them is due
+            ready.set()
+        await ready.wait()
+
+    beside = MemoryConnector()
+    with Broker(tmp_path, *SETTINGS, "message_size_limit 2500") as broker, Listener(broker.port) as listener:
+        work = cs.task(hold, name="a_task_with_a_name_that_is_rather_long").map(_=list(range(20)))
+        cs.run(work, connector=[MqttConnector("127.0.0.1", broker.port), beside], log_level="OFF")
+        listener.wait_for(lambda seen: {p["seq"] for p in events(seen)} >= {p["seq"] for p in beside.payloads})
+        (final,) = states(retained(broker.port))
+    assert (final["status"], final["counts"]["completed"]) == ("success", 21)
+    assert warnings(caplog) == []
