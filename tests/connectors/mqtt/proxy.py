@@ -173,6 +173,7 @@ class Proxy:
         self._changed = threading.Condition()
         self._connections: list[_Connection] = []
         self._held: list[Packet] = []
+        self._is_held: Callable[[Packet], bool] = _none
         self._tasks = set[asyncio.Task[None]]()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
@@ -205,22 +206,15 @@ class Proxy:
 
     def hold(self, wanted: Callable[[Packet], bool]) -> None:
         """Keep back the packets of which this is true, until `release`."""
-
-        def rule(packet: Packet) -> Iterable[Packet]:
-            if not wanted(packet):
-                return (packet,)
-            self._held.append(packet)
-            return ()
-
-        self.rules.append(rule)
+        self._is_held = wanted
 
     def release(self) -> None:
-        """Forward the packets that `hold` kept back, and remove all rules."""
+        """Forward the packets that `hold` kept back, and hold no more."""
         self._call(self._release())
 
     def send(self, packet: Packet) -> None:
         """Send a packet of the test's own over the connection whose number it has."""
-        self._call(self._send_later(packet))
+        self._call(self._send(packet))
 
     def cut(self) -> None:
         """Close all connections at once, without DISCONNECT."""
@@ -237,19 +231,19 @@ class Proxy:
     async def _end(self) -> None:
         self._server.close()
         await self._cut()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks)  # raises the errors of rules
 
     async def _cut(self) -> None:
         for connection in self._connections:
             connection.close()
 
     async def _release(self) -> None:
-        self.rules.clear()
+        self._is_held = _none
         held, self._held = self._held, []
         for packet in held:
             self._forward(packet)
 
-    async def _send_later(self, packet: Packet) -> None:
+    async def _send(self, packet: Packet) -> None:
         self._forward(packet)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -282,7 +276,9 @@ class Proxy:
         for rule in list(self.rules):
             packets = [result for packet in packets for result in rule(packet)]
         for result in packets:
-            if result.delay:
+            if self._is_held(result):
+                self._held.append(result)
+            elif result.delay:
                 self._loop.call_later(result.delay, self._forward, result)
             else:
                 self._forward(result)
@@ -308,6 +304,10 @@ class Proxy:
         with self._changed:
             self.packets.append(packet)
             self._changed.notify_all()
+
+
+def _none(_: Packet) -> bool:
+    return False
 
 
 async def _read(reader: asyncio.StreamReader, connection: int, *, from_broker: bool) -> Packet:
