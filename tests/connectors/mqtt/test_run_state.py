@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from cascade.telemetry.wire import loads
 from cascade.testing import MemoryConnector
 from tests.connectors.mqtt.broker import SETTINGS, Broker, Listener, Message
 from tests.connectors.mqtt.messages import events, warnings
-from tests.connectors.mqtt.proxy import Proxy, change_connack, sent_by_client
+from tests.connectors.mqtt.proxy import Packet, Proxy, change_connack, sent_by_client
 from tests.waiting import soon, until, until_blocking
 
 VALIDATOR = Draft202012Validator(load_schema("state"))
@@ -343,6 +343,28 @@ async def test_a_broker_without_retained_messages_gets_no_states(
     assert any(topic.endswith("/events") for topic in topics)
     assert not any(topic.endswith("/state") for topic in topics)
     assert not [warning for warning in warnings(caplog) if "state" in warning]
+
+
+@pytest.mark.parametrize("code", [0x80, 0x83, 0x97])
+async def test_a_state_that_the_broker_cannot_accept_now_is_sent_again(
+    broker: Broker, caplog: pytest.LogCaptureFixture, code: int
+) -> None:
+    refused: list[dict[str, Any]] = []
+
+    def refuse_the_first_final_state(packet: Packet) -> Iterable[Packet]:
+        is_state = sent_by_client(PacketTypes.PUBLISH)(packet) and packet.topic.endswith("/state")
+        if not is_state or refused or loads(packet.payload)["status"] == "running":
+            return (packet,)
+        refused.append(loads(packet.payload))
+        answer = packet.packet_id.to_bytes(2) + bytes([code])
+        return (Packet(PacketTypes.PUBACK, answer, from_broker=True, connection=packet.connection),)
+
+    with Proxy(broker.port, refuse_the_first_final_state) as proxy:
+        await cs.run_async(load(), connector=MqttConnector("127.0.0.1", proxy.port), log_level="OFF")
+    (message,) = await asyncio.to_thread(retained, broker.port)
+    assert refused
+    assert states([message])[0]["status"] == "success"
+    assert warnings(caplog) == []
 
 
 async def test_a_broker_with_qos_0_gets_states_with_qos_0(broker: Broker) -> None:

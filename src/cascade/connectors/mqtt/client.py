@@ -35,6 +35,9 @@ FAILURE = 0x80
 """Reason codes from here on are refusals (MQTT 5.0, 2.4)."""
 PERMANENT = frozenset({0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C})
 """CONNACK: protocol version, client id, user name or password, not authorized, banned, authentication method."""
+TRANSIENT = frozenset({0x80, 0x83, 0x88, 0x89, 0x96, 0x97, 0x9C, 0x9D, 0x9F})
+"""PUBACK, DISCONNECT, CONNACK: unspecified, implementation specific, server unavailable, server busy, message rate too high,
+quota exceeded, use another server, server moved, connection rate exceeded. The same may succeed later."""
 TAKEN_OVER = 0x8E
 """DISCONNECT: another client has connected with the same id."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from paho.mqtt.reasoncodes import ReasonCode
 
-from cascade.connectors.mqtt.client import FAILURE, Client
+from cascade.connectors.mqtt.client import FAILURE, TAKEN_OVER, TRANSIENT, Client
 from cascade.connectors.mqtt.packets import packet_bytes, state_properties
 from cascade.telemetry.limits import MAX_LISTED_TASKS, MAX_MESSAGE_BYTES
 from cascade.telemetry.run_state import RunStateFold, encode_state
@@ -50,6 +50,8 @@ class _Run:
     sent_at: float = -math.inf
     wake_at: float = math.inf
     """Time of the next change that no message reports."""
+    refusal: str = ""
+    """Why the latest update was not accepted."""
     number: int = -1
     """Position in the order of the runs that have ended."""
     ended_at: float = 0.0
@@ -148,6 +150,7 @@ class RunStates:
         """Record that the broker has acknowledged or refused an update. With `retry` it is sent again after the interval."""
         run = update.run
         with self._lock:
+            run.refusal = refusal
             if not refusal:
                 self._ends = 0
             elif not retry:
@@ -185,6 +188,8 @@ class RunStates:
     def clear(self) -> None:
         """Forget all runs."""
         with self._lock:
+            for run in self._final.values():
+                self.refusal = run.refusal or self.refusal
             self._active.clear()
             self._final.clear()
             self._ready.clear()
@@ -277,14 +282,16 @@ class StateSender:
         if found is None:
             return False
         update, _ = found
-        self._states.settle(update, f"{reason}, on topic {update.topic}" if reason.value >= FAILURE else "")
+        refusal = f"{reason}, on topic {update.topic}" if reason.value >= FAILURE else ""
+        self._states.settle(update, refusal, retry=reason.value in TRANSIENT)
         return True
 
     def lost(self) -> bool:
-        """Record the early end of the connection; whether a state was unacknowledged."""
-        if self._out:
-            self._states.lost(max(size for _, size in self._out.values()))
-        return bool(self._out)
+        """Record the early end of the connection; whether a state may have caused it."""
+        if not self._out or self._client.code == TAKEN_OVER or self._client.code in TRANSIENT:
+            return False
+        self._states.lost(max(size for _, size in self._out.values()))
+        return True
 
 
 def _is_start(topic: str, payload: Mapping[str, Any]) -> bool:
