@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from paho.mqtt.packettypes import PacketTypes
 
 import cascade as cs
 from cascade.connectors.mqtt import MqttConnector
@@ -18,6 +19,7 @@ from tests.connectors.mqtt import test_connector
 from tests.connectors.mqtt.broker import SETTINGS, Broker, Listener, Message
 from tests.connectors.mqtt.brokers import Aedes, BrokerProcess, Mochi
 from tests.connectors.mqtt.messages import events, numbers, statuses, warnings
+from tests.connectors.mqtt.proxy import Packet, Proxy, Rule
 from tests.limits import environment
 
 ITEMS = 200
@@ -132,6 +134,23 @@ def test_the_last_will_of_a_process_that_is_killed_stays_retained(any_broker: An
     with Listener(any_broker.port) as later:
         (left,) = later.wait_for(len)
     assert (left.topic, left.payload, left.retain) == (offline.topic, b"offline", True)
+
+
+def refuse_mqtt_5(packet: Packet) -> Iterable[Packet]:
+    """Answers CONNECT as a broker with MQTT 5 does that has it switched off."""
+    answer = Packet(PacketTypes.CONNACK, bytes([0, 0x84, 0]), from_broker=True, connection=packet.connection)
+    return (answer if packet.kind == PacketTypes.CONNECT else packet,)
+
+
+@pytest.mark.parametrize("rules", [(), (refuse_mqtt_5,)], ids=["3.1.1", "5"])
+def test_a_broker_without_mqtt_5_changes_no_result_and_is_reported_once(
+    rules: tuple[Rule, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Aedes(tmp_path, version=3) as broker, Proxy(broker.port, *rules) as proxy:
+        run(proxy.port)
+    (warning,) = warnings(caplog)
+    assert f"{2 * ITEMS + 4} of {2 * ITEMS + 4} messages were lost at 127.0.0.1:{proxy.port}" in warning
+    assert "does not support MQTT 5" in warning
 
 
 class TestMqttConnectorOverMochi(test_connector.TestMqttConnector):

@@ -19,7 +19,7 @@ from blockbuster import blockbuster_ctx
 
 import cascade as cs
 from cascade.connectors.mqtt import MqttConnector, client
-from cascade.connectors.mqtt.client import Client, NetworkLoop
+from cascade.connectors.mqtt.client import BrokerLimits, Client, NetworkLoop
 from cascade.connectors.mqtt.connection import Connection
 from cascade.connectors.mqtt.options import MqttOptions
 from tests import limits
@@ -38,7 +38,8 @@ async def double(x: int) -> int:
 
 
 def make(port: int) -> Client:
-    return Client(MqttOptions.checked("127.0.0.1", port), "client", "cascade/status/local/default/client")
+    options = MqttOptions.checked("127.0.0.1", port)
+    return Client(options, "client", "cascade/status/local/default/client", BrokerLimits(print))
 
 
 def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:

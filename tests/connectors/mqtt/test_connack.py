@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -9,15 +10,56 @@ from paho.mqtt.packettypes import PacketTypes
 
 import cascade as cs
 from cascade.connectors.mqtt import MqttConnector
-from tests.connectors.mqtt.brokers import Limit, double
+from tests.connectors.mqtt.broker import Broker, Listener
+from tests.connectors.mqtt.brokers import PUBLISHED, Limit, double
 from tests.connectors.mqtt.messages import events, numbers, telemetry, warnings
 from tests.connectors.mqtt.proxy import (
     Packet,
+    Proxy,
+    change_connack,
     most_in_flight,
+    received_by_client,
     sent_by_client,
 )
+from tests.waiting import until
 
 TOPIC = "cascade/telemetry/local/default/run/events"
+TAKEN_OVER = 0x8E
+
+
+RETAIN = Limit({"RetainAvailable": 0}, mosquitto=("retain_available false",), mochi={"retain_available": 0})
+
+
+@pytest.mark.parametrize("broker_name", ["mosquitto", "mochi", "connack"])
+def test_without_retain_everything_but_presence_arrives(
+    broker_name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with RETAIN.kept_by(broker_name, tmp_path) as observed:
+        connector = MqttConnector("127.0.0.1", observed.proxy.port)
+        for _ in range(2):
+            assert not any(message.retain for message in observed.run(connector))
+        last = observed.published()[-1].connection
+        assert not any(packet.retain for packet in observed.published() if packet.connection == last)
+        accepted = observed.proxy.matching(received_by_client(PacketTypes.CONNACK))[-1]
+        assert accepted.body[1] == 0
+    (warning,) = warnings(caplog)
+    assert "retain" in warning.lower()
+
+
+NO_QOS = Limit({"MaximumQoS": 0}, listener=("max_qos 0",), mochi={"maximum_qos": 0})
+
+
+@pytest.mark.parametrize("broker_name", ["mosquitto", "mochi", "connack"])
+def test_with_maximum_qos_0_everything_arrives_with_qos_0(
+    broker_name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with NO_QOS.kept_by(broker_name, tmp_path) as observed:
+        connector = MqttConnector("127.0.0.1", observed.proxy.port)
+        for _ in range(2):
+            observed.run(connector)
+        assert {packet.qos for packet in observed.published()} == {0}
+    (warning,) = warnings(caplog)
+    assert "QoS" in warning
 
 
 ONE_QOS = Limit({"MaximumQoS": 1}, listener=("max_qos 1",), mochi={"maximum_qos": 1})
@@ -31,7 +73,7 @@ def test_with_maximum_qos_1_nothing_changes(broker_name: str, tmp_path: Path, ca
     assert warnings(caplog) == []
 
 
-@pytest.mark.parametrize("most", [2, 7])
+@pytest.mark.parametrize("most", [1, 2, 7])
 @pytest.mark.parametrize("broker_name", ["mosquitto", "mochi", "connack"])
 def test_no_more_is_in_flight_than_receive_maximum(
     broker_name: str, most: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -95,6 +137,32 @@ def test_a_maximum_that_no_message_keeps_loses_messages_and_not_the_connection(
     assert "more than the broker" in warning
 
 
+async def test_a_connection_with_less_qos_and_without_retain_changes_its_own_messages_only(
+    broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    def rule(packet: Packet) -> Iterable[Packet]:
+        return change_connack(MaximumQoS=0, RetainAvailable=0)(packet) if packet.connection == 1 else (packet,)
+
+    with Proxy(broker.port, rule) as proxy, Listener(broker.port, TOPIC) as listener:
+        connector = MqttConnector("127.0.0.1", proxy.port)
+        await connector.connect()
+        for number in range(3):
+            for seq in range(50 * number, 50 * number + 50):
+                await connector.publish(TOPIC, telemetry(seq), 1)
+            await until(lambda: len({*numbers(listener.messages)}) == 50 * number + 50)  # noqa: B023 - it is over before the next one
+            if number < 2:
+                proxy.cut()
+                await asyncio.to_thread(proxy.wait_for_count, number + 2, received_by_client(PacketTypes.CONNACK))
+        await connector.disconnect()
+        packets = proxy.matching(PUBLISHED)
+    for number, qos in ((0, 1), (1, 0), (2, 1)):
+        own = [packet for packet in packets if packet.connection == number]
+        assert {packet.qos for packet in own} == {qos}
+        assert any(packet.retain for packet in own) is bool(qos)
+    assert {*numbers(listener.messages)} == set(range(150))
+    assert sorted("QoS" in warning for warning in warnings(caplog)) == [False, True]
+
+
 @pytest.mark.parametrize("broker_name", ["mochi", "aedes", "connack"])
 async def test_pings_come_at_the_interval_of_server_keep_alive(broker_name: str, tmp_path: Path) -> None:
     limit = Limit({"ServerKeepAlive": 1}, mochi={"server_keepalive": 2}, aedes={"keepaliveLimit": 1})
@@ -105,8 +173,42 @@ async def test_pings_come_at_the_interval_of_server_keep_alive(broker_name: str,
         await connector.disconnect()
 
 
+async def test_a_warning_has_the_client_id_that_the_broker_assigned(
+    broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Proxy(broker.port, change_connack(AssignedClientIdentifier="assigned-7")) as proxy:
+        connector = MqttConnector("127.0.0.1", proxy.port)
+        await connector.connect()
+        await asyncio.to_thread(proxy.wait_for_count, 1, PUBLISHED)
+        proxy.send(Packet(PacketTypes.DISCONNECT, bytes([TAKEN_OVER]), from_broker=True))
+        await asyncio.to_thread(proxy.wait_for_count, 2, received_by_client(PacketTypes.CONNACK))
+        await connector.disconnect()
+    (warning,) = warnings(caplog)
+    assert "assigned-7" in warning
+
+
 def has_wildcard(packet: Packet) -> bool:
     return re.search(rb"[+#]", packet.payload) is not None
+
+
+@pytest.mark.parametrize("broker_name", ["mochi", "connack"])
+def test_without_wildcard_subscriptions_a_run_goes_on_without_control(
+    broker_name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    limit = Limit({"WildcardSubscriptionAvailable": 0}, mochi={"wildcard_sub_available": 0})
+    with limit.kept_by(broker_name, tmp_path, pattern="unused") as observed:
+        proxy = observed.proxy
+        connector = MqttConnector("127.0.0.1", proxy.port)
+        for _ in range(2):
+            assert cs.run(double.map(x=[1, 2]), connector=connector, log_level="ERROR") == [2, 4]
+        subscribed = proxy.matching(sent_by_client(PacketTypes.SUBSCRIBE))
+        sent = proxy.wait_for_count(1, PUBLISHED)
+        acknowledged = proxy.matching(received_by_client(PacketTypes.PUBACK))
+    assert not [packet for packet in subscribed if has_wildcard(packet)]
+    assert len(acknowledged) == sum(packet.qos for packet in sent)
+    (warning,) = warnings(caplog)
+    assert "wildcard" in warning.lower()
+    assert "control" in warning
 
 
 @pytest.mark.parametrize("name", ["SubscriptionIdentifierAvailable", "SharedSubscriptionAvailable"])

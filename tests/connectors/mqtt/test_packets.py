@@ -1,6 +1,7 @@
 """What travels is what paho would have packed."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,9 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from cascade.connectors.mqtt.packets import (
-    PROPERTIES_BYTES,
+    MAX_ALIASES,
+    PackedProperties,
+    TopicAliases,
     new_properties,
     packet_bytes,
     publish_properties,
@@ -17,13 +20,24 @@ from cascade.connectors.mqtt.packets import (
     tracestate,
 )
 from tests.connectors.mqtt.messages import SPAN, TRACE, telemetry
+from tests.connectors.mqtt.proxy import Packet
 
 HEX = st.text("0123456789abcdef", min_size=1)
 
 
-def unpacked(properties: Properties) -> dict[str, object]:
-    found: dict[str, object] = new_properties(PacketTypes.PUBLISH).unpack(packed(properties))[0].json()  # type: ignore[no-untyped-call]
+ALIASES = st.integers(0, 65_535)
+
+
+def unpacked(properties: bytes) -> dict[str, object]:
+    found: dict[str, object] = new_properties(PacketTypes.PUBLISH).unpack(properties)[0].json()  # type: ignore[no-untyped-call]
     return found
+
+
+def theirs(alias: int = 0, **values: object) -> bytes:
+    """The properties of a message as paho packs them."""
+    if alias:
+        values["TopicAlias"] = alias
+    return packed(new_properties(PacketTypes.PUBLISH, ContentType="application/json", **values))
 
 
 def packed(properties: Properties) -> bytes:
@@ -31,34 +45,32 @@ def packed(properties: Properties) -> bytes:
     return form
 
 
-@given(st.integers(0, 2**128 - 1), st.integers(0, 2**64 - 1), st.integers(0, 255))
-def test_it_is_byte_for_byte_what_paho_packs(trace: int, span: int, flags: int) -> None:
+@given(st.integers(0, 2**128 - 1), st.integers(0, 2**64 - 1), st.integers(0, 255), ALIASES)
+def test_it_is_byte_for_byte_what_paho_packs(trace: int, span: int, flags: int, alias: int) -> None:
     payload = {"trace_id": f"{trace:032x}", "span_id": f"{span:016x}", "trace_flags": flags}
     text = f"00-{trace:032x}-{span:016x}-{flags:02x}"
-    theirs = new_properties(PacketTypes.PUBLISH, ContentType="application/json", UserProperty=("traceparent", text))
-    ours = publish_properties(traceparent(payload)).pack()
-    assert ours == packed(theirs)
-    assert len(ours) == PROPERTIES_BYTES
+    ours = publish_properties(traceparent(payload), alias=alias)
+    assert ours == theirs(alias, UserProperty=("traceparent", text))
+    assert publish_properties(b"", alias=alias) == theirs(alias)
 
 
 @given(
     st.sampled_from(
         ["a=1", "acme=t61rcWkgMzE,ot=th:c", "k=" + "0" * 200, ",".join(f"k{n}={'v' * 250}" for n in range(32))]
-    )
+    ),
+    ALIASES,
 )
-def test_a_tracestate_is_packed_beside_the_traceparent(state: str) -> None:
+def test_a_tracestate_is_packed_beside_the_traceparent(state: str, alias: int) -> None:
     payload = telemetry() | {"tracestate": state}
     pairs = [("traceparent", f"00-{TRACE}-{SPAN}-01"), ("tracestate", state)]
-    theirs = new_properties(PacketTypes.PUBLISH, ContentType="application/json", UserProperty=pairs)
-    ours = publish_properties(traceparent(payload), tracestate(payload)).pack()
-    assert ours == packed(theirs)
-    assert packet_bytes("t", 0, state) >= 1 + 4 + 2 + 1 + 2 + len(ours)
+    ours = publish_properties(traceparent(payload), tracestate(payload), alias)
+    assert ours == theirs(alias, UserProperty=pairs)
 
 
 @pytest.mark.parametrize("state", [None, "", "nonsense", "a=1\n", 7])
 def test_a_tracestate_that_is_none_is_not_packed(state: object) -> None:
     assert tracestate(telemetry() | {"tracestate": state}) == ""
-    assert publish_properties(b"", "a=1").pack() == publish_properties(b"").pack()
+    assert publish_properties(b"", "a=1") == publish_properties(b"")
 
 
 def test_without_a_trace_only_the_content_type_is_told() -> None:
@@ -79,11 +91,39 @@ def test_a_payload_that_does_not_say_or_says_nonsense_has_none(payload: dict[str
 
 
 def test_they_can_be_shown_as_paho_does_when_it_logs() -> None:
-    assert str(publish_properties(b"")) == "[]"
+    assert str(PackedProperties(publish_properties(b""))) == "[]"
 
 
-@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), st.integers(0, 300_000))
-def test_the_size_of_a_packet_is_never_too_small(topic: str, size: int) -> None:
+@given(st.text(st.characters(exclude_categories=["Cs"])), st.integers(0, 300_000), ALIASES)
+def test_the_size_of_a_packet_is_never_too_small(topic: str, size: int, alias: int) -> None:
+    properties = publish_properties(traceparent(telemetry()), alias=alias)
+    real = Packet(PacketTypes.PUBLISH, len(topic.encode()).to_bytes(2) + topic.encode() + bytes(2) + properties)
     body = json.dumps("x" * size).encode()
-    real = 1 + 4 + 2 + len(topic.encode()) + 2 + len(publish_properties(traceparent(telemetry())).pack()) + len(body)
-    assert packet_bytes(topic, len(body)) >= real
+    whole = len(replace(real, body=real.body + body).encoded)
+    assert whole <= packet_bytes(topic, len(properties) + len(body)) <= whole + 3
+
+
+@given(st.integers(0, 5), st.lists(st.integers(0, 8), max_size=50))
+def test_an_alias_stands_for_the_topic_that_it_was_sent_with(maximum: int, topics: list[int]) -> None:
+    aliases, broker = TopicAliases(maximum), dict[int, str]()
+    for topic in map(str, topics):
+        sent, alias = aliases.find(topic)
+        assert 0 <= alias <= maximum
+        assert bool(alias) is bool(maximum)
+        if sent and alias:
+            aliases.add(sent, alias)
+            broker[alias] = sent
+        assert (sent or broker[alias]) == topic
+
+
+def test_a_packet_that_is_not_sent_uses_no_alias() -> None:
+    aliases = TopicAliases(2)
+    assert [aliases.find("a"), aliases.find("a"), aliases.find("b")] == [("a", 1), ("a", 1), ("b", 1)]
+
+
+def test_the_topics_of_later_runs_replace_those_of_earlier_ones() -> None:
+    aliases = TopicAliases(65_535)
+    for number in range(3 * MAX_ALIASES):
+        aliases.add(*aliases.find(f"run-{number}"))
+    assert aliases.find(f"run-{2 * MAX_ALIASES}") == ("", 1)
+    assert aliases.find("run-0") == ("run-0", 1)

@@ -14,18 +14,19 @@ import socket
 import ssl
 import threading
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self, TypeVar, cast
 
 import aiomqtt
 from paho.mqtt.client import MQTTMessage
+from paho.mqtt.exception import MalformedPacket
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from cascade.connectors.mqtt.options import MqttOptions
 from cascade.connectors.mqtt.packets import MAX_INCOMING_BYTES, WILL_EXPIRY, new_properties
+from cascade.telemetry.limits import MAX_MESSAGE_BYTES
 
 T = TypeVar("T")
 
@@ -33,14 +34,24 @@ CONNECT_TIMEOUT = 5.0
 """Seconds for TCP and TLS, and again for the broker's answer."""
 FAILURE = 0x80
 """Reason codes from here on are refusals (MQTT 5.0, 2.4)."""
-PERMANENT = frozenset({0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C})
-"""CONNACK: protocol version, client id, user name or password, not authorized, banned, authentication method."""
+PERMANENT = frozenset({0x81, 0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C})
+"""CONNACK: malformed packet, protocol version, client id, user name or password, not authorized, banned, authentication
+method."""
 TRANSIENT = frozenset({0x80, 0x83, 0x88, 0x89, 0x96, 0x97, 0x9C, 0x9D, 0x9F})
 """PUBACK, DISCONNECT, CONNACK: unspecified, implementation specific, server unavailable, server busy, message rate too high,
 quota exceeded, use another server, server moved, connection rate exceeded. The same may succeed later."""
 TAKEN_OVER = 0x8E
 """DISCONNECT: another client has connected with the same id."""
+ALIAS_INVALID, RETAIN_NOT_SUPPORTED, QOS_NOT_SUPPORTED = 0x94, 0x9A, 0x9B
+"""CONNACK: the reason is the Last Will. DISCONNECT: the reason is a message."""
 
+_MALFORMED, _UNSUPPORTED_VERSION = 0x81, 0x84
+
+_MQTT_5 = "MqttConnector requires MQTT 5"
+_MAX_PACKET_BYTES = MAX_MESSAGE_BYTES + (1 << 16)
+"""For a broker without a limit: the largest message, with its topic and properties."""
+_PING = 0.7
+"""Part of the keepalive after which PINGREQ is sent."""
 _BLOCK = 1 << 16
 """Bytes of one system call."""
 _MOST_READS = 64
@@ -50,24 +61,60 @@ _MOST_READS = 64
 _silent = logging.Logger("cascade.connectors.mqtt.client", logging.CRITICAL + 1)  # noqa: LOG001 - it has no parent
 
 
-@dataclass(frozen=True, slots=True)
 class BrokerLimits:
-    """Limits in the properties of CONNACK (MQTT 5.0, 3.2.2.3), or their defaults. Sizes are in bytes."""
+    """Limits of the broker of a session. Sizes are in bytes.
 
-    receive_maximum: int = 65_535
-    maximum_packet_size: int | None = None
-    maximum_qos: int = 2
-    retain_available: bool = True
+    They come from the properties of each CONNACK (MQTT 5.0, 3.2.2.3). A broker without retained messages or QoS 1 refuses
+    the Last Will with a reason code instead. Such a refusal is valid until the session ends.
+    """
 
-    @classmethod
-    def from_connack(cls, properties: Properties | None) -> Self:
-        defaults = cls()
-        return cls(
-            receive_maximum=getattr(properties, "ReceiveMaximum", defaults.receive_maximum),
-            maximum_packet_size=getattr(properties, "MaximumPacketSize", None),
-            maximum_qos=getattr(properties, "MaximumQoS", defaults.maximum_qos),
-            retain_available=bool(getattr(properties, "RetainAvailable", True)),
-        )
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        self._warn = warn
+        self._reported = set[int]()
+        self._refused = set[int]()
+        self.accept(None)
+
+    def accept(self, properties: Properties | None) -> None:
+        """Take the limits over from a CONNACK."""
+        self._properties = properties
+        self.retain_available = bool(self._value("RetainAvailable", 1)) and RETAIN_NOT_SUPPORTED not in self._refused
+        self.maximum_qos = 0 if QOS_NOT_SUPPORTED in self._refused else min(1, self._value("MaximumQoS", 1))
+        self.receive_maximum = self._value("ReceiveMaximum", 65_535)
+        self.maximum_packet_size = self._value("MaximumPacketSize", _MAX_PACKET_BYTES)
+        self.topic_alias_maximum = 0 if ALIAS_INVALID in self._refused else self._value("TopicAliasMaximum", 0)
+        self.wildcards_available = bool(self._value("WildcardSubscriptionAvailable", 1))
+        if not self.retain_available:
+            self._report(RETAIN_NOT_SUPPORTED, "retained messages: late subscribers do not receive presence")
+        if not self.maximum_qos:
+            self._report(QOS_NOT_SUPPORTED, "QoS 1: messages that it does not receive are not sent again")
+
+    def refuse(self, code: int) -> bool:
+        """Record that the broker has refused a feature. Return whether the next connection can succeed without it."""
+        if code in self._refused or code not in {ALIAS_INVALID, RETAIN_NOT_SUPPORTED, QOS_NOT_SUPPORTED}:
+            return False
+        self._refused.add(code)
+        self.accept(self._properties)
+        return True
+
+    def _value(self, name: str, default: int) -> int:
+        value: int = getattr(self._properties, name, default)
+        return value
+
+    def _report(self, code: int, text: str) -> None:
+        if code not in self._reported:
+            self._reported.add(code)
+            self._warn(f"the broker does not support {text}")
+
+    def check_size(self, kind: str, size: int) -> None:
+        """Check that the broker accepts a packet of this size.
+
+        Raises:
+            aiomqtt.MqttError: The packet is too large. This is also reported.
+        """
+        if size > self.maximum_packet_size:
+            reason = f"{kind} has {size:,} bytes; the broker accepts {self.maximum_packet_size:,}"
+            self._warn(reason)
+            raise aiomqtt.MqttError(reason)
 
 
 class Client(aiomqtt.Client):
@@ -78,7 +125,7 @@ class Client(aiomqtt.Client):
     accepted bytes, and when the connection ends.
     """
 
-    def __init__(self, options: MqttOptions, client_id: str, will_topic: str) -> None:
+    def __init__(self, options: MqttOptions, client_id: str, will_topic: str, limits: BrokerLimits) -> None:
         self._transport = _Transport(options.context)
         will_properties = new_properties(PacketTypes.WILLMESSAGE, MessageExpiryInterval=WILL_EXPIRY)
         super().__init__(
@@ -89,7 +136,9 @@ class Client(aiomqtt.Client):
             logger=_silent,
             identifier=client_id,
             protocol=aiomqtt.ProtocolVersion.V5,
-            will=aiomqtt.Will(will_topic, "offline", 1, retain=True, properties=will_properties),
+            will=aiomqtt.Will(
+                will_topic, "offline", limits.maximum_qos, retain=limits.retain_available, properties=will_properties
+            ),
             timeout=CONNECT_TIMEOUT,
             keepalive=options.keepalive,
             clean_start=True,
@@ -99,7 +148,10 @@ class Client(aiomqtt.Client):
         )
         self._client.disable_logger()
         self._client.connect_timeout = CONNECT_TIMEOUT
-        self.limits = BrokerLimits()
+        self.limits = limits
+        self.keepalive = options.keepalive
+        """Seconds: Server Keep Alive of the broker, or the given ones. With 0 the broker does not expect packets."""
+        self._assigned_id = ""
         self.reason, self.code = "", 0
         self.on_acknowledged: Callable[[int, ReasonCode], None] = _ignore
         self.on_received: Callable[[MQTTMessage], None] = _ignore
@@ -137,16 +189,16 @@ class Client(aiomqtt.Client):
         return self._disconnected.done()
 
     @property
-    def keepalive(self) -> int:
-        """Seconds, as the broker has set them or as they were asked for."""
-        return self._client.keepalive
+    def identifier(self) -> str:
+        """The client id: assigned by the broker, or the given one."""
+        return self._assigned_id or super().identifier
 
     @property
     def wants_write(self) -> bool:
         """Whether packets wait for the system to accept them."""
         return self._client.want_write() or self._transport.has_unwritten
 
-    def send(self, topic: str, body: bytes, qos: int, properties: Properties, *, retain: bool = False) -> int:
+    def send(self, topic: str, body: bytes, qos: int, properties: Properties | None, *, retain: bool = False) -> int:
         """Queue a message and return its packet id. `on_acknowledged` is called for QoS 1; nothing waits for it."""
         return self._client.publish(topic, body, qos, retain, properties).mid
 
@@ -209,9 +261,14 @@ class Client(aiomqtt.Client):
     def _on_connect(
         self, client: Any, userdata: Any, flags: Any, reason_code: ReasonCode, properties: Properties | None = None
     ) -> None:
-        self.limits = BrokerLimits.from_connack(properties)
         if reason_code.is_failure:  # paho goes on to report a protocol error
             self._end(str(reason_code), reason_code.value)
+        else:
+            self.limits.accept(properties)
+            self._assigned_id = getattr(properties, "AssignedClientIdentifier", "")
+            self.keepalive = self._client.keepalive
+            # paho waits for the whole time. PINGREQ must have reached the broker by then.
+            self._client._keepalive = _PING * self.keepalive  # type: ignore[assignment]  # noqa: SLF001
         super()._on_connect(client, userdata, flags, reason_code, properties)
 
     def _on_disconnect(
@@ -221,6 +278,8 @@ class Client(aiomqtt.Client):
             return
         # For a connection that was closed without DISCONNECT, paho has no more than "Unspecified error".
         is_vague = str(reason_code) == "Unspecified error" and not flags.is_disconnect_packet_from_server
+        if is_vague and not self._connected.done():
+            self._end(f"the broker closed the connection without an answer to CONNECT; {_MQTT_5}", reason_code.value)
         self._end("the connection was lost" if is_vague else str(reason_code), reason_code.value)
         if not self._connected.done():  # aiomqtt would wait for CONNACK until its timeout
             self._connected.set_exception(aiomqtt.MqttError(self.reason))
@@ -281,7 +340,8 @@ class Client(aiomqtt.Client):
 
     def _end(self, reason: str, code: int) -> None:
         if not self.reason:
-            self.reason, self.code = reason, code
+            is_outdated = code == _UNSUPPORTED_VERSION
+            self.reason, self.code = f"the broker does not support MQTT 5; {_MQTT_5}" if is_outdated else reason, code
 
     def _forget(self, descriptor: int) -> None:
         if descriptor >= 0:
@@ -402,6 +462,8 @@ def reason_of(error: BaseException) -> tuple[str, int]:
             return str(rc), rc.value
         case aiomqtt.MqttError() if error.__context__ is not None:  # aiomqtt keeps the text of the cause alone
             return reason_of(error.__context__)
+        case MalformedPacket():
+            return f"the broker sent a malformed packet; {_MQTT_5}", _MALFORMED
         case ssl.SSLCertVerificationError():
             return f"certificate verify failed: {error.verify_message}", 0
         case TimeoutError():

@@ -16,11 +16,11 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from cascade.connectors._notifier import LoopNotifier
 from cascade.connectors.mqtt.client import FAILURE, Client
 from cascade.connectors.mqtt.outbox import Backpressure, Outbox, OutgoingMessage
-from cascade.connectors.mqtt.packets import packet_bytes, publish_properties
+from cascade.connectors.mqtt.packets import PackedProperties, TopicAliases, packet_bytes, publish_properties
 from cascade.connectors.mqtt.run_state import TICK, RunStates, StateSender
 from cascade.connectors.mqtt.subscriptions import Subscription, Subscriptions
 from cascade.telemetry import wire
-from cascade.telemetry.limits import MAX_MESSAGE_BYTES, shrink
+from cascade.telemetry.limits import shrink
 
 WINDOW = 500
 """Unacknowledged messages: 25,000 a second at a round trip of 20 ms. At most so many are sent twice after a lost
@@ -95,7 +95,7 @@ class PoisonMessageFilter:
 
     def fit(self, message: OutgoingMessage, most: int) -> bool:
         """Remove optional parts of a message until its packet has at most so many bytes; whether it has."""
-        beside = packet_bytes(message.topic, 0, message.tracestate)
+        beside = _size(message) - len(message.body)
         try:
             payload = shrink(wire.loads(message.body), int(min(most, self.most)) - beside)
             self._outbox.replace(message, wire.dumps(payload))
@@ -120,10 +120,12 @@ class Connection:
         self._unacknowledged: dict[int, OutgoingMessage] = {}
         self._unwritten: list[OutgoingMessage] = []
         self._arrived: list[OutgoingMessage] = []
-        self._own_publishes = self._calls = 0
+        self._own_publishes = self._waiting_publishes = self._calls = 0
+        self._acknowledgement = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         # Nothing subscribes to it: to unsubscribe from it has no effect, and is answered after all that came before.
         self._barrier = f"cascade/barrier/{''.join(c if c.isalnum() else '-' for c in client.identifier)}"
+        self._aliases = TopicAliases(client.limits.topic_alias_maximum)
         self._subscribed: dict[str, Subscription] = {}
         self._version = -1
         self._states = StateSender(client, shared.states)
@@ -186,18 +188,38 @@ class Connection:
         self._shared.backpressure.measure()
 
     async def publish(self, topic: str, body: bytes, *, retain: bool = False) -> None:
-        """Send a message that is not one of a run, with QoS 1, and wait until it is acknowledged.
+        """Send a message that is not one of a run, as soon as the window has a place, and wait until it has arrived.
 
         Raises:
-            aiomqtt.MqttError: The connection has ended.
+            aiomqtt.MqttError: The connection has ended, or the message is larger than the broker accepts.
         """
-        self._own_publishes += 1
-        self._calls += 1
+        limits = self.client.limits
+        limits.check_size(f"a message on topic {topic}", packet_bytes(topic, 1 + len(body)))
+        self._waiting_publishes += 1  # keeps the next place free
         try:
-            await self.client.publish(topic, body, 1, retain, timeout=math.inf)
+            while self._in_flight() >= limits.receive_maximum:
+                self._acknowledgement.clear()
+                await self._acknowledgement.wait()
+        finally:
+            self._waiting_publishes -= 1
+        self._own_publishes += 1
+        try:
+            await self._counted(self._publish(topic, body, retain=retain and limits.retain_available))
         finally:
             self._own_publishes -= 1
-            self._calls -= 1
+            self._acknowledgement.set()
+
+    async def _publish(self, topic: str, body: bytes, *, retain: bool) -> None:
+        if self.client.limits.maximum_qos:
+            await self.client.publish(topic, body, 1, retain, timeout=math.inf)
+        else:
+            self.client.send(topic, body, 0, None, retain=retain)
+            await self.client.unsubscribe(self._barrier, timeout=math.inf)
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether a call of `publish` waits for a place in the window."""
+        return self._waiting_publishes > 0
 
     def start(self, call: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a call in a task that ends with the connection, at the latest. The end of the connection is no error."""
@@ -226,22 +248,33 @@ class Connection:
         return self._poison.window() - len(self._unacknowledged) - len(self._unwritten)
 
     def _room_for_acknowledged(self) -> int:
-        return self.client.limits.receive_maximum - len(self._unacknowledged) - len(self._states) - self._own_publishes
+        if not self.client.limits.maximum_qos:
+            return WINDOW
+        return self.client.limits.receive_maximum - self._in_flight() - self._waiting_publishes
+
+    def _in_flight(self) -> int:
+        return len(self._unacknowledged) + len(self._states) + self._own_publishes
 
     def _send(self, message: OutgoingMessage) -> None:
-        size = _size(message)
-        most = self.client.limits.maximum_packet_size or packet_bytes(message.topic, MAX_MESSAGE_BYTES)
+        limits = self.client.limits
+        topic, alias = self._aliases.find(message.topic)
+        properties = publish_properties(message.traceparent, message.tracestate, alias)
+        size = packet_bytes(topic, len(properties) + len(message.body))
+        most = limits.maximum_packet_size
         if size > min(most, self._poison.most) and not self._poison.fit(message, most):
             self._lose(message, f"a message of {size:,} bytes is more than the broker takes")
             return
-        properties = publish_properties(message.traceparent, message.tracestate)
-        packet_id = self.client.send(message.topic, message.body, message.qos, properties)
-        if message.qos:
+        if alias and topic:
+            self._aliases.add(topic, alias)
+        qos = message.qos and limits.maximum_qos
+        packet_id = self.client.send(topic, message.body, qos, PackedProperties(properties))
+        if qos:
             self._unacknowledged[packet_id] = message
         else:
             self._unwritten.append(message)
 
     def _acknowledged(self, packet_id: int, reason: ReasonCode) -> None:
+        self._acknowledgement.set()
         message = self._unacknowledged.pop(packet_id, None)
         if message is None:
             self._has_news |= self._states.acknowledged(packet_id, reason)
@@ -281,6 +314,12 @@ class Connection:
             self._calls -= 1
 
     async def _subscribe(self, subscription: Subscription) -> None:
+        limits, pattern = self.client.limits, subscription.pattern
+        if not limits.wildcards_available and {"+", "#"}.intersection(pattern):
+            self._shared.warn(f"control cannot be received on {pattern}: the broker has no wildcard subscriptions")
+            self._subscribed.pop(pattern, None)
+            self._shared.subscriptions.give_up(subscription)
+            return
         options = SubscribeOptions(qos=1, retainAsPublished=True)
         (reason, *_) = await self.client.subscribe(subscription.pattern, options=options, timeout=math.inf)
         if isinstance(reason, ReasonCode) and reason.value >= FAILURE:
@@ -303,4 +342,6 @@ async def _until_the_end(call: Coroutine[Any, Any, None]) -> None:
 
 
 def _size(message: OutgoingMessage) -> int:
-    return packet_bytes(message.topic, len(message.body), message.tracestate)
+    """The largest size of a packet with the message: with its topic and with an alias."""
+    properties = publish_properties(message.traceparent, message.tracestate, alias=1)
+    return packet_bytes(message.topic, len(properties) + len(message.body))

@@ -11,6 +11,8 @@ from cascade.telemetry.identity import parse_tracestate
 CONTENT_TYPE = "application/json"
 MAX_INCOMING_BYTES = 2 << 20
 """Maximum Packet Size in CONNECT: the broker discards larger packets. A constraint has some hundred bytes."""
+MAX_ALIASES = 1_000
+"""Topics of one connection that have an alias at a time."""
 WILL_EXPIRY = 86_400
 """Seconds for which the broker retains the Last Will: one day."""
 
@@ -38,45 +40,66 @@ def new_properties(kind: int, **values: Any) -> Properties:
     return properties
 
 
-def packed(kind: int, **values: Any) -> bytes:
-    form: bytes = new_properties(kind, **values).pack()  # type: ignore[no-untyped-call]
-    return form
+_ZERO = "0" * _TRACEPARENT_LENGTH
 
 
-_PLAIN = PackedProperties(packed(PacketTypes.PUBLISH, ContentType=CONTENT_TYPE))
-# Such properties end with the traceparent, whose length is constant.
-_TRACED = packed(
-    PacketTypes.PUBLISH, ContentType=CONTENT_TYPE, UserProperty=("traceparent", "0" * _TRACEPARENT_LENGTH)
-)[:-_TRACEPARENT_LENGTH]
-
-PROPERTIES_BYTES = len(_TRACED) + _TRACEPARENT_LENGTH
-_TRACESTATE_BYTES = 1 + 2 + len("tracestate") + 2 + 1
-"""Bytes of the user property without its value, and one more for the length of all properties."""
-
-
-def publish_properties(traceparent: bytes, tracestate: str = "") -> PackedProperties:
-    """Return the properties of a message. Without a traceparent, the tracestate is left out too."""
-    if not traceparent:
-        return _PLAIN
-    if not tracestate:
-        return PackedProperties(_TRACED + traceparent)
-    before, after = _with_tracestate(tracestate)
-    return PackedProperties(before + traceparent + after)
+def publish_properties(traceparent: bytes, tracestate: str = "", alias: int = 0) -> bytes:
+    """Return the packed properties of a message. Without a traceparent, the tracestate is left out too."""
+    before, after = _around_traceparent(tracestate, alias) if traceparent else _without_traceparent(alias)
+    return before + traceparent + after
 
 
 @lru_cache(maxsize=256)
 def state_properties(expiry: int) -> PackedProperties:
     """Return the properties of a retained message that the broker removes after so many seconds."""
-    return PackedProperties(packed(PacketTypes.PUBLISH, ContentType=CONTENT_TYPE, MessageExpiryInterval=max(1, expiry)))
+    return PackedProperties(_packed(MessageExpiryInterval=max(1, expiry)))
 
 
-@lru_cache(maxsize=256)
-def _with_tracestate(tracestate: str) -> tuple[bytes, bytes]:
-    """The packed properties before and after the traceparent."""
-    pairs = [("traceparent", "0" * _TRACEPARENT_LENGTH), ("tracestate", tracestate)]
-    whole = packed(PacketTypes.PUBLISH, ContentType=CONTENT_TYPE, UserProperty=pairs)
-    before, _, after = whole.partition(b"0" * _TRACEPARENT_LENGTH)
+@lru_cache(maxsize=1_024)
+def _around_traceparent(tracestate: str, alias: int) -> tuple[bytes, bytes]:
+    """The packed properties before and after the traceparent, whose length is constant."""
+    pairs = [("traceparent", _ZERO)] + ([("tracestate", tracestate)] if tracestate else [])
+    before, _, after = _packed(alias, UserProperty=pairs).partition(_ZERO.encode())
     return before, after
+
+
+@lru_cache(maxsize=1_024)
+def _without_traceparent(alias: int) -> tuple[bytes, bytes]:
+    return _packed(alias), b""
+
+
+def _packed(alias: int = 0, **values: Any) -> bytes:
+    if alias:
+        values["TopicAlias"] = alias
+    packed: bytes = new_properties(PacketTypes.PUBLISH, ContentType=CONTENT_TYPE, **values).pack()  # type: ignore[no-untyped-call]
+    return packed
+
+
+class TopicAliases:
+    """Topic aliases of one connection (MQTT 5.0, 3.3.2.3.4), so that a packet need not repeat the topic.
+
+    If there are more topics than aliases, a new topic replaces the one that was added first. Each run has a topic of its
+    own, and ends.
+    """
+
+    def __init__(self, maximum: int) -> None:
+        self._maximum = min(maximum, MAX_ALIASES)
+        self._by_topic: dict[str, int] = {}
+        self._count = 0
+
+    def find(self, topic: str) -> tuple[str, int]:
+        """Return the topic of the packet, which is empty if the broker has its alias, and the alias, or 0 for none."""
+        alias = self._by_topic.get(topic)
+        if alias is not None:
+            return "", alias
+        return topic, self._count % self._maximum + 1 if self._maximum else 0
+
+    def add(self, topic: str, alias: int) -> None:
+        """Record that a packet with this topic and this alias, which `find` has returned, is sent."""
+        if self._count >= self._maximum:
+            del self._by_topic[next(iter(self._by_topic))]
+        self._by_topic[topic] = alias
+        self._count += 1
 
 
 def traceparent(payload: dict[str, Any]) -> bytes:
@@ -94,8 +117,7 @@ def tracestate(payload: dict[str, Any]) -> str:
     return parse_tracestate(value) if isinstance(value, str) else ""
 
 
-def packet_bytes(topic: str, body_size: int, tracestate: str = "") -> int:
-    """Return the largest size of a message's packet."""
-    fixed_header, lengths, packet_id = 5, 2, 2
-    properties = PROPERTIES_BYTES + (len(tracestate) + _TRACESTATE_BYTES if tracestate else 0)
-    return fixed_header + lengths + len(topic.encode()) + packet_id + properties + body_size
+def packet_bytes(topic: str, size: int) -> int:
+    """Return the largest size of a message's packet, from the size of its properties and its body."""
+    fixed_header, topic_length, packet_id = 5, 2, 2
+    return fixed_header + topic_length + len(topic.encode()) + packet_id + size

@@ -5,6 +5,8 @@ import os
 import threading
 from collections import Counter
 
+import aiomqtt
+
 from cascade.connectors.mqtt.connection import Connection
 from cascade.connectors.mqtt.options import MqttOptions
 
@@ -42,7 +44,7 @@ class Presence:
         self._is_counted = False
 
     def join(self, connection: Connection) -> None:
-        """Publish `online`, retained. The Last Will revokes it."""
+        """Publish `online`, retained if the broker supports it. The Last Will revokes it."""
         with _connections.lock:
             _connections.count[self._key] += 1
             self._is_counted = True
@@ -53,11 +55,18 @@ class Presence:
 
         The broker reads the messages in order even if this does not wait. But its answers to a closed connection can
         make the system discard what the broker has not read yet.
+
+        Raises:
+            aiomqtt.MqttError: The window of the broker has no place. After this error the broker publishes the Last Will.
         """
         with _connections.lock:
             if self._leave():
-                calls = [connection.publish(self.topic, OFFLINE), connection.publish(self.topic, b"", retain=True)]
+                calls = [connection.publish(self.topic, OFFLINE)]
+                if connection.client.limits.retain_available:
+                    calls.append(connection.publish(self.topic, b"", retain=True))
                 await asyncio.wait([connection.start(call) for call in calls], timeout=GOODBYE if waits else 0)
+                if connection.has_unsent:
+                    raise aiomqtt.MqttError("the window is full")
 
     def leave(self) -> None:
         """The connection has ended, with or without `part`."""

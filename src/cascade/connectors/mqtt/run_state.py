@@ -264,13 +264,14 @@ class StateSender:
             if not limits.retain_available:
                 self._states.settle(update)
                 continue
-            most = min(limits.maximum_packet_size or MAX_MESSAGE_BYTES, self._states.most)
-            body = update.body(most - packet_bytes(update.topic, 0))
+            most = min(limits.maximum_packet_size, MAX_MESSAGE_BYTES, self._states.most)
+            properties = state_properties(update.expiry)
+            body = update.body(most - packet_bytes(update.topic, len(properties.pack())))
             if body is None:
                 self._states.settle(update, f"it has more than {most:,} bytes, on topic {update.topic}")
                 continue
-            qos = min(1, limits.maximum_qos)
-            packet_id = self._client.send(update.topic, body, qos, state_properties(update.expiry), retain=True)
+            qos = limits.maximum_qos
+            packet_id = self._client.send(update.topic, body, qos, properties, retain=True)
             if qos:
                 self._out[packet_id] = (update, len(body))
             else:

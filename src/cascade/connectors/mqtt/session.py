@@ -9,7 +9,7 @@ import time
 import aiomqtt
 
 from cascade.connectors._health import ConnectionHealth
-from cascade.connectors.mqtt.client import PERMANENT, TAKEN_OVER, Client, NetworkLoop, reason_of
+from cascade.connectors.mqtt.client import PERMANENT, TAKEN_OVER, BrokerLimits, Client, NetworkLoop, reason_of
 from cascade.connectors.mqtt.connection import SOON, Connection, PoisonMessageFilter, Shared
 from cascade.connectors.mqtt.options import MqttOptions
 from cascade.connectors.mqtt.presence import Presence
@@ -38,6 +38,7 @@ class Session:
         self._shared = shared
         self._client_id = ClientId(options.client_id)
         self._presence = Presence(options, status_topic(*owner, source()))
+        self._limits = BrokerLimits(shared.warn)
         self._poison = PoisonMessageFilter(shared.outbox)
         self._is_asleep = self._is_ending = self._is_hurried = False
         self._waits = True
@@ -103,7 +104,7 @@ class Session:
         start = time.monotonic()
         reason, code = "", 0
         try:
-            client = Client(self._options, self._client_id.value, self._presence.topic)
+            client = Client(self._options, self._client_id.value, self._presence.topic, self._limits)
             with contextlib.suppress(aiomqtt.MqttError):
                 async with client:
                     await self._use(client)
@@ -118,6 +119,7 @@ class Session:
         connection = Connection(client, self._shared, self._poison, self._wakeup)
         try:
             self.health.connected()
+            self._client_id.used = client.identifier
             self._shared.changes.notify()
             self._presence.join(connection)
             await asyncio.sleep(0)  # the task queues `online` before any other message
@@ -128,7 +130,7 @@ class Session:
             connection.end(is_wanted=self._is_ending)
 
     async def _serve(self, connection: Connection) -> None:
-        longest = min(LONGEST_WAIT, connection.client.keepalive / 4)
+        longest = min(LONGEST_WAIT, connection.client.keepalive / 4 or LONGEST_WAIT)
         while not (self._is_ending or connection.client.is_over):
             connection.work()
             await self._listen(connection, longest)
@@ -161,8 +163,11 @@ class Session:
     def _learn(self, reason: str, code: int, seconds: float) -> None:
         """Remember why a connection has ended, or was not made."""
         was_connected = self.health.is_connected
+        can_succeed = self._limits.refuse(code)
         if was_connected:
             self.health.lost(reason)
+        elif can_succeed:  # the next attempt follows at once: the broker is not dead
+            return
         else:
             self.health.failed(reason, is_refused=code in PERMANENT)
         if warning := self._client_id.learn(code, seconds if was_connected else None):
@@ -180,7 +185,8 @@ class ClientId:
         self._wanted = wanted
         self._early_ends = 0
         self._may_change = True
-        self.value = wanted or _unique(None)
+        self.value = self.used = wanted or _unique(None)
+        """The id of the next connection, and the id that the broker has for the latest one."""
 
     def learn(self, code: int, seconds: float | None) -> str:
         """Record the end of a connection after so many seconds, or a failed attempt (None); return a warning or ""."""
@@ -194,7 +200,7 @@ class ClientId:
         if not (self._may_change and (code == TAKEN_OVER or is_guess)):
             return ""
         self._early_ends = 0
-        before, self.value = self.value, _unique(self._wanted)
+        before, self.value = self.used, _unique(self._wanted)
         verb = "has" if code == TAKEN_OVER else "seems to have"
         return f"another client {verb} the id {before!r}: going on as {self.value!r}"
 
