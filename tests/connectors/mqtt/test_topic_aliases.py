@@ -70,7 +70,7 @@ def test_more_topics_than_aliases_arrive_right(
 ) -> None:
     with (
         Proxy(shared_broker.port, change_connack(TopicAliasMaximum=most)) as proxy,
-        Listener(shared_broker.port, f"cascade/telemetry/local/{project}/#") as listener,
+        Listener(shared_broker.port, f"cascade/telemetry/local/{project}/+/events") as listener,
         ThreadPoolExecutor() as threads,
     ):
         connector = MqttConnector("127.0.0.1", proxy.port)
