@@ -21,7 +21,7 @@ from cascade import _forks
 from cascade.adapters.executors import _places
 from cascade.connectors import _health
 from cascade.connectors.mqtt import connector as mqtt
-from cascade.connectors.mqtt import options, outbox, packets
+from cascade.connectors.mqtt import options, outbox, packets, run_state
 from cascade.connectors.otel import OtelConnector, _batch, _grpc, _provider_flush, _routes, _sender, _sharing, _store
 from cascade.connectors.otel import _options as _options_of_otel
 from cascade.connectors.otel import _outbox as _outbox_of_otel
@@ -120,6 +120,10 @@ STATED = {
         f"`flush_timeout` ({mqtt.FLUSH_TIMEOUT:g} s)",
         {86_400: "retained for a day"}[packets.WILL_EXPIRY],
         f"on port {options.PLAIN_PORT}",
+        f"the first {limits.MAX_LISTED_TASKS} running tasks, the first {limits.MAX_LISTED_TASKS} waiting tasks",
+        {1.0: "at most once a second while the run goes on"}[run_state.INTERVAL],
+        {60: "removes the final state one minute after the end"}[run_state.FINAL_EXPIRY],
+        {86_400: "whose process was killed after a day"}[run_state.EXPIRY],
     ],
     "docs/production.md": [
         f"{int(COLLECTOR_DEFAULTS['COLLECTOR_QUEUE_BYTES']) // MIB} MiB, 1.4 million of these spans",
@@ -159,7 +163,10 @@ STATED = {
         {1.0: "a setup or teardown that takes more than a second"}[_run_context.PATIENCE],
         {5.0: "at most five seconds, and tears the resource down"}[_resource_thread.GRACE],
     ],
-    "docs/wire.md": [f"the first {limits.MAX_CONTROL_EVENTS} decisions"],
+    "docs/wire.md": [
+        f"the first {limits.MAX_CONTROL_EVENTS} decisions",
+        f"the first {limits.MAX_LISTED_TASKS} tasks that run or are held back",
+    ],
 }
 """Sentences of each page, with the numbers of the code."""
 
@@ -261,11 +268,14 @@ def test_the_page_about_the_wire_names_each_field_of_a_message(body: type[Any]) 
     assert set(re.findall(r"`([a-z_]+)`", row)) == {field.name for field in fields(body)} - {"metadata"}
 
 
-def test_the_page_about_the_wire_names_each_field_of_the_header() -> None:
+@pytest.mark.parametrize(
+    ("table", "kind"), [("| header field |", telemetry.Header), ("| field |", telemetry.RetainedRunState)]
+)
+def test_the_page_about_the_wire_names_each_field(table: str, kind: type[Any]) -> None:
     page = (ROOT / "docs" / "wire.md").read_text(encoding="utf-8")
-    _, _, rest = page.partition("| header field |")
+    _, _, rest = page.partition(table)
     rows = re.findall(r"^\| (`.+?) \|", rest.partition("\n\n")[0], re.MULTILINE)
-    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == {f.name for f in fields(telemetry.Header)}
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == {f.name for f in fields(kind)}
 
 
 @cs.resource

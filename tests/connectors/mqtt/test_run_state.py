@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,7 +22,7 @@ from cascade.testing import MemoryConnector
 from tests.connectors.mqtt.broker import SETTINGS, Broker, Listener, Message
 from tests.connectors.mqtt.messages import events, warnings
 from tests.connectors.mqtt.proxy import Packet, Proxy, change_connack, sent_by_client
-from tests.waiting import soon, until, until_blocking
+from tests.waiting import HANG, soon, until, until_blocking
 
 VALIDATOR = Draft202012Validator(load_schema("state"))
 
@@ -382,22 +383,23 @@ async def test_a_broker_with_qos_0_gets_states_with_qos_0(broker: Broker) -> Non
 def test_a_state_that_makes_the_broker_close_the_connection_costs_no_message(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ready = asyncio.Event()
-    count = 0
+    release = threading.Event()
 
     async def hold(_: int) -> None:
-        nonlocal count
-        count += 1
-        if count == 20:
-            await asyncio.sleep(1.5 * INTERVAL)  # a state with all of them is due
-            ready.set()
-        await ready.wait()
+        await asyncio.to_thread(release.wait)
 
     beside = MemoryConnector()
     with Broker(tmp_path, *SETTINGS, "message_size_limit 2500") as broker, Listener(broker.port) as listener:
         work = cs.task(hold, name="a_task_with_a_name_that_is_rather_long").map(_=list(range(20)))
-        cs.run(work, connector=[MqttConnector("127.0.0.1", broker.port), beside], log_level="OFF")
-        listener.wait_for(lambda seen: {p["seq"] for p in events(seen)} >= {p["seq"] for p in beside.payloads})
+        options: Any = {"connector": [MqttConnector("127.0.0.1", broker.port), beside], "log_level": "OFF"}
+        run = threading.Thread(target=lambda: cs.run(work, **options), daemon=True)
+        run.start()
+        # With 20 tasks it has twice the size that the broker accepts.
+        listener.wait_for(lambda seen: any(len(s["running"]) < s["counts"]["running"] == 21 for s in states(seen)))
+        release.set()
+        listener.wait_for(lambda seen: any(b"ENGINE_STOPPED" in message.payload for message in seen))
+        run.join(HANG)
         (final,) = states(retained(broker.port))
+    assert {p["seq"] for p in events(listener.messages)} == {p["seq"] for p in beside.payloads}
     assert (final["status"], final["counts"]["completed"]) == ("success", 21)
     assert warnings(caplog) == []

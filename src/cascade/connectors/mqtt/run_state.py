@@ -35,6 +35,8 @@ TICK = 0.05
 """Seconds between two looks at all runs, of which there may be thousands."""
 _SMALL = 512
 """Bytes: a smaller state was not refused for its size."""
+_BLAMELESS = (TRANSIENT | {TAKEN_OVER}) - {FAILURE}
+"""Reason codes of DISCONNECT for which no message is the reason. FAILURE stands for an end without DISCONNECT too."""
 _LISTED = (MAX_LISTED_TASKS, MAX_LISTED_TASKS // 4, 0)
 """Tasks to list, for a broker with a small Maximum Packet Size."""
 
@@ -289,7 +291,7 @@ class StateSender:
 
     def lost(self) -> bool:
         """Record the early end of the connection; whether a state may have caused it."""
-        if not self._out or self._client.code == TAKEN_OVER or self._client.code in TRANSIENT:
+        if not self._out or self._client.code in _BLAMELESS:
             return False
         self._states.lost(max(size for _, size in self._out.values()))
         return True
