@@ -14,6 +14,7 @@ import cascade as cs
 from cascade.connectors.mqtt import MqttConnector
 from cascade.connectors.mqtt.options import MqttOptions, arguments_of
 from cascade.runtime.protocols import Capturing, Connector, Gate, Unsubscribing
+from cascade.telemetry.topics import MQTT_LIMITS
 
 
 def test_defaults() -> None:
@@ -75,6 +76,43 @@ def test_an_organization_that_cannot_be_part_of_a_topic_is_refused(monkeypatch: 
     monkeypatch.setenv("CASCADE_ORG_ID", "a/b")
     with pytest.raises(ValueError, match="CASCADE_ORG_ID"):
         MqttConnector()
+
+
+AWS = "a3qj468example-ats.iot.eu-central-1.amazonaws.com"
+
+
+@pytest.mark.parametrize(("org", "project"), [("o" * 128, "p" * 128), ("o" * 100, "p" * 90), ("ä" * 64, "ä" * 60)])
+def test_topics_that_aws_does_not_accept_are_refused_for_its_host_alone(
+    org: str, project: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CASCADE_ORG_ID", org)
+    monkeypatch.setenv("CASCADE_PROJECT_ID", project)
+    with pytest.raises(ValueError, match=r"256 bytes, the limit of AWS IoT Core: shorten CASCADE_ORG_ID \(\d+ bytes\)"):
+        MqttConnector(AWS)
+    with pytest.raises(ValueError, match="CASCADE_PROJECT_ID"):
+        MqttConnector.from_url(f"mqtts://{AWS}")
+    MqttConnector("broker.example.com")
+
+
+def test_a_client_id_that_aws_does_not_accept_is_refused_for_its_host_alone() -> None:
+    assert MqttConnector(AWS, client_id="c" * 128)._options.client_id == "c" * 128
+    for client_id in ("c" * 129, "ä" * 65):
+        with pytest.raises(ValueError, match=r"^client_id='(c|ä)+' has 1\d\d bytes: AWS IoT Core accepts at most 128"):
+            MqttConnector(AWS, client_id=client_id)
+        MqttConnector("broker.example.com", client_id=client_id)
+
+
+async def test_messages_and_filters_keep_the_limits_of_aws() -> None:
+    connector = MqttConnector(AWS)
+    with pytest.raises(ValueError, match=r"more than 8 levels, the limit for AWS IoT Core"):
+        await connector.publish("a/b/c/d/e/f/g/h/i", {})
+    with pytest.raises(ValueError, match=r"256 bytes, the limit of AWS IoT Core"):
+        await connector.subscribe("a/" + "b" * 255, _ignore)
+    assert MqttConnector("localhost")._options.limits is MQTT_LIMITS
+
+
+async def _ignore(topic: str, payload: dict[str, Any]) -> None:
+    raise AssertionError(topic, payload)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from cascade.connectors.mqtt.session import Session
 from cascade.connectors.mqtt.subscriptions import Subscriptions
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.spec.protocols import MessageCallback
-from cascade.telemetry.topics import checked_filter, checked_topic, identity_from_environment
+from cascade.telemetry.topics import check_topic_limits, checked_filter, checked_topic, identity_from_environment
 from cascade.telemetry.wire import dumps
 
 logger = get_logger("cascade.connectors.mqtt")
@@ -63,7 +63,8 @@ class MqttConnector:
             go first.
 
     Raises:
-        ValueError: An argument cannot be used, or CASCADE_ORG_ID or CASCADE_PROJECT_ID cannot be part of a topic.
+        ValueError: An argument cannot be used, or CASCADE_ORG_ID or CASCADE_PROJECT_ID cannot be part of a topic, or
+            makes a topic longer than the broker accepts, if its host name is one of AWS IoT Core.
     """
 
     _session: Session | None
@@ -107,6 +108,7 @@ class MqttConnector:
         self._waits = one_of("on_full", on_full, ("wait", "drop")) == "wait"
         self._capacity = whole("max_buffer_bytes", max_buffer_bytes)
         self._owner = identity_from_environment()
+        check_topic_limits(*self._owner, self._options.limits)
         self._warn = LimitedWarnings(logger, "MqttConnector: ")
         self._topics: set[str] = set()
         self._begin()
@@ -167,7 +169,7 @@ class MqttConnector:
             ValueError: The topic is none to publish to, or the payload has no form in JSON.
         """
         if topic not in self._topics:
-            self._know(checked_topic(topic))
+            self._know(checked_topic(topic, self._options.limits))
         state = tracestate(payload) if "tracestate" in payload else ""
         self._outbox.put(OutgoingMessage(topic, dumps(payload), 1 if qos else 0, traceparent(payload), state))
         self._states.add(topic, payload)
@@ -186,7 +188,7 @@ class MqttConnector:
         Raises:
             ValueError: It is no topic filter.
         """
-        subscription, inbox = self._subscriptions.add(checked_filter(topic), callback)
+        subscription, inbox = self._subscriptions.add(checked_filter(topic, self._options.limits), callback)
         session = self._session
         if session is None:
             return

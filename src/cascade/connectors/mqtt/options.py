@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from cascade.connectors._arguments import whole
+from cascade.telemetry.topics import TopicLimits, topic_limits
 
 PLAIN_PORT, TLS_PORT = 1883, 8883
 """The ports of MQTT in the registry of IANA."""
@@ -41,6 +42,11 @@ class MqttOptions:
         """Host and port of the broker, for messages."""
         return f"[{self.hostname}]:{self.port}" if ":" in self.hostname else f"{self.hostname}:{self.port}"
 
+    @property
+    def limits(self) -> TopicLimits:
+        """Limits of the broker for topics and client ids, as far as its host name shows them."""
+        return topic_limits(self.hostname)
+
     @classmethod
     def checked(
         cls,
@@ -65,13 +71,14 @@ class MqttOptions:
         context = _context(tls, {name: str(path) for name, path in files.items() if path is not None})
         if password is not None and username is None:
             raise ValueError("password without username: give both")
+        hostname = _hostname(hostname)
         return cls(
-            hostname=_hostname(hostname),
+            hostname=hostname,
             port=_in_range("port", (TLS_PORT if context else PLAIN_PORT) if port is None else port),
             username=_text("username", username),
             password=_secret(password),
             context=context,
-            client_id=_text("client_id", client_id),
+            client_id=_client_id(client_id, topic_limits(hostname)),
             keepalive=_in_range("keepalive", keepalive),
         )
 
@@ -94,6 +101,13 @@ def _text(name: str, value: str | None) -> str | None:
         return None
     if not isinstance(value, str) or not value or not value.isprintable() or len(value.encode()) > _MOST:
         raise ValueError(f"{name}={str(value)[:60]!r}: give a text that can be printed, of at most {_MOST:,} bytes")
+    return value
+
+
+def _client_id(value: str | None, limits: TopicLimits) -> str | None:
+    most = limits.max_client_id_bytes
+    if _text("client_id", value) and value is not None and (size := len(value.encode())) > most:
+        raise ValueError(f"client_id={value[:60]!r} has {size:,} bytes: {limits.broker} accepts at most {most:,}")
     return value
 
 

@@ -13,7 +13,7 @@ from cascade.connectors.mqtt.client import PERMANENT, TAKEN_OVER, BrokerLimits, 
 from cascade.connectors.mqtt.connection import SOON, Connection, PoisonMessageFilter, Shared
 from cascade.connectors.mqtt.options import MqttOptions
 from cascade.connectors.mqtt.presence import Presence
-from cascade.telemetry.topics import source, status_topic
+from cascade.telemetry.topics import AWS_LIMITS, source, status_topic
 
 LONGEST_WAIT = 2.0
 """Seconds after which an idle connection is checked; a quarter of the keepalive if that is less."""
@@ -206,4 +206,6 @@ class ClientId:
 
 
 def _unique(wanted: str | None) -> str:
-    return f"{wanted or f'cascade-{source()}'}-{secrets.token_hex(4)}"
+    suffix = f"-{secrets.token_hex(4)}"
+    begin = (wanted or f"cascade-{source()}").encode()[: AWS_LIMITS.max_client_id_bytes - len(suffix)]
+    return begin.decode(errors="ignore") + suffix
