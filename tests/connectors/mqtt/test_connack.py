@@ -2,17 +2,20 @@
 
 import asyncio
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 from paho.mqtt.packettypes import PacketTypes
 
 import cascade as cs
-from cascade.connectors.mqtt import MqttConnector
+from cascade.connectors.mqtt import MqttConnector, presence
+from cascade.connectors.mqtt.client import Client
+from stack.addresses import reserved_port
 from tests.connectors.mqtt.broker import Broker, Listener
 from tests.connectors.mqtt.brokers import PUBLISHED, Limit, double
-from tests.connectors.mqtt.messages import events, numbers, telemetry, warnings
+from tests.connectors.mqtt.messages import events, numbers, statuses, telemetry, warnings
 from tests.connectors.mqtt.proxy import (
     Packet,
     Proxy,
@@ -187,6 +190,20 @@ async def test_a_warning_has_the_client_id_that_the_broker_assigned(
     assert "assigned-7" in warning
 
 
+async def test_an_id_of_the_connectors_own_keeps_the_limit_of_aws(broker: Broker) -> None:
+    """A unique ending makes a given id longer. Other brokers accept more bytes."""
+    with Proxy(broker.port) as proxy:
+        connector = MqttConnector("127.0.0.1", proxy.port, client_id="c" * 128)
+        await connector.connect()
+        await asyncio.to_thread(proxy.wait_for_count, 1, PUBLISHED)
+        proxy.send(Packet(PacketTypes.DISCONNECT, bytes([TAKEN_OVER]), from_broker=True))
+        (first, second) = await asyncio.to_thread(proxy.wait_for_count, 2, sent_by_client(PacketTypes.CONNECT))
+        await connector.disconnect()
+    assert b"c" * 128 in first.body
+    found = re.search(rb"\x00\x80(c{119}-[0-9a-f]{8})\x05", second.body)
+    assert found
+
+
 def has_wildcard(packet: Packet) -> bool:
     return re.search(rb"[+#]", packet.payload) is not None
 
@@ -221,3 +238,98 @@ def test_without_other_kinds_of_subscriptions_nothing_changes(
     assert [packet for packet in subscribed if has_wildcard(packet)]
     assert not [packet for packet in subscribed if packet.properties or b"$share" in packet.payload]
     assert warnings(caplog) == []
+
+
+@pytest.mark.parametrize("name", ["RetainAvailable", "MaximumQoS"])
+def test_presence_needs_neither_retain_nor_qos_1(name: str, tmp_path: Path) -> None:
+    retain = name != "RetainAvailable"
+    with Limit({name: 0}).kept_by("connack", tmp_path) as observed:
+        observed.run()
+        wanted = [(b"online", retain), (b"offline", False)] + [(b"", True)] * retain
+        observed.listener.wait_for(lambda seen: statuses(seen) == wanted)
+        (connect,) = observed.proxy.matching(sent_by_client(PacketTypes.CONNECT))
+        assert connect.body[7] & 0b0011_1000 == 0b0010_1000, "the will of a first connection: QoS 1, retained"
+
+
+async def test_a_full_window_leaves_the_last_words_to_the_will(broker: Broker, limits: pytest.MonkeyPatch) -> None:
+    limits.setattr(presence, "GOODBYE", 0.05)
+    with Proxy(broker.port, change_connack(ReceiveMaximum=1)) as proxy, Listener(broker.port) as listener:
+        proxy.hold(received_by_client(PacketTypes.PUBACK))
+        connector = MqttConnector("127.0.0.1", proxy.port)
+        await connector.connect()
+        await asyncio.to_thread(proxy.wait_for_count, 1, PUBLISHED)
+        await connector.disconnect()
+        messages = await asyncio.to_thread(listener.wait_for, lambda seen: len(seen) == 2)
+        assert proxy.matching(sent_by_client(PacketTypes.DISCONNECT)) == []
+        assert most_in_flight(proxy.packets) == 1
+    assert statuses(messages) == [(b"online", True), (b"offline", True)]
+
+
+@pytest.mark.parametrize("most", [1, 2])
+async def test_last_words_take_turns_in_a_small_window(most: int, broker: Broker) -> None:
+    with (
+        Proxy(broker.port, change_connack(ReceiveMaximum=most), latency=0.002) as proxy,
+        Listener(broker.port) as listener,
+    ):
+        connector = MqttConnector("127.0.0.1", proxy.port)
+        await connector.connect()
+        for number in range(10):
+            await connector.publish(TOPIC, telemetry(number), 1)
+        await connector.disconnect()
+        messages = await asyncio.to_thread(listener.wait_for, lambda seen: (b"", True) in statuses(seen))
+        assert most_in_flight(proxy.packets) == most
+    assert statuses(messages) == [(b"online", True), (b"offline", False), (b"", True)]
+    assert numbers(messages) == list(range(10))
+
+
+async def test_without_server_keep_alive_the_connection_is_idle(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pings of another connector measure the time."""
+    turns = Counter[Client]()
+
+    def keep_alive(client: Client, original: Callable[[Client], None] = Client.keep_alive) -> None:
+        turns[client] += 1
+        original(client)
+
+    monkeypatch.setattr(Client, "keep_alive", keep_alive)
+    with (
+        Proxy(broker.port, change_connack(ServerKeepAlive=0)) as never,
+        Proxy(broker.port, change_connack(ServerKeepAlive=1)) as often,
+    ):
+        connectors = [MqttConnector("127.0.0.1", proxy.port) for proxy in (never, often)]
+        for connector in connectors:
+            await connector.connect()
+        await asyncio.to_thread(often.wait_for_count, 2, sent_by_client(PacketTypes.PINGREQ))
+        assert never.matching(sent_by_client(PacketTypes.PINGREQ)) == []
+        for connector in connectors:
+            await connector.disconnect()
+    assert len(turns) == 2
+    assert max(turns.values()) < 500
+
+
+def answer_as_mqtt_3(packet: Packet) -> Iterable[Packet]:
+    """Accept any CONNECT with the CONNACK of MQTT 3.1.1, which has no properties."""
+    answer = Packet(PacketTypes.CONNACK, bytes(2), from_broker=True, connection=packet.connection)
+    return (answer if packet.kind == PacketTypes.CONNECT else packet,)
+
+
+@pytest.mark.parametrize(
+    ("answers", "text"),
+    [
+        (True, "the broker's answer to CONNECT is malformed"),
+        (False, "closed the connection without an answer to CONNECT"),
+    ],
+)
+def test_a_server_that_is_no_broker_with_mqtt_5_is_reported_with_the_requirement(
+    answers: bool,
+    text: str,
+    shared_broker: Broker,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    target = shared_broker.port if answers else reserved_port()
+    with Proxy(target, answer_as_mqtt_3) as proxy:
+        assert cs.run(double(1), connector=MqttConnector("127.0.0.1", proxy.port), log_level="ERROR") == 2
+    (warning,) = warnings(caplog)
+    assert text in warning
+    assert warning.endswith("MqttConnector requires MQTT 5")

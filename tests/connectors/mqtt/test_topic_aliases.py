@@ -151,3 +151,24 @@ def test_all_limits_at_once_are_kept(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert not [packet for packet in packets if packet.qos or packet.retain or len(packet.encoded) > 2_000]
     assert [packet for packet in packets if not packet.topic]
     assert sorted("QoS" in warning for warning in warnings(caplog)) == [False, True]
+
+
+@pytest.mark.parametrize("code", [0x94, 0x80])
+async def test_a_broker_that_refuses_its_own_aliases_gets_none_in_the_next_connection(
+    code: int, broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """0x94 is "Topic alias invalid"."""
+    with Proxy(broker.port, change_connack(TopicAliasMaximum=5)) as proxy, Listener(broker.port, TOPIC) as listener:
+        connector = MqttConnector("127.0.0.1", proxy.port)
+        await connector.connect()
+        for number in range(100):
+            await connector.publish(TOPIC, telemetry(number), 1)
+            if number == 50:
+                await asyncio.to_thread(proxy.wait_for_count, 52, PUBLISHED)
+                proxy.send(Packet(PacketTypes.DISCONNECT, bytes([code]), from_broker=True))
+                await asyncio.to_thread(proxy.wait_for_count, 2, received_by_client(PacketTypes.CONNACK))
+        await until(lambda: {*numbers(listener.messages)} == set(range(100)))
+        await connector.disconnect()
+        later = [packet for packet in proxy.matching(PUBLISHED) if packet.connection == 1]
+    assert any("TopicAlias" in packet.properties for packet in later) is (code != 0x94)
+    assert warnings(caplog) == []

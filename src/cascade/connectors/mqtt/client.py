@@ -19,7 +19,6 @@ from typing import Any, Self, TypeVar, cast
 
 import aiomqtt
 from paho.mqtt.client import MQTTMessage
-from paho.mqtt.exception import MalformedPacket
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -280,6 +279,8 @@ class Client(aiomqtt.Client):
         is_vague = str(reason_code) == "Unspecified error" and not flags.is_disconnect_packet_from_server
         if is_vague and not self._connected.done():
             self._end(f"the broker closed the connection without an answer to CONNECT; {_MQTT_5}", reason_code.value)
+        elif not (self._connected.done() or flags.is_disconnect_packet_from_server):
+            self._end(f"the broker's answer to CONNECT is malformed; {_MQTT_5}", _MALFORMED)
         self._end("the connection was lost" if is_vague else str(reason_code), reason_code.value)
         if not self._connected.done():  # aiomqtt would wait for CONNACK until its timeout
             self._connected.set_exception(aiomqtt.MqttError(self.reason))
@@ -462,8 +463,6 @@ def reason_of(error: BaseException) -> tuple[str, int]:
             return str(rc), rc.value
         case aiomqtt.MqttError() if error.__context__ is not None:  # aiomqtt keeps the text of the cause alone
             return reason_of(error.__context__)
-        case MalformedPacket():
-            return f"the broker sent a malformed packet; {_MQTT_5}", _MALFORMED
         case ssl.SSLCertVerificationError():
             return f"certificate verify failed: {error.verify_message}", 0
         case TimeoutError():
