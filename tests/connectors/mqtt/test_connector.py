@@ -11,11 +11,13 @@ import pytest
 
 import cascade as cs
 from cascade.connectors.mqtt import MqttConnector
+from cascade.connectors.mqtt.connection import BATCH
 from cascade.telemetry.topics import events_topic
 from cascade.testing import ConnectorConformance
 from stack.addresses import reserved_port
 from tests.connectors.mqtt.broker import Broker, Listener
 from tests.connectors.mqtt.messages import SPAN, TRACE, events, numbers, telemetry, telemetry_of, warnings
+from tests.waiting import HANG
 
 TOPIC = events_topic("local", "default", "run")
 
@@ -95,6 +97,21 @@ def test_a_burst_arrives_whole_and_in_order(shared_broker: Broker, listener: Lis
     messages = listener.wait_for(lambda seen: len(seen) > 6_000 and _is_end(events(seen[-4:])[-1]))
     assert numbers(messages) == list(range(len(numbers(messages))))
     assert warnings(caplog) == []
+
+
+async def test_messages_without_an_answer_follow_each_other_without_a_wait(
+    shared_broker: Broker, listener: Listener, project: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker answers none of them, so a session that waits for an answer after each batch waits for its timer."""
+    for wait in ("ANSWER_WAIT", "LONGEST_WAIT"):
+        monkeypatch.setattr(f"cascade.connectors.mqtt.session.{wait}", HANG)
+    connector, count = MqttConnector("127.0.0.1", shared_broker.port, keepalive=65_535), 5 * BATCH
+    await connector.connect()
+    for number in range(count):
+        await connector.publish(f"cascade/telemetry/local/{project}/run/events", telemetry(number), 0)
+    await connector.disconnect()
+    assert (connector._outbox.sent, connector._outbox.lost) == (count, 0)
+    assert numbers(listener.wait_for(lambda seen: len(numbers(seen)) == count)) == list(range(count))
 
 
 async def test_the_event_loop_may_be_blocked_for_longer_than_the_keepalive(

@@ -310,7 +310,7 @@ class Client(aiomqtt.Client):
         if not self._is_writing:
             self._is_writing = True
             is_own_thread = threading.get_ident() == self._thread
-            (self._loop.call_soon if is_own_thread else self._loop.call_soon_threadsafe)(self.flush)
+            (self._loop.call_soon if is_own_thread else self._loop.call_soon_threadsafe)(self._flush_queued)
 
     def _on_socket_unregister_write(self, client: Any, userdata: Any, sock: Any) -> None:
         pass  # `flush` does it
@@ -328,6 +328,10 @@ class Client(aiomqtt.Client):
         except Exception as error:  # noqa: BLE001 - as in `flush`
             self._lose(error)
         self.on_activity()
+
+    def _flush_queued(self) -> None:
+        if self._is_writing:  # otherwise the owner has called `flush` meanwhile
+            self.flush()
 
     def _write_more(self) -> None:
         self.flush()

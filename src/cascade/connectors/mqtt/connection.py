@@ -163,13 +163,17 @@ class Connection:
         self.fill()
 
     def fill(self) -> None:
-        """Queue the states of runs that are due, and a batch of messages, as far as there is room."""
-        if not self.client.wants_write:
-            self._states.send(self._room_for_acknowledged())
-        room = self._room()
-        if room > 0 and not self.client.wants_write:
-            for message in self._outbox.take(min(room, BATCH), self._room_for_acknowledged()):
-                self._send(message)
+        """Write the states of runs that are due, and a batch of messages, as far as there is room.
+
+        They are written at once, since no answer to messages of QoS 0 starts the next batch.
+        """
+        if self.client.wants_write:
+            return
+        self._states.send(self._room_for_acknowledged())
+        for message in self._outbox.take(min(max(0, self._room()), BATCH), self._room_for_acknowledged()):
+            self._send(message)
+        if self.client.wants_write:
+            self.client.flush()
 
     def settle(self) -> None:
         """Count the messages that have arrived, and notify the event loops."""

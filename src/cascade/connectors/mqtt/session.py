@@ -132,8 +132,9 @@ class Session:
     async def _serve(self, connection: Connection) -> None:
         longest = min(LONGEST_WAIT, connection.client.keepalive / 4 or LONGEST_WAIT)
         while not (self._is_ending or connection.client.is_over):
-            connection.work()
             await self._listen(connection, longest)
+            if not connection.client.is_over:
+                connection.work()
             connection.settle()
             connection.client.keep_alive()
             if connection.is_proven:
