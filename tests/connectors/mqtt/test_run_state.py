@@ -140,6 +140,22 @@ def test_a_refused_update_is_sent_again_after_the_interval_only_if_that_may_help
     assert clock.states.has_settled(1)
 
 
+def test_after_one_state_was_forbidden_none_follows_until_the_next_connection_of_runs() -> None:
+    clock = Clock()
+    started, *others = recorded()
+    clock.add(started)
+    (first,) = clock.states.take(clock.now, 10_000)
+    clock.states.forbid("Not authorized")
+    clock.states.settle(first, "Not authorized")
+    clock.add(*others, *recorded())
+    clock.states.restart()
+    assert clock.taken(10 * INTERVAL) == []
+    assert clock.states.has_settled(2)
+    clock.states.clear()
+    clock.add(*recorded())
+    assert len(clock.taken()) == 1
+
+
 def test_a_final_state_that_is_published_late_expires_one_minute_after_the_end_all_the_same() -> None:
     clock = Clock()
     clock.add(*recorded())

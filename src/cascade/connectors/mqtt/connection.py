@@ -170,7 +170,7 @@ class Connection:
         if self.client.wants_write:
             return
         self._states.send(self._room_for_acknowledged())
-        for message in self._outbox.take(min(max(0, self._room()), BATCH), self._room_for_acknowledged()):
+        for message in self._outbox.take(min(self._room(), BATCH), self._room_for_acknowledged()):
             self._send(message)
         if self.client.wants_write:
             self.client.flush()
@@ -249,7 +249,9 @@ class Connection:
     # Outgoing messages.
 
     def _room(self) -> int:
-        return self._poison.window() - len(self._unacknowledged) - len(self._unwritten)
+        if self._states.is_on_trial:
+            return 0
+        return max(0, self._poison.window() - len(self._unacknowledged) - len(self._unwritten))
 
     def _room_for_acknowledged(self) -> int:
         if not self.client.limits.maximum_qos:

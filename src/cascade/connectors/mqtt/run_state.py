@@ -35,6 +35,7 @@ TICK = 0.05
 """Seconds between two looks at all runs, of which there may be thousands."""
 _SMALL = 512
 """Bytes: a smaller state was not refused for its size."""
+_NOT_AUTHORIZED = 0x87
 _BLAMELESS = (TRANSIENT | {TAKEN_OVER}) - {FAILURE}
 """Reason codes of DISCONNECT for which no message is the reason. FAILURE stands for an end without DISCONNECT too."""
 _LISTED = (MAX_LISTED_TASKS, MAX_LISTED_TASKS // 4, 0)
@@ -165,6 +166,12 @@ class RunStates:
                 self._final.pop(run.number, None)
         self._look_at(run.due_at())
 
+    def forbid(self, refusal: str) -> None:
+        """Send no more states until `clear`: an access list that refuses one refuses all."""
+        with self._lock:
+            self._ends, self.refusal = MAX_ENDS, refusal
+            self._final.clear()
+
     def lost(self, size: int) -> None:
         """Record the early end of a connection on which a state of so many bytes was unacknowledged: send smaller ones."""
         with self._lock:
@@ -246,6 +253,7 @@ class StateSender:
     """Sends the states of runs over one connection."""
 
     def __init__(self, client: Client, states: RunStates) -> None:
+        self._has_answer = False
         self._client = client
         self._states = states
         self._out: dict[int, tuple[StateUpdate, int]] = {}  # by packet id, with the size
@@ -254,6 +262,15 @@ class StateSender:
     def __len__(self) -> int:
         """Number of states that the broker has not acknowledged."""
         return len(self._out)
+
+    @property
+    def is_on_trial(self) -> bool:
+        """Whether the first state of the connection is unacknowledged.
+
+        Mosquitto with `max_queued_messages 0` closes the connection after it has refused a message. Messages of QoS 0 that
+        were written after that one would be lost.
+        """
+        return bool(self._out) and not self._has_answer
 
     def delay(self) -> float:
         """Seconds until a state is due; infinite if there is none."""
@@ -284,8 +301,11 @@ class StateSender:
         found = self._out.pop(packet_id, None)
         if found is None:
             return False
+        self._has_answer = True
         update, _ = found
         refusal = f"{reason}, on topic {update.topic}" if reason.value >= FAILURE else ""
+        if reason.value == _NOT_AUTHORIZED:
+            self._states.forbid(refusal)
         self._states.settle(update, refusal, retry=reason.value in TRANSIENT)
         return True
 
