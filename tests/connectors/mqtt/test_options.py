@@ -14,7 +14,7 @@ import cascade as cs
 from cascade.connectors.mqtt import MqttConnector
 from cascade.connectors.mqtt.options import MqttOptions, arguments_of
 from cascade.runtime.protocols import Capturing, Connector, Gate, Unsubscribing
-from cascade.telemetry.topics import MQTT_LIMITS
+from cascade.telemetry.topics import AWS_LIMITS, MQTT_LIMITS, status_topic
 
 
 def test_defaults() -> None:
@@ -92,6 +92,14 @@ def test_topics_that_aws_does_not_accept_are_refused_for_its_host_alone(
     with pytest.raises(ValueError, match="CASCADE_PROJECT_ID"):
         MqttConnector.from_url(f"mqtts://{AWS}")
     MqttConnector("broker.example.com")
+
+
+def test_aws_accepts_an_organization_and_a_project_of_160_bytes_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CASCADE_ORG_ID", "o" * 60)
+    monkeypatch.setenv("CASCADE_PROJECT_ID", "p" * 100)
+    MqttConnector(AWS)
+    longest = f"{'h' * 64}-4194304-0123"
+    assert 250 < len(status_topic("o" * 60, "p" * 100, longest, AWS_LIMITS)) <= 256
 
 
 def test_a_client_id_that_aws_does_not_accept_is_refused_for_its_host_alone() -> None:

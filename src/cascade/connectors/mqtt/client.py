@@ -83,7 +83,9 @@ class BrokerLimits:
         self.topic_alias_maximum = 0 if ALIAS_INVALID in self._refused else self._value("TopicAliasMaximum", 0)
         self.wildcards_available = bool(self._value("WildcardSubscriptionAvailable", 1))
         if not self.retain_available:
-            self._report(RETAIN_NOT_SUPPORTED, "retained messages: late subscribers do not receive presence")
+            self._report(
+                RETAIN_NOT_SUPPORTED, "retained messages: late subscribers receive neither presence nor states of runs"
+            )
         if not self.maximum_qos:
             self._report(QOS_NOT_SUPPORTED, "QoS 1: messages that it does not receive are not sent again")
 
