@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -249,6 +250,39 @@ def test_presence_needs_neither_retain_nor_qos_1(name: str, tmp_path: Path) -> N
         observed.listener.wait_for(lambda seen: statuses(seen) == wanted)
         (connect,) = observed.proxy.matching(sent_by_client(PacketTypes.CONNECT))
         assert connect.body[7] & 0b0011_1000 == 0b0010_1000, "the will of a first connection: QoS 1, retained"
+
+
+def refuse_silently(packet: Packet) -> Iterable[Packet]:
+    """Mosquitto closes the connection for a malformed CONNECT; the flags of the will are part of its eighth byte."""
+    is_refused = packet.kind == PacketTypes.CONNECT and packet.body[7] & 0b0011_1000
+    return (replace(packet, body=b"") if is_refused else packet,)
+
+
+@pytest.mark.parametrize(
+    "announced", [{}, {"RetainAvailable": 0}, {"MaximumQoS": 0}, {"RetainAvailable": 0, "MaximumQoS": 0}]
+)
+def test_a_broker_that_closes_the_connection_for_the_will_gets_a_plain_one(
+    announced: dict[str, int], broker: Broker
+) -> None:
+    with Proxy(broker.port, refuse_silently, change_connack(**announced)) as proxy, Listener(broker.port) as listener:
+        for _ in range(2):
+            listener.forget()
+            assert cs.run(double(1), connector=MqttConnector("127.0.0.1", proxy.port), log_level="ERROR") == 2
+            messages = listener.wait_for(lambda seen: (b"offline", False) in statuses(seen))
+            assert sorted(numbers(messages)) == list(range(4))
+
+
+async def test_a_broker_that_has_accepted_the_will_gets_it_again(broker: Broker) -> None:
+    """It closes connections without an answer while it restarts."""
+    with Proxy(broker.port) as proxy:
+        connector = MqttConnector("127.0.0.1", proxy.port)
+        await connector.connect()
+        await asyncio.to_thread(proxy.wait_for_count, 1, PUBLISHED)
+        proxy.rules.append(refuse_silently)
+        proxy.cut()
+        packets = await asyncio.to_thread(proxy.wait_for_count, 3, sent_by_client(PacketTypes.CONNECT))
+        await connector.disconnect()
+    assert {packet.body[7] & 0b0011_1000 for packet in packets} == {0b0010_1000}
 
 
 async def test_a_full_window_leaves_the_last_words_to_the_will(broker: Broker, limits: pytest.MonkeyPatch) -> None:

@@ -64,18 +64,21 @@ class BrokerLimits:
     """Limits of the broker of a session. Sizes are in bytes.
 
     They come from the properties of each CONNACK (MQTT 5.0, 3.2.2.3). A broker without retained messages or QoS 1 refuses
-    the Last Will with a reason code instead. Such a refusal is valid until the session ends.
+    the Last Will instead, with a reason code or without an answer. A reason code is valid until the session ends.
     """
 
     def __init__(self, warn: Callable[[str], None]) -> None:
         self._warn = warn
         self._reported = set[int]()
         self._refused = set[int]()
+        self.is_unanswered = False
+        """Whether the broker has closed a connection without an answer to CONNECT."""
         self.accept(None)
 
     def accept(self, properties: Properties | None) -> None:
         """Take the limits over from a CONNACK."""
         self._properties = properties
+        self._is_known = properties is not None
         self.retain_available = bool(self._value("RetainAvailable", 1)) and RETAIN_NOT_SUPPORTED not in self._refused
         self.maximum_qos = 0 if QOS_NOT_SUPPORTED in self._refused else min(1, self._value("MaximumQoS", 1))
         self.receive_maximum = self._value("ReceiveMaximum", 65_535)
@@ -88,6 +91,11 @@ class BrokerLimits:
             )
         if not self.maximum_qos:
             self._report(QOS_NOT_SUPPORTED, "QoS 1: messages that it does not receive are not sent again")
+
+    @property
+    def will(self) -> tuple[int, bool]:
+        """QoS and retain flag of the Last Will: the least for a broker that has never answered, but closed a connection."""
+        return (0, False) if self.is_unanswered and not self._is_known else (self.maximum_qos, self.retain_available)
 
     def refuse(self, code: int) -> bool:
         """Record that the broker has refused a feature. Return whether the next connection can succeed without it."""
@@ -137,9 +145,7 @@ class Client(aiomqtt.Client):
             logger=_silent,
             identifier=client_id,
             protocol=aiomqtt.ProtocolVersion.V5,
-            will=aiomqtt.Will(
-                will_topic, "offline", limits.maximum_qos, retain=limits.retain_available, properties=will_properties
-            ),
+            will=aiomqtt.Will(will_topic, "offline", *limits.will, will_properties),
             timeout=CONNECT_TIMEOUT,
             keepalive=options.keepalive,
             clean_start=True,
@@ -280,6 +286,7 @@ class Client(aiomqtt.Client):
         # For a connection that was closed without DISCONNECT, paho has no more than "Unspecified error".
         is_vague = str(reason_code) == "Unspecified error" and not flags.is_disconnect_packet_from_server
         if is_vague and not self._connected.done():
+            self.limits.is_unanswered = True
             self._end(f"the broker closed the connection without an answer to CONNECT; {_MQTT_5}", reason_code.value)
         elif not (self._connected.done() or flags.is_disconnect_packet_from_server):
             self._end(f"the broker's answer to CONNECT is malformed; {_MQTT_5}", _MALFORMED)
