@@ -272,6 +272,27 @@ def test_a_broker_that_closes_the_connection_for_the_will_gets_a_plain_one(
             assert sorted(numbers(messages)) == list(range(4))
 
 
+@pytest.mark.parametrize(("code", "feature"), [(0x9A, "retain"), (0x9B, "qos")])
+def test_a_broker_that_refuses_a_message_for_its_flags_gets_none_of_the_kind_in_the_next_connection(
+    code: int, feature: str, broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """CONNACK has promised the feature."""
+
+    def refuse(packet: Packet) -> Iterable[Packet]:
+        is_refused = PUBLISHED(packet) and getattr(packet, feature)
+        answer = Packet(PacketTypes.DISCONNECT, bytes([code]), from_broker=True, connection=packet.connection)
+        return (answer if is_refused else packet,)
+
+    with Proxy(broker.port, refuse) as proxy, Listener(broker.port) as listener:
+        assert cs.run(double(1), connector=MqttConnector("127.0.0.1", proxy.port), log_level="ERROR") == 2
+        messages = listener.wait_for(lambda seen: (b"offline", False) in statuses(seen))
+        second = [packet for packet in proxy.matching(PUBLISHED) if packet.connection == 1]
+    assert sorted(numbers(messages)) == list(range(4))
+    assert not any(getattr(packet, feature) for packet in second)
+    (warning,) = warnings(caplog)
+    assert feature in warning.lower()
+
+
 async def test_a_broker_that_has_accepted_the_will_gets_it_again(broker: Broker) -> None:
     """It closes connections without an answer while it restarts."""
     with Proxy(broker.port) as proxy:
