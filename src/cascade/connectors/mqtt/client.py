@@ -287,7 +287,7 @@ class Client(aiomqtt.Client):
         is_vague = str(reason_code) == "Unspecified error" and not flags.is_disconnect_packet_from_server
         if is_vague and not self._connected.done():
             self.limits.is_unanswered = True
-            self._end(f"the broker closed the connection without an answer to CONNECT; {_MQTT_5}", reason_code.value)
+            self._end(f"the broker closed the connection without an answer to CONNECT; {_MQTT_5}", 0)
         elif not (self._connected.done() or flags.is_disconnect_packet_from_server):
             self._end(f"the broker's answer to CONNECT is malformed; {_MQTT_5}", _MALFORMED)
         self._end("the connection was lost" if is_vague else str(reason_code), reason_code.value)
