@@ -173,10 +173,14 @@ class RunStates:
             self._final.clear()
 
     def lost(self, size: int) -> None:
-        """Record the early end of a connection on which a state of so many bytes was unacknowledged: send smaller ones."""
+        """Record the early end of a connection on which a state of so many bytes was unacknowledged.
+
+        The first one may be a restart of the broker. After each further one in a row, the states are smaller.
+        """
         with self._lock:
             self._ends += 1
-            self.most = max(_SMALL, min(self.most, size // 2))
+            if self._ends > 1:
+                self.most = max(_SMALL, min(self.most, size // 2))
             if self._ends >= MAX_ENDS:
                 self.refusal = "the connection broke whenever it was sent"
                 self._final.clear()
