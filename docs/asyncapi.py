@@ -179,6 +179,14 @@ def _operations() -> dict[str, Any]:
             messageExpiryInterval=WILL_EXPIRY,
         ),
     }
+    send["readOwnStatus"] = _operation(
+        "receive",
+        "status",
+        "A process reads its own presence: it comes back after the retained constraints, and `offline` is replaced.",
+        ["Online", "Offline", "Forgotten"],
+        qos=1,
+        retain=True,
+    )
     for name, channel in _channels().items():
         if name.startswith("control"):
             summary = (

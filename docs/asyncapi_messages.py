@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from cascade.connectors.mqtt.packets import CONTENT_TYPE, traceparent
+from cascade.connectors.mqtt.packets import CONTENT_TYPE, SESSION_ID, traceparent
 from cascade.runtime.control.constraint import TYPES
 from cascade.telemetry.run_state import RunStateFold, encode_state
 from cascade.telemetry.schema import load
@@ -23,6 +23,16 @@ _TRACEPARENT = {
         "tracestate": {
             "type": "string",
             "description": "The W3C tracestate of that span, if it has one; a user property of MQTT.",
+        },
+    },
+}
+_SESSION = {
+    "type": "object",
+    "properties": {
+        SESSION_ID: {
+            "type": "string",
+            "pattern": "^[0-9a-f]{16}$",
+            "description": "The session of a connector that publishes the message, or whose Last Will it is; a user property of MQTT.",
         },
     },
 }
@@ -72,9 +82,9 @@ def all_messages() -> dict[str, Any]:
     found |= {name: _constraint(name) for name in CONSTRAINTS}
     found |= _states([m.payload for m in told])
     found["Cleared"] = _text("Cleared", "", "Clears the retained message of the topic.")
-    found["Online"] = _text("Online", "online", "The process is connected.")
-    found["Offline"] = _text("Offline", "offline", "The process is not connected any more.")
-    found["Forgotten"] = _text("Forgotten", "", "Clears the retained message of a process that has disconnected.")
+    found["Online"] = _presence("Online", "online", "The process is connected.")
+    found["Offline"] = _presence("Offline", "offline", "The process is not connected any more.")
+    found["Forgotten"] = _presence("Forgotten", "", "Clears the retained message of a process that has disconnected.")
     return found
 
 
@@ -180,6 +190,11 @@ def _text(name: str, text: str, summary: str) -> dict[str, Any]:
         "payload": {"type": "string", "const": text},
         "examples": [{"payload": text}],
     }
+
+
+def _presence(name: str, text: str, summary: str) -> dict[str, Any]:
+    example = {"headers": {SESSION_ID: "4bf92f3577b34da6"}, "payload": text}
+    return _text(name, text, summary) | {"headers": _SESSION, "examples": [example]}
 
 
 def _reference(name: str) -> dict[str, str]:

@@ -38,6 +38,9 @@ class ConnectionHealth:
         self.silence = 0.0
         self.patience: float = PATIENCE if previous is None else previous.patience
         """Seconds to wait for the peer to connect, or for any activity."""
+        self.round_trip = 0.0
+        """Seconds of a round trip to the peer, at most. A peer that is far away has more time for each answer."""
+        self._reached_at = math.inf
         self._failed_at = -math.inf
         self._lost_at = -math.inf
         self._is_refused = False
@@ -51,9 +54,14 @@ class ConnectionHealth:
     @property
     def is_alive(self) -> bool:
         """Whether the peer accepts messages."""
-        return self.is_connected and self.silence < PATIENCE
+        return self.is_connected and self.silence < PATIENCE + self.round_trip
+
+    def reached(self, seconds: float) -> None:
+        """TCP has connected, in so many seconds."""
+        self.round_trip, self._reached_at = seconds, time.monotonic()
 
     def connected(self) -> None:
+        self.round_trip = max(self.round_trip, time.monotonic() - self._reached_at)
         self.heard()
         self.is_connected = True
 

@@ -79,7 +79,7 @@ class Connector(Protocol):
     async def subscribe(self, topic: str, callback: MessageCallback) -> None:
         """Call `callback` for each message on `topic`.
 
-        Returns once what the other side already holds for the topic was handed to the callback, or after a second; at
-        once if the other side is known not to be there. A subscription ends with the last `disconnect`.
+        Returns when the messages that the other side already holds for the topic have been passed to the callback, or
+        after a bounded time; at once if the other side is known to be dead. A subscription ends with the last `disconnect`.
         """
         ...

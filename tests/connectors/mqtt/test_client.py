@@ -39,7 +39,7 @@ async def double(x: int) -> int:
 
 def make(port: int) -> Client:
     options = MqttOptions.checked("127.0.0.1", port)
-    return Client(options, "client", "cascade/status/local/default/client", BrokerLimits(print))
+    return Client(options, "client", "cascade/status/local/default/client", "session", BrokerLimits(print))
 
 
 def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -3,14 +3,17 @@
 import asyncio
 import json
 import os
+from functools import partial
+from typing import Any
 
 import pytest
 
 import cascade as cs
 from cascade.connectors.mqtt import MqttConnector, presence
 from cascade.telemetry.topics import source, status_topic
-from tests.connectors.mqtt.broker import Broker, Listener
+from tests.connectors.mqtt.broker import Broker, Listener, Message
 from tests.connectors.mqtt.messages import statuses
+from tests.connectors.mqtt.proxy import Proxy
 from tests.connectors.mqtt.waiting import is_connected
 from tests.waiting import HANG, until
 
@@ -142,3 +145,48 @@ async def test_in_the_middle_of_several_runs_it_stays(shared_broker: Broker, lis
     await connector.disconnect()
     seen = listener.wait_for(lambda seen: (b"", True) in statuses(seen))
     assert statuses(seen) == CLEAN
+
+
+def sessions(messages: list[Message]) -> list[str]:
+    """The session id of each message on a status topic."""
+    found: list[Any] = [message.properties for message in messages if message.topic.startswith("cascade/status/")]
+    return [dict(properties.UserProperty)["session_id"] for properties in found]
+
+
+async def test_presence_and_last_will_have_the_id_of_their_session(broker: Broker) -> None:
+    with Listener(broker.port, "cascade/status/#") as listener, Proxy(broker.port) as proxy:
+        connector = MqttConnector("127.0.0.1", proxy.port)
+        await connector.connect()
+        await asyncio.to_thread(listener.wait_for, len)
+        proxy.cut()
+        seen = await asyncio.to_thread(listener.wait_for, lambda seen: len(seen) == 3)
+        assert statuses(seen) == [(b"online", True), (b"offline", True), (b"online", True)]
+        await connector.disconnect()
+        seen = await asyncio.to_thread(listener.wait_for, lambda seen: len(seen) == 5)
+        assert len(sessions(seen)) == 5
+        await connector.connect()
+        seen = await asyncio.to_thread(listener.wait_for, lambda seen: len(seen) == 6)
+        assert len(set(sessions(seen)[:5])) == 1
+        assert len(set(sessions(seen))) == 2
+        await connector.disconnect()
+
+
+def has(count: int, messages: list[Message]) -> bool:
+    return len(messages) == count
+
+
+@pytest.mark.parametrize("payload", [b"offline", b""])
+async def test_the_last_will_of_an_earlier_session_is_replaced(
+    shared_broker: Broker, listener: Listener, project: str, payload: bytes
+) -> None:
+    """Or its clean end: the one before may be frozen in another container that has the same host name and process id."""
+    connector, topic = MqttConnector("127.0.0.1", shared_broker.port), status_topic("local", project, source())
+    await connector.connect()
+    await asyncio.to_thread(listener.wait_for, len)
+    for number in (1, 2):
+        await asyncio.to_thread(listener.publish, topic, payload, retain=True)
+        seen = await asyncio.to_thread(listener.wait_for, partial(has, 2 * number + 1))
+    assert statuses(seen) == [(b"online", True), *[(payload, True), (b"online", True)] * 2]
+    await connector.disconnect()
+    seen = await asyncio.to_thread(listener.wait_for, lambda seen: len(seen) == 7)
+    assert statuses(seen)[-2:] == CLEAN[1:]

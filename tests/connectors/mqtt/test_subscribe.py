@@ -4,21 +4,27 @@ import asyncio
 import json
 import logging
 import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from cascade.connectors import _health
-from cascade.connectors.mqtt import MqttConnector, flush
+from cascade.connectors._health import ConnectionHealth
+from cascade.connectors.mqtt import MqttConnector, flush, subscriptions
 from cascade.connectors.mqtt.client import Client
 from cascade.connectors.mqtt.inbox import BATCH
 from cascade.telemetry.wire import Unreadable
 from stack.addresses import reserved_port
 from tests.connectors.mqtt.broker import Broker, Listener
 from tests.connectors.mqtt.messages import telemetry, warnings
+from tests.connectors.mqtt.proxy import Packet, Proxy, received_by_client, sent_by_client
 from tests.connectors.mqtt.waiting import hold_back, is_connected
 from tests.waiting import HANG, NEVER, soon, until
 
@@ -262,10 +268,9 @@ async def test_a_flood_is_handed_over_in_order_a_few_messages_in_a_turn_of_the_l
 async def test_of_a_hundred_thousand_messages_only_the_latest_of_each_topic_waits(broker: Broker) -> None:
     gardener, connector = Gardener(), await connected(broker)
     await connector.subscribe(CONTROL, gardener)
-    subscriptions = connector._subscriptions
     for number in range(100_000):
-        subscriptions.receive(f"{PAUSE}/{number % 10}", b'{"n": %d}' % number, retained=False)
-    (subscription,) = subscriptions.all()
+        connector._subscriptions.receive(f"{PAUSE}/{number % 10}", b'{"n": %d}' % number, retained=False)
+    (subscription,) = connector._subscriptions.all()
     assert len(subscription.inboxes[0]._pending) == 10
     await until(lambda: len(gardener.calls) == 10)
     assert gardener.payloads == [{"n": 99_990 + n} for n in range(10)]
@@ -430,3 +435,245 @@ async def test_a_subscription_that_is_refused_is_told(
         await connector.disconnect()
         assert connector._outbox.sent == 1
     assert warnings(caplog) == [f"MqttConnector: control cannot be received on {CONTROL}: Not authorized"]
+
+
+STATUS = "cascade/status/"
+SUBSCRIBED, RETAINED = received_by_client(PacketTypes.SUBACK), received_by_client(PacketTypes.PUBLISH)
+
+
+async def round_trips(connector: MqttConnector, proxy: Proxy) -> None:
+    """Three round trips to the broker: more than the answer to a packet that was sent before takes."""
+    for number in range(3):
+        count = len(proxy.matching(received_by_client(PacketTypes.PUBACK)))
+        await connector.publish("cascade/telemetry/local/default/run/events", telemetry(number), 1)
+        await asyncio.to_thread(proxy.wait_for_count, count + 1, received_by_client(PacketTypes.PUBACK))
+
+
+async def test_retained_messages_that_the_broker_sends_after_its_answers_are_received_first(broker: Broker) -> None:
+    with Listener(broker.port) as other, Proxy(broker.port) as proxy:
+        other.publish(PAUSE, json.dumps(constraint()), retain=True)
+        other.publish("else/pause", json.dumps(constraint(1)), retain=True)
+        connector = MqttConnector("127.0.0.1", proxy.port)
+        await connector.connect()
+        for count, (pattern, topic) in enumerate([(CONTROL, PAUSE), ("else/#", "else/pause")]):
+            proxy.hold(lambda packet: RETAINED(packet) and packet.retain)
+            gardener = Gardener()
+            subscribing = asyncio.ensure_future(connector.subscribe(pattern, gardener))
+            await asyncio.to_thread(
+                proxy.wait_for_count, count + 1, lambda p: SUBSCRIBED(p) and len(p.body) > 2 + 1 + 1
+            )
+            await round_trips(connector, proxy)
+            assert not subscribing.done()
+            proxy.release()
+            await subscribing
+            assert gardener.calls == [(topic, constraint(count))]
+        assert not proxy.matching(sent_by_client(PacketTypes.UNSUBSCRIBE)), "not every broker answers it"
+        await connector.disconnect()
+
+
+async def test_a_retained_message_that_comes_after_the_presence_is_received_too(
+    broker: Broker, limits: pytest.MonkeyPatch
+) -> None:
+    """Some brokers look for the retained messages of each filter in a process of its own."""
+    limits.setattr(subscriptions, "QUIET", NEVER)
+    with Listener(broker.port) as other, Proxy(broker.port) as proxy:
+        other.publish(PAUSE, json.dumps(constraint()), retain=True)
+        proxy.hold(lambda packet: RETAINED(packet) and packet.topic == PAUSE)
+        connector, gardener = MqttConnector("127.0.0.1", proxy.port), Gardener()
+        await connector.connect()
+        subscribing = asyncio.ensure_future(connector.subscribe(CONTROL, gardener))
+        await asyncio.to_thread(proxy.wait_for_count, 1, lambda p: RETAINED(p) and p.topic.startswith(STATUS))
+        await round_trips(connector, proxy)
+        assert not subscribing.done()
+        limits.setattr(subscriptions, "QUIET", 0.01)
+        proxy.release()
+        await subscribing
+        assert gardener.calls == [(PAUSE, constraint())]
+        await connector.disconnect()
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[Broker]:
+    """A broker whose access list does not allow a client to read its own presence."""
+    (tmp_path / "acl").write_text(
+        "topic write cascade/status/#\ntopic readwrite cascade/control/#\ntopic write cascade/telemetry/#\n"
+    )
+    with Broker(tmp_path, f"acl_file {tmp_path / 'acl'}") as broker:
+        yield broker
+
+
+LATE = "MqttConnector: retained constraints may not have been applied before the first task: "
+
+
+async def test_without_the_right_to_read_its_presence_it_makes_round_trips(
+    guarded: Broker, caplog: pytest.LogCaptureFixture, limits: pytest.MonkeyPatch
+) -> None:
+    topics = [f"cascade/control/local/default/constraints/task/t{n}/pause" for n in range(100)]
+    with Listener(guarded.port, "nothing") as other:
+        for number, topic in enumerate(topics):
+            other.publish(topic, json.dumps(constraint(number)), retain=True)
+    limits.setattr(subscriptions, "RETURN_TIMEOUT", 0.05)
+    gardener, connector = Gardener(), await connected(guarded)
+    await connector.subscribe(CONTROL, gardener)
+    assert sorted(gardener.calls) == sorted((topic, constraint(n)) for n, topic in enumerate(topics))
+    limits.setattr(subscriptions, "RETURN_TIMEOUT", NEVER)
+    await soon(connector.subscribe("cascade/control/#", Gardener()))
+    assert warnings(caplog) == []
+    await connector.disconnect()
+
+
+async def test_a_broker_that_returns_neither_the_presence_nor_an_answer_to_unsubscribe_is_reported(
+    guarded: Broker, caplog: pytest.LogCaptureFixture, limits: pytest.MonkeyPatch
+) -> None:
+    limits.setattr(subscriptions, "RETURN_TIMEOUT", 0.05)
+    with Proxy(guarded.port) as proxy:
+        proxy.hold(received_by_client(PacketTypes.UNSUBACK))
+        connector = MqttConnector("127.0.0.1", proxy.port)
+        await connector.connect()
+        await connector.subscribe(CONTROL, Gardener())
+        assert warnings(caplog) == [f"{LATE}the broker did not answer UNSUBSCRIBE"]
+        assert connector._session is not None
+        limits.setattr("cascade.connectors._health.PATIENCE", 0.0)
+        await round_trips(connector, proxy)
+        assert connector._session.health.silence == 0, "no answer is due"
+        await connector.disconnect()
+
+
+async def test_retained_messages_that_are_too_late_are_reported(
+    broker: Broker, caplog: pytest.LogCaptureFixture, limits: pytest.MonkeyPatch
+) -> None:
+    limits.setattr(subscriptions, "RETURN_TIMEOUT", 0.05)
+    with Listener(broker.port) as other, Proxy(broker.port) as proxy:
+        other.publish(PAUSE, json.dumps(constraint()), retain=True)
+        proxy.hold(lambda packet: RETAINED(packet) and packet.retain)
+        connector, gardener = MqttConnector("127.0.0.1", proxy.port), Gardener()
+        await connector.connect()
+        await connector.subscribe(CONTROL, gardener)
+        assert (gardener.calls, warnings(caplog)) == ([], [])
+        proxy.release()
+        await until(lambda: gardener.payloads == [constraint()])
+        await until(lambda: warnings(caplog) == [f"{LATE}the broker sends them late"])
+        await connector.disconnect()
+
+
+async def test_a_refused_subscription_to_the_presence_costs_nothing(broker: Broker, limits: pytest.MonkeyPatch) -> None:
+    limits.setattr(subscriptions, "RETURN_TIMEOUT", NEVER)
+
+    def refuse(packet: Packet) -> Iterable[Packet]:
+        if SUBSCRIBED(packet):
+            packet = replace(packet, body=packet.body[:-1] + b"\x87")
+        return () if packet.from_broker and packet.topic.startswith(STATUS) else (packet,)
+
+    def rule(packet: Packet) -> Iterable[Packet]:
+        return refuse(packet) if packet.kind in {PacketTypes.SUBACK, PacketTypes.PUBLISH} else (packet,)
+
+    with Listener(broker.port) as other, Proxy(broker.port, rule) as proxy:
+        other.publish(PAUSE, json.dumps(constraint()), retain=True)
+        connector, gardener = MqttConnector("127.0.0.1", proxy.port), Gardener()
+        await connector.connect()
+        await soon(connector.subscribe(CONTROL, gardener))
+        assert gardener.payloads == [constraint()]
+        await connector.disconnect()
+
+
+async def test_a_broker_that_ends_the_connection_for_a_forbidden_subscription_gets_it_twice(broker: Broker) -> None:
+    def forbid(packet: Packet) -> Iterable[Packet]:
+        if sent_by_client(PacketTypes.SUBSCRIBE)(packet) and STATUS.encode() in packet.body:
+            return (Packet(PacketTypes.DISCONNECT, b"\x87", from_broker=True, connection=packet.connection),)
+        return (packet,)
+
+    with Listener(broker.port) as other, Proxy(broker.port, forbid) as proxy:
+        other.publish(PAUSE, json.dumps(constraint()), retain=True)
+        connector, gardener = MqttConnector("127.0.0.1", proxy.port), Gardener()
+        await connector.connect()
+        await connector.subscribe(CONTROL, gardener)
+        await until(lambda: gardener.payloads == [constraint()])
+        await soon(connector.subscribe("cascade/control/#", Gardener()))
+        assert len(proxy.matching(sent_by_client(PacketTypes.CONNECT))) == 3
+        await connector.disconnect()
+
+
+async def test_two_subscriptions_that_wait_for_an_answer_are_not_forbidden(broker: Broker) -> None:
+    with Proxy(broker.port) as proxy:
+        proxy.hold(SUBSCRIBED)
+        connector, sent = MqttConnector("127.0.0.1", proxy.port), sent_by_client(PacketTypes.SUBSCRIBE)
+        await connector.connect()
+        await asyncio.to_thread(proxy.wait_for_count, 1, sent)
+        subscribing = asyncio.ensure_future(connector.subscribe(CONTROL, Gardener()))
+        await asyncio.to_thread(proxy.wait_for_count, 2, sent)
+        proxy.release()
+        await subscribing
+        proxy.cut()
+        packets = await asyncio.to_thread(proxy.wait_for_count, 3, sent)
+        assert [STATUS.encode() in packet.body for packet in packets] == [True] * 3
+        await connector.disconnect()
+
+
+async def test_a_broker_that_tcp_has_reached_late_has_more_time_to_connect(
+    broker: Broker, limits: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits.setattr(_health, "PATIENCE", 0.05)
+    reached = ConnectionHealth.reached
+    monkeypatch.setattr(ConnectionHealth, "reached", lambda health, _: reached(health, HANG))
+    with Listener(broker.port) as other, Proxy(broker.port) as proxy:
+        other.publish(PAUSE, json.dumps(constraint()), retain=True)
+        proxy.hold(received_by_client(PacketTypes.CONNACK))
+        connector, gardener = MqttConnector("127.0.0.1", proxy.port), Gardener()
+        await connector.connect()
+        subscribing = asyncio.ensure_future(connector.subscribe(CONTROL, gardener))
+        await asyncio.wait({subscribing}, timeout=0.2)
+        assert not subscribing.done()
+        proxy.release()
+        await subscribing
+        assert gardener.payloads == [constraint()]
+        await connector.disconnect()
+
+
+async def test_what_applied_without_being_retained_is_cleared_with_the_connection(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker cannot tell whether it was cleared meanwhile."""
+    changed = PAUSE.replace("pause", "concurrency")
+    gardener, later, connector = Gardener(), Gardener(), await connected(broker)
+    with Listener(broker.port) as other:
+        await connector.subscribe(CONTROL, gardener)
+        other.publish(changed, json.dumps(constraint(1)), retain=True)
+        await until(lambda: len(gardener.calls) == 1)
+        other.publish(changed, json.dumps(constraint(2)))
+        other.publish(PAUSE, json.dumps(constraint()))
+        await until(lambda: len(gardener.calls) == 3)
+    gardener.calls.clear()
+    may_connect = hold_back(monkeypatch)
+    broker.restart()
+    with Listener(broker.port) as other:
+        other.publish(changed, json.dumps(constraint(1)), retain=True)
+        may_connect.set()
+        await until(lambda: len(gardener.calls) == 2)
+        assert gardener.calls == [(changed, constraint(1)), (PAUSE, {})]
+        await connector.subscribe(CONTROL, later)
+        assert later.calls == [(changed, constraint(1))]
+    await connector.disconnect()
+
+
+async def test_a_message_with_an_expiry_has_the_time_of_its_end(broker: Broker) -> None:
+    properties: Any = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    properties.MessageExpiryInterval = 600
+    gardener, later, connector = Gardener(), Gardener(), await connected(broker)
+    with Listener(broker.port) as other:
+        before = time.time()
+        other.client.publish(PAUSE, json.dumps(constraint()), 1, retain=True, properties=properties).wait_for_publish(
+            HANG
+        )
+        await connector.subscribe(CONTROL, gardener)
+        (payload,) = gardener.payloads
+        assert before < payload.pop("expires_at") <= time.time() + 600
+        assert payload == constraint()
+        ends = time.time() + 300
+        other.client.publish(PAUSE, json.dumps({"expires_at": ends}), 1, properties=properties)
+        await until(lambda: len(gardener.calls) == 2)
+        assert gardener.payloads[1] == {"expires_at": ends}, "the earlier end applies"
+    connector._subscriptions.receive(PAUSE, b'{"n": 1}', retained=True, expiry=0)
+    await until(lambda: len(gardener.calls) == 3)
+    await connector.subscribe(CONTROL, later)
+    assert later.calls == [], "it has expired"
+    await connector.disconnect()

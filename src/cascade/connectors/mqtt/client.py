@@ -13,6 +13,7 @@ import math
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Self, TypeVar, cast
@@ -24,7 +25,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from cascade.connectors.mqtt.options import MqttOptions
-from cascade.connectors.mqtt.packets import MAX_INCOMING_BYTES, WILL_EXPIRY, new_properties
+from cascade.connectors.mqtt.packets import MAX_INCOMING_BYTES, SESSION_ID, WILL_EXPIRY, new_properties
 from cascade.telemetry.limits import MAX_MESSAGE_BYTES
 
 T = TypeVar("T")
@@ -130,13 +131,17 @@ class Client(aiomqtt.Client):
     """Connects when it is entered. A clean exit sends DISCONNECT; an exception does not, so the broker publishes the will.
 
     The owner sets the callbacks. They run in the event loop: `on_acknowledged(packet id, reason)` for each PUBACK of
-    `send`, `on_received(message)` for each incoming message, and `on_activity()` whenever the broker has sent or
+    `send`, `on_refused()` for each PUBACK of `publish` with an error, `on_received(message)` for each incoming message, and `on_activity()` whenever the broker has sent or
     accepted bytes, and when the connection ends.
     """
 
-    def __init__(self, options: MqttOptions, client_id: str, will_topic: str, limits: BrokerLimits) -> None:
+    def __init__(
+        self, options: MqttOptions, client_id: str, will_topic: str, session_id: str, limits: BrokerLimits
+    ) -> None:
         self._transport = _Transport(options.context)
-        will_properties = new_properties(PacketTypes.WILLMESSAGE, MessageExpiryInterval=WILL_EXPIRY)
+        will_properties = new_properties(
+            PacketTypes.WILLMESSAGE, MessageExpiryInterval=WILL_EXPIRY, UserProperty=(SESSION_ID, session_id)
+        )
         super().__init__(
             options.hostname,
             options.port,
@@ -161,6 +166,7 @@ class Client(aiomqtt.Client):
         self._assigned_id = ""
         self.reason, self.code = "", 0
         self.on_acknowledged: Callable[[int, ReasonCode], None] = _ignore
+        self.on_refused: Callable[[], None] = _ignore
         self.on_received: Callable[[MQTTMessage], None] = _ignore
         self.on_activity: Callable[[], None] = _ignore
         self._is_dropped = self._is_writing = False
@@ -189,6 +195,10 @@ class Client(aiomqtt.Client):
             self._client.disconnect()
             self.flush()
         self.drop()
+
+    def when_reached(self, callback: Callable[[float], None]) -> None:
+        """Call back when TCP has connected, with the seconds that it took, in the thread that connects."""
+        self._transport.on_reached = callback
 
     @property
     def is_over(self) -> bool:
@@ -300,6 +310,8 @@ class Client(aiomqtt.Client):
         self, client: Any, userdata: Any, mid: int, reason_code: ReasonCode, properties: Properties
     ) -> None:
         if mid in self._pending_publishes:
+            if reason_code.value >= FAILURE:
+                self.on_refused()
             super()._on_publish(client, userdata, mid, reason_code, properties)
         else:
             self.on_acknowledged(mid, reason_code)
@@ -391,6 +403,8 @@ class _Transport:
     """
 
     def __init__(self, context: ssl.SSLContext | None) -> None:
+        self.on_reached: Callable[[float], None] = _ignore
+        self._start = time.monotonic()
         self.check_hostname = context is None or context.check_hostname
         self._context = context
         self._socket: Any = None
@@ -398,6 +412,7 @@ class _Transport:
         self._unwritten = bytearray()
 
     def wrap_socket(self, plain: socket.socket, **options: Any) -> Self:
+        self.on_reached(time.monotonic() - self._start)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = plain if self._context is None else self._context.wrap_socket(plain, **options)
         return self

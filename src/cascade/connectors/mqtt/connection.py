@@ -6,10 +6,11 @@ import math
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import aiomqtt
 from paho.mqtt.client import MQTTMessage
+from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
@@ -18,23 +19,24 @@ from cascade.connectors.mqtt.client import FAILURE, Client
 from cascade.connectors.mqtt.outbox import Backpressure, Outbox, OutgoingMessage
 from cascade.connectors.mqtt.packets import PackedProperties, TopicAliases, packet_bytes, publish_properties
 from cascade.connectors.mqtt.run_state import TICK, RunStates, StateSender
-from cascade.connectors.mqtt.subscriptions import Subscription, Subscriptions
+from cascade.connectors.mqtt.subscriptions import Barrier, Subscription, Subscriptions
 from cascade.telemetry import wire
 from cascade.telemetry.limits import shrink
+
+T = TypeVar("T")
 
 WINDOW = 500
 """Unacknowledged messages: 25,000 a second at a round trip of 20 ms. At most so many are sent twice after a lost
 connection. Nearby, 100 are as fast."""
 BATCH = 128
 """Messages between two reads."""
-MAX_ROUNDS = 1_000
-"""Round trips in which to receive the retained messages; Mosquitto sends 20 messages in each."""
 SOON = 5.0
 """Seconds. A connection that lasts longer has not ended because of the messages that were sent first."""
 _ENOUGH_LOSSES, MOST_LOSSES = 2, 4
 """Connections that end early while a message is the only unacknowledged one, before it is shrunk, or dropped."""
 _BIG = 4_096
 """Bytes: a smaller message was not refused for its size."""
+_CONTROL = SubscribeOptions(qos=1, retainAsPublished=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,9 @@ class PoisonMessageFilter:
 class Connection:
     """Sends the messages of the outbox and keeps the subscriptions, over a client that is connected."""
 
-    def __init__(self, client: Client, shared: Shared, poison: PoisonMessageFilter, wakeup: asyncio.Event) -> None:
+    def __init__(
+        self, client: Client, shared: Shared, poison: PoisonMessageFilter, wakeup: asyncio.Event, presence_topic: str
+    ) -> None:
         self.client = client
         self.has_activity = False
         """Whether the broker has sent or accepted anything since the last look."""
@@ -123,14 +127,17 @@ class Connection:
         self._own_publishes = self._waiting_publishes = self._calls = 0
         self._acknowledgement = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        # Nothing subscribes to it: to unsubscribe from it has no effect, and is answered after all that came before.
-        self._barrier = f"cascade/barrier/{''.join(c if c.isalnum() else '-' for c in client.identifier)}"
+        self._barrier = Barrier(client, presence_topic, shared.subscriptions)
         self._aliases = TopicAliases(client.limits.topic_alias_maximum)
         self._subscribed: dict[str, Subscription] = {}
         self._version = -1
         self._states = StateSender(client, shared.states)
+        self.on_presence: Callable[[bytes], None] = lambda _: None
+        """Called with each message on the presence topic."""
+        self._presence_topic = presence_topic
         shared.subscriptions.begin()
         shared.backpressure.restart()
+        client.on_refused = self._barrier.refuse
         client.on_acknowledged, client.on_received, client.on_activity = self._acknowledged, self._received, self._noted
 
     @property
@@ -191,7 +198,7 @@ class Connection:
                 self._shared.room.notify()
         self._shared.backpressure.measure()
 
-    async def publish(self, topic: str, body: bytes, *, retain: bool = False) -> None:
+    async def publish(self, topic: str, body: bytes, properties: Properties, *, retain: bool = False) -> None:
         """Send a message that is not one of a run, as soon as the window has a place, and wait until it has arrived.
 
         Raises:
@@ -208,17 +215,17 @@ class Connection:
             self._waiting_publishes -= 1
         self._own_publishes += 1
         try:
-            await self._counted(self._publish(topic, body, retain=retain and limits.retain_available))
+            await self._counted(self._publish(topic, body, properties, retain=retain and limits.retain_available))
         finally:
             self._own_publishes -= 1
             self._acknowledgement.set()
 
-    async def _publish(self, topic: str, body: bytes, *, retain: bool) -> None:
+    async def _publish(self, topic: str, body: bytes, properties: Properties, *, retain: bool) -> None:
         if self.client.limits.maximum_qos:
-            await self.client.publish(topic, body, 1, retain, timeout=math.inf)
+            await self.client.publish(topic, body, 1, retain, properties, timeout=math.inf)
         else:
-            self.client.send(topic, body, 0, None, retain=retain)
-            await self.client.unsubscribe(self._barrier, timeout=math.inf)
+            self.client.send(topic, body, 0, properties, retain=retain)
+            await self.client.unsubscribe(self._barrier.unused, timeout=math.inf)
 
     @property
     def has_unsent(self) -> bool:
@@ -298,51 +305,69 @@ class Connection:
 
     def _received(self, message: MQTTMessage) -> None:
         with contextlib.suppress(UnicodeDecodeError):  # the topic is not in UTF-8
-            self._shared.subscriptions.receive(message.topic, bytes(message.payload), retained=message.retain)
+            topic, body = message.topic, bytes(message.payload)
+            if message.retain:
+                self._barrier.note(topic)
+            if topic == self._presence_topic:
+                self.on_presence(body)
+            expiry = getattr(message.properties, "MessageExpiryInterval", None)
+            self._shared.subscriptions.receive(topic, body, retained=message.retain, expiry=expiry)
 
     def _update_subscriptions(self) -> None:
-        self._version = self._shared.subscriptions.version
+        is_first, self._version = self._version < 0, self._shared.subscriptions.version
         wanted = {subscription.pattern: subscription for subscription in self._shared.subscriptions.all()}
         for pattern in [
             pattern for pattern in self._subscribed if self._subscribed[pattern] is not wanted.get(pattern)
         ]:
             del self._subscribed[pattern]
             self.start(self._counted(self.client.unsubscribe(pattern, timeout=math.inf)))
-        for pattern in [pattern for pattern in wanted if pattern not in self._subscribed]:
-            self._subscribed[pattern] = wanted[pattern]
-            self.start(self._counted(self._subscribe(wanted[pattern])))
+        new = [subscription for pattern, subscription in wanted.items() if pattern not in self._subscribed]
+        if new or is_first:
+            self._subscribed.update({subscription.pattern: subscription for subscription in new})
+            self.start(self._subscribe(new))
 
-    async def _counted(self, call: Coroutine[Any, Any, None]) -> None:
+    async def _counted(self, call: Coroutine[Any, Any, T]) -> T:
         self._calls += 1
         try:
-            await call
+            return await call
         finally:
             self._calls -= 1
 
-    async def _subscribe(self, subscription: Subscription) -> None:
-        limits, pattern = self.client.limits, subscription.pattern
-        if not limits.wildcards_available and {"+", "#"}.intersection(pattern):
-            self._shared.warn(f"control cannot be received on {pattern}: the broker has no wildcard subscriptions")
-            self._subscribed.pop(pattern, None)
-            self._shared.subscriptions.give_up(subscription)
+    async def _subscribe(self, new: list[Subscription]) -> None:
+        """Subscribe with one packet, and wait until all retained messages were received."""
+        new = [subscription for subscription in new if self._is_possible(subscription)]
+        subscriptions, start = self._shared.subscriptions, time.monotonic()
+        number, own = self._barrier.begin()
+        filters = [(subscription.pattern, _CONTROL) for subscription in new] + own
+        if not filters:
             return
-        options = SubscribeOptions(qos=1, retainAsPublished=True)
-        (reason, *_) = await self.client.subscribe(subscription.pattern, options=options, timeout=math.inf)
-        if isinstance(reason, ReasonCode) and reason.value >= FAILURE:
-            self._shared.warn(f"control cannot be received on {subscription.pattern}: {reason}")
-            self._shared.subscriptions.give_up(subscription)
-            return
-        # A broker does not mark its last retained message: make round trips until one brings no more of them.
-        for _ in range(MAX_ROUNDS):
-            count = subscription.retained
-            await self.client.unsubscribe(self._barrier, timeout=math.inf)
-            if subscription.retained == count:
-                self._shared.subscriptions.complete(subscription)
-                return
+        answer = await self._counted(self.client.subscribe(filters, timeout=math.inf))
+        reasons = cast("list[ReasonCode]", answer)  # of MQTT 5
+        self._barrier.answered(reasons[len(new) :])
+        accepted = [one for one, reason in zip(new, reasons, strict=False) if self._is_accepted(one, reason)]
+        if accepted:
+            is_complete = await self._barrier.wait(number, time.monotonic() - start)
+            for subscription in accepted:
+                (subscriptions.complete if is_complete else subscriptions.give_up)(subscription)
+
+    def _is_possible(self, subscription: Subscription) -> bool:
+        pattern = subscription.pattern
+        if self.client.limits.wildcards_available or not {"+", "#"}.intersection(pattern):
+            return True
+        self._shared.warn(f"control cannot be received on {pattern}: the broker has no wildcard subscriptions")
+        self._subscribed.pop(pattern, None)
         self._shared.subscriptions.give_up(subscription)
+        return False
+
+    def _is_accepted(self, subscription: Subscription, reason: ReasonCode) -> bool:
+        if reason.value < FAILURE:
+            return True
+        self._shared.warn(f"control cannot be received on {subscription.pattern}: {reason}")
+        self._shared.subscriptions.give_up(subscription)
+        return False
 
 
-async def _until_the_end(call: Coroutine[Any, Any, None]) -> None:
+async def _until_the_end(call: Coroutine[Any, Any, Any]) -> None:
     with contextlib.suppress(aiomqtt.MqttError):
         await call
 

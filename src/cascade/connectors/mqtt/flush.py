@@ -1,16 +1,19 @@
 """Bounded waits of a run for the broker: for retained messages at its start, for room, and for acknowledgements at its end."""
 
 import asyncio
+import math
 import time
 
 from cascade.connectors.mqtt.connection import Shared
 from cascade.connectors.mqtt.inbox import Inbox
 from cascade.connectors.mqtt.presence import GOODBYE
 from cascade.connectors.mqtt.session import Session
-from cascade.connectors.mqtt.subscriptions import Subscription
+from cascade.connectors.mqtt.subscriptions import LATE, Subscription
 
-SUBSCRIBE_TIMEOUT = 1.0
-"""Seconds after which `subscribe` returns in any case."""
+SUBSCRIBE_TIMEOUT = 3.0
+"""Seconds without a retained message, beside the round trips, after which `subscribe` returns."""
+HANDSHAKES = 3
+"""Round trips of TLS and MQTT until the connection is made."""
 CHECK = 0.1
 """Seconds between two checks whether a silent broker is dead."""
 ROOM_CHECK = 0.5
@@ -96,13 +99,24 @@ async def room(shared: Shared) -> None:
 
 async def retained(shared: Shared, session: Session, subscription: Subscription, inbox: Inbox) -> None:
     """Wait until the callback has received all retained messages, unless the broker is dead."""
-    health, deadline = session.health, time.monotonic() + SUBSCRIBE_TIMEOUT
+    health, start = session.health, time.monotonic()
 
     def is_over() -> bool:
         return (subscription.is_ready and inbox.is_idle) or health.is_dead
 
-    await shared.changes.until(lambda: health.is_connected or is_over(), health.patience)
-    if health.is_connected:
-        await shared.changes.until(is_over, deadline - time.monotonic())
+    def time_left() -> float:
+        return start + health.patience + HANDSHAKES * health.round_trip - time.monotonic()
+
+    # TCP may have connected meanwhile: the broker is there, and its distance is known.
+    while not (health.is_connected or is_over()) and (left := time_left()) > 0:
+        await shared.changes.until(lambda: health.is_connected or is_over(), left)
+    progress, deadline = -1, math.inf
+    while health.is_alive and not is_over() and time.monotonic() < deadline:
+        if progress != subscription.retained + inbox.handed_over:
+            progress = subscription.retained + inbox.handed_over
+            deadline = time.monotonic() + SUBSCRIBE_TIMEOUT + HANDSHAKES * health.round_trip
+        await shared.changes.until(is_over, CHECK)
     if not is_over():
         health.waited_in_vain()
+        if health.is_alive:
+            shared.warn(f"{LATE}: they are not complete on {subscription.pattern}")

@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 import contextvars
 import threading
+import time
 from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
 from cascade._loggers import get_logger
 from cascade.spec.protocols import MessageCallback
-from cascade.telemetry.wire import MAX_RECEIVED_BYTES, received
+from cascade.telemetry.wire import MAX_RECEIVED_BYTES, received, with_expiry
 
 logger = get_logger("cascade.connectors.mqtt")
 
@@ -24,9 +25,19 @@ BATCH = 32
 Incoming = bytes | dict[str, Any]
 
 
-def incoming(data: bytes) -> Incoming:
-    """Return the part of a message to keep: its bytes, or, of a message that is far too big, only the refusal."""
+def incoming(data: bytes, expiry: int | None = None) -> Incoming:
+    """Return the part of a message to keep: its bytes, or the payload with the time at which the message expires.
+
+    Of a message that is far too big it is only the refusal. `expiry` is in seconds from now.
+    """
+    if expiry is not None and data:
+        return with_expiry(received(data), expiry, time.time())
     return data if len(data) <= MAX_RECEIVED_BYTES else received(data)
+
+
+def has_expired(message: Incoming, now: float) -> bool:
+    """Whether a message with a Message Expiry Interval has expired at `now`, in Unix seconds."""
+    return isinstance(message, dict) and isinstance(ends := message.get("expires_at"), float) and ends <= now
 
 
 class Latest(dict[str, Incoming]):
@@ -80,6 +91,8 @@ class Inbox:
         self._task: asyncio.Task[None] | None = None
         self._is_closed = False
         self._has_failed = False
+        self.handed_over = 0
+        """Number of messages that the callback was called with."""
 
     def put(self, topic: str, message: Incoming) -> bool:
         """Add a message; return False if too much waits already."""
@@ -136,6 +149,7 @@ class Inbox:
         return batch
 
     async def _call(self, topic: str, payload: dict[str, Any]) -> None:
+        self.handed_over += 1
         try:
             await self.callback(topic, payload)
         except Exception:

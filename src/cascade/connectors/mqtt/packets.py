@@ -15,6 +15,8 @@ MAX_ALIASES = 1_000
 """Topics of one connection that have an alias at a time."""
 WILL_EXPIRY = 86_400
 """Seconds for which the broker retains the Last Will: one day."""
+SESSION_ID = "session_id"
+"""User property of presence and of the Last Will."""
 
 _TRACEPARENT_LENGTH = len("00-") + 32 + len("-") + 16 + len("-00")
 

@@ -2,13 +2,16 @@
 
 import asyncio
 import os
+import secrets
 import threading
 from collections import Counter
 
 import aiomqtt
+from paho.mqtt.packettypes import PacketTypes
 
 from cascade.connectors.mqtt.connection import Connection
 from cascade.connectors.mqtt.options import MqttOptions
+from cascade.connectors.mqtt.packets import SESSION_ID, new_properties
 
 ONLINE, OFFLINE = b"online", b"offline"
 GOODBYE = 0.5
@@ -40,15 +43,26 @@ class Presence:
 
     def __init__(self, options: MqttOptions, topic: str) -> None:
         self.topic = topic
+        self.session_id = secrets.token_hex(8)
+        self._properties = new_properties(PacketTypes.PUBLISH, UserProperty=(SESSION_ID, self.session_id))
         self._key = (options.hostname, options.port, topic)
         self._is_counted = False
 
     def join(self, connection: Connection) -> None:
-        """Publish `online`, retained if the broker supports it. The Last Will revokes it."""
+        """Publish `online`, and again whenever it is replaced. It is retained if the broker supports that."""
         with _connections.lock:
             _connections.count[self._key] += 1
             self._is_counted = True
-        connection.start(connection.publish(self.topic, ONLINE, retain=True))
+        connection.on_presence = lambda body: self._check(connection, body)
+        self._publish(connection, ONLINE, retain=True)
+
+    def _check(self, connection: Connection, body: bytes) -> None:
+        """Replace the Last Will of an earlier session, which a broker may publish long after the connection was lost."""
+        if self._is_counted and body != ONLINE:
+            self._publish(connection, ONLINE, retain=True)
+
+    def _publish(self, connection: Connection, body: bytes, *, retain: bool = False) -> asyncio.Task[None]:
+        return connection.start(connection.publish(self.topic, body, self._properties, retain=retain))
 
     async def part(self, connection: Connection, *, waits: bool) -> None:
         """Publish `offline` if this is the last connection, and retain nothing; `waits` for the acknowledgements.
@@ -61,10 +75,10 @@ class Presence:
         """
         with _connections.lock:
             if self._leave():
-                calls = [connection.publish(self.topic, OFFLINE)]
+                calls = [self._publish(connection, OFFLINE)]
                 if connection.client.limits.retain_available:
-                    calls.append(connection.publish(self.topic, b"", retain=True))
-                await asyncio.wait([connection.start(call) for call in calls], timeout=GOODBYE if waits else 0)
+                    calls.append(self._publish(connection, b"", retain=True))
+                await asyncio.wait(calls, timeout=GOODBYE if waits else 0)
                 if connection.has_unsent:
                     raise aiomqtt.MqttError("the window is full")
 

@@ -104,7 +104,9 @@ class Session:
         start = time.monotonic()
         reason, code = "", 0
         try:
-            client = Client(self._options, self._client_id.value, self._presence.topic, self._limits)
+            presence = self._presence
+            client = Client(self._options, self._client_id.value, presence.topic, presence.session_id, self._limits)
+            client.when_reached(self.health.reached)
             with contextlib.suppress(aiomqtt.MqttError):
                 async with client:
                     await self._use(client)
@@ -116,7 +118,7 @@ class Session:
         self._learn(reason, code, time.monotonic() - start)
 
     async def _use(self, client: Client) -> None:
-        connection = Connection(client, self._shared, self._poison, self._wakeup)
+        connection = Connection(client, self._shared, self._poison, self._wakeup, self._presence.topic)
         try:
             self.health.connected()
             self._client_id.used = client.identifier

@@ -1,28 +1,69 @@
 """Topic filters of a connector, their subscribers, and the retained messages of the broker."""
 
+import asyncio
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 
-from cascade.connectors.mqtt.inbox import CAPACITY, Inbox, Incoming, Latest, incoming
+import aiomqtt
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from cascade.connectors.mqtt.client import FAILURE, Client
+from cascade.connectors.mqtt.inbox import CAPACITY, Inbox, Incoming, Latest, has_expired, incoming
 from cascade.spec.protocols import MessageCallback
 from cascade.telemetry.topics import topic_matches
+
+QUIET = 0.05
+"""Seconds without a further retained message after which all were received, once the presence has come back."""
+RETURN_TIMEOUT = 2.0
+"""Seconds beside two round trips to wait for the presence, or for an answer to UNSUBSCRIBE, without a retained message."""
+MAX_ROUNDS = 1_000
+"""Round trips in which to receive the retained messages; Mosquitto sends 20 messages in each."""
+_MOST_UNANSWERED = 2
+LATE = "retained constraints may not have been applied before the first task"
 
 Warn = Callable[[str], None]
 
 
 class Subscription:
-    """A topic filter, its subscribers, and the retained messages that were received last, by topic."""
+    """A topic filter, its subscribers, and the messages that were received last, by topic."""
 
     def __init__(self, pattern: str) -> None:
         self.pattern = pattern
         self.inboxes: list[Inbox] = []
         self.held = Latest()
+        """Retained messages, for later subscribers."""
+        self.live = Latest()
+        """Messages that were not retained, received since the last retained message of their topic."""
         self.unconfirmed: set[str] = set()
-        """Topics of retained messages that the broker has not sent again since the connection was lost."""
+        """Topics of messages from before the connection was lost, for which the broker has sent nothing since."""
         self.retained = 0
         """Number of retained messages that were received."""
         self.is_ready = False
         """Whether all retained messages were received over the present connection, or never will be."""
+
+    def begin(self) -> None:
+        """Begin a new connection."""
+        self.is_ready = False
+        self.unconfirmed |= set(self.held) | set(self.live)
+        for topic in self.live:  # the retained message, which was replaced for the subscribers, applies to them again
+            self.held.take(topic)
+        self.live = Latest()
+
+    def is_known(self, topic: str, message: Incoming) -> bool:
+        """Whether a retained message is the same as before the connection was lost."""
+        return topic in self.unconfirmed and self.held.get(topic) == message
+
+    def hold(self, topic: str, message: Incoming, *, retained: bool) -> None:
+        """Keep a message that was received."""
+        self.retained += retained
+        self.unconfirmed.discard(topic)
+        self.live.take(topic)
+        if message == b"":
+            self.held.take(topic)
+        else:
+            (self.held if retained else self.live).put(topic, message)
 
 
 class Subscriptions:
@@ -31,10 +72,14 @@ class Subscriptions:
     def __init__(self, on_change: Callable[[], None], warn: Warn) -> None:
         self._lock = threading.RLock()
         self._on_change = on_change
-        self._warn = warn
+        self.warn = warn
         self._by_filter: dict[str, Subscription] = {}
         self.version = 0
         """Changes whenever the set of filters does."""
+        self.returns_presence = True
+        """Whether the broker is expected to send the presence back. It does not without the right to read it."""
+        self.unanswered = 0
+        """Connections in a row that have ended instead of an answer to a subscription to the presence."""
 
     def add(self, pattern: str, callback: MessageCallback) -> tuple[Subscription, Inbox]:
         """Add a subscriber in the running event loop. It receives the known retained messages at once."""
@@ -45,8 +90,10 @@ class Subscriptions:
                 subscription = self._by_filter[pattern] = Subscription(pattern)
                 self.version += 1
             subscription.inboxes.append(inbox)
+            now = time.time()
             for topic, message in subscription.held.items():
-                inbox.put(topic, message)
+                if not has_expired(message, now):
+                    inbox.put(topic, message)
         return subscription, inbox
 
     def remove(self, pattern: str, callback: MessageCallback) -> Inbox | None:
@@ -76,8 +123,7 @@ class Subscriptions:
         """Begin a new connection, over which the broker sends the retained messages again."""
         with self._lock:
             for subscription in self._by_filter.values():
-                subscription.is_ready = False
-                subscription.unconfirmed = set(subscription.held)
+                subscription.begin()
 
     def complete(self, subscription: Subscription) -> None:
         """The broker has sent all retained messages: those that it has not sent again were cleared meanwhile."""
@@ -95,21 +141,20 @@ class Subscriptions:
             subscription.is_ready = True
         self._on_change()
 
-    def receive(self, topic: str, data: bytes, *, retained: bool) -> None:
-        """Hand a message over to the subscribers of all filters that match its topic."""
-        message = incoming(data)
+    def receive(self, topic: str, data: bytes, *, retained: bool, expiry: int | None = None) -> None:
+        """Hand a message over to the subscribers of all filters that match its topic. It expires in `expiry` seconds."""
+        message = incoming(data, expiry)
         with self._lock:
             for subscription in list(self._by_filter.values()):
                 if topic_matches(subscription.pattern, topic):
-                    if not (retained and _is_known(subscription, topic, message)):
+                    if not (retained and subscription.is_known(topic, message)):
                         self._deliver(subscription, topic, message)
-                    if retained:
-                        _hold(subscription, topic, message)
+                    subscription.hold(topic, message, retained=retained)
 
     def _deliver(self, subscription: Subscription, topic: str, message: Incoming) -> None:
         refused = [inbox for inbox in subscription.inboxes if not inbox.put(topic, message)]
         if refused:
-            self._warn(f"more than {CAPACITY >> 20} MiB of messages wait for a subscriber: further topics are refused")
+            self.warn(f"more than {CAPACITY >> 20} MiB of messages wait for a subscriber: further topics are refused")
         if any(inbox.is_closed for inbox in subscription.inboxes):
             subscription.inboxes = [inbox for inbox in subscription.inboxes if not inbox.is_closed]
             self._forget_unused(subscription)
@@ -120,15 +165,99 @@ class Subscriptions:
             self.version += 1
 
 
-def _is_known(subscription: Subscription, topic: str, message: Incoming) -> bool:
-    """Whether the retained message is the same as before the connection was lost."""
-    return topic in subscription.unconfirmed and subscription.held.get(topic) == message
+class Barrier:
+    """Finds out when the broker has sent all retained messages for a SUBSCRIBE packet. It does not mark the last one.
 
+    The presence was published before and is retained. The packet ends with a subscription to it, so that it comes back by
+    the same path as the other retained messages. A broker that does not return it must answer an UNSUBSCRIBE packet after
+    all that it has sent before.
+    """
 
-def _hold(subscription: Subscription, topic: str, message: Incoming) -> None:
-    subscription.retained += 1
-    subscription.unconfirmed.discard(topic)
-    if message == b"":
-        subscription.held.take(topic)
-    else:
-        subscription.held.put(topic, message)
+    def __init__(self, client: Client, presence_topic: str, subscriptions: Subscriptions) -> None:
+        self._client = client
+        self._topic = presence_topic
+        self._subscriptions = subscriptions
+        # No subscription has this filter: to unsubscribe from it has no effect.
+        self.unused = f"cascade/barrier/{''.join(c if c.isalnum() else '-' for c in client.identifier)}"
+        self._received = self._begun = self._returned = 0
+        self._missing = 0
+        """Number of the latest `wait` that ended without the presence."""
+        self._is_refused = False
+        self._news = asyncio.Event()
+
+    def note(self, topic: str) -> None:
+        """Record a retained message."""
+        self._received += 1
+        self._news.set()
+        if topic == self._topic:
+            self._returned += 1
+            if self._returned == self._missing:
+                self._subscriptions.returns_presence = True
+                self._subscriptions.warn(f"{LATE}: the broker sends them late")
+
+    def begin(self) -> tuple[int, list[tuple[str, SubscribeOptions]]]:
+        """Return a number for `wait`, and the filters with which a SUBSCRIBE packet must end.
+
+        There are none if two connections in a row have ended instead of an answer: the filter may be forbidden.
+        """
+        if not self._begun:
+            if self._subscriptions.unanswered >= _MOST_UNANSWERED:
+                self._is_refused = True
+                return 1, []
+            self._subscriptions.unanswered += 1
+        self._begun += 1
+        # Without retainAsPublished, the flag is set only if the message was retained before the subscription.
+        return self._begun, [(self._topic, SubscribeOptions(qos=1))]
+
+    def answered(self, reasons: Iterable[ReasonCode]) -> None:
+        """Record the reason codes for the filters of `begin`."""
+        for reason in reasons:
+            self._subscriptions.unanswered = 0
+            if reason.value >= FAILURE:
+                self.refuse()
+
+    def refuse(self) -> None:
+        """The broker has refused the presence, or the subscription to it."""
+        self._is_refused = True
+        self._news.set()
+
+    async def wait(self, number: int, round_trip: float) -> bool:
+        """Wait until all retained messages were received. False if that stays unknown, which is reported."""
+        if not self._client.limits.retain_available:
+            return True
+        limit = RETURN_TIMEOUT + 2 * round_trip
+        await self._until_quiet(number, limit)
+        is_complete = self._returned >= number or await self._make_round_trips(limit)
+        if self._returned >= number:
+            self._subscriptions.returns_presence = True
+            await self._until_quiet(number, limit)
+        else:
+            self._subscriptions.returns_presence, self._missing = False, number
+        return is_complete
+
+    async def _until_quiet(self, number: int, limit: float) -> None:
+        """Return when no retained message has come for `limit` seconds, or for `QUIET` if the presence is not expected."""
+        is_quiet = False
+        while not is_quiet:
+            self._news.clear()
+            is_expected = self._subscriptions.returns_presence and not self._is_refused and self._returned < number
+            try:
+                async with asyncio.timeout(limit if is_expected else QUIET):
+                    await self._news.wait()
+            except TimeoutError:
+                is_quiet = not self._news.is_set()
+
+    async def _make_round_trips(self, limit: float) -> bool:
+        """Make round trips until one brings no retained message; whether the broker has answered."""
+        for _ in range(MAX_ROUNDS):
+            count = self._received
+            try:
+                await self._client.unsubscribe(self.unused, timeout=limit)
+            except aiomqtt.MqttError:
+                if self._client.is_over:
+                    raise
+                break
+            if self._received == count:
+                return True
+        self._subscriptions.warn(f"{LATE}: the broker did not answer UNSUBSCRIBE")
+        return False

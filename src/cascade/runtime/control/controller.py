@@ -41,8 +41,8 @@ MAX_LISTED = 256
 """Constraints in force that a run publishes as it begins."""
 EXPIRY_TOLERANCE = 2.0
 """Seconds. A broker counts Message Expiry in whole seconds, so that the end of a repeated message varies."""
-SUBSCRIBE_TIMEOUT = 4.0
-"""Seconds. A connector bounds its own wait, by 3 s as a rule; this is the bound for one that does not return."""
+SUBSCRIBE_TIMEOUT = 10.0
+"""Seconds to wait for `subscribe` of a connector. This is for one that has no limit of its own."""
 _MAX_REFUSED = 100
 """Refusals that are kept for the first run."""
 
