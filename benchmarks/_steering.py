@@ -130,4 +130,4 @@ async def _standing_still(port: int, waiting: int, seconds: float) -> float:
 
 
 def _p99(values: list[float]) -> float:
-    return quantiles(values, n=100)[98] if len(values) > 1 else values[0]
+    return quantiles(values, n=100, method="inclusive")[98] if len(values) > 1 else values[0]
