@@ -29,7 +29,7 @@ from cascade.connectors.otel import _peer as _peer_of_otel
 from cascade.connectors.otel.logs import run_logs
 from cascade.connectors.otel.metrics import _catalogue, _census, _exporter, _settings
 from cascade.runtime import _map_execution, _outcome, _resource_thread, _run_context, lane, protocols
-from cascade.runtime.control import admission, constraint, controller, notifier
+from cascade.runtime.control import constraint, controller, notifier, wait_queue
 from cascade.spec import retry, telemetry
 from cascade.telemetry import identity, limits, topics, wire
 from cascade.telemetry.topics import control_topic
@@ -83,7 +83,7 @@ STATED = {
         f"{notifier.REFUSALS_AT_ONCE:g} at once and {notifier.REFUSALS_PER_SECOND:g} per second; further ones",
         f"{notifier.AT_ONCE:g} at once and {notifier.PER_SECOND:g} per second; of those",
         f"the tasks of {constraint.BURST_SECONDS} seconds may start at once",
-        {0.5: "for half a second"}[admission.RENOTIFY],
+        {0.5: "for half a second"}[wait_queue.RENOTIFY],
     ],
     "docs/environment.md": [
         f"seconds for a request, {_options_of_otel.DEFAULT_TIMEOUT:g} by default, at most {_options_of_otel.LONGEST_TIMEOUT:g}.",

@@ -1,7 +1,10 @@
+import asyncio
+import threading
 from typing import Any
 
 from cascade.connectors.memory import MemoryConnector
 from cascade.testing import ConnectorConformance
+from tests.waiting import soon
 
 
 class TestMemoryConnector(ConnectorConformance):
@@ -48,4 +51,29 @@ async def test_the_last_disconnect_ends_all_subscriptions() -> None:
     await connector.deliver("a/b", {"x": 1})
     await connector.disconnect()
     await connector.deliver("a/c", {"x": 1})
+    assert seen == ["a/b"]
+
+
+async def test_a_message_from_another_thread_arrives_in_the_event_loop_that_subscribed() -> None:
+    connector, threads, arrived = MemoryConnector(), [threading.get_ident()], asyncio.Event()
+
+    async def callback(topic: str, payload: dict[str, Any]) -> None:
+        threads.append(threading.get_ident())
+        arrived.set()
+
+    await connector.subscribe("a/+", callback)
+    await asyncio.to_thread(asyncio.run, connector.deliver("a/b", {"x": 1}))
+    await soon(arrived.wait())
+    assert len(set(threads)) == 1
+
+
+async def test_a_message_for_an_event_loop_that_is_closed_is_dropped() -> None:
+    connector, seen = MemoryConnector(), []
+
+    async def callback(topic: str, payload: dict[str, Any]) -> None:
+        seen.append(topic)
+
+    await asyncio.to_thread(asyncio.run, connector.subscribe("a/+", callback))
+    await connector.subscribe("a/+", callback)
+    await connector.deliver("a/b", {"x": 1})
     assert seen == ["a/b"]

@@ -1,5 +1,6 @@
 """A connector that keeps everything in memory: for tests, and to look at a run without any server."""
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ class MemoryConnector:
     def __init__(self) -> None:
         self.messages: list[PublishedMessage] = []
         self.connections = 0
-        self._subscriptions: list[tuple[str, MessageCallback]] = []
+        self._subscriptions: list[tuple[str, MessageCallback, asyncio.AbstractEventLoop]] = []
         self._retained: dict[str, dict[str, Any]] = {}
 
     @property
@@ -40,19 +41,21 @@ class MemoryConnector:
         self.messages.append(PublishedMessage(topic, payload, qos))
 
     async def subscribe(self, topic: str, callback: MessageCallback) -> None:
-        self._subscriptions.append((topic, callback))
+        self._subscriptions.append((topic, callback, asyncio.get_running_loop()))
         for name, payload in list(self._retained.items()):
             if topic_matches(topic, name):
                 await callback(name, payload)
 
     async def unsubscribe(self, topic: str, callback: MessageCallback) -> None:
-        if (topic, callback) in self._subscriptions:
-            self._subscriptions.remove((topic, callback))
+        subscription = (topic, callback, asyncio.get_running_loop())
+        if subscription in self._subscriptions:
+            self._subscriptions.remove(subscription)
 
     async def deliver(self, topic: str, payload: dict[str, Any] | bytes, *, retain: bool = False) -> None:
-        """Play the other side: send a message in, as bytes or as what they stand for.
+        """Send a message to the subscribers, as bytes or as the decoded payload.
 
-        An empty retained one clears what was retained.
+        An empty retained message removes the retained message of its topic. Each callback is called in the event loop that
+        subscribed: before `deliver` returns if that is the loop of the caller, otherwise soon.
         """
         is_empty = not payload and not isinstance(payload, Unreadable)
         if isinstance(payload, bytes):
@@ -61,6 +64,20 @@ class MemoryConnector:
             self._retained[topic] = payload
         elif retain:
             self._retained.pop(topic, None)
-        for pattern, callback in list(self._subscriptions):
+        for pattern, callback, loop in list(self._subscriptions):
             if topic_matches(pattern, topic):
-                await callback(topic, payload)
+                if loop is asyncio.get_running_loop():
+                    await callback(topic, payload)
+                else:
+                    _call_in(loop, callback, topic, payload)
+
+
+def _call_in(loop: asyncio.AbstractEventLoop, callback: MessageCallback, topic: str, payload: dict[str, Any]) -> None:
+    async def call() -> None:
+        await callback(topic, payload)
+
+    calling = call()
+    try:
+        asyncio.run_coroutine_threadsafe(calling, loop)
+    except RuntimeError:  # the loop is closed
+        calling.close()

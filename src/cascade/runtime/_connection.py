@@ -34,7 +34,7 @@ async def connected(
     is_connected = await _connect(connector, bus, run_id)
     succeeded = False
     try:
-        async with control.attached(connector) if is_connected and control else nullcontext():
+        async with control.attached(connector, run_id) if is_connected and control else nullcontext():
             yield
         succeeded = True
     finally:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cascade.runtime._task_group import BURST
 from cascade.runtime.control.admission import Admission
 from cascade.runtime.control.constraint import Concurrency, Constraint, Matcher, Pause, RateLimit, Scope
 from cascade.runtime.control.limiters import Key
@@ -111,7 +112,7 @@ async def test_who_waits_stays_in_line_when_the_limit_changes() -> None:
 
 
 async def test_all_that_cover_it_hold_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cascade.runtime.control.admission.RENOTIFY", 0)
+    monkeypatch.setattr("cascade.runtime.control.wait_queue.RENOTIFY", 0)
     admission = Admission()
     admission.put(limit(2))
     admission.put(limit(1, Scope("task", "a")))
@@ -185,8 +186,8 @@ async def test_queues_take_turns() -> None:
 
 
 async def test_what_holds_back_very_many_may_change_often_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cascade.runtime.control.admission.RENOTIFY", NEVER)
-    monkeypatch.setattr("cascade.runtime.control.admission.RENOTIFY_PAUSE", 0)
+    monkeypatch.setattr("cascade.runtime.control.wait_queue.RENOTIFY", NEVER)
+    monkeypatch.setattr("cascade.runtime.control.wait_queue.RENOTIFY_PAUSE", 0)
     admission = Admission()
     admission.put(limit(1))
     assert admission.enter(A)
@@ -206,10 +207,9 @@ async def test_what_holds_back_very_many_may_change_often_and_says_so_once(monke
     waiting = [one for one in starts if not one.has_started]
     assert waiting
     assert all(one.by == ["concurrency"] for one in waiting)
-    (queue,) = admission._queues.values()
-    assert queue.notification is not None
-    queue.notification.cancel()
-    admission._notify(queue)  # as after RENOTIFY
+    (queue,) = admission._renotifier._due
+    admission._renotifier._due[queue] = 0.0
+    admission._renotifier._notify_burst()  # as after RENOTIFY
     await until(lambda: all(len(one.by) > 1 for one in waiting))
     assert all(one.by == ["concurrency", "pause"] for one in waiting)
     for constraint in (pause(), limit(1)):
@@ -218,6 +218,24 @@ async def test_what_holds_back_very_many_may_change_often_and_says_so_once(monke
     assert segments[0].constraint.type == "concurrency"
     assert {segment.constraint.type for segment in segments} == {"concurrency", "pause"}
     assert all(one.end_ns == other.start_ns for one, other in itertools.pairwise(segments))
+
+
+async def test_a_change_for_very_many_queues_leaves_the_event_loop_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cascade.runtime.control.wait_queue.RENOTIFY", 0)
+    monkeypatch.setattr("cascade.runtime.control.wait_queue.RENOTIFY_PAUSE", 0)
+    admission = Admission()
+    admission.put(pause())
+    starts = [Start(admission, Key(("r",), f"t{number}")) for number in range(1_000)]
+    await settle()
+    admission.put(Pause(GLOBAL, "another", None))
+    notified = [1_000]
+    while notified[-1] < 2_000:
+        await asyncio.sleep(0)
+        notified.append(sum(len(one.by) for one in starts))
+    assert max(after - before for before, after in itertools.pairwise(notified)) <= BURST
+    admission.remove(pause())
+    await asyncio.gather(*(one.task for one in starts))
+    assert not admission._renotifier._due
 
 
 async def test_a_rate_lets_go_on_by_itself_and_a_slow_one_lets_the_first_start() -> None:

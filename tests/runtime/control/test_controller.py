@@ -58,6 +58,49 @@ async def test_a_run_that_starts_later_obeys_what_is_retained() -> None:
     assert lab.connector.connections == 0
 
 
+async def test_a_retained_constraint_for_a_run_whose_id_is_known_before_applies_to_its_first_task() -> None:
+    lab = Steered(run_ids=iter(["first", "second"]).__next__)
+    await lab.say("run/second", "pause")
+    assert await soon(lab.start(one())) == 1
+    assert lab.decisions == []
+    run = lab.start(one())
+    await lab.seen(TaskBlocked)
+    assert lab.decisions == [("APPLIED", "run/second", "pause")]
+    await lab.clear("run/second", "pause")
+    assert await soon(run) == 1
+
+
+class OneCallback(MemoryConnector):
+    """Has one callback for each topic filter, and takes a while to remove it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unsubscribes, self.may_end = asyncio.Event(), asyncio.Event()
+
+    async def unsubscribe(self, topic: str, callback: Any) -> None:
+        self.unsubscribes.set()
+        await self.may_end.wait()
+        self._subscriptions = [one for one in self._subscriptions if one[0] != topic]
+
+
+async def test_a_run_that_begins_while_the_last_one_unsubscribes_has_its_own_subscription() -> None:
+    connector, goes_on = OneCallback(), asyncio.Event()
+    lab = Steered(connector)
+    first = lab.start(one())
+    await soon(connector.unsubscribes.wait())
+    second = lab.start(cs.task(goes_on.wait, name="wait")())
+    for _ in range(50):  # turns of the loop in which the second run could subscribe too early
+        await asyncio.sleep(0)
+    assert connector.connections == 2
+    connector.may_end.set()
+    assert await soon(first) == 1
+    await soon(lab.seen(TaskExecutionStarted, 2))
+    await lab.say("global", "concurrency", {"limit": 3})
+    assert lab.decisions == [("APPLIED", "global", "concurrency")]
+    goes_on.set()
+    assert await soon(second)
+
+
 async def test_each_decision_is_on_the_wire_and_the_wait_in_the_terminal_message() -> None:
     lab = Steered()
     await lab.say("global", "pause", id="stop-1")

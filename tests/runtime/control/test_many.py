@@ -12,7 +12,8 @@ import cascade as cs
 from cascade.runtime.control import controller
 from cascade.runtime.control.constraint import Constraint
 from cascade.runtime.control.notifier import AT_ONCE, MAX_PENDING
-from cascade.runtime.events import ControlDecision, TaskBlocked, TaskExecutionStarted
+from cascade.runtime.events import ControlDecision, RunStarted, TaskBlocked, TaskExecutionStarted
+from cascade.runtime.nested import run_nested
 from tests.runtime.control.steered import Steered
 from tests.waiting import soon
 
@@ -85,6 +86,57 @@ async def test_a_run_obeys_its_own_among_many_others(scope: str, position: int) 
     assert more_than_listed(lab) == MANY + 2 - len(listed)
     await lab.clear(scope, "pause")
     assert await soon(run) == 1
+
+
+async def test_a_nested_run_publishes_no_constraints_for_other_tasks() -> None:
+    lab, goes_on = Steered(), asyncio.Event()
+    inner = cs.task(goes_on.wait, name="inner")
+
+    @cs.task
+    async def outer() -> Any:
+        return await run_nested(inner())
+
+    for scope in ("global", "task/inner", "task/in*"):
+        await lab.say(scope, "concurrency", {"limit": 5})
+    for number in range(MANY):
+        await lab.say(f"task/t{number}", "pause")
+    run = lab.start(outer())
+    await lab.seen(TaskExecutionStarted, 2)
+    outer_run, inner_run = (one.run_id for one in lab.all(RunStarted))
+    listed = [(one.run_id, one.scope) for one in lab.all(ControlDecision)]
+    assert [run_id for run_id, _ in listed[: controller.MAX_LISTED]] == [outer_run] * controller.MAX_LISTED
+    assert listed[controller.MAX_LISTED :] == [(inner_run, "global"), (inner_run, "task/inner")]
+    goes_on.set()
+    assert await soon(run)
+
+
+async def test_the_beginning_of_a_run_does_not_read_all_constraints() -> None:
+    lab, goes_on, read = Steered(), asyncio.Event(), 0
+
+    class Counted(dict[Any, Any]):
+        def items(self) -> Any:
+            nonlocal read
+            for item in super().items():
+                read += 1
+                yield item
+
+        def values(self) -> Any:
+            return (value for _, value in self.items())
+
+    for number in range(MANY):
+        await lab.say(f"task/t{number}", "pause")
+    await lab.say("task/mine", "concurrency", {"limit": 1})
+    first = lab.start(cs.task(goes_on.wait, name="wait")())
+    await lab.seen(TaskExecutionStarted)
+    control = lab.engine._control
+    assert control is not None
+    control._named = Counted(control._named)
+    lab.events.clear()
+    assert await soon(lab.start(mine())) == 1
+    assert lab.decisions[0] == ("APPLIED", "task/mine", "concurrency")
+    assert read <= controller.MAX_LISTED
+    goes_on.set()
+    await soon(first)
 
 
 async def test_patterns_have_a_limit_and_the_other_scopes_have_room_beyond_it() -> None:

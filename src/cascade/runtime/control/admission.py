@@ -8,14 +8,9 @@ from cascade.runtime._task_group import BURST
 from cascade.runtime.control._index import LimiterIndex
 from cascade.runtime.control.constraint import Constraint
 from cascade.runtime.control.limiters import Key, Limiter, PlaceLimiter, limiter_of
-from cascade.runtime.control.wait_queue import Blocked, Segment, Waiter, WaitQueue
+from cascade.runtime.control.wait_queue import Blocked, Renotifier, Segment, Waiter, WaitQueue
 from cascade.runtime.gates import Gates
 from cascade.runtime.protocols import Place
-
-RENOTIFY = 0.5
-"""Seconds for which another constraint must hold tasks back before they publish it."""
-RENOTIFY_PAUSE = 0.05
-"""Seconds between two bursts of these messages: those of ten thousand tasks must not delay all others."""
 
 
 class Admission:
@@ -37,6 +32,7 @@ class Admission:
         self._clock = clock
         self._limiters = LimiterIndex(self._limiter_of)
         self._queues: dict[Key, WaitQueue] = {}
+        self._renotifier = Renotifier()
         self._at_work: dict[Key, int] = {}
 
     def enter(self, key: Key) -> bool:
@@ -138,6 +134,7 @@ class Admission:
         for limiter in self._limiters.clear():
             self._retire(limiter)
             self._serve(limiter)
+        self._renotifier.close()
         room, self._room = self._room, None
         self._crowded.clear()
         if room is not None:
@@ -239,18 +236,7 @@ class Admission:
         if not before.queues:
             before.rest()
         self._serve_later(limiter)
-        if queue.notification is None:
-            queue.notification = asyncio.get_running_loop().call_later(RENOTIFY, self._notify, queue)
-
-    def _notify(self, queue: WaitQueue, waiters: list[Waiter] | None = None) -> None:
-        """Publish the constraint that the tasks of a queue wait for now, a burst at a time."""
-        queue.notification = None
-        waiters = list(queue.waiters) if waiters is None else waiters
-        for waiter in waiters[:BURST]:
-            if waiter in queue.waiters:
-                waiter.notify(queue.constraint, queue.now())
-        if rest := waiters[BURST:]:
-            queue.notification = asyncio.get_running_loop().call_later(RENOTIFY_PAUSE, self._notify, queue, rest)
+        self._renotifier.add(queue)
 
     def _withdraw(self, queue: WaitQueue, waiter: Waiter) -> None:
         del queue.waiters[waiter]
@@ -259,6 +245,7 @@ class Admission:
 
     def _end(self, queue: WaitQueue) -> None:
         queue.end()
+        self._renotifier.discard(queue)
         if not queue.limiter.queues:
             queue.limiter.rest()
         if self._queues.get(queue.key) is queue:

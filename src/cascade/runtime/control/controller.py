@@ -68,21 +68,28 @@ class Controller:
     ) -> None:
         self.admission = Admission(gates)
         self._filter = control_filter(org_id, project_id)
+        self._prefix = self._filter.removesuffix("#")
         self._capacity = capacity
         self._clock = clock
         self._broad: dict[Place, Constraint] = {}
         self._named: dict[Place, Constraint] = {}
         self._expiry = ExpiryTimer(self._now, self._expire)
         self._runs: dict[str, RunContext] = {}
+        self._starting: set[str] = set()
         self._refused: list[dict[str, Any]] = []
         self._notifier = DecisionNotifier(self._publish)
         self._users = 0
         self._subscribing: asyncio.Task[None] | None = None
+        self._unsubscribing: asyncio.Task[None] | None = None
 
     @async_block
-    async def attached(self, connector: Connector) -> AsyncIterator[None]:
-        """Apply the constraints of the connector in the block, from the beginning those that it receives at once."""
+    async def attached(self, connector: Connector, run_id: str) -> AsyncIterator[None]:
+        """Apply the constraints of the connector in the block, from the beginning those that it receives at once.
+
+        `run_id` is the id of the run that will be attached: constraints for that run apply too.
+        """
         self._users += 1
+        self._starting.add(run_id)
         try:
             if self._subscribing is None:
                 self._subscribing = asyncio.create_task(self._subscribe(connector), name="cascade-control")
@@ -90,6 +97,7 @@ class Controller:
             yield
         finally:
             self._users -= 1
+            self._starting.discard(run_id)
             if not self._users:
                 await self._detach(connector)
 
@@ -123,20 +131,19 @@ class Controller:
         """Apply, replace or clear a constraint, or refuse an invalid message with the reason. Never raises."""
         if not self._users:
             return
-        place = topic.removeprefix(self._filter.removesuffix("#"))
         scope, kind = None, ""
         try:
-            scope, kind = parse_topic(topic, self._filter.removesuffix("#"))
-            if scope.kind == "run" and scope.name not in self._runs:
+            scope, kind = parse_topic(topic, self._prefix)
+            if scope.kind == "run" and scope.name not in self._runs and scope.name not in self._starting:
                 return
             if type(payload) is dict and not payload:
                 self._clear((str(scope), kind))
             else:
                 self._apply(parse_constraint(scope, kind, payload))
         except RefusedError as refusal:
-            self._refuse(str(scope or place), kind, scope, payload, str(refusal))
+            self._refuse(str(scope or topic.removeprefix(self._prefix)), kind, scope, payload, str(refusal))
         except Exception:
-            logger.exception("A control message on %r could not be read; it is ignored", place[:MAX_NAME_BYTES])
+            logger.exception("A control message on %r could not be read; it is ignored", topic[:MAX_NAME_BYTES])
 
     def _apply(self, constraint: Constraint) -> None:
         place = _place(constraint)
@@ -199,18 +206,23 @@ class Controller:
             self._notifier.notify(_place(constraint), action, constraint, reason)
 
     def _list_held(self, run: RunContext, names: Iterable[str]) -> None:
-        """Publish the constraints in force, at most `MAX_LISTED`: those of the run's tasks first, of other tasks last."""
-        own = set(names) if self._named else set[str]()
+        """Publish the constraints in force, at most `MAX_LISTED`: those of the run's tasks first, of other tasks last.
+
+        A nested run publishes neither patterns nor constraints for other tasks: the outermost run has published them.
+        """
         broad = [held for held in self._broad.values() if _concerns(held.scope, run)]
-        ranked = chain(
-            (held for held in broad if held.scope.kind != "task"),
-            (held for held in self._named.values() if held.scope.name in own),
-            (held for held in broad if held.scope.kind == "task"),
-            (held for held in self._named.values() if held.scope.name not in own),
-        )
-        more = len(broad) + len(self._named) - MAX_LISTED
-        for count, constraint in enumerate(islice(ranked, MAX_LISTED), 1):
-            reason = f"{more:,} more constraints are not listed" if count == MAX_LISTED and more > 0 else None
+        wide = [held for held in broad if held.scope.kind != "task"]
+        places = ((f"task/{name}", kind) for name in dict.fromkeys(names) for kind in CONSTRAINT_TYPES)
+        own = {place: self._named[place] for place in places if place in self._named} if self._named else {}
+        if len(run.run_ids) > 1:
+            ranked, count = chain(wide, own.values()), len(wide) + len(own)
+        else:
+            patterns = (held for held in broad if held.scope.kind == "task")
+            others = (held for place, held in self._named.items() if place not in own)
+            ranked, count = chain(wide, own.values(), patterns, others), len(broad) + len(self._named)
+        more = f"{count - MAX_LISTED:,} more constraints are not listed" if count > MAX_LISTED else None
+        for number, constraint in enumerate(islice(ranked, MAX_LISTED), 1):
+            reason = more if number == MAX_LISTED else None
             run.emit(ControlDecision, **fields_of("APPLIED", constraint, reason))
 
     def _refuse(self, place: str, kind: str, scope: Scope | None, payload: Any, reason: str) -> None:
@@ -233,6 +245,8 @@ class Controller:
                 run.emit(ControlDecision, **fields)
 
     async def _subscribe(self, connector: Connector) -> None:
+        if self._unsubscribing is not None and not self._unsubscribing.done():
+            await asyncio.wait({self._unsubscribing})
         try:
             await awaited(lambda: connector.subscribe(self._filter, self.on_message))
         except Exception as error:  # noqa: BLE001 - telemetry never breaks a run
@@ -247,6 +261,13 @@ class Controller:
         self._notifier.close()
         self.admission.close()
         subscribing, self._subscribing = self._subscribing, None
+        ending = asyncio.create_task(self._unsubscribe(connector, subscribing), name="cascade-control-end")
+        self._unsubscribing = ending
+        await asyncio.wait({ending})
+        if self._unsubscribing is ending:
+            self._unsubscribing = None
+
+    async def _unsubscribe(self, connector: Connector, subscribing: asyncio.Task[None] | None) -> None:
         if subscribing is not None and not subscribing.done():
             subscribing.cancel()
             await asyncio.wait({subscribing})

@@ -2,11 +2,18 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import NamedTuple
 
+from cascade.runtime._task_group import BURST
 from cascade.runtime.control.constraint import Constraint
 from cascade.runtime.control.limiters import Key, Limiter
+
+RENOTIFY = 0.5
+"""Seconds for which another constraint must hold tasks back before they publish it."""
+RENOTIFY_PAUSE = 0.05
+"""Seconds between two bursts of these messages: those of ten thousand tasks must not delay all others."""
 
 MAX_SEGMENTS = 64
 """Segments that a queue keeps. Later ones of a constraint that comes and goes all the time are merged."""
@@ -37,9 +44,13 @@ class Waiter:
 
     def notify(self, constraint: Constraint, now_ns: int) -> None:
         """Call `blocked`, unless it was last called with the same constraint."""
-        if self.notified_of is None or not is_same(self.notified_of, constraint):
+        if not self.is_notified_of(constraint):
             self.notified_of = constraint
             self.blocked(constraint, now_ns)
+
+    def is_notified_of(self, constraint: Constraint) -> bool:
+        """Return True if `blocked` was last called with the same constraint."""
+        return self.notified_of is not None and is_same(self.notified_of, constraint)
 
 
 class WaitQueue:
@@ -49,7 +60,6 @@ class WaitQueue:
         self.key = key
         self.limiter = limiter
         self.waiters: OrderedDict[Waiter, None] = OrderedDict()
-        self.notification: asyncio.TimerHandle | None = None
         self.now = now
         self._changes: list[tuple[Constraint, int]] = []
         self.move_to(limiter)
@@ -71,8 +81,6 @@ class WaitQueue:
     def end(self) -> None:
         """Leave the limiter, after the last waiter."""
         self.limiter.queues.pop(self, None)
-        if self.notification is not None:
-            self.notification.cancel()
 
     def segments(self, waiter: Waiter) -> list[Segment]:
         """Return the segments of the wait of one waiter until now."""
@@ -82,6 +90,61 @@ class WaitQueue:
             for (constraint, start_ns), end_ns in zip(self._changes, ends, strict=True)
             if end_ns > waiter.since_ns
         ]
+
+
+class Renotifier:
+    """Notifies the waiters of queues of their new constraint, `RENOTIFY` seconds after the queue has moved.
+
+    One timer serves all queues. In a turn of the event loop, it notifies one burst of waiters.
+    """
+
+    def __init__(self) -> None:
+        self._due: OrderedDict[WaitQueue, float] = OrderedDict()
+        self._pending: Iterator[tuple[WaitQueue, Waiter]] = iter(())
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, queue: WaitQueue) -> None:
+        """Notify the waiters of a queue later, unless the queue is added already."""
+        if queue not in self._due:
+            loop = asyncio.get_running_loop()
+            self._due[queue] = loop.time() + RENOTIFY
+            if self._timer is None:
+                self._timer = loop.call_later(RENOTIFY, self._notify_burst)
+
+    def discard(self, queue: WaitQueue) -> None:
+        """Remove a queue, after its last waiter."""
+        self._due.pop(queue, None)
+
+    def close(self) -> None:
+        """Remove all queues, after the last run."""
+        self._due.clear()
+        self._pending = iter(())
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _notify_burst(self) -> None:
+        loop = asyncio.get_running_loop()
+        burst = list(islice(self._pending, BURST))
+        if len(burst) < BURST:
+            self._pending = self._due_at(loop.time())
+            burst += islice(self._pending, BURST - len(burst))
+        for queue, waiter in burst:
+            waiter.notify(queue.constraint, queue.now())
+        if len(burst) == BURST:
+            self._timer = loop.call_later(RENOTIFY_PAUSE, self._notify_burst)
+        elif self._due:
+            self._timer = loop.call_at(next(iter(self._due.values())), self._notify_burst)
+        else:
+            self._timer = None
+
+    def _due_at(self, time: float) -> "Iterator[tuple[WaitQueue, Waiter]]":
+        """Remove the queues whose time has come, and return their waiters that have not been notified yet."""
+        while self._due and next(iter(self._due.values())) <= time:
+            queue, _ = self._due.popitem(last=False)
+            for waiter in list(queue.waiters):
+                if waiter in queue.waiters and not waiter.is_notified_of(queue.constraint):
+                    yield queue, waiter
 
 
 def is_same(one: Constraint, other: Constraint) -> bool:
