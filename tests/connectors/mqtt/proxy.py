@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -266,6 +267,7 @@ class Proxy:
         with contextlib.suppress(asyncio.IncompleteReadError, OSError):
             while True:
                 packet = await _read(reader, connection.number, from_broker=from_broker)
+                _acknowledge_at_once(connection.broker)
                 if not from_broker:
                     self._record(packet)
                 self._apply(packet)
@@ -304,6 +306,14 @@ class Proxy:
         with self._changed:
             self.packets.append(packet)
             self._changed.notify_all()
+
+
+def _acknowledge_at_once(writer: asyncio.StreamWriter) -> None:
+    """Switch off delayed TCP acknowledgements, for which the broker's next short packet would wait 40 ms."""
+    connection = writer.get_extra_info("socket")
+    if connection is not None and hasattr(socket, "TCP_QUICKACK"):
+        with contextlib.suppress(OSError):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
 
 def _none(_: Packet) -> bool:

@@ -83,7 +83,6 @@ def test_a_run_arrives_whole(any_broker: AnyBroker, caplog: pytest.LogCaptureFix
     assert warnings(caplog) == []
 
 
-@pytest.mark.parametrize("any_broker", ["mosquitto", "mochi"], indirect=True)
 def test_a_retained_pause_holds_each_task_until_it_is_cleared(
     any_broker: AnyBroker, caplog: pytest.LogCaptureFixture
 ) -> None:

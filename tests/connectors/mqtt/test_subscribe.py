@@ -492,6 +492,20 @@ async def test_a_retained_message_that_comes_after_the_presence_is_received_too(
         await connector.disconnect()
 
 
+async def test_one_quiet_time_after_the_presence_ends_the_wait(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    until_quiet, waits = subscriptions.Barrier._until_quiet, list[int]()
+
+    async def counted(barrier: subscriptions.Barrier, number: int, limit: float) -> None:
+        waits.append(number)
+        await until_quiet(barrier, number, limit)
+
+    monkeypatch.setattr(subscriptions.Barrier, "_until_quiet", counted)
+    connector = await connected(broker)
+    await connector.subscribe(CONTROL, Gardener())
+    assert waits == [1]
+    await connector.disconnect()
+
+
 @pytest.fixture
 def guarded(tmp_path: Path) -> Iterator[Broker]:
     """A broker whose access list does not allow a client to read its own presence."""

@@ -227,12 +227,14 @@ class Barrier:
             return True
         limit = RETURN_TIMEOUT + 2 * round_trip
         await self._until_quiet(number, limit)
-        is_complete = self._returned >= number or await self._make_round_trips(limit)
-        if self._returned >= number:
-            self._subscriptions.returns_presence = True
-            await self._until_quiet(number, limit)
-        else:
-            self._subscriptions.returns_presence, self._missing = False, number
+        is_complete = True
+        if self._returned < number:
+            is_complete = await self._make_round_trips(limit)
+            if self._returned >= number:
+                await self._until_quiet(number, limit)
+        self._subscriptions.returns_presence = self._returned >= number
+        if not self._subscriptions.returns_presence:
+            self._missing = number
         return is_complete
 
     async def _until_quiet(self, number: int, limit: float) -> None:
