@@ -13,6 +13,8 @@ MAX_INCOMING_BYTES = 2 << 20
 """Maximum Packet Size in CONNECT: the broker discards larger packets. A constraint has some hundred bytes."""
 MAX_ALIASES = 1_000
 """Topics of one connection that have an alias at a time."""
+MISSES = 16
+"""Packets without an alias before a new topic replaces one that has an alias."""
 WILL_EXPIRY = 86_400
 """Seconds for which the broker retains the Last Will: one day."""
 SESSION_ID = "session_id"
@@ -80,26 +82,32 @@ def _packed(alias: int = 0, **values: Any) -> bytes:
 class TopicAliases:
     """Topic aliases of one connection (MQTT 5.0, 3.3.2.3.4), so that a packet need not repeat the topic.
 
-    If there are more topics than aliases, a new topic replaces the one that was added first. Each run has a topic of its
-    own, and ends.
+    If there are more topics than aliases, a new topic replaces the one that was added first, but only after
+    `MISSES` packets without an alias. So most aliases stay in use while the topics of many runs take turns, and the
+    topics of runs that have ended are replaced.
     """
 
     def __init__(self, maximum: int) -> None:
         self._maximum = min(maximum, MAX_ALIASES)
         self._by_topic: dict[str, int] = {}
-        self._count = 0
+        self._count = self._misses = 0
 
     def find(self, topic: str) -> tuple[str, int]:
         """Return the topic of the packet, which is empty if the broker has its alias, and the alias, or 0 for none."""
         alias = self._by_topic.get(topic)
         if alias is not None:
             return "", alias
-        return topic, self._count % self._maximum + 1 if self._maximum else 0
+        if self._count >= self._maximum:
+            self._misses += 1
+            if self._misses < MISSES or not self._maximum:
+                return topic, 0
+        return topic, self._count % self._maximum + 1
 
     def add(self, topic: str, alias: int) -> None:
         """Record that a packet with this topic and this alias, which `find` has returned, is sent."""
         if self._count >= self._maximum:
             del self._by_topic[next(iter(self._by_topic))]
+            self._misses = 0
         self._by_topic[topic] = alias
         self._count += 1
 
