@@ -18,7 +18,7 @@ _LIMITS = {
     "cascade.adapters.executors._places": ("STALL",),
     "cascade.runtime._resource_thread": ("GRACE",),
     "cascade.runtime._connection": ("CONNECT_TIMEOUT", "DISCONNECT_TIMEOUT"),
-    "cascade.runtime.control.controller": ("SUBSCRIBE_TIMEOUT",),
+    "cascade.runtime.control.controller": ("SUBSCRIBE_TIMEOUT", "LONGEST_SUBSCRIBE"),
     "cascade.runtime.subscribers": ("TelemetrySubscriber.drain_timeout",),
     "cascade.connectors.fanout": ("FanoutConnector.drain_timeout",),
     "cascade.connectors._health": ("PATIENCE",),

@@ -71,7 +71,8 @@ STATED = {
         f"more than {lane.HELD_BYTES // MIB} MiB wait",
         f"until only {lane.HELD_BYTES // 2 // MIB} MiB wait",
         {1.0: "longer than a second"}[lane.PATIENCE],
-        f"at most {controller.SUBSCRIBE_TIMEOUT:g} seconds",
+        f"at most {controller.SUBSCRIBE_TIMEOUT:g} seconds for the next message",
+        f"{controller.LONGEST_SUBSCRIBE:g} seconds in all",
     ],
     "docs/control.md": [
         f"more than {wire.MAX_RECEIVED_BYTES // KIB} KiB",

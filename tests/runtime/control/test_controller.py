@@ -623,6 +623,43 @@ async def test_a_connector_that_cannot_subscribe_changes_nothing(
     )
 
 
+class Endless(MemoryConnector):
+    """Brings a constraint in each turn of the event loop, from the moment of the subscription until it is told to end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends = asyncio.Event()
+
+    async def subscribe(self, topic: str, callback: Any) -> None:
+        while not self.ends.is_set():
+            await callback(topic.replace("#", "task/another/pause"), {"type": "pause"})
+            await asyncio.sleep(0)
+        await callback(topic.replace("#", "global/pause"), {"type": "pause"})
+
+
+async def test_a_run_waits_for_retained_constraints_as_long_as_they_arrive(limits: pytest.MonkeyPatch) -> None:
+    limits.setattr("cascade.runtime.control.controller.SUBSCRIBE_TIMEOUT", 0.01)
+    connector = Endless()
+    lab = Steered(connector)
+    asyncio.get_running_loop().call_later(0.1, connector.ends.set)  # ten times the limit
+    run = lab.start(one())
+    await soon(lab.seen(TaskBlocked))
+    assert lab.started == []
+    run.cancel()
+    await soon(asyncio.wait({run}))
+
+
+async def test_a_run_does_not_wait_for_ever_for_constraints_that_arrive_without_an_end(
+    caplog: pytest.LogCaptureFixture, limits: pytest.MonkeyPatch
+) -> None:
+    limits.setattr("cascade.runtime.control.controller.SUBSCRIBE_TIMEOUT", 0.01)
+    limits.setattr("cascade.runtime.control.controller.LONGEST_SUBSCRIBE", 0.05)
+    assert await soon(Steered(Endless()).engine.run(one())) == 1
+    assert [record.getMessage() for record in caplog.records] == [
+        "Constraints still arrive after 0.05 s: the run starts; some may not apply yet"
+    ]
+
+
 async def test_what_comes_after_a_run_is_ignored() -> None:
     lab = Steered()
     callbacks: list[Any] = []

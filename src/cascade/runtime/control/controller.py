@@ -42,7 +42,9 @@ MAX_LISTED = 256
 EXPIRY_TOLERANCE = 2.0
 """Seconds. A broker counts Message Expiry in whole seconds, so that the end of a repeated message varies."""
 SUBSCRIBE_TIMEOUT = 10.0
-"""Seconds to wait for `subscribe` of a connector. This is for one that has no limit of its own."""
+"""Seconds to wait for `subscribe` of a connector while it brings no message. This is for one that has no limit of its own."""
+LONGEST_SUBSCRIBE = 60.0
+"""Seconds to wait for `subscribe` of a connector while it brings messages."""
 _MAX_REFUSED = 100
 """Refusals that are kept for the first run."""
 
@@ -79,6 +81,7 @@ class Controller:
         self._refused: list[dict[str, Any]] = []
         self._notifier = DecisionNotifier(self._publish)
         self._users = 0
+        self._received = 0
         self._subscribing: asyncio.Task[None] | None = None
         self._unsubscribing: asyncio.Task[None] | None = None
 
@@ -93,7 +96,7 @@ class Controller:
         try:
             if self._subscribing is None:
                 self._subscribing = asyncio.create_task(self._subscribe(connector), name="cascade-control")
-            await asyncio.wait({self._subscribing}, timeout=SUBSCRIBE_TIMEOUT)
+            await self._await_retained(self._subscribing)
             yield
         finally:
             self._users -= 1
@@ -131,6 +134,7 @@ class Controller:
         """Apply, replace or clear a constraint, or refuse an invalid message with the reason. Never raises."""
         if not self._users:
             return
+        self._received += 1
         scope, kind = None, ""
         try:
             scope, kind = parse_topic(topic, self._prefix)
@@ -243,6 +247,18 @@ class Controller:
         for run in list(self._runs.values()):
             if scope is None or _concerns(scope, run):
                 run.emit(ControlDecision, **fields)
+
+    async def _await_retained(self, subscribing: asyncio.Task[None]) -> None:
+        """Wait until `subscribe` has returned, within the limits."""
+        end, received = time.monotonic() + LONGEST_SUBSCRIBE, -1
+        while not subscribing.done() and received != self._received:
+            if time.monotonic() >= end:
+                logger.warning(
+                    "Constraints still arrive after %g s: the run starts; some may not apply yet", LONGEST_SUBSCRIBE
+                )
+                return
+            received = self._received
+            await asyncio.wait({subscribing}, timeout=SUBSCRIBE_TIMEOUT)
 
     async def _subscribe(self, connector: Connector) -> None:
         if self._unsubscribing is not None and not self._unsubscribing.done():
