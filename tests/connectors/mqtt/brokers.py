@@ -1,9 +1,10 @@
 """Brokers other than Mosquitto, and brokers of all kinds that have a limit."""
 
+import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +19,23 @@ from stack import build
 from stack.addresses import HOST, reserved_port
 from stack.process import Server
 from tests.connectors.mqtt.broker import SETTINGS, Broker, Listener, Message
-from tests.connectors.mqtt.messages import numbers
-from tests.connectors.mqtt.proxy import Packet, Proxy, change_connack, sent_by_client
+from tests.connectors.mqtt.messages import numbers, telemetry
+from tests.connectors.mqtt.proxy import Packet, Proxy, change_connack, received_by_client, sent_by_client
 from tests.servers import go, npm_packages
 
-__all__ = ["PUBLISHED", "Aedes", "BrokerProcess", "Limit", "Mochi", "Observed"]
+__all__ = [
+    "PUBLISHED",
+    "TOPIC",
+    "Aedes",
+    "BrokerProcess",
+    "Limit",
+    "Mochi",
+    "Observed",
+    "double",
+    "publish_over_connections",
+]
+
+TOPIC = "cascade/telemetry/local/default/run/events"
 
 PUBLISHED = sent_by_client(PacketTypes.PUBLISH)
 
@@ -144,3 +157,22 @@ class Observed:
 
     def published(self) -> list[Packet]:
         return self.proxy.matching(PUBLISHED)
+
+
+async def publish_over_connections(count: int, proxy: Proxy, listener: Listener) -> list[Packet]:
+    """Publish 50 messages over each of so many connections, all but the last of which the proxy cuts; return all packets."""
+    connector = MqttConnector("127.0.0.1", proxy.port)
+    await connector.connect()
+    for number in range(1, count + 1):
+        for seq in range(50 * (number - 1), 50 * number):
+            await connector.publish(TOPIC, telemetry(seq), 1)
+        await asyncio.to_thread(listener.wait_for, _have_arrived(50 * number))
+        if number < count:
+            proxy.cut()
+            await asyncio.to_thread(proxy.wait_for_count, number + 1, received_by_client(PacketTypes.CONNACK))
+    await connector.disconnect()
+    return list(proxy.packets)
+
+
+def _have_arrived(count: int) -> Callable[[list[Message]], bool]:
+    return lambda messages: {*numbers(messages)} == set(range(count))

@@ -15,7 +15,7 @@ from cascade.connectors.mqtt import MqttConnector, presence
 from cascade.connectors.mqtt.client import Client
 from stack.addresses import reserved_port
 from tests.connectors.mqtt.broker import Broker, Listener
-from tests.connectors.mqtt.brokers import PUBLISHED, Limit, double
+from tests.connectors.mqtt.brokers import PUBLISHED, TOPIC, Limit, double, publish_over_connections
 from tests.connectors.mqtt.messages import events, numbers, statuses, telemetry, warnings
 from tests.connectors.mqtt.proxy import (
     Packet,
@@ -25,9 +25,7 @@ from tests.connectors.mqtt.proxy import (
     received_by_client,
     sent_by_client,
 )
-from tests.waiting import until
 
-TOPIC = "cascade/telemetry/local/default/run/events"
 TAKEN_OVER = 0x8E
 
 
@@ -148,22 +146,11 @@ async def test_a_connection_with_less_qos_and_without_retain_changes_its_own_mes
         return change_connack(MaximumQoS=0, RetainAvailable=0)(packet) if packet.connection == 1 else (packet,)
 
     with Proxy(broker.port, rule) as proxy, Listener(broker.port, TOPIC) as listener:
-        connector = MqttConnector("127.0.0.1", proxy.port)
-        await connector.connect()
-        for number in range(3):
-            for seq in range(50 * number, 50 * number + 50):
-                await connector.publish(TOPIC, telemetry(seq), 1)
-            await until(lambda: len({*numbers(listener.messages)}) == 50 * number + 50)  # noqa: B023 - it is over before the next one
-            if number < 2:
-                proxy.cut()
-                await asyncio.to_thread(proxy.wait_for_count, number + 2, received_by_client(PacketTypes.CONNACK))
-        await connector.disconnect()
-        packets = proxy.matching(PUBLISHED)
+        packets = [*filter(PUBLISHED, await publish_over_connections(3, proxy, listener))]
     for number, qos in ((0, 1), (1, 0), (2, 1)):
         own = [packet for packet in packets if packet.connection == number]
         assert {packet.qos for packet in own} == {qos}
         assert any(packet.retain for packet in own) is bool(qos)
-    assert {*numbers(listener.messages)} == set(range(150))
     assert sorted("QoS" in warning for warning in warnings(caplog)) == [False, True]
 
 
