@@ -156,6 +156,14 @@ class Unreadable(dict[str, Any]):
         self.reason = reason
 
 
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+# Made once, as for `dumps`.
+_decode_json = json.JSONDecoder(parse_constant=_no_number).decode
+
+
 def received(data: bytes) -> dict[str, Any]:
     """Decode an incoming message for a subscriber's callback; never raises.
 
@@ -167,7 +175,7 @@ def received(data: bytes) -> dict[str, Any]:
     if len(data) > MAX_RECEIVED_BYTES:
         return Unreadable(f"it has {len(data):,} bytes, more than {MAX_RECEIVED_BYTES:,}")
     try:
-        payload = json.loads(data.decode("utf-8-sig"), parse_constant=_no_number)  # RFC 8259, 8.1: a BOM may be ignored
+        payload = _decode_json(data.decode("utf-8-sig"))  # RFC 8259, 8.1: a BOM may be ignored
     except UnicodeDecodeError:
         return Unreadable("it is not in UTF-8")
     except RecursionError:
@@ -200,7 +208,3 @@ def with_expiry(payload: dict[str, Any], seconds: float, now: float) -> dict[str
 def _is_later(given: Any, ends: float) -> bool:
     """True if `given` is a valid time after `ends`."""
     return isinstance(given, (int, float)) and not isinstance(given, bool) and ends < given <= MAX_TIME
-
-
-def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")

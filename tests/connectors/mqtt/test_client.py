@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import inspect
+import itertools
 import logging
 import math
 import socket
@@ -16,15 +17,19 @@ from typing import Any
 import aiomqtt
 import pytest
 from blockbuster import blockbuster_ctx
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
 import cascade as cs
 from cascade.connectors.mqtt import MqttConnector, client
-from cascade.connectors.mqtt.client import BrokerLimits, Client, NetworkLoop
+from cascade.connectors.mqtt.client import BrokerLimits, Client, IncomingMessage, NetworkLoop
 from cascade.connectors.mqtt.connection import Connection
 from cascade.connectors.mqtt.options import MqttOptions
+from cascade.connectors.mqtt.packets import new_properties
 from tests import limits
 from tests.connectors.mqtt.broker import Broker, Listener
 from tests.connectors.mqtt.messages import statuses, telemetry
+from tests.connectors.mqtt.proxy import Proxy, received_by_client, sent_by_client
 from tests.waiting import HANG, until, until_blocking
 
 TOPIC = "cascade/telemetry/local/default/run/events"
@@ -320,3 +325,50 @@ def test_more_than_the_system_accepts_at_once_arrives_whole(broker: Broker) -> N
     with Listener(broker.port, "cascade/x") as listener:
         run(talk)
         assert {m.payload for m in listener.wait_for(lambda seen: len(seen) == count)} == {body}
+
+
+@pytest.mark.parametrize("block", [1, 7, 100, 1 << 16])
+def test_messages_are_received_and_acknowledged_wherever_the_bytes_of_a_block_end(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    """Only those that were read completely, and have no property but the expiry, are received without paho."""
+    monkeypatch.setattr("cascade.connectors.mqtt.client._BLOCK", block)
+    properties: dict[str, Any] = {"ContentType": "application/json", "MessageExpiryInterval": 60}
+    received, expected = list[IncomingMessage](), list[IncomingMessage]()
+    with Proxy(broker.port) as proxy, Listener(broker.port, "nothing") as other:
+
+        def publish() -> None:
+            kinds = itertools.product(("", "é"), ([], list(properties)[1:], [*properties]), (0, 90, 300, 20_000))
+            for number, (end, used, size) in enumerate(kinds):
+                topic, qos = f"a/{number}{end}", number % 2
+                options = new_properties(PacketTypes.PUBLISH, **{name: properties[name] for name in used})
+                message = IncomingMessage(topic, b"x" * size, bool(number % 3), 60 if used else None)
+                other.client.publish(topic, message.payload, qos, message.retain, options).wait_for_publish(HANG)
+                expected.append(message)
+            other.publish("a/end", b"")
+
+        async def main() -> None:
+            async with make(proxy.port) as client:
+                ended = asyncio.Event()
+
+                def receive(message: IncomingMessage) -> None:
+                    if message.topic == "a/end":
+                        ended.set()
+                    else:
+                        assert message.expiry is None or 0 < message.expiry <= 60
+                        received.append(message._replace(expiry=message.expiry and 60))
+
+                client.on_received = receive
+                await client.subscribe("a/#", options=SubscribeOptions(qos=1, retainAsPublished=True))
+                await asyncio.to_thread(publish)
+                async with asyncio.timeout(HANG):
+                    await ended.wait()
+                client.flush()
+                await asyncio.to_thread(
+                    proxy.wait_for_count, len(expected) // 2 + 1, sent_by_client(PacketTypes.PUBACK)
+                )
+
+        run(main)
+        ids = [packet.packet_id for packet in proxy.matching(received_by_client(PacketTypes.PUBLISH)) if packet.qos]
+        assert [packet.packet_id for packet in proxy.matching(sent_by_client(PacketTypes.PUBACK))] == ids
+    assert sorted(received) == sorted(expected)

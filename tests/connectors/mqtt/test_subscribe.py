@@ -573,13 +573,10 @@ async def test_retained_messages_that_are_too_late_are_reported(
 async def test_a_refused_subscription_to_the_presence_costs_nothing(broker: Broker, limits: pytest.MonkeyPatch) -> None:
     limits.setattr(subscriptions, "RETURN_TIMEOUT", NEVER)
 
-    def refuse(packet: Packet) -> Iterable[Packet]:
-        if SUBSCRIBED(packet):
-            packet = replace(packet, body=packet.body[:-1] + b"\x87")
-        return () if packet.from_broker and packet.topic.startswith(STATUS) else (packet,)
-
     def rule(packet: Packet) -> Iterable[Packet]:
-        return refuse(packet) if packet.kind in {PacketTypes.SUBACK, PacketTypes.PUBLISH} else (packet,)
+        if SUBSCRIBED(packet):
+            return (replace(packet, body=packet.body[:-1] + b"\x87"),)
+        return () if RETAINED(packet) and packet.topic.startswith(STATUS) else (packet,)
 
     with Listener(broker.port) as other, Proxy(broker.port, rule) as proxy:
         other.publish(PAUSE, json.dumps(constraint()), retain=True)
@@ -691,3 +688,29 @@ async def test_a_message_with_an_expiry_has_the_time_of_its_end(broker: Broker) 
     await connector.subscribe(CONTROL, later)
     assert later.calls == [], "it has expired"
     await connector.disconnect()
+
+
+async def test_a_hundred_thousand_retained_constraints_are_all_received(
+    broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    count, topics = 100_000, set[str]()
+
+    async def keep(topic: str, payload: dict[str, Any]) -> None:
+        topics.add(topic)
+
+    with Listener(broker.port, "nothing") as other:
+        for number in range(count):
+            other.client.publish(PAUSE.replace("global", f"task/t{number}"), b'{"type": "pause"}', retain=True)
+        await asyncio.to_thread(other.publish, PAUSE, json.dumps(constraint()), retain=True)
+    connector = await connected(broker)
+    for number in range(100):
+        await connector.publish("cascade/telemetry/local/default/run/events", telemetry(number), 1)
+    await connector.subscribe(CONTROL, keep)
+    assert len(topics) == count + 1
+    later = set(topics)
+    topics.clear()
+    await connector.subscribe(CONTROL, keep)
+    await until(lambda: topics == later)
+    await connector.disconnect()
+    assert (connector._outbox.sent, connector._outbox.lost) == (100, 0)
+    assert warnings(caplog) == []

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Self, TypeVar, cast
+from typing import Any, NamedTuple, Self, TypeVar, cast
 
 import aiomqtt
 from paho.mqtt.client import MQTTMessage
@@ -52,6 +52,8 @@ _MAX_PACKET_BYTES = MAX_MESSAGE_BYTES + (1 << 16)
 """For a broker without a limit: the largest message, with its topic and properties."""
 _PING = 0.7
 """Part of the keepalive after which PINGREQ is sent."""
+_SHORTEST, _CONTINUES, _ONLY_EXPIRY = 4, 0x80, b"\x05\x02"
+"""Of a PUBLISH packet: bytes, the bit of a length that has further bytes, and the start of its properties."""
 _BLOCK = 1 << 16
 """Bytes of one system call."""
 _MOST_READS = 64
@@ -59,6 +61,15 @@ _MOST_READS = 64
 
 # aiomqtt and paho report each error to their caller too; without a handler their log lines would go to stderr.
 _silent = logging.Logger("cascade.connectors.mqtt.client", logging.CRITICAL + 1)  # noqa: LOG001 - it has no parent
+
+
+class IncomingMessage(NamedTuple):
+    """A message from the broker. `expiry` is the rest of its Message Expiry Interval, in seconds."""
+
+    topic: str
+    payload: bytes
+    retain: bool
+    expiry: int | None
 
 
 class BrokerLimits:
@@ -131,8 +142,8 @@ class Client(aiomqtt.Client):
     """Connects when it is entered. A clean exit sends DISCONNECT; an exception does not, so the broker publishes the will.
 
     The owner sets the callbacks. They run in the event loop: `on_acknowledged(packet id, reason)` for each PUBACK of
-    `send`, `on_refused()` for each PUBACK of `publish` with an error, `on_received(message)` for each incoming message, and `on_activity()` whenever the broker has sent or
-    accepted bytes, and when the connection ends.
+    `send`, `on_refused()` for each PUBACK of `publish` with an error, `on_received(message)` for each incoming message, and
+    `on_activity()` whenever the broker has sent or accepted bytes, and when the connection ends.
     """
 
     def __init__(
@@ -167,7 +178,7 @@ class Client(aiomqtt.Client):
         self.reason, self.code = "", 0
         self.on_acknowledged: Callable[[int, ReasonCode], None] = _ignore
         self.on_refused: Callable[[], None] = _ignore
-        self.on_received: Callable[[MQTTMessage], None] = _ignore
+        self.on_received: Callable[[IncomingMessage], None] = _ignore
         self.on_activity: Callable[[], None] = _ignore
         self._is_dropped = self._is_writing = False
         self._thread = threading.get_ident()
@@ -317,7 +328,9 @@ class Client(aiomqtt.Client):
             self.on_acknowledged(mid, reason_code)
 
     def _on_message(self, client: Any, userdata: Any, message: MQTTMessage) -> None:  # noqa: ARG002
-        self.on_received(message)
+        with contextlib.suppress(UnicodeDecodeError):  # the topic is not in UTF-8
+            expiry = getattr(message.properties, "MessageExpiryInterval", None)
+            self.on_received(IncomingMessage(message.topic, bytes(message.payload), message.retain, expiry))
 
     def _on_socket_open(self, client: Any, userdata: Any, sock: Any) -> None:  # noqa: ARG002
         # In the thread that connects.
@@ -341,7 +354,8 @@ class Client(aiomqtt.Client):
     def _read(self) -> None:
         try:
             for _ in range(_MOST_READS):
-                self._client.loop_read()
+                if not self._take_message():
+                    self._client.loop_read()
                 if not self._transport.has_unread:
                     break
             else:
@@ -349,6 +363,18 @@ class Client(aiomqtt.Client):
         except Exception as error:  # noqa: BLE001 - as in `flush`
             self._lose(error)
         self.on_activity()
+
+    def _take_message(self) -> bool:
+        """Receive the next message without paho, which takes ten times as long; whether there was one."""
+        is_within_packet = self._client._in_packet["command"]  # noqa: SLF001 - paho has read the start of a packet
+        found = None if is_within_packet else self._transport.take_message()
+        if found is None:
+            return False
+        packet_id, message = found
+        self.on_received(message)
+        if packet_id:
+            self._client._send_puback(packet_id)  # noqa: SLF001 - `ack` is for clients that acknowledge all by themselves
+        return True
 
     def _flush_queued(self) -> None:
         if self._is_writing:  # otherwise the owner has called `flush` meanwhile
@@ -452,6 +478,32 @@ class _Transport:
         start = self._position
         self._position = min(start + size, len(self._unread))
         return self._unread[start : self._position]
+
+    def take_message(self) -> tuple[int, IncomingMessage] | None:
+        """Remove the next packet if it is a PUBLISH in its usual form; return its packet id or 0, and the message.
+
+        That is, it was read completely, has QoS 0 or 1, and no property but Message Expiry Interval (MQTT 5.0, 3.3).
+        """
+        data, start = self._unread, self._position
+        if len(data) - start < _SHORTEST or data[start] & 0xF4 != PacketTypes.PUBLISH << 4:
+            return None
+        length, position = data[start + 1], start + 2
+        if length & _CONTINUES:
+            length, position = length - _CONTINUES + (data[position] << 7), position + 1
+        end, flags = position + length, data[start]
+        place = position + 2 + int.from_bytes(data[position : position + 2])
+        topic, packet_id = data[position + 2 : place], 0
+        if flags & 2:
+            packet_id, place = int.from_bytes(data[place : place + 2]), place + 2
+        if data[position - 1] & _CONTINUES or end > len(data) or place >= end or not topic.isascii():
+            return None
+        expiry = None
+        if data[place : place + 2] == _ONLY_EXPIRY and place + 5 < end:
+            expiry, place = int.from_bytes(data[place + 2 : place + 6]), place + 5
+        elif data[place]:
+            return None
+        self._position = end
+        return packet_id, IncomingMessage(topic.decode(), data[place + 1 : end], bool(flags & 1), expiry)
 
     def send(self, data: bytes) -> int:
         if len(self._unwritten) >= _BLOCK:

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import aiomqtt
-from paho.mqtt.client import MQTTMessage
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from cascade.connectors._notifier import LoopNotifier
-from cascade.connectors.mqtt.client import FAILURE, Client
+from cascade.connectors.mqtt.client import FAILURE, Client, IncomingMessage
 from cascade.connectors.mqtt.outbox import Backpressure, Outbox, OutgoingMessage
 from cascade.connectors.mqtt.packets import PackedProperties, TopicAliases, packet_bytes, publish_properties
 from cascade.connectors.mqtt.run_state import TICK, RunStates, StateSender
@@ -120,7 +119,7 @@ class Connection:
         self._outbox = shared.outbox
         self._poison = poison
         self._start = time.monotonic()
-        self._has_moved = self._has_news = False
+        self._has_moved = self._has_news = self._has_incoming = False
         self._unacknowledged: dict[int, OutgoingMessage] = {}
         self._unwritten: list[OutgoingMessage] = []
         self._arrived: list[OutgoingMessage] = []
@@ -251,6 +250,9 @@ class Connection:
 
     def _noted(self) -> None:
         self.has_activity = True
+        if self._has_incoming:
+            self._has_incoming = False
+            self._shared.subscriptions.wake()
         self._wakeup.set()
 
     # Outgoing messages.
@@ -303,15 +305,14 @@ class Connection:
 
     # Incoming messages.
 
-    def _received(self, message: MQTTMessage) -> None:
-        with contextlib.suppress(UnicodeDecodeError):  # the topic is not in UTF-8
-            topic, body = message.topic, bytes(message.payload)
-            if message.retain:
-                self._barrier.note(topic)
-            if topic == self._presence_topic:
-                self.on_presence(body)
-            expiry = getattr(message.properties, "MessageExpiryInterval", None)
-            self._shared.subscriptions.receive(topic, body, retained=message.retain, expiry=expiry)
+    def _received(self, message: IncomingMessage) -> None:
+        topic, payload, retain, expiry = message
+        if retain:
+            self._barrier.note(topic)
+        if topic == self._presence_topic:
+            self.on_presence(payload)
+        self._has_incoming = True
+        self._shared.subscriptions.receive(topic, payload, retained=retain, expiry=expiry, wakes=False)
 
     def _update_subscriptions(self) -> None:
         is_first, self._version = self._version < 0, self._shared.subscriptions.version

@@ -15,8 +15,8 @@ from cascade.telemetry.wire import MAX_RECEIVED_BYTES, received, with_expiry
 
 logger = get_logger("cascade.connectors.mqtt")
 
-CAPACITY = 16 << 20
-"""Bytes: about 40,000 constraints."""
+CAPACITY = 64 << 20
+"""Bytes: about 200,000 constraints."""
 ENTRY_BYTES = 200
 """Memory of a message beside its payload and topic."""
 BATCH = 32
@@ -89,25 +89,33 @@ class Inbox:
         self._lock = threading.Lock()
         self._pending = Latest()
         self._task: asyncio.Task[None] | None = None
-        self._is_closed = False
+        self._is_closed = self._is_due = False
         self._has_failed = False
         self.handed_over = 0
         """Number of messages that the callback was called with."""
 
-    def put(self, topic: str, message: Incoming) -> bool:
-        """Add a message; return False if too much waits already."""
+    def put(self, topic: str, message: Incoming, *, wakes: bool = True) -> bool:
+        """Add a message, to hand over at once or after the next `wake`; return False if too much waits already."""
         with self._lock:
             if self._is_closed:
                 return True
             if not self._pending.put(topic, message):
                 return False
-            wakes, self.is_idle = self.is_idle, False
+            self._is_due |= self.is_idle
+            self.is_idle = False
         if wakes:
+            self.wake()
+        return True
+
+    def wake(self) -> None:
+        """Begin to hand over."""
+        with self._lock:
+            is_due, self._is_due = self._is_due, False
+        if is_due:
             try:
                 self._loop.call_soon_threadsafe(self._start, context=self._context)
             except RuntimeError:  # the loop is closed
                 self._is_closed = True
-        return True
 
     @property
     def is_closed(self) -> bool:

@@ -141,18 +141,30 @@ class Subscriptions:
             subscription.is_ready = True
         self._on_change()
 
-    def receive(self, topic: str, data: bytes, *, retained: bool, expiry: int | None = None) -> None:
-        """Hand a message over to the subscribers of all filters that match its topic. It expires in `expiry` seconds."""
+    def receive(
+        self, topic: str, data: bytes, *, retained: bool, expiry: int | None = None, wakes: bool = True
+    ) -> None:
+        """Hand a message over to the subscribers of all filters that match its topic, at once or with the next `wake`.
+
+        It expires in `expiry` seconds.
+        """
         message = incoming(data, expiry)
         with self._lock:
             for subscription in list(self._by_filter.values()):
                 if topic_matches(subscription.pattern, topic):
                     if not (retained and subscription.is_known(topic, message)):
-                        self._deliver(subscription, topic, message)
+                        self._deliver(subscription, topic, message, wakes=wakes)
                     subscription.hold(topic, message, retained=retained)
 
-    def _deliver(self, subscription: Subscription, topic: str, message: Incoming) -> None:
-        refused = [inbox for inbox in subscription.inboxes if not inbox.put(topic, message)]
+    def wake(self) -> None:
+        """Wake the event loops of the subscribers. An interruption costs more than many messages."""
+        with self._lock:
+            for subscription in self._by_filter.values():
+                for inbox in subscription.inboxes:
+                    inbox.wake()
+
+    def _deliver(self, subscription: Subscription, topic: str, message: Incoming, *, wakes: bool = True) -> None:
+        refused = [inbox for inbox in subscription.inboxes if not inbox.put(topic, message, wakes=wakes)]
         if refused:
             self.warn(f"more than {CAPACITY >> 20} MiB of messages wait for a subscriber: further topics are refused")
         if any(inbox.is_closed for inbox in subscription.inboxes):
