@@ -17,6 +17,7 @@ _Tasks = dict[str, _Task]
 
 _ENDS = {"COMPLETED": "completed", "SKIPPED": "skipped"}
 _COUNTED = ("completed", "failed", "cancelled", "skipped")
+_IDENTITY = ("run_id", "org_id", "project_id", "source", "trace_id")
 
 
 class RunStateFold:
@@ -29,10 +30,13 @@ class RunStateFold:
     def __init__(self, started: Mapping[str, Any]) -> None:
         """`started` is the payload of the run's first message, ENGINE_STARTED."""
         metadata = started["body"]["metadata"]
-        self._first = self._last = started
         self._lock = threading.Lock()
-        self._target: str = metadata.get("target", "")
-        self._start_ns: int = metadata.get("start_ns", 0)
+        # Values, since a payload may be large, and states of runs that have ended may wait for a broker.
+        self._constant: dict[str, Any] = {name: started[name] for name in _IDENTITY}
+        self._constant |= {"target": metadata.get("target", ""), "start_time": timestamp(metadata.get("start_ns", 0))}
+        self._latest: tuple[str, int] = (started["ts"], started["seq"])
+        self._status: RunStateStatus = "running"
+        self._end: tuple[str, float] | None = None  # time and duration
         self._tasks = sum(metadata.get("tasks", {}).values())
         self._ended: dict[str, int] = dict.fromkeys(_COUNTED, 0)
         self._running: tuple[_Tasks, _Tasks] = ({}, {})
@@ -40,7 +44,6 @@ class RunStateFold:
         self._delays: dict[str, tuple[int, bool]] = {}  # of retries: the end in nanoseconds, and whether it is an item
         self._last_error: LastError | None = None
         self._first_failure: LastError | None = None
-        self._end: Mapping[str, Any] | None = None
 
     @property
     def is_over(self) -> bool:
@@ -51,7 +54,7 @@ class RunStateFold:
         """Fold the next message of the run."""
         body = payload["body"]
         with self._lock:
-            self._last = payload
+            self._latest = (payload["ts"], payload["seq"])
             if "task_id" in body:
                 self._add_task(body, payload["ts"])
             elif "resource_name" in body:
@@ -64,25 +67,17 @@ class RunStateFold:
         """The state at a time in nanoseconds since the Unix epoch. It lists at most `listed` running and waiting tasks."""
         with self._lock:
             self._end_delays(now_ns)
-            head, end = self._first, self._end
+            end_time, duration_ms = self._end or (None, None)
             active = {"pending": _count(self._waiting), "running": _count(self._running)}
-            metadata: Mapping[str, Any] = {} if end is None else end["metadata"]
-            status: RunStateStatus = "running" if end is None else metadata.get("result") or _RESULTS[end["status"]]
             return RetainedRunState(
-                run_id=head["run_id"],
-                ts=self._last["ts"],
-                seq=self._last["seq"],
-                org_id=head["org_id"],
-                project_id=head["project_id"],
-                source=head["source"],
-                trace_id=head["trace_id"],
-                target=self._target,
-                status=status,
-                start_time=timestamp(self._start_ns),
-                end_time=None if end is None else timestamp(metadata.get("end_ns", 0)),
-                duration_ms=None if end is None else end["duration_ms"],
+                **self._constant,
+                ts=self._latest[0],
+                seq=self._latest[1],
+                status=self._status,
+                end_time=end_time,
+                duration_ms=duration_ms,
                 tasks=self._tasks,
-                counts=active | {name: self._ended[name] for name in _COUNTED},
+                counts=active | self._ended,
                 running=tuple(_listed(self._running, listed)),
                 waiting=tuple(_listed(self._waiting, listed)),
                 last_error=self._last_error,
@@ -141,11 +136,13 @@ class RunStateFold:
             self._running[is_item][task_id] = (name, metadata)
 
     def _stop(self, body: Mapping[str, Any], ts: str) -> None:
-        self._end = body
+        metadata = body["metadata"]
+        self._status = metadata.get("result") or _RESULTS[body["status"]]
+        self._end = (timestamp(metadata.get("end_ns", 0)), body["duration_ms"])
         for tasks in (*self._running, *self._waiting, self._delays):
             tasks.clear()
-        if "counts" in body["metadata"]:
-            self._ended |= body["metadata"]["counts"]
+        counts = metadata.get("counts", {})
+        self._ended = {name: counts.get(name, count) for name, count in self._ended.items()}
         if body["error"] is None:
             return
         last = self._last_error
