@@ -155,8 +155,8 @@ class Connection:
             return True
         if self.client.wants_write:
             return False
-        room = self._room_for_acknowledged()
-        return (self._room() > 0 and self._outbox.can_take(room)) or (room > 0 and not self._states.delay())
+        can_send = self._room() > 0 and self._outbox.can_take(self._room_for_acknowledged())
+        return can_send or (self._room_for_states() > 0 and not self._states.delay())
 
     def delay(self) -> float:
         """Seconds to wait for the next state of a run; infinite if there is none."""
@@ -175,7 +175,7 @@ class Connection:
         """
         if self.client.wants_write:
             return
-        self._states.send(self._room_for_acknowledged())
+        self._states.send(self._room_for_states())
         for message in self._outbox.take(min(self._room(), BATCH), self._room_for_acknowledged()):
             self._send(message)
         if self.client.wants_write:
@@ -267,6 +267,11 @@ class Connection:
             return WINDOW
         return self.client.limits.receive_maximum - self._in_flight() - self._waiting_publishes
 
+    def _room_for_states(self) -> int:
+        """The states of many runs take half of the window at most. If it has one place, messages go first."""
+        share = min(WINDOW, self.client.limits.receive_maximum) // 2 or not self._outbox.is_waiting
+        return min(self._room_for_acknowledged(), share - len(self._states))
+
     def _in_flight(self) -> int:
         return len(self._unacknowledged) + len(self._states) + self._own_publishes
 
@@ -292,12 +297,20 @@ class Connection:
         self._acknowledgement.set()
         message = self._unacknowledged.pop(packet_id, None)
         if message is None:
-            self._has_news |= self._states.acknowledged(packet_id, reason)
+            if self._states.acknowledged(packet_id, reason):
+                self._has_news = True
+                if self._states.is_on_trial:
+                    self.start(self._counted(self._pass_trial()))
             return
         if reason.value >= FAILURE:
             self._lose(message, f"{reason}, on topic {message.topic}")
         else:
             self._arrived.append(message)
+
+    async def _pass_trial(self) -> None:
+        await self.client.unsubscribe(self._barrier, timeout=math.inf)
+        self._states.has_passed = True
+        self._wakeup.set()
 
     def _lose(self, message: OutgoingMessage, reason: str) -> None:
         self._outbox.lose(message, reason)

@@ -27,8 +27,8 @@ FINAL_EXPIRY = 60
 MAX_ENDS = 4
 """Connections in a row that end early while a state is unacknowledged, before no more states are sent. Mosquitto closes
 the connection, without a reason, for a message over its `message_size_limit`."""
-MAX_FINAL = 1_000
-"""Final states that wait while there is no broker. Above that, the oldest one is dropped."""
+MAX_FINAL = 10_000
+"""Final states that wait for the broker: about 25 MB. Above that, the oldest one is dropped."""
 
 _REFRESH = EXPIRY / 2
 TICK = 0.05
@@ -40,6 +40,8 @@ _BLAMELESS = (TRANSIENT | {TAKEN_OVER}) - {FAILURE}
 """Reason codes of DISCONNECT for which no message is the reason. FAILURE stands for an end without DISCONNECT too."""
 _LISTED = (MAX_LISTED_TASKS, MAX_LISTED_TASKS // 4, 0)
 """Tasks to list, for a broker with a small Maximum Packet Size."""
+_SHORT = 200
+"""Characters of the last error in a state that lists no tasks because of its size."""
 
 
 @dataclass(slots=True, eq=False)
@@ -77,7 +79,7 @@ class StateUpdate:
     run: _Run = field(repr=False)
 
     def body(self, most: float) -> bytes | None:
-        """The state as JSON in at most so many bytes, with fewer tasks if need be. None if that is not possible.
+        """The state as JSON in at most so many bytes, with less detail if need be. None if that is not possible.
 
         The body is empty if the final state has expired: it clears the state that is retained.
         """
@@ -85,7 +87,10 @@ class StateUpdate:
             return b""
         now_ns = time.time_ns()
         for listed in _LISTED:
-            found = dumps(encode_state(self.run.fold.state(now_ns, listed)))
+            state = encode_state(self.run.fold.state(now_ns, listed))
+            if not listed and state["last_error"]:
+                state["last_error"]["message"] = state["last_error"]["message"][:_SHORT]
+            found = dumps(state)
             if len(found) <= most:
                 next_ns = self.run.fold.next_change_ns()
                 self.run.wake_at = math.inf if next_ns is None else time.monotonic() + (next_ns - now_ns) / 1e9
@@ -102,7 +107,7 @@ class RunStates:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._active: dict[str, _Run] = {}  # by topic of their messages
-        self._final: dict[int, _Run] = {}  # runs that have ended and whose final state is not acknowledged
+        self._final: dict[int, _Run] = {}  # by number: those whose final state is not acknowledged
         self._ready: dict[_Run, None] = {}  # at once: runs that start or end
         self._scan_at = math.inf
         self._scanned_at = -math.inf
@@ -117,13 +122,13 @@ class RunStates:
     def add(self, topic: str, payload: Mapping[str, Any]) -> None:
         """Fold a message that was published on a topic. A payload that is not a message of a run has no effect."""
         run = self._active.get(topic)
-        if run is None:
-            if not _is_start(topic, payload):
-                return
-            run = self._start(topic, payload)
         try:
+            if run is None:
+                if not _is_start(topic, payload):
+                    return
+                run = self._start(topic, payload)
             run.fold.add(payload)
-        except (AttributeError, KeyError, TypeError):
+        except (AttributeError, KeyError, TypeError, ValueError):
             return
         if run.fold.is_over:
             self._end(topic, run)
@@ -161,7 +166,8 @@ class RunStates:
             if run.number >= 0 and not update.is_final:  # the final state has replaced it
                 return
             run.is_out = False
-            run.is_changed |= retry
+            if retry:
+                run.is_changed = True
             if update.is_final and not retry:
                 self._final.pop(run.number, None)
         self._look_at(run.due_at())
@@ -196,7 +202,7 @@ class RunStates:
     def has_settled(self, before: int) -> bool:
         """Whether the final states of the first `before` runs that have ended are acknowledged."""
         with self._lock:
-            return min(self._final, default=before) >= before
+            return next(iter(self._final), before) >= before
 
     def clear(self) -> None:
         """Forget all runs."""
@@ -226,6 +232,7 @@ class RunStates:
             self._final[run.number] = run
             if len(self._final) > MAX_FINAL:
                 self._ready.pop(self._final.pop(next(iter(self._final))), None)
+                self.refusal = f"more than {MAX_FINAL:,} final states waited"
             self._ready[run] = None
 
     def _look_at(self, due_at: float) -> None:
@@ -257,7 +264,9 @@ class StateSender:
     """Sends the states of runs over one connection."""
 
     def __init__(self, client: Client, states: RunStates) -> None:
-        self._has_answer = False
+        self.has_passed = False
+        """Whether the connection has lasted longer than the answer to its first state."""
+        self._has_sent = False
         self._client = client
         self._states = states
         self._out: dict[int, tuple[StateUpdate, int]] = {}  # by packet id, with the size
@@ -269,12 +278,12 @@ class StateSender:
 
     @property
     def is_on_trial(self) -> bool:
-        """Whether the first state of the connection is unacknowledged.
+        """Whether the answer to the first state of the connection may end it.
 
         Mosquitto with `max_queued_messages 0` closes the connection after it has refused a message. Messages of QoS 0 that
-        were written after that one would be lost.
+        were written after that one would be lost. After a refusal, a further answer from the broker ends the trial.
         """
-        return bool(self._out) and not self._has_answer
+        return self._has_sent and not self.has_passed
 
     def delay(self) -> float:
         """Seconds until a state is due; infinite if there is none."""
@@ -297,6 +306,7 @@ class StateSender:
             packet_id = self._client.send(update.topic, body, qos, properties, retain=True)
             if qos:
                 self._out[packet_id] = (update, len(body))
+                self._has_sent = True
             else:
                 self._states.settle(update)
 
@@ -305,9 +315,9 @@ class StateSender:
         found = self._out.pop(packet_id, None)
         if found is None:
             return False
-        self._has_answer = True
         update, _ = found
         refusal = f"{reason}, on topic {update.topic}" if reason.value >= FAILURE else ""
+        self.has_passed |= not refusal
         if reason.value == _NOT_AUTHORIZED:
             self._states.forbid(refusal)
         self._states.settle(update, refusal, retry=reason.value in TRANSIENT)
