@@ -329,13 +329,18 @@ def test_a_large_map_has_few_states(shared_broker: Broker, project: str) -> None
     assert [state["seq"] for state in found] == sorted(state["seq"] for state in found)
 
 
-async def test_the_final_states_of_thousands_of_runs_that_end_at_once_are_retained(broker: Broker) -> None:
-    connector, count = MqttConnector("127.0.0.1", broker.port), 1_500
-    *messages, last = await asyncio.to_thread(recorded)
+async def publish_at_once(port: int, messages: Iterable[PublishedMessage]) -> None:
+    """Publish messages that all wait before there is a connection."""
+    connector = MqttConnector("127.0.0.1", port)
+    for message in messages:
+        await connector.publish(message.topic, message.payload, message.qos)
     await connector.connect()
-    for message in (*copies(messages, count), *copies([last], count)):
-        await connector.publish(message.topic, message.payload, 1)
     await connector.disconnect()
+
+
+async def test_the_final_states_of_thousands_of_runs_that_end_at_once_are_retained(broker: Broker) -> None:
+    count = 1_500
+    await publish_at_once(broker.port, copies(await asyncio.to_thread(recorded), count))
     found = states(await asyncio.to_thread(retained, broker.port, count))
     assert {state["run_id"]: state["status"] for state in found} == {f"run-{n}": "success" for n in range(count)}
 
@@ -416,7 +421,7 @@ def test_a_broker_that_forbids_states_costs_one_warning_and_no_message(
     assert warning.startswith("MqttConnector: the state of a run is not published at 127.0.0.1")
 
 
-def test_a_broker_that_closes_the_connection_after_it_has_refused_a_state_loses_no_message(
+async def test_a_broker_that_closes_the_connection_after_it_has_refused_a_state_loses_no_message(
     broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
     closed = set[int]()
@@ -431,12 +436,12 @@ def test_a_broker_that_closes_the_connection_after_it_has_refused_a_state_loses_
         answer = packet.packet_id.to_bytes(2) + b"\x87"
         return (Packet(PacketTypes.PUBACK, answer, from_broker=True, connection=number),)
 
-    beside = MemoryConnector()
+    messages = await asyncio.to_thread(recorded)
     with Proxy(broker.port, refuse_states_and_then_close) as proxy, Listener(broker.port) as listener:
-        cs.run(load(), connector=[MqttConnector("127.0.0.1", proxy.port), beside], log_level="OFF")
+        await publish_at_once(proxy.port, messages)
         listener.publish("cascade/end", b"")
         seen = listener.wait_for(lambda seen: any(message.topic == "cascade/end" for message in seen))
-    assert {p["seq"] for p in events(seen)} == {p["seq"] for p in beside.payloads}
+    assert {p["seq"] for p in events(seen)} == {message.payload["seq"] for message in messages}
     (warning,) = warnings(caplog)
     assert "Not authorized, on topic cascade/telemetry/local/default/" in warning
 

@@ -308,7 +308,7 @@ class Connection:
             self._arrived.append(message)
 
     async def _pass_trial(self) -> None:
-        await self.client.unsubscribe(self._barrier, timeout=math.inf)
+        await self.client.unsubscribe(self._barrier.unused, timeout=math.inf)
         self._states.has_passed = True
         self._wakeup.set()
 
