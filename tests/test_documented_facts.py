@@ -21,7 +21,7 @@ from cascade import _forks
 from cascade.adapters.executors import _places
 from cascade.connectors import _health
 from cascade.connectors.mqtt import connector as mqtt
-from cascade.connectors.mqtt import options, outbox, packets, run_state
+from cascade.connectors.mqtt import options, outbox, packets, run_state, subscriptions
 from cascade.connectors.otel import OtelConnector, _batch, _grpc, _provider_flush, _routes, _sender, _sharing, _store
 from cascade.connectors.otel import _options as _options_of_otel
 from cascade.connectors.otel import _outbox as _outbox_of_otel
@@ -120,6 +120,8 @@ STATED = {
         {1.0: "does not answer for a second"}[_health.PATIENCE],
         f"`flush_timeout` ({mqtt.FLUSH_TIMEOUT:g} s)",
         {86_400: "retained for a day"}[packets.WILL_EXPIRY],
+        f"{subscriptions.QUIET * 1000:g} ms without a further one",
+        f"within {subscriptions.RETURN_TIMEOUT:g} s and two round trips",
         f"on port {options.PLAIN_PORT}",
         f"the first {limits.MAX_LISTED_TASKS} running tasks, the first {limits.MAX_LISTED_TASKS} waiting tasks",
         {1.0: "at most once a second while the run goes on"}[run_state.INTERVAL],

@@ -21,6 +21,7 @@ RETURN_TIMEOUT = 2.0
 MAX_ROUNDS = 1_000
 """Round trips in which to receive the retained messages; Mosquitto sends 20 messages in each."""
 _MOST_UNANSWERED = 2
+_FULL = f"more than {CAPACITY >> 20} MiB of messages wait for a subscriber: further topics are refused"
 LATE = "retained constraints may not have been applied before the first task"
 
 Warn = Callable[[str], None]
@@ -55,15 +56,15 @@ class Subscription:
         """Whether a retained message is the same as before the connection was lost."""
         return topic in self.unconfirmed and self.held.get(topic) == message
 
-    def hold(self, topic: str, message: Incoming, *, retained: bool) -> None:
-        """Keep a message that was received."""
+    def hold(self, topic: str, message: Incoming, *, retained: bool) -> bool:
+        """Keep a message that was received; whether memory has room for it."""
         self.retained += retained
         self.unconfirmed.discard(topic)
         self.live.take(topic)
         if message == b"":
             self.held.take(topic)
-        else:
-            (self.held if retained else self.live).put(topic, message)
+            return True
+        return (self.held if retained else self.live).put(topic, message)
 
 
 class Subscriptions:
@@ -154,7 +155,8 @@ class Subscriptions:
                 if topic_matches(subscription.pattern, topic):
                     if not (retained and subscription.is_known(topic, message)):
                         self._deliver(subscription, topic, message, wakes=wakes)
-                    subscription.hold(topic, message, retained=retained)
+                    if not subscription.hold(topic, message, retained=retained):
+                        self.warn(_FULL)
 
     def wake(self) -> None:
         """Wake the event loops of the subscribers. An interruption costs more than many messages."""
@@ -166,7 +168,7 @@ class Subscriptions:
     def _deliver(self, subscription: Subscription, topic: str, message: Incoming, *, wakes: bool = True) -> None:
         refused = [inbox for inbox in subscription.inboxes if not inbox.put(topic, message, wakes=wakes)]
         if refused:
-            self.warn(f"more than {CAPACITY >> 20} MiB of messages wait for a subscriber: further topics are refused")
+            self.warn(_FULL)
         if any(inbox.is_closed for inbox in subscription.inboxes):
             subscription.inboxes = [inbox for inbox in subscription.inboxes if not inbox.is_closed]
             self._forget_unused(subscription)
@@ -223,10 +225,9 @@ class Barrier:
 
     def answered(self, reasons: Iterable[ReasonCode]) -> None:
         """Record the reason codes for the filters of `begin`."""
-        for reason in reasons:
-            self._subscriptions.unanswered = 0
-            if reason.value >= FAILURE:
-                self.refuse()
+        self._subscriptions.unanswered = 0
+        if any(reason.value >= FAILURE for reason in reasons):
+            self.refuse()
 
     def refuse(self) -> None:
         """The broker has refused the presence, or the subscription to it."""
