@@ -27,7 +27,7 @@ _LIMITS = {
     "cascade.connectors.mqtt.presence": ("GOODBYE",),
     "cascade.connectors.mqtt.connection": ("SOON",),
     "cascade.connectors.mqtt.session": ("SOON",),
-    "cascade.connectors.mqtt.connector": ("MqttConnector.flush_timeout",),
+    "cascade.connectors.mqtt.connector": ("MqttConnector.flush_timeout", "MqttConnector.resend_window"),
     "cascade.connectors.otel._peer": ("STRANGER_PATIENCE", "LONGEST_WAIT", "DEAD_PATIENCE"),
     "cascade.connectors.otel._provider_flush": ("SLOW", "EXIT_TIMEOUT"),
     "cascade.connectors.otel.connector": ("OtelConnector.flush_timeout", "OtelConnector.hold_timeout"),

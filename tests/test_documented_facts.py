@@ -22,6 +22,7 @@ from cascade.adapters.executors import _places
 from cascade.connectors import _health
 from cascade.connectors.mqtt import connector as mqtt
 from cascade.connectors.mqtt import options, outbox, packets, run_state, subscriptions
+from cascade.connectors.mqtt.connection import SOON
 from cascade.connectors.otel import OtelConnector, _batch, _grpc, _provider_flush, _routes, _sender, _sharing, _store
 from cascade.connectors.otel import _options as _options_of_otel
 from cascade.connectors.otel import _outbox as _outbox_of_otel
@@ -118,6 +119,9 @@ STATED = {
         f"pauses of up to {_health.LONGEST_PAUSE:g} s",
         f"the pause is {_health.REFUSED_PAUSE:g} s",
         {1.0: "does not answer for a second"}[_health.PATIENCE],
+        f"`resend_window` seconds ({mqtt.RESEND_WINDOW:g}; 0 for none)",
+        f"pauses for {outbox.FIRST_PAUSE:g} to {outbox.LONGEST_PAUSE:g} s",
+        f"pauses of up to {SOON:g} s",
         f"`flush_timeout` ({mqtt.FLUSH_TIMEOUT:g} s)",
         {86_400: "retained for a day"}[packets.WILL_EXPIRY],
         f"{subscriptions.QUIET * 1000:g} ms without a further one",

@@ -1,5 +1,6 @@
 """A connector's arguments, checked: the message names the value and the choices."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,6 +23,12 @@ def one_of(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
 def positive(name: str, value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
         raise ValueError(f"{name}={value!r}: give seconds, more than zero")
+    return float(value)
+
+
+def seconds(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise ValueError(f"{name}={value!r}: give seconds, zero or more")
     return float(value)
 
 

@@ -41,6 +41,8 @@ class ConnectionHealth:
         self.round_trip = 0.0
         """Seconds of a round trip to the peer, at most. A peer that is far away has more time for each answer."""
         self._reached_at = math.inf
+        self.is_busy = False
+        """Whether the peer is alive, but has refused the connection for now."""
         self._failed_at = -math.inf
         self._lost_at = -math.inf
         self._is_refused = False
@@ -63,7 +65,7 @@ class ConnectionHealth:
     def connected(self) -> None:
         self.round_trip = max(self.round_trip, time.monotonic() - self._reached_at)
         self.heard()
-        self.is_connected = True
+        self.is_connected, self.is_busy = True, False
 
     def heard(self) -> None:
         """The peer has sent bytes, or accepted bytes again after it had accepted none."""
@@ -83,16 +85,16 @@ class ConnectionHealth:
         """The connection was of use: after its end, the next attempt is made at once."""
         self.reason, self._attempts, self._is_refused = "", 0, False
 
-    def failed(self, reason: str, *, is_refused: bool) -> None:
+    def failed(self, reason: str, *, is_refused: bool, is_busy: bool = False) -> None:
         """An attempt to connect has failed."""
         self._is_refused = is_refused
-        self.reason = reason
+        self.reason, self.is_busy = reason, is_busy
         self._failed_at = time.monotonic()
 
-    def lost(self, reason: str) -> None:
+    def lost(self, reason: str, *, is_busy: bool = False) -> None:
         """The connection has ended."""
         self.is_connected = False
-        self.reason = reason
+        self.reason, self.is_busy = reason, is_busy
         self._lost_at = time.monotonic()
 
     def next_pause(self) -> float:
@@ -107,6 +109,8 @@ class ConnectionHealth:
     def is_hopeless(self, start: float) -> bool:
         """Whether a wait that began at `start` can end."""
         now = time.monotonic()
+        if self.is_busy:
+            return False
         if self.is_connected:
             return not self.is_alive and now - start > self.patience
         if start - self._lost_at < FRESH:

@@ -101,8 +101,12 @@ class Listener:
         """After a restart of the broker: wait until it knows us again."""
         assert self._subscribed.wait(HANG)
 
-    def forget(self) -> None:
+    def forget_subscription(self) -> None:
+        """Before a restart of the broker: `await_subscription` then waits for the next one."""
         self._subscribed.clear()
+
+    def forget(self) -> None:
+        self.forget_subscription()
         with self._changed:
             self.messages.clear()
 

@@ -4,6 +4,7 @@ import threading
 import time
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -23,7 +24,7 @@ class Model(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.outbox = Outbox(CAPACITY)
+        self.outbox = Outbox(CAPACITY, resend_window=HANG)
         self.taken: list[OutgoingMessage] = []
         self.arrived: list[OutgoingMessage] = []
 
@@ -33,21 +34,21 @@ class Model(RuleBasedStateMachine):
 
     @rule(limit=st.integers(0, 10), acknowledged=st.integers(0, 5))
     def take(self, limit: int, acknowledged: int) -> None:
-        before = [one.number for one in self.outbox.out()]
         could = self.outbox.can_take(acknowledged)
         taken = self.outbox.take(limit, acknowledged)
         assert bool(taken) == (could and limit > 0)
         assert sum(one.qos for one in taken) <= acknowledged
         assert [one.number for one in taken] == sorted(one.number for one in taken)
-        assert not taken or not before or taken[0].number > before[-1]
+        if taken and sum(one.qos for one in taken) < acknowledged:
+            assert all(one.number > taken[-1].number for one in self.waiting())
         self.taken += taken
 
     @rule(data=st.data())
     def settle(self, data: st.DataObject) -> None:
         if self.taken:
             done = data.draw(st.lists(st.sampled_from(self.taken), unique=True))
+            self.arrived += [one for one in done if not one.arrived_at]
             self.outbox.settle(done)
-            self.arrived += done
             self.taken = [one for one in self.taken if one not in done]
 
     @rule()
@@ -55,10 +56,18 @@ class Model(RuleBasedStateMachine):
         if self.taken:
             self.outbox.lose(self.taken.pop(0), "refused")
 
+    @rule(data=st.data(), refusal=st.sampled_from(["", "Quota exceeded"]))
+    def recall(self, data: st.DataObject, refusal: str) -> None:
+        before = self.outbox.retried
+        back = data.draw(st.lists(st.sampled_from(self.taken), unique=True)) if self.taken else []
+        self.outbox.recall(back, refusal)
+        assert self.outbox.retried == before + (len(back) if refusal else 0)
+        self.taken = [one for one in self.taken if one not in back]
+
     @rule()
-    def recall(self) -> None:
-        self.outbox.recall(reversed(self.taken))
-        self.taken = []
+    def resend(self) -> None:
+        self.outbox.resend(time.monotonic())
+        assert not self.outbox._arrived
 
     @rule(share=st.floats(0, 1))
     def abandon(self, share: float) -> None:
@@ -67,15 +76,21 @@ class Model(RuleBasedStateMachine):
         assert self.outbox.has_settled(before)
         self.taken = [one for one in self.taken if one.number >= before]
 
+    def waiting(self) -> list[OutgoingMessage]:
+        return sorted((one for queue in self.outbox._waiting for one in queue), key=lambda one: one.number)
+
     @invariant()
     def counts_agree(self) -> None:
-        waiting = [one for queue in self.outbox._waiting for one in queue]
-        out = self.outbox.out()
+        waiting, out = self.waiting(), self.outbox.out()
         assert out == sorted(self.taken, key=lambda one: one.number)
         assert self.outbox.sent == len(self.arrived)
-        assert self.outbox.put_count == self.outbox.sent + self.outbox.lost + len(waiting) + len(out)
-        assert self.outbox.bytes == sum(len(one.body) + MESSAGE_BYTES for one in waiting + out)
-        assert self.outbox.bytes <= CAPACITY or not waiting
+        new = [one for one in waiting + out if not one.arrived_at]
+        assert self.outbox.backlog == len(new)
+        assert self.outbox.bytes == sum(len(one.body) + MESSAGE_BYTES for one in new)
+        assert self.outbox.bytes <= CAPACITY or not [one for one in waiting if not one.arrived_at]
+        arrived = self.outbox._arrived
+        assert self.outbox._arrived_bytes == sum(len(one.body) + MESSAGE_BYTES for one in arrived) <= CAPACITY / 4
+        assert not {one.number for one in waiting + out} & {one.number for one in arrived}
         for queue in self.outbox._waiting:
             assert [one.number for one in queue] == sorted(one.number for one in queue)
 
@@ -158,3 +173,65 @@ def test_many_threads_put_while_one_takes() -> None:
     for thread in range(threads):
         of_thread = [int(one.body) for one in taken if one.topic == str(thread)]
         assert of_thread == list(range(count))
+
+
+def test_what_has_arrived_is_repeated_in_front_and_counted_once() -> None:
+    outbox = Outbox(resend_window=HANG)
+    for qos in (1, 0, 1, 1, 1):
+        outbox.put(letter(qos))
+    outbox.settle(outbox.take(3, 9))
+    outbox.resend(time.monotonic())
+    assert (outbox.sent, outbox.backlog, outbox.bytes) == (3, 2, 2 * (MESSAGE_BYTES + 10))
+    assert not outbox.has_settled(1), "a flush waits for it"
+    taken = outbox.take(9, 9)
+    assert [one.number for one in taken] == [0, 2, 3, 4], "nothing of QoS 0"
+    outbox.settle(taken)
+    assert (outbox.sent, outbox.resent, outbox.backlog, outbox.bytes) == (5, 2, 0, 0)
+    outbox.resend(time.monotonic())
+    outbox.abandon(5, "dead")
+    assert (outbox.sent, outbox.lost, outbox.reason, outbox.bytes) == (5, 0, "", 0)
+
+
+def test_only_what_has_arrived_within_the_window_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    outbox = Outbox(resend_window=10.0)
+    for seconds in (0.0, 3.0, 4.0, 2.0):
+        now[0] += seconds
+        outbox.put(letter(1))
+        outbox.settle(outbox.take(1, 1))
+    outbox.resend(since=112.0)
+    assert [one.number for one in outbox.take(9, 9)] == [1, 2, 3]
+
+
+def test_repetitions_have_a_quarter_of_the_memory() -> None:
+    outbox = Outbox(40 * (MESSAGE_BYTES + 10), resend_window=HANG)
+    for _ in range(30):
+        outbox.put(letter(1))
+    outbox.settle(outbox.take(30, 30))
+    outbox.resend(time.monotonic())
+    assert [one.number for one in outbox.take(30, 30)] == list(range(20, 30)), "the latest ones"
+
+
+def test_after_a_clean_end_nothing_is_repeated_nor_without_a_window() -> None:
+    for window in (0.0, HANG):
+        outbox = Outbox(resend_window=window)
+        outbox.put(letter(1))
+        outbox.settle(outbox.take(1, 1))
+        if window:
+            outbox.forget()
+        outbox.resend(time.monotonic())
+        assert not outbox.is_waiting
+
+
+def test_the_reason_of_a_loss_has_the_refusals_before_it() -> None:
+    outbox = Outbox()
+    for _ in range(2):
+        outbox.put(letter(1))
+    for _ in range(1_234):
+        outbox.recall(outbox.take(1, 1), "Quota exceeded")
+    outbox.abandon(2, "not acknowledged within 5 s")
+    assert outbox.reason == "not acknowledged within 5 s, after 1,234 refusals 'Quota exceeded'"
+    outbox.put(letter(1))
+    outbox.abandon(3, "connection refused")
+    assert outbox.reason == "connection refused"

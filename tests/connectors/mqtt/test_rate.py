@@ -5,7 +5,17 @@ import time
 
 import pytest
 
-from cascade.connectors.mqtt.outbox import FLOOR, RATE_WINDOWS, Backpressure, Outbox, OutgoingMessage, Rate
+from cascade.connectors.mqtt import outbox as limits_of
+from cascade.connectors.mqtt.outbox import (
+    FLOOR,
+    LONGEST_PAUSE,
+    RATE_WINDOWS,
+    Backpressure,
+    Outbox,
+    OutgoingMessage,
+    Rate,
+    Throttle,
+)
 
 
 @pytest.fixture
@@ -73,3 +83,77 @@ def test_as_much_may_wait_as_half_a_flush_can_bring_over(now: list[float], speed
     assert (backpressure.is_full, backpressure.is_tight) == (False, True)
     outbox.settle(outbox.take(most // 2, most // 2))
     assert (backpressure.is_full, backpressure.is_tight) == (False, False)
+
+
+class _Longest:
+    """A generator without jitter."""
+
+    def uniform(self, _: float, most: float) -> float:
+        return most
+
+
+@pytest.fixture
+def throttle(now: list[float], monkeypatch: pytest.MonkeyPatch) -> Throttle:
+    monkeypatch.setattr(limits_of, "_random", _Longest())
+    return Throttle()
+
+
+def send_round(throttle: Throttle, now: list[float], *, accepted: int) -> tuple[float, float]:
+    """Send as many as are allowed, of which the broker accepts so many. Returns how many, and the pause after them."""
+    room = throttle.room()
+    throttle.sent(int(min(room, 1_000)))
+    throttle.accepted(accepted, is_acknowledged=accepted > 0)
+    if accepted < room:
+        throttle.refused()
+        throttle.refused()
+    pause = throttle.pause
+    now[0] += pause + 0.001
+    return room, round(pause, 3)
+
+
+def test_pauses_grow_while_nothing_is_accepted_and_few_messages_are_tried(throttle: Throttle, now: list[float]) -> None:
+    seen = [send_round(throttle, now, accepted=0) for _ in range(8)]
+    assert seen == [(math.inf, 0.1), (8, 0.2), (8, 0.4), (8, 0.8), (8, 1.6), *[(8, LONGEST_PAUSE)] * 3]
+    assert send_round(throttle, now, accepted=1) == (8, 0.1), "it begins anew"
+
+
+def test_a_round_has_a_quarter_more_than_was_accepted_until_it_has_500(throttle: Throttle, now: list[float]) -> None:
+    send_round(throttle, now, accepted=0)
+    seen = [send_round(throttle, now, accepted=min(50, int(throttle.room())))[0] for _ in range(9)]
+    assert seen == [8, 18, 30, 45, 64, 70, 70, 70, 70]
+    while (room := throttle.room()) < math.inf:
+        assert send_round(throttle, now, accepted=int(room)) == (room, 0.1), "a round takes its time"
+    assert room == math.inf
+    assert not throttle.is_active
+
+
+def test_a_broker_that_refuses_everything_holds_tasks_back_for_the_time_of_a_flush(now: list[float]) -> None:
+    outbox = Outbox()
+    backpressure = Backpressure(outbox, flush_timeout=4.0)
+    for _ in range(FLOOR):
+        outbox.put(OutgoingMessage("t", b"x", 1))
+    backpressure.refused()
+    assert not backpressure.is_full, "as many as wait already"
+    outbox.put(OutgoingMessage("t", b"x", 1))
+    seen = []
+    for _ in range(3):
+        seen.append((backpressure.is_full, backpressure.is_tight))
+        now[0] += 2.1
+        backpressure.refused()
+    assert seen == [(True, True), (True, True), (False, False)]
+    backpressure.accepted(1, is_acknowledged=True)
+    assert backpressure.is_full
+
+
+def test_after_a_refusal_the_time_without_a_connection_counts_in_the_rate(now: list[float]) -> None:
+    outbox = Outbox()
+    backpressure = Backpressure(outbox, flush_timeout=4.0)
+    for _ in range(1_000):
+        outbox.put(OutgoingMessage("t", b"x", 1))
+    backpressure.measure()
+    backpressure.refused()
+    now[0] += 1.0
+    backpressure.restart()
+    outbox.settle(outbox.take(100, 100))
+    backpressure.measure()
+    assert (outbox.backlog, backpressure.is_full) == (900, True), "two seconds of 100"

@@ -44,6 +44,9 @@ TAKEN_OVER = 0x8E
 """DISCONNECT: another client has connected with the same id."""
 ALIAS_INVALID, RETAIN_NOT_SUPPORTED, QOS_NOT_SUPPORTED = 0x94, 0x9A, 0x9B
 """CONNACK: the reason is the Last Will. DISCONNECT: the reason is a message."""
+OTHER_SERVER = frozenset({0x9C, 0x9D})
+OWN = frozenset({TAKEN_OVER, 0x96, 0x97, 0x9F})
+"""DISCONNECT: the reason is this client alone, and the broker goes on."""
 
 _MALFORMED, _UNSUPPORTED_VERSION = 0x81, 0x84
 
@@ -176,6 +179,8 @@ class Client(aiomqtt.Client):
         """Seconds: Server Keep Alive of the broker, or the given ones. With 0 the broker does not expect packets."""
         self._assigned_id = ""
         self.reason, self.code = "", 0
+        self.other_server = ""
+        """Server Reference, if the broker ended or refused the connection with one."""
         self.on_acknowledged: Callable[[int, ReasonCode], None] = _ignore
         self.on_refused: Callable[[], None] = _ignore
         self.on_received: Callable[[IncomingMessage], None] = _ignore
@@ -291,6 +296,7 @@ class Client(aiomqtt.Client):
     ) -> None:
         if reason_code.is_failure:  # paho goes on to report a protocol error
             self._end(str(reason_code), reason_code.value)
+            self.other_server = getattr(properties, "ServerReference", "")
         else:
             self.limits.accept(properties)
             self._assigned_id = getattr(properties, "AssignedClientIdentifier", "")
@@ -311,10 +317,13 @@ class Client(aiomqtt.Client):
             self._end(f"the broker closed the connection without an answer to CONNECT; {_MQTT_5}", 0)
         elif not (self._connected.done() or flags.is_disconnect_packet_from_server):
             self._end(f"the broker's answer to CONNECT is malformed; {_MQTT_5}", _MALFORMED)
-        self._end("the connection was lost" if is_vague else str(reason_code), reason_code.value)
+        self._end(*(("the connection was lost", 0) if is_vague else (str(reason_code), reason_code.value)))
+        self.other_server = self.other_server or getattr(properties, "ServerReference", "")
         if not self._connected.done():  # aiomqtt would wait for CONNACK until its timeout
             self._connected.set_exception(aiomqtt.MqttError(self.reason))
         super()._on_disconnect(client, userdata, flags, reason_code, properties)
+        if self._disconnected.done():  # aiomqtt discards the future if this comes right after CONNACK
+            self._disconnected.exception()
         self.on_activity()
 
     def _on_publish(

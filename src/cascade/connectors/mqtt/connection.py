@@ -14,7 +14,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from cascade.connectors._notifier import LoopNotifier
-from cascade.connectors.mqtt.client import FAILURE, Client, IncomingMessage
+from cascade.connectors.mqtt.client import FAILURE, OWN, TRANSIENT, Client, IncomingMessage
 from cascade.connectors.mqtt.outbox import Backpressure, Outbox, OutgoingMessage
 from cascade.connectors.mqtt.packets import PackedProperties, TopicAliases, packet_bytes, publish_properties
 from cascade.connectors.mqtt.run_state import TICK, RunStates, StateSender
@@ -76,16 +76,19 @@ class PoisonMessageFilter:
             self._careful_until = 0
         return 1 if self._careful_until else WINDOW
 
-    def lost(self, seconds: float, reason: str) -> None:
-        """Record the end of a connection that lasted for so many seconds. Call before its messages are recalled."""
+    def lost(self, seconds: float, reason: str) -> bool:
+        """Record the end of a connection that lasted for so many seconds, before its messages are recalled.
+
+        Returns whether one message is known to be the reason.
+        """
         self._early_ends = self._early_ends + 1 if seconds < SOON else 1
         out = self._outbox.out()
         if not out or seconds >= SOON or time.monotonic() - self._outbox.moved_at > SOON:
-            return
+            return False
         if len(out) > 1:
             if self._early_ends > 1:
                 self._careful_until = out[-1].number + 1
-            return
+            return False
         message = out[0]
         message.losses += 1
         if message.losses >= MOST_LOSSES:
@@ -93,6 +96,7 @@ class PoisonMessageFilter:
         elif message.losses == _ENOUGH_LOSSES and len(message.body) > _BIG:
             self.most = min(self.most, max(_BIG, _size(message) // 2))
             self.fit(message, 1)
+        return message.losses >= _ENOUGH_LOSSES
 
     def fit(self, message: OutgoingMessage, most: int) -> bool:
         """Remove optional parts of a message until its packet has at most so many bytes; whether it has."""
@@ -117,9 +121,11 @@ class Connection:
         self._wakeup = wakeup
         self._shared = shared
         self._outbox = shared.outbox
+        self._throttle = shared.backpressure.throttle
         self._poison = poison
         self._start = time.monotonic()
         self._has_moved = self._has_news = self._has_incoming = False
+        self._active_at = self._start
         self._unacknowledged: dict[int, OutgoingMessage] = {}
         self._unwritten: list[OutgoingMessage] = []
         self._arrived: list[OutgoingMessage] = []
@@ -138,6 +144,11 @@ class Connection:
         shared.backpressure.restart()
         client.on_refused = self._barrier.refuse
         client.on_acknowledged, client.on_received, client.on_activity = self._acknowledged, self._received, self._noted
+
+    @property
+    def pause(self) -> float:
+        """Seconds until messages may be sent again, after a transient refusal."""
+        return self._throttle.pause if self._outbox.is_waiting else 0.0
 
     @property
     def is_proven(self) -> bool:
@@ -176,19 +187,23 @@ class Connection:
         if self.client.wants_write:
             return
         self._states.send(self._room_for_states())
-        for message in self._outbox.take(min(self._room(), BATCH), self._room_for_acknowledged()):
+        messages = self._outbox.take(min(self._room(), BATCH), self._room_for_acknowledged())
+        self._throttle.sent(len(messages))
+        for message in messages:
             self._send(message)
         if self.client.wants_write:
             self.client.flush()
 
     def settle(self) -> None:
         """Count the messages that have arrived, and notify the event loops."""
+        is_acknowledged = bool(self._arrived)
         if self._unwritten and not (self.client.is_over or self.client.wants_write):
             # MQTT has no acknowledgement for QoS 0: these count as arrived once the system has accepted them.
             self._arrived += self._unwritten
             self._unwritten.clear()
         if self._arrived:
             self._outbox.settle(self._arrived)
+            self._shared.backpressure.accepted(len(self._arrived), is_acknowledged=is_acknowledged)
             self._arrived, self._has_news = [], True
         if self._has_news:
             self._has_news, self._has_moved = False, True
@@ -238,18 +253,32 @@ class Connection:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def end(self, *, is_wanted: bool) -> None:
-        """Give the messages that have not arrived back to the outbox."""
+    def end(self, *, is_wanted: bool, is_contested: bool) -> bool:
+        """Give the messages that have not arrived back to the outbox; return whether one of them caused the end.
+
+        `is_contested` as in ClientId.
+        """
         for task in self._tasks:
             task.cancel()
         self.settle()
-        seconds = time.monotonic() - self._start
-        if not (is_wanted or (seconds < SOON and self._states.lost())):
-            self._poison.lost(seconds, self.client.reason)
-        self._outbox.recall([*self._unacknowledged.values(), *self._unwritten])
+        code, seconds = self.client.code, time.monotonic() - self._start
+        is_innocent = is_wanted or is_contested or code in OWN | TRANSIENT or (seconds < SOON and self._states.lost())
+        is_caused = not is_innocent and self._poison.lost(seconds, self.client.reason)
+        is_refused = code in TRANSIENT and not is_wanted
+        out = [*self._unacknowledged.values(), *self._unwritten]
+        self._outbox.recall(out, self.client.reason if is_refused else "")
+        if is_refused:
+            self._shared.backpressure.refused()
+        if is_wanted:
+            self._outbox.forget()
+        elif code not in OWN:
+            self._outbox.resend(self._active_at)
+        return is_caused
 
     def _noted(self) -> None:
         self.has_activity = True
+        if not self.client.is_over:
+            self._active_at = time.monotonic()
         if self._has_incoming:
             self._has_incoming = False
             self._shared.subscriptions.wake()
@@ -260,7 +289,8 @@ class Connection:
     def _room(self) -> int:
         if self._states.is_on_trial:
             return 0
-        return max(0, self._poison.window() - len(self._unacknowledged) - len(self._unwritten))
+        in_window = self._poison.window() - len(self._unacknowledged) - len(self._unwritten)
+        return max(0, int(min(in_window, self._throttle.room())))
 
     def _room_for_acknowledged(self) -> int:
         if not self.client.limits.maximum_qos:
@@ -302,7 +332,10 @@ class Connection:
                 if self._states.is_on_trial:
                     self.start(self._counted(self._pass_trial()))
             return
-        if reason.value >= FAILURE:
+        if reason.value in TRANSIENT:
+            self._outbox.recall([message], str(reason))
+            self._shared.backpressure.refused()
+        elif reason.value >= FAILURE:
             self._lose(message, f"{reason}, on topic {message.topic}")
         else:
             self._arrived.append(message)

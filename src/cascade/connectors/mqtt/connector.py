@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 from cascade._loggers import LimitedWarnings, get_logger
 from cascade.connectors import _lifetime
-from cascade.connectors._arguments import captures, one_of, positive, whole
+from cascade.connectors._arguments import captures, one_of, positive, seconds, whole
 from cascade.connectors._health import ConnectionHealth
 from cascade.connectors._notifier import LoopNotifier
 from cascade.connectors.mqtt import flush as waits
@@ -30,6 +30,8 @@ logger = get_logger("cascade.connectors.mqtt")
 
 FLUSH_TIMEOUT = 5.0
 """Seconds a run's end may take until the last message is acknowledged; a broker known to be dead gets less."""
+RESEND_WINDOW = 10.0
+"""Seconds in which a broker stores its messages, or sends them to subscribers."""
 
 _MOST_TOPICS_KNOWN = 10_000
 
@@ -61,6 +63,9 @@ class MqttConnector:
             they are lost either way.
         max_buffer_bytes: Memory for messages that wait; 64 MiB, for about 70,000. When it is used up, those of QoS 0
             go first.
+        resend_window: Seconds. After a lost connection, messages with QoS 1 that the broker has acknowledged in so many
+            seconds before are sent again, because the broker may have lost them; 0 for none. Up to a quarter of
+            `max_buffer_bytes` is used for them, in addition.
 
     Raises:
         ValueError: An argument cannot be used, or CASCADE_ORG_ID or CASCADE_PROJECT_ID cannot be part of a topic, or
@@ -89,6 +94,7 @@ class MqttConnector:
         flush_timeout: float = FLUSH_TIMEOUT,
         on_full: Literal["wait", "drop"] = "wait",
         max_buffer_bytes: int = CAPACITY,
+        resend_window: float = RESEND_WINDOW,
     ) -> None:
         self._options = MqttOptions.checked(
             hostname,
@@ -107,6 +113,7 @@ class MqttConnector:
         self.flush_timeout = positive("flush_timeout", flush_timeout)
         self._waits = one_of("on_full", on_full, ("wait", "drop")) == "wait"
         self._capacity = whole("max_buffer_bytes", max_buffer_bytes)
+        self._resend_window = seconds("resend_window", resend_window)
         self._owner = identity_from_environment()
         check_topic_limits(*self._owner, self._options.limits)
         self._warn = LimitedWarnings(logger, "MqttConnector: ")
@@ -233,7 +240,7 @@ class MqttConnector:
 
     def _begin(self) -> None:
         self._lock = threading.Lock()
-        self._outbox, self._states = Outbox(self._capacity), RunStates()
+        self._outbox, self._states = Outbox(self._capacity, self._resend_window), RunStates()
         changes = LoopNotifier()
         self._subscriptions = Subscriptions(changes.notify, self._warn)
         backpressure = Backpressure(self._outbox, self.flush_timeout)

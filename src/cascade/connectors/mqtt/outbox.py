@@ -1,6 +1,7 @@
 """Outgoing messages: in order, bounded in memory, counted; and when tasks must wait because too many wait here."""
 
 import math
+import random
 import threading
 import time
 from collections import deque
@@ -14,16 +15,30 @@ RATE_WINDOW = 0.25
 """Seconds, at least, over which the rate is measured."""
 RATE_WINDOWS = 4
 """The best of so many windows counts: in a single one the thread or the broker may have been held up."""
-FLOOR = 1_000
-"""Messages that may always wait: a burst does not stop a run."""
+FLOOR, _FLOOR_REFUSED = 1_000, 100
+"""Messages that may always wait: a burst does not stop a run. The second value holds after a transient refusal, until the
+rate is known."""
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
+"""Seconds without a message after a transient refusal. The pause doubles while no message is accepted."""
+PACE = 0.1
+"""Seconds of one round of `Throttle`."""
+_FEWEST, _MANY = 8, 500
+"""Messages of a round: more than one, so that a message that is always refused does not stop the others; and so many
+that no limit is needed."""
 
 _FULL = "more than fits in memory"
+_random = random.Random()  # noqa: S311 - jitter is no secret; a program's seeded generator must not depend on it
 
 
 class OutgoingMessage:
-    """A message for the broker. `number` is its position in the order; `losses` counts as in PoisonMessageFilter."""
+    """A message for the broker.
 
-    __slots__ = ("body", "losses", "number", "qos", "topic", "traceparent", "tracestate")
+    `number` is its position in the order; `losses` counts as in PoisonMessageFilter. `refusal` is the reason of its latest
+    transient refusal, or "". `arrived_at` is the time of its latest acknowledgement, or 0.
+    """
+
+    __slots__ = ("arrived_at", "body", "losses", "number", "qos", "refusal", "topic", "traceparent", "tracestate")
 
     def __init__(self, topic: str, body: bytes, qos: int, traceparent: bytes = b"", tracestate: str = "") -> None:
         self.topic = topic
@@ -33,6 +48,8 @@ class OutgoingMessage:
         self.tracestate = tracestate
         self.number = 0
         self.losses = 0
+        self.refusal = ""
+        self.arrived_at = 0.0
 
 
 class Outbox:
@@ -40,15 +57,23 @@ class Outbox:
 
     A full outbox drops the oldest message of QoS 0, then the oldest of QoS 1. It drops no message that is out, that is,
     taken and not settled. `put_count == sent + lost + backlog`, always.
+
+    The outbox keeps messages of QoS 1 for `resend_window` seconds after their acknowledgement, at most `capacity // 4`
+    bytes of them beside `bytes`. `resend` queues them again; `sent`, `lost`, `backlog` and `bytes` ignore the repetition.
     """
 
-    def __init__(self, capacity: int = CAPACITY) -> None:
+    def __init__(self, capacity: int = CAPACITY, resend_window: float = 0.0) -> None:
         self._lock = threading.Lock()
         self._capacity = capacity
+        self._resend_window = resend_window
+        self._arrived: deque[OutgoingMessage] = deque()  # in the order of their acknowledgements
+        self._arrived_bytes = 0
         self._waiting: tuple[deque[OutgoingMessage], deque[OutgoingMessage]] = (deque(), deque())  # by QoS, in order
         self._out: dict[int, OutgoingMessage] = {}
         self.bytes = 0
         self.put_count = self.sent = self.lost = 0
+        self.retried = self.resent = 0
+        """Transient refusals, and repetitions of `resend` that were acknowledged."""
         self.reason = ""
         """Why the latest message was lost."""
         self.moved_at = -math.inf
@@ -96,11 +121,34 @@ class Outbox:
     def settle(self, messages: Iterable[OutgoingMessage]) -> None:
         """Mark messages as arrived."""
         with self._lock:
-            self.moved_at = time.monotonic()
+            self.moved_at = now = time.monotonic()
             for message in messages:
-                if self._out.pop(message.number, None) is not None:
+                if self._out.pop(message.number, None) is None:
+                    continue
+                if message.arrived_at:
+                    self.resent += 1
+                else:
                     self.sent += 1
                     self.bytes -= len(message.body) + MESSAGE_BYTES
+                if message.qos and self._resend_window:
+                    message.arrived_at = now
+                    self._arrived.append(message)
+                    self._arrived_bytes += len(message.body) + MESSAGE_BYTES
+            self._forget(now - self._resend_window)
+
+    def resend(self, since: float) -> None:
+        """Queue the messages of QoS 1 again that were acknowledged in the `resend_window` before `since`."""
+        with self._lock:
+            self._forget(since - self._resend_window)
+            again = [*self._arrived]
+            self._arrived.clear()
+            self._arrived_bytes = 0
+            self._requeue(again)
+
+    def forget(self) -> None:
+        """Keep no acknowledged messages any longer: the connection has ended cleanly."""
+        with self._lock:
+            self._forget(math.inf)
 
     def lose(self, message: OutgoingMessage, reason: str) -> None:
         """Give up a message that is out."""
@@ -113,28 +161,36 @@ class Outbox:
         with self._lock:
             return sorted(self._out.values(), key=lambda message: message.number)
 
-    def recall(self, messages: Iterable[OutgoingMessage]) -> None:
-        """Put messages that will not be acknowledged back to the front of the queue, as far as they are out."""
-        in_order = sorted(messages, key=lambda message: message.number)
+    def recall(self, messages: Iterable[OutgoingMessage], refusal: str = "") -> None:
+        """Put messages that will not be acknowledged back into the queue, in order, as far as they are out.
+
+        `refusal` is the reason, if the broker has refused them for now.
+        """
         with self._lock:
-            for message in reversed(in_order):
-                if self._out.pop(message.number, None) is not None:
-                    self._waiting[message.qos].appendleft(message)
+            back = [message for message in messages if self._out.pop(message.number, None) is not None]
+            if refusal:
+                self.retried += len(back)
+                for message in back:
+                    message.refusal = refusal
+            self._requeue(back)
 
     def replace(self, message: OutgoingMessage, body: bytes) -> None:
         """Replace the body of a message that waits or is out."""
         with self._lock:
-            self.bytes += len(body) - len(message.body)
+            if not message.arrived_at:
+                self.bytes += len(body) - len(message.body)
             message.body = body
 
     def abandon(self, before: int, reason: str) -> None:
         """Give up all messages before that number that have not arrived."""
         with self._lock:
-            for message in [message for message in self._out.values() if message.number < before]:
-                self._lose(self._out.pop(message.number), reason)
+            given_up = [self._out.pop(number) for number in [*self._out] if number < before]
             for queue in self._waiting:
                 while queue and queue[0].number < before:
-                    self._lose(queue.popleft(), reason)
+                    given_up.append(queue.popleft())
+            refusal = next((message.refusal for message in given_up if message.refusal), "")
+            for message in given_up:
+                self._lose(message, f"{reason}, after {self.retried:,} refusals {refusal!r}" if refusal else reason)
 
     def has_settled(self, before: int) -> bool:
         """Whether all messages before that number have arrived or are lost."""
@@ -174,9 +230,78 @@ class Outbox:
                 self._lose(queue.popleft(), _FULL)
 
     def _lose(self, message: OutgoingMessage, reason: str) -> None:
-        self.lost += 1
-        self.reason = reason
-        self.bytes -= len(message.body) + MESSAGE_BYTES
+        if not message.arrived_at:
+            self.lost += 1
+            self.reason = reason
+            self.bytes -= len(message.body) + MESSAGE_BYTES
+
+    def _requeue(self, messages: list[OutgoingMessage]) -> None:
+        for qos, queue in enumerate(self._waiting):
+            back = [message for message in messages if message.qos == qos]
+            last = max((message.number for message in back), default=-1)
+            while queue and queue[0].number < last:
+                back.append(queue.popleft())
+            queue.extendleft(sorted(back, key=lambda message: -message.number))
+
+    def _forget(self, before: float) -> None:
+        """Forget acknowledged messages: those acknowledged earlier, and the oldest beyond a quarter of the memory."""
+        arrived = self._arrived
+        while arrived and (arrived[0].arrived_at < before or self._arrived_bytes * 4 > self._capacity):
+            self._arrived_bytes -= len(arrived.popleft().body) + MESSAGE_BYTES
+
+
+class Throttle:
+    """Limits the rate of messages after transient refusals, in rounds of `PACE` seconds.
+
+    A refusal begins a pause, which doubles while the broker acknowledges nothing. A round may have a quarter more messages
+    than the broker accepted in the round before. There is no limit until the first refusal, nor once a round may have 500.
+    The network thread alone uses it, over all connections of a session.
+    """
+
+    def __init__(self) -> None:
+        self._left = math.inf
+        self._accepted = self._pauses = 0
+        self._is_refused = False
+        self._next = 0.0
+
+    @property
+    def is_active(self) -> bool:
+        """Whether there is a limit."""
+        return self._left != math.inf
+
+    @property
+    def pause(self) -> float:
+        """Seconds until `room` allows the next message."""
+        return 0.0 if self._left else max(0.0, self._next - time.monotonic())
+
+    def refused(self) -> None:
+        """Begin a pause, unless one has begun in this round."""
+        if self._is_refused:
+            return
+        if not self.is_active:
+            self._accepted = 0
+        self._is_refused, self._left = True, 0
+        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._pauses, 16)) * _random.uniform(0.5, 1.0)
+        self._pauses += 1
+        self._next = time.monotonic() + pause
+
+    def accepted(self, count: int, *, is_acknowledged: bool) -> None:
+        """Record messages that the broker has accepted, with or without an acknowledgement among them."""
+        self._accepted += count
+        if is_acknowledged:
+            self._pauses = 0
+
+    def sent(self, count: int) -> None:
+        self._left -= count
+
+    def room(self) -> float:
+        """How many messages may be sent now."""
+        if not self._left and time.monotonic() >= self._next:
+            most = self._accepted * 5 // 4 + _FEWEST
+            self._left = most if most < _MANY else math.inf
+            self._accepted, self._is_refused = 0, False
+            self._next = time.monotonic() + PACE
+        return self._left
 
 
 class Rate:
@@ -214,28 +339,57 @@ class Rate:
 class Backpressure:
     """Holds tasks back while more messages wait than fit in memory, or than the broker accepts in half of a flush.
 
-    Half, because the rate may fall. The network thread measures; any thread reads.
+    Half, because the rate may fall. A broker that refuses every message for longer than a flush takes holds no task back.
+    The network thread measures; any thread reads.
     """
 
     def __init__(self, outbox: Outbox, flush_timeout: float) -> None:
+        self.throttle = Throttle()
         self._outbox = outbox
         self._seconds = flush_timeout / 2
         self._rate = Rate()
         self._most = math.inf
+        self._refused_since = math.inf
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the broker has acknowledged no message since a transient refusal."""
+        return self._refused_since < math.inf
 
     def restart(self) -> None:
-        self._rate.restart()
+        if not self.is_refused:  # otherwise the time without a connection counts
+            self._rate.restart()
+
+    def refused(self) -> None:
+        """Record a transient refusal. Until the rate is known, no more messages may wait than now, or 100."""
+        self.throttle.refused()
+        self._refused_since = min(self._refused_since, time.monotonic())
+        if self._most == math.inf:
+            self._most = max(_FLOOR_REFUSED, self._outbox.backlog)
+
+    def accepted(self, count: int, *, is_acknowledged: bool) -> None:
+        """Record messages that the broker has accepted, with or without an acknowledgement among them."""
+        self.throttle.accepted(count, is_acknowledged=is_acknowledged)
+        if is_acknowledged:
+            self._refused_since = math.inf
 
     def measure(self) -> None:
-        if self._rate.measure(self._outbox.sent + self._outbox.lost, is_saturated=self._outbox.is_waiting):
-            self._most = max(FLOOR, self._rate.value * self._seconds)
+        done = self._outbox.sent + self._outbox.lost + self._outbox.resent
+        is_throttled = self.throttle.is_active
+        if self._rate.measure(done, is_saturated=self._outbox.is_waiting):
+            self._most = max(1 if is_throttled else FLOOR, self._rate.value * self._seconds)
+        elif self._rate.value == math.inf and not is_throttled:
+            self._most = math.inf
 
     @property
     def is_full(self) -> bool:
         """Whether no task should start."""
-        return self._outbox.is_full or self._outbox.backlog > self._most
+        return (self._outbox.is_full or self._outbox.backlog > self._most) and not self._is_given_up()
 
     @property
     def is_tight(self) -> bool:
         """Whether tasks that wait because it was full should go on waiting."""
-        return self._outbox.is_tight or self._outbox.backlog * 2 > self._most
+        return (self._outbox.is_tight or self._outbox.backlog * 2 > self._most) and not self._is_given_up()
+
+    def _is_given_up(self) -> bool:
+        return time.monotonic() - self._refused_since > 2 * self._seconds

@@ -36,8 +36,8 @@ TICK = 0.05
 _SMALL = 512
 """Bytes: a smaller state was not refused for its size."""
 _NOT_AUTHORIZED = 0x87
-_BLAMELESS = (TRANSIENT | {TAKEN_OVER}) - {FAILURE}
-"""Reason codes of DISCONNECT for which no message is the reason. FAILURE stands for an end without DISCONNECT too."""
+_BLAMELESS = TRANSIENT | {TAKEN_OVER}
+"""Reason codes of DISCONNECT for which no message is the reason."""
 _LISTED = (MAX_LISTED_TASKS, MAX_LISTED_TASKS // 4, 0)
 """Tasks to list, for a broker with a small Maximum Packet Size."""
 _SHORT = 200

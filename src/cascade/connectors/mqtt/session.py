@@ -2,14 +2,25 @@
 
 import asyncio
 import contextlib
+import random
 import secrets
+import socket
 import threading
 import time
 
 import aiomqtt
 
-from cascade.connectors._health import ConnectionHealth
-from cascade.connectors.mqtt.client import PERMANENT, TAKEN_OVER, BrokerLimits, Client, NetworkLoop, reason_of
+from cascade.connectors._health import FIRST_PAUSE, ConnectionHealth
+from cascade.connectors.mqtt.client import (
+    OTHER_SERVER,
+    PERMANENT,
+    TAKEN_OVER,
+    TRANSIENT,
+    BrokerLimits,
+    Client,
+    NetworkLoop,
+    reason_of,
+)
 from cascade.connectors.mqtt.connection import SOON, Connection, PoisonMessageFilter, Shared
 from cascade.connectors.mqtt.options import MqttOptions
 from cascade.connectors.mqtt.presence import Presence
@@ -19,8 +30,13 @@ LONGEST_WAIT = 2.0
 """Seconds after which an idle connection is checked; a quarter of the keepalive if that is less."""
 ANSWER_WAIT = 0.1
 """Seconds after which a due answer counts as missing."""
-_MOST_EARLY_ENDS = 4
-"""Early ends in a row that indicate two clients with one id."""
+_PROBE = 1.0
+"""Seconds for TCP."""
+_MOST_EARLY_ENDS = 6
+"""Early ends in a row that indicate two clients with one id. A message that the broker does not accept causes fewer."""
+
+# A generator of our own: the values of a program's seeded generator must not depend on retries.
+_random = random.Random()  # noqa: S311 - jitter is no secret
 
 
 class Session:
@@ -36,12 +52,12 @@ class Session:
         self.is_closed = False
         self._options = options
         self._shared = shared
-        self._client_id = ClientId(options.client_id)
+        self._client_id = ClientId(options.client_id, options.username)
         self._presence = Presence(options, status_topic(*owner, source()))
         self._limits = BrokerLimits(shared.warn)
         self._poison = PoisonMessageFilter(shared.outbox)
         self._is_asleep = self._is_ending = self._is_hurried = False
-        self._waits = True
+        self._waits, self._is_caused = True, False
         self._loop = NetworkLoop()
         self._wakeup = asyncio.Event()
         threading.Thread(target=self._run, name="cascade-mqtt", daemon=True).start()
@@ -64,8 +80,8 @@ class Session:
         self._interrupt()
 
     def is_alive(self) -> bool:
-        """Whether there is a broker that accepts messages."""
-        return self.health.is_alive
+        """Whether there is a broker that accepts messages, now or soon."""
+        return self.health.is_alive or self.health.is_busy
 
     def _interrupt(self) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed
@@ -81,7 +97,8 @@ class Session:
 
     async def _live(self) -> None:
         while not self._is_ending:
-            await self._back_off(self.health.next_pause())
+            throttle = self._shared.backpressure.throttle
+            await self._back_off(max(self.health.next_pause(), throttle.pause, self._client_id.pause))
             if not self._is_ending:
                 await self._connect()
                 self._shared.changes.notify()
@@ -111,11 +128,14 @@ class Session:
                 async with client:
                     await self._use(client)
             reason, code = client.reason, client.code
+            if code in OTHER_SERVER:
+                other = f" ({client.other_server})" if client.other_server else ""
+                self._shared.warn(f"{reason}{other}: the connector does not follow; give the address of that broker")
         except Exception as error:  # noqa: BLE001 - paho may raise anything, and telemetry never breaks a run
             reason, code = reason_of(error)
         finally:
             self._presence.leave()
-        self._learn(reason, code, time.monotonic() - start)
+        await self._learn(reason, code, time.monotonic() - start)
 
     async def _use(self, client: Client) -> None:
         connection = Connection(client, self._shared, self._poison, self._wakeup, self._presence.topic)
@@ -129,7 +149,8 @@ class Session:
             if not client.is_over:
                 await self._presence.part(connection, waits=self._waits)
         finally:
-            connection.end(is_wanted=self._is_ending)
+            is_contested = self._client_id.is_contested
+            self._is_caused = connection.end(is_wanted=self._is_ending, is_contested=is_contested)
 
     async def _serve(self, connection: Connection) -> None:
         longest = min(LONGEST_WAIT, connection.client.keepalive / 4 or LONGEST_WAIT)
@@ -151,7 +172,8 @@ class Session:
             await asyncio.sleep(0)
             waited = 0.0
         else:
-            timeout = min(longest, connection.delay(), ANSWER_WAIT if connection.is_answer_due else longest)
+            due = ANSWER_WAIT if connection.is_answer_due else longest
+            timeout = min(longest, connection.delay(), due, connection.pause or longest)
             start = time.monotonic()
             await self._sleep(timeout)
             self._is_asleep = False
@@ -163,49 +185,102 @@ class Session:
         elif connection.is_answer_due:
             self.health.kept_silent(waited)
 
-    def _learn(self, reason: str, code: int, seconds: float) -> None:
+    async def _learn(self, reason: str, code: int, seconds: float) -> None:
         """Remember why a connection has ended, or was not made."""
-        was_connected = self.health.is_connected
+        was_connected, is_busy = self.health.is_connected, code in TRANSIENT
         can_succeed = self._limits.refuse(code)
         if was_connected:
-            self.health.lost(reason)
+            self.health.lost(reason, is_busy=is_busy)
         elif can_succeed:  # the next attempt follows at once: the broker is not dead
             return
         else:
-            self.health.failed(reason, is_refused=code in PERMANENT)
-        if warning := self._client_id.learn(code, seconds if was_connected else None):
+            self.health.failed(reason, is_refused=code in PERMANENT, is_busy=is_busy)
+            if is_busy:
+                self._shared.backpressure.refused()
+        is_explained = self._is_caused
+        if was_connected and self._client_id.is_suspicious and not self._is_ending:
+            is_explained |= not await self._loop.run_in_executor(None, self._is_there)
+        if warning := self._client_id.learn(code, seconds if was_connected else None, is_explained=is_explained):
             self._shared.warn(warning)
+
+    def _is_there(self) -> bool:
+        """Whether the broker accepts TCP connections: one that was killed does not, right afterwards."""
+        try:
+            socket.create_connection((self._options.hostname, self._options.port), timeout=_PROBE).close()
+        except OSError:
+            return False
+        return True
 
 
 class ClientId:
     """The given client id, or a unique one.
 
     A broker ends the older of two connections with one id, and both clients would reconnect for ever. MQTT 5 has a reason
-    code for it. Some versions of Mosquitto do not send it; there, the number of early ends is the sign.
+    code for it. Some versions of Mosquitto do not send it; there, the number of early ends in a row is the sign. A given
+    id then gets a unique ending. If that does not help, the pauses grow, so that each client is connected for a while.
+
+    Attributes:
+        value: The id of the next connection.
+        used: The id that the broker has for the latest connection.
+        pause: Seconds until the next attempt to connect, at least.
+        is_contested: Whether the connections end because of another client.
     """
 
-    def __init__(self, wanted: str | None) -> None:
+    def __init__(self, wanted: str | None, username: str | None) -> None:
         self._wanted = wanted
-        self._early_ends = 0
-        self._may_change = True
+        self._username = username
+        self._ends = 0
+        self._may_change = wanted is not None
+        self._is_reported = False
         self.value = self.used = wanted or _unique(None)
-        """The id of the next connection, and the id that the broker has for the latest one."""
+        self.pause = 0.0
+        self.is_contested = False
 
-    def learn(self, code: int, seconds: float | None) -> str:
-        """Record the end of a connection after so many seconds, or a failed attempt (None); return a warning or ""."""
+    @property
+    def is_suspicious(self) -> bool:
+        """Whether one more early end without another reason is the sign."""
+        return self._ends == _MOST_EARLY_ENDS - 1
+
+    def learn(self, code: int, seconds: float | None, *, is_explained: bool = False) -> str:
+        """Record the end of a connection after so many seconds, or a failed attempt (None); return a warning or "".
+
+        `is_explained` means that a message or the end of the broker is the reason.
+        """
         if seconds is None:
             if code in PERMANENT and self._wanted not in {None, self.value}:
                 # Some access lists identify clients by their ids.
                 self.value, self._may_change = self._wanted or self.value, False
+            if not self.is_contested:  # the broker was away
+                self._reset()
             return ""
-        self._early_ends = self._early_ends + 1 if seconds < SOON else 1
-        is_guess = self._wanted is not None and self._early_ends >= _MOST_EARLY_ENDS
-        if not (self._may_change and (code == TAKEN_OVER or is_guess)):
+        if is_explained or seconds > 2 * SOON:
+            self._reset()
+        if is_explained or code not in {0, TAKEN_OVER}:
             return ""
-        self._early_ends = 0
-        before, self.value = self.used, _unique(self._wanted)
-        verb = "has" if code == TAKEN_OVER else "seems to have"
-        return f"another client {verb} the id {before!r}: going on as {self.value!r}"
+        self._ends += 1
+        if self._ends > 1:
+            self.pause = min(SOON, FIRST_PAUSE * 2 ** min(self._ends - 2, 16)) * _random.uniform(0.5, 1.0)
+        if code != TAKEN_OVER and self._ends < _MOST_EARLY_ENDS:
+            return ""
+        return self._contested("has" if code == TAKEN_OVER else "seems to have")
+
+    def _contested(self, verb: str) -> str:
+        text = f"another client {verb} the id {self.used!r}"
+        user = "" if self._username is None else f" {self._username!r}"
+        hint = f"if the broker makes the user name{user} the client id, give each process a user of its own"
+        if self._may_change:
+            self._reset()
+            self.value, self._may_change = _unique(self._wanted), False
+            self._is_reported = bool(user)
+            return f"{text}: going on as {self.value!r}" + (f"; {hint}" if user else "")
+        self.is_contested = True
+        if self._is_reported:
+            return ""
+        self._is_reported = True
+        return f"{text}, and both lose their connections again and again: give each a client id of its own; {hint}"
+
+    def _reset(self) -> None:
+        self._ends, self.pause, self.is_contested = 0, 0.0, False
 
 
 def _unique(wanted: str | None) -> str:

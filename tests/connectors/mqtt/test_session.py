@@ -1,0 +1,124 @@
+"""Two clients with one id: a broker ends the older connection each time."""
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+from paho.mqtt.packettypes import PacketTypes
+
+from cascade.connectors.mqtt import MqttConnector
+from cascade.connectors.mqtt.client import TAKEN_OVER
+from cascade.connectors.mqtt.session import ClientId
+from cascade.telemetry.topics import events_topic
+from tests.connectors.mqtt.broker import Broker, Listener, Message
+from tests.connectors.mqtt.messages import numbers, telemetry, warnings
+from tests.connectors.mqtt.proxy import Packet, Proxy, received_by_client
+from tests.waiting import NEVER, until
+
+UNIQUE = r"cascade-.+-[0-9a-f]{8}"
+USER = "if the broker makes the user name 'etl' the client id, give each process a user of its own"
+BOTH = "and both lose their connections again and again: give each a client id of its own"
+
+
+@pytest.mark.parametrize("is_busy", [False, True])
+@pytest.mark.parametrize("client_id", [None, "worker"])
+async def test_clients_whose_id_is_their_user_warn_once_and_lose_nothing(
+    client_id: str | None, is_busy: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    topics = [events_topic("local", "default", run) for run in ("first", "second")]
+    with (
+        Broker(tmp_path, "use_username_as_clientid true") as broker,
+        Listener(broker.port, "cascade/telemetry/#", username="watcher") as seen,
+    ):
+        connectors = [MqttConnector("127.0.0.1", broker.port, username="etl", client_id=client_id) for _ in topics]
+        for connector in connectors:
+            await connector.connect()
+        count = 0
+
+        async def publish() -> None:
+            nonlocal count
+            for connector, topic in zip(connectors, topics, strict=True):
+                await connector.publish(topic, telemetry(count), 1)
+            count += 1
+
+        def is_settled() -> bool:
+            return len(warnings(caplog)) == 2
+
+        await publish()
+        while not is_settled():
+            if is_busy:
+                await publish()
+            await until(lambda: is_settled() or any(one._outbox.backlog == 0 for one in connectors))
+        await publish()
+        for connector in connectors:
+            await connector.disconnect()
+        messages = seen.wait_for(lambda messages: all(len(_of(messages, topic)) >= count for topic in topics))
+    for topic in topics:
+        assert sorted(_of(messages, topic)) == list(range(count))
+    assert [connector._outbox.lost for connector in connectors] == [0, 0]
+    given = rf"MqttConnector: another client seems to have the id 'worker': going on as 'worker-[0-9a-f]{{8}}'; {USER}"
+    made_up = rf"MqttConnector: another client seems to have the id '{UNIQUE}', {BOTH}; {USER}"
+    assert all(re.fullmatch(given if client_id else made_up, warning) for warning in warnings(caplog))
+
+
+def _of(messages: list[Message], topic: str) -> set[int]:
+    return {*numbers([message for message in messages if message.topic == topic])}
+
+
+async def test_a_broker_that_sends_the_reason_is_believed_at_once(
+    shared_broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    def rule(packet: Packet) -> Iterable[Packet]:
+        if not received_by_client(PacketTypes.CONNACK)(packet) or packet.connection > 4:
+            return (packet,)
+        return (packet, Packet(PacketTypes.DISCONNECT, bytes([TAKEN_OVER, 0]), 0, True, packet.connection))
+
+    with Proxy(shared_broker.port, rule) as proxy:
+        connector = MqttConnector("127.0.0.1", proxy.port)
+        await connector.connect()
+        await until(lambda: proxy.matching(lambda packet: packet.connection == 5))
+        await connector.disconnect()
+    (warning,) = warnings(caplog)
+    user = "if the broker makes the user name the client id, give each process a user of its own"
+    assert re.fullmatch(rf"MqttConnector: another client has the id '{UNIQUE}', {BOTH}; {user}", warning)
+
+
+@pytest.mark.usefixtures("real_limits")
+def test_pauses_grow_although_each_connection_was_of_use_and_end_with_a_long_connection() -> None:
+    client_id = ClientId(None, None)
+    pauses = []
+    for _ in range(12):
+        client_id.learn(0, 1.0)
+        pauses.append(client_id.pause)
+    bounds = [0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5, 5, 5, 5, 5]
+    assert all(most / 2 <= pause <= most for pause, most in zip(pauses, bounds, strict=True))
+    assert client_id.is_contested
+    client_id.learn(0, 5.0)
+    assert client_id.pause > 0, "the other one pauses for as long"
+    client_id.learn(0, 60.0)
+    assert (client_id.pause, client_id.is_contested) == (0, False)
+
+
+@pytest.mark.usefixtures("real_limits")
+@pytest.mark.parametrize(
+    "explain",
+    [
+        lambda client_id: client_id.learn(0, None),
+        lambda client_id: client_id.learn(0, 0.1, is_explained=True),
+        lambda client_id: client_id.learn(0, NEVER),
+    ],
+    ids=["the broker is away", "a message is the reason", "a long connection"],
+)
+def test_early_ends_with_another_explanation_are_no_sign(explain: Callable[[ClientId], str]) -> None:
+    client_id = ClientId("worker", None)
+    for _ in range(5):
+        assert [client_id.learn(0, 0.1) for _ in range(4)] == [""] * 4
+        assert explain(client_id) == ""
+    assert client_id.value == "worker"
+
+
+def test_an_end_with_another_reason_is_no_sign() -> None:
+    client_id = ClientId("worker", None)
+    assert [client_id.learn(0x97, 0.1) for _ in range(20)] == [""] * 20
+    assert (client_id.value, client_id.pause) == ("worker", 0)
