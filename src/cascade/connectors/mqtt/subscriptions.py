@@ -32,6 +32,7 @@ class Subscription:
 
     def __init__(self, pattern: str) -> None:
         self.pattern = pattern
+        self._prefix = pattern[:-1] if pattern.endswith("/#") and "+" not in pattern else None
         self.inboxes: list[Inbox] = []
         self.held = Latest()
         """Retained messages, for later subscribers."""
@@ -43,6 +44,12 @@ class Subscription:
         """Number of retained messages that were received."""
         self.is_ready = False
         """Whether all retained messages were received over the present connection, or never will be."""
+
+    def matches(self, topic: str) -> bool:
+        """Whether the filter matches a topic."""
+        if self._prefix is not None and topic.startswith(self._prefix):
+            return True
+        return topic_matches(self.pattern, topic)
 
     def begin(self) -> None:
         """Begin a new connection."""
@@ -152,7 +159,7 @@ class Subscriptions:
         message = incoming(data, expiry)
         with self._lock:
             for subscription in list(self._by_filter.values()):
-                if topic_matches(subscription.pattern, topic):
+                if subscription.matches(topic):
                     if not (retained and subscription.is_known(topic, message)):
                         self._deliver(subscription, topic, message, wakes=wakes)
                     if not subscription.hold(topic, message, retained=retained):
