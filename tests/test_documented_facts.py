@@ -125,6 +125,7 @@ STATED = {
         f"`flush_timeout` ({mqtt.FLUSH_TIMEOUT:g} s)",
         {86_400: "retained for a day"}[packets.WILL_EXPIRY],
         f"{subscriptions.QUIET * 1000:g} ms without a further one",
+        f"fewer than {subscriptions.TRICKLE} in a second",
         f"within {subscriptions.RETURN_TIMEOUT:g} s and two round trips",
         f"on port {options.PLAIN_PORT}",
         f"the first {limits.MAX_LISTED_TASKS} running tasks, the first {limits.MAX_LISTED_TASKS} waiting tasks",

@@ -714,3 +714,28 @@ async def test_a_hundred_thousand_retained_constraints_are_all_received(
     await connector.disconnect()
     assert (connector._outbox.sent, connector._outbox.lost) == (100, 0)
     assert warnings(caplog) == []
+
+
+@pytest.mark.parametrize("topics", [1, 1_000_000], ids=["one topic", "ever new topics"])
+async def test_retained_constraints_that_are_published_all_the_time_do_not_delay_a_subscription(
+    broker: Broker, topics: int, limits: pytest.MonkeyPatch
+) -> None:
+    limits.setattr(subscriptions, "QUIET", 1.0)  # no pause of the publisher is as long
+    has_subscribed = threading.Event()
+
+    def publish(other: Listener) -> None:
+        for number in range(1_000_000):
+            other.publish(PAUSE.replace("global", f"task/t{number % topics}"), json.dumps(constraint()), retain=True)
+            if has_subscribed.wait(0.025):
+                return
+
+    connector = await connected(broker)
+    with Listener(broker.port, "none") as other:
+        publishing = asyncio.create_task(asyncio.to_thread(publish, other))
+        try:
+            await soon(connector.subscribe(CONTROL, Gardener()))
+            assert not publishing.done()
+        finally:
+            has_subscribed.set()
+            await publishing
+    await connector.disconnect()

@@ -16,6 +16,8 @@ from cascade.telemetry.topics import topic_matches
 
 QUIET = 0.05
 """Seconds without a further retained message after which all were received, once the presence has come back."""
+TRICKLE = 100
+"""Retained messages for new topics in a second, once the presence has come back. Fewer are published at this moment."""
 RETURN_TIMEOUT = 2.0
 """Seconds beside two round trips to wait for the presence, or for an answer to UNSUBSCRIBE, without a retained message."""
 MAX_ROUNDS = 1_000
@@ -205,9 +207,15 @@ class Barrier:
         """Number of the latest `wait` that ended without the presence."""
         self._is_refused = False
         self._news = asyncio.Event()
+        self._topics: set[str] | None = None
+        """Topics of the retained messages that were received since a `wait` began; None between them."""
 
     def note(self, topic: str) -> None:
-        """Record a retained message."""
+        """Record a retained message. The broker sends one for each topic: a further one was published meanwhile."""
+        if self._topics is not None and topic != self._topic:
+            if topic in self._topics:
+                return
+            self._topics.add(topic)
         self._received += 1
         self._news.set()
         if topic == self._topic:
@@ -227,6 +235,7 @@ class Barrier:
                 return 1, []
             self._subscriptions.unanswered += 1
         self._begun += 1
+        self._topics = self._topics or set()
         # Without retainAsPublished, the flag is set only if the message was retained before the subscription.
         return self._begun, [(self._topic, SubscribeOptions(qos=1))]
 
@@ -243,8 +252,13 @@ class Barrier:
 
     async def wait(self, number: int, round_trip: float) -> bool:
         """Wait until all retained messages were received. False if that stays unknown, which is reported."""
-        if not self._client.limits.retain_available:
-            return True
+        try:
+            return not self._client.limits.retain_available or await self._wait(number, round_trip)
+        finally:
+            if number == self._begun:
+                self._topics = None
+
+    async def _wait(self, number: int, round_trip: float) -> bool:
         limit = RETURN_TIMEOUT + 2 * round_trip
         await self._until_quiet(number, limit)
         is_complete = True
@@ -258,11 +272,18 @@ class Barrier:
         return is_complete
 
     async def _until_quiet(self, number: int, limit: float) -> None:
-        """Return when no retained message has come for `limit` seconds, or for `QUIET` if the presence is not expected."""
-        is_quiet = False
+        """Return when no retained message has come for `limit` seconds, or for `QUIET` if the presence is not expected.
+
+        Fewer than `TRICKLE` in a second do not continue the wait: they are published at this moment.
+        """
+        is_quiet, second, received = False, time.monotonic() + 1, self._received
         while not is_quiet:
             self._news.clear()
             is_expected = self._subscriptions.returns_presence and not self._is_refused and self._returned < number
+            if time.monotonic() > second:
+                if not is_expected and self._received - received < TRICKLE:
+                    return
+                second, received = time.monotonic() + 1, self._received
             try:
                 async with asyncio.timeout(limit if is_expected else QUIET):
                     await self._news.wait()
