@@ -16,7 +16,15 @@ from paho.mqtt.packettypes import PacketTypes
 import cascade as cs
 from cascade.connectors.memory import PublishedMessage
 from cascade.connectors.mqtt import MqttConnector
-from cascade.connectors.mqtt.run_state import EXPIRY, FINAL_EXPIRY, INTERVAL, RunStates, StateUpdate
+from cascade.connectors.mqtt.run_state import (
+    EXPIRY,
+    FINAL_EXPIRY,
+    INTERVAL,
+    MAX_ENDS,
+    PAUSE,
+    RunStates,
+    StateUpdate,
+)
 from cascade.telemetry.schema import load as load_schema
 from cascade.telemetry.topics import state_topic
 from cascade.telemetry.wire import loads
@@ -158,6 +166,24 @@ def test_after_one_state_was_forbidden_none_follows_until_the_next_connection_of
     assert len(clock.taken()) == 1
 
 
+def test_after_early_ends_of_connections_states_are_small_and_then_pause() -> None:
+    clock = Clock()
+    started, *_ = recorded()
+    clock.add(started)
+    for _ in range(MAX_ENDS - 1):
+        clock.states.lost(700)
+        clock.states.restart()
+    (update,) = clock.taken(INTERVAL)
+    assert update.body(clock.states.most), "states of a common size are never too large"
+    for _ in range(MAX_ENDS):
+        clock.states.lost(700)
+    clock.states.restart()
+    clock.add(*recorded())
+    assert clock.taken(PAUSE - 2 * INTERVAL) == []
+    assert clock.states.has_settled(1)
+    assert [update.topic for update in clock.taken(2 * INTERVAL)] == [update.topic]
+
+
 def test_a_final_state_that_is_published_late_expires_one_minute_after_the_end_all_the_same() -> None:
     clock = Clock()
     clock.add(*recorded())
@@ -236,6 +262,10 @@ def test_messages_that_belong_to_no_run_have_no_state() -> None:
 
 
 # Over a real broker.
+
+
+def is_state(packet: Packet) -> bool:
+    return sent_by_client(PacketTypes.PUBLISH)(packet) and packet.topic.endswith("/state")
 
 
 def state_messages(messages: list[Message]) -> list[Message]:
@@ -349,7 +379,7 @@ async def test_states_leave_half_of_the_window_to_messages(broker: Broker) -> No
     out = list[int]()
 
     def is_answer_to_a_later_state(packet: Packet) -> bool:
-        if sent_by_client(PacketTypes.PUBLISH)(packet) and packet.topic.endswith("/state"):
+        if is_state(packet):
             out.append(packet.packet_id)
         return received_by_client(PacketTypes.PUBACK)(packet) and packet.packet_id in out[1:]
 
@@ -429,8 +459,9 @@ async def test_a_broker_that_closes_the_connection_after_it_has_refused_a_state_
     def refuse_states_and_then_close(packet: Packet) -> Iterable[Packet]:
         number = packet.connection
         if number in closed:
-            return (Packet(PacketTypes.DISCONNECT, b"\x80\x00", from_broker=True, connection=number),)
-        if not (sent_by_client(PacketTypes.PUBLISH)(packet) and packet.topic.endswith("/state")):
+            ends = packet.kind in {PacketTypes.PUBLISH, PacketTypes.UNSUBSCRIBE}
+            return (Packet(PacketTypes.DISCONNECT, b"\x80\x00", from_broker=True, connection=number),) * ends
+        if not is_state(packet):
             return (packet,)
         closed.add(number)
         answer = packet.packet_id.to_bytes(2) + b"\x87"
@@ -444,6 +475,23 @@ async def test_a_broker_that_closes_the_connection_after_it_has_refused_a_state_
     assert {p["seq"] for p in events(seen)} == {message.payload["seq"] for message in messages}
     (warning,) = warnings(caplog)
     assert "Not authorized, on topic cascade/telemetry/local/default/" in warning
+
+
+async def test_connections_that_break_twice_do_not_end_the_states_of_a_run(broker: Broker) -> None:
+    broken = set[int]()
+
+    def close_twice(packet: Packet) -> Iterable[Packet]:
+        number = packet.connection
+        if number not in broken and len(broken) < 2 and is_state(packet):
+            broken.add(number)
+            return (Packet(PacketTypes.DISCONNECT, b"\x80\x00", from_broker=True, connection=number),)
+        return () if number in broken else (packet,)
+
+    with Proxy(broker.port, close_twice) as proxy, Listener(broker.port) as listener:
+        held = Held(proxy.port)
+        await seen(listener, lambda state: state["running"])
+        assert len(broken) == 2
+        await held.end()
 
 
 async def test_a_broker_without_retained_messages_gets_no_states(
@@ -465,8 +513,7 @@ async def test_a_state_that_the_broker_cannot_accept_now_is_sent_again(
     refused: list[dict[str, Any]] = []
 
     def refuse_the_first_final_state(packet: Packet) -> Iterable[Packet]:
-        is_state = sent_by_client(PacketTypes.PUBLISH)(packet) and packet.topic.endswith("/state")
-        if not is_state or refused or loads(packet.payload)["status"] == "running":
+        if not is_state(packet) or refused or loads(packet.payload)["status"] == "running":
             return (packet,)
         refused.append(loads(packet.payload))
         answer = packet.packet_id.to_bytes(2) + bytes([code])

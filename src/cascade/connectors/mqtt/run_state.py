@@ -25,16 +25,18 @@ EXPIRY = 86_400
 FINAL_EXPIRY = 60
 """Seconds for which the broker retains the final state of a run."""
 MAX_ENDS = 4
-"""Connections in a row that end early while a state is unacknowledged, before no more states are sent. Mosquitto closes
-the connection, without a reason, for a message over its `message_size_limit`."""
+"""Connections in a row that end early while a state is unacknowledged, before states pause. Mosquitto closes the
+connection, without a reason, for a message over its `message_size_limit`."""
+PAUSE = 600.0
+"""Seconds without states after such connections. The network may have been at fault."""
 MAX_FINAL = 10_000
 """Final states that wait for the broker: about 25 MB. Above that, the oldest one is dropped."""
 
 _REFRESH = EXPIRY / 2
 TICK = 0.05
 """Seconds between two looks at all runs, of which there may be thousands."""
-_SMALL = 512
-"""Bytes: a smaller state was not refused for its size."""
+_SMALL = 2_000
+"""Bytes: a smaller state was not refused for its size. Without tasks and errors it has about 700."""
 _NOT_AUTHORIZED = 0x87
 _BLAMELESS = TRANSIENT | {TAKEN_OVER}
 """Reason codes of DISCONNECT for which no message is the reason."""
@@ -112,6 +114,7 @@ class RunStates:
         self._scan_at = math.inf
         self._scanned_at = -math.inf
         self._ends = 0
+        self._paused_until = -math.inf
         self.ended = 0
         """Number of runs that have ended."""
         self.most: float = math.inf
@@ -138,9 +141,7 @@ class RunStates:
 
     def delay(self, now: float) -> float:
         """Seconds until an update is due; infinite if there is none."""
-        if self._ends >= MAX_ENDS:
-            return math.inf
-        return 0.0 if self._ready else max(0.0, self._scan_at - now)
+        return max(0.0, (now if self._ready else self._scan_at) - now, self._paused_until - now)
 
     def take(self, now: float, limit: int) -> list[StateUpdate]:
         """Return at most `limit` updates that are due. Each is out until `settle`."""
@@ -175,21 +176,20 @@ class RunStates:
     def forbid(self, refusal: str) -> None:
         """Send no more states until `clear`: an access list that refuses one refuses all."""
         with self._lock:
-            self._ends, self.refusal = MAX_ENDS, refusal
-            self._final.clear()
+            self._pause(math.inf, refusal)
 
     def lost(self, size: int) -> None:
         """Record the early end of a connection on which a state of so many bytes was unacknowledged.
 
-        The first one may be a restart of the broker. After each further one in a row, the states are smaller.
+        The first one may be a restart of the broker. After each further one in a row, the states are smaller. Then they
+        pause.
         """
         with self._lock:
             self._ends += 1
             if self._ends > 1:
                 self.most = max(_SMALL, min(self.most, size // 2))
             if self._ends >= MAX_ENDS:
-                self.refusal = "the connection broke whenever it was sent"
-                self._final.clear()
+                self._pause(time.monotonic() + PAUSE, "the connection broke whenever it was sent")
 
     def restart(self) -> None:
         """Send all states again over a new connection, since the broker may have lost its retained messages."""
@@ -212,7 +212,7 @@ class RunStates:
             self._active.clear()
             self._final.clear()
             self._ready.clear()
-            self._scan_at, self._ends, self.most = math.inf, 0, math.inf
+            self._scan_at, self._ends, self._paused_until, self.most = math.inf, 0, -math.inf, math.inf
 
     def _start(self, topic: str, payload: Mapping[str, Any]) -> _Run:
         address = state_topic(payload["org_id"], payload["project_id"], payload["run_id"])
@@ -227,13 +227,20 @@ class RunStates:
             del self._active[topic]
             run.number, run.ended_at = self.ended, time.monotonic()
             self.ended += 1
-            if self._ends >= MAX_ENDS:
+            if self._paused_until > run.ended_at:
+                self._ready.pop(run, None)
                 return
             self._final[run.number] = run
             if len(self._final) > MAX_FINAL:
                 self._ready.pop(self._final.pop(next(iter(self._final))), None)
                 self.refusal = f"more than {MAX_FINAL:,} final states waited"
             self._ready[run] = None
+
+    def _pause(self, until: float, refusal: str) -> None:
+        """Send no states until then, not even those of runs that have ended; with the lock."""
+        self._paused_until, self._scan_at, self.refusal = until, until, refusal
+        self._final.clear()
+        self._ready.clear()
 
     def _look_at(self, due_at: float) -> None:
         with self._lock:
