@@ -11,7 +11,7 @@ from cascade.runtime.protocols import Places
 class LimiterIndex:
     """Finds the limiters that apply to a key. The number of limiters for other task names does not matter.
 
-    A limiter for one task name is found by that name, and made when a task of that name first starts. Rules for all tasks,
+    A limiter for one task name is found by that name, and made when a task of that name first starts. Limiters for all tasks,
     for runs and for patterns are evaluated once for each key: the result is kept until one of them changes.
 
     Args:
@@ -60,7 +60,7 @@ class LimiterIndex:
         return limiter
 
     def clear(self) -> list[Limiter]:
-        """Remove all constraints, and return the limiters that were made. Rules for places stay."""
+        """Remove all constraints, and return the limiters that were made. Limiters for places stay."""
         named = (entry for entries in self._named.values() for entry in entries if isinstance(entry, Limiter))
         limiters = [*self._broad.values(), *named]
         self._broad.clear()
