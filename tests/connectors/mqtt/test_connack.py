@@ -86,7 +86,7 @@ def test_no_more_is_in_flight_than_receive_maximum(
     with limit.kept_by(broker_name, tmp_path) as observed:
         observed.proxy.latency = 0.002
         observed.run()
-        assert most_in_flight(observed.proxy.packets) == most
+        assert 0 < most_in_flight(observed.proxy.packets) <= most
         assert {packet.connection for packet in observed.published()} == {0}
     assert warnings(caplog) == []
 
