@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import inspect
 import itertools
 import logging
@@ -145,6 +146,82 @@ def test_a_broker_that_closes_before_its_answer_is_not_waited_for() -> None:
         with pytest.raises(aiomqtt.MqttError):
             run(connect)
         closing.join()
+
+
+CONNACK, DISCONNECT, PINGRESP = bytes.fromhex("2003000000"), bytes.fromhex("e0018b"), bytes.fromhex("d000")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (CONNACK + DISCONNECT, "Server shutting down"),
+        (CONNACK + DISCONNECT + 100 * PINGRESP, "Server shutting down"),
+        (CONNACK + bytes.fromhex("400100") + 100 * PINGRESP, "Protocol error"),
+        (bytes.fromhex("2003008700") + 100 * PINGRESP, "Not authorized"),
+    ],
+    ids=["disconnect", "bytes after disconnect", "bytes after a malformed packet", "bytes after a refusal"],
+)
+def test_a_connection_that_ends_in_the_read_of_connack_leaves_nothing_behind(answer: bytes, reason: str) -> None:
+    """Neither reads for the bytes that follow, nor an exception that asyncio logs."""
+    reads, logged = Counter[str](), list[Any]()
+
+    async def connect() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: logged.append(context))
+        one = make(server.getsockname()[1])
+        loop_read = one._client.loop_read
+        one._client.loop_read = lambda *_: reads.update(["read"]) or loop_read()  # type: ignore[method-assign, func-returns-value]
+        with pytest.raises(aiomqtt.MqttError):
+            await one.__aenter__()
+        assert one.reason == reason
+        for _ in range(2):  # the callback that is scheduled already finds nothing more to read
+            await asyncio.sleep(0)
+        before = reads["read"]
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert reads["read"] == before
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer_once() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1)
+                connection.sendall(answer)
+                while connection.recv(1_000):
+                    pass
+
+        answering = threading.Thread(target=answer_once)
+        answering.start()
+        run(connect)
+        answering.join()
+    gc.collect()
+    assert logged == []
+
+
+def test_a_packet_id_that_waits_for_its_acknowledgement_is_not_used_again(broker: Broker) -> None:
+    """There are 65,535 of them. paho does not send a message with the id of another one."""
+
+    async def send() -> None:
+        async with make(broker.port) as connected:
+            acknowledged, both = list[int](), asyncio.Event()
+
+            def record(packet_id: int, _: object) -> None:
+                acknowledged.append(packet_id)
+                if len(acknowledged) == 2:
+                    both.set()
+
+            connected.on_acknowledged = record
+            broker.freeze()
+            first = connected.send("cascade/x", b"first", 1, None)
+            connected._client._last_mid = first - 1
+            second = connected.send("cascade/x", b"second", 1, None)
+            broker.thaw()
+            await both.wait()
+            assert acknowledged == [first, second]
+
+    with Listener(broker.port, "cascade/x") as listener:
+        run(send)
+        assert [m.payload for m in listener.wait_for(lambda seen: len(seen) == 2)] == [b"first", b"second"]
 
 
 IN_CONNECT = """

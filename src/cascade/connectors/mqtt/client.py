@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Self, TypeVar, cast
 
 import aiomqtt
 from paho.mqtt.client import MQTTMessage
+from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -185,7 +186,7 @@ class Client(aiomqtt.Client):
         self.on_refused: Callable[[], None] = _ignore
         self.on_received: Callable[[IncomingMessage], None] = _ignore
         self.on_activity: Callable[[], None] = _ignore
-        self._is_dropped = self._is_writing = False
+        self._is_writing = False
         self._thread = threading.get_ident()
 
     async def __aenter__(self) -> Self:
@@ -233,7 +234,10 @@ class Client(aiomqtt.Client):
 
     def send(self, topic: str, body: bytes, qos: int, properties: Properties | None, *, retain: bool = False) -> int:
         """Queue a message and return its packet id. `on_acknowledged` is called for QoS 1; nothing waits for it."""
-        return self._client.publish(topic, body, qos, retain, properties).mid
+        info = self._client.publish(topic, body, qos, retain, properties)
+        while info.rc == MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:  # an earlier message has the id and is unacknowledged
+            info = self._client.publish(topic, body, qos, retain, properties)
+        return info.mid
 
     def keep_alive(self) -> None:
         """Send PINGREQ when it is due. Call at least four times in `keepalive` seconds."""
@@ -245,18 +249,12 @@ class Client(aiomqtt.Client):
         descriptor = self._transport.fileno()
         if descriptor < 0:
             return
-        # For each message of QoS 0 that paho has written, its callback costs more than the message.
-        self._client.on_publish = None
         try:
-            self._client.loop_write()
-            while (is_written := self._transport.flush()) and self._client.want_write():
-                self._client.loop_write()
+            is_written = self._write()
         except Exception as error:  # noqa: BLE001 - aiomqtt treats all errors of a socket alike
             self._read()  # the broker may have sent a reason before it closed the connection
-            self._lose(error)
+            self._end(*reason_of(error))
             return
-        finally:
-            self._client.on_publish = self._on_publish
         if self._transport.fileno() < 0:
             return
         if is_written:
@@ -264,15 +262,24 @@ class Client(aiomqtt.Client):
         else:
             self._loop.add_writer(descriptor, self._write_more)
 
+    def _write(self) -> bool:
+        """Write the queued packets; whether the system has accepted all of them."""
+        # For each message of QoS 0 that paho has written, its callback costs more than the message.
+        self._client.on_publish = None
+        try:
+            self._client.loop_write()
+            while (is_written := self._transport.flush()) and self._client.want_write():
+                self._client.loop_write()
+        finally:
+            self._client.on_publish = self._on_publish
+        return is_written
+
     def drop(self) -> None:
         """End the connection at once, without DISCONNECT."""
-        self._is_dropped = True
         self._forget(self._transport.fileno())
         self._transport.close()
-        if not self._disconnected.done():
+        if not self.is_over:
             self._disconnected.set_result(None)
-        elif not self._disconnected.cancelled():
-            self._disconnected.exception()  # otherwise asyncio logs that it was never retrieved
 
     # Overrides of aiomqtt's methods.
 
@@ -306,25 +313,25 @@ class Client(aiomqtt.Client):
         super()._on_connect(client, userdata, flags, reason_code, properties)
 
     def _on_disconnect(
-        self, client: Any, userdata: Any, flags: Any, reason_code: ReasonCode, properties: Properties | None = None
+        self,
+        client: Any,  # noqa: ARG002
+        userdata: Any,  # noqa: ARG002
+        flags: Any,
+        reason_code: ReasonCode,
+        properties: Properties | None = None,
     ) -> None:
-        if self._is_dropped:
+        if self.is_over:
             return
         # For a connection that was closed without DISCONNECT, paho has no more than "Unspecified error".
         is_vague = str(reason_code) == "Unspecified error" and not flags.is_disconnect_packet_from_server
-        if is_vague and not self._connected.done():
+        if self._connected.done() or flags.is_disconnect_packet_from_server:
+            self.other_server = getattr(properties, "ServerReference", "")
+            self._end(*(("the connection was lost", 0) if is_vague else (str(reason_code), reason_code.value)))
+        elif is_vague:
             self.limits.is_unanswered = True
             self._end(f"the broker closed the connection without an answer to CONNECT; {_MQTT_5}", 0)
-        elif not (self._connected.done() or flags.is_disconnect_packet_from_server):
+        else:
             self._end(f"the broker's answer to CONNECT is malformed; {_MQTT_5}", _MALFORMED)
-        self._end(*(("the connection was lost", 0) if is_vague else (str(reason_code), reason_code.value)))
-        self.other_server = self.other_server or getattr(properties, "ServerReference", "")
-        if not self._connected.done():  # aiomqtt would wait for CONNACK until its timeout
-            self._connected.set_exception(aiomqtt.MqttError(self.reason))
-        super()._on_disconnect(client, userdata, flags, reason_code, properties)
-        if self._disconnected.done():  # aiomqtt discards the future if this comes right after CONNACK
-            self._disconnected.exception()
-        self.on_activity()
 
     def _on_publish(
         self, client: Any, userdata: Any, mid: int, reason_code: ReasonCode, properties: Properties
@@ -370,7 +377,7 @@ class Client(aiomqtt.Client):
             else:
                 self._loop.call_soon(self._read)  # the system has no event for bytes that are read already
         except Exception as error:  # noqa: BLE001 - as in `flush`
-            self._lose(error)
+            self._end(*reason_of(error))
         self.on_activity()
 
     def _take_message(self) -> bool:
@@ -393,16 +400,13 @@ class Client(aiomqtt.Client):
         self.flush()
         self.on_activity()
 
-    def _lose(self, error: Exception) -> None:
-        if not self._disconnected.done():
-            self._end(*reason_of(error))
-            self._disconnected.set_exception(error)
-        self.on_activity()
-
     def _end(self, reason: str, code: int) -> None:
-        if not self.reason:
+        """Record the end of the connection. `_disconnected` has no exception: asyncio logs those that nothing awaits."""
+        if not self.is_over:
             is_outdated = code == _UNSUPPORTED_VERSION
             self.reason, self.code = f"the broker does not support MQTT 5; {_MQTT_5}" if is_outdated else reason, code
+            self._disconnected.set_result(None)
+            self.on_activity()
 
     def _forget(self, descriptor: int) -> None:
         if descriptor >= 0:
@@ -472,9 +476,9 @@ class _Transport:
     @property
     def has_unread(self) -> bool:
         """Whether bytes wait of which the system does not know."""
-        if self._position < len(self._unread):
-            return True
-        return self._context is not None and self.fileno() >= 0 and self._socket.pending() > 0
+        if self.fileno() < 0:
+            return False
+        return self._position < len(self._unread) or (self._context is not None and self._socket.pending() > 0)
 
     @property
     def has_unwritten(self) -> bool:
