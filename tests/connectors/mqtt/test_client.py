@@ -45,7 +45,7 @@ async def double(x: int) -> int:
 
 def make(port: int) -> Client:
     options = MqttOptions.checked("127.0.0.1", port)
-    return Client(options, "client", "cascade/status/local/default/client", "session", BrokerLimits(print))
+    return Client(options, "client", "cascade/status/local/default/client", "session", BrokerLimits(print), print)
 
 
 def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -169,7 +169,7 @@ def test_a_connection_that_ends_in_the_read_of_connack_leaves_nothing_behind(ans
         asyncio.get_running_loop().set_exception_handler(lambda _, context: logged.append(context))
         one = make(server.getsockname()[1])
         loop_read = one._client.loop_read
-        one._client.loop_read = lambda *_: reads.update(["read"]) or loop_read()  # type: ignore[method-assign, func-returns-value]
+        one._client.loop_read = lambda *_: reads.update(["read"]) or loop_read()  # type: ignore[method-assign]
         with pytest.raises(aiomqtt.MqttError):
             await one.__aenter__()
         assert one.reason == reason
@@ -369,7 +369,7 @@ def test_packets_of_one_turn_are_written_together(broker: Broker, monkeypatch: p
     flush = client._Transport.flush
 
     def counted(transport: Any) -> bool:
-        writes.append(len(transport._unwritten))
+        writes.append(len(transport.unwritten))
         return flush(transport)
 
     async def talk() -> None:
@@ -394,7 +394,7 @@ def test_more_than_the_system_accepts_at_once_arrives_whole(broker: Broker) -> N
             calls = [
                 asyncio.ensure_future(connected.publish("cascade/x", body, 1, timeout=math.inf)) for _ in range(count)
             ]
-            await until(lambda: connected.wants_write and connected._transport.has_unwritten)
+            await until(lambda: connected.wants_write and connected._transport.unwritten)
             broker.thaw()
             await asyncio.gather(*calls)
             assert not connected.wants_write

@@ -85,7 +85,7 @@ class BrokerLimits:
 
     def __init__(self, warn: Callable[[str], None]) -> None:
         self._warn = warn
-        self._reported = set[int]()
+        self._reported = set[str]()
         self._refused = set[int]()
         self.is_unanswered = False
         """Whether the broker has closed a connection without an answer to CONNECT."""
@@ -94,7 +94,6 @@ class BrokerLimits:
     def accept(self, properties: Properties | None) -> None:
         """Take the limits over from a CONNACK."""
         self._properties = properties
-        self._is_known = properties is not None
         self.retain_available = bool(self._value("RetainAvailable", 1)) and RETAIN_NOT_SUPPORTED not in self._refused
         self.maximum_qos = 0 if QOS_NOT_SUPPORTED in self._refused else min(1, self._value("MaximumQoS", 1))
         self.receive_maximum = self._value("ReceiveMaximum", 65_535)
@@ -102,16 +101,15 @@ class BrokerLimits:
         self.topic_alias_maximum = 0 if ALIAS_INVALID in self._refused else self._value("TopicAliasMaximum", 0)
         self.wildcards_available = bool(self._value("WildcardSubscriptionAvailable", 1))
         if not self.retain_available:
-            self._report(
-                RETAIN_NOT_SUPPORTED, "retained messages: late subscribers receive neither presence nor states of runs"
-            )
+            self._report("retained messages: late subscribers receive neither presence nor states of runs")
         if not self.maximum_qos:
-            self._report(QOS_NOT_SUPPORTED, "QoS 1: messages that it does not receive are not sent again")
+            self._report("QoS 1: messages that it does not receive are not sent again")
 
     @property
     def will(self) -> tuple[int, bool]:
         """QoS and retain flag of the Last Will: the least for a broker that has never answered, but closed a connection."""
-        return (0, False) if self.is_unanswered and not self._is_known else (self.maximum_qos, self.retain_available)
+        is_unknown = self.is_unanswered and self._properties is None
+        return (0, False) if is_unknown else (self.maximum_qos, self.retain_available)
 
     def refuse(self, code: int) -> bool:
         """Record that the broker has refused a feature. Return whether the next connection can succeed without it."""
@@ -125,17 +123,13 @@ class BrokerLimits:
         value: int = getattr(self._properties, name, default)
         return value
 
-    def _report(self, code: int, text: str) -> None:
-        if code not in self._reported:
-            self._reported.add(code)
+    def _report(self, text: str) -> None:
+        if text not in self._reported:
+            self._reported.add(text)
             self._warn(f"the broker does not support {text}")
 
     def check_size(self, kind: str, size: int) -> None:
-        """Check that the broker accepts a packet of this size.
-
-        Raises:
-            aiomqtt.MqttError: The packet is too large. This is also reported.
-        """
+        """Raise `aiomqtt.MqttError`, and report it, if the broker does not accept a packet of this size."""
         if size > self.maximum_packet_size:
             reason = f"{kind} has {size:,} bytes; the broker accepts {self.maximum_packet_size:,}"
             self._warn(reason)
@@ -145,15 +139,22 @@ class BrokerLimits:
 class Client(aiomqtt.Client):
     """Connects when it is entered. A clean exit sends DISCONNECT; an exception does not, so the broker publishes the will.
 
-    The owner sets the callbacks. They run in the event loop: `on_acknowledged(packet id, reason)` for each PUBACK of
+    `on_reached(seconds)` runs when TCP has connected, in the thread that connects. The owner sets the other callbacks. They
+    run in the event loop: `on_acknowledged(packet id, reason)` for each PUBACK of
     `send`, `on_refused()` for each PUBACK of `publish` with an error, `on_received(message)` for each incoming message, and
     `on_activity()` whenever the broker has sent or accepted bytes, and when the connection ends.
     """
 
     def __init__(
-        self, options: MqttOptions, client_id: str, will_topic: str, session_id: str, limits: BrokerLimits
+        self,
+        options: MqttOptions,
+        client_id: str,
+        will_topic: str,
+        session_id: str,
+        limits: BrokerLimits,
+        on_reached: Callable[[float], None],
     ) -> None:
-        self._transport = _Transport(options.context)
+        self._transport = _Transport(options.context, on_reached)
         will_properties = new_properties(
             PacketTypes.WILLMESSAGE, MessageExpiryInterval=WILL_EXPIRY, UserProperty=(SESSION_ID, session_id)
         )
@@ -213,10 +214,6 @@ class Client(aiomqtt.Client):
             self.flush()
         self.drop()
 
-    def when_reached(self, callback: Callable[[float], None]) -> None:
-        """Call back when TCP has connected, with the seconds that it took, in the thread that connects."""
-        self._transport.on_reached = callback
-
     @property
     def is_over(self) -> bool:
         """Whether the connection has ended."""
@@ -230,7 +227,7 @@ class Client(aiomqtt.Client):
     @property
     def wants_write(self) -> bool:
         """Whether packets wait for the system to accept them."""
-        return self._client.want_write() or self._transport.has_unwritten
+        return self._client.want_write() or bool(self._transport.unwritten)
 
     def send(self, topic: str, body: bytes, qos: int, properties: Properties | None, *, retain: bool = False) -> int:
         """Queue a message and return its packet id. `on_acknowledged` is called for QoS 1; nothing waits for it."""
@@ -298,9 +295,7 @@ class Client(aiomqtt.Client):
             raise aiomqtt.MqttError(self.reason)
         raise aiomqtt.MqttError(f"no answer within {limit:g} s")
 
-    def _on_connect(
-        self, client: Any, userdata: Any, flags: Any, reason_code: ReasonCode, properties: Properties | None = None
-    ) -> None:
+    def _on_connect(self, client: Any, userdata: Any, flags: Any, reason_code: Any, properties: Any = None) -> None:
         if reason_code.is_failure:  # paho goes on to report a protocol error
             self._end(str(reason_code), reason_code.value)
             self.other_server = getattr(properties, "ServerReference", "")
@@ -312,14 +307,7 @@ class Client(aiomqtt.Client):
             self._client._keepalive = _PING * self.keepalive  # type: ignore[assignment]  # noqa: SLF001
         super()._on_connect(client, userdata, flags, reason_code, properties)
 
-    def _on_disconnect(
-        self,
-        client: Any,  # noqa: ARG002
-        userdata: Any,  # noqa: ARG002
-        flags: Any,
-        reason_code: ReasonCode,
-        properties: Properties | None = None,
-    ) -> None:
+    def _on_disconnect(self, client: Any, userdata: Any, flags: Any, reason_code: Any, properties: Any = None) -> None:  # noqa: ARG002
         if self.is_over:
             return
         # For a connection that was closed without DISCONNECT, paho has no more than "Unspecified error".
@@ -333,9 +321,7 @@ class Client(aiomqtt.Client):
         else:
             self._end(f"the broker's answer to CONNECT is malformed; {_MQTT_5}", _MALFORMED)
 
-    def _on_publish(
-        self, client: Any, userdata: Any, mid: int, reason_code: ReasonCode, properties: Properties
-    ) -> None:
+    def _on_publish(self, client: Any, userdata: Any, mid: int, reason_code: ReasonCode, properties: Any) -> None:
         if mid in self._pending_publishes:
             if reason_code.value >= FAILURE:
                 self.on_refused()
@@ -441,33 +427,27 @@ class _Transport:
     the socket open after a TLS handshake that failed; this object closes it.
     """
 
-    def __init__(self, context: ssl.SSLContext | None) -> None:
-        self.on_reached: Callable[[float], None] = _ignore
+    def __init__(self, context: ssl.SSLContext | None, on_reached: Callable[[float], None]) -> None:
+        self._on_reached = on_reached
         self._start = time.monotonic()
         self.check_hostname = context is None or context.check_hostname
         self._context = context
         self._socket: Any = None
         self._unread, self._position = b"", 0
-        self._unwritten = bytearray()
+        self.unwritten = bytearray()
 
     def wrap_socket(self, plain: socket.socket, **options: Any) -> Self:
-        self.on_reached(time.monotonic() - self._start)
+        self._on_reached(time.monotonic() - self._start)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = plain if self._context is None else self._context.wrap_socket(plain, **options)
         return self
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._socket, name)
+
     def do_handshake(self) -> None:
         if self._context is not None:
             self._socket.do_handshake()
-
-    def getpeercert(self) -> Any:
-        return self._socket.getpeercert()
-
-    def settimeout(self, seconds: float | None) -> None:
-        self._socket.settimeout(seconds)
-
-    def setblocking(self, flag: bool) -> None:
-        self._socket.setblocking(flag)
 
     def fileno(self) -> int:
         """The descriptor, or -1 if the socket is closed or was never open."""
@@ -479,10 +459,6 @@ class _Transport:
         if self.fileno() < 0:
             return False
         return self._position < len(self._unread) or (self._context is not None and self._socket.pending() > 0)
-
-    @property
-    def has_unwritten(self) -> bool:
-        return bool(self._unwritten)
 
     def recv(self, size: int) -> bytes:
         if self._position == len(self._unread):
@@ -519,16 +495,16 @@ class _Transport:
         return packet_id, IncomingMessage(topic.decode(), data[place + 1 : end], bool(flags & 1), expiry)
 
     def send(self, data: bytes) -> int:
-        if len(self._unwritten) >= _BLOCK:
+        if len(self.unwritten) >= _BLOCK:
             raise BlockingIOError
-        self._unwritten += data
+        self.unwritten += data
         return len(data)
 
     def flush(self) -> bool:
         """Write what `send` has taken; whether the system has accepted all of it."""
         try:
-            while self._unwritten:
-                del self._unwritten[: self._socket.send(self._unwritten)]
+            while self.unwritten:
+                del self.unwritten[: self._socket.send(self.unwritten)]
         except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
             return False
         return True

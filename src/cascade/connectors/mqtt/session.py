@@ -121,9 +121,8 @@ class Session:
         start = time.monotonic()
         reason, code = "", 0
         try:
-            presence = self._presence
-            client = Client(self._options, self._client_id.value, presence.topic, presence.session_id, self._limits)
-            client.when_reached(self.health.reached)
+            presence = self._presence.topic, self._presence.session_id
+            client = Client(self._options, self._client_id.value, *presence, self._limits, self.health.reached)
             with contextlib.suppress(aiomqtt.MqttError):
                 async with client:
                     await self._use(client)
