@@ -13,6 +13,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import aiomqtt
@@ -161,15 +162,20 @@ CONNACK, DISCONNECT, PINGRESP = bytes.fromhex("2003000000"), bytes.fromhex("e001
     ],
     ids=["disconnect", "bytes after disconnect", "bytes after a malformed packet", "bytes after a refusal"],
 )
-def test_a_connection_that_ends_in_the_read_of_connack_leaves_nothing_behind(answer: bytes, reason: str) -> None:
+def test_a_connection_that_ends_in_the_read_of_connack_leaves_nothing_behind(
+    answer: bytes, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Neither reads for the bytes that follow, nor an exception that asyncio logs."""
     reads, logged = Counter[str](), list[Any]()
+
+    def counted_read(loop_read: Callable[[], object]) -> object:
+        reads["read"] += 1
+        return loop_read()
 
     async def connect() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: logged.append(context))
         one = make(server.getsockname()[1])
-        loop_read = one._client.loop_read
-        one._client.loop_read = lambda *_: reads.update(["read"]) or loop_read()  # type: ignore[method-assign]
+        monkeypatch.setattr(one._client, "loop_read", partial(counted_read, one._client.loop_read))
         with pytest.raises(aiomqtt.MqttError):
             await one.__aenter__()
         assert one.reason == reason
