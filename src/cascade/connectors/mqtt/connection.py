@@ -251,6 +251,7 @@ class Connection:
         task = asyncio.get_running_loop().create_task(_until_the_end(call))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: call.close())  # the connection may end before the task begins
         return task
 
     def end(self, *, is_wanted: bool, is_contested: bool) -> bool:
@@ -367,11 +368,14 @@ class Connection:
             pattern for pattern in self._subscribed if self._subscribed[pattern] is not wanted.get(pattern)
         ]:
             del self._subscribed[pattern]
-            self.start(self._counted(self.client.unsubscribe(pattern, timeout=math.inf)))
+            self.start(self._unsubscribe(pattern))
         new = [subscription for pattern, subscription in wanted.items() if pattern not in self._subscribed]
         if new or is_first:
             self._subscribed.update({subscription.pattern: subscription for subscription in new})
             self.start(self._subscribe(new))
+
+    async def _unsubscribe(self, pattern: str) -> None:
+        await self._counted(self.client.unsubscribe(pattern, timeout=math.inf))
 
     async def _counted(self, call: Coroutine[Any, Any, T]) -> T:
         self._calls += 1
