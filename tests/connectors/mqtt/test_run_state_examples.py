@@ -7,6 +7,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -145,6 +146,9 @@ def test_home_assistant_shows_a_run_and_notifies_of_its_failure(broker: Broker, 
     assert home.notifications(final) == [
         {"title": "store has failed", "message": "the database's disk is <full>"},
     ]
+    for status, count in ("error", 1), ("timeout", 1), ("success", 0), ("cancellation", 0):
+        other = json.dumps(json.loads(final.payload) | {"status": status}).encode()
+        assert len(home.notifications(replace(final, payload=other))) == count
 
 
 def test_home_assistant_shows_the_tasks_that_wait(broker: Broker, listener: Listener) -> None:
