@@ -375,6 +375,18 @@ async def test_the_final_states_of_thousands_of_runs_that_end_at_once_are_retain
     assert {state["run_id"]: state["status"] for state in found} == {f"run-{n}": "success" for n in range(count)}
 
 
+async def test_an_invalid_message_costs_the_states_of_its_run_and_no_message(
+    broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    messages = (await asyncio.to_thread(recorded))[:2]
+    messages[1].payload["body"]["metadata"]["start_ns"] = "yesterday"
+    with Listener(broker.port) as listener:
+        await publish_at_once(broker.port, messages)
+        listener.wait_for(lambda seen: len(events(seen)) == len(messages))
+    (warning,) = warnings(caplog)
+    assert "a message of the run is invalid" in warning
+
+
 async def test_states_leave_half_of_the_window_to_messages(broker: Broker) -> None:
     out = list[int]()
 

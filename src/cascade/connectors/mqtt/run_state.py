@@ -44,6 +44,8 @@ _LISTED = (MAX_LISTED_TASKS, MAX_LISTED_TASKS // 4, 0)
 """Tasks to list, for a broker with a small Maximum Packet Size."""
 _SHORT = 200
 """Characters of the last error in a state that lists no tasks because of its size."""
+_INVALID = (AttributeError, KeyError, OverflowError, TypeError, ValueError)
+"""Errors because of a payload that the engine has not made."""
 
 
 @dataclass(slots=True, eq=False)
@@ -131,7 +133,7 @@ class RunStates:
                     return
                 run = self._start(topic, payload)
             run.fold.add(payload)
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except _INVALID:
             return
         if run.fold.is_over:
             self._end(topic, run)
@@ -305,7 +307,11 @@ class StateSender:
                 continue
             most = min(limits.maximum_packet_size, MAX_MESSAGE_BYTES, self._states.most)
             properties = state_properties(update.expiry)
-            body = update.body(most - packet_bytes(update.topic, len(properties.pack())))
+            try:
+                body = update.body(most - packet_bytes(update.topic, len(properties.pack())))
+            except _INVALID as error:  # would end each connection
+                self._states.settle(update, f"a message of the run is invalid: {error}, on topic {update.topic}")
+                continue
             if body is None:
                 self._states.settle(update, f"it has more than {most:,} bytes, on topic {update.topic}")
                 continue
