@@ -337,7 +337,9 @@ async def test_what_cannot_be_made_small_enough_is_lost_alone(
     assert sorted({*found, 20, 70}) == list(range(100))
     (warning,) = warnings(caplog)
     assert warning.startswith("MqttConnector: 2 of 100 messages were lost")
-    assert ("more than the broker takes" if limit == "max_packet_size" else "the connection broke whenever") in warning
+    assert (
+        "more than the broker accepts" if limit == "max_packet_size" else "the connection broke whenever"
+    ) in warning
 
 
 def test_a_subscriber_that_is_frozen_misses_nothing_if_the_broker_may_queue(

@@ -139,10 +139,10 @@ class BrokerLimits:
 class Client(aiomqtt.Client):
     """Connects when it is entered. A clean exit sends DISCONNECT; an exception does not, so the broker publishes the will.
 
-    `on_reached(seconds)` runs when TCP has connected, in the thread that connects. The owner sets the other callbacks. They
-    run in the event loop: `on_acknowledged(packet id, reason)` for each PUBACK of
-    `send`, `on_refused()` for each PUBACK of `publish` with an error, `on_received(message)` for each incoming message, and
-    `on_activity()` whenever the broker has sent or accepted bytes, and when the connection ends.
+    `on_reached(seconds)` runs when TCP has connected, in the thread that connects. The owner sets the other callbacks, which
+    run in the event loop: `on_acknowledged(packet id, reason)` for each PUBACK of `send`, `on_refused()` for each PUBACK of
+    `publish` with an error, `on_received(message)` for each incoming message, and `on_activity()` whenever the broker has
+    sent or accepted bytes, and when the connection ends.
     """
 
     def __init__(

@@ -313,7 +313,7 @@ class Connection:
         size = packet_bytes(topic, len(properties) + len(message.body))
         most = limits.maximum_packet_size
         if size > min(most, self._poison.most) and not self._poison.fit(message, most):
-            self._lose(message, f"a message of {size:,} bytes is more than the broker takes")
+            self._lose(message, f"a message of {size:,} bytes is more than the broker accepts")
             return
         if alias and topic:
             self._aliases.add(topic, alias)
@@ -364,15 +364,13 @@ class Connection:
     def _update_subscriptions(self) -> None:
         is_first, self._version = self._version < 0, self._shared.subscriptions.version
         wanted = {subscription.pattern: subscription for subscription in self._shared.subscriptions.all()}
-        for pattern in [
-            pattern for pattern in self._subscribed if self._subscribed[pattern] is not wanted.get(pattern)
-        ]:
+        for pattern in [pattern for pattern, one in self._subscribed.items() if one is not wanted.get(pattern)]:
             del self._subscribed[pattern]
             self.start(self._unsubscribe(pattern))
-        new = [subscription for pattern, subscription in wanted.items() if pattern not in self._subscribed]
+        new = {pattern: one for pattern, one in wanted.items() if pattern not in self._subscribed}
         if new or is_first:
-            self._subscribed.update({subscription.pattern: subscription for subscription in new})
-            self.start(self._subscribe(new))
+            self._subscribed |= new
+            self.start(self._subscribe([*new.values()]))
 
     async def _unsubscribe(self, pattern: str) -> None:
         await self._counted(self.client.unsubscribe(pattern, timeout=math.inf))
@@ -402,20 +400,20 @@ class Connection:
                 (subscriptions.complete if is_complete else subscriptions.give_up)(subscription)
 
     def _is_possible(self, subscription: Subscription) -> bool:
-        pattern = subscription.pattern
-        if self.client.limits.wildcards_available or not {"+", "#"}.intersection(pattern):
+        if self.client.limits.wildcards_available or not {"+", "#"}.intersection(subscription.pattern):
             return True
-        self._shared.warn(f"control cannot be received on {pattern}: the broker has no wildcard subscriptions")
-        self._subscribed.pop(pattern, None)
-        self._shared.subscriptions.give_up(subscription)
+        self._subscribed.pop(subscription.pattern, None)
+        self._give_up(subscription, "the broker has no wildcard subscriptions")
         return False
 
     def _is_accepted(self, subscription: Subscription, reason: ReasonCode) -> bool:
-        if reason.value < FAILURE:
-            return True
+        if reason.value >= FAILURE:
+            self._give_up(subscription, str(reason))
+        return reason.value < FAILURE
+
+    def _give_up(self, subscription: Subscription, reason: str) -> None:
         self._shared.warn(f"control cannot be received on {subscription.pattern}: {reason}")
         self._shared.subscriptions.give_up(subscription)
-        return False
 
 
 async def _until_the_end(call: Coroutine[Any, Any, Any]) -> None:

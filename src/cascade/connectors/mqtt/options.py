@@ -105,9 +105,9 @@ def _text(name: str, value: str | None) -> str | None:
 
 
 def _client_id(value: str | None, limits: TopicLimits) -> str | None:
-    most = limits.max_client_id_bytes
-    if _text("client_id", value) and value is not None and (size := len(value.encode())) > most:
-        raise ValueError(f"client_id={value[:60]!r} has {size:,} bytes: {limits.broker} accepts at most {most:,}")
+    text, most = _text("client_id", value) or "", limits.max_client_id_bytes
+    if (size := len(text.encode())) > most:
+        raise ValueError(f"client_id={text[:60]!r} has {size:,} bytes: {limits.broker} accepts at most {most:,}")
     return value
 
 

@@ -21,6 +21,7 @@ SESSION_ID = "session_id"
 """User property of presence and of the Last Will."""
 
 _TRACEPARENT_LENGTH = len("00-") + 32 + len("-") + 16 + len("-00")
+_ZERO = "0" * _TRACEPARENT_LENGTH
 
 
 class PackedProperties(Properties):
@@ -44,12 +45,9 @@ def new_properties(kind: int, **values: Any) -> Properties:
     return properties
 
 
-_ZERO = "0" * _TRACEPARENT_LENGTH
-
-
 def publish_properties(traceparent: bytes, tracestate: str = "", alias: int = 0) -> bytes:
     """Return the packed properties of a message. Without a traceparent, the tracestate is left out too."""
-    before, after = _around_traceparent(tracestate, alias) if traceparent else _without_traceparent(alias)
+    before, after = _around_traceparent(tracestate if traceparent else None, alias)
     return before + traceparent + after
 
 
@@ -60,16 +58,13 @@ def state_properties(expiry: int) -> PackedProperties:
 
 
 @lru_cache(maxsize=1_024)
-def _around_traceparent(tracestate: str, alias: int) -> tuple[bytes, bytes]:
-    """The packed properties before and after the traceparent, whose length is constant."""
+def _around_traceparent(tracestate: str | None, alias: int) -> tuple[bytes, bytes]:
+    """The packed properties before and after the traceparent, whose length is constant. None: there is none."""
+    if tracestate is None:
+        return _packed(alias), b""
     pairs = [("traceparent", _ZERO)] + ([("tracestate", tracestate)] if tracestate else [])
     before, _, after = _packed(alias, UserProperty=pairs).partition(_ZERO.encode())
     return before, after
-
-
-@lru_cache(maxsize=1_024)
-def _without_traceparent(alias: int) -> tuple[bytes, bytes]:
-    return _packed(alias), b""
 
 
 def _packed(alias: int = 0, **values: Any) -> bytes:
