@@ -8,12 +8,14 @@ import itertools
 import logging
 import math
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import aiomqtt
@@ -44,8 +46,10 @@ async def double(x: int) -> int:
     return 2 * x
 
 
-def make(port: int) -> Client:
-    options = MqttOptions.checked("127.0.0.1", port)
+def make(port: int, ca_certificate: Path | None = None) -> Client:
+    options = MqttOptions.checked(
+        "127.0.0.1" if ca_certificate is None else "localhost", port, ca_certificate=ca_certificate
+    )
     return Client(options, "client", "cascade/status/local/default/client", "session", BrokerLimits(print), print)
 
 
@@ -390,12 +394,23 @@ def test_packets_of_one_turn_are_written_together(broker: Broker, monkeypatch: p
     assert sum(map(bool, writes)) <= 2
 
 
-def test_more_than_the_system_accepts_at_once_arrives_whole(broker: Broker) -> None:
-    """While the broker is frozen, the system's buffers fill up; then the client goes on by itself."""
+@pytest.mark.parametrize("has_tls", [False, True])
+def test_more_than_the_system_accepts_at_once_arrives_whole(
+    has_tls: bool,
+    certificates: Path,
+    tmp_path: Path,
+) -> None:
+    """While the broker is frozen, the system's buffers fill up; then the client goes on by itself.
+
+    With TLS, OpenSSL must get the bytes again that the system has not accepted.
+    """
     count, body = 400, b"x" * 50_000
+    ca = certificates / "ca.pem" if has_tls else None
+    files = (f"certfile {certificates / 'server.pem'}", f"keyfile {certificates / 'server.key'}") if has_tls else ()
+    listening: Any = {"host": "localhost", "context": ssl.create_default_context(cafile=ca)} if has_tls else {}
 
     async def talk() -> None:
-        async with make(broker.port) as connected:
+        async with make(broker.port, ca) as connected:
             broker.freeze()
             calls = [
                 asyncio.ensure_future(connected.publish("cascade/x", body, 1, timeout=math.inf)) for _ in range(count)
@@ -405,7 +420,7 @@ def test_more_than_the_system_accepts_at_once_arrives_whole(broker: Broker) -> N
             await asyncio.gather(*calls)
             assert not connected.wants_write
 
-    with Listener(broker.port, "cascade/x") as listener:
+    with Broker(tmp_path, listener=files) as broker, Listener(broker.port, "cascade/x", **listening) as listener:
         run(talk)
         assert {m.payload for m in listener.wait_for(lambda seen: len(seen) == count)} == {body}
 
