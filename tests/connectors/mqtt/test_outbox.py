@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from cascade.connectors.mqtt.outbox import MESSAGE_BYTES, Outbox, OutgoingMessage
+from cascade.connectors.mqtt.outbox import MESSAGE_BYTES, Backpressure, Outbox, OutgoingMessage
 from tests.waiting import HANG
 
 CAPACITY = 20 * (MESSAGE_BYTES + 10)
@@ -132,11 +132,12 @@ def test_a_letter_that_never_fits_is_lost_alone() -> None:
 
 def test_it_is_full_at_three_quarters_and_roomy_at_a_half() -> None:
     outbox = Outbox(8 * (MESSAGE_BYTES + 10))
+    backpressure = Backpressure(outbox, flush_timeout=4.0)
     seen = []
     for _ in range(8):
         outbox.put(letter(1))
-        seen.append((outbox.is_full, outbox.is_tight))
-    assert seen == [(False, False)] * 4 + [(False, True)] + [(True, True)] * 3
+        seen.append((backpressure.is_full, backpressure.is_tight))
+    assert seen == [(False, False)] * 3 + [(False, True)] * 2 + [(True, True)] * 3
 
 
 def test_only_what_one_link_had_out_is_called_back() -> None:

@@ -33,13 +33,18 @@ def deaf(broker: Broker) -> Iterator[Listener]:
 async def kill(broker: Broker, connector: MqttConnector, listener: Listener, patch: pytest.MonkeyPatch) -> None:
     """Kill the broker and start it again; the subscriber subscribes before the connector connects."""
     listener.forget_subscription()
+    broker.kill()
+    await until(lambda: has_failed(connector))
     with patch.context() as held:
         may_connect = hold_back(held)
-        broker.kill()
-        await until(lambda: not is_connected(connector))
         broker.start()
         listener.await_subscription()
         may_connect.set()
+
+
+def has_failed(connector: MqttConnector) -> bool:
+    """Whether an attempt to connect has failed since the connection was lost."""
+    return connector._health is not None and connector._health._failed_at > connector._health._lost_at
 
 
 async def publish(connector: MqttConnector, *numbers: int, qos: int = 1) -> None:

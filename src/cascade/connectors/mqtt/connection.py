@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -77,13 +77,13 @@ class PoisonMessageFilter:
         return 1 if self._careful_until else WINDOW
 
     def lost(self, seconds: float, reason: str) -> bool:
-        """Record the end of a connection that lasted for so many seconds, before its messages are recalled.
+        """Record the end of a connection after so many seconds, before its messages are recalled.
 
         Returns whether one message is known to be the reason.
         """
         self._early_ends = self._early_ends + 1 if seconds < SOON else 1
         out = self._outbox.out()
-        if not out or seconds >= SOON or time.monotonic() - self._outbox.moved_at > SOON:
+        if not out or seconds >= SOON:
             return False
         if len(out) > 1:
             if self._early_ends > 1:
@@ -101,11 +101,9 @@ class PoisonMessageFilter:
     def fit(self, message: OutgoingMessage, most: int) -> bool:
         """Remove optional parts of a message until its packet has at most so many bytes; whether it has."""
         beside = _size(message) - len(message.body)
-        try:
+        with contextlib.suppress(ValueError, KeyError, AttributeError, TypeError):  # the message is not one of a run
             payload = shrink(wire.loads(message.body), int(min(most, self.most)) - beside)
             self._outbox.replace(message, wire.dumps(payload))
-        except (ValueError, KeyError, AttributeError, TypeError):  # the message is not one of a run
-            pass
         return beside + len(message.body) <= most
 
 
@@ -117,7 +115,7 @@ class Connection:
     ) -> None:
         self.client = client
         self.has_activity = False
-        """Whether the broker has sent or accepted anything since the last look."""
+        """Whether the broker has sent or accepted anything. The session resets it."""
         self._wakeup = wakeup
         self._shared = shared
         self._outbox = shared.outbox
@@ -146,11 +144,6 @@ class Connection:
         client.on_acknowledged, client.on_received, client.on_activity = self._acknowledged, self._received, self._noted
 
     @property
-    def pause(self) -> float:
-        """Seconds until messages may be sent again, after a transient refusal."""
-        return self._throttle.pause if self._outbox.is_waiting else 0.0
-
-    @property
     def is_proven(self) -> bool:
         """Whether a message has arrived over the connection, or it has lasted."""
         return self._has_moved or time.monotonic() - self._start > SOON
@@ -170,8 +163,9 @@ class Connection:
         return can_send or (self._room_for_states() > 0 and not self._states.delay())
 
     def delay(self) -> float:
-        """Seconds to wait for the next state of a run; infinite if there is none."""
-        return max(TICK, self._states.delay())
+        """Seconds until a state of a run is due, or messages may be sent again after a transient refusal."""
+        pause = self._throttle.pause if self._outbox.is_waiting else 0.0
+        return min(max(TICK, self._states.delay()), pause or math.inf)
 
     def work(self) -> None:
         """Queue a batch of messages, and the changed subscriptions."""
@@ -203,7 +197,7 @@ class Connection:
             self._unwritten.clear()
         if self._arrived:
             self._outbox.settle(self._arrived)
-            self._shared.backpressure.accepted(len(self._arrived), is_acknowledged=is_acknowledged)
+            self._throttle.accepted(len(self._arrived), is_acknowledged=is_acknowledged)
             self._arrived, self._has_news = [], True
         if self._has_news:
             self._has_news, self._has_moved = False, True
@@ -227,19 +221,17 @@ class Connection:
                 await self._acknowledgement.wait()
         finally:
             self._waiting_publishes -= 1
+        retain = retain and limits.retain_available
         self._own_publishes += 1
         try:
-            await self._counted(self._publish(topic, body, properties, retain=retain and limits.retain_available))
+            if limits.maximum_qos:
+                await self._call(self.client.publish, topic, body, 1, retain, properties)
+            else:
+                self.client.send(topic, body, 0, properties, retain=retain)
+                await self._call(self.client.unsubscribe, self._barrier.unused)
         finally:
             self._own_publishes -= 1
             self._acknowledgement.set()
-
-    async def _publish(self, topic: str, body: bytes, properties: Properties, *, retain: bool) -> None:
-        if self.client.limits.maximum_qos:
-            await self.client.publish(topic, body, 1, retain, properties, timeout=math.inf)
-        else:
-            self.client.send(topic, body, 0, properties, retain=retain)
-            await self.client.unsubscribe(self._barrier.unused, timeout=math.inf)
 
     @property
     def has_unsent(self) -> bool:
@@ -248,11 +240,24 @@ class Connection:
 
     def start(self, call: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a call in a task that ends with the connection, at the latest. The end of the connection is no error."""
-        task = asyncio.get_running_loop().create_task(_until_the_end(call))
+        task = asyncio.get_running_loop().create_task(call)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(lambda _: call.close())  # the connection may end before the task begins
+        task.add_done_callback(self._finished)
         return task
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, aiomqtt.MqttError):
+            raise error
+
+    async def _call(self, function: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+        """Call a function of the client, and wait for the answer of the broker until the connection ends."""
+        self._calls += 1
+        try:
+            return await function(*arguments, timeout=math.inf)
+        finally:
+            self._calls -= 1
 
     def end(self, *, is_wanted: bool, is_contested: bool) -> bool:
         """Give the messages that have not arrived back to the outbox; return whether one of them caused the end.
@@ -331,7 +336,7 @@ class Connection:
             if self._states.acknowledged(packet_id, reason):
                 self._has_news = True
                 if self._states.is_on_trial:
-                    self.start(self._counted(self._pass_trial()))
+                    self.start(self._pass_trial())
             return
         if reason.value in TRANSIENT:
             self._outbox.recall([message], str(reason))
@@ -342,7 +347,7 @@ class Connection:
             self._arrived.append(message)
 
     async def _pass_trial(self) -> None:
-        await self.client.unsubscribe(self._barrier.unused, timeout=math.inf)
+        await self._call(self.client.unsubscribe, self._barrier.unused)
         self._states.has_passed = True
         self._wakeup.set()
 
@@ -364,61 +369,46 @@ class Connection:
     def _update_subscriptions(self) -> None:
         is_first, self._version = self._version < 0, self._shared.subscriptions.version
         wanted = {subscription.pattern: subscription for subscription in self._shared.subscriptions.all()}
-        for pattern in [pattern for pattern, one in self._subscribed.items() if one is not wanted.get(pattern)]:
-            del self._subscribed[pattern]
-            self.start(self._unsubscribe(pattern))
-        new = {pattern: one for pattern, one in wanted.items() if pattern not in self._subscribed}
+        for pattern, subscription in self._subscribed.items():
+            if subscription is not wanted.get(pattern):
+                self.start(self._call(self.client.unsubscribe, pattern))
+        new = [
+            subscription
+            for pattern, subscription in wanted.items()
+            if subscription is not self._subscribed.get(pattern)
+        ]
+        self._subscribed = wanted
         if new or is_first:
-            self._subscribed |= new
-            self.start(self._subscribe([*new.values()]))
+            self.start(self._subscribe(new))
 
-    async def _unsubscribe(self, pattern: str) -> None:
-        await self._counted(self.client.unsubscribe(pattern, timeout=math.inf))
-
-    async def _counted(self, call: Coroutine[Any, Any, T]) -> T:
-        self._calls += 1
-        try:
-            return await call
-        finally:
-            self._calls -= 1
-
-    async def _subscribe(self, new: list[Subscription]) -> None:
+    async def _subscribe(self, wanted: list[Subscription]) -> None:
         """Subscribe with one packet, and wait until all retained messages were received."""
-        new = [subscription for subscription in new if self._is_possible(subscription)]
-        subscriptions, start = self._shared.subscriptions, time.monotonic()
+        has_wildcards, start = self.client.limits.wildcards_available, time.monotonic()
+        new = [one for one in wanted if has_wildcards or not {"+", "#"}.intersection(one.pattern)]
+        for subscription in wanted:
+            if subscription not in new:
+                self._refuse(subscription, "the broker has no wildcard subscriptions")
         number, own = self._barrier.begin()
         filters = [(subscription.pattern, _CONTROL) for subscription in new] + own
         if not filters:
             return
-        answer = await self._counted(self.client.subscribe(filters, timeout=math.inf))
+        answer = await self._call(self.client.subscribe, filters)
         reasons = cast("list[ReasonCode]", answer)  # of MQTT 5
         self._barrier.answered(reasons[len(new) :])
-        accepted = [one for one, reason in zip(new, reasons, strict=False) if self._is_accepted(one, reason)]
+        accepted = [one for one, reason in zip(new, reasons, strict=False) if reason.value < FAILURE]
+        for subscription, reason in zip(new, reasons, strict=False):
+            if reason.value >= FAILURE:
+                self._refuse(subscription, str(reason))
         if accepted:
             is_complete = await self._barrier.wait(number, time.monotonic() - start)
             for subscription in accepted:
-                (subscriptions.complete if is_complete else subscriptions.give_up)(subscription)
+                (self._shared.subscriptions.complete if is_complete else self._shared.subscriptions.give_up)(
+                    subscription
+                )
 
-    def _is_possible(self, subscription: Subscription) -> bool:
-        if self.client.limits.wildcards_available or not {"+", "#"}.intersection(subscription.pattern):
-            return True
-        self._subscribed.pop(subscription.pattern, None)
-        self._give_up(subscription, "the broker has no wildcard subscriptions")
-        return False
-
-    def _is_accepted(self, subscription: Subscription, reason: ReasonCode) -> bool:
-        if reason.value >= FAILURE:
-            self._give_up(subscription, str(reason))
-        return reason.value < FAILURE
-
-    def _give_up(self, subscription: Subscription, reason: str) -> None:
+    def _refuse(self, subscription: Subscription, reason: str) -> None:
         self._shared.warn(f"control cannot be received on {subscription.pattern}: {reason}")
         self._shared.subscriptions.give_up(subscription)
-
-
-async def _until_the_end(call: Coroutine[Any, Any, Any]) -> None:
-    with contextlib.suppress(aiomqtt.MqttError):
-        await call
 
 
 def _size(message: OutgoingMessage) -> int:

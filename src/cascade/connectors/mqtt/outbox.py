@@ -6,6 +6,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import dataclass
+from operator import attrgetter
 
 CAPACITY = 64 << 20
 """Bytes: about 70,000 messages."""
@@ -20,36 +22,34 @@ FLOOR, _FLOOR_REFUSED = 1_000, 100
 rate is known."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
-"""Seconds without a message after a transient refusal. The pause doubles while no message is accepted."""
+"""Seconds without a message after a transient refusal."""
 PACE = 0.1
 """Seconds of one round of `Throttle`."""
 _FEWEST, _MANY = 8, 500
 """Messages of a round: more than one, so that a message that is always refused does not stop the others; and so many
 that no limit is needed."""
 
-_FULL = "more than fits in memory"
+_number = attrgetter("number")
 _random = random.Random()  # noqa: S311 - jitter is no secret; a program's seeded generator must not depend on it
 
 
+@dataclass(slots=True, eq=False)
 class OutgoingMessage:
     """A message for the broker.
 
     `number` is its position in the order; `losses` counts as in PoisonMessageFilter. `refusal` is the reason of its latest
-    transient refusal, or "". `arrived_at` is the time of its latest acknowledgement, or 0.
+    transient refusal. `arrived_at` is the time of its latest acknowledgement, or 0.
     """
 
-    __slots__ = ("arrived_at", "body", "losses", "number", "qos", "refusal", "topic", "traceparent", "tracestate")
-
-    def __init__(self, topic: str, body: bytes, qos: int, traceparent: bytes = b"", tracestate: str = "") -> None:
-        self.topic = topic
-        self.body = body
-        self.qos = qos
-        self.traceparent = traceparent
-        self.tracestate = tracestate
-        self.number = 0
-        self.losses = 0
-        self.refusal = ""
-        self.arrived_at = 0.0
+    topic: str
+    body: bytes
+    qos: int
+    traceparent: bytes = b""
+    tracestate: str = ""
+    number: int = 0
+    losses: int = 0
+    refusal: str = ""
+    arrived_at: float = 0.0
 
 
 class Outbox:
@@ -76,8 +76,6 @@ class Outbox:
         """Transient refusals, and repetitions of `resend` that were acknowledged."""
         self.reason = ""
         """Why the latest message was lost."""
-        self.moved_at = -math.inf
-        """Time of the latest acknowledgement, or at which a message went out while no other was."""
 
     def put(self, message: OutgoingMessage) -> None:
         """Add a message; never blocks. A full outbox drops messages, maybe this one."""
@@ -87,7 +85,9 @@ class Outbox:
             self._waiting[message.qos].append(message)
             self.bytes += len(message.body) + MESSAGE_BYTES
             if self.bytes > self._capacity:
-                self._make_room()
+                for queue in self._waiting:
+                    while queue and self.bytes > self._capacity:
+                        self._lose(queue.popleft(), "more than fits in memory")
 
     def can_take(self, acknowledged: int) -> bool:
         """Whether `take` would return a message, if at most `acknowledged` messages of QoS 1 may follow."""
@@ -104,8 +104,6 @@ class Outbox:
         taken: list[OutgoingMessage] = []
         minor, major = self._waiting
         with self._lock:
-            if not self._out:
-                self.moved_at = time.monotonic()
             while len(taken) < limit and (minor or major):
                 if minor and not (major and major[0].number < minor[0].number):
                     message = minor.popleft()
@@ -120,8 +118,8 @@ class Outbox:
 
     def settle(self, messages: Iterable[OutgoingMessage]) -> None:
         """Mark messages as arrived."""
+        now = time.monotonic()
         with self._lock:
-            self.moved_at = now = time.monotonic()
             for message in messages:
                 if self._out.pop(message.number, None) is None:
                     continue
@@ -141,8 +139,7 @@ class Outbox:
         with self._lock:
             self._forget(since - self._resend_window)
             again = [*self._arrived]
-            self._arrived.clear()
-            self._arrived_bytes = 0
+            self._forget(math.inf)
             self._requeue(again)
 
     def forget(self) -> None:
@@ -159,7 +156,7 @@ class Outbox:
     def out(self) -> list[OutgoingMessage]:
         """Return the messages that are out, in order."""
         with self._lock:
-            return sorted(self._out.values(), key=lambda message: message.number)
+            return sorted(self._out.values(), key=_number)
 
     def recall(self, messages: Iterable[OutgoingMessage], refusal: str = "") -> None:
         """Put messages that will not be acknowledged back into the queue, in order, as far as they are out.
@@ -189,8 +186,9 @@ class Outbox:
                 while queue and queue[0].number < before:
                     given_up.append(queue.popleft())
             refusal = next((message.refusal for message in given_up if message.refusal), "")
+            reason += f", after {self.retried:,} refusals {refusal!r}" if refusal else ""
             for message in given_up:
-                self._lose(message, f"{reason}, after {self.retried:,} refusals {refusal!r}" if refusal else reason)
+                self._lose(message, reason)
 
     def has_settled(self, before: int) -> bool:
         """Whether all messages before that number have arrived or are lost."""
@@ -214,20 +212,9 @@ class Outbox:
         """Number of messages that wait or are out."""
         return self.put_count - self.sent - self.lost
 
-    @property
-    def is_full(self) -> bool:
-        """Whether no task should start. A quarter of the memory is for the messages of the running tasks."""
-        return self.bytes * 4 >= self._capacity * 3
-
-    @property
-    def is_tight(self) -> bool:
-        """Whether tasks that wait because it was full should go on waiting."""
-        return self.bytes * 2 > self._capacity
-
-    def _make_room(self) -> None:
-        for queue in self._waiting:
-            while queue and self.bytes > self._capacity:
-                self._lose(queue.popleft(), _FULL)
+    def exceeds(self, share: float, most: float) -> bool:
+        """Whether the backlog uses that share of the memory, or has more than `most` messages."""
+        return self.bytes >= self._capacity * share or self.put_count - self.sent - self.lost > most
 
     def _lose(self, message: OutgoingMessage, reason: str) -> None:
         if not message.arrived_at:
@@ -238,10 +225,10 @@ class Outbox:
     def _requeue(self, messages: list[OutgoingMessage]) -> None:
         for qos, queue in enumerate(self._waiting):
             back = [message for message in messages if message.qos == qos]
-            last = max((message.number for message in back), default=-1)
+            last = max(map(_number, back), default=-1)
             while queue and queue[0].number < last:
                 back.append(queue.popleft())
-            queue.extendleft(sorted(back, key=lambda message: -message.number))
+            queue.extendleft(sorted(back, key=_number, reverse=True))
 
     def _forget(self, before: float) -> None:
         """Forget acknowledged messages: those acknowledged earlier, and the oldest beyond a quarter of the memory."""
@@ -253,14 +240,16 @@ class Outbox:
 class Throttle:
     """Limits the rate of messages after transient refusals, in rounds of `PACE` seconds.
 
-    A refusal begins a pause, which doubles while the broker acknowledges nothing. A round may have a quarter more messages
-    than the broker accepted in the round before. There is no limit until the first refusal, nor once a round may have 500.
-    The network thread alone uses it, over all connections of a session.
+    A refusal begins a pause, which is as long as the time since the broker accepted a message. A round may have a quarter
+    more messages than the broker accepted in the round before. There is no limit until the first refusal, nor once a round
+    may have 500. The network thread alone uses it, over all connections of a session.
     """
 
     def __init__(self) -> None:
+        self.refused_since = math.inf
+        """Time of the first refusal since an acknowledgement."""
         self._left = math.inf
-        self._accepted = self._pauses = 0
+        self._accepted = 0
         self._is_refused = False
         self._next = 0.0
 
@@ -276,20 +265,20 @@ class Throttle:
 
     def refused(self) -> None:
         """Begin a pause, unless one has begun in this round."""
+        now = time.monotonic()
+        self.refused_since = min(self.refused_since, now)
         if self._is_refused:
             return
         if not self.is_active:
             self._accepted = 0
         self._is_refused, self._left = True, 0
-        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._pauses, 16)) * _random.uniform(0.5, 1.0)
-        self._pauses += 1
-        self._next = time.monotonic() + pause
+        self._next = now + min(LONGEST_PAUSE, max(FIRST_PAUSE, now - self.refused_since)) * _random.uniform(0.5, 1.0)
 
     def accepted(self, count: int, *, is_acknowledged: bool) -> None:
         """Record messages that the broker has accepted, with or without an acknowledgement among them."""
         self._accepted += count
         if is_acknowledged:
-            self._pauses = 0
+            self.refused_since = math.inf
 
     def sent(self, count: int) -> None:
         self._left -= count
@@ -312,23 +301,14 @@ class Rate:
         self._start: float | None = None
         self._done = 0
 
-    def restart(self) -> None:
-        """Begin a new window, after a lost connection."""
-        self._start = None
-
-    def measure(self, done: int, *, is_saturated: bool) -> bool:
-        """Record how many messages are done by now; return whether the rate has changed. Call it often."""
-        if not is_saturated:
-            self._start = None
-            return False
+    def measure(self, done: int, *, is_saturated: bool) -> None:
+        """Record how many messages are done by now. Call it often."""
         now = time.monotonic()
-        if self._start is not None and now - self._start < RATE_WINDOW:
-            return False
-        is_new = self._start is not None
-        if self._start is not None:
+        if is_saturated and self._start is not None:
+            if now - self._start < RATE_WINDOW:
+                return
             self._windows.append((done - self._done) / (now - self._start))
-        self._start, self._done = now, done
-        return is_new
+        self._start, self._done = now if is_saturated else None, done
 
     @property
     def value(self) -> float:
@@ -346,50 +326,39 @@ class Backpressure:
     def __init__(self, outbox: Outbox, flush_timeout: float) -> None:
         self.throttle = Throttle()
         self._outbox = outbox
-        self._seconds = flush_timeout / 2
+        self._flush_timeout = flush_timeout
         self._rate = Rate()
         self._most = math.inf
-        self._refused_since = math.inf
-
-    @property
-    def is_refused(self) -> bool:
-        """Whether the broker has acknowledged no message since a transient refusal."""
-        return self._refused_since < math.inf
 
     def restart(self) -> None:
-        if not self.is_refused:  # otherwise the time without a connection counts
-            self._rate.restart()
+        """Begin a new connection. The time without one counts only if the broker has refused messages before."""
+        if self.throttle.refused_since == math.inf:
+            self._rate.measure(0, is_saturated=False)
 
     def refused(self) -> None:
         """Record a transient refusal. Until the rate is known, no more messages may wait than now, or 100."""
         self.throttle.refused()
-        self._refused_since = min(self._refused_since, time.monotonic())
         if self._most == math.inf:
             self._most = max(_FLOOR_REFUSED, self._outbox.backlog)
 
-    def accepted(self, count: int, *, is_acknowledged: bool) -> None:
-        """Record messages that the broker has accepted, with or without an acknowledgement among them."""
-        self.throttle.accepted(count, is_acknowledged=is_acknowledged)
-        if is_acknowledged:
-            self._refused_since = math.inf
-
     def measure(self) -> None:
         done = self._outbox.sent + self._outbox.lost + self._outbox.resent
-        is_throttled = self.throttle.is_active
-        if self._rate.measure(done, is_saturated=self._outbox.is_waiting):
-            self._most = max(1 if is_throttled else FLOOR, self._rate.value * self._seconds)
-        elif self._rate.value == math.inf and not is_throttled:
+        self._rate.measure(done, is_saturated=self._outbox.is_waiting)
+        rate, is_throttled = self._rate.value, self.throttle.is_active
+        if rate < math.inf:
+            self._most = max(1 if is_throttled else FLOOR, rate * self._flush_timeout / 2)
+        elif not is_throttled:
             self._most = math.inf
 
     @property
     def is_full(self) -> bool:
-        """Whether no task should start."""
-        return (self._outbox.is_full or self._outbox.backlog > self._most) and not self._is_given_up()
+        """Whether no task should start. A quarter of the memory is for the messages of the running tasks."""
+        return self._outbox.exceeds(0.75, self._most) and not self._is_given_up()
 
     @property
     def is_tight(self) -> bool:
         """Whether tasks that wait because it was full should go on waiting."""
-        return (self._outbox.is_tight or self._outbox.backlog * 2 > self._most) and not self._is_given_up()
+        return self._outbox.exceeds(0.5, self._most / 2) and not self._is_given_up()
 
     def _is_given_up(self) -> bool:
-        return time.monotonic() - self._refused_since > 2 * self._seconds
+        return time.monotonic() - self.throttle.refused_since > self._flush_timeout

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import random
 import secrets
-import socket
 import threading
 import time
 
@@ -30,8 +29,6 @@ LONGEST_WAIT = 2.0
 """Seconds after which an idle connection is checked; a quarter of the keepalive if that is less."""
 ANSWER_WAIT = 0.1
 """Seconds after which a due answer counts as missing."""
-_PROBE = 1.0
-"""Seconds for TCP."""
 _MOST_EARLY_ENDS = 6
 """Early ends in a row that indicate two clients with one id. A message that the broker does not accept causes fewer."""
 
@@ -134,7 +131,7 @@ class Session:
             reason, code = reason_of(error)
         finally:
             self._presence.leave()
-        await self._learn(reason, code, time.monotonic() - start)
+        self._learn(reason, code, time.monotonic() - start)
 
     async def _use(self, client: Client) -> None:
         connection = Connection(client, self._shared, self._poison, self._wakeup, self._presence.topic)
@@ -171,8 +168,7 @@ class Session:
             await asyncio.sleep(0)
             waited = 0.0
         else:
-            due = ANSWER_WAIT if connection.is_answer_due else longest
-            timeout = min(longest, connection.delay(), due, connection.pause or longest)
+            timeout = min(ANSWER_WAIT if connection.is_answer_due else longest, connection.delay())
             start = time.monotonic()
             await self._sleep(timeout)
             self._is_asleep = False
@@ -184,7 +180,7 @@ class Session:
         elif connection.is_answer_due:
             self.health.kept_silent(waited)
 
-    async def _learn(self, reason: str, code: int, seconds: float) -> None:
+    def _learn(self, reason: str, code: int, seconds: float) -> None:
         """Remember why a connection has ended, or was not made."""
         was_connected, is_busy = self.health.is_connected, code in TRANSIENT
         can_succeed = self._limits.refuse(code)
@@ -196,19 +192,9 @@ class Session:
             self.health.failed(reason, is_refused=code in PERMANENT, is_busy=is_busy)
             if is_busy:
                 self._shared.backpressure.refused()
-        is_explained = self._is_caused
-        if was_connected and self._client_id.is_suspicious and not self._is_ending:
-            is_explained |= not await self._loop.run_in_executor(None, self._is_there)
-        if warning := self._client_id.learn(code, seconds if was_connected else None, is_explained=is_explained):
+        warning = self._client_id.learn(code, seconds if was_connected else None, is_explained=self._is_caused)
+        if warning:
             self._shared.warn(warning)
-
-    def _is_there(self) -> bool:
-        """Whether the broker accepts TCP connections: one that was killed does not, right afterwards."""
-        try:
-            socket.create_connection((self._options.hostname, self._options.port), timeout=_PROBE).close()
-        except OSError:
-            return False
-        return True
 
 
 class ClientId:
@@ -234,11 +220,6 @@ class ClientId:
         self.value = self.used = wanted or _unique(None)
         self.pause = 0.0
         self.is_contested = False
-
-    @property
-    def is_suspicious(self) -> bool:
-        """Whether one more early end without another reason is the sign."""
-        return self._ends == _MOST_EARLY_ENDS - 1
 
     def learn(self, code: int, seconds: float | None, *, is_explained: bool = False) -> str:
         """Record the end of a connection after so many seconds, or a failed attempt (None); return a warning or "".
