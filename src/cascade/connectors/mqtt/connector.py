@@ -1,5 +1,6 @@
 """`MqttConnector`: a run's messages live on MQTT 5, and control back in."""
 
+import asyncio
 import os
 import ssl
 import threading
@@ -37,39 +38,37 @@ _MOST_TOPICS_KNOWN = 10_000
 
 
 class MqttConnector:
-    """Publishes what happens to an MQTT 5 broker while it happens, and listens there for control.
+    """Publishes the messages of runs to an MQTT 5 broker, and receives control messages there.
 
-    It has a thread of its own, so that a task that blocks the event loop does not cost the connection. Messages with
-    QoS 1 are kept until the broker has acknowledged them, and sent again, in order, over the next connection if it has
-    not. Of QoS 0 nobody says that it has arrived: what a broker refuses of it, by its access list or its limits, is
-    lost without a trace, and counts as sent.
+    It has a thread of its own, so that a task that blocks the event loop does not end the connection. Messages with QoS 1
+    are kept until the broker has acknowledged them, and are sent again, in order, over the next connection otherwise. MQTT
+    has no acknowledgement for QoS 0: a message that the broker refuses, by its access list or limits, counts as sent.
 
     Args:
-        hostname: The broker's name or address.
-        port: 1883, or 8883 with TLS.
-        username: For the broker's password file.
-        password: Goes with `username`. Without TLS it travels in the clear.
+        hostname: Name or address of the broker.
+        port: 1883 by default, or 8883 with TLS.
+        username: For the password file of the broker.
+        password: Goes with `username`. Without TLS it is sent unencrypted.
         tls: True for TLS with the system's certificate authorities, or an SSLContext.
         ca_certificate: PEM file of the authority that has signed the broker's certificate; implies TLS.
-        client_certificate: PEM file that says who we are; implies TLS.
+        client_certificate: PEM file of the client certificate; implies TLS.
         client_key: PEM file of its key, if that is not in the same file.
-        client_id: Must be this process's alone; made up if not given.
-        keepalive: Seconds after which broker and client notice that the other is cut off, more or less.
+        client_id: No other process may have it. Unique by default.
+        keepalive: Seconds after which broker and client notice, more or less, that the connection is interrupted.
         capture: Values to publish, of "params", "arguments" and "results"; secrets are masked even then.
-        strict: Raise `TelemetryLostError` at a run's end when messages were lost, instead of one warning.
-        flush_timeout: Seconds a run's end may wait for the broker.
-        on_full: When more messages wait than memory is meant for, or than the flush can bring over, and the broker is
-            alive, "wait" holds back tasks that have not started yet; "drop" loses messages instead. With a dead broker
-            they are lost either way.
-        max_buffer_bytes: Memory for messages that wait; 64 MiB, for about 70,000. When it is used up, those of QoS 0
-            go first.
+        strict: Raise `TelemetryLostError` at the end of a run when messages were lost, instead of one warning.
+        flush_timeout: Seconds that the end of a run may wait for the broker.
+        on_full: "wait" lets new tasks wait while more messages wait than `max_buffer_bytes` or the flush allows, and the
+            broker is alive; "drop" loses messages instead. With a dead broker they are lost in both cases.
+        max_buffer_bytes: Memory for messages that wait; 64 MiB, for about 70,000. A full buffer drops messages of QoS 0
+            first.
         resend_window: Seconds. After a lost connection, messages with QoS 1 that the broker has acknowledged in so many
             seconds before are sent again, because the broker may have lost them; 0 for none. Up to a quarter of
             `max_buffer_bytes` is used for them, in addition.
 
     Raises:
-        ValueError: An argument cannot be used, or CASCADE_ORG_ID or CASCADE_PROJECT_ID cannot be part of a topic, or
-            makes a topic longer than the broker accepts, if its host name is one of AWS IoT Core.
+        ValueError: An argument is invalid. Or CASCADE_ORG_ID or CASCADE_PROJECT_ID cannot be part of a topic, or makes a
+            topic longer than AWS IoT Core accepts, if the host name is one of AWS IoT Core.
     """
 
     _session: Session | None
@@ -151,7 +150,7 @@ class MqttConnector:
         return f"MqttConnector({self._options.hostname!r}, {self._options.port})"
 
     async def connect(self) -> None:
-        """Count the runs that are going on, and see to it that there is a connection soon."""
+        """Begin a run: connect in the background, unless there is a connection already."""
         with self._lock:
             self._connections += 1
             if self._session is None or self._session.is_closed:
@@ -159,7 +158,7 @@ class MqttConnector:
                 self._health = self._session.health
 
     async def disconnect(self) -> None:
-        """Flush, at most `flush_timeout` seconds. The last one says goodbye to the broker, and ends all subscriptions.
+        """Flush, at most `flush_timeout` seconds. The last run disconnects, and ends all subscriptions.
 
         Raises:
             TelemetryLostError: Messages were lost, and the connector is strict.
@@ -170,13 +169,15 @@ class MqttConnector:
         self._report()
 
     async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:
-        """Take a message. It waits for room only if many wait already, and the broker is alive.
+        """Queue a message. Wait for room only if many messages wait, and the broker is alive.
 
         Raises:
-            ValueError: The topic is none to publish to, or the payload has no form in JSON.
+            ValueError: The topic is not valid, or the payload cannot be encoded as JSON.
         """
         if topic not in self._topics:
-            self._know(checked_topic(topic, self._options.limits))
+            if len(self._topics) >= _MOST_TOPICS_KNOWN:
+                self._topics.clear()
+            self._topics.add(checked_topic(topic, self._options.limits))
         state = tracestate(payload) if "tracestate" in payload else ""
         self._outbox.put(OutgoingMessage(topic, dumps(payload), 1 if qos else 0, traceparent(payload), state))
         self._states.add(topic, payload)
@@ -189,11 +190,11 @@ class MqttConnector:
     async def subscribe(self, topic: str, callback: MessageCallback) -> None:
         """Call `callback`, in the running event loop, for each message on a topic filter, one at a time.
 
-        Of a topic's messages that come faster than they are handed over only the latest is. After a reconnection, what
-        was retained and is not any more comes as an empty message.
+        If messages of a topic come faster than the callback returns, it receives the latest one only. After a
+        reconnection, an empty message stands for a retained one that was removed meanwhile.
 
         Raises:
-            ValueError: It is no topic filter.
+            ValueError: The topic filter is not valid.
         """
         subscription, inbox = self._subscriptions.add(checked_filter(topic, self._options.limits), callback)
         session = self._session
@@ -218,25 +219,25 @@ class MqttConnector:
         await waits.room(self._shared)
 
     def reset_after_fork(self) -> None:
-        """Begin anew in a child process: the parent keeps its messages, and the thread lives there alone."""
+        """Begin without messages and thread in a child process: both stay in the parent."""
         self._begin()
 
     def start_exit(self) -> Callable[[], None]:
-        """Begin the last flush of a connector that was not disconnected, within the flush's bound."""
+        """Begin the last flush of a connector that was not disconnected."""
         session, self._session = self._session, None
         if session is None:
             return lambda: None
         flush = waits.Flush(session, self._shared, self.flush_timeout)
 
-        def finish() -> None:
-            flush.wait_blocking()
+        async def finish() -> None:
+            await flush.wait()
             session.end(waits=session.is_alive())
             self._outbox.abandon(flush.before, flush.reason)
-            waits.until_closed_blocking(session)
+            await waits.until_closed(session, self._shared)
             self._strict = False
             self._report()
 
-        return finish
+        return lambda: asyncio.run(finish())
 
     def _begin(self) -> None:
         self._lock = threading.Lock()
@@ -254,7 +255,7 @@ class MqttConnector:
         self._reported = (0, 0)
 
     async def _part(self, session: Session) -> None:
-        """A run's end: what it has put is to arrive. If it is the last one, everything ends."""
+        """End a run: flush its messages. The last run ends the session."""
         flush = waits.Flush(session, self._shared, self.flush_timeout)
         try:
             await flush.wait()
@@ -271,20 +272,15 @@ class MqttConnector:
                 await waits.until_closed(session, self._shared)
 
     def _give_up(self, session: Session, reason: str) -> list[Inbox]:
-        """End the session and what belongs to it; with the lock, since what is put and added later is another run's."""
+        """End the session; with the lock, since later messages and subscriptions belong to another run."""
         self._session = None
         session.end(waits=session.is_alive())
         self._outbox.abandon(self._flushed, reason)
         self._states.clear()
         return self._subscriptions.clear()
 
-    def _know(self, topic: str) -> None:
-        if len(self._topics) >= _MOST_TOPICS_KNOWN:
-            self._topics.clear()
-        self._topics.add(topic)
-
     def _report(self) -> None:
-        """Tell of what was lost since the last report."""
+        """Warn of the messages lost since the last report, or raise an error if the connector is strict."""
         with self._lock:
             sent, lost = self._outbox.sent, self._outbox.lost
             new_sent, new_lost = sent - self._reported[0], lost - self._reported[1]

@@ -35,20 +35,13 @@ class Flush:
 
     async def wait(self) -> None:
         """Return after `timeout` seconds, and earlier if the broker is dead."""
-        if self._has_settled():
-            return
-        self._begin()
-        while not (self._has_settled() or self._is_hopeless()):
-            left = self._deadline - time.monotonic()
-            await self._shared.changes.until(lambda: self._has_settled() or self._is_hopeless(), min(CHECK, left))
+        health = self._session.health
+        if not (health.is_connected or self._has_settled()):
+            self._session.hurry()
+        while not self._is_over():
+            await self._shared.changes.until(self._is_over, min(CHECK, self._deadline - time.monotonic()))
         if not self._has_settled():
-            self._session.health.waited_in_vain()
-
-    def wait_blocking(self) -> None:
-        """The same without an event loop, at the interpreter's exit."""
-        self._begin()
-        while not (self._has_settled() or self._is_hopeless()):
-            time.sleep(CHECK / 10)
+            health.waited_in_vain()
 
     @property
     def reason(self) -> str:
@@ -57,31 +50,18 @@ class Flush:
             return f"not acknowledged within {time.monotonic() - self._start:.2g} s"
         return self._session.health.reason
 
-    def _begin(self) -> None:
-        if not self._session.health.is_connected:
-            self._session.hurry()
-
     def _has_settled(self) -> bool:
         return self._shared.outbox.has_settled(self.before) and self._shared.states.has_settled(self._ended)
 
-    def _is_hopeless(self) -> bool:
-        return self._session.health.is_hopeless(self._start) or time.monotonic() >= self._deadline
+    def _is_over(self) -> bool:
+        is_hopeless = self._session.health.is_hopeless(self._start) or time.monotonic() >= self._deadline
+        return is_hopeless or self._has_settled()
 
 
 async def until_closed(session: Session, shared: Shared) -> None:
     """Wait for the end of a session, as long as a clean end takes. A session that hangs ends by itself later."""
-    await shared.changes.until(lambda: session.is_closed, _time_to_close(session))
-
-
-def until_closed_blocking(session: Session) -> None:
-    deadline = time.monotonic() + _time_to_close(session)
-    while not session.is_closed and time.monotonic() < deadline:
-        time.sleep(CHECK / 10)
-
-
-def _time_to_close(session: Session) -> float:
     # Without a connection the thread may be in a system call that takes seconds.
-    return GOODBYE + _GRACE if session.health.is_connected else CHECK
+    await shared.changes.until(lambda: session.is_closed, GOODBYE + _GRACE if session.health.is_connected else CHECK)
 
 
 async def room(shared: Shared) -> None:
