@@ -3,6 +3,8 @@
 import asyncio
 import json
 import os
+import subprocess
+import sys
 from functools import partial
 from typing import Any
 
@@ -135,6 +137,46 @@ def test_a_forked_child_has_a_source_and_a_status_of_its_own(
     }
     (childs,) = sources - {source()}
     assert f"-{child}-" in childs
+
+
+FORKING = """
+import asyncio, os, sys
+from cascade.connectors.mqtt import MqttConnector
+
+async def main():
+    connector = MqttConnector("127.0.0.1", int(sys.argv[1]), keepalive=65_535)
+    await connector.connect()
+    sys.stdin.readline()
+    child = os.fork()
+    if not child:
+        print("forked", flush=True)
+        sys.stdin.readline()
+        os._exit(0)
+    os.waitpid(child, 0)
+
+asyncio.run(main())
+"""
+
+
+def test_a_child_does_not_hide_the_end_of_its_parent(broker: Broker) -> None:
+    """It inherits the socket. While one process has it open, the broker does not notice that the other one has ended."""
+    with (
+        Listener(broker.port, "cascade/status/#") as listener,
+        subprocess.Popen(
+            [sys.executable, "-c", FORKING, str(broker.port)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # Python 3.12 warns of a fork beside a thread
+        ) as program,
+    ):
+        assert program.stdin
+        assert program.stdout
+        listener.wait_for(lambda seen: (b"online", True) in statuses(seen))
+        program.stdin.write(b"\n")
+        program.stdin.flush()
+        assert program.stdout.readline() == b"forked\n"
+        program.kill()
+        listener.wait_for(lambda seen: (b"offline", True) in statuses(seen))
 
 
 async def test_in_the_middle_of_several_runs_it_stays(shared_broker: Broker, listener: Listener) -> None:

@@ -278,6 +278,10 @@ class Client(aiomqtt.Client):
         if not self.is_over:
             self._disconnected.set_result(None)
 
+    def leave_to_parent(self) -> None:
+        """Close a forked child's copy of the socket. While one copy is open, the broker does not notice the parent's end."""
+        self._transport.close_copy()
+
     # Overrides of aiomqtt's methods.
 
     async def _wait_for(self, fut: Awaitable[T], timeout: float | None) -> T:  # noqa: ASYNC109 - aiomqtt's signature
@@ -508,6 +512,10 @@ class _Transport:
         except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
             return False
         return True
+
+    def close_copy(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
 
     def close(self) -> None:
         if self.fileno() >= 0:

@@ -219,7 +219,9 @@ class MqttConnector:
         await waits.room(self._shared)
 
     def reset_after_fork(self) -> None:
-        """Begin without messages and thread in a child process: both stay in the parent."""
+        """Begin without messages, connection and thread in a child process: they stay in the parent."""
+        if self._session is not None:
+            self._session.leave_to_parent()
         self._begin()
 
     def start_exit(self) -> Callable[[], None]:

@@ -55,6 +55,7 @@ class Session:
         self._poison = PoisonMessageFilter(shared.outbox)
         self._is_asleep = self._is_ending = self._is_hurried = False
         self._waits, self._is_caused = True, False
+        self._client: Client | None = None
         self._loop = NetworkLoop()
         self._wakeup = asyncio.Event()
         threading.Thread(target=self._run, name="cascade-mqtt", daemon=True).start()
@@ -75,6 +76,11 @@ class Session:
         self._waits = waits
         self._is_ending = True
         self._interrupt()
+
+    def leave_to_parent(self) -> None:
+        """Close the socket in a forked child, which has none of the threads."""
+        if self._client is not None:
+            self._client.leave_to_parent()
 
     def is_alive(self) -> bool:
         """Whether there is a broker that accepts messages, now or soon."""
@@ -120,6 +126,7 @@ class Session:
         try:
             presence = self._presence.topic, self._presence.session_id
             client = Client(self._options, self._client_id.value, *presence, self._limits, self.health.reached)
+            self._client = client
             with contextlib.suppress(aiomqtt.MqttError):
                 async with client:
                     await self._use(client)
@@ -130,6 +137,7 @@ class Session:
         except Exception as error:  # noqa: BLE001 - paho may raise anything, and telemetry never breaks a run
             reason, code = reason_of(error)
         finally:
+            self._client = None
             self._presence.leave()
         self._learn(reason, code, time.monotonic() - start)
 
