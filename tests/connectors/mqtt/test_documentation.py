@@ -190,7 +190,8 @@ def test_mosquitto_answers_a_forbidden_subscription_with_success(
         with Listener(broker.port) as operator:
             operator.publish(control_topic("local", "default", "global", "pause"), '{"type": "pause"}', retain=True)
         assert cs.run(report(load()), connector=MqttConnector("127.0.0.1", broker.port)) == 1
-    assert warnings(caplog) == []
+    (warning,) = warnings(caplog)
+    assert "allow this user to read cascade/status/local/default/" in warning
 
 
 def test_the_buffer_holds_the_stated_number_of_messages() -> None:

@@ -265,7 +265,7 @@ def test_what_an_access_list_forbids_is_counted_with_the_reason_and_the_topic(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rules = tmp_path / "acl"
-    rules.write_text("topic write cascade/status/#\n")
+    rules.write_text("topic readwrite cascade/status/#\n")
     with Broker(tmp_path, f"acl_file {rules}") as broker:
         run(MqttConnector("127.0.0.1", broker.port))
     (warning,) = warnings(caplog)

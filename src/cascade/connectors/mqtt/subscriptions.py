@@ -25,6 +25,7 @@ MAX_ROUNDS = 1_000
 _MOST_UNANSWERED = 2
 _FULL = f"more than {CAPACITY >> 20} MiB of messages wait for a subscriber: further topics are refused"
 LATE = "retained constraints may not have been applied before the first task"
+UNCERTAIN = f"{LATE}, because the broker does not send the presence of this process back"
 
 Warn = Callable[[str], None]
 
@@ -269,6 +270,8 @@ class Barrier:
         self._subscriptions.returns_presence = self._returned >= number
         if not self._subscriptions.returns_presence:
             self._missing = number
+            if is_complete:
+                self._subscriptions.warn(f"{UNCERTAIN}; allow this user to read {self._topic}")
         return is_complete
 
     async def _until_quiet(self, number: int, limit: float) -> None:
