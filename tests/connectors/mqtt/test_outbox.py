@@ -225,6 +225,35 @@ def test_after_a_clean_end_nothing_is_repeated_nor_without_a_window() -> None:
         assert not outbox.is_waiting
 
 
+def test_messages_on_refused_topics_leave_most_places_to_others() -> None:
+    outbox = Outbox()
+    for topic in ("a", "b", "c") * 20:
+        outbox.put(OutgoingMessage(topic, b"x", 1))
+    first = outbox.take(6, 6)
+    outbox.recall([one for one in first if one.topic != "c"], "Quota exceeded")
+    outbox.settle([one for one in first if one.topic == "c"])
+    assert [(one.topic, one.number) for one in outbox.take(4, 9)] == [("a", 0), ("c", 8), ("c", 11), ("c", 14)]
+    outbox.recall(outbox.out()[:1], "Quota exceeded")
+    second = outbox.take(4, 9)
+    assert [(one.topic, one.number) for one in second] == [("b", 1), ("c", 17), ("c", 20), ("c", 23)], "b has a turn"
+    outbox.settle(second)
+    assert [one.number for one in outbox.take(4, 9)] == [0, 4, 7, 10], "b is not refused any more"
+    rest = outbox.take(99, 99)
+    assert [one.number for one in rest] == sorted(one.number for one in rest)
+    assert not outbox.is_waiting, "all places are used"
+
+
+def test_a_message_of_qos_0_on_a_refused_topic_needs_no_place_of_qos_1() -> None:
+    outbox = Outbox()
+    for topic in ("a", "b"):
+        outbox.put(OutgoingMessage(topic, b"x", 1))
+    outbox.recall(outbox.take(2, 2), "Quota exceeded")
+    assert len(outbox.take(2, 2)) == 2
+    outbox.put(OutgoingMessage("b", b"x", 0))
+    assert outbox.can_take(0)
+    assert [one.number for one in outbox.take(1, 0)] == [2]
+
+
 def test_the_reason_of_a_loss_has_the_refusals_before_it() -> None:
     outbox = Outbox()
     for _ in range(2):

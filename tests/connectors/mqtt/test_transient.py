@@ -128,6 +128,23 @@ async def test_a_message_that_is_always_refused_does_not_hold_up_the_others(
     assert f"after {connector._outbox.retried:,} refusals 'Implementation specific error'" in warning
 
 
+async def test_a_topic_that_is_always_refused_does_not_hold_up_another(
+    proxy: Proxy, listener: Listener, project: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad, good = (events_topic("local", project, run) for run in ("bad", "good"))
+    proxy.rules.append(refuse(0x97, lambda packet: packet.topic == bad))
+    connector = MqttConnector("127.0.0.1", proxy.port, flush_timeout=0.1)
+    await connector.connect()
+    for topic in (bad, good):
+        for number in range(1_000):
+            await connector.publish(topic, telemetry(number), 1)
+    await until(lambda: connector._outbox.sent == 1_000)
+    await connector.disconnect()
+    assert numbers(listener.wait_for(lambda seen: len(numbers(seen)) >= 1_000)) == list(range(1_000))
+    (warning,) = warnings(caplog)
+    assert "1000 of 2000 messages were lost" in warning
+
+
 def test_tasks_wait_for_a_broker_that_refuses_for_now(proxy: Proxy, caplog: pytest.LogCaptureFixture) -> None:
     beside = MemoryConnector()
     proxy.rules.append(refuse(0x97, lambda _: not held(beside)))

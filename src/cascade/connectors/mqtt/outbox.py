@@ -5,7 +5,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -28,6 +28,9 @@ PACE = 0.1
 _FEWEST, _MANY = 8, 500
 """Messages of a round: more than one, so that a message that is always refused does not stop the others; and so many
 that no limit is needed."""
+
+_LOOK = 10_000
+"""Messages on refused topics that are skipped in search of others."""
 
 _number = attrgetter("number")
 _random = random.Random()  # noqa: S311 - jitter is no secret; a program's seeded generator must not depend on it
@@ -70,6 +73,7 @@ class Outbox:
         self._arrived_bytes = 0
         self._waiting: tuple[deque[OutgoingMessage], deque[OutgoingMessage]] = (deque(), deque())  # by QoS, in order
         self._out: dict[int, OutgoingMessage] = {}
+        self._refused: dict[str, None] = {}  # topics, by the time of their latest refusal
         self.bytes = 0
         self.put_count = self.sent = self.lost = 0
         self.retried = self.resent = 0
@@ -100,20 +104,37 @@ class Outbox:
             return False
 
     def take(self, limit: int, acknowledged: int) -> list[OutgoingMessage]:
-        """Return the next messages: at most `limit`, and at most `acknowledged` of them with QoS 1."""
+        """Return the next messages: at most `limit`, and at most `acknowledged` of them with QoS 1.
+
+        Messages on refused topics get a quarter of the places, unless no others wait.
+        """
         taken: list[OutgoingMessage] = []
+        skipped: deque[OutgoingMessage] = deque()
         minor, major = self._waiting
         with self._lock:
-            while len(taken) < limit and (minor or major):
+            tried, trials = next(iter(self._refused), None), max(1, limit // 4)
+            while len(taken) < limit and len(skipped) < _LOOK and (minor or major):
                 if minor and not (major and major[0].number < minor[0].number):
                     message = minor.popleft()
                 elif acknowledged > 0:
                     message = major.popleft()
-                    acknowledged -= 1
                 else:
                     break
-                self._out[message.number] = message
+                if tried is not None and message.topic in self._refused:
+                    if message.topic != tried or not trials:
+                        skipped.append(message)
+                        continue
+                    trials -= 1
+                acknowledged -= message.qos
                 taken.append(message)
+            while skipped and len(taken) < limit and skipped[0].qos <= acknowledged:
+                acknowledged -= skipped[0].qos
+                taken.append(skipped.popleft())
+            if tried is not None:
+                taken.sort(key=_number)
+                self._requeue(skipped)
+            for message in taken:
+                self._out[message.number] = message
         return taken
 
     def settle(self, messages: Iterable[OutgoingMessage]) -> None:
@@ -128,6 +149,7 @@ class Outbox:
                 else:
                     self.sent += 1
                     self.bytes -= len(message.body) + MESSAGE_BYTES
+                self._refused.pop(message.topic, None)
                 if message.qos and self._resend_window:
                     message.arrived_at = now
                     self._arrived.append(message)
@@ -169,6 +191,8 @@ class Outbox:
                 self.retried += len(back)
                 for message in back:
                     message.refusal = refusal
+                    self._refused.pop(message.topic, None)
+                    self._refused[message.topic] = None
             self._requeue(back)
 
     def replace(self, message: OutgoingMessage, body: bytes) -> None:
@@ -222,7 +246,7 @@ class Outbox:
             self.reason = reason
             self.bytes -= len(message.body) + MESSAGE_BYTES
 
-    def _requeue(self, messages: list[OutgoingMessage]) -> None:
+    def _requeue(self, messages: Collection[OutgoingMessage]) -> None:
         for qos, queue in enumerate(self._waiting):
             back = [message for message in messages if message.qos == qos]
             last = max(map(_number, back), default=-1)
