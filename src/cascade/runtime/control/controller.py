@@ -83,7 +83,7 @@ class Controller:
         self._users = 0
         self._received = 0
         self._subscribing: asyncio.Task[None] | None = None
-        self._unsubscribing: asyncio.Task[None] | None = None
+        self._unsubscribing: asyncio.Event | None = None
 
     @async_block
     async def attached(self, connector: Connector, run_id: str) -> AsyncIterator[None]:
@@ -261,8 +261,8 @@ class Controller:
             await asyncio.wait({subscribing}, timeout=SUBSCRIBE_TIMEOUT)
 
     async def _subscribe(self, connector: Connector) -> None:
-        if self._unsubscribing is not None and not self._unsubscribing.done():
-            await asyncio.wait({self._unsubscribing})
+        if self._unsubscribing is not None:
+            await self._unsubscribing.wait()
         try:
             await awaited(lambda: connector.subscribe(self._filter, self.on_message))
         except Exception as error:  # noqa: BLE001 - telemetry never breaks a run
@@ -277,11 +277,12 @@ class Controller:
         self._notifier.close()
         self.admission.close()
         subscribing, self._subscribing = self._subscribing, None
-        ending = asyncio.create_task(self._unsubscribe(connector, subscribing), name="cascade-control-end")
-        self._unsubscribing = ending
-        await asyncio.wait({ending})
-        if self._unsubscribing is ending:
-            self._unsubscribing = None
+        # An event and not a task: a forked child may come here without an event loop that runs.
+        self._unsubscribing = done = asyncio.Event()
+        try:
+            await self._unsubscribe(connector, subscribing)
+        finally:
+            done.set()
 
     async def _unsubscribe(self, connector: Connector, subscribing: asyncio.Task[None] | None) -> None:
         if subscribing is not None and not subscribing.done():
