@@ -254,6 +254,15 @@ def test_a_message_of_qos_0_on_a_refused_topic_needs_no_place_of_qos_1() -> None
     assert [one.number for one in outbox.take(1, 0)] == [2]
 
 
+def test_a_topic_whose_messages_are_lost_takes_no_turn_from_other_refused_ones() -> None:
+    outbox = Outbox()
+    for topic in ("a", "b", "c", "c"):
+        outbox.put(OutgoingMessage(topic, b"x", 1))
+    outbox.recall(outbox.take(2, 2), "Quota exceeded")
+    outbox.abandon(1, "dead")
+    assert [one.topic for one in outbox.take(2, 2)] == ["b", "c"]
+
+
 def test_the_reason_of_a_loss_has_the_refusals_before_it() -> None:
     outbox = Outbox()
     for _ in range(2):

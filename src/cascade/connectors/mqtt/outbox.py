@@ -241,6 +241,7 @@ class Outbox:
         return self.bytes >= self._capacity * share or self.put_count - self.sent - self.lost > most
 
     def _lose(self, message: OutgoingMessage, reason: str) -> None:
+        self._refused.pop(message.topic, None)
         if not message.arrived_at:
             self.lost += 1
             self.reason = reason
