@@ -116,6 +116,7 @@ STATED = {
     "docs/mqtt.md": [
         f"by default {outbox.CAPACITY // MIB} MiB",
         f"({outbox.FLOOR:,} may always wait)",
+        f"at most {outbox.MOST_REPEATS} times",
         f"pauses of up to {_health.LONGEST_PAUSE:g} s",
         f"the pause is {_health.REFUSED_PAUSE:g} s",
         {1.0: "does not answer for a second"}[_health.PATIENCE],

@@ -32,7 +32,7 @@ from cascade.connectors.mqtt.options import MqttOptions
 from cascade.connectors.mqtt.packets import new_properties
 from tests import limits
 from tests.connectors.mqtt.broker import Broker, Listener
-from tests.connectors.mqtt.messages import statuses, telemetry
+from tests.connectors.mqtt.messages import statuses, telemetry, warnings
 from tests.connectors.mqtt.proxy import Proxy, received_by_client, sent_by_client
 from tests.waiting import HANG, until, until_blocking
 
@@ -94,9 +94,9 @@ def test_a_clean_exit_does_not(broker: Broker) -> None:
 
 
 async def test_an_error_of_the_connector_itself_ends_the_connection_without_a_goodbye(
-    broker: Broker, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It connects again, and the messages arrive."""
+    """It connects again, and the messages arrive. A warning has the traceback."""
     work, failed = Connection.work, threading.Event()
 
     def fail_once(connection: Connection) -> None:
@@ -115,6 +115,9 @@ async def test_an_error_of_the_connector_itself_ends_the_connection_without_a_go
         seen = listener.wait_for(lambda seen: (b"", True) in statuses(seen))
     assert statuses(seen)[:3] == [(b"online", True), (b"offline", True), (b"online", True)]
     assert [message.topic for message in seen if not message.topic.startswith("cascade/status/")] == [TOPIC]
+    (warning,) = warnings(caplog)
+    assert warning.startswith("MqttConnector: a fault of the connector: Traceback (most recent call last):")
+    assert "LookupError: a fault of ours" in warning
 
 
 @pytest.mark.parametrize("call", ["publish", "subscribe", "unsubscribe"])

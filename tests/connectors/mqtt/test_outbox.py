@@ -1,5 +1,6 @@
 """OutgoingMessages in order, bounded in memory, all of them counted."""
 
+import math
 import threading
 import time
 from typing import Any
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from cascade.connectors.mqtt.outbox import MESSAGE_BYTES, Backpressure, Outbox, OutgoingMessage
+from cascade.connectors.mqtt.outbox import MESSAGE_BYTES, MOST_REPEATS, Backpressure, Outbox, OutgoingMessage
 from tests.waiting import HANG
 
 CAPACITY = 20 * (MESSAGE_BYTES + 10)
@@ -193,6 +194,15 @@ def test_what_has_arrived_is_repeated_in_front_and_counted_once() -> None:
     assert (outbox.sent, outbox.lost, outbox.reason, outbox.bytes) == (5, 0, "", 0)
 
 
+def test_a_message_is_repeated_ten_times_at_most() -> None:
+    outbox = Outbox(resend_window=HANG)
+    outbox.put(letter(1))
+    for _ in range(20):
+        outbox.settle(outbox.take(1, 1))
+        outbox.resend(time.monotonic())
+    assert (outbox.sent, outbox.resent, outbox.is_waiting) == (1, MOST_REPEATS, False)
+
+
 def test_only_what_has_arrived_within_the_window_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
@@ -219,9 +229,7 @@ def test_after_a_clean_end_nothing_is_repeated_nor_without_a_window() -> None:
         outbox = Outbox(resend_window=window)
         outbox.put(letter(1))
         outbox.settle(outbox.take(1, 1))
-        if window:
-            outbox.forget()
-        outbox.resend(time.monotonic())
+        outbox.resend(math.inf if window else time.monotonic())
         assert not outbox.is_waiting
 
 

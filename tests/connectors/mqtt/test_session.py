@@ -86,12 +86,12 @@ async def test_a_broker_that_sends_the_reason_is_believed_at_once(
 
 @pytest.mark.usefixtures("real_limits")
 def test_pauses_grow_although_each_connection_was_of_use_and_end_with_a_long_connection() -> None:
-    client_id = ClientId(None, None)
+    client_id = ClientId(None, "etl")
     pauses = []
-    for _ in range(12):
+    for _ in range(14):
         client_id.learn(0, 1.0)
         pauses.append(client_id.pause)
-    bounds = [0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5, 5, 5, 5, 5]
+    bounds = [0, 0, 0, 0, 0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5, 5, 5]
     assert all(most / 2 <= pause <= most for pause, most in zip(pauses, bounds, strict=True))
     assert client_id.is_contested
     client_id.learn(0, 5.0)
@@ -116,6 +116,13 @@ def test_early_ends_with_another_explanation_are_no_sign(explain: Callable[[Clie
         assert [client_id.learn(0, 0.1) for _ in range(4)] == [""] * 4
         assert explain(client_id) == ""
     assert client_id.value == "worker"
+
+
+def test_a_made_up_id_without_a_user_is_contested_only_if_the_broker_sends_the_reason() -> None:
+    client_id = ClientId(None, None)
+    assert [client_id.learn(0, 0.1) for _ in range(20)] == [""] * 20
+    assert (client_id.pause, client_id.is_contested) == (0, False)
+    assert "another client has the id" in client_id.learn(TAKEN_OVER, 0.1)
 
 
 def test_an_end_with_another_reason_is_no_sign() -> None:

@@ -275,10 +275,8 @@ class Connection:
         self._outbox.recall(out, self.client.reason if is_refused else "")
         if is_refused:
             self._shared.backpressure.refused()
-        if is_wanted:
-            self._outbox.forget()
-        elif code not in OWN:
-            self._outbox.resend(self._active_at)
+        if is_wanted or code not in OWN:
+            self._outbox.resend(math.inf if is_wanted else self._active_at)
         return is_caused
 
     def _noted(self) -> None:

@@ -36,9 +36,9 @@ class Flush:
     async def wait(self) -> None:
         """Return after `timeout` seconds, and earlier if the broker is dead."""
         health = self._session.health
-        if not (health.is_connected or self._has_settled()):
-            self._session.hurry()
         while not self._is_over():
+            if not (health.is_connected or health.is_busy):
+                self._session.hurry()
             await self._shared.changes.until(self._is_over, min(CHECK, self._deadline - time.monotonic()))
         if not self._has_settled():
             health.waited_in_vain()

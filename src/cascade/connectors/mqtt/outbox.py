@@ -13,6 +13,8 @@ CAPACITY = 64 << 20
 """Bytes: about 70,000 messages."""
 MESSAGE_BYTES = 320
 """Memory of a message beside its body."""
+MOST_REPEATS = 10
+"""Repetitions of a message after lost connections: new messages arrive even if each connection is short."""
 RATE_WINDOW = 0.25
 """Seconds, at least, over which the rate is measured."""
 RATE_WINDOWS = 4
@@ -53,6 +55,7 @@ class OutgoingMessage:
     losses: int = 0
     refusal: str = ""
     arrived_at: float = 0.0
+    repeats: int = 0
 
 
 class Outbox:
@@ -150,24 +153,21 @@ class Outbox:
                     self.sent += 1
                     self.bytes -= len(message.body) + MESSAGE_BYTES
                 self._refused.pop(message.topic, None)
-                if message.qos and self._resend_window:
+                if message.qos and self._resend_window and message.repeats < MOST_REPEATS:
                     message.arrived_at = now
                     self._arrived.append(message)
                     self._arrived_bytes += len(message.body) + MESSAGE_BYTES
             self._forget(now - self._resend_window)
 
     def resend(self, since: float) -> None:
-        """Queue the messages of QoS 1 again that were acknowledged in the `resend_window` before `since`."""
+        """Queue the messages of QoS 1 again that were acknowledged in the `resend_window` before `since`, and forget others."""
         with self._lock:
             self._forget(since - self._resend_window)
             again = [*self._arrived]
+            for message in again:
+                message.repeats += 1
             self._forget(math.inf)
             self._requeue(again)
-
-    def forget(self) -> None:
-        """Keep no acknowledged messages any longer: the connection has ended cleanly."""
-        with self._lock:
-            self._forget(math.inf)
 
     def lose(self, message: OutgoingMessage, reason: str) -> None:
         """Give up a message that is out."""

@@ -6,6 +6,7 @@ import random
 import secrets
 import threading
 import time
+import traceback
 
 import aiomqtt
 
@@ -134,8 +135,10 @@ class Session:
             if code in OTHER_SERVER:
                 other = f" ({client.other_server})" if client.other_server else ""
                 self._shared.warn(f"{reason}{other}: the connector does not follow; give the address of that broker")
-        except Exception as error:  # noqa: BLE001 - paho may raise anything, and telemetry never breaks a run
+        except Exception as error:  # noqa: BLE001 - telemetry never breaks a run
             reason, code = reason_of(error)
+            if not isinstance(error, OSError | ValueError):
+                self._shared.warn("a fault of the connector: " + "".join(traceback.format_exception(error)))
         finally:
             self._client = None
             self._presence.leave()
@@ -209,8 +212,9 @@ class ClientId:
     """The given client id, or a unique one.
 
     A broker ends the older of two connections with one id, and both clients would reconnect for ever. MQTT 5 has a reason
-    code for it. Some versions of Mosquitto do not send it; there, the number of early ends in a row is the sign. A given
-    id then gets a unique ending. If that does not help, the pauses grow, so that each client is connected for a while.
+    code for it. Some versions of Mosquitto do not send it. There, several early ends in a row are the sign, without a
+    failed attempt to connect between them, which follows the end of a broker. A given id then gets a unique ending. If that
+    does not help, the pauses grow, so that each client is connected for a while.
 
     Attributes:
         value: The id of the next connection.
@@ -219,20 +223,21 @@ class ClientId:
         is_contested: Whether the connections end because of another client.
     """
 
+    pause: float
+    _longest: float
+
     def __init__(self, wanted: str | None, username: str | None) -> None:
         self._wanted = wanted
         self._username = username
-        self._ends = 0
         self._may_change = wanted is not None
         self._is_reported = False
         self.value = self.used = wanted or _unique(None)
-        self.pause = 0.0
-        self.is_contested = False
+        self._reset()
 
     def learn(self, code: int, seconds: float | None, *, is_explained: bool = False) -> str:
         """Record the end of a connection after so many seconds, or a failed attempt (None); return a warning or "".
 
-        `is_explained` means that a message or the end of the broker is the reason.
+        `is_explained` means that a message is the reason.
         """
         if seconds is None:
             if code in PERMANENT and self._wanted not in {None, self.value}:
@@ -246,9 +251,8 @@ class ClientId:
         if is_explained or code not in {0, TAKEN_OVER}:
             return ""
         self._ends += 1
-        if self._ends > 1:
-            self.pause = min(SOON, FIRST_PAUSE * 2 ** min(self._ends - 2, 16)) * _random.uniform(0.5, 1.0)
-        if code != TAKEN_OVER and self._ends < _MOST_EARLY_ENDS:
+        is_shared = self._wanted is not None or self._username is not None  # otherwise no other client has the id
+        if code != TAKEN_OVER and not (is_shared and self._ends >= _MOST_EARLY_ENDS):
             return ""
         return self._contested("has" if code == TAKEN_OVER else "seems to have")
 
@@ -261,14 +265,15 @@ class ClientId:
             self.value, self._may_change = _unique(self._wanted), False
             self._is_reported = bool(user)
             return f"{text}: going on as {self.value!r}" + (f"; {hint}" if user else "")
-        self.is_contested = True
+        self.is_contested, self._longest = True, min(SOON, 2 * self._longest or FIRST_PAUSE)
+        self.pause = self._longest * _random.uniform(0.5, 1.0)
         if self._is_reported:
             return ""
         self._is_reported = True
         return f"{text}, and both lose their connections again and again: give each a client id of its own; {hint}"
 
     def _reset(self) -> None:
-        self._ends, self.pause, self.is_contested = 0, 0.0, False
+        self._ends, self._longest, self.pause, self.is_contested = 0, 0.0, 0.0, False
 
 
 def _unique(wanted: str | None) -> str:
