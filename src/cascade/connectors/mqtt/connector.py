@@ -165,7 +165,7 @@ class MqttConnector:
         """
         session = self._session
         if session is not None:
-            await self._part(session)
+            await self._part(waits.Flush(session, self._shared, self.flush_timeout))
         self._report()
 
     async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:
@@ -226,17 +226,14 @@ class MqttConnector:
 
     def start_exit(self) -> Callable[[], None]:
         """Begin the last flush of a connector that was not disconnected."""
-        session, self._session = self._session, None
+        session = self._session
         if session is None:
             return lambda: None
         flush = waits.Flush(session, self._shared, self.flush_timeout)
+        self._connections, self._strict = 1, False
 
         async def finish() -> None:
-            await flush.wait()
-            session.end(waits=session.is_alive())
-            self._outbox.abandon(flush.before, flush.reason)
-            await waits.until_closed(session, self._shared)
-            self._strict = False
+            await self._part(flush)
             self._report()
 
         return lambda: asyncio.run(finish())
@@ -256,9 +253,9 @@ class MqttConnector:
         self._flushed = 0
         self._reported = (0, 0)
 
-    async def _part(self, session: Session) -> None:
+    async def _part(self, flush: waits.Flush) -> None:
         """End a run: flush its messages. The last run ends the session."""
-        flush = waits.Flush(session, self._shared, self.flush_timeout)
+        session = flush.session
         try:
             await flush.wait()
         finally:

@@ -26,7 +26,7 @@ class Flush:
     """Waits until all messages, and the final states of runs, from before now have arrived or are lost."""
 
     def __init__(self, session: Session, shared: Shared, timeout: float) -> None:
-        self._session = session
+        self.session = session
         self._shared = shared
         self._start = time.monotonic()
         self._deadline = self._start + timeout
@@ -35,10 +35,10 @@ class Flush:
 
     async def wait(self) -> None:
         """Return after `timeout` seconds, and earlier if the broker is dead."""
-        health = self._session.health
+        health = self.session.health
         while not self._is_over():
             if not (health.is_connected or health.is_busy):
-                self._session.hurry()
+                self.session.hurry()
             await self._shared.changes.until(self._is_over, min(CHECK, self._deadline - time.monotonic()))
         if not self._has_settled():
             health.waited_in_vain()
@@ -46,15 +46,15 @@ class Flush:
     @property
     def reason(self) -> str:
         """Why messages have not arrived."""
-        if self._session.health.is_connected or not self._session.health.reason:
+        if self.session.health.is_connected or not self.session.health.reason:
             return f"not acknowledged within {time.monotonic() - self._start:.2g} s"
-        return self._session.health.reason
+        return self.session.health.reason
 
     def _has_settled(self) -> bool:
         return self._shared.outbox.has_settled(self.before) and self._shared.states.has_settled(self._ended)
 
     def _is_over(self) -> bool:
-        is_hopeless = self._session.health.is_hopeless(self._start) or time.monotonic() >= self._deadline
+        is_hopeless = self.session.health.is_hopeless(self._start) or time.monotonic() >= self._deadline
         return is_hopeless or self._has_settled()
 
 

@@ -99,12 +99,10 @@ class Outbox:
     def can_take(self, acknowledged: int) -> bool:
         """Whether `take` would return a message, if at most `acknowledged` messages of QoS 1 may follow."""
         minor, major = self._waiting
-        if not major or acknowledged > 0:
-            return bool(minor or major)
-        try:
-            return minor[0].number < major[0].number
-        except IndexError:  # another thread has just dropped it
-            return False
+        with self._lock:
+            if major and acknowledged <= 0:
+                return bool(minor) and minor[0].number < major[0].number
+        return bool(minor or major)
 
     def take(self, limit: int, acknowledged: int) -> list[OutgoingMessage]:
         """Return the next messages: at most `limit`, and at most `acknowledged` of them with QoS 1.
