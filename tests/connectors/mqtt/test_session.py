@@ -1,6 +1,9 @@
 """Two clients with one id: a broker ends the older connection each time."""
 
+import contextlib
 import re
+import socket
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -129,3 +132,27 @@ def test_an_end_with_another_reason_is_no_sign() -> None:
     client_id = ClientId("worker", None)
     assert [client_id.learn(0x97, 0.1) for _ in range(20)] == [""] * 20
     assert (client_id.value, client_id.pause) == ("worker", 0)
+
+
+async def test_a_client_whose_place_is_taken_right_after_its_connection_is_reported(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The client reads CONNACK and DISCONNECT together, and never reports the connection."""
+    connack, taken_over = b"\x20\x03\x00\x00\x00", bytes([0xE0, 2, TAKEN_OVER, 0])
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = server.accept()
+                with connection:
+                    connection.recv(4096)
+                    connection.sendall(connack + taken_over)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=serve, daemon=True).start()
+        connector = MqttConnector("127.0.0.1", server.getsockname()[1], flush_timeout=0.1)
+        await connector.connect()
+        await until(lambda: len(warnings(caplog)) > 0)
+        await connector.disconnect()
+        server.shutdown(socket.SHUT_RDWR)
+    assert "another client has the id" in warnings(caplog)[0]

@@ -203,6 +203,8 @@ class Session:
             self.health.failed(reason, is_refused=code in PERMANENT, is_busy=is_busy)
             if is_busy:
                 self._shared.backpressure.refused()
+        # "Session taken over" may come right after CONNACK, before the client reports the connection.
+        was_connected |= code == TAKEN_OVER
         warning = self._client_id.learn(code, seconds if was_connected else None, is_explained=self._is_caused)
         if warning:
             self._shared.warn(warning)
