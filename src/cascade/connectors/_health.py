@@ -22,6 +22,11 @@ _IMMEDIATE = 2
 _random = random.Random()  # noqa: S311 - jitter is no secret
 
 
+def jitter() -> float:
+    """A factor from 0.5 to 1 for a pause, so that clients do not try again at the same time."""
+    return _random.uniform(0.5, 1.0)
+
+
 class ConnectionHealth:
     """State of the connection to one peer. The network thread writes, any thread reads.
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from cascade.connectors.mqtt import outbox as limits_of
+from cascade.connectors import _health
 from cascade.connectors.mqtt.outbox import (
     FLOOR,
     LONGEST_PAUSE,
@@ -82,7 +82,7 @@ class _Longest:
 
 @pytest.fixture
 def throttle(now: list[float], monkeypatch: pytest.MonkeyPatch) -> Throttle:
-    monkeypatch.setattr(limits_of, "_random", _Longest())
+    monkeypatch.setattr(_health, "_random", _Longest())
     return Throttle()
 
 

@@ -1,13 +1,14 @@
 """Outgoing messages: in order, bounded in memory, counted; and when tasks must wait because too many wait here."""
 
 import math
-import random
 import threading
 import time
 from collections import deque
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from operator import attrgetter
+
+from cascade.connectors._health import jitter
 
 CAPACITY = 64 << 20
 """Bytes: about 70,000 messages."""
@@ -35,7 +36,6 @@ _LOOK = 10_000
 """Messages on refused topics that are skipped in search of others."""
 
 _number = attrgetter("number")
-_random = random.Random()  # noqa: S311 - jitter is no secret; a program's seeded generator must not depend on it
 
 
 @dataclass(slots=True, eq=False)
@@ -295,7 +295,7 @@ class Throttle:
         if not self.is_active:
             self._accepted = 0
         self._is_refused, self._left = True, 0
-        self._next = now + min(LONGEST_PAUSE, max(FIRST_PAUSE, now - self.refused_since)) * _random.uniform(0.5, 1.0)
+        self._next = now + min(LONGEST_PAUSE, max(FIRST_PAUSE, now - self.refused_since)) * jitter()
 
     def accepted(self, count: int, *, is_acknowledged: bool) -> None:
         """Record messages that the broker has accepted, with or without an acknowledgement among them."""

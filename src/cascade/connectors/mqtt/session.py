@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import random
 import secrets
 import threading
 import time
@@ -10,7 +9,7 @@ import traceback
 
 import aiomqtt
 
-from cascade.connectors._health import FIRST_PAUSE, ConnectionHealth
+from cascade.connectors._health import FIRST_PAUSE, ConnectionHealth, jitter
 from cascade.connectors.mqtt.client import (
     OTHER_SERVER,
     PERMANENT,
@@ -32,9 +31,6 @@ ANSWER_WAIT = 0.1
 """Seconds after which a due answer counts as missing."""
 _MOST_EARLY_ENDS = 6
 """Early ends in a row that indicate two clients with one id. A message that the broker does not accept causes fewer."""
-
-# A generator of our own: the values of a program's seeded generator must not depend on retries.
-_random = random.Random()  # noqa: S311 - jitter is no secret
 
 
 class Session:
@@ -268,7 +264,7 @@ class ClientId:
             self._is_reported = bool(user)
             return f"{text}: going on as {self.value!r}" + (f"; {hint}" if user else "")
         self.is_contested, self._longest = True, min(SOON, 2 * self._longest or FIRST_PAUSE)
-        self.pause = self._longest * _random.uniform(0.5, 1.0)
+        self.pause = self._longest * jitter()
         if self._is_reported:
             return ""
         self._is_reported = True

@@ -1,10 +1,10 @@
 """Health of a destination: whether it is alive, when the next request is due, how long a flush waits."""
 
 import math
-import random
 import time
 from collections.abc import Callable
 
+from cascade.connectors._health import jitter
 from cascade.connectors.otel._transport import Reply
 
 FIRST_PAUSE = 0.2  # seconds before the first retry; then doubled, with jitter
@@ -18,9 +18,6 @@ LONGEST_WAIT = 2.0  # seconds for an answer, or three times the latest one's, af
 DEAD_PATIENCE = 0.5  # seconds a flush waits for a peer after its failure
 KNOWN_DEAD_PATIENCE = 0.03  # seconds a flush waits for a peer that an earlier flush found dead: 0.05 with all around it
 HOLD_TIMEOUT = 30.0  # seconds of nothing but "later" after which tasks are no longer held back
-
-# A generator of our own: the values of a program's seeded generator must not depend on the exporter's retries.
-_random = random.Random()  # noqa: S311 - jitter is no secret
 
 
 class Peer:
@@ -145,7 +142,7 @@ class Peer:
 
     def _back_off(self, now: float, retry_after: float | None) -> None:
         # Jitter keeps many processes from returning all at once.
-        self._pause = min(FIRST_PAUSE * 2**self._pauses, LONGEST_PAUSE) * _random.uniform(0.5, 1.0)
+        self._pause = min(FIRST_PAUSE * 2**self._pauses, LONGEST_PAUSE) * jitter()
         self._pauses = min(self._pauses + 1, 16)
         self._pause_from = now
         self._soonest = now + (retry_after or 0.0)
