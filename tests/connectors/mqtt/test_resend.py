@@ -1,4 +1,4 @@
-"""What a broker has acknowledged and then lost, because it was killed, is sent again."""
+"""Messages that a broker has acknowledged, but has lost because it was killed, are sent again."""
 
 import contextlib
 from collections.abc import Iterator

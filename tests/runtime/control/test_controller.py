@@ -624,7 +624,7 @@ async def test_a_connector_that_cannot_subscribe_changes_nothing(
 
 
 class Endless(MemoryConnector):
-    """Brings a constraint in each turn of the event loop, from the moment of the subscription until it is told to end."""
+    """Delivers a constraint in each turn of the event loop. It starts with the subscription and ends when the test ends it."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -47,28 +47,28 @@ def more_than_listed(lab: Steered) -> int:
     return int(found[1].replace(",", ""))
 
 
-async def test_constraints_of_other_runs_are_neither_kept_nor_published(held: Callable[[], int]) -> None:
-    lab, goes_on = Steered(), asyncio.Event()
-    for number in range(MANY):
-        await lab.say(f"run/{number}", "concurrency", {"limit": 1})
+async def _run_without_constraints(lab: Steered, held: Callable[[], int]) -> None:
+    goes_on = asyncio.Event()
     run = lab.start(cs.task(goes_on.wait, name="wait")())
     await lab.seen(TaskExecutionStarted)
     assert held() <= 0
     assert lab.decisions == []
     goes_on.set()
     await soon(run)
+
+
+async def test_constraints_of_other_runs_are_neither_kept_nor_published(held: Callable[[], int]) -> None:
+    lab = Steered()
+    for number in range(MANY):
+        await lab.say(f"run/{number}", "concurrency", {"limit": 1})
+    await _run_without_constraints(lab, held)
 
 
 async def test_constraints_that_have_expired_are_neither_kept_nor_published(held: Callable[[], int]) -> None:
-    lab, goes_on = Steered(), asyncio.Event()
+    lab = Steered()
     for number in range(MANY):
         await lab.say(f"task/t{number}", "pause", expires_at=1)
-    run = lab.start(cs.task(goes_on.wait, name="wait")())
-    await lab.seen(TaskExecutionStarted)
-    assert held() <= 0
-    assert lab.decisions == []
-    goes_on.set()
-    await soon(run)
+    await _run_without_constraints(lab, held)
 
 
 @pytest.mark.parametrize("scope", ["task/mine", "task/mi*", "global"])

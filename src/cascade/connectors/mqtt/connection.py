@@ -228,7 +228,7 @@ class Connection:
                 await self._call(self.client.publish, topic, body, 1, retain, properties)
             else:
                 self.client.send(topic, body, 0, properties, retain=retain)
-                await self._call(self.client.unsubscribe, self._barrier.unused)
+                await self._make_round_trip()
         finally:
             self._own_publishes -= 1
             self._acknowledgement.set()
@@ -344,8 +344,12 @@ class Connection:
         else:
             self._arrived.append(message)
 
-    async def _pass_trial(self) -> None:
+    async def _make_round_trip(self) -> None:
+        """Return when the broker has handled all packets that were sent before."""
         await self._call(self.client.unsubscribe, self._barrier.unused)
+
+    async def _pass_trial(self) -> None:
+        await self._make_round_trip()
         self._states.has_passed = True
         self._wakeup.set()
 
