@@ -98,7 +98,6 @@ STATED = {
     ],
     "docs/jaeger.md": [
         f"after the {identity.PART_SIZE:,}th of a run or map",
-        f"the operation `{identity.RUN_STARTED}`",
         f"Collector {build.collector_version()}, Jaeger {build.JAEGER} and",
         f"up to {int(COLLECTOR_DEFAULTS['COLLECTOR_QUEUE_BYTES']) // MIB} MiB while Jaeger is away",
         f"runner:{COMPOSE_DEFAULTS['MQTT_RUNNER_PASSWORD']}@localhost",

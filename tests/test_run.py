@@ -412,7 +412,7 @@ def test_signals_leave_a_complete_trace(number: int, code: int, tmp_path: Path) 
         process.stdin.close()
         assert process.wait(HANG) == code
         process.stdout.close()
-    assert {span.name for span in spans} == {"run gather", "run.started", "waits", "blocks"}
+    assert {span.name for span in spans} == {"run gather", "run gather started", "waits", "blocks"}
     assert spans.orphans() == []
     results = {span.name: span.attributes.get("cascade.task.result") for span in spans}
     assert (results["waits"], results["blocks"]) == ("cancellation", "cancellation")

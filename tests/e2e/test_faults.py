@@ -7,7 +7,7 @@ from tests.e2e.stacks import Processes
 
 SIZE = 400
 TASKS = SIZE + len(["map(step)", "disturbed", "map(further)", "disturbed", "count"])
-SPANS = TASKS + len(["run count", "run.started"])
+SPANS = TASKS + len(["run count", "run count started"])
 
 
 def whole(spans: Spans) -> bool:

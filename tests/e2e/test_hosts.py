@@ -109,7 +109,7 @@ def check_counts(receiver: OtlpReceiver, task: str, runs: int) -> Counter[str]:
     """Runs, spans and metrics agree, in total and for each process. Returns the runs of each process."""
     by_process = spans_by_instance(receiver, f"run {task}")
     assert by_process.total() == runs
-    assert spans_by_instance(receiver, task) == spans_by_instance(receiver, "run.started") == by_process
+    assert spans_by_instance(receiver, task) == spans_by_instance(receiver, f"run {task} started") == by_process
     assert runs_by_instance(receiver) == by_process
     assert receiver.spans.orphans() == []
     return by_process
@@ -222,7 +222,7 @@ def test_opentelemetry_instrument(receiver: OtlpReceiver, tmp_path: Path) -> Non
     assert run(tmp_path, environment(receiver), str(program), sys.executable, "report.py") == "42\n"
     by_process = spans_by_instance(receiver, "run double")
     assert by_process == {str(UUID(next(iter(by_process)))): 1}, "the SDK's random id"
-    assert spans_by_instance(receiver, "double") == spans_by_instance(receiver, "run.started") == by_process
+    assert spans_by_instance(receiver, "double") == spans_by_instance(receiver, "run double started") == by_process
     assert runs_by_instance(receiver) == by_process
     (line,) = [line for line in lines(receiver.logs) if line.scope == "report"]
     (span,) = receiver.spans.named("double")

@@ -32,7 +32,7 @@ _RUNS = 10
 """Runs of each program that end during a disturbance, and at most as many between two."""
 _QUEUE_BYTES = "400000"
 """A sending queue that some 1,200 spans fill."""
-_SPANS = Counter({"run count": 1, "run.started": 1, "map(step)": 1, "step": 20, "count": 1})
+_SPANS = Counter({"run count": 1, "run count started": 1, "map(step)": 1, "step": 20, "count": 1})
 
 logger = logging.getLogger(__name__)
 

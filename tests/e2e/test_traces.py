@@ -38,7 +38,8 @@ def test_a_run_is_one_trace_and_a_tree(stack: Stack) -> None:
     root = spans.one("run summary")
     assert spans.roots() == [root]
     assert root.kind == "SERVER"
-    tasks = ["choose", "flaky", "load", "map(double)", "run.started", "say", "shell", "story", "summary", "total"]
+    others = ["run summary started", "say", "shell", "story", "summary", "total"]
+    tasks = ["choose", "flaky", "load", "map(double)", *others]
     assert names(spans.children(root)) == tasks
     assert names(spans.children(spans.one("flaky"))) == ["flaky attempt", "flaky attempt", "flaky wait"]
     items = spans.children(spans.one("map(double)"))
@@ -121,10 +122,10 @@ def test_a_run_is_seen_while_it_is_still_going(stack: Stack) -> None:
         waiting = set[str]()
 
         def started(spans: Spans) -> bool:
-            return bool(spans.named("run.started"))
+            return bool(spans.named("run forever started"))
 
         while not waiting:
-            waiting = stack.find("e2e-live", operation="run.started")
+            waiting = stack.find("e2e-live", operation="run forever started")
         (trace_id,) = waiting
         assert not stack.wait_for(trace_id, started).named("run forever")
         endless.process.send_signal(signal.SIGTERM)

@@ -30,7 +30,7 @@ def test_it_shows_the_tree_what_failed_and_how_many_are_alike() -> None:
     assert "failValueError" in texts
     assert any("25 spans, 2 errors" in text for text in texts)
     bars = [bar for bar in picture.iter(f"{SVG}rect") if bar.get("rx") == "2"]
-    assert len(bars) == len(["run fail", "run.started", "load", "map(square)", *["square"] * 4, "16 more", "fail"])
+    assert len(bars) == len(["run fail", "run fail started", "load", "map(square)", *["square"] * 4, "16 more", "fail"])
 
 
 def test_nothing_is_drawn_outside() -> None:

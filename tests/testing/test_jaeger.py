@@ -117,7 +117,7 @@ def test_services_and_operations(jaeger: Jaeger) -> None:
     assert (jaeger.services(), jaeger.operations("etl")) == ({"etl"}, {"load"})
 
 
-def found(trace_id: str, *spans: tuple[str, int], tags: tuple[str, ...] = ("cascade.run.id",)) -> dict[str, Any]:
+def found(trace_id: str, *spans: tuple[str, int], tags: tuple[str, ...] = ("cascade.run.target",)) -> dict[str, Any]:
     """A trace in a search's answer, of spans with a name and a start time in microseconds."""
     shown = [{"key": key, "type": "string", "value": "x"} for key in tags]
     return {"traceID": trace_id, "spans": [{"operationName": n, "startTime": t, "tags": shown} for n, t in spans]}
@@ -132,10 +132,10 @@ def searched(service: str, operations: dict[str, list[dict[str, Any]]]) -> None:
 
 def test_the_latest_run_is_that_which_started_last_of_any_service(jaeger: Jaeger) -> None:
     answer("/api/services", {"data": ["etl", "web", "billing"]})
-    searched("etl", {"run.started": [found("a", ("run.started", 50), ("run load", 49), ("load", 90))]})
+    searched("etl", {"run load started": [found("a", ("run load started", 50), ("run load", 49), ("load", 90))]})
     searched("web", {"GET /": [found("web", ("GET /", 99))], "run job": [found("own", ("run job", 98), tags=())]})
     searched("billing", {
-        "run.started": [found("b", ("run.started", 60))],
+        "run invoice started": [found("b", ("run invoice started", 60))],
         "run invoice": [found("c", ("run invoice", 70), ("invoice", 80))],
         "invoice": [found("c", ("invoice", 80))],
     })  # fmt: skip

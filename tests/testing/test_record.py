@@ -13,7 +13,7 @@ def test_a_run_is_recorded_with_its_messages_and_spans() -> None:
     run = record_run(cs.task(lambda x: x + 1, name="plus")(one()))
     assert (run.value, run.error) == (2, None)
     assert run.states("one") == ["RUNNING", "COMPLETED"]
-    assert {span.name for span in run.spans} == {"run plus", "run.started", "one", "plus"}
+    assert {span.name for span in run.spans} == {"run plus", "run plus started", "one", "plus"}
     assert run.events
 
 

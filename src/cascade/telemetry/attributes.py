@@ -90,7 +90,7 @@ DOCUMENTED = (
     Documented(RUN_ID, "string", f"{_EVERY}, also your own below a task", "the run's id: 128 bits in UUID form"),
     Documented(ORG_ID, "string", "run", "`CASCADE_ORG_ID`"),
     Documented(PROJECT_ID, "string", "run", "`CASCADE_PROJECT_ID`"),
-    Documented(RUN_TARGET, "string", "run, run.started", "name of the run's target"),
+    Documented(RUN_TARGET, "string", "run, `run {target} started`", "name of the run's target"),
     Documented(RUN_RESULT, "string", "run", _WORDS),
     Documented(RUN_INPUTS, "string[]", "run", "names of the Params and Envs"),
     Documented(RUN_PARAMS, "string", "run", "parameters as JSON, if captured"),

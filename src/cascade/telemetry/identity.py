@@ -24,6 +24,7 @@ from uuid import UUID
 
 RUN = ""
 RUN_STARTED = "run.started"
+"""The id that stands for the marker of a run's start, `run {target} started`, in place of a task_id."""
 SAMPLED = 0x01
 _KNOWN_FLAGS = 0x03  # sampled and random (W3C Trace Context Level 2); a participant clears the others
 MAX_TRACESTATE = 8_192

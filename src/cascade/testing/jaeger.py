@@ -8,8 +8,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from cascade.telemetry.attributes import RUN_ID
-from cascade.telemetry.identity import RUN_STARTED
+from cascade.telemetry.attributes import RUN_TARGET
 from cascade.testing._otlp_json import spans_of_json
 from cascade.testing._patience import PATIENCE
 from cascade.testing.received import Spans
@@ -89,11 +88,11 @@ class Jaeger:
     def _latest_starts(self, service: str) -> Iterator[tuple[int, str]]:
         """Start and trace id of the latest run, or marker of a run, of each name."""
         for operation in self.operations(service):
-            if not operation.startswith(("run ", RUN_STARTED)):
+            if not operation.startswith("run "):
                 continue
             for trace in self._data("/api/traces", {"service": service, "operation": operation, "limit": "1"}):
                 for span in trace["spans"]:
-                    if span["operationName"] == operation and any(tag["key"] == RUN_ID for tag in span["tags"]):
+                    if span["operationName"] == operation and any(tag["key"] == RUN_TARGET for tag in span["tags"]):
                         yield span["startTime"], trace["traceID"]
 
     def services(self) -> set[str]:

@@ -36,7 +36,7 @@ def test_a_provider_that_the_application_sets_after_making_the_connector_is_used
             pass
         assert cs.run(one(), connector=connector) == 1
         names = [span.name for span in exporter.get_finished_spans()]
-        assert sorted(names) == ["inner", "one", "run one", "run.started", "their own"], names
+        assert sorted(names) == ["inner", "one", "run one", "run one started", "their own"], names
     """)
     assert "overrid" not in stderr.lower()
 
@@ -51,7 +51,7 @@ def test_a_connector_with_an_endpoint_leaves_the_applications_spans_to_the_appli
             assert [span.name for span in exporter.get_finished_spans()] == ["inner"]
             assert trace.get_tracer_provider() is provider
         """)
-        assert sorted(span.name for span in receiver.spans) == ["one", "run one", "run.started"]
+        assert sorted(span.name for span in receiver.spans) == ["one", "run one", "run one started"]
 
 
 def test_after_the_first_run_the_sdk_refuses_another_provider_and_cascades_serves_the_application() -> None:
@@ -77,7 +77,7 @@ def test_a_proxy_stands_for_the_provider_that_the_application_sets_later() -> No
         connector = OtelConnector(tracer_provider=trace.get_tracer_provider())
         trace.set_tracer_provider(provider)
         cs.run(one(), connector=connector)
-        assert sorted(span.name for span in exporter.get_finished_spans()) == ["inner", "one", "run one", "run.started"]
+        assert sorted(span.name for span in exporter.get_finished_spans()) == ["inner", "one", "run one", "run one started"]
     """)
 
 
@@ -165,7 +165,7 @@ def test_messages_that_are_published_without_a_run_arrive(endpoint: str) -> None
 
             asyncio.run(replay())
         """)
-        assert sorted(span.name for span in receiver.spans) == ["one", "run one", "run.started"]
+        assert sorted(span.name for span in receiver.spans) == ["one", "run one", "run one started"]
 
 
 def test_a_provider_that_cannot_be_used_ends_no_run_and_a_strict_connector_raises() -> None:
@@ -222,4 +222,4 @@ def test_threads_that_start_the_first_runs_of_a_connector_choose_alike() -> None
     assert provider.processors == 1
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     cs.run(one(), connector=connector, log_level="OFF")
-    assert sorted(span.name for span in exporter.get_finished_spans()) == ["one", "run one", "run.started"]
+    assert sorted(span.name for span in exporter.get_finished_spans()) == ["one", "run one", "run one started"]

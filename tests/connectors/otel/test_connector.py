@@ -107,7 +107,7 @@ def test_a_run_ends_when_a_collector_that_answered_later_has_taken_all(
         collector.receiver.fault = None
 
     assert cs.run(last(one()), connector=collector.connector()) == 1
-    assert {span.name for span in collector.receiver.spans} == {"run last", "run.started", "one", "last"}
+    assert {span.name for span in collector.receiver.spans} == {"run last", "run last started", "one", "last"}
     assert caplog.messages == []
 
 
@@ -150,7 +150,7 @@ def test_only_the_first_run_waits_for_a_dead_collector(
 def test_a_collector_that_recovers_gets_everything(collector: Collector, caplog: pytest.LogCaptureFixture) -> None:
     collector.receiver.fault = Fault.unavailable(times=1)
     spans = collector.trace_of(one())
-    assert {span.name for span in spans} == {"run one", "run.started", "one"}
+    assert {span.name for span in spans} == {"run one", "run one started", "one"}
     assert caplog.messages == []
 
 
@@ -226,7 +226,7 @@ sys.stdin.read()
         port = int(refused.rpartition(":")[2])
         with peers.http_peer(port) if protocol != "grpc" else peers.grpc_peer(port) as peer:
             _, lines = process.communicate(timeout=HANG)
-    assert sorted(peers.names(peer.bodies)) == ["one", "run one", "run.started"]
+    assert sorted(peers.names(peer.bodies)) == ["one", "run one", "run one started"]
     assert "3 spans were delivered late" in lines.splitlines()[1]
 
 
@@ -256,7 +256,7 @@ def test_the_spans_of_runs_that_end_in_an_outage_are_delivered_afterwards(
     port = int(refused.rpartition(":")[2])
     with peers.http_peer(port) if protocol != "grpc" else peers.grpc_peer(port) as peer:
         until_blocking(lambda: len(caplog.messages) == 2)
-        assert sorted(peers.names(peer.bodies)) == [*["one"] * 3, *["run one"] * 3, *["run.started"] * 3]
+        assert sorted(peers.names(peer.bodies)) == [*["one"] * 3, *["run one"] * 3, *["run one started"] * 3]
     assert "3 spans are not yet delivered" in caplog.messages[0]
     assert "9 spans were delivered late" in caplog.messages[1]
 
@@ -316,7 +316,7 @@ def test_the_runs_own_error_comes_before_a_loss(refused: str) -> None:
 
 def test_a_dead_collector_does_not_disturb_a_live_one(collector: Collector, refused: str) -> None:
     spans = collector.trace_of(one(), connector=[OtelConnector(refused), collector.connector()])
-    assert {span.name for span in spans} == {"run one", "run.started", "one"}
+    assert {span.name for span in spans} == {"run one", "run one started", "one"}
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_spans_metrics_logs_and_messages_agree_on_one_identity_per_process(
     expected = {source: count for count, source in map(json.loads, printed.splitlines())}
     assert sorted(expected.values()) == [1, 2, 3, 4, 4]
     receiver = collector.receiver
-    for name in ("run leaf", "leaf", "below leaf", "run.started"):
+    for name in ("run leaf", "leaf", "below leaf", "run leaf started"):
         assert spans_by_instance(receiver, name) == expected, name
     assert runs_by_instance(receiver) == expected
     assert logs_by_instance(receiver) == expected
@@ -198,7 +198,7 @@ def test_prefork_workers_export_with_the_connector_of_their_parent(tmp_path: Pat
     )
     expected = {source: int(count) for source, count in map(str.split, printed.splitlines())}
     assert sorted(expected.values()) == [1, 2, 3]
-    for name in ("run leaf", "leaf", "below leaf", "run.started"):
+    for name in ("run leaf", "leaf", "below leaf", "run leaf started"):
         assert spans_by_instance(either.receiver, name) == expected, name
     assert runs_by_instance(either.receiver) == logs_by_instance(either.receiver) == expected
 
@@ -258,7 +258,7 @@ def test_the_run_is_the_parents_however_a_forked_child_leaves_the_task(
         collector,
     )
     names = Counter(span.name for span in collector.receiver.spans)
-    assert names == {"run.started": 1, "in child": 1, "forks": 1, "run forks": 1}
+    assert names == {"run forks started": 1, "in child": 1, "forks": 1, "run forks": 1}
 
 
 def test_a_child_that_leaves_the_event_loops_thread_reports_nothing_of_the_run(
@@ -280,7 +280,7 @@ def test_a_child_that_leaves_the_event_loops_thread_reports_nothing_of_the_run(
         collector,
     )
     names = Counter(span.name for span in collector.receiver.spans)
-    assert names == {"run.started": 1, "in child": 1, "forks": 1, "run forks": 1}
+    assert names == {"run forks started": 1, "in child": 1, "forks": 1, "run forks": 1}
     assert runs_by_instance(collector.receiver).total() == 1
 
 

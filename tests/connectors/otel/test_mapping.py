@@ -63,7 +63,7 @@ def test_a_run_is_a_root_span_of_kind_server(collector: Collector) -> None:
         "run.tasks.completed": 2,
     }
     assert {(p["trace_id"], p["span_id"]) for p in beside.payloads} == {
-        (span.trace_id, span.span_id) for span in spans if span.name != "run.started"
+        (span.trace_id, span.span_id) for span in spans if span.name != "run add started"
     }
     assert {span.kind for span in spans if span is not root} == {"INTERNAL"}
 
@@ -73,13 +73,16 @@ def test_a_run_shows_while_it_is_still_going(collector: Collector) -> None:
 
     @cs.task
     def until_it_shows() -> Any:
-        return collector.receiver.wait_for(lambda spans: bool(spans.named("run.started")))
+        return collector.receiver.wait_for(lambda spans: bool(spans.named("run until_it_shows started")))
 
     spans = cs.run(until_it_shows(), connector=collector.connector(), log_level="ERROR")
-    marker = spans.one("run.started")
+    marker = spans.one("run until_it_shows started")
     assert spans.named("run until_it_shows") == []
     assert marker.parent_span_id == collector.receiver.spans.one("run until_it_shows").span_id
-    assert marker.attributes["cascade.run.target"] == "until_it_shows"
+    assert (marker.end_ns - marker.start_ns, marker.kind) == (1, "INTERNAL")
+    run_id = marker.attributes["cascade.run.id"]
+    assert marker.span_id == span_id(run_id, "run.started"), "the id does not depend on the target"
+    assert marker.attributes == {"cascade.run.id": run_id, "cascade.run.target": "until_it_shows"}
 
 
 def test_a_task_is_a_child_whose_window_is_its_duration(collector: Collector) -> None:
@@ -319,7 +322,7 @@ def test_a_cancelled_runs_trace_is_complete(collector: Collector) -> None:
 
     asyncio.run(cancelled())
     spans = collector.receiver.spans
-    assert {span.name for span in spans} == {"run add", "run.started", "forever"}
+    assert {span.name for span in spans} == {"run add", "run add started", "forever"}
     assert outcome(spans.one("forever")) == ("cancellation", "UNSET", None, "cancelled", [])
     root = spans.one("run add")
     assert (root.attributes["cascade.run.result"], root.status, root.status_message) == (
@@ -392,15 +395,15 @@ def test_a_map_that_cannot_start_is_an_error_of_its_own(collector: Collector) ->
 
 def test_inputs_are_no_spans(collector: Collector) -> None:
     spans = collector.trace_of(add(cs.Param("n", default=1), cs.Env("NOT_SET", default=1)))  # type: ignore[arg-type]
-    assert {span.name for span in spans} == {"run add", "run.started", "add"}
+    assert {span.name for span in spans} == {"run add", "run add started", "add"}
 
 
 @pytest.mark.parametrize(
     ("detail", "names"),
     [
         ("run", {"run flaky"}),
-        ("tasks", {"run flaky", "run.started", "flaky"}),
-        ("full", {"run flaky", "run.started", "flaky", "flaky attempt", "flaky wait"}),
+        ("tasks", {"run flaky", "run flaky started", "flaky"}),
+        ("full", {"run flaky", "run flaky started", "flaky", "flaky attempt", "flaky wait"}),
     ],
 )
 def test_detail_says_how_much(collector: Collector, detail: Any, names: set[str]) -> None:
@@ -563,16 +566,16 @@ cs.run(cs.task(lambda: 1, name="t")(), connector=OtelConnector({collector.endpoi
     environment = {**os.environ, "OTEL_SERVICE_NAME": "own-traffic"}  # other tests' spans may still be on their way
     subprocess.run([sys.executable, "-c", code], check=True, stderr=subprocess.DEVNULL, timeout=HANG, env=environment)
     ours = [span for span in collector.receiver.spans if span.resource["service.name"] == "own-traffic"]
-    assert {span.name for span in ours} == {"run t", "run.started", "t"}
+    assert {span.name for span in ours} == {"run t", "run t started", "t"}
 
 
 def test_names_have_no_ids_indexes_or_numbers(collector: Collector) -> None:
     spans = collector.trace_of(cs.task(list, name="collect")(add.map(x=[1, 2]).with_retry(1)))
-    names = {"run collect", "run.started", "collect", "map(add)", "add", "add attempt"}
+    names = {"run collect", "run collect started", "collect", "map(add)", "add", "add attempt"}
     assert {span.name for span in spans} == names
 
 
-KINDS = ("run.started", "attempt", "wait", "setup", "teardown", "part")
+KINDS = ("started", "attempt", "wait", "setup", "teardown", "part")
 TYPES: dict[str, type] = {"any": object, "string": str, "int": int, "double": float, "bool": bool, "string[]": list}
 
 

@@ -74,7 +74,7 @@ def test_further_tasks_of_a_run_stand_in_traces_of_their_own(collector: Collecto
     spans = collector.trace_of(total([double(n) for n in range(25)]))
     root = next(span for span in spans.roots() if span.kind == "SERVER")
     assert [part.name for part in spans.parts(root)] == ["run total part"] * 2
-    children = [span for span in spans.children(root) if span.name != "run.started"]
+    children = [span for span in spans.children(root) if span.name != "run total started"]
     assert len(children) == 26
     assert root.attributes["cascade.parts"] == 2
     last = spans.one("total")

@@ -62,7 +62,7 @@ def test_a_callers_provider_is_used_as_it_is_and_ids_still_agree() -> None:
     spans = exporter.get_finished_spans()
     assert [span.name for span in spans].count("run one") == 2
     assert {str(span.resource.attributes["service.name"]) for span in spans} == {"theirs"}
-    ids = {f"{span.context.span_id:016x}" for span in spans if span.context and span.name != "run.started"}
+    ids = {f"{span.context.span_id:016x}" for span in spans if span.context and span.name != "run one started"}
     assert ids == {payload["span_id"] for payload in beside.payloads}
     with provider.get_tracer("others").start_as_current_span("still works"):
         pass
@@ -95,7 +95,7 @@ def test_the_applications_provider_is_used_if_it_has_one() -> None:
         trace.set_tracer_provider(provider)
         assert cs.run(one(), connector=OtelConnector()) == 1
         names = [span.name for span in exporter.get_finished_spans()]
-        assert sorted(names) == ["inner", "one", "run one", "run.started"], names
+        assert sorted(names) == ["inner", "one", "run one", "run one started"], names
     """)
 
 
@@ -106,7 +106,7 @@ def test_its_own_becomes_the_processs_and_serves_later_runs_to_other_places() ->
             cs.run(one(), connector=OtelConnector({second.http_endpoint!r}))
         """)
         for receiver in (first, second):
-            assert sorted(span.name for span in receiver.spans) == ["inner", "one", "run one", "run.started"]
+            assert sorted(span.name for span in receiver.spans) == ["inner", "one", "run one", "run one started"]
             assert receiver.spans.one("inner").parent_span_id == receiver.spans.one("one").span_id
 
 
@@ -120,7 +120,7 @@ def test_the_environment_alone_is_enough(monkeypatch: pytest.MonkeyPatch) -> Non
             OTEL_EXPORTER_OTLP_PROTOCOL="grpc",
             OTEL_EXPORTER_OTLP_HEADERS="x-team=a%20b",
         )
-        assert {span.name for span in receiver.spans} == {"inner", "one", "run one", "run.started"}
+        assert {span.name for span in receiver.spans} == {"inner", "one", "run one", "run one started"}
         assert receiver.requests[0].headers["x-team"] == "a b"
 
 
@@ -163,7 +163,9 @@ def test_a_variable_that_cannot_be_used_causes_one_warning_per_process(
             monkeypatch,
             **environment,
         )
-        assert sorted(span.name for span in receiver.spans) == sorted(["inner", "one", "run one", "run.started"] * 2)
+        assert sorted(span.name for span in receiver.spans) == sorted(
+            ["inner", "one", "run one", "run one started"] * 2
+        )
     lines = stderr.splitlines()
     assert [line.partition(" ")[2].startswith(warning) for line, warning in zip(lines, warnings, strict=True)] == [
         True for _ in warnings
@@ -260,7 +262,7 @@ def test_a_provider_that_cannot_be_loaded_stops_no_export(
         """
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
         stderr = program(code, monkeypatch, **{variable: value})
-        names = ["inner", "one", "run one", "run.started"]
+        names = ["inner", "one", "run one", "run one started"]
         assert sorted(span.name for span in receiver.spans) == sorted(names * 4)
         assert receiver.metrics
     assert stderr.count(f"OtelConnector: {variable}='{value}' cannot be loaded") == 1
@@ -277,7 +279,7 @@ def test_a_propagator_that_is_not_installed_stops_no_run(monkeypatch: pytest.Mon
             assert seen.startswith("00-{"a" * 32}-") and seen.endswith("-01+acme=1+tenant=blue"), seen
         """
         stderr = program(code, monkeypatch, OTEL_PROPAGATORS="b3", **inbound)
-        names = ["inner", "one", "run one", "run.started", "run shell", "run.started", "shell"]
+        names = ["inner", "one", "run one", "run one started", "run shell", "run shell started", "shell"]
         assert sorted(span.name for span in receiver.spans) == sorted(names)
         assert {(span.trace_id, span.trace_state) for span in receiver.spans} == {("a" * 32, "acme=1")}
     assert stderr.count("BAGGAGE of the environment is ignored: Propagator b3 not found") == 1
@@ -310,4 +312,4 @@ def test_a_fork_in_a_task_sends_nothing_twice() -> None:
                 return os.waitpid(child, 0)[1]
             assert cs.run(forks(), connector=OtelConnector({receiver.http_endpoint!r})) == 0
         """)
-        assert sorted(span.name for span in receiver.spans) == ["forks", "run forks", "run.started"]
+        assert sorted(span.name for span in receiver.spans) == ["forks", "run forks", "run forks started"]

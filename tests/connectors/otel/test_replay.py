@@ -93,4 +93,4 @@ async def test_the_end_of_a_replay_waits_for_its_delivery() -> None:
         assert not end.done()
         peer.gate.set()
         await end
-        assert sorted(peers.names(peer.bodies)) == ["one", "run one", "run.started"]
+        assert sorted(peers.names(peer.bodies)) == ["one", "run one", "run one started"]

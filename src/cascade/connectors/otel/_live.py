@@ -27,7 +27,7 @@ from cascade.connectors.otel._routes import Route, RunRoutes, add_route, remove_
 from cascade.connectors.otel._spans import SpanData
 from cascade.telemetry import attributes as a
 from cascade.telemetry import identity
-from cascade.telemetry.identity import RUN_STARTED, RunTrace, SpanRef
+from cascade.telemetry.identity import RunTrace, SpanRef
 
 logger = get_logger("cascade.connectors.otel")
 
@@ -73,7 +73,7 @@ class SpanFactory:
         route = (run.route if run is not None else None) or self._tracing.route
         if route is not None and self.is_direct:
             if data.flags & TraceFlags.SAMPLED:
-                route.put(encode_span(data), urgent=data.name == RUN_STARTED, important=data.has_children)
+                route.put(encode_span(data), urgent=data.is_marker, important=data.has_children)
             return
         if run is None and not data.flags & TraceFlags.SAMPLED:
             return

@@ -22,7 +22,6 @@ from cascade.connectors.otel._outbox import Outbox
 from cascade.connectors.otel._scope import SCOPE
 from cascade.connectors.otel._tally import Tally
 from cascade.telemetry import attributes as a
-from cascade.telemetry.identity import RUN_STARTED
 
 KEPT_TRACES = 1_000
 """Traces of ended runs whose routes are kept, some 300 bytes each."""
@@ -46,9 +45,10 @@ class Route:
         self.outbox.put(item, urgent=urgent, important=important, tally=self.tally)
 
     def put_span(self, span: ReadableSpan) -> None:
-        # A run shows as soon as it starts: its marker does not wait for a batch.
-        is_ours = _is_ours(span)
-        self.put(span, urgent=is_ours and span.name == RUN_STARTED, important=is_ours and span.kind is SpanKind.SERVER)
+        """Put a span. The marker of a run's start does not wait for a batch, and the run's own span is dropped last."""
+        is_ours, is_run = _is_ours(span), span.kind is SpanKind.SERVER
+        is_marker = is_ours and not is_run and a.RUN_TARGET in (span.attributes or {})
+        self.put(span, urgent=is_marker, important=is_ours and is_run)
 
 
 def _is_ours(span: ReadableSpan) -> bool:

@@ -28,7 +28,8 @@ class LinkData(NamedTuple):
 class SpanData(NamedTuple):
     """A finished span. Ids are lower-case hex, `parent_id` is "" for none; `error` is the text of its ERROR status.
 
-    `has_children`: others stand below it, as below a run, a map, a part.
+    `has_children`: the spans of a run, a map and a part are parents. `is_marker`: the span marks the start of a run, and
+    is exported at once.
     """
 
     name: str
@@ -45,6 +46,7 @@ class SpanData(NamedTuple):
     links: tuple[LinkData, ...] = ()
     has_children: bool = False
     tracestate: str = ""
+    is_marker: bool = False
 
 
 def spans_of(payload: Mapping[str, Any], *, detail: str = "full", cicd: bool = False) -> Iterator[SpanData]:
@@ -74,10 +76,16 @@ def spans_of(payload: Mapping[str, Any], *, detail: str = "full", cicd: bool = F
 
 
 def _marker(payload: Mapping[str, Any], body: Mapping[str, Any]) -> SpanData:
-    start_ns = body["metadata"].get("start_ns", 0)
-    found = {a.RUN_ID: payload["run_id"], a.RUN_TARGET: body["metadata"].get("target")}
-    run = payload["span_id"]
-    return _span(payload, RUN_STARTED, span_id(payload["run_id"], RUN_STARTED), run, start_ns, start_ns, found)
+    metadata = body["metadata"]
+    start_ns = metadata.get("start_ns", 0)
+    found = {a.RUN_ID: payload["run_id"], a.RUN_TARGET: metadata.get("target")}
+    own_id, run = span_id(payload["run_id"], RUN_STARTED), payload["span_id"]
+    marker = _span(payload, f"{_run_name(metadata)} started", own_id, run, start_ns, start_ns, found)
+    return marker._replace(is_marker=True)
+
+
+def _run_name(metadata: Mapping[str, Any]) -> str:
+    return f"run {metadata.get('target', '')}".rstrip()
 
 
 def _run(payload: Mapping[str, Any], body: Mapping[str, Any], *, cicd: bool) -> SpanData:
@@ -102,7 +110,7 @@ def _run(payload: Mapping[str, Any], body: Mapping[str, Any], *, cicd: bool) -> 
             a.CICD_PIPELINE_RUN_ID: payload["run_id"],
             a.CICD_PIPELINE_RESULT: metadata.get("result"),
         }
-    name = f"run {metadata.get('target', '')}".rstrip()
+    name = _run_name(metadata)
     decisions = tuple(map(_decision, metadata.get("control", ())))
     own_id, parent = payload["span_id"], payload["parent_span_id"]
     run = _ended(payload, name, own_id, parent, metadata, found, body, is_server=True, events=decisions)
