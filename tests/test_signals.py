@@ -200,6 +200,35 @@ def test_a_second_signal_ends_the_process(
     assert "Traceback" not in errors
 
 
+@SIGNALS
+def test_a_second_signal_ends_a_process_whose_main_thread_is_in_c(tmp_path: Path, first: signal.Signals) -> None:
+    """The interpreter calls no handler while a function in C does not return."""
+    code = """
+import ctypes
+
+@cs.task(threaded=False)
+def locks():
+    ends.func()
+    mutex, lock = ctypes.create_string_buffer(256), ctypes.CDLL(None).pthread_mutex_lock
+    lock(mutex)
+    up()
+    lock(mutex)  # a mutex that this thread has locked: for ever, and no signal interrupts it
+
+cs.run(locks(), log_level="ERROR")
+"""
+    with program(tmp_path, code) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.send_signal(first)
+        lines_until(process, STILL.format("locks"))
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "up\n"
+        process.send_signal(first)
+        process.communicate()
+    assert process.returncode == 128 + first
+
+
 @pytest.mark.parametrize(("first", "second"), [(INT, INT), (TERM, TERM)])
 def test_a_teardown_that_blocks_is_named_and_a_second_signal_ends_the_process(
     tmp_path: Path, first: signal.Signals, second: signal.Signals

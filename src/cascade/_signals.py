@@ -1,7 +1,9 @@
 """Ctrl-C and SIGTERM during `cs.run` in the main thread: the first signal cancels the run, a second one ends the process."""
 
+import _thread
 import asyncio
 import os
+import selectors
 import signal
 import socket
 import sys
@@ -35,6 +37,7 @@ class RunSignals:
         self._on_signal = on_signal
         self._task: asyncio.Task[Any] | None = None
         self._handled: list[int] = []
+        self._wakeups: socket.socket | None = None
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -54,13 +57,14 @@ class RunSignals:
     async def cancels(self, work: Coroutine[Any, Any, None]) -> None:
         """Await the coroutine, in a task that the first signal cancels."""
         self._task = asyncio.current_task()
-        with _signals_wake(asyncio.get_running_loop()):
+        with _signals_wake(asyncio.get_running_loop()) as wakeups:
+            self._wakeups = wakeups
             if self.received is not None:
                 self._cancel()
             try:
                 await work
             finally:
-                self._task = None
+                self._task = self._wakeups = None
 
     def raise_received(self, first: BaseException | None) -> NoReturn:
         """Raise the exception of the first signal: KeyboardInterrupt, or SystemExit with code 143.
@@ -80,6 +84,8 @@ class RunSignals:
         if self.received is not None:
             _end_process(number)
         self.received = signal.Signals(number)
+        if self._wakeups is not None:
+            _watch_for_second(self._wakeups, frozenset(self._handled))
         if self._task is not None:
             self._task.get_loop().call_soon_threadsafe(self._cancel)
         self._on_signal(frame)
@@ -90,30 +96,60 @@ class RunSignals:
 
 
 @block
-def _signals_wake(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+def _signals_wake(loop: asyncio.AbstractEventLoop) -> Iterator[socket.socket | None]:
     """Make each signal wake the event loop, so that the handler runs at once.
 
     Without it, a signal that arrives just before the loop begins to wait is handled only when the loop wakes for another
-    reason.
+    reason. The value is the socket that receives the numbers of the signals; None if the loop needs none.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield None
         return
     reader, writer = socket.socketpair()
     with reader, writer:
         reader.setblocking(False)
         writer.setblocking(False)
         try:
-            loop.add_reader(reader, reader.recv, 4096)
+            loop.add_reader(reader, _received, reader)
         except NotImplementedError:  # the loop of Windows does this itself
-            yield
+            yield None
             return
         previous = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         try:
-            yield
+            yield reader
         finally:
             signal.set_wakeup_fd(previous)
             loop.remove_reader(reader)
+
+
+def _received(wakeups: socket.socket) -> bytes | None:
+    """The numbers of the signals since the last call; empty at the end of the run; None if there are none."""
+    try:
+        return wakeups.recv(4096)
+    except BlockingIOError:
+        return None
+
+
+def _watch_for_second(wakeups: socket.socket, handled: frozenset[int]) -> None:
+    """End the process at the next of the signals `handled`, from a thread, until the run ends.
+
+    The interpreter calls a handler in the main thread only, between two bytecodes: not while a function in C occupies that
+    thread. A wait for a lock is such a function: a signal that arrives just before the wait does not interrupt it.
+    """
+    _received(wakeups)  # the first signal
+    # Not a `threading.Thread`: the signal may have interrupted code that holds a lock of that module.
+    _thread.start_new_thread(_end_at_second, (wakeups.dup(), handled))
+
+
+def _end_at_second(wakeups: socket.socket, handled: frozenset[int]) -> None:
+    with wakeups, selectors.DefaultSelector() as selector:
+        selector.register(wakeups, selectors.EVENT_READ)
+        numbers: bytes | None = None
+        while numbers != b"":
+            selector.select()
+            numbers = _received(wakeups)
+            for number in handled.intersection(numbers or b""):
+                _end_process(number)
 
 
 def _after_run(number: int, frame: FrameType | None) -> None:
