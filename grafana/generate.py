@@ -146,13 +146,13 @@ def _of_tasks() -> list[Json]:
             Query(
                 quantile(
                     0.95,
-                    new_in("traces_span_metrics_duration_seconds_bucket", _OF_SERVICE),
+                    new_in("traces_span_metrics_duration_milliseconds_bucket", _OF_SERVICE),
                     ", span_name",
                 ),
                 "{{span_name}}",
                 exemplars=True,
             ),
-            unit="s",
+            unit="ms",
         ),
     ]
 

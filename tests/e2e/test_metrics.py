@@ -2,16 +2,20 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+from bisect import bisect_left
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from stack.build import ROOT
+from stack.process import until
 from tests.e2e.prometheus import Prometheus
 from tests.e2e.runs import Run, run
 from tests.e2e.stacks import Processes
@@ -126,7 +130,7 @@ def test_span_metrics_count_the_spans_of_all_processes(prometheus: Prometheus) -
     [
         "cascade_run_duration_seconds_bucket",
         "cascade_task_duration_seconds_bucket",
-        "traces_span_metrics_duration_seconds_bucket",
+        "traces_span_metrics_duration_milliseconds_bucket",
     ],
 )
 def test_exemplars_lead_to_traces(prometheus: Prometheus, processes: Processes, metric: str) -> None:
@@ -135,10 +139,48 @@ def test_exemplars_lead_to_traces(prometheus: Prometheus, processes: Processes, 
     assert all(len(processes.jaeger.trace(trace_id)) for trace_id in found)
 
 
-def test_jaegers_monitor_tab_has_numbers(prometheus: Prometheus, processes: Processes) -> None:
-    prometheus.wait_for(f'rate(traces_span_metrics_calls_total{{job="{SERVICE}", span_kind="SPAN_KIND_SERVER"}}[10s])')
-    for kind in ("calls", "latencies", "errors"):
-        assert processes.jaeger.monitor(kind, SERVICE), kind
+def test_the_monitor_tab_has_the_rates_of_runs(prometheus: Prometheus, processes: Processes) -> None:
+    del prometheus  # its runs are those of the service
+
+    def latest(kind: str) -> float:
+        return next(reversed(processes.jaeger.monitor(kind, SERVICE, operation="run total")), 0.0)
+
+    until(lambda: latest("calls") > 0 and latest("errors") > 0, "Jaeger has the rates of the failed run")
+    assert latest("errors") == 1
+
+
+def test_the_monitor_tab_has_the_durations_of_a_single_run_in_milliseconds(processes: Processes) -> None:
+    """Each value is in the bucket of the longest span, in the unit that Jaeger's page gives to all numbers."""
+    service = "e2e-monitor"
+    said = run({**processes.environment, "OTEL_SERVICE_NAME": service}, "narrow")
+    spans = processes.wait_for(said["trace_id"], lambda spans: bool(spans.named("run count")))
+    bounds = [0.0, *_milliseconds_of_the_buckets()]
+    for operation, span_kind in (("run count", "server"), ("brief", "internal")):
+        shown = _durations_on_the_page(processes, service, operation, span_kind)[-1]
+        longest = max(span.duration_ms for span in spans.named(operation))
+        at = bisect_left(bounds, longest)
+        assert bounds[at - 1] < shown <= bounds[at], operation
+
+
+def _durations_on_the_page(processes: Processes, service: str, operation: str, span_kind: str) -> list[float]:
+    found = list[float]()
+
+    def is_there() -> bool:
+        found[:] = processes.jaeger.monitor(
+            "latencies", service, operation=operation, span_kind=span_kind, quantile=1.0
+        )
+        return bool(found)
+
+    until(is_there, f"Jaeger has the duration of {operation}")
+    return found
+
+
+def _milliseconds_of_the_buckets() -> list[float]:
+    collector = yaml.safe_load((ROOT / "collector-config" / "collector.yaml").read_text())
+    buckets = collector["connectors"]["span_metrics"]["histogram"]["explicit"]["buckets"]
+    found = [re.fullmatch(r"([\d.]+)([a-z]+)", bucket) for bucket in buckets]
+    units = {"us": 0.001, "ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000}
+    return [float(one[1]) * units[one[2]] for one in found if one]
 
 
 def queries() -> Iterator[Any]:

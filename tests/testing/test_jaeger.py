@@ -107,8 +107,27 @@ def test_a_trace_that_is_not_there_is_empty_and_not_waited_for_without_end(jaege
 
 def test_a_search_asks_for_what_it_was_given(jaeger: Jaeger) -> None:
     answer("/api/traces", {"data": [{"traceID": TRACE}]})
-    assert jaeger.find("etl", operation="load", tags={"error": "true"}, limit=3) == {TRACE}
-    assert Fake.asked == ["/api/traces?service=etl&limit=3&operation=load&tags=%7B%22error%22%3A+%22true%22%7D"]
+    assert jaeger.find("etl", operation="load", tags={"error": "true"}, min_duration="2s", limit=3) == {TRACE}
+    query = "service=etl&limit=3&operation=load&minDuration=2s&tags=%7B%22error%22%3A+%22true%22%7D"
+    assert Fake.asked == [f"/api/traces?{query}"]
+
+
+def test_a_curve_of_the_monitor_tab_has_the_numbers_of_an_operation(jaeger: Jaeger) -> None:
+    def curve(operation: str, *values: Any) -> dict[str, Any]:
+        labels = [{"name": "service_name", "value": "etl"}, {"name": "operation", "value": operation}]
+        return {"labels": labels, "metricPoints": [{"gaugeValue": {"doubleValue": value}} for value in values]}
+
+    answer("/api/metrics/latencies", {"metrics": [curve("run a", "NaN", 1.5, 2), curve("run b", 7)]})
+    assert jaeger.monitor("latencies", "etl") == [1.5, 2, 7]
+    assert jaeger.monitor("latencies", "etl", operation="run a", quantile=0.5) == [1.5, 2]
+    assert jaeger.monitor("calls", "etl", span_kind="internal") == []
+    queries = [dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(path).query)) for path in Fake.asked]
+    page = {"service": "etl", "spanKind": "server", "step": "60000", "lookback": "3600000", "ratePer": "600000"}
+    assert queries == [
+        {**page, "quantile": "0.95"},
+        {**page, "quantile": "0.5", "groupByOperation": "true"},
+        {**page, "spanKind": "internal"},
+    ]
 
 
 def test_services_and_operations(jaeger: Jaeger) -> None:

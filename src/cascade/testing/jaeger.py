@@ -1,6 +1,7 @@
 """Traces read back from a Jaeger, by the API that its own pages use."""
 
 import json
+import math
 import time
 import urllib.error
 import urllib.parse
@@ -15,6 +16,10 @@ from cascade.testing.received import Spans
 
 _INTERVAL = 0.05
 """Seconds between two questions: Jaeger has no way to say that a trace has grown."""
+
+
+_MONITOR_PAGE = {"step": "60000", "lookback": "3600000", "ratePer": "600000"}
+"""Times in milliseconds that the Monitor tab of Jaeger 2.13 requests."""
 
 
 class Jaeger:
@@ -60,6 +65,7 @@ class Jaeger:
         *,
         operation: str | None = None,
         tags: Mapping[str, str] | None = None,
+        min_duration: str | None = None,
         limit: int = 100,
     ) -> set[str]:
         """The ids of the traces that the search page would list.
@@ -67,12 +73,16 @@ class Jaeger:
         Args:
             service: `service.name`.
             operation: A span's name.
-            tags: Attributes of one span, as text; `{"error": "true"}` finds what failed.
+            tags: Attributes as text; `{"cascade.run.result": "failure"}` finds the runs that failed. Jaeger with Badger
+                finds a trace whose spans have these attributes together.
+            min_duration: Least duration of a span, such as `"1.5s"` or `"100ms"`.
             limit: How many at most, the latest first.
         """
         query = {"service": service, "limit": str(limit)}
         if operation is not None:
             query["operation"] = operation
+        if min_duration is not None:
+            query["minDuration"] = min_duration
         if tags:
             query["tags"] = json.dumps(dict(tags))
         return {trace["traceID"] for trace in self._data("/api/traces", query)}
@@ -110,19 +120,36 @@ class Jaeger:
             raise AssertionError(f"Jaeger has no trace {trace_id}")
         return found[0]
 
-    def monitor(self, kind: str, service: str, *, quantile: float = 0.95) -> list[dict[str, Any]]:
-        """The points of a curve of the Monitor tab.
+    def monitor(
+        self,
+        kind: str,
+        service: str,
+        *,
+        operation: str | None = None,
+        span_kind: str = "server",
+        quantile: float = 0.95,
+    ) -> list[float]:
+        """The values of a curve of the Monitor tab: one per minute of the last hour, each for the ten minutes before it.
+
+        Minutes without calls have no duration and no share of errors; they are left out.
 
         Args:
-            kind: `"calls"`, `"errors"` or `"latencies"`.
+            kind: `"calls"` per second, `"errors"` as a share from 0 to 1, or `"latencies"` in milliseconds.
             service: `service.name`.
+            operation: A span's name; by default the curve is that of all operations together.
+            span_kind: `"server"` for runs, `"internal"` for tasks.
             quantile: For latencies.
         """
-        query = {"service": service, "step": "1000", "lookback": "60000", "ratePer": "10000"}
+        query = {"service": service, "spanKind": span_kind, **_MONITOR_PAGE}
         if kind == "latencies":
             query["quantile"] = str(quantile)
+        if operation is not None:
+            query["groupByOperation"] = "true"
         answer = self._get(f"/api/metrics/{kind}", query) or {}
-        return [point for metric in answer.get("metrics", ()) for point in metric["metricPoints"]]
+        wanted = {"name": "operation", "value": operation}
+        metrics = [one for one in answer.get("metrics", ()) if operation is None or wanted in one["labels"]]
+        values = [float(point["gaugeValue"]["doubleValue"]) for one in metrics for point in one["metricPoints"]]
+        return [value for value in values if not math.isnan(value)]
 
     def _data(self, path: str, query: Mapping[str, str] | None = None) -> list[Any]:
         answer = self._get(path, query or {})
