@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist wo
 # Runs a command that prints nothing for long; it shows the time every few seconds.
 SHOWN := $(BIN)/python -m stack.progress
 
-.PHONY: bench help demo test servers lint types layers unit e2e wheel test-large soak test-versions test-extras flaky stack-build stack-up stack-show stack-picture stack-down format docs lock clean
+.PHONY: bench help demo test servers lint types layers unit e2e wheel test-large soak test-versions test-extras flaky stack-build stack-up stack-show stack-look stack-picture stack-down format docs lock clean
 
 # With -j too, nothing starts before what it needs is installed.
 .NOTPARALLEL:
@@ -69,6 +69,9 @@ stack-up: $(READY)  ## start Jaeger, the Collector, Mosquitto and Prometheus, wi
 stack-show: $(READY)  ## draw the trace of the latest run that Jaeger has, of any service; TRACE=id draws another
 	@$(BIN)/python -m stack show $(TRACE)
 
+stack-look: $(READY)  ## open the pages that show this run, and save screenshots of them with Chromium; OUT=folder
+	@$(BIN)/python -m stack look $(TRACE) $(if $(OUT),--out "$(OUT)")
+
 stack-picture: $(READY)  ## docs/trace.svg, the picture of that trace in the README
 	@$(BIN)/python -m stack picture $(TRACE) > docs/trace.svg
 
@@ -92,7 +95,7 @@ lock: $(READY)  ## pin what CI installs
 	$(BIN)/python -m pip freeze --exclude-editable | grep -v '^pip==' > .ci/constraints.txt
 
 clean:
-	rm -rf .venv .make dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .make build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(READY): pyproject.toml .ci/constraints.txt
 	@$(if $(PYTHON),$(PYTHON) $(NEW_ENOUGH),false) || { echo "Cascade needs Python 3.11 or newer; say which: make PYTHON=/path/to/python3.11"; exit 1; }

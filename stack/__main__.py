@@ -1,13 +1,15 @@
-"""`python -m stack build`, `up`, `show`, `down`: the stack without Docker."""
+"""`python -m stack`: build, start and end the stack without Docker, and show runs of a stack that is running."""
 
 import argparse
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-from cascade.testing import render_trace
-from stack import build, picture, prepare, up
+from cascade.testing import Spans, render_trace
+from stack import build, look, picture, prepare, running, up
 from stack.addresses import default_ports, free_ports
+from stack.chromium import ScreenshotError
 from stack.process import ServerError
 from stack.progress import CommandError
 
@@ -31,36 +33,45 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("up", help="start Jaeger, the Collector, Mosquitto and Prometheus")
     commands.add_parser("down", help="end them; what they keep stays")
     showing = commands.add_parser("show", help="draw a trace that Jaeger has")
-    showing.add_argument("trace_id", nargs="?", help="by default that of the latest run of any service")
     drawing = commands.add_parser("picture", help="the same as a picture, in SVG")
-    drawing.add_argument("trace_id", nargs="?", help="by default that of the latest run of any service")
+    looking = commands.add_parser("look", help="open the pages that show a run, and save screenshots with Chromium")
+    for reading in (showing, drawing, looking):
+        reading.add_argument("trace_id", nargs="?", help="by default that of the latest run of any service")
+    looking.add_argument("--out", type=Path, default=look.FOLDER, help="for the screenshots")
     try:
-        print(_do(parser.parse_args(arguments)), flush=True)
+        for text in _do(parser.parse_args(arguments)):
+            print(text, flush=True)
     except BrokenPipeError:  # the reader, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         return 130
-    except (build.BuildError, CommandError, ServerError) as error:
+    except (build.BuildError, CommandError, ScreenshotError, ServerError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0
 
 
-def _do(options: argparse.Namespace) -> str:
+def _do(options: argparse.Namespace) -> Iterator[str]:
     match options.command:
         case "build":
             prepare.install_go()
             paths = [_PROGRAMS[options.program](_say)] if options.program else build.everything(_say)
-            return "\n".join(map(str, paths))
+            yield "\n".join(map(str, paths))
         case "up":
-            return up.up(options.folder, free_ports if options.free_ports else default_ports)
+            yield up.up(options.folder, free_ports if options.free_ports else default_ports)
         case "down":
-            return up.down(options.folder)
+            yield up.down(options.folder)
+        case "look":
+            yield from look.look(options.trace_id, options.folder, options.out)
         case "show":
-            return render_trace(up.trace(options.trace_id, options.folder))
+            yield render_trace(_trace(options))
         case _:
-            return picture.draw(up.trace(options.trace_id, options.folder))
+            yield picture.draw(_trace(options))
+
+
+def _trace(options: argparse.Namespace) -> Spans:
+    return running.trace(options.trace_id, running.find(options.folder).jaeger)
 
 
 def _say(text: str) -> None:

@@ -1,8 +1,7 @@
-"""The stack as processes that go on after us: `up` starts them, `down` ends them, `trace` asks them."""
+"""The stack as processes that outlive this one: `up` starts them, `down` ends them."""
 
 import json
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -10,7 +9,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cascade.testing import Jaeger, Spans
 from stack import build, local
 from stack.addresses import Ports, default_ports
 from stack.process import PATIENCE, Server, ServerError, until
@@ -24,7 +22,7 @@ _OPTIONAL = {"mosquitto": "MQTT", "prometheus": "Jaeger's Monitor tab and Promet
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What runs, as `down` and `trace` must know it."""
+    """The ports and the process ids of the servers that `up` started."""
 
     ports: Ports
     pids: dict[str, int]
@@ -34,7 +32,7 @@ class State:
 
     @classmethod
     def load(cls, folder: Path) -> "State | None":
-        """What `up` has started, if any of it is still there."""
+        """The state that `up` saved, if any of its processes is still running."""
         with suppress(FileNotFoundError):
             plain = json.loads((folder / "state.json").read_text())
             state = cls(Ports(**plain["ports"]), plain["pids"])
@@ -80,35 +78,6 @@ def down(folder: Path = FOLDER) -> str:
         until(lambda pid=pid: not _is_alive(pid), f"{name} has ended", PATIENCE)  # type: ignore[misc]  # bound now
     (folder / "state.json").unlink()
     return f"Ended {', '.join(state.pids)}."
-
-
-def trace(trace_id: str | None, folder: Path = FOLDER) -> Spans:
-    """A trace that Jaeger has; without an id that of the latest run of any service. A run's id is an id too.
-
-    Raises:
-        ServerError: There is no such trace, or Jaeger does not answer.
-    """
-    state = State.load(folder)
-    if state is None:
-        raise ServerError("The stack is not running: make stack-up")
-    jaeger = Jaeger(state.ports.url(state.ports.jaeger_http))
-    try:
-        found = _trace_id(trace_id) if trace_id else jaeger.latest_run()
-        if found is None:
-            raise ServerError("Jaeger has no run yet")
-        spans = jaeger.trace(found)
-    except (OSError, RuntimeError) as error:
-        raise ServerError(f"Jaeger does not answer as it should: {error}") from error
-    if not spans:
-        raise ServerError("Jaeger has no such trace")
-    return spans
-
-
-def _trace_id(text: str) -> str:
-    plain = text.replace("-", "").lower()
-    if re.fullmatch("[0-9a-f]{1,32}", plain) is None:
-        raise ServerError(f"{text!r} is no trace id, which has 32 hex digits")
-    return plain.zfill(32)
 
 
 def _servers(folder: Path, ports: Ports) -> Iterator[Callable[[], Server]]:

@@ -1,0 +1,92 @@
+"""The running stack, started by `make stack-up` or by Compose, and the traces that its Jaeger has."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cascade.testing import Jaeger, Spans
+from stack import up
+from stack.addresses import HOST
+from stack.build import ROOT
+from stack.process import ServerError, answers
+
+_PUBLISHED = {"JAEGER_PORT": "16686", "PROMETHEUS_PORT": "9090", "GRAFANA_PORT": "3000"}
+"""The variables of docker-compose.yml with ports of pages, and their defaults there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """URLs of the servers with pages, without a slash at the end. None: that server is not running."""
+
+    jaeger: str
+    prometheus: str | None = None
+    grafana: str | None = None
+
+
+def find(folder: Path = up.FOLDER) -> Running:
+    """The servers that `make stack-up` started with this folder, else those of Compose.
+
+    Raises:
+        ServerError: Neither stack is running.
+    """
+    state = up.State.load(folder)
+    if state is not None:
+        ports = state.ports
+        prometheus = ports.url(ports.prometheus) if "Prometheus" in state.pids else None
+        return Running(ports.url(ports.jaeger_http), prometheus)
+    settings = ROOT / ".env"
+    published = compose_urls(os.environ, settings.read_text() if settings.exists() else "")
+    jaeger, prometheus, grafana = (published[name] for name in _PUBLISHED)
+    if not answers(f"{jaeger}/api/services"):
+        raise ServerError(
+            f"The stack is not running: make stack-up, or docker compose up -d --wait. No Jaeger answers at {jaeger}"
+        )
+    return Running(
+        jaeger,
+        prometheus if answers(f"{prometheus}/-/ready") else None,
+        grafana if answers(f"{grafana}/api/health") else None,
+    )
+
+
+def compose_urls(environment: Mapping[str, str], settings: str) -> dict[str, str]:
+    """The URL for each variable of docker-compose.yml with the port of a page.
+
+    Args:
+        environment: The variables of the process. They have priority over those of the file, as with Compose.
+        settings: The text of the file `.env`.
+    """
+    line = re.compile(r"""^\s*(?:export\s+)?(\w+)\s*=\s*(["']?)(\d*)\2\s*(?:#.*)?$""", re.MULTILINE)
+    ports = {name: port for name, _, port in line.findall(settings)} | dict(environment)
+    return {name: f"http://{HOST}:{ports.get(name) or default}" for name, default in _PUBLISHED.items()}
+
+
+def trace(trace_id: str | None, jaeger_url: str) -> Spans:
+    """The spans of a trace that Jaeger has.
+
+    Args:
+        trace_id: The id of the trace or of a run; None for the trace of the latest run of any service.
+        jaeger_url: The URL of Jaeger's query API.
+
+    Raises:
+        ServerError: Jaeger has no such trace or no run, or does not answer.
+    """
+    jaeger = Jaeger(jaeger_url)
+    try:
+        found = _trace_id(trace_id) if trace_id else jaeger.latest_run()
+        if found is None:
+            raise ServerError("Jaeger has no run yet")
+        spans = jaeger.trace(found)
+    except (OSError, RuntimeError) as error:
+        raise ServerError(f"Jaeger does not answer as it should: {error}") from error
+    if not spans:
+        raise ServerError("Jaeger has no such trace")
+    return spans
+
+
+def _trace_id(text: str) -> str:
+    plain = text.replace("-", "").lower()
+    if re.fullmatch("[0-9a-f]{1,32}", plain) is None:
+        raise ServerError(f"{text!r} is no trace id, which has 32 hex digits")
+    return plain.zfill(32)
