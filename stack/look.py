@@ -59,16 +59,19 @@ def look(trace_id: str | None, folder: Path = up.FOLDER, out: Path = FOLDER) -> 
     found = running.find(folder)
     spans = running.trace(trace_id, found.jaeger)
     yield _summary(spans)
-    served = []
+    served = list[Page]()
     for page in pages(spans, found):
         yield f"\n{page.title}\n  {page.url}\n  {page.hint}"
         if (problem := problem_of(page.url)) is None:
             served.append(page)
         else:
             (out / f"{page.name}.png").unlink(missing_ok=True)  # of an earlier look: the page was served then
-            yield f"  Not opened: {problem}"
-    yield f"\n{_open(served, os.environ)}"
-    yield from _screenshots(served, out)
+            yield f"  Not shown: {problem}."
+    if not any(page.name == "jaeger-trace" for page in served):
+        yield f"\nThe trace in the terminal: make stack-show TRACE={spans[0].trace_id}"
+    if served:
+        yield f"\n{_open(served, os.environ)}"
+        yield from _screenshots(served, out)
 
 
 def pages(spans: Spans, stack: Running) -> list[Page]:
@@ -141,9 +144,7 @@ def problem_of(url: str) -> str | None:
     except (OSError, HTTPException) as error:
         return f"no answer ({error})"
     if re.search(r"<script[^>]*\ssrc=", text) is None:
-        return (
-            "a placeholder. This server was built without its pages; `make stack-show` draws a trace in the terminal."
-        )
+        return "a placeholder is served, since the server was built without its pages"
     return None
 
 
@@ -192,7 +193,9 @@ def _open(served: Sequence[Page], environment: Mapping[str, str]) -> str:
 def _screenshots(served: Sequence[Page], out: Path) -> Iterator[str]:
     program = chromium.find(os.environ)
     if program is None:
-        yield f"No screenshots: none of {', '.join(chromium.NAMES)} is installed. CHROMIUM=path names another."
+        names = ", ".join(chromium.NAMES)
+        is_off = os.environ.get("CHROMIUM") == "none"
+        yield f"No screenshots: {'CHROMIUM=none' if is_off else f'none of {names} is installed. CHROMIUM=path names another'}."
         return
     out.mkdir(parents=True, exist_ok=True)
     for page in served:

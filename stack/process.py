@@ -32,9 +32,9 @@ def until(condition: Callable[[], bool], what: str, timeout: float = PATIENCE) -
         time.sleep(0.02)
 
 
-def answers(url: str) -> bool:
-    """There is a 2xx at the address."""
-    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2.0):
+def answers(url: str, timeout: float = 2.0) -> bool:
+    """Whether the URL has an answer with a status from 200 to 299 within so many seconds."""
+    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=timeout):
         return True
     return False
 

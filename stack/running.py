@@ -15,6 +15,9 @@ from stack.process import ServerError, answers
 _PUBLISHED = {"JAEGER_PORT": "16686", "PROMETHEUS_PORT": "9090", "GRAFANA_PORT": "3000"}
 """The variables of docker-compose.yml with ports of pages, and their defaults there."""
 
+_TIMEOUT = 30.0
+"""Seconds for an answer of a server that accepts a connection. A server that is not running refuses it at once."""
+
 
 @dataclass(frozen=True, slots=True)
 class Running:
@@ -39,14 +42,14 @@ def find(folder: Path = up.FOLDER) -> Running:
     settings = ROOT / ".env"
     published = compose_urls(os.environ, settings.read_text() if settings.exists() else "")
     jaeger, prometheus, grafana = (published[name] for name in _PUBLISHED)
-    if not answers(f"{jaeger}/api/services"):
+    if not answers(f"{jaeger}/api/services", _TIMEOUT):
         raise ServerError(
             f"The stack is not running: make stack-up, or docker compose up -d --wait. No Jaeger answers at {jaeger}"
         )
     return Running(
         jaeger,
-        prometheus if answers(f"{prometheus}/-/ready") else None,
-        grafana if answers(f"{grafana}/api/health") else None,
+        prometheus if answers(f"{prometheus}/-/ready", _TIMEOUT) else None,
+        grafana if answers(f"{grafana}/api/health", _TIMEOUT) else None,
     )
 
 

@@ -1,6 +1,9 @@
 """Three places where the same runs are seen: receivers of our own, the stack's servers, and compose."""
 
+import os
 import re
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -9,12 +12,16 @@ from typing import Protocol
 
 from cascade.testing import Jaeger, OtlpReceiver, ReceivedSpan, Spans
 from stack import local
-from stack.addresses import Ports, free_ports
+from stack.addresses import Ports, free_ports, reserved_port
+from stack.build import ROOT
 from stack.process import until
 from tests.waiting import HANG
 
 PACE = local.Pace(span_metrics="4s", scrape="1s")
 """Exemplars of span metrics are there from one interval to the next: Prometheus looks several times meanwhile."""
+
+NO_COMPOSE = {name: str(reserved_port()) for name in ("JAEGER_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")}
+"""Ports at which no server listens: a stack of Compose on this machine is not used."""
 
 Predicate = Callable[[Spans], bool]
 
@@ -110,6 +117,13 @@ def processes(folder: Path) -> Iterator[Processes]:
             running.callback(server.stop)
             server.start()
         yield found
+
+
+def stack_command(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m stack` to its end, with variables on top of those of this process."""
+    command = [sys.executable, "-m", "stack", "--folder", str(folder), "--free-ports", *arguments]
+    environment = {**os.environ, **NO_COMPOSE, "BROWSER": "none", "CHROMIUM": "none", **variables}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
 def _of_trace(spans: Spans, trace_id: str) -> Spans:

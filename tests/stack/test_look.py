@@ -1,0 +1,125 @@
+"""The parts of `make stack-look` that need no server of the stack; the others are in tests/e2e/test_up.py."""
+
+import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+import cascade as cs
+from cascade.testing import record_run
+from stack import chromium, look
+from stack.addresses import reserved_port
+from stack.build import ROOT
+from stack.running import Running, compose_urls
+from tests.waiting import until_blocking
+
+
+@cs.task
+async def load() -> int:
+    return 1
+
+
+def program(folder: Path, lines: str) -> str:
+    """A program that is started in place of Chromium."""
+    path = folder / "browser"
+    path.write_text(f"#!/bin/sh\n{lines}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_the_urls_of_grafana_set_each_variable_of_the_dashboard_of_a_run() -> None:
+    run = record_run(load())
+    grafana = {page.name: urlsplit(page.url) for page in look.pages(run.spans, Running("http://j", None, "http://g"))}
+    dashboards = {
+        found["uid"]: found
+        for path in (ROOT / "grafana" / "dashboards").glob("*.json")
+        for found in [json.loads(path.read_text())]
+    }
+    assert grafana["grafana-runs"].path.rpartition("/")[2] in dashboards
+    url = grafana["grafana-run"]
+    variables = dashboards[url.path.rpartition("/")[2]]["templating"]["list"]
+    query = parse_qs(url.query)
+    assert query["var-trace_id"] == [run.spans[0].trace_id]
+    assert query["var-run_id"] == [run.spans.one("run load").attributes["cascade.run.id"]]
+    assert {f"var-{variable['name']}" for variable in variables} <= set(query)
+    assert int(query["from"][0]) * 1_000_000 < run.spans.one("run load").start_ns
+
+
+def test_the_ports_of_compose_come_from_the_environment_then_from_the_file_then_from_the_defaults() -> None:
+    settings = "# JAEGER_PORT=1\nJAEGER_PORT=2\nexport PROMETHEUS_PORT='3' # taken\nGRAFANA_PORT=\nOTHER=x\n"
+    assert compose_urls({"JAEGER_PORT": "4"}, settings) == {
+        "JAEGER_PORT": "http://127.0.0.1:4",
+        "PROMETHEUS_PORT": "http://127.0.0.1:3",
+        "GRAFANA_PORT": "http://127.0.0.1:3000",
+    }
+
+
+@pytest.mark.parametrize("ports", [{}, {"JAEGER_PORT": "2001", "PROMETHEUS_PORT": "2002", "GRAFANA_PORT": "2003"}])
+def test_these_are_the_ports_that_compose_publishes(
+    ports: dict[str, str], compose_config: Callable[..., dict[str, Any]]
+) -> None:
+    services = compose_config("grafana", **ports)["services"]
+    published = {
+        f"{name.upper()}_PORT": f"http://{services[name]['ports'][0]['host_ip']}:{services[name]['ports'][0]['published']}"
+        for name in ("jaeger", "prometheus", "grafana")
+    }
+    assert compose_urls(ports, "") == published
+
+
+def test_a_url_without_a_server_shows_no_page() -> None:
+    problem = look.problem_of(f"http://127.0.0.1:{reserved_port()}/trace/1")
+    assert problem is not None
+    assert "no answer" in problem
+    assert "refused" in problem
+
+
+def test_chromium_is_the_program_that_the_variable_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = program(tmp_path, "exit 0")
+    assert chromium.find({"CHROMIUM": named}) == named
+    assert chromium.find({"CHROMIUM": "none"}) is None
+    with pytest.raises(chromium.ScreenshotError, match="CHROMIUM=/never/there: there is no such program"):
+        chromium.find({"CHROMIUM": "/never/there"})
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert chromium.find({}) is None
+    (tmp_path / "browser").rename(tmp_path / "chromium-browser")
+    assert chromium.find({}) == str(tmp_path / "chromium-browser")
+
+
+def test_a_chromium_that_saves_nothing_is_an_error_with_its_output(tmp_path: Path) -> None:
+    failing = program(tmp_path, 'echo "$@" > "$0.arguments"\necho cannot open the shared memory >&2\nexit 3')
+    picture = tmp_path / "a picture.png"
+    picture.write_text("of an earlier look")
+    with pytest.raises(chromium.ScreenshotError) as caught:
+        chromium.save(failing, "http://127.0.0.1:1/page", picture)
+    assert str(caught.value) == (
+        f"{failing} ended with exit code 3 and saved no screenshot of http://127.0.0.1:1/page\n"
+        "cannot open the shared memory"
+    )
+    assert not picture.exists()
+    arguments = (tmp_path / "browser.arguments").read_text().split()
+    assert "--headless=new" in arguments
+    assert ("--no-sandbox" in arguments) == (os.geteuid() == 0)
+
+
+def test_a_chromium_that_does_not_end_is_killed_with_its_children(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chromium, "PATIENCE", 0.5)
+    hanging = program(tmp_path, 'mkfifo "$0.pipe"\ncat < "$0.pipe" &\nwait')
+    with pytest.raises(chromium.ScreenshotError, match=r"did not end in 0\.5 s and saved no screenshot"):
+        chromium.save(hanging, "http://127.0.0.1:1/", tmp_path / "picture.png")
+    pipe = tmp_path / "browser.pipe"  # it is not there if the machine did not reach the first line
+    until_blocking(lambda: not pipe.exists() or not has_reader(pipe))
+
+
+def has_reader(pipe: Path) -> bool:
+    """Whether a process has the pipe open; without one, opening it for writing fails."""
+    with suppress(OSError):
+        os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+        return True
+    return False
