@@ -5,8 +5,8 @@ from typing import Any
 
 from cascade.connectors.mqtt.options import KEEPALIVE, PLAIN_PORT, TLS_PORT
 from cascade.connectors.mqtt.packets import MAX_INCOMING_BYTES, WILL_EXPIRY
-from cascade.connectors.mqtt.run_state import EXPIRY, FINAL_EXPIRY
 from cascade.runtime.control.constraint import CONSTRAINT_TYPES
+from cascade.telemetry.state_schedule import EXPIRY, FINAL_EXPIRY
 from cascade.telemetry.topics import (
     DEFAULT_ORG,
     DEFAULT_PROJECT,

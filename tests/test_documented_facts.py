@@ -21,7 +21,7 @@ from cascade import _forks
 from cascade.adapters.executors import _places
 from cascade.connectors import _health
 from cascade.connectors.mqtt import connector as mqtt
-from cascade.connectors.mqtt import options, outbox, packets, run_state, subscriptions
+from cascade.connectors.mqtt import options, outbox, packets, subscriptions
 from cascade.connectors.mqtt.connection import SOON
 from cascade.connectors.otel import OtelConnector, _batch, _grpc, _provider_flush, _routes, _sender, _sharing, _store
 from cascade.connectors.otel import _options as _options_of_otel
@@ -32,7 +32,7 @@ from cascade.connectors.otel.metrics import _catalogue, _census, _exporter, _set
 from cascade.runtime import _map_execution, _outcome, _resource_thread, _run_context, lane, protocols
 from cascade.runtime.control import constraint, controller, notifier, wait_queue
 from cascade.spec import retry, telemetry
-from cascade.telemetry import identity, limits, topics, wire
+from cascade.telemetry import identity, limits, state_schedule, topics, wire
 from cascade.telemetry.topics import control_topic
 from cascade.testing import MemoryConnector, OtlpReceiver
 from stack import build
@@ -129,9 +129,9 @@ STATED = {
         f"within {subscriptions.RETURN_TIMEOUT:g} s and two round trips",
         f"on port {options.PLAIN_PORT}",
         f"the first {limits.MAX_LISTED_TASKS} running tasks, the first {limits.MAX_LISTED_TASKS} waiting tasks",
-        {1.0: "at most once a second while the run goes on"}[run_state.INTERVAL],
-        {60: "removes the final state one minute after the end"}[run_state.FINAL_EXPIRY],
-        {86_400: "whose process was killed after a day"}[run_state.EXPIRY],
+        {1.0: "at most once a second while the run goes on"}[state_schedule.INTERVAL],
+        {60: "removes the final state one minute after the end"}[state_schedule.FINAL_EXPIRY],
+        {86_400: "whose process was killed after a day"}[state_schedule.EXPIRY],
     ],
     "docs/production.md": [
         f"{int(COLLECTOR_DEFAULTS['COLLECTOR_QUEUE_BYTES']) // MIB} MiB, 1.4 million of these spans",

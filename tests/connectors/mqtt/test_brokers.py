@@ -14,7 +14,7 @@ from paho.mqtt.packettypes import PacketTypes
 
 import cascade as cs
 from cascade.connectors.mqtt import MqttConnector
-from cascade.connectors.mqtt.run_state import FINAL_EXPIRY
+from cascade.telemetry.state_schedule import FINAL_EXPIRY
 from cascade.telemetry.topics import control_topic
 from tests.connectors.mqtt import test_connector
 from tests.connectors.mqtt.broker import SETTINGS, Broker, Listener, Message

@@ -13,6 +13,7 @@ from paho.mqtt.packettypes import PacketTypes
 import cascade as cs
 from cascade.connectors.mqtt import MqttConnector, presence
 from cascade.connectors.mqtt.client import Client
+from cascade.telemetry.topics import source, status_topic
 from stack.addresses import reserved_port
 from tests.connectors.mqtt.broker import Broker, Listener
 from tests.connectors.mqtt.brokers import PUBLISHED, TOPIC, Limit, double, publish_over_connections
@@ -137,6 +138,18 @@ def test_a_maximum_that_no_message_keeps_loses_messages_and_not_the_connection(
     (warning,) = warnings(caplog)
     assert "8 of 8 messages were lost" in warning
     assert "more than the broker" in warning
+
+
+def test_a_presence_that_exceeds_the_maximum_with_its_properties_is_not_sent(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A broker would end each connection for it."""
+    topic = status_topic("local", "default", source())
+    with Limit({"MaximumPacketSize": len(topic) + 30}).kept_by("connack", tmp_path) as observed:
+        cs.run(double(1), connector=MqttConnector("127.0.0.1", observed.proxy.port), log_level="ERROR")
+        assert not [packet for packet in observed.published() if packet.topic == topic]
+        assert len(observed.proxy.matching(sent_by_client(PacketTypes.CONNECT))) == 1
+    assert f"a message on topic {topic} has" in warnings(caplog)[0]
 
 
 async def test_a_connection_with_less_qos_and_without_retain_changes_its_own_messages_only(

@@ -1,10 +1,15 @@
 """Which message a broker cuts the connection for, and which just happened to be out."""
 
+import time
+
 import pytest
 
-from cascade.connectors.mqtt.connection import MOST_LOSSES, PoisonMessageFilter
+import cascade as cs
+from cascade.connectors.mqtt.connection import MOST_LOSSES, PAUSE, PoisonMessageFilter
 from cascade.connectors.mqtt.outbox import Outbox, OutgoingMessage
+from cascade.telemetry.state_schedule import INTERVAL, RunStates
 from cascade.telemetry.wire import dumps
+from cascade.testing import MemoryConnector
 from tests.connectors.mqtt.messages import telemetry
 
 BODY = dumps(telemetry(output="x" * 6_000))
@@ -19,14 +24,14 @@ def outbox() -> Outbox:
 
 
 def test_what_was_out_when_a_connection_of_long_standing_broke_is_innocent(outbox: Outbox) -> None:
-    poison, (message,) = PoisonMessageFilter(outbox), outbox.out()
+    poison, (message,) = PoisonMessageFilter(outbox, RunStates()), outbox.out()
     for _ in range(2 * MOST_LOSSES):
         poison.lost(3_600.0, "the connection was lost")
     assert (message.body, poison.most, outbox.lost) == (BODY, float("inf"), 0)
 
 
 def test_it_is_made_smaller_at_the_second_loss_and_given_up_at_the_last(outbox: Outbox) -> None:
-    poison, (message,) = PoisonMessageFilter(outbox), outbox.out()
+    poison, (message,) = PoisonMessageFilter(outbox, RunStates()), outbox.out()
     poison.lost(0.1, "the connection was lost")
     assert message.body == BODY
     poison.lost(0.1, "the connection was lost")
@@ -35,3 +40,25 @@ def test_it_is_made_smaller_at_the_second_loss_and_given_up_at_the_last(outbox: 
         assert outbox.lost == 0
         poison.lost(0.1, "the connection was lost")
     assert outbox.lost == 1
+
+
+def test_after_early_ends_of_connections_states_are_small_and_then_pause(outbox: Outbox) -> None:
+    connector, states = MemoryConnector(), RunStates()
+    cs.run(cs.task(int)(), connector=connector, log_level="OFF")
+    started, *others = connector.messages
+    poison, (message,) = PoisonMessageFilter(outbox, states), outbox.out()
+    states.add(started.topic, started.payload)
+    poison.lost(3_600.0, "the connection was lost", 700)
+    for _ in range(MOST_LOSSES - 1):
+        poison.lost(0.1, "the connection was lost", 700)
+    now = time.monotonic()
+    (state,) = states.take(now, 10)
+    assert state.body(poison.most_of_state), "states of a common size are never too large"
+    poison.lost(0.1, "the connection was lost", 700)
+    states.restart()
+    for other in others:
+        states.add(other.topic, other.payload)
+    assert states.has_settled(1)
+    assert states.take(now + PAUSE - INTERVAL, 10) == []
+    assert states.refusal == "the connection broke whenever it was sent"
+    assert (message.losses, outbox.lost) == (0, 0), "the message that was out at the same time"

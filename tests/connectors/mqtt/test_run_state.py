@@ -3,7 +3,6 @@
 import asyncio
 import json
 import threading
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -16,17 +15,8 @@ from paho.mqtt.packettypes import PacketTypes
 import cascade as cs
 from cascade.connectors.memory import PublishedMessage
 from cascade.connectors.mqtt import MqttConnector
-from cascade.connectors.mqtt.run_state import (
-    EXPIRY,
-    FINAL_EXPIRY,
-    INTERVAL,
-    MAX_ENDS,
-    PAUSE,
-    RunStates,
-    StateUpdate,
-)
 from cascade.telemetry.schema import load as load_schema
-from cascade.telemetry.topics import state_topic
+from cascade.telemetry.state_schedule import EXPIRY, FINAL_EXPIRY, INTERVAL
 from cascade.telemetry.wire import loads
 from cascade.testing import MemoryConnector
 from tests.connectors.mqtt.broker import SETTINGS, Broker, Listener, Message
@@ -49,153 +39,6 @@ def recorded() -> list[Any]:
     return connector.messages
 
 
-def state_of(update: StateUpdate) -> dict[str, Any]:
-    return loads(update.body(1 << 20) or b"{}")
-
-
-class Clock:
-    """A network thread that takes and settles the updates that are due."""
-
-    def __init__(self) -> None:
-        self.states = RunStates()
-        self.now = time.monotonic()
-
-    def add(self, *messages: Any) -> None:
-        for message in messages:
-            self.states.add(message.topic, message.payload)
-
-    def taken(self, after: float = 0.0) -> list[StateUpdate]:
-        self.now += after
-        updates = self.states.take(self.now, 10_000)
-        for update in updates:
-            self.states.settle(update)
-        return updates
-
-
-def test_a_run_that_starts_is_published_at_once_and_then_once_in_an_interval() -> None:
-    started, running, completed, _ = recorded()
-    clock = Clock()
-    clock.add(started)
-    (first,) = clock.taken()
-    assert first.topic == state_topic("local", "default", started.payload["run_id"])
-    assert (state_of(first)["status"], first.expiry, first.is_final) == ("running", EXPIRY, False)
-    clock.add(running)
-    assert clock.taken(0.4 * INTERVAL) == []
-    assert 0 < clock.states.delay(clock.now) <= 0.6 * INTERVAL + 0.01
-    clock.add(completed)
-    (second,) = clock.taken(0.6 * INTERVAL)
-    assert state_of(second)["counts"]["completed"] == 1
-    assert clock.taken(10 * INTERVAL) == []
-
-
-def test_the_final_state_does_not_wait() -> None:
-    started, *others = recorded()
-    clock = Clock()
-    clock.add(started)
-    clock.taken()
-    clock.add(*others)
-    (final,) = clock.taken()
-    assert (state_of(final)["status"], final.expiry, final.is_final) == ("success", FINAL_EXPIRY, True)
-    assert clock.taken(EXPIRY) == []
-    assert clock.states.has_settled(clock.states.ended)
-
-
-def test_an_update_that_is_not_acknowledged_is_not_followed_by_another_one_but_by_the_final_one() -> None:
-    started, running, *others = recorded()
-    clock = Clock()
-    clock.add(started)
-    (out,) = clock.states.take(clock.now, 10_000)
-    clock.add(running)
-    assert clock.taken(5 * INTERVAL) == []
-    clock.add(*others)
-    (final,) = clock.states.take(clock.now, 10_000)
-    assert final.is_final
-    clock.states.settle(out)
-    assert not clock.states.has_settled(1)
-    clock.states.settle(final)
-    assert clock.states.has_settled(1)
-
-
-def test_a_run_without_news_is_published_again_before_its_state_expires() -> None:
-    clock = Clock()
-    clock.add(recorded()[0])
-    clock.taken()
-    clock.taken(INTERVAL)
-    assert INTERVAL < clock.states.delay(clock.now) < EXPIRY
-    assert len(clock.taken(clock.states.delay(clock.now) + 1)) == 1
-
-
-def test_a_new_connection_gets_all_states_again() -> None:
-    active, ended = recorded(), recorded()
-    clock = Clock()
-    clock.add(active[0], *ended)
-    assert len(clock.states.take(clock.now, 10_000)) == 2
-    clock.states.restart()
-    assert {(u.is_final, u.run.topic) for u in clock.taken(INTERVAL)} == {
-        (False, active[0].topic.replace("events", "state")),
-        (True, ended[0].topic.replace("events", "state")),
-    }
-
-
-def test_a_refused_update_is_sent_again_after_the_interval_only_if_that_may_help() -> None:
-    clock = Clock()
-    clock.add(*recorded())
-    (final,) = clock.states.take(clock.now, 10_000)
-    clock.states.settle(final, "Not authorized", retry=True)
-    assert clock.states.take(clock.now, 10_000) == []
-    clock.now += INTERVAL
-    (again,) = clock.states.take(clock.now, 10_000)
-    clock.states.settle(again, "Not authorized")
-    assert clock.taken(INTERVAL) == []
-    assert clock.states.has_settled(1)
-
-
-def test_after_one_state_was_forbidden_none_follows_until_the_next_connection_of_runs() -> None:
-    clock = Clock()
-    started, *others = recorded()
-    clock.add(started)
-    (first,) = clock.states.take(clock.now, 10_000)
-    clock.states.forbid("Not authorized")
-    clock.states.settle(first, "Not authorized")
-    clock.add(*others, *recorded())
-    clock.states.restart()
-    assert clock.taken(10 * INTERVAL) == []
-    assert clock.states.has_settled(2)
-    clock.states.clear()
-    clock.add(*recorded())
-    assert len(clock.taken()) == 1
-
-
-def test_after_early_ends_of_connections_states_are_small_and_then_pause() -> None:
-    clock = Clock()
-    started, *_ = recorded()
-    clock.add(started)
-    for _ in range(MAX_ENDS - 1):
-        clock.states.lost(700)
-        clock.states.restart()
-    (update,) = clock.taken(INTERVAL)
-    assert update.body(clock.states.most), "states of a common size are never too large"
-    for _ in range(MAX_ENDS):
-        clock.states.lost(700)
-    clock.states.restart()
-    clock.add(*recorded())
-    assert clock.taken(PAUSE - 2 * INTERVAL) == []
-    assert clock.states.has_settled(1)
-    assert [update.topic for update in clock.taken(2 * INTERVAL)] == [update.topic]
-
-
-def test_a_final_state_that_is_published_late_expires_one_minute_after_the_end_all_the_same() -> None:
-    clock = Clock()
-    clock.add(*recorded())
-    clock.now = time.monotonic() + 20
-    (update,) = clock.states.take(clock.now, 10_000)
-    assert FINAL_EXPIRY - 21 <= update.expiry <= FINAL_EXPIRY - 19
-    clock.states.restart()
-    clock.now += FINAL_EXPIRY
-    (update,) = clock.states.take(clock.now, 10_000)
-    assert update.body(1 << 20) == b"", "clears what is retained"
-
-
 def copies(messages: list[Any], count: int) -> list[PublishedMessage]:
     """The messages of one run as those of several runs."""
     return [
@@ -207,61 +50,6 @@ def copies(messages: list[Any], count: int) -> list[PublishedMessage]:
         for number in range(count)
         for message in messages
     ]
-
-
-def test_final_states_that_wait_for_a_broker_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cascade.connectors.mqtt.run_state.MAX_FINAL", 10)
-    clock = Clock()
-    clock.add(*copies(recorded(), 15))
-    assert clock.states.ended == 15
-    assert clock.states.refusal == "more than 10 final states waited"
-    assert len({update.topic for update in clock.taken()}) == 10
-
-
-def test_a_small_broker_gets_fewer_tasks() -> None:
-    started, running, *_ = recorded()
-    clock = Clock()
-    clock.add(started)
-    for number in range(50):
-        body = running.payload["body"] | {"task_id": f"task-{number}"}
-        clock.states.add(started.topic, running.payload | {"body": body})
-    (update,) = clock.taken()
-    assert len(state_of(update)["running"]) == 20
-    small = loads(update.body(2_000) or b"")
-    assert (len(small["running"]), small["counts"]["running"]) == (5, 50)
-    assert loads(update.body(900) or b"")["running"] == []
-    assert update.body(100) is None
-
-
-def test_a_small_broker_gets_the_beginning_of_a_long_error() -> None:
-    async def fail() -> None:
-        raise ValueError("x" * 1_500)
-
-    connector = MemoryConnector()
-    with pytest.raises(ValueError, match="x"):
-        cs.run(cs.task(fail)(), connector=connector, log_level="OFF")
-    clock = Clock()
-    clock.add(*connector.messages)
-    (update,) = clock.taken()
-    assert state_of(update)["last_error"]["message"] == "x" * 1_500
-    small = loads(update.body(1_400) or b"")
-    assert (small["status"], small["last_error"]["message"]) == ("failure", "x" * 200)
-
-
-def test_messages_that_belong_to_no_run_have_no_state() -> None:
-    started, running, *_ = recorded()
-    clock = Clock()
-    clock.states.add("somewhere/else", started.payload)
-    clock.states.add(running.topic, running.payload)
-    for body in (None, 5, {}, {"event": 5}):
-        clock.states.add(started.topic, {"body": body})
-    clock.states.add(started.topic, {})
-    clock.states.add(started.topic, {"body": {"event": "ENGINE_STARTED"}})
-    clock.states.add(started.topic, started.payload | {"body": {"event": "ENGINE_STARTED", "metadata": {"tasks": 5}}})
-    assert clock.taken(INTERVAL) == []
-
-
-# Over a real broker.
 
 
 def is_state(packet: Packet) -> bool:
@@ -327,7 +115,7 @@ async def test_a_late_subscriber_receives_the_state_of_a_run_and_one_minute_afte
         assert (message.qos, message.retain, state["status"]) == (1, True, "running")
         assert [task["task_name"] for task in state["running"]] == ["hold"]
         assert FINAL_EXPIRY < expiry(message) <= EXPIRY
-        monkeypatch.setattr("cascade.connectors.mqtt.run_state.FINAL_EXPIRY", 2)
+        monkeypatch.setattr("cascade.telemetry.state_schedule.FINAL_EXPIRY", 2)
         await held.end()
         last = early.wait_for(lambda messages: states(messages)[-1]["status"] == "success")
     assert expiry(state_messages(last)[-1]) in {1, 2}

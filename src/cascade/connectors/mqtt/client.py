@@ -128,21 +128,14 @@ class BrokerLimits:
             self._reported.add(text)
             self._warn(f"the broker does not support {text}")
 
-    def check_size(self, kind: str, size: int) -> None:
-        """Raise `aiomqtt.MqttError`, and report it, if the broker does not accept a packet of this size."""
-        if size > self.maximum_packet_size:
-            reason = f"{kind} has {size:,} bytes; the broker accepts {self.maximum_packet_size:,}"
-            self._warn(reason)
-            raise aiomqtt.MqttError(reason)
-
 
 class Client(aiomqtt.Client):
     """Connects when it is entered. A clean exit sends DISCONNECT; an exception does not, so the broker publishes the will.
 
     `on_reached(seconds)` runs when TCP has connected, in the thread that connects. The owner sets the other callbacks, which
-    run in the event loop: `on_acknowledged(packet id, reason)` for each PUBACK of `send`, `on_refused()` for each PUBACK of
-    `publish` with an error, `on_received(message)` for each incoming message, and `on_activity()` whenever the broker has
-    sent or accepted bytes, and when the connection ends.
+    run in the event loop: `on_acknowledged(packet id, reason)` for each PUBACK of `send`, `on_received(message)`
+    for each incoming message, and `on_activity()` whenever the broker has sent or accepted bytes, and when the connection
+    ends.
     """
 
     def __init__(
@@ -184,7 +177,6 @@ class Client(aiomqtt.Client):
         self.other_server = ""
         """Server Reference, if the broker ended or refused the connection with one."""
         self.on_acknowledged: Callable[[int, ReasonCode], None] = _ignore
-        self.on_refused: Callable[[], None] = _ignore
         self.on_received: Callable[[IncomingMessage], None] = _ignore
         self.on_activity: Callable[[], None] = _ignore
         self._is_writing = False
@@ -327,8 +319,6 @@ class Client(aiomqtt.Client):
 
     def _on_publish(self, client: Any, userdata: Any, mid: int, reason_code: ReasonCode, properties: Any) -> None:
         if mid in self._pending_publishes:
-            if reason_code.value >= FAILURE:
-                self.on_refused()
             super()._on_publish(client, userdata, mid, reason_code, properties)
         else:
             self.on_acknowledged(mid, reason_code)

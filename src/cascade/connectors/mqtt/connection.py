@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import math
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import aiomqtt
@@ -16,11 +18,17 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from cascade.connectors._notifier import LoopNotifier
 from cascade.connectors.mqtt.client import FAILURE, OWN, TRANSIENT, Client, IncomingMessage
 from cascade.connectors.mqtt.outbox import Backpressure, Outbox, OutgoingMessage
-from cascade.connectors.mqtt.packets import PackedProperties, TopicAliases, packet_bytes, publish_properties
-from cascade.connectors.mqtt.run_state import TICK, RunStates, StateSender
+from cascade.connectors.mqtt.packets import (
+    PackedProperties,
+    TopicAliases,
+    packet_bytes,
+    publish_properties,
+    state_properties,
+)
 from cascade.connectors.mqtt.subscriptions import Barrier, Subscription, Subscriptions
 from cascade.telemetry import wire
-from cascade.telemetry.limits import shrink
+from cascade.telemetry.limits import MAX_MESSAGE_BYTES, shrink
+from cascade.telemetry.state_schedule import TICK, RunStates, ScheduledState
 
 T = TypeVar("T")
 
@@ -32,9 +40,13 @@ BATCH = 128
 SOON = 5.0
 """Seconds. A connection that lasts longer has not ended because of the messages that were sent first."""
 _ENOUGH_LOSSES, MOST_LOSSES = 2, 4
-"""Connections that end early while a message is the only unacknowledged one, before it is shrunk, or dropped."""
-_BIG = 4_096
-"""Bytes: a smaller message was not refused for its size."""
+"""Connections that end early while a message is the only unacknowledged one, before it is shrunk, or dropped. In a row
+and with an unacknowledged state, before states are shrunk, or pause."""
+PAUSE = 600.0
+"""Seconds without states after such connections. The network may have been at fault."""
+_BIG, _BIG_STATE = 4_096, 2_000
+"""Bytes: a smaller message, or state of a run, was not refused for its size. A state without tasks has about 700."""
+_NOT_AUTHORIZED = 0x87
 _CONTROL = SubscribeOptions(qos=1, retainAsPublished=True)
 
 
@@ -60,13 +72,17 @@ class PoisonMessageFilter:
 
     Mosquitto closes the connection, without a reason, for some messages, such as those over its `message_size_limit`. If
     all were sent again, it would close each further connection. After two early ends in a row, the messages that were
-    unacknowledged are therefore sent one by one, until the one at fault is known.
+    unacknowledged are therefore sent one by one, until the one at fault is known. A state of a run is suspected first,
+    because its loss costs less.
     """
 
-    def __init__(self, outbox: Outbox) -> None:
-        self.most: float = math.inf
+    def __init__(self, outbox: Outbox, states: RunStates) -> None:
+        self.most = self.most_of_state = math.inf
         """Bytes of a packet that the broker is believed to accept."""
+        self.state_losses = 0
+        """Early ends with an unacknowledged state since one was accepted."""
         self._outbox = outbox
+        self._states = states
         self._early_ends = 0
         self._careful_until = 0
 
@@ -76,11 +92,14 @@ class PoisonMessageFilter:
             self._careful_until = 0
         return 1 if self._careful_until else WINDOW
 
-    def lost(self, seconds: float, reason: str) -> bool:
+    def lost(self, seconds: float, reason: str, state_bytes: int = 0) -> bool:
         """Record the end of a connection after so many seconds, before its messages are recalled.
 
-        Returns whether one message is known to be the reason.
+        `state_bytes` is the size of the largest unacknowledged state. Returns whether one message is known to be the reason.
         """
+        if state_bytes and seconds < SOON:
+            self._lost_state(state_bytes)
+            return False
         self._early_ends = self._early_ends + 1 if seconds < SOON else 1
         out = self._outbox.out()
         if not out or seconds >= SOON:
@@ -94,13 +113,20 @@ class PoisonMessageFilter:
         if message.losses >= MOST_LOSSES:
             self._outbox.lose(message, f"the connection broke whenever it was sent: {reason}")
         elif message.losses == _ENOUGH_LOSSES and len(message.body) > _BIG:
-            self.most = min(self.most, max(_BIG, _size(message) // 2))
+            self.most = min(self.most, max(_BIG, _largest(message) // 2))
             self.fit(message, 1)
         return message.losses >= _ENOUGH_LOSSES
 
+    def _lost_state(self, size: int) -> None:
+        self.state_losses += 1
+        if self.state_losses >= _ENOUGH_LOSSES:  # the first end may be a restart of the broker
+            self.most_of_state = max(_BIG_STATE, min(self.most_of_state, size // 2))
+        if self.state_losses >= MOST_LOSSES:
+            self._states.pause("the connection broke whenever it was sent", PAUSE)
+
     def fit(self, message: OutgoingMessage, most: int) -> bool:
         """Remove optional parts of a message until its packet has at most so many bytes; whether it has."""
-        beside = _size(message) - len(message.body)
+        beside = _largest(message) - len(message.body)
         with contextlib.suppress(ValueError, KeyError, AttributeError, TypeError):  # the message is not one of a run
             payload = shrink(wire.loads(message.body), int(min(most, self.most)) - beside)
             self._outbox.replace(message, wire.dumps(payload))
@@ -127,20 +153,23 @@ class Connection:
         self._unacknowledged: dict[int, OutgoingMessage] = {}
         self._unwritten: list[OutgoingMessage] = []
         self._arrived: list[OutgoingMessage] = []
-        self._own_publishes = self._waiting_publishes = self._calls = 0
-        self._acknowledgement = asyncio.Event()
+        self._unsent: deque[Callable[[], object]] = deque()
+        self._beside: dict[int, tuple[Callable[[ReasonCode], None], int]] = {}
+        """Unacknowledged messages that are not from the outbox: what receives the answer, and the size of a state."""
+        self._has_sent_state = self._has_passed = False
+        self._calls = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._barrier = Barrier(client, presence_topic, shared.subscriptions)
         self._aliases = TopicAliases(client.limits.topic_alias_maximum)
         self._subscribed: dict[str, Subscription] = {}
         self._version = -1
-        self._states = StateSender(client, shared.states)
+        self._states = shared.states
         self.on_presence: Callable[[bytes], None] = lambda _: None
         """Called with each message on the presence topic."""
         self._presence_topic = presence_topic
         shared.subscriptions.begin()
+        shared.states.restart()
         shared.backpressure.restart()
-        client.on_refused = self._barrier.refuse
         client.on_acknowledged, client.on_received, client.on_activity = self._acknowledged, self._received, self._noted
 
     @property
@@ -151,7 +180,7 @@ class Connection:
     @property
     def is_answer_due(self) -> bool:
         """Whether the broker has something to answer."""
-        return self._calls > 0 or len(self._states) > 0 or self._outbox.is_out
+        return self._calls > 0 or len(self._beside) > 0 or self._outbox.is_out
 
     def has_work(self) -> bool:
         """Whether `work` can do anything before the broker sends something."""
@@ -160,12 +189,12 @@ class Connection:
         if self.client.wants_write:
             return False
         can_send = self._room() > 0 and self._outbox.can_take(self._room_for_acknowledged())
-        return can_send or (self._room_for_states() > 0 and not self._states.delay())
+        return can_send or (self._room_for_states() > 0 and not self._states.delay(time.monotonic()))
 
     def delay(self) -> float:
         """Seconds until a state of a run is due, or messages may be sent again after a transient refusal."""
         pause = self._throttle.pause if self._outbox.is_waiting else 0.0
-        return min(max(TICK, self._states.delay()), pause or math.inf)
+        return min(max(TICK, self._states.delay(time.monotonic())), pause or math.inf)
 
     def work(self) -> None:
         """Queue a batch of messages, and the changed subscriptions."""
@@ -180,7 +209,7 @@ class Connection:
         """
         if self.client.wants_write:
             return
-        self._states.send(self._room_for_states())
+        self._send_states()
         messages = self._outbox.take(min(self._room(), BATCH), self._room_for_acknowledged())
         self._throttle.sent(len(messages))
         for message in messages:
@@ -206,37 +235,29 @@ class Connection:
                 self._shared.room.notify()
         self._shared.backpressure.measure()
 
-    async def publish(self, topic: str, body: bytes, properties: Properties, *, retain: bool = False) -> None:
-        """Send a message that is not one of a run, as soon as the window has a place, and wait until it has arrived.
+    def publish(self, topic: str, body: bytes, properties: Properties, *, retain: bool = False) -> None:
+        """Send a message that is not one of a run, before the messages that wait.
 
-        Raises:
-            aiomqtt.MqttError: The connection has ended, or the message is larger than the broker accepts.
+        It is not sent, which is reported, if it is larger than the broker accepts.
         """
-        limits = self.client.limits
-        limits.check_size(f"a message on topic {topic}", packet_bytes(topic, 1 + len(body)))
-        self._waiting_publishes += 1  # keeps the next place free
-        try:
-            while self._in_flight() >= limits.receive_maximum:
-                self._acknowledgement.clear()
-                await self._acknowledgement.wait()
-        finally:
-            self._waiting_publishes -= 1
-        retain = retain and limits.retain_available
-        self._own_publishes += 1
-        try:
-            if limits.maximum_qos:
-                await self._call(self.client.publish, topic, body, 1, retain, properties)
-            else:
-                self.client.send(topic, body, 0, properties, retain=retain)
-                await self._make_round_trip()
-        finally:
-            self._own_publishes -= 1
-            self._acknowledgement.set()
+        size, most = _size(topic, properties, body), self.client.limits.maximum_packet_size
+        if size > most:
+            self._shared.warn(f"a message on topic {topic} has {size:,} bytes; the broker accepts {most:,}")
+            self._barrier.refuse()
+            return
+        self._unsent.append(partial(self._send_beside, topic, body, properties, self._published, retain=retain))
+        self._send_unsent()
 
-    @property
-    def has_unsent(self) -> bool:
-        """Whether a call of `publish` waits for a place in the window."""
-        return self._waiting_publishes > 0
+    async def arrive(self, seconds: float) -> bool:
+        """Wait until the messages of `publish` have arrived, at most so many seconds; return whether all were sent."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                if not self.client.limits.maximum_qos:
+                    await self._make_round_trip()
+                while (self._beside or self._unsent) and not self.client.is_over:
+                    self._wakeup.clear()
+                    await self._wakeup.wait()
+        return not self._unsent
 
     def start(self, call: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a call in a task that ends with the connection, at the latest. The end of the connection is no error."""
@@ -268,8 +289,9 @@ class Connection:
             task.cancel()
         self.settle()
         code, seconds = self.client.code, time.monotonic() - self._start
-        is_innocent = is_wanted or is_contested or code in OWN | TRANSIENT or (seconds < SOON and self._states.lost())
-        is_caused = not is_innocent and self._poison.lost(seconds, self.client.reason)
+        is_innocent = is_wanted or is_contested or code in OWN | TRANSIENT
+        state_bytes = max((size for _, size in self._beside.values()), default=0)
+        is_caused = not is_innocent and self._poison.lost(seconds, self.client.reason, state_bytes)
         is_refused = code in TRANSIENT and not is_wanted
         out = [*self._unacknowledged.values(), *self._unwritten]
         self._outbox.recall(out, self.client.reason if is_refused else "")
@@ -291,7 +313,7 @@ class Connection:
     # Outgoing messages.
 
     def _room(self) -> int:
-        if self._states.is_on_trial:
+        if self._is_on_trial:
             return 0
         in_window = self._poison.window() - len(self._unacknowledged) - len(self._unwritten)
         return max(0, int(min(in_window, self._throttle.room())))
@@ -299,15 +321,21 @@ class Connection:
     def _room_for_acknowledged(self) -> int:
         if not self.client.limits.maximum_qos:
             return WINDOW
-        return self.client.limits.receive_maximum - self._in_flight() - self._waiting_publishes
+        return self.client.limits.receive_maximum - len(self._unacknowledged) - len(self._beside) - len(self._unsent)
 
     def _room_for_states(self) -> int:
         """The states of many runs take half of the window at most. If it has one place, messages go first."""
         share = min(WINDOW, self.client.limits.receive_maximum) // 2 or not self._outbox.is_waiting
-        return min(self._room_for_acknowledged(), share - len(self._states))
+        return min(self._room_for_acknowledged(), share - len(self._beside))
 
-    def _in_flight(self) -> int:
-        return len(self._unacknowledged) + len(self._states) + self._own_publishes
+    @property
+    def _is_on_trial(self) -> bool:
+        """Whether the answer to the first state of the connection may end it.
+
+        Mosquitto with `max_queued_messages 0` closes the connection after it has refused a message. Messages of QoS 0 that
+        were written after that one would be lost. After a refusal, a further answer from the broker ends the trial.
+        """
+        return self._has_sent_state and not self._has_passed
 
     def _send(self, message: OutgoingMessage) -> None:
         limits = self.client.limits
@@ -328,21 +356,78 @@ class Connection:
             self._unwritten.append(message)
 
     def _acknowledged(self, packet_id: int, reason: ReasonCode) -> None:
-        self._acknowledgement.set()
         message = self._unacknowledged.pop(packet_id, None)
         if message is None:
-            if self._states.acknowledged(packet_id, reason):
-                self._has_news = True
-                if self._states.is_on_trial:
-                    self.start(self._pass_trial())
-            return
-        if reason.value in TRANSIENT:
+            answered, _ = self._beside.pop(packet_id, (_ignore, 0))
+            answered(reason)
+        elif reason.value in TRANSIENT:
             self._outbox.recall([message], str(reason))
             self._shared.backpressure.refused()
         elif reason.value >= FAILURE:
             self._lose(message, f"{reason}, on topic {message.topic}")
         else:
             self._arrived.append(message)
+        if self._unsent:
+            self._send_unsent()
+
+    def _send_unsent(self) -> None:
+        while self._unsent and len(self._unacknowledged) + len(self._beside) < self.client.limits.receive_maximum:
+            self._unsent.popleft()()
+
+    def _send_beside(
+        self,
+        topic: str,
+        body: bytes,
+        properties: Properties,
+        answered: Callable[[ReasonCode], None],
+        state_bytes: int = 0,
+        *,
+        retain: bool,
+    ) -> bool:
+        """Send a message that is not from the outbox; return whether the broker answers it."""
+        limits = self.client.limits
+        packet_id = self.client.send(
+            topic, body, limits.maximum_qos, properties, retain=retain and limits.retain_available
+        )
+        if limits.maximum_qos:
+            self._beside[packet_id] = answered, state_bytes
+        return bool(limits.maximum_qos)
+
+    def _published(self, reason: ReasonCode) -> None:
+        if reason.value >= FAILURE:
+            self._barrier.refuse()
+
+    def _send_states(self) -> None:
+        """Send the states that are due. A broker without retained messages gets none."""
+        limits = self.client.limits
+        most = min(limits.maximum_packet_size, MAX_MESSAGE_BYTES, self._poison.most_of_state)
+        for state in self._states.take(time.monotonic(), self._room_for_states()):
+            properties, answered = state_properties(state.expiry), partial(self._state_answered, state)
+            if not limits.retain_available:
+                self._states.settle(state)
+                continue
+            try:
+                body = state.body(most - _size(state.topic, properties))
+            except ValueError as error:
+                self._states.settle(state, f"{error}, on topic {state.topic}")
+                continue
+            if self._send_beside(state.topic, body, properties, answered, len(body), retain=True):
+                self._has_sent_state = True
+            else:
+                self._states.settle(state)
+
+    def _state_answered(self, state: ScheduledState, reason: ReasonCode) -> None:
+        self._has_news = True
+        if reason.value < FAILURE:
+            self._has_passed, self._poison.state_losses = True, 0
+            self._states.settle(state)
+            return
+        refusal = f"{reason}, on topic {state.topic}"
+        if reason.value == _NOT_AUTHORIZED:  # an access list that refuses one state refuses all
+            self._states.pause(refusal)
+        self._states.settle(state, refusal, retry=reason.value in TRANSIENT)
+        if self._is_on_trial:
+            self.start(self._pass_trial())
 
     async def _make_round_trip(self) -> None:
         """Return when the broker has handled all packets that were sent before."""
@@ -350,7 +435,7 @@ class Connection:
 
     async def _pass_trial(self) -> None:
         await self._make_round_trip()
-        self._states.has_passed = True
+        self._has_passed = True
         self._wakeup.set()
 
     def _lose(self, message: OutgoingMessage, reason: str) -> None:
@@ -413,7 +498,16 @@ class Connection:
         self._shared.subscriptions.give_up(subscription)
 
 
-def _size(message: OutgoingMessage) -> int:
+def _size(topic: str, properties: Properties, body: bytes = b"") -> int:
+    """The largest size of a packet."""
+    return packet_bytes(topic, len(properties.pack()) + len(body))  # type: ignore[no-untyped-call]
+
+
+def _largest(message: OutgoingMessage) -> int:
     """The largest size of a packet with the message: with its topic and with an alias."""
     properties = publish_properties(message.traceparent, message.tracestate, alias=1)
     return packet_bytes(message.topic, len(properties) + len(message.body))
+
+
+def _ignore(_: ReasonCode) -> None:
+    pass

@@ -19,11 +19,11 @@ from cascade.connectors.mqtt.inbox import Inbox
 from cascade.connectors.mqtt.options import DEFAULT_URL, KEEPALIVE, VARIABLE, MqttOptions, arguments_of
 from cascade.connectors.mqtt.outbox import CAPACITY, Backpressure, Outbox, OutgoingMessage
 from cascade.connectors.mqtt.packets import traceparent, tracestate
-from cascade.connectors.mqtt.run_state import RunStates
 from cascade.connectors.mqtt.session import Session
 from cascade.connectors.mqtt.subscriptions import Subscriptions
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.spec.protocols import MessageCallback
+from cascade.telemetry.state_schedule import RunStates
 from cascade.telemetry.topics import check_topic_limits, checked_filter, checked_topic, identity_from_environment
 from cascade.telemetry.wire import dumps
 

@@ -1,6 +1,5 @@
 """Presence of this process: `online` while it is connected, `offline` at its end."""
 
-import asyncio
 import os
 import secrets
 import threading
@@ -61,8 +60,8 @@ class Presence:
         if self._is_counted and body != ONLINE:
             self._publish(connection, ONLINE, retain=True)
 
-    def _publish(self, connection: Connection, body: bytes, *, retain: bool = False) -> asyncio.Task[None]:
-        return connection.start(connection.publish(self.topic, body, self._properties, retain=retain))
+    def _publish(self, connection: Connection, body: bytes, *, retain: bool = False) -> None:
+        connection.publish(self.topic, body, self._properties, retain=retain)
 
     async def part(self, connection: Connection, *, waits: bool) -> None:
         """Publish `offline` if this is the last connection, and retain nothing; `waits` for the acknowledgements.
@@ -75,11 +74,10 @@ class Presence:
         """
         with _connections.lock:
             if self._leave():
-                calls = [self._publish(connection, OFFLINE)]
+                self._publish(connection, OFFLINE)
                 if connection.client.limits.retain_available:
-                    calls.append(self._publish(connection, b"", retain=True))
-                await asyncio.wait(calls, timeout=GOODBYE if waits else 0)
-                if connection.has_unsent:
+                    self._publish(connection, b"", retain=True)
+                if not await connection.arrive(GOODBYE if waits else 0):
                     raise aiomqtt.MqttError("the window is full")
 
     def leave(self) -> None:

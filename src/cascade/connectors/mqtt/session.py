@@ -49,7 +49,7 @@ class Session:
         self._client_id = ClientId(options.client_id, options.username)
         self._presence = Presence(options, status_topic(*owner, source()))
         self._limits = BrokerLimits(shared.warn)
-        self._poison = PoisonMessageFilter(shared.outbox)
+        self._poison = PoisonMessageFilter(shared.outbox, shared.states)
         self._is_asleep = self._is_ending = self._is_hurried = False
         self._waits, self._is_caused = True, False
         self._client: Client | None = None
@@ -147,7 +147,6 @@ class Session:
             self._client_id.used = client.identifier
             self._shared.changes.notify()
             self._presence.join(connection)
-            await asyncio.sleep(0)  # the task queues `online` before any other message
             await self._serve(connection)
             if not client.is_over:
                 await self._presence.part(connection, waits=self._waits)
