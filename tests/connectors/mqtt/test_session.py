@@ -3,8 +3,9 @@
 import contextlib
 import re
 import socket
+import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,12 @@ from paho.mqtt.packettypes import PacketTypes
 
 from cascade.connectors.mqtt import MqttConnector
 from cascade.connectors.mqtt.client import TAKEN_OVER
+from cascade.connectors.mqtt.outbox import MESSAGE_BYTES
 from cascade.connectors.mqtt.session import ClientId
 from cascade.telemetry.topics import events_topic
+from cascade.telemetry.wire import dumps
 from tests.connectors.mqtt.broker import Broker, Listener, Message
-from tests.connectors.mqtt.messages import numbers, telemetry, warnings
+from tests.connectors.mqtt.messages import numbers, telemetry, telemetry_of, warnings
 from tests.connectors.mqtt.proxy import Packet, Proxy, received_by_client
 from tests.waiting import NEVER, until
 
@@ -157,3 +160,30 @@ async def test_a_client_whose_place_is_taken_right_after_its_connection_is_repor
         await connector.disconnect()
         server.shutdown(socket.SHUT_RDWR)
     assert "another client has the id" in warnings(caplog)[0]
+
+
+async def test_a_loop_that_only_publishes_lets_the_network_thread_send(
+    shared_broker: Broker, listener: Listener, project: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cascade.connectors.mqtt.session.LONGEST_TURN", 0)
+    topic, count = events_topic("local", project, "run"), 1_000
+    buffer = count // 2 * (MESSAGE_BYTES + len(dumps(telemetry())))
+    connector = MqttConnector("127.0.0.1", shared_broker.port, strict=True, on_full="drop", max_buffer_bytes=buffer)
+    await connector.connect()
+    await connector.publish(topic, telemetry(), 1)
+    listener.wait_for(telemetry_of)
+    with threads_never_switched():
+        for number in range(count):
+            await connector.publish(topic, telemetry(number))
+    await connector.disconnect()  # raises TelemetryLostError if the buffer was full
+
+
+@contextlib.contextmanager
+def threads_never_switched() -> Iterator[None]:
+    """Keep the interpreter from forcing a thread to release its lock (GIL)."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(NEVER)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import secrets
 import threading
 import time
@@ -29,6 +30,14 @@ LONGEST_WAIT = 2.0
 """Seconds after which an idle connection is checked; a quarter of the keepalive if that is less."""
 ANSWER_WAIT = 0.1
 """Seconds after which a due answer counts as missing."""
+LONGEST_TURN = 0.005
+"""Seconds. A turn that takes longer waits for the interpreter's lock (GIL).
+
+An event loop releases the lock for about a microsecond in each of its turns. That is too short for a thread that waits, but
+starts the wait of 5 ms again after which the interpreter forces a switch. Beside a busy loop with short turns, each system
+call of the thread could so take seconds."""
+HAND_OVER = 1e-4
+"""Seconds for which a publishing thread then releases the lock: long enough for another thread to take it."""
 _MOST_EARLY_ENDS = 6
 """Early ends in a row that indicate two clients with one id. A message that the broker does not accept causes fewer."""
 
@@ -51,6 +60,7 @@ class Session:
         self._limits = BrokerLimits(shared.warn)
         self._poison = PoisonMessageFilter(shared.outbox, shared.states)
         self._is_asleep = self._is_ending = self._is_hurried = False
+        self._turn_at = math.inf  # begin of the turn; infinite without a connection
         self._waits, self._is_caused = True, False
         self._client: Client | None = None
         self._loop = NetworkLoop()
@@ -58,10 +68,12 @@ class Session:
         threading.Thread(target=self._run, name="cascade-mqtt", daemon=True).start()
 
     def wake(self) -> None:
-        """Start to send what was put. Cheap while the thread is awake."""
+        """Start to send what was put. Cheap while the thread is awake, unless it waits for the interpreter's lock."""
         if self._is_asleep:
-            self._is_asleep = False
+            self._is_asleep, self._turn_at = False, time.monotonic()
             self._interrupt()
+        elif time.monotonic() - self._turn_at > LONGEST_TURN:
+            time.sleep(HAND_OVER)
 
     def hurry(self) -> None:
         """End a pause between two attempts to connect, because a caller waits."""
@@ -164,6 +176,7 @@ class Session:
             connection.client.keep_alive()
             if connection.is_proven:
                 self.health.proved_good()
+        self._turn_at = math.inf
 
     async def _listen(self, connection: Connection, longest: float) -> None:
         """Run the event loop until there is work, at most `longest` seconds."""
@@ -171,6 +184,7 @@ class Session:
         self._is_asleep = True
         if self._is_ending or connection.has_work():
             self._is_asleep = False
+            self._turn_at = time.monotonic()
             await asyncio.sleep(0)
             waited = 0.0
         else:
@@ -178,6 +192,7 @@ class Session:
             start = time.monotonic()
             await self._sleep(timeout)
             self._is_asleep = False
+            self._turn_at = time.monotonic()
             # The thread may get its turn much later. For that time the broker was not silent.
             waited = min(timeout, time.monotonic() - start)
         if connection.has_activity:
