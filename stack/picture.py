@@ -122,7 +122,7 @@ def _drawn(row: _Row, root: ReceivedSpan, y: int) -> Iterator[str]:
 
 
 def _name(span: ReceivedSpan) -> str:
-    index = span.attributes.get("cascade.task.map.index")
+    index = span.attributes.get("cascade.map.index")
     return span.name if index is None else f"{span.name}[{index}]"
 
 

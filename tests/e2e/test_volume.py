@@ -43,7 +43,7 @@ def check(stack: Processes, size: int) -> list[Spans]:
     runs = {span.attributes["cascade.run.id"] for spans in traces for span in spans}
     found = stack.jaeger.find(f"e2e-{size}", tags={"cascade.run.id": runs.pop()})
     assert (found, runs) == ({said["trace_id"], *further}, set())
-    items = [span.attributes["cascade.task.map.index"] for spans in traces for span in spans.named("step")]
+    items = [span.attributes["cascade.map.index"] for spans in traces for span in spans.named("step")]
     assert sorted(items) == list(range(size))
     assert [spans.orphans() for spans in traces] == [[]] * len(traces)
     return traces

@@ -1,3 +1,4 @@
+import time
 from xml.etree import ElementTree as ET
 
 import cascade as cs
@@ -31,6 +32,15 @@ def test_it_shows_the_tree_what_failed_and_how_many_are_alike() -> None:
     assert any("25 spans, 2 errors" in text for text in texts)
     bars = [bar for bar in picture.iter(f"{SVG}rect") if bar.get("rx") == "2"]
     assert len(bars) == len(["run fail", "run fail started", "load", "map(square)", *["square"] * 4, "16 more", "fail"])
+
+
+def test_a_wait_before_the_start_is_drawn_below_its_item() -> None:
+    held = cs.task(lambda x: time.sleep(0.01), name="held").map(x=[1, 2]).with_constraints(slot=1)
+    spans = record_run(held, system_resources={"slot": 1}).spans
+    picture = ET.fromstring(draw(spans))  # noqa: S314 - it is ours
+    shown = [(float(text.get("x") or 0), "".join(text.itertext())) for text in picture.iter(f"{SVG}text")]
+    names = [(x, name) for x, name in shown if name.startswith("held")]
+    assert names == [(48, "held[0]"), (48, "held[1]"), (64, "held wait[1]resource")]
 
 
 def test_nothing_is_drawn_outside() -> None:

@@ -34,6 +34,18 @@ def test_a_trace_is_a_tree_in_the_order_of_time() -> None:
     assert "└─ late" in shown
 
 
+def test_a_wait_before_the_start_is_below_its_item_and_moves_nothing() -> None:
+    wait = span(4, "step wait", 2, 1, 4, attributes={"cascade.wait.reason": "resource", "cascade.map.index": 0})
+    items = [
+        span(n, "step", 1, start, start + 5, attributes={"cascade.map.index": n - 2}) for n, start in ((2, 4), (3, 3))
+    ]
+    lines = render_trace([wait, span(1, "map(step)"), *items], width=100).splitlines()
+    names = [line.partition("]")[0].rstrip() if "]" in line else line.split("  ")[0] for line in lines[1:]]
+    assert names == ["map(step)", "├─ step[1", "└─ step[0", "   └─ step wait[0"]
+    bars = [line.rpartition("ms  ")[2] for line in lines[1:]]
+    assert bars[3].index("░") < bars[2].index("█") == bars[3].rindex("░") + 1
+
+
 def test_an_error_shows_what_went_wrong() -> None:
     event = ReceivedEvent("exception", 5 * MS, {"exception.type": "LookupError", "exception.message": "gone"})
     shown = render_trace([span(1, "task", status="ERROR", attributes={"error.type": "LookupError"}, events=(event,))])
@@ -80,9 +92,7 @@ def test_any_forest_fits_the_width(spans: list[ReceivedSpan], width: int) -> Non
 def test_no_text_of_a_span_breaks_a_line_or_moves_the_cursor() -> None:
     bad = "a\x1b[31m\n\r\t\x9b\u202e\u2028\ud800b"
     event = ReceivedEvent(bad, 5 * MS, {bad: bad, "exception.type": bad, "exception.message": bad})
-    attributes = dict.fromkeys(
-        ("cascade.task.map.index", "cascade.task.attempt", "cascade.wait.reason", "error.type"), bad
-    )
+    attributes = dict.fromkeys(("cascade.map.index", "cascade.task.attempt", "cascade.wait.reason", "error.type"), bad)
     spans = [
         span(1, "root"),
         span(2, bad, 1, status="ERROR", status_message=bad, attributes=attributes, kind=bad, events=(event,)),

@@ -16,6 +16,7 @@ CODE_STACKTRACE = "code.stacktrace"
 SERVICE_NAME = "service.name"
 SERVICE_VERSION = "service.version"
 SERVICE_INSTANCE_ID = "service.instance.id"
+HOST_NAME = "host.name"
 
 ORG_ID = "cascade.org.id"
 PROJECT_ID = "cascade.project.id"
@@ -44,8 +45,8 @@ TASK_DEPENDENCIES = "cascade.task.dependencies"
 TASK_SKIP_REASON = "cascade.task.skip.reason"
 TASK_ARGUMENTS = "cascade.task.arguments"
 TASK_OUTPUT = "cascade.task.output"
-MAP_INDEX = "cascade.task.map.index"
-MAP_SIZE = "cascade.task.map.size"
+MAP_INDEX = "cascade.map.index"
+MAP_SIZE = "cascade.map.size"
 PARTS = "cascade.parts"
 PART_NUMBER = "cascade.part.number"
 PART_FIRST = "cascade.part.first"
@@ -83,6 +84,7 @@ class Documented:
 
 
 _EVERY, _TASK = "every span", "task, attempt"
+_OF_ITEM = "all spans of an item of a map, also your own below it"
 _CONTROL = "wait, control event of a run or of a blocked task"
 _WORDS = "`success`, `failure`, `error`, `timeout`, `cancellation` or `skip`"
 
@@ -121,7 +123,7 @@ DOCUMENTED = (
         "task",
         "result, if captured: a text, number, boolean or list of texts unchanged, another value as JSON",
     ),
-    Documented(MAP_INDEX, "int", "task", "index of a map's item, from 0"),
+    Documented(MAP_INDEX, "int", _OF_ITEM, "index of a map's item, from 0"),
     Documented(MAP_SIZE, "int", "map", "number of items of the map"),
     Documented(PARTS, "int", "run, map", "number of further traces with its children, each with a link"),
     Documented(PART_NUMBER, "int", "part", "number of the part of the children of a run or map, from 1"),
@@ -161,7 +163,13 @@ DOCUMENTED = (
         EXCEPTION_STACKTRACE, "string", "exception event", "its stack trace, from your own code on, with secrets masked"
     ),
     Documented(SERVICE_NAME, "string", "resource of all", "`OTEL_SERVICE_NAME`, else `cascade`"),
-    Documented(SERVICE_VERSION, "string", "resource of all", "version of Cascade, unless the environment sets another"),
+    Documented(
+        SERVICE_VERSION,
+        "string",
+        "resource of all",
+        "version of your application, from `OTEL_RESOURCE_ATTRIBUTES`; the version of the scope `cascade` is that of Cascade",
+    ),
+    Documented(HOST_NAME, "string", "resource of all", "name of the host, unless the environment sets another"),
     Documented(
         SERVICE_INSTANCE_ID,
         "string",

@@ -8,7 +8,7 @@ from cascade.testing.received import ReceivedEvent, ReceivedLink, ReceivedSpan
 
 try:
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-    from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+    from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope, KeyValue
     from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 except ImportError as error:
     raise missing_extra("otel", error) from error
@@ -23,7 +23,7 @@ def spans_of_request(request: ExportTraceServiceRequest) -> list[ReceivedSpan]:
     for group in request.resource_spans:
         resource = _attributes(group.resource.attributes)
         for scope in group.scope_spans:
-            spans += [_span(span, resource, scope.scope.name) for span in scope.spans]
+            spans += [_span(span, resource, scope.scope) for span in scope.spans]
     return spans
 
 
@@ -43,7 +43,7 @@ def drop_last_spans(request: ExportTraceServiceRequest, count: int) -> int:
     return count - left
 
 
-def _span(span: Span, resource: dict[str, Any], scope: str) -> ReceivedSpan:
+def _span(span: Span, resource: dict[str, Any], scope: InstrumentationScope) -> ReceivedSpan:
     return ReceivedSpan(
         name=span.name,
         trace_id=span.trace_id.hex(),
@@ -58,7 +58,8 @@ def _span(span: Span, resource: dict[str, Any], scope: str) -> ReceivedSpan:
         events=tuple(_event(event) for event in span.events),
         links=tuple(_link(link) for link in span.links),
         resource=resource,
-        scope=scope,
+        scope=scope.name,
+        scope_version=scope.version,
         flags=span.flags,
         trace_state=span.trace_state,
         dropped_attributes_count=span.dropped_attributes_count,

@@ -9,7 +9,7 @@ from cascade.testing.received import ReceivedEvent, ReceivedSpan
 MAX_EVENTS = 3
 """Events shown of a span."""
 
-_INDEX = "cascade.task.map.index"
+_INDEX = "cascade.map.index"
 _ATTEMPT = "cascade.task.attempt"
 _QUIET_KINDS = {"INTERNAL", "UNSPECIFIED"}
 _MAX_MESSAGE = 60

@@ -16,12 +16,11 @@ def spans_of_json(data: dict[str, Any]) -> list[ReceivedSpan]:
     for group in data.get("resourceSpans", ()):
         resource = _attributes(group.get("resource", {}))
         for scope in group.get("scopeSpans", ()):
-            name = scope.get("scope", {}).get("name", "")
-            spans += [_span(span, resource, name) for span in scope.get("spans", ())]
+            spans += [_span(span, resource, scope.get("scope", {})) for span in scope.get("spans", ())]
     return spans
 
 
-def _span(span: dict[str, Any], resource: dict[str, Any], scope: str) -> ReceivedSpan:
+def _span(span: dict[str, Any], resource: dict[str, Any], scope: dict[str, Any]) -> ReceivedSpan:
     status = span.get("status", {})
     return ReceivedSpan(
         name=span.get("name", ""),
@@ -37,7 +36,8 @@ def _span(span: dict[str, Any], resource: dict[str, Any], scope: str) -> Receive
         events=tuple(_event(event) for event in span.get("events", ())),
         links=tuple(_link(link) for link in span.get("links", ())),
         resource=resource,
-        scope=scope,
+        scope=scope.get("name", ""),
+        scope_version=scope.get("version", ""),
         flags=int(span.get("flags", 0)),
         trace_state=span.get("traceState", ""),
         dropped_attributes_count=span.get("droppedAttributesCount", 0),

@@ -45,7 +45,7 @@ class ReceivedSpan:
         status: `"UNSET"`, `"OK"` or `"ERROR"`.
         attributes: Arrays are lists, bytes are bytes, a value that was not set is None.
         resource: The resource's attributes.
-        scope: The name of the instrumentation scope.
+        scope: The name of the instrumentation scope; `scope_version` is its version.
         flags: OTLP's: W3C's trace flags in the lowest 8 bits, above them whether the parent is remote.
     """
 
@@ -63,6 +63,7 @@ class ReceivedSpan:
     links: tuple[ReceivedLink, ...] = ()
     resource: dict[str, Any] = field(default_factory=dict, hash=False)
     scope: str = ""
+    scope_version: str = ""
     flags: int = 0
     trace_state: str = ""
     dropped_attributes_count: int = 0

@@ -255,7 +255,7 @@ def test_attributes_of_every_type_and_size_cost_at_most_their_own_span(
     assert [warning.partition(" at ")[0] for warning in told] == (
         [f"OtelConnector: {lost} spans were lost"] if lost else []
     )
-    by_index = {span.attributes["cascade.task.map.index"]: span for span in spans.named("strange")}
+    by_index = {span.attributes["cascade.map.index"]: span for span in spans.named("strange")}
     assert by_index[keys.index("text")].attributes["text"] == "üüü"
     assert len(by_index[keys.index("long")].attributes["long"]) == 1_000_000
     assert by_index[keys.index("many")].attributes["many"] == list(range(10_000))

@@ -1,11 +1,15 @@
 """Every row of the mapping table, against what really arrives over HTTP and over gRPC."""
 
 import asyncio
+import importlib.metadata
+import logging
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -132,8 +136,47 @@ def test_waits_are_spans_with_their_reason(collector: Collector) -> None:
     held = next(
         span for span in spans.named("slow") if span.attributes["cascade.task.id"] == wait.attributes["cascade.task.id"]
     )
-    assert wait.parent_span_id == held.parent_span_id
+    assert wait.parent_span_id == held.span_id
     assert wait.end_ns <= held.start_ns
+    assert wait.start_ns < held.start_ns, "earlier than its parent"
+    assert spans.children(held) == [wait]
+    assert {span.name for span in spans.children(spans.one("map(slow)"))} == {"slow"}
+
+
+def test_all_spans_of_an_item_have_its_index(collector: Collector) -> None:
+    class Busy:
+        """Fails once for each item."""
+
+        def __init__(self) -> None:
+            self.seen: set[int] = set()
+
+        def __call__(self, x: int) -> int:
+            with trace.get_tracer("mine").start_as_current_span("below") as own:
+                own.add_event("called")
+                with trace.get_tracer("mine").start_as_current_span("further below"):
+                    pass
+            if x not in self.seen:
+                self.seen.add(x)
+                raise ConnectionError(x)
+            return x
+
+    busy = cs.task(Busy(), name="busy").map(x=[7, 8]).with_retry(1, delay=0.002).with_constraints(cpu=1)
+    target = cs.task(lambda *_: None, name="end")(busy, one())
+    spans = collector.trace_of(target, system_resources={"cpu": 1}, connector=collector.connector())
+    by_id = {span.span_id: span for span in spans}
+
+    def items_above(span: ReceivedSpan) -> list[ReceivedSpan]:
+        above = by_id.get(span.parent_span_id or "")
+        return [*([span] if span.name == "busy" else []), *(items_above(above) if above else [])]
+
+    counts = Counter((span.name, span.attributes.get("cascade.map.index")) for span in spans)
+    for index in (0, 1):
+        item = ("busy", "busy attempt", "busy wait", "below", "further below")
+        assert {name for name, of in counts if of == index} == set(item), counts
+        assert counts["busy attempt", index] == counts["below", index] == 2
+    for span in spans:
+        expected = [item.attributes["cascade.map.index"] for item in items_above(span)]
+        assert [span.attributes[key] for key in ("cascade.map.index",) if key in span.attributes] == expected, span.name
 
 
 def test_a_retrys_delay_is_a_wait_between_the_attempts(collector: Collector) -> None:
@@ -161,10 +204,10 @@ def test_links_are_capped_and_the_true_count_is_told(collector: Collector) -> No
 def test_a_map_is_a_span_with_a_child_for_each_item(collector: Collector) -> None:
     spans = collector.trace_of(add.map(x=[1, 2, 3]))
     whole = spans.one("map(add)")
-    assert whole.attributes["cascade.task.map.size"] == 3
+    assert whole.attributes["cascade.map.size"] == 3
     assert whole.parent_span_id == spans.one("run map(add)").span_id
     items = spans.named("add")
-    assert sorted(item.attributes["cascade.task.map.index"] for item in items) == [0, 1, 2]
+    assert sorted(item.attributes["cascade.map.index"] for item in items) == [0, 1, 2]
     assert {item.parent_span_id for item in items} == {whole.span_id}
 
 
@@ -470,12 +513,33 @@ def test_attribute_values_are_cut(collector: Collector) -> None:
 def test_the_resource_names_the_service_and_the_process(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
     resource = collector.trace_of(one()).one("one").resource
     assert resource["service.name"] == "cascade"
-    assert resource["service.version"]
+    assert "service.version" not in resource, "the application has none"
+    assert resource["host.name"] == socket.gethostname()
     assert resource["service.instance.id"] == source()
     monkeypatch.setenv("OTEL_SERVICE_NAME", "mine")
-    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.version=7,team=a")
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.version=7,team=a,host.name=node-3")
     resource = collector.trace_of(one()).one("one").resource
     assert (resource["service.name"], resource["service.version"], resource["team"]) == ("mine", "7", "a")
+    assert resource["host.name"] == "node-3"
+
+
+def test_the_version_of_cascade_is_that_of_the_scope_of_all_signals(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.version=7")
+    speak = cs.task(lambda: logging.getLogger("cascade.said").warning("said"), name="speak")
+    spans = collector.trace_of(speak(), connector=collector.connector(logs=True))
+    ours = ("cascade", importlib.metadata.version("cascade-runs"))
+    assert {(span.scope, span.scope_version) for span in spans} == {ours}
+    received = collector.receiver
+    points = [(one.resource, one.scope_metrics) for export in received.metrics for one in export.resource_metrics]
+    records = [(one.resource, one.scope_logs) for export in received.logs for one in export.resource_logs]
+    assert {(each.scope.name, each.scope.version) for _, scopes in points for each in scopes} == {ours}
+    assert {(each.scope.name, each.scope.version) for _, scopes in records for each in scopes} == {
+        ("cascade.said", ours[1])
+    }
+    for resource in (*(resource for resource, _ in points), *(resource for resource, _ in records)):
+        assert {one.key: one.value.string_value for one in resource.attributes}["service.version"] == "7"
 
 
 @pytest.mark.parametrize("kind", ["thread", "loop", "attempt"])

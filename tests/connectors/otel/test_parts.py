@@ -46,7 +46,7 @@ def inner(x: int) -> str:
 def test_further_items_of_a_map_stand_in_traces_of_their_own(collector: Collector) -> None:
     spans = collector.trace_of(double.map(x=list(range(25))))
     whole = spans.one("map(double)")
-    assert [span.attributes["cascade.task.map.index"] for span in spans.children(whole)] == list(range(25))
+    assert [span.attributes["cascade.map.index"] for span in spans.children(whole)] == list(range(25))
     first, second = spans.parts(whole)
     assert {first.name, second.name} == {"map(double) part"}
     assert [
@@ -92,7 +92,7 @@ def test_items_stand_in_the_trace_of_their_map(collector: Collector) -> None:
     whole = spans.one("map(double)")
     root = next(span for span in spans.roots() if span.kind == "SERVER")
     assert whole.trace_id != root.trace_id
-    items = [span for span in spans.named("double") if "cascade.task.map.index" in span.attributes]
+    items = [span for span in spans.named("double") if "cascade.map.index" in span.attributes]
     assert [span.trace_id == whole.trace_id for span in items] == [True] * SIZE + [False] * 5
     assert len(spans.children(whole)) == 15
 

@@ -1,5 +1,6 @@
 """Whose provider it is: the caller's, the application's, or the connector's own. Each program is a process of its own."""
 
+import importlib.metadata
 import subprocess
 import sys
 import textwrap
@@ -62,6 +63,9 @@ def test_a_callers_provider_is_used_as_it_is_and_ids_still_agree() -> None:
     spans = exporter.get_finished_spans()
     assert [span.name for span in spans].count("run one") == 2
     assert {str(span.resource.attributes["service.name"]) for span in spans} == {"theirs"}
+    scopes = [span.instrumentation_scope for span in spans]
+    ours = "cascade", importlib.metadata.version("cascade-runs")
+    assert {scope and (scope.name, scope.version) for scope in scopes} == {ours}
     ids = {f"{span.context.span_id:016x}" for span in spans if span.context and span.name != "run one started"}
     assert ids == {payload["span_id"] for payload in beside.payloads}
     with provider.get_tracer("others").start_as_current_span("still works"):

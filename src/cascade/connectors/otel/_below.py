@@ -44,19 +44,29 @@ def mark_spans_of(provider: TracerProvider) -> None:
         provider.add_span_processor(marker)
 
 
+_OF_TASK = (a.RUN_ID, a.TASK_ID, a.MAP_INDEX)
+"""The attributes of all spans below a task. With the index, one search in Jaeger finds the requests of one item that failed."""
+
+
 def _ids_around(context: Context | None) -> dict[str, AttributeValue]:
     parent = trace.get_current_span(context)
     task = parent.task if isinstance(parent, OfTask) else otel_context.get_value(_TASK, context)
     if isinstance(task, TaskContext):
         if task.kind == "resource":
             return {a.RUN_ID: task.run_id}
-        return {a.RUN_ID: task.run_id, a.TASK_ID: task.task_id}
+        ids: dict[str, AttributeValue] = {a.RUN_ID: task.run_id, a.TASK_ID: task.task_id}
+        if task.map_index is not None:
+            ids[a.MAP_INDEX] = task.map_index
+        return ids
     found = (parent.attributes if isinstance(parent, ReadableSpan) else None) or {}
-    return {key: found[key] for key in (a.RUN_ID, a.TASK_ID) if key in found}
+    return {key: found[key] for key in _OF_TASK if key in found}
 
 
 class TaskIds(SpanProcessor):
-    """Marks each span with the ids of the run and the task, or the run of the resource, in whose context it starts."""
+    """Marks each span with the ids of the run and the task in whose context it starts, and with the index of a map's item.
+
+    A span below a resource gets the id of the run alone.
+    """
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         ids = _ids_around(parent_context)

@@ -1,5 +1,6 @@
 """Resource, sampler and span limits of the connector's own provider, from the SDK's variables."""
 
+import socket
 from collections.abc import Mapping
 from urllib.parse import unquote
 
@@ -19,7 +20,7 @@ from opentelemetry.sdk.version import __version__ as sdk_version
 
 from cascade.connectors.otel import _environment
 from cascade.connectors.otel._environment import Problem, report
-from cascade.connectors.otel._scope import ProcessResource, scope_version
+from cascade.connectors.otel._scope import ProcessResource
 from cascade.runtime.threads import is_shutdown
 from cascade.telemetry import attributes as a
 from cascade.telemetry.topics import source
@@ -44,13 +45,16 @@ _NEVER_BLANK = (a.SERVICE_NAME, a.SERVICE_INSTANCE_ID)
 
 
 def resource(environ: Mapping[str, str]) -> Resource:
-    """Attributes by rising priority: Cascade's, the configured detectors', those of the environment."""
+    """Attributes by rising priority: Cascade's, the configured detectors', those of the environment.
+
+    With `host.name`, Jaeger's API v3 compares no clocks within one host: a wait may begin earlier than its parent.
+    """
     sdk = {
         resources.TELEMETRY_SDK_LANGUAGE: "python",
         resources.TELEMETRY_SDK_NAME: "opentelemetry",
         resources.TELEMETRY_SDK_VERSION: sdk_version,
     }
-    ours = {a.SERVICE_NAME: "cascade", a.SERVICE_VERSION: scope_version(), a.SERVICE_INSTANCE_ID: source()}
+    ours = {a.SERVICE_NAME: "cascade", a.SERVICE_INSTANCE_ID: source(), a.HOST_NAME: socket.gethostname() or "host"}
     detected, given = _detected(environ), _given(environ)
     found = Resource({**sdk, **ours}).merge(detected).merge(Resource(given))
     return ProcessResource(found.attributes, found.schema_url, instance_id=given.get(a.SERVICE_INSTANCE_ID))

@@ -125,7 +125,6 @@ _OF_METADATA = {
     "reason": a.TASK_SKIP_REASON,
     "arguments": a.TASK_ARGUMENTS,
     "output": a.TASK_OUTPUT,
-    "map_index": a.MAP_INDEX,
     "map_size": a.MAP_SIZE,
     "function": a.CODE_FUNCTION_NAME,
 }
@@ -195,10 +194,9 @@ def _attempt(payload: Mapping[str, Any], body: Mapping[str, Any], attempt: Mappi
 
 def _wait(payload: Mapping[str, Any], body: Mapping[str, Any], wait: Mapping[str, Any]) -> SpanData:
     found = {**_of_task(payload, body), a.WAIT_REASON: wait.get("reason"), **_constraint(wait.get("constraint", {}))}
-    # A wait before the task stands beside it, one between its attempts below it.
-    before = wait["start_ns"] < body["metadata"].get("start_ns", 0)
-    parent = payload["parent_span_id"] if before else payload["span_id"]
-    name = f"{body['task_name']} wait"
+    # A child of the task, although a wait before the start is earlier than its parent: viewers show it below its task, and
+    # the critical path runs along the task.
+    name, parent = f"{body['task_name']} wait", payload["span_id"]
     return _span(payload, name, wait["span_id"], parent, wait["start_ns"], wait["end_ns"], found)
 
 
@@ -288,7 +286,11 @@ def _visible(start_ns: int, end_ns: int) -> int:
 
 
 def _of_task(payload: Mapping[str, Any], body: Mapping[str, Any]) -> Attributes:
-    return {a.RUN_ID: payload["run_id"], a.TASK_ID: body["task_id"], a.TASK_NAME: body["task_name"]}
+    """The attributes of all spans of a task, and of an item of a map."""
+    found = {a.RUN_ID: payload["run_id"], a.TASK_ID: body["task_id"], a.TASK_NAME: body["task_name"]}
+    if "map_index" in body["metadata"]:
+        found[a.MAP_INDEX] = body["metadata"]["map_index"]
+    return found
 
 
 def _decision(decision: Mapping[str, Any]) -> Event:

@@ -76,7 +76,7 @@ def test_a_record_says_what_where_and_when() -> None:
     assert line.attributes == {
         "code.file.path": "/app.py", "code.function.name": "load", "code.line.number": 7,
         "cascade.run.id": RUN, "cascade.task.id": "t", "cascade.task.name": "work",
-        "cascade.task.attempt": 2, "cascade.task.map.index": 0,
+        "cascade.task.attempt": 2, "cascade.map.index": 0,
     }  # fmt: skip
 
 

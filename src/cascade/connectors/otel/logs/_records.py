@@ -12,6 +12,7 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.trace import get_current_span
 
 from cascade.connectors.otel._protobuf import field
+from cascade.connectors.otel._scope import SCOPE, scope_version
 from cascade.connectors.otel._values import key_value
 from cascade.runtime.log_records import extra_of, message_of
 from cascade.runtime.task_context import TaskContext
@@ -25,7 +26,8 @@ MAX_BODY_BYTES = MAX_STACK_BYTES
 MAX_EXTRAS = 64
 """Half of the SDK's default limit of attributes in a record: the others are ours."""
 MAX_SCOPE_BYTES = 100
-"""Bytes of a logger's name: its encoded scope then has less than 128 bytes, as `request` requires."""
+"""Bytes of a logger's name and version: its encoded scope then has less than 128 bytes, as `request` requires."""
+_MAX_VERSION = 40
 
 _RESERVED = (*{a.CODE_FILE_PATH, a.CODE_LINE_NUMBER, a.CODE_STACKTRACE, a.CODE_FUNCTION_NAME}, "cascade.", "exception.")
 _LATEST = 2**63
@@ -135,7 +137,11 @@ def _ids(run_id: str, task_id: str, name: str, attempt: int, map_index: int | No
 
 @lru_cache(maxsize=1024)
 def _scope(logger: str) -> bytes:
-    return ScopeLogs(scope=InstrumentationScope(name=text(logger, MAX_SCOPE_BYTES))).SerializeToString()
+    """The scope is the logger; one of Cascade's own has Cascade's version."""
+    is_ours = logger.partition(".")[0] == SCOPE
+    version = scope_version()[:_MAX_VERSION] if is_ours else ""
+    name = text(logger, MAX_SCOPE_BYTES - len(version))
+    return ScopeLogs(scope=InstrumentationScope(name=name, version=version)).SerializeToString()
 
 
 def _key_values(pairs: Iterable[tuple[str, Any]]) -> list[KeyValue]:
