@@ -1,4 +1,4 @@
-// Loads a Compose file as Docker Compose 2 does, and prints what it makes of it: `docker compose config` without Docker.
+// Loads Compose files as Docker Compose 2 does and prints the merged project: `docker compose config` without Docker.
 package main
 
 import (
@@ -10,7 +10,7 @@ import (
 )
 
 func main() {
-	options, err := cli.NewProjectOptions([]string{os.Args[1]}, cli.WithOsEnv, cli.WithDotEnv, cli.WithDefaultProfiles())
+	options, err := cli.NewProjectOptions(os.Args[1:], cli.WithOsEnv, cli.WithDotEnv, cli.WithDefaultProfiles())
 	if err != nil {
 		fail(err)
 	}

@@ -38,7 +38,7 @@ def guarded(own_processes: Processes, certificates: Path, tmp_path: Path) -> Pro
     """The Collector with the lines of docs/production.md as its second file."""
     page = (ROOT / "docs" / "production.md").read_text()
     (lines,) = re.findall(r"^```yaml\n(receivers:.*?)^```", page, re.MULTILINE | re.DOTALL)
-    lines = lines.replace("/etc/otelcol", str(certificates))
+    lines = lines.replace("/etc/otelcol/tls", str(certificates))
     lines = lines.replace("0.0.0.0:4318", own_processes.ports.at(own_processes.ports.otlp_http))
     second = tmp_path / "tls.yaml"
     second.write_text(lines)

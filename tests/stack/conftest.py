@@ -3,7 +3,8 @@
 import json
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,14 +18,14 @@ Project = dict[str, Any]
 
 @pytest.fixture(scope="session")
 def compose_config() -> Callable[..., Project]:
-    """`docker compose config`, by the library that Docker Compose is made of; profiles are given by name."""
+    """`docker compose config`, by the library of Docker Compose, for profiles by name and files after the first."""
     if not build.compose_config_path().exists():
         go()
         build.compose_config()
 
-    def load(*profiles: str, **environment: str) -> Project:
+    def load(*profiles: str, files: Sequence[Path] = (), **environment: str) -> Project:
         done = subprocess.run(
-            [str(build.compose_config_path()), str(ROOT / "docker-compose.yml")],
+            [build.compose_config_path(), ROOT / "docker-compose.yml", *files],
             env={"PATH": os.environ["PATH"], "COMPOSE_PROFILES": ",".join(profiles), **environment},
             capture_output=True,
             text=True,

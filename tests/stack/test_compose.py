@@ -65,6 +65,34 @@ def test_everything_is_published_on_this_machine_alone(compose_config: Load) -> 
     assert {port["published"] for port in ports} == {"1883", "3000", "4317", "4318", "9090", "16686"}
 
 
+def test_the_file_of_the_page_about_production_opens_the_ports_with_tls_only(
+    compose_config: Load, tmp_path: Path
+) -> None:
+    page = (ROOT / "docs" / "production.md").read_text()
+    (lines,) = re.findall(r"^```yaml\n(services:.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "override.yml").write_text(lines)
+    before, after = compose_config()["services"], compose_config(files=[tmp_path / "override.yml"])["services"]
+    assert opened(after) == {"collector": ["4318"], "mosquitto": ["8883"]}
+    assert opened(before) == {}
+    assert after["jaeger"] == before["jaeger"]
+    assert [port["published"] for port in after["mosquitto"]["ports"]] == ["8883"]
+    assert after["collector"]["command"][0] == before["collector"]["command"][0]
+    for name in ("collector", "mosquitto"):
+        (tls,) = [volume for volume in after[name]["volumes"] if volume not in before[name]["volumes"]]
+        assert tls["source"] == str(ROOT / "tls")
+        assert len(re.findall(rf"{tls['target']}/server.(?:pem|key)", page)) == 2
+    assert after["collector"]["command"][1] == "--config=/etc/otelcol/tls/collector.yaml"
+
+
+def opened(services: dict[str, Any]) -> dict[str, list[str]]:
+    """The ports of each service that other machines reach."""
+    ports = {
+        name: [port["published"] for port in service.get("ports", ()) if port.get("host_ip") != "127.0.0.1"]
+        for name, service in services.items()
+    }
+    return {name: found for name, found in ports.items() if found}
+
+
 def test_each_image_has_a_version(compose_config: Load) -> None:
     for name, service in compose_config("grafana")["services"].items():
         assert re.fullmatch(r"[\w./-]+:v?\d+\.\d+\.\d+", service["image"]), name
