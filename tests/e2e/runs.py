@@ -15,14 +15,16 @@ from tests.waiting import NEVER
 
 
 class Run:
-    """A workflow of `workflows.py` in its process.
+    """A workflow of `workflows.py`, or of another module, in its process.
 
     `with` ends it, should it still be there.
     """
 
-    def __init__(self, environment: Mapping[str, str], name: str, *arguments: object) -> None:
+    def __init__(
+        self, environment: Mapping[str, str], name: str, *arguments: object, module: str = "tests.e2e.workflows"
+    ) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.e2e.workflows", name, *map(str, arguments)],
+            [sys.executable, "-m", module, name, *map(str, arguments)],
             cwd=ROOT,
             env={**os.environ, **environment},
             stdin=subprocess.PIPE,

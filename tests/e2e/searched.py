@@ -1,0 +1,125 @@
+"""The runs among which the searches of the documentation are tested: `python -m tests.e2e.searched ended|active`.
+
+Their clock is moved by hand, so that the duration of a run does not depend on the machine. The last line on stdout is
+JSON: the run id and the trace id of each run by its name.
+"""
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import cascade as cs
+from cascade.runtime.subscribers import TelemetrySubscriber
+from cascade.testing import FixedClock, MemoryConnector
+from tests.limits import out_of_reach
+
+PART_SIZE = 10
+"""Children in a trace of the large run."""
+
+PARTS = 100
+"""Further traces of the large run."""
+
+LONG = 30.0
+"""Seconds of the slow run, and of a part of the large one."""
+
+CALLER = "0af7651916cd43dd8448eb211c80319c"
+"""The trace that one of the runs joins."""
+
+clock = FixedClock(time.time_ns() - 600 * 10**9)
+
+
+@cs.task
+async def convert(x: int) -> int:
+    return x
+
+
+@cs.task(name="convert")
+async def convert_with_a_retry(x: int) -> int:
+    task = cs.current_task()
+    if task is not None and task.attempt == 1:
+        raise ConnectionError("the first attempt fails")
+    return x
+
+
+@cs.task(name="convert")
+async def fail(x: int) -> int:
+    raise ValueError(f"cannot convert {x}")
+
+
+@cs.task(name="convert")
+async def time_out(x: int) -> int:
+    raise TimeoutError(f"no answer for {x}")
+
+
+@cs.task(name="convert")
+async def convert_slowly(x: int) -> int:
+    if x % 500 == 0:
+        clock.advance(LONG)
+    return x
+
+
+@cs.task(name="convert")
+async def convert_without_an_end(x: int) -> int:
+    print("running", flush=True)
+    await asyncio.Event().wait()
+    return x
+
+
+@cs.task
+async def report(items: list[int]) -> int:
+    return len(items)
+
+
+@cs.task
+async def cleanup() -> None: ...
+
+
+RUNS: Mapping[str, Callable[[], Any]] = {
+    "retried": lambda: report(convert_with_a_retry.map(x=[0]).with_retry(1, delay=0.01)),
+    "failed": lambda: report(fail.map(x=[0])),
+    "timed out": lambda: report(time_out.map(x=[0])),
+    "of another target": cleanup,
+    "in a caller's trace": lambda: report(convert.map(x=[0])),
+    "slow": lambda: report(convert_slowly.map(x=[0])),
+    "large": lambda: report(convert_slowly.map(x=range(1, PART_SIZE * (PARTS + 1) + 1))),
+}
+"""In the order of their start."""
+
+
+async def run(target: Any) -> dict[str, str]:
+    """Run the target; its run id and trace id."""
+    bus, beside = cs.MessageBus(), MemoryConnector()
+    connector = cs.OtelConnector()
+    TelemetrySubscriber(bus, connector)
+    TelemetrySubscriber(bus, beside)
+    executor = cs.LocalExecutor()
+    engine = cs.Engine(cs.NativeSolver(), executor, bus, connector=connector, clock=clock)
+    try:
+        await engine.run(target)
+    except (ValueError, TimeoutError) as error:
+        print(error)
+    executor.close()
+    return {key: beside.payloads[0][key] for key in ("run_id", "trace_id")}
+
+
+def main(which: str) -> None:
+    out_of_reach()
+    found = dict[str, dict[str, str]]()
+    os.environ["CASCADE_TRACE_PART_SIZE"] = str(PART_SIZE)
+    if which == "active":
+        asyncio.run(run(report(convert_without_an_end.map(x=[0]))))
+    for name, target in RUNS.items():
+        if name == "in a caller's trace":
+            os.environ["TRACEPARENT"] = f"00-{CALLER}-b7ad6b7169203331-01"
+        found[name] = asyncio.run(run(target()))
+        os.environ.pop("TRACEPARENT", None)
+        clock.advance(1.0)
+    print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

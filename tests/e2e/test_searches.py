@@ -1,0 +1,155 @@
+"""The searches of docs/jaeger.md, sent to the API that Jaeger's search page uses."""
+
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import pytest
+
+from stack.build import ROOT
+from stack.process import until
+from tests.e2e import searched
+from tests.e2e.runs import Run
+from tests.e2e.stacks import Processes
+
+SERVICE = "e2e-searches"
+PAGE_LIMIT = 20
+"""Results that Jaeger's page requests by default."""
+
+RUN_ID = "{run_id}"
+
+
+class Search(NamedTuple):
+    """The fields of the search page, empty ones left out."""
+
+    operation: str | None
+    tags: Mapping[str, str]
+    min_duration: str | None
+
+
+def searches() -> dict[str, Search]:
+    """The table of the page: what is searched for, and the fields."""
+    page = (ROOT / "docs" / "jaeger.md").read_text(encoding="utf-8")
+    header = "| to find | Operation | Tags | Min Duration |\n|---|---|---|---|\n"
+    table = page.partition(header)[2].partition("\n\n")[0]
+    found = dict[str, Search]()
+    for row in table.splitlines():
+        sought, *fields = (cell.strip().strip("`") for cell in row.strip("|").split("|"))
+        operation, tags, min_duration = fields
+        pairs = (tag.partition("=") for tag in shlex.split(tags))
+        found[sought] = Search(operation or None, {key: value for key, _, value in pairs}, min_duration or None)
+    return found
+
+
+SEARCHES = searches()
+RUNS = "runs, active and ended, without parts"
+ITEM = "an item of a map by its index"
+REPORTS = {"retried", "failed", "timed out", "in a caller's trace", "slow", "large"}
+FOUND = {
+    RUNS: {*REPORTS, "of another target", "active"},
+    "runs of a target, active and ended": {*REPORTS, "active"},
+    "ended runs of a target": REPORTS,
+    "failed runs": {"failed"},
+    "runs that ended with a timeout": {"timed out"},
+    "slow runs of any target": {"slow", "large"},
+    "slow runs of a target": {"slow", "large"},
+    "one run by its id": {"in a caller's trace"},
+    "runs in which an exception was raised, also before a retry": {"retried"},
+}
+"""The runs that each search of the page finds."""
+
+
+class World(NamedTuple):
+    """The runs in Jaeger."""
+
+    stack: Processes
+    run_ids: Mapping[str, str]
+    traces: Mapping[str, str]
+
+    def of(self, names: set[str]) -> set[str]:
+        return {self.traces[name] for name in names}
+
+    def find(self, search: Search, limit: int = PAGE_LIMIT) -> set[str]:
+        tags = {key: value.replace(RUN_ID, self.run_ids["in a caller's trace"]) for key, value in search.tags.items()}
+        return self.stack.jaeger.find(
+            SERVICE, operation=search.operation, tags=tags, min_duration=search.min_duration, limit=limit
+        )
+
+
+@pytest.fixture(scope="session")
+def world(processes: Processes) -> Iterator[World]:
+    environment = {**processes.environment, "OTEL_SERVICE_NAME": SERVICE}
+    module = "tests.e2e.searched"
+    with Run(environment, "active", module=module) as active, Run(environment, "ended", module=module) as ended:
+        active.wait_for_line("running")
+        said = ended.result()
+        of_large = {"cascade.run.id": said["large"]["run_id"]}
+        until(
+            lambda: len(processes.jaeger.find(SERVICE, tags=of_large, limit=200)) == searched.PARTS + 1,
+            "Jaeger has all parts of the large run",
+        )
+        for run in said.values():
+            processes.wait_for(run["trace_id"], lambda spans: any(span.kind == "SERVER" for span in spans))
+        started = Search("run report started", {}, None)
+        traces = {name: run["trace_id"] for name, run in said.items()}
+        world = World(processes, {name: run["run_id"] for name, run in said.items()}, traces)
+        until(lambda: len(world.find(started) - set(traces.values())) == 1, "Jaeger has the active run")
+        (traces["active"],) = world.find(started) - set(traces.values())
+        yield world
+
+
+@pytest.mark.parametrize("sought", FOUND)
+def test_a_search_of_the_page_finds_these_runs_and_no_other_trace(world: World, sought: str) -> None:
+    assert world.find(SEARCHES[sought]) == world.of(FOUND[sought])
+
+
+def test_the_page_has_no_search_without_a_test() -> None:
+    assert set(SEARCHES) == {*FOUND, ITEM}
+
+
+def test_an_item_is_found_by_its_index_in_the_trace_of_its_part(world: World) -> None:
+    search = SEARCHES[ITEM]
+    (trace_id,) = world.find(search)
+    spans = world.stack.jaeger.trace(trace_id)
+    (item,) = [
+        span for span in spans if str(span.attributes.get("cascade.map.index")) == search.tags["cascade.map.index"]
+    ]
+    assert (item.name, item.attributes["cascade.run.id"]) == ("convert", world.run_ids["large"])
+    assert trace_id != world.traces["large"]
+
+
+def test_the_tag_error_also_finds_a_successful_run_with_a_retry(world: World) -> None:
+    naive = world.find(Search(None, {"error": "true"}, None))
+    assert naive == world.of({"failed", "timed out", "retried"})
+
+
+def test_a_duration_without_an_operation_or_a_tag_also_finds_parts(world: World) -> None:
+    least = SEARCHES["slow runs of any target"].min_duration
+    naive = world.find(Search(None, {}, least))
+    assert naive > world.of({"slow", "large"})
+
+
+def test_the_default_search_of_a_service_is_filled_by_the_parts_of_a_large_run(world: World) -> None:
+    """The person chooses the service and presses "Find Traces"."""
+    shown = world.find(Search(None, {}, None))
+    assert len(shown) == PAGE_LIMIT
+    assert len(shown & set(world.traces.values())) < len(world.traces)
+
+
+def test_a_run_that_has_not_ended_is_titled_by_its_marker(world: World) -> None:
+    titles = {trace_id: title(world.stack.jaeger.page(trace_id)) for trace_id in world.find(SEARCHES[RUNS])}
+    active = {trace_id for trace_id, title in titles.items() if title.endswith(" started")}
+    assert active == world.of({"active"})
+    assert sorted(titles.values()) == ["run cleanup", *["run report"] * len(REPORTS), "run report started"]
+
+
+def title(trace: dict[str, Any]) -> str:
+    """The name of a trace in the list of the page: that of the first span whose parent is not in the trace."""
+    ids = {span["spanID"] for span in trace["spans"]}
+    roots = [span for span in trace["spans"] if not ids & {reference["spanID"] for reference in parents(span)}]
+    name: str = min(roots, key=lambda span: int(span["startTime"]))["operationName"]
+    return name
+
+
+def parents(span: dict[str, Any]) -> list[dict[str, Any]]:
+    return [reference for reference in span["references"] if reference["refType"] == "CHILD_OF"]
