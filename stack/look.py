@@ -104,7 +104,7 @@ def _of_jaeger(first: ReceivedSpan, stack: Running) -> list[Page]:
             "jaeger-monitor",
             "Jaeger: the Monitor tab",
             f"{stack.jaeger}/monitor",
-            f"Durations, errors and rates of each operation. Choose the service {service}.{needs}",
+            f"Rates, errors and durations, less than a minute after a run. Choose the service {service}.{needs}",
         ),
     ]
 
