@@ -52,6 +52,9 @@ LAYERS = [layer.replace("cascade.", "") for layer in PROJECT["tool"]["importlint
 COMPOSE_DEFAULTS = defaults_of("docker-compose.yml", r"\$\{(\w+):-([^}]*)\}")
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
 COLLECTOR: dict[str, Any] = yaml.safe_load((ROOT / "collector-config/collector.yaml").read_text(encoding="utf-8"))
+TO_JAEGER = COLLECTOR["exporters"]["otlp_grpc/jaeger"]
+PROMETHEUS: dict[str, Any] = yaml.safe_load((ROOT / "prometheus/prometheus.yml").read_text(encoding="utf-8"))
+MONITOR = (ROOT / "prometheus/rules/monitor.yml").read_text(encoding="utf-8")
 SIGNS = {"MIB": 1, "SPIKE_MIB": -1}
 COLLECTOR_DEFAULTS = defaults_of("collector-config/collector.yaml", r"\$\{env:(\w+):-([^}]*)\}")
 
@@ -100,6 +103,9 @@ STATED = {
         f"after the {identity.PART_SIZE:,}th of a run or map",
         f"Collector {build.collector_version()}, Jaeger {build.JAEGER} and",
         f"up to {int(COLLECTOR_DEFAULTS['COLLECTOR_QUEUE_BYTES']) // MIB} MiB while Jaeger is away",
+        f"updates span metrics every {COLLECTOR_DEFAULTS['COLLECTOR_SPANMETRICS_INTERVAL'].removesuffix('s')} s, Prometheus",
+        f"reads them every {PROMETHEUS['global']['scrape_interval'].removesuffix('s')} s",
+        f"zero for {MONITOR.partition(' offset ')[2].partition('s)')[0]} s (`prometheus/rules/monitor.yml`)",
         f"runner:{COMPOSE_DEFAULTS['MQTT_RUNNER_PASSWORD']}@localhost",
     ],
     "docs/logs.md": [f"{run_logs.CAPACITY // MIB} MiB at most"],
@@ -138,6 +144,8 @@ STATED = {
         f"{sum(int(COLLECTOR_DEFAULTS[f'COLLECTOR_MEMORY_{name}']) * sign for name, sign in SIGNS.items())} MiB |",
         f"traces of {identity.PART_SIZE:,} children",
         f"{COMPOSE_DEFAULTS['JAEGER_RETENTION'].removesuffix('h')} hours",
+        f"Jaeger {build.JAEGER} with Badger",
+        f"the Collector waits {TO_JAEGER['sending_queue']['batch']['flush_timeout'].removesuffix('ms')} ms for further spans",
         f"at most {COLLECTOR['connectors']['span_metrics']['aggregation_cardinality_limit']:,} per service",
         {False: "has no tail sampling"}["tailsampling" in (ROOT / "collector-config/builder.yaml").read_text("utf-8")],
         {False: "without `fsync`"}[COLLECTOR["extensions"]["file_storage"]["fsync"]],

@@ -141,6 +141,10 @@ def test_a_run_that_has_not_ended_is_titled_by_its_marker(world: World) -> None:
     active = {trace_id for trace_id, title in titles.items() if title.endswith(" started")}
     assert active == world.of({"active"})
     assert sorted(titles.values()) == ["run cleanup", *["run report"] * len(REPORTS), "run report started"]
+    marker = next(
+        span for span in world.stack.jaeger.page(*active)["spans"] if span["operationName"].endswith("started")
+    )
+    assert "invalid parent span IDs" in marker["warnings"][0]
 
 
 def title(trace: dict[str, Any]) -> str:
