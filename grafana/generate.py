@@ -3,16 +3,19 @@
 import json
 from pathlib import Path
 
+from cascade.telemetry import attributes as a
 from grafana.panels import (
     Json,
     Query,
+    Search,
+    bars,
+    choice,
     course,
     dashboard,
     span_table,
     stat,
     text_box,
     trace,
-    trace_list,
     values_of,
 )
 
@@ -58,7 +61,7 @@ def runs() -> Json:
         "Cascade: runs",
         "How many runs there are, how many fail, how long they take, and what they wait for.",
         variables,
-        [*_numbers(), *_of_runs(durations), *_of_tasks(), *_of_telemetry(), _latest()],
+        [*_numbers(), *_of_runs(durations), *_of_tasks(), *_of_telemetry(), *_latest()],
     )
 
 
@@ -178,33 +181,108 @@ def _of_telemetry() -> list[Json]:
     ]
 
 
-def _latest() -> Json:
-    search = f"{{ resource.service.name =~ {_SERVICE} && kind = server && span.cascade.run.target =~ {_TARGET} }}"
-    return trace_list("Latest runs", search, "Click on a trace id to see the run by itself.")
+_OF_RUN = {a.RUN_TARGET: "Target", a.SERVICE_NAME: "Service", a.RUN_ID: "Run"}
+_SELECTED = f"name, span.{a.RUN_TARGET}, span.{a.RUN_ID}, resource.{a.SERVICE_NAME}"
+_CHOSEN = f"resource.{a.SERVICE_NAME} =~ {_SERVICE} && span.{a.RUN_TARGET} =~ {_TARGET}"
+# Without it Tempo returns any matches.
+_LATEST = "with (most_recent=true)"
+
+
+def _latest() -> list[Json]:
+    active = f"{{ span.{a.RUN_STARTED} = true && {_CHOSEN} }} | select({_SELECTED}) {_LATEST}"
+    result = f"span.{a.RUN_RESULT}"
+    ended = f"{{ {result} != nil && {_CHOSEN} }} | select({_SELECTED}, {result}) {_LATEST}"
+    return [
+        span_table(
+            "Latest runs, active and ended (at most 50 traces)",
+            Search(active, _OF_RUN, hidden=[a.RUN_STARTED, "Duration"]),
+            about="Found by the span that marks the start, when Tempo has received no span of the run for 5 s, or 30 s after "
+            "the start; Tempo looks every 10 s. Click on a name to see the run.",
+        ),
+        span_table(
+            "Results of the latest runs that have ended (at most 50 traces)",
+            Search(ended, {a.RUN_RESULT: "Result", "Duration": "Duration", **_OF_RUN}),
+            about="Found by the span of the run, which is exported at the end. Click on a name to see the run.",
+        ),
+    ]
+
+
+_THIS_RUN = f'span.{a.RUN_ID} = "$run_id"'
+# Attempts and waits have other names than their task. Spans without a result do not match "!=".
+_ITS_TASKS = f'{_THIS_RUN} && span.{a.TASK_RESULT} != "skip" && name = span.{a.TASK_NAME}'
 
 
 def one_run() -> Json:
-    """One run: its trace, its tasks, and how long such tasks usually take."""
-    usual = quantile(0.5, new_in("cascade_task_duration_seconds_bucket", 'job=~".*"'), ", cascade_task_name")
-    trace_id = "$trace_id"
+    """One run: its traces, its tasks, and how long such tasks usually take."""
     return dashboard(
         "cascade-run",
         "Cascade: one run",
-        "A run by its trace id: the run's id without dashes.",
-        [text_box("trace_id", "Trace id")],
+        "A run by its id and the id of its trace, which the lists of runs fill in. Tasks are found by the run's id, since "
+        "the parts of a large run are traces of their own.",
         [
-            trace("The run", trace_id),
-            span_table(
-                "Its tasks",
-                f'{{ trace:id = "{trace_id}" && span.cascade.task.result != nil }} | select(span.cascade.task.result)',
-            ),
-            course(
-                "How long such tasks usually take",
-                Query(usual, "{{cascade_task_name}}", exemplars=True),
-                unit="s",
-                about="Half of the tasks of this name, in five minutes each, are faster.",
-            ),
+            text_box("trace_id", "Trace id"),
+            text_box("run_id", "Run id"),
+            choice("at_least", "Tasks of at least", ["0s", "10ms", "100ms", "1s", "10s", "1m", "10m"]),
         ],
+        [trace("The trace with this id", "$trace_id"), *_its_traces(), _its_longest_tasks(), _usual()],
+    )
+
+
+def _its_traces() -> list[Json]:
+    roots = f"{{ {_THIS_RUN} && (span.{a.RUN_STARTED} = true || span.{a.PART_NUMBER} != nil) }}"
+    selected = f"name, span.{a.RUN_ID}, span.{a.PART_NUMBER}, span.{a.PART_FIRST}, span.{a.PART_LAST}"
+    parts = {a.PART_FIRST: "First child", a.PART_LAST: "Last child", a.RUN_ID: "Run"}
+    search = Search(
+        f"{roots} | select({selected})", parts, hidden=[a.RUN_STARTED, a.PART_NUMBER, "Duration"], traces=100
+    )
+    return [
+        span_table(
+            "The traces of the run: its own and those of its parts (at most 100)",
+            search,
+            about="Click on a name to see that trace.",
+            width=12,
+        ),
+        bars(
+            "The longest duration of the tasks of each name",
+            f"{{ {_ITS_TASKS} }} | max_over_time(duration) by (name)",
+            unit="s",
+            about="Of all tasks of the run, without a limit: Tempo computes it.",
+        ),
+    ]
+
+
+def _its_longest_tasks() -> Json:
+    result, index, error = f"span.{a.TASK_RESULT}", f"span.{a.MAP_INDEX}", f"span.{a.ERROR_TYPE}"
+    columns = {
+        "Duration": "Duration",
+        a.TASK_RESULT: "Result",
+        a.ERROR_TYPE: "Error",
+        a.MAP_INDEX: "Item",
+        a.RUN_ID: "Run",
+    }
+    search = Search(
+        f"{{ {_ITS_TASKS} && duration >= $at_least }} | select(name, {result}, {error}, {index}, span.{a.RUN_ID})",
+        columns,
+        hidden=[a.TASK_NAME],
+        traces=20,
+        spans=5_000,
+        sort="Duration",
+    )
+    return span_table(
+        "Tasks of $at_least or more, the longest first (of at most 20 traces of the run)",
+        search,
+        about="Without attempts, waits and skipped tasks. For a run of more than 20 traces choose a longer duration.",
+        height=14,
+    )
+
+
+def _usual() -> Json:
+    usual = quantile(0.5, new_in("cascade_task_duration_seconds_bucket", 'job=~".*"'), ", cascade_task_name")
+    return course(
+        "How long tasks of each name usually take",
+        Query(usual, "{{cascade_task_name}}", exemplars=True),
+        unit="s",
+        about="Half of the tasks of this name, of all runs in five minutes each, are faster.",
     )
 
 

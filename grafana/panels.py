@@ -1,10 +1,16 @@
 """Grafana's panels in a few words each; `generate.py` makes dashboards of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 Json = dict[str, Any]
+
+TO_RUN = (
+    "/d/cascade-run?var-trace_id=${__data.fields.traceIdHidden}"
+    '&var-run_id=${__data.fields["cascade.run.id"]}&${__url_time_range}'
+)
+"""The dashboard of the run of a row, which needs the run's id among the row's columns."""
 
 PROMETHEUS = {"type": "prometheus", "uid": "prometheus"}
 TEMPO = {"type": "tempo", "uid": "tempo"}
@@ -57,28 +63,67 @@ def course(title: str, *queries: Query, unit: str = "short", stacked: bool = Fal
     }
 
 
-def trace_list(title: str, traceql: str, about: str = "") -> Json:
-    """Traces that a search in Tempo finds; each leads to the dashboard of one run."""
-    target = {"refId": "A", "datasource": TEMPO, "queryType": "traceql", "query": traceql, "limit": 50}
-    link = {"title": "This run", "url": "/d/cascade-run?var-trace_id=${__value.raw}"}
-    override = {
-        "matcher": {"id": "byName", "options": "traceID"},
-        "properties": [{"id": "links", "value": [link]}],
+@dataclass(frozen=True, slots=True)
+class Search:
+    """A TraceQL search, one row for each span.
+
+    Grafana sends the first query of a panel to Tempo and drops further ones. Tempo does not sort by duration: a panel shows
+    the longest spans only if `spans` is above the number of matches in a trace.
+
+    Attributes:
+        traceql: The search. Attributes that it selects are columns.
+        columns: The columns after the start time and the name, as Grafana names them, with their titles.
+        hidden: Further columns that Grafana makes of the answer, such as the attributes of conditions.
+        traces: The largest number of traces.
+        spans: The largest number of spans of a trace. Tempo refuses more than its `max_spans_per_span_set`.
+        sort: The column by which the rows are sorted, in descending order.
+        link: The URL of the link of each name.
+    """
+
+    traceql: str
+    columns: Mapping[str, str]
+    hidden: Sequence[str] = ()
+    traces: int = 50
+    spans: int = 10
+    sort: str = "Start time"
+    link: str = TO_RUN
+
+
+def span_table(title: str, search: Search, *, about: str = "", width: int = COLUMNS, height: int = 9) -> Json:
+    target = {
+        "refId": "A",
+        "datasource": TEMPO,
+        "queryType": "traceql",
+        "query": search.traceql,
+        "limit": search.traces,
+        "spss": search.spans,
+        "tableType": "spans",
     }
+    shown = ["Start time", "Name", *search.columns]
+    columns = {
+        "indexByName": {name: place for place, name in enumerate(shown)},
+        "renameByName": dict(search.columns),
+        "excludeByName": dict.fromkeys(("Trace Service", "Trace Name", "Span ID", *search.hidden), True),
+    }
+    link = {"title": "This run", "url": search.link}
+    named = {"matcher": {"id": "byName", "options": "Name"}, "properties": [{"id": "links", "value": [link]}]}
     return _bare("table", title, TEMPO, about) | {
-        "targets": [{**target, "tableType": "traces"}],
-        "fieldConfig": {"defaults": {}, "overrides": [override]},
-        "gridPos": {"w": COLUMNS, "h": 9},
+        "targets": [target],
+        "transformations": [{"id": "organize", "options": columns}],
+        "fieldConfig": {"defaults": {}, "overrides": [named]},
+        "options": {"sortBy": [{"displayName": search.sort, "desc": True}]},
+        "gridPos": {"w": width, "h": height},
     }
 
 
-def span_table(title: str, traceql: str, about: str = "") -> Json:
-    """The spans that a search in Tempo finds, the longest first."""
-    target = {"refId": "A", "datasource": TEMPO, "queryType": "traceql", "query": traceql, "limit": 100, "spss": 100}
-    return _bare("table", title, TEMPO, about) | {
-        "targets": [{**target, "tableType": "spans"}],
-        "options": {"sortBy": [{"displayName": "Duration", "desc": True}]},
-        "gridPos": {"w": 12, "h": 12},
+def bars(title: str, traceql: str, *, unit: str, about: str = "", height: int = 9) -> Json:
+    """The largest value of each series of a TraceQL metric."""
+    target = {"refId": "A", "datasource": TEMPO, "queryType": "traceql", "query": traceql}
+    return _bare("bargauge", title, TEMPO, about) | {
+        "targets": [target],
+        "fieldConfig": {"defaults": {"unit": unit, "min": 0}, "overrides": []},
+        "options": {"reduceOptions": {"calcs": ["max"]}, "orientation": "horizontal", "displayMode": "basic"},
+        "gridPos": {"w": 12, "h": height},
     }
 
 
@@ -132,6 +177,19 @@ def values_of(name: str, label: str, query: str) -> Json:
         "includeAll": True,
         "allValue": ".*",
         "current": {"text": "All", "value": "$__all"},
+    }
+
+
+def choice(name: str, label: str, values: Sequence[str]) -> Json:
+    """A variable with these values, of which the first is chosen at first."""
+    options = [{"text": value, "value": value, "selected": value == values[0]} for value in values]
+    return {
+        "type": "custom",
+        "name": name,
+        "label": label,
+        "query": ",".join(values),
+        "options": options,
+        "current": options[0],
     }
 
 

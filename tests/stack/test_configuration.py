@@ -13,6 +13,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
+from cascade.telemetry import limits
 from grafana.generate import files
 from stack import build
 from stack.build import ROOT
@@ -152,19 +153,64 @@ def test_what_grafana_links_to_is_there() -> None:
     prometheus = next(source for source in provisioned["datasources"] if source["uid"] == "prometheus")
     targets = {to["datasourceUid"] for to in prometheus["jsonData"]["exemplarTraceIdDestinations"]}
     assert targets <= uids
-    text = (ROOT / "grafana/dashboards/cascade-runs.json").read_text()
-    assert "/d/cascade-run?var-trace_id=" in text
-    assert (ROOT / "grafana/dashboards/cascade-run.json").exists()
 
 
-def test_tempo_is_asked_and_sent_to_where_it_listens() -> None:
-    """All that can be said of its file without a Tempo: the addresses of the others are its own."""
-    tempo = yaml.safe_load((ROOT / "tempo" / "tempo.yaml").read_text())
-    assert tempo["distributor"]["receivers"]["otlp"]["protocols"]["grpc"]["endpoint"] == "0.0.0.0:4317"
-    assert tempo["server"]["http_listen_port"] == 3200
-    assert tempo["overrides"]["defaults"]["global"]["max_bytes_per_trace"] == 5_000_000
-    paths = tempo["storage"]["trace"]["wal"]["path"], tempo["storage"]["trace"]["local"]["path"]
-    assert all(path.startswith("/var/tempo/") for path in paths)
+TEMPO: dict[str, Any] = yaml.safe_load((ROOT / "tempo" / "tempo.yaml").read_text())
+
+
+def test_tempo_listens_where_others_send_and_ask() -> None:
+    assert TEMPO["distributor"]["receivers"]["otlp"]["protocols"]["grpc"]["endpoint"] == "0.0.0.0:4317"
+    assert TEMPO["server"]["http_listen_port"] == 3200
     sources = (ROOT / "grafana/provisioning/datasources/datasources.yaml").read_text()
     assert "url: http://tempo:3200" in sources
     assert "COLLECTOR_TO_TEMPO:-tempo:4317" in (ROOT / "collector-config/collector.yaml").read_text()
+
+
+def test_tempo_writes_to_its_volume() -> None:
+    written = re.findall(r"^ +path: (.+)$", (ROOT / "tempo" / "tempo.yaml").read_text(), re.MULTILINE)
+    assert len(set(written)) == 4
+    assert all(path.startswith("/var/tempo/") for path in written)
+
+
+def test_tempo_keeps_whole_stack_traces_and_traces_that_it_can_read() -> None:
+    assert TEMPO["distributor"]["max_attribute_bytes"] > limits.MAX_STACK_BYTES
+    default, largest_message = 5_000_000, 16 * 1024 * 1024
+    assert default < TEMPO["overrides"]["defaults"]["global"]["max_bytes_per_trace"] < largest_message
+
+
+def test_tempo_answers_the_metrics_and_the_tables_of_the_dashboards() -> None:
+    asked = [target for panel in panels("tempo") for target in panel["targets"]]
+    assert max(target.get("spss", 0) for target in asked) == TEMPO["query_frontend"]["search"]["max_spans_per_span_set"]
+    assert any("_over_time(" in target["query"] for target in asked)
+    assert TEMPO["overrides"]["defaults"]["metrics_generator"]["processors"] == ["local-blocks"]
+    assert TEMPO["metrics_generator"]["processor"]["local_blocks"]["filter_server_spans"] is False
+
+
+def panels(kind: str) -> list[dict[str, Any]]:
+    return [panel for dashboard in dashboards() for panel in dashboard["panels"] if panel["datasource"]["type"] == kind]
+
+
+def test_a_panel_has_one_query_for_tempo() -> None:
+    """Grafana sends the first one alone."""
+    assert [len(panel["targets"]) for panel in panels("tempo")] == [1] * len(panels("tempo"))
+
+
+def test_the_title_of_a_list_has_its_limit() -> None:
+    titles = {panel["title"]: panel["targets"][0]["limit"] for panel in panels("tempo") if panel["type"] == "table"}
+    found = {title: int(of[1]) for title in titles if (of := re.search(r"at most (\d+)", title))}
+    assert found == titles
+
+
+def test_links_and_queries_use_variables_that_their_dashboard_has() -> None:
+    names = {
+        dashboard["uid"]: {variable["name"] for variable in dashboard["templating"]["list"]}
+        for dashboard in dashboards()
+    }
+    for dashboard in dashboards():
+        text = json.dumps(dashboard)
+        own = {plain or braced for plain, braced in re.findall(r"\$(?:(\w+)|\{(\w+))", text)}
+        assert {name for name in own if not name.startswith("__")} == names[dashboard["uid"]]
+        links = re.findall(r"/d/([\w-]+)\?([^ ]*?)\"}", text)
+        assert links
+        for uid, query in links:
+            assert set(re.findall(r"var-(\w+)=", query)) <= names[uid]
