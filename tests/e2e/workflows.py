@@ -124,6 +124,47 @@ def many(size: str) -> Any:
     return count(step.map(x=list(range(int(size)))))
 
 
+def fail_below(level: int) -> None:
+    if level:
+        fail_below(level - 1)
+    raise ConnectionError(
+        "HTTPSConnectionPool(host='api.example.com', port=443): Max retries exceeded with url: /v1/orders"
+    )
+
+
+@cs.task
+async def fetch(x: int) -> int:
+    task = cs.current_task()
+    if task is not None and task.attempt <= 2:
+        fail_below(12)
+    return x
+
+
+def retries(size: str) -> Any:
+    """Items of which each fails twice, as those of a flaky API do."""
+    return count(fetch.map(x=list(range(int(size)))).with_retry(2, delay=0.01))
+
+
+def one_of_two(level: int) -> None:
+    other_of_two(level)
+
+
+def other_of_two(level: int) -> None:
+    if not level:
+        raise ValueError("the end")
+    one_of_two(level - 1)
+
+
+@cs.task
+def one() -> None:
+    one_of_two(30)
+
+
+def deep() -> Any:
+    """An error with a stack trace of several kilobytes, whose lines do not repeat."""
+    return one()
+
+
 @cs.task
 async def forever() -> None:
     print("running", flush=True)
@@ -144,6 +185,8 @@ WORKFLOWS: dict[str, Callable[..., Any]] = {
     "halves": halves,
     "many": many,
     "endless": endless,
+    "retries": retries,
+    "deep": deep,
 }
 
 
