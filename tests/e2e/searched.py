@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import cascade as cs
+from cascade.runtime.nested import run_nested
 from cascade.runtime.subscribers import TelemetrySubscriber
 from cascade.testing import FixedClock, MemoryConnector
 from tests.limits import out_of_reach
@@ -78,12 +79,24 @@ async def report(items: list[int]) -> int:
 async def cleanup() -> None: ...
 
 
+@cs.task
+async def clean(x: int) -> int:
+    await run_nested(cleanup())
+    return x
+
+
+@cs.task
+async def collect(items: list[int]) -> int:
+    return len(items)
+
+
 RUNS: Mapping[str, Callable[[], Any]] = {
     "retried": lambda: report(convert_with_a_retry.map(x=[0]).with_retry(1, delay=0.01)),
     "failed": lambda: report(fail.map(x=[0])),
     "timed out": lambda: report(time_out.map(x=[0])),
     "of another target": cleanup,
     "in a caller's trace": lambda: report(convert.map(x=[0])),
+    "with nested runs in parts": lambda: collect(clean.map(x=range(4 * PART_SIZE))),
     "slow": lambda: report(convert_slowly.map(x=[0])),
     "large": lambda: report(convert_slowly.map(x=range(1, PART_SIZE * (PARTS + 1) + 1))),
 }

@@ -46,7 +46,7 @@ RUNS = "runs, active and ended, without parts"
 ITEM = "an item of a map by its index"
 REPORTS = {"retried", "failed", "timed out", "in a caller's trace", "slow", "large"}
 FOUND = {
-    RUNS: {*REPORTS, "of another target", "active"},
+    RUNS: {*REPORTS, "of another target", "with nested runs in parts", "active"},
     "runs of a target, active and ended": {*REPORTS, "active"},
     "ended runs of a target": REPORTS,
     "failed runs": {"failed"},
@@ -140,7 +140,8 @@ def test_a_run_that_has_not_ended_is_titled_by_its_marker(world: World) -> None:
     titles = {trace_id: title(world.stack.jaeger.page(trace_id)) for trace_id in world.find(SEARCHES[RUNS])}
     active = {trace_id for trace_id, title in titles.items() if title.endswith(" started")}
     assert active == world.of({"active"})
-    assert sorted(titles.values()) == ["run cleanup", *["run report"] * len(REPORTS), "run report started"]
+    ended = ["run cleanup", "run collect", *["run report"] * len(REPORTS)]
+    assert sorted(titles.values()) == [*ended, "run report started"]
     marker = next(
         span for span in world.stack.jaeger.page(*active)["spans"] if span["operationName"].endswith("started")
     )

@@ -63,7 +63,7 @@ def _run_started(event: RunStarted, run: RunState) -> Draft:
     run.params = captured(event.params) if "params" in run.capture and event.params else None
     tasks = {_name(name): count for name, count in event.task_counts.items()}
     run.size = sum(event.task_counts.values())
-    metadata = _run_metadata(run, start_ns=_start(event), tasks=tasks)
+    metadata = _run_metadata(run, start_ns=_start(event), tasks=tasks, outer_run_id=event.outer_run_id or None)
     return Draft(wire.LifecycleEvent("ENGINE_STARTED", metadata=metadata), RUN, run.place)
 
 

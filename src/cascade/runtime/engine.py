@@ -221,6 +221,7 @@ current_engine: ContextVar[Engine | None] = ContextVar("cascade_current_engine",
 @async_block
 async def _told(run: RunContext, graph: Graph, target: str, *, nested: bool) -> AsyncIterator[None]:
     """Publish RunStarted and RunFinished, and drain the subscribers."""
+    task = current_task()
     run.emit(
         RunStarted,
         target_tasks=[target],
@@ -230,6 +231,7 @@ async def _told(run: RunContext, graph: Graph, target: str, *, nested: bool) -> 
         start_ns=run.start_ns,
         trace=run.trace,
         nested=nested,
+        outer_run_id=task.run_id if task else "",
     )
     error: BaseException | None = None
     try:

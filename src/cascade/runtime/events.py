@@ -101,7 +101,8 @@ class Event:
 class RunStarted(Event):
     """`task_counts`: tasks by name, maps as one; `inputs`: names of Params and Envs; `trace`: the run's `RunTrace`.
 
-    `nested`: a task of another run in this process started it.
+    `nested`: a task of a run of the same engine started it. `outer_run_id`: id of the run whose task started it in this
+    process, with any engine; empty for none.
     """
 
     target_tasks: list[str] = field(default_factory=list)
@@ -111,6 +112,7 @@ class RunStarted(Event):
     start_ns: int = 0
     trace: Any = None
     nested: bool = False
+    outer_run_id: str = ""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ out of `metadata`.
     `attempts` (the first 64 and the last 64), `attempt_count` (how many there really were, if more) and `max_attempts`; `arguments` and `output` where they are captured; `parts` for a map with more items
     than one trace takes.
 `LifecycleEvent.metadata`: `target`, `start_ns`, `tasks` (how many by name), `inputs` (names of Params and Envs),
-    `links`, `params` where captured; and at the end `end_ns`, `result`, `counts` (of tasks by state), `exception`,
+    `links`, `params` where captured; at the start `outer_run_id` (the run whose task started it in this process); and at the end `end_ns`, `result`, `counts` (of tasks by state), `exception`,
     `dropped` (messages lost so far), `parts`, `control` (what became of constraints, the first 64) and
     `control_count` (how many there really were).
     `later_errors` lists errors after the one that the run raises, such as those of teardowns (the first 20): each is

@@ -95,7 +95,11 @@ DOCUMENTED = (
     Documented(PROJECT_ID, "string", "run", "`CASCADE_PROJECT_ID`"),
     Documented(RUN_TARGET, "string", "run, `run {target} started`", "name of the run's target"),
     Documented(
-        RUN_STARTED, "bool", "`run {target} started`", "true; a search for it lists active and ended runs alike"
+        RUN_STARTED,
+        "bool",
+        "`run {target} started`",
+        "true, except for a run that a task of another run started in the trace of that run; a search for it lists active "
+        "and ended runs alike",
     ),
     Documented(RUN_RESULT, "string", "run", _WORDS),
     Documented(RUN_INPUTS, "string[]", "run", "names of the Params and Envs"),

@@ -18,6 +18,7 @@ from opentelemetry import trace
 
 import cascade as cs
 from cascade.connectors.memory import MemoryConnector
+from cascade.runtime.nested import run_nested
 from cascade.telemetry import attributes as names
 from cascade.telemetry.identity import span_id
 from cascade.telemetry.topics import source
@@ -607,6 +608,34 @@ def test_a_nested_run_nests_in_its_task(collector: Collector, tmp_path: Any) -> 
     assert spans.one("run inner").parent_span_id == spans.one("subflow").span_id
     assert spans.one("inner").parent_span_id == spans.one("run inner").span_id
     assert len(spans.traces()) == 1
+
+
+@pytest.mark.parametrize("is_in_thread", [False, True])
+def test_a_search_for_started_runs_does_not_find_a_run_in_the_trace_of_another(
+    collector: Collector, is_in_thread: bool
+) -> None:
+    connector = collector.connector()
+
+    @cs.task
+    def with_own_engine() -> int:
+        return cs.run(one(), connector=connector, log_level="ERROR")
+
+    @cs.task
+    async def with_engine_of_the_run() -> int:
+        return await run_nested(one())
+
+    spans = collector.trace_of((with_own_engine if is_in_thread else with_engine_of_the_run)())
+    started = [span.name for span in spans if "cascade.run.started" in span.attributes]
+    assert started == [spans.roots()[0].name + " started"]
+    assert len(spans.named("run one started")) == 1
+
+
+def test_a_run_that_a_task_starts_in_a_trace_of_its_own_is_found_as_a_started_run(collector: Collector) -> None:
+    connector = collector.connector(parent="link")
+    outer = cs.task(lambda: cs.run(one(), connector=connector, log_level="ERROR"), name="outer")
+    spans = collector.trace_of(outer(), connector=connector)
+    assert spans.one("run one started").attributes["cascade.run.started"] is True
+    assert len(spans.traces()) == 2
 
 
 def test_the_exporters_own_traffic_makes_no_spans(collector: Collector) -> None:

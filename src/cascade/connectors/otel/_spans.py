@@ -78,7 +78,13 @@ def spans_of(payload: Mapping[str, Any], *, detail: str = "full", cicd: bool = F
 def _marker(payload: Mapping[str, Any], body: Mapping[str, Any]) -> SpanData:
     metadata = body["metadata"]
     start_ns = metadata.get("start_ns", 0)
-    found = {a.RUN_ID: payload["run_id"], a.RUN_TARGET: metadata.get("target"), a.RUN_STARTED: True}
+    # The part of a large map whose items start runs is the trace of these runs, and not of a run that is searched for.
+    is_nested = metadata.get("outer_run_id") and payload["parent_span_id"]
+    found = {
+        a.RUN_ID: payload["run_id"],
+        a.RUN_TARGET: metadata.get("target"),
+        a.RUN_STARTED: None if is_nested else True,
+    }
     own_id, run = span_id(payload["run_id"], RUN_STARTED), payload["span_id"]
     marker = _span(payload, f"{_run_name(metadata)} started", own_id, run, start_ns, start_ns, found)
     return marker._replace(is_marker=True)
