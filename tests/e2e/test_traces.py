@@ -38,7 +38,7 @@ def test_a_run_is_one_trace_and_a_tree(stack: Stack) -> None:
     root = spans.one("run summary")
     assert spans.roots() == [root]
     assert root.kind == "SERVER"
-    others = ["run summary started", "say", "shell", "story", "summary", "total"]
+    others = ["run summary started", "say", "shell", "story skipped", "summary", "total"]
     tasks = ["choose", "flaky", "load", "map(double)", *others]
     assert names(spans.children(root)) == tasks
     assert names(spans.children(spans.one("flaky"))) == ["flaky attempt", "flaky attempt", "flaky wait"]
@@ -68,7 +68,9 @@ def test_statuses_attributes_and_links_arrive(stack: Stack) -> None:
     assert first.attributes["error.type"] == "ConnectionError"
     assert first.events[0].attributes["exception.message"] == "the first time always fails"
     assert "workflows.py" in first.events[0].attributes["exception.stacktrace"]
-    assert spans.one("story").attributes["cascade.task.skip.reason"] == "Pruned"
+    story = spans.one("story skipped")
+    assert story.attributes["cascade.task.skip.reason"] == "Pruned"
+    assert [spans.by_id(link.span_id).name for link in story.links] == ["choose"]
     consumed = {spans.by_id(link.span_id).name for link in spans.one("summary").links}
     assert consumed == {"choose", "flaky", "say", "shell", "total"}
     assert {link.trace_id for span in spans for link in span.links} == {root.trace_id}

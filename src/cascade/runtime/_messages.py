@@ -170,7 +170,10 @@ def _task_skipped(event: TaskSkipped, run: RunState) -> Draft:
     run.counts["skipped"] += 1
     start_ns = _start(event)
     metadata = _ended(event, run, start_ns, event.end_ns or start_ns, "skip")
-    return _task(event, run, "SKIPPED", metadata | {"reason": event.reason})
+    metadata["reason"] = event.reason
+    if event.decided_by is not None:
+        metadata["links"] = [_link_to(run.trace.span_of(event.decided_by), _home(event, run))]
+    return _task(event, run, "SKIPPED", metadata)
 
 
 @draft.register(ResourceAcquired)

@@ -16,7 +16,7 @@ from cascade.runtime._task_execution import TaskExecution
 from cascade.runtime._task_group import BURST, TaskGroup
 from cascade.runtime.events import TaskSkipped
 from cascade.runtime.exceptions import DependencyMissingError
-from cascade.runtime.flow import FlowManager, chosen_route, lazy_id
+from cascade.runtime.flow import PRUNED, FlowManager, Skip, chosen_route, lazy_id
 from cascade.runtime.protocols import Discarding, Solver
 from cascade.runtime.resolvers import ArgumentResolver
 
@@ -112,16 +112,16 @@ class Scheduler:
             asyncio.get_running_loop().call_soon(self._start_some)
 
     def _start(self, node: Node) -> None:
-        if (reason := self._reason_to_skip(node)) is not None:
-            self._skip(node, reason)
+        if (skip := self._skip_of(node)) is not None:
+            self._skip(node, skip)
         elif node.param_spec is not None:
             self._complete(node, input_value(node, self._run.params))
         else:
             self._group.spawn(self._perform(node))
 
-    def _reason_to_skip(self, node: Node) -> str | None:
+    def _skip_of(self, node: Node) -> Skip | None:
         try:
-            return self._flow.should_skip(node, self._run.state)
+            return self._flow.skip_of(node, self._run.state)
         except Exception as error:
             run, place = self._run, f"the condition of task {node.name!r}"
             add_task_note(error, place, attempt_start_ns=run.start_ns, now_ns=run.clock.last_ns)
@@ -139,14 +139,14 @@ class Scheduler:
     def _complete(self, node: Node, value: Any) -> None:
         self._run.state.put_result(node.id, value)
         for pruned in self._flow.register_result(node.id, value, self._run.state):
-            self._tell_skipped(self._nodes[pruned], "Pruned")
+            self._publish_skipped(self._nodes[pruned], Skip(PRUNED, node.id))
         self._settle(node)
 
-    def _skip(self, node: Node, reason: str) -> None:
-        self._run.state.mark_skipped(node.id, reason)
-        self._tell_skipped(node, reason)
+    def _skip(self, node: Node, skip: Skip) -> None:
+        self._run.state.mark_skipped(node.id, skip.reason)
+        self._publish_skipped(node, skip)
         for pruned in self._flow.release_routes(node.id, self._run.state):
-            self._tell_skipped(self._nodes[pruned], "Pruned")
+            self._publish_skipped(self._nodes[pruned], Skip(PRUNED, skip.decided_by))
         self._settle(node)
 
     def _settle(self, node: Node) -> None:
@@ -202,19 +202,21 @@ class Scheduler:
             if not self._pending[consumer.id]:
                 self._ready.append(consumer)
 
-    def _tell_skipped(self, node: Node, reason: str) -> None:
+    def _publish_skipped(self, node: Node, skip: Skip) -> None:
         if node.param_spec is not None:
             return
-        now = self._run.clock.now_ns()
+        now, decided_by = self._run.clock.now_ns(), skip.decided_by
+        if decided_by is not None and self._nodes[decided_by].param_spec is not None:
+            decided_by = None  # an input has no span
         self._run.emit(
             TaskSkipped,
             task_id=node.id,
             task_name=node.name,
             kind="map" if node.node_type == "map" else "task",
-            reason=reason,
+            reason=skip.reason,
+            decided_by=decided_by,
             start_ns=now,
             end_ns=now,
-            dependencies=self._dependencies(node),
         )
 
     def _dependencies(self, node: Node) -> tuple[str, ...]:

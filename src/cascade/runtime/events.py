@@ -228,7 +228,13 @@ class TaskExecutionFinished(_TaskEnded):
 
 @dataclass(frozen=True)
 class TaskSkipped(_TaskEnded):
+    """`decided_by` is the task_id of the condition, the selector or the skipped upstream that is the reason.
+
+    It is None for a value from the cache, and for an input (a Param or an Env), which is not a task.
+    """
+
     reason: str = "Unknown"
+    decided_by: str | None = None
 
 
 @dataclass(frozen=True)

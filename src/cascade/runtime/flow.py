@@ -2,13 +2,20 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from cascade.graph.model import Edge, EdgeType, Graph, Node
 from cascade.spec.protocols import StateBackend
 from cascade.spec.routing import Router
 
 PRUNED = "Pruned"
+
+
+class Skip(NamedTuple):
+    """Why a node does not run. `decided_by` is the id of the node that decided: a condition, a selector, a skipped upstream."""
+
+    reason: str
+    decided_by: str | None = None
 
 
 class FlowManager:
@@ -119,16 +126,21 @@ class FlowManager:
         return unused if len(unused) < 2 else dict.fromkeys(unused)  # noqa: PLR2004
 
     def should_skip(self, node: Node, state_backend: StateBackend) -> str | None:
-        """Why a node whose upstreams are settled must not run; None if it must."""
-        reason = state_backend.get_skip_reason(node.id)
+        """Return why a node whose upstreams are settled must not run; None if it must run."""
+        skip = self.skip_of(node, state_backend)
+        return None if skip is None else skip.reason
+
+    def skip_of(self, node: Node, state_backend: StateBackend) -> Skip | None:
+        """Return why a node whose upstreams are settled must not run, and the node that decided it; None if it must run."""
+        if (reason := state_backend.get_skip_reason(node.id)) is not None:
+            return Skip(reason)
         edges: Iterable[Edge] = self.in_edges.get(node.id, ())
         if self._decides:
             edges = sorted(edges, key=_conditions_first)
         for edge in edges:
-            if reason is not None:
-                break
-            reason = _reason_to_skip(edge, state_backend)
-        return reason
+            if (skip := _skip_by(edge, state_backend)) is not None:
+                return skip
+        return None
 
     def skip_cause(self, node: Node, state_backend: StateBackend) -> str:
         """The sentence that explains why a node was skipped, with the condition or the upstream task that caused it.
@@ -192,16 +204,18 @@ def _conditions_first(edge: Edge) -> bool:
     return edge.edge_type is not EdgeType.CONDITION
 
 
-def _reason_to_skip(edge: Edge, state: StateBackend) -> str | None:
+def _skip_by(edge: Edge, state: StateBackend) -> Skip | None:
     if edge.edge_type is EdgeType.ROUTER_ROUTE:
         return None
+    source_id = edge.source.id
     if edge.edge_type is EdgeType.CONDITION:
-        return _condition_reason(edge, state)
-    if state.get_skip_reason(edge.source.id) is not None:
-        return "UpstreamSkipped_Data"
-    route = None if edge.router is None else chosen_route(edge.router, state.get_result(edge.source.id))
+        reason = _condition_reason(edge, state)
+        return None if reason is None else Skip(reason, source_id)
+    if state.get_skip_reason(source_id) is not None:
+        return Skip("UpstreamSkipped_Data", source_id)
+    route = None if edge.router is None else chosen_route(edge.router, state.get_result(source_id))
     if route is not None and state.get_skip_reason(lazy_id(route)) is not None:
-        return "UpstreamSkipped_Route"
+        return Skip("UpstreamSkipped_Route", lazy_id(route))
     return None
 
 

@@ -12,7 +12,9 @@ out of `metadata`.
     one only if the task was held back again after the delay of the retry; otherwise it starts at `end_ns` + `delay_ms`.
     COMPLETED, FAILED, SKIPPED stand alone: `start_ns`, `end_ns`, `result` (success, failure, timeout, cancellation,
     skip), `reason` of a skip, `function` (module and qualified name), `links` (a list of `{"trace_id", "span_id"}` and
-    `tracestate`, at most 128; a link into the message's own trace has the message's tracestate), `link_count` (how many there really are), `map_size`, `exception`, `waits`, and with a retry policy
+    `tracestate`, at most 128; a link into the message's own trace has the message's tracestate) to the tasks that it
+    consumed, or to the condition, the selector or the skipped task that is the reason of a skip; `link_count` (how many
+    tasks it consumed), `map_size`, `exception`, `waits`, and with a retry policy
     `attempts` (the first 64 and the last 64), `attempt_count` (how many there really were, if more) and `max_attempts`; `arguments` and `output` where they are captured; `parts` for a map with more items
     than one trace takes.
 `LifecycleEvent.metadata`: `target`, `start_ns`, `tasks` (how many by name), `inputs` (names of Params and Envs),

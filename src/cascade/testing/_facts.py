@@ -98,4 +98,6 @@ def _exception(kind: object, message: object) -> str:
 def _reason(span: ReceivedSpan) -> str:
     reasons = (value for key, value in span.attributes.items() if key.startswith("cascade.") and key.endswith("reason"))
     reason = str(next(reasons, ""))
-    return f"skipped: {reason}".removesuffix(": ") if is_skipped(span) else reason
+    if not is_skipped(span) or span.name.endswith(" skipped"):
+        return reason
+    return f"skipped: {reason}".removesuffix(": ")

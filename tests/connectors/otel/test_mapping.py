@@ -213,14 +213,131 @@ def test_a_map_is_a_span_with_a_child_for_each_item(collector: Collector) -> Non
     assert {item.parent_span_id for item in items} == {whole.span_id}
 
 
-def test_a_skipped_task_is_a_moment_and_has_a_reason(collector: Collector) -> None:
-    skipped = one().run_if(cs.task(lambda: False, name="no")())
-    spans = collector.trace_of(add(skipped), fails=cs.DependencyMissingError)
-    reasons = {name: spans.one(name).attributes["cascade.task.skip.reason"] for name in ("one", "add")}
-    assert reasons == {"one": "ConditionFalse", "add": "UpstreamSkipped_Data"}
-    span = spans.one("one")
-    assert (span.end_ns - span.start_ns, span.status) == (1, "UNSET")
-    assert span.attributes["cascade.task.result"] == "skip"
+def no() -> Any:
+    return cs.task(lambda: False, name="no")()
+
+
+def consumer(*given: Any) -> Any:
+    return cs.task(lambda *_: None, name="end")(*given)
+
+
+def chosen(routes: dict[str, Any], selector: Any = None) -> Any:
+    selector = cs.task(lambda: "a", name="choose")() if selector is None else selector
+    return consumer(cs.Router(selector, {"a": one(), **routes}))
+
+
+class Hit:
+    def check(self, task_id: str, inputs: dict[str, Any]) -> Any:
+        return 1
+
+    def save(self, task_id: str, inputs: dict[str, Any], output: Any) -> None:
+        raise NotImplementedError
+
+
+def named(name: str, *given: Any) -> Any:
+    return cs.task(lambda *_: 1, name=name)(*given)
+
+
+SKIPS: dict[str, tuple[Any, dict[str, tuple[str, tuple[str, ...]]]]] = {
+    "condition": (lambda: named("x").run_if(no()), {"x skipped": ("ConditionFalse", ("no",))}),
+    "input": (lambda: named("x").run_if(cs.Param("go", default=0, type=int)), {"x skipped": ("ConditionFalse", ())}),
+    "condition of a consumer": (
+        lambda: consumer(named("x").run_if(no()), one()),
+        {"x skipped": ("ConditionFalse", ("no",)), "end skipped": ("UpstreamSkipped_Data", ("x skipped",))},
+    ),
+    "skipped condition": (
+        lambda: consumer(one()).run_if(named("x").run_if(no())),
+        {"x skipped": ("ConditionFalse", ("no",)), "end skipped": ("UpstreamSkipped_Condition", ("x skipped",))},
+    ),
+    "condition that is a map": (
+        lambda: named("x").run_if(add.map(x=[])),
+        {"x skipped": ("ConditionFalse", ("map(add)",))},
+    ),
+    "map": (
+        lambda: consumer(add.map(x=[1, 2]).run_if(no())),
+        {
+            "map(add) skipped": ("ConditionFalse", ("no",)),
+            "end skipped": ("UpstreamSkipped_Data", ("map(add) skipped",)),
+        },
+    ),
+    "nested": (
+        lambda: consumer([named("x").run_if(no())]),
+        {"x skipped": ("ConditionFalse", ("no",)), "end skipped": ("UpstreamSkipped_Data", ("x skipped",))},
+    ),
+    "constraint": (
+        lambda: consumer().with_constraints(cpu=named("x").run_if(no())),
+        {"x skipped": ("ConditionFalse", ("no",)), "end skipped": ("UpstreamSkipped_Data", ("x skipped",))},
+    ),
+    "route": (
+        lambda: chosen({"b": named("x", named("y"))}),
+        {"x skipped": ("Pruned", ("choose",)), "y skipped": ("Pruned", ("choose",))},
+    ),
+    "route of an input": (
+        lambda: chosen({"b": named("x")}, cs.Param("style", default="a", type=str)),
+        {"x skipped": ("Pruned", ())},
+    ),
+    "chosen route": (
+        lambda: chosen({"a": named("x").run_if(no()), "b": named("y")}),
+        {
+            "x skipped": ("ConditionFalse", ("no",)),
+            "y skipped": ("Pruned", ("choose",)),
+            "end skipped": ("UpstreamSkipped_Route", ("x skipped",)),
+        },
+    ),
+    "skipped selector": (
+        lambda: chosen({"b": named("x")}, cs.task(lambda: "a", name="choose")().run_if(no())),
+        {
+            "choose skipped": ("ConditionFalse", ("no",)),
+            "end skipped": ("UpstreamSkipped_Data", ("choose skipped",)),
+            "x skipped": ("Pruned", ("choose skipped",)),
+            "one skipped": ("Pruned", ("choose skipped",)),
+        },
+    ),
+    "cache": (lambda: named("x").with_cache(Hit()), {"x skipped": ("CacheHit", ())}),
+    "cached items": (
+        lambda: cs.task(lambda a: a, name="x").map(a=[1]).with_cache(Hit()),
+        {"x skipped": ("CacheHit", ())},
+    ),
+}
+"""Workflows by the kind of their skips, and their spans: the reason, and the spans that they are linked to."""
+
+
+@pytest.mark.parametrize("kind", SKIPS)
+def test_a_skipped_task_is_a_moment_with_its_reason_and_a_link_to_what_decided(collector: Collector, kind: str) -> None:
+    make, expected = SKIPS[kind]
+    target, beside = make(), MemoryConnector()
+    has_value = expected.get(f"{target.label} skipped", ("CacheHit",))[0] == "CacheHit"
+    runs = {"connector": [collector.connector(), beside], "system_resources": {"cpu": 1}}
+    spans = collector.trace_of(target, fails=() if has_value else cs.DependencyMissingError, **runs)
+    found = {
+        span.name: (
+            span.attributes["cascade.task.skip.reason"],
+            tuple(spans.by_id(link.span_id).name for link in span.links),
+        )
+        for span in spans
+        if span.attributes.get("cascade.task.result") == "skip"
+    }
+    assert found == expected
+    for span_name in expected:
+        span = spans.one(span_name)
+        assert (span.end_ns - span.start_ns, span.status, span.kind) == (1, "UNSET", "INTERNAL")
+        assert span.attributes["cascade.task.name"] == span_name.removesuffix(" skipped")
+        assert all(spans.by_id(link.span_id).start_ns < span.start_ns for link in span.links)
+        assert "cascade.task.dependencies" not in span.attributes
+    told = {
+        p["span_id"]: p["body"]["metadata"].get("links", [])
+        for p in beside.payloads
+        if p["body"].get("state") == "SKIPPED"
+    }
+    assert told == {
+        span.span_id: [{"trace_id": link.trace_id, "span_id": link.span_id} for link in span.links]
+        for span in map(spans.one, expected)
+    }
+
+
+def test_a_cached_task_has_links_to_what_it_consumed(collector: Collector) -> None:
+    spans = collector.trace_of(named("x", one()).with_cache(Hit()))
+    assert [spans.by_id(link.span_id).name for link in spans.one("x skipped").links] == ["one"]
 
 
 @pytest.mark.parametrize("shape", ["plain", "async"])

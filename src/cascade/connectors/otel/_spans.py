@@ -153,6 +153,8 @@ def _task(payload: Mapping[str, Any], body: Mapping[str, Any], *, cicd: bool) ->
             a.CICD_TASK_RUN_RESULT: metadata.get("result"),
         }
     name, parent = body["task_name"], payload["parent_span_id"]
+    if body["state"] == "SKIPPED":
+        name = f"{name} skipped"
     held = tuple(_held(metadata)) if "waits" in metadata else ()
     ended = body
     if metadata.get("result") == CANCELLATION:
