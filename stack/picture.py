@@ -6,7 +6,9 @@ from html import escape
 
 from cascade.testing import ReceivedSpan, Spans
 
-_WIDTH, _NAMES, _ROW, _HEAD = 1080, 370, 22, 58
+_WIDTH, _ROW, _HEAD = 1080, 22, 58
+NAMES = 370
+"""The width of the column with the names of spans."""
 _SLOWEST = 4
 """Of many children of one name so many are drawn, and a line for the others."""
 
@@ -93,7 +95,7 @@ def _head(spans: Spans, root: ReceivedSpan, height: int) -> Iterator[str]:
     yield f'<text x="{_WIDTH - 16}" y="24" class="dim" text-anchor="end">{about}</text>'
     quarters = 4
     for number in range(quarters + 1):
-        x = _NAMES + (_WIDTH - _NAMES - 80) * number / quarters
+        x = NAMES + (_WIDTH - NAMES - 80) * number / quarters
         yield f'<line x1="{x:.0f}" y1="48" x2="{x:.0f}" y2="{height - 8}" class="grid"/>'
         yield f'<text x="{x:.0f}" y="44" class="dim">{_length((root.end_ns - root.start_ns) * number // quarters)}</text>'
 
@@ -110,8 +112,8 @@ def _drawn(row: _Row, root: ReceivedSpan, y: int) -> Iterator[str]:
             f'<tspan class="{"error" if failed else "dim"}" dx="6">{escape(row.remark)}</tspan>' if row.remark else ""
         )
         yield f'<text x="{x}" y="{middle}">{escape(_name(span))}{remark}</text>'
-    scale = (_WIDTH - _NAMES - 80) / (root.end_ns - root.start_ns)
-    left, width = _NAMES + (row.start_ns - root.start_ns) * scale, max(2.0, (row.end_ns - row.start_ns) * scale)
+    scale = (_WIDTH - NAMES - 80) / (root.end_ns - root.start_ns)
+    left, width = NAMES + (row.start_ns - root.start_ns) * scale, max(2.0, (row.end_ns - row.start_ns) * scale)
     is_wait = span.name.endswith(" wait")
     is_skip = span.attributes.get("cascade.task.result") == "skip"
     color = _RED if failed else _AMBER if is_wait else _GREY if is_skip or row.is_fold else _TEAL

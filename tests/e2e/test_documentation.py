@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from stack.build import ROOT
+from stack.picture import NAMES, draw
 from tests.e2e.stacks import Processes
 
 
@@ -41,3 +42,17 @@ def test_the_demo_sends_to_the_stack_and_its_trace_is_there(processes: Processes
     spans = processes.wait_for(found[1], lambda spans: bool(spans.named("run report")))
     assert spans.orphans() == []
     assert len(spans.children(spans.one("map(measure)"))) > 100
+    shown, drawn = rows_of((ROOT / "docs" / "trace.svg").read_text()), rows_of(draw(spans))
+    again = "make stack-picture, after make demo"
+    assert [name for name in shown.keys() ^ drawn.keys() if not BY_CHANCE.fullmatch(name)] == [], again
+    assert {name: drawn.get(name, indent) for name, indent in shown.items()} == shown, again
+
+
+BY_CHANCE = re.compile("unpack_stdlib( skipped)?|(most_imported|longest_functions) wait")
+"""Rows that depend on the files of earlier runs, and on the order of two tasks."""
+
+
+def rows_of(picture: str) -> dict[str, int]:
+    """The indent of each span's name in a picture, without the numbers in names."""
+    rows = re.findall(r'<text x="(\d+)" y="\d+"(?: class="dim")?>([^<]+)', picture)
+    return {re.sub(r"\d+", "", name): int(x) for x, name in rows if int(x) < NAMES}
