@@ -53,6 +53,7 @@ def jaeger(folder: Path, ports: Ports, *, detached: bool = False) -> Server:
         (data / part).mkdir(parents=True, exist_ok=True)
     environment = {
         "JAEGER_DATA": str(data),
+        "JAEGER_UI": str(ROOT / "jaeger" / "ui.json"),
         "JAEGER_HEALTH": ports.at(ports.jaeger_health),
         "JAEGER_OTLP_GRPC": ports.at(ports.jaeger_otlp),
         "JAEGER_QUERY_HTTP": ports.at(ports.jaeger_http),

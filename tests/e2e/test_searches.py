@@ -1,8 +1,12 @@
 """The searches of docs/jaeger.md, sent to the API that Jaeger's search page uses."""
 
+import json
+import re
 import shlex
+import urllib.request
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import pytest
 
@@ -11,6 +15,7 @@ from stack.process import until
 from tests.e2e import searched
 from tests.e2e.runs import Run
 from tests.e2e.stacks import Processes
+from tests.waiting import HANG
 
 SERVICE = "e2e-searches"
 PAGE_LIMIT = 20
@@ -146,6 +151,27 @@ def test_a_run_that_has_not_ended_is_titled_by_its_marker(world: World) -> None:
         span for span in world.stack.jaeger.page(*active)["spans"] if span["operationName"].endswith("started")
     )
     assert "invalid parent span IDs" in marker["warnings"][0]
+
+
+@pytest.mark.parametrize(("item", "sought"), [("Runs", RUNS), ("Failed runs", "failed runs")])
+def test_an_item_of_the_menu_is_a_search_of_the_documentation(world: World, item: str, sought: str) -> None:
+    query = menu(world.stack)[item]
+    assert (query["service"], query["limit"]) == ("cascade", str(PAGE_LIMIT))
+    assert json.loads(query["tags"]) == SEARCHES[sought].tags
+    url = world.stack.ports.url(
+        world.stack.ports.jaeger_http, f"/api/traces?{urlencode({**query, 'service': SERVICE})}"
+    )
+    with urllib.request.urlopen(url, timeout=HANG) as answer:  # noqa: S310 - our own Jaeger
+        assert {trace["traceID"] for trace in json.load(answer)["data"]} == world.of(FOUND[sought])
+
+
+def menu(stack: Processes) -> dict[str, dict[str, str]]:
+    """The queries of the menu "Cascade", from the configuration that Jaeger writes into its page."""
+    with urllib.request.urlopen(stack.ports.url(stack.ports.jaeger_http, "/search"), timeout=HANG) as answer:  # noqa: S310 - our own Jaeger
+        page = answer.read().decode()
+    (configuration,) = re.findall(r"^JAEGER_CONFIG = (.*);$", page, re.MULTILINE)
+    (group,) = [group for group in json.loads(configuration)["menu"] if group["label"] == "Cascade"]
+    return {item["label"]: dict(parse_qsl(urlsplit(item["url"]).query)) for item in group["items"]}
 
 
 def title(trace: dict[str, Any]) -> str:
