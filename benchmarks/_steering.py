@@ -14,7 +14,7 @@ from cascade.adapters.solvers.native import NativeSolver
 from cascade.connectors.mqtt import MqttConnector
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.engine import Engine
-from cascade.runtime.events import TaskBlocked, TaskExecutionStarted
+from cascade.runtime.events import ControlDecision, TaskBlocked, TaskExecutionStarted
 from cascade.runtime.subscribers import TelemetrySubscriber
 from cascade.telemetry.topics import control_topic
 
@@ -26,8 +26,9 @@ LIMIT = json.dumps({"id": "bench", "type": "concurrency", "params": {"limit": AT
 """So that hardly any of the tasks that wait has run when the last time is measured."""
 _WORK = 0.005
 _BETWEEN = 0.03
-"""Seconds that a task takes; and that the run goes on between a clear and the next pause. Nothing starts for so long only
-if it is paused."""
+"""Seconds that a task takes; and that the run goes on between a clear and the next pause."""
+_EACH = AT_ONCE * (2 + round(2 * _BETWEEN / _WORK))
+"""Tasks that start between two pauses."""
 _LOOK = 0.001
 
 
@@ -46,11 +47,12 @@ class Steered:
 
     def __init__(self, port: int, gardener: Gardener) -> None:
         self.starts: list[float] = []
-        self.blocked = 0
+        self.blocked = self._pauses = 0
         self._gardener = gardener
         self._bus = MessageBus()
         self._bus.subscribe(TaskExecutionStarted, lambda _: self.starts.append(time.time()))
         self._bus.subscribe(TaskBlocked, self._count)
+        self._bus.subscribe(ControlDecision, self._note)
         connector = MqttConnector("127.0.0.1", port)
         TelemetrySubscriber(self._bus, connector)
         self._executor = LocalExecutor()
@@ -68,17 +70,15 @@ class Steered:
         return run
 
     async def effect(self, payload: bytes) -> float:
-        """Seconds from a message to its effect: to the first start, or to the last one."""
-        before = len(self.starts)
+        """Seconds from a message to its effect: to the first start, or to the last one before the pause or the run's end."""
+        before, pauses = len(self.starts), self._pauses
         self._gardener.publish(TOPIC, payload)
         if payload != PAUSE:
             while len(self.starts) == before:  # noqa: ASYNC110 - as above
                 await asyncio.sleep(_LOOK)
             await asyncio.sleep(_BETWEEN)
             return self.starts[before] - self._gardener.published_at()
-        before = 0
-        while len(self.starts) > before:
-            before = len(self.starts)
+        while self._pauses == pauses and not self._run.done():  # noqa: ASYNC110 - as above
             await asyncio.sleep(_BETWEEN)
         return max(0.0, self.starts[-1] - self._gardener.published_at())
 
@@ -91,6 +91,9 @@ class Steered:
     def _count(self, _: TaskBlocked) -> None:
         self.blocked += 1
 
+    def _note(self, decision: ControlDecision) -> None:
+        self._pauses += (decision.action, decision.constraint_type) == ("APPLIED", "pause")
+
 
 def latency(port: int, waiting: int, times: int) -> dict[str, float]:
     """Seconds until a clear and a pause have their effect, at least `waiting` tasks being held back; 99th percentiles."""
@@ -98,18 +101,16 @@ def latency(port: int, waiting: int, times: int) -> dict[str, float]:
 
 
 async def _latency(port: int, waiting: int, times: int) -> dict[str, float]:
-    with Gardener(port) as gardener:
-        return await _cycles(Steered(port, gardener), waiting, times)
-
-
-async def _cycles(steered: Steered, waiting: int, times: int) -> dict[str, float]:
-    each = AT_ONCE * (2 + round(2 * _BETWEEN / _WORK))
-    run = await steered.held(waiting + times * each)
+    """Another run follows when fewer tasks than `waiting` are left, since a late pause leaves fewer for the next one."""
     clears, pauses = list[float](), list[float]()
-    for _ in range(times):
-        clears.append(await steered.effect(b""))
-        pauses.append(await steered.effect(PAUSE))
-    await steered.end(run)
+    with Gardener(port) as gardener:
+        while len(pauses) < times:
+            steered, size = Steered(port, gardener), waiting + (times - len(pauses)) * _EACH
+            run = await steered.held(size)
+            while len(pauses) < times and size - len(steered.starts) >= waiting:
+                clears.append(await steered.effect(b""))
+                pauses.append(await steered.effect(PAUSE))
+            await steered.end(run)
     return {"clear": _p99(clears), "pause": _p99(pauses)}
 
 
