@@ -47,9 +47,7 @@ async def double(x: int) -> int:
 
 
 def make(port: int, ca_certificate: Path | None = None) -> Client:
-    options = MqttOptions.checked(
-        "127.0.0.1" if ca_certificate is None else "localhost", port, ca_certificate=ca_certificate
-    )
+    options = MqttOptions("127.0.0.1" if ca_certificate is None else "localhost", port, ca_certificate=ca_certificate)
     return Client(options, "client", "cascade/status/local/default/client", "session", BrokerLimits(print), print)
 
 

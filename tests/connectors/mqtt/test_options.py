@@ -228,4 +228,4 @@ def test_paho_is_not_imported_before_it_is_used() -> None:
 
 
 def test_addresses_are_readable() -> None:
-    assert MqttOptions.checked("::1", 7).address == "[::1]:7"
+    assert MqttOptions("::1", 7).address == "[::1]:7"

@@ -95,7 +95,7 @@ class MqttConnector:
         max_buffer_bytes: int = CAPACITY,
         resend_window: float = RESEND_WINDOW,
     ) -> None:
-        self._options = MqttOptions.checked(
+        self._options = MqttOptions(
             hostname,
             port,
             username=username,
@@ -141,7 +141,7 @@ class MqttConnector:
         """
         try:
             arguments = arguments_of(environ.get(VARIABLE, "").strip() or DEFAULT_URL)
-            MqttOptions.checked(**{"hostname": "", "port": None, **arguments})
+            MqttOptions(**arguments)
         except ValueError as error:
             raise ValueError(f"{VARIABLE}: {error}") from None
         return cls(**arguments)

@@ -1,9 +1,8 @@
 """Options of a connection, from arguments or from a URL, checked before anything is sent."""
 
 import ssl
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from cascade.connectors._arguments import whole
@@ -25,31 +24,15 @@ _KEYS = (*_FILES, "client_id", "keepalive")
 _ENCODE = "percent-encode '/', '?', '#', '@' and ':' in user and password"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class MqttOptions:
-    """Options of a connection. `context` is None without TLS; `keepalive` is in seconds."""
+    """Options of a connection. `context` is None without TLS; `keepalive` is in seconds.
 
-    hostname: str
-    port: int
-    username: str | None = None
-    password: str | None = field(default=None, repr=False)
-    context: ssl.SSLContext | None = field(default=None, repr=False)
-    client_id: str | None = None
-    keepalive: int = KEEPALIVE
+    Raises:
+        ValueError: An argument cannot be used; the message names it and the fix.
+    """
 
-    @property
-    def address(self) -> str:
-        """Host and port of the broker, for messages."""
-        return f"[{self.hostname}]:{self.port}" if ":" in self.hostname else f"{self.hostname}:{self.port}"
-
-    @property
-    def limits(self) -> TopicLimits:
-        """Limits of the broker for topics and client ids, as far as its host name shows them."""
-        return topic_limits(self.hostname)
-
-    @classmethod
-    def checked(
-        cls,
+    def __init__(
+        self,
         hostname: str,
         port: int | None,
         *,
@@ -61,26 +44,26 @@ class MqttOptions:
         client_key: str | Path | None = None,
         client_id: str | None = None,
         keepalive: int = KEEPALIVE,
-    ) -> Self:
-        """Options from a connector's arguments.
-
-        Raises:
-            ValueError: An argument cannot be used; the message names it and the fix.
-        """
+    ) -> None:
         files = {"ca_certificate": ca_certificate, "client_certificate": client_certificate, "client_key": client_key}
-        context = _context(tls, {name: str(path) for name, path in files.items() if path is not None})
+        self.context = _context(tls, {name: str(path) for name, path in files.items() if path is not None})
         if password is not None and username is None:
             raise ValueError("password without username: give both")
-        hostname = _hostname(hostname)
-        return cls(
-            hostname=hostname,
-            port=_in_range("port", (TLS_PORT if context else PLAIN_PORT) if port is None else port),
-            username=_text("username", username),
-            password=_secret(password),
-            context=context,
-            client_id=_client_id(client_id, topic_limits(hostname)),
-            keepalive=_in_range("keepalive", keepalive),
-        )
+        self.hostname = _hostname(hostname)
+        self.port = _in_range("port", (TLS_PORT if self.context else PLAIN_PORT) if port is None else port)
+        self.username, self.password = _text("username", username), _secret(password)
+        self.client_id = _client_id(client_id, self.limits)
+        self.keepalive = _in_range("keepalive", keepalive)
+
+    @property
+    def address(self) -> str:
+        """Host and port of the broker, for messages."""
+        return f"[{self.hostname}]:{self.port}" if ":" in self.hostname else f"{self.hostname}:{self.port}"
+
+    @property
+    def limits(self) -> TopicLimits:
+        """Limits of the broker for topics and client ids, as far as its host name shows them."""
+        return topic_limits(self.hostname)
 
 
 def _hostname(value: str) -> str:
