@@ -451,7 +451,7 @@ class Connection:
         if topic == self._presence_topic:
             self.on_presence(payload)
         self._has_incoming = True
-        self._shared.subscriptions.receive(topic, payload, retained=retain, expiry=expiry, wakes=False)
+        self._shared.subscriptions.receive(topic, payload, retained=retain, expiry=expiry)
 
     def _update_subscriptions(self) -> None:
         is_first, self._version = self._version < 0, self._shared.subscriptions.version
@@ -489,13 +489,11 @@ class Connection:
         if accepted:
             is_complete = await self._barrier.wait(number, time.monotonic() - start)
             for subscription in accepted:
-                (self._shared.subscriptions.complete if is_complete else self._shared.subscriptions.give_up)(
-                    subscription
-                )
+                self._shared.subscriptions.complete(subscription, is_certain=is_complete)
 
     def _refuse(self, subscription: Subscription, reason: str) -> None:
         self._shared.warn(f"control cannot be received on {subscription.pattern}: {reason}")
-        self._shared.subscriptions.give_up(subscription)
+        self._shared.subscriptions.complete(subscription, is_certain=False)
 
 
 def _size(topic: str, properties: Properties, body: bytes = b"") -> int:

@@ -94,8 +94,8 @@ class Inbox:
         self.handed_over = 0
         """Number of messages that the callback was called with."""
 
-    def put(self, topic: str, message: Incoming, *, wakes: bool = True) -> bool:
-        """Add a message, to hand over at once or after the next `wake`; return False if too much waits already."""
+    def put(self, topic: str, message: Incoming) -> bool:
+        """Add a message, to hand over after the next `wake`; return False if too much waits already."""
         with self._lock:
             if self._is_closed:
                 return True
@@ -103,8 +103,6 @@ class Inbox:
                 return False
             self._is_due |= self.is_idle
             self.is_idle = False
-        if wakes:
-            self.wake()
         return True
 
     def wake(self) -> None:
@@ -160,8 +158,11 @@ class Inbox:
         self.handed_over += 1
         try:
             await self.callback(topic, payload)
-        except Exception:
-            if not self._has_failed:
+        except (Exception, asyncio.CancelledError):
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            if not self._has_failed:  # a callback may await a task that is cancelled
                 self._has_failed = True
                 logger.exception("MqttConnector: a subscriber failed for %s; further failures are not logged", topic)
 

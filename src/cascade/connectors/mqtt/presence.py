@@ -52,16 +52,13 @@ class Presence:
         with _connections.lock:
             _connections.count[self._key] += 1
             self._is_counted = True
-        connection.on_presence = lambda body: self._check(connection, body)
-        self._publish(connection, ONLINE, retain=True)
+        connection.on_presence = lambda body: self._received(connection, body)
+        self._received(connection, b"")  # nothing is retained
 
-    def _check(self, connection: Connection, body: bytes) -> None:
-        """Replace the Last Will of an earlier session, which a broker may publish long after the connection was lost."""
+    def _received(self, connection: Connection, body: bytes) -> None:
+        # A broker may publish the Last Will of an earlier session long after its connection was lost.
         if self._is_counted and body != ONLINE:
-            self._publish(connection, ONLINE, retain=True)
-
-    def _publish(self, connection: Connection, body: bytes, *, retain: bool = False) -> None:
-        connection.publish(self.topic, body, self._properties, retain=retain)
+            connection.publish(self.topic, ONLINE, self._properties, retain=True)
 
     async def part(self, connection: Connection, *, waits: bool) -> None:
         """Publish `offline` if this is the last connection, and retain nothing; `waits` for the acknowledgements.
@@ -74,9 +71,9 @@ class Presence:
         """
         with _connections.lock:
             if self._leave():
-                self._publish(connection, OFFLINE)
+                connection.publish(self.topic, OFFLINE, self._properties)
                 if connection.client.limits.retain_available:
-                    self._publish(connection, b"", retain=True)
+                    connection.publish(self.topic, b"", self._properties, retain=True)
                 if not await connection.arrive(GOODBYE if waits else 0):
                     raise aiomqtt.MqttError("the window is full")
 

@@ -105,6 +105,7 @@ class Subscriptions:
             for topic, message in subscription.held.items():
                 if not has_expired(message, now):
                     inbox.put(topic, message)
+            inbox.wake()
         return subscription, inbox
 
     def remove(self, pattern: str, callback: MessageCallback) -> Inbox | None:
@@ -136,26 +137,23 @@ class Subscriptions:
             for subscription in self._by_filter.values():
                 subscription.begin()
 
-    def complete(self, subscription: Subscription) -> None:
-        """The broker has sent all retained messages: those that it has not sent again were cleared meanwhile."""
+    def complete(self, subscription: Subscription, *, is_certain: bool) -> None:
+        """End the wait for retained messages. `is_certain` means that the broker has sent all of them.
+
+        In that case, messages that it has not sent again were cleared meanwhile. Otherwise they stay valid.
+        """
         with self._lock:
-            for topic in subscription.unconfirmed:
-                subscription.held.take(topic)
-                self._deliver(subscription, topic, b"")
-            subscription.unconfirmed = set()
+            if is_certain:
+                for topic in subscription.unconfirmed:
+                    subscription.held.take(topic)
+                    self._deliver(subscription, topic, b"")
+                subscription.unconfirmed = set()
             subscription.is_ready = True
+            self.wake()
         self._on_change()
 
-    def give_up(self, subscription: Subscription) -> None:
-        """The retained messages are unknown: those that were received before stay valid."""
-        with self._lock:
-            subscription.is_ready = True
-        self._on_change()
-
-    def receive(
-        self, topic: str, data: bytes, *, retained: bool, expiry: int | None = None, wakes: bool = True
-    ) -> None:
-        """Hand a message over to the subscribers of all filters that match its topic, at once or with the next `wake`.
+    def receive(self, topic: str, data: bytes, *, retained: bool, expiry: int | None = None) -> None:
+        """Add a message to the inboxes of all filters that match its topic, for the next `wake`.
 
         It expires in `expiry` seconds.
         """
@@ -164,7 +162,7 @@ class Subscriptions:
             for subscription in list(self._by_filter.values()):
                 if subscription.matches(topic):
                     if not (retained and subscription.is_known(topic, message)):
-                        self._deliver(subscription, topic, message, wakes=wakes)
+                        self._deliver(subscription, topic, message)
                     if not subscription.hold(topic, message, retained=retained):
                         self.warn(_FULL)
 
@@ -175,10 +173,10 @@ class Subscriptions:
                 for inbox in subscription.inboxes:
                     inbox.wake()
 
-    def _deliver(self, subscription: Subscription, topic: str, message: Incoming, *, wakes: bool = True) -> None:
-        refused = [inbox for inbox in subscription.inboxes if not inbox.put(topic, message, wakes=wakes)]
-        if refused:
-            self.warn(_FULL)
+    def _deliver(self, subscription: Subscription, topic: str, message: Incoming) -> None:
+        for inbox in subscription.inboxes:
+            if not inbox.put(topic, message):
+                self.warn(_FULL)
         if any(inbox.is_closed for inbox in subscription.inboxes):
             subscription.inboxes = [inbox for inbox in subscription.inboxes if not inbox.is_closed]
             self._forget_unused(subscription)
