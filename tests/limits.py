@@ -26,6 +26,7 @@ _LIMITS = {
     "cascade.connectors.mqtt.flush": ("GOODBYE", "SUBSCRIBE_TIMEOUT"),
     "cascade.connectors.mqtt.presence": ("GOODBYE",),
     "cascade.connectors.mqtt.connection": ("SOON",),
+    "cascade.connectors.mqtt.outbox": ("SOON",),
     "cascade.connectors.mqtt.session": ("SOON",),
     "cascade.connectors.mqtt.connector": ("MqttConnector.flush_timeout", "MqttConnector.resend_window"),
     "cascade.connectors.otel._peer": ("STRANGER_PATIENCE", "LONGEST_WAIT", "DEAD_PATIENCE"),

@@ -20,9 +20,9 @@ import cascade as cs
 from cascade import _forks
 from cascade.adapters.executors import _places
 from cascade.connectors import _health
+from cascade.connectors.mqtt import backpressure, options, outbox, packets, subscriptions
 from cascade.connectors.mqtt import connector as mqtt
-from cascade.connectors.mqtt import options, outbox, packets, subscriptions
-from cascade.connectors.mqtt.connection import SOON
+from cascade.connectors.mqtt.outbox import SOON
 from cascade.connectors.otel import OtelConnector, _batch, _grpc, _provider_flush, _routes, _sender, _sharing, _store
 from cascade.connectors.otel import _options as _options_of_otel
 from cascade.connectors.otel import _outbox as _outbox_of_otel
@@ -120,13 +120,13 @@ STATED = {
     ],
     "docs/mqtt.md": [
         f"by default {outbox.CAPACITY // MIB} MiB",
-        f"({outbox.FLOOR:,} may always wait)",
+        f"({backpressure.FLOOR:,} may always wait)",
         f"at most {outbox.MOST_REPEATS} times",
         f"pauses of up to {_health.LONGEST_PAUSE:g} s",
         f"the pause is {_health.REFUSED_PAUSE:g} s",
         {1.0: "does not answer for a second"}[_health.PATIENCE],
         f"`resend_window` seconds ({mqtt.RESEND_WINDOW:g}; 0 for none)",
-        f"pauses for {outbox.FIRST_PAUSE:g} to {outbox.LONGEST_PAUSE:g} s",
+        f"pauses for {backpressure.FIRST_PAUSE:g} to {backpressure.LONGEST_PAUSE:g} s",
         f"pauses of up to {SOON:g} s",
         f"`flush_timeout` ({mqtt.FLUSH_TIMEOUT:g} s)",
         {86_400: "retained for a day"}[packets.WILL_EXPIRY],

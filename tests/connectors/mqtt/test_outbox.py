@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from cascade.connectors.mqtt.outbox import MESSAGE_BYTES, MOST_REPEATS, Backpressure, Outbox, OutgoingMessage
+from cascade.connectors.mqtt.backpressure import Backpressure
+from cascade.connectors.mqtt.outbox import MESSAGE_BYTES, MOST_REPEATS, Outbox, OutgoingMessage
 from tests.waiting import HANG
 
 CAPACITY = 20 * (MESSAGE_BYTES + 10)

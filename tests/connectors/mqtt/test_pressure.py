@@ -11,8 +11,8 @@ import pytest
 import cascade as cs
 from cascade.connectors.memory import MemoryConnector
 from cascade.connectors.mqtt import MqttConnector
+from cascade.connectors.mqtt.backpressure import Backpressure
 from cascade.connectors.mqtt.connection import Connection
-from cascade.connectors.mqtt.outbox import Backpressure
 from stack.addresses import reserved_port
 from tests.connectors.mqtt.broker import Broker, Listener
 from tests.connectors.mqtt.messages import events, numbers, telemetry, warnings
@@ -70,7 +70,7 @@ def test_new_tasks_wait_for_a_broker_that_is_alive_but_slow(
 async def test_no_more_waits_than_can_be_flushed_at_the_end(
     slow: Slow, broker: Broker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """However much memory there is. `test_rate` has how many messages that is."""
+    """However much memory there is. `test_backpressure` has how many messages that is."""
     monkeypatch.setattr(Backpressure, "measure", lambda backpressure: setattr(backpressure, "_most", 50))
     connector = MqttConnector("127.0.0.1", broker.port)
     await connector.connect()

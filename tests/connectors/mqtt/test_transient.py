@@ -14,8 +14,8 @@ from paho.mqtt.packettypes import PacketTypes
 import cascade as cs
 from cascade.connectors import _health
 from cascade.connectors.memory import MemoryConnector
-from cascade.connectors.mqtt import MqttConnector, outbox
-from cascade.connectors.mqtt.connection import MOST_LOSSES
+from cascade.connectors.mqtt import MqttConnector, backpressure
+from cascade.connectors.mqtt.outbox import MOST_LOSSES
 from cascade.telemetry.topics import events_topic
 from tests.connectors.mqtt.broker import Broker, Listener
 from tests.connectors.mqtt.messages import numbers, telemetry, warnings
@@ -71,9 +71,9 @@ def end(code: int, condition: Callable[[Packet], object], reference: str = "") -
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbox, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(outbox, "LONGEST_PAUSE", 0.02)
-    monkeypatch.setattr(outbox, "PACE", 0.01)
+    monkeypatch.setattr(backpressure, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(backpressure, "LONGEST_PAUSE", 0.02)
+    monkeypatch.setattr(backpressure, "PACE", 0.01)
     monkeypatch.setattr(_health, "LONGEST_PAUSE", 0.01)
 
 

@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeVar, cast
 
 import aiomqtt
@@ -16,8 +15,9 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from cascade.connectors._notifier import LoopNotifier
+from cascade.connectors.mqtt.backpressure import Backpressure
 from cascade.connectors.mqtt.client import FAILURE, OWN, TRANSIENT, Client, IncomingMessage
-from cascade.connectors.mqtt.outbox import Backpressure, Outbox, OutgoingMessage
+from cascade.connectors.mqtt.outbox import SOON, Outbox, OutgoingMessage, PoisonMessageFilter
 from cascade.connectors.mqtt.packets import (
     PackedProperties,
     TopicAliases,
@@ -26,8 +26,7 @@ from cascade.connectors.mqtt.packets import (
     state_properties,
 )
 from cascade.connectors.mqtt.subscriptions import Barrier, Subscription, Subscriptions
-from cascade.telemetry import wire
-from cascade.telemetry.limits import MAX_MESSAGE_BYTES, shrink
+from cascade.telemetry.limits import MAX_MESSAGE_BYTES
 from cascade.telemetry.state_schedule import TICK, RunStates, ScheduledState
 
 T = TypeVar("T")
@@ -37,15 +36,6 @@ WINDOW = 500
 connection. Nearby, 100 are as fast."""
 BATCH = 128
 """Messages between two reads."""
-SOON = 5.0
-"""Seconds. A connection that lasts longer has not ended because of the messages that were sent first."""
-_ENOUGH_LOSSES, MOST_LOSSES = 2, 4
-"""Connections that end early while a message is the only unacknowledged one, before it is shrunk, or dropped. In a row
-and with an unacknowledged state, before states are shrunk, or pause."""
-PAUSE = 600.0
-"""Seconds without states after such connections. The network may have been at fault."""
-_BIG, _BIG_STATE = 4_096, 2_000
-"""Bytes: a smaller message, or state of a run, was not refused for its size. A state without tasks has about 700."""
 _NOT_AUTHORIZED = 0x87
 _CONTROL = SubscribeOptions(qos=1, retainAsPublished=True)
 
@@ -67,70 +57,15 @@ class Shared:
     warn: Callable[[str], None]
 
 
-class PoisonMessageFilter:
-    """Detects messages that make the broker close the connection, shrinks them, and finally drops them.
+@dataclass(slots=True, eq=False)
+class _Retained:
+    """A message that is not from the outbox: the state of a run, or the presence, which has no state."""
 
-    Mosquitto closes the connection, without a reason, for some messages, such as those over its `message_size_limit`. If
-    all were sent again, it would close each further connection. After two early ends in a row, the messages that were
-    unacknowledged are therefore sent one by one, until the one at fault is known. A state of a run is suspected first,
-    because its loss costs less.
-    """
-
-    def __init__(self, outbox: Outbox, states: RunStates) -> None:
-        self.most = self.most_of_state = math.inf
-        """Bytes of a packet that the broker is believed to accept."""
-        self.state_losses = 0
-        """Early ends with an unacknowledged state since one was accepted."""
-        self._outbox = outbox
-        self._states = states
-        self._early_ends = 0
-        self._careful_until = 0
-
-    def window(self) -> int:
-        """How many messages may be unacknowledged at once."""
-        if self._careful_until and self._outbox.has_settled(self._careful_until):
-            self._careful_until = 0
-        return 1 if self._careful_until else WINDOW
-
-    def lost(self, seconds: float, reason: str, state_bytes: int = 0) -> bool:
-        """Record the end of a connection after so many seconds, before its messages are recalled.
-
-        `state_bytes` is the size of the largest unacknowledged state. Returns whether one message is known to be the reason.
-        """
-        if state_bytes and seconds < SOON:
-            self._lost_state(state_bytes)
-            return False
-        self._early_ends = self._early_ends + 1 if seconds < SOON else 1
-        out = self._outbox.out()
-        if not out or seconds >= SOON:
-            return False
-        if len(out) > 1:
-            if self._early_ends > 1:
-                self._careful_until = out[-1].number + 1
-            return False
-        message = out[0]
-        message.losses += 1
-        if message.losses >= MOST_LOSSES:
-            self._outbox.lose(message, f"the connection broke whenever it was sent: {reason}")
-        elif message.losses == _ENOUGH_LOSSES and len(message.body) > _BIG:
-            self.most = min(self.most, max(_BIG, _largest(message) // 2))
-            self.fit(message, 1)
-        return message.losses >= _ENOUGH_LOSSES
-
-    def _lost_state(self, size: int) -> None:
-        self.state_losses += 1
-        if self.state_losses >= _ENOUGH_LOSSES:  # the first end may be a restart of the broker
-            self.most_of_state = max(_BIG_STATE, min(self.most_of_state, size // 2))
-        if self.state_losses >= MOST_LOSSES:
-            self._states.pause("the connection broke whenever it was sent", PAUSE)
-
-    def fit(self, message: OutgoingMessage, most: int) -> bool:
-        """Remove optional parts of a message until its packet has at most so many bytes; whether it has."""
-        beside = _largest(message) - len(message.body)
-        with contextlib.suppress(ValueError, KeyError, AttributeError, TypeError):  # the message is not one of a run
-            payload = shrink(wire.loads(message.body), int(min(most, self.most)) - beside)
-            self._outbox.replace(message, wire.dumps(payload))
-        return beside + len(message.body) <= most
+    topic: str
+    body: bytes
+    properties: Properties
+    state: ScheduledState | None = None
+    retain: bool = True
 
 
 class Connection:
@@ -153,9 +88,8 @@ class Connection:
         self._unacknowledged: dict[int, OutgoingMessage] = {}
         self._unwritten: list[OutgoingMessage] = []
         self._arrived: list[OutgoingMessage] = []
-        self._unsent: deque[Callable[[], object]] = deque()
-        self._beside: dict[int, tuple[Callable[[ReasonCode], None], int]] = {}
-        """Unacknowledged messages that are not from the outbox: what receives the answer, and the size of a state."""
+        self._unsent: deque[_Retained] = deque()
+        self._retained: dict[int, _Retained] = {}  # unacknowledged
         self._has_sent_state = self._has_passed = False
         self._calls = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -180,7 +114,7 @@ class Connection:
     @property
     def is_answer_due(self) -> bool:
         """Whether the broker has something to answer."""
-        return self._calls > 0 or len(self._beside) > 0 or self._outbox.is_out
+        return self._calls > 0 or len(self._retained) > 0 or self._outbox.is_out
 
     def has_work(self) -> bool:
         """Whether `work` can do anything before the broker sends something."""
@@ -235,8 +169,8 @@ class Connection:
                 self._shared.room.notify()
         self._shared.backpressure.measure()
 
-    def publish(self, topic: str, body: bytes, properties: Properties, *, retain: bool = False) -> None:
-        """Send a message that is not one of a run, before the messages that wait.
+    def publish(self, topic: str, body: bytes, properties: Properties, *, retain: bool) -> None:
+        """Send a message about the presence, before the messages that wait.
 
         It is not sent, which is reported, if it is larger than the broker accepts.
         """
@@ -245,7 +179,7 @@ class Connection:
             self._shared.warn(f"a message on topic {topic} has {size:,} bytes; the broker accepts {most:,}")
             self._barrier.refuse()
             return
-        self._unsent.append(partial(self._send_beside, topic, body, properties, self._published, retain=retain))
+        self._unsent.append(_Retained(topic, body, properties, retain=retain))
         self._send_unsent()
 
     async def arrive(self, seconds: float) -> bool:
@@ -254,17 +188,16 @@ class Connection:
             async with asyncio.timeout(seconds):
                 if not self.client.limits.maximum_qos:
                     await self._make_round_trip()
-                while (self._beside or self._unsent) and not self.client.is_over:
+                while (self._retained or self._unsent) and not self.client.is_over:
                     self._wakeup.clear()
                     await self._wakeup.wait()
         return not self._unsent
 
-    def start(self, call: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _start_task(self, call: Coroutine[Any, Any, None]) -> None:
         """Run a call in a task that ends with the connection, at the latest. The end of the connection is no error."""
         task = asyncio.get_running_loop().create_task(call)
         self._tasks.add(task)
         task.add_done_callback(self._finished)
-        return task
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -290,7 +223,7 @@ class Connection:
         self.settle()
         code, seconds = self.client.code, time.monotonic() - self._start
         is_innocent = is_wanted or is_contested or code in OWN | TRANSIENT
-        state_bytes = max((size for _, size in self._beside.values()), default=0)
+        state_bytes = max((len(one.body) for one in self._retained.values() if one.state), default=0)
         is_caused = not is_innocent and self._poison.lost(seconds, self.client.reason, state_bytes)
         is_refused = code in TRANSIENT and not is_wanted
         out = [*self._unacknowledged.values(), *self._unwritten]
@@ -315,18 +248,20 @@ class Connection:
     def _room(self) -> int:
         if self._is_on_trial:
             return 0
-        in_window = self._poison.window() - len(self._unacknowledged) - len(self._unwritten)
+        in_window = self._poison.window(WINDOW) - len(self._unacknowledged) - len(self._unwritten)
         return max(0, int(min(in_window, self._throttle.room())))
 
     def _room_for_acknowledged(self) -> int:
-        if not self.client.limits.maximum_qos:
-            return WINDOW
-        return self.client.limits.receive_maximum - len(self._unacknowledged) - len(self._beside) - len(self._unsent)
+        limits = self.client.limits
+        return limits.receive_maximum - self._in_flight() - len(self._unsent) if limits.maximum_qos else WINDOW
+
+    def _in_flight(self) -> int:
+        return len(self._unacknowledged) + len(self._retained)
 
     def _room_for_states(self) -> int:
         """The states of many runs take half of the window at most. If it has one place, messages go first."""
         share = min(WINDOW, self.client.limits.receive_maximum) // 2 or not self._outbox.is_waiting
-        return min(self._room_for_acknowledged(), share - len(self._beside))
+        return min(self._room_for_acknowledged(), share - len(self._retained))
 
     @property
     def _is_on_trial(self) -> bool:
@@ -355,11 +290,44 @@ class Connection:
         else:
             self._unwritten.append(message)
 
+    def _send_unsent(self) -> None:
+        while self._unsent and self._in_flight() < self.client.limits.receive_maximum:
+            self._send_retained(self._unsent.popleft())
+
+    def _send_states(self) -> None:
+        """Send the states that are due. A broker without retained messages gets none."""
+        limits = self.client.limits
+        most = min(limits.maximum_packet_size, MAX_MESSAGE_BYTES, self._poison.most_of_state)
+        for state in self._states.take(time.monotonic(), self._room_for_states()):
+            if not limits.retain_available:
+                self._states.settle(state)
+                continue
+            properties = state_properties(state.expiry)
+            try:
+                body = state.body(most - _size(state.topic, properties))
+            except ValueError as error:
+                self._states.settle(state, f"{error}, on topic {state.topic}")
+            else:
+                self._send_retained(_Retained(state.topic, body, properties, state))
+
+    def _send_retained(self, message: _Retained) -> None:
+        limits, topic, body = self.client.limits, message.topic, message.body
+        retain = message.retain and limits.retain_available
+        packet_id = self.client.send(topic, body, limits.maximum_qos, message.properties, retain=retain)
+        if limits.maximum_qos:
+            self._retained[packet_id] = message
+            self._has_sent_state |= message.state is not None
+        elif message.state is not None:
+            self._states.settle(message.state)
+
     def _acknowledged(self, packet_id: int, reason: ReasonCode) -> None:
         message = self._unacknowledged.pop(packet_id, None)
         if message is None:
-            answered, _ = self._beside.pop(packet_id, (_ignore, 0))
-            answered(reason)
+            retained = self._retained.pop(packet_id, None)
+            if retained is not None and retained.state is not None:
+                self._state_answered(retained.state, reason)
+            elif reason.value >= FAILURE:
+                self._barrier.refuse()
         elif reason.value in TRANSIENT:
             self._outbox.recall([message], str(reason))
             self._shared.backpressure.refused()
@@ -370,64 +338,17 @@ class Connection:
         if self._unsent:
             self._send_unsent()
 
-    def _send_unsent(self) -> None:
-        while self._unsent and len(self._unacknowledged) + len(self._beside) < self.client.limits.receive_maximum:
-            self._unsent.popleft()()
-
-    def _send_beside(
-        self,
-        topic: str,
-        body: bytes,
-        properties: Properties,
-        answered: Callable[[ReasonCode], None],
-        state_bytes: int = 0,
-        *,
-        retain: bool,
-    ) -> bool:
-        """Send a message that is not from the outbox; return whether the broker answers it."""
-        limits = self.client.limits
-        packet_id = self.client.send(
-            topic, body, limits.maximum_qos, properties, retain=retain and limits.retain_available
-        )
-        if limits.maximum_qos:
-            self._beside[packet_id] = answered, state_bytes
-        return bool(limits.maximum_qos)
-
-    def _published(self, reason: ReasonCode) -> None:
-        if reason.value >= FAILURE:
-            self._barrier.refuse()
-
-    def _send_states(self) -> None:
-        """Send the states that are due. A broker without retained messages gets none."""
-        limits = self.client.limits
-        most = min(limits.maximum_packet_size, MAX_MESSAGE_BYTES, self._poison.most_of_state)
-        for state in self._states.take(time.monotonic(), self._room_for_states()):
-            properties, answered = state_properties(state.expiry), partial(self._state_answered, state)
-            if not limits.retain_available:
-                self._states.settle(state)
-                continue
-            try:
-                body = state.body(most - _size(state.topic, properties))
-            except ValueError as error:
-                self._states.settle(state, f"{error}, on topic {state.topic}")
-                continue
-            if self._send_beside(state.topic, body, properties, answered, len(body), retain=True):
-                self._has_sent_state = True
-            else:
-                self._states.settle(state)
-
     def _state_answered(self, state: ScheduledState, reason: ReasonCode) -> None:
-        self._has_news = True
-        if reason.value < FAILURE:
-            self._has_passed, self._poison.state_losses = True, 0
-            self._states.settle(state)
-            return
-        refusal = f"{reason}, on topic {state.topic}"
+        is_refused = reason.value >= FAILURE
+        refusal = f"{reason}, on topic {state.topic}" if is_refused else ""
         if reason.value == _NOT_AUTHORIZED:  # an access list that refuses one state refuses all
             self._states.pause(refusal)
         self._states.settle(state, refusal, retry=reason.value in TRANSIENT)
-        if self._is_on_trial:
-            self.start(self._pass_trial())
+        self._has_news = True
+        if not is_refused:
+            self._has_passed, self._poison.state_losses = True, 0
+        elif self._is_on_trial:
+            self._start_task(self._pass_trial())
 
     async def _make_round_trip(self) -> None:
         """Return when the broker has handled all packets that were sent before."""
@@ -458,7 +379,7 @@ class Connection:
         wanted = {subscription.pattern: subscription for subscription in self._shared.subscriptions.all()}
         for pattern, subscription in self._subscribed.items():
             if subscription is not wanted.get(pattern):
-                self.start(self._call(self.client.unsubscribe, pattern))
+                self._start_task(self._call(self.client.unsubscribe, pattern))
         new = [
             subscription
             for pattern, subscription in wanted.items()
@@ -466,7 +387,7 @@ class Connection:
         ]
         self._subscribed = wanted
         if new or is_first:
-            self.start(self._subscribe(new))
+            self._start_task(self._subscribe(new))
 
     async def _subscribe(self, wanted: list[Subscription]) -> None:
         """Subscribe with one packet, and wait until all retained messages were received."""
@@ -499,13 +420,3 @@ class Connection:
 def _size(topic: str, properties: Properties, body: bytes = b"") -> int:
     """The largest size of a packet."""
     return packet_bytes(topic, len(properties.pack()) + len(body))  # type: ignore[no-untyped-call]
-
-
-def _largest(message: OutgoingMessage) -> int:
-    """The largest size of a packet with the message: with its topic and with an alias."""
-    properties = publish_properties(message.traceparent, message.tracestate, alias=1)
-    return packet_bytes(message.topic, len(properties) + len(message.body))
-
-
-def _ignore(_: ReasonCode) -> None:
-    pass

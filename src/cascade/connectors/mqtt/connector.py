@@ -14,10 +14,11 @@ from cascade.connectors._arguments import captures, one_of, positive, seconds, w
 from cascade.connectors._health import ConnectionHealth
 from cascade.connectors._notifier import LoopNotifier
 from cascade.connectors.mqtt import flush as waits
+from cascade.connectors.mqtt.backpressure import Backpressure
 from cascade.connectors.mqtt.connection import Shared
 from cascade.connectors.mqtt.inbox import Inbox
 from cascade.connectors.mqtt.options import DEFAULT_URL, KEEPALIVE, VARIABLE, MqttOptions, arguments_of
-from cascade.connectors.mqtt.outbox import CAPACITY, Backpressure, Outbox, OutgoingMessage
+from cascade.connectors.mqtt.outbox import CAPACITY, Outbox, OutgoingMessage
 from cascade.connectors.mqtt.packets import traceparent, tracestate
 from cascade.connectors.mqtt.session import Session
 from cascade.connectors.mqtt.subscriptions import Subscriptions

@@ -1,5 +1,6 @@
-"""Outgoing messages: in order, bounded in memory, counted; and when tasks must wait because too many wait here."""
+"""Outgoing messages: in order, bounded in memory, counted; and those that make the broker close the connection."""
 
+import contextlib
 import math
 import threading
 import time
@@ -8,7 +9,10 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from operator import attrgetter
 
-from cascade.connectors._health import jitter
+from cascade.connectors.mqtt.packets import packet_bytes, publish_properties
+from cascade.telemetry import wire
+from cascade.telemetry.limits import shrink
+from cascade.telemetry.state_schedule import RunStates
 
 CAPACITY = 64 << 20
 """Bytes: about 70,000 messages."""
@@ -16,24 +20,17 @@ MESSAGE_BYTES = 320
 """Memory of a message beside its body."""
 MOST_REPEATS = 10
 """Repetitions of a message after lost connections: new messages arrive even if each connection is short."""
-RATE_WINDOW = 0.25
-"""Seconds, at least, over which the rate is measured."""
-RATE_WINDOWS = 4
-"""The best of so many windows counts: in a single one the thread or the broker may have been held up."""
-FLOOR, _FLOOR_REFUSED = 1_000, 100
-"""Messages that may always wait: a burst does not stop a run. The second value holds after a transient refusal, until the
-rate is known."""
-
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
-"""Seconds without a message after a transient refusal."""
-PACE = 0.1
-"""Seconds of one round of `Throttle`."""
-_FEWEST, _MANY = 8, 500
-"""Messages of a round: more than one, so that a message that is always refused does not stop the others; and so many
-that no limit is needed."""
-
 _LOOK = 10_000
 """Messages on refused topics that are skipped in search of others."""
+SOON = 5.0
+"""Seconds. A connection that lasts longer has not ended because of the messages that were sent first."""
+_ENOUGH_LOSSES, MOST_LOSSES = 2, 4
+"""Connections that end early while a message is the only unacknowledged one, before it is shrunk, or dropped. In a row
+and with an unacknowledged state, before states are shrunk, or pause."""
+PAUSE = 600.0
+"""Seconds without states after such connections. The network may have been at fault."""
+_BIG, _BIG_STATE = 4_096, 2_000
+"""Bytes: a smaller message, or state of a run, was not refused for its size. A state without tasks has about 700."""
 
 _number = attrgetter("number")
 
@@ -260,128 +257,73 @@ class Outbox:
             self._arrived_bytes -= len(arrived.popleft().body) + MESSAGE_BYTES
 
 
-class Throttle:
-    """Limits the rate of messages after transient refusals, in rounds of `PACE` seconds.
+class PoisonMessageFilter:
+    """Detects messages that make the broker close the connection, shrinks them, and finally drops them.
 
-    A refusal begins a pause, which is as long as the time since the broker accepted a message. A round may have a quarter
-    more messages than the broker accepted in the round before. There is no limit until the first refusal, nor once a round
-    may have 500. The network thread alone uses it, over all connections of a session.
+    Mosquitto closes the connection, without a reason, for some messages, such as those over its `message_size_limit`. If
+    all were sent again, it would close each further connection. After two early ends in a row, the messages that were
+    unacknowledged are therefore sent one by one, until the one at fault is known. A state of a run is suspected first,
+    because its loss costs less.
     """
 
-    def __init__(self) -> None:
-        self.refused_since = math.inf
-        """Time of the first refusal since an acknowledgement."""
-        self._left = math.inf
-        self._accepted = 0
-        self._is_refused = False
-        self._next = 0.0
-
-    @property
-    def is_active(self) -> bool:
-        """Whether there is a limit."""
-        return self._left != math.inf
-
-    @property
-    def pause(self) -> float:
-        """Seconds until `room` allows the next message."""
-        return 0.0 if self._left else max(0.0, self._next - time.monotonic())
-
-    def refused(self) -> None:
-        """Begin a pause, unless one has begun in this round."""
-        now = time.monotonic()
-        self.refused_since = min(self.refused_since, now)
-        if self._is_refused:
-            return
-        if not self.is_active:
-            self._accepted = 0
-        self._is_refused, self._left = True, 0
-        self._next = now + min(LONGEST_PAUSE, max(FIRST_PAUSE, now - self.refused_since)) * jitter()
-
-    def accepted(self, count: int, *, is_acknowledged: bool) -> None:
-        """Record messages that the broker has accepted, with or without an acknowledgement among them."""
-        self._accepted += count
-        if is_acknowledged:
-            self.refused_since = math.inf
-
-    def sent(self, count: int) -> None:
-        self._left -= count
-
-    def room(self) -> float:
-        """How many messages may be sent now."""
-        if not self._left and time.monotonic() >= self._next:
-            most = self._accepted * 5 // 4 + _FEWEST
-            self._left = most if most < _MANY else math.inf
-            self._accepted, self._is_refused = 0, False
-            self._next = time.monotonic() + PACE
-        return self._left
-
-
-class Rate:
-    """Messages per second, measured only while further messages wait: an idle connection is not a slow one."""
-
-    def __init__(self) -> None:
-        self._windows: deque[float] = deque(maxlen=RATE_WINDOWS)
-        self._start: float | None = None
-        self._done = 0
-
-    def measure(self, done: int, *, is_saturated: bool) -> None:
-        """Record how many messages are done by now. Call it often."""
-        now = time.monotonic()
-        if is_saturated and self._start is not None:
-            if now - self._start < RATE_WINDOW:
-                return
-            self._windows.append((done - self._done) / (now - self._start))
-        self._start, self._done = now if is_saturated else None, done
-
-    @property
-    def value(self) -> float:
-        """Infinite until it is known."""
-        return max(self._windows, default=math.inf)
-
-
-class Backpressure:
-    """Holds tasks back while more messages wait than fit in memory, or than the broker accepts in half of a flush.
-
-    Half, because the rate may fall. A broker that refuses every message for longer than a flush takes holds no task back.
-    The network thread measures; any thread reads.
-    """
-
-    def __init__(self, outbox: Outbox, flush_timeout: float) -> None:
-        self.throttle = Throttle()
+    def __init__(self, outbox: Outbox, states: RunStates) -> None:
+        self.most = self.most_of_state = math.inf
+        """Bytes of a packet that the broker is believed to accept."""
+        self.state_losses = 0
+        """Early ends with an unacknowledged state since one was accepted."""
         self._outbox = outbox
-        self._flush_timeout = flush_timeout
-        self._rate = Rate()
-        self._most = math.inf
+        self._states = states
+        self._early_ends = 0
+        self._careful_until = 0
 
-    def restart(self) -> None:
-        """Begin a new connection. The time without one counts only if the broker has refused messages before."""
-        if self.throttle.refused_since == math.inf:
-            self._rate.measure(0, is_saturated=False)
+    def window(self, most: int) -> int:
+        """How many messages may be unacknowledged at once, if no message is suspected: `most`."""
+        if self._careful_until and self._outbox.has_settled(self._careful_until):
+            self._careful_until = 0
+        return 1 if self._careful_until else most
 
-    def refused(self) -> None:
-        """Record a transient refusal. Until the rate is known, no more messages may wait than now, or 100."""
-        self.throttle.refused()
-        if self._most == math.inf:
-            self._most = max(_FLOOR_REFUSED, self._outbox.backlog)
+    def lost(self, seconds: float, reason: str, state_bytes: int = 0) -> bool:
+        """Record the end of a connection after so many seconds, before its messages are recalled.
 
-    def measure(self) -> None:
-        done = self._outbox.sent + self._outbox.lost + self._outbox.resent
-        self._rate.measure(done, is_saturated=self._outbox.is_waiting)
-        rate, is_throttled = self._rate.value, self.throttle.is_active
-        if rate < math.inf:
-            self._most = max(1 if is_throttled else FLOOR, rate * self._flush_timeout / 2)
-        elif not is_throttled:
-            self._most = math.inf
+        `state_bytes` is the size of the largest unacknowledged state. Returns whether one message is known to be the reason.
+        """
+        if state_bytes and seconds < SOON:
+            self._lost_state(state_bytes)
+            return False
+        self._early_ends = self._early_ends + 1 if seconds < SOON else 1
+        out = self._outbox.out()
+        if not out or seconds >= SOON:
+            return False
+        if len(out) > 1:
+            if self._early_ends > 1:
+                self._careful_until = out[-1].number + 1
+            return False
+        message = out[0]
+        message.losses += 1
+        if message.losses >= MOST_LOSSES:
+            self._outbox.lose(message, f"the connection broke whenever it was sent: {reason}")
+        elif message.losses == _ENOUGH_LOSSES and len(message.body) > _BIG:
+            self.most = min(self.most, max(_BIG, _largest(message) // 2))
+            self.fit(message, 1)
+        return message.losses >= _ENOUGH_LOSSES
 
-    @property
-    def is_full(self) -> bool:
-        """Whether no task should start. A quarter of the memory is for the messages of the running tasks."""
-        return self._outbox.exceeds(0.75, self._most) and not self._is_given_up()
+    def _lost_state(self, size: int) -> None:
+        self.state_losses += 1
+        if self.state_losses >= _ENOUGH_LOSSES:  # the first end may be a restart of the broker
+            self.most_of_state = max(_BIG_STATE, min(self.most_of_state, size // 2))
+        if self.state_losses >= MOST_LOSSES:
+            self._states.pause("the connection broke whenever it was sent", PAUSE)
 
-    @property
-    def is_tight(self) -> bool:
-        """Whether tasks that wait because it was full should go on waiting."""
-        return self._outbox.exceeds(0.5, self._most / 2) and not self._is_given_up()
+    def fit(self, message: OutgoingMessage, most: int) -> bool:
+        """Remove optional parts of a message until its packet has at most so many bytes; whether it has."""
+        beside = _largest(message) - len(message.body)
+        with contextlib.suppress(ValueError, KeyError, AttributeError, TypeError):  # the message is not one of a run
+            payload = shrink(wire.loads(message.body), int(min(most, self.most)) - beside)
+            self._outbox.replace(message, wire.dumps(payload))
+        return beside + len(message.body) <= most
 
-    def _is_given_up(self) -> bool:
-        return time.monotonic() - self.throttle.refused_since > self._flush_timeout
+
+def _largest(message: OutgoingMessage) -> int:
+    """The largest size of a packet with the message: with its topic and with an alias."""
+    properties = publish_properties(message.traceparent, message.tracestate, alias=1)
+    return packet_bytes(message.topic, len(properties) + len(message.body))

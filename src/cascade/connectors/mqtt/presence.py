@@ -71,7 +71,7 @@ class Presence:
         """
         with _connections.lock:
             if self._leave():
-                connection.publish(self.topic, OFFLINE, self._properties)
+                connection.publish(self.topic, OFFLINE, self._properties, retain=False)
                 if connection.client.limits.retain_available:
                     connection.publish(self.topic, b"", self._properties, retain=True)
                 if not await connection.arrive(GOODBYE if waits else 0):

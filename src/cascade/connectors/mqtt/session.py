@@ -21,8 +21,9 @@ from cascade.connectors.mqtt.client import (
     NetworkLoop,
     reason_of,
 )
-from cascade.connectors.mqtt.connection import SOON, Connection, PoisonMessageFilter, Shared
+from cascade.connectors.mqtt.connection import Connection, Shared
 from cascade.connectors.mqtt.options import MqttOptions
+from cascade.connectors.mqtt.outbox import SOON, PoisonMessageFilter
 from cascade.connectors.mqtt.presence import Presence
 from cascade.telemetry.topics import AWS_LIMITS, source, status_topic
 

@@ -5,8 +5,7 @@ import time
 import pytest
 
 import cascade as cs
-from cascade.connectors.mqtt.connection import MOST_LOSSES, PAUSE, PoisonMessageFilter
-from cascade.connectors.mqtt.outbox import Outbox, OutgoingMessage
+from cascade.connectors.mqtt.outbox import MOST_LOSSES, PAUSE, Outbox, OutgoingMessage, PoisonMessageFilter
 from cascade.telemetry.state_schedule import INTERVAL, RunStates
 from cascade.telemetry.wire import dumps
 from cascade.testing import MemoryConnector

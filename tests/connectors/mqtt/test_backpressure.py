@@ -6,16 +6,8 @@ import time
 import pytest
 
 from cascade.connectors import _health
-from cascade.connectors.mqtt.outbox import (
-    FLOOR,
-    LONGEST_PAUSE,
-    RATE_WINDOWS,
-    Backpressure,
-    Outbox,
-    OutgoingMessage,
-    Rate,
-    Throttle,
-)
+from cascade.connectors.mqtt.backpressure import FLOOR, LONGEST_PAUSE, RATE_WINDOWS, Backpressure, Rate, Throttle
+from cascade.connectors.mqtt.outbox import Outbox, OutgoingMessage
 
 
 @pytest.fixture
