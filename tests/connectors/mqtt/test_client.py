@@ -26,13 +26,13 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 import cascade as cs
 from cascade.connectors.mqtt import MqttConnector, client
-from cascade.connectors.mqtt.client import BrokerLimits, Client, IncomingMessage, NetworkLoop
+from cascade.connectors.mqtt.client import Client, NetworkLoop
 from cascade.connectors.mqtt.connection import Connection
 from cascade.connectors.mqtt.options import MqttOptions
-from cascade.connectors.mqtt.packets import new_properties
+from cascade.connectors.mqtt.packets import BrokerLimits, IncomingMessage, new_properties
 from tests import limits
 from tests.connectors.mqtt.broker import Broker, Listener
-from tests.connectors.mqtt.messages import statuses, telemetry, warnings
+from tests.connectors.mqtt.messages import numbers, statuses, telemetry, warnings
 from tests.connectors.mqtt.proxy import Proxy, received_by_client, sent_by_client
 from tests.waiting import HANG, until, until_blocking
 
@@ -115,6 +115,32 @@ async def test_an_error_of_the_connector_itself_ends_the_connection_without_a_go
     assert [message.topic for message in seen if not message.topic.startswith("cascade/status/")] == [TOPIC]
     (warning,) = warnings(caplog)
     assert warning.startswith("MqttConnector: a fault of the connector: Traceback (most recent call last):")
+    assert "LookupError: a fault of ours" in warning
+
+
+async def test_an_error_while_a_batch_is_sent_loses_no_message_of_the_batch(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    send, failed = Client.send, threading.Event()
+
+    def fail_once(client: Client, topic: str, body: bytes, *arguments: Any, **options: Any) -> int:
+        if b'"seq":5' in body and not failed.is_set():
+            failed.set()
+            raise LookupError("a fault of ours")
+        return send(client, topic, body, *arguments, **options)
+
+    monkeypatch.setattr(Client, "send", fail_once)
+    connector = MqttConnector("127.0.0.1", broker.port)
+    with Listener(broker.port, TOPIC) as listener:
+        await connector.connect()
+        for number in range(10):
+            await connector.publish(TOPIC, telemetry(number), number % 2)
+        await connector.disconnect()
+        seen = listener.wait_for(lambda seen: set(numbers(seen)) == set(range(10)))
+    assert failed.is_set()
+    assert (connector._outbox.sent, connector._outbox.lost) == (10, 0)
+    assert set(numbers(seen)) == set(range(10))
+    (warning,) = warnings(caplog)
     assert "LookupError: a fault of ours" in warning
 
 

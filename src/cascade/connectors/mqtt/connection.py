@@ -16,9 +16,10 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from cascade.connectors._notifier import LoopNotifier
 from cascade.connectors.mqtt.backpressure import Backpressure
-from cascade.connectors.mqtt.client import FAILURE, OWN, TRANSIENT, Client, IncomingMessage
+from cascade.connectors.mqtt.client import FAILURE, OWN, TRANSIENT, Client
 from cascade.connectors.mqtt.outbox import SOON, Outbox, OutgoingMessage, PoisonMessageFilter
 from cascade.connectors.mqtt.packets import (
+    IncomingMessage,
     PackedProperties,
     TopicAliases,
     packet_bytes,
@@ -85,6 +86,7 @@ class Connection:
         self._start = time.monotonic()
         self._has_moved = self._has_news = self._has_incoming = False
         self._active_at = self._start
+        self._taken: list[OutgoingMessage] = []  # it stays here if an error ends the connection before all are sent
         self._unacknowledged: dict[int, OutgoingMessage] = {}
         self._unwritten: list[OutgoingMessage] = []
         self._arrived: list[OutgoingMessage] = []
@@ -144,10 +146,11 @@ class Connection:
         if self.client.wants_write:
             return
         self._send_states()
-        messages = self._outbox.take(min(self._room(), BATCH), self._room_for_acknowledged())
-        self._throttle.sent(len(messages))
-        for message in messages:
+        self._taken = self._outbox.take(min(self._room(), BATCH), self._room_for_acknowledged())
+        self._throttle.sent(len(self._taken))
+        for message in self._taken:
             self._send(message)
+        self._taken = []
         if self.client.wants_write:
             self.client.flush()
 
@@ -226,7 +229,7 @@ class Connection:
         state_bytes = max((len(one.body) for one in self._retained.values() if one.state), default=0)
         is_caused = not is_innocent and self._poison.lost(seconds, self.client.reason, state_bytes)
         is_refused = code in TRANSIENT and not is_wanted
-        out = [*self._unacknowledged.values(), *self._unwritten]
+        out = [*self._unacknowledged.values(), *self._unwritten, *self._taken]
         self._outbox.recall(out, self.client.reason if is_refused else "")
         if is_refused:
             self._shared.backpressure.refused()
@@ -380,11 +383,7 @@ class Connection:
         for pattern, subscription in self._subscribed.items():
             if subscription is not wanted.get(pattern):
                 self._start_task(self._call(self.client.unsubscribe, pattern))
-        new = [
-            subscription
-            for pattern, subscription in wanted.items()
-            if subscription is not self._subscribed.get(pattern)
-        ]
+        new = [one for pattern, one in wanted.items() if one is not self._subscribed.get(pattern)]
         self._subscribed = wanted
         if new or is_first:
             self._start_task(self._subscribe(new))
@@ -403,14 +402,14 @@ class Connection:
         answer = await self._call(self.client.subscribe, filters)
         reasons = cast("list[ReasonCode]", answer)  # of MQTT 5
         self._barrier.answered(reasons[len(new) :])
-        accepted = [one for one, reason in zip(new, reasons, strict=False) if reason.value < FAILURE]
-        for subscription, reason in zip(new, reasons, strict=False):
-            if reason.value >= FAILURE:
-                self._refuse(subscription, str(reason))
-        if accepted:
-            is_complete = await self._barrier.wait(number, time.monotonic() - start)
-            for subscription in accepted:
-                self._shared.subscriptions.complete(subscription, is_certain=is_complete)
+        refused = {one: reason for one, reason in zip(new, reasons, strict=False) if reason.value >= FAILURE}
+        for subscription, reason in refused.items():
+            self._refuse(subscription, str(reason))
+        if len(refused) < len(new):
+            is_certain = await self._barrier.wait(number, time.monotonic() - start)
+            for subscription in new:
+                if subscription not in refused:
+                    self._shared.subscriptions.complete(subscription, is_certain=is_certain)
 
     def _refuse(self, subscription: Subscription, reason: str) -> None:
         self._shared.warn(f"control cannot be received on {subscription.pattern}: {reason}")

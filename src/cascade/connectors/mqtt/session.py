@@ -16,7 +16,6 @@ from cascade.connectors.mqtt.client import (
     PERMANENT,
     TAKEN_OVER,
     TRANSIENT,
-    BrokerLimits,
     Client,
     NetworkLoop,
     reason_of,
@@ -24,6 +23,7 @@ from cascade.connectors.mqtt.client import (
 from cascade.connectors.mqtt.connection import Connection, Shared
 from cascade.connectors.mqtt.options import MqttOptions
 from cascade.connectors.mqtt.outbox import SOON, PoisonMessageFilter
+from cascade.connectors.mqtt.packets import BrokerLimits
 from cascade.connectors.mqtt.presence import Presence
 from cascade.telemetry.topics import AWS_LIMITS, source, status_topic
 
