@@ -443,6 +443,32 @@ async def test_a_subscription_that_is_refused_is_told(
     assert warnings(caplog) == [f"MqttConnector: control cannot be received on {CONTROL}: Not authorized"]
 
 
+@pytest.mark.parametrize("code", [0x80, 0x83, 0x97])
+async def test_a_subscription_that_the_broker_refuses_for_now_is_repeated(
+    broker: Broker, caplog: pytest.LogCaptureFixture, code: int
+) -> None:
+    refused = list[Packet]()
+
+    def refuse_three_times(packet: Packet) -> Iterable[Packet]:
+        if not sent_by_client(PacketTypes.SUBSCRIBE)(packet) or len(refused) == 3:
+            return (packet,)
+        refused.append(packet)
+        answer = packet.body[:2] + bytes([0]) + bytes([code] * packet.body.count(b"cascade/"))
+        return (Packet(PacketTypes.SUBACK, answer, from_broker=True, connection=packet.connection),)
+
+    gardener = Gardener()
+    with Listener(broker.port) as other, Proxy(broker.port, refuse_three_times) as proxy:
+        other.publish(PAUSE, json.dumps(constraint()), retain=True)
+        connector = MqttConnector("127.0.0.1", proxy.port)
+        await connector.connect()
+        await connector.subscribe(CONTROL, gardener)
+        await until(lambda: gardener.calls)
+        await connector.disconnect()
+    assert gardener.calls == [(PAUSE, constraint())]
+    assert [CONTROL.encode() in packet.body for packet in refused][1:] == [True, True]
+    assert warnings(caplog)[0].startswith(f"MqttConnector: control cannot be received on {CONTROL}: ")
+
+
 STATUS = "cascade/status/"
 SUBSCRIBED, RETAINED = received_by_client(PacketTypes.SUBACK), received_by_client(PacketTypes.PUBLISH)
 

@@ -14,8 +14,9 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from cascade.connectors._health import jitter
 from cascade.connectors._notifier import LoopNotifier
-from cascade.connectors.mqtt.backpressure import Backpressure
+from cascade.connectors.mqtt.backpressure import FIRST_PAUSE, LONGEST_PAUSE, Backpressure
 from cascade.connectors.mqtt.client import FAILURE, OWN, TRANSIENT, Client
 from cascade.connectors.mqtt.outbox import SOON, Outbox, OutgoingMessage, PoisonMessageFilter
 from cascade.connectors.mqtt.packets import (
@@ -388,13 +389,9 @@ class Connection:
         if new or is_first:
             self._start_task(self._subscribe(new))
 
-    async def _subscribe(self, wanted: list[Subscription]) -> None:
-        """Subscribe with one packet, and wait until all retained messages were received."""
-        has_wildcards, start = self.client.limits.wildcards_available, time.monotonic()
-        new = [one for one in wanted if has_wildcards or not {"+", "#"}.intersection(one.pattern)]
-        for subscription in wanted:
-            if subscription not in new:
-                self._refuse(subscription, "the broker has no wildcard subscriptions")
+    async def _subscribe(self, wanted: list[Subscription], pause: float = 0.0) -> None:
+        """Subscribe with one packet, and wait until all retained messages were received. `pause` as in `_repeat`."""
+        new, start = self._supported(wanted), time.monotonic()
         number, own = self._barrier.begin()
         filters = [(subscription.pattern, _CONTROL) for subscription in new] + own
         if not filters:
@@ -403,13 +400,32 @@ class Connection:
         reasons = cast("list[ReasonCode]", answer)  # of MQTT 5
         self._barrier.answered(reasons[len(new) :])
         refused = {one: reason for one, reason in zip(new, reasons, strict=False) if reason.value >= FAILURE}
-        for subscription, reason in refused.items():
+        for subscription, reason in refused.items() if not pause else ():
             self._refuse(subscription, str(reason))
-        if len(refused) < len(new):
+        later = [one for one, reason in refused.items() if reason.value in TRANSIENT]
+        if later:
+            self._start_task(self._repeat(later, min(2 * pause or FIRST_PAUSE, LONGEST_PAUSE)))
+        accepted = [one for one in new if one not in refused]
+        if accepted:
             is_certain = await self._barrier.wait(number, time.monotonic() - start)
-            for subscription in new:
-                if subscription not in refused:
-                    self._shared.subscriptions.complete(subscription, is_certain=is_certain)
+            for subscription in accepted:
+                self._shared.subscriptions.complete(subscription, is_certain=is_certain)
+
+    async def _repeat(self, refused: list[Subscription], pause: float) -> None:
+        """Subscribe again after about so many seconds to filters that the broker has refused for now."""
+        await asyncio.sleep(pause * jitter())
+        wanted = [one for one in refused if one is self._subscribed.get(one.pattern)]
+        if wanted:
+            await self._subscribe(wanted, pause)
+
+    def _supported(self, wanted: list[Subscription]) -> list[Subscription]:
+        """The subscriptions that the broker supports. The others are refused."""
+        has_wildcards = self.client.limits.wildcards_available
+        new = [one for one in wanted if has_wildcards or not {"+", "#"}.intersection(one.pattern)]
+        for subscription in wanted:
+            if subscription not in new:
+                self._refuse(subscription, "the broker has no wildcard subscriptions")
+        return new
 
     def _refuse(self, subscription: Subscription, reason: str) -> None:
         self._shared.warn(f"control cannot be received on {subscription.pattern}: {reason}")
