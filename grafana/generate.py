@@ -196,13 +196,12 @@ def _latest() -> list[Json]:
         span_table(
             "Latest runs, active and ended (at most 50 traces)",
             Search(active, _OF_RUN, hidden=[a.RUN_STARTED, "Duration"]),
-            about="Found by the span that marks the start, when Tempo has received no span of the run for 5 s, or 30 s after "
-            "the start; Tempo looks every 10 s. Click on a name to see the run.",
+            about="Found by the span that marks the start, which Tempo stores after 5 s or more. Click on a name.",
         ),
         span_table(
             "Results of the latest runs that have ended (at most 50 traces)",
             Search(ended, {a.RUN_RESULT: "Result", "Duration": "Duration", **_OF_RUN}),
-            about="Found by the span of the run, which is exported at the end. Click on a name to see the run.",
+            about="Found by the span of the run, which is exported at the end. Click on a name.",
         ),
     ]
 

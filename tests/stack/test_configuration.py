@@ -186,6 +186,16 @@ def test_tempo_answers_the_metrics_and_the_tables_of_the_dashboards() -> None:
     assert TEMPO["metrics_generator"]["processor"]["local_blocks"]["filter_server_spans"] is False
 
 
+def test_the_page_about_grafana_has_the_settings_of_tempo() -> None:
+    rows = re.findall(r"^\| `([\w.]+): (.+?)`", (ROOT / "docs" / "grafana.md").read_text(), re.MULTILINE)
+    assert len(rows) == 4
+    for path, value in rows:
+        setting: Any = TEMPO
+        for key in path.split("."):
+            setting = setting[key]
+        assert setting == yaml.safe_load(value), path
+
+
 def panels(kind: str) -> list[dict[str, Any]]:
     return [panel for dashboard in dashboards() for panel in dashboard["panels"] if panel["datasource"]["type"] == kind]
 
