@@ -184,23 +184,25 @@ def _of_telemetry() -> list[Json]:
 _OF_RUN = {a.RUN_TARGET: "Target", a.SERVICE_NAME: "Service", a.RUN_ID: "Run"}
 _SELECTED = f"name, span.{a.RUN_TARGET}, span.{a.RUN_ID}, resource.{a.SERVICE_NAME}"
 _CHOSEN = f"resource.{a.SERVICE_NAME} =~ {_SERVICE} && span.{a.RUN_TARGET} =~ {_TARGET}"
+_EACH_RUN = f"by(span.{a.RUN_ID})"
+_EACH_TASK = f"by(span.{a.TASK_ID})"
 # Without it Tempo returns any matches.
 _LATEST = "with (most_recent=true)"
 
 
 def _latest() -> list[Json]:
-    active = f"{{ span.{a.RUN_STARTED} = true && {_CHOSEN} }} | select({_SELECTED}) {_LATEST}"
+    active = f"{{ span.{a.RUN_STARTED} = true && {_CHOSEN} }} | select({_SELECTED}) | {_EACH_RUN} {_LATEST}"
     result = f"span.{a.RUN_RESULT}"
-    ended = f"{{ {result} != nil && {_CHOSEN} }} | select({_SELECTED}, {result}) {_LATEST}"
+    ended = f"{{ {result} != nil && {_CHOSEN} }} | select({_SELECTED}, {result}) | {_EACH_RUN} {_LATEST}"
     return [
         span_table(
             "Latest runs, active and ended (at most 50 traces)",
-            Search(active, _OF_RUN, hidden=[a.RUN_STARTED, "Duration"]),
+            Search(active, _OF_RUN, hidden=[_EACH_RUN, a.RUN_STARTED, "Duration"]),
             about="Found by the span that marks the start, which Tempo stores after 5 s or more. Click on a name.",
         ),
         span_table(
             "Results of the latest runs that have ended (at most 50 traces)",
-            Search(ended, {a.RUN_RESULT: "Result", "Duration": "Duration", **_OF_RUN}),
+            Search(ended, {a.RUN_RESULT: "Result", "Duration": "Duration", **_OF_RUN}, hidden=[_EACH_RUN]),
             about="Found by the span of the run, which is exported at the end. Click on a name.",
         ),
     ]
@@ -224,6 +226,7 @@ def one_run() -> Json:
             choice("at_least", "Tasks of at least", ["0s", "10ms", "100ms", "1s", "10s", "1m", "10m"]),
         ],
         [trace("The trace with this id", "$trace_id"), *_its_traces(), _its_longest_tasks(), _usual()],
+        refresh="",  # the list of tasks is a search for each of them
     )
 
 
@@ -251,7 +254,7 @@ def _its_traces() -> list[Json]:
 
 
 def _its_longest_tasks() -> Json:
-    result, index, error = f"span.{a.TASK_RESULT}", f"span.{a.MAP_INDEX}", f"span.{a.ERROR_TYPE}"
+    selected = f"name, span.{a.TASK_RESULT}, span.{a.ERROR_TYPE}, span.{a.MAP_INDEX}, span.{a.RUN_ID}"
     columns = {
         "Duration": "Duration",
         a.TASK_RESULT: "Result",
@@ -260,17 +263,16 @@ def _its_longest_tasks() -> Json:
         a.RUN_ID: "Run",
     }
     search = Search(
-        f"{{ {_ITS_TASKS} && duration >= $at_least }} | select(name, {result}, {error}, {index}, span.{a.RUN_ID})",
+        f"{{ {_ITS_TASKS} && duration >= $at_least }} | select({selected}) | {_EACH_TASK}",
         columns,
-        hidden=[a.TASK_NAME],
-        traces=20,
-        spans=5_000,
+        hidden=[_EACH_TASK, a.TASK_NAME, a.TASK_ID],
+        traces=10,
         sort="Duration",
     )
     return span_table(
-        "Tasks of $at_least or more, the longest first (of at most 20 traces of the run)",
+        "Tasks of $at_least or more, the longest first (of at most 10 traces of the run)",
         search,
-        about="Without attempts, waits and skipped tasks. For a run of more than 20 traces choose a longer duration.",
+        about="Without attempts, waits and skipped tasks. Choose a longer duration for a run of thousands of tasks.",
         height=14,
     )
 

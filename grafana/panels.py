@@ -65,18 +65,18 @@ def course(title: str, *queries: Query, unit: str = "short", stacked: bool = Fal
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """A TraceQL search, one row for each span.
+    """A TraceQL search, one row for each span set.
 
-    Grafana sends the first query of a panel to Tempo and drops further ones. Tempo does not sort by duration: a panel shows
-    the longest spans only if `spans` is above the number of matches in a trace.
+    Grafana sends the first query of a panel to Tempo and drops further ones. Tempo stores a trace that is not complete in
+    fragments, until a compaction. Of span sets of the same trace it returns the one with the most matches, unless `by(...)`
+    makes them different: a search for several spans of a trace groups them by an attribute that each has to itself.
 
     Attributes:
         traceql: The search. Attributes that it selects are columns.
         columns: The columns after the start time and the name, as Grafana names them, with their titles.
-        hidden: Further columns that Grafana makes of the answer, such as the attributes of conditions.
+        hidden: Further columns that Grafana makes of the answer, such as the attributes of conditions and of `by(...)`.
         traces: The largest number of traces.
-        spans: The largest number of spans of a trace. Tempo refuses more than its `max_spans_per_span_set`.
-        sort: The column by which the rows are sorted, in descending order.
+        sort: The column by which Grafana sorts the rows, in descending order. Tempo does not sort.
         link: The URL of the link of each name.
     """
 
@@ -84,7 +84,6 @@ class Search:
     columns: Mapping[str, str]
     hidden: Sequence[str] = ()
     traces: int = 50
-    spans: int = 10
     sort: str = "Start time"
     link: str = TO_RUN
 
@@ -96,7 +95,7 @@ def span_table(title: str, search: Search, *, about: str = "", width: int = COLU
         "queryType": "traceql",
         "query": search.traceql,
         "limit": search.traces,
-        "spss": search.spans,
+        "spss": 1,
         "tableType": "spans",
     }
     shown = ["Start time", "Name", *search.columns]
@@ -133,7 +132,9 @@ def trace(title: str, trace_id: str) -> Json:
     return _bare("traces", title, TEMPO, "") | {"targets": [target], "gridPos": {"w": COLUMNS, "h": 20}}
 
 
-def dashboard(uid: str, title: str, about: str, variables: Sequence[Json], panels: Sequence[Json]) -> Json:
+def dashboard(
+    uid: str, title: str, about: str, variables: Sequence[Json], panels: Sequence[Json], refresh: str = "30s"
+) -> Json:
     """The panels from left to right and top to bottom, in lines as high as their first."""
     placed, x, y, height = list[Json](), 0, 0, 0
     for number, panel in enumerate(panels, 1):
@@ -152,7 +153,7 @@ def dashboard(uid: str, title: str, about: str, variables: Sequence[Json], panel
         "version": 1,
         "editable": False,
         "graphTooltip": 1,
-        "refresh": "30s",
+        "refresh": refresh,
         "time": {"from": "now-1h", "to": "now"},
         "timezone": "browser",
         "templating": {"list": list(variables)},

@@ -178,17 +178,15 @@ def test_tempo_keeps_whole_stack_traces_and_traces_that_it_can_read() -> None:
     assert default < TEMPO["overrides"]["defaults"]["global"]["max_bytes_per_trace"] < largest_message
 
 
-def test_tempo_answers_the_metrics_and_the_tables_of_the_dashboards() -> None:
-    asked = [target for panel in panels("tempo") for target in panel["targets"]]
-    assert max(target.get("spss", 0) for target in asked) == TEMPO["query_frontend"]["search"]["max_spans_per_span_set"]
-    assert any("_over_time(" in target["query"] for target in asked)
+def test_tempo_answers_the_metrics_of_the_dashboards() -> None:
+    assert any("_over_time(" in target["query"] for panel in panels("tempo") for target in panel["targets"])
     assert TEMPO["overrides"]["defaults"]["metrics_generator"]["processors"] == ["local-blocks"]
     assert TEMPO["metrics_generator"]["processor"]["local_blocks"]["filter_server_spans"] is False
 
 
 def test_the_page_about_grafana_has_the_settings_of_tempo() -> None:
     rows = re.findall(r"^\| `([\w.]+): (.+?)`", (ROOT / "docs" / "grafana.md").read_text(), re.MULTILINE)
-    assert len(rows) == 4
+    assert len(rows) == 3
     for path, value in rows:
         setting: Any = TEMPO
         for key in path.split("."):

@@ -115,6 +115,7 @@ def test_the_tasks_of_a_run_are_those_of_all_its_traces_and_no_attempts_or_waits
             "brief": 1,
         }
         assert len({span.trace_id for span in listed}) > 1
+        assert len({span.attributes["cascade.task.id"] for span in listed}) == len(listed), "each is a group of its own"
     assert received.spans.named("flaky attempt")
     assert received.spans.named("flaky wait")
 
