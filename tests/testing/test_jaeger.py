@@ -139,31 +139,47 @@ def test_services_and_operations(jaeger: Jaeger) -> None:
 def found(trace_id: str, *spans: tuple[str, int], tags: tuple[str, ...] = ("cascade.run.target",)) -> dict[str, Any]:
     """A trace in a search's answer, of spans with a name and a start time in microseconds."""
     shown = [{"key": key, "type": "string", "value": "x"} for key in tags]
-    return {"traceID": trace_id, "spans": [{"operationName": n, "startTime": t, "tags": shown} for n, t in spans]}
+    return {
+        "traceID": trace_id,
+        "spans": [{"traceID": trace_id, "operationName": n, "startTime": t, "tags": shown} for n, t in spans],
+    }
 
 
-def searched(service: str, operations: dict[str, list[dict[str, Any]]]) -> None:
+MARKED = ("cascade.run.target", "cascade.run.started")
+
+
+def searched(service: str, operations: dict[str, list[dict[str, Any]]], started: list[dict[str, Any]]) -> None:
+    """`started`: the latest trace with the marker of a run that is in no other run."""
     answer(f"/api/operations?service={service}", {"data": [{"name": name} for name in operations]})
-    for name, traces in operations.items():
-        query = urllib.parse.urlencode({"service": service, "operation": name, "limit": "1"})
-        answer(f"/api/traces?{query}", {"data": traces})
+    searches = {name: {"operation": name} for name in operations}
+    for name, query in {**searches, "": {"tags": '{"cascade.run.started": "true"}'}}.items():
+        path = f"/api/traces?{urllib.parse.urlencode({'service': service, **query, 'limit': '1'})}"
+        answer(path, {"data": operations.get(name, started)})
 
 
 def test_the_latest_run_is_that_which_started_last_of_any_service(jaeger: Jaeger) -> None:
     answer("/api/services", {"data": ["etl", "web", "billing"]})
-    searched("etl", {"run load started": [found("a", ("run load started", 50), ("run load", 49), ("load", 90))]})
-    searched("web", {"GET /": [found("web", ("GET /", 99))], "run job": [found("own", ("run job", 98), tags=())]})
-    searched("billing", {
-        "run invoice started": [found("b", ("run invoice started", 60))],
-        "run invoice": [found("c", ("run invoice", 70), ("invoice", 80))],
-        "invoice": [found("c", ("invoice", 80))],
-    })  # fmt: skip
-    assert jaeger.latest_run() == "c"
+    marked = found("a", ("run load started", 50), tags=MARKED)
+    searched("etl", {"run load started": [marked], "run load": [], "load": []}, [marked])
+    own = found("own", ("run job", 98), tags=())
+    searched("web", {"GET /": [found("web", ("GET /", 99))], "run job": [own]}, [])
+    invoice = found("c", ("run invoice started", 70), tags=MARKED)
+    nested = found("part", ("run pay started", 80), ("run pay", 80), ("pay", 81))
+    searched("billing", {"run invoice": [], "run pay": [nested], "pay": [nested]}, [invoice])
+    assert jaeger.latest_run() == "c", "neither a span of the program nor a part whose items start runs"
+
+
+def test_the_latest_run_may_have_no_marker(jaeger: Jaeger) -> None:
+    answer("/api/services", {"data": ["etl"]})
+    searched(
+        "etl", {"run load": [found("without", ("run load", 90))]}, [found("a", ("run x started", 50), tags=MARKED)]
+    )
+    assert jaeger.latest_run() == "without"
 
 
 def test_a_jaeger_without_runs_has_no_latest_one(jaeger: Jaeger) -> None:
     answer("/api/services", {"data": ["web"]})
-    searched("web", {"GET /": [found("web", ("GET /", 99))]})
+    searched("web", {"GET /": [found("web", ("GET /", 99))]}, [])
     assert jaeger.latest_run() is None
 
 

@@ -9,7 +9,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from cascade.telemetry.attributes import RUN_TARGET
+from cascade.telemetry.attributes import RUN_STARTED, RUN_TARGET
 from cascade.testing._otlp_json import spans_of_json
 from cascade.testing._patience import PATIENCE
 from cascade.testing.received import Spans
@@ -17,6 +17,8 @@ from cascade.testing.received import Spans
 _INTERVAL = 0.05
 """Seconds between two questions: Jaeger has no way to say that a trace has grown."""
 
+
+_STARTED = json.dumps({RUN_STARTED: "true"})
 
 _MONITOR_PAGE = {"step": "60000", "lookback": "3600000", "ratePer": "600000"}
 """Times in milliseconds that the Monitor tab of Jaeger 2.13 requests."""
@@ -96,14 +98,24 @@ class Jaeger:
         return max(starts, default=(0, None))[1]
 
     def _latest_starts(self, service: str) -> Iterator[tuple[int, str]]:
-        """Start and trace id of the latest run, or marker of a run, of each name."""
-        for operation in self.operations(service):
-            if not operation.startswith("run "):
+        """Start and trace id of the latest run with a marker, and of the latest run of each name without one.
+
+        With `detail="run"` a run has no marker. The marker of a run in the trace of another run lacks the tag.
+        """
+        marked = self._latest_trace(service, tags=_STARTED)
+        yield from ((span["startTime"], span["traceID"]) for span in marked if _has(span, RUN_STARTED))
+        for name in self.operations(service):
+            if not name.startswith("run ") or name.endswith(" started"):
                 continue
-            for trace in self._data("/api/traces", {"service": service, "operation": operation, "limit": "1"}):
-                for span in trace["spans"]:
-                    if span["operationName"] == operation and any(tag["key"] == RUN_TARGET for tag in span["tags"]):
-                        yield span["startTime"], trace["traceID"]
+            spans = self._latest_trace(service, operation=name)
+            if all(span["operationName"] != f"{name} started" for span in spans):
+                runs = (span for span in spans if span["operationName"] == name and _has(span, RUN_TARGET))
+                yield from ((span["startTime"], span["traceID"]) for span in runs)
+
+    def _latest_trace(self, service: str, **query: str) -> list[dict[str, Any]]:
+        """The spans of the latest trace that a search finds; none if it finds no trace."""
+        found = self._data("/api/traces", {"service": service, **query, "limit": "1"})
+        return [span for trace in found for span in trace["spans"]]
 
     def services(self) -> set[str]:
         """Who has sent spans."""
@@ -166,3 +178,7 @@ class Jaeger:
                     return None
                 raise RuntimeError(f"{url}: {error.code} {error.read(500).decode(errors='replace')}") from None
         return found
+
+
+def _has(span: Mapping[str, Any], key: str) -> bool:
+    return any(tag["key"] == key for tag in span["tags"])
