@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import cascade as cs
@@ -86,6 +87,13 @@ async def clean(x: int) -> int:
 
 
 @cs.task
+async def recover(x: int) -> int:
+    with suppress(ValueError):
+        await run_nested(fail(x))
+    return x
+
+
+@cs.task
 async def collect(items: list[int]) -> int:
     return len(items)
 
@@ -97,6 +105,7 @@ RUNS: Mapping[str, Callable[[], Any]] = {
     "of another target": cleanup,
     "in a caller's trace": lambda: report(convert.map(x=[0])),
     "with nested runs in parts": lambda: collect(clean.map(x=range(4 * PART_SIZE))),
+    "with a failed nested run": lambda: collect(recover.map(x=[0])),
     "slow": lambda: report(convert_slowly.map(x=[0])),
     "large": lambda: report(convert_slowly.map(x=range(1, PART_SIZE * (PARTS + 1) + 1))),
 }

@@ -5,11 +5,13 @@ import re
 import shlex
 import urllib.request
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import pytest
 
+from cascade.testing import Spans
 from stack.build import ROOT
 from stack.process import until
 from tests.e2e import searched
@@ -49,14 +51,16 @@ def searches() -> dict[str, Search]:
 SEARCHES = searches()
 RUNS = "runs, active and ended, without parts"
 ITEM = "an item of a map by its index"
+COLLECTIONS = {"with nested runs in parts", "with a failed nested run"}
 REPORTS = {"retried", "failed", "timed out", "in a caller's trace", "slow", "large"}
 FOUND = {
-    RUNS: {*REPORTS, "of another target", "with nested runs in parts", "active"},
+    RUNS: {*REPORTS, *COLLECTIONS, "of another target", "active"},
     "runs of a target, active and ended": {*REPORTS, "active"},
     "ended runs of a target": REPORTS,
-    "failed runs": {"failed"},
+    "failed runs": {"failed", "with a failed nested run"},
     "runs that ended with a timeout": {"timed out"},
     "slow runs of any target": {"slow", "large"},
+    "slow runs of any target, with OpenSearch": {"slow", "large"},
     "slow runs of a target": {"slow", "large"},
     "one run by its id": {"in a caller's trace"},
     "runs in which an exception was raised, also before a retry": {"retried"},
@@ -94,13 +98,17 @@ def world(processes: Processes) -> Iterator[World]:
             "Jaeger has all parts of the large run",
         )
         for run in said.values():
-            processes.wait_for(run["trace_id"], lambda spans: any(span.kind == "SERVER" for span in spans))
+            processes.wait_for(run["trace_id"], partial(_has_ended, run["run_id"]))
         started = Search("run report started", {}, None)
         traces = {name: run["trace_id"] for name, run in said.items()}
         world = World(processes, {name: run["run_id"] for name, run in said.items()}, traces)
         until(lambda: len(world.find(started) - set(traces.values())) == 1, "Jaeger has the active run")
         (traces["active"],) = world.find(started) - set(traces.values())
         yield world
+
+
+def _has_ended(run_id: str, spans: Spans) -> bool:
+    return any(span.kind == "SERVER" and span.attributes["cascade.run.id"] == run_id for span in spans)
 
 
 @pytest.mark.parametrize("sought", FOUND)
@@ -125,7 +133,7 @@ def test_an_item_is_found_by_its_index_in_the_trace_of_its_part(world: World) ->
 
 def test_the_tag_error_also_finds_a_successful_run_with_a_retry(world: World) -> None:
     naive = world.find(Search(None, {"error": "true"}, None))
-    assert naive == world.of({"failed", "timed out", "retried"})
+    assert naive == world.of({*FOUND["failed runs"], "timed out", "retried"})
 
 
 def test_a_duration_without_an_operation_or_a_tag_also_finds_parts(world: World) -> None:
@@ -145,7 +153,7 @@ def test_a_run_that_has_not_ended_is_titled_by_its_marker(world: World) -> None:
     titles = {trace_id: title(world.stack.jaeger.page(trace_id)) for trace_id in world.find(SEARCHES[RUNS])}
     active = {trace_id for trace_id, title in titles.items() if title.endswith(" started")}
     assert active == world.of({"active"})
-    ended = ["run cleanup", "run collect", *["run report"] * len(REPORTS)]
+    ended = ["run cleanup", *["run collect"] * len(COLLECTIONS), *["run report"] * len(REPORTS)]
     assert sorted(titles.values()) == [*ended, "run report started"]
     marker = next(
         span for span in world.stack.jaeger.page(*active)["spans"] if span["operationName"].endswith("started")
