@@ -33,6 +33,21 @@ class Query:
     exemplars: bool = False
 
 
+def new_in(metric: str, selection: str, window: str = "5m") -> str:
+    """The increase of counters, or of the buckets of histograms, in a window, with the first value of a new series.
+
+    The rules of `prometheus/rules` compute the same. Panels with exemplars need the expression itself, since the result of a
+    rule has no exemplars, and so do numbers over the whole time that is shown.
+    """
+    one = f"{metric}{{{selection}}}"
+    before = f"last_over_time({one}[1h] offset {window})"
+    return f"((last_over_time({one}[{window}]) - {before}) >= 0) or last_over_time({one}[{window}])"
+
+
+def quantile(share: float, buckets: str, by: str = "") -> str:
+    return f"histogram_quantile({share}, sum by (le{by}) ({buckets}))"
+
+
 def stat(title: str, query: Query, *, unit: str = "short", bad_above: float | None = None, about: str = "") -> Json:
     """A number; red above a limit, if there is one."""
     steps: list[Json] = [{"color": "text", "value": None}]

@@ -213,7 +213,7 @@ def of_any_name(prometheus: Prometheus, processes: Processes) -> Prometheus:
 
 
 def _number_of_runs(target: str | list[str]) -> str:
-    (runs,) = [query.text for query in of_panels("prometheus") if query.place == "cascade-runs: Runs A"]
+    (runs,) = [query.text for query in of_panels("prometheus") if query.place == "cascade-runs: Ended runs A"]
     return interpolated(runs, {**VARIABLES, "service": [OTHER_SERVICE], "target": target})
 
 

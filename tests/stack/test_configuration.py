@@ -203,6 +203,11 @@ def test_a_panel_has_one_query_for_tempo() -> None:
     assert [len(panel["targets"]) for panel in panels("tempo")] == [1] * len(panels("tempo"))
 
 
+def test_the_title_of_a_panel_has_its_limit() -> None:
+    most = {panel["title"]: re.findall(r"topk\((\d+)", str(panel["targets"])) for panel in panels("prometheus")}
+    assert {title: re.findall(r"the (\d+) ", title) for title in most} == most
+
+
 def test_the_title_of_a_list_has_its_limit() -> None:
     titles = {panel["title"]: panel["targets"][0]["limit"] for panel in panels("tempo") if panel["type"] == "table"}
     found = {title: int(of[1]) for title in titles if (of := re.search(r"at most (\d+)", title))}
