@@ -12,6 +12,7 @@ from cascade.runtime import events
 from cascade.runtime._subjects import Subjects
 from cascade.runtime.subscribers import HumanReadableLogSubscriber
 from cascade.telemetry.identity import RunTrace, part_trace_id, place_run, span_id
+from cascade.telemetry.parts import PartLimits, TraceParts
 
 RUN = "0f8fad5b-d9cb-469f-a165-70867728950e"
 IDS = {"run_id", "task_id", "trace_id", "span_id"}
@@ -88,7 +89,9 @@ def test_the_trace_of_a_run_that_joined_another_is_that_one() -> None:
 
 
 def test_an_item_stands_in_the_trace_of_its_part() -> None:
-    trace = RunTrace(RUN, "a" * 32, part_size=10)
+    trace = RunTrace(RUN, "a" * 32, parts=TraceParts(PartLimits(children=10)))
+    for index in range(26):
+        trace.parts.start(f"m/{index}", "x", "m", index)
     item: dict[str, Any] = {"task_id": "m/25", "map_id": "m", "map_index": 25}
     renderer = shown(
         events.RunStarted(run_id=RUN, trace=trace), events.TaskExecutionStarted(run_id=RUN, task_name="x", **item)

@@ -178,6 +178,9 @@ class MapExecution:
         run.emit(TaskExecutionFinished, **failed, **run.error_fields(error), **item)
 
     def _started(self) -> None:
+        if (parts := self._run.trace.parts).is_active:
+            parts.start(self._node.id, self._node.name)
+            parts.expect(self._node.id, self._node.name, self._size or 0)
         self._run.emit(TaskExecutionStarted, map_size=self._size, start_ns=self._start_ns, **self._who())
 
     def _finished(self, result: str, **failed: Any) -> None:

@@ -5,9 +5,9 @@ from functools import singledispatch
 from typing import Any, get_args
 
 from cascade.graph.model import Edge, EdgeType
+from cascade.runtime._parts import charge_own, child_of, count_attempt, parts_below, settle
 from cascade.runtime._run_state import Draft, RunState
 from cascade.runtime.events import (
-    Attempt,
     ControlDecision,
     ErrorInfo,
     Event,
@@ -29,6 +29,7 @@ from cascade.runtime.resolvers import without_secrets
 from cascade.spec import telemetry as wire
 from cascade.telemetry.identity import RUN, Place, SpanRef, setup_id, span_id, teardown_id, wait_id
 from cascade.telemetry.limits import MAX_CONTROL_EVENTS, MAX_ERROR_BYTES, MAX_LINKS, MAX_STACK_BYTES
+from cascade.telemetry.parts import Child
 from cascade.telemetry.redact import MASK, captured, hides, is_secret, redact
 from cascade.telemetry.safe import masked, masked_name
 
@@ -62,7 +63,7 @@ def _run_started(event: RunStarted, run: RunState) -> Draft:
     run.target, run.inputs = _name(", ".join(event.target_tasks)), [_name(name) for name in event.inputs]
     run.params = captured(event.params) if "params" in run.capture and event.params else None
     tasks = {_name(name): count for name, count in event.task_counts.items()}
-    run.size = sum(event.task_counts.values())
+    run.parts.expect(RUN, f"run {run.target}".rstrip(), sum(event.task_counts.values()))
     metadata = _run_metadata(run, start_ns=_start(event), tasks=tasks, outer_run_id=event.outer_run_id or None)
     return Draft(wire.LifecycleEvent("ENGINE_STARTED", metadata=metadata), RUN, run.place)
 
@@ -78,11 +79,12 @@ def _run_finished(event: RunFinished, run: RunState) -> Draft:
         counts=dict(run.counts),
         exception=_exception(event.exception),
         dropped=run.lost,
-        parts=run.parts.below(RUN, run.size) or None,
+        **parts_below(RUN, run),
         control=run.control or None,
         control_count=run.control_count or None,
         later_errors=[{**(_exception(e.error) or {}), "time_ns": e.time_ns} for e in event.later_errors] or None,
     )
+    charge_own(metadata, run)
     status: Any = event.status if event.status in {"Succeeded", "Failed", "Cancelled"} else None
     body = wire.LifecycleEvent("ENGINE_STOPPED", status, (end_ns - start_ns) / 1e6, _error(event.error), metadata)
     return Draft(body, RUN, run.place, terminal=True)
@@ -121,6 +123,7 @@ def _task_retrying(event: TaskRetrying, run: RunState) -> Draft:
     }
     if event.exception is not None:
         metadata["exception"] = _exception(event.exception)
+    count_attempt(metadata, event, run)
     return _task(event, run, "PENDING", metadata, error=event.error)
 
 
@@ -130,12 +133,13 @@ def _task_finished(event: TaskExecutionFinished, run: RunState) -> Draft:
     if not _is_failure_of_an_item(event):
         run.counts["completed" if succeeded else "cancelled" if event.status == "Cancelled" else "failed"] += 1
     start_ns, end_ns = _window(event)
+    child = child_of(event, run)
     metadata = _ended(event, run, start_ns, end_ns, event.result or ("success" if succeeded else "failure"))
     if event.exception is not None:
         metadata["exception"] = _exception(event.exception)
     if event.attempts:
-        metadata["attempts"] = [_attempt(attempt, event, run) for attempt in event.attempts]
-    if event.attempt_count > len(event.attempts):
+        metadata["attempts"] = _attempts(event, run, child)
+    if event.attempt_count > len(metadata.get("attempts", ())):
         metadata["attempt_count"] = event.attempt_count
     if event.max_attempts:
         metadata["max_attempts"] = event.max_attempts
@@ -143,6 +147,7 @@ def _task_finished(event: TaskExecutionFinished, run: RunState) -> Draft:
         metadata["arguments"] = captured(_without_secrets(event, event.arguments))
     if "results" in run.capture and succeeded:
         metadata["output"] = MASK if hides(event.task_name, event.output) else captured(event.output)
+    settle(metadata, event, run, child)
     state: wire.TaskState = "COMPLETED" if succeeded else "FAILED"
     return _task(event, run, state, metadata, (end_ns - start_ns) / 1e6, event.error)
 
@@ -168,11 +173,12 @@ def _is_failure_of_an_item(event: TaskExecutionFinished) -> bool:
 @draft.register
 def _task_skipped(event: TaskSkipped, run: RunState) -> Draft:
     run.counts["skipped"] += 1
-    start_ns = _start(event)
+    start_ns, child = _start(event), child_of(event, run)
     metadata = _ended(event, run, start_ns, event.end_ns or start_ns, "skip")
     metadata["reason"] = event.reason
     if event.decided_by is not None:
         metadata["links"] = [_link_to(run.trace.span_of(event.decided_by), _home(event, run))]
+    settle(metadata, event, run, child)
     return _task(event, run, "SKIPPED", metadata)
 
 
@@ -224,7 +230,7 @@ def _task(
     error: str | None = None,
 ) -> Draft:
     body = wire.TaskStateEvent(event.task_id, _name(event.task_name), state, duration_ms, _error(error), metadata)
-    place = run.trace.place_of(event.task_id, event.map_id, event.map_index)
+    place = run.trace.place_of(event.task_id, event.map_id)
     return Draft(body, event.task_id, place, state in wire.TERMINAL_STATES)
 
 
@@ -239,9 +245,10 @@ def _resource(
         "exception": _exception(event.exception),
         **more,
     }
-    body = wire.ResourceEvent(
-        name, action, {_name(key): used for key, used in event.current_usage.items()}, _present(metadata)
-    )
+    metadata = _present(metadata)
+    charge_own(metadata, run)
+    usage = {_name(key): used for key, used in event.current_usage.items()}
+    body = wire.ResourceEvent(name, action, usage, metadata)
     place = Place(run.trace.trace_id, run.trace.span_id)
     return Draft(body, id_of(name), place, terminal=True)
 
@@ -266,11 +273,10 @@ def _ended(
         metadata["link_count"] = len(event.dependencies)
     if event.map_size is not None:
         metadata["map_size"] = event.map_size
-        if event.map_size > run.trace.part_size and (parts := run.parts.below(event.task_id, event.map_size)):
-            metadata["parts"] = parts
+    if event.kind == "map":
+        metadata.update(parts_below(event.task_id, run))
     if event.waits and (waits := _waits(event.waits, event.task_id, run)):
         metadata["waits"] = waits
-    run.parts.widen(event.task_id, event.map_id, event.map_index, start_ns, end_ns)
     return metadata
 
 
@@ -281,7 +287,7 @@ def _run_metadata(run: RunState, **more: Any) -> dict[str, Any]:
 
 
 def _home(event: TaskEvent, run: RunState) -> str:
-    return run.trace.place_of(event.task_id, event.map_id, event.map_index).trace_id
+    return run.trace.place_of(event.task_id, event.map_id).trace_id
 
 
 def _link_to(span: SpanRef, home: str) -> dict[str, str]:
@@ -306,17 +312,22 @@ def _waits(waits: tuple[Wait, ...], task_id: str, run: RunState) -> list[dict[st
     ]
 
 
-def _attempt(attempt: Attempt, event: TaskEvent, run: RunState) -> dict[str, Any]:
-    return _present(
-        {
-            "attempt": attempt.number,
-            "span_id": span_id(run.run_id, event.task_id, attempt.number),
-            "start_ns": attempt.start_ns,
-            "end_ns": attempt.end_ns,
-            "result": attempt.result,
-            "exception": _exception(attempt.error),
-        }
-    )
+def _attempts(event: TaskExecutionFinished, run: RunState, child: Child) -> list[dict[str, Any]]:
+    """The attempts that have a span, with the exceptions of the messages about their retries."""
+    return [
+        _present(
+            {
+                "attempt": attempt.number,
+                "span_id": span_id(run.run_id, event.task_id, attempt.number),
+                "start_ns": attempt.start_ns,
+                "end_ns": attempt.end_ns,
+                "result": attempt.result,
+                "exception": child.shortened.get(attempt.number) or _exception(attempt.error),
+            }
+        )
+        for attempt in event.attempts
+        if child.shortened.get(attempt.number, True) is not None
+    ]
 
 
 def _exception(error: ErrorInfo | None) -> dict[str, str] | None:

@@ -1,37 +1,175 @@
-"""The parts of a run's trace: from when to when each lasted, to be told by the last message of what was split."""
+"""The size of the spans of messages, texts shortened to the bytes that a trace has left, and parts as messages list them.
 
+Sizes are estimates of the encoded spans, a little above the exported ones.
+"""
+
+import json
 from typing import Any
 
-from cascade.telemetry.identity import RUN, RunTrace
+from cascade.runtime._run_state import RunState
+from cascade.runtime.events import TaskEvent, TaskExecutionFinished, TaskRetrying, TaskSkipped
+from cascade.telemetry.identity import RUN
+from cascade.telemetry.limits import MAX_VALUE_BYTES
+from cascade.telemetry.parts import SPAN_BYTES, Child, Part
+from cascade.telemetry.safe import shorter_stack, text
+
+_LINK_BYTES = 50
+_PART_BYTES = 600  # the link to a part, and the event
+_EXCEPTION_BYTES = 150  # the event around it, with the names of its attributes
+_SHORTEST = 200
+"""Bytes of a message and of a stack trace that are shortened as far as possible."""
+_GROWING = frozenset(
+    {"exception", "attempts", "waits", "links", "arguments", "output", "parts", "later_errors", "params", "control"}
+)
+_EXPENDABLE = ("output", "arguments", "params", "control", "waits", "links")
 
 
-class Parts:
-    """Widens a part's window with each child that ends in it; part 0 has no root of its own and is not kept."""
+def child_of(event: TaskEvent, run: RunState) -> Child:
+    """The child of a run or map that the event is about. One without a start, such as a skipped task, has it now."""
+    found = run.parts.child(event.task_id)
+    return found or run.parts.start(event.task_id, event.task_name, event.map_id, event.map_index)
 
-    def __init__(self, trace: RunTrace) -> None:
-        self._trace = trace
-        self._windows: dict[tuple[str, int], tuple[int, int]] = {}
 
-    def widen(self, task_id: str, map_id: str | None, map_index: int | None, start_ns: int, end_ns: int) -> None:
-        """A child has ended."""
-        parent_id = RUN if map_id is None else map_id
-        if part := self._trace.part_of(task_id, map_id, map_index):
-            first, last = self._windows.get((parent_id, part), (start_ns, end_ns))
-            self._windows[parent_id, part] = min(first, start_ns), max(last, end_ns)
+def count_attempt(metadata: dict[str, Any], event: TaskRetrying, run: RunState) -> None:
+    """Count the span of a failed attempt. In a full trace its texts are shortened, or it has no span."""
+    child = child_of(event, run)
+    span, exception = _span_bytes(event), metadata.get("exception")
+    spans_left, bytes_left = child.allowance_now(event.max_attempts - event.attempt)
+    size = span + _exception_bytes(exception)
+    if size > bytes_left and exception is not None:
+        metadata["exception"] = exception = _shortened(exception, bytes_left - span)
+        size = span + _exception_bytes(exception)
+        child.shorten(event.attempt, exception)
+    if spans_left < 1 or size > bytes_left:
+        del metadata["span_id"]
+        child.shorten(event.attempt, None)
+    else:
+        child.note(event.attempt, size)
 
-    def below(self, parent_id: str, size: int) -> list[dict[str, Any]]:
-        """The parts of a parent that has `size` children: their roots' ids, the numbers of the children, the window."""
-        keys = sorted(key for key in self._windows if key[0] == parent_id) if self._windows else ()
-        return [self._told(parent_id, part, size, *self._windows.pop((parent_id, part))) for _, part in keys]
 
-    def _told(self, parent_id: str, part: int, size: int, start_ns: int, end_ns: int) -> dict[str, Any]:
-        root, first = self._trace.part_root(parent_id, part), part * self._trace.part_size
-        return {
-            "part": part,
-            "trace_id": root.trace_id,
-            "span_id": root.span_id,
-            "first": first,
-            "last": max(first, min(first + self._trace.part_size, size) - 1),
-            "start_ns": start_ns,
-            "end_ns": end_ns,
-        }
+def settle(metadata: dict[str, Any], event: TaskExecutionFinished | TaskSkipped, run: RunState, child: Child) -> None:
+    """Count the spans of a child's last message, shortened to what its trace has left, and add the parts that have ended."""
+    spans, size = 1, _span_bytes(event)
+    if not _GROWING.isdisjoint(metadata):
+        spans, size = _measured(metadata, size)
+        spans_left, bytes_left = child.allowance()
+        if size - child.noted_bytes > bytes_left or spans - child.noted_spans > spans_left:
+            _fit(metadata, _span_bytes(event), bytes_left + child.noted_bytes, child.noted_attempt)
+            spans, size = _measured(metadata, _span_bytes(event))
+    start_ns, end_ns = metadata["start_ns"], metadata["end_ns"]
+    ran = type(event) is TaskExecutionFinished
+    if ended := run.parts.end(event.task_id, child, spans, size, start_ns, end_ns, ran=ran):
+        metadata["ended_parts"] = [_ended_part(part, run) for part in ended]
+
+
+def charge_own(metadata: dict[str, Any], run: RunState) -> None:
+    """Count a span in the run's own trace, such as a resource's, with its texts shortened to what the trace has left."""
+    _, bytes_left = run.parts.own.allowance()
+    spans, size = _measured(metadata, 2 * SPAN_BYTES)
+    if size > bytes_left:
+        _fit(metadata, 2 * SPAN_BYTES, max(bytes_left, 4 * SPAN_BYTES), 0)
+        spans, size = _measured(metadata, 2 * SPAN_BYTES)
+    run.parts.own.charge(spans, size)
+
+
+def parts_below(parent_id: str, run: RunState) -> dict[str, Any]:
+    """The keys of the last message of a map or of the run about the parts of its children; it has no further ones."""
+    parts, count = run.parts.close(parent_id)
+    if not count:
+        return {}
+    listed = [_part(part, run) | ({"ended": True} if part.has_ended else {}) for part in parts]
+    return {"parts": listed} if count == len(listed) else {"parts": listed, "part_count": count}
+
+
+def _ended_part(part: Part, run: RunState) -> dict[str, Any]:
+    parent = part.parent
+    span = run.trace.span_of(parent.id) if parent.id else run.trace.ref(run.trace.trace_id, run.trace.span_id)
+    above = {"trace_id": span.trace_id, "span_id": span.span_id}
+    if span.tracestate:
+        above["tracestate"] = span.tracestate
+    named = {"name": parent.name, "parent": above}
+    return _part(part, run) | named | ({} if parent.id == RUN else {"task_id": parent.id})
+
+
+def _part(part: Part, run: RunState) -> dict[str, Any]:
+    root = run.trace.part_root(part.parent.id, part.number)
+    return {
+        "part": part.number,
+        "trace_id": root.trace_id,
+        "span_id": root.span_id,
+        "first": part.first,
+        "last": part.last,
+        "start_ns": part.start_ns,
+        "end_ns": part.end_ns,
+    }
+
+
+def _span_bytes(event: TaskEvent) -> int:
+    return SPAN_BYTES + len(event.task_id) + 2 * len(event.task_name)
+
+
+def _measured(metadata: dict[str, Any], span: int) -> tuple[int, int]:
+    """Spans and bytes of a message, where `span` is the size of a span without more than its ids and names."""
+    spans, size = 1, span
+    size += _exception_bytes(metadata.get("exception"))
+    for attempt in metadata.get("attempts", ()):
+        spans += 1
+        size += span + _exception_bytes(attempt.get("exception"))
+    for wait in metadata.get("waits", ()):
+        spans += 1
+        size += 2 * span if "constraint" in wait else span
+    size += sum(_LINK_BYTES + len(link.get("tracestate", "")) for link in metadata.get("links", ()))
+    size += sum(_exception_bytes(error) for error in metadata.get("later_errors", ()))
+    size += len(metadata.get("parts", ())) * _PART_BYTES
+    for key in ("arguments", "output", "params", "control"):
+        if key in metadata:
+            size += _value_bytes(metadata[key])
+    return spans, size
+
+
+def _value_bytes(value: Any) -> int:
+    if isinstance(value, str):
+        return min(MAX_VALUE_BYTES, len(value.encode("utf-8", "replace")))
+    size = len(json.dumps(value)) if isinstance(value, (dict, list)) else 10
+    return size if isinstance(value, list) else min(MAX_VALUE_BYTES, size)
+
+
+def _exception_bytes(exception: dict[str, str] | None) -> int:
+    """Bytes of an exception's event and of the status: the type and the message are in both."""
+    if exception is None:
+        return 0
+    message, stack = exception.get("message", ""), exception.get("stacktrace", "")
+    return _EXCEPTION_BYTES + 3 * len(exception["type"]) + 2 * _encoded(message) + _encoded(stack)
+
+
+def _encoded(value: str) -> int:
+    return len(value) if value.isascii() else len(value.encode("utf-8", "replace"))
+
+
+def _fit(metadata: dict[str, Any], span: int, room: int, noted: int) -> None:
+    """Shorten the message to `room` bytes: first its stack traces, then whole values. Attempts up to `noted` stay."""
+    attempts = [attempt for attempt in metadata.get("attempts", ()) if attempt["attempt"] > noted]
+    own = [holder for holder in (metadata, *attempts) if "exception" in holder]
+    later = metadata.get("later_errors", [])
+    shown = [holder["exception"] for holder in own] + later
+    fixed = _measured(metadata, span)[1] - sum(map(_exception_bytes, shown))
+    if shown:
+        each = (room - fixed) // len(shown)
+        for holder in own:
+            holder["exception"] = _shortened(holder["exception"], each)
+        later[:] = [_shortened(error, each) for error in later]
+    for key in _EXPENDABLE:
+        if key in metadata and _measured(metadata, span)[1] > room:
+            del metadata[key]
+            metadata["truncated"] = [*metadata.get("truncated", ()), key]
+
+
+def _shortened(exception: dict[str, str], room: int) -> dict[str, str]:
+    """The exception with its stack trace, and then its message, cut to about `room` bytes, but not to less than a line."""
+    message, stack = exception.get("message", ""), exception.get("stacktrace", "")
+    free = room - _exception_bytes({"type": exception["type"]})
+    message = text(message, max(_SHORTEST, free // 4))
+    return exception | {
+        "message": message,
+        "stacktrace": shorter_stack(stack, max(_SHORTEST, free - 2 * _encoded(message))),
+    }

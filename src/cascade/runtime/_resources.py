@@ -223,7 +223,13 @@ class ResourceSetup:
         name_of_wire = masked_name(name)
         start_ns = run.clock.now_ns()
         return TaskContext(
-            run.run_id, id_of(name_of_wire), f"{name_of_wire} {step}", run.trace, start_ns=start_ns, kind="resource"
+            run.run_id,
+            id_of(name_of_wire),
+            f"{name_of_wire} {step}",
+            run.trace,
+            start_ns=start_ns,
+            kind="resource",
+            child=run.trace.parts.own,
         )
 
     def _activate(self, span: TaskContext) -> _Active:

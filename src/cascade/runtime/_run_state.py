@@ -4,9 +4,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from cascade.runtime._parts import Parts
 from cascade.spec import telemetry as wire
 from cascade.telemetry.identity import Place, RunTrace
+from cascade.telemetry.parts import TraceParts
 
 
 @dataclass(slots=True)
@@ -19,9 +19,7 @@ class RunState:
     target: str = ""
     inputs: list[str] = field(default_factory=list)
     params: Any = None
-    size: int = 0
     counts: Counter[str] = field(default_factory=Counter)
-    parts: Parts = field(init=False)
     head: dict[str, Any] = field(default_factory=dict)
     seq: int = 0
     last_ns: int = 0
@@ -30,7 +28,12 @@ class RunState:
     control_count: int = 0
 
     def __post_init__(self) -> None:
-        self.parts = Parts(self.trace)
+        self.trace.parts.activate()
+
+    @property
+    def parts(self) -> TraceParts:
+        """The parts of the run's trace."""
+        return self.trace.parts
 
     @property
     def run_id(self) -> str:

@@ -48,16 +48,8 @@ class Scheduler:
         self._resolver = ArgumentResolver(self._flow.in_edges, self._run)
         self._nodes = {node.id: node for node in graph.nodes}
         self._planned = {node.id: node for stage in plan for node in stage}
-        self._number()
         self._need(self._target_id)
         check_nodes((self._nodes[i] for i in self._flow.needed), self._flow.in_edges, self._run)
-
-    def _number(self) -> None:
-        """Say of each task in which part of the run's trace it stands: by its number in the plan's order."""
-        trace = self._run.trace
-        tasks = [node.id for node in self._planned.values() if node.param_spec is None]
-        later = enumerate(tasks[trace.part_size :], trace.part_size)
-        trace.parts.update((task_id, number // trace.part_size) for number, task_id in later)
 
     async def run(self) -> None:
         """Run all that the target needs; its value is in the state afterwards, or the reason why it was skipped."""

@@ -54,7 +54,6 @@ class Subjects:
         task_id = event.task_id if isinstance(event, TaskEvent) else RUN
         ids = {"run_id": event.run_id, "task_id": task_id}
         if trace := self._traces.get(event.run_id or ""):
-            item = (event.map_id, event.map_index) if isinstance(event, TaskEvent) else (None, None)
-            place = trace.place_of(task_id, *item)
+            place = trace.place_of(task_id, event.map_id if isinstance(event, TaskEvent) else None)
             ids |= {"trace_id": place.trace_id, "span_id": span_id(trace.run_id, task_id)}
         return {key: value for key, value in ids.items() if value}

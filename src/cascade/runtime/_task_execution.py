@@ -88,6 +88,7 @@ class TaskExecution:
                 self.map_index,
                 self.start_ns,
                 self.attempt_start_ns,
+                child=run.trace.parts.child(node.id),
             )
         return self._task
 
@@ -207,6 +208,10 @@ class TaskExecution:
         if cached is not _MISS:
             return cached
         self.start_ns = self.run.clock.now_ns()
+        if (parts := self.run.trace.parts).is_active:
+            policy = self.node.retry_policy
+            retries = 0 if policy is None else policy.max_attempts
+            parts.start(self.node.id, self.node.name, self.map_id, self.map_index, retries)
         if self.run.bus.handlers(TaskExecutionStarted, item=self.item is not None):
             attempt = 1 if self.node.retry_policy else 0
             self._publish(TaskExecutionStarted, timestamp=self.start_ns / 1e9, start_ns=self.start_ns, attempt=attempt)

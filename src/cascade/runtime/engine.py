@@ -38,9 +38,9 @@ from cascade.telemetry.identity import (
     SpanRef,
     new_run_id,
     parse_traceparent,
-    part_size_from_environment,
     place_run,
 )
+from cascade.telemetry.parts import TraceParts, part_limits_from_environment
 from cascade.telemetry.topics import identity_from_environment
 
 T = TypeVar("T")
@@ -66,8 +66,8 @@ class Engine:
             topic is accepted. A version 4 UUID biases ratio samplers.
 
     Raises:
-        ValueError: CASCADE_TRACE_PART_SIZE is no whole number above zero, or, with a connector, CASCADE_ORG_ID or
-            CASCADE_PROJECT_ID cannot be a level of a topic.
+        ValueError: CASCADE_TRACE_PART_SIZE or CASCADE_TRACE_PART_BYTES is no whole number above zero, or, with a
+            connector, CASCADE_ORG_ID or CASCADE_PROJECT_ID cannot be a level of a topic.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Engine:
         self.connector = connector
         self._clock = clock
         self._new_run_id = run_ids
-        self._part_size = part_size_from_environment()
+        self._part_limits = part_limits_from_environment()
         self._control = (
             Controller(*identity_from_environment(), self.resource_manager, bus.gates)
             if connector is not None
@@ -143,18 +143,22 @@ class Engine:
         task = current_task()
         parent = task.current_span if task else _parent_in(os.environ)
         tracing = self.connector if isinstance(self.connector, Tracing) else None
-        trace = _placed_by(tracing, run_id, target, start_ns, parent)
+        placed = _placed_by(tracing, run_id, target, start_ns, parent)
+        trace = placed or place_run(run_id, parent)
+        is_joined = task is not None and task.trace_id == trace.trace_id
+        outer = (task.child or task.trace.parts.own) if task is not None and is_joined else None
+        parts = TraceParts(self._part_limits, outer)
         return RunContext(
             run_id=run_id,
             start_ns=start_ns,
             params=params,
-            trace=replace(trace or place_run(run_id, parent), part_size=self._part_size),
+            trace=replace(trace, parts=parts),
             bus=self.bus,
             executor=self.executor,
             state=self.state_backend_cls(run_id=run_id),
             capacity=self.resource_manager,
             new_context=new_context,
-            tracing=tracing if trace else None,
+            tracing=tracing if placed else None,
             admission=self._control.admission if self._control else Admission(self.bus.gates),
             is_steered=self._control is not None,
             run_ids=(run_id, *(self._control.run_ids(task.run_id) if self._control and task else ())),

@@ -4,11 +4,12 @@ import sys
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import Context, ContextVar, Token, copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import coroutine
 from typing import Any, Protocol, TypeVar
 
 from cascade.telemetry.identity import Place, RunTrace, SpanRef, span_id
+from cascade.telemetry.parts import Child
 
 _T = TypeVar("_T")
 
@@ -19,7 +20,7 @@ class TaskContext:
 
     `kind` is "task", or "resource" for the setup or the teardown of a resource. `attempt` is 0 without a retry policy,
     else 1, 2, …. `start_ns` is the task's first RUNNING, `attempt_start_ns` that of this attempt, in nanoseconds since the
-    Unix epoch.
+    Unix epoch. `child` has the part of the task in a trace that may be split, and counts the spans below the task.
     """
 
     run_id: str
@@ -32,6 +33,7 @@ class TaskContext:
     start_ns: int = 0
     attempt_start_ns: int = 0
     kind: str = "task"
+    child: Child | None = field(default=None, compare=False, repr=False)
 
     @property
     def task(self) -> "TaskContext":
@@ -49,7 +51,9 @@ class TaskContext:
     @property
     def place(self) -> Place:
         """In which trace the task's span stands, and below which span."""
-        return self.trace.place_of(self.task_id, self.map_id, self.map_index)
+        if self.child is None:
+            return self.trace.place_of(self.task_id, self.map_id)
+        return self.trace.place_in(self.child.part.number, self.map_id)
 
     @property
     def span(self) -> SpanRef:

@@ -16,10 +16,11 @@ out of `metadata`.
     consumed, or to the condition, the selector or the skipped task that is the reason of a skip; `link_count` (how many
     tasks it consumed), `map_size`, `exception`, `waits`, and with a retry policy
     `attempts` (the first 64 and the last 64), `attempt_count` (how many there really were, if more) and `max_attempts`; `arguments` and `output` where they are captured; `parts` for a map with more items
-    than one trace takes.
+    than one trace takes, and `ended_parts` with the last message of a part. PENDING for a retry has no `span_id` if the
+    trace is full and the attempt has no span; `attempts` has no such attempt.
 `LifecycleEvent.metadata`: `target`, `start_ns`, `tasks` (how many by name), `inputs` (names of Params and Envs),
     `links`, `params` where captured; at the start `outer_run_id` (the run whose task started it in this process); and at the end `end_ns`, `result`, `counts` (of tasks by state), `exception`,
-    `dropped` (messages lost so far), `parts`, `control` (what became of constraints, the first 64) and
+    `dropped` (messages lost so far), `parts`, `part_count`, `control` (what became of constraints, the first 64) and
     `control_count` (how many there really were).
     `later_errors` lists errors after the one that the run raises, such as those of teardowns (the first 20): each is
     an `exception` with `time_ns`.
@@ -29,8 +30,11 @@ out of `metadata`.
 `exception` is `{"type", "message", "stacktrace"}`. An item of `waits` is `{"reason", "span_id", "start_ns", "end_ns"}`
 and `constraint` if control was the reason. A `constraint` is `{"scope", "type", "id"}`; an item of `control` is
 `{"action", "scope", "type", "id", "reason", "params", "time_ns"}`. One of `attempts` is `{"attempt", "span_id", "start_ns", "end_ns", "result"}` and `exception` if it failed. One of
-`parts` is a trace of its own, for the children from number `first` to `last`: `{"part", "trace_id", "span_id", "first",
-"last", "start_ns", "end_ns"}`, where the ids are those of its root.
+`parts` is a trace of its own, for children with numbers from `first` to `last`: `{"part", "trace_id", "span_id", "first",
+"last", "start_ns", "end_ns"}`, where the ids are those of its root. `ended` is true if an earlier message has the root: that
+of the part's last child, in its `ended_parts`. These also have the `name` of the map or run, its span as `parent`
+(`{"trace_id", "span_id", "tracestate"}`) and the `task_id` of a map. `parts` has at most 64 of them and all that have not
+`ended`; `part_count` is how many there really are, if more.
 
 `RetainedRunState` is a message by itself, on a topic of its own. It summarizes the messages of a run so far.
 """

@@ -52,6 +52,9 @@ PARTS = "cascade.parts"
 PART_NUMBER = "cascade.part.number"
 PART_FIRST = "cascade.part.first"
 PART_LAST = "cascade.part.last"
+PART_TRACE_ID = "cascade.part.trace_id"
+PART_PARENT_TRACE_ID = "cascade.part.parent.trace_id"
+LINK_NAME = "cascade.link.name"
 WAIT_REASON = "cascade.wait.reason"
 CONTROL_ACTION = "cascade.control.action"
 CONTROL_SCOPE = "cascade.control.scope"
@@ -86,6 +89,7 @@ class Documented:
 
 _EVERY, _TASK = "every span", "task, attempt"
 _OF_ITEM = "all spans of an item of a map, also your own below it"
+_PART = "part, its links, its event"
 _CONTROL = "wait, control event of a run or of a blocked task"
 _WORDS = "`success`, `failure`, `error`, `timeout`, `cancellation` or `skip`"
 
@@ -133,10 +137,17 @@ DOCUMENTED = (
     ),
     Documented(MAP_INDEX, "int", _OF_ITEM, "index of a map's item, from 0"),
     Documented(MAP_SIZE, "int", "map", "number of items of the map"),
-    Documented(PARTS, "int", "run, map", "number of further traces with its children, each with a link"),
-    Documented(PART_NUMBER, "int", "part", "number of the part of the children of a run or map, from 1"),
-    Documented(PART_FIRST, "int", "part", "number of its first child: index of an item, or place in the plan"),
-    Documented(PART_LAST, "int", "part", "number of its last child"),
+    Documented(
+        PARTS, "int", "run, map", "number of further traces with its children; 64 of them have a link and an event"
+    ),
+    Documented(PART_NUMBER, "int", _PART, "number of the part of the children of a run or map, from 1"),
+    Documented(
+        PART_FIRST, "int", _PART, "smallest number of its children: index of an item, or place in the order of starts"
+    ),
+    Documented(PART_LAST, "int", _PART, "largest number of its children"),
+    Documented(PART_TRACE_ID, "string", "part event of a run or map", "the part's trace id"),
+    Documented(PART_PARENT_TRACE_ID, "string", "part", "the id of the trace with the span of the run or map"),
+    Documented(LINK_NAME, "string", "link to or from a part", "name of the span that the link leads to"),
     Documented(
         WAIT_REASON,
         "string",

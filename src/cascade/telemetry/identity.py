@@ -8,19 +8,21 @@ A run's trace id is its run_id's 128 bits. A span's id is the first 8 bytes of S
 A tracestate (W3C Trace Context) belongs to one trace: all spans of a run in the caller's trace have the caller's. A run in
 a trace of its own starts without one, and so does a part.
 
-The size of a trace is limited: child n of a run or of a map belongs to part n // size. Part 0 is in the parent's
-trace. The trace id of each further part is the first 16 bytes of SHA-256 over `{run_id}/{parent_id}/part/{part}`, where
-the parent_id is the map's task_id, or empty for the run.
+The size of a trace is limited: the children of a run or of a map belong to parts (`cascade.telemetry.parts`). Part 0 is in
+the parent's trace. The trace id of each further part is the first 16 bytes of SHA-256 over
+`{run_id}/{parent_id}/part/{part}`, where the parent_id is the map's task_id, or empty for the run.
 """
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
 from typing import NamedTuple
 from uuid import UUID
+
+from cascade.telemetry.parts import TraceParts
 
 RUN = ""
 RUN_STARTED = "run.started"
@@ -30,9 +32,6 @@ _KNOWN_FLAGS = 0x03  # sampled and random (W3C Trace Context Level 2); a partici
 MAX_TRACESTATE = 8_192
 """Characters of a tracestate; a longer one is ignored, as by the OpenTelemetry SDK. W3C requires at least 512."""
 MAX_TRACESTATE_MEMBERS = 32
-PART_SIZE = 2_000
-"""Children of a run or map in one trace: Jaeger's page stays quick, and Tempo's 5 MB for a trace are far away."""
-
 _ZERO_SPAN = "0" * 16
 _TRACE_ID = re.compile(r"^(?!0{32})[0-9a-f]{32}$")
 _TRACEPARENT = re.compile(r"^([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?$")
@@ -99,20 +98,6 @@ def part_id(parent_id: str) -> str:
     return f"part:{parent_id}"
 
 
-def part_size_from_environment(environ: Mapping[str, str] = os.environ) -> int:
-    """CASCADE_TRACE_PART_SIZE, else 2,000.
-
-    Raises:
-        ValueError: The value is not a whole number from 1 to 999,999,999.
-    """
-    given = environ.get("CASCADE_TRACE_PART_SIZE", "").strip()
-    if not given:
-        return PART_SIZE
-    if not (given.isascii() and given.isdigit() and len(given) < 10 and int(given)):  # noqa: PLR2004 - of digits
-        raise ValueError(f"CASCADE_TRACE_PART_SIZE={given!r}: give the number of spans, such as {PART_SIZE}")
-    return int(given)
-
-
 class Place(NamedTuple):
     """The trace and the parent of a task's span."""
 
@@ -145,8 +130,7 @@ class SpanRef:
 class RunTrace:
     """The trace of a run, the parent that the run joined (or none), and the spans to which it links.
 
-    `tracestate` belongs to the spans in the trace `trace_id`. `parts` has the part of each of the run's children that is
-    not in part 0. It is filled when the run is planned, before the first child starts.
+    `tracestate` belongs to the spans in the trace `trace_id`. `parts` has the parts of the run's children.
     """
 
     run_id: str
@@ -154,22 +138,23 @@ class RunTrace:
     parent_span_id: str = ""
     flags: int = SAMPLED
     links: tuple[SpanRef, ...] = ()
-    part_size: int = PART_SIZE
-    parts: dict[str, int] = field(default_factory=dict, compare=False, repr=False)
     tracestate: str = ""
+    parts: TraceParts = field(default_factory=TraceParts, compare=False, repr=False)
 
     @property
     def span_id(self) -> str:
         """The run's own span."""
         return span_id(self.run_id)
 
-    def part_of(self, task_id: str, map_id: str | None = None, map_index: int | None = None) -> int:
-        """The part of its parent's children that has the task; `map_id` and `map_index` identify an item of a map."""
-        return self.parts.get(task_id, 0) if map_id is None else (map_index or 0) // self.part_size
+    def place_of(self, task_id: str, map_id: str | None = None) -> Place:
+        """The place of a task's span, of an item's with the id of its map.
 
-    def place_of(self, task_id: str, map_id: str | None = None, map_index: int | None = None) -> Place:
-        """The place of a task's span; arguments as for `part_of`."""
-        part = self.part_of(task_id, map_id, map_index)
+        It is fixed when the task starts. Before that, and after the end of an item, it is that in part 0.
+        """
+        return self.place_in(self.parts.number_of(task_id, map_id), map_id)
+
+    def place_in(self, part: int, map_id: str | None = None) -> Place:
+        """The place of the spans of a part of the children of a map, or of the run."""
         if map_id is None:
             return _place(self.run_id, self.trace_id, RUN, part)
         return _place(self.run_id, self.trace_id if part else self.place_of(map_id).trace_id, map_id, part)

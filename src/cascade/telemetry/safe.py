@@ -114,12 +114,33 @@ def stack_text(error: BaseException, limit: int = MAX_STACK_BYTES, *, indent: bo
     parts = [part if len(part) <= _MARGIN else masked(part, _MARGIN) + "\n" for part in parts]
     whole = redact_text("".join(_indented(parts) if indent else parts))
     whole = str.encode(whole, "utf-8", "replace").decode()
-    if len(whole) <= limit // 4 or len(whole.encode()) <= limit:
-        return whole
-    half = (limit - 16) // 2
-    encoded = whole.encode()
-    head, tail = encoded[:half].decode("utf-8", "ignore"), encoded[-half:].decode("utf-8", "ignore")
-    return f"{head}\n  {_CUT}\n{tail}"
+    return shorter_stack(whole, limit)
+
+
+def shorter_stack(stack: str, limit: int) -> str:
+    """A stack trace of at most `limit` bytes: its first line, and the last lines, which have the message.
+
+    Up to a quarter of the limit is for further lines at the beginning. A last line that is too long loses its end.
+    """
+    if len(stack) <= limit // 4 or len(stack.encode()) <= limit:
+        return stack
+    lines, cut = stack.splitlines(keepends=True), f"  {_CUT}\n"
+    room = limit - len(cut.encode())
+    head = _lines_within(lines[:-1], room // 4) or lines[:1]
+    room -= len("".join(head).encode())
+    tail = _lines_within(lines[len(head) :][::-1], room)[::-1]
+    return text("".join([*head, cut, *(tail or [text(lines[-1], max(room, 0))])]), limit)
+
+
+def _lines_within(lines: list[str], room: int) -> list[str]:
+    """The first of the lines that have at most `room` bytes together."""
+    found = []
+    for line in lines:
+        room -= len(line.encode())
+        if room < 0:
+            break
+        found.append(line)
+    return found
 
 
 def _indented(parts: list[str]) -> Iterator[str]:

@@ -65,6 +65,7 @@ def _span(span: Span, resource: dict[str, Any], scope: InstrumentationScope) -> 
         dropped_attributes_count=span.dropped_attributes_count,
         dropped_events_count=span.dropped_events_count,
         dropped_links_count=span.dropped_links_count,
+        size=span.ByteSize(),
     )
 
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 
+from cascade.telemetry.parts import PART_EVENT
 from cascade.testing._timeline import duration
 from cascade.testing.received import ReceivedEvent, ReceivedSpan
 
@@ -49,8 +50,9 @@ def is_attempt(span: ReceivedSpan) -> bool:
 
 
 def told_events(span: ReceivedSpan) -> list[ReceivedEvent]:
-    """The events whose content is not on the span's own line."""
-    return [event for event in span.events if span.status != "ERROR" or event.name != "exception"]
+    """The events whose content is not on the span's own line. Parts are drawn below their run or map."""
+    known = {PART_EVENT, "exception"} if span.status == "ERROR" else {PART_EVENT}
+    return [event for event in span.events if event.name not in known]
 
 
 def event_text(event: ReceivedEvent, span: ReceivedSpan) -> str:

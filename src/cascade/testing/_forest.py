@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from cascade.telemetry.attributes import PART_NUMBER
+from cascade.telemetry.parts import PART_EVENT
 from cascade.testing.received import ReceivedLink, ReceivedSpan
 
 _Key = tuple[str, str]
@@ -105,7 +107,8 @@ def _join_parts(traces: dict[str, list[Node]], by_key: dict[_Key, Node]) -> None
 
 
 def _owns(node: Node, part: Node) -> bool:
-    return any(_key(link) == part.key for link in node.span.links)
+    """Whether the spans have links to each other; those of a part are enough, for a run or map lists 64 parts."""
+    return PART_NUMBER in part.span.attributes or any(_key(link) == part.key for link in node.span.links)
 
 
 def _sources(node: Node, by_key: dict[_Key, Node]) -> list[str]:
@@ -127,5 +130,5 @@ def _key(link: ReceivedLink) -> _Key:
 def _measure(top: Node) -> None:
     for node in reversed(list(walk([top]))):
         node.size = 1 + sum(child.size for child in node.children)
-        own = node.span.status == "ERROR" or bool(node.span.events)
+        own = node.span.status == "ERROR" or any(event.name != PART_EVENT for event in node.span.events)
         node.troubled = own or any(child.troubled for child in node.children)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar, overload
 
+from cascade.telemetry.attributes import PART_NUMBER
+
 _K = TypeVar("_K")
 _BYTES = "$bytes"
 _MAX_NAMES = 20
@@ -47,6 +49,7 @@ class ReceivedSpan:
         resource: The resource's attributes.
         scope: The name of the instrumentation scope; `scope_version` is its version.
         flags: OTLP's: W3C's trace flags in the lowest 8 bits, above them whether the parent is remote.
+        size: Bytes of the span in protobuf; 0 if it did not come as protobuf.
     """
 
     name: str
@@ -69,6 +72,7 @@ class ReceivedSpan:
     dropped_attributes_count: int = 0
     dropped_events_count: int = 0
     dropped_links_count: int = 0
+    size: int = field(default=0, compare=False)
 
     @property
     def duration_ms(self) -> float:
@@ -145,9 +149,8 @@ class Spans(Sequence[ReceivedSpan]):
         return sorted(below, key=lambda child: child.start_ns)
 
     def parts(self, span: ReceivedSpan) -> list[ReceivedSpan]:
-        """The roots of the traces that hold further children of a run or map: linked with it both ways."""
-        linked = (one for link in span.links for one in self._by_id.get(link.span_id, ()) if _key(one) == _key(link))
-        return [one for one in linked if one.parent_span_id is None and _key(span) in map(_key, one.links)]
+        """The roots of the traces that hold further children of a run or map, by their links to it, in order."""
+        return sorted(self._parts_of.get(_key(span), ()), key=lambda part: part.attributes[PART_NUMBER])
 
     def roots(self) -> list[ReceivedSpan]:
         """The spans that name no parent."""
@@ -178,6 +181,11 @@ class Spans(Sequence[ReceivedSpan]):
     @cached_property
     def _by_id(self) -> dict[str, list[ReceivedSpan]]:
         return _grouped(self._spans, lambda span: span.span_id)
+
+    @cached_property
+    def _parts_of(self) -> dict[tuple[str, str], list[ReceivedSpan]]:
+        roots = (span for span in self.roots() if PART_NUMBER in span.attributes and span.links)
+        return _grouped(roots, lambda root: _key(root.links[0]))
 
     @cached_property
     def _by_parent(self) -> dict[tuple[str, str | None], list[ReceivedSpan]]:

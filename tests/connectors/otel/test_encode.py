@@ -62,7 +62,9 @@ SPANS = st.builds(
     is_server=st.booleans(),
     error=st.none() | TEXT,
     events=st.lists(st.builds(Event, name=TEXT, time_ns=NS, attributes=ATTRIBUTES), max_size=2).map(tuple),
-    links=st.lists(st.builds(LinkData, TRACE_IDS, SPAN_IDS, TRACESTATES), max_size=3).map(tuple),
+    links=st.lists(st.builds(LinkData, TRACE_IDS, SPAN_IDS, TRACESTATES, st.none() | ATTRIBUTES), max_size=3).map(
+        tuple
+    ),
     tracestate=TRACESTATES,
 )
 

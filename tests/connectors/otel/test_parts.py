@@ -1,9 +1,13 @@
 """Runs and maps with more children than one trace takes."""
 
+import asyncio
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 from opentelemetry import trace
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -13,8 +17,10 @@ import cascade as cs
 from cascade.connectors.memory import MemoryConnector
 from cascade.connectors.otel import OtelConnector
 from cascade.telemetry.identity import part_id, part_trace_id, span_id
-from cascade.testing import render_trace
+from cascade.testing import ReceivedSpan, render_trace
 from tests.connectors.otel.tracing import Collector, replay
+from tests.limits import environment
+from tests.waiting import HANG
 
 SIZE = 10
 
@@ -133,18 +139,204 @@ def test_messages_alone_make_the_same_spans(collector: Collector) -> None:
     """As a bridge does, which only sees the wire."""
     beside = MemoryConnector()
     spans = collector.trace_of(double.map(x=list(range(25))), connector=[collector.connector(), beside])
+    assert replayed(collector, beside) == {described(span) for span in spans}
+
+
+def replayed(collector: Collector, beside: MemoryConnector) -> set[tuple[Any, ...]]:
     collector.receiver.clear()
     replay(collector.connector(), beside.payloads)
-    assert {described(span) for span in collector.receiver.spans} == {described(span) for span in spans}
+    return {described(span) for span in collector.receiver.spans}
 
 
-def described(span: Any) -> tuple[Any, ...]:
-    links = tuple((link.trace_id, link.span_id) for link in span.links)
-    return span.name, span.trace_id, span.span_id, span.parent_span_id, span.start_ns, span.end_ns, links
+def described(span: ReceivedSpan) -> tuple[Any, ...]:
+    links = tuple((link.trace_id, link.span_id, *sorted(link.attributes.items())) for link in span.links)
+    events = tuple((event.name, event.time_ns, *sorted(event.attributes.items())) for event in span.events)
+    return span.name, span.trace_id, span.span_id, span.parent_span_id, span.start_ns, span.end_ns, links, events
 
 
+def test_a_reader_is_led_from_the_map_to_its_parts_and_back(collector: Collector) -> None:
+    spans = collector.trace_of(double.map(x=list(range(25))))
+    whole, parts = spans.one("map(double)"), spans.parts(spans.one("map(double)"))
+    ranges = [
+        {"cascade.part.number": number, "cascade.part.first": first, "cascade.part.last": last}
+        for number, first, last in ((1, 10, 19), (2, 20, 24))
+    ]
+    assert [link.attributes for link in whole.links] == [
+        {**each, "cascade.link.name": "map(double) part"} for each in ranges
+    ]
+    assert [(event.name, event.attributes) for event in whole.events] == [
+        ("cascade.part", {**each, "cascade.part.trace_id": part.trace_id})
+        for each, part in zip(ranges, parts, strict=True)
+    ]
+    assert [event.time_ns for event in whole.events] == [part.start_ns for part in parts]
+    for each, part in zip(ranges, parts, strict=True):
+        assert part.attributes["cascade.part.parent.trace_id"] == whole.trace_id
+        assert [link.attributes for link in part.links] == [{**each, "cascade.link.name": "map(double)"}]
+
+
+def test_a_reader_is_led_from_the_run_to_its_parts_and_back(collector: Collector) -> None:
+    spans = collector.trace_of(total([double(n) for n in range(25)]))
+    root = spans.one("run total")
+    assert [link.attributes["cascade.link.name"] for link in root.links] == ["run total part"] * 2
+    assert [event.attributes["cascade.part.first"] for event in root.events] == [10, 20]
+    for part in spans.parts(root):
+        assert part.attributes["cascade.part.parent.trace_id"] == root.trace_id
+        assert part.links[0].attributes["cascade.link.name"] == "run total"
+        assert "cascade.task.id" not in part.attributes
+
+
+def test_a_map_has_links_to_64_parts_and_the_number_of_all(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CASCADE_TRACE_PART_SIZE", "1")
+    spans = collector.trace_of(double.map(x=list(range(151))))
+    whole = spans.one("map(double)")
+    assert (len(whole.links), len(whole.events), whole.attributes["cascade.parts"]) == (64, 64, 150)
+    assert whole.dropped_links_count == whole.dropped_events_count == 0
+    assert len(spans.parts(whole)) == 150, "each part leads to the map"
+    assert len(spans.children(whole)) == 151
+
+
+def test_the_root_of_a_part_arrives_with_its_last_child(collector: Collector) -> None:
+    """The last item waits until the roots of the parts before it have arrived."""
+    receiver = collector.receiver
+    receiver.clear()
+    name = "map(waits_for_the_roots) part"
+
+    @cs.task
+    async def waits_for_the_roots(x: int) -> int:
+        if x == 29:
+            await asyncio.to_thread(receiver.wait_for, lambda spans: len(spans.named(name)) == 1, HANG)
+        return x
+
+    cs.run(waits_for_the_roots.map(x=list(range(30))), connector=collector.connector(), log_level="ERROR")
+    spans = receiver.spans
+    assert [part.attributes["cascade.part.number"] for part in spans.named(name)] == [1, 2]
+    assert spans.orphans() == []
+
+
+def test_the_message_of_the_last_child_has_its_part(collector: Collector) -> None:
+    beside = MemoryConnector()
+    collector.trace_of(total([double(n) for n in range(25)]), connector=[collector.connector(), beside])
+    bodies = [payload["body"] for payload in beside.payloads]
+    ended = [
+        part for body in bodies if body["type"] == "TaskStateEvent" for part in body["metadata"].get("ended_parts", ())
+    ]
+    assert [(part["part"], part["name"], "task_id" in part) for part in ended] == [
+        (1, "run total", False),
+        (2, "run total", False),
+    ]
+    (stopped,) = (body for body in bodies if body.get("event") == "ENGINE_STOPPED")
+    assert [(part["part"], part["ended"]) for part in stopped["metadata"]["parts"]] == [(1, True), (2, True)]
+
+
+@cs.task
+async def fails_at_15(x: int) -> int:
+    if x == 15:
+        raise ValueError
+    await asyncio.sleep(0 if x < 15 else 60)
+    return x
+
+
+def test_parts_of_a_map_that_fails_have_their_roots_once(collector: Collector) -> None:
+    spans = collector.trace_of(fails_at_15.map(x=list(range(100))), fails=ValueError)
+    whole = spans.one("map(fails_at_15)")
+    numbers = [part.attributes["cascade.part.number"] for part in spans.named("map(fails_at_15) part")]
+    assert sorted(numbers) == list(range(1, whole.attributes["cascade.parts"] + 1))
+    assert len(spans.parts(whole)) == len(numbers)
+    results = {span.attributes["cascade.task.result"] for span in spans.named("fails_at_15")}
+    assert results == {"success", "failure", "cancellation"}
+
+
+@cs.task
+async def waits(x: int) -> int:
+    await asyncio.sleep(3600)
+    return x
+
+
+def test_parts_of_a_run_that_is_cancelled_have_their_roots(collector: Collector) -> None:
+    async def cancelled() -> None:
+        run = asyncio.ensure_future(
+            cs.run_async(waits.map(x=list(range(35))), connector=[collector.connector(), Trigger()], log_level="OFF")
+        )
+        await asyncio.wait_for(started.wait(), HANG)
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+
+    class Trigger(MemoryConnector):
+        """Reports the start of the last item."""
+
+        async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:
+            body = payload["body"]
+            if body.get("state") == "RUNNING" and body["metadata"].get("map_index") == 34:
+                started.set()
+
+    started = asyncio.Event()
+    collector.receiver.clear()
+    asyncio.run(cancelled())
+    spans = collector.receiver.spans
+    whole = spans.one("map(waits)")
+    assert [part.attributes["cascade.part.number"] for part in spans.parts(whole)] == [1, 2, 3]
+    assert spans.orphans() == []
+
+
+@pytest.mark.parametrize("detail", ["run", "tasks"])
+def test_parts_have_roots_where_their_tasks_have_spans(collector: Collector, detail: str) -> None:
+    spans = collector.trace_of(double.map(x=list(range(25))), connector=collector.connector(detail=detail))
+    assert len(spans.named("map(double) part")) == (0 if detail == "run" else 2)
+
+
+def test_the_root_of_a_part_is_made_through_a_callers_own_provider() -> None:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(resource=Resource({"service.name": "mine"}), shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    cs.run(double.map(x=list(range(25))), connector=OtelConnector(tracer_provider=provider), log_level="ERROR")
+    finished = exporter.get_finished_spans()
+    names = [span.name for span in finished]
+    first = names.index("map(double) part")
+    assert names.count("map(double) part") == 2
+    assert first < names.index("map(double)"), "before the map has ended"
+    assert finished[first].resource.attributes["service.name"] == "mine"
+    assert (finished[first].links[0].attributes or {})["cascade.part.number"] == 1
+
+
+@pytest.mark.parametrize("name", ["CASCADE_TRACE_PART_SIZE", "CASCADE_TRACE_PART_BYTES"])
 @pytest.mark.parametrize("size", ["0", "-1", "many", "1.5", "99999999999"])
-def test_a_part_size_that_is_none_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, size: str) -> None:
-    monkeypatch.setenv("CASCADE_TRACE_PART_SIZE", size)
-    with pytest.raises(ValueError, match=f"CASCADE_TRACE_PART_SIZE='{size}'"):
+def test_a_limit_that_is_no_number_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str, size: str) -> None:
+    monkeypatch.setenv(name, size)
+    with pytest.raises(ValueError, match=f"{name}='{size}'"):
         cs.run(double(1))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_complete_parts_of_a_killed_process_have_their_roots(collector: Collector) -> None:
+    """The process is killed once the roots have arrived, while the last item still runs."""
+    collector.receiver.clear()
+    program = [sys.executable, "-c", KILLED, collector.endpoint, collector.protocol]
+    with subprocess.Popen(program, env=environment()) as process:
+        collector.receiver.wait_for(lambda spans: len(spans.named("map(step) part")) == 2, HANG)
+        assert process.poll() is None
+        process.kill()
+    spans = collector.receiver.spans
+    parts = spans.named("map(step) part")
+    assert [part.attributes["cascade.part.number"] for part in parts] == [1, 2]
+    traces = spans.traces()
+    assert [len(traces[part.trace_id]) for part in parts] == [1 + SIZE, 1 + SIZE]
+    assert spans.named("run map(step)") == spans.named("map(step)") == []
+
+
+KILLED = """
+import asyncio, sys
+import cascade as cs
+from tests.limits import out_of_reach
+
+@cs.task
+async def step(x):
+    if x == 34:
+        await asyncio.sleep(3600)
+    return x
+
+out_of_reach()
+cs.run(step.map(x=list(range(35))), connector=cs.OtelConnector(sys.argv[1], protocol=sys.argv[2]))
+"""

@@ -1,7 +1,11 @@
-"""Spans below a task, such as those of instrumentation: they have the ids of run and task, and are sampled with the task."""
+"""Spans below a task, such as those of instrumentation: they have the ids of run and task, and are sampled with the task.
+
+They count for the size of the trace, which is split before it is too large (`cascade.telemetry.parts`).
+"""
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -11,8 +15,10 @@ from opentelemetry.sdk.trace.sampling import DEFAULT_ON, Sampler, SamplingResult
 from opentelemetry.trace import Link, SpanKind, TraceState
 from opentelemetry.util.types import Attributes, AttributeValue
 
+from cascade.connectors.otel._scope import is_ours
 from cascade.runtime.task_context import TaskContext
 from cascade.telemetry import attributes as a
+from cascade.telemetry.parts import SPAN_BYTES
 
 
 class OfTask:
@@ -48,18 +54,36 @@ _OF_TASK = (a.RUN_ID, a.TASK_ID, a.MAP_INDEX)
 """The attributes of all spans below a task. With the index, one search in Jaeger finds the requests of one item that failed."""
 
 
-def _ids_around(context: Context | None) -> dict[str, AttributeValue]:
+def _task_around(context: Context | None) -> TaskContext | None:
+    """The task or resource in whose context a span starts; for a span below another one, also that one's."""
     parent = trace.get_current_span(context)
     task = parent.task if isinstance(parent, OfTask) else otel_context.get_value(_TASK, context)
-    if isinstance(task, TaskContext):
+    if not isinstance(task, TaskContext):
+        task = getattr(parent, _COUNTED, None) if isinstance(parent, ReadableSpan) else None
+    return task
+
+
+def _ids_around(context: Context | None) -> dict[str, AttributeValue]:
+    return _ids_of(_task_around(context), context)
+
+
+def _ids_of(task: TaskContext | None, context: Context | None) -> dict[str, AttributeValue]:
+    if task is not None:
         if task.kind == "resource":
             return {a.RUN_ID: task.run_id}
         ids: dict[str, AttributeValue] = {a.RUN_ID: task.run_id, a.TASK_ID: task.task_id}
         if task.map_index is not None:
             ids[a.MAP_INDEX] = task.map_index
         return ids
+    parent = trace.get_current_span(context)
     found = (parent.attributes if isinstance(parent, ReadableSpan) else None) or {}
     return {key: found[key] for key in _OF_TASK if key in found}
+
+
+_COUNTED = "_cascade_task"
+"""Attribute of the SDK's span objects below a task: the task whose trace they count for."""
+_ATTRIBUTE_BYTES, _EVENT_BYTES, _LINK_BYTES = 12, 20, 40
+_NUMBER_BYTES = 9
 
 
 class TaskIds(SpanProcessor):
@@ -68,19 +92,59 @@ class TaskIds(SpanProcessor):
     A span below a resource gets the id of the run alone.
     """
 
+    def __init__(self) -> None:
+        self._open: weakref.WeakValueDictionary[int, Span] = weakref.WeakValueDictionary()
+
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-        ids = _ids_around(parent_context)
-        if ids:
+        task = _task_around(parent_context)
+        if ids := _ids_of(task, parent_context):
             span.set_attributes(ids)
+        if task is not None and task.child is not None and not is_ours(span):
+            setattr(span, _COUNTED, task)
+            self._open[span.get_span_context().span_id] = span
+            task.child.charge(1, SPAN_BYTES)
 
     def on_end(self, span: ReadableSpan) -> None:
-        pass
+        # The SDK gives a copy of the span here, without the attribute of the object.
+        started = None if span.context is None else self._open.pop(span.context.span_id, None)
+        task = getattr(started, _COUNTED, None)
+        if task is not None:
+            task.child.charge(0, _BARE_BYTES + content_bytes(span) - SPAN_BYTES)
 
     def shutdown(self) -> None:
         pass
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:  # noqa: ARG002 - nothing is held
         return True
+
+
+_BARE_BYTES = 90  # ids, times, kind and flags
+
+
+def content_bytes(span: ReadableSpan) -> int:
+    """Bytes of a span's name, attributes, events, links and status, encoded; estimated."""
+    size = len(span.name) + _attribute_bytes(span.attributes) + _text_bytes(span.status.description or "")
+    for event in span.events:
+        size += _EVENT_BYTES + len(event.name) + _attribute_bytes(event.attributes)
+    for link in span.links:
+        size += _LINK_BYTES + _attribute_bytes(link.attributes)
+    return size
+
+
+def _attribute_bytes(attributes: Mapping[str, Any] | None) -> int:
+    return sum(_ATTRIBUTE_BYTES + len(key) + _value_bytes(value) for key, value in (attributes or {}).items())
+
+
+def _value_bytes(value: Any) -> int:
+    if isinstance(value, str):
+        return _text_bytes(value)
+    if isinstance(value, (tuple, list)):
+        return sum(_value_bytes(item) + 4 for item in value)
+    return len(value) if isinstance(value, bytes) else _NUMBER_BYTES
+
+
+def _text_bytes(value: str) -> int:
+    return len(value) if value.isascii() else len(value.encode("utf-8", "replace"))
 
 
 class BelowTasks(Sampler):

@@ -101,9 +101,10 @@ _OWN: dict[str, Callable[[str, Any], bytes]] = {
 
 def _rare_parts(data: SpanData) -> bytes:
     span = Span()
-    for trace_id, span_id, state in data.links:
+    for trace_id, span_id, state, attributes in data.links:
         ids = {"trace_id": bytes.fromhex(trace_id), "span_id": bytes.fromhex(span_id)}
-        span.links.add(**ids, trace_state=state, flags=_LOCAL)
+        found = [key_value(key, value) for key, value in (attributes or {}).items()]
+        span.links.add(**ids, trace_state=state, flags=_LOCAL, attributes=found)
     span.events.extend(map(_event, data.events))
     if data.error is not None:
         span.status.CopyFrom(Status(code=Status.STATUS_CODE_ERROR, message=data.error))

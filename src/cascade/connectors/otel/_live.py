@@ -1,9 +1,10 @@
 """The spans of running runs."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Any
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -27,7 +28,7 @@ from cascade.connectors.otel._routes import Route, RunRoutes, add_route, remove_
 from cascade.connectors.otel._spans import SpanData
 from cascade.telemetry import attributes as a
 from cascade.telemetry import identity
-from cascade.telemetry.identity import RunTrace, SpanRef
+from cascade.telemetry.identity import RunTrace, SpanRef, span_id
 
 logger = get_logger("cascade.connectors.otel")
 
@@ -137,6 +138,12 @@ class LiveRun:
             message = "OtelConnector: a span could not be started; further failures in this run are not logged"
             logger.error(message, exc_info=error)
 
+    def forget_omitted(self, payload: Mapping[str, Any]) -> None:
+        """Forget the span of a failed attempt which the message has left out, because its trace is full."""
+        body = payload["body"]
+        if body["metadata"].get("reason") == "retry" and "span_id" not in body["metadata"]:
+            self.spans.pop(span_id(payload["run_id"], body["task_id"], body["metadata"]["attempt"]), None)
+
     def leave(self) -> None:
         """End the routing and sampling that `stands_in` has begun."""
         while self._traces:
@@ -160,8 +167,9 @@ def complete(span: Span, data: SpanData, *, linked: int = 0) -> None:
     if not span.is_recording():
         return
     span.set_attributes(data.attributes)
-    for trace_id, span_id, tracestate in data.links[linked:]:
-        span.add_link(span_context(SpanRef(trace_id, span_id, data.flags, tracestate)))
+    for link in data.links[linked:]:
+        ref = SpanRef(link.trace_id, link.span_id, data.flags, link.tracestate)
+        span.add_link(span_context(ref), link.attributes)
     for event in data.events:
         span.add_event(event.name, event.attributes, event.time_ns)
     if data.error is not None:

@@ -19,7 +19,7 @@ from opentelemetry.trace import SpanKind
 
 from cascade.connectors.otel._batch import Item
 from cascade.connectors.otel._outbox import Outbox
-from cascade.connectors.otel._scope import SCOPE
+from cascade.connectors.otel._scope import is_ours
 from cascade.connectors.otel._tally import Tally
 from cascade.telemetry import attributes as a
 
@@ -46,13 +46,9 @@ class Route:
 
     def put_span(self, span: ReadableSpan) -> None:
         """Put a span. The marker of a run's start does not wait for a batch, and the run's own span is dropped last."""
-        is_ours, is_run = _is_ours(span), span.kind is SpanKind.SERVER
-        is_marker = is_ours and not is_run and a.RUN_TARGET in (span.attributes or {})
-        self.put(span, urgent=is_marker, important=is_ours and is_run)
-
-
-def _is_ours(span: ReadableSpan) -> bool:
-    return span.instrumentation_scope is not None and span.instrumentation_scope.name == SCOPE
+        ours, is_run = is_ours(span), span.kind is SpanKind.SERVER
+        is_marker = ours and not is_run and a.RUN_TARGET in (span.attributes or {})
+        self.put(span, urgent=is_marker, important=ours and is_run)
 
 
 class RunRoutes:
@@ -131,7 +127,7 @@ class RoutingProcessor(SpanProcessor):
 
     def _routes_of(self, span: ReadableSpan, trace_id: int) -> Iterable[Route]:
         own, run_id = self._own, (span.attributes or {}).get(a.RUN_ID)
-        if _is_ours(span):  # only its own connector exports it, though others may trace the same run
+        if is_ours(span):  # only its own connector exports it, though others may trace the same run
             live = _table.traces.get(trace_id, ())
             routes = tuple(route for route in live if own is not None and route.outbox is own.outbox)
         elif (run := _table.runs.get(run_id)) is not None:

@@ -5,6 +5,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from opentelemetry.sdk.resources import Attributes, Resource
+from opentelemetry.sdk.trace import ReadableSpan
 
 from cascade.connectors import _lifetime
 from cascade.telemetry import attributes as a
@@ -12,6 +13,11 @@ from cascade.telemetry.topics import source
 
 SCOPE = "cascade"
 """The name of our instrumentation scope."""
+
+
+def is_ours(span: ReadableSpan) -> bool:
+    """Whether Cascade has made the span, not the user's code or its instrumentation."""
+    return span.instrumentation_scope is not None and span.instrumentation_scope.name == SCOPE
 
 
 @cache

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 from cascade.telemetry import attributes as a
 from cascade.telemetry.identity import RUN_STARTED, span_id
-from cascade.telemetry.limits import MAX_VALUE_BYTES
+from cascade.telemetry.limits import MAX_LINKS, MAX_VALUE_BYTES
+from cascade.telemetry.parts import PART_EVENT
 from cascade.telemetry.safe import text
 
 Attributes = dict[str, Any]
@@ -23,6 +24,7 @@ class LinkData(NamedTuple):
     trace_id: str
     span_id: str
     tracestate: str = ""
+    attributes: Attributes | None = None
 
 
 class SpanData(NamedTuple):
@@ -58,16 +60,15 @@ def spans_of(payload: Mapping[str, Any], *, detail: str = "full", cicd: bool = F
         case "LifecycleEvent", "ENGINE_STOPPED":
             if detail == "run":  # the spans of its parts are not exported
                 body = {**body, "metadata": {k: v for k, v in body["metadata"].items() if k != "parts"}}
-            yield from _parts(payload, body)
+            yield from _part_roots(payload, body)
             yield _run(payload, body, cicd=cicd)
-        case "TaskStateEvent", "PENDING" if detail == "full" and body["metadata"].get("reason") == "retry":
+        case "TaskStateEvent", "PENDING" if detail == "full" and "span_id" in body["metadata"]:
             yield _attempt(payload, body, {**body["metadata"], "result": "failure"})
         case "TaskStateEvent", "COMPLETED" | "FAILED" | "SKIPPED" if detail != "run":
             if detail == "full":
                 yield from (_wait(payload, body, wait) for wait in body["metadata"].get("waits", ()))
                 yield from (_attempt(payload, body, one) for one in body["metadata"].get("attempts", ()))
-            if "parts" in body["metadata"]:
-                yield from _parts(payload, body)
+            yield from _part_roots(payload, body)
             yield _task(payload, body, cicd=cicd)
         case "ResourceEvent", "ACQUIRE" if detail == "full":
             yield _resource(payload, body, "setup")
@@ -106,7 +107,7 @@ def _run(payload: Mapping[str, Any], body: Mapping[str, Any], *, cicd: bool) -> 
         a.RUN_INPUTS: metadata.get("inputs"),
         a.RUN_PARAMS: metadata.get("params"),
         a.RUN_MESSAGES_DROPPED: metadata.get("dropped") or None,
-        a.PARTS: len(metadata.get("parts", ())) or None,
+        a.PARTS: _part_count(metadata),
         a.RUN_CONTROL_DECISIONS: metadata.get("control_count"),
         **{f"cascade.run.tasks.{state}": count for state, count in counts.items()},
     }
@@ -144,8 +145,8 @@ def _task(payload: Mapping[str, Any], body: Mapping[str, Any], *, cicd: bool) ->
             found[_OF_METADATA[key]] = value
     if attempts := metadata.get("attempts"):
         found[a.TASK_ATTEMPTS] = metadata.get("attempt_count", len(attempts))
-    if parts := metadata.get("parts"):
-        found[a.PARTS] = len(parts)
+    if "parts" in metadata:
+        found[a.PARTS] = _part_count(metadata)
     if cicd:
         found |= {
             a.CICD_TASK_NAME: body["task_name"],
@@ -163,30 +164,64 @@ def _task(payload: Mapping[str, Any], body: Mapping[str, Any], *, cicd: bool) ->
     return _ended(payload, name, payload["span_id"], parent, metadata, found, ended, events=held)
 
 
-def _parts(payload: Mapping[str, Any], body: Mapping[str, Any]) -> Iterator[SpanData]:
-    """The roots of the traces that hold the further children of a run or of a map."""
+def _part_roots(payload: Mapping[str, Any], body: Mapping[str, Any]) -> Iterator[SpanData]:
+    """The roots of parts: of those whose last child has ended with this message, and of a map's or run's other ones.
+
+    The parts of a map or run that an earlier message has ended are only linked.
+    """
     metadata = body["metadata"]
-    name = f"{body.get('task_name') or 'run ' + metadata.get('target', '')} part"
-    for part in metadata.get("parts", ()):
-        found = {
-            a.RUN_ID: payload["run_id"],
-            a.TASK_ID: body.get("task_id"),
-            a.PART_NUMBER: part.get("part"),
-            a.PART_FIRST: part.get("first"),
-            a.PART_LAST: part.get("last"),
-        }
-        yield SpanData(
-            name,
-            part["trace_id"],
-            part["span_id"],
-            "",
-            part.get("start_ns", 0),
-            part.get("end_ns", 0),
-            _clean(found),
-            payload.get("trace_flags", 1),
-            links=(LinkData(payload["trace_id"], payload["span_id"], payload.get("tracestate", "")),),
-            has_children=True,
-        )
+    if "ended_parts" in metadata:
+        for part in metadata["ended_parts"]:
+            yield _part_root(payload, part, part["name"], part.get("task_id"), part["parent"])
+    if "parts" in metadata:
+        name = _name_above_parts(body)
+        for part in metadata["parts"]:
+            if not part.get("ended"):
+                yield _part_root(payload, part, name, body.get("task_id"), payload)
+
+
+def _part_root(
+    payload: Mapping[str, Any], part: Mapping[str, Any], name: str, map_id: str | None, parent: Mapping[str, Any]
+) -> SpanData:
+    found = {
+        a.RUN_ID: payload["run_id"],
+        a.TASK_ID: map_id,
+        **_part_attributes(part),
+        a.PART_PARENT_TRACE_ID: parent["trace_id"],
+    }
+    link = LinkData(parent["trace_id"], parent["span_id"], parent.get("tracestate", ""), _part_attributes(part, name))
+    start_ns, end_ns = part.get("start_ns", 0), part.get("end_ns", 0)
+    return SpanData(
+        f"{name} part",
+        part["trace_id"],
+        part["span_id"],
+        "",
+        start_ns,
+        _visible(start_ns, end_ns),
+        _clean(found),
+        payload.get("trace_flags", 1),
+        links=(link,),
+        has_children=True,
+    )
+
+
+def _name_above_parts(body: Mapping[str, Any]) -> str:
+    return body.get("task_name") or f"run {body['metadata'].get('target', '')}".rstrip()
+
+
+def _part_count(metadata: Mapping[str, Any]) -> int | None:
+    return metadata.get("part_count") or len(metadata.get("parts", ())) or None
+
+
+def _part_attributes(part: Mapping[str, Any], linked_name: str | None = None) -> Attributes:
+    """The number and the range of a part; with the name of the span at the other end, for a link."""
+    found = {
+        a.PART_NUMBER: part.get("part"),
+        a.PART_FIRST: part.get("first"),
+        a.PART_LAST: part.get("last"),
+        a.LINK_NAME: linked_name,
+    }
+    return _clean(found)
 
 
 def _attempt(payload: Mapping[str, Any], body: Mapping[str, Any], attempt: Mapping[str, Any]) -> SpanData:
@@ -250,10 +285,14 @@ def _ended(
         found = {**found, a.ERROR_TYPE: kind}
     if exception:
         events = (*events, _exception_event(exception, end_ns))
-    links: tuple[LinkData, ...] = ()
-    if "links" in metadata or "parts" in metadata:
-        linked = *metadata.get("links", ()), *metadata.get("parts", ())
-        links = tuple(_link(link, payload) for link in linked)
+    parts, links = metadata.get("parts", ()), tuple[LinkData, ...]()
+    if "links" in metadata or parts:
+        dependencies = metadata.get("links", ())[: MAX_LINKS - len(parts)]
+        links = tuple(_link(link, payload) for link in dependencies)
+    if parts:
+        above = f"{_name_above_parts(body or payload['body'])} part"
+        links += tuple(_link(part, payload)._replace(attributes=_part_attributes(part, above)) for part in parts)
+        events = (*events, *(_part_event(part, start_ns) for part in parts))
     return SpanData(
         name,
         payload["trace_id"],
@@ -270,6 +309,11 @@ def _ended(
         is_server or metadata.get("kind") == "map",
         payload.get("tracestate", ""),
     )
+
+
+def _part_event(part: Mapping[str, Any], start_ns: int) -> Event:
+    found = {**_part_attributes(part), a.PART_TRACE_ID: part["trace_id"]}
+    return Event(PART_EVENT, max(part.get("start_ns", 0), start_ns), found)
 
 
 def _link(link: Mapping[str, Any], payload: Mapping[str, Any]) -> LinkData:

@@ -7,10 +7,11 @@ one of the SDK's. The first touch makes it real.
 from collections.abc import Mapping
 from typing import Any
 
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, Span, SpanContext, Status, StatusCode
 from opentelemetry.util.types import Attributes, AttributeValue
 
-from cascade.connectors.otel._below import OfTask
+from cascade.connectors.otel._below import OfTask, content_bytes
 from cascade.connectors.otel._live import LiveRun, parent_context, span_context
 from cascade.runtime.task_context import TaskContext
 from cascade.telemetry.attributes import EXCEPTION_MESSAGE, EXCEPTION_STACKTRACE
@@ -47,9 +48,12 @@ class TaskSpan(OfTask, Span):
         return self._span.is_recording() if self._span is not None else not self._is_over
 
     def over(self) -> None:
-        """The task's code has ended. What is real already ends with the task's message."""
+        """End the task's code. A real span ends with the task's message; what the code has added to it counts now."""
         with self._run.lock:
             self._is_over = True
+        child, span = self.task.child, self._span
+        if child is not None and isinstance(span, ReadableSpan):
+            child.charge(0, content_bytes(span))
 
     def real(self) -> Span:
         """The SDK's span; one that records nothing after the end of the task's code, or if the SDK raises an error."""

@@ -269,6 +269,8 @@ class OtelConnector:
                 failures.append(error)
             if run is not None and is_pending:
                 run.ended.add(data.span_id)
+        if run is not None and is_pending:
+            run.forget_omitted(payload)
         if failures:
             raise failures[0]
 

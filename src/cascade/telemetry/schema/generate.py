@@ -43,7 +43,17 @@ _CONTROL = _object(
     time_ns=_NANOSECONDS,
 )
 _EXCEPTION = _object(["type", "message"], type=_TEXT, message=_TEXT, stacktrace=_TEXT)
+_LINK = {"trace_id": _TRACE_ID, "span_id": _SPAN_ID, "tracestate": _TRACESTATE}
 _WINDOW = {"start_ns": _NANOSECONDS, "end_ns": _NANOSECONDS}
+
+_PART: dict[str, Any] = {
+    "part": {"type": "integer", "minimum": 1},
+    "trace_id": _TRACE_ID,
+    "span_id": _SPAN_ID,
+    "first": _COUNT,
+    "last": _COUNT,
+    **_WINDOW,
+}
 
 # What a dataclass cannot say of a header field.
 _HEADER_DETAILS: dict[str, dict[str, Any]] = {
@@ -74,7 +84,7 @@ _METADATA: dict[str, Any] = {
     **_WINDOW,
     "result": _RESULT,
     "function": _TEXT,
-    "links": _list_of(_object(["trace_id", "span_id"], trace_id=_TRACE_ID, span_id=_SPAN_ID, tracestate=_TRACESTATE)),
+    "links": _list_of(_object(["trace_id", "span_id"], **_LINK)),
     "link_count": _COUNT,
     "exception": _EXCEPTION,
     "waits": _list_of(
@@ -107,6 +117,17 @@ _METADATA: dict[str, Any] = {
     "hold_start_ns": _NANOSECONDS,
     "later_errors": _list_of(
         _object(["type", "message", "time_ns"], type=_TEXT, message=_TEXT, stacktrace=_TEXT, time_ns=_NANOSECONDS)
+    ),
+    "parts": _list_of(_object(list(_PART), **_PART, ended={"const": True})),
+    "part_count": _COUNT,
+    "ended_parts": _list_of(
+        _object(
+            [*_PART, "name", "parent"],
+            **_PART,
+            name=_TEXT,
+            parent=_object(["trace_id", "span_id"], **_LINK),
+            task_id=_TEXT,
+        )
     ),
     "truncated": _list_of(_TEXT),
 }

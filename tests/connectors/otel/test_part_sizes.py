@@ -1,0 +1,237 @@
+"""No trace exceeds its budget in encoded bytes, of whatever its spans consist."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from opentelemetry import trace
+
+import cascade as cs
+from cascade.connectors.memory import MemoryConnector
+from cascade.telemetry.parts import PartLimits
+from cascade.testing import Spans
+from tests.connectors.otel.test_parts import described, replayed
+from tests.connectors.otel.tracing import Collector
+
+BUDGET = 250_000
+MOST = BUDGET * 4_000_000 / 2_500_000
+"""What 4 MB are for the default budget: Tempo discards spans from 5 MB on."""
+
+TRACER = trace.get_tracer("tests")
+
+
+def fails_below(depth: int) -> None:
+    if depth:
+        fails_below(depth - 1)
+    raise ConnectionError("HTTPSConnectionPool(host='api.example.com', port=443): Max retries exceeded: /v1/orders")
+
+
+def fails_deep_below(depth: int) -> None:
+    """Two functions in turn: Python shows the frames of one that calls itself as one."""
+    if depth:
+        then_below(depth - 1)
+    fails_below(0)
+
+
+def then_below(depth: int) -> None:
+    fails_deep_below(depth)
+
+
+def attempt() -> int:
+    task = cs.current_task()
+    assert task is not None
+    return task.attempt
+
+
+@cs.task
+async def is_flaky(x: int) -> int:
+    if attempt() <= 2:
+        fails_below(12)
+    return x
+
+
+@cs.task
+async def sets_attributes(x: int) -> int:
+    await asyncio.sleep(0.01)
+    for number in range(4):
+        trace.get_current_span().set_attribute(f"attribute.{number}", "é" * 900)
+    return x
+
+
+@cs.task
+async def adds_events(x: int) -> int:
+    await asyncio.sleep(0.01)
+    for number in range(20):
+        trace.get_current_span().add_event("page", {"number": number, "content": "x" * 300})
+    return x
+
+
+@cs.task
+async def makes_spans(x: int) -> int:
+    await asyncio.sleep(0.01)  # all items that may run at once have started before the first span
+    for number in range(20):
+        with TRACER.start_as_current_span("GET /v1/orders", attributes={"http.url": "https://example.com/v1/orders"}):
+            trace.get_current_span().set_attribute("number", number)
+    return x
+
+
+@cs.task
+def makes_nested_spans(x: int) -> int:
+    with TRACER.start_as_current_span("outer"):
+        for _ in range(20):
+            with TRACER.start_as_current_span("inner") as span:
+                span.record_exception(ValueError("x" * 200))
+    return x
+
+
+@cs.task
+async def has_large_values(values: list[str]) -> list[str]:
+    return values
+
+
+@cs.task
+def one(x: int) -> int:
+    return x
+
+
+@cs.task
+def total(xs: list[int]) -> int:
+    return sum(xs)
+
+
+@cs.task
+async def starts_a_run(x: int) -> int:
+    value: int = await cs.run_async(total([one(x + n) for n in range(9)]), connector=NESTED.connector, log_level="OFF")
+    return value
+
+
+class NESTED:
+    connector: Any = None
+
+
+@pytest.fixture
+def small_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CASCADE_TRACE_PART_BYTES", str(BUDGET))
+
+
+def items(task: Any, count: int = 200) -> Any:
+    return task.map(x=list(range(count)))
+
+
+KINDS: dict[str, tuple[Callable[[], Any], int]] = {
+    "stack traces": (lambda: items(is_flaky).with_retry(2, delay=0.01), 200 * 6 + 3),
+    "stack traces of tasks": (
+        lambda: total([is_flaky(n).with_retry(2, delay=0.01) for n in range(200)]),
+        200 * 6 + 3,
+    ),
+    "attributes": (lambda: items(sets_attributes), 203),
+    "events": (lambda: items(adds_events), 203),
+    "events of attempts": (lambda: items(adds_events).with_retry(2), 403),
+    "own spans": (lambda: items(makes_spans), 200 * 21 + 3),
+    "own spans in threads": (lambda: items(makes_nested_spans), 200 * 22 + 3),
+    "own spans of tasks": (lambda: total([makes_nested_spans(n) for n in range(100)]), 100 * 22 + 3),
+    "values": (lambda: has_large_values.map(values=[["y" * 900] * 5] * 200), 203),
+    "nested runs": (lambda: items(starts_a_run), 200 * (1 + 2 + 10) + 3),
+}
+
+
+@pytest.mark.usefixtures("small_budget")
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_trace_exceeds_its_budget(collector: Collector, kind: str) -> None:
+    make, count = KINDS[kind]
+    connector = NESTED.connector = collector.connector(capture={"arguments", "results"})
+    spans = collector.trace_of(make(), connector=connector)
+    waits = [span for span in spans if span.name.endswith(" wait") and "retry" not in span.attributes.values()]
+    roots = [span for span in spans if span.name.endswith(" part")]
+    assert len(spans) - len(waits) - len(roots) == count, "none is missing"
+    check(spans, at_least=2)
+
+
+def check(spans: Spans, *, at_least: int, most: float = MOST) -> None:
+    """Each trace is small enough and can be read by itself: it has one root, and no span without its parent."""
+    traces = spans.traces()
+    assert len(traces) >= at_least
+    assert max(sum(span.size for span in each) for each in traces.values()) < most
+    assert [len(each.roots()) for each in traces.values()] == [1] * len(traces)
+    assert [each.orphans() for each in traces.values()] == [[]] * len(traces)
+    roots = [span for span in spans.roots() if "cascade.part.number" in span.attributes]
+    assert len(roots) == len(traces) - 1
+    for root in roots:
+        (link,) = root.links
+        assert link.trace_id == root.attributes["cascade.part.parent.trace_id"]
+        assert link.trace_id in traces
+
+
+@pytest.mark.timeout(300)
+def test_2000_flaky_items_stay_readable_with_default_limits(collector: Collector) -> None:
+    """Without a limit in bytes they were one trace of 12,004 spans, of which Tempo discarded 6,575."""
+    spans = collector.trace_of(items(is_flaky, 2_000).with_retry(2, delay=0.01))
+    assert len([span for span in spans if not span.name.endswith(" part")]) == 2_000 * 6 + 3
+    check(spans, at_least=3, most=4_000_000)
+    assert max(len(each) for each in spans.traces().values()) <= PartLimits().spans + 6 * 64
+
+
+@pytest.mark.timeout(300)
+def test_500_items_at_once_with_20_spans_each_are_in_several_traces(collector: Collector) -> None:
+    spans = collector.trace_of(items(makes_spans, 500))
+    assert len(spans.named("GET /v1/orders")) == 10_000
+    check(spans, at_least=2, most=4_000_000)
+
+
+@cs.task
+async def fails_late(x: int) -> int:
+    """Cheap items first; then all fail at once, as in an outage."""
+    if x < 100:
+        return x
+    await asyncio.sleep(0.01)
+    if attempt() <= 2:
+        fails_deep_below(100)
+    return x
+
+
+@pytest.mark.usefixtures("small_budget")
+def test_texts_are_shortened_when_children_become_larger_than_all_before(collector: Collector) -> None:
+    """Each of the 300 has two stack traces of 16 KB, and many have started before the first one ends."""
+    beside = MemoryConnector()
+    wanted = items(fails_late, 400).with_retry(2, delay=0.01)
+    spans = collector.trace_of(wanted, connector=[collector.connector(), beside])
+    check(spans, at_least=3)
+    shown = [span.events[-1].attributes for span in spans.named("fails_late attempt") if span.status == "ERROR"]
+    assert shown
+    for each in shown:
+        assert each["exception.type"] == "ConnectionError"
+        assert each["exception.message"].startswith("HTTPSConnectionPool(host='api.example.com'")
+    cut = [each["exception.stacktrace"] for each in shown if "…" in each["exception.stacktrace"]]
+    assert cut
+    for stack in cut:
+        assert stack.startswith("Traceback (most recent call last):\n")
+        assert "/v1/orders" in stack[-100:] or len(stack.encode()) <= 256, "the message is the last line"
+    assert replayed(collector, beside) == {described(span) for span in spans}, "live and from messages alike"
+
+
+@cs.task
+async def fails_for_ever(x: int) -> int:
+    fails_below(20)
+    return x
+
+
+@pytest.mark.usefixtures("small_budget")
+def test_a_task_with_very_many_attempts_does_not_exceed_the_trace(collector: Collector) -> None:
+    beside = MemoryConnector()
+    wanted = fails_for_ever(1).with_retry(2_000, delay=0)
+    spans = collector.trace_of(wanted, connector=[collector.connector(), beside], fails=ConnectionError)
+    check(spans, at_least=1)
+    task = spans.one("fails_for_ever")
+    assert task.attributes["cascade.task.attempts"] == 2_001
+    shown = spans.named("fails_for_ever attempt")
+    assert 100 < len(shown) < 2_000
+    assert {span.parent_span_id for span in shown} == {task.span_id}
+    assert replayed(collector, beside) == {described(span) for span in spans}
+
+
+@pytest.mark.usefixtures("small_budget")
+def test_quick_items_share_traces(collector: Collector) -> None:
+    spans = collector.trace_of(items(one, 2_000))
+    check(spans, at_least=3)
+    assert len(spans.traces()) <= 6, "750 KB"

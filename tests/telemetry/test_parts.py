@@ -1,0 +1,195 @@
+"""The allocator of parts."""
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cascade.telemetry.parts import MAX_LISTED_PARTS, Child, Part, PartLimits, TraceParts, part_limits_from_environment
+
+LIMITS = PartLimits(children=7, spans=60, bytes=40_000)
+
+
+def parts_of_a_map(limits: PartLimits = LIMITS, size: int = 0) -> TraceParts:
+    parts = TraceParts(limits)
+    parts.activate()
+    parts.expect("", "run", 1)
+    parts.start("m", "map(step)")
+    parts.expect("m", "map(step)", size)
+    return parts
+
+
+def end(parts: TraceParts, task_id: str, child: Child, *, spans: int = 1, size: int = 400, at: int = 1) -> list[Part]:
+    return parts.end(task_id, child, spans, size, at, at + 1, ran=True)
+
+
+costs = st.tuples(st.integers(1, 30), st.integers(300, 30_000))
+steps = st.lists(
+    st.one_of(st.tuples(st.just("start"), costs), st.tuples(st.just("end"), st.integers(0, 99))), max_size=200
+)
+
+
+@settings(max_examples=300)
+@given(steps, st.booleans())
+def test_each_child_is_in_one_part_and_each_root_is_given_once(steps: list[tuple[str, Any]], is_known: bool) -> None:
+    """Children start and end in any order, at any cost."""
+    started = sum(kind == "start" for kind, _ in steps)
+    parts = parts_of_a_map(size=started if is_known else started + 1)
+    running: list[tuple[int, Child, tuple[int, int]]] = []
+    members: dict[int, list[int]] = {}
+    roots: list[int] = []
+
+    def finish(position: int) -> None:
+        index, child, (spans, size) = running.pop(position)
+        number = child.part.number
+        ended = end(parts, f"m/{index}", child, spans=spans, size=size)
+        roots.extend(part.number for part in ended)
+        for part in ended:
+            assert not any(other.part is part for _, other, _ in running), "its last child has ended"
+        assert parts.number_of(f"m/{index}", "m") == number, "the last message of a child has its place"
+
+    index = 0
+    for kind, value in steps:
+        if kind == "start":
+            before = parts._parents["m"].current
+            child = parts.start(f"m/{index}", "step", "m", index)
+            assert child.part.number in {before.number, before.number + 1}, "parts are filled one after another"
+            assert parts.number_of(f"m/{index}", "m") == child.part.number
+            members.setdefault(child.part.number, []).append(index)
+            running.append((index, child, value))
+            budget = child.part.budget
+            planned = budget.bytes + budget.excess_bytes + budget.reserved_bytes
+            assert planned <= LIMITS.bytes or child.part.children == 1, "only a child alone exceeds the budget"
+            index += 1
+        elif running:
+            finish(value % len(running))
+    while running:
+        finish(0)
+
+    listed, count = parts.close("m")
+    rootless = [part.number for part in listed if not part.has_ended]
+    assert sorted(roots + rootless) == list(range(1, count + 1)), "each root once"
+    assert not (is_known and rootless), "after the last start no part stays open"
+    assert [(part.first, part.last) for part in listed] == [
+        (members[part.number][0], members[part.number][-1]) for part in listed
+    ]
+    assert all(len(indexes) <= LIMITS.children for indexes in members.values())
+    assert sorted(index for indexes in members.values() for index in indexes) == list(range(started))
+
+
+def test_a_part_ends_with_its_last_child_once_no_further_one_can_start() -> None:
+    parts = parts_of_a_map(PartLimits(children=2), size=5)
+    children = [parts.start(f"m/{index}", "step", "m", index) for index in range(4)]
+    assert [child.part.number for child in children] == [0, 0, 1, 1]
+    assert end(parts, "m/2", children[2], at=10) == []
+    (ended,) = end(parts, "m/3", children[3], at=20)
+    assert (ended.number, ended.first, ended.last, ended.start_ns, ended.end_ns) == (1, 2, 3, 10, 21)
+    last = parts.start("m/4", "step", "m", 4)
+    assert [part.number for part in end(parts, "m/4", last)] == [2], "it is not full, but all items have started"
+    assert [part.has_ended for part in parts.close("m")[0]] == [True, True]
+
+
+def test_a_part_that_has_ended_before_the_next_child_does_not_fit_is_given_to_the_next_message() -> None:
+    parts = parts_of_a_map(PartLimits(children=9, bytes=25_000), size=9)
+    first, second = (parts.start(f"m/{index}", "step", "m", index) for index in range(2))
+    assert (first.part.number, second.part.number) == (0, 1)
+    assert end(parts, "m/1", second, size=5_000) == [], "its part has room for another child"
+    assert end(parts, "m/0", first, size=100_000) == []
+    third = parts.start("m/2", "step", "m", 2)
+    assert third.part.number == 2, "children have turned out to be larger than the room"
+    assert [part.number for part in end(parts, "m/2", third)] == [1, 2], "the second one is full"
+
+
+def test_quick_children_fill_their_parts_up_to_the_number_of_children() -> None:
+    parts = parts_of_a_map(PartLimits(), size=100_000)
+    children: dict[int, Child] = {}
+    for index in range(100_000):
+        children[index] = parts.start(f"m/{index}", "step", "m", index)
+        if index >= 64:
+            end(parts, f"m/{index - 64}", children.pop(index - 64))
+    assert parts._parents["m"].current.number == math.ceil(100_000 / 2_000) - 1
+
+
+def test_children_that_all_start_before_the_first_one_ends_have_room_for_spans_of_their_own() -> None:
+    parts = parts_of_a_map(PartLimits(), size=500)
+    children = [parts.start(f"m/{index}", "step", "m", index) for index in range(500)]
+    for child in children:
+        child.charge(20, 20 * 400)
+    for index, child in enumerate(children):
+        end(parts, f"m/{index}", child)
+    for child in children:
+        assert child.part.budget.bytes + child.part.budget.excess_bytes < 2_600_000
+
+
+def test_a_nested_run_counts_for_the_child_that_has_started_it() -> None:
+    outer = parts_of_a_map(PartLimits(), size=10)
+    item = outer.start("m/0", "step", "m", 0)
+    before = item.part.budget.bytes + item.part.budget.excess_bytes
+    nested = TraceParts(PartLimits(), item)
+    nested.activate()
+    child = nested.start("a", "task")
+    child.charge(3, 3_000)
+    end(nested, "a", child, size=500)
+    assert item.spent_spans == 2 + 3 + 1
+    spent = item.spent_bytes
+    assert 3_500 < spent < 6_000
+    end(outer, "m/0", item, size=400)
+    assert item.part.budget.bytes + item.part.budget.excess_bytes == before + spent + 400
+
+
+def test_a_nested_run_leaves_a_full_trace() -> None:
+    outer = parts_of_a_map(PartLimits(bytes=100_000), size=10)
+    item = outer.start("m/0", "step", "m", 0)
+    nested = TraceParts(PartLimits(bytes=100_000), item)
+    nested.activate()
+    numbers = []
+    for index in range(100):
+        child = nested.start(str(index), "task")
+        numbers.append(child.part.number)
+        end(nested, str(index), child, size=10_000)
+    assert numbers[0] == 0
+    assert max(numbers) >= 5
+    assert item.part.budget.bytes + item.spent_bytes <= PartLimits(bytes=100_000).most_bytes
+
+
+def test_spans_after_the_end_of_a_child_count_for_its_trace() -> None:
+    parts = parts_of_a_map(size=3)
+    child = parts.start("m/0", "step", "m", 0)
+    end(parts, "m/0", child)
+    before = child.part.budget.excess_bytes
+    child.charge(1, 5_000)
+    assert child.part.budget.excess_bytes == before + 5_000
+
+
+def test_a_run_without_a_subscriber_is_not_split() -> None:
+    parts = TraceParts(PartLimits(children=1))
+    assert not parts.is_active
+    assert parts.number_of("any", "m") == 0
+
+
+def test_the_last_message_of_a_map_lists_a_bounded_number_of_parts() -> None:
+    parts = parts_of_a_map(PartLimits(children=1), size=1_000)
+    for index in range(200):
+        child = parts.start(f"m/{index}", "step", "m", index)
+        if index < 199:
+            end(parts, f"m/{index}", child)
+    listed, count = parts.close("m")
+    assert count == 199
+    assert len(listed) == MAX_LISTED_PARTS
+    assert listed[-1].number == 199, "a part whose root no message has is listed in any case"
+    assert [part.number for part in listed[:-1]] == list(range(1, MAX_LISTED_PARTS))
+
+
+@pytest.mark.parametrize("name", ["CASCADE_TRACE_PART_SIZE", "CASCADE_TRACE_PART_BYTES"])
+@pytest.mark.parametrize("value", ["0", "-1", "many", "1.5", "99999999999", "²"])
+def test_a_limit_that_is_no_number_is_refused_by_name(name: str, value: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}='{value}' must be a number"):
+        part_limits_from_environment({name: value})
+
+
+def test_limits_come_from_the_environment() -> None:
+    assert part_limits_from_environment({}) == PartLimits(2_000, 5_000, 2_500_000)
+    given = {"CASCADE_TRACE_PART_SIZE": " 10 ", "CASCADE_TRACE_PART_BYTES": "7"}
+    assert part_limits_from_environment(given) == PartLimits(10, 5_000, 7)
