@@ -173,13 +173,36 @@ def test_an_item_of_the_menu_is_a_search_of_the_documentation(world: World, item
         assert {trace["traceID"] for trace in json.load(answer)["data"]} == world.of(FOUND[sought])
 
 
+def test_ids_of_other_traces_in_tags_and_events_are_links_to_these_traces(world: World) -> None:
+    """A link of OpenTelemetry is shown without one: "span in another trace"."""
+    home = world.stack.jaeger.page(world.traces["large"])
+    events = linked(world.stack, "logs", [log["fields"] for span in home["spans"] for log in span["logs"]])
+    assert events
+    for path in events:
+        part = world.stack.jaeger.page(path.removeprefix("/trace/"))
+        back = linked(world.stack, "tags", [span["tags"] for span in part["spans"]])
+        assert back == [f"/trace/{home['traceID']}"]
+
+
+def linked(stack: Processes, kind: str, shown: list[list[dict[str, Any]]]) -> list[str]:
+    """The targets of the links that the page makes of tags, or of the fields of events."""
+    urls = {one["key"]: one["url"] for one in configuration(stack)["linkPatterns"] if one["type"] == kind}
+    pairs = [(pair["key"], pair["value"]) for pairs in shown for pair in pairs]
+    return [urls[key].replace(f"#{{{key}}}", value) for key, value in pairs if key in urls]
+
+
 def menu(stack: Processes) -> dict[str, dict[str, str]]:
-    """The queries of the menu "Cascade", from the configuration that Jaeger writes into its page."""
+    """The queries of the menu "Cascade"."""
+    (group,) = [group for group in configuration(stack)["menu"] if group["label"] == "Cascade"]
+    return {item["label"]: dict(parse_qsl(urlsplit(item["url"]).query)) for item in group["items"]}
+
+
+def configuration(stack: Processes) -> Any:
+    """The configuration of the page, which Jaeger writes into it."""
     with urllib.request.urlopen(stack.ports.url(stack.ports.jaeger_http, "/search"), timeout=HANG) as answer:  # noqa: S310 - our own Jaeger
         page = answer.read().decode()
-    (configuration,) = re.findall(r"^JAEGER_CONFIG = (.*);$", page, re.MULTILINE)
-    (group,) = [group for group in json.loads(configuration)["menu"] if group["label"] == "Cascade"]
-    return {item["label"]: dict(parse_qsl(urlsplit(item["url"]).query)) for item in group["items"]}
+    (found,) = re.findall(r"^JAEGER_CONFIG = (.*);$", page, re.MULTILINE)
+    return json.loads(found)
 
 
 def title(trace: dict[str, Any]) -> str:
