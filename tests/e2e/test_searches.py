@@ -174,7 +174,7 @@ def test_an_item_of_the_menu_is_a_search_of_the_documentation(world: World, item
 
 
 def test_ids_of_other_traces_in_tags_and_events_are_links_to_these_traces(world: World) -> None:
-    """A link of OpenTelemetry is shown without one: "span in another trace"."""
+    """The page shows a link of OpenTelemetry to another trace without its name and attributes."""
     home = world.stack.jaeger.page(world.traces["large"])
     events = linked(world.stack, "logs", [log["fields"] for span in home["spans"] for log in span["logs"]])
     assert events
