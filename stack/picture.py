@@ -124,8 +124,8 @@ def _drawn(row: _Row, root: ReceivedSpan, y: int) -> Iterator[str]:
 
 
 def _name(span: ReceivedSpan) -> str:
-    index = span.attributes.get("cascade.map.index")
-    return span.name if index is None else f"{span.name}[{index}]"
+    shown = span.attributes.get("cascade.task.label", span.attributes.get("cascade.map.index"))
+    return span.name if shown is None else f"{span.name}[{shown}]"
 
 
 def _length(nanoseconds: int) -> str:

@@ -70,6 +70,35 @@ def test_everything_survives_the_round_trip() -> None:
     assert mapped.constraints.requirements["cpu"]._uuid == amount._uuid
 
 
+def shout(x: int) -> str:
+    return f"{x}!"
+
+
+@cs.task(label=lambda x: f"<{x}>")
+def labelled(x: int) -> str | None:
+    task = cs.current_task()
+    return None if task is None else task.label
+
+
+def test_labels_survive_the_round_trip() -> None:
+    for target, label in (
+        (labelled(1), "<1>"),
+        (labelled(1).with_label("text"), "text"),
+        (labelled(1).with_label(shout), "1!"),
+    ):
+        assert _label_of(round_trip(target), 1) == label
+        given = target._label or labelled.label
+        assert given is not None
+        assert _label_of(round_trip(labelled.map(x=[1]).with_label(given)), 1) == label
+    with pytest.raises(ValueError, match="The label of task 'labelled'"):
+        cs.to_json(build_graph(labelled(1).with_label(lambda x: "local")))
+
+
+def _label_of(graph: Graph, x: int) -> Any:
+    label = graph.nodes[0].label
+    return label(x) if callable(label) else label
+
+
 def test_a_task_is_unwrapped_to_its_function() -> None:
     assert round_trip(add(1)).nodes[0].callable_obj is add.func
 

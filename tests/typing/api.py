@@ -33,6 +33,11 @@ def named(x: int) -> list[int]:
     return [x]
 
 
+@cs.task(label=lambda x: f"number {x}")
+def labelled(x: int, *, y: str = "") -> float:
+    return x / 2
+
+
 @cs.task
 def total(
     numbers: Sequence[int],
@@ -160,6 +165,12 @@ decorated("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 # Chain methods
 assert_type(plain(1).with_retry(3).run_if(plain(2)), LazyResult[float])
+assert_type(plain(1).with_label("one"), LazyResult[float])
+assert_type(plain.map(x=[1]).with_label(lambda x: f"{x}"), MappedLazyResult[float])
+assert_type(labelled(1, y="a"), LazyResult[float])
+assert_type(cs.task(plain.func, label="text"), Task[..., Any])
+plain(1).with_label(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+labelled("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 assert_type(plain.map(x=[1]).with_constraints(cpu=named(1)), MappedLazyResult[float])
 plain(1).with_retry("3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 plain(1).run_if(True)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -7,7 +7,7 @@ from typing import Any
 from cascade.graph.arguments import ArgKind, key_of
 from cascade.graph.model import Edge, EdgeType, Graph, Node
 from cascade.spec.input import InputSpec
-from cascade.spec.lazy_types import LazyResult, MappedLazyResult, require_lazy
+from cascade.spec.lazy_types import LazyResult, MappedLazyResult, label_of, require_lazy
 from cascade.spec.nested import ATOMS, LAZY, SOURCES, sources_in
 from cascade.spec.resource import Inject, ResourceDefinition
 from cascade.spec.routing import Router
@@ -181,6 +181,7 @@ def _node_from_call(lazy: LazyResult[Any]) -> Node:
         constraints=lazy._constraints,
         threaded=getattr(lazy.task, "threaded", None),
         positional=len(lazy.args),
+        label=label_of(lazy),
     )
 
 
@@ -195,4 +196,5 @@ def _node_from_map(lazy: MappedLazyResult[Any]) -> Node:
         constraints=lazy._constraints,
         threaded=getattr(lazy.factory, "threaded", None),
         positional=0,
+        label=label_of(lazy),
     )

@@ -7,6 +7,7 @@ from typing import Any
 from cascade.graph.arguments import ArgKind, key_of
 from cascade.spec.constraint import ResourceConstraint
 from cascade.spec.input import InputSpec
+from cascade.spec.lazy_types import Label
 from cascade.spec.protocols import CachePolicy, LazyFactory
 from cascade.spec.retry import RetryPolicy
 from cascade.spec.routing import Router
@@ -34,7 +35,8 @@ class Node:
     A `param_spec` marks an input (a Param or an Env), which is not a task. `literal_inputs` has the literal arguments:
     positional ones by "0", "1", …, keywords by name (`cascade.graph.arguments` describes keywords made of digits).
     `positional` is the number of positional arguments; None means that each key made of digits is a position. `order` has
-    the keys of all arguments in the order of the call, if literal and lazy keywords are mixed.
+    the keys of all arguments in the order of the call, if literal and lazy keywords are mixed. `label` is that of the call,
+    or of each item of a map.
     """
 
     id: str
@@ -50,6 +52,7 @@ class Node:
     threaded: bool | None = None
     positional: int | None = None
     order: tuple[str, ...] | None = None
+    label: Label | None = None
 
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, Node) and self.id == other.id)

@@ -71,6 +71,7 @@ def _node_to_dict(node: Node) -> dict[str, Any]:
         "threaded": node.threaded,
         "positional": node.positional,
         "order": None if node.order is None else list(node.order),
+        "label": _stored_label(node),
     }
     required = {"id": node.id, "name": node.name, "node_type": node.node_type, "literal_inputs": literals}
     return required | {key: value for key, value in optional.items() if value is not None}
@@ -91,6 +92,7 @@ def _node_from_dict(data: dict[str, Any]) -> Node:
         threaded=data.get("threaded"),
         positional=data.get("positional"),
         order=tuple(data["order"]) if "order" in data else None,
+        label=_label(data),
     )
 
 
@@ -178,6 +180,24 @@ def _function_name(node: Node) -> dict[str, str] | None:
 def _factory_name(node: Node) -> dict[str, str] | None:
     factory = node.mapping_factory
     return None if factory is None else {**name_of(factory, f"Map '{node.name}'"), "name": factory.name}
+
+
+def _stored_label(node: Node) -> Any:
+    """A text, or the name of a function. The label of the task itself is restored with the task."""
+    label = node.label
+    if label is None or isinstance(label, str) or label is _own_label(_function_name(node) or _factory_name(node)):
+        return label if isinstance(label, str) else None
+    return name_of(label, f"The label of task '{node.name}'")
+
+
+def _label(data: dict[str, Any]) -> Any:
+    if (stored := data.get("label")) is None:
+        return _own_label(data.get("callable") or data.get("mapping_factory"))
+    return imported(stored) if isinstance(stored, dict) else stored
+
+
+def _own_label(name: dict[str, str] | None) -> Any:
+    return None if name is None else getattr(imported(name), "label", None)
 
 
 def _function(name: dict[str, str] | None) -> Callable[..., Any] | None:

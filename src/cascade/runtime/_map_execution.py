@@ -27,7 +27,7 @@ from cascade.runtime.events import (
 from cascade.runtime.gates import Gates
 from cascade.runtime.resolvers import ArgumentResolver
 from cascade.spec.items import require_items
-from cascade.spec.lazy_types import LazyResult
+from cascade.spec.lazy_types import LazyResult, label_of
 from cascade.telemetry.identity import item_id
 
 MAP_WINDOW = 4096
@@ -315,8 +315,10 @@ def _as_list(node: Node, name: str, value: Any, count: int) -> list[Any]:
 
 def _item_node(node: Node, index: int, item: dict[str, Any], positional: int) -> Node:
     factory: Any = node.mapping_factory
+    label = node.label
     if not hasattr(factory, "func"):
-        factory, item, positional = _from_call(factory, item)
+        factory, item, positional, own_label = _from_call(factory, item)
+        label = own_label if label is None else label
     return Node(
         item_id(node.id, index),
         factory.name,
@@ -327,12 +329,13 @@ def _item_node(node: Node, index: int, item: dict[str, Any], positional: int) ->
         literal_inputs=item,
         threaded=node.threaded,
         positional=positional,
+        label=label,
     )
 
 
-def _from_call(factory: Any, item: dict[str, Any]) -> tuple[Any, dict[str, Any], int]:
-    """Task, inputs and number of positional arguments of the lazy result that a factory other than a Task makes."""
+def _from_call(factory: Any, item: dict[str, Any]) -> tuple[Any, dict[str, Any], int, Any]:
+    """Task, inputs, number of positional arguments and label of the lazy result of a factory other than a Task."""
     lazy = factory(**split(item, 0)[1])
     if not isinstance(lazy, LazyResult):
         raise TypeError(f"Cannot map over {factory!r}: calling it must give a lazy result, got {type(lazy).__name__}")
-    return lazy.task, joined(lazy.args, lazy.kwargs), len(lazy.args)
+    return lazy.task, joined(lazy.args, lazy.kwargs), len(lazy.args), label_of(lazy)

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from functools import singledispatch
 from typing import Any, get_args
 
-from cascade.graph.model import Edge, EdgeType
 from cascade.runtime._parts import charge_own, child_of, count_attempt, parts_below, settle
 from cascade.runtime._run_state import Draft, RunState
 from cascade.runtime.events import (
@@ -25,12 +24,12 @@ from cascade.runtime.events import (
     TaskSkipped,
     Wait,
 )
-from cascade.runtime.resolvers import without_secrets
+from cascade.runtime.resolvers import hidden_secrets
 from cascade.spec import telemetry as wire
 from cascade.telemetry.identity import RUN, Place, SpanRef, setup_id, span_id, teardown_id, wait_id
 from cascade.telemetry.limits import MAX_CONTROL_EVENTS, MAX_ERROR_BYTES, MAX_LINKS, MAX_STACK_BYTES
 from cascade.telemetry.parts import Child
-from cascade.telemetry.redact import MASK, captured, hides, is_secret, redact
+from cascade.telemetry.redact import MASK, captured, hides, redact
 from cascade.telemetry.safe import masked, masked_name
 
 EVENTS: dict[str, tuple[type[Event], ...]] = {
@@ -44,9 +43,6 @@ EVENTS: dict[str, tuple[type[Event], ...]] = {
     "CONTROL": (ControlDecision,),
 }
 """The events that become messages, by what a connector may ignore of them."""
-
-ARGUMENTS = frozenset({EdgeType.DATA, EdgeType.IMPLICIT, EdgeType.ROUTER_ROUTE})
-"""The edges whose sources' values are arguments, or parts of them."""
 
 MIN_WAIT_NS = 1_000_000
 """A wait shorter than a millisecond is no news."""
@@ -144,25 +140,12 @@ def _task_finished(event: TaskExecutionFinished, run: RunState) -> Draft:
     if event.max_attempts:
         metadata["max_attempts"] = event.max_attempts
     if "arguments" in run.capture and event.arguments:
-        metadata["arguments"] = captured(_without_secrets(event, event.arguments))
+        metadata["arguments"] = captured(hidden_secrets(event.arguments, event.callable_obj, event.edges))
     if "results" in run.capture and succeeded:
         metadata["output"] = MASK if hides(event.task_name, event.output) else captured(event.output)
     settle(metadata, event, run, child)
     state: wire.TaskState = "COMPLETED" if succeeded else "FAILED"
     return _task(event, run, state, metadata, (end_ns - start_ns) / 1e6, event.error)
-
-
-def _without_secrets(event: TaskExecutionFinished, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments; masked if the parameter, or the Param, Env or task that the value comes from, has a secret's name."""
-    sources = {edge.key for edge in event.edges if edge.edge_type in ARGUMENTS and is_secret(_source(edge))}
-    if not sources <= arguments.keys():  # the arguments of a map's item have other keys than the map's lists
-        return dict.fromkeys(arguments, MASK)
-    shown = without_secrets(arguments, event.callable_obj)
-    return shown | dict.fromkeys(sources, MASK)
-
-
-def _source(edge: Edge) -> str:
-    return edge.source.name if edge.source.param_spec is None else edge.source.param_spec.name
 
 
 def _is_failure_of_an_item(event: TaskExecutionFinished) -> bool:
@@ -254,9 +237,12 @@ def _resource(
 
 
 def _who(event: TaskEvent) -> dict[str, Any]:
-    if event.map_id is None:
-        return {"kind": event.kind}
-    return {"kind": event.kind, "map_id": event.map_id, "map_index": event.map_index}
+    found: dict[str, Any] = {"kind": event.kind}
+    if event.map_id is not None:
+        found["map_id"], found["map_index"] = event.map_id, event.map_index
+    if event.label is not None:
+        found["label"] = event.label
+    return found
 
 
 def _ended(

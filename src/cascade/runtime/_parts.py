@@ -16,6 +16,7 @@ from cascade.telemetry.safe import shorter_stack, text
 _LINK_BYTES = 50
 _PART_BYTES = 600  # the link to a part, and the event
 _EXCEPTION_BYTES = 150  # the event around it, with the names of its attributes
+_LABEL_BYTES = 30  # the attribute of a label, without the label itself
 _SHORTEST = 200
 """Bytes of a message and of a stack trace that are shortened as far as possible."""
 _GROWING = frozenset(
@@ -105,7 +106,8 @@ def _part(part: Part, run: RunState) -> dict[str, Any]:
 
 
 def _span_bytes(event: TaskEvent) -> int:
-    return SPAN_BYTES + len(event.task_id) + 2 * len(event.task_name)
+    size = SPAN_BYTES + len(event.task_id) + 2 * len(event.task_name)
+    return size if event.label is None else size + _LABEL_BYTES + _encoded(event.label)
 
 
 def _measured(metadata: dict[str, Any], span: int) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from typing import Any
 from cascade._blocks import block
 from cascade._loggers import get_logger
 from cascade.runtime._clock import RunClock
+from cascade.runtime._labels import Labels
 from cascade.runtime._outcome import add_later_error, cancellation_text, is_by_signal, is_cancellation, traceback_of
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.control.admission import Admission
@@ -74,6 +75,7 @@ class RunContext:
     _is_signalled: bool = False
     _report: asyncio.TimerHandle | None = None
     later_errors: list[LaterError] = field(default_factory=list)
+    labels: Labels = field(default_factory=Labels)
 
     def __post_init__(self) -> None:
         self._places_of = self.executor.places if isinstance(self.executor, Placing) else None

@@ -19,6 +19,7 @@ from cascade.runtime.exceptions import DependencyMissingError
 from cascade.runtime.flow import PRUNED, FlowManager, Skip, chosen_route, lazy_id
 from cascade.runtime.protocols import Discarding, Solver
 from cascade.runtime.resolvers import ArgumentResolver
+from cascade.telemetry.safe import masked_name
 
 
 class Scheduler:
@@ -205,6 +206,7 @@ class Scheduler:
             task_id=node.id,
             task_name=node.name,
             kind="map" if node.node_type == "map" else "task",
+            label=masked_name(node.label) if isinstance(node.label, str) and node.node_type != "map" else None,
             reason=skip.reason,
             decided_by=decided_by,
             start_ns=now,

@@ -61,6 +61,7 @@ class TaskExecution:
     backing_off: Callable[[int], None] | None = None
     map_id: str | None = None
     map_index: int | None = None
+    label: str | None = None
     item: dict[str, Any] | None = None
     start_ns: int = 0
     attempt: int = 0
@@ -89,6 +90,7 @@ class TaskExecution:
                 self.start_ns,
                 self.attempt_start_ns,
                 child=run.trace.parts.child(node.id),
+                label=self.label,
             )
         return self._task
 
@@ -98,6 +100,8 @@ class TaskExecution:
         Raises:
             BaseException: What the task's last attempt raised, as it was raised.
         """
+        if self.node.label is not None:
+            self.label = self._make_label()
         if self.run.bus.gates.is_full():
             await self._wait_for_telemetry()
         permit = self.permit = self.run.permit(self.node.name, self.call_node)
@@ -116,6 +120,16 @@ class TaskExecution:
             # A context variable may hold this object after the task's end.
             self.arguments = self.item = self.consumed = None
 
+    def _make_label(self) -> str | None:
+        """The label, before the first event. An error of the arguments is left to their resolution before the start."""
+        node, inputs = self.node, self.item
+        if inputs is None:
+            try:
+                inputs = {} if isinstance(node.label, str) else self.resolver.resolve(node).inputs
+            except Exception:  # noqa: BLE001
+                return None
+        return self.run.labels.label_of(node, inputs, self.resolver.edges_of(self.map_id or node.id))
+
     def _add_note(self, error: BaseException) -> None:
         run, place = self.run, self._place()
         if error is not run.failure:  # an exception object that several tasks raise names the first one
@@ -126,6 +140,7 @@ class TaskExecution:
     def _place(self) -> str:
         """The task, the map's item and the attempt, as the note on an exception names them."""
         item = "" if self.map_index is None else f", item {self.map_index}"
+        item += "" if self.label is None else f" ({self.label!r})"
         policy = self.node.retry_policy
         attempt = f", attempt {self.attempt} of {policy.max_attempts + 1}" if policy and self.attempt else ""
         return f"task {self.node.name!r}{item}{attempt}"
@@ -393,6 +408,8 @@ class TaskExecution:
         fields["task_id"], fields["task_name"] = node.id, node.name
         if self.map_id is not None:
             fields["map_id"], fields["map_index"] = self.map_id, self.map_index
+        if self.label is not None:
+            fields["label"] = self.label
         self.run.publish(event, fields)
 
 

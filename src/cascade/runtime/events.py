@@ -158,13 +158,17 @@ class ControlDecision(Event):
 
 @dataclass(frozen=True)
 class TaskEvent(Event):
-    """`map_id` and `map_index` place an item in its map; a map's own events have `kind` "map"."""
+    """`map_id` and `map_index` place an item in its map; a map's own events have `kind` "map".
+
+    `label` is the label of the call, which is masked and at most 256 bytes long.
+    """
 
     task_id: str = ""
     task_name: str = ""
     kind: str = "task"
     map_id: str | None = None
     map_index: int | None = None
+    label: str | None = None
 
 
 @dataclass(frozen=True)

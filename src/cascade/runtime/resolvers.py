@@ -15,8 +15,11 @@ from cascade.spec.nested import substitute
 from cascade.spec.protocols import StateBackend
 from cascade.spec.resource import Inject
 from cascade.spec.routing import Router
-from cascade.telemetry.redact import MASK, hides
+from cascade.telemetry.redact import MASK, hides, is_secret
 from cascade.telemetry.safe import safe
+
+ARGUMENTS = frozenset({EdgeType.DATA, EdgeType.IMPLICIT, EdgeType.ROUTER_ROUTE})
+"""The edges whose sources' values are arguments, or parts of them."""
 
 
 @dataclass(slots=True)
@@ -189,6 +192,18 @@ def without_secrets(arguments: Mapping[str, Any], function: Any) -> dict[str, An
         key: MASK if hides(names.of(int(key)) if key.isdigit() else key, value) else value
         for key, value in arguments.items()
     }
+
+
+def hidden_secrets(arguments: Mapping[str, Any], function: Any, edges: Sequence[Edge]) -> dict[str, Any]:
+    """The arguments; masked if the parameter, or the Param, Env or task that the value comes from, has a secret's name."""
+    sources = {edge.key for edge in edges if edge.edge_type in ARGUMENTS and is_secret(_source(edge))}
+    if not sources <= arguments.keys():  # the arguments of a map's item have other keys than the map's lists
+        return dict.fromkeys(arguments, MASK)
+    return without_secrets(arguments, function) | dict.fromkeys(sources, MASK)
+
+
+def _source(edge: Edge) -> str:
+    return edge.source.name if edge.source.param_spec is None else edge.source.param_spec.name
 
 
 def injected_defaults(function: Any) -> Mapping[str, Inject]:

@@ -179,9 +179,13 @@ class HumanReadableLogSubscriber:
 
 
 def _who(event: TaskEvent) -> dict[str, Any]:
-    if event.map_index is None:
-        return {"task_name": event.task_name}
-    return {"task_name": event.task_name, "map_index": event.map_index}
+    """The values of a message that name a task. The label is the first: a text with the label has no index."""
+    found: dict[str, Any] = {"task_name": event.task_name}
+    if event.label is not None:
+        found["label"] = event.label
+    if event.map_index is not None:
+        found["map_index"] = event.map_index
+    return found
 
 
 class TelemetrySubscriber:

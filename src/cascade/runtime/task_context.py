@@ -20,7 +20,8 @@ class TaskContext:
 
     `kind` is "task", or "resource" for the setup or the teardown of a resource. `attempt` is 0 without a retry policy,
     else 1, 2, …. `start_ns` is the task's first RUNNING, `attempt_start_ns` that of this attempt, in nanoseconds since the
-    Unix epoch. `child` has the part of the task in a trace that may be split, and counts the spans below the task.
+    Unix epoch. `child` has the part of the task in a trace that may be split, and counts the spans below the task. `label` is
+    the label of the call, or None.
     """
 
     run_id: str
@@ -34,6 +35,7 @@ class TaskContext:
     attempt_start_ns: int = 0
     kind: str = "task"
     child: Child | None = field(default=None, compare=False, repr=False)
+    label: str | None = None
 
     @property
     def task(self) -> "TaskContext":

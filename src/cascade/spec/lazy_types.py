@@ -3,7 +3,7 @@
 A lazy result has no value before the run. An operation that needs the value raises TypeError instead of a wrong answer.
 """
 
-from collections.abc import ItemsView, Iterator, KeysView, ValuesView
+from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, SupportsFloat, TypeVar
@@ -15,6 +15,9 @@ from cascade.spec.protocols import CachePolicy, LazyFactory
 from cascade.spec.retry import MAX_DELAY, RetryPolicy
 
 __all__ = ["LazyResult", "MappedLazyResult", "RetryPolicy", "new_id"]
+
+Label = str | Callable[..., str]
+"""A text, or a function that makes one of the arguments of a call."""
 
 T = TypeVar("T")
 Value_co = TypeVar("Value_co", covariant=True)
@@ -35,6 +38,7 @@ class Lazy(Argument, Generic[Value_co]):
     _cache_policy: CachePolicy | None
     _condition: Any
     _constraints: ResourceConstraint | None
+    _label: Label | None
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, type(self)):
@@ -51,7 +55,7 @@ class Lazy(Argument, Generic[Value_co]):
         Raises:
             TypeError: The condition is not a lazy result.
         """
-        require_lazy(condition, f"Task '{self.label}'", "_condition")
+        require_lazy(condition, f"Task '{self.task_name}'", "_condition")
         self._condition = condition
         return self
 
@@ -81,11 +85,24 @@ class Lazy(Argument, Generic[Value_co]):
         self._constraints = ResourceConstraint(requirements)
         return self
 
+    def with_label(self, label: Label) -> Self:
+        """Name the call, or each item of a map, on the terminal, in messages and in `cascade.task.label`.
+
+        A function gets the arguments that have the names of its parameters, else the first ones, and returns a text. It
+        runs in the event loop, so it must be quick. Arguments with the name of a secret are masked. If it raises an error
+        or returns something else, the call has no label, and one warning is logged. A label has up to 256 bytes.
+
+        Raises:
+            TypeError: `label` is neither a text nor a function.
+        """
+        self._label = checked_label(label)
+        return self
+
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.label}>"
+        return f"<{type(self).__name__} {self.task_name}>"
 
     @property
-    def label(self) -> str:
+    def task_name(self) -> str:
         """Name of the task. The object may be half built: a copy, an unpickled object, a mock."""
         task = vars(self).get("task", vars(self).get("factory"))
         return str(getattr(task, "name", "?"))
@@ -97,6 +114,20 @@ class Lazy(Argument, Generic[Value_co]):
             if name.startswith("_"):
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
             raise AttributeError(f"{self!r} has no attribute {name!r}: {ADVICE}", name=name, obj=self)
+
+
+def checked_label(label: Label) -> Label:
+    """Return a label. Raises TypeError if it is neither a text nor a function."""
+    if isinstance(label, str) or callable(label):
+        return label
+    raise TypeError(f"label must be a text or a function that returns one, got a {type(label).__name__}")
+
+
+def label_of(lazy: Any) -> Label | None:
+    """The label of a lazy result: its own, else that of its task. The object may be half built, as a mock."""
+    fields = vars(lazy)
+    own: Label | None = fields.get("_label")
+    return getattr(fields.get("task", fields.get("factory")), "label", None) if own is None else own
 
 
 def require_lazy(value: object, owner: str, place: str) -> None:
@@ -118,6 +149,7 @@ class LazyResult(Lazy[Value_co], Generic[Value_co]):
     _cache_policy: CachePolicy | None = None
     _condition: Any = None
     _constraints: ResourceConstraint | None = None
+    _label: Label | None = None
 
 
 @dataclass(eq=False, repr=False)
@@ -131,6 +163,7 @@ class MappedLazyResult(Lazy[list[T]], Generic[T]):
     _cache_policy: CachePolicy | None = None
     _condition: Any = None
     _constraints: ResourceConstraint | None = None
+    _label: Label | None = None
 
     def __post_init__(self) -> None:
         """Copy iterators, sets and views to lists: an iterator has its items once, and a graph finds no source in the others."""

@@ -85,7 +85,7 @@ def require_values(value: Any, place: str, fix: str = _ADVICE) -> None:
             continue
         if issubclass(type(current), SOURCES):
             raise TypeError(
-                f"{place} a {'Router' if issubclass(type(current), Router) else f'lazy result of task {current.label!r}'}, which "
+                f"{place} a {'Router' if issubclass(type(current), Router) else f'lazy result of task {current.task_name!r}'}, which "
                 f"nothing runs; {fix}"
             )
         content = _set_items(current) if issubclass(type(current), _SETS) else _content(current)

@@ -9,7 +9,7 @@ from types import MethodType
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from cascade.spec.items import require_literal_items
-from cascade.spec.lazy_types import LazyResult, MappedLazyResult, RetryPolicy
+from cascade.spec.lazy_types import Label, LazyResult, MappedLazyResult, RetryPolicy, checked_label
 from cascade.spec.nested import require_visible
 from cascade.spec.signature import Check, check_of, makes_generators, positional_only, require_function
 
@@ -24,17 +24,25 @@ class Task(Generic[P, R]):
     """A function whose call returns a `LazyResult` and runs nothing.
 
     `func` is read when the graph is built, so it may be replaced until then. `threaded` is True for a plain function that
-    runs in a worker thread, False for the event loop, None for the executor's choice. A task that is defined in a class
+    runs in a worker thread, False for the event loop, None for the executor's choice. `label` names its calls. A task that is defined in a class
     is a method: `instance.method(x)` is the lazy result of the call with the instance.
 
     Raises:
         TypeError: `func` cannot be called, or it holds a lazy result in a default or in a partial.
     """
 
-    def __init__(self, func: Callable[..., Any], *, name: str | None = None, threaded: bool | None = None) -> None:
+    def __init__(
+        self,
+        func: Callable[..., Any],
+        *,
+        name: str | None = None,
+        threaded: bool | None = None,
+        label: Label | None = None,
+    ) -> None:
         given = func.func if isinstance(func, partial) else func
         if isinstance(given, Task):
             name, threaded = name or given.name, given.threaded if threaded is None else threaded
+            label = given.label if label is None else label
             func = partial(given.func, *func.args, **func.keywords) if isinstance(func, partial) else given.func
         require_function(func)
         self.func: Callable[..., Any] = func
@@ -43,6 +51,7 @@ class Task(Generic[P, R]):
         self._check: Check | None = None
         self.name: str = name or str(getattr(func, "__name__", type(func).__name__))
         self.threaded: bool | None = threaded
+        self.label: Label | None = None if label is None else checked_label(label)
 
     @property
     def is_async(self) -> bool:
@@ -124,32 +133,43 @@ class Task(Generic[P, R]):
 
 
 @overload
-def task(func: type[R], *, name: str | None = None, threaded: bool | None = None) -> Task[..., R]: ...
+def task(
+    func: type[R], *, name: str | None = None, threaded: bool | None = None, label: Label | None = None
+) -> Task[..., R]: ...
 @overload
-def task(func: Callable[P, Coroutine[Any, Any, R]], *, name: str | None = None) -> Task[P, R]: ...
+def task(
+    func: Callable[P, Coroutine[Any, Any, R]], *, name: str | None = None, label: Label | None = None
+) -> Task[P, R]: ...
 @overload
-def task(func: Callable[P, R], *, name: str | None = None, threaded: bool | None = None) -> Task[P, R]: ...
+def task(
+    func: Callable[P, R], *, name: str | None = None, threaded: bool | None = None, label: Label | None = None
+) -> Task[P, R]: ...
 @overload
-def task(func: None = None, *, name: str | None = None, threaded: bool | None = None) -> "_Decorator": ...
-def task(func: Any = None, *, name: str | None = None, threaded: bool | None = None) -> Any:
+def task(
+    func: None = None, *, name: str | None = None, threaded: bool | None = None, label: Label | None = None
+) -> "_Decorator": ...
+def task(func: Any = None, *, name: str | None = None, threaded: bool | None = None, label: Label | None = None) -> Any:
     """Make a task of a function: as a decorator, with or without arguments, or as a call.
 
     Args:
         func: A plain function or a coroutine function.
         name: The task's name, the function's own if not given. Keep it low in cardinality: it names spans.
         threaded: False keeps a cheap plain function in the event loop; by default it runs in a worker thread.
+        label: Names each call on the terminal, in messages and in `cascade.task.label`: a text, or a function that makes
+            one of the call's arguments, such as `lambda path: path.name`. `with_label` describes it.
 
     Raises:
-        TypeError: `func` cannot be called.
+        TypeError: `func` cannot be called, or `label` is neither a text nor a function.
     """
-    decorator = _Decorator(name, threaded)
+    decorator = _Decorator(name, threaded, label)
     return decorator if func is None else decorator(func)
 
 
 class _Decorator:
-    def __init__(self, name: str | None, threaded: bool | None) -> None:
+    def __init__(self, name: str | None, threaded: bool | None, label: Label | None) -> None:
         self._name = name
         self._threaded = threaded
+        self._label = None if label is None else checked_label(label)
 
     @overload
     def __call__(self, func: type[R]) -> Task[..., R]: ...
@@ -158,4 +178,4 @@ class _Decorator:
     @overload
     def __call__(self, func: Callable[P, R]) -> Task[P, R]: ...
     def __call__(self, func: Any) -> Any:
-        return Task(func, name=self._name, threaded=self._threaded)
+        return Task(func, name=self._name, threaded=self._threaded, label=self._label)

@@ -4,7 +4,8 @@ What a viewer needs at a glance is a field; everything richer is in `metadata`, 
 are part of the wire. Times are nanoseconds since the Unix epoch, ids are lower-case hex. A key without a value is left
 out of `metadata`.
 
-`TaskStateEvent.metadata`, always: `kind` ("task" or "map"), `map_id` and `map_index` for an item of a map.
+`TaskStateEvent.metadata`, always: `kind` ("task" or "map"), `map_id` and `map_index` for an item of a map, `label`
+    of a call that has one (secrets are masked; at most 256 bytes).
     PENDING: `reason` (resource, paused, concurrency, rate_limit, telemetry, executor, retry); for a retry also `attempt` (the
     attempt that failed), `max_attempts`, `delay_ms`, `start_ns` and `end_ns` of that attempt, `span_id` (the attempt's
     span), `exception`; held back by control also `constraint`.
@@ -143,6 +144,7 @@ class ActiveTask:
     map_id: str | None = None
     map_index: int | None = None
     map_size: int | None = None
+    label: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +160,7 @@ class LastError:
     task_id: str | None = None
     task_name: str | None = None
     map_index: int | None = None
+    label: str | None = None
     resource_name: str | None = None
 
 

@@ -46,6 +46,7 @@ TASK_DEPENDENCIES = "cascade.task.dependencies"
 TASK_SKIP_REASON = "cascade.task.skip.reason"
 TASK_ARGUMENTS = "cascade.task.arguments"
 TASK_OUTPUT = "cascade.task.output"
+TASK_LABEL = "cascade.task.label"
 MAP_INDEX = "cascade.map.index"
 MAP_SIZE = "cascade.map.size"
 PARTS = "cascade.parts"
@@ -119,6 +120,9 @@ DOCUMENTED = (
     Documented(RUN_MESSAGES_DROPPED, "int", "run", "messages that the queue of the run dropped"),
     Documented(TASK_ID, "string", "all spans of a task, also your own below it", "the task's id in the workflow"),
     Documented(TASK_NAME, "string", "task, attempt, wait", "the task's name"),
+    Documented(
+        TASK_LABEL, "string", "all spans of a task with a label, also your own below it", "the label of the call"
+    ),
     Documented(TASK_RESULT, "string", _TASK, _WORDS),
     Documented(
         TASK_CANCELLATION_REASON, "string", _TASK, "reason of a cancellation, such as `cancelled by SIGTERM`; no error"

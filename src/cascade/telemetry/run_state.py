@@ -133,6 +133,8 @@ class RunStateFold:
             metadata = {"kind": delay["kind"], "start_ns": delay["until_ns"], "attempt": delay["attempt"] + 1}
             if is_item:
                 metadata |= {"map_id": delay["map_id"], "map_index": delay["map_index"]}
+            if "label" in delay:
+                metadata["label"] = delay["label"]
             self._running[is_item][task_id] = (name, metadata)
 
     def _stop(self, body: Mapping[str, Any], ts: str) -> None:
@@ -163,6 +165,7 @@ class RunStateFold:
             task_id=body.get("task_id"),
             task_name=body.get("task_name"),
             map_index=metadata.get("map_index"),
+            label=metadata.get("label"),
             resource_name=body.get("resource_name"),
         )
 
@@ -206,13 +209,16 @@ def _listed(tasks: tuple[_Tasks, _Tasks], count: int) -> Iterator[ActiveTask]:
             map_id=metadata.get("map_id"),
             map_index=metadata.get("map_index"),
             map_size=metadata.get("map_size"),
+            label=metadata.get("label"),
         )
 
 
 def _delay(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a retry's metadata that describes the wait. The rest has a stack trace, which would stay in memory."""
     end_ns = metadata["end_ns"]
-    kept = {key: metadata[key] for key in ("kind", "reason", "attempt", "map_id", "map_index") if key in metadata}
+    kept = {
+        key: metadata[key] for key in ("kind", "reason", "attempt", "map_id", "map_index", "label") if key in metadata
+    }
     return kept | {"start_ns": end_ns, "until_ns": end_ns + round(metadata["delay_ms"] * 1e6)}
 
 

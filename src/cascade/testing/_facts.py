@@ -10,7 +10,7 @@ from cascade.testing.received import ReceivedEvent, ReceivedSpan
 MAX_EVENTS = 3
 """Events shown of a span."""
 
-_INDEX = "cascade.map.index"
+_INDEX, _LABEL = "cascade.map.index", "cascade.task.label"
 _ATTEMPT = "cascade.task.attempt"
 _QUIET_KINDS = {"INTERNAL", "UNSPECIFIED"}
 _MAX_MESSAGE = 60
@@ -18,9 +18,10 @@ _MAX_NAMES = 2
 
 
 def label(span: ReceivedSpan) -> str:
-    """The span's name, with the index of a map's item and the number of an attempt."""
+    """The span's name, with the label or the index of a map's item, and the number of an attempt."""
     name = span.name or "(no name)"
-    index = f"[{span.attributes[_INDEX]}]" if _INDEX in span.attributes else ""
+    shown = span.attributes.get(_LABEL, span.attributes.get(_INDEX))
+    index = "" if shown is None else f"[{shown}]"
     number = span.attributes.get(_ATTEMPT)
     counts = number is not None and (is_attempt(span) or number not in {0, 1})
     return f"{name}{index} #{number}" if counts else f"{name}{index}"

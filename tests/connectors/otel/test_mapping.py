@@ -15,9 +15,13 @@ from typing import Any
 
 import pytest
 from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
 import cascade as cs
 from cascade.connectors.memory import MemoryConnector
+from cascade.connectors.otel import OtelConnector
 from cascade.runtime.nested import run_nested
 from cascade.telemetry import attributes as names
 from cascade.telemetry.identity import span_id
@@ -145,7 +149,8 @@ def test_waits_are_spans_with_their_reason(collector: Collector) -> None:
     assert {span.name for span in spans.children(spans.one("map(slow)"))} == {"slow"}
 
 
-def test_all_spans_of_an_item_have_its_index(collector: Collector) -> None:
+@pytest.mark.parametrize("provider", ["own", "callers"])
+def test_all_spans_of_an_item_have_its_index_and_label(collector: Collector, provider: str) -> None:
     class Busy:
         """Fails once for each item."""
 
@@ -153,18 +158,25 @@ def test_all_spans_of_an_item_have_its_index(collector: Collector) -> None:
             self.seen: set[int] = set()
 
         def __call__(self, x: int) -> int:
-            with trace.get_tracer("mine").start_as_current_span("below") as own:
-                own.add_event("called")
-                with trace.get_tracer("mine").start_as_current_span("further below"):
-                    pass
+            mine = (tracer_provider or trace.get_tracer_provider()).get_tracer("mine")
+            with mine.start_as_current_span("below"), mine.start_as_current_span("further below"):
+                trace.get_current_span().add_event("called")
             if x not in self.seen:
                 self.seen.add(x)
                 raise ConnectionError(x)
             return x
 
-    busy = cs.task(Busy(), name="busy").map(x=[7, 8]).with_retry(1, delay=0.002).with_constraints(cpu=1)
-    target = cs.task(lambda *_: None, name="end")(busy, one())
-    spans = collector.trace_of(target, system_resources={"cpu": 1}, connector=collector.connector())
+    busy = cs.task(Busy(), name="busy", label=lambda x: f"number {x}")
+    items = busy.map(x=[7, 8]).with_retry(1, delay=0.002).with_constraints(cpu=1)
+    target = cs.task(lambda *_: None, name="end")(items, one().with_label("alone"))
+    tracer_provider = TracerProvider(shutdown_on_exit=False) if provider == "callers" else None
+    if tracer_provider is None:
+        connector = collector.connector()
+    else:
+        exporter = OTLPSpanExporter(f"{collector.receiver.http_endpoint}/v1/traces")
+        tracer_provider.add_span_processor(SimpleSpanProcessor(exporter))
+        connector = OtelConnector(tracer_provider=tracer_provider)
+    spans = collector.trace_of(target, system_resources={"cpu": 1}, connector=connector)
     by_id = {span.span_id: span for span in spans}
 
     def items_above(span: ReceivedSpan) -> list[ReceivedSpan]:
@@ -177,8 +189,11 @@ def test_all_spans_of_an_item_have_its_index(collector: Collector) -> None:
         assert {name for name, of in counts if of == index} == set(item), counts
         assert counts["busy attempt", index] == counts["below", index] == 2
     for span in spans:
-        expected = [item.attributes["cascade.map.index"] for item in items_above(span)]
-        assert [span.attributes[key] for key in ("cascade.map.index",) if key in span.attributes] == expected, span.name
+        indexes = [item.attributes["cascade.map.index"] for item in items_above(span)]
+        found = [span.attributes.get(key) for key in ("cascade.map.index", "cascade.task.label")]
+        label = "alone" if span.name == "one" else None
+        assert found == [indexes[0], f"number {7 + indexes[0]}"] if indexes else found == [None, label], span.name
+    assert Counter(span.attributes.get("cascade.task.label") for span in spans)["alone"] == 1
 
 
 def test_a_retrys_delay_is_a_wait_between_the_attempts(collector: Collector) -> None:
@@ -306,7 +321,7 @@ SKIPS: dict[str, tuple[Any, dict[str, tuple[str, tuple[str, ...]]]]] = {
 def test_a_skipped_task_is_a_moment_with_its_reason_and_a_link_to_what_decided(collector: Collector, kind: str) -> None:
     make, expected = SKIPS[kind]
     target, beside = make(), MemoryConnector()
-    has_value = expected.get(f"{target.label} skipped", ("CacheHit",))[0] == "CacheHit"
+    has_value = expected.get(f"{target.task_name} skipped", ("CacheHit",))[0] == "CacheHit"
     runs = {"connector": [collector.connector(), beside], "system_resources": {"cpu": 1}}
     spans = collector.trace_of(target, fails=() if has_value else cs.DependencyMissingError, **runs)
     found = {
@@ -781,7 +796,8 @@ cs.run(cs.task(lambda: 1, name="t")(), connector=OtelConnector({collector.endpoi
 
 
 def test_names_have_no_ids_indexes_or_numbers(collector: Collector) -> None:
-    spans = collector.trace_of(cs.task(list, name="collect")(add.map(x=[1, 2]).with_retry(1)))
+    added = add.map(x=[1, 2]).with_retry(1).with_label(lambda x: f"{x}")
+    spans = collector.trace_of(cs.task(list, name="collect")(added))
     names = {"run collect", "run collect started", "collect", "map(add)", "add", "add attempt"}
     assert {span.name for span in spans} == names
 
@@ -809,7 +825,12 @@ def test_each_attribute_is_where_its_documentation_states(
         return x
 
     many = cs.task(lambda *xs: 1, name="many")
-    good = many(reads.map(x=[1, 2, 3]), one().run_if(one()), flaky().with_retry(1, delay=0.002), cs.Param("p", 1))
+    good = many(
+        reads.map(x=[1, 2, 3]).with_label("read"),
+        one().run_if(one()),
+        flaky().with_retry(1, delay=0.002),
+        cs.Param("p", 1),
+    )
     captures = {"connector": collector.connector(capture=("params", "arguments", "results"), semconv="cicd")}
     spans = [*collector.trace_of(good, params={"p": 2}, **captures)]
     spans += collector.trace_of(breaks.map(x=[0]), fails=LookupError)

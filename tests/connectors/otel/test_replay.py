@@ -50,7 +50,7 @@ def workflow() -> Any:
             raise ConnectionError(f"no {x}")
         return x
 
-    mapped = flaky.map(x=[1, 2, 3]).with_retry(2, delay=0.002).with_constraints(cpu=1)
+    mapped = flaky.map(x=[1, 2, 3]).with_retry(2, delay=0.002).with_constraints(cpu=1).with_label(lambda x: f"x = {x}")
     skipped = cs.task(lambda: 1, name="skipped")().run_if(cs.task(lambda: False, name="no")())
     failing = cs.task(lambda m: 1 / 0, name="fails")(mapped)
     return cs.task(lambda *_: None, name="end")(failing, skipped)

@@ -50,8 +50,8 @@ def mark_spans_of(provider: TracerProvider) -> None:
         provider.add_span_processor(marker)
 
 
-_OF_TASK = (a.RUN_ID, a.TASK_ID, a.MAP_INDEX)
-"""The attributes of all spans below a task. With the index, one search in Jaeger finds the requests of one item that failed."""
+_OF_TASK = (a.RUN_ID, a.TASK_ID, a.MAP_INDEX, a.TASK_LABEL)
+"""The attributes of all spans below a task. With index and label, one search in Jaeger finds the failed requests of an item."""
 
 
 def _task_around(context: Context | None) -> TaskContext | None:
@@ -74,6 +74,8 @@ def _ids_of(task: TaskContext | None, context: Context | None) -> dict[str, Attr
         ids: dict[str, AttributeValue] = {a.RUN_ID: task.run_id, a.TASK_ID: task.task_id}
         if task.map_index is not None:
             ids[a.MAP_INDEX] = task.map_index
+        if task.label is not None:
+            ids[a.TASK_LABEL] = task.label
         return ids
     parent = trace.get_current_span(context)
     found = (parent.attributes if isinstance(parent, ReadableSpan) else None) or {}
@@ -87,7 +89,7 @@ _NUMBER_BYTES = 9
 
 
 class TaskIds(SpanProcessor):
-    """Marks each span with the ids of the run and the task in whose context it starts, and with the index of a map's item.
+    """Marks each span with the ids of the run and the task in whose context it starts, with the index of a map's item, and its label.
 
     A span below a resource gets the id of the run alone.
     """

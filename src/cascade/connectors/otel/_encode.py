@@ -92,6 +92,7 @@ def _key(key: str) -> bytes:
 _OWN: dict[str, Callable[[str, Any], bytes]] = {
     a.TASK_ID: _own_text,
     a.MAP_INDEX: _own_int,
+    a.TASK_LABEL: _own_text,
     a.CICD_TASK_RUN_ID: _own_text,
     a.TASK_ARGUMENTS: _unshared,
     a.TASK_OUTPUT: _unshared,

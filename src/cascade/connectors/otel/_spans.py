@@ -338,10 +338,12 @@ def _visible(start_ns: int, end_ns: int) -> int:
 
 
 def _of_task(payload: Mapping[str, Any], body: Mapping[str, Any]) -> Attributes:
-    """The attributes of all spans of a task, and of an item of a map."""
+    """The attributes of all spans of a task, with the index of a map's item and the label, if there are any."""
     found = {a.RUN_ID: payload["run_id"], a.TASK_ID: body["task_id"], a.TASK_NAME: body["task_name"]}
     if "map_index" in body["metadata"]:
         found[a.MAP_INDEX] = body["metadata"]["map_index"]
+    if "label" in body["metadata"]:
+        found[a.TASK_LABEL] = body["metadata"]["label"]
     return found
 
 

@@ -75,6 +75,7 @@ _METADATA: dict[str, Any] = {
     "map_id": _TEXT,
     "map_index": _COUNT,
     "map_size": _COUNT,
+    "label": {"type": "string", "minLength": 1},
     "reason": _TEXT,
     "attempt": {"type": "integer", "minimum": 1},
     "max_attempts": _COUNT,

@@ -58,7 +58,7 @@ def encode(record: logging.LogRecord, task: TaskContext) -> bytes:
     parts = (
         varying.SerializeToString(),
         _constant(severity(record.levelno), record.pathname, record.funcName or "", record.lineno),
-        _ids(task.run_id, task.task_id, task.name, task.attempt, task.map_index),
+        _ids(task.run_id, task.task_id, task.name, task.attempt, task.map_index, task.label),
     )
     return _scope(masked_name(record.name)) + field(ScopeLogs.LOG_RECORDS_FIELD_NUMBER, b"".join(parts))
 
@@ -127,11 +127,11 @@ def _constant(severity_number: int, path: str, function: str, line: int) -> byte
 
 
 @lru_cache(maxsize=256)
-def _ids(run_id: str, task_id: str, name: str, attempt: int, map_index: int | None) -> bytes:
+def _ids(run_id: str, task_id: str, name: str, attempt: int, map_index: int | None, label: str | None) -> bytes:
     """The attributes that all records of one attempt of a task share."""
     ids = {a.RUN_ID: run_id, a.TASK_ID: text(task_id, MAX_VALUE_BYTES), a.TASK_NAME: masked_name(name)}
-    numbers = {a.TASK_ATTEMPT: attempt or None, a.MAP_INDEX: map_index}
-    present = [(key, value) for key, value in {**ids, **numbers}.items() if value is not None]
+    more = {a.TASK_ATTEMPT: attempt or None, a.MAP_INDEX: map_index, a.TASK_LABEL: label}
+    present = [(key, value) for key, value in {**ids, **more}.items() if value is not None]
     return LogRecord(attributes=_key_values(present)).SerializeToString()
 
 
