@@ -107,7 +107,9 @@ RUNS: Mapping[str, Callable[[], Any]] = {
     "with nested runs in parts": lambda: collect(clean.map(x=range(4 * PART_SIZE))),
     "with a failed nested run": lambda: collect(recover.map(x=[0])),
     "slow": lambda: report(convert_slowly.map(x=[0])),
-    "large": lambda: report(convert_slowly.map(x=range(1, PART_SIZE * (PARTS + 1) + 1))),
+    "large": lambda: report(
+        convert_slowly.map(x=range(1, PART_SIZE * (PARTS + 1) + 1)).with_label(lambda x: f"notes {x}.txt")
+    ),
 }
 """In the order of their start."""
 
