@@ -30,6 +30,7 @@ from cascade.connectors.mqtt.client import Client, NetworkLoop
 from cascade.connectors.mqtt.connection import Connection
 from cascade.connectors.mqtt.options import MqttOptions
 from cascade.connectors.mqtt.packets import BrokerLimits, IncomingMessage, new_properties
+from cascade.connectors.mqtt.subscriptions import Barrier
 from tests import limits
 from tests.connectors.mqtt.broker import Broker, Listener
 from tests.connectors.mqtt.messages import numbers, statuses, telemetry, warnings
@@ -116,6 +117,26 @@ async def test_an_error_of_the_connector_itself_ends_the_connection_without_a_go
     (warning,) = warnings(caplog)
     assert warning.startswith("MqttConnector: a fault of the connector: Traceback (most recent call last):")
     assert "LookupError: a fault of ours" in warning
+
+
+async def test_an_error_beside_the_messages_is_reported_and_costs_none(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By the logger that masks secrets, and not by that of asyncio."""
+
+    def fail(*_: Any) -> None:
+        raise LookupError("a fault of ours")
+
+    monkeypatch.setattr(Barrier, "answered", fail)
+    connector = MqttConnector("127.0.0.1", broker.port)
+    await connector.connect()
+    await until(lambda: warnings(caplog))
+    await connector.publish(TOPIC, telemetry(), 1)
+    await connector.disconnect()
+    assert (connector._outbox.sent, connector._outbox.lost) == (1, 0)
+    (warning,) = warnings(caplog)
+    assert warning.startswith("MqttConnector: a fault of the connector: Traceback (most recent call last):")
+    assert not [record for record in caplog.records if record.name == "asyncio" and record.levelno >= logging.ERROR]
 
 
 async def test_an_error_while_a_batch_is_sent_loses_no_message_of_the_batch(

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import math
 import time
+import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
@@ -207,7 +208,7 @@ class Connection:
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, aiomqtt.MqttError):
-            raise error
+            self._shared.warn(fault(error))
 
     async def _call(self, function: Callable[..., Awaitable[T]], *arguments: Any) -> T:
         """Call a function of the client, and wait for the answer of the broker until the connection ends."""
@@ -430,6 +431,11 @@ class Connection:
     def _refuse(self, subscription: Subscription, reason: str) -> None:
         self._shared.warn(f"control cannot be received on {subscription.pattern}: {reason}")
         self._shared.subscriptions.complete(subscription, is_certain=False)
+
+
+def fault(error: BaseException) -> str:
+    """The warning about an unexpected error, with its traceback."""
+    return "a fault of the connector: " + "".join(traceback.format_exception(error))
 
 
 def _size(topic: str, properties: Properties, body: bytes = b"") -> int:

@@ -6,7 +6,6 @@ import math
 import secrets
 import threading
 import time
-import traceback
 
 import aiomqtt
 
@@ -20,7 +19,7 @@ from cascade.connectors.mqtt.client import (
     NetworkLoop,
     reason_of,
 )
-from cascade.connectors.mqtt.connection import Connection, Shared
+from cascade.connectors.mqtt.connection import Connection, Shared, fault
 from cascade.connectors.mqtt.options import MqttOptions
 from cascade.connectors.mqtt.outbox import SOON, PoisonMessageFilter
 from cascade.connectors.mqtt.packets import BrokerLimits
@@ -147,7 +146,7 @@ class Session:
         except Exception as error:  # noqa: BLE001 - telemetry never breaks a run
             reason, code = reason_of(error)
             if not isinstance(error, OSError | ValueError):
-                self._shared.warn("a fault of the connector: " + "".join(traceback.format_exception(error)))
+                self._shared.warn(fault(error))
         finally:
             self._client = None
             self._presence.leave()
