@@ -88,7 +88,4 @@ class Presence:
             return False
         self._is_counted = False
         _connections.count[self._key] -= 1
-        if _connections.count[self._key]:
-            return False
-        del _connections.count[self._key]
-        return True
+        return not _connections.count[self._key]
