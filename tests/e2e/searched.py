@@ -77,6 +77,11 @@ async def report(items: list[int]) -> int:
 
 
 @cs.task
+async def choose() -> str:
+    return "short"
+
+
+@cs.task
 async def cleanup() -> None: ...
 
 
@@ -106,6 +111,7 @@ RUNS: Mapping[str, Callable[[], Any]] = {
     "in a caller's trace": lambda: report(convert.map(x=[0])),
     "with nested runs in parts": lambda: collect(clean.map(x=range(4 * PART_SIZE))),
     "with a failed nested run": lambda: collect(recover.map(x=[0])),
+    "with a skipped task": lambda: report([cs.Router(choose(), {"short": convert(1), "long": convert(2)})]),
     "slow": lambda: report(convert_slowly.map(x=[0])),
     "large": lambda: report(
         convert_slowly.map(x=range(1, PART_SIZE * (PARTS + 1) + 1)).with_label(lambda x: f"notes {x}.txt")

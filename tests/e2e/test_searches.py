@@ -52,7 +52,7 @@ SEARCHES = searches()
 RUNS = "runs, active and ended, without parts"
 ITEMS = ["an item of a map by its index", "a task or an item of a map by its label"]
 COLLECTIONS = {"with nested runs in parts", "with a failed nested run"}
-REPORTS = {"retried", "failed", "timed out", "in a caller's trace", "slow", "large"}
+REPORTS = {"retried", "failed", "timed out", "in a caller's trace", "with a skipped task", "slow", "large"}
 FOUND = {
     RUNS: {*REPORTS, *COLLECTIONS, "of another target", "active"},
     "runs of a target, active and ended": {*REPORTS, "active"},
@@ -62,6 +62,7 @@ FOUND = {
     "slow runs of any target": {"slow", "large"},
     "slow runs of any target, with OpenSearch": {"slow", "large"},
     "slow runs of a target": {"slow", "large"},
+    "skipped tasks of a name": {"with a skipped task"},
     "one run by its id": {"in a caller's trace"},
     "runs in which an exception was raised, also before a retry": {"retried"},
 }
