@@ -116,6 +116,7 @@ def _task_retrying(event: TaskRetrying, run: RunState) -> Draft:
         "span_id": span_id(run.run_id, event.task_id, event.attempt),
         "start_ns": event.start_ns,
         "end_ns": event.end_ns,
+        "result": event.result or "failure",
     }
     if event.exception is not None:
         metadata["exception"] = _exception(event.exception)

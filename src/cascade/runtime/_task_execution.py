@@ -328,13 +328,11 @@ class TaskExecution:
         """Publish the end of an attempt that is followed by another one. Returns the time of the end."""
         policy = self.node.retry_policy
         assert policy is not None  # noqa: S101 - for the type checker: only such tasks retry
-        end_ns, fields = self.run.clock.now_ns(), self.run.error_fields(error)
-        self.attempts = with_last(
-            self.attempts, Attempt(number, start_ns, end_ns, fields["exception"], result_of(error))
-        )
+        end_ns, fields, result = self.run.clock.now_ns(), self.run.error_fields(error), result_of(error)
+        self.attempts = with_last(self.attempts, Attempt(number, start_ns, end_ns, fields["exception"], result))
         self.attempt_count += 1
         more = {"max_attempts": policy.max_attempts, "delay": delay, "start_ns": start_ns, "end_ns": end_ns}
-        self._emit(TaskRetrying, attempt=number, **more, **fields)
+        self._emit(TaskRetrying, attempt=number, result=result, **more, **fields)
         return end_ns
 
     async def _wait_for_retry(self, start_ns: int, delay: float) -> None:

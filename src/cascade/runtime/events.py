@@ -252,6 +252,7 @@ class TaskRetrying(TaskEvent):
     start_ns: int = 0
     end_ns: int = 0
     exception: ErrorInfo | None = None
+    result: str = ""
 
 
 @dataclass(frozen=True)

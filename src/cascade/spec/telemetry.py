@@ -7,8 +7,8 @@ out of `metadata`.
 `TaskStateEvent.metadata`, always: `kind` ("task" or "map"), `map_id` and `map_index` for an item of a map, `label`
     of a call that has one (secrets are masked; at most 256 bytes).
     PENDING: `reason` (resource, paused, concurrency, rate_limit, telemetry, executor, retry); for a retry also `attempt` (the
-    attempt that failed), `max_attempts`, `delay_ms`, `start_ns` and `end_ns` of that attempt, `span_id` (the attempt's
-    span), `exception`; held back by control also `constraint`.
+    attempt that failed), `max_attempts`, `delay_ms`, `start_ns`, `end_ns` and `result` (failure or timeout) of that
+    attempt, `span_id` (the attempt's span), `exception`; held back by control also `constraint`.
     RUNNING: `start_ns`, `attempt` (1, 2, …, with a retry policy), `map_size` for a map. An attempt after the first has
     one only if the task was held back again after the delay of the retry; otherwise it starts at `end_ns` + `delay_ms`.
     COMPLETED, FAILED, SKIPPED stand alone: `start_ns`, `end_ns`, `result` (success, failure, timeout, cancellation,

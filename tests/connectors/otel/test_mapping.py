@@ -134,6 +134,25 @@ def test_the_last_attempts_failure_is_the_tasks(collector: Collector) -> None:
     assert spans.one("divide").status == "ERROR"
 
 
+def test_an_attempt_that_timed_out_and_was_retried_has_that_result(collector: Collector) -> None:
+    @cs.task
+    def late() -> int:
+        task = cs.current_task()
+        if task is not None and task.attempt == 1:
+            raise TimeoutError("no answer")
+        return 1
+
+    beside = MemoryConnector()
+    spans = collector.trace_of(late().with_retry(1), connector=[collector.connector(), beside])
+    first, second = spans.named("late attempt")
+    results = [span.attributes["cascade.task.result"] for span in (first, second, spans.one("late"))]
+    assert (results, first.status) == (["timeout", "success", "success"], "ERROR")
+    pending, *_, completed = (
+        p["body"]["metadata"] for p in beside.payloads if p["body"].get("state") in {"PENDING", "COMPLETED"}
+    )
+    assert pending["result"] == completed["attempts"][0]["result"] == "timeout"
+
+
 def test_waits_are_spans_with_their_reason(collector: Collector) -> None:
     slow = cs.task(lambda x: time.sleep(0.01), name="slow")
     spans = collector.trace_of(slow.map(x=[1, 2]).with_constraints(cpu=1), system_resources={"cpu": 1})

@@ -47,7 +47,7 @@ def workflow() -> Any:
         task = cs.current_task()
         assert task is not None
         if task.attempt < 2:
-            raise ConnectionError(f"no {x}")
+            raise TimeoutError if x == 2 else ConnectionError(f"no {x}")
         return x
 
     mapped = flaky.map(x=[1, 2, 3]).with_retry(2, delay=0.002).with_constraints(cpu=1).with_label(lambda x: f"x = {x}")

@@ -63,7 +63,7 @@ def spans_of(payload: Mapping[str, Any], *, detail: str = "full", cicd: bool = F
             yield from _part_roots(payload, body)
             yield _run(payload, body, cicd=cicd)
         case "TaskStateEvent", "PENDING" if detail == "full" and "span_id" in body["metadata"]:
-            yield _attempt(payload, body, {**body["metadata"], "result": "failure"})
+            yield _attempt(payload, body, {"result": "failure", **body["metadata"]})
         case "TaskStateEvent", "COMPLETED" | "FAILED" | "SKIPPED" if detail != "run":
             if detail == "full":
                 yield from (_wait(payload, body, wait) for wait in body["metadata"].get("waits", ()))
