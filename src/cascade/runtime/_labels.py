@@ -1,4 +1,4 @@
-"""Labels of calls: short texts that tell the calls of one task apart on the terminal, in messages and on spans."""
+"""Labels: short texts that distinguish the calls of one task on the terminal, in messages and on spans."""
 
 import inspect
 from asyncio import CancelledError
