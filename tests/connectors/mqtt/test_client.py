@@ -13,7 +13,8 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,12 @@ from cascade.connectors.mqtt import MqttConnector, client
 from cascade.connectors.mqtt.client import Client, NetworkLoop
 from cascade.connectors.mqtt.connection import Connection
 from cascade.connectors.mqtt.options import MqttOptions
-from cascade.connectors.mqtt.packets import BrokerLimits, IncomingMessage, new_properties
+from cascade.connectors.mqtt.packets import BrokerLimits, IncomingMessage, new_properties, publish_properties
 from cascade.connectors.mqtt.subscriptions import Barrier
 from tests import limits
 from tests.connectors.mqtt.broker import Broker, Listener
 from tests.connectors.mqtt.messages import numbers, statuses, telemetry, warnings
-from tests.connectors.mqtt.proxy import Proxy, received_by_client, sent_by_client
+from tests.connectors.mqtt.proxy import Packet, Proxy, received_by_client, sent_by_client
 from tests.waiting import HANG, until, until_blocking
 
 TOPIC = "cascade/telemetry/local/default/run/events"
@@ -270,9 +271,9 @@ def test_a_packet_id_that_waits_for_its_acknowledgement_is_not_used_again(broker
 
             connected.on_acknowledged = record
             broker.freeze()
-            first = connected.send("cascade/x", b"first", 1, None)
+            first = connected.send("cascade/x", b"first", 1, publish_properties(b""))
             connected._client._last_mid = first - 1
-            second = connected.send("cascade/x", b"second", 1, None)
+            second = connected.send("cascade/x", b"second", 1, publish_properties(b""))
             broker.thaw()
             await both.wait()
             assert acknowledged == [first, second]
@@ -280,6 +281,37 @@ def test_a_packet_id_that_waits_for_its_acknowledgement_is_not_used_again(broker
     with Listener(broker.port, "cascade/x") as listener:
         run(send)
         assert [m.payload for m in listener.wait_for(lambda seen: len(seen) == 2)] == [b"first", b"second"]
+
+
+@pytest.mark.parametrize("block", [1, 7, 100, 1 << 16])
+def test_acknowledgements_are_received_wherever_the_bytes_of_a_block_end(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    """With a reason code, with properties of some and of many bytes, and with neither."""
+    monkeypatch.setattr("cascade.connectors.mqtt.client._BLOCK", block)
+    some, many = (
+        b"\x87" + new_properties(PacketTypes.PUBACK, ReasonString="x" * size).pack()  # type: ignore[no-untyped-call]
+        for size in (5, 200)
+    )
+    answers, codes = itertools.cycle([b"", b"\x10", b"\x87\x00", some, many]), [0, 0x10, 0x87, 0x87, 0x87]
+    sent, received = list[int](), list[tuple[int, int]]()
+
+    def answer(packet: Packet) -> Iterable[Packet]:
+        if received_by_client(PacketTypes.PUBACK)(packet):
+            return (replace(packet, body=packet.packet_id.to_bytes(2) + next(answers)),)
+        return (packet,)
+
+    async def send(port: int) -> None:
+        async with make(port) as connected:
+            connected.on_acknowledged = lambda packet_id, reason: received.append((packet_id, reason.value))
+            for _ in codes:
+                sent.extend(connected.send("cascade/x", b"x", 1, publish_properties(b"")) for _ in codes)
+                await connected.subscribe("cascade/y")
+            await until(lambda: len(received) == len(sent))
+
+    with Proxy(broker.port, answer) as proxy:
+        run(lambda: send(proxy.port))
+    assert received == list(zip(sent, codes * len(codes), strict=True))
 
 
 IN_CONNECT = """

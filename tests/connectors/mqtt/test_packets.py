@@ -2,20 +2,24 @@
 
 import json
 from dataclasses import replace
+from io import BytesIO
+from typing import Any
 
+import paho.mqtt.client as paho
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from cascade.connectors.mqtt.packets import (
     MAX_ALIASES,
     MISSES,
-    PackedProperties,
     TopicAliases,
     new_properties,
     packet_bytes,
+    publish_packet,
     publish_properties,
     traceparent,
     tracestate,
@@ -91,8 +95,20 @@ def test_a_payload_that_does_not_say_or_says_nonsense_has_none(payload: dict[str
     assert "ContentType" in unpacked(publish_properties(found if found.isascii() else b""))
 
 
-def test_they_can_be_shown_as_paho_does_when_it_logs() -> None:
-    assert str(PackedProperties(publish_properties(b""))) == "[]"
+@given(
+    st.text(st.characters(exclude_categories=["Cs"])),
+    st.sampled_from([0, 1, 40, 110, 130, 16_200, 16_400, 2_100_000]),
+    st.integers(0, 65_535),
+    st.booleans(),
+)
+def test_a_message_is_byte_for_byte_what_paho_sends(topic: str, size: int, packet_id: int, retain: bool) -> None:
+    ours = publish_packet(topic, b"x" * size, theirs(), packet_id, retain=retain)
+    client: Any = paho.Client(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv5)
+    sent = list[bytes]()
+    client._sock, client._packet_queue = BytesIO(), lambda _, packet, *__: sent.append(bytes(packet))
+    properties = new_properties(PacketTypes.PUBLISH, ContentType="application/json")
+    client._send_publish(packet_id, topic.encode(), b"x" * size, int(packet_id > 0), retain, False, None, properties)
+    assert sent == [ours]
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])), st.integers(0, 300_000), ALIASES)

@@ -15,14 +15,12 @@ import ssl
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Self, TypeVar, cast
 
 import aiomqtt
 from paho.mqtt.client import MQTTMessage
-from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from cascade.connectors.mqtt.options import MqttOptions
@@ -33,7 +31,9 @@ from cascade.connectors.mqtt.packets import (
     BrokerLimits,
     IncomingMessage,
     new_properties,
+    parse_acknowledgements,
     parse_publish,
+    publish_packet,
 )
 
 T = TypeVar("T")
@@ -62,7 +62,9 @@ _PING = 0.7
 _BLOCK = 1 << 16
 """Bytes of one system call."""
 _MOST_READS = 64
-"""Packets that are read before other callbacks of the event loop run."""
+"""Reads of packets before other callbacks of the event loop run."""
+_SENT = MQTTMessage()
+"""paho's record of each unacknowledged message."""
 
 # aiomqtt and paho report each error to their caller too; without a handler their log lines would go to stderr.
 _silent = logging.Logger("cascade.connectors.mqtt.client", logging.CRITICAL + 1)  # noqa: LOG001 - it has no parent
@@ -160,12 +162,24 @@ class Client(aiomqtt.Client):
         """Whether packets wait for the system to accept them."""
         return self._client.want_write() or bool(self._transport.unwritten)
 
-    def send(self, topic: str, body: bytes, qos: int, properties: Properties | None, *, retain: bool = False) -> int:
-        """Queue a message and return its packet id. `on_acknowledged` is called for QoS 1; nothing waits for it."""
-        info = self._client.publish(topic, body, qos, retain, properties)
-        while info.rc == MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:  # an earlier message has the id and is unacknowledged
-            info = self._client.publish(topic, body, qos, retain, properties)
-        return info.mid
+    def send(self, topic: str, body: bytes, qos: int, properties: bytes, *, retain: bool = False) -> int:
+        """Queue a message and return its packet id, 0 for QoS 0. `on_acknowledged` is called for QoS 1; nothing waits for it.
+
+        `properties` are packed.
+        """
+        packet_id = self._new_packet_id() if qos else 0
+        self._transport.unwritten += publish_packet(topic, body, properties, packet_id, retain=retain)
+        self._write_later()
+        return packet_id
+
+    def _new_packet_id(self) -> int:
+        """Return the next packet id that no unacknowledged message has."""
+        client = self._client
+        packet_id = client._mid_generate()  # noqa: SLF001 - subscriptions take their ids from there
+        while packet_id in client._out_messages:  # noqa: SLF001 - paho passes on the PUBACK of these messages only
+            packet_id = client._mid_generate()  # noqa: SLF001
+        client._out_messages[packet_id] = _SENT  # noqa: SLF001
+        return packet_id
 
     def keep_alive(self) -> None:
         """Send PINGREQ when it is due. Call at least four times in `keepalive` seconds."""
@@ -192,14 +206,9 @@ class Client(aiomqtt.Client):
 
     def _write(self) -> bool:
         """Write the queued packets; whether the system has accepted all of them."""
-        # For each message of QoS 0 that paho has written, its callback costs more than the message.
-        self._client.on_publish = None
-        try:
+        self._client.loop_write()
+        while (is_written := self._transport.flush()) and self._client.want_write():
             self._client.loop_write()
-            while (is_written := self._transport.flush()) and self._client.want_write():
-                self._client.loop_write()
-        finally:
-            self._client.on_publish = self._on_publish
         return is_written
 
     def drop(self) -> None:
@@ -275,6 +284,9 @@ class Client(aiomqtt.Client):
         self._forget(sock.fileno())
 
     def _on_socket_register_write(self, client: Any, userdata: Any, sock: Any) -> None:  # noqa: ARG002
+        self._write_later()
+
+    def _write_later(self) -> None:
         # All packets of one turn of the event loop are written together.
         if not self._is_writing:
             self._is_writing = True
@@ -288,8 +300,10 @@ class Client(aiomqtt.Client):
 
     def _read(self) -> None:
         try:
+            self._transport.fill()
             for _ in range(_MOST_READS):
-                if not self._take_message():
+                # Once paho has read the start of a packet, it reads the rest.
+                if self._client._in_packet["command"] or not self._take_packets():  # noqa: SLF001
                     self._client.loop_read()
                 if not self._transport.has_unread:
                     break
@@ -299,11 +313,14 @@ class Client(aiomqtt.Client):
             self._end(*reason_of(error))
         self.on_activity()
 
-    def _take_message(self) -> bool:
-        """Receive the next message without paho, which takes ten times as long; whether there was one."""
-        is_within_packet = self._client._in_packet["command"]  # noqa: SLF001 - paho has read the start of a packet
-        found = None if is_within_packet else self._transport.take_message()
-        if found is None:
+    def _take_packets(self) -> bool:
+        """Receive acknowledgements, or the next message, without paho; whether there were any."""
+        if answers := self._transport.take_acknowledgements():
+            for packet_id, code in answers:
+                if self._client._out_messages.pop(packet_id, None):  # noqa: SLF001 - see `_new_packet_id`
+                    self._on_publish(self._client, None, packet_id, _reason(code), None)
+            return True
+        if (found := self._transport.take_message()) is None:
             return False
         packet_id, message = found
         self.on_received(message)
@@ -395,11 +412,25 @@ class _Transport:
 
     def recv(self, size: int) -> bytes:
         if self._position == len(self._unread):
-            self._unread, self._position = self._socket.recv(_BLOCK), 0
-            self._acknowledge_at_once()
+            self._receive()
         start = self._position
         self._position = min(start + size, len(self._unread))
         return self._unread[start : self._position]
+
+    def fill(self) -> None:
+        """Read what the system has, unless there are bytes that were read before. paho notices an error or the end."""
+        if self._position == len(self._unread):
+            with contextlib.suppress(OSError):
+                self._receive()
+
+    def _receive(self) -> None:
+        self._unread, self._position = self._socket.recv(_BLOCK), 0
+        self._acknowledge_at_once()
+
+    def take_acknowledgements(self) -> list[tuple[int, int]]:
+        """Remove the next packets as far as they are PUBACK; return their packet ids and reason codes."""
+        self._position, found = parse_acknowledgements(self._unread, self._position)
+        return found
 
     def take_message(self) -> tuple[int, IncomingMessage] | None:
         """Remove the next packet if `parse_publish` reads it; return its packet id and the message."""
@@ -458,6 +489,11 @@ def reason_of(error: BaseException) -> tuple[str, int]:
         case OSError():
             return (error.strerror or str(error) or type(error).__name__).lower(), 0
     return str(error) if isinstance(error, aiomqtt.MqttError) else f"{type(error).__name__}: {error}", 0
+
+
+@lru_cache
+def _reason(code: int) -> ReasonCode:
+    return ReasonCode(PacketTypes.PUBACK, identifier=code)
 
 
 def _ignore(*_: Any) -> None:

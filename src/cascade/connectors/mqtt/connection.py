@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import aiomqtt
-from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
@@ -22,7 +21,6 @@ from cascade.connectors.mqtt.client import FAILURE, OWN, TRANSIENT, Client
 from cascade.connectors.mqtt.outbox import SOON, Outbox, OutgoingMessage, PoisonMessageFilter
 from cascade.connectors.mqtt.packets import (
     IncomingMessage,
-    PackedProperties,
     TopicAliases,
     packet_bytes,
     publish_properties,
@@ -66,7 +64,7 @@ class _Retained:
 
     topic: str
     body: bytes
-    properties: Properties
+    properties: bytes
     state: ScheduledState | None = None
     retain: bool = True
 
@@ -174,7 +172,7 @@ class Connection:
                 self._shared.room.notify()
         self._shared.backpressure.measure()
 
-    def publish(self, topic: str, body: bytes, properties: Properties, *, retain: bool) -> None:
+    def publish(self, topic: str, body: bytes, properties: bytes, *, retain: bool) -> None:
         """Send a message about the presence, before the messages that wait.
 
         It is not sent, which is reported, if it is larger than the broker accepts.
@@ -289,7 +287,7 @@ class Connection:
         if alias and topic:
             self._aliases.add(topic, alias)
         qos = message.qos and limits.maximum_qos
-        packet_id = self.client.send(topic, message.body, qos, PackedProperties(properties))
+        packet_id = self.client.send(topic, message.body, qos, properties)
         if qos:
             self._unacknowledged[packet_id] = message
         else:
@@ -438,6 +436,6 @@ def fault(error: BaseException) -> str:
     return "a fault of the connector: " + "".join(traceback.format_exception(error))
 
 
-def _size(topic: str, properties: Properties, body: bytes = b"") -> int:
+def _size(topic: str, properties: bytes, body: bytes = b"") -> int:
     """The largest size of a packet."""
-    return packet_bytes(topic, len(properties.pack()) + len(body))  # type: ignore[no-untyped-call]
+    return packet_bytes(topic, len(properties) + len(body))

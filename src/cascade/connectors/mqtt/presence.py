@@ -43,7 +43,8 @@ class Presence:
     def __init__(self, options: MqttOptions, topic: str) -> None:
         self.topic = topic
         self.session_id = secrets.token_hex(8)
-        self._properties = new_properties(PacketTypes.PUBLISH, UserProperty=(SESSION_ID, self.session_id))
+        properties = new_properties(PacketTypes.PUBLISH, UserProperty=(SESSION_ID, self.session_id))
+        self._properties: bytes = properties.pack()  # type: ignore[no-untyped-call]
         self._key = (options.hostname, options.port, topic)
         self._is_counted = False
 
