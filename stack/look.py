@@ -1,5 +1,6 @@
 """The pages of the stack that show a run: their URLs, opened in a browser and saved as screenshots."""
 
+import json
 import os
 import sys
 import urllib.error
@@ -22,6 +23,8 @@ FOLDER = ROOT / "build" / "look"
 
 _TIMEOUT = 30.0
 """Seconds for the answer of a page."""
+
+_TWO_DAYS = 2 * 86_400
 
 _ENDED_RUNS = "sum by (cascade_run_target, cascade_run_result) (cascade_run_duration_seconds_count)"
 
@@ -57,9 +60,10 @@ def look(trace_id: str | None, folder: Path = up.FOLDER, out: Path = FOLDER) -> 
     """
     found = running.find(folder)
     spans = running.trace(trace_id, found.jaeger)
-    yield _summary(spans)
+    first = first_of(spans, running.plain_id(trace_id) if trace_id else "")
+    yield _summary(spans, first)
     served = list[Page]()
-    for page in pages(spans, found):
+    for page in pages(first, found):
         yield f"\n{page.title}\n  {page.url}\n  {page.hint}"
         if (problem := problem_of(page.url)) is None:
             served.append(page)
@@ -73,9 +77,13 @@ def look(trace_id: str | None, folder: Path = up.FOLDER, out: Path = FOLDER) -> 
         yield from _screenshots(served, out)
 
 
-def pages(spans: Spans, stack: Running) -> list[Page]:
-    """The pages that show the run of a trace, or its service."""
-    first = _first(spans)
+def pages(first: ReceivedSpan, stack: Running) -> list[Page]:
+    """The pages that show a run, or its service.
+
+    Args:
+        first: The span that `first_of` returns.
+        stack: The servers.
+    """
     found = _of_jaeger(first, stack)
     if stack.prometheus:
         url = f"{stack.prometheus}/graph?{urlencode({'g0.expr': _ENDED_RUNS, 'g0.tab': '1'})}"
@@ -84,8 +92,6 @@ def pages(spans: Spans, stack: Running) -> list[Page]:
 
 
 def _of_jaeger(first: ReceivedSpan, stack: Running) -> list[Page]:
-    service = _service(first)
-    query = {"service": service, "operation": first.name, "lookback": "2d", "limit": "20"}
     needs = "" if stack.prometheus else " It needs Prometheus, which is not running."
     return [
         Page(
@@ -94,19 +100,28 @@ def _of_jaeger(first: ReceivedSpan, stack: Running) -> list[Page]:
             f"{stack.jaeger}/trace/{first.trace_id}",
             "The tasks and waits as a tree over time. A span has Tags, Logs (exceptions, events) and References (inputs).",
         ),
-        Page(
-            "jaeger-search",
-            "Jaeger: runs of this target",
-            f"{stack.jaeger}/search?{urlencode(query)}",
-            "The latest 20 of two days, active and ended. A trace with errors has a red label.",
-        ),
+        _search(first, stack.jaeger),
         Page(
             "jaeger-monitor",
             "Jaeger: the Monitor tab",
             f"{stack.jaeger}/monitor",
-            f"Rates, errors and durations, less than a minute after a run. Choose the service {service}.{needs}",
+            f"Rates, errors and durations, less than a minute after a run. Choose the service {_service(first)}.{needs}",
         ),
     ]
+
+
+def _search(first: ReceivedSpan, jaeger: str) -> Page:
+    """The search for runs of the same target, or for the traces of the run of a part."""
+    since = first.start_ns // 1_000 - _TWO_DAYS * 1_000_000  # without `start`, Jaeger searches the last two days
+    query = {"service": _service(first), "lookback": "custom", "start": str(since), "limit": "20"}
+    title, hint = "Jaeger: runs of this target", "The latest 20, active and ended, from two days before this run on."
+    if a.RUN_TARGET in first.attributes or not _run_id(first):
+        query["operation"] = first.name
+    else:
+        query |= {"tags": json.dumps({a.RUN_ID: _run_id(first)}), "limit": "200"}
+        title, hint = "Jaeger: the traces of the run", "The trace of the run and those of its parts."
+    url = f"{jaeger}/search?{urlencode(query)}"
+    return Page("jaeger-search", title, url, f"{hint} A trace with errors has a red label.")
 
 
 def _of_grafana(first: ReceivedSpan, grafana: str) -> list[Page]:
@@ -147,10 +162,20 @@ def problem_of(url: str) -> str | None:
     return None
 
 
-def _first(spans: Spans) -> ReceivedSpan:
-    """The marker of the run's start, which lists active and ended runs; else the run's span, else the first span."""
-    marked = [span for span in spans if a.RUN_TARGET in span.attributes]
-    return min(marked or spans, key=lambda span: (span.start_ns, a.RUN_RESULT in span.attributes))
+def first_of(spans: Spans, run_id: str = "") -> ReceivedSpan:
+    """The marker of a run's start, whose name lists active and ended runs; else the run's span.
+
+    The run is that with the given id (32 hex digits), else the latest run in the trace that no task has started. Without
+    such a run the span is the root of a part, else the span of the first run, else the first span.
+    """
+    runs = [span for span in spans if a.RUN_TARGET in span.attributes]
+    named = [span for span in runs if _run_id(span).replace("-", "") == run_id]
+    started = sorted((span for span in runs if a.RUN_STARTED in span.attributes), key=lambda span: span.start_ns)
+    parts = [span for span in spans if a.PART_NUMBER in span.attributes]
+    return min(
+        named or started[-1:] or parts or runs or spans,
+        key=lambda span: (span.start_ns, a.RUN_RESULT in span.attributes),
+    )
 
 
 def _service(span: ReceivedSpan) -> str:
@@ -161,20 +186,20 @@ def _run_id(span: ReceivedSpan) -> str:
     return str(span.attributes.get(a.RUN_ID, ""))
 
 
-def _summary(spans: Spans) -> str:
-    first = _first(spans)
-    results = [
-        span.attributes[a.RUN_RESULT]
-        for span in spans
-        if a.RUN_RESULT in span.attributes and _run_id(span) == _run_id(first)
-    ]
-    target = first.attributes.get(a.RUN_TARGET, first.name)
+def _summary(spans: Spans, first: ReceivedSpan) -> str:
     errors = sum(span.status == "ERROR" for span in spans)
-    state = f"result {results[0]}" if results else "active, or its end was not exported"
     return (
-        f"Run of {target} ({_service(first)}): {state}\n"
-        f"Trace {first.trace_id}: {len(spans)} spans, {errors} with an error"
+        f"{_subject(spans, first)}\n"
+        f"Trace {first.trace_id}: {len(spans)} span{'s' * (len(spans) != 1)}, {errors} with an error"
     )
+
+
+def _subject(spans: Spans, first: ReceivedSpan) -> str:
+    if a.RUN_TARGET not in first.attributes:
+        return f"{first.name} ({_service(first)})"
+    ended = (span for span in spans if a.RUN_RESULT in span.attributes and _run_id(span) == _run_id(first))
+    state = next((f"result {span.attributes[a.RUN_RESULT]}" for span in ended), "active, or its end was not exported")
+    return f"Run of {first.attributes[a.RUN_TARGET]} ({_service(first)}): {state}"
 
 
 def _open(served: Sequence[Page], environment: Mapping[str, str]) -> str:

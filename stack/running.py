@@ -5,7 +5,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import UUID
 
+from cascade.telemetry.attributes import RUN_ID, RUN_STARTED
 from cascade.testing import Jaeger, Spans
 from stack import up
 from stack.addresses import HOST
@@ -69,7 +71,8 @@ def trace(trace_id: str | None, jaeger_url: str) -> Spans:
     """The spans of a trace that Jaeger has.
 
     Args:
-        trace_id: The id of the trace or of a run; None for the trace of the latest run of any service.
+        trace_id: The id of the trace or of a run; None for the trace of the latest run of any service. The trace of a
+            run that joined the trace of its caller is found by its spans.
         jaeger_url: The URL of Jaeger's query API.
 
     Raises:
@@ -77,10 +80,10 @@ def trace(trace_id: str | None, jaeger_url: str) -> Spans:
     """
     jaeger = Jaeger(jaeger_url)
     try:
-        found = _trace_id(trace_id) if trace_id else jaeger.latest_run()
+        found = plain_id(trace_id) if trace_id else jaeger.latest_run()
         if found is None:
             raise ServerError("Jaeger has no run yet")
-        spans = jaeger.trace(found)
+        spans = jaeger.trace(found) or _joined_by(str(UUID(found)), jaeger)
     except (OSError, RuntimeError) as error:
         raise ServerError(f"Jaeger does not answer as it should: {error}") from error
     if not spans:
@@ -88,8 +91,22 @@ def trace(trace_id: str | None, jaeger_url: str) -> Spans:
     return spans
 
 
-def _trace_id(text: str) -> str:
+def plain_id(text: str) -> str:
+    """The id of a trace or run as 32 hex digits.
+
+    Raises:
+        ServerError: The text is no such id.
+    """
     plain = text.replace("-", "").lower()
     if re.fullmatch("[0-9a-f]{1,32}", plain) is None:
         raise ServerError(f"{text!r} is no trace id, which has 32 hex digits")
     return plain.zfill(32)
+
+
+def _joined_by(run_id: str, jaeger: Jaeger) -> Spans:
+    """The spans of the trace of a caller or of another run in which a run is; none if Jaeger has no such run."""
+    of_run = {RUN_ID: run_id}
+    searches = ({**of_run, RUN_STARTED: "true"}, of_run)  # a trace that is no part; else the part with a nested run
+    services = jaeger.services()
+    found = (trace_id for tags in searches for service in services for trace_id in jaeger.find(service, tags=tags))
+    return next(map(jaeger.trace, found), Spans())

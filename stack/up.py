@@ -36,19 +36,23 @@ class State:
         with suppress(FileNotFoundError):
             plain = json.loads((folder / "state.json").read_text())
             state = cls(Ports(**plain["ports"]), plain["pids"])
-            if any(map(_is_alive, state.pids.values())):
+            if any(map(is_alive, state.pids.values())):
                 return state
         return None
 
 
 def up(folder: Path = FOLDER, choose_ports: Callable[[], Ports] = default_ports) -> str:
-    """Start what does not run yet; returns where everything is and what to do with it.
+    """Start the servers, again if one of them has ended; returns their addresses and the next commands.
 
     Raises:
         BuildError: The Collector or Jaeger is not built yet, and cannot be.
         ServerError: A server did not start.
     """
-    if (state := State.load(folder)) is None:
+    state = State.load(folder)
+    if state and not all(map(is_alive, state.pids.values())):
+        down(folder)
+        state = None
+    if state is None:
         build.collector(_say)
         build.jaeger(_say)
         ports, started = choose_ports(), list[Server]()
@@ -75,7 +79,7 @@ def down(folder: Path = FOLDER) -> str:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
     for name, pid in state.pids.items():
-        until(lambda pid=pid: not _is_alive(pid), f"{name} has ended", PATIENCE)  # type: ignore[misc]  # bound now
+        until(lambda pid=pid: not is_alive(pid), f"{name} has ended", PATIENCE)  # type: ignore[misc]  # bound now
     (folder / "state.json").unlink()
     return f"Ended {', '.join(state.pids)}."
 
@@ -116,8 +120,8 @@ def _told(folder: Path, state: State) -> Iterator[str]:
     yield "  make stack-show"
 
 
-def _is_alive(pid: int) -> bool:
-    """It is there, and is no zombie of a parent that does not care."""
+def is_alive(pid: int) -> bool:
+    """Whether the process exists and is no zombie."""
     with suppress(FileNotFoundError, ProcessLookupError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False

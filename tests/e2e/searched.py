@@ -1,4 +1,4 @@
-"""The runs among which the searches of the documentation are tested: `python -m tests.e2e.searched ended|active`.
+"""The runs among which the searches of the documentation are tested: `python -m tests.e2e.searched ended|active|others`.
 
 Their clock is moved by hand, so that the duration of a run does not depend on the machine. The last line on stdout is
 JSON: the run id and the trace id of each run by its name.
@@ -119,6 +119,11 @@ RUNS: Mapping[str, Callable[[], Any]] = {
 }
 """In the order of their start."""
 
+OTHERS: Mapping[str, Callable[[], Any]] = {
+    "with failed nested runs in a part": lambda: collect(recover.map(x=range(2 * PART_SIZE)))
+}
+"""Runs whose parts are in the list of failed runs."""
+
 
 async def run(target: Any) -> dict[str, str]:
     """Run the target; its run id and trace id."""
@@ -142,7 +147,7 @@ def main(which: str) -> None:
     os.environ["CASCADE_TRACE_PART_SIZE"] = str(PART_SIZE)
     if which == "active":
         asyncio.run(run(report(convert_without_an_end.map(x=[0]))))
-    for name, target in RUNS.items():
+    for name, target in (OTHERS if which == "others" else RUNS).items():
         if name == "in a caller's trace":
             os.environ["TRACEPARENT"] = f"00-{CALLER}-b7ad6b7169203331-01"
         found[name] = asyncio.run(run(target()))

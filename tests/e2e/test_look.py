@@ -117,6 +117,33 @@ def test_a_run_that_has_not_ended_is_the_latest(started: Path) -> None:
     assert urls_in(text)["Jaeger: the trace"].endswith(f"/trace/{found['traceID']}")
 
 
+def test_a_run_in_the_trace_of_its_caller_is_found_by_its_id(started: Path) -> None:
+    servers = servers_of(started)
+    caller = "0af7651916cd43dd8448eb211c80319d"
+    variables = {**servers.environment, "OTEL_SERVICE_NAME": "web", "TRACEPARENT": f"00-{caller}-b7ad6b7169203331-01"}
+    run_id = run(variables, "report")["run_id"]
+    run(variables, "failure")
+    servers.wait_for(caller, lambda spans: bool(spans.named("run summary") and spans.named("run total")))
+    for given, shown in (
+        (run_id, "Run of summary (web): result success"),
+        (caller, "Run of total (web): result failure"),
+    ):
+        assert look_at(started, given).startswith(f"{shown}\nTrace {caller}: ")
+
+
+def test_a_part_of_a_run_is_shown_without_a_state(started: Path) -> None:
+    servers = servers_of(started)
+    variables = {**servers.environment, "OTEL_SERVICE_NAME": "split", "CASCADE_TRACE_PART_SIZE": "10"}
+    home = run(variables, "many", 15)["trace_id"]
+    until_blocking(lambda: servers.find("split", operation="map(step) part"))
+    (part,) = servers.find("split", operation="map(step) part")
+    servers.wait_for(home, lambda spans: bool(spans.named("run count")))
+    text = look_at(started, part)
+    assert text.startswith(f"map(step) part (split)\nTrace {part}: 6 spans, 0 with an error")
+    search = urlsplit(urls_in(text)["Jaeger: the traces of the run"])
+    assert {one["traceID"] for one in data_of(search._replace(path="/api/traces").geturl())} == {home, part}
+
+
 def test_pages_that_are_served_are_opened_and_the_others_are_reported(
     started: Path, trace_id: str, tmp_path: Path
 ) -> None:
@@ -166,7 +193,9 @@ def test_the_query_of_the_page_of_prometheus_counts_the_ended_runs(processes: Pr
     said = run({**processes.environment, "OTEL_SERVICE_NAME": "counted"}, "report")
     spans = processes.wait_for(said["trace_id"], lambda spans: bool(spans.named("run summary")))
     url = processes.ports.url(processes.ports.prometheus)
-    (page,) = [page for page in look.pages(spans, Running("http://jaeger", url)) if page.name == "prometheus"]
+    (page,) = [
+        page for page in look.pages(look.first_of(spans), Running("http://jaeger", url)) if page.name == "prometheus"
+    ]
     (query,) = parse_qs(urlsplit(page.url).query)["g0.expr"]
     expected = {"cascade_run_target": "summary", "cascade_run_result": "success"}
     until_blocking(lambda: expected in [labels for labels, _ in Prometheus(url).values(query)])

@@ -137,6 +137,16 @@ def test_the_tag_error_also_finds_a_successful_run_with_a_retry(world: World) ->
     assert naive == world.of({*FOUND["failed runs"], "timed out", "retried"})
 
 
+def test_a_part_with_a_failed_nested_run_is_left_out_by_the_tag_of_markers(processes: Processes) -> None:
+    service, failed = "e2e-searches-others", SEARCHES["failed runs"].tags
+    environment = {**processes.environment, "OTEL_SERVICE_NAME": service}
+    with Run(environment, "others", module="tests.e2e.searched") as others:
+        (said,) = others.result().values()
+    processes.wait_for(said["trace_id"], partial(_has_ended, said["run_id"]))
+    until(lambda: len(processes.jaeger.find(service, tags=failed)) == 2, "Jaeger has the run and its part")
+    assert processes.jaeger.find(service, tags={**failed, **SEARCHES[RUNS].tags}) == {said["trace_id"]}
+
+
 def test_a_duration_without_an_operation_or_a_tag_also_finds_parts(world: World) -> None:
     least = SEARCHES["slow runs of any target"].min_duration
     slow = world.of({"slow", "large"})

@@ -1,14 +1,18 @@
 """`make stack-up`, `stack-show`, `stack-picture` and `stack-down`, in a folder and on ports of the test's own."""
 
+import os
 import re
+import signal
 from pathlib import Path
 from uuid import UUID
 
 import pytest
 
+from stack.up import State, is_alive
 from tests.e2e import stacks
 from tests.e2e.runs import run
 from tests.e2e.stacks import NO_COMPOSE, stack_command
+from tests.waiting import until_blocking
 
 
 @pytest.mark.usefixtures("servers_are_there")
@@ -42,3 +46,18 @@ def test_the_stack_goes_up_takes_a_run_shows_it_and_goes_down(tmp_path: Path) ->
             "The stack is not running: make stack-up, or docker compose up -d --wait. "
             f"No Jaeger answers at http://127.0.0.1:{NO_COMPOSE['JAEGER_PORT']}\n"
         )
+
+
+@pytest.mark.usefixtures("servers_are_there")
+def test_the_stack_starts_again_if_one_of_its_servers_was_killed(tmp_path: Path) -> None:
+    stack_command(tmp_path, "up")
+    try:
+        before = State.load(tmp_path)
+        assert before
+        os.kill(before.pids["Jaeger"], signal.SIGKILL)
+        until_blocking(lambda: not is_alive(before.pids["Jaeger"]))
+        stack_command(tmp_path, "up")
+        assert stack_command(tmp_path, "look").stderr == "Jaeger has no run yet\n"
+    finally:
+        stack_command(tmp_path, "down")
+    assert not [pid for pid in before.pids.values() if is_alive(pid)]

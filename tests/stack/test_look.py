@@ -6,12 +6,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, parse_qsl, urlsplit
 
 import pytest
 
 import cascade as cs
-from cascade.testing import record_run
+from cascade.testing import FixedClock, ReceivedSpan, Spans, record_run
 from stack import chromium, look
 from stack.addresses import reserved_port
 from stack.build import ROOT
@@ -34,7 +34,10 @@ def program(folder: Path, lines: str) -> str:
 
 def test_the_urls_of_grafana_set_each_text_of_the_dashboard_of_a_run() -> None:
     run = record_run(load())
-    grafana = {page.name: urlsplit(page.url) for page in look.pages(run.spans, Running("http://j", None, "http://g"))}
+    grafana = {
+        page.name: urlsplit(page.url)
+        for page in look.pages(look.first_of(run.spans), Running("http://j", None, "http://g"))
+    }
     dashboards = {
         found["uid"]: found
         for path in (ROOT / "grafana" / "dashboards").glob("*.json")
@@ -49,6 +52,50 @@ def test_the_urls_of_grafana_set_each_text_of_the_dashboard_of_a_run() -> None:
     texts = {f"var-{variable['name']}" for variable in variables if variable["type"] == "textbox"}
     assert texts == {name for name in query if name.startswith("var-")}
     assert int(query["from"][0]) * 1_000_000 < run.spans.one("run load").start_ns
+
+
+@cs.task
+async def convert(x: int) -> int:
+    return x
+
+
+def in_one_trace(monkeypatch: pytest.MonkeyPatch) -> Spans:
+    """The spans of two runs in the trace of a caller, the later one first."""
+    monkeypatch.setenv("TRACEPARENT", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+    runs = [
+        record_run(target, clock=FixedClock(start)) for target, start in ((convert(1), 2 * 10**18), (load(), 10**18))
+    ]
+    return Spans(span for run in runs for span in run.spans)
+
+
+def searched_for(first: ReceivedSpan) -> dict[str, str]:
+    (page,) = [page for page in look.pages(first, Running("http://j")) if page.name == "jaeger-search"]
+    return dict(parse_qsl(urlsplit(page.url).query))
+
+
+def test_of_several_runs_in_a_trace_the_latest_is_shown_or_that_with_the_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    spans = in_one_trace(monkeypatch)
+    earlier = str(spans.one("run load").attributes["cascade.run.id"]).replace("-", "")
+    for found, name in ((look.first_of(spans), "convert"), (look.first_of(spans, earlier), "load")):
+        assert found.name == f"run {name} started"
+        assert searched_for(found)["operation"] == f"run {name} started"
+
+
+def test_the_search_for_runs_of_a_target_contains_an_old_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = look.first_of(in_one_trace(monkeypatch))
+    query = searched_for(first)
+    assert (query["lookback"], "end" in query) == ("custom", False)
+    assert int(query["start"]) * 1_000 < first.start_ns
+
+
+def test_a_part_is_shown_with_the_search_for_the_traces_of_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CASCADE_TRACE_PART_SIZE", "2")
+    spans = record_run(convert.map(x=[1, 2, 3])).spans
+    root = spans.one("run map(convert)")
+    (part,) = [found for trace_id, found in spans.traces().items() if trace_id != root.trace_id]
+    query = searched_for(look.first_of(part))
+    assert json.loads(query["tags"]) == {"cascade.run.id": root.attributes["cascade.run.id"]}
+    assert "operation" not in query
 
 
 def test_the_ports_of_compose_come_from_the_environment_then_from_the_file_then_from_the_defaults() -> None:

@@ -1,7 +1,9 @@
 """The client alone; `tests/e2e` has it ask a real Jaeger."""
 
 import json
+import re
 import threading
+import time
 import urllib.parse
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -42,7 +44,8 @@ class Fake(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.asked.append(self.path)
-        known = (path for path in (self.path, self.path.partition("?")[0]) if path in self.answers)
+        timeless = re.sub(r"&start=\d+", "", self.path)
+        known = (path for path in (self.path, timeless, self.path.partition("?")[0]) if path in self.answers)
         status, body = self.answers.get(next(known, ""), (404, {"error": "not found"}))
         self.send_response(status)
         self.end_headers()
@@ -157,6 +160,11 @@ def searched(service: str, operations: dict[str, list[dict[str, Any]]], started:
         answer(path, {"data": operations.get(name, started)})
 
 
+def start_in(path: str) -> float:
+    """The start of the range of time of a search, in seconds of the epoch."""
+    return float(urllib.parse.parse_qs(urllib.parse.urlsplit(path).query)["start"][0]) / 1_000_000
+
+
 def test_the_latest_run_is_that_which_started_last_of_any_service(jaeger: Jaeger) -> None:
     answer("/api/services", {"data": ["etl", "web", "billing"]})
     marked = found("a", ("run load started", 50), tags=MARKED)
@@ -175,6 +183,15 @@ def test_the_latest_run_may_have_no_marker(jaeger: Jaeger) -> None:
         "etl", {"run load": [found("without", ("run load", 90))]}, [found("a", ("run x started", 50), tags=MARKED)]
     )
     assert jaeger.latest_run() == "without"
+
+
+def test_the_latest_run_may_be_older_than_two_days(jaeger: Jaeger) -> None:
+    answer("/api/services", {"data": ["etl"]})
+    searched("etl", {"run load": []}, [found("a", ("run load started", 50), tags=MARKED)])
+    assert jaeger.latest_run() == "a"
+    searches = [path for path in Fake.asked if path.startswith("/api/traces?")]
+    assert len(searches) == 2
+    assert all(start_in(path) < time.time() - 14 * 86_400 for path in searches)
 
 
 def test_a_jaeger_without_runs_has_no_latest_one(jaeger: Jaeger) -> None:

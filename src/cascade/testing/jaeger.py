@@ -20,6 +20,9 @@ _INTERVAL = 0.05
 
 _STARTED = json.dumps({RUN_STARTED: "true"})
 
+_LATEST_DAYS = 30
+"""Days in which the latest run is searched for. Without a start of the range, Jaeger searches two days."""
+
 _MONITOR_PAGE = {"step": "60000", "lookback": "3600000", "ratePer": "600000"}
 """Times in milliseconds that the Monitor tab of Jaeger 2.13 requests."""
 
@@ -90,7 +93,7 @@ class Jaeger:
         return {trace["traceID"] for trace in self._data("/api/traces", query)}
 
     def latest_run(self) -> str | None:
-        """The id of the trace of the run that started last, of any service; None if Jaeger has no run.
+        """The id of the trace of the run that started last, of any service; None if Jaeger has no run of 30 days.
 
         A run that has not ended counts too: its marker is exported at its start.
         """
@@ -114,7 +117,8 @@ class Jaeger:
 
     def _latest_trace(self, service: str, **query: str) -> list[dict[str, Any]]:
         """The spans of the latest trace that a search finds; none if it finds no trace."""
-        found = self._data("/api/traces", {"service": service, **query, "limit": "1"})
+        start = str(int((time.time() - _LATEST_DAYS * 86_400) * 1_000_000))
+        found = self._data("/api/traces", {"service": service, **query, "start": start, "limit": "1"})
         return [span for trace in found for span in trace["spans"]]
 
     def services(self) -> set[str]:
