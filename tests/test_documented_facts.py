@@ -32,7 +32,7 @@ from cascade.connectors.otel.metrics import _catalogue, _census, _exporter, _set
 from cascade.runtime import _map_execution, _outcome, _resource_thread, _run_context, lane, protocols
 from cascade.runtime.control import constraint, controller, notifier, wait_queue
 from cascade.spec import retry, telemetry
-from cascade.telemetry import limits, parts, state_schedule, topics, wire
+from cascade.telemetry import limits, parts, state_schedule, topics, trace_budget, wire
 from cascade.telemetry.topics import control_topic
 from cascade.testing import MemoryConnector, OtlpReceiver
 from stack import build
@@ -93,15 +93,15 @@ STATED = {
     "docs/environment.md": [
         f"seconds for a request, {_options_of_otel.DEFAULT_TIMEOUT:g} by default, at most {_options_of_otel.LONGEST_TIMEOUT:g}.",
         f"milliseconds, {_settings.DEFAULT_INTERVAL * 1000:g} by default",
-        f"children of a run or map in one trace, from 1 to 999999999, {parts.PART_SIZE} by default",
-        f"from 1 to 999999999, {parts.PART_BYTES} by default",
+        f"children of a run or map in one trace, from 1 to 999999999, {trace_budget.PART_SIZE} by default",
+        f"from 1 to 999999999, {trace_budget.PART_BYTES} by default",
     ],
     "docs/grafana.md": [
         f"`GRAFANA_PASSWORD` (`{COMPOSE_DEFAULTS['GRAFANA_PASSWORD']}`)",
         {"true": "without a login"}[COMPOSE["services"]["grafana"]["environment"]["GF_AUTH_ANONYMOUS_ENABLED"]],
     ],
     "docs/jaeger.md": [
-        f"{parts.PART_SIZE:,} children of a run or map, {parts.PART_SPANS:,} spans or {parts.PART_BYTES / 1e6:g} MB",
+        f"{trace_budget.PART_SIZE:,} children of a run or map, {trace_budget.PART_SPANS:,} spans or {trace_budget.PART_BYTES / 1e6:g} MB",
         f"Collector {build.collector_version()}, Jaeger {build.JAEGER} and",
         f"up to {int(COLLECTOR_DEFAULTS['COLLECTOR_QUEUE_BYTES']) // MIB} MiB while Jaeger is away",
         f"updates span metrics every {COLLECTOR_DEFAULTS['COLLECTOR_SPANMETRICS_INTERVAL'].removesuffix('s')} s, Prometheus",
@@ -143,9 +143,9 @@ STATED = {
     "docs/production.md": [
         f"{int(COLLECTOR_DEFAULTS['COLLECTOR_QUEUE_BYTES']) // MIB} MiB, 1.4 million of these spans",
         f"{sum(int(COLLECTOR_DEFAULTS[f'COLLECTOR_MEMORY_{name}']) * sign for name, sign in SIGNS.items())} MiB |",
-        f"{parts.PART_BYTES / 1e6:g} MB of encoded spans",
-        f"{parts.PART_SIZE:,} children of a run or map",
-        f"{parts.PartLimits().most_bytes / 1e6:g} MB. Tempo's limit",
+        f"{trace_budget.PART_BYTES / 1e6:g} MB of encoded spans",
+        f"{trace_budget.PART_SIZE:,} children of a run or map",
+        f"{trace_budget.PartLimits().most_bytes / 1e6:g} MB. Tempo's limit",
         f"{COMPOSE_DEFAULTS['JAEGER_RETENTION'].removesuffix('h')} hours",
         f"Jaeger {build.JAEGER} with Badger",
         f"the Collector waits {TO_JAEGER['sending_queue']['batch']['flush_timeout'].removesuffix('ms')} ms for further spans",
@@ -168,13 +168,13 @@ STATED = {
         f"`flush_timeout` ({_outbox_of_otel.FLUSH_TIMEOUT:g} s)",
         f"It waits {_peer_of_otel.STRANGER_PATIENCE} s for",
         f"and {_peer_of_otel.DEAD_PATIENCE} s for one that has failed",
-        f"{parts.PART_BYTES / 1e6:g} MB of encoded spans (`CASCADE_TRACE_PART_BYTES`), at {parts.PART_SPANS:,} spans, or at",
-        f"{parts.PART_SIZE:,} children (`CASCADE_TRACE_PART_SIZE`)",
-        f"{parts._FIRST_SPANS} spans and {parts._FIRST_BYTES:,} bytes",
-        f"at least {parts._LEAST_SPANS} spans and {parts._LEAST_BYTES:,} bytes",
-        f"{parts._MOST} times the budget, which is {parts.PartLimits().most_bytes / 1e6:g} MB",
+        f"{trace_budget.PART_BYTES / 1e6:g} MB of encoded spans (`CASCADE_TRACE_PART_BYTES`), at {trace_budget.PART_SPANS:,} spans, or at",
+        f"{trace_budget.PART_SIZE:,} children (`CASCADE_TRACE_PART_SIZE`)",
+        f"{trace_budget._FIRST_SPANS} spans and {trace_budget._FIRST_BYTES:,} bytes",
+        f"at least {trace_budget._LEAST_SPANS} spans and {trace_budget._LEAST_BYTES:,} bytes",
+        f"{trace_budget._MOST} times the budget, which is {trace_budget.PartLimits().most_bytes / 1e6:g} MB",
         f"It lists {parts.MAX_LISTED_PARTS} parts",
-        {2_000: "100,000 quick items are in 50 traces"}[parts.PART_SIZE],
+        {2_000: "100,000 quick items are in 50 traces"}[trace_budget.PART_SIZE],
         {0.03: "later runs wait for it at most 0.05 s"}[_provider_flush.BRIEF],
         {1.0: "after a flush of more than a second"}[_provider_flush.SLOW],
         {5.0: "takes at most five seconds"}[_provider_flush.EXIT_TIMEOUT],
@@ -332,7 +332,7 @@ async def test_each_key_of_metadata_is_documented(target: Any) -> None:
 
 def test_the_stated_sizes_of_a_span_and_of_a_part() -> None:
     with OtlpReceiver() as receiver:
-        items = cs.task(abs, name="measure_the_absolute").map(x=list(range(parts.PART_SIZE)))
+        items = cs.task(abs, name="measure_the_absolute").map(x=list(range(trace_budget.PART_SIZE)))
         cs.run(items, connector=OtelConnector(receiver.http_endpoint), log_level="OFF")
         size = sum(request.size for request in receiver.requests if request.signal == "traces")
         assert size < 1_000_000

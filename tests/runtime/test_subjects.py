@@ -12,7 +12,8 @@ from cascade.runtime import events
 from cascade.runtime._subjects import Subjects
 from cascade.runtime.subscribers import HumanReadableLogSubscriber
 from cascade.telemetry.identity import RunTrace, part_trace_id, place_run, span_id
-from cascade.telemetry.parts import PartLimits, TraceParts
+from cascade.telemetry.parts import TraceParts
+from cascade.telemetry.trace_budget import PartLimits
 
 RUN = "0f8fad5b-d9cb-469f-a165-70867728950e"
 IDS = {"run_id", "task_id", "trace_id", "span_id"}

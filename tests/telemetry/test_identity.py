@@ -18,7 +18,8 @@ from cascade.telemetry.identity import (
     teardown_id,
     trace_id,
 )
-from cascade.telemetry.parts import PartLimits, TraceParts
+from cascade.telemetry.parts import TraceParts
+from cascade.telemetry.trace_budget import PartLimits
 from tests.telemetry.strategies import HEX, texts
 
 RUN = "0f8fad5b-d9cb-469f-a165-70867728950e"

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cascade.telemetry.parts import MAX_LISTED_PARTS, Child, Part, PartLimits, TraceParts, part_limits_from_environment
+from cascade.telemetry.parts import MAX_LISTED_PARTS, TraceParts
+from cascade.telemetry.trace_budget import Child, Part, PartLimits, part_limits_from_environment
 
 LIMITS = PartLimits(children=7, spans=60, bytes=40_000)
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cascade.telemetry.redact import captured
-from cascade.telemetry.safe import error_text, masked, masked_end, safe, stack_text, text
+from cascade.telemetry.safe import error_text, masked, masked_end, safe, shorter_stack, stack_text, text
 from tests.telemetry.strategies import Hostile, HostileDict, HostileText, cycle, deep, texts, values
 
 
@@ -92,6 +92,39 @@ def test_errors_have_a_text_whatever_they_do() -> None:
     assert len(error_text(ValueError("x" * 9_999)).encode()) <= 2_000
     assert stack_text(HostileError())
     assert len(stack_text(ValueError("x" * 99_999)).encode()) <= 16 * 1024
+
+
+FRAMES = "".join(f'  File "a.py", line {number}, in level\n    return level(n - 1)\n' for number in range(100))
+STACK = f"Traceback (most recent call last):\n{FRAMES}ConnectionError: no route to api.example.com"
+
+
+@pytest.mark.parametrize("limit", [200, 1_000, 4_000])
+def test_a_long_stack_trace_keeps_its_first_line_its_last_frames_and_the_message(limit: int) -> None:
+    short = shorter_stack(STACK, limit)
+    assert limit - 120 < len(short) <= limit
+    assert short.startswith("Traceback (most recent call last):\n")
+    assert short.endswith(FRAMES[-40:] + "ConnectionError: no route to api.example.com")
+    before, after = short.split("  …\n")
+    assert STACK.startswith(before)
+    assert STACK.endswith(after)
+    assert len(after) > len(before), "more of the end"
+
+
+def test_a_short_stack_trace_is_unchanged() -> None:
+    assert shorter_stack(STACK, len(STACK)) == STACK
+    assert shorter_stack("", 0) == ""
+
+
+@given(st.text(max_size=400), st.integers(30, 300))
+def test_a_shorter_stack_trace_has_at_most_so_many_bytes(stack: str, limit: int) -> None:
+    printable = stack.encode("utf-8", "replace").decode()
+    assert len(shorter_stack(printable, limit).encode()) <= limit
+
+
+def test_a_message_that_is_too_long_loses_its_end() -> None:
+    short = shorter_stack(f"Traceback (most recent call last):\n{FRAMES}ValueError: {'x' * 9_000}", 500)
+    assert "\n  …\nValueError: xxx" in short
+    assert short.endswith("…")
 
 
 SECRET = "postgres://app:hunter2X9longpassword@db.internal/app"

@@ -28,9 +28,9 @@ from cascade.runtime.resolvers import hidden_secrets
 from cascade.spec import telemetry as wire
 from cascade.telemetry.identity import RUN, Place, SpanRef, setup_id, span_id, teardown_id, wait_id
 from cascade.telemetry.limits import MAX_CONTROL_EVENTS, MAX_ERROR_BYTES, MAX_LINKS, MAX_STACK_BYTES
-from cascade.telemetry.parts import Child
 from cascade.telemetry.redact import MASK, captured, hides, redact
 from cascade.telemetry.safe import masked, masked_name
+from cascade.telemetry.trace_budget import Child
 
 EVENTS: dict[str, tuple[type[Event], ...]] = {
     "STARTED": (RunStarted,),
@@ -88,6 +88,7 @@ def _run_finished(event: RunFinished, run: RunState) -> Draft:
 
 @draft.register
 def _task_started(event: TaskExecutionStarted, run: RunState) -> Draft:
+    child_of(event, run)
     metadata = _who(event) | {"start_ns": _start(event)}
     if event.attempt:
         metadata["attempt"] = event.attempt

@@ -10,8 +10,8 @@ from cascade.runtime._run_state import RunState
 from cascade.runtime.events import TaskEvent, TaskExecutionFinished, TaskRetrying, TaskSkipped
 from cascade.telemetry.identity import RUN
 from cascade.telemetry.limits import MAX_VALUE_BYTES
-from cascade.telemetry.parts import SPAN_BYTES, Child, Part
 from cascade.telemetry.safe import shorter_stack, text
+from cascade.telemetry.trace_budget import SPAN_BYTES, Child, Part
 
 _LINK_BYTES = 50
 _PART_BYTES = 600  # the link to a part, and the event

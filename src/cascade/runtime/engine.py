@@ -29,7 +29,7 @@ from cascade.runtime.guard import FAULTS
 from cascade.runtime.protocols import Connector, Executor, Solver, StateBackend, Tracing
 from cascade.runtime.resource_manager import ResourceManager
 from cascade.runtime.state import InMemoryStateBackend
-from cascade.runtime.task_context import context_copier, current_task, current_work
+from cascade.runtime.task_context import TaskContext, context_copier, current_task, current_work
 from cascade.runtime.threads import in_thread
 from cascade.spec.lazy_types import Lazy, MappedLazyResult
 from cascade.spec.resource import ResourceDefinition
@@ -40,8 +40,9 @@ from cascade.telemetry.identity import (
     parse_traceparent,
     place_run,
 )
-from cascade.telemetry.parts import TraceParts, part_limits_from_environment
+from cascade.telemetry.parts import TraceParts
 from cascade.telemetry.topics import identity_from_environment
+from cascade.telemetry.trace_budget import Child, PartLimits, caller_in, part_limits_from_environment
 
 T = TypeVar("T")
 
@@ -145,9 +146,7 @@ class Engine:
         tracing = self.connector if isinstance(self.connector, Tracing) else None
         placed = _placed_by(tracing, run_id, target, start_ns, parent)
         trace = placed or place_run(run_id, parent)
-        is_joined = task is not None and task.trace_id == trace.trace_id
-        outer = (task.child or task.trace.parts.own) if task is not None and is_joined else None
-        parts = TraceParts(self._part_limits, outer)
+        parts = TraceParts(self._part_limits, _around(trace, task, self._part_limits))
         return RunContext(
             run_id=run_id,
             start_ns=start_ns,
@@ -262,6 +261,15 @@ def _tell_end(run: RunContext, error: BaseException | None) -> None:
         later_errors=tuple(run.later_errors),
         **run.error_fields(error),
     )
+
+
+def _around(trace: RunTrace, task: TaskContext | None, limits: PartLimits) -> Child | None:
+    """The task, or the caller, in whose trace a run is; None for a run in a trace of its own."""
+    if not trace.parent_span_id:
+        return None
+    if task is not None and task.trace_id == trace.trace_id:
+        return task.child or task.trace.parts.own
+    return caller_in(trace.trace_id, limits)
 
 
 def _parent_in(environ: Mapping[str, str]) -> SpanRef | None:

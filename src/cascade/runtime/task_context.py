@@ -9,7 +9,7 @@ from types import coroutine
 from typing import Any, Protocol, TypeVar
 
 from cascade.telemetry.identity import Place, RunTrace, SpanRef, span_id
-from cascade.telemetry.parts import Child
+from cascade.telemetry.trace_budget import Child
 
 _T = TypeVar("_T")
 
@@ -55,7 +55,7 @@ class TaskContext:
         """In which trace the task's span stands, and below which span."""
         if self.child is None:
             return self.trace.place_of(self.task_id, self.map_id)
-        return self.trace.place_in(self.child.part.number, self.map_id)
+        return self.trace.place_in(self.child.part)
 
     @property
     def span(self) -> SpanRef:

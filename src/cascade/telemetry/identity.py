@@ -23,6 +23,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from cascade.telemetry.parts import TraceParts
+from cascade.telemetry.trace_budget import Part
 
 RUN = ""
 RUN_STARTED = "run.started"
@@ -151,10 +152,19 @@ class RunTrace:
 
         It is fixed when the task starts. Before that, and after the end of an item, it is that in part 0.
         """
-        return self.place_in(self.parts.number_of(task_id, map_id), map_id)
+        child = self.parts.running.get(task_id)
+        if child is not None:
+            return self.place_in(child.part)
+        return self._place_of_number(self.parts.number_of(task_id, map_id), map_id)
 
-    def place_in(self, part: int, map_id: str | None = None) -> Place:
-        """The place of the spans of a part of the children of a map, or of the run."""
+    def place_in(self, part: Part) -> Place:
+        """The place of the spans of a part's children."""
+        place: Place | None = part.place
+        if place is None:
+            place = part.place = self._place_of_number(part.number, part.parent.id or None)
+        return place
+
+    def _place_of_number(self, part: int, map_id: str | None) -> Place:
         if map_id is None:
             return _place(self.run_id, self.trace_id, RUN, part)
         return _place(self.run_id, self.trace_id if part else self.place_of(map_id).trace_id, map_id, part)

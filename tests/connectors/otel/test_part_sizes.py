@@ -9,7 +9,7 @@ from opentelemetry import trace
 
 import cascade as cs
 from cascade.connectors.memory import MemoryConnector
-from cascade.telemetry.parts import PartLimits
+from cascade.telemetry.trace_budget import PartLimits
 from cascade.testing import Spans
 from tests.connectors.otel.test_parts import described, replayed
 from tests.connectors.otel.tracing import Collector
@@ -106,6 +106,18 @@ async def starts_a_run(x: int) -> int:
     return value
 
 
+@cs.task
+def starts_a_run_in_a_thread(x: int) -> int:
+    value: int = cs.run(total([one(x + n) for n in range(9)]), connector=NESTED.connector, log_level="OFF")
+    return value
+
+
+@cs.task
+async def starts_a_large_run(x: int) -> int:
+    value: int = await cs.run_async(total(one.map(x=list(range(x)))), connector=NESTED.connector, log_level="OFF")
+    return value
+
+
 class NESTED:
     connector: Any = None
 
@@ -133,6 +145,8 @@ KINDS: dict[str, tuple[Callable[[], Any], int]] = {
     "own spans of tasks": (lambda: total([makes_nested_spans(n) for n in range(100)]), 100 * 22 + 3),
     "values": (lambda: has_large_values.map(values=[["y" * 900] * 5] * 200), 203),
     "nested runs": (lambda: items(starts_a_run), 200 * (1 + 2 + 10) + 3),
+    "nested runs in threads": (lambda: items(starts_a_run_in_a_thread), 200 * (1 + 2 + 10) + 3),
+    "large nested run": (lambda: starts_a_large_run(2_000), 2_000 + 2 + 2 + 1 + 2),
 }
 
 
@@ -228,6 +242,22 @@ def test_a_task_with_very_many_attempts_does_not_exceed_the_trace(collector: Col
     assert 100 < len(shown) < 2_000
     assert {span.parent_span_id for span in shown} == {task.span_id}
     assert replayed(collector, beside) == {described(span) for span in spans}
+
+
+@pytest.mark.usefixtures("small_budget")
+def test_runs_in_one_trace_of_a_caller_share_its_budget(collector: Collector) -> None:
+    collector.receiver.clear()
+    above = trace.SpanContext(0xA1, 0xB1, is_remote=True, trace_flags=trace.TraceFlags(1))
+    with trace.use_span(trace.NonRecordingSpan(above)):
+        for _ in range(5):
+            cs.run(items(one, 300), connector=collector.connector(), log_level="ERROR")
+    spans = collector.receiver.spans
+    assert len(spans.named("one")) == 1_500
+    shared, *others = sorted(spans.traces().values(), key=lambda each: each[0].trace_id != f"{0xA1:032x}")
+    assert shared[0].trace_id == f"{0xA1:032x}"
+    assert len(shared.named("run map(one)")) == 5
+    assert max(sum(span.size for span in each) for each in (shared, *others)) < MOST
+    assert all("cascade.part.number" in root.attributes for each in others for root in each.roots())
 
 
 @pytest.mark.usefixtures("small_budget")

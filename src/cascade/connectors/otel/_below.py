@@ -18,7 +18,7 @@ from opentelemetry.util.types import Attributes, AttributeValue
 from cascade.connectors.otel._scope import is_ours
 from cascade.runtime.task_context import TaskContext
 from cascade.telemetry import attributes as a
-from cascade.telemetry.parts import SPAN_BYTES
+from cascade.telemetry.trace_budget import SPAN_BYTES
 
 
 class OfTask:
