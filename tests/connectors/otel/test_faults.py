@@ -249,7 +249,8 @@ def test_attributes_of_every_type_and_size_cost_at_most_their_own_span(
 
     keys, values = list(STRANGE), list(STRANGE.values())
     spans = collector.trace_of(strange.map(key=keys, value=values), connector=collector.connector(metrics=False))
-    lost = 2 * len(STRANGE) + 3 - len({span.span_id for span in spans})  # a request that was repeated may arrive twice
+    # A request that was repeated may arrive twice. The large attributes split the trace.
+    lost = 2 * len(STRANGE) + 3 - len({span.span_id for span in spans if not span.name.endswith(" part")})
     told = [warning for warning in warnings(caplog) if warning.startswith("OtelConnector")]
     assert len(spans.named("strange")) >= len(STRANGE) - 3
     assert [warning.partition(" at ")[0] for warning in told] == (
