@@ -1,6 +1,7 @@
 from typing import Any
 
-from cascade.telemetry.limits import shrink, size_of
+from cascade.telemetry.identity import MAX_TRACESTATE
+from cascade.telemetry.limits import FEW, MAX_ERROR_BYTES, MAX_MESSAGE_BYTES, MAX_NAME_BYTES, shrink, size_of
 
 
 def payload(**metadata: Any) -> dict[str, Any]:
@@ -25,3 +26,27 @@ def test_ids_and_times_stay_even_when_it_is_hopeless() -> None:
     small = shrink(payload(start_ns=1, end_ns=2, exception="x" * 999, links=["x" * 999]), limit=50)
     assert small["body"]["task_id"] == "t"
     assert (small["body"]["metadata"]["start_ns"], small["body"]["metadata"]["end_ns"]) == (1, 2)
+
+
+def test_a_few_links_and_waits_always_fit_and_are_not_measured() -> None:
+    link = {"trace_id": "a" * 32, "span_id": "b" * 16, "tracestate": "c" * MAX_TRACESTATE}
+    name, time_ns = "\x00" * MAX_NAME_BYTES, 2**63
+    constraint = {"scope": name, "type": "concurrency", "id": name}
+    wait: dict[str, Any] = {"span_id": "b" * 16, "start_ns": time_ns, "end_ns": time_ns, "constraint": constraint}
+    message = payload(links=[link] * FEW, waits=[wait | {"reason": "concurrency"}] * FEW)
+    message["tracestate"] = "c" * MAX_TRACESTATE
+    message["body"].update({"task_id": name, "task_name": name, "error": "\x00" * MAX_ERROR_BYTES})
+    assert size_of(message) < MAX_MESSAGE_BYTES
+
+    class Unmeasured:
+        def __str__(self) -> str:
+            raise AssertionError("the message was encoded to measure it")
+
+    message["body"]["metadata"]["waits"][0] = Unmeasured()
+    assert shrink(message) is message
+
+
+def test_more_links_are_measured() -> None:
+    link = {"trace_id": "a" * 32, "span_id": "b" * 16, "tracestate": "c" * MAX_TRACESTATE}
+    small = shrink(payload(start_ns=1, links=[link] * 2 * FEW))
+    assert small["body"]["metadata"] == {"start_ns": 1, "truncated": ["links"]}

@@ -39,6 +39,9 @@ _EXPENDABLE = (
     "parts",
 )
 _MAY_BE_BIG = frozenset(_EXPENDABLE)  # most messages have nothing that grows: no look at the whole is needed
+_LISTS = frozenset({"links", "waits"})
+FEW = 16
+"""Entries of each of these lists that fit into any message. A link has at most 8,500 bytes, a wait 3,500."""
 
 
 def size_of(payload: dict[str, Any]) -> int:
@@ -49,7 +52,10 @@ def size_of(payload: dict[str, Any]) -> int:
 def shrink(payload: dict[str, Any], limit: int = MAX_MESSAGE_BYTES) -> dict[str, Any]:
     """The payload itself, or a copy without so much of its metadata that it fits; `truncated` names what went."""
     metadata = payload["body"].get("metadata", {})
-    if _MAY_BE_BIG.isdisjoint(metadata) or size_of(payload) <= limit:
+    grown = _MAY_BE_BIG.intersection(metadata)
+    # To measure a message takes as long as to encode it.
+    is_small = limit >= MAX_MESSAGE_BYTES and grown <= _LISTS and all(len(metadata[key]) <= FEW for key in grown)
+    if not grown or is_small or size_of(payload) <= limit:
         return payload
     kept, gone = dict(metadata), list[str]()
     small = {**payload, "body": {**payload["body"], "metadata": kept}}
