@@ -23,21 +23,25 @@ _PROGRAMS = {
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m stack", description="The stack without Docker.")
-    parser.add_argument("--folder", type=Path, default=up.FOLDER, help="for logs and what the servers keep")
-    parser.add_argument("--free-ports", action="store_true", help="not the usual ones")
+    parser.add_argument(
+        "--folder", type=Path, default=up.FOLDER, help="the folder for logs and the data of the servers"
+    )
+    parser.add_argument("--free-ports", action="store_true", help="use free ports in place of the usual ones")
     commands = parser.add_subparsers(dest="command", required=True)
     building = commands.add_parser(
         "build", help="build the Collector and Jaeger: some minutes each, once for a machine"
     )
     building.add_argument("program", nargs="?", choices=_PROGRAMS, help="one of them; by default all")
     commands.add_parser("up", help="start Jaeger, the Collector, Mosquitto and Prometheus")
-    commands.add_parser("down", help="end them; what they keep stays")
-    showing = commands.add_parser("show", help="draw a trace that Jaeger has")
+    commands.add_parser("down", help="end them; their data is kept")
+    showing = commands.add_parser("show", help="draw a trace from Jaeger in the terminal")
     drawing = commands.add_parser("picture", help="the same as a picture, in SVG")
     looking = commands.add_parser("look", help="open the pages that show a run, and save screenshots with Chromium")
     for reading in (showing, drawing, looking):
-        reading.add_argument("trace_id", nargs="?", help="by default that of the latest run of any service")
-    looking.add_argument("--out", type=Path, default=look.FOLDER, help="for the screenshots")
+        reading.add_argument(
+            "trace_id", nargs="?", help="the id of a trace or of a run; by default the latest run of any service"
+        )
+    looking.add_argument("--out", type=Path, default=look.FOLDER, help="the folder for the screenshots")
     try:
         for text in _do(parser.parse_args(arguments)):
             print(text, flush=True)

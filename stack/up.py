@@ -14,7 +14,7 @@ from stack.addresses import Ports, default_ports
 from stack.process import PATIENCE, Server, ServerError, until
 
 FOLDER = build.ROOT / ".make" / "stack"
-"""Logs, and what the servers keep; `make clean` removes it."""
+"""The folder for logs and the data of the servers; `make clean` removes it."""
 
 _PACE = local.Pace()
 _OPTIONAL = {"mosquitto": "MQTT", "prometheus": "Jaeger's Monitor tab and Prometheus"}
@@ -22,21 +22,36 @@ _OPTIONAL = {"mosquitto": "MQTT", "prometheus": "Jaeger's Monitor tab and Promet
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """The ports and the process ids of the servers that `up` started."""
+    """The ports and the processes of the servers that `up` started.
+
+    Attributes:
+        ports: The ports of all servers.
+        pids: The process ids by the names of the servers.
+        start_times: The start times of the processes. After a restart of the machine, other processes have these ids.
+    """
 
     ports: Ports
     pids: dict[str, int]
+    start_times: dict[str, str | None]
 
     def save(self, folder: Path) -> None:
         (folder / "state.json").write_text(json.dumps(asdict(self)))
+
+    def alive(self) -> dict[str, int]:
+        """The process ids of the servers that are running."""
+        return {
+            name: pid
+            for name, pid in self.pids.items()
+            if (start_time := _start_time(pid)) and start_time == self.start_times.get(name)
+        }
 
     @classmethod
     def load(cls, folder: Path) -> "State | None":
         """The state that `up` saved, if any of its processes is still running."""
         with suppress(FileNotFoundError):
             plain = json.loads((folder / "state.json").read_text())
-            state = cls(Ports(**plain["ports"]), plain["pids"])
-            if any(map(is_alive, state.pids.values())):
+            state = cls(Ports(**plain["ports"]), plain["pids"], plain.get("start_times", {}))
+            if state.alive():
                 return state
         return None
 
@@ -49,7 +64,7 @@ def up(folder: Path = FOLDER, choose_ports: Callable[[], Ports] = default_ports)
         ServerError: A server did not start.
     """
     state = State.load(folder)
-    if state and not all(map(is_alive, state.pids.values())):
+    if state and len(state.alive()) < len(state.pids):
         down(folder)
         state = None
     if state is None:
@@ -65,21 +80,22 @@ def up(folder: Path = FOLDER, choose_ports: Callable[[], Ports] = default_ports)
             for server in started:
                 server.stop()
             raise
-        state = State(ports, {server.name: server.process.pid for server in started if server.process})
+        pids = {server.name: server.process.pid for server in started if server.process}
+        state = State(ports, pids, {name: _start_time(pid) for name, pid in pids.items()})
         state.save(folder)
     return "\n".join(_told(folder, state))
 
 
 def down(folder: Path = FOLDER) -> str:
-    """End all that `up` has started. What the servers keep stays."""
+    """End the servers that `up` started. Their data is kept."""
     state = State.load(folder)
     if state is None:
         return "The stack is not running."
-    for pid in reversed(state.pids.values()):
+    for pid in reversed(state.alive().values()):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
-    for name, pid in state.pids.items():
-        until(lambda pid=pid: not is_alive(pid), f"{name} has ended", PATIENCE)  # type: ignore[misc]  # bound now
+    for name in state.pids:
+        until(lambda name=name: name not in state.alive(), f"{name} has ended", PATIENCE)  # type: ignore[misc]  # bound now
     (folder / "state.json").unlink()
     return f"Ended {', '.join(state.pids)}."
 
@@ -109,7 +125,7 @@ def _told(folder: Path, state: State) -> Iterator[str]:
     yield f"Collector   {otlp} (HTTP), {ports.at(ports.otlp_grpc)} (gRPC)"
     if "Mosquitto" in state.pids:
         user = f"{local.RUNNER}:{local.PASSWORD}"
-        yield f"Mosquitto   mqtt://{user}@{ports.at(ports.mqtt)}, and {local.OPERATOR} who watches and steers"
+        yield f"Mosquitto   mqtt://{user}@{ports.at(ports.mqtt)}, and the user {local.OPERATOR} for monitoring and control"
     if "Prometheus" in state.pids:
         yield f"Prometheus  {ports.url(ports.prometheus)}"
     yield f"Logs        {folder}"
@@ -120,11 +136,12 @@ def _told(folder: Path, state: State) -> Iterator[str]:
     yield "  make stack-show"
 
 
-def is_alive(pid: int) -> bool:
-    """Whether the process exists and is no zombie."""
+def _start_time(pid: int) -> str | None:
+    """The start time of a process, in clock ticks since the start of the machine; None if it has ended."""
     with suppress(FileNotFoundError, ProcessLookupError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
+        status, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if status == "Z" else fields[18]
+    return None
 
 
 def _say(text: str) -> None:

@@ -3,12 +3,14 @@
 import os
 import re
 import signal
+import subprocess
 from pathlib import Path
 from uuid import UUID
 
 import pytest
 
-from stack.up import State, is_alive
+from stack.addresses import Ports
+from stack.up import State
 from tests.e2e import stacks
 from tests.e2e.runs import run
 from tests.e2e.stacks import NO_COMPOSE, stack_command
@@ -55,9 +57,19 @@ def test_the_stack_starts_again_if_one_of_its_servers_was_killed(tmp_path: Path)
         before = State.load(tmp_path)
         assert before
         os.kill(before.pids["Jaeger"], signal.SIGKILL)
-        until_blocking(lambda: not is_alive(before.pids["Jaeger"]))
+        until_blocking(lambda: "Jaeger" not in before.alive())
         stack_command(tmp_path, "up")
         assert stack_command(tmp_path, "look").stderr == "Jaeger has no run yet\n"
     finally:
         stack_command(tmp_path, "down")
-    assert not [pid for pid in before.pids.values() if is_alive(pid)]
+    assert before.alive() == {}
+
+
+def test_a_process_with_the_id_of_an_ended_server_is_not_ended(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "600"]) as other:
+        try:
+            State(Ports(), {"Jaeger": other.pid}, {"Jaeger": "1"}).save(tmp_path)
+            assert stack_command(tmp_path, "down").stdout == "The stack is not running.\n"
+            assert other.poll() is None
+        finally:
+            other.kill()
