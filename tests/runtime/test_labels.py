@@ -97,6 +97,9 @@ def two(a: str, b: str = "second", *, c: str = "third") -> str | None:
         (lambda other: other, "x"),
         (lambda a, /: a, "x"),
         (lambda *args, **kwargs: f"{args} {kwargs}", "('x',) {}"),
+        (lambda b, **rest: f"{b} {rest}", "second {'a': 'x'}"),
+        (lambda **named: str(named), "{'a': 'x'}"),
+        (lambda a, *rest, c="own": f"{a}{rest}{c}", "x()own"),
         (lambda: "none", "none"),
         (lambda a, more="default": a + more, "xdefault"),
         (str.upper, "X"),
@@ -136,6 +139,13 @@ def test_a_function_gets_no_resources() -> None:
         return own()
 
     assert cs.run(query(sql="select", more=cs.inject(db)), log_level="OFF") == "sql"
+    assert cs.run(query(sql="select").with_label(lambda db: f"{db}"), log_level="OFF") == "select", "the first argument"
+
+
+def test_a_function_gets_further_positional_arguments_as_a_tuple() -> None:
+    many = cs.task(lambda first, *rest: own(), name="many", label=lambda rest: f"{rest}")
+    assert cs.run(many(1, 2, 3), log_level="OFF") == "(2, 3)"
+    assert cs.run(many(1), log_level="OFF") == "()"
 
 
 def test_one_label_for_all_attempts_and_for_the_wait_before_the_start() -> None:
@@ -183,13 +193,16 @@ def test_a_skipped_or_cached_call_keeps_its_label() -> None:
             raise NotImplementedError
 
     assert labels(cs.task(lambda x: x, name="c", label=lambda x: f"c{x}")(5).with_cache(Hit())) == ["c5"]
-    skipped = cs.task(own, name="skipped")().with_label("fixed").run_if(cs.task(lambda: False, name="no")())
+    assert skipped_labels(cs.task(own)().with_label("fixed")) == ["fixed"]
+    assert skipped_labels(cs.task(own)().with_label(lambda: "needs the arguments")) == [None]
+
+
+def skipped_labels(lazy: Any) -> list[str | None]:
     connector = MemoryConnector()
     with pytest.raises(cs.DependencyMissingError):
-        cs.run(skipped, connector=connector, log_level="OFF")
-    assert [p["body"]["metadata"].get("label") for p in connector.payloads if p["body"].get("state") == "SKIPPED"] == [
-        "fixed"
-    ]
+        cs.run(lazy.run_if(cs.task(lambda: False, name="no")()), connector=connector, log_level="OFF")
+    skipped = [payload["body"] for payload in connector.payloads if payload["body"].get("state") == "SKIPPED"]
+    return [body["metadata"].get("label") for body in skipped]
 
 
 def nonsense(x: int) -> Any:
@@ -204,6 +217,14 @@ def stop(x: int) -> str:
     sys.exit("a label cannot end the program")
 
 
+class Stop(BaseException):
+    """Such as those of pytest and of other event loops."""
+
+
+def stop_otherwise(x: int) -> str:
+    raise Stop
+
+
 def boom(x: int) -> str:
     raise LookupError("password=hunter2X9 is wrong")
 
@@ -215,6 +236,7 @@ def boom(x: int) -> str:
         (nonsense, "it returned a NoneType; it must return a text"),
         (forgotten, "it returned a coroutine"),
         (stop, "SystemExit"),
+        (stop_otherwise, "Stop"),
         (lambda x, y: f"{y}", "missing 1 required positional argument: 'y'"),
     ],
 )
@@ -234,6 +256,7 @@ def test_a_label_that_fails_is_left_out_with_one_warning(
 def test_an_empty_label_is_none_without_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     assert cs.run(cs.task(own, label="")(), log_level="OFF") is None
     assert cs.run(cs.task(lambda x: own(), label=lambda x: "")(1), log_level="OFF") is None
+    assert skipped_labels(cs.task(own)().with_label("")) == [None]
     assert [one for one in caplog.records if one.levelno >= logging.WARNING] == []
 
 
@@ -241,6 +264,8 @@ def test_secrets_are_masked_in_a_label() -> None:
     login = cs.task(lambda user, password: own(), name="login", label=lambda user, password: f"{user}/{password[:3]}")
     assert cs.run(login("me", "hunter2"), log_level="OFF") == "me/***"
     assert cs.run(login.map(user=["a"], password=["hunter2"]), log_level="OFF") == ["a/***"]
+    with_default = cs.task(lambda user, password="hunter2": own(), name="w", label=lambda user, password: f"{password}")
+    assert cs.run(with_default("me"), log_level="OFF") == "***"
     shown = cs.task(lambda x: own(), name="shown", label=lambda x: f"x {x}")
     assert cs.run(shown(cs.Param("api_key", type=str)), params={"api_key": "k1"}, log_level="OFF") == "x ***"
     assert cs.run(shown("token=abcdefgh12345678"), log_level="OFF") == "x token=***"
@@ -303,6 +328,15 @@ def test_the_note_on_an_error_has_index_and_label() -> None:
     with pytest.raises(ZeroDivisionError) as failed:
         cs.run(invert(0), log_level="OFF")
     assert failed.value.__notes__ == ["task 'invert' ('x = 0')"]
+
+
+def test_a_label_may_be_a_text_of_any_kind() -> None:
+    class Unhashable(str):
+        __slots__ = ()
+        __hash__ = None  # type: ignore[assignment]
+
+    assert cs.run(cs.task(own, label=Unhashable("text"))(), log_level="OFF") == "text"
+    assert cs.run(cs.task(own, label=lambda: Unhashable("made"))(), log_level="OFF") == "made"
 
 
 @pytest.mark.parametrize("wrong", [5, None, ["a"]])

@@ -1,7 +1,6 @@
 """Labels: short texts that distinguish the calls of one task on the terminal, in messages and on spans."""
 
 import inspect
-from asyncio import CancelledError
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,12 +8,17 @@ from cascade._loggers import get_logger
 from cascade.graph.arguments import split
 from cascade.graph.model import Edge, Node
 from cascade.runtime.hashable_cache import hashable_cache
-from cascade.runtime.resolvers import hidden_secrets, positional_names
+from cascade.runtime.resolvers import defaults_of, hidden_secrets, positional_names, without_secrets
 from cascade.spec.resource import Inject
 from cascade.telemetry.limits import MAX_NAME_BYTES
 from cascade.telemetry.safe import error_text, masked, masked_name
 
 logger = get_logger(__name__)
+
+
+def fixed_label(node: Node) -> str | None:
+    """The label of a node as a message has it, if it is a text; None for a function, which needs the arguments."""
+    return masked_name(node.label) or None if isinstance(node.label, str) else None
 
 
 class Labels:
@@ -24,17 +28,17 @@ class Labels:
         self._reported: set[str] = set()
 
     def label_of(self, node: Node, inputs: Mapping[str, Any], edges: Sequence[Edge] = ()) -> str | None:
-        """Return the label of a call with the given inputs: masked, and at most `MAX_NAME_BYTES` long.
+        """Return what the label function of a node makes of the inputs: masked, and at most `MAX_NAME_BYTES` long.
 
-        A function gets the arguments without injected resources. An argument that has the name of a secret, or comes from
-        an input or a task with such a name, is masked before.
+        The function gets the arguments without injected resources. An argument that has the name of a secret, or comes
+        from an input or a task with such a name, is masked before.
         """
-        if isinstance(node.label, str):
-            return masked_name(node.label) or None
         try:
             given = _text(_call(node.label, node, hidden_secrets(inputs, node.callable_obj, edges)))
             return masked(given, MAX_NAME_BYTES) or None
-        except (Exception, CancelledError, SystemExit) as error:  # noqa: BLE001 - a label ends no run
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - a label ends no run, by SystemExit either
             self._report(node.name, error)
             return None
 
@@ -53,48 +57,48 @@ def _text(given: Any) -> str:
 
 
 class _Wanted(NamedTuple):
-    """The parameters of a label function. Without `by_name` it gets its arguments by position."""
+    """The parameters of a label function. `all_by_position`: `*args`, `all_by_name`: `**kwargs`."""
 
     names: tuple[str, ...]
     required: frozenset[str]
     by_name: bool
+    all_by_position: bool
+    all_by_name: bool
 
 
 @hashable_cache
-def _wanted(function: Any) -> _Wanted | None:
-    """The parameters of a label function; None if it takes any arguments, or has no signature."""
+def _wanted(function: Any) -> _Wanted:
+    """The parameters of a label function; `*args, **kwargs` for one that has no signature."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
-        return None
-    if any(p.kind in {p.VAR_POSITIONAL, p.VAR_KEYWORD} for p in parameters):
-        return None
+        return _Wanted((), frozenset(), by_name=False, all_by_position=True, all_by_name=True)
+    kinds = {p.kind for p in parameters}
+    own = [p for p in parameters if p.kind not in {p.VAR_POSITIONAL, p.VAR_KEYWORD}]
     return _Wanted(
-        tuple(p.name for p in parameters),
-        frozenset(p.name for p in parameters if p.default is p.empty),
-        all(p.kind is not p.POSITIONAL_ONLY for p in parameters),
+        tuple(p.name for p in own),
+        frozenset(p.name for p in own if p.default is p.empty),
+        by_name=inspect.Parameter.POSITIONAL_ONLY not in kinds,
+        all_by_position=inspect.Parameter.VAR_POSITIONAL in kinds,
+        all_by_name=inspect.Parameter.VAR_KEYWORD in kinds,
     )
 
 
 def _call(label: Any, node: Node, inputs: Mapping[str, Any]) -> Any:
-    """Call the label function with the arguments that have the names of its parameters, else with the first ones."""
+    """Call the label function with the arguments that have the names of its parameters, else with the first ones.
+
+    A function with `*args` gets the arguments as the task gets them.
+    """
     args, kwargs = split({k: v for k, v in inputs.items() if type(v) is not Inject}, node.positional or 0)
     wanted = _wanted(label)
-    if wanted is None:
-        return label(*args, **kwargs)
+    if wanted.all_by_position:
+        return label(*args, **{k: v for k, v in kwargs.items() if wanted.all_by_name or k in wanted.names})
     names = positional_names(node.callable_obj)
-    named = {names.of(position) or str(position): value for position, value in enumerate(args)} | kwargs
+    named = dict(zip(names.names, args, strict=False)) | kwargs
+    if names.rest:
+        named[names.rest] = tuple(args[len(names.names) :])
     if missing := wanted.required - named.keys():
-        named |= _defaults(node.callable_obj, missing)
+        named |= without_secrets(defaults_of(node.callable_obj, missing), node.callable_obj)
     if wanted.by_name and wanted.required <= named.keys():
-        return label(**{name: named[name] for name in wanted.names if name in named})
+        return label(**{name: value for name, value in named.items() if wanted.all_by_name or name in wanted.names})
     return label(*[*args, *kwargs.values()][: len(wanted.names)])
-
-
-def _defaults(function: Any, names: frozenset[str]) -> dict[str, Any]:
-    try:
-        parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        return {}
-    defaults = {name: parameters[name].default for name in names if name in parameters}
-    return {name: value for name, value in defaults.items() if value is not inspect.Parameter.empty}

@@ -161,8 +161,9 @@ def _task_skipped(event: TaskSkipped, run: RunState) -> Draft:
     start_ns, child = _start(event), child_of(event, run)
     metadata = _ended(event, run, start_ns, event.end_ns or start_ns, "skip")
     metadata["reason"] = event.reason
-    if event.decided_by is not None:
-        metadata["links"] = [_link_to(run.trace.span_of(event.decided_by), _home(event, run))]
+    if event.decided_by:
+        home = _home(event, run)
+        metadata["links"] = [_link_to(run.trace.span_of(id_), home) for id_ in event.decided_by]
     settle(metadata, event, run, child)
     return _task(event, run, "SKIPPED", metadata)
 

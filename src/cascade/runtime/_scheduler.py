@@ -8,6 +8,7 @@ from typing import Any
 from cascade.graph.model import Edge, EdgeType, Graph, Node
 from cascade.runtime._hold import Hold
 from cascade.runtime._inputs import input_value
+from cascade.runtime._labels import fixed_label
 from cascade.runtime._map_execution import MapExecution
 from cascade.runtime._outcome import add_task_note
 from cascade.runtime._preflight import check_names, check_nodes
@@ -19,7 +20,6 @@ from cascade.runtime.exceptions import DependencyMissingError
 from cascade.runtime.flow import PRUNED, FlowManager, Skip, chosen_route, lazy_id
 from cascade.runtime.protocols import Discarding, Solver
 from cascade.runtime.resolvers import ArgumentResolver
-from cascade.telemetry.safe import masked_name
 
 
 class Scheduler:
@@ -35,6 +35,7 @@ class Scheduler:
         self._pending: dict[str, int] = {}  # upstreams not settled yet, by node that is needed
         self._awaited_routes: dict[tuple[str, str], int] = {}
         self._settled: set[str] = set()
+        self._deciders: dict[str, str] = {}  # the condition or selector of each skipped node
         self._ready: deque[Node] = deque()
         self._pumping = False
         self._group = TaskGroup(run, run.new_context)
@@ -198,20 +199,25 @@ class Scheduler:
     def _publish_skipped(self, node: Node, skip: Skip) -> None:
         if node.param_spec is not None:
             return
-        now, decided_by = self._run.clock.now_ns(), skip.decided_by
-        if decided_by is not None and self._nodes[decided_by].param_spec is not None:
-            decided_by = None  # an input has no span
+        now = self._run.clock.now_ns()
         self._run.emit(
             TaskSkipped,
             task_id=node.id,
             task_name=node.name,
             kind="map" if node.node_type == "map" else "task",
-            label=masked_name(node.label) if isinstance(node.label, str) and node.node_type != "map" else None,
+            label=None if node.node_type == "map" else fixed_label(node),
             reason=skip.reason,
-            decided_by=decided_by,
+            decided_by=self._decided_by(node.id, skip.decided_by),
             start_ns=now,
             end_ns=now,
         )
+
+    def _decided_by(self, node_id: str, nearest: str | None) -> tuple[str, ...]:
+        """The condition or selector that decided a skip, then the skipped node between, if any; without inputs."""
+        if nearest is None:
+            return ()
+        decider = self._deciders[node_id] = self._deciders.get(nearest, nearest)
+        return tuple(i for i in dict.fromkeys((decider, nearest)) if self._nodes[i].param_spec is None)
 
     def _dependencies(self, node: Node) -> tuple[str, ...]:
         """Ids of the tasks whose values the node consumes, each once."""

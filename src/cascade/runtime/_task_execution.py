@@ -10,6 +10,7 @@ from typing import Any
 from cascade._loggers import get_logger
 from cascade.graph.model import Node
 from cascade.runtime import task_context
+from cascade.runtime._labels import fixed_label
 from cascade.runtime._outcome import (
     Tracebacks,
     add_later_error,
@@ -121,11 +122,13 @@ class TaskExecution:
             self.arguments = self.item = self.consumed = None
 
     def _make_label(self) -> str | None:
-        """The label, before the first event. An error of the arguments is left to their resolution before the start."""
+        """The label, before the first event. An error of the arguments is raised later, when they are resolved for the call."""
         node, inputs = self.node, self.item
+        if isinstance(node.label, str):
+            return fixed_label(node)
         if inputs is None:
             try:
-                inputs = {} if isinstance(node.label, str) else self.resolver.resolve(node).inputs
+                inputs = self.resolver.resolve(node).inputs
             except Exception:  # noqa: BLE001
                 return None
         return self.run.labels.label_of(node, inputs, self.resolver.edges_of(self.map_id or node.id))

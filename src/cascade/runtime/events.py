@@ -232,13 +232,13 @@ class TaskExecutionFinished(_TaskEnded):
 
 @dataclass(frozen=True)
 class TaskSkipped(_TaskEnded):
-    """`decided_by` is the task_id of the condition, the selector or the skipped upstream that is the reason.
+    """`decided_by` has the task_id of the condition or the selector, then that of the skipped upstream between, if any.
 
-    It is None for a value from the cache, and for an input (a Param or an Env), which is not a task.
+    It is empty for a value from the cache. An input (a Param or an Env) is not a task, and has no task_id.
     """
 
     reason: str = "Unknown"
-    decided_by: str | None = None
+    decided_by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ PRUNED = "Pruned"
 
 
 class Skip(NamedTuple):
-    """Why a node does not run. `decided_by` is the id of the node that decided: a condition, a selector, a skipped upstream."""
+    """The reason why a node does not run. `decided_by` is the id of a condition, a selector or a skipped upstream."""
 
     reason: str
     decided_by: str | None = None

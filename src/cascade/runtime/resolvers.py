@@ -214,6 +214,12 @@ def injected_defaults(function: Any) -> Mapping[str, Inject]:
     return {p.name: p.default for p in _parameters(function) if type(p.default) is Inject}
 
 
+def defaults_of(function: Any, names: frozenset[str]) -> dict[str, Any]:
+    """The defaults of those of the function's parameters that have the given names, without resources."""
+    wanted = (p for p in _parameters(function) if p.name in names)
+    return {p.name: p.default for p in wanted if p.default is not p.empty and type(p.default) is not Inject}
+
+
 def _parameters(function: Any) -> Iterable[inspect.Parameter]:
     if not callable(function):
         return ()

@@ -118,7 +118,9 @@ class Lazy(Argument, Generic[Value_co]):
 
 def checked_label(label: Label) -> Label:
     """Return a label. Raises TypeError if it is neither a text nor a function."""
-    if isinstance(label, str) or callable(label):
+    if isinstance(label, str):
+        return str.__str__(label)  # a subclass may have no hash
+    if callable(label):
         return label
     raise TypeError(f"label must be a text or a function that returns one, got a {type(label).__name__}")
 

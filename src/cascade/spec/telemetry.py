@@ -14,8 +14,8 @@ out of `metadata`.
     COMPLETED, FAILED, SKIPPED stand alone: `start_ns`, `end_ns`, `result` (success, failure, timeout, cancellation,
     skip), `reason` of a skip, `function` (module and qualified name), `links` (a list of `{"trace_id", "span_id"}` and
     `tracestate`, at most 128; a link into the message's own trace has the message's tracestate) to the tasks that it
-    consumed, or to the condition, the selector or the skipped task that is the reason of a skip; `link_count` (how many
-    tasks it consumed), `map_size`, `exception`, `waits`, and with a retry policy
+    consumed; of a skip, to the condition or the selector that decided, then to the skipped task that it depends on;
+    `link_count` (how many tasks it consumed), `map_size`, `exception`, `waits`, and with a retry policy
     `attempts` (the first 64 and the last 64), `attempt_count` (how many there really were, if more) and `max_attempts`; `arguments` and `output` where they are captured; `parts` for a map with more items
     than one trace takes, and `ended_parts` with the last message of a part. PENDING for a retry has no `span_id` if the
     trace is full and the attempt has no span; `attempts` has no such attempt.

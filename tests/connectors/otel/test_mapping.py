@@ -277,11 +277,24 @@ SKIPS: dict[str, tuple[Any, dict[str, tuple[str, tuple[str, ...]]]]] = {
     "input": (lambda: named("x").run_if(cs.Param("go", default=0, type=int)), {"x skipped": ("ConditionFalse", ())}),
     "condition of a consumer": (
         lambda: consumer(named("x").run_if(no()), one()),
-        {"x skipped": ("ConditionFalse", ("no",)), "end skipped": ("UpstreamSkipped_Data", ("x skipped",))},
+        {"x skipped": ("ConditionFalse", ("no",)), "end skipped": ("UpstreamSkipped_Data", ("no", "x skipped"))},
+    ),
+    "condition several tasks away": (
+        lambda: consumer(named("z", named("y", named("x").run_if(no())))),
+        {
+            "x skipped": ("ConditionFalse", ("no",)),
+            "y skipped": ("UpstreamSkipped_Data", ("no", "x skipped")),
+            "z skipped": ("UpstreamSkipped_Data", ("no", "y skipped")),
+            "end skipped": ("UpstreamSkipped_Data", ("no", "z skipped")),
+        },
+    ),
+    "consumer of a task with a condition that is an input": (
+        lambda: consumer(named("x").run_if(cs.Param("go", default=0, type=int))),
+        {"x skipped": ("ConditionFalse", ()), "end skipped": ("UpstreamSkipped_Data", ("x skipped",))},
     ),
     "skipped condition": (
         lambda: consumer(one()).run_if(named("x").run_if(no())),
-        {"x skipped": ("ConditionFalse", ("no",)), "end skipped": ("UpstreamSkipped_Condition", ("x skipped",))},
+        {"x skipped": ("ConditionFalse", ("no",)), "end skipped": ("UpstreamSkipped_Condition", ("no", "x skipped"))},
     ),
     "condition that is a map": (
         lambda: named("x").run_if(add.map(x=[])),
@@ -291,16 +304,16 @@ SKIPS: dict[str, tuple[Any, dict[str, tuple[str, tuple[str, ...]]]]] = {
         lambda: consumer(add.map(x=[1, 2]).run_if(no())),
         {
             "map(add) skipped": ("ConditionFalse", ("no",)),
-            "end skipped": ("UpstreamSkipped_Data", ("map(add) skipped",)),
+            "end skipped": ("UpstreamSkipped_Data", ("no", "map(add) skipped")),
         },
     ),
     "nested": (
         lambda: consumer([named("x").run_if(no())]),
-        {"x skipped": ("ConditionFalse", ("no",)), "end skipped": ("UpstreamSkipped_Data", ("x skipped",))},
+        {"x skipped": ("ConditionFalse", ("no",)), "end skipped": ("UpstreamSkipped_Data", ("no", "x skipped"))},
     ),
     "constraint": (
         lambda: consumer().with_constraints(cpu=named("x").run_if(no())),
-        {"x skipped": ("ConditionFalse", ("no",)), "end skipped": ("UpstreamSkipped_Data", ("x skipped",))},
+        {"x skipped": ("ConditionFalse", ("no",)), "end skipped": ("UpstreamSkipped_Data", ("no", "x skipped"))},
     ),
     "route": (
         lambda: chosen({"b": named("x", named("y"))}),
@@ -315,16 +328,16 @@ SKIPS: dict[str, tuple[Any, dict[str, tuple[str, tuple[str, ...]]]]] = {
         {
             "x skipped": ("ConditionFalse", ("no",)),
             "y skipped": ("Pruned", ("choose",)),
-            "end skipped": ("UpstreamSkipped_Route", ("x skipped",)),
+            "end skipped": ("UpstreamSkipped_Route", ("no", "x skipped")),
         },
     ),
     "skipped selector": (
         lambda: chosen({"b": named("x")}, cs.task(lambda: "a", name="choose")().run_if(no())),
         {
             "choose skipped": ("ConditionFalse", ("no",)),
-            "end skipped": ("UpstreamSkipped_Data", ("choose skipped",)),
-            "x skipped": ("Pruned", ("choose skipped",)),
-            "one skipped": ("Pruned", ("choose skipped",)),
+            "end skipped": ("UpstreamSkipped_Data", ("no", "choose skipped")),
+            "x skipped": ("Pruned", ("no", "choose skipped")),
+            "one skipped": ("Pruned", ("no", "choose skipped")),
         },
     ),
     "cache": (lambda: named("x").with_cache(Hit()), {"x skipped": ("CacheHit", ())}),
