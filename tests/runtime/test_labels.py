@@ -115,11 +115,19 @@ def test_labels_of_methods_maps_by_position_and_nested_runs(tmp_path: Path) -> N
         def read(self, key: int) -> str | None:
             return own()
 
+        @cs.task(label=lambda self, key: f"{self.name} {key}")
+        def write(self, key: int) -> str | None:
+            return own()
+
+        name = "store"
+
     @cs.task(label=lambda x: x)
     def positional(x: str, /) -> str | None:
         return own()
 
     assert cs.run(Store().read(7), log_level="OFF") == "key 7"
+    assert cs.run(Store().write(7), log_level="OFF") == "store 7"
+    assert cs.run(Store().write.map(key=[7]), log_level="OFF") == ["store 7"]
     assert cs.run(positional.map(x=["a", "b"]), log_level="OFF") == ["a", "b"]
     file = tmp_path / "inner.py"
     file.write_text(
@@ -333,7 +341,9 @@ def test_the_note_on_an_error_has_index_and_label() -> None:
 def test_a_label_may_be_a_text_of_any_kind() -> None:
     class Unhashable(str):
         __slots__ = ()
-        __hash__ = None  # type: ignore[assignment]
+
+        def __hash__(self) -> int:
+            raise TypeError("unhashable")
 
     assert cs.run(cs.task(own, label=Unhashable("text"))(), log_level="OFF") == "text"
     assert cs.run(cs.task(own, label=lambda: Unhashable("made"))(), log_level="OFF") == "made"

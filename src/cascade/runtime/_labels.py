@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
+from types import MethodType
 from typing import Any, NamedTuple
 
 from cascade._loggers import get_logger
@@ -98,7 +99,15 @@ def _call(label: Any, node: Node, inputs: Mapping[str, Any]) -> Any:
     if names.rest:
         named[names.rest] = tuple(args[len(names.names) :])
     if missing := wanted.required - named.keys():
-        named |= without_secrets(defaults_of(node.callable_obj, missing), node.callable_obj)
+        named |= _not_given(node.callable_obj, missing)
     if wanted.by_name and wanted.required <= named.keys():
         return label(**{name: value for name, value in named.items() if wanted.all_by_name or name in wanted.names})
     return label(*[*args, *kwargs.values()][: len(wanted.names)])
+
+
+def _not_given(function: Any, names: frozenset[str]) -> dict[str, Any]:
+    """Those of a function's arguments that a call does not give: defaults, and the instance of a method."""
+    found = without_secrets(defaults_of(function, names), function)
+    if isinstance(function, MethodType):
+        found |= dict.fromkeys(names.intersection(positional_names(function.__func__).names[:1]), function.__self__)
+    return found
