@@ -27,7 +27,8 @@ class State:
     Attributes:
         ports: The ports of all servers.
         pids: The process ids by the names of the servers.
-        start_times: The start times of the processes. After a restart of the machine, other processes have these ids.
+        start_times: The start times of the processes. After a restart of the machine, other processes have these ids. A
+            file of an older version has none.
     """
 
     ports: Ports
@@ -42,7 +43,7 @@ class State:
         return {
             name: pid
             for name, pid in self.pids.items()
-            if (start_time := _start_time(pid)) and start_time == self.start_times.get(name)
+            if (start_time := _start_time(pid)) and start_time == self.start_times.get(name, start_time)
         }
 
     @classmethod
