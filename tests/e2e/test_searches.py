@@ -64,7 +64,7 @@ FOUND = {
     "slow runs of a target": {"slow", "large"},
     "skipped tasks of a name": {"with a skipped task"},
     "one run by its id": {"in a caller's trace"},
-    "runs in which an exception was raised, also before a retry": {"retried"},
+    "runs and parts in which an exception was raised, also before a retry": {"retried"},
 }
 """The runs that each search of the page finds."""
 
