@@ -1,4 +1,4 @@
-"""From the engine's events to the wire's messages: one small function for each kind of event."""
+"""Converts the engine's events to messages: one small function for each kind of event."""
 
 from collections.abc import Callable
 from functools import singledispatch
@@ -45,7 +45,7 @@ EVENTS: dict[str, tuple[type[Event], ...]] = {
 """The events that become messages, by what a connector may ignore of them."""
 
 MIN_WAIT_NS = 1_000_000
-"""A wait shorter than a millisecond is no news."""
+"""Nanoseconds of the shortest wait that a message has."""
 
 
 @singledispatch
@@ -89,7 +89,7 @@ def _run_finished(event: RunFinished, run: RunState) -> Draft:
 @draft.register
 def _task_started(event: TaskExecutionStarted, run: RunState) -> Draft:
     child_of(event, run)
-    metadata = _who(event) | {"start_ns": _start(event)}
+    metadata = _task_metadata(event) | {"start_ns": _start(event)}
     if event.attempt:
         metadata["attempt"] = event.attempt
     if event.map_size is not None:
@@ -100,7 +100,7 @@ def _task_started(event: TaskExecutionStarted, run: RunState) -> Draft:
 @draft.register
 def _task_blocked(event: TaskBlocked, run: RunState) -> Draft:
     run.counts["held_back"] += 1
-    metadata = _who(event) | {"reason": event.reason, "start_ns": event.start_ns}
+    metadata = _task_metadata(event) | {"reason": event.reason, "start_ns": event.start_ns}
     if event.constraint is not None:
         metadata["constraint"] = event.constraint
     return _task(event, run, "PENDING", metadata)
@@ -109,7 +109,7 @@ def _task_blocked(event: TaskBlocked, run: RunState) -> Draft:
 @draft.register
 def _task_retrying(event: TaskRetrying, run: RunState) -> Draft:
     run.counts["retried"] += 1
-    metadata = _who(event) | {
+    metadata = _task_metadata(event) | {
         "reason": "retry",
         "attempt": event.attempt,
         "max_attempts": event.max_attempts,
@@ -191,7 +191,7 @@ def _control_decision(event: ControlDecision, run: RunState) -> Draft:
     )
     run.control_count += 1
     if len(run.control) < MAX_CONTROL_EVENTS:
-        told = {
+        decision = {
             "action": body.action,
             "scope": body.scope,
             "type": body.constraint_type,
@@ -200,7 +200,7 @@ def _control_decision(event: ControlDecision, run: RunState) -> Draft:
             "params": body.params or None,
             "time_ns": round(event.timestamp * 1e9),
         }
-        run.control.append(_present(told))
+        run.control.append(_present(decision))
     return Draft(body, RUN, run.place)
 
 
@@ -239,7 +239,7 @@ def _resource(
     return Draft(body, id_of(name), place, terminal=True)
 
 
-def _who(event: TaskEvent) -> dict[str, Any]:
+def _task_metadata(event: TaskEvent) -> dict[str, Any]:
     found: dict[str, Any] = {"kind": event.kind}
     if event.map_id is not None:
         found["map_id"], found["map_index"] = event.map_id, event.map_index
@@ -251,8 +251,8 @@ def _who(event: TaskEvent) -> dict[str, Any]:
 def _ended(
     event: TaskSkipped | TaskExecutionFinished, run: RunState, start_ns: int, end_ns: int, result: str
 ) -> dict[str, Any]:
-    """What a span needs, for a task that has ended in whatever way. What is not there takes no time: this is hot."""
-    metadata = _who(event)
+    """The metadata of a task that has ended, as its span needs it. Only values that are present take time: this is hot."""
+    metadata = _task_metadata(event)
     metadata["start_ns"], metadata["end_ns"], metadata["result"] = start_ns, end_ns, result
     if event.function:
         metadata["function"] = _name(event.function)

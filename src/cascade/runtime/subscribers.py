@@ -119,19 +119,21 @@ class HumanReadableLogSubscriber:
     def on_task_started(self, event: TaskExecutionStarted) -> None:
         if event.attempt > 1:  # the message about the retry has announced the attempt
             return
-        self._info(event)("task.started", **_who(event))
+        self._info(event)("task.started", **_task_values(event))
 
     def on_task_finished(self, event: TaskExecutionFinished) -> None:
         if event.counts is not None and event.map_size and not self._is_quiet:
             self._print_progress(event.task_name, event.map_size, event.counts)
         if event.status == "Succeeded":
-            self._info(event)("task.finished_success", **_who(event), duration=event.duration)
+            self._info(event)("task.finished_success", **_task_values(event), duration=event.duration)
         elif event.status != "Cancelled" and (event.kind != "map" or event.error is not None):
             # The message about an item has named the failure of its map. A cancelled task is no failure.
-            self._messages.error("task.finished_failure", **_who(event), duration=event.duration, error=event.error)
+            self._messages.error(
+                "task.finished_failure", **_task_values(event), duration=event.duration, error=event.error
+            )
 
     def on_task_skipped(self, event: TaskSkipped) -> None:
-        self._info(event)("task.skipped", **_who(event), reason=event.reason)
+        self._info(event)("task.skipped", **_task_values(event), reason=event.reason)
 
     def on_map_progressed(self, event: MapProgressed) -> None:
         self._print_progress(event.task_name, event.map_size, event.counts)
@@ -148,7 +150,7 @@ class HumanReadableLogSubscriber:
     def on_task_retrying(self, event: TaskRetrying) -> None:
         self._messages.warning(
             "task.retrying",
-            **_who(event),
+            **_task_values(event),
             attempt=event.attempt,
             max_attempts=event.max_attempts,
             delay=event.delay,
@@ -178,8 +180,8 @@ class HumanReadableLogSubscriber:
         )
 
 
-def _who(event: TaskEvent) -> dict[str, Any]:
-    """The values of a message that name a task. The label is the first: a text with the label has no index."""
+def _task_values(event: TaskEvent) -> dict[str, Any]:
+    """The values of a message that identify a task. The first optional one selects the text: a label precedes the index."""
     found: dict[str, Any] = {"task_name": event.task_name}
     if event.label is not None:
         found["label"] = event.label

@@ -1,4 +1,4 @@
-"""From a message to the spans it stands for: one pure function, for the live connector and for a replay."""
+"""Converts a message to its spans: one pure function, for the live connector and for a replay."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -206,7 +206,7 @@ def _part_root(
 
 
 def _name_above_parts(body: Mapping[str, Any]) -> str:
-    return body.get("task_name") or f"run {body['metadata'].get('target', '')}".rstrip()
+    return body.get("task_name") or _run_name(body["metadata"])
 
 
 def _part_count(metadata: Mapping[str, Any]) -> int | None:
@@ -333,7 +333,7 @@ def _span(
 
 
 def _visible(start_ns: int, end_ns: int) -> int:
-    """The end of a span; a moment lasts a nanosecond, for Jaeger warns of what has no length as of a wrong clock."""
+    """The end of a span. A moment lasts a nanosecond: Jaeger warns of a wrong clock at a span without length."""
     return end_ns + 1 if end_ns == start_ns else end_ns
 
 
@@ -358,7 +358,7 @@ def _decision(decision: Mapping[str, Any]) -> Event:
 
 
 def _held(metadata: Mapping[str, Any]) -> Iterator[Event]:
-    """What has held the task back, none of it before its span begins: viewers take earlier events for a wrong clock."""
+    """Events for the constraints that held the task back, not earlier than its span: viewers warn of a wrong clock."""
     for wait in metadata["waits"]:
         if constraint := wait.get("constraint"):
             found = {a.WAIT_REASON: wait.get("reason"), **_constraint(constraint)}
@@ -366,8 +366,8 @@ def _held(metadata: Mapping[str, Any]) -> Iterator[Event]:
             yield Event("cascade.control.held", time_ns, _clean(found))
 
 
-def _constraint(told: Mapping[str, Any]) -> Attributes:
-    return {a.CONTROL_SCOPE: told.get("scope"), a.CONTROL_TYPE: told.get("type"), a.CONTROL_ID: told.get("id")}
+def _constraint(found: Mapping[str, Any]) -> Attributes:
+    return {a.CONTROL_SCOPE: found.get("scope"), a.CONTROL_TYPE: found.get("type"), a.CONTROL_ID: found.get("id")}
 
 
 def _exception_event(exception: Mapping[str, Any], time_ns: int) -> Event:
@@ -386,7 +386,7 @@ def _text_of(exception: Mapping[str, Any] | None) -> str:
 
 
 def _clean(found: Attributes) -> Attributes:
-    """What has a value, in the types that OTLP has for attributes; texts are cut."""
+    """The attributes that have a value, in the types of OTLP. Texts are cut to `MAX_VALUE_BYTES`."""
     return {
         key: value if type(value) is int or (type(value) is str and len(value) < _SHORT) else _value(value)
         for key, value in found.items()
