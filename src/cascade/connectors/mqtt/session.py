@@ -168,15 +168,17 @@ class Session:
 
     async def _serve(self, connection: Connection) -> None:
         longest = min(LONGEST_WAIT, connection.client.keepalive / 4 or LONGEST_WAIT)
-        while not (self._is_ending or connection.client.is_over):
-            await self._listen(connection, longest)
-            if not connection.client.is_over:
-                connection.work()
-            connection.settle()
-            connection.client.keep_alive()
-            if connection.is_proven:
-                self.health.proved_good()
-        self._turn_at = math.inf
+        try:
+            while not (self._is_ending or connection.client.is_over):
+                await self._listen(connection, longest)
+                if not connection.client.is_over:
+                    connection.work()
+                connection.settle()
+                connection.client.keep_alive()
+                if connection.is_proven:
+                    self.health.proved_good()
+        finally:
+            self._turn_at = math.inf
 
     async def _listen(self, connection: Connection, longest: float) -> None:
         """Run the event loop until there is work, at most `longest` seconds."""
