@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cascade.telemetry import attributes as a
 from grafana.one_run import one_run
-from grafana.panels import Json, Query, Search, course, dashboard, new_in, quantile, span_table, stat, values_of
+from grafana.panels import Json, Query, Search, dashboard, new_in, quantile, span_table, stat, time_series, values_of
 
 FOLDER = Path(__file__).parent / "dashboards"
 
@@ -16,7 +16,7 @@ _TARGET = "`${target:regex}`"
 _OF_SERVICE = f"job=~{_SERVICE}"
 _RUNS = f"{_OF_SERVICE}, cascade_run_target=~{_TARGET}"
 _BAD = 'cascade_run_result=~"failure|error|timeout"'
-_SHOWN = "$__range"
+_RANGE = "$__range"
 
 
 def runs() -> Json:
@@ -40,10 +40,10 @@ def runs() -> Json:
 
 
 def _numbers() -> list[Json]:
-    total = f"sum({new_in('cascade_run_duration_seconds_count', _RUNS, _SHOWN)})"
-    failed = f"sum({new_in('cascade_run_duration_seconds_count', f'{_RUNS}, {_BAD}', _SHOWN)})"
-    tasks = f"sum({new_in('cascade_task_duration_seconds_count', _OF_SERVICE, _SHOWN)})"
-    lost = f"sum({new_in('cascade_telemetry_lost_total', _OF_SERVICE, _SHOWN)})"
+    total = f"sum({new_in('cascade_run_duration_seconds_count', _RUNS, _RANGE)})"
+    failed = f"sum({new_in('cascade_run_duration_seconds_count', f'{_RUNS}, {_BAD}', _RANGE)})"
+    tasks = f"sum({new_in('cascade_task_duration_seconds_count', _OF_SERVICE, _RANGE)})"
+    lost = f"sum({new_in('cascade_telemetry_lost_total', _OF_SERVICE, _RANGE)})"
     return [
         stat("Ended runs", Query(total, instant=True), about="Runs that have ended in this time, with any result."),
         stat(
@@ -79,13 +79,13 @@ def _numbers() -> list[Json]:
 
 def _of_runs(durations: str) -> list[Json]:
     return [
-        course(
+        time_series(
             "Runs by result",
             Query(f"sum by (cascade_run_result) (cascade:runs:increase5m{{{_RUNS}}})", "{{cascade_run_result}}"),
             stacked=True,
             about="Runs that have ended, in five minutes each.",
         ),
-        course(
+        time_series(
             "Duration of runs",
             Query(quantile(0.5, durations), "half are faster than"),
             Query(quantile(0.95, durations), "19 of 20 are faster than", exemplars=True),
@@ -101,29 +101,29 @@ def _of_tasks() -> list[Json]:
     durations = new_in("cascade_task_duration_seconds_bucket", _OF_SERVICE)
     by_name = "sum by (cascade_task_name)"
     return [
-        course(
+        time_series(
             "Ended tasks of all targets, the 10 most frequent names",
             Query(f"topk(10, {by_name} ({tasks}))", "{{cascade_task_name}}"),
             stacked=True,
         ),
-        course(
+        time_series(
             "Failed tasks of all targets",
             Query(f"sum by (cascade_task_name, error_type) ({failed})", "{{cascade_task_name}}: {{error_type}}"),
             stacked=True,
         ),
-        course(
+        time_series(
             "Duration of tasks of all targets: 19 of 20 are faster",
             Query(quantile(0.95, durations, ", cascade_task_name"), "{{cascade_task_name}}", exemplars=True),
             unit="s",
         ),
-        course(
+        time_series(
             "Time spent in tasks of all targets, the 10 longest names",
             Query(f"topk(10, {by_name} (cascade:task_seconds:increase5m{{{_OF_SERVICE}}}))", "{{cascade_task_name}}"),
             unit="s",
             stacked=True,
             about="Of all processes together, in five minutes each: where the time goes.",
         ),
-        course(
+        time_series(
             "Waits of all targets",
             Query(
                 f"sum by (cascade_wait_reason) (cascade:wait_seconds:increase5m{{{_OF_SERVICE}}})",
@@ -133,15 +133,15 @@ def _of_tasks() -> list[Json]:
             stacked=True,
             about="Time for which tasks that could run were held back, by reason.",
         ),
-        course(
+        time_series(
             "Retries and skipped tasks of all targets",
-            Query(f"{by_name} (cascade:retries:increase5m{{{_OF_SERVICE}}})", "{{cascade_task_name}} again"),
+            Query(f"{by_name} (cascade:retries:increase5m{{{_OF_SERVICE}}})", "retries of {{cascade_task_name}}"),
             Query(
                 f"sum by (cascade_task_skip_reason) (cascade:skips:increase5m{{{_OF_SERVICE}}})",
                 "skipped: {{cascade_task_skip_reason}}",
             ),
         ),
-        course(
+        time_series(
             "Operations, from their spans, the 10 most frequent",
             Query(
                 f"topk(10, sum by (span_name, status_code) ({new_in('traces_span_metrics_calls_total', _OF_SERVICE)}))",
@@ -149,7 +149,7 @@ def _of_tasks() -> list[Json]:
             ),
             about="All spans, those of instrumentation in the tasks included, in five minutes each.",
         ),
-        course(
+        time_series(
             "Duration of operations, from their spans: 19 of 20 are faster",
             Query(
                 quantile(
@@ -167,16 +167,16 @@ def _of_tasks() -> list[Json]:
 
 def _of_telemetry() -> list[Json]:
     return [
-        course(
-            "Telemetry of the runs",
+        time_series(
+            "Spans exported by runs",
             Query(f"sum(cascade:spans_sent:increase5m{{{_OF_SERVICE}}})", "spans sent"),
             Query(f"sum(cascade:spans_retried:increase5m{{{_OF_SERVICE}}})", "spans sent again"),
             Query(f"sum(cascade:spans_lost:increase5m{{{_OF_SERVICE}}})", "spans lost"),
         ),
-        course(
+        time_series(
             "The Collector",
-            Query("sum(rate(otelcol_receiver_accepted_spans[$__rate_interval]))", "spans taken a second"),
-            Query("sum(rate(otelcol_receiver_refused_spans[$__rate_interval]))", "spans refused a second"),
+            Query("sum(rate(otelcol_receiver_accepted_spans[$__rate_interval]))", "accepted spans per second"),
+            Query("sum(rate(otelcol_receiver_refused_spans[$__rate_interval]))", "refused spans per second"),
             Query("sum by (exporter) (otelcol_exporter_queue_size)", "bytes in the queue for {{exporter}}"),
         ),
     ]
@@ -186,7 +186,7 @@ _OF_RUN = {a.RUN_TARGET: "Target", a.SERVICE_NAME: "Service", a.RUN_ID: "Run"}
 _SELECTED = f"name, span.{a.RUN_TARGET}, span.{a.RUN_ID}, resource.{a.SERVICE_NAME}"
 _CHOSEN = f"resource.{a.SERVICE_NAME} =~ {_SERVICE} && span.{a.RUN_TARGET} =~ {_TARGET}"
 _EACH_RUN = f"by(span.{a.RUN_ID})"
-# Without it Tempo returns any matches.
+# Without it Tempo returns any matches, not the latest.
 _LATEST = "with (most_recent=true)"
 
 

@@ -7,16 +7,17 @@ from grafana.panels import (
     Search,
     bars,
     choice,
-    course,
     dashboard,
     new_in,
     quantile,
     span_table,
     text_box,
+    time_series,
     trace,
 )
 
-_THIS_RUN = f'span.{a.RUN_ID} = "$run_id"'
+# The id may be any text that the caller has given. Backticks keep quotation marks and backslashes as they are.
+_THIS_RUN = f"span.{a.RUN_ID} = `$run_id`"
 # Attempts and waits have other names than their task. Spans without a result do not match "!=".
 _ITS_TASKS = f'{_THIS_RUN} && span.{a.TASK_RESULT} != "skip" && name = span.{a.TASK_NAME}'
 _EACH_TASK = f"by(span.{a.TASK_ID})"
@@ -63,12 +64,15 @@ def _its_traces() -> list[Json]:
 
 
 def _its_longest_tasks() -> Json:
-    selected = f"name, span.{a.TASK_RESULT}, span.{a.ERROR_TYPE}, span.{a.MAP_INDEX}, span.{a.RUN_ID}"
+    selected = (
+        f"name, span.{a.TASK_RESULT}, span.{a.ERROR_TYPE}, span.{a.MAP_INDEX}, span.{a.TASK_LABEL}, span.{a.RUN_ID}"
+    )
     columns = {
         "Duration": "Duration",
         a.TASK_RESULT: "Result",
         a.ERROR_TYPE: "Error",
         a.MAP_INDEX: "Item",
+        a.TASK_LABEL: "Label",
         a.RUN_ID: "Run",
     }
     search = Search(
@@ -88,7 +92,7 @@ def _its_longest_tasks() -> Json:
 
 def _usual() -> Json:
     usual = quantile(0.5, new_in("cascade_task_duration_seconds_bucket", 'job=~".*"'), ", cascade_task_name")
-    return course(
+    return time_series(
         "How long tasks of each name usually take",
         Query(usual, "{{cascade_task_name}}", exemplars=True),
         unit="s",

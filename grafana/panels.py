@@ -1,4 +1,4 @@
-"""Grafana's panels in a few words each; `generate.py` makes dashboards of them."""
+"""One function for each kind of panel and variable of a dashboard, and their queries."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Query:
     """One line, or family of lines, of a Prometheus panel.
 
     Attributes:
-        instant: The value now, not its course.
+        instant: The value now, not a time series.
         exemplars: Single measurements as dots that lead to their traces. They are found by the metrics that the
             expression names, so it must be one that Cascade or the Collector measures, not a recording rule.
     """
@@ -55,23 +55,20 @@ def stat(title: str, query: Query, *, unit: str = "short", bad_above: float | No
         steps = [{"color": "green", "value": None}, {"color": "red", "value": bad_above}]
     defaults = {"unit": unit, "noValue": "0", "thresholds": {"mode": "absolute", "steps": steps}}
     options = {"reduceOptions": {"calcs": ["lastNotNull"]}, "colorMode": "value", "graphMode": "none"}
-    return (
-        _panel("stat", title, [query], about)
-        | {"fieldConfig": {"defaults": defaults, "overrides": []}}
-        | {
-            "options": options,
-            "gridPos": {"w": 4, "h": 4},
-        }
-    )
+    return _prometheus_panel("stat", title, [query], about) | {
+        "fieldConfig": {"defaults": defaults, "overrides": []},
+        "options": options,
+        "gridPos": {"w": 4, "h": 4},
+    }
 
 
-def course(title: str, *queries: Query, unit: str = "short", stacked: bool = False, about: str = "") -> Json:
+def time_series(title: str, *queries: Query, unit: str = "short", stacked: bool = False, about: str = "") -> Json:
     """Lines over time, or areas that add up."""
     stacking = {"mode": "normal" if stacked else "none", "group": "A"}
     custom = {"fillOpacity": 30 if stacked else 5, "stacking": stacking, "showPoints": "auto", "spanNulls": False}
     defaults = {"unit": unit, "min": 0, "custom": custom}
     legend = {"displayMode": "table", "placement": "bottom", "showLegend": True, "calcs": ["max"]}
-    return _panel("timeseries", title, queries, about) | {
+    return _prometheus_panel("timeseries", title, queries, about) | {
         "fieldConfig": {"defaults": defaults, "overrides": []},
         "options": {"legend": legend, "tooltip": {"mode": "multi", "sort": "desc"}},
         "gridPos": {"w": 12, "h": 8},
@@ -104,6 +101,7 @@ class Search:
 
 
 def span_table(title: str, search: Search, *, about: str = "", width: int = COLUMNS, height: int = 9) -> Json:
+    """A table of the spans that a search finds."""
     target = {
         "refId": "A",
         "datasource": TEMPO,
@@ -121,7 +119,7 @@ def span_table(title: str, search: Search, *, about: str = "", width: int = COLU
     }
     link = {"title": "This run", "url": search.link}
     named = {"matcher": {"id": "byName", "options": "Name"}, "properties": [{"id": "links", "value": [link]}]}
-    return _bare("table", title, TEMPO, about) | {
+    return _panel("table", title, TEMPO, about) | {
         "targets": [target],
         "transformations": [{"id": "organize", "options": columns}],
         "fieldConfig": {"defaults": {}, "overrides": [named]},
@@ -133,7 +131,7 @@ def span_table(title: str, search: Search, *, about: str = "", width: int = COLU
 def bars(title: str, traceql: str, *, unit: str, about: str = "", height: int = 9) -> Json:
     """The largest value of each series of a TraceQL metric."""
     target = {"refId": "A", "datasource": TEMPO, "queryType": "traceql", "query": traceql}
-    return _bare("bargauge", title, TEMPO, about) | {
+    return _panel("bargauge", title, TEMPO, about) | {
         "targets": [target],
         "fieldConfig": {"defaults": {"unit": unit, "min": 0}, "overrides": []},
         "options": {"reduceOptions": {"calcs": ["max"]}, "orientation": "horizontal", "displayMode": "basic"},
@@ -144,13 +142,13 @@ def bars(title: str, traceql: str, *, unit: str, about: str = "", height: int = 
 def trace(title: str, trace_id: str) -> Json:
     """One trace, as Grafana shows it."""
     target = {"refId": "A", "datasource": TEMPO, "queryType": "traceql", "query": trace_id}
-    return _bare("traces", title, TEMPO, "") | {"targets": [target], "gridPos": {"w": COLUMNS, "h": 20}}
+    return _panel("traces", title, TEMPO, "") | {"targets": [target], "gridPos": {"w": COLUMNS, "h": 20}}
 
 
 def dashboard(
     uid: str, title: str, about: str, variables: Sequence[Json], panels: Sequence[Json], refresh: str = "30s"
 ) -> Json:
-    """The panels from left to right and top to bottom, in lines as high as their first."""
+    """A dashboard. Its panels are placed from left to right and top to bottom."""
     placed, x, y, height = list[Json](), 0, 0, 0
     for number, panel in enumerate(panels, 1):
         size = panel["gridPos"]
@@ -179,7 +177,7 @@ def dashboard(
 
 
 def values_of(name: str, label: str, query: str) -> Json:
-    """A variable with all values of a label; several may be chosen, and all are at first."""
+    """A variable with all values of a label. Several can be selected. The default is all of them."""
     return {
         "type": "query",
         "name": name,
@@ -197,7 +195,7 @@ def values_of(name: str, label: str, query: str) -> Json:
 
 
 def choice(name: str, label: str, values: Sequence[str]) -> Json:
-    """A variable with these values, of which the first is chosen at first."""
+    """A variable with the given values. The default is the first."""
     options = [{"text": value, "value": value, "selected": value == values[0]} for value in values]
     return {
         "type": "custom",
@@ -213,7 +211,7 @@ def text_box(name: str, label: str) -> Json:
     return {"type": "textbox", "name": name, "label": label, "query": "", "current": {"text": "", "value": ""}}
 
 
-def _panel(kind: str, title: str, queries: Sequence[Query], about: str) -> Json:
+def _prometheus_panel(kind: str, title: str, queries: Sequence[Query], about: str) -> Json:
     targets = [
         {
             "refId": chr(ord("A") + number),
@@ -226,8 +224,8 @@ def _panel(kind: str, title: str, queries: Sequence[Query], about: str) -> Json:
         }
         for number, query in enumerate(queries)
     ]
-    return _bare(kind, title, PROMETHEUS, about) | {"targets": targets}
+    return _panel(kind, title, PROMETHEUS, about) | {"targets": targets}
 
 
-def _bare(kind: str, title: str, datasource: Json, about: str) -> Json:
+def _panel(kind: str, title: str, datasource: Json, about: str) -> Json:
     return {"type": kind, "title": title, "description": about, "datasource": datasource}

@@ -78,16 +78,20 @@ def fulfils(span: ReceivedSpan, condition: str) -> bool:
         case "!=", "nil":
             return is_there
         case "!=", _:
-            return is_there and actual != json.loads(value)
+            return is_there and actual != literal(value)
         case "=", _ if value.startswith("span."):
             return is_there and actual == value_of(span, value)[1]
         case "=", _:
-            return is_there and actual == json.loads(value)
+            return is_there and actual == literal(value)
         case "=~", _:
             return is_there and re.fullmatch(value.strip("`"), actual) is not None
         case ">=", "0s":
             return True
     raise NotImplementedError(condition)
+
+
+def literal(value: str) -> Any:
+    return value.strip("`") if value.startswith("`") else json.loads(value)
 
 
 def value_of(span: ReceivedSpan, field: str) -> tuple[bool, Any]:

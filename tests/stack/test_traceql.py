@@ -23,8 +23,7 @@ from tests.dashboards import (
 from tests.servers import npm_packages
 from tests.waiting import HANG
 
-RUN = "2fb8b5b8-3e3c-4ee7-9a3d-0d4f5e6a7b8c"
-VARIABLES = {"run_id": RUN, "trace_id": RUN.replace("-", ""), "at_least": "100ms"}
+VARIABLES = {"run_id": r'nightly "b\1"', "trace_id": "2fb8b5b83e3c4ee79a3d0d4f5e6a7b8c", "at_least": "100ms"}
 
 QUERIES = [*of_panels("tempo"), *of_correlations(), *of_pages()]
 
