@@ -341,8 +341,10 @@ class TaskExecution:
     async def _wait_for_retry(self, start_ns: int, delay: float) -> None:
         self._leave()
         try:
-            await self._back_off(delay)
-            self._waited("retry", start_ns)
+            try:
+                await self._back_off(delay)
+            finally:
+                self._waited("retry", start_ns)
             if self.permit is not None and not self.permit.try_acquire():
                 await self._give_back()  # a blocked task releases its resources
                 await self._obtain()

@@ -28,7 +28,7 @@ from cascade.telemetry.identity import span_id
 from cascade.telemetry.topics import source
 from cascade.testing import ReceivedSpan
 from tests.connectors.otel.tracing import Collector
-from tests.waiting import HANG
+from tests.waiting import HANG, until_blocking
 
 
 @cs.task
@@ -221,6 +221,22 @@ def test_a_retrys_delay_is_a_wait_between_the_attempts(collector: Collector) -> 
     assert wait.attributes["cascade.wait.reason"] == "retry"
     assert wait.parent_span_id == spans.one("flaky").span_id
     assert first.end_ns <= wait.start_ns <= wait.end_ns <= second.start_ns
+
+
+def test_a_retrys_delay_that_is_cut_short_is_a_wait(collector: Collector, limits: pytest.MonkeyPatch) -> None:
+    limits.setattr("cascade.runtime._messages.MIN_WAIT_NS", 0)
+    beside = MemoryConnector()
+
+    @cs.task
+    def fails() -> None:
+        until_blocking(lambda: any(payload["body"].get("state") == "PENDING" for payload in beside.payloads))
+        raise KeyError("the run ends")
+
+    target = consumer(flaky().with_retry(1, delay=3_600), fails())
+    spans = collector.trace_of(target, fails=KeyError, connector=[collector.connector(), beside])
+    task, wait = spans.one("flaky"), spans.one("flaky wait")
+    assert (task.attributes["cascade.task.result"], wait.attributes["cascade.wait.reason"]) == ("cancellation", "retry")
+    assert spans.one("flaky attempt").end_ns <= wait.start_ns < wait.end_ns <= task.end_ns
 
 
 def test_dependencies_are_links(collector: Collector) -> None:
