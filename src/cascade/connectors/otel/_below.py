@@ -134,7 +134,7 @@ def content_bytes(span: ReadableSpan) -> int:
 
 
 def _attribute_bytes(attributes: Mapping[str, Any] | None) -> int:
-    return sum(_ATTRIBUTE_BYTES + len(key) + _value_bytes(value) for key, value in (attributes or {}).items())
+    return sum(_ATTRIBUTE_BYTES + _text_bytes(key) + _value_bytes(value) for key, value in (attributes or {}).items())
 
 
 def _value_bytes(value: Any) -> int:
@@ -142,11 +142,14 @@ def _value_bytes(value: Any) -> int:
         return _text_bytes(value)
     if isinstance(value, (tuple, list)):
         return sum(_value_bytes(item) + 4 for item in value)
+    if isinstance(value, Mapping):
+        return _attribute_bytes(value)
     return len(value) if isinstance(value, bytes) else _NUMBER_BYTES
 
 
 def _text_bytes(value: str) -> int:
-    return len(value) if value.isascii() else len(value.encode("utf-8", "replace"))
+    # A subclass of str may have methods of its own.
+    return str.__len__(value) if str.isascii(value) else len(str.encode(value, "utf-8", "replace"))
 
 
 class BelowTasks(Sampler):
