@@ -42,11 +42,11 @@ class TraceParts:
         self._last: tuple[str, Child, list[Part]] | None = None
         self._numbers: dict[str, int] = {}
 
-    def activate(self, spans: int = 2, size: int = 3 * SPAN_BYTES) -> None:
-        """Split the run from now on; by default with the cost of the run's span and of its marker."""
+    def activate(self) -> None:
+        """Split the run from now on. The marker of its start counts."""
         if not self.is_active:
             self.is_active = True
-            self.own.charge(spans, size)
+            self.own.charge(1, SPAN_BYTES)
 
     def expect(self, parent_id: str, name: str, size: int) -> None:
         """Set the name and the number of children of the run, or of a map that was started here as a child."""
