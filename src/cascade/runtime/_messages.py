@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import singledispatch
 from typing import Any, get_args
 
-from cascade.runtime._parts import charge_own, child_of, count_attempt, parts_below, settle
+from cascade.runtime._parts import charge_own, child_of, count_attempt, parts_below, settle, short_error
 from cascade.runtime._run_state import Draft, RunState
 from cascade.runtime.events import (
     ControlDecision,
@@ -145,9 +145,12 @@ def _task_finished(event: TaskExecutionFinished, run: RunState) -> Draft:
         metadata["arguments"] = captured(hidden_secrets(event.arguments, event.callable_obj, event.edges))
     if "results" in run.capture and succeeded:
         metadata["output"] = MASK if hides(event.task_name, event.output) else captured(event.output)
+    whole = metadata.get("exception")
     settle(metadata, event, run, child)
+    shown: Any = metadata.get("exception")
+    error = event.error if shown is whole else short_error(shown)
     state: wire.TaskState = "COMPLETED" if succeeded else "FAILED"
-    return _task(event, run, state, metadata, (end_ns - start_ns) / 1e6, event.error)
+    return _task(event, run, state, metadata, (end_ns - start_ns) / 1e6, error)
 
 
 def _is_failure_of_an_item(event: TaskExecutionFinished) -> bool:

@@ -63,6 +63,11 @@ def settle(metadata: dict[str, Any], event: TaskExecutionFinished | TaskSkipped,
         metadata["ended_parts"] = [_ended_part(part, run) for part in ended]
 
 
+def short_error(exception: dict[str, str]) -> str:
+    """The text of an error, with the message of the exception, which was shortened."""
+    return f"{exception['type'].rpartition('.')[2]}: {exception['message']}"
+
+
 def charge_own(metadata: dict[str, Any], run: RunState) -> None:
     """Count a span in the run's own trace, such as a resource's, with its texts shortened to what the trace has left."""
     _, bytes_left = run.parts.own.allowance()

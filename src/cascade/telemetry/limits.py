@@ -57,7 +57,7 @@ def shrink(payload: dict[str, Any], limit: int = MAX_MESSAGE_BYTES) -> dict[str,
     is_small = limit >= MAX_MESSAGE_BYTES and grown <= _LISTS and all(len(metadata[key]) <= FEW for key in grown)
     if not grown or is_small or size_of(payload) <= limit:
         return payload
-    kept, gone = dict(metadata), list[str]()
+    kept, gone = dict(metadata), list(metadata.get("truncated", ()))
     small = {**payload, "body": {**payload["body"], "metadata": kept}}
     for key in _EXPENDABLE:
         if key in kept:

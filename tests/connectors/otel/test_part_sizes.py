@@ -9,6 +9,13 @@ from opentelemetry import trace
 
 import cascade as cs
 from cascade.connectors.memory import MemoryConnector
+from cascade.connectors.otel._encode import encode_span
+from cascade.connectors.otel._spans import spans_of
+from cascade.runtime.bus import MessageBus
+from cascade.runtime.events import ErrorInfo, RunStarted, TaskExecutionFinished, TaskExecutionStarted
+from cascade.runtime.subscribers import TelemetrySubscriber
+from cascade.telemetry.identity import RunTrace
+from cascade.telemetry.parts import TraceParts
 from cascade.telemetry.trace_budget import PartLimits
 from cascade.testing import Spans
 from tests.connectors.otel.test_parts import described, replayed
@@ -222,6 +229,38 @@ def test_texts_are_shortened_when_children_become_larger_than_all_before(collect
         assert stack.startswith("Traceback (most recent call last):\n")
         assert "/v1/orders" in stack[-100:] or len(stack.encode()) <= 256, "the message is the last line"
     assert replayed(collector, beside) == {described(span) for span in spans}, "live and from messages alike"
+
+
+async def test_errors_are_shortened_wherever_a_span_has_them() -> None:
+    """60 tasks fail at once. The message of an error is in the event and in the status of its span."""
+    limits = PartLimits(bytes=700_000)
+    run_trace = RunTrace("run", "a" * 32, parts=TraceParts(limits))
+    bus, connector = MessageBus(), MemoryConnector()
+    TelemetrySubscriber(bus, connector)
+    error = ErrorInfo("LookupError", "m" * 2_000, "Traceback (most recent call last):\n" + "  frame\n" * 2_000)
+    tasks: list[dict[str, Any]] = [
+        {"run_id": "run", "task_id": f"t{number}", "task_name": "fails"} for number in range(60)
+    ]
+    bus.publish(RunStarted(run_id="run", target_tasks=["fails"], task_counts={"fails": 60}, trace=run_trace))
+    for task in tasks:
+        bus.publish(TaskExecutionStarted(**task, start_ns=1))
+    for task in tasks:
+        failed: dict[str, Any] = {"status": "Failed", "result": "failure", "start_ns": 1, "end_ns": 2}
+        bus.publish(
+            TaskExecutionFinished(**task, **failed, error=f"LookupError: {error.message}"[:2_000], exception=error)
+        )
+    await bus.drain("run")
+    spans = [data for payload in connector.payloads for data in spans_of(payload)]
+    assert {data.trace_id for data in spans} == {"a" * 32}, "all have started while there was room"
+    assert limits.bytes < sum(len(encode_span(data)) for data in spans) < limits.most_bytes
+    failures = [data for data in spans if data.events]
+    assert len(failures) == 60
+    sizes = [len(data.error or "") for data in failures]
+    assert sizes[0] == 2_000, "unchanged while there is room"
+    for data in failures:
+        (event,) = data.events
+        assert event.attributes["exception.message"].startswith("mmm")
+        assert (data.error or "").startswith("LookupError: mmm")
 
 
 @cs.task
