@@ -261,6 +261,11 @@ def test_a_label_that_fails_is_left_out_with_one_warning(
     assert len([one for one in caplog.records if one.levelno >= logging.WARNING]) == 2, "one for each run"
 
 
+def test_the_warning_has_the_name_of_the_task_without_secrets(caplog: pytest.LogCaptureFixture) -> None:
+    assert cs.run(cs.task(own, name="token=abcdefgh12345678", label=lambda: str(1 // 0))(), log_level="OFF") is None
+    assert "The label of task 'token=***' could not be made" in caplog.text
+
+
 def test_an_empty_label_is_none_without_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     assert cs.run(cs.task(own, label="")(), log_level="OFF") is None
     assert cs.run(cs.task(lambda x: own(), label=lambda x: "")(1), log_level="OFF") is None

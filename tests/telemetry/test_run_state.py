@@ -256,6 +256,16 @@ def test_the_last_error_names_its_task_or_its_resource_and_has_no_secret() -> No
     assert (error["type"], error["message"]) == ("OSError", "no disk")
 
 
+def test_the_label_of_a_call_is_in_its_entries_and_in_its_error() -> None:
+    run = record_run(flaky(1).with_retry(1, delay=0.002).with_label("monday"), spans=False)
+    assert [task["label"] for task in folded(up_to(run.payloads, "flaky", "RUNNING"))["running"]] == ["monday"]
+    failed = up_to(run.payloads, "flaky", "PENDING")
+    end_ns = failed[-1]["body"]["metadata"]["end_ns"]
+    assert [task["label"] for task in folded(failed, end_ns)["waiting"]] == ["monday"]
+    assert [task["label"] for task in folded(failed, end_ns + 2_000_000)["running"]] == ["monday"]
+    assert folded(run.payloads)["last_error"]["label"] == "monday"
+
+
 def test_the_error_of_a_teardown_names_its_resource() -> None:
     @cs.resource
     def broken() -> Iterator[int]:

@@ -34,6 +34,14 @@ def test_a_trace_is_a_tree_in_the_order_of_time() -> None:
     assert "└─ late" in shown
 
 
+def test_the_label_of_an_item_is_shown_in_place_of_its_index() -> None:
+    of_item = {"cascade.map.index": 0, "cascade.task.label": "a.csv"}
+    spans = [span(1, "load", attributes=of_item), span(2, "load wait", 1, attributes=of_item)]
+    lines = render_trace(spans).splitlines()
+    assert lines[1].startswith("load[a.csv] ")
+    assert lines[2].startswith("└─ load wait[a.csv] ")
+
+
 def test_a_wait_before_the_start_is_below_its_item_and_moves_nothing() -> None:
     wait = span(4, "step wait", 2, 1, 4, attributes={"cascade.wait.reason": "resource", "cascade.map.index": 0})
     items = [
@@ -92,7 +100,9 @@ def test_any_forest_fits_the_width(spans: list[ReceivedSpan], width: int) -> Non
 def test_no_text_of_a_span_breaks_a_line_or_moves_the_cursor() -> None:
     bad = "a\x1b[31m\n\r\t\x9b\u202e\u2028\ud800b"
     event = ReceivedEvent(bad, 5 * MS, {bad: bad, "exception.type": bad, "exception.message": bad})
-    attributes = dict.fromkeys(("cascade.map.index", "cascade.task.attempt", "cascade.wait.reason", "error.type"), bad)
+    attributes = dict.fromkeys(
+        ("cascade.map.index", "cascade.task.label", "cascade.task.attempt", "cascade.wait.reason", "error.type"), bad
+    )
     spans = [
         span(1, "root"),
         span(2, bad, 1, status="ERROR", status_message=bad, attributes=attributes, kind=bad, events=(event,)),

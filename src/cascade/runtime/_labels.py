@@ -46,7 +46,8 @@ class Labels:
     def _report(self, name: str, error: BaseException) -> None:
         if name not in self._reported:
             self._reported.add(name)
-            logger.warning("The label of task %r could not be made, and is left out: %s", name, error_text(error))
+            shown, reason = masked_name(name), error_text(error)
+            logger.warning("The label of task %r could not be made, and is left out: %s", shown, reason)
 
 
 def _text(given: Any) -> str:

@@ -1,5 +1,6 @@
 import logging
 import sys
+from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
@@ -78,6 +79,13 @@ def test_a_record_says_what_where_and_when() -> None:
         "cascade.run.id": RUN, "cascade.task.id": "t", "cascade.task.name": "work",
         "cascade.task.attempt": 2, "cascade.map.index": 0,
     }  # fmt: skip
+
+
+def test_a_record_of_a_task_with_a_label_has_the_label() -> None:
+    made = logging.makeLogRecord({"name": "app", "levelno": 20, "msg": "hello"})
+    labels = [line.attributes.get("cascade.task.label") for line in read(encode(made, replace(TASK, label="monday")))]
+    assert labels == ["monday"]
+    assert "cascade.task.label" not in line_of().attributes
 
 
 def test_its_span_is_the_tasks_or_the_users_own_within_it() -> None:
