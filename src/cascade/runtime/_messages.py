@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import singledispatch
 from typing import Any, get_args
 
-from cascade.runtime._parts import charge_own, child_of, count_attempt, parts_below, settle, short_error
+from cascade.runtime._parts import charge_own, child_of, count_attempt, count_last, parts_below, short_error
 from cascade.runtime._run_state import Draft, RunState
 from cascade.runtime.events import (
     ControlDecision,
@@ -75,6 +75,7 @@ def _run_finished(event: RunFinished, run: RunState) -> Draft:
         counts=dict(run.counts),
         exception=_exception(event.exception),
         dropped=run.lost,
+        left_out=run.parts.run.left_out or None,
         **parts_below(RUN, run),
         control=run.control or None,
         control_count=run.control_count or None,
@@ -146,7 +147,7 @@ def _task_finished(event: TaskExecutionFinished, run: RunState) -> Draft:
     if "results" in run.capture and succeeded:
         metadata["output"] = MASK if hides(event.task_name, event.output) else captured(event.output)
     whole = metadata.get("exception")
-    settle(metadata, event, run, child)
+    count_last(metadata, event, run, child)
     shown: Any = metadata.get("exception")
     error = event.error if shown is whole else short_error(shown)
     state: wire.TaskState = "COMPLETED" if succeeded else "FAILED"
@@ -167,7 +168,7 @@ def _task_skipped(event: TaskSkipped, run: RunState) -> Draft:
     if event.decided_by:
         home = _home(event, run)
         metadata["links"] = [_link_to(run.trace.span_of(id_), home) for id_ in event.decided_by]
-    settle(metadata, event, run, child)
+    count_last(metadata, event, run, child)
     return _task(event, run, "SKIPPED", metadata)
 
 

@@ -45,17 +45,19 @@ def count_attempt(metadata: dict[str, Any], event: TaskRetrying, run: RunState) 
         del metadata["span_id"]
         child.shorten(event.attempt, None)
     else:
-        child.note(event.attempt, size)
+        child.charge_attempt(event.attempt, size)
 
 
-def settle(metadata: dict[str, Any], event: TaskExecutionFinished | TaskSkipped, run: RunState, child: Child) -> None:
+def count_last(
+    metadata: dict[str, Any], event: TaskExecutionFinished | TaskSkipped, run: RunState, child: Child
+) -> None:
     """Count the spans of a child's last message, shortened to what its trace has left, and add the parts that have ended."""
     spans, size = 1, _span_bytes(event)
     if not _GROWING.isdisjoint(metadata):
         spans, size = _measured(metadata, size)
         spans_left, bytes_left = child.allowance()
-        if size - child.noted_bytes > bytes_left or spans - child.noted_spans > spans_left:
-            _fit(metadata, _span_bytes(event), bytes_left + child.noted_bytes, child.noted_attempt)
+        if size - child.attempt_bytes > bytes_left or spans - child.attempt_spans > spans_left:
+            _fit(metadata, _span_bytes(event), bytes_left + child.attempt_bytes, child.attempt)
             spans, size = _measured(metadata, _span_bytes(event))
     start_ns, end_ns = metadata["start_ns"], metadata["end_ns"]
     ran = type(event) is TaskExecutionFinished
@@ -70,12 +72,12 @@ def short_error(exception: dict[str, str]) -> str:
 
 def charge_own(metadata: dict[str, Any], run: RunState) -> None:
     """Count a span in the run's own trace, such as a resource's, with its texts shortened to what the trace has left."""
-    _, bytes_left = run.parts.own.allowance()
+    _, bytes_left = run.parts.run.allowance()
     spans, size = _measured(metadata, 2 * SPAN_BYTES)
     if size > bytes_left:
         _fit(metadata, 2 * SPAN_BYTES, max(bytes_left, 4 * SPAN_BYTES), 0)
         spans, size = _measured(metadata, 2 * SPAN_BYTES)
-    run.parts.own.charge(spans, size)
+    run.parts.run.charge(spans, size)
 
 
 def parts_below(parent_id: str, run: RunState) -> dict[str, Any]:
@@ -153,9 +155,9 @@ def _encoded(value: str) -> int:
     return len(value) if value.isascii() else len(value.encode("utf-8", "replace"))
 
 
-def _fit(metadata: dict[str, Any], span: int, room: int, noted: int) -> None:
-    """Shorten the message to `room` bytes: first its stack traces, then whole values. Attempts up to `noted` stay."""
-    attempts = [attempt for attempt in metadata.get("attempts", ()) if attempt["attempt"] > noted]
+def _fit(metadata: dict[str, Any], span: int, room: int, counted: int) -> None:
+    """Shorten the message to `room` bytes: first its stack traces, then whole values. Attempts up to number `counted` stay."""
+    attempts = [attempt for attempt in metadata.get("attempts", ()) if attempt["attempt"] > counted]
     own = [holder for holder in (metadata, *attempts) if "exception" in holder]
     later = metadata.get("later_errors", [])
     shown = [holder["exception"] for holder in own] + later

@@ -229,7 +229,7 @@ class ResourceSetup:
             run.trace,
             start_ns=start_ns,
             kind="resource",
-            child=run.trace.parts.own,
+            child=run.trace.parts.run,
         )
 
     def _activate(self, span: TaskContext) -> _Active:

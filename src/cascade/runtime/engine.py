@@ -268,7 +268,7 @@ def _around(trace: RunTrace, task: TaskContext | None, limits: PartLimits) -> Ch
     if not trace.parent_span_id:
         return None
     if task is not None and task.trace_id == trace.trace_id:
-        return task.child or task.trace.parts.own
+        return task.child or task.trace.parts.run
     return caller_in(trace.trace_id, limits)
 
 

@@ -21,7 +21,7 @@ out of `metadata`.
     trace is full and the attempt has no span; `attempts` has no such attempt.
 `LifecycleEvent.metadata`: `target`, `start_ns`, `tasks` (how many by name), `inputs` (names of Params and Envs),
     `links`, `params` where captured; at the start `outer_run_id` (the run whose task started it in this process); and at the end `end_ns`, `result`, `counts` (of tasks by state), `exception`,
-    `dropped` (messages lost so far), `parts`, `part_count`, `control` (what became of constraints, the first 64) and
+    `dropped` (messages lost so far), `left_out` (spans of the program for which a trace had no room), `parts`, `part_count`, `control` (what became of constraints, the first 64) and
     `control_count` (how many there really were).
     `later_errors` lists errors after the one that the run raises, such as those of teardowns (the first 20): each is
     an `exception` with `time_ns`.

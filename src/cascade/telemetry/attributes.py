@@ -34,6 +34,7 @@ RUN_TASKS_SKIPPED = "cascade.run.tasks.skipped"
 RUN_TASKS_RETRIED = "cascade.run.tasks.retried"
 RUN_TASKS_HELD_BACK = "cascade.run.tasks.held_back"
 RUN_MESSAGES_DROPPED = "cascade.run.messages.dropped"
+RUN_SPANS_LEFT_OUT = "cascade.run.spans.left_out"
 
 TASK_ID = "cascade.task.id"
 TASK_NAME = "cascade.task.name"
@@ -118,6 +119,7 @@ DOCUMENTED = (
         RUN_TASKS_HELD_BACK, "int", "run", "number of times that a task that could run was held back, without retries"
     ),
     Documented(RUN_MESSAGES_DROPPED, "int", "run", "messages that the queue of the run dropped"),
+    Documented(RUN_SPANS_LEFT_OUT, "int", "run", "spans of the program for which a trace had no room, if any"),
     Documented(TASK_ID, "string", "all spans of a task, also your own below it", "the task's id in the workflow"),
     Documented(TASK_NAME, "string", "task, attempt, wait", "the task's name"),
     Documented(

@@ -12,7 +12,6 @@ from cascade.telemetry.trace_budget import (
     Part,
     PartLimits,
     TraceBudget,
-    total_of,
     without_reservation,
 )
 
@@ -30,13 +29,15 @@ class TraceParts:
     It belongs to one run and is used in the event loop of the run; `Child.charge` may be called in any thread. Without
     `activate`, which the subscriber that makes the messages calls, the run is not split. `outer` is the task that has
     started the run and whose trace the run is in, or None. `running` has the running children by their task_id.
+    `run` stands for the spans of the run itself, such as those of its resources, and counts what has been left out.
     """
 
     def __init__(self, limits: PartLimits | None = None, outer: Child | None = None) -> None:
         self.limits = limits or PartLimits()
         self.is_active = False
-        self._parents = {"": Parent("", TraceBudget(self.limits, outer))}
-        self.own = without_reservation(self._parents[""].current)
+        budget = TraceBudget(self.limits) if outer is None else outer.part.budget  # one for each trace
+        self._parents = {"": Parent("", budget, outer)}
+        self.run = without_reservation(self._parents[""].current)
         self._estimates: dict[str, Estimate] = {}
         self.running: dict[str, Child] = {}
         self._last: tuple[str, Child, list[Part]] | None = None
@@ -46,15 +47,15 @@ class TraceParts:
         """Split the run from now on. The marker of its start counts."""
         if not self.is_active:
             self.is_active = True
-            self.own.charge(1, SPAN_BYTES)
+            self.run.charge(1, SPAN_BYTES)
 
     def expect(self, parent_id: str, name: str, size: int) -> None:
         """Set the name and the number of children of the run, or of a map that was started here as a child."""
         parent = self._parents.get(parent_id)
         if parent is None:
             child = self.running.get(parent_id)
-            budget = self._parents[""].current.budget if child is None else child.part.budget
-            parent = self._parents[parent_id] = Parent(parent_id, budget)
+            around = self._parents[""].current if child is None else child.part
+            parent = self._parents[parent_id] = Parent(parent_id, around.budget, around.outer)
         parent.name, parent.size = name, size
 
     def start(
@@ -64,7 +65,8 @@ class TraceParts:
         parent_id = map_id or ""
         parent = self._parents.get(parent_id)
         if parent is None:
-            parent = self._parents[parent_id] = Parent(parent_id, self._parents[""].current.budget, f"map({name})")
+            around = self._parents[""].current
+            parent = self._parents[parent_id] = Parent(parent_id, around.budget, around.outer, f"map({name})")
         estimate = self._estimates.get(map_id or name) or self._new_estimate(map_id or name, attempts)
         part = parent.current
         if not self._has_room(part, estimate):
@@ -75,10 +77,7 @@ class TraceParts:
         part.children += 1
         part.running += 1
         parent.started += 1
-        child = self.running[task_id] = Child(part, estimate)
-        budget = part.budget
-        budget.reserved_spans += child.reserved_spans
-        budget.reserved_bytes += child.reserved_bytes
+        child = self.running[task_id] = Child(part, estimate, estimate.spans.value, estimate.bytes.value)
         if part.number and map_id is None:
             self._numbers[task_id] = part.number
         return child
@@ -107,19 +106,13 @@ class TraceParts:
         """
         if self.running.pop(task_id, None) is None:  # a second subscriber to the same event
             return self._last[2] if self._last is not None and self._last[0] == task_id else []
-        part, budget = child.part, child.part.budget
-        budget.reserved_spans -= child.reserved_spans
-        budget.reserved_bytes -= child.reserved_bytes
-        if child.spent_spans or child.spent_bytes:
-            spans, size = total_of(child, spans, size)
-        elif budget.outer is not None:
-            budget.outer.charge(spans, size)
-        budget.spans += spans
-        budget.bytes += size
-        child.reserved_spans = child.reserved_bytes = 0
+        # The last message does not repeat all of very many attempts.
+        child.charge(max(1, spans - child.attempt_spans), max(SPAN_BYTES, size - child.attempt_bytes))
+        child.release_rest()
         if ran:
-            child.estimate.learn(spans, size)
-        ended = self._leave(part, child.estimate, start_ns, end_ns)
+            child.estimate.spans.learn(child.spans)
+            child.estimate.bytes.learn(child.bytes)
+        ended = self._leave(child, start_ns, end_ns)
         self._last = task_id, child, ended
         return ended
 
@@ -142,7 +135,8 @@ class TraceParts:
         listed = {id(part) for part in [part for part in further if part.has_ended][:room]}
         return [part for part in further if not part.has_ended or id(part) in listed], len(further)
 
-    def _leave(self, part: Part, estimate: Estimate, start_ns: int, end_ns: int) -> list[Part]:
+    def _leave(self, child: Child, start_ns: int, end_ns: int) -> list[Part]:
+        part = child.part
         parent = part.parent
         part.running -= 1
         if part.number:
@@ -150,7 +144,11 @@ class TraceParts:
             if (
                 not part.running
                 and not part.has_ended
-                and (parent.current is not part or parent.started == parent.size or not self._has_room(part, estimate))
+                and (
+                    parent.current is not part
+                    or parent.started == parent.size
+                    or not self._has_room(part, child.estimate)
+                )
             ):
                 parent.finish(part)
         if not parent.unannounced:
@@ -161,10 +159,12 @@ class TraceParts:
     def _has_room(self, part: Part, estimate: Estimate) -> bool:
         if part.is_closed or part.children >= self.limits.children:
             return False
-        if part.budget.takes(estimate.spans, estimate.bytes):
+        outer = part.outer
+        is_nested = outer is not None and not outer.is_caller
+        if part.budget.has_room(estimate.spans.value, estimate.bytes.value, is_nested=is_nested):
             return True
         # Any child fits into an empty part. Part 0 is empty in this sense if no other trace is around it.
-        return not part.children and (part.number > 0 or (not part.parent.id and part.budget.outer is None))
+        return not part.children and (part.number > 0 or (not part.parent.id and outer is None))
 
     def _next(self, parent: Parent) -> Part:
         before = parent.current

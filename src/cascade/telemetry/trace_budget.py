@@ -29,6 +29,7 @@ _LEAST_MARGIN = 65_536  # bytes of that excess: room for stack traces in the par
 _FIRST_SPANS, _FIRST_BYTES = 20, 10_000  # reservation of a child before the first one has ended
 _FAILURE_BYTES = 3_000  # of an attempt that fails, for the first reservation
 _SURE_ATTEMPTS = 5  # of a task's attempts, those whose spans are reserved in any case
+_KEPT_BYTES = 3 * SPAN_BYTES  # of a child's allowance, for its own last message
 _LEAST_SPANS, _LEAST_BYTES = 8, 4_000  # the least reservation: later children may cost more than all earlier ones
 _GAIN, _DEVIATION_GAIN, _MARGIN = 1 / 8, 1 / 4, 2  # RFC 6298 has 4 for the margin, for a timer
 _DIGITS = 10
@@ -75,96 +76,105 @@ def _number(environ: Mapping[str, str], name: str, unit: str, default: int) -> i
 
 
 class TraceBudget:
-    """Spans and bytes of one trace: of ended children, reserved for running ones, and the excess of reservations.
+    """Spans and bytes of one trace: those so far, and those reserved for running children."""
 
-    The trace of a nested run is that of the task that started it. Its budget refers to that task as `outer`, and its
-    children use what the trace has left up to its largest size. In the trace of a caller, `outer` stands for the caller.
-    """
+    __slots__ = ("bytes", "limits", "reserved_bytes", "reserved_spans", "spans")
 
-    __slots__ = (
-        "bytes",
-        "excess_bytes",
-        "excess_spans",
-        "limits",
-        "outer",
-        "reserved_bytes",
-        "reserved_spans",
-        "spans",
-    )
-
-    def __init__(self, limits: PartLimits, outer: "Child | None" = None, spans: int = 0, size: int = 0) -> None:
+    def __init__(self, limits: PartLimits, spans: int = 0, size: int = 0) -> None:
         self.limits = limits
-        self.outer = outer
         self.spans, self.bytes = spans, size
         self.reserved_spans = self.reserved_bytes = 0
-        self.excess_spans = self.excess_bytes = 0  # changed by several threads, under `_lock`
 
-    def takes(self, spans: int, size: int) -> bool:
-        """Whether a further child with this reservation may start here."""
-        if self.outer is not None:
-            spans_left, bytes_left = self.headroom()
-            kept_spans, kept_bytes = self.outer.kept
-            return spans <= spans_left - kept_spans and size <= bytes_left - kept_bytes
+    def has_room(self, spans: int, size: int, *, is_nested: bool) -> bool:
+        """Whether a further child with this reservation fits: into the budget, of a nested run into the largest size."""
+        limits = self.limits
+        most_spans, most_bytes = (limits.most_spans, limits.most_bytes) if is_nested else (limits.spans, limits.bytes)
         return (
-            self.bytes + self.excess_bytes + self.reserved_bytes + size <= self.limits.bytes
-            and self.spans + self.excess_spans + self.reserved_spans + spans <= self.limits.spans
+            self.bytes + self.reserved_bytes + size <= most_bytes
+            and self.spans + self.reserved_spans + spans <= most_spans
         )
 
     def headroom(self) -> tuple[int, int]:
         """Spans and bytes that are left up to the largest size of the trace, beyond all reservations."""
-        if (outer := self.outer) is not None:
-            spans, size = outer.allowance()
-            return spans - self.reserved_spans, size - self.reserved_bytes
         return (
-            self.limits.most_spans - self.spans - self.excess_spans - self.reserved_spans,
-            self.limits.most_bytes - self.bytes - self.excess_bytes - self.reserved_bytes,
+            self.limits.most_spans - self.spans - self.reserved_spans,
+            self.limits.most_bytes - self.bytes - self.reserved_bytes,
         )
 
 
 class Child:
-    """A child of a run or of a map from its start on: its part, its reservation, and the cost so far.
+    """A child of a run or of a map from its start on: its part, its cost so far, and the rest of its reservation.
 
-    The cost so far is that of the user's spans, of nested runs and of failed attempts. The child's last message
-    repeats the attempts: `noted` is their cost, and the number of the last one. `shortened` has the shortened exceptions of attempts by the attempt's
-    number, and None for an attempt without a span.
+    The cost has the program's spans, nested runs and failed attempts. The last message repeats the attempts: `attempt` is
+    the number of the last one that is counted, `attempt_spans` and `attempt_bytes` are their cost. `shortened` has the
+    exceptions of attempts whose texts are shortened, by number, and None for an attempt without a span.
     """
 
-    spent_spans = spent_bytes = 0
-    kept: tuple[int, int] = 0, 0  # spans and bytes that no further child of a nested run may use
-    noted_attempt = noted_spans = noted_bytes = 0
+    is_caller = False
+    spans = bytes = left_out = 0
+    attempt = attempt_spans = attempt_bytes = 0
     shortened: Mapping[int, dict[str, str] | None] = MappingProxyType({})
 
-    def __init__(self, part: "Part", estimate: "Estimate") -> None:
+    def __init__(self, part: "Part", estimate: "Estimate", spans: int, size: int) -> None:
         self.part = part
         self.estimate = estimate
-        self.reserved_spans, self.reserved_bytes = estimate.spans, estimate.bytes
+        self.reserved_spans = self.reserved_bytes = 0
+        with _lock:
+            self.release(-spans, -size)
 
     def charge(self, spans: int, size: int) -> None:
-        """Count spans and bytes below the child, from any thread, also after its end."""
-        budget = self.part.budget
+        """Count spans and bytes, at the cost of the reservation first; from any thread, also after the child's end."""
         with _lock:
-            self.spent_spans += spans
-            self.spent_bytes += size
-            budget.excess_spans += _excess(self.spent_spans, spans, self.reserved_spans)
-            budget.excess_bytes += _excess(self.spent_bytes, size, self.reserved_bytes)
-        if budget.outer is not None:
-            budget.outer.charge(spans, size)
+            budget = self.part.budget
+            budget.spans += spans
+            budget.bytes += size
+            child: Child | None = self
+            while child is not None:  # and the tasks that have started the run, in the same trace
+                child.spans += spans
+                child.bytes += size
+                child.release(min(spans, child.reserved_spans), min(size, child.reserved_bytes))
+                child = child.part.outer
 
-    def note(self, attempt: int, size: int) -> None:
+    def release(self, spans: int, size: int) -> None:
+        """Reduce the reservation; `_lock` is held."""
+        budget = self.part.budget
+        self.reserved_spans -= spans
+        self.reserved_bytes -= size
+        budget.reserved_spans -= spans
+        budget.reserved_bytes -= size
+
+    def release_rest(self) -> None:
+        """End the reservation."""
+        with _lock:
+            self.release(self.reserved_spans, self.reserved_bytes)
+
+    def charge_attempt(self, attempt: int, size: int) -> None:
         """Count the span of an attempt, which the child's last message repeats."""
-        self.noted_attempt = attempt
-        self.noted_spans += 1
-        self.noted_bytes += size
+        self.attempt = attempt
+        self.attempt_spans += 1
+        self.attempt_bytes += size
         self.charge(1, size)
 
     def shorten(self, attempt: int, exception: dict[str, str] | None) -> None:
-        """Keep the shortened exception of an attempt for the child's last message; None leaves the attempt out there."""
+        """Keep the shortened exception of an attempt for the last message; None leaves the attempt out there."""
         self.shortened = {**self.shortened, attempt: exception}
+
+    def leave_out(self) -> None:
+        """Count a span of the program for which the trace had no room, or the content of a task's span."""
+        with _lock:
+            self.left_out += 1
+
+    def has_room(self, size: int) -> bool:
+        """Whether the trace has room for so many bytes of the program's spans, beside the child's own span.
+
+        The number of spans is no reason to leave spans out: storages limit the bytes.
+        """
+        return self.allowance()[1] >= size + _KEPT_BYTES
 
     def allowance(self) -> tuple[int, int]:
         """Spans and bytes that the child may still add to its trace."""
         spans, size = self.part.budget.headroom()
-        return spans + self._spans_left, size + self._bytes_left
+        return spans + self.reserved_spans, size + self.reserved_bytes
 
     def allowance_now(self, attempts: int) -> tuple[int, int]:
         """Spans and bytes for an attempt that has failed, if up to so many further attempts follow.
@@ -175,54 +185,31 @@ class Child:
         later = 2 + 3 * min(attempts, _SURE_ATTEMPTS)  # spans: the task's, its last attempt's; two and a text for each
         share = 2 * max(1, self.part.running)
         return (
-            max(0, self._spans_left - later) + spans // share,
-            max(0, self._bytes_left - later * SPAN_BYTES) + size // share,
+            max(0, self.reserved_spans - later) + spans // share,
+            max(0, self.reserved_bytes - later * SPAN_BYTES) + size // share,
         )
 
-    @property
-    def _spans_left(self) -> int:
-        return max(0, self.reserved_spans - self.spent_spans)
 
-    @property
-    def _bytes_left(self) -> int:
-        return max(0, self.reserved_bytes - self.spent_bytes)
-
-
-_lock = threading.Lock()
+# Reentrant: a signal handler, or a finalizer that the garbage collector calls, may end a span in the same thread.
+_lock = threading.RLock()
 
 
 def _reset_lock() -> None:
     global _lock  # noqa: PLW0603 - a thread of the parent process may have held it at the fork
-    _lock = threading.Lock()
+    _lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_reset_lock)
 
-
-def _excess(spent: int, change: int, reserved: int) -> int:
-    """The share of the change by which `spent` exceeds what is reserved."""
-    return max(0, spent - reserved) - max(0, spent - change - reserved)
-
-
 _NO_CHILD = 2**63
 
 
-def total_of(child: Child, spans: int, size: int) -> tuple[int, int]:
-    """The cost of a child that has ended, whose last message has that cost. The excess in the budget becomes a part of it."""
-    budget = child.part.budget
-    # The last message does not repeat all of very many attempts.
-    fresh_spans, fresh_bytes = max(1, spans - child.noted_spans), max(SPAN_BYTES, size - child.noted_bytes)
-    if budget.outer is not None:
-        budget.outer.charge(fresh_spans, fresh_bytes)
-    with _lock:
-        budget.excess_spans -= max(0, child.spent_spans - child.reserved_spans)
-        budget.excess_bytes -= max(0, child.spent_bytes - child.reserved_bytes)
-    return child.spent_spans + fresh_spans, child.spent_bytes + fresh_bytes
-
-
 class Part:
-    """One part of the children of a run or map; `has_ended` once a message has the part's root."""
+    """One part of the children of a run or map; `has_ended` once a message has the part's root.
+
+    `outer` is the task or the caller in whose trace the run is, if the part is in that trace.
+    """
 
     __slots__ = (
         "budget",
@@ -233,16 +220,18 @@ class Part:
         "is_closed",
         "last",
         "number",
+        "outer",
         "parent",
         "place",
         "running",
         "start_ns",
     )
 
-    def __init__(self, parent: "Parent", number: int, budget: TraceBudget) -> None:
+    def __init__(self, parent: "Parent", number: int, budget: TraceBudget, outer: Child | None = None) -> None:
         self.parent = parent
         self.number = number
         self.budget = budget
+        self.outer = outer
         self.children = self.running = 0
         self.first, self.last = _NO_CHILD, -1
         self.start_ns = self.end_ns = 0
@@ -260,9 +249,10 @@ class Parent:
 
     __slots__ = ("current", "id", "name", "parts", "size", "started", "unannounced")
 
-    def __init__(self, parent_id: str, budget: TraceBudget, name: str = "", size: int | None = None) -> None:
-        self.id, self.name, self.size = parent_id, name, size
-        self.current = Part(self, 0, budget)
+    def __init__(self, parent_id: str, budget: TraceBudget, outer: Child | None = None, name: str = "") -> None:
+        self.id, self.name = parent_id, name
+        self.size: int | None = None
+        self.current = Part(self, 0, budget, outer)
         self.parts = [self.current]
         self.started = 0
         self.unannounced: list[Part] = []
@@ -273,41 +263,39 @@ class Parent:
         self.unannounced.append(part)
 
 
+class _Expected:
+    """The expected spans, or bytes, of the next child: the mean of the ended ones plus twice their deviation."""
+
+    __slots__ = ("_deviation", "_least", "_mean", "value")
+
+    def __init__(self, first: int, least: int) -> None:
+        self.value, self._least = first, least
+        self._mean, self._deviation = float(first), 0.0
+
+    def learn(self, cost: int) -> None:
+        if 2 * cost <= self._least == self.value:
+            return  # no value is smaller
+        error = cost - self._mean
+        self._mean += error * _GAIN
+        self._deviation += (abs(error) - self._deviation) * _DEVIATION_GAIN
+        self.value = max(self._least, int(self._mean + _MARGIN * self._deviation) + 1)
+
+
 class Estimate:
     """The expected cost of a further child of a map, or of a further task of a name."""
 
-    __slots__ = ("_bytes", "_bytes_deviation", "_calm", "_least", "_spans", "_spans_deviation", "bytes", "spans")
+    __slots__ = ("bytes", "spans")
 
     def __init__(self, attempts: int) -> None:
         sure = min(attempts, _SURE_ATTEMPTS)
-        self._least = max(_LEAST_SPANS, 2 * sure + 1), max(_LEAST_BYTES, (2 * sure + 2) * SPAN_BYTES)
-        self.spans = max(_FIRST_SPANS, self._least[0])
-        self.bytes = max(_FIRST_BYTES, self._least[1] + sure * _FAILURE_BYTES)
-        self._spans, self._bytes = float(self.spans), float(self.bytes)
-        self._spans_deviation = self._bytes_deviation = 0.0
-        self._calm = False
-
-    def learn(self, spans: int, size: int) -> None:
-        """Take the cost of a child that has ended into account."""
-        least_spans, least_bytes = self._least
-        if self._calm and spans * 2 <= least_spans and size * 2 <= least_bytes:
-            return  # no reservation is smaller
-        error = spans - self._spans
-        self._spans += error * _GAIN
-        self._spans_deviation += (abs(error) - self._spans_deviation) * _DEVIATION_GAIN
-        self.spans = max(least_spans, int(self._spans + _MARGIN * self._spans_deviation) + 1)
-        error = size - self._bytes
-        self._bytes += error * _GAIN
-        self._bytes_deviation += (abs(error) - self._bytes_deviation) * _DEVIATION_GAIN
-        self.bytes = max(least_bytes, int(self._bytes + _MARGIN * self._bytes_deviation))
-        self._calm = self.spans == least_spans and self.bytes == least_bytes
+        least_spans, least_bytes = max(_LEAST_SPANS, 2 * sure + 1), max(_LEAST_BYTES, (2 * sure + 2) * SPAN_BYTES)
+        self.spans = _Expected(max(_FIRST_SPANS, least_spans), least_spans)
+        self.bytes = _Expected(max(_FIRST_BYTES, least_bytes + sure * _FAILURE_BYTES), least_bytes)
 
 
 def without_reservation(part: Part) -> Child:
     """A child for spans that no task has started, such as those of resources."""
-    child = Child(part, Estimate(0))
-    child.reserved_spans = child.reserved_bytes = 0
-    return child
+    return Child(part, Estimate(0), 0, 0)
 
 
 _callers: OrderedDict[str, Child] = OrderedDict()
@@ -322,7 +310,7 @@ def caller_in(trace_id: str, limits: PartLimits) -> Child:
         caller = _callers.get(trace_id)
         if caller is None:
             caller = without_reservation(Parent("", TraceBudget(limits)).current)
-            caller.kept = limits.most_spans - limits.spans, limits.most_bytes - limits.bytes
+            caller.is_caller = True
         _callers[trace_id] = caller
         _callers.move_to_end(trace_id)
         if len(_callers) > KEPT_CALLERS:

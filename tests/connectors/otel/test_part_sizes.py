@@ -1,6 +1,8 @@
 """No trace exceeds its budget in encoded bytes, of whatever its spans consist."""
 
 import asyncio
+import contextvars
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +21,8 @@ from cascade.telemetry.parts import TraceParts
 from cascade.telemetry.trace_budget import PartLimits
 from cascade.testing import Spans
 from tests.connectors.otel.test_parts import described, replayed
-from tests.connectors.otel.tracing import Collector
+from tests.connectors.otel.tracing import Collector, warnings
+from tests.waiting import HANG
 
 BUDGET = 250_000
 MOST = BUDGET * 4_000_000 / 2_500_000
@@ -90,6 +93,45 @@ def makes_nested_spans(x: int) -> int:
             with TRACER.start_as_current_span("inner") as span:
                 span.record_exception(ValueError("x" * 200))
     return x
+
+
+@cs.task
+async def makes_many_spans(x: int) -> int:
+    """More than a trace has room for, if all items have started before the first span."""
+    await asyncio.sleep(0.01)
+    for _ in range(100):
+        with TRACER.start_as_current_span("outer"), TRACER.start_as_current_span("inner", attributes={"n": "x" * 200}):
+            pass
+    return x
+
+
+@cs.task
+async def adds_much(x: int) -> int:
+    await asyncio.sleep(0.01)
+    for number in range(20):
+        trace.get_current_span().add_event("page", {"number": number, "content": "x" * 2_000})
+    return x
+
+
+THREADS: list[threading.Thread] = []
+
+
+@cs.task
+def leaves_a_thread(x: int) -> int:
+    """The spans of the thread start when all items have ended."""
+
+    def after_the_end() -> None:
+        assert ENDED.wait(HANG)
+        for _ in range(50):
+            with TRACER.start_as_current_span("late", attributes={"n": "x" * 100}):
+                pass
+
+    THREADS.append(threading.Thread(target=contextvars.copy_context().run, args=(after_the_end,)))
+    THREADS[-1].start()
+    return x
+
+
+ENDED = threading.Event()
 
 
 @cs.task
@@ -198,6 +240,75 @@ def test_500_items_at_once_with_20_spans_each_are_in_several_traces(collector: C
     spans = collector.trace_of(items(makes_spans, 500))
     assert len(spans.named("GET /v1/orders")) == 10_000
     check(spans, at_least=2, most=4_000_000)
+
+
+@pytest.mark.usefixtures("small_budget")
+def test_spans_of_the_program_are_left_out_when_a_trace_is_full(
+    collector: Collector, caplog: pytest.LogCaptureFixture
+) -> None:
+    """25 items run at once in each of the first parts, with 60 KB of spans each."""
+    beside = MemoryConnector()
+    spans = collector.trace_of(items(makes_many_spans, 100), connector=[collector.connector(), beside])
+    check(spans, at_least=4)
+    left_out = spans.one("run map(makes_many_spans)").attributes["cascade.run.spans.left_out"]
+    assert len(spans.named("makes_many_spans")) == 100
+    made = len(spans.named("outer")) + len(spans.named("inner"))
+    assert 2_000 < made < 20_000
+    assert left_out <= 20_000 - made <= 2 * left_out, "an inner span below one that is left out is not counted"
+    (warned,) = [message for message in warnings(caplog) if "largest size" in message]
+    assert f"; {left_out} spans" in warned
+    (stopped,) = [payload["body"] for payload in beside.payloads if payload["body"].get("event") == "ENGINE_STOPPED"]
+    assert stopped["metadata"]["left_out"] == left_out
+
+
+@pytest.mark.usefixtures("small_budget")
+def test_what_a_program_adds_to_the_span_of_a_task_is_left_out_when_a_trace_is_full(collector: Collector) -> None:
+    spans = collector.trace_of(items(adds_much, 100))
+    check(spans, at_least=4)
+    contents = [len(span.events) for span in spans.named("adds_much")]
+    assert len(contents) == 100
+    assert set(contents) == {0, 20}, "all or nothing"
+    assert contents.count(0) == spans.one("run map(adds_much)").attributes["cascade.run.spans.left_out"]
+
+
+@pytest.mark.usefixtures("small_budget")
+def test_spans_of_threads_after_the_end_of_their_tasks_do_not_exceed_a_trace(collector: Collector) -> None:
+    ENDED.clear()
+    collector.receiver.clear()
+    try:
+        cs.run(items(leaves_a_thread, 100), connector=collector.connector(), log_level="ERROR")
+    finally:
+        ENDED.set()
+        for thread in THREADS:
+            thread.join()
+        THREADS.clear()
+    cs.run(one(1), connector=collector.connector(), log_level="ERROR")  # its flush delivers the late spans
+    spans = collector.receiver.spans
+    assert len(spans.named("late")) > 100
+    assert max(sum(span.size for span in each) for each in spans.traces().values()) < MOST
+
+
+@cs.task
+async def starts_a_flaky_run(x: int) -> int:
+    wanted = total(items(fails_twice, 10).with_retry(2, delay=0))
+    value: int = await cs.run_async(wanted, connector=NESTED.connector, log_level="OFF")
+    return value
+
+
+@cs.task
+async def fails_twice(x: int) -> int:
+    await asyncio.sleep(0.01)
+    if attempt() <= 2:
+        fails_deep_below(60)
+    return x
+
+
+@pytest.mark.usefixtures("small_budget")
+def test_nested_runs_at_once_share_the_room_of_their_trace(collector: Collector) -> None:
+    connector = NESTED.connector = collector.connector()
+    spans = collector.trace_of(items(starts_a_flaky_run, 20), connector=connector)
+    check(spans, at_least=5)
+    assert len(spans.named("fails_twice")) == 200
 
 
 @cs.task

@@ -11,7 +11,7 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.sampling import DEFAULT_ON, Sampler, SamplingResult
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, DEFAULT_ON, Sampler, SamplingResult
 from opentelemetry.trace import Link, SpanKind, TraceState
 from opentelemetry.util.types import Attributes, AttributeValue
 
@@ -104,14 +104,14 @@ class TaskIds(SpanProcessor):
         if task is not None and task.child is not None and not is_ours(span):
             setattr(span, _COUNTED, task)
             self._open[span.get_span_context().span_id] = span
-            task.child.charge(1, SPAN_BYTES)
+            task.child.charge(1, _BARE_BYTES)
 
     def on_end(self, span: ReadableSpan) -> None:
         # The SDK gives a copy of the span here, without the attribute of the object.
         started = None if span.context is None else self._open.pop(span.context.span_id, None)
         task = getattr(started, _COUNTED, None)
         if task is not None:
-            task.child.charge(0, _BARE_BYTES + content_bytes(span) - SPAN_BYTES)
+            task.child.charge(0, content_bytes(span))
 
     def shutdown(self) -> None:
         pass
@@ -152,14 +152,24 @@ def _text_bytes(value: str) -> int:
     return str.__len__(value) if str.isascii(value) else len(str.encode(value, "utf-8", "replace"))
 
 
+_OWN = otel_context.create_key("cascade-own-span")
+
+
+def for_own_span(context: Context) -> Context:
+    """The parent's context for a span of Cascade itself, which a full trace does not leave out."""
+    return otel_context.set_value(_OWN, True, context)
+
+
 class BelowTasks(Sampler):
     """Samples a span below a task as the span above it, and others by the provider's own sampler.
 
-    The process's provider may be that of an earlier run, with another sampler than the one of the task's run.
+    The process's provider may be that of an earlier run, with another sampler than the one of the task's run. A sampler
+    that `is_plain` is not called for spans below tasks. A span of the program for which its trace has no room is dropped.
     """
 
-    def __init__(self, original: Sampler) -> None:
+    def __init__(self, original: Sampler, *, is_plain: bool) -> None:
         self._original = original
+        self._is_plain = is_plain
 
     def should_sample(
         self,
@@ -172,9 +182,22 @@ class BelowTasks(Sampler):
         trace_state: TraceState | None = None,
     ) -> SamplingResult:
         above = trace.get_current_span(parent_context).get_span_context()
-        is_below = above.is_valid and not above.is_remote and _ids_around(parent_context)
-        chosen = DEFAULT_ON if is_below else self._original
+        is_below = above.is_valid and not above.is_remote
+        if is_below and above.trace_flags.sampled and not _has_room(parent_context, name, attributes):
+            return ALWAYS_OFF.should_sample(parent_context, trace_id, name, kind, attributes, links, trace_state)
+        chosen = DEFAULT_ON if self._is_plain and is_below and _ids_around(parent_context) else self._original
         return chosen.should_sample(parent_context, trace_id, name, kind, attributes, links, trace_state)
 
     def get_description(self) -> str:
         return self._original.get_description()
+
+
+def _has_room(context: Context | None, name: str, attributes: Attributes) -> bool:
+    """Whether the trace has room for a span; one without room is counted."""
+    task = _task_around(context)
+    if task is None or task.child is None or otel_context.get_value(_OWN, context) is not None:
+        return True
+    if task.child.has_room(SPAN_BYTES + len(name) + _attribute_bytes(attributes)):
+        return True
+    task.trace.parts.run.leave_out()
+    return False

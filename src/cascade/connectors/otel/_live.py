@@ -20,6 +20,7 @@ from opentelemetry.trace import (
 )
 
 from cascade._loggers import get_logger
+from cascade.connectors.otel._below import for_own_span
 from cascade.connectors.otel._encode import encode_span
 from cascade.connectors.otel._ids import add_part, remove_part
 from cascade.connectors.otel._inherited import Inherited
@@ -53,7 +54,7 @@ class SpanFactory:
         with self._tracing.ids.preset(trace_id, span_id):
             return self._tracing.tracer.start_span(
                 name,
-                parent,
+                for_own_span(parent),
                 kind,
                 links=links,
                 start_time=start_ns,
@@ -143,6 +144,11 @@ class LiveRun:
         body = payload["body"]
         if body["metadata"].get("reason") == "retry" and "span_id" not in body["metadata"]:
             self.spans.pop(span_id(payload["run_id"], body["task_id"], body["metadata"]["attempt"]), None)
+
+    def forget(self, span_id: str) -> None:
+        """Forget a span of a task that has content for which its trace has no room: the message alone makes the span."""
+        with self.lock:
+            self.spans.pop(span_id, None)
 
     def leave(self) -> None:
         """End the routing and sampling that `stands_in` has begun."""

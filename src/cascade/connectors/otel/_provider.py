@@ -190,7 +190,7 @@ class _OwnProvider(TracerProvider):
         self.endpoint = ""
         super().__init__(meter_provider=NoOpMeterProvider() if meters is None else None, **settings)
         self.is_plain = type(self.sampler) in _PLAIN_SAMPLERS
-        self.sampler: Sampler = PresetSampler(BelowTasks(self.sampler) if self.is_plain else self.sampler)
+        self.sampler: Sampler = PresetSampler(BelowTasks(self.sampler, is_plain=self.is_plain))
 
     def add_span_processor(self, span_processor: SpanProcessor) -> None:
         if not isinstance(span_processor, (RoutingProcessor, TaskIds)):

@@ -107,6 +107,7 @@ def _run(payload: Mapping[str, Any], body: Mapping[str, Any], *, cicd: bool) -> 
         a.RUN_INPUTS: metadata.get("inputs"),
         a.RUN_PARAMS: metadata.get("params"),
         a.RUN_MESSAGES_DROPPED: metadata.get("dropped") or None,
+        a.RUN_SPANS_LEFT_OUT: metadata.get("left_out"),
         a.PARTS: _part_count(metadata),
         a.RUN_CONTROL_DECISIONS: metadata.get("control_count"),
         **{f"cascade.run.tasks.{state}": count for state, count in counts.items()},

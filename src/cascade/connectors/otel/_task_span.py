@@ -48,12 +48,21 @@ class TaskSpan(OfTask, Span):
         return self._span.is_recording() if self._span is not None else not self._is_over
 
     def over(self) -> None:
-        """End the task's code. A real span ends with the task's message; what the code has added to it counts now."""
+        """End the task's code. A real span ends with the task's message; what the code has added to it counts now.
+
+        Content for which the trace has no room is left out.
+        """
         with self._run.lock:
             self._is_over = True
         child, span = self.task.child, self._span
-        if child is not None and isinstance(span, ReadableSpan):
-            child.charge(0, content_bytes(span))
+        if child is None or not isinstance(span, ReadableSpan):
+            return
+        size = content_bytes(span)
+        if child.has_room(size):
+            child.charge(0, size)
+        else:
+            self.task.trace.parts.run.leave_out()
+            self._run.forget(span_id(self.task.run_id, self.task.task_id, self._attempt))
 
     def real(self) -> Span:
         """The SDK's span; one that records nothing after the end of the task's code, or if the SDK raises an error."""

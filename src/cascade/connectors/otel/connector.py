@@ -39,6 +39,11 @@ logger = get_logger("cascade.connectors.otel")
 FLUSH_TIMEOUT = 5.0
 """Seconds that a run's end waits for the last span's acknowledgement; less for a peer that does not answer."""
 
+_LEFT_OUT = (
+    "OtelConnector: traces of run %s have reached their largest size; %d spans of the program, or contents that it has "
+    "added to spans of tasks, were left out; use a larger CASCADE_TRACE_PART_BYTES or a smaller CASCADE_TRACE_PART_SIZE"
+)
+
 _IGNORED = frozenset({"RUNNING"})
 """A span is made when it has ended, or before, when its task's code begins."""
 
@@ -167,7 +172,10 @@ class OtelConnector:
         if chosen.factory is None:
             return
         try:
-            self._emit_all(payload, self._runs.get(payload["run_id"]))
+            run = self._runs.get(payload["run_id"])
+            self._emit_all(payload, run)
+            if run is not None and (left_out := payload["body"].get("metadata", {}).get("left_out")):
+                logger.warning(_LEFT_OUT, payload["run_id"], left_out)
         finally:
             if payload["body"].get("event") == "ENGINE_STOPPED":
                 self._end_run(payload["run_id"])

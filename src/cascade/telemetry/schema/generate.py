@@ -113,6 +113,7 @@ _METADATA: dict[str, Any] = {
     "inputs": _list_of(_TEXT),
     "counts": {"type": "object", "additionalProperties": _COUNT},
     "dropped": _COUNT,
+    "left_out": {"type": "integer", "minimum": 1},
     "control": _list_of(_CONTROL),
     "control_count": _COUNT,
     "hold_start_ns": _NANOSECONDS,
