@@ -85,7 +85,9 @@ def trace(trace_id: str | None, jaeger_url: str) -> Spans:
             raise ServerError("Jaeger has no run yet")
         spans = jaeger.trace(found) or _joined_by(str(UUID(found)), jaeger)
     except (OSError, RuntimeError) as error:
-        raise ServerError(f"Jaeger does not answer as it should: {error}") from error
+        raise ServerError(
+            f"Jaeger at {jaeger_url} does not answer: {error}. make stack-up or docker compose up -d --wait starts it again"
+        ) from error
     if not spans:
         raise ServerError("Jaeger has no such trace")
     return spans

@@ -58,6 +58,7 @@ def test_the_stack_starts_again_if_one_of_its_servers_was_killed(tmp_path: Path)
         assert before
         os.kill(before.pids["Jaeger"], signal.SIGKILL)
         until_blocking(lambda: "Jaeger" not in before.alive())
+        assert "make stack-up or docker compose" in stack_command(tmp_path, "show").stderr
         stack_command(tmp_path, "up")
         assert stack_command(tmp_path, "look").stderr == "Jaeger has no run yet\n"
     finally:
