@@ -24,8 +24,8 @@ class Task(Generic[P, R]):
     """A function whose call returns a `LazyResult` and runs nothing.
 
     `func` is read when the graph is built, so it may be replaced until then. `threaded` is True for a plain function that
-    runs in a worker thread, False for the event loop, None for the executor's choice. `label` names its calls. A task that is defined in a class
-    is a method: `instance.method(x)` is the lazy result of the call with the instance.
+    runs in a worker thread, False for the event loop, None for the executor's choice. `label` names its calls. A task that is
+    defined in a class is a method: `instance.method(x)` is the lazy result of the call with the instance.
 
     Raises:
         TypeError: `func` cannot be called, or it holds a lazy result in a default or in a partial.

@@ -89,7 +89,7 @@ _NUMBER_BYTES = 9
 
 
 class TaskIds(SpanProcessor):
-    """Marks each span with the ids of the run and the task in whose context it starts, with the index of a map's item, and its label.
+    """Marks each span with the ids of the run and the task in whose context it starts, and with the item's index and label.
 
     A span below a resource gets the id of the run alone.
     """
