@@ -52,10 +52,12 @@ def size_of(payload: dict[str, Any]) -> int:
 def shrink(payload: dict[str, Any], limit: int = MAX_MESSAGE_BYTES) -> dict[str, Any]:
     """The payload itself, or a copy without so much of its metadata that it fits; `truncated` names what went."""
     metadata = payload["body"].get("metadata", {})
+    if _MAY_BE_BIG.isdisjoint(metadata):
+        return payload
     grown = _MAY_BE_BIG.intersection(metadata)
     # To measure a message takes as long as to encode it.
     is_small = limit >= MAX_MESSAGE_BYTES and grown <= _LISTS and all(len(metadata[key]) <= FEW for key in grown)
-    if not grown or is_small or size_of(payload) <= limit:
+    if is_small or size_of(payload) <= limit:
         return payload
     kept, gone = dict(metadata), list(metadata.get("truncated", ()))
     small = {**payload, "body": {**payload["body"], "metadata": kept}}
