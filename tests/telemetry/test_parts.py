@@ -95,7 +95,7 @@ def test_a_part_ends_with_its_last_child_once_no_further_one_can_start() -> None
 
 
 def test_a_part_that_has_ended_before_the_next_child_does_not_fit_is_given_to_the_next_message() -> None:
-    parts = parts_of_a_map(PartLimits(children=9, bytes=25_000), size=9)
+    parts = parts_of_a_map(PartLimits(children=9, bytes=30_000), size=9)
     first, second = (parts.start(f"m/{index}", "step", "m", index) for index in range(2))
     assert (first.part.number, second.part.number) == (0, 1)
     assert end(parts, "m/1", second, size=5_000) == [], "its part has room for another child"
@@ -174,7 +174,7 @@ def test_a_span_may_end_in_a_signal_handler_while_another_one_is_counted() -> No
 
     def interrupt(frame: FrameType, event: str, _: object) -> None:
         nonlocal calls
-        if event == "call" and frame.f_code is Child.release.__code__:
+        if event == "call" and frame.f_code is Child.use.__code__:
             sys.setprofile(None)
             calls += 1
             child.charge(1, 1_000)

@@ -1,4 +1,4 @@
-"""The size of the spans of messages, texts shortened to the bytes that a trace has left, and parts as messages list them.
+"""The size of the spans of messages, shorter texts for a trace that is full, and parts as messages list them.
 
 Sizes are estimates of the encoded spans, a little above the exported ones.
 """
@@ -51,7 +51,7 @@ def count_attempt(metadata: dict[str, Any], event: TaskRetrying, run: RunState) 
 def count_last(
     metadata: dict[str, Any], event: TaskExecutionFinished | TaskSkipped, run: RunState, child: Child
 ) -> None:
-    """Count the spans of a child's last message, shortened to what its trace has left, and add the parts that have ended."""
+    """Count the spans of a child's last message, shortened to the room of its trace, and add the parts that have ended."""
     spans, size = 1, _span_bytes(event)
     if not _GROWING.isdisjoint(metadata):
         spans, size = _measured(metadata, size)
@@ -71,7 +71,7 @@ def short_error(exception: dict[str, str]) -> str:
 
 
 def charge_own(metadata: dict[str, Any], run: RunState) -> None:
-    """Count a span in the run's own trace, such as a resource's, with its texts shortened to what the trace has left."""
+    """Count a span in the run's own trace, such as a resource's, with its texts shortened to the room of the trace."""
     _, bytes_left = run.parts.run.allowance()
     spans, size = _measured(metadata, 2 * SPAN_BYTES)
     if size > bytes_left:
@@ -156,7 +156,10 @@ def _encoded(value: str) -> int:
 
 
 def _fit(metadata: dict[str, Any], span: int, room: int, counted: int) -> None:
-    """Shorten the message to `room` bytes: first its stack traces, then whole values. Attempts up to number `counted` stay."""
+    """Shorten the message to `room` bytes: first its stack traces, then whole values.
+
+    Attempts up to number `counted` stay as they are.
+    """
     attempts = [attempt for attempt in metadata.get("attempts", ()) if attempt["attempt"] > counted]
     own = [holder for holder in (metadata, *attempts) if "exception" in holder]
     later = metadata.get("later_errors", [])
@@ -174,7 +177,7 @@ def _fit(metadata: dict[str, Any], span: int, room: int, counted: int) -> None:
 
 
 def _shortened(exception: dict[str, str], room: int) -> dict[str, str]:
-    """The exception with its stack trace, and then its message, cut to about `room` bytes, but not to less than a line."""
+    """The exception with its stack trace and its message cut to about `room` bytes, but not to less than a line."""
     message, stack = exception.get("message", ""), exception.get("stacktrace", "")
     free = room - _exception_bytes({"type": exception["type"]})
     message = text(message, max(_SHORTEST, free // 4))

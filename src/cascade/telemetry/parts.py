@@ -71,11 +71,7 @@ class TraceParts:
         part = parent.current
         if not self._has_room(part, estimate):
             part = self._next(parent)
-        number = parent.started if index is None else index
-        part.first = min(part.first, number)
-        part.last = max(part.last, number)
-        part.children += 1
-        part.running += 1
+        part.add(parent.started if index is None else index)
         parent.started += 1
         child = self.running[task_id] = Child(part, estimate, estimate.spans.value, estimate.bytes.value)
         if part.number and map_id is None:
@@ -106,9 +102,7 @@ class TraceParts:
         """
         if self.running.pop(task_id, None) is None:  # a second subscriber to the same event
             return self._last[2] if self._last is not None and self._last[0] == task_id else []
-        # The last message does not repeat all of very many attempts.
-        child.charge(max(1, spans - child.attempt_spans), max(SPAN_BYTES, size - child.attempt_bytes))
-        child.release_rest()
+        child.end(spans, size)
         if ran:
             child.estimate.spans.learn(child.spans)
             child.estimate.bytes.learn(child.bytes)
@@ -159,12 +153,15 @@ class TraceParts:
     def _has_room(self, part: Part, estimate: Estimate) -> bool:
         if part.is_closed or part.children >= self.limits.children:
             return False
-        outer = part.outer
-        is_nested = outer is not None and not outer.is_caller
-        if part.budget.has_room(estimate.spans.value, estimate.bytes.value, is_nested=is_nested):
+        budget = part.budget
+        most_spans, most_bytes = part.full_at
+        if (
+            budget.bytes + budget.reserved_bytes + estimate.bytes.value <= most_bytes
+            and budget.spans + budget.reserved_spans + estimate.spans.value <= most_spans
+        ):
             return True
         # Any child fits into an empty part. Part 0 is empty in this sense if no other trace is around it.
-        return not part.children and (part.number > 0 or (not part.parent.id and outer is None))
+        return not part.children and (part.number > 0 or (not part.parent.id and part.outer is None))
 
     def _next(self, parent: Parent) -> Part:
         before = parent.current

@@ -1,9 +1,11 @@
 """Spans and bytes of a trace: the budget of a trace, the reservations of running children, and their costs.
 
 The cost of a child is known at its end, and thousands of children may start before the first one ends. A running child
-therefore has a reservation: `_FIRST_SPANS` and `_FIRST_BYTES` at first, as careful as TCP's slow start, then the mean of
-the ended children plus twice its deviation, as TCP's retransmission timer, and not less than `_LEAST_SPANS` and
-`_LEAST_BYTES`.
+therefore has a reservation: `_FIRST_SPANS` and `_FIRST_BYTES` at first, then the mean of the ended children plus twice
+its deviation, as in TCP's retransmission timer, and not less than `_LEAST_SPANS` and `_LEAST_BYTES`.
+
+The spans of one trace have one budget, also those of nested runs. Texts of messages are shortened, and spans of the program
+are left out, when the trace has reached its largest size.
 """
 
 import os
@@ -26,7 +28,7 @@ KEPT_CALLERS = 1_000
 """Traces of callers whose budgets are kept, some 1,500 bytes each."""
 _MOST = 1.5  # of the budget: a running child may exceed its reservation, up to here
 _LEAST_MARGIN = 65_536  # bytes of that excess: room for stack traces in the parts of a very small budget
-_FIRST_SPANS, _FIRST_BYTES = 20, 10_000  # reservation of a child before the first one has ended
+_FIRST_SPANS, _FIRST_BYTES = 25, 12_500  # reservation of a child before the first one has ended
 _FAILURE_BYTES = 3_000  # of an attempt that fails, for the first reservation
 _SURE_ATTEMPTS = 5  # of a task's attempts, those whose spans are reserved in any case
 _KEPT_BYTES = 3 * SPAN_BYTES  # of a child's allowance, for its own last message
@@ -85,15 +87,6 @@ class TraceBudget:
         self.spans, self.bytes = spans, size
         self.reserved_spans = self.reserved_bytes = 0
 
-    def has_room(self, spans: int, size: int, *, is_nested: bool) -> bool:
-        """Whether a further child with this reservation fits: into the budget, of a nested run into the largest size."""
-        limits = self.limits
-        most_spans, most_bytes = (limits.most_spans, limits.most_bytes) if is_nested else (limits.spans, limits.bytes)
-        return (
-            self.bytes + self.reserved_bytes + size <= most_bytes
-            and self.spans + self.reserved_spans + spans <= most_spans
-        )
-
     def headroom(self) -> tuple[int, int]:
         """Spans and bytes that are left up to the largest size of the trace, beyond all reservations."""
         return (
@@ -105,9 +98,11 @@ class TraceBudget:
 class Child:
     """A child of a run or of a map from its start on: its part, its cost so far, and the rest of its reservation.
 
-    The cost has the program's spans, nested runs and failed attempts. The last message repeats the attempts: `attempt` is
-    the number of the last one that is counted, `attempt_spans` and `attempt_bytes` are their cost. `shortened` has the
-    exceptions of attempts whose texts are shortened, by number, and None for an attempt without a span.
+    The cost has the program's spans, nested runs and failed attempts. The last message repeats the attempts: `attempt`
+    is the number of the last one that is counted, `attempt_spans` and `attempt_bytes` are their cost. `shortened` has
+    the exceptions of attempts whose texts are shortened, by number, and None for an attempt without a span.
+
+    `left_out` is set for the child that stands for the run.
     """
 
     is_caller = False
@@ -118,35 +113,52 @@ class Child:
     def __init__(self, part: "Part", estimate: "Estimate", spans: int, size: int) -> None:
         self.part = part
         self.estimate = estimate
-        self.reserved_spans = self.reserved_bytes = 0
+        self.reserved_spans, self.reserved_bytes = spans, size
+        budget = part.budget
         with _lock:
-            self.release(-spans, -size)
+            budget.reserved_spans += spans
+            budget.reserved_bytes += size
 
     def charge(self, spans: int, size: int) -> None:
         """Count spans and bytes, at the cost of the reservation first; from any thread, also after the child's end."""
+        budget = self.part.budget
         with _lock:
-            budget = self.part.budget
             budget.spans += spans
             budget.bytes += size
-            child: Child | None = self
-            while child is not None:  # and the tasks that have started the run, in the same trace
-                child.spans += spans
-                child.bytes += size
-                child.release(min(spans, child.reserved_spans), min(size, child.reserved_bytes))
-                child = child.part.outer
+            self.use(spans, size)
+
+    def use(self, spans: int, size: int) -> None:
+        """Count what is in the budget already, for the tasks too that have started the run; `_lock` is held."""
+        child: Child | None = self
+        while child is not None:
+            child.spans += spans
+            child.bytes += size
+            child.release(min(spans, child.reserved_spans), min(size, child.reserved_bytes))
+            child = child.part.outer
 
     def release(self, spans: int, size: int) -> None:
-        """Reduce the reservation; `_lock` is held."""
         budget = self.part.budget
         self.reserved_spans -= spans
         self.reserved_bytes -= size
         budget.reserved_spans -= spans
         budget.reserved_bytes -= size
 
-    def release_rest(self) -> None:
-        """End the reservation."""
+    def end(self, spans: int, size: int) -> None:
+        """Count the spans and bytes of the child's last message, and end its reservation."""
+        if self.attempt:  # the last message does not repeat all of very many attempts
+            spans, size = max(1, spans - self.attempt_spans), max(SPAN_BYTES, size - self.attempt_bytes)
+        part = self.part
+        budget, outer = part.budget, part.outer
         with _lock:
-            self.release(self.reserved_spans, self.reserved_bytes)
+            budget.spans += spans
+            budget.bytes += size
+            budget.reserved_spans -= self.reserved_spans
+            budget.reserved_bytes -= self.reserved_bytes
+            self.reserved_spans = self.reserved_bytes = 0
+            self.spans += spans
+            self.bytes += size
+            if outer is not None:
+                outer.use(spans, size)
 
     def charge_attempt(self, attempt: int, size: int) -> None:
         """Count the span of an attempt, which the child's last message repeats."""
@@ -208,7 +220,8 @@ _NO_CHILD = 2**63
 class Part:
     """One part of the children of a run or map; `has_ended` once a message has the part's root.
 
-    `outer` is the task or the caller in whose trace the run is, if the part is in that trace.
+    `outer` is the task or the caller in whose trace the run is, if the part is in that trace. `full_at` has the spans
+    and bytes at which the part is full. They are larger for a nested run: its children are the cost of a running one.
     """
 
     __slots__ = (
@@ -216,6 +229,7 @@ class Part:
         "children",
         "end_ns",
         "first",
+        "full_at",
         "has_ended",
         "is_closed",
         "last",
@@ -232,6 +246,8 @@ class Part:
         self.number = number
         self.budget = budget
         self.outer = outer
+        limits, is_nested = budget.limits, outer is not None and not outer.is_caller
+        self.full_at = (limits.most_spans, limits.most_bytes) if is_nested else (limits.spans, limits.bytes)
         self.children = self.running = 0
         self.first, self.last = _NO_CHILD, -1
         self.start_ns = self.end_ns = 0
@@ -240,8 +256,19 @@ class Part:
 
     def widen(self, start_ns: int, end_ns: int) -> None:
         """Include the times of a child that has ended."""
-        self.start_ns = min(self.start_ns, start_ns) if self.start_ns else start_ns
-        self.end_ns = max(self.end_ns, end_ns)
+        if start_ns < self.start_ns or not self.start_ns:
+            self.start_ns = start_ns
+        if end_ns > self.end_ns:  # noqa: PLR1730 - faster than `max`, and done for each child
+            self.end_ns = end_ns
+
+    def add(self, number: int) -> None:
+        """Count a child that starts, with its index or its place in the order."""
+        self.children += 1
+        self.running += 1
+        if number < self.first:  # noqa: PLR1730 - see `widen`
+            self.first = number
+        if number > self.last:  # noqa: PLR1730 - see `widen`
+            self.last = number
 
 
 class Parent:

@@ -246,7 +246,7 @@ def test_500_items_at_once_with_20_spans_each_are_in_several_traces(collector: C
 def test_spans_of_the_program_are_left_out_when_a_trace_is_full(
     collector: Collector, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """25 items run at once in each of the first parts, with 60 KB of spans each."""
+    """20 items run at once in each of the first parts, with 60 KB of spans each."""
     beside = MemoryConnector()
     spans = collector.trace_of(items(makes_many_spans, 100), connector=[collector.connector(), beside])
     check(spans, at_least=4)
@@ -344,7 +344,7 @@ def test_texts_are_shortened_when_children_become_larger_than_all_before(collect
 
 async def test_errors_are_shortened_wherever_a_span_has_them() -> None:
     """60 tasks fail at once. The message of an error is in the event and in the status of its span."""
-    limits = PartLimits(bytes=700_000)
+    limits = PartLimits(bytes=800_000)
     run_trace = RunTrace("run", "a" * 32, parts=TraceParts(limits))
     bus, connector = MessageBus(), MemoryConnector()
     TelemetrySubscriber(bus, connector)

@@ -1,6 +1,7 @@
-"""Spans below a task, such as those of instrumentation: they have the ids of run and task, and are sampled with the task.
+"""Spans below a task, such as those of instrumentation.
 
-They count for the size of the trace, which is split before it is too large (`cascade.telemetry.parts`).
+They have the ids of run and task, and are sampled with the task. They count for the size of the trace, which is split
+before it is too large (`cascade.telemetry.parts`).
 """
 
 import weakref
@@ -51,7 +52,7 @@ def mark_spans_of(provider: TracerProvider) -> None:
 
 
 _OF_TASK = (a.RUN_ID, a.TASK_ID, a.MAP_INDEX, a.TASK_LABEL)
-"""The attributes of all spans below a task. With index and label, one search in Jaeger finds the failed requests of an item."""
+"""The attributes of all spans below a task. Index and label are the keys of a search for the requests of an item."""
 
 
 def _task_around(context: Context | None) -> TaskContext | None:
@@ -89,7 +90,7 @@ _NUMBER_BYTES = 9
 
 
 class TaskIds(SpanProcessor):
-    """Marks each span with the ids of the run and the task in whose context it starts, and with the item's index and label.
+    """Sets the ids of run and task on each span that starts in a task's context, with the index and the label of an item.
 
     A span below a resource gets the id of the run alone.
     """
@@ -164,7 +165,7 @@ class BelowTasks(Sampler):
     """Samples a span below a task as the span above it, and others by the provider's own sampler.
 
     The process's provider may be that of an earlier run, with another sampler than the one of the task's run. A sampler
-    that `is_plain` is not called for spans below tasks. A span of the program for which its trace has no room is dropped.
+    that `is_plain` is not called for spans below tasks. A span of the program is dropped if its trace has no room.
     """
 
     def __init__(self, original: Sampler, *, is_plain: bool) -> None:

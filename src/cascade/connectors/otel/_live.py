@@ -96,8 +96,8 @@ class SpanFactory:
 class LiveRun:
     """One run: its root span, and the tasks' and attempts' spans that user code has touched, by id.
 
-    `ended` has the ids of attempts whose spans are exported before their last message. `inherited` is the context of the run's caller. `route` is None where the
-    provider's own processors export.
+    `ended` has the ids of attempts whose spans are exported before their last message. `inherited` is the context of the
+    run's caller. `route` is None where the provider's own processors export.
     """
 
     trace: RunTrace
@@ -146,7 +146,7 @@ class LiveRun:
             self.spans.pop(span_id(payload["run_id"], body["task_id"], body["metadata"]["attempt"]), None)
 
     def forget(self, span_id: str) -> None:
-        """Forget a span of a task that has content for which its trace has no room: the message alone makes the span."""
+        """Forget a task's span whose content has no room in its trace. The message alone makes the span."""
         with self.lock:
             self.spans.pop(span_id, None)
 

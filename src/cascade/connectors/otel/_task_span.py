@@ -18,6 +18,7 @@ from cascade.telemetry.attributes import EXCEPTION_MESSAGE, EXCEPTION_STACKTRACE
 from cascade.telemetry.identity import span_id
 from cascade.telemetry.limits import MAX_ERROR_BYTES
 from cascade.telemetry.safe import error_message, masked, masked_name, stack_text
+from cascade.telemetry.trace_budget import SPAN_BYTES
 
 
 class TaskSpan(OfTask, Span):
@@ -58,7 +59,7 @@ class TaskSpan(OfTask, Span):
         if child is None or not isinstance(span, ReadableSpan):
             return
         size = content_bytes(span)
-        if child.has_room(size):
+        if size < SPAN_BYTES or child.has_room(size):
             child.charge(0, size)
         else:
             self.task.trace.parts.run.leave_out()
