@@ -103,10 +103,16 @@ def two(a: str, b: str = "second", *, c: str = "third") -> str | None:
         (lambda: "none", "none"),
         (lambda a, more="default": a + more, "xdefault"),
         (str.upper, "X"),
+        ("<{}>".format, "<x>"),
     ],
 )
 def test_a_function_gets_the_arguments_that_its_parameters_name(label: Any, expected: str) -> None:
     assert cs.run(cs.task(two, label=label)("x"), log_level="OFF") == expected
+
+
+@pytest.mark.parametrize("label", [str, "<{}>".format, lambda a: f"{a}"])
+def test_a_label_of_an_item_needs_no_signature(label: Any) -> None:
+    assert cs.run(cs.task(two, label=label).map(a=["7"]), log_level="OFF") == [label("7")]
 
 
 def test_labels_of_methods_maps_by_position_and_nested_runs(tmp_path: Path) -> None:
@@ -148,6 +154,22 @@ def test_a_function_gets_no_resources() -> None:
 
     assert cs.run(query(sql="select", more=cs.inject(db)), log_level="OFF") == "sql"
     assert cs.run(query(sql="select").with_label(lambda db: f"{db}"), log_level="OFF") == "select", "the first argument"
+
+
+@pytest.mark.parametrize("label", [lambda sql: sql, lambda first: first, lambda *args: args[0], str])
+def test_a_resource_in_a_position_is_no_argument_of_the_label(label: Any) -> None:
+    @cs.resource
+    def db() -> Iterator[str]:
+        yield "connection"
+
+    query = cs.task(lambda connection, sql: own(), name="query", label=label)
+    assert cs.run(query(cs.inject(db), "select"), log_level="OFF") == "select"
+
+
+def test_arguments_are_not_taken_for_others(caplog: pytest.LogCaptureFixture) -> None:
+    query = cs.task(two, label=lambda missing, a: f"{missing} {a}")
+    assert cs.run(query("x", "y"), log_level="OFF") is None
+    assert "missing 1 required positional argument: 'missing'" in caplog.text
 
 
 def test_a_function_gets_further_positional_arguments_as_a_tuple() -> None:

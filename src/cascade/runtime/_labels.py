@@ -6,7 +6,7 @@ from types import MethodType
 from typing import Any, NamedTuple
 
 from cascade._loggers import get_logger
-from cascade.graph.arguments import split
+from cascade.graph.arguments import count_positional, split
 from cascade.graph.model import Edge, Node
 from cascade.runtime.hashable_cache import hashable_cache
 from cascade.runtime.resolvers import defaults_of, hidden_secrets, positional_names, without_secrets
@@ -69,12 +69,12 @@ class _Wanted(NamedTuple):
 
 
 @hashable_cache
-def _wanted(function: Any) -> _Wanted:
-    """The parameters of a label function; `*args, **kwargs` for one that has no signature."""
+def _wanted(function: Any) -> _Wanted | None:
+    """The parameters of a label function; None for one that has no signature, such as `str`."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
-        return _Wanted((), frozenset(), by_name=False, all_by_position=True, all_by_name=True)
+        return None
     kinds = {p.kind for p in parameters}
     own = [p for p in parameters if p.kind not in {p.VAR_POSITIONAL, p.VAR_KEYWORD}]
     return _Wanted(
@@ -87,23 +87,30 @@ def _wanted(function: Any) -> _Wanted:
 
 
 def _call(label: Any, node: Node, inputs: Mapping[str, Any]) -> Any:
-    """Call the label function with the arguments that have the names of its parameters, else with the first ones.
+    """Call the label function with the arguments that have the names of its parameters.
 
-    A function with `*args` gets the arguments as the task gets them.
+    If no parameter has the name of an argument, it gets the first arguments. With `*args` it gets them as the task does.
     """
-    args, kwargs = split({k: v for k, v in inputs.items() if type(v) is not Inject}, node.positional or 0)
-    wanted = _wanted(label)
-    if wanted.all_by_position:
-        return label(*args, **{k: v for k, v in kwargs.items() if wanted.all_by_name or k in wanted.names})
+    args, kwargs = split(inputs, count_positional(inputs) if node.positional is None else node.positional)
     names = positional_names(node.callable_obj)
-    named = dict(zip(names.names, args, strict=False)) | kwargs
+    named = _without_resources(dict(zip(names.names, args, strict=False)) | kwargs)
     if names.rest:
         named[names.rest] = tuple(args[len(names.names) :])
+    args, kwargs = [value for value in args if type(value) is not Inject], _without_resources(kwargs)
+    wanted = _wanted(label)
+    if wanted is None:
+        return label(*args, *kwargs.values())
+    if wanted.all_by_position:
+        return label(*args, **{k: v for k, v in kwargs.items() if wanted.all_by_name or k in wanted.names})
     if missing := wanted.required - named.keys():
         named |= _not_given(node.callable_obj, missing)
-    if wanted.by_name and wanted.required <= named.keys():
+    if wanted.by_name and not (wanted.required and wanted.required.isdisjoint(named)):
         return label(**{name: value for name, value in named.items() if wanted.all_by_name or name in wanted.names})
     return label(*[*args, *kwargs.values()][: len(wanted.names)])
+
+
+def _without_resources(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if type(value) is not Inject}
 
 
 def _not_given(function: Any, names: frozenset[str]) -> dict[str, Any]:

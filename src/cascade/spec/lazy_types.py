@@ -88,9 +88,10 @@ class Lazy(Argument, Generic[Value_co]):
     def with_label(self, label: Label) -> Self:
         """Name the call, or each item of a map, on the terminal, in messages and in `cascade.task.label`.
 
-        A function gets the arguments that have the names of its parameters, else the first ones, and returns a text. It
-        runs in the event loop, so it must be quick. Arguments with the name of a secret are masked. If it raises an error
-        or returns something else, the call has no label, and one warning is logged. A label has up to 256 bytes.
+        A function gets the arguments that have the names of its parameters, or the first ones if no name is that of an
+        argument, and returns a text. It runs in the event loop, so it must be quick. Arguments with the name of a secret
+        are masked. If it raises an error or returns something else, the call has no label, and one warning is logged. A
+        label has up to 256 bytes.
 
         Raises:
             TypeError: `label` is neither a text nor a function.
