@@ -261,6 +261,23 @@ def test_spans_of_the_program_are_left_out_when_a_trace_is_full(
     assert stopped["metadata"]["left_out"] == left_out
 
 
+@cs.task
+async def starts_a_run_in_a_span(x: int) -> int:
+    with TRACER.start_as_current_span("large", attributes={f"n{number}": "x" * 1_000 for number in range(500)}):
+        value: int = await cs.run_async(one(x), connector=NESTED.connector, log_level="OFF")
+    return value
+
+
+@pytest.mark.usefixtures("small_budget")
+def test_a_run_below_a_span_that_is_left_out_is_below_its_task(collector: Collector) -> None:
+    connector = NESTED.connector = collector.connector()
+    spans = collector.trace_of(starts_a_run_in_a_span(1), connector=connector)
+    task = spans.one("starts_a_run_in_a_span")
+    assert spans.named("large") == []
+    assert spans.one("run one").parent_span_id == task.span_id
+    assert len(spans.named("one")) == 1
+
+
 @pytest.mark.usefixtures("small_budget")
 def test_what_a_program_adds_to_the_span_of_a_task_is_left_out_when_a_trace_is_full(collector: Collector) -> None:
     spans = collector.trace_of(items(adds_much, 100))

@@ -199,7 +199,7 @@ class OtelConnector:
     def place_run(self, run_id: str, target: str, start_ns: int, parent: SpanRef | None) -> RunTrace:
         """Start the run's span, so that the sampling decision is known to all its children."""
         inherited = Inherited.from_caller()
-        place = place_run(run_id, inherited.span or parent, self._parent)
+        place = place_run(run_id, _parent_of(inherited.span, parent), self._parent)
         if self._factory is None or self._tracing is None:
             return place
         above = SpanRef(place.trace_id, place.parent_span_id, place.flags, place.tracestate)
@@ -327,3 +327,11 @@ class OtelConnector:
             warnings = [text, *warnings] if is_news else warnings
         if warnings:
             logger.warning("OtelConnector: %s", "; ".join(warnings))
+
+
+def _parent_of(current: SpanRef | None, task: SpanRef | None) -> SpanRef | None:
+    """The parent of a run: the current span; its task's span if the current one, below the task, is left out."""
+    if current is None or task is None:
+        return current or task
+    is_left_out = current.trace_id == task.trace_id and task.flags & ~current.flags & TraceFlags.SAMPLED
+    return task if is_left_out else current
