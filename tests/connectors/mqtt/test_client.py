@@ -12,6 +12,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import replace
@@ -281,6 +282,57 @@ def test_a_packet_id_that_waits_for_its_acknowledgement_is_not_used_again(broker
     with Listener(broker.port, "cascade/x") as listener:
         run(send)
         assert [m.payload for m in listener.wait_for(lambda seen: len(seen) == 2)] == [b"first", b"second"]
+
+
+def test_a_packet_id_of_an_unanswered_subscription_is_not_used_for_a_message_nor_the_other_way_round(
+    broker: Broker,
+) -> None:
+    async def main(proxy: Proxy) -> None:
+        async with make(proxy.port) as connected:
+            proxy.hold(lambda packet: packet.from_broker)
+            calls = [
+                asyncio.ensure_future(connected.subscribe("cascade/x")),
+                asyncio.ensure_future(connected.unsubscribe("cascade/y")),
+            ]
+            await asyncio.to_thread(
+                proxy.wait_for_count, 2, sent_by_client(PacketTypes.SUBSCRIBE, PacketTypes.UNSUBSCRIBE)
+            )
+            connected._client._last_mid = 0
+            connected.send("cascade/x", b"x", 1, publish_properties(b""))
+            connected._client._last_mid = 2
+            calls.append(asyncio.ensure_future(connected.subscribe("cascade/z")))
+            await asyncio.to_thread(proxy.wait_for_count, 2, sent_by_client(PacketTypes.SUBSCRIBE))
+            await asyncio.to_thread(proxy.release)
+            await asyncio.gather(*calls)
+
+    with Proxy(broker.port) as proxy:
+        run(lambda: main(proxy))
+        kinds = (PacketTypes.SUBSCRIBE, PacketTypes.UNSUBSCRIBE, PacketTypes.PUBLISH)
+        assert [packet.packet_id for packet in proxy.matching(sent_by_client(*kinds))] == [1, 2, 3, 4]
+
+
+def test_bytes_in_both_directions_take_the_place_of_a_ping(broker: Broker) -> None:
+    """PINGRESP can be late behind many packets of a slow network. Then the connection is not lost either."""
+    long_ago = time.monotonic() - 1_000
+
+    async def main(proxy: Proxy) -> None:
+        async with make(proxy.port) as connected:
+            paho, answered = connected._client, asyncio.Event()
+            connected.on_acknowledged = lambda *_: answered.set()
+            for pinged_at in (0.0, long_ago):
+                paho._last_msg_out = paho._last_bytes_received = long_ago
+                paho._ping_t = pinged_at
+                answered.clear()
+                connected.send("cascade/x", b"x", 1, publish_properties(b""))
+                await answered.wait()
+                connected.keep_alive()
+            assert not connected.is_over
+            await connected.unsubscribe("cascade/x")
+
+    with Proxy(broker.port) as proxy:
+        run(lambda: main(proxy))
+        assert proxy.matching(sent_by_client(PacketTypes.PINGREQ)) == []
+        assert len(proxy.matching(sent_by_client(PacketTypes.UNSUBSCRIBE))) == 1
 
 
 @pytest.mark.parametrize("block", [1, 7, 100, 1 << 16])

@@ -116,6 +116,24 @@ async def test_no_run_waits_for_a_frozen_broker(broker: Broker, limits: pytest.M
         await connector.disconnect()
 
 
+async def test_packets_that_the_event_loop_has_yet_to_write_do_not_hold_messages_back(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as the acknowledgement of a constraint, which the broker does not answer."""
+    fill = Connection.fill
+
+    def ping_and_fill(connection: Connection) -> None:
+        connection.client._client._send_pingreq()
+        fill(connection)
+
+    monkeypatch.setattr(Connection, "fill", ping_and_fill)
+    connector = MqttConnector("127.0.0.1", broker.port, strict=True)
+    await connector.connect()
+    for number in range(3):
+        await connector.publish("cascade/telemetry/local/default/run/events", telemetry(number), number % 2)
+    await connector.disconnect()  # raises TelemetryLostError if they were not sent
+
+
 async def test_thousands_may_wait_for_room_at_once(
     broker: Broker, monkeypatch: pytest.MonkeyPatch, limits: pytest.MonkeyPatch
 ) -> None:

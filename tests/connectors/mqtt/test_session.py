@@ -20,6 +20,7 @@ from cascade.telemetry.wire import dumps
 from tests.connectors.mqtt.broker import Broker, Listener, Message
 from tests.connectors.mqtt.messages import numbers, telemetry, telemetry_of, warnings
 from tests.connectors.mqtt.proxy import Packet, Proxy, received_by_client
+from tests.connectors.mqtt.waiting import is_connected
 from tests.waiting import NEVER, until
 
 UNIQUE = r"cascade-.+-[0-9a-f]{8}"
@@ -176,6 +177,25 @@ async def test_a_loop_that_only_publishes_lets_the_network_thread_send(
         for number in range(count):
             await connector.publish(topic, telemetry(number))
     await connector.disconnect()  # raises TelemetryLostError if the buffer was full
+
+
+async def test_a_publishing_thread_never_waits_for_a_network_thread_without_a_connection(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if the connection was lost between the two halves of `wake`: it has seen that the network thread is asleep."""
+    connector = MqttConnector("127.0.0.1", broker.port, flush_timeout=0.01)
+    await connector.connect()
+    await until(lambda: is_connected(connector))
+    session = connector._session
+    assert session is not None
+    broker.kill()
+    await until(lambda: not session.health.is_connected)
+    monkeypatch.setattr("cascade.connectors.mqtt.session.LONGEST_TURN", -1)
+    monkeypatch.setattr("cascade.connectors.mqtt.session.HAND_OVER", -1)  # which `time.sleep` refuses
+    session._is_asleep = True
+    for number in range(3):
+        await connector.publish(events_topic("local", "default", "run"), telemetry(number))
+    await connector.disconnect()
 
 
 @contextlib.contextmanager

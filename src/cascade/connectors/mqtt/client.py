@@ -108,6 +108,8 @@ class Client(aiomqtt.Client):
             properties=new_properties(PacketTypes.CONNECT, MaximumPacketSize=MAX_INCOMING_BYTES),
             tls_context=cast("ssl.SSLContext", self._transport),
         )
+        self._next_packet_id = self._client._mid_generate  # noqa: SLF001
+        self._client._mid_generate = self._unused_packet_id  # type: ignore[method-assign]  # noqa: SLF001
         self._client.disable_logger()
         self._client.connect_timeout = CONNECT_TIMEOUT
         self.limits = limits
@@ -167,23 +169,35 @@ class Client(aiomqtt.Client):
 
         `properties` are packed.
         """
-        packet_id = self._new_packet_id() if qos else 0
+        packet_id = self._unused_packet_id() if qos else 0
+        if qos:
+            self._client._out_messages[packet_id] = _SENT  # noqa: SLF001 - paho passes on the PUBACK of these messages only
         self._transport.unwritten += publish_packet(topic, body, properties, packet_id, retain=retain)
         self._write_later()
         return packet_id
 
-    def _new_packet_id(self) -> int:
-        """Return the next packet id that no unacknowledged message has."""
-        client = self._client
-        packet_id = client._mid_generate()  # noqa: SLF001 - subscriptions take their ids from there
-        while packet_id in client._out_messages:  # noqa: SLF001 - paho passes on the PUBACK of these messages only
-            packet_id = client._mid_generate()  # noqa: SLF001
-        client._out_messages[packet_id] = _SENT  # noqa: SLF001
+    def _unused_packet_id(self) -> int:
+        """Return the next packet id that no unanswered packet has. paho and aiomqtt call it for theirs too."""
+        packet_id = self._next_packet_id()
+        while (
+            packet_id in self._client._out_messages  # noqa: SLF001
+            or packet_id in self._pending_subscribes
+            or packet_id in self._pending_unsubscribes
+        ):
+            packet_id = self._next_packet_id()
         return packet_id
 
     def keep_alive(self) -> None:
-        """Send PINGREQ when it is due. Call at least four times in `keepalive` seconds."""
-        self._client.loop_misc()
+        """Send PINGREQ when it is due. Call at least four times in `keepalive` seconds.
+
+        Any bytes from the broker count as the answer: behind many packets, PINGRESP can be late.
+        """
+        client, transport = self._client, self._transport
+        client._last_msg_out = max(client._last_msg_out, transport.sent_at)  # noqa: SLF001 - paho has not seen all packets
+        client._last_bytes_received = max(client._last_bytes_received, transport.received_at)  # noqa: SLF001
+        if transport.received_at > client._ping_t:  # noqa: SLF001
+            client._ping_t = 0  # noqa: SLF001
+        client.loop_misc()
 
     def flush(self) -> None:
         """Write the queued packets, as far as the system accepts them. It is called by the event loop too."""
@@ -317,7 +331,7 @@ class Client(aiomqtt.Client):
         """Receive acknowledgements, or the next message, without paho; whether there were any."""
         if answers := self._transport.take_acknowledgements():
             for packet_id, code in answers:
-                if self._client._out_messages.pop(packet_id, None):  # noqa: SLF001 - see `_new_packet_id`
+                if self._client._out_messages.pop(packet_id, None):  # noqa: SLF001 - see `send`
                     self._on_publish(self._client, None, packet_id, _reason(code), None)
             return True
         if (found := self._transport.take_message()) is None:
@@ -385,6 +399,8 @@ class _Transport:
         self._socket: Any = None
         self._unread, self._position = b"", 0
         self.unwritten = bytearray()
+        self.sent_at = self.received_at = 0.0
+        """Times at which the system has accepted bytes, and had some."""
 
     def wrap_socket(self, plain: socket.socket, **options: Any) -> Self:
         self._on_reached(time.monotonic() - self._start)
@@ -425,6 +441,8 @@ class _Transport:
 
     def _receive(self) -> None:
         self._unread, self._position = self._socket.recv(_BLOCK), 0
+        if self._unread:
+            self.received_at = time.monotonic()
         self._acknowledge_at_once()
 
     def take_acknowledgements(self) -> list[tuple[int, int]]:
@@ -451,6 +469,7 @@ class _Transport:
         try:
             while self.unwritten:
                 del self.unwritten[: self._socket.send(self.unwritten)]
+                self.sent_at = time.monotonic()
         except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
             return False
         return True

@@ -141,8 +141,11 @@ class Connection:
     def fill(self) -> None:
         """Write the states of runs that are due, and a batch of messages, as far as there is room.
 
-        They are written at once, since no answer to messages of QoS 0 starts the next batch.
+        They are written at once, since no answer to messages of QoS 0 starts the next batch. Neither does the write of a
+        packet that paho has queued before.
         """
+        if self.client.wants_write:
+            self.client.flush()
         if self.client.wants_write:
             return
         self._send_states()

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import math
 import secrets
 import threading
 import time
@@ -60,7 +59,7 @@ class Session:
         self._limits = BrokerLimits(shared.warn)
         self._poison = PoisonMessageFilter(shared.outbox, shared.states)
         self._is_asleep = self._is_ending = self._is_hurried = False
-        self._turn_at = math.inf  # begin of the turn; infinite without a connection
+        self._is_serving, self._turn_at = False, 0.0  # begin of the turn, while a connection is served
         self._waits, self._is_caused = True, False
         self._client: Client | None = None
         self._loop = NetworkLoop()
@@ -72,7 +71,7 @@ class Session:
         if self._is_asleep:
             self._is_asleep, self._turn_at = False, time.monotonic()
             self._interrupt()
-        elif time.monotonic() - self._turn_at > LONGEST_TURN:
+        elif self._is_serving and time.monotonic() - self._turn_at > LONGEST_TURN:
             time.sleep(HAND_OVER)
 
     def hurry(self) -> None:
@@ -168,17 +167,19 @@ class Session:
 
     async def _serve(self, connection: Connection) -> None:
         longest = min(LONGEST_WAIT, connection.client.keepalive / 4 or LONGEST_WAIT)
+        self._turn_at = time.monotonic()
+        self._is_serving = True
         try:
             while not (self._is_ending or connection.client.is_over):
                 await self._listen(connection, longest)
+                connection.client.keep_alive()
                 if not connection.client.is_over:
                     connection.work()
                 connection.settle()
-                connection.client.keep_alive()
                 if connection.is_proven:
                     self.health.proved_good()
         finally:
-            self._turn_at = math.inf
+            self._is_serving = False
 
     async def _listen(self, connection: Connection, longest: float) -> None:
         """Run the event loop until there is work, at most `longest` seconds."""
