@@ -152,7 +152,7 @@ class RunTrace:
 
         It is fixed when the task starts. Before that, and after the end of an item, it is that in part 0.
         """
-        child = self.parts.running.get(task_id)
+        child = self.parts.child(task_id)
         if child is not None:
             return self.place_in(child.part)
         return self._place_of_number(self.parts.number_of(task_id, map_id), map_id)

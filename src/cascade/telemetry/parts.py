@@ -28,7 +28,7 @@ class TraceParts:
 
     It belongs to one run and is used in the event loop of the run; `Child.charge` may be called in any thread. Without
     `activate`, which the subscriber that makes the messages calls, the run is not split. `outer` is the task that has
-    started the run and whose trace the run is in, or None. `running` has the running children by their task_id.
+    started the run and whose trace the run is in, or None.
     `run` stands for the spans of the run itself, such as those of its resources, and counts what has been left out.
     """
 
@@ -39,7 +39,7 @@ class TraceParts:
         self._parents = {"": Parent("", budget, outer)}
         self.run = without_reservation(self._parents[""].current)
         self._estimates: dict[str, Estimate] = {}
-        self.running: dict[str, Child] = {}
+        self._running: dict[str, Child] = {}
         self._last: tuple[str, Child, list[Part]] | None = None
         self._numbers: dict[str, int] = {}
 
@@ -53,7 +53,7 @@ class TraceParts:
         """Set the name and the number of children of the run, or of a map that was started here as a child."""
         parent = self._parents.get(parent_id)
         if parent is None:
-            child = self.running.get(parent_id)
+            child = self._running.get(parent_id)
             around = self._parents[""].current if child is None else child.part
             parent = self._parents[parent_id] = Parent(parent_id, around.budget, around.outer)
         parent.name, parent.size = name, size
@@ -73,14 +73,14 @@ class TraceParts:
             part = self._next(parent)
         part.add(parent.started if index is None else index)
         parent.started += 1
-        child = self.running[task_id] = Child(part, estimate, estimate.spans.value, estimate.bytes.value)
+        child = self._running[task_id] = Child(part, estimate, estimate.spans.value, estimate.bytes.value)
         if part.number and map_id is None:
             self._numbers[task_id] = part.number
         return child
 
     def child(self, task_id: str) -> Child | None:
         """The running child, or the one whose end was the last; None for others."""
-        child = self.running.get(task_id)
+        child = self._running.get(task_id)
         if child is None and self._last is not None and self._last[0] == task_id:
             return self._last[1]
         return child
@@ -100,7 +100,7 @@ class TraceParts:
         Returns the parts that have ended, whose roots belong to this message. A child that has not run, such as a
         skipped one, does not count for the reservations of others.
         """
-        if self.running.pop(task_id, None) is None:  # a second subscriber to the same event
+        if self._running.pop(task_id, None) is None:  # a second subscriber to the same event
             return self._last[2] if self._last is not None and self._last[0] == task_id else []
         child.end(spans, size)
         if ran:

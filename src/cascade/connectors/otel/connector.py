@@ -41,7 +41,8 @@ FLUSH_TIMEOUT = 5.0
 
 _LEFT_OUT = (
     "OtelConnector: traces of run %s have reached their largest size; %d spans of the program, or contents that it has "
-    "added to spans of tasks, were left out; use a larger CASCADE_TRACE_PART_BYTES or a smaller CASCADE_TRACE_PART_SIZE"
+    "added to spans of tasks, were left out; set a smaller CASCADE_TRACE_PART_SIZE, or a larger CASCADE_TRACE_PART_BYTES "
+    "if the storage accepts it"
 )
 
 _IGNORED = frozenset({"RUNNING"})
