@@ -199,6 +199,19 @@ def test_the_program_has_no_room_in_a_full_trace() -> None:
     assert child.allowance()[1] >= 2 * 360, "the child's own span has room"
 
 
+def test_later_children_have_room_for_what_earlier_ones_have_left_out() -> None:
+    parts = parts_of_a_map(PartLimits(), size=300)
+    children = [parts.start(f"m/{index}", "step", "m", index) for index in range(100)]
+    for index, child in enumerate(children):
+        for _ in range(100):
+            child.leave_out(1_000, parts.run)
+        end(parts, f"m/{index}", child)
+    assert parts.run.left_out == 10_000
+    later = [parts.start(f"m/{index}", "step", "m", index) for index in range(100, 300)]
+    assert {child.reserved_bytes >= 90_000 for child in later} == {True}
+    assert later[-1].part.number >= 7, "25 of them in each part"
+
+
 def test_a_run_without_a_subscriber_is_not_split() -> None:
     parts = TraceParts(PartLimits(children=1))
     assert not parts.is_active

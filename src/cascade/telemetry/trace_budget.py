@@ -171,10 +171,15 @@ class Child:
         """Keep the shortened exception of an attempt for the last message; None leaves the attempt out there."""
         self.shortened = {**self.shortened, attempt: exception}
 
-    def leave_out(self) -> None:
-        """Count a span of the program for which the trace had no room, or the content of a task's span."""
+    def leave_out(self, size: int, run: "Child") -> None:
+        """Count a span of the program for which the trace had no room, or the content of the child's span.
+
+        Later children get a reservation for it; the trace does not have it.
+        """
         with _lock:
-            self.left_out += 1
+            self.spans += 1
+            self.bytes += size
+            run.left_out += 1
 
     def has_room(self, size: int) -> bool:
         """Whether the trace has room for so many bytes of the program's spans, beside the child's own span.

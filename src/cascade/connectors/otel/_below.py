@@ -198,7 +198,8 @@ def _has_room(context: Context | None, name: str, attributes: Attributes) -> boo
     task = _task_around(context)
     if task is None or task.child is None or otel_context.get_value(_OWN, context) is not None:
         return True
-    if task.child.has_room(SPAN_BYTES + len(name) + _attribute_bytes(attributes)):
+    size = SPAN_BYTES + len(name) + _attribute_bytes(attributes)
+    if task.child.has_room(size):
         return True
-    task.trace.parts.run.leave_out()
+    task.child.leave_out(size, task.trace.parts.run)
     return False

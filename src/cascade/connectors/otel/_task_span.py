@@ -62,7 +62,7 @@ class TaskSpan(OfTask, Span):
         if size < SPAN_BYTES or child.has_room(size):
             child.charge(0, size)
         else:
-            self.task.trace.parts.run.leave_out()
+            child.leave_out(size, self.task.trace.parts.run)
             self._run.forget(span_id(self.task.run_id, self.task.task_id, self._attempt))
 
     def real(self) -> Span:
