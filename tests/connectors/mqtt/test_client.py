@@ -7,6 +7,7 @@ import inspect
 import itertools
 import logging
 import math
+import select
 import socket
 import ssl
 import subprocess
@@ -15,6 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -42,6 +44,8 @@ from tests.waiting import HANG, until, until_blocking
 TOPIC = "cascade/telemetry/local/default/run/events"
 CONTROL = "cascade/control/local/default/constraints/#"
 PAUSE = "cascade/control/local/default/constraints/global/pause"
+CONNACK, DISCONNECT, PINGRESP = bytes.fromhex("2003000000"), bytes.fromhex("e0018b"), bytes.fromhex("d000")
+NORMAL_DISCONNECT = bytes.fromhex("e000")
 
 
 @cs.task
@@ -77,6 +81,41 @@ def test_an_exception_leaves_the_will_to_the_broker(broker: Broker) -> None:
         with pytest.raises(LookupError):
             run(fail)
         assert listener.wait_for(len)[0].payload == b"offline"
+
+
+def test_a_clean_exit_does_not_reset_the_connection_before_disconnect_is_read(broker: Broker) -> None:
+    """A system resets a connection that receives something after it was closed. The peer loses what it has not read."""
+    accepted: list[bool] = []
+
+    def forward(server: socket.socket) -> None:
+        downward, _ = server.accept()
+        with downward, socket.create_connection(("127.0.0.1", broker.port)) as upward:
+            other = {downward: upward, upward: downward}
+            data = b"-"
+            while data and not accepted:
+                for source in select.select(list(other), [], [])[0]:
+                    data = source.recv(65_536)
+                    if source is downward and data.endswith(NORMAL_DISCONNECT):
+                        accepted.extend(sends_after_the_end(downward) for _ in range(2))
+                    other[source].sendall(data)
+
+    def sends_after_the_end(to_client: socket.socket) -> bool:
+        with contextlib.suppress(OSError):
+            while to_client.recv(65_536):
+                pass
+            to_client.sendall(PINGRESP)
+            return True
+        return False
+
+    async def leave(port: int) -> None:
+        async with make(port) as connected:
+            await connected.publish("cascade/x", b"x", 1)
+
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor() as threads:
+        forwarding = threads.submit(forward, server)
+        run(partial(leave, server.getsockname()[1]))
+        forwarding.result()
+    assert accepted == [True, True]
 
 
 def test_a_clean_exit_does_not(broker: Broker) -> None:
@@ -201,9 +240,6 @@ def test_a_broker_that_closes_before_its_answer_is_not_waited_for() -> None:
         with pytest.raises(aiomqtt.MqttError):
             run(connect)
         closing.join()
-
-
-CONNACK, DISCONNECT, PINGRESP = bytes.fromhex("2003000000"), bytes.fromhex("e0018b"), bytes.fromhex("d000")
 
 
 @pytest.mark.parametrize(
@@ -483,6 +519,7 @@ def test_answers_are_acknowledged_at_once_again_and_again(broker: Broker, monkey
         async with make(broker.port) as connected:
             for _ in range(10):
                 await connected.publish("cascade/x", b"x", 1)
+            monkeypatch.undo()
 
     monkeypatch.setattr(client._Transport, "_acknowledge_at_once", counted)
     monkeypatch.setattr(socket.socket, "recv", counted_read, raising=False)

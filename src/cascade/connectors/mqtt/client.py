@@ -40,6 +40,8 @@ T = TypeVar("T")
 
 CONNECT_TIMEOUT = 5.0
 """Seconds for TCP and TLS, and again for the broker's answer."""
+FAREWELL = 0.5
+"""Seconds for the broker to close the connection after DISCONNECT."""
 FAILURE = 0x80
 """Reason codes from here on are refusals (MQTT 5.0, 2.4)."""
 PERMANENT = frozenset({0x81, 0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C})
@@ -143,11 +145,31 @@ class Client(aiomqtt.Client):
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Disconnect without a wait. aiomqtt sends DISCONNECT after an exception too, and waits for it to be written."""
+        """Disconnect. aiomqtt sends DISCONNECT after an exception too."""
         if kind is None and not self.is_over:
+            self._transport.is_leaving = True
             self._client.disconnect()
             self.flush()
+            await self._until_broker_closes()
         self.drop()
+
+    async def _until_broker_closes(self) -> None:
+        """Wait until the broker closes the connection, at most `FAREWELL` seconds.
+
+        The system resets a connection that is closed before everything is read. A slow broker then loses DISCONNECT, and
+        publishes the Last Will.
+        """
+        descriptor, closed = self._transport.fileno(), self._loop.create_future()
+        if descriptor < 0:
+            return
+
+        def read() -> None:
+            if self._transport.discard_received() and not closed.done():
+                closed.set_result(None)
+
+        self._loop.add_reader(descriptor, read)
+        await asyncio.wait([closed], timeout=FAREWELL)
+        self._forget(descriptor)
 
     @property
     def is_over(self) -> bool:
@@ -399,6 +421,7 @@ class _Transport:
         self._socket: Any = None
         self._unread, self._position = b"", 0
         self.unwritten = bytearray()
+        self.is_leaving = False
         self.sent_at = self.received_at = 0.0
         """Times at which the system has accepted bytes, and had some."""
 
@@ -479,10 +502,24 @@ class _Transport:
             self._socket.close()
 
     def close(self) -> None:
+        """Close the socket, or only its sending side if `is_leaving` and it was not closed so far."""
         if self.fileno() >= 0:
             with contextlib.suppress(OSError):
                 self.flush()
+                if self.is_leaving:
+                    self.is_leaving = False
+                    self._socket.shutdown(socket.SHUT_WR)
+                    return
             self._socket.close()
+
+    def discard_received(self) -> bool:
+        """Read and discard bytes; whether the peer has closed the connection."""
+        try:
+            return not self._socket.recv(_BLOCK)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return False
+        except OSError:
+            return True
 
     def _acknowledge_at_once(self) -> None:
         """Switch off delayed TCP acknowledgements, for which a broker's next short answer would wait 40 ms.

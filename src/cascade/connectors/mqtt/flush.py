@@ -4,6 +4,7 @@ import asyncio
 import math
 import time
 
+from cascade.connectors.mqtt.client import FAREWELL
 from cascade.connectors.mqtt.connection import Shared
 from cascade.connectors.mqtt.inbox import Inbox
 from cascade.connectors.mqtt.presence import GOODBYE
@@ -61,7 +62,9 @@ class Flush:
 async def until_closed(session: Session, shared: Shared) -> None:
     """Wait for the end of a session, as long as a clean end takes. A session that hangs ends by itself later."""
     # Without a connection the thread may be in a system call that takes seconds.
-    await shared.changes.until(lambda: session.is_closed, GOODBYE + _GRACE if session.health.is_connected else CHECK)
+    await shared.changes.until(
+        lambda: session.is_closed, GOODBYE + FAREWELL + _GRACE if session.health.is_connected else CHECK
+    )
 
 
 async def room(shared: Shared) -> None:
