@@ -534,7 +534,7 @@ async def test_one_quiet_time_after_the_presence_ends_the_wait(broker: Broker, m
     monkeypatch.setattr(subscriptions.Barrier, "_until_quiet", counted)
     connector = await connected(broker)
     await connector.subscribe(CONTROL, Gardener())
-    assert waits == [1]
+    assert len(waits) == 1
     await connector.disconnect()
 
 
