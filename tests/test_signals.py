@@ -200,33 +200,80 @@ def test_a_second_signal_ends_the_process(
     assert "Traceback" not in errors
 
 
-@SIGNALS
-def test_a_second_signal_ends_a_process_whose_main_thread_is_in_c(tmp_path: Path, first: signal.Signals) -> None:
-    """The interpreter calls no handler while a function in C does not return."""
-    code = """
+IN_C = """
 import ctypes
 
-@cs.task(threaded=False)
-def locks():
-    ends.func()
+def occupy():
     mutex, lock = ctypes.create_string_buffer(256), ctypes.CDLL(None).pthread_mutex_lock
     lock(mutex)
     up()
     lock(mutex)  # a mutex that this thread has locked: for ever, and no signal interrupts it
-
-cs.run(locks(), log_level="ERROR")
 """
-    with program(tmp_path, code) as process:
+IN_A_TASK = """
+@cs.task(threaded=False)
+def ends():
+    up()
+    sys.stdin.readline()
+    occupy()
+
+cs.run(ends(), log_level="ERROR")
+"""
+AFTER_THE_RUN = """
+@cs.task
+def ends():
+    up()
+    threading.Event().wait()
+
+try:
+    cs.run(ends(), log_level="ERROR")
+finally:
+    sys.stdin.readline()
+    occupy()
+"""
+
+
+@SIGNALS
+@pytest.mark.parametrize("code", [IN_A_TASK, AFTER_THE_RUN], ids=["in a task", "after the run"])
+def test_a_second_signal_ends_a_process_whose_main_thread_is_in_c(
+    tmp_path: Path, code: str, first: signal.Signals
+) -> None:
+    """The interpreter calls no handler while a function in C does not return."""
+    with program(tmp_path, IN_C + code) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         process.send_signal(first)
-        lines_until(process, STILL.format("locks"))
+        lines_until(process, STILL.format("ends"))
         process.stdin.write("\n")
         process.stdin.flush()
         assert process.stdout.readline() == "up\n"
         process.send_signal(first)
         process.communicate()
     assert process.returncode == 128 + first
+
+
+def test_a_signal_for_a_forked_child_is_no_second_signal_of_its_parent(tmp_path: Path) -> None:
+    code = """
+@cs.task(threaded=False)
+def ends():
+    up()
+    sys.stdin.readline()
+    for _ in range(20):
+        if (child := os.fork()) == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            threading.Event().wait()
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 143
+    os.write(1, b"parent" + bytes([10]))
+
+cs.run(ends(), log_level="ERROR")
+"""
+    with program(tmp_path, code) as process:
+        assert process.stdout is not None
+        process.send_signal(INT)
+        lines_until(process, STILL.format("ends"))
+        output, _ = process.communicate("\n")
+    assert output == "parent\n"
+    assert process.returncode == -INT
 
 
 @pytest.mark.parametrize(("first", "second"), [(INT, INT), (TERM, TERM)])

@@ -2,8 +2,8 @@
 
 import _thread
 import asyncio
+import contextlib
 import os
-import selectors
 import signal
 import socket
 import sys
@@ -15,8 +15,6 @@ from typing import Any, NoReturn, Self
 from cascade._blocks import block
 from cascade.runtime._outcome import by_signal
 from cascade.runtime.threads import is_left_running
-
-Handler = Callable[[int, FrameType | None], Any]
 
 _DEFAULTS: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 _REPORTED = "_cascade_reported"
@@ -37,10 +35,10 @@ class RunSignals:
         self._on_signal = on_signal
         self._task: asyncio.Task[Any] | None = None
         self._handled: list[int] = []
-        self._wakeups: socket.socket | None = None
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
+            _watcher.stop()  # the first signal of this run is none for the watcher of an earlier one
             for number, default in _DEFAULTS.items():
                 if signal.getsignal(number) in (default, _after_run):
                     self._handled.append(number)
@@ -50,21 +48,27 @@ class RunSignals:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if not self._handled:
+            return
+        is_over = not is_left_running()
         for number in self._handled:
             if signal.getsignal(number) == self._handle:
-                signal.signal(number, _after_run if is_left_running() else _DEFAULTS[number])
+                signal.signal(number, _DEFAULTS[number] if is_over else _after_run)
+        if is_over:
+            _watcher.stop()
+        else:
+            _watcher.start()
 
     async def cancels(self, work: Coroutine[Any, Any, None]) -> None:
         """Await the coroutine, in a task that the first signal cancels."""
         self._task = asyncio.current_task()
-        with _signals_wake(asyncio.get_running_loop()) as wakeups:
-            self._wakeups = wakeups
+        with _signals_wake(asyncio.get_running_loop()):
             if self.received is not None:
                 self._cancel()
             try:
                 await work
             finally:
-                self._task = self._wakeups = None
+                self._task = None
 
     def raise_received(self, first: BaseException | None) -> NoReturn:
         """Raise the exception of the first signal: KeyboardInterrupt, or SystemExit with code 143.
@@ -84,8 +88,7 @@ class RunSignals:
         if self.received is not None:
             _end_process(number)
         self.received = signal.Signals(number)
-        if self._wakeups is not None:
-            _watch_for_second(self._wakeups, frozenset(self._handled))
+        _watcher.start()
         if self._task is not None:
             self._task.get_loop().call_soon_threadsafe(self._cancel)
         self._on_signal(frame)
@@ -96,60 +99,82 @@ class RunSignals:
 
 
 @block
-def _signals_wake(loop: asyncio.AbstractEventLoop) -> Iterator[socket.socket | None]:
+def _signals_wake(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
     """Make each signal wake the event loop, so that the handler runs at once.
 
     Without it, a signal that arrives just before the loop begins to wait is handled only when the loop wakes for another
-    reason. The value is the socket that receives the numbers of the signals; None if the loop needs none.
+    reason.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield None
+        yield
         return
     reader, writer = socket.socketpair()
     with reader, writer:
         reader.setblocking(False)
         writer.setblocking(False)
         try:
-            loop.add_reader(reader, _received, reader)
+            loop.add_reader(reader, reader.recv, 4096)
         except NotImplementedError:  # the loop of Windows does this itself
-            yield None
+            yield
             return
         previous = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         try:
-            yield reader
+            yield
         finally:
-            signal.set_wakeup_fd(previous)
+            _replace_wakeup_fd(writer.fileno(), previous)
             loop.remove_reader(reader)
 
 
-def _received(wakeups: socket.socket) -> bytes | None:
-    """The numbers of the signals since the last call; empty at the end of the run; None if there are none."""
-    try:
-        return wakeups.recv(4096)
-    except BlockingIOError:
-        return None
+def _replace_wakeup_fd(expected: int, new: int) -> None:
+    """Set the wakeup file descriptor to `new` if it is `expected`."""
+    current = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(new if current == expected else current, warn_on_full_buffer=False)
 
 
-def _watch_for_second(wakeups: socket.socket, handled: frozenset[int]) -> None:
-    """End the process at the next of the signals `handled`, from a thread, until the run ends.
+class _Watcher:
+    """Ends the process at a signal after the first one, by the rules of the handlers, from a thread of its own.
 
     The interpreter calls a handler in the main thread only, between two bytecodes: not while a function in C occupies that
-    thread. A wait for a lock is such a function: a signal that arrives just before the wait does not interrupt it.
+    thread. A wait for a lock is such a function, also that for threads at the exit: a signal that arrives just before the
+    wait does not interrupt it. The process has one watcher, since a signal is the end of most processes.
     """
-    _received(wakeups)  # the first signal
-    # Not a `threading.Thread`: the signal may have interrupted code that holds a lock of that module.
-    _thread.start_new_thread(_end_at_second, (wakeups.dup(), handled))
+
+    def __init__(self) -> None:
+        self._writer: socket.socket | None = None
+        self._owner = 0
+
+    def start(self) -> None:
+        """Watch for signals. Called in the handler of the first one, before the interpreter can handle a second one."""
+        if self._owner != os.getpid():  # none, or that of the process that has forked this one
+            reader, self._writer = socket.socketpair()
+            self._writer.setblocking(False)
+            self._owner = os.getpid()
+            # Not a `threading.Thread`: the signal may have interrupted code that holds a lock of that module.
+            _thread.start_new_thread(self._run, (reader,))
+        assert self._writer is not None  # noqa: S101 - for the type checker
+        signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+
+    def stop(self) -> None:
+        """Watch no longer. In a forked child: leave the parent's watcher to the parent."""
+        if self._writer is not None and threading.current_thread() is threading.main_thread():
+            _replace_wakeup_fd(self._writer.fileno(), -1)
+
+    def _run(self, reader: socket.socket) -> None:
+        while numbers := reader.recv(4096):
+            for number in numbers:
+                handler = signal.getsignal(number)
+                run = getattr(handler, "__self__", None)
+                if isinstance(run, RunSignals) and run.received is not None:
+                    _end_process(number)
+                if handler is _after_run:
+                    frame = sys._current_frames().get(threading.main_thread().ident or 0)  # noqa: SLF001
+                    with contextlib.suppress(KeyboardInterrupt):  # the main thread raises it too
+                        _after_run(number, frame)
 
 
-def _end_at_second(wakeups: socket.socket, handled: frozenset[int]) -> None:
-    with wakeups, selectors.DefaultSelector() as selector:
-        selector.register(wakeups, selectors.EVENT_READ)
-        numbers: bytes | None = None
-        while numbers != b"":
-            selector.select()
-            numbers = _received(wakeups)
-            for number in handled.intersection(numbers or b""):
-                _end_process(number)
+_watcher = _Watcher()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_watcher.stop)
 
 
 def _after_run(number: int, frame: FrameType | None) -> None:
