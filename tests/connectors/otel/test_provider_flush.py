@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -221,6 +222,8 @@ def test_a_run_without_sampled_spans_does_not_end_the_outage(
     sampler = StaticSampler(Decision.RECORD_AND_SAMPLE)
     provider = provider_with(processor, sampler)
     run(provider, BRIEF)
+    until_blocking(lambda: processor.begun)
+    time.sleep(BRIEF)  # a flush within the time limit of the run would end the outage
     processor.gate.set()
     until_blocking(lambda: processor.ended)
     sampler._decision = Decision.DROP
