@@ -70,13 +70,15 @@ class _Wanted(NamedTuple):
 
 @hashable_cache
 def _wanted(function: Any) -> _Wanted | None:
-    """The parameters of a label function; None for one that has no signature, such as `str`."""
+    """The parameters of a label function; None for one that has no signature or no names in it, such as `str`."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
         return None
     kinds = {p.kind for p in parameters}
     own = [p for p in parameters if p.kind not in {p.VAR_POSITIONAL, p.VAR_KEYWORD}]
+    if not own and inspect.isbuiltin(function):  # the `format` of a text, from Python 3.13 on
+        return None
     return _Wanted(
         tuple(p.name for p in own),
         frozenset(p.name for p in own if p.default is p.empty),
