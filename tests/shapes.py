@@ -1,9 +1,10 @@
-"""A workflow with tasks of every kind: in threads, in the event loop, items, attempts, with resources, nested."""
+"""Workflows of the tests: one with tasks of every kind (threads, event loop, items, attempts, resources, nested), one of one task."""
 
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import cascade as cs
+from cascade.testing import MemoryConnector
 
 
 @cs.resource
@@ -61,3 +62,15 @@ def all_shapes() -> Any:
     """A workflow with every kind of task; its value is TOTAL."""
     retried = cs.task(FailsOnce(), name="retried")().with_retry(max_attempts=1, delay=0)
     return total(in_thread(1), in_loop(2), coroutine(3), outer(4), retried, items=in_thread.map(x=[5, 4, 5]))
+
+
+@cs.task
+async def load() -> int:
+    return 1
+
+
+def recorded() -> list[Any]:
+    """The messages of a run of one task: started, RUNNING, COMPLETED, stopped."""
+    connector = MemoryConnector()
+    cs.run(load(), connector=connector, log_level="OFF")
+    return connector.messages

@@ -234,7 +234,7 @@ def test_each_question_is_promql_whatever_is_chosen(prometheus: Prometheus, quer
 
 
 def _values_of(variable: dict[str, Any], prometheus: Prometheus, service: str) -> set[str]:
-    """What Grafana's data source makes of `label_values(metric, label)`."""
+    """The values of a variable whose query is `label_values(metric, label)`, as Grafana requests them."""
     query = interpolated(variable["query"]["query"], {"service": [service]})
     found = re.fullmatch(r"label_values\((.+), (\w+)\)", query)
     assert found

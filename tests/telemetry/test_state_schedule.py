@@ -10,18 +10,7 @@ from cascade.telemetry.state_schedule import EXPIRY, FINAL_EXPIRY, INTERVAL, Run
 from cascade.telemetry.topics import state_topic
 from cascade.telemetry.wire import loads
 from cascade.testing import MemoryConnector
-
-
-@cs.task
-async def load() -> int:
-    return 1
-
-
-def recorded() -> list[Any]:
-    """The messages of a run of one task: started, RUNNING, COMPLETED, stopped."""
-    connector = MemoryConnector()
-    cs.run(load(), connector=connector, log_level="OFF")
-    return connector.messages
+from tests.shapes import recorded
 
 
 def state_of(update: ScheduledState) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def _without_resources(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _not_given(function: Any, names: frozenset[str]) -> dict[str, Any]:
-    """Those of a function's arguments that a call does not give: defaults, and the instance of a method."""
+    """Return the values of parameters that the call leaves out: defaults, and the instance of a method."""
     found = without_secrets(defaults_of(function, names), function)
     if isinstance(function, MethodType):
         found |= dict.fromkeys(names.intersection(positional_names(function.__func__).names[:1]), function.__self__)

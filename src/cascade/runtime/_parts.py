@@ -10,7 +10,7 @@ from cascade.runtime._run_state import RunState
 from cascade.runtime.events import TaskEvent, TaskExecutionFinished, TaskRetrying, TaskSkipped
 from cascade.telemetry.identity import RUN
 from cascade.telemetry.limits import MAX_VALUE_BYTES
-from cascade.telemetry.safe import shorter_stack, text
+from cascade.telemetry.safe import encoded_size, shorter_stack, text
 from cascade.telemetry.trace_budget import SPAN_BYTES, Child, Part
 
 _LINK_BYTES = 50
@@ -114,7 +114,7 @@ def _part(part: Part, run: RunState) -> dict[str, Any]:
 
 def _span_bytes(event: TaskEvent) -> int:
     size = SPAN_BYTES + len(event.task_id) + 2 * len(event.task_name)
-    return size if event.label is None else size + _LABEL_BYTES + _encoded(event.label)
+    return size if event.label is None else size + _LABEL_BYTES + encoded_size(event.label)
 
 
 def _measured(metadata: dict[str, Any], span: int) -> tuple[int, int]:
@@ -148,11 +148,7 @@ def _exception_bytes(exception: dict[str, str] | None) -> int:
     if exception is None:
         return 0
     message, stack = exception.get("message", ""), exception.get("stacktrace", "")
-    return _EXCEPTION_BYTES + 3 * len(exception["type"]) + 2 * _encoded(message) + _encoded(stack)
-
-
-def _encoded(value: str) -> int:
-    return len(value) if value.isascii() else len(value.encode("utf-8", "replace"))
+    return _EXCEPTION_BYTES + 3 * len(exception["type"]) + 2 * encoded_size(message) + encoded_size(stack)
 
 
 def _fit(metadata: dict[str, Any], span: int, room: int, counted: int) -> None:
@@ -183,5 +179,5 @@ def _shortened(exception: dict[str, str], room: int) -> dict[str, str]:
     message = text(message, max(_SHORTEST, free // 4))
     return exception | {
         "message": message,
-        "stacktrace": shorter_stack(stack, max(_SHORTEST, free - 2 * _encoded(message))),
+        "stacktrace": shorter_stack(stack, max(_SHORTEST, free - 2 * encoded_size(message))),
     }

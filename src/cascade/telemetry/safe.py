@@ -117,6 +117,11 @@ def stack_text(error: BaseException, limit: int = MAX_STACK_BYTES, *, indent: bo
     return shorter_stack(whole, limit)
 
 
+def encoded_size(value: str) -> int:
+    """Bytes of a text in UTF-8. A subclass of str may have methods of its own, which are not called."""
+    return str.__len__(value) if str.isascii(value) else len(str.encode(value, "utf-8", "replace"))
+
+
 def shorter_stack(stack: str, limit: int) -> str:
     """A stack trace of at most `limit` bytes: its first line, and the last lines, which have the message.
 

@@ -22,21 +22,10 @@ from cascade.testing import MemoryConnector
 from tests.connectors.mqtt.broker import SETTINGS, Broker, Listener, Message
 from tests.connectors.mqtt.messages import events, warnings
 from tests.connectors.mqtt.proxy import Packet, Proxy, change_connack, received_by_client, sent_by_client
+from tests.shapes import load, recorded
 from tests.waiting import HANG, soon, until, until_blocking
 
 VALIDATOR = Draft202012Validator(load_schema("state"))
-
-
-@cs.task
-async def load() -> int:
-    return 1
-
-
-def recorded() -> list[Any]:
-    """The messages of a run of one task: started, RUNNING, COMPLETED, stopped."""
-    connector = MemoryConnector()
-    cs.run(load(), connector=connector, log_level="OFF")
-    return connector.messages
 
 
 def copies(messages: list[Any], count: int) -> list[PublishedMessage]:

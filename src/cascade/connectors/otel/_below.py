@@ -19,6 +19,7 @@ from opentelemetry.util.types import Attributes, AttributeValue
 from cascade.connectors.otel._scope import is_ours
 from cascade.runtime.task_context import TaskContext
 from cascade.telemetry import attributes as a
+from cascade.telemetry.safe import encoded_size
 from cascade.telemetry.trace_budget import SPAN_BYTES
 
 
@@ -126,7 +127,7 @@ _BARE_BYTES = 90  # ids, times, kind and flags
 
 def content_bytes(span: ReadableSpan) -> int:
     """Bytes of a span's name, attributes, events, links and status, encoded; estimated."""
-    size = len(span.name) + _attribute_bytes(span.attributes) + _text_bytes(span.status.description or "")
+    size = len(span.name) + _attribute_bytes(span.attributes) + encoded_size(span.status.description or "")
     for event in span.events:
         size += _EVENT_BYTES + len(event.name) + _attribute_bytes(event.attributes)
     for link in span.links:
@@ -135,22 +136,17 @@ def content_bytes(span: ReadableSpan) -> int:
 
 
 def _attribute_bytes(attributes: Mapping[str, Any] | None) -> int:
-    return sum(_ATTRIBUTE_BYTES + _text_bytes(key) + _value_bytes(value) for key, value in (attributes or {}).items())
+    return sum(_ATTRIBUTE_BYTES + encoded_size(key) + _value_bytes(value) for key, value in (attributes or {}).items())
 
 
 def _value_bytes(value: Any) -> int:
     if isinstance(value, str):
-        return _text_bytes(value)
+        return encoded_size(value)
     if isinstance(value, (tuple, list)):
         return sum(_value_bytes(item) + 4 for item in value)
     if isinstance(value, Mapping):
         return _attribute_bytes(value)
     return len(value) if isinstance(value, bytes) else _NUMBER_BYTES
-
-
-def _text_bytes(value: str) -> int:
-    # A subclass of str may have methods of its own.
-    return str.__len__(value) if str.isascii(value) else len(str.encode(value, "utf-8", "replace"))
 
 
 _OWN = otel_context.create_key("cascade-own-span")
