@@ -51,11 +51,7 @@ class TraceParts:
 
     def expect(self, parent_id: str, name: str, size: int) -> None:
         """Set the name and the number of children of the run, or of a map that was started here as a child."""
-        parent = self._parents.get(parent_id)
-        if parent is None:
-            child = self._running.get(parent_id)
-            around = self._parents[""].current if child is None else child.part
-            parent = self._parents[parent_id] = Parent(parent_id, around.budget, around.outer)
+        parent = self._parents.get(parent_id) or self._new_parent(parent_id, name)
         parent.name, parent.size = name, size
 
     def start(
@@ -63,10 +59,7 @@ class TraceParts:
     ) -> Child:
         """Give a child of the run, or of a map, a part. `attempts` is the number of retries that its policy allows."""
         parent_id = map_id or ""
-        parent = self._parents.get(parent_id)
-        if parent is None:
-            around = self._parents[""].current
-            parent = self._parents[parent_id] = Parent(parent_id, around.budget, around.outer, f"map({name})")
+        parent = self._parents.get(parent_id) or self._new_parent(parent_id, f"map({name})")
         estimate = self._estimates.get(map_id or name) or self._new_estimate(map_id or name, attempts)
         part = parent.current
         if not self._has_room(part, estimate):
@@ -171,6 +164,12 @@ class TraceParts:
         part = parent.current = Part(parent, before.number + 1, budget)
         parent.parts.append(part)
         return part
+
+    def _new_parent(self, parent_id: str, name: str) -> Parent:
+        child = self._running.get(parent_id)
+        around = self._parents[""].current if child is None else child.part
+        parent = self._parents[parent_id] = Parent(parent_id, around.budget, around.outer, name)
+        return parent
 
     def _new_estimate(self, key: str, attempts: int) -> Estimate:
         if len(self._estimates) >= _MAX_ESTIMATES:
