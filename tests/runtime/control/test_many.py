@@ -27,7 +27,7 @@ async def mine() -> int:
 
 def count_constraints() -> int:
     gc.collect()
-    return sum(isinstance(one, Constraint) for one in gc.get_objects())
+    return sum(type(one) is Constraint for one in gc.get_objects())
 
 
 @pytest.fixture(autouse=True)
