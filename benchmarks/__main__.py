@@ -14,7 +14,20 @@ from pathlib import Path
 from benchmarks._measure import Row, as_table
 from benchmarks._scale import Scale
 
-SUBJECTS = ("engine", "threads", "traced", "burst", "memory", "dead", "lag", "mqtt", "control", "imports", "peers")
+SUBJECTS = (
+    "engine",
+    "threads",
+    "traced",
+    "burst",
+    "memory",
+    "dead",
+    "lag",
+    "mqtt",
+    "control",
+    "imports",
+    "paths",
+    "peers",
+)
 README = Path(__file__).parent / "README.md"
 START, END = "<!-- results -->\n", "<!-- end of results -->"
 _PACKAGES = ("opentelemetry-sdk", "grpcio", "protobuf", "paho-mqtt", "aiomqtt")

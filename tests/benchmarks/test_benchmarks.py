@@ -21,9 +21,10 @@ ROWS = {
     "mqtt": "broker restarted in the middle of a run of 50: ends of tasks received",
     "control": "control, clear to the first start, 100 tasks waiting, 99th percentile of a run",
     "imports": "import cascade, against import asyncio",
+    "paths": "files passed, end of a task to OTLP bytes",
     "peers": "",
 }
-NEEDS_MOSQUITTO = {"mqtt", "control"}
+NEEDS_MOSQUITTO = {"mqtt", "control", "paths"}
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
