@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from cascade.connectors.otel.metrics import _catalogue as metrics
+from cascade.connectors.otel.metrics import catalogue
 from cascade.telemetry import attributes
 from docs.asyncapi import document
 
@@ -21,11 +21,19 @@ END = "<!-- end -->\n"
 def main() -> None:
     _write(HERE / "attributes.md", ATTRIBUTES + attributes.as_markdown() + "\n")
     _write(HERE / "asyncapi.json", json.dumps(document(), indent=2) + "\n")
-    _fill(HERE / "metrics.md", "<!-- generated: the metrics -->\n", metrics.as_markdown() + "\n")
+    _fill(HERE / "metrics.md", "<!-- generated: the metrics -->\n", _table_of_metrics())
     access = (HERE.parent / "mosquitto" / "acl.example").read_text(encoding="utf-8")
     _fill(HERE / "mqtt.md", "<!-- generated: mosquitto/acl.example -->\n", f"```text\n{access}```\n")
     home = (HERE.parent / "examples" / "home_assistant.yaml").read_text(encoding="utf-8")
     _fill(HERE / "mqtt.md", "<!-- generated: examples/home_assistant.yaml -->\n", f"```yaml\n{home}```\n")
+
+
+def _table_of_metrics() -> str:
+    lines = ["| metric | type | unit | attributes | meaning |", "|---|---|---|---|---|"]
+    for metric in catalogue.DOCUMENTED:
+        names = ", ".join(f"`{name}`" for name in metric.attributes)
+        lines.append(f"| `{metric.name}` | {metric.kind} | `{metric.unit}` | {names} | {metric.meaning} |")
+    return "\n".join(lines) + "\n"
 
 
 def _fill(page: Path, begin: str, wanted: str) -> None:

@@ -30,7 +30,7 @@ _LIMITS = {
     "cascade.connectors.mqtt.session": ("SOON",),
     "cascade.connectors.mqtt.connector": ("MqttConnector.flush_timeout", "MqttConnector.resend_window"),
     "cascade.connectors.otel._peer": ("STRANGER_PATIENCE", "LONGEST_WAIT", "DEAD_PATIENCE"),
-    "cascade.connectors.otel._provider_flush": ("SLOW", "EXIT_TIMEOUT"),
+    "cascade.connectors.otel.provider_flush": ("SLOW", "EXIT_TIMEOUT"),
     "cascade.connectors.otel.connector": ("OtelConnector.flush_timeout", "OtelConnector.hold_timeout"),
 }
 """Time limits of the product, in seconds: a constant of the module, or the default of an argument."""

@@ -23,12 +23,12 @@ from cascade.connectors import _health
 from cascade.connectors.mqtt import backpressure, options, outbox, packets, subscriptions
 from cascade.connectors.mqtt import connector as mqtt
 from cascade.connectors.mqtt.outbox import SOON
-from cascade.connectors.otel import OtelConnector, _batch, _grpc, _provider_flush, _routes, _sender, _sharing, _store
+from cascade.connectors.otel import OtelConnector, _batch, _grpc, _routes, _sender, _sharing, _store, provider_flush
 from cascade.connectors.otel import _options as _options_of_otel
 from cascade.connectors.otel import _outbox as _outbox_of_otel
 from cascade.connectors.otel import _peer as _peer_of_otel
 from cascade.connectors.otel.logs import run_logs
-from cascade.connectors.otel.metrics import _catalogue, _census, _exporter, _settings
+from cascade.connectors.otel.metrics import catalogue, export, settings
 from cascade.runtime import _map_execution, _outcome, _resource_thread, _run_context, lane, protocols
 from cascade.runtime.control import constraint, controller, notifier, wait_queue
 from cascade.spec import retry, telemetry
@@ -92,7 +92,7 @@ STATED = {
     ],
     "docs/environment.md": [
         f"seconds for a request, {_options_of_otel.DEFAULT_TIMEOUT:g} by default, at most {_options_of_otel.LONGEST_TIMEOUT:g}.",
-        f"milliseconds, {_settings.DEFAULT_INTERVAL * 1000:g} by default",
+        f"milliseconds, {settings.DEFAULT_INTERVAL * 1000:g} by default",
         f"children of a run or map in one trace, from 1 to 999999999, {trace_budget.PART_SIZE} by default",
         f"from 1 to 999999999, {trace_budget.PART_BYTES} by default",
     ],
@@ -111,13 +111,13 @@ STATED = {
     ],
     "docs/logs.md": [f"{run_logs.CAPACITY // MIB} MiB at most"],
     "docs/metrics.md": [
-        {(0.001, 3600.0): "bounds from 1 ms to 1 h"}[_catalogue.BOUNDS[0], _catalogue.BOUNDS[-1]],
-        {60.0: "exports every minute"}[_settings.DEFAULT_INTERVAL],
-        f"milliseconds, {_settings.DEFAULT_INTERVAL * 1000:g} by default",
-        {3600.0: "again after an hour"}[_exporter.NOT_TAKEN_PAUSE],
+        {(0.001, 3600.0): "bounds from 1 ms to 1 h"}[catalogue.BOUNDS[0], catalogue.BOUNDS[-1]],
+        {60.0: "exports every minute"}[settings.DEFAULT_INTERVAL],
+        f"milliseconds, {settings.DEFAULT_INTERVAL * 1000:g} by default",
+        {3600.0: "again after an hour"}[export.NOT_TAKEN_PAUSE],
         f"The totals of the {_sharing.RECENT} destinations",
-        f"at most {_census.MAX_NAMES} names of tasks, {_census.MAX_TARGETS} of targets and {_census.MAX_ERROR_TYPES} types",
-        f"{_census.MAX_SETS:,} combinations of attributes per metric",
+        f"at most {catalogue.MAX_NAMES} names of tasks, {catalogue.MAX_TARGETS} of targets and {catalogue.MAX_ERROR_TYPES} types",
+        f"{catalogue.MAX_SETS:,} combinations of attributes per metric",
     ],
     "docs/mqtt.md": [
         f"by default {outbox.CAPACITY // MIB} MiB",
@@ -175,9 +175,9 @@ STATED = {
         f"{trace_budget._MOST} times the budget, which is {trace_budget.PartLimits().most_bytes / 1e6:g} MB",
         f"It lists {parts.MAX_LISTED_PARTS} parts",
         {2_000: "100,000 quick items are in 50 traces"}[trace_budget.PART_SIZE],
-        {0.03: "later runs wait for it at most 0.05 s"}[_provider_flush.BRIEF],
-        {1.0: "after a flush of more than a second"}[_provider_flush.SLOW],
-        {5.0: "takes at most five seconds"}[_provider_flush.EXIT_TIMEOUT],
+        {0.03: "later runs wait for it at most 0.05 s"}[provider_flush.BRIEF],
+        {1.0: "after a flush of more than a second"}[provider_flush.SLOW],
+        {5.0: "takes at most five seconds"}[provider_flush.EXIT_TIMEOUT],
     ],
     "docs/workflows.md": [
         f"At most {_map_execution.MAP_WINDOW:,} items of a map are in progress at once",

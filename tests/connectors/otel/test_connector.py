@@ -234,8 +234,8 @@ def test_the_exit_is_bounded_by_the_flush_timeout_for_each_signal(collector: Col
     """An exit with the bound of another user, or with none, would end after `HANG`."""
     collector.receiver.fault = Fault.unavailable()
     program = f"""{RUN}
-from cascade.connectors.otel.metrics import _exporter
-_outbox.Outbox.__init__.__kwdefaults__["exit_timeout"] = _exporter.EXIT_TIMEOUT = 2 * {HANG}
+from cascade.connectors.otel.metrics import export
+_outbox.Outbox.__init__.__kwdefaults__["exit_timeout"] = export.EXIT_TIMEOUT = 2 * {HANG}
 connector = OtelConnector("{collector.endpoint}", protocol="{collector.protocol}", logs=True, flush_timeout=0.05)
 cs.run(one(), connector=connector, log_level="OFF")
 """

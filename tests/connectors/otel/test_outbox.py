@@ -20,13 +20,13 @@ from opentelemetry.sdk.trace import Span, TracerProvider
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from cascade.connectors.otel._batch import encode, estimate
-from cascade.connectors.otel._encode import Envelope
 from cascade.connectors.otel._options import ExportOptions
 from cascade.connectors.otel._outage import Items
 from cascade.connectors.otel._outbox import Bounds, Outbox
 from cascade.connectors.otel._sender import MAX_BODY, MAX_SENDERS
 from cascade.connectors.otel._tally import FlushReport
 from cascade.connectors.otel._transport import Reply, open_transport
+from cascade.connectors.otel.encode import Envelope
 from tests.connectors.otel import peers
 from tests.connectors.otel.conftest import MakeSpan
 from tests.waiting import HANG, NEVER, until_blocking

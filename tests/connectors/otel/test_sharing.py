@@ -181,7 +181,7 @@ def test_a_collector_that_takes_no_metrics_is_asked_once_an_hour(limits: pytest.
         for _ in range(3):
             cs.run(one(), connector=OtelConnector(receiver.http_endpoint), log_level="OFF")
         assert metric_requests() == 1
-    limits.setattr("cascade.connectors.otel.metrics._exporter.NOT_TAKEN_PAUSE", 0.0)
+    limits.setattr("cascade.connectors.otel.metrics.export.NOT_TAKEN_PAUSE", 0.0)
     with OtlpReceiver() as receiver:
         receiver.fault = Fault(http_status=404)
         cs.run(one(), connector=OtelConnector(receiver.http_endpoint), log_level="OFF")

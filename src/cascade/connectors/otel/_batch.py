@@ -12,8 +12,8 @@ from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import ReadableSpan
 
-from cascade.connectors.otel._encode import Envelope
 from cascade.connectors.otel._tally import Tally
+from cascade.connectors.otel.encode import Envelope
 
 # Measured with tracemalloc on SDK 1.45: a finished span without attributes; then what an item adds to its container.
 _SPAN = 2_700

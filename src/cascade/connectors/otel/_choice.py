@@ -6,13 +6,12 @@ from typing import Any, cast
 from opentelemetry import trace
 
 from cascade._forks import no_fork
-from cascade.connectors.otel import _provider
-from cascade.connectors.otel._live import SpanFactory
 from cascade.connectors.otel._options import ExportOptions
-from cascade.connectors.otel._provider import Tracing
 from cascade.connectors.otel._routes import Route
 from cascade.connectors.otel._signals import Signals, check_logs
 from cascade.connectors.otel._transport import prepare
+from cascade.connectors.otel.live_spans import SpanFactory
+from cascade.connectors.otel.provider import Tracing, application_provider, own_tracing, tracing_of
 from cascade.telemetry.safe import error_text
 
 
@@ -89,7 +88,7 @@ class Choice:
     def _tracing(self) -> Tracing | None:
         # A proxy stands for the process's provider, which may have been set since.
         if self._provider is not None and not isinstance(self._provider, trace.ProxyTracerProvider):
-            return _provider.tracing_of(self._provider)
-        if not any(self._exporting.values()) and (found := _provider.application()) is not None:
-            return _provider.tracing_of(found)
-        return _provider.own(ExportOptions.from_environment(**self._exporting))
+            return tracing_of(self._provider)
+        if not any(self._exporting.values()) and (found := application_provider()) is not None:
+            return tracing_of(found)
+        return own_tracing(ExportOptions.from_environment(**self._exporting))

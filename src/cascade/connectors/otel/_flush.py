@@ -10,11 +10,11 @@ from functools import partial
 from typing import Any
 
 from cascade.connectors.otel._outbox import Outbox
-from cascade.connectors.otel._provider import Tracing
-from cascade.connectors.otel._provider_flush import flush_of
 from cascade.connectors.otel._routes import Route
 from cascade.connectors.otel._signals import Signals
 from cascade.connectors.otel._tally import FlushReport
+from cascade.connectors.otel.provider import Tracing
+from cascade.connectors.otel.provider_flush import flush_of
 
 _SLICE = 0.5
 """Seconds that one message waits for room: half of the publish queue's limit for one message."""

@@ -19,8 +19,8 @@ from opentelemetry.trace import SpanKind
 
 from cascade.connectors.otel._batch import Item
 from cascade.connectors.otel._outbox import Outbox
-from cascade.connectors.otel._scope import is_ours
 from cascade.connectors.otel._tally import Tally
+from cascade.connectors.otel.scope import is_ours
 from cascade.telemetry import attributes as a
 
 KEPT_TRACES = 1_000

@@ -20,7 +20,7 @@ from opentelemetry.sdk.version import __version__ as sdk_version
 
 from cascade.connectors.otel import _environment
 from cascade.connectors.otel._environment import Problem, report
-from cascade.connectors.otel._scope import ProcessResource
+from cascade.connectors.otel.scope import ProcessResource
 from cascade.runtime.threads import is_shutdown
 from cascade.telemetry import attributes as a
 from cascade.telemetry.topics import source

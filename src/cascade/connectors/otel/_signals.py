@@ -10,15 +10,15 @@ from cascade._loggers import get_logger
 from cascade.connectors.otel._environment import Problem, report
 from cascade.connectors.otel._options import ExportOptions, Signal
 from cascade.connectors.otel._outbox import Outbox
-from cascade.connectors.otel._provider import Tracing
 from cascade.connectors.otel._sharing import Registry, Share, destination
+from cascade.connectors.otel.provider import Tracing
 from cascade.telemetry import attributes as a
 from cascade.telemetry.safe import error_text
 
 if TYPE_CHECKING:
     from cascade.connectors.otel.logs import RunLogs
     from cascade.connectors.otel.metrics import RunMetrics
-    from cascade.connectors.otel.metrics._exporter import Exporter
+    from cascade.connectors.otel.metrics.export import Exporter
 
 logger = get_logger("cascade.connectors.otel")
 

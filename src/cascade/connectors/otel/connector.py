@@ -13,17 +13,16 @@ from cascade._forks import no_fork
 from cascade._loggers import get_logger
 from cascade.connectors import _lifetime
 from cascade.connectors._arguments import captures, one_of, positive, whole
-from cascade.connectors.otel._activation import NoActivation, SpanActivation
 from cascade.connectors.otel._choice import Choice, Chosen
-from cascade.connectors.otel._inherited import Inherited
-from cascade.connectors.otel._live import LiveRun, SpanFactory, complete, parent_context, span_context
 from cascade.connectors.otel._outbox import CAPACITY, Bounds
 from cascade.connectors.otel._peer import HOLD_TIMEOUT
-from cascade.connectors.otel._provider import Tracing
 from cascade.connectors.otel._routes import Route
 from cascade.connectors.otel._signals import Signals
-from cascade.connectors.otel._spans import SpanData, spans_of
 from cascade.connectors.otel._tally import FlushReport
+from cascade.connectors.otel.live_spans import Inherited, LiveRun, SpanFactory, complete, parent_context, span_context
+from cascade.connectors.otel.provider import Tracing
+from cascade.connectors.otel.span_data import SpanData, spans_of
+from cascade.connectors.otel.task_span import NoActivation, SpanActivation
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.runtime.task_context import TaskContext
 from cascade.spec.protocols import MessageCallback

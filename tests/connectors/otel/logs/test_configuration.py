@@ -11,7 +11,7 @@ import pytest
 
 import cascade as cs
 from cascade.connectors.otel import OtelConnector
-from cascade.connectors.otel.logs import _application
+from cascade.connectors.otel.logs import handler
 from cascade.testing import OtlpReceiver
 from tests.connectors.otel.logs.conftest import bodies
 from tests.connectors.otel.logs.conftest import part as app
@@ -135,7 +135,7 @@ def test_a_root_logger_that_no_longer_propagates_is_reported(
     receiver: OtlpReceiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = Seen()
-    monkeypatch.setattr(_application, "_reported", set())
+    monkeypatch.setattr(handler, "_reported_loggers", set())
 
     @cs.task
     def work() -> None:
@@ -156,7 +156,7 @@ def test_a_configuration_that_ends_the_export_of_a_logger_is_reported_once(
     change: Callable[[], None], receiver: OtlpReceiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = Seen()
-    monkeypatch.setattr(_application, "_reported", set())
+    monkeypatch.setattr(handler, "_reported_loggers", set())
 
     @cs.task
     def work() -> None:
@@ -179,7 +179,7 @@ def test_it_is_reported_at_the_end_of_each_run_though_others_go_on(
 ) -> None:
     """In a server there may always be a run."""
     seen = Seen()
-    monkeypatch.setattr(_application, "_reported", set())
+    monkeypatch.setattr(handler, "_reported_loggers", set())
     connector = OtelConnector(logs=True)
 
     @cs.task

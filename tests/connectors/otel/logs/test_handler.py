@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cascade.connectors.otel.logs._handler import TaskLogHandler, attach, detach
+from cascade.connectors.otel.logs.handler import TaskLogHandler, attach, detach
 from cascade.runtime import task_context
 from cascade.runtime.task_context import TaskContext
 from cascade.telemetry.identity import place_run
@@ -175,7 +175,7 @@ def test_a_filter_on_it_that_raises_does_not_raise_into_the_task() -> None:
 def test_a_closed_stderr_does_not_raise_into_a_program_without_handlers() -> None:
     script = textwrap.dedent("""
         import logging, sys
-        from cascade.connectors.otel.logs._handler import TaskLogHandler, attach
+        from cascade.connectors.otel.logs.handler import TaskLogHandler, attach
         from tests.connectors.otel.logs.conftest import RUN, inside
         attach(TaskLogHandler(lambda item: print("exported"), print, {RUN}))
         sys.stderr.close()
@@ -189,7 +189,7 @@ def test_a_closed_stderr_does_not_raise_into_a_program_without_handlers() -> Non
 def test_a_library_that_adds_a_handler_where_none_is_adds_it() -> None:
     script = textwrap.dedent("""
         import logging
-        from cascade.connectors.otel.logs._handler import TaskLogHandler, attach
+        from cascade.connectors.otel.logs.handler import TaskLogHandler, attach
         attach(TaskLogHandler(print, print, {}))
         library = logging.getLogger("library")
         assert not library.hasHandlers()
@@ -202,7 +202,7 @@ def test_a_library_that_adds_a_handler_where_none_is_adds_it() -> None:
 def test_a_program_without_handlers_shows_its_warnings_as_before() -> None:
     script = textwrap.dedent("""
         import logging
-        from cascade.connectors.otel.logs._handler import TaskLogHandler, attach
+        from cascade.connectors.otel.logs.handler import TaskLogHandler, attach
         for _ in range(2):
             attach(TaskLogHandler(print, print, {}))
         app, other = logging.getLogger("app.part"), logging.getLogger("other")

@@ -14,8 +14,7 @@ from opentelemetry.sdk._logs._internal import std_to_otel
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.semconv.attributes import code_attributes
 
-from cascade.connectors.otel.logs._framing import request
-from cascade.connectors.otel.logs._records import MAX_BODY_BYTES, MAX_EXTRAS, encode, encode_resource, severity
+from cascade.connectors.otel.logs.records import MAX_BODY_BYTES, MAX_EXTRAS, encode, encode_resource, request, severity
 from cascade.telemetry import attributes as a
 from cascade.telemetry.limits import MAX_STACK_BYTES, MAX_VALUE_BYTES
 from cascade.telemetry.redact import MASK

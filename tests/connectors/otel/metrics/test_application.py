@@ -13,8 +13,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from cascade.connectors.otel._tally import FlushReport, Tally
 from cascade.connectors.otel.metrics import RunMetrics
-from cascade.connectors.otel.metrics._catalogue import BOUNDS, DOCUMENTED
-from cascade.connectors.otel.metrics._census import MAX_NAMES
+from cascade.connectors.otel.metrics.catalogue import BOUNDS, DOCUMENTED, MAX_NAMES
 from cascade.testing import OtlpReceiver
 from tests.connectors.otel.metrics import messages
 from tests.waiting import HANG

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cascade.connectors.otel.metrics import RunMetrics
-from cascade.connectors.otel.metrics._catalogue import BOUNDS
-from cascade.connectors.otel.metrics._cells import Histogram
+from cascade.connectors.otel.metrics.aggregation import Histogram
+from cascade.connectors.otel.metrics.catalogue import BOUNDS
 from tests.connectors.otel.metrics import messages
 from tests.connectors.otel.metrics.exports import exporting, latest, values
 from tests.connectors.otel.tracing import Collector

@@ -3,8 +3,7 @@
 import pytest
 
 from cascade.connectors.otel._tally import FlushReport
-from cascade.connectors.otel.metrics._catalogue import DOCUMENTED
-from cascade.connectors.otel.metrics._census import MAX_ERROR_TYPES, MAX_NAMES, MAX_SETS, MAX_TARGETS
+from cascade.connectors.otel.metrics.catalogue import DOCUMENTED, MAX_ERROR_TYPES, MAX_NAMES, MAX_SETS, MAX_TARGETS
 from tests.connectors.otel.metrics import messages
 from tests.connectors.otel.metrics.exports import attributes, exported, exporting, latest, points, values
 from tests.connectors.otel.tracing import Collector

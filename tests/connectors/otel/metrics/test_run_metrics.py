@@ -8,7 +8,7 @@ import pytest
 import cascade as cs
 from cascade.connectors.memory import MemoryConnector
 from cascade.connectors.otel._tally import FlushReport
-from cascade.connectors.otel.metrics._catalogue import BOUNDS
+from cascade.connectors.otel.metrics.catalogue import BOUNDS
 from tests.connectors.otel.metrics import messages
 from tests.connectors.otel.metrics.exports import (
     attributes,

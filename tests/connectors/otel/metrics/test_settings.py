@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from cascade.connectors.otel.metrics._settings import Settings
+from cascade.connectors.otel.metrics.settings import Settings
 from cascade.testing import Fault, OtlpReceiver
 from tests.connectors.otel import peers
 from tests.connectors.otel.metrics import messages

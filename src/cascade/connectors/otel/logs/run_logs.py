@@ -18,14 +18,12 @@ from cascade.connectors.otel._options import ExportOptions
 from cascade.connectors.otel._outage import Items
 from cascade.connectors.otel._outbox import Bounds, Outbox
 from cascade.connectors.otel._peer import HOLD_TIMEOUT
-from cascade.connectors.otel._scope import EncodedResource
 from cascade.connectors.otel._sharing import Share
 from cascade.connectors.otel._tally import FlushReport
 from cascade.connectors.otel._transport import open_transport, prepare, takes_no_such_signal
-from cascade.connectors.otel.logs._application import open_loggers, report_closed
-from cascade.connectors.otel.logs._framing import request
-from cascade.connectors.otel.logs._handler import TaskLogHandler, attach, detach
-from cascade.connectors.otel.logs._records import encode_resource
+from cascade.connectors.otel.logs.handler import TaskLogHandler, attach, detach, open_loggers, report_closed
+from cascade.connectors.otel.logs.records import encode_resource, request
+from cascade.connectors.otel.scope import EncodedResource
 
 CAPACITY = 32 << 20
 """Bytes of memory for records that wait."""

@@ -10,6 +10,7 @@ from struct import Struct
 from typing import Any
 
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, SpanFlags, Status
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
@@ -17,10 +18,29 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext
 
 from cascade.connectors.otel._protobuf import field, varint
-from cascade.connectors.otel._scope import EncodedResource
-from cascade.connectors.otel._spans import Event, SpanData
-from cascade.connectors.otel._values import key_value
+from cascade.connectors.otel.scope import EncodedResource
+from cascade.connectors.otel.span_data import Event, SpanData
 from cascade.telemetry import attributes as a
+
+
+def key_value(key: str, value: Any) -> KeyValue:
+    return KeyValue(key=key, value=any_value(value))
+
+
+def any_value(value: Any) -> AnyValue:
+    """A bool, int of 64 bits, float, str, or a list or tuple of these."""
+    match value:
+        case bool():
+            return AnyValue(bool_value=value)
+        case int():
+            return AnyValue(int_value=value)
+        case float():
+            return AnyValue(double_value=value)
+        case list() | tuple():
+            return AnyValue(array_value=ArrayValue(values=map(any_value, value)))
+        case _:
+            return AnyValue(string_value=value)
+
 
 _LOCAL = SpanFlags.SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK
 _RESOURCE_SPANS, _SCOPE_SPANS, _SPANS = 1, 2, 2  # the fields of the messages around a span

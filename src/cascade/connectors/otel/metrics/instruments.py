@@ -15,10 +15,10 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 from cascade._forks import ModuleLock
 from cascade.connectors import _lifetime
 from cascade.connectors.otel import _environment
-from cascade.connectors.otel._scope import SCOPE, scope_version
-from cascade.connectors.otel.metrics import _catalogue as m
-from cascade.connectors.otel.metrics._census import Census, Key, attributes_of
-from cascade.connectors.otel.metrics._levels import Gauges
+from cascade.connectors.otel.metrics import catalogue as m
+from cascade.connectors.otel.metrics.catalogue import CardinalityLimit, Key, attributes_of
+from cascade.connectors.otel.metrics.gauges import Gauges
+from cascade.connectors.otel.scope import SCOPE, scope_version
 
 
 def application() -> MeterProvider | None:
@@ -33,7 +33,7 @@ class Instruments:
     def __init__(self, provider: MeterProvider) -> None:
         meter = provider.get_meter(SCOPE, scope_version())
         self._lock = threading.Lock()
-        self._census = Census()
+        self._limit = CardinalityLimit()
         self._attributes: dict[Key, dict[str, Any]] = {}
         self.gauges = Gauges()
         self._histograms = {one: _histogram(meter, one) for one in (m.RUN_DURATION, m.TASK_DURATION, m.TASK_WAIT)}
@@ -63,7 +63,7 @@ class Instruments:
         found = self._attributes.get(key)
         if found is None:
             with self._lock:
-                key = self._census.admit(key)
+                key = self._limit.admit(key)
                 found = self._attributes.setdefault(key, attributes_of(key))
         return found
 

@@ -10,11 +10,10 @@ from opentelemetry.sdk.metrics import export as sdk
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from cascade.connectors.otel._scope import SCOPE, scope_version
-from cascade.connectors.otel.metrics import _catalogue as m
-from cascade.connectors.otel.metrics._cells import Example, Histogram
-from cascade.connectors.otel.metrics._census import Key, attributes_of
-from cascade.connectors.otel.metrics._ledger import Snapshot
+from cascade.connectors.otel.metrics import catalogue as m
+from cascade.connectors.otel.metrics.aggregation import Example, Histogram, Snapshot
+from cascade.connectors.otel.metrics.catalogue import Key, attributes_of
+from cascade.connectors.otel.scope import SCOPE, scope_version
 
 _CUMULATIVE = sdk.AggregationTemporality.CUMULATIVE
 _TRACE_IDS, _SPAN_IDS, _TIMES = 2**128, 2**64, 2**64

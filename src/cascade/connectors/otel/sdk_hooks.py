@@ -4,23 +4,111 @@ They have the ids of run and task, and are sampled with the task. They count for
 before it is too large (`cascade.telemetry.parts`).
 """
 
+import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, DEFAULT_ON, Sampler, SamplingResult
 from opentelemetry.trace import Link, SpanKind, TraceState
 from opentelemetry.util.types import Attributes, AttributeValue
 
-from cascade.connectors.otel._scope import is_ours
+from cascade.connectors.otel.scope import is_ours
 from cascade.runtime.task_context import TaskContext
 from cascade.telemetry import attributes as a
 from cascade.telemetry.safe import encoded_size
 from cascade.telemetry.trace_budget import SPAN_BYTES
+
+
+class PresetIds(IdGenerator):
+    """Returns the ids of the running `preset` block, else those of the tracer's own generator."""
+
+    def __init__(self, original: IdGenerator) -> None:
+        self._original = original
+        self._next = threading.local()
+
+    @contextmanager
+    def preset(self, trace_id: str, span_id: str) -> Iterator[None]:
+        """Spans started in the block, in this thread, get these ids; below a parent the trace id is the parent's."""
+        self._next.ids = int(trace_id, 16), int(span_id, 16)
+        try:
+            yield
+        finally:
+            self._next.ids = None
+
+    def generate_trace_id(self) -> int:
+        ids = self._preset
+        return ids[0] if ids else self._original.generate_trace_id()
+
+    def generate_span_id(self) -> int:
+        ids = self._preset
+        return ids[1] if ids else self._original.generate_span_id()
+
+    def is_trace_id_random(self) -> bool:
+        """False for a preset trace id: a caller may have chosen the run id (W3C Trace Context 2, random flag)."""
+        return not self._preset and self._original.is_trace_id_random()
+
+    @property
+    def _preset(self) -> Any:
+        return getattr(self._next, "ids", None)
+
+
+_runs_of_parts: dict[int, int] = {}
+"""The trace id of the run, by that of a part of the run."""
+
+
+def add_part(trace_id: int, run_trace_id: int) -> None:
+    """Sample the spans of a part by the trace id of its run, until `remove_part`."""
+    _runs_of_parts[trace_id] = run_trace_id
+
+
+def remove_part(trace_id: int) -> None:
+    _runs_of_parts.pop(trace_id, None)
+
+
+class PresetSampler(Sampler):
+    """Lets the tracer's own sampler decide for a span as it does for the run.
+
+    A sampler that follows parents finds none above the root of a part, and above the run's span in a replay. It gets a
+    parent with the flags and the tracestate of the run there. A ratio sampler without regard to parents gets one trace id
+    for all traces of a run.
+    """
+
+    def __init__(self, original: Sampler) -> None:
+        self._original = original
+        self._state = threading.local()
+
+    @contextmanager
+    def preset(self, parent: Context | None, trace_id: int | None) -> Iterator[None]:
+        """Sample spans that are started in the block, in this thread, below that parent and by that trace id; None: their own."""
+        self._state.parent, self._state.trace_id = parent, trace_id
+        try:
+            yield
+        finally:
+            self._state.parent = self._state.trace_id = None
+
+    def should_sample(
+        self,
+        parent_context: Context | None,
+        trace_id: int,
+        name: str,
+        kind: SpanKind | None = None,
+        attributes: Attributes = None,
+        links: Sequence[Link] | None = None,
+        trace_state: TraceState | None = None,
+    ) -> SamplingResult:
+        parent = getattr(self._state, "parent", None) or parent_context
+        decisive = getattr(self._state, "trace_id", None) or _runs_of_parts.get(trace_id, trace_id)
+        return self._original.should_sample(parent, decisive, name, kind, attributes, links, trace_state)
+
+    def get_description(self) -> str:
+        return self._original.get_description()
 
 
 class OfTask:

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Callable
 
 from cascade.connectors.otel._tally import FlushReport
-from cascade.connectors.otel.metrics import _catalogue as m
-from cascade.connectors.otel.metrics._census import Key
+from cascade.connectors.otel.metrics import catalogue as m
+from cascade.connectors.otel.metrics.catalogue import Key
 
 MAX_RUNS = 1000
 """Active runs of one connector. Of more, the oldest are forgotten: the end of such a run may never be published."""

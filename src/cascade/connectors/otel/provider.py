@@ -25,19 +25,18 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from cascade.connectors.otel import _environment
 from cascade.connectors.otel._batch import encode
-from cascade.connectors.otel._below import BelowTasks, TaskIds, mark_spans_of
-from cascade.connectors.otel._encode import Envelope
 from cascade.connectors.otel._environment import LIMITS, Problem, report
-from cascade.connectors.otel._ids import PresetIds, PresetSampler
 from cascade.connectors.otel._options import ExportOptions
 from cascade.connectors.otel._outage import Items
 from cascade.connectors.otel._outbox import Outbox
 from cascade.connectors.otel._routes import Route, RoutingProcessor
-from cascade.connectors.otel._scope import SCOPE, scope_version
 from cascade.connectors.otel._sdk_settings import resource, sampler, span_limits
 from cascade.connectors.otel._shared import Pack
 from cascade.connectors.otel._sharing import Registry, destination
 from cascade.connectors.otel._transport import open_transport, prepare
+from cascade.connectors.otel.encode import Envelope
+from cascade.connectors.otel.scope import SCOPE, scope_version
+from cascade.connectors.otel.sdk_hooks import BelowTasks, PresetIds, PresetSampler, TaskIds, mark_spans_of
 
 # A forked child runs the fork handlers in the order of their registration. The handler of the SDK's provider uses a
 # thread pool, whose module registers one too: registered after the provider, it releases its lock too late.
@@ -99,7 +98,7 @@ def tracing_of(provider: trace.TracerProvider) -> Tracing | None:
     return Tracing(provider, tracer, tracer.id_generator, tracer.sampler, route, endpoint)
 
 
-def application() -> TracerProvider | None:
+def application_provider() -> TracerProvider | None:
     """The process's provider, if the application has set one of the SDK's, and it is not ours."""
     provider = _global()
     return provider if isinstance(provider, TracerProvider) and not isinstance(provider, _OwnProvider) else None
@@ -117,7 +116,7 @@ def _retire(tracing: Tracing) -> None:
 _shared: Registry[Tracing] = Registry(_retire)
 
 
-def own(options: ExportOptions, environ: Mapping[str, str] = os.environ) -> Tracing | None:
+def own_tracing(options: ExportOptions, environ: Mapping[str, str] = os.environ) -> Tracing | None:
     """The provider of our own for this destination, which becomes the process's if there is none yet.
 
     None if the SDK is disabled.

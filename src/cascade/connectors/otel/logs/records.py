@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -12,14 +13,31 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.trace import get_current_span
 
 from cascade.connectors.otel._protobuf import field
-from cascade.connectors.otel._scope import SCOPE, scope_version
-from cascade.connectors.otel._values import key_value
+from cascade.connectors.otel.encode import key_value
+from cascade.connectors.otel.scope import SCOPE, scope_version
 from cascade.runtime.log_records import extra_of, message_of
 from cascade.runtime.task_context import TaskContext
 from cascade.telemetry import attributes as a
 from cascade.telemetry.limits import MAX_NAME_BYTES, MAX_STACK_BYTES, MAX_VALUE_BYTES
 from cascade.telemetry.redact import MASK, hides
 from cascade.telemetry.safe import error_message, masked, masked_name, safe, stack_text, text
+
+_RESOURCE_LOGS, _SCOPE_LOGS = 1, 2
+
+
+def request(resource: bytes, items: Iterable[bytes]) -> bytes:
+    """An `ExportLogsServiceRequest` with all of the items under one resource, those of one scope together.
+
+    An item is an encoded `ScopeLogs` that begins with its scope, which has less than 128 bytes; `resource` is an encoded
+    `ResourceLogs` without any.
+    """
+    scopes: defaultdict[bytes, list[bytes]] = defaultdict(list)
+    for item in items:
+        end = 2 + item[1]
+        scopes[item[:end]].append(item[end:])
+    listed = (field(_SCOPE_LOGS, scope + b"".join(records)) for scope, records in scopes.items())
+    return field(_RESOURCE_LOGS, resource + b"".join(listed))
+
 
 MAX_BODY_BYTES = MAX_STACK_BYTES
 """Bytes of a record's text: more than those of an attribute, and as many as those of a stack trace."""

@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.sdk.resources import Resource
@@ -14,13 +14,14 @@ from cascade.connectors.otel._options import ExportOptions
 from cascade.connectors.otel._sharing import Share
 from cascade.connectors.otel._tally import FlushReport
 from cascade.connectors.otel._transport import open_transport, prepare
-from cascade.connectors.otel.metrics._destinations import Collector, Console, Destination
-from cascade.connectors.otel.metrics._exporter import Exporter
-from cascade.connectors.otel.metrics._instruments import Instruments, instruments_of
-from cascade.connectors.otel.metrics._ledger import Ledger
-from cascade.connectors.otel.metrics._levels import Gauges, Levels
-from cascade.connectors.otel.metrics._measures import measure
-from cascade.connectors.otel.metrics._settings import Settings
+from cascade.connectors.otel.metrics import catalogue as m
+from cascade.connectors.otel.metrics.aggregation import Ledger
+from cascade.connectors.otel.metrics.catalogue import Key
+from cascade.connectors.otel.metrics.export import Collector, Console, Destination, Exporter
+from cascade.connectors.otel.metrics.gauges import Gauges, Levels
+from cascade.connectors.otel.metrics.instruments import Instruments, instruments_of
+from cascade.connectors.otel.metrics.settings import Settings
+from cascade.connectors.otel.span_data import error_type
 
 logger = get_logger("cascade.connectors.otel")
 
@@ -139,3 +140,84 @@ def _destination(settings: Settings, resource: Callable[[], Resource], options: 
     if "console" in settings.exporters or collector is None:
         return Console(resource, collector)
     return collector
+
+
+CACHE_HIT = "CacheHit"
+
+
+class Sink(Protocol):
+    """Takes measurements, on the event loop's threads; quick, and never blocks.
+
+    A key is a metric and the values of its attributes, in their order; None for one that has no value.
+    """
+
+    def observe(self, key: Key, seconds: float, end_ns: int, payload: Mapping[str, Any]) -> None:
+        """Add a duration to a histogram; the payload's span is its example."""
+        ...
+
+    def count(self, key: Key) -> None:
+        """Add one to a counter."""
+        ...
+
+    def touch(self) -> None:
+        """Something that is not measured here, such as a level, has changed."""
+        ...
+
+
+def measure(payload: Mapping[str, Any], sink: Sink, levels: Levels) -> None:
+    """Hand the sink all that this message says; nothing for most."""
+    body = payload["body"]
+    kind = body["type"]
+    if kind == "TaskStateEvent":
+        state = body["state"]
+        if state in {"COMPLETED", "FAILED"}:
+            _ended(payload, body, sink)
+        elif state == "SKIPPED":
+            _skipped(payload, body, sink)
+        elif state == "PENDING" and body["metadata"].get("reason") == "retry":
+            sink.count((m.TASK_RETRIES, body["task_name"]))
+    elif kind == "LifecycleEvent":
+        _lifecycle(payload, body, sink, levels)
+
+
+def _ended(payload: Mapping[str, Any], body: Mapping[str, Any], sink: Sink) -> None:
+    metadata = body["metadata"]
+    end_ns = metadata["end_ns"]
+    if metadata.get("kind") != "map":
+        error = None if body["state"] == "COMPLETED" else error_type(body, metadata)
+        key = (m.TASK_DURATION, body["task_name"], metadata["result"], error)
+        sink.observe(key, _seconds(metadata["start_ns"], end_ns), end_ns, payload)
+    if "waits" in metadata:
+        _waited(payload, metadata, sink)
+
+
+def _skipped(payload: Mapping[str, Any], body: Mapping[str, Any], sink: Sink) -> None:
+    metadata = body["metadata"]
+    reason = metadata.get("reason")
+    sink.count((m.TASK_SKIPS, body["task_name"], reason))
+    if reason == CACHE_HIT:
+        sink.count((m.CACHE_HITS, body["task_name"]))
+    _waited(payload, metadata, sink)
+
+
+def _waited(payload: Mapping[str, Any], metadata: Mapping[str, Any], sink: Sink) -> None:
+    for wait in metadata.get("waits", ()):
+        seconds = _seconds(wait["start_ns"], wait["end_ns"])
+        sink.observe((m.TASK_WAIT, wait["reason"]), seconds, wait["end_ns"], payload)
+
+
+def _lifecycle(payload: Mapping[str, Any], body: Mapping[str, Any], sink: Sink, levels: Levels) -> None:
+    metadata = body["metadata"]
+    if body["event"] == "ENGINE_STARTED":
+        levels.start_run(payload["run_id"])
+    else:
+        levels.end_run(payload["run_id"])
+        key = (m.RUN_DURATION, metadata.get("target"), metadata.get("result"))
+        end_ns = metadata["end_ns"]
+        sink.observe(key, _seconds(metadata["start_ns"], end_ns), end_ns, payload)
+    sink.touch()
+
+
+def _seconds(start_ns: int, end_ns: int) -> float:
+    # A clock that is set back makes no negative duration.
+    return max(0.0, (end_ns - start_ns) / 1e9)
