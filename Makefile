@@ -89,7 +89,7 @@ docs: $(READY)  ## regenerate what is generated: JSON Schemas, AsyncAPI, tables,
 	$(BIN)/python -m cascade.telemetry.schema.generate
 	$(BIN)/python -m cascade.runtime.control.schema
 	$(BIN)/python -m docs.generate
-	$(BIN)/python -m grafana.generate
+	$(BIN)/python -m stack.grafana.generate
 
 lock: $(READY)  ## pin what CI installs
 	$(BIN)/python -m pip freeze --exclude-editable | grep -v '^pip==' > .ci/constraints.txt

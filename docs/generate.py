@@ -22,8 +22,8 @@ def main() -> None:
     _write(HERE / "attributes.md", ATTRIBUTES + attributes.as_markdown() + "\n")
     _write(HERE / "asyncapi.json", json.dumps(document(), indent=2) + "\n")
     _fill(HERE / "metrics.md", "<!-- generated: the metrics -->\n", _table_of_metrics())
-    access = (HERE.parent / "mosquitto" / "acl.example").read_text(encoding="utf-8")
-    _fill(HERE / "mqtt.md", "<!-- generated: mosquitto/acl.example -->\n", f"```text\n{access}```\n")
+    access = (HERE.parent / "stack" / "mosquitto" / "acl.example").read_text(encoding="utf-8")
+    _fill(HERE / "mqtt.md", "<!-- generated: stack/mosquitto/acl.example -->\n", f"```text\n{access}```\n")
     home = (HERE.parent / "examples" / "home_assistant.yaml").read_text(encoding="utf-8")
     _fill(HERE / "mqtt.md", "<!-- generated: examples/home_assistant.yaml -->\n", f"```yaml\n{home}```\n")
 

@@ -53,7 +53,7 @@ def jaeger(folder: Path, ports: Ports, *, detached: bool = False) -> Server:
         (data / part).mkdir(parents=True, exist_ok=True)
     environment = {
         "JAEGER_DATA": str(data),
-        "JAEGER_UI": str(ROOT / "jaeger" / "ui.json"),
+        "JAEGER_UI": str(ROOT / "stack" / "jaeger" / "ui.json"),
         "JAEGER_HEALTH": ports.at(ports.jaeger_health),
         "JAEGER_OTLP_GRPC": ports.at(ports.jaeger_otlp),
         "JAEGER_QUERY_HTTP": ports.at(ports.jaeger_http),
@@ -62,7 +62,7 @@ def jaeger(folder: Path, ports: Ports, *, detached: bool = False) -> Server:
     }
     return Server(
         "Jaeger",
-        [str(build.jaeger_path()), "--config", str(ROOT / "jaeger" / "config.yaml")],
+        [str(build.jaeger_path()), "--config", str(ROOT / "stack" / "jaeger" / "config.yaml")],
         folder / "jaeger.log",
         lambda: answers(ports.url(ports.jaeger_health, "/status")),
         environment,
@@ -72,12 +72,12 @@ def jaeger(folder: Path, ports: Ports, *, detached: bool = False) -> Server:
 
 def prometheus(folder: Path, ports: Ports, pace: Pace, *, detached: bool = False) -> Server:
     """Prometheus with compose's configuration; it takes no addresses from the environment, so they are replaced."""
-    configuration = (ROOT / "prometheus" / "prometheus.yml").read_text()
+    configuration = (ROOT / "stack" / "prometheus" / "prometheus.yml").read_text()
     addresses = {
         "collector:8889": ports.at(ports.collector_prometheus),
         "collector:8888": ports.at(ports.collector_self),
         "localhost:9090": ports.at(ports.prometheus),
-        "rules/*.yml": str(ROOT / "prometheus" / "rules" / "*.yml"),
+        "rules/*.yml": str(ROOT / "stack" / "prometheus" / "rules" / "*.yml"),
         "_interval: 10s": f"_interval: {pace.scrape}",
     }
     path = _written(folder / "prometheus" / "prometheus.yml", _replaced(configuration, addresses))
@@ -97,14 +97,14 @@ def mosquitto(folder: Path, ports: Ports, *, detached: bool = False) -> Server:
     configuration, data = folder / "mosquitto" / "config", folder / "mosquitto" / "data"
     data.mkdir(parents=True, exist_ok=True)
     lines = _replaced(
-        (ROOT / "mosquitto" / "mosquitto.conf").read_text(),
+        (ROOT / "stack" / "mosquitto" / "mosquitto.conf").read_text(),
         {"listener 1883\n": f"listener {ports.mqtt} {HOST}\n", "/mosquitto/data/": f"{data}/"},
     )
     if os.geteuid() == 0:
         # It would go on as the user mosquitto, who may not write here.
         lines += "user root\n"
     _written(configuration / "mosquitto.conf", lines)
-    _written(configuration / "acl", (ROOT / "mosquitto" / "acl").read_text())
+    _written(configuration / "acl", (ROOT / "stack" / "mosquitto" / "acl").read_text())
     environment = {
         "MOSQUITTO_CONFIG": str(configuration),
         "MOSQUITTO_DATA": str(data),
@@ -112,7 +112,7 @@ def mosquitto(folder: Path, ports: Ports, *, detached: bool = False) -> Server:
         "MQTT_OPERATOR_PASSWORD": PASSWORD,
         "PATH": f"{os.environ.get('PATH', '')}:{programs.WHERE_ROOT_LOOKS}",
     }
-    command = ["/bin/sh", str(ROOT / "mosquitto" / "start.sh")]
+    command = ["/bin/sh", str(ROOT / "stack" / "mosquitto" / "start.sh")]
     return Server("Mosquitto", command, folder / "mosquitto.log", lambda: _accepts(ports.mqtt), environment, detached)
 
 

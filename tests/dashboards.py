@@ -26,12 +26,12 @@ class Query(NamedTuple):
 
 
 def dashboards() -> Iterator[dict[str, Any]]:
-    for path in sorted((ROOT / "grafana" / "dashboards").glob("*.json")):
+    for path in sorted((ROOT / "stack" / "grafana" / "dashboards").glob("*.json")):
         yield json.loads(path.read_text("utf-8"))
 
 
 def data_sources() -> list[dict[str, Any]]:
-    path = ROOT / "grafana" / "provisioning" / "datasources" / "datasources.yaml"
+    path = ROOT / "stack" / "grafana" / "provisioning" / "datasources" / "datasources.yaml"
     found: list[dict[str, Any]] = yaml.safe_load(path.read_text("utf-8"))["datasources"]
     return found
 

@@ -53,8 +53,8 @@ COMPOSE_DEFAULTS = defaults_of("docker-compose.yml", r"\$\{(\w+):-([^}]*)\}")
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
 COLLECTOR: dict[str, Any] = yaml.safe_load((ROOT / "collector-config/collector.yaml").read_text(encoding="utf-8"))
 TO_JAEGER = COLLECTOR["exporters"]["otlp_grpc/jaeger"]
-PROMETHEUS: dict[str, Any] = yaml.safe_load((ROOT / "prometheus/prometheus.yml").read_text(encoding="utf-8"))
-MONITOR = (ROOT / "prometheus/rules/monitor.yml").read_text(encoding="utf-8")
+PROMETHEUS: dict[str, Any] = yaml.safe_load((ROOT / "stack/prometheus/prometheus.yml").read_text(encoding="utf-8"))
+MONITOR = (ROOT / "stack/prometheus/rules/monitor.yml").read_text(encoding="utf-8")
 SIGNS = {"MIB": 1, "SPIKE_MIB": -1}
 COLLECTOR_DEFAULTS = defaults_of("collector-config/collector.yaml", r"\$\{env:(\w+):-([^}]*)\}")
 
@@ -106,7 +106,7 @@ STATED = {
         f"up to {int(COLLECTOR_DEFAULTS['COLLECTOR_QUEUE_BYTES']) // MIB} MiB while Jaeger is away",
         f"updates span metrics every {COLLECTOR_DEFAULTS['COLLECTOR_SPANMETRICS_INTERVAL'].removesuffix('s')} s, Prometheus",
         f"reads them every {PROMETHEUS['global']['scrape_interval'].removesuffix('s')} s",
-        f"zero for {MONITOR.partition(' offset ')[2].partition('s)')[0]} s (`prometheus/rules/monitor.yml`)",
+        f"zero for {MONITOR.partition(' offset ')[2].partition('s)')[0]} s (`stack/prometheus/rules/monitor.yml`)",
         f"runner:{COMPOSE_DEFAULTS['MQTT_RUNNER_PASSWORD']}@localhost",
     ],
     "docs/logs.md": [f"{run_logs.CAPACITY // MIB} MiB at most"],
@@ -211,9 +211,7 @@ def test_the_names_that_a_page_mentions_exist(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     targets = re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert set(re.findall(r"(?:`|^ *|\w=\S+ )make ([a-z][a-z0-9-]*)", text, re.MULTILINE)) <= set(targets)
-    files = re.findall(
-        r"`((?:src|tests|docs|examples|stack|mosquitto|grafana|prometheus|collector-config|\.ci)/[\w./-]*)`", text
-    )
+    files = re.findall(r"`((?:src|tests|docs|examples|stack|collector-config|\.ci)/[\w./-]*)`", text)
     assert [file for file in files if not (ROOT / file).exists()] == []
     ports = re.findall(r"://(?:\w+:\w+@)?(?:localhost|127\.0\.0\.1):(\d+)", text)
     assert set(ports) <= set(COMPOSE_DEFAULTS.values())
@@ -270,7 +268,8 @@ def test_the_readme_links_to_each_page() -> None:
 
 def test_the_page_about_grafana_lists_the_rules_and_alerts() -> None:
     rules = [
-        (ROOT / "prometheus" / "rules" / name).read_text(encoding="utf-8") for name in ("cascade.yml", "alerts.yml")
+        (ROOT / "stack" / "prometheus" / "rules" / name).read_text(encoding="utf-8")
+        for name in ("cascade.yml", "alerts.yml")
     ]
     page = text_of("docs/grafana.md")
     assert set(re.findall(r"`(cascade:\w+:increase5m)`", page)) == set(re.findall(r"- record: (\S+)", rules[0]))

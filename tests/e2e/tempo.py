@@ -81,7 +81,7 @@ def _around_now() -> dict[str, int]:
 @contextmanager
 def running(program: str, folder: Path) -> Iterator[Tempo]:
     """The program with the stack's configuration, other addresses and another folder."""
-    text = (ROOT / "tempo" / "tempo.yaml").read_text().replace("/var/tempo", str(folder))
+    text = (ROOT / "stack" / "tempo" / "tempo.yaml").read_text().replace("/var/tempo", str(folder))
     configuration = yaml.safe_load(text)
     http, grpc, otlp = reserved_port(), reserved_port(), reserved_port()
     configuration["server"] |= {

@@ -14,9 +14,9 @@ from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from cascade.telemetry import limits
-from grafana.generate import files
 from stack import build
 from stack.build import ROOT
+from stack.grafana.generate import files
 from tests.servers import is_missing, program
 
 
@@ -26,11 +26,11 @@ def promtool(*arguments: str) -> None:
 
 
 def test_alerts_and_rules_do_what_they_should() -> None:
-    promtool("test", "rules", "prometheus/rules_test.yml")
+    promtool("test", "rules", "stack/prometheus/rules_test.yml")
 
 
 def test_prometheus_understands_its_configuration() -> None:
-    promtool("check", "config", "prometheus/prometheus.yml")
+    promtool("check", "config", "stack/prometheus/prometheus.yml")
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_dashboards_fit_their_grid() -> None:
 
 
 def test_dashboards_name_data_sources_that_are_provisioned() -> None:
-    provisioned = yaml.safe_load((ROOT / "grafana/provisioning/datasources/datasources.yaml").read_text())
+    provisioned = yaml.safe_load((ROOT / "stack/grafana/provisioning/datasources/datasources.yaml").read_text())
     known = {(source["type"], source["uid"]) for source in provisioned["datasources"]}
     for dashboard in dashboards():
         used = [*dashboard["panels"], *(target for panel in dashboard["panels"] for target in panel["targets"])]
@@ -148,26 +148,26 @@ def test_dashboards_name_data_sources_that_are_provisioned() -> None:
 
 
 def test_what_grafana_links_to_is_there() -> None:
-    provisioned = yaml.safe_load((ROOT / "grafana/provisioning/datasources/datasources.yaml").read_text())
+    provisioned = yaml.safe_load((ROOT / "stack/grafana/provisioning/datasources/datasources.yaml").read_text())
     uids = {source["uid"] for source in provisioned["datasources"]}
     prometheus = next(source for source in provisioned["datasources"] if source["uid"] == "prometheus")
     targets = {to["datasourceUid"] for to in prometheus["jsonData"]["exemplarTraceIdDestinations"]}
     assert targets <= uids
 
 
-TEMPO: dict[str, Any] = yaml.safe_load((ROOT / "tempo" / "tempo.yaml").read_text())
+TEMPO: dict[str, Any] = yaml.safe_load((ROOT / "stack" / "tempo" / "tempo.yaml").read_text())
 
 
 def test_tempo_listens_where_others_send_and_ask() -> None:
     assert TEMPO["distributor"]["receivers"]["otlp"]["protocols"]["grpc"]["endpoint"] == "0.0.0.0:4317"
     assert TEMPO["server"]["http_listen_port"] == 3200
-    sources = (ROOT / "grafana/provisioning/datasources/datasources.yaml").read_text()
+    sources = (ROOT / "stack/grafana/provisioning/datasources/datasources.yaml").read_text()
     assert "url: http://tempo:3200" in sources
     assert "COLLECTOR_TO_TEMPO:-tempo:4317" in (ROOT / "collector-config/collector.yaml").read_text()
 
 
 def test_tempo_writes_to_its_volume() -> None:
-    written = re.findall(r"^ +path: (.+)$", (ROOT / "tempo" / "tempo.yaml").read_text(), re.MULTILINE)
+    written = re.findall(r"^ +path: (.+)$", (ROOT / "stack" / "tempo" / "tempo.yaml").read_text(), re.MULTILINE)
     assert len(set(written)) == 4
     assert all(path.startswith("/var/tempo/") for path in written)
 

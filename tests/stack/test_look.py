@@ -40,7 +40,7 @@ def test_the_urls_of_grafana_set_each_text_of_the_dashboard_of_a_run() -> None:
     }
     dashboards = {
         found["uid"]: found
-        for path in (ROOT / "grafana" / "dashboards").glob("*.json")
+        for path in (ROOT / "stack" / "grafana" / "dashboards").glob("*.json")
         for found in [json.loads(path.read_text())]
     }
     assert grafana["grafana-runs"].path.rpartition("/")[2] in dashboards

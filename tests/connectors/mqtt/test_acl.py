@@ -17,7 +17,7 @@ from tests.connectors.mqtt.broker import Broker, Listener, Message
 from tests.connectors.mqtt.messages import events, warnings
 from tests.waiting import HANG
 
-ACL = Path(__file__).parents[3] / "mosquitto" / "acl.example"
+ACL = Path(__file__).parents[3] / "stack" / "mosquitto" / "acl.example"
 ACME, GLOBEX = ("acme", "etl"), ("globex", "reports")
 PAUSE = '{"type": "pause"}'
 

@@ -1,7 +1,7 @@
 """The dashboard of one run."""
 
 from cascade.telemetry import attributes as a
-from grafana.panels import (
+from stack.grafana.panels import (
     Json,
     Query,
     Search,

@@ -1,11 +1,22 @@
-"""Writes the dashboards into `dashboards/`, where Grafana reads them: `python -m grafana.generate`."""
+"""Writes the dashboards into `dashboards/`, where Grafana reads them: `python -m stack.grafana.generate`."""
 
 import json
 from pathlib import Path
 
 from cascade.telemetry import attributes as a
-from grafana.one_run import one_run
-from grafana.panels import Json, Query, Search, dashboard, new_in, quantile, span_table, stat, time_series, values_of
+from stack.grafana.one_run import one_run
+from stack.grafana.panels import (
+    Json,
+    Query,
+    Search,
+    dashboard,
+    new_in,
+    quantile,
+    span_table,
+    stat,
+    time_series,
+    values_of,
+)
 
 FOLDER = Path(__file__).parent / "dashboards"
 

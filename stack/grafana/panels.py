@@ -36,7 +36,7 @@ class Query:
 def new_in(metric: str, selection: str, window: str = "5m") -> str:
     """The increase of counters, or of the buckets of histograms, in a window, with the first value of a new series.
 
-    The rules of `prometheus/rules` compute the same. Panels with exemplars need the expression itself, since the result of a
+    The rules of `stack/prometheus/rules` compute the same. Panels with exemplars need the expression itself, since the result of a
     rule has no exemplars, and so do numbers over the whole time that is shown.
     """
     one = f"{metric}{{{selection}}}"
