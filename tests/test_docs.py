@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from cascade.testing import OtlpReceiver
-from tests.limits import environment
-from tests.waiting import HANG
+from tests.lab.time_limits import subprocess_environment
+from tests.lab.waiting import HANG
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -27,8 +27,10 @@ def code_of(page: Path) -> str:
 def test_its_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "test_page.py"
     script.write_text(code_of(page), encoding="utf-8")
-    (tmp_path / "conftest.py").write_text("from tests.limits import out_of_reach\n\nout_of_reach()\n", encoding="utf-8")
-    monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
+    (tmp_path / "conftest.py").write_text(
+        "from tests.lab.time_limits import raise_time_limits\n\nraise_time_limits()\n", encoding="utf-8"
+    )
+    monkeypatch.setenv("PYTHONPATH", subprocess_environment()["PYTHONPATH"])
     with OtlpReceiver() as receiver:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
         # A process of its own: pages set the process-wide tracer provider. Test classes on a page are run, too.

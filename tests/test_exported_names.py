@@ -8,7 +8,7 @@ import pytest
 import cascade
 import cascade.runtime
 import cascade.testing
-from tests.extras import needs
+from tests.lab.extras import needs
 
 
 def visible(module: ModuleType) -> set[str]:

@@ -7,7 +7,7 @@ import textwrap
 
 import pytest
 
-from tests.waiting import HANG
+from tests.lab.waiting import HANG
 
 HEAD = """
 import os, threading

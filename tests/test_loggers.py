@@ -11,7 +11,7 @@ import pytest
 import cascade
 from cascade._loggers import get_logger
 from cascade.connectors.memory import MemoryConnector
-from tests.waiting import HANG
+from tests.lab.waiting import HANG
 
 
 class Failing(logging.Handler):

@@ -20,9 +20,9 @@ from cascade.connectors.memory import MemoryConnector
 from cascade.messaging.bus import bus as messaging_bus
 from cascade.messaging.renderer import CliRenderer
 from cascade.runtime.nested import run_nested
-from tests.extras import needs
-from tests.limits import environment
-from tests.waiting import HANG
+from tests.lab.extras import needs
+from tests.lab.time_limits import subprocess_environment
+from tests.lab.waiting import HANG
 
 
 @cs.task
@@ -368,9 +368,9 @@ PROGRAM = """
 import asyncio, os, time
 import cascade as cs
 from cascade.connectors.otel import OtelConnector
-from tests.limits import out_of_reach
+from tests.lab.time_limits import raise_time_limits
 
-out_of_reach()
+raise_time_limits()
 
 @cs.task
 async def waits():
@@ -402,7 +402,7 @@ def test_signals_leave_a_complete_trace(number: int, code: int, tmp_path: Path) 
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=environment(),
+            env=subprocess_environment(),
         )
         assert process.stdin is not None
         assert process.stdout is not None

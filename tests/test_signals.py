@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import cascade as cs
-from tests.extras import needs
-from tests.limits import environment
+from tests.lab.extras import needs
+from tests.lab.time_limits import subprocess_environment
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 
@@ -82,7 +82,7 @@ def program(tmp_path: Path, code: str) -> Iterator[subprocess.Popen[str]]:
     script.write_text(HEAD + code)
     pipe = subprocess.PIPE
     with subprocess.Popen(
-        [sys.executable, str(script)], stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment()
+        [sys.executable, str(script)], stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=subprocess_environment()
     ) as process:
         assert process.stdout is not None
         try:
@@ -347,8 +347,8 @@ def test_the_trace_is_complete_and_names_the_signal(tmp_path: Path, first: signa
         endpoint = receiver.grpc_endpoint if protocol == "grpc" else receiver.http_endpoint
         connector = f"cs.OtelConnector({endpoint!r}, protocol={protocol!r})"
         code = f"""
-from tests.limits import out_of_reach
-out_of_reach()
+from tests.lab.time_limits import raise_time_limits
+raise_time_limits()
 cs.run(gather(waits(), blocks.map(x=[1])), connector={connector}, log_level="OFF")
 """
         with program(tmp_path, code) as process:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import program
+from tests.lab.programs import program
 
 pytest.importorskip("aiomqtt", reason="aiomqtt is measured, too, and is not installed")
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from cascade.connectors.memory import MemoryConnector
 from cascade.testing import ConnectorConformance
-from tests.waiting import soon
+from tests.lab.waiting import soon
 
 
 class TestMemoryConnector(ConnectorConformance):

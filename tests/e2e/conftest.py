@@ -8,7 +8,7 @@ import pytest
 
 from stack import build
 from tests.e2e import stacks
-from tests.servers import is_missing, program
+from tests.lab.programs import is_missing, program
 
 _COMPOSE = "CASCADE_E2E_COMPOSE"
 _compose_is_up = bool(os.environ.get(_COMPOSE))  # read now: tests do not see the caller's variables

@@ -7,7 +7,7 @@ import urllib.request
 from typing import Any
 
 from stack.process import ServerError, until
-from tests.waiting import HANG
+from tests.lab.waiting import HANG
 
 Labels = dict[str, str]
 

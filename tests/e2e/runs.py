@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from stack.build import ROOT
-from tests.waiting import NEVER
+from tests.lab.waiting import NEVER
 
 
 class Run:

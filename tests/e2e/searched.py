@@ -17,7 +17,7 @@ import cascade as cs
 from cascade.runtime.nested import run_nested
 from cascade.runtime.subscribers import TelemetrySubscriber
 from cascade.testing import FixedClock, MemoryConnector
-from tests.limits import out_of_reach
+from tests.lab.time_limits import raise_time_limits
 
 PART_SIZE = 10
 """Children in a trace of the large run."""
@@ -142,7 +142,7 @@ async def run(target: Any) -> dict[str, str]:
 
 
 def main(which: str) -> None:
-    out_of_reach()
+    raise_time_limits()
     found = dict[str, dict[str, str]]()
     os.environ["CASCADE_TRACE_PART_SIZE"] = str(PART_SIZE)
     if which == "active":

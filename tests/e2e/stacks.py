@@ -15,7 +15,7 @@ from stack import local
 from stack.addresses import Ports, free_ports, reserved_port
 from stack.build import ROOT
 from stack.process import until
-from tests.waiting import HANG
+from tests.lab.waiting import HANG
 
 PACE = local.Pace(span_metrics="4s", scrape="1s")
 """Exemplars of span metrics are there from one interval to the next: Prometheus looks several times meanwhile."""

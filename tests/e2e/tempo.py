@@ -16,7 +16,7 @@ import yaml
 from stack.addresses import HOST, reserved_port
 from stack.build import ROOT
 from stack.process import Server, answers
-from tests.waiting import HANG
+from tests.lab.waiting import HANG
 
 Json = dict[str, Any]
 

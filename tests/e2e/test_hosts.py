@@ -22,8 +22,8 @@ from cascade.testing import OtlpReceiver
 from stack.build import ROOT
 from tests.connectors.otel.instances import runs_by_instance, spans_by_instance
 from tests.connectors.otel.logs.conftest import lines
-from tests.servers import is_missing
-from tests.waiting import HANG
+from tests.lab.programs import is_missing
+from tests.lab.waiting import HANG
 
 BLOCK = re.compile(r"^## (.+?)$|^```py\n(.*?)^```", re.MULTILINE | re.DOTALL)
 

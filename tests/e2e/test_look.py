@@ -21,7 +21,7 @@ from stack.up import State
 from tests.e2e.prometheus import Prometheus
 from tests.e2e.runs import Run, run
 from tests.e2e.stacks import NO_COMPOSE, Processes, Servers, stack_command
-from tests.waiting import HANG, until_blocking
+from tests.lab.waiting import HANG, until_blocking
 
 FETCH = """
 import sys, urllib.request

@@ -16,11 +16,11 @@ import yaml
 
 from stack.build import ROOT
 from stack.process import until
-from tests.dashboards import ALL, NAMES, Query, dashboards, data_sources, interpolated, of_panels
 from tests.e2e.prometheus import Prometheus
 from tests.e2e.runs import Run, run
 from tests.e2e.stacks import Processes
-from tests.waiting import HANG
+from tests.lab.dashboards import ALL, NAMES, Query, dashboards, data_sources, interpolated, of_panels
+from tests.lab.waiting import HANG
 
 SERVICE = "e2e-metrics"
 VARIABLES = {"service": [SERVICE], "target": ALL, "__range": "1h", "__rate_interval": "10s"}
@@ -62,13 +62,13 @@ def test_our_metrics_arrive(prometheus: Prometheus) -> None:
 
 IN_ONE_PROCESS = """
 import cascade as cs
-from tests.limits import out_of_reach
+from tests.lab.time_limits import raise_time_limits
 
 @cs.task
 def work(number: int) -> int:
     return 10 // (number % 5)
 
-out_of_reach()
+raise_time_limits()
 for number in range(20):
     try:
         cs.run(work(number), log_level="OFF")
@@ -190,9 +190,9 @@ def test_each_question_of_the_dashboards_has_an_answer(prometheus: Prometheus, q
 OF_ANY_NAME = """
 import json, sys
 import cascade as cs
-from tests.limits import out_of_reach
+from tests.lab.time_limits import raise_time_limits
 
-out_of_reach()
+raise_time_limits()
 for name in json.loads(sys.argv[1]):
     target = cs.task(lambda: 1, name=name)()
     if name == "map(step)":

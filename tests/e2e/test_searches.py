@@ -17,7 +17,7 @@ from stack.process import until
 from tests.e2e import searched
 from tests.e2e.runs import Run
 from tests.e2e.stacks import Processes
-from tests.waiting import HANG
+from tests.lab.waiting import HANG
 
 SERVICE = "e2e-searches"
 PAGE_LIMIT = 20

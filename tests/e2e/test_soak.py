@@ -25,7 +25,7 @@ from stack.build import ROOT
 from stack.process import ServerError, until
 from tests.e2e.prometheus import Prometheus
 from tests.e2e.stacks import Processes
-from tests.waiting import NEVER
+from tests.lab.waiting import NEVER
 
 _DURATION = float(os.environ.get("CASCADE_SOAK_SECONDS", "0"))  # read now: tests do not see the caller's variables
 _RUNS = 10

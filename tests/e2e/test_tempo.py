@@ -14,11 +14,11 @@ import pytest
 
 from stack import programs
 from stack.process import answers, until
-from tests.dashboards import ALL, Query, interpolated, of_pages, of_panels
 from tests.e2e.runs import Run, run
 from tests.e2e.stacks import Servers
 from tests.e2e.tempo import Tempo, running
-from tests.waiting import HANG
+from tests.lab.dashboards import ALL, Query, interpolated, of_pages, of_panels
+from tests.lab.waiting import HANG
 
 SERVICE = f"e2e-tempo/a.b (+1) {uuid4()}"
 GRAFANA_TO_TEMPO = "http://127.0.0.1:3000/api/datasources/proxy/uid/tempo"

@@ -9,7 +9,7 @@ import pytest
 from stack.build import ROOT
 from tests.e2e.runs import Run, run
 from tests.e2e.stacks import Processes
-from tests.servers import program
+from tests.lab.programs import program
 
 
 @pytest.fixture

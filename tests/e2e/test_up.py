@@ -14,7 +14,7 @@ from stack.up import State
 from tests.e2e import stacks
 from tests.e2e.runs import run
 from tests.e2e.stacks import NO_COMPOSE, stack_command
-from tests.waiting import until_blocking
+from tests.lab.waiting import until_blocking
 
 
 @pytest.mark.usefixtures("servers_are_there")

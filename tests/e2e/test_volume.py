@@ -5,7 +5,7 @@ import pytest
 from cascade.testing import Spans
 from tests.e2e.runs import run
 from tests.e2e.stacks import Processes
-from tests.waiting import HANG
+from tests.lab.waiting import HANG
 
 PART = 2_000
 """Children in a trace, by default."""

@@ -17,7 +17,7 @@ from opentelemetry import trace
 import cascade as cs
 from cascade.providers.shell import shell
 from cascade.testing import MemoryConnector
-from tests.limits import out_of_reach
+from tests.lab.time_limits import raise_time_limits
 
 
 @cs.task
@@ -191,7 +191,7 @@ WORKFLOWS: dict[str, Callable[..., Any]] = {
 
 
 def main(name: str, *arguments: str) -> None:
-    out_of_reach()
+    raise_time_limits()
     beside, said = MemoryConnector(), dict[str, Any]()
     connectors: list[Any] = [cs.OtelConnector(), beside]
     if os.environ.get("CASCADE_MQTT_URL"):
@@ -211,7 +211,7 @@ def main(name: str, *arguments: str) -> None:
 
 def continuous(connectors: str) -> None:
     """One run after another, each with a connector of its own or all with one, until stdin ends. A line for each."""
-    out_of_reach()
+    raise_time_limits()
     is_stopped = threading.Event()
 
     def wait_for_end() -> None:

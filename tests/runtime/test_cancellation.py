@@ -9,8 +9,8 @@ import pytest
 
 import cascade as cs
 from cascade.runtime.events import RunFinished, TaskBlocked, TaskExecutionFinished, TaskExecutionStarted, TaskRetrying
+from tests.lab.waiting import HANG, NEVER
 from tests.runtime.conftest import Lab
-from tests.waiting import HANG, NEVER
 
 Victims = list[asyncio.Task[Any]]
 

@@ -24,8 +24,8 @@ from cascade.runtime.events import (
 )
 from cascade.runtime.exceptions import MissingParamError
 from cascade.runtime.protocols import ExecutionPlan
+from tests.lab.waiting import HANG, soon
 from tests.runtime.conftest import Lab
-from tests.waiting import HANG, soon
 
 
 @cs.task

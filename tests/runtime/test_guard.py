@@ -14,8 +14,8 @@ from cascade.runtime.guard import awaited, seconds, words
 from cascade.runtime.task_context import TaskContext
 from cascade.spec.protocols import MessageCallback
 from cascade.telemetry.identity import RunTrace, SpanRef, place_run
-from tests.shapes import TOTAL, all_shapes, in_loop
-from tests.waiting import NEVER
+from tests.lab.waiting import NEVER
+from tests.lab.workflows import TOTAL, all_task_kinds, in_loop
 
 
 class HostileError(Exception):
@@ -120,7 +120,7 @@ METHODS = pytest.mark.parametrize(
 @ERRORS
 def test_a_connector_that_raises_ends_no_run(where: str, error: BaseException) -> None:
     connector = Raising(where, error)
-    assert cs.run(all_shapes(), connector=connector, log_level="OFF") == TOTAL
+    assert cs.run(all_task_kinds(), connector=connector, log_level="OFF") == TOTAL
     assert connector.calls > 0
 
 
@@ -128,7 +128,7 @@ def test_a_connector_that_raises_ends_no_run(where: str, error: BaseException) -
 @ERRORS
 def test_nor_does_it_cost_another_connector_its_messages(where: str, error: BaseException) -> None:
     good, bad = MemoryConnector(), Raising(where, error)
-    assert cs.run(all_shapes(), connector=[bad, good], log_level="OFF") == TOTAL
+    assert cs.run(all_task_kinds(), connector=[bad, good], log_level="OFF") == TOTAL
     assert bad.calls > 0
     completed = [p for p in good.payloads if p["body"].get("state") == "COMPLETED"]
     assert len(completed) == 10
@@ -139,7 +139,7 @@ def test_nor_does_it_cost_another_connector_its_messages(where: str, error: Base
 @METHODS
 async def test_nor_in_a_loop_of_the_program(where: str) -> None:
     connector = Raising(where, asyncio.CancelledError("stray"))
-    assert await cs.run_async(all_shapes(), connector=connector, log_level="OFF") == TOTAL
+    assert await cs.run_async(all_task_kinds(), connector=connector, log_level="OFF") == TOTAL
 
 
 @pytest.mark.parametrize("where", ["place_run", "activate", "is_full"])

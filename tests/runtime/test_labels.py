@@ -15,7 +15,7 @@ import pytest
 import cascade as cs
 from cascade.messaging.bus import MessageStore
 from cascade.testing import MemoryConnector
-from tests.waiting import until_blocking
+from tests.lab.waiting import until_blocking
 
 
 def labels(target: Any, **options: Any) -> list[str | None]:

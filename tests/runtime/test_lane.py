@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from cascade.connectors.memory import MemoryConnector
 from cascade.runtime.lane import Lane, Message
-from tests.waiting import HANG, NEVER, soon
+from tests.lab.waiting import HANG, NEVER, soon
 
 
 def message(number: int, *, terminal: bool = True, size: int = 10) -> Message:

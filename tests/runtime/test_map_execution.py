@@ -7,8 +7,8 @@ import cascade as cs
 from cascade.runtime import _map_execution
 from cascade.runtime.events import TaskExecutionFinished, TaskExecutionStarted, TaskRetrying, TaskSkipped
 from cascade.spec.lazy_types import MappedLazyResult
+from tests.lab.waiting import soon
 from tests.runtime.conftest import Lab
-from tests.waiting import soon
 
 
 @cs.task

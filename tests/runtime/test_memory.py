@@ -14,7 +14,7 @@ import cascade as cs
 from cascade.connectors.memory import MemoryConnector
 from cascade.runtime.nested import run_nested
 from cascade.spec.protocols import Connector
-from tests.waiting import HANG
+from tests.lab.waiting import HANG
 
 
 class Value:

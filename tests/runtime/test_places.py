@@ -15,8 +15,8 @@ from cascade.graph.model import Node
 from cascade.runtime.events import TaskBlocked, TaskExecutionFinished, TaskExecutionStarted, TaskRetrying
 from cascade.runtime.nested import run_nested
 from cascade.runtime.protocols import Place, Places
+from tests.lab.waiting import HANG, NEVER, soon
 from tests.runtime.control.steered import Steered
-from tests.waiting import HANG, NEVER, soon
 
 collect = cs.task(lambda xs: xs, name="collect", threaded=False)
 

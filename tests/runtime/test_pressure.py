@@ -13,7 +13,7 @@ from cascade.connectors.memory import MemoryConnector
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.engine import Engine
 from cascade.runtime.subscribers import TelemetrySubscriber
-from tests.waiting import HANG, soon
+from tests.lab.waiting import HANG, soon
 
 ITEMS = 400
 AT_ONCE = 100

@@ -15,8 +15,8 @@ import cascade as cs
 from cascade.runtime import _resource_thread
 from cascade.runtime.events import ResourceAcquired, ResourceReleased, ResourceSetupFailed, RunFinished
 from cascade.spec.resource import ResourceDefinition
+from tests.lab.waiting import HANG
 from tests.runtime.conftest import Lab
-from tests.waiting import HANG
 
 log: list[str] = []
 

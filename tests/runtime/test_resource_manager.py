@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascade.runtime.resource_manager import ResourceManager
-from tests.waiting import HANG
+from tests.lab.waiting import HANG
 
 
 async def test_amounts_are_held_until_released() -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 import cascade as cs
+from tests.lab.waiting import HANG
 from tests.runtime.conftest import Lab
-from tests.waiting import HANG
 
 where: ContextVar[str] = ContextVar("where", default="nowhere")
 

@@ -14,7 +14,7 @@ import cascade as cs
 from cascade.runtime import _map_execution
 from cascade.runtime.nested import run_nested
 from cascade.testing import MemoryConnector
-from tests.extras import needs
+from tests.lab.extras import needs
 from tests.runtime.conftest import Lab
 
 tenant: ContextVar[str] = ContextVar("tenant", default="none")

@@ -14,8 +14,8 @@ from cascade.runtime.bus import MessageBus
 from cascade.runtime.engine import Engine
 from cascade.runtime.threads import is_shutdown, start_thread
 from stack.addresses import reserved_port
-from tests.extras import needs
-from tests.waiting import HANG
+from tests.lab.extras import needs
+from tests.lab.waiting import HANG
 
 NO_THREADS_LATE = sys.version_info[:2] == (3, 12)
 """Python 3.12 starts no thread once the main thread has ended, although it waits for the other threads."""

@@ -11,7 +11,7 @@ import pytest
 
 from stack import build
 from stack.build import ROOT
-from tests.servers import go
+from tests.lab.programs import go
 
 Project = dict[str, Any]
 

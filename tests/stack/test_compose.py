@@ -13,7 +13,7 @@ from jsonschema import Draft7Validator
 
 from stack import build
 from stack.build import ROOT
-from tests.servers import go, program
+from tests.lab.programs import go, program
 
 Load = Callable[..., dict[str, Any]]
 

@@ -17,7 +17,7 @@ from cascade.telemetry import limits
 from stack import build
 from stack.build import ROOT
 from stack.grafana.generate import files
-from tests.servers import is_missing, program
+from tests.lab.programs import is_missing, program
 
 
 def promtool(*arguments: str) -> None:

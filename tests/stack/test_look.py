@@ -16,7 +16,7 @@ from stack import chromium, look
 from stack.addresses import reserved_port
 from stack.build import ROOT
 from stack.running import Running, compose_urls
-from tests.waiting import until_blocking
+from tests.lab.waiting import until_blocking
 
 
 @cs.task

@@ -9,7 +9,7 @@ import pytest
 
 from stack import programs
 from stack.programs import ROOT
-from tests.servers import program
+from tests.lab.programs import program
 
 APT = """#!/bin/sh
 echo "$@" >> {folder}/calls

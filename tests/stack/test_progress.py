@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from stack import progress
-from tests.waiting import HANG
+from tests.lab.waiting import HANG
 
 WAITS = (
     "import pathlib, sys; print('first line', flush=True); p = pathlib.Path(sys.argv[1])\nwhile not p.exists(): pass"

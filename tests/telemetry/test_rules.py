@@ -12,7 +12,7 @@ from cascade.telemetry import _secret_texts
 from cascade.telemetry.redact import MASK, captured, is_secret, redact_text
 from cascade.telemetry.safe import error_text, masked_name
 from cascade.testing import MemoryConnector
-from tests.waiting import HANG
+from tests.lab.waiting import HANG
 
 
 def test_a_pattern_masks_its_matches_in_texts() -> None:

@@ -16,8 +16,8 @@ from cascade.telemetry.run_state import RunStateFold, encode_state
 from cascade.telemetry.schema import load
 from cascade.telemetry.wire import dumps, loads, parse_timestamp
 from cascade.testing import record_run
+from tests.lab.waiting import soon, until
 from tests.runtime.control.steered import Steered
-from tests.waiting import soon, until
 
 VALIDATOR = Draft202012Validator(load("state"))
 FIRST = 0

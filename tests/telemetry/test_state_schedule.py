@@ -10,7 +10,7 @@ from cascade.telemetry.state_schedule import EXPIRY, FINAL_EXPIRY, INTERVAL, Run
 from cascade.telemetry.topics import state_topic
 from cascade.telemetry.wire import loads
 from cascade.testing import MemoryConnector
-from tests.shapes import recorded
+from tests.lab.workflows import recorded
 
 
 def state_of(update: ScheduledState) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 
-from tests.waiting import HANG
+from tests.lab.waiting import HANG
 
 TRACES = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 

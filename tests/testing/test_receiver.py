@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from cascade.testing import Fault, OtlpReceiver
-from tests.waiting import HANG
+from tests.lab.waiting import HANG
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from cascade.testing.receiver_process import ReceiverProcess
+from tests.lab.waiting import HANG
 from tests.testing.clients import post, request_bytes
-from tests.waiting import HANG
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 import cascade as cs
 from cascade.testing import FixedClock, record_run
-from tests.extras import needs
+from tests.lab.extras import needs
 
 
 @cs.task

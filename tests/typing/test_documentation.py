@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.waiting import HANG
+from tests.lab.waiting import HANG
 
 pytest.importorskip("mypy")
 pytest.importorskip("pyright")

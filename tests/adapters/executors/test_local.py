@@ -16,7 +16,7 @@ from cascade.adapters.executors._pool import Call, WorkerPool, worker_pool
 from cascade.adapters.executors.local import LocalExecutor
 from cascade.graph.model import Node
 from cascade.runtime.exceptions import StillRunning
-from tests.waiting import HANG
+from tests.lab.waiting import HANG
 
 caller = contextvars.ContextVar("caller", default="nobody")
 

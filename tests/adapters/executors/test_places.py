@@ -18,7 +18,7 @@ from cascade.adapters.executors.local import LocalExecutor
 from cascade.adapters.solvers.native import NativeSolver
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.engine import Engine
-from tests.waiting import HANG
+from tests.lab.waiting import HANG
 
 cpu_count: Callable[[], int | None] = getattr(os, "process_cpu_count", os.cpu_count)
 

@@ -14,8 +14,8 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from cascade.testing.mosquitto import MosquittoProcess
-from tests.servers import program
-from tests.waiting import HANG
+from tests.lab.programs import program
+from tests.lab.waiting import HANG
 
 __all__ = ["SETTINGS", "Broker", "Listener", "Message"]
 

@@ -21,7 +21,7 @@ from stack.process import Server
 from tests.connectors.mqtt.broker import SETTINGS, Broker, Listener, Message
 from tests.connectors.mqtt.messages import numbers, telemetry
 from tests.connectors.mqtt.proxy import Packet, Proxy, change_connack, received_by_client, sent_by_client
-from tests.servers import go, npm_packages
+from tests.lab.programs import go, npm_packages
 
 __all__ = [
     "PUBLISHED",

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.connectors.mqtt.broker import SETTINGS, Broker, Listener
-from tests.servers import program
+from tests.lab.programs import program
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from stack.addresses import HOST
-from tests.waiting import HANG
+from tests.lab.waiting import HANG
 
 __all__ = ["Packet", "Proxy", "Rule", "change_connack", "most_in_flight", "received_by_client", "sent_by_client"]
 

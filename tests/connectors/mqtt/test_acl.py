@@ -12,10 +12,10 @@ import pytest
 import cascade as cs
 from cascade.connectors.mqtt import MqttConnector
 from cascade.telemetry.topics import control_topic
-from tests import servers
 from tests.connectors.mqtt.broker import Broker, Listener, Message
 from tests.connectors.mqtt.messages import events, warnings
-from tests.waiting import HANG
+from tests.lab import programs
+from tests.lab.waiting import HANG
 
 ACL = Path(__file__).parents[3] / "stack" / "mosquitto" / "acl.example"
 ACME, GLOBEX = ("acme", "etl"), ("globex", "reports")
@@ -26,7 +26,7 @@ PAUSE = '{"type": "pause"}'
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     folder = tmp_path_factory.mktemp("guarded")
     users = [line.split()[1] for line in ACL.read_text("utf-8").splitlines() if line.startswith("user ")]
-    program = servers.program("mosquitto_passwd")
+    program = programs.program("mosquitto_passwd")
     passwords = folder / "passwords"
     passwords.touch(0o600)
     for user in users:
@@ -185,7 +185,7 @@ def test_mosquitto_pub_shows_a_refusal_only_with_mqtt_5_and_qos_1(
     guarded: Broker, options: str, is_shown: bool
 ) -> None:
     user = name_of(ACME, "operator")
-    command = [servers.program("mosquitto_pub"), "-p", str(guarded.port), "-u", user, "-P", secret(user)]
+    command = [programs.program("mosquitto_pub"), "-p", str(guarded.port), "-u", user, "-P", secret(user)]
     command += [*options.split(), "-t", control_topic(*GLOBEX, "global", "pause"), "-m", PAUSE]
     done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False)
     assert ("Not authorized" in done.stdout + done.stderr) == is_shown

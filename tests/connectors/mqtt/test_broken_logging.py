@@ -15,7 +15,7 @@ from cascade.connectors.otel import OtelConnector
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.testing import Fault, OtlpReceiver
 from stack.addresses import reserved_port
-from tests.shapes import TOTAL, all_shapes
+from tests.lab.workflows import TOTAL, all_task_kinds
 
 NAMESPACES = ("cascade", "opentelemetry")
 
@@ -78,8 +78,8 @@ def connectors(endpoint: str) -> list[Any]:
 def test_log_handlers_that_raise_end_no_run() -> None:
     with OtlpReceiver() as receiver:
         for connector in connectors(receiver.http_endpoint):
-            assert cs.run(all_shapes(), connector=connector, log_level="OFF") == TOTAL
+            assert cs.run(all_task_kinds(), connector=connector, log_level="OFF") == TOTAL
         assert len(receiver.spans.named("run total")) == 1
         receiver.fault = Fault(http_status=400)
         with pytest.raises(TelemetryLostError):
-            cs.run(all_shapes(), connector=OtelConnector(receiver.http_endpoint, strict=True), log_level="OFF")
+            cs.run(all_task_kinds(), connector=OtelConnector(receiver.http_endpoint, strict=True), log_level="OFF")

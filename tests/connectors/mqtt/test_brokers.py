@@ -21,7 +21,7 @@ from tests.connectors.mqtt.broker import SETTINGS, Broker, Listener, Message
 from tests.connectors.mqtt.brokers import Aedes, BrokerProcess, Mochi
 from tests.connectors.mqtt.messages import events, numbers, statuses, warnings
 from tests.connectors.mqtt.proxy import Packet, Proxy, Rule
-from tests.limits import environment
+from tests.lab.time_limits import subprocess_environment
 
 ITEMS = 200
 PAUSE = control_topic("local", "default", "global", "pause")
@@ -133,7 +133,7 @@ asyncio.run(main())
 
 def test_the_last_will_of_a_process_that_is_killed_stays_retained(any_broker: AnyBroker) -> None:
     with Listener(any_broker.port) as listener:
-        process = subprocess.Popen([sys.executable, "-c", KILLED, str(any_broker.port)], env=environment())
+        process = subprocess.Popen([sys.executable, "-c", KILLED, str(any_broker.port)], env=subprocess_environment())
         try:
             listener.wait_for(len)
         finally:

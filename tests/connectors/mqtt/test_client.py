@@ -35,11 +35,11 @@ from cascade.connectors.mqtt.connection import Connection
 from cascade.connectors.mqtt.options import MqttOptions
 from cascade.connectors.mqtt.packets import BrokerLimits, IncomingMessage, new_properties, publish_properties
 from cascade.connectors.mqtt.subscriptions import Barrier
-from tests import limits
 from tests.connectors.mqtt.broker import Broker, Listener
 from tests.connectors.mqtt.messages import numbers, statuses, telemetry, warnings
 from tests.connectors.mqtt.proxy import Packet, Proxy, received_by_client, sent_by_client
-from tests.waiting import HANG, until, until_blocking
+from tests.lab import time_limits
+from tests.lab.waiting import HANG, until, until_blocking
 
 TOPIC = "cascade/telemetry/local/default/run/events"
 CONTROL = "cascade/control/local/default/constraints/#"
@@ -404,8 +404,8 @@ def test_acknowledgements_are_received_wherever_the_bytes_of_a_block_end(
 
 IN_CONNECT = """
 import asyncio, sys
-from tests import limits
-limits.out_of_reach()
+from tests.lab import time_limits
+time_limits.raise_time_limits()
 from cascade.connectors.mqtt import MqttConnector
 
 async def main():
@@ -422,7 +422,7 @@ def test_the_exit_does_not_wait_for_an_attempt_to_connect() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         program = subprocess.Popen(
             [sys.executable, "-c", IN_CONNECT, str(server.getsockname()[1])],
-            env=limits.environment(),
+            env=time_limits.subprocess_environment(),
             stdin=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )

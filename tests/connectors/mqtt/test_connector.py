@@ -17,7 +17,7 @@ from cascade.testing import ConnectorConformance
 from stack.addresses import reserved_port
 from tests.connectors.mqtt.broker import Broker, Listener
 from tests.connectors.mqtt.messages import SPAN, TRACE, events, numbers, telemetry, telemetry_of, warnings
-from tests.waiting import HANG
+from tests.lab.waiting import HANG
 
 TOPIC = events_topic("local", "default", "run")
 

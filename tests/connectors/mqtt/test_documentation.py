@@ -22,10 +22,10 @@ from cascade.telemetry.topics import control_filter, control_topic
 from cascade.telemetry.wire import dumps, received
 from cascade.testing import MemoryConnector
 from stack.addresses import reserved_port
-from tests import servers
 from tests.connectors.mqtt.broker import Broker, Listener, Message
 from tests.connectors.mqtt.messages import warnings
-from tests.waiting import HANG, until_blocking
+from tests.lab import programs
+from tests.lab.waiting import HANG, until_blocking
 
 DOCS = Path(__file__).parents[3] / "docs"
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -39,7 +39,7 @@ def commands(page: str, program: str) -> list[str]:
 def local(broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Broker:
     """A broker that Mosquitto's clients take for the one on port 1883."""
     for program in ("mosquitto_sub", "mosquitto_pub"):
-        servers.program(program)
+        programs.program(program)
         (tmp_path / program).write_text(f"-p {broker.port}\n")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     return broker
@@ -78,7 +78,7 @@ async def report(x: int) -> int:
 @pytest.mark.parametrize("command", commands("mqtt.md", "mosquitto_sub"))
 def test_what_mosquitto_sub_shows_is_the_run(local: Broker, tmp_path: Path, command: str) -> None:
     if "jq" in command:
-        servers.program("jq")
+        programs.program("jq")
     shown = tmp_path / "shown"
     # jq writes at once only to a terminal.
     typed = command.replace("jq -r", "jq --unbuffered -r")
@@ -132,7 +132,7 @@ def test_the_first_pages_pause_holds_a_run_until_it_is_cleared(local: Broker) ->
 
 
 def test_without_a_configuration_mosquitto_accepts_local_connections_only(tmp_path: Path) -> None:
-    command = [servers.program("mosquitto"), "-p", str(reserved_port())]
+    command = [programs.program("mosquitto"), "-p", str(reserved_port())]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
         assert process.stderr is not None
         assert any("Starting in local only mode" in line for line in process.stderr)
@@ -166,7 +166,7 @@ def test_mosquitto_sends_its_limits_to_the_client(
 def test_by_default_mosquitto_queues_1000_messages_for_a_subscriber(tmp_path: Path) -> None:
     with Broker(tmp_path) as broker:
         session = ["-p", str(broker.port), "-V", "5", "-q", "1", "-t", "t", "-i", "away", "-c", "-x", "3600"]
-        subprocess.run([servers.program("mosquitto_sub"), *session, "-E"], check=True, timeout=HANG)
+        subprocess.run([programs.program("mosquitto_sub"), *session, "-E"], check=True, timeout=HANG)
         with Listener(broker.port, "t") as beside:
             for number in range(1_500):
                 beside.client.publish("t", str(number), 1)

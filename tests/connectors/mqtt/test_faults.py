@@ -24,8 +24,8 @@ from stack.addresses import reserved_port
 from tests.connectors.mqtt.broker import Broker, Listener
 from tests.connectors.mqtt.messages import events, numbers, statuses, telemetry, warnings
 from tests.connectors.mqtt.waiting import hold_back, is_connected
-from tests.servers import program
-from tests.waiting import HANG, NEVER, until, until_blocking
+from tests.lab.programs import program
+from tests.lab.waiting import HANG, NEVER, until, until_blocking
 
 TOPIC = events_topic("local", "default", "run")
 ITEMS = 300
@@ -404,9 +404,9 @@ def test_a_worker_that_is_killed_is_known_to_be_gone(shared_broker: Broker, list
 LEAVER = """
 import asyncio, sys
 from cascade.connectors.mqtt import MqttConnector
-from tests.limits import out_of_reach
+from tests.lab.time_limits import raise_time_limits
 
-out_of_reach()
+raise_time_limits()
 
 async def main():
     connector = MqttConnector("127.0.0.1", int(sys.argv[1]))

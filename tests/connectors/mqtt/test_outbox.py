@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from cascade.connectors.mqtt.backpressure import Backpressure
 from cascade.connectors.mqtt.outbox import MESSAGE_BYTES, MOST_REPEATS, Outbox, OutgoingMessage
-from tests.waiting import HANG
+from tests.lab.waiting import HANG
 
 CAPACITY = 20 * (MESSAGE_BYTES + 10)
 

@@ -17,7 +17,7 @@ from tests.connectors.mqtt.broker import Broker, Listener, Message
 from tests.connectors.mqtt.messages import statuses
 from tests.connectors.mqtt.proxy import Proxy
 from tests.connectors.mqtt.waiting import is_connected
-from tests.waiting import HANG, until
+from tests.lab.waiting import HANG, until
 
 CLEAN = [(b"online", True), (b"offline", False), (b"", True)]
 """Said to those who listen; nothing is left for those who come later."""

@@ -17,7 +17,7 @@ from stack.addresses import reserved_port
 from tests.connectors.mqtt.broker import Broker, Listener
 from tests.connectors.mqtt.messages import events, numbers, telemetry, warnings
 from tests.connectors.mqtt.waiting import is_connected
-from tests.waiting import soon, until
+from tests.lab.waiting import soon, until
 
 ITEMS = 400
 BUFFER = 40_000

@@ -15,7 +15,7 @@ from tests.connectors.mqtt.proxy import (
     received_by_client,
     sent_by_client,
 )
-from tests.waiting import NEVER
+from tests.lab.waiting import NEVER
 
 PUBLISHED, ACKNOWLEDGED = sent_by_client(PacketTypes.PUBLISH), received_by_client(PacketTypes.PUBACK)
 RECEIVED = received_by_client(PacketTypes.PUBLISH)

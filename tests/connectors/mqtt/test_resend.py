@@ -13,7 +13,7 @@ from tests.connectors.mqtt.broker import Broker, Listener
 from tests.connectors.mqtt.messages import numbers, telemetry, warnings
 from tests.connectors.mqtt.proxy import Packet, Proxy, received_by_client
 from tests.connectors.mqtt.waiting import hold_back, is_connected
-from tests.waiting import until
+from tests.lab.waiting import until
 
 TOPIC = events_topic("local", "default", "run")
 

@@ -22,8 +22,8 @@ from cascade.testing import MemoryConnector
 from tests.connectors.mqtt.broker import SETTINGS, Broker, Listener, Message
 from tests.connectors.mqtt.messages import events, warnings
 from tests.connectors.mqtt.proxy import Packet, Proxy, change_connack, received_by_client, sent_by_client
-from tests.shapes import load, recorded
-from tests.waiting import HANG, soon, until, until_blocking
+from tests.lab.waiting import HANG, soon, until, until_blocking
+from tests.lab.workflows import load, recorded
 
 VALIDATOR = Draft202012Validator(load_schema("state"))
 

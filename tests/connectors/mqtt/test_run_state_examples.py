@@ -22,8 +22,8 @@ from cascade.connectors.mqtt import MqttConnector
 from cascade.telemetry.schema import load
 from cascade.telemetry.topics import topic_matches
 from tests.connectors.mqtt.broker import Broker, Listener, Message
-from tests.servers import npm_packages
-from tests.waiting import HANG
+from tests.lab.programs import npm_packages
+from tests.lab.waiting import HANG
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 SETTINGS = "module.exports = {httpAdminRoot: false, httpNodeRoot: false, flowFile: 'flows.json'};"

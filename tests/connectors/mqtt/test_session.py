@@ -21,7 +21,7 @@ from tests.connectors.mqtt.broker import Broker, Listener, Message
 from tests.connectors.mqtt.messages import numbers, telemetry, telemetry_of, warnings
 from tests.connectors.mqtt.proxy import Packet, Proxy, received_by_client
 from tests.connectors.mqtt.waiting import is_connected
-from tests.waiting import NEVER, until
+from tests.lab.waiting import NEVER, until
 
 UNIQUE = r"cascade-.+-[0-9a-f]{8}"
 USER = "if the broker makes the user name 'etl' the client id, give each process a user of its own"

@@ -18,7 +18,7 @@ from cascade.connectors.mqtt.connection import Connection
 from tests.connectors.mqtt.broker import Broker, Listener
 from tests.connectors.mqtt.messages import telemetry, warnings
 from tests.connectors.mqtt.waiting import is_connected
-from tests.waiting import HANG, until
+from tests.lab.waiting import HANG, until
 
 TOPIC = "cascade/telemetry/local/default/run/events"
 CONTROL = "cascade/control/local/default/constraints/#"

@@ -27,7 +27,7 @@ from tests.connectors.mqtt.broker import Broker, Listener
 from tests.connectors.mqtt.messages import telemetry, warnings
 from tests.connectors.mqtt.proxy import Packet, Proxy, received_by_client, sent_by_client
 from tests.connectors.mqtt.waiting import hold_back, is_connected
-from tests.waiting import HANG, NEVER, soon, until
+from tests.lab.waiting import HANG, NEVER, soon, until
 
 CONTROL = "cascade/control/local/default/constraints/#"
 PAUSE = "cascade/control/local/default/constraints/global/pause"

@@ -20,7 +20,7 @@ from tests.connectors.mqtt.proxy import (
     most_in_flight,
     received_by_client,
 )
-from tests.waiting import until
+from tests.lab.waiting import until
 
 TAKEN_OVER = 0x8E
 

@@ -20,7 +20,7 @@ from cascade.telemetry.topics import events_topic
 from tests.connectors.mqtt.broker import Broker, Listener
 from tests.connectors.mqtt.messages import numbers, telemetry, warnings
 from tests.connectors.mqtt.proxy import Packet, Proxy, Rule, change_connack, received_by_client, sent_by_client
-from tests.waiting import until
+from tests.lab.waiting import until
 
 ITEMS = 400
 BUFFER = 40_000

@@ -6,7 +6,7 @@ import pytest
 
 from cascade.connectors.mqtt import MqttConnector
 from cascade.connectors.mqtt.client import Client
-from tests.waiting import HANG
+from tests.lab.waiting import HANG
 
 
 def hold_back(monkeypatch: pytest.MonkeyPatch) -> threading.Event:

@@ -13,7 +13,7 @@ from cascade.connectors import _lifetime
 from cascade.connectors.otel import _environment, _grpc
 from cascade.connectors.otel._outbox import Outbox
 from tests.connectors.otel.tracing import Collector, collectors
-from tests.servers import program
+from tests.lab.programs import program
 
 MakeSpan = Callable[..., ReadableSpan]
 

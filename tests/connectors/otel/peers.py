@@ -14,7 +14,7 @@ import grpc
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from stack.addresses import reserved_port
-from tests.waiting import HANG
+from tests.lab.waiting import HANG
 
 METHOD = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 

@@ -19,8 +19,8 @@ from cascade.connectors.otel import OtelConnector
 from cascade.runtime.task_context import current_task
 from cascade.testing import OtlpReceiver
 from tests.connectors.otel.tracing import warnings
-from tests.shapes import TOTAL, all_shapes
-from tests.waiting import HANG
+from tests.lab.waiting import HANG
+from tests.lab.workflows import TOTAL, all_task_kinds
 
 
 class HostileError(Exception):
@@ -84,7 +84,7 @@ def provider_that_raises(where: str) -> TracerProvider:
 @pytest.mark.parametrize("where", ["on_start", "_on_ending", "on_end", "force_flush", "sampler", "ids"])
 def test_a_tracer_provider_that_raises_ends_no_run(where: str) -> None:
     connector = OtelConnector(tracer_provider=provider_that_raises(where))
-    assert cs.run(all_shapes(), connector=connector, log_level="OFF") == TOTAL
+    assert cs.run(all_task_kinds(), connector=connector, log_level="OFF") == TOTAL
 
 
 @pytest.mark.parametrize("retries", [0, 1])
@@ -143,7 +143,7 @@ def meters_that_raise(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("meters_that_raise")
 def test_a_meter_provider_that_raises_ends_no_run(caplog: pytest.LogCaptureFixture) -> None:
     connector = OtelConnector(tracer_provider=TracerProvider(shutdown_on_exit=False))
-    assert cs.run(all_shapes(), connector=connector, log_level="OFF") == TOTAL
+    assert cs.run(all_task_kinds(), connector=connector, log_level="OFF") == TOTAL
     assert warnings(caplog) == [
         "OtelConnector: no metrics, the application's meter provider raised HostileError: <its text raised RuntimeError>"
     ]
@@ -157,11 +157,11 @@ def test_a_standard_output_that_takes_nothing_costs_no_telemetry(stream: str) ->
         import os, sys
         import cascade as cs
         from cascade.connectors.otel import OtelConnector
-        from tests.limits import out_of_reach
-        from tests.shapes import TOTAL, all_shapes
-        out_of_reach()
+        from tests.lab.time_limits import raise_time_limits
+        from tests.lab.workflows import TOTAL, all_task_kinds
+        raise_time_limits()
         {stream}
-        assert cs.run(all_shapes(), connector=OtelConnector(), log_level="OFF") == TOTAL
+        assert cs.run(all_task_kinds(), connector=OtelConnector(), log_level="OFF") == TOTAL
         os._exit(0)  # the interpreter itself reports a standard output that it cannot close
     """)
     with OtlpReceiver() as receiver:

@@ -17,7 +17,7 @@ from cascade.connectors.otel import OtelConnector
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.testing import OtlpReceiver
 from tests.connectors.otel.test_provider import one, program
-from tests.waiting import HANG
+from tests.lab.waiting import HANG
 
 APPLICATION = """
 exporter = InMemorySpanExporter()

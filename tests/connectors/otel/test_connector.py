@@ -15,8 +15,8 @@ from cascade.runtime.exceptions import TelemetryLostError
 from cascade.testing import ConnectorConformance, Fault, OtlpReceiver
 from tests.connectors.otel import peers
 from tests.connectors.otel.tracing import Collector
-from tests.limits import environment
-from tests.waiting import HANG, NEVER, until_blocking
+from tests.lab.time_limits import subprocess_environment
+from tests.lab.waiting import HANG, NEVER, until_blocking
 
 
 @cs.task
@@ -194,7 +194,7 @@ RUN = """
 import sys
 import cascade as cs
 from cascade.connectors.otel import OtelConnector, _outbox, _peer
-from tests.limits import out_of_reach
+from tests.lab.time_limits import raise_time_limits
 
 @cs.task
 def one() -> int:
@@ -207,7 +207,7 @@ def one() -> int:
 def test_the_exit_delivers_to_a_collector_that_is_back(protocol: str, refused: str) -> None:
     """Neither a retry of the exporter nor a flush of a run finds the collector: only the exit waits for it."""
     program = f"""{RUN}
-out_of_reach()
+raise_time_limits()
 _peer.KNOWN_DEAD_PATIENCE, _peer.FIRST_PAUSE = 0.0, 1000.0
 cs.run(one(), connector=OtelConnector("{refused}", protocol="{protocol}", metrics=False), log_level="OFF")
 print("ended", flush=True)
@@ -219,7 +219,7 @@ sys.stdin.read()
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment(),
+        env=subprocess_environment(),
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ended\n"
@@ -240,7 +240,12 @@ connector = OtelConnector("{collector.endpoint}", protocol="{collector.protocol}
 cs.run(one(), connector=connector, log_level="OFF")
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=HANG, env=environment()
+        [sys.executable, "-c", program],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=HANG,
+        env=subprocess_environment(),
     )
     assert len(done.stderr.splitlines()) == 1
     assert "3 spans are not yet delivered" in done.stderr

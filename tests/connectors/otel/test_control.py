@@ -12,7 +12,7 @@ from cascade.connectors.memory import MemoryConnector
 from cascade.connectors.otel import OtelConnector
 from cascade.telemetry.topics import control_topic
 from cascade.testing import OtlpReceiver, ReceivedSpan
-from tests.waiting import soon, until
+from tests.lab.waiting import soon, until
 
 ORDER = ["APPLIED", "REFUSED", "CLEARED"]
 

@@ -14,7 +14,7 @@ from cascade.connectors.otel import OtelConnector
 from cascade.testing import Fault, OtlpReceiver, Spans
 from tests.connectors.otel import peers
 from tests.connectors.otel.tracing import Collector, warnings
-from tests.waiting import HANG
+from tests.lab.waiting import HANG
 
 ITEMS = 300
 SPANS = ITEMS + 3  # the map, the run, and its marker

@@ -14,7 +14,7 @@ import pytest
 from cascade.testing import OtlpReceiver
 from tests.connectors.otel.instances import logs_by_instance, runs_by_instance, spans_by_instance
 from tests.connectors.otel.tracing import Collector, collectors
-from tests.waiting import HANG
+from tests.lab.waiting import HANG
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 

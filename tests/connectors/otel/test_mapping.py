@@ -28,7 +28,7 @@ from cascade.telemetry.identity import span_id
 from cascade.telemetry.topics import source
 from cascade.testing import ReceivedSpan
 from tests.connectors.otel.tracing import Collector
-from tests.waiting import HANG, until_blocking
+from tests.lab.waiting import HANG, until_blocking
 
 
 @cs.task
@@ -824,9 +824,9 @@ import http.client, socket
 from opentelemetry import context, trace
 import cascade as cs
 from cascade.connectors.otel import OtelConnector
-from tests.limits import out_of_reach
+from tests.lab.time_limits import raise_time_limits
 
-out_of_reach()
+raise_time_limits()
 # As instrumentation does it: a span for each connection, unless it is suppressed.
 original = socket.socket.connect
 def connect(self, address):

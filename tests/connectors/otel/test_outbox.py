@@ -29,7 +29,7 @@ from cascade.connectors.otel._transport import Reply, open_transport
 from cascade.connectors.otel.encode import Envelope
 from tests.connectors.otel import peers
 from tests.connectors.otel.conftest import MakeSpan
-from tests.waiting import HANG, NEVER, until_blocking
+from tests.lab.waiting import HANG, NEVER, until_blocking
 
 
 @contextlib.contextmanager
@@ -654,9 +654,9 @@ from cascade.connectors.otel._options import ExportOptions
 from cascade.connectors.otel._outage import Items
 from cascade.connectors.otel._outbox import Outbox
 from cascade.connectors.otel._transport import open_transport
-from tests.limits import out_of_reach
+from tests.lab.time_limits import raise_time_limits
 
-out_of_reach()
+raise_time_limits()
 
 def span(name):
     return ReadableSpan(name, SpanContext(1, 1, False), start_time=1, end_time=2)
@@ -700,9 +700,9 @@ atexit.register(lambda: print(sum(box.report().sent for box in boxes)))
 
 from cascade.connectors.otel._outbox import Outbox
 from cascade.connectors.otel._transport import Reply
-from tests.limits import out_of_reach
+from tests.lab.time_limits import raise_time_limits
 
-out_of_reach()
+raise_time_limits()
 together = threading.Barrier(3)
 
 class Transport:

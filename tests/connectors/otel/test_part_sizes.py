@@ -22,7 +22,7 @@ from cascade.telemetry.trace_budget import PartLimits
 from cascade.testing import Spans
 from tests.connectors.otel.test_parts import described, replayed
 from tests.connectors.otel.tracing import Collector, warnings
-from tests.waiting import HANG
+from tests.lab.waiting import HANG
 
 BUDGET = 250_000
 MOST = BUDGET * 4_000_000 / 2_500_000

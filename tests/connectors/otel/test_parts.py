@@ -19,8 +19,8 @@ from cascade.connectors.otel import OtelConnector
 from cascade.telemetry.identity import part_id, part_trace_id, span_id
 from cascade.testing import ReceivedSpan, render_trace
 from tests.connectors.otel.tracing import Collector, replay
-from tests.limits import environment
-from tests.waiting import HANG
+from tests.lab.time_limits import subprocess_environment
+from tests.lab.waiting import HANG
 
 SIZE = 10
 
@@ -314,7 +314,7 @@ def test_complete_parts_of_a_killed_process_have_their_roots(collector: Collecto
     """The process is killed once the roots have arrived, while the last item still runs."""
     collector.receiver.clear()
     program = [sys.executable, "-c", KILLED, collector.endpoint, collector.protocol]
-    with subprocess.Popen(program, env=environment()) as process:
+    with subprocess.Popen(program, env=subprocess_environment()) as process:
         collector.receiver.wait_for(lambda spans: len(spans.named("map(step) part")) == 2, HANG)
         assert process.poll() is None
         process.kill()
@@ -329,7 +329,7 @@ def test_complete_parts_of_a_killed_process_have_their_roots(collector: Collecto
 KILLED = """
 import asyncio, sys
 import cascade as cs
-from tests.limits import out_of_reach
+from tests.lab.time_limits import raise_time_limits
 
 @cs.task
 async def step(x):
@@ -337,6 +337,6 @@ async def step(x):
         await asyncio.sleep(3600)
     return x
 
-out_of_reach()
+raise_time_limits()
 cs.run(step.map(x=list(range(35))), connector=cs.OtelConnector(sys.argv[1], protocol=sys.argv[2]))
 """

@@ -16,7 +16,7 @@ from cascade.connectors.otel._store import Flight
 from cascade.testing import Fault, OtlpReceiver
 from tests.connectors.otel import peers
 from tests.connectors.otel.tracing import warnings
-from tests.waiting import until_blocking
+from tests.lab.waiting import until_blocking
 
 ITEMS = 400
 BUFFER = 20_000

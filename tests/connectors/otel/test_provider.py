@@ -17,7 +17,7 @@ import cascade as cs
 from cascade.connectors.memory import MemoryConnector
 from cascade.connectors.otel import OtelConnector
 from cascade.testing import OtlpReceiver
-from tests.waiting import HANG
+from tests.lab.waiting import HANG
 
 HEAD = """
 import cascade as cs

@@ -23,8 +23,8 @@ from cascade.runtime.exceptions import TelemetryLostError
 from cascade.testing import OtlpReceiver
 from tests.connectors.otel import peers
 from tests.connectors.otel.tracing import warnings
-from tests.limits import environment
-from tests.waiting import HANG, NEVER, until_blocking
+from tests.lab.time_limits import subprocess_environment
+from tests.lab.waiting import HANG, NEVER, until_blocking
 
 BRIEF = 0.05
 """Seconds, `flush_timeout` of a first run."""
@@ -267,9 +267,9 @@ from cascade.connectors.otel import OtelConnector, provider_flush
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from tests.limits import out_of_reach
+from tests.lab.time_limits import raise_time_limits
 
-out_of_reach()
+raise_time_limits()
 gate = threading.Event()
 
 class Exporter(OTLPSpanExporter):
@@ -289,7 +289,7 @@ def one():
 
 def program(code: str, receiver: OtlpReceiver) -> None:
     command = [sys.executable, "-c", PROGRAM + textwrap.dedent(code), receiver.http_endpoint]
-    subprocess.run(command, check=True, timeout=HANG, env=environment())
+    subprocess.run(command, check=True, timeout=HANG, env=subprocess_environment())
 
 
 def test_the_process_waits_at_its_end_for_the_flush() -> None:

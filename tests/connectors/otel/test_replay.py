@@ -13,7 +13,7 @@ from cascade.connectors.memory import MemoryConnector
 from cascade.connectors.otel import OtelConnector
 from cascade.telemetry.wire import dumps, loads
 from tests.connectors.otel import peers
-from tests.waiting import HANG
+from tests.lab.waiting import HANG
 
 
 def recorder() -> tuple[OtelConnector, InMemorySpanExporter]:

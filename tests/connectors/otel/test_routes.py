@@ -10,7 +10,7 @@ from cascade.connectors.otel import _routes
 from cascade.connectors.otel._outbox import Outbox
 from cascade.connectors.otel._transport import Unusable
 from cascade.testing import OtlpReceiver
-from tests.waiting import HANG
+from tests.lab.waiting import HANG
 
 HEAD = """
 import asyncio, contextvars, gc, sys, threading

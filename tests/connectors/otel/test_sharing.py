@@ -21,8 +21,8 @@ from cascade.testing import Fault, OtlpReceiver
 from tests.connectors.otel import peers
 from tests.connectors.otel.logs.conftest import lines
 from tests.connectors.otel.metrics.exports import latest, metrics_of, values
-from tests.limits import environment
-from tests.waiting import HANG, until_blocking
+from tests.lab.time_limits import subprocess_environment
+from tests.lab.waiting import HANG, until_blocking
 
 RUNS = 10
 PROTOCOLS = ["http/protobuf", "grpc"]
@@ -298,9 +298,9 @@ FORKING = """
 import os, sys
 import cascade as cs
 from cascade.connectors.otel import OtelConnector
-from tests.limits import out_of_reach
+from tests.lab.time_limits import raise_time_limits
 
-out_of_reach()
+raise_time_limits()
 
 @cs.task
 def one() -> int:
@@ -327,7 +327,7 @@ def test_a_forked_childs_connectors_share_with_the_one_that_it_has_inherited(pro
 
     with OtlpReceiver() as receiver:
         command = [sys.executable, "-W", "ignore:This process", "-c", FORKING, receiver.endpoint(protocol), protocol]
-        subprocess.run(command, check=True, timeout=HANG, env=environment())
+        subprocess.run(command, check=True, timeout=HANG, env=subprocess_environment())
         found = {instance(request.resource_metrics[0].resource): metrics_of(request) for request in receiver.metrics}
         runs = [values(one["cascade.run.duration"])["one", "success"] for one in found.values()]
         assert sorted(runs) == [2, 4]

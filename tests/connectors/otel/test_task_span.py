@@ -12,7 +12,7 @@ import cascade as cs
 from cascade.connectors.otel import OtelConnector
 from cascade.testing import Spans
 from tests.connectors.otel.tracing import Collector
-from tests.waiting import HANG
+from tests.lab.waiting import HANG
 
 kept: list[trace.Span] = []
 

@@ -24,8 +24,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from cascade.connectors.otel._options import ExportOptions
 from cascade.connectors.otel._transport import MAX_RETRY_AFTER, Reply, Transport, open_transport
 from tests.connectors.otel import peers
-from tests.servers import program
-from tests.waiting import HANG
+from tests.lab.programs import program
+from tests.lab.waiting import HANG
 
 PROTOBUF = {"Content-Type": "application/x-protobuf"}
 JSON = {"Content-Type": "application/json"}

@@ -13,7 +13,7 @@ from cascade.runtime.control.admission import Admission
 from cascade.runtime.control.constraint import Concurrency, Constraint, Matcher, Pause, RateLimit, Scope
 from cascade.runtime.control.limiters import Key
 from cascade.runtime.gates import Gates
-from tests.waiting import NEVER, until
+from tests.lab.waiting import NEVER, until
 
 GLOBAL = Scope("global")
 A, B = Key(("r",), "a"), Key(("r",), "b")

@@ -13,8 +13,8 @@ from cascade.runtime.control.controller import MAX_PATTERNS
 from cascade.runtime.control.notifier import AT_ONCE, REFUSALS_AT_ONCE
 from cascade.runtime.events import ControlDecision, RunFinished, TaskBlocked, TaskExecutionStarted
 from cascade.runtime.nested import run_nested
+from tests.lab.waiting import NEVER, soon
 from tests.runtime.control.steered import Steered
-from tests.waiting import NEVER, soon
 
 
 @cs.task

@@ -10,8 +10,8 @@ from cascade.runtime.control.controller import EXPIRY_TOLERANCE
 from cascade.runtime.events import ControlDecision, TaskBlocked, TaskExecutionStarted
 from cascade.telemetry.topics import control_topic
 from cascade.telemetry.wire import received, with_expiry
+from tests.lab.waiting import soon
 from tests.runtime.control.steered import Steered
-from tests.waiting import soon
 
 
 @cs.task

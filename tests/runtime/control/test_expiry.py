@@ -5,7 +5,7 @@ import pytest
 
 from cascade.runtime._task_group import BURST
 from cascade.runtime.control._expiry import LONGEST_TIMER, ExpiryTimer, Place
-from tests.waiting import soon
+from tests.lab.waiting import soon
 
 
 class Expired:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 import cascade as cs
 from cascade.runtime.events import TaskBlocked, TaskExecutionStarted
 from cascade.telemetry.topics import control_filter
+from tests.lab.waiting import soon
 from tests.runtime.control.steered import Steered
-from tests.waiting import soon
 
 PREFIX = control_filter("local", "default").removesuffix("#")
 

@@ -14,8 +14,8 @@ from cascade.runtime.control.constraint import Constraint
 from cascade.runtime.control.notifier import AT_ONCE, MAX_PENDING
 from cascade.runtime.events import ControlDecision, RunStarted, TaskBlocked, TaskExecutionStarted
 from cascade.runtime.nested import run_nested
+from tests.lab.waiting import soon
 from tests.runtime.control.steered import Steered
-from tests.waiting import soon
 
 MANY = 5_000
 

@@ -22,7 +22,7 @@ from cascade.runtime.task_context import current_task
 from cascade.testing import OtlpReceiver
 from tests.connectors.otel.logs.conftest import bodies, lines
 from tests.connectors.otel.logs.conftest import part as app
-from tests.waiting import HANG
+from tests.lab.waiting import HANG
 
 pytestmark = pytest.mark.usefixtures("restored", "collector_in_environment")
 
@@ -82,7 +82,7 @@ def say(x: int) -> tuple[str, str]:
     return task.trace_id, task.span_id
 
 
-def all_shapes() -> Any:
+def all_task_kinds() -> Any:
     retried = coroutine(5).with_retry(max_attempts=1)
     return together(in_thread(1), in_loop(2), coroutine(3), outer(4), retried, items=in_thread.map(x=[6, 7]))
 
@@ -125,7 +125,7 @@ def test_the_applications_handler_exports_each_record_once(
 ) -> None:
     monkeypatch.setenv("OTEL_LOGS_EXPORTER", "otlp")
     attach(application.handler())
-    spans = cs.run(all_shapes(), connector=OtelConnector(logs=logs), log_level="OFF")
+    spans = cs.run(all_task_kinds(), connector=OtelConnector(logs=logs), log_level="OFF")
     exported = [each for each in application.exported if each.body in ALL]
     assert sorted(each.body for each in exported) == ALL
     assert bodies(receiver) == []
@@ -179,7 +179,7 @@ def test_what_the_applications_handler_does_not_export_is_exported(
     logger = logging.getLogger("tests.other") if why == "another logger's" else logging.root
     handler = handlers[why]()
     logger.addHandler(handler)
-    cs.run(all_shapes(), connector=OtelConnector(logs=True), log_level="OFF")
+    cs.run(all_task_kinds(), connector=OtelConnector(logs=True), log_level="OFF")
     logger.removeHandler(handler)
     assert bodies(receiver) == ALL
     assert [each for each in application.exported if each.body in ALL] == []
@@ -190,7 +190,7 @@ def test_the_level_of_the_applications_handler_holds_where_the_environment_alone
 ) -> None:
     monkeypatch.setenv("OTEL_LOGS_EXPORTER", "otlp")
     logging.root.addHandler(application.handler(logging.ERROR))
-    cs.run(all_shapes(), connector=OtelConnector(), log_level="OFF")
+    cs.run(all_task_kinds(), connector=OtelConnector(), log_level="OFF")
     assert bodies(receiver) == ["4"]  # of the nested run, whose connector has logs=True
 
 
@@ -199,7 +199,7 @@ def test_one_record_names_the_handler_of_the_application(
 ) -> None:
     logging.root.addHandler(application.handler())
     with caplog.at_level(logging.INFO, "cascade.connectors.otel"):
-        cs.run(all_shapes(), connector=OtelConnector(logs=True), log_level="OFF")
+        cs.run(all_task_kinds(), connector=OtelConnector(logs=True), log_level="OFF")
     told = [message for message in caplog.messages if "LoggingHandler" in message]
     assert told == ["OtelConnector does not export the log records that LoggingHandler of the application exports"]
 

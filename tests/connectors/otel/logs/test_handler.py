@@ -12,7 +12,7 @@ from cascade.runtime import task_context
 from cascade.runtime.task_context import TaskContext
 from cascade.telemetry.identity import place_run
 from tests.connectors.otel.logs.conftest import RUN, inside
-from tests.waiting import HANG
+from tests.lab.waiting import HANG
 
 
 class Taken:

@@ -19,7 +19,7 @@ from cascade.testing import OtlpReceiver
 from cascade.testing.faults import Fault
 from tests.connectors.otel import peers
 from tests.connectors.otel.logs.conftest import RUN, TASK, LogsTo, inside, lines
-from tests.waiting import HANG, NEVER
+from tests.lab.waiting import HANG, NEVER
 
 PROTOCOLS = pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 
@@ -200,8 +200,8 @@ def test_the_exit_and_a_fork_lose_nothing(way: str, receiver: OtlpReceiver) -> N
         from cascade.connectors.otel._options import ExportOptions
         from cascade.connectors.otel.logs import RunLogs
         from tests.connectors.otel.logs.conftest import RUN, inside
-        from tests.limits import out_of_reach
-        out_of_reach()
+        from tests.lab.time_limits import raise_time_limits
+        raise_time_limits()
         options = ExportOptions.from_environment(endpoint={receiver.http_endpoint!r}, signal="logs", environ={{}})
         logs = RunLogs(lambda: Resource({{}}), options)
         logs.attach(RUN)

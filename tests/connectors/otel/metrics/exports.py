@@ -11,7 +11,7 @@ from cascade.connectors.otel.metrics import RunMetrics
 from cascade.testing import OtlpReceiver
 from tests.connectors.otel.metrics.messages import Payload
 from tests.connectors.otel.tracing import Collector
-from tests.waiting import HANG
+from tests.lab.waiting import HANG
 
 RESOURCE = Resource({"service.name": "tests"})
 

@@ -16,7 +16,7 @@ from cascade.connectors.otel.metrics import RunMetrics
 from cascade.connectors.otel.metrics.catalogue import BOUNDS, DOCUMENTED, MAX_NAMES
 from cascade.testing import OtlpReceiver
 from tests.connectors.otel.metrics import messages
-from tests.waiting import HANG
+from tests.lab.waiting import HANG
 
 
 def provider_with_reader() -> tuple[MeterProvider, InMemoryMetricReader]:

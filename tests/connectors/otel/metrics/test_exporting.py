@@ -14,7 +14,7 @@ from cascade.connectors.otel.metrics.catalogue import BOUNDS
 from tests.connectors.otel.metrics import messages
 from tests.connectors.otel.metrics.exports import exporting, latest, values
 from tests.connectors.otel.tracing import Collector
-from tests.waiting import HANG
+from tests.lab.waiting import HANG
 
 
 def test_exports_happen_by_themselves(collector: Collector) -> None:

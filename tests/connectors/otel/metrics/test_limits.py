@@ -7,7 +7,7 @@ from cascade.connectors.otel.metrics.catalogue import DOCUMENTED, MAX_ERROR_TYPE
 from tests.connectors.otel.metrics import messages
 from tests.connectors.otel.metrics.exports import attributes, exported, exporting, latest, points, values
 from tests.connectors.otel.tracing import Collector
-from tests.waiting import HANG
+from tests.lab.waiting import HANG
 
 OVERFLOW = {"otel.metric.overflow": True}
 

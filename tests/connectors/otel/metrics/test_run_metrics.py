@@ -20,7 +20,7 @@ from tests.connectors.otel.metrics.exports import (
     values,
 )
 from tests.connectors.otel.tracing import Collector
-from tests.waiting import HANG
+from tests.lab.waiting import HANG
 
 TEMPORALITY = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
 FILTER = "OTEL_METRICS_EXEMPLAR_FILTER"

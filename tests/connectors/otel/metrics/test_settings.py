@@ -7,7 +7,7 @@ from cascade.testing import Fault, OtlpReceiver
 from tests.connectors.otel import peers
 from tests.connectors.otel.metrics import messages
 from tests.connectors.otel.metrics.exports import exporting
-from tests.waiting import HANG, NEVER
+from tests.lab.waiting import HANG, NEVER
 
 
 def test_defaults() -> None:

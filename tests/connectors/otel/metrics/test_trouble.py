@@ -16,7 +16,7 @@ from tests.connectors.otel import peers
 from tests.connectors.otel.metrics import messages
 from tests.connectors.otel.metrics.exports import exporting, latest, metrics_of, values
 from tests.connectors.otel.tracing import Collector
-from tests.waiting import HANG, NEVER
+from tests.lab.waiting import HANG, NEVER
 
 TEMPORALITY = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
 
@@ -146,10 +146,10 @@ from tests.connectors.otel.metrics.exports import RESOURCE
 from cascade.connectors.otel._options import ExportOptions
 from cascade.connectors.otel._tally import FlushReport
 from cascade.connectors.otel.metrics import RunMetrics
-from tests.limits import out_of_reach
+from tests.lab.time_limits import raise_time_limits
 
 if "live" in sys.argv:
-    out_of_reach()
+    raise_time_limits()
 options = ExportOptions.from_environment(endpoint=sys.argv[1], protocol=sys.argv[2], signal="metrics")
 metrics = RunMetrics.own(lambda: RESOURCE, options)
 """

@@ -1,6 +1,6 @@
 """Raises the product's time limits to `HANG`, so that a live peer stays alive on a loaded machine.
 
-A program that a test starts calls `out_of_reach()` first; `environment()` puts this module on its path.
+A program that a test starts calls `raise_time_limits()` first; `subprocess_environment()` puts this module on its path.
 """
 
 import importlib
@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.waiting import HANG
+from tests.lab.waiting import HANG
 
 _LIMITS = {
     "cascade.runtime.lane": ("PATIENCE",),
@@ -36,7 +36,7 @@ _LIMITS = {
 """Time limits of the product, in seconds: a constant of the module, or the default of an argument."""
 
 
-def out_of_reach(patch: pytest.MonkeyPatch | None = None) -> None:
+def raise_time_limits(patch: pytest.MonkeyPatch | None = None) -> None:
     """Set every limit to `HANG` seconds, by `patch` if it is to be undone."""
     patch = patch or pytest.MonkeyPatch()
     for name, limits in _LIMITS.items():
@@ -49,9 +49,9 @@ def out_of_reach(patch: pytest.MonkeyPatch | None = None) -> None:
                 patch.setattr(module, limit, HANG)
 
 
-def environment() -> dict[str, str]:
+def subprocess_environment() -> dict[str, str]:
     """The variables of this process, by which a program in another folder imports `tests` as well."""
-    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 

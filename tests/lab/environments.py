@@ -1,4 +1,4 @@
-"""Run all tests in other environments: `python -m tests.environments versions`, or `extras`; names select some.
+"""Run all tests in other environments: `python -m tests.lab.environments versions`, or `extras`; names select some.
 
 An environment is a virtual environment below `.make`, which is made once and used again.
 """

@@ -58,7 +58,7 @@ class FailsOnce:
 TOTAL = 56
 
 
-def all_shapes() -> Any:
+def all_task_kinds() -> Any:
     """A workflow with every kind of task; its value is TOTAL."""
     retried = cs.task(FailsOnce(), name="retried")().with_retry(max_attempts=1, delay=0)
     return total(in_thread(1), in_loop(2), coroutine(3), outer(4), retried, items=in_thread.map(x=[5, 4, 5]))

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import environments, extras
-from tests.busy import busy_loops
-from tests.progress import Progress
+from tests.lab import environments, extras
+from tests.lab.busy import busy_loops
+from tests.lab.progress import Progress
 
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 
@@ -18,7 +18,7 @@ def test_each_extra_can_be_recognised() -> None:
 
 
 def test_each_path_that_needs_an_extra_exists() -> None:
-    tests = Path(__file__).parent
+    tests = Path(__file__).parents[1]
     assert [path for path in extras.NEEDS if not (tests / path).exists()] == []
     assert {extra for needed in extras.NEEDS.values() for extra in needed} <= set(extras.MODULES)
 
@@ -66,7 +66,7 @@ def test_busy_loops_end_whatever_happens() -> None:
 
 
 def test_a_long_test_is_shown(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.progress.INTERVAL", 0.1)
+    monkeypatch.setattr("tests.lab.progress.INTERVAL", 0.1)
     shown, progress = "", Progress()
     try:
         while "\ncollecting tests, " not in shown:

@@ -9,7 +9,7 @@ import zipfile
 from email import message_from_bytes
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CORE = """
 import pathlib, sys
 import cascade as cs

@@ -24,7 +24,7 @@ NEEDS = {
 }
 """Files and folders of tests that cannot be imported without an extra; single tests are marked with `needs`."""
 
-_HERE = Path(__file__).parent
+_TESTS = Path(__file__).parents[1]
 
 
 def installed(extra: str) -> bool:
@@ -40,5 +40,5 @@ def needs(*extras: str) -> pytest.MarkDecorator:
 
 def not_importable() -> dict[Path, list[str]]:
     """Files and folders of tests that cannot be imported here, with the extras that they lack."""
-    lacking = {_HERE / path: [extra for extra in extras if not installed(extra)] for path, extras in NEEDS.items()}
+    lacking = {_TESTS / path: [extra for extra in extras if not installed(extra)] for path, extras in NEEDS.items()}
     return {path: extras for path, extras in lacking.items() if extras}

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from stack.programs import ROOT
 from stack.progress import say
-from tests.environments import PYTEST
+from tests.lab.environments import PYTEST
 
 PASSES = 3
 LOOP = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"

