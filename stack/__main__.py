@@ -18,6 +18,7 @@ _PROGRAMS = {
     "jaeger": build.jaeger,
     "compose-config": build.compose_config,
     "mochi": build.mochi,
+    "actionlint": build.actionlint,
 }
 
 

@@ -1,4 +1,4 @@
-"""Build the Collector, Jaeger and two smaller programs from their Go modules, where Docker is not at hand.
+"""Build the Collector, Jaeger and three smaller programs from their Go modules.
 
 Their names in the cache contain the version and a digest of the manifest: a change of either causes a new build.
 """
@@ -26,6 +26,9 @@ _MOCHI = Path(__file__).parent / "mochi"
 JAEGER = "2.13.0"
 _JAEGER_MODULE = "github.com/jaegertracing/jaeger@v1.76.0"
 """Jaeger 2.13.0: the module's own versions go on with the 1, and each release has both numbers."""
+
+ACTIONLINT = "1.7.12"
+_ACTIONLINT_PACKAGE = "github.com/rhysd/actionlint/cmd/actionlint"
 
 
 class BuildError(Exception):
@@ -61,6 +64,11 @@ def mochi_path() -> Path:
     return cache.path_of_sources("mochi", _MOCHI)
 
 
+def actionlint_path() -> Path:
+    """The path of actionlint, which need not exist yet."""
+    return cache.folder() / f"actionlint-{ACTIONLINT}"
+
+
 def collector(say: Callable[[str], None] = progress.say) -> Path:
     """Build the Collector with the builder of its own version, from the manifest; some minutes the first time."""
     path = collector_path()
@@ -81,6 +89,11 @@ def compose_config(say: Callable[[str], None] = progress.say) -> Path:
 def mochi(say: Callable[[str], None] = progress.say) -> Path:
     """Build the MQTT broker Mochi, which the tests use beside Mosquitto; some seconds the first time."""
     return _built(mochi_path(), "the MQTT broker Mochi", partial(_compile_sources, _MOCHI), say)
+
+
+def actionlint(say: Callable[[str], None] = progress.say) -> Path:
+    """Build actionlint, which checks the workflows of GitHub; some seconds the first time."""
+    return _built(actionlint_path(), f"actionlint {ACTIONLINT}", _compile_actionlint, say)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +127,7 @@ class _Commands:
 
 def everything(say: Callable[[str], None] = progress.say) -> list[Path]:
     """Build the programs that are missing, then remove the modules and caches of a Go that `make test` installed."""
-    paths = [collector(say), jaeger(say), compose_config(say), mochi(say)]
+    paths = [collector(say), jaeger(say), compose_config(say), mochi(say), actionlint(say)]
     if _scratch().exists():
         # In a process, which shows progress: a slow disk takes minutes for so many files.
         remove = "import shutil, sys; shutil.rmtree(sys.argv[1], ignore_errors=True)"
@@ -171,6 +184,11 @@ def _compile_jaeger(commands: _Commands, program: Path) -> None:
     commands.run_go("get", "-tool", f"{package}/cmd/jaeger@{version}")
     flags = f"-ldflags=-s -w -X {package}/internal/version.latestVersion=v{JAEGER}"
     commands.run_go("build", "-v", "-trimpath", flags, "-o", str(program), f"{package}/cmd/jaeger")
+
+
+def _compile_actionlint(commands: _Commands, program: Path) -> None:
+    commands.run_go("install", "-v", "-trimpath", f"{_ACTIONLINT_PACKAGE}@v{ACTIONLINT}", GOBIN=str(program.parent))
+    (program.parent / "actionlint").rename(program)
 
 
 def _compile_sources(folder: Path, commands: _Commands, program: Path) -> None:

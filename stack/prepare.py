@@ -55,7 +55,9 @@ def servers() -> list[str]:
         install_go()
         build.everything()
     except (CommandError, build.BuildError, OSError) as error:
-        problems.append(f"the Collector, Jaeger, Mochi and the reader of Compose files: {_TESTS_NEED_GO}\n    {error}")
+        problems.append(
+            f"the Collector, Jaeger, Mochi, the reader of Compose files and actionlint: {_TESTS_NEED_GO}\n    {error}"
+        )
     return problems
 
 

@@ -60,8 +60,9 @@ NEEDS_GO = (
     "tests/e2e",
     "tests/stack/test_compose.py",
     "tests/stack/test_configuration.py",
+    "tests/stack/test_workflows.py",
 )
-"""Tests of the Collector, of Jaeger, of Mochi and of the reader of Compose files, which are built with Go."""
+"""Tests of the Collector, Jaeger, Mochi, the reader of Compose files and actionlint, which are built with Go."""
 
 
 def find(name: str) -> str | None:

@@ -85,6 +85,7 @@ def test_what_the_go_command_says_is_in_the_error(monkeypatch: pytest.MonkeyPatc
 
 def test_after_the_builds_the_modules_and_caches_of_an_installed_go_are_removed(folder: Path) -> None:
     paths = [build.collector_path(), build.jaeger_path(), build.compose_config_path(), build.mochi_path()]
+    paths.append(build.actionlint_path())
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()

@@ -37,9 +37,7 @@ def test_without_apt_it_names_what_is_missing_with_the_tests_that_are_skipped(tm
     assert "Missing, and the tests that are skipped without it:" in done.stdout
     for package in programs.PACKAGES:
         assert f"  {package.name} (Debian's package): {', '.join(package.tests)}\n" in done.stdout
-    assert (
-        f"the Collector, Jaeger, Mochi and the reader of Compose files: {', '.join(programs.NEEDS_GO)}" in done.stdout
-    )
+    assert f"the reader of Compose files and actionlint: {', '.join(programs.NEEDS_GO)}" in done.stdout
 
 
 def test_where_everything_is_required_something_missing_is_a_failure(tmp_path: Path) -> None:
