@@ -114,7 +114,7 @@ STATED = {
         {(0.001, 3600.0): "bounds from 1 ms to 1 h"}[catalogue.BOUNDS[0], catalogue.BOUNDS[-1]],
         {60.0: "exports every minute"}[settings.DEFAULT_INTERVAL],
         f"milliseconds, {settings.DEFAULT_INTERVAL * 1000:g} by default",
-        {3600.0: "again after an hour"}[export.NOT_TAKEN_PAUSE],
+        {3600.0: "again after an hour"}[export.UNSUPPORTED_PAUSE],
         f"The totals of the {_sharing.RECENT} destinations",
         f"at most {catalogue.MAX_NAMES} names of tasks, {catalogue.MAX_TARGETS} of targets and {catalogue.MAX_ERROR_TYPES} types",
         f"{catalogue.MAX_SETS:,} combinations of attributes per metric",

@@ -310,7 +310,7 @@ def test_a_login_page_in_place_of_an_answer_is_a_loss(signal: str, caplog: pytes
         assert cs.run(spoken(), connector=OtelConnector(logs=True)) == 1
     (message,) = [record.getMessage() for record in caplog.records if record.name.startswith("cascade")]
     assert "the answer is not OTLP but text/html" in message
-    lost = {"traces": "3 spans were lost", "metrics": "metrics were not taken", "logs": "1 log records were lost"}
+    lost = {"traces": "3 spans were lost", "metrics": "metrics were not accepted", "logs": "1 log records were lost"}
     assert lost[signal] in message
 
 

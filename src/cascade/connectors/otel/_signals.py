@@ -18,14 +18,14 @@ from cascade.telemetry.safe import error_text
 if TYPE_CHECKING:
     from cascade.connectors.otel.logs import RunLogs
     from cascade.connectors.otel.metrics import RunMetrics
-    from cascade.connectors.otel.metrics.export import Exporter
+    from cascade.connectors.otel.metrics.export import MetricExporter
 
 logger = get_logger("cascade.connectors.otel")
 
 T = TypeVar("T")
 
 _log_outboxes: Registry[Outbox] = Registry(lambda outbox: outbox.retire())
-_metric_exporters: "Registry[Exporter]" = Registry(lambda exporter: exporter.retire())
+_metric_exporters: "Registry[MetricExporter]" = Registry(lambda exporter: exporter.retire())
 
 
 _NAMES_OF_COLLECTORS = (
@@ -62,7 +62,7 @@ class Signals:
             self._logs.attach(run_id)
 
     def end_run(self, run_id: str) -> None:
-        self.metrics.end_run(run_id)
+        self.metrics.gauges.end_run(run_id)
         if self._logs is not None:
             self._logs.detach(run_id)
 
@@ -107,22 +107,22 @@ def _no_endpoint_for_logs(exporting: dict[str, Any]) -> str:
 
 
 def _metrics(tracing: Tracing | None, exporting: dict[str, Any], *, is_wanted: bool) -> "RunMetrics":
-    from cascade.connectors.otel.metrics import RunMetrics, application
+    from cascade.connectors.otel.metrics import RunMetrics, application_provider
 
     if tracing is None or not is_wanted:
         return RunMetrics()
-    if not any(exporting.values()) and (meters := application()) is not None:
+    if not any(exporting.values()) and (meters := application_provider()) is not None:
         try:
-            return RunMetrics.of(meters)
+            return RunMetrics.for_provider(meters)
         except Exception as error:  # noqa: BLE001 - the application's
             logger.warning("OtelConnector: no metrics, the application's meter provider raised %s", error_text(error))
             return RunMetrics()
     options = _options(exporting, "metrics")
     if options is None or not (tracing.is_own or _names_a_collector(options)):
         return RunMetrics()
-    metrics = RunMetrics.own(tracing.resource, options, share=_share(_metric_exporters, options, tracing))
+    metrics = RunMetrics.for_endpoint(tracing.resource, options, _share(_metric_exporters, options, tracing))
     if tracing.route is not None:
-        metrics.watch("traces", tracing.route.outbox.totals)
+        metrics.gauges.watch("traces", tracing.route.outbox.totals)
     return metrics
 
 

@@ -1,13 +1,15 @@
 """Metrics that go to a receiver, and what has arrived there."""
 
 import contextlib
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from opentelemetry.sdk.resources import Resource
 
 from cascade.connectors.otel._options import ExportOptions
 from cascade.connectors.otel.metrics import RunMetrics
+from cascade.connectors.otel.metrics.export import MetricExporter
 from cascade.testing import OtlpReceiver
 from tests.connectors.otel.metrics.messages import Payload
 from tests.connectors.otel.tracing import Collector
@@ -19,11 +21,23 @@ RESOURCE = Resource({"service.name": "tests"})
 @contextlib.contextmanager
 def exporting(endpoint: str, protocol: str = "http/protobuf", **environ: str) -> Iterator[RunMetrics]:
     options = ExportOptions.from_environment(endpoint=endpoint, protocol=protocol, signal="metrics", environ=environ)
-    made = RunMetrics.own(lambda: RESOURCE, options, environ)
+    exporters: list[MetricExporter] = []
+
+    def share(make: Callable[[], MetricExporter]) -> MetricExporter:
+        exporters.append(make())
+        return exporters[0]
+
+    metrics = RunMetrics.for_endpoint(lambda: RESOURCE, options, share, environ)
+    metrics.reserve(0)
     try:
-        yield made
+        yield metrics
     finally:
-        made.close(0)
+        for exporter in exporters:
+            exporter.start_exit()()
+
+
+def flush(metrics: RunMetrics, timeout: float = HANG) -> None:
+    metrics.start_flush(timeout)(math.inf)
 
 
 def exported(collector: Collector, *payloads: Payload, **environ: str) -> dict[str, Any]:
@@ -32,7 +46,7 @@ def exported(collector: Collector, *payloads: Payload, **environ: str) -> dict[s
     with exporting(collector.endpoint, collector.protocol, **environ) as metrics:
         for payload in payloads:
             metrics.publish(payload)
-        metrics.flush(HANG)
+        flush(metrics)
         return latest(collector.receiver)
 
 

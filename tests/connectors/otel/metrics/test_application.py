@@ -7,13 +7,12 @@ import textwrap
 from typing import Any
 
 import pytest
-from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from cascade.connectors.otel._tally import FlushReport, Tally
 from cascade.connectors.otel.metrics import RunMetrics
-from cascade.connectors.otel.metrics.catalogue import BOUNDS, DOCUMENTED, MAX_NAMES
+from cascade.connectors.otel.metrics.catalogue import BOUNDS, MAX_NAMES, METRICS
 from cascade.testing import OtlpReceiver
 from tests.connectors.otel.metrics import messages
 from tests.lab.waiting import HANG
@@ -40,14 +39,14 @@ def values(metric: Any) -> dict[tuple[Any, ...], int]:
 
 def test_all_metrics_with_names_units_and_bounds() -> None:
     provider, reader = provider_with_reader()
-    metrics = RunMetrics.of(provider)
-    metrics.watch("traces", lambda: FlushReport(sent=5, lost=1, retried=2))
-    metrics.entered()
+    metrics = RunMetrics.for_provider(provider)
+    metrics.gauges.watch("traces", lambda: FlushReport(sent=5, lost=1, retried=2))
+    metrics.gauges.start_task()
     waited = messages.task(waits=[messages.wait("resource", 1)])
     for payload in (waited, messages.pending(), messages.skipped(), messages.stopped("other"), messages.started()):
         metrics.publish(payload)
     found = read(reader)
-    assert {name: metric.unit for name, metric in found.items()} == {one.name: one.unit for one in DOCUMENTED}
+    assert {name: metric.unit for name, metric in found.items()} == {one.name: one.unit for one in METRICS}
     (point,) = found["cascade.task.duration"].data.data_points
     assert tuple(point.explicit_bounds) == BOUNDS
     assert dict(point.attributes) == {"cascade.task.name": "work", "cascade.task.result": "success"}
@@ -61,20 +60,16 @@ def test_all_metrics_with_names_units_and_bounds() -> None:
 
 def test_connectors_share_the_instruments_and_add_up(caplog: pytest.LogCaptureFixture) -> None:
     provider, reader = provider_with_reader()
-    one, other = RunMetrics.of(provider), RunMetrics.of(provider)
+    one, other = RunMetrics.for_provider(provider), RunMetrics.for_provider(provider)
     for metrics in (one, other):
-        metrics.watch("traces", lambda: FlushReport(sent=2))
+        metrics.gauges.watch("traces", lambda: FlushReport(sent=2))
         metrics.publish(messages.started())
         metrics.publish(messages.task())
     assert values(read(reader)["cascade.task.duration"]) == {("work", "success"): 2}
     assert values(read(reader)["cascade.run.active"]) == {(): 2}
-    one.flush(HANG)
     del one, metrics
     found = read(reader)
     assert values(found["cascade.telemetry.sent"]) == {("traces",): 4}
-    other.close(HANG)
-    other.publish(messages.task())
-    assert values(read(reader)["cascade.task.duration"]) == {("work", "success"): 2}
     assert caplog.records == []
 
 
@@ -84,13 +79,13 @@ def test_the_telemetry_of_an_outbox_that_connectors_share_counts_once() -> None:
     tally.count_put()
     tally.add(sent=1)
     for _ in range(3):
-        RunMetrics.of(provider).watch("traces", tally.report)
+        RunMetrics.for_provider(provider).gauges.watch("traces", tally.report)
     assert values(read(reader)["cascade.telemetry.sent"]) == {("traces",): 1}
 
 
 def test_attribute_sets_are_limited_here_too() -> None:
     provider, reader = provider_with_reader()
-    metrics = RunMetrics.of(provider)
+    metrics = RunMetrics.for_provider(provider)
     for number in range(MAX_NAMES + 5):
         metrics.publish(messages.task(f"task {number}"))
     points = read(reader)["cascade.task.duration"].data.data_points
@@ -100,30 +95,24 @@ def test_attribute_sets_are_limited_here_too() -> None:
 
 def test_a_message_without_a_trace_is_measured_all_the_same() -> None:
     provider, reader = provider_with_reader()
-    RunMetrics.of(provider).publish(messages.task() | {"trace_id": "", "span_id": ""})
+    RunMetrics.for_provider(provider).publish(messages.task() | {"trace_id": "", "span_id": ""})
     assert values(read(reader)["cascade.task.duration"]) == {("work", "success"): 1}
 
 
-def test_a_provider_that_does_nothing_is_one() -> None:
-    metrics = RunMetrics.of(NoOpMeterProvider())
-    metrics.publish(messages.task())
-    metrics.flush(HANG)
-
-
-def test_what_is_no_provider() -> None:
-    with pytest.raises(TypeError, match="no opentelemetry MeterProvider"):
-        RunMetrics.of("provider")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+def test_an_object_of_another_type_raises_a_type_error() -> None:
+    with pytest.raises(TypeError, match="not an opentelemetry MeterProvider"):
+        RunMetrics.for_provider("provider")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 def test_the_applications_provider_is_found() -> None:
     program = """
         from opentelemetry import metrics
-        from cascade.connectors.otel.metrics import application
-        assert application() is None
+        from cascade.connectors.otel.metrics import application_provider
+        assert application_provider() is None
         from opentelemetry.sdk.metrics import MeterProvider
         provider = MeterProvider()
         metrics.set_meter_provider(provider)
-        assert application() is provider
+        assert application_provider() is provider
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, timeout=HANG)
 
@@ -151,3 +140,19 @@ def test_an_endpoint_argument_comes_before_the_applications_provider(own: bool) 
         assert len(receiver.spans.named("run one")) == 1
         assert bool(receiver.metrics) is own
     assert done.stdout == f"{not own}\n"
+
+
+def test_with_a_no_op_provider_of_the_application_no_metrics_are_exported() -> None:
+    program = """
+        from opentelemetry import metrics
+        import cascade as cs
+        from cascade.connectors.otel import OtelConnector
+
+        metrics.set_meter_provider(metrics.NoOpMeterProvider())
+        cs.run(cs.task(lambda: 1, name="one")(), connector=OtelConnector())
+    """
+    with OtlpReceiver() as receiver:
+        environ = {**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.http_endpoint}
+        subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, timeout=HANG, env=environ)
+        assert len(receiver.spans.named("run one")) == 1
+        assert receiver.metrics == []

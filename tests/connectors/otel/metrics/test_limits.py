@@ -3,11 +3,10 @@
 import pytest
 
 from cascade.connectors.otel._tally import FlushReport
-from cascade.connectors.otel.metrics.catalogue import DOCUMENTED, MAX_ERROR_TYPES, MAX_NAMES, MAX_SETS, MAX_TARGETS
+from cascade.connectors.otel.metrics.catalogue import MAX_ERROR_TYPES, MAX_NAMES, MAX_SETS, MAX_TARGETS, METRICS
 from tests.connectors.otel.metrics import messages
-from tests.connectors.otel.metrics.exports import attributes, exported, exporting, latest, points, values
+from tests.connectors.otel.metrics.exports import attributes, exported, exporting, flush, latest, points, values
 from tests.connectors.otel.tracing import Collector
-from tests.lab.waiting import HANG
 
 OVERFLOW = {"otel.metric.overflow": True}
 
@@ -59,13 +58,13 @@ def test_a_message_from_elsewhere_costs_itself_at_most(payload: messages.Payload
 def test_every_metric_is_documented_and_carries_no_id(collector: Collector) -> None:
     payloads = messages.failed(), messages.skipped(), messages.pending(), messages.stopped()
     with exporting(collector.endpoint, collector.protocol) as metrics:
-        metrics.watch("traces", lambda: FlushReport(sent=1))
+        metrics.gauges.watch("traces", lambda: FlushReport(sent=1))
         for payload in (*payloads, messages.task(waits=[messages.wait("paused", 1)])):
             metrics.publish(payload)
-        metrics.flush(HANG)
+        flush(metrics)
         found = latest(collector.receiver)
-    assert [*found] == [metric.name for metric in DOCUMENTED]
-    for metric in DOCUMENTED:
+    assert [*found] == [metric.name for metric in METRICS]
+    for metric in METRICS:
         assert found[metric.name].description == metric.meaning
         names = {name for point in points(found[metric.name]) for name in attributes(point)}
         assert names == set(metric.attributes)

@@ -14,13 +14,13 @@ from tests.connectors.otel.metrics.exports import (
     attributes,
     exported,
     exporting,
+    flush,
     latest,
     metrics_of,
     points,
     values,
 )
 from tests.connectors.otel.tracing import Collector
-from tests.lab.waiting import HANG
 
 TEMPORALITY = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
 FILTER = "OTEL_METRICS_EXEMPLAR_FILTER"
@@ -80,15 +80,15 @@ def test_what_is_in_progress(collector: Collector) -> None:
     with exporting(collector.endpoint, collector.protocol) as metrics:
         metrics.publish(messages.started("one"))
         metrics.publish(messages.started("other"))
-        threads = [threading.Thread(target=metrics.entered) for _ in range(3)]
+        threads = [threading.Thread(target=metrics.gauges.start_task) for _ in range(3)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        metrics.flush(HANG)
-        metrics.left()
+        flush(metrics)
+        metrics.gauges.end_task()
         metrics.publish(messages.stopped("one"))
-        metrics.flush(HANG)
+        flush(metrics)
     before, after = (metrics_of(request) for request in receiver.metrics[:2])
     assert (values(before["cascade.run.active"]), values(before["cascade.task.active"])) == ({(): 2}, {(): 3})
     assert (values(after["cascade.run.active"]), values(after["cascade.task.active"])) == ({(): 1}, {(): 2})
@@ -137,12 +137,12 @@ def test_temporality(choice: str, cells: Any, telemetry: Any, collector: Collect
     receiver.clear()
     sent = [1]
     with exporting(collector.endpoint, collector.protocol, **{TEMPORALITY: choice}) as metrics:
-        metrics.watch("traces", lambda: FlushReport(sent=sent[0]))
+        metrics.gauges.watch("traces", lambda: FlushReport(sent=sent[0]))
         metrics.publish(messages.started())
         for _ in range(2):
             metrics.publish(messages.task())
             metrics.publish(messages.pending())
-            metrics.flush(HANG)
+            flush(metrics)
             sent[0] = 3
         metrics.publish(messages.stopped())
     first, second = (metrics_of(request) for request in receiver.metrics[:2])
@@ -161,9 +161,9 @@ def test_temporality(choice: str, cells: Any, telemetry: Any, collector: Collect
 def test_what_becomes_of_the_telemetry_is_told(collector: Collector) -> None:
     collector.receiver.clear()
     with exporting(collector.endpoint, collector.protocol) as metrics:
-        metrics.watch("traces", lambda: FlushReport(put=9, sent=5, lost=3, retried=2, pending=1))
+        metrics.gauges.watch("traces", lambda: FlushReport(put=9, sent=5, lost=3, retried=2, pending=1))
         metrics.publish(messages.started())
-        metrics.flush(HANG)
+        flush(metrics)
         found = latest(collector.receiver)
     counts = {name: values(found[f"cascade.telemetry.{name}"]) for name in ("sent", "lost", "retried")}
     assert counts == {"sent": {("traces",): 5}, "lost": {("traces",): 3}, "retried": {("traces",): 2}}

@@ -6,8 +6,8 @@ from cascade.connectors.otel.metrics.settings import Settings
 from cascade.testing import Fault, OtlpReceiver
 from tests.connectors.otel import peers
 from tests.connectors.otel.metrics import messages
-from tests.connectors.otel.metrics.exports import exporting
-from tests.lab.waiting import HANG, NEVER
+from tests.connectors.otel.metrics.exports import exporting, flush
+from tests.lab.waiting import NEVER
 
 
 def test_defaults() -> None:
@@ -59,14 +59,14 @@ def test_words_may_be_written_in_capitals() -> None:
 def test_what_turns_metrics_off_turns_them_off(environ: dict[str, str]) -> None:
     with OtlpReceiver() as receiver, exporting(receiver.http_endpoint, **environ) as metrics:
         metrics.publish(messages.task())
-        metrics.flush(HANG)
+        flush(metrics)
         assert receiver.requests == []
 
 
 def test_the_console_alone(capsys: pytest.CaptureFixture[str]) -> None:
     with exporting(peers.refused(), OTEL_METRICS_EXPORTER="console") as metrics:
         metrics.publish(messages.task("printed"))
-        metrics.flush(NEVER)
+        flush(metrics, NEVER)
     assert "printed" in json.dumps(json.loads(capsys.readouterr().out))
 
 
@@ -76,11 +76,11 @@ def test_the_console_goes_on_when_the_collector_takes_no_metrics(capsys: pytest.
         exporting(receiver.http_endpoint, OTEL_METRICS_EXPORTER="console,otlp") as metrics,
     ):
         metrics.publish(messages.task("first"))
-        metrics.flush(HANG)
+        flush(metrics)
         receiver.fault = Fault(http_status=404)
         for name in ("second", "third"):
             metrics.publish(messages.task(name))
-            metrics.flush(HANG)
+            flush(metrics)
         assert len(receiver.metrics) == 1
         assert len(receiver.requests) == 2
     printed = capsys.readouterr().out

@@ -14,7 +14,7 @@ import pytest
 from cascade.testing import Fault, OtlpReceiver
 from tests.connectors.otel import peers
 from tests.connectors.otel.metrics import messages
-from tests.connectors.otel.metrics.exports import exporting, latest, metrics_of, values
+from tests.connectors.otel.metrics.exports import exporting, flush, latest, metrics_of, values
 from tests.connectors.otel.tracing import Collector
 from tests.lab.waiting import HANG, NEVER
 
@@ -38,7 +38,7 @@ def test_a_collector_that_takes_only_traces_is_asked_once_and_quietly(
         for _ in range(3):
             metrics.publish(messages.started())
             metrics.publish(messages.task())
-            metrics.flush(HANG)
+            flush(metrics)
     assert len(clean.requests) == 1
     assert [record.levelname for record in caplog.records] == ["DEBUG"]
 
@@ -51,7 +51,7 @@ def test_what_was_not_taken_is_in_the_next_export(
         for fault in (Fault.unavailable(times=1), Fault.bad_request(times=1), Fault.unauthorized(times=1), None):
             clean.fault = fault
             metrics.publish(messages.task())
-            metrics.flush(HANG)
+            flush(metrics)
     counts = [values(metrics_of(request)["cascade.task.duration"]) for request in clean.metrics]
     assert counts == [{("work", "success"): 1}, {("work", "success"): 3 if temporality == "delta" else 4}]
     assert [record.levelname for record in caplog.records] == ["DEBUG", "WARNING", "DEBUG"]
@@ -61,7 +61,7 @@ def test_a_flush_exports_again_while_the_collector_answers_later(collector: Coll
     clean.fault = Fault.unavailable(times=3)
     with exporting(collector.endpoint, collector.protocol) as metrics:
         metrics.publish(messages.task())
-        metrics.flush(HANG)
+        flush(metrics)
         assert len(clean.requests) == 4
         assert values(latest(clean)["cascade.task.duration"]) == {("work", "success"): 1}
 
@@ -71,7 +71,7 @@ def test_what_was_not_taken_is_sent_again_without_news(collector: Collector, cle
     with exporting(collector.endpoint, collector.protocol, OTEL_METRIC_EXPORT_INTERVAL="1") as metrics:
         metrics.publish(messages.task())
         clean.wait_for_requests(4)
-        metrics.flush(HANG)
+        flush(metrics)
     assert values(latest(clean)["cascade.task.duration"]) == {("work", "success"): 1}
 
 
@@ -83,7 +83,7 @@ def test_a_collector_that_is_not_there_costs_no_time_and_no_warning(
     with exporting(peers.refused(), protocol) as metrics:
         for _ in range(3):
             metrics.publish(messages.task())
-            metrics.flush(NEVER)
+            flush(metrics, NEVER)
     assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
 
 
@@ -93,8 +93,8 @@ def test_nor_does_a_black_hole(protocol: str, caplog: pytest.LogCaptureFixture) 
     with peers.black_hole() as endpoint, exporting(endpoint, protocol) as metrics:
         for _ in range(3):
             metrics.publish(messages.task())
-            metrics.flush(NEVER)
-        metrics.close(NEVER)
+            flush(metrics, NEVER)
+        metrics.reserve(NEVER)
     assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
 
 
@@ -103,13 +103,13 @@ def test_a_flush_ends_at_its_limit_while_the_collector_hangs(
 ) -> None:
     with exporting(collector.endpoint, collector.protocol) as metrics:
         metrics.publish(messages.task())
-        metrics.flush(HANG)
+        flush(metrics)
         clean.fault = Fault.silence()
         limits.undo()
         metrics.publish(messages.task())
-        metrics.flush(0.01)
+        flush(metrics, 0.01)
         metrics.publish(messages.task())
-        metrics.flush(NEVER)
+        flush(metrics, NEVER)
         assert len(clean.metrics) == 1
 
 
@@ -119,7 +119,7 @@ def test_a_certificate_that_is_none_is_the_traces_to_tell(caplog: pytest.LogCapt
     empty.touch()
     with exporting("https://127.0.0.1:1", OTEL_EXPORTER_OTLP_CERTIFICATE=str(empty)) as metrics:
         metrics.publish(messages.task())
-        metrics.flush(NEVER)
+        flush(metrics, NEVER)
     assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
 
 
@@ -129,7 +129,7 @@ def test_flushes_at_the_same_time_all_end(collector: Collector, clean: OtlpRecei
         def run() -> None:
             for _ in range(20):
                 metrics.publish(messages.task())
-                metrics.flush(NEVER)
+                flush(metrics, NEVER)
 
         threads = [threading.Thread(target=run) for _ in range(4)]
         for thread in threads:
@@ -142,7 +142,7 @@ def test_flushes_at_the_same_time_all_end(collector: Collector, clean: OtlpRecei
 PROGRAM = """
 import os, sys
 from tests.connectors.otel.metrics import messages
-from tests.connectors.otel.metrics.exports import RESOURCE
+from tests.connectors.otel.metrics.exports import RESOURCE, flush
 from cascade.connectors.otel._options import ExportOptions
 from cascade.connectors.otel._tally import FlushReport
 from cascade.connectors.otel.metrics import RunMetrics
@@ -151,7 +151,7 @@ from tests.lab.time_limits import raise_time_limits
 if "live" in sys.argv:
     raise_time_limits()
 options = ExportOptions.from_environment(endpoint=sys.argv[1], protocol=sys.argv[2], signal="metrics")
-metrics = RunMetrics.own(lambda: RESOURCE, options)
+metrics = RunMetrics.for_endpoint(lambda: RESOURCE, options, lambda make: make())
 """
 
 
@@ -176,18 +176,18 @@ def test_a_forked_child_begins_at_zero(collector: Collector, clean: OtlpReceiver
     program(
         """
         sent = [5]
-        metrics.watch("traces", lambda: FlushReport(sent=sent[0]))
+        metrics.gauges.watch("traces", lambda: FlushReport(sent=sent[0]))
         metrics.publish(messages.started("parents"))
-        metrics.entered()
+        metrics.gauges.start_task()
         metrics.publish(messages.task("both"))
-        metrics.flush(100)
+        flush(metrics, 100)
         metrics.publish(messages.task("parents"))
         if os.fork() == 0:
-            metrics.left()
+            metrics.gauges.end_task()
             metrics.publish(messages.started("childs"))
             sent[0] = 7
             metrics.publish(messages.task("both"))
-            metrics.flush(100)
+            flush(metrics, 100)
             os._exit(0)
         assert os.wait()[1] == 0
         """,
@@ -224,7 +224,7 @@ def test_the_sdks_metrics_are_imported_by_the_first_export(collector: Collector)
         """
         metrics.publish(messages.task())
         assert "opentelemetry.sdk.metrics" not in sys.modules
-        metrics.flush(100)
+        flush(metrics, 100)
         assert "opentelemetry.sdk.metrics" in sys.modules
         """,
         collector.endpoint,

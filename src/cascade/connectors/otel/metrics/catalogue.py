@@ -1,4 +1,4 @@
-"""The metrics by name; the table of `docs/metrics.md` is made of them."""
+"""The metrics by name, and the limits of their attribute sets. `docs/metrics.md` lists the metrics."""
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ BOUNDS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0),
 )
-"""Seconds, upper bounds of the histograms' buckets: a task may take a millisecond or an hour."""
+"""Upper bounds of the histogram buckets in seconds. A task may take a millisecond or an hour."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Metric:
-    """One row of the table. Equal only to itself: it is half of every key that is looked up for a measurement."""
+    """One metric. It is hashed by identity, because each measurement looks up a key that contains it."""
 
     name: str
     kind: Literal["histogram", "counter", "up-down counter"]
@@ -66,7 +66,8 @@ TELEMETRY_RETRIED = Metric(
     (a.TELEMETRY_SIGNAL,),
 )
 
-DOCUMENTED = (
+TELEMETRY = (TELEMETRY_SENT, TELEMETRY_LOST, TELEMETRY_RETRIED)
+METRICS = (
     RUN_DURATION,
     TASK_DURATION,
     RUN_ACTIVE,
@@ -75,51 +76,46 @@ DOCUMENTED = (
     TASK_RETRIES,
     TASK_SKIPS,
     CACHE_HITS,
-    TELEMETRY_SENT,
-    TELEMETRY_LOST,
-    TELEMETRY_RETRIED,
+    *TELEMETRY,
 )
 
 Key = tuple[Any, ...]
-"""A metric, and the values of its attributes in their order; the metric alone for what is over the limits."""
+"""A metric and the values of its attributes, in the order of the attributes. The overflow key is the metric alone."""
 
 MAX_NAMES = 200
 MAX_TARGETS = 200
 MAX_ERROR_TYPES = 50
 MAX_SETS = 1000
-"""Of one metric; a request with as many for each still has less than the 4 MiB that gRPC servers take by default."""
+"""Attribute sets of one metric. A request with this many for each metric is below 4 MiB, the default limit of gRPC servers."""
 
 _LIMITS = {a.TASK_NAME: MAX_NAMES, a.RUN_TARGET: MAX_TARGETS, a.ERROR_TYPE: MAX_ERROR_TYPES}
 
 
 class CardinalityLimit:
-    """Knows the attribute sets so far, and admits new ones while there is room. Not thread-safe."""
+    """Limits the number of attribute sets, whose values come from user code. Not thread-safe."""
 
     def __init__(self) -> None:
         self._sets: Counter[Metric] = Counter()
         self._values: dict[str, set[str]] = defaultdict(set)
 
     def admit(self, key: Key) -> Key:
-        """The key itself, or the overflow's if one more is too many. To be asked once for each key that is admitted."""
+        """Return a new key unchanged, or the overflow key if a limit is reached. Each new key is counted once."""
         metric: Metric = key[0]
         limited = [pair for pair in zip(metric.attributes, key[1:], strict=False) if pair[0] in _LIMITS]
-        if self._sets[metric] >= MAX_SETS or any(self._is_too_many(*pair) for pair in limited):
+        if self._sets[metric] >= MAX_SETS or any(self._is_above_limit(*pair) for pair in limited):
             return (metric,)
         self._sets[metric] += 1
         for name, value in limited:
             self._values[name].add(value)
         return key
 
-    def _is_too_many(self, name: str, value: str | None) -> bool:
+    def _is_above_limit(self, name: str, value: str | None) -> bool:
         known = self._values[name]
         return value not in known and len(known) >= _LIMITS[name]
 
 
 def attributes_of(key: Key) -> dict[str, Any]:
-    """The attributes of a key that was admitted.
-
-    The overflow's is the one that the metrics SDK specification has for it.
-    """
+    """Return the attributes of an admitted key; `otel.metric.overflow`, as the specification names it, for an overflow key."""
     metric, *values = key
     if metric.attributes and not values:
         return {a.METRIC_OVERFLOW: True}

@@ -1,7 +1,6 @@
-"""When to export: at intervals while there is news, and for each flush."""
+"""Export of aggregated metrics: periodically while there are changes, and at each flush."""
 
 import logging
-import math
 import sys
 import threading
 import time
@@ -15,43 +14,54 @@ from opentelemetry.sdk.resources import Resource
 from cascade._forks import no_fork
 from cascade._loggers import get_logger
 from cascade.connectors import _lifetime
+from cascade.connectors.otel._options import ExportOptions
 from cascade.connectors.otel._peer import Peer
-from cascade.connectors.otel._transport import Reply, Transport, opened, takes_no_such_signal
+from cascade.connectors.otel._transport import Reply, Transport, open_transport, opened, takes_no_such_signal
 from cascade.connectors.otel._uninstrumented import uninstrumented
-from cascade.connectors.otel.metrics.aggregation import Ledger, Snapshot
+from cascade.connectors.otel.metrics.aggregation import Aggregator, Snapshot
+from cascade.connectors.otel.metrics.settings import Settings
 from cascade.runtime.threads import start_daemon
 from cascade.telemetry.safe import error_text
+
+IDLE_TIMEOUT = 30.0  # seconds without changes after which the thread ends and closes its connection
+EXIT_TIMEOUT = 5.0  # seconds for the last export when the process exits, unless a user has reserved another time
+UNSUPPORTED_PAUSE = 3600.0  # seconds until the next export to a collector that does not support metrics
 
 logger = get_logger("cascade.connectors.otel")
 
 
 class Destination(Protocol):
-    """Used by the exporting thread alone, which makes it and closes it."""
+    """Sends snapshots. The exporting thread creates, uses and closes it."""
 
-    def send(self, snapshot: Snapshot, time_left: Callable[[], float]) -> Reply | None:
-        """Make one attempt; None from a peer that will never take metrics.
+    def send(self, snapshot: Snapshot, start_request: Callable[[], float]) -> Reply | None:
+        """Make one attempt. Return None if the collector does not support metrics.
 
-        `time_left`, in seconds, is asked when the request goes out: what we do before is not the peer's fault.
+        `start_request` is called immediately before the request, and returns its time limit in seconds.
         """
         ...
 
     def close(self) -> None: ...
 
 
-class Collector:
-    """Sends OTLP."""
+class OtlpDestination:
+    """Sends OTLP requests to a collector."""
 
-    def __init__(self, resource: Callable[[], Resource], open_transport: Callable[[], Transport]) -> None:
+    def __init__(self, resource: Callable[[], Resource], options: ExportOptions) -> None:
         self._resource = resource
-        self._open_transport = open_transport
+        self._options = options
         self._transport: Transport | None = None
 
-    def send(self, snapshot: Snapshot, time_left: Callable[[], float]) -> Reply | None:
-        body = _encoded(snapshot, self._resource())
-        self._transport = self._transport or opened(self._open_transport)
-        reply = self._transport.send(body, time_left())
+    def send(self, snapshot: Snapshot, start_request: Callable[[], float]) -> Reply | None:
+        with no_fork:
+            from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
+
+            from cascade.connectors.otel.metrics.otlp_points import metrics_data
+
+        body = encode_metrics(metrics_data(snapshot, self._resource())).SerializeToString()
+        self._transport = self._transport or opened(lambda: open_transport(self._options))
+        reply = self._transport.send(body, start_request())
         if reply.outcome == "refused" and takes_no_such_signal(reply.reason):
-            logger.debug("OtelConnector: no metrics are sent, the collector does not take them: %s", reply.reason)
+            logger.debug("OtelConnector: the collector does not support metrics: %s", reply.reason)
             return None
         return reply
 
@@ -60,26 +70,14 @@ class Collector:
             self._transport.close()
 
 
-class Console:
-    """Prints JSON, and passes on to the next destination if there is one."""
+class ConsoleDestination:
+    """Prints snapshots as JSON, and passes them to the next destination, if there is one."""
 
     def __init__(self, resource: Callable[[], Resource], following: Destination | None) -> None:
         self._resource = resource
         self._next = following
 
-    def send(self, snapshot: Snapshot, time_left: Callable[[], float]) -> Reply | None:
-        self._print(snapshot)
-        reply = self._next.send(snapshot, time_left) if self._next else None
-        if reply is None and self._next:
-            self._next.close()
-            self._next = None
-        return reply or Reply("accepted")
-
-    def close(self) -> None:
-        if self._next:
-            self._next.close()
-
-    def _print(self, snapshot: Snapshot) -> None:
+    def send(self, snapshot: Snapshot, start_request: Callable[[], float]) -> Reply | None:
         with no_fork:
             from opentelemetry.sdk.metrics.export import ConsoleMetricExporter
 
@@ -89,134 +87,115 @@ class Console:
             ConsoleMetricExporter(out=sys.stdout).export(metrics_data(snapshot, self._resource()))
         except Exception:
             logger.debug("OtelConnector: metrics cannot be printed", exc_info=True)
+        reply = self._next.send(snapshot, start_request) if self._next else None
+        if reply is None and self._next:
+            self._next.close()
+            self._next = None
+        return reply or Reply("accepted")
 
-
-def _encoded(snapshot: Snapshot, resource: Resource) -> bytes:
-    with no_fork:
-        from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
-
-        from cascade.connectors.otel.metrics.otlp_points import metrics_data
-
-    return encode_metrics(metrics_data(snapshot, resource)).SerializeToString()
-
-
-logger = get_logger("cascade.connectors.otel")
-
-IDLE = 30.0  # seconds after which a thread without news ends, and with it its connection
-EXIT_TIMEOUT = 5.0  # seconds that the process's exit may take for the last export, if no user has reserved another time
-NOT_TAKEN_PAUSE = 3600.0  # seconds after which metrics are offered again to a collector that takes none
+    def close(self) -> None:
+        if self._next:
+            self._next.close()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Flush:
-    """A flush that waits for the end of export number `round`."""
+class _Flush:
+    """A flush that waits for the export `number`, at most until `end`."""
 
-    round: int
+    number: int
     start: float
-    timeout: float
-
-    @property
-    def end(self) -> float:
-        return self.start + self.timeout
+    end: float
 
 
-class Exporter:
-    """One thread, started by the first news. Each export is one request; the next one repeats what a peer has not taken.
+class MetricExporter:
+    """Exports the snapshots of an aggregator in one thread, which starts with the first change.
 
-    A flush waits as `Peer` says; while it waits, an export that the peer answers with "later" is repeated after a pause.
+    Each export is one request. The next export repeats values that the collector has not accepted. `Peer` defines how
+    long a flush waits; during a flush, an export that the collector answers with "later" is repeated after a pause.
     """
 
-    def __init__(
-        self, ledger: Ledger, open_destination: Callable[[], Destination], *, interval: float, request_timeout: float
-    ) -> None:
-        self.ledger = ledger
-        self._open_destination = open_destination
-        self._interval = interval
-        self._request_timeout = request_timeout
-        self._idle = IDLE
-        self._exit_timeout = EXIT_TIMEOUT
+    def __init__(self, settings: Settings, resource: Callable[[], Resource], options: ExportOptions) -> None:
+        self.aggregator = Aggregator(settings)
+        self.aggregator.on_change = self.notify
+        self._settings = settings
+        self._resource = resource
+        self._options = options
+        self._idle_timeout = IDLE_TIMEOUT
         self._exit_timeouts: weakref.WeakKeyDictionary[object, float] = weakref.WeakKeyDictionary()
+        self._exit_timeout = EXIT_TIMEOUT
         self._has_warned = False
         self._is_closed = False
-        self._begin()
-        ledger.wake = self.wake
+        self._reset()
         _lifetime.watch(self)
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self._changed = threading.Condition()
         self._peer = Peer()
         self._thread: threading.Thread | None = None
-        self._flushes: list[Flush] = []
-        self._begun = self._ended = 0  # exports that went out, and the latest of them that needs no repetition
-        self._began_at = 0.0
+        self._flushes: list[_Flush] = []
+        self._started = self._completed = 0  # the latest export, and the latest one that is not repeated
+        self._started_at = 0.0
         self._is_exporting = False
         self._has_failed = False
 
-    def wake(self) -> None:
-        """There is news."""
+    def notify(self) -> None:
+        """Wake the thread after a change."""
         with self._changed:
             self._ensure_thread()
             self._changed.notify_all()
 
-    def flush(self, timeout: float) -> None:
-        """Export what there is by now; returns when the peer has answered, or after `timeout` seconds."""
-        self.start_flush(timeout)(math.inf)
-
     def start_flush(self, timeout: float) -> Callable[[float], None]:
-        """Begin a flush; the returned function waits for it, at most until its argument, a time of `time.monotonic`."""
+        """Start a flush of `timeout` seconds at most. The returned function waits for it.
+
+        Its argument is an earlier end of the wait, a time of `time.monotonic`.
+        """
         with self._changed:
-            flush = Flush(self._begun + self._has_news(), time.monotonic(), timeout)
-            if flush.round > self._ended and self._ensure_thread():
+            start = time.monotonic()
+            flush = _Flush(self._started + self._has_changes(), start, start + timeout)
+            if flush.number > self._completed and self._ensure_thread():
                 self._flushes.append(flush)
                 self._changed.notify_all()
             return lambda limit: self._wait(flush, limit)
 
     def reserve(self, user: object, exit_timeout: float) -> None:
-        """Register a user of this exporter. The longest time of the live users holds."""
+        """Register a user. The exit flush takes the longest `exit_timeout` of the users that exist."""
         with self._changed:
             self._exit_timeouts[user] = exit_timeout
             self._exit_timeout = max(self._exit_timeouts.values())
-            self._idle = IDLE
+            self._idle_timeout = IDLE_TIMEOUT
 
     def retire(self) -> None:
-        """End the thread as soon as it has no news to export, until the exporter is reserved again."""
+        """End the thread when there are no changes, until the next `reserve`."""
         with self._changed:
-            self._idle = 0.0
+            self._idle_timeout = 0.0
             self._changed.notify_all()
 
-    def close(self, timeout: float) -> None:
-        """Flush, and end the thread; within `timeout` seconds."""
-        self.start_close(timeout)()
+    def reset_after_fork(self) -> None:
+        self.aggregator.reset_after_fork()
+        self._reset()
 
-    def start_close(self, timeout: float) -> Callable[[], None]:
-        """Begin the last flush; the returned function waits for it and ends the thread."""
-        deadline = time.monotonic() + timeout
-        wait = self.start_flush(timeout)
+    def start_exit(self) -> Callable[[], None]:
+        """Start the last flush. The returned function waits for it, and closes the exporter."""
+        with self._changed:
+            self._peer.begin_exit()
+        end = time.monotonic() + self._exit_timeout
+        wait = self.start_flush(self._exit_timeout)
 
         def finish() -> None:
-            wait(math.inf)
+            wait(end)
             with self._changed:
                 self._is_closed = True
                 self._changed.notify_all()
-                # A thread that is out with a request may take longer than the flush.
+                # A request that is in progress may outlast the flush.
                 thread = self._thread if not self._is_exporting else None
-            self.ledger.turn_off()
+            self.aggregator.disable()
             if thread is not None:
-                thread.join(max(0.0, deadline - time.monotonic()))
+                thread.join(max(0.0, end - time.monotonic()))
 
         return finish
 
-    def reset_after_fork(self) -> None:
-        self.ledger.reset_after_fork()
-        self._begin()
-
-    def start_exit(self) -> Callable[[], None]:
-        with self._changed:
-            self._peer.begin_exit()
-        return self.start_close(self._exit_timeout)
-
-    def _has_news(self) -> bool:
-        return self.ledger.has_news or self._has_failed
+    def _has_changes(self) -> bool:
+        return self.aggregator.has_changes or self._has_failed
 
     def _ensure_thread(self) -> bool:
         if self._is_closed:
@@ -225,11 +204,11 @@ class Exporter:
             self._thread = start_daemon(self._run, name="cascade-metrics")
         return self._thread is not None
 
-    def _wait(self, flush: "Flush", limit: float) -> None:
+    def _wait(self, flush: _Flush, limit: float) -> None:
         with self._changed:
             if flush not in self._flushes:
                 return
-            while self._ended < flush.round and not self._is_closed:
+            while self._completed < flush.number and not self._is_closed:
                 end = min(flush.end, limit, self._peer.patience(flush.start))
                 left = end - time.monotonic()
                 if left <= 0 or self._peer.is_hopeless(flush.start, end):
@@ -240,72 +219,83 @@ class Exporter:
 
     def _run(self) -> None:
         with uninstrumented():
-            destination = self._open_destination()
-            while self._is_due():
+            destination = self._open()
+            while self._wait_for_next():
                 self._export(destination)
             destination.close()
 
-    def _is_due(self) -> bool:
-        """Wait for the next export; False when the thread is to end."""
+    def _open(self) -> Destination:
+        exporters = self._settings.exporters
+        collector = OtlpDestination(self._resource, self._options) if "otlp" in exporters else None
+        if collector is not None and "console" not in exporters:
+            return collector
+        return ConsoleDestination(self._resource, collector)
+
+    def _wait_for_next(self) -> bool:
+        """Wait until the next export is due. Return False when the thread must end."""
         due: float | None = None
         with self._changed:
             while not self._is_closed:
-                if not self._has_news() and not self._is_awaited():
+                is_flushing = self._is_flushing()
+                if not is_flushing and not self._has_changes():
                     due = None
-                    if not self._changed.wait(self._idle) and not self._has_news() and not self._is_awaited():
+                    if (
+                        not self._changed.wait(self._idle_timeout)
+                        and not self._has_changes()
+                        and not self._is_flushing()
+                    ):
                         self._thread = None
                         return False
                     continue
-                due = due or time.monotonic() + self._interval
-                is_awaited = self._is_awaited()
-                left = max(self._peer.next_try(is_flushing=is_awaited), 0.0 if is_awaited else due) - time.monotonic()
+                due = due or time.monotonic() + self._settings.interval
+                left = max(self._peer.next_try(is_flushing=is_flushing), 0.0 if is_flushing else due) - time.monotonic()
                 if left <= 0:
-                    break
+                    self._started += 1
+                    self._is_exporting = True
+                    return True
                 self._changed.wait(left)
-            self._begun += not self._is_closed
-            self._is_exporting = not self._is_closed
-            return self._is_exporting
+            return False
 
-    def _is_awaited(self) -> bool:
-        """Whether a flush waits for an export that has not begun, or has to be repeated."""
-        return any(flush.round > self._ended for flush in self._flushes)
+    def _is_flushing(self) -> bool:
+        """Whether a flush waits for an export that has not started, or must be repeated."""
+        return any(flush.number > self._completed for flush in self._flushes)
 
     def _export(self, destination: Destination) -> None:
-        self._began_at = time.monotonic()
+        self._started_at = time.monotonic()
         try:
-            snapshot = self.ledger.take()
-            reply = destination.send(snapshot, self._ask)
+            snapshot = self.aggregator.collect()
+            reply = destination.send(snapshot, self._start_request)
         except Exception as error:
             logger.debug("OtelConnector: metrics cannot be exported", exc_info=True)
             reply = Reply("refused", error_text(error, 200))
         else:
             if reply is None:
-                self.ledger.turn_off(NOT_TAKEN_PAUSE)
+                self.aggregator.disable(UNSUPPORTED_PAUSE)
             elif reply.outcome == "accepted":
-                self.ledger.settle(snapshot)
-        self._learn(reply or Reply("accepted"))
+                self.aggregator.complete(snapshot)
+        self._record(reply or Reply("accepted"))
 
-    def _ask(self) -> float:
-        """A request goes out; the seconds that it may take."""
+    def _start_request(self) -> float:
+        # The time before the request, such as imports, does not count for the health of the collector.
         with self._changed:
-            self._began_at = time.monotonic()
-            self._peer.ask(self._began_at)
+            self._started_at = time.monotonic()
+            self._peer.ask(self._started_at)
             self._changed.notify_all()
-            return self._request_timeout
+            return self._options.timeout
 
-    def _learn(self, reply: Reply) -> None:
+    def _record(self, reply: Reply) -> None:
         if reply.outcome != "accepted" or reply.rejected:
-            self._report(reply)
+            # An export that is repeated is no loss, and there is one warning at most.
+            is_quiet = reply.dead or reply.outcome == "retry" or self._has_warned
+            self._has_warned |= not is_quiet
+            problem = reply.reason or f"{reply.rejected} rejected"
+            logger.log(
+                logging.DEBUG if is_quiet else logging.WARNING, "OtelConnector: metrics were not accepted: %s", problem
+            )
         with self._changed:
-            self._peer.record(reply, self._began_at)
+            self._peer.record(reply, self._started_at)
             self._has_failed = reply.outcome != "accepted"
             self._is_exporting = False
             if reply.outcome != "retry":
-                self._ended = self._begun
+                self._completed = self._started
             self._changed.notify_all()
-
-    def _report(self, reply: Reply) -> None:
-        """Log one warning at most; an export that will be repeated is no loss."""
-        level = logging.DEBUG if reply.dead or reply.outcome == "retry" or self._has_warned else logging.WARNING
-        self._has_warned |= level == logging.WARNING
-        logger.log(level, "OtelConnector: metrics were not taken: %s", reply.reason or f"{reply.rejected} rejected")

@@ -1,4 +1,4 @@
-"""Gauges and telemetry counts, which an export reads: runs and tasks in progress, spans sent and lost."""
+"""Values that an export reads: runs and tasks in progress, and counts of exported telemetry."""
 
 import threading
 import weakref
@@ -10,114 +10,111 @@ from cascade.connectors.otel.metrics import catalogue as m
 from cascade.connectors.otel.metrics.catalogue import Key
 
 MAX_RUNS = 1000
-"""Active runs of one connector. Of more, the oldest are forgotten: the end of such a run may never be published."""
-
-_NOTHING = FlushReport()
+"""Active runs of one connector. Above that the oldest run is dropped: its end may never be published."""
 
 
-class _Watched:
-    """A report, as seen from a beginning that a fork sets anew."""
+class _TelemetryCounts:
+    """Counts of one signal since a start, which a forked child moves to its first run."""
 
     def __init__(self, signal: str, report: Callable[[], FlushReport]) -> None:
         self.signal = signal
         self.report = report
-        self.beginning = _NOTHING
+        self.start = FlushReport()
 
     def counts(self) -> dict[Key, int]:
-        now, then = self.report(), self.beginning
+        now, start = self.report(), self.start
         return {
-            (m.TELEMETRY_SENT, self.signal): now.sent - then.sent,
-            (m.TELEMETRY_LOST, self.signal): now.lost - then.lost,
-            (m.TELEMETRY_RETRIED, self.signal): now.retried - then.retried,
+            (m.TELEMETRY_SENT, self.signal): now.sent - start.sent,
+            (m.TELEMETRY_LOST, self.signal): now.lost - start.lost,
+            (m.TELEMETRY_RETRIED, self.signal): now.retried - start.retried,
         }
 
 
 class Gauges:
-    """The sums over the connectors that share one export of metrics, and the counts of their telemetry. Thread-safe."""
+    """Sums over the connectors that share one export of metrics. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._levels: weakref.WeakSet[Levels] = weakref.WeakSet()
-        self._watched: tuple[_Watched, ...] = ()
+        self._connectors: weakref.WeakSet[ConnectorGauges] = weakref.WeakSet()
+        self._signals: tuple[_TelemetryCounts, ...] = ()
         self._is_forked = False
 
-    def attach(self, levels: "Levels") -> None:
-        """Include the levels of a connector for as long as the connector exists."""
+    def attach(self, connector: "ConnectorGauges") -> None:
+        """Include the gauges of a connector until they are garbage-collected."""
         with self._lock:
-            self._levels.add(levels)
+            self._connectors.add(connector)
 
     @property
     def active_tasks(self) -> int:
-        return sum(levels.active_tasks for levels in self._attached())
+        return sum(connector.active_tasks for connector in self._attached())
 
     @property
     def active_runs(self) -> int:
-        return sum(levels.active_runs for levels in self._attached())
+        return sum(connector.active_runs for connector in self._attached())
 
     @property
     def is_active(self) -> bool:
-        return any(levels.active_runs or levels.active_tasks for levels in self._attached())
+        return any(connector.active_runs or connector.active_tasks for connector in self._attached())
 
     def watch(self, signal: str, report: Callable[[], FlushReport]) -> None:
-        """Count the telemetry of a signal; a report that is watched already counts once."""
+        """Count the telemetry of a signal. A report that is watched already is not counted again."""
         with self._lock:
-            if all(watched.report != report for watched in self._watched):
-                self._watched += (_Watched(signal, report),)
+            if all(watched.report != report for watched in self._signals):
+                self._signals += (_TelemetryCounts(signal, report),)
 
     def telemetry(self) -> Counter[Key]:
-        """Telemetry sent, lost and retried so far, per signal."""
+        """Return the counts of sent, lost and retried telemetry per signal."""
         found: Counter[Key] = Counter()
-        if self._is_forked:
-            return found
-        for watched in self._watched:
-            found.update(watched.counts())
+        if not self._is_forked:
+            for signal in self._signals:
+                found.update(signal.counts())
         return found
 
     def start_run(self) -> None:
-        """Count telemetry from here on, if this is the first run of a forked child."""
+        """Start the counts of a forked child at its first run."""
         if self._is_forked:
             self._is_forked = False
-            for watched in self._watched:
-                watched.beginning = watched.report()
+            for signal in self._signals:
+                signal.start = signal.report()
 
     def reset_after_fork(self) -> None:
         self._lock = threading.Lock()
-        # Reports are read later: their locks may be held by threads that this process does not have.
+        # The reports cannot be read yet: threads of the parent may hold their locks.
         self._is_forked = True
-        for levels in list(self._levels):
-            levels.reset_after_fork()
+        for connector in list(self._connectors):
+            connector.reset_after_fork()
 
-    def _attached(self) -> "list[Levels]":
+    def _attached(self) -> "list[ConnectorGauges]":
         with self._lock:
-            return list(self._levels)
+            return list(self._connectors)
 
 
-class Levels:
+class ConnectorGauges:
     """Runs and tasks of one connector in progress. Thread-safe: tasks start and end in worker threads."""
 
     def __init__(self, gauges: Gauges) -> None:
         self._lock = threading.Lock()
         self._gauges = gauges
-        self._active_tasks = 0
         self._runs: dict[str, None] = {}
+        self.active_tasks = 0
         gauges.attach(self)
-
-    @property
-    def active_tasks(self) -> int:
-        return self._active_tasks
 
     @property
     def active_runs(self) -> int:
         return len(self._runs)
 
-    def enter_task(self) -> None:
-        with self._lock:
-            self._active_tasks += 1
+    def watch(self, signal: str, report: Callable[[], FlushReport]) -> None:
+        """Count the telemetry of a signal. `report` is called at each export, in the exporting thread."""
+        self._gauges.watch(signal, report)
 
-    def leave_task(self) -> None:
+    def start_task(self) -> None:
         with self._lock:
-            # In a forked child those calls may end that began in the parent.
-            self._active_tasks = max(0, self._active_tasks - 1)
+            self.active_tasks += 1
+
+    def end_task(self) -> None:
+        with self._lock:
+            # A forked child may end tasks that started in the parent.
+            self.active_tasks = max(0, self.active_tasks - 1)
 
     def start_run(self, run_id: str) -> None:
         self._gauges.start_run()
@@ -132,5 +129,5 @@ class Levels:
 
     def reset_after_fork(self) -> None:
         self._lock = threading.Lock()
-        self._active_tasks = 0
+        self.active_tasks = 0
         self._runs = {}

@@ -1,8 +1,7 @@
-"""`RunMetrics`: the metrics of one connector's runs."""
+"""Metrics of the runs of one connector, measured from their messages."""
 
-import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Protocol, Self
 
@@ -12,212 +11,155 @@ from opentelemetry.sdk.resources import Resource
 from cascade._loggers import get_logger
 from cascade.connectors.otel._options import ExportOptions
 from cascade.connectors.otel._sharing import Share
-from cascade.connectors.otel._tally import FlushReport
-from cascade.connectors.otel._transport import open_transport, prepare
+from cascade.connectors.otel._transport import prepare
 from cascade.connectors.otel.metrics import catalogue as m
-from cascade.connectors.otel.metrics.aggregation import Ledger
 from cascade.connectors.otel.metrics.catalogue import Key
-from cascade.connectors.otel.metrics.export import Collector, Console, Destination, Exporter
-from cascade.connectors.otel.metrics.gauges import Gauges, Levels
-from cascade.connectors.otel.metrics.instruments import Instruments, instruments_of
+from cascade.connectors.otel.metrics.export import MetricExporter
+from cascade.connectors.otel.metrics.gauges import ConnectorGauges, Gauges
+from cascade.connectors.otel.metrics.instruments import instruments_of
 from cascade.connectors.otel.metrics.settings import Settings
 from cascade.connectors.otel.span_data import error_type
+
+CACHE_HIT = "CacheHit"
 
 logger = get_logger("cascade.connectors.otel")
 
 
-class RunMetrics:
-    """The metrics of one connector's runs: aggregated and exported here, or recorded with a meter provider.
+class Sink(Protocol):
+    """Records measurements. Called on the threads of event loops; must not block.
 
-    Connectors that export to one destination share its exporter, and those of one meter provider its instruments. So a
-    process has one series of each metric. No method but the constructors raises.
+    A key is a metric and the values of its attributes, in the order of the attributes; None is a missing value.
     """
 
-    def __init__(
-        self, sink: Ledger | Instruments | None = None, exporter: Exporter | None = None, *, is_shared: bool = False
-    ) -> None:
+    gauges: Gauges
+
+    def record(self, key: Key, seconds: float, end_ns: int, payload: Mapping[str, Any]) -> None:
+        """Add a duration to a histogram. The span of the payload is its exemplar."""
+        ...
+
+    def add(self, key: Key) -> None:
+        """Add one to a counter."""
+        ...
+
+    def touch(self) -> None:
+        """Handle a change of a gauge."""
+        ...
+
+
+class RunMetrics:
+    """Metrics of the runs of one connector, exported by Cascade or recorded with a meter provider.
+
+    Connectors of one destination share its exporter, and those of one meter provider share its instruments. A process
+    has therefore one time series of each metric. Only the constructors raise exceptions.
+    """
+
+    def __init__(self, sink: Sink | None = None, exporter: MetricExporter | None = None) -> None:
         self._sink = sink
         self._exporter = exporter
-        self._is_shared = is_shared
-        self._gauges = sink.gauges if sink else Gauges()
-        self._levels = Levels(self._gauges)
+        self.gauges = ConnectorGauges(sink.gauges if sink else Gauges())
 
     @classmethod
-    def own(
+    def for_endpoint(
         cls,
         resource: Callable[[], Resource],
         options: ExportOptions,
+        share: Share[MetricExporter],
         environ: Mapping[str, str] = os.environ,
-        share: Share[Exporter] | None = None,
     ) -> Self:
-        """Export to `options`, whose signal is "metrics", as the `OTEL_METRIC*` variables configure it.
+        """Export to a collector, to standard output, or to both, as the `OTEL_METRIC*` variables configure it.
 
         Args:
             resource: Returns the current resource, the same as that of the spans.
-            options: Made for the signal "metrics".
+            options: Options of the signal "metrics".
+            share: Returns the exporter of the destination, which connectors share.
             environ: The environment.
-            share: Returns the exporter of the destination, which connectors share. None makes an exporter.
         """
         settings = Settings.from_environment(environ)
         if not settings.exporters:
             return cls()
         if "otlp" in settings.exporters:
             prepare(options)
-        make = partial(_exporter, settings, resource, options)
-        exporter = make() if share is None else share(make)
-        return cls(exporter.ledger, exporter, is_shared=share is not None)
+        exporter = share(partial(MetricExporter, settings, resource, options))
+        return cls(exporter.aggregator, exporter)
 
     @classmethod
-    def of(cls, meter_provider: MeterProvider) -> Self:
-        """Record with a provider's instruments, which the provider exports.
+    def for_provider(cls, meter_provider: MeterProvider) -> Self:
+        """Record with the instruments of a provider, which exports them.
 
         Raises:
-            TypeError: It is no meter provider.
+            TypeError: `meter_provider` is not a meter provider.
         """
         return cls(instruments_of(meter_provider))
 
     def reserve(self, exit_timeout: float) -> None:
-        """Register as a user of the exporter, which the process's exit flushes for `exit_timeout` seconds."""
+        """Register as a user of the exporter. It is flushed for `exit_timeout` seconds when the process exits."""
         if self._exporter is not None:
             self._exporter.reserve(self, exit_timeout)
 
     def publish(self, payload: Mapping[str, Any]) -> None:
-        """Take in a message of a run, at once: any message, those that say nothing here included."""
-        sink = self._sink
-        if sink is None:
+        """Record the measurements of a message. Most messages have none."""
+        if self._sink is None:
             return
         try:
-            measure(payload, sink, self._levels)
+            _measure(payload, self._sink, self.gauges)
         except Exception:
-            logger.debug("OtelConnector: no metrics from a message", exc_info=True)
-
-    def entered(self) -> None:
-        """A call of a task's code begins; from any thread."""
-        self._levels.enter_task()
-
-    def left(self) -> None:
-        """That call has ended."""
-        self._levels.leave_task()
-
-    def end_run(self, run_id: str) -> None:
-        """The run is over, though the message of its end may have been lost."""
-        self._levels.end_run(run_id)
-
-    def watch(self, signal: str, report: Callable[[], FlushReport]) -> None:
-        """Count what becomes of the telemetry of a signal; `report` is called at each export, in the exporting thread."""
-        self._gauges.watch(signal, report)
-
-    def flush(self, timeout: float) -> None:
-        """Export now, and wait for it `timeout` seconds at most."""
-        self.start_flush(timeout)(math.inf)
+            logger.debug("OtelConnector: a message cannot be measured", exc_info=True)
 
     def start_flush(self, timeout: float) -> Callable[[float], None]:
-        """Begin an export; the returned function waits for it, at most until its argument, a time of `time.monotonic`."""
-        return self._exporter.start_flush(timeout) if self._exporter is not None else _no_wait
-
-    def close(self, timeout: float) -> None:
-        """Flush, and count no more. An exporter that is not shared is closed."""
-        if self._exporter is not None:
-            (self._exporter.flush if self._is_shared else self._exporter.close)(timeout)
-        self._sink = None
+        """Start an export. The returned function waits for it, at most until its argument, a time of `time.monotonic`."""
+        return self._exporter.start_flush(timeout) if self._exporter is not None else lambda _: None
 
 
-def _no_wait(_limit: float) -> None:
-    """Nothing is exported here."""
-
-
-def _exporter(settings: Settings, resource: Callable[[], Resource], options: ExportOptions) -> Exporter:
-    return Exporter(
-        Ledger(settings),
-        partial(_destination, settings, resource, options),
-        interval=settings.interval,
-        request_timeout=options.timeout,
-    )
-
-
-def _destination(settings: Settings, resource: Callable[[], Resource], options: ExportOptions) -> Destination:
-    collector = Collector(resource, partial(open_transport, options)) if "otlp" in settings.exporters else None
-    if "console" in settings.exporters or collector is None:
-        return Console(resource, collector)
-    return collector
-
-
-CACHE_HIT = "CacheHit"
-
-
-class Sink(Protocol):
-    """Takes measurements, on the event loop's threads; quick, and never blocks.
-
-    A key is a metric and the values of its attributes, in their order; None for one that has no value.
-    """
-
-    def observe(self, key: Key, seconds: float, end_ns: int, payload: Mapping[str, Any]) -> None:
-        """Add a duration to a histogram; the payload's span is its example."""
-        ...
-
-    def count(self, key: Key) -> None:
-        """Add one to a counter."""
-        ...
-
-    def touch(self) -> None:
-        """Something that is not measured here, such as a level, has changed."""
-        ...
-
-
-def measure(payload: Mapping[str, Any], sink: Sink, levels: Levels) -> None:
-    """Hand the sink all that this message says; nothing for most."""
+def _measure(payload: Mapping[str, Any], sink: Sink, gauges: ConnectorGauges) -> None:
     body = payload["body"]
-    kind = body["type"]
-    if kind == "TaskStateEvent":
-        state = body["state"]
-        if state in {"COMPLETED", "FAILED"}:
-            _ended(payload, body, sink)
-        elif state == "SKIPPED":
-            _skipped(payload, body, sink)
-        elif state == "PENDING" and body["metadata"].get("reason") == "retry":
-            sink.count((m.TASK_RETRIES, body["task_name"]))
-    elif kind == "LifecycleEvent":
-        _lifecycle(payload, body, sink, levels)
+    match body["type"], body.get("state") or body.get("event"):
+        case "TaskStateEvent", "COMPLETED" | "FAILED":
+            _record_end(payload, body, sink)
+        case "TaskStateEvent", "SKIPPED":
+            _record_skip(payload, body, sink)
+        case "TaskStateEvent", "PENDING" if body["metadata"].get("reason") == "retry":
+            sink.add((m.TASK_RETRIES, body["task_name"]))
+        case "LifecycleEvent", "ENGINE_STARTED":
+            gauges.start_run(payload["run_id"])
+            sink.touch()
+        case "LifecycleEvent", _:
+            _record_run_end(payload, body, sink, gauges)
 
 
-def _ended(payload: Mapping[str, Any], body: Mapping[str, Any], sink: Sink) -> None:
+def _record_end(payload: Mapping[str, Any], body: Mapping[str, Any], sink: Sink) -> None:
     metadata = body["metadata"]
     end_ns = metadata["end_ns"]
     if metadata.get("kind") != "map":
         error = None if body["state"] == "COMPLETED" else error_type(body, metadata)
         key = (m.TASK_DURATION, body["task_name"], metadata["result"], error)
-        sink.observe(key, _seconds(metadata["start_ns"], end_ns), end_ns, payload)
+        sink.record(key, _seconds(metadata["start_ns"], end_ns), end_ns, payload)
     if "waits" in metadata:
-        _waited(payload, metadata, sink)
+        _record_waits(payload, metadata["waits"], sink)
 
 
-def _skipped(payload: Mapping[str, Any], body: Mapping[str, Any], sink: Sink) -> None:
+def _record_skip(payload: Mapping[str, Any], body: Mapping[str, Any], sink: Sink) -> None:
     metadata = body["metadata"]
     reason = metadata.get("reason")
-    sink.count((m.TASK_SKIPS, body["task_name"], reason))
+    sink.add((m.TASK_SKIPS, body["task_name"], reason))
     if reason == CACHE_HIT:
-        sink.count((m.CACHE_HITS, body["task_name"]))
-    _waited(payload, metadata, sink)
+        sink.add((m.CACHE_HITS, body["task_name"]))
+    _record_waits(payload, metadata.get("waits", ()), sink)
 
 
-def _waited(payload: Mapping[str, Any], metadata: Mapping[str, Any], sink: Sink) -> None:
-    for wait in metadata.get("waits", ()):
+def _record_waits(payload: Mapping[str, Any], waits: Iterable[Mapping[str, Any]], sink: Sink) -> None:
+    for wait in waits:
         seconds = _seconds(wait["start_ns"], wait["end_ns"])
-        sink.observe((m.TASK_WAIT, wait["reason"]), seconds, wait["end_ns"], payload)
+        sink.record((m.TASK_WAIT, wait["reason"]), seconds, wait["end_ns"], payload)
 
 
-def _lifecycle(payload: Mapping[str, Any], body: Mapping[str, Any], sink: Sink, levels: Levels) -> None:
+def _record_run_end(payload: Mapping[str, Any], body: Mapping[str, Any], sink: Sink, gauges: ConnectorGauges) -> None:
+    gauges.end_run(payload["run_id"])
     metadata = body["metadata"]
-    if body["event"] == "ENGINE_STARTED":
-        levels.start_run(payload["run_id"])
-    else:
-        levels.end_run(payload["run_id"])
-        key = (m.RUN_DURATION, metadata.get("target"), metadata.get("result"))
-        end_ns = metadata["end_ns"]
-        sink.observe(key, _seconds(metadata["start_ns"], end_ns), end_ns, payload)
+    end_ns = metadata["end_ns"]
+    key = (m.RUN_DURATION, metadata.get("target"), metadata.get("result"))
+    sink.record(key, _seconds(metadata["start_ns"], end_ns), end_ns, payload)
     sink.touch()
 
 
 def _seconds(start_ns: int, end_ns: int) -> float:
-    # A clock that is set back makes no negative duration.
-    return max(0.0, (end_ns - start_ns) / 1e9)
+    return max(0.0, (end_ns - start_ns) / 1e9)  # the clock may have been set back

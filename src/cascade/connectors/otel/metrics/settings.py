@@ -1,4 +1,4 @@
-"""Values of the `OTEL_METRIC*` variables."""
+"""Settings of metrics from the `OTEL_METRIC*` variables."""
 
 import math
 from collections.abc import Mapping
@@ -12,17 +12,17 @@ Exporter = Literal["otlp", "console"]
 Temporality = Literal["cumulative", "delta", "lowmemory"]
 Exemplars = Literal["trace_based", "always_on", "always_off"]
 
-DEFAULT_INTERVAL = 60.0  # seconds; the specification's default
+DEFAULT_INTERVAL = 60.0  # seconds; the default of the specification
 
 _TEMPORALITY = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
 _EXEMPLARS = "OTEL_METRICS_EXEMPLAR_FILTER"
 _INTERVAL = "OTEL_METRIC_EXPORT_INTERVAL"
-_LONGEST_INTERVAL = 86_400.0 * 365  # seconds; conditions cannot wait much longer
+_LONGEST_INTERVAL = 86_400.0 * 365  # seconds; `threading.Condition` cannot wait much longer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Where metrics go and in which form. `interval` is in seconds; without exporters nothing is measured."""
+    """Exporters, temporality, exemplar filter, and the interval in seconds. Without exporters nothing is measured."""
 
     exporters: frozenset[Exporter] = frozenset({"otlp"})
     temporality: Temporality = "cumulative"
@@ -31,9 +31,9 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Self:
-        """Settings from variables; one warning for a value that cannot be used, and the default in its place.
+        """Read the variables. An invalid value causes one warning, and the default is used.
 
-        Without an exporter no other variable is read.
+        Without an exporter the other variables are not read.
         """
         if _environment.is_disabled(environ):
             return cls(exporters=frozenset())
@@ -50,7 +50,7 @@ class Settings:
 
 
 def _chosen(environ: Mapping[str, str], variable: str, choices: tuple[str, ...]) -> str:
-    """The value in lower case, or the first choice."""
+    """Return the value in lower case; the first choice for a missing or invalid value."""
     value = _environment.value(environ, variable)
     if not value or value.lower() in choices:
         return value.lower() or choices[0]
@@ -60,7 +60,6 @@ def _chosen(environ: Mapping[str, str], variable: str, choices: tuple[str, ...])
 
 
 def _interval(environ: Mapping[str, str]) -> float:
-    """The variable's milliseconds as seconds."""
     value = _environment.value(environ, _INTERVAL)
     if not value:
         return DEFAULT_INTERVAL
@@ -70,6 +69,6 @@ def _interval(environ: Mapping[str, str]) -> float:
         milliseconds = math.nan
     if milliseconds > 0:
         return min(milliseconds / 1000, _LONGEST_INTERVAL)
-    message = f"{_INTERVAL}={value!r} is no interval; 60000 is used; write milliseconds above zero"
+    message = f"{_INTERVAL}={value!r} is not an interval; 60000 is used; write milliseconds above zero"
     report(Problem(_INTERVAL, value, message))
     return DEFAULT_INTERVAL
