@@ -101,7 +101,7 @@ def _fresh_workflow_context() -> Iterator[None]:
 def _fresh_export_state() -> Iterator[None]:
     """The connectors of one test share no queue and no totals with those of another, whose receiver has gone."""
     yield
-    sharing = sys.modules.get("cascade.connectors.otel._sharing")
+    sharing = sys.modules.get("cascade.connectors.otel.routing")
     if sharing is not None:
         sharing.forget_all()
 

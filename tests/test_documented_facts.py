@@ -23,10 +23,18 @@ from cascade.connectors import _health
 from cascade.connectors.mqtt import backpressure, options, outbox, packets, subscriptions
 from cascade.connectors.mqtt import connector as mqtt
 from cascade.connectors.mqtt.outbox import SOON
-from cascade.connectors.otel import OtelConnector, _batch, _grpc, _routes, _sender, _sharing, _store, provider_flush
-from cascade.connectors.otel import _options as _options_of_otel
-from cascade.connectors.otel import _outbox as _outbox_of_otel
-from cascade.connectors.otel import _peer as _peer_of_otel
+from cascade.connectors.otel import (
+    OtelConnector,
+    batch,
+    buffer,
+    export_queue,
+    grpc,
+    health,
+    provider_flush,
+    routing,
+    sender,
+)
+from cascade.connectors.otel import options as _options_of_otel
 from cascade.connectors.otel.logs import run_logs
 from cascade.connectors.otel.metrics import catalogue, export, settings
 from cascade.runtime import _map_execution, _outcome, _resource_thread, _run_context, lane, protocols
@@ -115,7 +123,7 @@ STATED = {
         {60.0: "exports every minute"}[settings.DEFAULT_INTERVAL],
         f"milliseconds, {settings.DEFAULT_INTERVAL * 1000:g} by default",
         {3600.0: "again after an hour"}[export.UNSUPPORTED_PAUSE],
-        f"The totals of the {_sharing.RECENT} destinations",
+        f"The totals of the {routing.RECENT} destinations",
         f"at most {catalogue.MAX_NAMES} names of tasks, {catalogue.MAX_TARGETS} of targets and {catalogue.MAX_ERROR_TYPES} types",
         f"{catalogue.MAX_SETS:,} combinations of attributes per metric",
     ],
@@ -152,22 +160,22 @@ STATED = {
         f"at most {COLLECTOR['connectors']['span_metrics']['aggregation_cardinality_limit']:,} per service",
         {False: "has no tail sampling"}["tailsampling" in (ROOT / "collector-config/builder.yaml").read_text("utf-8")],
         {False: "without `fsync`"}[COLLECTOR["extensions"]["file_storage"]["fsync"]],
-        f"for {_peer_of_otel.HOLD_TIMEOUT:g} s of nothing but such answers",
-        {0.75: "three quarters full"}[_store.FULL],
+        f"for {health.HOLD_TIMEOUT:g} s of nothing but such answers",
+        {0.75: "three quarters full"}[buffer.FULL],
     ],
     "docs/servers.md": [
         f"a call in progress, at most {_forks.FORK_PATIENCE:g} s",
-        f"the latest {_routes.KEPT_TRACES:,} traces",
-        {True: '"gRPC was in use at a fork"'}["gRPC was in use at a fork" in _grpc._AFTER_FORK],
+        f"the latest {routing.KEPT_TRACES:,} traces",
+        {True: '"gRPC was in use at a fork"'}["gRPC was in use at a fork" in grpc._AFTER_FORK],
     ],
     "docs/tracing.md": [
-        f"by default {_outbox_of_otel.CAPACITY // MIB} MiB, has room for 150,000 of them",
-        f"up to {_outbox_of_otel.BATCH_SIZE:,} spans. Up to {_sender.MAX_SENDERS} requests",
-        f"within {_peer_of_otel.LONGEST_WAIT:g} s, or within three times",
-        f"`hold_timeout` ({_peer_of_otel.HOLD_TIMEOUT:g} s)",
-        f"`flush_timeout` ({_outbox_of_otel.FLUSH_TIMEOUT:g} s)",
-        f"It waits {_peer_of_otel.STRANGER_PATIENCE} s for",
-        f"and {_peer_of_otel.DEAD_PATIENCE} s for one that has failed",
+        f"by default {export_queue.CAPACITY // MIB} MiB, has room for 150,000 of them",
+        f"up to {export_queue.BATCH_SIZE:,} spans. Up to {sender.MAX_SENDERS} requests",
+        f"within {health.LONGEST_WAIT:g} s, or within three times",
+        f"`hold_timeout` ({health.HOLD_TIMEOUT:g} s)",
+        f"`flush_timeout` ({export_queue.FLUSH_TIMEOUT:g} s)",
+        f"It waits {health.STRANGER_PATIENCE} s for",
+        f"and {health.DEAD_PATIENCE} s for one that has failed",
         f"{trace_budget.PART_BYTES / 1e6:g} MB of encoded spans (`CASCADE_TRACE_PART_BYTES`), at {trace_budget.PART_SPANS:,} spans, or at",
         f"{trace_budget.PART_SIZE:,} children (`CASCADE_TRACE_PART_SIZE`)",
         f"{trace_budget._FIRST_SPANS} spans and {trace_budget._FIRST_BYTES:,} bytes",
@@ -336,7 +344,7 @@ def test_the_stated_sizes_of_a_span_and_of_a_part() -> None:
         size = sum(request.size for request in receiver.requests if request.signal == "traces")
         assert size < 1_000_000
         assert size / len(receiver.spans) == pytest.approx(380, rel=0.1)
-    held = size / len(receiver.spans) + _batch._ITEM
+    held = size / len(receiver.spans) + batch._ITEM
     assert held == pytest.approx(440, rel=0.1)
-    assert _outbox_of_otel.CAPACITY / held == pytest.approx(150_000, rel=0.1)
+    assert export_queue.CAPACITY / held == pytest.approx(150_000, rel=0.1)
     assert int(COLLECTOR_DEFAULTS["COLLECTOR_QUEUE_BYTES"]) / 380 == pytest.approx(1.4e6, rel=0.05)

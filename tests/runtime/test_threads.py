@@ -140,7 +140,7 @@ def test_a_late_connector_has_the_resource_attributes_of_the_environment(monkeyp
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test")
     got = _late(
         """
-        from cascade.connectors.otel._sdk_settings import resource
+        from cascade.connectors.otel.sdk_settings import resource
         def late():
             import os
             found = resource(os.environ).attributes

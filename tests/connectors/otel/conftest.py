@@ -10,8 +10,8 @@ from opentelemetry.trace import SpanContext, TraceFlags
 from opentelemetry.util.types import Attributes
 
 from cascade.connectors import _lifetime
-from cascade.connectors.otel import _environment, _grpc
-from cascade.connectors.otel._outbox import Outbox
+from cascade.connectors.otel import environment, grpc
+from cascade.connectors.otel.export_queue import Outbox
 from tests.connectors.otel.tracing import Collector, collectors
 from tests.lab.programs import program
 
@@ -27,9 +27,9 @@ def no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def no_warnings_of_tests_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_environment, "_reported", set())
+    monkeypatch.setattr(environment, "_reported", set())
     # A test that forked in this process while another's channel was open.
-    monkeypatch.setattr(_grpc._use, "was_forked", False)
+    monkeypatch.setattr(grpc._use, "was_forked", False)
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from cascade.connectors.otel._protobuf import varint
-from cascade.connectors.otel.encode import Envelope, encode_span
+from cascade.connectors.otel.encode import Envelope, encode_span, varint
 from cascade.connectors.otel.live_spans import SpanFactory
 from cascade.connectors.otel.provider import tracing_of
 from cascade.connectors.otel.span_data import Event, LinkData, SpanData

@@ -326,8 +326,8 @@ def test_a_grpc_call_without_an_answer_after_a_fork_names_the_fork(tmp_path: Pat
         printed = program(
             tmp_path,
             """
-            from cascade.connectors.otel._grpc import GrpcTransport
-            from cascade.connectors.otel._options import ExportOptions
+            from cascade.connectors.otel.grpc import GrpcTransport
+            from cascade.connectors.otel.options import ExportOptions
             import socket
             silent = socket.create_server(("127.0.0.1", 0))
             endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cascade.connectors.otel._options import DEFAULT_TIMEOUT, ExportOptions
+from cascade.connectors.otel.options import DEFAULT_TIMEOUT, ExportOptions
 
 BASE = "OTEL_EXPORTER_OTLP_ENDPOINT"
 TRACES = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"

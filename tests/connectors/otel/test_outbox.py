@@ -19,14 +19,14 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Span, TracerProvider
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from cascade.connectors.otel._batch import encode, estimate
-from cascade.connectors.otel._options import ExportOptions
-from cascade.connectors.otel._outage import Items
-from cascade.connectors.otel._outbox import Bounds, Outbox
-from cascade.connectors.otel._sender import MAX_BODY, MAX_SENDERS
-from cascade.connectors.otel._tally import FlushReport
-from cascade.connectors.otel._transport import Reply, open_transport
+from cascade.connectors.otel.answers import Reply
+from cascade.connectors.otel.batch import FlushReport, encode, estimate
 from cascade.connectors.otel.encode import Envelope
+from cascade.connectors.otel.export_queue import Bounds, Outbox
+from cascade.connectors.otel.health import Items
+from cascade.connectors.otel.options import ExportOptions
+from cascade.connectors.otel.sender import MAX_BODY, MAX_SENDERS
+from cascade.connectors.otel.transport import open_transport
 from tests.connectors.otel import peers
 from tests.connectors.otel.conftest import MakeSpan
 from tests.lab.waiting import HANG, NEVER, until_blocking
@@ -197,7 +197,7 @@ def test_a_slow_peer_has_the_whole_time_once_it_has_answered(make_span: MakeSpan
     with peers.http_peer() as peer, outbox(peer.endpoint) as box:
         box.put(make_span("first"))
         assert box.flush(HANG).sent == 1
-        limits.setattr("cascade.connectors.otel._peer.STRANGER_PATIENCE", 0.0)
+        limits.setattr("cascade.connectors.otel.health.STRANGER_PATIENCE", 0.0)
         peer.gate.clear()
         box.put(make_span("second"))
         opener = threading.Timer(0.1, peer.gate.set)
@@ -418,7 +418,7 @@ def test_a_batch_for_which_a_peer_has_room_only_later_is_sent_in_parts(
     make_span: MakeSpan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a queue that is smaller than the batch."""
-    monkeypatch.setattr("cascade.connectors.otel._peer.BUSY_FLUSH_PAUSE", 0.001)
+    monkeypatch.setattr("cascade.connectors.otel.health.BUSY_FLUSH_PAUSE", 0.001)
     limit = 30_000
     peer = Scripted(lambda body: Reply("retry", "503 queue is full") if len(body) > limit else Reply("accepted"))
     box = Outbox(lambda: peer, schedule_delay=600)
@@ -554,7 +554,7 @@ def test_a_peer_that_takes_its_time_gets_several_requests_at_once(make_span: Mak
 
 
 def test_a_dead_peer_is_asked_by_one_at_a_time(make_span: MakeSpan, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cascade.connectors.otel._peer.LONGEST_PAUSE", 0.001)
+    monkeypatch.setattr("cascade.connectors.otel.health.LONGEST_PAUSE", 0.001)
     asked, asking, most = 0, 0, 0
     lock = threading.Lock()
 
@@ -650,10 +650,10 @@ PROGRAM = """
 import os, sys
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext
-from cascade.connectors.otel._options import ExportOptions
-from cascade.connectors.otel._outage import Items
-from cascade.connectors.otel._outbox import Outbox
-from cascade.connectors.otel._transport import open_transport
+from cascade.connectors.otel.options import ExportOptions
+from cascade.connectors.otel.health import Items
+from cascade.connectors.otel.export_queue import Outbox
+from cascade.connectors.otel.transport import open_transport
 from tests.lab.time_limits import raise_time_limits
 
 raise_time_limits()
@@ -698,8 +698,8 @@ import atexit, threading
 
 atexit.register(lambda: print(sum(box.report().sent for box in boxes)))
 
-from cascade.connectors.otel._outbox import Outbox
-from cascade.connectors.otel._transport import Reply
+from cascade.connectors.otel.export_queue import Outbox
+from cascade.connectors.otel.answers import Reply
 from tests.lab.time_limits import raise_time_limits
 
 raise_time_limits()

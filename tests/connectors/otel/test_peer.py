@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from cascade.connectors.otel._peer import Peer
-from cascade.connectors.otel._transport import Reply
+from cascade.connectors.otel.answers import Reply
+from cascade.connectors.otel.health import Peer
 
 DEAD = Reply("retry", "down", dead=True)
 

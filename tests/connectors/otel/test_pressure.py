@@ -10,9 +10,9 @@ import pytest
 
 import cascade as cs
 from cascade.connectors.memory import MemoryConnector
-from cascade.connectors.otel import OtelConnector, _sender
-from cascade.connectors.otel._shared import Shared
-from cascade.connectors.otel._store import Flight
+from cascade.connectors.otel import OtelConnector, sender
+from cascade.connectors.otel.buffer import Flight
+from cascade.connectors.otel.sender import Shared
 from cascade.testing import Fault, OtlpReceiver
 from tests.connectors.otel import peers
 from tests.connectors.otel.tracing import warnings
@@ -35,13 +35,13 @@ def flow() -> Any:
 
 def send_nothing_before(condition: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
     """No request goes out before the condition holds, however slow the tasks are beside the collector."""
-    await_turn = _sender._await_turn
+    await_turn = sender._await_turn
 
     def later(shared: Shared, flight: Flight) -> bool:
         until_blocking(condition)
         return await_turn(shared, flight)
 
-    monkeypatch.setattr(_sender, "_await_turn", later)
+    monkeypatch.setattr(sender, "_await_turn", later)
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])

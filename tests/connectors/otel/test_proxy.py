@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cascade.connectors.otel._endpoint import server_of
-from cascade.connectors.otel._options import ExportOptions
-from cascade.connectors.otel._proxy import grpc_proxy_of, is_exempt
 from cascade.connectors.otel._route import route_to
+from cascade.connectors.otel.endpoint import server_of
+from cascade.connectors.otel.options import ExportOptions
+from cascade.connectors.otel.proxy import grpc_proxy_of, is_exempt
 
 PROXY = "http://proxy:3128"
 

@@ -6,9 +6,9 @@ import textwrap
 
 import pytest
 
-from cascade.connectors.otel import _routes
-from cascade.connectors.otel._outbox import Outbox
-from cascade.connectors.otel._transport import Unusable
+from cascade.connectors.otel import routing
+from cascade.connectors.otel.export_queue import Outbox
+from cascade.connectors.otel.transport import Unusable
 from cascade.testing import OtlpReceiver
 from tests.lab.waiting import HANG
 
@@ -149,8 +149,8 @@ def test_a_task_of_the_event_loop_that_outlives_the_run() -> None:
 def test_a_context_that_lives_is_known_after_more_runs_than_traces_are_kept() -> None:
     _check(
         """
-        from cascade.connectors.otel import _routes
-        _routes.KEPT_TRACES = 2
+        from cascade.connectors.otel import routing
+        routing.KEPT_TRACES = 2
         run(cs.task(starts)())
         end([first, second, first, first])
         """,
@@ -169,13 +169,13 @@ def _check(code: str, starts: str, expected: tuple[int, int] = (0, 1)) -> None:
 
 def test_the_routes_of_ended_runs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     # A table of its own: a thread of an earlier test may end a run meanwhile.
-    monkeypatch.setattr(_routes, "_table", type(_routes._table)())
+    monkeypatch.setattr(routing, "_table", type(routing._table)())
     outbox = Outbox(lambda: Unusable(ValueError()))
-    for trace_id in range(1, _routes.KEPT_TRACES + 10):
+    for trace_id in range(1, routing.KEPT_TRACES + 10):
         for _ in range(3):  # runs in one trace
-            route = _routes.Route(outbox, "run")
-            _routes.add_route(trace_id, route)
-            _routes.remove_route(trace_id, route)
-    assert len(_routes._table.ended) == _routes.KEPT_TRACES
-    assert {len(routes) for routes in _routes._table.ended.values()} == {1}
+            route = routing.Route(outbox, "run")
+            routing.add_route(trace_id, route)
+            routing.remove_route(trace_id, route)
+    assert len(routing._table.ended) == routing.KEPT_TRACES
+    assert {len(routes) for routes in routing._table.ended.values()} == {1}
     outbox.close(0)

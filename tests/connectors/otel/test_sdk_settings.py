@@ -8,7 +8,7 @@ import pytest
 from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, DEFAULT_ON, ParentBasedTraceIdRatio, TraceIdRatioBased
 
-from cascade.connectors.otel._sdk_settings import resource, sampler, span_limits
+from cascade.connectors.otel.sdk_settings import resource, sampler, span_limits
 from cascade.telemetry.topics import source
 
 ATTRIBUTES = "OTEL_RESOURCE_ATTRIBUTES"

@@ -16,7 +16,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 
 import cascade as cs
-from cascade.connectors.otel import OtelConnector, _routes
+from cascade.connectors.otel import OtelConnector, routing
 from cascade.testing import Fault, OtlpReceiver
 from tests.connectors.otel import peers
 from tests.connectors.otel.logs.conftest import lines
@@ -230,8 +230,8 @@ def instances() -> Counter[str]:
 @pytest.fixture
 def few_traces(limits: pytest.MonkeyPatch) -> None:
     """Routes for late spans are kept of three traces in place of a thousand, and of none of the other tests."""
-    limits.setattr("cascade.connectors.otel._routes.KEPT_TRACES", 3)
-    _routes._table.ended.clear()
+    limits.setattr("cascade.connectors.otel.routing.KEPT_TRACES", 3)
+    routing._table.ended.clear()
 
 
 def grown(connector: Callable[[], OtelConnector], runs: int = 20) -> Callable[[], Counter[str]]:
@@ -280,7 +280,7 @@ def test_a_run_without_exporters_leaves_nothing_behind(monkeypatch: pytest.Monke
 
 @pytest.mark.usefixtures("few_traces")
 def test_the_destinations_that_were_used_last_are_kept(limits: pytest.MonkeyPatch) -> None:
-    limits.setattr("cascade.connectors.otel._sharing.RECENT", 3)
+    limits.setattr("cascade.connectors.otel.routing.RECENT", 3)
     numbers, before = itertools.count(), frozenset(threading.enumerate())
     with OtlpReceiver() as receiver:
 

@@ -256,7 +256,7 @@ def test_an_error_in_the_flush_is_reported_as_it_is(
     def fails(*_: object) -> None:
         raise ValueError("ours")
 
-    monkeypatch.setattr("cascade.connectors.otel._signals.Signals.start_flush", fails)
+    monkeypatch.setattr("cascade.connectors.otel.signals.Signals.start_flush", fails)
     with OtlpReceiver() as receiver:
         cs.run(flow(), connector=OtelConnector(receiver.http_endpoint), log_level="OFF")
     assert caplog.messages[-1] == "OtelConnector could not disconnect: ValueError: ours"

@@ -21,8 +21,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
-from cascade.connectors.otel._options import ExportOptions
-from cascade.connectors.otel._transport import MAX_RETRY_AFTER, Reply, Transport, open_transport
+from cascade.connectors.otel.answers import MAX_RETRY_AFTER, Reply
+from cascade.connectors.otel.options import ExportOptions
+from cascade.connectors.otel.transport import Transport, open_transport
 from tests.connectors.otel import peers
 from tests.lab.programs import program
 from tests.lab.waiting import HANG
@@ -442,7 +443,7 @@ class TestGrpc:
         assert sent(peers.refused(), "grpc").dead
 
     def test_without_a_state_the_text_of_the_status_decides(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("cascade.connectors.otel._grpc._state", lambda _: None)
+        monkeypatch.setattr("cascade.connectors.otel.grpc._state", lambda _: None)
         assert sent(peers.refused(), "grpc") == Reply("retry", "connection refused", dead=True)
         with peers.grpc_peer() as peer:
             peer.code = grpc.StatusCode.UNAVAILABLE

@@ -1,7 +1,7 @@
 """Runs as OpenTelemetry traces. Needs the extra `[otel]`."""
 
 from cascade._extras import missing_extra
-from cascade.connectors.otel._environment import importable
+from cascade.connectors.otel.environment import importable
 
 try:
     with importable():

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from cascade.connectors.otel._options import ExportOptions
-from cascade.connectors.otel._proxy import proxy_of
+from cascade.connectors.otel.options import ExportOptions
+from cascade.connectors.otel.proxy import proxy_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,14 +13,13 @@ from cascade._forks import no_fork
 from cascade._loggers import get_logger
 from cascade.connectors import _lifetime
 from cascade.connectors._arguments import captures, one_of, positive, whole
-from cascade.connectors.otel._choice import Choice, Chosen
-from cascade.connectors.otel._outbox import CAPACITY, Bounds
-from cascade.connectors.otel._peer import HOLD_TIMEOUT
-from cascade.connectors.otel._routes import Route
-from cascade.connectors.otel._signals import Signals
-from cascade.connectors.otel._tally import FlushReport
+from cascade.connectors.otel.batch import FlushReport
+from cascade.connectors.otel.export_queue import CAPACITY, Bounds
+from cascade.connectors.otel.health import HOLD_TIMEOUT
 from cascade.connectors.otel.live_spans import Inherited, LiveRun, SpanFactory, complete, parent_context, span_context
 from cascade.connectors.otel.provider import Tracing
+from cascade.connectors.otel.routing import Route
+from cascade.connectors.otel.signals import Choice, Chosen, Signals
 from cascade.connectors.otel.span_data import SpanData, spans_of
 from cascade.connectors.otel.task_span import NoActivation, SpanActivation
 from cascade.runtime.exceptions import TelemetryLostError
@@ -31,7 +30,7 @@ from cascade.telemetry.identity import RunTrace, SpanRef, place_run
 from cascade.telemetry.safe import masked_name
 
 if TYPE_CHECKING:
-    from cascade.connectors.otel._flush import Room
+    from cascade.connectors.otel.signals import Room
 
 logger = get_logger("cascade.connectors.otel")
 
@@ -152,7 +151,7 @@ class OtelConnector:
             return
         # A run has imported asyncio already, which takes as long as half of all that is imported here.
         with no_fork:
-            from cascade.connectors.otel._flush import flush
+            from cascade.connectors.otel.signals import flush
 
         routes, self._ended = self._ended, []
         has_spans, self._has_spans = self._has_spans, False
@@ -190,7 +189,7 @@ class OtelConnector:
 
     async def room(self) -> None:
         with no_fork:
-            from cascade.connectors.otel._flush import Room
+            from cascade.connectors.otel.signals import Room
 
         if self._route is not None:
             self._room = self._room or Room()

@@ -17,10 +17,37 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext
 
-from cascade.connectors.otel._protobuf import field, varint
 from cascade.connectors.otel.scope import EncodedResource
 from cascade.connectors.otel.span_data import Event, SpanData
 from cascade.telemetry import attributes as a
+
+# The field functions below rely on two facts of the wire format: concatenating two encoded messages merges them, and
+# concatenating repeated fields lists both (protobuf.dev, "Encoding").
+_LENGTH_DELIMITED = 2
+_SEVEN_BITS = 0x7F
+_NEGATIVE = 1 << 64
+
+
+def field(number: int, content: bytes) -> bytes:
+    """Return an encoded field of bytes, text or a message. The field number must be below 16."""
+    size = len(content)
+    return _TAGS[number] + (_SMALL[size] if size <= _SEVEN_BITS else varint(size)) + content
+
+
+def varint(number: int) -> bytes:
+    """Return a 64-bit integer as a protobuf varint: seven bits per byte, the lowest first."""
+    if number < 0:
+        number += _NEGATIVE
+    encoded = bytearray()
+    while number > _SEVEN_BITS:
+        encoded.append(number & _SEVEN_BITS | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
+
+
+_TAGS = tuple(bytes((number << 3 | _LENGTH_DELIMITED,)) for number in range(16))
+_SMALL = tuple(bytes((number,)) for number in range(_SEVEN_BITS + 1))
 
 
 def key_value(key: str, value: Any) -> KeyValue:

@@ -22,10 +22,10 @@ from opentelemetry.trace import (
 )
 
 from cascade._loggers import get_logger
-from cascade.connectors.otel._environment import Problem, report
-from cascade.connectors.otel._routes import Route, RunRoutes, add_route, remove_route, run_routes
 from cascade.connectors.otel.encode import encode_span
+from cascade.connectors.otel.environment import Problem, report
 from cascade.connectors.otel.provider import Tracing
+from cascade.connectors.otel.routing import Route, RunRoutes, add_route, remove_route, run_routes
 from cascade.connectors.otel.sdk_hooks import add_part, for_own_span, remove_part, with_task
 from cascade.connectors.otel.span_data import SpanData
 from cascade.telemetry import attributes as a

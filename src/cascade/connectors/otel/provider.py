@@ -23,20 +23,19 @@ from opentelemetry.sdk.trace.sampling import (
 )
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from cascade.connectors.otel import _environment
-from cascade.connectors.otel._batch import encode
-from cascade.connectors.otel._environment import LIMITS, Problem, report
-from cascade.connectors.otel._options import ExportOptions
-from cascade.connectors.otel._outage import Items
-from cascade.connectors.otel._outbox import Outbox
-from cascade.connectors.otel._routes import Route, RoutingProcessor
-from cascade.connectors.otel._sdk_settings import resource, sampler, span_limits
-from cascade.connectors.otel._shared import Pack
-from cascade.connectors.otel._sharing import Registry, destination
-from cascade.connectors.otel._transport import open_transport, prepare
+from cascade.connectors.otel import environment
+from cascade.connectors.otel.batch import encode
 from cascade.connectors.otel.encode import Envelope
+from cascade.connectors.otel.environment import LIMITS, Problem, report
+from cascade.connectors.otel.export_queue import Outbox
+from cascade.connectors.otel.health import Items
+from cascade.connectors.otel.options import ExportOptions
+from cascade.connectors.otel.routing import Registry, Route, RoutingProcessor, destination
 from cascade.connectors.otel.scope import SCOPE, scope_version
 from cascade.connectors.otel.sdk_hooks import BelowTasks, PresetIds, PresetSampler, TaskIds, mark_spans_of
+from cascade.connectors.otel.sdk_settings import resource, sampler, span_limits
+from cascade.connectors.otel.sender import Pack
+from cascade.connectors.otel.transport import open_transport, prepare
 
 # A forked child runs the fork handlers in the order of their registration. The handler of the SDK's provider uses a
 # thread pool, whose module registers one too: registered after the provider, it releases its lock too late.
@@ -105,7 +104,7 @@ def application_provider() -> TracerProvider | None:
 
 
 def _global() -> trace.TracerProvider | None:
-    return _environment.global_provider(trace.get_tracer_provider, "tracer")
+    return environment.global_provider(trace.get_tracer_provider, "tracer")
 
 
 def _retire(tracing: Tracing) -> None:
@@ -121,7 +120,7 @@ def own_tracing(options: ExportOptions, environ: Mapping[str, str] = os.environ)
 
     None if the SDK is disabled.
     """
-    if _environment.is_disabled(environ):
+    if environment.is_disabled(environ):
         return None
     tracing = _shared.get(destination(options, environ), partial(_made, options, environ))
     if isinstance(_global(), (trace.ProxyTracerProvider, NoneType)):
@@ -130,7 +129,7 @@ def own_tracing(options: ExportOptions, environ: Mapping[str, str] = os.environ)
 
 
 def _made(options: ExportOptions, environ: Mapping[str, str]) -> Tracing:
-    exporters, _, problem = _environment.exporters(environ, "traces")
+    exporters, _, problem = environment.exporters(environ, "traces")
     report(*filter(None, (problem, _config_file(environ))))
     provider = _OwnProvider(
         resource=resource(environ), sampler=sampler(environ), span_limits=span_limits(environ), shutdown_on_exit=False
@@ -142,7 +141,7 @@ def _made(options: ExportOptions, environ: Mapping[str, str]) -> Tracing:
         provider.route, provider.endpoint = Route(_outbox(options, pack)), options.endpoint
     mark_spans_of(provider)
     provider.add_span_processor(RoutingProcessor(provider.route))
-    provider.is_plain = provider.is_plain and not any(_environment.value(environ, name) for name in LIMITS)
+    provider.is_plain = provider.is_plain and not any(environment.value(environ, name) for name in LIMITS)
     if "console" in exporters:
         provider.add_span_processor(SimpleSpanProcessor(_ConsoleExporter()))
     made = tracing_of(provider)
@@ -171,7 +170,7 @@ class _ConsoleExporter(ConsoleSpanExporter):
 
 
 def _config_file(environ: Mapping[str, str]) -> Problem | None:
-    given = _environment.value(environ, _CONFIG_FILE)
+    given = environment.value(environ, _CONFIG_FILE)
     message = f"{_CONFIG_FILE}={given!r} is not read; set a tracer provider, or start with opentelemetry-instrument"
     return Problem(_CONFIG_FILE, given, message) if given else None
 
@@ -184,7 +183,7 @@ class _OwnProvider(TracerProvider):
     """
 
     def __init__(self, **settings: Any) -> None:
-        meters = _environment.global_provider(metrics.get_meter_provider, "meter")
+        meters = environment.global_provider(metrics.get_meter_provider, "meter")
         self.route: Route | None = None
         self.endpoint = ""
         super().__init__(meter_provider=NoOpMeterProvider() if meters is None else None, **settings)

@@ -8,8 +8,8 @@ import pytest
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 from opentelemetry.sdk.resources import Resource
 
-from cascade.connectors.otel._options import ExportOptions
 from cascade.connectors.otel.logs import RunLogs
+from cascade.connectors.otel.options import ExportOptions
 from cascade.runtime import task_context
 from cascade.runtime.task_context import TaskContext
 from cascade.telemetry.identity import place_run

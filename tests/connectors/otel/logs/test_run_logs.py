@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
-from cascade.connectors.otel._tally import FlushReport
-from cascade.connectors.otel._transport import Reply
+from cascade.connectors.otel.answers import Reply
+from cascade.connectors.otel.batch import FlushReport
 from cascade.connectors.otel.logs import chosen_level
 from cascade.runtime.task_context import TaskContext
 from cascade.telemetry.identity import place_run
@@ -197,7 +197,7 @@ def test_the_exit_and_a_fork_lose_nothing(way: str, receiver: OtlpReceiver) -> N
     script = textwrap.dedent(f"""
         import logging, os, sys
         from opentelemetry.sdk.resources import Resource
-        from cascade.connectors.otel._options import ExportOptions
+        from cascade.connectors.otel.options import ExportOptions
         from cascade.connectors.otel.logs import RunLogs
         from tests.connectors.otel.logs.conftest import RUN, inside
         from tests.lab.time_limits import raise_time_limits

@@ -7,9 +7,9 @@ from typing import Any
 
 from opentelemetry.sdk.resources import Resource
 
-from cascade.connectors.otel._options import ExportOptions
 from cascade.connectors.otel.metrics import RunMetrics
 from cascade.connectors.otel.metrics.export import MetricExporter
+from cascade.connectors.otel.options import ExportOptions
 from cascade.testing import OtlpReceiver
 from tests.connectors.otel.metrics.messages import Payload
 from tests.connectors.otel.tracing import Collector

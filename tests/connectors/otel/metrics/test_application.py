@@ -10,7 +10,7 @@ import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-from cascade.connectors.otel._tally import FlushReport, Tally
+from cascade.connectors.otel.batch import FlushReport, Tally
 from cascade.connectors.otel.metrics import RunMetrics
 from cascade.connectors.otel.metrics.catalogue import BOUNDS, MAX_NAMES, METRICS
 from cascade.testing import OtlpReceiver

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cascade.connectors.otel._tally import FlushReport
+from cascade.connectors.otel.batch import FlushReport
 from cascade.connectors.otel.metrics.catalogue import MAX_ERROR_TYPES, MAX_NAMES, MAX_SETS, MAX_TARGETS, METRICS
 from tests.connectors.otel.metrics import messages
 from tests.connectors.otel.metrics.exports import attributes, exported, exporting, flush, latest, points, values

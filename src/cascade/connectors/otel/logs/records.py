@@ -12,8 +12,7 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs, ScopeL
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.trace import get_current_span
 
-from cascade.connectors.otel._protobuf import field
-from cascade.connectors.otel.encode import key_value
+from cascade.connectors.otel.encode import field, key_value
 from cascade.connectors.otel.scope import SCOPE, scope_version
 from cascade.runtime.log_records import extra_of, message_of
 from cascade.runtime.task_context import TaskContext

@@ -11,19 +11,18 @@ from functools import partial
 from opentelemetry.sdk.resources import Resource
 
 from cascade.connectors import _lifetime
-from cascade.connectors.otel import _environment
-from cascade.connectors.otel._batch import Entry
-from cascade.connectors.otel._environment import report
-from cascade.connectors.otel._options import ExportOptions
-from cascade.connectors.otel._outage import Items
-from cascade.connectors.otel._outbox import Bounds, Outbox
-from cascade.connectors.otel._peer import HOLD_TIMEOUT
-from cascade.connectors.otel._sharing import Share
-from cascade.connectors.otel._tally import FlushReport
-from cascade.connectors.otel._transport import open_transport, prepare, takes_no_such_signal
+from cascade.connectors.otel import environment
+from cascade.connectors.otel.answers import takes_no_such_signal
+from cascade.connectors.otel.batch import Entry, FlushReport
+from cascade.connectors.otel.environment import report
+from cascade.connectors.otel.export_queue import Bounds, Outbox
+from cascade.connectors.otel.health import HOLD_TIMEOUT, Items
 from cascade.connectors.otel.logs.handler import TaskLogHandler, attach, detach, open_loggers, report_closed
 from cascade.connectors.otel.logs.records import encode_resource, request
+from cascade.connectors.otel.options import ExportOptions
+from cascade.connectors.otel.routing import Share
 from cascade.connectors.otel.scope import EncodedResource
+from cascade.connectors.otel.transport import open_transport, prepare
 
 CAPACITY = 32 << 20
 """Bytes of memory for records that wait."""
@@ -43,10 +42,10 @@ def chosen_level(logs: bool | str | None, environ: Mapping[str, str] = os.enviro
     name = logs.strip().upper() if isinstance(logs, str) else logs
     if name is not None and not isinstance(name, bool) and name not in _LEVELS:
         raise ValueError(f"logs={logs!r}: choose True, False or one of {', '.join(_LEVELS)}")
-    if name is False or _environment.is_disabled(environ):
+    if name is False or environment.is_disabled(environ):
         return None
     if name is None:
-        names, _, problem = _environment.exporters(environ, "logs")
+        names, _, problem = environment.exporters(environ, "logs")
         report(*filter(None, (problem,)))
         return logging.NOTSET if names else None
     return logging.NOTSET if name is True else logging.getLevelNamesMapping()[name]

@@ -14,12 +14,12 @@ from opentelemetry.sdk.resources import Resource
 from cascade._forks import no_fork
 from cascade._loggers import get_logger
 from cascade.connectors import _lifetime
-from cascade.connectors.otel._options import ExportOptions
-from cascade.connectors.otel._peer import Peer
-from cascade.connectors.otel._transport import Reply, Transport, open_transport, opened, takes_no_such_signal
-from cascade.connectors.otel._uninstrumented import uninstrumented
+from cascade.connectors.otel.answers import Reply, takes_no_such_signal
+from cascade.connectors.otel.health import Peer
 from cascade.connectors.otel.metrics.aggregation import Aggregator, Snapshot
 from cascade.connectors.otel.metrics.settings import Settings
+from cascade.connectors.otel.options import ExportOptions
+from cascade.connectors.otel.transport import Transport, open_transport, opened, uninstrumented
 from cascade.runtime.threads import start_daemon
 from cascade.telemetry.safe import error_text
 

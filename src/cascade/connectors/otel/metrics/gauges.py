@@ -5,7 +5,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable
 
-from cascade.connectors.otel._tally import FlushReport
+from cascade.connectors.otel.batch import FlushReport
 from cascade.connectors.otel.metrics import catalogue as m
 from cascade.connectors.otel.metrics.catalogue import Key
 

@@ -14,7 +14,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from cascade._forks import ModuleLock
 from cascade.connectors import _lifetime
-from cascade.connectors.otel import _environment
+from cascade.connectors.otel import environment
 from cascade.connectors.otel.metrics import catalogue as m
 from cascade.connectors.otel.metrics.catalogue import CardinalityLimit, Key, attributes_of
 from cascade.connectors.otel.metrics.gauges import Gauges
@@ -23,7 +23,7 @@ from cascade.connectors.otel.scope import SCOPE, scope_version
 
 def application_provider() -> MeterProvider | None:
     """Return the meter provider that the application has set, or None."""
-    provider = _environment.global_provider(metrics.get_meter_provider, "meter")
+    provider = environment.global_provider(metrics.get_meter_provider, "meter")
     return None if isinstance(provider, _ProxyMeterProvider) else provider
 
 

@@ -9,16 +9,16 @@ from opentelemetry.metrics import MeterProvider
 from opentelemetry.sdk.resources import Resource
 
 from cascade._loggers import get_logger
-from cascade.connectors.otel._options import ExportOptions
-from cascade.connectors.otel._sharing import Share
-from cascade.connectors.otel._transport import prepare
 from cascade.connectors.otel.metrics import catalogue as m
 from cascade.connectors.otel.metrics.catalogue import Key
 from cascade.connectors.otel.metrics.export import MetricExporter
 from cascade.connectors.otel.metrics.gauges import ConnectorGauges, Gauges
 from cascade.connectors.otel.metrics.instruments import instruments_of
 from cascade.connectors.otel.metrics.settings import Settings
+from cascade.connectors.otel.options import ExportOptions
+from cascade.connectors.otel.routing import Share
 from cascade.connectors.otel.span_data import error_type
+from cascade.connectors.otel.transport import prepare
 
 CACHE_HIT = "CacheHit"
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Self, cast, get_args
 
-from cascade.connectors.otel import _environment
-from cascade.connectors.otel._environment import Problem, report
+from cascade.connectors.otel import environment
+from cascade.connectors.otel.environment import Problem, report
 
 Exporter = Literal["otlp", "console"]
 Temporality = Literal["cumulative", "delta", "lowmemory"]
@@ -35,9 +35,9 @@ class Settings:
 
         Without an exporter the other variables are not read.
         """
-        if _environment.is_disabled(environ):
+        if environment.is_disabled(environ):
             return cls(exporters=frozenset())
-        names, _, problem = _environment.exporters(environ, "metrics")
+        names, _, problem = environment.exporters(environ, "metrics")
         report(*filter(None, (problem,)))
         if not names:
             return cls(exporters=frozenset())
@@ -51,7 +51,7 @@ class Settings:
 
 def _chosen(environ: Mapping[str, str], variable: str, choices: tuple[str, ...]) -> str:
     """Return the value in lower case; the first choice for a missing or invalid value."""
-    value = _environment.value(environ, variable)
+    value = environment.value(environ, variable)
     if not value or value.lower() in choices:
         return value.lower() or choices[0]
     message = f"{variable}={value!r} is unknown; {choices[0]} is used; choose from {', '.join(choices)}"
@@ -60,7 +60,7 @@ def _chosen(environ: Mapping[str, str], variable: str, choices: tuple[str, ...])
 
 
 def _interval(environ: Mapping[str, str]) -> float:
-    value = _environment.value(environ, _INTERVAL)
+    value = environment.value(environ, _INTERVAL)
     if not value:
         return DEFAULT_INTERVAL
     try:

@@ -8,19 +8,19 @@ from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 GRPC_PORT = 4317
 HTTPS_PORT = 443  # what gRPC assumes for a target without a port
-DEFAULTS = {"grpc": "http://localhost:4317", "http/protobuf": "http://localhost:4318"}
+DEFAULT_ENDPOINTS = {"grpc": "http://localhost:4317", "http/protobuf": "http://localhost:4318"}
 
 # Targets that gRPC resolves itself; by the specification any form of the gRPC library is valid.
 _GRPC_SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "xds:")
 
 
-def checked(endpoint: str, *, protocol: str, source: str) -> str:
+def check_endpoint(endpoint: str, *, protocol: str, source: str) -> str:
     """The endpoint, if a connection can be made to it.
 
     Raises:
         ValueError: When it has no scheme, host or usable port; the message names the value, `source` and the fix.
     """
-    fix = f"write it like {DEFAULTS[protocol]}"
+    fix = f"write it like {DEFAULT_ENDPOINTS[protocol]}"
     try:
         url = urlsplit(endpoint)
         host, port = url.hostname, url.port
@@ -35,7 +35,7 @@ def checked(endpoint: str, *, protocol: str, source: str) -> str:
     return endpoint
 
 
-def completed(endpoint: str, protocol: str) -> str:
+def complete_endpoint(endpoint: str, protocol: str) -> str:
     """Complete an endpoint of a variable, as closely to the SDK's exporters as a usable endpoint allows.
 
     For HTTP, an endpoint without a scheme gets http://. For gRPC, schemes other than http and https are removed, and a
@@ -80,12 +80,12 @@ def with_path(endpoint: str, path: str) -> str:
     return urlunsplit(url._replace(path=f"{url.path.removesuffix('/')}/{path}"))
 
 
-def is_base(endpoint: str) -> bool:
+def has_no_path(endpoint: str) -> bool:
     """True for a URL that names a server and no path on it."""
     return urlsplit(endpoint).path in {"", "/"}
 
 
-def is_insecure(endpoint: str, *, otherwise: Callable[[], bool | None]) -> bool:
+def is_insecure_endpoint(endpoint: str, *, otherwise: Callable[[], bool | None]) -> bool:
     """A scheme of http or https decides; for a target without one, the setting does.
 
     Without a setting, a socket of this machine needs no TLS, and everything else does.

@@ -18,8 +18,8 @@ from opentelemetry.sdk.trace.sampling import (
 )
 from opentelemetry.sdk.version import __version__ as sdk_version
 
-from cascade.connectors.otel import _environment
-from cascade.connectors.otel._environment import Problem, report
+from cascade.connectors.otel import environment
+from cascade.connectors.otel.environment import Problem, report
 from cascade.connectors.otel.scope import ProcessResource
 from cascade.runtime.threads import is_shutdown
 from cascade.telemetry import attributes as a
@@ -62,8 +62,8 @@ def resource(environ: Mapping[str, str]) -> Resource:
 
 def sampler(environ: Mapping[str, str]) -> Sampler:
     """The sampler that the environment names, also one of another package; by default all runs are sampled."""
-    name = _environment.value(environ, _SAMPLER)
-    argument = _environment.value(environ, _SAMPLER_ARGUMENT)
+    name = environment.value(environ, _SAMPLER)
+    argument = environment.value(environ, _SAMPLER_ARGUMENT)
     if (ratio := _RATIO_SAMPLERS.get(name.lower())) is not None:
         return ratio(_rate(argument))
     if name and name.lower() not in _SAMPLERS:
@@ -75,7 +75,7 @@ def span_limits(environ: Mapping[str, str]) -> SpanLimits:
     """The limits of the environment. Every argument is given, because `SpanLimits` raises for a variable it cannot use."""
 
     def first(*variables: str, default: int = SpanLimits.UNSET) -> int:
-        found = (_environment.limit(environ, variable) for variable in variables)
+        found = (environment.limit(environ, variable) for variable in variables)
         return next((one for one in found if one is not None), default)
 
     count, length = "OTEL_ATTRIBUTE_COUNT_LIMIT", "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT"
@@ -93,7 +93,7 @@ def span_limits(environ: Mapping[str, str]) -> SpanLimits:
 
 def _given(environ: Mapping[str, str]) -> dict[str, str]:
     """Attributes that the environment names, by their exact keys. Keys and values are URL-encoded."""
-    listing = _environment.value(environ, _ATTRIBUTES)
+    listing = environment.value(environ, _ATTRIBUTES)
     given, unusable = {}, []
     for item in filter(None, (part.strip() for part in listing.split(","))):
         key, separator, text = item.partition("=")
@@ -106,7 +106,7 @@ def _given(environ: Mapping[str, str]) -> dict[str, str]:
         shown = ", ".join(repr(item[:40]) for item in unusable)
         message = f"{_ATTRIBUTES}: {shown} is ignored; write key=value,key2=value2"
         report(Problem(_ATTRIBUTES, listing, message))
-    if name := _environment.value(environ, _SERVICE_NAME):
+    if name := environment.value(environ, _SERVICE_NAME):
         given[a.SERVICE_NAME] = name
     return {key: text for key, text in given.items() if text.strip() or key not in _NEVER_BLANK}
 
@@ -116,7 +116,7 @@ def _detected(environ: Mapping[str, str]) -> Resource:
 
     Empty while the interpreter shuts down: `Resource.create` needs a thread pool, which does not start then.
     """
-    if not _environment.value(environ, _DETECTORS):
+    if not environment.value(environ, _DETECTORS):
         return Resource.get_empty()
     try:
         found = Resource.create()

@@ -12,11 +12,12 @@ from urllib.parse import urlsplit
 import grpc
 
 from cascade._forks import no_fork
-from cascade.connectors.otel import _answers, _endpoint
-from cascade.connectors.otel._options import ExportOptions, Signal
-from cascade.connectors.otel._proxy import grpc_proxy_of
+from cascade.connectors.otel import answers
 from cascade.connectors.otel._route import tls_context
-from cascade.connectors.otel._transport import Reply
+from cascade.connectors.otel.answers import Reply
+from cascade.connectors.otel.endpoint import server_of
+from cascade.connectors.otel.options import ExportOptions, Signal
+from cascade.connectors.otel.proxy import grpc_proxy_of
 
 _METHODS: dict[Signal, str] = {
     "traces": "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
@@ -93,7 +94,7 @@ class GrpcTransport:
             with no_fork:
                 return self._call(self._connected(), body, timeout)
         except Exception as error:  # noqa: BLE001 - the transport's contract: a failure is a reply
-            return Reply("refused", _answers.shortened(f"{type(error).__name__}: {error}"))
+            return Reply("refused", answers.shortened(f"{type(error).__name__}: {error}"))
 
     def close(self) -> None:
         if self._channel is not None:
@@ -112,7 +113,7 @@ class GrpcTransport:
             if reply.dead or _page(call):
                 self._disconnect(channel)
             return reply
-        return _answers.accepted(self._options.signal, cast("bytes", answer))
+        return answers.accepted(self._options.signal, cast("bytes", answer))
 
     def _connected(self) -> grpc.Channel:
         with self._lock:
@@ -150,7 +151,7 @@ def _proxy_option(target: str) -> tuple[str, int | bytes]:
     A socket of this machine has no proxy.
     """
     is_socket = target.startswith(("unix:", "unix-abstract:"))
-    proxy = "" if is_socket else grpc_proxy_of(*_endpoint.server_of(target))
+    proxy = "" if is_socket else grpc_proxy_of(*server_of(target))
     return ("grpc.http_proxy", os.fsencode(proxy)) if proxy else ("grpc.enable_http_proxy", 0)
 
 
@@ -215,7 +216,7 @@ def _state(channel: Any) -> int | None:
 def _failure(call: grpc.Call, timeout: float, *, is_dead: bool) -> Reply:
     code = call.code()
     packed = [cast("bytes", value) for name, value in call.trailing_metadata() or () if name == _DETAILS]
-    retry_after = _answers.retry_delay(packed[0]) if packed else None
+    retry_after = answers.retry_delay(packed[0]) if packed else None
     throttled = code is grpc.StatusCode.RESOURCE_EXHAUSTED and retry_after is not None
     details = call.details() or ""
     return Reply(
@@ -237,4 +238,4 @@ def _explained(call: grpc.Call, timeout: float, *, is_dead: bool) -> str:
         if sign in details:
             return reason
     # gRPC lists each attempt to connect; the last error has the cause.
-    return _answers.shortened(f"{code.name}: {details.rpartition('last error: ')[2]}")
+    return answers.shortened(f"{code.name}: {details.rpartition('last error: ')[2]}")

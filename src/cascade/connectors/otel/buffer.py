@@ -4,8 +4,7 @@ from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from cascade.connectors.otel._batch import Entry
-from cascade.connectors.otel._tally import Tally
+from cascade.connectors.otel.batch import Entry, Tally
 
 BUNDLE = 64  # encoded items in an entry
 FULL = 0.75  # of the capacity; the rest is for what has been started already

@@ -1,36 +1,18 @@
-"""The protocol of transports, which send encoded OTLP requests to a peer."""
+"""The protocol of transports, which send encoded OTLP requests to a collector, and the factory that opens them."""
 
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import import_module
-from typing import Literal, Protocol
+from typing import Protocol
 
-from cascade.connectors.otel._environment import report
-from cascade.connectors.otel._options import ExportOptions
+from opentelemetry import context
+from opentelemetry.context import _SUPPRESS_HTTP_INSTRUMENTATION_KEY, _SUPPRESS_INSTRUMENTATION_KEY
+
+from cascade.connectors.otel.answers import Reply
+from cascade.connectors.otel.environment import report
+from cascade.connectors.otel.options import ExportOptions
 from cascade.telemetry.safe import error_message
-
-MAX_RETRY_AFTER = 300.0  # seconds; a longer `Retry-After` counts as five minutes
-
-_NO_SUCH_SIGNAL = frozenset({"404", "405", "501", "UNIMPLEMENTED"})  # a reply's reason begins with its status
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """The outcome of one request.
-
-    The peer has dropped `rejected` items of an `accepted` request (a partial success). `retry` is an outcome that the OTLP
-    specification calls retryable, `refused` one after which it forbids to send the request again. `dead` means that no answer came: the peer
-    refused the connection, was not reached, or was silent. `too_large` means that fewer items at a time may pass.
-    """
-
-    outcome: Literal["accepted", "retry", "refused"]
-    reason: str = ""
-    retry_after: float | None = None
-    rejected: int = 0
-    dead: bool = False
-    too_large: bool = False
 
 
 class Transport(Protocol):
@@ -66,9 +48,9 @@ def prepare(options: ExportOptions) -> None:
     report(*options.problems)
     if options.protocol == "grpc":
         with _quiet_grpc():
-            import_module("cascade.connectors.otel._grpc")
+            import_module("cascade.connectors.otel.grpc")
     else:
-        import_module("cascade.connectors.otel._http")
+        import_module("cascade.connectors.otel.http")
 
 
 def opened(open_transport: Callable[[], Transport]) -> Transport:
@@ -79,11 +61,6 @@ def opened(open_transport: Callable[[], Transport]) -> Transport:
         return Unusable(error)
 
 
-def takes_no_such_signal(reply_reason: str) -> bool:
-    """Whether a peer's answer means that it supports no such signal, as Jaeger's does for metrics and logs."""
-    return reply_reason.partition(" ")[0].rstrip(":") in _NO_SUCH_SIGNAL
-
-
 def open_transport(options: ExportOptions) -> Transport:
     """The transport for these options; gRPC, a slow import, is loaded only when it is the protocol.
 
@@ -92,10 +69,10 @@ def open_transport(options: ExportOptions) -> Transport:
     """
     if options.protocol == "grpc":
         with _quiet_grpc():
-            from cascade.connectors.otel._grpc import GrpcTransport
+            from cascade.connectors.otel.grpc import GrpcTransport
 
         return GrpcTransport(options)
-    from cascade.connectors.otel._http import HttpTransport
+    from cascade.connectors.otel.http import HttpTransport
 
     return HttpTransport(options)
 
@@ -111,3 +88,14 @@ def _quiet_grpc() -> Iterator[None]:
     finally:
         if is_ours:
             os.environ.pop(name, None)
+
+
+@contextmanager
+def uninstrumented() -> Iterator[None]:
+    """Keep instrumentation from making spans of the export itself, as the SDK's own processors do."""
+    current = context.set_value(_SUPPRESS_INSTRUMENTATION_KEY, True)
+    token = context.attach(context.set_value(_SUPPRESS_HTTP_INSTRUMENTATION_KEY, True, current))
+    try:
+        yield
+    finally:
+        context.detach(token)

@@ -4,14 +4,15 @@ One thread sends one batch after another; further ones join it while a peer answ
 """
 
 import threading
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
-from cascade.connectors.otel import _outage, _store
-from cascade.connectors.otel._shared import Shared
-from cascade.connectors.otel._store import Flight
-from cascade.connectors.otel._transport import Reply, Transport, opened
-from cascade.connectors.otel._uninstrumented import uninstrumented
+from cascade.connectors.otel.answers import Reply
+from cascade.connectors.otel.batch import Entry, Tally
+from cascade.connectors.otel.buffer import Flight, Store, lose, lose_some, retry, send
+from cascade.connectors.otel.health import Items, Outage, Peer, log_outage
+from cascade.connectors.otel.transport import Transport, opened, uninstrumented
 from cascade.runtime.threads import start_daemon
 from cascade.telemetry.safe import error_text
 
@@ -23,7 +24,62 @@ MAX_SENDERS = 4  # requests at once
 _SLOW_ANSWER = 0.02  # seconds; from there on the time of waiting is better spent on encoding the next batch
 
 
-def start(shared: Shared) -> bool:
+Pack = Callable[[Sequence[Entry]], tuple[bytes, list[Entry]]]
+"""Encodes one request of some entries; returns its body and the entries that cannot be encoded."""
+
+
+IDLE = 30.0  # seconds after which a thread without work ends, and with it its connections
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits of an outbox: bytes of memory, spans, and seconds; the clock of its peer."""
+
+    capacity: int
+    batch_size: int
+    schedule_delay: float
+    request_timeout: float
+    hold_timeout: float
+    clock: Callable[[], float]
+
+
+class Shared:
+    """One lock, the state that it guards, and two conditions: `work` wakes the senders, `settled` the flushes.
+
+    A forked child makes a new one, because a thread of the parent may have been changing this one.
+    """
+
+    def __init__(
+        self, limits: Limits, open_transport: Callable[[], Transport], pack: Pack, items: Items, total: Tally
+    ) -> None:
+        # Reentrant, because a signal handler or a finalizer may end a span while its thread is in here.
+        self.lock = threading.RLock()
+        self.work = threading.Condition(self.lock)
+        self.settled = threading.Condition(self.lock)
+        self.limits = limits
+        self.open_transport = open_transport
+        self.pack = pack
+        self.items = items
+        self.total = total
+        self.store = Store(limits.capacity, limits.batch_size)
+        self.peer = Peer(limits.clock, hold_timeout=limits.hold_timeout)
+        self.outage = Outage(items, limits.clock)
+        self.flushes = 0  # in progress
+        self.is_urgent = False
+        self.is_closed = False
+        self.probe: Flight | None = None  # the only request while the peer is in trouble
+        self.senders: list[threading.Thread] = []
+        self.idle = IDLE
+        self.owner: object = None  # the outbox, while a thread sends: it may have no other holder
+
+    def discard(self, reason: str) -> None:
+        """Count all waiting items as lost."""
+        self.store.discard(reason)
+        self.work.notify_all()
+        self.settled.notify_all()
+
+
+def start_sender(shared: Shared) -> bool:
     """Add a sending thread. Called with the lock held. False while the interpreter shuts down."""
     sender = start_daemon(partial(_run, shared), name="cascade-otlp")
     if sender is not None:
@@ -71,7 +127,7 @@ def _call_for_help(shared: Shared) -> None:
     is_busy = shared.store.count >= shared.limits.batch_size and len(shared.store.flights) >= len(shared.senders)
     is_slow = shared.peer.latency > _SLOW_ANSWER and not shared.peer.is_in_trouble
     if is_busy and is_slow and len(shared.senders) < MAX_SENDERS:
-        start(shared)
+        start_sender(shared)
 
 
 def _due(shared: Shared) -> float:
@@ -103,7 +159,7 @@ def _deliver(shared: Shared, transport: Transport, flight: Flight) -> None:
 def _reply_for(shared: Shared, transport: Transport, flight: Flight) -> Reply:
     body, bad = shared.pack(flight.entries)
     with shared.lock:
-        _store.lose(bad, "it cannot be encoded")
+        lose(bad, "it cannot be encoded")
     if len(body) > MAX_BODY and flight.count > 1:
         return Reply("refused", too_large=True)
     return _exchange(shared, transport, flight, body) if body else Reply("accepted")
@@ -128,7 +184,7 @@ def _exchange(shared: Shared, transport: Transport, flight: Flight, body: bytes)
             shared.work.notify_all()
             if reply.outcome != "retry":
                 return reply
-            _store.retry(flight, reply.reason)
+            retry(flight, reply.reason)
             tries += not reply.dead
             shared.settled.notify_all()
         if tries >= SPLIT_AFTER and flight.count > LEAST_PART:
@@ -160,12 +216,12 @@ def _land(shared: Shared, flight: Flight, reply: Reply) -> None:
         if reply.outcome == "accepted":
             entries = [entry for entry in flight.entries if entry.is_open]
             # A partial success has the number of the rejected items only.
-            _store.lose_some(entries, reply.rejected, f"rejected: {reply.reason}")
+            lose_some(entries, reply.rejected, f"rejected: {reply.reason}")
             shared.outage.accepted(entries)
-            _store.send(entries)
+            send(entries)
         else:
-            _store.lose(flight.entries, reply.reason)
+            lose(flight.entries, reply.reason)
         shared.store.land(flight)
         shared.settled.notify_all()
         line = shared.outage.ended(shared.total.report(), lambda before: shared.store.holds(None, before))
-    _outage.log(line)
+    log_outage(line)

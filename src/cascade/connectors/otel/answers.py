@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import RetryInfo  # type: ignore[import-untyped]
@@ -11,9 +12,30 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
-from cascade.connectors.otel._options import Signal
-from cascade.connectors.otel._transport import MAX_RETRY_AFTER, Reply
+from cascade.connectors.otel.options import Signal
 from cascade.telemetry.safe import masked
+
+MAX_RETRY_AFTER = 300.0  # seconds; a longer `Retry-After` counts as five minutes
+
+_NO_SUCH_SIGNAL = frozenset({"404", "405", "501", "UNIMPLEMENTED"})  # a reply's reason begins with its status
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The outcome of one request.
+
+    The peer has dropped `rejected` items of an `accepted` request (a partial success). `retry` is an outcome that the OTLP
+    specification calls retryable, `refused` one after which it forbids to send the request again. `dead` means that no answer came: the peer
+    refused the connection, was not reached, or was silent. `too_large` means that fewer items at a time may pass.
+    """
+
+    outcome: Literal["accepted", "retry", "refused"]
+    reason: str = ""
+    retry_after: float | None = None
+    rejected: int = 0
+    dead: bool = False
+    too_large: bool = False
+
 
 _RESPONSES: dict[Signal, tuple[Callable[[bytes], Any], str]] = {
     "traces": (ExportTraceServiceResponse.FromString, "rejected_spans"),
@@ -63,6 +85,11 @@ def retry_delay(content: bytes) -> float | None:
     except DecodeError:
         return None
     return None
+
+
+def takes_no_such_signal(reply_reason: str) -> bool:
+    """Whether a peer's answer means that it supports no such signal, as Jaeger's does for metrics and logs."""
+    return reply_reason.partition(" ")[0].rstrip(":") in _NO_SUCH_SIGNAL
 
 
 def shortened(text: str, limit: int = _MAX_REASON) -> str:

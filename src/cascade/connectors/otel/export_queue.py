@@ -6,13 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from cascade.connectors import _lifetime
-from cascade.connectors.otel import _outage, _sender, _store
-from cascade.connectors.otel._batch import Entry, Item, encode, estimate
-from cascade.connectors.otel._outage import SPANS, Items
-from cascade.connectors.otel._peer import HOLD_TIMEOUT
-from cascade.connectors.otel._shared import IDLE, Limits, Pack, Shared
-from cascade.connectors.otel._tally import FlushReport, Tally
-from cascade.connectors.otel._transport import Transport
+from cascade.connectors.otel.batch import Entry, FlushReport, Item, Tally, encode, estimate
+from cascade.connectors.otel.buffer import lose
+from cascade.connectors.otel.health import HOLD_TIMEOUT, SPANS, Items, log_outage
+from cascade.connectors.otel.sender import IDLE, Limits, Pack, Shared, start_sender
+from cascade.connectors.otel.transport import Transport
 
 CAPACITY = 64 << 20  # bytes of memory: 100,000 tasks' spans, or some 16,000 of the SDK's with ten attributes each
 BATCH_SIZE = 1024  # spans, some 400 KB on the wire: more at a time is no faster and only delays the answer
@@ -140,7 +138,7 @@ class Outbox:
             if important or not isinstance(span, bytes) or not shared.store.join(span, size, counted):
                 entry = Entry([span], size, counted, shared.limits.clock(), important)
                 if refusal := self._admit(entry):
-                    _store.lose([entry], refusal)
+                    lose([entry], refusal)
                     return False
             shared.is_urgent |= urgent
             waiting = shared.store.count
@@ -193,7 +191,7 @@ class Outbox:
             with shared.lock:
                 line = shared.outage.closed(self._total.lost - lost + self._total.pending, reason)
             self._close(flush)
-            _outage.log(line)
+            log_outage(line)
 
         return finish
 
@@ -225,14 +223,14 @@ class Outbox:
         if shared.is_closed:
             return "closed"
         if not shared.senders:
-            if not _sender.start(shared):
+            if not start_sender(shared):
                 return "the interpreter is shutting down"
             shared.owner = self
         if shared.store.add(entry):
             return ""
         refusal = shared.peer.reason or "more than fits in memory"
         if entry.is_important:
-            _store.lose(shared.store.evict(entry.size), refusal)
+            lose(shared.store.evict(entry.size), refusal)
             return "" if shared.store.add(entry) else refusal
         return refusal
 

@@ -14,8 +14,19 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Self, TypeVar, cast, get_args
 from urllib.parse import unquote
 
-from cascade.connectors.otel import _endpoint, _environment
-from cascade.connectors.otel._environment import Problem
+from cascade.connectors.otel import environment
+from cascade.connectors.otel.endpoint import (
+    DEFAULT_ENDPOINTS,
+    check_endpoint,
+    complete_endpoint,
+    has_no_path,
+    is_insecure_endpoint,
+    protocol_of,
+    split_credentials,
+    with_path,
+    without_password,
+)
+from cascade.connectors.otel.environment import Problem
 
 Protocol = Literal["grpc", "http/protobuf"]
 Signal = Literal["traces", "metrics", "logs"]
@@ -88,11 +99,11 @@ class ExportOptions:
         """
         settings = _Settings(environ, signal)
         url, spoken = settings.endpoint(endpoint, settings.protocol(protocol))
-        url, authorization = _endpoint.split_credentials(url)
+        url, authorization = split_credentials(url)
         sent = settings.headers(headers or {}, spoken)
         if authorization:
             sent.setdefault("authorization", authorization)
-        insecure = _endpoint.is_insecure(url, otherwise=settings.is_insecure)
+        insecure = is_insecure_endpoint(url, otherwise=settings.is_insecure)
         certificate, key, chain = (None, None, None) if insecure else settings.files()
         return cls(
             endpoint=url,
@@ -136,7 +147,7 @@ class _Settings:
         if argument:
             return parse(_Setting(name.lower(), argument.strip(), is_argument=True))
         for prefix in (self._own_prefix, "OTEL_EXPORTER_OTLP_"):
-            if value := _environment.value(self._environ, prefix + name):
+            if value := environment.value(self._environ, prefix + name):
                 setting = _Setting(prefix + name, value)
                 try:
                     return parse(setting)
@@ -149,7 +160,7 @@ class _Settings:
 
     def protocol(self, argument: str | None) -> Protocol | None:
         """The protocol that is set. A name of an exporter, such as otlp_proto_grpc, sets it before the variables."""
-        fixed = None if argument else _environment.exporters(self._environ, self._signal).protocol
+        fixed = None if argument else environment.exporters(self._environ, self._signal).protocol
         return fixed or self.read("PROTOCOL", self._protocol, None, argument)
 
     def _protocol(self, setting: _Setting) -> Protocol:
@@ -162,30 +173,30 @@ class _Settings:
         return cast("Protocol", value)
 
     def endpoint(self, argument: str | None, protocol: Protocol | None) -> _Address:
-        fixed = _environment.exporters(self._environ, "traces").protocol
+        fixed = environment.exporters(self._environ, "traces").protocol
         default = protocol or fixed or "http/protobuf"
 
         def parse(setting: _Setting) -> _Address:
             is_own = setting.source.startswith(self._own_prefix)
-            spoken = protocol or _endpoint.protocol_of(setting.value) or (None if is_own else fixed) or "http/protobuf"
-            url = setting.value if setting.is_argument else _endpoint.completed(setting.value, spoken)
-            _endpoint.checked(url, protocol=spoken, source=setting.source)
+            spoken = protocol or protocol_of(setting.value) or (None if is_own else fixed) or "http/protobuf"
+            url = setting.value if setting.is_argument else complete_endpoint(setting.value, spoken)
+            check_endpoint(url, protocol=spoken, source=setting.source)
             if url != setting.value:
-                shown, used = _endpoint.without_password(setting.value), _endpoint.without_password(url)
+                shown, used = without_password(setting.value), without_password(url)
                 self.note(setting, f"{setting.source}={shown!r} is no complete endpoint; {used} is used")
             return _Address(self._with_path(url, setting, is_own=is_own) if spoken != "grpc" else url, spoken)
 
-        url = _endpoint.DEFAULTS[default]
+        url = DEFAULT_ENDPOINTS[default]
         if default != "grpc":
-            url = _endpoint.with_path(url, f"v1/{self._signal}")
+            url = with_path(url, f"v1/{self._signal}")
         return self.read("ENDPOINT", parse, _Address(url, default), argument)
 
     def _with_path(self, url: str, setting: _Setting, *, is_own: bool) -> str:
         if setting.is_argument and url.endswith("/v1/traces"):
             return f"{url.removesuffix('traces')}{self._signal}"
-        if is_own or (setting.is_argument and not _endpoint.is_base(url)):
+        if is_own or (setting.is_argument and not has_no_path(url)):
             return url
-        return _endpoint.with_path(url, f"v1/{self._signal}")
+        return with_path(url, f"v1/{self._signal}")
 
     def is_insecure(self) -> bool | None:
         """The setting for an endpoint without a scheme; None if it is unset."""
@@ -201,7 +212,7 @@ class _Settings:
 
         def parse(setting: _Setting) -> dict[str, str]:
             usable, errors = {}, []
-            for item in filter(None, map(_environment.unquoted, setting.value.split(","))):
+            for item in filter(None, map(environment.unquoted, setting.value.split(","))):
                 try:
                     name, value = _item(item)
                     usable[_checked_name(name, protocol)] = _checked_value(name, value)
@@ -259,7 +270,7 @@ def _item(item: str) -> tuple[str, str]:
     if not separator:
         hint = f"{item[:4]}…" if len(item) > len("key=") else item
         raise ValueError(f"{hint!r} has no '='; write it like name=value,name2=value2")
-    return unquote(name).strip(), unquote(_environment.unquoted(value)).strip()
+    return unquote(name).strip(), unquote(environment.unquoted(value)).strip()
 
 
 def _checked_name(name: str, protocol: Protocol) -> str:

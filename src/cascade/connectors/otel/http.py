@@ -17,11 +17,11 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 
-from cascade.connectors.otel import _answers
+from cascade.connectors.otel import answers
 from cascade.connectors.otel._connection import Answer, Connection
-from cascade.connectors.otel._options import ExportOptions
 from cascade.connectors.otel._route import Route, route_to
-from cascade.connectors.otel._transport import MAX_RETRY_AFTER, Reply
+from cascade.connectors.otel.answers import MAX_RETRY_AFTER, Reply
+from cascade.connectors.otel.options import ExportOptions
 
 _RETRYABLE = {429, 502, 503, 504}
 _TOO_LARGE = 413
@@ -89,14 +89,14 @@ class HttpTransport:
 
     def _read(self, answer: Answer) -> Reply:
         if 200 <= answer.status < 300:  # noqa: PLR2004 - the HTTP statuses of success
-            return _answers.accepted(self._options.signal, answer.content, answer.headers.get("content-type", ""))
+            return answers.accepted(self._options.signal, answer.content, answer.headers.get("content-type", ""))
         reason = f"{answer.status} {answer.phrase}".strip()
         if answer.headers.get("content-type") == "application/x-protobuf":
-            reason = f"{reason}: {_answers.detail(answer.content)}".removesuffix(": ")
+            reason = f"{reason}: {answers.detail(answer.content)}".removesuffix(": ")
         if answer.status in _RETRYABLE:
             return Reply("retry", reason, _retry_after(answer.headers.get("retry-after")))
         if location := answer.headers.get("location"):
-            reason += f" to {_answers.shortened(location)}, which is not followed: set it as the endpoint"
+            reason += f" to {answers.shortened(location)}, which is not followed: set it as the endpoint"
         return Reply("refused", reason, too_large=answer.status == _TOO_LARGE)
 
 
@@ -150,4 +150,4 @@ def _explained(error: Exception, timeout: float) -> str:
             return text
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return _answers.shortened(f"{type(error).__name__}: {error}")
+    return answers.shortened(f"{type(error).__name__}: {error}")
