@@ -224,7 +224,7 @@ class OtelConnector:
     def activate(self, task: TaskContext) -> AbstractContextManager[None]:
         """Make the span of the task, or of its attempt, the current one."""
         run = self._runs.get(task.run_id)
-        return NoActivation() if run is None else SpanActivation(task, run, self._signals.metrics.gauges, self._detail)
+        return NoActivation() if run is None else SpanActivation(task, run, self._signals.metrics, self._detail)
 
     # No cached_property: in Python 3.11 it has a lock, which a thread may hold when the process forks.
     @property

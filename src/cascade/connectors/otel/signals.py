@@ -80,7 +80,7 @@ class Signals:
             self._logs.attach(run_id)
 
     def end_run(self, run_id: str) -> None:
-        self.metrics.gauges.end_run(run_id)
+        self.metrics.end_run(run_id)
         if self._logs is not None:
             self._logs.detach(run_id)
 
@@ -140,7 +140,7 @@ def _metrics(tracing: Tracing | None, exporting: dict[str, Any], *, is_wanted: b
         return RunMetrics()
     metrics = RunMetrics.for_endpoint(tracing.resource, options, _share(_metric_exporters, options, tracing))
     if tracing.route is not None:
-        metrics.gauges.watch("traces", tracing.route.outbox.totals)
+        metrics.watch("traces", tracing.route.outbox.totals)
     return metrics
 
 

@@ -24,7 +24,7 @@ from cascade.telemetry.safe import error_message, masked, masked_name, stack_tex
 from cascade.telemetry.trace_budget import SPAN_BYTES
 
 if TYPE_CHECKING:
-    from cascade.connectors.otel.metrics.gauges import ConnectorGauges
+    from cascade.connectors.otel.metrics import RunMetrics
 
 
 class TaskSpan(OfTask, Span):
@@ -155,12 +155,12 @@ class SpanActivation:
     attached, such as baggage, stays attached.
     """
 
-    __slots__ = ("_attached", "_before", "_detail", "_gauges", "_run", "_span", "_task", "_token")
+    __slots__ = ("_attached", "_before", "_detail", "_metrics", "_run", "_span", "_task", "_token")
 
-    def __init__(self, task: TaskContext, run: LiveRun, gauges: "ConnectorGauges", detail: str) -> None:
+    def __init__(self, task: TaskContext, run: LiveRun, metrics: "RunMetrics", detail: str) -> None:
         self._task = task
         self._run = run
-        self._gauges = gauges
+        self._metrics = metrics
         self._detail = detail
         self._span: TaskSpan | None = None
 
@@ -173,13 +173,13 @@ class SpanActivation:
         self._attached = context if span is self._span else with_task(self._task, context)
         self._token = otel_context.attach(self._attached)
         if self._task.kind == "task":
-            self._gauges.start_task()  # last: `__exit__` is not called if this method raises
+            self._metrics.start_task()  # last: `__exit__` is not called if this method raises
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
         if self._task.kind == "task":
-            self._gauges.end_task()
+            self._metrics.end_task()
         if self._span is not None:
             self._span.over()
         if self._task.kind == "task" or (context := otel_context.get_current()) is self._attached:

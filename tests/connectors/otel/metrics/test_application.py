@@ -12,7 +12,8 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from cascade.connectors.otel.batch import FlushReport, Tally
 from cascade.connectors.otel.metrics import RunMetrics
-from cascade.connectors.otel.metrics.catalogue import BOUNDS, MAX_NAMES, METRICS
+from cascade.connectors.otel.metrics.aggregation import MAX_NAMES
+from cascade.connectors.otel.metrics.catalogue import BOUNDS, METRICS
 from cascade.testing import OtlpReceiver
 from tests.connectors.otel.metrics import messages
 from tests.lab.waiting import HANG
@@ -40,8 +41,8 @@ def values(metric: Any) -> dict[tuple[Any, ...], int]:
 def test_all_metrics_with_names_units_and_bounds() -> None:
     provider, reader = provider_with_reader()
     metrics = RunMetrics.for_provider(provider)
-    metrics.gauges.watch("traces", lambda: FlushReport(sent=5, lost=1, retried=2))
-    metrics.gauges.start_task()
+    metrics.watch("traces", lambda: FlushReport(sent=5, lost=1, retried=2))
+    metrics.start_task()
     waited = messages.task(waits=[messages.wait("resource", 1)])
     for payload in (waited, messages.pending(), messages.skipped(), messages.stopped("other"), messages.started()):
         metrics.publish(payload)
@@ -62,7 +63,7 @@ def test_connectors_share_the_instruments_and_add_up(caplog: pytest.LogCaptureFi
     provider, reader = provider_with_reader()
     one, other = RunMetrics.for_provider(provider), RunMetrics.for_provider(provider)
     for metrics in (one, other):
-        metrics.gauges.watch("traces", lambda: FlushReport(sent=2))
+        metrics.watch("traces", lambda: FlushReport(sent=2))
         metrics.publish(messages.started())
         metrics.publish(messages.task())
     assert values(read(reader)["cascade.task.duration"]) == {("work", "success"): 2}
@@ -79,7 +80,7 @@ def test_the_telemetry_of_an_outbox_that_connectors_share_counts_once() -> None:
     tally.count_put()
     tally.add(sent=1)
     for _ in range(3):
-        RunMetrics.for_provider(provider).gauges.watch("traces", tally.report)
+        RunMetrics.for_provider(provider).watch("traces", tally.report)
     assert values(read(reader)["cascade.telemetry.sent"]) == {("traces",): 1}
 
 

@@ -3,7 +3,8 @@
 import pytest
 
 from cascade.connectors.otel.batch import FlushReport
-from cascade.connectors.otel.metrics.catalogue import MAX_ERROR_TYPES, MAX_NAMES, MAX_SETS, MAX_TARGETS, METRICS
+from cascade.connectors.otel.metrics.aggregation import MAX_ERROR_TYPES, MAX_NAMES, MAX_SETS, MAX_TARGETS
+from cascade.connectors.otel.metrics.catalogue import METRICS
 from tests.connectors.otel.metrics import messages
 from tests.connectors.otel.metrics.exports import attributes, exported, exporting, flush, latest, points, values
 from tests.connectors.otel.tracing import Collector
@@ -58,7 +59,7 @@ def test_a_message_from_elsewhere_costs_itself_at_most(payload: messages.Payload
 def test_every_metric_is_documented_and_carries_no_id(collector: Collector) -> None:
     payloads = messages.failed(), messages.skipped(), messages.pending(), messages.stopped()
     with exporting(collector.endpoint, collector.protocol) as metrics:
-        metrics.gauges.watch("traces", lambda: FlushReport(sent=1))
+        metrics.watch("traces", lambda: FlushReport(sent=1))
         for payload in (*payloads, messages.task(waits=[messages.wait("paused", 1)])):
             metrics.publish(payload)
         flush(metrics)

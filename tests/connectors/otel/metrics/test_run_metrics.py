@@ -80,13 +80,13 @@ def test_what_is_in_progress(collector: Collector) -> None:
     with exporting(collector.endpoint, collector.protocol) as metrics:
         metrics.publish(messages.started("one"))
         metrics.publish(messages.started("other"))
-        threads = [threading.Thread(target=metrics.gauges.start_task) for _ in range(3)]
+        threads = [threading.Thread(target=metrics.start_task) for _ in range(3)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         flush(metrics)
-        metrics.gauges.end_task()
+        metrics.end_task()
         metrics.publish(messages.stopped("one"))
         flush(metrics)
     before, after = (metrics_of(request) for request in receiver.metrics[:2])
@@ -137,7 +137,7 @@ def test_temporality(choice: str, cells: Any, telemetry: Any, collector: Collect
     receiver.clear()
     sent = [1]
     with exporting(collector.endpoint, collector.protocol, **{TEMPORALITY: choice}) as metrics:
-        metrics.gauges.watch("traces", lambda: FlushReport(sent=sent[0]))
+        metrics.watch("traces", lambda: FlushReport(sent=sent[0]))
         metrics.publish(messages.started())
         for _ in range(2):
             metrics.publish(messages.task())
@@ -161,7 +161,7 @@ def test_temporality(choice: str, cells: Any, telemetry: Any, collector: Collect
 def test_what_becomes_of_the_telemetry_is_told(collector: Collector) -> None:
     collector.receiver.clear()
     with exporting(collector.endpoint, collector.protocol) as metrics:
-        metrics.gauges.watch("traces", lambda: FlushReport(put=9, sent=5, lost=3, retried=2, pending=1))
+        metrics.watch("traces", lambda: FlushReport(put=9, sent=5, lost=3, retried=2, pending=1))
         metrics.publish(messages.started())
         flush(metrics)
         found = latest(collector.receiver)

@@ -176,14 +176,14 @@ def test_a_forked_child_begins_at_zero(collector: Collector, clean: OtlpReceiver
     program(
         """
         sent = [5]
-        metrics.gauges.watch("traces", lambda: FlushReport(sent=sent[0]))
+        metrics.watch("traces", lambda: FlushReport(sent=sent[0]))
         metrics.publish(messages.started("parents"))
-        metrics.gauges.start_task()
+        metrics.start_task()
         metrics.publish(messages.task("both"))
         flush(metrics, 100)
         metrics.publish(messages.task("parents"))
         if os.fork() == 0:
-            metrics.gauges.end_task()
+            metrics.end_task()
             metrics.publish(messages.started("childs"))
             sent[0] = 7
             metrics.publish(messages.task("both"))

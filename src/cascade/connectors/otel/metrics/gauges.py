@@ -4,13 +4,22 @@ import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable
+from typing import Protocol
 
 from cascade.connectors.otel.batch import FlushReport
 from cascade.connectors.otel.metrics import catalogue as m
 from cascade.connectors.otel.metrics.catalogue import Key
 
-MAX_RUNS = 1000
-"""Active runs of one connector. Above that the oldest run is dropped: its end may never be published."""
+
+class Activity(Protocol):
+    """Runs and tasks of one connector in progress."""
+
+    active_tasks: int
+
+    @property
+    def active_runs(self) -> int: ...
+
+    def reset_after_fork(self) -> None: ...
 
 
 class _TelemetryCounts:
@@ -35,12 +44,12 @@ class Gauges:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._connectors: weakref.WeakSet[ConnectorGauges] = weakref.WeakSet()
+        self._connectors: weakref.WeakSet[Activity] = weakref.WeakSet()
         self._signals: tuple[_TelemetryCounts, ...] = ()
         self._is_forked = False
 
-    def attach(self, connector: "ConnectorGauges") -> None:
-        """Include the gauges of a connector until they are garbage-collected."""
+    def attach(self, connector: Activity) -> None:
+        """Include the activity of a connector until the object is garbage-collected."""
         with self._lock:
             self._connectors.add(connector)
 
@@ -84,50 +93,6 @@ class Gauges:
         for connector in list(self._connectors):
             connector.reset_after_fork()
 
-    def _attached(self) -> "list[ConnectorGauges]":
+    def _attached(self) -> list[Activity]:
         with self._lock:
             return list(self._connectors)
-
-
-class ConnectorGauges:
-    """Runs and tasks of one connector in progress. Thread-safe: tasks start and end in worker threads."""
-
-    def __init__(self, gauges: Gauges) -> None:
-        self._lock = threading.Lock()
-        self._gauges = gauges
-        self._runs: dict[str, None] = {}
-        self.active_tasks = 0
-        gauges.attach(self)
-
-    @property
-    def active_runs(self) -> int:
-        return len(self._runs)
-
-    def watch(self, signal: str, report: Callable[[], FlushReport]) -> None:
-        """Count the telemetry of a signal. `report` is called at each export, in the exporting thread."""
-        self._gauges.watch(signal, report)
-
-    def start_task(self) -> None:
-        with self._lock:
-            self.active_tasks += 1
-
-    def end_task(self) -> None:
-        with self._lock:
-            # A forked child may end tasks that started in the parent.
-            self.active_tasks = max(0, self.active_tasks - 1)
-
-    def start_run(self, run_id: str) -> None:
-        self._gauges.start_run()
-        with self._lock:
-            self._runs[run_id] = None
-            if len(self._runs) > MAX_RUNS:
-                del self._runs[next(iter(self._runs))]
-
-    def end_run(self, run_id: str) -> None:
-        with self._lock:
-            self._runs.pop(run_id, None)
-
-    def reset_after_fork(self) -> None:
-        self._lock = threading.Lock()
-        self.active_tasks = 0
-        self._runs = {}

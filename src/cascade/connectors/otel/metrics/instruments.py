@@ -16,7 +16,8 @@ from cascade._forks import ModuleLock
 from cascade.connectors import _lifetime
 from cascade.connectors.otel import environment
 from cascade.connectors.otel.metrics import catalogue as m
-from cascade.connectors.otel.metrics.catalogue import CardinalityLimit, Key, attributes_of
+from cascade.connectors.otel.metrics.aggregation import CardinalityLimit
+from cascade.connectors.otel.metrics.catalogue import Key, attributes_of
 from cascade.connectors.otel.metrics.gauges import Gauges
 from cascade.connectors.otel.scope import SCOPE, scope_version
 

@@ -1,6 +1,7 @@
 """Metrics of the runs of one connector, measured from their messages."""
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Protocol, Self
@@ -9,10 +10,11 @@ from opentelemetry.metrics import MeterProvider
 from opentelemetry.sdk.resources import Resource
 
 from cascade._loggers import get_logger
+from cascade.connectors.otel.batch import FlushReport
 from cascade.connectors.otel.metrics import catalogue as m
 from cascade.connectors.otel.metrics.catalogue import Key
 from cascade.connectors.otel.metrics.export import MetricExporter
-from cascade.connectors.otel.metrics.gauges import ConnectorGauges, Gauges
+from cascade.connectors.otel.metrics.gauges import Gauges
 from cascade.connectors.otel.metrics.instruments import instruments_of
 from cascade.connectors.otel.metrics.settings import Settings
 from cascade.connectors.otel.options import ExportOptions
@@ -21,6 +23,8 @@ from cascade.connectors.otel.span_data import error_type
 from cascade.connectors.otel.transport import prepare
 
 CACHE_HIT = "CacheHit"
+MAX_RUNS = 1000
+"""Active runs of one connector. Above that the oldest run is dropped: its end may never be published."""
 
 logger = get_logger("cascade.connectors.otel")
 
@@ -56,7 +60,11 @@ class RunMetrics:
     def __init__(self, sink: Sink | None = None, exporter: MetricExporter | None = None) -> None:
         self._sink = sink
         self._exporter = exporter
-        self.gauges = ConnectorGauges(sink.gauges if sink else Gauges())
+        self._gauges = sink.gauges if sink else Gauges()
+        self._lock = threading.Lock()  # tasks start and end in worker threads
+        self._runs: dict[str, None] = {}
+        self.active_tasks = 0
+        self._gauges.attach(self)
 
     @classmethod
     def for_endpoint(
@@ -101,16 +109,49 @@ class RunMetrics:
         if self._sink is None:
             return
         try:
-            _measure(payload, self._sink, self.gauges)
+            _measure(payload, self._sink, self)
         except Exception:
             logger.debug("OtelConnector: a message cannot be measured", exc_info=True)
+
+    @property
+    def active_runs(self) -> int:
+        return len(self._runs)
+
+    def start_task(self) -> None:
+        with self._lock:
+            self.active_tasks += 1
+
+    def end_task(self) -> None:
+        with self._lock:
+            # A forked child may end tasks that started in the parent.
+            self.active_tasks = max(0, self.active_tasks - 1)
+
+    def start_run(self, run_id: str) -> None:
+        self._gauges.start_run()
+        with self._lock:
+            self._runs[run_id] = None
+            if len(self._runs) > MAX_RUNS:
+                del self._runs[next(iter(self._runs))]
+
+    def end_run(self, run_id: str) -> None:
+        with self._lock:
+            self._runs.pop(run_id, None)
+
+    def watch(self, signal: str, report: Callable[[], FlushReport]) -> None:
+        """Count the telemetry of a signal. `report` is called at each export, in the exporting thread."""
+        self._gauges.watch(signal, report)
 
     def start_flush(self, timeout: float) -> Callable[[float], None]:
         """Start an export. The returned function waits for it, at most until its argument, a time of `time.monotonic`."""
         return self._exporter.start_flush(timeout) if self._exporter is not None else lambda _: None
 
+    def reset_after_fork(self) -> None:
+        self._lock = threading.Lock()
+        self.active_tasks = 0
+        self._runs = {}
 
-def _measure(payload: Mapping[str, Any], sink: Sink, gauges: ConnectorGauges) -> None:
+
+def _measure(payload: Mapping[str, Any], sink: Sink, metrics: RunMetrics) -> None:
     body = payload["body"]
     match body["type"], body.get("state") or body.get("event"):
         case "TaskStateEvent", "COMPLETED" | "FAILED":
@@ -120,10 +161,10 @@ def _measure(payload: Mapping[str, Any], sink: Sink, gauges: ConnectorGauges) ->
         case "TaskStateEvent", "PENDING" if body["metadata"].get("reason") == "retry":
             sink.add((m.TASK_RETRIES, body["task_name"]))
         case "LifecycleEvent", "ENGINE_STARTED":
-            gauges.start_run(payload["run_id"])
+            metrics.start_run(payload["run_id"])
             sink.touch()
         case "LifecycleEvent", _:
-            _record_run_end(payload, body, sink, gauges)
+            _record_run_end(payload, body, sink, metrics)
 
 
 def _record_end(payload: Mapping[str, Any], body: Mapping[str, Any], sink: Sink) -> None:
@@ -152,8 +193,8 @@ def _record_waits(payload: Mapping[str, Any], waits: Iterable[Mapping[str, Any]]
         sink.record((m.TASK_WAIT, wait["reason"]), seconds, wait["end_ns"], payload)
 
 
-def _record_run_end(payload: Mapping[str, Any], body: Mapping[str, Any], sink: Sink, gauges: ConnectorGauges) -> None:
-    gauges.end_run(payload["run_id"])
+def _record_run_end(payload: Mapping[str, Any], body: Mapping[str, Any], sink: Sink, metrics: RunMetrics) -> None:
+    metrics.end_run(payload["run_id"])
     metadata = body["metadata"]
     end_ns = metadata["end_ns"]
     key = (m.RUN_DURATION, metadata.get("target"), metadata.get("result"))
