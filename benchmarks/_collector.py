@@ -32,16 +32,16 @@ class Collector(Beside):
 
 
 def main() -> None:
-    from cascade.testing import OtlpReceiver  # here, so that the handle's process stays small
+    from tests.lab.receiver import FaultyReceiver  # here, so that the handle's process stays small
 
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         _say({protocol: receiver.endpoint(protocol) for protocol in PROTOCOLS.values()})
         for line in sys.stdin:
             _say(_obey(receiver, line.split()))
 
 
 def _obey(receiver: Any, words: list[str]) -> Any:
-    from cascade.testing import Fault
+    from tests.lab.receiver import Fault
 
     answer: Any = None
     match words:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
-from cascade.testing import MosquittoProcess
+from tests.lab.mosquitto import MosquittoProcess
 
 EVENTS = "cascade/telemetry/+/+/+/events"
 _PATIENCE = 120.0

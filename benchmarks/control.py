@@ -7,7 +7,7 @@ from benchmarks import _constraints, _flood, _steering
 from benchmarks._measure import Row, amount, versus
 from benchmarks._process import call
 from benchmarks._scale import Scale
-from cascade.testing import MosquittoProcess
+from tests.lab.mosquitto import MosquittoProcess
 
 LONGEST_STOP = 0.5
 """Seconds for which a flood may block the event loop."""

@@ -12,7 +12,7 @@ from benchmarks._measure import Goal, Row, amount, versus
 from benchmarks._process import Answer, ask, background, call
 from benchmarks._scale import Scale
 from benchmarks._subscribers import LOG_SUBSCRIPTIONS, Ends, fastest
-from cascade.testing import MosquittoProcess
+from tests.lab.mosquitto import MosquittoProcess
 
 ENOUGH = 15_000
 """Messages a second, from the engine to the subscriber."""

@@ -22,7 +22,8 @@ from cascade.runtime.engine import Engine
 from cascade.runtime.events import ControlDecision, TaskBlocked, TaskExecutionFinished
 from cascade.runtime.subscribers import TelemetrySubscriber
 from cascade.telemetry.topics import control_topic
-from cascade.testing import MosquittoProcess, OtlpReceiver
+from cascade.testing import OtlpReceiver
+from tests.lab.mosquitto import MosquittoProcess
 
 PACKAGE = f"{Path(cs.__file__).parent}/"
 _RECEIVER = f"{PACKAGE}testing/"

@@ -1,6 +1,6 @@
 """Run the report on the standard library, and show its trace as a collector received it.
 
-With OTEL_EXPORTER_OTLP_ENDPOINT set, the spans go there; without it, to a receiver in another process. With
+With OTEL_EXPORTER_OTLP_ENDPOINT set, the spans go there; without it, to a receiver in this process. With
 CASCADE_MQTT_URL set, the run is also live on that broker, and can be paused from there.
 """
 
@@ -11,14 +11,14 @@ import stdlib_report
 import cascade as cs
 from cascade._trace_link import trace_url_template
 from cascade.connectors.otel import OtelConnector
-from cascade.testing import MemoryConnector, ReceiverProcess, render_trace
+from cascade.testing import MemoryConnector, OtlpReceiver, render_trace
 
 
 def main() -> None:
     if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
         trace_id = run(OtelConnector())
     else:
-        with ReceiverProcess() as receiver:
+        with OtlpReceiver() as receiver:
             trace_id = run(OtelConnector(receiver.http_endpoint))
             spans = receiver.wait_for(lambda spans: any(span.name == "run report" for span in spans))
         print(f"\nThe trace, as received over OTLP: {len(spans)} spans\n")

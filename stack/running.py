@@ -8,11 +8,12 @@ from pathlib import Path
 from uuid import UUID
 
 from cascade.telemetry.attributes import RUN_ID, RUN_STARTED
-from cascade.testing import Jaeger, Spans
+from cascade.testing import Spans
 from stack import up
 from stack.addresses import HOST
 from stack.build import ROOT
 from stack.process import ServerError, answers
+from tests.lab.jaeger import Jaeger
 
 _PUBLISHED = {"JAEGER_PORT": "16686", "PROMETHEUS_PORT": "9090", "GRAFANA_PORT": "3000"}
 """The variables of docker-compose.yml with ports of pages, and their defaults there."""

@@ -97,7 +97,7 @@ WITH_EXTRAS = {
     "cascade": "OtelConnector MqttConnector",
     "cascade.connectors.otel": "OtelConnector",
     "cascade.connectors.mqtt": "MqttConnector",
-    "cascade.testing": "OtlpReceiver ReceiverProcess",
+    "cascade.testing": "OtlpReceiver",
 }
 CASES = [
     *(pytest.param(*case, id=case[0]) for case in PROMISED.items()),

@@ -341,9 +341,9 @@ def test_a_signal_ends_the_wait_of_a_failed_run(tmp_path: Path, first: signal.Si
 @SIGNALS
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 def test_the_trace_is_complete_and_names_the_signal(tmp_path: Path, first: signal.Signals, protocol: str) -> None:
-    from cascade.testing import OtlpReceiver
+    from tests.lab.receiver import FaultyReceiver
 
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         endpoint = receiver.grpc_endpoint if protocol == "grpc" else receiver.http_endpoint
         connector = f"cs.OtelConnector({endpoint!r}, protocol={protocol!r})"
         code = f"""

@@ -10,11 +10,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from cascade.testing import Jaeger, OtlpReceiver, ReceivedSpan, Spans
+from cascade.testing import OtlpReceiver, ReceivedSpan, Spans
 from stack import local
 from stack.addresses import Ports, free_ports, reserved_port
 from stack.build import ROOT
 from stack.process import until
+from tests.lab.jaeger import Jaeger
 from tests.lab.waiting import HANG
 
 PACE = local.Pace(span_metrics="4s", scrape="1s")

@@ -19,12 +19,12 @@ from pathlib import Path
 
 import pytest
 
-from cascade.testing import Fault, OtlpReceiver
 from stack.addresses import free_ports
 from stack.build import ROOT
 from stack.process import ServerError, until
 from tests.e2e.prometheus import Prometheus
 from tests.e2e.stacks import Processes
+from tests.lab.receiver import Fault, FaultyReceiver
 from tests.lab.waiting import NEVER
 
 _DURATION = float(os.environ.get("CASCADE_SOAK_SECONDS", "0"))  # read now: tests do not see the caller's variables
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 pytestmark = [pytest.mark.large, pytest.mark.timeout(_DURATION + 1800)]
 
 
-Disturbance = tuple[str, Callable[[Processes, OtlpReceiver], AbstractContextManager[None]]]
+Disturbance = tuple[str, Callable[[Processes, FaultyReceiver], AbstractContextManager[None]]]
 
 
 class Program:
@@ -103,7 +103,7 @@ class Program:
 
 
 @contextmanager
-def refused(stack: Processes, _: OtlpReceiver) -> Iterator[None]:
+def refused(stack: Processes, _: FaultyReceiver) -> Iterator[None]:
     """Nothing listens."""
     stack.collector.stop()
     yield
@@ -111,7 +111,7 @@ def refused(stack: Processes, _: OtlpReceiver) -> Iterator[None]:
 
 
 @contextmanager
-def full(stack: Processes, backend: OtlpReceiver) -> Iterator[None]:
+def full(stack: Processes, backend: FaultyReceiver) -> Iterator[None]:
     """The backend is away, and the queue has no room."""
     backend.fault = Fault.unavailable()
     stack.wait_until_refused(1)
@@ -120,7 +120,7 @@ def full(stack: Processes, backend: OtlpReceiver) -> Iterator[None]:
 
 
 @contextmanager
-def restarted(stack: Processes, _: OtlpReceiver) -> Iterator[None]:
+def restarted(stack: Processes, _: FaultyReceiver) -> Iterator[None]:
     """An upgrade: SIGTERM, and a new process at once."""
     stack.collector.stop()
     stack.collector.start()
@@ -128,7 +128,7 @@ def restarted(stack: Processes, _: OtlpReceiver) -> Iterator[None]:
 
 
 @contextmanager
-def killed(stack: Processes, _: OtlpReceiver) -> Iterator[None]:
+def killed(stack: Processes, _: FaultyReceiver) -> Iterator[None]:
     """SIGKILL, and a new process at once."""
     stack.collector.kill()
     stack.collector.start()
@@ -142,7 +142,7 @@ def test_no_span_and_no_run_is_lost(servers_are_there: None, tmp_path: Path) -> 
     seed = random.SystemRandom().randrange(2**32)
     logger.info("random seed %d", seed)
     with ExitStack() as running:
-        backend = running.enter_context(OtlpReceiver())
+        backend = running.enter_context(FaultyReceiver())
         stack = _stack(tmp_path, backend, running)
         programs = [
             Program(stack.ports.url(stack.ports.otlp_http), "each", "http/protobuf"),
@@ -170,7 +170,7 @@ def test_no_span_and_no_run_is_lost(servers_are_there: None, tmp_path: Path) -> 
         prometheus.wait_for_value('sum(cascade_task_duration_seconds_count{job="soak"})', runs * 21)
 
 
-def _stack(folder: Path, backend: OtlpReceiver, running: ExitStack) -> Processes:
+def _stack(folder: Path, backend: FaultyReceiver, running: ExitStack) -> Processes:
     """A Collector with a small queue, whose backend is ours, and a Prometheus."""
     ports = dataclasses.replace(free_ports(), jaeger_otlp=int(backend.grpc_endpoint.rpartition(":")[2]))
     stack = Processes(folder, ports)
@@ -190,7 +190,7 @@ def _plan(rng: random.Random) -> Iterator[tuple[Disturbance, int]]:
         yield rng.choice(DISTURBANCES), rng.randint(1, _RUNS)
 
 
-def _wait_for_all(backend: OtlpReceiver, programs: list[Program]) -> None:
+def _wait_for_all(backend: FaultyReceiver, programs: list[Program]) -> None:
     """Return once each run that has ended by now has arrived."""
     traces = [trace for program in programs for trace in list(program.traces)]
     with suppress(ServerError):
@@ -198,7 +198,7 @@ def _wait_for_all(backend: OtlpReceiver, programs: list[Program]) -> None:
     assert _incomplete(backend, traces) == []
 
 
-def _incomplete(backend: OtlpReceiver, traces: list[str]) -> list[str]:
+def _incomplete(backend: FaultyReceiver, traces: list[str]) -> list[str]:
     """The traces that have not arrived whole. A span may arrive twice, when its answer was lost."""
     arrived: dict[str, dict[str, str]] = {}
     for span in backend.spans:

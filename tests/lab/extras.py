@@ -18,8 +18,7 @@ NEEDS = {
     "stack/test_picture.py": ("otel",),
     "test_docs.py": ("otel", "mqtt", "cli"),
     "test_documented_facts.py": ("otel", "mqtt"),
-    "testing/test_receiver.py": ("otel",),
-    "testing/test_receiver_process.py": ("otel",),
+    "lab/test_receiver.py": ("otel",),
     "tools/test_cli.py": ("cli",),
 }
 """Files and folders of tests that cannot be imported without an extra; single tests are marked with `needs`."""

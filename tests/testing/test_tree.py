@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cascade.testing import ReceivedSpan, render_trace
 from cascade.testing._canvas import fitted, width_of
-from cascade.testing.received import ReceivedEvent, ReceivedLink
+from cascade.testing.spans import ReceivedEvent, ReceivedLink
 from tests.lab.waiting import HANG
 
 MS = 1_000_000

@@ -1,4 +1,4 @@
-"""What users import in their own tests; it needs no extra until spans are looked at."""
+"""Tools for tests of workflows and connectors. Only the tools for spans need the extra `[otel]`."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,27 +7,19 @@ from cascade.connectors.memory import MemoryConnector
 from cascade.runtime.overrides import override_resource
 from cascade.testing.clock import FixedClock
 from cascade.testing.conformance import ConnectorConformance
-from cascade.testing.faults import Fault
-from cascade.testing.jaeger import Jaeger
-from cascade.testing.mosquitto import MosquittoProcess
-from cascade.testing.received import ReceivedSpan, Spans
 from cascade.testing.record import RunRecord, record_run
+from cascade.testing.spans import ReceivedSpan, Spans
 from cascade.testing.tree import render_trace
 
 if TYPE_CHECKING:
     from cascade.testing.receiver import OtlpReceiver
-    from cascade.testing.receiver_process import ReceiverProcess
 
 __all__ = [
     "ConnectorConformance",
-    "Fault",
     "FixedClock",
-    "Jaeger",
     "MemoryConnector",
-    "MosquittoProcess",
     "OtlpReceiver",
     "ReceivedSpan",
-    "ReceiverProcess",
     "RunRecord",
     "Spans",
     "override_resource",
@@ -35,9 +27,8 @@ __all__ = [
     "render_trace",
 ]
 
-
-if not TYPE_CHECKING:  # a checker would accept every name of a module that has __getattr__
+if not TYPE_CHECKING:  # type checkers would accept any name of a module with __getattr__
 
     def __getattr__(name: str) -> Any:
-        """Import the receivers, which need the extra `[otel]`, on first use."""
-        return load(__name__, name, {"receiver": ("OtlpReceiver",), "receiver_process": ("ReceiverProcess",)})
+        """Import modules that need an extra at the first access to their names."""
+        return load(__name__, name, {"receiver": ("OtlpReceiver",)})

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from cascade.telemetry.parts import PART_EVENT
 from cascade.testing._timeline import duration
-from cascade.testing.received import ReceivedEvent, ReceivedSpan
+from cascade.testing.spans import ReceivedEvent, ReceivedSpan
 
 MAX_EVENTS = 3
 """Events shown of a span."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from cascade.telemetry.attributes import PART_NUMBER
 from cascade.telemetry.parts import PART_EVENT
-from cascade.testing.received import ReceivedLink, ReceivedSpan
+from cascade.testing.spans import ReceivedLink, ReceivedSpan
 
 _Key = tuple[str, str]
 

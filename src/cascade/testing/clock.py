@@ -1,12 +1,12 @@
-"""A clock that a test winds by hand."""
+"""A clock for tests."""
 
 
 class FixedClock:
-    """Stands still until it is advanced; `cs.Engine(…, clock=FixedClock())` takes it.
+    """A clock that advances only when a test advances it: `cs.Engine(…, clock=FixedClock())`.
 
     Args:
-        now_ns: What it shows first, in nanoseconds since the Unix epoch.
-        step: Seconds by which each look at it moves it on.
+        now_ns: Its first time, in nanoseconds since the Unix epoch.
+        step: Seconds by which each reading advances it.
     """
 
     def __init__(self, now_ns: int = 1_700_000_000_000_000_000, *, step: float = 0.0) -> None:
@@ -19,5 +19,5 @@ class FixedClock:
         return now
 
     def advance(self, seconds: float) -> None:
-        """Move on; a negative number winds it back, as an administrator may do to a machine's clock."""
+        """Advance the clock. A negative number sets it back, as a correction of the system clock does."""
         self.now_ns += round(seconds * 1e9)

@@ -1,4 +1,4 @@
-"""What every connector must do, as tests that anyone can run over their own.
+"""Conformance tests for connectors.
 
 from cascade.testing import ConnectorConformance
 
@@ -17,31 +17,35 @@ from cascade.spec.protocols import Connector
 from cascade.spec.routing import Router
 from cascade.spec.task import task
 from cascade.telemetry.wire import decode
-from cascade.testing._runs import bounded, run, run_with
-from cascade.testing.steering import SteeringConformance
+from cascade.testing._control_conformance import ControlConformance, bounded, run
 
 __all__ = ["ConnectorConformance", "run_with"]
 
 
-class ConnectorConformance(SteeringConformance):
-    """Subclass it, give it a connector, and let pytest collect it."""
+def run_with(connector: Connector, target: Any) -> Any:
+    """Run a workflow with the connector in a new event loop and return its result."""
+    return asyncio.run(bounded(run(connector, target)))
+
+
+class ConnectorConformance(ControlConformance):
+    """The tests that every connector must pass. Subclass it in a test module; pytest collects the subclass."""
 
     def make_connector(self) -> Connector:
-        """A connector whose other side is there."""
+        """Return a connector whose peer is reachable."""
         raise NotImplementedError
 
     def make_dead_connector(self) -> Connector | None:
-        """A connector whose other side is not there; None if there is no such thing."""
+        """Return a connector whose peer is unreachable; None if the connector has no peer."""
         return None
 
     def received(self) -> list[dict[str, Any]] | None:
-        """The payloads that the other side has got so far; None if it cannot tell."""
+        """Return the payloads that the peer has received; None if the test cannot read them."""
         return None
 
     def test_it_is_a_connector(self) -> None:
         assert isinstance(self.make_connector(), Connector)
 
-    def test_a_run_gives_its_value_and_all_its_messages_in_order(self) -> None:
+    def test_a_run_returns_its_value_and_publishes_its_messages_in_order(self) -> None:
         before = len(self.received() or ())
         assert run_with(self.make_connector(), _workflow()) == [0, 2, 4]
         if (received := self.received()) is not None:
@@ -52,7 +56,7 @@ class ConnectorConformance(SteeringConformance):
             assert bodies[-1]["event"] == "ENGINE_STOPPED"
             assert {body.get("state") for body in bodies} >= {"RUNNING", "COMPLETED", "SKIPPED"}
 
-    def test_a_failing_run_raises_its_own_error(self) -> None:
+    def test_a_failed_run_raises_the_error_of_its_task(self) -> None:
         def fail() -> None:
             raise LookupError("the workflow's own")
 
@@ -61,18 +65,18 @@ class ConnectorConformance(SteeringConformance):
         except LookupError as error:
             assert str(error) == "the workflow's own"
         else:
-            raise AssertionError("the error was lost")
+            raise AssertionError("the run did not raise the error of its task")
 
-    def test_it_serves_runs_one_after_another_and_at_once(self) -> None:
+    def test_it_serves_consecutive_and_concurrent_runs(self) -> None:
         connector = self.make_connector()
         assert [run_with(connector, _workflow()) for _ in range(2)] == [[0, 2, 4]] * 2
 
-        async def at_once() -> list[Any]:
+        async def concurrently() -> list[Any]:
             return list(await asyncio.gather(*(run(connector, _workflow()) for _ in range(4))))
 
-        assert asyncio.run(bounded(at_once)) == [[0, 2, 4]] * 4
+        assert asyncio.run(bounded(concurrently())) == [[0, 2, 4]] * 4
 
-    def test_a_payload_is_not_changed(self) -> None:
+    def test_it_does_not_change_a_payload(self) -> None:
         payload = _example_payload()
         original = copy.deepcopy(payload)
 
@@ -82,19 +86,19 @@ class ConnectorConformance(SteeringConformance):
             await connector.publish("cascade/telemetry/local/default/run/events", payload, 1)
             await connector.disconnect()
 
-        asyncio.run(bounded(publish))
+        asyncio.run(bounded(publish()))
         assert payload == original
 
-    def test_subscribing_returns(self) -> None:
+    def test_subscribe_returns(self) -> None:
         async def subscribe() -> None:
             connector = self.make_connector()
             await connector.connect()
             await connector.subscribe("cascade/control/local/default/#", _ignore)
             await connector.disconnect()
 
-        asyncio.run(bounded(subscribe))
+        asyncio.run(bounded(subscribe()))
 
-    def test_a_run_that_is_cancelled_ends(self) -> None:
+    def test_a_cancelled_run_ends(self) -> None:
         async def cancelled() -> None:
             running = asyncio.Event()
 
@@ -108,13 +112,12 @@ class ConnectorConformance(SteeringConformance):
             await asyncio.wait({work})
             assert work.cancelled()
 
-        asyncio.run(bounded(cancelled))
+        asyncio.run(bounded(cancelled()))
 
-    def test_nobody_there_changes_nothing_but_the_telemetry(self) -> None:
+    def test_a_run_succeeds_without_its_peer(self) -> None:
         connector = self.make_dead_connector()
-        if connector is None:
-            return
-        assert run_with(connector, _workflow()) == [0, 2, 4]
+        if connector is not None:
+            assert run_with(connector, _workflow()) == [0, 2, 4]
 
 
 async def _ignore(topic: str, payload: dict[str, Any]) -> None:
@@ -122,13 +125,13 @@ async def _ignore(topic: str, payload: dict[str, Any]) -> None:
 
 
 def _workflow() -> Any:
-    """A map with retries, a router whose other branch is pruned, and a task that collects."""
+    """A map with retries, a router with a pruned branch, and a task that collects the items."""
     calls: set[int] = set()
 
     def double(x: int) -> int:
         if x not in calls:
             calls.add(x)
-            raise ConnectionError("the first time always fails")
+            raise ConnectionError("the first attempt fails")
         return 2 * x
 
     doubled = task(double).map(x=[0, 1, 2]).with_retry(1)

@@ -1,12 +1,14 @@
-"""Run a workflow, and look at what it said."""
+"""Runs a workflow without a server and records its events, messages and spans."""
 
 import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cascade._extras import missing_extra
 from cascade.adapters.executors.local import LocalExecutor
 from cascade.adapters.solvers.native import NativeSolver
+from cascade.connectors.fanout import FanoutConnector
 from cascade.connectors.memory import MemoryConnector
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.engine import Engine
@@ -16,12 +18,20 @@ from cascade.spec.resource import ResourceDefinition
 from cascade.spec.telemetry import Body, Header, TaskStateEvent
 from cascade.telemetry.wire import decode
 from cascade.testing.clock import FixedClock
-from cascade.testing.received import Spans
+from cascade.testing.spans import Spans
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What came of a run: its `value` or its `error`, the engine's `events`, the wire's `payloads`, and the `spans`."""
+    """The record of one run.
+
+    Attributes:
+        value: The result of a successful run.
+        error: The exception of a failed or cancelled run.
+        events: The engine's events.
+        payloads: The payloads of the messages, in order.
+        spans: The spans; empty with `spans=False`.
+    """
 
     value: Any = None
     error: BaseException | None = None
@@ -31,11 +41,11 @@ class RunRecord:
 
     @property
     def messages(self) -> list[tuple[Header, Body]]:
-        """The messages, decoded."""
+        """The decoded messages."""
         return [decode(payload) for payload in self.payloads]
 
     def states(self, task_name: str) -> list[str]:
-        """The states that tasks of this name went through, in order: `["RUNNING", "COMPLETED"]`."""
+        """Return the states of the tasks with this name, in order: `["RUNNING", "COMPLETED"]`."""
         return [
             body.state for _, body in self.messages if isinstance(body, TaskStateEvent) and body.task_name == task_name
         ]
@@ -50,30 +60,31 @@ def record_run(
     clock: FixedClock | None = None,
     spans: bool = True,
 ) -> RunRecord:
-    """Run a workflow without any server; an error of the run is recorded, not raised.
+    """Run a workflow without a server and return its record. An error of the run is recorded, not raised.
 
-    `spans=True` needs the extra `[otel]`: the spans go through the OpenTelemetry SDK and the OTLP encoding.
+    Raises:
+        ImportError: `spans` is true and the extra `[otel]` is not installed.
     """
     bus, connector, events = MessageBus(), MemoryConnector(), list[Event]()
     bus.subscribe(Event, events.append)
-    tracer = _SpanRecorder() if spans else None
-    moved_by: Any = tracer.together_with(connector) if tracer else connector
-    TelemetrySubscriber(bus, moved_by)
+    recorder = _SpanRecorder() if spans else None
+    publishing: Any = FanoutConnector([recorder.connector, connector]) if recorder else connector
+    TelemetrySubscriber(bus, publishing)
     executor = LocalExecutor()
-    engine = Engine(NativeSolver(), executor, bus, system_resources=system_resources, connector=moved_by, clock=clock)
+    engine = Engine(NativeSolver(), executor, bus, system_resources=system_resources, connector=publishing, clock=clock)
     for resource in resources:
         engine.register(resource)
     outcome: list[tuple[Any, BaseException | None]] = []
     asyncio.run(_run(engine, target, params, outcome))
     executor.close()
     value, error = outcome.pop()
-    return RunRecord(value, error, events, connector.payloads, tracer.spans() if tracer else Spans(()))
+    return RunRecord(value, error, events, connector.payloads, recorder.spans() if recorder else Spans(()))
 
 
 async def _run(
     engine: Engine, target: Any, params: Mapping[str, Any] | None, outcome: list[tuple[Any, BaseException | None]]
 ) -> None:
-    # Not returned: `asyncio.run` calls `repr` on the result of its task.
+    # The outcome is not returned: in debug mode `asyncio.run` calls `repr` on the result of its task.
     try:
         outcome.append((await engine.run(target, dict(params or {})), None))
     except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - recorded
@@ -81,11 +92,9 @@ async def _run(
 
 
 class _SpanRecorder:
-    """An OtelConnector on a tracer provider of its own, whose spans stay in memory."""
+    """An OtelConnector with a tracer provider of its own that keeps the spans in memory."""
 
     def __init__(self) -> None:
-        from cascade._extras import missing_extra
-
         try:
             from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -97,16 +106,11 @@ class _SpanRecorder:
         self._exporter = InMemorySpanExporter()
         provider = TracerProvider(shutdown_on_exit=False)
         provider.add_span_processor(SimpleSpanProcessor(self._exporter))
-        self._connector = OtelConnector(tracer_provider=provider)
-
-    def together_with(self, connector: MemoryConnector) -> Any:
-        from cascade.connectors.fanout import FanoutConnector
-
-        return FanoutConnector([self._connector, connector])
+        self.connector = OtelConnector(tracer_provider=provider)
 
     def spans(self) -> Spans:
         from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 
-        from cascade.testing._decode import spans_of_request
+        from cascade.testing.decode import decode_spans
 
-        return Spans(spans_of_request(encode_spans(self._exporter.get_finished_spans())))
+        return Spans(decode_spans(encode_spans(self._exporter.get_finished_spans())))

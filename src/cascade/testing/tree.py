@@ -19,7 +19,7 @@ from cascade.testing._facts import (
 from cascade.testing._folding import Fold, folded
 from cascade.testing._forest import Node, plant, walk
 from cascade.testing._timeline import Timeline, duration
-from cascade.testing.received import ReceivedSpan
+from cascade.testing.spans import ReceivedSpan
 
 MIN_WIDTH = 40
 DEFAULT_WIDTH = 100

@@ -13,7 +13,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from cascade.testing.mosquitto import MosquittoProcess
+from tests.lab.mosquitto import MosquittoProcess
 from tests.lab.programs import program
 from tests.lab.waiting import HANG
 

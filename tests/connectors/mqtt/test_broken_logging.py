@@ -13,8 +13,8 @@ from cascade.connectors.memory import MemoryConnector
 from cascade.connectors.mqtt import MqttConnector
 from cascade.connectors.otel import OtelConnector
 from cascade.runtime.exceptions import TelemetryLostError
-from cascade.testing import Fault, OtlpReceiver
 from stack.addresses import reserved_port
+from tests.lab.receiver import Fault, FaultyReceiver
 from tests.lab.workflows import TOTAL, all_task_kinds
 
 NAMESPACES = ("cascade", "opentelemetry")
@@ -76,7 +76,7 @@ def connectors(endpoint: str) -> list[Any]:
 
 @pytest.mark.usefixtures("broken_logging")
 def test_log_handlers_that_raise_end_no_run() -> None:
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         for connector in connectors(receiver.http_endpoint):
             assert cs.run(all_task_kinds(), connector=connector, log_level="OFF") == TOTAL
         assert len(receiver.spans.named("run total")) == 1

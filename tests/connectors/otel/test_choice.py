@@ -15,8 +15,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 import cascade as cs
 from cascade.connectors.otel import OtelConnector
 from cascade.runtime.exceptions import TelemetryLostError
-from cascade.testing import OtlpReceiver
 from tests.connectors.otel.test_provider import one, program
+from tests.lab.receiver import FaultyReceiver
 from tests.lab.waiting import HANG
 
 APPLICATION = """
@@ -42,7 +42,7 @@ def test_a_provider_that_the_application_sets_after_making_the_connector_is_used
 
 
 def test_a_connector_with_an_endpoint_leaves_the_applications_spans_to_the_application() -> None:
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         program(f"""
             {APPLICATION.replace(chr(10), chr(10) + " " * 12)}
             connector = OtelConnector({receiver.http_endpoint!r})
@@ -55,7 +55,7 @@ def test_a_connector_with_an_endpoint_leaves_the_applications_spans_to_the_appli
 
 
 def test_after_the_first_run_the_sdk_refuses_another_provider_and_cascades_serves_the_application() -> None:
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         stderr = program(f"""
             {APPLICATION.replace(chr(10), chr(10) + " " * 12)}
             connector = OtelConnector({receiver.http_endpoint!r})
@@ -82,7 +82,7 @@ def test_a_proxy_stands_for_the_provider_that_the_application_sets_later() -> No
 
 
 def test_a_proxy_without_an_applications_provider_stands_for_cascades(monkeypatch: pytest.MonkeyPatch) -> None:
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         code = "cs.run(one(), connector=OtelConnector(tracer_provider=trace.ProxyTracerProvider()))"
         program(code, monkeypatch, OTEL_EXPORTER_OTLP_ENDPOINT=receiver.http_endpoint)
         assert len(receiver.spans.named("run one")) == 1
@@ -91,9 +91,9 @@ def test_a_proxy_without_an_applications_provider_stands_for_cascades(monkeypatc
 def test_cascades_own_provider_as_the_argument_is_flushed_and_counted() -> None:
     program("""
         from cascade.runtime.exceptions import TelemetryLostError
-        from cascade.testing import Fault, OtlpReceiver
+        from tests.lab.receiver import Fault, FaultyReceiver
 
-        with OtlpReceiver() as receiver:
+        with FaultyReceiver() as receiver:
             cs.run(one(), connector=OtelConnector(receiver.http_endpoint))
             given = OtelConnector(tracer_provider=trace.get_tracer_provider(), metrics=False, strict=True)
             cs.run(one(), connector=given)
@@ -127,7 +127,7 @@ def test_a_provider_of_another_library_is_reported(strict: bool, caplog: pytest.
 def test_a_provider_that_records_nothing_exports_no_signal_and_is_not_reported(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
         connector = OtelConnector(tracer_provider=trace.NoOpTracerProvider(), strict=True, logs=True)
         assert cs.run(one(), connector=connector) == 1
@@ -148,7 +148,7 @@ def test_a_connector_that_never_runs_leaves_no_trace_in_the_process() -> None:
 
 @pytest.mark.parametrize("endpoint", ["given", "from the environment"])
 def test_messages_that_are_published_without_a_run_arrive(endpoint: str) -> None:
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         argument = repr(receiver.http_endpoint) if endpoint == "given" else ""
         program(f"""
             import asyncio, os

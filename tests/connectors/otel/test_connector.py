@@ -12,9 +12,10 @@ import pytest
 import cascade as cs
 from cascade.connectors.otel import OtelConnector
 from cascade.runtime.exceptions import TelemetryLostError
-from cascade.testing import ConnectorConformance, Fault, OtlpReceiver
+from cascade.testing import ConnectorConformance
 from tests.connectors.otel import peers
 from tests.connectors.otel.tracing import Collector
+from tests.lab.receiver import Fault, FaultyReceiver
 from tests.lab.time_limits import subprocess_environment
 from tests.lab.waiting import HANG, NEVER, until_blocking
 
@@ -41,7 +42,7 @@ class _Conformance(ConnectorConformance):
     @pytest.fixture(autouse=True)
     def _receiver(self, refused: str) -> Iterator[None]:
         self.refused = refused
-        with OtlpReceiver() as receiver:
+        with FaultyReceiver() as receiver:
             self.collector = Collector(receiver, self.protocol)
             yield
 
@@ -303,7 +304,7 @@ def test_a_login_page_in_place_of_an_answer_is_a_loss(signal: str, caplog: pytes
         logger.warning("spoken")
         return 1
 
-    with peers.http_peer() as page, OtlpReceiver() as receiver, pytest.MonkeyPatch.context() as patch:
+    with peers.http_peer() as page, FaultyReceiver() as receiver, pytest.MonkeyPatch.context() as patch:
         page.always = (200, {"Content-Type": "text/html; charset=utf-8"}, b"<!doctype html><title>Sign in</title>")
         patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
         patch.setenv(f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT", f"{page.endpoint}/v1/{signal}")

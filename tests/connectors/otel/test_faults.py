@@ -11,9 +11,10 @@ from opentelemetry import trace
 
 import cascade as cs
 from cascade.connectors.otel import OtelConnector
-from cascade.testing import Fault, OtlpReceiver, Spans
+from cascade.testing import Spans
 from tests.connectors.otel import peers
 from tests.connectors.otel.tracing import Collector, warnings
+from tests.lab.receiver import Fault, FaultyReceiver
 from tests.lab.waiting import HANG
 
 ITEMS = 300
@@ -144,14 +145,14 @@ def test_spans_stay_queued_when_a_collector(
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 def test_requests_over_a_collectors_limit_are_split(protocol: str, caplog: pytest.LogCaptureFixture) -> None:
-    with OtlpReceiver(max_request_bytes=20_000) as receiver:
+    with FaultyReceiver(max_request_bytes=20_000) as receiver:
         run_against(OtelConnector(receiver.endpoint(protocol), protocol=protocol))
         assert_complete(receiver.spans)
     assert warnings(caplog) == []
 
 
 def test_a_redirect_is_not_followed_since_headers_may_be_secret(caplog: pytest.LogCaptureFixture) -> None:
-    with OtlpReceiver() as elsewhere, OtlpReceiver() as receiver:
+    with FaultyReceiver() as elsewhere, FaultyReceiver() as receiver:
         receiver.fault = Fault(redirect=f"{elsewhere.http_endpoint}/v1/traces")
         run_against(OtelConnector(receiver.http_endpoint, headers={"authorization": "secret"}, metrics=False))
         assert elsewhere.requests == []
@@ -164,7 +165,7 @@ def test_a_redirect_is_not_followed_since_headers_may_be_secret(caplog: pytest.L
 def test_a_certificate_that_nobody_has_signed(
     protocol: str, certificate: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with OtlpReceiver(certfile=certificate, keyfile=certificate) as receiver:
+    with FaultyReceiver(certfile=certificate, keyfile=certificate) as receiver:
         run_against(OtelConnector(receiver.endpoint(protocol), protocol=protocol, metrics=False))
         assert receiver.requests == []
     (warning,) = warnings(caplog)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from cascade.testing import OtlpReceiver
 from tests.connectors.otel.instances import logs_by_instance, runs_by_instance, spans_by_instance
 from tests.connectors.otel.tracing import Collector, collectors
+from tests.lab.receiver import FaultyReceiver
 from tests.lab.waiting import HANG
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
@@ -322,7 +322,7 @@ def test_forks_beside_running_exports_do_not_hang(tmp_path: Path, collector: Col
 
 
 def test_a_grpc_call_without_an_answer_after_a_fork_names_the_fork(tmp_path: Path) -> None:
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         printed = program(
             tmp_path,
             """

@@ -13,9 +13,9 @@ from cascade.connectors.memory import MemoryConnector
 from cascade.connectors.otel import OtelConnector, sender
 from cascade.connectors.otel.buffer import Flight
 from cascade.connectors.otel.sender import Shared
-from cascade.testing import Fault, OtlpReceiver
 from tests.connectors.otel import peers
 from tests.connectors.otel.tracing import warnings
+from tests.lab.receiver import Fault, FaultyReceiver
 from tests.lab.waiting import until_blocking
 
 ITEMS = 400
@@ -50,7 +50,7 @@ def test_new_tasks_wait_for_a_collector_that_is_alive_but_slow(
 ) -> None:
     beside = MemoryConnector()
     send_nothing_before(lambda: any(p["body"].get("state") == "PENDING" for p in beside.payloads), monkeypatch)
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         receiver.fault = SLOW
         connector = OtelConnector(receiver.endpoint(protocol), protocol=protocol, max_buffer_bytes=BUFFER)
         assert cs.run(flow(), connector=[connector, beside], log_level="ERROR") == [2 * x for x in range(ITEMS)]
@@ -68,7 +68,7 @@ def test_new_tasks_wait_for_a_collector_that_is_alive_but_slow(
 
 
 def test_who_prefers_loss_does_not_wait(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         receiver.fault = SLOW
         connector = OtelConnector(receiver.http_endpoint, max_buffer_bytes=BUFFER, on_full="drop")
         assert connector._tracing is not None
@@ -107,7 +107,7 @@ def test_new_tasks_wait_for_a_collector_that_answers_only_later(
     protocol: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     beside = MemoryConnector()
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         receiver.fault = Fault.unavailable()
 
         def recover() -> None:
@@ -126,7 +126,7 @@ def test_new_tasks_wait_for_a_collector_that_answers_only_later(
 
 
 def test_new_tasks_wait_no_longer_than_hold_timeout(caplog: pytest.LogCaptureFixture) -> None:
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         receiver.fault = Fault.unavailable()
         connector = OtelConnector(receiver.http_endpoint, max_buffer_bytes=BUFFER, hold_timeout=0.2, metrics=False)
         assert cs.run(flow(), connector=connector, log_level="ERROR") == [2 * x for x in range(ITEMS)]

@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, TraceIdRat
 import cascade as cs
 from cascade.connectors.memory import MemoryConnector
 from cascade.connectors.otel import OtelConnector
-from cascade.testing import OtlpReceiver
+from tests.lab.receiver import FaultyReceiver
 from tests.lab.waiting import HANG
 
 HEAD = """
@@ -104,7 +104,7 @@ def test_the_applications_provider_is_used_if_it_has_one() -> None:
 
 
 def test_its_own_becomes_the_processs_and_serves_later_runs_to_other_places() -> None:
-    with OtlpReceiver() as first, OtlpReceiver() as second:
+    with FaultyReceiver() as first, FaultyReceiver() as second:
         program(f"""
             cs.run(one(), connector=OtelConnector({first.http_endpoint!r}))
             cs.run(one(), connector=OtelConnector({second.http_endpoint!r}))
@@ -115,7 +115,7 @@ def test_its_own_becomes_the_processs_and_serves_later_runs_to_other_places() ->
 
 
 def test_the_environment_alone_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         program(
             "cs.run(one())",
             monkeypatch,
@@ -133,7 +133,7 @@ def test_the_environment_alone_is_enough(monkeypatch: pytest.MonkeyPatch) -> Non
     [("OTEL_SDK_DISABLED", "true"), ("OTEL_TRACES_EXPORTER", "none"), ("OTEL_TRACES_SAMPLER", "always_off")],
 )
 def test_what_turns_tracing_off_turns_it_off(variable: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
         stderr = program("assert cs.run(one(), connector=OtelConnector()) == 1", monkeypatch, **{variable: value})
         assert "lost" not in stderr
@@ -160,7 +160,7 @@ def test_what_turns_tracing_off_turns_it_off(variable: str, value: str, monkeypa
 def test_a_variable_that_cannot_be_used_causes_one_warning_per_process(
     environment: dict[str, str], warnings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
         stderr = program(
             "for _ in range(2): assert cs.run(one(), connector=OtelConnector(), log_level='OFF') == 1",
@@ -209,7 +209,7 @@ def test_an_applications_provider_leaves_the_variables_of_the_export_unread(monk
 
 
 def test_the_exporter_of_another_package_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
         code = "assert cs.run(one(), connector=OtelConnector(), log_level='OFF') == 1"
         stderr = program(code, monkeypatch, OTEL_TRACES_EXPORTER="zipkin")
@@ -223,7 +223,7 @@ def test_a_provider_and_an_endpoint_contradict_each_other() -> None:
 
 
 def test_what_is_left_at_the_processs_end_is_sent() -> None:
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         program(f"""
             cs.run(one(), connector=OtelConnector({receiver.http_endpoint!r}))
             with trace.get_tracer("users").start_as_current_span("after all runs"):
@@ -239,7 +239,7 @@ def test_a_run_in_an_exit_handler_arrives_after_the_earlier_ones_have_been_flush
         import atexit
         atexit.register(lambda: run_late())
         """
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         code = f"""
             def run_late():
                 cs.run(one(), connector=OtelConnector({receiver.http_endpoint!r}))
@@ -257,7 +257,7 @@ def test_a_provider_that_cannot_be_loaded_stops_no_export(
     signal: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     variable = f"OTEL_PYTHON_{signal}_PROVIDER"
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         code = f"""
             for _ in range(2):
                 assert cs.run(one(), connector=OtelConnector({receiver.http_endpoint!r}), log_level="OFF") == 1
@@ -274,7 +274,7 @@ def test_a_provider_that_cannot_be_loaded_stops_no_export(
 
 def test_a_propagator_that_is_not_installed_stops_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
     inbound = {"TRACEPARENT": f"00-{'a' * 32}-{'b' * 16}-01", "TRACESTATE": "acme=1", "BAGGAGE": "tenant=blue"}
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         code = f"""
             connector = OtelConnector({receiver.http_endpoint!r})
             assert cs.run(one(), connector=connector, log_level="OFF") == 1
@@ -291,7 +291,7 @@ def test_a_propagator_that_is_not_installed_stops_no_run(monkeypatch: pytest.Mon
 
 def test_the_service_name_may_change_between_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spans of the program keep the resource of the process's provider, which the first run has set."""
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         code = """
             import os
             for name in ("first", "second"):
@@ -305,7 +305,7 @@ def test_the_service_name_may_change_between_runs(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_fork_in_a_task_sends_nothing_twice() -> None:
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         program(f"""
             import os
             @cs.task

@@ -17,10 +17,10 @@ from opentelemetry.sdk.trace import TracerProvider
 
 import cascade as cs
 from cascade.connectors.otel import OtelConnector, routing
-from cascade.testing import Fault, OtlpReceiver
 from tests.connectors.otel import peers
 from tests.connectors.otel.logs.conftest import lines
 from tests.connectors.otel.metrics.exports import latest, metrics_of, values
+from tests.lab.receiver import Fault, FaultyReceiver
 from tests.lab.time_limits import subprocess_environment
 from tests.lab.waiting import HANG, until_blocking
 
@@ -51,7 +51,7 @@ def fails() -> int:
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_runs_with_a_connector_each_share_one_thread(protocol: str) -> None:
     before = frozenset(threading.enumerate())
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         for _ in range(RUNS):
             connector = OtelConnector(receiver.endpoint(protocol), protocol=protocol, logs=True)
             cs.run(logs(), connector=connector, log_level="ERROR")
@@ -97,7 +97,7 @@ def run_each(connector: Any) -> None:
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_the_metrics_of_runs_with_a_connector_each_add_up(protocol: str) -> None:
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         run_each(lambda: OtelConnector(receiver.endpoint(protocol), protocol=protocol))
         found, spans = latest(receiver), len(receiver.spans)
     assert values(found["cascade.run.duration"]) == {("one", "success"): 8, ("fails", "failure"): 2}
@@ -107,7 +107,7 @@ def test_the_metrics_of_runs_with_a_connector_each_add_up(protocol: str) -> None
 
 
 def test_the_connectors_of_the_environment_share_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         monkeypatch.setenv("CASCADE_CONNECTOR", "otel")
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
         run_each(lambda: None)
@@ -118,7 +118,7 @@ def test_each_resource_of_an_application_has_metrics_and_logs_of_its_own(monkeyp
     def service(resource: Any) -> str:
         return next(str(one.value.string_value) for one in resource.attributes if one.key == "service.name")
 
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
         for _ in range(3):
             for name in ("a", "b"):
@@ -134,7 +134,7 @@ def test_each_resource_of_an_application_has_metrics_and_logs_of_its_own(monkeyp
 
 def test_the_deltas_of_runs_with_a_connector_each_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(TEMPORALITY, "delta")
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         run_each(lambda: OtelConnector(receiver.http_endpoint))
         exports = [metrics_of(request) for request in receiver.metrics]
         durations = [values(one["cascade.run.duration"]) for one in exports if "cascade.run.duration" in one]
@@ -161,7 +161,7 @@ def test_the_runs_and_tasks_in_progress_are_those_of_all_connectors(
     def active(name: str) -> int:
         return values(latest(receiver)[f"cascade.{name}.active"])[()] if receiver.metrics else 0
 
-    with OtlpReceiver() as receiver, ThreadPoolExecutor(count) as pool:
+    with FaultyReceiver() as receiver, ThreadPoolExecutor(count) as pool:
         results = pool.map(run, range(count))
         try:
             until_blocking(lambda: active("run") == active("task") == count)
@@ -176,13 +176,13 @@ def test_a_collector_that_takes_no_metrics_is_asked_once_an_hour(limits: pytest.
     def metric_requests() -> int:
         return sum("metrics" in request.path for request in receiver.requests)
 
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         receiver.fault = Fault(http_status=404)
         for _ in range(3):
             cs.run(one(), connector=OtelConnector(receiver.http_endpoint), log_level="OFF")
         assert metric_requests() == 1
     limits.setattr("cascade.connectors.otel.metrics.export.NOT_TAKEN_PAUSE", 0.0)
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         receiver.fault = Fault(http_status=404)
         cs.run(one(), connector=OtelConnector(receiver.http_endpoint), log_level="OFF")
         receiver.fault = None
@@ -205,7 +205,7 @@ def test_the_largest_memory_bound_of_the_connectors_in_use_holds(caplog: pytest.
     def beside(size: int) -> bool:
         return lost_with(size)
 
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         receiver.fault = Fault(delay=0.2)
         endpoint = receiver.http_endpoint
         assert lost_with(20_000)
@@ -260,7 +260,7 @@ def assert_nothing_grows(connector: Callable[[], OtelConnector]) -> None:
 @pytest.mark.usefixtures("few_traces")
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_run_with_a_connector_of_its_own_leaves_nothing_behind(protocol: str) -> None:
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         endpoint = receiver.endpoint(protocol)
         assert_nothing_grows(lambda: OtelConnector(endpoint, protocol=protocol, logs=True))
 
@@ -282,7 +282,7 @@ def test_a_run_without_exporters_leaves_nothing_behind(monkeypatch: pytest.Monke
 def test_the_destinations_that_were_used_last_are_kept(limits: pytest.MonkeyPatch) -> None:
     limits.setattr("cascade.connectors.otel.routing.RECENT", 3)
     numbers, before = itertools.count(), frozenset(threading.enumerate())
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
 
         def elsewhere() -> OtelConnector:
             return OtelConnector(receiver.http_endpoint, headers={"x-team": str(next(numbers))}, logs=True)
@@ -325,7 +325,7 @@ def test_a_forked_childs_connectors_share_with_the_one_that_it_has_inherited(pro
     def instance(resource: Any) -> str:
         return next(str(one.value.string_value) for one in resource.attributes if one.key == "service.instance.id")
 
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         command = [sys.executable, "-W", "ignore:This process", "-c", FORKING, receiver.endpoint(protocol), protocol]
         subprocess.run(command, check=True, timeout=HANG, env=subprocess_environment())
         found = {instance(request.resource_metrics[0].resource): metrics_of(request) for request in receiver.metrics}

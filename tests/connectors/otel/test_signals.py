@@ -12,12 +12,12 @@ from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
 import cascade as cs
 from cascade.connectors.otel import OtelConnector
-from cascade.testing import OtlpReceiver
 from tests.connectors.otel import peers
 from tests.connectors.otel.logs.conftest import lines
 from tests.connectors.otel.metrics import messages
 from tests.connectors.otel.metrics.exports import attributes, latest, points, values
 from tests.connectors.otel.tracing import warnings
+from tests.lab.receiver import FaultyReceiver
 
 app = logging.getLogger("tests.signals")
 
@@ -50,13 +50,13 @@ def flow() -> Any:
     return shout(flaky().with_retry(2, delay=0.0))
 
 
-def endpoint_of(receiver: OtlpReceiver, protocol: str) -> dict[str, Any]:
+def endpoint_of(receiver: FaultyReceiver, protocol: str) -> dict[str, Any]:
     return {"endpoint": receiver.endpoint(protocol), "protocol": protocol}
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 def test_log_records_carry_the_ids_of_the_span_they_were_made_in(protocol: str) -> None:
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         cs.run(flow(), connector=OtelConnector(**endpoint_of(receiver, protocol), logs=True), log_level="ERROR")
         names = {span.span_id: span.name for span in receiver.spans}
         said = [(line.body, names[line.ids[1]]) for line in lines(receiver.logs) if line.scope == app.name]
@@ -69,14 +69,14 @@ def test_log_records_carry_the_ids_of_the_span_they_were_made_in(protocol: str) 
 
 
 def test_logs_are_not_exported_unless_asked_for() -> None:
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         cs.run(flow(), connector=OtelConnector(receiver.http_endpoint), log_level="ERROR")
         assert not receiver.logs
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 def test_a_runs_metrics_arrive_with_its_trace(protocol: str) -> None:
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         cs.run(flow(), connector=OtelConnector(**endpoint_of(receiver, protocol)), log_level="ERROR")
         metrics = latest(receiver)
         spans = {span.span_id: span.name for span in receiver.spans}
@@ -89,14 +89,14 @@ def test_a_runs_metrics_arrive_with_its_trace(protocol: str) -> None:
 
 
 def test_metrics_may_be_left_out() -> None:
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         cs.run(flow(), connector=OtelConnector(receiver.http_endpoint, metrics=False), log_level="ERROR")
         assert not receiver.metrics
         assert receiver.spans
 
 
 def test_an_endpoint_that_is_the_url_for_traces_tells_those_of_the_others() -> None:
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         connector = OtelConnector(f"{receiver.http_endpoint}/v1/traces", logs=True)
         cs.run(flow(), connector=connector, log_level="ERROR")
         assert receiver.metrics
@@ -105,7 +105,7 @@ def test_an_endpoint_that_is_the_url_for_traces_tells_those_of_the_others() -> N
 
 
 def test_an_endpoint_with_another_path_has_no_metrics_and_refuses_logs(caplog: pytest.LogCaptureFixture) -> None:
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         endpoint = f"{receiver.http_endpoint}/elsewhere"
         with pytest.raises(ValueError, match="is the complete URL of the traces"):
             OtelConnector(endpoint, logs=True)
@@ -117,7 +117,7 @@ def test_an_endpoint_with_another_path_has_no_metrics_and_refuses_logs(caplog: p
 
 def test_metrics_count_runs_that_are_not_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         cs.run(flow(), connector=OtelConnector(receiver.http_endpoint), log_level="ERROR")
         assert values(latest(receiver)["cascade.task.duration"]) == {("flaky", "success"): 1, ("shout", "success"): 1}
         assert not receiver.spans
@@ -131,7 +131,7 @@ def test_variables_of_a_signal_that_is_off_are_not_checked(
             monkeypatch.setenv(f"OTEL_EXPORTER_OTLP_{signal}_{name}", "nonsense")
     monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "1m")
     monkeypatch.setenv("OTEL_METRICS_EXPORTER", "statsd")
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
         cs.run(flow(), connector=OtelConnector(receiver.http_endpoint, metrics=False), log_level="ERROR")
         assert receiver.spans
@@ -142,7 +142,7 @@ def test_logs_that_only_the_environment_asks_for_stop_no_program(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("OTEL_LOGS_EXPORTER", "otlp")
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         endpoint = f"{receiver.http_endpoint}/elsewhere"
         for _ in range(2):
             cs.run(flow(), connector=OtelConnector(endpoint), log_level="ERROR")
@@ -155,7 +155,7 @@ def test_logs_that_only_the_environment_asks_for_stop_no_program(
 def test_each_signal_has_an_exporter_of_its_own(exporter: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", exporter)
     monkeypatch.setenv("OTEL_LOGS_EXPORTER", "otlp")
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         cs.run(flow(), connector=OtelConnector(receiver.http_endpoint), log_level="ERROR")
         assert not receiver.spans
         assert receiver.metrics
@@ -170,7 +170,7 @@ def tracer_provider() -> TracerProvider:
 def test_logs_and_metrics_arrive_at_the_runs_end_beside_an_applications_tracer_provider(
     protocol: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint(protocol))
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
         for runs in (1, 2):
@@ -192,7 +192,7 @@ class Stuck(SpanProcessor):
 def test_a_tracer_provider_that_is_stuck_does_not_hold_the_logs_back(monkeypatch: pytest.MonkeyPatch) -> None:
     provider, stuck = tracer_provider(), Stuck()
     provider.add_span_processor(stuck)
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
         connector = OtelConnector(logs=True, tracer_provider=provider, flush_timeout=0.5)
@@ -236,14 +236,14 @@ def test_a_run_whose_last_message_was_lost_is_not_active_any_more() -> None:
         await connector.publish("topic", messages.started(run_id))
         await connector.disconnect()
 
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         connector = OtelConnector(receiver.http_endpoint)
         asyncio.run(lose_the_end(connector))
         assert values(latest(receiver)["cascade.run.active"]) == {(): 0}
 
 
 def test_a_run_with_two_connectors_of_one_destination_counts_twice() -> None:
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         connectors = [OtelConnector(receiver.http_endpoint) for _ in range(2)]
         cs.run(flow(), connector=connectors, log_level="ERROR")
         assert values(latest(receiver)["cascade.task.duration"]) == {("flaky", "success"): 2, ("shout", "success"): 2}
@@ -257,6 +257,6 @@ def test_an_error_in_the_flush_is_reported_as_it_is(
         raise ValueError("ours")
 
     monkeypatch.setattr("cascade.connectors.otel.signals.Signals.start_flush", fails)
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         cs.run(flow(), connector=OtelConnector(receiver.http_endpoint), log_level="OFF")
     assert caplog.messages[-1] == "OtelConnector could not disconnect: ValueError: ours"

@@ -9,13 +9,14 @@ import pytest
 
 import cascade as cs
 from cascade.connectors.otel import OtelConnector
-from cascade.testing import OtlpReceiver, Spans
+from cascade.testing import Spans
+from tests.lab.receiver import FaultyReceiver
 
 
 class Collector:
     """A receiver, spoken to in one of the protocols."""
 
-    def __init__(self, receiver: OtlpReceiver, protocol: str) -> None:
+    def __init__(self, receiver: FaultyReceiver, protocol: str) -> None:
         self.receiver = receiver
         self.protocol = protocol
 
@@ -53,7 +54,7 @@ def replay(connector: OtelConnector, payloads: list[dict[str, Any]]) -> None:
 
 
 def collectors(protocol: str) -> Iterator[Collector]:
-    with OtlpReceiver() as receiver:
+    with FaultyReceiver() as receiver:
         yield Collector(receiver, protocol)
 
 

@@ -14,6 +14,7 @@ from cascade.runtime import task_context
 from cascade.runtime.task_context import TaskContext
 from cascade.telemetry.identity import place_run
 from cascade.testing import OtlpReceiver
+from tests.lab.receiver import FaultyReceiver
 
 RUN = "0f8fad5b-d9cb-469f-a165-70867728950e"
 TASK = TaskContext(RUN, "t", "work", place_run(RUN), attempt=2, map_index=0)
@@ -60,13 +61,13 @@ def inside(task: TaskContext = TASK) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def _served() -> Iterator[OtlpReceiver]:
-    with OtlpReceiver() as made:
+def _served() -> Iterator[FaultyReceiver]:
+    with FaultyReceiver() as made:
         yield made
 
 
 @pytest.fixture
-def receiver(_served: OtlpReceiver) -> OtlpReceiver:
+def receiver(_served: FaultyReceiver) -> FaultyReceiver:
     _served.fault = None
     _served.clear()
     return _served
@@ -120,7 +121,7 @@ def restored() -> Iterator[None]:
 
 
 @pytest.fixture
-def collector_in_environment(receiver: OtlpReceiver, monkeypatch: pytest.MonkeyPatch) -> None:
+def collector_in_environment(receiver: FaultyReceiver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
 

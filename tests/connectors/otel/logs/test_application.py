@@ -19,9 +19,9 @@ from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogR
 import cascade as cs
 from cascade.connectors.otel import OtelConnector
 from cascade.runtime.task_context import current_task
-from cascade.testing import OtlpReceiver
 from tests.connectors.otel.logs.conftest import bodies, lines
 from tests.connectors.otel.logs.conftest import part as app
+from tests.lab.receiver import FaultyReceiver
 from tests.lab.waiting import HANG
 
 pytestmark = pytest.mark.usefixtures("restored", "collector_in_environment")
@@ -119,7 +119,7 @@ def by_subclass(handler: logging.Handler) -> None:
 def test_the_applications_handler_exports_each_record_once(
     attach: Callable[[logging.Handler], None],
     logs: Any,
-    receiver: OtlpReceiver,
+    receiver: FaultyReceiver,
     application: Application,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -142,7 +142,7 @@ def test_the_correlation_filter_adds_the_ids_to_the_applications_records(applica
     assert exported.attributes["run_id"]
 
 
-def test_a_listener_of_a_queue_counts_as_a_handler(receiver: OtlpReceiver, application: Application) -> None:
+def test_a_listener_of_a_queue_counts_as_a_handler(receiver: FaultyReceiver, application: Application) -> None:
     handler = logging.handlers.QueueHandler(queue.SimpleQueue())
     listener = logging.handlers.QueueListener(handler.queue, application.handler())
     vars(handler)["listener"] = listener  # as dictConfig has it, from Python 3.12 on
@@ -154,7 +154,7 @@ def test_a_listener_of_a_queue_counts_as_a_handler(receiver: OtlpReceiver, appli
     assert bodies(receiver) == []
 
 
-def test_a_handler_that_comes_later_takes_over(receiver: OtlpReceiver, application: Application) -> None:
+def test_a_handler_that_comes_later_takes_over(receiver: FaultyReceiver, application: Application) -> None:
     @cs.task
     def work() -> None:
         app.warning("before")
@@ -168,7 +168,7 @@ def test_a_handler_that_comes_later_takes_over(receiver: OtlpReceiver, applicati
 
 @pytest.mark.parametrize("why", ["its level", "no exporter", "no provider", "another logger's"])
 def test_what_the_applications_handler_does_not_export_is_exported(
-    why: str, receiver: OtlpReceiver, application: Application
+    why: str, receiver: FaultyReceiver, application: Application
 ) -> None:
     handlers: dict[str, Callable[[], logging.Handler]] = {
         "its level": lambda: application.handler(logging.ERROR),
@@ -186,7 +186,7 @@ def test_what_the_applications_handler_does_not_export_is_exported(
 
 
 def test_the_level_of_the_applications_handler_holds_where_the_environment_alone_asks_for_logs(
-    receiver: OtlpReceiver, application: Application, monkeypatch: pytest.MonkeyPatch
+    receiver: FaultyReceiver, application: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_LOGS_EXPORTER", "otlp")
     logging.root.addHandler(application.handler(logging.ERROR))
@@ -207,7 +207,7 @@ def test_one_record_names_the_handler_of_the_application(
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 @pytest.mark.parametrize("logs", ["None", "True"])
 def test_a_process_that_opentelemetrys_configurator_has_set_up_exports_each_record_once(
-    protocol: str, logs: str, receiver: OtlpReceiver
+    protocol: str, logs: str, receiver: FaultyReceiver
 ) -> None:
     """`opentelemetry-instrument` calls the same configurator, with these variables, before the program."""
     script = textwrap.dedent(f"""

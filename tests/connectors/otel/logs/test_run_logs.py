@@ -15,10 +15,9 @@ from cascade.connectors.otel.batch import FlushReport
 from cascade.connectors.otel.logs import chosen_level
 from cascade.runtime.task_context import TaskContext
 from cascade.telemetry.identity import place_run
-from cascade.testing import OtlpReceiver
-from cascade.testing.faults import Fault
 from tests.connectors.otel import peers
 from tests.connectors.otel.logs.conftest import RUN, TASK, LogsTo, inside, lines
+from tests.lab.receiver import Fault, FaultyReceiver
 from tests.lab.waiting import HANG, NEVER
 
 PROTOCOLS = pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
@@ -26,7 +25,7 @@ PROTOCOLS = pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 
 @PROTOCOLS
 def test_what_a_task_says_arrives_with_the_ids_of_its_span(
-    protocol: str, receiver: OtlpReceiver, logs_to: LogsTo, app: logging.Logger
+    protocol: str, receiver: FaultyReceiver, logs_to: LogsTo, app: logging.Logger
 ) -> None:
     logs = logs_to(receiver.endpoint(protocol), protocol)
     with inside():
@@ -43,7 +42,7 @@ def test_what_a_task_says_arrives_with_the_ids_of_its_span(
 
 
 @PROTOCOLS
-def test_a_burst_loses_nothing(protocol: str, receiver: OtlpReceiver, logs_to: LogsTo, app: logging.Logger) -> None:
+def test_a_burst_loses_nothing(protocol: str, receiver: FaultyReceiver, logs_to: LogsTo, app: logging.Logger) -> None:
     logs = logs_to(receiver.endpoint(protocol), protocol)
     contexts = 2
     app.propagate = False  # pytest keeps what reaches the root logger
@@ -66,7 +65,7 @@ def test_a_burst_loses_nothing(protocol: str, receiver: OtlpReceiver, logs_to: L
     assert len({line.body for line in lines(receiver.logs)}) == 50_000
 
 
-def test_what_was_said_leaves_without_a_flush(receiver: OtlpReceiver, logs_to: LogsTo, app: logging.Logger) -> None:
+def test_what_was_said_leaves_without_a_flush(receiver: FaultyReceiver, logs_to: LogsTo, app: logging.Logger) -> None:
     logs_to(receiver.http_endpoint)
     with inside():
         app.info("now")
@@ -74,7 +73,7 @@ def test_what_was_said_leaves_without_a_flush(receiver: OtlpReceiver, logs_to: L
 
 
 def test_records_are_exported_while_a_run_is_attached(
-    receiver: OtlpReceiver, logs_to: LogsTo, app: logging.Logger
+    receiver: FaultyReceiver, logs_to: LogsTo, app: logging.Logger
 ) -> None:
     logs = logs_to(receiver.http_endpoint)
     other = TaskContext("other", "t", "work", place_run("other"))
@@ -92,7 +91,7 @@ def test_records_are_exported_while_a_run_is_attached(
     assert [line.body for line in lines(receiver.logs)] == ["once", "once"]
 
 
-def test_the_root_logger_has_no_handler_of_cascade(receiver: OtlpReceiver, logs_to: LogsTo) -> None:
+def test_the_root_logger_has_no_handler_of_cascade(receiver: FaultyReceiver, logs_to: LogsTo) -> None:
     before = list(logging.root.handlers)
     logs_to(receiver.http_endpoint)
     assert logging.root.handlers == before
@@ -123,7 +122,9 @@ def test_nor_on_a_black_hole(protocol: str, logs_to: LogsTo, app: logging.Logger
 
 
 @PROTOCOLS
-def test_what_can_be_sent_again_is(protocol: str, receiver: OtlpReceiver, logs_to: LogsTo, app: logging.Logger) -> None:
+def test_what_can_be_sent_again_is(
+    protocol: str, receiver: FaultyReceiver, logs_to: LogsTo, app: logging.Logger
+) -> None:
     receiver.fault = Fault.unavailable(times=1)
     logs = logs_to(receiver.endpoint(protocol), protocol)
     with inside():
@@ -138,7 +139,7 @@ def test_what_can_be_sent_again_is(protocol: str, receiver: OtlpReceiver, logs_t
     [("http/protobuf", n, None) for n in (404, 405, 501)] + [("grpc", None, "UNIMPLEMENTED")],
 )
 def test_a_peer_that_takes_no_logs_is_told_of_once(
-    protocol: str, status: int | None, code: str | None, receiver: OtlpReceiver, logs_to: LogsTo, app: logging.Logger
+    protocol: str, status: int | None, code: str | None, receiver: FaultyReceiver, logs_to: LogsTo, app: logging.Logger
 ) -> None:
     receiver.fault = Fault(http_status=status, grpc_code=code)
     logs = logs_to(receiver.endpoint(protocol), protocol)
@@ -153,7 +154,7 @@ def test_a_peer_that_takes_no_logs_is_told_of_once(
 
 
 def test_secrets_and_hostile_records_do_not_stop_the_others(
-    receiver: OtlpReceiver, logs_to: LogsTo, app: logging.Logger, monkeypatch: pytest.MonkeyPatch
+    receiver: FaultyReceiver, logs_to: LogsTo, app: logging.Logger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logs = logs_to(receiver.http_endpoint)
     monkeypatch.setattr(logging, "raiseExceptions", False)
@@ -169,7 +170,7 @@ def test_secrets_and_hostile_records_do_not_stop_the_others(
     assert "hunter2" not in str(receiver.logs)
 
 
-def test_the_export_itself_is_not_exported(receiver: OtlpReceiver, logs_to: LogsTo, app: logging.Logger) -> None:
+def test_the_export_itself_is_not_exported(receiver: FaultyReceiver, logs_to: LogsTo, app: logging.Logger) -> None:
     """Even a transport that logs on its thread, in the context of the task that started the thread."""
     logs = logs_to(receiver.http_endpoint)
     seen = threading.Semaphore(0)
@@ -193,7 +194,7 @@ def test_the_export_itself_is_not_exported(receiver: OtlpReceiver, logs_to: Logs
 
 
 @pytest.mark.parametrize("way", ["pass", "os.fork() or logging.getLogger().warning('child')"])
-def test_the_exit_and_a_fork_lose_nothing(way: str, receiver: OtlpReceiver) -> None:
+def test_the_exit_and_a_fork_lose_nothing(way: str, receiver: FaultyReceiver) -> None:
     script = textwrap.dedent(f"""
         import logging, os, sys
         from opentelemetry.sdk.resources import Resource
@@ -238,7 +239,7 @@ def test_an_unknown_level_is_refused_with_the_choices(logs: Any) -> None:
         chosen_level(logs, {})
 
 
-def test_a_closed_one_exports_no_more(receiver: OtlpReceiver, logs_to: LogsTo, app: logging.Logger) -> None:
+def test_a_closed_one_exports_no_more(receiver: FaultyReceiver, logs_to: LogsTo, app: logging.Logger) -> None:
     logs = logs_to(receiver.http_endpoint)
     logs.close(1)
     with inside():

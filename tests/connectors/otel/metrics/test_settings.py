@@ -3,10 +3,10 @@ import json
 import pytest
 
 from cascade.connectors.otel.metrics.settings import Settings
-from cascade.testing import Fault, OtlpReceiver
 from tests.connectors.otel import peers
 from tests.connectors.otel.metrics import messages
 from tests.connectors.otel.metrics.exports import exporting, flush
+from tests.lab.receiver import Fault, FaultyReceiver
 from tests.lab.waiting import NEVER
 
 
@@ -57,7 +57,7 @@ def test_words_may_be_written_in_capitals() -> None:
     [{"OTEL_METRICS_EXPORTER": "none"}, {"OTEL_METRICS_EXPORTER": "prometheus"}, {"OTEL_SDK_DISABLED": "true"}],
 )
 def test_what_turns_metrics_off_turns_them_off(environ: dict[str, str]) -> None:
-    with OtlpReceiver() as receiver, exporting(receiver.http_endpoint, **environ) as metrics:
+    with FaultyReceiver() as receiver, exporting(receiver.http_endpoint, **environ) as metrics:
         metrics.publish(messages.task())
         flush(metrics)
         assert receiver.requests == []
@@ -72,7 +72,7 @@ def test_the_console_alone(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_console_goes_on_when_the_collector_takes_no_metrics(capsys: pytest.CaptureFixture[str]) -> None:
     with (
-        OtlpReceiver() as receiver,
+        FaultyReceiver() as receiver,
         exporting(receiver.http_endpoint, OTEL_METRICS_EXPORTER="console,otlp") as metrics,
     ):
         metrics.publish(messages.task("first"))

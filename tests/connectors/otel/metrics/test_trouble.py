@@ -11,18 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from cascade.testing import Fault, OtlpReceiver
 from tests.connectors.otel import peers
 from tests.connectors.otel.metrics import messages
 from tests.connectors.otel.metrics.exports import exporting, flush, latest, metrics_of, values
 from tests.connectors.otel.tracing import Collector
+from tests.lab.receiver import Fault, FaultyReceiver
 from tests.lab.waiting import HANG, NEVER
 
 TEMPORALITY = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
 
 
 @pytest.fixture
-def clean(collector: Collector, caplog: pytest.LogCaptureFixture) -> Iterator[OtlpReceiver]:
+def clean(collector: Collector, caplog: pytest.LogCaptureFixture) -> Iterator[FaultyReceiver]:
     caplog.set_level(logging.DEBUG, "cascade.connectors.otel")
     collector.receiver.clear()
     yield collector.receiver
@@ -31,7 +31,7 @@ def clean(collector: Collector, caplog: pytest.LogCaptureFixture) -> Iterator[Ot
 
 @pytest.mark.parametrize("status", [404, 405, 501])
 def test_a_collector_that_takes_only_traces_is_asked_once_and_quietly(
-    status: int, collector: Collector, clean: OtlpReceiver, caplog: pytest.LogCaptureFixture
+    status: int, collector: Collector, clean: FaultyReceiver, caplog: pytest.LogCaptureFixture
 ) -> None:
     clean.fault = Fault(http_status=status, grpc_code="UNIMPLEMENTED", times=1)
     with exporting(collector.endpoint, collector.protocol) as metrics:
@@ -45,7 +45,7 @@ def test_a_collector_that_takes_only_traces_is_asked_once_and_quietly(
 
 @pytest.mark.parametrize("temporality", ["cumulative", "delta"])
 def test_what_was_not_taken_is_in_the_next_export(
-    temporality: str, collector: Collector, clean: OtlpReceiver, caplog: pytest.LogCaptureFixture
+    temporality: str, collector: Collector, clean: FaultyReceiver, caplog: pytest.LogCaptureFixture
 ) -> None:
     with exporting(collector.endpoint, collector.protocol, **{TEMPORALITY: temporality}) as metrics:
         for fault in (Fault.unavailable(times=1), Fault.bad_request(times=1), Fault.unauthorized(times=1), None):
@@ -57,7 +57,7 @@ def test_what_was_not_taken_is_in_the_next_export(
     assert [record.levelname for record in caplog.records] == ["DEBUG", "WARNING", "DEBUG"]
 
 
-def test_a_flush_exports_again_while_the_collector_answers_later(collector: Collector, clean: OtlpReceiver) -> None:
+def test_a_flush_exports_again_while_the_collector_answers_later(collector: Collector, clean: FaultyReceiver) -> None:
     clean.fault = Fault.unavailable(times=3)
     with exporting(collector.endpoint, collector.protocol) as metrics:
         metrics.publish(messages.task())
@@ -66,7 +66,7 @@ def test_a_flush_exports_again_while_the_collector_answers_later(collector: Coll
         assert values(latest(clean)["cascade.task.duration"]) == {("work", "success"): 1}
 
 
-def test_what_was_not_taken_is_sent_again_without_news(collector: Collector, clean: OtlpReceiver) -> None:
+def test_what_was_not_taken_is_sent_again_without_news(collector: Collector, clean: FaultyReceiver) -> None:
     clean.fault = Fault.unavailable(times=3)
     with exporting(collector.endpoint, collector.protocol, OTEL_METRIC_EXPORT_INTERVAL="1") as metrics:
         metrics.publish(messages.task())
@@ -99,7 +99,7 @@ def test_nor_does_a_black_hole(protocol: str, caplog: pytest.LogCaptureFixture) 
 
 
 def test_a_flush_ends_at_its_limit_while_the_collector_hangs(
-    collector: Collector, clean: OtlpReceiver, limits: pytest.MonkeyPatch
+    collector: Collector, clean: FaultyReceiver, limits: pytest.MonkeyPatch
 ) -> None:
     with exporting(collector.endpoint, collector.protocol) as metrics:
         metrics.publish(messages.task())
@@ -123,7 +123,7 @@ def test_a_certificate_that_is_none_is_the_traces_to_tell(caplog: pytest.LogCapt
     assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
 
 
-def test_flushes_at_the_same_time_all_end(collector: Collector, clean: OtlpReceiver) -> None:
+def test_flushes_at_the_same_time_all_end(collector: Collector, clean: FaultyReceiver) -> None:
     with exporting(collector.endpoint, collector.protocol) as metrics:
 
         def run() -> None:
@@ -172,7 +172,7 @@ def program(code: str, endpoint: str, protocol: str, *, is_live: bool = True) ->
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_forked_child_begins_at_zero(collector: Collector, clean: OtlpReceiver) -> None:
+def test_a_forked_child_begins_at_zero(collector: Collector, clean: FaultyReceiver) -> None:
     program(
         """
         sent = [5]
@@ -207,7 +207,7 @@ def test_a_forked_child_begins_at_zero(collector: Collector, clean: OtlpReceiver
     assert values(parent["cascade.task.active"]) == {(): 1}
 
 
-def test_what_is_left_at_the_processs_end_is_sent(collector: Collector, clean: OtlpReceiver) -> None:
+def test_what_is_left_at_the_processs_end_is_sent(collector: Collector, clean: FaultyReceiver) -> None:
     program("metrics.publish(messages.task())", collector.endpoint, collector.protocol)
     assert values(latest(clean)["cascade.task.duration"]) == {("work", "success"): 1}
 

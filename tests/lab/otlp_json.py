@@ -1,17 +1,17 @@
-"""From OTLP's JSON, as query APIs answer it, to received spans."""
+"""Decodes OTLP's JSON, as query APIs return it, into received spans."""
 
 import base64
 from collections.abc import Iterable
 from typing import Any
 
-from cascade.testing.received import ReceivedEvent, ReceivedLink, ReceivedSpan
+from cascade.testing.spans import ReceivedEvent, ReceivedLink, ReceivedSpan
 
 _KINDS = ("UNSPECIFIED", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER")
 _STATUSES = ("UNSET", "OK", "ERROR")
 
 
 def spans_of_json(data: dict[str, Any]) -> list[ReceivedSpan]:
-    """The spans of a `TracesData` object, in its order. They share their resource's dict."""
+    """Return the spans of a `TracesData` object in their order. Spans of one resource share its dict."""
     spans: list[ReceivedSpan] = []
     for group in data.get("resourceSpans", ()):
         resource = _attributes(group.get("resource", {}))
@@ -67,7 +67,7 @@ def _link(link: dict[str, Any]) -> ReceivedLink:
 
 
 def _named(names: tuple[str, ...], value: int | str) -> str:
-    """An enum's value is its number, or in older writers its name with a prefix: `SPAN_KIND_SERVER`."""
+    """The name of an enum's value. Older writers send the name with a prefix, `SPAN_KIND_SERVER`, not the number."""
     return names[value] if isinstance(value, int) else value.rpartition("_")[2]
 
 

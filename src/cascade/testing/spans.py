@@ -1,6 +1,5 @@
-"""Spans as a receiver got them, and questions that tests ask about them."""
+"""Received spans, with queries for tests."""
 
-import base64
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -10,13 +9,12 @@ from typing import Any, TypeVar, overload
 from cascade.telemetry.attributes import PART_NUMBER
 
 _K = TypeVar("_K")
-_BYTES = "$bytes"
 _MAX_NAMES = 20
 
 
 @dataclass(frozen=True, slots=True)
 class ReceivedEvent:
-    """Something that happened at a moment of a span's life."""
+    """An event of a span."""
 
     name: str
     time_ns: int
@@ -26,7 +24,7 @@ class ReceivedEvent:
 
 @dataclass(frozen=True, slots=True)
 class ReceivedLink:
-    """A reference from a span to another, of this trace or not; ids are lower hex."""
+    """A link from a span to a span of the same or another trace. The ids are lower-case hex."""
 
     trace_id: str
     span_id: str
@@ -41,15 +39,16 @@ class ReceivedSpan:
     """One span, decoded from OTLP.
 
     Attributes:
-        trace_id: 32 digits of lower hex; `span_id` and `parent_span_id` have 16. A root's parent is None.
+        trace_id: 32 lower-case hex digits; `span_id` and `parent_span_id` have 16.
+        parent_span_id: None for a root span.
         kind: `"INTERNAL"`, `"SERVER"`, `"CLIENT"`, `"PRODUCER"`, `"CONSUMER"` or `"UNSPECIFIED"`.
         start_ns: Nanoseconds since the Unix epoch, as `end_ns`.
         status: `"UNSET"`, `"OK"` or `"ERROR"`.
-        attributes: Arrays are lists, bytes are bytes, a value that was not set is None.
-        resource: The resource's attributes.
-        scope: The name of the instrumentation scope; `scope_version` is its version.
-        flags: OTLP's: W3C's trace flags in the lowest 8 bits, above them whether the parent is remote.
-        size: Bytes of the span in protobuf; 0 if it did not come as protobuf.
+        attributes: Arrays are lists. An empty value is None.
+        resource: The attributes of the resource.
+        scope: The name of the instrumentation scope.
+        flags: The flags of OTLP. The lowest 8 bits are the W3C trace flags.
+        size: Bytes of the span in protobuf; 0 if it was not decoded from protobuf.
     """
 
     name: str
@@ -76,24 +75,12 @@ class ReceivedSpan:
 
     @property
     def duration_ms(self) -> float:
-        """Milliseconds from start to end; negative if the clocks say so."""
+        """Milliseconds from start to end. Negative if the end is before the start."""
         return (self.end_ns - self.start_ns) / 1e6
-
-    def to_dict(self) -> dict[str, Any]:
-        """The span as JSON can carry it; `from_dict` makes the same span of it again."""
-        return {name: _plain(getattr(self, name)) for name in self.__slots__}
-
-    @classmethod
-    def from_dict(cls, plain: dict[str, Any]) -> "ReceivedSpan":
-        """The span that `to_dict` was called on."""
-        fields = _rich(plain)
-        fields["events"] = tuple(ReceivedEvent(**event) for event in fields["events"])
-        fields["links"] = tuple(ReceivedLink(**link) for link in fields["links"])
-        return cls(**fields)
 
 
 class Spans(Sequence[ReceivedSpan]):
-    """Spans in the order in which they arrived; it does not change when more arrive."""
+    """An immutable sequence of spans in the order of their arrival."""
 
     def __init__(self, spans: Iterable[ReceivedSpan] = ()) -> None:
         self._spans = tuple(spans)
@@ -118,46 +105,46 @@ class Spans(Sequence[ReceivedSpan]):
         return f"<Spans: {self.summary()}>"
 
     def summary(self) -> str:
-        """How many spans there are of which name: `"2 x load, 1 x run report"`."""
+        """The number of spans of each name: `"2 x load, 1 x run report"`."""
         counts = Counter(span.name for span in self._spans).most_common()
         shown = ", ".join(f"{count} x {name}" for name, count in counts[:_MAX_NAMES]) or "no spans"
         return f"{shown}, and {len(counts) - _MAX_NAMES} more names" if len(counts) > _MAX_NAMES else shown
 
     def named(self, name: str) -> list[ReceivedSpan]:
-        """All spans of this name."""
+        """Return all spans with this name."""
         return list(self._by_name.get(name, ()))
 
     def one(self, name: str) -> ReceivedSpan:
-        """The only span of this name.
+        """Return the only span with this name.
 
         Raises:
-            AssertionError: There is none, or more than one; it lists the names there are.
+            AssertionError: There is none, or more than one. The text lists the names.
         """
         return self._only(self.named(name), f"span named '{name}'")
 
     def by_id(self, span_id: str) -> ReceivedSpan:
-        """The only span with this id.
+        """Return the only span with this id.
 
         Raises:
-            AssertionError: There is none, or it was delivered more than once.
+            AssertionError: There is none, or it was received more than once.
         """
         return self._only(self._by_id.get(span_id, []), f"span with the id {span_id}")
 
     def children(self, span: ReceivedSpan) -> list[ReceivedSpan]:
-        """The spans whose parent is this one, or a part of it in another trace, in the order in which they started."""
+        """Return the children of a span in the order of their start. For a split run or map, those in its parts too."""
         below = [child for one in (span, *self.parts(span)) for child in self._by_parent.get(_key(one), ())]
         return sorted(below, key=lambda child: child.start_ns)
 
     def parts(self, span: ReceivedSpan) -> list[ReceivedSpan]:
-        """The roots of the traces that hold further children of a run or map, by their links to it, in order."""
+        """Return the root spans of the parts of a split run or map, in the order of their part numbers."""
         return sorted(self._parts_of.get(_key(span), ()), key=lambda part: part.attributes[PART_NUMBER])
 
     def roots(self) -> list[ReceivedSpan]:
-        """The spans that name no parent."""
+        """Return the spans without a parent."""
         return [span for span in self._spans if span.parent_span_id is None]
 
     def orphans(self) -> list[ReceivedSpan]:
-        """The spans that name a parent which is not there."""
+        """Return the spans whose parent is missing."""
         return [
             span
             for span in self._spans
@@ -165,7 +152,7 @@ class Spans(Sequence[ReceivedSpan]):
         ]
 
     def traces(self) -> "dict[str, Spans]":
-        """The spans of each trace, by trace id."""
+        """Return the spans of each trace by trace id."""
         groups = _grouped(self._spans, lambda span: span.trace_id)
         return {trace_id: Spans(spans) for trace_id, spans in groups.items()}
 
@@ -205,29 +192,3 @@ def _grouped(spans: Iterable[ReceivedSpan], key: Callable[[ReceivedSpan], _K]) -
     for span in spans:
         groups.setdefault(key(span), []).append(span)
     return groups
-
-
-def _plain(value: Any) -> Any:
-    match value:
-        case bytes():
-            return {_BYTES: base64.b64encode(value).decode()}
-        case dict():
-            return {key: _plain(item) for key, item in value.items()}
-        case ReceivedEvent() | ReceivedLink():
-            return {name: _plain(getattr(value, name)) for name in value.__slots__}
-        case list() | tuple():
-            return [_plain(item) for item in value]
-        case _:
-            return value
-
-
-def _rich(value: Any) -> Any:
-    match value:
-        case {"$bytes": str(encoded), **others} if not others:
-            return base64.b64decode(encoded)
-        case dict():
-            return {key: _rich(item) for key, item in value.items()}
-        case list():
-            return [_rich(item) for item in value]
-        case _:
-            return value

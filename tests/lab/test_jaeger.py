@@ -1,4 +1,4 @@
-"""The client alone; `tests/e2e` has it ask a real Jaeger."""
+"""The client over recorded responses; `tests/e2e` uses a real Jaeger."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cascade.testing import Jaeger
+from tests.lab.jaeger import Jaeger
 
 TRACE = "41e103ab756d45a18cac818ae1c16f7b"
 SPAN = {
@@ -104,7 +104,7 @@ def test_an_enum_may_be_a_name(jaeger: Jaeger) -> None:
 
 def test_a_trace_that_is_not_there_is_empty_and_not_waited_for_without_end(jaeger: Jaeger) -> None:
     assert len(jaeger.trace(TRACE)) == 0
-    with pytest.raises(AssertionError, match=rf"not in 0 s; Jaeger has of {TRACE}: no spans"):
+    with pytest.raises(AssertionError, match=rf"not in Jaeger within 0 s; trace {TRACE} has no spans"):
         jaeger.wait_for(TRACE, lambda spans: len(spans) == 1, timeout=0)
 
 
@@ -214,5 +214,5 @@ def test_jaegers_troubles_are_told(jaeger: Jaeger) -> None:
 
 
 def test_an_address_must_be_one() -> None:
-    with pytest.raises(ValueError, match="begins with http"):
+    with pytest.raises(ValueError, match="must begin with http"):
         Jaeger("file:///etc/passwd")

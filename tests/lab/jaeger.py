@@ -1,4 +1,4 @@
-"""Traces read back from a Jaeger, by the API that its own pages use."""
+"""A client for the query APIs of Jaeger 2."""
 
 import json
 import math
@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from cascade.telemetry.attributes import RUN_STARTED, RUN_TARGET
-from cascade.testing._otlp_json import spans_of_json
-from cascade.testing._patience import PATIENCE
-from cascade.testing.received import Spans
+from cascade.testing import Spans
+from tests.lab.otlp_json import spans_of_json
+from tests.lab.waiting import HANG
 
 _INTERVAL = 0.05
-"""Seconds between two questions: Jaeger has no way to say that a trace has grown."""
-
+"""Seconds between two requests: Jaeger sends no notification when a trace grows."""
 
 _STARTED = json.dumps({RUN_STARTED: "true"})
 
@@ -28,39 +27,39 @@ _MONITOR_PAGE = {"step": "60000", "lookback": "3600000", "ratePer": "600000"}
 
 
 class Jaeger:
-    """Asks a Jaeger 2 what it has, for tests that run against the whole stack.
+    """Reads traces from a Jaeger 2.
 
     Args:
-        url: Where its pages are.
-        timeout: Seconds for an answer.
+        url: The URL of its pages.
+        timeout: Seconds for a response.
     """
 
     def __init__(self, url: str = "http://127.0.0.1:16686", *, timeout: float = 30.0) -> None:
         if not url.startswith(("http://", "https://")):
-            raise ValueError(f"url={url!r}: it begins with http:// or https://")
+            raise ValueError(f"url={url!r}: must begin with http:// or https://")
         self._url = url.rstrip("/")
         self._timeout = timeout
 
     def trace(self, trace_id: str, *, raw: bool = False) -> Spans:
-        """The spans that Jaeger has of a trace so far.
+        """Return the stored spans of a trace.
 
         Args:
-            trace_id: 32 hex digits; a run's id without its dashes, unless the run joined its caller's trace.
-            raw: As stored: a span that was delivered twice is there twice.
+            trace_id: 32 hex digits.
+            raw: Keep duplicates of spans that were delivered twice.
         """
         answer = self._get(f"/api/v3/traces/{trace_id}", {"raw_traces": "true"} if raw else {})
         return Spans(spans_of_json(answer["result"]) if answer else ())
 
-    def wait_for(self, trace_id: str, predicate: Callable[[Spans], bool], timeout: float = PATIENCE) -> Spans:
-        """The spans of a trace, as soon as the predicate holds for them.
+    def wait_for(self, trace_id: str, predicate: Callable[[Spans], bool], timeout: float = HANG) -> Spans:
+        """Return the spans of a trace once the predicate is true for them.
 
         Raises:
-            AssertionError: It did not hold in time; it says what was there.
+            AssertionError: The predicate is false after `timeout` seconds. The text lists the spans.
         """
         deadline = time.monotonic() + timeout
         while not predicate(spans := self.trace(trace_id)):
             if time.monotonic() > deadline:
-                raise AssertionError(f"not in {timeout:g} s; Jaeger has of {trace_id}: {spans.summary()}")
+                raise AssertionError(f"not in Jaeger within {timeout:g} s; trace {trace_id} has {spans.summary()}")
             time.sleep(_INTERVAL)
         return spans
 
@@ -73,15 +72,15 @@ class Jaeger:
         min_duration: str | None = None,
         limit: int = 100,
     ) -> set[str]:
-        """The ids of the traces that the search page would list.
+        """Return the ids of the traces that the search page lists.
 
         Args:
             service: `service.name`.
-            operation: A span's name.
-            tags: Attributes as text; `{"cascade.run.result": "failure"}` finds the runs that failed. Jaeger with Badger
-                finds a trace whose spans have these attributes together.
+            operation: The name of a span.
+            tags: Attributes as text: `{"cascade.run.result": "failure"}`. With Badger, several spans of a trace may have them
+                together.
             min_duration: Least duration of a span, such as `"1.5s"` or `"100ms"`.
-            limit: How many at most, the latest first.
+            limit: The maximum number of traces, the latest first.
         """
         query = {"service": service, "limit": str(limit)}
         if operation is not None:
@@ -93,15 +92,15 @@ class Jaeger:
         return {trace["traceID"] for trace in self._data("/api/traces", query)}
 
     def latest_run(self) -> str | None:
-        """The id of the trace of the run that started last, of any service; None if Jaeger has no run of 30 days.
+        """Return the trace id of the run that started last, of any service; None without a run in 30 days.
 
-        A run that has not ended counts too: its marker is exported at its start.
+        A run without an end is found by its marker span.
         """
         starts = (start for service in self.services() for start in self._latest_starts(service))
         return max(starts, default=(0, None))[1]
 
     def _latest_starts(self, service: str) -> Iterator[tuple[int, str]]:
-        """Start and trace id of the latest run with a marker, and of the latest run of each name without one.
+        """Yield start and trace id of the latest run with a marker, and of the latest run of each name without one.
 
         With `detail="run"` a run has no marker. The marker of a run in the trace of another run lacks the tag.
         """
@@ -116,21 +115,19 @@ class Jaeger:
                 yield from ((span["startTime"], span["traceID"]) for span in runs)
 
     def _latest_trace(self, service: str, **query: str) -> list[dict[str, Any]]:
-        """The spans of the latest trace that a search finds; none if it finds no trace."""
+        """Return the spans of the latest trace that a search finds."""
         start = str(int((time.time() - _LATEST_DAYS * 86_400) * 1_000_000))
         found = self._data("/api/traces", {"service": service, **query, "start": start, "limit": "1"})
         return [span for trace in found for span in trace["spans"]]
 
     def services(self) -> set[str]:
-        """Who has sent spans."""
         return set(self._data("/api/services"))
 
     def operations(self, service: str) -> set[str]:
-        """The names of a service's spans."""
         return {operation["name"] for operation in self._data("/api/operations", {"service": service})}
 
     def page(self, trace_id: str) -> dict[str, Any]:
-        """What the trace's page shows, in Jaeger's own form: with references, logs and warnings."""
+        """Return the data of a trace's page in Jaeger's own format, with references, logs and warnings."""
         found: list[dict[str, Any]] = self._data(f"/api/traces/{trace_id}")
         if not found:
             raise AssertionError(f"Jaeger has no trace {trace_id}")
@@ -145,14 +142,14 @@ class Jaeger:
         span_kind: str = "server",
         quantile: float = 0.95,
     ) -> list[float]:
-        """The values of a curve of the Monitor tab: one per minute of the last hour, each for the ten minutes before it.
+        """Return a curve of the Monitor tab: a value per minute of the last hour, each for the ten minutes before it.
 
-        Minutes without calls have no duration and no share of errors; they are left out.
+        Minutes without calls have no value.
 
         Args:
             kind: `"calls"` per second, `"errors"` as a share from 0 to 1, or `"latencies"` in milliseconds.
             service: `service.name`.
-            operation: A span's name; by default the curve is that of all operations together.
+            operation: The name of a span; None for all operations together.
             span_kind: `"server"` for runs, `"internal"` for tasks.
             quantile: For latencies.
         """
@@ -178,7 +175,7 @@ class Jaeger:
                 found: dict[str, Any] = json.load(answer)
         except urllib.error.HTTPError as error:
             with error:
-                if error.code == 404:  # noqa: PLR2004 - HTTP's "not found"
+                if error.code == 404:
                     return None
                 raise RuntimeError(f"{url}: {error.code} {error.read(500).decode(errors='replace')}") from None
         return found

@@ -19,18 +19,18 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
-from cascade.testing import Fault, OtlpReceiver
+from tests.lab.receiver import Fault, FaultyReceiver
 from tests.lab.waiting import HANG
 
 
 @pytest.fixture
-def receiver() -> Iterator[OtlpReceiver]:
-    with OtlpReceiver() as started:
+def receiver() -> Iterator[FaultyReceiver]:
+    with FaultyReceiver() as started:
         yield started
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_what_the_sdk_sends_is_what_is_read(receiver: OtlpReceiver, protocol: str) -> None:
+def test_what_the_sdk_sends_is_what_is_read(receiver: FaultyReceiver, protocol: str) -> None:
     exporter: Any = (
         HttpExporter(f"{receiver.http_endpoint}/v1/traces", compression=None)
         if protocol == "http"
@@ -61,7 +61,7 @@ def test_what_the_sdk_sends_is_what_is_read(receiver: OtlpReceiver, protocol: st
     assert spans.roots() == [parent]
 
 
-def post(receiver: OtlpReceiver, body: bytes = b"") -> tuple[int, dict[str, str], bytes]:
+def post(receiver: FaultyReceiver, body: bytes = b"") -> tuple[int, dict[str, str], bytes]:
     address = urlsplit(receiver.http_endpoint)
     connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=HANG)
     try:
@@ -72,7 +72,7 @@ def post(receiver: OtlpReceiver, body: bytes = b"") -> tuple[int, dict[str, str]
         connection.close()
 
 
-def call(receiver: OtlpReceiver, body: bytes = b"") -> bytes:
+def call(receiver: FaultyReceiver, body: bytes = b"") -> bytes:
     with grpc.insecure_channel(receiver.grpc_endpoint.removeprefix("http://")) as channel:
         export = channel.unary_unary("/opentelemetry.proto.collector.trace.v1.TraceService/Export", bytes, bytes)
         return bytes(export(body, timeout=HANG))
@@ -88,7 +88,7 @@ def call(receiver: OtlpReceiver, body: bytes = b"") -> bytes:
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_refusals_over_both_protocols(receiver: OtlpReceiver, fault: Fault, status: int, code: str) -> None:
+def test_refusals_over_both_protocols(receiver: FaultyReceiver, fault: Fault, status: int, code: str) -> None:
     receiver.fault = fault
     assert post(receiver)[0] == status
     with pytest.raises(grpc.RpcError) as caught:
@@ -98,14 +98,14 @@ def test_refusals_over_both_protocols(receiver: OtlpReceiver, fault: Fault, stat
     assert post(receiver)[0] == 200
 
 
-def test_a_fault_may_hold_for_a_number_of_requests(receiver: OtlpReceiver) -> None:
+def test_a_fault_may_hold_for_a_number_of_requests(receiver: FaultyReceiver) -> None:
     receiver.fault = Fault.unavailable(times=1, retry_after=7)
     status, headers, _ = post(receiver)
     assert (status, headers["retry-after"]) == (503, "7")
     assert post(receiver)[0] == 200
 
 
-def test_a_partial_success_says_so(receiver: OtlpReceiver) -> None:
+def test_a_partial_success_says_so(receiver: FaultyReceiver) -> None:
     receiver.fault = Fault.partial_success(3, "too old")
     request = ExportTraceServiceRequest()
     request.resource_spans.add().scope_spans.add().spans.extend(Span(name=f"span {n}") for n in range(5))
@@ -115,7 +115,7 @@ def test_a_partial_success_says_so(receiver: OtlpReceiver) -> None:
         assert (partial.rejected_spans, partial.error_message) == (3, "too old")
 
 
-def test_a_cut_connection(receiver: OtlpReceiver) -> None:
+def test_a_cut_connection(receiver: FaultyReceiver) -> None:
     receiver.fault = Fault.disconnection()
     with pytest.raises((http.client.RemoteDisconnected, ConnectionResetError)):
         post(receiver)
@@ -126,7 +126,7 @@ def test_a_cut_connection(receiver: OtlpReceiver) -> None:
 def test_silence_is_ended_by_closing() -> None:
     import threading
 
-    receiver = OtlpReceiver()
+    receiver = FaultyReceiver()
     receiver.fault = Fault.silence()
     outcome: list[object] = []
 
@@ -146,10 +146,10 @@ def test_silence_is_ended_by_closing() -> None:
     assert isinstance(outcome[0], OSError)
 
 
-def test_waiting_in_vain_says_what_was_there(receiver: OtlpReceiver) -> None:
+def test_waiting_in_vain_says_what_was_there(receiver: FaultyReceiver) -> None:
     with pytest.raises(AssertionError):
         receiver.wait_for(lambda spans: len(spans) > 0, timeout=0.01)
 
 
-def test_what_is_no_otlp_is_refused(receiver: OtlpReceiver) -> None:
+def test_what_is_no_otlp_is_refused(receiver: FaultyReceiver) -> None:
     assert post(receiver, b"\xff\xff\xff")[0] == 400

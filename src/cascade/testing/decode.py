@@ -1,10 +1,10 @@
-"""From OTLP's protobuf to received spans."""
+"""Decodes trace export requests of OTLP's protobuf into received spans."""
 
 from collections.abc import Iterable
 from typing import Any
 
 from cascade._extras import missing_extra
-from cascade.testing.received import ReceivedEvent, ReceivedLink, ReceivedSpan
+from cascade.testing.spans import ReceivedEvent, ReceivedLink, ReceivedSpan
 
 try:
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -17,8 +17,8 @@ _KINDS = {number: name.removeprefix("SPAN_KIND_") for name, number in Span.SpanK
 _STATUSES = {number: name.removeprefix("STATUS_CODE_") for name, number in Status.StatusCode.items()}
 
 
-def spans_of_request(request: ExportTraceServiceRequest) -> list[ReceivedSpan]:
-    """The spans of an export request, in its order. They share their resource's dict."""
+def decode_spans(request: ExportTraceServiceRequest) -> list[ReceivedSpan]:
+    """Return the spans of an export request in their order. Spans of one resource share its dict."""
     spans: list[ReceivedSpan] = []
     for group in request.resource_spans:
         resource = _attributes(group.resource.attributes)
@@ -27,20 +27,9 @@ def spans_of_request(request: ExportTraceServiceRequest) -> list[ReceivedSpan]:
     return spans
 
 
-def span_count(request: ExportTraceServiceRequest) -> int:
-    """The number of spans in an export request."""
+def count_spans(request: ExportTraceServiceRequest) -> int:
+    """Return the number of spans in an export request."""
     return sum(len(scope.spans) for group in request.resource_spans for scope in group.scope_spans)
-
-
-def drop_last_spans(request: ExportTraceServiceRequest, count: int) -> int:
-    """Remove spans from the end of a request; returns how many there were to remove."""
-    left = count
-    for group in reversed(request.resource_spans):
-        for scope in reversed(group.scope_spans):
-            kept = max(0, len(scope.spans) - left)
-            left -= len(scope.spans) - kept
-            del scope.spans[kept:]
-    return count - left
 
 
 def _span(span: Span, resource: dict[str, Any], scope: InstrumentationScope) -> ReceivedSpan:

@@ -1,4 +1,4 @@
-"""What a receiver can be told to do wrong."""
+"""Faults of an OTLP receiver."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -6,22 +6,23 @@ from typing import Self
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """How an `OtlpReceiver` treats the requests it gets while this is its `fault`.
+    """The way in which a `FaultyReceiver` handles its requests.
 
-    Several at once hold together: a `delay` before an `http_status`. What concerns one protocol leaves the other alone.
+    Several attributes apply together: a `delay` before an `http_status`. An attribute of one protocol does not affect
+    the other.
 
     Attributes:
-        http_status: The HTTP status to answer with; its body is a `google.rpc.Status` with `message`.
-        grpc_code: The name of the gRPC status code to answer with: `"UNAVAILABLE"`.
-        message: The text of the error, or of the partial success.
-        retry_after: Seconds, as HTTP's `Retry-After` (rounded up) and as gRPC's `RetryInfo`.
-        delay: Seconds to wait before anything else; what arrived is kept only then.
-        silent: Read the request and never answer, until the receiver is closed.
-        disconnect: Cut the connection without an answer. Over gRPC the answer is UNAVAILABLE.
-        garbage: Answer bytes that are no protobuf. Without an error status the data is kept all the same.
-        rejected_spans: Answer a partial success, and drop so many from the end of each request.
-        redirect: Where HTTP's `Location` points; the status is 307 unless `http_status` says otherwise.
-        times: After so many requests all is well again; None for as long as it is set.
+        http_status: The HTTP status of the response. Its body is a `google.rpc.Status` with `message`.
+        grpc_code: The name of the gRPC status code: `"UNAVAILABLE"`.
+        message: The text of the error or of the partial success.
+        retry_after: Seconds in HTTP's `Retry-After`, rounded up, and in gRPC's `RetryInfo`.
+        delay: Seconds before the data is stored and the response is sent.
+        silent: Read the request and send no response until the receiver is closed.
+        disconnect: Close the connection without a response. Over gRPC the status is UNAVAILABLE.
+        garbage: Send bytes that are no protobuf. Without an error status the data is stored.
+        rejected_spans: Send a partial success, and drop this number of spans from the end of each request.
+        redirect: HTTP's `Location`. The status is 307, or `http_status`.
+        times: The number of requests that it applies to; None for all.
     """
 
     http_status: int | None = None
@@ -36,52 +37,46 @@ class Fault:
     redirect: str | None = None
     times: int | None = None
 
-    def __post_init__(self) -> None:
-        if self.times is not None and self.times < 1:
-            raise ValueError(f"times={self.times}: a fault applies to one request or more")
-        if min(self.delay, self.retry_after or 0.0, self.rejected_spans) < 0:
-            raise ValueError("delay, retry_after and rejected_spans cannot be negative")
-
     @classmethod
     def unavailable(cls, *, times: int | None = None, retry_after: float | None = None) -> Self:
-        """The peer is overloaded or restarting: 503, UNAVAILABLE; an exporter tries again."""
+        """503, UNAVAILABLE. An exporter retries."""
         return cls(http_status=503, grpc_code="UNAVAILABLE", message="try again", times=times, retry_after=retry_after)
 
     @classmethod
     def throttled(cls, *, times: int | None = None, retry_after: float | None = 1.0) -> Self:
-        """Too many requests: 429, RESOURCE_EXHAUSTED; an exporter waits for as long as it is told to."""
+        """429, RESOURCE_EXHAUSTED. An exporter retries after `retry_after`."""
         return cls(
             http_status=429, grpc_code="RESOURCE_EXHAUSTED", message="slow down", times=times, retry_after=retry_after
         )
 
     @classmethod
     def too_large(cls, *, times: int | None = None) -> Self:
-        """The request is over the peer's limit: 413, RESOURCE_EXHAUSTED without `RetryInfo`; never to be sent again."""
+        """413, RESOURCE_EXHAUSTED without `RetryInfo`. An exporter does not retry."""
         return cls(http_status=413, grpc_code="RESOURCE_EXHAUSTED", message="message too large", times=times)
 
     @classmethod
     def bad_request(cls, *, times: int | None = None) -> Self:
-        """The peer cannot use it: 400, INVALID_ARGUMENT; never to be sent again."""
+        """400, INVALID_ARGUMENT. An exporter does not retry."""
         return cls(http_status=400, grpc_code="INVALID_ARGUMENT", message="bad request", times=times)
 
     @classmethod
     def unauthorized(cls, *, times: int | None = None) -> Self:
-        """The credentials are missing or wrong: 401, UNAUTHENTICATED."""
+        """401, UNAUTHENTICATED: the credentials are missing or wrong."""
         return cls(http_status=401, grpc_code="UNAUTHENTICATED", message="no valid credentials", times=times)
 
     @classmethod
     def silence(cls, *, times: int | None = None) -> Self:
-        """The peer hangs: it takes requests and never answers."""
+        """The receiver reads requests and never responds."""
         return cls(silent=True, times=times)
 
     @classmethod
     def slow(cls, seconds: float, *, times: int | None = None) -> Self:
-        """The peer answers as it should, but late."""
+        """The response is correct and late."""
         return cls(delay=seconds, times=times)
 
     @classmethod
     def disconnection(cls, *, times: int | None = None) -> Self:
-        """The connection is cut once the request is read."""
+        """The receiver reads the request and closes the connection."""
         return cls(disconnect=True, times=times)
 
     @classmethod
@@ -91,10 +86,10 @@ class Fault:
 
     @classmethod
     def partial_success(cls, rejected_spans: int, message: str = "rejected", *, times: int | None = None) -> Self:
-        """A success that says how many spans of a request were not kept; never to be sent again."""
+        """A success with the number of rejected spans. An exporter does not retry."""
         return cls(rejected_spans=rejected_spans, message=message, times=times)
 
     @classmethod
     def redirection(cls, location: str, *, times: int | None = None) -> Self:
-        """307 to another address; gRPC knows nothing of the kind and works as ever."""
+        """307 to another address. gRPC is not affected."""
         return cls(redirect=location, times=times)

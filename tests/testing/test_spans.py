@@ -1,10 +1,6 @@
-import json
-
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from cascade.testing.received import ReceivedEvent, ReceivedLink, ReceivedSpan, Spans
+from cascade.testing.spans import ReceivedSpan, Spans
 
 A, B = "a" * 32, "b" * 32
 
@@ -67,24 +63,3 @@ def test_spans_are_a_sequence(spans: Spans) -> None:
 
 def test_durations_are_milliseconds() -> None:
     assert ReceivedSpan("x", A, "1", start_ns=1_000_000, end_ns=3_500_000).duration_ms == 2.5
-
-
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-    max_leaves=8,
-)
-ATTRIBUTES = st.dictionaries(st.text(), VALUES, max_size=3)
-
-
-@given(ATTRIBUTES, ATTRIBUTES, ATTRIBUTES)
-def test_a_span_survives_json(own: dict[str, object], events: dict[str, object], links: dict[str, object]) -> None:
-    span = ReceivedSpan(
-        "x",
-        A,
-        "1",
-        attributes=own,
-        events=(ReceivedEvent("e", 1, events),),
-        links=(ReceivedLink(B, "2", links, "state", 1),),
-    )
-    assert ReceivedSpan.from_dict(json.loads(json.dumps(span.to_dict()))) == span

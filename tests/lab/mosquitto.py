@@ -1,4 +1,4 @@
-"""A real Mosquitto on a free port, which a test may kill, freeze and start again."""
+"""A Mosquitto on a free port that a test can kill, freeze and restart."""
 
 import contextlib
 import shutil
@@ -10,20 +10,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-from cascade.testing._patience import PATIENCE
+from tests.lab.waiting import HANG
 
-_PLACES = "/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin"
-_LOOK = 0.02
+_SBIN = "/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin"
+_INTERVAL = 0.02
 
 
 class MosquittoProcess:
-    """Mosquitto on 127.0.0.1, in a process that ends with the `with` block.
+    """Mosquitto on 127.0.0.1. Its process ends with the `with` block.
 
     Args:
-        lines: Further lines of its configuration, such as `max_queued_messages 0`.
-        listener: Lines about its listener, such as those for TLS.
-        anonymous: Whether clients need no user name.
-        folder: Where its files go; one of its own, removed afterwards, if there is none.
+        lines: Lines of its configuration, such as `max_queued_messages 0`.
+        listener: Lines for its listener, such as those for TLS.
+        anonymous: Accept clients without a user name.
+        folder: The folder of its files; None for a temporary one.
 
     Raises:
         FileNotFoundError: Mosquitto is not installed.
@@ -38,7 +38,7 @@ class MosquittoProcess:
         self.port = free_port()
         self._config = self.folder / f"mosquitto-{self.port}.conf"
         allowed = f"allow_anonymous {str(anonymous).lower()}"
-        # Started as root, it would become a user who may not write what it is to keep.
+        # As root, it would switch to a user that cannot write to the folder.
         first = [f"listener {self.port} 127.0.0.1", *listener, allowed, "user root"]
         self._config.write_text("\n".join([*first, *lines, ""]), encoding="utf-8")
         self._process: subprocess.Popen[bytes] | None = None
@@ -54,42 +54,42 @@ class MosquittoProcess:
 
     @property
     def log(self) -> str:
-        """What it has written to stdout and stderr."""
+        """Its output so far."""
         path = self._config.with_suffix(".log")
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
     def start(self) -> None:
-        """Start it, and return once it accepts connections.
+        """Start it and wait until it accepts connections.
 
         Raises:
-            RuntimeError: It does not; the text is its log.
+            RuntimeError: It accepts no connection. The text has its log.
         """
         with self._config.with_suffix(".log").open("ab") as output:
             command = [self._program, "-c", str(self._config)]
-            self._process = subprocess.Popen(command, stdout=output, stderr=output, cwd=self.folder)  # noqa: S603
-        for _ in range(int(PATIENCE / _LOOK)):
+            self._process = subprocess.Popen(command, stdout=output, stderr=output, cwd=self.folder)
+        for _ in range(int(HANG / _INTERVAL)):
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
                 return
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(_LOOK)
+                self._process.wait(_INTERVAL)
                 break
         raise RuntimeError(f"Mosquitto does not accept connections: {self.log}")
 
     def stop(self) -> None:
-        """SIGTERM: it saves what it is configured to keep."""
+        """Send SIGTERM: it saves its state."""
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """SIGKILL: it saves nothing, and says goodbye to nobody."""
+        """Send SIGKILL: it saves nothing and closes no connection."""
         self._end(signal.SIGKILL)
 
     def restart(self) -> None:
-        """Kill it and start it again, on the same port."""
+        """Kill it and start it on the same port."""
         self.kill()
         self.start()
 
     def freeze(self) -> None:
-        """SIGSTOP: connections stay, and nothing is answered any more."""
+        """Send SIGSTOP: connections stay open without responses."""
         if self._process is not None:
             self._process.send_signal(signal.SIGSTOP)
 
@@ -109,18 +109,18 @@ class MosquittoProcess:
         process, self._process = self._process, None
         if process is not None:
             process.send_signal(how)
-            process.wait(PATIENCE)
+            process.wait(HANG)
 
 
 def free_port() -> int:
-    """A port on which nobody listens."""
+    """Return a port on which no process listens."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]
         return port
 
 
 def _program() -> str:
-    program = shutil.which("mosquitto") or shutil.which("mosquitto", path=_PLACES)
+    program = shutil.which("mosquitto") or shutil.which("mosquitto", path=_SBIN)
     if program is None:
         raise FileNotFoundError("mosquitto is not installed: apt-get install mosquitto, or brew install mosquitto")
     return program
