@@ -12,7 +12,7 @@ from opentelemetry import trace
 import cascade as cs
 from cascade.connectors.memory import MemoryConnector
 from cascade.connectors.otel.encode import encode_span
-from cascade.connectors.otel.span_data import spans_of
+from cascade.connectors.otel.span_mapping import spans_of
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.events import ErrorInfo, RunStarted, TaskExecutionFinished, TaskExecutionStarted
 from cascade.runtime.subscribers import TelemetrySubscriber

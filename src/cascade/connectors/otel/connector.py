@@ -20,7 +20,8 @@ from cascade.connectors.otel.live_spans import Inherited, LiveRun, SpanFactory, 
 from cascade.connectors.otel.provider import Tracing
 from cascade.connectors.otel.routing import Route
 from cascade.connectors.otel.signals import Choice, Chosen, Signals
-from cascade.connectors.otel.span_data import SpanData, spans_of
+from cascade.connectors.otel.span_data import SpanData
+from cascade.connectors.otel.span_mapping import spans_of
 from cascade.connectors.otel.task_span import NoActivation, SpanActivation
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.runtime.task_context import TaskContext

@@ -19,7 +19,7 @@ from cascade.connectors.otel.metrics.instruments import instruments_of
 from cascade.connectors.otel.metrics.settings import Settings
 from cascade.connectors.otel.options import ExportOptions
 from cascade.connectors.otel.routing import Share
-from cascade.connectors.otel.span_data import error_type
+from cascade.connectors.otel.span_mapping import error_type
 from cascade.connectors.otel.transport import prepare
 
 CACHE_HIT = "CacheHit"
