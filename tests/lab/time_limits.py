@@ -29,7 +29,7 @@ _LIMITS = {
     "cascade.connectors.mqtt.outbox": ("SOON",),
     "cascade.connectors.mqtt.session": ("SOON",),
     "cascade.connectors.mqtt.connector": ("MqttConnector.flush_timeout", "MqttConnector.resend_window"),
-    "cascade.connectors.otel.health": ("STRANGER_PATIENCE", "LONGEST_WAIT", "DEAD_PATIENCE"),
+    "cascade.connectors.otel.health": ("FIRST_ANSWER_WAIT", "MAX_ANSWER_TIME", "UNREACHABLE_WAIT"),
     "cascade.connectors.otel.provider_flush": ("SLOW", "EXIT_TIMEOUT"),
     "cascade.connectors.otel.connector": ("OtelConnector.flush_timeout", "OtelConnector.hold_timeout"),
 }

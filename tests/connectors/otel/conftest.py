@@ -11,7 +11,7 @@ from opentelemetry.util.types import Attributes
 
 from cascade.connectors import _lifetime
 from cascade.connectors.otel import environment, grpc
-from cascade.connectors.otel.export_queue import Outbox
+from cascade.connectors.otel.export_queue import ExportQueue
 from tests.connectors.otel.tracing import Collector, collectors
 from tests.lab.programs import program
 
@@ -37,10 +37,10 @@ def nothing_left_to_deliver() -> Iterator[None]:
     """Spans of a test whose receiver has gone are not delivered to a receiver of a later test."""
     yield
     for one in list(_lifetime._watched.values()):
-        if isinstance(one, Outbox):
-            with one._shared.lock:
-                one._shared.outage.closed(0, "")
-                one._shared.discard("the test is over")
+        if isinstance(one, ExportQueue):
+            with one._state.lock:
+                one._state.outage.closed(0, "")
+                one._state.discard("the test is over")
 
 
 @pytest.fixture(scope="session")

@@ -139,7 +139,7 @@ def test_only_the_first_run_waits_for_a_dead_collector(
 
     made = connector()
     assert cs.run(spoken(), connector=made) == 1
-    for limit in ("STRANGER_PATIENCE", "DEAD_PATIENCE"):
+    for limit in ("FIRST_ANSWER_WAIT", "UNREACHABLE_WAIT"):
         limits.setattr(f"cascade.connectors.otel.health.{limit}", NEVER)
     for _ in range(3):
         assert cs.run(spoken(), connector=made if shared else connector()) == 1
@@ -209,7 +209,7 @@ def test_the_exit_delivers_to_a_collector_that_is_back(protocol: str, refused: s
     """Neither a retry of the exporter nor a flush of a run finds the collector: only the exit waits for it."""
     program = f"""{RUN}
 raise_time_limits()
-health.KNOWN_DEAD_PATIENCE, health.FIRST_PAUSE = 0.0, 1000.0
+health.KNOWN_UNREACHABLE_WAIT, health.INITIAL_BACKOFF = 0.0, 1000.0
 cs.run(one(), connector=OtelConnector("{refused}", protocol="{protocol}", metrics=False), log_level="OFF")
 print("ended", flush=True)
 sys.stdin.read()
@@ -236,7 +236,7 @@ def test_the_exit_is_bounded_by_the_flush_timeout_for_each_signal(collector: Col
     collector.receiver.fault = Fault.unavailable()
     program = f"""{RUN}
 from cascade.connectors.otel.metrics import export
-export_queue.Outbox.__init__.__kwdefaults__["exit_timeout"] = export.EXIT_TIMEOUT = 2 * {HANG}
+export_queue.ExportQueue.__init__.__kwdefaults__["exit_timeout"] = export.EXIT_TIMEOUT = 2 * {HANG}
 connector = OtelConnector("{collector.endpoint}", protocol="{collector.protocol}", logs=True, flush_timeout=0.05)
 cs.run(one(), connector=connector, log_level="OFF")
 """

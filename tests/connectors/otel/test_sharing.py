@@ -181,7 +181,7 @@ def test_a_collector_that_takes_no_metrics_is_asked_once_an_hour(limits: pytest.
         for _ in range(3):
             cs.run(one(), connector=OtelConnector(receiver.http_endpoint), log_level="OFF")
         assert metric_requests() == 1
-    limits.setattr("cascade.connectors.otel.metrics.export.NOT_TAKEN_PAUSE", 0.0)
+    limits.setattr("cascade.connectors.otel.metrics.export.UNSUPPORTED_PAUSE", 0.0)
     with FaultyReceiver() as receiver:
         receiver.fault = Fault(http_status=404)
         cs.run(one(), connector=OtelConnector(receiver.http_endpoint), log_level="OFF")
@@ -215,8 +215,27 @@ def test_the_largest_memory_bound_of_the_connectors_in_use_holds(caplog: pytest.
 
 
 KINDS = {
-    *{"OtelConnector", "Choice", "Tracing", "_OwnProvider", "TracerProvider", "ProcessResource", "Route", "LiveRun"},
-    *{"Outbox", "Tally", "Exporter", "Ledger", "RunMetrics", "Levels", "RunLogs", "TaskLogHandler", "ProviderFlush"},
+    *{
+        "OtelConnector",
+        "ExportSetup",
+        "Tracing",
+        "_OwnProvider",
+        "TracerProvider",
+        "ProcessResource",
+        "ExportTarget",
+        "LiveRun",
+    },
+    *{
+        "ExportQueue",
+        "Counters",
+        "Exporter",
+        "Ledger",
+        "RunMetrics",
+        "Levels",
+        "RunLogs",
+        "TaskLogHandler",
+        "ProviderFlush",
+    },
 }
 """Classes of what a run and its connector are made of, without those of requests."""
 
@@ -290,7 +309,7 @@ def test_the_destinations_that_were_used_last_are_kept(limits: pytest.MonkeyPatc
         added = grown(elsewhere, runs=10)()
         until_blocking(lambda: threads("cascade-otlp", before) <= 2 * 3)
         until_blocking(lambda: threads("cascade-metrics", before) <= 3)
-        assert added["Outbox"] == added["Exporter"] == added["_OwnProvider"] == 0
+        assert added["ExportQueue"] == added["Exporter"] == added["_OwnProvider"] == 0
         assert len(receiver.spans.named("run logs")) == next(numbers)
 
 

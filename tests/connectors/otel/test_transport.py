@@ -39,13 +39,13 @@ PARTIAL = ExportTraceServiceResponse(
 def transport(endpoint: str, protocol: str = "http/protobuf", **more: Any) -> Iterator[Transport]:
     variables = {f"OTEL_EXPORTER_OTLP_{name.upper()}": value for name, value in more.items()}
     found = ExportOptions.from_environment(endpoint=endpoint, protocol=protocol, environ=variables)
-    with contextlib.closing(open_transport(found)) as opened:
-        yield opened
+    with contextlib.closing(open_transport(found)) as open_safely:
+        yield open_safely
 
 
 def sent(endpoint: str, protocol: str = "http/protobuf", *, timeout: float = HANG, **more: Any) -> Reply:
-    with transport(endpoint, protocol, **more) as opened:
-        return opened.send(b"", timeout)
+    with transport(endpoint, protocol, **more) as open_safely:
+        return open_safely.send(b"", timeout)
 
 
 def NO_OTLP(kind: str) -> Reply:  # noqa: N802 - a constant of the tables below
@@ -62,8 +62,8 @@ def status_with_retry(seconds: int) -> bytes:
 
 class TestHttp:
     def test_one_connection_serves_many_requests(self) -> None:
-        with peers.http_peer() as peer, transport(peer.endpoint, headers="X-Key=a%20b") as opened:
-            assert [opened.send(body, HANG) for body in (b"1", b"2")] == [Reply("accepted")] * 2
+        with peers.http_peer() as peer, transport(peer.endpoint, headers="X-Key=a%20b") as open_safely:
+            assert [open_safely.send(body, HANG) for body in (b"1", b"2")] == [Reply("accepted")] * 2
         assert peer.bodies == [b"1", b"2"]
         assert peer.connections == 1
         assert peer.paths == ["/v1/traces"] * 2
@@ -164,9 +164,9 @@ class TestHttp:
             assert sent(peer.endpoint) == expected
 
     def test_an_idle_connection_that_the_peer_closed_is_no_failure(self) -> None:
-        with peers.http_peer() as peer, transport(peer.endpoint) as opened:
+        with peers.http_peer() as peer, transport(peer.endpoint) as open_safely:
             peer.answers = [(200, {"Connection": "close"}, b""), (200, {}, b"")]
-            assert [opened.send(b"", HANG).outcome for _ in range(3)] == ["accepted"] * 3
+            assert [open_safely.send(b"", HANG).outcome for _ in range(3)] == ["accepted"] * 3
 
     def test_a_connection_that_breaks_under_a_request_is_dialled_again_at_once(self) -> None:
         served = []
@@ -176,8 +176,8 @@ class TestHttp:
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
             connection.recv(4096)
 
-        with peers.raw_peer(one_answer_then_close) as endpoint, transport(endpoint) as opened:
-            assert [opened.send(b"", HANG).outcome for _ in range(3)] == ["accepted"] * 3
+        with peers.raw_peer(one_answer_then_close) as endpoint, transport(endpoint) as open_safely:
+            assert [open_safely.send(b"", HANG).outcome for _ in range(3)] == ["accepted"] * 3
         assert len(served) == 3
 
     def test_a_peer_that_trickles_is_not_waited_for_beyond_the_deadline(self) -> None:
@@ -277,10 +277,10 @@ class TestEither:
     def test_a_peer_that_comes_up_is_found_by_the_next_request(self, protocol: str) -> None:
         endpoint = peers.refused()
         port = int(endpoint.rpartition(":")[2])
-        with transport(endpoint, protocol) as opened:
-            assert opened.send(b"", HANG).dead
+        with transport(endpoint, protocol) as open_safely:
+            assert open_safely.send(b"", HANG).dead
             with peers.http_peer(port) if protocol != "grpc" else peers.grpc_peer(port):
-                assert opened.send(b"", HANG).outcome == "accepted"
+                assert open_safely.send(b"", HANG).outcome == "accepted"
 
     def test_tls(self, protocol: str, certificate: Path) -> None:
         def talk(connection: socket.socket) -> None:
@@ -374,10 +374,10 @@ class TestGrpc:
         assert len(peer.bodies) == 1
 
     def test_accepted(self) -> None:
-        with peers.grpc_peer() as peer, transport(peer.endpoint, "grpc", headers="X-Key=a%20b,y-bin=1") as opened:
-            assert [opened.send(body, HANG) for body in (b"1", b"2")] == [Reply("accepted")] * 2
+        with peers.grpc_peer() as peer, transport(peer.endpoint, "grpc", headers="X-Key=a%20b,y-bin=1") as open_safely:
+            assert [open_safely.send(body, HANG) for body in (b"1", b"2")] == [Reply("accepted")] * 2
             peer.answer = PARTIAL
-            assert opened.send(b"3", HANG) == Reply("accepted", "too old", rejected=3)
+            assert open_safely.send(b"3", HANG) == Reply("accepted", "too old", rejected=3)
         assert peer.bodies == [b"1", b"2", b"3"]
         assert peer.metadata[0]["x-key"] == "a b"
         assert peer.metadata[0]["y-bin"] == b"1"
@@ -418,9 +418,9 @@ class TestGrpc:
             pages.append(connection.recv(65536))
             connection.sendall(b"HTTP/1.1 " + status + b" Bad Gateway\r\nContent-Length: 6\r\n\r\n<html>")
 
-        with peers.raw_peer(talk) as endpoint, transport(endpoint, "grpc") as opened:
+        with peers.raw_peer(talk) as endpoint, transport(endpoint, "grpc") as open_safely:
             for count in (1, 2):
-                reply = opened.send(b"", HANG)
+                reply = open_safely.send(b"", HANG)
                 assert (reply.outcome, reply.dead) == ("retry", is_dead)
                 assert reply.reason.startswith(f"the answer {status.decode()} is in HTTP/1.1")
                 assert len(pages) >= count
@@ -469,6 +469,6 @@ class TestGrpc:
         assert (reply.outcome, reply.retry_after, reply.dead) == ("retry", 3.0, False)
 
     def test_a_body_over_the_servers_limit(self) -> None:
-        with peers.grpc_peer() as peer, transport(peer.endpoint, "grpc") as opened:
-            reply = opened.send(bytes(5 << 20), HANG)
+        with peers.grpc_peer() as peer, transport(peer.endpoint, "grpc") as open_safely:
+            reply = open_safely.send(bytes(5 << 20), HANG)
         assert (reply.outcome, reply.too_large) == ("refused", True)

@@ -87,7 +87,7 @@ def retry_delay(content: bytes) -> float | None:
     return None
 
 
-def takes_no_such_signal(reply_reason: str) -> bool:
+def is_unsupported_signal(reply_reason: str) -> bool:
     """Whether a peer's answer means that it supports no such signal, as Jaeger's does for metrics and logs."""
     return reply_reason.partition(" ")[0].rstrip(":") in _NO_SUCH_SIGNAL
 

@@ -1,4 +1,4 @@
-"""Items of an outbox: their size in memory, and their encoding as one OTLP request."""
+"""Items of a queue: their size in memory, and their encoding as one OTLP request."""
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,7 +28,7 @@ _encoding: ContextVar[bool] = ContextVar("cascade_otlp_encoding", default=False)
 
 @dataclass(frozen=True, slots=True)
 class FlushReport:
-    """The counts of one tally since it began; always `put == sent + lost + pending`.
+    """The counts of one counters since it began; always `put == sent + lost + pending`.
 
     `retried` counts the spans, among all of these, that needed more than one request. `pending` spans are queued or in
     a request. `reason` is that of the latest loss, retry, or flush that ended too early; empty without any.
@@ -63,12 +63,12 @@ class FlushReport:
         )
 
 
-class Tally:
-    """A running count, one for each run and one above them for the outbox. Guarded by the outbox's lock."""
+class Counters:
+    """A running count, one for each run and one above them for the queue. Guarded by the queue's lock."""
 
     __slots__ = ("__weakref__", "_parent", "lost", "put", "reason", "retried", "sent")
 
-    def __init__(self, parent: "Tally | None" = None) -> None:
+    def __init__(self, parent: "Counters | None" = None) -> None:
         self._parent = parent
         self.put = self.sent = self.retried = self.lost = 0
         self.reason = ""
@@ -92,7 +92,7 @@ class Tally:
         if self._parent is not None:
             self._parent.add(sent=sent, retried=retried, lost=lost, reason=reason)
 
-    def disown_pending(self) -> None:
+    def forget_pending(self) -> None:
         """Forget the pending items: after a fork the parent process sends them."""
         self.put = self.sent + self.lost
 
@@ -101,8 +101,8 @@ class Tally:
 
 
 @dataclass(slots=True, eq=False)
-class Entry:
-    """One item in an outbox, or some successive encoded ones of one tally.
+class QueuedItems:
+    """One item in a queue, or some successive encoded ones of one counters.
 
     `is_open` until it is counted as sent or lost; it is counted once. An entry that `is_important` has the span of a run
     or of a map, which is a parent of others: it is refused last.
@@ -110,18 +110,18 @@ class Entry:
 
     items: list[Item]
     size: int
-    tally: Tally
+    counters: Counters
     put_at: float
     is_important: bool = False
     is_open: bool = True
 
-    def halves(self) -> "list[Entry]":
+    def halves(self) -> "list[QueuedItems]":
         """Two entries in place of one of several items."""
         middle = len(self.items) // 2
         parts = self.items[:middle], self.items[middle:]
         sizes = sum(map(estimate, parts[0])), self.size - sum(map(estimate, parts[0]))
         return [
-            Entry(part, size, self.tally, self.put_at, self.is_important, self.is_open)
+            QueuedItems(part, size, self.counters, self.put_at, self.is_important, self.is_open)
             for part, size in zip(parts, sizes, strict=True)
         ]
 
@@ -141,7 +141,7 @@ def estimate(span: Item) -> int:
     return size
 
 
-def encode(entries: Sequence[Entry], envelope: Envelope | None = None) -> tuple[bytes, list[Entry]]:
+def encode(entries: Sequence[QueuedItems], envelope: Envelope | None = None) -> tuple[bytes, list[QueuedItems]]:
     """One OTLP request, and the entries that are not in it because they cannot be encoded."""
     ours = [item for entry in entries for item in entry.items if isinstance(item, bytes)]
     body = envelope.around(ours) if ours and envelope else b""
@@ -157,7 +157,7 @@ def encode(entries: Sequence[Entry], envelope: Envelope | None = None) -> tuple[
         return body + (_serialized(good) if good else b""), [entry for entry in others if entry not in kept]
 
 
-def _serialized(entries: Iterable[Entry]) -> bytes:
+def _serialized(entries: Iterable[QueuedItems]) -> bytes:
     spans = [item for entry in entries for item in entry.items if not isinstance(item, bytes)]
     request = encode_spans(spans)
     _add_tracestates_of_links(request, [span for span in spans if any(link.context.trace_state for link in span.links)])
@@ -176,7 +176,7 @@ def _add_tracestates_of_links(request: ExportTraceServiceRequest, spans: Sequenc
                     theirs.trace_state = ours.context.trace_state.to_header()
 
 
-def _is_encodable(entry: Entry) -> bool:
+def _is_encodable(entry: QueuedItems) -> bool:
     try:
         _serialized([entry])
     except Exception:  # noqa: BLE001 - protobuf raises many kinds

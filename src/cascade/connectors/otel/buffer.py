@@ -1,10 +1,10 @@
-"""Queued items and items in a request, within one bound of memory. The outbox's lock guards them."""
+"""Queued items and items in a request, within one bound of memory. The queue's lock guards them."""
 
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from cascade.connectors.otel.batch import Entry, Tally
+from cascade.connectors.otel.batch import Counters, QueuedItems
 
 BUNDLE = 64  # encoded items in an entry
 FULL = 0.75  # of the capacity; the rest is for what has been started already
@@ -13,10 +13,10 @@ ROOM = 0.5  # of the capacity; from there on a burst has room again
 
 
 @dataclass(slots=True, eq=False)
-class Flight:
+class Batch:
     """The entries of one request."""
 
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[QueuedItems] = field(default_factory=list)
     is_retried: bool = False
 
     @property
@@ -28,8 +28,8 @@ class Flight:
         return any(entry.is_open for entry in self.entries)
 
 
-class Store:
-    """A queue, and the flights taken from it. All that is in either counts against the capacity, in bytes.
+class Buffer:
+    """A queue, and the in_flight taken from it. All that is in either counts against the capacity, in bytes.
 
     `count` is the number of items in the queue, `queued` their bytes, and `held` the bytes of all. Encoded items share
     entries, which keeps the garbage collector from looking at each of 100,000.
@@ -42,8 +42,8 @@ class Store:
         self.count = 0
         self._bundle = min(BUNDLE, batch_size)
         self._is_sealed = True
-        self.queue: deque[Entry] = deque()
-        self.flights: list[Flight] = []
+        self.waiting: deque[QueuedItems] = deque()
+        self.in_flight: list[Batch] = []
 
     @property
     def is_tight(self) -> bool:
@@ -54,23 +54,23 @@ class Store:
     def is_full(self) -> bool:
         return self.held > self.capacity * FULL
 
-    def add(self, entry: Entry) -> bool:
+    def add(self, entry: QueuedItems) -> bool:
         """Queue an entry; False if there is no room."""
         if self.held + entry.size > self.capacity * (OVERDRAFT if entry.is_important else 1):
             return False
-        self.queue.append(entry)
+        self.waiting.append(entry)
         self.queued += entry.size
         self.held += entry.size
         self.count += 1
         self._is_sealed = entry.is_important or not isinstance(entry.items[0], bytes)
         return True
 
-    def join(self, item: bytes, size: int, tally: Tally) -> bool:
+    def append(self, item: bytes, size: int, counters: Counters) -> bool:
         """Queue an encoded item with the one before it; False if it needs an entry of its own."""
-        if self._is_sealed or not self.queue or self.held + size > self.capacity:
+        if self._is_sealed or not self.waiting or self.held + size > self.capacity:
             return False
-        last = self.queue[-1]
-        if last.tally is not tally or len(last.items) >= self._bundle:
+        last = self.waiting[-1]
+        if last.counters is not counters or len(last.items) >= self._bundle:
             return False
         last.items.append(item)
         last.size += size
@@ -83,108 +83,108 @@ class Store:
         """Start a new entry with the next item, so that the boundary of a flush is exact."""
         self._is_sealed = True
 
-    def evict(self, size: int) -> list[Entry]:
+    def evict(self, size: int) -> list[QueuedItems]:
         """Take the oldest entries that are not important out of the queue, until there is room for `size` bytes."""
-        gone, kept = list[Entry](), list[Entry]()
-        while self.queue and self.held + size > self.capacity:
-            entry = self.queue.popleft()
+        gone, kept = list[QueuedItems](), list[QueuedItems]()
+        while self.waiting and self.held + size > self.capacity:
+            entry = self.waiting.popleft()
             if entry.is_important:
                 kept.append(entry)
                 continue
             gone.append(entry)
             self._unqueue(entry)
             self.held -= entry.size
-        self.queue.extendleft(reversed(kept))
+        self.waiting.extendleft(reversed(kept))
         return gone
 
-    def take(self, count: int, size: int) -> Flight:
+    def take(self, count: int, size: int) -> Batch:
         """The oldest items, up to `count` of them and about `size` bytes, at least one entry."""
-        flight = Flight()
+        batch = Batch()
         taken = 0
-        while self.queue and taken < size and count >= len(self.queue[0].items):
-            entry = self.queue.popleft()
-            flight.entries.append(entry)
+        while self.waiting and taken < size and count >= len(self.waiting[0].items):
+            entry = self.waiting.popleft()
+            batch.entries.append(entry)
             self._unqueue(entry)
             taken += entry.size
             count -= len(entry.items)
-        self.flights.append(flight)
-        return flight
+        self.in_flight.append(batch)
+        return batch
 
-    def split(self, flight: Flight) -> list[Flight]:
-        """Two flights in place of one of several items."""
-        entries = flight.entries if len(flight.entries) > 1 else flight.entries[0].halves()
+    def split(self, batch: Batch) -> list[Batch]:
+        """Two in_flight in place of one of several items."""
+        entries = batch.entries if len(batch.entries) > 1 else batch.entries[0].halves()
         middle = len(entries) // 2
-        halves = [Flight(part, flight.is_retried) for part in (entries[:middle], entries[middle:])]
-        self.flights.remove(flight)
-        self.flights += halves
+        halves = [Batch(part, batch.is_retried) for part in (entries[:middle], entries[middle:])]
+        self.in_flight.remove(batch)
+        self.in_flight += halves
         return halves
 
-    def land(self, flight: Flight) -> None:
-        """Remove a flight whose entries have been counted, and free its room."""
-        self.flights.remove(flight)
-        self.held -= sum(entry.size for entry in flight.entries)
+    def complete(self, batch: Batch) -> None:
+        """Remove a batch whose entries have been counted, and free its room."""
+        self.in_flight.remove(batch)
+        self.held -= sum(entry.size for entry in batch.entries)
 
     def discard(self, reason: str) -> None:
-        """Count all that is queued or in flight as lost, and empty the queue."""
-        lose([*(entry for flight in self.flights for entry in flight.entries), *self.queue], reason)
-        for entry in self.queue:
+        """Count all that is queued or in batch as lost, and empty the queue."""
+        count_lost([*(entry for batch in self.in_flight for entry in batch.entries), *self.waiting], reason)
+        for entry in self.waiting:
             self._unqueue(entry)
             self.held -= entry.size
-        self.queue.clear()
+        self.waiting.clear()
 
-    def holds(self, tally: Tally | None, before: float) -> bool:
-        """True while an item that was put until `before`, of one tally or of all, has not been counted."""
-        if tally is not None and not tally.pending:
+    def has_pending(self, counters: Counters | None, before: float) -> bool:
+        """True while an item that was put until `before`, of one counters or of all, has not been counted."""
+        if counters is not None and not counters.pending:
             return False
-        if any(_is_meant(entry, tally, before) for flight in self.flights for entry in flight.entries):
+        if any(_is_meant(entry, counters, before) for batch in self.in_flight for entry in batch.entries):
             return True
-        return any(_is_meant(entry, tally, before) for entry in self.queue)
+        return any(_is_meant(entry, counters, before) for entry in self.waiting)
 
-    def _unqueue(self, entry: Entry) -> None:
+    def _unqueue(self, entry: QueuedItems) -> None:
         self.queued -= entry.size
         self.count -= len(entry.items)
 
 
-def send(entries: Iterable[Entry]) -> None:
+def count_sent(entries: Iterable[QueuedItems]) -> None:
     """Count entries as sent, unless they have been counted before."""
-    for tally, count in _close(entries).items():
-        tally.add(sent=count)
+    for counters, count in _close(entries).items():
+        counters.add(sent=count)
 
 
-def lose(entries: Iterable[Entry], reason: str) -> None:
+def count_lost(entries: Iterable[QueuedItems], reason: str) -> None:
     """Count entries as lost, unless they have been counted before."""
-    for tally, count in _close(entries).items():
-        tally.add(lost=count, reason=reason)
+    for counters, count in _close(entries).items():
+        counters.add(lost=count, reason=reason)
 
 
-def lose_some(entries: Iterable[Entry], count: int, reason: str) -> None:
+def count_rejected(entries: Iterable[QueuedItems], count: int, reason: str) -> None:
     """Count so many items as lost, whichever; the rest of their entries stays open."""
     for entry in entries:
         gone = min(count, len(entry.items)) if entry.is_open else 0
         if gone:
-            entry.tally.add(lost=gone, reason=reason)
+            entry.counters.add(lost=gone, reason=reason)
             del entry.items[:gone]
             count -= gone
 
 
-def retry(flight: Flight, reason: str) -> None:
-    """Count a flight's items as retried, once."""
-    counts: Counter[Tally] = Counter()
-    for entry in flight.entries:
-        counts[entry.tally] += len(entry.items) if entry.is_open else 0
-    for tally, count in counts.items():
-        tally.add(retried=0 if flight.is_retried else count, reason=reason)
-    flight.is_retried = True
+def count_retried(batch: Batch, reason: str) -> None:
+    """Count a batch's items as retried, once."""
+    counts: Counter[Counters] = Counter()
+    for entry in batch.entries:
+        counts[entry.counters] += len(entry.items) if entry.is_open else 0
+    for counters, count in counts.items():
+        counters.add(retried=0 if batch.is_retried else count, reason=reason)
+    batch.is_retried = True
 
 
-def _close(entries: Iterable[Entry]) -> Counter[Tally]:
-    counts: Counter[Tally] = Counter()
+def _close(entries: Iterable[QueuedItems]) -> Counter[Counters]:
+    counts: Counter[Counters] = Counter()
     for entry in entries:
         if entry.is_open:
             entry.is_open = False
-            counts[entry.tally] += len(entry.items)
+            counts[entry.counters] += len(entry.items)
     return counts
 
 
-def _is_meant(entry: Entry, tally: Tally | None, before: float) -> bool:
-    return entry.is_open and entry.put_at <= before and (tally is None or entry.tally is tally)
+def _is_meant(entry: QueuedItems, counters: Counters | None, before: float) -> bool:
+    return entry.is_open and entry.put_at <= before and (counters is None or entry.counters is counters)

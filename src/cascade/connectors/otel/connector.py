@@ -18,8 +18,8 @@ from cascade.connectors.otel.export_queue import CAPACITY, Bounds
 from cascade.connectors.otel.health import HOLD_TIMEOUT
 from cascade.connectors.otel.live_spans import Inherited, LiveRun, SpanFactory, complete, parent_context, span_context
 from cascade.connectors.otel.provider import Tracing
-from cascade.connectors.otel.routing import Route
-from cascade.connectors.otel.signals import Choice, Chosen, Signals
+from cascade.connectors.otel.routing import ExportTarget
+from cascade.connectors.otel.signals import Exports, ExportSetup, Signals
 from cascade.connectors.otel.span_data import SpanData
 from cascade.connectors.otel.span_mapping import spans_of
 from cascade.connectors.otel.task_span import NoActivation, SpanActivation
@@ -31,7 +31,7 @@ from cascade.telemetry.identity import RunTrace, SpanRef, place_run
 from cascade.telemetry.safe import masked_name
 
 if TYPE_CHECKING:
-    from cascade.connectors.otel.signals import Room
+    from cascade.connectors.otel.signals import CapacityWaiter
 
 logger = get_logger("cascade.connectors.otel")
 
@@ -118,11 +118,11 @@ class OtelConnector:
         self._bounds = Bounds(
             whole("max_buffer_bytes", max_buffer_bytes), positive("hold_timeout", hold_timeout), self.flush_timeout
         )
-        self._choice = Choice(tracer_provider, exporting, metrics=metrics, logs=logs)
-        self._chosen: Chosen | None = None
+        self._setup = ExportSetup(tracer_provider, exporting, metrics=metrics, logs=logs)
+        self._exports: Exports | None = None
         self._runs: dict[str, LiveRun] = {}
-        self._ended: list[Route] = []
-        self._room: Room | None = None
+        self._ended: list[ExportTarget] = []
+        self._capacity_waiter: CapacityWaiter | None = None
         self._connections = 0
         self._has_spans = False  # exported since the last flush began
         _lifetime.watch(self)
@@ -134,7 +134,7 @@ class OtelConnector:
             Exception: A provider could not be made. Later calls raise nothing, and nothing is exported.
         """
         self._connections += 1
-        self._reserve(self._chosen or self._choose())
+        self._reserve(self._exports or self._set_up())
 
     async def disconnect(self) -> None:
         """Flush, at most `flush_timeout` seconds. A provider that others may use goes on living.
@@ -147,29 +147,29 @@ class OtelConnector:
             for run_id in list(self._runs):
                 self._end_run(run_id)
         if self._tracing is None:
-            if self._strict and self._choice.error:
-                raise TelemetryLostError(f"OtelConnector: no spans are exported: {self._choice.error}", lost=0)
+            if self._strict and self._setup.error:
+                raise TelemetryLostError(f"OtelConnector: no spans are exported: {self._setup.error}", lost=0)
             return
         # A run has imported asyncio already, which takes as long as half of all that is imported here.
         with no_fork:
             from cascade.connectors.otel.signals import flush
 
-        routes, self._ended = self._ended, []
+        targets, self._ended = self._ended, []
         has_spans, self._has_spans = self._has_spans, False
-        if has_spans and not routes and self._route is not None:  # a replay, which has no run here
-            routes = [self._route]
+        if has_spans and not targets and self._target is not None:  # a replay, which has no run here
+            targets = [self._target]
         report, warning = await flush(
-            *(self._tracing, routes, self.flush_timeout, self._signals), has_spans=has_spans, strict=self._strict
+            *(self._tracing, targets, self.flush_timeout, self._signals), has_spans=has_spans, strict=self._strict
         )
-        if not self._connections and self._route is not None:
-            self._route.outbox.release(self)
+        if not self._connections and self._target is not None:
+            self._target.queue.release(self)
         self._report(report, warning)
 
     async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:  # noqa: ARG002 - the protocol's
         """Turn a terminal message into its spans. Messages of runs from elsewhere make the same spans."""
-        chosen = self._chosen or self._choose()
-        chosen.signals.metrics.publish(payload)
-        if chosen.factory is None:
+        exports = self._exports or self._set_up()
+        exports.signals.metrics.publish(payload)
+        if exports.factory is None:
             return
         try:
             run = self._runs.get(payload["run_id"])
@@ -185,16 +185,16 @@ class OtelConnector:
 
     def is_full(self) -> bool:
         """Whether the buffer is so full that no further task should start; False if the collector does not answer."""
-        route = self._route
-        return self._waits and route is not None and route.outbox.is_full()
+        target = self._target
+        return self._waits and target is not None and target.queue.is_full()
 
     async def room(self) -> None:
         with no_fork:
-            from cascade.connectors.otel.signals import Room
+            from cascade.connectors.otel.signals import CapacityWaiter
 
-        if self._route is not None:
-            self._room = self._room or Room()
-            await self._room.wait(self._route.outbox)
+        if self._target is not None:
+            self._capacity_waiter = self._capacity_waiter or CapacityWaiter()
+            await self._capacity_waiter.wait(self._target.queue)
 
     def place_run(self, run_id: str, target: str, start_ns: int, parent: SpanRef | None) -> RunTrace:
         """Start the run's span, so that the sampling decision is known to all its children."""
@@ -216,8 +216,8 @@ class OtelConnector:
         )
         own = root.get_span_context()
         place = replace(place, flags=int(own.trace_flags), tracestate=own.trace_state.to_header())
-        route = Route(self._route.outbox, run_id) if self._route else None
-        run = self._runs[run_id] = LiveRun(place, root, self._factory, route, inherited)
+        export_target = ExportTarget(self._target.queue, run_id) if self._target else None
+        run = self._runs[run_id] = LiveRun(place, root, self._factory, export_target, inherited)
         run.stands_in(place.trace_id)
         self._signals.start_run(run_id)
         return place
@@ -230,38 +230,38 @@ class OtelConnector:
     # No cached_property: in Python 3.11 it has a lock, which a thread may hold when the process forks.
     @property
     def _tracing(self) -> Tracing | None:
-        return (self._chosen or self._choose()).tracing
+        return (self._exports or self._set_up()).tracing
 
     @property
     def _factory(self) -> SpanFactory | None:
-        return (self._chosen or self._choose()).factory
+        return (self._exports or self._set_up()).factory
 
     @property
     def _signals(self) -> Signals:
-        return (self._chosen or self._choose()).signals
+        return (self._exports or self._set_up()).signals
 
     @property
-    def _route(self) -> Route | None:
-        return (self._chosen or self._choose()).route
+    def _target(self) -> ExportTarget | None:
+        return (self._exports or self._set_up()).target
 
-    def _choose(self) -> Chosen:
-        chosen = self._chosen = self._choice()
-        self._reserve(chosen)
-        return chosen
+    def _set_up(self) -> Exports:
+        exports = self._exports = self._setup()
+        self._reserve(exports)
+        return exports
 
-    def _reserve(self, chosen: Chosen) -> None:
-        if chosen.route is not None:
-            chosen.route.outbox.reserve(self, self._bounds)
-        chosen.signals.reserve(self.flush_timeout)
+    def _reserve(self, exports: Exports) -> None:
+        if exports.target is not None:
+            exports.target.queue.reserve(self, self._bounds)
+        exports.signals.reserve(self.flush_timeout)
 
     def reset_after_fork(self) -> None:
         """Forget the runs of the parent process, which exports them. Spans below their tasks are exported here too."""
         for run in self._runs.values():
             run.lock = threading.Lock()
-        self._runs, self._ended, self._room, self._connections, self._has_spans = {}, [], None, 0, False
+        self._runs, self._ended, self._capacity_waiter, self._connections, self._has_spans = {}, [], None, 0, False
 
     def start_exit(self) -> Callable[[], None]:
-        """Do nothing: the outbox and the metrics have flushes of their own at the exit."""
+        """Do nothing: the queue and the metrics have flushes of their own at the exit."""
         return lambda: None
 
     def _emit_all(self, payload: dict[str, Any], run: LiveRun | None) -> None:
@@ -311,15 +311,15 @@ class OtelConnector:
                 except Exception:
                     logger.debug("OtelConnector: a span processor has raised an error", exc_info=True)
         run.leave()
-        if run.route is not None:
-            self._ended.append(run.route)
+        if run.target is not None:
+            self._ended.append(run.target)
 
     def _report(self, report: FlushReport, warning: str) -> None:
         """Warn of undelivered spans, once for each outage, and of other signals; a strict connector raises instead."""
         warnings = [warning] if warning else []
-        is_undelivered = bool(report.lost or report.pending or (self._route is None and report.reason))
+        is_undelivered = bool(report.lost or report.pending or (self._target is None and report.reason))
         if is_undelivered and self._tracing is not None:
-            is_news = self._route is None or self._route.outbox.announce(report)
+            is_news = self._target is None or self._target.queue.announce(report)
             text = report.text("spans", self._tracing.endpoint)
             if self._strict:
                 message = "; ".join([f"OtelConnector: {text}", *warnings])

@@ -53,7 +53,7 @@ _LONGEST = 1000  # characters of a warning
 _reported: set[tuple[str, str]] = set()
 
 
-class Problem(NamedTuple):
+class SettingWarning(NamedTuple):
     """A value of a variable that is ignored or replaced, with the message of its warning."""
 
     variable: str
@@ -61,7 +61,7 @@ class Problem(NamedTuple):
     message: str
 
 
-def report(*problems: Problem) -> None:
+def warn_once(*problems: SettingWarning) -> None:
     """Log a warning for each pair of variable and value, once per process."""
     for problem in problems:
         key = (problem.variable, problem.value)
@@ -86,7 +86,7 @@ def is_true(environ: Mapping[str, str], variable: str) -> bool:
     """A boolean as the specification defines it: "true" in any case is true, all else is false."""
     given = value(environ, variable).lower()
     if given not in {"", "true", "false"}:
-        report(Problem(variable, given, f"{variable}={given!r} counts as false; choose true or false"))
+        warn_once(SettingWarning(variable, given, f"{variable}={given!r} counts as false; choose true or false"))
     return given == "true"
 
 
@@ -102,7 +102,11 @@ def global_provider(get: Callable[[], T], signal: str) -> T | None:
     except Exception:  # noqa: BLE001 - the API logs it
         variable = f"OTEL_PYTHON_{signal.upper()}_PROVIDER"
         given = os.environ.get(variable, "")
-        report(Problem(variable, given, f"{variable}={given!r} cannot be loaded; Cascade uses a provider of its own"))
+        warn_once(
+            SettingWarning(
+                variable, given, f"{variable}={given!r} cannot be loaded; Cascade uses a provider of its own"
+            )
+        )
         return None
 
 
@@ -111,7 +115,7 @@ class Exporters(NamedTuple):
 
     names: frozenset[str]
     protocol: _Protocol | None
-    problem: Problem | None
+    problem: SettingWarning | None
 
 
 def exporters(environ: Mapping[str, str], signal: str) -> Exporters:
@@ -137,7 +141,7 @@ def exporters(environ: Mapping[str, str], signal: str) -> Exporters:
         message = f"Cascade has no exporter {unknown}; {effect}; choose from {', '.join(available)}"
     elif len(protocols) > 1:
         message = f"Cascade exports over one protocol; {protocols[0]} is used"
-    problem = Problem(variable, given, f"{variable}={given!r}: {message}") if message else None
+    problem = SettingWarning(variable, given, f"{variable}={given!r}: {message}") if message else None
     return Exporters(frozenset(chosen - {"none"}), protocols[0] if protocols else None, problem)
 
 
@@ -147,7 +151,7 @@ def limit(environ: Mapping[str, str], variable: str) -> int | None:
     number = _whole(given)
     if given and number is None:
         message = f"{variable}={given!r} is no limit; the default is used; write a whole number from 0 on"
-        report(Problem(variable, given, message))
+        warn_once(SettingWarning(variable, given, message))
     return number
 
 

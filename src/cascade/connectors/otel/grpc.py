@@ -41,7 +41,7 @@ _ALMOST = 0.9  # of the timeout; a deadline that a server reports comes earlier 
 _OPTIONS = (
     ("grpc.primary_user_agent", "Cascade-OTLP-Exporter-Python"),
     ("grpc.max_send_message_length", -1),
-    # Retrying, and when, is the outbox's business.
+    # Retrying, and when, is the queue's business.
     ("grpc.enable_retries", 0),
     # Channels share connections, and how long a failed one is left alone: ours must dial afresh when asked to.
     ("grpc.use_local_subchannel_pool", 1),

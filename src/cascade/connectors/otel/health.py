@@ -8,22 +8,26 @@ from dataclasses import dataclass
 from cascade._loggers import get_logger
 from cascade.connectors._health import jitter
 from cascade.connectors.otel.answers import Reply
-from cascade.connectors.otel.batch import Entry, FlushReport
+from cascade.connectors.otel.batch import FlushReport, QueuedItems
 
-FIRST_PAUSE = 0.2  # seconds before the first retry; then doubled, with jitter
-LONGEST_PAUSE = 5.0  # a peer that comes up during a run is found within this time
-FLUSH_PAUSE = 0.1  # longest pause while a flush waits for a dead peer: its patience is short
-BUSY_FLUSH_PAUSE = (
+INITIAL_BACKOFF = 0.2  # seconds before the first retry; then doubled, with jitter
+MAX_BACKOFF = 5.0  # a peer that comes up during a run is found within this time
+MAX_FLUSH_BACKOFF = 0.1  # longest pause while a flush waits for a dead peer: its flush_deadline is short
+MAX_BUSY_FLUSH_BACKOFF = (
     1.0  # longest pause while a flush waits for a peer that answers "later": an overloaded peer needs room
 )
-STRANGER_PATIENCE = 0.9  # seconds a flush waits for a peer that has never answered
-LONGEST_WAIT = 2.0  # seconds for an answer, or three times the latest one's, after which tasks are no longer held back
-DEAD_PATIENCE = 0.5  # seconds a flush waits for a peer after its failure
-KNOWN_DEAD_PATIENCE = 0.03  # seconds a flush waits for a peer that an earlier flush found dead: 0.05 with all around it
+FIRST_ANSWER_WAIT = 0.9  # seconds a flush waits for a peer that has never answered
+MAX_ANSWER_TIME = (
+    2.0  # seconds for an answer, or three times the latest one's, after which tasks are no longer held back
+)
+UNREACHABLE_WAIT = 0.5  # seconds a flush waits for a peer after its failure
+KNOWN_UNREACHABLE_WAIT = (
+    0.03  # seconds a flush waits for a peer that an earlier flush found dead: 0.05 with all around it
+)
 HOLD_TIMEOUT = 30.0  # seconds of nothing but "later" after which tasks are no longer held back
 
 
-class Peer:
+class CollectorHealth:
     """The state of one destination, kept for as long as its queue. Guarded by the owner's lock.
 
     A peer is alive once it has answered its latest request, with any answer. It is dead after a request without an
@@ -47,7 +51,7 @@ class Peer:
         self._answered_at = -math.inf
         self._failures = 0
         self._is_known_dead = False
-        self._known_dead_patience = KNOWN_DEAD_PATIENCE
+        self._known_dead_patience = KNOWN_UNREACHABLE_WAIT
         self._later_since = math.inf
         self._pauses = 0
         self._failed_at = 0.0
@@ -60,7 +64,7 @@ class Peer:
         self.reason = ""
 
     @property
-    def is_in_trouble(self) -> bool:
+    def is_failing(self) -> bool:
         """Whether the latest answer was "later", or there was none: one request at a time is enough then."""
         return self._failures > 0 or self._later_since < math.inf
 
@@ -71,7 +75,7 @@ class Peer:
         A peer that has not been asked yet is alive.
         """
         now = self._clock()
-        longest = max(LONGEST_WAIT, 3 * self.latency) if self._has_answered else STRANGER_PATIENCE
+        longest = max(MAX_ANSWER_TIME, 3 * self.latency) if self._has_answered else FIRST_ANSWER_WAIT
         return not self._failures and now - self._asked_at < longest and now - self._later_since < self.hold_timeout
 
     def ask(self, now: float) -> None:
@@ -101,21 +105,21 @@ class Peer:
             self._pauses, self._pause, self._soonest = 0, 0.0, now
             self.reason = ""
 
-    def next_try(self, *, is_flushing: bool) -> float:
+    def next_request_at(self, *, is_flushing: bool) -> float:
         """When the next request may be made; a flush shortens the exporter's own pauses, not one that the peer sent."""
-        longest = math.inf if not is_flushing else FLUSH_PAUSE if self._failures else BUSY_FLUSH_PAUSE
+        longest = math.inf if not is_flushing else MAX_FLUSH_BACKOFF if self._failures else MAX_BUSY_FLUSH_BACKOFF
         return max(self._soonest, self._pause_from + min(self._pause, longest))
 
-    def patience(self, start: float) -> float:
+    def flush_deadline(self, start: float) -> float:
         """Until when a flush that began at `start` waits."""
         if self._is_known_dead:
             return start + self._known_dead_patience
         # Our own work before the first request, such as importing gRPC, is not the peer's fault.
-        stranger = math.inf if self._has_answered else max(start, self._asked_at) + STRANGER_PATIENCE
-        dead = max(start, self._failed_at) + DEAD_PATIENCE if self._failures else math.inf
+        stranger = math.inf if self._has_answered else max(start, self._asked_at) + FIRST_ANSWER_WAIT
+        dead = max(start, self._failed_at) + UNREACHABLE_WAIT if self._failures else math.inf
         return min(stranger, dead)
 
-    def is_hopeless(self, start: float, end: float) -> bool:
+    def is_flush_futile(self, start: float, end: float) -> bool:
         """Whether a flush from `start` to `end` has nothing left to wait for."""
         if self._soonest > end:
             return True
@@ -127,7 +131,7 @@ class Peer:
 
     def begin_exit(self) -> None:
         """Flushes from now on are the last ones."""
-        self._known_dead_patience = STRANGER_PATIENCE
+        self._known_dead_patience = FIRST_ANSWER_WAIT
 
     def end_flush(self, start: float) -> str:
         """A flush that began at `start` ended with undelivered items; the reason.
@@ -145,7 +149,7 @@ class Peer:
 
     def _back_off(self, now: float, retry_after: float | None) -> None:
         # Jitter keeps many processes from returning all at once.
-        self._pause = min(FIRST_PAUSE * 2**self._pauses, LONGEST_PAUSE) * jitter()
+        self._pause = min(INITIAL_BACKOFF * 2**self._pauses, MAX_BACKOFF) * jitter()
         self._pauses = min(self._pauses + 1, 16)
         self._pause_from = now
         self._soonest = now + (retry_after or 0.0)
@@ -155,8 +159,8 @@ logger = get_logger("cascade.connectors.otel")
 
 
 @dataclass(frozen=True, slots=True)
-class Items:
-    """The items of an outbox, as log lines name them."""
+class ItemLabel:
+    """The items of a queue, as log lines name them."""
 
     noun: str = "spans"
     endpoint: str = ""
@@ -166,24 +170,24 @@ class Items:
         return f" at {self.endpoint}" if self.endpoint else ""
 
 
-SPANS = Items()
+SPANS = ItemLabel()
 
 
-class Outage:
+class OutageLog:
     """Log state of one outage. It begins with a flush that leaves items undelivered and ends when these are counted.
 
-    Guarded by the outbox's lock, but for `log`.
+    Guarded by the queue's lock, but for `log`.
     """
 
-    def __init__(self, items: Items, clock: Callable[[], float] = time.monotonic) -> None:
-        self._items = items
+    def __init__(self, label: ItemLabel, clock: Callable[[], float] = time.monotonic) -> None:
+        self._label = label
         self._clock = clock
         self._end()
 
     def _end(self) -> None:
         self._began = math.inf
         self._answered = math.inf
-        self._lost = 0  # of the outbox when the outage began
+        self._lost = 0  # of the queue when the outage began
         self._late = 0
         self._announced = 0  # undelivered items that a warning has named
         self._has_told_of_loss = False
@@ -210,7 +214,7 @@ class Outage:
             self._has_told_of_loss = run.lost > 0
         return is_news
 
-    def accepted(self, entries: Iterable[Entry]) -> None:
+    def accepted(self, entries: Iterable[QueuedItems]) -> None:
         """The peer took these entries."""
         if self.is_announced:
             self._answered = min(self._answered, self._clock())
@@ -220,8 +224,8 @@ class Outage:
         """The line about the outage's end; empty while items wait that were put before the peer answered."""
         if not self.is_announced or (total.pending and (self._answered == math.inf or holds(self._answered))):
             return ""
-        items, seconds = self._items, self._clock() - self._began
-        line = f"the outage{items.place} is over after {seconds:.3g} s: {self._late} {items.noun} were delivered late"
+        label, seconds = self._label, self._clock() - self._began
+        line = f"the outage{label.place} is over after {seconds:.3g} s: {self._late} {label.noun} were delivered late"
         if lost := total.lost - self._lost:
             line += f", {lost} were lost: {total.reason}"
         self._end()
@@ -233,7 +237,7 @@ class Outage:
         self._end()
         if not lost or is_named:
             return ""
-        return f"{lost} {self._items.noun} were lost{self._items.place} when the process ended: {reason}"
+        return f"{lost} {self._label.noun} were lost{self._label.place} when the process ended: {reason}"
 
 
 def log_outage(line: str) -> None:

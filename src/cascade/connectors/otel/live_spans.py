@@ -23,9 +23,9 @@ from opentelemetry.trace import (
 
 from cascade._loggers import get_logger
 from cascade.connectors.otel.encode import encode_span
-from cascade.connectors.otel.environment import Problem, report
+from cascade.connectors.otel.environment import SettingWarning, warn_once
 from cascade.connectors.otel.provider import Tracing
-from cascade.connectors.otel.routing import Route, RunRoutes, add_route, remove_route, run_routes
+from cascade.connectors.otel.routing import ExportTarget, RunTargets, add_target, remove_target, run_targets
 from cascade.connectors.otel.sdk_hooks import add_part, for_own_span, remove_part, with_task
 from cascade.connectors.otel.span_data import SpanData
 from cascade.telemetry import attributes as a
@@ -77,7 +77,7 @@ def _baggage_in(environ: Mapping[str, str]) -> Mapping[str, object]:
 
         return baggage.get_all(propagate.extract({"baggage": environ["BAGGAGE"]}, Context()))
     except Exception as error:  # noqa: BLE001 - code of another package
-        report(Problem("BAGGAGE", environ["BAGGAGE"], f"BAGGAGE of the environment is ignored: {error}"))
+        warn_once(SettingWarning("BAGGAGE", environ["BAGGAGE"], f"BAGGAGE of the environment is ignored: {error}"))
         return {}
 
 
@@ -114,18 +114,18 @@ class SpanFactory:
 
     @property
     def is_direct(self) -> bool:
-        """Whether a finished span may go to its route without a span object of the SDK."""
+        """Whether a finished span may go to its target without a span object of the SDK."""
         return self._tracing.is_direct
 
     def finished(self, data: SpanData, run: "LiveRun | None" = None) -> None:
-        """Export a span that has ended already, on the run's route, else on the provider's.
+        """Export a span that has ended already, on the run's target, else on the provider's.
 
         Without a run (a replay) a span of a run that was not sampled is dropped.
         """
-        route = (run.route if run is not None else None) or self._tracing.route
-        if route is not None and self.is_direct:
+        target = (run.target if run is not None else None) or self._tracing.target
+        if target is not None and self.is_direct:
             if data.flags & TraceFlags.SAMPLED:
-                route.put(encode_span(data), urgent=data.is_marker, important=data.has_children)
+                target.put(encode_span(data), urgent=data.is_marker, important=data.has_children)
             return
         if run is None and not data.flags & TraceFlags.SAMPLED:
             return
@@ -147,13 +147,13 @@ class LiveRun:
     """One run: its root span, and the tasks' and attempts' spans that user code has touched, by id.
 
     `ended` has the ids of attempts whose spans are exported before their last message. `inherited` is the context of the
-    run's caller. `route` is None where the provider's own processors export.
+    run's caller. `target` is None where the provider's own processors export.
     """
 
     trace: RunTrace
     root: Span
     factory: SpanFactory
-    route: Route | None = None
+    target: ExportTarget | None = None
     inherited: Inherited = field(default_factory=Inherited)
     spans: dict[str, Span] = field(default_factory=dict)
     ended: set[str] = field(default_factory=set)
@@ -161,26 +161,26 @@ class LiveRun:
     root_id: str = field(init=False)
     _traces: set[str] = field(default_factory=set)
     _has_failed: bool = False
-    _routes: RunRoutes | None = None
+    _routes: RunTargets | None = None
 
     def __post_init__(self) -> None:
         self.root_id = self.trace.span_id
-        if self.route is not None:
-            self._routes = run_routes(self.trace.run_id, self.route)
+        if self.target is not None:
+            self._routes = run_targets(self.trace.run_id, self.target)
 
     @property
     def is_recording(self) -> bool:
         return self.root.is_recording()
 
     def stands_in(self, trace_id: str) -> None:
-        """Route and sample the spans of that trace, the run's own or that of a part, as the run's."""
+        """ExportTarget and sample the spans of that trace, the run's own or that of a part, as the run's."""
         if trace_id in self._traces:
             return
         self._traces.add(trace_id)
         if trace_id != self.trace.trace_id:
             add_part(int(trace_id, 16), int(self.trace.trace_id, 16))
-        if self.route is not None:
-            add_route(int(trace_id, 16), self.route)
+        if self.target is not None:
+            add_target(int(trace_id, 16), self.target)
 
     def report_failed_start(self, error: Exception) -> None:
         """Log the error of the tracer provider, which could not start a span, if it is the first one of the run."""
@@ -205,8 +205,8 @@ class LiveRun:
         while self._traces:
             trace_id = int(self._traces.pop(), 16)
             remove_part(trace_id)
-            if self.route is not None:
-                remove_route(trace_id, self.route)
+            if self.target is not None:
+                remove_target(trace_id, self.target)
 
     def leftovers(self) -> Iterator[Span]:
         """Remove and return the spans whose terminal message is missing."""

@@ -2,7 +2,7 @@
 
 The variables mean what the OTLP exporter specification says; where it and the Python SDK differ, in the unit of the
 timeout, the SDK's seconds hold. An argument that cannot be used raises ValueError. A variable that cannot be used is
-treated as unset, and becomes a `Problem` of the options, which is reported when they are used.
+treated as unset, and becomes a `SettingWarning` of the options, which is reported when they are used.
 """
 
 import math
@@ -26,7 +26,7 @@ from cascade.connectors.otel.endpoint import (
     with_path,
     without_password,
 )
-from cascade.connectors.otel.environment import Problem
+from cascade.connectors.otel.environment import SettingWarning
 
 Protocol = Literal["grpc", "http/protobuf"]
 Signal = Literal["traces", "metrics", "logs"]
@@ -73,7 +73,7 @@ class ExportOptions:
     certificate: str | None = None
     client_key: str | None = None
     client_certificate: str | None = None
-    problems: tuple[Problem, ...] = field(default=(), repr=False, compare=False)
+    problems: tuple[SettingWarning, ...] = field(default=(), repr=False, compare=False)
 
     @classmethod
     def from_environment(
@@ -138,7 +138,7 @@ class _Settings:
         self._environ = environ
         self._signal = signal
         self._own_prefix = f"OTEL_EXPORTER_OTLP_{signal.upper()}_"
-        self.problems: list[Problem] = []
+        self.problems: list[SettingWarning] = []
 
     def read(self, name: str, parse: Callable[[_Setting], T], default: T, argument: str | None = None) -> T:
         """The first usable value: of the argument, the signal's variable, the variable for all signals."""
@@ -156,7 +156,7 @@ class _Settings:
         return default
 
     def note(self, setting: _Setting, message: str) -> None:
-        self.problems.append(Problem(setting.source, setting.value, message))
+        self.problems.append(SettingWarning(setting.source, setting.value, message))
 
     def protocol(self, argument: str | None) -> Protocol | None:
         """The protocol that is set. A name of an exporter, such as otlp_proto_grpc, sets it before the variables."""

@@ -26,11 +26,11 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from cascade.connectors.otel import environment
 from cascade.connectors.otel.batch import encode
 from cascade.connectors.otel.encode import Envelope
-from cascade.connectors.otel.environment import LIMITS, Problem, report
-from cascade.connectors.otel.export_queue import Outbox
-from cascade.connectors.otel.health import Items
+from cascade.connectors.otel.environment import LIMITS, SettingWarning, warn_once
+from cascade.connectors.otel.export_queue import ExportQueue
+from cascade.connectors.otel.health import ItemLabel
 from cascade.connectors.otel.options import ExportOptions
-from cascade.connectors.otel.routing import Registry, Route, RoutingProcessor, destination
+from cascade.connectors.otel.routing import ExportTarget, Registry, RoutingProcessor, destination
 from cascade.connectors.otel.scope import SCOPE, scope_version
 from cascade.connectors.otel.sdk_hooks import BelowTasks, PresetIds, PresetSampler, TaskIds, mark_spans_of
 from cascade.connectors.otel.sdk_settings import resource, sampler, span_limits
@@ -50,13 +50,13 @@ _PLAIN_SAMPLERS = (StaticSampler, TraceIdRatioBased, ParentBased, ParentBasedTra
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class Tracing:
-    """A tracer whose ids can be preset. `route` is None where the provider's own processors export."""
+    """A tracer whose ids can be preset. `target` is None where the provider's own processors export."""
 
     provider: TracerProvider
     tracer: Tracer
     ids: PresetIds
     sampler: PresetSampler
-    route: Route | None = None
+    target: ExportTarget | None = None
     endpoint: str = ""
 
     def resource(self) -> Resource:
@@ -70,8 +70,8 @@ class Tracing:
 
     @property
     def is_direct(self) -> bool:
-        """Whether a finished span may go to the outbox without ever being one of the SDK's."""
-        return self.route is not None and isinstance(self.provider, _OwnProvider) and self.provider.is_plain
+        """Whether a finished span may go to the queue without ever being one of the SDK's."""
+        return self.target is not None and isinstance(self.provider, _OwnProvider) and self.provider.is_plain
 
 
 def tracing_of(provider: trace.TracerProvider) -> Tracing | None:
@@ -93,8 +93,8 @@ def tracing_of(provider: trace.TracerProvider) -> Tracing | None:
     if not isinstance(tracer.sampler, PresetSampler):
         tracer.sampler = PresetSampler(tracer.sampler)
     mark_spans_of(provider)
-    route, endpoint = (provider.route, provider.endpoint) if isinstance(provider, _OwnProvider) else (None, "")
-    return Tracing(provider, tracer, tracer.id_generator, tracer.sampler, route, endpoint)
+    target, endpoint = (provider.target, provider.endpoint) if isinstance(provider, _OwnProvider) else (None, "")
+    return Tracing(provider, tracer, tracer.id_generator, tracer.sampler, target, endpoint)
 
 
 def application_provider() -> TracerProvider | None:
@@ -108,8 +108,8 @@ def _global() -> trace.TracerProvider | None:
 
 
 def _retire(tracing: Tracing) -> None:
-    if tracing.route is not None:
-        tracing.route.outbox.retire()
+    if tracing.target is not None:
+        tracing.target.queue.retire()
 
 
 _shared: Registry[Tracing] = Registry(_retire)
@@ -130,7 +130,7 @@ def own_tracing(options: ExportOptions, environ: Mapping[str, str] = os.environ)
 
 def _made(options: ExportOptions, environ: Mapping[str, str]) -> Tracing:
     exporters, _, problem = environment.exporters(environ, "traces")
-    report(*filter(None, (problem, _config_file(environ))))
+    warn_once(*filter(None, (problem, _config_file(environ))))
     provider = _OwnProvider(
         resource=resource(environ), sampler=sampler(environ), span_limits=span_limits(environ), shutdown_on_exit=False
     )
@@ -138,9 +138,9 @@ def _made(options: ExportOptions, environ: Mapping[str, str]) -> Tracing:
     if "otlp" in exporters:
         prepare(options)
         pack = partial(encode, envelope=envelope)
-        provider.route, provider.endpoint = Route(_outbox(options, pack)), options.endpoint
+        provider.target, provider.endpoint = ExportTarget(_queue(options, pack)), options.endpoint
     mark_spans_of(provider)
-    provider.add_span_processor(RoutingProcessor(provider.route))
+    provider.add_span_processor(RoutingProcessor(provider.target))
     provider.is_plain = provider.is_plain and not any(environment.value(environ, name) for name in LIMITS)
     if "console" in exporters:
         provider.add_span_processor(SimpleSpanProcessor(_ConsoleExporter()))
@@ -150,12 +150,12 @@ def _made(options: ExportOptions, environ: Mapping[str, str]) -> Tracing:
     return made
 
 
-def _outbox(options: ExportOptions, pack: Pack) -> Outbox:
-    return Outbox(
+def _queue(options: ExportOptions, pack: Pack) -> ExportQueue:
+    return ExportQueue(
         partial(open_transport, options),
         pack=pack,
         request_timeout=options.timeout,
-        items=Items("spans", options.endpoint),
+        label=ItemLabel("spans", options.endpoint),
     )
 
 
@@ -169,10 +169,10 @@ class _ConsoleExporter(ConsoleSpanExporter):
             return SpanExportResult.FAILURE
 
 
-def _config_file(environ: Mapping[str, str]) -> Problem | None:
+def _config_file(environ: Mapping[str, str]) -> SettingWarning | None:
     given = environment.value(environ, _CONFIG_FILE)
     message = f"{_CONFIG_FILE}={given!r} is not read; set a tracer provider, or start with opentelemetry-instrument"
-    return Problem(_CONFIG_FILE, given, message) if given else None
+    return SettingWarning(_CONFIG_FILE, given, message) if given else None
 
 
 class _OwnProvider(TracerProvider):
@@ -184,7 +184,7 @@ class _OwnProvider(TracerProvider):
 
     def __init__(self, **settings: Any) -> None:
         meters = environment.global_provider(metrics.get_meter_provider, "meter")
-        self.route: Route | None = None
+        self.target: ExportTarget | None = None
         self.endpoint = ""
         super().__init__(meter_provider=NoOpMeterProvider() if meters is None else None, **settings)
         self.is_plain = type(self.sampler) in _PLAIN_SAMPLERS

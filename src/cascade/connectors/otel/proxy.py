@@ -10,7 +10,7 @@ import urllib.request
 from urllib.parse import SplitResult, urlsplit
 
 from cascade.connectors.otel.endpoint import without_password
-from cascade.connectors.otel.environment import Problem, report, unquoted
+from cascade.connectors.otel.environment import SettingWarning, unquoted, warn_once
 
 _GRPC_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")  # by priority; gRPC reads no names in capitals
 _PORT = re.compile(r"\[(?P<v6>[^\]]*)\](?::(?P<v6port>\d{1,5}))?|(?P<host>[^:]*):(?P<port>\d{1,5})")
@@ -94,5 +94,5 @@ def _usable(variable: str, text: str) -> SplitResult | None:
         pass  # an address or a port that is none
     shown = without_password(text)
     message = f"{variable}={shown!r} is no http:// proxy, and others are not supported; the connection is direct"
-    report(Problem(variable, text, message))
+    warn_once(SettingWarning(variable, text, message))
     return None

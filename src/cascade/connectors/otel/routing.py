@@ -1,9 +1,9 @@
-"""The outboxes of a span: those of its run, else those of the runs in its trace, else the provider's own.
+"""The queues of a span: those of its run, else those of the runs in its trace, else the provider's own.
 
 The first connector's provider becomes the process's global one. It also serves the instrumentation in the tasks of all
 later runs, whose connectors may send to another endpoint. A span below a task has the run's id, and takes the run's
-routes for as long as a context of the run is in use, after the run's end too. A span that has only the trace id takes
-the routes of the runs in that trace; of ended runs, the latest `KEPT_TRACES` traces are known.
+targets for as long as a context of the run is in use, after the run's end too. A span that has only the trace id takes
+the targets of the runs in that trace; of ended runs, the latest `KEPT_TRACES` traces are known.
 """
 
 import os
@@ -19,32 +19,32 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.trace import SpanKind
 
 from cascade.connectors import _lifetime
-from cascade.connectors.otel.batch import Item, Tally
-from cascade.connectors.otel.export_queue import Outbox
+from cascade.connectors.otel.batch import Counters, Item
+from cascade.connectors.otel.export_queue import ExportQueue
 from cascade.connectors.otel.options import ExportOptions
 from cascade.connectors.otel.scope import is_ours
 from cascade.telemetry import attributes as a
 
 KEPT_TRACES = 1_000
-"""Traces of ended runs whose routes are kept, some 300 bytes each."""
+"""Traces of ended runs whose targets are kept, some 300 bytes each."""
 
-_HELD = "_cascade_routes"
-"""Attribute of the SDK's span objects below a task that keeps the run's routes alive."""
+_HELD = "_cascade_targets"
+"""Attribute of the SDK's span objects below a task that keeps the run's targets alive."""
 
 
 @dataclass(eq=False, slots=True)
-class Route:
-    """An outbox, and the count that spans put through here belong to: a run's, where it has a `run_id`."""
+class ExportTarget:
+    """An queue, and the count that spans put through here belong to: a run's, where it has a `run_id`."""
 
-    outbox: Outbox
+    queue: ExportQueue
     run_id: str = ""
-    tally: Tally = field(init=False)
+    counters: Counters = field(init=False)
 
     def __post_init__(self) -> None:
-        self.tally = self.outbox.tally()
+        self.counters = self.queue.new_counters()
 
     def put(self, item: Item, *, urgent: bool = False, important: bool = False) -> None:
-        self.outbox.put(item, urgent=urgent, important=important, tally=self.tally)
+        self.queue.put(item, urgent=urgent, important=important, counters=self.counters)
 
     def put_span(self, span: ReadableSpan) -> None:
         """Put a span. The marker of a run's start does not wait for a batch, and the run's own span is dropped last."""
@@ -53,26 +53,26 @@ class Route:
         self.put(span, urgent=is_marker, important=ours and is_run)
 
 
-class RunRoutes:
-    """The routes of one run: one for each connector that exports it. Referenced by the run and by the spans below it."""
+class RunTargets:
+    """The targets of one run: one for each connector that exports it. Referenced by the run and by the spans below it."""
 
-    __slots__ = ("__weakref__", "routes")
+    __slots__ = ("__weakref__", "targets")
 
     def __init__(self) -> None:
-        self.routes: tuple[Route, ...] = ()
+        self.targets: tuple[ExportTarget, ...] = ()
 
 
 class _Table:
-    """The routes of the process, by run and by trace."""
+    """The targets of the process, by run and by trace."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.runs: weakref.WeakValueDictionary[object, RunRoutes] = weakref.WeakValueDictionary()
-        self.traces: dict[int, tuple[Route, ...]] = {}
-        self.ended: OrderedDict[int, tuple[Route, ...]] = OrderedDict()
+        self.runs: weakref.WeakValueDictionary[object, RunTargets] = weakref.WeakValueDictionary()
+        self.traces: dict[int, tuple[ExportTarget, ...]] = {}
+        self.ended: OrderedDict[int, tuple[ExportTarget, ...]] = OrderedDict()
 
     def reset_after_fork(self) -> None:
-        """Replace the lock, which a thread of the parent may have held. The child's spans take the same routes."""
+        """Replace the lock, which a thread of the parent may have held. The child's spans take the same targets."""
         self.lock = threading.Lock()
 
 
@@ -81,82 +81,82 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_table.reset_after_fork)
 
 
-def run_routes(run_id: str, route: Route) -> RunRoutes:
-    """Add a route to those of a run. They are known for as long as the returned object is referenced."""
+def run_targets(run_id: str, target: ExportTarget) -> RunTargets:
+    """Add a target to those of a run. They are known for as long as the returned object is referenced."""
     with _table.lock:
         found = _table.runs.get(run_id)
         if found is None:
-            found = _table.runs[run_id] = RunRoutes()
-        found.routes = (*found.routes, route)
+            found = _table.runs[run_id] = RunTargets()
+        found.targets = (*found.targets, target)
         return found
 
 
-def add_route(trace_id: int, route: Route) -> None:
-    """Send the spans of this trace that way, until `remove_route`."""
+def add_target(trace_id: int, target: ExportTarget) -> None:
+    """Send the spans of this trace that way, until `remove_target`."""
     with _table.lock:
-        _table.traces[trace_id] = (*_table.traces.get(trace_id, ()), route)
+        _table.traces[trace_id] = (*_table.traces.get(trace_id, ()), target)
 
 
-def remove_route(trace_id: int, route: Route) -> None:
-    """End a route. Until the trace has another, its late spans still take it."""
+def remove_target(trace_id: int, target: ExportTarget) -> None:
+    """End a target. Until the trace has another, its late spans still take it."""
     with _table.lock:
-        left = tuple(one for one in _table.traces.pop(trace_id, ()) if one is not route)
+        left = tuple(one for one in _table.traces.pop(trace_id, ()) if one is not target)
         if left:
             _table.traces[trace_id] = left
-        others = (one for one in _table.ended.pop(trace_id, ()) if one.outbox is not route.outbox)
-        _table.ended[trace_id] = (*others, route)
+        others = (one for one in _table.ended.pop(trace_id, ()) if one.queue is not target.queue)
+        _table.ended[trace_id] = (*others, target)
         if len(_table.ended) > KEPT_TRACES:
             _table.ended.popitem(last=False)
 
 
 class RoutingProcessor(SpanProcessor):
-    """Puts ended spans on their routes. To be added after the processor that marks spans with their run's id."""
+    """Puts ended spans on their targets. To be added after the processor that marks spans with their run's id."""
 
-    def __init__(self, own: Route | None) -> None:
+    def __init__(self, own: ExportTarget | None) -> None:
         self._own = own
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002 - the protocol's
-        routes = _table.runs.get((span.attributes or {}).get(a.RUN_ID))
-        if routes is not None:
-            setattr(span, _HELD, routes)
+        targets = _table.runs.get((span.attributes or {}).get(a.RUN_ID))
+        if targets is not None:
+            setattr(span, _HELD, targets)
 
     def on_end(self, span: ReadableSpan) -> None:
         context = span.get_span_context()
         if context is None or not context.trace_flags.sampled:
             return
-        for route in self._routes_of(span, context.trace_id):
-            route.put_span(span)
+        for target in self._targets_of(span, context.trace_id):
+            target.put_span(span)
 
-    def _routes_of(self, span: ReadableSpan, trace_id: int) -> Iterable[Route]:
+    def _targets_of(self, span: ReadableSpan, trace_id: int) -> Iterable[ExportTarget]:
         own, run_id = self._own, (span.attributes or {}).get(a.RUN_ID)
         if is_ours(span):  # only its own connector exports it, though others may trace the same run
             live = _table.traces.get(trace_id, ())
-            routes = tuple(route for route in live if own is not None and route.outbox is own.outbox)
+            targets = tuple(target for target in live if own is not None and target.queue is own.queue)
         elif (run := _table.runs.get(run_id)) is not None:
-            routes = run.routes
+            targets = run.targets
         else:
-            routes = _table.traces.get(trace_id) or _table.ended.get(trace_id, ())
-        if not routes:
+            targets = _table.traces.get(trace_id) or _table.ended.get(trace_id, ())
+        if not targets:
             return () if own is None else (own,)
-        return routes if len(routes) == 1 else _one_for_each_outbox(routes, run_id)
+        return targets if len(targets) == 1 else _one_for_each_queue(targets, run_id)
 
     def shutdown(self) -> None:
-        """Flush. The outbox stays open: it belongs to all connectors of its destination, and closes at exit."""
+        """Flush. The queue stays open: it belongs to all connectors of its destination, and closes at exit."""
         self.force_flush()
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         if self._own is None:
             return True
-        report = self._own.outbox.flush(timeout_millis / 1000)
+        report = self._own.queue.flush(timeout_millis / 1000)
         return not report.pending and not report.lost
 
 
-def _one_for_each_outbox(routes: Iterable[Route], run_id: object) -> Iterable[Route]:
+def _one_for_each_queue(targets: Iterable[ExportTarget], run_id: object) -> Iterable[ExportTarget]:
     """Of several runs in one trace, a span counts for its own where it says whose it is."""
-    chosen: dict[Outbox, Route] = {}
-    for route in routes:
-        if route.outbox not in chosen or route.run_id == run_id:
-            chosen[route.outbox] = route
+    chosen: dict[ExportQueue, ExportTarget] = {}
+    for target in targets:
+        if target.queue not in chosen or target.run_id == run_id:
+            chosen[target.queue] = target
     return chosen.values()
 
 

@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.sampling import (
 from opentelemetry.sdk.version import __version__ as sdk_version
 
 from cascade.connectors.otel import environment
-from cascade.connectors.otel.environment import Problem, report
+from cascade.connectors.otel.environment import SettingWarning, warn_once
 from cascade.connectors.otel.scope import ProcessResource
 from cascade.runtime.threads import is_shutdown
 from cascade.telemetry import attributes as a
@@ -105,7 +105,7 @@ def _given(environ: Mapping[str, str]) -> dict[str, str]:
     if unusable:
         shown = ", ".join(repr(item[:40]) for item in unusable)
         message = f"{_ATTRIBUTES}: {shown} is ignored; write key=value,key2=value2"
-        report(Problem(_ATTRIBUTES, listing, message))
+        warn_once(SettingWarning(_ATTRIBUTES, listing, message))
     if name := environment.value(environ, _SERVICE_NAME):
         given[a.SERVICE_NAME] = name
     return {key: text for key, text in given.items() if text.strip() or key not in _NEVER_BLANK}
@@ -141,7 +141,7 @@ def _rate(argument: str) -> float:
     if 0.0 <= rate <= 1.0:
         return rate
     message = f"{_SAMPLER_ARGUMENT}={argument!r} is no ratio; 1.0 is used; write a number from 0.0 to 1.0"
-    report(Problem(_SAMPLER_ARGUMENT, argument, message))
+    warn_once(SettingWarning(_SAMPLER_ARGUMENT, argument, message))
     return 1.0
 
 
@@ -158,5 +158,7 @@ def _sampler_of_package(name: str, argument: str) -> Sampler:
         if isinstance(made, Sampler):
             return made
         reason = f"it makes a {type(made).__name__}, which is no sampler"
-    report(Problem(_SAMPLER, name, f"{_SAMPLER}={name!r} is ignored, parentbased_always_on is used; {reason}"))
+    warn_once(
+        SettingWarning(_SAMPLER, name, f"{_SAMPLER}={name!r} is ignored, parentbased_always_on is used; {reason}")
+    )
     return DEFAULT_ON

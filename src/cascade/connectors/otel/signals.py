@@ -7,8 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cascade._loggers import get_logger
-from cascade.connectors.otel.environment import Problem, report
-from cascade.connectors.otel.export_queue import Outbox
+from cascade.connectors.otel.environment import SettingWarning, warn_once
+from cascade.connectors.otel.export_queue import ExportQueue
 from cascade.connectors.otel.options import ExportOptions, Signal
 from cascade.connectors.otel.provider import Tracing
 from cascade.connectors.otel.routing import Registry, Share, destination
@@ -35,14 +35,14 @@ from cascade.connectors.otel.batch import FlushReport
 from cascade.connectors.otel.live_spans import SpanFactory
 from cascade.connectors.otel.provider import application_provider, own_tracing, tracing_of
 from cascade.connectors.otel.provider_flush import flush_of
-from cascade.connectors.otel.routing import Route
+from cascade.connectors.otel.routing import ExportTarget
 from cascade.connectors.otel.transport import prepare
 
 logger = get_logger("cascade.connectors.otel")
 
 T = TypeVar("T")
 
-_log_outboxes: Registry[Outbox] = Registry(lambda outbox: outbox.retire())
+_log_queues: Registry[ExportQueue] = Registry(lambda queue: queue.retire())
 _metric_exporters: "Registry[MetricExporter]" = Registry(lambda exporter: exporter.retire())
 
 
@@ -139,8 +139,8 @@ def _metrics(tracing: Tracing | None, exporting: dict[str, Any], *, is_wanted: b
     if options is None or not (tracing.is_own or _names_a_collector(options)):
         return RunMetrics()
     metrics = RunMetrics.for_endpoint(tracing.resource, options, _share(_metric_exporters, options, tracing))
-    if tracing.route is not None:
-        metrics.watch("traces", tracing.route.outbox.totals)
+    if tracing.target is not None:
+        metrics.watch("traces", tracing.target.queue.totals)
     return metrics
 
 
@@ -161,10 +161,10 @@ def _logs(tracing: Tracing | None, exporting: dict[str, Any], logs: bool | str |
     options = _options(exporting, "logs")
     if options is None:
         message = f"{_no_endpoint_for_logs(exporting)}; no logs are exported"
-        report(Problem("OTEL_LOGS_EXPORTER", str(exporting["endpoint"]), message))
+        warn_once(SettingWarning("OTEL_LOGS_EXPORTER", str(exporting["endpoint"]), message))
         return None
     return RunLogs(
-        tracing.resource, options, level, _share(_log_outboxes, options, tracing), is_explicit=logs is not None
+        tracing.resource, options, level, _share(_log_queues, options, tracing), is_explicit=logs is not None
     )
 
 
@@ -190,16 +190,16 @@ def _options(exporting: dict[str, Any], signal: Signal) -> ExportOptions | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class Exports:
     """The means of export of a connector. Without `tracing` nothing is exported."""
 
     signals: Signals
     tracing: Tracing | None = None
     factory: SpanFactory | None = None
-    route: Route | None = None
+    target: ExportTarget | None = None
 
 
-class Choice:
+class ExportSetup:
     """Chooses once, when it is first called: an application may set its providers after it has made the connector.
 
     The constructor checks all that does not depend on the choice, and leaves the process's providers alone.
@@ -239,9 +239,9 @@ class Choice:
         self._logs = logs
         self.error = ""
 
-    def __call__(self) -> Chosen:
+    def __call__(self) -> Exports:
         """The means of export. An error is raised once; after it nothing is exported, and `error` is its text."""
-        chosen: Chosen | None = self.__dict__.get("_chosen")
+        chosen: Exports | None = self.__dict__.get("_exports")
         if chosen is not None:
             return chosen
         try:
@@ -249,15 +249,15 @@ class Choice:
                 made = self._make()
         except Exception as error:
             self.error = error_text(error)
-            self.__dict__.setdefault("_chosen", Chosen(Signals(None, {}, metrics=False, logs=False)))
+            self.__dict__.setdefault("_exports", Exports(Signals(None, {}, metrics=False, logs=False)))
             raise
         # Threads may choose at the same time. They find the same provider, and `setdefault` is atomic.
-        return cast("Chosen", self.__dict__.setdefault("_chosen", made))
+        return cast("Exports", self.__dict__.setdefault("_exports", made))
 
-    def _make(self) -> Chosen:
+    def _make(self) -> Exports:
         tracing = self._tracing()
         signals = Signals(tracing, self._exporting, metrics=self._metrics, logs=self._logs)
-        return Chosen(signals, tracing, SpanFactory(tracing), tracing.route) if tracing else Chosen(signals)
+        return Exports(signals, tracing, SpanFactory(tracing), tracing.target) if tracing else Exports(signals)
 
     def _tracing(self) -> Tracing | None:
         # A proxy stands for the process's provider, which may have been set since.
@@ -277,20 +277,20 @@ _GRACE = 1.0
 
 async def flush(
     tracing: Tracing,
-    routes: Sequence[Route],
+    targets: Sequence[ExportTarget],
     timeout: float,  # noqa: ASYNC109 - the bound is its purpose
     signals: Signals,
     *,
     has_spans: bool,
     strict: bool,
 ) -> tuple[FlushReport, str]:
-    """Flush the spans of the routes, and beside them the other signals, in `timeout` seconds.
+    """Flush the spans of the targets, and beside them the other signals, in `timeout` seconds.
 
     Returns the report of the spans and a warning about other signals, which may be empty. With an application's provider
     the report has no counts, and its reason is for a strict connector: `ProviderFlush` logs.
     """
     if tracing.is_own:
-        done = await _in_thread(lambda: _flushed(routes, timeout, signals), timeout + _GRACE)
+        done = await _in_thread(lambda: _flushed(targets, timeout, signals), timeout + _GRACE)
         return done or (FlushReport(reason=_stuck(timeout)), "")
     run = partial(flush_of(tracing.provider).run, timeout, has_spans=has_spans, strict=strict)
     others = _in_thread(lambda: signals.start_flush(timeout)(math.inf), timeout + _GRACE)
@@ -298,26 +298,26 @@ async def flush(
     return FlushReport(reason=problem or "" if strict else ""), warning or ""
 
 
-def _flushed(routes: Sequence[Route], timeout: float, signals: Signals) -> tuple[FlushReport, str]:
+def _flushed(targets: Sequence[ExportTarget], timeout: float, signals: Signals) -> tuple[FlushReport, str]:
     # Spans and logs begin before the first wait: silent destinations cost one wait and not one each.
-    flushes = [route.outbox.start_flush(timeout, tally=route.tally) for route in routes]
+    flushes = [target.queue.start_flush(timeout, counters=target.counters) for target in targets]
     wait_for_others = signals.start_flush(timeout)
     report = sum((flush.wait() for flush in flushes), FlushReport())
     # Where spans are not delivered, the other signals cost the run no further time.
     return report, wait_for_others(time.monotonic() if report.pending else math.inf)
 
 
-class Room:
-    """Waits for room in an outbox, in one thread for however many tasks."""
+class CapacityWaiter:
+    """Waits for room in a queue, in one thread for however many tasks."""
 
     def __init__(self) -> None:
         self._waiting: asyncio.Future[Any] | None = None
 
-    async def wait(self, outbox: Outbox) -> None:
+    async def wait(self, queue: ExportQueue) -> None:
         """Return when it has room again or its peer is not alive, and after half a second in any case."""
         waiting = self._waiting
         if waiting is None or waiting.done() or waiting.get_loop() is not asyncio.get_running_loop():
-            waiting = asyncio.ensure_future(_in_thread(lambda: outbox.wait_for_room(_SLICE), _SLICE + _GRACE))
+            waiting = asyncio.ensure_future(_in_thread(lambda: queue.wait_for_capacity(_SLICE), _SLICE + _GRACE))
             self._waiting = waiting
         await asyncio.wait({waiting})
 

@@ -10,7 +10,7 @@ from opentelemetry import context
 from opentelemetry.context import _SUPPRESS_HTTP_INSTRUMENTATION_KEY, _SUPPRESS_INSTRUMENTATION_KEY
 
 from cascade.connectors.otel.answers import Reply
-from cascade.connectors.otel.environment import report
+from cascade.connectors.otel.environment import warn_once
 from cascade.connectors.otel.options import ExportOptions
 from cascade.telemetry.safe import error_message
 
@@ -27,8 +27,8 @@ class Transport(Protocol):
         ...
 
 
-class Unusable:
-    """Takes the place of a transport that could not be opened: each reply is a refusal with the reason."""
+class FailedTransport:
+    """Takes the place of a transport that could not be open_safely: each reply is a refusal with the reason."""
 
     def __init__(self, error: Exception) -> None:
         self._reply = Reply("refused", f"cannot export: {error_message(error, 200)}", dead=True)
@@ -45,7 +45,7 @@ def prepare(options: ExportOptions) -> None:
 
     A child that is forked while another thread imports a module can never import it.
     """
-    report(*options.problems)
+    warn_once(*options.problems)
     if options.protocol == "grpc":
         with _quiet_grpc():
             import_module("cascade.connectors.otel.grpc")
@@ -53,12 +53,12 @@ def prepare(options: ExportOptions) -> None:
         import_module("cascade.connectors.otel.http")
 
 
-def opened(open_transport: Callable[[], Transport]) -> Transport:
-    """The transport that `open_transport` returns, or an `Unusable` with its error, so that no exporting thread ends."""
+def open_safely(open_transport: Callable[[], Transport]) -> Transport:
+    """The transport that `open_transport` returns, or an `FailedTransport` with its error, so that no exporting thread ends."""
     try:
         return open_transport()
     except Exception as error:  # noqa: BLE001 - whatever opens it
-        return Unusable(error)
+        return FailedTransport(error)
 
 
 def open_transport(options: ExportOptions) -> Transport:
@@ -91,7 +91,7 @@ def _quiet_grpc() -> Iterator[None]:
 
 
 @contextmanager
-def uninstrumented() -> Iterator[None]:
+def suppress_instrumentation() -> Iterator[None]:
     """Keep instrumentation from making spans of the export itself, as the SDK's own processors do."""
     current = context.set_value(_SUPPRESS_INSTRUMENTATION_KEY, True)
     token = context.attach(context.set_value(_SUPPRESS_HTTP_INSTRUMENTATION_KEY, True, current))

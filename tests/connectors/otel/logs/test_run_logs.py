@@ -185,7 +185,7 @@ def test_the_export_itself_is_not_exported(receiver: FaultyReceiver, logs_to: Lo
         def close(self) -> None:
             app.error("closing")
 
-    logs._outbox._shared.open_transport = Talkative
+    logs._queue._state.open_transport = Talkative
     with inside():
         app.info("once")
     assert logs.flush(HANG) == FlushReport(put=1, sent=1)

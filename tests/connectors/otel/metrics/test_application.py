@@ -10,7 +10,7 @@ import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-from cascade.connectors.otel.batch import FlushReport, Tally
+from cascade.connectors.otel.batch import Counters, FlushReport
 from cascade.connectors.otel.metrics import RunMetrics
 from cascade.connectors.otel.metrics.aggregation import MAX_NAMES
 from cascade.connectors.otel.metrics.catalogue import BOUNDS, METRICS
@@ -76,11 +76,11 @@ def test_connectors_share_the_instruments_and_add_up(caplog: pytest.LogCaptureFi
 
 def test_the_telemetry_of_an_outbox_that_connectors_share_counts_once() -> None:
     provider, reader = provider_with_reader()
-    tally = Tally()
-    tally.count_put()
-    tally.add(sent=1)
+    counters = Counters()
+    counters.count_put()
+    counters.add(sent=1)
     for _ in range(3):
-        RunMetrics.for_provider(provider).watch("traces", tally.report)
+        RunMetrics.for_provider(provider).watch("traces", counters.report)
     assert values(read(reader)["cascade.telemetry.sent"]) == {("traces",): 1}
 
 

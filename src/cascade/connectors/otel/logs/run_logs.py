@@ -1,4 +1,4 @@
-"""Log export of a connector: a handler that is attached while there are runs, and an outbox."""
+"""Log export of a connector: a handler that is attached while there are runs, and a queue."""
 
 import logging
 import os
@@ -12,11 +12,11 @@ from opentelemetry.sdk.resources import Resource
 
 from cascade.connectors import _lifetime
 from cascade.connectors.otel import environment
-from cascade.connectors.otel.answers import takes_no_such_signal
-from cascade.connectors.otel.batch import Entry, FlushReport
-from cascade.connectors.otel.environment import report
-from cascade.connectors.otel.export_queue import Bounds, Outbox
-from cascade.connectors.otel.health import HOLD_TIMEOUT, Items
+from cascade.connectors.otel.answers import is_unsupported_signal
+from cascade.connectors.otel.batch import FlushReport, QueuedItems
+from cascade.connectors.otel.environment import warn_once
+from cascade.connectors.otel.export_queue import Bounds, ExportQueue
+from cascade.connectors.otel.health import HOLD_TIMEOUT, ItemLabel
 from cascade.connectors.otel.logs.handler import TaskLogHandler, attach, detach, open_loggers, report_closed
 from cascade.connectors.otel.logs.records import encode_resource, request
 from cascade.connectors.otel.options import ExportOptions
@@ -46,7 +46,7 @@ def chosen_level(logs: bool | str | None, environ: Mapping[str, str] = os.enviro
         return None
     if name is None:
         names, _, problem = environment.exporters(environ, "logs")
-        report(*filter(None, (problem,)))
+        warn_once(*filter(None, (problem,)))
         return logging.NOTSET if names else None
     return logging.NOTSET if name is True else logging.getLevelNamesMapping()[name]
 
@@ -60,7 +60,7 @@ class RunLogs:
         resource: Returns the current resource, the same as that of the spans.
         options: Made for the signal "logs".
         level: A number of `logging`'s, from which on records are exported.
-        share: Returns the outbox of the destination, which connectors share. None makes an outbox.
+        share: Returns the queue of the destination, which connectors share. None makes a queue.
         is_explicit: Whether the program asks for logs. False if only the environment does: then the level of the
             application's OpenTelemetry handler applies.
     """
@@ -70,17 +70,20 @@ class RunLogs:
         resource: Callable[[], Resource],
         options: ExportOptions,
         level: int = logging.NOTSET,
-        share: Share[Outbox] | None = None,
+        share: Share[ExportQueue] | None = None,
         *,
         is_explicit: bool = True,
     ) -> None:
         self.endpoint = options.endpoint
-        make = partial(_outbox, resource, options)
-        self._outbox = make() if share is None else share(make)
+        make = partial(_queue, resource, options)
+        self._queue = make() if share is None else share(make)
         self._is_shared = share is not None
-        self._tally = self._outbox.tally()
+        self._counters = self._queue.new_counters()
         self._runs: Counter[str] = Counter()
-        put, refuse = partial(self._outbox.put, tally=self._tally), partial(self._outbox.refuse, tally=self._tally)
+        put, refuse = (
+            partial(self._queue.put, counters=self._counters),
+            partial(self._queue.refuse, counters=self._counters),
+        )
         self._handler = TaskLogHandler(put, refuse, self._runs, level, fills_gaps=is_explicit)
         self._lock = threading.Lock()
         self._reported_lost = 0
@@ -89,8 +92,8 @@ class RunLogs:
         _lifetime.watch(self)
 
     def reserve(self, exit_timeout: float) -> None:
-        """Register as a user of the outbox, which the process's exit flushes for `exit_timeout` seconds."""
-        self._outbox.reserve(self, Bounds(CAPACITY, HOLD_TIMEOUT, exit_timeout))
+        """Register as a user of the queue, which the process's exit flushes for `exit_timeout` seconds."""
+        self._queue.reserve(self, Bounds(CAPACITY, HOLD_TIMEOUT, exit_timeout))
 
     def attach(self, run_id: str) -> None:
         """Export the records of the run's tasks from now on. Attached twice, a run must be detached twice."""
@@ -112,23 +115,23 @@ class RunLogs:
 
     def flush(self, timeout: float) -> FlushReport:
         """Wait until all records so far are sent or lost, for `timeout` seconds at the most; for a thread, not a loop."""
-        return self._outbox.flush(timeout, tally=self._tally)
+        return self._queue.flush(timeout, counters=self._counters)
 
     def start_flush(self, timeout: float) -> Callable[[float], str]:
         """Begin a flush; the returned function waits for it, at the most until its argument, and returns a warning.
 
         The argument is a time of `time.monotonic`. The warning is empty if nothing new is lost or undelivered.
         """
-        flush = self._outbox.start_flush(timeout, tally=self._tally)
+        flush = self._queue.start_flush(timeout, counters=self._counters)
         return lambda limit: self._warning(flush.wait(limit))
 
     def _warning(self, report: FlushReport) -> str:
         with self._lock:
             fresh, self._reported_lost = replace(report, lost=report.lost - self._reported_lost), report.lost
-        is_refused = fresh.lost > 0 and takes_no_such_signal(report.reason)
+        is_refused = fresh.lost > 0 and is_unsupported_signal(report.reason)
         if not (fresh.lost or fresh.pending) or (is_refused and self._has_reported_refusal):
             return ""
-        if not self._outbox.announce(fresh):
+        if not self._queue.announce(fresh):
             return ""
         self._has_reported_refusal |= is_refused
         if is_refused:
@@ -137,28 +140,28 @@ class RunLogs:
         return fresh.text("log records", self.endpoint)
 
     def close(self, timeout: float) -> FlushReport:
-        """Detach from all runs and flush for the last time. An outbox that is not shared is closed."""
+        """Detach from all runs and flush for the last time. An queue that is not shared is closed."""
         with self._lock:
             self._runs.clear()
             detach(self._handler)
-        return self.flush(timeout) if self._is_shared else self._outbox.close(timeout)
+        return self.flush(timeout) if self._is_shared else self._queue.close(timeout)
 
     def reset_after_fork(self) -> None:
         self._lock = threading.Lock()
 
     def start_exit(self) -> Callable[[], None]:
-        """Do nothing: the outbox has a flush of its own at the exit."""
+        """Do nothing: the queue has a flush of its own at the exit."""
         return lambda: None
 
 
-def _outbox(resource: Callable[[], Resource], options: ExportOptions) -> Outbox:
+def _queue(resource: Callable[[], Resource], options: ExportOptions) -> ExportQueue:
     prepare(options)
-    return Outbox(
+    return ExportQueue(
         partial(open_transport, options),
         pack=partial(_pack, EncodedResource(resource, _encode_resource)),
         capacity=CAPACITY,
         request_timeout=options.timeout,
-        items=Items("log records", options.endpoint),
+        label=ItemLabel("log records", options.endpoint),
     )
 
 
@@ -166,5 +169,5 @@ def _encode_resource(resource: Resource) -> bytes:
     return encode_resource(resource.attributes, resource.schema_url)
 
 
-def _pack(around: EncodedResource, entries: Sequence[Entry]) -> tuple[bytes, list[Entry]]:
+def _pack(around: EncodedResource, entries: Sequence[QueuedItems]) -> tuple[bytes, list[QueuedItems]]:
     return request(around(), [item for entry in entries for item in entry.items if isinstance(item, bytes)]), []

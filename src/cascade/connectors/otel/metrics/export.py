@@ -14,12 +14,12 @@ from opentelemetry.sdk.resources import Resource
 from cascade._forks import no_fork
 from cascade._loggers import get_logger
 from cascade.connectors import _lifetime
-from cascade.connectors.otel.answers import Reply, takes_no_such_signal
-from cascade.connectors.otel.health import Peer
+from cascade.connectors.otel.answers import Reply, is_unsupported_signal
+from cascade.connectors.otel.health import CollectorHealth
 from cascade.connectors.otel.metrics.aggregation import Aggregator, Snapshot
 from cascade.connectors.otel.metrics.settings import Settings
 from cascade.connectors.otel.options import ExportOptions
-from cascade.connectors.otel.transport import Transport, open_transport, opened, uninstrumented
+from cascade.connectors.otel.transport import Transport, open_safely, open_transport, suppress_instrumentation
 from cascade.runtime.threads import start_daemon
 from cascade.telemetry.safe import error_text
 
@@ -58,9 +58,9 @@ class OtlpDestination:
             from cascade.connectors.otel.metrics.otlp_points import metrics_data
 
         body = encode_metrics(metrics_data(snapshot, self._resource())).SerializeToString()
-        self._transport = self._transport or opened(lambda: open_transport(self._options))
+        self._transport = self._transport or open_safely(lambda: open_transport(self._options))
         reply = self._transport.send(body, start_request())
-        if reply.outcome == "refused" and takes_no_such_signal(reply.reason):
+        if reply.outcome == "refused" and is_unsupported_signal(reply.reason):
             logger.debug("OtelConnector: the collector does not support metrics: %s", reply.reason)
             return None
         return reply
@@ -110,7 +110,7 @@ class _Flush:
 class MetricExporter:
     """Exports the snapshots of an aggregator in one thread, which starts with the first change.
 
-    Each export is one request. The next export repeats values that the collector has not accepted. `Peer` defines how
+    Each export is one request. The next export repeats values that the collector has not accepted. `CollectorHealth` defines how
     long a flush waits; during a flush, an export that the collector answers with "later" is repeated after a pause.
     """
 
@@ -130,7 +130,7 @@ class MetricExporter:
 
     def _reset(self) -> None:
         self._changed = threading.Condition()
-        self._peer = Peer()
+        self._health = CollectorHealth()
         self._thread: threading.Thread | None = None
         self._flushes: list[_Flush] = []
         self._started = self._completed = 0  # the latest export, and the latest one that is not repeated
@@ -177,7 +177,7 @@ class MetricExporter:
     def start_exit(self) -> Callable[[], None]:
         """Start the last flush. The returned function waits for it, and closes the exporter."""
         with self._changed:
-            self._peer.begin_exit()
+            self._health.begin_exit()
         end = time.monotonic() + self._exit_timeout
         wait = self.start_flush(self._exit_timeout)
 
@@ -209,16 +209,16 @@ class MetricExporter:
             if flush not in self._flushes:
                 return
             while self._completed < flush.number and not self._is_closed:
-                end = min(flush.end, limit, self._peer.patience(flush.start))
+                end = min(flush.end, limit, self._health.flush_deadline(flush.start))
                 left = end - time.monotonic()
-                if left <= 0 or self._peer.is_hopeless(flush.start, end):
-                    self._peer.end_flush(flush.start)
+                if left <= 0 or self._health.is_flush_futile(flush.start, end):
+                    self._health.end_flush(flush.start)
                     break
                 self._changed.wait(left)
             self._flushes.remove(flush)
 
     def _run(self) -> None:
-        with uninstrumented():
+        with suppress_instrumentation():
             destination = self._open()
             while self._wait_for_next():
                 self._export(destination)
@@ -248,7 +248,10 @@ class MetricExporter:
                         return False
                     continue
                 due = due or time.monotonic() + self._settings.interval
-                left = max(self._peer.next_try(is_flushing=is_flushing), 0.0 if is_flushing else due) - time.monotonic()
+                left = (
+                    max(self._health.next_request_at(is_flushing=is_flushing), 0.0 if is_flushing else due)
+                    - time.monotonic()
+                )
                 if left <= 0:
                     self._started += 1
                     self._is_exporting = True
@@ -279,7 +282,7 @@ class MetricExporter:
         # The time before the request, such as imports, does not count for the health of the collector.
         with self._changed:
             self._started_at = time.monotonic()
-            self._peer.ask(self._started_at)
+            self._health.ask(self._started_at)
             self._changed.notify_all()
             return self._options.timeout
 
@@ -293,7 +296,7 @@ class MetricExporter:
                 logging.DEBUG if is_quiet else logging.WARNING, "OtelConnector: metrics were not accepted: %s", problem
             )
         with self._changed:
-            self._peer.record(reply, self._started_at)
+            self._health.record(reply, self._started_at)
             self._has_failed = reply.outcome != "accepted"
             self._is_exporting = False
             if reply.outcome != "retry":

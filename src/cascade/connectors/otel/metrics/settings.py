@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, Self, cast, get_args
 
 from cascade.connectors.otel import environment
-from cascade.connectors.otel.environment import Problem, report
+from cascade.connectors.otel.environment import SettingWarning, warn_once
 
 Exporter = Literal["otlp", "console"]
 Temporality = Literal["cumulative", "delta", "lowmemory"]
@@ -38,7 +38,7 @@ class Settings:
         if environment.is_disabled(environ):
             return cls(exporters=frozenset())
         names, _, problem = environment.exporters(environ, "metrics")
-        report(*filter(None, (problem,)))
+        warn_once(*filter(None, (problem,)))
         if not names:
             return cls(exporters=frozenset())
         return cls(
@@ -55,7 +55,7 @@ def _chosen(environ: Mapping[str, str], variable: str, choices: tuple[str, ...])
     if not value or value.lower() in choices:
         return value.lower() or choices[0]
     message = f"{variable}={value!r} is unknown; {choices[0]} is used; choose from {', '.join(choices)}"
-    report(Problem(variable, value, message))
+    warn_once(SettingWarning(variable, value, message))
     return choices[0]
 
 
@@ -70,5 +70,5 @@ def _interval(environ: Mapping[str, str]) -> float:
     if milliseconds > 0:
         return min(milliseconds / 1000, _LONGEST_INTERVAL)
     message = f"{_INTERVAL}={value!r} is not an interval; 60000 is used; write milliseconds above zero"
-    report(Problem(_INTERVAL, value, message))
+    warn_once(SettingWarning(_INTERVAL, value, message))
     return DEFAULT_INTERVAL

@@ -7,8 +7,8 @@ import textwrap
 import pytest
 
 from cascade.connectors.otel import routing
-from cascade.connectors.otel.export_queue import Outbox
-from cascade.connectors.otel.transport import Unusable
+from cascade.connectors.otel.export_queue import ExportQueue
+from cascade.connectors.otel.transport import FailedTransport
 from cascade.testing import OtlpReceiver
 from tests.lab.waiting import HANG
 
@@ -170,12 +170,12 @@ def _check(code: str, starts: str, expected: tuple[int, int] = (0, 1)) -> None:
 def test_the_routes_of_ended_runs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     # A table of its own: a thread of an earlier test may end a run meanwhile.
     monkeypatch.setattr(routing, "_table", type(routing._table)())
-    outbox = Outbox(lambda: Unusable(ValueError()))
+    queue = ExportQueue(lambda: FailedTransport(ValueError()))
     for trace_id in range(1, routing.KEPT_TRACES + 10):
         for _ in range(3):  # runs in one trace
-            route = routing.Route(outbox, "run")
-            routing.add_route(trace_id, route)
-            routing.remove_route(trace_id, route)
+            target = routing.ExportTarget(queue, "run")
+            routing.add_target(trace_id, target)
+            routing.remove_target(trace_id, target)
     assert len(routing._table.ended) == routing.KEPT_TRACES
-    assert {len(routes) for routes in routing._table.ended.values()} == {1}
-    outbox.close(0)
+    assert {len(targets) for targets in routing._table.ended.values()} == {1}
+    queue.close(0)

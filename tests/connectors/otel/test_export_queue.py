@@ -22,8 +22,8 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from cascade.connectors.otel.answers import Reply
 from cascade.connectors.otel.batch import FlushReport, encode, estimate
 from cascade.connectors.otel.encode import Envelope
-from cascade.connectors.otel.export_queue import Bounds, Outbox
-from cascade.connectors.otel.health import Items
+from cascade.connectors.otel.export_queue import Bounds, ExportQueue
+from cascade.connectors.otel.health import ItemLabel
 from cascade.connectors.otel.options import ExportOptions
 from cascade.connectors.otel.sender import MAX_BODY, MAX_SENDERS
 from cascade.connectors.otel.transport import open_transport
@@ -33,9 +33,9 @@ from tests.lab.waiting import HANG, NEVER, until_blocking
 
 
 @contextlib.contextmanager
-def outbox(endpoint: str, protocol: str = "http/protobuf", **more: Any) -> Iterator[Outbox]:
+def queue(endpoint: str, protocol: str = "http/protobuf", **more: Any) -> Iterator[ExportQueue]:
     options = ExportOptions.from_environment(endpoint=endpoint, protocol=protocol, environ={})
-    made = Outbox(lambda: open_transport(options), **more)
+    made = ExportQueue(lambda: open_transport(options), **more)
     try:
         yield made
     finally:
@@ -71,7 +71,7 @@ def adds_up(report: FlushReport) -> bool:
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 def test_what_is_put_by_many_threads_arrives_once(protocol: str, make_span: MakeSpan) -> None:
-    with peers.http_peer() if protocol != "grpc" else peers.grpc_peer() as peer, outbox(peer.endpoint, protocol) as box:
+    with peers.http_peer() if protocol != "grpc" else peers.grpc_peer() as peer, queue(peer.endpoint, protocol) as box:
         threads = [
             threading.Thread(target=lambda n=n: [box.put(make_span(f"{n}-{i}")) for i in range(500)]) for n in range(4)
         ]
@@ -85,14 +85,14 @@ def test_what_is_put_by_many_threads_arrives_once(protocol: str, make_span: Make
 
 
 def test_a_span_leaves_without_a_flush(make_span: MakeSpan) -> None:
-    with peers.http_peer() as peer, outbox(peer.endpoint) as box:
+    with peers.http_peer() as peer, queue(peer.endpoint) as box:
         box.put(make_span())
         assert peer.asked.acquire(timeout=HANG)
 
 
 @pytest.mark.parametrize("count", [1, 4])
 def test_urgent_spans_and_full_batches_do_not_wait_for_the_delay(count: int, make_span: MakeSpan) -> None:
-    with peers.http_peer() as peer, outbox(peer.endpoint, schedule_delay=600, batch_size=4) as box:
+    with peers.http_peer() as peer, queue(peer.endpoint, schedule_delay=600, batch_size=4) as box:
         for _ in range(count):
             box.put(make_span(), urgent=count == 1)
         assert peer.asked.acquire(timeout=HANG)
@@ -100,7 +100,7 @@ def test_urgent_spans_and_full_batches_do_not_wait_for_the_delay(count: int, mak
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 def test_a_flush_does_not_spend_seconds_on_a_peer_that_refuses(protocol: str, make_span: MakeSpan) -> None:
-    with outbox(peers.refused(), protocol) as box:
+    with queue(peers.refused(), protocol) as box:
         for count in (1, 2):
             box.put(make_span())
             report = box.flush(NEVER)
@@ -111,7 +111,7 @@ def test_a_flush_does_not_spend_seconds_on_a_peer_that_refuses(protocol: str, ma
 @pytest.mark.usefixtures("real_limits")
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 def test_nor_on_a_black_hole(protocol: str, make_span: MakeSpan) -> None:
-    with peers.black_hole() as endpoint, outbox(endpoint, protocol) as box:
+    with peers.black_hole() as endpoint, queue(endpoint, protocol) as box:
         for count in (1, 2):
             box.put(make_span())
             report = box.flush(NEVER)
@@ -124,7 +124,7 @@ LATER = [(429, {}), (502, {}), (503, {}), (504, {}), (503, {"Retry-After": "1"})
 
 @pytest.mark.parametrize(("status", "headers"), LATER)
 def test_a_flush_goes_on_while_a_peer_answers_later(status: int, headers: dict[str, str], make_span: MakeSpan) -> None:
-    with peers.http_peer() as peer, outbox(peer.endpoint) as box:
+    with peers.http_peer() as peer, queue(peer.endpoint) as box:
         peer.answers = [(status, headers, b"")] * 2
         box.put(make_span("kept"))
         report = box.flush(HANG)
@@ -134,7 +134,7 @@ def test_a_flush_goes_on_while_a_peer_answers_later(status: int, headers: dict[s
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED])
 def test_so_it_does_over_grpc(code: grpc.StatusCode, make_span: MakeSpan) -> None:
-    with peers.grpc_peer() as peer, outbox(peer.endpoint, "grpc", schedule_delay=0) as box:
+    with peers.grpc_peer() as peer, queue(peer.endpoint, "grpc", schedule_delay=0) as box:
         peer.code = code
         box.put(make_span("kept"))
         flush = box.start_flush(HANG)
@@ -144,7 +144,7 @@ def test_so_it_does_over_grpc(code: grpc.StatusCode, make_span: MakeSpan) -> Non
 
 
 def test_a_flush_does_not_wait_for_a_retry_that_comes_after_its_end(make_span: MakeSpan) -> None:
-    with peers.http_peer() as peer, outbox(peer.endpoint) as box:
+    with peers.http_peer() as peer, queue(peer.endpoint) as box:
         peer.always = (503, {"Retry-After": "300"}, b"")
         box.put(make_span())
         report = box.flush(2 * HANG)
@@ -160,7 +160,9 @@ def test_a_full_outbox_holds_back_tasks_while_its_peer_answers_later(make_span: 
         return Reply("retry", "503 Service Unavailable", retry_after=60.0)
 
     span = make_span()
-    box = Outbox(lambda: Scripted(reply), capacity=3 * estimate(span), batch_size=1, hold_timeout=30.0, clock=clock)
+    box = ExportQueue(
+        lambda: Scripted(reply), capacity=3 * estimate(span), batch_size=1, hold_timeout=30.0, clock=clock
+    )
     for _ in range(3):
         box.put(span)
     assert replied.acquire(timeout=HANG)
@@ -170,7 +172,7 @@ def test_a_full_outbox_holds_back_tasks_while_its_peer_answers_later(make_span: 
     assert box.is_full()
     clock.now += 0.1
     assert not box.is_full()
-    assert not box.wait_for_room(NEVER)
+    assert not box.wait_for_capacity(NEVER)
     assert not box.put(span)
     assert box.put(span, important=True)
     report = box.close(0)
@@ -180,7 +182,7 @@ def test_a_full_outbox_holds_back_tasks_while_its_peer_answers_later(make_span: 
 
 def test_a_smaller_bound_loses_no_items_that_wait(make_span: MakeSpan) -> None:
     span = make_span()
-    box = Outbox(lambda: Scripted(lambda _: Reply("retry", "down", dead=True)))
+    box = ExportQueue(lambda: Scripted(lambda _: Reply("retry", "down", dead=True)))
     first, second = Clock(), Clock()  # any objects
     box.reserve(first, Bounds(4 * estimate(span), HANG, HANG))
     for _ in range(4):
@@ -194,10 +196,10 @@ def test_a_smaller_bound_loses_no_items_that_wait(make_span: MakeSpan) -> None:
 
 
 def test_a_slow_peer_has_the_whole_time_once_it_has_answered(make_span: MakeSpan, limits: pytest.MonkeyPatch) -> None:
-    with peers.http_peer() as peer, outbox(peer.endpoint) as box:
+    with peers.http_peer() as peer, queue(peer.endpoint) as box:
         box.put(make_span("first"))
         assert box.flush(HANG).sent == 1
-        limits.setattr("cascade.connectors.otel.health.STRANGER_PATIENCE", 0.0)
+        limits.setattr("cascade.connectors.otel.health.FIRST_ANSWER_WAIT", 0.0)
         peer.gate.clear()
         box.put(make_span("second"))
         opener = threading.Timer(0.1, peer.gate.set)
@@ -208,7 +210,7 @@ def test_a_slow_peer_has_the_whole_time_once_it_has_answered(make_span: MakeSpan
 
 def test_a_flush_ends_at_its_limit_and_a_late_answer_counts(make_span: MakeSpan) -> None:
     """The items stay queued: an answer after the flush is no loss."""
-    with peers.http_peer() as peer, outbox(peer.endpoint) as box:
+    with peers.http_peer() as peer, queue(peer.endpoint) as box:
         box.put(make_span("first"))
         assert box.flush(HANG).sent == 1
         peer.gate.clear()
@@ -229,7 +231,7 @@ def test_spans_of_a_flush_in_vain_are_delivered_when_the_peer_is_back(
     make_span: MakeSpan, caplog: pytest.LogCaptureFixture
 ) -> None:
     endpoint = peers.refused()
-    with outbox(endpoint, items=Items("spans", endpoint)) as box:
+    with queue(endpoint, label=ItemLabel("spans", endpoint)) as box:
         for index in range(3):
             box.put(make_span(str(index)))
             assert box.announce(box.flush(NEVER)) == (index == 0), "one warning for an outage"
@@ -246,14 +248,14 @@ def test_the_end_of_an_outage_counts_what_it_lost(make_span: MakeSpan, caplog: p
     is_back = threading.Event()
     span = make_span()
     peer = Scripted(lambda _: Reply("accepted") if is_back.is_set() else Reply("retry", "down", dead=True))
-    box = Outbox(lambda: peer, capacity=2 * estimate(span))
-    tally = box.tally()
-    box.put(span, tally=tally)
-    assert box.announce(box.flush(NEVER, tally=tally))
-    tally = box.tally()
+    box = ExportQueue(lambda: peer, capacity=2 * estimate(span))
+    counters = box.new_counters()
+    box.put(span, counters=counters)
+    assert box.announce(box.flush(NEVER, counters=counters))
+    counters = box.new_counters()
     for _ in range(4):
-        box.put(span, tally=tally)
-    report = box.flush(NEVER, tally=tally)
+        box.put(span, counters=counters)
+    report = box.flush(NEVER, counters=counters)
     assert (report.pending, report.lost) == (1, 3)
     assert box.announce(report), "the first loss is worth a warning"
     assert not box.announce(report)
@@ -270,7 +272,7 @@ def test_the_exit_counts_what_is_lost_of_an_announced_outage(
     down = Reply("retry", "down", dead=True)
     is_back, answers = threading.Event(), iter([Reply("accepted")] * accepted)
     peer = Scripted(lambda _: next(answers, down) if is_back.is_set() else down)
-    box = Outbox(lambda: peer, batch_size=1)
+    box = ExportQueue(lambda: peer, batch_size=1)
     for _ in range(3):
         box.put(make_span())
     assert box.announce(box.flush(NEVER))
@@ -287,12 +289,12 @@ def test_the_exit_reports_what_it_loses_unless_a_warning_has_named_it(
     """The warnings have named one waiting span and three that were lost before; a second one waits at the exit."""
     span = make_span()
     peer = Scripted(lambda _: Reply("retry", "down", dead=True))
-    box = Outbox(lambda: peer, capacity=2 * estimate(span))
+    box = ExportQueue(lambda: peer, capacity=2 * estimate(span))
     for puts in (1, 4):
-        tally = box.tally()
+        counters = box.new_counters()
         for _ in range(puts):
-            box.put(span, tally=tally)
-        report = box.flush(NEVER, tally=tally)
+            box.put(span, counters=counters)
+        report = box.flush(NEVER, counters=counters)
         if puts == 1:
             assert box.announce(report)
     assert box.announce(FlushReport(put=3, lost=3, reason="down"))
@@ -302,41 +304,41 @@ def test_the_exit_reports_what_it_loses_unless_a_warning_has_named_it(
 
 
 def test_a_loss_without_an_outage_is_announced_each_time(make_span: MakeSpan) -> None:
-    box = Outbox(lambda: Scripted(lambda _: Reply("refused", "400 Bad Request")))
+    box = ExportQueue(lambda: Scripted(lambda _: Reply("refused", "400 Bad Request")))
     for _ in range(2):
-        tally = box.tally()
-        box.put(make_span(), tally=tally)
-        report = box.flush(HANG, tally=tally)
+        counters = box.new_counters()
+        box.put(make_span(), counters=counters)
+        report = box.flush(HANG, counters=counters)
         assert report == FlushReport(put=1, lost=1, reason="400 Bad Request")
         assert box.announce(report)
 
 
 def test_a_peer_that_comes_up_during_the_run_gets_everything(make_span: MakeSpan) -> None:
     endpoint = peers.refused()
-    opened = open_transport(ExportOptions.from_environment(endpoint=endpoint, environ={}))
+    transport = open_transport(ExportOptions.from_environment(endpoint=endpoint, environ={}))
     replied = threading.Semaphore(0)
 
     class Watched(Scripted):
         def send(self, body: bytes, timeout: float) -> Reply:
-            reply = opened.send(body, timeout)
+            reply = transport.send(body, timeout)
             replied.release()
             return reply
 
-    box = Outbox(Watched, schedule_delay=0)
+    box = ExportQueue(Watched, schedule_delay=0)
     for index in range(5):
         box.put(make_span(str(index)))
     assert replied.acquire(timeout=HANG)
     with peers.http_peer(int(endpoint.rpartition(":")[2])) as peer:
-        # Without a flush: the retry is the outbox's own.
+        # Without a flush: the retry is the queue's own.
         assert peer.asked.acquire(timeout=HANG)
         assert box.flush(HANG).sent == 5
         assert sorted(peers.names(peer.bodies)) == list("01234")
-    opened.close()
+    transport.close()
     box.close()
 
 
 def test_a_retried_batch_arrives_once_and_is_counted_as_retried(make_span: MakeSpan) -> None:
-    with peers.http_peer() as peer, outbox(peer.endpoint) as box:
+    with peers.http_peer() as peer, queue(peer.endpoint) as box:
         peer.answers = [(429, {}, b""), (429, {"Retry-After": "0"}, b"")]
         box.put(make_span("once"))
         assert box.flush(HANG) == FlushReport(put=1, sent=1, retried=1, reason="429 Too Many Requests")
@@ -344,7 +346,7 @@ def test_a_retried_batch_arrives_once_and_is_counted_as_retried(make_span: MakeS
 
 
 def test_what_a_peer_refuses_is_lost_and_the_rest_goes_on(make_span: MakeSpan) -> None:
-    with peers.http_peer() as peer, outbox(peer.endpoint) as box:
+    with peers.http_peer() as peer, queue(peer.endpoint) as box:
         peer.answers = [(400, {}, b"")]
         box.put(make_span("bad"))
         assert box.flush(HANG) == FlushReport(put=1, lost=1, reason="400 Bad Request")
@@ -353,7 +355,7 @@ def test_what_a_peer_refuses_is_lost_and_the_rest_goes_on(make_span: MakeSpan) -
 
 
 def test_a_partial_success_counts_what_was_rejected(make_span: MakeSpan) -> None:
-    box = Outbox(lambda: Scripted(lambda _: Reply("accepted", "too old", rejected=2)))
+    box = ExportQueue(lambda: Scripted(lambda _: Reply("accepted", "too old", rejected=2)))
     for _ in range(5):
         box.put(make_span())
     assert box.close() == FlushReport(put=5, sent=3, lost=2, reason="rejected: too old")
@@ -363,7 +365,7 @@ def test_memory_is_bounded(make_span: MakeSpan) -> None:
     span = make_span()
     gate = threading.Event()
     peer = Scripted(lambda _: Reply("accepted") if gate.wait(HANG) else Reply("refused"))
-    box = Outbox(lambda: peer, capacity=3 * estimate(span))
+    box = ExportQueue(lambda: peer, capacity=3 * estimate(span))
     assert [box.put(span) for _ in range(5)] == [True, True, True, False, False]
     assert box.report() == FlushReport(put=5, lost=2, pending=3, reason="more than fits in memory")
     gate.set()
@@ -387,7 +389,7 @@ def test_the_estimate_is_close_to_what_a_span_holds(attributes: int) -> None:
 
 
 def test_a_span_that_cannot_be_encoded_costs_only_itself(make_span: MakeSpan, caplog: pytest.LogCaptureFixture) -> None:
-    with peers.http_peer() as peer, outbox(peer.endpoint) as box:
+    with peers.http_peer() as peer, queue(peer.endpoint) as box:
         for name in ("a", "lone \ud800 surrogate", "b"):
             box.put(make_span(name, {"key": "other \udfff surrogate"}))
         assert box.flush(HANG) == FlushReport(put=3, sent=2, lost=1, reason="it cannot be encoded")
@@ -397,7 +399,7 @@ def test_a_span_that_cannot_be_encoded_costs_only_itself(make_span: MakeSpan, ca
 
 def test_bodies_stay_below_the_limit_and_a_larger_span_goes_alone(make_span: MakeSpan) -> None:
     peer = Scripted()
-    box = Outbox(lambda: peer, schedule_delay=600)
+    box = ExportQueue(lambda: peer, schedule_delay=600)
     for size in (MAX_BODY // 2, MAX_BODY // 2, 10, MAX_BODY * 2, 10):
         box.put(make_span(attributes={"text": "x" * size}))
     assert box.close().sent == 5
@@ -408,7 +410,7 @@ def test_bodies_stay_below_the_limit_and_a_larger_span_goes_alone(make_span: Mak
 def test_a_batch_that_a_peer_finds_too_large_is_sent_in_parts(make_span: MakeSpan) -> None:
     limit = 20_000
     peer = Scripted(lambda body: Reply("refused", "413", too_large=True) if len(body) > limit else Reply("accepted"))
-    box = Outbox(lambda: peer)
+    box = ExportQueue(lambda: peer)
     for index in range(100):
         box.put(make_span(attributes={"text": "x" * (limit if index == 50 else 1000)}))
     assert box.close(HANG) == FlushReport(put=100, sent=99, lost=1, reason="413")
@@ -418,10 +420,10 @@ def test_a_batch_for_which_a_peer_has_room_only_later_is_sent_in_parts(
     make_span: MakeSpan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a queue that is smaller than the batch."""
-    monkeypatch.setattr("cascade.connectors.otel.health.BUSY_FLUSH_PAUSE", 0.001)
+    monkeypatch.setattr("cascade.connectors.otel.health.MAX_BUSY_FLUSH_BACKOFF", 0.001)
     limit = 30_000
     peer = Scripted(lambda body: Reply("retry", "503 queue is full") if len(body) > limit else Reply("accepted"))
-    box = Outbox(lambda: peer, schedule_delay=600)
+    box = ExportQueue(lambda: peer, schedule_delay=600)
     for _ in range(400):
         box.put(make_span(attributes={"text": "x" * 200}))
     report = box.flush(HANG)
@@ -430,27 +432,27 @@ def test_a_batch_for_which_a_peer_has_room_only_later_is_sent_in_parts(
 
 
 def test_each_run_has_its_own_count(make_span: MakeSpan) -> None:
-    with outbox(peers.refused(), schedule_delay=0) as box:
-        one, other = box.tally(), box.tally()
+    with queue(peers.refused(), schedule_delay=0) as box:
+        one, other = box.new_counters(), box.new_counters()
         for _ in range(3):
-            box.put(make_span(), tally=one)
-            box.put(make_span(), tally=other)
-        box.put(make_span(), tally=other)
-        assert box.flush(HANG, tally=one).pending == 3
-        assert box.flush(HANG, tally=other).pending == 4
+            box.put(make_span(), counters=one)
+            box.put(make_span(), counters=other)
+        box.put(make_span(), counters=other)
+        assert box.flush(HANG, counters=one).pending == 3
+        assert box.flush(HANG, counters=other).pending == 4
         assert (box.report().put, box.report().lost, box.report().pending) == (7, 0, 7)
         assert box.close(0).lost == 7
 
 
 def test_flushes_at_the_same_time(make_span: MakeSpan) -> None:
-    with peers.http_peer() as peer, outbox(peer.endpoint) as box:
+    with peers.http_peer() as peer, queue(peer.endpoint) as box:
         reports: list[FlushReport] = []
 
         def run() -> None:
-            tally = box.tally()
+            counters = box.new_counters()
             for _ in range(50):
-                box.put(make_span(), tally=tally)
-            reports.append(box.flush(HANG, tally=tally))
+                box.put(make_span(), counters=counters)
+            reports.append(box.flush(HANG, counters=counters))
 
         threads = [threading.Thread(target=run) for _ in range(8)]
         for thread in threads:
@@ -463,7 +465,7 @@ def test_flushes_at_the_same_time(make_span: MakeSpan) -> None:
 
 def test_after_close_spans_are_refused_and_the_connection_is_gone(make_span: MakeSpan) -> None:
     peer = Scripted()
-    box = Outbox(lambda: peer)
+    box = ExportQueue(lambda: peer)
     box.put(make_span())
     assert box.close() == FlushReport(put=1, sent=1)
     assert peer.is_closed.wait(HANG)
@@ -475,7 +477,7 @@ def test_a_transport_that_cannot_be_opened_is_a_reason(make_span: MakeSpan) -> N
     def fail() -> Scripted:
         raise OSError("no such certificate")
 
-    box = Outbox(fail)
+    box = ExportQueue(fail)
     box.put(make_span())
     assert box.close() == FlushReport(put=1, lost=1, reason="cannot export: no such certificate")
 
@@ -488,7 +490,7 @@ def test_a_transport_that_raises_costs_its_batch_alone(make_span: MakeSpan) -> N
             raise error
         return Reply("accepted")
 
-    box = Outbox(lambda: Scripted(reply))
+    box = ExportQueue(lambda: Scripted(reply))
     box.put(make_span())
     assert box.flush(HANG).reason == "ZeroDivisionError: ours"
     box.put(make_span())
@@ -503,7 +505,7 @@ def test_the_exports_own_traffic_is_not_instrumented(make_span: MakeSpan) -> Non
         seen.append([context.get_value(key) for key in keys])
         return Reply("accepted")
 
-    box = Outbox(lambda: Scripted(reply))
+    box = ExportQueue(lambda: Scripted(reply))
     box.put(make_span())
     box.close()
     assert seen == [[True, True]]
@@ -512,7 +514,7 @@ def test_the_exports_own_traffic_is_not_instrumented(make_span: MakeSpan) -> Non
 @pytest.mark.parametrize("limit", [{"capacity": 0}, {"batch_size": 0}, {"schedule_delay": -1}, {"request_timeout": 0}])
 def test_senseless_limits(limit: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="above zero"):
-        Outbox(Scripted, **limit)
+        ExportQueue(Scripted, **limit)
 
 
 def test_what_is_important_takes_the_room_of_the_oldest_that_is_not(make_span: MakeSpan) -> None:
@@ -523,7 +525,7 @@ def test_what_is_important_takes_the_room_of_the_oldest_that_is_not(make_span: M
         return Scripted()
 
     size = estimate(make_span())
-    box = Outbox(open_late, capacity=3 * size)
+    box = ExportQueue(open_late, capacity=3 * size)
     assert [box.put(make_span(), important=True)] + [box.put(make_span()) for _ in range(2)] == [True] * 3
     assert box.put(make_span(), important=True)
     assert box.put(make_span(), important=True)
@@ -540,13 +542,13 @@ def test_a_peer_that_takes_its_time_gets_several_requests_at_once(make_span: Mak
     def reply(_: bytes) -> Reply:
         if not first.is_set():
             assert all_put.wait(HANG)  # a thread joins for a batch that waits
-            time.sleep(0.03)  # the outbox adds threads for a peer that is as slow
+            time.sleep(0.03)  # the queue adds threads for a peer that is as slow
             first.set()
         else:
             together.wait(HANG)  # three at a time, or never
         return Reply("accepted")
 
-    box = Outbox(lambda: Scripted(reply), batch_size=1)
+    box = ExportQueue(lambda: Scripted(reply), batch_size=1)
     for _ in range(1 + 3 * 4):
         box.put(make_span())
     all_put.set()
@@ -554,7 +556,7 @@ def test_a_peer_that_takes_its_time_gets_several_requests_at_once(make_span: Mak
 
 
 def test_a_dead_peer_is_asked_by_one_at_a_time(make_span: MakeSpan, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cascade.connectors.otel.health.LONGEST_PAUSE", 0.001)
+    monkeypatch.setattr("cascade.connectors.otel.health.MAX_BACKOFF", 0.001)
     asked, asking, most = 0, 0, 0
     lock = threading.Lock()
 
@@ -573,7 +575,7 @@ def test_a_dead_peer_is_asked_by_one_at_a_time(make_span: MakeSpan, monkeypatch:
             asking -= is_late
         return Reply("accepted") if number <= 5 else Reply("retry", "down", dead=True)
 
-    box = Outbox(lambda: Scripted(reply), batch_size=1)
+    box = ExportQueue(lambda: Scripted(reply), batch_size=1)
     for _ in range(40):
         box.put(make_span())
     until_blocking(lambda: asked > 10 + MAX_SENDERS)
@@ -619,31 +621,31 @@ def test_the_counts_always_add_up(replies: list[Reply], actions: list[str], capa
     coming = iter(replies)
     pack = partial(encode, envelope=Envelope(partial(Resource, {}), InstrumentationScope("tests")))
     transport = Scripted(lambda _: next(coming, Reply("accepted")))
-    box = Outbox(lambda: transport, pack=pack, batch_size=3, capacity=capacity)
-    tallies = [box.tally(), box.tally()]
+    box = ExportQueue(lambda: transport, pack=pack, batch_size=3, capacity=capacity)
+    all_counters = [box.new_counters(), box.new_counters()]
     for index, action in enumerate(actions):
-        tally = tallies[index % 2]
+        counters = all_counters[index % 2]
         match action:
             case "flush one":
-                assert adds_up(box.flush(0.05, tally=tally))
+                assert adds_up(box.flush(0.05, counters=counters))
             case "flush all":
                 assert adds_up(box.flush(0.05))
             case _:
                 item = bytes(100) if "encoded" in action else make_span()
-                box.put(item, urgent="urgent" in action, important="important" in action, tally=tally)
-        assert all(adds_up(box.report(one)) for one in (None, *tallies))
+                box.put(item, urgent="urgent" in action, important="important" in action, counters=counters)
+        assert all(adds_up(box.report(one)) for one in (None, *all_counters))
     total = box.close(0.05)
-    reports = [box.report(tally) for tally in tallies]
+    reports = [box.report(counters) for counters in all_counters]
     assert total.pending == 0
     assert total.put == sum(action.startswith("put") for action in actions)
     assert total.sent == sum(report.sent for report in reports)
     assert total.lost == sum(report.lost for report in reports)
     assert min(total.sent, total.lost, total.retried) >= 0
-    store = box._shared.store
-    with box._shared.lock:
-        assert not store.queue
-        assert (store.queued, store.count) == (0, 0)
-        assert store.flights or store.held == 0, "only a request that is out may hold something still"
+    buffer = box._state.buffer
+    with box._state.lock:
+        assert not buffer.waiting
+        assert (buffer.queued, buffer.count) == (0, 0)
+        assert buffer.in_flight or buffer.held == 0, "only a request that is out may hold something still"
 
 
 PROGRAM = """
@@ -651,8 +653,8 @@ import os, sys
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext
 from cascade.connectors.otel.options import ExportOptions
-from cascade.connectors.otel.health import Items
-from cascade.connectors.otel.export_queue import Outbox
+from cascade.connectors.otel.health import ItemLabel
+from cascade.connectors.otel.export_queue import ExportQueue
 from cascade.connectors.otel.transport import open_transport
 from tests.lab.time_limits import raise_time_limits
 
@@ -663,20 +665,20 @@ def span(name):
 
 options = ExportOptions.from_environment(endpoint=sys.argv[1], protocol=sys.argv[2])
 os.environ.pop("GRPC_VERBOSITY", None)
-box = Outbox(lambda: open_transport(options), schedule_delay=600, exit_timeout=100)
+box = ExportQueue(lambda: open_transport(options), schedule_delay=600, exit_timeout=100)
 """
 QUIET_FORK = ("-W", "ignore:This process:DeprecationWarning")
 """Python 3.12 and later warn of a fork beside threads."""
 
 FORK = """
-tally = box.tally()
+counters = box.new_counters()
 box.put(span("before"))
 box.flush(100)
-box.put(span("parent"), tally=tally)
+box.put(span("parent"), counters=counters)
 if os.fork() == 0:
-    assert box.report(tally).put == 0
-    box.put(span("child"), tally=tally)
-    report = box.flush(100, tally=tally)
+    assert box.report(counters).put == 0
+    box.put(span("child"), counters=counters)
+    report = box.flush(100, counters=counters)
     os._exit(0 if (report.put, report.sent) == (1, 1) else 7)
 assert os.wait()[1] == 0
 """
@@ -698,7 +700,7 @@ import atexit, threading
 
 atexit.register(lambda: print(sum(box.report().sent for box in boxes)))
 
-from cascade.connectors.otel.export_queue import Outbox
+from cascade.connectors.otel.export_queue import ExportQueue
 from cascade.connectors.otel.answers import Reply
 from tests.lab.time_limits import raise_time_limits
 
@@ -714,7 +716,7 @@ class Transport:
         pass
 
 boxes = [
-    Outbox(Transport, pack=lambda entries: (b"body", []), schedule_delay=600, exit_timeout=100) for _ in range(3)
+    ExportQueue(Transport, pack=lambda entries: (b"body", []), schedule_delay=600, exit_timeout=100) for _ in range(3)
 ]
 for box in boxes:
     box.put(b"encoded")

@@ -11,8 +11,8 @@ import pytest
 import cascade as cs
 from cascade.connectors.memory import MemoryConnector
 from cascade.connectors.otel import OtelConnector, sender
-from cascade.connectors.otel.buffer import Flight
-from cascade.connectors.otel.sender import Shared
+from cascade.connectors.otel.buffer import Batch
+from cascade.connectors.otel.sender import ExportState
 from tests.connectors.otel import peers
 from tests.connectors.otel.tracing import warnings
 from tests.lab.receiver import Fault, FaultyReceiver
@@ -35,13 +35,13 @@ def flow() -> Any:
 
 def send_nothing_before(condition: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
     """No request goes out before the condition holds, however slow the tasks are beside the collector."""
-    await_turn = sender._await_turn
+    await_turn = sender._wait_for_turn
 
-    def later(shared: Shared, flight: Flight) -> bool:
+    def later(state: ExportState, batch: Batch) -> bool:
         until_blocking(condition)
-        return await_turn(shared, flight)
+        return await_turn(state, batch)
 
-    monkeypatch.setattr(sender, "_await_turn", later)
+    monkeypatch.setattr(sender, "_wait_for_turn", later)
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
@@ -72,9 +72,9 @@ def test_who_prefers_loss_does_not_wait(caplog: pytest.LogCaptureFixture, monkey
         receiver.fault = SLOW
         connector = OtelConnector(receiver.http_endpoint, max_buffer_bytes=BUFFER, on_full="drop")
         assert connector._tracing is not None
-        assert connector._tracing.route is not None
-        outbox = connector._tracing.route.outbox
-        send_nothing_before(lambda: outbox.report().lost, monkeypatch)
+        assert connector._tracing.target is not None
+        queue = connector._tracing.target.queue
+        send_nothing_before(lambda: queue.report().lost, monkeypatch)
         cs.run(flow(), connector=connector, log_level="ERROR")
         spans = receiver.spans
     (warning,) = warnings(caplog)

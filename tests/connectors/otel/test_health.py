@@ -5,7 +5,7 @@ import math
 import pytest
 
 from cascade.connectors.otel.answers import Reply
-from cascade.connectors.otel.health import Peer
+from cascade.connectors.otel.health import CollectorHealth
 
 DEAD = Reply("retry", "down", dead=True)
 
@@ -24,7 +24,7 @@ def clock() -> Clock:
     return Clock()
 
 
-def answered(peer: Peer, clock: Clock, reply: Reply, *, after: float = 0.0) -> None:
+def answered(peer: CollectorHealth, clock: Clock, reply: Reply, *, after: float = 0.0) -> None:
     began = clock.now
     peer.ask(began)
     clock.now += after
@@ -32,69 +32,69 @@ def answered(peer: Peer, clock: Clock, reply: Reply, *, after: float = 0.0) -> N
 
 
 def test_one_that_never_answered_gets_nine_tenths_of_a_second_from_the_first_request(clock: Clock) -> None:
-    peer = Peer(clock)
-    assert peer.patience(100.0) == math.inf
+    peer = CollectorHealth(clock)
+    assert peer.flush_deadline(100.0) == math.inf
     peer.ask(103.0)
-    assert peer.patience(100.0) == pytest.approx(103.9)
-    assert peer.patience(105.0) == pytest.approx(105.9)
+    assert peer.flush_deadline(100.0) == pytest.approx(103.9)
+    assert peer.flush_deadline(105.0) == pytest.approx(105.9)
 
 
 def test_one_that_answered_has_the_whole_time(clock: Clock) -> None:
-    peer = Peer(clock)
+    peer = CollectorHealth(clock)
     answered(peer, clock, Reply("accepted"), after=0.5)
     peer.ask(clock.now)
-    assert peer.patience(100.0) == math.inf
+    assert peer.flush_deadline(100.0) == math.inf
 
 
 def test_one_that_failed_gets_half_a_second_from_the_first_failure_or_the_start(clock: Clock) -> None:
-    peer = Peer(clock)
+    peer = CollectorHealth(clock)
     answered(peer, clock, Reply("accepted"))
     clock.now = 200.0
     answered(peer, clock, DEAD)
-    assert peer.patience(100.0) == pytest.approx(200.5)
-    assert peer.patience(300.0) == pytest.approx(300.5)
+    assert peer.flush_deadline(100.0) == pytest.approx(200.5)
+    assert peer.flush_deadline(300.0) == pytest.approx(300.5)
 
 
 def test_the_exit_waits_for_one_that_is_known_to_be_dead(clock: Clock) -> None:
-    peer = Peer(clock)
+    peer = CollectorHealth(clock)
     answered(peer, clock, DEAD)
     assert peer.end_flush(100.0) == "down"
-    assert peer.patience(200.0) == pytest.approx(200.03)
+    assert peer.flush_deadline(200.0) == pytest.approx(200.03)
     peer.begin_exit()
-    assert peer.patience(200.0) == pytest.approx(200.9)
+    assert peer.flush_deadline(200.0) == pytest.approx(200.9)
 
 
 def test_two_failures_end_a_flush_that_began_before_the_second_request(clock: Clock) -> None:
-    peer = Peer(clock)
+    peer = CollectorHealth(clock)
     answered(peer, clock, DEAD)
-    assert not peer.is_hopeless(100.0, 130.0)
+    assert not peer.is_flush_futile(100.0, 130.0)
     clock.now = 101.0
     answered(peer, clock, DEAD)
-    assert peer.is_hopeless(100.0, 130.0)
-    assert not peer.is_hopeless(102.0, 130.0)
+    assert peer.is_flush_futile(100.0, 130.0)
+    assert not peer.is_flush_futile(102.0, 130.0)
 
 
 LATER = Reply("retry", "503 Service Unavailable")
 
 
 def test_a_peer_that_answers_later_has_the_whole_time(clock: Clock) -> None:
-    peer = Peer(clock)
+    peer = CollectorHealth(clock)
     answered(peer, clock, LATER)
-    assert peer.patience(100.0) == math.inf
-    assert not peer.is_hopeless(100.0, 130.0)
+    assert peer.flush_deadline(100.0) == math.inf
+    assert not peer.is_flush_futile(100.0, 130.0)
     assert peer.is_alive
 
 
 def test_a_peer_that_asks_for_a_retry_after_the_flush_ends_it(clock: Clock) -> None:
-    peer = Peer(clock)
+    peer = CollectorHealth(clock)
     answered(peer, clock, Reply("retry", "busy", retry_after=40.0))
-    assert peer.is_hopeless(100.0, 130.0)
-    assert not peer.is_hopeless(100.0, 150.0)
-    assert peer.next_try(is_flushing=True) == pytest.approx(140.0)
+    assert peer.is_flush_futile(100.0, 130.0)
+    assert not peer.is_flush_futile(100.0, 150.0)
+    assert peer.next_request_at(is_flushing=True) == pytest.approx(140.0)
 
 
 def test_tasks_are_held_back_for_thirty_seconds_of_nothing_but_later(clock: Clock) -> None:
-    peer = Peer(clock)
+    peer = CollectorHealth(clock)
     answered(peer, clock, LATER)
     clock.now = 129.9
     answered(peer, clock, LATER)
@@ -109,7 +109,7 @@ def test_tasks_are_held_back_for_thirty_seconds_of_nothing_but_later(clock: Cloc
 
 
 def test_a_failure_between_two_answers_does_not_begin_the_time_of_holding_anew(clock: Clock) -> None:
-    peer = Peer(clock, hold_timeout=10.0)
+    peer = CollectorHealth(clock, hold_timeout=10.0)
     for reply in (LATER, DEAD, LATER):
         answered(peer, clock, reply)
         clock.now += 4.0
@@ -117,55 +117,55 @@ def test_a_failure_between_two_answers_does_not_begin_the_time_of_holding_anew(c
 
 
 def test_a_flush_waits_for_one_more_answer_of_a_peer_that_no_longer_holds_tasks_back(clock: Clock) -> None:
-    peer = Peer(clock, hold_timeout=10.0)
+    peer = CollectorHealth(clock, hold_timeout=10.0)
     answered(peer, clock, LATER)
     clock.now = 120.0
-    assert not peer.is_hopeless(120.0, 150.0)
+    assert not peer.is_flush_futile(120.0, 150.0)
     answered(peer, clock, LATER)
-    assert peer.is_hopeless(120.0, 150.0)
-    assert not peer.is_hopeless(100.0, 150.0), "this flush began while tasks were held back"
+    assert peer.is_flush_futile(120.0, 150.0)
+    assert not peer.is_flush_futile(100.0, 150.0), "this flush began while tasks were held back"
 
 
 @pytest.mark.parametrize(("reply", "longest"), [(DEAD, 0.1), (LATER, 1.0)])
 def test_a_flush_shortens_the_pauses_but_an_overloaded_peer_has_room(
     reply: Reply, longest: float, clock: Clock
 ) -> None:
-    peer = Peer(clock)
+    peer = CollectorHealth(clock)
     for _ in range(8):
         answered(peer, clock, reply)
-    assert peer.next_try(is_flushing=False) >= 102.5
-    assert peer.next_try(is_flushing=True) == pytest.approx(100.0 + longest)
+    assert peer.next_request_at(is_flushing=False) >= 102.5
+    assert peer.next_request_at(is_flushing=True) == pytest.approx(100.0 + longest)
 
 
 @pytest.mark.parametrize("ends", ["refused", "silent"])
 def test_later_flushes_wait_briefly_for_a_peer_that_one_found_dead(ends: str, clock: Clock) -> None:
-    peer = Peer(clock)
+    peer = CollectorHealth(clock)
     peer.ask(100.0)
     if ends == "refused":
         peer.record(DEAD, 100.0)
     clock.now = 101.0
     assert peer.end_flush(100.0) == ("down" if ends == "refused" else "no answer within 1 s")
-    assert peer.patience(200.0) == pytest.approx(200.03)
+    assert peer.flush_deadline(200.0) == pytest.approx(200.03)
     clock.now = 200.0
     answered(peer, clock, DEAD)
-    assert peer.is_hopeless(200.0, 200.03), "one failure is enough"
+    assert peer.is_flush_futile(200.0, 200.03), "one failure is enough"
     answered(peer, clock, LATER)
-    assert peer.patience(200.0) == math.inf, "any answer is a sign of life"
+    assert peer.flush_deadline(200.0) == math.inf, "any answer is a sign of life"
 
 
 def test_a_flush_that_is_too_short_for_a_peer_that_answers_finds_nothing_dead(clock: Clock) -> None:
-    peer = Peer(clock)
+    peer = CollectorHealth(clock)
     peer.ask(100.0)
     clock.now = 101.0
     peer.record(Reply("accepted"), 100.0)
     peer.ask(101.0)
     clock.now = 102.0
     peer.end_flush(100.0)
-    assert peer.patience(102.0) == math.inf
+    assert peer.flush_deadline(102.0) == math.inf
 
 
 def test_an_answer_that_takes_long_holds_back_no_task(clock: Clock) -> None:
-    peer = Peer(clock)
+    peer = CollectorHealth(clock)
     assert peer.is_alive
     peer.ask(100.0)
     clock.now = 100.8
