@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from cascade.testing import Spans, render_trace
+from cascade.testing import Spans
 from stack import build, look, picture, prepare, running, up
 from stack.addresses import default_ports, free_ports
 from stack.chromium import ScreenshotError
@@ -70,6 +70,8 @@ def _do(options: argparse.Namespace) -> Iterator[str]:
         case "look":
             yield from look.look(options.trace_id, options.folder, options.out)
         case "show":
+            from cascade.testing import render_trace  # needs the extra [cli]
+
             yield render_trace(_trace(options))
         case _:
             yield picture.draw(_trace(options))

@@ -148,7 +148,7 @@ def test_connectors_are_found_on_first_use() -> None:
 def test_importing_cascade_imports_no_optional_library() -> None:
     code = """
 import sys, cascade, cascade.testing
-heavy = {"opentelemetry", "grpc", "google", "typer", "requests", "urllib3", "aiomqtt", "paho"}
+heavy = {"opentelemetry", "grpc", "google", "typer", "requests", "rich", "urllib3", "aiomqtt", "paho"}
 sys.exit(", ".join(sorted(heavy & {name.partition(".")[0] for name in sys.modules})) or 0)
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -20,6 +20,7 @@ NEEDS = {
     "test_documented_facts.py": ("otel", "mqtt"),
     "lab/test_receiver.py": ("otel",),
     "tools/test_cli.py": ("cli",),
+    "tools/test_trace_tree.py": ("cli",),
 }
 """Files and folders of tests that cannot be imported without an extra; single tests are marked with `needs`."""
 

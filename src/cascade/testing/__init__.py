@@ -1,4 +1,4 @@
-"""Tools for tests of workflows and connectors. Only the tools for spans need the extra `[otel]`."""
+"""Tools for tests of workflows and connectors. The spans need the extra `[otel]`, the trace tree `[cli]`."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,10 +9,10 @@ from cascade.testing.clock import FixedClock
 from cascade.testing.conformance import ConnectorConformance
 from cascade.testing.record import RunRecord, record_run
 from cascade.testing.spans import ReceivedSpan, Spans
-from cascade.testing.tree import render_trace
 
 if TYPE_CHECKING:
     from cascade.testing.receiver import OtlpReceiver
+    from cascade.tools.trace_tree import render_trace
 
 __all__ = [
     "ConnectorConformance",
@@ -31,4 +31,6 @@ if not TYPE_CHECKING:  # type checkers would accept any name of a module with __
 
     def __getattr__(name: str) -> Any:
         """Import modules that need an extra at the first access to their names."""
+        if name == "render_trace":
+            return load("cascade.tools", name, {"trace_tree": (name,)})
         return load(__name__, name, {"receiver": ("OtlpReceiver",)})

@@ -19,8 +19,7 @@ from cascade.spec.input import ParamSpec
 from cascade.spec.lazy_types import Lazy
 from cascade.telemetry.redact import is_secret, redact_text
 from cascade.telemetry.safe import error_message, error_text, stack_text
-from cascade.tools._options import OptionType
-from cascade.tools._params import SHOWN, params_of, shown_default, type_of
+from cascade.tools._options import SHOWN_TYPES, OptionType, params_of, shown_default, type_of
 
 EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 130
@@ -116,7 +115,7 @@ def cli(target: Lazy[Any]) -> Any:
 def _parameter(typer: Any, key: str, spec: ParamSpec, kind: OptionType) -> inspect.Parameter:
     """The option of a Param. One that is not given is None: the run then takes the Param's own default."""
     default = None if spec.has_default else ...
-    shown = f"[default: {shown_default(spec)}]" if isinstance(spec.default, SHOWN) else ""
+    shown = f"[default: {shown_default(spec)}]" if isinstance(spec.default, SHOWN_TYPES) else ""
     more: dict[str, Any] = {"help": printable(f"{spec.description}  {shown}".strip()), "show_default": False}
     name = printable(spec.name)
     if kind.flag:
