@@ -9,7 +9,7 @@ import os
 import stdlib_report
 
 import cascade as cs
-from cascade._trace_link import trace_url_template
+from cascade._run import trace_url_template
 from cascade.connectors.otel import OtelConnector
 from cascade.testing import MemoryConnector, OtlpReceiver, render_trace
 

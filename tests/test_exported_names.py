@@ -25,7 +25,7 @@ def test_all_is_what_is_visible() -> None:
     for module in (cascade, cascade.runtime):
         for name in module.__all__:
             getattr(module, name)
-    assert visible(cascade) - {"lookup", "TYPE_CHECKING"} == set(cascade.__all__)
+    assert visible(cascade) - {"TYPE_CHECKING"} == set(cascade.__all__)
     assert set(cascade.__all__) <= set(dir(cascade))
     assert set(cascade.runtime.__all__) <= visible(cascade.runtime) & set(dir(cascade.runtime))
     with pytest.raises(AttributeError, match="nonsense"):

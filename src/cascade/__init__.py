@@ -3,9 +3,10 @@
 Names are imported when they are first used: to define tasks needs a tenth of what it takes to run them.
 """
 
+from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
-from cascade._lookup import lookup
+from cascade import _imports
 
 if TYPE_CHECKING:
     from cascade import (
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
         testing,
         tools,
     )
-    from cascade._inputs import Env, Param
     from cascade._run import run, run_async
     from cascade.adapters.executors.local import LocalExecutor
     from cascade.adapters.solvers.native import NativeSolver
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from cascade.connectors.memory import MemoryConnector
     from cascade.connectors.mqtt import MqttConnector as MqttConnector
     from cascade.connectors.otel import OtelConnector as OtelConnector
-    from cascade.context import get_current_context
+    from cascade.context import Env, Param, get_current_context
     from cascade.graph.serialize import from_json, to_json
     from cascade.providers.shell import shell as shell
     from cascade.providers.subflow import subflow as subflow
@@ -102,14 +102,54 @@ __all__ = [
     "with_constraints",
 ]
 
+_HOMES = {
+    "_run": ("run", "run_async"),
+    "adapters.executors.local": ("LocalExecutor",),
+    "adapters.solvers.native": ("NativeSolver",),
+    "connectors.fanout": ("FanoutConnector",),
+    "connectors.memory": ("MemoryConnector",),
+    "context": ("Env", "Param", "get_current_context"),
+    "graph.serialize": ("from_json", "to_json"),
+    "runtime.bus": ("MessageBus",),
+    "runtime.engine": ("Engine",),
+    "runtime.exceptions": ("DependencyMissingError",),
+    "runtime.log_records": ("CorrelationFilter", "JsonFormatter"),
+    "runtime.overrides": ("override_resource",),
+    "runtime.protocols": ("Connector",),
+    "runtime.subscribers": ("HumanReadableLogSubscriber", "TelemetrySubscriber"),
+    "runtime.task_context": ("current_task",),
+    "spec.constraint": ("with_constraints",),
+    "spec.input": ("EnvSpec", "ParamSpec"),
+    "spec.lazy_types": ("LazyResult",),
+    "spec.resource": ("inject", "resource"),
+    "spec.routing": ("Router",),
+    "spec.task": ("task",),
+    "telemetry.rules": ("redact",),
+    "tools.cli": ("cli",),
+    "tools.preview": ("dry_run",),
+    "tools.visualize": ("visualize",),
+    "connectors.mqtt": ("MqttConnector",),
+    "connectors.otel": ("OtelConnector",),
+}
+
 
 if not TYPE_CHECKING:  # a checker would accept every name of a module that has __getattr__
 
     def __getattr__(name: str) -> Any:
-        found = lookup(name)
-        if name in __all__:
-            globals()[name] = found
-        return found
+        if name == "__version__":
+            return _version("cascade-runs")
+        # A private name, or a name of this package, is never looked up among the providers.
+        if name.startswith("_") or name in __all__ or any(name in names for names in _HOMES.values()):
+            found = _imports.load("cascade", name, _HOMES)
+            if name in __all__:
+                globals()[name] = found
+            return found
+        from cascade.providers.registry import ProviderRegistry
+
+        try:
+            return ProviderRegistry.instance().get(name)
+        except AttributeError:
+            raise AttributeError(f"module 'cascade' has no attribute '{name}'") from None
 
 
 def __dir__() -> list[str]:

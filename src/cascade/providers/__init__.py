@@ -3,7 +3,7 @@
 from functools import partial
 from typing import TYPE_CHECKING
 
-from cascade._lazy import load
+from cascade._imports import load
 from cascade.providers import registry
 from cascade.providers.registry import ProviderNamespace, ProviderRegistry
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from cascade._lazy import load
+from cascade._imports import load
 
 if TYPE_CHECKING:
     from cascade.runtime import bus as bus

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from cascade._lazy import load
+from cascade._imports import load
 from cascade.connectors.memory import MemoryConnector
 from cascade.runtime.overrides import override_resource
 from cascade.testing.clock import FixedClock

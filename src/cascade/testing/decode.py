@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from cascade._extras import missing_extra
+from cascade._imports import missing_extra
 from cascade.testing.spans import ReceivedEvent, ReceivedLink, ReceivedSpan
 
 try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from cascade._extras import missing_extra
+from cascade._imports import missing_extra
 from cascade.testing.spans import ReceivedSpan, Spans
 
 try:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from cascade._extras import missing_extra
+from cascade._imports import missing_extra
 from cascade._run import PreparedRun, run_to_end
 from cascade.messaging.renderer import printable
 from cascade.spec.input import ParamSpec

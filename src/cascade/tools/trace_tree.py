@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from cascade._extras import missing_extra
+from cascade._imports import missing_extra
 from cascade.tools._span_nodes import Group, Node, Span, build_trees, group_children, walk
 from cascade.tools._span_text import (
     TimeAxis,

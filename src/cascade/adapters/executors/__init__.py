@@ -3,7 +3,7 @@
 from functools import partial
 from typing import TYPE_CHECKING
 
-from cascade._lazy import load
+from cascade._imports import load
 
 if TYPE_CHECKING:
     from cascade.adapters.executors import local

@@ -1,6 +1,6 @@
 """Runs live on MQTT 5, and control back in. Needs the extra `[mqtt]`."""
 
-from cascade._extras import missing_extra
+from cascade._imports import missing_extra
 
 try:
     from cascade.connectors.mqtt.connector import MqttConnector

@@ -1,6 +1,6 @@
 """Runs as OpenTelemetry traces. Needs the extra `[otel]`."""
 
-from cascade._extras import missing_extra
+from cascade._imports import missing_extra
 from cascade.connectors.otel.environment import importable
 
 try:

@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are first used (PEP 562)."""
+"""Imports on first use (PEP 562), and the error for the missing library of an extra."""
 
 from collections.abc import Iterable, Mapping
 from importlib import import_module
@@ -26,3 +26,11 @@ def load(package: str, name: str, homes: Mapping[str, Iterable[str]] = MappingPr
             if error.name != f"{package}.{name}":
                 raise
     raise AttributeError(f"module '{package}' has no attribute '{name}'")
+
+
+def missing_extra(extra: str, missing: ImportError) -> ImportError:
+    """The error to raise when an optional library is absent; it names the extra and the command that fixes it."""
+    return ImportError(
+        f"{missing.name or missing} is not installed: run pip install 'cascade-runs[{extra}]'",
+        name=missing.name,
+    )
