@@ -111,17 +111,17 @@ def _messages_fit_the_schema(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Each message of each test is valid; of a run with very many, the first ones."""
     from jsonschema import Draft202012Validator
 
-    from cascade.runtime.lane import Lane, Message
+    from cascade.runtime.publish_queue import Message, PublishQueue
     from cascade.telemetry.schema import load
 
-    validator, problems, seen, put = Draft202012Validator(load("message")), list[str](), [0], Lane.put
+    validator, problems, seen, put = Draft202012Validator(load("message")), list[str](), [0], PublishQueue.put
 
-    def checked(lane: Lane, message: Message) -> None:
+    def checked(queue: PublishQueue, message: Message) -> None:
         seen[0] += 1
         if "body" in message.payload and seen[0] <= 200:
             problems.extend(f"{e.json_path}: {e.message}" for e in validator.iter_errors(message.payload))
-        put(lane, message)
+        put(queue, message)
 
-    monkeypatch.setattr(Lane, "put", checked)
+    monkeypatch.setattr(PublishQueue, "put", checked)
     yield
     assert problems == []

@@ -37,7 +37,7 @@ from cascade.connectors.otel import (
 from cascade.connectors.otel import options as _options_of_otel
 from cascade.connectors.otel.logs import run_logs
 from cascade.connectors.otel.metrics import aggregation, catalogue, export, settings
-from cascade.runtime import _map_execution, _outcome, _resource_thread, _run_context, lane, protocols
+from cascade.runtime import _map_execution, _resource_thread, _run_context, exceptions, protocols, publish_queue
 from cascade.runtime.control import constraint, controller, notifier, wait_queue
 from cascade.spec import retry, telemetry
 from cascade.telemetry import limits, parts, state_schedule, topics, trace_budget, wire
@@ -79,10 +79,10 @@ STATED = {
     ],
     "docs/ci.md": [f"ref: v{PROJECT['project']['version']}"],
     "docs/connectors.md": [
-        f"a queue of {lane.MAX_QUEUED_BYTES // MIB} MiB",
-        f"more than {lane.HELD_BYTES // MIB} MiB wait",
-        f"until only {lane.HELD_BYTES // 2 // MIB} MiB wait",
-        {1.0: "longer than a second"}[lane.PATIENCE],
+        f"a queue of {publish_queue.MAX_QUEUED_BYTES // MIB} MiB",
+        f"more than {publish_queue.HELD_BYTES // MIB} MiB wait",
+        f"until only {publish_queue.HELD_BYTES // 2 // MIB} MiB wait",
+        {1.0: "longer than a second"}[publish_queue.STALL_TIMEOUT],
         f"at most {controller.SUBSCRIBE_TIMEOUT:g} seconds for the next message",
         f"{controller.LONGEST_SUBSCRIBE:g} seconds in all",
     ],
@@ -190,10 +190,10 @@ STATED = {
     "docs/workflows.md": [
         f"At most {_map_execution.MAP_WINDOW:,} items of a map are in progress at once",
         f"each by up to {sys.getswitchinterval() * 1000:g} ms at a time",
-        f"its first {_outcome.MAX_HISTORY // 2} and its last {_outcome.MAX_HISTORY // 2} attempts",
+        f"its first {exceptions.MAX_HISTORY // 2} and its last {exceptions.MAX_HISTORY // 2} attempts",
         {86_400.0: "`max_delay` is one day by default"}[retry.MAX_DELAY],
         {1.0: "no thread has become free for a second"}[_places.STALL],
-        {1.0: "a setup or teardown that takes more than a second"}[_run_context.PATIENCE],
+        {1.0: "a setup or teardown that takes more than a second"}[_run_context.REPORT_DELAY],
         {5.0: "at most five seconds, and tears the resource down"}[_resource_thread.GRACE],
     ],
     "docs/wire.md": [

@@ -19,7 +19,7 @@ from cascade.connectors import by_name
 from cascade.connectors.memory import MemoryConnector
 from cascade.messaging.bus import bus as messaging_bus
 from cascade.messaging.renderer import CliRenderer
-from cascade.runtime.nested import run_nested
+from cascade.runtime.engine import run_nested
 from tests.lab.extras import needs
 from tests.lab.time_limits import subprocess_environment
 from tests.lab.waiting import HANG

@@ -13,7 +13,7 @@ from types import FrameType, TracebackType
 from typing import Any, NoReturn, Self
 
 from cascade._blocks import block
-from cascade.runtime._outcome import by_signal
+from cascade.runtime.exceptions import by_signal
 from cascade.runtime.threads import is_left_running
 
 _DEFAULTS: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}

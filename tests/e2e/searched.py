@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 import cascade as cs
-from cascade.runtime.nested import run_nested
+from cascade.runtime.engine import run_nested
 from cascade.runtime.subscribers import TelemetrySubscriber
 from cascade.testing import FixedClock, MemoryConnector
 from tests.lab.time_limits import raise_time_limits

@@ -14,10 +14,10 @@ import pytest
 from tests.lab.waiting import HANG
 
 _LIMITS = {
-    "cascade.runtime.lane": ("PATIENCE",),
+    "cascade.runtime.publish_queue": ("STALL_TIMEOUT",),
     "cascade.adapters.executors._places": ("STALL",),
     "cascade.runtime._resource_thread": ("GRACE",),
-    "cascade.runtime._connection": ("CONNECT_TIMEOUT", "DISCONNECT_TIMEOUT"),
+    "cascade.runtime.engine": ("CONNECT_TIMEOUT", "DISCONNECT_TIMEOUT"),
     "cascade.runtime.control.controller": ("SUBSCRIBE_TIMEOUT", "LONGEST_SUBSCRIBE"),
     "cascade.runtime.subscribers": ("TelemetrySubscriber.drain_timeout",),
     "cascade.connectors.fanout": ("FanoutConnector.drain_timeout",),

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import pytest
 
 import cascade as cs
+from cascade.runtime.engine import run_nested
 from cascade.runtime.events import TaskExecutionStarted
-from cascade.runtime.nested import run_nested
 from tests.runtime.conftest import Lab
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import cascade as cs
 from cascade.connectors.memory import MemoryConnector
-from cascade.runtime.nested import run_nested
+from cascade.runtime.engine import run_nested
 from tests.lab.waiting import HANG
 
 

@@ -9,7 +9,7 @@ import pytest
 import cascade as cs
 from cascade.connectors import fanout
 from cascade.connectors.memory import MemoryConnector
-from cascade.runtime import _connection
+from cascade.runtime import engine
 from cascade.runtime.guard import awaited, seconds, words
 from cascade.runtime.task_context import TaskContext
 from cascade.spec.protocols import MessageCallback
@@ -214,7 +214,7 @@ class SlowToEnd(MemoryConnector):
 
 @pytest.mark.parametrize("beside", [False, True], ids=["alone", "in a fanout"])
 def test_a_connector_has_the_time_of_its_flush_to_disconnect(monkeypatch: pytest.MonkeyPatch, *, beside: bool) -> None:
-    monkeypatch.setattr(_connection, "DISCONNECT_TIMEOUT", 0.01)
+    monkeypatch.setattr(engine, "DISCONNECT_TIMEOUT", 0.01)
     monkeypatch.setattr(fanout, "DISCONNECT_TIMEOUT", 0.01)
     connector = SlowToEnd()
     cs.run(in_loop(1), connector=[connector, MemoryConnector()] if beside else connector)

@@ -9,7 +9,7 @@ import pytest
 
 import cascade as cs
 from cascade.connectors.memory import MemoryConnector
-from cascade.runtime.nested import run_nested
+from cascade.runtime.engine import run_nested
 from cascade.testing import record_run
 
 calls: list[str] = []

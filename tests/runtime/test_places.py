@@ -12,8 +12,8 @@ import pytest
 import cascade as cs
 from cascade.adapters.executors.local import LocalExecutor
 from cascade.graph.model import Node
+from cascade.runtime.engine import run_nested
 from cascade.runtime.events import TaskBlocked, TaskExecutionFinished, TaskExecutionStarted, TaskRetrying
-from cascade.runtime.nested import run_nested
 from cascade.runtime.protocols import Place, Places
 from tests.lab.waiting import HANG, NEVER, soon
 from tests.runtime.control.steered import Steered

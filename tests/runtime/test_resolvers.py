@@ -7,7 +7,7 @@ import pytest
 import cascade as cs
 from cascade.graph.build import build_graph
 from cascade.graph.model import Graph
-from cascade.runtime.nested import run_nested
+from cascade.runtime.engine import run_nested
 from cascade.spec.lazy_types import MappedLazyResult
 from tests.runtime.conftest import Lab
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 import cascade as cs
-from cascade.runtime._outcome import MAX_HISTORY
 from cascade.runtime.events import RunFinished, TaskExecutionFinished, TaskRetrying
+from cascade.runtime.exceptions import MAX_HISTORY
 from cascade.spec.retry import RetryPolicy
 from tests.runtime.conftest import Lab
 

@@ -12,7 +12,7 @@ import pytest
 
 import cascade as cs
 from cascade.runtime import _map_execution
-from cascade.runtime.nested import run_nested
+from cascade.runtime.engine import run_nested
 from cascade.testing import MemoryConnector
 from tests.lab.extras import needs
 from tests.runtime.conftest import Lab

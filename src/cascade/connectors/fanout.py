@@ -8,11 +8,11 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from cascade._loggers import get_logger
+from cascade.runtime.backpressure import CombinedBackpressure
 from cascade.runtime.exceptions import TelemetryLostError
-from cascade.runtime.gates import Gates
 from cascade.runtime.guard import FAULTS, awaited, seconds, words
-from cascade.runtime.lane import MAX_QUEUED_BYTES, MESSAGE_BYTES, Lane, Message
-from cascade.runtime.protocols import Connector, Gate, Tracing, Unsubscribing
+from cascade.runtime.protocols import Backpressure, Connector, Tracing, Unsubscribing
+from cascade.runtime.publish_queue import MAX_QUEUED_BYTES, MESSAGE_BYTES, Message, PublishQueue
 from cascade.runtime.task_context import TaskContext
 from cascade.spec.protocols import MessageCallback
 from cascade.telemetry.identity import RunTrace, SpanRef, place_run
@@ -24,14 +24,14 @@ logger = get_logger(__name__)
 T = TypeVar("T")
 
 DRAIN_TIMEOUT = 5.0
-"""Seconds that one of the connectors may take at a run's end to publish the messages in its lane."""
+"""Seconds that one of the connectors may take at a run's end to publish the messages in its queue."""
 CONNECT_TIMEOUT = 4.0
 DISCONNECT_TIMEOUT = 20.0
 """Seconds that one of the connectors may take to connect or disconnect: less than the engine gives to all of them."""
 
 
 class FanoutConnector:
-    """Gives each connector a lane of its own: a queue, a pump, and a count of lost messages.
+    """Gives each connector a publish queue with a count of lost messages.
 
     Where several of them trace, the first one's span is the current one in the tasks.
     """
@@ -45,9 +45,11 @@ class FanoutConnector:
     ) -> None:
         self.connectors = tuple(connectors)
         self._drain_timeout = drain_timeout
-        self._lanes = [Lane(connector, max_bytes=max_bytes) for connector in self.connectors]
-        self._gates = Gates(*self._lanes, *(connector for connector in self.connectors if isinstance(connector, Gate)))
-        self._reported = [0] * len(self._lanes)
+        self._queues = [PublishQueue(connector, max_bytes=max_bytes) for connector in self.connectors]
+        self._backpressure = CombinedBackpressure(
+            *self._queues, *(connector for connector in self.connectors if isinstance(connector, Backpressure))
+        )
+        self._reported = [0] * len(self._queues)
         self._tracing: list[Tracing] = [connector for connector in self.connectors if isinstance(connector, Tracing)]
         self._captures = [words(connector, "capture") for connector in self.connectors]
 
@@ -78,17 +80,17 @@ class FanoutConnector:
         return _AllActive(tuple(self._tracing), task, self._give_up_tracing)
 
     def is_full(self) -> bool:
-        return self._gates.is_full()
+        return self._backpressure.is_full()
 
     async def room(self) -> None:
-        await self._gates.room()
+        await self._backpressure.room()
 
     async def connect(self) -> None:
         """Connect all at the same time. The messages of one that fails are lost, which is logged at the run's end."""
         errors = await _gather(self.connectors, lambda one: awaited(one.connect, CONNECT_TIMEOUT))
-        for lane, error in zip(self._lanes, errors, strict=True):
+        for queue, error in zip(self._queues, errors, strict=True):
             if error is not None:
-                lane.close(error_text(error))
+                queue.close(error_text(error))
 
     async def disconnect(self) -> None:
         """Publish the queued messages, and disconnect all connectors at the same time.
@@ -96,7 +98,7 @@ class FanoutConnector:
         Raises:
             TelemetryLostError: A strict connector has lost telemetry. The log has the errors of the others.
         """
-        results = await _gather(range(len(self._lanes)), self._end)
+        results = await _gather(range(len(self._queues)), self._end)
         loss = next((error for error in results if isinstance(error, TelemetryLostError)), None)
         for connector, error in zip(self.connectors, results, strict=True):
             if error is not None and error is not loss:
@@ -105,8 +107,8 @@ class FanoutConnector:
             raise loss
 
     async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:
-        for lane, capture in zip(self._lanes, self._captures, strict=True):
-            lane.put(Message(topic, without_captured(payload, keep=capture), qos, MESSAGE_BYTES, terminal=qos > 0))
+        for queue, capture in zip(self._queues, self._captures, strict=True):
+            queue.put(Message(topic, without_captured(payload, keep=capture), qos, MESSAGE_BYTES, terminal=qos > 0))
 
     async def subscribe(self, topic: str, callback: MessageCallback) -> None:
         results = await _gather(self.connectors, lambda one: one.subscribe(topic, callback))
@@ -122,12 +124,12 @@ class FanoutConnector:
                 logger.warning("%s could not unsubscribe from %s: %s", _name(connector), topic, error_text(error))
 
     async def _end(self, index: int) -> None:
-        lane = self._lanes[index]
-        await lane.drain(self._drain_timeout)
-        lost, self._reported[index] = lane.lost - self._reported[index], lane.lost
+        queue = self._queues[index]
+        await queue.drain(self._drain_timeout)
+        lost, self._reported[index] = queue.lost - self._reported[index], queue.lost
         if lost:
-            logger.warning("%s: %d telemetry messages were lost: %s", _name(lane.connector), lost, lane.last_error)
-        await awaited(lane.connector.disconnect, DISCONNECT_TIMEOUT + seconds(lane.connector, "flush_timeout"))
+            logger.warning("%s: %d telemetry messages were lost: %s", _name(queue.connector), lost, queue.last_error)
+        await awaited(queue.connector.disconnect, DISCONNECT_TIMEOUT + seconds(queue.connector, "flush_timeout"))
 
     def _place(self, connector: Tracing, run_id: str, *rest: Any) -> object:
         try:

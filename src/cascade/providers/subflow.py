@@ -9,7 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 from cascade.context import scoped
-from cascade.runtime.nested import run_nested
+from cascade.runtime.engine import run_nested
 from cascade.runtime.threads import in_thread
 from cascade.spec.lazy_types import LazyResult, MappedLazyResult
 from cascade.spec.task import task

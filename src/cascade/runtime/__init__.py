@@ -5,19 +5,18 @@ from typing import TYPE_CHECKING, Any
 from cascade._imports import load
 
 if TYPE_CHECKING:
+    from cascade.runtime import backpressure as backpressure
     from cascade.runtime import bus as bus
     from cascade.runtime import control as control
     from cascade.runtime import engine as engine
     from cascade.runtime import events as events
     from cascade.runtime import exceptions as exceptions
     from cascade.runtime import flow as flow
-    from cascade.runtime import gates as gates
     from cascade.runtime import hashable_cache as hashable_cache
-    from cascade.runtime import lane as lane
     from cascade.runtime import log_records as log_records
-    from cascade.runtime import nested as nested
     from cascade.runtime import overrides as overrides
     from cascade.runtime import protocols as protocols
+    from cascade.runtime import publish_queue as publish_queue
     from cascade.runtime import resolvers as resolvers
     from cascade.runtime import resource_manager as resource_manager
     from cascade.runtime import state as state

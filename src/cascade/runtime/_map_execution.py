@@ -9,11 +9,10 @@ from typing import Any
 
 from cascade.graph.arguments import joined, split
 from cascade.graph.model import Node
-from cascade.runtime._hold import Hold
-from cascade.runtime._outcome import add_task_note, result_of, status_of
 from cascade.runtime._run_context import RunContext, seconds
 from cascade.runtime._task_execution import TaskExecution
 from cascade.runtime._task_group import BURST, TaskGroup
+from cascade.runtime.backpressure import CombinedBackpressure, StartThrottle
 from cascade.runtime.control.limiters import Key
 from cascade.runtime.control.permit import Permit
 from cascade.runtime.events import (
@@ -24,7 +23,7 @@ from cascade.runtime.events import (
     TaskExecutionStarted,
     Wait,
 )
-from cascade.runtime.gates import Gates
+from cascade.runtime.exceptions import add_task_note, result_of, status_of
 from cascade.runtime.resolvers import ArgumentResolver
 from cascade.spec.items import require_items
 from cascade.spec.lazy_types import LazyResult, label_of
@@ -105,7 +104,7 @@ class MapExecution:
         if values:
             window = self._window(items)
             group = TaskGroup(self._run, self._run.new_context)
-            self._limiter = limiter = _WindowLimiter(group, window, self._run.bus.gates)
+            self._limiter = limiter = _WindowLimiter(group, window, self._run.bus.backpressure)
             try:
                 await limiter.run(lambda i: self._one(i, items, values), len(items))
             finally:
@@ -210,11 +209,11 @@ class _WindowLimiter:
     Coroutines that wait for the delay of a retry do not count, but at most `MAP_WINDOW` are in flight.
     """
 
-    def __init__(self, group: TaskGroup, window: Callable[[], int], gates: Gates) -> None:
+    def __init__(self, group: TaskGroup, window: Callable[[], int], backpressure: CombinedBackpressure) -> None:
         self._group = group
         self._window = window
         self._in_flight = self._backing_off = 0
-        self._hold = Hold(gates, group, self._book)
+        self._throttle = StartThrottle(backpressure, group, self._book)
         self._is_booked = False
 
     async def run(self, work: Callable[[int], Coroutine[Any, Any, None]], count: int) -> None:
@@ -223,13 +222,13 @@ class _WindowLimiter:
         try:
             await self._group.run(self._fill)
         finally:
-            self._hold.close()
+            self._throttle.close()
             del self._work
 
     def _fill(self) -> None:
         group = self._group
         burst = 0
-        if not group.over and not self._hold.is_on():
+        if not group.over and not self._throttle.is_on():
             free = min(self._window() + self._backing_off, MAP_WINDOW) - self._in_flight
             burst = max(0, min(BURST, free, self._count - self._next))
         for index in range(self._next, self._next + burst):

@@ -6,9 +6,8 @@ from cascade._loggers import get_logger
 from cascade.graph.model import Edge, Graph, Node
 from cascade.runtime._inputs import input_value
 from cascade.runtime._map_execution import zip_items
-from cascade.runtime._outcome import add_task_note
 from cascade.runtime._run_context import RunContext
-from cascade.runtime.exceptions import UnknownParamError, suggestion
+from cascade.runtime.exceptions import UnknownParamError, add_task_note, suggestion
 from cascade.spec.input import ParamSpec
 from cascade.spec.lazy_types import LazyResult, MappedLazyResult
 

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 from cascade._loggers import get_logger
 from cascade.graph.model import Node
 from cascade.runtime import task_context
-from cascade.runtime._outcome import add_note, is_cancellation, result_of
 from cascade.runtime._resource_steps import begin, begin_async, end, end_async, end_if_begun
 from cascade.runtime._resource_thread import GRACE, ResourceThread, Step
 from cascade.runtime._run_context import RunContext, error_info
 from cascade.runtime.events import ResourceAcquired, ResourceEvent, ResourceReleased, ResourceSetupFailed
+from cascade.runtime.exceptions import add_note, is_cancellation, result_of
 from cascade.runtime.resolvers import add_resources, injected_defaults, injected_names
 from cascade.runtime.task_context import HasTask, TaskContext, in_context
 from cascade.spec.resource import Inject

@@ -1,41 +1,69 @@
 """State of one run: id, clock, parameters, bus, executor, results."""
 
 import asyncio
+import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from contextvars import Context
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cascade._blocks import block
 from cascade._loggers import get_logger
-from cascade.runtime._clock import RunClock
 from cascade.runtime._labels import Labels
-from cascade.runtime._outcome import add_later_error, cancellation_text, is_by_signal, is_cancellation, traceback_of
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.control.admission import Admission
 from cascade.runtime.control.limiters import Key
 from cascade.runtime.control.permit import Permit
 from cascade.runtime.events import ErrorInfo, Event, LaterError, RunStillStopping
-from cascade.runtime.exceptions import Ending
+from cascade.runtime.exceptions import (
+    Ending,
+    add_later_error,
+    cancellation_text,
+    is_by_signal,
+    is_cancellation,
+    traceback_of,
+)
 from cascade.runtime.guard import FAULTS
 from cascade.runtime.protocols import Executor, Places, Placing, Tracing
 from cascade.runtime.resource_manager import ResourceManager
 from cascade.runtime.state import InMemoryStateBackend
-from cascade.runtime.task_context import TaskContext
+from cascade.runtime.task_context import TaskContext, current_task
 from cascade.runtime.threads import leave_running
 from cascade.spec.protocols import StateBackend
-from cascade.telemetry.identity import RunTrace
+from cascade.telemetry.identity import RunTrace, parse_traceparent, place_run
 from cascade.telemetry.limits import MAX_LATER_ERRORS
+from cascade.telemetry.parts import TraceParts
 from cascade.telemetry.safe import error_message, error_text, stack_text
+from cascade.telemetry.trace_budget import Child, PartLimits, caller_in
 
 logger = get_logger(__name__)
 
 PlacesOf = Callable[[Any], Places | None]
-PATIENCE = 1.0
+Clock = Callable[[], int]
+"""Returns the time in nanoseconds since the Unix epoch."""
+REPORT_DELAY = 1.0
 """Seconds after which a run that is cancelled by a signal reports what it waits for."""
 
 _HARNESS = ("/cascade/runtime/", "/cascade/adapters/", "/concurrent/futures/", "/asyncio/", "/contextlib.py")
+
+
+class RunClock:
+    """Wall-clock time that never runs backwards within a run, whatever is done to the machine's clock."""
+
+    def __init__(self, clock: Clock = time.time_ns) -> None:
+        self._clock = clock
+        self._last = 0
+
+    @property
+    def last_ns(self) -> int:
+        """The time that `now_ns` returned last; 0 before the first call."""
+        return self._last
+
+    def now_ns(self) -> int:
+        self._last = max(self._last, self._clock())
+        return self._last
 
 
 @dataclass(eq=False, slots=True)
@@ -143,7 +171,7 @@ class RunContext:
         if self._is_signalled:
             if self._report is not None:
                 self._report.cancel()
-            self._report = asyncio.get_running_loop().call_later(PATIENCE, self.report_still_stopping)
+            self._report = asyncio.get_running_loop().call_later(REPORT_DELAY, self.report_still_stopping)
 
     def report_still_stopping(self) -> None:
         """Publish what still runs, if a signal has cancelled the run."""
@@ -217,6 +245,38 @@ class RunContext:
                 "%s failed to activate a span; the run goes on without", type(self.tracing).__name__
             )
         self.tracing = None
+
+
+def place_in_trace(
+    tracing: Tracing | None, run_id: str, target: str, start_ns: int, limits: PartLimits
+) -> tuple[RunTrace, Tracing | None]:
+    """Place a run in a trace. Returns the trace, and the connector if it has placed the run and activates its spans.
+
+    The parent of the run is the task that starts it, or else `TRACEPARENT` of the environment.
+    """
+    task = current_task()
+    parent = (
+        task.current_span if task else parse_traceparent(os.environ.get("TRACEPARENT"), os.environ.get("TRACESTATE"))
+    )
+    trace: RunTrace | None = None
+    if tracing is not None:
+        try:
+            trace = tracing.place_run(run_id, target, start_ns, parent)
+        except FAULTS:
+            logger.exception("%s failed to place the run in a trace; the run goes on", type(tracing).__name__)
+        if not isinstance(trace, RunTrace):
+            trace = tracing = None
+    trace = trace or place_run(run_id, parent)
+    return replace(trace, parts=TraceParts(limits, _enclosing(trace, task, limits))), tracing
+
+
+def _enclosing(trace: RunTrace, task: TaskContext | None, limits: PartLimits) -> Child | None:
+    """The task or the caller whose trace contains the run; None for a run in a trace of its own."""
+    if not trace.parent_span_id:
+        return None
+    if task is not None and task.trace_id == trace.trace_id:
+        return task.child or task.trace.parts.run
+    return caller_in(trace.trace_id, limits)
 
 
 def seconds(start_ns: int, end_ns: int) -> float:

@@ -6,17 +6,16 @@ from collections.abc import Iterable
 from typing import Any
 
 from cascade.graph.model import Edge, EdgeType, Graph, Node
-from cascade.runtime._hold import Hold
 from cascade.runtime._inputs import input_value
 from cascade.runtime._labels import fixed_label
 from cascade.runtime._map_execution import MapExecution
-from cascade.runtime._outcome import add_task_note
 from cascade.runtime._preflight import check_names, check_nodes
 from cascade.runtime._run_context import RunContext
 from cascade.runtime._task_execution import TaskExecution
 from cascade.runtime._task_group import BURST, TaskGroup
+from cascade.runtime.backpressure import StartThrottle
 from cascade.runtime.events import TaskSkipped
-from cascade.runtime.exceptions import DependencyMissingError
+from cascade.runtime.exceptions import DependencyMissingError, add_task_note
 from cascade.runtime.flow import PRUNED, FlowManager, Skip, chosen_route, lazy_id
 from cascade.runtime.protocols import Discarding, Solver
 from cascade.runtime.resolvers import ArgumentResolver
@@ -39,7 +38,7 @@ class Scheduler:
         self._ready: deque[Node] = deque()
         self._pumping = False
         self._group = TaskGroup(run, run.new_context)
-        self._hold = Hold(run.bus.gates, self._group, self._pump)
+        self._throttle = StartThrottle(run.bus.backpressure, self._group, self._pump)
         self._discards = isinstance(run.state, Discarding)
 
     def prepare(self, solver: Solver) -> None:
@@ -58,7 +57,7 @@ class Scheduler:
         try:
             await self._group.run(self._pump)
         finally:
-            self._hold.close()
+            self._throttle.close()
 
     def value(self, target: str) -> Any:
         """The value of the target, whose name is `target`, after the run.
@@ -96,12 +95,12 @@ class Scheduler:
         self._pumping = True
         try:
             for _ in range(BURST):
-                if not self._ready or self._group.over or self._hold.is_on():
+                if not self._ready or self._group.over or self._throttle.is_on():
                     break
                 self._start(self._ready.popleft())
         except Exception as error:  # noqa: BLE001 - raised again by the group
             self._group.fail(error)
-        self._pumping = bool(self._ready) and not self._group.over and not self._hold.is_on()
+        self._pumping = bool(self._ready) and not self._group.over and not self._throttle.is_on()
         if self._pumping:
             asyncio.get_running_loop().call_soon(self._start_some)
 

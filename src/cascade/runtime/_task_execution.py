@@ -11,15 +11,6 @@ from cascade._loggers import get_logger
 from cascade.graph.model import Node
 from cascade.runtime import task_context
 from cascade.runtime._labels import fixed_label
-from cascade.runtime._outcome import (
-    Tracebacks,
-    add_later_error,
-    add_task_note,
-    name_of,
-    result_of,
-    status_of,
-    with_last,
-)
 from cascade.runtime._run_context import RunContext, seconds
 from cascade.runtime.control.permit import Permit
 from cascade.runtime.events import (
@@ -32,7 +23,16 @@ from cascade.runtime.events import (
     TaskSkipped,
     Wait,
 )
-from cascade.runtime.exceptions import StillRunning
+from cascade.runtime.exceptions import (
+    StillRunning,
+    Tracebacks,
+    add_later_error,
+    add_task_note,
+    name_of,
+    result_of,
+    status_of,
+    with_last,
+)
 from cascade.runtime.protocols import Place
 from cascade.runtime.resolvers import ArgumentResolver, Arguments
 from cascade.runtime.task_context import TaskContext, in_context
@@ -103,7 +103,7 @@ class TaskExecution:
         """
         if self.node.label is not None:
             self.label = self._make_label()
-        if self.run.bus.gates.is_full():
+        if self.run.bus.backpressure.is_full():
             await self._wait_for_telemetry()
         permit = self.permit = self.run.permit(self.node.name, self.call_node)
         try:
@@ -157,8 +157,8 @@ class TaskExecution:
 
     async def _wait_for_telemetry(self) -> None:
         start_ns = self._blocked("telemetry")
-        while self.run.bus.gates.is_full():
-            await self.run.bus.gates.room()
+        while self.run.bus.backpressure.is_full():
+            await self.run.bus.backpressure.room()
         self._waited("telemetry", start_ns)
 
     async def _obtain(self) -> None:

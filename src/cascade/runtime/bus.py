@@ -1,4 +1,4 @@
-"""The bus of *events* within a process; `cascade.messaging.bus` has the other MessageBus, of texts for people."""
+"""Event bus of a process. `cascade.messaging.bus` has another MessageBus, for the texts of the terminal."""
 
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cascade._loggers import get_logger
+from cascade.runtime.backpressure import CombinedBackpressure
 from cascade.runtime.events import Event
-from cascade.runtime.gates import Gates
 from cascade.runtime.guard import FAULTS, is_own_cancellation
 
 logger = get_logger(__name__)
@@ -17,10 +17,10 @@ Drain = Callable[[str], Awaitable[None]]
 
 
 class MessageBus:
-    """Hands each event to its subscribers, at once and in the order of their subscription.
+    """Event bus. It calls the handlers of each event at once, in the order of their subscription.
 
-    A handler must be quick. One that raises is logged, the first time, and does not affect the run. `gates` are those of
-    subscribers that may hold back the start of tasks.
+    A handler must be quick. The first exception of a handler is logged; no exception affects the run. `backpressure`
+    combines the backpressure of the subscribers: while it is full, no task starts.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class MessageBus:
         self._routes: dict[tuple[type[Event], bool, bool], tuple[Handler, ...]] = {}
         self._count = 0
         self._drains: list[Drain] = []
-        self.gates = Gates()
+        self.backpressure = CombinedBackpressure()
         self._reported: set[Handler] = set()
 
     def subscribe(
@@ -39,19 +39,19 @@ class MessageBus:
         failures_only: bool = False,
         of_items: bool | None = None,
     ) -> None:
-        """Call `handler` for each event of the type or of a subclass of it; `Event` itself brings all events.
+        """Call `handler` for each event of the type or of a subclass. `Event` receives all events.
 
-        The engine does not make an event that no handler takes.
+        The engine does not make an event that has no handler.
 
         Args:
             event_type: The class of the events.
             handler: Called in the thread that publishes the event.
-            failures_only: Leave out the events whose status is "Succeeded".
-            of_items: True takes only the events of a map's items, False leaves them out.
+            failures_only: Excludes the events whose status is "Succeeded".
+            of_items: True selects only the events of a map's items, False excludes them.
         """
         self._count += 1
-        wanted = _Subscription(self._count, handler, failures_only=failures_only, of_items=of_items)
-        self._subscriptions[event_type].append(wanted)
+        subscription = _Subscription(self._count, handler, failures_only=failures_only, of_items=of_items)
+        self._subscriptions[event_type].append(subscription)
         self._routes.clear()
 
     def publish(self, event: Event) -> None:
@@ -63,7 +63,7 @@ class MessageBus:
                 self._report(handler, event)
 
     def handlers(self, event_type: type[Event], *, succeeded: bool = False, item: bool = False) -> tuple[Handler, ...]:
-        """The handlers that take such an event: of a success or not, of a map's item or not."""
+        """Return the handlers of an event of this type, by success and by whether it is of a map's item."""
         route = self._routes.get((event_type, succeeded, item))
         if route is None:
             found = sorted(each for base in event_type.__mro__ for each in self._subscriptions.get(base, ()))
@@ -72,7 +72,7 @@ class MessageBus:
         return route
 
     def on_drain(self, drain: Drain) -> None:
-        """Register what must be awaited at a run's end: `await drain(run_id)`, bounded in time by itself."""
+        """Register a coroutine function to await at the end of a run, as `drain(run_id)`. It must limit its own time."""
         self._drains.append(drain)
 
     async def drain(self, run_id: str) -> None:
@@ -82,7 +82,7 @@ class MessageBus:
             except FAULTS as error:
                 if is_own_cancellation(error):
                     raise
-                logger.exception("A subscriber failed to hand over the last events of run %s", run_id)
+                logger.exception("A subscriber failed to drain the last events of run %s", run_id)
 
     def _report(self, handler: Handler, event: Event) -> None:
         if handler not in self._reported:

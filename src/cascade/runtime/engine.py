@@ -1,52 +1,49 @@
 """The engine: what it is configured with, and a run's life from connect to disconnect."""
 
 import asyncio
-import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import nullcontext
 from contextvars import Context, ContextVar
-from dataclasses import replace
 from typing import Any, TypeVar
 
 from cascade._blocks import async_block
 from cascade._loggers import get_logger
 from cascade.graph.build import GraphBuilder
 from cascade.graph.model import Graph
-from cascade.runtime._clock import Clock, RunClock
-from cascade.runtime._connection import connected
 from cascade.runtime._inputs import input_names
-from cascade.runtime._outcome import result_of, status_of
 from cascade.runtime._resources import ResourceSetup
-from cascade.runtime._run_context import RunContext, seconds
+from cascade.runtime._run_context import Clock, RunClock, RunContext, place_in_trace, seconds
 from cascade.runtime._scheduler import Scheduler
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.control.admission import Admission
 from cascade.runtime.control.controller import Controller
-from cascade.runtime.events import RunFinished, RunStarted
+from cascade.runtime.events import ConnectorFailed, RunFinished, RunStarted
+from cascade.runtime.exceptions import TelemetryLostError, result_of, status_of
 from cascade.runtime.flow import lazy_id
-from cascade.runtime.guard import FAULTS
+from cascade.runtime.guard import awaited
+from cascade.runtime.guard import seconds as seconds_of
 from cascade.runtime.protocols import Connector, Executor, Solver, StateBackend, Tracing
 from cascade.runtime.resource_manager import ResourceManager
 from cascade.runtime.state import InMemoryStateBackend
-from cascade.runtime.task_context import TaskContext, context_copier, current_task, current_work
+from cascade.runtime.task_context import context_copier, current_task, current_work
 from cascade.runtime.threads import in_thread
 from cascade.spec.lazy_types import Lazy, MappedLazyResult
 from cascade.spec.resource import ResourceDefinition
 from cascade.telemetry.identity import (
-    RunTrace,
-    SpanRef,
     new_run_id,
-    parse_traceparent,
-    place_run,
 )
-from cascade.telemetry.parts import TraceParts
+from cascade.telemetry.safe import error_text
 from cascade.telemetry.topics import identity_from_environment
-from cascade.telemetry.trace_budget import Child, PartLimits, caller_in, part_limits_from_environment
+from cascade.telemetry.trace_budget import part_limits_from_environment
 
 T = TypeVar("T")
 
 logger = get_logger(__name__)
+
+CONNECT_TIMEOUT = 5.0
+DISCONNECT_TIMEOUT = 30.0
+"""Seconds beyond the flush of a connector, whose length is its attribute `flush_timeout`; without it this is all."""
 
 LARGE = 2_000
 """Nodes from which on a graph is built and planned in a thread: what else is in the event loop gets its turns."""
@@ -93,7 +90,7 @@ class Engine:
         self._new_run_id = run_ids
         self._part_limits = part_limits_from_environment()
         self._control = (
-            Controller(*identity_from_environment(), self.resource_manager, bus.gates)
+            Controller(*identity_from_environment(), self.resource_manager, bus.backpressure)
             if connector is not None
             else None
         )
@@ -128,7 +125,7 @@ class Engine:
         new_context = context_copier()
         try:
             connector = None if nested else self.connector
-            async with _suspended(nested=nested), connected(connector, self.bus, run_id, self._control):
+            async with _suspended(nested=nested), _connected(connector, self.bus, run_id, self._control):
                 # Placed once the connector is connected: what that takes is no part of the run.
                 run = self._new_run(run_id, _name_of(target), dict(params or {}), new_context)
                 value: T = await self._live(run, graph, target, nested=nested)
@@ -142,23 +139,20 @@ class Engine:
         clock = RunClock(*([self._clock] if self._clock else []))
         start_ns = clock.now_ns()
         task = current_task()
-        parent = task.current_span if task else _parent_in(os.environ)
         tracing = self.connector if isinstance(self.connector, Tracing) else None
-        placed = _placed_by(tracing, run_id, target, start_ns, parent)
-        trace = placed or place_run(run_id, parent)
-        parts = TraceParts(self._part_limits, _around(trace, task, self._part_limits))
+        trace, tracing = place_in_trace(tracing, run_id, target, start_ns, self._part_limits)
         return RunContext(
             run_id=run_id,
             start_ns=start_ns,
             params=params,
-            trace=replace(trace, parts=parts),
+            trace=trace,
             bus=self.bus,
             executor=self.executor,
             state=self.state_backend_cls(run_id=run_id),
             capacity=self.resource_manager,
             new_context=new_context,
-            tracing=tracing if placed else None,
-            admission=self._control.admission if self._control else Admission(self.bus.gates),
+            tracing=tracing,
+            admission=self._control.admission if self._control else Admission(self.bus.backpressure),
             is_steered=self._control is not None,
             run_ids=(run_id, *(self._control.run_ids(task.run_id) if self._control and task else ())),
             clock=clock,
@@ -191,6 +185,18 @@ class Engine:
         return value
 
 
+async def run_nested(target: Lazy[T], params: dict[str, Any] | None = None) -> T:
+    """Run `target` with the engine that runs the calling task: its connector, its resources, its trace.
+
+    Raises:
+        RuntimeError: Called from outside of any run.
+    """
+    engine = current_engine.get()
+    if engine is None:
+        raise RuntimeError("A nested run needs a run around it: call it from a task")
+    return await engine.run(target, params)
+
+
 def require_event_loop(caller: str) -> None:
     """Raise RuntimeError, with the name of the caller, unless an asyncio event loop is running in this thread."""
     try:
@@ -208,6 +214,50 @@ async def _graph_of(target: Any) -> Graph:
     if not builder.run(limit=LARGE):
         await in_thread(builder.run)
     return builder.graph
+
+
+@async_block
+async def _connected(
+    connector: Connector | None, bus: MessageBus, run_id: str, control: Controller | None
+) -> AsyncIterator[None]:
+    """Keep the connector connected for the block, and let it bring control.
+
+    Only its `TelemetryLostError` comes through, after a run that succeeded.
+    """
+    if connector is None:
+        yield
+        return
+    is_connected = await _connect(connector, bus, run_id)
+    succeeded = False
+    try:
+        async with control.attached(connector, run_id) if is_connected and control else nullcontext():
+            yield
+        succeeded = True
+    finally:
+        await _disconnect(connector, strict=succeeded)
+
+
+async def _connect(connector: Connector, bus: MessageBus, run_id: str) -> bool:
+    try:
+        await awaited(connector.connect, CONNECT_TIMEOUT)
+    except Exception as error:  # noqa: BLE001 - telemetry never breaks a run
+        if bus.handlers(ConnectorFailed):
+            bus.publish(ConnectorFailed(run_id=run_id, error=error_text(error)))
+        else:
+            logger.warning("%s could not connect: %s", type(connector).__name__, error_text(error))
+        return False
+    return True
+
+
+async def _disconnect(connector: Connector, *, strict: bool) -> None:
+    try:
+        await awaited(connector.disconnect, DISCONNECT_TIMEOUT + seconds_of(connector, "flush_timeout"))
+    except TelemetryLostError as error:
+        if strict:
+            raise
+        logger.warning("%s", error)
+    except Exception as error:  # noqa: BLE001 - telemetry never breaks a run
+        logger.warning("%s could not disconnect: %s", type(connector).__name__, error_text(error))
 
 
 @async_block
@@ -261,32 +311,6 @@ def _tell_end(run: RunContext, error: BaseException | None) -> None:
         later_errors=tuple(run.later_errors),
         **run.error_fields(error),
     )
-
-
-def _around(trace: RunTrace, task: TaskContext | None, limits: PartLimits) -> Child | None:
-    """The task, or the caller, in whose trace a run is; None for a run in a trace of its own."""
-    if not trace.parent_span_id:
-        return None
-    if task is not None and task.trace_id == trace.trace_id:
-        return task.child or task.trace.parts.run
-    return caller_in(trace.trace_id, limits)
-
-
-def _parent_in(environ: Mapping[str, str]) -> SpanRef | None:
-    return parse_traceparent(environ.get("TRACEPARENT"), environ.get("TRACESTATE"))
-
-
-def _placed_by(
-    tracing: Tracing | None, run_id: str, target: str, start_ns: int, parent: SpanRef | None
-) -> RunTrace | None:
-    if tracing is None:
-        return None
-    try:
-        trace = tracing.place_run(run_id, target, start_ns, parent)
-    except FAULTS:
-        logger.exception("%s failed to place the run in a trace; the run goes on", type(tracing).__name__)
-        return None
-    return trace if isinstance(trace, RunTrace) else None
 
 
 def _name_of(target: Any) -> str:

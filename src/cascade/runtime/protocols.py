@@ -1,4 +1,4 @@
-"""The engine's seams, each one to five methods. Leaf ones live in `cascade.spec.protocols`."""
+"""Protocols of solvers, executors, state backends and connectors. `cascade.spec.protocols` has those without types of the engine."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -10,6 +10,7 @@ from cascade.spec.protocols import CacheBackend, CachePolicy, Connector, LazyFac
 from cascade.telemetry.identity import RunTrace, SpanRef
 
 __all__ = [
+    "Backpressure",
     "CacheBackend",
     "CachePolicy",
     "Capturing",
@@ -17,7 +18,6 @@ __all__ = [
     "Discarding",
     "ExecutionPlan",
     "Executor",
-    "Gate",
     "LazyFactory",
     "MessageCallback",
     "Place",
@@ -35,7 +35,7 @@ ExecutionPlan = list[list[Node]]
 
 
 class Solver(Protocol):
-    """Orders a graph. Called once per graph."""
+    """Orders the nodes of a graph. Called once per graph."""
 
     def resolve(self, graph: Graph) -> ExecutionPlan:
         """Return stages, each of which needs only earlier ones. Raises ValueError for a cycle."""
@@ -43,7 +43,7 @@ class Solver(Protocol):
 
 
 class Executor(Protocol):
-    """Calls a task's function; nobody else does. It may run it anywhere, with the caller's context variables."""
+    """Calls the functions of tasks, anywhere, with the caller's context variables. Nothing else calls them."""
 
     async def execute(self, node: Node, args: list[Any], kwargs: dict[str, Any]) -> Any: ...
 
@@ -61,7 +61,7 @@ class Place(Protocol):
     """A place that one task holds: a thread, a process, a slot of a cluster's worker."""
 
     def release(self) -> None:
-        """Give the place back. Called once, in the event loop, when the attempt has ended. Must not block or raise."""
+        """Release the place. Called once, in the event loop, when the attempt has ended. Must not block or raise."""
         ...
 
 
@@ -111,13 +111,13 @@ class Placing(Protocol):
 
 @runtime_checkable
 class Tracing(Protocol):
-    """An extra a connector may offer: spans that are live while the user's code runs. Must not block or raise."""
+    """Optional for connectors: spans that are current while the user's code runs. Must not block or raise."""
 
     def place_run(self, run_id: str, target: str, start_ns: int, parent: SpanRef | None) -> RunTrace:
-        """Say where the run stands in which trace.
+        """Return the trace and the parent span of the run.
 
-        Called once per run, in the context of the run's caller and before its first event. `parent` is what the
-        engine itself knows: the task it is nested in, or else `TRACEPARENT` and `TRACESTATE` of the environment.
+        Called once per run, in the context of the run's caller and before its first event. `parent` is the span of the
+        task that starts the run, or else that of `TRACEPARENT` and `TRACESTATE` of the environment.
         """
         ...
 
@@ -131,39 +131,39 @@ class Tracing(Protocol):
 
 @runtime_checkable
 class Capturing(Protocol):
-    """An extra a connector may offer: what of the user's values it wants, of `params`, `arguments`, `results`."""
+    """Optional for connectors: which values of the user the messages contain: `params`, `arguments`, `results`."""
 
     @property
     def capture(self) -> frozenset[str]: ...
 
 
 @runtime_checkable
-class Gate(Protocol):
-    """An extra a connector may offer: while it is behind, the scheduler starts no further task. Neither call may raise."""
+class Backpressure(Protocol):
+    """Optional for connectors: while the connector is full, no task starts. Neither call may raise."""
 
     def is_full(self) -> bool:
-        """Asked before each task's start: it must be quick. Never true of a peer that is dead."""
+        """Called before each start of a task: it must be quick. False while the peer is unreachable."""
         ...
 
     async def room(self) -> None:
-        """Return when there may be room again; it is asked anew then. Very many tasks may wait here at once."""
+        """Return when there may be room; `is_full` is called again then. Many tasks may wait here at once."""
         ...
 
 
 @runtime_checkable
 class Selective(Protocol):
-    """An extra a connector may offer: which messages it has no use for, so that they are not even made."""
+    """Optional for connectors: which messages the connector does not use. The engine does not make them."""
 
     @property
     def ignored(self) -> frozenset[str]:
-        """Of `RUNNING`, `PENDING`, `ACQUIRE`; asked once. It may get some all the same, beside other connectors."""
+        """Some of `RUNNING`, `PENDING`, `ACQUIRE`; read once. Beside other connectors, it may still receive them."""
         ...
 
 
 @runtime_checkable
 class Unsubscribing(Protocol):
-    """An extra a connector may offer: to forget a subscriber before the connection ends. Others keep it that long."""
+    """Optional for connectors: end a subscription before the connection ends. Without it, subscriptions last that long."""
 
     async def unsubscribe(self, topic: str, callback: MessageCallback) -> None:
-        """Call `callback` for `topic` no more. Nothing happens if it was not subscribed."""
+        """Stop calling `callback` for `topic`. Without a subscription, nothing happens."""
         ...

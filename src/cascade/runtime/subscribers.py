@@ -10,7 +10,6 @@ from cascade.messaging.bus import bus as messaging_bus
 from cascade.messaging.renderer import LEVELS, severity
 from cascade.runtime._messages import EVENTS, draft
 from cascade.runtime._run_state import Draft, RunState
-from cascade.runtime._subjects import Subjects
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.events import (
     ConnectorFailed,
@@ -31,8 +30,9 @@ from cascade.runtime.events import (
     TaskSkipped,
 )
 from cascade.runtime.guard import words
-from cascade.runtime.lane import MAX_QUEUED_BYTES, MESSAGE_BYTES, Lane, Message
-from cascade.runtime.protocols import Gate
+from cascade.runtime.log_records import LogCorrelation
+from cascade.runtime.protocols import Backpressure
+from cascade.runtime.publish_queue import MAX_QUEUED_BYTES, MESSAGE_BYTES, Message, PublishQueue
 from cascade.spec.protocols import Connector
 from cascade.spec.telemetry import ControlEvent, Header, LifecycleEvent
 from cascade.telemetry.identity import RunTrace, place_run, span_id
@@ -73,24 +73,24 @@ class HumanReadableLogSubscriber:
         if level > LEVELS["ERROR"]:
             return
         items = level <= LEVELS["DEBUG"]
-        subjects = Subjects(event_bus, lambda: self._messages)
+        correlation = LogCorrelation(event_bus, lambda: self._messages)
         if not quiet:
-            event_bus.subscribe(RunStarted, subjects.told_by(self.on_run_started))
+            event_bus.subscribe(RunStarted, correlation.with_ids(self.on_run_started))
             of_items = None if items else False
-            event_bus.subscribe(TaskExecutionStarted, subjects.told_by(self.on_task_started), of_items=of_items)
-            event_bus.subscribe(TaskSkipped, subjects.told_by(self.on_task_skipped), of_items=of_items)
-            event_bus.subscribe(MapProgressed, subjects.told_by(self.on_map_progressed))
-        event_bus.subscribe(RunFinished, subjects.told_by(self.on_run_finished), failures_only=quiet)
-        event_bus.subscribe(RunStillStopping, subjects.told_by(self.on_run_still_stopping))
-        finished = subjects.told_by(self.on_task_finished)
+            event_bus.subscribe(TaskExecutionStarted, correlation.with_ids(self.on_task_started), of_items=of_items)
+            event_bus.subscribe(TaskSkipped, correlation.with_ids(self.on_task_skipped), of_items=of_items)
+            event_bus.subscribe(MapProgressed, correlation.with_ids(self.on_map_progressed))
+        event_bus.subscribe(RunFinished, correlation.with_ids(self.on_run_finished), failures_only=quiet)
+        event_bus.subscribe(RunStillStopping, correlation.with_ids(self.on_run_still_stopping))
+        finished = correlation.with_ids(self.on_task_finished)
         event_bus.subscribe(TaskExecutionFinished, finished, failures_only=quiet, of_items=False)
         event_bus.subscribe(TaskExecutionFinished, finished, failures_only=not items, of_items=True)
-        event_bus.subscribe(ResourceSetupFailed, subjects.told_by(self.on_resource_setup_failed))
-        event_bus.subscribe(ResourceReleased, subjects.told_by(self.on_resource_released))
+        event_bus.subscribe(ResourceSetupFailed, correlation.with_ids(self.on_resource_setup_failed))
+        event_bus.subscribe(ResourceReleased, correlation.with_ids(self.on_resource_released))
         if level <= LEVELS["WARNING"]:
-            event_bus.subscribe(TaskRetrying, subjects.told_by(self.on_task_retrying))
-            event_bus.subscribe(ControlDecision, subjects.told_by(self.on_control_decision))
-        event_bus.subscribe(RunFinished, subjects.forget)
+            event_bus.subscribe(TaskRetrying, correlation.with_ids(self.on_task_retrying))
+            event_bus.subscribe(ControlDecision, correlation.with_ids(self.on_control_decision))
+        event_bus.subscribe(RunFinished, correlation.forget)
 
     @property
     def _messages(self) -> Messages:
@@ -208,7 +208,7 @@ class TelemetrySubscriber:
         max_bytes: int = MAX_QUEUED_BYTES,
     ) -> None:
         self._org_id, self._project_id = identity_from_environment()
-        self._lane = Lane(connector, max_bytes=max_bytes)
+        self._queue = PublishQueue(connector, max_bytes=max_bytes)
         self._capture = words(connector, "capture")
         self._drain_timeout = drain_timeout
         self._runs: dict[str, RunState] = {}
@@ -221,18 +221,18 @@ class TelemetrySubscriber:
                 event_bus.subscribe(kind, self.on_event)
         event_bus.subscribe(ConnectorFailed, self.on_connector_failed)
         event_bus.on_drain(self.drain)
-        event_bus.gates.add(self._lane)
-        if isinstance(connector, Gate):
-            event_bus.gates.add(connector)
+        event_bus.backpressure.add(self._queue)
+        if isinstance(connector, Backpressure):
+            event_bus.backpressure.add(connector)
 
     @property
     def lost(self) -> int:
         """How many messages could not be published so far."""
-        return self._lane.lost
+        return self._queue.lost
 
     def on_connector_failed(self, event: ConnectorFailed) -> None:
         if event.run_id is not None:
-            self._lane.close(event.error)
+            self._queue.close(event.error)
 
     def on_event(self, event: Event) -> None:
         if event.run_id is None:
@@ -241,17 +241,17 @@ class TelemetrySubscriber:
         if run.head["source"] != source():  # a forked child: the parent reports the run
             return
         if (message := self._drafters[type(event)](event, run)) is not None:
-            self._lane.put(self._sealed(message, run, event))
+            self._queue.put(self._sealed(message, run, event))
         if isinstance(event, RunFinished):
             self._runs.pop(event.run_id, None)
 
-    async def drain(self, run_id: str) -> None:  # noqa: ARG002 - one lane serves all runs, in order
+    async def drain(self, run_id: str) -> None:  # noqa: ARG002 - one queue serves all runs, in order
         """Wait, at most `drain_timeout` seconds, until all messages so far are published; say what was lost."""
-        await self._lane.drain(self._drain_timeout)
-        lost, self._reported = self._lane.lost - self._reported, self._lane.lost
+        await self._queue.drain(self._drain_timeout)
+        lost, self._reported = self._queue.lost - self._reported, self._queue.lost
         if lost:
-            name = type(self._lane.connector).__name__
-            logger.warning("%s: %d telemetry messages were lost: %s", name, lost, self._lane.last_error)
+            name = type(self._queue.connector).__name__
+            logger.warning("%s: %d telemetry messages were lost: %s", name, lost, self._queue.last_error)
 
     def _new_run(self, event: Event) -> RunState:
         run_id = str(event.run_id)
@@ -293,7 +293,7 @@ class TelemetrySubscriber:
         if run.trace.tracestate and trace_id != run.trace.trace_id:
             del payload["tracestate"]
         run.seq += 1
-        run.lost = self._lane.lost
+        run.lost = self._queue.lost
         important = message.terminal or isinstance(message.body, (LifecycleEvent, ControlEvent))
         return Message(run.topic, payload, int(important), _size(message.body.metadata), important)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import cascade as cs
 from cascade.connectors.mqtt import MqttConnector
 from cascade.connectors.mqtt.options import MqttOptions, arguments_of
-from cascade.runtime.protocols import Capturing, Connector, Gate, Unsubscribing
+from cascade.runtime.protocols import Backpressure, Capturing, Connector, Unsubscribing
 from cascade.telemetry.topics import AWS_LIMITS, MQTT_LIMITS, status_topic
 
 
@@ -26,7 +26,7 @@ def test_defaults() -> None:
 
 def test_it_offers_what_the_engine_looks_for() -> None:
     connector = MqttConnector(capture="results")
-    for protocol in (Connector, Gate, Capturing, Unsubscribing):
+    for protocol in (Connector, Backpressure, Capturing, Unsubscribing):
         assert isinstance(connector, protocol)
     assert connector.capture == {"results"}
     assert cs.MqttConnector is MqttConnector

@@ -22,7 +22,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 import cascade as cs
 from cascade.connectors.memory import MemoryConnector
 from cascade.connectors.otel import OtelConnector
-from cascade.runtime.nested import run_nested
+from cascade.runtime.engine import run_nested
 from cascade.telemetry import attributes as names
 from cascade.telemetry.identity import span_id
 from cascade.telemetry.topics import source

@@ -21,7 +21,7 @@ from opentelemetry.trace import NonRecordingSpan, TraceState
 import cascade as cs
 from cascade.connectors.memory import MemoryConnector
 from cascade.connectors.otel import OtelConnector
-from cascade.runtime.nested import run_nested
+from cascade.runtime.engine import run_nested
 from cascade.telemetry.identity import parse_tracestate
 from tests.connectors.otel.tracing import Collector, replay
 

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascade.runtime._task_group import BURST
+from cascade.runtime.backpressure import CombinedBackpressure
 from cascade.runtime.control.admission import Admission
 from cascade.runtime.control.constraint import Concurrency, Constraint, Matcher, Pause, RateLimit, Scope
 from cascade.runtime.control.limiters import Key
-from cascade.runtime.gates import Gates
 from tests.lab.waiting import NEVER, until
 
 GLOBAL = Scope("global")
@@ -133,7 +133,7 @@ async def test_all_that_cover_it_hold_together(monkeypatch: pytest.MonkeyPatch) 
 
 
 class Narrow:
-    """A gate that lets ten go, and then opens when it is asked for room."""
+    """Backpressure that is full after ten starts, and has room again after a call of `room`."""
 
     def __init__(self) -> None:
         self.left, self.asked = 10, 0
@@ -148,18 +148,18 @@ class Narrow:
 
 
 async def test_who_waits_is_let_go_no_faster_than_telemetry_keeps_up() -> None:
-    gate = Narrow()
-    admission = Admission(Gates(gate))
+    source = Narrow()
+    admission = Admission(CombinedBackpressure(source))
     admission.put(pause())
     starts = [Start(admission, A) for _ in range(100)]
     await settle()
     admission.remove(pause())
     await asyncio.gather(*(one.task for one in starts))
-    assert gate.asked >= 10
+    assert source.asked >= 10
     admission.put(pause())
     late = Start(admission, A)
     await settle()
-    gate.left = 0
+    source.left = 0
     admission.remove(pause())
     await asyncio.sleep(0)
     admission.close()

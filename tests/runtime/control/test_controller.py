@@ -11,8 +11,8 @@ import cascade as cs
 from cascade.connectors.memory import MemoryConnector
 from cascade.runtime.control.controller import MAX_PATTERNS
 from cascade.runtime.control.notifier import AT_ONCE, REFUSALS_AT_ONCE
+from cascade.runtime.engine import run_nested
 from cascade.runtime.events import ControlDecision, RunFinished, TaskBlocked, TaskExecutionStarted
-from cascade.runtime.nested import run_nested
 from tests.lab.waiting import NEVER, soon
 from tests.runtime.control.steered import Steered
 

@@ -12,8 +12,8 @@ import cascade as cs
 from cascade.runtime.control import controller
 from cascade.runtime.control.constraint import Constraint
 from cascade.runtime.control.notifier import AT_ONCE, MAX_PENDING
+from cascade.runtime.engine import run_nested
 from cascade.runtime.events import ControlDecision, RunStarted, TaskBlocked, TaskExecutionStarted
-from cascade.runtime.nested import run_nested
 from tests.lab.waiting import soon
 from tests.runtime.control.steered import Steered
 

@@ -84,7 +84,7 @@ class OtelConnector:
         TypeError: `tracer_provider` is no tracer provider.
     """
 
-    waits_in_lane = True
+    waits_in_publish_queue = True
     """`publish` does not wait for room: messages wait in the publish queue while `is_full`."""
 
     def __init__(

@@ -5,11 +5,11 @@ import time
 from collections.abc import Callable
 
 from cascade.runtime._task_group import BURST
+from cascade.runtime.backpressure import CombinedBackpressure
 from cascade.runtime.control._index import LimiterIndex
 from cascade.runtime.control.constraint import Constraint
 from cascade.runtime.control.limiters import Key, Limiter, PlaceLimiter, limiter_of
 from cascade.runtime.control.wait_queue import Blocked, Renotifier, Segment, Waiter, WaitQueue
-from cascade.runtime.gates import Gates
 from cascade.runtime.protocols import Place
 
 
@@ -21,12 +21,14 @@ class Admission:
     Queues that wait for the same limiter take turns. The event loop serves one burst of tasks in a turn.
 
     Args:
-        gates: While they are full, no waiting task starts: telemetry is behind and would lose messages.
+        backpressure: While it is full, no waiting task starts: telemetry is behind and would lose messages.
         clock: Returns seconds that never run backwards.
     """
 
-    def __init__(self, gates: Gates | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._gates = gates or Gates()
+    def __init__(
+        self, backpressure: CombinedBackpressure | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._backpressure = backpressure or CombinedBackpressure()
         self._crowded: dict[Limiter, None] = {}
         self._room: asyncio.Task[None] | None = None
         self._clock = clock
@@ -189,7 +191,7 @@ class Admission:
             if not limiter.has_room():
                 self._serve_later(limiter)
                 return
-            if self._gates.is_full():
+            if self._backpressure.is_full():
                 self._serve_after_backpressure(limiter)
                 return
             self._advance(next(iter(limiter.queues)))
@@ -201,8 +203,8 @@ class Admission:
             self._room = asyncio.get_running_loop().create_task(self._await_room(), name="cascade-control-room")
 
     async def _await_room(self) -> None:
-        while self._gates.is_full():
-            await self._gates.room()
+        while self._backpressure.is_full():
+            await self._backpressure.room()
         self._room = None
         crowded, self._crowded = self._crowded, {}
         for limiter in crowded:

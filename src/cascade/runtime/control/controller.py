@@ -10,6 +10,7 @@ from typing import Any
 from cascade._blocks import async_block, block
 from cascade._loggers import get_logger
 from cascade.runtime._run_context import RunContext
+from cascade.runtime.backpressure import CombinedBackpressure
 from cascade.runtime.control._expiry import ExpiryTimer, Place
 from cascade.runtime.control.admission import Admission
 from cascade.runtime.control.constraint import (
@@ -23,7 +24,6 @@ from cascade.runtime.control.constraint import (
 )
 from cascade.runtime.control.notifier import DecisionNotifier, fields_of
 from cascade.runtime.events import ControlDecision
-from cascade.runtime.gates import Gates
 from cascade.runtime.guard import awaited
 from cascade.runtime.protocols import Connector, Unsubscribing
 from cascade.runtime.resource_manager import ResourceManager
@@ -56,7 +56,7 @@ class Controller:
         org_id: Organization of the constraints.
         project_id: Project of the constraints.
         capacity: The system resources whose capacity can be changed.
-        gates: Back-pressure of telemetry: while they are full, no waiting task starts.
+        backpressure: Of the telemetry queues. While it is full, no waiting task starts.
         clock: Returns Unix seconds.
     """
 
@@ -65,10 +65,10 @@ class Controller:
         org_id: str,
         project_id: str,
         capacity: ResourceManager,
-        gates: Gates | None = None,
+        backpressure: CombinedBackpressure | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.admission = Admission(gates)
+        self.admission = Admission(backpressure)
         self._filter = control_filter(org_id, project_id)
         self._prefix = self._filter.removesuffix("#")
         self._capacity = capacity

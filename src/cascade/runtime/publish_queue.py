@@ -1,32 +1,32 @@
-"""One connector's lane: a bounded queue in front of it, and a pump that publishes in order."""
+"""The bounded queue in front of a connector, which publishes the messages in order."""
 
 import asyncio
 from collections import deque
 from typing import Any, NamedTuple
 
-from cascade.runtime.gates import Gates
+from cascade.runtime.backpressure import CombinedBackpressure
 from cascade.runtime.guard import FAULTS, is_own_cancellation
-from cascade.runtime.protocols import Gate
+from cascade.runtime.protocols import Backpressure
 from cascade.spec.protocols import Connector
 from cascade.telemetry.safe import error_text
 
 MAX_QUEUED_BYTES = 64 * 1024 * 1024
-"""A burst of 100,000 tasks fits; a connector that hangs for good does not take the process along."""
+"""Bytes of the messages in the queue. The messages of 100,000 tasks fit; the bound protects the process from a connector that hangs."""
 
 MESSAGE_BYTES = 2_500
-"""Of memory, for a message without long texts: an estimate."""
+"""Estimated bytes of memory of a message without long texts."""
 HELD_BYTES = MAX_QUEUED_BYTES // 4
-"""From here on no further task is started until half of it is published: the burst outruns the connector."""
-PATIENCE = 1.0
-"""Seconds after which a connector that has published nothing is taken for dead: tasks do not wait for it any more."""
-HURRY = 2.0
-"""Seconds to publish what a drain leaves, without waiting for room in the connector."""
+"""Bytes from which on no task starts, until half of them are published."""
+STALL_TIMEOUT = 1.0
+"""Seconds without a published message after which the connector counts as stalled. Tasks do not wait for it."""
+FINAL_DRAIN_TIMEOUT = 2.0
+"""Seconds to publish the rest at the end of a drain, whether or not the connector has room."""
 
 _FULL = "its queue was full"
 
 
 class Message(NamedTuple):
-    """What is to be published. `size` is an estimate in bytes; the terminal ones are dropped last."""
+    """A message in the queue. `size` is an estimate in bytes. Terminal messages are dropped last."""
 
     topic: str
     payload: dict[str, Any]
@@ -35,14 +35,18 @@ class Message(NamedTuple):
     terminal: bool
 
 
-class Lane:
-    """Publishes what it is given, in order, one message at a time.
+class PublishQueue:
+    """Queue that publishes messages to one connector, in order and one at a time.
 
-    When more than `max_bytes` wait, those that matter least go first: messages that are not terminal, the oldest
-    ones first. `lost` counts them and those whose publishing failed; `last_error` says why.
+    Above `max_bytes`, the queue drops the messages that are not terminal, then the oldest terminal ones.
 
-    The queue of a connector whose attribute `waits_in_lane` is True is not filled beyond its `is_full`: messages wait here
-    until it has room, or a drain ends.
+    If the connector's attribute `waits_in_publish_queue` is True, messages stay in this queue while the connector is full,
+    until it has room or a drain ends.
+
+    Attributes:
+        published: The number of published messages.
+        lost: The number of messages that were dropped or could not be published.
+        last_error: The reason of the last loss.
     """
 
     def __init__(self, connector: Connector, *, max_bytes: int = MAX_QUEUED_BYTES) -> None:
@@ -56,30 +60,32 @@ class Lane:
         self._progress_at = 0.0
         self._queue: deque[tuple[int, Message]] = deque()  # with each message's number, in their order
         self._count = 0
-        self._in_hand: int | None = None
+        self._publishing: int | None = None
         self._bytes = 0
         self._minor = 0
-        self._pump: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
         self._drains: list[tuple[int, asyncio.Future[None]]] = []
         self._closed_by = ""
-        self._gates = Gates(connector) if _waits_in_lane(connector) and isinstance(connector, Gate) else Gates()
-        self._hurries = 0  # drains that have waited long enough
+        self._backpressure = CombinedBackpressure()
+        if getattr(connector, "waits_in_publish_queue", False) is True and isinstance(connector, Backpressure):
+            self._backpressure.add(connector)
+        self._final_drains = 0  # drains that no longer wait for room in the connector
 
     def is_full(self) -> bool:
-        """Whether a burst had better wait: much is queued, and the connector is getting on with it."""
+        """Whether many bytes are queued and the connector is not stalled."""
         return self._bytes > self._held_bytes and not self._is_stalled()
 
     async def room(self) -> None:
-        """Wait until half of what made it full is published, or the connector is taken for dead."""
+        """Wait until half of `HELD_BYTES` is published or the connector is stalled."""
         while self._bytes > self._held_bytes // 2 and not self._is_stalled():
             if self._room is None or self._room.done():
                 self._room = asyncio.get_running_loop().create_future()
-            await asyncio.wait({self._room}, timeout=PATIENCE)
+            await asyncio.wait({self._room}, timeout=STALL_TIMEOUT)
 
     def put(self, message: Message) -> None:
-        """Queue a message and see that it is published soon. Never blocks, never raises."""
+        """Add a message. Does not block or raise."""
         if self._closed_by:
-            self._lose(1, self._closed_by)
+            self._drop(1, self._closed_by)
             return
         self._queue.append((self._count, message))
         self._count += 1
@@ -87,20 +93,20 @@ class Lane:
         self._minor += not message.terminal
         if self._bytes > self._max_bytes:
             self._make_room()
-        self._start_pump()
+        self._start_publishing()
 
     def close(self, reason: str) -> None:
-        """Give up: lose what waits and all that still comes."""
+        """Drop all messages, also those that are put later."""
         self._closed_by = reason
-        self._lose_before(self._count, reason)
+        self._drop_before(self._count, reason)
         self._wake_drains()
 
     async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 - the bound is this method's purpose
-        """Wait until all that was put before is published, at most `timeout` seconds; what is left of it then is lost.
+        """Wait at most `timeout` seconds until the present messages are published, then drop the rest of them.
 
-        What others put meanwhile is neither waited for nor lost.
+        Messages that are put meanwhile stay in the queue.
         """
-        self._start_pump()
+        self._start_publishing()
         target = self._count
         if self._oldest() >= target:
             return
@@ -108,7 +114,7 @@ class Lane:
         self._drains.append((target, done))
         try:
             await asyncio.wait({done}, timeout=timeout)
-            if not done.done() and self._gates.is_full():
+            if not done.done() and self._backpressure.is_full():
                 await self._publish_without_waiting(done)
         finally:
             self._drains.remove((target, done))
@@ -116,61 +122,61 @@ class Lane:
             await self._abandon(target, f"not published within {timeout:g} s")
 
     async def _publish_without_waiting(self, done: asyncio.Future[None]) -> None:
-        """The connector takes the rest at once, and drops by its own priorities what does not fit."""
-        self._hurries += 1
+        """Publish to a full connector, which drops messages by its own priorities."""
+        self._final_drains += 1
         try:
-            await asyncio.wait({done}, timeout=HURRY)
+            await asyncio.wait({done}, timeout=FINAL_DRAIN_TIMEOUT)
         finally:
-            self._hurries -= 1
+            self._final_drains -= 1
 
     def _is_stalled(self) -> bool:
-        if self._in_hand is None:
+        if self._publishing is None:
             return False
-        return asyncio.get_running_loop().time() - self._progress_at > PATIENCE
+        return asyncio.get_running_loop().time() - self._progress_at > STALL_TIMEOUT
 
-    def _start_pump(self) -> None:
-        if not self._queue or (self._pump is not None and not self._pump.done()):
+    def _start_publishing(self) -> None:
+        if not self._queue or (self._task is not None and not self._task.done()):
             return
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:  # outside of a loop: the next drain publishes it
             return
-        self._pump = loop.create_task(self._publish_all(), name=f"cascade-telemetry-{type(self.connector).__name__}")
+        self._task = loop.create_task(self._publish_all(), name=f"cascade-telemetry-{type(self.connector).__name__}")
 
     async def _publish_all(self) -> None:
         now = asyncio.get_running_loop().time
         while self._queue:
             self._progress_at = now()
-            self._in_hand, message = self._pop()
+            self._publishing, message = self._pop()
             try:
                 await self.connector.publish(message.topic, message.payload, message.qos)
                 self.published += 1
             except FAULTS as error:
                 if is_own_cancellation(error):
                     raise
-                self._lose(1, error_text(error))
+                self._drop(1, error_text(error))
             finally:
-                self._in_hand = None
+                self._publishing = None
             if self._drains:
                 self._wake_drains()
             if self._room is not None and self._bytes <= self._held_bytes // 2 and not self._room.done():
                 self._room.set_result(None)
-            while not self._hurries and self._gates.is_full():
-                await self._gates.room()
+            while not self._final_drains and self._backpressure.is_full():
+                await self._backpressure.room()
 
     async def _abandon(self, target: int, reason: str) -> None:
         """Lose what was put before the target, the message in hand included, and go on with the rest."""
-        if self._in_hand is not None and self._in_hand < target and self._pump is not None:
-            self._pump.cancel()
-            await asyncio.wait({self._pump})
-            self._lose(1, reason)
-        self._lose_before(target, reason)
-        self._start_pump()
+        if self._publishing is not None and self._publishing < target and self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+            self._drop(1, reason)
+        self._drop_before(target, reason)
+        self._start_publishing()
 
     def _oldest(self) -> int:
-        """The number of the oldest message that is neither published nor lost."""
-        if self._in_hand is not None:
-            return self._in_hand
+        """Return the number of the oldest message that is neither published nor dropped."""
+        if self._publishing is not None:
+            return self._publishing
         return self._queue[0][0] if self._queue else self._count
 
     def _wake_drains(self) -> None:
@@ -181,12 +187,12 @@ class Lane:
 
     def _make_room(self) -> None:
         if self._minor:
-            self._lose(self._minor, _FULL)
+            self._drop(self._minor, _FULL)
             self._queue = deque(entry for entry in self._queue if entry[1].terminal)
             self._bytes, self._minor = sum(message.size for _, message in self._queue), 0
         while self._bytes > self._max_bytes:
             self._pop()
-            self._lose(1, _FULL)
+            self._drop(1, _FULL)
 
     def _pop(self) -> tuple[int, Message]:
         number, message = self._queue.popleft()
@@ -194,15 +200,11 @@ class Lane:
         self._minor -= not message.terminal
         return number, message
 
-    def _lose_before(self, target: int, reason: str) -> None:
+    def _drop_before(self, target: int, reason: str) -> None:
         while self._queue and self._queue[0][0] < target:
             self._pop()
-            self._lose(1, reason)
+            self._drop(1, reason)
 
-    def _lose(self, count: int, reason: str) -> None:
+    def _drop(self, count: int, reason: str) -> None:
         self.lost += count
         self.last_error = reason
-
-
-def _waits_in_lane(connector: object) -> bool:
-    return getattr(connector, "waits_in_lane", False) is True

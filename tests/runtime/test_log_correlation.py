@@ -9,7 +9,7 @@ from cascade.connectors.memory import MemoryConnector
 from cascade.messaging.bus import bus as messaging_bus
 from cascade.messaging.subject import subject_ids
 from cascade.runtime import events
-from cascade.runtime._subjects import Subjects
+from cascade.runtime.log_records import LogCorrelation
 from cascade.runtime.subscribers import HumanReadableLogSubscriber
 from cascade.telemetry.identity import RunTrace, part_trace_id, place_run, span_id
 from cascade.telemetry.parts import TraceParts
@@ -123,7 +123,7 @@ def test_nothing_is_made_for_a_renderer_that_does_not_ask() -> None:
 def test_nothing_is_made_for_a_line_that_is_not_shown(
     log_level: str, log_format: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(Subjects, "_ids_of", lambda _, event: pytest.fail(f"asked for the ids of {event}"))
+    monkeypatch.setattr(LogCorrelation, "_ids_of", lambda _, event: pytest.fail(f"asked for the ids of {event}"))
     cs.run(total([flaky().with_retry(1)]), log_level=log_level, log_format=log_format)
     assert bool(capsys.readouterr().err) == (log_level == "INFO")
 

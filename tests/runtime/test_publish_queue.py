@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascade.connectors.memory import MemoryConnector
-from cascade.runtime.lane import Lane, Message
+from cascade.runtime.publish_queue import Message, PublishQueue
 from tests.lab.waiting import HANG, NEVER, soon
 
 
@@ -19,12 +19,12 @@ def numbers(connector: MemoryConnector) -> list[int]:
 
 async def test_messages_arrive_in_order() -> None:
     connector = MemoryConnector()
-    lane = Lane(connector)
+    queue = PublishQueue(connector)
     for number in range(100):
-        lane.put(message(number))
-    await lane.drain(HANG)
+        queue.put(message(number))
+    await queue.drain(HANG)
     assert numbers(connector) == list(range(100))
-    assert (lane.published, lane.lost) == (100, 0)
+    assert (queue.published, queue.lost) == (100, 0)
 
 
 async def test_messages_are_published_one_at_a_time() -> None:
@@ -38,25 +38,25 @@ async def test_messages_are_published_one_at_a_time() -> None:
             self.now -= 1
 
     connector = Overlapping()
-    lane = Lane(connector)
+    queue = PublishQueue(connector)
     for number in range(10):
-        lane.put(message(number))
-    await lane.drain(HANG)
-    assert (connector.most, lane.published) == (1, 10)
+        queue.put(message(number))
+    await queue.drain(HANG)
+    assert (connector.most, queue.published) == (1, 10)
 
 
 async def test_the_first_message_is_on_its_way_in_the_next_turn_of_the_loop() -> None:
     connector = MemoryConnector()
-    Lane(connector).put(message(0))
+    PublishQueue(connector).put(message(0))
     await asyncio.sleep(0)
     assert numbers(connector) == [0]
 
 
 def test_what_is_put_outside_of_a_loop_is_published_by_the_drain() -> None:
     connector = MemoryConnector()
-    lane = Lane(connector)
-    lane.put(message(0))
-    asyncio.run(lane.drain(HANG))
+    queue = PublishQueue(connector)
+    queue.put(message(0))
+    asyncio.run(queue.drain(HANG))
     assert numbers(connector) == [0]
 
 
@@ -69,12 +69,12 @@ class Failing(MemoryConnector):
 
 async def test_a_publish_that_fails_is_counted_and_disturbs_no_other() -> None:
     connector = Failing()
-    lane = Lane(connector)
+    queue = PublishQueue(connector)
     for number in range(4):
-        lane.put(message(number))
-    await lane.drain(HANG)
+        queue.put(message(number))
+    await queue.drain(HANG)
     assert numbers(connector) == [0, 2]
-    assert (lane.lost, lane.last_error) == (2, "OSError: no route")
+    assert (queue.lost, queue.last_error) == (2, "OSError: no route")
 
 
 class Stuck(MemoryConnector):
@@ -83,60 +83,60 @@ class Stuck(MemoryConnector):
 
 
 async def test_a_drain_ends_and_counts_what_it_left() -> None:
-    lane = Lane(Stuck())
+    queue = PublishQueue(Stuck())
     for number in range(3):
-        lane.put(message(number))
-    await lane.drain(0.01)
-    assert (lane.lost, lane.last_error) == (3, "not published within 0.01 s")
+        queue.put(message(number))
+    await queue.drain(0.01)
+    assert (queue.lost, queue.last_error) == (3, "not published within 0.01 s")
 
 
 async def test_a_drain_neither_waits_for_nor_loses_what_others_put_meanwhile() -> None:
     """One run ends while another goes on talking: the first drain must end, and cost the other nothing."""
     connector = Endless()
-    lane = connector.lane = Lane(connector)
-    lane.put(message(0))
-    await soon(lane.drain(NEVER))
+    queue = connector.queue = PublishQueue(connector)
+    queue.put(message(0))
+    await soon(queue.drain(NEVER))
     assert numbers(connector)[0] == 0
     connector.is_talking = False
-    await lane.drain(HANG)
-    assert lane.lost == 0
+    await queue.drain(HANG)
+    assert queue.lost == 0
     assert numbers(connector) == list(range(len(connector.payloads)))
 
 
 class Endless(MemoryConnector):
     """Whenever a message is published, another run says something more."""
 
-    lane: Lane
+    queue: PublishQueue
     is_talking = True
 
     async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:
         await super().publish(topic, payload, qos)
         await asyncio.sleep(0)
         if self.is_talking:
-            self.lane.put(message(payload["n"] + 1))
+            self.queue.put(message(payload["n"] + 1))
 
 
 async def test_what_comes_after_a_stuck_message_is_published_once_that_is_given_up() -> None:
     class StuckOnce(MemoryConnector):
         async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:
             if payload["n"] == 0:
-                lane.put(message(1))
+                queue.put(message(1))
                 await asyncio.Event().wait()
             await super().publish(topic, payload, qos)
 
     connector = StuckOnce()
-    lane = Lane(connector)
-    lane.put(message(0))
-    await lane.drain(0.01)
-    await lane.drain(HANG)
+    queue = PublishQueue(connector)
+    queue.put(message(0))
+    await queue.drain(0.01)
+    await queue.drain(HANG)
     assert numbers(connector) == [1]
-    assert lane.lost == 1
+    assert queue.lost == 1
 
 
 class Full(MemoryConnector):
     """Has room for one message until `is_empty` is set."""
 
-    waits_in_lane = True
+    waits_in_publish_queue = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -151,10 +151,10 @@ class Full(MemoryConnector):
 
 async def test_messages_wait_in_front_of_a_connector_that_is_full() -> None:
     connector = Full()
-    lane = Lane(connector)
+    queue = PublishQueue(connector)
     for number in range(3):
-        lane.put(message(number))
-    draining = asyncio.ensure_future(lane.drain(NEVER))
+        queue.put(message(number))
+    draining = asyncio.ensure_future(queue.drain(NEVER))
     for _ in range(5):
         await connector.room()
     assert numbers(connector) == [0]
@@ -165,32 +165,32 @@ async def test_messages_wait_in_front_of_a_connector_that_is_full() -> None:
 
 async def test_a_drain_that_waited_long_enough_publishes_the_rest_all_the_same() -> None:
     connector = Full()
-    lane = Lane(connector)
+    queue = PublishQueue(connector)
     for number in range(3):
-        lane.put(message(number))
-    await lane.drain(0.05)
+        queue.put(message(number))
+    await queue.drain(0.05)
     assert numbers(connector) == [0, 1, 2]
-    assert lane.lost == 0
+    assert queue.lost == 0
     connector.is_empty.set()
 
 
 async def test_a_closed_lane_loses_everything_with_the_reason() -> None:
-    lane = Lane(MemoryConnector())
-    lane.put(message(0))
-    lane.close("no connection")
-    lane.put(message(1))
-    await lane.drain(1)
-    assert (lane.lost, lane.last_error) == (2, "no connection")
+    queue = PublishQueue(MemoryConnector())
+    queue.put(message(0))
+    queue.close("no connection")
+    queue.put(message(1))
+    await queue.drain(1)
+    assert (queue.lost, queue.last_error) == (2, "no connection")
 
 
 async def test_what_matters_least_goes_first_when_it_is_full() -> None:
     connector = MemoryConnector()
-    lane = Lane(connector, max_bytes=50)
+    queue = PublishQueue(connector, max_bytes=50)
     for number in range(8):
-        lane.put(message(number, terminal=number % 2 == 1))
-    await lane.drain(HANG)
+        queue.put(message(number, terminal=number % 2 == 1))
+    await queue.drain(HANG)
     assert numbers(connector) == [1, 3, 5, 6, 7]
-    assert (lane.lost, lane.last_error) == (3, "its queue was full")
+    assert (queue.lost, queue.last_error) == (3, "its queue was full")
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 40)), max_size=60), st.integers(20, 200))
@@ -198,13 +198,13 @@ async def test_what_matters_least_goes_first_when_it_is_full() -> None:
 def test_nothing_is_lost_uncounted(messages: list[tuple[bool, int]], limit: int) -> None:
     async def scenario() -> None:
         connector = MemoryConnector()
-        lane = Lane(connector, max_bytes=limit)
+        queue = PublishQueue(connector, max_bytes=limit)
         for number, (terminal, size) in enumerate(messages):
-            lane.put(message(number, terminal=terminal, size=size))
-        await lane.drain(HANG)
-        assert lane.published + lane.lost == len(messages)
+            queue.put(message(number, terminal=terminal, size=size))
+        await queue.drain(HANG)
+        assert queue.published + queue.lost == len(messages)
         assert numbers(connector) == sorted(numbers(connector))
         if sum(size for _, size in messages) <= limit:
-            assert lane.lost == 0
+            assert queue.lost == 0
 
     asyncio.run(scenario())

@@ -9,8 +9,8 @@ import pytest
 import cascade as cs
 from cascade.adapters.executors.local import LocalExecutor
 from cascade.adapters.solvers.native import NativeSolver
-from cascade.runtime._outcome import MAX_NOTES, add_later_error, add_note, add_task_note
-from cascade.runtime.nested import run_nested
+from cascade.runtime.engine import run_nested
+from cascade.runtime.exceptions import MAX_NOTES, add_later_error, add_note, add_task_note
 
 
 @dataclass(frozen=True)

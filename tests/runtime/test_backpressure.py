@@ -57,7 +57,7 @@ class Stuck(MemoryConnector):
 
 
 class Tight:
-    """A gate of a connector's own, which opens when asked for the third time."""
+    """Backpressure of a connector that has room from the third call of `room` on."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -70,7 +70,7 @@ class Tight:
         await asyncio.sleep(0)
 
 
-class Gated(MemoryConnector, Tight):
+class Limited(MemoryConnector, Tight):
     def __init__(self) -> None:
         MemoryConnector.__init__(self)
         Tight.__init__(self)
@@ -125,11 +125,11 @@ async def test_the_slowest_of_several_sets_the_pace() -> None:
 
 
 @pytest.mark.parametrize("wrap", [lambda one: one, lambda one: FanoutConnector([MemoryConnector(), one])])
-async def test_a_connector_may_have_a_gate_of_its_own(wrap: Any) -> None:
-    gated = Gated()
-    await run(wrap(gated))
-    assert gated.asked == 3
-    assert held(gated)
+async def test_a_connector_may_limit_its_own_queue(wrap: Any) -> None:
+    limited = Limited()
+    await run(wrap(limited))
+    assert limited.asked == 3
+    assert held(limited)
 
 
 @pytest.mark.parametrize("flow", [lambda n: wait_for.map(n=n), lambda n: total([wait_for(i) for i in n])])
