@@ -164,7 +164,7 @@ STATED = {
         {0.75: "three quarters full"}[buffer.FULL],
     ],
     "docs/servers.md": [
-        f"a call in progress, at most {_forks.FORK_PATIENCE:g} s",
+        f"a call in progress, at most {_forks.FORK_TIMEOUT:g} s",
         f"the latest {routing.KEPT_TRACES:,} traces",
         {True: '"gRPC was in use at a fork"'}["gRPC was in use at a fork" in grpc._AFTER_FORK],
     ],

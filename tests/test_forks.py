@@ -40,7 +40,7 @@ def test_a_fork_waits_until_no_thread_is_in_a_block_that_must_not_be_forked() ->
     printed = program(
         "_forks.no_fork",
         """
-        _forks.FORK_PATIENCE = 3600
+        _forks.FORK_TIMEOUT = 3600
         states = []
         os.register_at_fork(before=forking.set)
         def ends():
@@ -61,12 +61,12 @@ def test_a_fork_waits_until_no_thread_is_in_a_block_that_must_not_be_forked() ->
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-@pytest.mark.parametrize("block", ["_forks.no_fork", "_forks.ModuleLock()"])
+@pytest.mark.parametrize("block", ["_forks.no_fork", "_forks.ForkSafeLock()"])
 def test_a_child_is_not_held_up_by_a_thread_that_it_does_not_have(block: str) -> None:
     printed = program(
         block,
         """
-        _forks.FORK_PATIENCE = 0
+        _forks.FORK_TIMEOUT = 0
         child = os.fork()
         if not child:
             with block:
@@ -85,7 +85,7 @@ def test_a_thread_in_such_a_block_may_enter_it_again_and_fork() -> None:
         """
         over.set()
         thread.join()
-        _forks.FORK_PATIENCE = 3600
+        _forks.FORK_TIMEOUT = 3600
         with block:
             child = os.fork()
             with block:
@@ -113,7 +113,7 @@ class Slow:
 
 sys.meta_path.insert(0, Slow())
 from cascade import _forks
-_forks.FORK_PATIENCE = 3600
+_forks.FORK_TIMEOUT = 3600
 cs.task
 os.register_at_fork(before=forking.set)
 thread = threading.Thread(target=lambda: cs.run)

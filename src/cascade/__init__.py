@@ -34,10 +34,9 @@ if TYPE_CHECKING:
     from cascade.providers.shell import shell as shell
     from cascade.providers.subflow import subflow as subflow
     from cascade.runtime.bus import MessageBus
-    from cascade.runtime.engine import Engine
+    from cascade.runtime.engine import Engine, override_resource
     from cascade.runtime.exceptions import DependencyMissingError
     from cascade.runtime.log_records import CorrelationFilter, JsonFormatter
-    from cascade.runtime.overrides import override_resource
     from cascade.runtime.protocols import Connector
     from cascade.runtime.subscribers import HumanReadableLogSubscriber, TelemetrySubscriber
     from cascade.runtime.task_context import current_task
@@ -111,10 +110,9 @@ _HOMES = {
     "context": ("Env", "Param", "get_current_context"),
     "graph.serialize": ("from_json", "to_json"),
     "runtime.bus": ("MessageBus",),
-    "runtime.engine": ("Engine",),
+    "runtime.engine": ("Engine", "override_resource"),
     "runtime.exceptions": ("DependencyMissingError",),
     "runtime.log_records": ("CorrelationFilter", "JsonFormatter"),
-    "runtime.overrides": ("override_resource",),
     "runtime.protocols": ("Connector",),
     "runtime.subscribers": ("HumanReadableLogSubscriber", "TelemetrySubscriber"),
     "runtime.task_context": ("current_task",),

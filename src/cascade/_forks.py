@@ -1,18 +1,18 @@
-"""Forks beside other threads: blocks that delay a fork, and locks that are free in a forked child."""
+"""Forks of a process with threads: blocks that delay a fork, and locks that are free in the child."""
 
 import os
 import threading
 from collections import Counter
 
-FORK_PATIENCE = 1.0
-"""Seconds that a fork waits: a collector that does not answer a gRPC call holds it up no longer."""
+FORK_TIMEOUT = 1.0
+"""Seconds that a fork waits at most. A gRPC call to a collector that does not answer may take longer."""
 
 
-class _ForkGate:
+class _ForkGuard:
     """Delays a fork while a thread is in a block that a child could not continue without: a gRPC call, an import.
 
     gRPC skips its own fork handlers while a call is out; what a child can then do with gRPC is undefined. A child
-    cannot import a module that another thread was importing. A fork waits `FORK_PATIENCE` seconds at most. A thread may
+    cannot import a module that another thread was importing. A fork waits `FORK_TIMEOUT` seconds at most. A thread may
     enter again while it is inside.
     """
 
@@ -56,7 +56,7 @@ class _ForkGate:
         with self._changed:
             self._forks += 1
             mine = {threading.get_ident()}
-            self._changed.wait_for(lambda: self._inside.keys() <= mine, FORK_PATIENCE)
+            self._changed.wait_for(lambda: self._inside.keys() <= mine, FORK_TIMEOUT)
 
     def end_fork(self) -> None:
         with self._changed:
@@ -64,7 +64,7 @@ class _ForkGate:
             self._changed.notify_all()
 
 
-class ModuleLock:
+class ForkSafeLock:
     """A lock that is free in a forked child, though another thread of the parent held it."""
 
     def __init__(self) -> None:
@@ -82,4 +82,4 @@ class ModuleLock:
         self._lock.release()
 
 
-no_fork = _ForkGate()
+no_fork = _ForkGuard()

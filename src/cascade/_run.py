@@ -1,4 +1,7 @@
-"""`run` and `run_async`: assemble the bus, the subscribers and the engine of one run, and run it."""
+"""`run` and `run_async`: assemble the bus, the subscribers and the engine of one run, and run it.
+
+The end of a run prints its trace id, or the link to its trace.
+"""
 
 import asyncio
 import os
@@ -142,11 +145,11 @@ class PreparedRun:
         max_workers: int | None = None,
     ) -> None:
         self._target, self._params = target, params
-        messages = messages_of_run(log_level, log_format)
-        events, moved_by = MessageBus(), one_connector(connector)
+        messages = _messages_of_run(log_level, log_format)
+        events, telemetry = MessageBus(), _one_connector(connector)
         HumanReadableLogSubscriber(events, min_level=log_level, messages=messages)
-        if moved_by is not None:
-            TelemetrySubscriber(events, moved_by)
+        if telemetry is not None:
+            TelemetrySubscriber(events, telemetry)
             template = trace_url_template(os.environ)
             if severity(log_level) < LEVELS["OFF"]:
                 TraceLinkSubscriber(events, template, messages)
@@ -154,7 +157,7 @@ class PreparedRun:
         events.subscribe(RunFinished, self._outcome.on_finished)
         self._executor = LocalExecutor(max_workers=max_workers)
         self._engine = Engine(
-            NativeSolver(), self._executor, events, system_resources=system_resources, connector=moved_by
+            NativeSolver(), self._executor, events, system_resources=system_resources, connector=telemetry
         )
         for resource in resources:
             self._engine.register(resource)
@@ -215,7 +218,7 @@ class PreparedRun:
 
 
 class _Outcome:
-    """How a run has ended. An object of its own: the bus must not refer to the run that it belongs to."""
+    """Status of a run that has ended. A separate object, so that the bus does not refer to the run."""
 
     status = ""
 
@@ -223,8 +226,8 @@ class _Outcome:
         self.status = event.status
 
 
-def messages_of_run(log_level: str, log_format: str) -> Messages:
-    """The messages of one run, with a renderer of their own that writes to stderr.
+def _messages_of_run(log_level: str, log_format: str) -> Messages:
+    """Return the message bus of one run, with its own renderer, which writes to stderr.
 
     Raises:
         ValueError: There is no such level or format.
@@ -240,11 +243,11 @@ def messages_of_run(log_level: str, log_format: str) -> Messages:
     return messages
 
 
-def one_connector(connector: Connector | Sequence[Connector] | None) -> Connector | None:
-    """The connector to use: as given, several as one, or those that the environment names.
+def _one_connector(connector: Connector | Sequence[Connector] | None) -> Connector | None:
+    """Return the connector to use: the given one, several as one, or those that the environment names.
 
     Raises:
-        TypeError: Something given is no connector.
+        TypeError: An object is no connector.
     """
     chosen: list[Any]
     if connector is None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, Self
 
-from cascade._blocks import block
+from cascade._context_managers import context_manager
 from cascade.runtime.exceptions import by_signal
 from cascade.runtime.threads import is_left_running
 
@@ -98,7 +98,7 @@ class RunSignals:
             self._task.cancel(by_signal(self.received.name))
 
 
-@block
+@context_manager
 def _signals_wake(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
     """Make each signal wake the event loop, so that the handler runs at once.
 

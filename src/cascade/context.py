@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any, TypeVar, overload
 
-from cascade._blocks import block
+from cascade._context_managers import context_manager
 from cascade.spec.input import EnvSpec, InputSpec, ParamSpec
 from cascade.spec.lazy_types import LazyResult
 from cascade.spec.task import Task
@@ -36,7 +36,7 @@ def get_current_context() -> WorkflowContext:
     return _scoped.get() or _default
 
 
-@block
+@context_manager
 def scoped() -> Iterator[WorkflowContext]:
     """A new context for the block, apart from that of the process."""
     context = WorkflowContext()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import cascade as cs
-from cascade.runtime.hashable_cache import hashable_cache
+from cascade.runtime.resolvers import hashable_cache
 
 
 class Data:

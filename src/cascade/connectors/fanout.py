@@ -135,14 +135,14 @@ class FanoutConnector:
         try:
             return connector.place_run(run_id, *rest)
         except FAULTS:
-            logger.exception("%s failed to place the run in a trace; the run goes on", _name(connector))
+            logger.exception("%s failed to place the run in a trace; the run continues", _name(connector))
             return None
 
     def _give_up_tracing(self, connector: Tracing) -> None:
         if connector in self._tracing:
             self._tracing.remove(connector)
             logger.exception(  # noqa: LOG004 - called from exception handlers
-                "%s failed to activate a span; the run goes on without", _name(connector)
+                "%s failed to activate a span; the run continues without it", _name(connector)
             )
 
 

@@ -12,9 +12,7 @@ if TYPE_CHECKING:
     from cascade.runtime import events as events
     from cascade.runtime import exceptions as exceptions
     from cascade.runtime import flow as flow
-    from cascade.runtime import hashable_cache as hashable_cache
     from cascade.runtime import log_records as log_records
-    from cascade.runtime import overrides as overrides
     from cascade.runtime import protocols as protocols
     from cascade.runtime import publish_queue as publish_queue
     from cascade.runtime import resolvers as resolvers

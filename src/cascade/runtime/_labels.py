@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 from cascade._loggers import get_logger
 from cascade.graph.arguments import count_positional, split
 from cascade.graph.model import Edge, Node
-from cascade.runtime.hashable_cache import hashable_cache
-from cascade.runtime.resolvers import defaults_of, hidden_secrets, positional_names, without_secrets
+from cascade.runtime.resolvers import defaults_of, hashable_cache, hidden_secrets, positional_names, without_secrets
 from cascade.spec.resource import Inject
 from cascade.telemetry.limits import MAX_NAME_BYTES
 from cascade.telemetry.safe import error_text, masked, masked_name

@@ -64,7 +64,7 @@ class MapExecution:
             ValueError: The lists are not equally long.
             BaseException: What the first item that failed has raised.
         """
-        if not self._run.is_steered:
+        if not self._run.has_control:
             return await self._perform()
         permit = Permit(self._run.admission, Key(self._run.run_ids, self._node.name, is_map=True))
         if not permit.try_acquire():

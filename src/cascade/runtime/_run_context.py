@@ -9,7 +9,7 @@ from contextvars import Context
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cascade._blocks import block
+from cascade._context_managers import context_manager
 from cascade._loggers import get_logger
 from cascade.runtime._labels import Labels
 from cascade.runtime.bus import MessageBus
@@ -46,11 +46,11 @@ Clock = Callable[[], int]
 REPORT_DELAY = 1.0
 """Seconds after which a run that is cancelled by a signal reports what it waits for."""
 
-_HARNESS = ("/cascade/runtime/", "/cascade/adapters/", "/concurrent/futures/", "/asyncio/", "/contextlib.py")
+_ENGINE_FILES = ("/cascade/runtime/", "/cascade/adapters/", "/concurrent/futures/", "/asyncio/", "/contextlib.py")
 
 
 class RunClock:
-    """Wall-clock time that never runs backwards within a run, whatever is done to the machine's clock."""
+    """Wall-clock time that does not run backwards within a run when the system's clock is set back."""
 
     def __init__(self, clock: Clock = time.time_ns) -> None:
         self._clock = clock
@@ -71,7 +71,7 @@ class RunContext:
     """One run: its id, parameters, results, executor and bus.
 
     `new_context` returns a copy of the context variables of the caller of `run`. Each task and each attempt runs in its own
-    copy, the resources in copies of theirs. `admission` grants the permits of its tasks. Without `is_steered`, no
+    copy, the resources in copies of theirs. `admission` grants the permits of its tasks. Without `has_control`, no
     constraint can hold them back. `run_ids` are its own and those of the runs that it is nested in. `failure` is the error
     that stops the run. `stop_reason` is the text of the tasks that are cancelled. `left_running` has the names of
     cancelled tasks whose functions still run.
@@ -87,7 +87,7 @@ class RunContext:
     capacity: ResourceManager
     new_context: Callable[[], Context]
     admission: Admission
-    is_steered: bool = False
+    has_control: bool = False
     tracing: Tracing | None = None
     run_ids: tuple[str, ...] = ()
     _keys: dict[tuple[str, Places | None], Key] = field(default_factory=dict)
@@ -156,7 +156,7 @@ class RunContext:
         self.left_running[key] = name
         work.add_done_callback(lambda _: self.left_running.pop(key, None))
 
-    @block
+    @context_manager
     def waiting_for(self, name: str) -> Iterator[None]:
         """Record work that a signal cannot interrupt, while the run waits for it in the block."""
         key = id(name)
@@ -174,7 +174,7 @@ class RunContext:
             self._report = asyncio.get_running_loop().call_later(REPORT_DELAY, self.report_still_stopping)
 
     def report_still_stopping(self) -> None:
-        """Publish what still runs, if a signal has cancelled the run."""
+        """Publish the names of the tasks that still run, if a signal has cancelled the run."""
         if self._report is not None:
             self._report.cancel()
         if self.left_running and self._is_signalled:
@@ -193,7 +193,7 @@ class RunContext:
             self.later_errors.append(LaterError(self.clock.now_ns(), error_info(later)))
 
     def places(self, node: Any) -> Places | None:
-        """The executor's places for a node, as the executor gets it; None if it needs none."""
+        """Return the places of the executor for a node, which is the one that the executor receives. None if it needs no place."""
         return None if self._places_of is None else self._places_of(node)
 
     def permit(self, name: str, node: Any) -> Permit | None:
@@ -202,10 +202,10 @@ class RunContext:
         `node` is the node that the executor gets.
         """
         places = self.places(node)
-        if places is None and not self.is_steered:
+        if places is None and not self.has_control:
             return None
         key = self._keys.get((name, places))
-        if key is None:  # made once: a map's items, and most tasks of a fan-out, share theirs
+        if key is None:  # one for all items of a map
             key = self._keys[name, places] = Key(self.run_ids, name, places=places)
         return Permit(self.admission, key)
 
@@ -221,14 +221,14 @@ class RunContext:
         self.bus.publish(event_type.made(fields))
 
     def enter_span(self, task: TaskContext) -> AbstractContextManager[None] | None:
-        """Make the task's span current, where a connector offers that; to be given to `leave_span`."""
+        """Make the task's span current, if the connector supports it. Returns the argument for `leave_span`."""
         if self.tracing is None:
             return None
         try:
             span = self.tracing.activate(task)
             span.__enter__()
         except FAULTS:
-            self._give_up_tracing()
+            self._disable_tracing()
             return None
         return span
 
@@ -237,12 +237,12 @@ class RunContext:
             if span is not None:
                 span.__exit__(None, None, None)
         except FAULTS:
-            self._give_up_tracing()
+            self._disable_tracing()
 
-    def _give_up_tracing(self) -> None:
+    def _disable_tracing(self) -> None:
         if self.tracing is not None:
             logger.exception(  # noqa: LOG004 - called from exception handlers
-                "%s failed to activate a span; the run goes on without", type(self.tracing).__name__
+                "%s failed to activate a span; the run continues without it", type(self.tracing).__name__
             )
         self.tracing = None
 
@@ -263,7 +263,7 @@ def place_in_trace(
         try:
             trace = tracing.place_run(run_id, target, start_ns, parent)
         except FAULTS:
-            logger.exception("%s failed to place the run in a trace; the run goes on", type(tracing).__name__)
+            logger.exception("%s failed to place the run in a trace; the run continues", type(tracing).__name__)
         if not isinstance(trace, RunTrace):
             trace = tracing = None
     trace = trace or place_run(run_id, parent)
@@ -284,15 +284,15 @@ def seconds(start_ns: int, end_ns: int) -> float:
 
 
 def error_info(error: BaseException) -> ErrorInfo:
-    """An exception as data, its stack trace starting at the user's own code."""
+    """Return the exception as data. The stack trace begins at the user's code."""
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    return ErrorInfo(name, error_message(error), stack_text(_without_harness(error)))
+    return ErrorInfo(name, error_message(error), stack_text(_without_engine_frames(error)))
 
 
-def _without_harness(error: BaseException) -> BaseException:
-    """Drop the engine's own frames from the head of the traceback, without a call of the exception's class."""
+def _without_engine_frames(error: BaseException) -> BaseException:
+    """Remove the engine's frames from the head of the traceback, without a call of the exception's class."""
     trace = traceback_of(error)
-    while trace is not None and any(part in trace.tb_frame.f_code.co_filename for part in _HARNESS):
+    while trace is not None and any(part in trace.tb_frame.f_code.co_filename for part in _ENGINE_FILES):
         trace = trace.tb_next
     return BaseException.with_traceback(error, trace) if trace is not None else error

@@ -1,13 +1,14 @@
-"""The engine: what it is configured with, and a run's life from connect to disconnect."""
+"""The engine: its configuration, and a run from connect to disconnect."""
 
 import asyncio
+import inspect
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import nullcontext
 from contextvars import Context, ContextVar
 from typing import Any, TypeVar
 
-from cascade._blocks import async_block
+from cascade._context_managers import async_context_manager, context_manager
 from cascade._loggers import get_logger
 from cascade.graph.build import GraphBuilder
 from cascade.graph.model import Graph
@@ -43,23 +44,23 @@ logger = get_logger(__name__)
 
 CONNECT_TIMEOUT = 5.0
 DISCONNECT_TIMEOUT = 30.0
-"""Seconds beyond the flush of a connector, whose length is its attribute `flush_timeout`; without it this is all."""
+"""Seconds in addition to the attribute `flush_timeout` of a connector."""
 
 LARGE = 2_000
-"""Nodes from which on a graph is built and planned in a thread: what else is in the event loop gets its turns."""
+"""Nodes from which on a graph is built and planned in a thread, so that the event loop stays responsive."""
 
 
 class Engine:
     """Runs workflows. One engine serves many runs, one after another or at once, in one event loop at a time.
 
     Args:
-        solver: Orders a graph.
-        executor: Calls the tasks' functions.
-        bus: Where the events go.
-        state_backend_cls: Makes the store of a run's results, as `state_backend_cls(run_id=…)`.
+        solver: Orders the nodes of a graph.
+        executor: Calls the functions of tasks.
+        bus: Receives the events.
+        state_backend_cls: Returns the store of a run's results, called as `state_backend_cls(run_id=…)`.
         system_resources: Capacities of the resources that `with_constraints` requests, by name. Other names are unlimited.
-        connector: Connected before a run's first event and disconnected after its last.
-        clock: Gives nanoseconds since the Unix epoch.
+        connector: Is connected before the first event of a run and disconnected after the last one.
+        clock: Returns nanoseconds since the Unix epoch.
         run_ids: Returns the id of each run: 128 random bits in UUID form by default. Any text that can be a level of a
             topic is accepted. A version 4 UUID biases ratio samplers.
 
@@ -97,25 +98,25 @@ class Engine:
         self._providers: dict[str, Callable[..., Any]] = {}
 
     def register(self, resource_def: ResourceDefinition) -> None:
-        """Make a resource known by its name."""
+        """Register a resource under its name."""
         self._providers[resource_def.name] = resource_def.func
 
     def get_resource_provider(self, name: str) -> Callable[..., Any]:
-        """The generator function of a registered resource. Raises KeyError for an unknown name."""
+        """Return the generator function of a registered resource. Raises KeyError for an unknown name."""
         return self._providers[name]
 
     def override_resource_provider(self, name: str, new: Any) -> None:
-        """Put another generator function, or resource definition, in a resource's place."""
+        """Replace the generator function of a resource, also by that of a resource definition."""
         self._providers[name] = new.func if isinstance(new, ResourceDefinition) else new
 
     async def run(self, target: Lazy[T], params: dict[str, Any] | None = None) -> T:
-        """Run all that the target needs and return its value.
+        """Run the target and the tasks that it needs, and return the value of the target.
 
         Raises:
             RuntimeError: No asyncio event loop is running in this thread.
             TypeError: The target is no lazy result.
             DependencyMissingError: The target was skipped.
-            BaseException: What the first task that failed has raised, as it was raised.
+            BaseException: The exception of the first task that failed, unchanged.
         """
         require_event_loop("Engine.run")
         graph = await _graph_of(target)
@@ -126,9 +127,9 @@ class Engine:
         try:
             connector = None if nested else self.connector
             async with _suspended(nested=nested), _connected(connector, self.bus, run_id, self._control):
-                # Placed once the connector is connected: what that takes is no part of the run.
+                # The start time is taken here: the duration of a run does not include the connect.
                 run = self._new_run(run_id, _name_of(target), dict(params or {}), new_context)
-                value: T = await self._live(run, graph, target, nested=nested)
+                value: T = await self._run_with_control(run, graph, target, nested=nested)
                 return value
         finally:
             current_engine.reset(token)
@@ -153,13 +154,13 @@ class Engine:
             new_context=new_context,
             tracing=tracing,
             admission=self._control.admission if self._control else Admission(self.bus.backpressure),
-            is_steered=self._control is not None,
+            has_control=self._control is not None,
             run_ids=(run_id, *(self._control.run_ids(task.run_id) if self._control and task else ())),
             clock=clock,
         )
 
-    async def _live(self, run: RunContext, graph: Graph, target: Any, *, nested: bool) -> Any:
-        async with _told(run, graph, _name_of(target), nested=nested):
+    async def _run_with_control(self, run: RunContext, graph: Graph, target: Any, *, nested: bool) -> Any:
+        async with _published(run, graph, _name_of(target), nested=nested):
             names = (node.name for node in graph.nodes)
             with self._control.attach(run, names) if self._control else nullcontext():
                 try:
@@ -186,15 +187,36 @@ class Engine:
 
 
 async def run_nested(target: Lazy[T], params: dict[str, Any] | None = None) -> T:
-    """Run `target` with the engine that runs the calling task: its connector, its resources, its trace.
+    """Run `target` with the engine that runs the calling task: with its connector and resources, in its trace.
 
     Raises:
-        RuntimeError: Called from outside of any run.
+        RuntimeError: No run calls this function.
     """
     engine = current_engine.get()
     if engine is None:
         raise RuntimeError("A nested run needs a run around it: call it from a task")
     return await engine.run(target, params)
+
+
+@context_manager
+def override_resource(engine: Engine, name: str, new_resource: Any) -> Iterator[None]:
+    """Replace a registered resource inside the `with` block, by a generator function or a resource definition.
+
+    Raises:
+        KeyError: The engine has no resource of that name.
+        TypeError: The object cannot override a resource.
+    """
+    function = new_resource.func if isinstance(new_resource, ResourceDefinition) else new_resource
+    if not (inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)):
+        raise TypeError(
+            f"Cannot override resource '{name}' with {new_resource!r}: give a generator function or a resource definition"
+        )
+    original = engine.get_resource_provider(name)
+    engine.override_resource_provider(name, function)
+    try:
+        yield
+    finally:
+        engine.override_resource_provider(name, original)
 
 
 def require_event_loop(caller: str) -> None:
@@ -216,13 +238,13 @@ async def _graph_of(target: Any) -> Graph:
     return builder.graph
 
 
-@async_block
+@async_context_manager
 async def _connected(
     connector: Connector | None, bus: MessageBus, run_id: str, control: Controller | None
 ) -> AsyncIterator[None]:
-    """Keep the connector connected for the block, and let it bring control.
+    """Keep the connector connected inside the block, and apply its constraints.
 
-    Only its `TelemetryLostError` comes through, after a run that succeeded.
+    Errors of the connector are logged. Only its `TelemetryLostError` is raised, after a run that succeeded.
     """
     if connector is None:
         yield
@@ -240,7 +262,7 @@ async def _connected(
 async def _connect(connector: Connector, bus: MessageBus, run_id: str) -> bool:
     try:
         await awaited(connector.connect, CONNECT_TIMEOUT)
-    except Exception as error:  # noqa: BLE001 - telemetry never breaks a run
+    except Exception as error:  # noqa: BLE001 - errors of telemetry do not end a run
         if bus.handlers(ConnectorFailed):
             bus.publish(ConnectorFailed(run_id=run_id, error=error_text(error)))
         else:
@@ -256,11 +278,11 @@ async def _disconnect(connector: Connector, *, strict: bool) -> None:
         if strict:
             raise
         logger.warning("%s", error)
-    except Exception as error:  # noqa: BLE001 - telemetry never breaks a run
+    except Exception as error:  # noqa: BLE001 - errors of telemetry do not end a run
         logger.warning("%s could not disconnect: %s", type(connector).__name__, error_text(error))
 
 
-@async_block
+@async_context_manager
 async def _suspended(*, nested: bool) -> AsyncIterator[None]:
     """Release the permit of the task that starts a nested run while it waits for that run."""
     work = current_work() if nested else None
@@ -271,8 +293,8 @@ async def _suspended(*, nested: bool) -> AsyncIterator[None]:
 current_engine: ContextVar[Engine | None] = ContextVar("cascade_current_engine", default=None)
 
 
-@async_block
-async def _told(run: RunContext, graph: Graph, target: str, *, nested: bool) -> AsyncIterator[None]:
+@async_context_manager
+async def _published(run: RunContext, graph: Graph, target: str, *, nested: bool) -> AsyncIterator[None]:
     """Publish RunStarted and RunFinished, and drain the subscribers."""
     task = current_task()
     run.emit(
@@ -293,13 +315,13 @@ async def _told(run: RunContext, graph: Graph, target: str, *, nested: bool) -> 
         error = caught
         raise
     finally:
-        _tell_end(run, error)
+        _publish_end(run, error)
         run.report_still_stopping()
         del error  # it refers to this frame
         await run.bus.drain(run.run_id)
 
 
-def _tell_end(run: RunContext, error: BaseException | None) -> None:
+def _publish_end(run: RunContext, error: BaseException | None) -> None:
     end_ns, result = run.clock.now_ns(), result_of(error)
     run.emit(
         RunFinished,

@@ -1,15 +1,17 @@
 """Resolves the arguments of a node's call, and the amounts of its constraints, from the results of a run."""
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from functools import wraps
+from types import FunctionType
+from typing import Any, NamedTuple, Protocol, TypeVar
+from weakref import ref
 
 from cascade.graph.arguments import count_positional, split
 from cascade.graph.model import Edge, EdgeType, Node
 from cascade.runtime.exceptions import DependencyMissingError
 from cascade.runtime.flow import chosen_route, lazy_id
-from cascade.runtime.hashable_cache import hashable_cache
 from cascade.spec.lazy_types import LazyResult, MappedLazyResult
 from cascade.spec.nested import substitute
 from cascade.spec.protocols import StateBackend
@@ -17,6 +19,8 @@ from cascade.spec.resource import Inject
 from cascade.spec.routing import Router
 from cascade.telemetry.redact import MASK, hides, is_secret
 from cascade.telemetry.safe import safe
+
+_T = TypeVar("_T")
 
 ARGUMENTS = frozenset({EdgeType.DATA, EdgeType.IMPLICIT, EdgeType.ROUTER_ROUTE})
 """The edges whose sources' values are arguments, or parts of them."""
@@ -153,6 +157,35 @@ class InjectedParameter(NamedTuple):
     position: int | None
     positional_only: bool
     resource_name: str
+
+
+def hashable_cache(compute: Callable[[Any], _T]) -> Callable[[Any], _T]:
+    """Cache `compute(function)` for as long as the function is alive. `inspect` needs microseconds to find its properties.
+
+    The result must not refer to the function: the entry would keep it alive. A function is compared by identity. The
+    result is not cached for an object that defines its own `__eq__` or `__hash__`, or that has no weak references, such
+    as a bound method.
+    """
+    known: dict[ref[Any], _T] = {}
+
+    def forget(function: ref[Any]) -> None:
+        known.pop(function, None)
+
+    @wraps(compute)
+    def cached(function: Any) -> _T:
+        if type(function) is not FunctionType and not _is_compared_by_identity(type(function)):
+            return compute(function)
+        found: Any = known.get(ref(function), known)  # `known` itself stands for no entry
+        if found is known:
+            found = known[ref(function, forget)] = compute(function)
+        value: _T = found
+        return value
+
+    return cached
+
+
+def _is_compared_by_identity(kind: Any) -> bool:
+    return kind.__hash__ is object.__hash__ and kind.__eq__ is object.__eq__ and bool(kind.__weakrefoffset__)
 
 
 @hashable_cache

@@ -4,10 +4,10 @@ import re
 from types import TracebackType
 from typing import Self
 
-from cascade._forks import ModuleLock
+from cascade._forks import ForkSafeLock
 from cascade.telemetry import _secret_keys, _secret_texts
 
-_lock = ModuleLock()
+_lock = ForkSafeLock()
 _rules: list["Redaction"] = []
 
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from cascade._imports import load
 from cascade.connectors.memory import MemoryConnector
-from cascade.runtime.overrides import override_resource
+from cascade.runtime.engine import override_resource
 from cascade.testing.clock import FixedClock
 from cascade.testing.conformance import ConnectorConformance
 from cascade.testing.record import RunRecord, record_run

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
 
-from cascade._blocks import async_block, block
+from cascade._context_managers import async_context_manager, context_manager
 from cascade._loggers import get_logger
 from cascade.runtime._run_context import RunContext
 from cascade.runtime.backpressure import CombinedBackpressure
@@ -85,7 +85,7 @@ class Controller:
         self._subscribing: asyncio.Task[None] | None = None
         self._unsubscribing: asyncio.Event | None = None
 
-    @async_block
+    @async_context_manager
     async def attached(self, connector: Connector, run_id: str) -> AsyncIterator[None]:
         """Apply the constraints of the connector in the block, from the beginning those that it receives at once.
 
@@ -104,7 +104,7 @@ class Controller:
             if not self._users:
                 await self._detach(connector)
 
-    @block
+    @context_manager
     def attach(self, run: RunContext, names: Iterable[str] = ()) -> Iterator[None]:
         """Apply the constraints to the run for the block, and publish the decisions that concern it.
 

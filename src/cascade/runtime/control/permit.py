@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from cascade._blocks import block
+from cascade._context_managers import context_manager
 from cascade.runtime.control.admission import Admission
 from cascade.runtime.control.constraint import Constraint
 from cascade.runtime.control.limiters import REASONS, Key, NoPlace
@@ -59,7 +59,7 @@ class Permit:
         if place is not None:  # last: this may start another task, which no limit should hold back
             place.release()
 
-    @block
+    @context_manager
     def suspended(self) -> Iterator[None]:
         """Release the permit while the task waits for a nested run, and take it back afterwards.
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 from opentelemetry._logs import NoOpLoggerProvider, get_logger_provider
 from opentelemetry._logs._internal import ProxyLoggerProvider
 
-from cascade._forks import ModuleLock
+from cascade._forks import ForkSafeLock
 from cascade._loggers import get_logger
 from cascade.connectors.otel.logs.records import encode
 from cascade.runtime.task_context import TaskContext, current_task
@@ -108,7 +108,7 @@ _above = logging.Logger("above the root logger")  # noqa: LOG001 - it is no desc
 `logging.config.dictConfig`, `fileConfig` and `basicConfig` replace the handlers of the root logger, not those of its parent.
 And `basicConfig` does its work while the root logger itself has no handler.
 """
-_placing = ModuleLock()
+_placing = ForkSafeLock()
 
 
 def attach(handler: logging.Handler) -> None:

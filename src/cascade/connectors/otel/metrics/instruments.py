@@ -12,7 +12,7 @@ from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 from opentelemetry.metrics._internal import _ProxyMeterProvider
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
-from cascade._forks import ModuleLock
+from cascade._forks import ForkSafeLock
 from cascade.connectors import _lifetime
 from cascade.connectors.otel import environment
 from cascade.connectors.otel.metrics import catalogue as m
@@ -89,7 +89,7 @@ def _create_observables(meter: metrics.Meter, gauges: Gauges) -> None:
 
 
 _instruments: "weakref.WeakKeyDictionary[MeterProvider, Instruments]" = weakref.WeakKeyDictionary()
-_creation = ModuleLock()
+_creation = ForkSafeLock()
 
 
 def instruments_of(provider: Any) -> Instruments:

@@ -1,7 +1,7 @@
-"""`block` and `async_block`: context managers for blocks through which users' exceptions pass.
+"""Context managers that pass the exceptions of users on, whatever their class.
 
-Those of `contextlib` assign `__traceback__` to the exception. A frozen dataclass refuses the assignment, and its own
-error would replace the user's exception. These decorators only pass the exception on: the generator cannot swallow it.
+`contextlib` assigns `__traceback__` to the exception. A frozen dataclass refuses the assignment, and its error replaces
+the user's exception. These decorators call no code of its class. The generator cannot suppress the exception.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
@@ -13,27 +13,27 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def block(function: Callable[P, Iterator[T]]) -> Callable[P, "_Block[T]"]:
-    """Make a context manager of a generator function that yields once, in a `try` with a `finally`."""
+def context_manager(function: Callable[P, Iterator[T]]) -> Callable[P, "_ContextManager[T]"]:
+    """Decorator: makes a context manager of a generator function that yields once, in a `try` with a `finally`."""
 
     @wraps(function)
-    def enter(*args: P.args, **kwargs: P.kwargs) -> "_Block[T]":
-        return _Block(function(*args, **kwargs))
+    def enter(*args: P.args, **kwargs: P.kwargs) -> "_ContextManager[T]":
+        return _ContextManager(function(*args, **kwargs))
 
     return enter
 
 
-def async_block(function: Callable[P, AsyncIterator[T]]) -> Callable[P, "_AsyncBlock[T]"]:
-    """Make an asynchronous context manager of an async generator function that yields once."""
+def async_context_manager(function: Callable[P, AsyncIterator[T]]) -> Callable[P, "_AsyncContextManager[T]"]:
+    """Decorator: makes an asynchronous context manager of an async generator function that yields once."""
 
     @wraps(function)
-    def enter(*args: P.args, **kwargs: P.kwargs) -> "_AsyncBlock[T]":
-        return _AsyncBlock(function(*args, **kwargs))
+    def enter(*args: P.args, **kwargs: P.kwargs) -> "_AsyncContextManager[T]":
+        return _AsyncContextManager(function(*args, **kwargs))
 
     return enter
 
 
-class _Block(Generic[T]):
+class _ContextManager(Generic[T]):
     def __init__(self, generator: Iterator[T]) -> None:
         assert isinstance(generator, Generator)  # noqa: S101 - for the type checker
         self._generator: Generator[T, None, None] = generator
@@ -50,12 +50,12 @@ class _Block(Generic[T]):
         try:
             self._generator.throw(error)
         except BaseException as raised:
-            if not _is_the_same(raised, error):
+            if not _is_same(raised, error):
                 raise
             BaseException.with_traceback(error, trace)
 
 
-class _AsyncBlock(Generic[T]):
+class _AsyncContextManager(Generic[T]):
     def __init__(self, generator: AsyncIterator[T]) -> None:
         assert isinstance(generator, AsyncGenerator)  # noqa: S101 - for the type checker
         self._generator: AsyncGenerator[T, None] = generator
@@ -72,12 +72,12 @@ class _AsyncBlock(Generic[T]):
         try:
             await self._generator.athrow(error)
         except BaseException as raised:
-            if not _is_the_same(raised, error):
+            if not _is_same(raised, error):
                 raise
             BaseException.with_traceback(error, trace)
 
 
-def _is_the_same(raised: BaseException, thrown: BaseException) -> bool:
+def _is_same(raised: BaseException, thrown: BaseException) -> bool:
     """Whether a generator passed the exception on. A StopIteration leaves a generator as a RuntimeError (PEP 479)."""
     return raised is thrown or (
         issubclass(type(thrown), (StopIteration, StopAsyncIteration)) and raised.__cause__ is thrown
