@@ -5,7 +5,7 @@ from functools import singledispatch
 from typing import Any, get_args
 
 from cascade.runtime._parts import charge_own, child_of, count_attempt, count_last, parts_below, short_error
-from cascade.runtime._run_state import Draft, RunState
+from cascade.runtime._run_state import RunState, UnstampedMessage
 from cascade.runtime.events import (
     ControlDecision,
     ErrorInfo,
@@ -49,23 +49,23 @@ MIN_WAIT_NS = 1_000_000
 
 
 @singledispatch
-def draft(event: Event, run: RunState) -> Draft | None:  # noqa: ARG001 - the default of the functions below
+def message_for(event: Event, run: RunState) -> UnstampedMessage | None:  # noqa: ARG001 - the default of the functions below
     """The message for an event; None for an event that the wire has no message for."""
     return None
 
 
-@draft.register
-def _run_started(event: RunStarted, run: RunState) -> Draft:
+@message_for.register
+def _run_started(event: RunStarted, run: RunState) -> UnstampedMessage:
     run.target, run.inputs = _name(", ".join(event.target_tasks)), [_name(name) for name in event.inputs]
     run.params = captured(event.params) if "params" in run.capture and event.params else None
     tasks = {_name(name): count for name, count in event.task_counts.items()}
     run.parts.expect(RUN, f"run {run.target}".rstrip(), sum(event.task_counts.values()))
     metadata = _run_metadata(run, start_ns=_start(event), tasks=tasks, outer_run_id=event.outer_run_id or None)
-    return Draft(wire.LifecycleEvent("ENGINE_STARTED", metadata=metadata), RUN, run.place)
+    return UnstampedMessage(wire.LifecycleEvent("ENGINE_STARTED", metadata=metadata), RUN, run.place)
 
 
-@draft.register
-def _run_finished(event: RunFinished, run: RunState) -> Draft:
+@message_for.register
+def _run_finished(event: RunFinished, run: RunState) -> UnstampedMessage:
     start_ns, end_ns = _window(event)
     metadata = _run_metadata(
         run,
@@ -84,11 +84,11 @@ def _run_finished(event: RunFinished, run: RunState) -> Draft:
     charge_own(metadata, run)
     status: Any = event.status if event.status in {"Succeeded", "Failed", "Cancelled"} else None
     body = wire.LifecycleEvent("ENGINE_STOPPED", status, (end_ns - start_ns) / 1e6, _error(event.error), metadata)
-    return Draft(body, RUN, run.place, terminal=True)
+    return UnstampedMessage(body, RUN, run.place, terminal=True)
 
 
-@draft.register
-def _task_started(event: TaskExecutionStarted, run: RunState) -> Draft:
+@message_for.register
+def _task_started(event: TaskExecutionStarted, run: RunState) -> UnstampedMessage:
     child_of(event, run)
     metadata = _task_metadata(event) | {"start_ns": _start(event)}
     if event.attempt:
@@ -98,8 +98,8 @@ def _task_started(event: TaskExecutionStarted, run: RunState) -> Draft:
     return _task(event, run, "RUNNING", metadata)
 
 
-@draft.register
-def _task_blocked(event: TaskBlocked, run: RunState) -> Draft:
+@message_for.register
+def _task_blocked(event: TaskBlocked, run: RunState) -> UnstampedMessage:
     run.counts["held_back"] += 1
     metadata = _task_metadata(event) | {"reason": event.reason, "start_ns": event.start_ns}
     if event.constraint is not None:
@@ -107,8 +107,8 @@ def _task_blocked(event: TaskBlocked, run: RunState) -> Draft:
     return _task(event, run, "PENDING", metadata)
 
 
-@draft.register
-def _task_retrying(event: TaskRetrying, run: RunState) -> Draft:
+@message_for.register
+def _task_retrying(event: TaskRetrying, run: RunState) -> UnstampedMessage:
     run.counts["retried"] += 1
     metadata = _task_metadata(event) | {
         "reason": "retry",
@@ -126,8 +126,8 @@ def _task_retrying(event: TaskRetrying, run: RunState) -> Draft:
     return _task(event, run, "PENDING", metadata, error=event.error)
 
 
-@draft.register
-def _task_finished(event: TaskExecutionFinished, run: RunState) -> Draft:
+@message_for.register
+def _task_finished(event: TaskExecutionFinished, run: RunState) -> UnstampedMessage:
     succeeded = event.status == "Succeeded"
     if not _is_failure_of_an_item(event):
         run.counts["completed" if succeeded else "cancelled" if event.status == "Cancelled" else "failed"] += 1
@@ -159,8 +159,8 @@ def _is_failure_of_an_item(event: TaskExecutionFinished) -> bool:
     return event.kind == "map" and event.status == "Failed" and event.error is None
 
 
-@draft.register
-def _task_skipped(event: TaskSkipped, run: RunState) -> Draft:
+@message_for.register
+def _task_skipped(event: TaskSkipped, run: RunState) -> UnstampedMessage:
     run.counts["skipped"] += 1
     start_ns, child = _start(event), child_of(event, run)
     metadata = _ended(event, run, start_ns, event.end_ns or start_ns, "skip")
@@ -172,19 +172,19 @@ def _task_skipped(event: TaskSkipped, run: RunState) -> Draft:
     return _task(event, run, "SKIPPED", metadata)
 
 
-@draft.register(ResourceAcquired)
-@draft.register(ResourceSetupFailed)
-def _resource_acquired(event: ResourceAcquired | ResourceSetupFailed, run: RunState) -> Draft:
+@message_for.register(ResourceAcquired)
+@message_for.register(ResourceSetupFailed)
+def _resource_acquired(event: ResourceAcquired | ResourceSetupFailed, run: RunState) -> UnstampedMessage:
     return _resource(event, run, "ACQUIRE", setup_id)
 
 
-@draft.register
-def _resource_released(event: ResourceReleased, run: RunState) -> Draft:
+@message_for.register
+def _resource_released(event: ResourceReleased, run: RunState) -> UnstampedMessage:
     return _resource(event, run, "RELEASE", teardown_id, hold_start_ns=event.hold_start_ns or None)
 
 
-@draft.register
-def _control_decision(event: ControlDecision, run: RunState) -> Draft:
+@message_for.register
+def _control_decision(event: ControlDecision, run: RunState) -> UnstampedMessage:
     body = wire.ControlEvent(
         _CONTROL_ACTIONS[event.action],
         _name(event.scope),
@@ -205,7 +205,7 @@ def _control_decision(event: ControlDecision, run: RunState) -> Draft:
             "time_ns": round(event.timestamp * 1e9),
         }
         run.control.append(_present(decision))
-    return Draft(body, RUN, run.place)
+    return UnstampedMessage(body, RUN, run.place)
 
 
 _CONTROL_ACTIONS: dict[str, wire.ControlAction] = {action: action for action in get_args(wire.ControlAction)}
@@ -218,15 +218,15 @@ def _task(
     metadata: dict[str, Any],
     duration_ms: float | None = None,
     error: str | None = None,
-) -> Draft:
+) -> UnstampedMessage:
     body = wire.TaskStateEvent(event.task_id, _name(event.task_name), state, duration_ms, _error(error), metadata)
     place = run.trace.place_of(event.task_id, event.map_id)
-    return Draft(body, event.task_id, place, state in wire.TERMINAL_STATES)
+    return UnstampedMessage(body, event.task_id, place, state in wire.TERMINAL_STATES)
 
 
 def _resource(
     event: ResourceEvent, run: RunState, action: wire.ResourceAction, id_of: Callable[[str], str], **more: Any
-) -> Draft:
+) -> UnstampedMessage:
     name, start_ns = _name(event.resource_name), _start(event)
     metadata = {
         "start_ns": start_ns,
@@ -240,7 +240,7 @@ def _resource(
     usage = {_name(key): used for key, used in event.current_usage.items()}
     body = wire.ResourceEvent(name, action, usage, metadata)
     place = Place(run.trace.trace_id, run.trace.span_id)
-    return Draft(body, id_of(name), place, terminal=True)
+    return UnstampedMessage(body, id_of(name), place, terminal=True)
 
 
 def _task_metadata(event: TaskEvent) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What is between a run's events and its messages: the run's memory, and messages that still lack their header."""
+"""State of one run inside the subscriber, and a message without its header."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from cascade.telemetry.parts import TraceParts
 
 @dataclass(slots=True)
 class RunState:
-    """What the subscriber must remember of a run between its messages."""
+    """State of one run inside the subscriber."""
 
     trace: RunTrace
     capture: frozenset[str] = frozenset()
@@ -41,12 +41,12 @@ class RunState:
 
     @property
     def place(self) -> Place:
-        """Where the run's own span stands."""
+        """Trace and parent of the run's span."""
         return Place(self.trace.trace_id, self.trace.parent_span_id)
 
 
-class Draft(NamedTuple):
-    """A message but for its header: the span it belongs to, by task_id, and where that one stands."""
+class UnstampedMessage(NamedTuple):
+    """A message without its header. `task_id` and `place` identify its span and the parent of that."""
 
     body: wire.Body
     task_id: str

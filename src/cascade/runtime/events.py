@@ -1,7 +1,7 @@
-"""What the engine says while it runs. Every field has a default, and events compare by value.
+"""Events that the engine publishes. Every field has a default, and events compare by value.
 
 `timestamp` and `duration` are seconds; fields that end in `_ns` are nanoseconds since the Unix epoch, 0 for unknown.
-The wire has a ResourceEvent of its own in `cascade.spec.telemetry`.
+`cascade.spec.telemetry` has another ResourceEvent, that of the messages.
 """
 
 import itertools
@@ -13,13 +13,13 @@ from typing import Any, Self
 
 from cascade.graph.model import Edge
 
-# Not the program's random numbers: it may be seeded, and what it draws must not depend on ours.
+# Not from `random`: a program may have seeded it, and its numbers must not depend on Cascade.
 _process = os.urandom(8).hex()
 _count = itertools.count()
 
 
 def _new_process() -> None:
-    global _process  # noqa: PLW0603 - a forked child must not count on in its parent's name
+    global _process  # noqa: PLW0603 - a forked child must not repeat the ids of its parent
     _process = os.urandom(8).hex()
 
 
@@ -42,7 +42,7 @@ class ErrorInfo:
 
 @dataclass(frozen=True, slots=True)
 class LaterError:
-    """An error that came after the one that the run raises: a note on that one."""
+    """An error after the first one, which the run raises. It is a note on the first error."""
 
     time_ns: int
     error: ErrorInfo
@@ -61,7 +61,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """A time for which a task that could have run was held back; `constraint` has scope, type and id of what did it."""
+    """A time during which a ready task waited. `constraint` has scope, type and id of the constraint that blocked it."""
 
     reason: str
     start_ns: int
@@ -71,7 +71,7 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class MapCounts:
-    """How many items of a map have ended: `done` have a value, of which `cached` come from the cache."""
+    """Numbers of ended items of a map. `done` items have a value; `cached` of these come from the cache."""
 
     done: int = 0
     failed: int = 0
@@ -86,10 +86,9 @@ class Event:
 
     @classmethod
     def made(cls, fields: dict[str, Any]) -> Self:
-        """What the constructor makes of these fields, at a third of its cost; the dict becomes the event's own.
+        """Make an event at a third of the constructor's cost. The event keeps the dict.
 
-        A field that is not given is read from the class, which has all defaults but those that a factory makes: of
-        these, all but the event's id must be given.
+        Missing fields have the default of the class. Fields with a default factory, except the event's id, must be given.
         """
         event = object.__new__(cls)
         fields["event_id"] = _event_id()
@@ -99,7 +98,7 @@ class Event:
 
 @dataclass(frozen=True)
 class RunStarted(Event):
-    """`task_counts`: tasks by name, maps as one; `inputs`: names of Params and Envs; `trace`: the run's `RunTrace`.
+    """A run starts. `task_counts`: tasks by name, a map counts once; `inputs`: names of Params and Envs; `trace`: `RunTrace`.
 
     `nested`: a task of a run of the same engine started it. `outer_run_id`: id of the run whose task started it in this
     process, with any engine; empty for none.
@@ -139,14 +138,14 @@ class RunStillStopping(Event):
 
 @dataclass(frozen=True)
 class ConnectorFailed(Event):
-    """The run's connector could not connect; the run goes on."""
+    """The run's connector could not connect. The run continues."""
 
     error: str = ""
 
 
 @dataclass(frozen=True)
 class ControlDecision(Event):
-    """What became of a constraint that came in; `action` is the wire's word. `params` are as they were understood."""
+    """The decision about a received constraint. `action` is that of the message; `params` are the parsed ones."""
 
     action: str = ""
     scope: str = ""
@@ -158,7 +157,7 @@ class ControlDecision(Event):
 
 @dataclass(frozen=True)
 class TaskEvent(Event):
-    """`map_id` and `map_index` place an item in its map; a map's own events have `kind` "map".
+    """An event of a task. `map_id` and `map_index` identify an item of a map; the events of a map have `kind` "map".
 
     `label` is the label of the call, which is masked and at most 256 bytes long.
     """
@@ -173,7 +172,7 @@ class TaskEvent(Event):
 
 @dataclass(frozen=True)
 class TaskBlocked(TaskEvent):
-    """A task that could run is held back; `reason` says by what, `constraint` by which one if it was one."""
+    """A ready task waits. `reason` is the cause; `constraint` identifies the constraint that blocks it, if any."""
 
     reason: str = ""
     start_ns: int = 0
@@ -197,7 +196,7 @@ class MapProgressed(TaskEvent):
 
 @dataclass(frozen=True)
 class _TaskEnded(TaskEvent):
-    """All that a span needs, without any earlier event. `dependencies`: ids of the tasks whose values it consumed."""
+    """A task has ended. Has all data of its span. `dependencies`: ids of the tasks whose values the task used."""
 
     start_ns: int = 0
     end_ns: int = 0
@@ -209,9 +208,9 @@ class _TaskEnded(TaskEvent):
 
 @dataclass(frozen=True)
 class TaskExecutionFinished(_TaskEnded):
-    """`counts` are those of a map that has begun its items. `callable_obj` is the function that had the arguments.
+    """A task has ended that was executed. `counts`: of a map that has started items. `callable_obj`: the called function.
 
-    `edges` are those to the task, of an item those to its map.
+    `edges`: the edges to the task; for an item, those to its map.
     """
 
     status: str = "Unknown"
@@ -232,9 +231,9 @@ class TaskExecutionFinished(_TaskEnded):
 
 @dataclass(frozen=True)
 class TaskSkipped(_TaskEnded):
-    """`decided_by` has the task_id of the condition or the selector, then that of the skipped upstream between, if any.
+    """A task was skipped. `decided_by`: task_id of the condition or the selector, then of a skipped upstream, if any.
 
-    It is empty for a value from the cache. An input (a Param or an Env) is not a task, and has no task_id.
+    It is empty for a value from the cache. An input (a Param or an Env) has no task_id.
     """
 
     reason: str = "Unknown"
@@ -243,7 +242,7 @@ class TaskSkipped(_TaskEnded):
 
 @dataclass(frozen=True)
 class TaskRetrying(TaskEvent):
-    """The k-th retry is about to be waited for: attempt k failed with `error`; `delay` is in seconds."""
+    """Attempt `attempt` failed with `error`. The next attempt starts after `delay` seconds."""
 
     attempt: int = 0
     max_attempts: int = 0
@@ -257,9 +256,9 @@ class TaskRetrying(TaskEvent):
 
 @dataclass(frozen=True)
 class ResourceEvent(Event):
-    """A setup or a teardown that has ended. `start_ns` and `end_ns` are its own.
+    """A setup or a teardown has ended. `start_ns` and `end_ns` are its times.
 
-    The wire's event of the same name is `cascade.spec.telemetry.ResourceEvent`.
+    `cascade.spec.telemetry.ResourceEvent` is the message of the same name.
     """
 
     resource_name: str = ""

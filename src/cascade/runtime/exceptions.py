@@ -7,7 +7,7 @@
     ├── UnknownParamError
     └── TelemetryLostError
 
-`StillRunning` is apart: it is a cancellation. A task's own exception is never wrapped: it comes through as it was raised.
+`StillRunning` is a cancellation. The exception of a task is raised unchanged, not wrapped.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class CascadeRuntimeError(Exception):
-    """Root of the engine's own errors."""
+    """Base class of the errors of the engine."""
 
 
 class DependencyMissingError(CascadeRuntimeError):
@@ -59,7 +59,7 @@ def _restored(kind: type[DependencyMissingError], text: str, *fields: str) -> De
 
 
 class MissingParamError(CascadeRuntimeError, ValueError):
-    """Raised when a run is given no value for a parameter that has no default."""
+    """Raised when a parameter without a default has no value in `params`."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -77,7 +77,7 @@ class MissingEnvError(CascadeRuntimeError, ValueError):
 
 
 class UnknownParamError(CascadeRuntimeError, ValueError):
-    """Raised when a run is given a value for a name that is no Param of the workflow."""
+    """Raised when a name in `params` is no Param of the workflow."""
 
     def __init__(self, name: str, known: Collection[str]) -> None:
         self.name = name
@@ -88,7 +88,7 @@ class UnknownParamError(CascadeRuntimeError, ValueError):
 
 
 def suggestion(name: str, known: Collection[str], cutoff: float = 0.6) -> str:
-    """The question `; did you mean 'x'?` for the known name that is most similar; "" without a similar one."""
+    """Return `; did you mean 'x'?` for the most similar known name, or "" without a similar one."""
     close = get_close_matches(name, known, 1, cutoff)
     return f"; did you mean '{close[0]}'?" if close else ""
 
@@ -108,15 +108,15 @@ class TelemetryLostError(CascadeRuntimeError):
 
 
 class Ending(Protocol):
-    """Work that will end some time."""
+    """A future: `asyncio.Future` or `concurrent.futures.Future`."""
 
     def add_done_callback(self, callback: Callable[[Any], object], /) -> None:
-        """Call `callback` with the work once it has ended, in whatever thread, or now if it has."""
+        """Call `callback` with the future when it has ended, in any thread; at once if it has already ended."""
         ...
 
 
 class StillRunning(asyncio.CancelledError):
-    """Raised by an executor that is cancelled but cannot interrupt what it runs, such as a thread.
+    """Raised by an executor that is cancelled but cannot interrupt the function, such as one in a thread.
 
     A run that has failed waits for `work` to end, such as a `concurrent.futures.Future`; one that is cancelled does not.
     """
@@ -136,7 +136,7 @@ def result_of(error: BaseException | None) -> str:
 
 
 def is_cancellation(error: BaseException) -> TypeGuard[asyncio.CancelledError]:
-    """`isinstance`, which reads `error.__class__`: an exception may answer that with user code."""
+    """Whether the error is a cancellation. `isinstance` would read `error.__class__`, which may call user code."""
     return issubclass(type(error), asyncio.CancelledError)
 
 
@@ -266,14 +266,14 @@ class Tracebacks:
 def _chain_of(error: BaseException) -> Iterable[BaseException]:
     """The exception, its causes and contexts, and those of a group: `MAX_HISTORY` at most."""
     found: dict[int, BaseException] = {}
-    open_ends = [error]
-    while open_ends and len(found) < MAX_HISTORY:
-        each = open_ends.pop()
+    pending = [error]
+    while pending and len(found) < MAX_HISTORY:
+        each = pending.pop()
         if id(each) in found:
             continue
         found[id(each)] = each
         members = _members_of(each) if issubclass(type(each), BaseExceptionGroup) else ()
-        open_ends += [one for one in (_cause_of(each), _context_of(each), *members) if one is not None]
+        pending += [one for one in (_cause_of(each), _context_of(each), *members) if one is not None]
     return found.values()
 
 
@@ -283,7 +283,7 @@ def traceback_of(error: BaseException) -> TracebackType | None:
     return trace
 
 
-# The class of an exception may define these names anew, or refuse to give them: read the fields themselves.
+# The class of an exception may override these attributes. These getters read the fields of `BaseException`.
 _traceback_of = BaseException.__dict__["__traceback__"].__get__
 _cause_of = BaseException.__dict__["__cause__"].__get__
 _context_of = BaseException.__dict__["__context__"].__get__

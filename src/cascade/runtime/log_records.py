@@ -1,4 +1,4 @@
-"""Records of the standard library's `logging` that say which run, task, trace and span they were made in."""
+"""Log correlation: adds the ids of run, task, trace and span to records of `logging` and to printed messages."""
 
 import logging
 from collections.abc import Callable
@@ -18,20 +18,20 @@ from cascade.telemetry.redact import redact
 Handler = Callable[[Any], None]
 
 IDS = ("run_id", "task_id", "task_name", "trace_id", "span_id")
-"""What `CorrelationFilter` puts on a record."""
+"""The attributes that `CorrelationFilter` adds to a record."""
 
-# `message` and `asctime` are left behind by other formatters; `taskName` is asyncio's, on every record from 3.12 on.
+# Other formatters add `message` and `asctime`; Python 3.12 and later add `taskName`.
 _EMPTY = logging.LogRecord("", logging.NOTSET, "", 0, "", (), None)  # not from a factory of the application
 STANDARD = frozenset({*vars(_EMPTY), *IDS, "message", "asctime", "taskName"})
 """The attributes of a record that are not its `extra`."""
 
 
 class CorrelationFilter(logging.Filter):
-    """Lets every record pass, with `run_id`, `task_id`, `task_name`, `trace_id` and `span_id` on it.
+    """Filter that adds `run_id`, `task_id`, `task_name`, `trace_id` and `span_id` to every record, and drops none.
 
-    Add it to a handler, or to a `QueueHandler` before it, whose listener no longer knows the task. Then formats may say
-    `%(trace_id)s`. The span is the task's, or that of its attempt with a retry policy; outside of tasks all five are
-    empty. What a record already has, from its `extra` or from another such filter, stays.
+    Formats can use the ids, such as `%(trace_id)s`. Add the filter to a handler. With a `QueueHandler`, add it to that
+    handler: its listener runs outside of the task. The span is that of the task, or of its attempt with a retry policy.
+    Outside of tasks all five are empty. Attributes that a record already has are kept.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -44,8 +44,8 @@ class CorrelationFilter(logging.Filter):
 class JsonFormatter(logging.Formatter):
     """One JSON object per line, in the form of `log_format="json"`.
 
-    `timestamp` (UTC), `level`, `logger`, `message`; the five ids of `CorrelationFilter`, which it does not need, inside
-    of tasks; `exception` and `stack`, if there are any; `data` with what the record's `extra` brought.
+    The keys are `timestamp` (UTC), `level`, `logger` and `message`; inside of tasks the five ids of `CorrelationFilter`,
+    with or without that filter; `exception` and `stack`, if any; `data` with the values of `extra`.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -75,7 +75,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def message_of(record: logging.LogRecord) -> str:
-    """The record's text. Never raises: arguments that do not fit leave the message as it was written."""
+    """Return the text of the record. Does not raise: for arguments that do not fit, it is the unformatted message."""
     try:
         return str.__str__(record.getMessage())
     except Exception as error:  # noqa: BLE001 - an argument's own __str__ may do anything
@@ -84,7 +84,7 @@ def message_of(record: logging.LogRecord) -> str:
 
 
 def extra_of(record: logging.LogRecord) -> dict[str, Any]:
-    """What `extra` brought."""
+    """Return the values of `extra`."""
     return {name: value for name, value in vars(record).items() if name not in STANDARD and isinstance(name, str)}
 
 
@@ -97,7 +97,7 @@ def _ids_of(task: TaskContext | None) -> dict[str, str]:
 
 
 class LogCorrelation:
-    """Provides the ids of an event while a handler prints messages about it. Keeps the traces of the active runs.
+    """Provides the ids of an event while a handler prints messages about it. Stores the traces of the active runs.
 
     Args:
         event_bus: The bus of the events.
@@ -110,11 +110,11 @@ class LogCorrelation:
         event_bus.subscribe(RunStarted, self._begin)
 
     def with_ids(self, handler: Handler) -> Handler:
-        """The handler, with the ids of its event in `subject` while it runs, if the renderer prints them."""
+        """Wrap the handler: while it runs, `subject` has the ids of its event, if the renderer prints them."""
 
         @wraps(handler)
-        def tell(event: Event) -> None:
-            if self._messages().shows_subject is not True:  # a mock of the bus is not asked for its truth
+        def correlated(event: Event) -> None:
+            if self._messages().shows_subject is not True:  # `is`, because a bus may be a mock
                 handler(event)
                 return
             token = subject.set(partial(self._ids_of, event))
@@ -123,10 +123,10 @@ class LogCorrelation:
             finally:
                 subject.reset(token)
 
-        return tell
+        return correlated
 
     def forget(self, event: RunFinished) -> None:
-        """To be subscribed after the handlers, which want the ids of the run's last message."""
+        """Drop the trace of a run. Subscribe it after the handlers, which need the ids for the last message."""
         self._traces.pop(event.run_id or "", None)
 
     def _begin(self, event: RunStarted) -> None:

@@ -1,10 +1,10 @@
-"""State backend in memory, the default."""
+"""The default state backend, in memory."""
 
 from typing import Any
 
 
 class InMemoryStateBackend:
-    """Results and skips of one run, in two dicts."""
+    """Stores the results and skips of one run in two dicts."""
 
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id

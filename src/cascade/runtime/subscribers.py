@@ -8,8 +8,8 @@ from cascade._loggers import get_logger
 from cascade.messaging.bus import MessageBus as Messages
 from cascade.messaging.bus import bus as messaging_bus
 from cascade.messaging.renderer import LEVELS, severity
-from cascade.runtime._messages import EVENTS, draft
-from cascade.runtime._run_state import Draft, RunState
+from cascade.runtime._messages import EVENTS, message_for
+from cascade.runtime._run_state import RunState, UnstampedMessage
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.events import (
     ConnectorFailed,
@@ -47,7 +47,7 @@ MAX_NAMES = 5
 """Names in one message."""
 
 DRAIN_TIMEOUT = 5.0
-"""Seconds that a run's end may take to hand over its last messages to the connector."""
+"""Seconds that the end of a run waits until its last messages are published."""
 
 
 class HumanReadableLogSubscriber:
@@ -94,7 +94,7 @@ class HumanReadableLogSubscriber:
 
     @property
     def _messages(self) -> Messages:
-        # The global bus is looked up at each call: a program may replace it.
+        # The global bus is read at each call: a program may replace it.
         return messaging_bus if self._own_messages is None else self._own_messages
 
     def on_run_started(self, event: RunStarted) -> None:
@@ -191,9 +191,9 @@ def _task_values(event: TaskEvent) -> dict[str, Any]:
 
 
 class TelemetrySubscriber:
-    """Turns events into the wire's messages and hands them to a connector, in order.
+    """Converts events to messages and publishes them to a connector, in order.
 
-    The bus waits for it at a run's end, at most `drain_timeout` seconds. Events without a run_id are ignored.
+    The end of a run waits at most `drain_timeout` seconds for the last messages. Events without a run_id are ignored.
 
     Raises:
         ValueError: CASCADE_ORG_ID or CASCADE_PROJECT_ID cannot be a level of a topic.
@@ -214,8 +214,8 @@ class TelemetrySubscriber:
         self._runs: dict[str, RunState] = {}
         self._reported = 0
         # `singledispatch` itself takes a microsecond to find the function for an event.
-        self._drafters = _Drafters()
-        ignored = _NEEDLESS.intersection(words(connector, "ignored"))
+        self._converters = _Converters()
+        ignored = _OPTIONAL.intersection(words(connector, "ignored"))
         for word, kinds in EVENTS.items():
             for kind in kinds if word not in ignored else ():
                 event_bus.subscribe(kind, self.on_event)
@@ -227,7 +227,7 @@ class TelemetrySubscriber:
 
     @property
     def lost(self) -> int:
-        """How many messages could not be published so far."""
+        """The number of messages that could not be published."""
         return self._queue.lost
 
     def on_connector_failed(self, event: ConnectorFailed) -> None:
@@ -240,13 +240,13 @@ class TelemetrySubscriber:
         run = self._runs.get(event.run_id) or self._new_run(event)
         if run.head["source"] != source():  # a forked child: the parent reports the run
             return
-        if (message := self._drafters[type(event)](event, run)) is not None:
-            self._queue.put(self._sealed(message, run, event))
+        if (message := self._converters[type(event)](event, run)) is not None:
+            self._queue.put(self._stamped(message, run, event))
         if isinstance(event, RunFinished):
             self._runs.pop(event.run_id, None)
 
     async def drain(self, run_id: str) -> None:  # noqa: ARG002 - one queue serves all runs, in order
-        """Wait, at most `drain_timeout` seconds, until all messages so far are published; say what was lost."""
+        """Wait at most `drain_timeout` seconds until the present messages are published. Log the number of lost ones."""
         await self._queue.drain(self._drain_timeout)
         lost, self._reported = self._queue.lost - self._reported, self._queue.lost
         if lost:
@@ -262,7 +262,7 @@ class TelemetrySubscriber:
         return run
 
     def _head(self, trace: RunTrace) -> dict[str, Any]:
-        """What the headers of all messages of a run have in common, and a place for what they have not."""
+        """Return the header of the messages of a run; `ts` and `seq` are replaced in each message."""
         return encode_header(
             Header(
                 run_id=trace.run_id,
@@ -276,7 +276,7 @@ class TelemetrySubscriber:
             )
         )
 
-    def _sealed(self, message: Draft, run: RunState, event: Event) -> Message:
+    def _stamped(self, message: UnstampedMessage, run: RunState, event: Event) -> Message:
         run.last_ns = max(run.last_ns, round(event.timestamp * 1e9))
         trace_id, parent_span_id = message.place
         payload = shrink(
@@ -298,18 +298,18 @@ class TelemetrySubscriber:
         return Message(run.topic, payload, int(important), _size(message.body.metadata), important)
 
 
-class _Drafters(dict[type[Event], Callable[[Event, RunState], Draft | None]]):
-    def __missing__(self, kind: type[Event]) -> Callable[[Event, RunState], Draft | None]:
-        found = self[kind] = draft.dispatch(kind)
+class _Converters(dict[type[Event], Callable[[Event, RunState], UnstampedMessage | None]]):
+    def __missing__(self, kind: type[Event]) -> Callable[[Event, RunState], UnstampedMessage | None]:
+        found = self[kind] = message_for.dispatch(kind)
         return found
 
 
-_NEEDLESS = frozenset({"RUNNING", "PENDING", "ACQUIRE"})
-"""Messages without which a run can still be understood."""
+_OPTIONAL = frozenset({"RUNNING", "PENDING", "ACQUIRE"})
+"""Kinds of messages that a connector may ignore."""
 
 
 def _size(metadata: dict[str, Any]) -> int:
-    """A message's size in bytes of memory, estimated: a fixed part, and the texts that may be long."""
+    """Estimate the bytes of memory of a message: a fixed part, and the texts that may be long."""
     size = MESSAGE_BYTES
     if "exception" in metadata:
         size += len(metadata["exception"].get("stacktrace", ""))
