@@ -1,11 +1,10 @@
-"""Builds the graph of a lazy result and of everything upstream of it."""
+"""Builds the graph of a lazy result and all its upstream nodes."""
 
 from collections.abc import Coroutine
 from math import inf
 from typing import Any
 
-from cascade.graph.arguments import ArgKind, key_of
-from cascade.graph.model import Edge, EdgeType, Graph, Node
+from cascade.graph.model import ArgKind, Edge, EdgeType, Graph, Node, argument_key
 from cascade.spec.input import InputSpec
 from cascade.spec.lazy_types import LazyResult, MappedLazyResult, label_of, require_lazy
 from cascade.spec.nested import ATOMS, LAZY, SOURCES, sources_in
@@ -15,12 +14,12 @@ from cascade.spec.task import Task
 
 
 def build_graph(target: Any) -> Graph:
-    """Build the graph of a target and everything upstream of it, in time linear in nodes and edges.
+    """Build the graph of a target and all its upstream nodes, in time linear in nodes and edges.
 
-    A node's id is its lazy result's `_uuid`, so two builds of one target agree.
+    The id of a node is the `_uuid` of its lazy result. Two builds of one target have the same ids.
 
     Raises:
-        TypeError: The target is no lazy result.
+        TypeError: The target is not a lazy result.
     """
     builder = GraphBuilder(target)
     builder.run()
@@ -28,9 +27,10 @@ def build_graph(target: Any) -> Graph:
 
 
 class GraphBuilder:
-    """Builds a graph, in one step or in several. Raises TypeError when the target is no lazy result.
+    """Builds a graph in one or several steps, with a worklist: a chain of tasks may be longer than Python's stack.
 
-    It has a worklist instead of recursion, so that a chain may be longer than Python's stack is deep.
+    Raises:
+        TypeError: The target is not a lazy result.
     """
 
     def __init__(self, target: Any) -> None:
@@ -38,9 +38,9 @@ class GraphBuilder:
             raise TypeError(f"Cannot build a workflow from {_advice_for(target)}")
         self.graph = Graph()
         self._nodes: dict[str, Node] = {}
-        self._open: list[tuple[Any, Node]] = []
-        self._generators: dict[str, Node | None] = {}
-        """The one node that takes the value, by the node that makes a generator."""
+        self._worklist: list[tuple[Any, Node]] = []
+        self._generator_consumers: dict[str, Node | None] = {}
+        """Consumer of each node that returns a generator."""
         self._node_of(target)
 
     def _node_of(self, lazy: Any) -> Node:
@@ -50,14 +50,14 @@ class GraphBuilder:
             node = _node_from_map(lazy) if is_map else _node_from_call(lazy)
             self._nodes[node.id] = node
             self.graph.add_node(node)
-            self._open.append((lazy, node))
+            self._worklist.append((lazy, node))
             task = lazy.factory if is_map else lazy.task
             if isinstance(task, Task) and (task.is_replaced or task.is_generator):
                 self._check(task, lazy, node)
         return node
 
     def _check(self, task: "Task[..., Any]", lazy: Any, node: Node) -> None:
-        """Check again the call of a task whose function was replaced, and check what takes a generator."""
+        """Check the call of a task whose function was replaced after the call, and register a node that returns a generator."""
         if task.is_replaced:
             task.check_map(lazy.mapping_kwargs) if node.mapping_factory else task.check_call(lazy.args, lazy.kwargs)
         if not task.is_generator or node.mapping_factory:
@@ -66,55 +66,55 @@ class GraphBuilder:
             raise TypeError(
                 f"Task '{node.name}' is a generator function, so a cache cannot keep its value: {_RETURN_LIST}"
             )
-        self._generators[node.id] = None
+        self._generator_consumers[node.id] = None
 
-    def _read_once(self, source: Node, node: Node) -> None:
-        if self._generators[source.id] is not None or node.retry_policy is not None:
+    def _set_generator_consumer(self, source: Node, node: Node) -> None:
+        if self._generator_consumers[source.id] is not None or node.retry_policy is not None:
             how = f"task '{node.name}' is retried" if node.retry_policy else "it is the argument of more than one task"
             raise TypeError(
                 f"Task '{source.name}' is a generator function, so its value can be read once, but {how}: {_RETURN_LIST}"
             )
-        self._generators[source.id] = node
+        self._generator_consumers[source.id] = node
 
     def run(self, limit: float = inf) -> bool:
         """Continue until the graph is complete or has `limit` nodes. Returns whether it is complete."""
-        while self._open and len(self._nodes) < limit:
-            lazy, node = self._open.pop()
+        while self._worklist and len(self._nodes) < limit:
+            lazy, node = self._worklist.pop()
             arguments = _arguments(lazy)
             for name, kind, value in arguments:
-                self._connect(node, name, kind, value)
+                self._add_argument(node, name, kind, value)
             if 0 < len(node.literal_inputs) < len(arguments) and len(arguments) - (node.positional or 0) > 1:
                 node.order = tuple(
-                    name if kind is ArgKind.POSITIONAL else key_of(name, node.positional or 0)
+                    name if kind is ArgKind.POSITIONAL else argument_key(name, node.positional or 0)
                     for name, kind, _ in arguments
                 )
             if lazy._condition is not None:
-                self._edge(lazy._condition, node, "_condition", EdgeType.CONDITION)
+                self._add_edge(lazy._condition, node, "_condition", EdgeType.CONDITION)
             if lazy._constraints is not None:
                 for resource, amount in lazy._constraints.requirements.items():
                     if isinstance(amount, LAZY):
-                        self._edge(amount, node, resource, EdgeType.CONSTRAINT)
-        return not self._open
+                        self._add_edge(amount, node, resource, EdgeType.CONSTRAINT)
+        return not self._worklist
 
-    def _connect(self, node: Node, name: str, kind: ArgKind, value: Any) -> None:
+    def _add_argument(self, node: Node, name: str, kind: ArgKind, value: Any) -> None:
         if issubclass(type(value), SOURCES):
-            self._source(value, node, name, kind, EdgeType.DATA)
+            self._add_source(value, node, name, kind, EdgeType.DATA)
             return
-        key = name if kind is ArgKind.POSITIONAL else key_of(name, node.positional or 0)
+        key = name if kind is ArgKind.POSITIONAL else argument_key(name, node.positional or 0)
         node.literal_inputs[key] = value
         if type(value) not in ATOMS:
             for source in dict.fromkeys(sources_in(value, f"Task '{node.name}': argument '{name}'")):
-                self._source(source, node, name, kind, EdgeType.IMPLICIT)
+                self._add_source(source, node, name, kind, EdgeType.IMPLICIT)
 
-    def _source(self, source: Any, node: Node, name: str, kind: ArgKind, edge_type: EdgeType) -> None:
+    def _add_source(self, source: Any, node: Node, name: str, kind: ArgKind, edge_type: EdgeType) -> None:
         if not isinstance(source, Router):
-            self._edge(source, node, name, edge_type, kind)
+            self._add_edge(source, node, name, edge_type, kind)
             return
-        self._edge(source.selector, node, name, edge_type, kind, source)
+        self._add_edge(source.selector, node, name, edge_type, kind, source)
         for key, route in source.routes.items():
-            self._edge(route, node, f"_route_{key}", EdgeType.ROUTER_ROUTE)
+            self._add_edge(route, node, f"_route_{key}", EdgeType.ROUTER_ROUTE)
 
-    def _edge(
+    def _add_edge(
         self,
         lazy: Any,
         node: Node,
@@ -125,8 +125,8 @@ class GraphBuilder:
     ) -> None:
         require_lazy(lazy, f"Task '{node.name}'", name)
         source = self._node_of(lazy)
-        if source.id in self._generators and (kind is not None or edge_type is EdgeType.ROUTER_ROUTE):
-            self._read_once(source, node)
+        if source.id in self._generator_consumers and (kind is not None or edge_type is EdgeType.ROUTER_ROUTE):
+            self._set_generator_consumer(source, node)
         self.graph.add_edge(Edge(source, node, name, edge_type, router, kind))
 
 
@@ -134,7 +134,7 @@ _RETURN_LIST = "return a list"
 
 
 def _advice_for(target: object) -> str:
-    """Names the kind of a target that is not a lazy result, and the fix. It never calls the target's repr."""
+    """Return the kind of a target that is not a lazy result, and the fix. Does not call the repr of the target."""
     call = "call a task to get a lazy result"
     match target:
         case None:

@@ -1,10 +1,15 @@
-"""The workflow as data: nodes, edges, and the graph of both."""
+"""Graph of a workflow: nodes, edges, and the keys of arguments.
 
+`Node.literal_inputs` has one key for each argument: "0", "1", … for positional arguments, the name for keyword arguments. A
+keyword may look like a position, as in `f("a", **{"0": "b"})`. If it equals a position of the call, or the position after
+the last one, its key begins with two asterisks: `{"0": "a", "**0": "b"}`. Different calls have different inputs.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum, auto
+from enum import Enum, StrEnum, auto
 from typing import Any
 
-from cascade.graph.arguments import ArgKind, key_of
 from cascade.spec.constraint import ResourceConstraint
 from cascade.spec.input import InputSpec
 from cascade.spec.lazy_types import Label
@@ -12,31 +17,43 @@ from cascade.spec.protocols import CachePolicy, LazyFactory
 from cascade.spec.retry import RetryPolicy
 from cascade.spec.routing import Router
 
+_KEYWORD_MARK = "**"
+_MAX_DIGITS = 9
+"""Longest position in digits: a call cannot have more arguments."""
+
+
+class ArgKind(StrEnum):
+    """Whether a call passes an argument by position or by keyword."""
+
+    POSITIONAL = "positional"
+    KEYWORD = "keyword"
+
 
 class EdgeType(Enum):
     """Why the target needs the source."""
 
     DATA = auto()
-    """Its value is an argument."""
+    """The value of the source is an argument."""
     CONDITION = auto()
-    """Its value decides whether the target runs."""
+    """The value of the source decides whether the target runs."""
     CONSTRAINT = auto()
-    """Its value is the amount of a system resource."""
+    """The value of the source is the amount of a system resource."""
     IMPLICIT = auto()
-    """Its value, or that of the router that it selects for, is nested in an argument: in a list, a dict, a dataclass."""
+    """The value is nested in an argument, in a list, a dict or a dataclass. A source with a router selects the value."""
     ROUTER_ROUTE = auto()
-    """It is one branch of a router that the target consumes."""
+    """The source is one branch of a router. The router is an argument of the target."""
 
 
 @dataclass(eq=False, repr=False, slots=True)
 class Node:
-    """One step of a workflow.
+    """One task, map or input of a workflow.
 
-    A `param_spec` marks an input (a Param or an Env), which is not a task. `literal_inputs` has the literal arguments:
-    positional ones by "0", "1", …, keywords by name (`cascade.graph.arguments` describes keywords made of digits).
-    `positional` is the number of positional arguments; None means that each key made of digits is a position. `order` has
-    the keys of all arguments in the order of the call, if literal and lazy keywords are mixed. `label` is that of the call,
-    or of each item of a map.
+    Attributes:
+        param_spec: Set for an input, which is a Param or an Env.
+        literal_inputs: The literal arguments by key.
+        positional: The number of positional arguments. With None, each key made of digits is a position.
+        order: The keys of all arguments in the order of the call, if literal and lazy keyword arguments are mixed.
+        label: The label of the call, or of each item of a map.
     """
 
     id: str
@@ -66,10 +83,11 @@ class Node:
 
 @dataclass(repr=False, slots=True)
 class Edge:
-    """`target` needs `source`, as its argument `arg_name`. On the edge from a router's selector, `router` is set.
+    """Dependency of `target` on `source`, for the argument `arg_name`.
 
-    `arg_kind` is None for an edge that is not an argument, and for one from before positional and keyword arguments were
-    kept apart.
+    Attributes:
+        router: Set on the edge from the selector of a router.
+        arg_kind: None if the edge is not an argument, or if stored JSON has no `arg_kind`.
     """
 
     source: Node
@@ -84,7 +102,7 @@ class Edge:
         """Key of the argument among the inputs of the target."""
         if self.arg_kind is not ArgKind.KEYWORD or self.arg_name.isidentifier():
             return self.arg_name
-        return key_of(self.arg_name, self.target.positional or 0)
+        return argument_key(self.arg_name, self.target.positional or 0)
 
     def __repr__(self) -> str:
         return f"<Edge {self.source.name} -> {self.target.name} ({self.edge_type.name} {self.arg_name})>"
@@ -92,7 +110,7 @@ class Edge:
 
 @dataclass(repr=False)
 class Graph:
-    """Nodes and edges, in the order in which they were found: a target before what it needs."""
+    """Nodes and edges in the order of discovery: a target comes before its sources."""
 
     nodes: list[Node] = field(default_factory=list)
     edges: list[Edge] = field(default_factory=list)
@@ -101,7 +119,7 @@ class Graph:
         self._ids = {node.id for node in self.nodes}
 
     def add_node(self, node: Node) -> None:
-        """Add a node unless one with its id is there."""
+        """Add a node, unless the graph has a node with this id."""
         if node.id not in self._ids:
             self._ids.add(node.id)
             self.nodes.append(node)
@@ -111,3 +129,50 @@ class Graph:
 
     def __repr__(self) -> str:
         return f"<Graph of {len(self.nodes)} nodes, {len(self.edges)} edges>"
+
+
+def argument_key(keyword: str, positional: int) -> str:
+    """Return the key of a keyword argument in a call with `positional` positional arguments."""
+    if keyword.isidentifier() or not _is_position(keyword.lstrip("*"), positional + 1):
+        return keyword
+    return _KEYWORD_MARK + keyword
+
+
+def split_arguments(inputs: Mapping[str, Any], positional: int) -> tuple[list[Any], dict[str, Any]]:
+    """Return the positional and the keyword arguments of a call, from its inputs by key."""
+    if not positional and all(map(str.isidentifier, inputs)):  # most calls
+        return [], dict(inputs)
+    args = [inputs[str(position)] for position in range(positional)]
+    if len(args) == len(inputs):
+        return args, {}
+    return args, {
+        key if key.isidentifier() else _keyword_of(key, positional): value
+        for key, value in inputs.items()
+        if key.isidentifier() or not _is_position(key, positional)
+    }
+
+
+def join_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the inputs of a call by key. The inverse of `split_arguments`."""
+    inputs = {str(position): value for position, value in enumerate(args)}
+    return inputs | {argument_key(name, len(args)): value for name, value in kwargs.items()}
+
+
+def count_positional(keys: Mapping[str, Any]) -> int:
+    """Count the positional arguments of a node whose `positional` is None."""
+    count = 0
+    while str(count) in keys:
+        count += 1
+    return count
+
+
+def _keyword_of(key: str, positional: int) -> str:
+    keyword = key.removeprefix(_KEYWORD_MARK)
+    return keyword if argument_key(keyword, positional) == key else key
+
+
+def _is_position(text: str, end: int) -> bool:
+    """Whether the text is a number below `end`, without a sign and without leading zeros."""
+    if not (text.isascii() and text.isdigit()) or len(text) > _MAX_DIGITS:
+        return False
+    return int(text) < end and str(int(text)) == text

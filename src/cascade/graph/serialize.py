@@ -1,15 +1,21 @@
-"""Graphs as JSON and back. A function is stored by its name, and the restored graph calls what the name refers to."""
+"""Converts graphs to JSON and back. A function is stored by its import name."""
 
 import json
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from typing import Any
 
-from cascade.graph._importable import imported, name_of
-from cascade.graph._literals import LAZY_REF, reference, restored, stored
-from cascade.graph._types import restored_type, stored_type
-from cascade.graph.arguments import ArgKind
-from cascade.graph.model import Edge, EdgeType, Graph, Node
+from cascade.graph._json_values import (
+    LAZY_REF,
+    decode,
+    decode_type,
+    encode,
+    encode_type,
+    import_name,
+    import_object,
+    lazy_reference,
+)
+from cascade.graph.model import ArgKind, Edge, EdgeType, Graph, Node
 from cascade.spec.constraint import ResourceConstraint
 from cascade.spec.input import EnvSpec, InputSpec, ParamSpec
 from cascade.spec.retry import RetryPolicy
@@ -18,25 +24,26 @@ from cascade.spec.task import Task
 
 
 def to_json(graph: Graph, indent: int | None = 2) -> str:
-    """A graph as JSON.
+    """Return a graph as JSON text.
 
     Raises:
-        TypeError: A literal argument has no form in JSON; the node and the argument are named.
-        ValueError: A task's function cannot be imported, as a lambda, a partial or a bound method; the task is named.
+        TypeError: A literal argument has no JSON form. The text names the node and the argument.
+        ValueError: A function cannot be imported, such as a lambda, a partial or a bound method. The text names the task.
     """
     return json.dumps(graph_to_dict(graph), indent=indent)
 
 
 def from_json(text: str) -> Graph:
-    """The graph that `to_json` wrote.
+    """Return the graph that `to_json` has written.
 
     Raises:
-        ValueError: It is no such JSON, a function cannot be imported, or an edge has no node.
+        ValueError: The text is not such JSON, a function cannot be imported, or an edge refers to an unknown node.
     """
     return graph_from_dict(json.loads(text))
 
 
 def graph_to_dict(graph: Graph) -> dict[str, Any]:
+    """Return a graph as data for JSON. Raises the errors of `to_json`."""
     routers: dict[int, Router] = {}
     for edge in graph.edges:
         if edge.router is not None:
@@ -50,18 +57,20 @@ def graph_to_dict(graph: Graph) -> dict[str, Any]:
 
 
 def graph_from_dict(data: dict[str, Any]) -> Graph:
-    """The graph of such a dict. Raises ValueError as `from_json` does."""
+    """Return the graph of the data that `graph_to_dict` returned. Raises the errors of `from_json`."""
     try:
         nodes = {item["id"]: _node_from_dict(item) for item in data["nodes"]}
         routers = [_router_from_dict(item) for item in data.get("routers", ())]
         edges = [_edge_from_dict(item, nodes, routers) for item in data["edges"]]
     except (TypeError, LookupError, AttributeError) as error:
-        raise ValueError(f"The data is no graph that to_json has written: {type(error).__name__}: {error}") from error
+        raise ValueError(
+            f"The data is not a graph that to_json has written: {type(error).__name__}: {error}"
+        ) from error
     return Graph(list(nodes.values()), edges)
 
 
 def _node_to_dict(node: Node) -> dict[str, Any]:
-    literals = {name: stored(value, node.name, name) for name, value in node.literal_inputs.items()}
+    literals = {name: encode(value, node.name, name) for name, value in node.literal_inputs.items()}
     optional = {
         "callable": _function_name(node),
         "mapping_factory": _factory_name(node),
@@ -71,7 +80,7 @@ def _node_to_dict(node: Node) -> dict[str, Any]:
         "threaded": node.threaded,
         "positional": node.positional,
         "order": None if node.order is None else list(node.order),
-        "label": _stored_label(node),
+        "label": _encode_label(node),
     }
     required = {"id": node.id, "name": node.name, "node_type": node.node_type, "literal_inputs": literals}
     return required | {key: value for key, value in optional.items() if value is not None}
@@ -85,14 +94,14 @@ def _node_from_dict(data: dict[str, Any]) -> Node:
         node_type=data["node_type"],
         callable_obj=_function(data.get("callable")),
         mapping_factory=_factory(data.get("mapping_factory")),
-        literal_inputs={name: restored(value) for name, value in data["literal_inputs"].items()},
+        literal_inputs={name: decode(value) for name, value in data["literal_inputs"].items()},
         retry_policy=RetryPolicy(**retry) if retry else None,
-        constraints=ResourceConstraint({k: restored(v) for k, v in constraints.items()}) if constraints else None,
+        constraints=ResourceConstraint({k: decode(v) for k, v in constraints.items()}) if constraints else None,
         param_spec=_spec_from_dict(data.get("param_spec")),
         threaded=data.get("threaded"),
         positional=data.get("positional"),
         order=tuple(data["order"]) if "order" in data else None,
-        label=_label(data),
+        label=_decode_label(data),
     )
 
 
@@ -113,7 +122,7 @@ def _edge_to_dict(edge: Edge, routers: dict[int, int]) -> dict[str, Any]:
 def _edge_from_dict(data: dict[str, Any], nodes: dict[str, Node], routers: list[Router]) -> Edge:
     for end in ("source_id", "target_id"):
         if data[end] not in nodes:
-            raise ValueError(f"An edge's {end} is {data[end]!r}, but there is no such node")
+            raise ValueError(f"The {end} of an edge is {data[end]!r}, but the graph has no such node")
     router = routers[int(data["router_index"])] if "router_index" in data else None
     source, target = nodes[data["source_id"]], nodes[data["target_id"]]
     kind = ArgKind(data["arg_kind"]) if "arg_kind" in data else None
@@ -121,92 +130,91 @@ def _edge_from_dict(data: dict[str, Any], nodes: dict[str, Node], routers: list[
 
 
 def _router_to_dict(router: Router) -> dict[str, Any]:
-    keys = [stored(key, "router", "key") for key in router.routes]
+    keys = [encode(key, "router", "key") for key in router.routes]
     routes: dict[str, Any] = {}
     for key, route in zip(keys, router.routes.values(), strict=True):
         name = key if isinstance(key, str) else json.dumps(key)
         while name in routes:  # the keys 2 and "2"
             name += "*"
-        routes[name] = stored(route, "router", name)[LAZY_REF]
-    selector = stored(router.selector, "router", "selector")[LAZY_REF]
+        routes[name] = encode(route, "router", name)[LAZY_REF]
+    selector = encode(router.selector, "router", "selector")[LAZY_REF]
     return {"selector_id": selector, "routes": routes, "keys": keys}
 
 
 def _router_from_dict(data: dict[str, Any]) -> Router:
-    # JSON has only strings for keys: `keys` has what they were.
-    keys = [restored(key) for key in data.get("keys", data["routes"])]
-    routes = {key: reference(route) for key, route in zip(keys, data["routes"].values(), strict=True)}
-    return Router(reference(data["selector_id"]), routes)
+    # The keys of a JSON object are strings: `keys` has the original keys.
+    keys = [decode(key) for key in data.get("keys", data["routes"])]
+    routes = {key: lazy_reference(route) for key, route in zip(keys, data["routes"].values(), strict=True)}
+    return Router(lazy_reference(data["selector_id"]), routes)
 
 
 def _retry_to_dict(policy: RetryPolicy | None) -> dict[str, Any] | None:
-    """The policy's fields. Those that came later are left out if they have their default."""
+    """Return the fields of the policy, without `max_delay` and `jitter` if they have their defaults."""
     if policy is None:
         return None
-    later = ("max_delay", "jitter")
-    defaults = {f.name: f.default for f in fields(policy)}
-    return {name: value for name, value in asdict(policy).items() if name not in later or value != defaults[name]}
+    defaults = {f.name: f.default for f in fields(policy) if f.name in {"max_delay", "jitter"}}
+    return {name: value for name, value in asdict(policy).items() if name not in defaults or value != defaults[name]}
 
 
 def _constraints_to_dict(node: Node) -> dict[str, Any] | None:
     if not node.constraints:
         return None
-    return {name: stored(amount, node.name, name) for name, amount in node.constraints.requirements.items()}
+    return {name: encode(amount, node.name, name) for name, amount in node.constraints.requirements.items()}
 
 
 def _spec_to_dict(spec: InputSpec | None) -> dict[str, Any] | None:
     if spec is None:
         return None
     data = {"kind": "env" if isinstance(spec, EnvSpec) else "param", "name": spec.name, "description": spec.description}
-    data["default"] = stored(spec.default, spec.name, "default")
+    data["default"] = encode(spec.default, spec.name, "default")
     if isinstance(spec, ParamSpec):
-        data["type"] = stored_type(spec.type, spec.name)
+        data["type"] = encode_type(spec.type, spec.name)
     return data
 
 
 def _spec_from_dict(data: dict[str, Any] | None) -> InputSpec | None:
     if data is None:
         return None
-    default = restored(data.get("default"))
+    default = decode(data.get("default"))
     if data["kind"] == "env":
         return EnvSpec(data["name"], default, data["description"])
-    return ParamSpec(data["name"], default, data["description"], restored_type(data.get("type", "str")))
+    return ParamSpec(data["name"], default, data["description"], decode_type(data.get("type", "str")))
 
 
 def _function_name(node: Node) -> dict[str, str] | None:
-    return None if node.callable_obj is None else name_of(node.callable_obj, f"Task '{node.name}'")
+    return None if node.callable_obj is None else import_name(node.callable_obj, f"Task '{node.name}'")
 
 
 def _factory_name(node: Node) -> dict[str, str] | None:
     factory = node.mapping_factory
-    return None if factory is None else {**name_of(factory, f"Map '{node.name}'"), "name": factory.name}
+    return None if factory is None else {**import_name(factory, f"Map '{node.name}'"), "name": factory.name}
 
 
-def _stored_label(node: Node) -> Any:
-    """A text, or the name of a function. The label of the task itself is restored with the task."""
+def _encode_label(node: Node) -> Any:
+    """Return the text of the label, or the import name of its function. The import of a task restores the label of the task."""
     label = node.label
-    if label is None or isinstance(label, str) or label is _own_label(_function_name(node) or _factory_name(node)):
+    if label is None or isinstance(label, str) or label is _task_label(_function_name(node) or _factory_name(node)):
         return label if isinstance(label, str) else None
-    return name_of(label, f"The label of task '{node.name}'")
+    return import_name(label, f"The label of task '{node.name}'")
 
 
-def _label(data: dict[str, Any]) -> Any:
+def _decode_label(data: dict[str, Any]) -> Any:
     if (stored := data.get("label")) is None:
-        return _own_label(data.get("callable") or data.get("mapping_factory"))
-    return imported(stored) if isinstance(stored, dict) else stored
+        return _task_label(data.get("callable") or data.get("mapping_factory"))
+    return import_object(stored) if isinstance(stored, dict) else stored
 
 
-def _own_label(name: dict[str, str] | None) -> Any:
-    return None if name is None else getattr(imported(name), "label", None)
+def _task_label(name: dict[str, str] | None) -> Any:
+    return None if name is None else getattr(import_object(name), "label", None)
 
 
 def _function(name: dict[str, str] | None) -> Callable[..., Any] | None:
-    found = None if name is None else imported(name)
+    found = None if name is None else import_object(name)
     return found.func if isinstance(found, Task) else found
 
 
 def _factory(name: dict[str, str] | None) -> Any:
-    found = None if name is None else imported(name)
+    found = None if name is None else import_object(name)
     if found is None or (hasattr(found, "map") and name is not None and found.name == name.get("name", found.name)):
         return found
     return Task(found, name=name.get("name")) if name is not None else None

@@ -6,8 +6,7 @@ from types import MethodType
 from typing import Any, NamedTuple
 
 from cascade._loggers import get_logger
-from cascade.graph.arguments import count_positional, split
-from cascade.graph.model import Edge, Node
+from cascade.graph.model import Edge, Node, count_positional, split_arguments
 from cascade.runtime.resolvers import defaults_of, hashable_cache, hidden_secrets, positional_names, without_secrets
 from cascade.spec.resource import Inject
 from cascade.telemetry.limits import MAX_NAME_BYTES
@@ -92,7 +91,7 @@ def _call(label: Any, node: Node, inputs: Mapping[str, Any]) -> Any:
 
     If no parameter has the name of an argument, it gets the first arguments. With `*args` it gets them as the task does.
     """
-    args, kwargs = split(inputs, count_positional(inputs) if node.positional is None else node.positional)
+    args, kwargs = split_arguments(inputs, count_positional(inputs) if node.positional is None else node.positional)
     names = positional_names(node.callable_obj)
     named = _without_resources(dict(zip(names.names, args, strict=False)) | kwargs)
     if names.rest:

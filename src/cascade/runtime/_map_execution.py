@@ -7,8 +7,7 @@ from functools import partial
 from itertools import takewhile
 from typing import Any
 
-from cascade.graph.arguments import joined, split
-from cascade.graph.model import Node
+from cascade.graph.model import Node, join_arguments, split_arguments
 from cascade.runtime._run_context import RunContext, seconds
 from cascade.runtime._task_execution import TaskExecution
 from cascade.runtime._task_group import BURST, TaskGroup
@@ -291,14 +290,14 @@ def zip_items(node: Node, inputs: dict[str, Any]) -> Items:
         TypeError: An argument has no items in an order.
         ValueError: The lists have mismatched lengths.
     """
-    lists = {name: _as_list(node, name, value, len(inputs)) for name, value in split(inputs, 0)[1].items()}
+    lists = {name: _as_list(node, name, value, len(inputs)) for name, value in split_arguments(inputs, 0)[1].items()}
     sizes = {name: len(values) for name, values in lists.items()}
     if len(set(sizes.values())) > 1:
         shown = ", ".join(f"{name}: {size}" for name, size in sizes.items())
         raise ValueError(f"{node.name}: mismatched lengths of its lists ({shown}); all must be equally long")
     names = takewhile(lists.__contains__, getattr(node.mapping_factory, "positional_only", ()))
     args = [lists.pop(name) for name in names]
-    return Items(joined(args, lists), next(iter(sizes.values()), 0), len(args))
+    return Items(join_arguments(args, lists), next(iter(sizes.values()), 0), len(args))
 
 
 def _as_list(node: Node, name: str, value: Any, count: int) -> list[Any]:
@@ -334,7 +333,7 @@ def _item_node(node: Node, index: int, item: dict[str, Any], positional: int) ->
 
 def _from_call(factory: Any, item: dict[str, Any]) -> tuple[Any, dict[str, Any], int, Any]:
     """Task, inputs, number of positional arguments and label of the lazy result of a factory other than a Task."""
-    lazy = factory(**split(item, 0)[1])
+    lazy = factory(**split_arguments(item, 0)[1])
     if not isinstance(lazy, LazyResult):
         raise TypeError(f"Cannot map over {factory!r}: calling it must give a lazy result, got {type(lazy).__name__}")
-    return lazy.task, joined(lazy.args, lazy.kwargs), len(lazy.args), label_of(lazy)
+    return lazy.task, join_arguments(lazy.args, lazy.kwargs), len(lazy.args), label_of(lazy)

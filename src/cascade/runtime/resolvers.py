@@ -8,8 +8,7 @@ from types import FunctionType
 from typing import Any, NamedTuple, Protocol, TypeVar
 from weakref import ref
 
-from cascade.graph.arguments import count_positional, split
-from cascade.graph.model import Edge, EdgeType, Node
+from cascade.graph.model import Edge, EdgeType, Node, count_positional, split_arguments
 from cascade.runtime.exceptions import DependencyMissingError
 from cascade.runtime.flow import chosen_route, lazy_id
 from cascade.spec.lazy_types import LazyResult, MappedLazyResult
@@ -28,7 +27,7 @@ ARGUMENTS = frozenset({EdgeType.DATA, EdgeType.IMPLICIT, EdgeType.ROUTER_ROUTE})
 
 @dataclass(slots=True)
 class Arguments:
-    """A call's arguments. `inputs` has all but the injected resources by their keys (`cascade.graph.arguments`)."""
+    """A call's arguments. `inputs` has all but the injected resources by their keys (`cascade.graph.model`)."""
 
     args: list[Any] = field(default_factory=list)
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -79,7 +78,7 @@ class ArgumentResolver:
     def with_resources(self, node: Node, inputs: dict[str, Any]) -> Arguments:
         """The arguments of a call with the given inputs, with a resource in the place of each `Inject`."""
         positional = node.positional
-        args, kwargs = split(inputs, count_positional(inputs) if positional is None else positional)
+        args, kwargs = split_arguments(inputs, count_positional(inputs) if positional is None else positional)
         for position, value in enumerate(args):
             if type(value) is Inject:
                 args[position] = self._values.resources[value.resource_name]

@@ -5,9 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cascade as cs
-from cascade.graph.arguments import ArgKind, count_positional, joined, key_of, split
 from cascade.graph.build import build_graph
-from cascade.graph.model import Graph, Node
+from cascade.graph.model import (
+    ArgKind,
+    Graph,
+    Node,
+    argument_key,
+    count_positional,
+    join_arguments,
+    split_arguments,
+)
 
 
 @cs.task
@@ -32,18 +39,18 @@ calls = st.tuples(st.lists(st.integers(), max_size=4).map(tuple), st.dictionarie
 @given(calls)
 def test_a_call_is_joined_and_split_again(call: tuple[Any, Any]) -> None:
     args, kwargs = call
-    inputs = joined(args, kwargs)
-    assert split(inputs, len(args)) == (list(args), kwargs)
+    inputs = join_arguments(args, kwargs)
+    assert split_arguments(inputs, len(args)) == (list(args), kwargs)
     assert count_positional(inputs) == len(args)
 
 
 @given(calls, calls)
 def test_different_calls_have_different_inputs(first: tuple[Any, Any], second: tuple[Any, Any]) -> None:
-    assert (joined(*first) == joined(*second)) == (first == second)
+    assert (join_arguments(*first) == join_arguments(*second)) == (first == second)
 
 
 def test_only_a_keyword_that_reads_as_a_position_is_marked() -> None:
-    assert [key_of(name, 1) for name in ("x", "0", "1", "2", "2024", "01", "-1", "²")] == [
+    assert [argument_key(name, 1) for name in ("x", "0", "1", "2", "2024", "01", "-1", "²")] == [
         *("x", "**0", "**1", "2", "2024", "01", "-1", "²")
     ]
 
