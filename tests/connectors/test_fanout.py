@@ -8,7 +8,8 @@ import pytest
 import cascade as cs
 from cascade.connectors import fanout
 from cascade.connectors.fanout import FanoutConnector
-from cascade.connectors.memory import MemoryConnector
+from cascade.connectors.memory import MemoryConnector, PublishedMessage
+from cascade.connectors.report import ConnectorReport
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.runtime.task_context import TaskContext
 from cascade.telemetry.identity import RunTrace, SpanRef, place_run
@@ -148,3 +149,59 @@ def test_a_connector_whose_method_cannot_be_read_does_not_affect_another(name: s
     assert cs.run(one(), connector=[bad, good], log_level="OFF") == 1
     assert good.payloads[-1]["body"]["event"] == "ENGINE_STOPPED"
     assert good.connections == 0
+
+
+@pytest.fixture
+def message() -> PublishedMessage:
+    connector = MemoryConnector()
+    run_with(connector, one())
+    return connector.messages[0]
+
+
+class Unreported(MemoryConnector):
+    """A connector with another method of this name."""
+
+    def report(self) -> Any:
+        return "not a ConnectorReport"
+
+
+class BrokenReport(MemoryConnector):
+    def report(self) -> ConnectorReport:
+        raise OSError("no report")
+
+
+async def test_the_report_has_the_sums_of_all_connectors(message: PublishedMessage) -> None:
+    first, second = MemoryConnector(), MemoryConnector()
+    fanout_connector = FanoutConnector([first, second])
+    await fanout_connector.connect()
+    await fanout_connector.publish(message.topic, message.payload)
+    assert fanout_connector.report() == ConnectorReport(queued=2, connected=True)
+    await fanout_connector.disconnect()
+    assert fanout_connector.report() == ConnectorReport(sent=2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (Unreported, ConnectorReport(sent=1, connected=True)),
+        (BrokenReport, ConnectorReport(sent=1, last_error="OSError: no report")),
+    ],
+)
+async def test_a_connector_without_a_valid_report_counts_its_published_messages(
+    kind: type[MemoryConnector], expected: ConnectorReport, message: PublishedMessage
+) -> None:
+    fanout_connector = FanoutConnector([kind()])
+    await fanout_connector.connect()
+    await fanout_connector.publish(message.topic, message.payload)
+    await fanout_connector.disconnect()
+    assert fanout_connector.report() == expected
+
+
+async def test_the_report_has_the_messages_that_a_connector_did_not_take(message: PublishedMessage) -> None:
+    fanout_connector = FanoutConnector([Broken("publish")])
+    await fanout_connector.connect()
+    await fanout_connector.publish(message.topic, message.payload)
+    await fanout_connector.disconnect()
+    report = fanout_connector.report()
+    assert (report.sent, report.lost, report.queued) == (0, 1, 0)
+    assert report.last_error

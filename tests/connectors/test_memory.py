@@ -3,6 +3,7 @@ import threading
 from typing import Any
 
 from cascade.connectors.memory import MemoryConnector
+from cascade.connectors.report import ConnectorReport
 from cascade.testing import ConnectorConformance
 from tests.lab.waiting import soon
 
@@ -20,6 +21,15 @@ class TestMemoryConnector(ConnectorConformance):
     async def send(self, topic: str, data: bytes, *, retain: bool) -> bool:
         await self.connector.deliver(topic, data, retain=retain)
         return True
+
+
+async def test_the_report_has_the_messages_and_the_connection() -> None:
+    connector = MemoryConnector()
+    await connector.connect()
+    await connector.publish("a", {})
+    assert connector.report() == ConnectorReport(sent=1, connected=True)
+    await connector.disconnect()
+    assert connector.report() == ConnectorReport(sent=1)
 
 
 async def test_what_is_retained_comes_before_subscribe_returns() -> None:

@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 
 from cascade._loggers import get_logger
+from cascade.connectors.report import ConnectorReport, Reporting
 from cascade.runtime.backpressure import CombinedBackpressure
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.runtime.guard import FAULTS, awaited, seconds, words
@@ -68,6 +70,21 @@ class FanoutConnector:
     def flush_timeout(self) -> float:
         """Seconds of the longest flush of a connector."""
         return max((seconds(connector, "flush_timeout") for connector in self.connectors), default=0.0)
+
+    def report(self) -> ConnectorReport:
+        """Return the sums over all connectors, with the messages in their queues. `connected` holds if all are connected.
+
+        For a connector without a report, its published messages count as sent.
+        """
+        reports = [_report(queue) for queue in self._queues]
+        return ConnectorReport(
+            sent=sum(one.sent for one in reports),
+            lost=sum(one.lost for one in reports),
+            retried=sum(one.retried for one in reports),
+            queued=sum(one.queued for one in reports),
+            connected=bool(reports) and all(one.connected for one in reports),
+            last_error=next((one.last_error for one in reports if one.last_error), ""),
+        )
 
     def place_run(self, run_id: str, target: str, start_ns: int, parent: SpanRef | None) -> RunTrace:
         """Return the place of the first connector that has one. A connector that raises is left out, with a warning."""
@@ -174,6 +191,26 @@ class _AllActive:
                 active.__exit__(kind, error, trace)
             except FAULTS:
                 self._give_up(connector)
+
+
+def _report(queue: PublishQueue) -> ConnectorReport:
+    connector = queue.connector
+    if isinstance(connector, Reporting):
+        try:
+            own = connector.report()
+        except FAULTS as error:
+            return ConnectorReport(queue.published, queue.lost, queued=queue.queued, last_error=error_text(error))
+        if isinstance(own, ConnectorReport):  # another method may have the same name
+            return replace(
+                own,
+                lost=own.lost + queue.lost,
+                queued=own.queued + queue.queued,
+                last_error=own.last_error or queue.last_error,
+            )
+    is_open = not queue.is_closed
+    return ConnectorReport(
+        queue.published, queue.lost, queued=queue.queued, connected=is_open, last_error=queue.last_error
+    )
 
 
 async def _gather(ones: Iterable[T], call: Callable[[T], Awaitable[Any]]) -> list[Exception | None]:

@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
+from cascade.connectors.report import ConnectorReport
 from cascade.spec.protocols import MessageCallback
 from cascade.telemetry.topics import topic_matches
 from cascade.telemetry.wire import Unreadable, received
@@ -28,6 +29,10 @@ class MemoryConnector:
     @property
     def payloads(self) -> list[dict[str, Any]]:
         return [message.payload for message in self.messages]
+
+    def report(self) -> ConnectorReport:
+        """Return the number of messages in `messages`, and whether a run is connected."""
+        return ConnectorReport(sent=len(self.messages), connected=self.connections > 0)
 
     async def connect(self) -> None:
         self.connections += 1

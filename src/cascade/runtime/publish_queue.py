@@ -71,6 +71,16 @@ class PublishQueue:
             self._backpressure.add(connector)
         self._final_drains = 0  # drains that no longer wait for room in the connector
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the queue drops all messages."""
+        return bool(self._closed_by)
+
+    @property
+    def queued(self) -> int:
+        """The number of messages that are neither published nor lost."""
+        return len(self._queue) + (self._publishing is not None)
+
     def is_full(self) -> bool:
         """Whether many bytes are queued and the connector is not stalled."""
         return self._bytes > self._held_bytes and not self._is_stalled()

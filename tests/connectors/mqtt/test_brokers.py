@@ -115,7 +115,7 @@ def test_a_restart_in_the_middle_of_a_run_costs_no_message_of_a_tasks_end(
 
     target = double.map(x=[restart(double(1)), *range(ITEMS)])
     assert len(cs.run(target, connector=connector, log_level="ERROR")) == ITEMS + 1
-    assert (connector._outbox.lost, connector._outbox.sent) == (0, connector._outbox.put_count)
+    assert (connector.report().lost, connector.report().queued) == (0, 0)
     assert warnings(caplog) == []
 
 

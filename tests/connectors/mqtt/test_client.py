@@ -174,7 +174,7 @@ async def test_an_error_beside_the_messages_is_reported_and_costs_none(
     await until(lambda: warnings(caplog))
     await connector.publish(TOPIC, telemetry(), 1)
     await connector.disconnect()
-    assert (connector._outbox.sent, connector._outbox.lost) == (1, 0)
+    assert (connector.report().sent, connector.report().lost) == (1, 0)
     (warning,) = warnings(caplog)
     assert warning.startswith("MqttConnector: a fault of the connector: Traceback (most recent call last):")
     assert not [record for record in caplog.records if record.name == "asyncio" and record.levelno >= logging.ERROR]
@@ -200,7 +200,7 @@ async def test_an_error_while_a_batch_is_sent_loses_no_message_of_the_batch(
         await connector.disconnect()
         seen = listener.wait_for(lambda seen: set(numbers(seen)) == set(range(10)))
     assert failed.is_set()
-    assert (connector._outbox.sent, connector._outbox.lost) == (10, 0)
+    assert (connector.report().sent, connector.report().lost) == (10, 0)
     assert set(numbers(seen)) == set(range(10))
     (warning,) = warnings(caplog)
     assert "LookupError: a fault of ours" in warning
@@ -490,7 +490,7 @@ async def _exchange(broker: Broker, count: int, counts: Counter[str]) -> dict[st
             other.client.publish(f"{PAUSE}/{number}", b"{}", 1)
             await connector.publish(TOPIC, telemetry(number), number % 2)
         await until(lambda: len(found) == count)
-    await until(lambda: not connector._outbox.backlog)
+    await until(lambda: not connector.report().queued)
     after = dict(counts)
     await connector.disconnect()
     return {name: after.get(name, 0) - before.get(name, 0) for name in ("tasks", "calls")}

@@ -110,7 +110,7 @@ async def test_messages_without_an_answer_follow_each_other_without_a_wait(
     for number in range(count):
         await connector.publish(f"cascade/telemetry/local/{project}/run/events", telemetry(number), 0)
     await connector.disconnect()
-    assert (connector._outbox.sent, connector._outbox.lost) == (count, 0)
+    assert (connector.report().sent, connector.report().lost) == (count, 0)
     assert numbers(listener.wait_for(lambda seen: len(numbers(seen)) == count)) == list(range(count))
 
 

@@ -79,17 +79,17 @@ def test_a_broker_that_is_known_to_be_silent_gets_less_time_until_it_answers(
 ) -> None:
     connector = MqttConnector("127.0.0.1", broker.port, flush_timeout=NEVER)
     run(connector)
-    assert connector._outbox.lost == 0
+    assert connector.report().lost == 0
     with broker.frozen():
         make_impatient(connector, limits)
         run(connector)
         limits.setattr(_health, "PATIENCE", NEVER)
         run(connector)
-    lost = connector._outbox.lost
+    lost = connector.report().lost
     assert lost == 2 * MESSAGES
     assert patience_of(connector) == BRIEF
     run(connector)
-    assert connector._outbox.lost == lost
+    assert connector.report().lost == lost
     assert patience_of(connector) == NEVER
 
 
@@ -120,7 +120,7 @@ def test_who_has_no_file_left_for_a_connection_tries_again(
     monkeypatch.setattr(Client, "__init__", begin_later)
     connector = MqttConnector("127.0.0.1", broker.port)
     run(connector)
-    assert connector._outbox.lost == 0
+    assert connector.report().lost == 0
     assert warnings(caplog) == []
 
 
@@ -131,7 +131,7 @@ def test_a_broker_that_freezes_during_the_run_does_not_cost_the_whole_flush(
 
     @cs.task
     async def freeze(found: list[int]) -> list[int]:
-        await until(lambda: connector._outbox.sent > 0)
+        await until(lambda: connector.report().sent > 0)
         broker.freeze()
         make_impatient(connector, limits)
         return found
@@ -168,7 +168,7 @@ async def test_a_broker_that_is_killed_and_started_again_gets_all_in_order(
     await until(lambda: is_connected(connector))
     for number in range(count // 2):
         await connector.publish(TOPIC, telemetry(number), 1)
-    await until(lambda: connector._outbox.sent > 200)
+    await until(lambda: connector.report().sent > 200)
     listening = hold_back(monkeypatch)
     broker.kill()
     await until(lambda: not is_connected(connector))
@@ -182,7 +182,7 @@ async def test_a_broker_that_is_killed_and_started_again_gets_all_in_order(
         found = numbers(listener.wait_for(lambda seen: numbers(seen[-5:])[-1:] == [count - 1]))
     assert found == list(range(count)), "what was acknowledged comes again, first and in order"
     assert warnings(caplog) == []
-    assert connector._outbox.lost == 0
+    assert connector.report().lost == 0
 
 
 def test_a_run_through_a_restart_of_the_broker(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -197,8 +197,8 @@ def test_a_run_through_a_restart_of_the_broker(tmp_path: Path, caplog: pytest.Lo
 
         target = double.map(x=[restart(double(x)) for x in range(1)] + list(range(200)))
         assert len(cs.run(target, connector=connector, log_level="ERROR")) == 201
-        assert connector._outbox.lost == 0
-        assert connector._outbox.sent == connector._outbox.put_count
+        assert connector.report().lost == 0
+        assert (connector.report().lost, connector.report().queued) == (0, 0)
     assert warnings(caplog) == []
 
 
@@ -297,7 +297,7 @@ def test_no_more_is_out_than_the_broker_takes(tmp_path: Path, most: int, caplog:
     with Broker(tmp_path, "max_queued_messages 0", f"max_inflight_messages {most}") as broker:
         connector = MqttConnector("127.0.0.1", broker.port)
         run(connector)
-        assert connector._outbox.sent == MESSAGES
+        assert connector.report().sent == MESSAGES
     assert warnings(caplog) == []
 
 

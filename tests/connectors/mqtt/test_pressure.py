@@ -79,9 +79,9 @@ async def test_no_more_waits_than_can_be_flushed_at_the_end(
     slow.may_send = lambda connection: connection._outbox.backlog > 50
     for number in range(300):
         await connector.publish("cascade/telemetry/local/default/run/events", telemetry(number), 1)
-        waiting.append(connector._outbox.backlog)
+        waiting.append(connector.report().queued)
     await connector.disconnect()
-    assert (connector._outbox.sent, connector._outbox.lost) == (300, 0)
+    assert (connector.report().sent, connector.report().lost) == (300, 0)
     assert max(waiting) <= 51
     assert warnings(caplog) == []
 

@@ -50,7 +50,7 @@ def has_failed(connector: MqttConnector) -> bool:
 async def publish(connector: MqttConnector, *numbers: int, qos: int = 1) -> None:
     for number in numbers:
         await connector.publish(TOPIC, telemetry(number), qos)
-    await until(lambda: connector._outbox.backlog == 0)
+    await until(lambda: connector.report().queued == 0)
 
 
 @pytest.mark.parametrize(("window", "expected"), [(3600.0, [*range(50), 100, 101]), (0, [100, 101])])
@@ -70,8 +70,8 @@ async def test_what_was_acknowledged_before_the_end_comes_again_first_and_in_ord
         await publish(connector, 100, 101)
         await connector.disconnect()
         assert numbers(listener.wait_for(lambda seen: numbers(seen)[-1:] == [101])) == expected
-    assert (connector._outbox.sent, connector._outbox.lost) == (102, 0)
-    assert connector._outbox.resent == len(expected) - 2
+    assert (connector.report().sent, connector.report().lost) == (102, 0)
+    assert connector.report().retried == len(expected) - 2
     assert warnings(caplog) == []
 
 
@@ -89,7 +89,7 @@ async def test_every_message_survives_many_kills(
         await connector.disconnect()
         seen = numbers(listener.wait_for(lambda seen: numbers(seen)[-1:] == [kills * batch]))
     assert sorted({*seen}) == list(range(kills * batch + 1))
-    assert (connector._outbox.sent, connector._outbox.lost) == (kills * batch + 1, 0)
+    assert (connector.report().sent, connector.report().lost) == (kills * batch + 1, 0)
     assert warnings(caplog) == []
 
 
@@ -101,7 +101,7 @@ async def test_after_a_clean_end_nothing_is_sent_again(broker: Broker) -> None:
             await publish(connector, number)
             await connector.disconnect()
         assert numbers(listener.wait_for(lambda seen: len(seen) == 2)) == [0, 1]
-    assert connector._outbox.resent == 0
+    assert connector.report().retried == 0
 
 
 @pytest.mark.parametrize(("code", "expected"), [(TAKEN_OVER, [0, 1]), (0x97, [0, 1]), (0x8B, [0, 0, 1])])
@@ -130,5 +130,5 @@ async def test_a_broker_that_dies_after_the_last_acknowledgement_costs_no_warnin
     broker.kill()
     await until(lambda: not is_connected(connector))
     await connector.disconnect()
-    assert (connector._outbox.sent, connector._outbox.lost, connector._outbox.bytes) == (10, 0, 0)
+    assert (connector.report().sent, connector.report().lost, connector._outbox.bytes) == (10, 0, 0)
     assert warnings(caplog) == []

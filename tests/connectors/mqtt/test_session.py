@@ -56,14 +56,14 @@ async def test_clients_whose_id_is_their_user_warn_once_and_lose_nothing(
         while not is_settled():
             if is_busy:
                 await publish()
-            await until(lambda: is_settled() or any(one._outbox.backlog == 0 for one in connectors))
+            await until(lambda: is_settled() or any(one.report().queued == 0 for one in connectors))
         await publish()
         for connector in connectors:
             await connector.disconnect()
         messages = seen.wait_for(lambda messages: all(len(_of(messages, topic)) >= count for topic in topics))
     for topic in topics:
         assert sorted(_of(messages, topic)) == list(range(count))
-    assert [connector._outbox.lost for connector in connectors] == [0, 0]
+    assert [connector.report().lost for connector in connectors] == [0, 0]
     # Only some versions of Mosquitto send the reason.
     given = rf"MqttConnector: another client (?:has|seems to have) the id 'worker': going on as 'worker-[0-9a-f]{{8}}'; {USER}"
     made_up = rf"MqttConnector: another client (?:has|seems to have) the id '{UNIQUE}', {BOTH}; {USER}"

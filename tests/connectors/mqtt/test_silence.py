@@ -79,7 +79,7 @@ async def test_a_thread_without_a_turn_says_nothing_about_the_broker(broker: Bro
     assert connector.is_full(), "it is alive"
     stall.end()
     await connector.disconnect()
-    assert (connector._outbox.sent, connector._outbox.lost) == (70, 0)
+    assert (connector.report().sent, connector.report().lost) == (70, 0)
 
 
 def test_a_run_whose_telemetry_has_no_turn_for_long_waits_for_it(
@@ -96,7 +96,7 @@ def test_a_run_whose_telemetry_has_no_turn_for_long_waits_for_it(
     releasing.start()
     cs.run(double.map(x=list(range(1_000))), connector=connector, log_level="ERROR")
     releasing.join()
-    assert connector._outbox.lost == 0
+    assert connector.report().lost == 0
     assert warnings(caplog) == []
 
 

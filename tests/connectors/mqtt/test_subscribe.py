@@ -418,7 +418,7 @@ async def test_another_thread_may_connect_while_the_last_run_ends(
     await asyncio.to_thread(begins.join)
     assert [subscription.pattern for subscription in connector._subscriptions.all()] == [CONTROL]
     await connector.disconnect()
-    assert (connector._outbox.sent, connector._outbox.lost) == (1, 0)
+    assert (connector.report().sent, connector.report().lost) == (1, 0)
 
 
 PLUGIN = Path("/usr/lib/x86_64-linux-gnu/mosquitto_dynamic_security.so")
@@ -439,7 +439,7 @@ async def test_a_subscription_that_is_refused_is_told(
             await soon(connector.subscribe(CONTROL, Gardener()))
         await connector.publish("cascade/telemetry/local/default/run/events", telemetry(), 1)
         await connector.disconnect()
-        assert connector._outbox.sent == 1
+        assert connector.report().sent == 1
     assert warnings(caplog) == [f"MqttConnector: control cannot be received on {CONTROL}: Not authorized"]
 
 
@@ -750,7 +750,7 @@ async def test_a_hundred_thousand_retained_constraints_are_all_received(
     await connector.subscribe(CONTROL, keep)
     await until(lambda: topics == later)
     await connector.disconnect()
-    assert (connector._outbox.sent, connector._outbox.lost) == (100, 0)
+    assert (connector.report().sent, connector.report().lost) == (100, 0)
     assert warnings(caplog) == []
 
 

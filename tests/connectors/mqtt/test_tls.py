@@ -33,7 +33,7 @@ def test_tls_with_a_client_certificate(certificates: Path, tmp_path: Path, caplo
         context.load_cert_chain(client, client_key)
         for connector in (good, MqttConnector("localhost", broker.port, tls=context)):
             assert cs.run(one(), connector=connector, log_level="ERROR") == 1
-            assert connector._outbox.sent == connector._outbox.put_count > 0
+            assert connector.report().queued == connector.report().lost == 0 < connector.report().sent
         query = "&".join(f"{name}={quote(path)}" for name, path in {"ca_certificate": ca, **both}.items())
         by_url = MqttConnector.from_url(f"mqtts://localhost:{broker.port}?{query}")
         assert cs.run(one(), connector=by_url, log_level="ERROR") == 1

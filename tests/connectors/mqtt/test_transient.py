@@ -107,7 +107,7 @@ async def test_what_is_refused_for_now_is_sent_again_before_later_messages(
     connector = await publish(proxy, events_topic("local", project, "run"), 100)
     seen = listener.wait_for(lambda seen: len(numbers(seen)) >= 100)
     assert numbers(seen) == list(range(100))
-    assert (connector._outbox.sent, connector._outbox.lost, connector._outbox.retried) == (100, 0, 200)
+    assert (connector.report().sent, connector.report().lost, connector.report().retried) == (100, 0, 200)
     assert warnings(caplog) == []
 
 
@@ -119,13 +119,13 @@ async def test_a_message_that_is_always_refused_does_not_hold_up_the_others(
     await connector.connect()
     for number in range(1_000):
         await connector.publish(events_topic("local", project, "run"), telemetry(number), 1)
-    await until(lambda: connector._outbox.sent == 999)
+    await until(lambda: connector.report().sent == 999)
     await connector.disconnect()
     seen = listener.wait_for(lambda seen: len(numbers(seen)) >= 999)
     assert sorted({*numbers(seen), 3}) == list(range(1_000))
     (warning,) = warnings(caplog)
     assert "1 of 1000 messages were lost" in warning
-    assert f"after {connector._outbox.retried:,} refusals 'Implementation specific error'" in warning
+    assert f"after {connector.report().retried:,} refusals 'Implementation specific error'" in warning
 
 
 async def test_a_topic_that_is_always_refused_does_not_hold_up_another(
@@ -138,7 +138,7 @@ async def test_a_topic_that_is_always_refused_does_not_hold_up_another(
     for topic in (bad, good):
         for number in range(1_000):
             await connector.publish(topic, telemetry(number), 1)
-    await until(lambda: connector._outbox.sent == 1_000)
+    await until(lambda: connector.report().sent == 1_000)
     await connector.disconnect()
     assert numbers(listener.wait_for(lambda seen: len(numbers(seen)) >= 1_000)) == list(range(1_000))
     (warning,) = warnings(caplog)
@@ -151,7 +151,7 @@ def test_tasks_wait_for_a_broker_that_refuses_for_now(proxy: Proxy, caplog: pyte
     connector = MqttConnector("127.0.0.1", proxy.port, max_buffer_bytes=BUFFER)
     run(connector, beside)
     assert {payload["body"]["metadata"]["reason"] for payload in held(beside)} == {"telemetry"}
-    assert connector._outbox.lost == 0
+    assert connector.report().lost == 0
     assert warnings(caplog) == []
 
 
@@ -173,8 +173,8 @@ def test_the_rate_adapts_to_a_quota(proxy: Proxy, caplog: pytest.LogCaptureFixtu
     proxy.rules.append(refuse(0x97, is_over_quota))
     connector = MqttConnector("127.0.0.1", proxy.port, flush_timeout=10.0)
     run(connector, items=1_000)
-    assert connector._outbox.retried > 0
-    assert connector._outbox.lost == 0
+    assert connector.report().retried > 0
+    assert connector.report().lost == 0
     assert warnings(caplog) == []
 
 
@@ -184,7 +184,7 @@ def test_a_broker_that_refuses_for_ever_holds_no_run(proxy: Proxy, caplog: pytes
     run(connector, items=2_000)
     (warning,) = warnings(caplog)
     assert re.search(r"MqttConnector: \d{4} of 40\d\d messages were lost", warning)
-    assert f"after {connector._outbox.retried:,} refusals 'Quota exceeded'" in warning
+    assert f"after {connector.report().retried:,} refusals 'Quota exceeded'" in warning
 
 
 @pytest.mark.parametrize("code", [0x80, 0x83, 0x89, 0x96, 0x97, 0x9C, 0x9D, 0x9F])
@@ -204,8 +204,8 @@ async def test_a_connection_that_ends_for_now_is_no_fault_of_a_message(
     seen = listener.wait_for(lambda seen: {*numbers(seen)} >= {*range(20)})
     assert list(dict.fromkeys(numbers(seen)))[:5] == list(range(5))
     assert ended == set(range(ends))
-    assert (connector._outbox.sent, connector._outbox.lost) == (20, 0)
-    assert connector._outbox.retried >= ends
+    assert (connector.report().sent, connector.report().lost) == (20, 0)
+    assert connector.report().retried >= ends
     there = " (other.example.com:1883)" if code == 0x9D else ""
     text = "does not follow; give the address of that broker"
     expected = {0x9C: "Use another server", 0x9D: f"Server moved{there}"}
@@ -237,7 +237,7 @@ def test_a_broker_that_is_busy_at_first_gets_all(
     proxy.rules.append(rule)
     connector = Watched("127.0.0.1", proxy.port, flush_timeout=60.0)
     run(connector, items=20)
-    assert (connector._outbox.sent, connector._outbox.lost) == (44, 0)
+    assert (connector.report().sent, connector.report().lost) == (44, 0)
     assert warnings(caplog) == []
 
 
@@ -254,5 +254,5 @@ async def test_a_disconnect_right_after_connack_leaves_no_trace_in_the_log(
 
     proxy.rules.append(rule)
     connector = await publish(proxy, events_topic("local", "default", "run"), 1)
-    assert connector._outbox.sent == 1
+    assert connector.report().sent == 1
     assert [record.getMessage() for record in caplog.records if "never retrieved" in record.getMessage()] == []

@@ -22,4 +22,4 @@ def hold_back(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
 
 def is_connected(connector: MqttConnector) -> bool:
-    return connector._session is not None and connector._session.health.is_connected
+    return connector.report().connected

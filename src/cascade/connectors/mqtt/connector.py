@@ -22,6 +22,7 @@ from cascade.connectors.mqtt.outbox import CAPACITY, Outbox, OutgoingMessage
 from cascade.connectors.mqtt.packets import traceparent, tracestate
 from cascade.connectors.mqtt.session import Session
 from cascade.connectors.mqtt.subscriptions import Subscriptions
+from cascade.connectors.report import ConnectorReport
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.spec.protocols import MessageCallback
 from cascade.telemetry.state_schedule import RunStates
@@ -210,6 +211,18 @@ class MqttConnector:
             self._session.wake()
         if inbox is not None:
             await inbox.close()
+
+    def report(self) -> ConnectorReport:
+        """Return the counts of messages and the state of the connection. Any thread may call it.
+
+        `sent` has the messages that the broker has acknowledged, and those of QoS 0 that the system has accepted. `retried`
+        has the transient refusals, and the acknowledged repetitions of `resend_window`.
+        """
+        session, health = self._session, self._health
+        return self._outbox.report(
+            connected=session is not None and session.health.is_connected,
+            connection_error="" if health is None else health.reason,
+        )
 
     def is_full(self) -> bool:
         """Whether messages wait for a broker that is alive, and so many that no further task should start."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from cascade.connectors.mqtt.packets import packet_bytes, publish_properties
+from cascade.connectors.report import ConnectorReport
 from cascade.telemetry import wire
 from cascade.telemetry.limits import shrink
 from cascade.telemetry.state_schedule import RunStates
@@ -230,6 +231,18 @@ class Outbox:
     def backlog(self) -> int:
         """Number of messages that wait or are out."""
         return self.put_count - self.sent - self.lost
+
+    def report(self, *, connected: bool, connection_error: str) -> ConnectorReport:
+        """Return the counts of one moment. Repetitions that wait for their acknowledgement are not queued messages."""
+        with self._lock:
+            return ConnectorReport(
+                sent=self.sent,
+                lost=self.lost,
+                retried=self.retried + self.resent,
+                queued=self.backlog,
+                connected=connected,
+                last_error=connection_error or self.reason,
+            )
 
     def exceeds(self, share: float, most: float) -> bool:
         """Whether the backlog uses that share of the memory, or has more than `most` messages."""
