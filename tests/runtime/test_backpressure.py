@@ -1,4 +1,4 @@
-"""Tasks wait for a connector that is behind, whatever it is, and never for one that has stopped."""
+"""Tasks wait for a slow connector of any kind, and do not wait for a stalled one."""
 
 import asyncio
 from typing import Any
@@ -43,7 +43,7 @@ async def wait_for(n: int) -> int:
 
 
 class Slow(MemoryConnector):
-    """Gets on with it, a message in some turns of the loop."""
+    """Publishes slowly: one message in some iterations of the loop."""
 
     async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:
         for _ in range(5):
@@ -56,7 +56,7 @@ class Stuck(MemoryConnector):
         await asyncio.Event().wait()
 
 
-class Tight:
+class ConnectorLimit:
     """Backpressure of a connector that has room from the third call of `room` on."""
 
     def __init__(self) -> None:
@@ -70,10 +70,10 @@ class Tight:
         await asyncio.sleep(0)
 
 
-class Limited(MemoryConnector, Tight):
+class Limited(MemoryConnector, ConnectorLimit):
     def __init__(self) -> None:
         MemoryConnector.__init__(self)
-        Tight.__init__(self)
+        ConnectorLimit.__init__(self)
 
 
 async def run(connector: Any, *, max_bytes: int = 2_000_000, drain_timeout: float = HANG) -> TelemetrySubscriber:
@@ -89,7 +89,7 @@ def held(connector: MemoryConnector) -> list[dict[str, Any]]:
     return [body for body in bodies if body.get("state") == "PENDING"]
 
 
-async def test_a_burst_waits_for_a_connector_that_is_slow_and_nothing_is_lost() -> None:
+async def test_a_burst_waits_for_a_slow_connector_and_no_message_is_lost() -> None:
     connector = Slow()
     subscriber = await run(connector)
     assert subscriber.lost == 0
@@ -99,7 +99,7 @@ async def test_a_burst_waits_for_a_connector_that_is_slow_and_nothing_is_lost() 
     assert {wait["reason"] for body in ended for wait in body["metadata"].get("waits", ())} == {"telemetry"}
 
 
-async def test_tasks_of_a_graph_wait_as_items_of_a_map_do() -> None:
+async def test_tasks_of_a_graph_wait_like_items_of_a_map() -> None:
     connector, bus = Slow(), MessageBus()
     subscriber = TelemetrySubscriber(bus, connector, max_bytes=2_000_000, drain_timeout=HANG)
     engine = Engine(NativeSolver(), LocalExecutor(), bus, connector=connector)
@@ -109,14 +109,14 @@ async def test_tasks_of_a_graph_wait_as_items_of_a_map_do() -> None:
 
 
 @pytest.mark.usefixtures("real_limits")
-async def test_nobody_waits_long_for_a_connector_that_is_stuck(caplog: pytest.LogCaptureFixture) -> None:
+async def test_tasks_do_not_wait_for_a_stalled_connector(caplog: pytest.LogCaptureFixture) -> None:
     subscriber = await run(Stuck(), drain_timeout=0.1)
     assert subscriber.lost > ITEMS
     (warning,) = [record for record in caplog.records if record.name.startswith("cascade.")]
     assert "Stuck: " in warning.getMessage()
 
 
-async def test_the_slowest_of_several_sets_the_pace() -> None:
+async def test_the_slowest_of_several_connectors_limits_the_starts() -> None:
     slow, quick = Slow(), MemoryConnector()
     fan = FanoutConnector([quick, slow], max_bytes=2_000_000)
     await run(fan)
@@ -133,7 +133,7 @@ async def test_a_connector_may_limit_its_own_queue(wrap: Any) -> None:
 
 
 @pytest.mark.parametrize("flow", [lambda n: wait_for.map(n=n), lambda n: total([wait_for(i) for i in n])])
-async def test_those_who_run_need_not_end_for_others_to_start(flow: Any) -> None:
+async def test_tasks_start_before_running_ones_end(flow: Any) -> None:
     """All tasks run at the same time before any ends, although backpressure delays their starts."""
     connector, bus = Slow(), MessageBus()
     TelemetrySubscriber(bus, connector, max_bytes=100_000, drain_timeout=HANG)

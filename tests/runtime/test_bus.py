@@ -4,7 +4,7 @@ from cascade.runtime.bus import MessageBus
 from cascade.runtime.events import Event, RunStarted, TaskEvent, TaskExecutionFinished, TaskSkipped
 
 
-def test_a_base_class_gets_its_subclasses_in_order_of_subscription() -> None:
+def test_a_handler_of_a_base_class_receives_subclasses_in_order_of_subscription() -> None:
     bus, seen = MessageBus(), list[object]()
     bus.subscribe(Event, lambda e: seen.append("event"))
     bus.subscribe(TaskSkipped, lambda e: seen.append("skipped"))
@@ -15,7 +15,7 @@ def test_a_base_class_gets_its_subclasses_in_order_of_subscription() -> None:
     assert seen == ["event", "skipped", "task", "event"]
 
 
-def test_a_handler_may_take_failures_only_and_the_events_of_items_or_the_others() -> None:
+def test_a_subscription_filters_by_failure_and_by_item() -> None:
     bus, seen = MessageBus(), list[str]()
     bus.subscribe(TaskEvent, lambda e: seen.append(f"{e.task_name} of all"))
     bus.subscribe(TaskEvent, lambda e: seen.append(f"{e.task_name} of items"), of_items=True)
@@ -26,7 +26,7 @@ def test_a_handler_may_take_failures_only_and_the_events_of_items_or_the_others(
     assert seen == ["item of all", "item of items", "task of all", "task of others", "good of all"]
 
 
-def test_one_who_comes_later_is_heard_too() -> None:
+def test_a_later_subscription_receives_the_next_events() -> None:
     bus, seen = MessageBus(), list[object]()
     bus.publish(RunStarted())
     bus.subscribe(RunStarted, seen.append)
@@ -34,7 +34,7 @@ def test_one_who_comes_later_is_heard_too() -> None:
     assert seen == [event]
 
 
-def test_a_handler_that_raises_is_logged_once_and_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_first_exception_of_a_handler_is_logged_and_the_others_run(caplog: pytest.LogCaptureFixture) -> None:
     bus, seen = MessageBus(), list[object]()
 
     def broken(event: Event) -> None:
@@ -49,7 +49,7 @@ def test_a_handler_that_raises_is_logged_once_and_harms_nobody(caplog: pytest.Lo
     assert "my bug" in caplog.text
 
 
-async def test_what_must_be_drained_is_awaited_and_may_fail(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_drain_is_awaited_and_may_fail(caplog: pytest.LogCaptureFixture) -> None:
     bus, drained = MessageBus(), list[str]()
 
     async def broken(run_id: str) -> None:

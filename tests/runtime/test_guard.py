@@ -1,4 +1,4 @@
-"""A connector of the program's own that raises, in any of its methods, ends no run in any shape of task."""
+"""An exception in any method of a connector does not end a run."""
 
 import asyncio
 from contextlib import AbstractContextManager, nullcontext
@@ -118,7 +118,7 @@ METHODS = pytest.mark.parametrize(
 
 @METHODS
 @ERRORS
-def test_a_connector_that_raises_ends_no_run(where: str, error: BaseException) -> None:
+def test_an_error_of_a_connector_does_not_end_the_run(where: str, error: BaseException) -> None:
     connector = Raising(where, error)
     assert cs.run(all_task_kinds(), connector=connector, log_level="OFF") == TOTAL
     assert connector.calls > 0
@@ -126,7 +126,7 @@ def test_a_connector_that_raises_ends_no_run(where: str, error: BaseException) -
 
 @METHODS
 @ERRORS
-def test_nor_does_it_cost_another_connector_its_messages(where: str, error: BaseException) -> None:
+def test_an_error_of_a_connector_does_not_affect_another_connector(where: str, error: BaseException) -> None:
     good, bad = MemoryConnector(), Raising(where, error)
     assert cs.run(all_task_kinds(), connector=[bad, good], log_level="OFF") == TOTAL
     assert bad.calls > 0
@@ -137,7 +137,7 @@ def test_nor_does_it_cost_another_connector_its_messages(where: str, error: Base
 
 
 @METHODS
-async def test_nor_in_a_loop_of_the_program(where: str) -> None:
+async def test_an_error_of_a_connector_does_not_end_run_async(where: str) -> None:
     connector = Raising(where, asyncio.CancelledError("stray"))
     assert await cs.run_async(all_task_kinds(), connector=connector, log_level="OFF") == TOTAL
 
@@ -183,14 +183,14 @@ async def test_a_cancellation_by_the_connector_is_an_error_with_a_text() -> None
 
 
 @pytest.mark.parametrize("value", [[["results"]], "results"])
-def test_what_is_no_list_of_words_has_none(value: Any) -> None:
+def test_a_value_that_is_no_list_of_words_has_no_words(value: Any) -> None:
     class Wrong:
         capture = value
 
     assert "results" not in words(Wrong(), "capture")
 
 
-def test_a_list_of_words_that_cannot_be_read_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unreadable_list_of_words_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     class Wrong:
         capture = None
 
@@ -199,7 +199,7 @@ def test_a_list_of_words_that_cannot_be_read_is_reported(caplog: pytest.LogCaptu
 
 
 class SlowToEnd(MemoryConnector):
-    """Needs all the time of its flush."""
+    """Disconnects after the whole time of its flush."""
 
     flush_timeout = NEVER
 
@@ -224,7 +224,7 @@ def test_a_connector_has_the_time_of_its_flush_to_disconnect(monkeypatch: pytest
 @pytest.mark.parametrize(
     ("value", "expected"), [(2.5, 2.5), (3, 3.0), (-1, 0.0), ("5", 0.0), (None, 0.0), (float("nan"), 0.0)]
 )
-def test_an_unusable_flush_timeout_is_none(value: Any, expected: float) -> None:
+def test_an_invalid_flush_timeout_is_zero(value: Any, expected: float) -> None:
     connector = MemoryConnector()
     connector.flush_timeout = value  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
     assert seconds(connector, "flush_timeout") == expected

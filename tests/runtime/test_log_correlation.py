@@ -20,7 +20,7 @@ IDS = {"run_id", "task_id", "trace_id", "span_id"}
 
 
 class Shown:
-    """A user's renderer: it keeps what it is given, and what the message is about."""
+    """A renderer that keeps the messages and their ids."""
 
     def __init__(self, *, shows_subject: bool) -> None:
         self.shows_subject = shows_subject
@@ -61,7 +61,7 @@ def total(numbers: list[int]) -> int:
     return sum(numbers)
 
 
-def test_a_line_of_json_has_the_ids_that_telemetry_has(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_json_line_has_the_ids_of_the_telemetry(capsys: pytest.CaptureFixture[str]) -> None:
     connector = MemoryConnector()
     cs.run(total([flaky().with_retry(1)]), params={"p": 1}, log_format="json", connector=connector)
     spans = {(p["body"].get("task_id", ""), p["trace_id"], p["span_id"]) for p in connector.payloads}
@@ -78,7 +78,7 @@ def test_a_line_of_json_has_the_ids_that_telemetry_has(capsys: pytest.CaptureFix
     ]  # fmt: skip
 
 
-def test_the_trace_of_a_run_that_joined_another_is_that_one() -> None:
+def test_a_run_in_another_trace_has_the_id_of_that_trace() -> None:
     trace = RunTrace(RUN, "a" * 32, "b" * 16)
     renderer = shown(
         events.RunStarted(run_id=RUN, trace=trace),
@@ -89,7 +89,7 @@ def test_the_trace_of_a_run_that_joined_another_is_that_one() -> None:
     assert renderer.ids == [run, {**run, "task_id": "t", "span_id": span_id(RUN, "t")}, run]
 
 
-def test_an_item_stands_in_the_trace_of_its_part() -> None:
+def test_an_item_has_the_trace_id_of_its_part() -> None:
     trace = RunTrace(RUN, "a" * 32, parts=TraceParts(PartLimits(children=10)))
     for index in range(26):
         trace.parts.start(f"m/{index}", "x", "m", index)
@@ -100,7 +100,7 @@ def test_an_item_stands_in_the_trace_of_its_part() -> None:
     assert renderer.ids[1]["trace_id"] == part_trace_id(RUN, "m", 2)
 
 
-def test_what_is_not_known_is_left_out() -> None:
+def test_unknown_ids_are_omitted() -> None:
     renderer = shown(
         events.TaskExecutionStarted(),
         events.TaskExecutionStarted(run_id=RUN, task_id="t"),
@@ -113,14 +113,14 @@ def test_what_is_not_known_is_left_out() -> None:
     ]  # fmt: skip
 
 
-def test_nothing_is_made_for_a_renderer_that_does_not_ask() -> None:
+def test_a_renderer_without_ids_costs_no_lookup() -> None:
     renderer = shown(events.RunStarted(run_id=RUN, trace=place_run(RUN)), shows_subject=False)
     assert renderer.ids == [{}]
     assert renderer.data == [{"target_tasks": []}]
 
 
 @pytest.mark.parametrize(("log_level", "log_format"), [("ERROR", "json"), ("INFO", "human")])
-def test_nothing_is_made_for_a_line_that_is_not_shown(
+def test_a_hidden_line_costs_no_lookup(
     log_level: str, log_format: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(LogCorrelation, "_ids_of", lambda _, event: pytest.fail(f"asked for the ids of {event}"))
@@ -128,7 +128,7 @@ def test_nothing_is_made_for_a_line_that_is_not_shown(
     assert bool(capsys.readouterr().err) == (log_level == "INFO")
 
 
-def test_other_messages_are_about_nothing() -> None:
+def test_messages_outside_of_events_have_no_ids() -> None:
     renderer = shown()
     messaging_bus.info("connector.failed", connector="x", error="y")
     assert renderer.ids == [{}]

@@ -45,14 +45,14 @@ async def test_messages_are_published_one_at_a_time() -> None:
     assert (connector.most, queue.published) == (1, 10)
 
 
-async def test_the_first_message_is_on_its_way_in_the_next_turn_of_the_loop() -> None:
+async def test_a_message_is_published_in_the_next_iteration_of_the_loop() -> None:
     connector = MemoryConnector()
     PublishQueue(connector).put(message(0))
     await asyncio.sleep(0)
     assert numbers(connector) == [0]
 
 
-def test_what_is_put_outside_of_a_loop_is_published_by_the_drain() -> None:
+def test_a_drain_publishes_messages_that_were_put_outside_of_a_loop() -> None:
     connector = MemoryConnector()
     queue = PublishQueue(connector)
     queue.put(message(0))
@@ -67,7 +67,7 @@ class Failing(MemoryConnector):
         await super().publish(topic, payload, qos)
 
 
-async def test_a_publish_that_fails_is_counted_and_disturbs_no_other() -> None:
+async def test_a_failed_publish_is_counted_and_does_not_affect_the_next() -> None:
     connector = Failing()
     queue = PublishQueue(connector)
     for number in range(4):
@@ -82,7 +82,7 @@ class Stuck(MemoryConnector):
         await asyncio.Event().wait()
 
 
-async def test_a_drain_ends_and_counts_what_it_left() -> None:
+async def test_a_drain_counts_the_messages_that_it_drops() -> None:
     queue = PublishQueue(Stuck())
     for number in range(3):
         queue.put(message(number))
@@ -90,8 +90,8 @@ async def test_a_drain_ends_and_counts_what_it_left() -> None:
     assert (queue.lost, queue.last_error) == (3, "not published within 0.01 s")
 
 
-async def test_a_drain_neither_waits_for_nor_loses_what_others_put_meanwhile() -> None:
-    """One run ends while another goes on talking: the first drain must end, and cost the other nothing."""
+async def test_a_drain_neither_waits_for_nor_drops_later_messages() -> None:
+    """One run ends while another one publishes: the first drain ends and drops no message of the other run."""
     connector = Endless()
     queue = connector.queue = PublishQueue(connector)
     queue.put(message(0))
@@ -104,7 +104,7 @@ async def test_a_drain_neither_waits_for_nor_loses_what_others_put_meanwhile() -
 
 
 class Endless(MemoryConnector):
-    """Whenever a message is published, another run says something more."""
+    """Puts a further message whenever a message is published."""
 
     queue: PublishQueue
     is_talking = True
@@ -116,7 +116,7 @@ class Endless(MemoryConnector):
             self.queue.put(message(payload["n"] + 1))
 
 
-async def test_what_comes_after_a_stuck_message_is_published_once_that_is_given_up() -> None:
+async def test_messages_after_a_dropped_message_are_published() -> None:
     class StuckOnce(MemoryConnector):
         async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:
             if payload["n"] == 0:
@@ -149,7 +149,7 @@ class Full(MemoryConnector):
         await asyncio.wait({asyncio.ensure_future(self.is_empty.wait())}, timeout=0.01)
 
 
-async def test_messages_wait_in_front_of_a_connector_that_is_full() -> None:
+async def test_messages_stay_in_the_queue_while_the_connector_is_full() -> None:
     connector = Full()
     queue = PublishQueue(connector)
     for number in range(3):
@@ -163,7 +163,7 @@ async def test_messages_wait_in_front_of_a_connector_that_is_full() -> None:
     assert numbers(connector) == [0, 1, 2]
 
 
-async def test_a_drain_that_waited_long_enough_publishes_the_rest_all_the_same() -> None:
+async def test_the_end_of_a_drain_publishes_the_rest_to_a_full_connector() -> None:
     connector = Full()
     queue = PublishQueue(connector)
     for number in range(3):
@@ -174,7 +174,7 @@ async def test_a_drain_that_waited_long_enough_publishes_the_rest_all_the_same()
     connector.is_empty.set()
 
 
-async def test_a_closed_lane_loses_everything_with_the_reason() -> None:
+async def test_a_closed_queue_drops_all_messages_with_the_reason() -> None:
     queue = PublishQueue(MemoryConnector())
     queue.put(message(0))
     queue.close("no connection")
@@ -183,7 +183,7 @@ async def test_a_closed_lane_loses_everything_with_the_reason() -> None:
     assert (queue.lost, queue.last_error) == (2, "no connection")
 
 
-async def test_what_matters_least_goes_first_when_it_is_full() -> None:
+async def test_a_full_queue_drops_terminal_messages_last() -> None:
     connector = MemoryConnector()
     queue = PublishQueue(connector, max_bytes=50)
     for number in range(8):
@@ -195,7 +195,7 @@ async def test_what_matters_least_goes_first_when_it_is_full() -> None:
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 40)), max_size=60), st.integers(20, 200))
 @settings(max_examples=80)
-def test_nothing_is_lost_uncounted(messages: list[tuple[bool, int]], limit: int) -> None:
+def test_every_dropped_message_is_counted(messages: list[tuple[bool, int]], limit: int) -> None:
     async def scenario() -> None:
         connector = MemoryConnector()
         queue = PublishQueue(connector, max_bytes=limit)

@@ -17,7 +17,7 @@ from cascade.testing import FixedClock, RunRecord, record_run
 RUN = "0f8fad5b-d9cb-469f-a165-70867728950e"
 
 
-def test_a_person_reads_each_event_once() -> None:
+def test_each_event_is_printed_once() -> None:
     bus = MessageBus()
     with patch("cascade.runtime.subscribers.messaging_bus") as messages:
         HumanReadableLogSubscriber(bus)
@@ -70,7 +70,7 @@ def test_messages_go_to_the_given_bus_else_to_the_global_one(own: bool) -> None:
     assert (given.mock_calls, global_one.mock_calls) == ((expected, []) if own else ([], expected))
 
 
-def test_a_level_is_refused_before_anything_is_subscribed() -> None:
+def test_an_invalid_level_is_rejected_before_any_subscription() -> None:
     with pytest.raises(ValueError, match=r"min_level='LOUD': choose from DEBUG, INFO, WARNING, ERROR, OFF"):
         HumanReadableLogSubscriber(MessageBus(), min_level="LOUD")
 
@@ -96,7 +96,7 @@ def test_off_subscribes_to_nothing() -> None:
     assert not any(bus.handlers(kind) for kind in (events.RunStarted, events.TaskExecutionFinished, events.RunFinished))
 
 
-async def test_events_reach_the_connector_in_the_next_turn_of_the_loop() -> None:
+async def test_events_reach_the_connector_in_the_next_iteration_of_the_loop() -> None:
     bus, connector = MessageBus(), AsyncMock(spec=Connector)
     TelemetrySubscriber(bus, connector)
     bus.publish(events.RunStarted(run_id=RUN, target_tasks=["t"]))
@@ -107,7 +107,7 @@ async def test_events_reach_the_connector_in_the_next_turn_of_the_loop() -> None
     assert (payload["body"]["event"], qos) == ("ENGINE_STARTED", 1)
 
 
-async def test_ids_and_order_are_stamped() -> None:
+async def test_messages_have_ids_and_sequence_numbers() -> None:
     bus, connector = MessageBus(), MemoryConnector()
     TelemetrySubscriber(bus, connector)
     bus.publish(events.RunStarted(run_id=RUN, trace=place_run(RUN)))
@@ -131,7 +131,7 @@ async def test_time_never_runs_backwards_within_a_run() -> None:
     assert stamps[0] == stamps[1] == "2023-11-14T22:15:00.000000Z"
 
 
-async def test_a_drain_is_bounded_and_tells_what_was_lost(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_drain_is_bounded_and_logs_the_number_of_lost_messages(caplog: pytest.LogCaptureFixture) -> None:
     class Stuck(MemoryConnector):
         async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:
             await asyncio.Event().wait()
@@ -145,7 +145,7 @@ async def test_a_drain_is_bounded_and_tells_what_was_lost(caplog: pytest.LogCapt
 
 
 @pytest.mark.parametrize("variable", ["CASCADE_ORG_ID", "CASCADE_PROJECT_ID"])
-def test_a_bad_org_or_project_is_refused_before_anything_runs(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_org_or_project_is_rejected_before_the_run(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, "a/b")
     with pytest.raises(ValueError, match=variable):
         TelemetrySubscriber(MessageBus(), MemoryConnector())
@@ -189,7 +189,7 @@ def test_a_run_starts_with_its_tasks_and_ends_with_its_counts() -> None:
     assert "params" not in first["metadata"]
 
 
-def test_a_terminal_message_stands_alone() -> None:
+def test_a_terminal_message_has_all_data_of_the_task() -> None:
     a, b = one(), one()
     target = gather(a, [b])
     run = recorded(target, clock=FixedClock(step=0.001))
@@ -224,7 +224,7 @@ def test_secrets_do_not_leave_in_errors() -> None:
     assert "hunter2" not in str(run.payloads)
 
 
-def test_a_failure_carries_its_exception_from_the_users_own_code_on() -> None:
+def test_a_failure_has_the_stack_trace_from_the_users_code_on() -> None:
     def explode() -> None:
         raise LookupError("boom")
 
@@ -248,14 +248,14 @@ def test_hostile_names_never_break_a_run(name: str) -> None:
     assert recorded(cs.task(lambda: 1, name=name or "x")()).value == 1
 
 
-def test_hostile_errors_surface_unharmed() -> None:
+def test_hostile_errors_are_raised_unchanged() -> None:
     def explode() -> None:
         raise HostileError
 
     assert isinstance(recorded(cs.task(explode)()).error, HostileError)
 
 
-def test_a_held_back_task_is_pending_and_its_wait_is_in_the_terminal_message() -> None:
+def test_a_blocked_task_is_pending_and_its_wait_is_in_the_terminal_message() -> None:
     slow = cs.task(lambda x: __import__("time").sleep(0.005), name="slow")
     run = recorded(slow.map(x=[1, 2]).with_constraints(cpu=1), system_resources={"cpu": 1})
     assert sorted(run.states("slow")) == ["COMPLETED", "COMPLETED", "PENDING", "RUNNING", "RUNNING"]

@@ -64,6 +64,9 @@ class Engine:
         run_ids: Returns the id of each run: 128 random bits in UUID form by default. Any text that can be a level of a
             topic is accepted. A version 4 UUID biases ratio samplers.
 
+    Attributes:
+        controller: Applies the constraints that the connector receives; None without a connector.
+
     Raises:
         ValueError: CASCADE_TRACE_PART_SIZE or CASCADE_TRACE_PART_BYTES is no whole number above zero, or, with a
             connector, CASCADE_ORG_ID or CASCADE_PROJECT_ID cannot be a level of a topic.
@@ -90,7 +93,7 @@ class Engine:
         self._clock = clock
         self._new_run_id = run_ids
         self._part_limits = part_limits_from_environment()
-        self._control = (
+        self.controller = (
             Controller(*identity_from_environment(), self.resource_manager, bus.backpressure)
             if connector is not None
             else None
@@ -126,7 +129,7 @@ class Engine:
         new_context = context_copier()
         try:
             connector = None if nested else self.connector
-            async with _suspended(nested=nested), _connected(connector, self.bus, run_id, self._control):
+            async with _suspended(nested=nested), _connected(connector, self.bus, run_id, self.controller):
                 # The start time is taken here: the duration of a run does not include the connect.
                 run = self._new_run(run_id, _name_of(target), dict(params or {}), new_context)
                 value: T = await self._run_with_control(run, graph, target, nested=nested)
@@ -153,16 +156,16 @@ class Engine:
             capacity=self.resource_manager,
             new_context=new_context,
             tracing=tracing,
-            admission=self._control.admission if self._control else Admission(self.bus.backpressure),
-            has_control=self._control is not None,
-            run_ids=(run_id, *(self._control.run_ids(task.run_id) if self._control and task else ())),
+            admission=self.controller.admission if self.controller else Admission(self.bus.backpressure),
+            has_control=self.controller is not None,
+            run_ids=(run_id, *(self.controller.run_ids(task.run_id) if self.controller and task else ())),
             clock=clock,
         )
 
     async def _run_with_control(self, run: RunContext, graph: Graph, target: Any, *, nested: bool) -> Any:
         async with _published(run, graph, _name_of(target), nested=nested):
             names = (node.name for node in graph.nodes)
-            with self._control.attach(run, names) if self._control else nullcontext():
+            with self.controller.attach(run, names) if self.controller else nullcontext():
                 try:
                     return await self._perform(run, graph, target)
                 finally:

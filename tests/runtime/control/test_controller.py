@@ -224,7 +224,7 @@ async def test_a_rate_spaces_starts_and_a_slow_one_lets_the_first_start() -> Non
 
 async def test_a_constraint_expires_without_any_further_message() -> None:
     lab, now = Steered(), [1_000.0]
-    control = lab.engine._control
+    control = lab.engine.controller
     assert control is not None
     control._clock = lambda: now[0]
     await lab.say("global", "pause", expires_at=now[0] + 0.05)

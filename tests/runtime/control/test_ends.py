@@ -24,7 +24,7 @@ class Held:
 
     def __init__(self) -> None:
         self.lab, self.now = Steered(), 1_000.0
-        control = self.lab.engine._control
+        control = self.lab.engine.controller
         assert control is not None
         control._clock = lambda: self.now
         self._passed = 0

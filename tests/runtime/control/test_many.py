@@ -128,7 +128,7 @@ async def test_the_beginning_of_a_run_does_not_read_all_constraints() -> None:
     await lab.say("task/mine", "concurrency", {"limit": 1})
     first = lab.start(cs.task(goes_on.wait, name="wait")())
     await lab.seen(TaskExecutionStarted)
-    control = lab.engine._control
+    control = lab.engine.controller
     assert control is not None
     control._named = Counted(control._named)
     lab.events.clear()
