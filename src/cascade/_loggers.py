@@ -9,8 +9,8 @@ from cascade.messaging.renderer import printable
 from cascade.telemetry.redact import redact_text
 from cascade.telemetry.safe import stack_text
 
-_MOST_KNOWN = 1_000
-"""Different warnings that `LimitedWarnings` remembers."""
+_MAX_STORED = 1_000
+"""Number of different warnings that `LimitedWarnings` stores."""
 
 
 class SafeLogger(logging.LoggerAdapter[logging.Logger]):
@@ -37,16 +37,16 @@ def get_logger(name: str) -> SafeLogger:
 
 
 def make_safe(record: logging.LogRecord) -> bool:
-    """A filter that masks secrets and escapes control characters: a broker, a collector or a task may be the author."""
+    """Filter that masks secrets and escapes control characters, which texts of brokers, collectors and tasks may contain."""
     if isinstance(record.args, tuple) and record.args:
-        # Each one by itself: a name before it in the message is no key of it.
+        # Each argument separately: a name before it in the message is not its key.
         record.args = tuple(arg if isinstance(arg, (int, float)) else redact_text(str(arg)) for arg in record.args)
         record.msg = record.getMessage()
     else:
         record.msg = redact_text(record.getMessage())
     record.msg, record.args = printable(record.msg), ()
     if record.exc_info and record.exc_info[1] is not None:
-        # Formatters show this text instead of the one that they would make.
+        # Formatters print this text in place of their own.
         record.exc_text = "\n".join(map(printable, stack_text(record.exc_info[1], indent=True).rstrip().split("\n")))
     return True
 
@@ -64,7 +64,7 @@ class LimitedWarnings:
         now = time.monotonic()
         if now - self._logged.get(message, -math.inf) < self._period:
             return
-        if len(self._logged) >= _MOST_KNOWN:
+        if len(self._logged) >= _MAX_STORED:
             self._logged.clear()
         self._logged[message] = now
         self._logger.warning("%s%s", self._prefix, message)

@@ -89,7 +89,7 @@ def run_to_end(work: "PreparedRun") -> Any:
     with RunSignals(work.on_signal) as signals:
         try:
             with asyncio.Runner() as runner:
-                runner.run(signals.cancels(work.perform()))
+                runner.run(signals.run_cancellable(work.perform()))
         except asyncio.CancelledError:
             if signals.received is None:
                 raise
@@ -230,7 +230,7 @@ def _messages_of_run(log_level: str, log_format: str) -> Messages:
     """Return the message bus of one run, with its own renderer, which writes to stderr.
 
     Raises:
-        ValueError: There is no such level or format.
+        ValueError: The level or the format is unknown.
     """
     severity(log_level, argument="log_level")
     messages = Messages(messaging_bus.store)

@@ -38,7 +38,7 @@ class RunSignals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            _watcher.stop()  # the first signal of this run is none for the watcher of an earlier one
+            _watcher.stop()  # the watcher of an earlier run must not handle the first signal of this one
             for number, default in _DEFAULTS.items():
                 if signal.getsignal(number) in (default, _after_run):
                     self._handled.append(number)
@@ -59,7 +59,7 @@ class RunSignals:
         else:
             _watcher.start()
 
-    async def cancels(self, work: Coroutine[Any, Any, None]) -> None:
+    async def run_cancellable(self, work: Coroutine[Any, Any, None]) -> None:
         """Await the coroutine, in a task that the first signal cancels."""
         self._task = asyncio.current_task()
         with _signals_wake(asyncio.get_running_loop()):
@@ -132,11 +132,11 @@ def _replace_wakeup_fd(expected: int, new: int) -> None:
 
 
 class _Watcher:
-    """Ends the process at a signal after the first one, by the rules of the handlers, from a thread of its own.
+    """Ends the process at a signal after the first one, by the rules of the handlers, from its own thread.
 
-    The interpreter calls a handler in the main thread only, between two bytecodes: not while a function in C occupies that
-    thread. A wait for a lock is such a function, also that for threads at the exit: a signal that arrives just before the
-    wait does not interrupt it. The process has one watcher, since a signal is the end of most processes.
+    The interpreter calls a handler only in the main thread, between two bytecodes, and not during a call of a C function.
+    The wait for a lock is such a call, and so is the wait for threads at the exit. A signal that arrives just before the
+    wait does not interrupt it. The process has one watcher.
     """
 
     def __init__(self) -> None:
@@ -145,7 +145,7 @@ class _Watcher:
 
     def start(self) -> None:
         """Watch for signals. Called in the handler of the first one, before the interpreter can handle a second one."""
-        if self._owner != os.getpid():  # none, or that of the process that has forked this one
+        if self._owner != os.getpid():  # no watcher, or that of the parent process
             reader, self._writer = socket.socketpair()
             self._writer.setblocking(False)
             self._owner = os.getpid()
@@ -155,7 +155,7 @@ class _Watcher:
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
 
     def stop(self) -> None:
-        """Watch no longer. In a forked child: leave the parent's watcher to the parent."""
+        """Stop watching. In a forked child, the watcher of the parent is not affected."""
         if self._writer is not None and threading.current_thread() is threading.main_thread():
             _replace_wakeup_fd(self._writer.fileno(), -1)
 

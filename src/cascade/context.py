@@ -15,7 +15,7 @@ D = TypeVar("D")
 
 
 class WorkflowContext:
-    """Input specs by name. The first registration of a name wins."""
+    """Registry of input specs by name. The first registration of a name wins."""
 
     def __init__(self) -> None:
         self.input_specs: dict[str, InputSpec] = {}
@@ -32,13 +32,13 @@ _scoped: ContextVar[WorkflowContext | None] = ContextVar("cascade_workflow_conte
 
 
 def get_current_context() -> WorkflowContext:
-    """The context shared by the whole process, unless code runs in a `scoped` one."""
+    """Return the context of the process, or inside of `scoped` the one of that block."""
     return _scoped.get() or _default
 
 
 @context_manager
 def scoped() -> Iterator[WorkflowContext]:
-    """A new context for the block, apart from that of the process."""
+    """Use a new context inside the `with` block, instead of that of the process."""
     context = WorkflowContext()
     token = _scoped.set(context)
     try:
@@ -76,7 +76,7 @@ def Env(name: str, default: None = None, description: str = "") -> LazyResult[st
 @overload
 def Env(name: str, default: D, description: str = "") -> LazyResult[str | D]: ...
 def Env(name: str, default: Any = None, description: str = "") -> LazyResult[Any]:  # noqa: N802 - a public name of the contract
-    """Declare an environment variable as an input. The run reads it; one that is not set has the default."""
+    """Declare an environment variable as an input. The run reads it; if it is not set, the value is the default."""
     spec = EnvSpec(name, default, description)
     get_current_context().register(spec)
     return LazyResult(_InputTask(_get_env_var, spec), (), {"name": name})

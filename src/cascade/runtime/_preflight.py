@@ -15,7 +15,7 @@ logger = get_logger(__name__)
 
 
 TYPO = 0.8
-"""Similarity, from 0 to 1, from which on a name is a typing error: `gpuu` and `gpu` have 0.86, `cpu` and `gpu` 0.67."""
+"""Similarity, from 0 to 1, at which a name counts as misspelt: `gpuu` and `gpu` have 0.86, `cpu` and `gpu` 0.67."""
 
 
 def check_names(graph: Graph, run: RunContext) -> None:
@@ -55,12 +55,12 @@ def _check_constraints(node: Node, capacity: Collection[str]) -> None:
 
 
 def check_nodes(nodes: Iterable[Node], in_edges: Mapping[str, list[Edge]], run: RunContext) -> None:
-    """Check the nodes that a run surely needs.
+    """Check the nodes that a run needs whatever its conditions and routes.
 
     Raises:
         MissingParamError: A parameter has no value.
         MissingEnvError: An environment variable has no value.
-        ValueError: A constraint asks for more than there is, or a map's lists are not equally long.
+        ValueError: A constraint exceeds the capacity, or the lists of a map have different lengths.
     """
     for node in nodes:
         if node.param_spec is not None:

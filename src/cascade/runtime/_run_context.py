@@ -70,11 +70,14 @@ class RunClock:
 class RunContext:
     """One run: its id, parameters, results, executor and bus.
 
-    `new_context` returns a copy of the context variables of the caller of `run`. Each task and each attempt runs in its own
-    copy, the resources in copies of theirs. `admission` grants the permits of its tasks. Without `has_control`, no
-    constraint can hold them back. `run_ids` are its own and those of the runs that it is nested in. `failure` is the error
-    that stops the run. `stop_reason` is the text of the tasks that are cancelled. `left_running` has the names of
-    cancelled tasks whose functions still run.
+    Attributes:
+        new_context: Returns a copy of the context variables of the caller of `run`. Each attempt runs in its own copy.
+        admission: Grants the permits of the tasks.
+        has_control: Whether constraints can block tasks.
+        run_ids: The ids of the run and of the runs that it is nested in.
+        failure: The error that stops the run.
+        stop_reason: The reason of the cancellation of its tasks.
+        left_running: The names of cancelled tasks whose functions still run.
     """
 
     run_id: str
@@ -98,7 +101,7 @@ class RunContext:
     failure: BaseException | None = None
     stop_reason: str = ""
     left_running: dict[int, str] = field(default_factory=dict)
-    _failed: str = ""
+    _failed_operation: str = ""
     is_cancelled: bool = False
     _is_signalled: bool = False
     _report: asyncio.TimerHandle | None = None
@@ -120,7 +123,7 @@ class RunContext:
         if self.failure is None:
             self.failure = error
             ended = "was cancelled" if is_cancellation(error) else "failed"
-            self.stop_reason = self.stop_reason or f"cancelled because {self._failed or 'the run'} {ended}"
+            self.stop_reason = self.stop_reason or f"cancelled because {self._failed_operation or 'the run'} {ended}"
         return self.stop_reason
 
     def cancel(self, error: BaseException) -> str:
@@ -135,12 +138,12 @@ class RunContext:
             self._report_later()
         return self.stop_reason
 
-    def task_failed(self, error: BaseException, place: str) -> None:
-        """Keep the place of the task that stops the run, or add a later error to the run's first one."""
+    def task_failed(self, error: BaseException, operation: str) -> None:
+        """Store the name of the task that stops the run, or add a later error to the first one."""
         if self.failure is None:
-            self._failed = place
+            self._failed_operation = operation
         else:
-            self.add_later_error(self.failure, error, place)
+            self.add_later_error(self.failure, error, operation)
 
     def error_fields(self, error: BaseException | None) -> dict[str, Any]:
         """The fields `error` and `exception` of the event for what ended with `error`. A cancellation has no exception."""
@@ -181,14 +184,14 @@ class RunContext:
             leave_running(self.left_running.__len__)
             self.emit(RunStillStopping, work=tuple(self.left_running.values()))
 
-    def add_later_error(self, first: BaseException, later: BaseException, place: str) -> None:
+    def add_later_error(self, first: BaseException, later: BaseException, operation: str) -> None:
         """Add an error to `first`, which the run raises: as a note, and for an event on the run's span.
 
-        `place` is the subject of the note's sentence: "the teardown of resource 'db'". A cancellation is no error.
+        `operation` is the subject of the note's sentence: "the teardown of resource 'db'". A cancellation is no error.
         """
         if later is first or is_cancellation(later):
             return
-        add_later_error(first, later, place)
+        add_later_error(first, later, operation)
         if len(self.later_errors) < MAX_LATER_ERRORS:
             self.later_errors.append(LaterError(self.clock.now_ns(), error_info(later)))
 

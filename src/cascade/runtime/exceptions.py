@@ -174,13 +174,13 @@ def is_by_signal(reason: str) -> bool:
 _BY_SIGNAL = "cancelled by "
 
 
-def add_later_error(first: BaseException, later: BaseException, place: str) -> None:
+def add_later_error(first: BaseException, later: BaseException, operation: str) -> None:
     """Add a later error as a note to the first one, which is the error that the run raises.
 
-    `place` is the subject of the note's sentence: "the teardown of resource 'db'". A cancellation is no error.
+    `operation` is the subject of the note's sentence: "the teardown of resource 'db'". A cancellation is no error.
     """
     if later is not first and not is_cancellation(later):
-        add_note(first, f"Later, {place} failed: {error_text(later)}")
+        add_note(first, f"Later, {operation} failed: {error_text(later)}")
 
 
 class TaskNote(str):

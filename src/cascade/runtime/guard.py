@@ -1,6 +1,6 @@
-"""Guards around the calls of connectors: an error of telemetry ends no run.
+"""Calls of connectors: their errors do not end a run.
 
-`KeyboardInterrupt`, `SystemExit` and a cancellation of the run pass.
+`KeyboardInterrupt`, `SystemExit` and a cancellation of the run are raised.
 """
 
 import asyncio
