@@ -5,7 +5,7 @@ from cascade.context import scoped
 from cascade.spec.input import EnvSpec, ParamSpec
 
 
-def test_inputs_register_where_they_are_written_down() -> None:
+def test_inputs_are_registered_where_they_are_declared() -> None:
     cs.Param("p", default=1, type=int, description="a number")
     cs.Env("E", default="x")
     assert cs.get_current_context().get_all_specs() == [ParamSpec("p", 1, "a number", int), EnvSpec("E", "x")]
@@ -25,7 +25,7 @@ def test_the_context_is_one_for_all_threads_and_tasks() -> None:
     assert all(context is cs.get_current_context() for context in seen)
 
 
-def test_a_scoped_one_keeps_apart() -> None:
+def test_a_scoped_context_is_separate() -> None:
     with scoped() as context:
         cs.Param("inner")
         assert list(context.input_specs) == ["inner"]

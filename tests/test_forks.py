@@ -1,4 +1,4 @@
-"""Forks beside threads that hold a lock, or are in a block that a child could not continue without."""
+"""Forks while other threads hold a lock, or are in a block that must not be forked."""
 
 import os
 import subprocess
@@ -62,7 +62,7 @@ def test_a_fork_waits_until_no_thread_is_in_a_block_that_must_not_be_forked() ->
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.parametrize("block", ["_forks.no_fork", "_forks.ForkSafeLock()"])
-def test_a_child_is_not_held_up_by_a_thread_that_it_does_not_have(block: str) -> None:
+def test_a_child_does_not_wait_for_a_thread_of_its_parent(block: str) -> None:
     printed = program(
         block,
         """

@@ -1,4 +1,4 @@
-"""`cs.run` as users call it: what it prints, what it refuses, how signals end it."""
+"""`cs.run`: its output, the errors of its arguments, and signals."""
 
 import asyncio
 import contextlib
@@ -146,7 +146,7 @@ def test_a_failed_inner_run_names_the_trace_that_the_outer_run_does_not_print(
     assert capsys.readouterr().err.count(inner.payloads[0]["trace_id"]) == 1
 
 
-async def test_runs_side_by_side_each_name_their_trace(
+async def test_each_of_two_concurrent_runs_names_its_trace(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRACEPARENT", f"00-{'ab' * 16}-{'cd' * 8}-01")
@@ -197,7 +197,7 @@ async def test_a_run_that_outlives_the_run_around_it_names_the_trace_itself(
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_bad_settings_are_refused_before_anything_runs(
+def test_invalid_settings_are_rejected_before_the_run(
     environment: dict[str, str], options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran = []
@@ -209,7 +209,7 @@ def test_bad_settings_are_refused_before_anything_runs(
 
 
 class Meeting:
-    """Two tasks of two runs that go on only when both have started."""
+    """Two tasks of two runs that continue only when both have started."""
 
     def __init__(self) -> None:
         self._started = {"quiet": threading.Event(), "loud": threading.Event()}
@@ -294,12 +294,12 @@ def test_off_prints_nothing(target: Any, log_format: str, capsys: pytest.Capture
     assert capsys.readouterr().err == ""
 
 
-def test_what_is_no_workflow_is_refused() -> None:
+def test_a_target_that_is_no_workflow_is_rejected() -> None:
     with pytest.raises(TypeError, match="call a task"):
         cs.run(one)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
-async def test_inside_a_running_loop_it_says_what_to_do() -> None:
+async def test_the_error_in_a_running_loop_names_run_async() -> None:
     with pytest.raises(RuntimeError, match=r"await cs\.run_async"):
         cs.run(one())
     assert await cs.run_async(one()) == 1
@@ -322,7 +322,7 @@ async def test_run_async_can_be_cancelled() -> None:
     assert connector.payloads[-1]["body"]["status"] == "Cancelled"
 
 
-def test_it_runs_in_other_threads_too() -> None:
+def test_run_works_in_other_threads() -> None:
     results: list[int] = []
     thread = threading.Thread(target=lambda: results.append(cs.run(one())))
     thread.start()
@@ -330,13 +330,13 @@ def test_it_runs_in_other_threads_too() -> None:
     assert results == [1]
 
 
-def test_several_connectors_get_the_same_messages() -> None:
+def test_several_connectors_receive_the_same_messages() -> None:
     first, second = MemoryConnector(), MemoryConnector()
     cs.run(one(), connector=[first, second])
     assert first.payloads == second.payloads != []
 
 
-def test_resources_can_be_given() -> None:
+def test_resources_are_an_argument_of_run() -> None:
     @cs.resource
     def number():  # type: ignore[no-untyped-def]
         yield 5
@@ -357,7 +357,7 @@ def test_a_run_in_a_task_of_a_run_nests_in_its_trace() -> None:
     assert inner.payloads[0]["parent_span_id"] == task["span_id"]
 
 
-def test_traceparent_of_the_environment_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_in_the_trace_of_traceparent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRACEPARENT", f"00-{'a' * 32}-{'b' * 16}-01")
     connector = MemoryConnector()
     cs.run(one(), connector=connector)
@@ -450,7 +450,7 @@ def test_a_second_ctrl_c_ends_the_process(tmp_path: Path) -> None:
     process.stdout.close()
 
 
-def test_a_programs_own_sigterm_handler_is_left_alone(tmp_path: Path) -> None:
+def test_the_sigterm_handler_of_a_program_is_kept(tmp_path: Path) -> None:
     code = textwrap.dedent("""
         import os, signal, cascade as cs
         seen = []
@@ -461,7 +461,7 @@ def test_a_programs_own_sigterm_handler_is_left_alone(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, stderr=subprocess.DEVNULL, timeout=HANG)
 
 
-def test_a_programs_seeded_random_numbers_are_left_alone() -> None:
+def test_the_seeded_random_numbers_of_a_program_do_not_change() -> None:
     def drawn(*, with_a_run: bool) -> list[float]:
         random.seed(7)
         if with_a_run:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during `cs.run`, as a program's user sees them: output, exit codes, traces."""
+"""Ctrl-C and SIGTERM during `cs.run`: output, exit codes, traces."""
 
 import asyncio
 import os

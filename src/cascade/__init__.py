@@ -1,6 +1,6 @@
 """Workflows of plain functions: every run is an OpenTelemetry trace, live on MQTT.
 
-Names are imported when they are first used: to define tasks needs a tenth of what it takes to run them.
+Names are imported on first use: a module that only defines tasks imports a tenth of the package.
 """
 
 from importlib.metadata import version as _version

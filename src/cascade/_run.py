@@ -166,12 +166,12 @@ class PreparedRun:
 
     @property
     def was_cancelled(self) -> bool:
-        """Whether the run has ended as cancelled, which its messages have reported."""
+        """Whether the run was cancelled. Its messages have reported this."""
         return self._outcome.status == "Cancelled"
 
     @property
     def failed(self) -> bool:
-        """Whether the run has ended with a failure, which its messages have named."""
+        """Whether the run failed. Its messages have named the error."""
         return self._outcome.status == "Failed"
 
     def on_signal(self, frame: FrameType | None) -> None:
@@ -184,7 +184,7 @@ class PreparedRun:
             self._events.publish(RunStillStopping(run_id=work.task.run_id, work=(work.task.name,)))
 
     def report_cancellation(self) -> None:
-        """Print that a signal came before the start or after the end of the run, whose own messages do not report it."""
+        """Print that a signal arrived before the start or after the end of the run. The messages of the run do not report it."""
         if not self._outcome.status:
             self._messages.error("run.cancelled_early")
         elif not self.was_cancelled and self.error is None:
@@ -292,8 +292,8 @@ def trace_url_template(environ: Mapping[str, str]) -> str | None:
 class TraceLinkSubscriber:
     """Prints the id of a run's trace, or the link to it, once, at the end of the run.
 
-    The message has the level ERROR if the run, or a run that one of its tasks started, failed; else INFO. A run that a
-    task of another run started prints nothing: the outer run prints the id of the trace that they share.
+    The level is ERROR if the run or a run that one of its tasks started failed, else INFO. A run that a task of another
+    run started prints nothing: the outer run prints the id of the common trace.
 
     Args:
         event_bus: The bus of one run and of the runs nested in it.

@@ -1,4 +1,4 @@
-"""What a run does with one task after another: values, order, failure, retries, caches."""
+"""Runs of the engine: values, order, failure, retries, caches."""
 
 import asyncio
 import threading
@@ -38,11 +38,11 @@ async def add(x: int, y: int = 0) -> int:
     return x + y
 
 
-async def test_values_flow_by_position_and_keyword(lab: Lab) -> None:
+async def test_values_are_passed_by_position_and_keyword(lab: Lab) -> None:
     assert await lab.run(add(one(), y=add(one(), 5))) == 7
 
 
-async def test_nested_arguments_are_filled_in(lab: Lab) -> None:
+async def test_lazy_results_in_nested_arguments_are_replaced(lab: Lab) -> None:
     @cs.task
     def total(parts: dict[str, list[int]]) -> int:
         return sum(parts["a"])
@@ -50,7 +50,7 @@ async def test_nested_arguments_are_filled_in(lab: Lab) -> None:
     assert await lab.run(total({"a": [one(), 2, one()]})) == 4
 
 
-async def test_a_run_tells_its_story_in_order(lab: Lab) -> None:
+async def test_events_are_published_in_order(lab: Lab) -> None:
     await lab.run(add(one()), params={"p": 1})
     assert lab.recorder.story() == [
         "RunStarted",
@@ -66,7 +66,7 @@ async def test_a_run_tells_its_story_in_order(lab: Lab) -> None:
     assert len({event.run_id for event in lab.recorder.events}) == 1
 
 
-async def test_a_failure_surfaces_as_it_was_raised_and_stops_the_run(lab: Lab) -> None:
+async def test_a_failure_is_raised_unchanged_and_stops_the_run(lab: Lab) -> None:
     error = LookupError("gone")
 
     @cs.task
@@ -82,7 +82,7 @@ async def test_a_failure_surfaces_as_it_was_raised_and_stops_the_run(lab: Lab) -
     assert lab.of(RunFinished)[0].error == "LookupError: gone"
 
 
-async def test_the_first_failure_cancels_what_runs_and_waits_for_it(lab: Lab) -> None:
+async def test_the_first_failure_cancels_running_tasks_and_waits_for_them(lab: Lab) -> None:
     stopped = []
 
     @cs.task
@@ -158,7 +158,7 @@ async def test_cancelling_does_not_wait_for_threads(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
-async def test_even_system_exit_ends_the_run_in_order(lab: Lab, error: BaseException) -> None:
+async def test_system_exit_ends_the_run_with_all_events(lab: Lab, error: BaseException) -> None:
     @cs.task
     async def leave() -> None:
         raise error
@@ -168,7 +168,7 @@ async def test_even_system_exit_ends_the_run_in_order(lab: Lab, error: BaseExcep
     assert lab.of(RunFinished)
 
 
-async def test_independent_tasks_run_side_by_side(lab: Lab) -> None:
+async def test_independent_tasks_run_concurrently(lab: Lab) -> None:
     barrier = asyncio.Barrier(3)
 
     @cs.task
@@ -255,7 +255,7 @@ async def test_a_cached_value_is_used_instead_of_a_call(lab: Lab) -> None:
     assert len(lab.of(TaskExecutionStarted, "add")) == 1
 
 
-async def test_a_cache_that_cannot_save_costs_nothing(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_cache_that_cannot_save_does_not_fail_the_task(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
     class Full(DictCache):
         def save(self, task_id: str, inputs: dict[str, Any], output: Any) -> None:
             raise OSError("disk full")
@@ -315,7 +315,7 @@ async def test_a_cycle_is_an_error_before_anything_runs(lab: Lab) -> None:
     assert lab.of(TaskExecutionStarted) == []
 
 
-async def test_an_executor_may_ignore_the_functions_and_gets_the_plans_nodes() -> None:
+async def test_an_executor_may_ignore_the_functions_and_receives_the_nodes_of_the_plan() -> None:
     seen: list[Any] = []
 
     class Spy:
@@ -337,7 +337,7 @@ async def test_an_executor_may_ignore_the_functions_and_gets_the_plans_nodes() -
     assert solver.calls == 1
 
 
-async def test_several_runs_at_once_keep_apart(lab: Lab) -> None:
+async def test_concurrent_runs_are_separate(lab: Lab) -> None:
     results = await asyncio.gather(*(lab.run(add(cs.Param("n", type=int)), {"n": n}) for n in range(20)))
     assert results == list(range(20))
     assert len({event.run_id for event in lab.of(RunFinished)}) == 20
@@ -397,7 +397,7 @@ async def count(xs: list[int]) -> int:
     return len(xs)
 
 
-async def test_the_loop_goes_on_while_a_large_graph_is_planned() -> None:
+async def test_the_loop_stays_responsive_while_a_large_graph_is_planned() -> None:
     loop = asyncio.get_running_loop()
 
     class AsksTheLoop(NativeSolver):
@@ -411,7 +411,7 @@ async def test_the_loop_goes_on_while_a_large_graph_is_planned() -> None:
     assert await engine.run(count([add(n) for n in range(LARGE)])) == LARGE
 
 
-async def test_what_is_wrong_with_a_large_graph_is_told_before_anything_runs(lab: Lab) -> None:
+async def test_an_error_in_a_large_graph_is_raised_before_the_first_task(lab: Lab) -> None:
     wrong = cs.Param("missing")
     with pytest.raises(MissingParamError, match="missing"):
         await lab.run(count([*(add(n) for n in range(LARGE)), add(wrong)]))

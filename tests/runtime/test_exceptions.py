@@ -101,7 +101,7 @@ def test_notes_that_are_no_list_stay_as_they_are() -> None:
 
 
 def notes_of(target: Any, **options: Any) -> list[str]:
-    """The notes of the exception that comes out of the run."""
+    """The notes of the exception that the run raises."""
     try:
         cs.run(target, log_level="OFF", **options)
     except (ValueError, ArithmeticError, TypeError) as error:

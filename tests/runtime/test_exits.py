@@ -16,7 +16,7 @@ from tests.lab.waiting import HANG
 
 
 class Stop(BaseException):
-    """An exception of the user that is no Exception."""
+    """A BaseException of the user."""
 
 
 def _threaded(function: Callable[[int], Any]) -> Any:
@@ -104,7 +104,7 @@ def _check_trace(connector: MemoryConnector, error: str) -> None:
 @pytest.mark.parametrize("make", [_threaded, _in_loop, _async])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("error", [SystemExit(7), KeyboardInterrupt(), Stop("mine")], ids=["exit", "ctrl-c", "own"])
-def test_what_ends_the_program_ends_the_run_unchanged(make: Any, shape: Any, error: BaseException) -> None:
+def test_an_exit_of_the_program_ends_the_run_unchanged(make: Any, shape: Any, error: BaseException) -> None:
     def stop() -> None:
         raise error
 

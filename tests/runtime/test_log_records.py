@@ -36,7 +36,7 @@ class HostileError(Exception):
 
 @pytest.fixture
 def stream() -> Iterator[io.StringIO]:
-    """What a user's handler with both helpers writes."""
+    """Output of a handler with the filter and the formatter."""
     written = io.StringIO()
     handler = logging.StreamHandler(written)
     handler.addFilter(cs.CorrelationFilter())
@@ -86,11 +86,11 @@ def test_outside_of_tasks_the_ids_are_empty() -> None:
 
 
 @pytest.mark.usefixtures("in_task")
-def test_what_a_record_has_already_stays() -> None:
+def test_ids_that_a_record_already_has_are_kept() -> None:
     assert correlated(record(run_id="mine")) == {**KNOWN, "run_id": "mine"}
 
 
-def test_ids_travel_through_a_queue_to_another_thread(stream: io.StringIO) -> None:
+def test_ids_are_kept_through_a_queue_to_another_thread(stream: io.StringIO) -> None:
     waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
     (target,) = logger.handlers
     relay = logging.handlers.QueueHandler(waiting)
@@ -136,7 +136,7 @@ def test_a_thread_of_the_task_has_its_ids_only_with_its_context(stream: io.Strin
 
 
 @pytest.mark.usefixtures("in_task")
-def test_a_line_of_json_is_as_a_run_writes_it(stream: io.StringIO) -> None:
+def test_a_json_line_has_the_form_of_the_json_log_of_a_run(stream: io.StringIO) -> None:
     log_raised(LookupError("boom"), "it %s", "failed", extra={"rows": 3, "odd": {1, 2}}, stack_info=True)
     (line,) = lines(stream)
     assert line.pop("timestamp").endswith("+00:00")

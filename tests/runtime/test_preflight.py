@@ -33,7 +33,7 @@ PARAM_PLACES: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("place", PARAM_PLACES)
-async def test_a_name_in_params_that_is_no_param_is_refused_before_anything_runs(lab: Lab, place: str) -> None:
+async def test_an_unknown_name_in_params_is_rejected_before_the_run(lab: Lab, place: str) -> None:
     target = ident([one(), PARAM_PLACES[place](cs.Param("name", default=1))])
     with pytest.raises(UnknownParamError, match=r"'nmae' is no .*did you mean 'name'\? Its Params: name$") as caught:
         await lab.run(target, {"nmae": 1})
@@ -43,7 +43,7 @@ async def test_a_name_in_params_that_is_no_param_is_refused_before_anything_runs
     assert lab.of(RunFinished)[0].status == "Failed"
 
 
-def test_a_name_that_resembles_no_param_is_refused_too() -> None:
+def test_a_name_that_resembles_no_param_is_rejected() -> None:
     target = ident([cs.Param("first", 1), cs.Param("second", 2), cs.Env("HOME")])
     with pytest.raises(UnknownParamError, match=r"'xyz' is no Param of this workflow\. Its Params: first, second$"):
         cs.run(target, params={"first": 1, "xyz": 2})
@@ -105,7 +105,7 @@ def test_an_environment_variable_is_missing_only_where_it_is_needed(monkeypatch:
     [("gpuu", "gpu"), ("cpus", "cpu"), ("memroy_gb", "memory_gb"), ("memory", "memory_gb"), ("database", "databse")],
 )
 @pytest.mark.parametrize("mapped", [False, True])
-async def test_a_misspelt_constraint_is_refused_before_anything_runs(name: str, capacity: str, mapped: bool) -> None:
+async def test_a_misspelt_constraint_is_rejected_before_the_run(name: str, capacity: str, mapped: bool) -> None:
     lab = Lab(system_resources={capacity: 2})
     lazy: Any = ident.map(x=[1]) if mapped else ident(1)
     with pytest.raises(ValueError, match=f"'{name}' is not in system_resources; did you mean '{capacity}'"):

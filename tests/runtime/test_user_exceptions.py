@@ -1,4 +1,4 @@
-"""The exception that a task raises comes out of the run as the same object, unchanged, whatever its class."""
+"""A run raises the exception of a task unchanged, as the same object, whatever its class."""
 
 import asyncio
 import traceback
@@ -119,7 +119,7 @@ SHAPES = ["thread", "loop", "async", "item", "retried", "nested", "resource", "a
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("make", MAKERS, ids=lambda make: type(make()).__name__)
 @pytest.mark.parametrize("connector", [None, MemoryConnector], ids=["plain", "connector"])
-def test_it_comes_out_of_run(make: Callable[[], BaseException], shape: str, connector: Any) -> None:
+def test_run_raises_it_unchanged(make: Callable[[], BaseException], shape: str, connector: Any) -> None:
     error, caught = make(), None
     try:
         cs.run(target_of(shape, error), log_level="OFF", connector=connector and connector())
@@ -130,7 +130,7 @@ def test_it_comes_out_of_run(make: Callable[[], BaseException], shape: str, conn
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("make", MAKERS, ids=lambda make: type(make()).__name__)
-def test_it_comes_out_of_run_async(make: Callable[[], BaseException], shape: str) -> None:
+def test_run_async_raises_it_unchanged(make: Callable[[], BaseException], shape: str) -> None:
     error = make()
 
     async def caught() -> BaseException | None:
@@ -143,7 +143,7 @@ def test_it_comes_out_of_run_async(make: Callable[[], BaseException], shape: str
     assert asyncio.run(caught()) is error
 
 
-async def test_it_comes_out_of_an_overridden_resource(lab: Lab) -> None:
+async def test_an_overridden_resource_raises_it_unchanged(lab: Lab) -> None:
     @cs.resource
     def r() -> Iterator[int]:
         yield 1

@@ -44,7 +44,7 @@ PlacesOf = Callable[[Any], Places | None]
 Clock = Callable[[], int]
 """Returns the time in nanoseconds since the Unix epoch."""
 REPORT_DELAY = 1.0
-"""Seconds after which a run that is cancelled by a signal reports what it waits for."""
+"""Seconds after which a run that a signal has cancelled reports the tasks that it waits for."""
 
 _ENGINE_FILES = ("/cascade/runtime/", "/cascade/adapters/", "/concurrent/futures/", "/asyncio/", "/contextlib.py")
 
@@ -274,7 +274,7 @@ def place_in_trace(
 
 
 def _enclosing(trace: RunTrace, task: TaskContext | None, limits: PartLimits) -> Child | None:
-    """The task or the caller whose trace contains the run; None for a run in a trace of its own."""
+    """Return the task or the caller whose trace contains the run, or None if the run has its own trace."""
     if not trace.parent_span_id:
         return None
     if task is not None and task.trace_id == trace.trace_id:

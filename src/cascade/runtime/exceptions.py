@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeGuard, TypeVar
 from cascade.telemetry.safe import error_text
 
 MAX_NOTES = 20
-"""Notes on one exception: a run with thousands of tasks may have thousands of later errors."""
+"""Maximum number of notes on one exception: a run with thousands of tasks may have thousands of later errors."""
 
 MAX_HISTORY = 128
 """Attempts and waits of one task that are kept: the first 64 and the last 64. A task may be retried for weeks."""

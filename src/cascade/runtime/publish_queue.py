@@ -175,7 +175,7 @@ class PublishQueue:
                 await self._backpressure.room()
 
     async def _abandon(self, target: int, reason: str) -> None:
-        """Lose what was put before the target, the message in hand included, and go on with the rest."""
+        """Drop the messages before the target, also the one that is being published, and continue with the rest."""
         if self._publishing is not None and self._publishing < target and self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
