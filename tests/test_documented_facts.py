@@ -20,7 +20,7 @@ import cascade as cs
 from cascade import _forks
 from cascade.adapters.executors import _places
 from cascade.connectors import _health
-from cascade.connectors.mqtt import backpressure, options, outbox, packets, subscriptions
+from cascade.connectors.mqtt import backpressure, options, outbox, packets, subscriber
 from cascade.connectors.mqtt import connector as mqtt
 from cascade.connectors.mqtt.outbox import SOON
 from cascade.connectors.otel import (
@@ -139,9 +139,9 @@ STATED = {
         f"pauses of up to {SOON:g} s",
         f"`flush_timeout` ({mqtt.FLUSH_TIMEOUT:g} s)",
         {86_400: "retained for a day"}[packets.WILL_EXPIRY],
-        f"{subscriptions.QUIET * 1000:g} ms without a further one",
-        f"fewer than {subscriptions.TRICKLE} in a second",
-        f"within {subscriptions.RETURN_TIMEOUT:g} s and two round trips",
+        f"{subscriber.QUIET * 1000:g} ms without a further one",
+        f"fewer than {subscriber.TRICKLE} in a second",
+        f"within {subscriber.RETURN_TIMEOUT:g} s and two round trips",
         f"on port {options.PLAIN_PORT}",
         f"the first {limits.MAX_LISTED_TASKS} running tasks, the first {limits.MAX_LISTED_TASKS} waiting tasks",
         {1.0: "at most once a second while the run goes on"}[state_schedule.INTERVAL],

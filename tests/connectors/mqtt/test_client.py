@@ -29,12 +29,13 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 import cascade as cs
-from cascade.connectors.mqtt import MqttConnector, client
-from cascade.connectors.mqtt.client import Client, NetworkLoop
+from cascade.connectors.mqtt import MqttConnector, transport
+from cascade.connectors.mqtt.client import Client
 from cascade.connectors.mqtt.connection import Connection
 from cascade.connectors.mqtt.options import MqttOptions
 from cascade.connectors.mqtt.packets import BrokerLimits, IncomingMessage, new_properties, publish_properties
-from cascade.connectors.mqtt.subscriptions import Barrier
+from cascade.connectors.mqtt.subscriber import Barrier
+from cascade.connectors.mqtt.transport import NetworkLoop
 from tests.connectors.mqtt.broker import Broker, Listener
 from tests.connectors.mqtt.messages import numbers, statuses, telemetry, warnings
 from tests.connectors.mqtt.proxy import Packet, Proxy, received_by_client, sent_by_client
@@ -376,7 +377,7 @@ def test_acknowledgements_are_received_wherever_the_bytes_of_a_block_end(
     broker: Broker, monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
     """With a reason code, with properties of some and of many bytes, and with neither."""
-    monkeypatch.setattr("cascade.connectors.mqtt.client._BLOCK", block)
+    monkeypatch.setattr("cascade.connectors.mqtt.transport._BLOCK", block)
     some, many = (
         b"\x87" + new_properties(PacketTypes.PUBACK, ReasonString="x" * size).pack()  # type: ignore[no-untyped-call]
         for size in (5, 200)
@@ -500,7 +501,7 @@ async def _exchange(broker: Broker, count: int, counts: Counter[str]) -> dict[st
 def test_answers_are_acknowledged_at_once_again_and_again(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Linux switches delayed acknowledgements on again by itself."""
     calls: list[str] = []
-    acknowledge, read = client._Transport._acknowledge_at_once, socket.socket.recv
+    acknowledge, read = transport.Transport._acknowledge_at_once, socket.socket.recv
 
     def counted_read(one: socket.socket, *arguments: Any) -> bytes:
         with contextlib.suppress(BlockingIOError):
@@ -521,7 +522,7 @@ def test_answers_are_acknowledged_at_once_again_and_again(broker: Broker, monkey
                 await connected.publish("cascade/x", b"x", 1)
             monkeypatch.undo()
 
-    monkeypatch.setattr(client._Transport, "_acknowledge_at_once", counted)
+    monkeypatch.setattr(transport.Transport, "_acknowledge_at_once", counted)
     monkeypatch.setattr(socket.socket, "recv", counted_read, raising=False)
     run(talk)
     assert calls.count("acknowledge") >= 11
@@ -545,7 +546,7 @@ def test_the_loop_is_a_selector_loop_whatever_the_policy_of_the_program() -> Non
 
 def test_packets_of_one_turn_are_written_together(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     writes: list[int] = []
-    flush = client._Transport.flush
+    flush = transport.Transport.flush
 
     def counted(transport: Any) -> bool:
         writes.append(len(transport.unwritten))
@@ -557,7 +558,7 @@ def test_packets_of_one_turn_are_written_together(broker: Broker, monkeypatch: p
             writes.clear()
             await asyncio.gather(*(connected.publish("cascade/x", b"x", 1) for _ in range(100)))
 
-    monkeypatch.setattr(client._Transport, "flush", counted)
+    monkeypatch.setattr(transport.Transport, "flush", counted)
     run(talk)
     assert max(writes) >= 100 * len("cascade/x")
     assert sum(map(bool, writes)) <= 2
@@ -599,7 +600,7 @@ def test_messages_are_received_and_acknowledged_wherever_the_bytes_of_a_block_en
     broker: Broker, monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
     """Only those that were read completely, and have no property but the expiry, are received without paho."""
-    monkeypatch.setattr("cascade.connectors.mqtt.client._BLOCK", block)
+    monkeypatch.setattr("cascade.connectors.mqtt.transport._BLOCK", block)
     properties: dict[str, Any] = {"ContentType": "application/json", "MessageExpiryInterval": 60}
     received, expected = list[IncomingMessage](), list[IncomingMessage]()
     with Proxy(broker.port) as proxy, Listener(broker.port, "nothing") as other:

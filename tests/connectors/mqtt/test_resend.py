@@ -7,7 +7,7 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 
 from cascade.connectors.mqtt import MqttConnector
-from cascade.connectors.mqtt.client import TAKEN_OVER
+from cascade.connectors.mqtt.packets import TAKEN_OVER
 from cascade.telemetry.topics import events_topic
 from tests.connectors.mqtt.broker import Broker, Listener
 from tests.connectors.mqtt.messages import numbers, telemetry, warnings

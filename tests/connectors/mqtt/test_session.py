@@ -12,8 +12,8 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 
 from cascade.connectors.mqtt import MqttConnector
-from cascade.connectors.mqtt.client import TAKEN_OVER
 from cascade.connectors.mqtt.outbox import MESSAGE_BYTES
+from cascade.connectors.mqtt.packets import TAKEN_OVER
 from cascade.connectors.mqtt.session import ClientId
 from cascade.telemetry.topics import events_topic
 from cascade.telemetry.wire import dumps

@@ -17,7 +17,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from cascade.connectors import _health
 from cascade.connectors._health import ConnectionHealth
-from cascade.connectors.mqtt import MqttConnector, flush, subscriptions
+from cascade.connectors.mqtt import MqttConnector, flush, subscriber
 from cascade.connectors.mqtt.client import Client
 from cascade.connectors.mqtt.inbox import BATCH
 from cascade.telemetry.topics import source, status_topic
@@ -507,7 +507,7 @@ async def test_a_retained_message_that_comes_after_the_presence_is_received_too(
     broker: Broker, limits: pytest.MonkeyPatch
 ) -> None:
     """Some brokers look for the retained messages of each filter in a process of its own."""
-    limits.setattr(subscriptions, "QUIET", NEVER)
+    limits.setattr(subscriber, "QUIET", NEVER)
     with Listener(broker.port) as other, Proxy(broker.port) as proxy:
         other.publish(PAUSE, json.dumps(constraint()), retain=True)
         proxy.hold(lambda packet: RETAINED(packet) and packet.topic == PAUSE)
@@ -517,7 +517,7 @@ async def test_a_retained_message_that_comes_after_the_presence_is_received_too(
         await asyncio.to_thread(proxy.wait_for_count, 1, lambda p: RETAINED(p) and p.topic.startswith(STATUS))
         await round_trips(connector, proxy)
         assert not subscribing.done()
-        limits.setattr(subscriptions, "QUIET", 0.01)
+        limits.setattr(subscriber, "QUIET", 0.01)
         proxy.release()
         await subscribing
         assert gardener.calls == [(PAUSE, constraint())]
@@ -525,13 +525,13 @@ async def test_a_retained_message_that_comes_after_the_presence_is_received_too(
 
 
 async def test_one_quiet_time_after_the_presence_ends_the_wait(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
-    until_quiet, waits = subscriptions.Barrier._until_quiet, list[int]()
+    until_quiet, waits = subscriber.Barrier._until_quiet, list[int]()
 
-    async def counted(barrier: subscriptions.Barrier, number: int, limit: float) -> None:
+    async def counted(barrier: subscriber.Barrier, number: int, limit: float) -> None:
         waits.append(number)
         await until_quiet(barrier, number, limit)
 
-    monkeypatch.setattr(subscriptions.Barrier, "_until_quiet", counted)
+    monkeypatch.setattr(subscriber.Barrier, "_until_quiet", counted)
     connector = await connected(broker)
     await connector.subscribe(CONTROL, Gardener())
     assert len(waits) == 1
@@ -562,11 +562,11 @@ async def test_without_the_right_to_read_its_presence_it_makes_round_trips(
     with Listener(guarded.port, "nothing") as other:
         for number, topic in enumerate(topics):
             other.publish(topic, json.dumps(constraint(number)), retain=True)
-    limits.setattr(subscriptions, "RETURN_TIMEOUT", 0.05)
+    limits.setattr(subscriber, "RETURN_TIMEOUT", 0.05)
     gardener, connector = Gardener(), await connected(guarded)
     await connector.subscribe(CONTROL, gardener)
     assert sorted(gardener.calls) == sorted((topic, constraint(n)) for n, topic in enumerate(topics))
-    limits.setattr(subscriptions, "RETURN_TIMEOUT", NEVER)
+    limits.setattr(subscriber, "RETURN_TIMEOUT", NEVER)
     await soon(connector.subscribe("cascade/control/#", Gardener()))
     assert warnings(caplog) == [UNCERTAIN + status_topic("local", "default", source())]
     await connector.disconnect()
@@ -575,7 +575,7 @@ async def test_without_the_right_to_read_its_presence_it_makes_round_trips(
 async def test_a_broker_that_returns_neither_the_presence_nor_an_answer_to_unsubscribe_is_reported(
     guarded: Broker, caplog: pytest.LogCaptureFixture, limits: pytest.MonkeyPatch
 ) -> None:
-    limits.setattr(subscriptions, "RETURN_TIMEOUT", 0.05)
+    limits.setattr(subscriber, "RETURN_TIMEOUT", 0.05)
     with Proxy(guarded.port) as proxy:
         proxy.hold(received_by_client(PacketTypes.UNSUBACK))
         connector = MqttConnector("127.0.0.1", proxy.port)
@@ -592,7 +592,7 @@ async def test_a_broker_that_returns_neither_the_presence_nor_an_answer_to_unsub
 async def test_retained_messages_that_are_too_late_are_reported(
     broker: Broker, caplog: pytest.LogCaptureFixture, limits: pytest.MonkeyPatch
 ) -> None:
-    limits.setattr(subscriptions, "RETURN_TIMEOUT", 0.05)
+    limits.setattr(subscriber, "RETURN_TIMEOUT", 0.05)
     with Listener(broker.port) as other, Proxy(broker.port) as proxy:
         other.publish(PAUSE, json.dumps(constraint()), retain=True)
         proxy.hold(lambda packet: RETAINED(packet) and packet.retain)
@@ -608,7 +608,7 @@ async def test_retained_messages_that_are_too_late_are_reported(
 
 
 async def test_a_refused_subscription_to_the_presence_costs_nothing(broker: Broker, limits: pytest.MonkeyPatch) -> None:
-    limits.setattr(subscriptions, "RETURN_TIMEOUT", NEVER)
+    limits.setattr(subscriber, "RETURN_TIMEOUT", NEVER)
 
     def rule(packet: Packet) -> Iterable[Packet]:
         if SUBSCRIBED(packet):
@@ -758,7 +758,7 @@ async def test_a_hundred_thousand_retained_constraints_are_all_received(
 async def test_retained_constraints_that_are_published_all_the_time_do_not_delay_a_subscription(
     broker: Broker, topics: int, limits: pytest.MonkeyPatch
 ) -> None:
-    limits.setattr(subscriptions, "QUIET", 1.0)  # no pause of the publisher is as long
+    limits.setattr(subscriber, "QUIET", 1.0)  # no pause of the publisher is as long
     has_subscribed = threading.Event()
 
     def publish(other: Listener) -> None:

@@ -7,15 +7,11 @@ task, and reads and writes in blocks.
 
 import asyncio
 import contextlib
-import encodings.idna  # noqa: F401 - sockets import it with the first host name; beside a fork that can be too late
 import logging
 import math
-import socket
 import ssl
 import threading
-import time
 from collections.abc import Awaitable, Callable
-from functools import lru_cache, partial
 from typing import Any, Self, TypeVar, cast
 
 import aiomqtt
@@ -25,47 +21,27 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from cascade.connectors.mqtt.options import MqttOptions
 from cascade.connectors.mqtt.packets import (
+    MALFORMED_PACKET,
     MAX_INCOMING_BYTES,
     SESSION_ID,
+    UNSUPPORTED_VERSION,
     WILL_EXPIRY,
     BrokerLimits,
     IncomingMessage,
     new_properties,
-    parse_acknowledgements,
-    parse_publish,
+    puback_reason,
     publish_packet,
 )
+from cascade.connectors.mqtt.transport import CONNECT_TIMEOUT, Transport, reason_of
 
 T = TypeVar("T")
-
-CONNECT_TIMEOUT = 5.0
-"""Seconds for TCP and TLS, and again for the broker's answer."""
-FAREWELL = 0.5
-"""Seconds for the broker to close the connection after DISCONNECT."""
-FAILURE = 0x80
-"""Reason codes from here on are refusals (MQTT 5.0, 2.4)."""
-PERMANENT = frozenset({0x81, 0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C})
-"""CONNACK: malformed packet, protocol version, client id, user name or password, not authorized, banned, authentication
-method."""
-TRANSIENT = frozenset({0x80, 0x83, 0x88, 0x89, 0x96, 0x97, 0x9C, 0x9D, 0x9F})
-"""PUBACK, DISCONNECT, CONNACK: unspecified, implementation specific, server unavailable, server busy, message rate too high,
-quota exceeded, use another server, server moved, connection rate exceeded. The same may succeed later."""
-TAKEN_OVER = 0x8E
-"""DISCONNECT: another client has connected with the same id."""
-OTHER_SERVER = frozenset({0x9C, 0x9D})
-OWN = frozenset({TAKEN_OVER, 0x96, 0x97, 0x9F})
-"""DISCONNECT: the reason is this client alone, and the broker goes on."""
-
-_MALFORMED, _UNSUPPORTED_VERSION = 0x81, 0x84
 
 _MQTT_5 = "MqttConnector requires MQTT 5"
 _PING = 0.7
 """Part of the keepalive after which PINGREQ is sent."""
-_BLOCK = 1 << 16
-"""Bytes of one system call."""
 _MOST_READS = 64
 """Reads of packets before other callbacks of the event loop run."""
-_SENT = MQTTMessage()
+_UNACKNOWLEDGED = MQTTMessage()
 """paho's record of each unacknowledged message."""
 
 # aiomqtt and paho report each error to their caller too; without a handler their log lines would go to stderr.
@@ -90,7 +66,7 @@ class Client(aiomqtt.Client):
         limits: BrokerLimits,
         on_reached: Callable[[float], None],
     ) -> None:
-        self._transport = _Transport(options.context, on_reached)
+        self._transport = Transport(options.context, on_reached)
         will_properties = new_properties(
             PacketTypes.WILLMESSAGE, MessageExpiryInterval=WILL_EXPIRY, UserProperty=(SESSION_ID, session_id)
         )
@@ -150,26 +126,8 @@ class Client(aiomqtt.Client):
             self._transport.is_leaving = True
             self._client.disconnect()
             self.flush()
-            await self._until_broker_closes()
+            await self._transport.wait_closed(self._loop)
         self.drop()
-
-    async def _until_broker_closes(self) -> None:
-        """Wait until the broker closes the connection, at most `FAREWELL` seconds.
-
-        The system resets a connection that is closed before everything is read. A slow broker then loses DISCONNECT, and
-        publishes the Last Will.
-        """
-        descriptor, closed = self._transport.fileno(), self._loop.create_future()
-        if descriptor < 0:
-            return
-
-        def read() -> None:
-            if self._transport.discard_received() and not closed.done():
-                closed.set_result(None)
-
-        self._loop.add_reader(descriptor, read)
-        await asyncio.wait([closed], timeout=FAREWELL)
-        self._forget(descriptor)
 
     @property
     def is_over(self) -> bool:
@@ -193,7 +151,7 @@ class Client(aiomqtt.Client):
         """
         packet_id = self._unused_packet_id() if qos else 0
         if qos:
-            self._client._out_messages[packet_id] = _SENT  # noqa: SLF001 - paho passes on the PUBACK of these messages only
+            self._client._out_messages[packet_id] = _UNACKNOWLEDGED  # noqa: SLF001 - paho passes on the PUBACK of these messages only
         self._transport.unwritten += publish_packet(topic, body, properties, packet_id, retain=retain)
         self._write_later()
         return packet_id
@@ -299,7 +257,7 @@ class Client(aiomqtt.Client):
             self.limits.is_unanswered = True
             self._end(f"the broker closed the connection without an answer to CONNECT; {_MQTT_5}", 0)
         else:
-            self._end(f"the broker's answer to CONNECT is malformed; {_MQTT_5}", _MALFORMED)
+            self._end(f"the broker's answer to CONNECT is malformed; {_MQTT_5}", MALFORMED_PACKET)
 
     def _on_publish(self, client: Any, userdata: Any, mid: int, reason_code: ReasonCode, properties: Any) -> None:
         if mid in self._pending_publishes:
@@ -354,7 +312,7 @@ class Client(aiomqtt.Client):
         if answers := self._transport.take_acknowledgements():
             for packet_id, code in answers:
                 if self._client._out_messages.pop(packet_id, None):  # noqa: SLF001 - see `send`
-                    self._on_publish(self._client, None, packet_id, _reason(code), None)
+                    self._on_publish(self._client, None, packet_id, puback_reason(code), None)
             return True
         if (found := self._transport.take_message()) is None:
             return False
@@ -375,7 +333,7 @@ class Client(aiomqtt.Client):
     def _end(self, reason: str, code: int) -> None:
         """Record the end of the connection. `_disconnected` has no exception: asyncio logs those that nothing awaits."""
         if not self.is_over:
-            is_outdated = code == _UNSUPPORTED_VERSION
+            is_outdated = code == UNSUPPORTED_VERSION
             self.reason, self.code = f"the broker does not support MQTT 5; {_MQTT_5}" if is_outdated else reason, code
             self._disconnected.set_result(None)
             self.on_activity()
@@ -384,172 +342,6 @@ class Client(aiomqtt.Client):
         if descriptor >= 0:
             self._loop.remove_reader(descriptor)
             self._loop.remove_writer(descriptor)
-
-
-class NetworkLoop(asyncio.SelectorEventLoop):
-    """The event loop for a Client. It has `add_reader` on every platform, unlike the default loop of Windows."""
-
-    def run_in_executor(self, executor: object, func: Callable[..., T], *args: object) -> asyncio.Future[T]:  # noqa: ARG002
-        """Call the function in a daemon thread. The interpreter joins the threads of an executor at its exit."""
-        future: asyncio.Future[T] = self.create_future()
-
-        def call() -> None:
-            settle: Callable[[], None]
-            try:
-                settle = partial(future.set_result, func(*args))
-            except Exception as error:  # noqa: BLE001 - raised again where it is awaited
-                settle = partial(future.set_exception, error)
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                self.call_soon_threadsafe(settle)
-
-        threading.Thread(target=call, name="cascade-mqtt-connect", daemon=True).start()
-        return future
-
-
-class _Transport:
-    """The socket of a connection, read and written in blocks. paho accepts it in place of an SSLContext.
-
-    paho reads single bytes and writes single packets, which takes most of the time of a small message. It also leaves
-    the socket open after a TLS handshake that failed; this object closes it.
-    """
-
-    def __init__(self, context: ssl.SSLContext | None, on_reached: Callable[[float], None]) -> None:
-        self._on_reached = on_reached
-        self._start = time.monotonic()
-        self.check_hostname = context is None or context.check_hostname
-        self._context = context
-        self._socket: Any = None
-        self._unread, self._position = b"", 0
-        self.unwritten = bytearray()
-        self.is_leaving = False
-        self.sent_at = self.received_at = 0.0
-        """Times at which the system has accepted bytes, and had some."""
-
-    def wrap_socket(self, plain: socket.socket, **options: Any) -> Self:
-        self._on_reached(time.monotonic() - self._start)
-        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._socket = plain if self._context is None else self._context.wrap_socket(plain, **options)
-        return self
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._socket, name)
-
-    def do_handshake(self) -> None:
-        if self._context is not None:
-            self._socket.do_handshake()
-
-    def fileno(self) -> int:
-        """The descriptor, or -1 if the socket is closed or was never open."""
-        return -1 if self._socket is None else self._socket.fileno()
-
-    @property
-    def has_unread(self) -> bool:
-        """Whether bytes wait of which the system does not know."""
-        if self.fileno() < 0:
-            return False
-        return self._position < len(self._unread) or (self._context is not None and self._socket.pending() > 0)
-
-    def recv(self, size: int) -> bytes:
-        if self._position == len(self._unread):
-            self._receive()
-        start = self._position
-        self._position = min(start + size, len(self._unread))
-        return self._unread[start : self._position]
-
-    def fill(self) -> None:
-        """Read what the system has, unless there are bytes that were read before. paho notices an error or the end."""
-        if self._position == len(self._unread):
-            with contextlib.suppress(OSError):
-                self._receive()
-
-    def _receive(self) -> None:
-        self._unread, self._position = self._socket.recv(_BLOCK), 0
-        if self._unread:
-            self.received_at = time.monotonic()
-        self._acknowledge_at_once()
-
-    def take_acknowledgements(self) -> list[tuple[int, int]]:
-        """Remove the next packets as far as they are PUBACK; return their packet ids and reason codes."""
-        self._position, found = parse_acknowledgements(self._unread, self._position)
-        return found
-
-    def take_message(self) -> tuple[int, IncomingMessage] | None:
-        """Remove the next packet if `parse_publish` reads it; return its packet id and the message."""
-        found = parse_publish(self._unread, self._position)
-        if found is None:
-            return None
-        self._position, packet_id, message = found
-        return packet_id, message
-
-    def send(self, data: bytes) -> int:
-        if len(self.unwritten) >= _BLOCK:
-            raise BlockingIOError
-        self.unwritten += data
-        return len(data)
-
-    def flush(self) -> bool:
-        """Write what `send` has taken; whether the system has accepted all of it."""
-        try:
-            while self.unwritten:
-                del self.unwritten[: self._socket.send(self.unwritten)]
-                self.sent_at = time.monotonic()
-        except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
-            return False
-        return True
-
-    def close_copy(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-
-    def close(self) -> None:
-        """Close the socket, or only its sending side if `is_leaving` and it was not closed so far."""
-        if self.fileno() >= 0:
-            with contextlib.suppress(OSError):
-                self.flush()
-                if self.is_leaving:
-                    self.is_leaving = False
-                    self._socket.shutdown(socket.SHUT_WR)
-                    return
-            self._socket.close()
-
-    def discard_received(self) -> bool:
-        """Read and discard bytes; whether the peer has closed the connection."""
-        try:
-            return not self._socket.recv(_BLOCK)
-        except (BlockingIOError, ssl.SSLWantReadError):
-            return False
-        except OSError:
-            return True
-
-    def _acknowledge_at_once(self) -> None:
-        """Switch off delayed TCP acknowledgements, for which a broker's next short answer would wait 40 ms.
-
-        Linux switches them on again by itself, so this is repeated before each wait.
-        """
-        if hasattr(socket, "TCP_QUICKACK"):
-            with contextlib.suppress(OSError):
-                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-
-
-def reason_of(error: BaseException) -> tuple[str, int]:
-    """Why there is no connection, in a few words, and the broker's reason code or 0."""
-    match error:
-        case aiomqtt.MqttCodeError(rc=ReasonCode() as rc):
-            return str(rc), rc.value
-        case aiomqtt.MqttError() if error.__context__ is not None:  # aiomqtt keeps the text of the cause alone
-            return reason_of(error.__context__)
-        case ssl.SSLCertVerificationError():
-            return f"certificate verify failed: {error.verify_message}", 0
-        case TimeoutError():
-            return f"no answer within {CONNECT_TIMEOUT:g} s", 0
-        case OSError():
-            return (error.strerror or str(error) or type(error).__name__).lower(), 0
-    return str(error) if isinstance(error, aiomqtt.MqttError) else f"{type(error).__name__}: {error}", 0
-
-
-@lru_cache
-def _reason(code: int) -> ReasonCode:
-    return ReasonCode(PacketTypes.PUBACK, identifier=code)
 
 
 def _ignore(*_: Any) -> None:

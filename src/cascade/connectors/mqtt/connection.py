@@ -4,33 +4,30 @@ import asyncio
 import contextlib
 import math
 import time
-import traceback
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
 
-import aiomqtt
 from paho.mqtt.reasoncodes import ReasonCode
-from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from cascade.connectors._health import jitter
 from cascade.connectors._notifier import LoopNotifier
-from cascade.connectors.mqtt.backpressure import FIRST_PAUSE, LONGEST_PAUSE, Backpressure
-from cascade.connectors.mqtt.client import FAILURE, OWN, TRANSIENT, Client
+from cascade.connectors.mqtt.backpressure import Backpressure
+from cascade.connectors.mqtt.client import Client
 from cascade.connectors.mqtt.outbox import SOON, Outbox, OutgoingMessage, PoisonMessageFilter
 from cascade.connectors.mqtt.packets import (
+    FAILURE,
+    OWN,
+    TRANSIENT,
     IncomingMessage,
     TopicAliases,
     packet_bytes,
     publish_properties,
     state_properties,
 )
-from cascade.connectors.mqtt.subscriptions import Barrier, Subscription, Subscriptions
+from cascade.connectors.mqtt.subscriber import Subscriber
+from cascade.connectors.mqtt.subscriptions import Subscriptions
 from cascade.telemetry.limits import MAX_MESSAGE_BYTES
 from cascade.telemetry.state_schedule import TICK, RunStates, ScheduledState
-
-T = TypeVar("T")
 
 WINDOW = 500
 """Unacknowledged messages: 25,000 a second at a round trip of 20 ms. At most so many are sent twice after a lost
@@ -38,7 +35,6 @@ connection. Nearby, 100 are as fast."""
 BATCH = 128
 """Messages between two reads."""
 _NOT_AUTHORIZED = 0x87
-_CONTROL = SubscribeOptions(qos=1, retainAsPublished=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +89,9 @@ class Connection:
         self._unsent: deque[_Retained] = deque()
         self._retained: dict[int, _Retained] = {}  # unacknowledged
         self._has_sent_state = self._has_passed = False
-        self._calls = 0
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._barrier = Barrier(client, presence_topic, shared.subscriptions)
+        self._subscriber = Subscriber(client, shared.subscriptions, presence_topic)
+        self._barrier = self._subscriber.barrier
         self._aliases = TopicAliases(client.limits.topic_alias_maximum)
-        self._subscribed: dict[str, Subscription] = {}
-        self._version = -1
         self._states = shared.states
         self.on_presence: Callable[[bytes], None] = lambda _: None
         """Called with each message on the presence topic."""
@@ -116,11 +109,11 @@ class Connection:
     @property
     def is_answer_due(self) -> bool:
         """Whether the broker has something to answer."""
-        return self._calls > 0 or len(self._retained) > 0 or self._outbox.is_out
+        return self._subscriber.is_waiting or len(self._retained) > 0 or self._outbox.is_out
 
     def has_work(self) -> bool:
         """Whether `work` can do anything before the broker sends something."""
-        if self._version != self._shared.subscriptions.version:
+        if self._subscriber.is_outdated:
             return True
         if self.client.wants_write:
             return False
@@ -134,8 +127,8 @@ class Connection:
 
     def work(self) -> None:
         """Queue a batch of messages, and the changed subscriptions."""
-        if self._version != self._shared.subscriptions.version:
-            self._update_subscriptions()
+        if self._subscriber.is_outdated:
+            self._subscriber.update()
         self.fill()
 
     def fill(self) -> None:
@@ -180,7 +173,7 @@ class Connection:
 
         It is not sent, which is reported, if it is larger than the broker accepts.
         """
-        size, most = _size(topic, properties, body), self.client.limits.maximum_packet_size
+        size, most = packet_bytes(topic, len(properties) + len(body)), self.client.limits.maximum_packet_size
         if size > most:
             self._shared.warn(f"a message on topic {topic} has {size:,} bytes; the broker accepts {most:,}")
             self._barrier.refuse()
@@ -193,39 +186,18 @@ class Connection:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 if not self.client.limits.maximum_qos:
-                    await self._make_round_trip()
+                    await self._subscriber.make_round_trip()
                 while (self._retained or self._unsent) and not self.client.is_over:
                     self._wakeup.clear()
                     await self._wakeup.wait()
         return not self._unsent
-
-    def _start_task(self, call: Coroutine[Any, Any, None]) -> None:
-        """Run a call in a task that ends with the connection, at the latest. The end of the connection is no error."""
-        task = asyncio.get_running_loop().create_task(call)
-        self._tasks.add(task)
-        task.add_done_callback(self._finished)
-
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        error = None if task.cancelled() else task.exception()
-        if error is not None and not isinstance(error, aiomqtt.MqttError):
-            self._shared.warn(fault(error))
-
-    async def _call(self, function: Callable[..., Awaitable[T]], *arguments: Any) -> T:
-        """Call a function of the client, and wait for the answer of the broker until the connection ends."""
-        self._calls += 1
-        try:
-            return await function(*arguments, timeout=math.inf)
-        finally:
-            self._calls -= 1
 
     def end(self, *, is_wanted: bool, is_contested: bool) -> bool:
         """Give the messages that have not arrived back to the outbox; return whether one of them caused the end.
 
         `is_contested` as in ClientId.
         """
-        for task in self._tasks:
-            task.cancel()
+        self._subscriber.cancel()
         self.settle()
         code, seconds = self.client.code, time.monotonic() - self._start
         is_innocent = is_wanted or is_contested or code in OWN | TRANSIENT
@@ -310,7 +282,7 @@ class Connection:
                 continue
             properties = state_properties(state.expiry)
             try:
-                body = state.body(most - _size(state.topic, properties))
+                body = state.body(most - packet_bytes(state.topic, len(properties)))
             except ValueError as error:
                 self._states.settle(state, f"{error}, on topic {state.topic}")
             else:
@@ -354,14 +326,10 @@ class Connection:
         if not is_refused:
             self._has_passed, self._poison.state_losses = True, 0
         elif self._is_on_trial:
-            self._start_task(self._pass_trial())
-
-    async def _make_round_trip(self) -> None:
-        """Return when the broker has handled all packets that were sent before."""
-        await self._call(self.client.unsubscribe, self._barrier.unused)
+            self._subscriber.start(self._pass_trial())
 
     async def _pass_trial(self) -> None:
-        await self._make_round_trip()
+        await self._subscriber.make_round_trip()
         self._has_passed = True
         self._wakeup.set()
 
@@ -379,66 +347,3 @@ class Connection:
             self.on_presence(payload)
         self._has_incoming = True
         self._shared.subscriptions.receive(topic, payload, retained=retain, expiry=expiry)
-
-    def _update_subscriptions(self) -> None:
-        is_first, self._version = self._version < 0, self._shared.subscriptions.version
-        wanted = {subscription.pattern: subscription for subscription in self._shared.subscriptions.all()}
-        for pattern, subscription in self._subscribed.items():
-            if subscription is not wanted.get(pattern):
-                self._start_task(self._call(self.client.unsubscribe, pattern))
-        new = [one for pattern, one in wanted.items() if one is not self._subscribed.get(pattern)]
-        self._subscribed = wanted
-        if new or is_first:
-            self._start_task(self._subscribe(new))
-
-    async def _subscribe(self, wanted: list[Subscription], pause: float = 0.0) -> None:
-        """Subscribe with one packet, and wait until all retained messages were received. `pause` as in `_repeat`."""
-        new, start = self._supported(wanted), time.monotonic()
-        number, own = self._barrier.begin()
-        filters = [(subscription.pattern, _CONTROL) for subscription in new] + own
-        if not filters:
-            return
-        answer = await self._call(self.client.subscribe, filters)
-        reasons = cast("list[ReasonCode]", answer)  # of MQTT 5
-        self._barrier.answered(reasons[len(new) :])
-        refused = {one: reason for one, reason in zip(new, reasons, strict=False) if reason.value >= FAILURE}
-        for subscription, reason in refused.items() if not pause else ():
-            self._refuse(subscription, str(reason))
-        later = [one for one, reason in refused.items() if reason.value in TRANSIENT]
-        if later:
-            self._start_task(self._repeat(later, min(2 * pause or FIRST_PAUSE, LONGEST_PAUSE)))
-        accepted = [one for one in new if one not in refused]
-        if accepted:
-            is_certain = await self._barrier.wait(number, time.monotonic() - start)
-            for subscription in accepted:
-                self._shared.subscriptions.complete(subscription, is_certain=is_certain)
-
-    async def _repeat(self, refused: list[Subscription], pause: float) -> None:
-        """Subscribe again after about so many seconds to filters that the broker has refused for now."""
-        await asyncio.sleep(pause * jitter())
-        wanted = [one for one in refused if one is self._subscribed.get(one.pattern)]
-        if wanted:
-            await self._subscribe(wanted, pause)
-
-    def _supported(self, wanted: list[Subscription]) -> list[Subscription]:
-        """The subscriptions that the broker supports. The others are refused."""
-        has_wildcards = self.client.limits.wildcards_available
-        new = [one for one in wanted if has_wildcards or not {"+", "#"}.intersection(one.pattern)]
-        for subscription in wanted:
-            if subscription not in new:
-                self._refuse(subscription, "the broker has no wildcard subscriptions")
-        return new
-
-    def _refuse(self, subscription: Subscription, reason: str) -> None:
-        self._shared.warn(f"control cannot be received on {subscription.pattern}: {reason}")
-        self._shared.subscriptions.complete(subscription, is_certain=False)
-
-
-def fault(error: BaseException) -> str:
-    """The warning about an unexpected error, with its traceback."""
-    return "a fault of the connector: " + "".join(traceback.format_exception(error))
-
-
-def _size(topic: str, properties: bytes, body: bytes = b"") -> int:
-    """The largest size of a packet."""
-    return packet_bytes(topic, len(properties) + len(body))

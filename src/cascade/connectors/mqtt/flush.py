@@ -4,12 +4,13 @@ import asyncio
 import math
 import time
 
-from cascade.connectors.mqtt.client import FAREWELL
 from cascade.connectors.mqtt.connection import Shared
 from cascade.connectors.mqtt.inbox import Inbox
 from cascade.connectors.mqtt.presence import GOODBYE
 from cascade.connectors.mqtt.session import Session
-from cascade.connectors.mqtt.subscriptions import LATE, Subscription
+from cascade.connectors.mqtt.subscriber import LATE
+from cascade.connectors.mqtt.subscriptions import Subscription
+from cascade.connectors.mqtt.transport import FAREWELL
 
 SUBSCRIBE_TIMEOUT = 3.0
 """Seconds without a retained message, beside the round trips, after which `subscribe` returns."""

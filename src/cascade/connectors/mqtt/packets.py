@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties, VariableByteIntegers
+from paho.mqtt.reasoncodes import ReasonCode
 
 from cascade.telemetry.identity import parse_tracestate
 from cascade.telemetry.limits import MAX_MESSAGE_BYTES
@@ -24,6 +25,21 @@ SESSION_ID = "session_id"
 
 ALIAS_INVALID, RETAIN_NOT_SUPPORTED, QOS_NOT_SUPPORTED = 0x94, 0x9A, 0x9B
 """CONNACK: the reason is the Last Will. DISCONNECT: the reason is a message."""
+FAILURE = 0x80
+"""Reason codes from here on are refusals (MQTT 5.0, 2.4)."""
+PERMANENT = frozenset({0x81, 0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C})
+"""CONNACK: malformed packet, protocol version, client id, user name or password, not authorized, banned, authentication
+method."""
+TRANSIENT = frozenset({0x80, 0x83, 0x88, 0x89, 0x96, 0x97, 0x9C, 0x9D, 0x9F})
+"""PUBACK, DISCONNECT, CONNACK: unspecified, implementation specific, server unavailable, server busy, message rate too high,
+quota exceeded, use another server, server moved, connection rate exceeded. The same may succeed later."""
+TAKEN_OVER = 0x8E
+"""DISCONNECT: another client has connected with the same id."""
+OTHER_SERVER = frozenset({0x9C, 0x9D})
+OWN = frozenset({TAKEN_OVER, 0x96, 0x97, 0x9F})
+"""DISCONNECT: the reason is this client alone, and the broker goes on."""
+MALFORMED_PACKET, UNSUPPORTED_VERSION = 0x81, 0x84
+"""CONNACK: the broker does not support MQTT 5."""
 _MAX_PACKET_BYTES = MAX_MESSAGE_BYTES + (1 << 16)
 """For a broker without a limit: the largest message, with its topic and properties."""
 _SHORTEST, _CONTINUES, _ONLY_EXPIRY = 4, 0x80, b"\x05\x02"
@@ -212,6 +228,11 @@ def parse_publish(data: bytes, start: int) -> tuple[int, int, IncomingMessage] |
     elif data[place]:
         return None
     return end, packet_id, IncomingMessage(topic.decode(), data[place + 1 : end], bool(flags & 1), expiry)
+
+
+@lru_cache
+def puback_reason(code: int) -> ReasonCode:
+    return ReasonCode(PacketTypes.PUBACK, identifier=code)
 
 
 def traceparent(payload: dict[str, Any]) -> bytes:

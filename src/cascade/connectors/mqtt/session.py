@@ -9,20 +9,13 @@ import time
 import aiomqtt
 
 from cascade.connectors._health import FIRST_PAUSE, ConnectionHealth, jitter
-from cascade.connectors.mqtt.client import (
-    OTHER_SERVER,
-    PERMANENT,
-    TAKEN_OVER,
-    TRANSIENT,
-    Client,
-    NetworkLoop,
-    reason_of,
-)
-from cascade.connectors.mqtt.connection import Connection, Shared, fault
+from cascade.connectors.mqtt.client import Client
+from cascade.connectors.mqtt.connection import Connection, Shared
 from cascade.connectors.mqtt.options import MqttOptions
 from cascade.connectors.mqtt.outbox import SOON, PoisonMessageFilter
-from cascade.connectors.mqtt.packets import BrokerLimits
+from cascade.connectors.mqtt.packets import OTHER_SERVER, PERMANENT, TAKEN_OVER, TRANSIENT, BrokerLimits
 from cascade.connectors.mqtt.presence import Presence
+from cascade.connectors.mqtt.transport import NetworkLoop, fault, reason_of
 from cascade.telemetry.topics import AWS_LIMITS, source, status_topic
 
 LONGEST_WAIT = 2.0
