@@ -4,8 +4,8 @@ from collections.abc import Callable
 from functools import singledispatch
 from typing import Any, get_args
 
-from cascade.runtime._parts import charge_own, child_of, count_attempt, count_last, parts_below, short_error
 from cascade.runtime._run_state import RunState, UnstampedMessage
+from cascade.runtime._trace_shards import charge_own, child_of, count_attempt, count_last, parts_below, short_error
 from cascade.runtime.events import (
     ControlDecision,
     ErrorInfo,
