@@ -31,7 +31,7 @@ def test_one_that_never_answers_gets_a_second_once_and_little_afterwards(
 ) -> None:
     assert not is_hopeless_after(peer, now, 0.9)
     assert is_hopeless_after(peer, now, 1.1)
-    peer.waited_in_vain()
+    peer.record_failed_wait()
     assert peer.patience == BRIEF
     assert is_hopeless_after(peer, now, 0.2)
     peer.connected()
@@ -41,11 +41,11 @@ def test_one_that_never_answers_gets_a_second_once_and_little_afterwards(
 def test_one_that_falls_silent_gets_a_second(peer: ConnectionHealth, now: list[float]) -> None:
     peer.connected()
     assert not is_hopeless_after(peer, now, 60.0)
-    peer.kept_silent(0.9)
+    peer.record_silence(0.9)
     assert not is_hopeless_after(peer, now, 60.0)
-    peer.kept_silent(0.2)
+    peer.record_silence(0.2)
     assert is_hopeless_after(peer, now, 1.1)
-    peer.heard()
+    peer.record_activity()
     assert not is_hopeless_after(peer, now, 60.0)
 
 

@@ -63,30 +63,30 @@ class ConnectionHealth:
         """Whether the peer accepts messages."""
         return self.is_connected and self.silence < PATIENCE + self.round_trip
 
-    def reached(self, seconds: float) -> None:
+    def tcp_connected(self, seconds: float) -> None:
         """TCP has connected, in so many seconds."""
         self.round_trip, self._reached_at = seconds, time.monotonic()
 
     def connected(self) -> None:
         self.round_trip = max(self.round_trip, time.monotonic() - self._reached_at)
-        self.heard()
+        self.record_activity()
         self.is_connected, self.is_busy = True, False
 
-    def heard(self) -> None:
+    def record_activity(self) -> None:
         """The peer has sent bytes, or accepted bytes again after it had accepted none."""
         self.silence = 0.0
         self.patience = PATIENCE
 
-    def kept_silent(self, seconds: float) -> None:
+    def record_silence(self, seconds: float) -> None:
         """The peer had no activity for so long, although an answer is due."""
         self.silence += seconds
 
-    def waited_in_vain(self) -> None:
+    def record_failed_wait(self) -> None:
         """A wait has ended without success. If the peer has not even refused, the next wait is brief."""
         if not (self.is_alive or self.is_dead):
             self.patience = BRIEF
 
-    def proved_good(self) -> None:
+    def reset_backoff(self) -> None:
         """The connection was of use: after its end, the next attempt is made at once."""
         self.reason, self._attempts, self._is_refused = "", 0, False
 

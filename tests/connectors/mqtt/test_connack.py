@@ -307,7 +307,7 @@ async def test_a_broker_that_has_accepted_the_will_gets_it_again(broker: Broker)
 
 
 async def test_a_full_window_leaves_the_last_words_to_the_will(broker: Broker, limits: pytest.MonkeyPatch) -> None:
-    limits.setattr(presence, "GOODBYE", 0.05)
+    limits.setattr(presence, "OFFLINE_TIMEOUT", 0.05)
     with Proxy(broker.port, change_connack(ReceiveMaximum=1)) as proxy, Listener(broker.port) as listener:
         proxy.hold(received_by_client(PacketTypes.PUBACK))
         connector = MqttConnector("127.0.0.1", proxy.port)

@@ -47,7 +47,7 @@ def make_impatient(connector: MqttConnector, limits: pytest.MonkeyPatch) -> None
     """From now on the product's own limits of time hold, for the broker that the connector has found alive too."""
     limits.undo()
     assert connector._health is not None
-    connector._health.heard()
+    connector._health.record_activity()
 
 
 def patience_of(connector: MqttConnector) -> float:

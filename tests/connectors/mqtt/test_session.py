@@ -12,9 +12,9 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 
 from cascade.connectors.mqtt import MqttConnector
+from cascade.connectors.mqtt.options import ClientId
 from cascade.connectors.mqtt.outbox import MESSAGE_BYTES
 from cascade.connectors.mqtt.packets import TAKEN_OVER
-from cascade.connectors.mqtt.session import ClientId
 from cascade.telemetry.topics import events_topic
 from cascade.telemetry.wire import dumps
 from tests.connectors.mqtt.broker import Broker, Listener, Message
@@ -191,7 +191,7 @@ async def test_a_publishing_thread_never_waits_for_a_network_thread_without_a_co
     broker.kill()
     await until(lambda: not session.health.is_connected)
     monkeypatch.setattr("cascade.connectors.mqtt.session.LONGEST_TURN", -1)
-    monkeypatch.setattr("cascade.connectors.mqtt.session.HAND_OVER", -1)  # which `time.sleep` refuses
+    monkeypatch.setattr("cascade.connectors.mqtt.session.LOCK_RELEASE", -1)  # which `time.sleep` refuses
     session._is_asleep = True
     for number in range(3):
         await connector.publish(events_topic("local", "default", "run"), telemetry(number))

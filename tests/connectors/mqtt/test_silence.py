@@ -104,14 +104,14 @@ async def test_a_broker_that_says_anything_is_alive(
     broker: Broker, monkeypatch: pytest.MonkeyPatch, limits: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Connection, "_acknowledged", lambda *_: None)
-    heard, hear = threading.Event(), ConnectionHealth.heard
+    heard, hear = threading.Event(), ConnectionHealth.record_activity
 
     def noted(health: ConnectionHealth) -> None:
         hear(health)
         assert health.silence == 0
         heard.set()
 
-    monkeypatch.setattr(ConnectionHealth, "heard", noted)
+    monkeypatch.setattr(ConnectionHealth, "record_activity", noted)
     connector = MqttConnector("127.0.0.1", broker.port, flush_timeout=0.1)
     await connector.connect()
     await connector.subscribe(CONTROL, ignore)

@@ -17,9 +17,9 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from cascade.connectors import _health
 from cascade.connectors._health import ConnectionHealth
-from cascade.connectors.mqtt import MqttConnector, flush, subscriber
+from cascade.connectors.mqtt import MqttConnector, subscriber
 from cascade.connectors.mqtt.client import Client
-from cascade.connectors.mqtt.inbox import BATCH
+from cascade.connectors.mqtt.subscriptions import BATCH
 from cascade.telemetry.topics import source, status_topic
 from cascade.telemetry.wire import Unreadable
 from stack.addresses import reserved_port
@@ -117,13 +117,13 @@ async def test_it_waits_for_the_callbacks_but_not_for_ever(broker: Broker, limit
 
         await connector.subscribe(CONTROL, slow)
         assert done.is_set()
-        limits.setattr(flush, "SUBSCRIBE_TIMEOUT", 0.05)
+        limits.setattr(subscriber, "SUBSCRIBE_TIMEOUT", 0.05)
         await soon(connector.subscribe(CONTROL, stuck))
         await connector.disconnect()
 
 
 async def test_it_does_not_wait_for_a_refused_port(limits: pytest.MonkeyPatch) -> None:
-    limits.setattr(flush, "SUBSCRIBE_TIMEOUT", NEVER)
+    limits.setattr(subscriber, "SUBSCRIBE_TIMEOUT", NEVER)
     limits.setattr(_health, "PATIENCE", NEVER)
     connector = MqttConnector("127.0.0.1", reserved_port())
     await connector.connect()
@@ -297,7 +297,7 @@ async def test_a_pause_is_found_among_thousands_of_topics_of_garbage(broker: Bro
 async def test_more_than_anyone_needs_is_refused_with_one_warning(
     broker: Broker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cascade.connectors.mqtt.inbox.CAPACITY", 1 << 20)
+    monkeypatch.setattr("cascade.connectors.mqtt.subscriptions.CAPACITY", 1 << 20)
     connector, may_go_on, calls = await connected(broker), asyncio.Event(), list[str]()
 
     async def held_up(topic: str, payload: dict[str, Any]) -> None:
@@ -429,7 +429,7 @@ async def test_a_subscription_that_is_refused_is_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, limits: pytest.MonkeyPatch
 ) -> None:
     """An ACL file of Mosquitto 2.0 lets anybody subscribe, and delivers nothing; the plugin refuses."""
-    limits.setattr(flush, "SUBSCRIBE_TIMEOUT", NEVER)
+    limits.setattr(subscriber, "SUBSCRIBE_TIMEOUT", NEVER)
     rules = {"publishClientSend": True, "publishClientReceive": True, "subscribe": False, "unsubscribe": True}
     (tmp_path / "security.json").write_text(json.dumps({"defaultACLAccess": rules, "clients": [], "roles": []}))
     options = (f"plugin {PLUGIN}", f"plugin_opt_config_file {tmp_path / 'security.json'}")
@@ -661,8 +661,8 @@ async def test_a_broker_that_tcp_has_reached_late_has_more_time_to_connect(
     broker: Broker, limits: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits.setattr(_health, "PATIENCE", 0.05)
-    reached = ConnectionHealth.reached
-    monkeypatch.setattr(ConnectionHealth, "reached", lambda health, _: reached(health, HANG))
+    reached = ConnectionHealth.tcp_connected
+    monkeypatch.setattr(ConnectionHealth, "tcp_connected", lambda health, _: reached(health, HANG))
     with Listener(broker.port) as other, Proxy(broker.port) as proxy:
         other.publish(PAUSE, json.dumps(constraint()), retain=True)
         proxy.hold(received_by_client(PacketTypes.CONNACK))

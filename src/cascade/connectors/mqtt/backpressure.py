@@ -1,8 +1,12 @@
 """When messages wait for the broker: how fast it accepts them, and when tasks must wait because too many wait here."""
 
+import asyncio
+import contextlib
 import math
+import threading
 import time
 from collections import deque
+from collections.abc import Callable
 
 from cascade.connectors._health import jitter
 from cascade.connectors.mqtt.outbox import Outbox
@@ -22,6 +26,8 @@ PACE = 0.1
 _FEWEST, _MANY = 8, 500
 """Messages of a round: more than one, so that a message that is always refused does not stop the others; and so many
 that no limit is needed."""
+ROOM_CHECK = 0.5
+"""Seconds after which tasks that wait for room check again."""
 
 
 class Throttle:
@@ -103,6 +109,51 @@ class Rate:
         return max(self._windows, default=math.inf)
 
 
+class LoopNotifier:
+    """Wakes coroutines that wait for a change. Each event loop has one future, for any number of them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: dict[asyncio.AbstractEventLoop, asyncio.Future[None]] = {}
+
+    def notify(self) -> None:
+        """Wake all waiting coroutines. Any thread may call it; without waiting coroutines it costs next to nothing."""
+        if not self._waiting:
+            return
+        with self._lock:
+            waiting, self._waiting = self._waiting, {}
+        for loop, change in waiting.items():
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(_settle, change)
+
+    def next(self) -> asyncio.Future[None]:
+        """Return a future that is done at the next change. It is shared: do not cancel it."""
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            change = self._waiting.get(loop)
+            if change is None:
+                change = self._waiting[loop] = loop.create_future()
+            return change
+
+    async def until(self, condition: Callable[[], bool], timeout: float) -> bool:  # noqa: ASYNC109 - its purpose
+        """Wait until the condition holds, at most `timeout` seconds; return whether it holds."""
+        deadline = time.monotonic() + timeout
+        while True:
+            # Before the condition, so that no change is missed between the check and the wait.
+            change = self.next()
+            if condition():
+                return True
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            await asyncio.wait({change}, timeout=left)
+
+
+def _settle(change: asyncio.Future[None]) -> None:
+    if not change.done():
+        change.set_result(None)
+
+
 class Backpressure:
     """Holds tasks back while more messages wait than fit in memory, or than the broker accepts in half of a flush.
 
@@ -113,6 +164,7 @@ class Backpressure:
     def __init__(self, outbox: Outbox, flush_timeout: float) -> None:
         self.throttle = Throttle()
         self._outbox = outbox
+        self._room = LoopNotifier()
         self._flush_timeout = flush_timeout
         self._rate = Rate()
         self._most = math.inf
@@ -146,6 +198,23 @@ class Backpressure:
     def is_tight(self) -> bool:
         """Whether tasks that wait because it was full should go on waiting."""
         return self._outbox.exceeds(0.5, self._most / 2) and not self._is_given_up()
+
+    def notify(self) -> None:
+        """Wake the waiting tasks if there is room."""
+        if not self.is_tight:
+            self._room.notify()
+
+    async def room(self) -> None:
+        """Return when the outbox has room again, or after half a second. Cheap for any number of waiting tasks."""
+        change = self._room.next()
+        if not self.is_tight:
+            return
+        # One timer notifies all waiting tasks. To cancel a time limit of each of ten thousand takes seconds.
+        timer = asyncio.get_running_loop().call_later(ROOM_CHECK, self._room.notify)
+        try:
+            await asyncio.wait({change})
+        finally:
+            timer.cancel()
 
     def _is_given_up(self) -> bool:
         return time.monotonic() - self.throttle.refused_since > self._flush_timeout

@@ -51,7 +51,7 @@ _silent = logging.Logger("cascade.connectors.mqtt.client", logging.CRITICAL + 1)
 class Client(aiomqtt.Client):
     """Connects when it is entered. A clean exit sends DISCONNECT; an exception does not, so the broker publishes the will.
 
-    `on_reached(seconds)` runs when TCP has connected, in the thread that connects. The owner sets the other callbacks, which
+    `on_tcp_connected(seconds)` runs when TCP has connected, in the thread that connects. The owner sets the other callbacks, which
     run in the event loop: `on_acknowledged(packet id, reason)` for each PUBACK of `send`, `on_received(message)`
     for each incoming message, and `on_activity()` whenever the broker has sent or accepted bytes, and when the connection
     ends.
@@ -64,9 +64,9 @@ class Client(aiomqtt.Client):
         will_topic: str,
         session_id: str,
         limits: BrokerLimits,
-        on_reached: Callable[[float], None],
+        on_tcp_connected: Callable[[float], None],
     ) -> None:
-        self._transport = Transport(options.context, on_reached)
+        self._transport = Transport(options.context, on_tcp_connected)
         will_properties = new_properties(
             PacketTypes.WILLMESSAGE, MessageExpiryInterval=WILL_EXPIRY, UserProperty=(SESSION_ID, session_id)
         )
@@ -212,7 +212,7 @@ class Client(aiomqtt.Client):
         if not self.is_over:
             self._disconnected.set_result(None)
 
-    def leave_to_parent(self) -> None:
+    def close_in_child(self) -> None:
         """Close a forked child's copy of the socket. While one copy is open, the broker does not notice the parent's end."""
         self._transport.close_copy()
 

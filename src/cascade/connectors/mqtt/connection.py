@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from paho.mqtt.reasoncodes import ReasonCode
 
-from cascade.connectors._notifier import LoopNotifier
-from cascade.connectors.mqtt.backpressure import Backpressure
+from cascade.connectors.mqtt.backpressure import Backpressure, LoopNotifier
 from cascade.connectors.mqtt.client import Client
 from cascade.connectors.mqtt.outbox import SOON, Outbox, OutgoingMessage, PoisonMessageFilter
 from cascade.connectors.mqtt.packets import (
@@ -19,6 +18,7 @@ from cascade.connectors.mqtt.packets import (
     OWN,
     TRANSIENT,
     IncomingMessage,
+    RetainedMessage,
     TopicAliases,
     packet_bytes,
     publish_properties,
@@ -38,11 +38,11 @@ _NOT_AUTHORIZED = 0x87
 
 
 @dataclass(frozen=True, slots=True)
-class Shared:
+class SessionState:
     """State that the network thread shares with the event loops of the runs.
 
     `changes` is notified when messages are acknowledged, an attempt to connect succeeds or fails, the retained messages
-    are complete, or the session ends; `room` when `backpressure` ends.
+    are complete, or the session ends.
     """
 
     outbox: Outbox
@@ -50,26 +50,19 @@ class Shared:
     backpressure: Backpressure
     subscriptions: Subscriptions
     changes: LoopNotifier
-    room: LoopNotifier
     warn: Callable[[str], None]
-
-
-@dataclass(slots=True, eq=False)
-class _Retained:
-    """A message that is not from the outbox: the state of a run, or the presence, which has no state."""
-
-    topic: str
-    body: bytes
-    properties: bytes
-    state: ScheduledState | None = None
-    retain: bool = True
 
 
 class Connection:
     """Sends the messages of the outbox and keeps the subscriptions, over a client that is connected."""
 
     def __init__(
-        self, client: Client, shared: Shared, poison: PoisonMessageFilter, wakeup: asyncio.Event, presence_topic: str
+        self,
+        client: Client,
+        shared: SessionState,
+        poison: PoisonMessageFilter,
+        wakeup: asyncio.Event,
+        presence_topic: str,
     ) -> None:
         self.client = client
         self.has_activity = False
@@ -86,8 +79,8 @@ class Connection:
         self._unacknowledged: dict[int, OutgoingMessage] = {}
         self._unwritten: list[OutgoingMessage] = []
         self._arrived: list[OutgoingMessage] = []
-        self._unsent: deque[_Retained] = deque()
-        self._retained: dict[int, _Retained] = {}  # unacknowledged
+        self._unsent: deque[RetainedMessage] = deque()
+        self._retained: dict[int, RetainedMessage] = {}  # unacknowledged
         self._has_sent_state = self._has_passed = False
         self._subscriber = Subscriber(client, shared.subscriptions, presence_topic)
         self._barrier = self._subscriber.barrier
@@ -99,7 +92,9 @@ class Connection:
         shared.subscriptions.begin()
         shared.states.restart()
         shared.backpressure.restart()
-        client.on_acknowledged, client.on_received, client.on_activity = self._acknowledged, self._received, self._noted
+        client.on_acknowledged = self._acknowledged
+        client.on_received = self._received
+        client.on_activity = self._on_activity
 
     @property
     def is_proven(self) -> bool:
@@ -164,8 +159,7 @@ class Connection:
         if self._has_news:
             self._has_news, self._has_moved = False, True
             self._shared.changes.notify()
-            if not self._shared.backpressure.is_tight:
-                self._shared.room.notify()
+            self._shared.backpressure.notify()
         self._shared.backpressure.measure()
 
     def publish(self, topic: str, body: bytes, properties: bytes, *, retain: bool) -> None:
@@ -178,7 +172,7 @@ class Connection:
             self._shared.warn(f"a message on topic {topic} has {size:,} bytes; the broker accepts {most:,}")
             self._barrier.refuse()
             return
-        self._unsent.append(_Retained(topic, body, properties, retain=retain))
+        self._unsent.append(RetainedMessage(topic, body, properties, retain=retain))
         self._send_unsent()
 
     async def arrive(self, seconds: float) -> bool:
@@ -212,7 +206,7 @@ class Connection:
             self._outbox.resend(math.inf if is_wanted else self._active_at)
         return is_caused
 
-    def _noted(self) -> None:
+    def _on_activity(self) -> None:
         self.has_activity = True
         if not self.client.is_over:
             self._active_at = time.monotonic()
@@ -286,9 +280,9 @@ class Connection:
             except ValueError as error:
                 self._states.settle(state, f"{error}, on topic {state.topic}")
             else:
-                self._send_retained(_Retained(state.topic, body, properties, state))
+                self._send_retained(RetainedMessage(state.topic, body, properties, state))
 
-    def _send_retained(self, message: _Retained) -> None:
+    def _send_retained(self, message: RetainedMessage) -> None:
         limits, topic, body = self.client.limits, message.topic, message.body
         retain = message.retain and limits.retain_available
         packet_id = self.client.send(topic, body, limits.maximum_qos, message.properties, retain=retain)

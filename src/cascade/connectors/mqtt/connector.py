@@ -12,16 +12,14 @@ from cascade._loggers import LimitedWarnings, get_logger
 from cascade.connectors import _lifetime
 from cascade.connectors._arguments import captures, one_of, positive, seconds, whole
 from cascade.connectors._health import ConnectionHealth
-from cascade.connectors._notifier import LoopNotifier
-from cascade.connectors.mqtt import flush as waits
-from cascade.connectors.mqtt.backpressure import Backpressure
-from cascade.connectors.mqtt.connection import Shared
-from cascade.connectors.mqtt.inbox import Inbox
+from cascade.connectors.mqtt.backpressure import Backpressure, LoopNotifier
+from cascade.connectors.mqtt.connection import SessionState
 from cascade.connectors.mqtt.options import DEFAULT_URL, KEEPALIVE, VARIABLE, MqttOptions, arguments_of
 from cascade.connectors.mqtt.outbox import CAPACITY, Outbox, OutgoingMessage
 from cascade.connectors.mqtt.packets import traceparent, tracestate
-from cascade.connectors.mqtt.session import Session
-from cascade.connectors.mqtt.subscriptions import Subscriptions
+from cascade.connectors.mqtt.session import Flush, Session, until_closed
+from cascade.connectors.mqtt.subscriber import wait_for_retained
+from cascade.connectors.mqtt.subscriptions import Inbox, Subscriptions
 from cascade.connectors.report import ConnectorReport
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.spec.protocols import MessageCallback
@@ -167,7 +165,7 @@ class MqttConnector:
         """
         session = self._session
         if session is not None:
-            await self._part(waits.Flush(session, self._shared, self.flush_timeout))
+            await self._part(Flush(session, self._shared, self.flush_timeout))
         self._report()
 
     async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:
@@ -203,7 +201,7 @@ class MqttConnector:
         if session is None:
             return
         session.wake()
-        await waits.retained(self._shared, session, subscription, inbox)
+        await wait_for_retained(self._subscriptions, self._shared.changes, session.health, subscription, inbox)
 
     async def unsubscribe(self, topic: str, callback: MessageCallback) -> None:
         inbox = self._subscriptions.remove(topic, callback)
@@ -230,12 +228,12 @@ class MqttConnector:
         return self._waits and self._shared.backpressure.is_full and session is not None and session.is_alive()
 
     async def room(self) -> None:
-        await waits.room(self._shared)
+        await self._shared.backpressure.room()
 
     def reset_after_fork(self) -> None:
         """Begin without messages, connection and thread in a child process: they stay in the parent."""
         if self._session is not None:
-            self._session.leave_to_parent()
+            self._session.close_in_child()
         self._begin()
 
     def start_exit(self) -> Callable[[], None]:
@@ -243,7 +241,7 @@ class MqttConnector:
         session = self._session
         if session is None:
             return lambda: None
-        flush = waits.Flush(session, self._shared, self.flush_timeout)
+        flush = Flush(session, self._shared, self.flush_timeout)
         self._connections, self._strict = 1, False
 
         async def finish() -> None:
@@ -258,16 +256,14 @@ class MqttConnector:
         changes = LoopNotifier()
         self._subscriptions = Subscriptions(changes.notify, self._warn)
         backpressure = Backpressure(self._outbox, self.flush_timeout)
-        self._shared = Shared(
-            self._outbox, self._states, backpressure, self._subscriptions, changes, LoopNotifier(), self._warn
-        )
+        self._shared = SessionState(self._outbox, self._states, backpressure, self._subscriptions, changes, self._warn)
         self._session = None
         self._health = None
         self._connections = 0
         self._flushed = 0
         self._reported = (0, 0)
 
-    async def _part(self, flush: waits.Flush) -> None:
+    async def _part(self, flush: Flush) -> None:
         """End a run: flush its messages. The last run ends the session."""
         session = flush.session
         try:
@@ -282,7 +278,7 @@ class MqttConnector:
             for inbox in inboxes:
                 await inbox.close()
             if is_last:
-                await waits.until_closed(session, self._shared)
+                await until_closed(session, self._shared)
 
     def _give_up(self, session: Session, reason: str) -> list[Inbox]:
         """End the session; with the lock, since later messages and subscriptions belong to another run."""

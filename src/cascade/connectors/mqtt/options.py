@@ -1,12 +1,19 @@
-"""Options of a connection, from arguments or from a URL, checked before anything is sent."""
+"""Options of a connection, from arguments or from a URL, checked before anything is sent; and its client id."""
 
+import secrets
 import ssl
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from cascade.connectors._arguments import whole
-from cascade.telemetry.topics import TopicLimits, topic_limits
+from cascade.connectors._health import FIRST_PAUSE, jitter
+from cascade.connectors.mqtt.outbox import SOON
+from cascade.connectors.mqtt.packets import PERMANENT, TAKEN_OVER
+from cascade.telemetry.topics import AWS_LIMITS, TopicLimits, source, topic_limits
+
+_MOST_EARLY_ENDS = 6
+"""Early ends in a row that indicate two clients with one id. A message that the broker does not accept causes fewer."""
 
 PLAIN_PORT, TLS_PORT = 1883, 8883
 """The ports of MQTT in the registry of IANA."""
@@ -189,3 +196,77 @@ def _query(parts: SplitResult) -> dict[str, Any]:
             raise ValueError(f"keepalive={found['keepalive']!r}: give a whole number of seconds")
         found["keepalive"] = int(found["keepalive"])
     return found
+
+
+class ClientId:
+    """The given client id, or a unique one.
+
+    A broker ends the older of two connections with one id, and both clients would reconnect for ever. MQTT 5 has a reason
+    code for it. Some versions of Mosquitto do not send it. There, several early ends in a row are the sign, without a
+    failed attempt to connect between them, which follows the end of a broker. A given id then gets a unique ending. If that
+    does not help, the pauses grow, so that each client is connected for a while.
+
+    Attributes:
+        value: The id of the next connection.
+        used: The id that the broker has for the latest connection.
+        pause: Seconds until the next attempt to connect, at least.
+        is_contested: Whether the connections end because of another client.
+    """
+
+    pause: float
+    _longest: float
+
+    def __init__(self, wanted: str | None, username: str | None) -> None:
+        self._wanted = wanted
+        self._username = username
+        self._may_change = wanted is not None
+        self._is_reported = False
+        self.value = self.used = wanted or _unique(None)
+        self._reset()
+
+    def learn(self, code: int, seconds: float | None, *, is_explained: bool = False) -> str:
+        """Record the end of a connection after so many seconds, or a failed attempt (None); return a warning or "".
+
+        `is_explained` means that a message is the reason.
+        """
+        if seconds is None:
+            if code in PERMANENT and self._wanted not in {None, self.value}:
+                # Some access lists identify clients by their ids.
+                self.value, self._may_change = self._wanted or self.value, False
+            if not self.is_contested:  # the broker was away
+                self._reset()
+            return ""
+        if is_explained or seconds > 2 * SOON:
+            self._reset()
+        if is_explained or code not in {0, TAKEN_OVER}:
+            return ""
+        self._ends += 1
+        is_shared = self._wanted is not None or self._username is not None  # otherwise no other client has the id
+        if code != TAKEN_OVER and not (is_shared and self._ends >= _MOST_EARLY_ENDS):
+            return ""
+        return self._contested("has" if code == TAKEN_OVER else "seems to have")
+
+    def _contested(self, verb: str) -> str:
+        text = f"another client {verb} the id {self.used!r}"
+        user = "" if self._username is None else f" {self._username!r}"
+        hint = f"if the broker makes the user name{user} the client id, give each process a user of its own"
+        if self._may_change:
+            self._reset()
+            self.value, self._may_change = _unique(self._wanted), False
+            self._is_reported = bool(user)
+            return f"{text}: going on as {self.value!r}" + (f"; {hint}" if user else "")
+        self.is_contested, self._longest = True, min(SOON, 2 * self._longest or FIRST_PAUSE)
+        self.pause = self._longest * jitter()
+        if self._is_reported:
+            return ""
+        self._is_reported = True
+        return f"{text}, and both lose their connections again and again: give each a client id of its own; {hint}"
+
+    def _reset(self) -> None:
+        self._ends, self._longest, self.pause, self.is_contested = 0, 0.0, 0.0, False
+
+
+def _unique(wanted: str | None) -> str:
+    suffix = f"-{secrets.token_hex(4)}"
+    begin = (wanted or f"cascade-{source()}").encode()[: AWS_LIMITS.max_client_id_bytes - len(suffix)]
+    return begin.decode(errors="ignore") + suffix

@@ -1,6 +1,7 @@
 """Packets of MQTT 5 as bytes, and their properties: packed once if many packets share them, or limits of the broker."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from cascade.telemetry.identity import parse_tracestate
 from cascade.telemetry.limits import MAX_MESSAGE_BYTES
+from cascade.telemetry.state_schedule import ScheduledState
 
 CONTENT_TYPE = "application/json"
 MAX_INCOMING_BYTES = 2 << 20
@@ -55,6 +57,17 @@ class IncomingMessage(NamedTuple):
     payload: bytes
     retain: bool
     expiry: int | None
+
+
+@dataclass(slots=True, eq=False)
+class RetainedMessage:
+    """A message that is not from the outbox: the state of a run, or the presence, which has no state."""
+
+    topic: str
+    body: bytes
+    properties: bytes
+    state: ScheduledState | None = None
+    retain: bool = True
 
 
 def new_properties(kind: int, **values: Any) -> Properties:

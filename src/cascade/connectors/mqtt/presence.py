@@ -13,7 +13,7 @@ from cascade.connectors.mqtt.options import MqttOptions
 from cascade.connectors.mqtt.packets import SESSION_ID, new_properties
 
 ONLINE, OFFLINE = b"online", b"offline"
-GOODBYE = 0.5
+OFFLINE_TIMEOUT = 0.5
 """Seconds for the broker to acknowledge the last messages."""
 
 
@@ -75,7 +75,7 @@ class Presence:
                 connection.publish(self.topic, OFFLINE, self._properties, retain=False)
                 if connection.client.limits.retain_available:
                     connection.publish(self.topic, b"", self._properties, retain=True)
-                if not await connection.arrive(GOODBYE if waits else 0):
+                if not await connection.arrive(OFFLINE_TIMEOUT if waits else 0):
                     raise aiomqtt.MqttError("the window is full")
 
     def leave(self) -> None:

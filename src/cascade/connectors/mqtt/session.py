@@ -1,22 +1,22 @@
-"""The network thread of a connector: connect, serve, back off, and connect again."""
+"""The network thread of a connector: connect, serve, back off, and connect again; and the flush of a run."""
 
 import asyncio
 import contextlib
-import secrets
 import threading
 import time
 
 import aiomqtt
 
-from cascade.connectors._health import FIRST_PAUSE, ConnectionHealth, jitter
+from cascade.connectors._health import ConnectionHealth
 from cascade.connectors.mqtt.client import Client
-from cascade.connectors.mqtt.connection import Connection, Shared
-from cascade.connectors.mqtt.options import MqttOptions
-from cascade.connectors.mqtt.outbox import SOON, PoisonMessageFilter
+from cascade.connectors.mqtt.connection import Connection, SessionState
+from cascade.connectors.mqtt.options import ClientId, MqttOptions
+from cascade.connectors.mqtt.outbox import PoisonMessageFilter
 from cascade.connectors.mqtt.packets import OTHER_SERVER, PERMANENT, TAKEN_OVER, TRANSIENT, BrokerLimits
-from cascade.connectors.mqtt.presence import Presence
-from cascade.connectors.mqtt.transport import NetworkLoop, fault, reason_of
-from cascade.telemetry.topics import AWS_LIMITS, source, status_topic
+from cascade.connectors.mqtt.presence import OFFLINE_TIMEOUT, Presence
+from cascade.connectors.mqtt.subscriber import CHECK
+from cascade.connectors.mqtt.transport import CLOSE_TIMEOUT, NetworkLoop, fault, reason_of
+from cascade.telemetry.topics import source, status_topic
 
 LONGEST_WAIT = 2.0
 """Seconds after which an idle connection is checked; a quarter of the keepalive if that is less."""
@@ -28,10 +28,12 @@ LONGEST_TURN = 0.005
 An event loop releases the lock for about a microsecond in each of its turns. That is too short for a thread that waits, but
 starts the wait of 5 ms again after which the interpreter forces a switch. Beside a busy loop with short turns, each system
 call of the thread could so take seconds."""
-HAND_OVER = 1e-4
+LOCK_RELEASE = 1e-4
 """Seconds for which a publishing thread then releases the lock: long enough for another thread to take it."""
-_MOST_EARLY_ENDS = 6
-"""Early ends in a row that indicate two clients with one id. A message that the broker does not accept causes fewer."""
+
+
+_GRACE = 0.5
+"""Seconds that a session may take to end beside its last messages."""
 
 
 class Session:
@@ -41,7 +43,7 @@ class Session:
     """
 
     def __init__(
-        self, options: MqttOptions, owner: tuple[str, str], shared: Shared, previous: ConnectionHealth | None
+        self, options: MqttOptions, owner: tuple[str, str], shared: SessionState, previous: ConnectionHealth | None
     ) -> None:
         self.health = ConnectionHealth(previous)
         self.is_closed = False
@@ -65,9 +67,9 @@ class Session:
             self._is_asleep, self._turn_at = False, time.monotonic()
             self._interrupt()
         elif self._is_serving and time.monotonic() - self._turn_at > LONGEST_TURN:
-            time.sleep(HAND_OVER)
+            time.sleep(LOCK_RELEASE)
 
-    def hurry(self) -> None:
+    def end_pause(self) -> None:
         """End a pause between two attempts to connect, because a caller waits."""
         self._is_hurried = True
         self._interrupt()
@@ -78,10 +80,10 @@ class Session:
         self._is_ending = True
         self._interrupt()
 
-    def leave_to_parent(self) -> None:
+    def close_in_child(self) -> None:
         """Close the socket in a forked child, which has none of the threads."""
         if self._client is not None:
-            self._client.leave_to_parent()
+            self._client.close_in_child()
 
     def is_alive(self) -> bool:
         """Whether there is a broker that accepts messages, now or soon."""
@@ -126,7 +128,7 @@ class Session:
         reason, code = "", 0
         try:
             presence = self._presence.topic, self._presence.session_id
-            client = Client(self._options, self._client_id.value, *presence, self._limits, self.health.reached)
+            client = Client(self._options, self._client_id.value, *presence, self._limits, self.health.tcp_connected)
             self._client = client
             with contextlib.suppress(aiomqtt.MqttError):
                 async with client:
@@ -170,7 +172,7 @@ class Session:
                     connection.work()
                 connection.settle()
                 if connection.is_proven:
-                    self.health.proved_good()
+                    self.health.reset_backoff()
         finally:
             self._is_serving = False
 
@@ -193,9 +195,9 @@ class Session:
             waited = min(timeout, time.monotonic() - start)
         if connection.has_activity:
             connection.has_activity = False
-            self.health.heard()
+            self.health.record_activity()
         elif connection.is_answer_due:
-            self.health.kept_silent(waited)
+            self.health.record_silence(waited)
 
     def _learn(self, reason: str, code: int, seconds: float) -> None:
         """Remember why a connection has ended, or was not made."""
@@ -216,75 +218,45 @@ class Session:
             self._shared.warn(warning)
 
 
-class ClientId:
-    """The given client id, or a unique one.
+class Flush:
+    """Waits until all messages, and the final states of runs, from before now have arrived or are lost."""
 
-    A broker ends the older of two connections with one id, and both clients would reconnect for ever. MQTT 5 has a reason
-    code for it. Some versions of Mosquitto do not send it. There, several early ends in a row are the sign, without a
-    failed attempt to connect between them, which follows the end of a broker. A given id then gets a unique ending. If that
-    does not help, the pauses grow, so that each client is connected for a while.
+    def __init__(self, session: Session, shared: SessionState, timeout: float) -> None:
+        self.session = session
+        self._shared = shared
+        self._start = time.monotonic()
+        self._deadline = self._start + timeout
+        self.before = shared.outbox.put_count
+        self._ended = shared.states.ended
 
-    Attributes:
-        value: The id of the next connection.
-        used: The id that the broker has for the latest connection.
-        pause: Seconds until the next attempt to connect, at least.
-        is_contested: Whether the connections end because of another client.
-    """
+    async def wait(self) -> None:
+        """Return after `timeout` seconds, and earlier if the broker is dead."""
+        health = self.session.health
+        while not self._is_over():
+            if not (health.is_connected or health.is_busy):
+                self.session.end_pause()
+            await self._shared.changes.until(self._is_over, min(CHECK, self._deadline - time.monotonic()))
+        if not self._has_settled():
+            health.record_failed_wait()
 
-    pause: float
-    _longest: float
+    @property
+    def reason(self) -> str:
+        """Why messages have not arrived."""
+        if self.session.health.is_connected or not self.session.health.reason:
+            return f"not acknowledged within {time.monotonic() - self._start:.2g} s"
+        return self.session.health.reason
 
-    def __init__(self, wanted: str | None, username: str | None) -> None:
-        self._wanted = wanted
-        self._username = username
-        self._may_change = wanted is not None
-        self._is_reported = False
-        self.value = self.used = wanted or _unique(None)
-        self._reset()
+    def _has_settled(self) -> bool:
+        return self._shared.outbox.has_settled(self.before) and self._shared.states.has_settled(self._ended)
 
-    def learn(self, code: int, seconds: float | None, *, is_explained: bool = False) -> str:
-        """Record the end of a connection after so many seconds, or a failed attempt (None); return a warning or "".
-
-        `is_explained` means that a message is the reason.
-        """
-        if seconds is None:
-            if code in PERMANENT and self._wanted not in {None, self.value}:
-                # Some access lists identify clients by their ids.
-                self.value, self._may_change = self._wanted or self.value, False
-            if not self.is_contested:  # the broker was away
-                self._reset()
-            return ""
-        if is_explained or seconds > 2 * SOON:
-            self._reset()
-        if is_explained or code not in {0, TAKEN_OVER}:
-            return ""
-        self._ends += 1
-        is_shared = self._wanted is not None or self._username is not None  # otherwise no other client has the id
-        if code != TAKEN_OVER and not (is_shared and self._ends >= _MOST_EARLY_ENDS):
-            return ""
-        return self._contested("has" if code == TAKEN_OVER else "seems to have")
-
-    def _contested(self, verb: str) -> str:
-        text = f"another client {verb} the id {self.used!r}"
-        user = "" if self._username is None else f" {self._username!r}"
-        hint = f"if the broker makes the user name{user} the client id, give each process a user of its own"
-        if self._may_change:
-            self._reset()
-            self.value, self._may_change = _unique(self._wanted), False
-            self._is_reported = bool(user)
-            return f"{text}: going on as {self.value!r}" + (f"; {hint}" if user else "")
-        self.is_contested, self._longest = True, min(SOON, 2 * self._longest or FIRST_PAUSE)
-        self.pause = self._longest * jitter()
-        if self._is_reported:
-            return ""
-        self._is_reported = True
-        return f"{text}, and both lose their connections again and again: give each a client id of its own; {hint}"
-
-    def _reset(self) -> None:
-        self._ends, self._longest, self.pause, self.is_contested = 0, 0.0, 0.0, False
+    def _is_over(self) -> bool:
+        is_hopeless = self.session.health.is_hopeless(self._start) or time.monotonic() >= self._deadline
+        return is_hopeless or self._has_settled()
 
 
-def _unique(wanted: str | None) -> str:
-    suffix = f"-{secrets.token_hex(4)}"
-    begin = (wanted or f"cascade-{source()}").encode()[: AWS_LIMITS.max_client_id_bytes - len(suffix)]
-    return begin.decode(errors="ignore") + suffix
+async def until_closed(session: Session, shared: SessionState) -> None:
+    """Wait for the end of a session, as long as a clean end takes. A session that hangs ends by itself later."""
+    # Without a connection the thread may be in a system call that takes seconds.
+    await shared.changes.until(
+        lambda: session.is_closed, OFFLINE_TIMEOUT + CLOSE_TIMEOUT + _GRACE if session.health.is_connected else CHECK
+    )

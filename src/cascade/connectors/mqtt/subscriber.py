@@ -10,11 +10,11 @@ import aiomqtt
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from cascade.connectors._health import jitter
-from cascade.connectors.mqtt.backpressure import FIRST_PAUSE, LONGEST_PAUSE
+from cascade.connectors._health import ConnectionHealth, jitter
+from cascade.connectors.mqtt.backpressure import FIRST_PAUSE, LONGEST_PAUSE, LoopNotifier
 from cascade.connectors.mqtt.client import Client
 from cascade.connectors.mqtt.packets import FAILURE, TRANSIENT
-from cascade.connectors.mqtt.subscriptions import Subscription, Subscriptions
+from cascade.connectors.mqtt.subscriptions import Inbox, Subscription, Subscriptions
 from cascade.connectors.mqtt.transport import fault
 
 T = TypeVar("T")
@@ -30,6 +30,24 @@ MAX_ROUNDS = 1_000
 _MOST_UNANSWERED = 2
 LATE = "retained constraints may not have been applied before the first task"
 UNCERTAIN = f"{LATE}, because the broker does not send the presence of this process back"
+SUBSCRIBE_TIMEOUT = 3.0
+"""Seconds without a retained message, beside the round trips, after which `subscribe` returns."""
+HANDSHAKES = 3
+"""Round trips of TLS and MQTT until the connection is made."""
+CHECK = 0.1
+"""Seconds between two checks whether a silent broker is dead."""
+_GRACE = 0.5
+"""Seconds that a session may take to end beside its last messages."""
+HANDSHAKES = 3
+"""Round trips of TLS and MQTT until the connection is made."""
+CHECK = 0.1
+"""Seconds between two checks whether a silent broker is dead."""
+_GRACE = 0.5
+"""Seconds that a session may take to end beside its last messages."""
+CHECK = 0.1
+"""Seconds between two checks whether a silent broker is dead."""
+_GRACE = 0.5
+"""Seconds that a session may take to end beside its last messages."""
 _CONTROL = SubscribeOptions(qos=1, retainAsPublished=True)
 
 
@@ -260,3 +278,34 @@ class Subscriber:
             return await function(*arguments, timeout=math.inf)
         finally:
             self._calls -= 1
+
+
+async def wait_for_retained(
+    subscriptions: Subscriptions,
+    changes: LoopNotifier,
+    health: ConnectionHealth,
+    subscription: Subscription,
+    inbox: Inbox,
+) -> None:
+    """Wait until the callback has received all retained messages, unless the broker is dead."""
+    start = time.monotonic()
+
+    def is_over() -> bool:
+        return (subscription.is_ready and inbox.is_idle) or health.is_dead
+
+    def time_left() -> float:
+        return start + health.patience + HANDSHAKES * health.round_trip - time.monotonic()
+
+    # TCP may have connected meanwhile: the broker is there, and its distance is known.
+    while not (health.is_connected or is_over()) and (left := time_left()) > 0:
+        await changes.until(lambda: health.is_connected or is_over(), left)
+    progress, deadline = -1, math.inf
+    while health.is_alive and not is_over() and time.monotonic() < deadline:
+        if progress != subscription.retained + inbox.handed_over:
+            progress = subscription.retained + inbox.handed_over
+            deadline = time.monotonic() + SUBSCRIBE_TIMEOUT + HANDSHAKES * health.round_trip
+        await changes.until(is_over, CHECK)
+    if not is_over():
+        health.record_failed_wait()
+        if health.is_alive:
+            subscriptions.warn(f"{LATE}: they are not complete on {subscription.pattern}")

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 CONNECT_TIMEOUT = 5.0
 """Seconds for TCP and TLS, and again for the broker's answer."""
-FAREWELL = 0.5
+CLOSE_TIMEOUT = 0.5
 """Seconds for the broker to close the connection after DISCONNECT."""
 _BLOCK = 1 << 16
 """Bytes of one system call."""
@@ -54,8 +54,8 @@ class Transport:
     the socket open after a TLS handshake that failed; this object closes it.
     """
 
-    def __init__(self, context: ssl.SSLContext | None, on_reached: Callable[[float], None]) -> None:
-        self._on_reached = on_reached
+    def __init__(self, context: ssl.SSLContext | None, on_tcp_connected: Callable[[float], None]) -> None:
+        self._on_tcp_connected = on_tcp_connected
         self._start = time.monotonic()
         self.check_hostname = context is None or context.check_hostname
         self._context = context
@@ -67,7 +67,7 @@ class Transport:
         """Times at which the system has accepted bytes, and had some."""
 
     def wrap_socket(self, plain: socket.socket, **options: Any) -> Self:
-        self._on_reached(time.monotonic() - self._start)
+        self._on_tcp_connected(time.monotonic() - self._start)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = plain if self._context is None else self._context.wrap_socket(plain, **options)
         return self
@@ -154,7 +154,7 @@ class Transport:
             self._socket.close()
 
     async def wait_closed(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Wait until the broker closes the connection, at most `FAREWELL` seconds.
+        """Wait until the broker closes the connection, at most `CLOSE_TIMEOUT` seconds.
 
         The system resets a connection that is closed before everything is read. A slow broker then loses DISCONNECT, and
         publishes the Last Will.
@@ -169,7 +169,7 @@ class Transport:
 
         loop.add_reader(descriptor, read)
         try:
-            await asyncio.wait([closed], timeout=FAREWELL)
+            await asyncio.wait([closed], timeout=CLOSE_TIMEOUT)
         finally:
             loop.remove_reader(descriptor)
 

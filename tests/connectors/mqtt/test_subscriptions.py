@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cascade.connectors.mqtt import inbox
-from cascade.connectors.mqtt.inbox import ENTRY_BYTES, Latest, incoming
+from cascade.connectors.mqtt import subscriptions
+from cascade.connectors.mqtt.subscriptions import ENTRY_BYTES, Latest, incoming
 
 TOPICS = st.sampled_from("abcdef")
 
@@ -14,7 +14,7 @@ TOPICS = st.sampled_from("abcdef")
 def test_memory_has_its_bound_and_topics_are_in_the_order_of_their_messages(steps: list[str | tuple[str, int]]) -> None:
     latest, expected = Latest(), dict[str, bytes]()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inbox, "CAPACITY", 1_000)
+        patch.setattr(subscriptions, "CAPACITY", 1_000)
         for step in steps:
             if isinstance(step, str):
                 assert latest.take(step) == expected.pop(step, None)
