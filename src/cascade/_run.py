@@ -23,7 +23,7 @@ from cascade.runtime.engine import Engine, require_event_loop
 from cascade.runtime.events import RunFinished, RunStarted, RunStillStopping
 from cascade.runtime.protocols import Connector
 from cascade.runtime.subscribers import HumanReadableLogSubscriber, TelemetrySubscriber
-from cascade.runtime.task_context import current_task, current_work
+from cascade.runtime.task_context import CURRENT_TASK, current_task
 from cascade.spec.lazy_types import Lazy
 from cascade.spec.resource import ResourceDefinition
 from cascade.telemetry.identity import RunTrace
@@ -179,9 +179,10 @@ class PreparedRun:
 
         Called in a signal handler, with the interrupted frame.
         """
-        work = current_work() if runs_task_function(frame) else None
-        if work is not None:
-            self._events.publish(RunStillStopping(run_id=work.task.run_id, work=(work.task.name,)))
+        execution = CURRENT_TASK.get() if runs_task_function(frame) else None
+        if execution is not None:
+            task = execution.task
+            self._events.publish(RunStillStopping(run_id=task.run_id, work=(task.name,)))
 
     def report_cancellation(self) -> None:
         """Print that a signal arrived before the start or after the end of the run. The messages of the run do not report it."""

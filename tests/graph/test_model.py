@@ -11,7 +11,6 @@ from cascade.graph.model import (
     Graph,
     Node,
     argument_key,
-    count_positional,
     join_arguments,
     split_arguments,
 )
@@ -41,7 +40,7 @@ def test_a_call_is_joined_and_split_again(call: tuple[Any, Any]) -> None:
     args, kwargs = call
     inputs = join_arguments(args, kwargs)
     assert split_arguments(inputs, len(args)) == (list(args), kwargs)
-    assert count_positional(inputs) == len(args)
+    assert split_arguments(inputs, None) == (list(args), kwargs)
 
 
 @given(calls, calls)

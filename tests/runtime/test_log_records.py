@@ -48,9 +48,9 @@ def stream() -> Iterator[io.StringIO]:
 
 @pytest.fixture
 def in_task() -> Iterator[None]:
-    token = task_context.enter(TASK)
+    token = task_context.CURRENT_TASK.set(TASK)
     yield
-    task_context.leave(token)
+    task_context.CURRENT_TASK.reset(token)
 
 
 def lines(stream: io.StringIO) -> list[dict[str, Any]]:
@@ -97,9 +97,9 @@ def test_ids_are_kept_through_a_queue_to_another_thread(stream: io.StringIO) -> 
     relay.addFilter(cs.CorrelationFilter())
     listener = logging.handlers.QueueListener(waiting, target)
     listener.start()
-    token = task_context.enter(TASK)
+    token = task_context.CURRENT_TASK.set(TASK)
     relay.handle(record())
-    task_context.leave(token)
+    task_context.CURRENT_TASK.reset(token)
     listener.stop()
     assert KNOWN.items() <= lines(stream)[0].items()
 

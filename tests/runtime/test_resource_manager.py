@@ -114,38 +114,38 @@ def test_no_order_of_requests_deadlocks_or_exceeds_the_capacity(requests: list[d
     asyncio.run(scenario())
 
 
-async def test_a_steered_capacity_holds_until_it_is_lifted() -> None:
+async def test_an_override_replaces_the_capacity_until_it_is_removed() -> None:
     manager = ResourceManager({"cpu": 2})
-    manager.steer("cpu", 1)
+    manager.override("cpu", 1)
     await manager.acquire({"cpu": 1})
     waiting = asyncio.create_task(manager.acquire({"cpu": 1}))
     await asyncio.sleep(0)
     assert not waiting.done()
-    manager.steer("cpu", None)
+    manager.override("cpu", None)
     await waiting
     assert manager.usage == {"cpu": 2}
 
 
-async def test_who_asks_for_more_than_a_steered_capacity_waits_but_not_for_what_can_never_be() -> None:
+async def test_a_request_above_the_override_waits_but_one_above_the_capacity_fails() -> None:
     manager = ResourceManager({"cpu": 2})
-    manager.steer("cpu", 1)
+    manager.override("cpu", 1)
     waiting = asyncio.create_task(manager.acquire({"cpu": 2}))
     with pytest.raises(ValueError, match="exceeds total system capacity of 2"):
         await manager.acquire({"cpu": 3})
-    manager.steer("cpu", 5)
+    manager.override("cpu", 5)
     await waiting
     await manager.acquire({"cpu": 3})
     stranded = asyncio.create_task(manager.acquire({"cpu": 3}))
     await asyncio.sleep(0)
-    manager.steer("cpu", None)
+    manager.override("cpu", None)
     with pytest.raises(ValueError, match="'cpu': 3 exceeds total system capacity of 2"):
         await stranded
 
 
-async def test_what_was_unlimited_can_be_steered_and_its_holders_count() -> None:
+async def test_an_unlimited_resource_can_be_overridden_and_its_usage_counts() -> None:
     manager = ResourceManager()
     await manager.acquire({"api": 3})
-    manager.steer("api", 3)
+    manager.override("api", 3)
     waiting = [asyncio.create_task(manager.acquire({"api": 1})) for _ in range(3)]
     await asyncio.sleep(0)
     assert not any(one.done() for one in waiting)
@@ -153,18 +153,18 @@ async def test_what_was_unlimited_can_be_steered_and_its_holders_count() -> None
     await asyncio.gather(*waiting)
     waiting = [asyncio.create_task(manager.acquire({"api": 2})) for _ in range(3)]
     await asyncio.sleep(0)
-    manager.steer("api", None)
+    manager.override("api", None)
     await asyncio.gather(*waiting)
 
 
 async def test_one_who_waits_where_nothing_is_limited_any_more_holds_up_nobody() -> None:
     manager = ResourceManager({"gpu": 1})
     await manager.acquire({"gpu": 1})
-    manager.steer("api", 0)
+    manager.override("api", 0)
     first = asyncio.create_task(manager.acquire({"gpu": 1, "api": 1}))
     second = asyncio.create_task(manager.acquire({"api": 1}))
     await asyncio.sleep(0)
-    manager.steer("api", None)
+    manager.override("api", None)
     await second
     assert not first.done()
     await manager.release({"gpu": 1})

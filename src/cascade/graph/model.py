@@ -138,8 +138,13 @@ def argument_key(keyword: str, positional: int) -> str:
     return _KEYWORD_MARK + keyword
 
 
-def split_arguments(inputs: Mapping[str, Any], positional: int) -> tuple[list[Any], dict[str, Any]]:
-    """Return the positional and the keyword arguments of a call, from its inputs by key."""
+def split_arguments(inputs: Mapping[str, Any], positional: int | None) -> tuple[list[Any], dict[str, Any]]:
+    """Return the positional and the keyword arguments of a call, from its inputs by key.
+
+    `positional` is the number of positional arguments. With None, each key made of digits is a position.
+    """
+    if positional is None:
+        positional = _count_positional(inputs)
     if not positional and all(map(str.isidentifier, inputs)):  # most calls
         return [], dict(inputs)
     args = [inputs[str(position)] for position in range(positional)]
@@ -158,8 +163,7 @@ def join_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, 
     return inputs | {argument_key(name, len(args)): value for name, value in kwargs.items()}
 
 
-def count_positional(keys: Mapping[str, Any]) -> int:
-    """Count the positional arguments of a node whose `positional` is None."""
+def _count_positional(keys: Mapping[str, Any]) -> int:
     count = 0
     while str(count) in keys:
         count += 1

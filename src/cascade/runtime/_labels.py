@@ -6,7 +6,7 @@ from types import MethodType
 from typing import Any, NamedTuple
 
 from cascade._loggers import get_logger
-from cascade.graph.model import Edge, Node, count_positional, split_arguments
+from cascade.graph.model import Edge, Node, split_arguments
 from cascade.runtime.resolvers import defaults_of, hashable_cache, hidden_secrets, positional_names, without_secrets
 from cascade.spec.resource import Inject
 from cascade.telemetry.limits import MAX_NAME_BYTES
@@ -16,104 +16,109 @@ logger = get_logger(__name__)
 
 
 def fixed_label(node: Node) -> str | None:
-    """The label of a node as a message has it, if it is a text; None for a function, which needs the arguments."""
+    """Return the label of a node in the form of messages. None for a label function, which needs the arguments."""
     return masked_name(node.label) or None if isinstance(node.label, str) else None
 
 
 class Labels:
-    """Makes the labels of one run. A label that cannot be made is left out, with one warning for each task name."""
+    """Calls the label functions of one run. If one fails, the label is left out, with one warning per task name."""
 
     def __init__(self) -> None:
         self._reported: set[str] = set()
 
     def label_of(self, node: Node, inputs: Mapping[str, Any], edges: Sequence[Edge] = ()) -> str | None:
-        """Return what the label function of a node makes of the inputs: masked, and at most `MAX_NAME_BYTES` long.
+        """Return the result of a node's label function, masked and cut to `MAX_NAME_BYTES`.
 
-        The function gets the arguments without injected resources. An argument that has the name of a secret, or comes
-        from an input or a task with such a name, is masked before.
+        The function gets `***` for an argument that has the name of a secret, or comes from an input or a task with such a
+        name. It gets no resources.
         """
         try:
-            given = _text(_call(node.label, node, hidden_secrets(inputs, node.callable_obj, edges)))
-            return masked(given, MAX_NAME_BYTES) or None
+            label = _call(node.label, node, hidden_secrets(inputs, node.callable_obj, edges))
+            if inspect.iscoroutine(label):
+                label.close()  # it is never awaited
+            if not isinstance(label, str):
+                raise TypeError(f"it returned a {type(label).__name__}; it must return a text")  # noqa: TRY301
+            return masked(str.__str__(label), MAX_NAME_BYTES) or None
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # noqa: BLE001 - a label ends no run, by SystemExit either
-            self._report(node.name, error)
+        except BaseException as error:  # noqa: BLE001 - not even SystemExit from a label ends the run
+            if node.name not in self._reported:
+                self._reported.add(node.name)
+                shown, reason = masked_name(node.name), error_text(error)
+                logger.warning("The label of task %r could not be made, and is left out: %s", shown, reason)
             return None
 
-    def _report(self, name: str, error: BaseException) -> None:
-        if name not in self._reported:
-            self._reported.add(name)
-            shown, reason = masked_name(name), error_text(error)
-            logger.warning("The label of task %r could not be made, and is left out: %s", shown, reason)
 
+class _Parameters(NamedTuple):
+    """Parameters of a label function.
 
-def _text(given: Any) -> str:
-    if isinstance(given, str):
-        return str.__str__(given)
-    if inspect.iscoroutine(given):
-        given.close()  # it is never awaited
-    raise TypeError(f"it returned a {type(given).__name__}; it must return a text")
+    `max_positional` is the number of positional arguments; None is unlimited. `by_name` is false if a parameter is positional-only.
+    `has_args` and `has_kwargs` are true for a function with `*args` and `**kwargs`.
+    """
 
+    names: frozenset[str] = frozenset()
+    required: frozenset[str] = frozenset()
+    max_positional: int | None = None
+    by_name: bool = False
+    has_args: bool = False
+    has_kwargs: bool = False
 
-class _Wanted(NamedTuple):
-    """The parameters of a label function. `all_by_position`: `*args`, `all_by_name`: `**kwargs`."""
-
-    names: tuple[str, ...]
-    required: frozenset[str]
-    by_name: bool
-    all_by_position: bool
-    all_by_name: bool
+    def select(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in arguments.items() if self.has_kwargs or name in self.names}
 
 
 @hashable_cache
-def _wanted(function: Any) -> _Wanted | None:
-    """The parameters of a label function; None for one that has no signature or no names in it, such as `str`."""
+def _parameters_of(function: Any) -> _Parameters:
     try:
         parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return None
+    except (TypeError, ValueError):  # such as `str`
+        return _Parameters()
     kinds = {p.kind for p in parameters}
     own = [p for p in parameters if p.kind not in {p.VAR_POSITIONAL, p.VAR_KEYWORD}]
-    if not own and inspect.isbuiltin(function):  # the `format` of a text, from Python 3.13 on
-        return None
-    return _Wanted(
-        tuple(p.name for p in own),
-        frozenset(p.name for p in own if p.default is p.empty),
+    if not own and inspect.isbuiltin(function):  # `str.format` from Python 3.13 on
+        return _Parameters()
+    return _Parameters(
+        names=frozenset(p.name for p in own),
+        required=frozenset(p.name for p in own if p.default is p.empty),
+        max_positional=len(own),
         by_name=inspect.Parameter.POSITIONAL_ONLY not in kinds,
-        all_by_position=inspect.Parameter.VAR_POSITIONAL in kinds,
-        all_by_name=inspect.Parameter.VAR_KEYWORD in kinds,
+        has_args=inspect.Parameter.VAR_POSITIONAL in kinds,
+        has_kwargs=inspect.Parameter.VAR_KEYWORD in kinds,
     )
 
 
-def _call(label: Any, node: Node, inputs: Mapping[str, Any]) -> Any:
-    """Call the label function with the arguments that have the names of its parameters.
+def _call(function: Any, node: Node, inputs: Mapping[str, Any]) -> Any:
+    """Call a label function by name, or by position if its parameters have no names of arguments.
 
-    If no parameter has the name of an argument, it gets the first arguments. With `*args` it gets them as the task does.
+    A function with `*args` gets the arguments by position and by name, as in the call of the task.
     """
-    args, kwargs = split_arguments(inputs, count_positional(inputs) if node.positional is None else node.positional)
-    names = positional_names(node.callable_obj)
+    args, kwargs = split_arguments(inputs, node.positional)
+    named = _by_name(node.callable_obj, args, kwargs)
+    args, kwargs = [value for value in args if type(value) is not Inject], _without_resources(kwargs)
+    parameters = _parameters_of(function)
+    if parameters.has_args:
+        return function(*args, **parameters.select(kwargs))
+    if missing := parameters.required - named.keys():
+        named |= _left_out(node.callable_obj, missing)
+    if parameters.by_name and not (parameters.required and parameters.required.isdisjoint(named)):
+        return function(**parameters.select(named))
+    return function(*[*args, *kwargs.values()][: parameters.max_positional])
+
+
+def _by_name(function: Any, args: list[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return all arguments of a task's call by parameter name, without resources. `*args` is a tuple."""
+    names = positional_names(function)
     named = _without_resources(dict(zip(names.names, args, strict=False)) | kwargs)
     if names.rest:
         named[names.rest] = tuple(args[len(names.names) :])
-    args, kwargs = [value for value in args if type(value) is not Inject], _without_resources(kwargs)
-    wanted = _wanted(label)
-    if wanted is None:
-        return label(*args, *kwargs.values())
-    if wanted.all_by_position:
-        return label(*args, **{k: v for k, v in kwargs.items() if wanted.all_by_name or k in wanted.names})
-    if missing := wanted.required - named.keys():
-        named |= _not_given(node.callable_obj, missing)
-    if wanted.by_name and not (wanted.required and wanted.required.isdisjoint(named)):
-        return label(**{name: value for name, value in named.items() if wanted.all_by_name or name in wanted.names})
-    return label(*[*args, *kwargs.values()][: len(wanted.names)])
+    return named
 
 
 def _without_resources(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if type(value) is not Inject}
 
 
-def _not_given(function: Any, names: frozenset[str]) -> dict[str, Any]:
+def _left_out(function: Any, names: frozenset[str]) -> dict[str, Any]:
     """Return the values of parameters that the call leaves out: defaults, and the instance of a method."""
     found = without_secrets(defaults_of(function, names), function)
     if isinstance(function, MethodType):

@@ -4,10 +4,10 @@ from collections.abc import Collection, Iterable, Mapping
 
 from cascade._loggers import get_logger
 from cascade.graph.model import Edge, Graph, Node
-from cascade.runtime._inputs import input_value
 from cascade.runtime._map_execution import zip_items
 from cascade.runtime._run_context import RunContext
 from cascade.runtime.exceptions import UnknownParamError, add_task_note, suggestion
+from cascade.runtime.resolvers import input_value
 from cascade.spec.input import ParamSpec
 from cascade.spec.lazy_types import LazyResult, MappedLazyResult
 

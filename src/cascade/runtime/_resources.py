@@ -1,4 +1,4 @@
-"""Resources of a run: set up before its tasks, dependencies first, torn down after them in reverse order."""
+"""Sets up the resources of a run before its tasks, dependencies first, and tears them down in reverse order."""
 
 import inspect
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
@@ -10,14 +10,21 @@ from typing import Any, TypeVar
 
 from cascade._loggers import get_logger
 from cascade.graph.model import Node
-from cascade.runtime import task_context
-from cascade.runtime._resource_steps import begin, begin_async, end, end_async, end_if_begun
-from cascade.runtime._resource_thread import GRACE, ResourceThread, Step
+from cascade.runtime._resource_thread import (
+    GRACE,
+    ResourceThread,
+    Step,
+    set_up,
+    set_up_async,
+    tear_down,
+    tear_down_async,
+    tear_down_if_set_up,
+)
 from cascade.runtime._run_context import RunContext, error_info
 from cascade.runtime.events import ResourceAcquired, ResourceEvent, ResourceReleased, ResourceSetupFailed
 from cascade.runtime.exceptions import add_note, is_cancellation, result_of
 from cascade.runtime.resolvers import add_resources, injected_defaults, injected_names
-from cascade.runtime.task_context import HasTask, TaskContext, in_context
+from cascade.runtime.task_context import CURRENT_TASK, Execution, TaskContext, in_context
 from cascade.spec.resource import Inject
 from cascade.telemetry.identity import setup_id, teardown_id
 from cascade.telemetry.safe import masked_name
@@ -26,14 +33,14 @@ logger = get_logger(__name__)
 
 T = TypeVar("T")
 
-_Active = tuple[Token[HasTask | None], AbstractContextManager[None] | None]
+_Active = tuple[Token[Execution | None], AbstractContextManager[None] | None]
 
 Providers = Mapping[str, Callable[..., Any]]
 
 
 @dataclass(slots=True)
 class _Open:
-    """A resource that is set up. `hold_start_ns` is the end of its setup."""
+    """A resource that is set up. `hold_start_ns` is the end of the setup."""
 
     name: str
     generator: Any
@@ -43,8 +50,8 @@ class _Open:
 class ResourceSetup:
     """Sets up the resources that the nodes of a run need, and tears them down in reverse order.
 
-    Plain generators run in the run's `ResourceThread`, async generators in the event loop, in the task that runs the
-    engine. A generator's teardown therefore runs in the thread, the task and the context of its setup.
+    Plain generators run in the `ResourceThread` of the run, async generators in the asyncio task that runs the engine. A
+    teardown runs in the thread, the asyncio task and the context of its setup.
     """
 
     def __init__(self, run: RunContext, providers: Providers) -> None:
@@ -53,10 +60,10 @@ class ResourceSetup:
         self._open: list[_Open] = []
         self._context = run.new_context()
         self._thread = ResourceThread(run.new_context())
-        self._is_stuck = False
+        self._is_thread_stuck = False
 
     async def set_up(self, nodes: Iterable[Node]) -> None:
-        """Set up the needed resources in an order in which each finds those that it uses.
+        """Set up the resources of the nodes, each after the resources that it uses.
 
         Raises:
             NameError: A resource is not registered.
@@ -66,19 +73,19 @@ class ResourceSetup:
         wanted: dict[str, None] = {}
         for node in nodes:
             for inject in _injects(node):
-                self._note(inject)
+                self._add_definition(inject)
                 wanted[inject.resource_name] = None
         for name in self._in_order(wanted):
             await self._set_up_one(name)
 
     async def tear_down(self, first: BaseException | None) -> None:
-        """Tear down all resources in reverse order. An error of one does not skip the others.
+        """Tear down all resources in reverse order, also after the error of a teardown.
 
         Args:
-            first: The error of the run so far. An error of a teardown becomes a note on it.
+            first: The error of the run. Errors of a teardown become notes on it.
 
         Raises:
-            BaseException: Without `first`, the first error of a teardown. Later ones become notes on it.
+            BaseException: Without `first`, the first error of a teardown. Later errors become notes on it.
         """
         is_failing = first is not None
         error: BaseException | None = None
@@ -93,11 +100,11 @@ class ResourceSetup:
             if first is not None and not is_failing:
                 raise first
         finally:
-            del first, error  # they refer to this frame
+            del first, error  # their tracebacks refer to this frame
             self._run.resources.clear()
             self._thread.close()
 
-    def _note(self, inject: Inject) -> None:
+    def _add_definition(self, inject: Inject) -> None:
         if inject.definition is not None:
             self._providers.setdefault(inject.resource_name, inject.definition.func)
 
@@ -108,14 +115,14 @@ class ResourceSetup:
         return list(order)
 
     def _visit(self, name: str, path: list[str], order: dict[str, None]) -> None:
-        """Append to `order` the resource, after those that it uses. `path` has the resources that lead to it."""
+        """Append a resource to `order`, after the resources that it uses. `path` has its chain of users."""
         if name in order:
             return
         path = [*path, name]
         if name in path[:-1]:
             raise ValueError(f"Resources use each other in a circle: {' -> '.join(path)}")
         for inject in injected_defaults(self._provider(name, path)).values():
-            self._note(inject)
+            self._add_definition(inject)
             self._visit(inject.resource_name, path, order)
         order[name] = None
 
@@ -137,7 +144,7 @@ class ResourceSetup:
             add_resources(function, args, kwargs, self._run.resources)
             generator = function(*args, **kwargs)
             if is_async := inspect.isasyncgen(generator):
-                value = await in_context(self._context, self._current(span, begin_async(name, generator)))
+                value = await in_context(self._context, self._with_span(span, set_up_async(name, generator)))
         except BaseException as error:
             self._failed(name, start_ns, error)
             raise
@@ -148,10 +155,12 @@ class ResourceSetup:
 
     async def _set_up_in_thread(self, name: str, generator: Any, span: TaskContext) -> None:
         with self._run.waiting_for(f"setup of resource {name!r}"):
-            is_over, step = await self._in_thread(f"setup of resource {name!r}", partial(begin, name, generator), span)
+            is_over, step = await self._in_thread(f"setup of resource {name!r}", partial(set_up, name, generator), span)
         start_ns = span.start_ns
         if not is_over:
-            self._thread.submit(f"teardown of resource {name!r}", partial(end_if_begun, name, generator)).abandon()
+            self._thread.submit(
+                f"teardown of resource {name!r}", partial(tear_down_if_set_up, name, generator)
+            ).abandon()
             self._warn_of_stuck_thread(name, "setup")
         value, error, cancelled = step.take()
         first = error if cancelled is None else cancelled
@@ -165,10 +174,10 @@ class ResourceSetup:
             if first is not None:
                 raise first
         finally:
-            first = error = cancelled = failure = None  # they refer to this frame
+            first = error = cancelled = failure = None  # their tracebacks refer to this frame
 
     async def _tear_down_one(self, resource: _Open) -> list[BaseException]:
-        """Tear down a resource and return its errors, a cancellation of this wait first."""
+        """Tear down a resource. Returns the cancellation of this wait, if any, and the error of the teardown, if any."""
         name, span = resource.name, self._span_of(resource.name, "teardown")
         errors: list[BaseException] = []
         with self._run.waiting_for(f"teardown of resource {name!r}"):
@@ -176,7 +185,7 @@ class ResourceSetup:
                 errors = await self._tear_down_in_thread(resource, span)
             else:
                 try:
-                    await in_context(self._context, self._current(span, end_async(name, resource.generator)))
+                    await in_context(self._context, self._with_span(span, tear_down_async(name, resource.generator)))
                 except KeyboardInterrupt:  # raised by the resource
                     raise
                 except BaseException as caught:  # noqa: BLE001 - raised again, or a note, after the other resources
@@ -190,8 +199,8 @@ class ResourceSetup:
 
     async def _tear_down_in_thread(self, resource: _Open, span: TaskContext) -> list[BaseException]:
         name = resource.name
-        label, work = f"teardown of resource {name!r}", partial(end, name, resource.generator)
-        if self._is_stuck:
+        label, work = f"teardown of resource {name!r}", partial(tear_down, name, resource.generator)
+        if self._is_thread_stuck:
             self._thread.submit(label, work).abandon()
             return []
         is_over, step = await self._in_thread(label, work, span)
@@ -201,7 +210,7 @@ class ResourceSetup:
         return [found for found in (cancelled, error) if found is not None]
 
     async def _in_thread(self, label: str, work: Callable[[], Any], span: TaskContext) -> tuple[bool, Step]:
-        """Run a step in the thread, and return whether it is over, and the step."""
+        """Run a step in the thread. Returns whether it is over, and the step."""
         context = self._thread.context
         active = context.run(self._activate, span)
         step = self._thread.submit(label, work)
@@ -210,8 +219,8 @@ class ResourceSetup:
             context.run(self._deactivate, *active)
         return is_over, step
 
-    async def _current(self, span: TaskContext, step: Coroutine[Any, Any, T]) -> T:
-        """Await a step of an async generator, with its span as the current one."""
+    async def _with_span(self, span: TaskContext, step: Coroutine[Any, Any, T]) -> T:
+        """Await a step of an async generator while its span is current."""
         active = self._activate(span)
         try:
             return await step
@@ -220,12 +229,12 @@ class ResourceSetup:
 
     def _span_of(self, name: str, step: str) -> TaskContext:
         run, id_of = self._run, setup_id if step == "setup" else teardown_id
-        name_of_wire = masked_name(name)
+        public_name = masked_name(name)
         start_ns = run.clock.now_ns()
         return TaskContext(
             run.run_id,
-            id_of(name_of_wire),
-            f"{name_of_wire} {step}",
+            id_of(public_name),
+            f"{public_name} {step}",
             run.trace,
             start_ns=start_ns,
             kind="resource",
@@ -233,14 +242,14 @@ class ResourceSetup:
         )
 
     def _activate(self, span: TaskContext) -> _Active:
-        return task_context.enter(span), self._run.enter_span(span)
+        return CURRENT_TASK.set(span), self._run.enter_span(span)
 
-    def _deactivate(self, token: Token[HasTask | None], active: AbstractContextManager[None] | None) -> None:
+    def _deactivate(self, token: Token[Execution | None], active: AbstractContextManager[None] | None) -> None:
         self._run.leave_span(active)
-        task_context.leave(token)
+        CURRENT_TASK.reset(token)
 
     def _warn_of_stuck_thread(self, name: str, step: str) -> None:
-        self._is_stuck = True
+        self._is_thread_stuck = True
         self._thread.outlive_run()
         logger.warning(
             "Resource '%s': its %s still runs %g s after the cancellation. The run ends without waiting for it; "
@@ -262,7 +271,7 @@ class ResourceSetup:
     def _emit(
         self, event: type[ResourceEvent], name: str, start_ns: int, error: BaseException | None, **more: int
     ) -> int:
-        """Publish the end of a setup or teardown, which is now, and return that time."""
+        """Publish the end of a setup or teardown. Returns the time of the end."""
         end_ns, result = self._run.clock.now_ns(), result_of(error)
         self._run.emit(
             event,

@@ -6,43 +6,42 @@ from collections.abc import Iterable
 from typing import Any
 
 from cascade.graph.model import Edge, EdgeType, Graph, Node
-from cascade.runtime._inputs import input_value
 from cascade.runtime._labels import fixed_label
 from cascade.runtime._map_execution import MapExecution
 from cascade.runtime._preflight import check_names, check_nodes
+from cascade.runtime._retries import RetriedExecution
 from cascade.runtime._run_context import RunContext
 from cascade.runtime._task_execution import TaskExecution
-from cascade.runtime._task_group import BURST, TaskGroup
-from cascade.runtime.backpressure import StartThrottle
+from cascade.runtime._task_group import BURST, StartThrottle, TaskGroup
 from cascade.runtime.events import TaskSkipped
 from cascade.runtime.exceptions import DependencyMissingError, add_task_note
 from cascade.runtime.flow import PRUNED, FlowManager, Skip, chosen_route, lazy_id
 from cascade.runtime.protocols import Discarding, Solver
-from cascade.runtime.resolvers import ArgumentResolver
+from cascade.runtime.resolvers import ArgumentResolver, input_value
 
 
 class Scheduler:
-    """Runs one graph, once it is prepared.
+    """Runs one graph. `prepare` is called before `run`.
 
-    The plan orders the ready nodes and contains the nodes for the executor.
+    The plan of the solver orders the ready nodes and contains the nodes for the executor.
     """
 
     def __init__(self, run: RunContext, graph: Graph, target_id: str) -> None:
         self._run = run
         self._graph = graph
         self._target_id = target_id
-        self._pending: dict[str, int] = {}  # upstreams not settled yet, by node that is needed
+        self._pending: dict[str, int] = {}  # number of unsettled upstream nodes, by needed node
         self._awaited_routes: dict[tuple[str, str], int] = {}
         self._settled: set[str] = set()
-        self._deciders: dict[str, str] = {}  # the condition or selector of each skipped node
+        self._deciders: dict[str, str] = {}  # condition or selector by skipped node
         self._ready: deque[Node] = deque()
-        self._pumping = False
+        self._is_starting = False
         self._group = TaskGroup(run, run.new_context)
-        self._throttle = StartThrottle(run.bus.backpressure, self._group, self._pump)
+        self._throttle = StartThrottle(run.bus.backpressure, self._group, self._start_ready)
         self._discards = isinstance(run.state, Discarding)
 
     def prepare(self, solver: Solver) -> None:
-        """Plan the run, and raise what is known to go wrong before anything runs. It may be called in a thread."""
+        """Plan the run and check its nodes, names and inputs. It may be called in a thread."""
         plan, graph = solver.resolve(self._graph), self._graph
         check_names(graph, self._run)
         self._flow = FlowManager(graph, self._target_id)
@@ -53,14 +52,14 @@ class Scheduler:
         check_nodes((self._nodes[i] for i in self._flow.needed), self._flow.in_edges, self._run)
 
     async def run(self) -> None:
-        """Run all that the target needs; its value is in the state afterwards, or the reason why it was skipped."""
+        """Run all nodes that the target needs. Afterwards the state has the value of the target, or its skip reason."""
         try:
-            await self._group.run(self._pump)
+            await self._group.run(self._start_ready)
         finally:
             self._throttle.close()
 
     def value(self, target: str) -> Any:
-        """The value of the target, whose name is `target`, after the run.
+        """Return the value of the target, after the run. `target` is its name.
 
         Raises:
             DependencyMissingError: The target was skipped.
@@ -86,13 +85,13 @@ class Scheduler:
         wanted = set(node_ids)
         return [*(i for i in self._planned if i in wanted), *(i for i in node_ids if i not in self._planned)]
 
-    def _pump(self) -> None:
-        """Start what is ready, unless that is being done or will be in the loop's next turn."""
-        if not self._pumping:
+    def _start_ready(self) -> None:
+        """Start the ready nodes, unless a call of `_start_some` is in progress or scheduled."""
+        if not self._is_starting:
             self._start_some()
 
     def _start_some(self) -> None:
-        self._pumping = True
+        self._is_starting = True
         try:
             for _ in range(BURST):
                 if not self._ready or self._group.over or self._throttle.is_on():
@@ -100,8 +99,8 @@ class Scheduler:
                 self._start(self._ready.popleft())
         except Exception as error:  # noqa: BLE001 - raised again by the group
             self._group.fail(error)
-        self._pumping = bool(self._ready) and not self._group.over and not self._throttle.is_on()
-        if self._pumping:
+        self._is_starting = bool(self._ready) and not self._group.over and not self._throttle.is_on()
+        if self._is_starting:
             asyncio.get_running_loop().call_soon(self._start_some)
 
     def _start(self, node: Node) -> None:
@@ -110,24 +109,26 @@ class Scheduler:
         elif node.param_spec is not None:
             self._complete(node, input_value(node, self._run.params))
         else:
-            self._group.spawn(self._perform(node))
+            self._group.spawn(self._execute(node))
 
     def _skip_of(self, node: Node) -> Skip | None:
         try:
             return self._flow.skip_of(node, self._run.state)
         except Exception as error:
-            run, place = self._run, f"the condition of task {node.name!r}"
-            add_task_note(error, place, attempt_start_ns=run.start_ns, now_ns=run.clock.last_ns)
+            run, description = self._run, f"the condition of task {node.name!r}"
+            add_task_note(error, description, attempt_start_ns=run.start_ns, now_ns=run.clock.last_ns)
             raise
 
-    async def _perform(self, node: Node) -> None:
-        work: MapExecution | TaskExecution
+    async def _execute(self, node: Node) -> None:
+        execution: MapExecution | TaskExecution
         if node.node_type == "map":
-            work = MapExecution(self._run, self._resolver, node, self._dependencies, self._consume_arguments)
+            execution = MapExecution(self._run, self._resolver, node, self._dependencies, self._consume_arguments)
         else:
-            work = TaskExecution(self._run, self._resolver, node, self._planned.get(node.id, node), self._dependencies)
-        self._complete(node, await work.perform())
-        self._pump()
+            kind = TaskExecution if node.retry_policy is None else RetriedExecution
+            plan_node = self._planned.get(node.id, node)
+            execution = kind(self._run, self._resolver, node, plan_node, self._dependencies)
+        self._complete(node, await execution.execute())
+        self._start_ready()
 
     def _complete(self, node: Node, value: Any) -> None:
         self._run.state.put_result(node.id, value)
@@ -150,7 +151,7 @@ class Scheduler:
             if consumer.id not in needed:
                 continue
             if edge.router is not None:
-                self._open_route(edge)
+                self._await_chosen_route(edge)
             if edge.edge_type is EdgeType.ROUTER_ROUTE:
                 self._route_settled(edge)
                 continue
@@ -172,8 +173,8 @@ class Scheduler:
             if self._discards and state.has_result(node_id):
                 state.discard_result(node_id)
 
-    def _open_route(self, edge: Edge) -> None:
-        """The selector is known: the chosen branch is needed now, and its consumer waits for it."""
+    def _await_chosen_route(self, edge: Edge) -> None:
+        """Mark the branch that the selector has chosen as needed. The consumer waits for it."""
         route = self._chosen(edge)
         if route is None or lazy_id(route) in self._settled:
             return
@@ -188,7 +189,7 @@ class Scheduler:
         return chosen_route(edge.router, self._run.state.get_result(edge.source.id))
 
     def _route_settled(self, edge: Edge) -> None:
-        """A branch has ended; its consumer waits for it only if it was the chosen one."""
+        """Settle a branch of a router. The consumer waits for it only if the selector has chosen it."""
         consumer = edge.target
         if freed := self._awaited_routes.pop((edge.source.id, consumer.id), 0):
             self._pending[consumer.id] -= freed
@@ -212,14 +213,14 @@ class Scheduler:
         )
 
     def _decided_by(self, node_id: str, nearest: str | None) -> tuple[str, ...]:
-        """The condition or selector that decided a skip, then the skipped node between, if any; without inputs."""
+        """Return the ids of the condition or selector that decided a skip, and of the skipped node between, without inputs."""
         if nearest is None:
             return ()
         decider = self._deciders[node_id] = self._deciders.get(nearest, nearest)
         return tuple(i for i in dict.fromkeys((decider, nearest)) if self._nodes[i].param_spec is None)
 
     def _dependencies(self, node: Node) -> tuple[str, ...]:
-        """Ids of the tasks whose values the node consumes, each once."""
+        """Return the ids of the tasks whose values the node uses, each once."""
         found: dict[str, None] = {}
         for edge in self._flow.in_edges.get(node.id, ()):
             if edge.edge_type is not EdgeType.ROUTER_ROUTE:

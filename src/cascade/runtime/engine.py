@@ -12,7 +12,6 @@ from cascade._context_managers import async_context_manager, context_manager
 from cascade._loggers import get_logger
 from cascade.graph.build import GraphBuilder
 from cascade.graph.model import Graph
-from cascade.runtime._inputs import input_names
 from cascade.runtime._resources import ResourceSetup
 from cascade.runtime._run_context import Clock, RunClock, RunContext, place_in_trace, seconds
 from cascade.runtime._scheduler import Scheduler
@@ -25,9 +24,10 @@ from cascade.runtime.flow import lazy_id
 from cascade.runtime.guard import awaited
 from cascade.runtime.guard import seconds as seconds_of
 from cascade.runtime.protocols import Connector, Executor, Solver, StateBackend, Tracing
+from cascade.runtime.resolvers import input_names
 from cascade.runtime.resource_manager import ResourceManager
 from cascade.runtime.state import InMemoryStateBackend
-from cascade.runtime.task_context import context_copier, current_task, current_work
+from cascade.runtime.task_context import CURRENT_TASK, context_copier, current_task
 from cascade.runtime.threads import in_thread
 from cascade.spec.lazy_types import Lazy, MappedLazyResult
 from cascade.spec.resource import ResourceDefinition
@@ -288,8 +288,8 @@ async def _disconnect(connector: Connector, *, strict: bool) -> None:
 @async_context_manager
 async def _suspended(*, nested: bool) -> AsyncIterator[None]:
     """Release the permit of the task that starts a nested run while it waits for that run."""
-    work = current_work() if nested else None
-    with work.suspended() if work is not None else nullcontext():
+    execution = CURRENT_TASK.get() if nested else None
+    with execution.suspended() if execution is not None else nullcontext():
         yield
 
 

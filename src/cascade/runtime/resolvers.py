@@ -1,6 +1,7 @@
-"""Resolves the arguments of a node's call, and the amounts of its constraints, from the results of a run."""
+"""Resolves the values of inputs, the arguments of calls and the amounts of constraints, from the state of a run."""
 
 import inspect
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
@@ -8,11 +9,12 @@ from types import FunctionType
 from typing import Any, NamedTuple, Protocol, TypeVar
 from weakref import ref
 
-from cascade.graph.model import Edge, EdgeType, Node, count_positional, split_arguments
-from cascade.runtime.exceptions import DependencyMissingError
+from cascade.graph.model import Edge, EdgeType, Graph, Node, split_arguments
+from cascade.runtime.exceptions import DependencyMissingError, MissingEnvError, MissingParamError
 from cascade.runtime.flow import chosen_route, lazy_id
+from cascade.spec.input import EnvSpec
 from cascade.spec.lazy_types import LazyResult, MappedLazyResult
-from cascade.spec.nested import substitute
+from cascade.spec.nested import require_values, substitute
 from cascade.spec.protocols import StateBackend
 from cascade.spec.resource import Inject
 from cascade.spec.routing import Router
@@ -22,12 +24,12 @@ from cascade.telemetry.safe import safe
 _T = TypeVar("_T")
 
 ARGUMENTS = frozenset({EdgeType.DATA, EdgeType.IMPLICIT, EdgeType.ROUTER_ROUTE})
-"""The edges whose sources' values are arguments, or parts of them."""
+"""Types of the edges whose values are arguments, or parts of arguments."""
 
 
 @dataclass(slots=True)
 class Arguments:
-    """A call's arguments. `inputs` has all but the injected resources by their keys (`cascade.graph.model`)."""
+    """Arguments of one call. `inputs` has them by key (`cascade.graph.model`), without the injected resources."""
 
     args: list[Any] = field(default_factory=list)
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -35,36 +37,36 @@ class Arguments:
 
 
 class Values(Protocol):
-    """The values that arguments are made of: those of a run."""
+    """State of a run that arguments are resolved from."""
 
     @property
     def state(self) -> StateBackend:
-        """The results of tasks and inputs."""
+        """Results of tasks and inputs."""
         ...
 
     @property
     def resources(self) -> Mapping[str, Any]:
-        """The resources that are set up, by name."""
+        """Resources that are set up, by name."""
         ...
 
 
 class ArgumentResolver:
-    """Resolves the arguments of one run's nodes."""
+    """Resolves the arguments of the nodes of one run."""
 
     def __init__(self, in_edges: Mapping[str, list[Edge]], values: Values) -> None:
-        self._in_edges = in_edges
+        self.in_edges = in_edges
         self._values = values
 
     def resolve(self, node: Node) -> Arguments:
-        """The arguments of a node whose upstreams are settled.
+        """Return the arguments of a node whose upstream nodes have ended.
 
         Raises:
-            DependencyMissingError: An upstream has no value.
-            ValueError: None of a router's routes has the value of its selector.
+            DependencyMissingError: An upstream node has no value.
+            ValueError: A router has no route for the value of its selector.
         """
         inputs = dict(node.literal_inputs)
         nested: set[str] = set()
-        for edge in self._in_edges.get(node.id, ()):
+        for edge in self.in_edges.get(node.id, ()):
             if edge.edge_type is EdgeType.DATA:
                 inputs[edge.key] = self._value(edge, node)
             elif edge.edge_type is EdgeType.IMPLICIT:
@@ -72,13 +74,12 @@ class ArgumentResolver:
         if node.order is not None:
             inputs = {key: inputs[key] for key in node.order}
         for name in nested:
-            inputs[name] = self._fill_in(inputs[name], node, name)
+            inputs[name] = self._substitute(inputs[name], node, name)
         return self.with_resources(node, inputs)
 
     def with_resources(self, node: Node, inputs: dict[str, Any]) -> Arguments:
-        """The arguments of a call with the given inputs, with a resource in the place of each `Inject`."""
-        positional = node.positional
-        args, kwargs = split_arguments(inputs, count_positional(inputs) if positional is None else positional)
+        """Return the arguments of a call with the given inputs. Replaces each `Inject` by its resource."""
+        args, kwargs = split_arguments(inputs, node.positional)
         for position, value in enumerate(args):
             if type(value) is Inject:
                 args[position] = self._values.resources[value.resource_name]
@@ -88,12 +89,8 @@ class ArgumentResolver:
         add_resources(node.callable_obj, args, kwargs, self._values.resources)
         return Arguments(args, kwargs, inputs)
 
-    def edges_of(self, node_id: str) -> Sequence[Edge]:
-        """The edges to a node from what its arguments need."""
-        return self._in_edges.get(node_id, ())
-
     def amounts(self, node: Node) -> dict[str, Any]:
-        """The amounts of a node's constraints. The values of lazy amounts are known."""
+        """Return the amounts of the constraints of a node whose upstream nodes have ended."""
         requirements = node.constraints.requirements if node.constraints else {}
         return {name: self._amount(value, node, name) for name, value in requirements.items()}
 
@@ -114,7 +111,7 @@ class ArgumentResolver:
             )
         return self._result(lazy_id(route), node, arg_name)
 
-    def _fill_in(self, value: Any, node: Node, arg_name: str) -> Any:
+    def _substitute(self, value: Any, node: Node, arg_name: str) -> Any:
         def value_of(source: Any) -> Any:
             if not isinstance(source, Router):
                 return self._result(lazy_id(source), node, arg_name)
@@ -129,21 +126,49 @@ class ArgumentResolver:
         return self._values.state.get_result(source_id)
 
 
+def input_value(node: Node, params: Mapping[str, Any]) -> Any:
+    """Return the value of a Param or an Env node, or its default.
+
+    Raises:
+        MissingParamError: A parameter has neither.
+        MissingEnvError: An environment variable is not set and has no default.
+        TypeError: The value is, or contains, a lazy result.
+    """
+    spec = node.param_spec
+    if spec is None:
+        raise TypeError(f"Node '{node.name}' is not an input")
+    if isinstance(spec, EnvSpec):
+        if (value := os.environ.get(spec.name, spec.default)) is None:
+            raise MissingEnvError(spec.name)
+        require_values(value, f"Environment variable '{spec.name}' is")
+        return value
+    if spec.name not in params and not spec.has_default:
+        raise MissingParamError(spec.name)
+    value = params.get(spec.name, spec.default)
+    require_values(value, f"Parameter '{spec.name}' is")
+    return value
+
+
+def input_names(graph: Graph) -> list[str]:
+    """Return the names of the inputs of a graph, each once, in the order of its nodes."""
+    return list(dict.fromkeys(node.param_spec.name for node in graph.nodes if node.param_spec is not None))
+
+
 def add_resources(function: Any, args: list[Any], kwargs: dict[str, Any], resources: Mapping[str, Any]) -> None:
-    """Append to a call's arguments the resources that the defaults of the function's parameters name."""
+    """Add the resources of parameters whose default is an `Inject` to the arguments of a call."""
     injected = injected_names(function)
     if not injected:
         return
     if any(wanted.positional_only for wanted in injected.values()):
-        args.extend(_positional_only(function, len(args), resources))
+        args.extend(_positional_only_defaults(function, len(args), resources))
     for parameter, wanted in injected.items():
         is_given = wanted.positional_only or (wanted.position is not None and wanted.position < len(args))
         if not is_given and parameter not in kwargs:
             kwargs[parameter] = resources[wanted.resource_name]
 
 
-def _positional_only(function: Any, given: int, resources: Mapping[str, Any]) -> list[Any]:
-    """Defaults of the positional-only parameters after the given ones, up to the last one that is a resource."""
+def _positional_only_defaults(function: Any, given: int, resources: Mapping[str, Any]) -> list[Any]:
+    """Return the defaults of the positional-only parameters after the given ones, up to the last resource."""
     defaults = [p.default for p in _parameters(function) if p.kind is p.POSITIONAL_ONLY][given:]
     while defaults and type(defaults[-1]) is not Inject:
         defaults.pop()
@@ -151,7 +176,7 @@ def _positional_only(function: Any, given: int, resources: Mapping[str, Any]) ->
 
 
 class InjectedParameter(NamedTuple):
-    """A parameter whose default is an `Inject`. `position` is None if it is keyword-only."""
+    """Parameter whose default is an `Inject`. `position` is None for a keyword-only parameter."""
 
     position: int | None
     positional_only: bool
@@ -159,11 +184,10 @@ class InjectedParameter(NamedTuple):
 
 
 def hashable_cache(compute: Callable[[Any], _T]) -> Callable[[Any], _T]:
-    """Cache `compute(function)` for as long as the function is alive. `inspect` needs microseconds to find its properties.
+    """Cache `compute(function)` for the lifetime of the function: `inspect` needs microseconds.
 
-    The result must not refer to the function: the entry would keep it alive. A function is compared by identity. The
-    result is not cached for an object that defines its own `__eq__` or `__hash__`, or that has no weak references, such
-    as a bound method.
+    The result must not refer to the function, because the entry would keep it alive. Results are not cached for an object
+    that defines `__eq__` or `__hash__`, or has no weak references, such as a bound method.
     """
     known: dict[ref[Any], _T] = {}
 
@@ -174,7 +198,7 @@ def hashable_cache(compute: Callable[[Any], _T]) -> Callable[[Any], _T]:
     def cached(function: Any) -> _T:
         if type(function) is not FunctionType and not _is_compared_by_identity(type(function)):
             return compute(function)
-        found: Any = known.get(ref(function), known)  # `known` itself stands for no entry
+        found: Any = known.get(ref(function), known)  # `known` is the marker for no entry
         if found is known:
             found = known[ref(function, forget)] = compute(function)
         value: _T = found
@@ -189,7 +213,7 @@ def _is_compared_by_identity(kind: Any) -> bool:
 
 @hashable_cache
 def injected_names(function: Any) -> Mapping[str, InjectedParameter]:
-    """The parameters whose defaults are an `Inject`, by name."""
+    """Return the parameters whose default is an `Inject`, by name."""
     return {
         p.name: InjectedParameter(
             None if p.kind is p.KEYWORD_ONLY else position, p.kind is p.POSITIONAL_ONLY, p.default.resource_name
@@ -200,7 +224,7 @@ def injected_names(function: Any) -> Mapping[str, InjectedParameter]:
 
 
 class PositionalNames(NamedTuple):
-    """The names of the parameters that take positional arguments, and that of `*args`, or ""."""
+    """Names of the parameters for positional arguments. `rest` is the name of `*args`, or ""."""
 
     names: tuple[str, ...]
     rest: str
@@ -211,14 +235,14 @@ class PositionalNames(NamedTuple):
 
 @hashable_cache
 def positional_names(function: Any) -> PositionalNames:
-    """The names of the parameters that take the positional arguments of a function."""
+    """Return the names of the parameters for positional arguments."""
     parameters = list(_parameters(function))
     names = (p.name for p in parameters if p.kind in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD})
     return PositionalNames(tuple(names), next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), ""))
 
 
 def without_secrets(arguments: Mapping[str, Any], function: Any) -> dict[str, Any]:
-    """Arguments by their keys; masked are those of the function's parameters that have the name of a secret."""
+    """Return the arguments by key. An argument whose parameter has the name of a secret is masked."""
     names = positional_names(function)
     return {
         key: MASK if hides(names.of(int(key)) if key.isdigit() else key, value) else value
@@ -227,27 +251,27 @@ def without_secrets(arguments: Mapping[str, Any], function: Any) -> dict[str, An
 
 
 def hidden_secrets(arguments: Mapping[str, Any], function: Any, edges: Sequence[Edge]) -> dict[str, Any]:
-    """The arguments; masked if the parameter, or the Param, Env or task that the value comes from, has a secret's name."""
-    sources = {edge.key for edge in edges if edge.edge_type in ARGUMENTS and is_secret(_source(edge))}
-    if not sources <= arguments.keys():  # the arguments of a map's item have other keys than the map's lists
+    """Return the arguments by key. An argument is masked if its parameter or its source node has the name of a secret."""
+    sources = {edge.key for edge in edges if edge.edge_type in ARGUMENTS and is_secret(_source_name(edge))}
+    if not sources <= arguments.keys():  # the keys of an item's arguments differ from those of the map's lists
         return dict.fromkeys(arguments, MASK)
     return without_secrets(arguments, function) | dict.fromkeys(sources, MASK)
 
 
-def _source(edge: Edge) -> str:
+def _source_name(edge: Edge) -> str:
     return edge.source.name if edge.source.param_spec is None else edge.source.param_spec.name
 
 
 def injected_defaults(function: Any) -> Mapping[str, Inject]:
-    """The `Inject` of each parameter that has one as default.
+    """Return the `Inject` of each parameter that has one as default.
 
-    The mapping may refer to the function, so it is not cached: `injected_names` is.
+    Not cached, unlike `injected_names`: an `Inject` may refer to the function.
     """
     return {p.name: p.default for p in _parameters(function) if type(p.default) is Inject}
 
 
 def defaults_of(function: Any, names: frozenset[str]) -> dict[str, Any]:
-    """The defaults of those of the function's parameters that have the given names, without resources."""
+    """Return the defaults of the parameters with the given names, without resources."""
     wanted = (p for p in _parameters(function) if p.name in names)
     return {p.name: p.default for p in wanted if p.default is not p.empty and type(p.default) is not Inject}
 

@@ -1,9 +1,9 @@
-"""Amounts of system resources: capacities, amounts in use, and requests that wait."""
+"""Amounts of system resources: capacities, usage, and a FIFO queue of requests per resource."""
 
 import asyncio
 import math
 from collections import defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Real
 
@@ -17,62 +17,68 @@ class _Request:
 class ResourceManager:
     """Grants amounts of named resources, first come, first served per resource.
 
-    A request gets all its amounts at once or waits, so that no order of requests can lead to a deadlock. Names without
-    a capacity are unlimited. While a capacity is steered, the steered amount replaces it, and larger requests wait. To be
-    used in one event loop at a time.
+    A request gets all its amounts at once or waits, so that no order of requests leads to a deadlock. Names without a
+    capacity are unlimited. An override replaces a capacity; requests above the override wait. Use it in one event loop at a
+    time.
     """
 
     def __init__(self, capacity: Mapping[str, float] | None = None) -> None:
         self._capacity: dict[str, float] = {}
-        self._steered: dict[str, float] = {}
+        self._overrides: dict[str, float] = {}
         self._used: dict[str, float] = defaultdict(float)
         self._queues: dict[str, deque[_Request]] = defaultdict(deque)
         self.set_capacity(capacity or {})
 
     @property
     def usage(self) -> dict[str, float]:
-        """Amounts in use, by name, of the resources that have a capacity."""
-        return {name: self._used[name] for name in (self._capacity | self._steered)}
+        """Amounts in use, by name, of the resources that have a capacity or an override."""
+        return {name: self._used[name] for name in (self._capacity | self._overrides)}
 
     def set_capacity(self, capacity: Mapping[str, float]) -> None:
-        """Set the whole amount of the given resources; more may be in use until it is released.
+        """Set the capacities of the given resources. Amounts above a lower capacity stay in use until their release.
 
         Raises:
-            ValueError: An amount is no finite number from zero up.
+            ValueError: An amount is not a finite number from zero up.
         """
         checked = {name: _amount("Capacity", name, value) for name, value in capacity.items()}
         self._capacity.update(checked)
-        self._grant(checked)
+        self._grant_heads(checked)
 
-    def steer(self, name: str, capacity: float | None) -> None:
-        """Let another capacity hold for a while, or with None the set one again.
+    def override(self, name: str, capacity: float | None) -> None:
+        """Replace the capacity of a resource. None removes the override.
 
-        Who waits for more than there is then, and will never be more, gets the error that `acquire` has for it.
+        A waiting request that exceeds the capacity without the override gets the error of `acquire`.
         """
         if capacity is None:
-            self._steered.pop(name, None)
+            self._overrides.pop(name, None)
         else:
-            self._steered[name] = _amount("Capacity", name, capacity)
+            self._overrides[name] = _amount("Capacity", name, capacity)
         for request in list(self._queues.get(name, ())):
-            self._serve_or_refuse(request)
+            if request.granted.done():
+                continue
+            if (error := self._excess(request.amounts)) is not None:
+                request.granted.set_exception(error)
+                self._grant_heads(request.amounts)
+            elif self._try_grant(request):
+                self._grant_heads(request.amounts)
 
     def check(self, requirements: Mapping[str, object]) -> None:
-        """Raise ValueError, as `acquire` would, for amounts that can never be had."""
+        """Raise the ValueError of `acquire` for amounts that it can never grant."""
         self._checked(requirements)
 
     def try_acquire(self, requirements: Mapping[str, float]) -> bool:
-        """Take the amounts if they can be had without waiting."""
+        """Acquire the amounts if they are available. Returns False if the request would wait."""
         amounts = self._checked(requirements)
-        if any(self._waiting(name) for name in amounts if self._is_limited(name)) or not self._fits(amounts):
+        if any(self._has_waiters(name) for name in amounts if self._is_limited(name)) or not self._fits(amounts):
             return False
-        self._take(amounts)
+        self._use(amounts)
         return True
 
     async def acquire(self, requirements: Mapping[str, float]) -> None:
-        """Wait until all amounts are there, and take them.
+        """Wait until all amounts are available, and acquire them.
 
         Raises:
-            ValueError: More is asked for than there is in the whole, or an amount is no number.
+            ValueError: An amount exceeds the capacity, or is not a number.
         """
         if self.try_acquire(requirements):
             return
@@ -84,85 +90,75 @@ class ResourceManager:
         except asyncio.CancelledError:
             granted = request.granted
             if granted.done() and not granted.cancelled() and granted.exception() is None:
-                await self.release(request.amounts)
-            self._grant(request.amounts)
+                self.release_nowait(request.amounts)
+            self._grant_heads(request.amounts)
             raise
 
     async def release(self, requirements: Mapping[str, float]) -> None:
-        """Give the amounts back and let the next in line go on."""
-        self.give_back(requirements)
+        """Release the amounts and grant the next requests."""
+        self.release_nowait(requirements)
 
-    def give_back(self, requirements: Mapping[str, float]) -> None:
+    def release_nowait(self, requirements: Mapping[str, float]) -> None:
+        """Release the amounts and grant the next requests, without an `await`."""
         for name, amount in requirements.items():
             self._used[name] = max(0.0, self._used[name] - amount)
-        self._grant(requirements)
+        self._grant_heads(requirements)
 
     def _is_limited(self, name: str) -> bool:
-        return name in self._capacity or name in self._steered
-
-    def _available(self, name: str) -> float:
-        return self._steered.get(name, self._capacity.get(name, math.inf))
+        return name in self._capacity or name in self._overrides
 
     def _checked(self, requirements: Mapping[str, object]) -> dict[str, float]:
         amounts = {name: _amount("Amount", name, value) for name, value in requirements.items()}
-        if (excess := self._excess(amounts)) is not None:
-            raise excess
+        if (error := self._excess(amounts)) is not None:
+            raise error
         return amounts
 
     def _excess(self, amounts: Mapping[str, float]) -> ValueError | None:
-        """The error for amounts that can never be had; that a capacity is steered below them will pass."""
+        """Return the error for amounts above the capacity. A lower override is temporary: requests above it wait."""
         for name, amount in amounts.items():
-            whole = self._capacity.get(name, math.inf)
-            if amount > max(whole, self._steered.get(name, 0.0)):
-                return ValueError(f"Resource '{name}': {amount:g} exceeds total system capacity of {whole:g}")
+            capacity = self._capacity.get(name, math.inf)
+            if amount > max(capacity, self._overrides.get(name, 0.0)):
+                return ValueError(f"Resource '{name}': {amount:g} exceeds total system capacity of {capacity:g}")
         return None
 
-    def _waiting(self, name: str) -> bool:
-        """Whether a request waits. Requests that are over are removed at the head of the queue."""
+    def _has_waiters(self, name: str) -> bool:
+        """Whether a request waits for the resource. Removes ended requests from the head of its queue."""
         queue = self._queues.get(name)
         while queue and queue[0].granted.done():
             queue.popleft()
         return bool(queue)
 
     def _fits(self, amounts: Mapping[str, float]) -> bool:
-        # A tenth of a millionth absorbs the rounding of sums like 0.1 + 0.2.
-        return all(self._used[name] + amount <= self._available(name) * (1 + 1e-9) for name, amount in amounts.items())
+        # The tolerance of 1e-9 absorbs the rounding of sums like 0.1 + 0.2.
+        return all(
+            self._used[name] + amount <= self._overrides.get(name, self._capacity.get(name, math.inf)) * (1 + 1e-9)
+            for name, amount in amounts.items()
+        )
 
-    def _take(self, amounts: Mapping[str, float]) -> None:
+    def _use(self, amounts: Mapping[str, float]) -> None:
         for name, amount in amounts.items():
             self._used[name] += amount
 
-    def _grant(self, names: Mapping[str, float]) -> None:
-        """Serve the heads of these lines; whoever is served uncovers other heads."""
-        open_names = list(names)
-        while open_names:
-            name = open_names.pop()
-            if not self._waiting(name):
-                continue
-            head = self._queues[name][0]
-            if self._is_first_everywhere(head) and self._fits(head.amounts):
-                self._take(head.amounts)
-                head.granted.set_result(None)
-                open_names.extend(head.amounts)
+    def _grant_heads(self, names: Iterable[str]) -> None:
+        """Grant the requests at the heads of these queues, and those that become heads of a queue."""
+        pending = list(names)
+        while pending:
+            name = pending.pop()
+            if self._has_waiters(name):
+                head = self._queues[name][0]
+                if self._try_grant(head):
+                    pending.extend(head.amounts)
 
-    def _serve_or_refuse(self, request: _Request) -> None:
-        if request.granted.done():
-            return
-        if (excess := self._excess(request.amounts)) is not None:
-            request.granted.set_exception(excess)
-            self._grant(request.amounts)
-        elif self._is_first_everywhere(request) and self._fits(request.amounts):
-            self._take(request.amounts)
-            request.granted.set_result(None)
-            self._grant(request.amounts)
-
-    def _is_first_everywhere(self, request: _Request) -> bool:
-        """Whether it stands at the head of each line that is one: where there is no limit, nobody waits for another."""
-        return all(
-            self._waiting(name) and self._queues[name][0] is request
-            for name in request.amounts
-            if self._is_limited(name)
-        )
+    def _try_grant(self, request: _Request) -> bool:
+        """Grant a request that is at the head of the queue of each limited resource, if its amounts are available."""
+        for name in request.amounts:
+            if self._is_limited(name) and not (self._has_waiters(name) and self._queues[name][0] is request):
+                return False
+        if not self._fits(request.amounts):
+            return False
+        self._use(request.amounts)
+        request.granted.set_result(None)
+        return True
 
 
 def _amount(what: str, name: str, value: object) -> float:

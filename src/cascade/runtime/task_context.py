@@ -1,9 +1,9 @@
-"""Which task the running code belongs to."""
+"""Identity of the task whose code is running."""
 
 import sys
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import AbstractContextManager, nullcontext
-from contextvars import Context, ContextVar, Token, copy_context
+from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass, field
 from types import coroutine
 from typing import Any, Protocol, TypeVar
@@ -16,12 +16,15 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class TaskContext:
-    """The running task's identity. An executor that runs tasks elsewhere carries `traceparent` and `tracestate`.
+    """Identity of one task. An executor in another process carries `traceparent` and `tracestate`.
 
-    `kind` is "task", or "resource" for the setup or the teardown of a resource. `attempt` is 0 without a retry policy,
-    else 1, 2, …. `start_ns` is the task's first RUNNING, `attempt_start_ns` that of this attempt, in nanoseconds since the
-    Unix epoch. `child` has the part of the task in a trace that may be split, and counts the spans below the task. `label` is
-    the label of the call, or None.
+    Attributes:
+        attempt: The number of the attempt, from 1; 0 without a retry policy.
+        start_ns: The first start of the task, in nanoseconds since the Unix epoch.
+        attempt_start_ns: The start of this attempt, in nanoseconds since the Unix epoch.
+        kind: "task", or "resource" for the setup or teardown of a resource.
+        child: The part of the task in a split trace. Counts the spans below the task.
+        label: The label of the call.
     """
 
     run_id: str
@@ -43,33 +46,33 @@ class TaskContext:
 
     @property
     def held_place(self) -> None:
-        """None: a task that runs elsewhere has no place here."""
+        """None: a task of another process has no place here."""
         return
 
     def suspended(self) -> AbstractContextManager[None]:
-        """Return a context manager without effect: a task that runs elsewhere has no permit here."""
+        """Return a context manager without effect: a task of another process has no permit here."""
         return nullcontext()
 
     @property
     def place(self) -> Place:
-        """In which trace the task's span stands, and below which span."""
+        """The trace and the parent of the task's span."""
         if self.child is None:
             return self.trace.place_of(self.task_id, self.map_id)
         return self.trace.place_in(self.child.part)
 
     @property
     def span(self) -> SpanRef:
-        """The task's own span."""
+        """The span of the task."""
         return self.trace.ref(self.trace_id, span_id(self.run_id, self.task_id))
 
     @property
     def current_span(self) -> SpanRef:
-        """The span below which the user's code stands: the attempt's with a retry policy, else the task's."""
+        """The span that is current in the code of the task: the attempt with a retry policy, else the task."""
         return self.trace.ref(self.trace_id, span_id(self.run_id, self.task_id, self.attempt))
 
     @property
     def parent_span_id(self) -> str:
-        """The parent of the task's span: the map's for an item, else the run's, or the root of their part."""
+        """The parent of the task's span: the map of an item, the run, or the root of their part."""
         return self.place.parent_span_id
 
     @property
@@ -82,65 +85,51 @@ class TaskContext:
 
     @property
     def traceparent(self) -> str:
-        """`current_span` as W3C Trace Context's header."""
+        """The `traceparent` header of W3C Trace Context for `current_span`."""
         return self.current_span.traceparent
 
     @property
     def tracestate(self) -> str:
-        """The header that belongs beside `traceparent`; "" without one."""
+        """The `tracestate` header of W3C Trace Context, or ""."""
         return self.trace.tracestate_in(self.trace_id)
 
 
-class HasTask(Protocol):
-    """Work that can say which task it is: most tasks never ask, so it is not made before they do."""
+class Execution(Protocol):
+    """Execution of a task. `task` is created on first use, because most tasks do not use it."""
 
     @property
     def task(self) -> TaskContext: ...
 
     @property
     def held_place(self) -> object | None:
-        """The executor's place that the work holds; None if it needs none."""
+        """The executor's place that the task holds; None if it needs none."""
         ...
 
     def suspended(self) -> AbstractContextManager[None]:
-        """Entered while the task only waits for a run that it has started, which may need its place."""
+        """Return a context manager to enter while the task waits for a run that it has started."""
         ...
 
 
-_current: ContextVar[HasTask | None] = ContextVar("cascade_current_task", default=None)
+CURRENT_TASK: ContextVar[Execution | None] = ContextVar("cascade_current_task", default=None)
+"""The execution, or the `TaskContext`, whose code is running."""
 
 
 def current_task() -> TaskContext | None:
-    """The task whose code is running, in the event loop or in a worker thread; None outside of tasks."""
-    work = _current.get()
-    return None if work is None else work.task
-
-
-def current_work() -> HasTask | None:
-    """What was given to `enter`."""
-    return _current.get()
+    """Return the task whose code is running, in the event loop or in a worker thread; None outside of tasks."""
+    execution = CURRENT_TASK.get()
+    return None if execution is None else execution.task
 
 
 def current_place() -> object | None:
-    """The executor's place that the current task holds; None outside of tasks."""
-    work = _current.get()
-    return None if work is None else work.held_place
-
-
-def enter(work: HasTask) -> Token[HasTask | None]:
-    """Make it the current task until `leave`; a `TaskContext` itself will do."""
-    return _current.set(work)
-
-
-def leave(token: Token[HasTask | None]) -> None:
-    _current.reset(token)
+    """Return the executor's place that the current task holds; None outside of tasks."""
+    execution = CURRENT_TASK.get()
+    return None if execution is None else execution.held_place
 
 
 def context_copier() -> Callable[[], Context]:
-    """Return a function that copies the current context as it is now.
+    """Return a function that returns copies of the current context, in its present state.
 
-    The value of a context variable is shared between copies. `decimal` keeps a mutable object there, with the precision
-    and the flags: each copy has its own.
+    Copies share the values of context variables. The value of `decimal` is mutable, so that each copy gets its own.
     """
     context = copy_context()
     decimal = sys.modules.get("decimal")
@@ -159,9 +148,9 @@ def context_copier() -> Callable[[], Context]:
 
 @coroutine
 def in_context(context: Context, work: Coroutine[Any, Any, _T]) -> Generator[Any, Any, _T]:
-    """Await `work` in another context. The current asyncio task stays the same, so cancellation works as without it."""
+    """Await a coroutine in another context. It stays in the current asyncio task and can be cancelled as usual."""
     step: Any = work.send
-    given: list[Any] = [None]  # emptied by each step: an error that stays in this frame would be part of a cycle
+    given: list[Any] = [None]  # emptied by each step: an error in this frame would make a reference cycle
     while True:
         try:
             awaited = context.run(step, given.pop())

@@ -196,7 +196,7 @@ class Controller:
     def _set_capacity(self, name: str) -> None:
         """Set a resource to the smallest capacity of its constraints, or to its own capacity without one."""
         found = [held.capacity for held in self._broad.values() if isinstance(held, Capacity) and held.name == name]
-        self._capacity.steer(name, min(found, default=None))
+        self._capacity.override(name, min(found, default=None))
 
     def _now(self) -> float:
         return self._clock()

@@ -53,11 +53,11 @@ def lines(requests: list[Any]) -> list[Line]:
 
 @contextlib.contextmanager
 def inside(task: TaskContext = TASK) -> Iterator[None]:
-    token = task_context.enter(task)
+    token = task_context.CURRENT_TASK.set(task)
     try:
         yield
     finally:
-        task_context.leave(token)
+        task_context.CURRENT_TASK.reset(token)
 
 
 @pytest.fixture(scope="module")

@@ -33,9 +33,9 @@ class Taken:
 )
 def test_only_what_a_task_of_its_runs_says_is_taken(task: TaskContext | None) -> None:
     taken = Taken()
-    token = task_context._current.set(task)
+    token = task_context.CURRENT_TASK.set(task)
     taken.handle()
-    task_context._current.reset(token)
+    task_context.CURRENT_TASK.reset(token)
     assert taken.items == []
     with inside():
         taken.handle()

@@ -1,0 +1,122 @@
+"""Executes a task with a retry policy."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from cascade.runtime._task_execution import TaskExecution
+from cascade.runtime.events import Attempt, ErrorInfo, TaskExecutionStarted, TaskRetrying
+from cascade.runtime.exceptions import Tracebacks, add_later_error, result_of, with_last
+from cascade.runtime.task_context import in_context
+from cascade.spec.retry import RetryPolicy, checked_seconds
+
+
+@dataclass(eq=False, slots=True)
+class RetriedExecution(TaskExecution):
+    """Execution of a task with a retry policy: calls the function until an attempt succeeds or the policy ends.
+
+    Attributes:
+        on_backoff: Called with 1 before the delay of a retry, and with -1 after it.
+        attempts: The ended attempts; `with_last` limits their number.
+        attempt_count: The number of ended attempts.
+        is_in_attempt: False before the first attempt and between two attempts.
+    """
+
+    on_backoff: Callable[[int], None] | None = None
+    attempts: tuple[Attempt, ...] = ()
+    attempt_count: int = 0
+    is_in_attempt: bool = False
+
+    @property
+    def policy(self) -> RetryPolicy:
+        policy = self.node.retry_policy
+        assert policy is not None  # noqa: S101 - for the type checker: only such tasks have this class
+        return policy
+
+    async def _run(self) -> Any:
+        self._publish_started()
+        number, start_ns, tracebacks = 1, self.start_ns, Tracebacks()
+        while True:
+            self.is_in_attempt = True
+            try:
+                value = await (self._call(1, start_ns) if number == 1 else self._call_again(number, start_ns))
+            except Exception as error:
+                delay = self._delay_after(number, error)
+                if delay is None:
+                    self._finish(error)
+                    raise
+                end_ns = self._publish_retrying(error, delay)
+                tracebacks.restore(error)
+            except BaseException as error:
+                self._finish(error)
+                raise
+            else:
+                self._finish(None, value)
+                self._save(value)
+                return value
+            await self._wait_for_retry(end_ns, delay)
+            number += 1
+            start_ns = self.run.clock.now_ns()
+
+    async def _call_again(self, number: int, start_ns: int) -> Any:
+        """Call the function in a new context, without the context variables that an earlier attempt has set."""
+        return await in_context(self.run.new_context(), self._call(number, start_ns))
+
+    def _delay_after(self, number: int, error: Exception) -> float | None:
+        """Return the seconds until the next attempt; None after the last one, or if the retry policy raises an error."""
+        if number > self.policy.max_attempts:
+            return None
+        try:
+            return checked_seconds("delay_before", self.policy.delay_before(number))
+        except Exception as broken:  # noqa: BLE001 - the task raises its own error
+            add_later_error(error, broken, f"the retry policy of {self._describe()}")
+            return None
+
+    def _publish_retrying(self, error: Exception, delay: float) -> int:
+        """Publish the end of an attempt that a retry follows. Returns the time of the end."""
+        end_ns, fields, result = self.run.clock.now_ns(), self.run.error_fields(error), result_of(error)
+        self._add_attempt(end_ns, result, fields["exception"])
+        fields |= {"attempt": self.attempt, "max_attempts": self.policy.max_attempts, "delay": delay, "result": result}
+        self._emit(TaskRetrying, start_ns=self.attempt_start_ns, end_ns=end_ns, **fields)
+        return end_ns
+
+    async def _wait_for_retry(self, start_ns: int, delay: float) -> None:
+        self._release_permit()
+        try:
+            try:
+                await self._back_off(delay)
+            finally:
+                self._add_wait("retry", start_ns)
+            if self.permit is not None and not self.permit.try_acquire():
+                self._release_resources()  # a blocked task holds no resources
+                await self._acquire()
+                self._emit(TaskExecutionStarted, start_ns=self.run.clock.now_ns(), attempt=self.attempt + 1)
+        except (Exception, asyncio.CancelledError) as stopped:
+            self._finish(stopped)
+            raise
+
+    async def _back_off(self, delay: float) -> None:
+        if self.on_backoff is None:
+            await asyncio.sleep(delay)
+            return
+        self.on_backoff(1)
+        try:
+            await asyncio.sleep(delay)
+        finally:
+            self.on_backoff(-1)
+
+    def _add_attempt(self, end_ns: int, result: str, exception: ErrorInfo | None) -> None:
+        self.is_in_attempt = False
+        attempt = Attempt(self.attempt, self.attempt_start_ns, end_ns, exception, result)
+        self.attempts = with_last(self.attempts, attempt)
+        self.attempt_count += 1
+
+    def _attempt_fields(self, end_ns: int, result: str, exception: ErrorInfo | None) -> dict[str, Any]:
+        if self.is_in_attempt:
+            self._add_attempt(end_ns, result, exception)
+        return {
+            "attempts": self.attempts,
+            "attempt_count": self.attempt_count,
+            "max_attempts": self.policy.max_attempts,
+        }
