@@ -196,7 +196,7 @@ async def _pause_to_held(port: int) -> list[str]:
         connector = MqttConnector("127.0.0.1", port)
         TelemetrySubscriber(bus, connector)
         bus.subscribe(ControlDecision, decided)
-        bus.subscribe(TaskExecutionFinished, lambda _: trail.start())
+        bus.subscribe(TaskExecutionFinished, lambda _: None if is_held.is_set() else trail.start())
         bus.subscribe(TaskBlocked, blocked)
         executor = LocalExecutor()
         run = asyncio.create_task(Engine(NativeSolver(), executor, bus, connector=connector).run(held(before())))
