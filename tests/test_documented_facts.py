@@ -192,7 +192,7 @@ STATED = {
         f"each by up to {sys.getswitchinterval() * 1000:g} ms at a time",
         f"its first {exceptions.MAX_HISTORY // 2} and its last {exceptions.MAX_HISTORY // 2} attempts",
         {86_400.0: "`max_delay` is one day by default"}[retry.MAX_DELAY],
-        {1.0: "no thread has become free for a second"}[_places.STALL],
+        {1.0: "no thread has become free for a second"}[_places.STALL_TIMEOUT],
         {1.0: "a setup or teardown that takes more than a second"}[_run_context.REPORT_DELAY],
         {5.0: "at most five seconds, and tears the resource down"}[_resource_thread.GRACE],
     ],

@@ -1,4 +1,4 @@
-"""Executors, solvers and caches that ship with Cascade."""
+"""Built-in executors, solvers, caches and state backends."""
 
 from functools import partial
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""The state backend that an engine uses by default."""
+"""Default state backend of an engine."""
 
 from cascade.runtime.state import InMemoryStateBackend
 

@@ -1,4 +1,4 @@
-"""Providers: what `cs.<name>` offers beyond Cascade's own names. `registry.get(name)` and `registry.register(name, …)`."""
+"""Providers: further attributes `cs.<name>`, built in, registered, or from other packages."""
 
 from functools import partial
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Where `cs.<name>` is looked up: what ships with Cascade, what is registered, what other packages offer."""
+"""Registry of the providers behind `cs.<name>`: built in, registered, or from the entry points of other packages."""
 
 from collections.abc import Callable
 from importlib import import_module, metadata
@@ -13,7 +13,7 @@ _BUILT_IN = {"shell": "cascade.providers.shell:shell", "subflow": "cascade.provi
 
 
 class ProviderNamespace:
-    """What stands before the dot of dotted names: `cs.io` of `io.read`."""
+    """Prefix of dotted provider names: `cs.io` for the provider `io.read`."""
 
     def __init__(self, registry: "ProviderRegistry", prefix: str) -> None:
         self._registry = registry
@@ -27,7 +27,7 @@ class ProviderNamespace:
 
 
 class ProviderRegistry:
-    """Providers by name. A provider is a task, or anything whose call gives a lazy result."""
+    """Providers by name. A provider is a task, or another callable that returns a lazy result."""
 
     _instance: ClassVar["ProviderRegistry | None"] = None
 
@@ -37,17 +37,17 @@ class ProviderRegistry:
 
     @classmethod
     def instance(cls) -> "ProviderRegistry":
-        """The registry of this process."""
+        """Return the registry of this process."""
         if cls._instance is None:
             cls._instance = cls()
         return cls._instance
 
     def register(self, name: str, factory: Callable[..., Any]) -> None:
-        """Offer `factory` as `cs.<name>`; dots make namespaces.
+        """Register `factory` as `cs.<name>`. A dotted name creates namespaces.
 
         Raises:
-            ValueError: The name is none.
-            TypeError: The factory cannot be called.
+            ValueError: The name is not made of identifiers with dots between them.
+            TypeError: The factory is not callable.
         """
         if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
             raise ValueError(f"Provider name {name!r}: use identifiers, with dots between them")
@@ -56,10 +56,10 @@ class ProviderRegistry:
         self._providers[name] = factory
 
     def get(self, name: str) -> Any:
-        """The provider, or the namespace, of that name.
+        """Return the provider or the namespace with a name.
 
         Raises:
-            AttributeError: There is none.
+            AttributeError: The name is unknown.
         """
         found = self._find(name)
         if found is None and not self._entry_points_loaded:
@@ -87,7 +87,7 @@ class ProviderRegistry:
                 name, factory = _provider_of(entry)
                 if name not in self._providers and name not in _BUILT_IN:
                     self.register(name, factory)
-            except Exception as error:  # noqa: BLE001 - another package's fault is not ours
+            except Exception as error:  # noqa: BLE001 - an error of another package does not stop the lookup
                 logger.warning(
                     "Provider '%s' (%s) failed to load and is skipped: %s: %s",
                     entry.name,
@@ -98,17 +98,17 @@ class ProviderRegistry:
 
 
 def get(name: str) -> Any:
-    """The provider, or the namespace, of that name in the registry of this process. Raises AttributeError."""
+    """Return the provider or the namespace with a name from the registry of this process. Raises AttributeError."""
     return ProviderRegistry.instance().get(name)
 
 
 def register(name: str, factory: Callable[..., Any]) -> None:
-    """Offer `factory` as `cs.<name>` in this process. Raises ValueError and TypeError as `ProviderRegistry.register`."""
+    """Register `factory` as `cs.<name>` in this process. Raises the errors of `ProviderRegistry.register`."""
     ProviderRegistry.instance().register(name, factory)
 
 
 def _provider_of(entry: metadata.EntryPoint) -> tuple[str, Any]:
-    """An entry point's object is the provider itself, or a class with `name` and `create_factory()`."""
+    """Return name and provider. The object of an entry point is the provider, or has `name` and `create_factory()`."""
     loaded = entry.load()
     if not hasattr(loaded, "create_factory"):
         return entry.name, loaded

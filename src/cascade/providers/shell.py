@@ -1,4 +1,4 @@
-"""`cs.shell`: a command as a task."""
+"""`cs.shell`: runs a command as a task."""
 
 import asyncio
 import os
@@ -13,40 +13,39 @@ from cascade.runtime.task_context import TaskContext, current_task
 from cascade.spec.task import task
 from cascade.telemetry.safe import masked_end
 
-_SHOWN = 2_000
-"""Characters of a failed command's stderr in the error: the last ones, which as a rule have the reason."""
+_MAX_STDERR = 2_000
+"""Number of characters from the end of stderr in the error of a failed command."""
 
 
 @task(name="shell")
 async def shell(command: str | Sequence[str], check: bool = True) -> str:
-    """Run a command, a string in the shell or a list without one, and return its stripped stdout.
+    """Run a command and return its stripped stdout. A string runs in the shell, a list without it.
 
-    The environment has the task's span in `TRACEPARENT` and `TRACESTATE` (W3C Trace Context), and the current baggage in
-    `BAGGAGE`. There is nothing on stdin. On cancellation the command is killed, with all that it has started.
+    The environment has the span of the task in `TRACEPARENT` and `TRACESTATE` (W3C Trace Context), and the current baggage
+    in `BAGGAGE`. stdin is empty. A cancellation kills the command and its child processes.
 
     Raises:
-        RuntimeError: The command's exit code is not zero, and `check` is true. The text has the end of the command's
-            stderr, with secrets masked.
+        RuntimeError: The exit code is not zero, and `check` is true. The text has the end of stderr, with secrets masked.
     """
     pipe = asyncio.subprocess.PIPE
     options: dict[str, Any] = {"stdin": asyncio.subprocess.DEVNULL, "stdout": pipe, "stderr": pipe}
     options |= {"env": _environment(), "start_new_session": True}
-    process = await _started(command, options)
+    process = await _start(command, options)
     try:
         stdout, stderr = await process.communicate()
     except BaseException:
         await _kill(process)
         raise
     if check and process.returncode:
-        said = masked_end(stderr.decode(errors="replace").strip(), _SHOWN)
+        reason = masked_end(stderr.decode(errors="replace").strip(), _MAX_STDERR)
         raise RuntimeError(
-            f"Command {command!r} failed with exit code {process.returncode}" + (f": {said}" if said else "")
+            f"Command {command!r} failed with exit code {process.returncode}" + (f": {reason}" if reason else "")
         )
     return stdout.decode(errors="replace").strip()
 
 
-async def _started(command: str | Sequence[str], options: dict[str, Any]) -> asyncio.subprocess.Process:
-    """Start the command. Cancelled in between, asyncio would kill the shell alone, not what it has started by then."""
+async def _start(command: str | Sequence[str], options: dict[str, Any]) -> asyncio.subprocess.Process:
+    """Start the command. If asyncio were cancelled meanwhile, it would kill the shell without its child processes."""
     if isinstance(command, str):
         starting = asyncio.ensure_future(asyncio.create_subprocess_shell(command, **options))
     else:
@@ -59,7 +58,7 @@ async def _started(command: str | Sequence[str], options: dict[str, Any]) -> asy
 
 
 def _environment() -> dict[str, str]:
-    """The environment of this process, with the context of the running task. A value that the task lacks is removed."""
+    """Return the environment of this process with the trace context of the running task. Empty values are removed."""
     running = current_task()
     if running is None:
         return dict(os.environ)
@@ -73,9 +72,10 @@ def _environment() -> dict[str, str]:
 
 
 def _injected(running: TaskContext) -> dict[str, str]:
-    """The values that OpenTelemetry would send from here, if it is in use, where they differ from those of the task.
+    """Return the values that OpenTelemetry propagates from here, if it is in use.
 
-    A sampler may have decided otherwise for the task than for its run. With `detail="run"` the run's span is current.
+    They differ from the values of the task if a sampler has dropped the task, or if `detail="run"` makes the span of the run
+    current.
     """
     if "opentelemetry.context" not in sys.modules:
         return {}
@@ -84,7 +84,7 @@ def _injected(running: TaskContext) -> dict[str, str]:
         propagate, trace = import_module("opentelemetry.propagate"), import_module("opentelemetry.trace")
         propagate.inject(carrier)
         fields, current = propagate.get_global_textmap().fields, trace.get_current_span().get_span_context()
-    except Exception:  # noqa: BLE001 - OTEL_PROPAGATORS may name any propagator, or one that is not installed
+    except Exception:  # noqa: BLE001 - OTEL_PROPAGATORS may name a broken or missing propagator
         return {}
     found: dict[str, str] = {}
     if "baggage" in carrier or ("baggage" in fields and current.is_valid):
@@ -95,12 +95,12 @@ def _injected(running: TaskContext) -> dict[str, str]:
 
 
 async def _kill(process: asyncio.subprocess.Process) -> None:
-    """Kill the command and what it has started, which may outlive it, and leave neither a zombie nor open pipes."""
+    """Kill the command and its child processes, close the pipes, and reap the command."""
     with suppress(ProcessLookupError):
         if hasattr(os, "killpg"):
             os.killpg(process.pid, signal.SIGKILL)
         else:
             process.kill()
-    # A process that has moved to a session of its own lives on and may hold the pipes: close them instead of waiting.
-    process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001 - there is no public way  # pyright: ignore[reportAttributeAccessIssue]
+    # A child process in another session survives and may hold the pipes: close them instead of waiting.
+    process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001 - asyncio has no public way  # pyright: ignore[reportAttributeAccessIssue]
     await process.wait()

@@ -1,4 +1,4 @@
-"""`cs.subflow`: another file's workflow as a task of this one."""
+"""`cs.subflow`: runs the workflow of another file as a task."""
 
 import sys
 from importlib.machinery import ModuleSpec, SourceFileLoader
@@ -17,11 +17,11 @@ from cascade.spec.task import task
 
 @task(name="subflow")
 async def subflow(path: str, target: str, params: dict[str, Any] | None = None) -> Any:
-    """Load a Python file and run the workflow that it calls `target`, nested in this run and in its trace.
+    """Load a Python file and run its lazy result named `target`. Run and trace are nested in those of the task.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file has no lazy result of that name.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file has no lazy result with this name.
     """
     with scoped():
         module = await in_thread(_load, path)
@@ -32,14 +32,14 @@ async def subflow(path: str, target: str, params: dict[str, Any] | None = None) 
 
 
 class _FreshLoader(SourceFileLoader):
-    """Leaves no bytecode beside the file, nor takes any, which may be older than the file within one second."""
+    """Neither reads nor writes bytecode: its age has a resolution of one second, so that it may be outdated."""
 
-    def path_stats(self, path: Any) -> Any:  # noqa: ARG002 - the importer's
+    def path_stats(self, path: Any) -> Any:  # noqa: ARG002 - signature of the base class
         raise OSError
 
 
 def _load(path: str) -> ModuleType:
-    """The file as a module of its own, under a name that no other file has."""
+    """Import the file as a module with a unique name."""
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"No workflow file at '{path}'")
@@ -47,7 +47,7 @@ def _load(path: str) -> ModuleType:
     loader = _FreshLoader(name, str(file))
     module = module_from_spec(ModuleSpec(name, loader, origin=str(file), is_package=False))
     module.__file__ = str(file)
-    sys.modules[name] = module  # dataclasses and pickling look their module up by its name
+    sys.modules[name] = module  # dataclasses and pickle look up the module by name
     try:
         loader.exec_module(module)
     except BaseException:

@@ -122,7 +122,7 @@ class Scheduler:
     async def _execute(self, node: Node) -> None:
         execution: MapExecution | TaskExecution
         if node.node_type == "map":
-            execution = MapExecution(self._run, self._resolver, node, self._dependencies, self._consume_arguments)
+            execution = MapExecution(self._run, self._resolver, node, self._dependencies, self._release_arguments)
         else:
             kind = TaskExecution if node.retry_policy is None else RetriedExecution
             plan_node = self._planned.get(node.id, node)
@@ -160,11 +160,11 @@ class Scheduler:
                 self._ready.append(consumer)
         if node.id == self._target_id:
             self._group.finish()
-        self._flow.consume(node.id)
+        self._flow.release_inputs(node.id)
         self._discard_unused()
 
-    def _consume_arguments(self, node: Node) -> None:
-        self._flow.consume_arguments(node.id)
+    def _release_arguments(self, node: Node) -> None:
+        self._flow.release_arguments(node.id)
         self._discard_unused()
 
     def _discard_unused(self) -> None:

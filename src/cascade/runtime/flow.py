@@ -1,4 +1,4 @@
-"""Demand for the nodes of a run: conditions, routers, skipped upstreams, pruned branches."""
+"""Decides which nodes of a run execute: conditions, routers, skipped upstream nodes, pruned branches."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -12,18 +12,19 @@ PRUNED = "Pruned"
 
 
 class Skip(NamedTuple):
-    """The reason why a node does not run. `decided_by` is the id of a condition, a selector or a skipped upstream."""
+    """Reason for a skipped node. `decided_by` is the id of the condition, the selector or the skipped upstream node."""
 
     reason: str
     decided_by: str | None = None
 
 
 class FlowManager:
-    """Follows demand through the graph of one run.
+    """Reference counts for the values of one run.
 
-    `downstream_demand` counts the edges by which a node's value may still be used (one more for the target). At zero a
-    node that has not run is pruned, and the value of one that has run is unused. `needed` holds the nodes that are
-    certainly used. A branch of a router joins them once it is chosen, so that no other branch starts.
+    Attributes:
+        downstream_demand: For each node, the number of edges that may still use its value, and one more for the target. At
+            zero, a node that has not run is pruned, and the value of a node that has run is unused.
+        needed: Ids of the nodes that certainly run. A branch of a router is added when the selector has chosen it.
     """
 
     def __init__(self, graph: Graph, target_node_id: str) -> None:
@@ -31,12 +32,12 @@ class FlowManager:
         self.out_edges: dict[str, list[Edge]] = defaultdict(list)
         self.downstream_demand: dict[str, int] = dict.fromkeys((node.id for node in graph.nodes), 0)
         self.needed: set[str] = set()
-        self._branches: dict[str, list[str]] = defaultdict(list)  # by consumer: branches that it may still get
-        self._consumed: set[str] = set()  # nodes whose plain arguments are counted as consumed
+        self._branches: dict[str, list[str]] = defaultdict(list)  # by consumer: branches that are not rejected yet
+        self._released_early: set[str] = set()  # nodes whose arguments are released already
         self._unused: list[str] = []
-        self._decides = False  # whether any value decides what else runs
+        self._has_decisions = False  # whether the graph has a condition or a router
         for edge in graph.edges:
-            self._decides |= edge.edge_type is EdgeType.CONDITION or edge.router is not None
+            self._has_decisions |= edge.edge_type is EdgeType.CONDITION or edge.router is not None
             if edge.edge_type is EdgeType.ROUTER_ROUTE:
                 self._branches[edge.target.id].append(edge.source.id)
             self.in_edges[edge.target.id].append(edge)
@@ -45,7 +46,7 @@ class FlowManager:
         self.downstream_demand[target_node_id] = self.downstream_demand.get(target_node_id, 0) + 1
 
     def need(self, node_id: str) -> list[str]:
-        """Mark a node and all nodes that it certainly needs. Returns the newly marked ones."""
+        """Mark a node and all upstream nodes that it certainly needs. Returns the ids of the newly marked nodes."""
         fresh: list[str] = []
         stack = [node_id]
         while stack:
@@ -59,27 +60,27 @@ class FlowManager:
         return fresh
 
     def register_result(self, node_id: str, result: Any, state_backend: StateBackend) -> list[str]:
-        """Release the branches that the result of a router's selector did not choose. Returns the ids of the pruned nodes."""
-        if not self._decides:
+        """Release the branches that the result of a selector rejects. Returns the ids of the pruned nodes."""
+        if not self._has_decisions:
             return []
-        given_up: list[str] = []
+        rejected: list[str] = []
         for edge in self.out_edges.get(node_id, ()):
             if edge.router is not None:
-                given_up.extend(self._lose_branches(edge.target.id, edge.router, result))
-        return self._release(given_up, state_backend)
+                rejected.extend(self._reject_branches(edge.target.id, edge.router, result))
+        return self._release_branches(rejected, state_backend)
 
     def release_routes(self, node_id: str, state_backend: StateBackend) -> list[str]:
         """Release all branches of a node that will not run. Returns the ids of the pruned nodes."""
-        return self._release(self._branches.pop(node_id, []), state_backend)
+        return self._release_branches(self._branches.pop(node_id, []), state_backend)
 
-    def _lose_branches(self, consumer_id: str, router: Router, value: Any) -> Iterator[str]:
+    def _reject_branches(self, consumer_id: str, router: Router, value: Any) -> Iterator[str]:
         chosen, open_branches = chosen_route(router, value), self._branches.get(consumer_id, [])
         for route in router.routes.values():
             if route is not chosen and lazy_id(route) in open_branches:
                 open_branches.remove(lazy_id(route))
                 yield lazy_id(route)
 
-    def _release(self, sources: Iterable[str], state_backend: StateBackend) -> list[str]:
+    def _release_branches(self, sources: Iterable[str], state_backend: StateBackend) -> list[str]:
         pruned: list[str] = []
         stack = list(sources)
         while stack:
@@ -97,23 +98,23 @@ class FlowManager:
             stack.extend(self._branches.pop(node_id, []))
         return pruned
 
-    def consume_arguments(self, node_id: str) -> None:
-        """Count the values of a node's plain arguments as consumed, before the node itself is settled."""
-        self._consumed.add(node_id)
-        self._consume(edge.source.id for edge in self.in_edges.get(node_id, ()) if _is_plain(edge))
+    def release_arguments(self, node_id: str) -> None:
+        """Release the values of the arguments of a node, before the node ends."""
+        self._released_early.add(node_id)
+        self._release_values(edge.source.id for edge in self.in_edges.get(node_id, ()) if _is_argument(edge))
 
-    def consume(self, node_id: str) -> None:
-        """Count all values that a settled node has used, or might have used, as consumed."""
-        plain = node_id not in self._consumed
+    def release_inputs(self, node_id: str) -> None:
+        """Release all values that an ended node has used, or might have used."""
+        holds_arguments = node_id not in self._released_early
         for edge in self.in_edges.get(node_id, ()):
-            if edge.edge_type is not EdgeType.ROUTER_ROUTE and (plain or not _is_plain(edge)):
-                self._consume((edge.source.id,))
+            if edge.edge_type is not EdgeType.ROUTER_ROUTE and (holds_arguments or not _is_argument(edge)):
+                self._release_values((edge.source.id,))
         if self._branches:
-            self._consume(self._branches.pop(node_id, ()))
+            self._release_values(self._branches.pop(node_id, ()))
         if not self.downstream_demand[node_id]:
             self._unused.append(node_id)
 
-    def _consume(self, sources: Iterable[str]) -> None:
+    def _release_values(self, sources: Iterable[str]) -> None:
         demand = self.downstream_demand
         for source in sources:
             demand[source] -= 1
@@ -121,21 +122,21 @@ class FlowManager:
                 self._unused.append(source)
 
     def take_unused(self) -> Iterable[str]:
-        """The ids, each once, of the nodes whose values have become unused since the last call."""
+        """Return the ids, each once, of the nodes whose values have become unused since the last call."""
         unused, self._unused = self._unused, []
         return unused if len(unused) < 2 else dict.fromkeys(unused)  # noqa: PLR2004
 
     def should_skip(self, node: Node, state_backend: StateBackend) -> str | None:
-        """Return why a node whose upstreams are settled must not run; None if it must run."""
+        """Return the reason to skip a node whose upstream nodes have ended; None if it runs."""
         skip = self.skip_of(node, state_backend)
         return None if skip is None else skip.reason
 
     def skip_of(self, node: Node, state_backend: StateBackend) -> Skip | None:
-        """Return why a node whose upstreams are settled must not run, and the node that decided it; None if it must run."""
+        """Return the reason to skip a node whose upstream nodes have ended, and the deciding node; None if it runs."""
         if (reason := state_backend.get_skip_reason(node.id)) is not None:
             return Skip(reason)
         edges: Iterable[Edge] = self.in_edges.get(node.id, ())
-        if self._decides:
+        if self._has_decisions:
             edges = sorted(edges, key=_conditions_first)
         for edge in edges:
             if (skip := _skip_by(edge, state_backend)) is not None:
@@ -143,16 +144,16 @@ class FlowManager:
         return None
 
     def skip_cause(self, node: Node, state_backend: StateBackend) -> str:
-        """The sentence that explains why a node was skipped, with the condition or the upstream task that caused it.
+        """Return an error text with the condition or the upstream task that caused a skip.
 
-        It uses no values: those of conditions may be freed.
+        It uses no values: the value of the condition may be freed.
         """
         root = node
         while (upstream := self._skipped_upstream(root, state_backend)) is not None:
             root = upstream
         own = root is node
-        detour = "" if own else f"it depends on {_label(root)}, which was skipped: "
-        return f"{_label(node, first=True)} was skipped: {detour}{self._root_cause(root, state_backend, own=own)}"
+        via = "" if own else f"it depends on {_display_name(root)}, which was skipped: "
+        return f"{_display_name(node, first=True)} was skipped: {via}{self._root_cause(root, state_backend, own=own)}"
 
     def _skipped_upstream(self, node: Node, state: StateBackend) -> Node | None:
         kinds = _KINDS_OF_UPSTREAM.get(state.get_skip_reason(node.id) or "", ())
@@ -168,8 +169,8 @@ class FlowManager:
     def _root_cause(self, node: Node, state: StateBackend, *, own: bool) -> str:
         reason = state.get_skip_reason(node.id)
         edges = self.in_edges.get(node.id, ())
-        condition = next((_label(edge.source) for edge in edges if edge.edge_type is EdgeType.CONDITION), "")
-        subject = f"its condition {condition}" if own else f"the condition {condition} of {_label(node)}"
+        condition = next((_display_name(edge.source) for edge in edges if edge.edge_type is EdgeType.CONDITION), "")
+        subject = f"its condition {condition}" if own else f"the condition {condition} of {_display_name(node)}"
         match reason:
             case "ConditionFalse":
                 return f"{subject} was false"
@@ -188,15 +189,15 @@ _KINDS_OF_UPSTREAM = {
 }
 
 
-def _label(node: Node, *, first: bool = False) -> str:
-    """The name of a task or of an input, as an error text shows it; with its kind at the start of a sentence."""
+def _display_name(node: Node, *, first: bool = False) -> str:
+    """Return the quoted name of a task or an input. With `first`, a task has its kind before the name."""
     if node.param_spec is not None:
         return f"{type(node.param_spec).__name__.removesuffix('Spec')} {node.param_spec.name!r}"
     return f"Task {node.name!r}" if first else f"{node.name!r}"
 
 
-def _is_plain(edge: Edge) -> bool:
-    """Whether only the resolution of the arguments uses the value, unlike that of a selector, condition or constraint."""
+def _is_argument(edge: Edge) -> bool:
+    """Whether the value of the edge is only an argument, not also a selector."""
     return edge.router is None and edge.edge_type in {EdgeType.DATA, EdgeType.IMPLICIT}
 
 
@@ -236,10 +237,10 @@ def _condition_reason(edge: Edge, state: StateBackend) -> str | None:
 
 
 def chosen_route(router: Router, value: Any) -> Any:
-    """The lazy result that the selector's value chooses; None if there is none."""
+    """Return the lazy result of the route for the value of the selector; None if no route has it."""
     try:
         return router.routes.get(value)
-    except TypeError:  # the value of the selector has no hash
+    except TypeError:  # the value has no hash
         return None
 
 

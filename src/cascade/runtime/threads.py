@@ -1,7 +1,7 @@
 """Threads that outlive the main thread, or their run.
 
-When the main thread ends, `concurrent.futures` stops: no ThreadPoolExecutor starts a call, and `asyncio.to_thread` fails.
-The interpreter still waits for all other threads that are no daemons, and threads can be started until they have ended.
+After the end of the main thread, no ThreadPoolExecutor starts a call, and `asyncio.to_thread` fails. The interpreter still
+waits for all non-daemon threads, and threads can start until these have ended.
 """
 
 import asyncio
@@ -15,15 +15,15 @@ T = TypeVar("T")
 
 
 def is_shutdown(error: RuntimeError) -> bool:
-    """Whether Python raised the error because the main thread, or the interpreter, has ended."""
+    """Whether Python raised the error because the main thread or the interpreter has ended."""
     return "shutdown" in str(error)
 
 
 def start_thread(target: Callable[..., object], *args: Any, name: str) -> threading.Thread:
-    """Start a thread that is no daemon.
+    """Start a non-daemon thread.
 
     Raises:
-        RuntimeError: No thread can be started.
+        RuntimeError: The interpreter can start no thread.
     """
     thread = threading.Thread(target=target, args=args, name=name, daemon=False)
     try:
@@ -40,7 +40,7 @@ def start_thread(target: Callable[..., object], *args: Any, name: str) -> thread
 
 
 def start_daemon(target: Callable[[], object], *, name: str) -> threading.Thread | None:
-    """Start a daemon thread and return it, or None if no thread can be started: the interpreter is shutting down."""
+    """Start a daemon thread. Returns None if the interpreter is shutting down."""
     thread = threading.Thread(target=target, name=name, daemon=True)
     try:
         thread.start()
@@ -58,12 +58,12 @@ def leave_running(is_running: Callable[[], int]) -> None:
 
 
 def is_left_running() -> bool:
-    """Whether functions that have outlived their run, nested runs included, still run in this process."""
+    """Whether a function that has outlived its run still runs in this process."""
     return any(is_running() for is_running in _left_running)
 
 
 async def in_thread(function: Callable[..., T], *args: Any) -> T:
-    """Call a function in a thread, as `asyncio.to_thread`. After the main thread's end, call it in this thread."""
+    """Call a function like `asyncio.to_thread`. After the end of the main thread, call it in this thread."""
     context = copy_context()
     try:
         call = asyncio.get_running_loop().run_in_executor(None, partial(context.run, partial(function, *args)))

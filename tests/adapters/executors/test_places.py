@@ -136,19 +136,19 @@ def with_asyncio_run(n: int) -> int:
 
 @pytest.mark.parametrize("task", [depth, with_asyncio_run])
 def test_nested_runs_use_the_place_of_the_task_that_waits_for_them(task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_places, "STALL", 1e6)  # no place comes but those that are lent
+    monkeypatch.setattr(_places, "STALL_TIMEOUT", 1e6)  # no place comes but those that are lent
     monkeypatch.setattr(_places, "DEFAULT_PLACES", 1)
     assert run_with(task(5), 1) == 5
     assert run_with(task.map(n=[5] * 4 * DEFAULT_PLACES), None) == [5] * 4 * DEFAULT_PLACES
 
 
 def test_maps_within_maps_end_when_all_places_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_places, "STALL", 1e6)
+    monkeypatch.setattr(_places, "STALL_TIMEOUT", 1e6)
     assert run_with(leaves.map(n=[3] * 2 * DEFAULT_PLACES), None) == [27] * 2 * DEFAULT_PLACES
 
 
 def test_two_nested_runs_of_one_task_share_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_places, "STALL", 1e6)
+    monkeypatch.setattr(_places, "STALL_TIMEOUT", 1e6)
     counter = Counter()
     inner = cs.task(counter, name="inner")
 
@@ -180,7 +180,7 @@ async def test_a_function_that_returns_a_coroutine_lends_its_place_to_the_run_th
 
 def test_runs_that_are_started_in_the_tasks_own_threads_do_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread has not the task's context: nothing shows that the task waits for the run."""
-    monkeypatch.setattr(_places, "STALL", 0.02)
+    monkeypatch.setattr(_places, "STALL_TIMEOUT", 0.02)
 
     @cs.task
     def nested(n: int) -> int:

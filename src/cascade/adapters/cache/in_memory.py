@@ -1,11 +1,11 @@
-"""A cache in memory, for as long as the process lives."""
+"""Cache backend in the memory of the process."""
 
 import time
 from typing import Any
 
 
 class InMemoryCacheBackend:
-    """Values by key; with a `ttl`, in seconds, a value is forgotten when it is asked for after that time."""
+    """Keeps values by key. A value with a `ttl` expires after that many seconds; `get` deletes it."""
 
     def __init__(self) -> None:
         self._store: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""A cache whose values are files: what is there need not be made again."""
+"""Cache policy for tasks that write a file."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,10 +6,10 @@ from typing import Any
 
 
 class FileExistenceCache:
-    """Skips a task whose file exists, and gives the file's path instead.
+    """Skips a task whose file exists, and returns the path of the file as its value.
 
     Args:
-        target_path: The path, or a function that makes it of the task's inputs.
+        target_path: The path, or a function that returns it for the inputs of the task.
     """
 
     def __init__(self, target_path: str | Callable[[dict[str, Any]], str]) -> None:

@@ -1,7 +1,7 @@
-"""Places in the worker threads of this process: one is taken for each call of a plain function.
+"""Limits the number of plain functions that run at once: each one holds a place in the pool of the process.
 
-All executors share the places. A run that a task starts from its worker thread may use that task's place: the task only
-waits meanwhile, so that nested runs cannot exhaust the places.
+All executors share the pool. A run that a task starts from its worker thread may borrow the place of that task, which waits
+meanwhile, so that nested runs cannot exhaust the pool.
 """
 
 import asyncio
@@ -12,18 +12,18 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
 DEFAULT_PLACES: int = min(32, (getattr(os, "process_cpu_count", os.cpu_count)() or 1) + 4)
-"""As in `concurrent.futures`: plain functions mostly wait (for a disk, a server). Each thread that computes delays the
-event loop by up to 5 ms at a time, the interpreter's switch interval."""
-STALL = 1.0
-"""Seconds in which no place of the process became free, after which a run that has none gets one more. The tasks that
-hold the places may wait for that run, for instance through a thread that they have started themselves."""
+"""Default of `concurrent.futures`: plain functions mostly wait for a disk or a server. Each thread that computes delays the
+event loop by up to 5 ms at a time, the switch interval of the interpreter."""
+STALL_TIMEOUT = 1.0
+"""Seconds without a released place after which a run without a place gets an extra one: the tasks that hold the places may
+wait for that run, for instance through a thread of their own."""
 
 
 class PlacePool:
-    """The places of all executors. Thread-safe.
+    """Places of all executors. Thread-safe.
 
-    There are as many as the largest limit of an open share, and at least `DEFAULT_PLACES`. Executors that wait for a place
-    take turns.
+    The size of the pool is the largest limit of an open share, and at least `DEFAULT_PLACES`. Executors that wait for a
+    place get one in turn.
     """
 
     def __init__(self) -> None:
@@ -41,11 +41,11 @@ class PlacePool:
             self._limits.append(limit)
             self.size = max(self.size, limit)
             granted = self._grant()
-        self._pass_on(granted)
+        self._deliver(granted)
         return Share(self, limit)
 
     def close(self, share: "Share") -> bool:
-        """Give up a share. Returns whether it was the last one."""
+        """Close a share. Returns whether it was the last one."""
         with self._lock:
             share.is_open = False
             self._limits.remove(share.limit)
@@ -61,49 +61,49 @@ class PlacePool:
             self._waiting.setdefault(waiter.places, OrderedDict())[waiter] = None
             granted = self._grant()
         for each in granted:
-            each.wake()
+            each.deliver_soon()
 
     def withdraw(self, waiter: "Waiter") -> None:
         with self._lock:
             if waiter.place is None:
-                self._forget(waiter)
+                self._remove(waiter)
                 return
         if not waiter.is_over:
             waiter.place.release()
 
-    def relieve(self, waiter: "Waiter") -> None:
-        """Grant a place beyond the pool's size if no place becomes free any more and the waiter's share has none."""
+    def grant_extra(self, waiter: "Waiter") -> None:
+        """Grant a place beyond the size of the pool if no place becomes free and the share of the waiter has none."""
         with self._lock:
-            stalled = time.monotonic() - self._freed_at >= STALL
+            stalled = time.monotonic() - self._freed_at >= STALL_TIMEOUT
             if not stalled or waiter.place is not None or waiter.places.is_used:
                 return
-            waiter.place = self._take(waiter.places, beyond=True)
+            waiter.place = self._take(waiter.places, extra=True)
             if waiter.place is None:
                 return
             self._freed_at = time.monotonic()
-            self._forget(waiter)
-        self._pass_on([waiter])
+            self._remove(waiter)
+        self._deliver([waiter])
 
     def release(self, place: "ThreadPlace") -> None:
         with self._lock:
             self._give_back(place)
             self._freed_at = time.monotonic()
             granted = self._grant() if self._waiting else ()
-        self._pass_on(granted)
+        self._deliver(granted)
 
-    def _pass_on(self, granted: "Iterable[Waiter]") -> None:
+    def _deliver(self, granted: "Iterable[Waiter]") -> None:
         for waiter in granted:
-            if waiter.is_here:
-                waiter.pass_on()
-            elif not waiter.wake() and waiter.place is not None:
+            if waiter.is_in_its_loop:
+                waiter.deliver()
+            elif not waiter.deliver_soon() and waiter.place is not None:
                 self.release(waiter.place)
 
-    def _take(self, places: "ThreadPlaces", *, beyond: bool = False) -> "ThreadPlace | None":
+    def _take(self, places: "ThreadPlaces", *, extra: bool = False) -> "ThreadPlace | None":
         share, lender = places.share, places.lender
         if lender is not None and lender.borrower is None and not lender.is_released:
             lender.borrower = place = ThreadPlace(share, lender)
             return place
-        if share.used < share.limit and (beyond or self._used < self.size):
+        if share.used < share.limit and (extra or self._used < self.size):
             share.used += 1
             self._used += 1
             return ThreadPlace(share)
@@ -111,7 +111,7 @@ class PlacePool:
 
     def _give_back(self, place: "ThreadPlace") -> None:
         place.is_released = True
-        if place.borrower is not None:  # a nested run that outlives the task still uses it
+        if place.borrower is not None:  # a nested run outlives the task and still uses the place
             return
         lender = place.lender
         if lender is None:
@@ -123,7 +123,7 @@ class PlacePool:
                 self._give_back(lender)
 
     def _grant(self) -> "list[Waiter]":
-        """Give the free places to the waiters, one to each executor in turn. Returns the waiters that have one now."""
+        """Grant the free places to waiters, one per executor in turn. Returns the waiters with a new place."""
         granted: list[Waiter] = []
         count = -1
         while count < len(granted):
@@ -133,12 +133,12 @@ class PlacePool:
                     waiter = next(iter(self._waiting[places]))
                     waiter.place = place
                     granted.append(waiter)
-                    self._forget(waiter)
+                    self._remove(waiter)
                     if places in self._waiting:
                         self._waiting.move_to_end(places)
         return granted
 
-    def _forget(self, waiter: "Waiter") -> None:
+    def _remove(self, waiter: "Waiter") -> None:
         waiters = self._waiting[waiter.places]
         del waiters[waiter]
         if not waiters:
@@ -146,7 +146,7 @@ class PlacePool:
 
 
 class Share:
-    """The part of the pool that one executor may use: at most `limit` places at once."""
+    """Share of one executor in the pool: at most `limit` places at once."""
 
     __slots__ = ("__weakref__", "is_open", "limit", "places", "pool", "used")
 
@@ -159,7 +159,7 @@ class Share:
 
 
 class ThreadPlaces:
-    """Places of one share. With a `lender`, its place can be used too: a nested run's tasks."""
+    """Places of one share. With a `lender`, the place of the task that has started a nested run can be borrowed, too."""
 
     __slots__ = ("lender", "share")
 
@@ -173,7 +173,7 @@ class ThreadPlaces:
 
     @property
     def is_used(self) -> bool:
-        """Whether a task of this share has a place, its own or the lender's."""
+        """Whether a task of this share holds a place, its own or a borrowed one."""
         borrower = None if self.lender is None else self.lender.borrower
         return bool(self.share.used) or (borrower is not None and borrower.share is self.share)
 
@@ -202,7 +202,7 @@ class ThreadPlaces:
 
 
 class ThreadPlace:
-    """One place. `borrower` is the place of a nested run's task that uses this one meanwhile."""
+    """One place. `borrower` is the place of a task of a nested run that has borrowed this place."""
 
     __slots__ = ("_lent", "borrower", "is_released", "lender", "share")
 
@@ -217,7 +217,7 @@ class ThreadPlace:
         self.share.pool.release(self)
 
     def lend(self, share: Share) -> ThreadPlaces:
-        """Return the places of a share and this one, for a run that the task which holds this one has started."""
+        """Return the places of a share plus this place, for a run that the holder of this place has started."""
         if self._lent is None:
             self._lent = {}
         found = self._lent.get(share)
@@ -228,7 +228,7 @@ class ThreadPlace:
 
 
 class Waiter:
-    """A request for a place. `granted` is called with the place in the event loop that has made the request."""
+    """Request for a place. `granted` is called with the place, in the event loop of the request."""
 
     __slots__ = ("_granted", "_loop", "_timer", "is_over", "place", "places")
 
@@ -238,33 +238,33 @@ class Waiter:
         self.is_over = False
         self._granted = granted
         self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(STALL, self._relieve)
+        self._timer = self._loop.call_later(STALL_TIMEOUT, self._on_timeout)
 
     def withdraw(self) -> None:
-        """Wait no longer. A place that has been granted, but not passed on, is released."""
+        """Cancel the request. A place that is granted but not delivered is released."""
         self._timer.cancel()
         self.places.share.pool.withdraw(self)
         self.is_over = True
 
     @property
-    def is_here(self) -> bool:
-        """Whether the calling code runs in the waiter's event loop."""
-        return asyncio._get_running_loop() is self._loop  # noqa: SLF001 - documented, for exactly this
+    def is_in_its_loop(self) -> bool:
+        """Whether the caller runs in the event loop of the request."""
+        return asyncio._get_running_loop() is self._loop  # noqa: SLF001 - documented in asyncio
 
-    def wake(self) -> bool:
-        """Pass the place on soon, from any thread. Returns False if the event loop is closed."""
+    def deliver_soon(self) -> bool:
+        """Deliver the place in the next turn of the event loop. Thread-safe. Returns False if the event loop is closed."""
         try:
-            self._loop.call_soon_threadsafe(self.pass_on)
+            self._loop.call_soon_threadsafe(self.deliver)
         except RuntimeError:
             return False
         return True
 
-    def pass_on(self) -> None:
+    def deliver(self) -> None:
         if not self.is_over and self.place is not None:
             self.is_over = True
             self._timer.cancel()
             self._granted(self.place)
 
-    def _relieve(self) -> None:
-        self._timer = self._loop.call_later(STALL, self._relieve)
-        self.places.share.pool.relieve(self)
+    def _on_timeout(self) -> None:
+        self._timer = self._loop.call_later(STALL_TIMEOUT, self._on_timeout)
+        self.places.share.pool.grant_extra(self)

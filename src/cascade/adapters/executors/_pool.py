@@ -1,8 +1,8 @@
-"""Calls of plain functions in the worker threads of this process, for event loops that await very many of them.
+"""Runs plain functions in the worker threads of this process, for event loops that await many of them.
 
-The threads are a ThreadPoolExecutor's, which ends them at the exit of the interpreter. The work that it would do for each
-single call (a future with a lock of its own, a callback through the event loop, a write to its wake-up pipe) is done here
-for all calls that have ended at once. The number of calls is limited by places, not here.
+The threads belong to a ThreadPoolExecutor, which ends them at the exit of the interpreter. Its costs per call (a future with
+a lock, a callback through the event loop, a write to the wake-up pipe) are paid here once for all calls that have ended
+meanwhile. Places limit the number of calls (`_places`).
 """
 
 import asyncio
@@ -25,28 +25,28 @@ from cascade.runtime.threads import is_shutdown, start_thread
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
-Watcher = Callable[["Call"], object]
+DoneCallback = Callable[["Call"], object]
 
-LINGER = 0.01
-"""Seconds for which a thread waits for its next call before it returns to the ThreadPoolExecutor, whose wake-up costs ten
-times as much. The exit of the interpreter may take that much longer."""
+IDLE_TIMEOUT = 0.01
+"""Seconds that a thread waits for its next call before it returns to the ThreadPoolExecutor, whose wake-up costs ten times
+as much. The exit of the interpreter may take that much longer."""
 _UNLIMITED = 1_000_000
 
 
 class Call:
-    """One call of a function. Its caller awaits `future`, then takes the value with `result`.
+    """One call of a function. The caller awaits `future`, then calls `result`.
 
-    A worker thread may hold a call for longer than its caller does. A call therefore holds the arguments until the
-    function has ended, and the value or the exception until `result`. The future holds neither: asyncio writes the
-    `repr` of a future's result into its debug messages.
+    A worker thread may keep a call longer than the caller. A call therefore drops the arguments when the function ends, and
+    the value or the exception in `result`. The future holds neither: asyncio writes the `repr` of a future's result into
+    its debug messages.
     """
 
-    __slots__ = ("_claims", "_error", "_is_abandoned", "_value", "_watchers", "_work", "future", "is_over")
+    __slots__ = ("_callbacks", "_claims", "_error", "_is_abandoned", "_value", "_work", "future", "is_over")
 
     def __init__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         context: Context = copy_context()
         self._work: Callable[[], Any] | None = partial(context.run, function, *args, **kwargs)
-        self._watchers: list[Watcher] = []
+        self._callbacks: list[DoneCallback] = []
         self._claims = [None]
         self._value: Any = None
         self._error: BaseException | None = None
@@ -55,7 +55,7 @@ class Call:
         self._is_abandoned = False
 
     def claim(self) -> bool:
-        """Decide about the call: to run it, or to withdraw it. True for the first caller only, in whatever thread."""
+        """Claim the call, to run or to withdraw it. Returns True to the first caller only. Thread-safe."""
         try:
             self._claims.pop()
         except IndexError:
@@ -63,7 +63,7 @@ class Call:
         return True
 
     def run(self) -> None:
-        """Call the function, in the worker's thread and the caller's context."""
+        """Call the function in the current thread and in the context of the caller."""
         work, self._work = self._work, None
         assert work is not None  # noqa: S101 - for the type checker: a call runs once
         try:
@@ -74,29 +74,29 @@ class Call:
         self.is_over = True
         if self._is_abandoned:
             self._drop()
-        while self._watchers:
-            self._watchers.pop()(self)
+        while self._callbacks:
+            self._callbacks.pop()(self)
 
-    def add_done_callback(self, watcher: Watcher) -> None:
-        """Call `watcher` once the function has ended, in whatever thread, and at once if it has ended already."""
-        self._watchers.append(watcher)
-        # It may have ended in between; whichever of the two threads takes the watcher out is the one that calls it.
+    def add_done_callback(self, callback: DoneCallback) -> None:
+        """Call `callback` when the function has ended, in any thread; at once if it has already ended."""
+        self._callbacks.append(callback)
+        # The function may have ended meanwhile. The thread that removes the callback calls it.
         if self.is_over:
-            while self._watchers:
-                self._watchers.pop()(self)
+            while self._callbacks:
+                self._callbacks.pop()(self)
 
-    def settle(self) -> None:
+    def complete(self) -> None:
         """Wake the caller, in the event loop's thread."""
         if not self.future.done():
             self.future.set_result(None)
 
     def abandon(self) -> None:
-        """Drop the value and the exception, at once or when the function ends: the caller was cancelled.
+        """Drop the value and the exception, now or when the function ends, because the caller was cancelled.
 
-        The exception refers to this object, by the frame of `run`.
+        The exception refers to this object through the frame of `run`.
         """
         self._is_abandoned = True
-        if self.is_over:  # whichever of the two threads comes second drops them
+        if self.is_over:  # else the thread drops them at the end of the function
             self._drop()
 
     def _drop(self) -> None:
@@ -115,18 +115,18 @@ class Call:
 
 
 class WorkerPool:
-    """The worker threads of a process. A call that finds no idle thread gets a new one."""
+    """Worker threads of a process. A call without an idle thread starts a new one."""
 
     def __init__(self) -> None:
         self.places = PlacePool()
         self._lock = threading.Lock()
         self._threads: ThreadPoolExecutor | None = None
         self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
-        self._idle = 0  # threads that wait for a call, without those whose call is in the queue
+        self._idle = 0  # waiting threads, less the calls in the queue
         self._ended: dict[asyncio.AbstractEventLoop, deque[Call]] = {}
 
     def close(self, share: Share) -> None:
-        """Give up a share, and let idle threads end. A thread that runs a function ends with it."""
+        """Close a share and end the idle threads. A busy thread ends with its function."""
         with self._lock:
             threads, self._threads = self._threads, None
             if self.places.close(share):
@@ -137,7 +137,7 @@ class WorkerPool:
             threads.shutdown(wait=False)
 
     def start(self, call: Call) -> None:
-        """Run a call in a thread. To be called in the event loop that awaits it."""
+        """Run a call in a thread. Called in the event loop that awaits it."""
         with self._lock:
             if self._idle:
                 self._idle -= 1
@@ -152,7 +152,7 @@ class WorkerPool:
             if is_shutdown(error):
                 start_thread(self._work, [call], name="cascade-task")
             else:
-                call.claim()  # ThreadPoolExecutor has it in its queue, although it could not start a thread
+                call.claim()  # it is in the queue of the ThreadPoolExecutor, which could not start a thread
                 raise
 
     def _executor(self) -> "ThreadPoolExecutor":
@@ -163,7 +163,7 @@ class WorkerPool:
         return self._threads
 
     def _work(self, first: list[Call]) -> None:
-        call: Call | None = first.pop()  # nothing keeps a call, and its value, after its end
+        call: Call | None = first.pop()  # no reference keeps a call and its value after its end
         while call is not None:
             if call.claim():
                 call.run()
@@ -175,7 +175,7 @@ class WorkerPool:
 
     def _next(self) -> Call | None:
         try:
-            return self._calls.get(timeout=LINGER)
+            return self._calls.get(timeout=IDLE_TIMEOUT)
         except queue.Empty:
             with self._lock:
                 if self._idle:
@@ -184,26 +184,26 @@ class WorkerPool:
             return self._calls.get()  # a call has been put there for a thread like this one
 
     def _deliver(self, call: Call) -> None:
-        """Complete the call's future, and wait for the next call."""
+        """Schedule the completion of the call in its event loop, and count this thread as idle."""
         loop = call.future.get_loop()
         with self._lock:
             self._idle += 1
             ended = self._ended.get(loop)
-            if ended is not None:  # the loop has been called, and will find this one too
+            if ended is not None:  # `_complete_all` is scheduled already
                 ended.append(call)
                 return
             self._ended[loop] = deque([call])
         try:
-            loop.call_soon_threadsafe(self._settle, loop)
-        except RuntimeError:  # the loop is closed, and its tasks with it
+            loop.call_soon_threadsafe(self._complete_all, loop)
+        except RuntimeError:  # the loop is closed
             with self._lock:
                 self._ended.pop(loop, None)
 
-    def _settle(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _complete_all(self, loop: asyncio.AbstractEventLoop) -> None:
         with self._lock:
             ended = self._ended.pop(loop)
         for call in ended:
-            call.settle()
+            call.complete()
 
 
 _pool = WorkerPool()
@@ -215,13 +215,13 @@ def worker_pool() -> WorkerPool:
 
 
 def _exit_child(call: Call) -> NoReturn:
-    """End a child that the call has forked, as a program ends: the event loop that awaits the call is in the parent."""
+    """Exit a child process that the call has forked: the event loop that awaits the call is in the parent process."""
     code: object = 0
     try:
         call.result()
     except SystemExit as error:
         code = error.code or 0
-    except BaseException:  # noqa: BLE001 - the interpreter's own last resort does the same
+    except BaseException:  # noqa: BLE001 - as the interpreter does for an uncaught exception
         traceback.print_exc()
         code = 1
     if not isinstance(code, int):
@@ -238,8 +238,8 @@ def _new_pool() -> None:
     global _pool  # noqa: PLW0603 - a forked child has none of its parent's threads
     _pool = WorkerPool()
     if module := sys.modules.get("concurrent.futures.thread"):
-        # The child of a worker thread would join that thread, itself, when it exits, and exit with an error (repaired
-        # in later versions of Python).
+        # At its exit, the child process of a worker thread would join that thread, which is its main thread, and fail
+        # (fixed in later versions of Python).
         getattr(module, "_threads_queues", {}).pop(threading.current_thread(), None)
 
 

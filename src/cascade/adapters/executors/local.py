@@ -1,4 +1,4 @@
-"""Tasks in this process: coroutines in the event loop, plain functions in worker threads."""
+"""Executor in this process: coroutine functions in the event loop, plain functions in worker threads."""
 
 import asyncio
 import inspect
@@ -15,32 +15,30 @@ from cascade.runtime.task_context import current_place
 
 
 class LocalExecutor:
-    """Calls the functions of tasks.
-
-    Plain functions run in the worker threads of the process, which all executors share.
+    """Runs the functions of tasks in this process. All executors share the worker threads of the process.
 
     Args:
-        threads: False runs plain functions in the event loop; `@cs.task(threaded=…)` decides for a single task.
-        max_workers: How many plain functions run at once for this executor, an integer from 1 up. None is the default of
-            `concurrent.futures`: the number of processors plus 4, at most 32.
+        threads: False runs plain functions in the event loop. `@cs.task(threaded=…)` overrides it for one task.
+        max_workers: Largest number of plain functions that run at once for this executor, an integer from 1 up. None is
+            the default of `concurrent.futures`: the number of processors plus 4, at most 32.
 
     Raises:
-        ValueError: `max_workers` is no such integer.
+        ValueError: `max_workers` is not such an integer.
     """
 
     def __init__(self, *, threads: bool = True, max_workers: int | None = None) -> None:
         self._threads = threads
-        self._max_workers = _checked(max_workers)
+        self._max_workers = _checked_workers(max_workers)
         self._share: Share | None = None
         self._collected: weakref.finalize[Any, LocalExecutor] | None = None
         self._lock = threading.Lock()
 
     async def execute(self, node: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        """Call the node's function and return what it returns.
+        """Call the function of the node and return its value.
 
         Raises:
             TypeError: The node has no function.
-            StillRunning: Cancelled, while a thread goes on.
+            StillRunning: The call was cancelled, but its thread continues.
         """
         function = node.callable_obj
         if _is_coroutine_function(function):
@@ -50,15 +48,15 @@ class LocalExecutor:
         if self._is_threaded(node):
             result = await self._in_thread(function, args, kwargs)
         else:
-            result = _called(function, args, kwargs)
+            result = _call_function(function, args, kwargs)
         return await result if _is_awaitable(result) else result
 
     def places(self, node: Any) -> ThreadPlaces | None:
-        """The places for plain functions; None for functions that run in the event loop."""
+        """Return the places for a plain function; None for a function that runs in the event loop."""
         return _places_of(self._open_share(), current_place()) if self._is_threaded(node) else None
 
     def close(self) -> None:
-        """Let idle threads end. A thread that still runs ends with its function."""
+        """End the idle threads. A busy thread ends with its function."""
         with self._lock:
             share, collected = self._share, self._collected
             self._share = self._collected = None
@@ -66,8 +64,8 @@ class LocalExecutor:
             worker_pool().close(share)
 
     def _is_threaded(self, node: Any) -> bool:
-        wish = getattr(node, "threaded", None)
-        return (self._threads if wish is None else wish) and not _makes_coroutines(node.callable_obj)
+        threaded = getattr(node, "threaded", None)
+        return (self._threads if threaded is None else threaded) and not _returns_coroutine(node.callable_obj)
 
     async def _in_thread(self, function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         share, held = self._open_share(), current_place()
@@ -86,28 +84,28 @@ class LocalExecutor:
         with self._lock:
             if self._share is None or not _is_of_this_process(self._share):
                 self._share = worker_pool().places.open(self._max_workers)
-                self._collected = weakref.finalize(self, _give_up, self._share)
+                self._collected = weakref.finalize(self, _close_share, self._share)
                 self._collected.atexit = False
             return self._share
 
 
-def _give_up(share: Share) -> None:
+def _close_share(share: Share) -> None:
     if _is_of_this_process(share):
         share.pool.close(share)
 
 
 def _is_of_this_process(share: Share) -> bool:
-    """Whether the share is of the pool of this process: a forked child has a pool of its own."""
+    """Whether the share belongs to the pool of this process. A forked child process has its own pool."""
     return share.pool is worker_pool().places
 
 
 def _places_of(share: Share, held: object) -> ThreadPlaces:
-    """Return the places of a share, and the place that the task which has started the run holds."""
+    """Return the places of a share, and the held place of the task that has started the run."""
     return held.lend(share) if isinstance(held, ThreadPlace) and held.share.pool is share.pool else share.places
 
 
 async def _call(function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
-    call = Call(_called, function, args, kwargs)
+    call = Call(_call_function, function, args, kwargs)
     worker_pool().start(call)
     try:
         await call.future
@@ -119,7 +117,7 @@ async def _call(function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
     return call.result()
 
 
-def _checked(max_workers: Any) -> int | None:
+def _checked_workers(max_workers: Any) -> int | None:
     if max_workers is None:
         return None
     number = index(max_workers) if hasattr(type(max_workers), "__index__") and type(max_workers) is not bool else 0
@@ -132,22 +130,22 @@ def _checked(max_workers: Any) -> int | None:
 
 
 def runs_task_function(frame: FrameType | None) -> bool:
-    """Whether the frame belongs to a plain function of a task, or to code that such a function has called."""
-    while frame is not None and frame.f_code is not _called.__code__:
+    """Whether the frame belongs to a plain function of a task, or to a function that it calls."""
+    while frame is not None and frame.f_code is not _call_function.__code__:
         frame = frame.f_back
     return frame is not None
 
 
-def _called(function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+def _call_function(function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
     try:
         return function(*args, **kwargs)
     except StopIteration as error:
-        # It would end the coroutine that awaits us as if it had returned; PEP 479 does the same for generators.
+        # A StopIteration would end the awaiting coroutine as if it had returned (PEP 479).
         raise RuntimeError("The task raised StopIteration") from error
 
 
 def _is_awaitable(value: Any) -> bool:
-    """`inspect.isawaitable`, which reads `value.__class__`: a proxy answers that with user code."""
+    """`inspect.isawaitable` without `value.__class__`, which may run the code of a proxy."""
     kind = type(value)
     if kind is GeneratorType:
         return bool(value.gi_code.co_flags & inspect.CO_ITERABLE_COROUTINE)
@@ -155,14 +153,14 @@ def _is_awaitable(value: Any) -> bool:
 
 
 def _is_coroutine_function(function: Any) -> bool:
-    """`inspect.iscoroutinefunction`, at a third of its cost for a function without attributes, which has no marks."""
+    """`inspect.iscoroutinefunction` at a third of its cost for functions without attributes."""
     if type(function) is FunctionType and not function.__dict__:
         return bool(function.__code__.co_flags & inspect.CO_COROUTINE)
     return inspect.iscoroutinefunction(function)
 
 
-def _makes_coroutines(function: Any) -> bool:
-    """Whether it is a coroutine function, a partial of one, or an object whose `__call__` is one."""
+def _returns_coroutine(function: Any) -> bool:
+    """Whether `function` is a coroutine function, a partial of one, or an object whose `__call__` is one."""
     if type(function) is FunctionType:
         return _is_coroutine_function(function)
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "func", None)):

@@ -1,4 +1,4 @@
-"""Layers of a graph, without any library."""
+"""Topological sort of a graph."""
 
 from collections import defaultdict
 from collections.abc import Container
@@ -14,14 +14,14 @@ class NativeSolver:
         """Return stages, each of which needs only earlier ones.
 
         Raises:
-            ValueError: The graph has a cycle, whose members are named, or an edge to a node that is not in it.
+            ValueError: The graph has a cycle, or an edge to a node that is not in the graph. The text names the nodes.
         """
         waiting = dict.fromkeys((node.id for node in graph.nodes), 0)
         consumers: dict[str, list[Node]] = defaultdict(list)
         for edge in graph.edges:
             source_id, target = edge.source.id, edge.target
             if source_id not in waiting or target.id not in waiting:
-                raise _loose_end(edge, waiting)
+                raise _dangling_edge(edge, waiting)
             waiting[target.id] += 1
             consumers[source_id].append(target)
         plan: ExecutionPlan = []
@@ -34,7 +34,7 @@ class NativeSolver:
         return plan
 
 
-def _loose_end(edge: Edge, known: Container[str]) -> ValueError:
+def _dangling_edge(edge: Edge, known: Container[str]) -> ValueError:
     missing = next(node for node in (edge.source, edge.target) if node.id not in known)
     return ValueError(
         f"The edge from '{edge.source.name}' to '{edge.target.name}' needs '{missing.name}', which is not in the graph"
@@ -51,7 +51,7 @@ def _freed_by(node: Node, consumers: dict[str, list[Node]], waiting: dict[str, i
 
 
 def _cycle(graph: Graph, waiting: dict[str, int]) -> list[str]:
-    """Names along one cycle, the first one again at the end: going upstream among what is left must come around."""
+    """Return the names along one cycle, the first one also at the end. Each node that waits is on or below a cycle."""
     upstream = {e.target.id: e.source for e in graph.edges if waiting[e.source.id] and waiting[e.target.id]}
     path: list[Node] = []
     seen: dict[str, int] = {}
