@@ -94,7 +94,7 @@ def test_nested_results_are_dependencies(wrap: Any) -> None:
     assert edges_of(graph) == {("one", "add", "0", "IMPLICIT")}
 
 
-def test_a_literal_that_contains_itself_is_fine() -> None:
+def test_a_literal_may_contain_itself() -> None:
     loop: Any = [one()]
     loop.append(loop)
     assert len(build_graph(add(loop)).nodes) == 2
@@ -118,7 +118,7 @@ async def coroutine() -> None: ...
 
 
 class Hostile:
-    """A value whose text must never be asked for."""
+    """A value whose repr must not be called."""
 
     def __repr__(self) -> str:
         raise AssertionError("repr of a value")
@@ -152,7 +152,7 @@ def test_a_coroutine_as_target_is_refused() -> None:
     target.close()
 
 
-def test_a_condition_that_is_no_lazy_result_is_named() -> None:
+def test_a_condition_that_is_not_a_lazy_result_is_named() -> None:
     with pytest.raises(TypeError, match=r"'add'.*_condition.*True"):
         build_graph(add(1).run_if(True))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 

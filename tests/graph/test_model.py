@@ -48,7 +48,7 @@ def test_different_calls_have_different_inputs(first: tuple[Any, Any], second: t
     assert (join_arguments(*first) == join_arguments(*second)) == (first == second)
 
 
-def test_only_a_keyword_that_reads_as_a_position_is_marked() -> None:
+def test_only_a_keyword_that_equals_a_position_is_marked() -> None:
     assert [argument_key(name, 1) for name in ("x", "0", "1", "2", "2024", "01", "-1", "²")] == [
         *("x", "**0", "**1", "2", "2024", "01", "-1", "²")
     ]
@@ -93,7 +93,7 @@ def test_a_node_made_by_hand_needs_no_count() -> None:
     assert Node("id", "name", literal_inputs={"0": 1}).positional is None
 
 
-def test_the_picture_distinguishes_them() -> None:
+def test_the_graphviz_text_distinguishes_them() -> None:
     dot = cs.visualize(collect(load(1), **{"0": load(2)}))
     assert '[label="0"]' in dot
     assert '[label="**0"]' in dot

@@ -184,7 +184,7 @@ literals = st.recursive(atoms, containers, max_leaves=10)
 
 
 @given(literals)
-def test_literals_go_around(value: Any) -> None:
+def test_literals_survive_the_round_trip(value: Any) -> None:
     restored = round_trip(add(value)).nodes[0].literal_inputs["0"]
     assert restored == value
     assert kinds(restored) == kinds(value)
@@ -252,7 +252,7 @@ workflows = st.recursive(st.integers(0, 9), calls, max_leaves=6).filter(lambda t
 
 @settings(max_examples=50)
 @given(workflows)
-def test_any_workflow_goes_around_and_has_the_same_value(target: Any) -> None:
+def test_a_restored_workflow_has_the_same_value(target: Any) -> None:
     before = build_graph(target)
     after = cs.from_json(cs.to_json(before))
     assert graph_to_dict(after) == graph_to_dict(before)
@@ -268,7 +268,7 @@ def run(target: Any, graph: Graph) -> Any:
         return asyncio.run(Engine(cs.NativeSolver(), cs.LocalExecutor(), MessageBus()).run(target))
 
 
-def test_a_literal_without_a_form_is_named() -> None:
+def test_a_literal_without_a_json_form_is_named() -> None:
     with pytest.raises(TypeError, match=r"'add'.*'y'.*object"):
         cs.to_json(build_graph(add(1, y=object())))
 
@@ -318,19 +318,19 @@ def local() -> Any:
         (Method().task.func, r"Method\.task is another object"),
     ],
 )
-def test_what_cannot_be_imported_is_named_when_it_is_stored(function: Any, text: str) -> None:
+def test_to_json_names_a_function_that_cannot_be_imported(function: Any, text: str) -> None:
     task: Any = cs.task(function, name="mine")
     with pytest.raises(ValueError, match=rf"^Task 'mine': .*{text}"):
         cs.to_json(build_graph(task()) if function != plain else build_graph(task(1)))
 
 
-def test_a_map_of_what_cannot_be_imported_is_named() -> None:
+def test_to_json_names_the_map_of_a_function_that_cannot_be_imported() -> None:
     with pytest.raises(ValueError, match=r"^Map 'map\(mine\)': .*lambda"):
         cs.to_json(build_graph(cs.task(lambda x: x, name="mine").map(x=[1])))
 
 
 @pytest.mark.parametrize("function", [len, dict, Method.of_class, Method.static, Method, functools.partial, shadowed])
-def test_what_can_be_imported_is_the_same_object(function: Any) -> None:
+def test_an_importable_function_is_the_same_object(function: Any) -> None:
     node = round_trip(LazyResult(cs.task(function), (), {})).nodes[0]
     assert node.callable_obj == function
 
@@ -344,7 +344,7 @@ async def test_the_items_of_a_restored_map_have_the_name_of_its_task() -> None:
     assert (node.name, node.mapping_factory.name) == ("map(other)", "other")
 
 
-def test_a_local_class_is_named_when_it_is_stored() -> None:
+def test_to_json_names_a_local_class() -> None:
     @dataclass
     class Local:
         a: int
@@ -353,7 +353,7 @@ def test_a_local_class_is_named_when_it_is_stored() -> None:
         cs.to_json(build_graph(add(Local(1))))
 
 
-def test_a_literal_that_contains_itself_has_no_form() -> None:
+def test_a_literal_that_contains_itself_has_no_json_form() -> None:
     loop: list[Any] = []
     loop.append(loop)
     with pytest.raises(TypeError, match="Node 'add': argument '0' contains itself"):
@@ -361,12 +361,12 @@ def test_a_literal_that_contains_itself_has_no_form() -> None:
 
 
 @pytest.mark.parametrize("value", [collections.defaultdict(list), collections.deque([1], maxlen=2)])
-def test_a_container_with_more_than_its_content_has_no_form(value: Any) -> None:
+def test_a_container_with_attributes_has_no_json_form(value: Any) -> None:
     with pytest.raises(TypeError, match=r"argument '0' is a (deque|defaultdict) with attributes"):
         cs.to_json(build_graph(add(value)))
 
 
-def test_the_content_of_a_set_is_not_asked_for_its_text() -> None:
+def test_the_repr_of_the_content_of_a_set_is_not_called() -> None:
     assert round_trip(add({1, "a", (2, 3)})).nodes[0].literal_inputs == {"0": {1, "a", (2, 3)}}
 
 
@@ -384,7 +384,7 @@ def test_the_keys_of_a_router_survive_the_round_trip() -> None:
 @pytest.mark.parametrize(
     "text", ["[]", "{}", "1", "no JSON", '{"nodes": [{}], "edges": []}', '{"nodes": [], "edges": [{"source_id": "a"}]}']
 )
-def test_a_text_that_is_no_graph_is_refused(text: str) -> None:
+def test_a_text_that_is_not_a_graph_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"not a graph that to_json has written|Expecting value|no such node"):
         cs.from_json(text)
 
@@ -418,7 +418,7 @@ def test_an_input_keeps_its_default() -> None:
     assert round_trip(cs.Env("E", "x", "why")).nodes[0].param_spec == cs.EnvSpec("E", "x", "why")
 
 
-def test_a_type_without_a_form_in_json_is_refused() -> None:
+def test_a_type_without_a_json_form_is_refused() -> None:
     with pytest.raises(TypeError, match="Param 'p': the type 5 has no JSON form"):
         cs.to_json(build_graph(cs.Param("p", type=5)))
 
@@ -431,7 +431,7 @@ def test_a_stored_type_that_cannot_be_restored_is_refused(kind: Any) -> None:
         graph_from_dict(data)
 
 
-def test_a_class_of_a_function_is_no_type_of_a_stored_param() -> None:
+def test_a_local_class_cannot_be_the_type_of_a_stored_param() -> None:
     class Local: ...
 
     with pytest.raises(ValueError, match=r"Param 'p': Cannot import .*Local"):

@@ -17,7 +17,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> ProviderRegistry:
     return fresh
 
 
-def test_what_is_registered_is_an_attribute_of_cascade(registry: ProviderRegistry) -> None:
+def test_a_registered_provider_is_an_attribute_of_cascade(registry: ProviderRegistry) -> None:
     task = cs.task(lambda: 5, name="five")
     registry.register("five", task)
     assert dynamic.five is task
@@ -32,7 +32,7 @@ def test_dotted_names_make_namespaces(registry: ProviderRegistry) -> None:
         _ = dynamic.io.files.write
 
 
-def test_the_built_in_ones_are_there() -> None:
+def test_shell_and_subflow_are_built_in() -> None:
     assert cs.shell.name == "shell"
     assert cs.subflow.name == "subflow"
 
@@ -43,7 +43,7 @@ def test_bad_names_are_refused(registry: ProviderRegistry, name: Any) -> None:
         registry.register(name, print)
 
 
-def test_what_cannot_be_called_is_refused(registry: ProviderRegistry) -> None:
+def test_a_provider_that_is_not_callable_is_refused(registry: ProviderRegistry) -> None:
     with pytest.raises(TypeError, match="'x' cannot be called"):
         registry.register("x", 5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
@@ -55,7 +55,7 @@ class Plugin:
         return cs.task(lambda: "in", name="plugged")
 
 
-def test_entry_points_are_loaded_and_a_broken_one_is_told_once_and_skipped(
+def test_a_broken_entry_point_is_logged_once_and_skipped(
     registry: ProviderRegistry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     found = [

@@ -11,20 +11,20 @@ import cascade as cs
 from tests.runtime.conftest import Lab
 
 
-def test_it_gives_the_stripped_output() -> None:
+def test_it_returns_the_stripped_output() -> None:
     assert cs.run(cs.shell("echo ' hello '")) == "hello"
     assert cs.run(cs.shell(["printf", "%s", "a b"])) == "a b"
     assert cs.run(cs.shell.map(command=["echo 1", "echo 2"])) == ["1", "2"]
 
 
-def test_a_bad_exit_code_is_an_error_with_what_was_said() -> None:
+def test_a_nonzero_exit_code_is_an_error_with_the_end_of_stderr() -> None:
     with pytest.raises(RuntimeError, match=r"'echo no >&2; exit 1' failed with exit code 1.*no"):
         cs.run(cs.shell("echo no >&2; exit 1"))
     assert cs.run(cs.shell("echo out; exit 3", check=False)) == "out"
 
 
-async def test_on_cancellation_it_is_killed_with_all_it_has_started(tmp_path: Path) -> None:
-    """What it has started holds the pipe open: the pipe ends when all of them have."""
+async def test_a_cancellation_kills_the_command_and_its_child_processes(tmp_path: Path) -> None:
+    """The child processes hold the pipe open: it closes when all have ended."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     run = asyncio.create_task(Lab().run(cs.shell(f"exec 3>{pipe}; sleep 3600 & echo started >&3; wait")))

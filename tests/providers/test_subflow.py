@@ -29,11 +29,11 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_it_runs_another_files_workflow(file: Path) -> None:
+def test_it_runs_the_workflow_of_another_file(file: Path) -> None:
     assert cs.run(cs.subflow(str(file), "doubled", params={"inner_n": 4})).n == 8
 
 
-def test_its_inputs_do_not_mix_with_ours(file: Path) -> None:
+def test_its_inputs_are_separate_from_those_of_the_outer_run(file: Path) -> None:
     cs.run(cs.subflow(str(file), "doubled", params={"inner_n": 4}))
     assert "inner_n" not in get_current_context().input_specs
 
@@ -57,7 +57,7 @@ def test_a_missing_file_is_named() -> None:
         cs.run(cs.subflow("/nowhere.py", "x"))
 
 
-def test_errors_of_the_file_and_of_its_tasks_come_through(tmp_path: Path) -> None:
+def test_errors_of_the_file_and_of_its_tasks_are_raised_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "bad.py"
     path.write_text("import cascade as cs\nx = cs.task(lambda: 1 / 0, name='d')()\n")
     with pytest.raises(ZeroDivisionError):

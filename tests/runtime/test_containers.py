@@ -25,7 +25,7 @@ def show(x: Any) -> Any:
 
 
 class Shown:
-    """Holds a value, so that nothing on its way compares or copies it."""
+    """Holds a value that must be neither compared nor copied."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -82,7 +82,7 @@ class Attribute(NamedTuple):
 
 
 class Attrs:
-    """An instance of a class that attrs has made, as far as its attributes go."""
+    """Imitates an instance of an attrs class."""
 
     __attrs_attrs__ = (Attribute("a"),)
     __slots__ = ("a",)
@@ -172,7 +172,7 @@ async def test_a_literal_is_not_changed_by_a_run(lab: Lab) -> None:
     assert literal["list"][0] is literal["data"].a is literal["names"].a is lazy  # type: ignore[index, attr-defined]
 
 
-async def test_a_container_that_is_there_twice_or_in_itself_is_copied_once(lab: Lab) -> None:
+async def test_a_container_that_occurs_twice_or_contains_itself_is_copied_once(lab: Lab) -> None:
     loop: list[Any] = [load(1)]
     loop.append(loop)
     loop.append({"again": loop})
@@ -220,7 +220,9 @@ HIDDEN: list[tuple[Callable[[], Any], str]] = [
 
 
 @pytest.mark.parametrize(("make", "text"), HIDDEN)
-async def test_what_hides_a_lazy_result_is_refused_at_the_call(lab: Lab, make: Callable[[], Any], text: str) -> None:
+async def test_an_argument_that_hides_a_lazy_result_is_refused_at_the_call(
+    lab: Lab, make: Callable[[], Any], text: str
+) -> None:
     with pytest.raises(TypeError, match=rf"Task 'show': argument '0': {text}.*give a list"):
         show(make())
     with pytest.raises(TypeError, match=rf"Task 'show': argument 'x': {text}.*give a list"):

@@ -117,7 +117,7 @@ def test_a_list_that_is_used_later_stays_whole() -> None:
     assert cs.run(join(double.map(x=make), make), log_level="OFF") == ([2, 4, 6], [1, 2, 3])
 
 
-def test_the_target_and_what_it_returns_are_kept() -> None:
+def test_the_value_of_the_target_is_kept() -> None:
     make = cs.task(lambda: [1], name="make")
     once = make()
     assert cs.run(once, log_level="OFF") == [1]
@@ -185,7 +185,7 @@ def workflow() -> Any:
     return take(cs.Router(choose, routes), [one], maps, key={"x": param}).run_if(one).with_constraints(cpu=one)
 
 
-async def test_each_value_but_the_targets_is_discarded_once() -> None:
+async def test_each_value_except_that_of_the_target_is_discarded_once() -> None:
     made: list[Recording] = []
 
     def backend(run_id: str) -> Recording:

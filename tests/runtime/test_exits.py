@@ -1,4 +1,4 @@
-"""A task that ends the program, with `sys.exit` or Ctrl-C, ends the run: with that exit code and a complete trace."""
+"""`sys.exit` and Ctrl-C in a task end the run with the exit code of the program and a complete trace."""
 
 import asyncio
 import subprocess

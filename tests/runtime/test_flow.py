@@ -21,7 +21,7 @@ def lazy(name: str) -> LazyResult[Any]:
 
 
 def routed() -> tuple[Graph, dict[str, Node]]:
-    """S chooses between A and B for C; B alone needs X, both need Y."""
+    """The selector S chooses A or B for C. Only B needs X. Both need Y."""
     nodes = {name: Node(name, name) for name in "SABCXY"}
     router = cs.Router(lazy("S"), {"a": lazy("A"), "b": lazy("B")})
     edges = [
@@ -40,7 +40,7 @@ def test_demand_counts_outgoing_edges_and_one_for_the_target() -> None:
     assert FlowManager(graph, "C").downstream_demand == {"S": 1, "A": 1, "B": 1, "C": 1, "X": 1, "Y": 2}
 
 
-def test_a_branch_that_was_not_chosen_is_pruned_with_what_only_it_needs() -> None:
+def test_a_rejected_branch_is_pruned_with_its_own_upstream_nodes() -> None:
     graph, _ = routed()
     state = MagicMock()
     state.get_skip_reason.return_value = None
@@ -48,14 +48,14 @@ def test_a_branch_that_was_not_chosen_is_pruned_with_what_only_it_needs() -> Non
     assert [call.args for call in state.mark_skipped.call_args_list] == [("B", "Pruned"), ("X", "Pruned")]
 
 
-def test_only_what_is_surely_wanted_is_needed() -> None:
+def test_only_nodes_that_certainly_run_are_needed() -> None:
     graph, _ = routed()
     flow = FlowManager(graph, "C")
     assert set(flow.need("C")) == {"C", "S"}
     assert set(flow.need("A")) == {"A", "Y"}
 
 
-def test_a_node_that_will_not_run_gives_its_branches_up() -> None:
+def test_a_skipped_node_releases_its_branches() -> None:
     graph, _ = routed()
     state = InMemoryStateBackend("run")
     assert set(FlowManager(graph, "C").release_routes("C", state)) == {"A", "B", "X", "Y"}
@@ -89,7 +89,7 @@ def test_a_chosen_branch_that_was_skipped_skips_its_consumer() -> None:
 
 
 @given(st.integers(0, 5), st.integers(1, 6))
-def test_exactly_the_branches_not_chosen_are_pruned(chosen: int, branches: int) -> None:
+def test_exactly_the_rejected_branches_are_pruned(chosen: int, branches: int) -> None:
     routes = {i: cs.task(lambda: None, name=f"b{i}")() for i in range(branches)}
     target = cs.task(lambda x: x, name="c")(cs.Router(cs.task(lambda: 0, name="s")(), routes))
     graph = build_graph(target)

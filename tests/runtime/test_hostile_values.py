@@ -1,4 +1,4 @@
-"""The engine calls no method of a user's value: a data frame, an array or a query may be expensive, or act."""
+"""The engine calls no method of a value: a method of a data frame or a query may be expensive or have side effects."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator

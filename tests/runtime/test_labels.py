@@ -1,4 +1,4 @@
-"""Labels: what names a call or an item of a map, and where it is shown."""
+"""Labels of calls and items: label functions, and where labels appear."""
 
 import asyncio
 import contextlib
@@ -158,7 +158,7 @@ def test_a_function_gets_no_resources() -> None:
 
 
 @pytest.mark.parametrize("label", [lambda sql: sql, lambda first: first, lambda *args: args[0], str])
-def test_a_resource_in_a_position_is_no_argument_of_the_label(label: Any) -> None:
+def test_a_positional_resource_is_not_an_argument_of_the_label(label: Any) -> None:
     @cs.resource
     def db() -> Iterator[str]:
         yield "connection"
@@ -167,7 +167,7 @@ def test_a_resource_in_a_position_is_no_argument_of_the_label(label: Any) -> Non
     assert cs.run(query(cs.inject(db), "select"), log_level="OFF") == "select"
 
 
-def test_arguments_are_not_taken_for_others(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_argument_is_not_passed_to_a_parameter_with_another_name(caplog: pytest.LogCaptureFixture) -> None:
     query = cs.task(two, label=lambda missing, a: f"{missing} {a}")
     assert cs.run(query("x", "y"), log_level="OFF") is None
     assert "missing 1 required positional argument: 'missing'" in caplog.text
@@ -206,7 +206,7 @@ def test_one_label_for_all_attempts_and_for_the_wait_before_the_start() -> None:
     assert all("label" in one for one in told)
 
 
-def test_a_call_that_is_held_back_has_its_label_before_the_start() -> None:
+def test_a_blocked_call_has_its_label_before_the_start() -> None:
     connector = MemoryConnector()
 
     def held() -> list[dict[str, Any]]:
@@ -253,7 +253,7 @@ def stop(x: int) -> str:
 
 
 class Stop(BaseException):
-    """Such as those of pytest and of other event loops."""
+    """A BaseException, as pytest and other event loops raise."""
 
 
 def stop_otherwise(x: int) -> str:
@@ -382,7 +382,7 @@ def test_a_label_may_be_a_text_of_any_kind() -> None:
 
 
 @pytest.mark.parametrize("wrong", [5, None, ["a"]])
-def test_a_label_that_is_no_text_and_no_function_is_refused(wrong: Any) -> None:
+def test_a_label_that_is_neither_a_text_nor_a_function_is_refused(wrong: Any) -> None:
     with pytest.raises(
         TypeError, match=r"label must be a text or a function that returns one, got a (int|NoneType|list)"
     ):

@@ -36,12 +36,12 @@ async def test_unequal_lists_are_an_error_before_anything_runs(lab: Lab) -> None
     assert lab.of(TaskExecutionStarted) == []
 
 
-async def test_what_is_no_list_is_named(lab: Lab) -> None:
+async def test_an_argument_that_is_not_a_list_is_named(lab: Lab) -> None:
     with pytest.raises(TypeError, match="'x' must be a list, got int"):
         await lab.run(double.map(x=cs.task(lambda: 5, name="five")()))  # type: ignore[arg-type]
 
 
-async def test_items_have_events_of_their_own_under_the_tasks_name(lab: Lab) -> None:
+async def test_items_have_their_own_events_with_the_name_of_the_task(lab: Lab) -> None:
     target = double.map(x=[1, 2])
     await lab.run(target)
     items = lab.of(TaskExecutionFinished, "double")
@@ -87,7 +87,7 @@ async def test_the_first_item_that_fails_stops_the_others(lab: Lab) -> None:
     assert lab.of(TaskExecutionFinished, "map(item)")[0].status == "Failed"
 
 
-async def test_no_more_than_a_window_is_in_flight(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_window_limits_the_items_in_flight(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_map_execution, "MAP_WINDOW", 8)
     in_flight, most = 0, 0
 
@@ -104,7 +104,7 @@ async def test_no_more_than_a_window_is_in_flight(lab: Lab, monkeypatch: pytest.
     assert most == 8
 
 
-async def test_a_factory_may_be_anything_that_makes_lazy_results(lab: Lab) -> None:
+async def test_a_factory_is_any_object_that_returns_lazy_results(lab: Lab) -> None:
     class Factory:
         name = "factory"
 

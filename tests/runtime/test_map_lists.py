@@ -20,7 +20,7 @@ def load(x: Any) -> Any:
 
 
 class Column:
-    """Has items in an order, and no length, truth value or comparison: like a column of a data frame."""
+    """Ordered items without length, truth value and comparison, like a column of a data frame."""
 
     def __init__(self, *items: Any) -> None:
         self._items = items
@@ -88,7 +88,7 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
 
 
 @pytest.mark.parametrize(("make", "expected"), ORDERED)
-async def test_any_iterable_with_an_order_is_a_list(lab: Lab, make: Callable[[], Any], expected: list[Any]) -> None:
+async def test_any_ordered_iterable_is_a_list(lab: Lab, make: Callable[[], Any], expected: list[Any]) -> None:
     literal = same.map(x=make())
     assert await lab.run(literal) == expected
     assert await lab.run(literal) == expected

@@ -53,7 +53,7 @@ SHAPES = {
 
 
 class Cache:
-    """A cache policy that has the value of the items up to a number."""
+    """A cache policy with values for the items up to a number."""
 
     def __init__(self, up_to: int) -> None:
         self._up_to = up_to
@@ -129,7 +129,7 @@ async def test_an_item_that_ends_the_program_is_a_failed_one_and_a_cancelled_one
 
 
 class Divider:
-    """A factory of lazy results that is no task."""
+    """A factory of lazy results that is not a task."""
 
     name = "divide"
 
@@ -143,7 +143,7 @@ class Divider:
 @pytest.mark.parametrize(
     ("xs", "error"), [([5, 0], "ZeroDivisionError"), ([0], "ZeroDivisionError"), ([5, 10], "TypeError")]
 )
-async def test_an_item_for_which_a_factory_makes_no_task_is_named(xs: list[int], error: str) -> None:
+async def test_an_item_whose_factory_raises_an_error_is_named(xs: list[int], error: str) -> None:
     printed = Printed(clock=FixedClock())
     with pytest.raises((ZeroDivisionError, TypeError)) as caught:
         await printed.run(Divider().map(x=xs))
@@ -154,7 +154,7 @@ async def test_an_item_for_which_a_factory_makes_no_task_is_named(xs: list[int],
     assert f"⏳ map(divide): {len(xs) - 1} of {len(xs)} done, 1 failed" in printed.lines
 
 
-async def test_a_map_that_fails_itself_is_named() -> None:
+async def test_a_map_that_fails_before_its_items_is_named() -> None:
     printed = Printed("ERROR")
     five: Any = cs.task(lambda: [1, 2], name="five")()
     with pytest.raises(ValueError, match="mismatched"):
@@ -186,7 +186,7 @@ async def test_debug_prints_each_item_with_its_index() -> None:
     ]
 
 
-async def test_at_info_no_events_of_items_that_succeed_are_made() -> None:
+async def test_at_info_successful_items_have_no_events() -> None:
     bus = cs.MessageBus()
     HumanReadableLogSubscriber(bus, min_level="INFO")
     for kind in (TaskExecutionStarted, TaskExecutionFinished, TaskSkipped):
@@ -194,7 +194,7 @@ async def test_at_info_no_events_of_items_that_succeed_are_made() -> None:
     assert len(bus.handlers(TaskExecutionFinished, item=True)) == 1
 
 
-async def test_json_has_name_index_and_counts_apart() -> None:
+async def test_json_has_separate_fields_for_name_index_and_counts() -> None:
     printed = Printed(json_log=True)
     with pytest.raises(ZeroDivisionError):
         await printed.run(convert.map(x=[1, 1, 0]))

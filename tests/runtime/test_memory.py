@@ -1,4 +1,4 @@
-"""Values, arguments and exceptions of a run are freed with it, and values earlier, without the garbage collector."""
+"""A run frees its values, arguments and exceptions without the garbage collector."""
 
 import asyncio
 import gc
@@ -18,11 +18,11 @@ from tests.lab.waiting import HANG
 
 
 class Value:
-    """A value whose end a test can see."""
+    """A value whose deallocation is counted."""
 
 
 class Born:
-    """Makes values and counts those that are alive."""
+    """Creates values and counts the live ones."""
 
     def __init__(self) -> None:
         self._references: list[weakref.ref[Value]] = []
@@ -242,11 +242,11 @@ def check_that_all_is_freed(shape: Callable[[Born], Any], connector: Connector |
 
 @pytest.mark.parametrize("connector", [None, MemoryConnector], ids=["no connector", "connector"])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.__name__)
-def test_a_finished_run_holds_nothing(shape: Callable[[Born], Any], connector: Any) -> None:
+def test_a_finished_run_frees_its_values(shape: Callable[[Born], Any], connector: Any) -> None:
     check_that_all_is_freed(shape, connector() if connector else None)
 
 
-async def test_a_cancelled_run_holds_nothing() -> None:
+async def test_a_cancelled_run_frees_its_values() -> None:
     born, started = Born(), asyncio.Event()
 
     @cs.task
@@ -266,7 +266,7 @@ async def test_a_cancelled_run_holds_nothing() -> None:
         assert born.alive == 0
 
 
-async def test_a_function_that_outlives_its_cancelled_run_holds_nothing_in_the_end() -> None:
+async def test_a_function_that_outlives_its_cancelled_run_frees_its_values_at_its_end() -> None:
     born, started, goes_on, gone = Born(), threading.Event(), threading.Event(), threading.Event()
 
     @cs.task
@@ -288,7 +288,7 @@ async def test_a_function_that_outlives_its_cancelled_run_holds_nothing_in_the_e
         assert await asyncio.to_thread(gone.wait, HANG)
 
 
-def test_a_function_that_fails_after_the_end_of_the_event_loop_holds_nothing() -> None:
+def test_a_function_that_fails_after_the_end_of_the_event_loop_frees_its_values() -> None:
     started, goes_on, gone = threading.Event(), threading.Event(), threading.Event()
 
     @cs.task
@@ -311,7 +311,7 @@ def test_a_function_that_fails_after_the_end_of_the_event_loop_holds_nothing() -
         assert gone.wait(HANG)
 
 
-def test_an_exception_that_is_kept_keeps_no_results() -> None:
+def test_a_stored_exception_keeps_no_results_alive() -> None:
     born = Born()
 
     @cs.task
@@ -326,8 +326,8 @@ def test_an_exception_that_is_kept_keeps_no_results() -> None:
         del raised
 
 
-async def test_a_background_task_of_a_task_keeps_no_values() -> None:
-    """Its context was copied while the task was the current one."""
+async def test_a_background_task_of_a_task_keeps_no_values_alive() -> None:
+    """The context of the background task was copied inside the task."""
     born, background, stop = Born(), set[asyncio.Task[bool]](), asyncio.Event()
 
     @cs.task

@@ -21,8 +21,8 @@ from tests.runtime.control.steered import Steered
 collect = cs.task(lambda xs: xs, name="collect", threaded=False)
 
 
-class Gate:
-    """A plain function that counts its calls and ends once it is opened."""
+class BlockingFunction:
+    """A plain function that counts its calls and blocks until `open`."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -53,9 +53,9 @@ def mapped(task: Any, count: int) -> Any:
 
 
 async def test_tasks_that_wait_for_a_thread_are_pending_and_have_a_wait() -> None:
-    lab, gate = Steered(executor=LocalExecutor(max_workers=2)), Gate()
-    run = lab.start(fan_out(cs.task(gate, name="work"), 5))
-    await gate.begun(2)
+    lab, blocking = Steered(executor=LocalExecutor(max_workers=2)), BlockingFunction()
+    run = lab.start(fan_out(cs.task(blocking, name="work"), 5))
+    await blocking.begun(2)
     await lab.seen(TaskBlocked, 3)
 
     assert lab.reasons == [("work", "executor")] * 3
@@ -63,7 +63,7 @@ async def test_tasks_that_wait_for_a_thread_are_pending_and_have_a_wait() -> Non
     pending = [body for body in lab.bodies("TaskStateEvent") if body["state"] == "PENDING"]
     assert [body["metadata"]["reason"] for body in pending] == ["executor"] * 3
     assert not any("constraint" in body["metadata"] for body in pending)
-    gate.open()
+    blocking.open()
     assert await soon(run) == [0, 1, 2, 3, 4]
     ended = [one for one in lab.all(TaskExecutionFinished) if one.task_name == "work"]
     late = [one for one in ended if one.waits]
@@ -75,7 +75,7 @@ async def test_tasks_that_wait_for_a_thread_are_pending_and_have_a_wait() -> Non
 @pytest.mark.parametrize("shape", [fan_out, mapped])
 @pytest.mark.parametrize("scope", ["global", "task/work"])
 async def test_a_pause_holds_the_tasks_that_wait_for_a_thread(shape: Callable[..., Any], scope: str) -> None:
-    lab, first, count = Steered(executor=LocalExecutor(max_workers=2)), Gate(), 8
+    lab, first, count = Steered(executor=LocalExecutor(max_workers=2)), BlockingFunction(), 8
     run = lab.start(shape(cs.task(first, name="work"), count))
     await first.begun(2)
     await lab.say(scope, "pause")
@@ -92,13 +92,13 @@ async def test_a_pause_holds_the_tasks_that_wait_for_a_thread(shape: Callable[..
 
 async def test_a_pause_holds_the_waiting_tasks_of_all_runs_that_share_the_threads() -> None:
     executor = LocalExecutor(max_workers=2)
-    one, other, gate = Steered(executor=executor), Steered(executor=executor), Gate()
-    busy = one.start(fan_out(cs.task(gate, name="busy"), 4))
-    await gate.begun(2)
+    one, other, blocking = Steered(executor=executor), Steered(executor=executor), BlockingFunction()
+    busy = one.start(fan_out(cs.task(blocking, name="busy"), 4))
+    await blocking.begun(2)
     waiting = other.start(fan_out(cs.task(lambda i: i, name="waiting"), 4))
     await other.seen(TaskBlocked, 4)
     await other.say("global", "pause")
-    gate.open()
+    blocking.open()
     assert await soon(busy) == [0, 1, 2, 3]
     while "paused" not in [reason for _, reason in other.reasons]:
         await other.seen(TaskBlocked, len(other.reasons) + 1)
@@ -109,21 +109,21 @@ async def test_a_pause_holds_the_waiting_tasks_of_all_runs_that_share_the_thread
 
 
 async def test_a_pause_holds_the_waiting_tasks_of_a_nested_run() -> None:
-    lab, gate = Steered(executor=LocalExecutor(max_workers=1)), Gate()
-    inner = cs.task(gate, name="inner")
+    lab, blocking = Steered(executor=LocalExecutor(max_workers=1)), BlockingFunction()
+    inner = cs.task(blocking, name="inner")
 
     @cs.task
     async def outer() -> Any:
         return await run_nested(fan_out(inner, 3))
 
     run = lab.start(outer())
-    await gate.begun(1)
+    await blocking.begun(1)
     await lab.seen(TaskBlocked, 2)
     await lab.say("global", "pause")
-    gate.open()
+    blocking.open()
     while "paused" not in [reason for _, reason in lab.reasons]:
         await lab.seen(TaskBlocked, len(lab.reasons) + 1)
-    assert len(gate.began) == 1
+    assert len(blocking.began) == 1
     await lab.clear("global", "pause")
     assert await soon(run) == [0, 1, 2]
 
@@ -131,9 +131,9 @@ async def test_a_pause_holds_the_waiting_tasks_of_a_nested_run() -> None:
 async def test_a_task_that_waits_for_a_place_holds_no_resource_and_no_permit() -> None:
     lab = Steered(executor=LocalExecutor(max_workers=1), system_resources={"gpu": 1})
     await lab.say("task/user-*", "concurrency", {"limit": 1})
-    gate, done = Gate(), asyncio.Event()
-    blocker = lab.start(cs.task(gate, name="blocker")())
-    await gate.begun(1)
+    blocking, done = BlockingFunction(), asyncio.Event()
+    blocker = lab.start(cs.task(blocking, name="blocker")())
+    await blocking.begun(1)
     threaded = lab.start(cs.task(lambda: "threaded", name="user-1")().with_constraints(gpu=1))
     await lab.seen(TaskBlocked)
 
@@ -143,12 +143,12 @@ async def test_a_task_that_waits_for_a_place_holds_no_resource_and_no_permit() -
 
     assert await soon(lab.start(cs.task(in_loop, name="user-2")().with_constraints(gpu=1))) == "in loop"
     assert not threaded.done()
-    gate.open()
+    blocking.open()
     assert await soon(threaded) == "threaded"
     assert await soon(blocker) == 0
 
 
-async def test_places_resources_and_a_limit_together_end() -> None:
+async def test_places_resources_and_a_limit_do_not_deadlock() -> None:
     lab = Steered(executor=LocalExecutor(max_workers=2), system_resources={"gpu": 1, "net": 3})
     await lab.say("task/a", "concurrency", {"limit": 1})
     tasks = {name: cs.task(lambda i: i, name=name) for name in "abc"}
@@ -158,7 +158,7 @@ async def test_places_resources_and_a_limit_together_end() -> None:
     assert lab.engine.resource_manager.usage == {"gpu": 0.0, "net": 0.0}
 
 
-async def test_an_attempt_that_waits_for_its_retry_holds_no_place() -> None:
+async def test_a_task_holds_no_place_during_the_delay_of_a_retry() -> None:
     executor = LocalExecutor(max_workers=1)
     lab, calls = Steered(executor=executor), []
 
@@ -178,7 +178,7 @@ async def test_an_attempt_that_waits_for_its_retry_holds_no_place() -> None:
 
 
 async def test_a_later_attempt_takes_a_place_again() -> None:
-    lab, gate, calls = Steered(executor=LocalExecutor(max_workers=1)), Gate(), []
+    lab, blocking, calls = Steered(executor=LocalExecutor(max_workers=1)), BlockingFunction(), []
     may_fail = threading.Event()
 
     def flaky() -> str:
@@ -190,14 +190,14 @@ async def test_a_later_attempt_takes_a_place_again() -> None:
 
     retried = lab.start(cs.task(flaky, name="flaky")().with_retry(1, delay=0.002))
     await lab.seen(TaskExecutionStarted)
-    blocker = lab.start(cs.task(gate, name="blocker")())
+    blocker = lab.start(cs.task(blocking, name="blocker")())
     await lab.seen(TaskBlocked)
     may_fail.set()  # its place goes to the blocker, which waits for it already
-    await gate.begun(1)
+    await blocking.begun(1)
     await lab.seen(TaskBlocked, 2)
     assert lab.reasons == [("blocker", "executor"), ("flaky", "executor")]
     assert calls == ["flaky"]
-    gate.open()
+    blocking.open()
     assert await soon(retried) == "flaky"
     assert await soon(blocker) == 0
     waits = next(one for one in lab.all(TaskExecutionFinished) if one.task_name == "flaky").waits
@@ -205,30 +205,30 @@ async def test_a_later_attempt_takes_a_place_again() -> None:
 
 
 async def test_coroutines_and_functions_in_the_loop_need_no_place() -> None:
-    lab, gate = Steered(executor=LocalExecutor(max_workers=1)), Gate()
-    blocker = lab.start(cs.task(gate, name="blocker")())
-    await gate.begun(1)
+    lab, blocking = Steered(executor=LocalExecutor(max_workers=1)), BlockingFunction()
+    blocker = lab.start(cs.task(blocking, name="blocker")())
+    await blocking.begun(1)
 
     @cs.task
     async def coroutine() -> int:
         return 1
 
     assert await soon(lab.start(collect([coroutine(), cs.task(lambda: 2, threaded=False, name="two")()]))) == [1, 2]
-    gate.open()
+    blocking.open()
     await soon(blocker)
     assert lab.reasons == []
 
 
-async def test_a_cancelled_run_leaves_no_place_taken() -> None:
-    lab, gate = Steered(executor=LocalExecutor(max_workers=1)), Gate()
-    blocker = lab.start(cs.task(gate, name="blocker")())
-    await gate.begun(1)
+async def test_a_cancelled_run_releases_its_places() -> None:
+    lab, blocking = Steered(executor=LocalExecutor(max_workers=1)), BlockingFunction()
+    blocker = lab.start(cs.task(blocking, name="blocker")())
+    await blocking.begun(1)
     waiting = lab.start(fan_out(cs.task(lambda i: i, name="waiting"), 3))
     await lab.seen(TaskBlocked, 3)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    gate.open()
+    blocking.open()
     await soon(blocker)
     assert await soon(lab.start(fan_out(cs.task(lambda i: i, name="next"), 3))) == [0, 1, 2]
 
@@ -276,7 +276,7 @@ class Request:
 
 
 class Remote:
-    """An executor with places of its own, for coroutine functions too."""
+    """An executor with its own places, also for coroutine functions."""
 
     def __init__(self, seats: Seats) -> None:
         self.seats = seats
@@ -292,7 +292,7 @@ class Remote:
 
 
 @pytest.mark.parametrize("shape", [fan_out, mapped])
-async def test_any_executor_may_have_places_whose_number_changes(shape: Callable[..., Any]) -> None:
+async def test_the_number_of_places_of_an_executor_may_change(shape: Callable[..., Any]) -> None:
     executor, began, go_on = Remote(Seats(2)), [], asyncio.Event()
     lab = Steered(executor=executor)
 
@@ -315,7 +315,7 @@ async def test_any_executor_may_have_places_whose_number_changes(shape: Callable
     assert not executor.seats.requests
 
 
-async def test_no_place_is_an_endless_wait_until_one_comes() -> None:
+async def test_without_places_tasks_wait_for_the_first_one() -> None:
     executor = Remote(Seats(0))
     lab = Steered(executor=executor)
     run = lab.start(fan_out(cs.task(lambda i: i, name="work"), 3))
@@ -348,7 +348,7 @@ async def test_places_that_raise_do_not_stop_the_run(broken: str, caplog: pytest
     assert "tasks start without a place" in caplog.text
 
 
-async def test_items_that_wait_for_their_retry_do_not_keep_others_from_the_threads() -> None:
+async def test_items_in_the_delay_of_a_retry_do_not_block_other_items() -> None:
     lab, loop, others = Steered(executor=LocalExecutor(max_workers=2)), asyncio.get_running_loop(), asyncio.Event()
     seen: list[int] = []
 

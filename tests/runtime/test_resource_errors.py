@@ -232,7 +232,7 @@ async def test_a_cancellation_during_a_teardown_skips_no_other_teardown(lab: Lab
 
 @pytest.fixture
 def slow_setup() -> Iterator[tuple[ResourceDefinition, threading.Event, threading.Event, threading.Event]]:
-    """A plain resource whose setup lasts until it is released, with the events of its begin, release and teardown."""
+    """A plain resource whose setup blocks until `release`, with events for setup, release and teardown."""
     begun, release, torn_down = threading.Event(), threading.Event(), threading.Event()
 
     @cs.resource

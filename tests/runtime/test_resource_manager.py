@@ -26,7 +26,7 @@ async def test_names_without_capacity_are_unlimited() -> None:
     await ResourceManager({"cpu": 1}).acquire({"gpu": 1e9})
 
 
-async def test_more_than_the_whole_is_an_error_at_once() -> None:
+async def test_a_request_above_the_capacity_fails_at_once() -> None:
     with pytest.raises(ValueError, match="'cpu': 3 exceeds total system capacity of 2"):
         await ResourceManager({"cpu": 2}).acquire({"cpu": 3})
 
@@ -59,7 +59,7 @@ async def test_first_come_first_served() -> None:
     assert order == ["big", "small"]
 
 
-async def test_one_that_gives_up_lets_the_next_go_on() -> None:
+async def test_a_cancelled_request_unblocks_the_next_one() -> None:
     manager = ResourceManager({"cpu": 1})
     await manager.acquire({"cpu": 1})
     first, second = (asyncio.create_task(manager.acquire({"cpu": 1})) for _ in range(2))
@@ -71,7 +71,7 @@ async def test_one_that_gives_up_lets_the_next_go_on() -> None:
     assert manager.usage == {"cpu": 1}
 
 
-async def test_one_cancelled_just_as_it_is_served_gives_back() -> None:
+async def test_a_request_that_is_cancelled_after_its_grant_releases_its_amounts() -> None:
     manager = ResourceManager({"cpu": 1})
     await manager.acquire({"cpu": 1})
     waiting = asyncio.create_task(manager.acquire({"cpu": 1}))
@@ -83,7 +83,7 @@ async def test_one_cancelled_just_as_it_is_served_gives_back() -> None:
     assert manager.usage == {"cpu": 0}
 
 
-async def test_more_capacity_wakes_those_who_wait() -> None:
+async def test_a_larger_capacity_grants_waiting_requests() -> None:
     manager = ResourceManager({"cpu": 1})
     await manager.acquire({"cpu": 1})
     waiting = asyncio.create_task(manager.acquire({"cpu": 1}))
@@ -157,7 +157,7 @@ async def test_an_unlimited_resource_can_be_overridden_and_its_usage_counts() ->
     await asyncio.gather(*waiting)
 
 
-async def test_one_who_waits_where_nothing_is_limited_any_more_holds_up_nobody() -> None:
+async def test_a_request_does_not_block_others_at_an_unlimited_resource() -> None:
     manager = ResourceManager({"gpu": 1})
     await manager.acquire({"gpu": 1})
     manager.override("api", 0)

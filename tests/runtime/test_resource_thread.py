@@ -1,4 +1,4 @@
-"""Where setups and teardowns run."""
+"""Threads and contexts of setups and teardowns."""
 
 import asyncio
 import sqlite3
@@ -42,7 +42,7 @@ async def test_a_plain_resource_is_set_up_and_torn_down_in_one_thread_beside_the
     assert threads[0] is not threading.current_thread()
 
 
-async def test_the_event_loop_goes_on_during_a_setup_and_a_teardown(lab: Lab) -> None:
+async def test_a_setup_and_a_teardown_do_not_block_the_event_loop(lab: Lab) -> None:
     loop, steps = asyncio.get_running_loop(), []
 
     @cs.resource

@@ -72,7 +72,7 @@ async def test_a_definition_needs_no_registration() -> None:
 
 
 @pytest.mark.parametrize("how", ["fail", "cancel"])
-async def test_teardown_happens_whatever_happens(how: str) -> None:
+async def test_a_teardown_runs_after_success_failure_and_cancellation(how: str) -> None:
     running = asyncio.Event()
 
     @cs.task
@@ -98,7 +98,7 @@ async def test_an_unregistered_resource_is_named_before_anything_runs(lab: Lab) 
     assert lab.of(RunFinished)[0].status == "Failed"
 
 
-async def test_a_resource_that_fails_to_come_up_takes_the_others_down() -> None:
+async def test_a_failed_setup_tears_down_the_earlier_resources() -> None:
     @cs.resource
     def broken(config: str = cs.inject("config")) -> Iterator[str]:
         raise OSError("no disk")
@@ -141,7 +141,7 @@ async def test_overrides_hold_for_the_block() -> None:
         pass
 
 
-async def test_constraints_hold_tasks_back_and_say_so() -> None:
+async def test_a_blocked_task_publishes_its_reason() -> None:
     lab = Lab(system_resources={"cpu": 4})
     active, most, two_wait = 0, 0, asyncio.Event()
 
@@ -175,7 +175,7 @@ async def test_an_impossible_constraint_is_an_error_before_anything_runs() -> No
     assert lab.of(TaskExecutionStarted) == []
 
 
-async def test_an_impossible_amount_known_late_fails_its_task() -> None:
+async def test_a_lazy_amount_above_the_capacity_fails_its_task() -> None:
     lab = Lab(system_resources={"cpu": 1})
     amount = cs.task(lambda: 9, name="amount")()
     with pytest.raises(ValueError, match="exceeds total system capacity"):

@@ -13,7 +13,7 @@ from tests.runtime.conftest import Lab
 
 
 class OwnPolicy(RetryPolicy):
-    """A program's own policy, with an error in its own code."""
+    """A retry policy of the user that raises an error."""
 
     def __init__(self, delay_before: Callable[[int], Any]) -> None:
         super().__init__(3)
@@ -25,7 +25,7 @@ def broken(retry: int) -> float:
 
 
 @pytest.mark.parametrize("delay_before", [broken, lambda _: math.nan, lambda _: -1, lambda _: "1", lambda _: None])
-async def test_a_broken_policy_does_not_hide_the_tasks_error_nor_its_end(
+async def test_the_error_of_a_policy_hides_neither_the_error_of_the_task_nor_its_end(
     lab: Lab, delay_before: Callable[[int], Any]
 ) -> None:
     error = ConnectionError("refused")
@@ -46,9 +46,7 @@ async def test_a_broken_policy_does_not_hide_the_tasks_error_nor_its_end(
     assert lab.of(TaskRetrying) == []
 
 
-async def test_the_delay_that_is_waited_is_the_delay_that_is_published(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_published_delay_is_the_actual_delay(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
     real = asyncio.sleep
 
@@ -119,7 +117,7 @@ async def test_the_traceback_of_one_exception_object_does_not_grow(lab: Lab, fun
     assert length < 40
 
 
-async def test_where_a_shared_exception_was_raised_first_stays_visible(lab: Lab) -> None:
+async def test_the_first_traceback_of_a_shared_exception_stays(lab: Lab) -> None:
     def origin() -> None:
         raise LookupError("cached")
 

@@ -35,7 +35,7 @@ async def test_shared_upstreams_run(lab: Lab) -> None:
     assert "shared" in started(lab)
 
 
-async def test_a_branch_that_somebody_else_needs_runs(lab: Lab) -> None:
+async def test_a_rejected_branch_with_another_consumer_runs(lab: Lab) -> None:
     b = named("b")()
     target = use([use(cs.Router(named("choose", "a")(), {"a": named("a")(), "b": b})), b])
     assert await lab.run(target) == ["a", "b"]
@@ -60,7 +60,7 @@ async def test_routers_in_branches_of_routers(lab: Lab) -> None:
     assert sorted(e.task_name for e in lab.of(TaskSkipped)) == ["two", "y"]
 
 
-async def test_an_inner_router_that_is_pruned_takes_its_branches_along(lab: Lab) -> None:
+async def test_the_branches_of_a_pruned_inner_router_are_pruned(lab: Lab) -> None:
     inner = use(cs.Router(named("inner", "x")(), {"x": named("x")(), "y": named("y")()}))
     target = use(cs.Router(named("outer", 2)(), {1: inner, 2: named("two")()}))
     assert await lab.run(target) == "two"
@@ -90,7 +90,7 @@ async def test_a_chosen_branch_that_is_skipped_skips_the_consumer(lab: Lab) -> N
     ]
 
 
-async def test_a_consumer_that_does_not_run_leaves_its_branches_alone(lab: Lab) -> None:
+async def test_the_branches_of_a_skipped_consumer_do_not_run(lab: Lab) -> None:
     target = use(cs.Router(named("choose", "a")().run_if(cs.task(lambda: 0, name="no")()), {"a": named("a")()}))
     with pytest.raises(cs.DependencyMissingError):
         await lab.run(target)
@@ -99,7 +99,7 @@ async def test_a_consumer_that_does_not_run_leaves_its_branches_alone(lab: Lab) 
 
 
 class Ambiguous:
-    """Has no truth value, as an array of several numbers has none."""
+    """Has no truth value, like an array of several numbers."""
 
     def __bool__(self) -> bool:
         raise ValueError("the truth value is ambiguous")

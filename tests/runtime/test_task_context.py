@@ -123,7 +123,7 @@ async def test_each_attempt_sees_the_callers_context(lab: Lab, shape: Any) -> No
 
 
 @pytest.mark.usefixtures("caller")
-async def test_a_task_that_a_limit_has_held_back_sees_the_callers_context() -> None:
+async def test_a_task_blocked_by_a_limit_sees_the_callers_context() -> None:
     connector = MemoryConnector()
     topic = "cascade/control/local/default/constraints/global/concurrency"
     await connector.deliver(topic, {"id": "one", "type": "concurrency", "params": {"limit": 1}}, retain=True)
@@ -151,7 +151,7 @@ async def test_a_precision_that_the_caller_has_set_is_seen_and_not_shared(lab: L
         assert decimal.getcontext().prec == 50
 
 
-async def test_what_a_task_starts_has_the_tasks_context(lab: Lab) -> None:
+async def test_an_asyncio_task_of_a_task_has_the_context_of_the_task(lab: Lab) -> None:
     @cs.task
     async def spawn() -> tuple[tuple[str, str], list[str]]:
         tenant.set("own")
@@ -196,7 +196,7 @@ async def test_a_thread_of_a_task_has_the_tasks_context_only_as_a_copy(lab: Lab)
     assert await lab.run(start_threads()) == ["none", "own"]
 
 
-async def test_a_second_attempt_is_cancelled_and_timed_out_as_the_first(lab: Lab) -> None:
+async def test_a_second_attempt_is_cancelled_and_timed_out_like_the_first(lab: Lab) -> None:
     began, cleaned = asyncio.Event(), []
     calls: list[Any] = []
 

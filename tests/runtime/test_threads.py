@@ -18,7 +18,7 @@ from tests.lab.extras import needs
 from tests.lab.waiting import HANG
 
 NO_THREADS_LATE = sys.version_info[:2] == (3, 12)
-"""Python 3.12 starts no thread once the main thread has ended, although it waits for the other threads."""
+"""Python 3.12 starts no thread after the end of the main thread, although it waits for the other threads."""
 REFUSAL = "Join the threads that call cs.run before the main thread ends"
 
 PREAMBLE = """
@@ -150,8 +150,8 @@ def test_a_late_connector_has_the_resource_attributes_of_the_environment(monkeyp
     assert got == "value ['test', 'cascade', 'opentelemetry']\n"
 
 
-def test_a_daemon_thread_with_a_run_does_not_hold_up_the_exit() -> None:
-    """Its resource would be torn down at the end of a run that does not come."""
+def test_a_daemon_thread_with_a_run_does_not_delay_the_exit() -> None:
+    """The run does not end, so that its resource is not torn down."""
     got = _late(
         """
         running = threading.Event()

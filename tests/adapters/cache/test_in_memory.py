@@ -18,7 +18,7 @@ def test_values_without_a_ttl_stay(now: list[float]) -> None:
     assert cache.get("other") is None
 
 
-def test_an_expired_value_is_forgotten_when_it_is_asked_for(now: list[float]) -> None:
+def test_get_deletes_an_expired_value(now: list[float]) -> None:
     cache = InMemoryCacheBackend()
     cache.set("k", "v", ttl=10)
     now[0] += 9.9
@@ -29,7 +29,7 @@ def test_an_expired_value_is_forgotten_when_it_is_asked_for(now: list[float]) ->
     assert "k" not in cache._expiry
 
 
-def test_setting_anew_replaces_the_ttl(now: list[float]) -> None:
+def test_a_second_set_replaces_the_ttl(now: list[float]) -> None:
     cache = InMemoryCacheBackend()
     cache.set("k", "old", ttl=1)
     cache.set("k", "new")

@@ -4,7 +4,7 @@ import cascade as cs
 from cascade.adapters.caching.file_existence import FileExistenceCache
 
 
-def test_the_path_is_the_value_if_the_file_is_there(tmp_path: Path) -> None:
+def test_the_value_is_the_path_if_the_file_exists(tmp_path: Path) -> None:
     target = tmp_path / "out.txt"
     cache = FileExistenceCache(str(target))
     assert cache.check("id", {}) is None
@@ -19,12 +19,12 @@ def test_the_path_may_depend_on_the_inputs(tmp_path: Path) -> None:
     assert cache.check("id", {"name": "b"}) is None
 
 
-def test_it_saves_nothing_itself(tmp_path: Path) -> None:
+def test_save_does_nothing(tmp_path: Path) -> None:
     FileExistenceCache(str(tmp_path / "out")).save("id", {}, "output")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_task_whose_file_is_there_does_not_run(tmp_path: Path) -> None:
+def test_a_task_whose_file_exists_does_not_run(tmp_path: Path) -> None:
     target = tmp_path / "out.txt"
 
     @cs.task

@@ -57,15 +57,13 @@ class TaskError(Exception):
     ],
     ids=["coroutine function", "partial", "object", "partial of object", "gives coroutine", "plain"],
 )
-async def test_whatever_can_be_called_is_called_and_awaited(executor: LocalExecutor, function: Any) -> None:
+async def test_any_callable_is_called_and_its_awaitable_awaited(executor: LocalExecutor, function: Any) -> None:
     assert await executor.execute(node(function), [21], {}) == 42
     assert await executor.execute(node(function), [], {"x": 21}) == 42
 
 
 @pytest.mark.parametrize("function", [None, 3, "text"])
-async def test_what_cannot_be_called_is_a_type_error_that_names_the_node(
-    executor: LocalExecutor, function: Any
-) -> None:
+async def test_a_node_without_a_callable_is_a_type_error_with_its_name(executor: LocalExecutor, function: Any) -> None:
     with pytest.raises(TypeError, match="the node"):
         await executor.execute(node(function), [], {})
 
@@ -117,7 +115,7 @@ async def test_threads_have_a_copy_of_the_callers_context(executor: LocalExecuto
 
 
 @pytest.mark.parametrize("threads", [True, False])
-async def test_exceptions_come_through_as_they_were_raised(threads: bool) -> None:
+async def test_exceptions_are_raised_unchanged(threads: bool) -> None:
     error = TaskError("broken")
 
     def fail() -> None:
@@ -139,13 +137,13 @@ async def test_stop_iteration_is_a_runtime_error_and_no_hang(threads: bool) -> N
     assert isinstance(caught.value.__cause__, StopIteration)
 
 
-async def test_many_waiting_functions_wait_side_by_side() -> None:
+async def test_blocking_functions_run_concurrently() -> None:
     executor, together = LocalExecutor(max_workers=40), threading.Barrier(40, timeout=HANG)
     await asyncio.gather(*(executor.execute(node(together.wait), [], {}) for _ in range(40)))
     executor.close()
 
 
-async def test_no_more_than_max_workers_run_at_once() -> None:
+async def test_max_workers_limits_the_concurrent_functions() -> None:
     executor, running, most = LocalExecutor(max_workers=2), 0, 0
     lock = threading.Lock()
 
@@ -168,8 +166,8 @@ def test_at_least_one_worker_is_needed(max_workers: int) -> None:
         LocalExecutor(max_workers=max_workers)
 
 
-class Gate:
-    """A function that says when it runs and that ends when it is told to."""
+class BlockingFunction:
+    """A function with an event for its start, that blocks until `may_end` is set."""
 
     def __init__(self) -> None:
         self._loop, self.entered = asyncio.get_running_loop(), asyncio.Event()
@@ -181,10 +179,10 @@ class Gate:
         return "ended"
 
 
-async def test_cancelling_does_not_wait_for_the_thread_and_tells_that_it_runs_on(executor: LocalExecutor) -> None:
-    gate = Gate()
-    running = asyncio.create_task(executor.execute(node(gate), [], {}))
-    await gate.entered.wait()
+async def test_a_cancelled_call_raises_still_running_without_waiting_for_the_thread(executor: LocalExecutor) -> None:
+    blocking = BlockingFunction()
+    running = asyncio.create_task(executor.execute(node(blocking), [], {}))
+    await blocking.entered.wait()
     running.cancel()
     with pytest.raises(asyncio.CancelledError) as caught:
         await running
@@ -192,7 +190,7 @@ async def test_cancelling_does_not_wait_for_the_thread_and_tells_that_it_runs_on
     ended = threading.Event()
     caught.value.work.add_done_callback(lambda _: ended.set())
     assert not ended.is_set()
-    gate.may_end.set()
+    blocking.may_end.set()
     assert await asyncio.to_thread(ended.wait, HANG)
     late = threading.Event()
     caught.value.work.add_done_callback(lambda _: late.set())
@@ -210,16 +208,16 @@ async def test_one_executor_serves_two_event_loops_at_once(executor: LocalExecut
     assert list(both) == [list(range(200)), list(range(300))]
 
 
-async def test_what_still_waits_for_a_thread_never_runs_once_cancelled() -> None:
-    executor, gate, called = LocalExecutor(max_workers=1), Gate(), []
-    first = asyncio.create_task(executor.execute(node(gate), [], {}))
-    await gate.entered.wait()
+async def test_a_call_that_is_cancelled_before_its_thread_never_runs() -> None:
+    executor, blocking, called = LocalExecutor(max_workers=1), BlockingFunction(), []
+    first = asyncio.create_task(executor.execute(node(blocking), [], {}))
+    await blocking.entered.wait()
     second = asyncio.create_task(executor.execute(node(lambda: called.append(1)), [], {}))
     await asyncio.sleep(0)
     second.cancel()
     with pytest.raises(asyncio.CancelledError) as caught:
         await second
-    gate.may_end.set()
+    blocking.may_end.set()
     assert await first == "ended"
     assert await executor.execute(node(lambda: "next"), [], {}) == "next"
     executor.close()
@@ -286,7 +284,7 @@ async def test_the_garbage_collector_may_free_an_executor_while_a_call_starts(
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
-def test_what_ends_a_program_comes_through_from_a_thread(kind: type[BaseException]) -> None:
+def test_an_exit_of_the_program_is_raised_from_a_thread(kind: type[BaseException]) -> None:
     def stop() -> None:
         raise kind
 
@@ -296,7 +294,7 @@ def test_what_ends_a_program_comes_through_from_a_thread(kind: type[BaseExceptio
     executor.close()
 
 
-def test_an_executor_that_was_never_closed_does_not_hold_up_the_exit() -> None:
+def test_an_open_executor_does_not_delay_the_exit() -> None:
     code = """
 import asyncio
 from cascade.adapters.executors._pool import Call, WorkerPool, worker_pool
@@ -309,7 +307,7 @@ print(asyncio.run(executor.execute(Node("i", "n", callable_obj=lambda: "done"), 
     assert done.stdout == "done\n"
 
 
-def test_tasks_run_where_their_option_says() -> None:
+def test_the_option_threaded_selects_thread_or_event_loop() -> None:
     @cs.task(threaded=False)
     def in_loop() -> str:
         return threading.current_thread().name

@@ -24,7 +24,7 @@ cpu_count: Callable[[], int | None] = getattr(os, "process_cpu_count", os.cpu_co
 
 
 class Counter:
-    """Counts how many calls run at once. With `wait_for`, a call ends once so many have begun."""
+    """Counts concurrent calls. With `wait_for`, each call blocks until so many have begun."""
 
     def __init__(self, wait_for: int = 0) -> None:
         self._changed, self._wait_for = threading.Condition(), wait_for
@@ -98,8 +98,8 @@ async def test_forty_runs_share_the_threads() -> None:
     assert sum(thread.name.startswith("cascade-task") for thread in threading.enumerate()) <= DEFAULT_PLACES + 1
 
 
-async def test_runs_take_turns() -> None:
-    """A run whose tasks come later gets every second place, not the last ones."""
+async def test_waiting_runs_get_places_in_turn() -> None:
+    """A later run gets every second released place."""
     order: list[str] = []
     pool = _places.PlacePool()
     pool.size = 1
@@ -135,8 +135,8 @@ def with_asyncio_run(n: int) -> int:
 
 
 @pytest.mark.parametrize("task", [depth, with_asyncio_run])
-def test_nested_runs_use_the_place_of_the_task_that_waits_for_them(task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_places, "STALL_TIMEOUT", 1e6)  # no place comes but those that are lent
+def test_a_nested_run_borrows_the_place_of_its_task(task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_places, "STALL_TIMEOUT", 1e6)  # only borrowed places
     monkeypatch.setattr(_places, "DEFAULT_PLACES", 1)
     assert run_with(task(5), 1) == 5
     assert run_with(task.map(n=[5] * 4 * DEFAULT_PLACES), None) == [5] * 4 * DEFAULT_PLACES
@@ -179,7 +179,7 @@ async def test_a_function_that_returns_a_coroutine_lends_its_place_to_the_run_th
 
 
 def test_runs_that_are_started_in_the_tasks_own_threads_do_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The thread has not the task's context: nothing shows that the task waits for the run."""
+    """The thread does not have the context of the task: the run cannot borrow its place."""
     monkeypatch.setattr(_places, "STALL_TIMEOUT", 0.02)
 
     @cs.task
@@ -194,7 +194,7 @@ def test_runs_that_are_started_in_the_tasks_own_threads_do_not_wait_for_ever(mon
     assert run_with(nested.map(n=[2] * 2 * DEFAULT_PLACES), None) == [3] * 2 * DEFAULT_PLACES
 
 
-def test_a_failed_nested_run_gives_the_place_back() -> None:
+def test_a_failed_nested_run_returns_the_borrowed_place() -> None:
     @cs.task
     def fail() -> None:
         raise OSError
@@ -225,7 +225,7 @@ async def test_the_pool_grows_to_the_largest_limit_and_shrinks_again() -> None:
     small.close()
 
 
-async def test_a_cancelled_call_that_waits_leaves_its_turn_to_the_next() -> None:
+async def test_a_cancelled_request_passes_its_place_to_the_next_one() -> None:
     executor = LocalExecutor(max_workers=1)
     node = cs.graph.build.build_graph(cs.task(lambda: 1, name="one")()).nodes[0]
     places = executor.places(node)
