@@ -37,7 +37,7 @@ from cascade.connectors.otel import (
 from cascade.connectors.otel import options as _options_of_otel
 from cascade.connectors.otel.logs import run_logs
 from cascade.connectors.otel.metrics import aggregation, catalogue, export, settings
-from cascade.runtime import _map_execution, _resource_thread, _run_context, exceptions, protocols, publish_queue
+from cascade.runtime import _map_execution, _run_context, exceptions, protocols, publish_queue, threads
 from cascade.runtime.control import constraint, controller, notifier, wait_queue
 from cascade.spec import retry, telemetry
 from cascade.telemetry import limits, parts, state_schedule, topics, trace_budget, wire
@@ -194,7 +194,7 @@ STATED = {
         {86_400.0: "`max_delay` is one day by default"}[retry.MAX_DELAY],
         {1.0: "no thread has become free for a second"}[_places.STALL_TIMEOUT],
         {1.0: "a setup or teardown that takes more than a second"}[_run_context.REPORT_DELAY],
-        {5.0: "at most five seconds, and tears the resource down"}[_resource_thread.GRACE],
+        {5.0: "at most five seconds, and tears the resource down"}[threads.CANCEL_GRACE],
     ],
     "docs/wire.md": [
         f"the first {limits.MAX_CONTROL_EVENTS} decisions",

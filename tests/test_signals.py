@@ -295,8 +295,8 @@ def test_a_second_signal_ends_the_process_while_a_teardown_outlives_its_run(
     tmp_path: Path, first: signal.Signals, second: signal.Signals
 ) -> None:
     code = """
-import cascade.runtime._resource_thread
-cascade.runtime._resource_thread.GRACE = 0.01
+import cascade.runtime.threads
+cascade.runtime.threads.CANCEL_GRACE = 0.01
 
 @cs.resource
 def closes_never():

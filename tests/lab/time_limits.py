@@ -16,7 +16,7 @@ from tests.lab.waiting import HANG
 _LIMITS = {
     "cascade.runtime.publish_queue": ("STALL_TIMEOUT",),
     "cascade.adapters.executors._places": ("STALL_TIMEOUT",),
-    "cascade.runtime._resource_thread": ("GRACE",),
+    "cascade.runtime.threads": ("CANCEL_GRACE",),
     "cascade.runtime.engine": ("CONNECT_TIMEOUT", "DISCONNECT_TIMEOUT"),
     "cascade.runtime.control.controller": ("SUBSCRIBE_TIMEOUT", "LONGEST_SUBSCRIBE"),
     "cascade.runtime.subscribers": ("TelemetrySubscriber.drain_timeout",),

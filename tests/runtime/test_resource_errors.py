@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import cascade as cs
-from cascade.runtime import _resource_thread
+from cascade.runtime import threads
 from cascade.runtime.events import ResourceAcquired, ResourceReleased, ResourceSetupFailed, RunFinished
 from cascade.spec.resource import ResourceDefinition
 from tests.lab.waiting import HANG
@@ -266,7 +266,7 @@ async def test_a_setup_that_is_cancelled_is_awaited_and_torn_down(slow_setup: An
 async def test_a_setup_that_does_not_end_is_torn_down_later(
     slow_setup: Any, lab: Lab, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(_resource_thread, "GRACE", 0)
+    monkeypatch.setattr(threads, "CANCEL_GRACE", 0)
     slow, begun, release, torn_down = slow_setup
     run = asyncio.create_task(lab.run(use(cs.inject(resource("first", plain=True)), cs.inject(slow))))
     await asyncio.to_thread(begun.wait)

@@ -10,21 +10,14 @@ from typing import Any, TypeVar
 
 from cascade._loggers import get_logger
 from cascade.graph.model import Node
-from cascade.runtime._resource_thread import (
-    GRACE,
-    ResourceThread,
-    Step,
-    set_up,
-    set_up_async,
-    tear_down,
-    tear_down_async,
-    tear_down_if_set_up,
-)
+from cascade.runtime import threads
 from cascade.runtime._run_context import RunContext, error_info
 from cascade.runtime.events import ResourceAcquired, ResourceEvent, ResourceReleased, ResourceSetupFailed
 from cascade.runtime.exceptions import add_note, is_cancellation, result_of
 from cascade.runtime.resolvers import add_resources, injected_defaults, injected_names
 from cascade.runtime.task_context import CURRENT_TASK, Execution, TaskContext, in_context
+from cascade.runtime.threads import SerialThread, Step
+from cascade.spec.nested import require_values
 from cascade.spec.resource import Inject
 from cascade.telemetry.identity import setup_id, teardown_id
 from cascade.telemetry.safe import masked_name
@@ -33,6 +26,7 @@ logger = get_logger(__name__)
 
 T = TypeVar("T")
 
+_END: Any = object()
 _Active = tuple[Token[Execution | None], AbstractContextManager[None] | None]
 
 Providers = Mapping[str, Callable[..., Any]]
@@ -50,8 +44,10 @@ class _Open:
 class ResourceSetup:
     """Sets up the resources that the nodes of a run need, and tears them down in reverse order.
 
-    Plain generators run in the `ResourceThread` of the run, async generators in the asyncio task that runs the engine. A
-    teardown runs in the thread, the asyncio task and the context of its setup.
+    Plain generators run in a `SerialThread` of the run, async generators in the asyncio task that runs the engine. A teardown
+    runs in the thread, the asyncio task and the context of its setup, so that a resource can use another one that is bound to
+    its thread, such as a connection of sqlite3. The thread is separate from those of the executor: long tasks do not delay a
+    teardown.
     """
 
     def __init__(self, run: RunContext, providers: Providers) -> None:
@@ -59,7 +55,7 @@ class ResourceSetup:
         self._providers = dict(providers)
         self._open: list[_Open] = []
         self._context = run.new_context()
-        self._thread = ResourceThread(run.new_context())
+        self._thread = SerialThread("cascade-resource", run.new_context())
         self._is_thread_stuck = False
 
     async def set_up(self, nodes: Iterable[Node]) -> None:
@@ -144,7 +140,7 @@ class ResourceSetup:
             add_resources(function, args, kwargs, self._run.resources)
             generator = function(*args, **kwargs)
             if is_async := inspect.isasyncgen(generator):
-                value = await in_context(self._context, self._with_span(span, set_up_async(name, generator)))
+                value = await in_context(self._context, self._with_span(span, _set_up_async(name, generator)))
         except BaseException as error:
             self._failed(name, start_ns, error)
             raise
@@ -155,11 +151,13 @@ class ResourceSetup:
 
     async def _set_up_in_thread(self, name: str, generator: Any, span: TaskContext) -> None:
         with self._run.waiting_for(f"setup of resource {name!r}"):
-            is_over, step = await self._in_thread(f"setup of resource {name!r}", partial(set_up, name, generator), span)
+            is_over, step = await self._in_thread(
+                f"setup of resource {name!r}", partial(_set_up, name, generator), span
+            )
         start_ns = span.start_ns
         if not is_over:
             self._thread.submit(
-                f"teardown of resource {name!r}", partial(tear_down_if_set_up, name, generator)
+                f"teardown of resource {name!r}", partial(_tear_down_if_set_up, name, generator)
             ).abandon()
             self._warn_of_stuck_thread(name, "setup")
         value, error, cancelled = step.take()
@@ -185,7 +183,7 @@ class ResourceSetup:
                 errors = await self._tear_down_in_thread(resource, span)
             else:
                 try:
-                    await in_context(self._context, self._with_span(span, tear_down_async(name, resource.generator)))
+                    await in_context(self._context, self._with_span(span, _tear_down_async(name, resource.generator)))
                 except KeyboardInterrupt:  # raised by the resource
                     raise
                 except BaseException as caught:  # noqa: BLE001 - raised again, or a note, after the other resources
@@ -199,21 +197,21 @@ class ResourceSetup:
 
     async def _tear_down_in_thread(self, resource: _Open, span: TaskContext) -> list[BaseException]:
         name = resource.name
-        label, work = f"teardown of resource {name!r}", partial(tear_down, name, resource.generator)
+        label, function = f"teardown of resource {name!r}", partial(_tear_down, name, resource.generator)
         if self._is_thread_stuck:
-            self._thread.submit(label, work).abandon()
+            self._thread.submit(label, function).abandon()
             return []
-        is_over, step = await self._in_thread(label, work, span)
+        is_over, step = await self._in_thread(label, function, span)
         if not is_over:
             self._warn_of_stuck_thread(name, "teardown")
         _, error, cancelled = step.take()
         return [found for found in (cancelled, error) if found is not None]
 
-    async def _in_thread(self, label: str, work: Callable[[], Any], span: TaskContext) -> tuple[bool, Step]:
+    async def _in_thread(self, label: str, function: Callable[[], Any], span: TaskContext) -> tuple[bool, Step]:
         """Run a step in the thread. Returns whether it is over, and the step."""
         context = self._thread.context
         active = context.run(self._activate, span)
-        step = self._thread.submit(label, work)
+        step = self._thread.submit(label, function)
         is_over = await step.wait(self._run.cancel)
         if is_over:  # else the thread is still in the context
             context.run(self._deactivate, *active)
@@ -256,7 +254,7 @@ class ResourceSetup:
             "the teardown of this and of earlier resources follows in that thread",
             name,
             step,
-            GRACE,
+            threads.CANCEL_GRACE,
         )
 
     def _opened(self, name: str, generator: Any, value: Any, start_ns: int) -> None:
@@ -293,3 +291,47 @@ def _injects(node: Node) -> Iterator[Inject]:
             yield value
     if injected_names(function):
         yield from injected_defaults(function).values()
+
+
+def _set_up(name: str, generator: Any) -> Any:
+    try:
+        return _checked(name, next(generator, _END))
+    except TypeError:
+        generator.close()
+        raise
+
+
+async def _set_up_async(name: str, generator: Any) -> Any:
+    try:
+        return _checked(name, await anext(generator, _END))
+    except TypeError:
+        await generator.aclose()
+        raise
+
+
+def _checked(name: str, value: Any) -> Any:
+    if value is _END:
+        raise RuntimeError(f"Resource '{name}' did not yield: yield the resource exactly once")
+    require_values(value, f"Resource '{name}' is")
+    return value
+
+
+def _tear_down(name: str, generator: Any) -> None:
+    if next(generator, _END) is not _END:
+        generator.close()
+        raise _second_yield(name)
+
+
+async def _tear_down_async(name: str, generator: Any) -> None:
+    if await anext(generator, _END) is not _END:
+        await generator.aclose()
+        raise _second_yield(name)
+
+
+def _tear_down_if_set_up(name: str, generator: Any) -> None:
+    if inspect.getgeneratorstate(generator) == inspect.GEN_SUSPENDED:
+        _tear_down(name, generator)
+
+
+def _second_yield(name: str) -> RuntimeError:
+    return RuntimeError(f"Resource '{name}' yielded twice: yield the resource exactly once")
