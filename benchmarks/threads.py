@@ -10,7 +10,7 @@ from benchmarks import _graphs
 from benchmarks._measure import Goal, Pair, Row, interleaved, timed, versus
 from benchmarks._process import call
 from benchmarks._scale import Scale
-from cascade.adapters.executors._places import DEFAULT_PLACES
+from cascade.adapters.executors.places import DEFAULT_PLACES
 
 GOAL = Goal(1.3)
 PAUSE = 0.001

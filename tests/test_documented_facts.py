@@ -18,7 +18,7 @@ import yaml
 
 import cascade as cs
 from cascade import _forks
-from cascade.adapters.executors import _places
+from cascade.adapters.executors import places
 from cascade.connectors import _health
 from cascade.connectors.mqtt import backpressure, options, outbox, packets, subscriber
 from cascade.connectors.mqtt import connector as mqtt
@@ -192,7 +192,7 @@ STATED = {
         f"each by up to {sys.getswitchinterval() * 1000:g} ms at a time",
         f"its first {exceptions.MAX_HISTORY // 2} and its last {exceptions.MAX_HISTORY // 2} attempts",
         {86_400.0: "`max_delay` is one day by default"}[retry.MAX_DELAY],
-        {1.0: "no thread has become free for a second"}[_places.STALL_TIMEOUT],
+        {1.0: "no thread has become free for a second"}[places.STALL_TIMEOUT],
         {1.0: "a setup or teardown that takes more than a second"}[_run_context.REPORT_DELAY],
         {5.0: "at most five seconds, and tears the resource down"}[threads.CANCEL_GRACE],
     ],

@@ -282,5 +282,5 @@ def _from_call(factory: Any, item: dict[str, Any]) -> tuple[Any, dict[str, Any],
     """Call a factory that is not a Task. Returns the task, inputs, positional count and label of its lazy result."""
     lazy = factory(**split_arguments(item, 0)[1])
     if not isinstance(lazy, LazyResult):
-        raise TypeError(f"Cannot map over {factory!r}: calling it must give a lazy result, got {type(lazy).__name__}")
+        raise TypeError(f"Cannot map over {factory!r}: calling it must return a lazy result, got {type(lazy).__name__}")
     return lazy.task, join_arguments(lazy.args, lazy.kwargs), len(lazy.args), label_of(lazy)

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import cascade as cs
-from cascade.adapters.executors._pool import Call, WorkerPool, worker_pool
 from cascade.adapters.executors.local import LocalExecutor
+from cascade.adapters.executors.worker_pool import Call, WorkerPool, worker_pool
 from cascade.graph.model import Node
 from cascade.runtime.exceptions import StillRunning
 from tests.lab.waiting import HANG
@@ -297,7 +297,7 @@ def test_an_exit_of_the_program_is_raised_from_a_thread(kind: type[BaseException
 def test_an_open_executor_does_not_delay_the_exit() -> None:
     code = """
 import asyncio
-from cascade.adapters.executors._pool import Call, WorkerPool, worker_pool
+from cascade.adapters.executors.worker_pool import Call, WorkerPool, worker_pool
 from cascade.adapters.executors.local import LocalExecutor
 from cascade.graph.model import Node
 executor = LocalExecutor()

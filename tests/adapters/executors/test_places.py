@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 import cascade as cs
-from cascade.adapters.executors import _places
-from cascade.adapters.executors._places import DEFAULT_PLACES
+from cascade.adapters.executors import places
 from cascade.adapters.executors.local import LocalExecutor
+from cascade.adapters.executors.places import DEFAULT_PLACES
 from cascade.adapters.solvers.native import NativeSolver
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.engine import Engine
@@ -101,9 +101,9 @@ async def test_forty_runs_share_the_threads() -> None:
 async def test_waiting_runs_get_places_in_turn() -> None:
     """A later run gets every second released place."""
     order: list[str] = []
-    pool = _places.PlacePool()
+    pool = places.PlacePool()
     pool.size = 1
-    shares = [_places.Share(pool, 1) for _ in range(3)]
+    shares = [places.Share(pool, 1) for _ in range(3)]
     first = await shares[0].places.acquire()
 
     async def one(number: int) -> None:
@@ -136,19 +136,19 @@ def with_asyncio_run(n: int) -> int:
 
 @pytest.mark.parametrize("task", [depth, with_asyncio_run])
 def test_a_nested_run_borrows_the_place_of_its_task(task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_places, "STALL_TIMEOUT", 1e6)  # only borrowed places
-    monkeypatch.setattr(_places, "DEFAULT_PLACES", 1)
+    monkeypatch.setattr(places, "STALL_TIMEOUT", 1e6)  # only borrowed places
+    monkeypatch.setattr(places, "DEFAULT_PLACES", 1)
     assert run_with(task(5), 1) == 5
     assert run_with(task.map(n=[5] * 4 * DEFAULT_PLACES), None) == [5] * 4 * DEFAULT_PLACES
 
 
 def test_maps_within_maps_end_when_all_places_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_places, "STALL_TIMEOUT", 1e6)
+    monkeypatch.setattr(places, "STALL_TIMEOUT", 1e6)
     assert run_with(leaves.map(n=[3] * 2 * DEFAULT_PLACES), None) == [27] * 2 * DEFAULT_PLACES
 
 
 def test_two_nested_runs_of_one_task_share_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_places, "STALL_TIMEOUT", 1e6)
+    monkeypatch.setattr(places, "STALL_TIMEOUT", 1e6)
     counter = Counter()
     inner = cs.task(counter, name="inner")
 
@@ -180,7 +180,7 @@ async def test_a_function_that_returns_a_coroutine_lends_its_place_to_the_run_th
 
 def test_runs_that_are_started_in_the_tasks_own_threads_do_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread does not have the context of the task: the run cannot borrow its place."""
-    monkeypatch.setattr(_places, "STALL_TIMEOUT", 0.02)
+    monkeypatch.setattr(places, "STALL_TIMEOUT", 0.02)
 
     @cs.task
     def nested(n: int) -> int:

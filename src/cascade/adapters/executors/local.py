@@ -8,8 +8,8 @@ from operator import index
 from types import FrameType, FunctionType, GeneratorType
 from typing import Any
 
-from cascade.adapters.executors._places import Share, ThreadPlace, ThreadPlaces
-from cascade.adapters.executors._pool import Call, worker_pool
+from cascade.adapters.executors.places import Share, ThreadPlace, ThreadPlaces
+from cascade.adapters.executors.worker_pool import Call, worker_pool
 from cascade.runtime.exceptions import StillRunning
 from cascade.runtime.task_context import current_place
 

@@ -2,7 +2,7 @@
 
 The threads belong to a ThreadPoolExecutor, which ends them at the exit of the interpreter. Its costs per call (a future with
 a lock, a callback through the event loop, a write to the wake-up pipe) are paid here once for all calls that have ended
-meanwhile. Places limit the number of calls (`_places`).
+meanwhile. Places limit the number of calls (`places`).
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from contextvars import Context, copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from cascade.adapters.executors._places import PlacePool, Share
+from cascade.adapters.executors.places import PlacePool, Share
 from cascade.runtime.threads import is_shutdown, start_thread
 
 if TYPE_CHECKING:
