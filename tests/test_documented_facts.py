@@ -28,9 +28,9 @@ from cascade.connectors.otel import (
     batch,
     buffer,
     export_queue,
+    flush,
     grpc,
     health,
-    provider_flush,
     routing,
     sender,
 )
@@ -183,9 +183,9 @@ STATED = {
         f"{trace_budget._MOST} times the budget, which is {trace_budget.PartLimits().most_bytes / 1e6:g} MB",
         f"It lists {parts.MAX_LISTED_PARTS} parts",
         {2_000: "100,000 quick items are in 50 traces"}[trace_budget.PART_SIZE],
-        {0.03: "later runs wait for it at most 0.05 s"}[provider_flush.BRIEF],
-        {1.0: "after a flush of more than a second"}[provider_flush.SLOW],
-        {5.0: "takes at most five seconds"}[provider_flush.EXIT_TIMEOUT],
+        {0.03: "later runs wait for it at most 0.05 s"}[flush.BRIEF],
+        {1.0: "after a flush of more than a second"}[flush.SLOW],
+        {5.0: "takes at most five seconds"}[flush.EXIT_TIMEOUT],
     ],
     "docs/workflows.md": [
         f"At most {_map_execution.MAP_WINDOW:,} items of a map are in progress at once",

@@ -32,7 +32,7 @@ _LIMITS = {
     "cascade.connectors.mqtt.options": ("SOON",),
     "cascade.connectors.mqtt.connector": ("MqttConnector.flush_timeout", "MqttConnector.resend_window"),
     "cascade.connectors.otel.health": ("FIRST_ANSWER_WAIT", "MAX_ANSWER_TIME", "UNREACHABLE_WAIT"),
-    "cascade.connectors.otel.provider_flush": ("SLOW", "EXIT_TIMEOUT"),
+    "cascade.connectors.otel.flush": ("SLOW", "EXIT_TIMEOUT"),
     "cascade.connectors.otel.connector": ("OtelConnector.flush_timeout", "OtelConnector.hold_timeout"),
 }
 """Time limits of the product, in seconds: a constant of the module, or the default of an argument."""

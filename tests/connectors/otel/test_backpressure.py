@@ -14,7 +14,7 @@ from cascade.connectors.otel import OtelConnector, sender
 from cascade.connectors.otel.buffer import Batch
 from cascade.connectors.otel.sender import ExportState
 from tests.connectors.otel import peers
-from tests.connectors.otel.tracing import warnings
+from tests.connectors.otel.tracing import provider_for, warnings
 from tests.lab.receiver import Fault, FaultyReceiver
 from tests.lab.waiting import until_blocking
 
@@ -71,9 +71,9 @@ def test_who_prefers_loss_does_not_wait(caplog: pytest.LogCaptureFixture, monkey
     with FaultyReceiver() as receiver:
         receiver.fault = SLOW
         connector = OtelConnector(receiver.http_endpoint, max_buffer_bytes=BUFFER, on_full="drop")
-        assert connector._tracing is not None
-        assert connector._tracing.target is not None
-        queue = connector._tracing.target.queue
+        target = provider_for(receiver.http_endpoint).target
+        assert target is not None
+        queue = target.queue
         send_nothing_before(lambda: queue.report().lost, monkeypatch)
         cs.run(flow(), connector=connector, log_level="ERROR")
         spans = receiver.spans

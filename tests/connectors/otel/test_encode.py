@@ -14,17 +14,16 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from cascade.connectors.otel.encode import Envelope, encode_span, varint
-from cascade.connectors.otel.live_spans import SpanFactory
-from cascade.connectors.otel.provider import tracing_of
+from cascade.connectors.otel.live_spans import emit_finished
+from cascade.connectors.otel.provider import tracer_of
 from cascade.connectors.otel.span_data import Event, LinkData, SpanData
 from cascade.telemetry import attributes as a
 
 exporter = InMemorySpanExporter()
 provider = TracerProvider(shutdown_on_exit=False)
 provider.add_span_processor(SimpleSpanProcessor(exporter))
-tracing = tracing_of(provider)
-assert tracing is not None
-factory = SpanFactory(tracing)
+tracer = tracer_of(provider)
+assert tracer is not None
 
 NS = st.integers(1, 2**63 - 1)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)
@@ -70,7 +69,8 @@ SPANS = st.builds(
 
 def by_the_sdk(data: SpanData) -> Any:
     exporter.clear()
-    factory.finished(data, None)
+    assert tracer is not None
+    emit_finished(tracer, data, None)
     (resource_spans,) = encode_spans(exporter.get_finished_spans()).resource_spans
     span = resource_spans.scope_spans[0].spans[0]
     for encoded, link in zip(span.links, exporter.get_finished_spans()[0].links, strict=True):

@@ -24,7 +24,7 @@ from cascade.runtime.engine import Engine
 from cascade.runtime.protocols import Connector
 from cascade.runtime.subscribers import TelemetrySubscriber
 from cascade.testing import OtlpReceiver
-from tests.connectors.otel.tracing import Collector, replay
+from tests.connectors.otel.tracing import Collector, provider_for, replay
 
 RUNS = 40
 HALF = 1 << 64
@@ -112,8 +112,7 @@ async def test_the_parts_of_a_run_are_kept_or_dropped_with_the_run(
         with OtlpReceiver() as receiver:
             # A tracer of the connector's own provider, as instrumentation gets it where that provider is the global one.
             connector = OtelConnector(receiver.http_endpoint)
-            assert connector._tracing is not None
-            monkeypatch.setattr(trace, "get_tracer", connector._tracing.provider.get_tracer)
+            monkeypatch.setattr(trace, "get_tracer", provider_for(receiver.http_endpoint).get_tracer)
             await run_with_ids(lambda: touched.map(x=list(range(25))), connector, [run_id(low)])
             assert Counter(span.name for span in receiver.spans) == kept
 
@@ -200,9 +199,7 @@ async def test_spans_of_the_program_are_kept_or_dropped_with_their_task(
 
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", first)
     monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", str(TINY))
-    connector = collector.connector()
-    assert connector._tracing is not None
-    monkeypatch.setattr(trace, "get_tracer", connector._tracing.provider.get_tracer)
+    monkeypatch.setattr(trace, "get_tracer", provider_for(collector.endpoint, collector.protocol).get_tracer)
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", later)
     for low, is_kept in ((HALF - 1, later == "always_on"), (0, later != "always_off")):
         collector.receiver.clear()
@@ -223,8 +220,7 @@ async def test_a_root_and_a_remote_parent_inside_a_task_are_left_to_the_sampler(
 
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
     connector = collector.connector()
-    assert connector._tracing is not None
-    monkeypatch.setattr(trace, "get_tracer", connector._tracing.provider.get_tracer)
+    monkeypatch.setattr(trace, "get_tracer", provider_for(collector.endpoint, collector.protocol).get_tracer)
     collector.receiver.clear()
     await run_with_ids(work, connector, [run_id(1)])
     assert list(collector.receiver.spans) == []

@@ -17,6 +17,20 @@ from opentelemetry.sdk.trace import TracerProvider
 
 import cascade as cs
 from cascade.connectors.otel import OtelConnector, routing
+from cascade.connectors.otel.batch import Counters
+from cascade.connectors.otel.export_queue import ExportQueue
+from cascade.connectors.otel.flush import ProviderFlush
+from cascade.connectors.otel.live_spans import LiveRun
+from cascade.connectors.otel.logs import RunLogs
+from cascade.connectors.otel.logs.handler import TaskLogHandler
+from cascade.connectors.otel.metrics import RunMetrics
+from cascade.connectors.otel.metrics.aggregation import Aggregator
+from cascade.connectors.otel.metrics.export import MetricExporter
+from cascade.connectors.otel.metrics.gauges import Gauges
+from cascade.connectors.otel.provider import OwnProvider, RunTracer
+from cascade.connectors.otel.routing import ExportTarget
+from cascade.connectors.otel.scope import ProcessResource
+from cascade.connectors.otel.signals import ExportSetup
 from tests.connectors.otel import peers
 from tests.connectors.otel.logs.conftest import lines
 from tests.connectors.otel.metrics.exports import latest, metrics_of, values
@@ -214,36 +228,28 @@ def test_the_largest_memory_bound_of_the_connectors_in_use_holds(caplog: pytest.
         assert lost_with(20_000), "the larger connector exists, and is not in use"
 
 
-KINDS = {
-    *{
-        "OtelConnector",
-        "ExportSetup",
-        "Tracing",
-        "_OwnProvider",
-        "TracerProvider",
-        "ProcessResource",
-        "ExportTarget",
-        "LiveRun",
-    },
-    *{
-        "ExportQueue",
-        "Counters",
-        "Exporter",
-        "Ledger",
-        "RunMetrics",
-        "Levels",
-        "RunLogs",
-        "TaskLogHandler",
-        "ProviderFlush",
-    },
-}
-"""Classes of what a run and its connector are made of, without those of requests."""
+KINDS = frozenset(
+    {
+        *(OtelConnector, ExportSetup, RunTracer, OwnProvider, TracerProvider, ProcessResource, ExportTarget, LiveRun),
+        *(
+            ExportQueue,
+            Counters,
+            MetricExporter,
+            Aggregator,
+            RunMetrics,
+            Gauges,
+            RunLogs,
+            TaskLogHandler,
+            ProviderFlush,
+        ),
+    }
+)
+"""Classes of the objects of a run and its connector, without those of requests."""
 
 
 def instances() -> Counter[str]:
     gc.collect()
-    names = (type(one).__qualname__ for one in gc.get_objects())
-    return Counter(name for name in names if name in KINDS)
+    return Counter(type(one).__qualname__ for one in gc.get_objects() if type(one) in KINDS)
 
 
 @pytest.fixture
@@ -309,7 +315,7 @@ def test_the_destinations_that_were_used_last_are_kept(limits: pytest.MonkeyPatc
         added = grown(elsewhere, runs=10)()
         until_blocking(lambda: threads("cascade-otlp", before) <= 2 * 3)
         until_blocking(lambda: threads("cascade-metrics", before) <= 3)
-        assert added["ExportQueue"] == added["Exporter"] == added["_OwnProvider"] == 0
+        assert added["ExportQueue"] == added["MetricExporter"] == added["OwnProvider"] == 0
         assert len(receiver.spans.named("run logs")) == next(numbers)
 
 

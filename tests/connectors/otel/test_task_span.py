@@ -11,7 +11,7 @@ from opentelemetry.trace import Status, StatusCode
 import cascade as cs
 from cascade.connectors.otel import OtelConnector
 from cascade.testing import Spans
-from tests.connectors.otel.tracing import Collector
+from tests.connectors.otel.tracing import Collector, provider_for
 from tests.lab.waiting import HANG
 
 kept: list[trace.Span] = []
@@ -172,9 +172,9 @@ class Names(SpanProcessor):
 
 
 def test_a_processor_that_is_added_to_the_connectors_provider_sees_all_spans(collector: Collector) -> None:
-    connector, names = collector.connector(), Names()
-    connector._tracing.provider.add_span_processor(names)  # type: ignore[union-attr] # as instrumentation would, by the global one  # pyright: ignore[reportOptionalMemberAccess]
-    spans = collector.trace_of(untouched(), connector=connector)
+    names = Names()
+    provider_for(collector.endpoint, collector.protocol).add_span_processor(names)
+    spans = collector.trace_of(untouched())
     assert sorted(names.ended) == sorted(names.started) == sorted(span.name for span in spans)
 
 

@@ -9,6 +9,8 @@ import pytest
 
 import cascade as cs
 from cascade.connectors.otel import OtelConnector
+from cascade.connectors.otel.options import ExportOptions
+from cascade.connectors.otel.provider import OwnProvider, own_tracer
 from cascade.testing import Spans
 from tests.lab.receiver import FaultyReceiver
 
@@ -39,6 +41,14 @@ class Collector:
         spans = self.receiver.spans
         assert spans.orphans() == []
         return spans
+
+
+def provider_for(endpoint: str, protocol: str | None = None) -> OwnProvider:
+    """Return the provider that connectors of this destination share. Instrumentation gets it where it is the global one."""
+    tracer = own_tracer(ExportOptions.from_environment(endpoint=endpoint, protocol=protocol))
+    assert tracer is not None
+    assert tracer.own is not None
+    return tracer.own
 
 
 def replay(connector: OtelConnector, payloads: list[dict[str, Any]]) -> None:

@@ -1,8 +1,8 @@
-"""`OtelConnector`: a run is a trace, a task is a span."""
+"""`OtelConnector`: exports runs as traces and tasks as spans."""
 
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,15 +14,23 @@ from cascade._loggers import get_logger
 from cascade.connectors import _lifetime
 from cascade.connectors._arguments import captures, one_of, positive, whole
 from cascade.connectors.otel.batch import FlushReport
+from cascade.connectors.otel.encode import encode_span
 from cascade.connectors.otel.export_queue import CAPACITY, Bounds
 from cascade.connectors.otel.health import HOLD_TIMEOUT
-from cascade.connectors.otel.live_spans import Inherited, LiveRun, SpanFactory, complete, parent_context, span_context
-from cascade.connectors.otel.provider import Tracing
+from cascade.connectors.otel.live_spans import (
+    InheritedContext,
+    LiveRun,
+    complete,
+    emit_finished,
+    parent_context,
+    span_context,
+)
+from cascade.connectors.otel.provider import RunTracer
 from cascade.connectors.otel.routing import ExportTarget
 from cascade.connectors.otel.signals import Exports, ExportSetup, Signals
 from cascade.connectors.otel.span_data import SpanData
 from cascade.connectors.otel.span_mapping import spans_of
-from cascade.connectors.otel.task_span import NoActivation, SpanActivation
+from cascade.connectors.otel.task_span import SpanActivation
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.runtime.task_context import TaskContext
 from cascade.spec.protocols import MessageCallback
@@ -31,7 +39,7 @@ from cascade.telemetry.identity import RunTrace, SpanRef, place_run
 from cascade.telemetry.safe import masked_name
 
 if TYPE_CHECKING:
-    from cascade.connectors.otel.signals import CapacityWaiter
+    from cascade.connectors.otel.flush import CapacityWaiter
 
 logger = get_logger("cascade.connectors.otel")
 
@@ -128,16 +136,16 @@ class OtelConnector:
         _lifetime.watch(self)
 
     async def connect(self) -> None:
-        """Choose the providers at the first run. The exporter connects by itself, when it has something to send.
+        """Set up the exports at the first run. The exporter connects when it has something to send.
 
         Raises:
-            Exception: A provider could not be made. Later calls raise nothing, and nothing is exported.
+            Exception: A provider could not be created. Later calls do not raise, and nothing is exported.
         """
         self._connections += 1
         self._reserve(self._exports or self._set_up())
 
     async def disconnect(self) -> None:
-        """Flush, at most `flush_timeout` seconds. A provider that others may use goes on living.
+        """Flush for at most `flush_timeout` seconds. The providers stay open, because others may use them.
 
         Raises:
             TelemetryLostError: Spans were lost or are not yet delivered, and the connector is strict.
@@ -146,34 +154,35 @@ class OtelConnector:
         if not self._connections:
             for run_id in list(self._runs):
                 self._end_run(run_id)
-        if self._tracing is None:
+        tracer = self._tracer
+        if tracer is None:
             if self._strict and self._setup.error:
                 raise TelemetryLostError(f"OtelConnector: no spans are exported: {self._setup.error}", lost=0)
             return
-        # A run has imported asyncio already, which takes as long as half of all that is imported here.
+        # Imported here, because asyncio takes as long as half of the other imports, and a run has imported it anyway.
         with no_fork:
-            from cascade.connectors.otel.signals import flush
+            from cascade.connectors.otel.flush import flush
 
         targets, self._ended = self._ended, []
         has_spans, self._has_spans = self._has_spans, False
-        if has_spans and not targets and self._target is not None:  # a replay, which has no run here
-            targets = [self._target]
+        if has_spans and not targets and tracer.target is not None:  # a replay has no run here
+            targets = [tracer.target]
         report, warning = await flush(
-            *(self._tracing, targets, self.flush_timeout, self._signals), has_spans=has_spans, strict=self._strict
+            *(tracer, targets, self.flush_timeout, self._signals), has_spans=has_spans, strict=self._strict
         )
-        if not self._connections and self._target is not None:
-            self._target.queue.release(self)
-        self._report(report, warning)
+        if not self._connections and tracer.target is not None:
+            tracer.target.queue.release(self)
+        self._report(tracer, report, warning)
 
     async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:  # noqa: ARG002 - the protocol's
-        """Turn a terminal message into its spans. Messages of runs from elsewhere make the same spans."""
+        """Export the spans of a terminal message. Messages of other processes produce the same spans."""
         exports = self._exports or self._set_up()
         exports.signals.metrics.publish(payload)
-        if exports.factory is None:
+        if exports.tracer is None:
             return
         try:
             run = self._runs.get(payload["run_id"])
-            self._emit_all(payload, run)
+            self._emit_all(payload, run, exports.tracer)
             if run is not None and (left_out := payload["body"].get("metadata", {}).get("left_out")):
                 logger.warning(_LEFT_OUT, payload["run_id"], left_out)
         finally:
@@ -181,31 +190,32 @@ class OtelConnector:
                 self._end_run(payload["run_id"])
 
     async def subscribe(self, topic: str, callback: MessageCallback) -> None:
-        """Do nothing: OTLP has no way back in."""
+        """Do nothing: OTLP cannot receive messages."""
 
     def is_full(self) -> bool:
-        """Whether the buffer is so full that no further task should start; False if the collector does not answer."""
+        """Return whether the buffer is so full that no task should start; False if the collector does not answer."""
         target = self._target
         return self._waits and target is not None and target.queue.is_full()
 
     async def room(self) -> None:
         with no_fork:
-            from cascade.connectors.otel.signals import CapacityWaiter
+            from cascade.connectors.otel.flush import CapacityWaiter
 
         if self._target is not None:
             self._capacity_waiter = self._capacity_waiter or CapacityWaiter()
             await self._capacity_waiter.wait(self._target.queue)
 
     def place_run(self, run_id: str, target: str, start_ns: int, parent: SpanRef | None) -> RunTrace:
-        """Start the run's span, so that the sampling decision is known to all its children."""
-        inherited = Inherited.from_caller()
+        """Start the span of the run. Its sampling decision applies to all spans of the run."""
+        inherited = InheritedContext.from_caller()
+        tracer = self._tracer
         place = place_run(run_id, _parent_of(inherited.span, parent), self._parent)
-        if self._factory is None or self._tracing is None:
+        if tracer is None:
             return place
         above = SpanRef(place.trace_id, place.parent_span_id, place.flags, place.tracestate)
         context = parent_context(above, inherited.context, is_remote=inherited.is_remote)
         links = tuple(Link(span_context(link)) for link in place.links)
-        root = self._factory.start(
+        root = tracer.start(
             f"run {masked_name(target)}",
             place.trace_id,
             place.span_id,
@@ -216,25 +226,21 @@ class OtelConnector:
         )
         own = root.get_span_context()
         place = replace(place, flags=int(own.trace_flags), tracestate=own.trace_state.to_header())
-        export_target = ExportTarget(self._target.queue, run_id) if self._target else None
-        run = self._runs[run_id] = LiveRun(place, root, self._factory, export_target, inherited)
-        run.stands_in(place.trace_id)
+        export_target = ExportTarget(tracer.target.queue, run_id) if tracer.target else None
+        run = self._runs[run_id] = LiveRun(place, root, tracer, export_target, inherited)
+        run.add_trace(place.trace_id)
         self._signals.start_run(run_id)
         return place
 
     def activate(self, task: TaskContext) -> AbstractContextManager[None]:
-        """Make the span of the task, or of its attempt, the current one."""
+        """Make the span of the task, or of its attempt, the current span."""
         run = self._runs.get(task.run_id)
-        return NoActivation() if run is None else SpanActivation(task, run, self._signals.metrics, self._detail)
+        return nullcontext() if run is None else SpanActivation(task, run, self._signals.metrics, self._detail)
 
     # No cached_property: in Python 3.11 it has a lock, which a thread may hold when the process forks.
     @property
-    def _tracing(self) -> Tracing | None:
-        return (self._exports or self._set_up()).tracing
-
-    @property
-    def _factory(self) -> SpanFactory | None:
-        return (self._exports or self._set_up()).factory
+    def _tracer(self) -> RunTracer | None:
+        return (self._exports or self._set_up()).tracer
 
     @property
     def _signals(self) -> Signals:
@@ -242,7 +248,8 @@ class OtelConnector:
 
     @property
     def _target(self) -> ExportTarget | None:
-        return (self._exports or self._set_up()).target
+        tracer = self._tracer
+        return tracer.target if tracer is not None else None
 
     def _set_up(self) -> Exports:
         exports = self._exports = self._setup()
@@ -250,59 +257,65 @@ class OtelConnector:
         return exports
 
     def _reserve(self, exports: Exports) -> None:
-        if exports.target is not None:
-            exports.target.queue.reserve(self, self._bounds)
+        if exports.tracer is not None and exports.tracer.target is not None:
+            exports.tracer.target.queue.reserve(self, self._bounds)
         exports.signals.reserve(self.flush_timeout)
 
     def reset_after_fork(self) -> None:
-        """Forget the runs of the parent process, which exports them. Spans below their tasks are exported here too."""
+        """Drop the runs of the parent process, which exports them. Spans below their tasks are exported here."""
         for run in self._runs.values():
             run.lock = threading.Lock()
         self._runs, self._ended, self._capacity_waiter, self._connections, self._has_spans = {}, [], None, 0, False
 
     def start_exit(self) -> Callable[[], None]:
-        """Do nothing: the queue and the metrics have flushes of their own at the exit."""
+        """Do nothing: the queue and the metrics are flushed by themselves."""
         return lambda: None
 
-    def _emit_all(self, payload: dict[str, Any], run: LiveRun | None) -> None:
-        if run is not None and not run.is_recording:
+    def _emit_all(self, payload: dict[str, Any], run: LiveRun | None, tracer: RunTracer) -> None:
+        if run is not None and not run.root.is_recording():
             return
         self._has_spans = self._has_spans or bool(payload.get("trace_flags", 1) & TraceFlags.SAMPLED)
         is_pending = payload["body"].get("state") == "PENDING"
-        failures: list[Exception] = []
+        failure: Exception | None = None
         for data in spans_of(payload, detail=self._detail, cicd=self._cicd):
             try:
-                self._emit(data, run)
-            except Exception as error:  # noqa: BLE001 - a processor of the program; the other spans do not depend on it
-                failures.append(error)
+                self._emit(data, run, tracer)
+            except Exception as error:  # noqa: BLE001 - code of the application; the other spans do not depend on it
+                failure = failure or error
             if run is not None and is_pending:
                 run.ended.add(data.span_id)
         if run is not None and is_pending:
-            run.forget_omitted(payload)
-        if failures:
-            raise failures[0]
+            run.drop_omitted(payload)
+        if failure is not None:
+            raise failure
 
-    def _emit(self, data: SpanData, run: LiveRun | None) -> None:
-        if run is not None and data.span_id in run.ended:
-            run.ended.discard(data.span_id)  # a failed attempt, which ended when its retry was announced
-            return
-        live = run.spans.pop(data.span_id, None) if run is not None and run.spans else None
-        if run is not None and data.span_id == run.root_id:
-            complete(run.root, data, linked=len(run.trace.links))
-        elif live is not None:
-            complete(live, data)
-        elif (factory := self._factory) is not None:
-            if run is not None:
-                run.stands_in(data.trace_id)
-            factory.finished(data, run)
+    def _emit(self, data: SpanData, run: LiveRun | None, tracer: RunTracer) -> None:
+        target = tracer.target
+        if run is not None:
+            if data.span_id in run.ended:
+                run.ended.discard(data.span_id)  # the span of this attempt ended when its retry was announced
+                return
+            if data.span_id == run.root_id:
+                complete(run.root, data, linked=len(run.trace.links))
+                return
+            if run.spans and (live := run.spans.pop(data.span_id, None)) is not None:
+                complete(live, data)
+                return
+            if data.trace_id not in run.traces:
+                run.add_trace(data.trace_id)
+            target = run.target or target
+        if target is None or tracer.own is None or not tracer.own.is_direct:
+            emit_finished(tracer, data, run)
+        elif data.flags & TraceFlags.SAMPLED:
+            target.put(encode_span(data), urgent=data.is_marker, important=data.has_children)
 
     def _end_run(self, run_id: str) -> None:
-        """Forget a run; a span whose message was lost ends now, with an error status."""
+        """Drop a run. Spans whose last message was lost end with an error status."""
         run = self._runs.pop(run_id, None)
         if run is None:
             return
         self._signals.end_run(run_id)
-        for span in (*run.leftovers(), run.root):
+        for span in (*run.take_unfinished(), run.root):
             if span.is_recording():
                 span.set_attribute(a.RUN_RESULT if span is run.root else a.TASK_RESULT, "cancellation")
                 span.set_status(Status(StatusCode.ERROR, "its last message was lost"))
@@ -310,17 +323,17 @@ class OtelConnector:
                     span.end()
                 except Exception:
                     logger.debug("OtelConnector: a span processor has raised an error", exc_info=True)
-        run.leave()
+        run.remove_traces()
         if run.target is not None:
             self._ended.append(run.target)
 
-    def _report(self, report: FlushReport, warning: str) -> None:
-        """Warn of undelivered spans, once for each outage, and of other signals; a strict connector raises instead."""
+    def _report(self, tracer: RunTracer, report: FlushReport, warning: str) -> None:
+        """Warn once per outage of undelivered spans, and of the other signals. A strict connector raises instead."""
         warnings = [warning] if warning else []
-        is_undelivered = bool(report.lost or report.pending or (self._target is None and report.reason))
-        if is_undelivered and self._tracing is not None:
-            is_news = self._target is None or self._target.queue.announce(report)
-            text = report.text("spans", self._tracing.endpoint)
+        target = tracer.target
+        if report.lost or report.pending or (target is None and report.reason):
+            is_news = target is None or target.queue.announce(report)
+            text = report.text("spans", tracer.endpoint)
             if self._strict:
                 message = "; ".join([f"OtelConnector: {text}", *warnings])
                 raise TelemetryLostError(message, lost=report.lost, pending=report.pending)
@@ -330,7 +343,7 @@ class OtelConnector:
 
 
 def _parent_of(current: SpanRef | None, task: SpanRef | None) -> SpanRef | None:
-    """The parent of a run: the current span; its task's span if the current one, below the task, is left out."""
+    """Return the parent of a run: the current span, or the span of its task if the current span below it is not sampled."""
     if current is None or task is None:
         return current or task
     is_left_out = current.trace_id == task.trace_id and task.flags & ~current.flags & TraceFlags.SAMPLED

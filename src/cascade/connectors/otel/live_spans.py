@@ -1,8 +1,8 @@
-"""The spans of running runs."""
+"""Span objects of runs in progress, and the context that a run inherits from its caller."""
 
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -22,24 +22,25 @@ from opentelemetry.trace import (
 )
 
 from cascade._loggers import get_logger
-from cascade.connectors.otel.encode import encode_span
 from cascade.connectors.otel.environment import SettingWarning, warn_once
-from cascade.connectors.otel.provider import Tracing
+from cascade.connectors.otel.provider import RunTracer
 from cascade.connectors.otel.routing import ExportTarget, RunTargets, add_target, remove_target, run_targets
-from cascade.connectors.otel.sdk_hooks import add_part, for_own_span, remove_part, with_task
+from cascade.connectors.otel.sdk_hooks import add_part, remove_part, with_task
 from cascade.connectors.otel.span_data import SpanData
 from cascade.telemetry import attributes as a
 from cascade.telemetry import identity
 from cascade.telemetry.identity import RunTrace, SpanRef, span_id
 
+logger = get_logger("cascade.connectors.otel")
+
 
 @dataclass(frozen=True, slots=True)
-class Inherited:
-    """OpenTelemetry context of a run's caller.
+class InheritedContext:
+    """OpenTelemetry context of the caller of a run.
 
-    `context` has the caller's baggage and other values; no span is current in it, and no task. Samplers and span
-    processors get it with the spans of the run. `span` is the caller's current span, or None. `baggage` comes from
-    BAGGAGE of the environment, which is used if the caller has neither a span nor baggage.
+    `context` has the baggage and the other values of the caller, without a span and a task. Samplers and span processors
+    get it with the spans of the run. `span` is the current span of the caller, or None. `baggage` is BAGGAGE of the
+    environment, which is used if the caller has neither a span nor baggage.
     """
 
     context: Context = field(default_factory=Context)
@@ -48,8 +49,8 @@ class Inherited:
     baggage: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod
-    def from_caller(cls, environ: Mapping[str, str] = os.environ) -> "Inherited":
-        """The context of the code that calls this."""
+    def from_caller(cls, environ: Mapping[str, str] = os.environ) -> "InheritedContext":
+        """Return the context of the calling code."""
         caller = otel_context.get_current()
         current = trace.get_current_span(caller).get_span_context()
         found = {} if current.is_valid or baggage.get_all(caller) else _baggage_in(environ)
@@ -62,18 +63,18 @@ class Inherited:
 
 
 def with_baggage(entries: Mapping[str, object], context: Context) -> Context:
-    """The context with these entries of baggage in addition to its own."""
+    """Return the context with additional baggage."""
     for name, value in entries.items():
         context = baggage.set_baggage(name, value, context)
     return context
 
 
 def _baggage_in(environ: Mapping[str, str]) -> Mapping[str, object]:
-    """The entries of BAGGAGE, as the process's propagator reads them; it leaves out malformed ones."""
+    """Read BAGGAGE with the propagator of the process, which ignores malformed entries."""
     if not environ.get("BAGGAGE"):
         return {}
     try:
-        from opentelemetry import propagate  # raises if OTEL_PROPAGATORS names one that is not installed
+        from opentelemetry import propagate  # raises for a propagator in OTEL_PROPAGATORS that is not installed
 
         return baggage.get_all(propagate.extract({"baggage": environ["BAGGAGE"]}, Context()))
     except Exception as error:  # noqa: BLE001 - code of another package
@@ -81,144 +82,94 @@ def _baggage_in(environ: Mapping[str, str]) -> Mapping[str, object]:
         return {}
 
 
-logger = get_logger("cascade.connectors.otel")
-
-
-class SpanFactory:
-    """Starts and ends spans under preset ids."""
-
-    def __init__(self, tracing: Tracing) -> None:
-        self._tracing = tracing
-
-    def start(
-        self,
-        name: str,
-        trace_id: str,
-        span_id: str,
-        parent: Context,
-        start_ns: int,
-        *,
-        kind: SpanKind = SpanKind.INTERNAL,
-        links: tuple[trace.Link, ...] = (),
-    ) -> Span:
-        with self._tracing.ids.preset(trace_id, span_id):
-            return self._tracing.tracer.start_span(
-                name,
-                for_own_span(parent),
-                kind,
-                links=links,
-                start_time=start_ns,
-                record_exception=False,
-                set_status_on_exception=False,
-            )
-
-    @property
-    def is_direct(self) -> bool:
-        """Whether a finished span may go to its target without a span object of the SDK."""
-        return self._tracing.is_direct
-
-    def finished(self, data: SpanData, run: "LiveRun | None" = None) -> None:
-        """Export a span that has ended already, on the run's target, else on the provider's.
-
-        Without a run (a replay) a span of a run that was not sampled is dropped.
-        """
-        target = (run.target if run is not None else None) or self._tracing.target
-        if target is not None and self.is_direct:
-            if data.flags & TraceFlags.SAMPLED:
-                target.put(encode_span(data), urgent=data.is_marker, important=data.has_children)
-            return
-        if run is None and not data.flags & TraceFlags.SAMPLED:
-            return
-        base = run.inherited.context if run is not None else None
-        own = SpanRef(data.trace_id, data.span_id, data.flags, data.tracestate)
-        parent = parent_context(replace(own, span_id=data.parent_id), base)
-        kind = SpanKind.SERVER if data.is_server else SpanKind.INTERNAL
-        above = None if data.parent_id else parent_context(own, base)
-        decisive = (
-            None if run is not None else int(identity.trace_id(str(data.attributes.get(a.RUN_ID, data.trace_id))), 16)
-        )
-        with self._tracing.sampler.preset(above, decisive):
-            span = self.start(data.name, data.trace_id, data.span_id, parent, data.start_ns, kind=kind)
-        complete(span, data)
-
-
 @dataclass(slots=True, eq=False)
 class LiveRun:
-    """One run: its root span, and the tasks' and attempts' spans that user code has touched, by id.
+    """State of the spans of one run in progress.
 
-    `ended` has the ids of attempts whose spans are exported before their last message. `inherited` is the context of the
-    run's caller. `target` is None where the provider's own processors export.
+    `root` is the span of the run. `spans` has the spans of tasks and attempts that user code has used, by id. `ended` has
+    the ids of attempts whose spans are exported before the last message of their task. `inherited` is the context of the
+    caller. `target` is None if the processors of the provider export. `traces` has the ids of the traces of the run.
     """
 
     trace: RunTrace
     root: Span
-    factory: SpanFactory
+    tracer: RunTracer
     target: ExportTarget | None = None
-    inherited: Inherited = field(default_factory=Inherited)
+    inherited: InheritedContext = field(default_factory=InheritedContext)
     spans: dict[str, Span] = field(default_factory=dict)
     ended: set[str] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
     root_id: str = field(init=False)
-    _traces: set[str] = field(default_factory=set)
+    traces: set[str] = field(default_factory=set)
     _has_failed: bool = False
-    _routes: RunTargets | None = None
+    _targets: RunTargets | None = None
 
     def __post_init__(self) -> None:
         self.root_id = self.trace.span_id
         if self.target is not None:
-            self._routes = run_targets(self.trace.run_id, self.target)
+            self._targets = run_targets(self.trace.run_id, self.target)
 
-    @property
-    def is_recording(self) -> bool:
-        return self.root.is_recording()
-
-    def stands_in(self, trace_id: str) -> None:
-        """ExportTarget and sample the spans of that trace, the run's own or that of a part, as the run's."""
-        if trace_id in self._traces:
-            return
-        self._traces.add(trace_id)
+    def add_trace(self, trace_id: str) -> None:
+        """Export and sample the spans of a trace like the run. It is the trace of the run or of a part."""
+        self.traces.add(trace_id)
         if trace_id != self.trace.trace_id:
             add_part(int(trace_id, 16), int(self.trace.trace_id, 16))
         if self.target is not None:
             add_target(int(trace_id, 16), self.target)
 
+    def remove_traces(self) -> None:
+        while self.traces:
+            trace_id = int(self.traces.pop(), 16)
+            remove_part(trace_id)
+            if self.target is not None:
+                remove_target(trace_id, self.target)
+
     def report_failed_start(self, error: Exception) -> None:
-        """Log the error of the tracer provider, which could not start a span, if it is the first one of the run."""
+        """Log the first error of the tracer provider in this run."""
         if not self._has_failed:
             self._has_failed = True
             message = "OtelConnector: a span could not be started; further failures in this run are not logged"
             logger.error(message, exc_info=error)
 
-    def forget_omitted(self, payload: Mapping[str, Any]) -> None:
-        """Forget the span of a failed attempt which the message has left out, because its trace is full."""
+    def drop_omitted(self, payload: Mapping[str, Any]) -> None:
+        """Drop the span of a failed attempt that the message has omitted because its trace is full."""
         body = payload["body"]
         if body["metadata"].get("reason") == "retry" and "span_id" not in body["metadata"]:
             self.spans.pop(span_id(payload["run_id"], body["task_id"], body["metadata"]["attempt"]), None)
 
-    def forget(self, span_id: str) -> None:
-        """Forget a task's span whose content has no room in its trace. The message alone makes the span."""
+    def drop(self, span_id: str) -> None:
+        """Drop the span of a task whose content has no room in its trace. The span is then made from the message alone."""
         with self.lock:
             self.spans.pop(span_id, None)
 
-    def leave(self) -> None:
-        """End the routing and sampling that `stands_in` has begun."""
-        while self._traces:
-            trace_id = int(self._traces.pop(), 16)
-            remove_part(trace_id)
-            if self.target is not None:
-                remove_target(trace_id, self.target)
-
-    def leftovers(self) -> Iterator[Span]:
+    def take_unfinished(self) -> list[Span]:
         """Remove and return the spans whose terminal message is missing."""
         with self.lock:
             spans, self.spans = list(self.spans.values()), {}
-        yield from spans
+        return spans
+
+
+def emit_finished(tracer: RunTracer, data: SpanData, run: LiveRun | None) -> None:
+    """Start and end a span of the SDK. Without a run, in a replay, the span of a run that was not sampled is dropped."""
+    if run is None and not data.flags & TraceFlags.SAMPLED:
+        return
+    base = run.inherited.context if run is not None else None
+    own = SpanRef(data.trace_id, data.span_id, data.flags, data.tracestate)
+    parent = parent_context(replace(own, span_id=data.parent_id), base)
+    kind = SpanKind.SERVER if data.is_server else SpanKind.INTERNAL
+    sampled_parent = None if data.parent_id else parent_context(own, base)
+    decisive = None
+    if run is None:
+        decisive = int(identity.trace_id(str(data.attributes.get(a.RUN_ID, data.trace_id))), 16)
+    with tracer.sampler.preset(sampled_parent, decisive):
+        span = tracer.start(data.name, data.trace_id, data.span_id, parent, data.start_ns, kind=kind)
+    complete(span, data)
 
 
 def complete(span: Span, data: SpanData, *, linked: int = 0) -> None:
-    """Add the content of the message to a span, which user code may have modified too, and end the span.
+    """Add the content of a message to a span, which user code may have modified, and end the span.
 
-    The span has had the first `linked` of the links since its start, for the sampler.
+    The span already has the first `linked` links, which the sampler needed at its start.
     """
     if not span.is_recording():
         return
@@ -244,7 +195,7 @@ def _trace_state(tracestate: str) -> TraceState:
 
 
 def parent_context(parent: SpanRef, base: Context | None = None, *, is_remote: bool = False) -> Context:
-    """The context `base`, in which no span is current, with `parent` as the current span if it has a span_id."""
+    """Return the context `base` with `parent` as the current span, unless `parent` has no span id."""
     base = Context() if base is None else base
     if not parent.span_id:
         return base

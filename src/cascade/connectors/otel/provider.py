@@ -1,4 +1,4 @@
-"""Which tracer provider a connector works with: the caller's, the application's, or one of its own."""
+"""Tracer providers: the provider of the application, or a provider of Cascade for each destination."""
 
 import contextlib
 import os
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from types import NoneType
-from typing import Any
 
 from opentelemetry import metrics, trace
+from opentelemetry.context import Context
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, Tracer, TracerProvider
@@ -22,6 +22,7 @@ from opentelemetry.sdk.trace.sampling import (
     TraceIdRatioBased,
 )
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import SpanKind
 
 from cascade.connectors.otel import environment
 from cascade.connectors.otel.batch import encode
@@ -32,53 +33,68 @@ from cascade.connectors.otel.health import ItemLabel
 from cascade.connectors.otel.options import ExportOptions
 from cascade.connectors.otel.routing import ExportTarget, Registry, RoutingProcessor, destination
 from cascade.connectors.otel.scope import SCOPE, scope_version
-from cascade.connectors.otel.sdk_hooks import BelowTasks, PresetIds, PresetSampler, TaskIds, mark_spans_of
+from cascade.connectors.otel.sdk_hooks import PresetIds, PresetSampler, TaskChildSampler, add_task_ids_to, for_own_span
 from cascade.connectors.otel.sdk_settings import resource, sampler, span_limits
-from cascade.connectors.otel.sender import Pack
 from cascade.connectors.otel.transport import open_transport, prepare
 
-# A forked child runs the fork handlers in the order of their registration. The handler of the SDK's provider uses a
-# thread pool, whose module registers one too: registered after the provider, it releases its lock too late.
+# A forked child runs fork handlers in the order of registration. The handler of a provider uses a thread pool, so the
+# handler of the thread pool module, which resets its lock, must be registered first.
 with contextlib.suppress(RuntimeError):  # the interpreter is shutting down
     import_module("concurrent.futures.thread")
 
 _CONFIG_FILE = "OTEL_CONFIG_FILE"
 
-# With these a task is sampled when its run is.
 _PLAIN_SAMPLERS = (StaticSampler, TraceIdRatioBased, ParentBased, ParentBasedTraceIdRatio)
+"""Samplers that sample a task when they sample its run."""
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
-class Tracing:
-    """A tracer whose ids can be preset. `target` is None where the provider's own processors export."""
+class RunTracer:
+    """A tracer of the SDK that starts spans under given ids.
+
+    `own` is its provider if Cascade has created it. `target` is None if the processors of the provider export the spans.
+    """
 
     provider: TracerProvider
     tracer: Tracer
     ids: PresetIds
     sampler: PresetSampler
+    own: "OwnProvider | None" = None
     target: ExportTarget | None = None
     endpoint: str = ""
 
     def resource(self) -> Resource:
-        """The provider's resource, which is another one after a fork."""
+        """Return the current resource. The provider replaces it after a fork."""
         return self.provider.resource
 
-    @property
-    def is_own(self) -> bool:
-        """Whether the provider is Cascade's own, and not the application's."""
-        return isinstance(self.provider, _OwnProvider)
+    def start(
+        self,
+        name: str,
+        trace_id: str,
+        span_id: str,
+        parent: Context,
+        start_ns: int,
+        *,
+        kind: SpanKind = SpanKind.INTERNAL,
+        links: tuple[trace.Link, ...] = (),
+    ) -> trace.Span:
+        with self.ids.preset(trace_id, span_id):
+            return self.tracer.start_span(
+                name,
+                for_own_span(parent),
+                kind,
+                links=links,
+                start_time=start_ns,
+                record_exception=False,
+                set_status_on_exception=False,
+            )
 
-    @property
-    def is_direct(self) -> bool:
-        """Whether a finished span may go to the queue without ever being one of the SDK's."""
-        return self.target is not None and isinstance(self.provider, _OwnProvider) and self.provider.is_plain
 
-
-def tracing_of(provider: trace.TracerProvider) -> Tracing | None:
-    """Work with this provider, of the application or our own; None if it records nothing (NoOp, OTEL_SDK_DISABLED).
+def tracer_of(provider: trace.TracerProvider) -> RunTracer | None:
+    """Return a tracer of the provider; None if the provider records nothing (no-op, or OTEL_SDK_DISABLED).
 
     Raises:
-        TypeError: It is a provider of another library than the SDK.
+        TypeError: The provider is not a provider of the SDK.
     """
     if isinstance(provider, trace.NoOpTracerProvider):
         return None
@@ -92,81 +108,55 @@ def tracing_of(provider: trace.TracerProvider) -> Tracing | None:
         tracer.id_generator = PresetIds(tracer.id_generator)
     if not isinstance(tracer.sampler, PresetSampler):
         tracer.sampler = PresetSampler(tracer.sampler)
-    mark_spans_of(provider)
-    target, endpoint = (provider.target, provider.endpoint) if isinstance(provider, _OwnProvider) else (None, "")
-    return Tracing(provider, tracer, tracer.id_generator, tracer.sampler, target, endpoint)
+    add_task_ids_to(provider)
+    own = provider if isinstance(provider, OwnProvider) else None
+    target, endpoint = (own.target, own.endpoint) if own is not None else (None, "")
+    return RunTracer(provider, tracer, tracer.id_generator, tracer.sampler, own, target, endpoint)
 
 
 def application_provider() -> TracerProvider | None:
-    """The process's provider, if the application has set one of the SDK's, and it is not ours."""
-    provider = _global()
-    return provider if isinstance(provider, TracerProvider) and not isinstance(provider, _OwnProvider) else None
+    """Return the provider of the SDK that the application has set as the global one, or None."""
+    provider = _global_provider()
+    return provider if isinstance(provider, TracerProvider) and not isinstance(provider, OwnProvider) else None
 
 
-def _global() -> trace.TracerProvider | None:
+def _global_provider() -> trace.TracerProvider | None:
     return environment.global_provider(trace.get_tracer_provider, "tracer")
 
 
-def _retire(tracing: Tracing) -> None:
-    if tracing.target is not None:
-        tracing.target.queue.retire()
+def _retire(tracer: RunTracer) -> None:
+    if tracer.target is not None:
+        tracer.target.queue.retire()
 
 
-_shared: Registry[Tracing] = Registry(_retire)
+_tracers: Registry[RunTracer] = Registry(_retire)
 
 
-def own_tracing(options: ExportOptions, environ: Mapping[str, str] = os.environ) -> Tracing | None:
-    """The provider of our own for this destination, which becomes the process's if there is none yet.
+def own_tracer(options: ExportOptions, environ: Mapping[str, str] = os.environ) -> RunTracer | None:
+    """Return the tracer of Cascade's provider for a destination; None if the SDK is disabled.
 
-    None if the SDK is disabled.
+    The provider becomes the global one if there is none.
     """
     if environment.is_disabled(environ):
         return None
-    tracing = _shared.get(destination(options, environ), partial(_made, options, environ))
-    if isinstance(_global(), (trace.ProxyTracerProvider, NoneType)):
-        trace.set_tracer_provider(tracing.provider)
-    return tracing
+    tracer = _tracers.get(destination(options, environ), lambda: _new_tracer(options, environ))
+    if isinstance(_global_provider(), (trace.ProxyTracerProvider, NoneType)):
+        trace.set_tracer_provider(tracer.provider)
+    return tracer
 
 
-def _made(options: ExportOptions, environ: Mapping[str, str]) -> Tracing:
+def _new_tracer(options: ExportOptions, environ: Mapping[str, str]) -> RunTracer:
     exporters, _, problem = environment.exporters(environ, "traces")
     warn_once(*filter(None, (problem, _config_file(environ))))
-    provider = _OwnProvider(
-        resource=resource(environ), sampler=sampler(environ), span_limits=span_limits(environ), shutdown_on_exit=False
-    )
-    envelope = Envelope(lambda: provider.resource, InstrumentationScope(SCOPE, scope_version(), ""))
     if "otlp" in exporters:
         prepare(options)
-        pack = partial(encode, envelope=envelope)
-        provider.target, provider.endpoint = ExportTarget(_queue(options, pack)), options.endpoint
-    mark_spans_of(provider)
-    provider.add_span_processor(RoutingProcessor(provider.target))
-    provider.is_plain = provider.is_plain and not any(environment.value(environ, name) for name in LIMITS)
+    provider = OwnProvider(options if "otlp" in exporters else None, environ)
     if "console" in exporters:
         provider.add_span_processor(SimpleSpanProcessor(_ConsoleExporter()))
-    made = tracing_of(provider)
-    if made is None:
-        raise RuntimeError("the SDK's TracerProvider returned a tracer that is not the SDK's")
-    return made
-
-
-def _queue(options: ExportOptions, pack: Pack) -> ExportQueue:
-    return ExportQueue(
-        partial(open_transport, options),
-        pack=pack,
-        request_timeout=options.timeout,
-        label=ItemLabel("spans", options.endpoint),
-    )
-
-
-class _ConsoleExporter(ConsoleSpanExporter):
-    """Prints spans. A standard output that is closed or full affects neither the run nor the other exporter."""
-
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        try:
-            return super().export(spans)
-        except Exception:  # noqa: BLE001 - telemetry never breaks a run
-            return SpanExportResult.FAILURE
+    tracer = tracer_of(provider)
+    if tracer is None:
+        raise RuntimeError("the TracerProvider of the SDK returned a tracer of another library")
+    return tracer
 
 
 def _config_file(environ: Mapping[str, str]) -> SettingWarning | None:
@@ -175,22 +165,50 @@ def _config_file(environ: Mapping[str, str]) -> SettingWarning | None:
     return SettingWarning(_CONFIG_FILE, given, message) if given else None
 
 
-class _OwnProvider(TracerProvider):
-    """A provider of Cascade's own, as opposed to the application's.
+class OwnProvider(TracerProvider):
+    """A provider that Cascade has made. It exports to `target`, which is None without an OTLP exporter.
 
-    It `is_plain` while it has no processors but ours, and its sampler lets a child follow its parent. All its tracers
-    sample the parts of a run as they sample the run, and with a plain sampler a span below a task as the task.
+    `is_direct` is set while finished spans can be encoded without a span object of the SDK: the sampler samples a task
+    when it samples its run, there are no other processors, and no limits of attributes apply.
     """
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, options: ExportOptions | None, environ: Mapping[str, str]) -> None:
         meters = environment.global_provider(metrics.get_meter_provider, "meter")
-        self.target: ExportTarget | None = None
-        self.endpoint = ""
-        super().__init__(meter_provider=NoOpMeterProvider() if meters is None else None, **settings)
-        self.is_plain = type(self.sampler) in _PLAIN_SAMPLERS
-        self.sampler: Sampler = PresetSampler(BelowTasks(self.sampler, is_plain=self.is_plain))
+        super().__init__(
+            resource=resource(environ),
+            sampler=sampler(environ),
+            span_limits=span_limits(environ),
+            shutdown_on_exit=False,
+            meter_provider=NoOpMeterProvider() if meters is None else None,
+        )
+        self.endpoint = options.endpoint if options is not None else ""
+        self.target = ExportTarget(self._new_queue(options)) if options is not None else None
+        is_plain = type(self.sampler) in _PLAIN_SAMPLERS
+        self.sampler: Sampler = PresetSampler(TaskChildSampler(self.sampler, is_plain=is_plain))
+        add_task_ids_to(self)
+        self.add_span_processor(RoutingProcessor(self.target))
+        has_limits = any(environment.value(environ, name) for name in LIMITS)
+        self.is_direct = self.target is not None and is_plain and not has_limits
 
     def add_span_processor(self, span_processor: SpanProcessor) -> None:
-        if not isinstance(span_processor, (RoutingProcessor, TaskIds)):
-            self.is_plain = False
+        self.is_direct = False
         super().add_span_processor(span_processor)
+
+    def _new_queue(self, options: ExportOptions) -> ExportQueue:
+        envelope = Envelope(lambda: self.resource, InstrumentationScope(SCOPE, scope_version(), ""))
+        return ExportQueue(
+            partial(open_transport, options),
+            pack=partial(encode, envelope=envelope),
+            request_timeout=options.timeout,
+            label=ItemLabel("spans", options.endpoint),
+        )
+
+
+class _ConsoleExporter(ConsoleSpanExporter):
+    """Prints spans. A closed or full standard output affects neither the run nor the other exporter."""
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        try:
+            return super().export(spans)
+        except Exception:  # noqa: BLE001 - telemetry must not break a run
+            return SpanExportResult.FAILURE

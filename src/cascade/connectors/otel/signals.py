@@ -1,4 +1,4 @@
-"""The metrics and the logs of a connector: by default metrics are exported, and logs are not."""
+"""Setup of the signals of a connector: the tracer, the metrics and the logs. Logs are not exported by default."""
 
 import os
 import time
@@ -10,7 +10,7 @@ from cascade._loggers import get_logger
 from cascade.connectors.otel.environment import SettingWarning, warn_once
 from cascade.connectors.otel.export_queue import ExportQueue
 from cascade.connectors.otel.options import ExportOptions, Signal
-from cascade.connectors.otel.provider import Tracing
+from cascade.connectors.otel.provider import RunTracer
 from cascade.connectors.otel.routing import Registry, Share, destination
 from cascade.telemetry import attributes as a
 from cascade.telemetry.safe import error_text
@@ -20,22 +20,13 @@ if TYPE_CHECKING:
     from cascade.connectors.otel.metrics import RunMetrics
     from cascade.connectors.otel.metrics.export import MetricExporter
 
-import asyncio
-import math
-import threading
-from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import cast
 
 from opentelemetry import trace
 
 from cascade._forks import no_fork
-from cascade.connectors.otel.batch import FlushReport
-from cascade.connectors.otel.live_spans import SpanFactory
-from cascade.connectors.otel.provider import application_provider, own_tracing, tracing_of
-from cascade.connectors.otel.provider_flush import flush_of
-from cascade.connectors.otel.routing import ExportTarget
+from cascade.connectors.otel.provider import application_provider, own_tracer, tracer_of
 from cascade.connectors.otel.transport import prepare
 
 logger = get_logger("cascade.connectors.otel")
@@ -46,7 +37,7 @@ _log_queues: Registry[ExportQueue] = Registry(lambda queue: queue.retire())
 _metric_exporters: "Registry[MetricExporter]" = Registry(lambda exporter: exporter.retire())
 
 
-_NAMES_OF_COLLECTORS = (
+_COLLECTOR_VARIABLES = (
     "OTEL_EXPORTER_OTLP_ENDPOINT",
     "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
     "OTEL_METRICS_EXPORTER",
@@ -57,20 +48,20 @@ class Signals:
     """The metrics and the logs of one connector.
 
     Args:
-        tracing: Where its spans go; None if the SDK is disabled.
-        exporting: Its arguments on where to export, as `ExportOptions.from_environment` takes them.
-        metrics: Whether there are metrics.
-        logs: As `chosen_level` takes it.
+        tracer: The tracer of the connector; None if the SDK is disabled.
+        exporting: Arguments `endpoint`, `protocol` and `headers` of the connector.
+        metrics: Whether metrics are exported.
+        logs: The argument of `chosen_level`.
     """
 
     def __init__(
-        self, tracing: Tracing | None, exporting: dict[str, Any], *, metrics: bool, logs: bool | str | None
+        self, tracer: RunTracer | None, exporting: dict[str, Any], *, metrics: bool, logs: bool | str | None
     ) -> None:
-        self.metrics = _metrics(tracing, exporting, is_wanted=metrics)
-        self._logs = _logs(tracing, exporting, logs)
+        self.metrics = _metrics(tracer, exporting, is_wanted=metrics)
+        self._logs = _logs(tracer, exporting, logs)
 
     def reserve(self, exit_timeout: float) -> None:
-        """Register as a user of the shared exports, which the process's exit flushes for `exit_timeout` seconds."""
+        """Register as a user of the shared exports. They are flushed for `exit_timeout` seconds when the process exits."""
         self.metrics.reserve(exit_timeout)
         if self._logs is not None:
             self._logs.reserve(exit_timeout)
@@ -85,7 +76,7 @@ class Signals:
             self._logs.detach(run_id)
 
     def start_flush(self, timeout: float) -> Callable[[float], str]:
-        """Begin to flush the logs. The returned function exports the metrics, which count the spans sent until then.
+        """Start a flush of the logs. The returned function exports the metrics, which count the spans sent until then.
 
         It waits for both, at most `timeout` seconds from now or until its argument, a time of `time.monotonic`. It
         returns a warning about undelivered log records, or an empty text.
@@ -104,7 +95,7 @@ def check_logs(exporting: dict[str, Any], logs: bool | str | None) -> None:
     """Check the `logs` argument of a connector.
 
     Raises:
-        ValueError: `logs` is no level, or the `endpoint` argument is the URL of another signal.
+        ValueError: `logs` is not a level, or the `endpoint` argument is the URL of another signal.
     """
     from cascade.connectors.otel.logs import chosen_level
 
@@ -124,66 +115,64 @@ def _no_endpoint_for_logs(exporting: dict[str, Any]) -> str:
     )
 
 
-def _metrics(tracing: Tracing | None, exporting: dict[str, Any], *, is_wanted: bool) -> "RunMetrics":
+def _metrics(tracer: RunTracer | None, exporting: dict[str, Any], *, is_wanted: bool) -> "RunMetrics":
     from cascade.connectors.otel.metrics import RunMetrics, application_provider
 
-    if tracing is None or not is_wanted:
+    if tracer is None or not is_wanted:
         return RunMetrics()
     if not any(exporting.values()) and (meters := application_provider()) is not None:
         try:
             return RunMetrics.for_provider(meters)
-        except Exception as error:  # noqa: BLE001 - the application's
+        except Exception as error:  # noqa: BLE001 - code of the application
             logger.warning("OtelConnector: no metrics, the application's meter provider raised %s", error_text(error))
             return RunMetrics()
     options = _options(exporting, "metrics")
-    if options is None or not (tracing.is_own or _names_a_collector(options)):
+    if options is None or not (tracer.own is not None or _has_collector(options)):
         return RunMetrics()
-    metrics = RunMetrics.for_endpoint(tracing.resource, options, _share(_metric_exporters, options, tracing))
-    if tracing.target is not None:
-        metrics.watch("traces", tracing.target.queue.totals)
+    metrics = RunMetrics.for_endpoint(tracer.resource, options, _share(_metric_exporters, options, tracer))
+    if tracer.target is not None:
+        metrics.watch("traces", tracer.target.queue.totals)
     return metrics
 
 
-def _names_a_collector(options: ExportOptions) -> bool:
-    """Whether the environment has a collector for metrics, where an application exports the spans itself.
+def _has_collector(options: ExportOptions) -> bool:
+    """Return whether the environment sets a collector for metrics. It is needed if the application exports the spans.
 
-    Values that Cascade does not understand are for the exporters of the application.
+    Values that are invalid for Cascade are meant for the exporters of the application.
     """
-    return not options.problems and any(os.environ.get(name, "").strip() for name in _NAMES_OF_COLLECTORS)
+    return not options.problems and any(os.environ.get(name, "").strip() for name in _COLLECTOR_VARIABLES)
 
 
-def _logs(tracing: Tracing | None, exporting: dict[str, Any], logs: bool | str | None) -> "RunLogs | None":
+def _logs(tracer: RunTracer | None, exporting: dict[str, Any], logs: bool | str | None) -> "RunLogs | None":
     from cascade.connectors.otel.logs import RunLogs, chosen_level
 
     level = chosen_level(logs)
-    if level is None or tracing is None:
+    if level is None or tracer is None:
         return None
     options = _options(exporting, "logs")
     if options is None:
         message = f"{_no_endpoint_for_logs(exporting)}; no logs are exported"
         warn_once(SettingWarning("OTEL_LOGS_EXPORTER", str(exporting["endpoint"]), message))
         return None
-    return RunLogs(
-        tracing.resource, options, level, _share(_log_queues, options, tracing), is_explicit=logs is not None
-    )
+    return RunLogs(tracer.resource, options, level, _share(_log_queues, options, tracer), is_explicit=logs is not None)
 
 
-def _share(registry: Registry[T], options: ExportOptions, tracing: Tracing) -> Share[T]:
-    """Shares the objects of a registry between the connectors of this destination and resource.
+def _share(registry: Registry[T], options: ExportOptions, tracer: RunTracer) -> Share[T]:
+    """Share an object of a registry between the connectors of this destination and resource.
 
-    The resource of a provider of our own follows from the environment. The instance id is new in a forked child, where the
-    objects begin anew.
+    The resource of a provider of Cascade depends on the environment alone. The instance id is left out, because it
+    changes in a forked child, which keeps the objects.
     """
-    whose: Hashable = None
-    if not tracing.is_own:
-        resource = tracing.provider.resource
+    owner: Hashable = None
+    if tracer.own is None:
+        resource = tracer.provider.resource
         described = {key: value for key, value in resource.attributes.items() if key != a.SERVICE_INSTANCE_ID}
-        whose = frozenset(described.items()), resource.schema_url
-    return partial(registry.get, (destination(options), whose))
+        owner = frozenset(described.items()), resource.schema_url
+    return partial(registry.get, (destination(options), owner))
 
 
 def _options(exporting: dict[str, Any], signal: Signal) -> ExportOptions | None:
-    """None when the endpoint is the complete URL of another signal."""
+    """Return the options of a signal; None if the endpoint is the complete URL of another signal."""
     options = ExportOptions.from_environment(**exporting, signal=signal)
     is_elsewhere = options.protocol != "grpc" and options.endpoint == exporting["endpoint"]
     return None if is_elsewhere else options
@@ -191,29 +180,27 @@ def _options(exporting: dict[str, Any], signal: Signal) -> ExportOptions | None:
 
 @dataclass(frozen=True, slots=True)
 class Exports:
-    """The means of export of a connector. Without `tracing` nothing is exported."""
+    """Signals and tracer of a connector. Without a tracer nothing is exported."""
 
     signals: Signals
-    tracing: Tracing | None = None
-    factory: SpanFactory | None = None
-    target: ExportTarget | None = None
+    tracer: RunTracer | None = None
 
 
 class ExportSetup:
-    """Chooses once, when it is first called: an application may set its providers after it has made the connector.
+    """Sets up the exports at the first call: an application may set its providers after it has created the connector.
 
-    The constructor checks all that does not depend on the choice, and leaves the process's providers alone.
+    The constructor checks the arguments and does not change the providers of the process.
 
     Args:
-        provider: The tracer provider to use; None for the application's, or one of our own.
-        exporting: Arguments `endpoint`, `protocol` and `headers` of the connector. One that is set makes a provider of
-            our own.
+        provider: The tracer provider to use; None for that of the application, or one of Cascade.
+        exporting: Arguments `endpoint`, `protocol` and `headers` of the connector. If one is set, a provider of Cascade
+            is used.
         metrics: Whether metrics are exported.
-        logs: As `chosen_level` takes it.
+        logs: The argument of `chosen_level`.
 
     Raises:
-        ValueError: An argument has a value that is not allowed, or contradicts another one.
-        TypeError: `provider` is no tracer provider.
+        ValueError: An argument has an invalid value, or contradicts another argument.
+        TypeError: `provider` is not a tracer provider.
     """
 
     def __init__(
@@ -230,7 +217,7 @@ class ExportSetup:
         if provider is not None and not isinstance(provider, trace.TracerProvider):
             raise TypeError(f"tracer_provider={provider!r} is no opentelemetry TracerProvider")
         if is_own:
-            # Problems of variables are reported when the variables are used.
+            # Invalid variables are reported when the exports are set up.
             prepare(replace(ExportOptions.from_environment(**exporting), problems=()))
         check_logs(exporting, logs)
         self._provider = provider
@@ -240,7 +227,7 @@ class ExportSetup:
         self.error = ""
 
     def __call__(self) -> Exports:
-        """The means of export. An error is raised once; after it nothing is exported, and `error` is its text."""
+        """Return the exports. An exception is raised once; then nothing is exported, and `error` is its text."""
         chosen: Exports | None = self.__dict__.get("_exports")
         if chosen is not None:
             return chosen
@@ -251,103 +238,18 @@ class ExportSetup:
             self.error = error_text(error)
             self.__dict__.setdefault("_exports", Exports(Signals(None, {}, metrics=False, logs=False)))
             raise
-        # Threads may choose at the same time. They find the same provider, and `setdefault` is atomic.
+        # Threads may get here at the same time. They find the same provider, and `setdefault` is atomic.
         return cast("Exports", self.__dict__.setdefault("_exports", made))
 
     def _make(self) -> Exports:
-        tracing = self._tracing()
-        signals = Signals(tracing, self._exporting, metrics=self._metrics, logs=self._logs)
-        return Exports(signals, tracing, SpanFactory(tracing), tracing.target) if tracing else Exports(signals)
+        tracer = self._tracer()
+        signals = Signals(tracer, self._exporting, metrics=self._metrics, logs=self._logs)
+        return Exports(signals, tracer)
 
-    def _tracing(self) -> Tracing | None:
-        # A proxy stands for the process's provider, which may have been set since.
+    def _tracer(self) -> RunTracer | None:
+        # A proxy represents the global provider, which may have been set since.
         if self._provider is not None and not isinstance(self._provider, trace.ProxyTracerProvider):
-            return tracing_of(self._provider)
+            return tracer_of(self._provider)
         if not any(self._exporting.values()) and (found := application_provider()) is not None:
-            return tracing_of(found)
-        return own_tracing(ExportOptions.from_environment(**self._exporting))
-
-
-_SLICE = 0.5
-"""Seconds that one message waits for room: half of the publish queue's limit for one message."""
-
-_GRACE = 1.0
-"""Seconds beyond its bound after which a flush is taken to be stuck."""
-
-
-async def flush(
-    tracing: Tracing,
-    targets: Sequence[ExportTarget],
-    timeout: float,  # noqa: ASYNC109 - the bound is its purpose
-    signals: Signals,
-    *,
-    has_spans: bool,
-    strict: bool,
-) -> tuple[FlushReport, str]:
-    """Flush the spans of the targets, and beside them the other signals, in `timeout` seconds.
-
-    Returns the report of the spans and a warning about other signals, which may be empty. With an application's provider
-    the report has no counts, and its reason is for a strict connector: `ProviderFlush` logs.
-    """
-    if tracing.is_own:
-        done = await _in_thread(lambda: _flushed(targets, timeout, signals), timeout + _GRACE)
-        return done or (FlushReport(reason=_stuck(timeout)), "")
-    run = partial(flush_of(tracing.provider).run, timeout, has_spans=has_spans, strict=strict)
-    others = _in_thread(lambda: signals.start_flush(timeout)(math.inf), timeout + _GRACE)
-    problem, warning = await asyncio.gather(_in_thread(run, timeout + _GRACE), others)
-    return FlushReport(reason=problem or "" if strict else ""), warning or ""
-
-
-def _flushed(targets: Sequence[ExportTarget], timeout: float, signals: Signals) -> tuple[FlushReport, str]:
-    # Spans and logs begin before the first wait: silent destinations cost one wait and not one each.
-    flushes = [target.queue.start_flush(timeout, counters=target.counters) for target in targets]
-    wait_for_others = signals.start_flush(timeout)
-    report = sum((flush.wait() for flush in flushes), FlushReport())
-    # Where spans are not delivered, the other signals cost the run no further time.
-    return report, wait_for_others(time.monotonic() if report.pending else math.inf)
-
-
-class CapacityWaiter:
-    """Waits for room in a queue, in one thread for however many tasks."""
-
-    def __init__(self) -> None:
-        self._waiting: asyncio.Future[Any] | None = None
-
-    async def wait(self, queue: ExportQueue) -> None:
-        """Return when it has room again or its peer is not alive, and after half a second in any case."""
-        waiting = self._waiting
-        if waiting is None or waiting.done() or waiting.get_loop() is not asyncio.get_running_loop():
-            waiting = asyncio.ensure_future(_in_thread(lambda: queue.wait_for_capacity(_SLICE), _SLICE + _GRACE))
-            self._waiting = waiting
-        await asyncio.wait({waiting})
-
-
-def _stuck(timeout: float) -> str:
-    return f"the flush has not ended within {timeout:g} s"
-
-
-async def _in_thread(work: Callable[[], Any], timeout: float) -> Any:  # noqa: ASYNC109 - as above
-    """Run `work` in a daemon thread; return its result, or None after `timeout` seconds. Its exceptions are raised."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[Any] = loop.create_future()
-
-    def settle(result: Any, error: Exception | None) -> None:
-        if not done.done():
-            done.set_result(result) if error is None else done.set_exception(error)
-
-    def run() -> None:
-        result: Any = None
-        error: Exception | None = None
-        try:
-            result = work()
-        except Exception as caught:  # noqa: BLE001 - raised again where it is awaited
-            error = caught
-        with suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(settle, result, error)
-
-    threading.Thread(target=run, name="cascade-flush", daemon=True).start()
-    await asyncio.wait({done}, timeout=timeout)
-    if not done.done():
-        done.cancel()
-        return None
-    return done.result()
+            return tracer_of(found)
+        return own_tracer(ExportOptions.from_environment(**self._exporting))

@@ -1,7 +1,7 @@
-"""The span that is current while a task's code runs: as good as nothing until that code does something with it.
+"""The current span while the code of a task runs.
 
-Most tasks never touch their span; it is then made from the task's terminal message alone, at a fifth of the cost of
-one of the SDK's. The first touch makes it real.
+Most tasks do not use their span. It is then made from the terminal message of the task, at a fifth of the cost of a span
+object of the SDK. The first use creates that object.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, Span, SpanContex
 from opentelemetry.util.types import Attributes, AttributeValue
 
 from cascade.connectors.otel.live_spans import LiveRun, parent_context, span_context, with_baggage
-from cascade.connectors.otel.sdk_hooks import OfTask, content_bytes, task_in, with_task
+from cascade.connectors.otel.sdk_hooks import TaskSpanMixin, content_bytes, task_in, with_task
 from cascade.runtime.task_context import TaskContext
 from cascade.telemetry.attributes import EXCEPTION_MESSAGE, EXCEPTION_STACKTRACE
 from cascade.telemetry.identity import span_id
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from cascade.connectors.otel.metrics import RunMetrics
 
 
-class TaskSpan(OfTask, Span):
-    """Stands for a task's span, or for its attempt's. Thread-safe, as the SDK's are.
+class TaskSpan(TaskSpanMixin, Span):
+    """Proxy for the span of a task or of its attempt. Thread-safe, like the spans of the SDK.
 
-    Its context is known from the start; everything that changes or reads more of it makes the SDK's own span and is
-    passed on to that. Once the task's code is over it no longer records.
+    The span context is known from the start. All other methods create the span of the SDK and delegate to it. After
+    `finish` the span no longer records.
     """
 
     def __init__(self, task: TaskContext, run: LiveRun, *, has_attempts: bool) -> None:
@@ -40,10 +40,10 @@ class TaskSpan(OfTask, Span):
         self._attempt = task.attempt if has_attempts else 0
         self._context: SpanContext | None = None
         self._span: Span | None = None
-        self._is_over = False
+        self._is_finished = False
 
     def get_span_context(self) -> SpanContext:
-        if self._span is not None:  # a sampler may have decided otherwise than for the run
+        if self._span is not None:  # its sampler may have decided differently from that of the run
             return self._span.get_span_context()
         if self._context is None:
             task = self.task
@@ -52,15 +52,15 @@ class TaskSpan(OfTask, Span):
         return self._context
 
     def is_recording(self) -> bool:
-        return self._span.is_recording() if self._span is not None else not self._is_over
+        return self._span.is_recording() if self._span is not None else not self._is_finished
 
-    def over(self) -> None:
-        """End the task's code. A real span ends with the task's message; what the code has added to it counts now.
+    def finish(self) -> None:
+        """Stop recording at the end of the code, and count the content that the code has added.
 
-        Content for which the trace has no room is left out.
+        The span of the SDK ends with the message of the task. It is dropped if the trace has no room for its content.
         """
         with self._run.lock:
-            self._is_over = True
+            self._is_finished = True
         child, span = self.task.child, self._span
         if child is None or not isinstance(span, ReadableSpan):
             return
@@ -69,22 +69,22 @@ class TaskSpan(OfTask, Span):
             child.charge(0, size)
         else:
             child.leave_out(size, self.task.trace.parts.run)
-            self._run.forget(span_id(self.task.run_id, self.task.task_id, self._attempt))
+            self._run.drop(span_id(self.task.run_id, self.task.task_id, self._attempt))
 
-    def real(self) -> Span:
-        """The SDK's span; one that records nothing after the end of the task's code, or if the SDK raises an error."""
+    def sdk_span(self) -> Span:
+        """Return the span of the SDK. It records nothing after `finish`, or if the SDK raises an exception."""
         failure: Exception | None = None
         with self._run.lock:
             if self._span is None:
-                if self._is_over:
+                if self._is_finished:
                     return INVALID_SPAN
                 try:
                     self._span = self._make()
-                except Exception as error:  # noqa: BLE001 - a sampler, a processor or an id generator of the program
+                except Exception as error:  # noqa: BLE001 - code of the application
                     self._span = NonRecordingSpan(self.get_span_context())
                     failure = error
             span = self._span
-        if failure is not None:  # logged without the lock: a log handler may use the span
+        if failure is not None:  # without the lock: a log handler may use the span
             self._run.report_failed_start(failure)
         return span
 
@@ -95,32 +95,32 @@ class TaskSpan(OfTask, Span):
         if self._attempt:
             name, parent_id, start_ns = f"{name} attempt", task.span.span_id, task.attempt_start_ns
         parent = parent_context(task.trace.ref(trace_id, parent_id), run.inherited.context)
-        span = run.spans[own_id] = run.factory.start(name, trace_id, own_id, parent, start_ns)
+        span = run.spans[own_id] = run.tracer.start(name, trace_id, own_id, parent, start_ns)
         return span
 
     def end(self, end_time: int | None = None) -> None:
-        self.real().end(end_time)
+        self.sdk_span().end(end_time)
 
     def set_attribute(self, key: str, value: AttributeValue) -> None:
-        self.real().set_attribute(key, value)
+        self.sdk_span().set_attribute(key, value)
 
     def set_attributes(self, attributes: Mapping[str, AttributeValue]) -> None:
-        self.real().set_attributes(attributes)
+        self.sdk_span().set_attributes(attributes)
 
     def add_event(self, name: str, attributes: Attributes = None, timestamp: int | None = None) -> None:
-        self.real().add_event(name, attributes, timestamp)
+        self.sdk_span().add_event(name, attributes, timestamp)
 
     def add_link(self, context: SpanContext, attributes: Attributes = None) -> None:
-        self.real().add_link(context, attributes)
+        self.sdk_span().add_link(context, attributes)
 
     def update_name(self, name: str) -> None:
-        self.real().update_name(name)
+        self.sdk_span().update_name(name)
 
     def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
         """Set the status, with secrets masked in its description."""
         if isinstance(status, Status):
             description, status = status.description, status.status_code
-        self.real().set_status(status, None if description is None else masked(description, MAX_ERROR_BYTES))
+        self.sdk_span().set_status(status, None if description is None else masked(description, MAX_ERROR_BYTES))
 
     def record_exception(
         self,
@@ -131,28 +131,17 @@ class TaskSpan(OfTask, Span):
     ) -> None:
         """Add the event of an exception, with secrets masked in its message and in its stack trace."""
         shown = {EXCEPTION_MESSAGE: error_message(exception), EXCEPTION_STACKTRACE: stack_text(exception)}
-        self.real().record_exception(exception, {**shown, **(attributes or {})}, timestamp, escaped)
+        self.sdk_span().record_exception(exception, {**shown, **(attributes or {})}, timestamp, escaped)
 
     def __getattr__(self, name: str) -> Any:
-        """What the SDK's spans have beyond the API: `name`, `attributes`, `events`, …."""
-        return getattr(self.real(), name)
-
-
-class NoActivation:
-    """Nothing to activate: the run is not traced here."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        pass
+        """Return an attribute that only spans of the SDK have, such as `name`, `attributes` and `events`."""
+        return getattr(self.sdk_span(), name)
 
 
 class SpanActivation:
-    """Makes the span of a task, of its attempt, or of a resource's setup or teardown the current one.
+    """Makes the span of a task, of its attempt, or of a setup or teardown of a resource the current span.
 
-    The span ends with the message of its end. A resource's setup and teardown share their context: what the setup has
-    attached, such as baggage, stays attached.
+    The setup and the teardown of a resource share a context: values that the setup attaches, such as baggage, stay attached.
     """
 
     __slots__ = ("_attached", "_before", "_detail", "_metrics", "_run", "_span", "_task", "_token")
@@ -181,7 +170,7 @@ class SpanActivation:
         if self._task.kind == "task":
             self._metrics.end_task()
         if self._span is not None:
-            self._span.over()
+            self._span.finish()
         if self._task.kind == "task" or (context := otel_context.get_current()) is self._attached:
             otel_context.detach(self._token)
             return
@@ -192,10 +181,12 @@ class SpanActivation:
         task, run = self._task, self._run
         if self._detail == "run" or (self._detail == "tasks" and task.kind == "resource"):
             return run.root
-        run.stands_in(task.trace_id)
-        if not run.is_recording:
+        trace_id = task.trace_id
+        if trace_id not in run.traces:
+            run.add_trace(trace_id)
+        if not run.root.is_recording():
             return NonRecordingSpan(span_context(task.current_span))
         self._span = TaskSpan(task, run, has_attempts=self._detail == "full")
-        if not run.factory.is_direct:
-            self._span.real()
+        if (own := run.tracer.own) is None or not own.is_direct:  # processors expect the span at its start
+            self._span.sdk_span()
         return self._span

@@ -18,7 +18,8 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, StaticSampler
 
 import cascade as cs
-from cascade.connectors.otel import OtelConnector, provider_flush
+from cascade.connectors.otel import OtelConnector
+from cascade.connectors.otel.flush import flush_of
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.testing import OtlpReceiver
 from tests.connectors.otel import peers
@@ -107,7 +108,7 @@ def test_one_message_tells_the_end_of_the_outage_and_runs_wait_again(
     warned, recovered = warnings(caplog)
     assert "may not be delivered" in warned
     assert "is flushed again" in recovered
-    limits.setattr("cascade.connectors.otel.provider_flush.BRIEF", 0.0)
+    limits.setattr("cascade.connectors.otel.flush.BRIEF", 0.0)
     for _ in range(RUNS):
         before = processor.ended
         run(provider)
@@ -119,11 +120,11 @@ def test_the_outage_ends_though_a_run_ends_during_each_flush(
     processor: Gated, caplog: pytest.LogCaptureFixture
 ) -> None:
     provider = provider_with(processor)
-    flush = provider_flush.flush_of(provider)
+    flush = flush_of(provider)
 
     def while_another_run_ends() -> bool:
         pool.submit(run, provider)
-        until_blocking(lambda: flush._wanted > flush._begun)
+        until_blocking(lambda: flush._requested > flush._started)
         return True
 
     with ThreadPoolExecutor(1) as pool:
@@ -150,7 +151,7 @@ def test_the_flush_of_one_provider_does_not_affect_another(
     processor: Gated, caplog: pytest.LogCaptureFixture, limits: pytest.MonkeyPatch
 ) -> None:
     run(provider_with(processor), BRIEF)
-    limits.setattr("cascade.connectors.otel.provider_flush.BRIEF", 0.0)
+    limits.setattr("cascade.connectors.otel.flush.BRIEF", 0.0)
     other = Gated()
     other.gate.set()
     run(provider_with(other))
@@ -161,7 +162,7 @@ def test_the_flush_of_one_provider_does_not_affect_another(
 def test_a_slow_flush_is_waited_for_once_without_a_warning(
     processor: Gated, caplog: pytest.LogCaptureFixture, limits: pytest.MonkeyPatch
 ) -> None:
-    limits.setattr("cascade.connectors.otel.provider_flush.SLOW", -1.0)
+    limits.setattr("cascade.connectors.otel.flush.SLOW", -1.0)
     provider = provider_with(processor)
     processor.gate.set()
     run(provider)
@@ -174,8 +175,8 @@ def test_a_slow_flush_is_waited_for_once_without_a_warning(
 
 
 def test_a_strict_connector_waits_for_a_slow_flush(processor: Gated, limits: pytest.MonkeyPatch) -> None:
-    limits.setattr("cascade.connectors.otel.provider_flush.SLOW", -1.0)
-    limits.setattr("cascade.connectors.otel.provider_flush.BRIEF", 0.0)
+    limits.setattr("cascade.connectors.otel.flush.SLOW", -1.0)
+    limits.setattr("cascade.connectors.otel.flush.BRIEF", 0.0)
     provider = provider_with(processor)
     processor.gate.set()
     for number in range(RUNS):
@@ -254,7 +255,7 @@ def test_a_provider_that_is_collected_leaves_nothing_behind(processor: Gated) ->
     processor.gate.set()
     provider = provider_with(processor)
     run(provider)
-    gone = weakref.ref(provider_flush.flush_of(provider))
+    gone = weakref.ref(flush_of(provider))
     del provider
     gc.collect()
     assert gone() is None
@@ -263,7 +264,7 @@ def test_a_provider_that_is_collected_leaves_nothing_behind(processor: Gated) ->
 PROGRAM = """
 import atexit, os, sys, threading
 import cascade as cs
-from cascade.connectors.otel import OtelConnector, provider_flush
+from cascade.connectors.otel import OtelConnector, flush
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -300,7 +301,7 @@ def test_the_process_waits_at_its_end_for_the_flush() -> None:
 
 def test_the_process_ends_though_the_flush_hangs() -> None:
     with OtlpReceiver() as receiver:
-        program("provider_flush.EXIT_TIMEOUT = 0.1; cs.run(one(), connector=connector)", receiver)
+        program("flush.EXIT_TIMEOUT = 0.1; cs.run(one(), connector=connector)", receiver)
         assert receiver.span_count == 0
 
 
@@ -315,7 +316,7 @@ def test_a_forked_child_flushes_by_itself() -> None:
                 cs.run(one(), connector=connector)
                 os._exit(0)
             assert os.wait()[1] == 0
-            provider_flush.EXIT_TIMEOUT = 0.1
+            flush.EXIT_TIMEOUT = 0.1
             """,
             receiver,
         )
