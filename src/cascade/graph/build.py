@@ -6,7 +6,7 @@ from typing import Any
 
 from cascade.graph.model import ArgKind, Edge, EdgeType, Graph, Node, argument_key
 from cascade.spec.input import InputSpec
-from cascade.spec.lazy_types import LazyResult, MappedLazyResult, label_of, require_lazy
+from cascade.spec.lazy_types import MappedLazyResult, label_of, require_lazy
 from cascade.spec.nested import ATOMS, LAZY, SOURCES, sources_in
 from cascade.spec.resource import Inject, ResourceDefinition
 from cascade.spec.routing import Router
@@ -46,12 +46,10 @@ class GraphBuilder:
     def _node_of(self, lazy: Any) -> Node:
         node = self._nodes.get(lazy._uuid)
         if node is None:
-            is_map = isinstance(lazy, MappedLazyResult)
-            node = _node_from_map(lazy) if is_map else _node_from_call(lazy)
-            self._nodes[node.id] = node
+            node = self._nodes[lazy._uuid] = _node_from(lazy)
             self.graph.add_node(node)
             self._worklist.append((lazy, node))
-            task = lazy.factory if is_map else lazy.task
+            task = lazy.task if node.mapping_factory is None else node.mapping_factory
             if isinstance(task, Task) and (task.is_replaced or task.is_generator):
                 self._check(task, lazy, node)
         return node
@@ -170,31 +168,22 @@ def _arguments(lazy: Any) -> list[tuple[str, ArgKind, Any]]:
     return found + [(name, ArgKind.KEYWORD, value) for name, value in lazy.kwargs.items()] if lazy.kwargs else found
 
 
-def _node_from_call(lazy: LazyResult[Any]) -> Node:
-    return Node(
+def _node_from(lazy: Any) -> Node:
+    is_map = isinstance(lazy, MappedLazyResult)
+    task: Any = lazy.factory if is_map else lazy.task
+    node = Node(
         id=lazy._uuid,
-        name=lazy.task.name,
-        callable_obj=lazy.task.func,
-        param_spec=getattr(lazy.task, "input_spec", None),
+        name=f"map({getattr(task, 'name', type(task).__name__)})" if is_map else task.name,
+        node_type="map" if is_map else "task",
         retry_policy=lazy._retry_policy,
         cache_policy=lazy._cache_policy,
         constraints=lazy._constraints,
-        threaded=getattr(lazy.task, "threaded", None),
-        positional=len(lazy.args),
+        threaded=getattr(task, "threaded", None),
+        positional=0 if is_map else len(lazy.args),
         label=label_of(lazy),
     )
-
-
-def _node_from_map(lazy: MappedLazyResult[Any]) -> Node:
-    return Node(
-        id=lazy._uuid,
-        name=f"map({getattr(lazy.factory, 'name', type(lazy.factory).__name__)})",
-        node_type="map",
-        mapping_factory=lazy.factory,
-        retry_policy=lazy._retry_policy,
-        cache_policy=lazy._cache_policy,
-        constraints=lazy._constraints,
-        threaded=getattr(lazy.factory, "threaded", None),
-        positional=0,
-        label=label_of(lazy),
-    )
+    if is_map:
+        node.mapping_factory = task
+    else:
+        node.callable_obj, node.param_spec = task.func, getattr(task, "input_spec", None)
+    return node

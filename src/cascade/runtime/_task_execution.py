@@ -193,20 +193,15 @@ class TaskExecution:
                 self.arguments = self.resolver.resolve(node)
             else:
                 self.arguments = self.resolver.with_resources(node, self.item)
-            if node.cache_policy is None or (value := self._check_cache(self.arguments.inputs)) is None:
+            if node.cache_policy is None or (value := node.cache_policy.check(node.id, self.arguments.inputs)) is None:
                 return _MISS
+            require_values(value, f"The cache of task '{node.name}' returned")
+            self._release_permit(unused=True)
+            now = self.run.clock.now_ns()
+            self._emit(TaskSkipped, reason="CacheHit", start_ns=now, end_ns=now, **self._end_fields())
         except Exception as error:
             self._fail_before_start(error)
             raise
-        return value
-
-    def _check_cache(self, inputs: dict[str, Any]) -> Any:
-        node = self.node
-        value = None if node.cache_policy is None else node.cache_policy.check(node.id, inputs)
-        if value is not None:
-            require_values(value, f"The cache of task '{node.name}' returned")
-            self._release_permit(unused=True)
-            self._publish_cache_hit()
         return value
 
     def _save(self, value: Any) -> None:
@@ -307,10 +302,6 @@ class TaskExecution:
     def _end_fields(self) -> dict[str, Any]:
         dependencies = self.dependencies_of(self.node) if self.dependencies_of else ()
         return {"function": name_of(self.node.callable_obj), "dependencies": dependencies, "waits": self.waits}
-
-    def _publish_cache_hit(self) -> None:
-        now = self.run.clock.now_ns()
-        self._emit(TaskSkipped, reason="CacheHit", start_ns=now, end_ns=now, **self._end_fields())
 
     def _publish_blocked(self, reason: str) -> int:
         start_ns = self.run.clock.now_ns()
