@@ -86,8 +86,7 @@ format: $(READY)  ## lay out the code
 	$(BIN)/ruff format .
 
 docs: $(READY)  ## regenerate what is generated: JSON Schemas, AsyncAPI, tables, dashboards
-	$(BIN)/python -m cascade.telemetry.schema.generate
-	$(BIN)/python -m cascade.runtime.control.schema
+	$(BIN)/python -m docs.schemas
 	$(BIN)/python -m docs.generate
 	$(BIN)/python -m stack.grafana.generate
 

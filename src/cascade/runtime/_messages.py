@@ -5,7 +5,7 @@ from functools import singledispatch
 from typing import Any, get_args
 
 from cascade.runtime._run_state import RunState, UnstampedMessage
-from cascade.runtime._trace_shards import charge_own, child_of, count_attempt, count_last, parts_below, short_error
+from cascade.runtime._trace_shards import add_parts, charge_own, child_of, count_attempt, count_last, short_error
 from cascade.runtime.events import (
     ControlDecision,
     ErrorInfo,
@@ -25,6 +25,7 @@ from cascade.runtime.events import (
     Wait,
 )
 from cascade.runtime.resolvers import hidden_secrets
+from cascade.spec import metadata as m
 from cascade.spec import telemetry as wire
 from cascade.telemetry.identity import RUN, Place, SpanRef, setup_id, span_id, teardown_id, wait_id
 from cascade.telemetry.limits import MAX_CONTROL_EVENTS, MAX_ERROR_BYTES, MAX_LINKS, MAX_STACK_BYTES
@@ -58,39 +59,56 @@ def message_for(event: Event, run: RunState) -> UnstampedMessage | None:  # noqa
 def _run_started(event: RunStarted, run: RunState) -> UnstampedMessage:
     run.target, run.inputs = _name(", ".join(event.target_tasks)), [_name(name) for name in event.inputs]
     run.params = captured(event.params) if "params" in run.capture and event.params else None
-    tasks = {_name(name): count for name, count in event.task_counts.items()}
     run.parts.expect(RUN, f"run {run.target}".rstrip(), sum(event.task_counts.values()))
-    metadata = _run_metadata(run, start_ns=_start(event), tasks=tasks, outer_run_id=event.outer_run_id or None)
+    tasks = {_name(name): count for name, count in event.task_counts.items()}
+    metadata: m.RunStartedMetadata = {"target": run.target, "start_ns": _start(event), "tasks": tasks}
+    _add_run(metadata, run)
+    if event.outer_run_id:
+        metadata["outer_run_id"] = event.outer_run_id
     return UnstampedMessage(wire.LifecycleEvent("ENGINE_STARTED", metadata=metadata), RUN, run.place)
 
 
 @message_for.register
 def _run_finished(event: RunFinished, run: RunState) -> UnstampedMessage:
     start_ns, end_ns = _window(event)
-    metadata = _run_metadata(
-        run,
-        start_ns=start_ns,
-        end_ns=end_ns,
-        result=event.result,
-        counts=dict(run.counts),
-        exception=_exception(event.exception),
-        dropped=run.lost,
-        left_out=run.parts.run.left_out or None,
-        **parts_below(RUN, run),
-        control=run.control or None,
-        control_count=run.control_count or None,
-        later_errors=[{**(_exception(e.error) or {}), "time_ns": e.time_ns} for e in event.later_errors] or None,
-    )
+    metadata: m.RunEndedMetadata = {
+        "target": run.target,
+        "start_ns": start_ns,
+        "end_ns": end_ns,
+        "result": event.result,
+        "counts": dict(run.counts),
+        "dropped": run.lost,
+    }
+    _add_run(metadata, run)
+    if event.exception is not None:
+        metadata["exception"] = _exception(event.exception)
+    if run.parts.run.left_out:
+        metadata["left_out"] = run.parts.run.left_out
+    add_parts(metadata, RUN, run)
+    if run.control:
+        metadata["control"], metadata["control_count"] = run.control, run.control_count
+    if event.later_errors:
+        metadata["later_errors"] = [{**_exception(e.error), "time_ns": e.time_ns} for e in event.later_errors]
     charge_own(metadata, run)
     status: Any = event.status if event.status in {"Succeeded", "Failed", "Cancelled"} else None
     body = wire.LifecycleEvent("ENGINE_STOPPED", status, (end_ns - start_ns) / 1e6, _error(event.error), metadata)
     return UnstampedMessage(body, RUN, run.place, terminal=True)
 
 
+def _add_run(metadata: m.RunStartedMetadata | m.RunEndedMetadata, run: RunState) -> None:
+    if run.inputs:
+        metadata["inputs"] = run.inputs
+    if run.trace.links:
+        metadata["links"] = [_link_to(link, run.trace.trace_id) for link in run.trace.links]
+    if run.params is not None:
+        metadata["params"] = run.params
+
+
 @message_for.register
 def _task_started(event: TaskExecutionStarted, run: RunState) -> UnstampedMessage:
     child_of(event, run)
-    metadata = _task_metadata(event) | {"start_ns": _start(event)}
+    metadata: m.TaskStartedMetadata = {"kind": event.kind, "start_ns": _start(event)}
+    _add_task(metadata, event)
     if event.attempt:
         metadata["attempt"] = event.attempt
     if event.map_size is not None:
@@ -101,7 +119,8 @@ def _task_started(event: TaskExecutionStarted, run: RunState) -> UnstampedMessag
 @message_for.register
 def _task_blocked(event: TaskBlocked, run: RunState) -> UnstampedMessage:
     run.counts["held_back"] += 1
-    metadata = _task_metadata(event) | {"reason": event.reason, "start_ns": event.start_ns}
+    metadata: m.TaskHeldMetadata = {"kind": event.kind, "reason": event.reason, "start_ns": event.start_ns}
+    _add_task(metadata, event)
     if event.constraint is not None:
         metadata["constraint"] = event.constraint
     return _task(event, run, "PENDING", metadata)
@@ -110,7 +129,8 @@ def _task_blocked(event: TaskBlocked, run: RunState) -> UnstampedMessage:
 @message_for.register
 def _task_retrying(event: TaskRetrying, run: RunState) -> UnstampedMessage:
     run.counts["retried"] += 1
-    metadata = _task_metadata(event) | {
+    metadata: m.TaskHeldMetadata = {
+        "kind": event.kind,
         "reason": "retry",
         "attempt": event.attempt,
         "max_attempts": event.max_attempts,
@@ -120,6 +140,7 @@ def _task_retrying(event: TaskRetrying, run: RunState) -> UnstampedMessage:
         "end_ns": event.end_ns,
         "result": event.result or "failure",
     }
+    _add_task(metadata, event)
     if event.exception is not None:
         metadata["exception"] = _exception(event.exception)
     count_attempt(metadata, event, run)
@@ -180,7 +201,7 @@ def _resource_acquired(event: ResourceAcquired | ResourceSetupFailed, run: RunSt
 
 @message_for.register
 def _resource_released(event: ResourceReleased, run: RunState) -> UnstampedMessage:
-    return _resource(event, run, "RELEASE", teardown_id, hold_start_ns=event.hold_start_ns or None)
+    return _resource(event, run, "RELEASE", teardown_id, event.hold_start_ns)
 
 
 @message_for.register
@@ -195,27 +216,29 @@ def _control_decision(event: ControlDecision, run: RunState) -> UnstampedMessage
     )
     run.control_count += 1
     if len(run.control) < MAX_CONTROL_EVENTS:
-        decision = {
-            "action": body.action,
-            "scope": body.scope,
-            "type": body.constraint_type,
-            "id": body.constraint_id,
-            "reason": body.reason,
-            "params": body.params or None,
-            "time_ns": round(event.timestamp * 1e9),
-        }
-        run.control.append(_present(decision))
+        run.control.append(_decision(body, round(event.timestamp * 1e9)))
     return UnstampedMessage(body, RUN, run.place)
 
 
-_CONTROL_ACTIONS: dict[str, wire.ControlAction] = {action: action for action in get_args(wire.ControlAction)}
+_CONTROL_ACTIONS: dict[str, m.ControlAction] = {action: action for action in get_args(m.ControlAction)}
+
+
+def _decision(body: wire.ControlEvent, time_ns: int) -> m.Decision:
+    found: m.Decision = {"action": body.action, "scope": body.scope, "type": body.constraint_type, "time_ns": time_ns}
+    if body.constraint_id is not None:
+        found["id"] = body.constraint_id
+    if body.reason is not None:
+        found["reason"] = body.reason
+    if body.params:
+        found["params"] = body.params
+    return found
 
 
 def _task(
     event: TaskEvent,
     run: RunState,
     state: wire.TaskState,
-    metadata: dict[str, Any],
+    metadata: m.TaskMetadata,
     duration_ms: float | None = None,
     error: str | None = None,
 ) -> UnstampedMessage:
@@ -225,17 +248,22 @@ def _task(
 
 
 def _resource(
-    event: ResourceEvent, run: RunState, action: wire.ResourceAction, id_of: Callable[[str], str], **more: Any
+    event: ResourceEvent,
+    run: RunState,
+    action: wire.ResourceAction,
+    id_of: Callable[[str], str],
+    hold_start_ns: int = 0,
 ) -> UnstampedMessage:
     name, start_ns = _name(event.resource_name), _start(event)
-    metadata = {
+    metadata: m.ResourceMetadata = {
         "start_ns": start_ns,
         "end_ns": event.end_ns or start_ns,
         "result": event.result or ("success" if event.exception is None else "failure"),
-        "exception": _exception(event.exception),
-        **more,
     }
-    metadata = _present(metadata)
+    if event.exception is not None:
+        metadata["exception"] = _exception(event.exception)
+    if hold_start_ns:
+        metadata["hold_start_ns"] = hold_start_ns
     charge_own(metadata, run)
     usage = {_name(key): used for key, used in event.current_usage.items()}
     body = wire.ResourceEvent(name, action, usage, metadata)
@@ -243,21 +271,19 @@ def _resource(
     return UnstampedMessage(body, id_of(name), place, terminal=True)
 
 
-def _task_metadata(event: TaskEvent) -> dict[str, Any]:
-    found: dict[str, Any] = {"kind": event.kind}
+def _add_task(metadata: m.TaskMetadata, event: TaskEvent) -> None:
     if event.map_id is not None:
-        found["map_id"], found["map_index"] = event.map_id, event.map_index
+        metadata["map_id"], metadata["map_index"] = event.map_id, event.map_index or 0
     if event.label is not None:
-        found["label"] = event.label
-    return found
+        metadata["label"] = event.label
 
 
 def _ended(
-    event: TaskSkipped | TaskExecutionFinished, run: RunState, start_ns: int, end_ns: int, result: str
-) -> dict[str, Any]:
-    """The metadata of a task that has ended, as its span needs it. Only values that are present take time: this is hot."""
-    metadata = _task_metadata(event)
-    metadata["start_ns"], metadata["end_ns"], metadata["result"] = start_ns, end_ns, result
+    event: TaskSkipped | TaskExecutionFinished, run: RunState, start_ns: int, end_ns: int, result: m.Result
+) -> m.TaskEndedMetadata:
+    """Return the metadata of a task that has ended. Only keys that are present take time, because this path is hot."""
+    metadata: m.TaskEndedMetadata = {"kind": event.kind, "start_ns": start_ns, "end_ns": end_ns, "result": result}
+    _add_task(metadata, event)
     if event.function:
         metadata["function"] = _name(event.function)
     if event.dependencies:
@@ -267,65 +293,66 @@ def _ended(
     if event.map_size is not None:
         metadata["map_size"] = event.map_size
     if event.kind == "map":
-        metadata.update(parts_below(event.task_id, run))
+        add_parts(metadata, event.task_id, run)
     if event.waits and (waits := _waits(event.waits, event.task_id, run)):
         metadata["waits"] = waits
     return metadata
-
-
-def _run_metadata(run: RunState, **more: Any) -> dict[str, Any]:
-    links = [_link_to(link, run.trace.trace_id) for link in run.trace.links]
-    inputs = run.inputs or None
-    return _present({"target": run.target, "inputs": inputs, "links": links or None, "params": run.params, **more})
 
 
 def _home(event: TaskEvent, run: RunState) -> str:
     return run.trace.place_of(event.task_id, event.map_id).trace_id
 
 
-def _link_to(span: SpanRef, home: str) -> dict[str, str]:
-    """A link in a message whose spans stand in the trace `home`: a link into that trace has the message's tracestate."""
-    link = {"trace_id": span.trace_id, "span_id": span.span_id}
+def _link_to(span: SpanRef, home: str) -> m.Link:
+    """Return a link in a message about a span in the trace `home`: links into that trace have the message's tracestate."""
+    link: m.Link = {"trace_id": span.trace_id, "span_id": span.span_id}
     if span.tracestate and span.trace_id != home:
         link["tracestate"] = span.tracestate
     return link
 
 
-def _waits(waits: tuple[Wait, ...], task_id: str, run: RunState) -> list[dict[str, Any]]:
-    return [
-        {
-            "reason": wait.reason,
-            "span_id": span_id(run.run_id, wait_id(task_id), number),
-            "start_ns": wait.start_ns,
-            "end_ns": wait.end_ns,
-            **({"constraint": wait.constraint} if wait.constraint else {}),
-        }
-        for number, wait in enumerate(waits, 1)
-        if wait.end_ns - wait.start_ns >= MIN_WAIT_NS
-    ]
-
-
-def _attempts(event: TaskExecutionFinished, run: RunState, child: Child) -> list[dict[str, Any]]:
-    """The attempts that have a span, with the exceptions of the messages about their retries."""
-    return [
-        _present(
-            {
-                "attempt": attempt.number,
-                "span_id": span_id(run.run_id, event.task_id, attempt.number),
-                "start_ns": attempt.start_ns,
-                "end_ns": attempt.end_ns,
-                "result": attempt.result,
-                "exception": child.shortened.get(attempt.number) or _exception(attempt.error),
+def _waits(waits: tuple[Wait, ...], task_id: str, run: RunState) -> list[m.Wait]:
+    found: list[m.Wait] = []
+    for number, wait in enumerate(waits, 1):
+        if wait.end_ns - wait.start_ns >= MIN_WAIT_NS:
+            one: m.Wait = {
+                "reason": wait.reason,
+                "span_id": span_id(run.run_id, wait_id(task_id), number),
+                "start_ns": wait.start_ns,
+                "end_ns": wait.end_ns,
             }
-        )
-        for attempt in event.attempts
-        if child.shortened.get(attempt.number, True) is not None
-    ]
+            if wait.constraint:
+                one["constraint"] = wait.constraint
+            found.append(one)
+    return found
 
 
-def _exception(error: ErrorInfo | None) -> dict[str, str] | None:
-    if error is None:
-        return None
+def _attempts(event: TaskExecutionFinished, run: RunState, child: Child) -> list[m.Attempt]:
+    """Return the attempts that have a span, with the exceptions of the messages about their retries."""
+    found: list[m.Attempt] = []
+    for attempt in event.attempts:
+        shortened = child.shortened.get(attempt.number, _UNCHANGED)
+        if shortened is None:
+            continue
+        one: m.Attempt = {
+            "attempt": attempt.number,
+            "span_id": span_id(run.run_id, event.task_id, attempt.number),
+            "start_ns": attempt.start_ns,
+            "end_ns": attempt.end_ns,
+            "result": attempt.result,
+        }
+        if shortened is not _UNCHANGED:
+            one["exception"] = shortened
+        elif attempt.error is not None:
+            one["exception"] = _exception(attempt.error)
+        found.append(one)
+    return found
+
+
+_UNCHANGED: m.ExceptionInfo = {"type": "", "message": ""}
+
+
+def _exception(error: ErrorInfo) -> m.ExceptionInfo:
     return {
         "type": _name(error.type),
         "message": masked(error.message, MAX_ERROR_BYTES),
@@ -339,10 +366,6 @@ def _error(error: str | None) -> str | None:
 
 def _name(name: str) -> str:
     return masked_name(name)
-
-
-def _present(metadata: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in metadata.items() if value is not None}
 
 
 def _start(event: TaskExecutionStarted | TaskSkipped | RunStarted | ResourceEvent) -> int:

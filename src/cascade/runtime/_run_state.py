@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from cascade.spec import telemetry as wire
+from cascade.spec.metadata import Decision
 from cascade.telemetry.identity import Place, RunTrace
 from cascade.telemetry.parts import TraceParts
 
@@ -24,7 +25,7 @@ class RunState:
     seq: int = 0
     last_ns: int = 0
     lost: int = 0
-    control: list[dict[str, Any]] = field(default_factory=list)
+    control: list[Decision] = field(default_factory=list)
     control_count: int = 0
 
     def __post_init__(self) -> None:

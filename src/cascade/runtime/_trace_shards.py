@@ -4,10 +4,12 @@ Sizes are estimates of the encoded spans, a little above the exported ones.
 """
 
 import json
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 from cascade.runtime._run_state import RunState
 from cascade.runtime.events import TaskEvent, TaskExecutionFinished, TaskRetrying, TaskSkipped
+from cascade.spec import metadata as m
 from cascade.telemetry.identity import RUN
 from cascade.telemetry.limits import MAX_VALUE_BYTES
 from cascade.telemetry.safe import encoded_size, shorter_stack, text
@@ -31,7 +33,7 @@ def child_of(event: TaskEvent, run: RunState) -> Child:
     return found or run.parts.start(event.task_id, event.task_name, event.map_id, event.map_index)
 
 
-def count_attempt(metadata: dict[str, Any], event: TaskRetrying, run: RunState) -> None:
+def count_attempt(metadata: m.TaskHeldMetadata, event: TaskRetrying, run: RunState) -> None:
     """Count the span of a failed attempt. In a full trace its texts are shortened, or it has no span."""
     child = child_of(event, run)
     span, exception = _span_bytes(event), metadata.get("exception")
@@ -49,7 +51,7 @@ def count_attempt(metadata: dict[str, Any], event: TaskRetrying, run: RunState) 
 
 
 def count_last(
-    metadata: dict[str, Any], event: TaskExecutionFinished | TaskSkipped, run: RunState, child: Child
+    metadata: m.TaskEndedMetadata, event: TaskExecutionFinished | TaskSkipped, run: RunState, child: Child
 ) -> None:
     """Count the spans of a child's last message, shortened to the room of its trace, and add the parts that have ended."""
     spans, size = 1, _span_bytes(event)
@@ -57,7 +59,7 @@ def count_last(
         spans, size = _measured(metadata, size)
         spans_left, bytes_left = child.allowance()
         if size - child.attempt_bytes > bytes_left or spans - child.attempt_spans > spans_left:
-            _fit(metadata, _span_bytes(event), bytes_left + child.attempt_bytes, child.attempt)
+            _fit(cast("dict[str, Any]", metadata), _span_bytes(event), bytes_left + child.attempt_bytes, child.attempt)
             spans, size = _measured(metadata, _span_bytes(event))
     start_ns, end_ns = metadata["start_ns"], metadata["end_ns"]
     ran = type(event) is TaskExecutionFinished
@@ -65,41 +67,51 @@ def count_last(
         metadata["ended_parts"] = [_ended_part(part, run) for part in ended]
 
 
-def short_error(exception: dict[str, str]) -> str:
+def short_error(exception: m.ExceptionInfo) -> str:
     """The text of an error, with the message of the exception, which was shortened."""
     return f"{exception['type'].rpartition('.')[2]}: {exception['message']}"
 
 
-def charge_own(metadata: dict[str, Any], run: RunState) -> None:
+def charge_own(metadata: m.RunEndedMetadata | m.ResourceMetadata, run: RunState) -> None:
     """Count a span in the run's own trace, such as a resource's, with its texts shortened to the room of the trace."""
     _, bytes_left = run.parts.run.allowance()
     spans, size = _measured(metadata, 2 * SPAN_BYTES)
     if size > bytes_left:
-        _fit(metadata, 2 * SPAN_BYTES, max(bytes_left, 4 * SPAN_BYTES), 0)
+        _fit(cast("dict[str, Any]", metadata), 2 * SPAN_BYTES, max(bytes_left, 4 * SPAN_BYTES), 0)
         spans, size = _measured(metadata, 2 * SPAN_BYTES)
     run.parts.run.charge(spans, size)
 
 
-def parts_below(parent_id: str, run: RunState) -> dict[str, Any]:
-    """The keys of the last message of a map or of the run about the parts of its children; it has no further ones."""
+def add_parts(metadata: m.TaskEndedMetadata | m.RunEndedMetadata, parent_id: str, run: RunState) -> None:
+    """Add the parts of the children of a map or of the run to its last message. There are no further children."""
     parts, count = run.parts.close(parent_id)
-    if not count:
-        return {}
-    listed = [_part(part, run) | ({"ended": True} if part.has_ended else {}) for part in parts]
-    return {"parts": listed} if count == len(listed) else {"parts": listed, "part_count": count}
+    if count:
+        metadata["parts"] = listed = [_listed_part(part, run) for part in parts]
+        if count != len(listed):
+            metadata["part_count"] = count
 
 
-def _ended_part(part: Part, run: RunState) -> dict[str, Any]:
+def _listed_part(part: Part, run: RunState) -> m.ListedPart:
+    listed = cast("m.ListedPart", _part(part, run))
+    if part.has_ended:
+        listed["ended"] = True
+    return listed
+
+
+def _ended_part(part: Part, run: RunState) -> m.EndedPart:
     parent = part.parent
     span = run.trace.span_of(parent.id) if parent.id else run.trace.ref(run.trace.trace_id, run.trace.span_id)
-    above = {"trace_id": span.trace_id, "span_id": span.span_id}
+    above: m.Link = {"trace_id": span.trace_id, "span_id": span.span_id}
     if span.tracestate:
         above["tracestate"] = span.tracestate
-    named = {"name": parent.name, "parent": above}
-    return _part(part, run) | named | ({} if parent.id == RUN else {"task_id": parent.id})
+    ended = cast("m.EndedPart", _part(part, run))
+    ended["name"], ended["parent"] = parent.name, above
+    if parent.id != RUN:
+        ended["task_id"] = parent.id
+    return ended
 
 
-def _part(part: Part, run: RunState) -> dict[str, Any]:
+def _part(part: Part, run: RunState) -> m.Part:
     root = run.trace.part_root(part.parent.id, part.number)
     return {
         "part": part.number,
@@ -117,7 +129,7 @@ def _span_bytes(event: TaskEvent) -> int:
     return size if event.label is None else size + _LABEL_BYTES + encoded_size(event.label)
 
 
-def _measured(metadata: dict[str, Any], span: int) -> tuple[int, int]:
+def _measured(metadata: Mapping[str, Any], span: int) -> tuple[int, int]:
     """Spans and bytes of a message, where `span` is the size of a span without more than its ids and names."""
     spans, size = 1, span
     size += _exception_bytes(metadata.get("exception"))
@@ -143,7 +155,7 @@ def _value_bytes(value: Any) -> int:
     return size if isinstance(value, list) else min(MAX_VALUE_BYTES, size)
 
 
-def _exception_bytes(exception: dict[str, str] | None) -> int:
+def _exception_bytes(exception: m.ExceptionInfo | None) -> int:
     """Bytes of an exception's event and of the status: the type and the message are in both."""
     if exception is None:
         return 0
@@ -172,10 +184,10 @@ def _fit(metadata: dict[str, Any], span: int, room: int, counted: int) -> None:
             metadata["truncated"] = [*metadata.get("truncated", ()), key]
 
 
-def _shortened(exception: dict[str, str], room: int) -> dict[str, str]:
+def _shortened(exception: m.ExceptionInfo, room: int) -> m.ExceptionInfo:
     """The exception with its stack trace and its message cut to about `room` bytes, but not to less than a line."""
     message, stack = exception.get("message", ""), exception.get("stacktrace", "")
-    free = room - _exception_bytes({"type": exception["type"]})
+    free = room - _exception_bytes({"type": exception["type"], "message": ""})
     message = text(message, max(_SHORTEST, free // 4))
     return exception | {
         "message": message,

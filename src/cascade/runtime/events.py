@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from cascade.graph.model import Edge
+from cascade.spec.metadata import ConstraintRef
 
 # Not from `random`: a program may have seeded it, and its numbers must not depend on Cascade.
 _process = os.urandom(8).hex()
@@ -66,7 +67,7 @@ class Wait:
     reason: str
     start_ns: int
     end_ns: int
-    constraint: dict[str, str] | None = None
+    constraint: ConstraintRef | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +177,7 @@ class TaskBlocked(TaskEvent):
 
     reason: str = ""
     start_ns: int = 0
-    constraint: dict[str, str] | None = None
+    constraint: ConstraintRef | None = None
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Subscribers that every run has: messages for the terminal, and telemetry for the connector."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from cascade._loggers import get_logger
@@ -308,7 +308,7 @@ _OPTIONAL = frozenset({"RUNNING", "PENDING", "ACQUIRE"})
 """Kinds of messages that a connector may ignore."""
 
 
-def _size(metadata: dict[str, Any]) -> int:
+def _size(metadata: Mapping[str, Any]) -> int:
     """Estimate the bytes of memory of a message: a fixed part, and the texts that may be long."""
     size = MESSAGE_BYTES
     if "exception" in metadata:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from cascade.spec.metadata import ExceptionInfo
+
 PART_SIZE = 2_000
 """Children of a run or map in one trace: Jaeger's page stays quick."""
 PART_SPANS = 5_000
@@ -108,7 +110,7 @@ class Child:
     is_caller = False
     spans = bytes = left_out = 0
     attempt = attempt_spans = attempt_bytes = 0
-    shortened: Mapping[int, dict[str, str] | None] = MappingProxyType({})
+    shortened: Mapping[int, ExceptionInfo | None] = MappingProxyType({})
 
     def __init__(self, part: "Part", estimate: "Estimate", spans: int, size: int) -> None:
         self.part = part
@@ -167,7 +169,7 @@ class Child:
         self.attempt_bytes += size
         self.charge(1, size)
 
-    def shorten(self, attempt: int, exception: dict[str, str] | None) -> None:
+    def shorten(self, attempt: int, exception: ExceptionInfo | None) -> None:
         """Keep the shortened exception of an attempt for the last message; None leaves the attempt out there."""
         self.shortened = {**self.shortened, attempt: exception}
 

@@ -1,7 +1,6 @@
 """The published schema of constraints and the parser accept the same payloads."""
 
 import json
-import sys
 from dataclasses import fields
 from typing import Any
 
@@ -10,7 +9,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from cascade.runtime.control import schema
 from cascade.runtime.control.constraint import MAX_COUNT, TYPES, Constraint, RefusedError, Scope, parse_constraint
 from cascade.telemetry.schema import load
 from cascade.telemetry.wire import received
@@ -136,8 +134,3 @@ def test_each_kind_of_constraint_has_what_it_says_of_itself() -> None:
         params = known["params"] if name != "pause" else known["params"]["anyOf"][0]
         assert set(kind(Scope("global"), "id", None, **own).params) == set(params["properties"])
         assert common - {"scope"} < set(known)
-
-
-def test_it_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["schema", "--check"])
-    schema.main()

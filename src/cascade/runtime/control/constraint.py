@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any, Literal, get_args
 from urllib.parse import unquote
 
+from cascade.spec.metadata import ConstraintRef
 from cascade.telemetry.limits import MAX_NAME_BYTES, MAX_TIME
 from cascade.telemetry.safe import masked, masked_name, text
 from cascade.telemetry.wire import Unreadable
@@ -80,7 +81,7 @@ class Constraint:
         return {}
 
     @property
-    def description(self) -> dict[str, str]:
+    def description(self) -> ConstraintRef:
         """The constraint in the messages of a task that waits for it."""
         return {"scope": masked_name(str(self.scope)), "type": self.type, "id": masked_name(self.id)}
 

@@ -9,6 +9,7 @@ from cascade.runtime.control.constraint import Constraint
 from cascade.runtime.control.limiters import REASONS, Key, NoPlace
 from cascade.runtime.events import Wait
 from cascade.runtime.protocols import Place
+from cascade.spec.metadata import ConstraintRef
 
 Blocked = Callable[..., None]
 """Called with the fields of a `TaskBlocked`."""
@@ -98,5 +99,5 @@ def _fields_of(constraint: Constraint, start_ns: int) -> dict[str, Any]:
     return {"reason": REASONS[type(constraint)], "start_ns": start_ns, "constraint": _description(constraint)}
 
 
-def _description(constraint: Constraint) -> dict[str, str] | None:
+def _description(constraint: Constraint) -> ConstraintRef | None:
     return None if isinstance(constraint, NoPlace) else constraint.description

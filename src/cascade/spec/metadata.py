@@ -1,0 +1,333 @@
+"""The keys of `metadata` in each kind of message: the one definition for the encoder, the JSON Schemas and the documentation.
+
+A key without a value is left out. Times are nanoseconds since the Unix epoch, ids are lower-case hexadecimal. Messages that
+end something (`COMPLETED`, `FAILED`, `SKIPPED`, `ENGINE_STOPPED`, `ACQUIRE`, `RELEASE`) are self-contained: their metadata
+has all values of the span. Changes within version 1.x are additive, and consumers ignore unknown keys.
+"""
+
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
+
+
+class Keywords(dict[str, Any]):
+    """Keywords of JSON Schema that a Python type does not express, for `Annotated`."""
+
+
+Count = Annotated[int, Keywords(minimum=0)]
+Ordinal = Annotated[int, Keywords(minimum=1)]
+Nanoseconds = Annotated[int, Keywords(minimum=0)]
+Milliseconds = Annotated[float, Keywords(minimum=0)]
+TraceId = Annotated[str, Keywords(pattern="^[0-9a-f]{32}$")]
+SpanId = Annotated[str, Keywords(pattern="^[0-9a-f]{16}$")]
+TraceState = Annotated[str, Keywords(minLength=1, maxLength=512)]
+NonEmpty = Annotated[str, Keywords(minLength=1)]
+Kind = Annotated[str, Keywords(enum=["task", "map"])]
+Result = Annotated[str, Keywords(enum=["success", "failure", "error", "timeout", "cancellation", "skip"])]
+WaitReason = Annotated[
+    str, Keywords(enum=["resource", "paused", "concurrency", "rate_limit", "telemetry", "executor", "retry"])
+]
+ControlAction = Literal["APPLIED", "REFUSED", "EXPIRED", "CLEARED"]
+
+
+class ExceptionInfo(TypedDict):
+    """An exception, with secrets masked."""
+
+    type: str
+    """Module and qualified name of the class."""
+    message: str
+    """Text of the exception, at most 2,000 bytes."""
+    stacktrace: NotRequired[str]
+    """At most 16 KiB; the middle is left out."""
+
+
+class LaterError(ExceptionInfo):
+    """An error after the one that the run raises."""
+
+    time_ns: Nanoseconds
+    """Time of the error."""
+
+
+class Link(TypedDict):
+    """A reference to a span."""
+
+    trace_id: TraceId
+    """Trace of the span."""
+    span_id: SpanId
+    """Id of the span."""
+    tracestate: NotRequired[TraceState]
+    """W3C tracestate of a span in another trace. A span in the trace of the message has the tracestate of the message."""
+
+
+class ConstraintRef(TypedDict):
+    """A constraint that holds a task back."""
+
+    scope: str
+    """`global`, `run/{run_id}` or `task/{name or pattern}`."""
+    type: str
+    """`pause`, `concurrency`, `rate_limit` or `resource`."""
+    id: str
+    """Id of the constraint."""
+
+
+class Wait(TypedDict):
+    """A time for which a task was held back."""
+
+    reason: WaitReason
+    """Reason of the wait, as in `PENDING`."""
+    span_id: SpanId
+    """Span of the wait."""
+    start_ns: Nanoseconds
+    """Start of the wait."""
+    end_ns: Nanoseconds
+    """End of the wait."""
+    constraint: NotRequired[ConstraintRef]
+    """The constraint, if control was the reason."""
+
+
+class Attempt(TypedDict):
+    """An attempt of a task with a retry policy."""
+
+    attempt: Ordinal
+    """Number of the attempt."""
+    span_id: SpanId
+    """Span of the attempt."""
+    start_ns: Nanoseconds
+    """Start of the attempt."""
+    end_ns: Nanoseconds
+    """End of the attempt."""
+    result: NotRequired[Result]
+    """Result of the attempt."""
+    exception: NotRequired[ExceptionInfo]
+    """The exception of a failed attempt."""
+
+
+class Part(TypedDict):
+    """A trace of its own for some children of a large run or map."""
+
+    part: Ordinal
+    """Number of the part."""
+    trace_id: TraceId
+    """Trace of the part."""
+    span_id: SpanId
+    """Root span of the part."""
+    first: Count
+    """Number of the first child, in the order of starts."""
+    last: Count
+    """Number of the last child."""
+    start_ns: Nanoseconds
+    """Start of the first child."""
+    end_ns: Nanoseconds
+    """End of the last child."""
+
+
+class ListedPart(Part):
+    """A part in the last message of its run or map."""
+
+    ended: NotRequired[Literal[True]]
+    """Present if an earlier message has the root span of the part, in its `ended_parts`."""
+
+
+class EndedPart(Part):
+    """A part whose last child is the task of the message."""
+
+    name: str
+    """Name of the span of the run or map."""
+    parent: Link
+    """Span of the run or map."""
+    task_id: NotRequired[str]
+    """Id of the map."""
+
+
+class Decision(TypedDict):
+    """A decision about a constraint."""
+
+    action: ControlAction
+    """The decision."""
+    scope: str
+    """Scope of the constraint."""
+    type: str
+    """Type of the constraint."""
+    time_ns: Nanoseconds
+    """Time of the decision."""
+    id: NotRequired[str]
+    """Id of the constraint."""
+    reason: NotRequired[str]
+    """Reason of a refusal."""
+    params: NotRequired[dict[str, Any]]
+    """Parameters of the constraint."""
+
+
+class _Truncated(TypedDict):
+    truncated: NotRequired[list[str]]
+    """Keys that were left out because the message or the trace is full."""
+
+
+class TaskMetadata(_Truncated):
+    """Keys of all messages of a task or map."""
+
+    kind: Kind
+    """Whether the message is about a map as a whole."""
+    map_id: NotRequired[str]
+    """Task id of the map, for an item of a map."""
+    map_index: NotRequired[Count]
+    """Position of the item in its map, from 0."""
+    label: NotRequired[NonEmpty]
+    """Label of the call, at most 256 bytes."""
+
+
+class TaskHeldMetadata(TaskMetadata):
+    """`PENDING`: a task that could run is held back."""
+
+    reason: WaitReason
+    """Reason of the wait."""
+    start_ns: Nanoseconds
+    """Start of the wait; for a retry, start of the failed attempt."""
+    constraint: NotRequired[ConstraintRef]
+    """The constraint, if control is the reason."""
+    attempt: NotRequired[Ordinal]
+    """For a retry: number of the failed attempt."""
+    max_attempts: NotRequired[Ordinal]
+    """For a retry: the largest number of attempts."""
+    delay_ms: NotRequired[Milliseconds]
+    """For a retry: delay before the next attempt, in milliseconds."""
+    end_ns: NotRequired[Nanoseconds]
+    """For a retry: end of the failed attempt."""
+    result: NotRequired[Result]
+    """For a retry: result of the failed attempt, `failure` or `timeout`."""
+    span_id: NotRequired[SpanId]
+    """For a retry: span of the failed attempt. An attempt in a full trace has none."""
+    exception: NotRequired[ExceptionInfo]
+    """For a retry: exception of the failed attempt."""
+
+
+class TaskStartedMetadata(TaskMetadata):
+    """`RUNNING`: a task, a map or an attempt starts."""
+
+    start_ns: Nanoseconds
+    """Start of the function."""
+    attempt: NotRequired[Ordinal]
+    """Number of the attempt, with a retry policy. A later attempt has a message only if it was held back after its delay."""
+    map_size: NotRequired[Count]
+    """Number of items of a map."""
+
+
+class TaskEndedMetadata(TaskMetadata):
+    """`COMPLETED`, `FAILED` and `SKIPPED`: all values of the task's spans."""
+
+    start_ns: Nanoseconds
+    """Start of the task."""
+    end_ns: Nanoseconds
+    """End of the task."""
+    result: Result
+    """Result of the task."""
+    reason: NotRequired[str]
+    """Reason of a skip: `CacheHit`, `ConditionFalse`, `Pruned` or `UpstreamSkipped…`."""
+    function: NotRequired[str]
+    """Module and qualified name of the function."""
+    links: NotRequired[list[Link]]
+    """Tasks whose values the task consumed, at most 128; of a skip, the condition or selector and the skipped task before it."""
+    link_count: NotRequired[Count]
+    """Number of tasks whose values the task consumed."""
+    map_size: NotRequired[Count]
+    """Number of items of a map."""
+    exception: NotRequired[ExceptionInfo]
+    """Exception of a failed task."""
+    waits: NotRequired[list[Wait]]
+    """Waits of at least a millisecond."""
+    attempts: NotRequired[list[Attempt]]
+    """With a retry policy: the first 64 and the last 64 attempts. An attempt without a span is left out."""
+    attempt_count: NotRequired[Count]
+    """Number of attempts, if more than `attempts` has."""
+    max_attempts: NotRequired[Ordinal]
+    """The largest number of attempts, with a retry policy."""
+    arguments: NotRequired[dict[str, Any] | str]
+    """Captured arguments by name, or their type if they are too large."""
+    output: NotRequired[Any]
+    """Captured value."""
+    parts: NotRequired[list[ListedPart]]
+    """Parts of a map: at most 64 that have ended, and all others."""
+    part_count: NotRequired[Count]
+    """Number of parts, if more than `parts` has."""
+    ended_parts: NotRequired[list[EndedPart]]
+    """Parts that have ended with this task."""
+
+
+class _RunMetadata(_Truncated):
+    target: str
+    """Names of the targets."""
+    start_ns: Nanoseconds
+    """Start of the run."""
+    inputs: NotRequired[list[str]]
+    """Names of Params and Envs."""
+    links: NotRequired[list[Link]]
+    """Spans that the run links to."""
+    params: NotRequired[dict[str, Any] | str]
+    """Captured Params by name, or their type if they are too large."""
+
+
+class RunStartedMetadata(_RunMetadata):
+    """`ENGINE_STARTED`: a run starts."""
+
+    tasks: NotRequired[dict[str, Count]]
+    """Number of tasks by name."""
+    outer_run_id: NotRequired[str]
+    """The run whose task has started this run, in the same process."""
+
+
+class RunEndedMetadata(_RunMetadata):
+    """`ENGINE_STOPPED`: all values of the run's span."""
+
+    end_ns: Nanoseconds
+    """End of the run."""
+    result: Result
+    """Result of the run."""
+    counts: dict[str, Count]
+    """Number of tasks by state."""
+    dropped: Count
+    """Messages of the run that were lost."""
+    left_out: NotRequired[Ordinal]
+    """Spans of the program for which a trace had no room."""
+    exception: NotRequired[ExceptionInfo]
+    """The exception that the run raises."""
+    later_errors: NotRequired[list[LaterError]]
+    """Errors after the one that the run raises, such as those of teardowns: the first 20."""
+    parts: NotRequired[list[ListedPart]]
+    """Parts of the run: at most 64 that have ended, and all others."""
+    part_count: NotRequired[Count]
+    """Number of parts, if more than `parts` has."""
+    control: NotRequired[list[Decision]]
+    """The first 64 decisions about constraints."""
+    control_count: NotRequired[Count]
+    """Number of decisions about constraints."""
+
+
+class ResourceMetadata(_Truncated):
+    """`ACQUIRE`: the setup of a resource. A setup that failed has no `RELEASE`. `RELEASE`: the teardown."""
+
+    start_ns: Nanoseconds
+    """Start of the setup or teardown."""
+    end_ns: Nanoseconds
+    """End of the setup or teardown."""
+    result: Result
+    """Result of the setup or teardown."""
+    exception: NotRequired[ExceptionInfo]
+    """Exception of the setup or teardown."""
+    hold_start_ns: NotRequired[Nanoseconds]
+    """On `RELEASE`: end of the setup."""
+
+
+class ControlMetadata(TypedDict):
+    """A decision about a constraint has no metadata."""
+
+
+BY_VALUE: dict[str, type[Any]] = {
+    "ENGINE_STARTED": RunStartedMetadata,
+    "ENGINE_STOPPED": RunEndedMetadata,
+    "PENDING": TaskHeldMetadata,
+    "RUNNING": TaskStartedMetadata,
+    "COMPLETED": TaskEndedMetadata,
+    "FAILED": TaskEndedMetadata,
+    "SKIPPED": TaskEndedMetadata,
+    "ACQUIRE": ResourceMetadata,
+    "RELEASE": ResourceMetadata,
+}
+"""The type of the metadata, by the `event`, `state` or `action` of the message."""
