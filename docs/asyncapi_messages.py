@@ -8,7 +8,6 @@ from cascade.connectors.mqtt.packets import CONTENT_TYPE, SESSION_ID, traceparen
 from cascade.runtime.control.constraint import TYPES
 from cascade.telemetry.run_state import RunStateFold, encode_state
 from cascade.telemetry.schema import load
-from cascade.telemetry.wire import BODIES
 from docs.example_run import PAUSE, messages
 
 BINDING = "0.2.0"
@@ -90,18 +89,10 @@ def all_messages() -> dict[str, Any]:
 
 def all_schemas() -> dict[str, Any]:
     """Schemas that the messages are made from, and that need nothing newer than JSON Schema's draft 7."""
-    message = load("message")
+    message: dict[str, Any] = json.loads(json.dumps(load("message")).replace("#/$defs/", "#/components/schemas/"))
     header = {name: part for name, part in message["properties"].items() if name != "body"}
-    metadata = message["$defs"]["TaskStateEvent"]["properties"]["metadata"]
-    found: dict[str, Any] = {
-        "Header": {"type": "object", "required": message["required"], "properties": header},
-        "Metadata": metadata,
-    }
-    for name in BODIES:
-        body = message["$defs"][name]
-        assert body["properties"]["metadata"] == metadata  # noqa: S101 - one for all of them
-        properties = body["properties"] | {"metadata": {"$ref": "#/components/schemas/Metadata"}}
-        found[name] = body | {"properties": properties}
+    found: dict[str, Any] = {"Header": {"type": "object", "required": message["required"], "properties": header}}
+    found |= message["$defs"]
     found |= {f"{name}Constraint": schema for name, schema in load("control")["$defs"].items()}
     state: dict[str, Any] = json.loads(json.dumps(load("state")).replace("#/$defs/", "#/components/schemas/"))
     parts: dict[str, Any] = state.pop("$defs")

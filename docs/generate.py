@@ -7,6 +7,7 @@ from pathlib import Path
 from cascade.connectors.otel.metrics import catalogue
 from cascade.telemetry import attributes
 from docs.asyncapi import document
+from docs.schemas import tables_of_metadata
 
 HERE = Path(__file__).parent
 ATTRIBUTES = """# Attributes
@@ -22,6 +23,7 @@ def main() -> None:
     _write(HERE / "attributes.md", ATTRIBUTES + attributes.as_markdown() + "\n")
     _write(HERE / "asyncapi.json", json.dumps(document(), indent=2) + "\n")
     _fill(HERE / "metrics.md", "<!-- generated: the metrics -->\n", _table_of_metrics())
+    _fill(HERE / "wire.md", "<!-- generated: the keys of metadata -->\n", tables_of_metadata())
     access = (HERE.parent / "stack" / "mosquitto" / "acl.example").read_text(encoding="utf-8")
     _fill(HERE / "mqtt.md", "<!-- generated: stack/mosquitto/acl.example -->\n", f"```text\n{access}```\n")
     home = (HERE.parent / "examples" / "home_assistant.yaml").read_text(encoding="utf-8")

@@ -269,6 +269,19 @@ def keys_of(name: str) -> dict[str, str]:
     return found
 
 
+def tables_of_metadata() -> str:
+    """A table in Markdown for each TypedDict: its keys, whether each is required, and the docstrings of the attributes."""
+    kinds = [kind for name, kind in vars(metadata).items() if name in _CLASSES and name[0] != "_" and keys_of(name)]
+    return "\n".join(_table_of(kind) for kind in sorted(kinds, key=lambda kind: "Metadata" not in kind.__name__))
+
+
+def _table_of(kind: Any) -> str:
+    lines = [f"`{kind.__name__}`. {_summary(kind)}", "", "| key | required | meaning |", "|---|---|---|"]
+    for key, meaning in keys_of(kind.__name__).items():
+        lines.append(f"| `{key}` | {'yes' if key in kind.__required_keys__ else ''} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
 def _of_field(kind: type[Any], name: str) -> Schema:
     return _json_schema(get_type_hints(kind)[name])
 

@@ -102,7 +102,18 @@ json_values = st.recursive(
 )
 
 # A key that the schema documents has a type of its own; a viewer must bear others.
-metadata = st.dictionaries(texts.map(lambda text: f"x-{text}"), json_values, max_size=4)
+REQUIRED: dict[str, Any] = {
+    "kind": "task",
+    "reason": "paused",
+    "target": "",
+    "start_ns": 1,
+    "end_ns": 2,
+    "result": "success",
+}
+REQUIRED |= {"counts": {}, "dropped": 0}
+metadata = st.dictionaries(texts.map(lambda text: f"x-{text}"), json_values, max_size=4).map(
+    lambda more: REQUIRED | more
+)
 durations = st.none() | st.floats(0, 1e12, allow_nan=False)
 ids = st.text(HEX, min_size=16, max_size=16)
 amounts = st.dictionaries(texts, st.floats(0, 1e6), max_size=3)

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from functools import singledispatch
 from typing import Any, get_args
 
+from cascade.runtime._metadata import attempts_of, decision_of, error_text, exception_of, link_to, waits_of
 from cascade.runtime._run_state import RunState, UnstampedMessage
 from cascade.runtime._trace_shards import add_parts, charge_own, child_of, count_attempt, count_last, short_error
 from cascade.runtime.events import (
     ControlDecision,
-    ErrorInfo,
     Event,
     ResourceAcquired,
     ResourceEvent,
@@ -22,16 +22,14 @@ from cascade.runtime.events import (
     TaskExecutionStarted,
     TaskRetrying,
     TaskSkipped,
-    Wait,
 )
 from cascade.runtime.resolvers import hidden_secrets
 from cascade.spec import metadata as m
 from cascade.spec import telemetry as wire
-from cascade.telemetry.identity import RUN, Place, SpanRef, setup_id, span_id, teardown_id, wait_id
-from cascade.telemetry.limits import MAX_CONTROL_EVENTS, MAX_ERROR_BYTES, MAX_LINKS, MAX_STACK_BYTES
+from cascade.telemetry.identity import RUN, Place, setup_id, span_id, teardown_id
+from cascade.telemetry.limits import MAX_CONTROL_EVENTS, MAX_LINKS
 from cascade.telemetry.redact import MASK, captured, hides, redact
-from cascade.telemetry.safe import masked, masked_name
-from cascade.telemetry.trace_budget import Child
+from cascade.telemetry.safe import masked_name
 
 EVENTS: dict[str, tuple[type[Event], ...]] = {
     "STARTED": (RunStarted,),
@@ -45,9 +43,6 @@ EVENTS: dict[str, tuple[type[Event], ...]] = {
 }
 """The events that become messages, by what a connector may ignore of them."""
 
-MIN_WAIT_NS = 1_000_000
-"""Nanoseconds of the shortest wait that a message has."""
-
 
 @singledispatch
 def message_for(event: Event, run: RunState) -> UnstampedMessage | None:  # noqa: ARG001 - the default of the functions below
@@ -57,10 +52,10 @@ def message_for(event: Event, run: RunState) -> UnstampedMessage | None:  # noqa
 
 @message_for.register
 def _run_started(event: RunStarted, run: RunState) -> UnstampedMessage:
-    run.target, run.inputs = _name(", ".join(event.target_tasks)), [_name(name) for name in event.inputs]
+    run.target, run.inputs = masked_name(", ".join(event.target_tasks)), [masked_name(name) for name in event.inputs]
     run.params = captured(event.params) if "params" in run.capture and event.params else None
     run.parts.expect(RUN, f"run {run.target}".rstrip(), sum(event.task_counts.values()))
-    tasks = {_name(name): count for name, count in event.task_counts.items()}
+    tasks = {masked_name(name): count for name, count in event.task_counts.items()}
     metadata: m.RunStartedMetadata = {"target": run.target, "start_ns": _start(event), "tasks": tasks}
     _add_run(metadata, run)
     if event.outer_run_id:
@@ -81,17 +76,17 @@ def _run_finished(event: RunFinished, run: RunState) -> UnstampedMessage:
     }
     _add_run(metadata, run)
     if event.exception is not None:
-        metadata["exception"] = _exception(event.exception)
+        metadata["exception"] = exception_of(event.exception)
     if run.parts.run.left_out:
         metadata["left_out"] = run.parts.run.left_out
     add_parts(metadata, RUN, run)
     if run.control:
         metadata["control"], metadata["control_count"] = run.control, run.control_count
     if event.later_errors:
-        metadata["later_errors"] = [{**_exception(e.error), "time_ns": e.time_ns} for e in event.later_errors]
+        metadata["later_errors"] = [{**exception_of(e.error), "time_ns": e.time_ns} for e in event.later_errors]
     charge_own(metadata, run)
     status: Any = event.status if event.status in {"Succeeded", "Failed", "Cancelled"} else None
-    body = wire.LifecycleEvent("ENGINE_STOPPED", status, (end_ns - start_ns) / 1e6, _error(event.error), metadata)
+    body = wire.LifecycleEvent("ENGINE_STOPPED", status, (end_ns - start_ns) / 1e6, error_text(event.error), metadata)
     return UnstampedMessage(body, RUN, run.place, terminal=True)
 
 
@@ -99,7 +94,7 @@ def _add_run(metadata: m.RunStartedMetadata | m.RunEndedMetadata, run: RunState)
     if run.inputs:
         metadata["inputs"] = run.inputs
     if run.trace.links:
-        metadata["links"] = [_link_to(link, run.trace.trace_id) for link in run.trace.links]
+        metadata["links"] = [link_to(link, run.trace.trace_id) for link in run.trace.links]
     if run.params is not None:
         metadata["params"] = run.params
 
@@ -142,7 +137,7 @@ def _task_retrying(event: TaskRetrying, run: RunState) -> UnstampedMessage:
     }
     _add_task(metadata, event)
     if event.exception is not None:
-        metadata["exception"] = _exception(event.exception)
+        metadata["exception"] = exception_of(event.exception)
     count_attempt(metadata, event, run)
     return _task(event, run, "PENDING", metadata, error=event.error)
 
@@ -156,9 +151,9 @@ def _task_finished(event: TaskExecutionFinished, run: RunState) -> UnstampedMess
     child = child_of(event, run)
     metadata = _ended(event, run, start_ns, end_ns, event.result or ("success" if succeeded else "failure"))
     if event.exception is not None:
-        metadata["exception"] = _exception(event.exception)
+        metadata["exception"] = exception_of(event.exception)
     if event.attempts:
-        metadata["attempts"] = _attempts(event, run, child)
+        metadata["attempts"] = attempts_of(event, run, child)
     if event.attempt_count > len(metadata.get("attempts", ())):
         metadata["attempt_count"] = event.attempt_count
     if event.max_attempts:
@@ -188,7 +183,7 @@ def _task_skipped(event: TaskSkipped, run: RunState) -> UnstampedMessage:
     metadata["reason"] = event.reason
     if event.decided_by:
         home = _home(event, run)
-        metadata["links"] = [_link_to(run.trace.span_of(id_), home) for id_ in event.decided_by]
+        metadata["links"] = [link_to(run.trace.span_of(id_), home) for id_ in event.decided_by]
     count_last(metadata, event, run, child)
     return _task(event, run, "SKIPPED", metadata)
 
@@ -208,30 +203,19 @@ def _resource_released(event: ResourceReleased, run: RunState) -> UnstampedMessa
 def _control_decision(event: ControlDecision, run: RunState) -> UnstampedMessage:
     body = wire.ControlEvent(
         _CONTROL_ACTIONS[event.action],
-        _name(event.scope),
+        masked_name(event.scope),
         event.constraint_type,
-        None if event.constraint_id is None else _name(event.constraint_id),
-        _error(event.reason),
+        None if event.constraint_id is None else masked_name(event.constraint_id),
+        error_text(event.reason),
         redact(event.params),
     )
     run.control_count += 1
     if len(run.control) < MAX_CONTROL_EVENTS:
-        run.control.append(_decision(body, round(event.timestamp * 1e9)))
+        run.control.append(decision_of(body, round(event.timestamp * 1e9)))
     return UnstampedMessage(body, RUN, run.place)
 
 
 _CONTROL_ACTIONS: dict[str, m.ControlAction] = {action: action for action in get_args(m.ControlAction)}
-
-
-def _decision(body: wire.ControlEvent, time_ns: int) -> m.Decision:
-    found: m.Decision = {"action": body.action, "scope": body.scope, "type": body.constraint_type, "time_ns": time_ns}
-    if body.constraint_id is not None:
-        found["id"] = body.constraint_id
-    if body.reason is not None:
-        found["reason"] = body.reason
-    if body.params:
-        found["params"] = body.params
-    return found
 
 
 def _task(
@@ -242,7 +226,9 @@ def _task(
     duration_ms: float | None = None,
     error: str | None = None,
 ) -> UnstampedMessage:
-    body = wire.TaskStateEvent(event.task_id, _name(event.task_name), state, duration_ms, _error(error), metadata)
+    body = wire.TaskStateEvent(
+        event.task_id, masked_name(event.task_name), state, duration_ms, error_text(error), metadata
+    )
     place = run.trace.place_of(event.task_id, event.map_id)
     return UnstampedMessage(body, event.task_id, place, state in wire.TERMINAL_STATES)
 
@@ -254,18 +240,18 @@ def _resource(
     id_of: Callable[[str], str],
     hold_start_ns: int = 0,
 ) -> UnstampedMessage:
-    name, start_ns = _name(event.resource_name), _start(event)
+    name, start_ns = masked_name(event.resource_name), _start(event)
     metadata: m.ResourceMetadata = {
         "start_ns": start_ns,
         "end_ns": event.end_ns or start_ns,
         "result": event.result or ("success" if event.exception is None else "failure"),
     }
     if event.exception is not None:
-        metadata["exception"] = _exception(event.exception)
+        metadata["exception"] = exception_of(event.exception)
     if hold_start_ns:
         metadata["hold_start_ns"] = hold_start_ns
     charge_own(metadata, run)
-    usage = {_name(key): used for key, used in event.current_usage.items()}
+    usage = {masked_name(key): used for key, used in event.current_usage.items()}
     body = wire.ResourceEvent(name, action, usage, metadata)
     place = Place(run.trace.trace_id, run.trace.span_id)
     return UnstampedMessage(body, id_of(name), place, terminal=True)
@@ -285,87 +271,22 @@ def _ended(
     metadata: m.TaskEndedMetadata = {"kind": event.kind, "start_ns": start_ns, "end_ns": end_ns, "result": result}
     _add_task(metadata, event)
     if event.function:
-        metadata["function"] = _name(event.function)
+        metadata["function"] = masked_name(event.function)
     if event.dependencies:
         home = _home(event, run) if run.trace.tracestate else ""
-        metadata["links"] = [_link_to(run.trace.span_of(id_), home) for id_ in event.dependencies[:MAX_LINKS]]
+        metadata["links"] = [link_to(run.trace.span_of(id_), home) for id_ in event.dependencies[:MAX_LINKS]]
         metadata["link_count"] = len(event.dependencies)
     if event.map_size is not None:
         metadata["map_size"] = event.map_size
     if event.kind == "map":
         add_parts(metadata, event.task_id, run)
-    if event.waits and (waits := _waits(event.waits, event.task_id, run)):
+    if event.waits and (waits := waits_of(event.waits, event.task_id, run)):
         metadata["waits"] = waits
     return metadata
 
 
 def _home(event: TaskEvent, run: RunState) -> str:
     return run.trace.place_of(event.task_id, event.map_id).trace_id
-
-
-def _link_to(span: SpanRef, home: str) -> m.Link:
-    """Return a link in a message about a span in the trace `home`: links into that trace have the message's tracestate."""
-    link: m.Link = {"trace_id": span.trace_id, "span_id": span.span_id}
-    if span.tracestate and span.trace_id != home:
-        link["tracestate"] = span.tracestate
-    return link
-
-
-def _waits(waits: tuple[Wait, ...], task_id: str, run: RunState) -> list[m.Wait]:
-    found: list[m.Wait] = []
-    for number, wait in enumerate(waits, 1):
-        if wait.end_ns - wait.start_ns >= MIN_WAIT_NS:
-            one: m.Wait = {
-                "reason": wait.reason,
-                "span_id": span_id(run.run_id, wait_id(task_id), number),
-                "start_ns": wait.start_ns,
-                "end_ns": wait.end_ns,
-            }
-            if wait.constraint:
-                one["constraint"] = wait.constraint
-            found.append(one)
-    return found
-
-
-def _attempts(event: TaskExecutionFinished, run: RunState, child: Child) -> list[m.Attempt]:
-    """Return the attempts that have a span, with the exceptions of the messages about their retries."""
-    found: list[m.Attempt] = []
-    for attempt in event.attempts:
-        shortened = child.shortened.get(attempt.number, _UNCHANGED)
-        if shortened is None:
-            continue
-        one: m.Attempt = {
-            "attempt": attempt.number,
-            "span_id": span_id(run.run_id, event.task_id, attempt.number),
-            "start_ns": attempt.start_ns,
-            "end_ns": attempt.end_ns,
-            "result": attempt.result,
-        }
-        if shortened is not _UNCHANGED:
-            one["exception"] = shortened
-        elif attempt.error is not None:
-            one["exception"] = _exception(attempt.error)
-        found.append(one)
-    return found
-
-
-_UNCHANGED: m.ExceptionInfo = {"type": "", "message": ""}
-
-
-def _exception(error: ErrorInfo) -> m.ExceptionInfo:
-    return {
-        "type": _name(error.type),
-        "message": masked(error.message, MAX_ERROR_BYTES),
-        "stacktrace": masked(error.stacktrace, MAX_STACK_BYTES),
-    }
-
-
-def _error(error: str | None) -> str | None:
-    return None if error is None else masked(error, MAX_ERROR_BYTES)
-
-
-def _name(name: str) -> str:
-    return masked_name(name)
 
 
 def _start(event: TaskExecutionStarted | TaskSkipped | RunStarted | ResourceEvent) -> int:

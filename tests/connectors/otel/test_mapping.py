@@ -224,7 +224,7 @@ def test_a_retrys_delay_is_a_wait_between_the_attempts(collector: Collector) -> 
 
 
 def test_a_retrys_delay_that_is_cut_short_is_a_wait(collector: Collector, limits: pytest.MonkeyPatch) -> None:
-    limits.setattr("cascade.runtime._messages.MIN_WAIT_NS", 0)
+    limits.setattr("cascade.runtime._metadata.MIN_WAIT_NS", 0)
     beside = MemoryConnector()
 
     @cs.task
