@@ -189,7 +189,8 @@ def _shortened(exception: m.ExceptionInfo, room: int) -> m.ExceptionInfo:
     message, stack = exception.get("message", ""), exception.get("stacktrace", "")
     free = room - _exception_bytes({"type": exception["type"], "message": ""})
     message = text(message, max(_SHORTEST, free // 4))
-    return exception | {
+    return {
+        "type": exception["type"],
         "message": message,
         "stacktrace": shorter_stack(stack, max(_SHORTEST, free - 2 * encoded_size(message))),
     }
