@@ -98,7 +98,7 @@ def test_a_span_is_what_the_sdk_makes_of_it(data: SpanData) -> None:
 def test_an_envelope_holds_all_spans_under_one_resource_and_scope(spans: list[SpanData], found: dict[str, str]) -> None:
     resource = Resource(found, "https://example.org/schema")
     envelope = Envelope(lambda: resource, InstrumentationScope("cascade", "1.2", ""))
-    request = ExportTraceServiceRequest.FromString(envelope.around(map(encode_span, spans)))
+    request = ExportTraceServiceRequest.FromString(envelope.wrap(map(encode_span, spans)))
     (resource_spans,) = request.resource_spans
     assert {one.key: one.value.string_value for one in resource_spans.resource.attributes} == found
     assert resource_spans.schema_url == "https://example.org/schema"

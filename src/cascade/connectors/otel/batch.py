@@ -144,7 +144,7 @@ def estimate(span: Item) -> int:
 def encode(entries: Sequence[QueuedItems], envelope: Envelope | None = None) -> tuple[bytes, list[QueuedItems]]:
     """One OTLP request, and the entries that are not in it because they cannot be encoded."""
     ours = [item for entry in entries for item in entry.items if isinstance(item, bytes)]
-    body = envelope.around(ours) if ours and envelope else b""
+    body = envelope.wrap(ours) if ours and envelope else b""
     others = [entry for entry in entries if not isinstance(entry.items[0], bytes)]
     if not others:
         return body, []

@@ -195,7 +195,7 @@ class OwnProvider(TracerProvider):
         super().add_span_processor(span_processor)
 
     def _new_queue(self, options: ExportOptions) -> ExportQueue:
-        envelope = Envelope(lambda: self.resource, InstrumentationScope(SCOPE, scope_version(), ""))
+        envelope = Envelope(partial(getattr, self, "resource"), InstrumentationScope(SCOPE, scope_version(), ""))
         return ExportQueue(
             partial(open_transport, options),
             pack=partial(encode, envelope=envelope),

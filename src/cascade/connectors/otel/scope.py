@@ -1,4 +1,4 @@
-"""The identity of this process and of Cascade in exported telemetry: resource and instrumentation scope."""
+"""Resource of the process and instrumentation scope of Cascade in exported telemetry."""
 
 from collections.abc import Callable
 from functools import cache
@@ -12,17 +12,17 @@ from cascade.telemetry import attributes as a
 from cascade.telemetry.topics import source
 
 SCOPE = "cascade"
-"""The name of our instrumentation scope."""
+"""Name of the instrumentation scope of Cascade."""
 
 
 def is_ours(span: ReadableSpan) -> bool:
-    """Whether Cascade has made the span, not the user's code or its instrumentation."""
+    """Return whether Cascade has created the span, and not the code of the user or its instrumentation."""
     return span.instrumentation_scope is not None and span.instrumentation_scope.name == SCOPE
 
 
 @cache
 def scope_version() -> str:
-    """Our version; "0" in a source tree that is not installed."""
+    """Return the version of Cascade; "0" in a source tree that is not installed."""
     try:
         return version("cascade-runs")
     except PackageNotFoundError:
@@ -30,10 +30,10 @@ def scope_version() -> str:
 
 
 class ProcessResource(Resource):
-    """A resource whose `service.instance.id` is that of the current process, in a forked child too.
+    """A resource whose `service.instance.id` identifies the current process, also in a forked child.
 
-    The object is changed in place in the child, because tracers and spans hold it. `merge` keeps the id: after a fork
-    the SDK merges a random one over the resource of each provider, over an id that the user has set too.
+    The child modifies the object in place, because tracers and spans reference it. `merge` keeps the id: after a fork the
+    SDK merges a random id into the resource of each provider, even if the user has set an id.
 
     Args:
         instance_id: An id that the user has set, for all forked children; None for `source()`.
@@ -54,27 +54,5 @@ class ProcessResource(Resource):
         super().__init__({**self.attributes, a.SERVICE_INSTANCE_ID: self._given_id or source()}, self.schema_url)
 
     def start_exit(self) -> Callable[[], None]:
-        """Do nothing: a resource holds nothing to deliver."""
+        """Do nothing: a resource has no telemetry to flush."""
         return lambda: None
-
-
-class EncodedResource:
-    """The bytes of a provider's current resource, encoded again when the resource has changed, as in a forked child.
-
-    Args:
-        resource: Returns the current resource.
-        encode: Encodes a resource.
-    """
-
-    def __init__(self, resource: Callable[[], Resource], encode: Callable[[Resource], bytes]) -> None:
-        self._resource = resource
-        self._encode = encode
-        self._encoded: tuple[object, bytes] = (None, b"")
-
-    def __call__(self) -> bytes:
-        resource = self._resource()
-        attributes, encoded = self._encoded
-        if attributes is not resource.attributes:
-            encoded = self._encode(resource)
-            self._encoded = resource.attributes, encoded
-        return encoded

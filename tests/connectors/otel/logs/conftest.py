@@ -81,14 +81,15 @@ def logs_to() -> Iterator[LogsTo]:
     def make(endpoint: str, protocol: str = "http/protobuf", level: int = logging.NOTSET) -> RunLogs:
         resource = Resource({"service.name": "tests", "ports": (1, 2)})
         options = ExportOptions.from_environment(endpoint=endpoint, protocol=protocol, signal="logs", environ={})
-        logs = RunLogs(lambda: resource, options, level)
+        logs = RunLogs(lambda: resource, options, level, lambda make_queue: make_queue())
         made.append(logs)
         logs.attach(RUN)
         return logs
 
     yield make
     for logs in made:
-        logs.close(0)
+        logs.detach(RUN)
+        logs.queue.close(0)
 
 
 @pytest.fixture

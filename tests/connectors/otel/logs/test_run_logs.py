@@ -33,7 +33,7 @@ def test_what_a_task_says_arrives_with_the_ids_of_its_span(
         with TracerProvider(shutdown_on_exit=False).get_tracer("mine").start_as_current_span("own") as span:
             app.warning("within")
     app.info("nobody's")
-    assert logs.flush(HANG) == FlushReport(put=2, sent=2)
+    assert logs.queue.flush(HANG) == FlushReport(put=2, sent=2)
     first, second = lines(receiver.logs)
     assert (first.scope, first.body, first.attributes["rows"]) == ("tests.app", "3 rows", 3)
     assert first.ids == (TASK.trace_id, TASK.span_id, 1)
@@ -46,7 +46,7 @@ def test_a_burst_loses_nothing(protocol: str, receiver: FaultyReceiver, logs_to:
     logs = logs_to(receiver.endpoint(protocol), protocol)
     contexts = 2
     app.propagate = False  # pytest keeps what reaches the root logger
-    app.addHandler(logs._handler)
+    app.addHandler(logs.handler)
 
     def say(thread: int) -> None:
         for number in range(25_000):
@@ -59,9 +59,9 @@ def test_a_burst_loses_nothing(protocol: str, receiver: FaultyReceiver, logs_to:
         thread.start()
     for thread in threads:
         thread.join()
-    app.removeHandler(logs._handler)
+    app.removeHandler(logs.handler)
     app.propagate = True
-    assert logs.flush(HANG) == FlushReport(put=50_000, sent=50_000)
+    assert logs.queue.flush(HANG) == FlushReport(put=50_000, sent=50_000)
     assert len({line.body for line in lines(receiver.logs)}) == 50_000
 
 
@@ -87,7 +87,7 @@ def test_records_are_exported_while_a_run_is_attached(
     logs.detach("never attached")
     with inside(other):
         app.info("after the run")
-    assert logs.flush(HANG).put == 2
+    assert logs.queue.flush(HANG).put == 2
     assert [line.body for line in lines(receiver.logs)] == ["once", "once"]
 
 
@@ -103,7 +103,7 @@ def test_a_flush_does_not_spend_seconds_on_a_dead_peer(protocol: str, logs_to: L
     for count in (1, 2):
         with inside():
             app.info("kept")
-        report = logs.flush(NEVER)
+        report = logs.queue.flush(NEVER)
         assert (report.put, report.sent, report.lost, report.pending) == (count, 0, 0, count)
         warning = logs.start_flush(NEVER)(math.inf)
         assert ("1 log records are not yet delivered" in warning) == (count == 1), "one warning for an outage"
@@ -117,7 +117,7 @@ def test_nor_on_a_black_hole(protocol: str, logs_to: LogsTo, app: logging.Logger
         logs = logs_to(endpoint, protocol)
         with inside():
             app.info("kept")
-        report = logs.flush(NEVER)
+        report = logs.queue.flush(NEVER)
         assert (report.sent, report.lost, report.pending) == (0, 0, 1)
 
 
@@ -129,7 +129,7 @@ def test_what_can_be_sent_again_is(
     logs = logs_to(receiver.endpoint(protocol), protocol)
     with inside():
         app.info("again")
-    assert logs.flush(HANG).sent == 1
+    assert logs.queue.flush(HANG).sent == 1
     assert logs.start_flush(HANG)(math.inf) == ""
     assert len(receiver.requests) == 2
 
@@ -148,8 +148,8 @@ def test_a_peer_that_takes_no_logs_is_told_of_once(
         with inside():
             app.info("unwanted")
         told.append(logs.start_flush(HANG)(math.inf))
-    assert logs.flush(HANG).lost == 3
-    assert told[0].startswith(f"1 log records were lost at {logs.endpoint}: it takes no logs (")
+    assert logs.queue.flush(HANG).lost == 3
+    assert told[0].startswith(f"1 log records were lost at {logs.endpoint}: it does not support logs (")
     assert told[1:] == ["", ""]
 
 
@@ -159,14 +159,14 @@ def test_secrets_and_hostile_records_do_not_stop_the_others(
     logs = logs_to(receiver.http_endpoint)
     monkeypatch.setattr(logging, "raiseExceptions", False)
     app.propagate = False
-    app.addHandler(logs._handler)
+    app.addHandler(logs.handler)
     with inside():
         app.info(*("%s %s", "too few"))
         app.info("\ud800 %s", "password=hunter2", extra={"nan": float("nan"), "token": "hunter2"})
         app.info("x" * 5_000_000)
-    app.removeHandler(logs._handler)
+    app.removeHandler(logs.handler)
     app.propagate = True
-    assert logs.flush(HANG) == FlushReport(put=3, sent=3)
+    assert logs.queue.flush(HANG) == FlushReport(put=3, sent=3)
     assert "hunter2" not in str(receiver.logs)
 
 
@@ -185,12 +185,12 @@ def test_the_export_itself_is_not_exported(receiver: FaultyReceiver, logs_to: Lo
         def close(self) -> None:
             app.error("closing")
 
-    logs._queue._state.open_transport = Talkative
+    logs.queue._state.open_transport = Talkative
     with inside():
         app.info("once")
-    assert logs.flush(HANG) == FlushReport(put=1, sent=1)
+    assert logs.queue.flush(HANG) == FlushReport(put=1, sent=1)
     assert seen.acquire(timeout=HANG)
-    assert logs.flush(HANG) == FlushReport(put=1, sent=1)
+    assert logs.queue.flush(HANG) == FlushReport(put=1, sent=1)
 
 
 @pytest.mark.parametrize("way", ["pass", "os.fork() or logging.getLogger().warning('child')"])
@@ -204,7 +204,7 @@ def test_the_exit_and_a_fork_lose_nothing(way: str, receiver: FaultyReceiver) ->
         from tests.lab.time_limits import raise_time_limits
         raise_time_limits()
         options = ExportOptions.from_environment(endpoint={receiver.http_endpoint!r}, signal="logs", environ={{}})
-        logs = RunLogs(lambda: Resource({{}}), options)
+        logs = RunLogs(lambda: Resource({{}}), options, 0, lambda make: make())
         logs.attach(RUN)
         with inside():
             logging.getLogger().warning("parent")
@@ -237,11 +237,3 @@ def test_logs_are_exported_only_when_asked_for(logs: Any, environ: dict[str, str
 def test_an_unknown_level_is_refused_with_the_choices(logs: Any) -> None:
     with pytest.raises(ValueError, match=r"logs=.*DEBUG, INFO"):
         chosen_level(logs, {})
-
-
-def test_a_closed_one_exports_no_more(receiver: FaultyReceiver, logs_to: LogsTo, app: logging.Logger) -> None:
-    logs = logs_to(receiver.http_endpoint)
-    logs.close(1)
-    with inside():
-        app.info("after the end")
-    assert logs.flush(HANG).put == 0

@@ -1,4 +1,4 @@
-"""`logging` records made inside of tasks, as OTLP log records."""
+"""Export of the `logging` records of tasks as OTLP log records."""
 
 from cascade.connectors.otel.logs.run_logs import RunLogs, chosen_level
 

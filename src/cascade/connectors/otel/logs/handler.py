@@ -1,4 +1,4 @@
-"""The handler above the root logger, for the records of tasks of certain runs."""
+"""Logging handler above the root logger, which exports the records of the tasks of runs."""
 
 import contextlib
 import logging
@@ -30,9 +30,9 @@ def handlers_of(name: str) -> Iterator[logging.Handler]:
 
 
 def exports(handler: logging.Handler, level: float) -> bool:
-    """Whether the handler, or one that it passes records to, exports records of a level by OpenTelemetry.
+    """Return whether the handler, or a handler behind it, exports records of a level with OpenTelemetry.
 
-    Filters of the handler do not count: a record that one of them rejects is not to be exported.
+    Filters of the handler are ignored: a record that a filter rejects must not be exported.
     """
     if level < handler.level:
         return False
@@ -41,14 +41,14 @@ def exports(handler: logging.Handler, level: float) -> bool:
     if isinstance(handler, logging.handlers.MemoryHandler):
         return handler.target is not None and exports(handler.target, level)
     if isinstance(handler, logging.handlers.QueueHandler):
-        listener = getattr(handler, "listener", None)  # from Python 3.12 on, where `dictConfig` has made both
+        listener = getattr(handler, "listener", None)  # set by `dictConfig` since Python 3.12
         return any(exports(each, level) for each in getattr(listener, "handlers", ()))
     return False
 
 
 @lru_cache(maxsize=256)
 def _is_of_opentelemetry(classes: tuple[type, ...]) -> bool:
-    """Whether one of them is the LoggingHandler of the SDK or of opentelemetry-instrumentation-logging."""
+    """Return whether a class is the LoggingHandler of the SDK or of opentelemetry-instrumentation-logging."""
     return any(each.__name__ == "LoggingHandler" and each.__module__.startswith("opentelemetry.") for each in classes)
 
 
@@ -71,19 +71,19 @@ _reported_loggers: set[str] = set()
 
 
 def open_loggers() -> frozenset[str]:
-    """Return the names of the loggers that pass their records on."""
+    """Return the names of the loggers that are enabled and propagate their records."""
     known = [logging.root, *logging.root.manager.loggerDict.values()]
     return frozenset(each.name for each in known if isinstance(each, logging.Logger) and _is_open(each))
 
 
 def report_closed(before: frozenset[str], used: Collection[str]) -> None:
-    """Warn of loggers that passed records on before and no longer do, once for each logger; first of those in `used`."""
+    """Warn once of each logger that was open before and is not any more. Loggers in `used` come first."""
     closed = sorted(before - open_loggers() - _reported_loggers, key=lambda name: (name not in used, name))
     if not closed:
         return
     _reported_loggers.update(closed)
     names = ", ".join(map(repr, closed[:_MAX_NAMES])) + (", …" if len(closed) > _MAX_NAMES else "")
-    logging.getLogger(_LOGGER).disabled = False  # it shares the fate of the loggers that it reports
+    logging.getLogger(_LOGGER).disabled = False  # the same configuration may have disabled it
     get_logger(_LOGGER).warning(
         "OtelConnector: loggers (%s) were disabled or set not to propagate during the run, and their records are not "
         "exported; configure logging with disable_existing_loggers=False and propagate=True",
@@ -96,25 +96,25 @@ def _is_open(logger: logging.Logger) -> bool:
 
 
 OWN_LOGGERS = ("cascade.connectors", "opentelemetry")
-"""Loggers of the export itself. To export their records would produce more of them."""
+"""Loggers of the export. The export of their records would produce more records."""
 
 logger = get_logger("cascade.connectors.otel")
 
-_here = threading.local()
+_local = threading.local()
 
-_above = logging.Logger("above the root logger")  # noqa: LOG001 - it is no descendant of the root logger
-"""Parent of the root logger. `logging` passes records on to it after the handlers of the root logger.
+_above = logging.Logger("above the root logger")  # noqa: LOG001 - it is not a descendant of the root logger
+"""Parent of the root logger. Its handlers get records after those of the root logger.
 
-`logging.config.dictConfig`, `fileConfig` and `basicConfig` replace the handlers of the root logger, not those of its parent.
-And `basicConfig` does its work while the root logger itself has no handler.
+`dictConfig`, `fileConfig` and `basicConfig` replace the handlers of the root logger, but not those of its parent.
+`basicConfig` also needs a root logger without handlers.
 """
-_placing = ForkSafeLock()
+_attaching = ForkSafeLock()
 
 
 def attach(handler: logging.Handler) -> None:
-    """Pass all records that reach the root logger to this handler, until `detach`."""
-    with _placing:
-        if not _is_placed():
+    """Pass all records that reach the root logger to a handler, until `detach`."""
+    with _attaching:
+        if not _is_attached():
             _above.parent, logging.root.parent = logging.root.parent, _above
         logging.root.propagate = True  # a configuration of the logger "" may have set it to False
         if handler not in _above.handlers:
@@ -122,12 +122,12 @@ def attach(handler: logging.Handler) -> None:
 
 
 def detach(handler: logging.Handler) -> None:
-    with _placing:
+    with _attaching:
         left = [each for each in _above.handlers if each is not handler]
         _above.handlers = _Handlers(left if len(left) > 1 else ())
 
 
-def _is_placed() -> bool:
+def _is_attached() -> bool:
     current: logging.Logger | None = logging.root
     while current is not None and current is not _above:
         current = current.parent
@@ -135,10 +135,10 @@ def _is_placed() -> bool:
 
 
 class _Handlers(list[logging.Handler]):
-    """Handlers above the root logger. A list is never changed: other threads may pass a record to its handlers.
+    """Handlers above the root logger. A list is never modified, because other threads may iterate over it.
 
-    It is false even with handlers: `Logger.hasHandlers` is about the handlers of the application. A library may add one
-    of its own where there are none.
+    The list is always false: `Logger.hasHandlers` must only find handlers of the application, because libraries add a
+    handler if there is none.
     """
 
     def __bool__(self) -> bool:
@@ -146,14 +146,14 @@ class _Handlers(list[logging.Handler]):
 
 
 class _LastResort(logging.Handler):
-    """Passes a record to `logging.lastResort` if no handler of the application sees it.
+    """Passes a record to `logging.lastResort` if no handler of the application gets it.
 
-    `logging` does so only with records that no handler sees.
+    `logging` does this only if no handler at all gets the record.
     """
 
     def handle(self, record: logging.LogRecord) -> bool:
         last = logging.lastResort
-        with contextlib.suppress(Exception):  # stderr may be closed, or the record's fields have other types
+        with contextlib.suppress(Exception):  # stderr may be closed, or a field may have an unexpected type
             if last is not None and record.levelno >= last.level and next(handlers_of(record.name), None) is None:
                 last.handle(record)
         return True
@@ -163,13 +163,12 @@ _last_resort = _LastResort()
 
 
 class TaskLogHandler(logging.Handler):
-    """Encodes the records of tasks of `runs`, from `min_level` on, and passes them to `put`.
+    """Encodes the records of the tasks of `runs` with at least `min_level`, and passes them to `put`.
 
-    A record that a handler of the application exports by OpenTelemetry is left to that handler. Unless `fills_gaps`, so is
-    a record below the level of that handler, which then is not exported. `loggers` has the names of the loggers of the
-    records that were passed on.
+    Records that a handler of the application exports with OpenTelemetry are skipped. With `respects_handlers` records
+    below the level of such a handler are skipped too. `loggers` has the names of the loggers of the passed records.
 
-    It never raises: `refuse` gets the reason why a record cannot be handled or encoded.
+    The handler never raises: it passes the reason to `refuse` if a record cannot be handled or encoded.
     """
 
     def __init__(
@@ -179,7 +178,7 @@ class TaskLogHandler(logging.Handler):
         runs: Container[str],
         min_level: int = logging.NOTSET,
         *,
-        fills_gaps: bool = True,
+        respects_handlers: bool = False,
     ) -> None:
         super().__init__()
         self.loggers: set[str] = set()
@@ -187,15 +186,15 @@ class TaskLogHandler(logging.Handler):
         self._refuse = refuse
         self._runs = runs
         self._min_level = min_level
-        self._fills_gaps = fills_gaps
+        self._respects_handlers = respects_handlers
 
     def handle(self, record: logging.LogRecord) -> bool:
-        """Handle a record without the lock of the handler: threads encode at the same time."""
+        """Handle a record without the lock of the handler, so that threads encode in parallel."""
         try:
             passed = bool(self.filter(record))
             if passed:
                 self.emit(record)
-        except Exception as error:  # noqa: BLE001 - a filter of the program, or a record whose fields have other types
+        except Exception as error:  # noqa: BLE001 - a filter of the application, or a field with an unexpected type
             self._refuse(f"a record cannot be handled: {type(error).__name__}")
             return False
         return passed
@@ -204,25 +203,25 @@ class TaskLogHandler(logging.Handler):
         task = current_task()
         if task is None or task.run_id not in self._runs or record.levelno < self._min_level:
             return
-        if _is_own(str(record.name)) or getattr(_here, "is_encoding", False):
+        if _is_own(str(record.name)) or getattr(_local, "is_encoding", False):
             return
-        level = record.levelno if self._fills_gaps else math.inf
+        level = math.inf if self._respects_handlers else record.levelno
         handler = next((each for each in handlers_of(record.name) if exports(each, level)), None)
         if handler is None:
-            self._take(record, task)
+            self._export(record, task)
         else:
             _report_once(handler)
 
-    def _take(self, record: logging.LogRecord, task: TaskContext) -> None:
-        # The `__str__` of an argument may log that argument.
-        _here.is_encoding = True
+    def _export(self, record: logging.LogRecord, task: TaskContext) -> None:
+        # The `__str__` of an argument may log the argument again.
+        _local.is_encoding = True
         try:
             self._put(encode(record, task))
             self.loggers.add(record.name)
-        except Exception as error:  # noqa: BLE001 - telemetry never breaks a run
+        except Exception as error:  # noqa: BLE001 - telemetry must not break a run
             self._refuse(f"a record cannot be encoded: {type(error).__name__}")
         finally:
-            _here.is_encoding = False
+            _local.is_encoding = False
 
 
 def _report_once(handler: logging.Handler) -> None:

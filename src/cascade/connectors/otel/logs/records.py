@@ -1,4 +1,4 @@
-"""From a `logging` record to an OTLP log record; names and severities as the OpenTelemetry SDK's handler has them."""
+"""Encoding of `logging` records as OTLP log records, with the names and severities of the handler of the SDK."""
 
 import logging
 import time
@@ -25,10 +25,10 @@ _RESOURCE_LOGS, _SCOPE_LOGS = 1, 2
 
 
 def request(resource: bytes, items: Iterable[bytes]) -> bytes:
-    """An `ExportLogsServiceRequest` with all of the items under one resource, those of one scope together.
+    """Return an encoded `ExportLogsServiceRequest` that groups the items by scope.
 
-    An item is an encoded `ScopeLogs` that begins with its scope, which has less than 128 bytes; `resource` is an encoded
-    `ResourceLogs` without any.
+    An item is an encoded `ScopeLogs` that starts with its scope, of less than 128 bytes. `resource` is an encoded
+    `ResourceLogs` without records.
     """
     scopes: defaultdict[bytes, list[bytes]] = defaultdict(list)
     for item in items:
@@ -39,27 +39,27 @@ def request(resource: bytes, items: Iterable[bytes]) -> bytes:
 
 
 MAX_BODY_BYTES = MAX_STACK_BYTES
-"""Bytes of a record's text: more than those of an attribute, and as many as those of a stack trace."""
+"""Bytes of the text of a record."""
 MAX_EXTRAS = 64
-"""Half of the SDK's default limit of attributes in a record: the others are ours."""
+"""Extra attributes of a record: half of the default limit of the SDK."""
 MAX_SCOPE_BYTES = 100
-"""Bytes of a logger's name and version: its encoded scope then has less than 128 bytes, as `request` requires."""
+"""Bytes of the name and version of a logger. The encoded scope must have less than 128 bytes."""
 _MAX_VERSION = 40
 
 _RESERVED = (*{a.CODE_FILE_PATH, a.CODE_LINE_NUMBER, a.CODE_STACKTRACE, a.CODE_FUNCTION_NAME}, "cascade.", "exception.")
 _LATEST = 2**63
 _FATAL4 = 24
-_SHADES = 3  # Python's levels are tens; OTLP has three finer shades above each
+_SUBLEVELS = 3  # OTLP has three levels between two levels of Python
 
 
 def encode(record: logging.LogRecord, task: TaskContext) -> bytes:
-    """Encode a record of the running task as a `ScopeLogs` with this record alone.
+    """Encode a record of the running task as a `ScopeLogs` with one record.
 
-    Its span is the current one, which may be the user's own within the task. Secrets in texts are masked, then the texts
-    are cut.
+    The span of the record is the current span, which may be a span of the user. Secrets in texts are masked, then the
+    texts are cut.
 
     Raises:
-        Exception: A field of the record has another type than `logging` gives it.
+        Exception: A field of the record has an unexpected type.
     """
     now = time.time_ns()
     extra, dropped = _extra(extra_of(record))
@@ -70,7 +70,7 @@ def encode(record: logging.LogRecord, task: TaskContext) -> bytes:
         body=AnyValue(string_value=masked(message_of(record), MAX_BODY_BYTES)),
         attributes=[*extra, *_failure(record)],
         dropped_attributes_count=dropped,
-        **_place(task),
+        **_span_fields(task),
     )
     parts = (
         varying.SerializeToString(),
@@ -81,21 +81,21 @@ def encode(record: logging.LogRecord, task: TaskContext) -> bytes:
 
 
 def encode_resource(attributes: Mapping[str, Any], schema_url: str = "") -> bytes:
-    """A `ResourceLogs` that has no records yet."""
+    """Return an encoded `ResourceLogs` without records."""
     resource = Resource(attributes=_key_values(attributes.items()))
     return ResourceLogs(resource=resource, schema_url=schema_url).SerializeToString()
 
 
 def severity(level: int) -> int:
-    """OTLP's number: DEBUG is 5, INFO 9, WARNING 13, ERROR 17, CRITICAL 21; three finer ones after each."""
+    """Return the severity number of OTLP: 5 for DEBUG, 9 for INFO, 13 for WARNING, 17 for ERROR, 21 for CRITICAL."""
     if level < logging.DEBUG:
         return 0
-    if level > logging.CRITICAL + _SHADES:
+    if level > logging.CRITICAL + _SUBLEVELS:
         return _FATAL4
-    return 1 + 4 * (level // 10) + min(level % 10, _SHADES)
+    return 1 + 4 * (level // 10) + min(level % 10, _SUBLEVELS)
 
 
-def _place(task: TaskContext) -> dict[str, Any]:
+def _span_fields(task: TaskContext) -> dict[str, Any]:
     current = get_current_span().get_span_context()
     if current.is_valid:
         flags = int(current.trace_flags)
@@ -105,7 +105,7 @@ def _place(task: TaskContext) -> dict[str, Any]:
 
 
 def _extra(extra: dict[str, Any]) -> tuple[list[KeyValue], int]:
-    """Values of simple types, and how many others there were."""
+    """Return the values of simple types, and the number of other values."""
     simple = {name: value for name, value in extra.items() if _is_simple(name, value)}
     kept = {masked_name(name): _masked(name, value) for name, value in list(simple.items())[:MAX_EXTRAS]}
     return _key_values(kept.items()), len(extra) - len(kept)
@@ -128,7 +128,7 @@ def _failure(record: logging.LogRecord) -> list[KeyValue]:
         found[a.EXCEPTION_TYPE] = text(name, MAX_NAME_BYTES)
         found[a.EXCEPTION_MESSAGE] = error_message(error, MAX_VALUE_BYTES)
         found[a.EXCEPTION_STACKTRACE] = stack_text(error)
-    elif record.exc_text:  # a QueueHandler leaves only this
+    elif record.exc_text:  # a QueueHandler keeps only this
         found[a.EXCEPTION_STACKTRACE] = masked(record.exc_text, MAX_STACK_BYTES)
     if record.stack_info:
         found[a.CODE_STACKTRACE] = masked(record.stack_info, MAX_STACK_BYTES)
@@ -137,7 +137,7 @@ def _failure(record: logging.LogRecord) -> list[KeyValue]:
 
 @lru_cache(maxsize=4096)
 def _constant(severity_number: int, path: str, function: str, line: int) -> bytes:
-    """The fields that all records of one line of code share."""
+    """Return the encoded fields that all records of a line of code have in common."""
     named = {a.CODE_FILE_PATH: text(path, MAX_VALUE_BYTES), a.CODE_FUNCTION_NAME: text(function, MAX_NAME_BYTES)}
     more: dict[str, Any] = {"severity_number": severity_number}
     return LogRecord(attributes=_key_values([*named.items(), (a.CODE_LINE_NUMBER, line)]), **more).SerializeToString()
@@ -145,7 +145,7 @@ def _constant(severity_number: int, path: str, function: str, line: int) -> byte
 
 @lru_cache(maxsize=256)
 def _ids(run_id: str, task_id: str, name: str, attempt: int, map_index: int | None, label: str | None) -> bytes:
-    """The attributes that all records of one attempt of a task share."""
+    """Return the encoded attributes that all records of an attempt of a task have in common."""
     ids = {a.RUN_ID: run_id, a.TASK_ID: text(task_id, MAX_VALUE_BYTES), a.TASK_NAME: masked_name(name)}
     more = {a.TASK_ATTEMPT: attempt or None, a.MAP_INDEX: map_index, a.TASK_LABEL: label}
     present = [(key, value) for key, value in {**ids, **more}.items() if value is not None]
@@ -154,7 +154,7 @@ def _ids(run_id: str, task_id: str, name: str, attempt: int, map_index: int | No
 
 @lru_cache(maxsize=1024)
 def _scope(logger: str) -> bytes:
-    """The scope is the logger; one of Cascade's own has Cascade's version."""
+    """Return the encoded scope of a logger. Loggers of Cascade have the version of Cascade."""
     is_ours = logger.partition(".")[0] == SCOPE
     version = scope_version()[:_MAX_VERSION] if is_ours else ""
     name = text(logger, MAX_SCOPE_BYTES - len(version))
@@ -166,7 +166,7 @@ def _key_values(pairs: Iterable[tuple[str, Any]]) -> list[KeyValue]:
 
 
 def _nanoseconds(seconds: Any, otherwise: int) -> int:
-    """A record's time since the Unix epoch; the other, for what cannot be one."""
+    """Return the time of a record since the Unix epoch; `otherwise` for an invalid time."""
     try:
         found = round(seconds * 1e9)
     except (TypeError, ValueError, OverflowError):
