@@ -62,7 +62,7 @@ async def test_decisions_are_events_of_the_run(receiver: OtlpReceiver) -> None:
     assert run.attributes["cascade.run.control.decisions"] == 3
 
 
-async def test_what_held_a_task_back_is_on_its_span_and_on_its_wait(receiver: OtlpReceiver) -> None:
+async def test_the_constraint_that_held_a_task_is_on_its_span_and_its_wait(receiver: OtlpReceiver) -> None:
     spans = await steered_run(receiver)
     wait = spans["both wait"]
     assert wait.attributes["cascade.wait.reason"] == "rate_limit"

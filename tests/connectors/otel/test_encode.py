@@ -90,12 +90,12 @@ def in_order(span: Any) -> Any:
 
 
 @given(SPANS)
-def test_a_span_is_what_the_sdk_makes_of_it(data: SpanData) -> None:
+def test_the_encoding_equals_that_of_the_sdk(data: SpanData) -> None:
     assert in_order(Span.FromString(encode_span(data))) == in_order(by_the_sdk(data))
 
 
 @given(st.lists(SPANS, max_size=3), st.dictionaries(TEXT.filter(bool), TEXT, max_size=3))
-def test_an_envelope_holds_all_spans_under_one_resource_and_scope(spans: list[SpanData], found: dict[str, str]) -> None:
+def test_an_envelope_has_all_spans_under_one_resource_and_scope(spans: list[SpanData], found: dict[str, str]) -> None:
     resource = Resource(found, "https://example.org/schema")
     envelope = Envelope(lambda: resource, InstrumentationScope("cascade", "1.2", ""))
     request = ExportTraceServiceRequest.FromString(envelope.wrap(map(encode_span, spans)))
@@ -108,7 +108,7 @@ def test_an_envelope_holds_all_spans_under_one_resource_and_scope(spans: list[Sp
 
 
 @given(st.integers(-(2**63), 2**64 - 1))
-def test_a_number_is_written_as_protobuf_writes_it(number: int) -> None:
+def test_varints_equal_those_of_protobuf(number: int) -> None:
     field = b"\x18"  # of AnyValue: its integer
     value = Span.FromString(
         b"\x4a" + varint(len(_attribute(field + varint(number)))) + _attribute(field + varint(number))
@@ -120,7 +120,7 @@ def _attribute(value: bytes) -> bytes:
     return b"\x12" + varint(len(value)) + value
 
 
-def test_equal_attributes_of_different_encodings_do_not_share_one() -> None:
+def test_equal_values_of_different_types_have_different_encodings() -> None:
     for value in (-0.0, 0.0, (True,), (1,), (1.0,)):
         data = SpanData("a", f"{1:032x}", f"{1:016x}", "", 1, 2, {"mine": value})
         assert in_order(Span.FromString(encode_span(data))) == in_order(by_the_sdk(data))

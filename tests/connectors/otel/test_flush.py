@@ -91,7 +91,7 @@ def test_only_the_first_run_waits_for_a_flush_that_hangs(processor: Gated, caplo
     assert (processor.begun, processor.ended) == (1, 0)
 
 
-def test_one_message_tells_the_end_of_the_outage_and_runs_wait_again(
+def test_the_end_of_an_outage_is_logged_once_and_runs_wait_again(
     processor: Gated, caplog: pytest.LogCaptureFixture, limits: pytest.MonkeyPatch
 ) -> None:
     provider = provider_with(processor)
@@ -116,7 +116,7 @@ def test_one_message_tells_the_end_of_the_outage_and_runs_wait_again(
     assert len(warnings(caplog)) == 2
 
 
-def test_the_outage_ends_though_a_run_ends_during_each_flush(
+def test_an_outage_ends_even_if_a_run_ends_during_each_flush(
     processor: Gated, caplog: pytest.LogCaptureFixture
 ) -> None:
     provider = provider_with(processor)
@@ -136,7 +136,7 @@ def test_the_outage_ends_though_a_run_ends_during_each_flush(
     assert "is flushed again" in warnings(caplog)[1]
 
 
-def test_runs_side_by_side_share_a_flush(processor: Gated) -> None:
+def test_concurrent_runs_share_a_flush(processor: Gated) -> None:
     provider = provider_with(processor)
     with ThreadPoolExecutor(RUNS) as pool:
         results = pool.map(lambda _: run(provider), range(RUNS))
@@ -159,7 +159,7 @@ def test_the_flush_of_one_provider_does_not_affect_another(
     assert len(warnings(caplog)) == 1
 
 
-def test_a_slow_flush_is_waited_for_once_without_a_warning(
+def test_only_one_run_waits_for_a_slow_flush_without_a_warning(
     processor: Gated, caplog: pytest.LogCaptureFixture, limits: pytest.MonkeyPatch
 ) -> None:
     limits.setattr("cascade.connectors.otel.flush.SLOW", -1.0)
@@ -203,7 +203,7 @@ def fails() -> bool:
 @pytest.mark.parametrize(
     ("then", "reason"), [(fails, "no connection"), (lambda: False, "has failed")], ids=["raises", "returns False"]
 )
-def test_a_flush_that_fails_costs_one_warning(
+def test_a_failed_flush_causes_one_warning(
     then: Callable[[], bool], reason: str, processor: Gated, caplog: pytest.LogCaptureFixture
 ) -> None:
     processor.gate.set()
@@ -251,7 +251,7 @@ def test_a_batch_processor_with_a_silent_collector(
         assert len(warnings(caplog)) == 1
 
 
-def test_a_provider_that_is_collected_leaves_nothing_behind(processor: Gated) -> None:
+def test_a_garbage_collected_provider_leaves_no_objects(processor: Gated) -> None:
     processor.gate.set()
     provider = provider_with(processor)
     run(provider)
@@ -293,13 +293,13 @@ def program(code: str, receiver: OtlpReceiver) -> None:
     subprocess.run(command, check=True, timeout=HANG, env=subprocess_environment())
 
 
-def test_the_process_waits_at_its_end_for_the_flush() -> None:
+def test_the_process_waits_for_the_flush_at_exit() -> None:
     with OtlpReceiver() as receiver:
         program("for _ in range(3): cs.run(one(), connector=connector); atexit.register(gate.set)", receiver)
         assert len(receiver.spans.named("run one")) == 3
 
 
-def test_the_process_ends_though_the_flush_hangs() -> None:
+def test_the_process_exits_even_if_the_flush_hangs() -> None:
     with OtlpReceiver() as receiver:
         program("flush.EXIT_TIMEOUT = 0.1; cs.run(one(), connector=connector)", receiver)
         assert receiver.span_count == 0

@@ -77,7 +77,7 @@ def test_a_run_is_a_root_span_of_kind_server(collector: Collector) -> None:
     assert {span.kind for span in spans if span is not root} == {"INTERNAL"}
 
 
-def test_a_run_shows_while_it_is_still_going(collector: Collector) -> None:
+def test_a_run_is_visible_while_it_is_in_progress(collector: Collector) -> None:
     collector.receiver.clear()
 
     @cs.task
@@ -112,7 +112,7 @@ def test_a_task_is_a_child_whose_window_is_its_duration(collector: Collector) ->
     assert span.attributes["code.function.name"] == f"{__name__}.one"
 
 
-def test_an_attempt_is_a_child_of_its_task_where_retries_are_set(collector: Collector) -> None:
+def test_an_attempt_is_a_child_of_a_task_with_retries(collector: Collector) -> None:
     spans = collector.trace_of(add(flaky().with_retry(3), one()), fails=TypeError)  # type: ignore[arg-type]
     first, second = spans.named("flaky attempt")
     task = spans.one("flaky")
@@ -128,7 +128,7 @@ def test_an_attempt_is_a_child_of_its_task_where_retries_are_set(collector: Coll
     assert spans.named("one attempt") == []
 
 
-def test_the_last_attempts_failure_is_the_tasks(collector: Collector) -> None:
+def test_the_failure_of_the_last_attempt_is_the_failure_of_the_task(collector: Collector) -> None:
     spans = collector.trace_of(cs.task(lambda: 1 / 0, name="divide")().with_retry(1), fails=ZeroDivisionError)
     assert [s.status for s in spans.named("divide attempt")] == ["ERROR", "ERROR"]
     assert spans.one("divide").status == "ERROR"
@@ -247,7 +247,7 @@ def test_dependencies_are_links(collector: Collector) -> None:
     assert span.attributes["cascade.task.dependencies"] == 2
 
 
-def test_links_are_capped_and_the_true_count_is_told(collector: Collector) -> None:
+def test_links_are_limited_and_the_number_of_dependencies_is_exact(collector: Collector) -> None:
     count = cs.task(lambda *values: len(values), name="count")
     span = collector.trace_of(count(*(one() for _ in range(150)))).one("count")
     assert (len(span.links), span.attributes["cascade.task.dependencies"]) == (128, 150)
@@ -366,7 +366,9 @@ SKIPS: dict[str, tuple[Any, dict[str, tuple[str, tuple[str, ...]]]]] = {
 
 
 @pytest.mark.parametrize("kind", SKIPS)
-def test_a_skipped_task_is_a_moment_with_its_reason_and_a_link_to_what_decided(collector: Collector, kind: str) -> None:
+def test_a_skipped_task_has_no_duration_a_reason_and_a_link_to_the_deciding_task(
+    collector: Collector, kind: str
+) -> None:
     make, expected = SKIPS[kind]
     target, beside = make(), MemoryConnector()
     has_value = expected.get(f"{target.task_name} skipped", ("CacheHit",))[0] == "CacheHit"
@@ -398,7 +400,7 @@ def test_a_skipped_task_is_a_moment_with_its_reason_and_a_link_to_what_decided(c
     }
 
 
-def test_a_cached_task_has_links_to_what_it_consumed(collector: Collector) -> None:
+def test_a_cached_task_has_links_to_its_dependencies(collector: Collector) -> None:
     spans = collector.trace_of(named("x", one()).with_cache(Hit()))
     assert [spans.by_id(link.span_id).name for link in spans.one("x skipped").links] == ["one"]
 
@@ -460,7 +462,7 @@ def test_the_span_of_a_setup_or_teardown_is_current_in_its_code(collector: Colle
 
 
 @pytest.mark.parametrize("detail", ["tasks", "run"])
-def test_without_its_span_a_resource_has_that_of_the_run(collector: Collector, detail: Any) -> None:
+def test_a_resource_without_a_span_runs_in_the_span_of_the_run(collector: Collector, detail: Any) -> None:
     @cs.resource
     def db() -> Iterator[int]:
         with trace.get_tracer("mine").start_as_current_span("connect"):
@@ -519,7 +521,7 @@ def test_a_failure_is_an_error_with_its_exception(collector: Collector) -> None:
     assert spans.one("run fail").attributes["cascade.run.result"] == "failure"
 
 
-def test_a_timeout_is_called_so(collector: Collector) -> None:
+def test_a_timeout_has_the_result_timeout(collector: Collector) -> None:
     async def late() -> None:
         async with asyncio.timeout(0):
             await asyncio.Event().wait()
@@ -580,7 +582,7 @@ async def breaks(x: int = 0) -> None:
     raise LookupError("first")
 
 
-def test_one_failure_is_one_error(collector: Collector) -> None:
+def test_a_failure_is_an_error_on_one_task_span(collector: Collector) -> None:
     gather = cs.task(lambda *_: None, name="gather")
     spans = collector.trace_of(gather(waits(), breaks()), fails=LookupError)
     assert outcome(spans.one("breaks")) == ("failure", "ERROR", "LookupError", None, ["exception"])
@@ -600,7 +602,7 @@ def test_one_failure_is_one_error(collector: Collector) -> None:
     }
 
 
-def test_one_failure_of_an_item_is_one_error(collector: Collector) -> None:
+def test_a_failure_of_an_item_is_an_error_on_one_item_span(collector: Collector) -> None:
     spans = collector.trace_of(breaks.map(x=[1, 0, 2]).with_retry(1), fails=LookupError)
     errors = sorted(span.name for span in spans if span.status == "ERROR")
     assert errors == ["breaks", "breaks attempt", "breaks attempt", "run map(breaks)"]
@@ -613,12 +615,12 @@ def test_one_failure_of_an_item_is_one_error(collector: Collector) -> None:
     }
 
 
-def test_a_map_that_cannot_start_is_an_error_of_its_own(collector: Collector) -> None:
+def test_a_map_that_cannot_start_has_an_error(collector: Collector) -> None:
     spans = collector.trace_of(breaks.map(x=cs.task(lambda: 5, name="five")()), fails=TypeError)  # type: ignore[arg-type]
     assert outcome(spans.one("map(breaks)")) == ("error", "ERROR", "TypeError", None, ["exception"])
 
 
-def test_inputs_are_no_spans(collector: Collector) -> None:
+def test_inputs_have_no_spans(collector: Collector) -> None:
     spans = collector.trace_of(add(cs.Param("n", default=1), cs.Env("NOT_SET", default=1)))  # type: ignore[arg-type]
     assert {span.name for span in spans} == {"run add", "run add started", "add"}
 
@@ -631,14 +633,12 @@ def test_inputs_are_no_spans(collector: Collector) -> None:
         ("full", {"run flaky", "run flaky started", "flaky", "flaky attempt", "flaky wait"}),
     ],
 )
-def test_detail_says_how_much(collector: Collector, detail: Any, names: set[str]) -> None:
+def test_detail_selects_the_spans(collector: Collector, detail: Any, names: set[str]) -> None:
     spans = collector.trace_of(flaky().with_retry(1, delay=0.002), connector=collector.connector(detail=detail))
     assert {span.name for span in spans} == names
 
 
-def test_a_run_that_is_exported_alone_has_no_links_to_its_parts(
-    collector: Collector, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_with_detail_run_a_run_has_no_links_to_its_parts(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CASCADE_TRACE_PART_SIZE", "2")
     target = cs.task(list, name="all")([one() for _ in range(5)])
     (run,) = collector.trace_of(target, connector=collector.connector(detail="run"))
@@ -646,14 +646,14 @@ def test_a_run_that_is_exported_alone_has_no_links_to_its_parts(
     assert "cascade.parts" not in run.attributes
 
 
-def test_the_cicd_names_can_be_had(collector: Collector) -> None:
+def test_semconv_cicd_adds_the_attributes_of_the_conventions(collector: Collector) -> None:
     spans = collector.trace_of(one(), connector=collector.connector(semconv="cicd"))
     assert spans.one("run one").attributes["cicd.pipeline.name"] == "one"
     assert spans.one("run one").attributes["cicd.pipeline.result"] == "success"
     assert spans.one("one").attributes["cicd.pipeline.task.run.result"] == "success"
 
 
-def test_values_leave_only_where_asked_for_and_secrets_never(collector: Collector) -> None:
+def test_values_are_exported_only_with_capture_and_secrets_never(collector: Collector) -> None:
     login = cs.task(lambda x, password: {"token": x}, name="login")
     target = login(cs.Param("user"), password="hunter2").run_if(cs.Param("api_key"))
     params = {"user": "someone", "api_key": "hunter2"}
@@ -781,7 +781,7 @@ def test_a_parent_of_the_environment_is_joined(collector: Collector, monkeypatch
     assert collector.receiver.spans.one("one").trace_id == "a" * 32
 
 
-def test_a_nested_run_nests_in_its_task(collector: Collector, tmp_path: Any) -> None:
+def test_a_nested_run_is_a_child_of_its_task(collector: Collector, tmp_path: Any) -> None:
     file = tmp_path / "inner.py"
     file.write_text("import cascade as cs\ninner = cs.task(lambda n: n, name='inner')(cs.Param('n'))\n")
     spans = collector.trace_of(cs.subflow(str(file), "inner", params={"n": 1}))
@@ -818,7 +818,7 @@ def test_a_run_that_a_task_starts_in_a_trace_of_its_own_is_found_as_a_started_ru
     assert len(spans.traces()) == 2
 
 
-def test_the_exporters_own_traffic_makes_no_spans(collector: Collector) -> None:
+def test_requests_of_the_exporter_have_no_spans(collector: Collector) -> None:
     code = f"""
 import http.client, socket
 from opentelemetry import context, trace
@@ -859,9 +859,7 @@ def kind_of(span: ReceivedSpan) -> str:
     return found[0] if found else "run" if span.name.startswith("run ") else "map" if "map(" in span.name else "task"
 
 
-def test_each_attribute_is_where_its_documentation_states(
-    collector: Collector, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_attribute_is_on_its_documented_spans(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CASCADE_TRACE_PART_SIZE", "2")
 
     @cs.resource

@@ -229,7 +229,7 @@ def check(spans: Spans, *, at_least: int, most: float = MOST) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_2000_flaky_items_stay_readable_with_default_limits(collector: Collector) -> None:
+def test_2000_flaky_items_fit_the_default_limits(collector: Collector) -> None:
     """Without a limit in bytes they were one trace of 12,004 spans, of which Tempo discarded 6,575."""
     spans = collector.trace_of(items(is_flaky, 2_000).with_retry(2, delay=0.01))
     assert len([span for span in spans if not span.name.endswith(" part")]) == 2_000 * 6 + 3
@@ -245,7 +245,7 @@ def test_500_items_at_once_with_20_spans_each_are_in_several_traces(collector: C
 
 
 @pytest.mark.usefixtures("small_budget")
-def test_spans_of_the_program_are_left_out_when_a_trace_is_full(
+def test_spans_below_tasks_are_left_out_when_a_trace_is_full(
     collector: Collector, caplog: pytest.LogCaptureFixture
 ) -> None:
     """20 items run at once in each of the first parts, with 60 KB of spans each."""
@@ -271,7 +271,7 @@ async def starts_a_run_in_a_span(x: int) -> int:
 
 
 @pytest.mark.usefixtures("small_budget")
-def test_a_run_below_a_span_that_is_left_out_is_below_its_task(collector: Collector) -> None:
+def test_a_run_below_a_span_that_is_left_out_is_a_child_of_the_task(collector: Collector) -> None:
     connector = NESTED.connector = collector.connector()
     spans = collector.trace_of(starts_a_run_in_a_span(1), connector=connector)
     task = spans.one("starts_a_run_in_a_span")
@@ -281,7 +281,7 @@ def test_a_run_below_a_span_that_is_left_out_is_below_its_task(collector: Collec
 
 
 @pytest.mark.usefixtures("small_budget")
-def test_what_a_program_adds_to_the_span_of_a_task_is_left_out_when_a_trace_is_full(collector: Collector) -> None:
+def test_content_that_code_adds_to_the_span_of_a_task_is_left_out_when_a_trace_is_full(collector: Collector) -> None:
     spans = collector.trace_of(items(adds_much, 100))
     check(spans, at_least=4)
     contents = [len(span.events) for span in spans.named("adds_much")]
@@ -323,7 +323,7 @@ async def fails_twice(x: int) -> int:
 
 
 @pytest.mark.usefixtures("small_budget")
-def test_nested_runs_at_once_share_the_room_of_their_trace(collector: Collector) -> None:
+def test_concurrent_nested_runs_share_the_budget_of_their_trace(collector: Collector) -> None:
     connector = NESTED.connector = collector.connector()
     spans = collector.trace_of(items(starts_a_flaky_run, 20), connector=connector)
     check(spans, at_least=5)

@@ -49,7 +49,7 @@ def inner(x: int) -> str:
         return task.traceparent
 
 
-def test_further_items_of_a_map_stand_in_traces_of_their_own(collector: Collector) -> None:
+def test_further_items_of_a_map_are_in_traces_of_their_own(collector: Collector) -> None:
     spans = collector.trace_of(double.map(x=list(range(25))))
     whole = spans.one("map(double)")
     assert [span.attributes["cascade.map.index"] for span in spans.children(whole)] == list(range(25))
@@ -76,7 +76,7 @@ def test_further_items_of_a_map_stand_in_traces_of_their_own(collector: Collecto
     assert sorted(len(part) for part in spans.traces().values()) == [1 + 5, 1 + SIZE, 3 + SIZE]
 
 
-def test_further_tasks_of_a_run_stand_in_traces_of_their_own(collector: Collector) -> None:
+def test_further_tasks_of_a_run_are_in_traces_of_their_own(collector: Collector) -> None:
     spans = collector.trace_of(total([double(n) for n in range(25)]))
     root = next(span for span in spans.roots() if span.kind == "SERVER")
     assert [part.name for part in spans.parts(root)] == ["run total part"] * 2
@@ -89,7 +89,7 @@ def test_further_tasks_of_a_run_stand_in_traces_of_their_own(collector: Collecto
     assert sources == {(span.trace_id, span.span_id) for span in spans.named("double")}, "in whatever trace they stand"
 
 
-def test_items_stand_in_the_trace_of_their_map(collector: Collector) -> None:
+def test_items_are_in_the_trace_of_their_map(collector: Collector) -> None:
     before: list[Any] = [double(n) for n in range(12)]
     spans = collector.trace_of(total(double.map(x=[total(before), *range(14)])))
     whole = spans.one("map(double)")
@@ -109,7 +109,7 @@ def test_spans_below_an_item_are_in_its_part(collector: Collector, retries: int)
         assert own.attributes["cascade.task.id"] == parent.attributes["cascade.task.id"]
 
 
-def test_it_is_known_before_a_child_starts_where_it_goes(collector: Collector) -> None:
+def test_the_part_of_a_child_is_known_before_it_starts(collector: Collector) -> None:
     beside = MemoryConnector()
     wanted = inner.map(x=list(range(15)))
     spans = collector.trace_of(wanted, connector=[collector.connector(), beside])
@@ -132,7 +132,7 @@ def test_a_callers_own_provider_samples_parts_as_it_does_their_run() -> None:
         assert len(exporter.get_finished_spans()) in {0, 35 + 1 + 1 + 1 + 3}, "all or nothing"
 
 
-def test_messages_alone_make_the_same_spans(collector: Collector) -> None:
+def test_a_replay_of_messages_exports_the_same_parts(collector: Collector) -> None:
     """As a bridge does, which only sees the wire."""
     beside = MemoryConnector()
     spans = collector.trace_of(double.map(x=list(range(25))), connector=[collector.connector(), beside])
@@ -151,7 +151,7 @@ def described(span: ReceivedSpan) -> tuple[Any, ...]:
     return span.name, span.trace_id, span.span_id, span.parent_span_id, span.start_ns, span.end_ns, links, events
 
 
-def test_a_reader_is_led_from_the_map_to_its_parts_and_back(collector: Collector) -> None:
+def test_a_map_and_its_parts_have_links_to_each_other(collector: Collector) -> None:
     spans = collector.trace_of(double.map(x=list(range(25))))
     whole, parts = spans.one("map(double)"), spans.parts(spans.one("map(double)"))
     ranges = [
@@ -171,7 +171,7 @@ def test_a_reader_is_led_from_the_map_to_its_parts_and_back(collector: Collector
         assert [link.attributes for link in part.links] == [{**each, "cascade.link.name": "map(double)"}]
 
 
-def test_a_reader_is_led_from_the_run_to_its_parts_and_back(collector: Collector) -> None:
+def test_a_run_and_its_parts_have_links_to_each_other(collector: Collector) -> None:
     spans = collector.trace_of(total([double(n) for n in range(25)]))
     root = spans.one("run total")
     assert [link.attributes["cascade.link.name"] for link in root.links] == ["run total part"] * 2
@@ -194,7 +194,7 @@ def test_a_map_has_links_to_64_parts_and_the_number_of_all(
     assert len(spans.children(whole)) == 151
 
 
-def test_the_root_of_a_part_arrives_with_its_last_child(collector: Collector) -> None:
+def test_the_root_of_a_part_is_exported_with_its_last_child(collector: Collector) -> None:
     """The last item waits until the roots of the parts before it have arrived."""
     receiver = collector.receiver
     receiver.clear()
@@ -235,7 +235,7 @@ async def fails_at_15(x: int) -> int:
     return x
 
 
-def test_parts_of_a_map_that_fails_have_their_roots_once(collector: Collector) -> None:
+def test_parts_of_a_failed_map_have_one_root_each(collector: Collector) -> None:
     spans = collector.trace_of(fails_at_15.map(x=list(range(100))), fails=ValueError)
     whole = spans.one("map(fails_at_15)")
     numbers = [part.attributes["cascade.part.number"] for part in spans.named("map(fails_at_15) part")]
@@ -251,7 +251,7 @@ async def waits(x: int) -> int:
     return x
 
 
-def test_parts_of_a_run_that_is_cancelled_have_their_roots(collector: Collector) -> None:
+def test_parts_of_a_cancelled_run_have_roots(collector: Collector) -> None:
     async def cancelled() -> None:
         run = asyncio.ensure_future(
             cs.run_async(waits.map(x=list(range(35))), connector=[collector.connector(), Trigger()], log_level="OFF")
@@ -284,7 +284,7 @@ def test_parts_have_roots_where_their_tasks_have_spans(collector: Collector, det
     assert len(spans.named("map(double) part")) == (0 if detail == "run" else 2)
 
 
-def test_the_root_of_a_part_is_made_through_a_callers_own_provider() -> None:
+def test_the_root_of_a_part_is_exported_by_a_provider_of_the_caller() -> None:
     exporter = InMemorySpanExporter()
     provider = TracerProvider(resource=Resource({"service.name": "mine"}), shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -300,14 +300,16 @@ def test_the_root_of_a_part_is_made_through_a_callers_own_provider() -> None:
 
 @pytest.mark.parametrize("name", ["CASCADE_TRACE_PART_SIZE", "CASCADE_TRACE_PART_BYTES"])
 @pytest.mark.parametrize("size", ["0", "-1", "many", "1.5", "99999999999"])
-def test_a_limit_that_is_no_number_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str, size: str) -> None:
+def test_a_limit_that_is_not_a_number_raises_an_error_with_its_name(
+    monkeypatch: pytest.MonkeyPatch, name: str, size: str
+) -> None:
     monkeypatch.setenv(name, size)
     with pytest.raises(ValueError, match=f"{name}='{size}'"):
         cs.run(double(1))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
-def test_complete_parts_of_a_killed_process_have_their_roots(collector: Collector) -> None:
+def test_complete_parts_of_a_killed_process_have_roots(collector: Collector) -> None:
     """The process is killed once the roots have arrived, while the last item still runs."""
     collector.receiver.clear()
     program = [sys.executable, "-c", KILLED, collector.endpoint, collector.protocol]

@@ -153,7 +153,7 @@ def test_all_spans_of_a_run_and_what_its_code_sends_have_the_callers(
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_an_applications_provider_and_its_processors_get_them_too(
+def test_a_provider_of_the_application_and_its_processors_get_the_tracestate_and_baggage(
     inbound: Callable[..., AbstractContextManager[None]], shape: str
 ) -> None:
     provider, exporter = provider_with()
@@ -188,7 +188,7 @@ UNSAMPLED = HEADERS | {"traceparent": HEADERS["traceparent"][:-2] + "00"}
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_run_that_is_not_sampled_passes_them_on(
+def test_a_run_that_is_not_sampled_passes_on_tracestate_and_baggage(
     collector: Collector, inbound: Callable[..., AbstractContextManager[None]], shape: str
 ) -> None:
     collector.receiver.clear()
@@ -209,7 +209,7 @@ def test_an_applications_provider_passes_on_what_it_does_not_sample(shape: str) 
     assert exporter.get_finished_spans() == ()
 
 
-def test_a_run_in_a_trace_of_its_own_has_none_and_its_link_has_the_callers(
+def test_a_run_in_a_trace_of_its_own_has_the_tracestate_only_on_its_link(
     collector: Collector, inbound: Callable[..., AbstractContextManager[None]]
 ) -> None:
     for parent, linked in (("link", [(TRACE, STATE)]), ("none", [])):
@@ -302,7 +302,7 @@ class Counting(Sampler):
         return "Counting"
 
 
-def test_what_a_task_sends_has_the_tracestate_of_its_own_span() -> None:
+def test_requests_of_a_task_have_the_tracestate_of_its_span() -> None:
     provider, exporter = provider_with(sampler=Counting())
     connector = OtelConnector(tracer_provider=provider)
     assert cs.run(cs.task(sent)(), connector=connector, log_level="OFF")["tracestate"] == "n=1"
@@ -367,7 +367,9 @@ def test_malformed_entries_of_baggage_are_ignored(monkeypatch: pytest.MonkeyPatc
     assert "baggage" not in collector_run(collector)
 
 
-def test_the_current_context_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch, collector: Collector) -> None:
+def test_the_current_context_takes_precedence_over_the_environment(
+    monkeypatch: pytest.MonkeyPatch, collector: Collector
+) -> None:
     for name, value in HEADERS.items():
         monkeypatch.setenv(name.upper(), value)
     monkeypatch.setenv("BAGGAGE", "tenant=red")
@@ -427,7 +429,7 @@ def resource_with_baggage(kind: str, seen: list[Any]) -> Any:
 @pytest.mark.parametrize("kind", ["sync", "async"])
 @pytest.mark.parametrize("traced", [1, 2])
 @pytest.mark.parametrize("detail", ["full", "run"])
-def test_what_a_resource_attaches_in_its_setup_is_there_in_its_teardown(
+def test_context_attached_in_a_setup_is_current_in_the_teardown(
     collector: Collector, kind: str, traced: int, detail: Any
 ) -> None:
     seen: list[Any] = []
@@ -446,7 +448,7 @@ def test_what_a_resource_attaches_in_its_setup_is_there_in_its_teardown(
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-def test_a_span_that_is_current_across_a_resources_yield_is_left_without_complaint(
+def test_a_span_that_is_current_across_the_yield_of_a_resource_causes_no_warning(
     collector: Collector, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     def plain() -> Iterator[int]:
@@ -496,7 +498,7 @@ def test_a_command_gets_the_context_in_its_environment(
     assert list(seen.values()) == [f"00-{TRACE}-{span.span_id}-01", STATE, "tenant=blue"]
 
 
-def test_a_command_stands_below_the_run_if_only_that_is_exported(collector: Collector) -> None:
+def test_with_detail_run_a_command_is_a_child_of_the_run(collector: Collector) -> None:
     collector.receiver.clear()
     seen = seen_by_a_command(connector=collector.connector(detail="run"))
     span = collector.receiver.spans.one("run shell")
@@ -529,7 +531,7 @@ def test_a_command_needs_no_otel_connector(connected: bool, monkeypatch: pytest.
         assert seen_by_a_command(**options)["BAGGAGE"] == "tenant=green"
 
 
-def test_propagators_that_are_turned_off_leave_baggage_to_the_system(
+def test_disabled_propagators_do_not_change_baggage_of_the_environment(
     monkeypatch: pytest.MonkeyPatch, collector: Collector
 ) -> None:
     monkeypatch.setattr(propagate, "_HTTP_TEXT_FORMAT", CompositePropagator([]))

@@ -55,7 +55,7 @@ def provider_with(**options: Any) -> tuple[TracerProvider, InMemorySpanExporter]
     return provider, exporter
 
 
-def test_a_callers_provider_is_used_as_it_is_and_ids_still_agree() -> None:
+def test_a_tracer_provider_of_the_caller_exports_spans_with_the_ids_of_the_run() -> None:
     provider, exporter = provider_with(resource=Resource({"service.name": "theirs"}))
     beside = MemoryConnector()
     for _ in range(2):  # it is flushed, not shut down
@@ -74,7 +74,7 @@ def test_a_callers_provider_is_used_as_it_is_and_ids_still_agree() -> None:
 
 
 @pytest.mark.parametrize("sampler", [ALWAYS_OFF, ParentBased(TraceIdRatioBased(0.0))])
-def test_a_sampler_that_drops_drops_the_whole_run(sampler: Any) -> None:
+def test_a_sampler_drops_whole_runs(sampler: Any) -> None:
     provider, exporter = provider_with(sampler=sampler)
     beside = MemoryConnector()
     seen: list[str] = []
@@ -91,7 +91,7 @@ def test_a_sampler_that_drops_drops_the_whole_run(sampler: Any) -> None:
     assert {payload["trace_flags"] for payload in beside.payloads} == {0}
 
 
-def test_the_applications_provider_is_used_if_it_has_one() -> None:
+def test_the_provider_of_the_application_is_used() -> None:
     program("""
         exporter = InMemorySpanExporter()
         provider = TracerProvider()
@@ -103,7 +103,7 @@ def test_the_applications_provider_is_used_if_it_has_one() -> None:
     """)
 
 
-def test_its_own_becomes_the_processs_and_serves_later_runs_to_other_places() -> None:
+def test_the_own_provider_becomes_the_global_one_and_serves_runs_to_other_endpoints() -> None:
     with FaultyReceiver() as first, FaultyReceiver() as second:
         program(f"""
             cs.run(one(), connector=OtelConnector({first.http_endpoint!r}))
@@ -132,7 +132,9 @@ def test_the_environment_alone_is_enough(monkeypatch: pytest.MonkeyPatch) -> Non
     ("variable", "value"),
     [("OTEL_SDK_DISABLED", "true"), ("OTEL_TRACES_EXPORTER", "none"), ("OTEL_TRACES_SAMPLER", "always_off")],
 )
-def test_what_turns_tracing_off_turns_it_off(variable: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_that_disables_tracing_stops_all_exports(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with FaultyReceiver() as receiver:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
         stderr = program("assert cs.run(one(), connector=OtelConnector()) == 1", monkeypatch, **{variable: value})
@@ -157,7 +159,7 @@ def test_what_turns_tracing_off_turns_it_off(variable: str, value: str, monkeypa
         ),
     ],
 )
-def test_a_variable_that_cannot_be_used_causes_one_warning_per_process(
+def test_an_invalid_variable_causes_one_warning_per_process(
     environment: dict[str, str], warnings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with FaultyReceiver() as receiver:
@@ -194,7 +196,7 @@ def test_a_variable_that_is_not_used_is_not_validated(unused: dict[str, str], mo
     assert program(code, monkeypatch, **unusable, **unused) == ""
 
 
-def test_an_applications_provider_leaves_the_variables_of_the_export_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_a_provider_of_the_application_the_export_variables_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     stderr = program(
         """
         trace.set_tracer_provider(TracerProvider())
@@ -208,7 +210,7 @@ def test_an_applications_provider_leaves_the_variables_of_the_export_unread(monk
     assert stderr == ""
 
 
-def test_the_exporter_of_another_package_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_exporter_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     with FaultyReceiver() as receiver:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
         code = "assert cs.run(one(), connector=OtelConnector(), log_level='OFF') == 1"
@@ -217,12 +219,12 @@ def test_the_exporter_of_another_package_is_left_to_it(monkeypatch: pytest.Monke
     assert "OTEL_TRACES_EXPORTER='zipkin'" in stderr
 
 
-def test_a_provider_and_an_endpoint_contradict_each_other() -> None:
+def test_a_provider_and_an_endpoint_raise_an_error() -> None:
     with pytest.raises(ValueError, match="tracer_provider"):
         OtelConnector("http://127.0.0.1:1", tracer_provider=TracerProvider(shutdown_on_exit=False))
 
 
-def test_what_is_left_at_the_processs_end_is_sent() -> None:
+def test_the_process_exports_before_it_exits() -> None:
     with FaultyReceiver() as receiver:
         program(f"""
             cs.run(one(), connector=OtelConnector({receiver.http_endpoint!r}))
@@ -233,7 +235,7 @@ def test_what_is_left_at_the_processs_end_is_sent() -> None:
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="an exit handler cannot start threads there")
-def test_a_run_in_an_exit_handler_arrives_after_the_earlier_ones_have_been_flushed() -> None:
+def test_a_run_in_an_exit_handler_is_exported_after_the_flush_of_earlier_runs() -> None:
     """The handler runs after Cascade's own, which was registered later."""
     late = """
         import atexit
@@ -253,7 +255,7 @@ def test_a_run_in_an_exit_handler_arrives_after_the_earlier_ones_have_been_flush
 
 @pytest.mark.parametrize("value", ["nonsense", ""])
 @pytest.mark.parametrize("signal", ["TRACER", "METER"])
-def test_a_provider_that_cannot_be_loaded_stops_no_export(
+def test_a_provider_that_cannot_be_loaded_does_not_stop_the_export(
     signal: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     variable = f"OTEL_PYTHON_{signal}_PROVIDER"
@@ -272,7 +274,7 @@ def test_a_provider_that_cannot_be_loaded_stops_no_export(
     assert stderr.count(f"OtelConnector: {variable}='{value}' cannot be loaded") == 1
 
 
-def test_a_propagator_that_is_not_installed_stops_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_propagator_that_is_not_installed_does_not_stop_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     inbound = {"TRACEPARENT": f"00-{'a' * 32}-{'b' * 16}-01", "TRACESTATE": "acme=1", "BAGGAGE": "tenant=blue"}
     with FaultyReceiver() as receiver:
         code = f"""

@@ -67,7 +67,7 @@ def replayed(payloads: list[dict[str, Any]]) -> tuple[ReadableSpan, ...]:
     return exporter.get_finished_spans()
 
 
-def test_a_replay_of_all_messages_makes_the_same_spans() -> None:
+def test_a_replay_of_all_messages_exports_the_same_spans() -> None:
     connector, exporter = recorder()
     beside = MemoryConnector()
     with pytest.raises(ZeroDivisionError):

@@ -186,7 +186,7 @@ SAMPLERS = ["always_on", "always_off", "traceidratio", "parentbased_traceidratio
 
 @pytest.mark.parametrize("first", SAMPLERS)
 @pytest.mark.parametrize("later", SAMPLERS)
-async def test_spans_of_the_program_are_kept_or_dropped_with_their_task(
+async def test_spans_below_a_task_are_kept_or_dropped_with_the_task(
     monkeypatch: pytest.MonkeyPatch, collector: Collector, first: str, later: str
 ) -> None:
     """They are made by the provider of the process, which the first run has set under other variables."""
@@ -208,7 +208,7 @@ async def test_spans_of_the_program_are_kept_or_dropped_with_their_task(
         assert names == (["child", "grandchild", "run work", "run work started", "work"] if is_kept else [])
 
 
-async def test_a_root_and_a_remote_parent_inside_a_task_are_left_to_the_sampler(
+async def test_root_spans_and_spans_with_remote_parents_in_a_task_use_the_sampler(
     monkeypatch: pytest.MonkeyPatch, collector: Collector
 ) -> None:
     @cs.task

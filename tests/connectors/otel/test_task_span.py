@@ -43,14 +43,14 @@ async def touched() -> str:
     return f"{span.name} {span.attributes['mine']} {span.kind.name}"
 
 
-def test_a_span_that_nobody_touches_has_the_ids_that_arrive(collector: Collector) -> None:
+def test_an_unused_span_has_the_ids_of_the_exported_span(collector: Collector) -> None:
     spans = collector.trace_of(untouched())
     context = kept[0].get_span_context()
     assert (f"{context.trace_id:032x}", f"{context.span_id:016x}") == _ids(spans.one("untouched"))
     assert context.trace_flags.sampled
 
 
-def test_all_that_can_be_done_to_a_span_arrives(collector: Collector) -> None:
+def test_all_changes_to_a_span_are_exported(collector: Collector) -> None:
     beside: list[str] = []
     spans = collector.trace_of(_noted(touched(), beside))
     (span,) = spans.named("renamed")
@@ -95,7 +95,7 @@ def test_names_and_recorded_exceptions_are_masked(collector: Collector) -> None:
 
 
 @pytest.mark.parametrize("task", [untouched, touched])
-def test_once_its_task_has_ended_it_records_no_more(collector: Collector, task: Any) -> None:
+def test_a_span_does_not_record_after_the_end_of_its_task(collector: Collector, task: Any) -> None:
     collector.trace_of(task())
     (span,) = kept
     assert not span.is_recording()
@@ -107,7 +107,7 @@ def test_once_its_task_has_ended_it_records_no_more(collector: Collector, task: 
     assert all("late" not in arrived.attributes for arrived in collector.receiver.spans)
 
 
-def test_what_a_forgotten_thread_does_to_it_makes_no_second_span(collector: Collector) -> None:
+def test_a_thread_that_outlives_the_task_creates_no_second_span(collector: Collector) -> None:
     may_go, gone = threading.Event(), threading.Event()
 
     @cs.task
@@ -137,7 +137,7 @@ async def _turn() -> None:
     await asyncio.sleep(0)
 
 
-def test_users_threads_may_touch_it_all_at_once(collector: Collector) -> None:
+def test_threads_may_use_a_span_at_the_same_time(collector: Collector) -> None:
     @cs.task
     def crowd() -> None:
         span = trace.get_current_span()
@@ -171,14 +171,14 @@ class Names(SpanProcessor):
         self.ended.append(span.name)
 
 
-def test_a_processor_that_is_added_to_the_connectors_provider_sees_all_spans(collector: Collector) -> None:
+def test_a_processor_that_is_added_to_the_own_provider_gets_all_spans(collector: Collector) -> None:
     names = Names()
     provider_for(collector.endpoint, collector.protocol).add_span_processor(names)
     spans = collector.trace_of(untouched())
     assert sorted(names.ended) == sorted(names.started) == sorted(span.name for span in spans)
 
 
-def test_the_sdks_limits_hold(monkeypatch: pytest.MonkeyPatch, collector: Collector) -> None:
+def test_the_span_limits_of_the_sdk_apply(monkeypatch: pytest.MonkeyPatch, collector: Collector) -> None:
     monkeypatch.setenv("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "3")
     span = collector.trace_of(untouched()).one("untouched")
     assert len(span.attributes) == 3

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 logger = get_logger("cascade.connectors.otel")
 
 FLUSH_TIMEOUT = 5.0
-"""Seconds that a run's end waits for the last span's acknowledgement; less for a peer that does not answer."""
+"""Seconds that the end of a run waits for the acknowledgement of its last span; less if the collector does not answer."""
 
 _LEFT_OUT = (
     "OtelConnector: traces of run %s have reached their largest size; %d spans of the program, or contents that it has "
@@ -52,48 +52,44 @@ _LEFT_OUT = (
     "if the storage accepts it"
 )
 
-_IGNORED = frozenset({"RUNNING"})
-"""A span is made when it has ended, or before, when its task's code begins."""
-
 
 class OtelConnector:
-    """Exports runs as OpenTelemetry traces over OTLP, and makes a task's span the current one while its code runs.
+    """Exports runs as OpenTelemetry traces over OTLP, and makes the span of a task the current span while its code runs.
 
-    Every `OTEL_*` variable that the SDK honours keeps its meaning; arguments win over them. An `endpoint`, `protocol`
-    or `headers` argument makes a provider of the connector's own; without, the application's is used if it has set one.
-    The provider is chosen when the first run starts.
+    All `OTEL_*` variables of the SDK apply; arguments take precedence. With an `endpoint`, `protocol` or `headers`
+    argument Cascade creates a tracer provider, otherwise it uses the provider of the application if there is one. The
+    provider is chosen when the first run starts.
 
     Args:
-        endpoint: URL of the collector, such as `http://localhost:4318`; port 4317 means gRPC.
+        endpoint: URL of the collector, such as `http://localhost:4318`. Port 4317 means gRPC.
         protocol: "http/protobuf" or "grpc".
-        headers: Sent with each request, for authentication.
-        tracer_provider: A provider of OpenTelemetry's SDK to use as it is: its resource, sampler, processors and limits
-            apply.
-        capture: Values to export, of "params", "arguments" and "results"; secrets are masked even then.
-        strict: Raise `TelemetryLostError` at a run's end when spans were lost or are not yet delivered, instead of one
-            warning.
-        flush_timeout: Seconds that a run's end, and the process's, may wait for the collector. Spans that are not
-            delivered by then stay queued.
-        parent: What to do with an inbound trace, the current span or TRACEPARENT: "join" it, "link" to it, or "none".
-        detail: "full"; "tasks" omits attempts, waits and resources; "run" exports the span of the run alone, at its end.
-        semconv: "cicd" adds the attributes of OpenTelemetry's CI/CD conventions.
-        metrics: False exports none. Without an `endpoint`, `protocol` or `headers` argument they go to the application's
-            meter provider if it has set one.
-        logs: True exports what tasks say through `logging`, a level such as "INFO" what is at least that; None leaves
-            it to OTEL_LOGS_EXPORTER.
-        on_full: With "wait", a full buffer holds back tasks that have not started yet while the collector answers;
-            with "drop", and while the collector does not answer, a full buffer loses spans.
-        hold_timeout: Seconds for which a collector that answers only "later" (429, 503, UNAVAILABLE) may hold back tasks.
-        max_buffer_bytes: Memory for spans that wait to be exported; 64 MiB, for some 100,000 tasks. Connectors of one
-            destination share the memory; the largest bounds of those with a run in progress hold.
+        headers: Headers of each request, for authentication.
+        tracer_provider: A provider of the OpenTelemetry SDK. Its resource, sampler, processors and limits apply.
+        capture: Values to export: "params", "arguments", "results". Secrets are masked.
+        strict: Raise `TelemetryLostError` at the end of a run if spans were lost or are not yet delivered, instead of
+            logging a warning.
+        flush_timeout: Seconds that the end of a run, and of the process, may wait for the collector. Undelivered spans
+            stay queued.
+        parent: Use of an inbound trace, which is the current span or TRACEPARENT: "join", "link" or "none".
+        detail: "full"; "tasks" omits attempts, waits and resources; "run" exports only the span of the run.
+        semconv: "cicd" adds the attributes of the CI/CD conventions of OpenTelemetry.
+        metrics: False disables metrics. Without an `endpoint`, `protocol` or `headers` argument they are recorded with the
+            meter provider of the application if there is one.
+        logs: True exports the `logging` records of tasks, and a level such as "INFO" those of at least that level. None
+            follows OTEL_LOGS_EXPORTER.
+        on_full: With "wait", a full buffer delays the start of tasks while the collector answers. With "drop", or while
+            the collector does not answer, a full buffer drops spans.
+        hold_timeout: Seconds for which a collector that answers only "later" (429, 503, UNAVAILABLE) may delay tasks.
+        max_buffer_bytes: Memory for queued spans; the default of 64 MiB is enough for some 100,000 tasks. Connectors of
+            one destination share the memory; the largest limits of the connectors with runs in progress apply.
 
     Raises:
-        ValueError: An argument has a value that is not allowed, or contradicts another one.
-        TypeError: `tracer_provider` is no tracer provider.
+        ValueError: An argument has an invalid value, or contradicts another argument.
+        TypeError: `tracer_provider` is not a tracer provider.
     """
 
     waits_in_publish_queue = True
-    """`publish` does not wait for room: messages wait in the publish queue while `is_full`."""
+    """`publish` does not wait for capacity: messages wait in the publish queue while `is_full`."""
 
     def __init__(
         self,
@@ -115,7 +111,7 @@ class OtelConnector:
         hold_timeout: float = HOLD_TIMEOUT,
     ) -> None:
         self.capture = captures(capture)
-        self.ignored = _IGNORED
+        self.ignored = frozenset({"RUNNING"})  # spans are exported when they have ended
         self._strict = strict
         self.flush_timeout = positive("flush_timeout", flush_timeout)
         self._parent = one_of("parent", parent, ("join", "link", "none"))
@@ -132,7 +128,7 @@ class OtelConnector:
         self._ended: list[ExportTarget] = []
         self._capacity_waiter: CapacityWaiter | None = None
         self._connections = 0
-        self._has_spans = False  # exported since the last flush began
+        self._has_spans = False  # whether spans were exported since the start of the last flush
         _lifetime.watch(self)
 
     async def connect(self) -> None:

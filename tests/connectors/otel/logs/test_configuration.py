@@ -39,7 +39,9 @@ CHANGES = pytest.mark.parametrize("change", [by_dict, by_basic, by_hand, by_list
 
 
 @CHANGES
-def test_a_new_configuration_inside_of_a_run_ends_no_export(change: Callable[[], None], receiver: OtlpReceiver) -> None:
+def test_a_new_logging_configuration_during_a_run_does_not_stop_the_export(
+    change: Callable[[], None], receiver: OtlpReceiver
+) -> None:
     @cs.task(threaded=False)
     def configure() -> int:
         app.warning("0")
@@ -55,7 +57,7 @@ def test_a_new_configuration_inside_of_a_run_ends_no_export(change: Callable[[],
     assert bodies(receiver) == ["0", "1", "2"]
 
 
-def test_basic_config_inside_of_a_run_has_an_effect(capsys: pytest.CaptureFixture[str]) -> None:
+def test_basic_config_works_during_a_run(capsys: pytest.CaptureFixture[str]) -> None:
     logging.root.handlers.clear()
 
     @cs.task
@@ -174,7 +176,7 @@ def test_a_configuration_that_ends_the_export_of_a_logger_is_reported_once(
     assert "disable_existing_loggers=False" in warning
 
 
-def test_it_is_reported_at_the_end_of_each_run_though_others_go_on(
+def test_a_disabled_logger_is_reported_at_the_end_of_each_run_while_others_continue(
     receiver: OtlpReceiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a server there may always be a run."""

@@ -31,7 +31,7 @@ class Taken:
 @pytest.mark.parametrize(
     "task", [None, TaskContext("another run", "t", "work", place_run("another run"))], ids=["no task", "another's"]
 )
-def test_only_what_a_task_of_its_runs_says_is_taken(task: TaskContext | None) -> None:
+def test_only_records_of_tasks_of_its_runs_are_handled(task: TaskContext | None) -> None:
     taken = Taken()
     token = task_context.CURRENT_TASK.set(task)
     taken.handle()
@@ -42,7 +42,7 @@ def test_only_what_a_task_of_its_runs_says_is_taken(task: TaskContext | None) ->
     assert len(taken.items) == 1
 
 
-def test_only_from_its_level_on() -> None:
+def test_records_below_the_level_are_ignored() -> None:
     taken = Taken(min_level=logging.WARNING)
     with inside():
         for level in (20, 29, 30, 50):
@@ -61,14 +61,14 @@ def test_only_from_its_level_on() -> None:
         ("app.opentelemetry", 1),
     ],
 )
-def test_what_is_said_about_exporting_is_not_exported(name: str, count: int) -> None:
+def test_records_of_the_export_are_ignored(name: str, count: int) -> None:
     taken = Taken()
     with inside():
         taken.handle(name)
     assert len(taken.items) == count
 
 
-def test_nor_what_encoding_a_record_says() -> None:
+def test_records_that_are_logged_during_the_encoding_are_ignored() -> None:
     taken = Taken()
 
     class Talkative:
@@ -82,7 +82,7 @@ def test_nor_what_encoding_a_record_says() -> None:
     assert b"talked" in taken.items[0]
 
 
-def test_nor_what_putting_one_away_says() -> None:
+def test_records_that_are_logged_during_put_are_ignored() -> None:
     seen = []
 
     def put(_: bytes) -> None:
@@ -106,14 +106,14 @@ def test_nor_what_putting_one_away_says() -> None:
         {"exc_info": (1, 2, 3)},
     ],
 )
-def test_a_record_that_is_none_harms_nobody(fields: dict[str, Any]) -> None:
+def test_an_invalid_record_does_not_raise(fields: dict[str, Any]) -> None:
     taken = Taken()
     with inside():
         taken.handle(**fields)
     assert len(taken.items) + len(taken.refused) == 1
 
 
-def test_threads_do_not_wait_for_each_other() -> None:
+def test_threads_encode_in_parallel() -> None:
     arrived = threading.Barrier(2, timeout=HANG)
 
     def put(_: bytes) -> None:
@@ -133,7 +133,7 @@ def test_threads_do_not_wait_for_each_other() -> None:
     assert not arrived.broken
 
 
-def test_a_handler_that_is_detached_meanwhile_costs_another_no_record(app: logging.Logger) -> None:
+def test_detaching_a_handler_does_not_affect_another_handler(app: logging.Logger) -> None:
     """The handlers of two connectors whose runs overlap: a run of the first ends while a record is passed on."""
     first, second = Taken(), Taken()
 
@@ -151,7 +151,7 @@ def test_a_handler_that_is_detached_meanwhile_costs_another_no_record(app: loggi
     assert (len(first.items), len(second.items)) == (1, 2)
 
 
-def test_a_filter_on_it_is_asked() -> None:
+def test_filters_of_the_handler_apply() -> None:
     taken = Taken()
     taken.handler.addFilter(lambda record: record.name != "noisy")
     with inside():
@@ -160,7 +160,7 @@ def test_a_filter_on_it_is_asked() -> None:
     assert len(taken.items) == 1
 
 
-def test_a_filter_on_it_that_raises_does_not_raise_into_the_task() -> None:
+def test_an_exception_of_a_filter_does_not_reach_the_task() -> None:
     taken = Taken()
 
     def raises(record: logging.LogRecord) -> bool:
@@ -172,7 +172,7 @@ def test_a_filter_on_it_that_raises_does_not_raise_into_the_task() -> None:
     assert (taken.items, taken.refused) == ([], ["a record cannot be handled: LookupError"])
 
 
-def test_a_closed_stderr_does_not_raise_into_a_program_without_handlers() -> None:
+def test_a_closed_stderr_does_not_raise_in_a_program_without_handlers() -> None:
     script = textwrap.dedent("""
         import logging, sys
         from cascade.connectors.otel.logs.handler import TaskLogHandler, attach
@@ -186,7 +186,7 @@ def test_a_closed_stderr_does_not_raise_into_a_program_without_handlers() -> Non
     assert done.stdout == "exported\n"
 
 
-def test_a_library_that_adds_a_handler_where_none_is_adds_it() -> None:
+def test_a_library_that_adds_a_missing_handler_finds_none() -> None:
     script = textwrap.dedent("""
         import logging
         from cascade.connectors.otel.logs.handler import TaskLogHandler, attach
@@ -199,7 +199,7 @@ def test_a_library_that_adds_a_handler_where_none_is_adds_it() -> None:
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_a_program_without_handlers_shows_its_warnings_as_before() -> None:
+def test_a_program_without_handlers_still_prints_warnings() -> None:
     script = textwrap.dedent("""
         import logging
         from cascade.connectors.otel.logs.handler import TaskLogHandler, attach

@@ -53,18 +53,18 @@ def raised(error: Exception) -> Any:
         return sys.exc_info()
 
 
-def test_severities_are_the_sdks() -> None:
+def test_severities_equal_those_of_the_sdk() -> None:
     assert [SeverityNumber(severity(level)) for level in range(-1, 70)] == [std_to_otel(n) for n in range(-1, 70)]
     assert line_of(levelname="WARNING", levelno=30).record.severity_text == "WARN"
 
 
-def test_names_are_those_of_the_conventions() -> None:
+def test_attribute_names_follow_the_semantic_conventions() -> None:
     assert a.CODE_FILE_PATH == code_attributes.CODE_FILE_PATH
     assert a.CODE_LINE_NUMBER == code_attributes.CODE_LINE_NUMBER
     assert a.CODE_STACKTRACE == code_attributes.CODE_STACKTRACE
 
 
-def test_a_record_says_what_where_and_when() -> None:
+def test_a_record_has_its_text_location_and_time() -> None:
     line = line_of("%d rows", 3, pathname="/app.py", funcName="load", lineno=7, created=1.5)
     assert (line.scope, line.body, line.record.severity_number, line.record.severity_text) == (
         "app",
@@ -87,7 +87,7 @@ def test_a_record_of_a_task_with_a_label_has_the_label() -> None:
     assert "cascade.task.label" not in line_of().attributes
 
 
-def test_its_span_is_the_tasks_or_the_users_own_within_it() -> None:
+def test_the_span_of_a_record_is_the_current_span() -> None:
     assert line_of().ids == (TASK.trace_id, TASK.span_id, 1)
     with TracerProvider(shutdown_on_exit=False).get_tracer("mine").start_as_current_span("own") as span:
         line = line_of()
@@ -99,7 +99,7 @@ def test_its_span_is_the_tasks_or_the_users_own_within_it() -> None:
     )
 
 
-def test_an_exception_is_told_in_the_conventions_words() -> None:
+def test_an_exception_has_the_attributes_of_the_conventions() -> None:
     found = line_of(exc_info=raised(LookupError("password=hunter2")), stack_info="Stack: token=abc").attributes
     assert (found["exception.type"], found["exception.message"]) == ("LookupError", f"password={MASK}")
     assert "in raised" in found["exception.stacktrace"]
@@ -109,7 +109,7 @@ def test_an_exception_is_told_in_the_conventions_words() -> None:
     assert line_of(exc_info=(None, None, None), exc_text="told").attributes["exception.stacktrace"] == "told"
 
 
-def test_extra_values_of_simple_types_go_along() -> None:
+def test_extra_values_of_simple_types_are_attributes() -> None:
     simple = {"n": 1, "yes": True, "share": 0.5, "word": "x", "colour": Colour.RED, "nan": float("nan"), "big": 2**80}
     other = {"list": [1], "none": None, "object": object(), "cascade.run.id": "forged", "exception.type": "forged"}
     line = line_of(extra={**simple, **other})
@@ -125,7 +125,7 @@ def test_too_many_extra_values_are_counted() -> None:
     assert line.record.dropped_attributes_count == 5
 
 
-def test_secrets_are_masked_by_name_and_by_looks() -> None:
+def test_secrets_are_masked_by_name_and_by_form() -> None:
     line = line_of(
         "to https://me:hunter2@db", extra={"db_password": "hunter2", "url": "x?token=hunter2", "a token=hunter2": 1}
     )
@@ -157,7 +157,7 @@ def test_a_body_is_masked_before_it_is_cut() -> None:
         assert "hunt" not in str(line.record)
 
 
-def test_a_quantity_of_tokens_is_no_secret() -> None:
+def test_a_number_of_tokens_is_not_masked() -> None:
     line = line_of("used tokens=120", extra={"tokens": 120, "has_token": True, "pin": 1234})
     assert line.body == "used tokens=120"
     assert (line.attributes["tokens"], line.attributes["has_token"], line.attributes["pin"]) == (120, True, MASK)
@@ -184,23 +184,23 @@ def test_texts_are_cut() -> None:
     ],
     ids=["too few", "hostile argument", "hostile message", "surrogate", "enum", "empty"],
 )
-def test_hostile_messages_are_shown_as_far_as_they_can_be(message: Any, args: Any, shown: str) -> None:
+def test_invalid_messages_are_exported_as_far_as_possible(message: Any, args: Any, shown: str) -> None:
     assert line_of(message, *args).body == shown
 
 
 @pytest.mark.parametrize("created", [float("nan"), float("inf"), -1.0, 1e300, None, "now"])
-def test_a_time_that_is_none_is_the_time_of_observation(created: Any) -> None:
+def test_an_invalid_time_is_replaced_by_the_time_of_observation(created: Any) -> None:
     record = line_of(created=created).record
     assert record.time_unix_nano == record.observed_time_unix_nano > 0
 
 
 @given(st.text(), st.dictionaries(st.text(), st.text() | st.floats() | st.integers() | st.booleans()), st.text())
-def test_any_text_and_any_value_can_be_read_back(message: str, extra: dict[str, Any], name: str) -> None:
+def test_any_text_and_value_can_be_decoded(message: str, extra: dict[str, Any], name: str) -> None:
     known = {key: value for key, value in extra.items() if key not in vars(logging.makeLogRecord({}))}
     assert line_of(message, extra=known, name=name).body is not None
 
 
-def test_a_request_lists_records_by_logger_under_one_resource() -> None:
+def test_a_request_groups_records_by_logger_under_one_resource() -> None:
     names = ["a", "b" * 500, "a", "", "ü" * 99]
     fields = {"levelno": 20, "lineno": 1}
     items = [encode(logging.makeLogRecord({**fields, "name": n, "msg": str(i)}), TASK) for i, n in enumerate(names)]

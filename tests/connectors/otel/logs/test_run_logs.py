@@ -24,7 +24,7 @@ PROTOCOLS = pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 
 
 @PROTOCOLS
-def test_what_a_task_says_arrives_with_the_ids_of_its_span(
+def test_records_of_a_task_have_the_ids_of_its_span(
     protocol: str, receiver: FaultyReceiver, logs_to: LogsTo, app: logging.Logger
 ) -> None:
     logs = logs_to(receiver.endpoint(protocol), protocol)
@@ -42,7 +42,9 @@ def test_what_a_task_says_arrives_with_the_ids_of_its_span(
 
 
 @PROTOCOLS
-def test_a_burst_loses_nothing(protocol: str, receiver: FaultyReceiver, logs_to: LogsTo, app: logging.Logger) -> None:
+def test_a_burst_of_records_is_complete(
+    protocol: str, receiver: FaultyReceiver, logs_to: LogsTo, app: logging.Logger
+) -> None:
     logs = logs_to(receiver.endpoint(protocol), protocol)
     contexts = 2
     app.propagate = False  # pytest keeps what reaches the root logger
@@ -65,7 +67,7 @@ def test_a_burst_loses_nothing(protocol: str, receiver: FaultyReceiver, logs_to:
     assert len({line.body for line in lines(receiver.logs)}) == 50_000
 
 
-def test_what_was_said_leaves_without_a_flush(receiver: FaultyReceiver, logs_to: LogsTo, app: logging.Logger) -> None:
+def test_records_are_sent_without_a_flush(receiver: FaultyReceiver, logs_to: LogsTo, app: logging.Logger) -> None:
     logs_to(receiver.http_endpoint)
     with inside():
         app.info("now")
@@ -98,7 +100,9 @@ def test_the_root_logger_has_no_handler_of_cascade(receiver: FaultyReceiver, log
 
 
 @PROTOCOLS
-def test_a_flush_does_not_spend_seconds_on_a_dead_peer(protocol: str, logs_to: LogsTo, app: logging.Logger) -> None:
+def test_a_flush_returns_soon_if_the_collector_is_unreachable(
+    protocol: str, logs_to: LogsTo, app: logging.Logger
+) -> None:
     logs = logs_to(peers.refused(), protocol)
     for count in (1, 2):
         with inside():
@@ -112,7 +116,7 @@ def test_a_flush_does_not_spend_seconds_on_a_dead_peer(protocol: str, logs_to: L
 
 @pytest.mark.usefixtures("real_limits")
 @PROTOCOLS
-def test_nor_on_a_black_hole(protocol: str, logs_to: LogsTo, app: logging.Logger) -> None:
+def test_a_flush_returns_soon_if_the_collector_is_silent(protocol: str, logs_to: LogsTo, app: logging.Logger) -> None:
     with peers.black_hole() as endpoint:
         logs = logs_to(endpoint, protocol)
         with inside():
@@ -122,7 +126,7 @@ def test_nor_on_a_black_hole(protocol: str, logs_to: LogsTo, app: logging.Logger
 
 
 @PROTOCOLS
-def test_what_can_be_sent_again_is(
+def test_a_request_that_may_be_retried_is_retried(
     protocol: str, receiver: FaultyReceiver, logs_to: LogsTo, app: logging.Logger
 ) -> None:
     receiver.fault = Fault.unavailable(times=1)
@@ -138,7 +142,7 @@ def test_what_can_be_sent_again_is(
     ("protocol", "status", "code"),
     [("http/protobuf", n, None) for n in (404, 405, 501)] + [("grpc", None, "UNIMPLEMENTED")],
 )
-def test_a_peer_that_takes_no_logs_is_told_of_once(
+def test_a_collector_without_support_for_logs_is_reported_once(
     protocol: str, status: int | None, code: str | None, receiver: FaultyReceiver, logs_to: LogsTo, app: logging.Logger
 ) -> None:
     receiver.fault = Fault(http_status=status, grpc_code=code)
@@ -153,7 +157,7 @@ def test_a_peer_that_takes_no_logs_is_told_of_once(
     assert told[1:] == ["", ""]
 
 
-def test_secrets_and_hostile_records_do_not_stop_the_others(
+def test_invalid_records_do_not_affect_other_records(
     receiver: FaultyReceiver, logs_to: LogsTo, app: logging.Logger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logs = logs_to(receiver.http_endpoint)
@@ -170,7 +174,9 @@ def test_secrets_and_hostile_records_do_not_stop_the_others(
     assert "hunter2" not in str(receiver.logs)
 
 
-def test_the_export_itself_is_not_exported(receiver: FaultyReceiver, logs_to: LogsTo, app: logging.Logger) -> None:
+def test_records_of_a_transport_are_not_exported(
+    receiver: FaultyReceiver, logs_to: LogsTo, app: logging.Logger
+) -> None:
     """Even a transport that logs on its thread, in the context of the task that started the thread."""
     logs = logs_to(receiver.http_endpoint)
     seen = threading.Semaphore(0)
@@ -194,7 +200,7 @@ def test_the_export_itself_is_not_exported(receiver: FaultyReceiver, logs_to: Lo
 
 
 @pytest.mark.parametrize("way", ["pass", "os.fork() or logging.getLogger().warning('child')"])
-def test_the_exit_and_a_fork_lose_nothing(way: str, receiver: FaultyReceiver) -> None:
+def test_records_before_an_exit_or_a_fork_are_delivered(way: str, receiver: FaultyReceiver) -> None:
     script = textwrap.dedent(f"""
         import logging, os, sys
         from opentelemetry.sdk.resources import Resource
@@ -229,11 +235,11 @@ def test_the_exit_and_a_fork_lose_nothing(way: str, receiver: FaultyReceiver) ->
         (True, {"OTEL_SDK_DISABLED": "true"}, None),
     ],
 )
-def test_logs_are_exported_only_when_asked_for(logs: Any, environ: dict[str, str], level: int | None) -> None:
+def test_logs_are_exported_only_if_they_are_enabled(logs: Any, environ: dict[str, str], level: int | None) -> None:
     assert chosen_level(logs, environ) == level
 
 
 @pytest.mark.parametrize("logs", ["LOUD", "", 20, 1.5])
-def test_an_unknown_level_is_refused_with_the_choices(logs: Any) -> None:
+def test_an_unknown_level_raises_an_error_with_the_choices(logs: Any) -> None:
     with pytest.raises(ValueError, match=r"logs=.*DEBUG, INFO"):
         chosen_level(logs, {})

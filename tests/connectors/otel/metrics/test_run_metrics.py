@@ -74,7 +74,7 @@ def test_counters(collector: Collector) -> None:
     assert found["cascade.task.retries"].sum.is_monotonic
 
 
-def test_what_is_in_progress(collector: Collector) -> None:
+def test_active_runs_and_tasks_are_up_down_counters(collector: Collector) -> None:
     receiver = collector.receiver
     receiver.clear()
     with exporting(collector.endpoint, collector.protocol) as metrics:
@@ -103,7 +103,7 @@ def test_the_resource_and_the_scope_are_those_of_the_traces(collector: Collector
     assert resource.scope_metrics[0].scope.version
 
 
-def test_an_exemplar_leads_to_the_span(collector: Collector) -> None:
+def test_an_exemplar_has_the_ids_of_its_span(collector: Collector) -> None:
     found = exported(
         collector,
         messages.task(seconds=0.003, span_id="0d" * 8),
@@ -118,7 +118,7 @@ def test_an_exemplar_leads_to_the_span(collector: Collector) -> None:
 
 
 @pytest.mark.parametrize(("choice", "expected"), [("trace_based", 1), ("always_on", 2), ("Always_Off", 0)])
-def test_which_measurements_become_exemplars(choice: str, expected: int, collector: Collector) -> None:
+def test_the_exemplar_filter_selects_measurements(choice: str, expected: int, collector: Collector) -> None:
     payloads = messages.task(seconds=1), messages.task(seconds=60, flags=0)
     (point,) = points(exported(collector, *payloads, **{FILTER: choice})["cascade.task.duration"])
     assert len(point.exemplars) == expected
@@ -158,7 +158,7 @@ def test_temporality(choice: str, cells: Any, telemetry: Any, collector: Collect
     assert len(now.exemplars) == 1
 
 
-def test_what_becomes_of_the_telemetry_is_told(collector: Collector) -> None:
+def test_sent_lost_and_retried_telemetry_is_counted(collector: Collector) -> None:
     collector.receiver.clear()
     with exporting(collector.endpoint, collector.protocol) as metrics:
         metrics.watch("traces", lambda: FlushReport(put=9, sent=5, lost=3, retried=2, pending=1))

@@ -43,11 +43,11 @@ def test_without_an_exporter_nothing_else_is_read(exporter: str, caplog: pytest.
     assert [record for record in caplog.records if "INTERVAL" in record.getMessage()] == []
 
 
-def test_an_interval_without_end_is_a_year() -> None:
+def test_an_infinite_interval_is_one_year() -> None:
     assert Settings.from_environment({"OTEL_METRIC_EXPORT_INTERVAL": "inf"}).interval == 365 * 86_400
 
 
-def test_words_may_be_written_in_capitals() -> None:
+def test_values_are_case_insensitive() -> None:
     found = Settings.from_environment({"OTEL_METRICS_EXPORTER": "OTLP, Console", "OTEL_METRIC_EXPORT_INTERVAL": "500"})
     assert (found.exporters, found.interval) == (frozenset({"otlp", "console"}), 0.5)
 
@@ -56,21 +56,23 @@ def test_words_may_be_written_in_capitals() -> None:
     "environ",
     [{"OTEL_METRICS_EXPORTER": "none"}, {"OTEL_METRICS_EXPORTER": "prometheus"}, {"OTEL_SDK_DISABLED": "true"}],
 )
-def test_what_turns_metrics_off_turns_them_off(environ: dict[str, str]) -> None:
+def test_a_variable_that_disables_metrics_stops_all_exports(environ: dict[str, str]) -> None:
     with FaultyReceiver() as receiver, exporting(receiver.http_endpoint, **environ) as metrics:
         metrics.publish(messages.task())
         flush(metrics)
         assert receiver.requests == []
 
 
-def test_the_console_alone(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_console_exporter_needs_no_collector(capsys: pytest.CaptureFixture[str]) -> None:
     with exporting(peers.refused(), OTEL_METRICS_EXPORTER="console") as metrics:
         metrics.publish(messages.task("printed"))
         flush(metrics, NEVER)
     assert "printed" in json.dumps(json.loads(capsys.readouterr().out))
 
 
-def test_the_console_goes_on_when_the_collector_takes_no_metrics(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_console_exporter_continues_if_the_collector_does_not_support_metrics(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with (
         FaultyReceiver() as receiver,
         exporting(receiver.http_endpoint, OTEL_METRICS_EXPORTER="console,otlp") as metrics,

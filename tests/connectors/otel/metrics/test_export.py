@@ -15,7 +15,7 @@ from tests.connectors.otel.metrics.exports import exporting, flush, latest, valu
 from tests.connectors.otel.tracing import Collector
 
 
-def test_exports_happen_by_themselves(collector: Collector) -> None:
+def test_changes_are_exported_periodically(collector: Collector) -> None:
     collector.receiver.clear()
     with exporting(collector.endpoint, collector.protocol, OTEL_METRIC_EXPORT_INTERVAL="1") as metrics:
         metrics.publish(messages.task())
@@ -26,7 +26,7 @@ def test_exports_happen_by_themselves(collector: Collector) -> None:
         assert values(latest(collector.receiver)["cascade.task.duration"]) == {("work", "success"): 2}
 
 
-def test_nothing_is_sent_without_news(collector: Collector) -> None:
+def test_no_export_without_changes(collector: Collector) -> None:
     collector.receiver.clear()
     with exporting(collector.endpoint, collector.protocol) as metrics:
         flush(metrics)
@@ -38,7 +38,7 @@ def test_nothing_is_sent_without_news(collector: Collector) -> None:
     assert len(collector.receiver.requests) == 1
 
 
-def test_threads_lose_nothing(collector: Collector) -> None:
+def test_measurements_of_concurrent_threads_are_complete(collector: Collector) -> None:
     collector.receiver.clear()
     with exporting(collector.endpoint, collector.protocol, OTEL_METRIC_EXPORT_INTERVAL="1") as metrics:
 
@@ -55,7 +55,7 @@ def test_threads_lose_nothing(collector: Collector) -> None:
         assert sum(values(latest(collector.receiver)["cascade.task.duration"]).values()) == 8000
 
 
-async def test_the_event_loop_is_not_held_up(collector: Collector) -> None:
+async def test_publish_and_flush_do_not_block_the_event_loop(collector: Collector) -> None:
     collector.receiver.clear()
     with exporting(collector.endpoint, collector.protocol) as metrics:
         for payload in (messages.started(), messages.task(), messages.skipped(), messages.stopped()):
@@ -65,7 +65,7 @@ async def test_the_event_loop_is_not_held_up(collector: Collector) -> None:
 
 
 @given(st.lists(st.floats(0, 10_000), min_size=1), st.lists(st.floats(0, 10_000)))
-def test_histograms_add_up(some: list[float], more: list[float]) -> None:
+def test_merged_histograms_equal_one_histogram(some: list[float], more: list[float]) -> None:
     one, other = Histogram(), Histogram()
     for histogram, measured in ((one, some), (other, more)):
         for value in measured:

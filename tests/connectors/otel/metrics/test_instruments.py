@@ -74,7 +74,7 @@ def test_connectors_share_the_instruments_and_add_up(caplog: pytest.LogCaptureFi
     assert caplog.records == []
 
 
-def test_the_telemetry_of_an_outbox_that_connectors_share_counts_once() -> None:
+def test_a_queue_that_connectors_share_is_counted_once() -> None:
     provider, reader = provider_with_reader()
     counters = Counters()
     counters.count_put()
@@ -84,7 +84,7 @@ def test_the_telemetry_of_an_outbox_that_connectors_share_counts_once() -> None:
     assert values(read(reader)["cascade.telemetry.sent"]) == {("traces",): 1}
 
 
-def test_attribute_sets_are_limited_here_too() -> None:
+def test_instruments_have_the_cardinality_limits() -> None:
     provider, reader = provider_with_reader()
     metrics = RunMetrics.for_provider(provider)
     for number in range(MAX_NAMES + 5):
@@ -94,13 +94,13 @@ def test_attribute_sets_are_limited_here_too() -> None:
     assert next(point.count for point in points if dict(point.attributes) == {"otel.metric.overflow": True}) == 5
 
 
-def test_a_message_without_a_trace_is_measured_all_the_same() -> None:
+def test_a_message_without_a_trace_is_measured() -> None:
     provider, reader = provider_with_reader()
     RunMetrics.for_provider(provider).publish(messages.task() | {"trace_id": "", "span_id": ""})
     assert values(read(reader)["cascade.task.duration"]) == {("work", "success"): 1}
 
 
-def test_an_object_of_another_type_raises_a_type_error() -> None:
+def test_an_object_that_is_not_a_meter_provider_raises_a_type_error() -> None:
     with pytest.raises(TypeError, match="not an opentelemetry MeterProvider"):
         RunMetrics.for_provider("provider")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 

@@ -30,7 +30,7 @@ def clean(collector: Collector, caplog: pytest.LogCaptureFixture) -> Iterator[Fa
 
 
 @pytest.mark.parametrize("status", [404, 405, 501])
-def test_a_collector_that_takes_only_traces_is_asked_once_and_quietly(
+def test_a_collector_without_support_for_metrics_gets_one_request_and_no_warning_is_logged(
     status: int, collector: Collector, clean: FaultyReceiver, caplog: pytest.LogCaptureFixture
 ) -> None:
     clean.fault = Fault(http_status=status, grpc_code="UNIMPLEMENTED", times=1)
@@ -44,7 +44,7 @@ def test_a_collector_that_takes_only_traces_is_asked_once_and_quietly(
 
 
 @pytest.mark.parametrize("temporality", ["cumulative", "delta"])
-def test_what_was_not_taken_is_in_the_next_export(
+def test_the_next_export_repeats_values_that_were_not_accepted(
     temporality: str, collector: Collector, clean: FaultyReceiver, caplog: pytest.LogCaptureFixture
 ) -> None:
     with exporting(collector.endpoint, collector.protocol, **{TEMPORALITY: temporality}) as metrics:
@@ -66,7 +66,7 @@ def test_a_flush_exports_again_while_the_collector_answers_later(collector: Coll
         assert values(latest(clean)["cascade.task.duration"]) == {("work", "success"): 1}
 
 
-def test_what_was_not_taken_is_sent_again_without_news(collector: Collector, clean: FaultyReceiver) -> None:
+def test_a_failed_export_is_repeated_without_changes(collector: Collector, clean: FaultyReceiver) -> None:
     clean.fault = Fault.unavailable(times=3)
     with exporting(collector.endpoint, collector.protocol, OTEL_METRIC_EXPORT_INTERVAL="1") as metrics:
         metrics.publish(messages.task())
@@ -77,7 +77,7 @@ def test_what_was_not_taken_is_sent_again_without_news(collector: Collector, cle
 
 @pytest.mark.usefixtures("real_limits")
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
-def test_a_collector_that_is_not_there_costs_no_time_and_no_warning(
+def test_an_unreachable_collector_delays_no_flush_and_logs_no_warning(
     protocol: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with exporting(peers.refused(), protocol) as metrics:
@@ -89,7 +89,9 @@ def test_a_collector_that_is_not_there_costs_no_time_and_no_warning(
 
 @pytest.mark.usefixtures("real_limits")
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
-def test_nor_does_a_black_hole(protocol: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_silent_collector_delays_no_flush_and_logs_no_warning(
+    protocol: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with peers.black_hole() as endpoint, exporting(endpoint, protocol) as metrics:
         for _ in range(3):
             metrics.publish(messages.task())
@@ -114,7 +116,9 @@ def test_a_flush_ends_at_its_limit_while_the_collector_hangs(
 
 
 @pytest.mark.usefixtures("real_limits")
-def test_a_certificate_that_is_none_is_the_traces_to_tell(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+def test_an_invalid_certificate_causes_no_warning_of_the_metrics(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
     empty = tmp_path / "empty.pem"
     empty.touch()
     with exporting("https://127.0.0.1:1", OTEL_EXPORTER_OTLP_CERTIFICATE=str(empty)) as metrics:
@@ -123,7 +127,7 @@ def test_a_certificate_that_is_none_is_the_traces_to_tell(caplog: pytest.LogCapt
     assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
 
 
-def test_flushes_at_the_same_time_all_end(collector: Collector, clean: FaultyReceiver) -> None:
+def test_concurrent_flushes_all_end(collector: Collector, clean: FaultyReceiver) -> None:
     with exporting(collector.endpoint, collector.protocol) as metrics:
 
         def run() -> None:
@@ -172,7 +176,7 @@ def program(code: str, endpoint: str, protocol: str, *, is_live: bool = True) ->
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_forked_child_begins_at_zero(collector: Collector, clean: FaultyReceiver) -> None:
+def test_a_forked_child_starts_at_zero(collector: Collector, clean: FaultyReceiver) -> None:
     program(
         """
         sent = [5]
@@ -207,19 +211,19 @@ def test_a_forked_child_begins_at_zero(collector: Collector, clean: FaultyReceiv
     assert values(parent["cascade.task.active"]) == {(): 1}
 
 
-def test_what_is_left_at_the_processs_end_is_sent(collector: Collector, clean: FaultyReceiver) -> None:
+def test_the_process_exports_before_it_exits(collector: Collector, clean: FaultyReceiver) -> None:
     program("metrics.publish(messages.task())", collector.endpoint, collector.protocol)
     assert values(latest(clean)["cascade.task.duration"]) == {("work", "success"): 1}
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
-def test_a_process_with_a_dead_collector_ends(protocol: str) -> None:
+def test_a_process_with_an_unreachable_collector_exits(protocol: str) -> None:
     program("metrics.publish(messages.task())", peers.refused(), protocol, is_live=False)
     with peers.black_hole() as endpoint:
         program("metrics.publish(messages.task())", endpoint, protocol, is_live=False)
 
 
-def test_the_sdks_metrics_are_imported_by_the_first_export(collector: Collector) -> None:
+def test_the_first_export_imports_the_metrics_of_the_sdk(collector: Collector) -> None:
     program(
         """
         metrics.publish(messages.task())

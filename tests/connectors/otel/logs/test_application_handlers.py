@@ -154,7 +154,7 @@ def test_a_listener_of_a_queue_counts_as_a_handler(receiver: FaultyReceiver, app
     assert bodies(receiver) == []
 
 
-def test_a_handler_that_comes_later_takes_over(receiver: FaultyReceiver, application: Application) -> None:
+def test_a_handler_that_is_added_later_exports_instead(receiver: FaultyReceiver, application: Application) -> None:
     @cs.task
     def work() -> None:
         app.warning("before")
@@ -167,7 +167,7 @@ def test_a_handler_that_comes_later_takes_over(receiver: FaultyReceiver, applica
 
 
 @pytest.mark.parametrize("why", ["its level", "no exporter", "no provider", "another logger's"])
-def test_what_the_applications_handler_does_not_export_is_exported(
+def test_records_that_no_handler_of_the_application_exports_are_exported(
     why: str, receiver: FaultyReceiver, application: Application
 ) -> None:
     handlers: dict[str, Callable[[], logging.Handler]] = {
@@ -185,7 +185,7 @@ def test_what_the_applications_handler_does_not_export_is_exported(
     assert [each for each in application.exported if each.body in ALL] == []
 
 
-def test_the_level_of_the_applications_handler_holds_where_the_environment_alone_asks_for_logs(
+def test_the_level_of_the_applications_handler_applies_if_only_the_environment_enables_logs(
     receiver: FaultyReceiver, application: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_LOGS_EXPORTER", "otlp")
@@ -206,7 +206,7 @@ def test_one_record_names_the_handler_of_the_application(
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 @pytest.mark.parametrize("logs", ["None", "True"])
-def test_a_process_that_opentelemetrys_configurator_has_set_up_exports_each_record_once(
+def test_with_the_configurator_of_opentelemetry_each_record_is_exported_once(
     protocol: str, logs: str, receiver: FaultyReceiver
 ) -> None:
     """`opentelemetry-instrument` calls the same configurator, with these variables, before the program."""

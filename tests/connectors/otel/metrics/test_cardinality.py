@@ -31,7 +31,7 @@ def test_attribute_sets_are_limited(collector: Collector) -> None:
     assert values(found["cascade.task.retries"]) == {("task 1",): 1, (True,): 1}
 
 
-def test_types_of_errors_are_limited(collector: Collector) -> None:
+def test_error_types_are_limited(collector: Collector) -> None:
     found = exported(collector, *(messages.failed("work", f"Error{number}") for number in range(MAX_ERROR_TYPES + 3)))
     assert len(points(found["cascade.task.duration"])) == MAX_ERROR_TYPES + 1
     assert values(found["cascade.task.duration"])[True,] == 3
@@ -51,12 +51,12 @@ def test_types_of_errors_are_limited(collector: Collector) -> None:
         messages.task("lone \ud800 surrogate"),
     ],
 )
-def test_a_message_from_elsewhere_costs_itself_at_most(payload: messages.Payload, collector: Collector) -> None:
+def test_a_malformed_message_does_not_affect_other_messages(payload: messages.Payload, collector: Collector) -> None:
     found = exported(collector, messages.task("mine"), payload, messages.task("mine"))
     assert values(found["cascade.task.duration"])["mine", "success"] == 2
 
 
-def test_every_metric_is_documented_and_carries_no_id(collector: Collector) -> None:
+def test_every_metric_has_its_documented_attributes_and_no_ids(collector: Collector) -> None:
     payloads = messages.failed(), messages.skipped(), messages.pending(), messages.stopped()
     with exporting(collector.endpoint, collector.protocol) as metrics:
         metrics.watch("traces", lambda: FlushReport(sent=1))
