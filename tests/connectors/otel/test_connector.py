@@ -1,5 +1,6 @@
 """OtelConnector passes what all connectors pass, refuses bad settings, and takes any kind of collector."""
 
+import asyncio
 import logging
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from typing import Any
 import pytest
 
 import cascade as cs
+from cascade.connectors.memory import MemoryConnector
 from cascade.connectors.otel import OtelConnector
+from cascade.connectors.report import ConnectorReport
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.testing import ConnectorConformance
 from tests.connectors.otel import peers
@@ -369,3 +372,49 @@ def test_ten_thousand_tasks_give_ten_thousand_spans(collector: Collector) -> Non
 
     spans = collector.trace_of(item.map(x=list(range(10_000))))
     assert len(spans.named("item")) == 10_000
+
+
+def test_its_report_counts_the_spans_of_its_own_runs(collector: Collector) -> None:
+    collector.receiver.clear()
+    connector, other = (collector.connector() for _ in range(2))
+    assert connector.report() == ConnectorReport()
+    cs.run(one(), connector=connector, log_level="OFF")
+    cs.run(one(), connector=other, log_level="OFF")
+    cs.run(one(), connector=other, log_level="OFF")
+    spans = len(collector.receiver.spans)
+    assert connector.report() == ConnectorReport(sent=spans // 3, connected=True)
+    assert other.report() == ConnectorReport(sent=2 * spans // 3, connected=True)
+
+
+def test_its_report_counts_the_spans_of_messages_from_elsewhere(collector: Collector) -> None:
+    collector.receiver.clear()
+    messages = MemoryConnector()
+    cs.run(one(), connector=messages, log_level="OFF")
+    connector = collector.connector()
+
+    async def replay() -> None:
+        await connector.connect()
+        for message in messages.messages:
+            await connector.publish(message.topic, message.payload)
+        await connector.disconnect()
+
+    asyncio.run(replay())
+    assert connector.report() == ConnectorReport(sent=len(collector.receiver.spans), connected=True)
+
+
+def test_its_report_counts_lost_spans_with_the_reason(collector: Collector) -> None:
+    collector.receiver.fault = Fault(http_status=400, grpc_code="INVALID_ARGUMENT")
+    connector = collector.connector()
+    cs.run(one(), connector=connector, log_level="OFF")
+    report = connector.report()
+    assert report.lost == 3
+    assert (report.sent, report.queued, report.connected) == (0, 0, True)
+    assert report.last_error
+
+
+def test_its_report_counts_queued_spans_while_the_collector_is_unreachable(refused: str) -> None:
+    connector = OtelConnector(refused)
+    cs.run(one(), connector=connector, log_level="OFF")
+    report = connector.report()
+    assert (report.sent, report.lost, report.queued, report.connected) == (0, 0, 3, False)
+    assert report.last_error

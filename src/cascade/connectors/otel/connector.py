@@ -23,6 +23,7 @@ from cascade.connectors.otel.live_spans import (
     complete,
     emit_finished,
     parent_context,
+    parent_of_run,
     span_context,
 )
 from cascade.connectors.otel.provider import RunTracer
@@ -31,6 +32,7 @@ from cascade.connectors.otel.signals import Exports, ExportSetup, Signals
 from cascade.connectors.otel.span_data import SpanData
 from cascade.connectors.otel.span_mapping import spans_of
 from cascade.connectors.otel.task_span import SpanActivation
+from cascade.connectors.report import ConnectorReport
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.runtime.task_context import TaskContext
 from cascade.spec.protocols import MessageCallback
@@ -129,6 +131,7 @@ class OtelConnector:
         self._capacity_waiter: CapacityWaiter | None = None
         self._connections = 0
         self._has_spans = False  # whether spans were exported since the start of the last flush
+        self._own: ExportTarget | None = None  # for spans of messages from elsewhere
         _lifetime.watch(self)
 
     async def connect(self) -> None:
@@ -161,8 +164,8 @@ class OtelConnector:
 
         targets, self._ended = self._ended, []
         has_spans, self._has_spans = self._has_spans, False
-        if has_spans and not targets and tracer.target is not None:  # a replay has no run here
-            targets = [tracer.target]
+        if has_spans and not targets and self._own is not None:  # a replay has no run here
+            targets = [self._own] if tracer.target is None else [self._own, tracer.target]
         report, warning = await flush(
             *(tracer, targets, self.flush_timeout, self._signals), has_spans=has_spans, strict=self._strict
         )
@@ -188,10 +191,13 @@ class OtelConnector:
     async def subscribe(self, topic: str, callback: MessageCallback) -> None:
         """Do nothing: OTLP cannot receive messages."""
 
+    def report(self) -> ConnectorReport:
+        """Return the counts of spans; all are 0 with a tracer provider of the application, which exports them itself."""
+        return ConnectorReport() if self._own is None else self._own.queue.connector_report(self._own.counters)
+
     def is_full(self) -> bool:
         """Return whether the buffer is so full that no task should start; False if the collector does not answer."""
-        target = self._target
-        return self._waits and target is not None and target.queue.is_full()
+        return self._waits and (target := self._target) is not None and target.queue.is_full()
 
     async def room(self) -> None:
         with no_fork:
@@ -205,7 +211,7 @@ class OtelConnector:
         """Start the span of the run. Its sampling decision applies to all spans of the run."""
         inherited = InheritedContext.from_caller()
         tracer = self._tracer
-        place = place_run(run_id, _parent_of(inherited.span, parent), self._parent)
+        place = place_run(run_id, parent_of_run(inherited.span, parent), self._parent)
         if tracer is None:
             return place
         above = SpanRef(place.trace_id, place.parent_span_id, place.flags, place.tracestate)
@@ -222,7 +228,7 @@ class OtelConnector:
         )
         own = root.get_span_context()
         place = replace(place, flags=int(own.trace_flags), tracestate=own.trace_state.to_header())
-        export_target = ExportTarget(tracer.target.queue, run_id) if tracer.target else None
+        export_target = ExportTarget(self._own.queue, run_id, self._own.counters) if self._own else None
         run = self._runs[run_id] = LiveRun(place, root, tracer, export_target, inherited)
         run.add_trace(place.trace_id)
         self._signals.start_run(run_id)
@@ -255,6 +261,7 @@ class OtelConnector:
     def _reserve(self, exports: Exports) -> None:
         if exports.tracer is not None and exports.tracer.target is not None:
             exports.tracer.target.queue.reserve(self, self._bounds)
+            self._own = self._own or ExportTarget(exports.tracer.target.queue)
         exports.signals.reserve(self.flush_timeout)
 
     def reset_after_fork(self) -> None:
@@ -286,7 +293,7 @@ class OtelConnector:
             raise failure
 
     def _emit(self, data: SpanData, run: LiveRun | None, tracer: RunTracer) -> None:
-        target = tracer.target
+        target = self._own
         if run is not None:
             if data.span_id in run.ended:
                 run.ended.discard(data.span_id)  # the span of this attempt ended when its retry was announced
@@ -336,11 +343,3 @@ class OtelConnector:
             warnings = [text, *warnings] if is_news else warnings
         if warnings:
             logger.warning("OtelConnector: %s", "; ".join(warnings))
-
-
-def _parent_of(current: SpanRef | None, task: SpanRef | None) -> SpanRef | None:
-    """Return the parent of a run: the current span, or the span of its task if the current span below it is not sampled."""
-    if current is None or task is None:
-        return current or task
-    is_left_out = current.trace_id == task.trace_id and task.flags & ~current.flags & TraceFlags.SAMPLED
-    return task if is_left_out else current

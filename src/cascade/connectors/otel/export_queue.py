@@ -11,6 +11,7 @@ from cascade.connectors.otel.buffer import count_lost
 from cascade.connectors.otel.health import HOLD_TIMEOUT, SPANS, ItemLabel, log_outage
 from cascade.connectors.otel.sender import IDLE, ExportState, Limits, Pack, start_sender
 from cascade.connectors.otel.transport import Transport
+from cascade.connectors.report import ConnectorReport
 
 CAPACITY = 64 << 20  # bytes of memory: 100,000 tasks' spans, or some 16,000 of the SDK's with ten attributes each
 BATCH_SIZE = 1024  # spans, some 400 KB on the wire: more at a time is no faster and only delays the answer
@@ -90,10 +91,10 @@ class ExportQueue:
             self._state.idle = 0.0
             self._state.work.notify_all()
 
-    def new_counters(self) -> Counters:
-        """A count of its own, for the spans of one run; they count in the queue's total as well."""
+    def new_counters(self, parent: Counters | None = None) -> Counters:
+        """Return counters for the spans of one connector or run. They count in `parent` and in the queue's total as well."""
         with self._state.lock:
-            counters = Counters(self._total)
+            counters = Counters(parent or self._total)
             self._counters.add(counters)
             return counters
 
@@ -106,6 +107,19 @@ class ExportQueue:
         """The counts so far, of one counters or of all spans."""
         with self._state.lock:
             return (counters or self._total).report()
+
+    def connector_report(self, counters: Counters) -> ConnectorReport:
+        """Return the counts of one connector, and whether the collector has answered its latest request."""
+        with self._state.lock:
+            found, health = counters.report(), self._state.health
+            return ConnectorReport(
+                sent=found.sent,
+                lost=found.lost,
+                retried=found.retried,
+                queued=found.pending,
+                connected=health.has_answered,
+                last_error=found.reason,
+            )
 
     def is_full(self) -> bool:
         """Whether so much is held that no further task should start; False while the peer is not alive."""

@@ -69,6 +69,11 @@ class CollectorHealth:
         return self._failures > 0 or self._later_since < math.inf
 
     @property
+    def has_answered(self) -> bool:
+        """Return whether the collector has answered, and its latest answer is newer than its latest failure."""
+        return self._has_answered and not self._failures
+
+    @property
     def is_alive(self) -> bool:
         """Whether tasks are held back for it: it answers in time, and not only "later" for too long.
 

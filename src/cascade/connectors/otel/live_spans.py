@@ -200,3 +200,11 @@ def parent_context(parent: SpanRef, base: Context | None = None, *, is_remote: b
     if not parent.span_id:
         return base
     return trace.set_span_in_context(NonRecordingSpan(span_context(parent, is_remote=is_remote)), base)
+
+
+def parent_of_run(current: SpanRef | None, task: SpanRef | None) -> SpanRef | None:
+    """Return the parent of a run: the current span, or the span of its task if the current span below it is not sampled."""
+    if current is None or task is None:
+        return current or task
+    is_left_out = current.trace_id == task.trace_id and task.flags & ~current.flags & TraceFlags.SAMPLED
+    return task if is_left_out else current

@@ -34,14 +34,18 @@ _HELD = "_cascade_targets"
 
 @dataclass(eq=False, slots=True)
 class ExportTarget:
-    """An queue, and the count that spans put through here belong to: a run's, where it has a `run_id`."""
+    """A queue, and the counters of the spans that are put through this target: those of a run if it has a `run_id`.
+
+    The spans count in `parent` as well, the counters of the connector.
+    """
 
     queue: ExportQueue
     run_id: str = ""
+    parent: Counters | None = None
     counters: Counters = field(init=False)
 
     def __post_init__(self) -> None:
-        self.counters = self.queue.new_counters()
+        self.counters = self.queue.new_counters(self.parent)
 
     def put(self, item: Item, *, urgent: bool = False, important: bool = False) -> None:
         self.queue.put(item, urgent=urgent, important=important, counters=self.counters)
