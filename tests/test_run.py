@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import inspect
 import json
 import random
 import signal
@@ -114,7 +115,7 @@ def test_a_failed_nested_run_names_the_trace_once(how: str, caught: bool, capsys
     @cs.task
     async def outer() -> None:
         with contextlib.suppress(*([ZeroDivisionError] if caught else [])):
-            await (start() if asyncio.iscoroutinefunction(start) else asyncio.to_thread(start))
+            await (start() if inspect.iscoroutinefunction(start) else asyncio.to_thread(start))
 
     with contextlib.nullcontext() if caught else pytest.raises(ZeroDivisionError):
         cs.run(outer(), connector=connector, log_level="ERROR")

@@ -105,9 +105,9 @@ async def test_a_map_without_items_prints_no_counts() -> None:
 @pytest.mark.parametrize("task", SHAPES.values(), ids=SHAPES)
 async def test_a_failure_names_the_item_once_at_every_level(task: Any, level: str) -> None:
     printed = Printed(level, clock=FixedClock(), system_resources={"turn": 1})
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError) as raised:
         await printed.run(task.map(x=[5, 2, 0]).with_constraints(turn=1))  # one after the other
-    error = "ZeroDivisionError: integer division or modulo by zero"
+    error = f"ZeroDivisionError: {raised.value}"
     failures = [line for line in printed.lines if "❌" in line]
     assert failures == [f"❌ Failed convert[2] after 0.00s: {error}", f"❌ Run failed after 0.00s: {error}"]
     assert [line for line in printed.lines if "done" in line] == (

@@ -1,4 +1,5 @@
 import json
+import sys
 from typing import Any
 
 import pytest
@@ -98,7 +99,7 @@ def test_json_is_strict() -> None:
         (b"[1]", "must be a JSON object, not list"),
         (b"{}", "an empty object"),
         (b'{"a": NaN}', "NaN is no number of JSON"),
-        (b"[" * 16_000, "nested too deeply"),
+        (b"[" * 16_000, "nested too deeply" if sys.version_info < (3, 14) else "not JSON"),
         (b" " * 20_000, "20,000 bytes, more than 16,384"),
     ],
 )

@@ -4,8 +4,7 @@ The cost of a child is known at its end, and thousands of children may start bef
 therefore has a reservation: `_FIRST_SPANS` and `_FIRST_BYTES` at first, then the mean of the ended children plus twice
 its deviation, as in TCP's retransmission timer, and not less than `_LEAST_SPANS` and `_LEAST_BYTES`.
 
-The spans of one trace have one budget, also those of nested runs. Texts of messages are shortened, and spans of the program
-are left out, when the trace has reached its largest size.
+The spans of one trace, also of nested runs, have one budget. A full trace has shorter texts and no spans of the program.
 """
 
 import os
@@ -18,10 +17,8 @@ from typing import Any
 
 from cascade.spec.metadata import ExceptionInfo
 
-PART_SIZE = 2_000
-"""Children of a run or map in one trace: Jaeger's page stays quick."""
-PART_SPANS = 5_000
-"""Spans in one trace before the next child starts in a new part: Jaeger's page stays quick."""
+PART_SIZE, PART_SPANS = 2_000, 5_000
+"""Children of a run or map in one trace; spans in one trace before the next child starts in a new part: Jaeger is quick."""
 PART_BYTES = 2_500_000
 """Bytes in one trace before the next child starts in a new part: half of the limit of Tempo, which is 5 MB."""
 SPAN_BYTES = 360

@@ -1,3 +1,4 @@
+import sys
 from typing import Any
 
 import pytest
@@ -117,7 +118,7 @@ def test_what_is_a_constraint(payload: dict[str, Any], wanted: Any) -> None:
         ("pause", said("pause") | {"id": "x" * 300}, "id must be a string"),
         ("pause", received(b"{"), "not JSON"),
         ("pause", received(b"\xff"), "not in UTF-8"),
-        ("pause", received(b"[" * 16_000), "nested too deeply"),
+        ("pause", received(b"[" * 16_000), "nested too deeply" if sys.version_info < (3, 14) else "not JSON"),
         ("pause", received(b'"' + b"x" * 2**20 + b'"'), "1,048,578 bytes, more than 16,384"),
         ("pause", received(b"{}"), "empty object"),
         ("pause", received(b'{"type": "pause", "expires_at": NaN}'), "NaN"),
