@@ -274,6 +274,13 @@ def test_the_readme_links_to_each_page() -> None:
     assert set(links) == {page for page in PAGES if page.startswith("docs/")}
 
 
+def test_the_files_on_the_page_about_the_architecture_exist() -> None:
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    files = re.findall(r"(?:src/cascade/)?((?:\w+/)+\w+\.py)", page)
+    assert len(files) > 1
+    assert [file for file in files if not (ROOT / "src/cascade" / file).exists()] == []
+
+
 def test_the_page_about_grafana_lists_the_rules_and_alerts() -> None:
     rules = [
         (ROOT / "stack" / "prometheus" / "rules" / name).read_text(encoding="utf-8")
