@@ -34,7 +34,7 @@ def no_warnings_of_tests_before(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_left_to_deliver() -> Iterator[None]:
-    """Spans of a test whose receiver has gone are not delivered to a receiver of a later test."""
+    """Drop undelivered spans of a closed receiver, so that no later receiver gets them."""
     yield
     for one in list(_lifetime._watched.values()):
         if isinstance(one, ExportQueue):

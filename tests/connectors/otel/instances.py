@@ -1,4 +1,4 @@
-"""Counts of what a receiver has of each process, by `service.instance.id`."""
+"""Received telemetry of each process, by `service.instance.id`."""
 
 from collections import Counter
 from typing import Any
@@ -11,7 +11,7 @@ def spans_by_instance(receiver: OtlpReceiver, name: str) -> Counter[str]:
 
 
 def runs_by_instance(receiver: OtlpReceiver) -> Counter[str]:
-    """The number of runs by the latest value of each process's cumulative series."""
+    """Return the number of runs, from the latest value of the cumulative series of each process."""
     latest: dict[str, int] = {}
     for request in receiver.metrics:
         for resource_metrics in request.resource_metrics:

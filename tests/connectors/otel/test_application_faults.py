@@ -29,7 +29,7 @@ class HostileError(Exception):
 
 
 class Processor(SpanProcessor):
-    """Raises in one of its methods, for spans of one name if there is one."""
+    """Raises in one of its methods, optionally only for spans of one name."""
 
     def __init__(self, where: str, name: str = "") -> None:
         self.where, self.name = where, name

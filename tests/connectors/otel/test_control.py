@@ -1,4 +1,4 @@
-"""Control on spans: decisions are events of the run's span; a task's span and its wait span name the constraint."""
+"""Control decisions as events of the span of the run, and constraints on the spans of tasks and waits."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""What is encoded directly must be what the SDK, and its encoder, would have made of it."""
+"""The own encoding of spans equals that of the SDK."""
 
 from typing import Any
 
@@ -42,7 +42,7 @@ TRACE_IDS = st.integers(1, 2**128 - 1).map(lambda n: f"{n:032x}")
 
 
 def _fits(key: str, value: Any) -> bool:
-    """Some attributes have one type only."""
+    """Return attributes; some keys have only one type."""
     kinds = {a.TASK_ID: str, a.MAP_INDEX: int}
     return type(value) is kinds.get(key, type(value))
 
@@ -79,7 +79,7 @@ def by_the_sdk(data: SpanData) -> Any:
 
 
 def in_order(span: Any) -> Any:
-    """Attributes have no order, and an empty status says what none says."""
+    """Sort the attributes, which have no order, and remove an empty status."""
     if not span.status.ByteSize():
         span.ClearField("status")
     for holder in (span, *span.events):

@@ -1,4 +1,4 @@
-"""An application's tracer provider whose flush hangs, is slow, or fails: the first run waits for it, later ones do not."""
+"""Flushes of a tracer provider of the application that hang, are slow or fail. Only the first run waits for them."""
 
 import gc
 import subprocess
@@ -57,7 +57,7 @@ class Gated(SpanProcessor):
 
 @pytest.fixture(autouse=True)
 def _no_flush_is_left() -> Iterator[None]:
-    """A flush that outlives its test would log in the next one."""
+    """Wait for the flush, which would otherwise log during the next test."""
     yield
     until_blocking(lambda: all(thread.name != "cascade-provider-flush" for thread in threading.enumerate()))
 
@@ -76,7 +76,7 @@ def provider_with(processor: SpanProcessor, sampler: Sampler | None = None) -> T
 
 
 def run(provider: TracerProvider, flush_timeout: float = NEVER, *, strict: bool = False) -> None:
-    """A run with a connector of its own. One that waits for all of `NEVER` fails by the test's own limit."""
+    """Run with a new connector. A run that waits `NEVER` seconds exceeds the time limit of the test."""
     connector = OtelConnector(tracer_provider=provider, flush_timeout=flush_timeout, strict=strict)
     assert cs.run(one(), connector=connector, log_level="OFF") == 1
 

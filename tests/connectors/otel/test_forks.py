@@ -1,4 +1,4 @@
-"""Children of a process that exports: each has an identity of its own, and delivers what it has made."""
+"""Forked children of an exporting process: each has its own identity and delivers its own telemetry."""
 
 import json
 import os

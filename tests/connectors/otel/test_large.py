@@ -1,4 +1,4 @@
-"""Runs so large that what is kept for each task would be seen."""
+"""Large runs in bounded memory."""
 
 import json
 import subprocess

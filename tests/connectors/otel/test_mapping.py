@@ -1,4 +1,4 @@
-"""Every row of the mapping table, against what really arrives over HTTP and over gRPC."""
+"""The mapping of runs to spans, as a receiver gets them over HTTP and gRPC."""
 
 import asyncio
 import importlib.metadata
@@ -362,7 +362,7 @@ SKIPS: dict[str, tuple[Any, dict[str, tuple[str, tuple[str, ...]]]]] = {
         {"x skipped": ("CacheHit", ())},
     ),
 }
-"""Workflows by the kind of their skips, and their spans: the reason, and the spans that they are linked to."""
+"""Workflows by kind of skip, with the reasons and the links of their spans."""
 
 
 @pytest.mark.parametrize("kind", SKIPS)
@@ -561,7 +561,7 @@ def test_a_cancelled_runs_trace_is_complete(collector: Collector) -> None:
 
 
 def outcome(span: Any) -> tuple[Any, ...]:
-    """Result, status, error type, reason of a cancellation, names of the events."""
+    """Return the result, status, error type, cancellation reason and event names of a span."""
     names = ("cascade.task.result", "error.type", "cascade.task.cancellation.reason")
     result, kind, reason = (span.attributes.get(name) for name in names)
     return result, span.status, kind, reason, [event.name for event in span.events]

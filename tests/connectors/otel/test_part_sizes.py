@@ -1,4 +1,4 @@
-"""No trace exceeds its budget in encoded bytes, of whatever its spans consist."""
+"""No trace exceeds its budget of encoded bytes, whatever its spans contain."""
 
 import asyncio
 import contextvars
@@ -26,7 +26,7 @@ from tests.lab.waiting import HANG
 
 BUDGET = 250_000
 MOST = BUDGET * 4_000_000 / 2_500_000
-"""Bytes; as much for this budget as 4 MB for the default one. Tempo discards spans from 5 MB on."""
+"""Bytes; in proportion to the budget, this is 4 MB for the default. Tempo discards spans above 5 MB."""
 
 TRACER = trace.get_tracer("tests")
 
@@ -38,7 +38,7 @@ def fails_below(depth: int) -> None:
 
 
 def fails_deep_below(depth: int) -> None:
-    """Two functions in turn: Python shows the frames of one that calls itself as one."""
+    """Recurse through two functions, because Python shows repeated frames of one function as one."""
     if depth:
         then_below(depth - 1)
     fails_below(0)
@@ -101,7 +101,7 @@ def makes_nested_spans(x: int) -> int:
 
 @cs.task
 async def makes_many_spans(x: int) -> int:
-    """More than a trace has room for, if all items have started before the first span."""
+    """Create more spans than fit into a trace if all items start before the first span."""
     await asyncio.sleep(0.01)
     for _ in range(100):
         with TRACER.start_as_current_span("outer"), TRACER.start_as_current_span("inner", attributes={"n": "x" * 200}):
@@ -214,7 +214,7 @@ def test_no_trace_exceeds_its_budget(collector: Collector, kind: str) -> None:
 
 
 def check(spans: Spans, *, at_least: int, most: float = MOST) -> None:
-    """Each trace is small enough and can be read by itself: it has one root, and no span without its parent."""
+    """Check that each trace is within its budget, and has one root and no span without its parent."""
     traces = spans.traces()
     assert len(traces) >= at_least
     assert max(sum(span.size for span in each) for each in traces.values()) < most
@@ -230,7 +230,7 @@ def check(spans: Spans, *, at_least: int, most: float = MOST) -> None:
 
 @pytest.mark.timeout(300)
 def test_2000_flaky_items_fit_the_default_limits(collector: Collector) -> None:
-    """Without a limit in bytes they were one trace of 12,004 spans, of which Tempo discarded 6,575."""
+    """Without a limit in bytes they were one trace of 12,004 spans, and Tempo discarded 6,575 of them."""
     spans = collector.trace_of(items(is_flaky, 2_000).with_retry(2, delay=0.01))
     assert len([span for span in spans if not span.name.endswith(" part")]) == 2_000 * 6 + 3
     check(spans, at_least=3, most=4_000_000)
@@ -332,7 +332,7 @@ def test_concurrent_nested_runs_share_the_budget_of_their_trace(collector: Colle
 
 @cs.task
 async def fails_late(x: int) -> int:
-    """Cheap items first; then all fail at once, as in an outage."""
+    """Small items come first; then all items fail at the same time, as in an outage."""
     if x < 100:
         return x
     await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Runs and maps with more children than one trace takes."""
+"""Runs and maps with more children than fit into one trace."""
 
 import asyncio
 import subprocess
@@ -42,7 +42,7 @@ async def total(xs: list[int]) -> int:
 
 @cs.task
 def inner(x: int) -> str:
-    """A plain function, whose thread has a span of its own below the task's."""
+    """A plain function with a span below the span of the task."""
     with trace.get_tracer("mine").start_as_current_span("own"):
         task = cs.current_task()
         assert task is not None
@@ -133,7 +133,7 @@ def test_a_callers_own_provider_samples_parts_as_it_does_their_run() -> None:
 
 
 def test_a_replay_of_messages_exports_the_same_parts(collector: Collector) -> None:
-    """As a bridge does, which only sees the wire."""
+    """A bridge gets only the messages."""
     beside = MemoryConnector()
     spans = collector.trace_of(double.map(x=list(range(25))), connector=[collector.connector(), beside])
     assert replayed(collector, beside) == {described(span) for span in spans}
@@ -195,7 +195,7 @@ def test_a_map_has_links_to_64_parts_and_the_number_of_all(
 
 
 def test_the_root_of_a_part_is_exported_with_its_last_child(collector: Collector) -> None:
-    """The last item waits until the roots of the parts before it have arrived."""
+    """The last item waits until the roots of the earlier parts have been received."""
     receiver = collector.receiver
     receiver.clear()
     name = "map(waits_for_the_roots) part"
@@ -310,7 +310,7 @@ def test_a_limit_that_is_not_a_number_raises_an_error_with_its_name(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
 def test_complete_parts_of_a_killed_process_have_roots(collector: Collector) -> None:
-    """The process is killed once the roots have arrived, while the last item still runs."""
+    """The process is killed when the roots have been received and the last item still runs."""
     collector.receiver.clear()
     program = [sys.executable, "-c", KILLED, collector.endpoint, collector.protocol]
     with subprocess.Popen(program, env=subprocess_environment()) as process:

@@ -1,4 +1,4 @@
-"""tracestate and baggage: from the caller or the environment, into spans, messages and what tasks send."""
+"""Propagation of tracestate and baggage from the caller or the environment to spans, messages and requests."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -33,7 +33,7 @@ Sent = dict[str, str]
 
 
 def sent() -> Sent:
-    """The headers that a client called at this point sends."""
+    """Return the headers that an HTTP client would send here."""
     carrier: Sent = {}
     propagate.inject(carrier)
     return carrier
@@ -178,7 +178,7 @@ def state_of(span: ReadableSpan) -> str:
 
 
 class Tenants(SpanProcessor):
-    """As opentelemetry-processor-baggage: copies baggage to the spans that start in its context."""
+    """Copies baggage to the spans that start in its context, like opentelemetry-processor-baggage."""
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         span.set_attribute("tenant", str(baggage.get_baggage("tenant", parent_context)))
@@ -228,7 +228,7 @@ def test_a_run_in_a_trace_of_its_own_has_the_tracestate_only_on_its_link(
 
 
 def test_a_part_is_a_trace_of_its_own(monkeypatch: pytest.MonkeyPatch, collector: Collector) -> None:
-    """It starts without a tracestate, as W3C has it for a trace that is restarted. Baggage belongs to no trace."""
+    """It starts without a tracestate, as W3C requires for a restarted trace. Baggage does not depend on the trace."""
     monkeypatch.setenv("CASCADE_TRACE_PART_SIZE", "2")
     collector.receiver.clear()
     beside = MemoryConnector()
@@ -256,7 +256,7 @@ def described(spans: Any) -> set[Any]:
 
 
 class Adding(Sampler):
-    """Marks the tracestate, as samplers do that write down their probability."""
+    """Modifies the tracestate, like samplers that record their probability."""
 
     def should_sample(self, parent_context: Context | None, *_: Any, **__: Any) -> SamplingResult:
         state = trace.get_current_span(parent_context).get_span_context().trace_state or TraceState()

@@ -1,4 +1,4 @@
-"""Whose provider it is: the caller's, the application's, or the connector's own. Each program is a process of its own."""
+"""Tracer providers of the caller, of the application and of Cascade. Each program is a separate process."""
 
 import importlib.metadata
 import subprocess
@@ -236,7 +236,7 @@ def test_the_process_exports_before_it_exits() -> None:
 
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="an exit handler cannot start threads there")
 def test_a_run_in_an_exit_handler_is_exported_after_the_flush_of_earlier_runs() -> None:
-    """The handler runs after Cascade's own, which was registered later."""
+    """The handler runs after the handler of Cascade, which was registered later."""
     late = """
         import atexit
         atexit.register(lambda: run_late())
@@ -292,7 +292,7 @@ def test_a_propagator_that_is_not_installed_does_not_stop_a_run(monkeypatch: pyt
 
 
 def test_the_service_name_may_change_between_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spans of the program keep the resource of the process's provider, which the first run has set."""
+    """Spans of user code keep the resource of the global provider, which the first run has set."""
     with FaultyReceiver() as receiver:
         code = """
             import os

@@ -1,4 +1,4 @@
-"""The messages alone make the same spans as the live run: a bridge needs no memory."""
+"""A replay of messages exports the same spans as the run."""
 
 import asyncio
 from typing import Any

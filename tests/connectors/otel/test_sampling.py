@@ -1,4 +1,4 @@
-"""Samplers, which see run ids as trace ids."""
+"""Samplers, which get run ids as trace ids."""
 
 import asyncio
 from collections import Counter
@@ -59,7 +59,7 @@ def run_id(low: int) -> str:
 
 
 def spread() -> list[str]:
-    """Run ids whose low halves are at equal distances: a share of them is below a bound, exactly."""
+    """Return run ids with equidistant low halves. An exact share of them is below a bound."""
     return [run_id((2 * n + 1) * HALF // (2 * RUNS)) for n in range(RUNS)]
 
 
@@ -104,7 +104,7 @@ WHOLE = {"run map(touched)": 1, "run map(touched) started": 1, "map(touched)": 1
 async def test_the_parts_of_a_run_are_kept_or_dropped_with_the_run(
     monkeypatch: pytest.MonkeyPatch, sampler: str
 ) -> None:
-    """The ids of parts are hashes: nearly all of them are above the one bound and below the other."""
+    """The ids of parts are hashes, and nearly all of them are between the two bounds."""
     monkeypatch.setenv("CASCADE_TRACE_PART_SIZE", "10")
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", sampler)
     for ratio, low, kept in ((TINY, 1, {**WHOLE, "own": 25}), (1 - TINY, HALF - 1, {})):
@@ -134,7 +134,7 @@ async def test_an_applications_sampler_keeps_or_drops_parts_with_their_run(
 async def test_a_replay_keeps_the_runs_that_were_sampled_and_only_those(
     monkeypatch: pytest.MonkeyPatch, low: int, sampler: Sampler
 ) -> None:
-    """The sampler of the bridge follows the decision that the messages carry, whatever its own ratio."""
+    """The sampler of the bridge follows the decision in the messages and ignores its own ratio."""
     monkeypatch.setenv("CASCADE_TRACE_PART_SIZE", "10")
     provider, exporter = provider_with(sampler)
     beside = MemoryConnector()
@@ -156,7 +156,7 @@ async def test_a_replay_keeps_the_runs_that_were_sampled_and_only_those(
 async def test_a_sampler_that_ignores_parents_keeps_or_drops_a_replay_as_a_whole(
     monkeypatch: pytest.MonkeyPatch, low: int, ratio: float
 ) -> None:
-    """By the run id: the ids of the run's parts are hashes."""
+    """The run id decides, because the ids of its parts are hashes."""
     monkeypatch.setenv("CASCADE_TRACE_PART_SIZE", "10")
     beside = MemoryConnector()
     await run_with_ids(lambda: touched.map(x=list(range(25))), beside, [run_id(low)])
@@ -189,7 +189,7 @@ SAMPLERS = ["always_on", "always_off", "traceidratio", "parentbased_traceidratio
 async def test_spans_below_a_task_are_kept_or_dropped_with_the_task(
     monkeypatch: pytest.MonkeyPatch, collector: Collector, first: str, later: str
 ) -> None:
-    """They are made by the provider of the process, which the first run has set under other variables."""
+    """The global provider creates them. The first run has set it with other variables."""
 
     @cs.task
     def work() -> None:
@@ -227,7 +227,7 @@ async def test_root_spans_and_spans_with_remote_parents_in_a_task_use_the_sample
 
 
 async def test_a_version_4_uuid_is_accepted_and_biases_ratio_samplers(collector: Collector) -> None:
-    """As documented: two fixed bits keep its low half above the middle of the range, and below three quarters of it."""
+    """Two fixed bits keep its low half between a half and three quarters of the range, as documented."""
     given = str(uuid4())
     collector.receiver.clear()
     await run_with_ids(one, collector.connector(), [given])
@@ -239,7 +239,7 @@ async def test_a_version_4_uuid_is_accepted_and_biases_ratio_samplers(collector:
 
 @pytest.mark.parametrize(("ratio", "share"), [(0.1, 0.0), (0.5, 0.0), (0.6, 0.4), (0.7, 0.8), (0.75, 1.0), (1.0, 1.0)])
 def test_the_share_of_version_4_uuids_that_a_ratio_keeps(ratio: float, share: float) -> None:
-    """Two fixed bits put the low halves of their ids between a half and three quarters of all values."""
+    """Two fixed bits keep their low halves between a half and three quarters of the range."""
     ids = [UUID(int=(2 << 62) + (2 * n + 1) * (HALF // 4) // 2000, version=4).int for n in range(1000)]
     decisions = [TraceIdRatioBased(ratio).should_sample(None, one_id, "run").decision for one_id in ids]
     assert decisions.count(Decision.RECORD_AND_SAMPLE) == pytest.approx(1000 * share, abs=1)

@@ -1,4 +1,4 @@
-"""The span that is current in a task: light until it is touched, and then as good as any."""
+"""The current span of a task, which becomes a span of the SDK at its first use."""
 
 import threading
 from typing import Any
@@ -210,7 +210,7 @@ def test_with_and_without_the_sdk_the_spans_are_the_same(monkeypatch: pytest.Mon
 
 
 def _shapes(spans: Spans) -> list[Any]:
-    """All but ids and times, in an order that two runs have in common."""
+    """Return the spans without ids and times, in a stable order."""
     parents = {span.span_id: span.name for span in spans}
     changing = ("cascade.run.id", "cascade.task.id", "exception.stacktrace")
     return sorted(

@@ -1,4 +1,4 @@
-"""Run a workflow against a real receiver, and read back its trace."""
+"""Runs that export to a real receiver, and their traces."""
 
 import asyncio
 import logging
@@ -16,7 +16,7 @@ from tests.lab.receiver import FaultyReceiver
 
 
 class Collector:
-    """A receiver, spoken to in one of the protocols."""
+    """A receiver with one of its protocols."""
 
     def __init__(self, receiver: FaultyReceiver, protocol: str) -> None:
         self.receiver = receiver
@@ -30,7 +30,7 @@ class Collector:
         return OtelConnector(self.endpoint, protocol=self.protocol, **options)
 
     def trace_of(self, target: Any, *, connector: Any = None, fails: Any = (), **options: Any) -> Spans:
-        """Run to the end, and return the spans that have arrived until then: the flush has brought them all."""
+        """Run to the end, and return the received spans. The flush has delivered all of them."""
         self.receiver.clear()
         moved_by = connector or self.connector()
         if fails:
@@ -44,7 +44,7 @@ class Collector:
 
 
 def provider_for(endpoint: str, protocol: str | None = None) -> OwnProvider:
-    """Return the provider that connectors of this destination share. Instrumentation gets it where it is the global one."""
+    """Return the provider that connectors of this destination share. It is the global one if there is no other."""
     tracer = own_tracer(ExportOptions.from_environment(endpoint=endpoint, protocol=protocol))
     assert tracer is not None
     assert tracer.own is not None
@@ -69,6 +69,6 @@ def collectors(protocol: str) -> Iterator[Collector]:
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What Cascade has warned of; asyncio's debug mode also warns, of a machine that is slow."""
+    """Return the warnings of Cascade. The debug mode of asyncio logs warnings too, on a slow machine."""
     ours = (record for record in caplog.records if record.name.startswith("cascade"))
     return [record.getMessage() for record in ours if record.levelno >= logging.WARNING]

@@ -25,7 +25,7 @@ LogsTo = Callable[..., RunLogs]
 
 @dataclass(frozen=True)
 class Line:
-    """A log record as it arrived."""
+    """A received log record."""
 
     scope: str
     record: LogRecord
@@ -45,7 +45,7 @@ class Line:
 
 
 def lines(requests: list[Any]) -> list[Line]:
-    """All records of some `ExportLogsServiceRequest`s."""
+    """Return all records of some `ExportLogsServiceRequest`s."""
     resources = [resource for request in requests for resource in request.resource_logs]
     scopes = [scope for resource in resources for scope in resource.scope_logs]
     return [Line(scope.scope.name, record) for scope in scopes for record in scope.log_records]
@@ -75,7 +75,7 @@ def receiver(_served: FaultyReceiver) -> FaultyReceiver:
 
 @pytest.fixture
 def logs_to() -> Iterator[LogsTo]:
-    """Makes `RunLogs` for an endpoint, with RUN attached."""
+    """Return a factory of `RunLogs` for an endpoint, with RUN attached."""
     made: list[RunLogs] = []
 
     def make(endpoint: str, protocol: str = "http/protobuf", level: int = logging.NOTSET) -> RunLogs:
@@ -94,7 +94,7 @@ def logs_to() -> Iterator[LogsTo]:
 
 @pytest.fixture
 def app() -> Iterator[logging.Logger]:
-    """A user's logger, which lets everything through."""
+    """Return a logger of the user that passes all levels."""
     logger = logging.getLogger("tests.app")
     logger.setLevel(1)
     yield logger
@@ -103,7 +103,7 @@ def app() -> Iterator[logging.Logger]:
 
 @pytest.fixture
 def restored() -> Iterator[None]:
-    """The configuration of logging as it was before."""
+    """Restore the logging configuration after the test."""
     root, names = logging.root, ("tests.app", part.name)
     handlers, level, known = list(root.handlers), root.level, dict(logging.root.manager.loggerDict)
     disabled = {name: each.disabled for name, each in known.items() if isinstance(each, logging.Logger)}

@@ -1,4 +1,4 @@
-"""Handlers of OpenTelemetry that the application has: they export its records, and Cascade the others."""
+"""OpenTelemetry handlers of the application. They export its records, and Cascade exports the other records."""
 
 import logging
 import logging.config

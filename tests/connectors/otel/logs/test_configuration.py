@@ -1,4 +1,4 @@
-"""Changes of the logging configuration inside of a run."""
+"""Changes of the logging configuration during a run."""
 
 import configparser
 import logging
@@ -179,7 +179,7 @@ def test_a_configuration_that_ends_the_export_of_a_logger_is_reported_once(
 def test_a_disabled_logger_is_reported_at_the_end_of_each_run_while_others_continue(
     receiver: OtlpReceiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a server there may always be a run."""
+    """A server may have a run in progress at all times."""
     seen = Seen()
     monkeypatch.setattr(handler, "_reported_loggers", set())
     connector = OtelConnector(logs=True)

@@ -16,7 +16,7 @@ from tests.lab.waiting import HANG
 
 
 class Taken:
-    """A handler of its own, and what it took."""
+    """A handler and the records that it has encoded."""
 
     def __init__(self, **options: Any) -> None:
         self.items: list[bytes] = []
@@ -134,7 +134,7 @@ def test_threads_encode_in_parallel() -> None:
 
 
 def test_detaching_a_handler_does_not_affect_another_handler(app: logging.Logger) -> None:
-    """The handlers of two connectors whose runs overlap: a run of the first ends while a record is passed on."""
+    """Two connectors have overlapping runs. A run of the first one ends while a record is passed on."""
     first, second = Taken(), Taken()
 
     def ends(_: logging.LogRecord) -> bool:

@@ -177,7 +177,7 @@ def test_invalid_records_do_not_affect_other_records(
 def test_records_of_a_transport_are_not_exported(
     receiver: FaultyReceiver, logs_to: LogsTo, app: logging.Logger
 ) -> None:
-    """Even a transport that logs on its thread, in the context of the task that started the thread."""
+    """This includes a transport that logs on its thread in the context of the task that started the thread."""
     logs = logs_to(receiver.http_endpoint)
     seen = threading.Semaphore(0)
 

@@ -1,4 +1,4 @@
-"""Metrics that go to a receiver, and what has arrived there."""
+"""Export of metrics to a receiver, and the received metrics."""
 
 import contextlib
 import math
@@ -41,7 +41,7 @@ def flush(metrics: RunMetrics, timeout: float = HANG) -> None:
 
 
 def exported(collector: Collector, *payloads: Payload, **environ: str) -> dict[str, Any]:
-    """What arrives for these messages, by name."""
+    """Return the metrics that a receiver gets for these messages, by name."""
     collector.receiver.clear()
     with exporting(collector.endpoint, collector.protocol, **environ) as metrics:
         for payload in payloads:
@@ -51,7 +51,7 @@ def exported(collector: Collector, *payloads: Payload, **environ: str) -> dict[s
 
 
 def metrics_of(request: Any) -> dict[str, Any]:
-    """The metrics of one request, by name."""
+    """Return the metrics of one request, by name."""
     (resource,) = request.resource_metrics
     (scope,) = resource.scope_metrics
     return {metric.name: metric for metric in scope.metrics}
@@ -62,12 +62,12 @@ def latest(receiver: OtlpReceiver) -> dict[str, Any]:
 
 
 def points(metric: Any) -> list[Any]:
-    """The data points of a metric, whatever it is."""
+    """Return the data points of a metric of any kind."""
     return list(getattr(metric, metric.WhichOneof("data")).data_points)
 
 
 def values(metric: Any) -> dict[tuple[Any, ...], int]:
-    """By the values of their attributes: the count of a histogram's points, the value of others."""
+    """Return the count of histogram points and the value of other points, by the values of their attributes."""
     is_histogram = metric.WhichOneof("data") == "histogram"
     return {
         tuple(attributes(point).values()): point.count if is_histogram else point.as_int for point in points(metric)

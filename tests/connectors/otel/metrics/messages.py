@@ -1,4 +1,4 @@
-"""Messages of runs as they are on the wire, for a metric's sake."""
+"""Messages of runs in the wire format, with the fields that metrics use."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Names come from user code, messages from anywhere: neither may cost more than its share."""
+"""Limits of attribute sets, whose values come from user code, and malformed messages."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""When exports happen, and that threads and periods add up."""
+"""Times of exports, and sums over threads and periods."""
 
 import asyncio
 import threading

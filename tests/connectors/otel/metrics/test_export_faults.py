@@ -1,4 +1,4 @@
-"""Collectors that do not take metrics, are not there, or hang; forks, and the process's end."""
+"""Collectors that do not support metrics, are unreachable or silent; forks, and the exit of the process."""
 
 import logging
 import os

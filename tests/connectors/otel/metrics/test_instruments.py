@@ -1,4 +1,4 @@
-"""A meter provider of the application's: its readers get the metrics, nothing is sent by us."""
+"""A meter provider of the application: its readers get the metrics, and Cascade exports none."""
 
 import os
 import subprocess

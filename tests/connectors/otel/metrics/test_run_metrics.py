@@ -1,4 +1,4 @@
-"""What a collector gets for the messages of a run."""
+"""Metrics that a collector gets for the messages of a run."""
 
 import threading
 from typing import Any
