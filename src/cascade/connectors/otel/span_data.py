@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from cascade.spec.metadata import Part
 from cascade.telemetry import attributes as a
 from cascade.telemetry.parts import PART_EVENT
 
@@ -47,14 +48,8 @@ class SpanData(NamedTuple):
     is_marker: bool = False
 
 
-def link_to(target: Mapping[str, Any], payload: Mapping[str, Any]) -> LinkData:
-    """Return a link to a span. A span in the trace of the message has the tracestate of the message."""
-    own = payload.get("tracestate", "") if target["trace_id"] == payload["trace_id"] else ""
-    return LinkData(target["trace_id"], target["span_id"], target.get("tracestate", own))
-
-
 def part_root(
-    payload: Mapping[str, Any], part: Mapping[str, Any], name: str, ids: Attributes, parent: Mapping[str, Any]
+    payload: Mapping[str, Any], part: Part, name: str, ids: Attributes, parent: Mapping[str, Any]
 ) -> SpanData:
     """Return the root span of a part, with a link to its run or map, whose ids are in `parent`."""
     found = {**ids, **_part_attributes(part), a.PART_PARENT_TRACE_ID: parent["trace_id"]}
@@ -75,12 +70,12 @@ def part_root(
     )
 
 
-def part_link(part: Mapping[str, Any], name: str, payload: Mapping[str, Any]) -> LinkData:
+def part_link(part: Part, name: str) -> LinkData:
     """Return the link of a run or map called `name` to one of its parts."""
-    return link_to(part, payload)._replace(attributes={**_part_attributes(part), a.LINK_NAME: f"{name} part"})
+    return LinkData(part["trace_id"], part["span_id"], "", {**_part_attributes(part), a.LINK_NAME: f"{name} part"})
 
 
-def part_events(parts: Iterable[Mapping[str, Any]], start_ns: int) -> tuple[Event, ...]:
+def part_events(parts: Iterable[Part], start_ns: int) -> tuple[Event, ...]:
     """Return the events of a run or map, one for each part, not earlier than the start of its span."""
     return tuple(
         Event(
@@ -92,6 +87,6 @@ def part_events(parts: Iterable[Mapping[str, Any]], start_ns: int) -> tuple[Even
     )
 
 
-def _part_attributes(part: Mapping[str, Any]) -> Attributes:
+def _part_attributes(part: Part) -> Attributes:
     found = {a.PART_NUMBER: part.get("part"), a.PART_FIRST: part.get("first"), a.PART_LAST: part.get("last")}
     return {key: value for key, value in found.items() if value is not None}

@@ -4,18 +4,29 @@ The mapping is a pure function: a replay of recorded messages produces the same 
 """
 
 import json
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, cast
 
 from cascade.connectors.otel.span_data import (
     Attributes,
     Event,
     LinkData,
     SpanData,
-    link_to,
     part_events,
     part_link,
     part_root,
+)
+from cascade.spec.metadata import (
+    Attempt,
+    ConstraintRef,
+    Decision,
+    ExceptionInfo,
+    Link,
+    ResourceMetadata,
+    RunEndedMetadata,
+    RunStartedMetadata,
+    TaskEndedMetadata,
+    Wait,
 )
 from cascade.telemetry import attributes as a
 from cascade.telemetry.identity import RUN_STARTED, span_id
@@ -33,7 +44,7 @@ def spans_of(payload: Mapping[str, Any], *, detail: str = "full", cicd: bool = F
             spans = _steps(payload, body) if detail == "full" else []
             return [*spans, *_part_roots(payload, body), _task(payload, body, cicd=cicd)]
         case "TaskStateEvent", "PENDING" if detail == "full" and "span_id" in body["metadata"]:
-            return [_attempt(payload, body, {"result": "failure", **body["metadata"]})]
+            return [_attempt(payload, body, cast("Attempt", {"result": "failure", **body["metadata"]}))]
         case "ResourceEvent", "ACQUIRE" if detail == "full":
             return [_resource(payload, body, "setup")]
         case "ResourceEvent", "RELEASE" if detail == "full":
@@ -49,13 +60,13 @@ def spans_of(payload: Mapping[str, Any], *, detail: str = "full", cicd: bool = F
 
 def _steps(payload: Mapping[str, Any], body: Mapping[str, Any]) -> list[SpanData]:
     """Return the spans of the waits and the attempts of a task."""
-    metadata = body["metadata"]
+    metadata: TaskEndedMetadata = body["metadata"]
     waits = [_wait(payload, body, wait) for wait in metadata["waits"]] if "waits" in metadata else []
     attempts = [_attempt(payload, body, one) for one in metadata["attempts"]] if "attempts" in metadata else []
     return waits + attempts
 
 
-def _start_marker(payload: Mapping[str, Any], metadata: Mapping[str, Any]) -> SpanData:
+def _start_marker(payload: Mapping[str, Any], metadata: RunStartedMetadata) -> SpanData:
     moment = metadata.get("start_ns", 0)
     # Runs that items of a large map have started are in the trace of a part. A search for started runs must not find it.
     is_nested = metadata.get("outer_run_id") and payload["parent_span_id"]
@@ -74,7 +85,7 @@ def _run_name(metadata: Mapping[str, Any]) -> str:
 
 
 def _run(payload: Mapping[str, Any], body: Mapping[str, Any], *, cicd: bool) -> SpanData:
-    metadata = body["metadata"]
+    metadata: RunEndedMetadata = body["metadata"]
     found = {
         a.RUN_ID: payload["run_id"],
         a.ORG_ID: payload.get("org_id"),
@@ -115,7 +126,7 @@ _OF_METADATA = {
 
 
 def _task(payload: Mapping[str, Any], body: Mapping[str, Any], *, cicd: bool) -> SpanData:
-    metadata = body["metadata"]
+    metadata: TaskEndedMetadata = body["metadata"]
     found = _task_attributes(payload, body)
     for key, value in metadata.items():
         if key in _OF_METADATA:
@@ -131,7 +142,7 @@ def _task(payload: Mapping[str, Any], body: Mapping[str, Any], *, cicd: bool) ->
             a.CICD_TASK_RUN_RESULT: metadata.get("result"),
         }
     name = f"{body['task_name']} skipped" if body["state"] == "SKIPPED" else body["task_name"]
-    held = tuple(_held_events(metadata)) if "waits" in metadata else ()
+    held = tuple(_held_events(metadata["waits"], metadata.get("start_ns", 0))) if "waits" in metadata else ()
     failed = body
     if metadata.get("result") == CANCELLATION:
         failed = {}  # no error: the failure that caused it, if any, is that of another task
@@ -139,7 +150,7 @@ def _task(payload: Mapping[str, Any], body: Mapping[str, Any], *, cicd: bool) ->
     return _span(payload, name, payload["span_id"], payload["parent_span_id"], metadata, found, failed, events=held)
 
 
-def _attempt(payload: Mapping[str, Any], body: Mapping[str, Any], attempt: Mapping[str, Any]) -> SpanData:
+def _attempt(payload: Mapping[str, Any], body: Mapping[str, Any], attempt: Attempt) -> SpanData:
     found = {
         **_task_attributes(payload, body),
         a.TASK_ATTEMPT: attempt.get("attempt"),
@@ -149,11 +160,11 @@ def _attempt(payload: Mapping[str, Any], body: Mapping[str, Any], attempt: Mappi
     return _span(payload, name, attempt["span_id"], payload["span_id"], attempt, found, _failure(attempt))
 
 
-def _wait(payload: Mapping[str, Any], body: Mapping[str, Any], wait: Mapping[str, Any]) -> SpanData:
+def _wait(payload: Mapping[str, Any], body: Mapping[str, Any], wait: Wait) -> SpanData:
     found = {
         **_task_attributes(payload, body),
         a.WAIT_REASON: wait.get("reason"),
-        **_constraint(wait.get("constraint", {})),
+        **_constraint(wait.get("constraint")),
     }
     # A wait before the start of its task is a child of the task although it is earlier. Viewers then show it below the
     # task, and the critical path follows the task.
@@ -161,7 +172,7 @@ def _wait(payload: Mapping[str, Any], body: Mapping[str, Any], wait: Mapping[str
 
 
 def _resource(payload: Mapping[str, Any], body: Mapping[str, Any], step: str) -> SpanData:
-    metadata = body["metadata"]
+    metadata: ResourceMetadata = body["metadata"]
     found = {
         a.RUN_ID: payload["run_id"],
         a.RESOURCE_NAME: body["resource_name"],
@@ -232,10 +243,10 @@ def _span(
     parts, links = metadata.get("parts", ()), tuple[LinkData, ...]()
     if "links" in metadata or parts:
         dependencies = metadata.get("links", ())[: MAX_LINKS - len(parts)]
-        links = tuple(link_to(link, payload) for link in dependencies)
+        links = tuple(_link(link, payload) for link in dependencies)
     if parts:
         above = payload["body"].get("task_name") or _run_name(payload["body"]["metadata"])
-        links += tuple(part_link(part, above, payload) for part in parts)
+        links += tuple(part_link(part, above) for part in parts)
         events = (*events, *part_events(parts, start_ns))
     return SpanData(
         name,
@@ -255,6 +266,12 @@ def _span(
     )
 
 
+def _link(link: Link, payload: Mapping[str, Any]) -> LinkData:
+    """Return a link to a span. A span in the trace of the message has the tracestate of the message."""
+    own = payload.get("tracestate", "") if link["trace_id"] == payload["trace_id"] else ""
+    return LinkData(link["trace_id"], link["span_id"], link.get("tracestate", own))
+
+
 def _task_attributes(payload: Mapping[str, Any], body: Mapping[str, Any]) -> Attributes:
     """Return the attributes of all spans of a task. Items have an index, and may have a label."""
     found = {a.RUN_ID: payload["run_id"], a.TASK_ID: body["task_id"], a.TASK_NAME: body["task_name"]}
@@ -265,7 +282,7 @@ def _task_attributes(payload: Mapping[str, Any], body: Mapping[str, Any]) -> Att
     return found
 
 
-def _decision(decision: Mapping[str, Any]) -> Event:
+def _decision(decision: Decision) -> Event:
     found = {
         a.CONTROL_ACTION: decision.get("action"),
         **_constraint(decision),
@@ -275,19 +292,20 @@ def _decision(decision: Mapping[str, Any]) -> Event:
     return Event("cascade.control", decision.get("time_ns", 0), _attributes(found))
 
 
-def _held_events(metadata: Mapping[str, Any]) -> Iterator[Event]:
+def _held_events(waits: Iterable[Wait], start_ns: int) -> Iterator[Event]:
     """Return an event for each constraint that held the task back, not earlier than the start of its span.
 
     Viewers warn of clock skew for an earlier event.
     """
-    for wait in metadata["waits"]:
+    for wait in waits:
         if constraint := wait.get("constraint"):
             found = {a.WAIT_REASON: wait.get("reason"), **_constraint(constraint)}
-            time_ns = max(wait["start_ns"], metadata.get("start_ns", 0))
-            yield Event("cascade.control.held", time_ns, _attributes(found))
+            yield Event("cascade.control.held", max(wait["start_ns"], start_ns), _attributes(found))
 
 
-def _constraint(found: Mapping[str, Any]) -> Attributes:
+def _constraint(found: ConstraintRef | Decision | None) -> Attributes:
+    if found is None:
+        return {}
     return {a.CONTROL_SCOPE: found.get("scope"), a.CONTROL_TYPE: found.get("type"), a.CONTROL_ID: found.get("id")}
 
 
@@ -298,7 +316,7 @@ def _failure(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"error": f"{str(exception.get('type', '')).rpartition('.')[2]}: {exception.get('message', '')}"}
 
 
-def _exception_event(exception: Mapping[str, Any], time_ns: int) -> Event:
+def _exception_event(exception: ExceptionInfo, time_ns: int) -> Event:
     found = {
         a.EXCEPTION_TYPE: exception.get("type"),
         a.EXCEPTION_MESSAGE: exception.get("message"),
