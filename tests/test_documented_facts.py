@@ -40,7 +40,7 @@ from cascade.connectors.otel.metrics import aggregation, catalogue, export, sett
 from cascade.runtime import _map_execution, _run_context, exceptions, protocols, publish_queue, threads
 from cascade.runtime.control import constraint, controller, notifier, wait_queue
 from cascade.spec import retry, telemetry
-from cascade.telemetry import limits, parts, state_schedule, topics, trace_budget, wire
+from cascade.telemetry import limits, state_schedule, topics, trace_budget, trace_shards, wire
 from cascade.telemetry.topics import control_topic
 from cascade.testing import MemoryConnector, OtlpReceiver
 from stack import build
@@ -181,7 +181,7 @@ STATED = {
         f"{trace_budget._FIRST_SPANS} spans and {trace_budget._FIRST_BYTES:,} bytes",
         f"at least {trace_budget._LEAST_SPANS} spans and {trace_budget._LEAST_BYTES:,} bytes",
         f"{trace_budget._MOST} times the budget, which is {trace_budget.PartLimits().most_bytes / 1e6:g} MB",
-        f"It lists {parts.MAX_LISTED_PARTS} parts",
+        f"It lists {trace_shards.MAX_LISTED_PARTS} parts",
         {2_000: "100,000 quick items are in 50 traces"}[trace_budget.PART_SIZE],
         {0.03: "later runs wait for it at most 0.05 s"}[flush.BRIEF],
         {1.0: "after a flush of more than a second"}[flush.SLOW],

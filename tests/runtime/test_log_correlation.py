@@ -12,8 +12,8 @@ from cascade.runtime import events
 from cascade.runtime.log_records import LogCorrelation
 from cascade.runtime.subscribers import HumanReadableLogSubscriber
 from cascade.telemetry.identity import RunTrace, part_trace_id, place_run, span_id
-from cascade.telemetry.parts import TraceParts
 from cascade.telemetry.trace_budget import PartLimits
+from cascade.telemetry.trace_shards import TraceShards
 
 RUN = "0f8fad5b-d9cb-469f-a165-70867728950e"
 IDS = {"run_id", "task_id", "trace_id", "span_id"}
@@ -90,7 +90,7 @@ def test_a_run_in_another_trace_has_the_id_of_that_trace() -> None:
 
 
 def test_an_item_has_the_trace_id_of_its_part() -> None:
-    trace = RunTrace(RUN, "a" * 32, parts=TraceParts(PartLimits(children=10)))
+    trace = RunTrace(RUN, "a" * 32, parts=TraceShards(PartLimits(children=10)))
     for index in range(26):
         trace.parts.start(f"m/{index}", "x", "m", index)
     item: dict[str, Any] = {"task_id": "m/25", "map_id": "m", "map_index": 25}

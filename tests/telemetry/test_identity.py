@@ -18,8 +18,8 @@ from cascade.telemetry.identity import (
     teardown_id,
     trace_id,
 )
-from cascade.telemetry.parts import TraceParts
 from cascade.telemetry.trace_budget import PartLimits
+from cascade.telemetry.trace_shards import TraceShards
 from tests.telemetry.strategies import HEX, texts
 
 RUN = "0f8fad5b-d9cb-469f-a165-70867728950e"
@@ -163,7 +163,7 @@ def test_a_run_has_the_tracestate_of_the_trace_it_joins_and_only_there() -> None
     joined, linked, alone = (place_run(RUN, parent, mode) for mode in ("join", "link", "none"))
     assert [trace.tracestate for trace in (joined, linked, alone)] == [STATE, "", ""]
     assert linked.links == (parent,)
-    joined = replace(joined, parts=TraceParts(PartLimits(children=1)))
+    joined = replace(joined, parts=TraceShards(PartLimits(children=1)))
     for task_id in ("first", "later"):
         joined.parts.start(task_id, "task")
     assert (joined.span_of("first").tracestate, joined.span_of("later").tracestate) == (STATE, "")

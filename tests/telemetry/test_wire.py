@@ -10,13 +10,13 @@ from jsonschema import Draft202012Validator
 from cascade.spec.telemetry import Body, Header, TaskStateEvent
 from cascade.telemetry.schema import load
 from cascade.telemetry.wire import (
-    Unreadable,
+    InvalidPayload,
     decode,
+    decode_incoming,
     dumps,
     encode,
     loads,
     parse_timestamp,
-    received,
     timestamp,
     with_expiry,
 )
@@ -104,16 +104,16 @@ def test_json_is_strict() -> None:
     ],
 )
 def test_what_comes_in_and_cannot_be_read_says_why(data: bytes, why: str) -> None:
-    found = received(data)
-    assert isinstance(found, Unreadable)
+    found = decode_incoming(data)
+    assert isinstance(found, InvalidPayload)
     assert why in found.reason
     assert found == {}
 
 
 @given(st.binary(max_size=300))
 def test_whatever_comes_in_is_an_object_or_unreadable(data: bytes) -> None:
-    found = received(data)
-    assert (found == {}) is (data == b"" or isinstance(found, Unreadable))
+    found = decode_incoming(data)
+    assert (found == {}) is (data == b"" or isinstance(found, InvalidPayload))
 
 
 PAUSE = {"type": "pause"}
@@ -148,7 +148,7 @@ def test_an_invalid_end_stays_as_it_is_so_that_it_is_refused(expires_at: Any) ->
 
 @pytest.mark.parametrize("data", [b"", b"nonsense", b"{}", b"[1]"])
 def test_a_message_without_a_payload_gets_no_end(data: bytes) -> None:
-    payload = received(data)
+    payload = decode_incoming(data)
     assert with_expiry(payload, 60, 1000.0) is payload
 
 
@@ -157,5 +157,5 @@ def test_other_faults_stay_as_they_are() -> None:
 
 
 def test_a_byte_order_mark_is_ignored() -> None:
-    assert received(b"\xef\xbb\xbf" + b'{"type": "pause"}') == PAUSE
-    assert isinstance(received('{"type": "pause"}'.encode("utf-16")), Unreadable)
+    assert decode_incoming(b"\xef\xbb\xbf" + b'{"type": "pause"}') == PAUSE
+    assert isinstance(decode_incoming('{"type": "pause"}'.encode("utf-16")), InvalidPayload)

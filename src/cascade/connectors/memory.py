@@ -7,7 +7,7 @@ from typing import Any
 from cascade.connectors.report import ConnectorReport
 from cascade.spec.protocols import MessageCallback
 from cascade.telemetry.topics import topic_matches
-from cascade.telemetry.wire import Unreadable, received
+from cascade.telemetry.wire import InvalidPayload, decode_incoming
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +62,9 @@ class MemoryConnector:
         An empty retained message removes the retained message of its topic. Each callback is called in the event loop that
         subscribed: before `deliver` returns if that is the loop of the caller, otherwise soon.
         """
-        is_empty = not payload and not isinstance(payload, Unreadable)
+        is_empty = not payload and not isinstance(payload, InvalidPayload)
         if isinstance(payload, bytes):
-            payload = received(payload)
+            payload = decode_incoming(payload)
         if retain and not is_empty:
             self._retained[topic] = payload
         elif retain:

@@ -26,7 +26,7 @@ from cascade.runtime.events import (
 from cascade.runtime.resolvers import hidden_secrets
 from cascade.spec import metadata as m
 from cascade.spec import telemetry as wire
-from cascade.telemetry.identity import RUN, Place, setup_id, span_id, teardown_id
+from cascade.telemetry.identity import RUN, SpanLocation, setup_id, span_id, teardown_id
 from cascade.telemetry.limits import MAX_CONTROL_EVENTS, MAX_LINKS
 from cascade.telemetry.redact import MASK, captured, hides, redact
 from cascade.telemetry.safe import masked_name
@@ -253,7 +253,7 @@ def _resource(
     charge_own(metadata, run)
     usage = {masked_name(key): used for key, used in event.current_usage.items()}
     body = wire.ResourceEvent(name, action, usage, metadata)
-    place = Place(run.trace.trace_id, run.trace.span_id)
+    place = SpanLocation(run.trace.trace_id, run.trace.span_id)
     return UnstampedMessage(body, id_of(name), place, terminal=True)
 
 

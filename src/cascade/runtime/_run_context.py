@@ -34,9 +34,9 @@ from cascade.runtime.threads import leave_running
 from cascade.spec.protocols import StateBackend
 from cascade.telemetry.identity import RunTrace, parse_traceparent, place_run
 from cascade.telemetry.limits import MAX_LATER_ERRORS
-from cascade.telemetry.parts import TraceParts
 from cascade.telemetry.safe import error_message, error_text, stack_text
 from cascade.telemetry.trace_budget import Child, PartLimits, caller_in
+from cascade.telemetry.trace_shards import TraceShards
 
 logger = get_logger(__name__)
 
@@ -270,7 +270,7 @@ def place_in_trace(
         if not isinstance(trace, RunTrace):
             trace = tracing = None
     trace = trace or place_run(run_id, parent)
-    return replace(trace, parts=TraceParts(limits, _enclosing(trace, task, limits))), tracing
+    return replace(trace, parts=TraceShards(limits, _enclosing(trace, task, limits))), tracing
 
 
 def _enclosing(trace: RunTrace, task: TaskContext | None, limits: PartLimits) -> Child | None:

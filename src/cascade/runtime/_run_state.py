@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from cascade.spec import telemetry as wire
 from cascade.spec.metadata import Decision
-from cascade.telemetry.identity import Place, RunTrace
-from cascade.telemetry.parts import TraceParts
+from cascade.telemetry.identity import RunTrace, SpanLocation
+from cascade.telemetry.trace_shards import TraceShards
 
 
 @dataclass(slots=True)
@@ -32,7 +32,7 @@ class RunState:
         self.trace.parts.activate()
 
     @property
-    def parts(self) -> TraceParts:
+    def parts(self) -> TraceShards:
         """The parts of the run's trace."""
         return self.trace.parts
 
@@ -41,9 +41,9 @@ class RunState:
         return self.trace.run_id
 
     @property
-    def place(self) -> Place:
+    def place(self) -> SpanLocation:
         """Trace and parent of the run's span."""
-        return Place(self.trace.trace_id, self.trace.parent_span_id)
+        return SpanLocation(self.trace.trace_id, self.trace.parent_span_id)
 
 
 class UnstampedMessage(NamedTuple):
@@ -51,5 +51,5 @@ class UnstampedMessage(NamedTuple):
 
     body: wire.Body
     task_id: str
-    place: Place
+    place: SpanLocation
     terminal: bool = False

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import coroutine
 from typing import Any, Protocol, TypeVar
 
-from cascade.telemetry.identity import Place, RunTrace, SpanRef, span_id
+from cascade.telemetry.identity import RunTrace, SpanLocation, SpanRef, span_id
 from cascade.telemetry.trace_budget import Child
 
 _T = TypeVar("_T")
@@ -54,7 +54,7 @@ class TaskContext:
         return nullcontext()
 
     @property
-    def place(self) -> Place:
+    def place(self) -> SpanLocation:
         """The trace and the parent of the task's span."""
         if self.child is None:
             return self.trace.place_of(self.task_id, self.map_id)

@@ -7,7 +7,7 @@ MessageCallback = Callable[[str, dict[str, Any]], Awaitable[None]]
 """What a connector calls for each incoming message: `await callback(topic, payload)`, in the event loop that subscribed.
 
 `payload` is what `cascade.telemetry.wire.received` makes of the message's bytes: empty for an empty message, which clears
-what was retained, and an `Unreadable` for one that is no JSON object."""
+what was retained, and an `InvalidPayload` for one that is no JSON object."""
 
 
 class LazyFactory(Protocol):

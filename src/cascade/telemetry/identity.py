@@ -8,7 +8,7 @@ A run's trace id is its run_id's 128 bits. A span's id is the first 8 bytes of S
 A tracestate (W3C Trace Context) belongs to one trace: all spans of a run in the caller's trace have the caller's. A run in
 a trace of its own starts without one, and so does a part.
 
-The size of a trace is limited: the children of a run or of a map belong to parts (`cascade.telemetry.parts`). Part 0 is in
+The size of a trace is limited: the children of a run or of a map belong to parts (`cascade.telemetry.trace_shards`). Part 0 is in
 the parent's trace. The trace id of each further part is the first 16 bytes of SHA-256 over
 `{run_id}/{parent_id}/part/{part}`, where the parent_id is the map's task_id, or empty for the run.
 """
@@ -22,8 +22,8 @@ from hashlib import sha256
 from typing import NamedTuple
 from uuid import UUID
 
-from cascade.telemetry.parts import TraceParts
 from cascade.telemetry.trace_budget import Part
+from cascade.telemetry.trace_shards import TraceShards
 
 RUN = ""
 RUN_STARTED = "run.started"
@@ -99,7 +99,7 @@ def part_id(parent_id: str) -> str:
     return f"part:{parent_id}"
 
 
-class Place(NamedTuple):
+class SpanLocation(NamedTuple):
     """The trace and the parent of a task's span."""
 
     trace_id: str
@@ -107,10 +107,10 @@ class Place(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def _place(run_id: str, trace_id: str, parent_id: str, part: int) -> Place:
+def _place(run_id: str, trace_id: str, parent_id: str, part: int) -> SpanLocation:
     if not part:
-        return Place(trace_id, span_id(run_id, parent_id))
-    return Place(part_trace_id(run_id, parent_id, part), span_id(run_id, part_id(parent_id), part))
+        return SpanLocation(trace_id, span_id(run_id, parent_id))
+    return SpanLocation(part_trace_id(run_id, parent_id, part), span_id(run_id, part_id(parent_id), part))
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,14 +140,14 @@ class RunTrace:
     flags: int = SAMPLED
     links: tuple[SpanRef, ...] = ()
     tracestate: str = ""
-    parts: TraceParts = field(default_factory=TraceParts, compare=False, repr=False)
+    parts: TraceShards = field(default_factory=TraceShards, compare=False, repr=False)
 
     @property
     def span_id(self) -> str:
         """The run's own span."""
         return span_id(self.run_id)
 
-    def place_of(self, task_id: str, map_id: str | None = None) -> Place:
+    def place_of(self, task_id: str, map_id: str | None = None) -> SpanLocation:
         """The place of a task's span, of an item's with the id of its map.
 
         It is fixed when the task starts. Before that, and after the end of an item, it is that in part 0.
@@ -157,14 +157,14 @@ class RunTrace:
             return self.place_in(child.part)
         return self._place_of_number(self.parts.number_of(task_id, map_id), map_id)
 
-    def place_in(self, part: Part) -> Place:
+    def place_in(self, part: Part) -> SpanLocation:
         """The place of the spans of a part's children."""
-        place: Place | None = part.place
+        place: SpanLocation | None = part.place
         if place is None:
             place = part.place = self._place_of_number(part.number, part.parent.id or None)
         return place
 
-    def _place_of_number(self, part: int, map_id: str | None) -> Place:
+    def _place_of_number(self, part: int, map_id: str | None) -> SpanLocation:
         if map_id is None:
             return _place(self.run_id, self.trace_id, RUN, part)
         return _place(self.run_id, self.trace_id if part else self.place_of(map_id).trace_id, map_id, part)

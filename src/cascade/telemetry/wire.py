@@ -148,7 +148,7 @@ MAX_RECEIVED_BYTES = 16 * 1024
 """What comes in is a constraint of some hundred bytes."""
 
 
-class Unreadable(dict[str, Any]):
+class InvalidPayload(dict[str, Any]):
     """What a connector hands to a subscriber's callback in the place of a message that is no JSON object; always empty."""
 
     def __init__(self, reason: str) -> None:
@@ -164,27 +164,27 @@ def _no_number(name: str) -> Any:
 _decode_json = json.JSONDecoder(parse_constant=_no_number).decode
 
 
-def received(data: bytes) -> dict[str, Any]:
+def decode_incoming(data: bytes) -> dict[str, Any]:
     """Decode an incoming message for a subscriber's callback; never raises.
 
     An empty message is an empty dict: it clears the constraint of its topic. A message that is no JSON object in UTF-8,
-    with or without a byte order mark, is `Unreadable`.
+    with or without a byte order mark, is `InvalidPayload`.
     """
     if not data:
         return {}
     if len(data) > MAX_RECEIVED_BYTES:
-        return Unreadable(f"it has {len(data):,} bytes, more than {MAX_RECEIVED_BYTES:,}")
+        return InvalidPayload(f"it has {len(data):,} bytes, more than {MAX_RECEIVED_BYTES:,}")
     try:
         payload = _decode_json(data.decode("utf-8-sig"))  # RFC 8259, 8.1: a BOM may be ignored
     except UnicodeDecodeError:
-        return Unreadable("it is not in UTF-8")
+        return InvalidPayload("it is not in UTF-8")
     except RecursionError:
-        return Unreadable("it is nested too deeply")
+        return InvalidPayload("it is nested too deeply")
     except ValueError as error:
-        return Unreadable(f"it is not JSON: {error}")
+        return InvalidPayload(f"it is not JSON: {error}")
     if not isinstance(payload, dict):
-        return Unreadable(f"it must be a JSON object, not {type(payload).__name__}")
-    return payload or Unreadable("it is an empty object; to clear a constraint, send an empty message")
+        return InvalidPayload(f"it must be a JSON object, not {type(payload).__name__}")
+    return payload or InvalidPayload("it is an empty object; to clear a constraint, send an empty message")
 
 
 def with_expiry(payload: dict[str, Any], seconds: float, now: float) -> dict[str, Any]:

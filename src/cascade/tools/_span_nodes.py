@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from cascade.telemetry.attributes import PART_NUMBER
-from cascade.telemetry.parts import PART_EVENT
+from cascade.telemetry.trace_shards import PART_EVENT
 
 _SHOWN_SLOWEST = 3
 """The slowest children that are shown beside a group."""

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cascade.telemetry.parts import PART_EVENT
+from cascade.telemetry.trace_shards import PART_EVENT
 from cascade.tools._span_nodes import Group, Node, Span, SpanEvent
 
 _INDEX, _LABEL, _ATTEMPT = "cascade.map.index", "cascade.task.label", "cascade.task.attempt"

@@ -19,7 +19,7 @@ from cascade.connectors.mqtt import MqttConnector
 from cascade.connectors.mqtt.outbox import CAPACITY, MESSAGE_BYTES
 from cascade.runtime.control.constraint import CONSTRAINT_TYPES, parse_constraint, parse_topic
 from cascade.telemetry.topics import control_filter, control_topic
-from cascade.telemetry.wire import dumps, received
+from cascade.telemetry.wire import decode_incoming, dumps
 from cascade.testing import MemoryConnector
 from stack.addresses import reserved_port
 from tests.connectors.mqtt.broker import Broker, Listener, Message
@@ -61,7 +61,7 @@ def test_what_mosquitto_pub_says_is_a_constraint_and_retained(control: Listener)
         assert (message.qos, message.retain) == (1, True)
         scope, kind = parse_topic(message.topic, prefix)
         if message.payload:
-            seen.add(parse_constraint(scope, kind, received(message.payload)).type)
+            seen.add(parse_constraint(scope, kind, decode_incoming(message.payload)).type)
     assert seen == set(CONSTRAINT_TYPES)
 
 

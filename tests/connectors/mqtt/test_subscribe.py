@@ -21,7 +21,7 @@ from cascade.connectors.mqtt import MqttConnector, subscriber
 from cascade.connectors.mqtt.client import Client
 from cascade.connectors.mqtt.subscriptions import BATCH
 from cascade.telemetry.topics import source, status_topic
-from cascade.telemetry.wire import Unreadable
+from cascade.telemetry.wire import InvalidPayload
 from stack.addresses import reserved_port
 from tests.connectors.mqtt.broker import Broker, Listener
 from tests.connectors.mqtt.messages import telemetry, warnings
@@ -84,10 +84,10 @@ async def test_messages_come_as_they_are_sent(broker: Broker) -> None:
         sent: list[tuple[bytes, dict[str, Any]]] = [
             (b'{"a": 1}', {"a": 1}),
             (b"", {}),
-            (b"[1]", Unreadable("it must be a JSON object, not list")),
-            (b"\xff", Unreadable("it is not in UTF-8")),
-            (b"x" * 20_000, Unreadable("it has 20,000 bytes, more than 16,384")),
-            (b"x" * 1_000_000, Unreadable("it has 1,000,000 bytes, more than 16,384")),
+            (b"[1]", InvalidPayload("it must be a JSON object, not list")),
+            (b"\xff", InvalidPayload("it is not in UTF-8")),
+            (b"x" * 20_000, InvalidPayload("it has 20,000 bytes, more than 16,384")),
+            (b"x" * 1_000_000, InvalidPayload("it has 1,000,000 bytes, more than 16,384")),
         ]
         for count, (data, _) in enumerate(sent, 1):
             await asyncio.to_thread(other.publish, PAUSE, data)

@@ -17,8 +17,8 @@ from cascade.runtime.bus import MessageBus
 from cascade.runtime.events import ErrorInfo, RunStarted, TaskExecutionFinished, TaskExecutionStarted
 from cascade.runtime.subscribers import TelemetrySubscriber
 from cascade.telemetry.identity import RunTrace
-from cascade.telemetry.parts import TraceParts
 from cascade.telemetry.trace_budget import PartLimits
+from cascade.telemetry.trace_shards import TraceShards
 from cascade.testing import Spans
 from tests.connectors.otel.test_parts import described, replayed
 from tests.connectors.otel.tracing import Collector, warnings
@@ -364,7 +364,7 @@ def test_texts_are_shortened_when_children_become_larger_than_all_before(collect
 async def test_errors_are_shortened_wherever_a_span_has_them() -> None:
     """60 tasks fail at once. The message of an error is in the event and in the status of its span."""
     limits = PartLimits(bytes=800_000)
-    run_trace = RunTrace("run", "a" * 32, parts=TraceParts(limits))
+    run_trace = RunTrace("run", "a" * 32, parts=TraceShards(limits))
     bus, connector = MessageBus(), MemoryConnector()
     TelemetrySubscriber(bus, connector)
     error = ErrorInfo("LookupError", "m" * 2_000, "Traceback (most recent call last):\n" + "  frame\n" * 2_000)

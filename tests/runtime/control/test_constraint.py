@@ -18,7 +18,7 @@ from cascade.runtime.control.constraint import (
     parse_topic,
 )
 from cascade.telemetry.topics import control_filter, control_topic
-from cascade.telemetry.wire import received
+from cascade.telemetry.wire import decode_incoming
 
 PREFIX = control_filter("local", "default").removesuffix("#")
 GLOBAL = Scope("global")
@@ -35,13 +35,19 @@ def said(kind: str, params: Any = None, **more: Any) -> dict[str, Any]:
         ({"type": "pause"}, Pause(GLOBAL, "pause", None)),
         (said("pause", expires_at=1_800_000_000.5), Pause(GLOBAL, "c1", 1_800_000_000.5)),
         (said("concurrency", {"limit": 4}), Concurrency(GLOBAL, "c1", None, 4)),
-        (received(b'{"type": "concurrency", "params": {"limit": 4.0}}'), Concurrency(GLOBAL, "concurrency", None, 4)),
-        (received(b'{"type": "concurrency", "params": {"limit": 4e0}}'), Concurrency(GLOBAL, "concurrency", None, 4)),
         (
-            received(b'{"type": "concurrency", "params": {"limit": 1E6}}'),
+            decode_incoming(b'{"type": "concurrency", "params": {"limit": 4.0}}'),
+            Concurrency(GLOBAL, "concurrency", None, 4),
+        ),
+        (
+            decode_incoming(b'{"type": "concurrency", "params": {"limit": 4e0}}'),
+            Concurrency(GLOBAL, "concurrency", None, 4),
+        ),
+        (
+            decode_incoming(b'{"type": "concurrency", "params": {"limit": 1E6}}'),
             Concurrency(GLOBAL, "concurrency", None, 10**6),
         ),
-        (received(b'\xef\xbb\xbf{"type": "pause"}\r\n'), Pause(GLOBAL, "pause", None)),
+        (decode_incoming(b'\xef\xbb\xbf{"type": "pause"}\r\n'), Pause(GLOBAL, "pause", None)),
         (said("pause") | {"id": "\u00e9" * 256}, Pause(GLOBAL, "\u00e9" * 126 + "\u2026", None)),
         (said("rate_limit", {"rate": "10/s"}), RateLimit(GLOBAL, "c1", None, 10.0, 1.0, "10/s")),
         (said("rate_limit", {"rate": "1000/s"}), RateLimit(GLOBAL, "c1", None, 1000.0, 50.0, "1000/s")),
@@ -116,13 +122,13 @@ def test_what_is_a_constraint(payload: dict[str, Any], wanted: Any) -> None:
         ("pause", said("pause", expires_at=1_800_000_000_000), "expires_at must be in Unix seconds"),
         ("pause", said("pause") | {"id": 7}, "id must be a string"),
         ("pause", said("pause") | {"id": "x" * 300}, "id must be a string"),
-        ("pause", received(b"{"), "not JSON"),
-        ("pause", received(b"\xff"), "not in UTF-8"),
-        ("pause", received(b"[" * 16_000), "nested too deeply" if sys.version_info < (3, 14) else "not JSON"),
-        ("pause", received(b'"' + b"x" * 2**20 + b'"'), "1,048,578 bytes, more than 16,384"),
-        ("pause", received(b"{}"), "empty object"),
-        ("pause", received(b'{"type": "pause", "expires_at": NaN}'), "NaN"),
-        ("pause", received(b"7"), "must be a JSON object, not int"),
+        ("pause", decode_incoming(b"{"), "not JSON"),
+        ("pause", decode_incoming(b"\xff"), "not in UTF-8"),
+        ("pause", decode_incoming(b"[" * 16_000), "nested too deeply" if sys.version_info < (3, 14) else "not JSON"),
+        ("pause", decode_incoming(b'"' + b"x" * 2**20 + b'"'), "1,048,578 bytes, more than 16,384"),
+        ("pause", decode_incoming(b"{}"), "empty object"),
+        ("pause", decode_incoming(b'{"type": "pause", "expires_at": NaN}'), "NaN"),
+        ("pause", decode_incoming(b"7"), "must be a JSON object, not int"),
     ],
     ids=lambda value: str(value)[:50],
 )
@@ -215,7 +221,7 @@ def test_nor_do_hostile_bytes_and_topics(data: bytes, below: str) -> None:
         scope, kind = parse_topic(PREFIX + below, PREFIX)
     except RefusedError:
         return
-    assert outcome(scope, kind, received(data))
+    assert outcome(scope, kind, decode_incoming(data))
 
 
 def test_two_spellings_of_a_topic_are_one_scope() -> None:

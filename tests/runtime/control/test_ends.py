@@ -9,7 +9,7 @@ import cascade as cs
 from cascade.runtime.control.controller import EXPIRY_TOLERANCE
 from cascade.runtime.events import ControlDecision, TaskBlocked, TaskExecutionStarted
 from cascade.telemetry.topics import control_topic
-from cascade.telemetry.wire import received, with_expiry
+from cascade.telemetry.wire import decode_incoming, with_expiry
 from tests.lab.waiting import soon
 from tests.runtime.control.steered import Steered
 
@@ -99,7 +99,7 @@ async def test_an_end_in_the_past_ends_the_constraint_that_applied() -> None:
 async def test_the_message_expiry_of_a_constraint_ends_it() -> None:
     held = Held()
     topic = control_topic("local", "default", "global", "pause")
-    pause = received(b'{"type": "pause"}')
+    pause = decode_incoming(b'{"type": "pause"}')
     await held.lab.connector.deliver(topic, with_expiry(pause, 4, held.now), retain=True)
     run = held.lab.start(one())
     await held.lab.seen(TaskBlocked)

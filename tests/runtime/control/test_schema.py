@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 
 from cascade.runtime.control.constraint import MAX_COUNT, TYPES, Constraint, RefusedError, Scope, parse_constraint
 from cascade.telemetry.schema import load
-from cascade.telemetry.wire import received
+from cascade.telemetry.wire import decode_incoming
 
 VALID = Draft202012Validator(load("control"))
 
@@ -120,7 +120,7 @@ def test_what_one_accepts_the_other_accepts(kind: str) -> None:
 
 def test_numbers_that_json_has_not_got_do_not_reach_either() -> None:
     for data in (b'{"type":"pause","expires_at":NaN}', b'{"type":"pause","expires_at":-Infinity}'):
-        assert not received(data)
+        assert not decode_incoming(data)
     infinite = json.loads('{"type":"pause","expires_at":1e999}')
     assert not VALID.is_valid(infinite)
     assert not is_accepted("pause", infinite)

@@ -15,7 +15,7 @@ from typing import Any
 from cascade._loggers import get_logger
 from cascade.spec.protocols import MessageCallback
 from cascade.telemetry.topics import topic_matches
-from cascade.telemetry.wire import MAX_RECEIVED_BYTES, received, with_expiry
+from cascade.telemetry.wire import MAX_RECEIVED_BYTES, decode_incoming, with_expiry
 
 logger = get_logger("cascade.connectors.mqtt")
 
@@ -38,8 +38,8 @@ def incoming(data: bytes, expiry: int | None = None) -> Incoming:
     Of a message that is far too big it is only the refusal. `expiry` is in seconds from now.
     """
     if expiry is not None and data:
-        return with_expiry(received(data), expiry, time.time())
-    return data if len(data) <= MAX_RECEIVED_BYTES else received(data)
+        return with_expiry(decode_incoming(data), expiry, time.time())
+    return data if len(data) <= MAX_RECEIVED_BYTES else decode_incoming(data)
 
 
 def has_expired(message: Incoming, now: float) -> bool:
@@ -150,7 +150,7 @@ class Inbox:
             for topic, message in batch:
                 if self._is_closed:
                     return
-                await self._call(topic, received(message) if isinstance(message, bytes) else message)
+                await self._call(topic, decode_incoming(message) if isinstance(message, bytes) else message)
             await asyncio.sleep(0)
 
     def _take(self) -> list[tuple[str, Incoming]]:

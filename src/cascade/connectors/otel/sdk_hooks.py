@@ -1,7 +1,7 @@
 """Hooks into the tracers of the SDK: preset span ids, and the handling of spans that the code of a task starts.
 
 Such spans, for example those of instrumentation, get the ids of the run and the task, are sampled like the task, and count
-for the size of the trace, which is split before it is too large (`cascade.telemetry.parts`).
+for the size of the trace, which is split before it is too large (`cascade.telemetry.trace_shards`).
 """
 
 import threading

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from cascade.spec.metadata import Part
 from cascade.telemetry import attributes as a
-from cascade.telemetry.parts import PART_EVENT
+from cascade.telemetry.trace_shards import PART_EVENT
 
 Attributes = dict[str, Any]
 

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 from cascade.spec.metadata import ConstraintRef
 from cascade.telemetry.limits import MAX_NAME_BYTES, MAX_TIME
 from cascade.telemetry.safe import masked, masked_name, text
-from cascade.telemetry.wire import Unreadable
+from cascade.telemetry.wire import InvalidPayload
 
 ScopeKind = Literal["global", "run", "task"]
 
@@ -155,7 +155,7 @@ def parse_constraint(scope: Scope, kind: str, payload: Mapping[str, Any]) -> Con
     Raises:
         RefusedError: The message is invalid. The text names the value and what is allowed.
     """
-    if isinstance(payload, Unreadable):
+    if isinstance(payload, InvalidPayload):
         raise RefusedError(payload.reason)
     if not isinstance(payload, Mapping):
         raise RefusedError(f"it must be a JSON object, not {type(payload).__name__}")

@@ -23,7 +23,7 @@ MAX_LISTED_PARTS = 64
 _MAX_ESTIMATES = 1_000
 
 
-class TraceParts:
+class TraceShards:
     """Gives each child of a run and of its maps a part, and finds the parts whose last child has ended.
 
     It belongs to one run and is used in the event loop of the run; `Child.charge` may be called in any thread. Without

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cascade.telemetry.parts import MAX_LISTED_PARTS, TraceParts
 from cascade.telemetry.trace_budget import Child, Part, PartLimits, part_limits_from_environment
+from cascade.telemetry.trace_shards import MAX_LISTED_PARTS, TraceShards
 
 LIMITS = PartLimits(children=7, spans=60, bytes=40_000)
 
 
-def parts_of_a_map(limits: PartLimits = LIMITS, size: int = 0) -> TraceParts:
-    parts = TraceParts(limits)
+def parts_of_a_map(limits: PartLimits = LIMITS, size: int = 0) -> TraceShards:
+    parts = TraceShards(limits)
     parts.activate()
     parts.expect("", "run", 1)
     parts.start("m", "map(step)")
@@ -24,7 +24,7 @@ def parts_of_a_map(limits: PartLimits = LIMITS, size: int = 0) -> TraceParts:
     return parts
 
 
-def end(parts: TraceParts, task_id: str, child: Child, *, spans: int = 1, size: int = 400, at: int = 1) -> list[Part]:
+def end(parts: TraceShards, task_id: str, child: Child, *, spans: int = 1, size: int = 400, at: int = 1) -> list[Part]:
     return parts.end(task_id, child, spans, size, at, at + 1, ran=True)
 
 
@@ -130,7 +130,7 @@ def test_a_nested_run_counts_for_the_child_that_has_started_it() -> None:
     outer = parts_of_a_map(PartLimits(), size=10)
     item = outer.start("m/0", "step", "m", 0)
     before = item.part.budget.bytes
-    nested = TraceParts(PartLimits(), item)
+    nested = TraceShards(PartLimits(), item)
     nested.activate()
     child = nested.start("a", "task")
     child.charge(3, 3_000)
@@ -145,7 +145,7 @@ def test_a_nested_run_counts_for_the_child_that_has_started_it() -> None:
 def test_a_nested_run_leaves_a_full_trace() -> None:
     outer = parts_of_a_map(PartLimits(bytes=100_000), size=10)
     item = outer.start("m/0", "step", "m", 0)
-    nested = TraceParts(PartLimits(bytes=100_000), item)
+    nested = TraceShards(PartLimits(bytes=100_000), item)
     nested.activate()
     numbers = []
     for index in range(100):
@@ -213,7 +213,7 @@ def test_later_children_have_room_for_what_earlier_ones_have_left_out() -> None:
 
 
 def test_a_run_without_a_subscriber_is_not_split() -> None:
-    parts = TraceParts(PartLimits(children=1))
+    parts = TraceShards(PartLimits(children=1))
     assert not parts.is_active
     assert parts.number_of("any", "m") == 0
 
