@@ -50,7 +50,7 @@ connector = OtelConnector(f"http://127.0.0.1:{port}", detail="tasks", flush_time
 cs.run(total([1]), connector=connector, log_level="ERROR")
 before = peak()
 result = cs.run(total(double.map(x=range(items))), connector=connector, log_level="ERROR")
-report = connector._tracing.target.queue.report()
+report = connector.report()
 print(json.dumps({"result": result, "sent": report.sent, "lost": report.lost, "grown": peak() - before}))
 """
 
