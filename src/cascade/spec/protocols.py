@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 MessageCallback = Callable[[str, dict[str, Any]], Awaitable[None]]
 """What a connector calls for each incoming message: `await callback(topic, payload)`, in the event loop that subscribed.
 
-`payload` is what `cascade.telemetry.wire.received` makes of the message's bytes: empty for an empty message, which clears
+`payload` is what `cascade.telemetry.wire.decode_incoming` makes of the message's bytes: empty for an empty message, which clears
 what was retained, and an `InvalidPayload` for one that is no JSON object."""
 
 
