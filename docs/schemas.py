@@ -28,10 +28,16 @@ from cascade.telemetry.wire import BODIES, VERSION
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _URN = f"urn:cascade:telemetry:{VERSION}"
 _TIMESTAMP = {"type": "string", "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z$"}
-_COUNT = {"type": "integer", "minimum": 0}
-_ORDINAL = {"type": "integer", "minimum": 1}
 
 Schema = dict[str, Any]
+
+
+def _plain(kind: str, alias: Any) -> Schema:
+    """The schema of a type of `spec.metadata` such as `TraceId`: a JSON type with the keywords of the alias."""
+    return {"type": kind, **get_args(alias)[1]}
+
+
+_COUNT, _ORDINAL = _plain("integer", metadata.Count), _plain("integer", metadata.Ordinal)
 
 
 def schemas() -> dict[str, Schema]:
@@ -59,11 +65,11 @@ _HEADER: dict[str, Schema] = {
     "v": {"type": "string", "pattern": r"^1\.[0-9]+$"},
     "ts": _TIMESTAMP,
     "seq": _COUNT,
-    "trace_id": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
-    "span_id": {"type": "string", "pattern": "^[0-9a-f]{16}$"},
+    "trace_id": _plain("string", metadata.TraceId),
+    "span_id": _plain("string", metadata.SpanId),
     "parent_span_id": {"type": "string", "pattern": "^([0-9a-f]{16})?$"},
     "trace_flags": {"type": "integer", "minimum": 0, "maximum": 255},
-    "tracestate": {"type": "string", "minLength": 1, "maxLength": 512},
+    "tracestate": _plain("string", metadata.TraceState),
 }
 
 
@@ -77,13 +83,9 @@ def _body(name: str, kind: type[Any]) -> Schema:
         definitions |= own.pop("$defs", {})
         definitions[typed.__name__] = own
     known = [definitions[typed.__name__] for typed in dict.fromkeys(by_value.values())]
-    properties["metadata"] = {
-        "type": "object",
-        "required": [key for key in known[0]["required"] if all(key in one["required"] for one in known)]
-        if known
-        else [],
-        "properties": {key: part for one in known for key, part in one["properties"].items()},
-    }
+    keys = {key: part for one in known for key, part in one["properties"].items()}
+    required = [key for key in keys if all(key in one["required"] for one in known)]
+    properties["metadata"] = {"type": "object", "required": required, "properties": keys}
     found = {
         "$schema": DIALECT,
         "$id": f"{_URN}:{name}",

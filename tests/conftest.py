@@ -109,13 +109,10 @@ def _fresh_export_state() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _messages_fit_the_schema(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Each message of each test has only keys of the schema, and valid ones; of a run with very many, the first ones."""
-    from jsonschema import Draft202012Validator
-
     from cascade.runtime.publish_queue import Message, PublishQueue
-    from cascade.telemetry.schema import load
-    from tests.lab.schemas import closed
+    from tests.lab.schemas import closed_validator
 
-    validator, problems, seen, put = Draft202012Validator(closed(load("message"))), list[str](), [0], PublishQueue.put
+    validator, problems, seen, put = closed_validator(), list[str](), [0], PublishQueue.put
 
     def checked(queue: PublishQueue, message: Message) -> None:
         seen[0] += 1

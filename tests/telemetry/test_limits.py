@@ -1,6 +1,6 @@
 from typing import Any
 
-from cascade.telemetry.identity import MAX_TRACESTATE
+from cascade.spec.metadata import MAX_TRACESTATE
 from cascade.telemetry.limits import FEW, MAX_ERROR_BYTES, MAX_MESSAGE_BYTES, MAX_NAME_BYTES, shrink, size_of
 
 

@@ -11,12 +11,13 @@ from jsonschema import Draft202012Validator
 import cascade as cs
 from cascade.connectors.memory import MemoryConnector
 from cascade.spec import metadata
+from cascade.spec.metadata import MAX_TRACESTATE
 from cascade.telemetry import schema
-from tests.lab.schemas import closed
+from tests.lab.schemas import closed_validator
 from tests.lab.workflows import recorded
 
 MESSAGE = schema.load("message")
-VALID = Draft202012Validator(closed(MESSAGE))
+VALID = closed_validator()
 
 
 @pytest.mark.parametrize("name", schema.NAMES)
@@ -123,3 +124,13 @@ def body_of(value: str) -> dict[str, Any]:
 def some(key: str) -> Any:
     values = {"kind": "task", "target": "a", "result": "success", "reason": "paused", "counts": {"completed": 1}}
     return values.get(key, 1)
+
+
+@pytest.mark.parametrize(("length", "fits"), [(MAX_TRACESTATE, True), (MAX_TRACESTATE + 1, False)])
+def test_the_longest_tracestate_of_a_run_fits(length: int, fits: bool) -> None:
+    longest = "a=" + "b" * (length - 2)
+    started = recorded()[0].payload
+    assert VALID.is_valid(started | {"tracestate": longest}) is fits
+    link = {"trace_id": "a" * 32, "span_id": "b" * 16, "tracestate": longest}
+    body = {**started["body"], "metadata": {**started["body"]["metadata"], "links": [link]}}
+    assert VALID.is_valid(started | {"body": body}) is fits

@@ -7,6 +7,9 @@ has all values of the span. Changes within version 1.x are additive, and consume
 
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
+MAX_TRACESTATE = 8_192
+"""Characters of a tracestate. A longer one is ignored, as by the OpenTelemetry SDK. W3C requires at least 512."""
+
 
 class Keywords(dict[str, Any]):
     """Keywords of JSON Schema that a Python type does not express, for `Annotated`."""
@@ -18,7 +21,7 @@ Nanoseconds = Annotated[int, Keywords(minimum=0)]
 Milliseconds = Annotated[float, Keywords(minimum=0)]
 TraceId = Annotated[str, Keywords(pattern="^[0-9a-f]{32}$")]
 SpanId = Annotated[str, Keywords(pattern="^[0-9a-f]{16}$")]
-TraceState = Annotated[str, Keywords(minLength=1, maxLength=512)]
+TraceState = Annotated[str, Keywords(minLength=1, maxLength=MAX_TRACESTATE)]
 NonEmpty = Annotated[str, Keywords(minLength=1)]
 Kind = Annotated[str, Keywords(enum=["task", "map"])]
 Result = Annotated[str, Keywords(enum=["success", "failure", "error", "timeout", "cancellation", "skip"])]

@@ -22,6 +22,7 @@ from hashlib import sha256
 from typing import NamedTuple
 from uuid import UUID
 
+from cascade.spec.metadata import MAX_TRACESTATE
 from cascade.telemetry.trace_budget import Part
 from cascade.telemetry.trace_shards import TraceShards
 
@@ -30,8 +31,6 @@ RUN_STARTED = "run.started"
 """The id that stands for the marker of a run's start, `run {target} started`, in place of a task_id."""
 SAMPLED = 0x01
 _KNOWN_FLAGS = 0x03  # sampled and random (W3C Trace Context Level 2); a participant clears the others
-MAX_TRACESTATE = 8_192
-"""Characters of a tracestate; a longer one is ignored, as by the OpenTelemetry SDK. W3C requires at least 512."""
 MAX_TRACESTATE_MEMBERS = 32
 _ZERO_SPAN = "0" * 16
 _TRACE_ID = re.compile(r"^(?!0{32})[0-9a-f]{32}$")

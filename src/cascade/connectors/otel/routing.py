@@ -156,7 +156,7 @@ class RoutingProcessor(SpanProcessor):
 
 
 def _one_for_each_queue(targets: Iterable[ExportTarget], run_id: object) -> Iterable[ExportTarget]:
-    """Of several runs in one trace, a span counts for its own where it says whose it is."""
+    """Return one target for each queue: the target of the span's own run, if the run id of the span is known."""
     chosen: dict[ExportQueue, ExportTarget] = {}
     for target in targets:
         if target.queue not in chosen or target.run_id == run_id:
