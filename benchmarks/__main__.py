@@ -1,4 +1,4 @@
-"""`python -m benchmarks [subject …]`: measure, print the table, and with `--write` put it into README.md."""
+"""Runs the benchmarks and prints the table: `python -m benchmarks [subject …]`."""
 
 import argparse
 import importlib
@@ -20,13 +20,13 @@ SUBJECTS = (
     "traced",
     "burst",
     "memory",
-    "dead",
+    "outage",
     "lag",
     "mqtt",
     "control",
     "imports",
     "paths",
-    "peers",
+    "other_engines",
 )
 README = Path(__file__).parent / "README.md"
 START, END = "<!-- results -->\n", "<!-- end of results -->"
@@ -35,17 +35,25 @@ _PACKAGES = ("opentelemetry-sdk", "grpcio", "protobuf", "paho-mqtt", "aiomqtt")
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("subjects", nargs="*", metavar="subject", help=f"of {', '.join(SUBJECTS)}; all without")
+    parser.add_argument("subjects", nargs="*", metavar="subject", help=f"one of {', '.join(SUBJECTS)}; all by default")
     sizes = parser.add_mutually_exclusive_group()
-    sizes.add_argument("--quick", dest="scale", action="store_const", const="quick", help="smaller graphs, a minute")
     sizes.add_argument(
-        "--tiny", dest="scale", action="store_const", const="tiny", help="only check that each measurement works"
+        "--quick", dest="scale", action="store_const", const="quick", help="smaller graphs; takes a minute"
     )
-    parser.add_argument("--write", action="store_true", help="put the table into benchmarks/README.md")
-    parser.add_argument("--against", metavar="TREE", type=Path, help="a checkout of another revision, measured in turn")
+    sizes.add_argument(
+        "--tiny",
+        dest="scale",
+        action="store_const",
+        const="tiny",
+        help="the smallest graphs; checks that each measurement works",
+    )
+    parser.add_argument("--write", action="store_true", help="write the table to benchmarks/README.md")
+    parser.add_argument(
+        "--against", metavar="TREE", type=Path, help="a checkout of another revision to measure in turn"
+    )
     options = parser.parse_args()
     if unknown := set(options.subjects).difference(SUBJECTS):
-        parser.error(f"there is no subject {min(unknown)!r}; choose from {', '.join(SUBJECTS)}")
+        parser.error(f"unknown subject {min(unknown)!r}; choose from {', '.join(SUBJECTS)}")
     against = options.against and options.against.resolve()
     if against and not (against / "src" / "cascade").is_dir():
         parser.error(

@@ -1,7 +1,7 @@
-"""A real OTLP collector in a process of its own, which counts where it is: its spans do not cross the process's border.
+"""A real OTLP collector in its own process. It counts spans there, so that they are not copied between processes.
 
-It obeys lines on stdin: `spans` tells what has arrived and forgets it, `count` only how many, `fault unavailable`
-makes it answer 503.
+Each line on stdin is a command with one reply: `spans` returns what has arrived and clears it, `count` returns the number
+of spans and clears them, `fault unavailable` makes the collector respond with 503.
 """
 
 import json
@@ -9,60 +9,60 @@ import sys
 from collections import Counter
 from typing import Any
 
-from benchmarks._beside import Beside
+from benchmarks._process import LineProcess
 
 PROTOCOLS = {"HTTP": "http/protobuf", "gRPC": "grpc"}
 _MAIN = "__main__"
 
 
-class Collector(Beside):
-    """The handle of the process."""
+class Collector(LineProcess):
+    """The handle of the collector's process."""
 
     def __init__(self) -> None:
         super().__init__("benchmarks._collector")
-        self._endpoints: dict[str, str] = json.loads(self.hear())
+        self._endpoints: dict[str, str] = json.loads(self.read_line())
 
     def endpoint(self, protocol: str) -> str:
         return self._endpoints[protocol]
 
-    def say(self, command: str) -> Any:
-        """What the process answers."""
-        self.tell(command)
-        return json.loads(self.hear())
+    def command(self, command: str) -> Any:
+        """Send a command and return the reply."""
+        self.write_line(command)
+        return json.loads(self.read_line())
 
 
 def main() -> None:
-    from tests.lab.receiver import FaultyReceiver  # here, so that the handle's process stays small
+    from tests.lab.receiver import FaultyReceiver  # here, so that the process of the handle stays small
 
     with FaultyReceiver() as receiver:
-        _say({protocol: receiver.endpoint(protocol) for protocol in PROTOCOLS.values()})
+        _reply({protocol: receiver.endpoint(protocol) for protocol in PROTOCOLS.values()})
         for line in sys.stdin:
-            _say(_obey(receiver, line.split()))
+            _reply(_run(receiver, line.split()))
 
 
-def _obey(receiver: Any, words: list[str]) -> Any:
+def _run(receiver: Any, command: list[str]) -> Any:
     from tests.lab.receiver import Fault
 
-    answer: Any = None
-    match words:
+    reply: Any = None
+    match command:
         case ["spans"]:
             spans = receiver.spans
             counts = Counter(span.name for span in spans)
             samples = {span.name: span.attributes for span in spans}
-            answer = {"counts": counts, "orphans": len(spans.orphans()), "samples": samples}
+            reply = {"counts": counts, "orphans": len(spans.orphans()), "samples": samples}
             receiver.clear()
         case ["count"]:
-            answer = receiver.span_count
+            reply = receiver.span_count
             receiver.clear()
         case ["fault", "unavailable"]:
             receiver.fault = Fault.unavailable()
         case _:
-            raise ValueError(f"unknown command: {words}")
-    return answer
+            raise ValueError(f"unknown command: {command}")
+    return reply
 
 
-def _say(answer: Any) -> None:
-    print(json.dumps(answer), flush=True)
+def _reply(reply: Any) -> None:
+    print(json.dumps(reply), flush=True)
 
 
 if __name__ == _MAIN:

@@ -1,6 +1,6 @@
-"""Graphs of tasks that do nothing, described once: for Cascade, for bare asyncio, for the peers.
+"""Graphs of no-op tasks, in one form for Cascade, bare asyncio and other engines.
 
-A graph lists for each step the steps whose values it needs; its last step collects the values of others as a list.
+A graph is a list with the inputs of each step. The last step collects the values of its inputs as a list.
 """
 
 import asyncio
@@ -9,33 +9,33 @@ from typing import Any
 
 import cascade as cs
 
-Needs = list[tuple[int, ...]]
+Graph = list[tuple[int, ...]]
 
 WIDTH = 100
-"""Of each layer of the layered graph."""
+"""Steps in each layer of the layered graph."""
 
 
-def fan_out(size: int) -> Needs:
-    """All at once, and one that collects."""
+def fan_out(size: int) -> Graph:
+    """Independent steps, and one step that collects their values."""
     return [*[()] * (size - 1), tuple(range(size - 1))]
 
 
-def chain(size: int) -> Needs:
-    """One after the other."""
+def chain(size: int) -> Graph:
+    """Steps in sequence."""
     return [(), *((step,) for step in range(size - 1))]
 
 
-def layered(size: int) -> Needs:
-    """Layers of which each step consumes two of the layer before."""
+def layered(size: int) -> Graph:
+    """Layers of steps. Each step has two inputs from the previous layer."""
     width = min(WIDTH, max(1, size // 3))
-    needs: Needs = [()] * width
+    graph: Graph = [()] * width
     for step in range(width, size - 1):
         start = step // width * width
-        needs.append((step - width, start - width + (step - start + 1) % width))
-    return [*needs, tuple(range(len(needs) - width, len(needs)))]
+        graph.append((step - width, start - width + (step - start + 1) % width))
+    return [*graph, tuple(range(len(graph) - width, len(graph)))]
 
 
-SHAPES: dict[str, Callable[[int], Needs]] = {"fan-out": fan_out, "chain": chain, "layered": layered}
+SHAPES: dict[str, Callable[[int], Graph]] = {"fan-out": fan_out, "chain": chain, "layered": layered}
 
 
 async def noop(*_values: Any) -> None:
@@ -50,23 +50,23 @@ _noop = cs.task(noop)
 _collect = cs.task(collect)
 
 
-def workflow(needs: Needs, step: Callable[..., Any] = _noop, last: Callable[..., Any] = _collect) -> Any:
-    """The graph as a user of Cascade writes it."""
+def workflow(graph: Graph, step: Callable[..., Any] = _noop, last: Callable[..., Any] = _collect) -> Any:
+    """Return the graph as a lazy result."""
     lazy: list[Any] = []
-    for wanted in needs[:-1]:
-        lazy.append(step(*[lazy[one] for one in wanted]))
-    return last([lazy[one] for one in needs[-1]])
+    for inputs in graph[:-1]:
+        lazy.append(step(*[lazy[one] for one in inputs]))
+    return last([lazy[one] for one in graph[-1]])
 
 
-async def bare(needs: Needs) -> Any:
-    """The graph on bare asyncio: a coroutine is started as a task once all that it needs is there."""
-    consumers: list[list[int]] = [[] for _ in needs]
-    pending = [len(wanted) for wanted in needs]
-    for step, wanted in enumerate(needs):
-        for one in wanted:
+async def bare(graph: Graph) -> Any:
+    """Run the graph on bare asyncio. A step starts as an asyncio task when all its inputs are available."""
+    consumers: list[list[int]] = [[] for _ in graph]
+    pending = [len(inputs) for inputs in graph]
+    for step, inputs in enumerate(graph):
+        for one in inputs:
             consumers[one].append(step)
-    values: list[Any] = [None] * len(needs)
-    loop, tasks, last = asyncio.get_running_loop(), set[asyncio.Task[None]](), len(needs) - 1
+    values: list[Any] = [None] * len(graph)
+    loop, tasks, last = asyncio.get_running_loop(), set[asyncio.Task[None]](), len(graph) - 1
     done: asyncio.Future[Any] = loop.create_future()
 
     def start(step: int) -> None:
@@ -75,7 +75,7 @@ async def bare(needs: Needs) -> Any:
         task.add_done_callback(tasks.discard)
 
     async def perform(step: int) -> None:
-        inputs = [values[one] for one in needs[step]]
+        inputs = [values[one] for one in graph[step]]
         values[step] = await (collect(inputs) if step == last else noop(*inputs))
         for consumer in consumers[step]:
             pending[consumer] -= 1

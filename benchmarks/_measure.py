@@ -1,4 +1,4 @@
-"""Times of a subject and of its baseline from one run, and the row of the table that they make."""
+"""Timing of a subject and its baseline, and the rows of the table."""
 
 import gc
 import time
@@ -8,12 +8,12 @@ from statistics import median
 from typing import Any
 
 Pair = tuple[float, float]
-"""What the subject and its baseline took, one right after the other."""
+"""Seconds of the subject and of its baseline, measured one after the other."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table. `reached` is None where there is no goal."""
+    """A row of the table. `reached` is None without a goal."""
 
     what: str
     ours: str
@@ -25,7 +25,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What a ratio should be: at most, or at least, this."""
+    """The upper or lower bound of a ratio."""
 
     bound: float
     is_floor: bool = False
@@ -38,7 +38,7 @@ class Goal:
 
 
 def timed(work: Callable[[], Any]) -> float:
-    """Seconds that a call takes. Garbage of what was before is collected first; the collector stays on, as in life."""
+    """Return the duration of a call in seconds. Garbage is collected before the call; the collector stays on."""
     gc.collect()
     start = time.perf_counter()
     work()
@@ -46,7 +46,7 @@ def timed(work: Callable[[], Any]) -> float:
 
 
 def interleaved(subject: Callable[[], float], baseline: Callable[[], float], repetitions: int) -> list[Pair]:
-    """Both by turns, so that what else the machine does befalls both; who begins alternates."""
+    """Measure both in turn and alternate the order, so that other load on the machine affects both alike."""
     pairs: list[Pair] = []
     for turn in range(repetitions):
         if turn % 2:
@@ -59,7 +59,7 @@ def interleaved(subject: Callable[[], float], baseline: Callable[[], float], rep
 
 
 def versus(what: str, pairs: Sequence[Pair], unit: str, goal: Goal | None = None, *, scale: float = 1.0) -> Row:
-    """The row of a subject and its baseline: medians, the median of the pairs' ratios, and from which to which they go."""
+    """Return the row of a subject and its baseline: medians, and the median and spread of the pairs' ratios."""
     ratios = [ours / max(theirs, 1e-12) for ours, theirs in pairs]
     middle = median(ratios)
     return Row(
@@ -73,24 +73,24 @@ def versus(what: str, pairs: Sequence[Pair], unit: str, goal: Goal | None = None
 
 
 def spread(values: Sequence[float], scale: float = 1.0) -> str:
-    """The smallest and the largest."""
+    """Return the smallest and the largest value as text."""
     return f"({_number(min(values) * scale)} to {_number(max(values) * scale)})"
 
 
 def amount(values: Sequence[float], unit: str, scale: float = 1.0) -> str:
-    """The median with its unit and spread."""
+    """Return the median with its unit and spread."""
     return f"{_number(median(values) * scale)} {unit} {spread(values, scale)}"
 
 
 def as_table(rows: Sequence[Row]) -> str:
-    """The rows in Markdown."""
+    """Return the rows as a Markdown table."""
     lines = ["| what | ours | baseline | ratio (spread) | goal | reached |", "|---|---|---|---|---|---|"]
     lines += [f"| {r.what} | {r.ours} | {r.baseline} | {r.ratio} | {r.goal} | {_word(r.reached)} |" for r in rows]
     return "\n".join(lines)
 
 
 def _number(value: float) -> str:
-    """Three digits that count, and no exponent."""
+    """Three significant digits without an exponent."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"  # noqa: PLR2004
 
 

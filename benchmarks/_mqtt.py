@@ -1,4 +1,4 @@
-"""Publishers that run in a process of their own: a run with MqttConnector, the connector alone, and bare clients."""
+"""Publishers that run in their own processes: a run with MqttConnector, the connector alone, and bare clients."""
 
 import asyncio
 import gc
@@ -19,51 +19,51 @@ Message = tuple[str, bytes, int, Any]
 CONTENT_TYPE = "application/json"
 WORKERS = 50
 """Publishing tasks of aiomqtt. Of 10, 25, 30, 40, 50, 60, 80, 100, 200 and 400, 50 had the highest rate and the lowest CPU
-time per message. Each further worker costs CPU time, since aiomqtt walks through all pending calls at each publish."""
+time per message. Each further worker costs CPU time, because aiomqtt iterates over all pending calls at each publish."""
 NO_DELAY = ((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),)
 """Without it, aiomqtt with 40 workers or fewer waits 40 ms for each delayed acknowledgement of TCP."""
 IN_FLIGHT = 1_000
 FLUSH = 60.0
-"""Seconds; far more than the flush of the connector alone takes."""
-_LOOK = 0.01
+"""Seconds, far more than the flush of the connector alone takes."""
+_POLL = 0.01
 
 
 @cs.task
-async def begin() -> float:
+async def first() -> float:
     return time.perf_counter()
 
 
 @cs.task
-async def last(began: float, values: list[Any]) -> tuple[int, float, float]:
-    """The number of tasks that have run, and the times of the first and the last one."""
-    return len(values), began, time.perf_counter()
+async def last(started: float, values: list[Any]) -> tuple[int, float, float]:
+    """Return the number of tasks that have run, and the times of the first and the last one."""
+    return len(values), started, time.perf_counter()
 
 
 class Clock:
-    """Unix time and CPU time of the process since the clock was made; garbage is collected before."""
+    """Start time and CPU time of a measurement. Garbage is collected before the start."""
 
     def __init__(self) -> None:
         gc.collect()
-        gc.freeze()  # the collector does not walk through what was prepared
+        gc.freeze()  # the garbage collector does not visit the prepared objects
         self.start_at, self._cpu = time.time(), time.process_time()
 
     def stop(self) -> dict[str, float]:
-        """The start in Unix seconds, and the CPU seconds of all threads since then."""
+        """Return the start in Unix seconds, and the CPU seconds of all threads since the start."""
         return {"start_at": self.start_at, "cpu": time.process_time() - self._cpu}
 
 
 def run(size: int, port: int = 0) -> dict[str, Any]:
-    """One run, without a connector if the port is 0.
+    """Execute one run, without a connector if the port is 0.
 
     Returns:
-        The run's value, seconds until its first task, from that to its last one, and from that to its end, the start in
-        Unix seconds, and the CPU seconds of the process.
+        The value of the run; the seconds to its first task, from the first to the last task, and from the last task to
+        the end; the start in Unix seconds; the CPU seconds of the process.
     """
     return _run(size, MqttConnector("127.0.0.1", port) if port else None)
 
 
 def run_again(size: int, port: int) -> dict[str, Any]:
-    """The second of two runs with one connector, which has found out in the first whether the broker is reachable."""
+    """Return the measurement of the second of two runs with one connector, which remembers an unreachable broker."""
     connector = MqttConnector("127.0.0.1", port)
     _run(size, connector)
     return _run(size, connector)
@@ -72,13 +72,13 @@ def run_again(size: int, port: int) -> dict[str, Any]:
 def _run(size: int, connector: MqttConnector | None) -> dict[str, Any]:
     target = _target(size)
     clock, start = Clock(), time.perf_counter()
-    value, began, ended = cs.run(target, connector=connector, log_level="ERROR")
+    value, started, ended = cs.run(target, connector=connector, log_level="ERROR")
     end = time.perf_counter()
-    return {"value": value, "first": began - start, "tasks": ended - began, "end": end - ended, **clock.stop()}
+    return {"value": value, "first": started - start, "tasks": ended - started, "end": end - ended, **clock.stop()}
 
 
 def connector(size: int, port: int) -> dict[str, float]:
-    """The messages of such a run, from one loop, through a connector without an engine."""
+    """Publish the messages of such a run through a connector without an engine."""
     return asyncio.run(_connector(_recorded(size), port))
 
 
@@ -93,7 +93,7 @@ async def _connector(recorded: list[PublishedMessage], port: int) -> dict[str, f
 
 
 def paho(size: int, port: int) -> dict[str, float]:
-    """The messages of such a run through bare paho with its own thread."""
+    """Publish the messages of such a run through bare paho with its own thread."""
     from paho.mqtt.client import Client
     from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
@@ -103,7 +103,7 @@ def paho(size: int, port: int) -> dict[str, float]:
     client.connect("127.0.0.1", port)
     client.loop_start()
     while not client.is_connected():
-        time.sleep(_LOOK)
+        time.sleep(_POLL)
     clock = Clock()
     sent = [client.publish(topic, body, qos, properties=properties) for topic, body, qos, properties in prepared]
     for info in sent:
@@ -114,12 +114,12 @@ def paho(size: int, port: int) -> dict[str, float]:
 
 
 def aiomqtt(size: int, port: int) -> dict[str, float]:
-    """The messages of such a run through the public interface of aiomqtt, used well."""
+    """Publish the messages of such a run through the public interface of aiomqtt, tuned for throughput."""
     return asyncio.run(_aiomqtt(messages(size), port))
 
 
 async def _aiomqtt(prepared: list[Message], port: int) -> dict[str, float]:
-    """A fixed number of workers. Without a timeout, aiomqtt makes no timer and no task for a message."""
+    """Publish with a fixed number of workers. Without a timeout, aiomqtt creates no timer and no task per message."""
     from aiomqtt import Client, ProtocolVersion
 
     client = Client(
@@ -139,7 +139,7 @@ async def _aiomqtt(prepared: list[Message], port: int) -> dict[str, float]:
 
 
 def messages(size: int) -> list[Message]:
-    """The messages of such a run as a bare client publishes them."""
+    """Return the messages of such a run in the form in which a bare client publishes them."""
     prepared = []
     for message in _recorded(size):
         payload = message.payload
@@ -156,7 +156,7 @@ def _recorded(size: int) -> list[PublishedMessage]:
 
 
 def _target(size: int) -> Any:
-    return last(begin(), [noop() for _ in range(size)])
+    return last(first(), [noop() for _ in range(size)])
 
 
 def _properties(traceparent: str) -> Any:

@@ -1,4 +1,4 @@
-"""A fresh process for each measurement, so that none disturbs another: `call(function, …)` runs it in one."""
+"""Processes of the measurements: each measurement runs in a fresh process, so that none affects another."""
 
 import importlib
 import json
@@ -9,45 +9,50 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 ROOT = Path(__file__).parent.parent
-_PATIENCE = 300.0
+_TIMEOUT = 300.0
+"""Seconds for one measurement."""
 _MAIN = "__main__"
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What the function returned, and what its process has written to stderr."""
+class Result:
+    """The return value of a function that ran in its own process, and the lines that the process wrote to stderr."""
 
     value: Any
     stderr: list[str]
 
 
 def call(function: Callable[..., Any], *, tree: Path | None = None, **arguments: Any) -> Any:
-    """Calls a function of a module in a process of its own and returns its value, which JSON must be able to carry.
+    """Call a module's function in its own process and return its value, which must be serializable as JSON.
 
-    The process imports `cascade` from the source tree `tree`, a checkout of another revision, if there is one.
+    Args:
+        function: A function at the top level of a module.
+        tree: A checkout of another revision. The process imports `cascade` from it.
+        arguments: Keyword arguments of the function, serializable as JSON.
 
     Raises:
-        RuntimeError: The process has failed; the text has its exit status and its stderr.
+        RuntimeError: The process failed. The text has its exit code and its stderr.
     """
-    return ask(function, tree=tree, **arguments).value
+    return run(function, tree=tree, **arguments).value
 
 
-def ask(function: Callable[..., Any], *, tree: Path | None = None, **arguments: Any) -> Answer:
-    """Like `call`, with the lines that the process has written to stderr."""
-    with background(function, tree=tree, **arguments) as answer:
-        return answer()
+def run(function: Callable[..., Any], *, tree: Path | None = None, **arguments: Any) -> Result:
+    """Call a function like `call`, and return its value with the lines on stderr."""
+    with background(function, tree=tree, **arguments) as result:
+        return result()
 
 
 @contextmanager
 def background(
     function: Callable[..., Any], *, tree: Path | None = None, **arguments: Any
-) -> Iterator[Callable[[], Answer]]:
-    """Starts the process of `ask`. The function that it yields waits for the answer."""
+) -> Iterator[Callable[[], Result]]:
+    """Start the process of `run`. The yielded function waits for the result."""
     command = [sys.executable, "-m", "benchmarks._process", function.__module__, function.__name__]
-    with subprocess.Popen(  # noqa: S603 - this very interpreter
+    with subprocess.Popen(  # noqa: S603 - this interpreter
         [*command, json.dumps(arguments)],
         cwd=ROOT,
         env=environment(tree),
@@ -57,21 +62,53 @@ def background(
         encoding="utf-8",
     ) as process:
 
-        def answer() -> Answer:
-            out, err = process.communicate(timeout=_PATIENCE)
+        def result() -> Result:
+            out, err = process.communicate(timeout=_TIMEOUT)
             if process.returncode:
                 name = f"{function.__module__}.{function.__name__}"
-                raise RuntimeError(f"{name} ended with {process.returncode}: {err}")
-            return Answer(json.loads(out.splitlines()[-1]), err.splitlines())
+                raise RuntimeError(f"{name} ended with exit code {process.returncode}: {err}")
+            return Result(json.loads(out.splitlines()[-1]), err.splitlines())
 
         try:
-            yield answer
+            yield result
         finally:
             process.kill()
 
 
+class LineProcess:
+    """A module that runs in its own process, reads lines from stdin and writes lines to stdout."""
+
+    def __init__(self, module: str, *arguments: str) -> None:
+        self._process = subprocess.Popen(  # noqa: S603 - this interpreter
+            [sys.executable, "-m", module, *arguments],
+            cwd=ROOT,
+            env=environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.communicate()
+
+    def write_line(self, line: str) -> None:
+        assert self._process.stdin is not None  # noqa: S101 - for the type checker
+        self._process.stdin.write(f"{line}\n")
+        self._process.stdin.flush()
+
+    def read_line(self) -> str:
+        """Return the next line of its stdout; blocks until the process has written it."""
+        assert self._process.stdout is not None  # noqa: S101 - for the type checker
+        return self._process.stdout.readline()
+
+
 def environment(tree: Path | None = None) -> dict[str, str]:
-    """The environment of this process without telemetry's variables; with a tree, `cascade` is imported from there."""
+    """Return the environment without telemetry variables. With a tree, `cascade` is imported from there."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("OTEL_", "CASCADE_")) and k != "TRACEPARENT"}
     return kept if tree is None else {**kept, "PYTHONPATH": str(tree / "src")}
 

@@ -1,4 +1,4 @@
-"""The traced runs, which traced, burst and memory look at from three sides: made once, when first asked for."""
+"""The runs that `traced`, `burst` and `memory` evaluate. They are measured once, on first use."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -12,9 +12,9 @@ from benchmarks._scale import Scale
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One traced run, the same untraced, and the bare SDK, with a queue large enough, emitting the same spans.
+    """A traced run, the same run untraced, and the bare SDK with the same spans and a sufficient queue.
 
-    `received` is what the collector has of the traced run.
+    `received` is the collector's reply about the traced run.
     """
 
     ours: dict[str, Any]
@@ -24,14 +24,14 @@ class Round:
 
     @property
     def task_spans(self) -> int:
-        """How many have arrived. Other spans do not count: a trace that was split has more of them than a run has."""
+        """Number of received task spans. Other spans are not counted: a split trace has additional ones."""
         counts = self.received["counts"]
         return int(counts.get("noop", 0) + counts.get("last", 0))
 
 
 @cache
 def rounds(scale: Scale, label: str) -> list[Round]:
-    """Each in processes of its own, one after the other, and all with the same collector."""
+    """Measure the rounds, each run in its own process, with one collector."""
     with Collector() as collector:
         return [_round(collector, PROTOCOLS[label], scale.burst) for _ in range(scale.traced_rounds)]
 
@@ -39,10 +39,10 @@ def rounds(scale: Scale, label: str) -> list[Round]:
 def _round(collector: Collector, protocol: str, size: int) -> Round:
     where: dict[str, Any] = {"protocol": protocol, "endpoint": collector.endpoint(protocol)}
     ours = call(_runs.run, size=size, **where)
-    received = collector.say("spans")
+    received = collector.command("spans")
     untraced = call(_runs.run, size=size)
-    bare = call(_runs.emit, size=size, sample=received["samples"]["noop"], queue=_runs.ample(size), **where)
-    arrived = collector.say("count")
+    bare = call(_runs.emit, size=size, sample=received["samples"]["noop"], queue=_runs.sufficient_queue(size), **where)
+    arrived = collector.command("count")
     if arrived != size + 1:
-        raise RuntimeError(f"the bare SDK has lost spans: {arrived} of {size + 1} have arrived")
+        raise RuntimeError(f"the bare SDK lost spans: {arrived} of {size + 1} arrived")
     return Round(ours, received, untraced, bare)

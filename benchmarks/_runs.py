@@ -1,4 +1,4 @@
-"""What is run in a process of its own: a Cascade run with or without a connector, the bare SDK with the same spans."""
+"""Measurements that run in their own processes: a run with or without a connector, and the bare SDK with the same spans."""
 
 import importlib
 import resource
@@ -12,12 +12,12 @@ import cascade as cs
 from benchmarks import _graphs
 from cascade.telemetry import attributes as a
 
-MEBI = 1 << 10  # in KiB, which Linux counts in
+MEBI = 1 << 10  # in KiB, the unit of Linux
 DEFAULT_QUEUE = 2048
-"""Of the SDK's BatchSpanProcessor."""
+"""The default queue size of the SDK's BatchSpanProcessor."""
 
 FLUSH_WAIT = 60_000
-"""Milliseconds; far more than it takes."""
+"""Milliseconds, far more than a flush takes."""
 
 
 @cs.task
@@ -27,7 +27,7 @@ async def noop(*_values: Any) -> None:
 
 @cs.task
 async def last(values: list[Any]) -> tuple[int, float]:
-    """What proves that all have run, and when."""
+    """Return the number of tasks that have run, and the time."""
     return len(values), time.perf_counter()
 
 
@@ -36,7 +36,7 @@ def workflow(size: int) -> Any:
 
 
 def run(size: int, protocol: str = "", endpoint: str = "", flush_timeout: float = 5.0) -> dict[str, Any]:
-    """One run: its value, seconds until its last task and until its end, and the process's peak of memory in MiB."""
+    """Run a fan-out; return its value, the seconds to its last task and to its end, and the peak memory in MiB."""
     target, connector = workflow(size), None
     if endpoint:
         from cascade.connectors.otel import OtelConnector
@@ -48,9 +48,9 @@ def run(size: int, protocol: str = "", endpoint: str = "", flush_timeout: float 
 
 
 def peak_rss() -> float:
-    """The most memory that this process has had, in MiB.
+    """Return the peak memory of this process in MiB.
 
-    Linux lets `ru_maxrss` begin at the size of the process that started this one, so its own record is better.
+    On Linux, `ru_maxrss` starts at the size of the parent process, so `VmHWM` is used.
     """
     status = Path("/proc/self/status")
     if status.exists():
@@ -60,14 +60,14 @@ def peak_rss() -> float:
 
 
 def idle(*, imports: str = "") -> float:
-    """MiB of a process that has imported a module and has done nothing with it."""
+    """Return the peak memory in MiB after an import."""
     if imports:
         importlib.import_module(imports)
     return peak_rss()
 
 
 def emit(size: int, protocol: str, endpoint: str, sample: dict[str, Any], queue: int) -> dict[str, Any]:
-    """The bare SDK: `size` spans like the sample below a root. Seconds for the spans alone, and until all are flushed."""
+    """Emit `size` spans like the sample below a root with the bare SDK; return the seconds without and with the flush."""
     provider, tracer = sdk(protocol, endpoint, queue)
     ids = [str(uuid4()) for _ in range(size)]
     start = time.perf_counter()
@@ -81,13 +81,13 @@ def emit(size: int, protocol: str, endpoint: str, sample: dict[str, Any], queue:
     return {"tasks": emitted, "total": total, "rss": peak_rss()}
 
 
-def ample(size: int) -> int:
-    """A queue that loses none of so many spans."""
+def sufficient_queue(size: int) -> int:
+    """Return a queue size that is sufficient for `size` spans."""
     return 2 * size + DEFAULT_QUEUE
 
 
 def sdk(protocol: str, endpoint: str, queue: int) -> tuple[Any, Any]:
-    """A provider with the SDK's own processor and exporter, and all their defaults but the queue's size."""
+    """Return a provider with the SDK's processor and exporter, with their defaults apart from the queue size."""
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 

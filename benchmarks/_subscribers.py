@@ -1,4 +1,4 @@
-"""Subscribers: mosquitto_sub, which measures rates, and a client that counts ends of tasks across broker restarts."""
+"""Subscribers: mosquitto_sub for rates, and a client that counts ended tasks across broker restarts."""
 
 import json
 import subprocess
@@ -12,16 +12,16 @@ from typing import Any, Self
 from tests.lab.mosquitto import MosquittoProcess
 
 EVENTS = "cascade/telemetry/+/+/+/events"
-_PATIENCE = 120.0
-_SESSION = 3600
-_LOOK = 0.02
+_TIMEOUT = 120.0
+_SESSION_EXPIRY = 3600
+_POLL = 0.02
 LOG_SUBSCRIPTIONS = "log_type subscribe"
-"""Line of the broker's configuration that `fastest` needs."""
+"""Line of the broker's configuration that `mosquitto_sub` needs."""
 
 
 @contextmanager
-def fastest(broker: MosquittoProcess, count: int) -> Iterator[Callable[[], float]]:
-    """mosquitto_sub in its own process. The function waits for `count` messages and returns the Unix time of the last.
+def mosquitto_sub(broker: MosquittoProcess, count: int) -> Iterator[Callable[[], float]]:
+    """Start mosquitto_sub. The yielded function waits for `count` messages and returns the Unix time of the last one.
 
     The broker's configuration needs `LOG_SUBSCRIPTIONS`.
     """
@@ -43,10 +43,10 @@ def fastest(broker: MosquittoProcess, count: int) -> Iterator[Callable[[], float
     ]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:  # noqa: S603 - found on the PATH
         while broker.log.count(EVENTS) == before:
-            time.sleep(_LOOK)
+            time.sleep(_POLL)
 
         def wait() -> float:
-            process.wait(_PATIENCE)
+            process.wait(_TIMEOUT)
             return time.time()
 
         try:
@@ -55,8 +55,8 @@ def fastest(broker: MosquittoProcess, count: int) -> Iterator[Callable[[], float
             process.kill()
 
 
-class Ends:
-    """Counts tasks whose end has been received, each once. Its session outlives a restart of the broker."""
+class EndedTasks:
+    """Subscriber that counts ended tasks, each once. Its session continues after a restart of the broker."""
 
     def __init__(self, port: int) -> None:
         from paho.mqtt.client import Client
@@ -75,12 +75,12 @@ class Ends:
         client.on_message = self._received
         client.reconnect_delay_set(1, 1)
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-        properties.SessionExpiryInterval = _SESSION
+        properties.SessionExpiryInterval = _SESSION_EXPIRY
         client.connect("127.0.0.1", port, clean_start=False, properties=properties)
 
     def __enter__(self) -> Self:
         self._client.loop_start()
-        self._subscribed.wait(_PATIENCE)
+        self._subscribed.wait(_TIMEOUT)
         return self
 
     def __exit__(
@@ -89,10 +89,10 @@ class Ends:
         self._client.disconnect()
         self._client.loop_stop()
 
-    def wait_for(self, count: int, patience: float = _PATIENCE) -> int:
-        """How many there are, once there are so many or none has come for so long."""
+    def wait_for(self, count: int, timeout: float = _TIMEOUT) -> int:
+        """Wait for `count` ended tasks, or until none has arrived for `timeout` seconds; return their number."""
         with self._changed:
-            while len(self._ended) < count and self._changed.wait(patience):
+            while len(self._ended) < count and self._changed.wait(timeout):
                 pass
             return len(self._ended)
 

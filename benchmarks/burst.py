@@ -1,4 +1,4 @@
-"""Loss in a burst with the set-up that comes out of the box, ours and the SDK's, and a live collector."""
+"""Spans lost in a burst with a reachable collector and the defaults of Cascade and of the SDK."""
 
 from collections.abc import Iterator
 
@@ -28,6 +28,6 @@ def rows(scale: Scale) -> Iterator[Row]:
                     sample=sample,
                     queue=_runs.DEFAULT_QUEUE,
                 )
-                theirs.append(100 * (1 - int(collector.say("count")) / (size + 1)))
+                theirs.append(100 * (1 - int(collector.command("count")) / (size + 1)))
         name = f"lost in a burst of {size:,}, {label}, defaults"
         yield Row(name, amount(ours, "%"), amount(theirs, "%"), "", "0 %", not any(ours))

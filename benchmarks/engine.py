@@ -1,4 +1,4 @@
-"""The engine without a connector against bare asyncio: graphs of coroutines that do nothing."""
+"""The engine without a connector against bare asyncio, with graphs of no-op coroutines."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from cascade.adapters.solvers.native import NativeSolver
 from cascade.graph.build import build_graph
 
 SMALL = 10_000
-"""Graphs up to this size are run several times in a round: alone they would be over before the noise is."""
+"""Graphs up to this size run several times per round, because a single short run is dominated by noise."""
 SMALL_TURNS = 3
 
 ENGINE_GOAL = Goal(4.0)
@@ -34,8 +34,8 @@ async def bare_map(size: int) -> list[int]:
 
 
 def measure(shape: str, sizes: list[int], rounds: int) -> dict[str, Any]:
-    """Seconds per task, by size: of the run with its baseline, of calling the tasks, of building and planning."""
-    _one_round(shape, min(sizes[0], 100), 1, {}, {}, {})  # what is imported late, is imported now
+    """Return the seconds per task and size: of runs and their baselines, of the calls, and of graph and plan."""
+    _one_round(shape, min(sizes[0], 100), 1, {}, {}, {})  # imports the modules that are imported on first use
     runs: dict[int, list[Pair]] = {}
     calls: dict[int, list[float]] = {}
     plans: dict[int, list[float]] = {}
@@ -56,11 +56,11 @@ def _one_round(
     make, baseline = _both(shape, size)
     target: Any = None
 
-    def write() -> None:
+    def call_tasks() -> None:
         nonlocal target
         target = make()
 
-    calls.setdefault(size, []).append(timed(write) / size)
+    calls.setdefault(size, []).append(timed(call_tasks) / size)
     plans.setdefault(size, []).append(timed(lambda: NativeSolver().resolve(build_graph(target))) / size)
     runs.setdefault(size, []).extend(
         interleaved(
@@ -70,15 +70,15 @@ def _one_round(
 
 
 def _both(shape: str, size: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """What writes the workflow down, and what does its work on bare asyncio."""
+    """Return a function that makes the workflow, and one that runs the same graph on bare asyncio."""
     if shape == "map":
         return lambda: item.map(x=list(range(size))), lambda: asyncio.run(bare_map(size))
-    needs = _graphs.SHAPES[shape](size)
-    return lambda: _graphs.workflow(needs), lambda: asyncio.run(_graphs.bare(needs))
+    graph = _graphs.SHAPES[shape](size)
+    return lambda: _graphs.workflow(graph), lambda: asyncio.run(_graphs.bare(graph))
 
 
 def rows(scale: Scale) -> Iterator[Row]:
-    """Per shape: each size against asyncio, and the largest size's cost per task against the smallest's."""
+    """Yield for each shape: each size against asyncio, and the cost per task of the largest against the smallest."""
     sizes = scale.sizes
     for shape in (*_graphs.SHAPES, "map"):
         found = call(measure, shape=shape, sizes=sizes, rounds=scale.rounds)
@@ -87,13 +87,13 @@ def rows(scale: Scale) -> Iterator[Row]:
         grown = f"{sizes[-1]:,} against {sizes[0]:,}"
         ours = [[pair[0] for pair in pairs] for pairs in found["runs"]]
         yield _growth(f"engine, {shape}, cost per task at {grown}", ours)
-        if shape != "map":  # one call and one node, whatever its size
+        if shape != "map":  # a map of any size is one call and one node
             yield _growth(f"calling the tasks, {shape}, {grown}", found["calls"])
             yield _growth(f"graph and plan, {shape}, {grown}", found["plans"])
 
 
 def _growth(what: str, by_size: list[list[float]]) -> Row:
-    """The largest graph's cost per task against the smallest's, round by round."""
+    """Return the cost per task of the largest graph against the smallest, by rounds."""
     small, large = by_size[0], by_size[-1]
     turns = max(1, len(small) // len(large))
     return versus(what, list(zip(large, small[::turns], strict=False)), "µs", LINEAR_GOAL, scale=1e6)

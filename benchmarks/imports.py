@@ -1,4 +1,4 @@
-"""What an import costs, and what it brings along: fresh interpreters, whose own start is taken off."""
+"""Duration of imports in fresh interpreters without the interpreter's own start, and the imported packages."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ SUBJECTS = {
 
 
 def foreign_modules() -> list[str]:
-    """The packages, neither ours nor Python's, that `import cascade` brings along."""
+    """Return the packages that `import cascade` imports, without Cascade and the standard library."""
     before = set(sys.modules)
     import cascade  # noqa: F401
 
@@ -33,13 +33,11 @@ def rows(scale: Scale) -> Iterator[Row]:
     for what, (subject, baseline, goal) in SUBJECTS.items():
         yield _compared(what, subject, baseline, goal, scale.imports)
     found = call(foreign_modules)
-    yield Row(
-        "optional packages that import cascade brings along", ", ".join(found) or "none", "", "", "none", not found
-    )
+    yield Row("optional packages that import cascade imports", ", ".join(found) or "none", "", "", "none", not found)
 
 
 def _compared(what: str, subject: str, baseline: str, goal: Goal | None, turns: int) -> Row:
-    """The fastest of each, because whatever disturbs an import makes it slower; the spread is of the rounds' ratios."""
+    """Compare the fastest imports, because other load only makes an import slower. The spread is that of the rounds."""
     times = [(_seconds(NOTHING), _seconds(subject), _seconds(baseline)) for _ in range(turns)]
     python, ours, theirs = (min(column) for column in zip(*times, strict=True))
     ratio = (ours - python) / (theirs - python)
@@ -56,5 +54,5 @@ def _compared(what: str, subject: str, baseline: str, goal: Goal | None, turns: 
 
 def _seconds(statement: str) -> float:
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", statement], cwd=ROOT, env=environment(), check=True)  # noqa: S603 - our own text
+    subprocess.run([sys.executable, "-c", statement], cwd=ROOT, env=environment(), check=True)  # noqa: S603 - a constant
     return time.perf_counter() - start

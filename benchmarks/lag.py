@@ -1,4 +1,4 @@
-"""How late a user's 5 ms ticker is while a traced run goes on in its event loop, against the bare SDK's burst there."""
+"""Lateness of a 5 ms ticker in the event loop of a traced run, against a burst of the bare SDK."""
 
 import asyncio
 from collections.abc import Coroutine, Iterator
@@ -15,13 +15,13 @@ from benchmarks._scale import Scale
 from cascade.telemetry import attributes as a
 
 PERIOD = 0.005
-AT_ONCE = 256
-"""Coroutines that emit in one turn of the loop: as many as the engine starts in one."""
+COROUTINES = 256
+"""Coroutines that emit spans in one turn of the loop, the number that the engine starts in one turn."""
 GOAL = Goal(1.0)
 
 
 def ours(size: int, protocol: str = "", endpoint: str = "") -> list[float]:
-    """Milliseconds late of each tick of a run, traced if there is an endpoint; its end is part of it."""
+    """Return the lateness of each tick in milliseconds during a run and its end; traced if there is an endpoint."""
     target, connector = _runs.workflow(size), None
     if endpoint:
         from cascade.connectors.otel import OtelConnector
@@ -31,8 +31,8 @@ def ours(size: int, protocol: str = "", endpoint: str = "") -> list[float]:
 
 
 def bare(size: int, protocol: str, endpoint: str, sample: dict[str, Any]) -> list[float]:
-    """The same of the bare SDK, whose spans are emitted by coroutines and flushed in a thread."""
-    provider, tracer = _runs.sdk(protocol, endpoint, _runs.ample(size))
+    """Return the lateness with the bare SDK. Coroutines emit the spans, and a thread flushes them."""
+    provider, tracer = _runs.sdk(protocol, endpoint, _runs.sufficient_queue(size))
     ids = iter([str(uuid4()) for _ in range(size)])
 
     async def worker() -> None:
@@ -42,7 +42,7 @@ def bare(size: int, protocol: str, endpoint: str, sample: dict[str, Any]) -> lis
 
     async def burst() -> None:
         with tracer.start_as_current_span("run last"):
-            await asyncio.gather(*[worker() for _ in range(AT_ONCE)])
+            await asyncio.gather(*[worker() for _ in range(COROUTINES)])
         await asyncio.to_thread(provider.force_flush, _runs.FLUSH_WAIT)
 
     late = asyncio.run(_ticking(burst()))
@@ -76,12 +76,12 @@ def rows(scale: Scale) -> Iterator[Row]:
             found = []
             for _ in range(scale.traced_rounds):
                 traced = call(ours, **where)
-                sample = collector.say("spans")["samples"]["noop"]
+                sample = collector.command("spans")["samples"]["noop"]
                 found.append((traced, call(bare, sample=sample, **where)))
             what = f"a 5 ms ticker is late by, {label}, {size:,}"
             p99 = [(_percentile_99(one), _percentile_99(other)) for one, other in found]
             yield versus(f"{what}, 99th percentile", p99, "ms", GOAL)
-            yield versus(f"{what}, most", [(max(one), max(other)) for one, other in found], "ms")
+            yield versus(f"{what}, maximum", [(max(one), max(other)) for one, other in found], "ms")
     untraced = [call(ours, size=size) for _ in range(scale.traced_rounds)]
     late = amount([_percentile_99(one) for one in untraced], "ms")
     yield Row(f"the same, untraced, {size:,}, 99th percentile", late, "")

@@ -1,4 +1,4 @@
-"""Peak memory of a traced run against the same run untraced, each in a process of its own."""
+"""Peak memory of a traced run against the same run untraced, each in its own process."""
 
 from collections.abc import Iterator
 from statistics import median
@@ -19,7 +19,7 @@ def rows(scale: Scale) -> Iterator[Row]:
         pairs = [(one.ours["rss"], one.untraced["rss"]) for one in rounds(scale, label)]
         yield _difference(f"peak memory, traced over {label} against untraced, {scale.burst:,}", pairs, GOAL)
     imported = [(call(_runs.idle, imports=CONNECTOR), call(_runs.idle)) for _ in range(scale.traced_rounds)]
-    yield _difference("importing the connector, which is part of it", imported)
+    yield _difference("share of importing the connector", imported)
 
 
 def _difference(what: str, pairs: list[Pair], goal: float | None = None) -> Row:

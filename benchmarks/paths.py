@@ -1,4 +1,4 @@
-"""Files of `cascade` that run between two events: from the end of a task to its bytes, from a pause message to a held task."""
+"""Number of files of `cascade` on a path: from the end of a task to its bytes, from a pause message to a blocked task."""
 
 import asyncio
 import json
@@ -11,9 +11,9 @@ from types import FrameType
 from typing import Any
 
 import cascade as cs
-from benchmarks._gardener import Gardener
 from benchmarks._measure import Row
 from benchmarks._process import call
+from benchmarks._publisher import ControlPublisher
 from benchmarks._scale import Scale
 from cascade.adapters.executors.local import LocalExecutor
 from cascade.adapters.solvers.native import NativeSolver
@@ -31,13 +31,13 @@ PAUSE_TOPIC = control_topic("local", "default", "global", "pause")
 PAUSE = json.dumps({"id": "bench", "type": "pause"}).encode()
 FIRST = "the-first"
 _SETTLED = 1.0
-"""Seconds after which nothing of the run's start is under way."""
+"""Seconds after which the start of the run is complete."""
 
 
-class Trail:
+class FileTrace:
     """Records the files of `cascade` in which a function is called, in all threads that start after `install`.
 
-    `cascade.testing` is not counted: a receiver in the same process belongs to the measurement.
+    `cascade.testing` is not recorded, because the receiver in the same process is a part of the measurement.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class Trail:
         return sorted(self._files)
 
     def files_until_send(self) -> list[str]:
-        """Return the files that were recorded before the latest write to a socket."""
+        """Return the files that were recorded before the last write to a socket."""
         return sorted(self._until_send)
 
     def _profile(self, frame: FrameType, event: str, argument: Any) -> None:
@@ -87,124 +87,124 @@ def rows(_: Scale) -> Iterator[Row]:
 
 
 def measured() -> dict[str, tuple[list[str], int]]:
-    """The files of each path, and the largest number of them that is the goal."""
+    """Return the files of each path, and the goal for their number."""
     with MosquittoProcess() as broker:
         return {
             "end of a task to OTLP bytes": (call(to_otlp), 30),
             "end of a task to MQTT bytes": (call(to_mqtt, port=broker.port), 22),
-            "pause message to a held task": (call(pause_to_held, port=broker.port), 30),
+            "pause message to a blocked task": (call(pause_to_blocked, port=broker.port), 30),
         }
 
 
 def to_otlp() -> list[str]:
-    """Files from the return of a task's function to the request that has its span, over HTTP."""
+    """Return the files from the return of a task's function to the HTTP request with its span."""
     from cascade.connectors.otel import OtelConnector
 
-    trail = Trail()
+    trace = FileTrace()
     with OtlpReceiver() as receiver:
         return _from_end(
-            trail,
+            trace,
             OtelConnector(receiver.http_endpoint, protocol="http/protobuf"),
             lambda: receiver.wait_for(lambda spans: any(span.name == FIRST for span in spans)),
         )
 
 
 def to_mqtt(port: int) -> list[str]:
-    """Files from the return of a task's function to the packet that has its last message."""
+    """Return the files from the return of a task's function to the packet with its last message."""
     from paho.mqtt.client import Client
     from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
     from cascade.connectors.mqtt import MqttConnector
 
     arrived = threading.Event()
-    watcher = Client(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv5)
+    subscriber = Client(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv5)
 
-    def look(_client: Any, _data: Any, message: Any) -> None:
+    def receive(_client: Any, _data: Any, message: Any) -> None:
         if all(part in message.payload for part in (FIRST.encode(), b"COMPLETED")):
             arrived.set()
 
-    watcher.on_message = look
+    subscriber.on_message = receive
     subscribed = threading.Event()
-    watcher.on_subscribe = lambda *_: subscribed.set()
-    watcher.connect("127.0.0.1", port)
-    watcher.loop_start()
-    watcher.subscribe("cascade/#", 0)
+    subscriber.on_subscribe = lambda *_: subscribed.set()
+    subscriber.connect("127.0.0.1", port)
+    subscriber.loop_start()
+    subscriber.subscribe("cascade/#", 0)
     subscribed.wait()
     try:
-        return _from_end(Trail(), MqttConnector("127.0.0.1", port), arrived.wait)
+        return _from_end(FileTrace(), MqttConnector("127.0.0.1", port), arrived.wait)
     finally:
-        watcher.disconnect()
-        watcher.loop_stop()
+        subscriber.disconnect()
+        subscriber.loop_stop()
 
 
-def _from_end(trail: Trail, connector: Any, arrive: Callable[[], object]) -> list[str]:
-    """Two tasks at once: the end of one is recorded, and the other one keeps the run going until the bytes have arrived."""
+def _from_end(trace: FileTrace, connector: Any, wait_for_arrival: Callable[[], object]) -> list[str]:
+    """Record the end of the first of two concurrent tasks. The second one ends when the bytes have arrived."""
 
     @cs.task(name=FIRST)
     async def first() -> None:
         await asyncio.sleep(_SETTLED)
-        trail.start()
+        trace.start()
 
     @cs.task
     async def second() -> None:
-        await asyncio.to_thread(arrive)
-        trail.pause()
+        await asyncio.to_thread(wait_for_arrival)
+        trace.pause()
 
     @cs.task
     async def both(_: Any) -> None:
         return None
 
-    trail.install()
+    trace.install()
     cs.run(both([first(), second()]), connector=connector, log_level="ERROR")
-    return trail.files_until_send()
+    return trace.files_until_send()
 
 
-def pause_to_held(port: int) -> list[str]:
-    """Files from the arrival of a pause to its decision, and from the end of a task before to the report of a held task."""
-    return asyncio.run(_pause_to_held(port))
+def pause_to_blocked(port: int) -> list[str]:
+    """Return the files from a pause message to its decision, and from the end of a task to the report of a blocked task."""
+    return asyncio.run(_pause_to_blocked(port))
 
 
-async def _pause_to_held(port: int) -> list[str]:
+async def _pause_to_blocked(port: int) -> list[str]:
     from cascade.connectors.mqtt import MqttConnector
 
-    trail, bus = Trail(), MessageBus()
-    is_decided, is_held = asyncio.Event(), asyncio.Event()
+    trace, bus = FileTrace(), MessageBus()
+    is_decided, is_blocked = asyncio.Event(), asyncio.Event()
 
     @cs.task
     async def before() -> None:
         await asyncio.sleep(_SETTLED)
-        trail.start()
-        gardener.publish(PAUSE_TOPIC, PAUSE)
+        trace.start()
+        publisher.publish(PAUSE_TOPIC, PAUSE)
         await is_decided.wait()
         await asyncio.sleep(_SETTLED)
 
     @cs.task
-    async def held(_: Any) -> None:
+    async def after(_: Any) -> None:
         return None
 
     def decided(decision: ControlDecision) -> None:
         if (decision.action, decision.constraint_type) == ("APPLIED", "pause"):
-            trail.pause()
+            trace.pause()
             is_decided.set()
 
     def blocked(_: TaskBlocked) -> None:
-        trail.pause()
-        is_held.set()
+        trace.pause()
+        is_blocked.set()
 
-    with Gardener(port) as gardener:
-        trail.install()
+    with ControlPublisher(port) as publisher:
+        trace.install()
         connector = MqttConnector("127.0.0.1", port)
         TelemetrySubscriber(bus, connector)
         bus.subscribe(ControlDecision, decided)
-        bus.subscribe(TaskExecutionFinished, lambda _: None if is_held.is_set() else trail.start())
+        bus.subscribe(TaskExecutionFinished, lambda _: None if is_blocked.is_set() else trace.start())
         bus.subscribe(TaskBlocked, blocked)
         executor = LocalExecutor()
-        run = asyncio.create_task(Engine(NativeSolver(), executor, bus, connector=connector).run(held(before())))
-        await is_held.wait()
-        gardener.publish(PAUSE_TOPIC, b"")
+        run = asyncio.create_task(Engine(NativeSolver(), executor, bus, connector=connector).run(after(before())))
+        await is_blocked.wait()
+        publisher.publish(PAUSE_TOPIC, b"")
         await run
         executor.close()
-    return trail.files()
+    return trace.files()
 
 
 if __name__ == "__main__":

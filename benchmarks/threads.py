@@ -1,4 +1,4 @@
-"""Plain functions in threads against a bare pool of as many workers."""
+"""Plain functions in threads against a bare thread pool with the same number of workers."""
 
 import asyncio
 import time
@@ -28,7 +28,7 @@ WORK = {"no-op": nothing, "1 ms": millisecond}
 
 
 def measure(work: str, size: int, rounds: int) -> list[Pair]:
-    """Seconds per task of a fan-out of plain functions, and of a pool that is given the same functions."""
+    """Return the seconds per task of a fan-out of plain functions, and of a thread pool with the same functions."""
     function = WORK[work]
     target = _graphs.workflow(_graphs.fan_out(size), cs.task(function))
 

@@ -1,4 +1,4 @@
-"""A traced run until its last span is acknowledged, against the bare SDK emitting the same spans and losing none."""
+"""A traced run until its last span is acknowledged, against the bare SDK with the same spans and no loss."""
 
 from collections.abc import Iterator
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.lab.programs import program
 
-pytest.importorskip("aiomqtt", reason="aiomqtt is measured, too, and is not installed")
+pytest.importorskip("aiomqtt", reason="aiomqtt is a baseline and is not installed")
 
 ROOT = Path(__file__).parents[2]
 
@@ -16,13 +16,13 @@ ROWS = {
     "traced": "task spans received, gRPC, and orphans",
     "burst": "lost in a burst of 50, HTTP, defaults",
     "memory": "peak memory, traced over gRPC against untraced, 50",
-    "dead": "collector black hole, gRPC: warnings",
+    "outage": "collector unresponsive, gRPC: warnings",
     "lag": "a 5 ms ticker is late by, HTTP, 50, 99th percentile",
-    "mqtt": "broker restarted in the middle of a run of 50: ends of tasks received",
+    "mqtt": "broker restarted in the middle of a run of 50: ended tasks received",
     "control": "control, clear to the first start, 100 tasks waiting, 99th percentile of a run",
     "imports": "import cascade, against import asyncio",
     "paths": "files passed, end of a task to OTLP bytes",
-    "peers": "",
+    "other_engines": "",
 }
 NEEDS_MOSQUITTO = {"mqtt", "control", "paths"}
 
@@ -41,7 +41,9 @@ def test_a_subject_prints_its_rows(subject: str) -> None:
     rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
     names = {row[0].removeprefix("| ") for row in rows}
     assert (
-        any("peers" in name or "hamilton" in name for name in names) if subject == "peers" else ROWS[subject] in names
+        any("other engines" in name or "hamilton" in name for name in names)
+        if subject == "other_engines"
+        else ROWS[subject] in names
     )
     assert {len(row) for row in rows} == {6}
 
@@ -76,4 +78,4 @@ def test_a_folder_that_is_no_source_tree_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_subject_is_refused() -> None:
     done = run("speed")
     assert done.returncode == 2
-    assert "no subject 'speed'" in done.stderr
+    assert "unknown subject 'speed'" in done.stderr

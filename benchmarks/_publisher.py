@@ -1,27 +1,27 @@
-"""Who steers, in a process of its own: publishes what it is told on stdin, and says when that was."""
+"""Publishes control messages from its own process and reports the time of each."""
 
 import json
 import sys
 import time
 
-from benchmarks._beside import Beside
+from benchmarks._process import LineProcess
 
 _MAIN = "__main__"
 
 
-class Gardener(Beside):
-    """The handle of the process."""
+class ControlPublisher(LineProcess):
+    """The handle of the publishing process."""
 
     def __init__(self, port: int) -> None:
-        super().__init__("benchmarks._gardener", str(port))
+        super().__init__("benchmarks._publisher", str(port))
 
     def publish(self, topic: str, payload: bytes) -> None:
-        """Let it be published, retained, soon."""
-        self.tell(json.dumps([topic, payload.decode()]))
+        """Request the publication of a retained message; returns before it is published."""
+        self.write_line(json.dumps([topic, payload.decode()]))
 
     def published_at(self) -> float:
-        """When the next one was, in Unix seconds; blocks until it is."""
-        return float(self.hear())
+        """Return the Unix time at which the next requested message was published; blocks until it is published."""
+        return float(self.read_line())
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The same graph in other engines. Each function takes a graph and returns what runs it once, in this process."""
+"""The same graph in other engines. Each function prepares a graph and returns a function that runs it in this process."""
 
 import asyncio
 import inspect
@@ -9,18 +9,18 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from benchmarks._graphs import Needs
+from benchmarks._graphs import Graph
 
 
-def hamilton(needs: Needs) -> Callable[[], Any]:
+def hamilton(graph: Graph) -> Callable[[], Any]:
     driver, ad_hoc = import_module("hamilton.driver"), import_module("hamilton.ad_hoc_utils")
-    functions = [_named(f"step_{step}", [f"step_{one}" for one in wanted]) for step, wanted in enumerate(needs)]
+    functions = [_named(f"step_{step}", [f"step_{one}" for one in inputs]) for step, inputs in enumerate(graph)]
     built = driver.Builder().with_modules(ad_hoc.create_temporary_module(*functions, module_name="graph")).build()
-    return lambda: built.execute([f"step_{len(needs) - 1}"])
+    return lambda: built.execute([f"step_{len(graph) - 1}"])
 
 
 def _named(name: str, parameters: list[str]) -> Callable[..., int]:
-    """Hamilton knows a step, and what it needs, by the names of a function and of its parameters."""
+    """Return a step of Hamilton, which finds inputs by the names of parameters."""
 
     def function(**_values: int) -> int:
         return 0
@@ -33,32 +33,32 @@ def _named(name: str, parameters: list[str]) -> Callable[..., int]:
     return function
 
 
-def celery(needs: Needs) -> Callable[[], Any]:
-    """Eager: each step is applied once what it needs has its result."""
+def celery(graph: Graph) -> Callable[[], Any]:
+    """Eager mode: each step is applied when its inputs have their results."""
     app = import_module("celery").Celery("bench")
     app.conf.task_always_eager = True
     noop = app.task(_noop, name="noop")
 
     def run() -> Any:
         values: list[Any] = []
-        for wanted in needs:
-            values.append(noop.delay(*[values[one] for one in wanted]).get())
+        for inputs in graph:
+            values.append(noop.delay(*[values[one] for one in inputs]).get())
         return values[-1]
 
     return run
 
 
-def dask(needs: Needs) -> Callable[[], Any]:
+def dask(graph: Graph) -> Callable[[], Any]:
     delayed = import_module("dask").delayed(_noop, pure=False)
     steps: list[Any] = []
-    for wanted in needs[:-1]:
-        steps.append(delayed(*[steps[one] for one in wanted]))
-    target = delayed([steps[one] for one in needs[-1]])
+    for inputs in graph[:-1]:
+        steps.append(delayed(*[steps[one] for one in inputs]))
+    target = delayed([steps[one] for one in graph[-1]])
     return lambda: target.compute(scheduler="synchronous")
 
 
-def prefect(needs: Needs) -> Callable[[], Any]:
-    """With the server that it starts for a script by itself, and its home in a directory that is thrown away."""
+def prefect(graph: Graph) -> Callable[[], Any]:
+    """With the server that Prefect starts for a script, and a temporary home directory."""
     os.environ |= {"PREFECT_HOME": tempfile.mkdtemp(), "PREFECT_LOGGING_LEVEL": "ERROR"}
     module = import_module("prefect")
     noop = module.task(_noop)
@@ -66,26 +66,26 @@ def prefect(needs: Needs) -> Callable[[], Any]:
     @module.flow  # type: ignore[untyped-decorator]
     def workflow() -> Any:
         futures: list[Any] = []
-        for wanted in needs[:-1]:
-            futures.append(noop.submit(*[futures[one] for one in wanted]))
-        return noop.submit([futures[one] for one in needs[-1]]).result()
+        for inputs in graph[:-1]:
+            futures.append(noop.submit(*[futures[one] for one in inputs]))
+        return noop.submit([futures[one] for one in graph[-1]]).result()
 
     run: Callable[[], Any] = workflow
     return run
 
 
-def dagster(needs: Needs) -> Callable[[], Any]:
+def dagster(graph: Graph) -> Callable[[], Any]:
     module = import_module("dagster")
-    names = sorted({len(wanted) for wanted in needs[:-1]})
+    names = sorted({len(inputs) for inputs in graph[:-1]})
     steps = {count: _dagster_step(module, count) for count in names}
     collect = module.op(name="collect", ins={"values": module.In(list)})(_collect)
 
     @module.job  # type: ignore[untyped-decorator]
     def workflow() -> None:
         outputs: list[Any] = []
-        for number, wanted in enumerate(needs[:-1]):
-            outputs.append(steps[len(wanted)].alias(f"step_{number}")(*[outputs[one] for one in wanted]))
-        collect([outputs[one] for one in needs[-1]])
+        for number, inputs in enumerate(graph[:-1]):
+            outputs.append(steps[len(inputs)].alias(f"step_{number}")(*[outputs[one] for one in inputs]))
+        collect([outputs[one] for one in graph[-1]])
 
     quiet = {"loggers": {"console": {"config": {"log_level": "ERROR"}}}}
     return lambda: workflow.execute_in_process(run_config=quiet)
@@ -100,8 +100,8 @@ def _dagster_step(module: Any, inputs: int) -> Any:
     return module.op(name=f"step_of_{inputs}", ins={name: module.In(int) for name in names})(step)
 
 
-def dbos(needs: Needs) -> Callable[[], Any]:
-    """Steps of one workflow, each started once what it needs is there; its sqlite is thrown away."""
+def dbos(graph: Graph) -> Callable[[], Any]:
+    """Steps of one workflow, with a temporary SQLite database. Each step starts when its inputs are available."""
     module = import_module("dbos")
     path = Path(tempfile.mkdtemp()) / "bench.sqlite"
     module.DBOS(config={"name": "bench", "system_database_url": f"sqlite:///{path}", "log_level": "ERROR"})
@@ -113,19 +113,19 @@ def dbos(needs: Needs) -> Callable[[], Any]:
     @module.DBOS.workflow()  # type: ignore[untyped-decorator]
     async def workflow() -> Any:
         values: list[Any] = []
-        for layer in _layers(needs):
-            values += await asyncio.gather(*[noop([values[one] for one in needs[step]]) for step in layer])
+        for layer in _layers(graph):
+            values += await asyncio.gather(*[noop([values[one] for one in graph[step]]) for step in layer])
         return values[-1]
 
     module.DBOS.launch()
     return lambda: asyncio.run(workflow())
 
 
-def _layers(needs: Needs) -> list[list[int]]:
-    """Runs of neighbouring steps that do not need each other."""
+def _layers(graph: Graph) -> list[list[int]]:
+    """Split the steps into sequences whose steps are independent of each other."""
     layers: list[list[int]] = []
-    for step, wanted in enumerate(needs):
-        if layers and all(one < layers[-1][0] for one in wanted):
+    for step, inputs in enumerate(graph):
+        if layers and all(one < layers[-1][0] for one in inputs):
             layers[-1].append(step)
         else:
             layers.append([step])
@@ -140,7 +140,7 @@ def _collect(values: list[Any]) -> int:
     return len(values)
 
 
-PEERS: dict[str, Callable[[Needs], Callable[[], Any]]] = {
+ENGINES: dict[str, Callable[[Graph], Callable[[], Any]]] = {
     "hamilton": hamilton,
     "celery": celery,
     "dask": dask,
