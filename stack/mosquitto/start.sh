@@ -1,6 +1,6 @@
 #!/bin/sh
-# Start Mosquitto with the passwords that the environment has, hashed, in a file that nobody else may read. They are
-# written anew each time, so that a changed .env counts.
+# Starts Mosquitto. Writes the passwords of the environment, hashed, into a private file. The file is written at each
+# start, so that a changed .env applies.
 set -eu
 
 configuration=${MOSQUITTO_CONFIG:-/mosquitto/config}
@@ -11,10 +11,10 @@ rm -f "$data/passwd"
 touch "$data/passwd"
 mosquitto_passwd -b "$data/passwd" runner "$MQTT_RUNNER_PASSWORD"
 mosquitto_passwd -b "$data/passwd" operator "$MQTT_OPERATOR_PASSWORD"
-# A copy, since Mosquitto distrusts an ACL that others may read, as a checkout's files can be.
+# A private copy: Mosquitto warns of an access list that other users may read.
 cat "$configuration/acl" > "$data/acl"
 if [ "$(id -u)" = 0 ]; then
-    # It starts as root and goes on as this user.
+    # Mosquitto starts as root and continues as this user.
     chown mosquitto: "$data/passwd" "$data/acl"
 fi
 
