@@ -1,4 +1,4 @@
-"""`python -m stack`: build, start and end the stack without Docker, and show runs of a stack that is running."""
+"""Command line of the stack without Docker: builds, starts and stops the servers, and shows runs."""
 
 import argparse
 import os
@@ -27,17 +27,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--folder", type=Path, default=up.FOLDER, help="the folder for logs and the data of the servers"
     )
-    parser.add_argument("--free-ports", action="store_true", help="use free ports in place of the usual ones")
+    parser.add_argument("--free-ports", action="store_true", help="use free ports instead of the default ports")
     commands = parser.add_subparsers(dest="command", required=True)
-    building = commands.add_parser(
-        "build", help="build the Collector and Jaeger: some minutes each, once for a machine"
-    )
-    building.add_argument("program", nargs="?", choices=_PROGRAMS, help="one of them; by default all")
+    building = commands.add_parser("build", help="build the Collector and Jaeger: some minutes each, once per machine")
+    building.add_argument("program", nargs="?", choices=_PROGRAMS, help="the program to build; all by default")
     commands.add_parser("up", help="start Jaeger, the Collector, Mosquitto and Prometheus")
-    commands.add_parser("down", help="end them; their data is kept")
+    commands.add_parser("down", help="stop the servers; their data is kept")
     showing = commands.add_parser("show", help="draw a trace from Jaeger in the terminal")
-    drawing = commands.add_parser("picture", help="the same as a picture, in SVG")
-    looking = commands.add_parser("look", help="open the pages that show a run, and save screenshots with Chromium")
+    drawing = commands.add_parser("picture", help="draw a trace from Jaeger as SVG")
+    looking = commands.add_parser("look", help="open the pages of a run, and save screenshots with Chromium")
     for reading in (showing, drawing, looking):
         reading.add_argument(
             "trace_id", nargs="?", help="the id of a trace or of a run; by default the latest run of any service"
@@ -46,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         for text in _do(parser.parse_args(arguments)):
             print(text, flush=True)
-    except BrokenPipeError:  # the reader, such as `head`, has ended
+    except BrokenPipeError:  # the reader of the pipe, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:

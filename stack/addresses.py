@@ -1,4 +1,4 @@
-"""Which server of the stack listens where; always on the loopback interface."""
+"""Addresses of the servers, on the loopback interface."""
 
 import socket
 from collections.abc import Callable
@@ -9,7 +9,7 @@ HOST = "127.0.0.1"
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """The ports that compose publishes, too, are the defaults."""
+    """Ports of the servers. The defaults are those of Compose."""
 
     otlp_grpc: int = 4317
     otlp_http: int = 4318
@@ -31,35 +31,35 @@ class Ports:
 
 
 def free_ports() -> Ports:
-    """Free ports, reserved for servers that this process starts."""
+    """Return free ports, reserved for servers that this process starts."""
     return _ports(lambda _: True)
 
 
 def default_ports() -> Ports:
-    """The usual ports, and free ones in place of those that are taken."""
+    """Return the default ports, and free ones instead of those in use."""
     return _ports(lambda port: not _is_free(port))
 
 
-def _ports(wants_another: Callable[[int], bool]) -> Ports:
-    usual = Ports()
+def _ports(is_replaced: Callable[[int], bool]) -> Ports:
+    defaults = Ports()
     return Ports(
         **{
-            name: reserved_port() if wants_another(getattr(usual, name)) else getattr(usual, name)
+            name: reserved_port() if is_replaced(getattr(defaults, name)) else getattr(defaults, name)
             for name in (field.name for field in fields(Ports))
         }
     )
 
 
 def reserved_port() -> int:
-    """A port that refuses connections, and that the system gives to no other program while this process lives.
+    """Return a port that refuses connections and is reserved until this process ends.
 
-    A server may still listen on it, since servers allow the reuse of an address.
+    A server that allows the reuse of addresses can listen on it.
     """
     bound = socket.socket()
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     bound.bind((HOST, 0))
     port: int = bound.getsockname()[1]
-    bound.detach()  # the system closes it with the process
+    bound.detach()  # the socket is closed at the end of the process
     return port
 
 

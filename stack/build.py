@@ -1,6 +1,6 @@
-"""Build the Collector, Jaeger and three smaller programs from their Go modules.
+"""Builds the Collector, Jaeger and three smaller programs from their Go modules.
 
-Their names in the cache contain the version and a digest of the manifest: a change of either causes a new build.
+The file names in the cache contain the version and a digest of the sources. A change of either causes a new build.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ _MOCHI = Path(__file__).parent / "mochi"
 
 JAEGER = "2.13.0"
 _JAEGER_MODULE = "github.com/jaegertracing/jaeger@v1.76.0"
-"""Jaeger 2.13.0: the module's own versions go on with the 1, and each release has both numbers."""
+"""The module version of Jaeger 2.13.0. Each release of Jaeger 2 has a version 1 for its Go module."""
 
 ACTIONLINT = "1.7.12"
 _ACTIONLINT_PACKAGE = "github.com/rhysd/actionlint/cmd/actionlint"
@@ -36,63 +36,63 @@ class BuildError(Exception):
 
 
 def collector_version() -> str:
-    """The Collector's version, as the manifest has it."""
+    """Return the Collector's version in the manifest."""
     found = re.search(r"^  version: (\S+)$", MANIFEST.read_text(), re.MULTILINE)
     if found is None:
-        raise BuildError(f"{MANIFEST} names no version")
+        raise BuildError(f"{MANIFEST} has no version")
     return found[1]
 
 
 def collector_path() -> Path:
-    """Where the Collector is, or will be."""
-    made_of = hashlib.sha256(MANIFEST.read_bytes()).hexdigest()[:8]
-    return cache.folder() / f"otelcol-cascade-{collector_version()}-{made_of}"
+    """Return the path of the Collector, which need not exist yet."""
+    digest = hashlib.sha256(MANIFEST.read_bytes()).hexdigest()[:8]
+    return cache.folder() / f"otelcol-cascade-{collector_version()}-{digest}"
 
 
 def jaeger_path() -> Path:
-    """Where Jaeger is, or will be."""
+    """Return the path of Jaeger, which need not exist yet."""
     return cache.folder() / f"jaeger-{JAEGER}"
 
 
 def compose_config_path() -> Path:
-    """Where the reader of Compose files is, or will be."""
+    """Return the path of the reader of Compose files, which need not exist yet."""
     return cache.path_of_sources("compose-config", _COMPOSE_CONFIG)
 
 
 def mochi_path() -> Path:
-    """The path of the MQTT broker Mochi, which need not exist yet."""
+    """Return the path of the MQTT broker Mochi, which need not exist yet."""
     return cache.path_of_sources("mochi", _MOCHI)
 
 
 def actionlint_path() -> Path:
-    """The path of actionlint, which need not exist yet."""
+    """Return the path of actionlint, which need not exist yet."""
     return cache.folder() / f"actionlint-{ACTIONLINT}"
 
 
 def collector(say: Callable[[str], None] = progress.say) -> Path:
-    """Build the Collector with the builder of its own version, from the manifest; some minutes the first time."""
+    """Build the Collector from the manifest, with the builder of the same version. The first build takes minutes."""
     path = collector_path()
     return _built(path, f"OpenTelemetry Collector {collector_version()}", _compile_collector, say)
 
 
 def jaeger(say: Callable[[str], None] = progress.say) -> Path:
-    """Build Jaeger, with a placeholder for its pages; the query API is whole. Some minutes the first time."""
+    """Build Jaeger with its query API and without its pages. The first build takes minutes."""
     return _built(jaeger_path(), f"Jaeger {JAEGER}", _compile_jaeger, say)
 
 
 def compose_config(say: Callable[[str], None] = progress.say) -> Path:
-    """Build the reader of Compose files, which uses Docker Compose's library; some seconds the first time."""
+    """Build the reader of Compose files, which uses Docker Compose's library. The first build takes seconds."""
     compile_it = partial(_compile_sources, _COMPOSE_CONFIG)
     return _built(compose_config_path(), "the reader of Compose files", compile_it, say)
 
 
 def mochi(say: Callable[[str], None] = progress.say) -> Path:
-    """Build the MQTT broker Mochi, which the tests use beside Mosquitto; some seconds the first time."""
+    """Build the MQTT broker Mochi, which the tests use in addition to Mosquitto. The first build takes seconds."""
     return _built(mochi_path(), "the MQTT broker Mochi", partial(_compile_sources, _MOCHI), say)
 
 
 def actionlint(say: Callable[[str], None] = progress.say) -> Path:
-    """Build actionlint, which checks the workflows of GitHub; some seconds the first time."""
+    """Build actionlint, which checks GitHub workflows. The first build takes seconds."""
     return _built(actionlint_path(), f"actionlint {ACTIONLINT}", _compile_actionlint, say)
 
 
@@ -101,9 +101,9 @@ class _Commands:
     """Runs commands of a build and shows their progress.
 
     Attributes:
-        title: What is built.
+        title: The name of the program.
         go: The path of Go.
-        folder: Where the commands run, unless they name another.
+        folder: The default working directory of the commands.
         say: Receives the lines of progress.
     """
 
@@ -116,7 +116,7 @@ class _Commands:
         self.run([self.go, *arguments], folder, **environment)
 
     def run(self, command: Sequence[str], folder: Path | None = None, **environment: str) -> None:
-        # The Collector's builder calls Go by its name.
+        # The Collector's builder finds Go on the PATH.
         path = f"{Path(self.go).parent}{os.pathsep}{os.environ['PATH']}"
         variables = {"GOWORK": "off", "PATH": path, **_folders(self.go), **environment}
         try:
@@ -126,17 +126,17 @@ class _Commands:
 
 
 def everything(say: Callable[[str], None] = progress.say) -> list[Path]:
-    """Build the programs that are missing, then remove the modules and caches of a Go that `make test` installed."""
+    """Build the missing programs, then remove the modules and caches of the Go that `make test` installed."""
     paths = [collector(say), jaeger(say), compose_config(say), mochi(say), actionlint(say)]
     if _scratch().exists():
-        # In a process, which shows progress: a slow disk takes minutes for so many files.
+        # In a process with progress, because removing so many files takes minutes on a slow disk.
         remove = "import shutil, sys; shutil.rmtree(sys.argv[1], ignore_errors=True)"
         progress.run("Removing Go's modules and caches", [sys.executable, "-c", remove, str(_scratch())], say=say)
     return paths
 
 
 def _folders(go: str) -> dict[str, str]:
-    """Variables with the folders of a Go that `make test` installed; `everything` removes these after the builds."""
+    """Return the folders of the Go that `make test` installed, as variables. `everything` removes them after the builds."""
     if go != str(programs.own_go()):
         return {}
     flags = f"{os.environ.get('GOFLAGS', '')} -modcacherw".strip()
@@ -157,7 +157,7 @@ def _built(path: Path, title: str, compile_it: Callable[[_Commands, Path], None]
                 raise BuildError(
                     f"{title} is built from source, and no Go (https://go.dev) that is new enough is installed"
                 )
-            say(f"Building {title}, once for this machine …")
+            say(f"Building {title}, once per machine …")
             start = time.monotonic()
             compile_it(_Commands(title, go, scratch, say), scratch / path.name)
             say(f"Built {title} in {time.monotonic() - start:.0f} s: {path}")
@@ -170,7 +170,7 @@ def _compile_collector(commands: _Commands, program: Path) -> None:
         "install", "-v", f"go.opentelemetry.io/collector/cmd/builder@v{collector_version()}", GOBIN=str(folder)
     )
     sources = folder / "sources"
-    # The builder generates the sources and fetches the modules. `go build` follows without symbols for debuggers.
+    # The builder generates the sources and downloads the modules. `go build` then omits symbols for debuggers.
     commands.run(
         [str(folder / "builder"), "--config", str(MANIFEST), "--output-path", str(sources), "--skip-compilation"]
     )
@@ -178,7 +178,7 @@ def _compile_collector(commands: _Commands, program: Path) -> None:
 
 
 def _compile_jaeger(commands: _Commands, program: Path) -> None:
-    # `go install` refuses a module with replace directives; as another module's tool they do not apply.
+    # `go install` refuses a module with replace directives. They do not apply to a tool of another module.
     (commands.folder / "go.mod").write_text("module cascade.invalid/jaeger\n\ngo 1.25\n")
     package, version = _JAEGER_MODULE.split("@")
     commands.run_go("get", "-tool", f"{package}/cmd/jaeger@{version}")

@@ -1,4 +1,4 @@
-"""Where programs that were built are kept: outside the checkout, so that a new clone finds them."""
+"""Cache of built programs, outside the checkout, so that all clones share it."""
 
 import fcntl
 import hashlib
@@ -10,22 +10,22 @@ from pathlib import Path
 
 
 def folder() -> Path:
-    """`$XDG_CACHE_HOME/cascade/bin`, or the same below `~/.cache`."""
+    """Return `$XDG_CACHE_HOME/cascade/bin`, by default `~/.cache/cascade/bin`."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "cascade" / "bin"
 
 
 def path_of_sources(name: str, sources: Path) -> Path:
-    """The path in the cache of what is built from a folder's files; it contains a digest of them."""
+    """Return the path in the cache of a program built from a folder. The name contains a digest of the files."""
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(sources.glob("*")))).hexdigest()
     return folder() / f"{name}-{digest[:8]}"
 
 
 @contextmanager
 def building(program: Path) -> Iterator[Path | None]:
-    """A folder to build in, or None if the program is there, perhaps since another process has just built it.
+    """Yield a folder for the build, or None if the program exists. Waits for a build in another process.
 
-    What is built as `program.name` in that folder appears in the cache all at once, or not at all.
+    The program that is built as `program.name` in that folder is moved into the cache atomically.
     """
     program.parent.mkdir(parents=True, exist_ok=True)
     with (program.parent / f".{program.name}.lock").open("w") as lock:

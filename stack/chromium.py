@@ -9,27 +9,27 @@ from collections.abc import Mapping
 from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-"""The programs that are searched for, in this order."""
+"""Names of the program, in the order of the search."""
 
-PATIENCE = 60.0
-"""Seconds for one screenshot. Chromium needs two on an idle machine."""
+TIMEOUT = 60.0
+"""Seconds for one screenshot. Chromium takes two seconds on an idle machine."""
 
 _SIZE = "1600,1200"
 _BUDGET_MS = 10_000
-"""Milliseconds of the page's own clock for its requests and animations. Chromium does not wait for them in real time."""
+"""Milliseconds of virtual time for the requests and animations of a page."""
 
 
 class ScreenshotError(Exception):
-    """Chromium is not where the variable CHROMIUM names it, or saved no screenshot. The text ends with its output."""
+    """The program in the variable CHROMIUM does not exist, or saved no screenshot. The text ends with its output."""
 
 
 def find(environment: Mapping[str, str]) -> str | None:
-    """The path of Chromium: of the program that the variable CHROMIUM names, else of the first that is installed.
+    """Return the path of Chromium: the program in the variable CHROMIUM, else the first installed one of `NAMES`.
 
-    CHROMIUM=none gives None.
+    CHROMIUM=none returns None.
 
     Raises:
-        ScreenshotError: The program that CHROMIUM names does not exist.
+        ScreenshotError: The program in CHROMIUM does not exist.
     """
     named = environment.get("CHROMIUM")
     if named == "none":
@@ -42,18 +42,18 @@ def find(environment: Mapping[str, str]) -> str | None:
 
 
 def save(program: str, url: str, path: Path) -> None:
-    """Save a screenshot of the page at the URL as a PNG file, in place of an earlier one.
+    """Save a screenshot of a page as a PNG file; replaces an earlier one.
 
     Raises:
-        ScreenshotError: There is no screenshot after Chromium ended, or after `PATIENCE` seconds.
+        ScreenshotError: Chromium ended without a screenshot, or did not end in `TIMEOUT` seconds.
     """
     path.unlink(missing_ok=True)
-    # With the user's own profile, Chromium would open the page in a window that is already there.
+    # With the user's profile, Chromium would open the page in an existing window.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile, tempfile.TemporaryFile() as output:
         command = [
             program,
             "--headless=new",
-            *(["--no-sandbox"] if os.geteuid() == 0 else []),  # Chromium refuses to start as root with its sandbox
+            *(["--no-sandbox"] if os.geteuid() == 0 else []),  # Chromium does not start as root with its sandbox
             "--hide-scrollbars",
             f"--user-data-dir={profile}",
             f"--window-size={_SIZE}",
@@ -69,12 +69,12 @@ def save(program: str, url: str, path: Path) -> None:
 
 
 def _run(command: list[str], output: int) -> str:
-    """Run a command and its children to their end; returns how it ended."""
+    """Run a command and its children to their end; return a text about the end."""
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
     try:
-        return f"ended with exit code {process.wait(PATIENCE)}"
+        return f"ended with exit code {process.wait(TIMEOUT)}"
     except subprocess.TimeoutExpired:
-        return f"did not end in {PATIENCE:g} s"
+        return f"did not end in {TIMEOUT:g} s"
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

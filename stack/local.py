@@ -1,4 +1,4 @@
-"""The stack as plain processes: compose's configuration files, other addresses."""
+"""The servers as processes, with the configuration files of Compose and other addresses."""
 
 import os
 import socket
@@ -12,19 +12,19 @@ from stack.process import Server, ServerError, answers
 
 OPERATOR = "operator"
 RUNNER = "runner"
-PASSWORD = "cascade"  # noqa: S105 - for servers that nobody but this machine reaches
+PASSWORD = "cascade"  # noqa: S105 - for servers that only this machine can reach
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
-    """How often who looks: by the second in tests, as in compose otherwise."""
+class Intervals:
+    """Intervals of span metrics and scrapes. The defaults are those of Compose; tests use shorter ones."""
 
     span_metrics: str = "15s"
     scrape: str = "10s"
 
 
-def collector(folder: Path, ports: Ports, pace: Pace, *, detached: bool = False) -> Server:
-    """The Collector; its queues are in the folder and outlive it."""
+def collector(folder: Path, ports: Ports, intervals: Intervals, *, detached: bool = False) -> Server:
+    """Return the Collector. Its queues are in the folder and are kept."""
     environment = {
         "COLLECTOR_OTLP_GRPC": ports.at(ports.otlp_grpc),
         "COLLECTOR_OTLP_HTTP": ports.at(ports.otlp_http),
@@ -34,7 +34,7 @@ def collector(folder: Path, ports: Ports, pace: Pace, *, detached: bool = False)
         "COLLECTOR_SELF_PORT": str(ports.collector_self),
         "COLLECTOR_TO_JAEGER": ports.at(ports.jaeger_otlp),
         "COLLECTOR_QUEUE": str(folder / "collector"),
-        "COLLECTOR_SPANMETRICS_INTERVAL": pace.span_metrics,
+        "COLLECTOR_SPANMETRICS_INTERVAL": intervals.span_metrics,
     }
     return Server(
         "Collector",
@@ -47,7 +47,7 @@ def collector(folder: Path, ports: Ports, pace: Pace, *, detached: bool = False)
 
 
 def jaeger(folder: Path, ports: Ports, *, detached: bool = False) -> Server:
-    """Jaeger; its traces are in the folder and outlive it."""
+    """Return Jaeger. Its traces are in the folder and are kept."""
     data = folder / "jaeger"
     for part in ("keys", "values"):
         (data / part).mkdir(parents=True, exist_ok=True)
@@ -70,15 +70,15 @@ def jaeger(folder: Path, ports: Ports, *, detached: bool = False) -> Server:
     )
 
 
-def prometheus(folder: Path, ports: Ports, pace: Pace, *, detached: bool = False) -> Server:
-    """Prometheus with compose's configuration; it takes no addresses from the environment, so they are replaced."""
+def prometheus(folder: Path, ports: Ports, intervals: Intervals, *, detached: bool = False) -> Server:
+    """Return Prometheus. It reads no addresses from the environment, so they are replaced in a copy of the file."""
     configuration = (ROOT / "stack" / "prometheus" / "prometheus.yml").read_text()
     addresses = {
         "collector:8889": ports.at(ports.collector_prometheus),
         "collector:8888": ports.at(ports.collector_self),
         "localhost:9090": ports.at(ports.prometheus),
         "rules/*.yml": str(ROOT / "stack" / "prometheus" / "rules" / "*.yml"),
-        "_interval: 10s": f"_interval: {pace.scrape}",
+        "_interval: 10s": f"_interval: {intervals.scrape}",
     }
     path = _written(folder / "prometheus" / "prometheus.yml", _replaced(configuration, addresses))
     command = [
@@ -93,7 +93,7 @@ def prometheus(folder: Path, ports: Ports, pace: Pace, *, detached: bool = False
 
 
 def mosquitto(folder: Path, ports: Ports, *, detached: bool = False) -> Server:
-    """Mosquitto by compose's own script, with compose's configuration, other paths and another port."""
+    """Return Mosquitto, started by the script of Compose with other paths and another port."""
     configuration, data = folder / "mosquitto" / "config", folder / "mosquitto" / "data"
     data.mkdir(parents=True, exist_ok=True)
     lines = _replaced(
@@ -101,7 +101,7 @@ def mosquitto(folder: Path, ports: Ports, *, detached: bool = False) -> Server:
         {"listener 1883\n": f"listener {ports.mqtt} {HOST}\n", "/mosquitto/data/": f"{data}/"},
     )
     if os.geteuid() == 0:
-        # It would go on as the user mosquitto, who may not write here.
+        # Otherwise Mosquitto continues as the user mosquitto, which cannot write to the folder.
         lines += "user root\n"
     _written(configuration / "mosquitto.conf", lines)
     _written(configuration / "acl", (ROOT / "stack" / "mosquitto" / "acl").read_text())
@@ -110,17 +110,17 @@ def mosquitto(folder: Path, ports: Ports, *, detached: bool = False) -> Server:
         "MOSQUITTO_DATA": str(data),
         "MQTT_RUNNER_PASSWORD": PASSWORD,
         "MQTT_OPERATOR_PASSWORD": PASSWORD,
-        "PATH": f"{os.environ.get('PATH', '')}:{programs.WHERE_ROOT_LOOKS}",
+        "PATH": f"{os.environ.get('PATH', '')}:{programs.ROOT_PATH}",
     }
     command = ["/bin/sh", str(ROOT / "stack" / "mosquitto" / "start.sh")]
     return Server("Mosquitto", command, folder / "mosquitto.log", lambda: _accepts(ports.mqtt), environment, detached)
 
 
 def program(name: str) -> str:
-    """The path of an installed program; Debian has some where only root looks.
+    """Return the path of an installed program.
 
     Raises:
-        ServerError: It is not installed.
+        ServerError: The program is not installed.
     """
     found = programs.find(name)
     if found is None:

@@ -1,4 +1,4 @@
-"""The pages of the stack that show a run: their URLs, opened in a browser and saved as screenshots."""
+"""Opens the pages of a run in the browser and saves screenshots of them."""
 
 import json
 import os
@@ -22,7 +22,7 @@ FOLDER = ROOT / "build" / "look"
 """The default folder of the screenshots."""
 
 _TIMEOUT = 30.0
-"""Seconds for the answer of a page."""
+"""Seconds for the response of a page."""
 
 _TWO_DAYS = 2 * 86_400
 
@@ -37,7 +37,7 @@ class Page:
         name: The name of its screenshot, without `.png`.
         title: The server and the page.
         url: The URL.
-        hint: What the page shows of the run.
+        hint: A line of help.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Page:
 
 
 def look(trace_id: str | None, folder: Path = up.FOLDER, out: Path = FOLDER) -> Iterator[str]:
-    """Open the pages of a run and save screenshots of them; gives lines for the terminal as it proceeds.
+    """Open the pages of a run and save screenshots; yields the lines for the terminal.
 
     Args:
         trace_id: The id of the trace or of the run; None for the latest run of any service.
@@ -68,7 +68,7 @@ def look(trace_id: str | None, folder: Path = up.FOLDER, out: Path = FOLDER) -> 
         if (problem := problem_of(page.url)) is None:
             served.append(page)
         else:
-            (out / f"{page.name}.png").unlink(missing_ok=True)  # of an earlier look: the page was served then
+            (out / f"{page.name}.png").unlink(missing_ok=True)  # an earlier screenshot, when the page was available
             yield f"  Not shown: {problem}."
     if not any(page.name == "jaeger-trace" for page in served):
         yield f"\nThe trace in the terminal: make stack-show TRACE={spans[0].trace_id}"
@@ -78,7 +78,7 @@ def look(trace_id: str | None, folder: Path = up.FOLDER, out: Path = FOLDER) -> 
 
 
 def pages(first: ReceivedSpan, stack: Running) -> list[Page]:
-    """The pages that show a run, or its service.
+    """Return the pages of a run and its service.
 
     Args:
         first: The span that `first_of` returns.
@@ -111,7 +111,7 @@ def _of_jaeger(first: ReceivedSpan, stack: Running) -> list[Page]:
 
 
 def _search(first: ReceivedSpan, jaeger: str) -> Page:
-    """The search for runs of the same target, or for the traces of the run of a part."""
+    """Return the search for runs of the same target; for a part, the search for the traces of its run."""
     since = first.start_ns // 1_000 - _TWO_DAYS * 1_000_000  # without `start`, Jaeger searches the last two days
     query = {"service": _service(first), "lookback": "custom", "start": str(since), "limit": "20"}
     title, hint = "Jaeger: runs of this target", "The latest 20, active and ended, from two days before this run on."
@@ -144,10 +144,10 @@ def _of_grafana(first: ReceivedSpan, grafana: str) -> list[Page]:
 
 
 def problem_of(url: str) -> str | None:
-    """The reason why a URL shows no page to a person; None if it does.
+    """Return the reason why a URL has no page; None if it has one.
 
-    All pages of the stack are drawn by scripts. A page without any is a placeholder: that of a Jaeger which was built
-    without its pages is served with the status 200.
+    All pages of the stack use scripts. A page without a script is the placeholder that a Jaeger without pages serves with
+    the status 200.
     """
     try:
         with urllib.request.urlopen(url, timeout=_TIMEOUT) as answer:
@@ -158,15 +158,15 @@ def problem_of(url: str) -> str | None:
     except (OSError, HTTPException) as error:
         return f"no answer ({error})"
     if "<script" not in text:
-        return "a placeholder is served, since the server was built without its pages"
+        return "the server was built without its pages and serves a placeholder"
     return None
 
 
 def first_of(spans: Spans, run_id: str = "") -> ReceivedSpan:
-    """The marker of a run's start, whose name lists active and ended runs; else the run's span.
+    """Return the marker of a run's start, by which Jaeger lists active and ended runs; else the span of the run.
 
-    The run is that with the given id (32 hex digits), else the latest run in the trace that no task has started. Without
-    such a run the span is the root of a part, else the span of the first run, else the first span.
+    The run is the one with the given id (32 hex digits), else the latest run in the trace that was not started by a task.
+    Without such a run, the span is the root of a part, else the span of the first run, else the first span.
     """
     runs = [span for span in spans if a.RUN_TARGET in span.attributes]
     named = [span for span in runs if _run_id(span).replace("-", "") == run_id]
@@ -203,7 +203,7 @@ def _subject(spans: Spans, first: ReceivedSpan) -> str:
 
 
 def _open(served: Sequence[Page], environment: Mapping[str, str]) -> str:
-    """Open pages in the browser; returns a line about it."""
+    """Open pages in the browser; return a line about the result."""
     browser = environment.get("BROWSER")
     if browser == "none":
         return "No page was opened: BROWSER=none."

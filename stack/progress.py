@@ -1,6 +1,6 @@
-"""Run a long command and show the time and its latest line every few seconds.
+"""Runs a long command, and prints the elapsed time and the latest line of output every few seconds.
 
-`python -m stack.progress TITLE COMMAND...` does so on a terminal, and prints the command's output at its end.
+`python -m stack.progress TITLE COMMAND...` also prints the whole output at the end.
 """
 
 import os
@@ -12,17 +12,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 INTERVAL = 3.0
-"""Seconds between two lines of progress. A shorter command prints none, also where several follow each other."""
+"""Seconds between two lines of progress. A shorter command prints none."""
 
 _WIDTH = 100
 
 
 class CommandError(Exception):
-    """A command failed; the text is the end of its output.
+    """A command failed. The text is the end of its output.
 
     Attributes:
-        returncode: Its exit code.
-        output: Everything that it printed.
+        returncode: The exit code.
+        output: The whole output.
     """
 
     def __init__(self, command: Sequence[str], returncode: int, output: str) -> None:
@@ -32,7 +32,7 @@ class CommandError(Exception):
 
 
 def say(text: str) -> None:
-    """Print a line at once, also into a pipe."""
+    """Print a line and flush it."""
     print(text, flush=True)
 
 
@@ -54,11 +54,11 @@ def run(
         environment: Variables on top of those of this process.
 
     Raises:
-        CommandError: The command ended with another exit code than 0.
+        CommandError: The exit code of the command was not 0.
         FileNotFoundError: The program is not installed.
     """
     start = time.monotonic()
-    # A file, not a pipe: a service that a package starts inherits it and would keep a pipe open.
+    # A file instead of a pipe: a service that a package starts inherits it and would keep a pipe open.
     with tempfile.TemporaryFile() as output:
         with subprocess.Popen(
             command,

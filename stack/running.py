@@ -1,4 +1,4 @@
-"""The running stack, started by `make stack-up` or by Compose, and the traces that its Jaeger has."""
+"""Finds the running stack, started by `make stack-up` or by Compose, and reads traces from its Jaeger."""
 
 import os
 import re
@@ -16,15 +16,15 @@ from stack.process import ServerError, answers
 from tests.lab.jaeger import Jaeger
 
 _PUBLISHED = {"JAEGER_PORT": "16686", "PROMETHEUS_PORT": "9090", "GRAFANA_PORT": "3000"}
-"""The variables of docker-compose.yml with ports of pages, and their defaults there."""
+"""Variables of docker-compose.yml with the ports of pages, and their defaults."""
 
 _TIMEOUT = 30.0
-"""Seconds for an answer of a server that accepts a connection. A server that is not running refuses it at once."""
+"""Seconds for the response of a server that accepted a connection."""
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """URLs of the servers with pages, without a slash at the end. None: that server is not running."""
+    """URLs of the servers with pages, without a slash at the end. None means that the server is not running."""
 
     jaeger: str
     prometheus: str | None = None
@@ -32,7 +32,7 @@ class Running:
 
 
 def find(folder: Path = up.FOLDER) -> Running:
-    """The servers that `make stack-up` started with this folder, else those of Compose.
+    """Return the servers that `make stack-up` started with this folder, else those of Compose.
 
     Raises:
         ServerError: Neither stack is running.
@@ -47,7 +47,7 @@ def find(folder: Path = up.FOLDER) -> Running:
     jaeger, prometheus, grafana = (published[name] for name in _PUBLISHED)
     if not answers(f"{jaeger}/api/services", _TIMEOUT):
         raise ServerError(
-            f"The stack is not running: make stack-up, or docker compose up -d --wait. No Jaeger answers at {jaeger}"
+            f"The stack is not running: make stack-up, or docker compose up -d --wait. There is no Jaeger at {jaeger}"
         )
     return Running(
         jaeger,
@@ -57,7 +57,7 @@ def find(folder: Path = up.FOLDER) -> Running:
 
 
 def compose_urls(environment: Mapping[str, str], settings: str) -> dict[str, str]:
-    """The URL for each variable of docker-compose.yml with the port of a page.
+    """Return the URL of a page for each variable in `_PUBLISHED`.
 
     Args:
         environment: The variables of the process. They have priority over those of the file, as with Compose.
@@ -69,7 +69,7 @@ def compose_urls(environment: Mapping[str, str], settings: str) -> dict[str, str
 
 
 def trace(trace_id: str | None, jaeger_url: str) -> Spans:
-    """The spans of a trace that Jaeger has.
+    """Read a trace from Jaeger.
 
     Args:
         trace_id: The id of the trace or of a run; None for the trace of the latest run of any service. The trace of a
@@ -77,7 +77,7 @@ def trace(trace_id: str | None, jaeger_url: str) -> Spans:
         jaeger_url: The URL of Jaeger's query API.
 
     Raises:
-        ServerError: Jaeger has no such trace or no run, or does not answer.
+        ServerError: Jaeger has no such trace or no run, or does not respond.
     """
     jaeger = Jaeger(jaeger_url)
     try:
@@ -95,10 +95,10 @@ def trace(trace_id: str | None, jaeger_url: str) -> Spans:
 
 
 def plain_id(text: str) -> str:
-    """The id of a trace or run as 32 hex digits.
+    """Return the id of a trace or run as 32 hex digits.
 
     Raises:
-        ServerError: The text is no such id.
+        ServerError: The text is not an id.
     """
     plain = text.replace("-", "").lower()
     if re.fullmatch("[0-9a-f]{1,32}", plain) is None:
@@ -107,9 +107,12 @@ def plain_id(text: str) -> str:
 
 
 def _joined_by(run_id: str, jaeger: Jaeger) -> Spans:
-    """The spans of the trace of a caller or of another run in which a run is; none if Jaeger has no such run."""
+    """Return the trace of a run that joined the trace of a caller or of another run; no spans if there is none."""
     of_run = {RUN_ID: run_id}
-    searches = ({**of_run, RUN_STARTED: "true"}, of_run)  # a trace that is no part; else the part with a nested run
+    searches = (
+        {**of_run, RUN_STARTED: "true"},
+        of_run,
+    )  # the trace that is not a part; else the part with a nested run
     services = jaeger.services()
     found = (trace_id for tags in searches for service in services for trace_id in jaeger.find(service, tags=tags))
     return next(map(jaeger.trace, found), Spans())

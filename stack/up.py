@@ -1,4 +1,4 @@
-"""The stack as processes that outlive this one: `up` starts them, `down` ends them."""
+"""Starts and stops the servers as detached processes."""
 
 import json
 import os
@@ -11,24 +11,24 @@ from pathlib import Path
 
 from stack import build, local
 from stack.addresses import Ports, default_ports
-from stack.process import PATIENCE, Server, ServerError, until
+from stack.process import TIMEOUT, Server, ServerError, until
 
 FOLDER = build.ROOT / ".make" / "stack"
-"""The folder for logs and the data of the servers; `make clean` removes it."""
+"""The folder for the logs and the data of the servers. `make clean` removes it."""
 
-_PACE = local.Pace()
+_INTERVALS = local.Intervals()
 _OPTIONAL = {"mosquitto": "MQTT", "prometheus": "Jaeger's Monitor tab and Prometheus"}
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """The ports and the processes of the servers that `up` started.
+    """Ports and processes of the servers that `up` started.
 
     Attributes:
         ports: The ports of all servers.
-        pids: The process ids by the names of the servers.
-        start_times: The start times of the processes. After a restart of the machine, other processes have these ids. A
-            file of an older version has none.
+        pids: Process ids by the names of the servers.
+        start_times: Start times of the processes. They detect process ids that other processes have after a restart of
+            the machine. A file of an older version has none.
     """
 
     ports: Ports
@@ -39,7 +39,7 @@ class State:
         (folder / "state.json").write_text(json.dumps(asdict(self)))
 
     def alive(self) -> dict[str, int]:
-        """The process ids of the servers that are running."""
+        """Return the process ids of the running servers."""
         return {
             name: pid
             for name, pid in self.pids.items()
@@ -48,7 +48,7 @@ class State:
 
     @classmethod
     def load(cls, folder: Path) -> "State | None":
-        """The state that `up` saved, if any of its processes is still running."""
+        """Return the state that `up` saved, if any of its processes is running."""
         with suppress(FileNotFoundError):
             plain = json.loads((folder / "state.json").read_text())
             state = cls(Ports(**plain["ports"]), plain["pids"], plain.get("start_times", {}))
@@ -58,10 +58,10 @@ class State:
 
 
 def up(folder: Path = FOLDER, choose_ports: Callable[[], Ports] = default_ports) -> str:
-    """Start the servers, again if one of them has ended; returns their addresses and the next commands.
+    """Start the servers, and restart them if one has ended; return their addresses and the next commands.
 
     Raises:
-        BuildError: The Collector or Jaeger is not built yet, and cannot be.
+        BuildError: The Collector or Jaeger could not be built.
         ServerError: A server did not start.
     """
     state = State.load(folder)
@@ -84,11 +84,11 @@ def up(folder: Path = FOLDER, choose_ports: Callable[[], Ports] = default_ports)
         pids = {server.name: server.process.pid for server in started if server.process}
         state = State(ports, pids, {name: _start_time(pid) for name, pid in pids.items()})
         state.save(folder)
-    return "\n".join(_told(folder, state))
+    return "\n".join(_addresses(folder, state))
 
 
 def down(folder: Path = FOLDER) -> str:
-    """End the servers that `up` started. Their data is kept."""
+    """Stop the servers that `up` started; their data is kept."""
     state = State.load(folder)
     if state is None:
         return "The stack is not running."
@@ -96,14 +96,14 @@ def down(folder: Path = FOLDER) -> str:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
     for name in state.pids:
-        until(lambda name=name: name not in state.alive(), f"{name} has ended", PATIENCE)  # type: ignore[misc]  # bound now
+        until(lambda name=name: name not in state.alive(), f"{name} has ended", TIMEOUT)  # type: ignore[misc]  # bound now
     (folder / "state.json").unlink()
     return f"Ended {', '.join(state.pids)}."
 
 
 def _servers(folder: Path, ports: Ports) -> Iterator[Callable[[], Server]]:
     yield lambda: local.jaeger(folder, ports, detached=True)
-    yield lambda: local.collector(folder, ports, _PACE, detached=True)
+    yield lambda: local.collector(folder, ports, _INTERVALS, detached=True)
     for program, what in _OPTIONAL.items():
         try:
             local.program(program)
@@ -116,13 +116,13 @@ def _servers(folder: Path, ports: Ports) -> Iterator[Callable[[], Server]]:
 def _optional(program: str, folder: Path, ports: Ports) -> Server:
     if program == "mosquitto":
         return local.mosquitto(folder, ports, detached=True)
-    return local.prometheus(folder, ports, _PACE, detached=True)
+    return local.prometheus(folder, ports, _INTERVALS, detached=True)
 
 
-def _told(folder: Path, state: State) -> Iterator[str]:
+def _addresses(folder: Path, state: State) -> Iterator[str]:
     ports = state.ports
     otlp, jaeger = ports.url(ports.otlp_http), ports.url(ports.jaeger_http)
-    yield f"Jaeger      {jaeger}   its query API; this build has no pages: `make stack-show` draws a trace"
+    yield f"Jaeger      {jaeger}   the query API; this build has no pages: `make stack-show` draws a trace"
     yield f"Collector   {otlp} (HTTP), {ports.at(ports.otlp_grpc)} (gRPC)"
     if "Mosquitto" in state.pids:
         user = f"{local.RUNNER}:{local.PASSWORD}"
@@ -131,14 +131,14 @@ def _told(folder: Path, state: State) -> Iterator[str]:
         yield f"Prometheus  {ports.url(ports.prometheus)}"
     yield f"Logs        {folder}"
     yield ""
-    yield "Send it the demo, then look at its trace:"
+    yield "Run the demo and draw its trace:"
     yield ""
     yield f"  OTEL_EXPORTER_OTLP_ENDPOINT={otlp} make demo"
     yield "  make stack-show"
 
 
 def _start_time(pid: int) -> str | None:
-    """The start time of a process, in clock ticks since the start of the machine; None if it has ended."""
+    """Return the start time of a process, in clock ticks since the start of the machine; None if it has ended."""
     with suppress(FileNotFoundError, ProcessLookupError):
         status, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if status == "Z" else fields[18]

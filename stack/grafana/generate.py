@@ -1,4 +1,4 @@
-"""Writes the dashboards into `dashboards/`, where Grafana reads them: `python -m stack.grafana.generate`."""
+"""Writes the dashboards to `dashboards/`, which Grafana reads: `python -m stack.grafana.generate`."""
 
 import json
 from pathlib import Path
@@ -20,18 +20,18 @@ from stack.grafana.panels import (
 
 FOLDER = Path(__file__).parent / "dashboards"
 
-# Names of services and tasks may have any characters. The format `regex` escapes those that a regular expression uses,
-# and a text in backticks, of PromQL and of TraceQL alike, keeps backslashes and quotation marks as they are.
+# Names of services and tasks may have any characters. The format `regex` escapes the characters of regular expressions. In
+# PromQL and TraceQL, a text in backticks keeps backslashes and quotation marks.
 _SERVICE = "`${service:regex}`"
 _TARGET = "`${target:regex}`"
 _OF_SERVICE = f"job=~{_SERVICE}"
 _RUNS = f"{_OF_SERVICE}, cascade_run_target=~{_TARGET}"
-_BAD = 'cascade_run_result=~"failure|error|timeout"'
+_FAILED = 'cascade_run_result=~"failure|error|timeout"'
 _RANGE = "$__range"
 
 
 def runs() -> Json:
-    """All runs of all services."""
+    """Return the dashboard of all runs of all services."""
     durations = new_in("cascade_run_duration_seconds_bucket", _RUNS)
     variables = [
         values_of("service", "Service", "label_values(cascade_run_duration_seconds_count, job)"),
@@ -44,7 +44,7 @@ def runs() -> Json:
     return dashboard(
         "cascade-runs",
         "Cascade: runs",
-        "How many runs there are, how many fail, how long they take, and what they wait for.",
+        "Number, results, durations and waits of runs.",
         variables,
         [*_numbers(), *_of_runs(durations), *_of_tasks(), *_of_telemetry(), *_latest()],
     )
@@ -52,7 +52,7 @@ def runs() -> Json:
 
 def _numbers() -> list[Json]:
     total = f"sum({new_in('cascade_run_duration_seconds_count', _RUNS, _RANGE)})"
-    failed = f"sum({new_in('cascade_run_duration_seconds_count', f'{_RUNS}, {_BAD}', _RANGE)})"
+    failed = f"sum({new_in('cascade_run_duration_seconds_count', f'{_RUNS}, {_FAILED}', _RANGE)})"
     tasks = f"sum({new_in('cascade_task_duration_seconds_count', _OF_SERVICE, _RANGE)})"
     lost = f"sum({new_in('cascade_telemetry_lost_total', _OF_SERVICE, _RANGE)})"
     return [
@@ -197,7 +197,7 @@ _OF_RUN = {a.RUN_TARGET: "Target", a.SERVICE_NAME: "Service", a.RUN_ID: "Run"}
 _SELECTED = f"name, span.{a.RUN_TARGET}, span.{a.RUN_ID}, resource.{a.SERVICE_NAME}"
 _CHOSEN = f"resource.{a.SERVICE_NAME} =~ {_SERVICE} && span.{a.RUN_TARGET} =~ {_TARGET}"
 _EACH_RUN = f"by(span.{a.RUN_ID})"
-# Without it Tempo returns any matches, not the latest.
+# Without `most_recent`, Tempo returns any matches instead of the latest.
 _LATEST = "with (most_recent=true)"
 
 
@@ -220,7 +220,7 @@ def _latest() -> list[Json]:
 
 
 def files() -> dict[Path, str]:
-    """The text of each file."""
+    """Return the text of each file."""
     return {
         FOLDER / f"{made['uid']}.json": json.dumps(made, indent=2, ensure_ascii=False) + "\n"
         for made in (runs(), one_run())

@@ -16,27 +16,27 @@ from stack.grafana.panels import (
     trace,
 )
 
-# The id may be any text that the caller has given. Backticks keep quotation marks and backslashes as they are.
+# A caller may set any text as the id. Backticks keep quotation marks and backslashes.
 _THIS_RUN = f"span.{a.RUN_ID} = `$run_id`"
-# Attempts and waits have other names than their task. Spans without a result do not match "!=".
+# The names of attempts and waits differ from that of their task. Spans without a result do not match "!=".
 _ITS_TASKS = f'{_THIS_RUN} && span.{a.TASK_RESULT} != "skip" && name = span.{a.TASK_NAME}'
 _EACH_TASK = f"by(span.{a.TASK_ID})"
 
 
 def one_run() -> Json:
-    """One run: its traces, its tasks, and how long such tasks usually take."""
+    """Return the dashboard of one run: its traces, its tasks, and usual durations of these tasks."""
     return dashboard(
         "cascade-run",
         "Cascade: one run",
-        "A run by its id and the id of its trace, which the lists of runs fill in. Tasks are found by the run's id, since "
-        "the parts of a large run are traces of their own.",
+        "A run by its id and its trace id, which the lists of runs set. Tasks are found by the id of the run, because "
+        "the parts of a large run are separate traces.",
         [
             text_box("trace_id", "Trace id"),
             text_box("run_id", "Run id"),
             choice("at_least", "Tasks of at least", ["0s", "10ms", "100ms", "1s", "10s", "1m", "10m"]),
         ],
         [trace("The trace with this id", "$trace_id"), *_its_traces(), _its_longest_tasks(), _usual()],
-        refresh="",  # the list of thousands of tasks takes Tempo seconds
+        refresh="",  # Tempo takes seconds for thousands of tasks
     )
 
 
@@ -93,7 +93,7 @@ def _its_longest_tasks() -> Json:
 def _usual() -> Json:
     usual = quantile(0.5, new_in("cascade_task_duration_seconds_bucket", 'job=~".*"'), ", cascade_task_name")
     return time_series(
-        "How long tasks of each name usually take",
+        "Usual duration of the tasks of each name",
         Query(usual, "{{cascade_task_name}}", exemplars=True),
         unit="s",
         about="Half of the tasks of this name, of all runs in five minutes each, are faster.",

@@ -1,4 +1,4 @@
-"""One function for each kind of panel and variable of a dashboard, and their queries."""
+"""Panels, variables and queries of a dashboard, one function for each kind."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ TO_RUN = (
     "/d/cascade-run?var-trace_id=${__data.fields.traceIdHidden}"
     '&var-run_id=${__data.fields["cascade.run.id"]}&${__url_time_range}'
 )
-"""The dashboard of the run of a row, which needs the run's id among the row's columns."""
+"""URL of the dashboard of a run. The row needs a column with the id of the run."""
 
 PROMETHEUS = {"type": "prometheus", "uid": "prometheus"}
 TEMPO = {"type": "tempo", "uid": "tempo"}
@@ -19,12 +19,14 @@ COLUMNS = 24
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One line, or family of lines, of a Prometheus panel.
+    """A Prometheus query of a panel.
 
     Attributes:
-        instant: The value now, not a time series.
-        exemplars: Single measurements as dots that lead to their traces. They are found by the metrics that the
-            expression names, so it must be one that Cascade or the Collector measures, not a recording rule.
+        expr: The PromQL expression.
+        legend: The name of each series.
+        instant: Whether the query returns the current value instead of a time series.
+        exemplars: Whether the panel shows exemplars, with links to their traces. The expression must then use metrics of
+            Cascade or of the Collector, not recording rules.
     """
 
     expr: str
@@ -34,10 +36,10 @@ class Query:
 
 
 def new_in(metric: str, selection: str, window: str = "5m") -> str:
-    """The increase of counters, or of the buckets of histograms, in a window, with the first value of a new series.
+    """Return the increase of counters or buckets in a window, which includes the first value of a new series.
 
-    The rules of `stack/prometheus/rules` compute the same. Panels with exemplars need the expression itself, since the result of a
-    rule has no exemplars, and so do numbers over the whole time that is shown.
+    The rules in `stack/prometheus/rules` compute the same. Panels with exemplars need the expression, because the result of
+    a rule has no exemplars. Numbers over the whole time range need it too.
     """
     one = f"{metric}{{{selection}}}"
     before = f"last_over_time({one}[1h] offset {window})"
@@ -49,7 +51,7 @@ def quantile(share: float, buckets: str, by: str = "") -> str:
 
 
 def stat(title: str, query: Query, *, unit: str = "short", bad_above: float | None = None, about: str = "") -> Json:
-    """A number; red above a limit, if there is one."""
+    """Return a panel with a number, which is red above the limit `bad_above`."""
     steps: list[Json] = [{"color": "text", "value": None}]
     if bad_above is not None:
         steps = [{"color": "green", "value": None}, {"color": "red", "value": bad_above}]
@@ -63,7 +65,7 @@ def stat(title: str, query: Query, *, unit: str = "short", bad_above: float | No
 
 
 def time_series(title: str, *queries: Query, unit: str = "short", stacked: bool = False, about: str = "") -> Json:
-    """Lines over time, or areas that add up."""
+    """Return a panel with lines over time, or with stacked areas."""
     stacking = {"mode": "normal" if stacked else "none", "group": "A"}
     custom = {"fillOpacity": 30 if stacked else 5, "stacking": stacking, "showPoints": "auto", "spanNulls": False}
     defaults = {"unit": unit, "min": 0, "custom": custom}
@@ -79,14 +81,14 @@ def time_series(title: str, *queries: Query, unit: str = "short", stacked: bool 
 class Search:
     """A TraceQL search, one row for each span set.
 
-    Grafana sends the first query of a panel to Tempo and drops further ones. Tempo stores a trace that is not complete in
-    fragments, until a compaction. Of span sets of the same trace it returns the one with the most matches, unless `by(...)`
-    makes them different: a search for several spans of a trace groups them by an attribute that each has to itself.
+    Grafana sends only the first query of a panel to Tempo. Tempo stores an incomplete trace in fragments until a compaction.
+    Of several span sets of one trace, Tempo returns the one with the most matches, unless `by(...)` makes them different.
+    Therefore a search for several spans of a trace groups them by an attribute that is unique to each span.
 
     Attributes:
-        traceql: The search. Attributes that it selects are columns.
-        columns: The columns after the start time and the name, as Grafana names them, with their titles.
-        hidden: Further columns that Grafana makes of the answer, such as the attributes of conditions and of `by(...)`.
+        traceql: The query. The selected attributes are columns.
+        columns: Titles of the columns after start time and name, by Grafana's names of the columns.
+        hidden: Further columns of the response, such as the attributes of conditions and of `by(...)`.
         traces: The largest number of traces.
         sort: The column by which Grafana sorts the rows, in descending order. Tempo does not sort.
         link: The URL of the link of each name.
@@ -101,7 +103,7 @@ class Search:
 
 
 def span_table(title: str, search: Search, *, about: str = "", width: int = COLUMNS, height: int = 9) -> Json:
-    """A table of the spans that a search finds."""
+    """Return a table of the spans that a search finds."""
     target = {
         "refId": "A",
         "datasource": TEMPO,
@@ -129,7 +131,7 @@ def span_table(title: str, search: Search, *, about: str = "", width: int = COLU
 
 
 def bars(title: str, traceql: str, *, unit: str, about: str = "", height: int = 9) -> Json:
-    """The largest value of each series of a TraceQL metric."""
+    """Return a bar chart of the largest value of each series of a TraceQL metric."""
     target = {"refId": "A", "datasource": TEMPO, "queryType": "traceql", "query": traceql}
     return _panel("bargauge", title, TEMPO, about) | {
         "targets": [target],
@@ -140,7 +142,7 @@ def bars(title: str, traceql: str, *, unit: str, about: str = "", height: int = 
 
 
 def trace(title: str, trace_id: str) -> Json:
-    """One trace, as Grafana shows it."""
+    """Return a panel with one trace."""
     target = {"refId": "A", "datasource": TEMPO, "queryType": "traceql", "query": trace_id}
     return _panel("traces", title, TEMPO, "") | {"targets": [target], "gridPos": {"w": COLUMNS, "h": 20}}
 
@@ -148,7 +150,7 @@ def trace(title: str, trace_id: str) -> Json:
 def dashboard(
     uid: str, title: str, about: str, variables: Sequence[Json], panels: Sequence[Json], refresh: str = "30s"
 ) -> Json:
-    """A dashboard. Its panels are placed from left to right and top to bottom."""
+    """Return a dashboard with its panels from left to right and top to bottom."""
     placed, x, y, height = list[Json](), 0, 0, 0
     for number, panel in enumerate(panels, 1):
         size = panel["gridPos"]
@@ -177,7 +179,7 @@ def dashboard(
 
 
 def values_of(name: str, label: str, query: str) -> Json:
-    """A variable with all values of a label. Several can be selected. The default is all of them."""
+    """Return a variable with all values of a label. Several values can be selected; the default is all."""
     return {
         "type": "query",
         "name": name,
@@ -195,7 +197,7 @@ def values_of(name: str, label: str, query: str) -> Json:
 
 
 def choice(name: str, label: str, values: Sequence[str]) -> Json:
-    """A variable with the given values. The default is the first."""
+    """Return a variable with the given values. The default is the first one."""
     options = [{"text": value, "value": value, "selected": value == values[0]} for value in values]
     return {
         "type": "custom",

@@ -18,7 +18,7 @@ from stack.process import until
 from tests.lab.jaeger import Jaeger
 from tests.lab.waiting import HANG
 
-PACE = local.Pace(span_metrics="4s", scrape="1s")
+INTERVALS = local.Intervals(span_metrics="4s", scrape="1s")
 """Exemplars of span metrics are there from one interval to the next: Prometheus looks several times meanwhile."""
 
 NO_COMPOSE = {name: str(reserved_port()) for name in ("JAEGER_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")}
@@ -79,8 +79,8 @@ class Processes(Servers):
         super().__init__(ports.url(ports.jaeger_http), ports.url(ports.otlp_http))
         self.ports = ports
         self.jaeger_server = local.jaeger(folder, ports)
-        self.collector = local.collector(folder, ports, PACE)
-        self.prometheus = local.prometheus(folder, ports, PACE)
+        self.collector = local.collector(folder, ports, INTERVALS)
+        self.prometheus = local.prometheus(folder, ports, INTERVALS)
         self.mosquitto = local.mosquitto(folder, ports)
 
     def mqtt_url(self, user: str = local.RUNNER, password: str = local.PASSWORD) -> str:

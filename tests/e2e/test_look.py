@@ -166,7 +166,7 @@ def test_pages_that_are_served_are_opened_and_the_others_are_reported(
     page = urls_in(done.stdout)["Prometheus: ended runs"]
     assert (tmp_path / "opened").read_text() == f"{page} 200 True\n"
     assert "Pages opened in the browser: 1 of 1." in done.stdout
-    placeholder = "Not shown: a placeholder is served, since the server was built without its pages."
+    placeholder = "Not shown: the server was built without its pages and serves a placeholder."
     assert done.stdout.count(placeholder) == 3
     assert f"make stack-show TRACE={trace_id}" in done.stdout
     assert not (tmp_path / "jaeger-trace.png").exists()
@@ -218,7 +218,7 @@ def test_chromium_saves_screenshots_of_the_pages_that_are_served(
     monkeypatch.delenv("CHROMIUM")
     if chromium.find({}) is None:
         pytest.skip(f"none of {', '.join(chromium.NAMES)} is installed")
-    monkeypatch.setattr(chromium, "PATIENCE", HANG)
+    monkeypatch.setattr(chromium, "TIMEOUT", HANG)
     text = look_at(started, trace_id, tmp_path / "look")
     (picture,) = (tmp_path / "look").iterdir()
     assert text.endswith(f"Screenshot: {picture}")

@@ -79,7 +79,7 @@ def test_what_the_go_command_says_is_in_the_error(monkeypatch: pytest.MonkeyPatc
     said = list[str]()
     with pytest.raises(build.BuildError, match="no network here"):
         build.collector(said.append)
-    assert "once for this machine" in said[0]
+    assert "once per machine" in said[0]
     assert subprocess.run(["ls", cache.folder()], capture_output=True, text=True, check=True).stdout == ""
 
 

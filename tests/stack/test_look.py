@@ -157,7 +157,7 @@ def test_a_chromium_that_saves_nothing_is_an_error_with_its_output(tmp_path: Pat
 def test_a_chromium_that_does_not_end_is_killed_with_its_children(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chromium, "PATIENCE", 0.5)
+    monkeypatch.setattr(chromium, "TIMEOUT", 0.5)
     hanging = program(tmp_path, 'mkfifo "$0.pipe"\ncat < "$0.pipe" &\nwait')
     with pytest.raises(chromium.ScreenshotError, match=r"did not end in 0\.5 s and saved no screenshot"):
         chromium.save(hanging, "http://127.0.0.1:1/", tmp_path / "picture.png")

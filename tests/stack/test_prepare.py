@@ -24,7 +24,7 @@ def prepare(path: Path, cache: Path, **variables: str) -> subprocess.CompletedPr
     command = [
         sys.executable,
         "-c",
-        "import sys; from stack import prepare, programs; programs.WHERE_ROOT_LOOKS = ''; sys.exit(prepare.main(['servers']))",
+        "import sys; from stack import prepare, programs; programs.ROOT_PATH = ''; sys.exit(prepare.main(['servers']))",
     ]
     return subprocess.run(
         command, cwd=ROOT, env={**environment, **variables}, capture_output=True, text=True, check=False
