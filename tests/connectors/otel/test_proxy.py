@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cascade.connectors.otel._route import route_to
 from cascade.connectors.otel.endpoint import server_of
 from cascade.connectors.otel.options import ExportOptions
-from cascade.connectors.otel.proxy import grpc_proxy_of, is_exempt
+from cascade.connectors.otel.proxy import grpc_proxy_of, is_exempt, proxy_of
+from cascade.connectors.otel.transport import open_transport
 
 PROXY = "http://proxy:3128"
 
@@ -58,31 +58,31 @@ def test_no_proxy(
 
 
 @pytest.mark.parametrize(
-    ("environ", "endpoint", "host", "tunnel"),
+    ("environ", "scheme", "host", "expected"),
     [
-        ({"HTTP_PROXY": PROXY}, "http://c:4318", "proxy", ""),
-        ({"http_proxy": PROXY, "HTTP_PROXY": "http://other"}, "http://c:4318", "proxy", ""),
-        ({"HTTP_PROXY": PROXY}, "https://c:4318", "c", ""),
-        ({"HTTPS_PROXY": PROXY}, "https://c:4318", "proxy", "c:4318"),
-        ({"HTTPS_PROXY": PROXY}, "https://[::2]", "proxy", "[::2]:443"),
-        ({"HTTPS_PROXY": "proxy:3128"}, "https://c", "proxy", "c:443"),
-        ({"ALL_PROXY": PROXY}, "http://c", "proxy", ""),
-        ({"ALL_PROXY": PROXY}, "https://c", "proxy", "c:443"),
-        ({"ALL_PROXY": "http://other", "HTTP_PROXY": PROXY}, "http://c", "proxy", ""),
-        ({"ALL_PROXY": "socks5h://proxy:1", "HTTP_PROXY": PROXY}, "http://c", "proxy", ""),
-        ({"HTTP_PROXY": ""}, "http://c", "c", ""),
-        ({"HTTP_PROXY": PROXY, "NO_PROXY": "::1"}, "http://[::1]:4318", "::1", ""),
-        ({"HTTPS_PROXY": PROXY, "NO_PROXY": "[::1]:4318"}, "https://[::1]:4318", "::1", ""),
-        ({"HTTP_PROXY": PROXY, "NO_PROXY": "10.0.0.0/8"}, "http://10.1.2.3", "10.1.2.3", ""),
+        ({"HTTP_PROXY": PROXY}, "http", "c", PROXY),
+        ({"http_proxy": PROXY, "HTTP_PROXY": "http://other"}, "http", "c", PROXY),
+        ({"HTTP_PROXY": PROXY}, "https", "c", None),
+        ({"HTTPS_PROXY": PROXY}, "https", "c", PROXY),
+        ({"HTTPS_PROXY": "proxy:3128"}, "https", "c", PROXY),
+        ({"HTTPS_PROXY": f"'{PROXY}'"}, "https", "c", PROXY),
+        ({"ALL_PROXY": PROXY}, "http", "c", PROXY),
+        ({"ALL_PROXY": PROXY}, "https", "c", PROXY),
+        ({"ALL_PROXY": "http://other", "HTTP_PROXY": PROXY}, "http", "c", PROXY),
+        ({"ALL_PROXY": "socks5h://proxy:1", "HTTP_PROXY": PROXY}, "http", "c", PROXY),
+        ({"HTTP_PROXY": ""}, "http", "c", None),
+        ({"HTTP_PROXY": PROXY, "NO_PROXY": "::1"}, "http", "::1", None),
+        ({"HTTPS_PROXY": PROXY, "NO_PROXY": "[::1]:4318"}, "https", "[::1]", None),
+        ({"HTTP_PROXY": PROXY, "NO_PROXY": "10.0.0.0/8"}, "http", "10.1.2.3", None),
     ],
 )
-def test_the_route(
-    environ: dict[str, str], endpoint: str, host: str, tunnel: str, monkeypatch: pytest.MonkeyPatch
+def test_the_proxy(
+    environ: dict[str, str], scheme: str, host: str, expected: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
-    route = route_to(ExportOptions.from_environment(endpoint=endpoint, environ={}))
-    assert (route.host, route.tunnel) == (host, tunnel)
+    proxy = proxy_of(scheme, host, 4318)
+    assert (proxy and proxy.url) == expected
 
 
 @pytest.mark.parametrize(
@@ -145,5 +145,5 @@ def test_no_value_of_a_variable_is_an_error(proxy: str, listed: str) -> None:
         for name in ("http_proxy", "grpc_proxy"):
             environment.setenv(name, proxy)
         environment.setenv("no_proxy", listed)
-        assert route_to(ExportOptions(endpoint="http://10.0.0.1:4318/v1/traces")).host
+        open_transport(ExportOptions(endpoint="http://10.0.0.1:4318/v1/traces")).close()
         assert grpc_proxy_of("10.0.0.1", 4317)[:7] in {"", "http://"}

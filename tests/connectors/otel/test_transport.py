@@ -23,7 +23,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 
 from cascade.connectors.otel.answers import MAX_RETRY_AFTER, Reply
 from cascade.connectors.otel.options import ExportOptions
-from cascade.connectors.otel.transport import Transport, open_transport
+from cascade.connectors.otel.transport import Transport, open_transport, suppress_instrumentation
 from tests.connectors.otel import peers
 from tests.lab.programs import program
 from tests.lab.waiting import HANG
@@ -58,6 +58,20 @@ def status_with_retry(seconds: int) -> bytes:
     info.retry_delay.seconds = seconds
     packed.Pack(info)
     return bytes(Status(details=[packed]).SerializeToString())
+
+
+def server_tls(certificate: Path) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+    context.set_alpn_protocols(["h2"])
+    return context
+
+
+def answer_over_tls(connection: socket.socket, certificate: Path) -> None:
+    """Accept each request of a TLS connection."""
+    with server_tls(certificate).wrap_socket(connection, server_side=True) as wrapped:
+        while wrapped.recv(65536):
+            wrapped.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 
 
 class TestHttp:
@@ -180,18 +194,54 @@ class TestHttp:
             assert [open_safely.send(b"", HANG).outcome for _ in range(3)] == ["accepted"] * 3
         assert len(served) == 3
 
-    def test_a_peer_that_trickles_is_not_waited_for_beyond_the_deadline(self) -> None:
+    @pytest.mark.parametrize(
+        ("head", "is_proxy"),
+        [(b"HTTP/1.1 200 OK\r\n", False), (b"HTTP/1.1 200 OK\r\n\r\n", False), (b"HTTP/1.1 200 OK\r\n", True)],
+    )
+    def test_a_server_that_sends_one_byte_at_a_time(
+        self, head: bytes, is_proxy: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         stop = threading.Event()
 
         def trickle(connection: socket.socket) -> None:
-            connection.sendall(b"HTTP/1.1 200 OK\r\n")
+            connection.sendall(head)
             while not stop.wait(0.02):
                 connection.sendall(b"X")
 
         with peers.raw_peer(trickle) as endpoint:
-            reply = sent(endpoint, timeout=0.3)
+            monkeypatch.setenv("https_proxy", endpoint)
+            reply = sent("https://collector.invalid" if is_proxy else endpoint, timeout=0.3)
             stop.set()
-        assert (reply.outcome, reply.dead, reply.reason) == ("retry", True, "no answer within 0.3 s")
+        assert reply == Reply("retry", "no answer within 0.3 s", dead=True)
+
+    @pytest.mark.parametrize("scheme", ["http", "https"])
+    def test_a_server_that_stops_reading(self, scheme: str, certificate: Path) -> None:
+        stop = threading.Event()
+
+        def ignore(connection: socket.socket) -> None:
+            with server_tls(certificate).wrap_socket(connection, server_side=True) if scheme == "https" else connection:
+                stop.wait(HANG)
+
+        with peers.raw_peer(ignore) as endpoint:
+            url = endpoint.replace("http://127.0.0.1", f"{scheme}://localhost")
+            with transport(url, certificate=str(certificate)) as opened:
+                reply = opened.send(bytes(32 << 20), 0.5)
+            stop.set()
+        assert reply == Reply("retry", "no answer within 0.5 s", dead=True)
+
+    def test_no_log_records(self, caplog: pytest.LogCaptureFixture) -> None:
+        def talk(connection: socket.socket) -> None:
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nno header\r\n\r\n")
+
+        caplog.set_level("DEBUG")
+        with peers.raw_peer(talk) as endpoint:
+            assert sent(endpoint) == Reply("accepted")
+            assert "urllib3" in caplog.text
+            caplog.clear()
+            with suppress_instrumentation():
+                assert sent(endpoint) == Reply("accepted")
+        assert caplog.text == ""
 
     @pytest.mark.parametrize(
         ("answer", "reason"),
@@ -249,6 +299,22 @@ class TestHttp:
         with peers.http_peer() as peer:
             assert sent(peer.endpoint).outcome == "accepted"
 
+    def test_through_a_tunnel(self, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        connects = []
+
+        def talk(connection: socket.socket) -> None:
+            connects.append(connection.recv(4096))
+            connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            answer_over_tls(connection, certificate)
+
+        with peers.raw_peer(talk) as proxy, transport("https://localhost:1", certificate=str(certificate)) as direct:
+            monkeypatch.setenv("https_proxy", proxy.replace("//", "//me:p%40w@"))
+            with transport("https://localhost:1", certificate=str(certificate)) as tunnelled:
+                assert [tunnelled.send(b"", HANG) for _ in range(2)] == [Reply("accepted")] * 2
+            assert direct.send(b"", HANG).reason == "connection refused"
+        assert [connect.partition(b" HTTP")[0] for connect in connects] == [b"CONNECT localhost:1"] * len(connects)
+        assert b"Proxy-Authorization: Basic bWU6cEB3\r\n" in connects[0]
+
     def test_a_proxy_that_will_not_open_a_tunnel(self, monkeypatch: pytest.MonkeyPatch) -> None:
         asked = []
 
@@ -260,9 +326,9 @@ class TestHttp:
             monkeypatch.setenv("https_proxy", endpoint)
             reply = sent("https://collector.invalid")
         # A channel that gRPC keeps for a test before may come here too.
-        assert any(one.startswith(b"CONNECT collector.invalid:443 HTTP/1.1\r\n") for one in asked)
+        assert any(one.startswith(b"CONNECT collector.invalid:443 HTTP/1.") for one in asked)
         assert (reply.outcome, reply.dead) == ("retry", True)
-        assert "proxy answered 403 Forbidden" in reply.reason
+        assert "Tunnel connection failed: 403 Forbidden" in reply.reason
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
@@ -283,16 +349,7 @@ class TestEither:
                 assert open_safely.send(b"", HANG).outcome == "accepted"
 
     def test_tls(self, protocol: str, certificate: Path) -> None:
-        def talk(connection: socket.socket) -> None:
-            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-            context.load_cert_chain(certificate)
-            context.set_alpn_protocols(["h2"])
-            with context.wrap_socket(connection, server_side=True) as wrapped:
-                wrapped.recv(65536)
-                wrapped.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-                wrapped.recv(65536)
-
-        with peers.raw_peer(talk) as endpoint:
+        with peers.raw_peer(lambda connection: answer_over_tls(connection, certificate)) as endpoint:
             secure = endpoint.replace("http://127.0.0.1", "https://localhost")
             stranger = sent(secure, protocol)
             known = sent(secure, protocol, certificate=str(certificate))

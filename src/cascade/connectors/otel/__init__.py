@@ -7,7 +7,7 @@ try:
     with importable():
         from cascade.connectors.otel.connector import OtelConnector
 except ImportError as error:
-    if (error.name or "").partition(".")[0] in {"opentelemetry", "google", "grpc"}:
+    if (error.name or "").partition(".")[0] in {"opentelemetry", "google", "grpc", "urllib3"}:
         raise missing_extra("otel", error) from error
     raise
 

@@ -1,9 +1,6 @@
 """Items of a queue: their size in memory, and their encoding as one OTLP request."""
 
-import logging
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from sys import getsizeof
 from typing import Any
@@ -22,8 +19,6 @@ _ITEM = 60  # the object around an encoded span's bytes, its place in a list, an
 
 Item = ReadableSpan | bytes
 """A span of the SDK, or an encoded span or log record, which takes a tenth of the memory."""
-
-_encoding: ContextVar[bool] = ContextVar("cascade_otlp_encoding", default=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,13 +143,12 @@ def encode(entries: Sequence[QueuedItems], envelope: Envelope | None = None) -> 
     others = [entry for entry in entries if not isinstance(entry.items[0], bytes)]
     if not others:
         return body, []
-    with _quiet():
-        try:
-            return body + _serialized(others), []
-        except Exception:  # noqa: BLE001 - protobuf raises many kinds
-            good = [entry for entry in others if _is_encodable(entry)]
-        kept = set(good)
-        return body + (_serialized(good) if good else b""), [entry for entry in others if entry not in kept]
+    try:
+        return body + _serialized(others), []
+    except Exception:  # noqa: BLE001 - protobuf raises many kinds
+        good = [entry for entry in others if _is_encodable(entry)]
+    kept = set(good)
+    return body + (_serialized(good) if good else b""), [entry for entry in others if entry not in kept]
 
 
 def _serialized(entries: Iterable[QueuedItems]) -> bytes:
@@ -193,20 +187,3 @@ def _weight(attributes: Any) -> int:
     if tuple in map(type, values):
         size += sum(sum(map(getsizeof, value)) for value in values if type(value) is tuple)
     return size
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    token = _encoding.set(True)
-    try:
-        yield
-    finally:
-        _encoding.reset(token)
-
-
-def _is_not_ours(_record: logging.LogRecord) -> bool:
-    return not _encoding.get()
-
-
-# The encoder logs a traceback for each attribute that it leaves out: where we call it, that would be once a span.
-logging.getLogger("opentelemetry.exporter.otlp.proto.common._internal").addFilter(_is_not_ours)

@@ -13,11 +13,11 @@ import grpc
 
 from cascade._forks import no_fork
 from cascade.connectors.otel import answers
-from cascade.connectors.otel._route import tls_context
 from cascade.connectors.otel.answers import Reply
 from cascade.connectors.otel.endpoint import server_of
 from cascade.connectors.otel.options import ExportOptions, Signal
 from cascade.connectors.otel.proxy import grpc_proxy_of
+from cascade.connectors.otel.tls import tls_context
 
 _METHODS: dict[Signal, str] = {
     "traces": "/opentelemetry.proto.collector.trace.v1.TraceService/Export",

@@ -1,8 +1,4 @@
-"""OTLP over HTTP/1.1 with protobuf bodies.
-
-The standard library speaks it: no layer of a client library retries, follows redirects, logs, is instrumented or
-waits beyond the deadline.
-"""
+"""OTLP over HTTP/1.1 with protobuf bodies."""
 
 import contextlib
 import gzip
@@ -10,21 +6,23 @@ import http.client
 import math
 import socket
 import ssl
-import threading
 import time
 import zlib
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from urllib.parse import urlsplit
+
+from urllib3 import BaseHTTPResponse, Retry
+from urllib3.exceptions import HTTPError, ProtocolError
 
 from cascade.connectors.otel import answers
-from cascade.connectors.otel._connection import Answer, Connection
-from cascade.connectors.otel._route import Route, route_to
 from cascade.connectors.otel.answers import MAX_RETRY_AFTER, Reply
+from cascade.connectors.otel.connection import Deadline, StaleConnectionError, open_pool
 from cascade.connectors.otel.options import ExportOptions
 
 _RETRYABLE = {429, 502, 503, 504}
 _TOO_LARGE = 413
+_MAX_ANSWER = 1 << 20  # bytes; an OTLP answer has a few hundred
+_NO_RETRIES = Retry(False)  # the queue retries
 _GZIP_LEVEL = 3  # span batches repeat themselves: higher levels cost much time for few bytes
 _FAILURES: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
     (ConnectionRefusedError, "connection refused"),
@@ -39,78 +37,70 @@ class HttpTransport:
 
     def __init__(self, options: ExportOptions) -> None:
         self._options = options
-        self._route = route_to(options)
-        self._head = _head(options, self._route)
-        self._idle: list[Connection] = []
-        self._lock = threading.Lock()
+        self._pool = open_pool(options)
+        headers = {
+            "user-agent": "Cascade-OTLP-Exporter-Python",
+            "content-type": "application/x-protobuf",
+            **({"content-encoding": options.compression} if options.compression != "none" else {}),
+            **options.headers,
+        }
+        self._headers = {name.title(): value for name, value in headers.items()}
 
     def send(self, body: bytes, timeout: float) -> Reply:
         try:
-            answer = self._post(body, time.monotonic() + timeout)
+            return self._post(_compressed(body, self._options.compression), Deadline(time.monotonic() + timeout))
         except Exception as error:  # noqa: BLE001 - the transport's contract: a failure is a reply
-            return Reply("retry", _explained(error, timeout), dead=True)
-        return self._read(answer)
+            return Reply("retry", _explained(_cause(error), timeout), dead=True)
 
     def close(self) -> None:
-        with self._lock:
-            idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.close()
+        self._pool.clear()
 
-    def _post(self, body: bytes, deadline: float) -> Answer:
-        packed = _compressed(body, self._options.compression)
-        request = b"%bContent-Length: %d\r\n\r\n%b" % (self._head, len(packed), packed)
-        if reused := self._take():
-            # A server may close an idle connection just as we write: that is no failure of the peer.
-            with contextlib.suppress(ConnectionResetError, BrokenPipeError):
-                return self._exchange(reused, request, deadline)
-        return self._exchange(Connection(self._route, deadline), request, deadline)
-
-    def _exchange(self, connection: Connection, request: bytes, deadline: float) -> Answer:
-        reusable = False
+    def _post(self, body: bytes, deadline: Deadline) -> Reply:
         try:
-            answer, reusable = connection.exchange(request, deadline)
-        finally:
-            if reusable:
-                with self._lock:
-                    self._idle.append(connection)
-            else:
-                connection.close()
-        return answer
+            return self._exchange(body, deadline)
+        except StaleConnectionError:
+            return self._exchange(body, deadline)
 
-    def _take(self) -> Connection | None:
-        with self._lock:
-            while self._idle:
-                connection = self._idle.pop()
-                if connection.is_fresh():
-                    return connection
-                connection.close()
-        return None
+    def _exchange(self, body: bytes, deadline: Deadline) -> Reply:
+        response = self._pool.urlopen(
+            "POST",
+            self._options.endpoint,
+            body=body,
+            headers=self._headers,
+            timeout=deadline,
+            retries=_NO_RETRIES,
+            redirect=False,
+            preload_content=False,
+            decode_content=False,
+        )
+        with contextlib.closing(
+            response
+        ):  # a connection whose response was read to its end is back in the pool by then
+            return self._read(response)
 
-    def _read(self, answer: Answer) -> Reply:
-        if 200 <= answer.status < 300:  # noqa: PLR2004 - the HTTP statuses of success
-            return answers.accepted(self._options.signal, answer.content, answer.headers.get("content-type", ""))
-        reason = f"{answer.status} {answer.phrase}".strip()
-        if answer.headers.get("content-type") == "application/x-protobuf":
-            reason = f"{reason}: {answers.detail(answer.content)}".removesuffix(": ")
-        if answer.status in _RETRYABLE:
-            return Reply("retry", reason, _retry_after(answer.headers.get("retry-after")))
-        if location := answer.headers.get("location"):
+    def _read(self, response: BaseHTTPResponse) -> Reply:
+        headers = response.headers
+        if 200 <= response.status < 300:  # noqa: PLR2004 - the HTTP statuses of success
+            return answers.accepted(self._options.signal, _content(response), headers.get("content-type", ""))
+        content = b""
+        with contextlib.suppress(ProtocolError):  # an error is an answer without its body too
+            content = _content(response)
+        reason = f"{response.status} {response.reason or ''}".strip()
+        if headers.get("content-type") == "application/x-protobuf":
+            reason = f"{reason}: {answers.detail(content)}".removesuffix(": ")
+        if response.status in _RETRYABLE:
+            return Reply("retry", reason, _retry_after(headers.get("retry-after")))
+        if location := headers.get("location"):
             reason += f" to {answers.shortened(location)}, which is not followed: set it as the endpoint"
-        return Reply("refused", reason, too_large=answer.status == _TOO_LARGE)
+        return Reply("refused", reason, too_large=response.status == _TOO_LARGE)
 
 
-def _head(options: ExportOptions, route: Route) -> bytes:
-    headers = {
-        "host": urlsplit(options.endpoint).netloc,
-        "user-agent": "Cascade-OTLP-Exporter-Python",
-        "content-type": "application/x-protobuf",
-        **({"content-encoding": options.compression} if options.compression != "none" else {}),
-        **options.headers,
-    }
-    lines = "".join(f"{name.title()}: {value}\r\n" for name, value in headers.items())
-    login = "" if route.tunnel else route.login
-    return f"POST {route.target} HTTP/1.1\r\n{lines}{login}".encode()
+def _content(response: BaseHTTPResponse) -> bytes:
+    """Return the body, up to `_MAX_ANSWER` bytes of it."""
+    content = b""
+    while (left := _MAX_ANSWER - len(content)) and (part := response.read(left)):
+        content += part
+    return content
 
 
 def _compressed(body: bytes, compression: str) -> bytes:
@@ -138,7 +128,14 @@ def _retry_after(value: str | None) -> float | None:
     return None if math.isnan(seconds) else min(max(0.0, seconds), MAX_RETRY_AFTER)
 
 
-def _explained(error: Exception, timeout: float) -> str:
+def _cause(error: BaseException) -> BaseException:
+    """Return the error below those of urllib3, which only wrap it."""
+    while isinstance(error, HTTPError) and error.__context__ is not None:
+        error = error.__context__
+    return error
+
+
+def _explained(error: BaseException, timeout: float) -> str:
     if isinstance(error, TimeoutError):
         return f"no answer within {timeout:.3g} s"
     if isinstance(error, ssl.SSLCertVerificationError):

@@ -3,11 +3,14 @@
 Names in lower case win. Where no variable is set, Windows and macOS have settings of the system.
 """
 
+import contextlib
 import ipaddress
 import os
 import re
 import urllib.request
-from urllib.parse import SplitResult, urlsplit
+
+from urllib3.exceptions import LocationParseError
+from urllib3.util import Url, parse_url
 
 from cascade.connectors.otel.endpoint import without_password
 from cascade.connectors.otel.environment import SettingWarning, unquoted, warn_once
@@ -18,7 +21,7 @@ _PORT = re.compile(r"\[(?P<v6>[^\]]*)\](?::(?P<v6port>\d{1,5}))?|(?P<host>[^:]*)
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-def proxy_of(scheme: str, host: str, port: int) -> SplitResult | None:
+def proxy_of(scheme: str, host: str, port: int) -> Url | None:
     """The proxy for a URL's scheme, None for a direct connection.
 
     Only http:// proxies are supported. Another one causes a warning, and the connection is direct.
@@ -37,7 +40,7 @@ def grpc_proxy_of(host: str, port: int) -> str:
     if name is None or not os.environ[name] or is_exempt(host, port):
         return ""
     proxy = _usable(name, os.environ[name])
-    return "" if proxy is None else proxy.geturl()
+    return "" if proxy is None else proxy.url
 
 
 def is_exempt(host: str, port: int) -> bool:
@@ -84,14 +87,12 @@ def _address(name: str) -> _Address | None:
     return (address.ipv4_mapped or address) if isinstance(address, ipaddress.IPv6Address) else address
 
 
-def _usable(variable: str, text: str) -> SplitResult | None:
+def _usable(variable: str, text: str) -> Url | None:
     given = unquoted(text)
-    try:
-        proxy = urlsplit(given if "://" in given else f"http://{given}")
-        if proxy.scheme == "http" and proxy.hostname and proxy.port != 0 and not re.search(r"[\s\0]", proxy.netloc):
+    with contextlib.suppress(LocationParseError, ValueError):  # a URL that is none
+        proxy = parse_url(given if "://" in given else f"http://{given}")
+        if proxy.scheme == "http" and proxy.host and proxy.port != 0:
             return proxy
-    except ValueError:
-        pass  # an address or a port that is none
     shown = without_password(text)
     message = f"{variable}={shown!r} is no http:// proxy, and others are not supported; the connection is direct"
     warn_once(SettingWarning(variable, text, message))

@@ -1,5 +1,6 @@
 """The protocol of transports, which send encoded OTLP requests to a collector, and the factory that opens them."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from cascade.connectors.otel.answers import Reply
 from cascade.connectors.otel.environment import warn_once
 from cascade.connectors.otel.options import ExportOptions
 from cascade.telemetry.safe import error_message
+
+_EXPORTING = context.create_key("cascade-exporting")
 
 
 class Transport(Protocol):
@@ -92,10 +95,21 @@ def _quiet_grpc() -> Iterator[None]:
 
 @contextmanager
 def suppress_instrumentation() -> Iterator[None]:
-    """Keep instrumentation from making spans of the export itself, as the SDK's own processors do."""
-    current = context.set_value(_SUPPRESS_INSTRUMENTATION_KEY, True)
-    token = context.attach(context.set_value(_SUPPRESS_HTTP_INSTRUMENTATION_KEY, True, current))
+    """Make no spans and no log records of the export itself, whose failures are in the replies."""
+    current = context.get_current()
+    for key in (_SUPPRESS_INSTRUMENTATION_KEY, _SUPPRESS_HTTP_INSTRUMENTATION_KEY, _EXPORTING):
+        current = context.set_value(key, True, current)
+    token = context.attach(current)
     try:
         yield
     finally:
         context.detach(token)
+
+
+def _is_not_ours(_record: logging.LogRecord) -> bool:
+    return not context.get_value(_EXPORTING)
+
+
+# The encoder logs a traceback for each attribute that it leaves out, urllib3 each request and each malformed header.
+for _name in ("opentelemetry.exporter.otlp.proto.common._internal", "urllib3.connection", "urllib3.connectionpool"):
+    logging.getLogger(_name).addFilter(_is_not_ours)
