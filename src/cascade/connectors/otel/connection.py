@@ -66,13 +66,13 @@ class _Socket(socket.socket):
         self.has_ended = count == 0
         return count
 
-    def send(self, *args: Any) -> int:
+    def send(self, data: Any, flags: int = 0) -> int:
         super().settimeout(self.gettimeout())
-        return super().send(*args)
+        return super().send(data, flags)
 
-    def sendall(self, *args: Any) -> None:
+    def sendall(self, data: Any, flags: int = 0) -> None:
         super().settimeout(self.gettimeout())
-        super().sendall(*args)
+        super().sendall(data, flags)
 
 
 class _TlsSocket(_Socket, ssl.SSLSocket):
@@ -122,11 +122,11 @@ class _TlsConnection(_Connection, HTTPSConnection):
 
 
 class _Pool(HTTPConnectionPool):
-    ConnectionCls = _Connection
+    ConnectionCls: Any = _Connection  # for pyright, no class of urllib3 fits the type that urllib3 declares here
 
 
 class _TlsPool(HTTPSConnectionPool):
-    ConnectionCls = _TlsConnection
+    ConnectionCls: Any = _TlsConnection
 
 
 def open_pool(options: ExportOptions) -> PoolManager:
