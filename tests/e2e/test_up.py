@@ -46,7 +46,7 @@ def test_the_stack_goes_up_takes_a_run_shows_it_and_goes_down(tmp_path: Path) ->
         assert done.returncode == 1
         assert done.stderr == (
             "The stack is not running: make stack-up, or docker compose up -d --wait. "
-            f"No Jaeger answers at http://127.0.0.1:{NO_COMPOSE['JAEGER_PORT']}\n"
+            f"There is no Jaeger at http://127.0.0.1:{NO_COMPOSE['JAEGER_PORT']}\n"
         )
 
 
