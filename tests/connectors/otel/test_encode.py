@@ -11,8 +11,8 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
+import cascade as cs
 from cascade.connectors.otel.encode import Envelope, encode_span, varint
 from cascade.connectors.otel.live_spans import emit_finished
 from cascade.connectors.otel.provider import tracer_of
@@ -97,13 +97,13 @@ def test_the_encoding_equals_that_of_the_sdk(data: SpanData) -> None:
 @given(st.lists(SPANS, max_size=3), st.dictionaries(TEXT.filter(bool), TEXT, max_size=3))
 def test_an_envelope_has_all_spans_under_one_resource_and_scope(spans: list[SpanData], found: dict[str, str]) -> None:
     resource = Resource(found, "https://example.org/schema")
-    envelope = Envelope(lambda: resource, InstrumentationScope("cascade", "1.2", ""))
+    envelope = Envelope(lambda: resource)
     request = ExportTraceServiceRequest.FromString(envelope.wrap(map(encode_span, spans)))
     (resource_spans,) = request.resource_spans
     assert {one.key: one.value.string_value for one in resource_spans.resource.attributes} == found
     assert resource_spans.schema_url == "https://example.org/schema"
     (scope_spans,) = resource_spans.scope_spans
-    assert (scope_spans.scope.name, scope_spans.scope.version) == ("cascade", "1.2")
+    assert (scope_spans.scope.name, scope_spans.scope.version) == ("cascade", cs.__version__)
     assert [span.span_id.hex() for span in scope_spans.spans] == [span.span_id for span in spans]
 
 

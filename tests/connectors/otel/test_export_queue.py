@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from opentelemetry import context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Span, TracerProvider
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from cascade.connectors.otel.answers import Reply
 from cascade.connectors.otel.batch import FlushReport, encode, estimate
@@ -619,7 +618,7 @@ ACTIONS = [
 )
 def test_the_counts_always_add_up(replies: list[Reply], actions: list[str], capacity: int, make_span: MakeSpan) -> None:
     coming = iter(replies)
-    pack = partial(encode, envelope=Envelope(partial(Resource, {}), InstrumentationScope("tests")))
+    pack = partial(encode, envelope=Envelope(partial(Resource, {})))
     transport = Scripted(lambda _: next(coming, Reply("accepted")))
     box = ExportQueue(lambda: transport, pack=pack, batch_size=3, capacity=capacity)
     all_counters = [box.new_counters(), box.new_counters()]

@@ -24,12 +24,11 @@ from cascade.connectors.otel.live_spans import LiveRun
 from cascade.connectors.otel.logs import RunLogs
 from cascade.connectors.otel.logs.handler import TaskLogHandler
 from cascade.connectors.otel.metrics import RunMetrics
-from cascade.connectors.otel.metrics.aggregation import Aggregator
+from cascade.connectors.otel.metrics.aggregation import Aggregator, Gauges
 from cascade.connectors.otel.metrics.export import MetricExporter
-from cascade.connectors.otel.metrics.gauges import Gauges
 from cascade.connectors.otel.provider import OwnProvider, RunTracer
 from cascade.connectors.otel.routing import ExportTarget
-from cascade.connectors.otel.scope import ProcessResource
+from cascade.connectors.otel.sdk_settings import ProcessResource
 from cascade.connectors.otel.signals import ExportSetup
 from tests.connectors.otel import peers
 from tests.connectors.otel.logs.conftest import lines

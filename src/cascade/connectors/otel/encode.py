@@ -5,7 +5,8 @@ protobuf classes 14 µs, or 7 µs with a cache for attributes that many spans sh
 """
 
 from collections.abc import Callable, Iterable
-from functools import lru_cache, partial
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from struct import Struct
 from typing import Any
 
@@ -19,6 +20,20 @@ from opentelemetry.trace import SpanContext
 
 from cascade.connectors.otel.span_data import Event, SpanData
 from cascade.telemetry import attributes as a
+
+SCOPE = "cascade"
+"""Name of the instrumentation scope of Cascade."""
+
+
+def _version() -> str:
+    """Return the version of Cascade; "0" in a source tree that is not installed."""
+    try:
+        return version("cascade-runs")
+    except PackageNotFoundError:
+        return "0"
+
+
+VERSION = _version()
 
 # The field functions below rely on two facts of the wire format: concatenating two encoded messages merges them, and
 # concatenating repeated fields lists both (protobuf.dev, "Encoding").
@@ -188,10 +203,10 @@ class EncodedResource:
 class Envelope:
     """Resource and instrumentation scope of the spans in a request. `resource` returns the current resource."""
 
-    def __init__(self, resource: Callable[[], Resource], scope: InstrumentationScope) -> None:
-        (within,) = _around(resource(), scope).scope_spans
-        self._scope = ScopeSpans(scope=within.scope, schema_url=within.schema_url).SerializeToString()
-        self._resource = EncodedResource(resource, partial(_encode_resource, scope=scope))
+    def __init__(self, resource: Callable[[], Resource]) -> None:
+        (around,) = _around(resource()).scope_spans
+        self._scope = ScopeSpans(scope=around.scope, schema_url=around.schema_url).SerializeToString()
+        self._resource = EncodedResource(resource, _encode_resource)
 
     def wrap(self, spans: Iterable[bytes]) -> bytes:
         """Return an encoded `ExportTraceServiceRequest` with the spans."""
@@ -199,13 +214,14 @@ class Envelope:
         return field(_RESOURCE_SPANS, self._resource() + field(_SCOPE_SPANS, scope_spans))
 
 
-def _encode_resource(resource: Resource, *, scope: InstrumentationScope) -> bytes:
-    around = _around(resource, scope)
+def _encode_resource(resource: Resource) -> bytes:
+    around = _around(resource)
     return ResourceSpans(resource=around.resource, schema_url=around.schema_url).SerializeToString()
 
 
-def _around(resource: Resource, scope: InstrumentationScope) -> ResourceSpans:
+def _around(resource: Resource) -> ResourceSpans:
     """Encode the resource and the scope with the encoder of the SDK, which needs a span."""
-    empty = ReadableSpan("", SpanContext(1, 1, is_remote=False), resource=resource, instrumentation_scope=scope)
-    (around,) = encode_spans([empty]).resource_spans
+    scope = InstrumentationScope(SCOPE, VERSION, "")
+    span = ReadableSpan("", SpanContext(1, 1, is_remote=False), resource=resource, instrumentation_scope=scope)
+    (around,) = encode_spans([span]).resource_spans
     return around

@@ -21,18 +21,16 @@ from opentelemetry.sdk.trace.sampling import (
     StaticSampler,
     TraceIdRatioBased,
 )
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanKind
 
 from cascade.connectors.otel import environment
 from cascade.connectors.otel.batch import encode
-from cascade.connectors.otel.encode import Envelope
+from cascade.connectors.otel.encode import SCOPE, VERSION, Envelope
 from cascade.connectors.otel.environment import LIMITS, SettingWarning, warn_once
 from cascade.connectors.otel.export_queue import ExportQueue
 from cascade.connectors.otel.health import ItemLabel
 from cascade.connectors.otel.options import ExportOptions
 from cascade.connectors.otel.routing import ExportTarget, Registry, RoutingProcessor, destination
-from cascade.connectors.otel.scope import SCOPE, scope_version
 from cascade.connectors.otel.sdk_hooks import PresetIds, PresetSampler, TaskChildSampler, add_task_ids_to, for_own_span
 from cascade.connectors.otel.sdk_settings import resource, sampler, span_limits
 from cascade.connectors.otel.transport import open_transport, prepare
@@ -101,7 +99,7 @@ def tracer_of(provider: trace.TracerProvider) -> RunTracer | None:
     if not isinstance(provider, TracerProvider):
         kind = f"{type(provider).__module__}.{type(provider).__qualname__}"
         raise TypeError(f"a {kind} cannot export runs; use an opentelemetry.sdk.trace.TracerProvider")
-    tracer = provider.get_tracer(SCOPE, scope_version())
+    tracer = provider.get_tracer(SCOPE, VERSION)
     if not isinstance(tracer, Tracer):
         return None
     if not isinstance(tracer.id_generator, PresetIds):
@@ -195,7 +193,7 @@ class OwnProvider(TracerProvider):
         super().add_span_processor(span_processor)
 
     def _new_queue(self, options: ExportOptions) -> ExportQueue:
-        envelope = Envelope(partial(getattr, self, "resource"), InstrumentationScope(SCOPE, scope_version(), ""))
+        envelope = Envelope(partial(getattr, self, "resource"))
         return ExportQueue(
             partial(open_transport, options),
             pack=partial(encode, envelope=envelope),

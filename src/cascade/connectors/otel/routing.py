@@ -22,7 +22,7 @@ from cascade.connectors import _lifetime
 from cascade.connectors.otel.batch import Counters, Item
 from cascade.connectors.otel.export_queue import ExportQueue
 from cascade.connectors.otel.options import ExportOptions
-from cascade.connectors.otel.scope import is_ours
+from cascade.connectors.otel.sdk_hooks import is_cascade_span
 from cascade.telemetry import attributes as a
 
 KEPT_TRACES = 1_000
@@ -52,7 +52,7 @@ class ExportTarget:
 
     def put_span(self, span: ReadableSpan) -> None:
         """Put a span. The marker of a run's start does not wait for a batch, and the run's own span is dropped last."""
-        ours, is_run = is_ours(span), span.kind is SpanKind.SERVER
+        ours, is_run = is_cascade_span(span), span.kind is SpanKind.SERVER
         is_marker = ours and not is_run and a.RUN_TARGET in (span.attributes or {})
         self.put(span, urgent=is_marker, important=ours and is_run)
 
@@ -133,7 +133,7 @@ class RoutingProcessor(SpanProcessor):
 
     def _targets_of(self, span: ReadableSpan, trace_id: int) -> Iterable[ExportTarget]:
         own, run_id = self._own, (span.attributes or {}).get(a.RUN_ID)
-        if is_ours(span):  # only its own connector exports it, though others may trace the same run
+        if is_cascade_span(span):  # only its own connector exports it, though others may trace the same run
             live = _table.traces.get(trace_id, ())
             targets = tuple(target for target in live if own is not None and target.queue is own.queue)
         elif (run := _table.runs.get(run_id)) is not None:

@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, DEFAULT_ON, Sampler, Sa
 from opentelemetry.trace import Link, SpanKind, TraceState
 from opentelemetry.util.types import Attributes, AttributeValue
 
-from cascade.connectors.otel.scope import is_ours
+from cascade.connectors.otel.encode import SCOPE
 from cascade.runtime.task_context import TaskContext
 from cascade.telemetry import attributes as a
 from cascade.telemetry.safe import encoded_size
@@ -127,6 +127,11 @@ class PresetSampler(Sampler):
         return self._original.get_description()
 
 
+def is_cascade_span(span: ReadableSpan) -> bool:
+    """Return whether Cascade has created the span, and not the code of the user or its instrumentation."""
+    return span.instrumentation_scope is not None and span.instrumentation_scope.name == SCOPE
+
+
 class TaskSpanMixin:
     """A span with a reference to its task."""
 
@@ -179,7 +184,7 @@ class TaskIdProcessor(SpanProcessor):
         task = _task_of(parent_context)
         if ids := _ids_of(task, parent_context):
             span.set_attributes(ids)
-        if task is not None and task.child is not None and not is_ours(span):
+        if task is not None and task.child is not None and not is_cascade_span(span):
             setattr(span, _COUNTED, task)
             self._open[span.get_span_context().span_id] = span
             task.child.charge(1, _BARE_BYTES)

@@ -1,11 +1,11 @@
 """Resource, sampler and span limits of the connector's own provider, from the SDK's variables."""
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from urllib.parse import unquote
 
 from opentelemetry.sdk import resources
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.resources import Attributes, Resource
 from opentelemetry.sdk.trace import SpanLimits
 from opentelemetry.sdk.trace.sampling import (
     ALWAYS_OFF,
@@ -18,9 +18,9 @@ from opentelemetry.sdk.trace.sampling import (
 )
 from opentelemetry.sdk.version import __version__ as sdk_version
 
+from cascade.connectors import _lifetime
 from cascade.connectors.otel import environment
 from cascade.connectors.otel.environment import SettingWarning, warn_once
-from cascade.connectors.otel.scope import ProcessResource
 from cascade.runtime.threads import is_shutdown
 from cascade.telemetry import attributes as a
 from cascade.telemetry.topics import source
@@ -162,3 +162,32 @@ def _sampler_of_package(name: str, argument: str) -> Sampler:
         SettingWarning(_SAMPLER, name, f"{_SAMPLER}={name!r} is ignored, parentbased_always_on is used; {reason}")
     )
     return DEFAULT_ON
+
+
+class ProcessResource(Resource):
+    """A resource whose `service.instance.id` identifies the current process, also in a forked child.
+
+    The child modifies the object in place, because tracers and spans reference it. `merge` keeps the id: after a fork the
+    SDK merges a random id into the resource of each provider, even if the user has set an id.
+
+    Args:
+        instance_id: An id that the user has set, for all forked children; None for `source()`.
+    """
+
+    def __init__(
+        self, attributes: Attributes, schema_url: str | None = None, *, instance_id: str | None = None
+    ) -> None:
+        self._given_id = instance_id
+        super().__init__({**attributes, a.SERVICE_INSTANCE_ID: instance_id or source()}, schema_url)
+        _lifetime.watch(self)
+
+    def merge(self, other: Resource) -> "ProcessResource":
+        merged = super().merge(other)
+        return ProcessResource(merged.attributes, merged.schema_url, instance_id=self._given_id)
+
+    def reset_after_fork(self) -> None:
+        super().__init__({**self.attributes, a.SERVICE_INSTANCE_ID: self._given_id or source()}, self.schema_url)
+
+    def start_exit(self) -> Callable[[], None]:
+        """Do nothing: a resource has no telemetry to flush."""
+        return lambda: None

@@ -12,8 +12,7 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs, ScopeL
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.trace import get_current_span
 
-from cascade.connectors.otel.encode import field, key_value
-from cascade.connectors.otel.scope import SCOPE, scope_version
+from cascade.connectors.otel.encode import SCOPE, VERSION, field, key_value
 from cascade.runtime.log_records import extra_of, message_of
 from cascade.runtime.task_context import TaskContext
 from cascade.telemetry import attributes as a
@@ -156,7 +155,7 @@ def _ids(run_id: str, task_id: str, name: str, attempt: int, map_index: int | No
 def _scope(logger: str) -> bytes:
     """Return the encoded scope of a logger. Loggers of Cascade have the version of Cascade."""
     is_ours = logger.partition(".")[0] == SCOPE
-    version = scope_version()[:_MAX_VERSION] if is_ours else ""
+    version = VERSION[:_MAX_VERSION] if is_ours else ""
     name = text(logger, MAX_SCOPE_BYTES - len(version))
     return ScopeLogs(scope=InstrumentationScope(name=name, version=version)).SerializeToString()
 

@@ -6,52 +6,22 @@ Cascade aggregates by itself: a measurement with its exemplar takes 0.5 µs here
 import math
 import threading
 import time
+import weakref
 from bisect import bisect_left
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from cascade.connectors.otel.metrics.catalogue import BOUNDS, Key, Metric
-from cascade.connectors.otel.metrics.gauges import Gauges
+from cascade.connectors.otel.batch import FlushReport
+from cascade.connectors.otel.metrics import catalogue as m
+from cascade.connectors.otel.metrics.catalogue import BOUNDS, CardinalityLimit, Key
 from cascade.connectors.otel.metrics.settings import Settings
-from cascade.telemetry import attributes as a
 
 Exemplar = tuple[float, int, str, str]
 """A value, its time in nanoseconds, and the hexadecimal ids of its trace and span. A tuple costs less than a class."""
 
 _SAMPLED = 1
-
-MAX_NAMES = 200
-MAX_TARGETS = 200
-MAX_ERROR_TYPES = 50
-MAX_SETS = 1000
-"""Attribute sets of one metric. A request with this many for each metric is below 4 MiB, the default limit of gRPC servers."""
-
-_LIMITS = {a.TASK_NAME: MAX_NAMES, a.RUN_TARGET: MAX_TARGETS, a.ERROR_TYPE: MAX_ERROR_TYPES}
-
-
-class CardinalityLimit:
-    """Limits the number of attribute sets, whose values come from user code. Not thread-safe."""
-
-    def __init__(self) -> None:
-        self._sets: Counter[Metric] = Counter()
-        self._values: dict[str, set[str]] = defaultdict(set)
-
-    def admit(self, key: Key) -> Key:
-        """Return a new key unchanged, or the overflow key if a limit is reached. Each new key is counted once."""
-        metric: Metric = key[0]
-        limited = [pair for pair in zip(metric.attributes, key[1:], strict=False) if pair[0] in _LIMITS]
-        if self._sets[metric] >= MAX_SETS or any(self._is_above_limit(*pair) for pair in limited):
-            return (metric,)
-        self._sets[metric] += 1
-        for name, value in limited:
-            self._values[name].add(value)
-        return key
-
-    def _is_above_limit(self, name: str, value: str | None) -> bool:
-        known = self._values[name]
-        return value not in known and len(known) >= _LIMITS[name]
 
 
 class Histogram:
@@ -126,6 +96,93 @@ class Snapshot:
     end_ns: int
     is_delta: bool
     is_telemetry_delta: bool
+
+
+class Activity(Protocol):
+    """Runs and tasks of one connector in progress."""
+
+    active_tasks: int
+
+    @property
+    def active_runs(self) -> int: ...
+
+    def reset_after_fork(self) -> None: ...
+
+
+class _TelemetryCounts:
+    """Counts of one signal since a start, which a forked child moves to its first run."""
+
+    def __init__(self, signal: str, report: Callable[[], FlushReport]) -> None:
+        self.signal = signal
+        self.report = report
+        self.start = FlushReport()
+
+    def counts(self) -> dict[Key, int]:
+        now, start = self.report(), self.start
+        return {
+            (m.TELEMETRY_SENT, self.signal): now.sent - start.sent,
+            (m.TELEMETRY_LOST, self.signal): now.lost - start.lost,
+            (m.TELEMETRY_RETRIED, self.signal): now.retried - start.retried,
+        }
+
+
+class Gauges:
+    """Sums over the connectors that share one export of metrics. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._connectors: weakref.WeakSet[Activity] = weakref.WeakSet()
+        self._signals: tuple[_TelemetryCounts, ...] = ()
+        self._is_forked = False
+
+    def attach(self, connector: Activity) -> None:
+        """Include the activity of a connector until the object is garbage-collected."""
+        with self._lock:
+            self._connectors.add(connector)
+
+    @property
+    def active_tasks(self) -> int:
+        return sum(connector.active_tasks for connector in self._attached())
+
+    @property
+    def active_runs(self) -> int:
+        return sum(connector.active_runs for connector in self._attached())
+
+    @property
+    def is_active(self) -> bool:
+        return any(connector.active_runs or connector.active_tasks for connector in self._attached())
+
+    def watch(self, signal: str, report: Callable[[], FlushReport]) -> None:
+        """Count the telemetry of a signal. A report that is watched already is not counted again."""
+        with self._lock:
+            if all(watched.report != report for watched in self._signals):
+                self._signals += (_TelemetryCounts(signal, report),)
+
+    def telemetry(self) -> Counter[Key]:
+        """Return the counts of sent, lost and retried telemetry per signal."""
+        found: Counter[Key] = Counter()
+        if not self._is_forked:
+            for signal in self._signals:
+                found.update(signal.counts())
+        return found
+
+    def start_run(self) -> None:
+        """Start the counts of a forked child at its first run."""
+        if self._is_forked:
+            self._is_forked = False
+            for signal in self._signals:
+                signal.start = signal.report()
+
+    def reset_after_fork(self) -> None:
+        self._lock = threading.Lock()
+        # The reports cannot be read yet: threads of the parent may hold their locks.
+        self._is_forked = True
+        for connector in list(self._connectors):
+            connector.reset_after_fork()
+
+    def _attached(self) -> list[Activity]:
+        with self._lock:
+            return list(self._connectors)
 
 
 class Aggregator:

@@ -15,11 +15,10 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 from cascade._forks import ForkSafeLock
 from cascade.connectors import _lifetime
 from cascade.connectors.otel import environment
+from cascade.connectors.otel.encode import SCOPE, VERSION
 from cascade.connectors.otel.metrics import catalogue as m
-from cascade.connectors.otel.metrics.aggregation import CardinalityLimit
-from cascade.connectors.otel.metrics.catalogue import Key, attributes_of
-from cascade.connectors.otel.metrics.gauges import Gauges
-from cascade.connectors.otel.scope import SCOPE, scope_version
+from cascade.connectors.otel.metrics.aggregation import Gauges
+from cascade.connectors.otel.metrics.catalogue import CardinalityLimit, Key, attributes_of
 
 
 def application_provider() -> MeterProvider | None:
@@ -32,7 +31,7 @@ class Instruments:
     """Sink that records with the instruments of a meter provider. Connectors share it: instruments must be unique."""
 
     def __init__(self, provider: MeterProvider) -> None:
-        meter = provider.get_meter(SCOPE, scope_version())
+        meter = provider.get_meter(SCOPE, VERSION)
         self._lock = threading.Lock()
         self._limit = CardinalityLimit()
         self._attributes: dict[Key, dict[str, Any]] = {}

@@ -11,10 +11,10 @@ from opentelemetry.sdk.metrics import export as sdk
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
+from cascade.connectors.otel.encode import SCOPE, VERSION
 from cascade.connectors.otel.metrics import catalogue as m
 from cascade.connectors.otel.metrics.aggregation import Exemplar, Histogram, Snapshot
 from cascade.connectors.otel.metrics.catalogue import Key, attributes_of
-from cascade.connectors.otel.scope import SCOPE, scope_version
 
 _CUMULATIVE, _DELTA = sdk.AggregationTemporality.CUMULATIVE, sdk.AggregationTemporality.DELTA
 _TRACE_IDS, _SPAN_IDS, _TIMES = 2**128, 2**64, 2**64
@@ -30,7 +30,7 @@ def metrics_data(snapshot: Snapshot, resource: Resource) -> sdk.MetricsData:
         start_ns = _start_ns(key[0], snapshot)
         points[key[0]].append(sdk.NumberDataPoint(attributes_of(key), start_ns, snapshot.end_ns, value))
     found = [_metric(metric, points[metric], snapshot) for metric in m.METRICS if points[metric]]
-    scoped = sdk.ScopeMetrics(InstrumentationScope(SCOPE, scope_version()), found, schema_url="")
+    scoped = sdk.ScopeMetrics(InstrumentationScope(SCOPE, VERSION), found, schema_url="")
     return sdk.MetricsData([sdk.ResourceMetrics(resource, [scoped], schema_url="")])
 
 

@@ -12,9 +12,9 @@ from opentelemetry.sdk.resources import Resource
 from cascade._loggers import get_logger
 from cascade.connectors.otel.batch import FlushReport
 from cascade.connectors.otel.metrics import catalogue as m
+from cascade.connectors.otel.metrics.aggregation import Gauges
 from cascade.connectors.otel.metrics.catalogue import Key
 from cascade.connectors.otel.metrics.export import MetricExporter
-from cascade.connectors.otel.metrics.gauges import Gauges
 from cascade.connectors.otel.metrics.instruments import instruments_of
 from cascade.connectors.otel.metrics.settings import Settings
 from cascade.connectors.otel.options import ExportOptions
