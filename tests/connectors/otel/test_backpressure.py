@@ -13,7 +13,7 @@ from cascade.connectors.memory import MemoryConnector
 from cascade.connectors.otel import OtelConnector, sender
 from cascade.connectors.otel.buffer import Batch
 from cascade.connectors.otel.sender import ExportState
-from tests.connectors.otel import peers
+from tests.connectors.otel import servers
 from tests.connectors.otel.tracing import provider_for, warnings
 from tests.lab.receiver import Fault, FaultyReceiver
 from tests.lab.waiting import until_blocking
@@ -87,10 +87,12 @@ def test_who_prefers_loss_does_not_wait(caplog: pytest.LogCaptureFixture, monkey
 
 
 @pytest.mark.usefixtures("real_limits")
-@pytest.mark.parametrize("kind", ["refused", "black hole"])
+@pytest.mark.parametrize("kind", ["refused", "silent"])
 def test_nobody_waits_for_a_collector_that_is_dead(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     beside = MemoryConnector()
-    with contextlib.nullcontext(peers.refused()) if kind == "refused" else peers.black_hole() as endpoint:
+    with (
+        contextlib.nullcontext(servers.unused_endpoint()) if kind == "refused" else servers.silent_server() as endpoint
+    ):
         connector = OtelConnector(endpoint, max_buffer_bytes=BUFFER)
         cs.run(double(1), connector=connector, log_level="ERROR")  # it is known to be dead from here on
         caplog.clear()

@@ -16,7 +16,7 @@ from cascade.connectors.otel import OtelConnector
 from cascade.connectors.report import ConnectorReport
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.testing import ConnectorConformance
-from tests.connectors.otel import peers
+from tests.connectors.otel import servers
 from tests.connectors.otel.tracing import Collector
 from tests.lab.receiver import Fault, FaultyReceiver
 from tests.lab.time_limits import subprocess_environment
@@ -29,13 +29,13 @@ def one() -> int:
 
 
 @pytest.fixture
-def refused() -> str:
-    return peers.refused()
+def unused_endpoint() -> str:
+    return servers.unused_endpoint()
 
 
 @pytest.fixture
-def black_hole() -> Iterator[str]:
-    with peers.black_hole() as endpoint:
+def silent_endpoint() -> Iterator[str]:
+    with servers.silent_server() as endpoint:
         yield endpoint
 
 
@@ -43,8 +43,8 @@ class _Conformance(ConnectorConformance):
     protocol: str
 
     @pytest.fixture(autouse=True)
-    def _receiver(self, refused: str) -> Iterator[None]:
-        self.refused = refused
+    def _receiver(self, unused_endpoint: str) -> Iterator[None]:
+        self.unused_endpoint = unused_endpoint
         with FaultyReceiver() as receiver:
             self.collector = Collector(receiver, self.protocol)
             yield
@@ -53,7 +53,7 @@ class _Conformance(ConnectorConformance):
         return self.collector.connector()
 
     def make_dead_connector(self) -> OtelConnector:
-        return OtelConnector(self.refused, protocol=self.protocol)
+        return OtelConnector(self.unused_endpoint, protocol=self.protocol)
 
 
 class TestOverHttp(_Conformance):
@@ -66,11 +66,11 @@ class TestOverGrpc(_Conformance):
 
 @pytest.mark.usefixtures("real_limits")
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
-@pytest.mark.parametrize("peer", ["refused", "black_hole"])
+@pytest.mark.parametrize("server", ["unused_endpoint", "silent_endpoint"])
 def test_a_dead_collector_costs_one_warning(
-    peer: str, protocol: str, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+    server: str, protocol: str, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
 ) -> None:
-    endpoint = request.getfixturevalue(peer)
+    endpoint = request.getfixturevalue(server)
     assert cs.run(one(), connector=OtelConnector(endpoint, protocol=protocol, flush_timeout=NEVER)) == 1
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
@@ -118,9 +118,9 @@ def test_a_run_ends_when_a_collector_that_answered_later_has_taken_all(
 @pytest.mark.usefixtures("real_limits")
 @pytest.mark.parametrize("shared", [True, False], ids=["one connector", "a connector for each run"])
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
-@pytest.mark.parametrize("peer", ["refused", "black_hole"])
+@pytest.mark.parametrize("server", ["unused_endpoint", "silent_endpoint"])
 def test_only_the_first_run_waits_for_a_dead_collector(
-    peer: str,
+    server: str,
     protocol: str,
     request: pytest.FixtureRequest,
     caplog: pytest.LogCaptureFixture,
@@ -129,7 +129,7 @@ def test_only_the_first_run_waits_for_a_dead_collector(
     shared: bool,
 ) -> None:
     """Later ones would wait for ever if they had the patience of the first."""
-    endpoint = request.getfixturevalue(peer)
+    endpoint = request.getfixturevalue(server)
     logger = logging.getLogger("tests.app")
 
     @cs.task
@@ -182,9 +182,9 @@ for _ in range(int(sys.argv[3])):
 @pytest.mark.parametrize(("runs", "lines"), [(1, 1), (3, 2)])
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 def test_the_exit_reports_the_losses_that_no_warning_has_counted(
-    runs: int, lines: int, protocol: str, refused: str
+    runs: int, lines: int, protocol: str, unused_endpoint: str
 ) -> None:
-    command = [sys.executable, "-c", RUNS, refused, protocol, str(runs)]
+    command = [sys.executable, "-c", RUNS, unused_endpoint, protocol, str(runs)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=HANG)
     told = done.stderr.splitlines()
     assert len(told) == lines
@@ -208,12 +208,12 @@ def one() -> int:
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
-def test_the_exit_delivers_to_a_collector_that_is_back(protocol: str, refused: str) -> None:
+def test_the_exit_delivers_to_a_collector_that_is_back(protocol: str, unused_endpoint: str) -> None:
     """Neither a retry of the exporter nor a flush of a run finds the collector: only the exit waits for it."""
     program = f"""{RUN}
 raise_time_limits()
 health.KNOWN_UNREACHABLE_WAIT, health.INITIAL_BACKOFF = 0.0, 1000.0
-cs.run(one(), connector=OtelConnector("{refused}", protocol="{protocol}", metrics=False), log_level="OFF")
+cs.run(one(), connector=OtelConnector("{unused_endpoint}", protocol="{protocol}", metrics=False), log_level="OFF")
 print("ended", flush=True)
 sys.stdin.read()
 """
@@ -227,10 +227,10 @@ sys.stdin.read()
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ended\n"
-        port = int(refused.rpartition(":")[2])
-        with peers.http_peer(port) if protocol != "grpc" else peers.grpc_peer(port) as peer:
+        port = int(unused_endpoint.rpartition(":")[2])
+        with servers.http_server(port) if protocol != "grpc" else servers.grpc_server(port) as server:
             _, lines = process.communicate(timeout=HANG)
-    assert sorted(peers.names(peer.bodies)) == ["one", "run one", "run one started"]
+    assert sorted(servers.span_names(server.bodies)) == ["one", "run one", "run one started"]
     assert "3 spans were delivered late" in lines.splitlines()[1]
 
 
@@ -258,24 +258,24 @@ cs.run(one(), connector=connector, log_level="OFF")
 @pytest.mark.usefixtures("real_limits")
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 def test_the_spans_of_runs_that_end_in_an_outage_are_delivered_afterwards(
-    protocol: str, refused: str, caplog: pytest.LogCaptureFixture
+    protocol: str, unused_endpoint: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(3):
-        cs.run(one(), connector=OtelConnector(refused, protocol=protocol, metrics=False))
-    port = int(refused.rpartition(":")[2])
-    with peers.http_peer(port) if protocol != "grpc" else peers.grpc_peer(port) as peer:
+        cs.run(one(), connector=OtelConnector(unused_endpoint, protocol=protocol, metrics=False))
+    port = int(unused_endpoint.rpartition(":")[2])
+    with servers.http_server(port) if protocol != "grpc" else servers.grpc_server(port) as server:
         until_blocking(lambda: len(caplog.messages) == 2)
-        assert sorted(peers.names(peer.bodies)) == [*["one"] * 3, *["run one"] * 3, *["run one started"] * 3]
+        assert sorted(servers.span_names(server.bodies)) == [*["one"] * 3, *["run one"] * 3, *["run one started"] * 3]
     assert "3 spans are not yet delivered" in caplog.messages[0]
     assert "9 spans were delivered late" in caplog.messages[1]
 
 
-def test_strict_makes_an_error_of_a_loss(refused: str) -> None:
+def test_strict_makes_an_error_of_a_loss(unused_endpoint: str) -> None:
     for _ in range(2):
         with pytest.raises(
             TelemetryLostError, match=r"3 spans are not yet delivered at .*: connection refused"
         ) as caught:
-            cs.run(one(), connector=OtelConnector(refused, strict=True))
+            cs.run(one(), connector=OtelConnector(unused_endpoint, strict=True))
         assert (caught.value.lost, caught.value.pending) == (0, 3)
 
 
@@ -307,8 +307,12 @@ def test_a_login_page_in_place_of_an_answer_is_a_loss(signal: str, caplog: pytes
         logger.warning("spoken")
         return 1
 
-    with peers.http_peer() as page, FaultyReceiver() as receiver, pytest.MonkeyPatch.context() as patch:
-        page.always = (200, {"Content-Type": "text/html; charset=utf-8"}, b"<!doctype html><title>Sign in</title>")
+    with servers.http_server() as page, FaultyReceiver() as receiver, pytest.MonkeyPatch.context() as patch:
+        page.default_response = (
+            200,
+            {"Content-Type": "text/html; charset=utf-8"},
+            b"<!doctype html><title>Sign in</title>",
+        )
         patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
         patch.setenv(f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT", f"{page.endpoint}/v1/{signal}")
         assert cs.run(spoken(), connector=OtelConnector(logs=True)) == 1
@@ -318,13 +322,13 @@ def test_a_login_page_in_place_of_an_answer_is_a_loss(signal: str, caplog: pytes
     assert lost[signal] in message
 
 
-def test_the_runs_own_error_comes_before_a_loss(refused: str) -> None:
+def test_the_runs_own_error_comes_before_a_loss(unused_endpoint: str) -> None:
     with pytest.raises(ZeroDivisionError):
-        cs.run(cs.task(lambda: 1 / 0, name="divide")(), connector=OtelConnector(refused, strict=True))
+        cs.run(cs.task(lambda: 1 / 0, name="divide")(), connector=OtelConnector(unused_endpoint, strict=True))
 
 
-def test_a_dead_collector_does_not_disturb_a_live_one(collector: Collector, refused: str) -> None:
-    spans = collector.trace_of(one(), connector=[OtelConnector(refused), collector.connector()])
+def test_a_dead_collector_does_not_disturb_a_live_one(collector: Collector, unused_endpoint: str) -> None:
+    spans = collector.trace_of(one(), connector=[OtelConnector(unused_endpoint), collector.connector()])
     assert {span.name for span in spans} == {"run one", "run one started", "one"}
 
 
@@ -412,8 +416,8 @@ def test_its_report_counts_lost_spans_with_the_reason(collector: Collector) -> N
     assert report.last_error
 
 
-def test_its_report_counts_queued_spans_while_the_collector_is_unreachable(refused: str) -> None:
-    connector = OtelConnector(refused)
+def test_its_report_counts_queued_spans_while_the_collector_is_unreachable(unused_endpoint: str) -> None:
+    connector = OtelConnector(unused_endpoint)
     cs.run(one(), connector=connector, log_level="OFF")
     report = connector.report()
     assert (report.sent, report.lost, report.queued, report.connected) == (0, 0, 3, False)

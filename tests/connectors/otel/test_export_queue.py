@@ -26,13 +26,13 @@ from cascade.connectors.otel.health import ItemLabel
 from cascade.connectors.otel.options import ExportOptions
 from cascade.connectors.otel.sender import MAX_BODY, MAX_SENDERS
 from cascade.connectors.otel.transport import open_transport
-from tests.connectors.otel import peers
+from tests.connectors.otel import servers
 from tests.connectors.otel.conftest import MakeSpan
 from tests.lab.waiting import HANG, NEVER, until_blocking
 
 
 @contextlib.contextmanager
-def queue(endpoint: str, protocol: str = "http/protobuf", **more: Any) -> Iterator[ExportQueue]:
+def open_queue(endpoint: str, protocol: str = "http/protobuf", **more: Any) -> Iterator[ExportQueue]:
     options = ExportOptions.from_environment(endpoint=endpoint, protocol=protocol, environ={})
     made = ExportQueue(lambda: open_transport(options), **more)
     try:
@@ -70,50 +70,54 @@ def adds_up(report: FlushReport) -> bool:
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 def test_what_is_put_by_many_threads_arrives_once(protocol: str, make_span: MakeSpan) -> None:
-    with peers.http_peer() if protocol != "grpc" else peers.grpc_peer() as peer, queue(peer.endpoint, protocol) as box:
+    with (
+        servers.http_server() if protocol != "grpc" else servers.grpc_server() as server,
+        open_queue(server.endpoint, protocol) as queue,
+    ):
         threads = [
-            threading.Thread(target=lambda n=n: [box.put(make_span(f"{n}-{i}")) for i in range(500)]) for n in range(4)
+            threading.Thread(target=lambda n=n: [queue.put(make_span(f"{n}-{i}")) for i in range(500)])
+            for n in range(4)
         ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert box.flush(HANG) == FlushReport(put=2000, sent=2000)
+        assert queue.flush(HANG) == FlushReport(put=2000, sent=2000)
         expected = sorted(f"{n}-{i}" for n in range(4) for i in range(500))
-        assert sorted(peers.names(peer.bodies)) == expected
+        assert sorted(servers.span_names(server.bodies)) == expected
 
 
 def test_a_span_leaves_without_a_flush(make_span: MakeSpan) -> None:
-    with peers.http_peer() as peer, queue(peer.endpoint) as box:
-        box.put(make_span())
-        assert peer.asked.acquire(timeout=HANG)
+    with servers.http_server() as server, open_queue(server.endpoint) as queue:
+        queue.put(make_span())
+        assert server.received.acquire(timeout=HANG)
 
 
 @pytest.mark.parametrize("count", [1, 4])
 def test_urgent_spans_and_full_batches_do_not_wait_for_the_delay(count: int, make_span: MakeSpan) -> None:
-    with peers.http_peer() as peer, queue(peer.endpoint, schedule_delay=600, batch_size=4) as box:
+    with servers.http_server() as server, open_queue(server.endpoint, schedule_delay=600, batch_size=4) as queue:
         for _ in range(count):
-            box.put(make_span(), urgent=count == 1)
-        assert peer.asked.acquire(timeout=HANG)
+            queue.put(make_span(), urgent=count == 1)
+        assert server.received.acquire(timeout=HANG)
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
-def test_a_flush_does_not_spend_seconds_on_a_peer_that_refuses(protocol: str, make_span: MakeSpan) -> None:
-    with queue(peers.refused(), protocol) as box:
+def test_a_flush_does_not_spend_seconds_on_a_server_that_refuses(protocol: str, make_span: MakeSpan) -> None:
+    with open_queue(servers.unused_endpoint(), protocol) as queue:
         for count in (1, 2):
-            box.put(make_span())
-            report = box.flush(NEVER)
+            queue.put(make_span())
+            report = queue.flush(NEVER)
             assert adds_up(report)
             assert (report.sent, report.lost, report.pending, report.reason) == (0, 0, count, "connection refused")
 
 
 @pytest.mark.usefixtures("real_limits")
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
-def test_nor_on_a_black_hole(protocol: str, make_span: MakeSpan) -> None:
-    with peers.black_hole() as endpoint, queue(endpoint, protocol) as box:
+def test_a_flush_does_not_spend_seconds_on_a_silent_server(protocol: str, make_span: MakeSpan) -> None:
+    with servers.silent_server() as endpoint, open_queue(endpoint, protocol) as queue:
         for count in (1, 2):
-            box.put(make_span())
-            report = box.flush(NEVER)
+            queue.put(make_span())
+            report = queue.flush(NEVER)
             assert (report.sent, report.lost, report.pending) == (0, 0, count)
             assert report.reason.startswith("no answer within")
 
@@ -122,35 +126,37 @@ LATER = [(429, {}), (502, {}), (503, {}), (504, {}), (503, {"Retry-After": "1"})
 
 
 @pytest.mark.parametrize(("status", "headers"), LATER)
-def test_a_flush_goes_on_while_a_peer_answers_later(status: int, headers: dict[str, str], make_span: MakeSpan) -> None:
-    with peers.http_peer() as peer, queue(peer.endpoint) as box:
-        peer.answers = [(status, headers, b"")] * 2
-        box.put(make_span("kept"))
-        report = box.flush(HANG)
+def test_a_flush_goes_on_while_a_server_answers_later(
+    status: int, headers: dict[str, str], make_span: MakeSpan
+) -> None:
+    with servers.http_server() as server, open_queue(server.endpoint) as queue:
+        server.responses = [(status, headers, b"")] * 2
+        queue.put(make_span("kept"))
+        report = queue.flush(HANG)
         assert (report.sent, report.retried, report.lost) == (1, 1, 0)
-        assert peers.names(peer.bodies) == ["kept"]
+        assert servers.span_names(server.bodies) == ["kept"]
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED])
 def test_so_it_does_over_grpc(code: grpc.StatusCode, make_span: MakeSpan) -> None:
-    with peers.grpc_peer() as peer, queue(peer.endpoint, "grpc", schedule_delay=0) as box:
-        peer.code = code
-        box.put(make_span("kept"))
-        flush = box.start_flush(HANG)
-        until_blocking(lambda: len(peer.metadata) >= 3)
-        peer.code = None
+    with servers.grpc_server() as server, open_queue(server.endpoint, "grpc", schedule_delay=0) as queue:
+        server.code = code
+        queue.put(make_span("kept"))
+        flush = queue.start_flush(HANG)
+        until_blocking(lambda: len(server.metadata) >= 3)
+        server.code = None
         assert (flush.wait().sent, flush.wait().lost) == (1, 0)
 
 
 def test_a_flush_does_not_wait_for_a_retry_that_comes_after_its_end(make_span: MakeSpan) -> None:
-    with peers.http_peer() as peer, queue(peer.endpoint) as box:
-        peer.always = (503, {"Retry-After": "300"}, b"")
-        box.put(make_span())
-        report = box.flush(2 * HANG)
+    with servers.http_server() as server, open_queue(server.endpoint) as queue:
+        server.default_response = (503, {"Retry-After": "300"}, b"")
+        queue.put(make_span())
+        report = queue.flush(2 * HANG)
         assert report == FlushReport(put=1, retried=1, pending=1, reason="503 Service Unavailable")
 
 
-def test_a_full_outbox_holds_back_tasks_while_its_peer_answers_later(make_span: MakeSpan) -> None:
+def test_a_full_outbox_holds_back_tasks_while_its_server_answers_later(make_span: MakeSpan) -> None:
     clock = Clock()
     replied = threading.Semaphore(0)
 
@@ -159,84 +165,84 @@ def test_a_full_outbox_holds_back_tasks_while_its_peer_answers_later(make_span: 
         return Reply("retry", "503 Service Unavailable", retry_after=60.0)
 
     span = make_span()
-    box = ExportQueue(
+    queue = ExportQueue(
         lambda: Scripted(reply), capacity=3 * estimate(span), batch_size=1, hold_timeout=30.0, clock=clock
     )
     for _ in range(3):
-        box.put(span)
+        queue.put(span)
     assert replied.acquire(timeout=HANG)
-    until_blocking(lambda: box.report().retried)
-    assert box.is_full()
+    until_blocking(lambda: queue.report().retried)
+    assert queue.is_full()
     clock.now += 29.9
-    assert box.is_full()
+    assert queue.is_full()
     clock.now += 0.1
-    assert not box.is_full()
-    assert not box.wait_for_capacity(NEVER)
-    assert not box.put(span)
-    assert box.put(span, important=True)
-    report = box.close(0)
+    assert not queue.is_full()
+    assert not queue.wait_for_capacity(NEVER)
+    assert not queue.put(span)
+    assert queue.put(span, important=True)
+    report = queue.close(0)
     assert (report.put, report.lost, report.sent) == (5, 5, 0)
     assert report.reason == "503 Service Unavailable"
 
 
 def test_a_smaller_bound_loses_no_items_that_wait(make_span: MakeSpan) -> None:
     span = make_span()
-    box = ExportQueue(lambda: Scripted(lambda _: Reply("retry", "down", dead=True)))
+    queue = ExportQueue(lambda: Scripted(lambda _: Reply("retry", "down", dead=True)))
     first, second = Clock(), Clock()  # any objects
-    box.reserve(first, Bounds(4 * estimate(span), HANG, HANG))
+    queue.reserve(first, Bounds(4 * estimate(span), HANG, HANG))
     for _ in range(4):
-        assert box.put(span)
-    box.release(first)
-    box.reserve(second, Bounds(2 * estimate(span), HANG, HANG))
-    assert not box.put(span)
-    assert box.put(span, important=True)
-    assert (box.report().lost, box.report().pending) == (1, 5)
-    box.close(0)
+        assert queue.put(span)
+    queue.release(first)
+    queue.reserve(second, Bounds(2 * estimate(span), HANG, HANG))
+    assert not queue.put(span)
+    assert queue.put(span, important=True)
+    assert (queue.report().lost, queue.report().pending) == (1, 5)
+    queue.close(0)
 
 
-def test_a_slow_peer_has_the_whole_time_once_it_has_answered(make_span: MakeSpan, limits: pytest.MonkeyPatch) -> None:
-    with peers.http_peer() as peer, queue(peer.endpoint) as box:
-        box.put(make_span("first"))
-        assert box.flush(HANG).sent == 1
+def test_a_slow_server_has_the_whole_time_once_it_has_answered(make_span: MakeSpan, limits: pytest.MonkeyPatch) -> None:
+    with servers.http_server() as server, open_queue(server.endpoint) as queue:
+        queue.put(make_span("first"))
+        assert queue.flush(HANG).sent == 1
         limits.setattr("cascade.connectors.otel.health.FIRST_ANSWER_WAIT", 0.0)
-        peer.gate.clear()
-        box.put(make_span("second"))
-        opener = threading.Timer(0.1, peer.gate.set)
+        server.may_respond.clear()
+        queue.put(make_span("second"))
+        opener = threading.Timer(0.1, server.may_respond.set)
         opener.start()
-        assert box.flush(HANG) == FlushReport(put=2, sent=2)
+        assert queue.flush(HANG) == FlushReport(put=2, sent=2)
         opener.join()
 
 
 def test_a_flush_ends_at_its_limit_and_a_late_answer_counts(make_span: MakeSpan) -> None:
     """The items stay queued: an answer after the flush is no loss."""
-    with peers.http_peer() as peer, queue(peer.endpoint) as box:
-        box.put(make_span("first"))
-        assert box.flush(HANG).sent == 1
-        peer.gate.clear()
-        box.put(make_span("late"), urgent=True)
-        assert peer.asked.acquire(timeout=HANG)
-        assert peer.asked.acquire(timeout=HANG)
-        report = box.flush(0.2)
+    with servers.http_server() as server, open_queue(server.endpoint) as queue:
+        queue.put(make_span("first"))
+        assert queue.flush(HANG).sent == 1
+        server.may_respond.clear()
+        queue.put(make_span("late"), urgent=True)
+        assert server.received.acquire(timeout=HANG)
+        assert server.received.acquire(timeout=HANG)
+        report = queue.flush(0.2)
         assert (report.sent, report.lost, report.pending) == (1, 0, 1)
         assert report.reason.startswith("no answer within")
-        peer.gate.set()
-        until_blocking(lambda: box.report().sent == 2)
-        box.put(make_span("third"))
-        assert box.flush(HANG) == FlushReport(put=3, sent=3)
-        assert peers.names(peer.bodies) == ["first", "late", "third"]
+        server.may_respond.set()
+        until_blocking(lambda: queue.report().sent == 2)
+        queue.put(make_span("third"))
+        assert queue.flush(HANG) == FlushReport(put=3, sent=3)
+        assert servers.span_names(server.bodies) == ["first", "late", "third"]
 
 
-def test_spans_of_a_flush_in_vain_are_delivered_when_the_peer_is_back(
+def test_spans_of_a_flush_in_vain_are_delivered_when_the_server_is_back(
     make_span: MakeSpan, caplog: pytest.LogCaptureFixture
 ) -> None:
-    endpoint = peers.refused()
-    with queue(endpoint, label=ItemLabel("spans", endpoint)) as box:
+    endpoint = servers.unused_endpoint()
+    with open_queue(endpoint, label=ItemLabel("spans", endpoint)) as queue:
         for index in range(3):
-            box.put(make_span(str(index)))
-            assert box.announce(box.flush(NEVER)) == (index == 0), "one warning for an outage"
-        with peers.http_peer(int(endpoint.rpartition(":")[2])) as peer:
-            until_blocking(lambda: box.report().sent == 3)
-            assert sorted(peers.names(peer.bodies)) == list("012")
+            queue.put(make_span(str(index)))
+            assert queue.announce(queue.flush(NEVER)) == (index == 0), "one warning for an outage"
+        with servers.http_server(int(endpoint.rpartition(":")[2])) as server:
+            until_blocking(lambda: queue.report().sent == 3)
+            assert sorted(servers.span_names(server.bodies)) == list("012")
             until_blocking(lambda: caplog.messages)
     (message,) = caplog.messages
     assert message.startswith(f"OtelConnector: the outage at {endpoint} is over after ")
@@ -246,18 +252,18 @@ def test_spans_of_a_flush_in_vain_are_delivered_when_the_peer_is_back(
 def test_the_end_of_an_outage_counts_what_it_lost(make_span: MakeSpan, caplog: pytest.LogCaptureFixture) -> None:
     is_back = threading.Event()
     span = make_span()
-    peer = Scripted(lambda _: Reply("accepted") if is_back.is_set() else Reply("retry", "down", dead=True))
-    box = ExportQueue(lambda: peer, capacity=2 * estimate(span))
-    counters = box.new_counters()
-    box.put(span, counters=counters)
-    assert box.announce(box.flush(NEVER, counters=counters))
-    counters = box.new_counters()
+    transport = Scripted(lambda _: Reply("accepted") if is_back.is_set() else Reply("retry", "down", dead=True))
+    queue = ExportQueue(lambda: transport, capacity=2 * estimate(span))
+    counters = queue.new_counters()
+    queue.put(span, counters=counters)
+    assert queue.announce(queue.flush(NEVER, counters=counters))
+    counters = queue.new_counters()
     for _ in range(4):
-        box.put(span, counters=counters)
-    report = box.flush(NEVER, counters=counters)
+        queue.put(span, counters=counters)
+    report = queue.flush(NEVER, counters=counters)
     assert (report.pending, report.lost) == (1, 3)
-    assert box.announce(report), "the first loss is worth a warning"
-    assert not box.announce(report)
+    assert queue.announce(report), "the first loss is worth a warning"
+    assert not queue.announce(report)
     is_back.set()
     until_blocking(lambda: caplog.messages)
     assert caplog.messages[0].endswith(" s: 2 spans were delivered late, 3 were lost: down")
@@ -270,14 +276,14 @@ def test_the_exit_counts_what_is_lost_of_an_announced_outage(
     """A warning has named three spans as not yet delivered. If all of them are lost, it has said enough."""
     down = Reply("retry", "down", dead=True)
     is_back, answers = threading.Event(), iter([Reply("accepted")] * accepted)
-    peer = Scripted(lambda _: next(answers, down) if is_back.is_set() else down)
-    box = ExportQueue(lambda: peer, batch_size=1)
+    transport = Scripted(lambda _: next(answers, down) if is_back.is_set() else down)
+    queue = ExportQueue(lambda: transport, batch_size=1)
     for _ in range(3):
-        box.put(make_span())
-    assert box.announce(box.flush(NEVER))
+        queue.put(make_span())
+    assert queue.announce(queue.flush(NEVER))
     is_back.set()
-    until_blocking(lambda: box.report().sent == accepted)
-    box.start_exit()()
+    until_blocking(lambda: queue.report().sent == accepted)
+    queue.start_exit()()
     lines = ["OtelConnector: 2 spans were lost when the process ended: down"] if accepted else []
     assert caplog.messages == lines
 
@@ -287,33 +293,33 @@ def test_the_exit_reports_what_it_loses_unless_a_warning_has_named_it(
 ) -> None:
     """The warnings have named one waiting span and three that were lost before; a second one waits at the exit."""
     span = make_span()
-    peer = Scripted(lambda _: Reply("retry", "down", dead=True))
-    box = ExportQueue(lambda: peer, capacity=2 * estimate(span))
+    transport = Scripted(lambda _: Reply("retry", "down", dead=True))
+    queue = ExportQueue(lambda: transport, capacity=2 * estimate(span))
     for puts in (1, 4):
-        counters = box.new_counters()
+        counters = queue.new_counters()
         for _ in range(puts):
-            box.put(span, counters=counters)
-        report = box.flush(NEVER, counters=counters)
+            queue.put(span, counters=counters)
+        report = queue.flush(NEVER, counters=counters)
         if puts == 1:
-            assert box.announce(report)
-    assert box.announce(FlushReport(put=3, lost=3, reason="down"))
-    box.start_exit()()
+            assert queue.announce(report)
+    assert queue.announce(FlushReport(put=3, lost=3, reason="down"))
+    queue.start_exit()()
     (message,) = caplog.messages
     assert message == "OtelConnector: 2 spans were lost when the process ended: down"
 
 
 def test_a_loss_without_an_outage_is_announced_each_time(make_span: MakeSpan) -> None:
-    box = ExportQueue(lambda: Scripted(lambda _: Reply("refused", "400 Bad Request")))
+    queue = ExportQueue(lambda: Scripted(lambda _: Reply("refused", "400 Bad Request")))
     for _ in range(2):
-        counters = box.new_counters()
-        box.put(make_span(), counters=counters)
-        report = box.flush(HANG, counters=counters)
+        counters = queue.new_counters()
+        queue.put(make_span(), counters=counters)
+        report = queue.flush(HANG, counters=counters)
         assert report == FlushReport(put=1, lost=1, reason="400 Bad Request")
-        assert box.announce(report)
+        assert queue.announce(report)
 
 
-def test_a_peer_that_comes_up_during_the_run_gets_everything(make_span: MakeSpan) -> None:
-    endpoint = peers.refused()
+def test_a_server_that_comes_up_during_the_run_gets_everything(make_span: MakeSpan) -> None:
+    endpoint = servers.unused_endpoint()
     transport = open_transport(ExportOptions.from_environment(endpoint=endpoint, environ={}))
     replied = threading.Semaphore(0)
 
@@ -323,54 +329,54 @@ def test_a_peer_that_comes_up_during_the_run_gets_everything(make_span: MakeSpan
             replied.release()
             return reply
 
-    box = ExportQueue(Watched, schedule_delay=0)
+    queue = ExportQueue(Watched, schedule_delay=0)
     for index in range(5):
-        box.put(make_span(str(index)))
+        queue.put(make_span(str(index)))
     assert replied.acquire(timeout=HANG)
-    with peers.http_peer(int(endpoint.rpartition(":")[2])) as peer:
+    with servers.http_server(int(endpoint.rpartition(":")[2])) as server:
         # Without a flush: the retry is the queue's own.
-        assert peer.asked.acquire(timeout=HANG)
-        assert box.flush(HANG).sent == 5
-        assert sorted(peers.names(peer.bodies)) == list("01234")
+        assert server.received.acquire(timeout=HANG)
+        assert queue.flush(HANG).sent == 5
+        assert sorted(servers.span_names(server.bodies)) == list("01234")
     transport.close()
-    box.close()
+    queue.close()
 
 
 def test_a_retried_batch_arrives_once_and_is_counted_as_retried(make_span: MakeSpan) -> None:
-    with peers.http_peer() as peer, queue(peer.endpoint) as box:
-        peer.answers = [(429, {}, b""), (429, {"Retry-After": "0"}, b"")]
-        box.put(make_span("once"))
-        assert box.flush(HANG) == FlushReport(put=1, sent=1, retried=1, reason="429 Too Many Requests")
-        assert peers.names(peer.bodies) == ["once"]
+    with servers.http_server() as server, open_queue(server.endpoint) as queue:
+        server.responses = [(429, {}, b""), (429, {"Retry-After": "0"}, b"")]
+        queue.put(make_span("once"))
+        assert queue.flush(HANG) == FlushReport(put=1, sent=1, retried=1, reason="429 Too Many Requests")
+        assert servers.span_names(server.bodies) == ["once"]
 
 
-def test_what_a_peer_refuses_is_lost_and_the_rest_goes_on(make_span: MakeSpan) -> None:
-    with peers.http_peer() as peer, queue(peer.endpoint) as box:
-        peer.answers = [(400, {}, b"")]
-        box.put(make_span("bad"))
-        assert box.flush(HANG) == FlushReport(put=1, lost=1, reason="400 Bad Request")
-        box.put(make_span("good"))
-        assert box.flush(HANG).sent == 1
+def test_what_a_server_refuses_is_lost_and_the_rest_goes_on(make_span: MakeSpan) -> None:
+    with servers.http_server() as server, open_queue(server.endpoint) as queue:
+        server.responses = [(400, {}, b"")]
+        queue.put(make_span("bad"))
+        assert queue.flush(HANG) == FlushReport(put=1, lost=1, reason="400 Bad Request")
+        queue.put(make_span("good"))
+        assert queue.flush(HANG).sent == 1
 
 
 def test_a_partial_success_counts_what_was_rejected(make_span: MakeSpan) -> None:
-    box = ExportQueue(lambda: Scripted(lambda _: Reply("accepted", "too old", rejected=2)))
+    queue = ExportQueue(lambda: Scripted(lambda _: Reply("accepted", "too old", rejected=2)))
     for _ in range(5):
-        box.put(make_span())
-    assert box.close() == FlushReport(put=5, sent=3, lost=2, reason="rejected: too old")
+        queue.put(make_span())
+    assert queue.close() == FlushReport(put=5, sent=3, lost=2, reason="rejected: too old")
 
 
 def test_memory_is_bounded(make_span: MakeSpan) -> None:
     span = make_span()
     gate = threading.Event()
-    peer = Scripted(lambda _: Reply("accepted") if gate.wait(HANG) else Reply("refused"))
-    box = ExportQueue(lambda: peer, capacity=3 * estimate(span))
-    assert [box.put(span) for _ in range(5)] == [True, True, True, False, False]
-    assert box.report() == FlushReport(put=5, lost=2, pending=3, reason="more than fits in memory")
+    transport = Scripted(lambda _: Reply("accepted") if gate.wait(HANG) else Reply("refused"))
+    queue = ExportQueue(lambda: transport, capacity=3 * estimate(span))
+    assert [queue.put(span) for _ in range(5)] == [True, True, True, False, False]
+    assert queue.report() == FlushReport(put=5, lost=2, pending=3, reason="more than fits in memory")
     gate.set()
-    assert box.flush(HANG).sent == 3
-    assert box.put(span)
-    box.close()
+    assert queue.flush(HANG).sent == 3
+    assert queue.put(span)
+    queue.close()
 
 
 @pytest.mark.parametrize("attributes", [0, 10])
@@ -388,70 +394,72 @@ def test_the_estimate_is_close_to_what_a_span_holds(attributes: int) -> None:
 
 
 def test_a_span_that_cannot_be_encoded_costs_only_itself(make_span: MakeSpan, caplog: pytest.LogCaptureFixture) -> None:
-    with peers.http_peer() as peer, queue(peer.endpoint) as box:
+    with servers.http_server() as server, open_queue(server.endpoint) as queue:
         for name in ("a", "lone \ud800 surrogate", "b"):
-            box.put(make_span(name, {"key": "other \udfff surrogate"}))
-        assert box.flush(HANG) == FlushReport(put=3, sent=2, lost=1, reason="it cannot be encoded")
-        assert peers.names(peer.bodies) == ["a", "b"]
+            queue.put(make_span(name, {"key": "other \udfff surrogate"}))
+        assert queue.flush(HANG) == FlushReport(put=3, sent=2, lost=1, reason="it cannot be encoded")
+        assert servers.span_names(server.bodies) == ["a", "b"]
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 def test_bodies_stay_below_the_limit_and_a_larger_span_goes_alone(make_span: MakeSpan) -> None:
-    peer = Scripted()
-    box = ExportQueue(lambda: peer, schedule_delay=600)
+    transport = Scripted()
+    queue = ExportQueue(lambda: transport, schedule_delay=600)
     for size in (MAX_BODY // 2, MAX_BODY // 2, 10, MAX_BODY * 2, 10):
-        box.put(make_span(attributes={"text": "x" * size}))
-    assert box.close().sent == 5
-    assert sorted(size > MAX_BODY for size in peer.sizes).count(True) == 1
-    assert len(peer.sizes) > 2
+        queue.put(make_span(attributes={"text": "x" * size}))
+    assert queue.close().sent == 5
+    assert sorted(size > MAX_BODY for size in transport.sizes).count(True) == 1
+    assert len(transport.sizes) > 2
 
 
-def test_a_batch_that_a_peer_finds_too_large_is_sent_in_parts(make_span: MakeSpan) -> None:
+def test_a_batch_that_a_server_finds_too_large_is_sent_in_parts(make_span: MakeSpan) -> None:
     limit = 20_000
-    peer = Scripted(lambda body: Reply("refused", "413", too_large=True) if len(body) > limit else Reply("accepted"))
-    box = ExportQueue(lambda: peer)
+    transport = Scripted(
+        lambda body: Reply("refused", "413", too_large=True) if len(body) > limit else Reply("accepted")
+    )
+    queue = ExportQueue(lambda: transport)
     for index in range(100):
-        box.put(make_span(attributes={"text": "x" * (limit if index == 50 else 1000)}))
-    assert box.close(HANG) == FlushReport(put=100, sent=99, lost=1, reason="413")
+        queue.put(make_span(attributes={"text": "x" * (limit if index == 50 else 1000)}))
+    assert queue.close(HANG) == FlushReport(put=100, sent=99, lost=1, reason="413")
 
 
-def test_a_batch_for_which_a_peer_has_room_only_later_is_sent_in_parts(
+def test_a_batch_for_which_a_server_has_room_only_later_is_sent_in_parts(
     make_span: MakeSpan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a queue that is smaller than the batch."""
     monkeypatch.setattr("cascade.connectors.otel.health.MAX_BUSY_FLUSH_BACKOFF", 0.001)
     limit = 30_000
-    peer = Scripted(lambda body: Reply("retry", "503 queue is full") if len(body) > limit else Reply("accepted"))
-    box = ExportQueue(lambda: peer, schedule_delay=600)
+    transport = Scripted(lambda body: Reply("retry", "503 queue is full") if len(body) > limit else Reply("accepted"))
+    queue = ExportQueue(lambda: transport, schedule_delay=600)
     for _ in range(400):
-        box.put(make_span(attributes={"text": "x" * 200}))
-    report = box.flush(HANG)
+        queue.put(make_span(attributes={"text": "x" * 200}))
+    report = queue.flush(HANG)
     assert (report.sent, report.retried, report.lost) == (400, 400, 0)
-    assert box.close(0).pending == 0
+    assert queue.close(0).pending == 0
 
 
 def test_each_run_has_its_own_count(make_span: MakeSpan) -> None:
-    with queue(peers.refused(), schedule_delay=0) as box:
-        one, other = box.new_counters(), box.new_counters()
+    with open_queue(servers.unused_endpoint(), schedule_delay=0) as queue:
+        one, other = queue.new_counters(), queue.new_counters()
         for _ in range(3):
-            box.put(make_span(), counters=one)
-            box.put(make_span(), counters=other)
-        box.put(make_span(), counters=other)
-        assert box.flush(HANG, counters=one).pending == 3
-        assert box.flush(HANG, counters=other).pending == 4
-        assert (box.report().put, box.report().lost, box.report().pending) == (7, 0, 7)
-        assert box.close(0).lost == 7
+            queue.put(make_span(), counters=one)
+            queue.put(make_span(), counters=other)
+        queue.put(make_span(), counters=other)
+        assert queue.flush(HANG, counters=one).pending == 3
+        assert queue.flush(HANG, counters=other).pending == 4
+        assert (queue.report().put, queue.report().lost, queue.report().pending) == (7, 0, 7)
+        assert queue.close(0).lost == 7
 
 
 def test_flushes_at_the_same_time(make_span: MakeSpan) -> None:
-    with peers.http_peer() as peer, queue(peer.endpoint) as box:
+    with servers.http_server() as server, open_queue(server.endpoint) as queue:
         reports: list[FlushReport] = []
 
         def run() -> None:
-            counters = box.new_counters()
+            counters = queue.new_counters()
             for _ in range(50):
-                box.put(make_span(), counters=counters)
-            reports.append(box.flush(HANG, counters=counters))
+                queue.put(make_span(), counters=counters)
+            reports.append(queue.flush(HANG, counters=counters))
 
         threads = [threading.Thread(target=run) for _ in range(8)]
         for thread in threads:
@@ -459,26 +467,26 @@ def test_flushes_at_the_same_time(make_span: MakeSpan) -> None:
         for thread in threads:
             thread.join()
         assert reports == [FlushReport(put=50, sent=50)] * 8
-        assert box.report() == FlushReport(put=400, sent=400)
+        assert queue.report() == FlushReport(put=400, sent=400)
 
 
 def test_after_close_spans_are_refused_and_the_connection_is_gone(make_span: MakeSpan) -> None:
-    peer = Scripted()
-    box = ExportQueue(lambda: peer)
-    box.put(make_span())
-    assert box.close() == FlushReport(put=1, sent=1)
-    assert peer.is_closed.wait(HANG)
-    assert not box.put(make_span())
-    assert box.close() == FlushReport(put=2, sent=1, lost=1, reason="closed")
+    transport = Scripted()
+    queue = ExportQueue(lambda: transport)
+    queue.put(make_span())
+    assert queue.close() == FlushReport(put=1, sent=1)
+    assert transport.is_closed.wait(HANG)
+    assert not queue.put(make_span())
+    assert queue.close() == FlushReport(put=2, sent=1, lost=1, reason="closed")
 
 
 def test_a_transport_that_cannot_be_opened_is_a_reason(make_span: MakeSpan) -> None:
     def fail() -> Scripted:
         raise OSError("no such certificate")
 
-    box = ExportQueue(fail)
-    box.put(make_span())
-    assert box.close() == FlushReport(put=1, lost=1, reason="cannot export: no such certificate")
+    queue = ExportQueue(fail)
+    queue.put(make_span())
+    assert queue.close() == FlushReport(put=1, lost=1, reason="cannot export: no such certificate")
 
 
 def test_a_transport_that_raises_costs_its_batch_alone(make_span: MakeSpan) -> None:
@@ -489,11 +497,11 @@ def test_a_transport_that_raises_costs_its_batch_alone(make_span: MakeSpan) -> N
             raise error
         return Reply("accepted")
 
-    box = ExportQueue(lambda: Scripted(reply))
-    box.put(make_span())
-    assert box.flush(HANG).reason == "ZeroDivisionError: ours"
-    box.put(make_span())
-    assert box.close(HANG).sent == 1
+    queue = ExportQueue(lambda: Scripted(reply))
+    queue.put(make_span())
+    assert queue.flush(HANG).reason == "ZeroDivisionError: ours"
+    queue.put(make_span())
+    assert queue.close(HANG).sent == 1
 
 
 def test_the_exports_own_traffic_is_not_instrumented(make_span: MakeSpan) -> None:
@@ -504,9 +512,9 @@ def test_the_exports_own_traffic_is_not_instrumented(make_span: MakeSpan) -> Non
         seen.append([context.get_value(key) for key in keys])
         return Reply("accepted")
 
-    box = ExportQueue(lambda: Scripted(reply))
-    box.put(make_span())
-    box.close()
+    queue = ExportQueue(lambda: Scripted(reply))
+    queue.put(make_span())
+    queue.close()
     assert seen == [[True, True]]
 
 
@@ -524,37 +532,37 @@ def test_what_is_important_takes_the_room_of_the_oldest_that_is_not(make_span: M
         return Scripted()
 
     size = estimate(make_span())
-    box = ExportQueue(open_late, capacity=3 * size)
-    assert [box.put(make_span(), important=True)] + [box.put(make_span()) for _ in range(2)] == [True] * 3
-    assert box.put(make_span(), important=True)
-    assert box.put(make_span(), important=True)
-    assert not box.put(make_span(), important=True), "nothing is left that matters less"
-    assert box.report() == FlushReport(put=6, lost=3, pending=3, reason="more than fits in memory")
+    queue = ExportQueue(open_late, capacity=3 * size)
+    assert [queue.put(make_span(), important=True)] + [queue.put(make_span()) for _ in range(2)] == [True] * 3
+    assert queue.put(make_span(), important=True)
+    assert queue.put(make_span(), important=True)
+    assert not queue.put(make_span(), important=True), "nothing is left that matters less"
+    assert queue.report() == FlushReport(put=6, lost=3, pending=3, reason="more than fits in memory")
     may_open.set()
-    assert box.close(HANG).sent == 3
+    assert queue.close(HANG).sent == 3
 
 
-def test_a_peer_that_takes_its_time_gets_several_requests_at_once(make_span: MakeSpan) -> None:
+def test_a_server_that_takes_its_time_gets_several_requests_at_once(make_span: MakeSpan) -> None:
     together = threading.Barrier(3)
     first, all_put = threading.Event(), threading.Event()
 
     def reply(_: bytes) -> Reply:
         if not first.is_set():
             assert all_put.wait(HANG)  # a thread joins for a batch that waits
-            time.sleep(0.03)  # the queue adds threads for a peer that is as slow
+            time.sleep(0.03)  # the queue adds threads for a server that is as slow
             first.set()
         else:
             together.wait(HANG)  # three at a time, or never
         return Reply("accepted")
 
-    box = ExportQueue(lambda: Scripted(reply), batch_size=1)
+    queue = ExportQueue(lambda: Scripted(reply), batch_size=1)
     for _ in range(1 + 3 * 4):
-        box.put(make_span())
+        queue.put(make_span())
     all_put.set()
-    assert box.close(HANG) == FlushReport(put=13, sent=13)
+    assert queue.close(HANG) == FlushReport(put=13, sent=13)
 
 
-def test_a_dead_peer_is_asked_by_one_at_a_time(make_span: MakeSpan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_server_is_asked_by_one_at_a_time(make_span: MakeSpan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cascade.connectors.otel.health.MAX_BACKOFF", 0.001)
     asked, asking, most = 0, 0, 0
     lock = threading.Lock()
@@ -568,17 +576,17 @@ def test_a_dead_peer_is_asked_by_one_at_a_time(make_span: MakeSpan, monkeypatch:
             asking += is_late
             most = max(most, asking)
         if number > 5:  # an answer makes it alive again
-            until_blocking(lambda: box.report().sent == 5)
+            until_blocking(lambda: queue.report().sent == 5)
         time.sleep(0.03)  # slow enough for several requests at once, while it lives
         with lock:
             asking -= is_late
         return Reply("accepted") if number <= 5 else Reply("retry", "down", dead=True)
 
-    box = ExportQueue(lambda: Scripted(reply), batch_size=1)
+    queue = ExportQueue(lambda: Scripted(reply), batch_size=1)
     for _ in range(40):
-        box.put(make_span())
+        queue.put(make_span())
     until_blocking(lambda: asked > 10 + MAX_SENDERS)
-    report = box.close(0)
+    report = queue.close(0)
     assert (report.sent, report.lost) == (5, 35)
     assert most == 1
 
@@ -620,28 +628,28 @@ def test_the_counts_always_add_up(replies: list[Reply], actions: list[str], capa
     coming = iter(replies)
     pack = partial(encode, envelope=Envelope(partial(Resource, {})))
     transport = Scripted(lambda _: next(coming, Reply("accepted")))
-    box = ExportQueue(lambda: transport, pack=pack, batch_size=3, capacity=capacity)
-    all_counters = [box.new_counters(), box.new_counters()]
+    queue = ExportQueue(lambda: transport, pack=pack, batch_size=3, capacity=capacity)
+    all_counters = [queue.new_counters(), queue.new_counters()]
     for index, action in enumerate(actions):
         counters = all_counters[index % 2]
         match action:
             case "flush one":
-                assert adds_up(box.flush(0.05, counters=counters))
+                assert adds_up(queue.flush(0.05, counters=counters))
             case "flush all":
-                assert adds_up(box.flush(0.05))
+                assert adds_up(queue.flush(0.05))
             case _:
                 item = bytes(100) if "encoded" in action else make_span()
-                box.put(item, urgent="urgent" in action, important="important" in action, counters=counters)
-        assert all(adds_up(box.report(one)) for one in (None, *all_counters))
-    total = box.close(0.05)
-    reports = [box.report(counters) for counters in all_counters]
+                queue.put(item, urgent="urgent" in action, important="important" in action, counters=counters)
+        assert all(adds_up(queue.report(one)) for one in (None, *all_counters))
+    total = queue.close(0.05)
+    reports = [queue.report(counters) for counters in all_counters]
     assert total.pending == 0
     assert total.put == sum(action.startswith("put") for action in actions)
     assert total.sent == sum(report.sent for report in reports)
     assert total.lost == sum(report.lost for report in reports)
     assert min(total.sent, total.lost, total.retried) >= 0
-    buffer = box._state.buffer
-    with box._state.lock:
+    buffer = queue._state.buffer
+    with queue._state.lock:
         assert not buffer.waiting
         assert (buffer.queued, buffer.count) == (0, 0)
         assert buffer.in_flight or buffer.held == 0, "only a request that is out may hold something still"
@@ -664,40 +672,42 @@ def span(name):
 
 options = ExportOptions.from_environment(endpoint=sys.argv[1], protocol=sys.argv[2])
 os.environ.pop("GRPC_VERBOSITY", None)
-box = ExportQueue(lambda: open_transport(options), schedule_delay=600, exit_timeout=100)
+queue = ExportQueue(lambda: open_transport(options), schedule_delay=600, exit_timeout=100)
 """
 QUIET_FORK = ("-W", "ignore:This process:DeprecationWarning")
 """Python 3.12 and later warn of a fork beside threads."""
 
 FORK = """
-counters = box.new_counters()
-box.put(span("before"))
-box.flush(100)
-box.put(span("parent"), counters=counters)
+counters = queue.new_counters()
+queue.put(span("before"))
+queue.flush(100)
+queue.put(span("parent"), counters=counters)
 if os.fork() == 0:
-    assert box.report(counters).put == 0
-    box.put(span("child"), counters=counters)
-    report = box.flush(100, counters=counters)
+    assert queue.report(counters).put == 0
+    queue.put(span("child"), counters=counters)
+    report = queue.flush(100, counters=counters)
     os._exit(0 if (report.put, report.sent) == (1, 1) else 7)
 assert os.wait()[1] == 0
 """
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
-@pytest.mark.parametrize(("ending", "expected"), [(FORK, ["before", "child", "parent"]), ("box.put(span('x'))", ["x"])])
+@pytest.mark.parametrize(
+    ("ending", "expected"), [(FORK, ["before", "child", "parent"]), ("queue.put(span('x'))", ["x"])]
+)
 def test_forks_and_exits(protocol: str, ending: str, expected: list[str]) -> None:
     program = PROGRAM + textwrap.dedent(ending)
-    with peers.http_peer() if protocol != "grpc" else peers.grpc_peer() as peer:
-        command = [sys.executable, *QUIET_FORK, "-c", program, peer.endpoint, protocol]
+    with servers.http_server() if protocol != "grpc" else servers.grpc_server() as server:
+        command = [sys.executable, *QUIET_FORK, "-c", program, server.endpoint, protocol]
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=HANG)
         assert (done.returncode, done.stderr) == (0, "")
-        assert sorted(peers.names(peer.bodies)) == expected
+        assert sorted(servers.span_names(server.bodies)) == expected
 
 
 EXIT = """
 import atexit, threading
 
-atexit.register(lambda: print(sum(box.report().sent for box in boxes)))
+atexit.register(lambda: print(sum(queue.report().sent for queue in boxes)))
 
 from cascade.connectors.otel.export_queue import ExportQueue
 from cascade.connectors.otel.answers import Reply
@@ -717,8 +727,8 @@ class Transport:
 boxes = [
     ExportQueue(Transport, pack=lambda entries: (b"body", []), schedule_delay=600, exit_timeout=100) for _ in range(3)
 ]
-for box in boxes:
-    box.put(b"encoded")
+for queue in boxes:
+    queue.put(b"encoded")
 """
 
 
@@ -731,9 +741,9 @@ def test_the_exit_flushes_all_destinations_at_the_same_time() -> None:
 def test_grpc_does_not_write_to_stderr(make_span: MakeSpan) -> None:
     program = (
         PROGRAM
-        + "box.put(span('x')); assert box.flush(100).pending; box.close(0); assert 'GRPC_VERBOSITY' not in os.environ"
+        + "queue.put(span('x')); assert queue.flush(100).pending; queue.close(0); assert 'GRPC_VERBOSITY' not in os.environ"
     )
-    with peers.http_peer() as peer:
-        command = [sys.executable, "-c", program, peer.endpoint.replace("http:", "https:"), "grpc"]
+    with servers.http_server() as server:
+        command = [sys.executable, "-c", program, server.endpoint.replace("http:", "https:"), "grpc"]
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=HANG)
     assert (done.returncode, done.stderr) == (0, "")

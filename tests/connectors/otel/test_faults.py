@@ -12,7 +12,7 @@ from opentelemetry import trace
 import cascade as cs
 from cascade.connectors.otel import OtelConnector
 from cascade.testing import Spans
-from tests.connectors.otel import peers
+from tests.connectors.otel import servers
 from tests.connectors.otel.tracing import Collector, warnings
 from tests.lab.receiver import Fault, FaultyReceiver
 from tests.lab.waiting import HANG
@@ -179,7 +179,7 @@ def test_a_proxy_that_fails(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogC
         connection.recv(65536)
         connection.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
 
-    with peers.raw_peer(talk) as proxy:
+    with servers.raw_server(talk) as proxy:
         monkeypatch.setenv("http_proxy", proxy)
         run_against(OtelConnector("http://collector.invalid:4318", metrics=False))
     (warning,) = warnings(caplog)
@@ -188,20 +188,20 @@ def test_a_proxy_that_fails(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogC
 
 
 def test_a_collector_that_comes_up_during_the_run_gets_all_of_it(caplog: pytest.LogCaptureFixture) -> None:
-    port = int(peers.refused().rpartition(":")[2])
+    port = int(servers.unused_endpoint().rpartition(":")[2])
 
     @cs.task
     async def last(found: list[int]) -> int:
-        stack.append(peers.http_peer(port))
+        stack.append(servers.http_server(port))
         seen.append(stack[0].__enter__())
         return len(found)
 
     stack: list[Any] = []
-    seen: list[peers.Seen] = []
+    seen: list[servers.HttpServer] = []
     connector = OtelConnector(f"http://127.0.0.1:{port}", metrics=False)
     try:
         assert cs.run(last(double.map(x=list(range(ITEMS)))), connector=connector, log_level="ERROR") == ITEMS
-        arrived = peers.names(seen[0].bodies)
+        arrived = servers.span_names(seen[0].bodies)
     finally:
         stack[0].__exit__(None, None, None)
     assert len(arrived) == SPANS + 1

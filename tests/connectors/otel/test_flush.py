@@ -22,7 +22,7 @@ from cascade.connectors.otel import OtelConnector
 from cascade.connectors.otel.flush import flush_of
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.testing import OtlpReceiver
-from tests.connectors.otel import peers
+from tests.connectors.otel import servers
 from tests.connectors.otel.tracing import warnings
 from tests.lab.time_limits import subprocess_environment
 from tests.lab.waiting import HANG, NEVER, until_blocking
@@ -239,7 +239,7 @@ def test_a_run_without_sampled_spans_does_not_end_the_outage(
 def test_a_batch_processor_with_a_silent_collector(
     exporter: type[HttpExporter | GrpcExporter], caplog: pytest.LogCaptureFixture
 ) -> None:
-    with peers.black_hole() as endpoint:
+    with servers.silent_server() as endpoint:
         if exporter is HttpExporter:
             made: HttpExporter | GrpcExporter = HttpExporter(f"{endpoint}/v1/traces", timeout=1)
         else:

@@ -12,7 +12,7 @@ import cascade as cs
 from cascade.connectors.memory import MemoryConnector
 from cascade.connectors.otel import OtelConnector
 from cascade.telemetry.wire import dumps, loads
-from tests.connectors.otel import peers
+from tests.connectors.otel import servers
 from tests.lab.waiting import HANG
 
 
@@ -82,15 +82,15 @@ def test_a_replay_of_all_messages_exports_the_same_spans() -> None:
 async def test_the_end_of_a_replay_waits_for_its_delivery() -> None:
     beside = MemoryConnector()
     await cs.run_async(cs.task(lambda: 1, name="one")(), connector=beside, log_level="OFF")
-    with peers.http_peer() as peer:
-        peer.gate.clear()
-        connector = OtelConnector(peer.endpoint, metrics=False, flush_timeout=HANG)
+    with servers.http_server() as server:
+        server.may_respond.clear()
+        connector = OtelConnector(server.endpoint, metrics=False, flush_timeout=HANG)
         await connector.connect()
         for payload in beside.payloads:
             await connector.publish("topic", payload)
         end = asyncio.create_task(connector.disconnect())
-        assert await asyncio.to_thread(peer.asked.acquire, timeout=HANG)
+        assert await asyncio.to_thread(server.received.acquire, timeout=HANG)
         assert not end.done()
-        peer.gate.set()
+        server.may_respond.set()
         await end
-        assert sorted(peers.names(peer.bodies)) == ["one", "run one", "run one started"]
+        assert sorted(servers.span_names(server.bodies)) == ["one", "run one", "run one started"]

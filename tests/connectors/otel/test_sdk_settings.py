@@ -28,7 +28,7 @@ NAME = "OTEL_SERVICE_NAME"
         ({ATTRIBUTES: "service.name="}, {"service.name": "cascade"}),
         ({ATTRIBUTES: "service.name\t= mine "}, {"service.name": "mine"}),
         ({ATTRIBUTES: "service%2Ename=my%20own"}, {"service.name": "my own"}),
-        ({ATTRIBUTES: "peer.service.name=other"}, {"service.name": "cascade", "peer.service.name": "other"}),
+        ({ATTRIBUTES: "server.service.name=other"}, {"service.name": "cascade", "server.service.name": "other"}),
         ({ATTRIBUTES: "service.name.x=y,xservice.name=z"}, {"service.name": "cascade", "service.name.x": "y"}),
         ({ATTRIBUTES: "note=service.name=x"}, {"service.name": "cascade", "note": "service.name=x"}),
         ({ATTRIBUTES: "app.service.instance.id=7"}, {"app.service.instance.id": "7"}),

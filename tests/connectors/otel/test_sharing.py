@@ -1,4 +1,4 @@
-"""Connectors of one destination share their export state: threads, sockets, queue, health of the peer."""
+"""Connectors of one destination share their export state: threads, sockets, queue, health of the server."""
 
 import gc
 import itertools
@@ -30,7 +30,7 @@ from cascade.connectors.otel.provider import OwnProvider, RunTracer
 from cascade.connectors.otel.routing import ExportTarget
 from cascade.connectors.otel.sdk_settings import ProcessResource
 from cascade.connectors.otel.signals import ExportSetup
-from tests.connectors.otel import peers
+from tests.connectors.otel import servers
 from tests.connectors.otel.logs.conftest import lines
 from tests.connectors.otel.metrics.exports import latest, metrics_of, values
 from tests.lab.receiver import Fault, FaultyReceiver
@@ -76,7 +76,7 @@ def test_runs_with_a_connector_each_share_one_thread(protocol: str) -> None:
 
 @pytest.mark.usefixtures("real_limits")
 def test_runs_with_a_connector_each_share_one_thread_with_a_dead_collector() -> None:
-    before, endpoint = frozenset(threading.enumerate()), peers.refused()
+    before, endpoint = frozenset(threading.enumerate()), servers.unused_endpoint()
     for _ in range(RUNS):
         cs.run(one(), connector=OtelConnector(endpoint), log_level="OFF")
     assert threads("cascade-otlp", before) == 1
@@ -89,7 +89,7 @@ def test_runs_with_a_connector_each_share_one_thread_with_a_dead_collector() -> 
     ids=["headers", "protocol"],
 )
 def test_another_destination_has_a_queue_of_its_own(other: dict[str, object]) -> None:
-    before, endpoint = frozenset(threading.enumerate()), peers.refused()
+    before, endpoint = frozenset(threading.enumerate()), servers.unused_endpoint()
     cs.run(one(), connector=OtelConnector(endpoint, metrics=False, flush_timeout=0.01), log_level="OFF")
     assert threads("cascade-otlp", before) == 1
     options = {"metrics": False, "flush_timeout": 0.01, **other}

@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
 import cascade as cs
 from cascade.connectors.otel import OtelConnector
-from tests.connectors.otel import peers
+from tests.connectors.otel import servers
 from tests.connectors.otel.logs.conftest import lines
 from tests.connectors.otel.metrics import messages
 from tests.connectors.otel.metrics.exports import attributes, latest, points, values
@@ -206,7 +206,7 @@ def test_a_tracer_provider_that_is_stuck_does_not_hold_the_logs_back(monkeypatch
 def test_lost_log_records_are_counted_beside_an_applications_tracer_provider(
     protocol: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    endpoint = peers.refused()
+    endpoint = servers.unused_endpoint()
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", endpoint)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
     cs.run(flow(), connector=OtelConnector(logs=True, tracer_provider=tracer_provider()), log_level="ERROR")

@@ -24,7 +24,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from cascade.connectors.otel.answers import MAX_RETRY_AFTER, Reply
 from cascade.connectors.otel.options import ExportOptions
 from cascade.connectors.otel.transport import Transport, open_transport, suppress_instrumentation
-from tests.connectors.otel import peers
+from tests.connectors.otel import servers
 from tests.lab.programs import program
 from tests.lab.waiting import HANG
 
@@ -39,13 +39,13 @@ PARTIAL = ExportTraceServiceResponse(
 def transport(endpoint: str, protocol: str = "http/protobuf", **more: Any) -> Iterator[Transport]:
     variables = {f"OTEL_EXPORTER_OTLP_{name.upper()}": value for name, value in more.items()}
     found = ExportOptions.from_environment(endpoint=endpoint, protocol=protocol, environ=variables)
-    with contextlib.closing(open_transport(found)) as open_safely:
-        yield open_safely
+    with contextlib.closing(open_transport(found)) as opened:
+        yield opened
 
 
 def sent(endpoint: str, protocol: str = "http/protobuf", *, timeout: float = HANG, **more: Any) -> Reply:
-    with transport(endpoint, protocol, **more) as open_safely:
-        return open_safely.send(b"", timeout)
+    with transport(endpoint, protocol, **more) as opened:
+        return opened.send(b"", timeout)
 
 
 def NO_OTLP(kind: str) -> Reply:  # noqa: N802 - a constant of the tables below
@@ -76,34 +76,34 @@ def answer_over_tls(connection: socket.socket, certificate: Path) -> None:
 
 class TestHttp:
     def test_one_connection_serves_many_requests(self) -> None:
-        with peers.http_peer() as peer, transport(peer.endpoint, headers="X-Key=a%20b") as open_safely:
-            assert [open_safely.send(body, HANG) for body in (b"1", b"2")] == [Reply("accepted")] * 2
-        assert peer.bodies == [b"1", b"2"]
-        assert peer.connections == 1
-        assert peer.paths == ["/v1/traces"] * 2
-        assert peer.headers[0]["x-key"] == "a b"
-        assert peer.headers[0]["content-type"] == "application/x-protobuf"
+        with servers.http_server() as server, transport(server.endpoint, headers="X-Key=a%20b") as opened:
+            assert [opened.send(body, HANG) for body in (b"1", b"2")] == [Reply("accepted")] * 2
+        assert server.bodies == [b"1", b"2"]
+        assert server.connections == 1
+        assert server.paths == ["/v1/traces"] * 2
+        assert server.headers[0]["x-key"] == "a b"
+        assert server.headers[0]["content-type"] == "application/x-protobuf"
 
     @pytest.mark.parametrize("compression", ["gzip", "deflate"])
     def test_compression(self, compression: str) -> None:
-        with peers.http_peer() as peer:
-            assert sent(peer.endpoint, compression=compression).outcome == "accepted"
-        assert peer.headers[0]["content-encoding"] == compression
-        assert peer.bodies == [b""]
+        with servers.http_server() as server:
+            assert sent(server.endpoint, compression=compression).outcome == "accepted"
+        assert server.headers[0]["content-encoding"] == compression
+        assert server.bodies == [b""]
 
     @pytest.mark.parametrize("status", [429, 502, 503, 504])
     def test_an_answer_that_asks_for_a_later_retry_is_a_sign_of_life(self, status: int) -> None:
-        with peers.http_peer() as peer:
-            peer.always = (status, {}, b"")
-            reply = sent(peer.endpoint)
+        with servers.http_server() as server:
+            server.default_response = (status, {}, b"")
+            reply = sent(server.endpoint)
         assert (reply.outcome, reply.dead, reply.retry_after) == ("retry", False, None)
         assert reply.reason.startswith(f"{status} ")
 
     @pytest.mark.parametrize("status", [400, 401, 404, 413, 500, 501])
     def test_refused(self, status: int) -> None:
-        with peers.http_peer() as peer:
-            peer.always = (status, PROTOBUF, Status(message="bad id").SerializeToString())
-            reply = sent(peer.endpoint)
+        with servers.http_server() as server:
+            server.default_response = (status, PROTOBUF, Status(message="bad id").SerializeToString())
+            reply = sent(server.endpoint)
         assert (reply.outcome, reply.dead, reply.too_large) == ("refused", False, status == 413)
         assert reply.reason.endswith(": bad id")
 
@@ -117,30 +117,30 @@ class TestHttp:
         ],
     )
     def test_retry_after(self, value: str, low: float, high: float) -> None:
-        with peers.http_peer() as peer:
-            peer.always = (503, {"Retry-After": value}, b"")
-            found = sent(peer.endpoint).retry_after
+        with servers.http_server() as server:
+            server.default_response = (503, {"Retry-After": value}, b"")
+            found = sent(server.endpoint).retry_after
         assert found is not None
         assert low <= found <= high
 
     def test_retry_after_a_date(self) -> None:
-        with peers.http_peer() as peer:
+        with servers.http_server() as server:
             date = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
-            peer.always = (503, {"Retry-After": date}, b"")
-            found = sent(peer.endpoint).retry_after
+            server.default_response = (503, {"Retry-After": date}, b"")
+            found = sent(server.endpoint).retry_after
         assert found is not None
         assert 30 <= found <= 100
 
     @pytest.mark.parametrize("value", ["soon", "nan", "", "Fri, 27 Nov 2026 21:30:19 +99999999999999999999"])
     def test_a_senseless_retry_after_is_none(self, value: str) -> None:
-        with peers.http_peer() as peer:
-            peer.always = (503, {"Retry-After": value}, b"")
-            assert sent(peer.endpoint).retry_after is None
+        with servers.http_server() as server:
+            server.default_response = (503, {"Retry-After": value}, b"")
+            assert sent(server.endpoint).retry_after is None
 
     def test_a_redirect_is_not_followed(self) -> None:
-        with peers.http_peer() as elsewhere, peers.http_peer() as peer:
-            peer.always = (307, {"Location": elsewhere.endpoint}, b"")
-            reply = sent(peer.endpoint)
+        with servers.http_server() as elsewhere, servers.http_server() as server:
+            server.default_response = (307, {"Location": elsewhere.endpoint}, b"")
+            reply = sent(server.endpoint)
         assert reply.outcome == "refused"
         assert elsewhere.endpoint in reply.reason
         assert not elsewhere.paths
@@ -173,14 +173,14 @@ class TestHttp:
         ],
     )
     def test_the_answer_with_a_success(self, headers: dict[str, str], content: bytes, expected: Reply) -> None:
-        with peers.http_peer() as peer:
-            peer.always = (200, headers, content)
-            assert sent(peer.endpoint) == expected
+        with servers.http_server() as server:
+            server.default_response = (200, headers, content)
+            assert sent(server.endpoint) == expected
 
-    def test_an_idle_connection_that_the_peer_closed_is_no_failure(self) -> None:
-        with peers.http_peer() as peer, transport(peer.endpoint) as open_safely:
-            peer.answers = [(200, {"Connection": "close"}, b""), (200, {}, b"")]
-            assert [open_safely.send(b"", HANG).outcome for _ in range(3)] == ["accepted"] * 3
+    def test_an_idle_connection_that_the_server_closed_is_no_failure(self) -> None:
+        with servers.http_server() as server, transport(server.endpoint) as opened:
+            server.responses = [(200, {"Connection": "close"}, b""), (200, {}, b"")]
+            assert [opened.send(b"", HANG).outcome for _ in range(3)] == ["accepted"] * 3
 
     def test_a_connection_that_breaks_under_a_request_is_dialled_again_at_once(self) -> None:
         served = []
@@ -190,8 +190,8 @@ class TestHttp:
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
             connection.recv(4096)
 
-        with peers.raw_peer(one_answer_then_close) as endpoint, transport(endpoint) as open_safely:
-            assert [open_safely.send(b"", HANG).outcome for _ in range(3)] == ["accepted"] * 3
+        with servers.raw_server(one_answer_then_close) as endpoint, transport(endpoint) as opened:
+            assert [opened.send(b"", HANG).outcome for _ in range(3)] == ["accepted"] * 3
         assert len(served) == 3
 
     @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ class TestHttp:
             while not stop.wait(0.02):
                 connection.sendall(b"X")
 
-        with peers.raw_peer(trickle) as endpoint:
+        with servers.raw_server(trickle) as endpoint:
             monkeypatch.setenv("https_proxy", endpoint)
             reply = sent("https://collector.invalid" if is_proxy else endpoint, timeout=0.3)
             stop.set()
@@ -222,7 +222,7 @@ class TestHttp:
             with server_tls(certificate).wrap_socket(connection, server_side=True) if scheme == "https" else connection:
                 stop.wait(HANG)
 
-        with peers.raw_peer(ignore) as endpoint:
+        with servers.raw_server(ignore) as endpoint:
             url = endpoint.replace("http://127.0.0.1", f"{scheme}://localhost")
             with transport(url, certificate=str(certificate)) as opened:
                 reply = opened.send(bytes(32 << 20), 0.5)
@@ -235,7 +235,7 @@ class TestHttp:
             connection.sendall(b"HTTP/1.1 200 OK\r\nno header\r\n\r\n")
 
         caplog.set_level("DEBUG")
-        with peers.raw_peer(talk) as endpoint:
+        with servers.raw_server(talk) as endpoint:
             assert sent(endpoint) == Reply("accepted")
             assert "urllib3" in caplog.text
             caplog.clear()
@@ -261,7 +261,7 @@ class TestHttp:
             connection.recv(65536)
             connection.sendall(answer)
 
-        with peers.raw_peer(talk) as endpoint:
+        with servers.raw_server(talk) as endpoint:
             assert sent(endpoint) == Reply("retry", reason, dead=True)
 
     @pytest.mark.parametrize("head", [b"Content-Length: 9\r\n\r\nabc", b"Transfer-Encoding: chunked\r\n\r\n9\r\nabc"])
@@ -270,7 +270,7 @@ class TestHttp:
             connection.recv(65536)
             connection.sendall(b"HTTP/1.1 503 Busy\r\n" + head)
 
-        with peers.raw_peer(talk) as endpoint:
+        with servers.raw_server(talk) as endpoint:
             assert sent(endpoint) == Reply("retry", "503 Busy")
 
     def test_a_success_without_a_length_ends_with_the_connection(self) -> None:
@@ -278,7 +278,7 @@ class TestHttp:
             connection.recv(65536)
             connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
 
-        with peers.raw_peer(talk) as endpoint:
+        with servers.raw_server(talk) as endpoint:
             assert sent(endpoint) == Reply("accepted")
 
     def test_a_name_that_does_not_resolve(self) -> None:
@@ -286,7 +286,7 @@ class TestHttp:
         assert (reply.outcome, reply.dead) == ("retry", True)
 
     def test_through_a_proxy(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        with peers.http_peer() as proxy:
+        with servers.http_server() as proxy:
             monkeypatch.setenv("http_proxy", proxy.endpoint.replace("//", "//me:pw@"))
             assert sent("http://collector.invalid/otlp/v1/traces").outcome == "accepted"
             assert proxy.paths == ["http://collector.invalid/otlp/v1/traces"]
@@ -294,10 +294,10 @@ class TestHttp:
             assert proxy.headers[0]["proxy-authorization"] == "Basic bWU6cHc="
 
     def test_around_a_proxy(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("http_proxy", peers.refused())
+        monkeypatch.setenv("http_proxy", servers.unused_endpoint())
         monkeypatch.setenv("no_proxy", "127.0.0.1")
-        with peers.http_peer() as peer:
-            assert sent(peer.endpoint).outcome == "accepted"
+        with servers.http_server() as server:
+            assert sent(server.endpoint).outcome == "accepted"
 
     def test_through_a_tunnel(self, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         connects = []
@@ -307,7 +307,10 @@ class TestHttp:
             connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
             answer_over_tls(connection, certificate)
 
-        with peers.raw_peer(talk) as proxy, transport("https://localhost:1", certificate=str(certificate)) as direct:
+        with (
+            servers.raw_server(talk) as proxy,
+            transport("https://localhost:1", certificate=str(certificate)) as direct,
+        ):
             monkeypatch.setenv("https_proxy", proxy.replace("//", "//me:p%40w@"))
             with transport("https://localhost:1", certificate=str(certificate)) as tunnelled:
                 assert [tunnelled.send(b"", HANG) for _ in range(2)] == [Reply("accepted")] * 2
@@ -322,7 +325,7 @@ class TestHttp:
             asked.append(connection.recv(4096))
             connection.sendall(b"HTTP/1.1 403 Forbidden\r\n\r\n")
 
-        with peers.raw_peer(talk) as endpoint:
+        with servers.raw_server(talk) as endpoint:
             monkeypatch.setenv("https_proxy", endpoint)
             reply = sent("https://collector.invalid")
         # A channel that gRPC keeps for a test before may come here too.
@@ -334,22 +337,22 @@ class TestHttp:
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 class TestEither:
     def test_refused_connection(self, protocol: str) -> None:
-        assert sent(peers.refused(), protocol) == Reply("retry", "connection refused", dead=True)
+        assert sent(servers.unused_endpoint(), protocol) == Reply("retry", "connection refused", dead=True)
 
     def test_no_answer(self, protocol: str) -> None:
-        with peers.black_hole() as endpoint:
+        with servers.silent_server() as endpoint:
             assert sent(endpoint, protocol, timeout=0.2) == Reply("retry", "no answer within 0.2 s", dead=True)
 
-    def test_a_peer_that_comes_up_is_found_by_the_next_request(self, protocol: str) -> None:
-        endpoint = peers.refused()
+    def test_a_server_that_comes_up_is_found_by_the_next_request(self, protocol: str) -> None:
+        endpoint = servers.unused_endpoint()
         port = int(endpoint.rpartition(":")[2])
-        with transport(endpoint, protocol) as open_safely:
-            assert open_safely.send(b"", HANG).dead
-            with peers.http_peer(port) if protocol != "grpc" else peers.grpc_peer(port):
-                assert open_safely.send(b"", HANG).outcome == "accepted"
+        with transport(endpoint, protocol) as opened:
+            assert opened.send(b"", HANG).dead
+            with servers.http_server(port) if protocol != "grpc" else servers.grpc_server(port):
+                assert opened.send(b"", HANG).outcome == "accepted"
 
     def test_tls(self, protocol: str, certificate: Path) -> None:
-        with peers.raw_peer(lambda connection: answer_over_tls(connection, certificate)) as endpoint:
+        with servers.raw_server(lambda connection: answer_over_tls(connection, certificate)) as endpoint:
             secure = endpoint.replace("http://127.0.0.1", "https://localhost")
             stranger = sent(secure, protocol)
             known = sent(secure, protocol, certificate=str(certificate))
@@ -361,11 +364,11 @@ class TestEither:
     @pytest.mark.parametrize("variable", ["NO_PROXY", "no_proxy"])
     @pytest.mark.parametrize("listed", ["127.0.0.0/8", "10.0.0.0/8, 127.0.0.1", "*"])
     def test_around_a_proxy(self, protocol: str, variable: str, listed: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("http_proxy", peers.refused())
-        with peers.http_peer() if protocol != "grpc" else peers.grpc_peer() as peer:
-            assert sent(peer.endpoint, protocol).reason == "connection refused"
+        monkeypatch.setenv("http_proxy", servers.unused_endpoint())
+        with servers.http_server() if protocol != "grpc" else servers.grpc_server() as server:
+            assert sent(server.endpoint, protocol).reason == "connection refused"
             monkeypatch.setenv(variable, listed)
-            assert sent(peer.endpoint, protocol).outcome == "accepted"
+            assert sent(server.endpoint, protocol).outcome == "accepted"
 
     @pytest.mark.parametrize("proxy", ["socks5://me:hunter2@127.0.0.1:1080", "https://127.0.0.1:1", "http://:port"])
     def test_a_proxy_that_is_not_supported(
@@ -373,9 +376,9 @@ class TestEither:
     ) -> None:
         variable = "all_proxy" if protocol != "grpc" else "grpc_proxy"
         monkeypatch.setenv(variable, proxy)
-        with peers.http_peer() if protocol != "grpc" else peers.grpc_peer() as peer:
+        with servers.http_server() if protocol != "grpc" else servers.grpc_server() as server:
             for _ in range(2):
-                assert sent(peer.endpoint, protocol).outcome == "accepted"
+                assert sent(server.endpoint, protocol).outcome == "accepted"
         (record,) = caplog.records
         assert record.getMessage().startswith(f"OtelConnector: {variable}='{proxy.replace('me:hunter2@', '')}'")
         assert record.levelname == "WARNING"
@@ -411,13 +414,13 @@ class TestGrpc:
         def talk(connection: socket.socket) -> None:
             asked.append(connection.recv(4096).partition(b"\r\n")[0])
             connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
-            with socket.create_connection(("127.0.0.1", int(peer.endpoint.rpartition(":")[2]))) as onwards:
-                pipe = threading.Thread(target=peers.pipe, args=(onwards, connection))
+            with socket.create_connection(("127.0.0.1", int(server.endpoint.rpartition(":")[2]))) as onwards:
+                pipe = threading.Thread(target=servers.forward, args=(onwards, connection))
                 pipe.start()
-                peers.pipe(connection, onwards)
+                servers.forward(connection, onwards)
                 pipe.join()
 
-        with peers.grpc_peer() as peer, peers.raw_peer(talk) as proxy:
+        with servers.grpc_server() as server, servers.raw_server(talk) as proxy:
             monkeypatch.setenv("http_proxy", form.format(proxy.removeprefix("http://")))
             assert sent("http://collector.invalid:4317", "grpc").outcome == "accepted"
         # A channel that gRPC keeps for a test before may come here too.
@@ -425,44 +428,47 @@ class TestGrpc:
         assert "proxy" not in capfd.readouterr().err  # gRPC's core writes its errors to stderr
 
     def test_a_socket_of_this_machine(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("http_proxy", peers.refused())
-        with peers.grpc_peer(address=f"unix://{tmp_path}/otel.sock") as peer:
+        monkeypatch.setenv("http_proxy", servers.unused_endpoint())
+        with servers.grpc_server(address=f"unix://{tmp_path}/otel.sock") as server:
             assert sent(f"unix://{tmp_path}/otel.sock", "grpc").outcome == "accepted"
-        assert len(peer.bodies) == 1
+        assert len(server.bodies) == 1
 
     def test_accepted(self) -> None:
-        with peers.grpc_peer() as peer, transport(peer.endpoint, "grpc", headers="X-Key=a%20b,y-bin=1") as open_safely:
-            assert [open_safely.send(body, HANG) for body in (b"1", b"2")] == [Reply("accepted")] * 2
-            peer.answer = PARTIAL
-            assert open_safely.send(b"3", HANG) == Reply("accepted", "too old", rejected=3)
-        assert peer.bodies == [b"1", b"2", b"3"]
-        assert peer.metadata[0]["x-key"] == "a b"
-        assert peer.metadata[0]["y-bin"] == b"1"
+        with (
+            servers.grpc_server() as server,
+            transport(server.endpoint, "grpc", headers="X-Key=a%20b,y-bin=1") as opened,
+        ):
+            assert [opened.send(body, HANG) for body in (b"1", b"2")] == [Reply("accepted")] * 2
+            server.response = PARTIAL
+            assert opened.send(b"3", HANG) == Reply("accepted", "too old", rejected=3)
+        assert server.bodies == [b"1", b"2", b"3"]
+        assert server.metadata[0]["x-key"] == "a b"
+        assert server.metadata[0]["y-bin"] == b"1"
 
     def test_gzip(self) -> None:
-        with peers.grpc_peer() as peer:
-            assert sent(peer.endpoint, "grpc", compression="gzip").outcome == "accepted"
+        with servers.grpc_server() as server:
+            assert sent(server.endpoint, "grpc", compression="gzip").outcome == "accepted"
 
     @pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
     def test_codes(self, code: grpc.StatusCode) -> None:
         retryable = {"CANCELLED", "DEADLINE_EXCEEDED", "ABORTED", "OUT_OF_RANGE", "UNAVAILABLE", "DATA_LOSS"}
-        with peers.grpc_peer() as peer:
-            peer.code, peer.details = code, "because"
-            reply = sent(peer.endpoint, "grpc")
+        with servers.grpc_server() as server:
+            server.code, server.details = code, "because"
+            reply = sent(server.endpoint, "grpc")
         assert reply.outcome == ("retry" if code.name in retryable else "refused")
         assert not reply.dead, "the server sent the status"
         assert reply.reason == f"{code.name}: because"
 
     @pytest.mark.parametrize("details", ["failed to connect to all addresses; last error: x", "Socket closed", ""])
     def test_the_text_of_a_status_does_not_decide_who_made_it(self, details: str) -> None:
-        with peers.grpc_peer() as peer:
-            peer.code, peer.details = grpc.StatusCode.UNAVAILABLE, details
-            reply = sent(peer.endpoint, "grpc")
+        with servers.grpc_server() as server:
+            server.code, server.details = grpc.StatusCode.UNAVAILABLE, details
+            reply = sent(server.endpoint, "grpc")
         assert (reply.outcome, reply.dead) == ("retry", False)
 
     @pytest.mark.parametrize("status", [b"502", b"503", b"504"])
     def test_a_page_of_a_proxy_is_an_answer(self, status: bytes) -> None:
-        with peers.raw_peer(partial(peers.http2_answer, status)) as endpoint:
+        with servers.raw_server(partial(servers.respond_http2, status)) as endpoint:
             reply = sent(endpoint, "grpc")
         assert (reply.outcome, reply.dead) == ("retry", False)
         assert status.decode() in reply.reason
@@ -475,15 +481,15 @@ class TestGrpc:
             pages.append(connection.recv(65536))
             connection.sendall(b"HTTP/1.1 " + status + b" Bad Gateway\r\nContent-Length: 6\r\n\r\n<html>")
 
-        with peers.raw_peer(talk) as endpoint, transport(endpoint, "grpc") as open_safely:
+        with servers.raw_server(talk) as endpoint, transport(endpoint, "grpc") as opened:
             for count in (1, 2):
-                reply = open_safely.send(b"", HANG)
+                reply = opened.send(b"", HANG)
                 assert (reply.outcome, reply.dead) == ("retry", is_dead)
                 assert reply.reason.startswith(f"the answer {status.decode()} is in HTTP/1.1")
                 assert len(pages) >= count
 
     def test_a_connection_that_is_cut_during_a_call_is_no_answer(self) -> None:
-        with peers.raw_peer(partial(peers.http2_answer, b"")) as endpoint:
+        with servers.raw_server(partial(servers.respond_http2, b"")) as endpoint:
             reply = sent(endpoint, "grpc")
         assert (reply.outcome, reply.dead) == ("retry", True)
 
@@ -494,38 +500,38 @@ class TestGrpc:
 
         plain = grpc.insecure_channel
         monkeypatch.setattr(grpc, "insecure_channel", lambda *args: grpc.intercept_channel(plain(*args), Pass()))
-        with peers.grpc_peer() as peer:
-            peer.code, peer.details = grpc.StatusCode.UNAVAILABLE, "Socket closed"
-            assert not sent(peer.endpoint, "grpc").dead
-        assert sent(peers.refused(), "grpc").dead
+        with servers.grpc_server() as server:
+            server.code, server.details = grpc.StatusCode.UNAVAILABLE, "Socket closed"
+            assert not sent(server.endpoint, "grpc").dead
+        assert sent(servers.unused_endpoint(), "grpc").dead
 
     def test_without_a_state_the_text_of_the_status_decides(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("cascade.connectors.otel.grpc._state", lambda _: None)
-        assert sent(peers.refused(), "grpc") == Reply("retry", "connection refused", dead=True)
-        with peers.grpc_peer() as peer:
-            peer.code = grpc.StatusCode.UNAVAILABLE
-            assert not sent(peer.endpoint, "grpc").dead
+        assert sent(servers.unused_endpoint(), "grpc") == Reply("retry", "connection refused", dead=True)
+        with servers.grpc_server() as server:
+            server.code = grpc.StatusCode.UNAVAILABLE
+            assert not sent(server.endpoint, "grpc").dead
 
     def test_an_answer_that_is_no_response_of_otlp(self) -> None:
-        with peers.grpc_peer() as peer:
-            peer.answer = b"\xff\xff garbage"
-            assert sent(peer.endpoint, "grpc") == Reply("refused", "the answer is not OTLP")
+        with servers.grpc_server() as server:
+            server.response = b"\xff\xff garbage"
+            assert sent(server.endpoint, "grpc") == Reply("refused", "the answer is not OTLP")
 
     @pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED])
     def test_a_retry_delay_holds_for_each_retryable_code(self, code: grpc.StatusCode) -> None:
-        with peers.grpc_peer() as peer:
-            peer.code = code
-            peer.trailing = (("grpc-status-details-bin", status_with_retry(3)),)
-            assert sent(peer.endpoint, "grpc").retry_after == 3.0
+        with servers.grpc_server() as server:
+            server.code = code
+            server.trailing = (("grpc-status-details-bin", status_with_retry(3)),)
+            assert sent(server.endpoint, "grpc").retry_after == 3.0
 
-    def test_an_exhausted_peer_is_asked_again_when_it_says_so(self) -> None:
-        with peers.grpc_peer() as peer:
-            peer.code = grpc.StatusCode.RESOURCE_EXHAUSTED
-            peer.trailing = (("grpc-status-details-bin", status_with_retry(3)),)
-            reply = sent(peer.endpoint, "grpc")
+    def test_an_exhausted_server_is_asked_again_when_it_says_so(self) -> None:
+        with servers.grpc_server() as server:
+            server.code = grpc.StatusCode.RESOURCE_EXHAUSTED
+            server.trailing = (("grpc-status-details-bin", status_with_retry(3)),)
+            reply = sent(server.endpoint, "grpc")
         assert (reply.outcome, reply.retry_after, reply.dead) == ("retry", 3.0, False)
 
     def test_a_body_over_the_servers_limit(self) -> None:
-        with peers.grpc_peer() as peer, transport(peer.endpoint, "grpc") as open_safely:
-            reply = open_safely.send(bytes(5 << 20), HANG)
+        with servers.grpc_server() as server, transport(server.endpoint, "grpc") as opened:
+            reply = opened.send(bytes(5 << 20), HANG)
         assert (reply.outcome, reply.too_large) == ("refused", True)

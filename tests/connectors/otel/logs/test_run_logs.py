@@ -15,7 +15,7 @@ from cascade.connectors.otel.batch import FlushReport
 from cascade.connectors.otel.logs import chosen_level
 from cascade.runtime.task_context import TaskContext
 from cascade.telemetry.identity import place_run
-from tests.connectors.otel import peers
+from tests.connectors.otel import servers
 from tests.connectors.otel.logs.conftest import RUN, TASK, LogsTo, inside, lines
 from tests.lab.receiver import Fault, FaultyReceiver
 from tests.lab.waiting import HANG, NEVER
@@ -103,7 +103,7 @@ def test_the_root_logger_has_no_handler_of_cascade(receiver: FaultyReceiver, log
 def test_a_flush_returns_soon_if_the_collector_is_unreachable(
     protocol: str, logs_to: LogsTo, app: logging.Logger
 ) -> None:
-    logs = logs_to(peers.refused(), protocol)
+    logs = logs_to(servers.unused_endpoint(), protocol)
     for count in (1, 2):
         with inside():
             app.info("kept")
@@ -117,7 +117,7 @@ def test_a_flush_returns_soon_if_the_collector_is_unreachable(
 @pytest.mark.usefixtures("real_limits")
 @PROTOCOLS
 def test_a_flush_returns_soon_if_the_collector_is_silent(protocol: str, logs_to: LogsTo, app: logging.Logger) -> None:
-    with peers.black_hole() as endpoint:
+    with servers.silent_server() as endpoint:
         logs = logs_to(endpoint, protocol)
         with inside():
             app.info("kept")

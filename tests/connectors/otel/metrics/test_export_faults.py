@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.connectors.otel import peers
+from tests.connectors.otel import servers
 from tests.connectors.otel.metrics import messages
 from tests.connectors.otel.metrics.exports import exporting, flush, latest, metrics_of, values
 from tests.connectors.otel.tracing import Collector
@@ -80,7 +80,7 @@ def test_a_failed_export_is_repeated_without_changes(collector: Collector, clean
 def test_an_unreachable_collector_delays_no_flush_and_logs_no_warning(
     protocol: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with exporting(peers.refused(), protocol) as metrics:
+    with exporting(servers.unused_endpoint(), protocol) as metrics:
         for _ in range(3):
             metrics.publish(messages.task())
             flush(metrics, NEVER)
@@ -92,7 +92,7 @@ def test_an_unreachable_collector_delays_no_flush_and_logs_no_warning(
 def test_a_silent_collector_delays_no_flush_and_logs_no_warning(
     protocol: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with peers.black_hole() as endpoint, exporting(endpoint, protocol) as metrics:
+    with servers.silent_server() as endpoint, exporting(endpoint, protocol) as metrics:
         for _ in range(3):
             metrics.publish(messages.task())
             flush(metrics, NEVER)
@@ -218,8 +218,8 @@ def test_the_process_exports_before_it_exits(collector: Collector, clean: Faulty
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 def test_a_process_with_an_unreachable_collector_exits(protocol: str) -> None:
-    program("metrics.publish(messages.task())", peers.refused(), protocol, is_live=False)
-    with peers.black_hole() as endpoint:
+    program("metrics.publish(messages.task())", servers.unused_endpoint(), protocol, is_live=False)
+    with servers.silent_server() as endpoint:
         program("metrics.publish(messages.task())", endpoint, protocol, is_live=False)
 
 

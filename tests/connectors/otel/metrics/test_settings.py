@@ -3,7 +3,7 @@ import json
 import pytest
 
 from cascade.connectors.otel.metrics.settings import Settings
-from tests.connectors.otel import peers
+from tests.connectors.otel import servers
 from tests.connectors.otel.metrics import messages
 from tests.connectors.otel.metrics.exports import exporting, flush
 from tests.lab.receiver import Fault, FaultyReceiver
@@ -64,7 +64,7 @@ def test_a_variable_that_disables_metrics_stops_all_exports(environ: dict[str, s
 
 
 def test_the_console_exporter_needs_no_collector(capsys: pytest.CaptureFixture[str]) -> None:
-    with exporting(peers.refused(), OTEL_METRICS_EXPORTER="console") as metrics:
+    with exporting(servers.unused_endpoint(), OTEL_METRICS_EXPORTER="console") as metrics:
         metrics.publish(messages.task("printed"))
         flush(metrics, NEVER)
     assert "printed" in json.dumps(json.loads(capsys.readouterr().out))

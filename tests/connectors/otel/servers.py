@@ -1,4 +1,4 @@
-"""Servers that behave and servers that do not, each on a free port for the length of a `with` block."""
+"""Servers with and without faults, each on a free port for the duration of a `with` block."""
 
 import contextlib
 import gzip
@@ -20,52 +20,52 @@ METHOD = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 
 
 @dataclass
-class Seen:
-    """The requests that a peer has had, and how it answers the next."""
+class HttpServer:
+    """The requests that a server has received, and its next responses."""
 
     endpoint: str = ""
     bodies: list[bytes] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
-    answers: list[tuple[int, dict[str, str], bytes]] = field(default_factory=list)
-    always: tuple[int, dict[str, str], bytes] = (200, {"Content-Type": "application/x-protobuf"}, b"")
-    gate: threading.Event = field(default_factory=threading.Event)
-    asked: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    responses: list[tuple[int, dict[str, str], bytes]] = field(default_factory=list)
+    default_response: tuple[int, dict[str, str], bytes] = (200, {"Content-Type": "application/x-protobuf"}, b"")
+    may_respond: threading.Event = field(default_factory=threading.Event)
+    received: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     connections: int = 0
 
-    def answer(self) -> tuple[int, dict[str, str], bytes]:
-        return self.answers.pop(0) if self.answers else self.always
+    def next_response(self) -> tuple[int, dict[str, str], bytes]:
+        return self.responses.pop(0) if self.responses else self.default_response
 
 
-def names(bodies: list[bytes]) -> list[str]:
-    """The names of all spans in these requests."""
+def span_names(bodies: list[bytes]) -> list[str]:
+    """Return the names of all spans in these requests."""
     requests = [ExportTraceServiceRequest.FromString(body) for body in bodies]
     scopes = [scope for request in requests for resource in request.resource_spans for scope in resource.scope_spans]
     return [span.name for scope in scopes for span in scope.spans]
 
 
 @contextlib.contextmanager
-def http_peer(port: int = 0) -> Iterator[Seen]:
-    """Keeps the bodies that it answers with success; waits at `gate` before each answer, which is open by default."""
-    seen = Seen()
-    seen.gate.set()
+def http_server(port: int = 0) -> Iterator[HttpServer]:
+    """Serve HTTP. `bodies` are those of accepted requests. While `may_respond` is not set, the server sends no response."""
+    state = HttpServer()
+    state.may_respond.set()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def setup(self) -> None:
             super().setup()
-            seen.connections += 1
+            state.connections += 1
 
         def do_POST(self) -> None:
             packed = self.rfile.read(int(self.headers["Content-Length"]))
-            seen.headers.append({name.lower(): value for name, value in self.headers.items()})
-            seen.paths.append(self.path)
-            seen.asked.release()
-            seen.gate.wait(HANG)
-            status, headers, content = seen.answer()
+            state.headers.append({name.lower(): value for name, value in self.headers.items()})
+            state.paths.append(self.path)
+            state.received.release()
+            state.may_respond.wait(HANG)
+            status, headers, content = state.next_response()
             if status < 300:
-                seen.bodies.append(_unpacked(packed, self.headers.get("Content-Encoding")))
+                state.bodies.append(_unpacked(packed, self.headers.get("Content-Encoding")))
             self.send_response(status)
             for name, value in {**headers, "Content-Length": str(len(content))}.items():
                 self.send_header(name, value)
@@ -80,42 +80,44 @@ def http_peer(port: int = 0) -> Iterator[Seen]:
         block_on_close = False
 
         def handle_error(self, request: object, client_address: object) -> None:
-            """A client that has gone away is what some tests are about."""
+            """Print nothing: some tests close the connection during a request."""
 
     with Server(("127.0.0.1", port), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
-        seen.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+        state.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
         try:
-            yield seen
+            yield state
         finally:
-            seen.gate.set()
+            state.may_respond.set()
             server.shutdown()
             thread.join()
 
 
 @dataclass
-class GrpcSeen:
+class GrpcServer:
+    """The requests that a server has received, and its response: a message, or a status if there is a code."""
+
     endpoint: str = ""
     bodies: list[bytes] = field(default_factory=list)
     metadata: list[dict[str, str | bytes]] = field(default_factory=list)
-    answer: bytes = b""
+    response: bytes = b""
     code: grpc.StatusCode | None = None
     details: str = ""
     trailing: tuple[tuple[str, str | bytes], ...] = ()
 
 
 @contextlib.contextmanager
-def grpc_peer(port: int = 0, address: str = "") -> Iterator[GrpcSeen]:
-    seen = GrpcSeen()
+def grpc_server(port: int = 0, address: str = "") -> Iterator[GrpcServer]:
+    state = GrpcServer()
 
     def export(body: bytes, context: grpc.ServicerContext) -> bytes:
-        seen.metadata.append(dict(context.invocation_metadata()))
-        if seen.code is not None:
-            context.set_trailing_metadata(seen.trailing)
-            context.abort(seen.code, seen.details)
-        seen.bodies.append(body)
-        return seen.answer
+        state.metadata.append(dict(context.invocation_metadata()))
+        if state.code is not None:
+            context.set_trailing_metadata(state.trailing)
+            context.abort(state.code, state.details)
+        state.bodies.append(body)
+        return state.response
 
     handler = grpc.unary_unary_rpc_method_handler(export, None, None)
     service, method = METHOD.strip("/").split("/")
@@ -124,16 +126,16 @@ def grpc_peer(port: int = 0, address: str = "") -> Iterator[GrpcSeen]:
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
         port = server.add_insecure_port(address or f"127.0.0.1:{port}")
         server.start()
-        seen.endpoint = f"http://127.0.0.1:{port}"
+        state.endpoint = f"http://127.0.0.1:{port}"
         try:
-            yield seen
+            yield state
         finally:
             server.stop(None).wait()
 
 
 @contextlib.contextmanager
-def raw_peer(talk: Callable[[socket.socket], None]) -> Iterator[str]:
-    """Accepts connections, one after another, and lets `talk` have each."""
+def raw_server(handle: Callable[[socket.socket], None]) -> Iterator[str]:
+    """Accept connections one after the other, and call `handle` with each. Yield the endpoint."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:
@@ -142,20 +144,20 @@ def raw_peer(talk: Callable[[socket.socket], None]) -> Iterator[str]:
                     connection, _ = server.accept()
                     with connection, contextlib.suppress(OSError):
                         connection.settimeout(HANG)
-                        talk(connection)
+                        handle(connection)
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         try:
             yield f"http://127.0.0.1:{server.getsockname()[1]}"
         finally:
-            # Closing does not wake accept(), which holds the socket; shutting down does.
+            # Closing the socket does not end accept(); shutting it down does.
             server.shutdown(socket.SHUT_RDWR)
             thread.join()
 
 
-def pipe(source: socket.socket, sink: socket.socket) -> None:
-    """Pass on all that one connection receives, until either ends."""
+def forward(source: socket.socket, sink: socket.socket) -> None:
+    """Forward the received bytes of one connection to another until either ends."""
     with contextlib.suppress(OSError):
         while received := source.recv(65536):
             sink.sendall(received)
@@ -163,8 +165,8 @@ def pipe(source: socket.socket, sink: socket.socket) -> None:
         sink.shutdown(socket.SHUT_WR)
 
 
-def http2_answer(status: bytes, connection: socket.socket) -> None:
-    """Answer an HTTP/2 request with a page that has this status; without a status cut the connection."""
+def respond_http2(status: bytes, connection: socket.socket) -> None:
+    """Respond to an HTTP/2 request with a page that has this status; without a status, close the connection."""
     connection.recv(65536)
     connection.sendall(_frame(_SETTINGS, 0, 0) + _frame(_SETTINGS, _ACK, 0))
     received = b""
@@ -195,14 +197,14 @@ def _frame_types(received: bytes) -> list[int]:
 
 
 @contextlib.contextmanager
-def black_hole() -> Iterator[str]:
-    """The system completes the handshake, nobody ever answers."""
+def silent_server() -> Iterator[str]:
+    """Yield the endpoint of a server that completes the TCP handshake and sends nothing."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-def refused() -> str:
-    """An endpoint where nobody listens."""
+def unused_endpoint() -> str:
+    """Return an endpoint that refuses connections."""
     return f"http://127.0.0.1:{reserved_port()}"
 
 
