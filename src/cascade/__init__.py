@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from cascade.spec.resource import inject, resource
     from cascade.spec.routing import Router
     from cascade.spec.task import task
-    from cascade.telemetry.rules import redact
+    from cascade.telemetry.redact import redact
     from cascade.tools.cli import cli
     from cascade.tools.preview import dry_run
     from cascade.tools.visualize import visualize
@@ -122,7 +122,7 @@ _HOMES = {
     "spec.resource": ("inject", "resource"),
     "spec.routing": ("Router",),
     "spec.task": ("task",),
-    "telemetry.rules": ("redact",),
+    "telemetry.redact": ("redact",),
     "tools.cli": ("cli",),
     "tools.preview": ("dry_run",),
     "tools.visualize": ("visualize",),

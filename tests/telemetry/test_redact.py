@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cascade.telemetry.redact import MASK, captured, is_secret, redact, redact_text, without_captured
+from cascade.telemetry.redact import MASK, is_secret, redact_text, redact_value
+from cascade.telemetry.safe import captured, without_captured
 
 S = "hunter2X9"
 
@@ -32,7 +33,7 @@ design signal pinned spin username host
 def test_secret_keys(key: str) -> None:
     assert is_secret(key)
     assert S not in redact_text(f"{key}={S}")
-    assert redact({key: S}) == {key: MASK}
+    assert redact_value({key: S}) == {key: MASK}
 
 
 @pytest.mark.parametrize("key", [*PLAIN_KEYS.split(), ""])
@@ -46,14 +47,14 @@ def test_a_key_of_any_length() -> None:
 
 
 def test_masking_goes_to_any_depth() -> None:
-    assert redact({"a": [{"password": {"deep": 1}, "b": 2}]}) == {"a": [{"password": MASK, "b": 2}]}
+    assert redact_value({"a": [{"password": {"deep": 1}, "b": 2}]}) == {"a": [{"password": MASK, "b": 2}]}
     assert captured({"user": "u", "db": {"token": object()}}) == {"user": "u", "db": {"token": MASK}}
 
 
 def test_none_booleans_and_counts_stay() -> None:
     value = {"token": None, "use_auth": True, "tokens": 120, "password": False}
-    assert redact(value) == value
-    assert redact({"pin": 1234, "token": 5}) == {"pin": MASK, "token": MASK}
+    assert redact_value(value) == value
+    assert redact_value({"pin": 1234, "token": 5}) == {"pin": MASK, "token": MASK}
 
 
 @pytest.mark.parametrize(
@@ -76,12 +77,12 @@ def test_none_booleans_and_counts_stay() -> None:
 )
 def test_pairs_options_and_named_values_are_masked(value: Any) -> None:
     assert S not in str(captured(value))
-    assert not isinstance(value, list) or S not in str(redact(value))
+    assert not isinstance(value, list) or S not in str(redact_value(value))
 
 
 def test_other_arguments_of_a_command_line_stay() -> None:
     line = ["mosquitto_pub", "-h", "db", "-P", S, "-t", "it's", "-p", 1883, "--retain"]
-    assert redact(line) == captured(line) == [*line[:4], MASK, *line[5:]]
+    assert redact_value(line) == captured(line) == [*line[:4], MASK, *line[5:]]
     assert captured(["mysql", f"--password={S}", "db"]) == ["mysql", f"--password={MASK}", "db"]
     assert captured(["ls", "-la", 1, None, "x"]) == ["ls", "-la", 1, None, "x"]
 

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cascade.telemetry.redact import captured
-from cascade.telemetry.safe import error_text, masked, masked_end, safe, shorter_stack, stack_text, text
+from cascade.telemetry.safe import captured, error_text, masked, masked_end, safe, shorter_stack, stack_text, text
 from tests.telemetry.strategies import Hostile, HostileDict, HostileText, cycle, deep, texts, values
 
 

@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 from cascade.messaging.bus import MessageStore
 from cascade.messaging.subject import subject_ids
-from cascade.telemetry.redact import redact, redact_text
+from cascade.telemetry.redact import redact_text, redact_value
 
 LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "OFF": 100}
 """The severity of each level. No message has the level OFF, so a renderer with that minimum prints nothing."""
@@ -79,13 +79,13 @@ class JsonRenderer(_LineRenderer):
         if self._shown(level):
             now = datetime.now(UTC).isoformat()
             head = {"timestamp": now, "level": level.upper(), "event_id": msg_id}
-            self._write(as_json({**head, **subject_ids(), "data": redact(plain(kwargs))}))
+            self._write(as_json({**head, **subject_ids(), "data": redact_value(plain(kwargs))}))
 
 
 def _masked(value: Any) -> Any:
     """A value of a message. It is masked by itself: a name before it in the message's text is no key of it."""
     if isinstance(value, (str, dict, list)):
-        return redact(value)
+        return redact_value(value)
     if isinstance(value, (int, float)) or value is None:
         return value
     try:

@@ -28,8 +28,8 @@ from cascade.spec import metadata as m
 from cascade.spec import telemetry as wire
 from cascade.telemetry.identity import RUN, SpanLocation, setup_id, span_id, teardown_id
 from cascade.telemetry.limits import MAX_CONTROL_EVENTS, MAX_LINKS
-from cascade.telemetry.redact import MASK, captured, hides, redact
-from cascade.telemetry.safe import masked_name
+from cascade.telemetry.redact import MASK, hides, redact_value
+from cascade.telemetry.safe import captured, masked_name
 
 EVENTS: dict[str, tuple[type[Event], ...]] = {
     "STARTED": (RunStarted,),
@@ -207,7 +207,7 @@ def _control_decision(event: ControlDecision, run: RunState) -> UnstampedMessage
         event.constraint_type,
         None if event.constraint_id is None else masked_name(event.constraint_id),
         error_text(event.reason),
-        redact(event.params),
+        redact_value(event.params),
     )
     run.control_count += 1
     if len(run.control) < MAX_CONTROL_EVENTS:

@@ -13,7 +13,7 @@ from cascade.runtime.bus import MessageBus
 from cascade.runtime.events import Event, RunFinished, RunStarted, TaskEvent
 from cascade.runtime.task_context import TaskContext, current_task
 from cascade.telemetry.identity import RUN, RunTrace, span_id
-from cascade.telemetry.redact import redact
+from cascade.telemetry.redact import redact_value
 
 Handler = Callable[[Any], None]
 
@@ -61,7 +61,7 @@ class JsonFormatter(logging.Formatter):
         }
         if extra := extra_of(record):
             line["data"] = plain(extra)
-        return as_json(redact(line))
+        return as_json(redact_value(line))
 
     def _failure(self, record: logging.LogRecord) -> dict[str, str]:
         shown = {}

@@ -1,10 +1,10 @@
-"""Finds the values of secret keys in texts: `key=value`, `key: value`, quoted, in brackets, in pairs and in headers."""
+"""Masks the values of secret keys in texts: `key=value`, quoted values, brackets, pairs, headers, YAML, XML and SQL."""
 
 import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from cascade.telemetry._secret_keys import MASK, is_count, is_header, is_secret
+from cascade.telemetry._secret_patterns import MASK, is_count, is_header, is_secret
 
 _QUOTES = {'"': '"', "'": "'", "`": "`", "“": "”", "„": "“", "\u2018": "\u2019", "«": "»"}
 _CLOSING = {"[": "]", "(": ")", "{": "}"}
@@ -15,9 +15,9 @@ _SECOND_WORDS = frozenset(
 )
 _MAX_WORD = 20
 _SHORTEST = 6
-"""Characters of a secret that only its own look gives away."""
+"""Characters of the shortest secret that is recognized without a key."""
 _LONGEST = 200
-"""Characters that are looked at for the end of what may be no secret: the time must be linear in the length."""
+"""Characters in which the end of a possible secret is searched. The limit keeps the time linear in the length."""
 
 _KEY = re.compile(
     r"(?<![\w.$-])(?P<key>-{0,2}[\w.$]++(?:-++[\w.$]++)*+)"
@@ -56,9 +56,28 @@ _AFTER_PAIR = re.compile(r"\\*+[\"'”\u2019]?\s{0,8}(.)", re.DOTALL)
 _ALGORITHM = re.compile(
     r"(?i:sha-?\d+|md5|utf-?\d+|base\d+|oauth2?|ipv\d|x509|http/?\d.*|v\d.*|\d+[a-z]{1,3}|python.*)\W*\Z"
 )
+_ELEMENT = re.compile(
+    r"(?:<|&lt;)(?P<tag>[\w.:-]{1,80}+)(?P<attributes>\s[^<>&]{0,300}+)?(?:>|&gt;)(?P<content>(?:[^<&]|&(?!lt;)|<!\[CDATA\[)++)"
+    r"(?=</|&lt;/)"
+)
+_NAME = re.compile(r"(?i:name|key|id)\s?=\s?[\"']?([\w.$-]{1,80}+)")
+_INSERT = re.compile(
+    r"(?i:\binto\s{1,8}[^\s()]{1,200}\s{0,8})\((?P<columns>[^()]{1,2000}+)\)\s{0,8}(?i:values)\s{0,8}(?=\()"
+)
+_PARAMETERS = re.compile(
+    r"\[SQL: (?P<statement>(?:[^\[]|\[(?!SQL: |parameters: ))*+)\[parameters: (?=[\[({])"
+)  # of SQLAlchemy
+_INPUT = re.compile(  # of Pydantic
+    r"(?m:^)[ \t|]{0,20}(?P<key>[\w.\[\]-]{1,200}+)\n[^\n]{0,500}?\binput_value=(?P<input>[^\n]{0,1000}?)(?=, input_type=|\n|\Z)"
+)
+_LOCATION = re.compile(
+    r"[\"']loc[\"']: {0,2}[(\[](?P<key>[^()\[\]{}]{1,200}+)[)\]][^{}\n]{0,500}?[\"']input[\"']: {0,2}(?=[\"'\d])"
+)
+_WORD = re.compile(r"[\w-]{2,80}")
+_MENTION = re.compile(r"(?i:passw|secret|token|_key\b|api_?key|credential)")
 
 
-class Masked(NamedTuple):
+class Replacement(NamedTuple):
     """A part of a text, and the text that replaces it."""
 
     start: int
@@ -67,38 +86,56 @@ class Masked(NamedTuple):
 
 
 def mask_values(text: str) -> str:
-    """The text with the values of its secret keys masked."""
-    text = replaced(text, _KEY, _of_key)
-    has_names = "alue" in text or "VALUE" in text or "form-data" in text
-    return replaced(text, _NAMED, _of_name) if has_names else text
+    """Return the text with the values of its secret keys masked."""
+    text = replace_matches(text, _KEY, _value_of_key)
+    if "alue" in text or "VALUE" in text or "form-data" in text:
+        text = replace_matches(text, _NAMED, _value_after_name)
+    return text
 
 
-def replaced(text: str, pattern: re.Pattern[str], secret_of: Callable[[re.Match[str]], Masked | None]) -> str:
-    """The text with what `secret_of` returns for the matches of a pattern masked. It continues after each masked part."""
+def mask_documents(text: str, lowered: str) -> str:
+    """Return the text with the values of secret XML elements, SQL columns and Pydantic fields masked."""
+    if "</" in text or "&lt;/" in text:
+        text = replace_matches(text, _ELEMENT, _content)
+    if "values" in lowered and "into" in lowered:
+        text = replace_matches(text, _INSERT, _row)
+    if "[parameters: " in text:
+        text = replace_matches(text, _PARAMETERS, _parameters)
+    if "input_value=" in text:
+        text = replace_matches(text, _INPUT, _input)
+    if "loc" in text and "input" in text:
+        text = replace_matches(text, _LOCATION, _input_at_location)
+    return text
+
+
+def replace_matches(
+    text: str, pattern: re.Pattern[str], secret_in: Callable[[re.Match[str]], Replacement | None]
+) -> str:
+    """Replace the part that `secret_in` returns for each match of a pattern. Matches in a replaced part are skipped."""
     done, pieces = 0, list[str]()
     for found in pattern.finditer(text):
-        secret = secret_of(found) if found.start() >= done else None
+        secret = secret_in(found) if found.start() >= done else None
         if secret is not None:
             pieces += text[done : secret.start], secret.mask
             done = secret.end
     return "".join([*pieces, text[done:]])
 
 
-def _of_name(found: re.Match[str]) -> Masked | None:
+def _value_after_name(found: re.Match[str]) -> Replacement | None:
     return value_at(found.string, found.end()) if is_secret(found["key"]) else None
 
 
-def _of_key(found: re.Match[str]) -> Masked | None:
+def _value_of_key(found: re.Match[str]) -> Replacement | None:
     text, key, separator, start = found.string, found["key"], found["sep"], found.end()
     before = text[found.start() - 1] if found.start() else ""
-    if not (is_secret(key) or _is_secret_there(text, key, found.start(), before)):
+    if not (is_secret(key) or _is_secret_in_context(text, key, found.start(), before)):
         return None
     if separator in "(,":
-        return _of_call(found, before, start) if separator == "(" else _of_pair(found, before, start)
-    if found["space"].count("\n") == 1 and (block := _block_below(found)):
+        return _argument(found, before, start) if separator == "(" else _second_of_pair(found, before, start)
+    if found["space"].count("\n") == 1 and (block := _yaml_block(found)):
         return block
     if "\n" in found["space"] and _NEXT_KEY.match(text, start):
-        return None  # an empty value, with the next key in the next line
+        return None  # the value is empty, and the next line has the next key
     if separator == "!=":
         return _quoted(text, start)
     if separator == ":" and _PROSE.match(text, start):
@@ -106,7 +143,7 @@ def _of_key(found: re.Match[str]) -> Masked | None:
     if annotation := _ANNOTATION.match(text, start):
         return _quoted(text, annotation.end())
     if is_header(key):
-        return _of_header(found, before, start)
+        return _header_value(found, before, start)
     quote = found["quote"] if found["quote"].endswith('"') else ""
     secret = value_at(text, start, quote=quote)
     if secret and is_count(key) and text[secret.start : secret.end].isdecimal():
@@ -114,8 +151,8 @@ def _of_key(found: re.Match[str]) -> Masked | None:
     return secret
 
 
-def _is_secret_there(text: str, key: str, start: int, before: str) -> bool:
-    """Whether a key is that of a secret because of the text before it: `?key=` in an URL, or `api key:`."""
+def _is_secret_in_context(text: str, key: str, start: int, before: str) -> bool:
+    """Return whether the text before a key makes it secret: `?key=` in a URL, or `api key:`."""
     if len(key) > _MAX_WORD:
         return False
     if before in {"?", "&"} and before:
@@ -126,26 +163,26 @@ def _is_secret_there(text: str, key: str, start: int, before: str) -> bool:
     return word is not None and not is_secret(word[1]) and is_secret(f"{word[1]}_{key}")
 
 
-def _of_call(found: re.Match[str], before: str, start: int) -> Masked | None:
-    """The argument of `Secret('x')`."""
+def _argument(found: re.Match[str], before: str, start: int) -> Replacement | None:
+    """Find the argument of a call such as `Secret('x')`."""
     text = found.string
     if found["key"].lower() not in _CALLS or before in {".", "_"}:
         return None
     if (quoted := _quoted(text, start)) is not None:
         return quoted
     value = _ARGUMENT.match(text, start)
-    return Masked(*value.span()) if value and is_random(value[0], _SHORTEST) else None
+    return Replacement(*value.span()) if value and is_random(value[0], _SHORTEST) else None
 
 
-def _of_pair(found: re.Match[str], before: str, start: int) -> Masked | None:
-    """The second of `('password', 'x')`, and what follows `'--password', `."""
+def _second_of_pair(found: re.Match[str], before: str, start: int) -> Replacement | None:
+    """Find the second item of a pair such as `('password', 'x')`, or the item after `'--password', `."""
     text, key = found.string, found["key"]
     if not found["quote"] or before not in _QUOTES:
         return None
     if key.startswith("-"):
         return _quoted(text, start)
     opening = text[max(0, found.start() - 4) : found.start() - 1].rstrip("bu\\")[-1:]
-    if opening not in _CLOSING:  # of a longer list, such as names of columns
+    if opening not in _CLOSING:  # an item of a longer list, such as a list of column names
         return None
     secret = value_at(text, start)
     if secret is None or secret.end - secret.start > _LONGEST:
@@ -154,15 +191,15 @@ def _of_pair(found: re.Match[str], before: str, start: int) -> Masked | None:
     return secret if closing is None or closing[1] == _CLOSING[opening] else None
 
 
-def _block_below(found: re.Match[str]) -> Masked | None:
-    """The list or the mapping of YAML in the lines below a key."""
+def _yaml_block(found: re.Match[str]) -> Replacement | None:
+    """Find the list or the mapping of YAML in the lines below a key."""
     text, start = found.string, found.end()
     line = text.rfind("\n", max(0, found.start() - _LONGEST), found.start()) + 1
     before = text[line : found.start()]
     start_of_line = None if len(before) > _LONGEST else _START_OF_LINE.fullmatch(before)
     if start_of_line is None:
         return None
-    # The further lines of a message have no indent of their own, but the bars of an exception group.
+    # The lines of an exception message are not indented, except by the bars of an exception group.
     is_message = start_of_line["error"] and "|" not in before
     depth = 0 if is_message else start_of_line.end("indent")
     indent = len(found["space"].rpartition("\n")[2])
@@ -175,11 +212,11 @@ def _block_below(found: re.Match[str]) -> Masked | None:
         if row.start() > start and not is_below:
             break
         end = row.end()
-    return Masked(start, end)
+    return Replacement(start, end)
 
 
-def _of_header(found: re.Match[str], before: str, start: int) -> Masked | None:
-    """The rest of the line, up to the quote that was opened before the header's name."""
+def _header_value(found: re.Match[str], before: str, start: int) -> Replacement | None:
+    """Find the rest of the line, up to the quote that was opened before the name of the header."""
     text = found.string
     if (quoted := _quoted(text, start)) is not None or _OPENING.match(text, start):
         return quoted
@@ -190,13 +227,13 @@ def _of_header(found: re.Match[str], before: str, start: int) -> Masked | None:
         return None
     end = text.find(before, start, line.end()) if before in _QUOTES and before and not found["quote"] else -1
     end = line.end() if end < 0 else end
-    return Masked(start, end) if text[start:end].strip("\\ ") else None
+    return Replacement(start, end) if text[start:end].strip("\\ ") else None
 
 
-def value_at(text: str, start: int, *, quote: str = "") -> Masked | None:
-    """The value that begins at `start`, without its quotes; None for an empty value, None, null, or a boolean.
+def value_at(text: str, start: int, *, quote: str = "") -> Replacement | None:
+    """Find the value that begins at `start`, without its quotes. An empty value, None, null or a boolean is not masked.
 
-    A value without quotes gets the `quote` of its key, so that a text in JSON remains JSON.
+    The mask of a value without quotes is in the `quote` of its key, so that JSON remains valid.
     """
     if _OPENING.match(text, start):
         return _quoted(text, start)
@@ -205,17 +242,17 @@ def value_at(text: str, start: int, *, quote: str = "") -> Masked | None:
         if end - start <= len("()"):
             return None
         rest = first_value(text, end)
-        return Masked(start, rest[1] if rest else end, f"{quote}{MASK}{quote}")
+        return Replacement(start, rest[1] if rest else end, f"{quote}{MASK}{quote}")
     if block := _BLOCK.match(text, start) or _TAG.match(text, start):
-        return Masked(*block.span())
+        return Replacement(*block.span())
     value = first_value(text, start)
     if value is None or _LITERAL.fullmatch(text, *value):
         return None
-    return Masked(*value, f"{quote}{MASK}{quote}")
+    return Replacement(*value, f"{quote}{MASK}{quote}")
 
 
 def first_value(text: str, start: int) -> tuple[int, int] | None:
-    """Start and end of the value without quotes at `start`. It ends at a space, or at a delimiter before a further key."""
+    """Return the start and end of an unquoted value. It ends at a space, or at a delimiter before another key."""
     if call := _CALL.match(text, start):
         line = _LINE.match(text, start)
         end = end_of_brackets(text, call.end() - 1, len(text) if line is None else line.end())
@@ -225,8 +262,8 @@ def first_value(text: str, start: int) -> tuple[int, int] | None:
     return None if found is None else found.span()
 
 
-def _quoted(text: str, start: int) -> Masked | None:
-    """The content of the quotes at `start`; up to the end of the text if they are not closed."""
+def _quoted(text: str, start: int) -> Replacement | None:
+    """Find the content of the quotes at `start`. Quotes without an end reach to the end of the text."""
     opening = _OPENING.match(text, start)
     if opening is None:
         return None
@@ -235,7 +272,7 @@ def _quoted(text: str, start: int) -> Masked | None:
         begin += 2
         closing = text.find(opening[2] * 3, begin)
         end = len(text) if closing < 0 else closing
-    return Masked(begin, end) if begin < end else None
+    return Replacement(begin, end) if begin < end else None
 
 
 def _end_of_quotes(text: str, opening: re.Match[str]) -> int:
@@ -248,7 +285,7 @@ def _end_of_quotes(text: str, opening: re.Match[str]) -> int:
 
 
 def end_of_brackets(text: str, start: int, last: int) -> int:
-    """The end of the brackets at `start`; `last` if they are not closed before."""
+    """Return the end of the brackets at `start`, or `last` if they are not closed before."""
     depth, position = 0, start
     while found := _NESTED.search(text, position, last):
         position = found.end()
@@ -265,6 +302,35 @@ def end_of_brackets(text: str, start: int, last: int) -> int:
 
 
 def is_random(word: str, shortest: int) -> bool:
-    """Whether a word looks like a secret and not like prose: long enough, with letters and digits, no algorithm's name."""
+    """Return whether a word looks like a secret: long enough, with letters and digits, and not a name of an algorithm."""
     has_both = any(map(str.isdigit, word)) and any(map(str.isalpha, word))
     return len(word) >= shortest and has_both and not _ALGORITHM.match(word)
+
+
+def _content(found: re.Match[str]) -> Replacement | None:
+    name = _NAME.search(found["attributes"] or "")
+    hidden = is_secret(found["tag"].rpartition(":")[2]) or (name is not None and is_secret(name[1]))
+    return Replacement(*found.span("content")) if hidden and found["content"].strip() else None
+
+
+def _row(found: re.Match[str]) -> Replacement | None:
+    """Find all values of a row with a secret column."""
+    if not any(map(is_secret, _WORD.findall(found["columns"]))):
+        return None
+    return Replacement(found.end() + 1, end_of_brackets(found.string, found.end(), len(found.string)) - 1)
+
+
+def _parameters(found: re.Match[str]) -> Replacement | None:
+    """Find all parameters of a statement that mentions a secret. Parameters in a mapping have names and are found by those."""
+    text, start = found.string, found.end()
+    if text[start] == "{" or not _MENTION.search(found["statement"]):
+        return None
+    return Replacement(start, end_of_brackets(text, start, len(text)))
+
+
+def _input(found: re.Match[str]) -> Replacement | None:
+    return Replacement(*found.span("input")) if is_secret(found["key"]) else None
+
+
+def _input_at_location(found: re.Match[str]) -> Replacement | None:
+    return value_at(found.string, found.end()) if any(map(is_secret, _WORD.findall(found["key"]))) else None

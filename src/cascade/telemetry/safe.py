@@ -7,18 +7,20 @@ import dataclasses
 import datetime as dt
 import decimal
 import enum
+import json
 import math
 import pathlib
 import traceback
 import uuid
 from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from functools import lru_cache
 from itertools import islice
 from typing import Any
 
-from cascade.telemetry._secret_keys import MASK, hides, mask_mapping, version
-from cascade.telemetry._secret_texts import mask_items, redact_text, without_cut_login
-from cascade.telemetry.limits import MAX_ERROR_BYTES, MAX_NAME_BYTES, MAX_STACK_BYTES
+from cascade.telemetry._secret_patterns import MASK, hides, mask_mapping, rules_version
+from cascade.telemetry.limits import MAX_ERROR_BYTES, MAX_NAME_BYTES, MAX_STACK_BYTES, MAX_VALUE_BYTES
+from cascade.telemetry.redact import mask_items, redact_text, without_cut_login
 
 MAX_DEPTH = 8
 MAX_ITEMS = 100
@@ -39,6 +41,8 @@ _KEYS = (str, int, float, bytes, enum.Enum)
 _CUT = "…"
 _OWN_NOTES = ("task ", "Later, ", "The setup of ")
 """How the notes begin that Cascade adds to exceptions."""
+_KINDS = {"params": "params", "arguments": "arguments", "output": "results"}
+"""Kind of a captured value, by its key in the metadata."""
 _MARGIN = 16 * 1024
 """Characters beyond its limit up to which a text is masked as a whole."""
 _UNSURE = 1_024
@@ -81,7 +85,7 @@ def masked_end(value: str, limit: int) -> str:
 
 def masked_name(name: str) -> str:
     """The name of a task, an input or a resource: masked, and cut to `MAX_NAME_BYTES`."""
-    return _masked_name(name, version())
+    return _masked_name(name, rules_version())
 
 
 @lru_cache(maxsize=4096)
@@ -168,6 +172,28 @@ def safe(value: Any, *, depth: int = MAX_DEPTH, items: int = MAX_ITEMS, limit: i
         return _safe(value, depth, items, limit, ())
     except BaseException:  # noqa: BLE001 - a subclass of dict or list may do anything
         return _by_type(value)
+
+
+def captured(value: Any, limit: int = MAX_VALUE_BYTES) -> Any:
+    """Return a captured value as JSON of at most `limit` bytes, with secrets masked."""
+    depth, items = 8, 100
+    while True:
+        shown = safe(value, depth=depth, items=items)
+        if len(json.dumps(shown)) <= limit:
+            return shown
+        if depth <= 1 and items <= 1:
+            return f"<{type(value).__module__}.{type(value).__qualname__}, too big>"
+        depth, items = max(1, depth // 2), max(1, items // 3)
+
+
+def without_captured(payload: dict[str, Any], *, keep: AbstractSet[str]) -> dict[str, Any]:
+    """Return the payload, or a copy without captured values of other kinds than `keep`: params, arguments, results."""
+    metadata = payload["body"].get("metadata", {})
+    unwanted = [key for key, kind in _KINDS.items() if key in metadata and kind not in keep]
+    if not unwanted:
+        return payload
+    kept = {key: value for key, value in metadata.items() if key not in unwanted}
+    return {**payload, "body": {**payload["body"], "metadata": kept}}
 
 
 def _safe(value: Any, depth: int, items: int, limit: int, above: tuple[int, ...]) -> Any:
