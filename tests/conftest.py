@@ -103,7 +103,7 @@ def _fresh_export_state() -> Iterator[None]:
     yield
     sharing = sys.modules.get("cascade.connectors.otel.routing")
     if sharing is not None:
-        sharing.forget_all()
+        sharing.clear_registries()
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ import cascade as cs
 from cascade.connectors.otel.encode import Envelope, encode_span, varint
 from cascade.connectors.otel.live_spans import emit_finished
 from cascade.connectors.otel.provider import tracer_of
-from cascade.connectors.otel.span_data import Event, LinkData, SpanData
+from cascade.connectors.otel.span_data import SpanData, SpanEvent, SpanLink
 from cascade.telemetry import attributes as a
 
 exporter = InMemorySpanExporter()
@@ -57,10 +57,10 @@ SPANS = st.builds(
     end_ns=NS,
     attributes=ATTRIBUTES,
     flags=st.just(1),
-    is_server=st.booleans(),
+    is_run=st.booleans(),
     error=st.none() | TEXT,
-    events=st.lists(st.builds(Event, name=TEXT, time_ns=NS, attributes=ATTRIBUTES), max_size=2).map(tuple),
-    links=st.lists(st.builds(LinkData, TRACE_IDS, SPAN_IDS, TRACESTATES, st.none() | ATTRIBUTES), max_size=3).map(
+    events=st.lists(st.builds(SpanEvent, name=TEXT, time_ns=NS, attributes=ATTRIBUTES), max_size=2).map(tuple),
+    links=st.lists(st.builds(SpanLink, TRACE_IDS, SPAN_IDS, TRACESTATES, st.none() | ATTRIBUTES), max_size=3).map(
         tuple
     ),
     tracestate=TRACESTATES,

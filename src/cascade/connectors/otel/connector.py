@@ -1,21 +1,21 @@
-"""`OtelConnector`: exports runs as traces and tasks as spans."""
+"""Connector that exports runs as traces and tasks as spans."""
 
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from opentelemetry import trace
 from opentelemetry.trace import Link, SpanKind, Status, StatusCode, TraceFlags
 
-from cascade._forks import no_fork
 from cascade._loggers import get_logger
 from cascade.connectors import _lifetime
 from cascade.connectors._arguments import captures, one_of, positive, whole
 from cascade.connectors.otel.batch import FlushReport
 from cascade.connectors.otel.encode import encode_span
 from cascade.connectors.otel.export_queue import CAPACITY, Bounds
+from cascade.connectors.otel.flush import CapacityWaiter, flush
 from cascade.connectors.otel.health import HOLD_TIMEOUT
 from cascade.connectors.otel.live_spans import (
     InheritedContext,
@@ -40,18 +40,15 @@ from cascade.telemetry import attributes as a
 from cascade.telemetry.identity import RunTrace, SpanRef, place_run
 from cascade.telemetry.safe import masked_name
 
-if TYPE_CHECKING:
-    from cascade.connectors.otel.flush import CapacityWaiter
-
 logger = get_logger("cascade.connectors.otel")
 
 FLUSH_TIMEOUT = 5.0
 """Seconds that the end of a run waits for the acknowledgement of its last span; less if the collector does not answer."""
 
 _LEFT_OUT = (
-    "OtelConnector: traces of run %s have reached their largest size; %d spans of the program, or contents that it has "
-    "added to spans of tasks, were left out; set a smaller CASCADE_TRACE_PART_SIZE, or a larger CASCADE_TRACE_PART_BYTES "
-    "if the storage accepts it"
+    "OtelConnector: traces of run %s have reached their largest size; %d spans of the program, or contents that it added "
+    "to spans of tasks, were left out; set a smaller CASCADE_TRACE_PART_SIZE, or a larger CASCADE_TRACE_PART_BYTES if the "
+    "storage accepts it"
 )
 
 
@@ -113,13 +110,13 @@ class OtelConnector:
         hold_timeout: float = HOLD_TIMEOUT,
     ) -> None:
         self.capture = captures(capture)
-        self.ignored = frozenset({"RUNNING"})  # spans are exported when they have ended
+        self.ignored = frozenset({"RUNNING"})  # only messages that end a span are needed
         self._strict = strict
         self.flush_timeout = positive("flush_timeout", flush_timeout)
         self._parent = one_of("parent", parent, ("join", "link", "none"))
         self._detail = one_of("detail", detail, ("full", "tasks", "run"))
         self._cicd = one_of("semconv", semconv, (None, "cicd")) == "cicd"
-        self._waits = one_of("on_full", on_full, ("wait", "drop")) == "wait"
+        self._waits_when_full = one_of("on_full", on_full, ("wait", "drop")) == "wait"
         exporting = {"endpoint": endpoint, "protocol": protocol, "headers": headers}
         self._bounds = Bounds(
             whole("max_buffer_bytes", max_buffer_bytes), positive("hold_timeout", hold_timeout), self.flush_timeout
@@ -127,11 +124,11 @@ class OtelConnector:
         self._setup = ExportSetup(tracer_provider, exporting, metrics=metrics, logs=logs)
         self._exports: Exports | None = None
         self._runs: dict[str, LiveRun] = {}
-        self._ended: list[ExportTarget] = []
-        self._capacity_waiter: CapacityWaiter | None = None
-        self._connections = 0
+        self._ended: list[ExportTarget] = []  # of the runs that have ended since the last flush
+        self._own: ExportTarget | None = None  # for the spans of all runs, and of replayed messages
         self._has_spans = False  # whether spans were exported since the start of the last flush
-        self._own: ExportTarget | None = None  # for spans of messages from elsewhere
+        self._connect_count = 0
+        self._capacity_waiter = CapacityWaiter()
         _lifetime.watch(self)
 
     async def connect(self) -> None:
@@ -140,7 +137,7 @@ class OtelConnector:
         Raises:
             Exception: A provider could not be created. Later calls do not raise, and nothing is exported.
         """
-        self._connections += 1
+        self._connect_count += 1
         self._reserve(self._exports or self._set_up())
 
     async def disconnect(self) -> None:
@@ -149,8 +146,8 @@ class OtelConnector:
         Raises:
             TelemetryLostError: Spans were lost or are not yet delivered, and the connector is strict.
         """
-        self._connections = max(0, self._connections - 1)
-        if not self._connections:
+        self._connect_count = max(0, self._connect_count - 1)
+        if not self._connect_count:
             for run_id in list(self._runs):
                 self._end_run(run_id)
         tracer = self._tracer
@@ -158,23 +155,19 @@ class OtelConnector:
             if self._strict and self._setup.error:
                 raise TelemetryLostError(f"OtelConnector: no spans are exported: {self._setup.error}", lost=0)
             return
-        # Imported here, because asyncio takes as long as half of the other imports, and a run has imported it anyway.
-        with no_fork:
-            from cascade.connectors.otel.flush import flush
-
         targets, self._ended = self._ended, []
         has_spans, self._has_spans = self._has_spans, False
-        if has_spans and not targets and self._own is not None:  # a replay has no run here
+        if has_spans and not targets and self._own is not None:  # a replay
             targets = [self._own] if tracer.target is None else [self._own, tracer.target]
         report, warning = await flush(
             *(tracer, targets, self.flush_timeout, self._signals), has_spans=has_spans, strict=self._strict
         )
-        if not self._connections and tracer.target is not None:
+        if not self._connect_count and tracer.target is not None:
             tracer.target.queue.release(self)
         self._report(tracer, report, warning)
 
     async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:  # noqa: ARG002 - the protocol's
-        """Export the spans of a terminal message. Messages of other processes produce the same spans."""
+        """Export the spans that a message ends. Messages of other processes produce the same spans."""
         exports = self._exports or self._set_up()
         exports.signals.metrics.publish(payload)
         if exports.tracer is None:
@@ -197,42 +190,37 @@ class OtelConnector:
 
     def is_full(self) -> bool:
         """Return whether the buffer is so full that no task should start; False if the collector does not answer."""
-        return self._waits and (target := self._target) is not None and target.queue.is_full()
+        return self._waits_when_full and (target := self._target) is not None and target.queue.is_full()
 
     async def room(self) -> None:
-        with no_fork:
-            from cascade.connectors.otel.flush import CapacityWaiter
-
-        if self._target is not None:
-            self._capacity_waiter = self._capacity_waiter or CapacityWaiter()
-            await self._capacity_waiter.wait(self._target.queue)
+        """Wait until the buffer has capacity, and half a second at most."""
+        if (target := self._target) is not None:
+            await self._capacity_waiter.wait(target.queue)
 
     def place_run(self, run_id: str, target: str, start_ns: int, parent: SpanRef | None) -> RunTrace:
         """Start the span of the run. Its sampling decision applies to all spans of the run."""
         inherited = InheritedContext.from_caller()
         tracer = self._tracer
-        place = place_run(run_id, parent_of_run(inherited.span, parent), self._parent)
+        run_trace = place_run(run_id, parent_of_run(inherited.span, parent), self._parent)
         if tracer is None:
-            return place
-        above = SpanRef(place.trace_id, place.parent_span_id, place.flags, place.tracestate)
-        context = parent_context(above, inherited.context, is_remote=inherited.is_remote)
-        links = tuple(Link(span_context(link)) for link in place.links)
+            return run_trace
+        parent = SpanRef(run_trace.trace_id, run_trace.parent_span_id, run_trace.flags, run_trace.tracestate)
         root = tracer.start(
             f"run {masked_name(target)}",
-            place.trace_id,
-            place.span_id,
-            context,
+            run_trace.trace_id,
+            run_trace.span_id,
+            parent_context(parent, inherited.context, is_remote=inherited.is_remote),
             start_ns,
             kind=SpanKind.SERVER,
-            links=links,
+            links=tuple(Link(span_context(link)) for link in run_trace.links),
         )
-        own = root.get_span_context()
-        place = replace(place, flags=int(own.trace_flags), tracestate=own.trace_state.to_header())
+        sampled = root.get_span_context()
+        run_trace = replace(run_trace, flags=int(sampled.trace_flags), tracestate=sampled.trace_state.to_header())
         export_target = ExportTarget(self._own.queue, run_id, self._own.counters) if self._own else None
-        run = self._runs[run_id] = LiveRun(place, root, tracer, export_target, inherited)
-        run.add_trace(place.trace_id)
+        run = self._runs[run_id] = LiveRun(run_trace, root, tracer, export_target, inherited)
+        run.add_trace(run_trace.trace_id)
         self._signals.start_run(run_id)
-        return place
+        return run_trace
 
     def activate(self, task: TaskContext) -> AbstractContextManager[None]:
         """Make the span of the task, or of its attempt, the current span."""
@@ -268,7 +256,8 @@ class OtelConnector:
         """Drop the runs of the parent process, which exports them. Spans below their tasks are exported here."""
         for run in self._runs.values():
             run.lock = threading.Lock()
-        self._runs, self._ended, self._capacity_waiter, self._connections, self._has_spans = {}, [], None, 0, False
+        self._runs, self._ended, self._connect_count, self._has_spans = {}, [], 0, False
+        self._capacity_waiter = CapacityWaiter()
 
     def start_exit(self) -> Callable[[], None]:
         """Do nothing: the queue and the metrics are flushed by themselves."""
@@ -310,7 +299,8 @@ class OtelConnector:
         if target is None or tracer.own is None or not tracer.own.is_direct:
             emit_finished(tracer, data, run)
         elif data.flags & TraceFlags.SAMPLED:
-            target.put(encode_span(data), urgent=data.is_marker, important=data.has_children)
+            encoded = encode_span(data)
+            target.queue.put(encoded, urgent=data.is_marker, important=data.has_children, counters=target.counters)
 
     def _end_run(self, run_id: str) -> None:
         """Drop a run. Spans whose last message was lost end with an error status."""
@@ -335,11 +325,11 @@ class OtelConnector:
         warnings = [warning] if warning else []
         target = tracer.target
         if report.lost or report.pending or (target is None and report.reason):
-            is_news = target is None or target.queue.announce(report)
             text = report.text("spans", tracer.endpoint)
+            is_new = target is None or target.queue.announce(report)
             if self._strict:
                 message = "; ".join([f"OtelConnector: {text}", *warnings])
                 raise TelemetryLostError(message, lost=report.lost, pending=report.pending)
-            warnings = [text, *warnings] if is_news else warnings
+            warnings = [text, *warnings] if is_new else warnings
         if warnings:
             logger.warning("OtelConnector: %s", "; ".join(warnings))

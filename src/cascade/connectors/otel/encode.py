@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext
 
-from cascade.connectors.otel.span_data import Event, SpanData
+from cascade.connectors.otel.span_data import SpanData, SpanEvent
 from cascade.telemetry import attributes as a
 
 SCOPE = "cascade"
@@ -100,7 +100,7 @@ def encode_span(data: SpanData) -> bytes:
         field(_SPAN_ID, bytes.fromhex(data.span_id)),
         field(_PARENT_SPAN_ID, bytes.fromhex(data.parent_id)),  # an empty id is the same as no id
         _TIMES(b"\x39", data.start_ns, b"\x41", data.end_ns),
-        _name_and_kind(data.name, data.is_server),
+        _name_and_kind(data.name, data.is_run),
     ]
     for key, value in data.attributes.items():
         parts.append(_UNIQUE[key](key, value) if key in _UNIQUE else _attribute(key, value))
@@ -112,8 +112,8 @@ def encode_span(data: SpanData) -> bytes:
 
 
 @lru_cache(maxsize=1024)
-def _name_and_kind(name: str, is_server: bool) -> bytes:
-    kind = Span.SPAN_KIND_SERVER if is_server else Span.SPAN_KIND_INTERNAL
+def _name_and_kind(name: str, is_run: bool) -> bytes:
+    kind = Span.SPAN_KIND_SERVER if is_run else Span.SPAN_KIND_INTERNAL
     return Span(name=name, kind=kind, flags=_LOCAL).SerializeToString()
 
 
@@ -173,7 +173,7 @@ def _rare_fields(data: SpanData) -> bytes:
     return span.SerializeToString()
 
 
-def _event(event: Event) -> Span.Event:
+def _event(event: SpanEvent) -> Span.Event:
     found = [key_value(key, value) for key, value in event.attributes.items()]
     return Span.Event(name=event.name, time_unix_nano=event.time_ns, attributes=found)
 

@@ -156,7 +156,7 @@ def emit_finished(tracer: RunTracer, data: SpanData, run: LiveRun | None) -> Non
     base = run.inherited.context if run is not None else None
     own = SpanRef(data.trace_id, data.span_id, data.flags, data.tracestate)
     parent = parent_context(replace(own, span_id=data.parent_id), base)
-    kind = SpanKind.SERVER if data.is_server else SpanKind.INTERNAL
+    kind = SpanKind.SERVER if data.is_run else SpanKind.INTERNAL
     sampled_parent = None if data.parent_id else parent_context(own, base)
     decisive = None
     if run is None:

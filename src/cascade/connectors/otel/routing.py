@@ -1,9 +1,11 @@
-"""The queues of a span: those of its run, else those of the runs in its trace, else the provider's own.
+"""Routing of ended spans to the export queues of their runs, and the objects that connectors of one destination share.
 
-The first connector's provider becomes the process's global one. It also serves the instrumentation in the tasks of all
-later runs, whose connectors may send to another endpoint. A span below a task has the run's id, and takes the run's
-targets for as long as a context of the run is in use, after the run's end too. A span that has only the trace id takes
-the targets of the runs in that trace; of ended runs, the latest `KEPT_TRACES` traces are known.
+The provider of the first connector becomes the global one. It therefore gets the spans of instrumentation in the tasks of
+all later runs, whose connectors may send to other endpoints. A span is put into the queues of:
+
+1. the run whose id it has, while an object references the run's `RunTargets`, which may be after the end of the run;
+2. else the runs in its trace, or the runs that were in it (the latest `KEPT_TRACES` traces of ended runs);
+3. else the provider that ends it.
 """
 
 import os
@@ -19,24 +21,24 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.trace import SpanKind
 
 from cascade.connectors import _lifetime
-from cascade.connectors.otel.batch import Counters, Item
+from cascade.connectors.otel.batch import Counters
 from cascade.connectors.otel.export_queue import ExportQueue
 from cascade.connectors.otel.options import ExportOptions
 from cascade.connectors.otel.sdk_hooks import is_cascade_span
 from cascade.telemetry import attributes as a
 
 KEPT_TRACES = 1_000
-"""Traces of ended runs whose targets are kept, some 300 bytes each."""
+"""Traces of ended runs whose targets are kept. Each takes some 300 bytes."""
 
-_HELD = "_cascade_targets"
-"""Attribute of the SDK's span objects below a task that keeps the run's targets alive."""
+_TARGETS = "_cascade_targets"
+"""Attribute of span objects of the SDK below a task. It references the targets of the run, which therefore stay known."""
 
 
 @dataclass(eq=False, slots=True)
 class ExportTarget:
-    """A queue, and the counters of the spans that are put through this target: those of a run if it has a `run_id`.
+    """A queue, and counters of the spans of one connector, or of one of its runs if there is a `run_id`.
 
-    The spans count in `parent` as well, the counters of the connector.
+    The spans of a run also count in `parent`, the counters of its connector.
     """
 
     queue: ExportQueue
@@ -47,18 +49,15 @@ class ExportTarget:
     def __post_init__(self) -> None:
         self.counters = self.queue.new_counters(self.parent)
 
-    def put(self, item: Item, *, urgent: bool = False, important: bool = False) -> None:
-        self.queue.put(item, urgent=urgent, important=important, counters=self.counters)
-
     def put_span(self, span: ReadableSpan) -> None:
-        """Put a span. The marker of a run's start does not wait for a batch, and the run's own span is dropped last."""
-        ours, is_run = is_cascade_span(span), span.kind is SpanKind.SERVER
-        is_marker = ours and not is_run and a.RUN_TARGET in (span.attributes or {})
-        self.put(span, urgent=is_marker, important=ours and is_run)
+        """Put a span. The marker of a run's start is sent at once. The span of a run is dropped last."""
+        is_own, is_run = is_cascade_span(span), span.kind is SpanKind.SERVER
+        is_marker = is_own and not is_run and a.RUN_TARGET in (span.attributes or {})
+        self.queue.put(span, urgent=is_marker, important=is_own and is_run, counters=self.counters)
 
 
 class RunTargets:
-    """The targets of one run: one for each connector that exports it. Referenced by the run and by the spans below it."""
+    """Targets of one run, one for each connector that exports it. The run and the spans below it reference this object."""
 
     __slots__ = ("__weakref__", "targets")
 
@@ -67,7 +66,7 @@ class RunTargets:
 
 
 class _Table:
-    """The targets of the process, by run and by trace."""
+    """Targets of the process by run, by trace, and by trace of ended runs."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -76,7 +75,7 @@ class _Table:
         self.ended: OrderedDict[int, tuple[ExportTarget, ...]] = OrderedDict()
 
     def reset_after_fork(self) -> None:
-        """Replace the lock, which a thread of the parent may have held. The child's spans take the same targets."""
+        """Replace the lock, which a thread of the parent may have held. The targets stay valid in the child."""
         self.lock = threading.Lock()
 
 
@@ -86,7 +85,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def run_targets(run_id: str, target: ExportTarget) -> RunTargets:
-    """Add a target to those of a run. They are known for as long as the returned object is referenced."""
+    """Add a target to a run. The run has its targets while the returned object is referenced."""
     with _table.lock:
         found = _table.runs.get(run_id)
         if found is None:
@@ -96,17 +95,16 @@ def run_targets(run_id: str, target: ExportTarget) -> RunTargets:
 
 
 def add_target(trace_id: int, target: ExportTarget) -> None:
-    """Send the spans of this trace that way, until `remove_target`."""
+    """Add a target to a trace, until `remove_target`."""
     with _table.lock:
         _table.traces[trace_id] = (*_table.traces.get(trace_id, ()), target)
 
 
 def remove_target(trace_id: int, target: ExportTarget) -> None:
-    """End a target. Until the trace has another, its late spans still take it."""
+    """Remove a target from a trace. Late spans are still put there, unless the trace has another target."""
     with _table.lock:
-        left = tuple(one for one in _table.traces.pop(trace_id, ()) if one is not target)
-        if left:
-            _table.traces[trace_id] = left
+        if remaining := tuple(one for one in _table.traces.pop(trace_id, ()) if one is not target):
+            _table.traces[trace_id] = remaining
         others = (one for one in _table.ended.pop(trace_id, ()) if one.queue is not target.queue)
         _table.ended[trace_id] = (*others, target)
         if len(_table.ended) > KEPT_TRACES:
@@ -114,7 +112,7 @@ def remove_target(trace_id: int, target: ExportTarget) -> None:
 
 
 class RoutingProcessor(SpanProcessor):
-    """Puts ended spans on their targets. To be added after the processor that marks spans with their run's id."""
+    """Puts ended spans into the queues of their targets. It follows the `TaskIdProcessor`, which sets the id of the run."""
 
     def __init__(self, own: ExportTarget | None) -> None:
         self._own = own
@@ -122,7 +120,7 @@ class RoutingProcessor(SpanProcessor):
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002 - the protocol's
         targets = _table.runs.get((span.attributes or {}).get(a.RUN_ID))
         if targets is not None:
-            setattr(span, _HELD, targets)
+            setattr(span, _TARGETS, targets)
 
     def on_end(self, span: ReadableSpan) -> None:
         context = span.get_span_context()
@@ -133,7 +131,7 @@ class RoutingProcessor(SpanProcessor):
 
     def _targets_of(self, span: ReadableSpan, trace_id: int) -> Iterable[ExportTarget]:
         own, run_id = self._own, (span.attributes or {}).get(a.RUN_ID)
-        if is_cascade_span(span):  # only its own connector exports it, though others may trace the same run
+        if is_cascade_span(span):  # other connectors of the run have a span of their own for it
             live = _table.traces.get(trace_id, ())
             targets = tuple(target for target in live if own is not None and target.queue is own.queue)
         elif (run := _table.runs.get(run_id)) is not None:
@@ -145,7 +143,7 @@ class RoutingProcessor(SpanProcessor):
         return targets if len(targets) == 1 else _one_for_each_queue(targets, run_id)
 
     def shutdown(self) -> None:
-        """Flush. The queue stays open: it belongs to all connectors of its destination, and closes at exit."""
+        """Flush the queue. It stays open for all connectors of its destination, and is closed when the process exits."""
         self.force_flush()
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
@@ -156,7 +154,7 @@ class RoutingProcessor(SpanProcessor):
 
 
 def _one_for_each_queue(targets: Iterable[ExportTarget], run_id: object) -> Iterable[ExportTarget]:
-    """Return one target for each queue: the target of the span's own run, if the run id of the span is known."""
+    """Return one target for each queue, if possible that of the run with this id."""
     chosen: dict[ExportQueue, ExportTarget] = {}
     for target in targets:
         if target.queue not in chosen or target.run_id == run_id:
@@ -165,21 +163,20 @@ def _one_for_each_queue(targets: Iterable[ExportTarget], run_id: object) -> Iter
 
 
 RECENT = 64
-"""Destinations whose state is kept without a connector. A run's totals and the health of its peer outlive the run."""
+"""Destinations whose objects are kept without a connector, with their counts and the health of the collector."""
 
 T = TypeVar("T")
 Share = Callable[[Callable[[], T]], T]
-"""Returns the shared object of one destination; the argument makes it."""
+"""Function that returns the shared object of one destination. Its argument creates that object."""
 
 _registries: "list[Registry[Any]]" = []
 
 
 class Registry(Generic[T]):
-    """At most one object per destination.
+    """Shared objects, one per destination.
 
-    Python's reference counts are the reference counts: an object exists while a connector, a thread with work for it or
-    the list of the `RECENT` destinations that were used last holds it. A forked child keeps the objects, which reset
-    themselves.
+    An object exists while it is referenced by a connector, by a thread that has work for it, or by the list of the
+    `RECENT` destinations that were used last. A forked child keeps the objects, which reset themselves.
 
     Args:
         retire: Called with an object that leaves the list, so that its idle threads end.
@@ -194,12 +191,11 @@ class Registry(Generic[T]):
         _lifetime.watch(self)
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """Return the object of this destination; `make` creates it, and its exceptions are raised unchanged."""
+        """Return the object of a destination. `make` creates it, and its exceptions are raised unchanged."""
         with self._lock:
             found = self._live.get(key)
             if found is None:
-                found = make()
-                self._live[key] = found
+                found = self._live[key] = make()
             self._recent[key] = found
             self._recent.move_to_end(key)
             evicted = self._recent.popitem(last=False) if len(self._recent) > RECENT else None
@@ -208,31 +204,31 @@ class Registry(Generic[T]):
         return found
 
     def clear(self) -> None:
-        """Forget all objects. Holders keep theirs."""
+        """Remove all objects. Connectors keep those that they use."""
         with self._lock:
-            forgotten, self._recent = self._recent, OrderedDict()
+            removed, self._recent = self._recent, OrderedDict()
             self._live.clear()
-        forgotten.clear()
+        removed.clear()  # without the lock: finalizers run here
 
     def reset_after_fork(self) -> None:
         self._lock = threading.Lock()
 
     def start_exit(self) -> Callable[[], None]:
-        """Forget the objects, which close: a run in an `atexit` handler that comes later makes new ones."""
+        """Remove the objects, which are closed at exit. A run in a later `atexit` handler creates new ones."""
         return self.clear
 
 
-def forget_all() -> None:
-    """Forget the state of all destinations. For tests, whose receivers come and go."""
+def clear_registries() -> None:
+    """Remove the shared objects of all destinations. For tests."""
     for registry in _registries:
         registry.clear()
 
 
 def destination(options: ExportOptions, environ: Mapping[str, str] = os.environ) -> Hashable:
-    """Key of a destination: everything that decides where and how a signal is sent.
+    """Return the key of a destination: the options of a signal, and the variables that configure its export.
 
-    Options cover one signal. The environment has the rest: resource, sampler and limits of spans, temporality, interval
-    and exemplars of metrics, and the proxies.
+    The variables configure the resource, the sampler and the limits of spans, the temporality, interval and exemplars of
+    metrics, and the proxies.
     """
     fields = (
         *(options.endpoint, options.protocol, options.signal, frozenset(options.headers.items()), options.timeout),

@@ -1,6 +1,6 @@
 """Data of finished spans, and the spans, links and events of the parts of a split trace."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from cascade.spec.metadata import Part
@@ -10,13 +10,13 @@ from cascade.telemetry.trace_shards import PART_EVENT
 Attributes = dict[str, Any]
 
 
-class Event(NamedTuple):
+class SpanEvent(NamedTuple):
     name: str
     time_ns: int
     attributes: Attributes
 
 
-class LinkData(NamedTuple):
+class SpanLink(NamedTuple):
     trace_id: str
     span_id: str
     tracestate: str = ""
@@ -26,9 +26,9 @@ class LinkData(NamedTuple):
 class SpanData(NamedTuple):
     """A finished span. Ids are lower-case hexadecimal.
 
-    `parent_id` is empty for a root span. `error` is the description of the status ERROR, or None. `is_server` is set for
-    the span of a run. `has_children` is set for the spans of runs, maps and parts. `is_marker` is set for the span that
-    marks the start of a run, which is exported immediately.
+    `parent_id` is empty for a root span. `is_run` is set for the span of a run, whose kind is SERVER. `error` is the
+    description of the status ERROR, or None. `has_children` is set for the spans of runs, maps and parts. `is_marker` is
+    set for the span that marks the start of a run, which is exported immediately.
     """
 
     name: str
@@ -39,10 +39,10 @@ class SpanData(NamedTuple):
     end_ns: int
     attributes: Attributes
     flags: int = 1
-    is_server: bool = False
+    is_run: bool = False
     error: str | None = None
-    events: tuple[Event, ...] = ()
-    links: tuple[LinkData, ...] = ()
+    events: tuple[SpanEvent, ...] = ()
+    links: tuple[SpanLink, ...] = ()
     has_children: bool = False
     tracestate: str = ""
     is_marker: bool = False
@@ -51,10 +51,9 @@ class SpanData(NamedTuple):
 def part_root(
     payload: Mapping[str, Any], part: Part, name: str, ids: Attributes, parent: Mapping[str, Any]
 ) -> SpanData:
-    """Return the root span of a part, with a link to its run or map, whose ids are in `parent`."""
-    found = {**ids, **_part_attributes(part), a.PART_PARENT_TRACE_ID: parent["trace_id"]}
-    attributes = {**_part_attributes(part), a.LINK_NAME: name}
-    link = LinkData(parent["trace_id"], parent["span_id"], parent.get("tracestate", ""), attributes)
+    """Return the root span of a part. It has a link to the span of its run or map, which `parent` identifies."""
+    attributes = _part_attributes(part)
+    link_attributes = {**attributes, a.LINK_NAME: name}
     start_ns, end_ns = part.get("start_ns", 0), part.get("end_ns", 0)
     return SpanData(
         f"{name} part",
@@ -63,30 +62,24 @@ def part_root(
         "",
         start_ns,
         end_ns + (end_ns == start_ns),
-        found,
+        {**ids, **attributes, a.PART_PARENT_TRACE_ID: parent["trace_id"]},
         payload.get("trace_flags", 1),
-        links=(link,),
+        links=(SpanLink(parent["trace_id"], parent["span_id"], parent.get("tracestate", ""), link_attributes),),
         has_children=True,
     )
 
 
-def part_link(part: Part, name: str) -> LinkData:
+def part_link(part: Part, name: str) -> SpanLink:
     """Return the link of a run or map called `name` to one of its parts."""
-    return LinkData(part["trace_id"], part["span_id"], "", {**_part_attributes(part), a.LINK_NAME: f"{name} part"})
+    return SpanLink(part["trace_id"], part["span_id"], "", {**_part_attributes(part), a.LINK_NAME: f"{name} part"})
 
 
-def part_events(parts: Iterable[Part], start_ns: int) -> tuple[Event, ...]:
-    """Return the events of a run or map, one for each part, not earlier than the start of its span."""
-    return tuple(
-        Event(
-            PART_EVENT,
-            max(part.get("start_ns", 0), start_ns),
-            {**_part_attributes(part), a.PART_TRACE_ID: part["trace_id"]},
-        )
-        for part in parts
-    )
+def part_event(part: Part, start_ns: int) -> SpanEvent:
+    """Return the event of a run or map for one of its parts, not earlier than the start of the run or map."""
+    attributes = {**_part_attributes(part), a.PART_TRACE_ID: part["trace_id"]}
+    return SpanEvent(PART_EVENT, max(part.get("start_ns", 0), start_ns), attributes)
 
 
 def _part_attributes(part: Part) -> Attributes:
-    found = {a.PART_NUMBER: part.get("part"), a.PART_FIRST: part.get("first"), a.PART_LAST: part.get("last")}
-    return {key: value for key, value in found.items() if value is not None}
+    attributes = {a.PART_NUMBER: part.get("part"), a.PART_FIRST: part.get("first"), a.PART_LAST: part.get("last")}
+    return {key: value for key, value in attributes.items() if value is not None}

@@ -171,7 +171,7 @@ def _record_end(payload: Mapping[str, Any], body: Mapping[str, Any], sink: Sink)
     metadata = body["metadata"]
     end_ns = metadata["end_ns"]
     if metadata.get("kind") != "map":
-        error = None if body["state"] == "COMPLETED" else error_type(body, metadata)
+        error = None if body["state"] == "COMPLETED" else error_type(metadata, body.get("error"))
         key = (m.TASK_DURATION, body["task_name"], metadata["result"], error)
         sink.record(key, _seconds(metadata["start_ns"], end_ns), end_ns, payload)
     if "waits" in metadata:
