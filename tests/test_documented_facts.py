@@ -183,7 +183,7 @@ STATED = {
         f"{trace_budget._MOST} times the budget, which is {trace_budget.PartLimits().most_bytes / 1e6:g} MB",
         f"It lists {trace_shards.MAX_LISTED_PARTS} parts",
         {2_000: "100,000 quick items are in 50 traces"}[trace_budget.PART_SIZE],
-        {0.03: "later runs wait for it at most 0.05 s"}[flush.BRIEF],
+        {0.03: "later runs wait for it at most 0.05 s"}[flush.SHORT_WAIT],
         {1.0: "after a flush of more than a second"}[flush.SLOW],
         {5.0: "takes at most five seconds"}[flush.EXIT_TIMEOUT],
     ],

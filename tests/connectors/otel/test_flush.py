@@ -27,7 +27,7 @@ from tests.connectors.otel.tracing import warnings
 from tests.lab.time_limits import subprocess_environment
 from tests.lab.waiting import HANG, NEVER, until_blocking
 
-BRIEF = 0.05
+TIMEOUT = 0.05
 """Seconds, `flush_timeout` of a first run."""
 RUNS = 5
 
@@ -83,11 +83,11 @@ def run(provider: TracerProvider, flush_timeout: float = NEVER, *, strict: bool 
 
 def test_only_the_first_run_waits_for_a_flush_that_hangs(processor: Gated, caplog: pytest.LogCaptureFixture) -> None:
     provider = provider_with(processor)
-    run(provider, BRIEF)
+    run(provider, TIMEOUT)
     for _ in range(RUNS):
         run(provider)
     (warning,) = warnings(caplog)
-    assert f"the flush has not ended within {BRIEF} s" in warning
+    assert f"the flush has not ended within {TIMEOUT} s" in warning
     assert (processor.begun, processor.ended) == (1, 0)
 
 
@@ -95,7 +95,7 @@ def test_the_end_of_an_outage_is_logged_once_and_runs_wait_again(
     processor: Gated, caplog: pytest.LogCaptureFixture, limits: pytest.MonkeyPatch
 ) -> None:
     provider = provider_with(processor)
-    run(provider, BRIEF)
+    run(provider, TIMEOUT)
     run(provider)
     processor.gate.set()
     until_blocking(lambda: processor.at_once == 0)
@@ -108,7 +108,7 @@ def test_the_end_of_an_outage_is_logged_once_and_runs_wait_again(
     warned, recovered = warnings(caplog)
     assert "may not be delivered" in warned
     assert "is flushed again" in recovered
-    limits.setattr("cascade.connectors.otel.flush.BRIEF", 0.0)
+    limits.setattr("cascade.connectors.otel.flush.SHORT_WAIT", 0.0)
     for _ in range(RUNS):
         before = processor.ended
         run(provider)
@@ -120,15 +120,13 @@ def test_an_outage_ends_even_if_a_run_ends_during_each_flush(
     processor: Gated, caplog: pytest.LogCaptureFixture
 ) -> None:
     provider = provider_with(processor)
-    flush = flush_of(provider)
 
     def while_another_run_ends() -> bool:
-        pool.submit(run, provider)
-        until_blocking(lambda: flush._requested > flush._started)
+        pool.submit(run, provider).result(HANG)
         return True
 
     with ThreadPoolExecutor(1) as pool:
-        run(provider, BRIEF)
+        run(provider, TIMEOUT)
         processor.then = while_another_run_ends
         processor.gate.set()
         until_blocking(lambda: len(warnings(caplog)) > 1)
@@ -150,8 +148,8 @@ def test_concurrent_runs_share_a_flush(processor: Gated) -> None:
 def test_the_flush_of_one_provider_does_not_affect_another(
     processor: Gated, caplog: pytest.LogCaptureFixture, limits: pytest.MonkeyPatch
 ) -> None:
-    run(provider_with(processor), BRIEF)
-    limits.setattr("cascade.connectors.otel.flush.BRIEF", 0.0)
+    run(provider_with(processor), TIMEOUT)
+    limits.setattr("cascade.connectors.otel.flush.SHORT_WAIT", 0.0)
     other = Gated()
     other.gate.set()
     run(provider_with(other))
@@ -176,7 +174,7 @@ def test_only_one_run_waits_for_a_slow_flush_without_a_warning(
 
 def test_a_strict_connector_waits_for_a_slow_flush(processor: Gated, limits: pytest.MonkeyPatch) -> None:
     limits.setattr("cascade.connectors.otel.flush.SLOW", -1.0)
-    limits.setattr("cascade.connectors.otel.flush.BRIEF", 0.0)
+    limits.setattr("cascade.connectors.otel.flush.SHORT_WAIT", 0.0)
     provider = provider_with(processor)
     processor.gate.set()
     for number in range(RUNS):
@@ -188,7 +186,7 @@ def test_a_strict_connector_raises_at_once_while_a_flush_hangs(
     processor: Gated, caplog: pytest.LogCaptureFixture
 ) -> None:
     provider = provider_with(processor)
-    for timeout in (BRIEF, NEVER, NEVER):
+    for timeout in (TIMEOUT, NEVER, NEVER):
         with pytest.raises(
             TelemetryLostError, match=r"^OtelConnector: spans may not be delivered: the flush has not ended"
         ):
@@ -222,9 +220,9 @@ def test_a_run_without_sampled_spans_does_not_end_the_outage(
 ) -> None:
     sampler = StaticSampler(Decision.RECORD_AND_SAMPLE)
     provider = provider_with(processor, sampler)
-    run(provider, BRIEF)
+    run(provider, TIMEOUT)
     until_blocking(lambda: processor.begun)
-    time.sleep(BRIEF)  # a flush within the time limit of the run would end the outage
+    time.sleep(TIMEOUT)  # a flush within the time limit of the run would end the outage
     processor.gate.set()
     until_blocking(lambda: processor.ended)
     sampler._decision = Decision.DROP
@@ -245,7 +243,7 @@ def test_a_batch_processor_with_a_silent_collector(
         else:
             made = GrpcExporter(endpoint, insecure=True, timeout=1)
         provider = provider_with(BatchSpanProcessor(made))
-        run(provider, BRIEF)
+        run(provider, TIMEOUT)
         for _ in range(RUNS):
             run(provider)
         assert len(warnings(caplog)) == 1

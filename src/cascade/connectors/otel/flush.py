@@ -1,7 +1,7 @@
-"""Flushes at the end of a run, each in a thread beside the event loop.
+"""Flush of spans, metrics and logs at the end of a run, in a thread beside the event loop.
 
-`force_flush` of the batch processor of the SDK ignores its time limit and returns when the exporter has given up. A run
-waits for it within `flush_timeout`. After a flush that was slow or did not end in time, later runs do not wait.
+`force_flush` of the SDK's batch processor ignores its time limit: it returns when the exporter has succeeded or failed. A run
+waits `flush_timeout` seconds for it at most. After a flush that was slow or exceeded this time, later runs do not wait.
 """
 
 import asyncio
@@ -28,9 +28,9 @@ from cascade.telemetry.safe import error_text
 
 logger = get_logger("cascade.connectors.otel")
 
-SLOW = 1.0  # seconds; after a slower flush a run does not wait for the next one
-BRIEF = 0.03  # seconds that a run waits instead; at most 0.05 with the start of the thread
-PROCESSOR_LIMIT = 30_000  # milliseconds for all processors; the SDK skips the processors after that
+SLOW = 1.0  # seconds; after a slower flush, runs wait for `SHORT_WAIT` only
+SHORT_WAIT = 0.03  # seconds; at most 0.05 with the start of the thread
+PROCESSOR_LIMIT = 30_000  # milliseconds for all processors; the SDK skips those that it has not called by then
 EXIT_TIMEOUT = 5.0  # seconds for the flush when the process exits
 _CAPACITY_TIMEOUT = 0.5  # seconds that one message waits for capacity: half of the limit of the publish queue
 _GRACE = 1.0  # seconds after its time limit at which a flush is abandoned
@@ -48,18 +48,18 @@ async def flush(
     """Flush the spans of the targets and the other signals at the same time, within `timeout` seconds.
 
     Returns the report of the spans and a warning about the other signals, which may be empty. With the provider of the
-    application the report has no counts. It has a reason for a strict connector only, because `ProviderFlush` logs.
+    application the report has no counts, and a reason for a strict connector only, because `ProviderFlush` logs it.
     """
     if tracer.own is not None:
-        done = await _in_thread(lambda: _flushed(targets, timeout, signals), timeout + _GRACE)
-        return done or (FlushReport(reason=_stuck(timeout)), "")
-    run = partial(flush_of(tracer.provider).run, timeout, has_spans=has_spans, strict=strict)
+        found = await _in_thread(lambda: _flush_queues(targets, timeout, signals), timeout + _GRACE)
+        return found or (FlushReport(reason=_exceeded(timeout)), "")
+    spans = partial(flush_of(tracer.provider).run, timeout, has_spans=has_spans, strict=strict)
     others = _in_thread(lambda: signals.start_flush(timeout)(math.inf), timeout + _GRACE)
-    problem, warning = await asyncio.gather(_in_thread(run, timeout + _GRACE), others)
+    problem, warning = await asyncio.gather(_in_thread(spans, timeout + _GRACE), others)
     return FlushReport(reason=problem or "" if strict else ""), warning or ""
 
 
-def _flushed(targets: Sequence[ExportTarget], timeout: float, signals: Signals) -> tuple[FlushReport, str]:
+def _flush_queues(targets: Sequence[ExportTarget], timeout: float, signals: Signals) -> tuple[FlushReport, str]:
     # All flushes start before the first wait, so that several silent destinations cost one wait.
     flushes = [target.queue.start_flush(timeout, counters=target.counters) for target in targets]
     wait_for_others = signals.start_flush(timeout)
@@ -69,7 +69,7 @@ def _flushed(targets: Sequence[ExportTarget], timeout: float, signals: Signals) 
 
 
 class CapacityWaiter:
-    """Waits for capacity in a queue, in one thread for all tasks."""
+    """Waits for capacity in a queue, in one thread for all waiting tasks."""
 
     def __init__(self) -> None:
         self._waiting: asyncio.Future[Any] | None = None
@@ -85,12 +85,12 @@ class CapacityWaiter:
         await asyncio.wait({waiting})
 
 
-def _stuck(timeout: float) -> str:
+def _exceeded(timeout: float) -> str:
     return f"the flush has not ended within {timeout:g} s"
 
 
-async def _in_thread(work: Callable[[], Any], timeout: float) -> Any:  # noqa: ASYNC109 - as above
-    """Run `work` in a daemon thread. Return its result, or None after `timeout` seconds; re-raise its exceptions."""
+async def _in_thread(work: Callable[[], Any], timeout: float) -> Any:  # noqa: ASYNC109 - the bound is its purpose
+    """Call `work` in a daemon thread, and return its result or raise its exception. Return None after `timeout` seconds."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Any] = loop.create_future()
 
@@ -120,7 +120,7 @@ _flushes: "weakref.WeakKeyDictionary[TracerProvider, ProviderFlush]" = weakref.W
 
 
 def flush_of(provider: TracerProvider) -> "ProviderFlush":
-    """Return the flushes of a provider, which all connectors share."""
+    """Return the `ProviderFlush` that all connectors with this provider share."""
     return _flushes.get(provider) or _flushes.setdefault(provider, ProviderFlush(provider))
 
 
@@ -128,7 +128,7 @@ class ProviderFlush:
     """Runs the flushes of one provider one after the other, in a thread that ends when no flush is requested.
 
     An outage starts when a flush fails or exceeds the time limit of a run. It ends when a flush of spans succeeds quickly.
-    The start and the end are logged, each with one warning.
+    One warning is logged at its start, and one at its end.
     """
 
     def __init__(self, provider: TracerProvider) -> None:
@@ -143,17 +143,18 @@ class ProviderFlush:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._requested = self._started = self._completed = 0  # numbers of flushes
-        self._with_spans = 0  # the latest flush that a run with spans has requested
-        self._is_proof = False  # whether the flush in progress has spans, and therefore tests the exporter
+        self._with_spans = 0  # number of the latest flush that a run with spans has requested
+        self._tests_exporter = False  # whether the flush in progress is one with spans
         self._problem = ""
 
     def run(self, timeout: float, *, has_spans: bool, strict: bool) -> str:
-        """Flush the spans that have ended. Wait `timeout` seconds at most, and `BRIEF` seconds after a slow flush.
+        """Flush the spans that have ended. Wait `timeout` seconds at most, and `SHORT_WAIT` seconds after a slow flush.
 
         Args:
             timeout: Seconds.
-            has_spans: Whether the run has exported spans. A flush without spans does not test the exporter.
-            strict: Wait for a slow flush too, unless there is an outage, and log no warning.
+            has_spans: Whether the run has exported spans. A flush without spans does not test the exporter, and therefore
+                does not end an outage.
+            strict: Wait `timeout` seconds after a slow flush too, unless there is an outage, and log no warning.
 
         Returns:
             The problem of the flush, or an empty text.
@@ -164,15 +165,15 @@ class ProviderFlush:
             self._with_spans = number if has_spans else self._with_spans
             if not self._ensure_thread():
                 return "the interpreter is shutting down"
-            is_brief = self._outage_start > 0 or (self._is_slow and not strict)
-            limit = min(timeout, BRIEF) if is_brief else timeout
+            is_short = self._outage_start > 0 or (self._is_slow and not strict)
+            limit = min(timeout, SHORT_WAIT) if is_short else timeout
             is_done = self._await(number, limit)
-            problem = self._problem if is_done else f"the flush has not ended within {limit:g} s"
-            is_news = bool(problem) and not is_brief and not self._outage_start
-            if is_news:
+            problem = self._problem if is_done else _exceeded(limit)
+            is_new = bool(problem) and not is_short and not self._outage_start
+            if is_new:
                 self._outage_start = time.monotonic()
                 self._is_slow, self._quick_limit = True, min(SLOW, timeout)
-        if is_news and not strict:
+        if is_new and not strict:
             logger.warning(
                 "OtelConnector: spans may not be delivered by the application's tracer provider: %s; later runs do not "
                 "wait for it",
@@ -218,7 +219,7 @@ class ProviderFlush:
                 self._thread = None
                 return False
             self._started += 1
-            self._is_proof = self._with_spans == self._started
+            self._tests_exporter = self._with_spans == self._started
             return True
 
     def _flush(self) -> str:
@@ -234,7 +235,7 @@ class ProviderFlush:
         with self._changed:
             self._completed, self._problem = self._started, problem
             self._is_slow = self._is_slow or bool(problem) or seconds > SLOW
-            if not problem and seconds <= self._quick_limit and self._is_proof:
+            if not problem and seconds <= self._quick_limit and self._tests_exporter:
                 outage = time.monotonic() - self._outage_start if self._outage_start else 0.0
                 self._outage_start, self._is_slow, self._quick_limit = 0.0, False, SLOW
             self._changed.notify_all()

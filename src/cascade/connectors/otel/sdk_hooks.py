@@ -1,7 +1,8 @@
-"""Hooks into the tracers of the SDK: preset span ids, and the handling of spans that the code of a task starts.
+"""Id generator, samplers and a span processor for tracers of the SDK.
 
-Such spans, for example those of instrumentation, get the ids of the run and the task, are sampled like the task, and count
-for the size of the trace, which is split before it is too large (`cascade.telemetry.trace_shards`).
+They preset the ids of Cascade's spans. A span that the code of a task starts, for example one of instrumentation, gets the
+ids of the run and the task, is sampled like the task, and counts towards the size of its trace, which is limited
+(`cascade.telemetry.trace_shards`).
 """
 
 import threading
@@ -25,18 +26,18 @@ from cascade.telemetry import attributes as a
 from cascade.telemetry.safe import encoded_size
 from cascade.telemetry.trace_budget import SPAN_BYTES
 
-# Bytes of the encoding, estimated.
+# Estimated bytes of the encoding.
 _BARE_BYTES = 90  # ids, times, kind and flags of a span
 _ATTRIBUTE_BYTES, _EVENT_BYTES, _LINK_BYTES = 12, 20, 40
 _NUMBER_BYTES = 9
 
-_TASK = otel_context.create_key("cascade-task")
-_OWN = otel_context.create_key("cascade-own-span")
+_TASK_KEY = otel_context.create_key("cascade-task")
+_OWN_SPAN_KEY = otel_context.create_key("cascade-own-span")
 _COUNTED = "_cascade_task"
-"""Attribute of span objects of the SDK below a task: the task whose trace they count for."""
+"""Attribute of span objects of the SDK below a task. Its value is that task, whose trace the span counts for."""
 
 _TASK_ATTRIBUTES = (a.RUN_ID, a.TASK_ID, a.MAP_INDEX, a.TASK_LABEL)
-"""Attributes of all spans below a task. Searches for the requests of one item use the index and the label."""
+"""Attributes of all spans below a task. The index and the label find the spans of one item of a map."""
 
 
 class PresetIds(IdGenerator):
@@ -76,7 +77,7 @@ class PresetIds(IdGenerator):
 
 
 _runs_of_parts: dict[int, int] = {}
-"""The trace id of the run for the trace id of each of its parts."""
+"""Trace ids of runs by the trace ids of their parts."""
 
 
 def add_part(trace_id: int, run_trace_id: int) -> None:
@@ -91,9 +92,8 @@ def remove_part(trace_id: int) -> None:
 class PresetSampler(Sampler):
     """Samples every span of a run with the decision for the run.
 
-    The root span of a part has no parent, and in a replay neither has the span of the run. A sampler that follows the
-    parent gets a parent with the flags and the tracestate of the run. A ratio sampler gets one trace id for all traces
-    of a run.
+    The root span of a part has no parent. In a replay, the span of the run has none either. A parent-based sampler gets a
+    parent with the flags and the tracestate of the run. A ratio sampler gets one trace id for all traces of a run.
     """
 
     def __init__(self, original: Sampler) -> None:
@@ -120,8 +120,8 @@ class PresetSampler(Sampler):
         trace_state: TraceState | None = None,
     ) -> SamplingResult:
         parent = getattr(self._local, "parent", None) or parent_context
-        decisive = getattr(self._local, "trace_id", None) or _runs_of_parts.get(trace_id, trace_id)
-        return self._original.should_sample(parent, decisive, name, kind, attributes, links, trace_state)
+        trace_id = getattr(self._local, "trace_id", None) or _runs_of_parts.get(trace_id, trace_id)
+        return self._original.should_sample(parent, trace_id, name, kind, attributes, links, trace_state)
 
     def get_description(self) -> str:
         return self._original.get_description()
@@ -141,19 +141,19 @@ class TaskSpanMixin:
 
 
 def with_task(task: object, context: Context) -> Context:
-    """Return the context with a task, for spans below a span that is not a `TaskSpanMixin`; None removes the task."""
-    return context if task_in(context) is task else otel_context.set_value(_TASK, task, context)
+    """Return the context with a task, for spans below a span that is not a `TaskSpanMixin`. None removes the task."""
+    return context if task_in(context) is task else otel_context.set_value(_TASK_KEY, task, context)
 
 
 def task_in(context: Context) -> object:
     """Return the task that `with_task` has set, or None."""
-    return otel_context.get_value(_TASK, context)
+    return otel_context.get_value(_TASK_KEY, context)
 
 
 def _task_of(context: Context | None) -> TaskContext | None:
-    """Return the task or resource for which a span counts that starts in a context."""
+    """Return the task or resource that a span belongs to if it starts in a context."""
     parent = trace.get_current_span(context)
-    task = parent.task if isinstance(parent, TaskSpanMixin) else otel_context.get_value(_TASK, context)
+    task = parent.task if isinstance(parent, TaskSpanMixin) else otel_context.get_value(_TASK_KEY, context)
     if not isinstance(task, TaskContext):
         task = getattr(parent, _COUNTED, None) if isinstance(parent, ReadableSpan) else None
     return task
@@ -239,7 +239,7 @@ def _value_bytes(value: Any) -> int:
 
 def for_own_span(context: Context) -> Context:
     """Return the parent context for a span of Cascade, which is sampled even if the trace has no room."""
-    return otel_context.set_value(_OWN, True, context)
+    return otel_context.set_value(_OWN_SPAN_KEY, True, context)
 
 
 class TaskChildSampler(Sampler):
@@ -279,7 +279,7 @@ class TaskChildSampler(Sampler):
 def _has_room(context: Context | None, name: str, attributes: Attributes) -> bool:
     """Return whether the trace has room for a span. A span without room is counted."""
     task = _task_of(context)
-    if task is None or task.child is None or otel_context.get_value(_OWN, context) is not None:
+    if task is None or task.child is None or otel_context.get_value(_OWN_SPAN_KEY, context) is not None:
         return True
     size = SPAN_BYTES + len(name) + _attribute_bytes(attributes)
     if task.child.has_room(size):

@@ -1,7 +1,7 @@
-"""The current span while the code of a task runs.
+"""Current span while the code of a task runs.
 
-Most tasks do not use their span. It is then made from the terminal message of the task, at a fifth of the cost of a span
-object of the SDK. The first use creates that object.
+Most tasks do not use their span. It is then made from the terminal message of the task, at a fifth of the cost of a span of
+the SDK. The first use creates a span of the SDK.
 """
 
 from collections.abc import Mapping
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 class TaskSpan(TaskSpanMixin, Span):
     """Proxy for the span of a task or of its attempt. Thread-safe, like the spans of the SDK.
 
-    The span context is known from the start. All other methods create the span of the SDK and delegate to it. After
-    `finish` the span no longer records.
+    The span context is available without a span of the SDK. All other methods create one and delegate to it. After `finish`
+    the span does not record.
     """
 
     def __init__(self, task: TaskContext, run: LiveRun, *, has_attempts: bool) -> None:
@@ -154,7 +154,7 @@ class SpanActivation:
         self._span: TaskSpan | None = None
 
     def __enter__(self) -> None:
-        span = self._current()
+        span = self._start()
         context = self._before = otel_context.get_current()
         if (inherited := self._run.inherited.baggage) and not baggage.get_all(context):
             context = with_baggage(inherited, context)
@@ -177,7 +177,8 @@ class SpanActivation:
         context = with_task(task_in(self._before), context)
         otel_context.attach(trace.set_span_in_context(trace.get_current_span(self._before), context))
 
-    def _current(self) -> Span:
+    def _start(self) -> Span:
+        """Return the span of the task, or the span of the run if the detail excludes it."""
         task, run = self._task, self._run
         if self._detail == "run" or (self._detail == "tasks" and task.kind == "resource"):
             return run.root
@@ -187,6 +188,6 @@ class SpanActivation:
         if not run.root.is_recording():
             return NonRecordingSpan(span_context(task.current_span))
         self._span = TaskSpan(task, run, has_attempts=self._detail == "full")
-        if (own := run.tracer.own) is None or not own.is_direct:  # processors expect the span at its start
+        if (own := run.tracer.own) is None or not own.is_direct:  # span processors must be called at its start
             self._span.sdk_span()
         return self._span
