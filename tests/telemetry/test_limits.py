@@ -1,7 +1,14 @@
 from typing import Any
 
 from cascade.spec.metadata import MAX_TRACESTATE
-from cascade.telemetry.limits import FEW, MAX_ERROR_BYTES, MAX_MESSAGE_BYTES, MAX_NAME_BYTES, shrink, size_of
+from cascade.telemetry.limits import (
+    MAX_ERROR_BYTES,
+    MAX_MESSAGE_BYTES,
+    MAX_NAME_BYTES,
+    SMALL_LIST,
+    message_size,
+    shrink,
+)
 
 
 def payload(**metadata: Any) -> dict[str, Any]:
@@ -18,7 +25,7 @@ def test_what_is_least_missed_goes_first_and_is_named() -> None:
     small = shrink(big, limit=400)
     assert small["body"]["metadata"].keys() == {"start_ns", "links", "truncated"}
     assert small["body"]["metadata"]["truncated"] == ["output"]
-    assert size_of(small) <= 400
+    assert message_size(small) <= 400
     assert "output" in big["body"]["metadata"]
 
 
@@ -33,10 +40,10 @@ def test_a_few_links_and_waits_always_fit_and_are_not_measured() -> None:
     name, time_ns = "\x00" * MAX_NAME_BYTES, 2**63
     constraint = {"scope": name, "type": "concurrency", "id": name}
     wait: dict[str, Any] = {"span_id": "b" * 16, "start_ns": time_ns, "end_ns": time_ns, "constraint": constraint}
-    message = payload(links=[link] * FEW, waits=[wait | {"reason": "concurrency"}] * FEW)
+    message = payload(links=[link] * SMALL_LIST, waits=[wait | {"reason": "concurrency"}] * SMALL_LIST)
     message["tracestate"] = "c" * MAX_TRACESTATE
     message["body"].update({"task_id": name, "task_name": name, "error": "\x00" * MAX_ERROR_BYTES})
-    assert size_of(message) < MAX_MESSAGE_BYTES
+    assert message_size(message) < MAX_MESSAGE_BYTES
 
     class Unmeasured:
         def __str__(self) -> str:
@@ -48,5 +55,5 @@ def test_a_few_links_and_waits_always_fit_and_are_not_measured() -> None:
 
 def test_more_links_are_measured() -> None:
     link = {"trace_id": "a" * 32, "span_id": "b" * 16, "tracestate": "c" * MAX_TRACESTATE}
-    small = shrink(payload(start_ns=1, links=[link] * 2 * FEW))
+    small = shrink(payload(start_ns=1, links=[link] * 2 * SMALL_LIST))
     assert small["body"]["metadata"] == {"start_ns": 1, "truncated": ["links"]}

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cascade.telemetry.safe import captured, error_text, masked, masked_end, safe, shorter_stack, stack_text, text
+from cascade.telemetry.limits import truncate, truncate_stack
+from cascade.telemetry.safe import captured, error_text, masked, masked_end, safe, stack_text
 from tests.telemetry.strategies import Hostile, HostileDict, HostileText, cycle, deep, texts, values
 
 
@@ -72,12 +73,12 @@ def test_depth_is_cut() -> None:
 
 @given(texts, st.integers(3, 50))
 def test_text_is_cut_to_bytes_of_valid_utf8(value: str, limit: int) -> None:
-    assert len(text(value, limit).encode()) <= limit
+    assert len(truncate(value, limit).encode()) <= limit
 
 
 def test_text_that_fits_stays() -> None:
-    assert text("short ☃", 100) == "short ☃"
-    assert text("\ud800x", 100) == "?x"
+    assert truncate("short ☃", 100) == "short ☃"
+    assert truncate("\ud800x", 100) == "?x"
 
 
 class HostileError(Exception):
@@ -99,7 +100,7 @@ STACK = f"Traceback (most recent call last):\n{FRAMES}ConnectionError: no route 
 
 @pytest.mark.parametrize("limit", [200, 1_000, 4_000])
 def test_a_long_stack_trace_keeps_its_first_line_its_last_frames_and_the_message(limit: int) -> None:
-    short = shorter_stack(STACK, limit)
+    short = truncate_stack(STACK, limit)
     assert limit - 120 < len(short) <= limit
     assert short.startswith("Traceback (most recent call last):\n")
     assert short.endswith(FRAMES[-40:] + "ConnectionError: no route to api.example.com")
@@ -110,18 +111,18 @@ def test_a_long_stack_trace_keeps_its_first_line_its_last_frames_and_the_message
 
 
 def test_a_short_stack_trace_is_unchanged() -> None:
-    assert shorter_stack(STACK, len(STACK)) == STACK
-    assert shorter_stack("", 0) == ""
+    assert truncate_stack(STACK, len(STACK)) == STACK
+    assert truncate_stack("", 0) == ""
 
 
 @given(st.text(max_size=400), st.integers(30, 300))
 def test_a_shorter_stack_trace_has_at_most_so_many_bytes(stack: str, limit: int) -> None:
     printable = stack.encode("utf-8", "replace").decode()
-    assert len(shorter_stack(printable, limit).encode()) <= limit
+    assert len(truncate_stack(printable, limit).encode()) <= limit
 
 
 def test_a_message_that_is_too_long_loses_its_end() -> None:
-    short = shorter_stack(f"Traceback (most recent call last):\n{FRAMES}ValueError: {'x' * 9_000}", 500)
+    short = truncate_stack(f"Traceback (most recent call last):\n{FRAMES}ValueError: {'x' * 9_000}", 500)
     assert "\n  …\nValueError: xxx" in short
     assert short.endswith("…")
 

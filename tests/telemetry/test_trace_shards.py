@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cascade.telemetry.trace_budget import Child, Part, PartLimits, part_limits_from_environment
-from cascade.telemetry.trace_shards import MAX_LISTED_PARTS, TraceShards
+from cascade.telemetry.trace_budget import Child, Part, PartLimits
+from cascade.telemetry.trace_shards import MAX_LISTED_PARTS, TraceShards, part_limits_from_environment
 
 LIMITS = PartLimits(children=7, spans=60, bytes=40_000)
 
@@ -46,20 +46,19 @@ def test_each_child_is_in_one_part_and_each_root_is_given_once(steps: list[tuple
 
     def finish(position: int) -> None:
         index, child, (spans, size) = running.pop(position)
-        number = child.part.number
         ended = end(parts, f"m/{index}", child, spans=spans, size=size)
         roots.extend(part.number for part in ended)
         for part in ended:
             assert not any(other.part is part for _, other, _ in running), "its last child has ended"
-        assert parts.number_of(f"m/{index}", "m") == number, "the last message of a child has its place"
+        assert parts.child(f"m/{index}") is child, "the last message of a child needs its part"
 
-    index = 0
+    index = last = 0
     for kind, value in steps:
         if kind == "start":
-            before = parts._parents["m"].current
             child = parts.start(f"m/{index}", "step", "m", index)
-            assert child.part.number in {before.number, before.number + 1}, "parts are filled one after another"
-            assert parts.number_of(f"m/{index}", "m") == child.part.number
+            assert child.part.number in {last, last + 1}, "parts are filled one after another"
+            last = child.part.number
+            assert parts.child(f"m/{index}") is child
             members.setdefault(child.part.number, []).append(index)
             running.append((index, child, value))
             budget = child.part.budget
@@ -112,7 +111,7 @@ def test_quick_children_fill_their_parts_up_to_the_number_of_children() -> None:
         children[index] = parts.start(f"m/{index}", "step", "m", index)
         if index >= 64:
             end(parts, f"m/{index - 64}", children.pop(index - 64))
-    assert parts._parents["m"].current.number == math.ceil(100_000 / 2_000) - 1
+    assert parts.close("m")[1] == math.ceil(100_000 / 2_000) - 1, "part 0 is not listed"
 
 
 def test_children_that_all_start_before_the_first_one_ends_have_room_for_spans_of_their_own() -> None:
@@ -154,7 +153,7 @@ def test_a_nested_run_leaves_a_full_trace() -> None:
         end(nested, str(index), child, size=10_000)
     assert numbers[0] == 0
     assert max(numbers) >= 5
-    assert item.part.budget.bytes <= PartLimits(bytes=100_000).most_bytes
+    assert item.part.budget.bytes <= PartLimits(bytes=100_000).max_bytes
 
 
 def test_spans_after_the_end_of_a_child_count_for_its_trace() -> None:
@@ -174,7 +173,7 @@ def test_a_span_may_end_in_a_signal_handler_while_another_one_is_counted() -> No
 
     def interrupt(frame: FrameType, event: str, _: object) -> None:
         nonlocal calls
-        if event == "call" and frame.f_code is Child.use.__code__:
+        if event == "call" and frame.f_code is Child.add_cost.__code__:
             sys.setprofile(None)
             calls += 1
             child.charge(1, 1_000)
@@ -195,7 +194,7 @@ def test_the_program_has_no_room_in_a_full_trace() -> None:
         child.charge(1, 1_000)
         count += 1
     assert count > 50
-    assert child.part.budget.bytes < LIMITS.most_bytes
+    assert child.part.budget.bytes < LIMITS.max_bytes
     assert child.allowance()[1] >= 2 * 360, "the child's own span has room"
 
 
@@ -215,7 +214,7 @@ def test_later_children_have_room_for_what_earlier_ones_have_left_out() -> None:
 def test_a_run_without_a_subscriber_is_not_split() -> None:
     parts = TraceShards(PartLimits(children=1))
     assert not parts.is_active
-    assert parts.number_of("any", "m") == 0
+    assert parts.number_of("any") == 0
 
 
 def test_the_last_message_of_a_map_lists_a_bounded_number_of_parts() -> None:

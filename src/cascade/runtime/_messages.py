@@ -4,9 +4,21 @@ from collections.abc import Callable
 from functools import singledispatch
 from typing import Any, get_args
 
-from cascade.runtime._metadata import attempts_of, decision_of, error_text, exception_of, link_to, waits_of
+from cascade.runtime._metadata import (
+    add_parts,
+    attempts_of,
+    child_of,
+    count_attempt,
+    count_last,
+    count_own,
+    decision_of,
+    error_of,
+    exception_of,
+    link_to,
+    masked_error,
+    waits_of,
+)
 from cascade.runtime._run_state import RunState, UnstampedMessage
-from cascade.runtime._trace_shards import add_parts, charge_own, child_of, count_attempt, count_last, short_error
 from cascade.runtime.events import (
     ControlDecision,
     Event,
@@ -60,7 +72,7 @@ def _run_started(event: RunStarted, run: RunState) -> UnstampedMessage:
     _add_run(metadata, run)
     if event.outer_run_id:
         metadata["outer_run_id"] = event.outer_run_id
-    return UnstampedMessage(wire.LifecycleEvent("ENGINE_STARTED", metadata=metadata), RUN, run.place)
+    return UnstampedMessage(wire.LifecycleEvent("ENGINE_STARTED", metadata=metadata), RUN, run.location)
 
 
 @message_for.register
@@ -84,10 +96,10 @@ def _run_finished(event: RunFinished, run: RunState) -> UnstampedMessage:
         metadata["control"], metadata["control_count"] = run.control, run.control_count
     if event.later_errors:
         metadata["later_errors"] = [{**exception_of(e.error), "time_ns": e.time_ns} for e in event.later_errors]
-    charge_own(metadata, run)
+    count_own(metadata, run)
     status: Any = event.status if event.status in {"Succeeded", "Failed", "Cancelled"} else None
-    body = wire.LifecycleEvent("ENGINE_STOPPED", status, (end_ns - start_ns) / 1e6, error_text(event.error), metadata)
-    return UnstampedMessage(body, RUN, run.place, terminal=True)
+    body = wire.LifecycleEvent("ENGINE_STOPPED", status, (end_ns - start_ns) / 1e6, masked_error(event.error), metadata)
+    return UnstampedMessage(body, RUN, run.location, terminal=True)
 
 
 def _add_run(metadata: m.RunStartedMetadata | m.RunEndedMetadata, run: RunState) -> None:
@@ -165,7 +177,7 @@ def _task_finished(event: TaskExecutionFinished, run: RunState) -> UnstampedMess
     whole = metadata.get("exception")
     count_last(metadata, event, run, child)
     shown: Any = metadata.get("exception")
-    error = event.error if shown is whole else short_error(shown)
+    error = event.error if shown is whole else error_of(shown)
     state: wire.TaskState = "COMPLETED" if succeeded else "FAILED"
     return _task(event, run, state, metadata, (end_ns - start_ns) / 1e6, error)
 
@@ -182,8 +194,8 @@ def _task_skipped(event: TaskSkipped, run: RunState) -> UnstampedMessage:
     metadata = _ended(event, run, start_ns, event.end_ns or start_ns, "skip")
     metadata["reason"] = event.reason
     if event.decided_by:
-        home = _home(event, run)
-        metadata["links"] = [link_to(run.trace.span_of(id_), home) for id_ in event.decided_by]
+        trace_id = _trace_id_of(event, run)
+        metadata["links"] = [link_to(run.trace.span_of(id_), trace_id) for id_ in event.decided_by]
     count_last(metadata, event, run, child)
     return _task(event, run, "SKIPPED", metadata)
 
@@ -206,13 +218,13 @@ def _control_decision(event: ControlDecision, run: RunState) -> UnstampedMessage
         masked_name(event.scope),
         event.constraint_type,
         None if event.constraint_id is None else masked_name(event.constraint_id),
-        error_text(event.reason),
+        masked_error(event.reason),
         redact_value(event.params),
     )
     run.control_count += 1
     if len(run.control) < MAX_CONTROL_EVENTS:
         run.control.append(decision_of(body, round(event.timestamp * 1e9)))
-    return UnstampedMessage(body, RUN, run.place)
+    return UnstampedMessage(body, RUN, run.location)
 
 
 _CONTROL_ACTIONS: dict[str, m.ControlAction] = {action: action for action in get_args(m.ControlAction)}
@@ -227,10 +239,10 @@ def _task(
     error: str | None = None,
 ) -> UnstampedMessage:
     body = wire.TaskStateEvent(
-        event.task_id, masked_name(event.task_name), state, duration_ms, error_text(error), metadata
+        event.task_id, masked_name(event.task_name), state, duration_ms, masked_error(error), metadata
     )
-    place = run.trace.place_of(event.task_id, event.map_id)
-    return UnstampedMessage(body, event.task_id, place, state in wire.TERMINAL_STATES)
+    location = run.trace.location_of(event.task_id, event.map_id)
+    return UnstampedMessage(body, event.task_id, location, state in wire.TERMINAL_STATES)
 
 
 def _resource(
@@ -250,11 +262,11 @@ def _resource(
         metadata["exception"] = exception_of(event.exception)
     if hold_start_ns:
         metadata["hold_start_ns"] = hold_start_ns
-    charge_own(metadata, run)
+    count_own(metadata, run)
     usage = {masked_name(key): used for key, used in event.current_usage.items()}
     body = wire.ResourceEvent(name, action, usage, metadata)
-    place = SpanLocation(run.trace.trace_id, run.trace.span_id)
-    return UnstampedMessage(body, id_of(name), place, terminal=True)
+    location = SpanLocation(run.trace.trace_id, run.trace.span_id)
+    return UnstampedMessage(body, id_of(name), location, terminal=True)
 
 
 def _add_task(metadata: m.TaskMetadata, event: TaskEvent) -> None:
@@ -273,8 +285,8 @@ def _ended(
     if event.function:
         metadata["function"] = masked_name(event.function)
     if event.dependencies:
-        home = _home(event, run) if run.trace.tracestate else ""
-        metadata["links"] = [link_to(run.trace.span_of(id_), home) for id_ in event.dependencies[:MAX_LINKS]]
+        trace_id = _trace_id_of(event, run) if run.trace.tracestate else ""
+        metadata["links"] = [link_to(run.trace.span_of(id_), trace_id) for id_ in event.dependencies[:MAX_LINKS]]
         metadata["link_count"] = len(event.dependencies)
     if event.map_size is not None:
         metadata["map_size"] = event.map_size
@@ -285,8 +297,8 @@ def _ended(
     return metadata
 
 
-def _home(event: TaskEvent, run: RunState) -> str:
-    return run.trace.place_of(event.task_id, event.map_id).trace_id
+def _trace_id_of(event: TaskEvent, run: RunState) -> str:
+    return run.trace.location_of(event.task_id, event.map_id).trace_id
 
 
 def _start(event: TaskExecutionStarted | TaskSkipped | RunStarted | ResourceEvent) -> int:

@@ -1,20 +1,37 @@
-"""Builds the values of `metadata` that are objects of their own: links, waits, attempts, exceptions and decisions."""
+"""Builds the values of `metadata`, and counts the spans of messages in the budget of their trace.
+
+The sizes of spans are estimates, slightly larger than the exported spans. In a full trace, texts and values are shortened.
+"""
+
+from typing import Any, cast
 
 from cascade.runtime._run_state import RunState
-from cascade.runtime.events import ErrorInfo, TaskExecutionFinished, Wait
+from cascade.runtime.events import ErrorInfo, TaskEvent, TaskExecutionFinished, TaskRetrying, TaskSkipped, Wait
 from cascade.spec import metadata as m
 from cascade.spec import telemetry as wire
-from cascade.telemetry.identity import SpanRef, span_id, wait_id
-from cascade.telemetry.limits import MAX_ERROR_BYTES, MAX_STACK_BYTES
+from cascade.telemetry.identity import RUN, SpanRef, span_id, wait_id
+from cascade.telemetry.limits import (
+    MAX_ERROR_BYTES,
+    MAX_STACK_BYTES,
+    exception_size,
+    shrink_spans,
+    spans_size,
+    truncate_exception,
+    utf8_size,
+)
 from cascade.telemetry.safe import masked, masked_name
-from cascade.telemetry.trace_budget import Child
+from cascade.telemetry.trace_budget import SPAN_BYTES, Child, Part
 
 MIN_WAIT_NS = 1_000_000
-"""Nanoseconds of the shortest wait that a message has."""
+"""Nanoseconds of the shortest wait in a message."""
+_LABEL_BYTES = 30  # the attribute of a label, without its value
+_GROWING = frozenset({"exception", "attempts", "waits", "links", "arguments", "output", "parts"})
+"""Keys that add to the size of the spans of a task. Most messages have none of them and are not measured."""
+_UNCHANGED: m.ExceptionInfo = {"type": "", "message": ""}
 
 
 def decision_of(body: wire.ControlEvent, time_ns: int) -> m.Decision:
-    """Return a decision as the last message of the run lists it."""
+    """Return a decision about a constraint, for the last message of the run."""
     found: m.Decision = {"action": body.action, "scope": body.scope, "type": body.constraint_type, "time_ns": time_ns}
     if body.constraint_id is not None:
         found["id"] = body.constraint_id
@@ -25,10 +42,10 @@ def decision_of(body: wire.ControlEvent, time_ns: int) -> m.Decision:
     return found
 
 
-def link_to(span: SpanRef, home: str) -> m.Link:
-    """Return a link in a message about a span in the trace `home`: links into that trace have the message's tracestate."""
+def link_to(span: SpanRef, trace_id: str = "") -> m.Link:
+    """Return a link to a span. A link within the trace of the message, `trace_id`, has the tracestate of the message."""
     link: m.Link = {"trace_id": span.trace_id, "span_id": span.span_id}
-    if span.tracestate and span.trace_id != home:
+    if span.tracestate and span.trace_id != trace_id:
         link["tracestate"] = span.tracestate
     return link
 
@@ -51,7 +68,7 @@ def waits_of(waits: tuple[Wait, ...], task_id: str, run: RunState) -> list[m.Wai
 
 
 def attempts_of(event: TaskExecutionFinished, run: RunState, child: Child) -> list[m.Attempt]:
-    """Return the attempts that have a span, with the exceptions of the messages about their retries."""
+    """Return the attempts with a span. Their exceptions are the same as in the messages about their retries."""
     found: list[m.Attempt] = []
     for attempt in event.attempts:
         shortened = child.shortened.get(attempt.number, _UNCHANGED)
@@ -72,11 +89,8 @@ def attempts_of(event: TaskExecutionFinished, run: RunState, child: Child) -> li
     return found
 
 
-_UNCHANGED: m.ExceptionInfo = {"type": "", "message": ""}
-
-
 def exception_of(error: ErrorInfo) -> m.ExceptionInfo:
-    """Return an exception, with secrets masked and long texts cut."""
+    """Return an exception, with secrets masked and long texts truncated."""
     return {
         "type": masked_name(error.type),
         "message": masked(error.message, MAX_ERROR_BYTES),
@@ -84,6 +98,109 @@ def exception_of(error: ErrorInfo) -> m.ExceptionInfo:
     }
 
 
-def error_text(error: str | None) -> str | None:
-    """Return the text of an error, with secrets masked and cut to its limit."""
+def masked_error(error: str | None) -> str | None:
+    """Return the text of an error, with secrets masked and truncated."""
     return None if error is None else masked(error, MAX_ERROR_BYTES)
+
+
+def child_of(event: TaskEvent, run: RunState) -> Child:
+    """Return the child of an event. A child that has not started, such as a skipped task, is started."""
+    child = run.parts.child(event.task_id)
+    return child or run.parts.start(event.task_id, event.task_name, event.map_id, event.map_index)
+
+
+def count_attempt(metadata: m.TaskHeldMetadata, event: TaskRetrying, run: RunState) -> None:
+    """Count the span of a failed attempt. In a full trace, its texts are shortened or the span is dropped."""
+    child = child_of(event, run)
+    span, exception = _span_size(event), metadata.get("exception")
+    spans_left, bytes_left = child.allowance_of_attempt(event.max_attempts - event.attempt)
+    size = span + exception_size(exception)
+    if size > bytes_left and exception is not None:
+        metadata["exception"] = exception = truncate_exception(exception, bytes_left - span)
+        size = span + exception_size(exception)
+        child.shorten(event.attempt, exception)
+    if spans_left < 1 or size > bytes_left:
+        del metadata["span_id"]
+        child.shorten(event.attempt, None)
+    else:
+        child.charge_attempt(event.attempt, size)
+
+
+def count_last(
+    metadata: m.TaskEndedMetadata, event: TaskExecutionFinished | TaskSkipped, run: RunState, child: Child
+) -> None:
+    """Count the spans of the last message of a child, and add the parts that have ended to the message.
+
+    The message is shortened if its trace is full.
+    """
+    spans, size = 1, _span_size(event)
+    if not _GROWING.isdisjoint(metadata):
+        spans, size = spans_size(metadata, size)
+        spans_left, bytes_left = child.allowance()
+        if size - child.attempt_bytes > bytes_left or spans - child.attempt_spans > spans_left:
+            room = bytes_left + child.attempt_bytes
+            shrink_spans(cast("dict[str, Any]", metadata), _span_size(event), room, child.attempt)
+            spans, size = spans_size(metadata, _span_size(event))
+    start_ns, end_ns = metadata["start_ns"], metadata["end_ns"]
+    ran = type(event) is TaskExecutionFinished
+    if ended := run.parts.end(event.task_id, child, spans, size, start_ns, end_ns, ran=ran):
+        metadata["ended_parts"] = [_ended_part(part, run) for part in ended]
+
+
+def error_of(exception: m.ExceptionInfo) -> str:
+    """Return an exception as the text of an error."""
+    return f"{exception['type'].rpartition('.')[2]}: {exception['message']}"
+
+
+def count_own(metadata: m.RunEndedMetadata | m.ResourceMetadata, run: RunState) -> None:
+    """Count the span of the run or of a resource. Its metadata is shortened if the trace is full."""
+    _, bytes_left = run.parts.run.allowance()
+    spans, size = spans_size(metadata, 2 * SPAN_BYTES)
+    if size > bytes_left:
+        shrink_spans(cast("dict[str, Any]", metadata), 2 * SPAN_BYTES, max(bytes_left, 4 * SPAN_BYTES))
+        spans, size = spans_size(metadata, 2 * SPAN_BYTES)
+    run.parts.run.charge(spans, size)
+
+
+def add_parts(metadata: m.TaskEndedMetadata | m.RunEndedMetadata, parent_id: str, run: RunState) -> None:
+    """Add the parts of a map or of the run to its last message."""
+    parts, count = run.parts.close(parent_id)
+    if count:
+        metadata["parts"] = listed = [_listed_part(part, run) for part in parts]
+        if count != len(listed):
+            metadata["part_count"] = count
+
+
+def _listed_part(part: Part, run: RunState) -> m.ListedPart:
+    listed = cast("m.ListedPart", _part(part, run))
+    if part.has_ended:
+        listed["ended"] = True
+    return listed
+
+
+def _ended_part(part: Part, run: RunState) -> m.EndedPart:
+    parent = part.parent
+    span = run.trace.span_of(parent.id) if parent.id else run.trace.ref(run.trace.trace_id, run.trace.span_id)
+    ended = cast("m.EndedPart", _part(part, run))
+    ended["name"], ended["parent"] = parent.name, link_to(span)
+    if parent.id != RUN:
+        ended["task_id"] = parent.id
+    return ended
+
+
+def _part(part: Part, run: RunState) -> m.Part:
+    root = run.trace.part_root(part.parent.id, part.number)
+    return {
+        "part": part.number,
+        "trace_id": root.trace_id,
+        "span_id": root.span_id,
+        "first": part.first,
+        "last": part.last,
+        "start_ns": part.start_ns,
+        "end_ns": part.end_ns,
+    }
+
+
+def _span_size(event: TaskEvent) -> int:
+    size = SPAN_BYTES + len(event.task_id) + 2 * len(event.task_name)
+    return size if event.label is None else size + _LABEL_BYTES + utf8_size(event.label)

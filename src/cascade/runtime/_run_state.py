@@ -41,15 +41,15 @@ class RunState:
         return self.trace.run_id
 
     @property
-    def place(self) -> SpanLocation:
+    def location(self) -> SpanLocation:
         """Trace and parent of the run's span."""
         return SpanLocation(self.trace.trace_id, self.trace.parent_span_id)
 
 
 class UnstampedMessage(NamedTuple):
-    """A message without its header. `task_id` and `place` identify its span and the parent of that."""
+    """A message without its header. `task_id` and `location` identify its span and the parent of its span."""
 
     body: wire.Body
     task_id: str
-    place: SpanLocation
+    location: SpanLocation
     terminal: bool = False

@@ -36,7 +36,7 @@ from cascade.telemetry.identity import (
 )
 from cascade.telemetry.safe import error_text
 from cascade.telemetry.topics import identity_from_environment
-from cascade.telemetry.trace_budget import part_limits_from_environment
+from cascade.telemetry.trace_shards import part_limits_from_environment
 
 T = TypeVar("T")
 

@@ -137,6 +137,6 @@ class LogCorrelation:
         task_id = event.task_id if isinstance(event, TaskEvent) else RUN
         ids = {"run_id": event.run_id, "task_id": task_id}
         if trace := self._traces.get(event.run_id or ""):
-            place = trace.place_of(task_id, event.map_id if isinstance(event, TaskEvent) else None)
-            ids |= {"trace_id": place.trace_id, "span_id": span_id(trace.run_id, task_id)}
+            location = trace.location_of(task_id, event.map_id if isinstance(event, TaskEvent) else None)
+            ids |= {"trace_id": location.trace_id, "span_id": span_id(trace.run_id, task_id)}
         return {key: value for key, value in ids.items() if value}

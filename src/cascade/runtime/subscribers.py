@@ -278,7 +278,7 @@ class TelemetrySubscriber:
 
     def _stamped(self, message: UnstampedMessage, run: RunState, event: Event) -> Message:
         run.last_ns = max(run.last_ns, round(event.timestamp * 1e9))
-        trace_id, parent_span_id = message.place
+        trace_id, parent_span_id = message.location
         payload = shrink(
             run.head
             | {

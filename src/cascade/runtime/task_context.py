@@ -54,11 +54,11 @@ class TaskContext:
         return nullcontext()
 
     @property
-    def place(self) -> SpanLocation:
-        """The trace and the parent of the task's span."""
+    def location(self) -> SpanLocation:
+        """Trace and parent of the span of the task."""
         if self.child is None:
-            return self.trace.place_of(self.task_id, self.map_id)
-        return self.trace.place_in(self.child.part)
+            return self.trace.location_of(self.task_id, self.map_id)
+        return self.trace.location_in(self.child.part)
 
     @property
     def span(self) -> SpanRef:
@@ -73,11 +73,11 @@ class TaskContext:
     @property
     def parent_span_id(self) -> str:
         """The parent of the task's span: the map of an item, the run, or the root of their part."""
-        return self.place.parent_span_id
+        return self.location.parent_span_id
 
     @property
     def trace_id(self) -> str:
-        return self.place.trace_id
+        return self.location.trace_id
 
     @property
     def span_id(self) -> str:

@@ -1,70 +1,187 @@
-"""How big things on the wire may be, and how a message that is too big becomes small enough."""
+"""Limits of messages and spans, and the functions that shorten texts, stack traces, messages and spans to a limit."""
 
 import json
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from cascade.spec.metadata import ExceptionInfo
+
 MAX_NAME_BYTES = 256
-"""A task's name is a span's name, and a label in every dashboard."""
+"""Bytes of the name of a task, which is the name of a span and a label of dashboards."""
 MAX_VALUE_BYTES = 2_000
-"""Grafana Tempo cuts attribute values at 2,048 bytes by default."""
+"""Grafana Tempo truncates the values of attributes at 2,048 bytes by default."""
 MAX_ERROR_BYTES = 2_000
 MAX_STACK_BYTES = 16 * 1024
-"""Deep enough for some 150 frames; what is cut is in the middle."""
+"""Bytes of a stack trace: about 150 frames. A longer one loses its middle."""
 MAX_LINKS = 128
-"""The OpenTelemetry SDK's default limit of links in a span."""
+"""The default limit of the OpenTelemetry SDK for the links of a span."""
 MAX_CONTROL_EVENTS = 64
-"""What became of constraints, in a run's last message and on its span: half of the SDK's default limit of events."""
+"""Decisions about constraints in the last message and the span of a run: half of the SDK's default limit of events."""
 MAX_LATER_ERRORS = 20
-"""Errors after the first one, in a run's last message and on its span, such as those of teardowns."""
+"""Errors after the first one, such as those of teardowns, in the last message and the span of a run."""
 MAX_TIME = 1e11
-"""Unix seconds until the year 5138; a time in milliseconds is beyond it."""
+"""Unix seconds of the largest valid time, in the year 5138. A time in milliseconds is larger."""
 MAX_LISTED_TASKS = 20
-"""Running tasks, and waiting tasks, that a run's retained state lists: one screen of a dashboard."""
+"""Running tasks, and waiting tasks, that the retained state of a run lists: one screen of a dashboard."""
 MAX_MESSAGE_BYTES = 256 * 1024
-"""The strictest broker in wide use (AWS IoT takes 128 KiB, Azure Event Grid 512 KiB) splits here or nearby."""
+"""Between the limits of AWS IoT Core (128 KiB) and Azure Event Grid (512 KiB)."""
+SMALL_LIST = 16
+"""Entries of `links` and `waits` that fit into any message. A link has at most 8,500 bytes, a wait 3,500."""
 
-# What goes first is least missed; ids, times and states always stay.
-_EXPENDABLE = (
-    "arguments",
-    "output",
-    "params",
-    "tasks",
-    "inputs",
-    "links",
-    "attempts",
-    "waits",
-    "control",
-    "later_errors",
-    "exception",
-    "parts",
+# Keys of metadata in the order in which they are removed. Ids, times and states always stay.
+_REMOVED_FROM_MESSAGE = (
+    *("arguments", "output", "params", "tasks", "inputs", "links", "attempts", "waits", "control", "later_errors"),
+    *("exception", "parts"),
 )
-_MAY_BE_BIG = frozenset(_EXPENDABLE)  # most messages have nothing that grows: no look at the whole is needed
+_REMOVED_FROM_SPAN = ("output", "arguments", "params", "control", "waits", "links")
+_LARGE = frozenset(_REMOVED_FROM_MESSAGE)
+"""Keys that may make a message too large. Most messages have none of them and are not measured."""
 _LISTS = frozenset({"links", "waits"})
-FEW = 16
-"""Entries of each of these lists that fit into any message. A link has at most 8,500 bytes, a wait 3,500."""
+
+_CUT = "…"
+_MIN_TEXT_BYTES = 200  # of the message and of the stack trace of an exception
+_LINK_BYTES = 50
+_PART_BYTES = 600  # the link to a part, and the event
+_EXCEPTION_BYTES = 150  # the event of an exception, with the names of its attributes
 
 
-def size_of(payload: dict[str, Any]) -> int:
-    """A payload's size on the wire, in bytes."""
+def truncate(value: str, limit: int) -> str:
+    """Return the string with at most `limit` bytes of UTF-8. A lone surrogate is replaced by `?`."""
+    if len(value) * 4 <= limit and value.isascii():
+        return value
+    encoded = str.encode(value[:limit], "utf-8", "replace")
+    if len(encoded) <= limit and len(value) <= limit:
+        return encoded.decode()
+    room = limit - len(_CUT.encode())
+    return encoded[:room].decode("utf-8", "ignore") + _CUT
+
+
+def utf8_size(value: str) -> int:
+    """Return the number of bytes of a text in UTF-8, without a call of methods that a subclass of str overrides."""
+    return str.__len__(value) if str.isascii(value) else len(str.encode(value, "utf-8", "replace"))
+
+
+def truncate_stack(stack: str, limit: int) -> str:
+    """Return a stack trace of at most `limit` bytes: its first line, and the last lines, which have the message.
+
+    Up to a quarter of the limit is used for further lines at the beginning. A last line that is too long loses its end.
+    """
+    if len(stack) <= limit // 4 or len(stack.encode()) <= limit:
+        return stack
+    lines, cut = stack.splitlines(keepends=True), f"  {_CUT}\n"
+    room = limit - len(cut.encode())
+    head = _lines_within(lines[:-1], room // 4) or lines[:1]
+    room -= len("".join(head).encode())
+    tail = _lines_within(lines[len(head) :][::-1], room)[::-1]
+    return truncate("".join([*head, cut, *(tail or [truncate(lines[-1], max(room, 0))])]), limit)
+
+
+def _lines_within(lines: list[str], room: int) -> list[str]:
+    """Return the first lines that have at most `room` bytes together."""
+    found = []
+    for line in lines:
+        room -= len(line.encode())
+        if room < 0:
+            break
+        found.append(line)
+    return found
+
+
+def truncate_exception(exception: ExceptionInfo, room: int) -> ExceptionInfo:
+    """Return the exception with its message and stack trace truncated to about `room` bytes, but at least a line each."""
+    message, stack = exception.get("message", ""), exception.get("stacktrace", "")
+    free = room - exception_size({"type": exception["type"], "message": ""})
+    message = truncate(message, max(_MIN_TEXT_BYTES, free // 4))
+    return {
+        "type": exception["type"],
+        "message": message,
+        "stacktrace": truncate_stack(stack, max(_MIN_TEXT_BYTES, free - 2 * utf8_size(message))),
+    }
+
+
+def message_size(payload: dict[str, Any]) -> int:
+    """Return the number of bytes of an encoded message."""
     return len(json.dumps(payload, separators=(",", ":"), default=str))
 
 
 def shrink(payload: dict[str, Any], limit: int = MAX_MESSAGE_BYTES) -> dict[str, Any]:
-    """The payload itself, or a copy without so much of its metadata that it fits; `truncated` names what went."""
+    """Return the message, or a copy without the values that make it too large, whose keys `truncated` lists."""
     metadata = payload["body"].get("metadata", {})
-    if _MAY_BE_BIG.isdisjoint(metadata):
+    if _LARGE.isdisjoint(metadata):
         return payload
-    grown = _MAY_BE_BIG.intersection(metadata)
-    # To measure a message takes as long as to encode it.
-    is_small = limit >= MAX_MESSAGE_BYTES and grown <= _LISTS and all(len(metadata[key]) <= FEW for key in grown)
-    if is_small or size_of(payload) <= limit:
+    large = _LARGE.intersection(metadata)
+    # Measuring a message takes as long as encoding it.
+    is_small = limit >= MAX_MESSAGE_BYTES and large <= _LISTS and all(len(metadata[key]) <= SMALL_LIST for key in large)
+    if is_small or message_size(payload) <= limit:
         return payload
-    kept, gone = dict(metadata), list(metadata.get("truncated", ()))
+    kept = dict(metadata)
     small = {**payload, "body": {**payload["body"], "metadata": kept}}
-    for key in _EXPENDABLE:
-        if key in kept:
-            del kept[key]
-            kept["truncated"] = gone = [*gone, key]
-            if size_of(small) <= limit:
-                break
+    _remove(kept, _REMOVED_FROM_MESSAGE, lambda: message_size(small) <= limit)
     return small
+
+
+def _remove(metadata: dict[str, Any], keys: Iterable[str], fits: Callable[[], bool]) -> None:
+    """Remove keys, in their order, until the metadata fits."""
+    for key in keys:
+        if key in metadata:
+            del metadata[key]
+            metadata["truncated"] = [*metadata.get("truncated", ()), key]
+            if fits():
+                return
+
+
+def exception_size(exception: ExceptionInfo | None) -> int:
+    """Estimate the bytes of the event of an exception and of the status of its span: both have the type and the message."""
+    if exception is None:
+        return 0
+    message, stack = exception.get("message", ""), exception.get("stacktrace", "")
+    return _EXCEPTION_BYTES + 3 * len(exception["type"]) + 2 * utf8_size(message) + utf8_size(stack)
+
+
+def spans_size(metadata: Mapping[str, Any], span: int) -> tuple[int, int]:
+    """Estimate the spans of a message and their bytes. `span` is the size of a span with its ids and names only."""
+    spans, size = 1, span
+    size += exception_size(metadata.get("exception"))
+    for attempt in metadata.get("attempts", ()):
+        spans += 1
+        size += span + exception_size(attempt.get("exception"))
+    for wait in metadata.get("waits", ()):
+        spans += 1
+        size += 2 * span if "constraint" in wait else span
+    size += sum(_LINK_BYTES + len(link.get("tracestate", "")) for link in metadata.get("links", ()))
+    size += sum(exception_size(error) for error in metadata.get("later_errors", ()))
+    size += len(metadata.get("parts", ())) * _PART_BYTES
+    for key in ("arguments", "output", "params", "control"):
+        if key in metadata:
+            size += _value_size(metadata[key])
+    return spans, size
+
+
+def _value_size(value: Any) -> int:
+    if isinstance(value, str):
+        return min(MAX_VALUE_BYTES, utf8_size(value))
+    size = len(json.dumps(value)) if isinstance(value, (dict, list)) else 10
+    return size if isinstance(value, list) else min(MAX_VALUE_BYTES, size)
+
+
+def shrink_spans(metadata: dict[str, Any], span: int, room: int, counted: int = 0) -> None:
+    """Shorten the metadata so that its spans have about `room` bytes: first its exceptions, then whole values.
+
+    Attempts up to number `counted` are not shortened. `span` is that of `spans_size`.
+    """
+    attempts = [attempt for attempt in metadata.get("attempts", ()) if attempt["attempt"] > counted]
+    holders = [holder for holder in (metadata, *attempts) if "exception" in holder]
+    later = metadata.get("later_errors", [])
+    exceptions = [holder["exception"] for holder in holders] + later
+    if exceptions:
+        others = spans_size(metadata, span)[1] - sum(map(exception_size, exceptions))
+        each = (room - others) // len(exceptions)
+        for holder in holders:
+            holder["exception"] = truncate_exception(holder["exception"], each)
+        later[:] = [truncate_exception(error, each) for error in later]
+
+    def fits() -> bool:
+        return spans_size(metadata, span)[1] <= room
+
+    if not fits():
+        _remove(metadata, _REMOVED_FROM_SPAN, fits)

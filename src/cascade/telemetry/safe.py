@@ -1,6 +1,6 @@
-"""Any value as JSON, any exception as text, both with secrets masked before they are cut.
+"""Converts values to JSON, and exceptions to text. Secrets are masked before a text is truncated.
 
-No function raises an exception, and no code of the user is called but `str(exception)`.
+No function raises an exception. The only code of the user that is called is `str(exception)`.
 """
 
 import dataclasses
@@ -19,7 +19,14 @@ from itertools import islice
 from typing import Any
 
 from cascade.telemetry._secret_patterns import MASK, hides, mask_mapping, rules_version
-from cascade.telemetry.limits import MAX_ERROR_BYTES, MAX_NAME_BYTES, MAX_STACK_BYTES, MAX_VALUE_BYTES
+from cascade.telemetry.limits import (
+    MAX_ERROR_BYTES,
+    MAX_NAME_BYTES,
+    MAX_STACK_BYTES,
+    MAX_VALUE_BYTES,
+    truncate,
+    truncate_stack,
+)
 from cascade.telemetry.redact import mask_items, redact_text, without_cut_login
 
 MAX_DEPTH = 8
@@ -27,64 +34,46 @@ MAX_ITEMS = 100
 MAX_TEXT_BYTES = 1_000
 _BIGGEST_INT = 2**63
 _PRINTABLE: tuple[Any, ...] = (
-    dt.datetime,
-    dt.date,
-    dt.time,
-    dt.timedelta,
-    decimal.Decimal,
-    uuid.UUID,
-    pathlib.PurePath,
+    *(dt.datetime, dt.date, dt.time, dt.timedelta),
+    *(decimal.Decimal, uuid.UUID, pathlib.PurePath),
 )
 _BYTES: tuple[Any, ...] = (bytes, bytearray, memoryview)
 _SEQUENCES: tuple[Any, ...] = (list, tuple, set, frozenset)
 _KEYS = (str, int, float, bytes, enum.Enum)
 _CUT = "…"
 _OWN_NOTES = ("task ", "Later, ", "The setup of ")
-"""How the notes begin that Cascade adds to exceptions."""
+"""Beginnings of the notes that Cascade adds to exceptions."""
 _KINDS = {"params": "params", "arguments": "arguments", "output": "results"}
 """Kind of a captured value, by its key in the metadata."""
 _MARGIN = 16 * 1024
-"""Characters beyond its limit up to which a text is masked as a whole."""
+"""Characters beyond the limit up to which a whole text is masked."""
 _UNSURE = 1_024
-"""Characters at the end of the beginning of a longer text that may be the head of a secret without its tail."""
-
-
-def text(value: str, limit: int) -> str:
-    """The string, cut to `limit` bytes of UTF-8; a lone surrogate, which UTF-8 has no form for, becomes `?`."""
-    if len(value) * 4 <= limit and value.isascii():
-        return value
-    encoded = str.encode(value[:limit], "utf-8", "replace")
-    if len(encoded) <= limit and len(value) <= limit:
-        return encoded.decode()
-    room = limit - len(_CUT.encode())
-    return encoded[:room].decode("utf-8", "ignore") + _CUT
+"""Characters beside a cut that are dropped, because they may be a part of a secret."""
 
 
 def masked(value: str, limit: int) -> str:
-    """The text with its secrets masked, then cut to `limit` bytes of UTF-8.
+    """Return the text with its secrets masked, truncated to `limit` bytes of UTF-8.
 
-    Of a text that is far longer, only the beginning is masked, and the end of that is left out: a secret there may have
-    no recognisable end.
+    If the text is much longer than the limit, only its beginning is masked and kept.
     """
     if len(value) <= limit + _MARGIN:
-        return text(redact_text(value), limit)
-    return text(redact_text(without_cut_login(value[: limit + _MARGIN]))[:-_UNSURE] + _CUT, limit)
+        return truncate(redact_text(value), limit)
+    return truncate(redact_text(without_cut_login(value[: limit + _MARGIN]))[:-_UNSURE] + _CUT, limit)
 
 
 def masked_end(value: str, limit: int) -> str:
-    """The last `limit` characters of the text, which is masked before. Of a far longer text, only its end is masked."""
+    """Return the last `limit` characters of the masked text. If the text is much longer, only its end is masked."""
     if len(value) <= limit + _MARGIN:
         return redact_text(value)[-limit:]
     end = value[-limit - _MARGIN :]
     before, marker, rest = end.partition("-----END")
-    if marker and "-----BEGIN" not in before:  # of a private key that begins before
+    if marker and "-----BEGIN" not in before:  # the end of a private key that begins before the cut
         return redact_text(MASK + rest)[-limit:]
-    # The first characters may be the tail of a secret without its name.
     return redact_text(end)[_UNSURE:][-limit:]
 
 
 def masked_name(name: str) -> str:
-    """The name of a task, an input or a resource: masked, and cut to `MAX_NAME_BYTES`."""
+    """Return the name of a task, an input or a resource, masked and truncated to `MAX_NAME_BYTES`."""
     return _masked_name(name, rules_version())
 
 
@@ -94,11 +83,12 @@ def _masked_name(name: str, version: int) -> str:  # noqa: ARG001 - a part of th
 
 
 def error_text(error: BaseException, limit: int = MAX_ERROR_BYTES) -> str:
-    """An exception as `<Type>: <message>`."""
-    return text(f"{type(error).__name__}: {error_message(error, limit)}", limit)
+    """Return an exception as `<type>: <message>`."""
+    return truncate(f"{type(error).__name__}: {error_message(error, limit)}", limit)
 
 
 def error_message(error: BaseException, limit: int = MAX_ERROR_BYTES) -> str:
+    """Return the masked message of an exception, truncated to `limit` bytes."""
     try:
         return masked(str.__str__(str(error)), limit)
     except BaseException as broken:  # noqa: BLE001 - an exception's own __str__ may do anything
@@ -106,54 +96,23 @@ def error_message(error: BaseException, limit: int = MAX_ERROR_BYTES) -> str:
 
 
 def stack_text(error: BaseException, limit: int = MAX_STACK_BYTES, *, indent: bool = False) -> str:
-    """An exception's stack trace; of one that is too long the middle is left out.
+    """Return the masked stack trace of an exception in at most `limit` bytes. A longer one loses its middle.
 
-    With `indent`, the further lines of messages and notes are indented, so that they cannot pass for other lines.
+    With `indent`, all lines of a message or note but its first one are indented, so that they do not look like frames.
     """
     try:
         parts = traceback.format_exception(error)
-    except BaseException:  # noqa: BLE001 - it calls code of the exception's class, and of its causes
+    except BaseException:  # noqa: BLE001 - the classes of the exception and its causes may do anything
         frames = traceback.format_tb(BaseException.__dict__["__traceback__"].__get__(error))
         parts = ["Traceback (most recent call last):\n", *frames, error_text(error)]
     parts = [part if len(part) <= _MARGIN else masked(part, _MARGIN) + "\n" for part in parts]
     whole = redact_text("".join(_indented(parts) if indent else parts))
     whole = str.encode(whole, "utf-8", "replace").decode()
-    return shorter_stack(whole, limit)
-
-
-def encoded_size(value: str) -> int:
-    """Bytes of a text in UTF-8. A subclass of str may have methods of its own, which are not called."""
-    return str.__len__(value) if str.isascii(value) else len(str.encode(value, "utf-8", "replace"))
-
-
-def shorter_stack(stack: str, limit: int) -> str:
-    """A stack trace of at most `limit` bytes: its first line, and the last lines, which have the message.
-
-    Up to a quarter of the limit is for further lines at the beginning. A last line that is too long loses its end.
-    """
-    if len(stack) <= limit // 4 or len(stack.encode()) <= limit:
-        return stack
-    lines, cut = stack.splitlines(keepends=True), f"  {_CUT}\n"
-    room = limit - len(cut.encode())
-    head = _lines_within(lines[:-1], room // 4) or lines[:1]
-    room -= len("".join(head).encode())
-    tail = _lines_within(lines[len(head) :][::-1], room)[::-1]
-    return text("".join([*head, cut, *(tail or [text(lines[-1], max(room, 0))])]), limit)
-
-
-def _lines_within(lines: list[str], room: int) -> list[str]:
-    """The first of the lines that have at most `room` bytes together."""
-    found = []
-    for line in lines:
-        room -= len(line.encode())
-        if room < 0:
-            break
-        found.append(line)
-    return found
+    return truncate_stack(whole, limit)
 
 
 def _indented(parts: list[str]) -> Iterator[str]:
-    is_note = False  # from the message of an exception to the next traceback
+    is_note = False  # True after the message of an exception, up to the next traceback
     for part in parts:
         lines = part.removesuffix("\n").split("\n")
         if not lines[0]:  # "During handling of the above exception, …"
@@ -167,7 +126,10 @@ def _indented(parts: list[str]) -> Iterator[str]:
 
 
 def safe(value: Any, *, depth: int = MAX_DEPTH, items: int = MAX_ITEMS, limit: int = MAX_TEXT_BYTES) -> Any:
-    """The value as JSON, masked, and cut in depth, length and text; an object without a form in JSON is its type."""
+    """Return the value as JSON with secrets masked and with limits of depth, items and bytes of texts.
+
+    An object without a JSON form is replaced by the name of its type.
+    """
     try:
         return _safe(value, depth, items, limit, ())
     except BaseException:  # noqa: BLE001 - a subclass of dict or list may do anything
@@ -176,7 +138,7 @@ def safe(value: Any, *, depth: int = MAX_DEPTH, items: int = MAX_ITEMS, limit: i
 
 def captured(value: Any, limit: int = MAX_VALUE_BYTES) -> Any:
     """Return a captured value as JSON of at most `limit` bytes, with secrets masked."""
-    depth, items = 8, 100
+    depth, items = MAX_DEPTH, MAX_ITEMS
     while True:
         shown = safe(value, depth=depth, items=items)
         if len(json.dumps(shown)) <= limit:
@@ -197,12 +159,12 @@ def without_captured(payload: dict[str, Any], *, keep: AbstractSet[str]) -> dict
 
 
 def _safe(value: Any, depth: int, items: int, limit: int, above: tuple[int, ...]) -> Any:
-    # `isinstance` and patterns read `value.__class__`, which a proxy answers with user code.
+    # `isinstance` and `match` would read `value.__class__`, which may be code of the user.
     kind = type(value)
     if value is None or kind is bool:
         return value
     if issubclass(kind, enum.Enum):
-        return text(f"{kind.__name__}.{value._name_}", limit)
+        return truncate(f"{kind.__name__}.{value._name_}", limit)
     if issubclass(kind, str):
         return masked(str.__str__(value), limit)
     if issubclass(kind, int):
@@ -237,20 +199,20 @@ def _container(value: Any, kind: type[Any], depth: int, items: int, limit: int, 
 
 
 def _names_of(kind: type[Any]) -> tuple[str, ...]:
-    """The names of the items of a named tuple."""
+    """Return the names of the items of a named tuple."""
     names = getattr(kind, "_fields", ())
     return names if type(names) is tuple and all(type(name) is str for name in names) else ()
 
 
 def _base(kind: type[Any], bases: tuple[Any, ...]) -> Any:
-    """The first of the classes that `kind` is a subclass of; None for no such class."""
+    """Return the first base class of `kind`, or None."""
     return next((base for base in bases if issubclass(kind, base)), None)
 
 
 def _attributes(value: Any, names: list[str]) -> dict[str, Any]:
     try:
         found: dict[str, Any] = object.__getattribute__(value, "__dict__")
-    except AttributeError:  # it has slots
+    except AttributeError:  # the class has slots
         return {name: object.__getattribute__(value, name) for name in names}
     return found
 
@@ -261,7 +223,7 @@ def _mapping(
     result = {}
     for key, item in islice(pairs, items):
         shown = _safe(item, depth, items, limit, above)
-        # The name of a secret may be in bytes, of which only the length is shown.
+        # A key in bytes is replaced by its length, so that `mask_mapping` cannot check it.
         is_hidden = issubclass(type(key), bytes) and hides(bytes.decode(key, "utf-8", "replace"), shown)
         result[_key(key, limit)] = MASK if is_hidden else shown
     result = mask_mapping(result)
@@ -276,7 +238,7 @@ def _key(key: Any, limit: int) -> str:
 
 
 def _big(value: int) -> str:
-    # Python refuses to write integers of more than 4,300 digits in decimal.
+    # Python does not convert integers of more than 4,300 digits to decimal.
     bits = int.bit_length(value)
     return str(int(value)) if bits < 4_000 else f"<int, {bits} bits>"  # noqa: PLR2004
 
@@ -289,4 +251,4 @@ def _not_finite(value: float) -> str:
 
 def _by_type(value: Any) -> str:
     kind = type(value)
-    return text(f"<{kind.__module__}.{kind.__qualname__}>", MAX_TEXT_BYTES)
+    return truncate(f"<{kind.__module__}.{kind.__qualname__}>", MAX_TEXT_BYTES)

@@ -1,10 +1,11 @@
-"""Spans and bytes of a trace: the budget of a trace, the reservations of running children, and their costs.
+"""Budget of a trace: limits of spans and bytes, the costs of the children of a run or map, and their reservations.
 
-The cost of a child is known at its end, and thousands of children may start before the first one ends. A running child
-therefore has a reservation: `_FIRST_SPANS` and `_FIRST_BYTES` at first, then the mean of the ended children plus twice
-its deviation, as in TCP's retransmission timer, and not less than `_LEAST_SPANS` and `_LEAST_BYTES`.
+The cost of a child is known at its end, and thousands of children may start before the first one ends. Therefore each running
+child has a reservation. The first reservation is `INITIAL_SPANS` and `INITIAL_BYTES`. Later ones are the mean cost of the
+ended children plus twice the deviation, as in the retransmission timer of TCP, but at least `MIN_SPANS` and `MIN_BYTES`.
 
-The spans of one trace, also of nested runs, have one budget. A full trace has shorter texts and no spans of the program.
+All spans of a trace, also those of nested runs, have one budget. In a full trace, texts are shortened and spans of the
+program are dropped.
 """
 
 import os
@@ -18,66 +19,46 @@ from typing import Any
 from cascade.spec.metadata import ExceptionInfo
 
 PART_SIZE, PART_SPANS = 2_000, 5_000
-"""Children of a run or map in one trace; spans in one trace before the next child starts in a new part: Jaeger is quick."""
+"""Children of a run or map in one trace, and spans after which the next child starts in a new part, so that Jaeger is quick."""
 PART_BYTES = 2_500_000
-"""Bytes in one trace before the next child starts in a new part: half of the limit of Tempo, which is 5 MB."""
+"""Bytes of a trace after which the next child starts in a new part: half of the limit of Tempo, which is 5 MB."""
 SPAN_BYTES = 360
-"""Encoded bytes of a span without its task's id and name, rounded up."""
-KEPT_CALLERS = 1_000
-"""Traces of callers whose budgets are kept, some 1,500 bytes each."""
-_MOST = 1.5  # of the budget: a running child may exceed its reservation, up to here
-_LEAST_MARGIN = 65_536  # bytes of that excess: room for stack traces in the parts of a very small budget
-_FIRST_SPANS, _FIRST_BYTES = 25, 12_500  # reservation of a child before the first one has ended
-_FAILURE_BYTES = 3_000  # of an attempt that fails, for the first reservation
-_SURE_ATTEMPTS = 5  # of a task's attempts, those whose spans are reserved in any case
-_KEPT_BYTES = 3 * SPAN_BYTES  # of a child's allowance, for its own last message
-_LEAST_SPANS, _LEAST_BYTES = 8, 4_000  # the least reservation: later children may cost more than all earlier ones
-_GAIN, _DEVIATION_GAIN, _MARGIN = 1 / 8, 1 / 4, 2  # RFC 6298 has 4 for the margin, for a timer
-_DIGITS = 10
+"""Encoded bytes of a span without the id and name of its task, rounded up."""
+MAX_FACTOR = 1.5
+"""Largest size of a trace in relation to its budget. Running children may exceed their reservations up to this size."""
+INITIAL_SPANS, INITIAL_BYTES = 25, 12_500
+"""Reservation of a child before the first one has ended."""
+MIN_SPANS, MIN_BYTES = 8, 4_000
+"""Smallest reservation, because later children may cost more than all earlier ones."""
+_MAX_CALLERS = 1_000  # traces of callers whose budgets are kept, about 1,500 bytes each
+_MIN_EXCESS = 65_536  # bytes beyond a very small budget, for stack traces
+_FAILURE_BYTES = 3_000  # of a failed attempt, in the first reservation
+_RESERVED_ATTEMPTS = 5  # attempts of a task with reserved spans
+_LAST_MESSAGE_BYTES = 3 * SPAN_BYTES  # kept free for the last message of a child
+_GAIN, _DEVIATION_GAIN, _DEVIATIONS = 1 / 8, 1 / 4, 2  # as in RFC 6298, which adds 4 deviations
 
 
 @dataclass(frozen=True, slots=True)
 class PartLimits:
-    """Children of one parent, spans, and bytes after which a part is full."""
+    """Limits of a part: children of one parent, spans, and bytes."""
 
     children: int = PART_SIZE
     spans: int = PART_SPANS
     bytes: int = PART_BYTES
 
     @property
-    def most_spans(self) -> int:
-        """Spans that no trace exceeds by the spans of Cascade's own."""
-        return int(self.spans * _MOST)
+    def max_spans(self) -> int:
+        """The largest number of spans of Cascade in a trace."""
+        return int(self.spans * MAX_FACTOR)
 
     @property
-    def most_bytes(self) -> int:
-        """Bytes that no trace exceeds by the spans of Cascade's own."""
-        return self.bytes + max(_LEAST_MARGIN, int(self.bytes * (_MOST - 1)))
-
-
-def part_limits_from_environment(environ: Mapping[str, str] = os.environ) -> PartLimits:
-    """The limits with CASCADE_TRACE_PART_SIZE and CASCADE_TRACE_PART_BYTES.
-
-    Raises:
-        ValueError: One of them is not a whole number from 1 to 999,999,999.
-    """
-    return PartLimits(
-        children=_number(environ, "CASCADE_TRACE_PART_SIZE", "children", PART_SIZE),
-        bytes=_number(environ, "CASCADE_TRACE_PART_BYTES", "bytes", PART_BYTES),
-    )
-
-
-def _number(environ: Mapping[str, str], name: str, unit: str, default: int) -> int:
-    given = environ.get(name, "").strip()
-    if not given:
-        return default
-    if not (given.isascii() and given.isdigit() and len(given) < _DIGITS and int(given)):
-        raise ValueError(f"{name}={given!r} must be a number of {unit} from 1 to 999,999,999; the default is {default}")
-    return int(given)
+    def max_bytes(self) -> int:
+        """The largest number of bytes of the spans of Cascade in a trace."""
+        return self.bytes + max(_MIN_EXCESS, int(self.bytes * (MAX_FACTOR - 1)))
 
 
 class TraceBudget:
-    """Spans and bytes of one trace: those so far, and those reserved for running children."""
+    """Spans and bytes of a trace so far, and the reservations of its running children."""
 
     __slots__ = ("bytes", "limits", "reserved_bytes", "reserved_spans", "spans")
 
@@ -87,21 +68,21 @@ class TraceBudget:
         self.reserved_spans = self.reserved_bytes = 0
 
     def headroom(self) -> tuple[int, int]:
-        """Spans and bytes that are left up to the largest size of the trace, beyond all reservations."""
+        """Return the spans and bytes that are neither used nor reserved, up to the largest size of the trace."""
         return (
-            self.limits.most_spans - self.spans - self.reserved_spans,
-            self.limits.most_bytes - self.bytes - self.reserved_bytes,
+            self.limits.max_spans - self.spans - self.reserved_spans,
+            self.limits.max_bytes - self.bytes - self.reserved_bytes,
         )
 
 
 class Child:
-    """A child of a run or of a map from its start on: its part, its cost so far, and the rest of its reservation.
+    """A child of a run or map that has started: its part, its cost so far, and the rest of its reservation.
 
-    The cost has the program's spans, nested runs and failed attempts. The last message repeats the attempts: `attempt`
-    is the number of the last one that is counted, `attempt_spans` and `attempt_bytes` are their cost. `shortened` has
-    the exceptions of attempts whose texts are shortened, by number, and None for an attempt without a span.
+    The cost includes the spans of the program, nested runs, and failed attempts. The last message repeats the attempts:
+    `attempt` is the number of the last counted attempt, `attempt_spans` and `attempt_bytes` are the cost of all of them.
+    `shortened` has the shortened exceptions of attempts by number, and None for an attempt without a span.
 
-    `left_out` is set for the child that stands for the run.
+    The child that stands for the spans of the run counts the dropped spans of the program, in `left_out`.
     """
 
     is_caller = False
@@ -119,15 +100,15 @@ class Child:
             budget.reserved_bytes += size
 
     def charge(self, spans: int, size: int) -> None:
-        """Count spans and bytes, at the cost of the reservation first; from any thread, also after the child's end."""
+        """Count spans and bytes, first in the reservation. May be called in any thread and after the end of the child."""
         budget = self.part.budget
         with _lock:
             budget.spans += spans
             budget.bytes += size
-            self.use(spans, size)
+            self.add_cost(spans, size)
 
-    def use(self, spans: int, size: int) -> None:
-        """Count what is in the budget already, for the tasks too that have started the run; `_lock` is held."""
+    def add_cost(self, spans: int, size: int) -> None:
+        """Add a cost that the budget includes, also to the tasks that have started the run. The caller holds `_lock`."""
         child: Child | None = self
         while child is not None:
             child.spans += spans
@@ -136,6 +117,7 @@ class Child:
             child = child.part.outer
 
     def release(self, spans: int, size: int) -> None:
+        """Release a part of the reservation."""
         budget = self.part.budget
         self.reserved_spans -= spans
         self.reserved_bytes -= size
@@ -143,8 +125,8 @@ class Child:
         budget.reserved_bytes -= size
 
     def end(self, spans: int, size: int) -> None:
-        """Count the spans and bytes of the child's last message, and end its reservation."""
-        if self.attempt:  # the last message does not repeat all of very many attempts
+        """Count the spans and bytes of the last message, and release the reservation."""
+        if self.attempt:  # the last message repeats at most 128 attempts
             spans, size = max(1, spans - self.attempt_spans), max(SPAN_BYTES, size - self.attempt_bytes)
         part = self.part
         budget, outer = part.budget, part.outer
@@ -157,23 +139,23 @@ class Child:
             self.spans += spans
             self.bytes += size
             if outer is not None:
-                outer.use(spans, size)
+                outer.add_cost(spans, size)
 
     def charge_attempt(self, attempt: int, size: int) -> None:
-        """Count the span of an attempt, which the child's last message repeats."""
+        """Count the span of an attempt, which the last message repeats."""
         self.attempt = attempt
         self.attempt_spans += 1
         self.attempt_bytes += size
         self.charge(1, size)
 
     def shorten(self, attempt: int, exception: ExceptionInfo | None) -> None:
-        """Keep the shortened exception of an attempt for the last message; None leaves the attempt out there."""
+        """Store the shortened exception of an attempt for the last message. None drops the attempt from that message."""
         self.shortened = {**self.shortened, attempt: exception}
 
     def leave_out(self, size: int, run: "Child") -> None:
-        """Count a span of the program for which the trace had no room, or the content of the child's span.
+        """Count a dropped span of the program, or dropped content of the span of the child.
 
-        Later children get a reservation for it; the trace does not have it.
+        It adds to the reservations of later children, but not to the trace.
         """
         with _lock:
             self.spans += 1
@@ -181,24 +163,24 @@ class Child:
             run.left_out += 1
 
     def has_room(self, size: int) -> bool:
-        """Whether the trace has room for so many bytes of the program's spans, beside the child's own span.
+        """Return whether the trace has room for spans of the program with so many bytes.
 
-        The number of spans is no reason to leave spans out: storages limit the bytes.
+        The number of spans has no effect, because storages limit the bytes.
         """
-        return self.allowance()[1] >= size + _KEPT_BYTES
+        return self.allowance()[1] >= size + _LAST_MESSAGE_BYTES
 
     def allowance(self) -> tuple[int, int]:
-        """Spans and bytes that the child may still add to its trace."""
+        """Return the spans and bytes that the child may add to its trace."""
         spans, size = self.part.budget.headroom()
         return spans + self.reserved_spans, size + self.reserved_bytes
 
-    def allowance_now(self, attempts: int) -> tuple[int, int]:
-        """Spans and bytes for an attempt that has failed, if up to so many further attempts follow.
+    def allowance_of_attempt(self, attempts: int) -> tuple[int, int]:
+        """Return the spans and bytes for a failed attempt, if so many further attempts may follow.
 
-        Beyond the reservation, of which those have their share, it is a share of what all running children have left.
+        They are the reservation without the share of these attempts, and a share of the headroom of all running children.
         """
         spans, size = self.part.budget.headroom()
-        later = 2 + 3 * min(attempts, _SURE_ATTEMPTS)  # spans: the task's, its last attempt's; two and a text for each
+        later = 2 + 3 * min(attempts, _RESERVED_ATTEMPTS)  # the task, its last attempt, and three for each attempt
         share = 2 * max(1, self.part.running)
         return (
             max(0, self.reserved_spans - later) + spans // share,
@@ -206,12 +188,12 @@ class Child:
         )
 
 
-# Reentrant: a signal handler, or a finalizer that the garbage collector calls, may end a span in the same thread.
+# Reentrant, because a signal handler or a finalizer may end a span in the same thread.
 _lock = threading.RLock()
 
 
 def _reset_lock() -> None:
-    global _lock  # noqa: PLW0603 - a thread of the parent process may have held it at the fork
+    global _lock  # noqa: PLW0603 - a thread of the parent process may hold it at the fork
     _lock = threading.RLock()
 
 
@@ -222,25 +204,26 @@ _NO_CHILD = 2**63
 
 
 class Part:
-    """One part of the children of a run or map; `has_ended` once a message has the part's root.
+    """A part of the children of a run or map.
 
-    `outer` is the task or the caller in whose trace the run is, if the part is in that trace. `full_at` has the spans
-    and bytes at which the part is full. They are larger for a nested run: its children are the cost of a running one.
+    `has_ended` is true if a message has the root of the part. `outer` is the task or the caller in whose trace the part is,
+    if any. `capacity` has the spans and bytes after which the part is full. A nested run has a larger capacity, because its
+    children belong to the cost of a running task.
     """
 
     __slots__ = (
         "budget",
+        "capacity",
         "children",
         "end_ns",
         "first",
-        "full_at",
         "has_ended",
         "is_closed",
         "last",
+        "location",
         "number",
         "outer",
         "parent",
-        "place",
         "running",
         "start_ns",
     )
@@ -251,32 +234,35 @@ class Part:
         self.budget = budget
         self.outer = outer
         limits, is_nested = budget.limits, outer is not None and not outer.is_caller
-        self.full_at = (limits.most_spans, limits.most_bytes) if is_nested else (limits.spans, limits.bytes)
+        self.capacity = (limits.max_spans, limits.max_bytes) if is_nested else (limits.spans, limits.bytes)
         self.children = self.running = 0
         self.first, self.last = _NO_CHILD, -1
         self.start_ns = self.end_ns = 0
         self.is_closed = self.has_ended = False
-        self.place: Any = None  # of the spans of its children, kept by `RunTrace`
+        self.location: Any = None  # of the spans of its children, a cache of `RunTrace`
 
-    def widen(self, start_ns: int, end_ns: int) -> None:
+    def extend_to(self, start_ns: int, end_ns: int) -> None:
         """Include the times of a child that has ended."""
         if start_ns < self.start_ns or not self.start_ns:
             self.start_ns = start_ns
-        if end_ns > self.end_ns:  # noqa: PLR1730 - faster than `max`, and done for each child
+        if end_ns > self.end_ns:  # noqa: PLR1730 - faster than `max`, for each child
             self.end_ns = end_ns
 
     def add(self, number: int) -> None:
-        """Count a child that starts, with its index or its place in the order."""
+        """Count a child that starts, with its index, or with its number in the order of starts."""
         self.children += 1
         self.running += 1
-        if number < self.first:  # noqa: PLR1730 - see `widen`
+        if number < self.first:  # noqa: PLR1730 - see `extend_to`
             self.first = number
-        if number > self.last:  # noqa: PLR1730 - see `widen`
+        if number > self.last:  # noqa: PLR1730 - see `extend_to`
             self.last = number
 
 
 class Parent:
-    """A run ("") or a map, and the parts of its children. `size` is the number of its children, None if unknown."""
+    """A run (with an empty id) or a map, and the parts of its children. `size` is the number of its children, if known.
+
+    `unannounced` are the ended parts whose roots are in no message.
+    """
 
     __slots__ = ("current", "id", "name", "parts", "size", "started", "unannounced")
 
@@ -289,43 +275,44 @@ class Parent:
         self.unannounced: list[Part] = []
 
     def finish(self, part: Part) -> None:
-        """Note that the part's last child has ended; the next terminal message of a child has the part's root."""
+        """Mark a part as ended after its last child. The next terminal message of a child has the root of the part."""
         part.is_closed = part.has_ended = True
         self.unannounced.append(part)
 
 
-class _Expected:
-    """The expected spans, or bytes, of the next child: the mean of the ended ones plus twice their deviation."""
+class _MovingEstimate:
+    """Expected spans, or bytes, of the next child: the moving average of the ended ones plus twice their deviation."""
 
-    __slots__ = ("_deviation", "_least", "_mean", "value")
+    __slots__ = ("_deviation", "_mean", "_min", "value")
 
-    def __init__(self, first: int, least: int) -> None:
-        self.value, self._least = first, least
-        self._mean, self._deviation = float(first), 0.0
+    def __init__(self, initial: int, least: int) -> None:
+        self.value, self._min = initial, least
+        self._mean, self._deviation = float(initial), 0.0
 
-    def learn(self, cost: int) -> None:
-        if 2 * cost <= self._least == self.value:
-            return  # no value is smaller
+    def update(self, cost: int) -> None:
+        """Include the cost of a child that has ended."""
+        if 2 * cost <= self._min == self.value:
+            return  # the value is minimal already
         error = cost - self._mean
         self._mean += error * _GAIN
         self._deviation += (abs(error) - self._deviation) * _DEVIATION_GAIN
-        self.value = max(self._least, int(self._mean + _MARGIN * self._deviation) + 1)
+        self.value = max(self._min, int(self._mean + _DEVIATIONS * self._deviation) + 1)
 
 
 class Estimate:
-    """The expected cost of a further child of a map, or of a further task of a name."""
+    """Expected cost of the next child of a map, or of the next task with a name."""
 
     __slots__ = ("bytes", "spans")
 
     def __init__(self, attempts: int) -> None:
-        sure = min(attempts, _SURE_ATTEMPTS)
-        least_spans, least_bytes = max(_LEAST_SPANS, 2 * sure + 1), max(_LEAST_BYTES, (2 * sure + 2) * SPAN_BYTES)
-        self.spans = _Expected(max(_FIRST_SPANS, least_spans), least_spans)
-        self.bytes = _Expected(max(_FIRST_BYTES, least_bytes + sure * _FAILURE_BYTES), least_bytes)
+        attempts = min(attempts, _RESERVED_ATTEMPTS)
+        min_spans, min_bytes = max(MIN_SPANS, 2 * attempts + 1), max(MIN_BYTES, (2 * attempts + 2) * SPAN_BYTES)
+        self.spans = _MovingEstimate(max(INITIAL_SPANS, min_spans), min_spans)
+        self.bytes = _MovingEstimate(max(INITIAL_BYTES, min_bytes + attempts * _FAILURE_BYTES), min_bytes)
 
 
-def without_reservation(part: Part) -> Child:
-    """A child for spans that no task has started, such as those of resources."""
+def child_without_reservation(part: Part) -> Child:
+    """Return a child for spans outside of tasks, such as those of resources."""
     return Child(part, Estimate(0), 0, 0)
 
 
@@ -333,17 +320,17 @@ _callers: OrderedDict[str, Child] = OrderedDict()
 
 
 def caller_in(trace_id: str, limits: PartLimits) -> Child:
-    """The caller whose trace runs of this process join: together they have the budget of one trace.
+    """Return the caller in whose trace runs of this process are. These runs have one budget.
 
-    The latest `KEPT_CALLERS` traces are known.
+    The callers of the latest `_MAX_CALLERS` traces are kept.
     """
     with _lock:
         caller = _callers.get(trace_id)
         if caller is None:
-            caller = without_reservation(Parent("", TraceBudget(limits)).current)
+            caller = child_without_reservation(Parent("", TraceBudget(limits)).current)
             caller.is_caller = True
         _callers[trace_id] = caller
         _callers.move_to_end(trace_id)
-        if len(_callers) > KEPT_CALLERS:
+        if len(_callers) > _MAX_CALLERS:
             _callers.popitem(last=False)
         return caller

@@ -1,10 +1,15 @@
-"""The parts of a run's trace: the trace of each child of a run or of a map.
+"""Splits the trace of a large run into parts. Each part is a trace with some children of the run or of a map.
 
-A part is full when its spans or its encoded bytes reach a budget, or when it has the largest number of children. The
-next child that starts then belongs to a new part (`cascade.telemetry.trace_budget`).
+A part is full at a limit of its spans, its encoded bytes or its children (`cascade.telemetry.trace_budget`). The next child
+that starts then belongs to a new part.
 """
 
+import os
+from collections.abc import Mapping
+
 from cascade.telemetry.trace_budget import (
+    PART_BYTES,
+    PART_SIZE,
     SPAN_BYTES,
     Child,
     Estimate,
@@ -12,52 +17,73 @@ from cascade.telemetry.trace_budget import (
     Part,
     PartLimits,
     TraceBudget,
-    without_reservation,
+    child_without_reservation,
 )
 
 PART_EVENT = "cascade.part"
-"""Name of the event on the span of a run or map for each listed part."""
+"""Name of the event of a listed part on the span of its run or map."""
 MAX_LISTED_PARTS = 64
-"""Parts that the last message and the span of a run or map list: half of the SDK's limit of links and of events."""
+"""Parts in the last message and the span of a run or map: half of the limit of the SDK for links and for events."""
 
 _MAX_ESTIMATES = 1_000
+_MAX_DIGITS = 9
+
+
+def part_limits_from_environment(environ: Mapping[str, str] = os.environ) -> PartLimits:
+    """Return the limits of the variables CASCADE_TRACE_PART_SIZE and CASCADE_TRACE_PART_BYTES.
+
+    Raises:
+        ValueError: A variable is not a whole number from 1 to 999,999,999.
+    """
+    return PartLimits(
+        children=_number(environ, "CASCADE_TRACE_PART_SIZE", "children", PART_SIZE),
+        bytes=_number(environ, "CASCADE_TRACE_PART_BYTES", "bytes", PART_BYTES),
+    )
+
+
+def _number(environ: Mapping[str, str], name: str, unit: str, default: int) -> int:
+    given = environ.get(name, "").strip()
+    if not given:
+        return default
+    if not (given.isascii() and given.isdigit() and len(given) <= _MAX_DIGITS and int(given)):
+        raise ValueError(f"{name}={given!r} must be a number of {unit} from 1 to 999,999,999; the default is {default}")
+    return int(given)
 
 
 class TraceShards:
-    """Gives each child of a run and of its maps a part, and finds the parts whose last child has ended.
+    """Assigns the children of a run and of its maps to parts, and finds the parts whose last child has ended.
 
-    It belongs to one run and is used in the event loop of the run; `Child.charge` may be called in any thread. Without
-    `activate`, which the subscriber that makes the messages calls, the run is not split. `outer` is the task that has
-    started the run and whose trace the run is in, or None.
-    `run` stands for the spans of the run itself, such as those of its resources, and counts what has been left out.
+    All methods are called in the event loop of the run. The run is split after `activate`, which the telemetry subscriber
+    calls. `outer` is the task that has started the run, if the run is in its trace. The child `run` stands for spans outside
+    of tasks, such as those of resources.
     """
 
     def __init__(self, limits: PartLimits | None = None, outer: Child | None = None) -> None:
         self.limits = limits or PartLimits()
         self.is_active = False
-        budget = TraceBudget(self.limits) if outer is None else outer.part.budget  # one for each trace
+        budget = TraceBudget(self.limits) if outer is None else outer.part.budget
         self._parents = {"": Parent("", budget, outer)}
-        self.run = without_reservation(self._parents[""].current)
+        self.run = child_without_reservation(self._parents[""].current)
         self._estimates: dict[str, Estimate] = {}
         self._running: dict[str, Child] = {}
         self._last: tuple[str, Child, list[Part]] | None = None
         self._numbers: dict[str, int] = {}
 
     def activate(self) -> None:
-        """Split the run from now on. The marker of its start counts."""
+        """Split the run from now on. The marker of its start is counted."""
         if not self.is_active:
             self.is_active = True
             self.run.charge(1, SPAN_BYTES)
 
     def expect(self, parent_id: str, name: str, size: int) -> None:
-        """Set the name and the number of children of the run, or of a map that was started here as a child."""
+        """Set the name of the span and the number of children of the run, or of a map that has started."""
         parent = self._parents.get(parent_id) or self._new_parent(parent_id, name)
         parent.name, parent.size = name, size
 
     def start(
         self, task_id: str, name: str, map_id: str | None = None, index: int | None = None, attempts: int = 0
     ) -> Child:
-        """Give a child of the run, or of a map, a part. `attempts` is the number of retries that its policy allows."""
+        """Assign a child of the run or of a map to a part. `attempts` is the number of retries that its policy allows."""
         parent_id = map_id or ""
         parent = self._parents.get(parent_id) or self._new_parent(parent_id, f"map({name})")
         estimate = self._estimates.get(map_id or name) or self._new_estimate(map_id or name, attempts)
@@ -72,41 +98,38 @@ class TraceShards:
         return child
 
     def child(self, task_id: str) -> Child | None:
-        """The running child, or the one whose end was the last; None for others."""
+        """Return a running child, or the child that has ended last; None for others."""
         child = self._running.get(task_id)
         if child is None and self._last is not None and self._last[0] == task_id:
             return self._last[1]
         return child
 
-    def number_of(self, task_id: str, map_id: str | None = None) -> int:
-        """The part of a child: of a task or map from its start on, of an item while it runs; else 0."""
-        child = self.child(task_id)
-        if child is not None:
-            return child.part.number
-        return self._numbers.get(task_id, 0) if map_id is None else 0
+    def number_of(self, task_id: str) -> int:
+        """Return the number of the part of a task or map that has started; 0 for items and others."""
+        return self._numbers.get(task_id, 0)
 
     def end(
         self, task_id: str, child: Child, spans: int, size: int, start_ns: int, end_ns: int, *, ran: bool
     ) -> list[Part]:
-        """Replace the reservation of a child by its cost: the spans and bytes of its last message, and those so far.
+        """Count the spans and bytes of the last message of a child, and release its reservation.
 
-        Returns the parts that have ended, whose roots belong to this message. A child that has not run, such as a
-        skipped one, does not count for the reservations of others.
+        Returns the parts that have ended. The message must have their roots. A child that has not run, such as a skipped
+        one, has no effect on the reservations of others.
         """
-        if self._running.pop(task_id, None) is None:  # a second subscriber to the same event
+        if self._running.pop(task_id, None) is None:  # another subscriber has ended it
             return self._last[2] if self._last is not None and self._last[0] == task_id else []
         child.end(spans, size)
         if ran:
-            child.estimate.spans.learn(child.spans)
-            child.estimate.bytes.learn(child.bytes)
+            child.estimate.spans.update(child.spans)
+            child.estimate.bytes.update(child.bytes)
         ended = self._leave(child, start_ns, end_ns)
         self._last = task_id, child, ended
         return ended
 
     def close(self, parent_id: str) -> tuple[list[Part], int]:
-        """Forget a map or the run, whose last message is made. Returns the parts to list, and how many there are.
+        """Remove a map or the run at its last message. Return the parts to list, and the number of all parts.
 
-        Those whose roots no message has are listed in any case.
+        The list has all parts whose roots are in no message.
         """
         parent = self._parents.pop(parent_id, None)
         if parent is None:
@@ -127,40 +150,37 @@ class TraceShards:
         parent = part.parent
         part.running -= 1
         if part.number:
-            part.widen(start_ns, end_ns)
-            if (
-                not part.running
-                and not part.has_ended
-                and (
-                    parent.current is not part
-                    or parent.started == parent.size
-                    or not self._has_room(part, child.estimate)
-                )
-            ):
+            part.extend_to(start_ns, end_ns)
+            if not part.running and not part.has_ended and not self._is_open(part, child.estimate):
                 parent.finish(part)
         if not parent.unannounced:
             return []
         ended, parent.unannounced = parent.unannounced, []
         return ended
 
+    def _is_open(self, part: Part, estimate: Estimate) -> bool:
+        """Return whether further children may start in the part."""
+        parent = part.parent
+        return parent.current is part and parent.started != parent.size and self._has_room(part, estimate)
+
     def _has_room(self, part: Part, estimate: Estimate) -> bool:
         if part.is_closed or part.children >= self.limits.children:
             return False
         budget = part.budget
-        most_spans, most_bytes = part.full_at
+        max_spans, max_bytes = part.capacity
         if (
-            budget.bytes + budget.reserved_bytes + estimate.bytes.value <= most_bytes
-            and budget.spans + budget.reserved_spans + estimate.spans.value <= most_spans
+            budget.bytes + budget.reserved_bytes + estimate.bytes.value <= max_bytes
+            and budget.spans + budget.reserved_spans + estimate.spans.value <= max_spans
         ):
             return True
-        # Any child fits into an empty part. Part 0 is empty in this sense if no other trace is around it.
+        # An empty part has room for any child. Part 0 of a map or of a nested run is in a trace with other spans.
         return not part.children and (part.number > 0 or (not part.parent.id and part.outer is None))
 
     def _next(self, parent: Parent) -> Part:
         before = parent.current
         if before.number and not before.running and not before.has_ended:
             parent.finish(before)
-        budget = TraceBudget(self.limits, spans=1, size=2 * SPAN_BYTES)  # of the part's root
+        budget = TraceBudget(self.limits, spans=1, size=2 * SPAN_BYTES)  # of the root of the part
         part = parent.current = Part(parent, before.number + 1, budget)
         parent.parts.append(part)
         return part

@@ -382,7 +382,7 @@ async def test_errors_are_shortened_wherever_a_span_has_them() -> None:
     await bus.drain("run")
     spans = [data for payload in connector.payloads for data in spans_of(payload)]
     assert {data.trace_id for data in spans} == {"a" * 32}, "all have started while there was room"
-    assert limits.bytes < sum(len(encode_span(data)) for data in spans) < limits.most_bytes
+    assert limits.bytes < sum(len(encode_span(data)) for data in spans) < limits.max_bytes
     failures = [data for data in spans if data.events]
     assert len(failures) == 60
     sizes = [len(data.error or "") for data in failures]

@@ -23,7 +23,7 @@ from opentelemetry.util.types import Attributes, AttributeValue
 from cascade.connectors.otel.encode import SCOPE
 from cascade.runtime.task_context import TaskContext
 from cascade.telemetry import attributes as a
-from cascade.telemetry.safe import encoded_size
+from cascade.telemetry.limits import utf8_size
 from cascade.telemetry.trace_budget import SPAN_BYTES
 
 # Estimated bytes of the encoding.
@@ -215,7 +215,7 @@ def add_task_ids_to(provider: TracerProvider) -> None:
 
 def content_bytes(span: ReadableSpan) -> int:
     """Return the estimated size of the encoded name, attributes, events, links and status of a span."""
-    size = len(span.name) + _attribute_bytes(span.attributes) + encoded_size(span.status.description or "")
+    size = len(span.name) + _attribute_bytes(span.attributes) + utf8_size(span.status.description or "")
     for event in span.events:
         size += _EVENT_BYTES + len(event.name) + _attribute_bytes(event.attributes)
     for link in span.links:
@@ -224,12 +224,12 @@ def content_bytes(span: ReadableSpan) -> int:
 
 
 def _attribute_bytes(attributes: Mapping[str, Any] | None) -> int:
-    return sum(_ATTRIBUTE_BYTES + encoded_size(key) + _value_bytes(value) for key, value in (attributes or {}).items())
+    return sum(_ATTRIBUTE_BYTES + utf8_size(key) + _value_bytes(value) for key, value in (attributes or {}).items())
 
 
 def _value_bytes(value: Any) -> int:
     if isinstance(value, str):
-        return encoded_size(value)
+        return utf8_size(value)
     if isinstance(value, (tuple, list)):
         return sum(_value_bytes(item) + 4 for item in value)
     if isinstance(value, Mapping):

@@ -30,8 +30,7 @@ from cascade.spec.metadata import (
 )
 from cascade.telemetry import attributes as a
 from cascade.telemetry.identity import RUN_STARTED, span_id
-from cascade.telemetry.limits import MAX_LINKS, MAX_VALUE_BYTES
-from cascade.telemetry.safe import text
+from cascade.telemetry.limits import MAX_LINKS, MAX_VALUE_BYTES, truncate
 
 Message = Mapping[str, Any]
 """A message with its header and `body`, or the body alone."""
@@ -345,5 +344,5 @@ def _value(value: Any) -> Any:
     if isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return tuple(text(item, MAX_VALUE_BYTES) for item in value)
-    return text(value if isinstance(value, str) else json.dumps(value), MAX_VALUE_BYTES)
+        return tuple(truncate(item, MAX_VALUE_BYTES) for item in value)
+    return truncate(value if isinstance(value, str) else json.dumps(value), MAX_VALUE_BYTES)

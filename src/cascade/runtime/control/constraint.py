@@ -11,8 +11,8 @@ from typing import Any, Literal, get_args
 from urllib.parse import unquote
 
 from cascade.spec.metadata import ConstraintRef
-from cascade.telemetry.limits import MAX_NAME_BYTES, MAX_TIME
-from cascade.telemetry.safe import masked, masked_name, text
+from cascade.telemetry.limits import MAX_NAME_BYTES, MAX_TIME, truncate
+from cascade.telemetry.safe import masked, masked_name
 from cascade.telemetry.wire import InvalidPayload
 
 ScopeKind = Literal["global", "run", "task"]
@@ -275,7 +275,7 @@ def _decoded(level: str) -> str:
 def _id(value: Any) -> str:
     if not isinstance(value, str) or len(value) > MAX_NAME:
         raise RefusedError(f"id must be a string of up to {MAX_NAME} characters, got {_shown(value)}")
-    return text(value, MAX_NAME_BYTES)
+    return truncate(value, MAX_NAME_BYTES)
 
 
 def _time(value: Any) -> float | None:
@@ -339,5 +339,5 @@ def _shown(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 10**_SHOWN:
         return "a huge number"
     if isinstance(value, str):
-        return text(repr(masked(value, _SHOWN)), _SHOWN)
+        return truncate(repr(masked(value, _SHOWN)), _SHOWN)
     return masked(repr(value[:_SHOWN] if isinstance(value, list) else value), _SHOWN)

@@ -27,8 +27,8 @@ from cascade.runtime.events import ControlDecision
 from cascade.runtime.guard import awaited
 from cascade.runtime.protocols import Connector, Unsubscribing
 from cascade.runtime.resource_manager import ResourceManager
-from cascade.telemetry.limits import MAX_NAME_BYTES
-from cascade.telemetry.safe import error_text, text
+from cascade.telemetry.limits import MAX_NAME_BYTES, truncate
+from cascade.telemetry.safe import error_text
 from cascade.telemetry.topics import control_filter
 
 logger = get_logger(__name__)
@@ -233,9 +233,9 @@ class Controller:
         own_id = payload.get("id") if isinstance(payload, dict) else None
         fields: dict[str, Any] = {
             "action": "REFUSED",
-            "scope": text(place, MAX_NAME_BYTES),
-            "constraint_type": text(kind, MAX_NAME_BYTES),
-            "constraint_id": text(own_id, MAX_NAME_BYTES) if isinstance(own_id, str) else None,
+            "scope": truncate(place, MAX_NAME_BYTES),
+            "constraint_type": truncate(kind, MAX_NAME_BYTES),
+            "constraint_id": truncate(own_id, MAX_NAME_BYTES) if isinstance(own_id, str) else None,
             "reason": reason,
             "params": {},
         }

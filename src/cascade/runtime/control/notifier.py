@@ -8,8 +8,7 @@ from typing import Any
 from cascade.runtime.control._bucket import TokenBucket
 from cascade.runtime.control._expiry import Place
 from cascade.runtime.control.constraint import Constraint, Scope
-from cascade.telemetry.limits import MAX_NAME_BYTES
-from cascade.telemetry.safe import text
+from cascade.telemetry.limits import MAX_NAME_BYTES, truncate
 
 PER_SECOND, AT_ONCE = 20.0, 100.0
 """Published decisions. Each is a message of high priority: a flood of constraints must not become a flood of telemetry."""
@@ -25,7 +24,7 @@ def fields_of(action: str, constraint: Constraint, reason: str | None = None) ->
     """Return the fields of a `ControlDecision` about a constraint."""
     return {
         "action": action,
-        "scope": text(str(constraint.scope), MAX_NAME_BYTES),
+        "scope": truncate(str(constraint.scope), MAX_NAME_BYTES),
         "constraint_type": constraint.type,
         "constraint_id": constraint.id,
         "reason": reason,

@@ -16,9 +16,9 @@ from cascade.connectors.otel.encode import SCOPE, VERSION, field, key_value
 from cascade.runtime.log_records import extra_of, message_of
 from cascade.runtime.task_context import TaskContext
 from cascade.telemetry import attributes as a
-from cascade.telemetry.limits import MAX_NAME_BYTES, MAX_STACK_BYTES, MAX_VALUE_BYTES
+from cascade.telemetry.limits import MAX_NAME_BYTES, MAX_STACK_BYTES, MAX_VALUE_BYTES, truncate
 from cascade.telemetry.redact import MASK, hides
-from cascade.telemetry.safe import error_message, masked, masked_name, safe, stack_text, text
+from cascade.telemetry.safe import error_message, masked, masked_name, safe, stack_text
 
 _RESOURCE_LOGS, _SCOPE_LOGS = 1, 2
 
@@ -65,7 +65,7 @@ def encode(record: logging.LogRecord, task: TaskContext) -> bytes:
     varying = LogRecord(
         time_unix_nano=_nanoseconds(record.created, now),
         observed_time_unix_nano=now,
-        severity_text="WARN" if record.levelname == "WARNING" else text(record.levelname, MAX_NAME_BYTES),
+        severity_text="WARN" if record.levelname == "WARNING" else truncate(record.levelname, MAX_NAME_BYTES),
         body=AnyValue(string_value=masked(message_of(record), MAX_BODY_BYTES)),
         attributes=[*extra, *_failure(record)],
         dropped_attributes_count=dropped,
@@ -124,7 +124,7 @@ def _failure(record: logging.LogRecord) -> list[KeyValue]:
     if error is not None:
         kind = type(error)
         name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-        found[a.EXCEPTION_TYPE] = text(name, MAX_NAME_BYTES)
+        found[a.EXCEPTION_TYPE] = truncate(name, MAX_NAME_BYTES)
         found[a.EXCEPTION_MESSAGE] = error_message(error, MAX_VALUE_BYTES)
         found[a.EXCEPTION_STACKTRACE] = stack_text(error)
     elif record.exc_text:  # a QueueHandler keeps only this
@@ -137,7 +137,10 @@ def _failure(record: logging.LogRecord) -> list[KeyValue]:
 @lru_cache(maxsize=4096)
 def _constant(severity_number: int, path: str, function: str, line: int) -> bytes:
     """Return the encoded fields that all records of a line of code have in common."""
-    named = {a.CODE_FILE_PATH: text(path, MAX_VALUE_BYTES), a.CODE_FUNCTION_NAME: text(function, MAX_NAME_BYTES)}
+    named = {
+        a.CODE_FILE_PATH: truncate(path, MAX_VALUE_BYTES),
+        a.CODE_FUNCTION_NAME: truncate(function, MAX_NAME_BYTES),
+    }
     more: dict[str, Any] = {"severity_number": severity_number}
     return LogRecord(attributes=_key_values([*named.items(), (a.CODE_LINE_NUMBER, line)]), **more).SerializeToString()
 
@@ -145,7 +148,7 @@ def _constant(severity_number: int, path: str, function: str, line: int) -> byte
 @lru_cache(maxsize=256)
 def _ids(run_id: str, task_id: str, name: str, attempt: int, map_index: int | None, label: str | None) -> bytes:
     """Return the encoded attributes that all records of an attempt of a task have in common."""
-    ids = {a.RUN_ID: run_id, a.TASK_ID: text(task_id, MAX_VALUE_BYTES), a.TASK_NAME: masked_name(name)}
+    ids = {a.RUN_ID: run_id, a.TASK_ID: truncate(task_id, MAX_VALUE_BYTES), a.TASK_NAME: masked_name(name)}
     more = {a.TASK_ATTEMPT: attempt or None, a.MAP_INDEX: map_index, a.TASK_LABEL: label}
     present = [(key, value) for key, value in {**ids, **more}.items() if value is not None]
     return LogRecord(attributes=_key_values(present)).SerializeToString()
@@ -156,12 +159,12 @@ def _scope(logger: str) -> bytes:
     """Return the encoded scope of a logger. Loggers of Cascade have the version of Cascade."""
     is_ours = logger.partition(".")[0] == SCOPE
     version = VERSION[:_MAX_VERSION] if is_ours else ""
-    name = text(logger, MAX_SCOPE_BYTES - len(version))
+    name = truncate(logger, MAX_SCOPE_BYTES - len(version))
     return ScopeLogs(scope=InstrumentationScope(name=name, version=version)).SerializeToString()
 
 
 def _key_values(pairs: Iterable[tuple[str, Any]]) -> list[KeyValue]:
-    return [key_value(text(key, MAX_NAME_BYTES), value) for key, value in pairs]
+    return [key_value(truncate(key, MAX_NAME_BYTES), value) for key, value in pairs]
 
 
 def _nanoseconds(seconds: Any, otherwise: int) -> int:

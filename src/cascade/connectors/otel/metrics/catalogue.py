@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from cascade.telemetry import attributes as a
-from cascade.telemetry.limits import MAX_VALUE_BYTES
-from cascade.telemetry.safe import text
+from cascade.telemetry.limits import MAX_VALUE_BYTES, truncate
 
 BOUNDS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
@@ -89,7 +88,7 @@ def attributes_of(key: Key) -> dict[str, Any]:
     if metric.attributes and not values:
         return {a.METRIC_OVERFLOW: True}
     pairs = zip(metric.attributes, values, strict=True)
-    return {name: text(str(value), MAX_VALUE_BYTES) for name, value in pairs if value is not None}
+    return {name: truncate(str(value), MAX_VALUE_BYTES) for name, value in pairs if value is not None}
 
 
 MAX_NAMES = 200
