@@ -111,7 +111,7 @@ STATED = {
     "docs/jaeger.md": [
         f"{trace_budget.PART_SIZE:,} children of a run or map, {trace_budget.PART_SPANS:,} spans or {trace_budget.PART_BYTES / 1e6:g} MB",
         f"Collector {build.collector_version()}, Jaeger {build.JAEGER} and",
-        f"up to {int(COLLECTOR_DEFAULTS['COLLECTOR_QUEUE_BYTES']) // MIB} MiB while Jaeger is away",
+        f"up to {int(COLLECTOR_DEFAULTS['COLLECTOR_QUEUE_BYTES']) // MIB} MiB while Jaeger is unreachable",
         f"updates span metrics every {COLLECTOR_DEFAULTS['COLLECTOR_SPANMETRICS_INTERVAL'].removesuffix('s')} s, Prometheus",
         f"reads them every {PROMETHEUS['global']['scrape_interval'].removesuffix('s')} s",
         f"zero for {MONITOR.partition(' offset ')[2].partition('s)')[0]} s (`stack/prometheus/rules/monitor.yml`)",
