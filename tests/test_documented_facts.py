@@ -160,7 +160,7 @@ STATED = {
         f"at most {COLLECTOR['connectors']['span_metrics']['aggregation_cardinality_limit']:,} per service",
         {False: "has no tail sampling"}["tailsampling" in (ROOT / "collector-config/builder.yaml").read_text("utf-8")],
         {False: "without `fsync`"}[COLLECTOR["extensions"]["file_storage"]["fsync"]],
-        f"for {health.HOLD_TIMEOUT:g} s of nothing but such answers",
+        f"for {health.HOLD_TIMEOUT:g} s of only such responses",
         {0.75: "three quarters full"}[buffer.FULL],
     ],
     "docs/servers.md": [
