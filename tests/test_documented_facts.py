@@ -198,7 +198,7 @@ STATED = {
     ],
     "docs/wire.md": [
         f"the first {limits.MAX_CONTROL_EVENTS} decisions",
-        f"the first {limits.MAX_LISTED_TASKS} tasks that run or are held back",
+        f"the first {limits.MAX_LISTED_TASKS} running and the first {limits.MAX_LISTED_TASKS} waiting tasks",
     ],
 }
 """Sentences of each page, with the numbers of the code."""
