@@ -1,4 +1,4 @@
-"""The MQTT interface as an AsyncAPI 3.0 document, generated from the code."""
+"""Generates the AsyncAPI 3.0 document of the MQTT interface from the code."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -18,12 +18,12 @@ from cascade.telemetry.topics import (
     status_topic,
 )
 from cascade.telemetry.wire import VERSION
-from docs.asyncapi_messages import BINDING, CERTAIN, CONSTRAINTS, UNCERTAIN, all_messages, all_schemas
+from docs.asyncapi_messages import BINDING, CONSTRAINTS, QOS_0, QOS_1, all_messages, all_schemas
 from docs.example_run import RUN_ID, SOURCE
 
 _ORG, _PROJECT = "{org_id}", "{project_id}"
-_OF_ALL_TASKS = "resource"
-"""The type of constraint that has no scope `task`."""
+_WITHOUT_TASK_SCOPE = "resource"
+"""The constraint type that has no scope `task`."""
 _PARAMETERS: dict[str, Any] = {
     "org_id": {"default": DEFAULT_ORG, "description": f"{ORG_VARIABLE} of the process."},
     "project_id": {"default": DEFAULT_PROJECT, "description": f"{PROJECT_VARIABLE} of the process."},
@@ -41,7 +41,7 @@ _PARAMETERS: dict[str, Any] = {
 
 
 def document() -> dict[str, Any]:
-    """The whole document, from the side of the processes that run workflows."""
+    """Return the document, from the perspective of a process that runs workflows."""
     return {
         "asyncapi": "3.0.0",
         "id": f"urn:cascade:mqtt:{VERSION}",
@@ -95,10 +95,10 @@ def _server(protocol: str, port: int, description: str, security: Iterable[str])
 def _channels() -> dict[str, Any]:
     events = events_topic(_ORG, _PROJECT, "{run_id}")
     return {
-        "events": _channel(events, "The messages of a run, in the order of `seq`.", (*CERTAIN, *UNCERTAIN)),
+        "events": _channel(events, "The messages of a run, in the order of `seq`.", (*QOS_1, *QOS_0)),
         "state": _channel(
             state_topic(_ORG, _PROJECT, "{run_id}"),
-            "The state of a run, retained: the latest one, at most twice a second.",
+            "The state of a run as a retained message, at most twice per second.",
             ("RunActive", "RunOver"),
         ),
         "status": _channel(
@@ -111,18 +111,18 @@ def _channels() -> dict[str, Any]:
         "controlTask": _control(
             "task/{name}",
             "all tasks of a name, or of names that match a pattern",
-            [name for name, kind in CONSTRAINTS.items() if kind != _OF_ALL_TASKS],
+            [name for name, kind in CONSTRAINTS.items() if kind != _WITHOUT_TASK_SCOPE],
         ),
     }
 
 
 def _control(scope: str, scoped: str, messages: Iterable[str]) -> dict[str, Any]:
-    # A placeholder is no name: it must not be percent-encoded.
+    # A placeholder must not be percent-encoded.
     kind, _, name = scope.partition("/")
     address = control_topic(_ORG, _PROJECT, f"{kind}/NAME" if name else kind, "{type}").replace("NAME", name)
     channel = _channel(address, f"A retained message is a constraint on {scoped}.", (*messages, "Cleared"))
     if kind == "task":
-        kinds = [name for name in CONSTRAINT_TYPES if name != _OF_ALL_TASKS]
+        kinds = [name for name in CONSTRAINT_TYPES if name != _WITHOUT_TASK_SCOPE]
         channel["parameters"]["type"] = _PARAMETERS["type"] | {"enum": kinds}
     return channel
 
@@ -140,14 +140,14 @@ def _channel(address: str, description: str, messages: Iterable[str]) -> dict[st
 
 def _operations() -> dict[str, Any]:
     send: dict[str, Any] = {
-        "publishCertain": _operation("send", "events", "Messages that must arrive.", CERTAIN, qos=1, retain=False),
+        "publishCertain": _operation("send", "events", "Messages that must be delivered.", QOS_1, qos=1, retain=False),
         "publishOther": _operation(
-            "send", "events", "Messages without which a run can be reconstructed.", UNCERTAIN, qos=0
+            "send", "events", "Messages that are not necessary to reconstruct a run.", QOS_0, qos=0
         ),
         "publishState": _operation(
             "send",
             "state",
-            "While the run goes on.",
+            "During the run.",
             ["RunActive"],
             qos=1,
             retain=True,
@@ -167,7 +167,7 @@ def _operations() -> dict[str, Any]:
             "send", "status", "When the last connector of the process disconnects.", ["Offline"], qos=1, retain=False
         ),
         "clearStatus": _operation(
-            "send", "status", "After `offline`: nothing stays retained.", ["Forgotten"], qos=1, retain=True
+            "send", "status", "After `offline`, so that no message stays retained.", ["Forgotten"], qos=1, retain=True
         ),
         "lastWill": _operation(
             "send",
@@ -182,16 +182,14 @@ def _operations() -> dict[str, Any]:
     send["readOwnStatus"] = _operation(
         "receive",
         "status",
-        "A process reads its own presence: it comes back after the retained constraints, and `offline` is replaced.",
+        "A process reads its own presence. It arrives after the retained constraints, and `offline` is replaced.",
         ["Online", "Offline", "Forgotten"],
         qos=1,
         retain=True,
     )
     for name, channel in _channels().items():
         if name.startswith("control"):
-            summary = (
-                "Applies while it is retained. An invalid message is refused with a ControlDecided that has the reason."
-            )
+            summary = "Applies while it is retained. An invalid message is refused with a ControlDecided that contains the reason."
             send[name.replace("control", "obey")] = _operation(
                 "receive", name, summary, channel["messages"], qos=1, retain=True
             )

@@ -31,17 +31,17 @@ _SESSION = {
         SESSION_ID: {
             "type": "string",
             "pattern": "^[0-9a-f]{16}$",
-            "description": "The session of a connector that publishes the message, or whose Last Will it is; a user property of MQTT.",
+            "description": "The session of the connector that publishes the message or set it as its Last Will; a user property of MQTT.",
         },
     },
 }
 _ENDED = ("COMPLETED", "FAILED", "SKIPPED")
 
-# By name: the type of the body, the field that distinguishes its messages, the values of that field, and a summary.
-_TOLD: dict[str, tuple[str, str, tuple[str, ...], str]] = {
+# By name: the type of the body, the field that distinguishes its messages, the values of this field, and a summary.
+_EVENTS: dict[str, tuple[str, str, tuple[str, ...], str]] = {
     "RunStarted": ("LifecycleEvent", "event", ("ENGINE_STARTED",), "A run starts."),
     "RunStopped": ("LifecycleEvent", "event", ("ENGINE_STOPPED",), "A run has ended; self-contained."),
-    "TaskHeld": ("TaskStateEvent", "state", ("PENDING",), "A task that could run is held back, with the reason."),
+    "TaskHeld": ("TaskStateEvent", "state", ("PENDING",), "A task that could run must wait, with the reason."),
     "TaskStarted": ("TaskStateEvent", "state", ("RUNNING",), "A task or one of its attempts starts."),
     "TaskEnded": ("TaskStateEvent", "state", _ENDED, "A task has ended or was skipped; self-contained."),
     "ResourceAcquired": ("ResourceEvent", "action", ("ACQUIRE",), "The setup of a resource has ended; self-contained."),
@@ -58,9 +58,9 @@ _TOLD: dict[str, tuple[str, str, tuple[str, ...], str]] = {
         "The decision about a constraint.",
     ),
 }
-CERTAIN = ("RunStarted", "RunStopped", "TaskEnded", "ResourceAcquired", "ResourceReleased", "ControlDecided")
+QOS_1 = ("RunStarted", "RunStopped", "TaskEnded", "ResourceAcquired", "ResourceReleased", "ControlDecided")
 """Messages with QoS 1."""
-UNCERTAIN = tuple(name for name in _TOLD if name not in CERTAIN)
+QOS_0 = tuple(name for name in _EVENTS if name not in QOS_1)
 
 _PARAMS: dict[str, tuple[dict[str, Any], ...]] = {
     "pause": (PAUSE, {"type": "pause", "expires_at": 1_764_003_600}),
@@ -72,23 +72,23 @@ _PARAMS: dict[str, tuple[dict[str, Any], ...]] = {
     "resource": ({"id": "night", "type": "resource", "params": {"name": "gpu", "capacity": 2}},),
 }
 CONSTRAINTS = {f"{kind.__name__}Constraint": name for kind, name in TYPES.items()}
-"""Names of messages, and the types of constraints that they are."""
+"""Types of constraints by the names of their messages."""
 
 
 def all_messages() -> dict[str, Any]:
-    told = list(messages())
-    found = {name: _told(name, [m.payload for m in told]) for name in _TOLD}
+    payloads = [message.payload for message in messages()]
+    found = {name: _event(name, payloads) for name in _EVENTS}
     found |= {name: _constraint(name) for name in CONSTRAINTS}
-    found |= _states([m.payload for m in told])
+    found |= _states(payloads)
     found["Cleared"] = _text("Cleared", "", "Clears the retained message of the topic.")
     found["Online"] = _presence("Online", "online", "The process is connected.")
-    found["Offline"] = _presence("Offline", "offline", "The process is not connected any more.")
+    found["Offline"] = _presence("Offline", "offline", "The process is no longer connected.")
     found["Forgotten"] = _presence("Forgotten", "", "Clears the retained message of a process that has disconnected.")
     return found
 
 
 def all_schemas() -> dict[str, Any]:
-    """Schemas that the messages are made from, and that need nothing newer than JSON Schema's draft 7."""
+    """Return the schemas of the messages. They are valid in draft 7 of JSON Schema, which AsyncAPI needs."""
     message: dict[str, Any] = json.loads(json.dumps(load("message")).replace("#/$defs/", "#/components/schemas/"))
     header = {name: part for name, part in message["properties"].items() if name != "body"}
     found: dict[str, Any] = {"Header": {"type": "object", "required": message["required"], "properties": header}}
@@ -100,16 +100,16 @@ def all_schemas() -> dict[str, Any]:
 
 
 def _states(payloads: list[dict[str, Any]]) -> dict[str, Any]:
-    """The state of a run while it goes on, with a task that waits, and at its end."""
+    """Return the state of an active run with a waiting task, and the final state."""
     fold, active = RunStateFold(payloads[0]), dict[str, Any]()
     for payload in payloads:
         fold.add(payload)
         if payload["body"].get("state") == "PENDING":
             active = encode_state(fold.state(0))
     results = [status for status in load("state")["properties"]["status"]["enum"] if status != "running"]
-    goes_on = _state("RunActive", "The state of a run that goes on.", {"const": "running"}, active)
-    over = _state("RunOver", "The final state of a run.", {"enum": results}, encode_state(fold.state(0)))
-    return {"RunActive": goes_on, "RunOver": over}
+    active_state = _state("RunActive", "The state of an active run.", {"const": "running"}, active)
+    final_state = _state("RunOver", "The final state of a run.", {"enum": results}, encode_state(fold.state(0)))
+    return {"RunActive": active_state, "RunOver": final_state}
 
 
 def _state(name: str, summary: str, status: dict[str, Any], example: dict[str, Any]) -> dict[str, Any]:
@@ -123,10 +123,10 @@ def _state(name: str, summary: str, status: dict[str, Any], example: dict[str, A
     }
 
 
-def _told(name: str, payloads: list[dict[str, Any]]) -> dict[str, Any]:
-    kind, field, values, summary = _TOLD[name]
+def _event(name: str, payloads: list[dict[str, Any]]) -> dict[str, Any]:
+    kind, field, values, summary = _EVENTS[name]
     body = {"type": "object", "required": ["type", field], "properties": {field: {"enum": list(values)}}}
-    examples = _firsts(payloads, lambda payload: _is(payload["body"], kind, field, values), field)
+    examples = _last_of_each(payloads, lambda payload: _is(payload["body"], kind, field, values), field)
     return {
         "name": name,
         "summary": summary,
@@ -154,11 +154,11 @@ def _is(body: dict[str, Any], kind: str, field: str, values: tuple[str, ...]) ->
     return body["type"] == kind and body[field] in values
 
 
-def _firsts(
-    payloads: list[dict[str, Any]], wanted: Callable[[dict[str, Any]], bool], field: str
+def _last_of_each(
+    payloads: list[dict[str, Any]], matches: Callable[[dict[str, Any]], bool], field: str
 ) -> Iterator[dict[str, Any]]:
-    """The last one for each value of a field of the body: it has most to tell."""
-    yield from {payload["body"][field]: payload for payload in payloads if wanted(payload)}.values()
+    """Yield the last payload for each value of a field of the body, which has the most metadata."""
+    yield from {payload["body"][field]: payload for payload in payloads if matches(payload)}.values()
 
 
 def _constraint(name: str) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def _constraint(name: str) -> dict[str, Any]:
 
 
 def _text(name: str, text: str, summary: str) -> dict[str, Any]:
-    """A message that is no JSON."""
+    """Return a message that is not JSON."""
     return {
         "name": name,
         "summary": summary,

@@ -1,4 +1,4 @@
-"""A real run whose messages are the same each time: the examples of the AsyncAPI document."""
+"""A deterministic real run: the examples of the AsyncAPI document."""
 
 import asyncio
 import itertools
@@ -24,7 +24,7 @@ PAUSE = {"id": "maintenance", "type": "pause", "params": {}}
 
 
 def messages() -> list[PublishedMessage]:
-    """What a run says that loads, is paused, goes on, and fails at its end; one constraint is refused."""
+    """Return the messages of a run with a pause, a refused constraint, and a failure at its end."""
     task_ids = (uuid5(NAMESPACE_OID, f"task {number}") for number in itertools.count())
     with (
         mock.patch("cascade.spec.lazy_types.uuid4", side_effect=task_ids),
@@ -33,29 +33,27 @@ def messages() -> list[PublishedMessage]:
     ):
         found = asyncio.run(_recorded())
     for message in found:
-        _without_places(message.payload["body"])
+        _remove_locations(message.payload["body"])
     return found
 
 
 async def _recorded() -> list[PublishedMessage]:
     bus, connector, executor = MessageBus(), MemoryConnector(), LocalExecutor()
     TelemetrySubscriber(bus, connector)
-    clock = FixedClock(
-        1_764_000_000_000_000_000, step=0.0128
-    )  # a multiple of 256 ns, which is how fine a float is today
+    clock = FixedClock(1_764_000_000_000_000_000, step=0.0128)  # a multiple of 256 ns, the resolution of a float
     engine = Engine(NativeSolver(), executor, bus, connector=connector, clock=clock, run_ids=lambda: RUN_ID)
     pause, work = control_topic(ORG, PROJECT, "task/store", "pause"), set[asyncio.Task[None]]()
 
-    def say(payload: bytes) -> None:
+    def send(payload: bytes) -> None:
         work.add(asyncio.get_running_loop().create_task(connector.deliver(pause, payload, retain=True)))
 
     def on_blocked(_: TaskBlocked) -> None:
-        say(b"")
+        send(b"")
 
     def on_started(event: TaskExecutionStarted) -> None:
         if event.task_name == "load":
-            say(b"pause, please")
-            say(json.dumps(PAUSE).encode())
+            send(b"pause, please")
+            send(json.dumps(PAUSE).encode())
 
     bus.subscribe(TaskBlocked, on_blocked)
     bus.subscribe(TaskExecutionStarted, on_started)
@@ -65,7 +63,7 @@ async def _recorded() -> list[PublishedMessage]:
         return connector.messages
     finally:
         executor.close()
-    raise AssertionError("the example has not failed as it should")
+    raise AssertionError("the example did not fail")
 
 
 def _workflow() -> Any:
@@ -75,7 +73,7 @@ def _workflow() -> Any:
 
     @cs.task
     async def load() -> list[int]:
-        for _ in range(5):  # so that the pause is there before the next task
+        for _ in range(5):  # the pause arrives before the next task
             await asyncio.sleep(0)
         return [3, 1, 2]
 
@@ -85,13 +83,13 @@ def _workflow() -> Any:
 
     @cs.task
     async def publish(stored: int) -> None:
-        raise ConnectionError(f"nobody takes the {stored} numbers")
+        raise ConnectionError(f"no connection to the store for {stored} numbers")
 
     return publish(store(load()))
 
 
-def _without_places(body: dict[str, Any]) -> None:
-    """Where the code is, in stack traces and qualified names, is another place on each machine."""
+def _remove_locations(body: dict[str, Any]) -> None:
+    """Remove stack traces and qualified names, which differ between machines."""
     metadata = body["metadata"]
     for found in (metadata, *metadata.get("attempts", ())):
         if "exception" in found:

@@ -1,4 +1,4 @@
-"""Write the parts of the documentation that follow from the code; `--check` fails if they are not current."""
+"""Generates documentation from the code. With `--check`, fails if the files are not current."""
 
 import json
 import sys
@@ -12,8 +12,9 @@ from docs.schemas import tables_of_metadata
 HERE = Path(__file__).parent
 ATTRIBUTES = """# Attributes
 
-The attributes of Cascade's spans, metrics, log records and resource. Names are those of OpenTelemetry's semantic conventions
-where these have one. Values are cut at 2,000 bytes. The table is generated from `cascade.telemetry.attributes`.
+The attributes of Cascade's spans, metrics, log records and resource. They follow OpenTelemetry's
+semantic conventions if these define a name. Values are cut at 2,000 bytes. The table is generated from
+`cascade.telemetry.attributes`.
 
 """
 END = "<!-- end -->\n"

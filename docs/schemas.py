@@ -1,7 +1,7 @@
-"""The JSON Schemas of the package, from its dataclasses and TypedDicts; pydantic translates the types.
+"""Generates the JSON Schemas of the package from its dataclasses and TypedDicts, with pydantic.
 
-A dataclass or TypedDict of the package cannot depend on pydantic. What a type does not express is in `Keywords` and in
-the docstrings of attributes, which this module hands to pydantic.
+The dataclasses and TypedDicts do not depend on pydantic. `Keywords` and the docstrings of attributes contain the keywords
+and descriptions that types do not express. This module passes them to pydantic.
 """
 
 import ast
@@ -33,7 +33,7 @@ Schema = dict[str, Any]
 
 
 def _plain(kind: str, alias: Any) -> Schema:
-    """The schema of a type of `spec.metadata` such as `TraceId`: a JSON type with the keywords of the alias."""
+    """Return the schema of an alias of `spec.metadata`, such as `TraceId`: a JSON type with the keywords of the alias."""
     return {"type": kind, **get_args(alias)[1]}
 
 
@@ -41,7 +41,7 @@ _COUNT, _ORDINAL = _plain("integer", metadata.Count), _plain("integer", metadata
 
 
 def schemas() -> dict[str, Schema]:
-    """All schemas by name: the messages, each kind of body, the state of a run, and constraints."""
+    """Return all schemas by name: messages, each kind of body, the state of a run, and constraints."""
     bodies = {name: _body(name, kind) for name, kind in BODIES.items()}
     header = {field.name: _HEADER.get(field.name) or _of_field(Header, field.name) for field in fields(Header)}
     definitions = {name: definition for body in bodies.values() for name, definition in body.get("$defs", {}).items()}
@@ -60,7 +60,7 @@ def schemas() -> dict[str, Schema]:
     return {"message": message, **bodies, "state": _state(), "control": _control()}
 
 
-# What the types of the header's fields do not express. `tracestate` is absent where the spans have none.
+# Schemas that the types of the header's fields do not express. `tracestate` is absent if the spans have none.
 _HEADER: dict[str, Schema] = {
     "v": {"type": "string", "pattern": r"^1\.[0-9]+$"},
     "ts": _TIMESTAMP,
@@ -74,7 +74,7 @@ _HEADER: dict[str, Schema] = {
 
 
 def _body(name: str, kind: type[Any]) -> Schema:
-    """The schema of a body. Its metadata has the keys of all messages of this body; `allOf` has those of each message."""
+    """Return the schema of a body. Its metadata has the keys of all its messages; `allOf` has the keys of each message."""
     properties = {field.name: _of_field(kind, field.name) for field in fields(kind)}
     by_value = {value: metadata.BY_VALUE[value] for value in _values(kind) if value in metadata.BY_VALUE}
     definitions: Schema = {}
@@ -119,7 +119,7 @@ def _values(kind: type[Any]) -> tuple[str, ...]:
 
 
 def _state() -> Schema:
-    """The schema of a run's retained state."""
+    """Return the schema of a run's retained state."""
     listed = {"type": "array", "maxItems": MAX_LISTED_TASKS, "items": {"$ref": "#/$defs/ActiveTask"}}
     states = ("pending", "running", "completed", "failed", "cancelled", "skipped")
     state = _dataclass(
@@ -135,7 +135,7 @@ def _state() -> Schema:
     return {"$schema": DIALECT, "$id": f"{_URN}:state", **state, "required": list(state["properties"]), "$defs": parts}
 
 
-# What the types of the state's fields do not express, beside those of the header.
+# Schemas that the types of the state's fields do not express, in addition to those of the header.
 _OF_STATE: dict[str, Schema] = {
     **dict.fromkeys(("start_time", "end_time", "time"), _TIMESTAMP),
     **dict.fromkeys(("tasks", "map_index", "map_size"), _COUNT),
@@ -144,7 +144,7 @@ _OF_STATE: dict[str, Schema] = {
 
 
 def _dataclass(kind: type[Any], **details: Schema) -> Schema:
-    """The schema of a dataclass of the state. A field whose default is None is left out instead of null."""
+    """Return the schema of a dataclass of the state. A field whose default is None is omitted instead of null."""
     known = _HEADER | _OF_STATE | {"constraint": _json_schema(_for_pydantic(metadata.ConstraintRef))} | details
     return {
         "title": kind.__name__,
@@ -157,7 +157,7 @@ def _dataclass(kind: type[Any], **details: Schema) -> Schema:
     }
 
 
-# What the types of a constraint's fields do not express. The parser computes the fields that are not listed.
+# Schemas that the types of a constraint's fields do not express. The parser computes the other fields.
 _OF_CONSTRAINT: dict[str, Schema] = {
     "id": {
         "maxLength": constraint.MAX_NAME,
@@ -187,9 +187,9 @@ _OPTIONAL = {"burst"}
 
 
 def _control() -> Schema:
-    """The schema of a constraint of any type. `parse_constraint` accepts exactly the payloads that it accepts.
+    """Return the schema of constraints. `parse_constraint` accepts exactly the payloads that the schema accepts.
 
-    The topic is outside the schema: its type must be that of the payload, and a resource has no scope `task`.
+    The schema does not cover the topic. Its type must be that of the payload, and a resource has no scope `task`.
     """
     return {
         "$schema": DIALECT,
@@ -225,7 +225,7 @@ def _constraint(kind: type[Constraint]) -> Schema:
 
 
 def _for_pydantic(typed: type[Any]) -> Any:
-    """A TypedDict as pydantic reads it: of typing_extensions, as pydantic requires before Python 3.12, with descriptions."""
+    """Return a TypedDict of typing_extensions with descriptions, because pydantic requires it before Python 3.12."""
     documented = keys_of(typed.__name__)
     hints = get_type_hints(typed, include_extras=True)
     make: Any = typing_extensions.TypedDict  # type checkers accept literal names only
@@ -235,7 +235,7 @@ def _for_pydantic(typed: type[Any]) -> Any:
 
 
 def _converted(hint: Any, **details: Any) -> Any:
-    """A type in which TypedDicts and `Keywords` are those of pydantic."""
+    """Return a type with pydantic's form of TypedDicts and `Keywords`."""
     if get_origin(hint) is NotRequired:
         return NotRequired[_converted(get_args(hint)[0], **details)]
     if get_origin(hint) is Annotated:
@@ -256,7 +256,7 @@ _CLASSES = {node.name: node for node in ast.parse(inspect.getsource(metadata)).b
 
 
 def keys_of(name: str) -> dict[str, str]:
-    """The keys of a TypedDict of `spec.metadata`, inherited ones first, with the docstrings of the attributes."""
+    """Return the keys of a TypedDict with the docstrings of their attributes, inherited keys first."""
     found: dict[str, str] = {}
     for base in _CLASSES[name].bases:
         if ast.unparse(base) in _CLASSES:
@@ -272,7 +272,7 @@ def keys_of(name: str) -> dict[str, str]:
 
 
 def tables_of_metadata() -> str:
-    """A table in Markdown for each TypedDict: its keys, whether each is required, and the docstrings of the attributes."""
+    """Return a Markdown table for each TypedDict: its keys, whether they are required, and their descriptions."""
     kinds = [kind for name, kind in vars(metadata).items() if name in _CLASSES and name[0] != "_" and keys_of(name)]
     return "\n".join(_table_of(kind) for kind in sorted(kinds, key=lambda kind: "Metadata" not in kind.__name__))
 
@@ -289,7 +289,7 @@ def _of_field(kind: type[Any], name: str) -> Schema:
 
 
 def _json_schema(hint: Any) -> Schema:
-    """The schema of a type, without the titles that pydantic makes of names."""
+    """Return the schema of a type without the titles that pydantic generates."""
     found: Schema = _without_titles(TypeAdapter(hint).json_schema())
     return found
 

@@ -1,7 +1,7 @@
-"""Run the report on the standard library, and show its trace as a collector received it.
+"""Runs the report on the standard library, and shows its trace as received over OTLP.
 
-With OTEL_EXPORTER_OTLP_ENDPOINT set, the spans go there; without it, to a receiver in this process. With
-CASCADE_MQTT_URL set, the run is also live on that broker, and can be paused from there.
+The spans go to OTEL_EXPORTER_OTLP_ENDPOINT if it is set, else to a receiver in this process. If CASCADE_MQTT_URL is set, the
+run is also published on that broker, and control messages can pause it.
 """
 
 import os
@@ -29,21 +29,21 @@ def main() -> None:
 
 
 def run(connector: cs.Connector) -> str:
-    """Run the workflow, print its answer, and return its trace id."""
-    beside = MemoryConnector()
-    connectors: list[cs.Connector] = [connector, beside]
+    """Run the workflow, print its result, and return its trace id."""
+    messages = MemoryConnector()
+    connectors: list[cs.Connector] = [connector, messages]
     if os.environ.get("CASCADE_MQTT_URL"):
         from cascade.connectors.mqtt import MqttConnector
 
         connectors.append(MqttConnector.from_environment())
-    answer = cs.run(
+    result = cs.run(
         stdlib_report.workflow(),
         system_resources=stdlib_report.SYSTEM_RESOURCES,
         log_level="WARNING",
         connector=connectors,
     )
-    print(answer)
-    return str(beside.payloads[0]["trace_id"])
+    print(result)
+    return str(messages.payloads[0]["trace_id"])
 
 
 if __name__ == "__main__":

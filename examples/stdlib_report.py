@@ -1,7 +1,7 @@
-"""A workflow on real input that every machine has: it reads Python's whole standard library.
+"""A workflow that reads the files of Python's standard library, and reports about them.
 
-It has one of everything: a cached task, a flaky one with retries, a map over some hundred files, a resource, two
-tasks that want the same thing at once, a router, a span of our own, and a report at the end.
+It has a cached task, a flaky task with retries, a map over several hundred files, a resource, two tasks that share a limited
+resource, a router, a span of its own, and a report at the end.
 """
 
 import ast
@@ -28,7 +28,7 @@ tracer = trace.get_tracer("stdlib_report")
 
 @cs.resource
 def database() -> Iterator[sqlite3.Connection]:
-    """An SQLite database for the run; tasks run in several threads."""
+    """Open an SQLite database for the run. Tasks use it in several threads."""
     connection = sqlite3.connect(":memory:", check_same_thread=False)
     connection.execute("CREATE TABLE functions (module TEXT, name TEXT, lines INT, branches INT)")
     connection.execute("CREATE TABLE imports (module TEXT, imported TEXT)")
@@ -39,7 +39,7 @@ def database() -> Iterator[sqlite3.Connection]:
 
 @cs.task
 def unpack_stdlib() -> str:
-    """Never runs: the directory is there, so its cache answers."""
+    """Never runs, because the directory exists and counts as the cached result."""
     raise NotImplementedError
 
 
@@ -54,7 +54,7 @@ def list_files(root: str) -> list[str]:
 
 @cs.task
 async def fetch_release() -> str:
-    """As flaky as the network: the first two attempts fail."""
+    """Simulate an unreliable network: the first two attempts fail."""
     task = cs.current_task()
     if task is not None and task.attempt <= FAILURES:
         raise ConnectionError(f"release server did not answer (attempt {task.attempt})")

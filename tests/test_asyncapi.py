@@ -1,4 +1,4 @@
-"""The AsyncAPI document is valid, and says what the code does."""
+"""The AsyncAPI document is valid and describes the messages of real runs."""
 
 import json
 import os
@@ -36,7 +36,7 @@ MESSAGES: dict[str, dict[str, Any]] = DOCUMENT["components"]["messages"]
 
 @pytest.fixture(scope="session")
 def official_schema() -> dict[str, Any]:
-    """AsyncAPI's own schema of AsyncAPI 3.0, bindings included, by npm; kept outside of the checkout."""
+    """Return the official schema of AsyncAPI 3.0 with bindings, from npm, cached outside of the checkout."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cascade"
     archive = cache / f"{SPECS.strip('@').replace('/', '-').replace('@', '-')}.tgz"
     if not archive.exists():
@@ -72,7 +72,7 @@ def test_it_is_asyncapi_3(official_schema: dict[str, Any]) -> None:
         ("channels.events", "adress", "a/b"),
     ],
 )
-def test_the_official_schema_looks_into_bindings(
+def test_the_official_schema_covers_bindings(
     official_schema: dict[str, Any], where: str, key: str, value: object
 ) -> None:
     document = json.loads(json.dumps(DOCUMENT))
@@ -83,7 +83,7 @@ def test_the_official_schema_looks_into_bindings(
     assert not Draft7Validator(official_schema).is_valid(document)
 
 
-def test_each_reference_leads_somewhere() -> None:
+def test_each_reference_resolves() -> None:
     references = list(_references(DOCUMENT))
     assert len(references) > 50
     for reference in references:
@@ -91,7 +91,7 @@ def test_each_reference_leads_somewhere() -> None:
 
 
 @pytest.mark.parametrize("name", MESSAGES)
-def test_each_example_is_such_a_message(name: str) -> None:
+def test_each_example_matches_its_message(name: str) -> None:
     message = MESSAGES[name]
     assert message["examples"]
     for found in message["examples"]:
@@ -101,7 +101,7 @@ def test_each_example_is_such_a_message(name: str) -> None:
 
 
 @pytest.mark.parametrize("channel", DOCUMENT["channels"])
-def test_each_message_of_a_channel_is_one_of_its_messages_alone(channel: str) -> None:
+def test_each_example_matches_exactly_one_message_of_its_channel(channel: str) -> None:
     names = list(DOCUMENT["channels"][channel]["messages"])
     for name in names:
         for found in MESSAGES[name]["examples"]:
@@ -135,7 +135,7 @@ def test_the_addresses_are_those_of_the_code() -> None:
         assert set(re.findall(r"{(\w+)}", channel["address"])) == set(channel["parameters"]), name
 
 
-def test_the_constraints_are_those_that_a_run_obeys() -> None:
+def test_a_run_accepts_the_examples_of_constraints() -> None:
     prefix = control_filter("acme", "etl").removesuffix("#")
     scopes = {"controlAll": "global", "controlRun": "run/4711", "controlTask": "task/load_*"}
     for channel, scope in scopes.items():
@@ -147,7 +147,7 @@ def test_the_constraints_are_those_that_a_run_obeys() -> None:
                 assert (str(parsed.scope), parsed.type) == (scope, payload["type"])
 
 
-def test_a_real_run_says_what_the_document_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_messages_of_a_real_run_match_the_document(monkeypatch: pytest.MonkeyPatch) -> None:
     connector = MemoryConnector()
     with pytest.raises(LookupError):
         cs.run(_workflow(), connector=connector, log_level="ERROR")
@@ -168,7 +168,7 @@ def test_a_real_run_says_what_the_document_says(monkeypatch: pytest.MonkeyPatch)
 
 
 def _workflow() -> Any:
-    """A resource, a map whose items are retried, a skipped task, and a failure at the end."""
+    """Return a workflow with a resource, a map with retries, a skipped task, and a failure at the end."""
     calls: set[int] = set()
 
     @cs.resource
@@ -178,7 +178,7 @@ def _workflow() -> Any:
     def double(x: int, db: Any = cs.inject(database)) -> int:
         if x not in calls:
             calls.add(x)
-            raise ConnectionError("the first time always fails")
+            raise ConnectionError("the first attempt always fails")
         return 2 * x
 
     def fail(_: Any) -> None:

@@ -1,4 +1,4 @@
-"""Every Python block of the documentation runs, page by page, in the order in which a reader meets it."""
+"""The Python blocks of each page of the documentation run, in their order on the page."""
 
 import re
 import runpy
@@ -33,7 +33,7 @@ def test_its_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("PYTHONPATH", subprocess_environment()["PYTHONPATH"])
     with OtlpReceiver() as receiver:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
-        # A process of its own: pages set the process-wide tracer provider. Test classes on a page are run, too.
+        # In its own process, because pages set the tracer provider of the process. Test classes on a page run too.
         options = ["-q", "-p", "no:cacheprovider", "-p", "no:asyncio", "-W", "error"]
         command = [sys.executable, "-m", "pytest", *options, str(script)]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HANG, check=False)
@@ -43,7 +43,7 @@ def test_its_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
-def test_its_links_lead_somewhere(page: Path) -> None:
+def test_its_links_resolve(page: Path) -> None:
     for link, anchor in LINK.findall(page.read_text(encoding="utf-8")):
         assert (page.parent / link).exists(), link
         if anchor:

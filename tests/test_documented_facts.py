@@ -1,4 +1,4 @@
-"""Numbers, fields and names that the documentation states are those of the code."""
+"""The documentation has the same numbers, fields and names as the code."""
 
 import contextlib
 import io
@@ -51,7 +51,7 @@ KIB, MIB = 1 << 10, 1 << 20
 
 
 def defaults_of(file: str, pattern: str) -> dict[str, str]:
-    """Variables of a configuration file, with their defaults there."""
+    """Return the variables of a configuration file with their defaults."""
     return dict(re.findall(pattern, (ROOT / file).read_text(encoding="utf-8")))
 
 
@@ -201,16 +201,16 @@ STATED = {
         f"the first {limits.MAX_LISTED_TASKS} running and the first {limits.MAX_LISTED_TASKS} waiting tasks",
     ],
 }
-"""Sentences of each page, with the numbers of the code."""
+"""Sentences of each page with the numbers of the code."""
 
 
 def text_of(page: str) -> str:
-    """A page with one space between words."""
+    """Return a page with one space between words."""
     return " ".join((ROOT / page).read_text(encoding="utf-8").split())
 
 
 @pytest.mark.parametrize(("page", "sentence"), [(page, one) for page, found in STATED.items() for one in found])
-def test_a_stated_number_is_that_of_the_code(page: str, sentence: str) -> None:
+def test_a_number_on_a_page_is_that_of_the_code(page: str, sentence: str) -> None:
     assert sentence in text_of(page)
 
 
@@ -240,7 +240,7 @@ def test_the_page_about_logs_lists_the_keys_of_json(capsys: pytest.CaptureFixtur
     lines = page.partition("| key |")[2].splitlines()[2:]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
     stream = io.StringIO()
-    handler, app = logging.StreamHandler(stream), logging.Logger("app")  # noqa: LOG001 - below no other
+    handler, app = logging.StreamHandler(stream), logging.Logger("app")  # noqa: LOG001 - a logger without a parent
     handler.setFormatter(cs.JsonFormatter())
     app.addHandler(handler)
 
