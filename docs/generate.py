@@ -21,7 +21,7 @@ END = "<!-- end -->\n"
 
 
 def main() -> None:
-    _write(HERE / "attributes.md", ATTRIBUTES + attributes.as_markdown() + "\n")
+    _write(HERE / "attributes.md", ATTRIBUTES + _table_of_attributes())
     _write(HERE / "asyncapi.json", json.dumps(document(), indent=2) + "\n")
     _fill(HERE / "metrics.md", "<!-- generated: the metrics -->\n", _table_of_metrics())
     _fill(HERE / "wire.md", "<!-- generated: the keys of metadata -->\n", tables_of_metadata())
@@ -29,6 +29,12 @@ def main() -> None:
     _fill(HERE / "mqtt.md", "<!-- generated: stack/mosquitto/acl.example -->\n", f"```text\n{access}```\n")
     home = (HERE.parent / "examples" / "home_assistant.yaml").read_text(encoding="utf-8")
     _fill(HERE / "mqtt.md", "<!-- generated: examples/home_assistant.yaml -->\n", f"```yaml\n{home}```\n")
+
+
+def _table_of_attributes() -> str:
+    lines = ["| attribute | type | on | meaning |", "|---|---|---|---|"]
+    lines += [f"| `{row.name}` | {row.type} | {row.spans} | {row.meaning} |" for row in attributes.DOCUMENTED]
+    return "\n".join(lines) + "\n"
 
 
 def _table_of_metrics() -> str:

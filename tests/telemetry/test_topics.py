@@ -103,7 +103,7 @@ def test_topic_filters(pattern: str, topic: str, matches: bool) -> None:
         ("a/\ud800", "control or invalid character"),
         ("x" * 65_536, "longer than 65,535 bytes"),
         ("/".join("a" * 101), "more than 100 levels"),
-        ("$SYS/x", "brokers keep for themselves"),
+        ("$SYS/x", "reserved for brokers"),
         ("a/+/b", "has a wildcard"),
         ("a/#", "has a wildcard"),
     ],

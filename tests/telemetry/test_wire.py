@@ -98,7 +98,7 @@ def test_json_is_strict() -> None:
         (b"\xff{}", "not in UTF-8"),
         (b"[1]", "must be a JSON object, not list"),
         (b"{}", "an empty object"),
-        (b'{"a": NaN}', "NaN is no number of JSON"),
+        (b'{"a": NaN}', "NaN is not a JSON number"),
         (b"[" * 16_000, "nested too deeply" if sys.version_info < (3, 14) else "not JSON"),
         (b" " * 20_000, "20,000 bytes, more than 16,384"),
     ],

@@ -1,4 +1,4 @@
-"""Converts the engine's events to messages: one small function for each kind of event."""
+"""Converts the events of the engine to messages. Each kind of event has its function."""
 
 from collections.abc import Callable
 from functools import singledispatch
@@ -53,12 +53,12 @@ EVENTS: dict[str, tuple[type[Event], ...]] = {
     "RELEASE": (ResourceReleased,),
     "CONTROL": (ControlDecision,),
 }
-"""The events that become messages, by what a connector may ignore of them."""
+"""The events that become messages, by the kind that a connector may ignore."""
 
 
 @singledispatch
 def message_for(event: Event, run: RunState) -> UnstampedMessage | None:  # noqa: ARG001 - the default of the functions below
-    """The message for an event; None for an event that the wire has no message for."""
+    """Return the message of an event, or None for an event without a message."""
     return None
 
 
@@ -174,16 +174,16 @@ def _task_finished(event: TaskExecutionFinished, run: RunState) -> UnstampedMess
         metadata["arguments"] = captured(hidden_secrets(event.arguments, event.callable_obj, event.edges))
     if "results" in run.capture and succeeded:
         metadata["output"] = MASK if hides(event.task_name, event.output) else captured(event.output)
-    whole = metadata.get("exception")
+    before: Any = metadata.get("exception")
     count_last(metadata, event, run, child)
-    shown: Any = metadata.get("exception")
-    error = event.error if shown is whole else error_of(shown)
+    exception: Any = metadata.get("exception")
+    error = event.error if exception is before else error_of(exception)
     state: wire.TaskState = "COMPLETED" if succeeded else "FAILED"
     return _task(event, run, state, metadata, (end_ns - start_ns) / 1e6, error)
 
 
 def _is_failure_of_an_item(event: TaskExecutionFinished) -> bool:
-    """Whether a map failed because an item failed: one failure, which the item's own message counts."""
+    """Return whether a map failed because of an item. The message of the item counts this failure."""
     return event.kind == "map" and event.status == "Failed" and event.error is None
 
 
@@ -279,7 +279,7 @@ def _add_task(metadata: m.TaskMetadata, event: TaskEvent) -> None:
 def _ended(
     event: TaskSkipped | TaskExecutionFinished, run: RunState, start_ns: int, end_ns: int, result: m.Result
 ) -> m.TaskEndedMetadata:
-    """Return the metadata of a task that has ended. Only keys that are present take time, because this path is hot."""
+    """Return the metadata of a task that has ended. It is a hot path: each key is added only if it has a value."""
     metadata: m.TaskEndedMetadata = {"kind": event.kind, "start_ns": start_ns, "end_ns": end_ns, "result": result}
     _add_task(metadata, event)
     if event.function:
@@ -306,6 +306,6 @@ def _start(event: TaskExecutionStarted | TaskSkipped | RunStarted | ResourceEven
 
 
 def _window(event: RunFinished | TaskExecutionFinished) -> tuple[int, int]:
-    """Start and end in nanoseconds; of an event that has only a duration, seen from its timestamp."""
+    """Return the start and end in nanoseconds. An event with a duration only ends at its timestamp."""
     end_ns = event.end_ns or round(event.timestamp * 1e9)
     return event.start_ns or end_ns - round(event.duration * 1e9), end_ns

@@ -1,18 +1,18 @@
-"""The keys of `metadata` in each kind of message: the one definition for the encoder, the JSON Schemas and the documentation.
+"""Keys of `metadata` in each kind of message, for the encoder, the JSON Schemas and the documentation.
 
-A key without a value is left out. Times are nanoseconds since the Unix epoch, ids are lower-case hexadecimal. Messages that
-end something (`COMPLETED`, `FAILED`, `SKIPPED`, `ENGINE_STOPPED`, `ACQUIRE`, `RELEASE`) are self-contained: their metadata
-has all values of the span. Changes within version 1.x are additive, and consumers ignore unknown keys.
+A key without a value is not encoded. Times are nanoseconds since the Unix epoch, ids are lower-case hexadecimal. The metadata
+of a terminal message (`COMPLETED`, `FAILED`, `SKIPPED`, `ENGINE_STOPPED`, `ACQUIRE`, `RELEASE`) has all values of its span.
+Changes within version 1.x are additive, and consumers ignore unknown keys.
 """
 
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 MAX_TRACESTATE = 8_192
-"""Characters of a tracestate. A longer one is ignored, as by the OpenTelemetry SDK. W3C requires at least 512."""
+"""Limit of the characters of a tracestate. Longer ones are ignored, as in the OpenTelemetry SDK. W3C requires at least 512."""
 
 
 class Keywords(dict[str, Any]):
-    """Keywords of JSON Schema that a Python type does not express, for `Annotated`."""
+    """Keywords of JSON Schema for `Annotated`, for constraints that a Python type does not express."""
 
 
 Count = Annotated[int, Keywords(minimum=0)]
@@ -39,7 +39,7 @@ class ExceptionInfo(TypedDict):
     message: str
     """Text of the exception, at most 2,000 bytes."""
     stacktrace: NotRequired[str]
-    """At most 16 KiB; the middle is left out."""
+    """Stack trace, at most 16 KiB. A longer one loses its middle."""
 
 
 class LaterError(ExceptionInfo):
@@ -72,7 +72,7 @@ class ConstraintRef(TypedDict):
 
 
 class Wait(TypedDict):
-    """A time for which a task was held back."""
+    """A period for which a task was held back."""
 
     reason: WaitReason
     """Reason of the wait, as in `PENDING`."""
@@ -227,7 +227,7 @@ class TaskEndedMetadata(TaskMetadata):
     function: NotRequired[str]
     """Module and qualified name of the function."""
     links: NotRequired[list[Link]]
-    """Tasks whose values the task consumed, at most 128; of a skip, the condition or selector and the skipped task before it."""
+    """At most 128 tasks whose values the task consumed. For a skip: the condition or selector, and the skipped task before it."""
     link_count: NotRequired[Count]
     """Number of tasks whose values the task consumed."""
     map_size: NotRequired[Count]

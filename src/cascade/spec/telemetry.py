@@ -1,9 +1,9 @@
-"""Telemetry messages, version 1.0, as frozen dataclasses: one `Header` and one body for each message.
+"""Telemetry messages, version 1.0, as frozen dataclasses. Each message has a `Header` and a body.
 
-The values for a short view are fields of the body. All others are in `metadata`, whose keys `cascade.spec.metadata` defines.
-Times are nanoseconds since the Unix epoch, ids are lower-case hexadecimal.
+The fields of a body are the values for a short view. All other values are in `metadata` (`cascade.spec.metadata`). Times are
+nanoseconds since the Unix epoch, ids are lower-case hexadecimal.
 
-`RetainedRunState` is a message by itself, on a topic of its own. It summarizes the messages of a run so far.
+`RetainedRunState` is a separate message on another topic. It summarizes the messages of a run so far.
 """
 
 from collections.abc import Mapping
@@ -21,9 +21,9 @@ ResourceAction = Literal["ACQUIRE", "RELEASE"]
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The run of a message, the time of its event, its span, and its number in the run's order.
+    """Identity of a message: its run, the time of its event, its span, and its number in the run.
 
-    `tracestate` (W3C Trace Context) is that of the message's spans. A message without one has no such key.
+    `tracestate` (W3C Trace Context) belongs to the spans of the message. If it is empty, the encoded message does not have it.
     """
 
     run_id: str
@@ -42,7 +42,7 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class LifecycleEvent:
-    """A run starts or stops. `duration_ms` and `error` belong to the stop."""
+    """Start or end of a run. Only the end has `duration_ms` and `error`."""
 
     event: LifecycleName
     status: RunStatus | None = None
@@ -53,7 +53,7 @@ class LifecycleEvent:
 
 @dataclass(frozen=True, slots=True)
 class TaskStateEvent:
-    """A task, or a map as a whole, enters a state. `duration_ms` runs from the first RUNNING to a terminal state."""
+    """New state of a task, or of a map as a whole. `duration_ms` is the time from the first RUNNING to a terminal state."""
 
     task_id: str
     task_name: str
@@ -65,11 +65,11 @@ class TaskStateEvent:
 
 @dataclass(frozen=True, slots=True)
 class ResourceEvent:
-    """A resource was set up, or its setup failed (ACQUIRE), or it was torn down (RELEASE).
+    """End of the setup (ACQUIRE) or of the teardown (RELEASE) of a resource.
 
-    `current_usage` has the amounts of system resources in use at that moment.
+    `current_usage` has the amounts of system resources in use.
 
-    The runtime's event of the same name is `cascade.runtime.events.ResourceEvent`.
+    The runtime event with the same name is `cascade.runtime.events.ResourceEvent`.
     """
 
     resource_name: str
@@ -80,9 +80,9 @@ class ResourceEvent:
 
 @dataclass(frozen=True, slots=True)
 class ControlEvent:
-    """What became of a constraint that came in: applied, refused (and why), expired or cleared.
+    """Decision about a received constraint: applied, refused with a reason, expired or cleared.
 
-    `scope` is `global`, `run/{run_id}` or `task/{name or pattern}`; of a refused one perhaps less than that.
+    `scope` is `global`, `run/{run_id}` or `task/{name or pattern}`. The scope of a refused constraint may be incomplete.
     """
 
     action: ControlAction
@@ -96,11 +96,11 @@ class ControlEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActiveTask:
-    """A task, a map as a whole, or an item of a map, in a `RetainedRunState`. A field that is None is left out.
+    """A task, a map as a whole, or an item of a map in a `RetainedRunState`. Fields that are None are not encoded.
 
-    `start_time` is the start of the task or attempt, or of the wait. A waiting task has a `reason`, as PENDING has, and
-    the `constraint` that holds it back: `{"scope", "type", "id"}`. `attempt` is the attempt that runs, or that failed.
-    `end_time` is the end of the delay of a retry.
+    `start_time` is the start of the task, attempt or wait. A waiting task has the `reason` of PENDING, and the `constraint`
+    that holds it: `{"scope", "type", "id"}`. `attempt` is the running or failed attempt. `end_time` is the end of the delay
+    of a retry.
     """
 
     task_id: str
@@ -119,9 +119,9 @@ class ActiveTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LastError:
-    """The last error of a run: of an attempt of a task, of a resource, or of the run. A field that is None is left out.
+    """The last error of an attempt, a resource, or the run. Fields that are None are not encoded.
 
-    `type` is that of the exception. A cancelled run has `cancellation`, and the reason as `message`.
+    `type` is the type of the exception. A cancelled run has the type `cancellation`, and the reason as `message`.
     """
 
     type: str
@@ -136,11 +136,11 @@ class LastError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetainedRunState:
-    """The state of a run after its message `seq`. Times are in the form of `ts`, the time of that message.
+    """State of a run after its message `seq`. All times have the format of `ts`, the time of that message.
 
-    `tasks` is the number of tasks that are known so far, items of started maps included. `counts` are numbers of tasks by
-    state: `pending` and `running` at this time; `completed`, `failed`, `cancelled` and `skipped` since the start.
-    `running` and `waiting` list the first tasks of `running` and `pending`; items of maps are last. `status` is
+    `tasks` is the number of known tasks, with the items of started maps. `counts` has the numbers of tasks by state: the
+    current `pending` and `running` ones, and the `completed`, `failed`, `cancelled` and `skipped` ones since the start.
+    `running` and `waiting` list the first running and pending tasks. Items of maps are at the end of the lists. `status` is
     `running`, and at the end the result of the run.
     """
 

@@ -1,6 +1,6 @@
-"""The names of everything Cascade puts on spans, resources and metrics; `docs/attributes.md` is made of it.
+"""Names and descriptions of the attributes of spans, metrics, log records and resources, for `docs/attributes.md`.
 
-Names are OpenTelemetry's where its semantic conventions have one, `cascade.*` for the rest.
+Names are those of the semantic conventions of OpenTelemetry where these have one, otherwise `cascade.*`.
 """
 
 from dataclasses import dataclass
@@ -81,7 +81,7 @@ CICD_TASK_RUN_RESULT = "cicd.pipeline.task.run.result"
 
 @dataclass(frozen=True, slots=True)
 class Documented:
-    """One row of the table: the attribute, its type, the spans it is on, what it says."""
+    """A row of the table: the name of an attribute, its type, its spans, and its meaning."""
 
     name: str
     type: str
@@ -208,9 +208,3 @@ DOCUMENTED = (
     Documented(CICD_TASK_RUN_ID, "string", 'task, with `semconv="cicd"`', "the task's id in the workflow"),
     Documented(CICD_TASK_RUN_RESULT, "string", 'task, with `semconv="cicd"`', _WORDS),
 )
-
-
-def as_markdown() -> str:
-    """The table of `docs/attributes.md`."""
-    rows = (f"| `{row.name}` | {row.type} | {row.spans} | {row.meaning} |" for row in DOCUMENTED)
-    return "\n".join(["| attribute | type | on | meaning |", "|---|---|---|---|", *rows])

@@ -1,4 +1,4 @@
-"""The state of a run, folded from its messages: `RetainedRunState` for subscribers that come late."""
+"""Folds the messages of a run into its state, which new subscribers receive as a `RetainedRunState`."""
 
 import threading
 from collections.abc import Iterator, Mapping
@@ -10,10 +10,8 @@ from cascade.spec.telemetry import ActiveTask, LastError, RetainedRunState, RunS
 from cascade.telemetry.limits import MAX_LISTED_TASKS
 from cascade.telemetry.wire import timestamp
 
-_Task = tuple[str, Mapping[str, Any]]
-"""The name of a task, and metadata of the message that describes it."""
-_Tasks = dict[str, _Task]
-"""By id of the task, in the order of their messages."""
+_Tasks = dict[str, tuple[str, Mapping[str, Any]]]
+"""Name and metadata of tasks by id, in the order of their messages."""
 
 _ENDS = {"COMPLETED": "completed", "SKIPPED": "skipped"}
 _COUNTED = ("completed", "failed", "cancelled", "skipped")
@@ -21,17 +19,17 @@ _IDENTITY = ("run_id", "org_id", "project_id", "source", "trace_id")
 
 
 class RunStateFold:
-    """Folds the messages of one run, in their order, into its state.
+    """Folds the messages of one run into its state.
 
-    `add` takes about a microsecond, whatever the size of the run. The memory grows with the number of tasks that run or
-    wait at the same time. Both methods may be called from any thread.
+    `add` takes about a microsecond for runs of any size. The memory grows with the number of tasks that run or wait at the
+    same time. All methods may be called in any thread.
     """
 
     def __init__(self, started: Mapping[str, Any]) -> None:
-        """`started` is the payload of the run's first message, ENGINE_STARTED."""
+        """`started` is the payload of the first message of the run, ENGINE_STARTED."""
         metadata = started["body"]["metadata"]
         self._lock = threading.Lock()
-        # Values, since a payload may be large, and states of runs that have ended may wait for a broker.
+        # The payload itself is not kept: it may be large, and the states of ended runs may wait for a broker.
         self._constant: dict[str, Any] = {name: started[name] for name in _IDENTITY}
         self._constant |= {"target": metadata.get("target", ""), "start_time": timestamp(metadata.get("start_ns", 0))}
         self._latest: tuple[str, int] = (started["ts"], started["seq"])
@@ -41,7 +39,7 @@ class RunStateFold:
         self._ended: dict[str, int] = dict.fromkeys(_COUNTED, 0)
         self._running: tuple[_Tasks, _Tasks] = ({}, {})
         self._waiting: tuple[_Tasks, _Tasks] = ({}, {})
-        self._delays: dict[str, tuple[int, bool]] = {}  # of retries: the end in nanoseconds, and whether it is an item
+        self._delays: dict[str, tuple[int, bool]] = {}  # of retries: end in nanoseconds, and True for an item
         self._last_error: LastError | None = None
         self._first_failure: LastError | None = None
 
@@ -64,7 +62,7 @@ class RunStateFold:
                 self._stop(body, payload["ts"])
 
     def state(self, now_ns: int, listed: int = MAX_LISTED_TASKS) -> RetainedRunState:
-        """The state at a time in nanoseconds since the Unix epoch. It lists at most `listed` running and waiting tasks."""
+        """Return the state at a time in nanoseconds since the Unix epoch, with at most `listed` running and waiting tasks."""
         with self._lock:
             self._end_delays(now_ns)
             end_time, duration_ms = self._end or (None, None)
@@ -84,7 +82,7 @@ class RunStateFold:
             )
 
     def next_change_ns(self) -> int | None:
-        """The time of the next change that no message reports, in nanoseconds since the epoch: the delay of a retry ends."""
+        """Return the end of the next delay of a retry, in nanoseconds since the Unix epoch. No message reports that change."""
         with self._lock:
             return min((until_ns for until_ns, _ in self._delays.values()), default=None)
 
@@ -119,13 +117,15 @@ class RunStateFold:
         metadata = body["metadata"]
         if metadata.get("result") == "cancellation":
             self._ended["cancelled"] += 1
-        elif body["error"] is not None or metadata.get("kind") != "map":  # else the item's message reports the failure
+        elif (
+            body["error"] is not None or metadata.get("kind") != "map"
+        ):  # the message of an item has the failure of a map
             self._ended["failed"] += 1
             self._fail(body, ts)
             self._first_failure = self._first_failure or self._last_error
 
     def _end_delays(self, now_ns: int) -> None:
-        """The tasks whose retry is due run: no message reports the start of an attempt that only its delay held back."""
+        """Move the tasks whose delay is over to the running ones. No message reports the start of their attempts."""
         due = [(task_id, is_item) for task_id, (until_ns, is_item) in self._delays.items() if until_ns <= now_ns]
         for task_id, is_item in due:
             del self._delays[task_id]
@@ -149,8 +149,9 @@ class RunStateFold:
             return
         last = self._last_error
         self._fail(body, ts)
-        for known in (self._first_failure, last):  # they name the task or the resource
-            if known and self._last_error and _is_same(known, self._last_error):
+        error = self._last_error
+        for known in (self._first_failure, last):  # these have the task or the resource of the error
+            if known and error and (known.type, known.message) == (error.type, error.message):
                 self._last_error = known
                 return
 
@@ -171,7 +172,7 @@ class RunStateFold:
 
 
 def encode_state(state: RetainedRunState) -> dict[str, Any]:
-    """The payload of a state: all fields; in tasks and the error, those that are not None."""
+    """Return the payload of a state: all fields. Tasks and the error have only the fields that are not None."""
     found = {name: getattr(state, name) for name in _STATE_FIELDS}
     found["running"] = [_present(task, _TASK_FIELDS) for task in state.running]
     found["waiting"] = [_present(task, _TASK_FIELDS) for task in state.waiting]
@@ -214,13 +215,9 @@ def _listed(tasks: tuple[_Tasks, _Tasks], count: int) -> Iterator[ActiveTask]:
 
 
 def _delay(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a retry's metadata that describes the wait. The rest has a stack trace, which would stay in memory."""
+    """Return the metadata of the wait before a retry, without the stack trace, which would stay in memory."""
     end_ns = metadata["end_ns"]
     kept = {
         key: metadata[key] for key in ("kind", "reason", "attempt", "map_id", "map_index", "label") if key in metadata
     }
     return kept | {"start_ns": end_ns, "until_ns": end_ns + round(metadata["delay_ms"] * 1e6)}
-
-
-def _is_same(one: LastError, other: LastError) -> bool:
-    return (one.type, one.message) == (other.type, other.message)

@@ -1,4 +1,4 @@
-"""Topics of the wire: names, levels, and the limits of brokers."""
+"""MQTT topics: names, checks of levels, topics and filters, and the limits of brokers."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from cascade.telemetry.limits import MAX_NAME_BYTES
 ORG_VARIABLE, PROJECT_VARIABLE = "CASCADE_ORG_ID", "CASCADE_PROJECT_ID"
 DEFAULT_ORG, DEFAULT_PROJECT = "local", "default"
 MAX_LEVEL_BYTES = 128
-"""Three of them and a UUID stay far below the limit of MQTT."""
+"""A topic with three such levels and a UUID is far below the limit of MQTT."""
 MAX_LEVELS = 100
 """Mosquitto closes the connection of a client that publishes to 200 levels or more."""
 
@@ -51,7 +51,7 @@ def check_topic_limits(org_id: str, project_id: str, limits: TopicLimits) -> Non
     """Check that a broker accepts all topics of a project: messages, state and control of its runs, and presence.
 
     Raises:
-        ValueError: A topic exceeds a limit. The text names the topic, its size, and the settings to shorten.
+        ValueError: A topic exceeds a limit. The text has the topic, its size, and the settings to shorten.
     """
     events_topic(org_id, project_id, _ANY_RUN, limits)
     state_topic(org_id, project_id, _ANY_RUN, limits)
@@ -75,32 +75,28 @@ def checked_level(value: str, name: str) -> str:
     """Return the value if it can be one level of a topic (MQTT 5.0, 4.7).
 
     Raises:
-        ValueError: It is empty or over-long, starts with `$`, or has `/`, `+`, `#` or a control character.
+        ValueError: The value is empty or too long, starts with `$`, or has `/`, `+`, `#` or a control character.
     """
-    problem = _problem(value)
+    problem = _invalid_text(value)
+    if not problem and _bytes(value) > MAX_LEVEL_BYTES:
+        problem = f"is longer than {MAX_LEVEL_BYTES:,} bytes"
+    if not problem and (found := set("/+#").intersection(value)):
+        problem = f"has {''.join(sorted(found))!r}, which a level of a topic cannot have"
     if problem:
         raise ValueError(f"{name}={value[:60]!r} {problem}: use letters, digits, '-', '_' and '.'")
     return value
-
-
-def _problem(value: str) -> str:
-    if problem := _unfit(value):
-        return problem
-    if _bytes(value) > MAX_LEVEL_BYTES:
-        return f"is longer than {MAX_LEVEL_BYTES:,} bytes"
-    if found := set("/+#").intersection(value):
-        return f"has {''.join(sorted(found))!r}, which would break out of its level of the topic"
-    return ""
 
 
 def checked_topic(topic: str, limits: TopicLimits = MQTT_LIMITS) -> str:
     """Return the topic if a broker with these limits accepts a message to it (MQTT 5.0, 4.7).
 
     Raises:
-        ValueError: A broker would refuse the topic or close the connection: it is empty or over-long, has too many
+        ValueError: A broker would refuse the topic or close the connection. The topic is empty or too long, has too many
             levels, a wildcard or a control character, or starts with `$`.
     """
-    problem = _problem_of(topic, limits) or ("has a wildcard" if {"+", "#"}.intersection(topic) else "")
+    problem = (
+        _invalid_text(topic) or _exceeded(topic, limits) or ("has a wildcard" if {"+", "#"}.intersection(topic) else "")
+    )
     if problem:
         raise ValueError(f"topic {topic[:60]!r} {problem}")
     return topic
@@ -110,21 +106,21 @@ def checked_filter(pattern: str, limits: TopicLimits = MQTT_LIMITS) -> str:
     """Return the topic filter if a broker with these limits accepts a subscription to it (MQTT 5.0, 4.7.1).
 
     Raises:
-        ValueError: As for a topic. The wildcards `+`, for a level, and `#`, for the last levels, are allowed.
+        ValueError: As for a topic, but the wildcards `+` for a level and `#` for the last levels are allowed.
     """
     *levels, last = pattern.split("/")
-    problem = _problem_of(pattern, limits)
+    problem = _invalid_text(pattern) or _exceeded(pattern, limits)
     if any("#" in level or ("+" in level and level != "+") for level in levels) or (
         {"+", "#"}.intersection(last) and last not in {"+", "#"}
     ):
-        problem = problem or "has a wildcard that is no level by itself, or '#' before its end"
+        problem = problem or "has a wildcard that is only a part of a level, or '#' before the last level"
     if problem:
         raise ValueError(f"topic filter {pattern[:60]!r} {problem}")
     return pattern
 
 
 def topic_matches(pattern: str, topic: str) -> bool:
-    """Whether an MQTT topic filter, with `+` and `#`, covers a topic (MQTT 5.0, 4.7)."""
+    """Return whether an MQTT topic filter, with `+` and `#`, matches a topic (MQTT 5.0, 4.7)."""
     wanted, levels = pattern.split("/"), topic.split("/")
     for index, level in enumerate(wanted):
         if level == "#":
@@ -134,12 +130,8 @@ def topic_matches(pattern: str, topic: str) -> bool:
     return len(wanted) == len(levels)
 
 
-def _problem_of(topic: str, limits: TopicLimits) -> str:
-    return _unfit(topic) or _excess(topic, limits)
-
-
-def _excess(topic: str, limits: TopicLimits) -> str:
-    """Return the limit that a topic or a topic filter exceeds, with its size; an empty text if it exceeds none."""
+def _exceeded(topic: str, limits: TopicLimits) -> str:
+    """Return the limit that a topic or a topic filter exceeds, and its size; or an empty text."""
     size, slashes = _bytes(topic), topic.count("/")
     if size > limits.max_bytes:
         return f"has {size:,} bytes and is longer than {limits.max_bytes:,} bytes, the limit of {limits.broker}"
@@ -148,14 +140,14 @@ def _excess(topic: str, limits: TopicLimits) -> str:
     return ""
 
 
-def _unfit(value: str) -> str:
-    """Return the fault of a topic, or of a level that a topic may begin with."""
+def _invalid_text(value: str) -> str:
+    """Return the fault of a topic or of a level, or an empty text."""
     if not value:
         return "is empty"
     if any(unicodedata.category(character) in {"Cc", "Cs", "Cn"} for character in value):
         return "has a control or invalid character"
     if value.startswith("$"):
-        return "starts with '$', which brokers keep for themselves"
+        return "starts with '$', which is reserved for brokers"
     return ""
 
 
@@ -167,8 +159,8 @@ def _bytes(value: str) -> int:
 def source() -> str:
     """Return the name of this process, `{host}-{pid}-{4 hex random}`.
 
-    It is the same for the life of the process. A forked child has a name of its own. The random part tells processes
-    with the same process id apart, in containers with one host name, and after a restart.
+    It does not change during the life of the process. A forked child has another name. The random part differs between
+    processes with the same process id, such as after a restart or in containers with one host name.
     """
     host = "".join(c if c.isalnum() or c in "-_." else "-" for c in socket.gethostname()) or "host"
     return f"{host[:64]}-{os.getpid()}-{os.urandom(2).hex()}"
@@ -214,13 +206,14 @@ def control_topic(
         limits: Limits of the broker: `AWS_LIMITS` for AWS IoT Core.
 
     Raises:
-        ValueError: The name has more than 256 bytes, which a run refuses, or the topic exceeds a limit of the broker.
-            A long task name needs a pattern that is shorter: `task/reports*`.
+        ValueError: The name has more than 256 bytes, or the topic exceeds a limit of the broker. A pattern such as
+            `task/reports*` replaces a long task name.
     """
     kind, _, name = scope.partition("/")
     if _bytes(name) > MAX_NAME_BYTES:
         raise ValueError(
-            f"the name in the scope {scope[:60]!r} has {_bytes(name):,} bytes, a run accepts {MAX_NAME_BYTES}: {_SHORTER}"
+            f"the name in the scope {scope[:60]!r} has {_bytes(name):,} bytes, a run accepts {MAX_NAME_BYTES}: "
+            "use a shorter pattern, such as 'task/reports*'"
         )
     encoded = quote(name, safe="")
     level = f"{kind}/{encoded}" if name else kind
@@ -228,16 +221,13 @@ def control_topic(
     return _within(limits, "a constraint", topic, org_id, project_id, encoded if kind == "task" else "")
 
 
-_SHORTER = "use a shorter pattern, such as 'task/reports*'"
-
-
 def _within(limits: TopicLimits, kind: str, topic: str, org_id: str, project_id: str, task: str = "") -> str:
     """Return the topic.
 
     Raises:
-        ValueError: It exceeds a limit. The text has the sizes of the parts that can be shortened.
+        ValueError: The topic exceeds a limit. The text has the sizes of the parts that can be shortened.
     """
-    if problem := _excess(topic, limits):
+    if problem := _exceeded(topic, limits):
         parts = {ORG_VARIABLE: org_id, PROJECT_VARIABLE: project_id, "the task's name or pattern": task}
         longest_first = sorted((-_bytes(part), name) for name, part in parts.items() if part)
         sizes = [f"{name} ({-size:,} bytes)" for size, name in longest_first]

@@ -1,4 +1,4 @@
-"""Messages as dicts and as JSON, and back."""
+"""Encodes messages as dicts and as JSON, and decodes them."""
 
 import json
 import math
@@ -26,12 +26,12 @@ _GETTERS = {kind: _getter(kind) for kind in BODIES.values()}
 
 
 def encode(header: Header, body: Body) -> dict[str, Any]:
-    """A message as one dict: the header's fields at the top, and `body` with its `type`."""
+    """Return a message as a dict: the fields of the header, and `body` with its `type`."""
     return encode_header(header) | {"body": encode_body(body)}
 
 
 def encode_header(header: Header) -> dict[str, Any]:
-    """The part of a message that is above its body."""
+    """Return the fields of the header of a message."""
     names, values = _HEADER
     found = dict(zip(names, values(header), strict=True))
     if not header.tracestate:
@@ -40,40 +40,41 @@ def encode_header(header: Header) -> dict[str, Any]:
 
 
 def encode_body(body: Body) -> dict[str, Any]:
+    """Return the body of a message, with its `type`."""
     names, values = _GETTERS[type(body)]
     return {"type": type(body).__name__, **dict(zip(names, values(body), strict=True))}
 
 
 def decode(payload: Mapping[str, Any]) -> tuple[Header, Body]:
-    """The header and the body of a payload; fields that are not known are ignored.
+    """Return the header and the body of a message. Unknown fields are ignored.
 
     Raises:
-        ValueError: It is no message of version 1, naming the field and its value.
+        ValueError: The payload is not a message of version 1. The text has the field and its value.
     """
     if not isinstance(payload, Mapping):
         raise ValueError(f"a message must be an object, got {type(payload).__name__}")
     if str(payload.get("v", "")).partition(".")[0] != VERSION.partition(".")[0]:
-        raise ValueError(f"v={payload.get('v')!r}: this reads version {VERSION}")
+        raise ValueError(f"v={payload.get('v')!r} is not supported: the version must be 1.x, such as {VERSION}")
     body = payload.get("body")
     if not isinstance(body, Mapping):
         raise ValueError(f"body must be an object, got {body!r}")
     kind = BODIES.get(str(body.get("type")))
     if kind is None:
         raise ValueError(f"body.type={body.get('type')!r}: choose from {', '.join(BODIES)}")
-    return _made(Header, payload, ""), _made(kind, body, "body.")
+    return _build(Header, payload, ""), _build(kind, body, "body.")
 
 
-def _made(kind: type[Any], data: Mapping[str, Any], where: str) -> Any:
+def _build(kind: type[Any], data: Mapping[str, Any], where: str) -> Any:
     known = {name: _checked(data[name], hint, where + name) for name, hint in _HINTS[kind].items() if name in data}
     try:
         return kind(**known)
     except TypeError:
-        missing = next(f.name for f in fields(kind) if f.name not in known and _is_required(f))
+        missing = next(
+            field.name
+            for field in fields(kind)
+            if field.name not in known and field.default is MISSING and field.default_factory is MISSING
+        )
         raise ValueError(f"{where}{missing} is missing") from None
-
-
-def _is_required(field: Any) -> bool:
-    return field.default is MISSING and field.default_factory is MISSING
 
 
 _HINTS = {kind: get_type_hints(kind) for kind in (Header, *BODIES.values())}
@@ -86,7 +87,7 @@ def _checked(value: Any, hint: Any, name: str) -> Any:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value from JSON has the type; a literal's choices may grow within 1.x, so any string will do there."""
+    """Return whether a JSON value has a type. Any string fits a Literal, because later versions 1.x may add choices."""
     if get_origin(hint) in {Union, UnionType}:
         return any(_fits(value, option) for option in get_args(hint))
     if get_origin(hint) is Literal:
@@ -101,8 +102,8 @@ _second = (-1, "")
 
 
 def timestamp(ns: int) -> str:
-    """Nanoseconds since the Unix epoch as ISO 8601 UTC with microseconds: `2026-11-23T22:49:00.123456Z`."""
-    global _second  # noqa: PLW0603 - messages come in bursts: the part up to the second is made once a second
+    """Return nanoseconds since the Unix epoch as ISO 8601 in UTC with microseconds: `2026-11-23T22:49:00.123456Z`."""
+    global _second  # noqa: PLW0603 - a cache of the latest second, because many messages have the same one
     whole, rest = divmod(ns, 1_000_000_000)
     known, prefix = _second
     if known != whole:
@@ -112,7 +113,7 @@ def timestamp(ns: int) -> str:
 
 
 def parse_timestamp(text: str) -> int:
-    """A timestamp of the wire as nanoseconds since the Unix epoch. Raises ValueError for anything else."""
+    """Return a timestamp of a message as nanoseconds since the Unix epoch. Raises ValueError if it is invalid."""
     moment = datetime.fromisoformat(text)
     if moment.tzinfo is None:
         raise ValueError(f"{text!r} has no time zone")
@@ -120,20 +121,20 @@ def parse_timestamp(text: str) -> int:
     return whole * 1_000_000_000 + moment.microsecond * 1000
 
 
-# Made once: `json.dumps` makes one for each call that does not want all its defaults.
+# `json.dumps` would create an encoder for each call with these arguments.
 _encode_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 def dumps(payload: Mapping[str, Any]) -> bytes:
-    """A payload as strict JSON in UTF-8."""
+    """Return a payload as strict JSON in UTF-8."""
     return _encode_json(payload).encode()
 
 
 def loads(data: bytes | str) -> dict[str, Any]:
-    """JSON as a payload.
+    """Return the payload of a JSON object.
 
     Raises:
-        ValueError: It is no JSON object, or not in UTF-8, or nested too deeply.
+        ValueError: The data is not a JSON object, not in UTF-8, or nested too deeply.
     """
     try:
         payload = json.loads(data)
@@ -145,11 +146,11 @@ def loads(data: bytes | str) -> dict[str, Any]:
 
 
 MAX_RECEIVED_BYTES = 16 * 1024
-"""What comes in is a constraint of some hundred bytes."""
+"""Limit of incoming messages. A constraint has a few hundred bytes."""
 
 
 class InvalidPayload(dict[str, Any]):
-    """What a connector hands to a subscriber's callback in the place of a message that is no JSON object; always empty."""
+    """Empty payload that a connector passes to the callback of a subscription if a message is not a JSON object."""
 
     def __init__(self, reason: str) -> None:
         super().__init__()
@@ -157,25 +158,25 @@ class InvalidPayload(dict[str, Any]):
 
 
 def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
-# Made once, as for `dumps`.
+# Created once, as for `dumps`.
 _decode_json = json.JSONDecoder(parse_constant=_no_number).decode
 
 
 def decode_incoming(data: bytes) -> dict[str, Any]:
-    """Decode an incoming message for a subscriber's callback; never raises.
+    """Decode an incoming message for the callback of a subscription. Never raises.
 
-    An empty message is an empty dict: it clears the constraint of its topic. A message that is no JSON object in UTF-8,
-    with or without a byte order mark, is `InvalidPayload`.
+    The result is an empty dict for an empty message, which clears the constraint of its topic, and `InvalidPayload` for a
+    message that is not a JSON object in UTF-8. A byte order mark is ignored.
     """
     if not data:
         return {}
     if len(data) > MAX_RECEIVED_BYTES:
         return InvalidPayload(f"it has {len(data):,} bytes, more than {MAX_RECEIVED_BYTES:,}")
     try:
-        payload = _decode_json(data.decode("utf-8-sig"))  # RFC 8259, 8.1: a BOM may be ignored
+        payload = _decode_json(data.decode("utf-8-sig"))  # RFC 8259, 8.1, allows a byte order mark to be ignored
     except UnicodeDecodeError:
         return InvalidPayload("it is not in UTF-8")
     except RecursionError:
@@ -188,23 +189,18 @@ def decode_incoming(data: bytes) -> dict[str, Any]:
 
 
 def with_expiry(payload: dict[str, Any], seconds: float, now: float) -> dict[str, Any]:
-    """Return a control payload that ends when the MQTT message that brought it expires.
+    """Return a control payload that ends when its MQTT message expires.
 
-    The result is a copy with `expires_at` set to `now + seconds`, or the payload itself if it ends earlier, is empty
-    (it clears a constraint), or is invalid. Other faults of the payload stay as they are, so that the refusal names them.
+    The result is a copy with `expires_at`, or the payload itself if it ends earlier, is empty, or has an invalid
+    `expires_at`. Other faults of the payload are not changed, so that the refusal reports them.
 
     Args:
         payload: The decoded message.
-        seconds: Its Message Expiry Interval as received: brokers subtract the time for which they held the message.
+        seconds: Message Expiry Interval as received. Brokers subtract the time for which they held the message.
         now: Unix seconds at which the message was received.
     """
-    given = payload.get("expires_at")
-    ends = now + seconds
-    if not payload or (given is not None and not _is_later(given, ends)):
-        return payload
-    return {**payload, "expires_at": ends}
-
-
-def _is_later(given: Any, ends: float) -> bool:
-    """True if `given` is a valid time after `ends`."""
-    return isinstance(given, (int, float)) and not isinstance(given, bool) and ends < given <= MAX_TIME
+    given, end = payload.get("expires_at"), now + seconds
+    is_number = isinstance(given, (int, float)) and not isinstance(given, bool)
+    if payload and (given is None or (is_number and end < given <= MAX_TIME)):
+        return {**payload, "expires_at": end}
+    return payload

@@ -1,4 +1,4 @@
-"""The wire's JSON Schemas (2020-12), generated from its dataclasses by `make docs`."""
+"""JSON Schemas (2020-12) of the messages. `make docs` generates them from the dataclasses and TypedDicts of `cascade.spec`."""
 
 import json
 from pathlib import Path
@@ -9,11 +9,15 @@ NAMES = ("message", "LifecycleEvent", "TaskStateEvent", "ResourceEvent", "Contro
 
 
 def load(name: str = "message") -> dict[str, Any]:
-    """A schema by name: "message" for what goes out, or a body's type; "state" for a run's retained state; "control" for a constraint that comes in.
+    """Return a schema.
+
+    Args:
+        name: "message" for all messages of a run, the type of a body for one kind of message, "state" for the retained
+            state of a run, or "control" for a constraint.
 
     Raises:
-        ValueError: There is none of that name.
+        ValueError: The name is unknown.
     """
     if name not in NAMES:
-        raise ValueError(f"schema {name!r}: choose from {', '.join(NAMES)}")
+        raise ValueError(f"schema {name!r} does not exist: choose from {', '.join(NAMES)}")
     return dict(json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8")))
