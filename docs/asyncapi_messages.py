@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from cascade.connectors.mqtt.packets import CONTENT_TYPE, SESSION_ID, traceparent
-from cascade.runtime.control.constraint import TYPES
+from cascade.runtime.control.constraint import CONSTRAINT_CLASSES
 from cascade.telemetry.run_state import RunStateFold, encode_state
 from cascade.telemetry.schema import load
 from docs.example_run import PAUSE, messages
@@ -71,7 +71,7 @@ _PARAMS: dict[str, tuple[dict[str, Any], ...]] = {
     ),
     "resource": ({"id": "night", "type": "resource", "params": {"name": "gpu", "capacity": 2}},),
 }
-CONSTRAINTS = {f"{kind.__name__}Constraint": name for kind, name in TYPES.items()}
+CONSTRAINTS = {f"{kind.__name__}Constraint": kind.type for kind in CONSTRAINT_CLASSES}
 """Types of constraints by the names of their messages."""
 
 

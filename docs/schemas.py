@@ -195,8 +195,8 @@ def _control() -> Schema:
         "$schema": DIALECT,
         "$id": f"urn:cascade:control:{VERSION}",
         "title": "Cascade constraint",
-        "oneOf": [{"$ref": f"#/$defs/{kind.__name__}"} for kind in constraint.TYPES],
-        "$defs": {kind.__name__: _constraint(kind) for kind in constraint.TYPES},
+        "oneOf": [{"$ref": f"#/$defs/{kind.__name__}"} for kind in constraint.CONSTRAINT_CLASSES],
+        "$defs": {kind.__name__: _constraint(kind) for kind in constraint.CONSTRAINT_CLASSES},
     }
 
 
@@ -216,7 +216,7 @@ def _constraint(kind: type[Constraint]) -> Schema:
         "type": "object",
         "required": ["type"] if kind is Pause else ["type", "params"],
         "properties": {
-            "type": {"const": constraint.TYPES[kind]},
+            "type": {"const": kind.type},
             **common,
             "params": {"anyOf": [params, {"type": "null"}]} if kind is Pause else params,
         },

@@ -16,7 +16,7 @@ from cascade.runtime.engine import run_nested
 from cascade.runtime.events import TaskBlocked, TaskExecutionFinished, TaskExecutionStarted, TaskRetrying
 from cascade.runtime.protocols import Place, Places
 from tests.lab.waiting import HANG, NEVER, soon
-from tests.runtime.control.steered import Steered
+from tests.runtime.control.controlled_engine import ControlledEngine
 
 collect = cs.task(lambda xs: xs, name="collect", threaded=False)
 
@@ -53,19 +53,19 @@ def mapped(task: Any, count: int) -> Any:
 
 
 async def test_tasks_that_wait_for_a_thread_are_pending_and_have_a_wait() -> None:
-    lab, blocking = Steered(executor=LocalExecutor(max_workers=2)), BlockingFunction()
-    run = lab.start(fan_out(cs.task(blocking, name="work"), 5))
+    controlled, blocking = ControlledEngine(executor=LocalExecutor(max_workers=2)), BlockingFunction()
+    run = controlled.start(fan_out(cs.task(blocking, name="work"), 5))
     await blocking.begun(2)
-    await lab.seen(TaskBlocked, 3)
+    await controlled.wait_for(TaskBlocked, 3)
 
-    assert lab.reasons == [("work", "executor")] * 3
-    assert lab.started == ["work"] * 2
-    pending = [body for body in lab.bodies("TaskStateEvent") if body["state"] == "PENDING"]
+    assert controlled.reasons == [("work", "executor")] * 3
+    assert controlled.started == ["work"] * 2
+    pending = [body for body in controlled.bodies("TaskStateEvent") if body["state"] == "PENDING"]
     assert [body["metadata"]["reason"] for body in pending] == ["executor"] * 3
     assert not any("constraint" in body["metadata"] for body in pending)
     blocking.open()
     assert await soon(run) == [0, 1, 2, 3, 4]
-    ended = [one for one in lab.all(TaskExecutionFinished) if one.task_name == "work"]
+    ended = [one for one in controlled.events_of(TaskExecutionFinished) if one.task_name == "work"]
     late = [one for one in ended if one.waits]
     assert [[wait.reason for wait in one.waits] for one in late] == [["executor"]] * 3
     assert all(one.waits[-1].end_ns <= one.start_ns for one in late), "RUNNING begins after the wait"
@@ -75,33 +75,33 @@ async def test_tasks_that_wait_for_a_thread_are_pending_and_have_a_wait() -> Non
 @pytest.mark.parametrize("shape", [fan_out, mapped])
 @pytest.mark.parametrize("scope", ["global", "task/work"])
 async def test_a_pause_holds_the_tasks_that_wait_for_a_thread(shape: Callable[..., Any], scope: str) -> None:
-    lab, first, count = Steered(executor=LocalExecutor(max_workers=2)), BlockingFunction(), 8
-    run = lab.start(shape(cs.task(first, name="work"), count))
+    controlled, first, count = ControlledEngine(executor=LocalExecutor(max_workers=2)), BlockingFunction(), 8
+    run = controlled.start(shape(cs.task(first, name="work"), count))
     await first.begun(2)
-    await lab.say(scope, "pause")
+    await controlled.constrain(scope, "pause")
     first.open()
-    await lab.seen(TaskExecutionFinished, 2)
-    while [reason for _, reason in lab.reasons].count("paused") < 1:
-        await lab.seen(TaskBlocked, len(lab.reasons) + 1)
+    await controlled.wait_for(TaskExecutionFinished, 2)
+    while [reason for _, reason in controlled.reasons].count("paused") < 1:
+        await controlled.wait_for(TaskBlocked, len(controlled.reasons) + 1)
 
     assert len(first.began) == 2
-    assert lab.started.count("work") == 2
-    await lab.clear(scope, "pause")
+    assert controlled.started.count("work") == 2
+    await controlled.clear(scope, "pause")
     assert await soon(run) == list(range(count))
 
 
 async def test_a_pause_holds_the_waiting_tasks_of_all_runs_that_share_the_threads() -> None:
     executor = LocalExecutor(max_workers=2)
-    one, other, blocking = Steered(executor=executor), Steered(executor=executor), BlockingFunction()
+    one, other, blocking = ControlledEngine(executor=executor), ControlledEngine(executor=executor), BlockingFunction()
     busy = one.start(fan_out(cs.task(blocking, name="busy"), 4))
     await blocking.begun(2)
     waiting = other.start(fan_out(cs.task(lambda i: i, name="waiting"), 4))
-    await other.seen(TaskBlocked, 4)
-    await other.say("global", "pause")
+    await other.wait_for(TaskBlocked, 4)
+    await other.constrain("global", "pause")
     blocking.open()
     assert await soon(busy) == [0, 1, 2, 3]
     while "paused" not in [reason for _, reason in other.reasons]:
-        await other.seen(TaskBlocked, len(other.reasons) + 1)
+        await other.wait_for(TaskBlocked, len(other.reasons) + 1)
 
     assert other.started == []
     await other.clear("global", "pause")
@@ -109,39 +109,39 @@ async def test_a_pause_holds_the_waiting_tasks_of_all_runs_that_share_the_thread
 
 
 async def test_a_pause_holds_the_waiting_tasks_of_a_nested_run() -> None:
-    lab, blocking = Steered(executor=LocalExecutor(max_workers=1)), BlockingFunction()
+    controlled, blocking = ControlledEngine(executor=LocalExecutor(max_workers=1)), BlockingFunction()
     inner = cs.task(blocking, name="inner")
 
     @cs.task
     async def outer() -> Any:
         return await run_nested(fan_out(inner, 3))
 
-    run = lab.start(outer())
+    run = controlled.start(outer())
     await blocking.begun(1)
-    await lab.seen(TaskBlocked, 2)
-    await lab.say("global", "pause")
+    await controlled.wait_for(TaskBlocked, 2)
+    await controlled.constrain("global", "pause")
     blocking.open()
-    while "paused" not in [reason for _, reason in lab.reasons]:
-        await lab.seen(TaskBlocked, len(lab.reasons) + 1)
+    while "paused" not in [reason for _, reason in controlled.reasons]:
+        await controlled.wait_for(TaskBlocked, len(controlled.reasons) + 1)
     assert len(blocking.began) == 1
-    await lab.clear("global", "pause")
+    await controlled.clear("global", "pause")
     assert await soon(run) == [0, 1, 2]
 
 
 async def test_a_task_that_waits_for_a_place_holds_no_resource_and_no_permit() -> None:
-    lab = Steered(executor=LocalExecutor(max_workers=1), system_resources={"gpu": 1})
-    await lab.say("task/user-*", "concurrency", {"limit": 1})
+    controlled = ControlledEngine(executor=LocalExecutor(max_workers=1), system_resources={"gpu": 1})
+    await controlled.constrain("task/user-*", "concurrency", {"limit": 1})
     blocking, done = BlockingFunction(), asyncio.Event()
-    blocker = lab.start(cs.task(blocking, name="blocker")())
+    blocker = controlled.start(cs.task(blocking, name="blocker")())
     await blocking.begun(1)
-    threaded = lab.start(cs.task(lambda: "threaded", name="user-1")().with_constraints(gpu=1))
-    await lab.seen(TaskBlocked)
+    threaded = controlled.start(cs.task(lambda: "threaded", name="user-1")().with_constraints(gpu=1))
+    await controlled.wait_for(TaskBlocked)
 
     async def in_loop() -> str:
         done.set()
         return "in loop"
 
-    assert await soon(lab.start(cs.task(in_loop, name="user-2")().with_constraints(gpu=1))) == "in loop"
+    assert await soon(controlled.start(cs.task(in_loop, name="user-2")().with_constraints(gpu=1))) == "in loop"
     assert not threaded.done()
     blocking.open()
     assert await soon(threaded) == "threaded"
@@ -149,18 +149,18 @@ async def test_a_task_that_waits_for_a_place_holds_no_resource_and_no_permit() -
 
 
 async def test_places_resources_and_a_limit_do_not_deadlock() -> None:
-    lab = Steered(executor=LocalExecutor(max_workers=2), system_resources={"gpu": 1, "net": 3})
-    await lab.say("task/a", "concurrency", {"limit": 1})
+    controlled = ControlledEngine(executor=LocalExecutor(max_workers=2), system_resources={"gpu": 1, "net": 3})
+    await controlled.constrain("task/a", "concurrency", {"limit": 1})
     tasks = {name: cs.task(lambda i: i, name=name) for name in "abc"}
     need: dict[str, dict[str, int]] = {"a": {"gpu": 1}, "b": {"gpu": 1, "net": 2}, "c": {"net": 2}}
     target = collect([tasks[n](i).with_constraints(**need[n]) for i in range(40) for n in "abc"])
-    assert await soon(lab.start(target)) == [i for i in range(40) for _ in "abc"]
-    assert lab.engine.resource_manager.usage == {"gpu": 0.0, "net": 0.0}
+    assert await soon(controlled.start(target)) == [i for i in range(40) for _ in "abc"]
+    assert controlled.engine.resource_manager.usage == {"gpu": 0.0, "net": 0.0}
 
 
 async def test_a_task_holds_no_place_during_the_delay_of_a_retry() -> None:
     executor = LocalExecutor(max_workers=1)
-    lab, calls = Steered(executor=executor), []
+    controlled, calls = ControlledEngine(executor=executor), []
 
     def flaky() -> str:
         calls.append("flaky")
@@ -168,9 +168,9 @@ async def test_a_task_holds_no_place_during_the_delay_of_a_retry() -> None:
             raise OSError
         return "flaky"
 
-    retried = lab.start(cs.task(flaky, name="flaky")().with_retry(1, delay=NEVER))
-    await lab.seen(TaskRetrying)
-    assert await soon(lab.start(cs.task(lambda: "other", name="other")())) == "other"
+    retried = controlled.start(cs.task(flaky, name="flaky")().with_retry(1, delay=NEVER))
+    await controlled.wait_for(TaskRetrying)
+    assert await soon(controlled.start(cs.task(lambda: "other", name="other")())) == "other"
     retried.cancel()
     with suppress(asyncio.CancelledError):
         await retried
@@ -178,7 +178,7 @@ async def test_a_task_holds_no_place_during_the_delay_of_a_retry() -> None:
 
 
 async def test_a_later_attempt_takes_a_place_again() -> None:
-    lab, blocking, calls = Steered(executor=LocalExecutor(max_workers=1)), BlockingFunction(), []
+    controlled, blocking, calls = ControlledEngine(executor=LocalExecutor(max_workers=1)), BlockingFunction(), []
     may_fail = threading.Event()
 
     def flaky() -> str:
@@ -188,49 +188,52 @@ async def test_a_later_attempt_takes_a_place_again() -> None:
             raise OSError
         return "flaky"
 
-    retried = lab.start(cs.task(flaky, name="flaky")().with_retry(1, delay=0.002))
-    await lab.seen(TaskExecutionStarted)
-    blocker = lab.start(cs.task(blocking, name="blocker")())
-    await lab.seen(TaskBlocked)
+    retried = controlled.start(cs.task(flaky, name="flaky")().with_retry(1, delay=0.002))
+    await controlled.wait_for(TaskExecutionStarted)
+    blocker = controlled.start(cs.task(blocking, name="blocker")())
+    await controlled.wait_for(TaskBlocked)
     may_fail.set()  # its place goes to the blocker, which waits for it already
     await blocking.begun(1)
-    await lab.seen(TaskBlocked, 2)
-    assert lab.reasons == [("blocker", "executor"), ("flaky", "executor")]
+    await controlled.wait_for(TaskBlocked, 2)
+    assert controlled.reasons == [("blocker", "executor"), ("flaky", "executor")]
     assert calls == ["flaky"]
     blocking.open()
     assert await soon(retried) == "flaky"
     assert await soon(blocker) == 0
-    waits = next(one for one in lab.all(TaskExecutionFinished) if one.task_name == "flaky").waits
+    waits = next(one for one in controlled.events_of(TaskExecutionFinished) if one.task_name == "flaky").waits
     assert [wait.reason for wait in waits] == ["retry", "executor"]
 
 
 async def test_coroutines_and_functions_in_the_loop_need_no_place() -> None:
-    lab, blocking = Steered(executor=LocalExecutor(max_workers=1)), BlockingFunction()
-    blocker = lab.start(cs.task(blocking, name="blocker")())
+    controlled, blocking = ControlledEngine(executor=LocalExecutor(max_workers=1)), BlockingFunction()
+    blocker = controlled.start(cs.task(blocking, name="blocker")())
     await blocking.begun(1)
 
     @cs.task
     async def coroutine() -> int:
         return 1
 
-    assert await soon(lab.start(collect([coroutine(), cs.task(lambda: 2, threaded=False, name="two")()]))) == [1, 2]
+    assert await soon(controlled.start(collect([coroutine(), cs.task(lambda: 2, threaded=False, name="two")()]))) == [
+        1,
+        2,
+    ]
     blocking.open()
     await soon(blocker)
-    assert lab.reasons == []
+    assert controlled.reasons == []
 
 
 async def test_a_cancelled_run_releases_its_places() -> None:
-    lab, blocking = Steered(executor=LocalExecutor(max_workers=1)), BlockingFunction()
-    blocker = lab.start(cs.task(blocking, name="blocker")())
+    controlled, blocking = ControlledEngine(executor=LocalExecutor(max_workers=1)), BlockingFunction()
+    blocker = controlled.start(cs.task(blocking, name="blocker")())
     await blocking.begun(1)
-    waiting = lab.start(fan_out(cs.task(lambda i: i, name="waiting"), 3))
-    await lab.seen(TaskBlocked, 3)
+    waiting = controlled.start(fan_out(cs.task(lambda i: i, name="waiting"), 3))
+    await controlled.wait_for(TaskBlocked, 3)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
     blocking.open()
     await soon(blocker)
-    assert await soon(lab.start(fan_out(cs.task(lambda i: i, name="next"), 3))) == [0, 1, 2]
+    assert await soon(controlled.start(fan_out(cs.task(lambda i: i, name="next"), 3))) == [0, 1, 2]
 
 
 class Seats:
@@ -294,19 +297,19 @@ class Remote:
 @pytest.mark.parametrize("shape", [fan_out, mapped])
 async def test_the_number_of_places_of_an_executor_may_change(shape: Callable[..., Any]) -> None:
     executor, began, go_on = Remote(Seats(2)), [], asyncio.Event()
-    lab = Steered(executor=executor)
+    controlled = ControlledEngine(executor=executor)
 
     async def work(i: int) -> int:
         began.append(i)
         await go_on.wait()
         return i
 
-    run = lab.start(shape(cs.task(work), 9))
-    await lab.seen(TaskExecutionStarted, 2 + (shape is mapped))
+    run = controlled.start(shape(cs.task(work), 9))
+    await controlled.wait_for(TaskExecutionStarted, 2 + (shape is mapped))
     assert executor.seats.used == 2
     executor.seats.resize(4)
     if shape is fan_out:
-        await lab.seen(TaskExecutionStarted, 4)
+        await controlled.wait_for(TaskExecutionStarted, 4)
     executor.seats.resize(3)
     go_on.set()
     assert await soon(run) == list(range(9))
@@ -317,9 +320,9 @@ async def test_the_number_of_places_of_an_executor_may_change(shape: Callable[..
 
 async def test_without_places_tasks_wait_for_the_first_one() -> None:
     executor = Remote(Seats(0))
-    lab = Steered(executor=executor)
-    run = lab.start(fan_out(cs.task(lambda i: i, name="work"), 3))
-    await lab.seen(TaskBlocked, 3)
+    controlled = ControlledEngine(executor=executor)
+    run = controlled.start(fan_out(cs.task(lambda i: i, name="work"), 3))
+    await controlled.wait_for(TaskBlocked, 3)
     executor.seats.resize(1)
     assert await soon(run) == [0, 1, 2]
 
@@ -329,9 +332,9 @@ async def test_an_executor_without_places_is_called_at_once() -> None:
         async def execute(self, node: Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
             return node.callable_obj(*args, **kwargs)
 
-    lab = Steered(executor=Plain())
-    assert await soon(lab.start(fan_out(cs.task(lambda i: i, name="work"), 50))) == list(range(50))
-    assert lab.reasons == []
+    controlled = ControlledEngine(executor=Plain())
+    assert await soon(controlled.start(fan_out(cs.task(lambda i: i, name="work"), 50))) == list(range(50))
+    assert controlled.reasons == []
 
 
 @pytest.mark.parametrize("broken", ["try_acquire", "request"])
@@ -343,13 +346,17 @@ async def test_places_that_raise_do_not_stop_the_run(broken: str, caplog: pytest
         raise OSError("no answer")
 
     setattr(Broken, broken, fail)
-    lab = Steered(executor=Remote(Broken(0)))
-    assert await soon(lab.start(fan_out(cs.task(lambda i: i, name="work"), 3))) == [0, 1, 2]
+    controlled = ControlledEngine(executor=Remote(Broken(0)))
+    assert await soon(controlled.start(fan_out(cs.task(lambda i: i, name="work"), 3))) == [0, 1, 2]
     assert "tasks start without a place" in caplog.text
 
 
 async def test_items_in_the_delay_of_a_retry_do_not_block_other_items() -> None:
-    lab, loop, others = Steered(executor=LocalExecutor(max_workers=2)), asyncio.get_running_loop(), asyncio.Event()
+    controlled, loop, others = (
+        ControlledEngine(executor=LocalExecutor(max_workers=2)),
+        asyncio.get_running_loop(),
+        asyncio.Event(),
+    )
     seen: list[int] = []
 
     def work(i: int) -> int:
@@ -360,7 +367,7 @@ async def test_items_in_the_delay_of_a_retry_do_not_block_other_items() -> None:
             loop.call_soon_threadsafe(others.set)
         return i
 
-    run = lab.start(cs.task(work).map(i=list(range(10))).with_retry(1, delay=NEVER))
+    run = controlled.start(cs.task(work).map(i=list(range(10))).with_retry(1, delay=NEVER))
     await soon(others.wait())
     assert sorted(seen) == list(range(10))
     run.cancel()

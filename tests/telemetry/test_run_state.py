@@ -17,7 +17,7 @@ from cascade.telemetry.schema import load
 from cascade.telemetry.wire import dumps, loads, parse_timestamp
 from cascade.testing import record_run
 from tests.lab.waiting import soon, until
-from tests.runtime.control.steered import Steered
+from tests.runtime.control.controlled_engine import ControlledEngine
 
 VALIDATOR = Draft202012Validator(load("state"))
 FIRST = 0
@@ -147,20 +147,20 @@ async def test_a_task_that_control_holds_back_waits_with_its_reason_and_its_cons
     async def hold(_: int) -> None:
         await release.wait()
 
-    steered = Steered()
-    await steered.say("task/hold", kind, params)
-    work = steered.start(hold.map(_=[1, 2]))
-    await until(lambda: any(p["body"].get("state") == "PENDING" for p in steered.connector.payloads))
-    seen = up_to(steered.connector.payloads, "hold", "PENDING")
+    controlled = ControlledEngine()
+    await controlled.constrain("task/hold", kind, params)
+    work = controlled.start(hold.map(_=[1, 2]))
+    await until(lambda: any(p["body"].get("state") == "PENDING" for p in controlled.connector.payloads))
+    seen = up_to(controlled.connector.payloads, "hold", "PENDING")
     release.set()
-    await steered.clear("task/hold", kind)
+    await controlled.clear("task/hold", kind)
     await soon(work)
     waiting = folded(seen)["waiting"]
     assert [(task["task_name"], task["reason"]) for task in waiting] == [("hold", reason)]
     assert waiting[0]["constraint"] == {"scope": "task/hold", "type": kind, "id": f"{kind}-1"}
     assert parse_timestamp(waiting[0]["start_time"]) == seen[-1]["body"]["metadata"]["start_ns"] // 1000 * 1000
     assert folded(seen)["counts"]["pending"] == 1
-    assert folded(steered.connector.payloads)["waiting"] == []
+    assert folded(controlled.connector.payloads)["waiting"] == []
 
 
 def test_tasks_that_wait_for_a_resource_or_for_a_place_have_that_reason() -> None:
@@ -220,17 +220,17 @@ async def test_an_attempt_that_was_held_back_after_its_delay_runs_again() -> Non
         failed.set()
         raise ConnectionError
 
-    steered = Steered()
-    run = steered.start(cs.task(work, name="flaky")().with_retry(1, delay=0.001))
+    controlled = ControlledEngine()
+    run = controlled.start(cs.task(work, name="flaky")().with_retry(1, delay=0.001))
     await soon(failed.wait())
-    await steered.say("task/flaky", "pause")
-    await until(lambda: any(p["body"]["metadata"].get("reason") == "paused" for p in steered.connector.payloads))
-    assert [task["reason"] for task in folded(steered.connector.payloads)["waiting"]] == ["paused"]
-    await steered.clear("task/flaky", "pause")
-    second = (await soon(steered.seen(TaskExecutionStarted, 2))).attempt
+    await controlled.constrain("task/flaky", "pause")
+    await until(lambda: any(p["body"]["metadata"].get("reason") == "paused" for p in controlled.connector.payloads))
+    assert [task["reason"] for task in folded(controlled.connector.payloads)["waiting"]] == ["paused"]
+    await controlled.clear("task/flaky", "pause")
+    second = (await soon(controlled.wait_for(TaskExecutionStarted, 2))).attempt
     release.set()
     assert await soon(run) == 1
-    state = folded(up_to(steered.connector.payloads, "flaky", "RUNNING", 2))
+    state = folded(up_to(controlled.connector.payloads, "flaky", "RUNNING", 2))
     assert (second, [task["attempt"] for task in state["running"]], state["waiting"]) == (2, [2], [])
 
 

@@ -12,8 +12,8 @@ from cascade.runtime._retries import RetriedExecution
 from cascade.runtime._run_context import RunContext, seconds
 from cascade.runtime._task_execution import TaskExecution
 from cascade.runtime._task_group import TaskGroup, WindowLimiter
-from cascade.runtime.control.limiters import Key
-from cascade.runtime.control.permit import Permit
+from cascade.runtime.control.admission import Permit
+from cascade.runtime.control.limiters import AdmissionKey
 from cascade.runtime.events import (
     MapCounts,
     MapProgressed,
@@ -65,7 +65,7 @@ class MapExecution:
         """
         if not self._run.has_control:
             return await self._execute()
-        permit = Permit(self._run.admission, Key(self._run.run_ids, self._node.name, is_map=True))
+        permit = Permit(self._run.admission, AdmissionKey(self._run.run_ids, self._node.name, is_map=True))
         if not permit.try_acquire():
             blocked = partial(self._run.emit, TaskBlocked, **self._identity())
             self._waits = await permit.acquire(blocked, self._run.clock.now_ns)

@@ -13,9 +13,8 @@ from cascade._context_managers import context_manager
 from cascade._loggers import get_logger
 from cascade.runtime._labels import Labels
 from cascade.runtime.bus import MessageBus
-from cascade.runtime.control.admission import Admission
-from cascade.runtime.control.limiters import Key
-from cascade.runtime.control.permit import Permit
+from cascade.runtime.control.admission import Admission, Permit
+from cascade.runtime.control.limiters import AdmissionKey
 from cascade.runtime.events import ErrorInfo, Event, LaterError, RunStillStopping
 from cascade.runtime.exceptions import (
     Ending,
@@ -93,7 +92,7 @@ class RunContext:
     has_control: bool = False
     tracing: Tracing | None = None
     run_ids: tuple[str, ...] = ()
-    _keys: dict[tuple[str, Places | None], Key] = field(default_factory=dict)
+    _keys: dict[tuple[str, Places | None], AdmissionKey] = field(default_factory=dict)
     _places_of: PlacesOf | None = field(init=False)
     clock: RunClock = field(default_factory=RunClock)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
@@ -209,7 +208,7 @@ class RunContext:
             return None
         key = self._keys.get((name, places))
         if key is None:  # one for all items of a map
-            key = self._keys[name, places] = Key(self.run_ids, name, places=places)
+            key = self._keys[name, places] = AdmissionKey(self.run_ids, name, places=places)
         return Permit(self.admission, key)
 
     def emit(self, event_type: type[Event], **fields: Any) -> None:

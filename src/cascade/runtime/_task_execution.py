@@ -11,7 +11,7 @@ from cascade._loggers import get_logger
 from cascade.graph.model import Node
 from cascade.runtime._labels import fixed_label
 from cascade.runtime._run_context import RunContext, seconds
-from cascade.runtime.control.permit import Permit
+from cascade.runtime.control.admission import Permit
 from cascade.runtime.events import (
     ErrorInfo,
     TaskBlocked,

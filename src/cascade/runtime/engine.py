@@ -165,7 +165,7 @@ class Engine:
     async def _run_with_control(self, run: RunContext, graph: Graph, target: Any, *, nested: bool) -> Any:
         async with _published(run, graph, _name_of(target), nested=nested):
             names = (node.name for node in graph.nodes)
-            with self.controller.attach(run, names) if self.controller else nullcontext():
+            with self.controller.attached(run, names) if self.controller else nullcontext():
                 try:
                     return await self._perform(run, graph, target)
                 finally:
@@ -255,7 +255,7 @@ async def _connected(
     is_connected = await _connect(connector, bus, run_id)
     succeeded = False
     try:
-        async with control.attached(connector, run_id) if is_connected and control else nullcontext():
+        async with control.subscribed(connector, run_id) if is_connected and control else nullcontext():
             yield
         succeeded = True
     finally:

@@ -1,4 +1,4 @@
-"""Whole runs that are steered from outside."""
+"""Whole runs that are controlled from outside."""
 
 import asyncio
 import re
@@ -14,7 +14,7 @@ from cascade.runtime.control.notifier import AT_ONCE, REFUSALS_AT_ONCE
 from cascade.runtime.engine import run_nested
 from cascade.runtime.events import ControlDecision, RunFinished, TaskBlocked, TaskExecutionStarted
 from tests.lab.waiting import NEVER, soon
-from tests.runtime.control.steered import Steered
+from tests.runtime.control.controlled_engine import ControlledEngine
 
 
 @cs.task
@@ -45,28 +45,28 @@ class Counted:
 
 
 async def test_a_run_that_starts_later_obeys_what_is_retained() -> None:
-    lab = Steered()
-    await lab.say("global", "pause")
+    controlled = ControlledEngine()
+    await controlled.constrain("global", "pause")
     for _ in range(2):
-        run = lab.start(one())
-        await lab.seen(TaskBlocked)
-        assert lab.started == []
-        await lab.clear("global", "pause")
+        run = controlled.start(one())
+        await controlled.wait_for(TaskBlocked)
+        assert controlled.started == []
+        await controlled.clear("global", "pause")
         assert await soon(run) == 1
-        await lab.say("global", "pause")
-        lab.events.clear()
-    assert lab.connector.connections == 0
+        await controlled.constrain("global", "pause")
+        controlled.events.clear()
+    assert controlled.connector.connections == 0
 
 
 async def test_a_retained_constraint_for_a_run_whose_id_is_known_before_applies_to_its_first_task() -> None:
-    lab = Steered(run_ids=iter(["first", "second"]).__next__)
-    await lab.say("run/second", "pause")
-    assert await soon(lab.start(one())) == 1
-    assert lab.decisions == []
-    run = lab.start(one())
-    await lab.seen(TaskBlocked)
-    assert lab.decisions == [("APPLIED", "run/second", "pause")]
-    await lab.clear("run/second", "pause")
+    controlled = ControlledEngine(run_ids=iter(["first", "second"]).__next__)
+    await controlled.constrain("run/second", "pause")
+    assert await soon(controlled.start(one())) == 1
+    assert controlled.decisions == []
+    run = controlled.start(one())
+    await controlled.wait_for(TaskBlocked)
+    assert controlled.decisions == [("APPLIED", "run/second", "pause")]
+    await controlled.clear("run/second", "pause")
     assert await soon(run) == 1
 
 
@@ -76,109 +76,117 @@ class OneCallback(MemoryConnector):
     def __init__(self) -> None:
         super().__init__()
         self.unsubscribes, self.may_end = asyncio.Event(), asyncio.Event()
+        self._callbacks: list[Any] = []
+
+    async def subscribe(self, topic: str, callback: Any) -> None:
+        self._callbacks.append(callback)
+        await super().subscribe(topic, callback)
 
     async def unsubscribe(self, topic: str, callback: Any) -> None:
         self.unsubscribes.set()
         await self.may_end.wait()
-        self._subscriptions = [one for one in self._subscriptions if one[0] != topic]
+        for each in self._callbacks:
+            await super().unsubscribe(topic, each)
 
 
 async def test_a_run_that_begins_while_the_last_one_unsubscribes_has_its_own_subscription() -> None:
     connector, goes_on = OneCallback(), asyncio.Event()
-    lab = Steered(connector)
-    first = lab.start(one())
+    controlled = ControlledEngine(connector)
+    first = controlled.start(one())
     await soon(connector.unsubscribes.wait())
-    second = lab.start(cs.task(goes_on.wait, name="wait")())
+    second = controlled.start(cs.task(goes_on.wait, name="wait")())
     for _ in range(50):  # turns of the loop in which the second run could subscribe too early
         await asyncio.sleep(0)
     assert connector.connections == 2
     connector.may_end.set()
     assert await soon(first) == 1
-    await soon(lab.seen(TaskExecutionStarted, 2))
-    await lab.say("global", "concurrency", {"limit": 3})
-    assert lab.decisions == [("APPLIED", "global", "concurrency")]
+    await soon(controlled.wait_for(TaskExecutionStarted, 2))
+    await controlled.constrain("global", "concurrency", {"limit": 3})
+    assert controlled.decisions == [("APPLIED", "global", "concurrency")]
     goes_on.set()
     assert await soon(second)
 
 
 async def test_each_decision_is_on_the_wire_and_the_wait_in_the_terminal_message() -> None:
-    lab = Steered()
-    await lab.say("global", "pause", id="stop-1")
-    run = lab.start(one())
-    await lab.seen(TaskBlocked)
+    controlled = ControlledEngine()
+    await controlled.constrain("global", "pause", id="stop-1")
+    run = controlled.start(one())
+    await controlled.wait_for(TaskBlocked)
     await asyncio.sleep(0.002)  # waits shorter than a millisecond are not told
-    await lab.clear("global", "pause")
+    await controlled.clear("global", "pause")
     await soon(run)
-    told = [(b["action"], b["scope"], b["constraint_type"], b["constraint_id"]) for b in lab.bodies("ControlEvent")]
+    told = [
+        (b["action"], b["scope"], b["constraint_type"], b["constraint_id"]) for b in controlled.bodies("ControlEvent")
+    ]
     assert told == [("APPLIED", "global", "pause", "stop-1"), ("CLEARED", "global", "pause", "stop-1")]
-    pending, running, completed = lab.bodies("TaskStateEvent")
+    pending, running, completed = controlled.bodies("TaskStateEvent")
     constraint = {"scope": "global", "type": "pause", "id": "stop-1"}
     assert (pending["state"], pending["metadata"]["reason"]) == ("PENDING", "paused")
     assert pending["metadata"]["constraint"] == constraint
     (wait,) = completed["metadata"]["waits"]
     assert (wait["reason"], wait["constraint"]) == ("paused", constraint)
     assert wait["end_ns"] <= running["metadata"]["start_ns"]
-    metadata = lab.bodies("LifecycleEvent")[-1]["metadata"]
+    metadata = controlled.bodies("LifecycleEvent")[-1]["metadata"]
     assert [(c["action"], c["type"]) for c in metadata["control"]] == [("APPLIED", "pause"), ("CLEARED", "pause")]
     assert (metadata["control_count"], metadata["counts"]["held_back"]) == (2, 1)
 
 
 async def test_secrets_in_an_id_or_a_scope_are_masked() -> None:
-    lab = Steered()
-    await lab.say("task/token=hunter2X9", "pause", id="token=hunter2X9")
-    run = lab.start(cs.task(lambda: 1, name="token=hunter2X9")())
-    await lab.seen(TaskBlocked)
+    controlled = ControlledEngine()
+    await controlled.constrain("task/token=hunter2X9", "pause", id="token=hunter2X9")
+    run = controlled.start(cs.task(lambda: 1, name="token=hunter2X9")())
+    await controlled.wait_for(TaskBlocked)
     await asyncio.sleep(0.002)  # waits shorter than a millisecond are not told
-    await lab.clear("task/token=hunter2X9", "pause")
+    await controlled.clear("task/token=hunter2X9", "pause")
     assert await soon(run) == 1
-    pending = lab.bodies("TaskStateEvent")[0]
+    pending = controlled.bodies("TaskStateEvent")[0]
     assert pending["metadata"]["constraint"] == {"scope": "task/token=***", "type": "pause", "id": "token=***"}
-    assert [body["constraint_id"] for body in lab.bodies("ControlEvent")] == ["token=***"] * 2
-    assert "hunter2X9" not in str(lab.connector.payloads)
+    assert [body["constraint_id"] for body in controlled.bodies("ControlEvent")] == ["token=***"] * 2
+    assert "hunter2X9" not in str(controlled.connector.payloads)
 
 
 async def test_what_runs_when_a_pause_comes_ends_and_what_follows_waits() -> None:
-    lab, goes_on = Steered(), asyncio.Event()
+    controlled, goes_on = ControlledEngine(), asyncio.Event()
 
     @cs.task
     async def first() -> int:
         await goes_on.wait()
         return 1
 
-    run = lab.start(double(first()))
-    await lab.seen(TaskExecutionStarted)
-    await lab.say(f"run/{await lab.run_id()}", "pause")
+    run = controlled.start(double(first()))
+    await controlled.wait_for(TaskExecutionStarted)
+    await controlled.constrain(f"run/{await controlled.run_id()}", "pause")
     goes_on.set()
-    await lab.seen(TaskBlocked)
-    assert (lab.started, lab.reasons) == (["first"], [("double", "paused")])
-    await lab.clear(f"run/{await lab.run_id()}", "pause")
+    await controlled.wait_for(TaskBlocked)
+    assert (controlled.started, controlled.reasons) == (["first"], [("double", "paused")])
+    await controlled.clear(f"run/{await controlled.run_id()}", "pause")
     assert await soon(run) == 2
 
 
 async def test_a_pause_of_another_run_or_of_other_tasks_holds_nobody() -> None:
-    lab = Steered()
-    await lab.say("run/4711", "pause")
-    await lab.say("task/other*", "pause")
-    assert await soon(lab.start(one())) == 1
-    assert lab.decisions == [("APPLIED", "task/other*", "pause")]
+    controlled = ControlledEngine()
+    await controlled.constrain("run/4711", "pause")
+    await controlled.constrain("task/other*", "pause")
+    assert await soon(controlled.start(one())) == 1
+    assert controlled.decisions == [("APPLIED", "task/other*", "pause")]
 
 
 async def test_patterns_choose_tasks_by_name() -> None:
-    lab = Steered()
-    await lab.say("task/dou*", "pause")
-    run = lab.start(double(one()))
-    await lab.seen(TaskBlocked)
-    assert (lab.started, lab.reasons) == (["one"], [("double", "paused")])
-    await lab.clear("task/dou*", "pause")
+    controlled = ControlledEngine()
+    await controlled.constrain("task/dou*", "pause")
+    run = controlled.start(double(one()))
+    await controlled.wait_for(TaskBlocked)
+    assert (controlled.started, controlled.reasons) == (["one"], [("double", "paused")])
+    await controlled.clear("task/dou*", "pause")
     assert await soon(run) == 2
 
 
 @pytest.mark.parametrize("size", [3, 400])
 async def test_a_limit_of_concurrency_holds_in_fan_outs_and_maps(size: int) -> None:
-    lab, counted = Steered(), Counted()
-    await lab.say("global", "concurrency", {"limit": 2})
+    controlled, counted = ControlledEngine(), Counted()
+    await controlled.constrain("global", "concurrency", {"limit": 2})
     work = cs.task(counted, name="work")
-    assert await soon(lab.start(work.map(x=list(range(size))))) == list(range(size))
+    assert await soon(controlled.start(work.map(x=list(range(size))))) == list(range(size))
     assert (counted.most, counted.calls) == (2, size)
 
     @cs.task
@@ -186,105 +194,103 @@ async def test_a_limit_of_concurrency_holds_in_fan_outs_and_maps(size: int) -> N
         return sum(xs)
 
     counted.most = 0
-    assert await soon(lab.start(total(*(work(i) for i in range(size))))) == sum(range(size))
+    assert await soon(controlled.start(total(*(work(i) for i in range(size))))) == sum(range(size))
     assert counted.most == 2
 
 
 async def test_several_types_on_one_scope_hold_together() -> None:
-    lab, counted = Steered(), Counted(seconds=0.001)  # messages leave out waits that are shorter
-    await lab.say("task/work", "concurrency", {"limit": 3})
-    await lab.say("task/work", "rate_limit", {"rate": "1000/s"})
-    await lab.say("task/work", "pause")
-    run = lab.start(cs.task(counted, name="work").map(x=list(range(100))))
-    await lab.seen(TaskBlocked, 100)
+    controlled, counted = ControlledEngine(), Counted(seconds=0.001)  # messages leave out waits that are shorter
+    await controlled.constrain("task/work", "concurrency", {"limit": 3})
+    await controlled.constrain("task/work", "rate_limit", {"rate": "1000/s"})
+    await controlled.constrain("task/work", "pause")
+    run = controlled.start(cs.task(counted, name="work").map(x=list(range(100))))
+    await controlled.wait_for(TaskBlocked, 100)
     assert counted.calls == 0
     start = time.monotonic()
-    await lab.clear("task/work", "pause")
+    await controlled.clear("task/work", "pause")
     await soon(run)
     assert counted.most <= 3
     assert time.monotonic() - start >= (100 - 50) / 1000, "fifty may come at once at such a rate"
-    waits = [wait for body in lab.bodies("TaskStateEvent") for wait in body["metadata"].get("waits", ())]
+    waits = [wait for body in controlled.bodies("TaskStateEvent") for wait in body["metadata"].get("waits", ())]
     assert {wait["reason"] for wait in waits} >= {"paused", "concurrency"}
 
 
 async def test_a_rate_spaces_starts_and_a_slow_one_lets_the_first_start() -> None:
-    lab = Steered()
-    await lab.say("global", "rate_limit", {"rate": "100/s", "burst": 1})
+    controlled = ControlledEngine()
+    await controlled.constrain("global", "rate_limit", {"rate": "100/s", "burst": 1})
     start = time.monotonic()
-    await soon(lab.start(double.map(x=list(range(6)))))
+    await soon(controlled.start(double.map(x=list(range(6)))))
     assert time.monotonic() - start >= 0.05
-    await lab.say("global", "rate_limit", {"rate": "1/h"})
-    lab.events.clear()
-    run = lab.start(double.map(x=[1, 2]))
-    await lab.seen(TaskBlocked)
-    assert lab.started == ["map(double)", "double"]
-    await lab.clear("global", "rate_limit")
+    await controlled.constrain("global", "rate_limit", {"rate": "1/h"})
+    controlled.events.clear()
+    run = controlled.start(double.map(x=[1, 2]))
+    await controlled.wait_for(TaskBlocked)
+    assert controlled.started == ["map(double)", "double"]
+    await controlled.clear("global", "rate_limit")
     assert await soon(run) == [2, 4]
 
 
 async def test_a_constraint_expires_without_any_further_message() -> None:
-    lab, now = Steered(), [1_000.0]
-    control = lab.engine.controller
-    assert control is not None
-    control._clock = lambda: now[0]
-    await lab.say("global", "pause", expires_at=now[0] + 0.05)
-    run = lab.start(one())
-    await lab.seen(TaskBlocked)
+    now = [1_000.0]
+    controlled = ControlledEngine(clock=lambda: now[0])
+    await controlled.constrain("global", "pause", expires_at=now[0] + 0.05)
+    run = controlled.start(one())
+    await controlled.wait_for(TaskBlocked)
     now[0] += 0.05
     assert await soon(run) == 1
-    assert lab.decisions == [("APPLIED", "global", "pause"), ("EXPIRED", "global", "pause")]
+    assert controlled.decisions == [("APPLIED", "global", "pause"), ("EXPIRED", "global", "pause")]
 
 
 async def test_what_had_expired_before_it_came_holds_nobody_and_is_told() -> None:
-    lab = Steered()
-    await lab.say("global", "pause", expires_at=1)
-    assert await soon(lab.start(one())) == 1
-    assert lab.decisions == []
-    lab, goes_on = Steered(), asyncio.Event()
-    run = lab.start(cs.task(goes_on.wait, name="wait")())
-    await lab.seen(TaskExecutionStarted)
-    await lab.say("global", "pause")
-    await lab.say("global", "pause", expires_at=1)
+    controlled = ControlledEngine()
+    await controlled.constrain("global", "pause", expires_at=1)
+    assert await soon(controlled.start(one())) == 1
+    assert controlled.decisions == []
+    controlled, goes_on = ControlledEngine(), asyncio.Event()
+    run = controlled.start(cs.task(goes_on.wait, name="wait")())
+    await controlled.wait_for(TaskExecutionStarted)
+    await controlled.constrain("global", "pause")
+    await controlled.constrain("global", "pause", expires_at=1)
     goes_on.set()
     await soon(run)
-    assert lab.decisions == [("APPLIED", "global", "pause"), ("EXPIRED", "global", "pause")]
+    assert controlled.decisions == [("APPLIED", "global", "pause"), ("EXPIRED", "global", "pause")]
 
 
 async def test_what_is_said_again_is_no_news_and_what_replaces_it_is() -> None:
-    lab, goes_on = Steered(), asyncio.Event()
-    run = lab.start(cs.task(goes_on.wait, name="wait")())
-    await lab.seen(TaskExecutionStarted)
+    controlled, goes_on = ControlledEngine(), asyncio.Event()
+    run = controlled.start(cs.task(goes_on.wait, name="wait")())
+    await controlled.wait_for(TaskExecutionStarted)
     for limit in (4, 4, 5):
-        await lab.say("global", "concurrency", {"limit": limit})
-    await lab.clear("global", "pause")
+        await controlled.constrain("global", "concurrency", {"limit": limit})
+    await controlled.clear("global", "pause")
     goes_on.set()
     await soon(run)
-    assert [one.params for one in lab.all(ControlDecision)] == [{"limit": 4}, {"limit": 5}]
+    assert [one.params for one in controlled.events_of(ControlDecision)] == [{"limit": 4}, {"limit": 5}]
 
 
 async def test_retries_obey_and_give_up_their_place_while_they_wait() -> None:
-    lab, calls = Steered(), list[str]()
+    controlled, calls = ControlledEngine(), list[str]()
 
     @cs.task
     async def flaky() -> str:
         calls.append("flaky")
         if len(calls) == 1:
-            await lab.say("global", "pause")
+            await controlled.constrain("global", "pause")
             raise ConnectionError
         return "done"
 
-    run = lab.start(flaky().with_retry(2, delay=0.01))
-    await lab.seen(TaskBlocked)
+    run = controlled.start(flaky().with_retry(2, delay=0.01))
+    await controlled.wait_for(TaskBlocked)
     assert calls == ["flaky"]
     await asyncio.sleep(0.002)
-    await lab.clear("global", "pause")
+    await controlled.clear("global", "pause")
     assert await soon(run) == "done"
-    (completed,) = [b for b in lab.bodies("TaskStateEvent") if b["state"] == "COMPLETED"]
+    (completed,) = [b for b in controlled.bodies("TaskStateEvent") if b["state"] == "COMPLETED"]
     assert [wait["reason"] for wait in completed["metadata"]["waits"]] == ["retry", "paused"]
 
 
 async def test_a_place_is_free_while_its_task_waits_for_a_retry() -> None:
-    lab, failed, other_ran = Steered(), asyncio.Event(), asyncio.Event()
+    controlled, failed, other_ran = ControlledEngine(), asyncio.Event(), asyncio.Event()
 
     @cs.task
     async def flaky() -> int:
@@ -298,76 +304,76 @@ async def test_a_place_is_free_while_its_task_waits_for_a_retry() -> None:
         other_ran.set()
         return 1
 
-    await lab.say("global", "concurrency", {"limit": 1})
+    await controlled.constrain("global", "concurrency", {"limit": 1})
     target: Any = cs.task(list, name="both")([flaky().with_retry(1, delay=0.02), other()])
-    assert await soon(lab.start(target)) == [1, 1]
+    assert await soon(controlled.start(target)) == [1, 1]
 
 
 async def test_a_run_that_is_cancelled_while_paused_ends_at_once() -> None:
-    lab = Steered()
-    await lab.say("global", "pause")
-    run = lab.start(double.map(x=[1, 2, 3]))
-    await lab.seen(TaskBlocked)
+    controlled = ControlledEngine()
+    await controlled.constrain("global", "pause")
+    run = controlled.start(double.map(x=[1, 2, 3]))
+    await controlled.wait_for(TaskBlocked)
     run.cancel()
     await soon(asyncio.wait({run}))
     assert run.cancelled()
-    assert lab.all(RunFinished)[0].status == "Cancelled"
-    await lab.clear("global", "pause")
-    assert await soon(lab.start(double(1))) == 2
+    assert controlled.events_of(RunFinished)[0].status == "Cancelled"
+    await controlled.clear("global", "pause")
+    assert await soon(controlled.start(double(1))) == 2
 
 
 async def test_a_failure_ends_a_run_whose_other_tasks_are_paused() -> None:
-    lab = Steered()
+    controlled = ControlledEngine()
 
     @cs.task
     async def fail() -> None:
         raise LookupError("mine")
 
-    await lab.say("task/double", "pause")
+    await controlled.constrain("task/double", "pause")
     with pytest.raises(LookupError):
-        await soon(lab.start(cs.task(list, name="all")([double(1), fail()])))
+        await soon(controlled.start(cs.task(list, name="all")([double(1), fail()])))
 
 
 async def test_a_map_that_is_paused_as_a_whole_waits_once() -> None:
-    lab = Steered()
-    await lab.say("global", "pause")
-    run = lab.start(double.map(x=[1, 2]))
-    await lab.seen(TaskBlocked)
-    assert lab.reasons == [("map(double)", "paused")]
+    controlled = ControlledEngine()
+    await controlled.constrain("global", "pause")
+    run = controlled.start(double.map(x=[1, 2]))
+    await controlled.wait_for(TaskBlocked)
+    assert controlled.reasons == [("map(double)", "paused")]
     await asyncio.sleep(0.002)
-    await lab.clear("global", "pause")
+    await controlled.clear("global", "pause")
     assert await soon(run) == [2, 4]
     (whole,) = [
-        b for b in lab.bodies("TaskStateEvent") if b["task_name"] == "map(double)" and b["state"] == "COMPLETED"
+        b for b in controlled.bodies("TaskStateEvent") if b["task_name"] == "map(double)" and b["state"] == "COMPLETED"
     ]
     assert [wait["reason"] for wait in whole["metadata"]["waits"]] == ["paused"]
 
 
 async def test_a_nested_run_finds_the_place_that_its_task_has_left() -> None:
-    lab = Steered()
+    controlled = ControlledEngine()
 
     @cs.task
     async def outer() -> Any:
         return await run_nested(double(one()))
 
-    await lab.say("global", "concurrency", {"limit": 1})
-    assert await soon(lab.start(cs.task(list, name="both")([outer(), outer()]))) == [2, 2]
+    await controlled.constrain("global", "concurrency", {"limit": 1})
+    assert await soon(controlled.start(cs.task(list, name="both")([outer(), outer()]))) == [2, 2]
 
 
 @pytest.mark.parametrize("limit", [1, 2])
 async def test_nested_runs_side_by_side_find_it_too(limit: int) -> None:
-    lab = Steered()
+    controlled = ControlledEngine()
 
     @cs.task
     async def outer() -> Any:
         return await asyncio.gather(*(run_nested(double(double(x))) for x in range(3)))
 
-    await lab.say("global", "concurrency", {"limit": limit})
-    assert await soon(lab.start(cs.task(list, name="both")([outer(), outer()]))) == [[0, 4, 8], [0, 4, 8]]
+    await controlled.constrain("global", "concurrency", {"limit": limit})
+    assert await soon(controlled.start(cs.task(list, name="both")([outer(), outer()]))) == [[0, 4, 8], [0, 4, 8]]
 
 
 async def test_a_nested_run_that_outlives_its_task_leaves_the_place_as_it_is() -> None:
-    lab, left = Steered(), list[Any]()
+    controlled, left = ControlledEngine(), list[Any]()
 
     @cs.task
     async def leaves_one_behind() -> int:
@@ -383,14 +389,14 @@ async def test_a_nested_run_that_outlives_its_task_leaves_the_place_as_it_is() -
             raise ConnectionError
         return 1
 
-    await lab.say("global", "concurrency", {"limit": 1})
-    assert await soon(lab.start(double(double(leaves_one_behind())))) == 4
-    assert await soon(lab.start(double(double(fails_first().with_retry(2))))) == 4
+    await controlled.constrain("global", "concurrency", {"limit": 1})
+    assert await soon(controlled.start(double(double(leaves_one_behind())))) == 4
+    assert await soon(controlled.start(double(double(fails_first().with_retry(2))))) == 4
     await soon(asyncio.gather(*left, return_exceptions=True))
 
 
 async def test_a_run_is_paused_with_the_runs_in_it() -> None:
-    lab, inside, goes_on = Steered(), asyncio.Event(), asyncio.Event()
+    controlled, inside, goes_on = ControlledEngine(), asyncio.Event(), asyncio.Event()
 
     @cs.task
     async def first() -> int:
@@ -402,117 +408,117 @@ async def test_a_run_is_paused_with_the_runs_in_it() -> None:
     async def outer() -> Any:
         return await run_nested(double(first()))
 
-    run = lab.start(outer())
+    run = controlled.start(outer())
     await soon(inside.wait())
-    await lab.say(f"run/{await lab.run_id()}", "pause")
+    await controlled.constrain(f"run/{await controlled.run_id()}", "pause")
     goes_on.set()
-    await lab.seen(TaskBlocked)
-    assert lab.reasons == [("double", "paused")]
-    assert len({decision.run_id for decision in lab.all(ControlDecision)}) == 2
-    await lab.clear(f"run/{await lab.run_id()}", "pause")
+    await controlled.wait_for(TaskBlocked)
+    assert controlled.reasons == [("double", "paused")]
+    assert len({decision.run_id for decision in controlled.events_of(ControlDecision)}) == 2
+    await controlled.clear(f"run/{await controlled.run_id()}", "pause")
     assert await soon(run) == 2
 
 
 async def test_a_retry_that_is_held_back_holds_no_resource() -> None:
-    lab, failed = Steered(system_resources={"gpu": 1}), asyncio.Event()
+    controlled, failed = ControlledEngine(system_resources={"gpu": 1}), asyncio.Event()
 
     @cs.task
     async def flaky() -> int:
         if not failed.is_set():
             failed.set()
-            await lab.say("task/flaky", "pause")
+            await controlled.constrain("task/flaky", "pause")
             raise ConnectionError
         return 1
 
-    run = lab.start(flaky().with_retry(1, delay=0.01).with_constraints(gpu=1))
-    await lab.seen(TaskBlocked)
-    assert await soon(lab.start(one().with_constraints(gpu=1))) == 1
-    await lab.clear("task/flaky", "pause")
+    run = controlled.start(flaky().with_retry(1, delay=0.01).with_constraints(gpu=1))
+    await controlled.wait_for(TaskBlocked)
+    assert await soon(controlled.start(one().with_constraints(gpu=1))) == 1
+    await controlled.clear("task/flaky", "pause")
     assert await soon(run) == 1
 
 
 async def test_a_nested_run_is_steered_too() -> None:
-    lab = Steered()
+    controlled = ControlledEngine()
 
     @cs.task
     async def outer() -> Any:
         return await run_nested(double(1))
 
-    await lab.say("task/double", "pause")
-    run = lab.start(outer())
-    await lab.seen(TaskBlocked)
-    await lab.clear("task/double", "pause")
+    await controlled.constrain("task/double", "pause")
+    run = controlled.start(outer())
+    await controlled.wait_for(TaskBlocked)
+    await controlled.clear("task/double", "pause")
     assert await soon(run) == 2
 
 
 async def test_a_capacity_is_changed_and_restored() -> None:
-    lab, counted = Steered(system_resources={"gpu": 2}), Counted()
+    controlled, counted = ControlledEngine(system_resources={"gpu": 2}), Counted()
     work = cs.task(counted, name="work").map(x=list(range(20))).with_constraints(gpu=1)
-    await lab.say("global", "resource", {"name": "gpu", "capacity": 1})
-    await soon(lab.start(work))
+    await controlled.constrain("global", "resource", {"name": "gpu", "capacity": 1})
+    await soon(controlled.start(work))
     assert counted.most == 1
-    assert set(lab.reasons) == {("work", "resource")}
-    await lab.say("global", "resource", {"name": "gpu", "capacity": 5})
-    await soon(lab.start(work))
+    assert set(controlled.reasons) == {("work", "resource")}
+    await controlled.constrain("global", "resource", {"name": "gpu", "capacity": 5})
+    await soon(controlled.start(work))
     assert counted.most == 5
-    await lab.clear("global", "resource")
+    await controlled.clear("global", "resource")
     counted.most = 0
-    await soon(lab.start(work))
+    await soon(controlled.start(work))
     assert counted.most == 2
 
 
 async def test_a_capacity_below_what_a_task_needs_makes_it_wait() -> None:
-    lab = Steered(system_resources={"gpu": 2})
-    await lab.say("global", "resource", {"name": "gpu", "capacity": 0})
-    run = lab.start(one().with_constraints(gpu=2))
-    await lab.seen(TaskBlocked)
-    assert lab.reasons == [("one", "resource")]
-    await lab.clear("global", "resource")
+    controlled = ControlledEngine(system_resources={"gpu": 2})
+    await controlled.constrain("global", "resource", {"name": "gpu", "capacity": 0})
+    run = controlled.start(one().with_constraints(gpu=2))
+    await controlled.wait_for(TaskBlocked)
+    assert controlled.reasons == [("one", "resource")]
+    await controlled.clear("global", "resource")
     assert await soon(run) == 1
 
 
 async def test_the_least_of_several_capacities_holds_and_a_runs_own_ends_with_it() -> None:
-    lab, goes_on = Steered(system_resources={"gpu": 4}), asyncio.Event()
-    run = lab.start(cs.task(goes_on.wait, name="wait")())
-    await lab.seen(TaskExecutionStarted)
-    await lab.say("global", "resource", {"name": "gpu", "capacity": 3})
-    await lab.say(f"run/{await lab.run_id()}", "resource", {"name": "gpu", "capacity": 2})
-    other = lab.start(one().with_constraints(gpu=3))
-    await lab.seen(TaskBlocked)
+    controlled, goes_on = ControlledEngine(system_resources={"gpu": 4}), asyncio.Event()
+    run = controlled.start(cs.task(goes_on.wait, name="wait")())
+    await controlled.wait_for(TaskExecutionStarted)
+    await controlled.constrain("global", "resource", {"name": "gpu", "capacity": 3})
+    await controlled.constrain(f"run/{await controlled.run_id()}", "resource", {"name": "gpu", "capacity": 2})
+    other = controlled.start(one().with_constraints(gpu=3))
+    await controlled.wait_for(TaskBlocked)
     goes_on.set()
     await soon(run)
     assert await soon(other) == 1
 
 
 async def test_a_waiting_task_holds_neither_place_nor_resource_that_others_could_use() -> None:
-    lab, goes_on = Steered(system_resources={"gpu": 1}), asyncio.Event()
+    controlled, goes_on = ControlledEngine(system_resources={"gpu": 1}), asyncio.Event()
 
     @cs.task
     async def hold() -> None:
         await goes_on.wait()
 
-    await lab.say("task/limited", "concurrency", {"limit": 1})
-    holding = lab.start(hold().with_constraints(gpu=1))
-    await lab.seen(TaskExecutionStarted)
+    await controlled.constrain("task/limited", "concurrency", {"limit": 1})
+    holding = controlled.start(hold().with_constraints(gpu=1))
+    await controlled.wait_for(TaskExecutionStarted)
     limited = cs.task(lambda: 1, name="limited")
-    waiting = lab.start(limited().with_constraints(gpu=1))
-    await lab.seen(TaskBlocked)
-    assert await soon(lab.start(limited())) == 1, "who waits for the gpu takes no place"
-    await lab.say("task/limited", "pause")
+    waiting = controlled.start(limited().with_constraints(gpu=1))
+    await controlled.wait_for(TaskBlocked)
+    assert await soon(controlled.start(limited())) == 1, "who waits for the gpu takes no place"
+    await controlled.constrain("task/limited", "pause")
     goes_on.set()
     await soon(holding)
-    assert await soon(lab.start(one().with_constraints(gpu=1))) == 1, "who is paused takes no gpu"
-    await lab.clear("task/limited", "pause")
+    assert await soon(controlled.start(one().with_constraints(gpu=1))) == 1, "who is paused takes no gpu"
+    await controlled.clear("task/limited", "pause")
     assert await soon(waiting) == 1
 
 
 async def test_concurrent_runs_of_one_engine_are_limited_together() -> None:
-    lab, counted = Steered(), Counted()
-    await lab.say("task/work", "concurrency", {"limit": 2})
+    controlled, counted = ControlledEngine(), Counted()
+    await controlled.constrain("task/work", "concurrency", {"limit": 2})
     work = cs.task(counted, name="work")
-    await soon(asyncio.gather(*(lab.start(work.map(x=list(range(10)))) for _ in range(3))))
+    await soon(asyncio.gather(*(controlled.start(work.map(x=list(range(10)))) for _ in range(3))))
     assert (counted.most, counted.calls) == (2, 30)
-    assert lab.connector.connections == 0
+    assert controlled.connector.connections == 0
 
 
 async def test_a_cache_hit_takes_nothing_from_a_rate() -> None:
@@ -522,10 +528,10 @@ async def test_a_cache_hit_takes_nothing_from_a_rate() -> None:
 
         def save(self, task_id: str, inputs: dict[str, Any], output: Any) -> None: ...
 
-    lab = Steered()
-    await lab.say("global", "rate_limit", {"rate": "1/h"})
+    controlled = ControlledEngine()
+    await controlled.constrain("global", "rate_limit", {"rate": "1/h"})
     target: Any = cs.task(list, name="all")([one().with_cache(Hit()), one().with_cache(Hit())])
-    assert await soon(lab.start(target)) == [7, 7]
+    assert await soon(controlled.start(target)) == [7, 7]
 
 
 @pytest.fixture
@@ -537,37 +543,37 @@ def no_more_than_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def untold(decisions: list[ControlDecision]) -> int:
     """How many further decisions all of these count in their reasons, whichever carries the count."""
-    found = (re.search(r"(\d+) decisions before this one were not told", one.reason or "") for one in decisions)
+    found = (re.search(r"(\d+) earlier decisions were not published", one.reason or "") for one in decisions)
     return sum(int(match[1]) for match in found if match)
 
 
 @pytest.mark.usefixtures("no_more_than_at_once")
 async def test_a_flood_of_nonsense_is_refused_briefly() -> None:
-    lab, goes_on = Steered(), asyncio.Event()
-    run = lab.start(cs.task(goes_on.wait, name="wait")())
-    await lab.seen(TaskExecutionStarted)
+    controlled, goes_on = ControlledEngine(), asyncio.Event()
+    run = controlled.start(cs.task(goes_on.wait, name="wait")())
+    await controlled.wait_for(TaskExecutionStarted)
     for number in range(3_000):
-        await lab.send("global", f"kind-{number}", b"{")
+        await controlled.send("global", f"kind-{number}", b"{")
     for number in range(2 * MAX_PATTERNS):
-        await lab.say(f"task/t{number}*", "concurrency", {"limit": 1})
+        await controlled.constrain(f"task/t{number}*", "concurrency", {"limit": 1})
     goes_on.set()
     await soon(run)
-    actions = [action for action, _, _ in lab.decisions]
+    actions = [action for action, _, _ in controlled.decisions]
     assert actions.count("APPLIED") == MAX_PATTERNS
     assert actions.count("REFUSED") == REFUSALS_AT_ONCE
-    assert len(actions) + untold(lab.all(ControlDecision)) == 3_000 + 2 * MAX_PATTERNS
+    assert len(actions) + untold(controlled.events_of(ControlDecision)) == 3_000 + 2 * MAX_PATTERNS
 
 
 @pytest.mark.usefixtures("no_more_than_at_once")
 async def test_of_a_constraint_that_changes_all_the_time_the_last_is_told() -> None:
-    lab, goes_on = Steered(), asyncio.Event()
-    run = lab.start(cs.task(goes_on.wait, name="wait")())
-    await lab.seen(TaskExecutionStarted)
+    controlled, goes_on = ControlledEngine(), asyncio.Event()
+    run = controlled.start(cs.task(goes_on.wait, name="wait")())
+    await controlled.wait_for(TaskExecutionStarted)
     for limit in range(1, 1_001):
-        await lab.say("global", "concurrency", {"limit": limit})
+        await controlled.constrain("global", "concurrency", {"limit": limit})
     goes_on.set()
     await soon(run)
-    decisions = lab.all(ControlDecision)
+    decisions = controlled.events_of(ControlDecision)
     assert len(decisions) == AT_ONCE + 1
     assert decisions[-1].params == {"limit": 1_000}
     assert len(decisions) + untold(decisions) == 1_000
@@ -575,21 +581,21 @@ async def test_of_a_constraint_that_changes_all_the_time_the_last_is_told() -> N
 
 async def test_what_waits_to_be_told_is_told_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cascade.runtime.control.notifier.AT_ONCE", 1)
-    lab, goes_on = Steered(), asyncio.Event()
-    run = lab.start(cs.task(goes_on.wait, name="wait")())
-    await lab.seen(TaskExecutionStarted)
+    controlled, goes_on = ControlledEngine(), asyncio.Event()
+    run = controlled.start(cs.task(goes_on.wait, name="wait")())
+    await controlled.wait_for(TaskExecutionStarted)
     for scope in ("global", "task/a", "task/b"):
-        await lab.say(scope, "pause")
-    assert (await soon(lab.seen(ControlDecision, 3))).scope == "task/b"
+        await controlled.constrain(scope, "pause")
+    assert (await soon(controlled.wait_for(ControlDecision, 3))).scope == "task/b"
     goes_on.set()
     await soon(run)
 
 
 async def test_what_was_refused_before_the_run_began_is_told_as_it_begins() -> None:
-    lab = Steered()
-    await lab.send("global", "pause", b"nonsense", retain=True)
-    assert await soon(lab.start(one())) == 1
-    (refused,) = lab.all(ControlDecision)
+    controlled = ControlledEngine()
+    await controlled.send("global", "pause", b"nonsense", retain=True)
+    assert await soon(controlled.start(one())) == 1
+    (refused,) = controlled.events_of(ControlDecision)
     assert (refused.action, refused.scope, refused.constraint_type) == ("REFUSED", "global", "pause")
     assert "not JSON" in refused.reason
 
@@ -616,10 +622,10 @@ async def test_a_connector_that_cannot_subscribe_changes_nothing(
     how: str, caplog: pytest.LogCaptureFixture, limits: pytest.MonkeyPatch
 ) -> None:
     limits.setattr("cascade.runtime.control.controller.SUBSCRIBE_TIMEOUT", 0.05)
-    lab = Steered(Unwilling(how))
-    assert await soon(lab.start(one())) == 1
+    controlled = ControlledEngine(Unwilling(how))
+    assert await soon(controlled.start(one())) == 1
     assert [r.getMessage() for r in caplog.records] == (
-        ["Unwilling cannot bring control: OSError: no way in"] if how == "raises" else []
+        ["Unwilling cannot receive constraints: OSError: no way in"] if how == "raises" else []
     )
 
 
@@ -640,11 +646,11 @@ class Endless(MemoryConnector):
 async def test_a_run_waits_for_retained_constraints_as_long_as_they_arrive(limits: pytest.MonkeyPatch) -> None:
     limits.setattr("cascade.runtime.control.controller.SUBSCRIBE_TIMEOUT", 0.01)
     connector = Endless()
-    lab = Steered(connector)
+    controlled = ControlledEngine(connector)
     asyncio.get_running_loop().call_later(0.1, connector.ends.set)  # ten times the limit
-    run = lab.start(one())
-    await soon(lab.seen(TaskBlocked))
-    assert lab.started == []
+    run = controlled.start(one())
+    await soon(controlled.wait_for(TaskBlocked))
+    assert controlled.started == []
     run.cancel()
     await soon(asyncio.wait({run}))
 
@@ -654,25 +660,25 @@ async def test_a_run_does_not_wait_for_ever_for_constraints_that_arrive_without_
 ) -> None:
     limits.setattr("cascade.runtime.control.controller.SUBSCRIBE_TIMEOUT", 0.01)
     limits.setattr("cascade.runtime.control.controller.LONGEST_SUBSCRIBE", 0.05)
-    assert await soon(Steered(Endless()).engine.run(one())) == 1
+    assert await soon(ControlledEngine(Endless()).engine.run(one())) == 1
     assert [record.getMessage() for record in caplog.records] == [
         "Constraints still arrive after 0.05 s: the run starts; some may not apply yet"
     ]
 
 
 async def test_what_comes_after_a_run_is_ignored() -> None:
-    lab = Steered()
+    controlled = ControlledEngine()
     callbacks: list[Any] = []
-    subscribe = lab.connector.subscribe
+    subscribe = controlled.connector.subscribe
 
     async def keep(topic: str, callback: Any) -> None:
         callbacks.append(callback)
         await subscribe(topic, callback)
 
-    lab.connector.subscribe = keep  # type: ignore[method-assign]
-    await soon(lab.start(one()))
+    controlled.connector.subscribe = keep  # type: ignore[method-assign]
+    await soon(controlled.start(one()))
     await callbacks[0]("cascade/control/local/default/constraints/global/pause", {"type": "pause"})
-    assert await soon(lab.start(one())) == 1
+    assert await soon(controlled.start(one())) == 1
 
 
 async def test_a_person_at_the_terminal_is_told(capsys: pytest.CaptureFixture[str]) -> None:
@@ -688,24 +694,24 @@ async def test_a_person_at_the_terminal_is_told(capsys: pytest.CaptureFixture[st
 
 async def test_another_project_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CASCADE_PROJECT_ID", "mine")
-    lab = Steered()
-    await lab.say("global", "pause")  # of the project `default`
-    assert await soon(lab.start(one())) == 1
-    assert lab.decisions == []
+    controlled = ControlledEngine()
+    await controlled.constrain("global", "pause")  # of the project `default`
+    assert await soon(controlled.start(one())) == 1
+    assert controlled.decisions == []
 
 
 async def test_a_constraint_that_is_not_retained_ends_with_the_last_run() -> None:
-    lab, goes_on = Steered(), asyncio.Event()
-    await lab.say("global", "pause", retain=False)  # no run is in progress
-    run = lab.start(double(cs.task(goes_on.wait, name="wait")()))
-    await lab.seen(TaskExecutionStarted)
-    assert lab.decisions == []
-    await lab.say("global", "pause", retain=False)
+    controlled, goes_on = ControlledEngine(), asyncio.Event()
+    await controlled.constrain("global", "pause", retain=False)  # no run is in progress
+    run = controlled.start(double(cs.task(goes_on.wait, name="wait")()))
+    await controlled.wait_for(TaskExecutionStarted)
+    assert controlled.decisions == []
+    await controlled.constrain("global", "pause", retain=False)
     goes_on.set()
-    assert (await lab.seen(TaskBlocked)).task_name == "double"
+    assert (await controlled.wait_for(TaskBlocked)).task_name == "double"
     run.cancel()
     await soon(asyncio.wait({run}))
-    assert await soon(lab.start(one())) == 1
+    assert await soon(controlled.start(one())) == 1
 
 
 async def test_runs_of_cs_run_are_limited_each_by_itself() -> None:

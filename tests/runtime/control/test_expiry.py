@@ -1,33 +1,35 @@
 import asyncio
+import tracemalloc
 from typing import Any
 
 import pytest
 
 from cascade.runtime._task_group import BURST
-from cascade.runtime.control._expiry import LONGEST_TIMER, ExpiryTimer, Place
+from cascade.runtime.control.constraint import ConstraintKey
+from cascade.runtime.control.expiry import LONGEST_TIMER, ExpiryTimer
 from tests.lab.waiting import soon
 
 
 class Expired:
-    """A timer with a clock that the test sets, and the places that have expired."""
+    """A timer with a clock that the test sets, and the keys that have expired."""
 
     def __init__(self) -> None:
         self.now = 1_000.0
-        self.places: list[Place] = []
+        self.keys: list[ConstraintKey] = []
         self._more = asyncio.Event()
         self.timer = ExpiryTimer(lambda: self.now, self._expire)
 
-    def _expire(self, place: Place) -> None:
-        self.places.append(place)
+    def _expire(self, key: ConstraintKey) -> None:
+        self.keys.append(key)
         self._more.set()
 
     async def count(self, count: int) -> None:
-        while len(self.places) < count:
+        while len(self.keys) < count:
             self._more.clear()
             await soon(self._more.wait())
 
 
-def place(number: int) -> Place:
+def key(number: int) -> ConstraintKey:
     return f"task/t{number}", "pause"
 
 
@@ -49,58 +51,63 @@ async def test_many_places_have_one_timer_and_expire_in_the_order_of_their_times
 ) -> None:
     expired, timers = Expired(), record_timers(monkeypatch)
     for number in range(1_000):
-        expired.timer.set(place(number), 1_001.0 + number)
+        expired.timer.set(key(number), 1_001.0 + number)
     assert len(timers) == 1
     expired.now += 500
-    expired.timer.set(place(1_000), 999.0)  # the clock was set: this one starts the timer again
+    expired.timer.set(key(1_000), 999.0)  # the clock was set: this one starts the timer again
     await expired.count(501)
-    assert expired.places == [place(1_000), *(place(number) for number in range(500))]
+    assert expired.keys == [key(1_000), *(key(number) for number in range(500))]
 
 
 async def test_a_time_that_is_replaced_or_removed_has_no_effect() -> None:
     expired = Expired()
-    expired.timer.set(place(1), 1_000.01)
-    expired.timer.set(place(2), 1_000.01)
-    expired.timer.set(place(3), 1_000.02)
-    expired.timer.set(place(1), 2_000.0)
-    expired.timer.set(place(2), None)
+    expired.timer.set(key(1), 1_000.01)
+    expired.timer.set(key(2), 1_000.01)
+    expired.timer.set(key(3), 1_000.02)
+    expired.timer.set(key(1), 2_000.0)
+    expired.timer.set(key(2), None)
     expired.now = 1_000.02
     await expired.count(1)
-    assert expired.places == [place(3)]
-    expired.timer.set(place(1), 1_000.01)
+    assert expired.keys == [key(3)]
+    expired.timer.set(key(1), 1_000.01)
     await expired.count(2)
-    assert expired.places == [place(3), place(1)]
+    assert expired.keys == [key(3), key(1)]
 
 
 async def test_an_earlier_time_starts_the_timer_again(monkeypatch: pytest.MonkeyPatch) -> None:
     expired, timers = Expired(), record_timers(monkeypatch)
-    expired.timer.set(place(1), 1_009.0)
-    expired.timer.set(place(2), 1_003.0)
-    expired.timer.set(place(3), 1_005.0)
+    expired.timer.set(key(1), 1_009.0)
+    expired.timer.set(key(2), 1_003.0)
+    expired.timer.set(key(3), 1_005.0)
     assert timers == [9.0, 3.0]
     expired.timer.clear()
-    expired.timer.set(place(4), 10_000.0)
+    expired.timer.set(key(4), 10_000.0)
     assert timers[2:] == [LONGEST_TIMER], "the wall clock may be set"
 
 
 async def test_the_queue_does_not_grow_when_one_place_changes_all_the_time() -> None:
     expired = Expired()
-    expired.timer.set(place(1), 5_000.0)
-    for number in range(10_000):
-        expired.timer.set(place(2), 6_000.0 + number)
-    assert len(expired.timer._queue) < 200
+    expired.timer.set(key(1), 5_000.0)
+    tracemalloc.start()
+    try:
+        for number in range(10_000):
+            expired.timer.set(key(2), 6_000.0 + number)
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert used < 100_000, "bytes; those of 10,000 entries are ten times as many"
     expired.now = 5_000.0
-    expired.timer.set(place(3), 4_000.0)
+    expired.timer.set(key(3), 4_000.0)
     await expired.count(2)
-    assert expired.places == [place(3), place(1)]
+    assert expired.keys == [key(3), key(1)]
 
 
 async def test_a_burst_of_expiries_leaves_the_event_loop_to_others() -> None:
     expired, turns = Expired(), 0
     expired.now = 3_000.0
     for number in range(1_000):
-        expired.timer.set(place(number), 2_000.0)
-    while len(expired.places) < 1_000:
+        expired.timer.set(key(number), 2_000.0)
+    while len(expired.keys) < 1_000:
         await asyncio.sleep(0)
         turns += 1
     assert turns >= 1_000 // BURST

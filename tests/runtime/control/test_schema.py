@@ -9,7 +9,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from cascade.runtime.control.constraint import MAX_COUNT, TYPES, Constraint, RefusedError, Scope, parse_constraint
+from cascade.runtime.control.constraint import (
+    CONSTRAINT_CLASSES,
+    MAX_COUNT,
+    Constraint,
+    RefusedError,
+    Scope,
+    parse_constraint,
+)
 from cascade.telemetry.schema import load
 from cascade.telemetry.wire import decode_incoming
 
@@ -128,9 +135,9 @@ def test_numbers_that_json_has_not_got_do_not_reach_either() -> None:
 
 def test_each_kind_of_constraint_has_what_it_says_of_itself() -> None:
     common = {field.name for field in fields(Constraint)}
-    for kind, name in TYPES.items():
+    for kind in CONSTRAINT_CLASSES:
         own = {field.name: 1 for field in fields(kind) if field.name not in common}
         known = load("control")["$defs"][kind.__name__]["properties"]
-        params = known["params"] if name != "pause" else known["params"]["anyOf"][0]
+        params = known["params"] if kind.type != "pause" else known["params"]["anyOf"][0]
         assert set(kind(Scope("global"), "id", None, **own).params) == set(params["properties"])
         assert common - {"scope"} < set(known)

@@ -2,203 +2,208 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
+from cascade._context_managers import context_manager
 from cascade.runtime._task_group import BURST
 from cascade.runtime.backpressure import CombinedBackpressure
-from cascade.runtime.control._index import LimiterIndex
 from cascade.runtime.control.constraint import Constraint
-from cascade.runtime.control.limiters import Key, Limiter, PlaceLimiter, limiter_of
-from cascade.runtime.control.wait_queue import Blocked, Renotifier, Segment, Waiter, WaitQueue
+from cascade.runtime.control.limiter_index import LimiterIndex
+from cascade.runtime.control.limiters import AdmissionKey, ConstraintLimiter, Limiter, PlaceLimiter, limiter_of
+from cascade.runtime.control.wait_queue import Blocked, Renotifier, Waiter, WaitQueue
+from cascade.runtime.events import Wait
 from cascade.runtime.protocols import Place
 
 
-class Admission:
-    """Counts the running tasks, and holds back a task while one of its limiters has no room.
+class Grant(NamedTuple):
+    """Admission of one task, with its place if it needs one."""
 
-    All calls are made in one event loop. Without a constraint, a start costs one count. The waiting tasks of a key are in
-    one queue, which waits for one limiter at a time: a change is evaluated once for a queue, not once for each task.
-    Queues that wait for the same limiter take turns. The event loop serves one burst of tasks in a turn.
+    place: Place | None = None
+
+
+_WITHOUT_PLACE = Grant()
+
+
+class Admission:
+    """Counts the running tasks, and blocks a task while one of its limiters has no room.
+
+    All calls are made in one event loop. Without a constraint, a start only counts the task. The waiting tasks of a key are
+    in one queue, which waits for one limiter at a time: a change is evaluated once per queue, not once per task. Queues
+    that wait for the same limiter take turns. The event loop serves one burst of tasks in a turn.
 
     Args:
-        backpressure: While it is full, no waiting task starts: telemetry is behind and would lose messages.
-        clock: Returns seconds that never run backwards.
+        backpressure: While it is full, no waiting task starts, so that no telemetry is lost.
+        clock: Returns seconds that do not decrease.
     """
 
     def __init__(
         self, backpressure: CombinedBackpressure | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._backpressure = backpressure or CombinedBackpressure()
-        self._crowded: dict[Limiter, None] = {}
+        self._delayed: dict[Limiter, None] = {}
         self._room: asyncio.Task[None] | None = None
         self._clock = clock
         self._limiters = LimiterIndex(self._limiter_of)
-        self._queues: dict[Key, WaitQueue] = {}
+        self._queues: dict[AdmissionKey, WaitQueue] = {}
         self._renotifier = Renotifier()
-        self._at_work: dict[Key, int] = {}
+        self._running: dict[AdmissionKey, int] = {}
 
-    def enter(self, key: Key) -> bool:
-        """Count a task as running until `leave`, and return True, if it may start now.
+    def try_acquire(self, key: AdmissionKey) -> Grant | None:
+        """Count a task as running until `release`. Returns None if it must wait."""
+        if self._limiters.is_empty and key.places is None:
+            self._running[key] = self._running.get(key, 0) + 1
+            return _WITHOUT_PLACE
+        return Grant(self._count(key)) if self._blocking(key) is None else None
 
-        If it needs a place, `place` returns that.
-        """
-        if not self._limiters.is_empty or key.places is not None:
-            if self._holding(key) is not None:
-                return False
-            self._count(key)
-        else:
-            self._at_work[key] = self._at_work.get(key, 0) + 1
-        return True
-
-    async def wait(self, key: Key, blocked: Blocked, now: Callable[[], int]) -> list[Segment]:
-        """Wait until a task may start, count it as running, and return the segments of the wait.
+    async def acquire(
+        self, key: AdmissionKey, blocked: Blocked, now: Callable[[], int]
+    ) -> tuple[Place | None, tuple[Wait, ...]]:
+        """Wait until a task may start, count it as running, and return its place and its waits.
 
         Args:
             key: The key of the task.
-            blocked: Called at once if the task must wait, and again when another constraint has held it back for a while.
+            blocked: Called at once if the task must wait, and again when another limiter has blocked it for a while.
             now: Returns nanoseconds since the Unix epoch.
         """
-        limiter = self._holding(key)
+        limiter = self._blocking(key)
         if limiter is None:
-            self._count(key)
-            return []
+            return self._count(key), ()
         queue = self._queues.get(key)
         if queue is None:
             queue = self._queues[key] = WaitQueue(key, limiter, now)
-            self._serve_later(limiter)
-        waiter = Waiter(blocked, asyncio.get_running_loop().create_future(), now())
-        queue.waiters[waiter] = None
-        waiter.notify(queue.constraint, waiter.since_ns)
+            self._schedule(limiter)
+        waiter = queue.add(blocked)
         try:
-            await waiter.granted
+            place = await waiter.granted
         except asyncio.CancelledError:
             if waiter in queue.waiters:
                 self._withdraw(queue, waiter)
             elif not waiter.granted.cancelled():
-                self.leave(key, unused=True)
-                if (place := self.place(key)) is not None:
-                    place.release()
+                self.release(key, unused=True)
+                if (granted := waiter.granted.result()) is not None:
+                    granted.release()
             raise
-        return queue.segments(waiter)
+        return place, queue.waits(waiter)
 
-    def place(self, key: Key) -> Place | None:
-        """Return the place that a successful `enter` or `wait` has taken; None if the key needs none."""
-        return None if key.places is None else self._limiters.place_limiter(key.places).taken.popleft()
-
-    def leave(self, key: Key, *, unused: bool = False) -> None:
-        """Stop counting a task as running. `unused`: it did not start, and gives a token of a rate back."""
-        count = self._at_work[key] - 1
+    def release(self, key: AdmissionKey, *, unused: bool = False) -> None:
+        """Stop counting a task as running. `unused`: it did not start, and returns its token of a rate."""
+        count = self._running[key] - 1
         if count:
-            self._at_work[key] = count
+            self._running[key] = count
         else:
-            del self._at_work[key]
+            del self._running[key]
         if not self._limiters.is_empty or key.places is not None:
-            for limiter in self._limiters.of(key):
-                limiter.give_back(unused=unused)
-                if limiter.queues and not isinstance(limiter, PlaceLimiter):  # a place has still to be released
+            for limiter in self._limiters.find(key):
+                limiter.release(unused=unused)
+                if limiter.queues and not isinstance(limiter, PlaceLimiter):  # the place is released later
                     self._serve(limiter)
 
-    def rejoin(self, key: Key) -> None:
+    def reacquire(self, key: AdmissionKey) -> None:
         """Count a suspended task as running again, with or without room."""
-        self._at_work[key] = self._at_work.get(key, 0) + 1
-        for limiter in () if self._limiters.is_empty else self._limiters.of(key):
-            limiter.take_again()
+        self._running[key] = self._running.get(key, 0) + 1
+        if not self._limiters.is_empty:
+            for limiter in self._limiters.find(key):
+                limiter.reacquire()
 
     def put(self, constraint: Constraint) -> None:
-        """Apply a constraint, in place of the constraint of the same scope and type.
+        """Apply a constraint, which replaces the constraint of the same scope and type.
 
         Raises:
-            RefusedError: The pattern cannot be used.
+            RefusedError: The pattern is invalid.
         """
-        before = self._limiters.get(constraint)
-        if before is None:
+        replaced = self._limiters.get(constraint)
+        if replaced is None:
             self._limiters.put(constraint)
         else:
-            limiter = self._limiter_of(constraint, before)
+            limiter = self._limiter_of(constraint, replaced)
             self._limiters.put(constraint, limiter)
-            self._retire(before)
-            for queue in list(before.queues):
+            self._stop(replaced)
+            for queue in list(replaced.queues):
                 self._move(queue, limiter)
             self._serve(limiter)
 
     def remove(self, constraint: Constraint) -> None:
         """End the constraint of the same scope and type."""
         if limiter := self._limiters.pop(constraint):
-            self._retire(limiter)
+            self._stop(limiter)
             self._serve(limiter)
 
     def forget(self, run_id: str) -> None:
         """Drop the state of a run that has ended."""
-        self._limiters.forget(run_id, self._at_work)
+        self._limiters.forget(run_id, self._running)
 
     def close(self) -> None:
         """End all constraints, after the last run."""
         for limiter in self._limiters.clear():
-            self._retire(limiter)
+            self._stop(limiter)
             self._serve(limiter)
         self._renotifier.close()
         room, self._room = self._room, None
-        self._crowded.clear()
+        self._delayed.clear()
         if room is not None:
             room.cancel()
 
-    def _limiter_of(self, constraint: Constraint, before: Limiter | None = None) -> Limiter:
-        return limiter_of(constraint, self._at_work, before, self._clock)
+    def _limiter_of(self, constraint: Constraint, replaced: Limiter | None = None) -> ConstraintLimiter:
+        return limiter_of(constraint, self._running, replaced, self._clock)
 
-    def _retire(self, limiter: Limiter) -> None:
-        limiter.is_retired = True
+    def _stop(self, limiter: Limiter) -> None:
+        limiter.is_removed = True
+        self._cancel_timer(limiter)
+
+    def _cancel_timer(self, limiter: Limiter) -> None:
         if limiter.timer is not None:
             limiter.timer.cancel()
             limiter.timer = None
 
-    def _holding(self, key: Key) -> Limiter | None:
-        """Return the limiter that holds back a task that comes now: that of its queue, or one without room or with queues."""
+    def _blocking(self, key: AdmissionKey) -> Limiter | None:
+        """Return the limiter that blocks a new task: that of its queue, or the first one without room or with queues."""
         queue = self._queues.get(key)
         if queue is not None:
             return queue.limiter
-        for limiter in self._limiters.of(key):
+        for limiter in self._limiters.find(key):
             if limiter.queues or not limiter.has_room():
                 return limiter
         return None
 
-    def _count(self, key: Key) -> None:
-        self._at_work[key] = self._at_work.get(key, 0) + 1
-        for limiter in self._limiters.of(key):
-            limiter.take()
+    def _count(self, key: AdmissionKey) -> Place | None:
+        self._running[key] = self._running.get(key, 0) + 1
+        place = None
+        for limiter in self._limiters.find(key):
+            place = limiter.acquire()
+        return place  # of the last limiter
 
     def _serve(self, limiter: Limiter) -> None:
         """Start tasks that wait for a limiter, in the next turn of the event loop, while it has room."""
-        if limiter.queues and not limiter.is_booked:
-            limiter.is_booked = True
-            asyncio.get_running_loop().call_soon(self._serve_some, limiter)
+        if limiter.queues and not limiter.is_scheduled:
+            limiter.is_scheduled = True
+            asyncio.get_running_loop().call_soon(self._serve_now, limiter)
 
-    def _serve_at_once(self, limiter: Limiter) -> None:
-        if not limiter.is_booked:
-            self._serve_some(limiter)
+    def _serve_unscheduled(self, limiter: Limiter) -> None:
+        if not limiter.is_scheduled:
+            self._serve_now(limiter)
 
-    def _serve_some(self, limiter: Limiter) -> None:
-        limiter.is_booked = False
-        if limiter.timer is not None:
-            limiter.timer.cancel()
-            limiter.timer = None
-        self._advance_some(limiter)
-        limiter.rest()
+    def _serve_now(self, limiter: Limiter) -> None:
+        limiter.is_scheduled = False
+        self._cancel_timer(limiter)
+        self._grant_burst(limiter)
+        limiter.drop_reservation()
 
-    def _advance_some(self, limiter: Limiter) -> None:
+    def _grant_burst(self, limiter: Limiter) -> None:
         for _ in range(BURST):
             if not limiter.queues:
                 return
             if not limiter.has_room():
-                self._serve_later(limiter)
+                self._schedule(limiter)
                 return
             if self._backpressure.is_full():
                 self._serve_after_backpressure(limiter)
                 return
-            self._advance(next(iter(limiter.queues)))
+            self._grant_next(next(iter(limiter.queues)))
         self._serve(limiter)
 
     def _serve_after_backpressure(self, limiter: Limiter) -> None:
-        self._crowded[limiter] = None
+        self._delayed[limiter] = None
         if self._room is None:
             self._room = asyncio.get_running_loop().create_task(self._await_room(), name="cascade-control-room")
 
@@ -206,38 +211,37 @@ class Admission:
         while self._backpressure.is_full():
             await self._backpressure.room()
         self._room = None
-        crowded, self._crowded = self._crowded, {}
-        for limiter in crowded:
+        delayed, self._delayed = self._delayed, {}
+        for limiter in delayed:
             self._serve(limiter)
 
-    def _serve_later(self, limiter: Limiter) -> None:
-        """Serve a limiter once it has room, if neither `leave` nor another constraint makes that room."""
+    def _schedule(self, limiter: Limiter) -> None:
+        """Serve a limiter once it has room, if neither `release` nor another constraint makes that room."""
         if isinstance(limiter, PlaceLimiter):
-            limiter.wait(self._serve_at_once)
-        elif limiter.timer is None and not limiter.is_booked and (delay := limiter.delay()) is not None:
-            limiter.timer = asyncio.get_running_loop().call_later(delay, self._serve_some, limiter)
+            limiter.request(self._serve_unscheduled)
+        elif limiter.timer is None and not limiter.is_scheduled and (delay := limiter.delay()) is not None:
+            limiter.timer = asyncio.get_running_loop().call_later(delay, self._serve_now, limiter)
 
-    def _advance(self, queue: WaitQueue) -> None:
+    def _grant_next(self, queue: WaitQueue) -> None:
         """Start the first task of a queue whose limiter has room, unless another of its limiters has none."""
-        for limiter in self._limiters.of(queue.key):
+        for limiter in self._limiters.find(queue.key):
             if not limiter.has_room():
                 self._move(queue, limiter)
                 return
         waiter, _ = queue.waiters.popitem(last=False)
         if not waiter.granted.done():  # otherwise it is being cancelled
-            self._count(queue.key)
-            waiter.granted.set_result(None)
+            waiter.granted.set_result(self._count(queue.key))
         if queue.waiters:
             queue.limiter.queues.move_to_end(queue)
         else:
             self._end(queue)
 
     def _move(self, queue: WaitQueue, limiter: Limiter) -> None:
-        before = queue.limiter
+        previous = queue.limiter
         queue.move_to(limiter)
-        if not before.queues:
-            before.rest()
-        self._serve_later(limiter)
+        if not previous.queues:
+            previous.drop_reservation()
+        self._schedule(limiter)
         self._renotifier.add(queue)
 
     def _withdraw(self, queue: WaitQueue, waiter: Waiter) -> None:
@@ -246,9 +250,78 @@ class Admission:
             self._end(queue)
 
     def _end(self, queue: WaitQueue) -> None:
-        queue.end()
+        limiter = queue.limiter
+        limiter.queues.pop(queue, None)
         self._renotifier.discard(queue)
-        if not queue.limiter.queues:
-            queue.limiter.rest()
+        if not limiter.queues:
+            limiter.drop_reservation()
         if self._queues.get(queue.key) is queue:
             del self._queues[queue.key]
+
+
+class Permit:
+    """Permission for one task to run, with a place of the executor if the task needs one.
+
+    `is_held` is true while the task runs. `place` is the place that it holds.
+    """
+
+    __slots__ = ("_admission", "_key", "_nested", "is_held", "place")
+
+    def __init__(self, admission: Admission, key: AdmissionKey) -> None:
+        self._admission = admission
+        self._key = key
+        self._nested: set[object] | None = None
+        self.is_held = False
+        self.place: Place | None = None
+
+    def try_acquire(self) -> bool:
+        """Acquire the permit without waiting. Returns False if a limiter blocks the task."""
+        grant = self._admission.try_acquire(self._key)
+        if grant is None:
+            return False
+        self.is_held, self.place = True, grant.place
+        return True
+
+    async def acquire(self, blocked: Blocked, now: Callable[[], int]) -> tuple[Wait, ...]:
+        """Wait until no limiter blocks the task, acquire the permit and return the waits.
+
+        `blocked` is called with the fields of a `TaskBlocked` each time the cause of the wait changes.
+        """
+        self.place, waits = await self._admission.acquire(self._key, blocked, now)
+        self.is_held = True
+        return waits
+
+    def release(self, *, unused: bool = False) -> None:
+        """Release the permit if it is held. `unused`: the task did not start."""
+        self._nested = None
+        if self.is_held:
+            self.is_held = False
+            self._admission.release(self._key, unused=unused)
+        place, self.place = self.place, None
+        if place is not None:  # last, because this may start another task, which needs the released permit
+            place.release()
+
+    @context_manager
+    def suspended(self) -> Iterator[None]:
+        """Release the permit while the task waits for a nested run, and acquire it again afterwards.
+
+        The task keeps its place, which the nested run may use. A task may wait for several nested runs at once. A nested run
+        may outlive the task or the attempt that started it.
+        """
+        if self.is_held:
+            self.is_held = False
+            self._nested = set()
+            self._admission.release(self._key)
+        nested = self._nested
+        if nested is None:
+            yield
+            return
+        nested.add(run := object())
+        try:
+            yield
+        finally:
+            nested.discard(run)
+            if nested is self._nested and not nested:
+                self._nested = None
+                self._admission.reacquire(self._key)
+                self.is_held = True

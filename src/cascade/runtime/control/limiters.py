@@ -1,42 +1,69 @@
-"""Limiters: constraints in force, and places of an executor, that limit the start of tasks."""
+"""Limiters: decide whether one more task may start, for a constraint or for the places of an executor."""
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 from cascade._loggers import get_logger
-from cascade.runtime.control._bucket import TokenBucket
-from cascade.runtime.control.constraint import Concurrency, Constraint, Matcher, Pause, RateLimit, Scope
+from cascade.runtime.control.constraint import Concurrency, Constraint, Matcher, Pause, RateLimit
 from cascade.runtime.protocols import Place, PlaceRequest, Places
+from cascade.spec.metadata import ConstraintRef
 
 logger = get_logger(__name__)
 
+_ROUNDING = 1e-9
+"""Rounding error of a sum of fractions of a token."""
 
-@dataclass(frozen=True, slots=True)
-class NoPlace(Constraint):
-    """The executor has no free place. No message brings this constraint."""
+
+class TokenBucket:
+    """Token bucket: gains `rate` tokens per second, up to `burst` (at least 1), and is full at first.
+
+    `clock` returns seconds that do not decrease.
+    """
+
+    __slots__ = ("_burst", "_clock", "_rate", "_tokens", "_updated")
+
+    def __init__(self, rate: float, burst: float, clock: Callable[[], float]) -> None:
+        self._rate = rate
+        self._burst = max(1.0, burst)
+        self._clock = clock
+        self._tokens = self._burst
+        self._updated = clock()
 
     @property
-    def type(self) -> str:
-        return "place"
+    def tokens(self) -> float:
+        now = self._clock()
+        self._tokens = min(self._burst, self._tokens + (now - self._updated) * self._rate)
+        self._updated = now
+        return self._tokens
+
+    @property
+    def has_token(self) -> bool:
+        return self.tokens >= 1 - _ROUNDING
+
+    @property
+    def delay(self) -> float:
+        """Seconds until there is a token; 0 if there is one."""
+        return max(0.0, 1 - self.tokens) / self._rate
+
+    def take(self) -> None:
+        self._tokens = self.tokens - 1
+
+    def put_back(self) -> None:
+        """Return a token that was taken and not used."""
+        self._tokens = min(self._burst, self.tokens + 1)
+
+    def limit_to(self, other: "TokenBucket") -> None:
+        """Drop the tokens that exceed those of another bucket, which this one replaces."""
+        self._tokens = min(self._burst, other.tokens)
 
 
-REASONS: dict[type[Constraint], str] = {
-    Pause: "paused",
-    Concurrency: "concurrency",
-    RateLimit: "rate_limit",
-    NoPlace: "executor",
-}
-"""Reason of a wait on the wire, by the type of the constraint."""
+class AdmissionKey(NamedTuple):
+    """The key of all tasks of one run and name that need a place of the same kind. Admission control treats them alike.
 
-
-class Key(NamedTuple):
-    """All tasks of one run and one name that need a place of the same kind: admission control treats them alike.
-
-    `run_ids` are the id of the run and those of the runs around it. A pause applies to a map as a whole (`is_map`);
+    `run_ids` are the ids of the run and of the runs that it is nested in. A pause applies to a map as a whole (`is_map`);
     limits apply to its items only.
     """
 
@@ -46,119 +73,138 @@ class Key(NamedTuple):
     places: Places | None = None
 
 
-class Limiter:
-    """A constraint in force, and the queues that wait for it, in FIFO order.
+class WaitCause(NamedTuple):
+    """Why a task waits: the reason on the wire, and the constraint if there is one."""
 
-    `is_retired`: it has no effect any more. `is_booked`: the event loop will serve its queues in its next turn.
+    reason: str
+    constraint: ConstraintRef | None = None
+
+
+class Limiter:
+    """Limits the starts of tasks. The queues that wait for it take turns.
+
+    `is_removed`: it no longer limits anything. `is_scheduled`: the event loop serves its queues in its next turn.
     """
 
-    __slots__ = ("constraint", "covers", "is_booked", "is_retired", "queues", "timer")
+    __slots__ = ("cause", "is_removed", "is_scheduled", "queues", "timer")
     queues: "OrderedDict[Any, None]"
 
-    def __init__(self, constraint: Constraint) -> None:
-        self.constraint = constraint
-        self.covers = Matcher(constraint.scope)
+    def __init__(self, reason: str, constraint: ConstraintRef | None = None) -> None:
+        self.cause = WaitCause(reason, constraint)
         self.queues = OrderedDict()
-        self.is_retired = False
-        self.is_booked = False
+        self.is_removed = False
+        self.is_scheduled = False
         self.timer: asyncio.TimerHandle | None = None
 
     def has_room(self) -> bool:
         """Return True if one more task may start now."""
         raise NotImplementedError
 
-    def take(self) -> None:
-        """Count a task that starts."""
+    def acquire(self) -> Place | None:
+        """Count a task that starts. Returns its place if it needs one."""
+        return None
 
-    def take_again(self) -> None:
-        """Count a task that continues after it was suspended."""
+    def reacquire(self) -> None:
+        """Count a suspended task that continues."""
 
-    def give_back(self, *, unused: bool) -> None:
+    def release(self, *, unused: bool) -> None:
         """Stop counting a task. `unused`: it did not start."""
 
     def delay(self) -> float | None:
-        """Return the seconds until there is room without another event; None if only an event makes room."""
+        """Return the seconds until there is room, or None if the release of another task makes room."""
         return None
 
-    def rest(self) -> None:
+    def drop_reservation(self) -> None:
         """Release the place that `has_room` has reserved, after the last grant of a turn."""
 
 
-class PauseLimiter(Limiter):
+class ConstraintLimiter(Limiter):
+    """Limiter of a constraint."""
+
+    __slots__ = ("constraint", "matches")
+
+    def __init__(self, reason: str, constraint: Constraint) -> None:
+        super().__init__(reason, constraint.reference)
+        self.constraint = constraint
+        self.matches = Matcher(constraint.scope)
+
+
+class PauseLimiter(ConstraintLimiter):
     __slots__ = ()
 
     def has_room(self) -> bool:
-        return self.is_retired
+        return self.is_removed
 
 
-class ConcurrencyLimiter(Limiter):
-    """Limits the number of running tasks, with those that ran before the constraint came.
+class ConcurrencyLimiter(ConstraintLimiter):
+    """Limits the number of running tasks, including those that were running when the constraint arrived.
 
-    The tasks in `at_work` are counted at the first use, so that a limit for tasks that never start costs nothing.
+    The running tasks are counted at the first use: a limit for tasks that never start costs nothing.
     """
 
-    __slots__ = ("_at_work", "_limit", "_used")
+    __slots__ = ("_limit", "_running", "_used")
 
-    def __init__(self, constraint: Concurrency, at_work: Mapping[Key, int]) -> None:
-        super().__init__(constraint)
+    def __init__(self, constraint: Concurrency, running: Mapping[AdmissionKey, int]) -> None:
+        super().__init__("concurrency", constraint)
         self._limit = constraint.limit
-        self._at_work = at_work
+        self._running = running
         self._used: int | None = None
 
     def has_room(self) -> bool:
         used = self._count() if self._used is None else self._used
-        return used < self._limit or self.is_retired
+        return used < self._limit or self.is_removed
 
-    def take(self) -> None:
+    def acquire(self) -> None:
         if self._used is None:
-            self._count()  # `at_work` contains this task already
+            self._count()  # `running` contains this task already
         else:
             self._used += 1
 
-    take_again = take
+    reacquire = acquire
 
-    def give_back(self, *, unused: bool) -> None:  # noqa: ARG002 - no difference here
+    def release(self, *, unused: bool) -> None:  # noqa: ARG002 - no difference here
         if self._used is None:
-            self._count()  # `at_work` does not contain this task any more
+            self._count()  # `running` no longer contains this task
         else:
             self._used -= 1
 
     def _count(self) -> int:
-        covered = (n for key, n in self._at_work.items() if not key.is_map and self.covers(key.run_ids, key.name))
-        self._used = sum(covered)
+        matching = (n for key, n in self._running.items() if not key.is_map and self.matches(key.run_ids, key.name))
+        self._used = sum(matching)
         return self._used
 
 
-class RateLimiter(Limiter):
+class RateLimiter(ConstraintLimiter):
     __slots__ = ("bucket",)
 
     def __init__(self, constraint: RateLimit, clock: Callable[[], float]) -> None:
-        super().__init__(constraint)
+        super().__init__("rate_limit", constraint)
         self.bucket = TokenBucket(constraint.rate, constraint.burst, clock)
 
     def has_room(self) -> bool:
-        return self.is_retired or self.bucket.has_token
+        return self.is_removed or self.bucket.has_token
 
-    def take(self) -> None:
+    def acquire(self) -> None:
         self.bucket.take()
 
-    def give_back(self, *, unused: bool) -> None:
+    def release(self, *, unused: bool) -> None:
         if unused:
-            self.bucket.give_back()
+            self.bucket.put_back()
 
     def delay(self) -> float | None:
         return self.bucket.delay
 
 
 class PlaceLimiter(Limiter):
-    """Waits for places of an executor. `has_room` reserves a place, which `take` moves to `taken`.
+    """Limits the starts to the free places of an executor. `has_room` reserves a place, and `acquire` returns it.
 
-    Places that raise are not used any more: tasks start without them.
+    Places that raise are no longer used: tasks start without them.
     """
 
+    __slots__ = ("_places", "_request", "_reserved")
+
     def __init__(self, places: Places) -> None:
-        super().__init__(_NO_PLACE)
-        self.taken: deque[Place | None] = deque()
+        super().__init__("executor")
         self._places: Places | None = places
         self._reserved: Place | None = None
         self._request: PlaceRequest | None = None
@@ -168,28 +214,27 @@ class PlaceLimiter(Limiter):
             try:
                 self._reserved = self._places.try_acquire()
             except Exception as error:  # noqa: BLE001 - a fault of an executor must not stop the run
-                self._give_up(error)
+                self._disable(error)
         return self._reserved is not None or self._places is None
 
-    def take(self) -> None:
-        self.taken.append(self._reserved)
-        self._reserved = None
+    def acquire(self) -> Place | None:
+        place, self._reserved = self._reserved, None
+        return place
 
-    def rest(self) -> None:
-        reserved, self._reserved = self._reserved, None
-        if reserved is not None:
-            reserved.release()
+    def drop_reservation(self) -> None:
+        if (place := self.acquire()) is not None:
+            place.release()
         if self._request is not None and not self.queues:
             self._request.withdraw()
             self._request = None
 
-    def wait(self, serve: Callable[[Limiter], None]) -> None:
+    def request(self, serve: Callable[[Limiter], None]) -> None:
         """Call `serve` once a place is reserved."""
         if self._request is None and self._places is not None:
             try:
                 self._request = self._places.request(partial(self._granted, serve))
             except Exception as error:  # noqa: BLE001 - a fault of an executor must not stop the run
-                self._give_up(error)
+                self._disable(error)
                 asyncio.get_running_loop().call_soon(serve, self)
 
     def _granted(self, serve: Callable[[Limiter], None], place: Place) -> None:
@@ -200,36 +245,36 @@ class PlaceLimiter(Limiter):
         else:
             place.release()
 
-    def _give_up(self, error: Exception) -> None:
+    def _disable(self, error: Exception) -> None:
         logger.error("%s failed; tasks start without a place", type(self._places).__name__, exc_info=error)
         self._places = None
 
 
-_NO_PLACE = NoPlace(Scope("global"), "", None)
-
-
 def limiter_of(
-    constraint: Constraint, at_work: Mapping[Key, int], before: Limiter | None, clock: Callable[[], float]
-) -> Limiter:
-    """Return the limiter for a constraint on starts.
+    constraint: Constraint,
+    running: Mapping[AdmissionKey, int],
+    replaced: Limiter | None,
+    clock: Callable[[], float],
+) -> ConstraintLimiter:
+    """Return the limiter of a constraint on starts.
 
     Args:
         constraint: The constraint.
-        at_work: Number of running tasks by key, kept up to date by admission control before it calls the limiter.
-        before: The limiter that this one replaces.
-        clock: Returns seconds that never run backwards.
+        running: Number of running tasks by key, updated by admission control before it calls the limiter.
+        replaced: The limiter that this one replaces.
+        clock: Returns seconds that do not decrease.
 
     Raises:
-        RefusedError: The pattern cannot be used.
+        RefusedError: The pattern is invalid.
     """
     match constraint:
         case Pause():
-            return PauseLimiter(constraint)
+            return PauseLimiter("paused", constraint)
         case Concurrency():
-            return ConcurrencyLimiter(constraint, at_work)
+            return ConcurrencyLimiter(constraint, running)
         case RateLimit():
             rate = RateLimiter(constraint, clock)
-            if isinstance(before, RateLimiter):
-                rate.bucket.continue_from(before.bucket)
+            if isinstance(replaced, RateLimiter):
+                rate.bucket.limit_to(replaced.bucket)
             return rate
     raise TypeError(f"{constraint!r} does not limit starts")

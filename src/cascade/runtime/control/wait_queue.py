@@ -1,101 +1,94 @@
-"""FIFO wait queue of one key, a pair of run and task name. All its tasks wait for the same limiter."""
+"""FIFO wait queues. All waiting tasks of one key are in one queue, which waits for one limiter at a time."""
 
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import NamedTuple
 
 from cascade.runtime._task_group import BURST
-from cascade.runtime.control.constraint import Constraint
-from cascade.runtime.control.limiters import Key, Limiter
+from cascade.runtime.control.limiters import AdmissionKey, Limiter, WaitCause
+from cascade.runtime.events import Wait
+from cascade.runtime.protocols import Place
 
 RENOTIFY = 0.5
-"""Seconds for which another constraint must hold tasks back before they publish it."""
+"""Seconds for which another limiter must block tasks before they publish it."""
 RENOTIFY_PAUSE = 0.05
 """Seconds between two bursts of these messages: those of ten thousand tasks must not delay all others."""
+MAX_CHANGES = 64
+"""Changes of the limiter that a queue keeps. Older ones are merged, since a constraint may come and go all the time."""
 
-MAX_SEGMENTS = 64
-"""Segments that a queue keeps. Later ones of a constraint that comes and goes all the time are merged."""
-
-
-class Segment(NamedTuple):
-    """A part of a wait: its constraint, start and end, in nanoseconds since the Unix epoch."""
-
-    constraint: Constraint
-    start_ns: int
-    end_ns: int
-
-
-Blocked = Callable[[Constraint, int], None]
-"""Called with the constraint that holds a task back, and with the start of the wait in nanoseconds."""
+Blocked = Callable[..., None]
+"""Called with the fields `reason`, `constraint` and `start_ns` of a `TaskBlocked`."""
 
 
 class Waiter:
-    """One task in a queue. `notified_of` is the constraint of the last call of `blocked`."""
+    """One waiting task. The result of the future `granted` is its place."""
 
-    __slots__ = ("blocked", "granted", "notified_of", "since_ns")
+    __slots__ = ("_blocked", "_cause", "granted", "since_ns")
 
-    def __init__(self, blocked: Blocked, granted: asyncio.Future[None], since_ns: int) -> None:
-        self.blocked = blocked
-        self.granted = granted
+    def __init__(self, blocked: Blocked, since_ns: int) -> None:
+        self._blocked = blocked
+        self._cause: WaitCause | None = None
+        self.granted: asyncio.Future[Place | None] = asyncio.get_running_loop().create_future()
         self.since_ns = since_ns
-        self.notified_of: Constraint | None = None
 
-    def notify(self, constraint: Constraint, now_ns: int) -> None:
-        """Call `blocked`, unless it was last called with the same constraint."""
-        if not self.is_notified_of(constraint):
-            self.notified_of = constraint
-            self.blocked(constraint, now_ns)
+    def notify(self, cause: WaitCause, now_ns: int) -> None:
+        """Call `blocked`, unless it was last called with the same cause."""
+        if not self.is_notified_of(cause):
+            self._cause = cause
+            self._blocked(reason=cause.reason, constraint=cause.constraint, start_ns=now_ns)
 
-    def is_notified_of(self, constraint: Constraint) -> bool:
-        """Return True if `blocked` was last called with the same constraint."""
-        return self.notified_of is not None and is_same(self.notified_of, constraint)
+    def is_notified_of(self, cause: WaitCause) -> bool:
+        return self._cause == cause
 
 
 class WaitQueue:
-    """Waits for one limiter at a time. Its segments are common to all its waiters."""
+    """FIFO queue of the waiting tasks of one key.
 
-    def __init__(self, key: Key, limiter: Limiter, now: Callable[[], int]) -> None:
+    Attributes:
+        limiter: The limiter that the queue waits for.
+        now: Returns nanoseconds since the Unix epoch.
+    """
+
+    def __init__(self, key: AdmissionKey, limiter: Limiter, now: Callable[[], int]) -> None:
         self.key = key
         self.limiter = limiter
         self.waiters: OrderedDict[Waiter, None] = OrderedDict()
         self.now = now
-        self._changes: list[tuple[Constraint, int]] = []
+        self._changes: list[tuple[WaitCause, int]] = []
         self.move_to(limiter)
 
-    @property
-    def constraint(self) -> Constraint:
-        return self.limiter.constraint
+    def add(self, blocked: Blocked) -> Waiter:
+        """Append a task, and notify it of the cause of its wait."""
+        waiter = Waiter(blocked, self.now())
+        self.waiters[waiter] = None
+        waiter.notify(self.limiter.cause, waiter.since_ns)
+        return waiter
 
     def move_to(self, limiter: Limiter) -> None:
-        """Wait for another limiter, behind the queues that wait for it already."""
+        """Wait for another limiter, behind the queues that already wait for it."""
         self.limiter.queues.pop(self, None)
         self.limiter = limiter
         limiter.queues[self] = None
-        if not self._changes or not is_same(self._changes[-1][0], limiter.constraint):
-            self._changes.append((limiter.constraint, self.now()))
-            if len(self._changes) > MAX_SEGMENTS:
+        if not self._changes or self._changes[-1][0] != limiter.cause:
+            self._changes.append((limiter.cause, self.now()))
+            if len(self._changes) > MAX_CHANGES:
                 del self._changes[1]
 
-    def end(self) -> None:
-        """Leave the limiter, after the last waiter."""
-        self.limiter.queues.pop(self, None)
-
-    def segments(self, waiter: Waiter) -> list[Segment]:
-        """Return the segments of the wait of one waiter until now."""
+    def waits(self, waiter: Waiter) -> tuple[Wait, ...]:
+        """Return the waits of one task until now, one for each cause."""
         ends = [start_ns for _, start_ns in self._changes[1:]] + [self.now()]
-        return [
-            Segment(constraint, max(start_ns, waiter.since_ns), end_ns)
-            for (constraint, start_ns), end_ns in zip(self._changes, ends, strict=True)
+        return tuple(
+            Wait(cause.reason, max(start_ns, waiter.since_ns), end_ns, cause.constraint)
+            for (cause, start_ns), end_ns in zip(self._changes, ends, strict=True)
             if end_ns > waiter.since_ns
-        ]
+        )
 
 
 class Renotifier:
-    """Notifies the waiters of queues of their new constraint, `RENOTIFY` seconds after the queue has moved.
+    """Notifies the waiters of a queue of its new limiter, `RENOTIFY` seconds after the change.
 
-    One timer serves all queues. In a turn of the event loop, it notifies one burst of waiters.
+    One timer serves all queues. In one turn of the event loop, it notifies one burst of waiters.
     """
 
     def __init__(self) -> None:
@@ -104,7 +97,7 @@ class Renotifier:
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, queue: WaitQueue) -> None:
-        """Notify the waiters of a queue later, unless the queue is added already."""
+        """Notify the waiters of a queue later. Does nothing if the queue is already added."""
         if queue not in self._due:
             loop = asyncio.get_running_loop()
             self._due[queue] = loop.time() + RENOTIFY
@@ -130,7 +123,7 @@ class Renotifier:
             self._pending = self._due_at(loop.time())
             burst += islice(self._pending, BURST - len(burst))
         for queue, waiter in burst:
-            waiter.notify(queue.constraint, queue.now())
+            waiter.notify(queue.limiter.cause, queue.now())
         if len(burst) == BURST:
             self._timer = loop.call_later(RENOTIFY_PAUSE, self._notify_burst)
         elif self._due:
@@ -139,14 +132,9 @@ class Renotifier:
             self._timer = None
 
     def _due_at(self, time: float) -> "Iterator[tuple[WaitQueue, Waiter]]":
-        """Remove the queues whose time has come, and return their waiters that have not been notified yet."""
+        """Remove the queues that are due, and yield their waiters that have not been notified of the limiter yet."""
         while self._due and next(iter(self._due.values())) <= time:
             queue, _ = self._due.popitem(last=False)
             for waiter in list(queue.waiters):
-                if waiter in queue.waiters and not waiter.is_notified_of(queue.constraint):
+                if waiter in queue.waiters and not waiter.is_notified_of(queue.limiter.cause):
                     yield queue, waiter
-
-
-def is_same(one: Constraint, other: Constraint) -> bool:
-    """Return True if messages describe both constraints alike."""
-    return (one.scope, one.type, one.id) == (other.scope, other.type, other.id)

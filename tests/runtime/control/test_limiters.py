@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cascade.runtime.control._bucket import TokenBucket
+from cascade.runtime.control.limiters import TokenBucket
 
 
 class Clock:
@@ -44,8 +44,8 @@ def test_the_first_token_is_there_and_each_further_one_comes(rate: float) -> Non
 def test_a_token_that_was_not_used_comes_back_and_no_more_than_the_burst() -> None:
     bucket = TokenBucket(1, 2, Clock())
     bucket.take()
-    bucket.give_back()
-    bucket.give_back()
+    bucket.put_back()
+    bucket.put_back()
     assert bucket.tokens == 2
 
 
@@ -54,7 +54,7 @@ def test_a_changed_limit_is_no_new_start() -> None:
     before, after = TokenBucket(1, 5, clock), TokenBucket(2, 10, clock)
     for _ in range(5):
         before.take()
-    after.continue_from(before)
+    after.limit_to(before)
     assert not after.has_token
     clock.now += 0.5
     assert after.has_token

@@ -8,14 +8,14 @@ import pytest
 from cascade.runtime.control import admission, limiters
 from cascade.runtime.control.admission import Admission
 from cascade.runtime.control.constraint import Concurrency, Constraint, Matcher, Pause, RateLimit, Scope
-from cascade.runtime.control.limiters import Key
+from cascade.runtime.control.limiters import AdmissionKey
 
 MANY = 20_000
 RUN = "r"
 
 
-def key(name: str) -> Key:
-    return Key((RUN,), name)
+def key(name: str) -> AdmissionKey:
+    return AdmissionKey((RUN,), name)
 
 
 def task(name: str) -> Scope:
@@ -61,13 +61,13 @@ def test_the_constraints_for_other_tasks_cost_a_start_nothing(work: Counter[str]
     found = full()
     assert work == {"made": 10}, "of the patterns and of the run"
     for _ in range(100):
-        assert found.enter(key("a"))
+        assert found.try_acquire(key("a"))
     assert work == {"made": 10, "compared": 10}
     for number in range(MANY // 3, MANY // 3 + 1_000):
         found.put(Pause(task(f"other-{number}"), "p", None))
-        assert found.enter(key("a"))
+        assert found.try_acquire(key("a"))
     for _ in range(1_100):
-        found.leave(key("a"))
+        found.release(key("a"))
     assert work == {"made": 10, "compared": 10}
 
 
@@ -75,11 +75,11 @@ def test_a_pattern_is_compared_once_with_each_name(work: Counter[str]) -> None:
     found = full()
     for number in range(50):
         for _ in range(10):
-            assert found.enter(key(f"name-{number}"))
+            assert found.try_acquire(key(f"name-{number}"))
     assert work["compared"] == 50 * 10
     found.put(Pause(task("name-1?"), "p", None))
-    assert not found.enter(key("name-12"))
-    assert found.enter(key("name-2"))
+    assert not found.try_acquire(key("name-12"))
+    assert found.try_acquire(key("name-2"))
     assert work["compared"] == 50 * 10 + 2 * 11
 
 
@@ -89,11 +89,11 @@ def test_a_pattern_is_compared_once_with_each_name(work: Counter[str]) -> None:
 )
 def test_the_constraint_for_a_task_is_found_among_them(own: Constraint, work: Counter[str]) -> None:
     found = full(own)
-    started = sum(found.enter(key("a")) for _ in range(5))
+    started = sum(found.try_acquire(key("a")) is not None for _ in range(5))
     assert started == (0 if isinstance(own, Pause) else 2)
     assert work["made"] == 11
     found.remove(own)
-    assert found.enter(key("a"))
+    assert found.try_acquire(key("a"))
 
 
 def test_several_types_for_one_name_apply_together_and_end_one_by_one() -> None:
@@ -101,41 +101,41 @@ def test_several_types_for_one_name_apply_together_and_end_one_by_one() -> None:
     found = Admission()
     found.put(limit)
     found.put(pause)
-    assert not found.enter(key("a"))
+    assert not found.try_acquire(key("a"))
     found.remove(pause)
-    assert found.enter(key("a"))
-    assert not found.enter(key("a"))
+    assert found.try_acquire(key("a"))
+    assert not found.try_acquire(key("a"))
     found.put(Concurrency(task("a"), "c", None, 2))
-    assert found.enter(key("a"))
+    assert found.try_acquire(key("a"))
     found.remove(limit)
     found.remove(limit)
-    assert found.enter(key("a"))
+    assert found.try_acquire(key("a"))
 
 
 def test_a_name_with_a_wildcard_is_a_pattern_and_a_name() -> None:
     found = Admission()
     found.put(Pause(task("part-[0-9]"), "p", None))
-    assert not found.enter(key("part-[0-9]"))
-    assert not found.enter(key("part-7"))
-    assert found.enter(key("part-x"))
+    assert not found.try_acquire(key("part-[0-9]"))
+    assert not found.try_acquire(key("part-7"))
+    assert found.try_acquire(key("part-x"))
 
 
 def test_a_limit_counts_the_tasks_that_ran_before_its_first_use() -> None:
     found = Admission()
     for _ in range(3):
-        assert found.enter(key("a"))
+        assert found.try_acquire(key("a"))
     found.put(Concurrency(task("a"), "c", None, 3))
-    found.leave(key("a"))
-    assert found.enter(key("a"))
-    assert not found.enter(key("a"))
-    found.leave(key("a"))
-    found.rejoin(key("a"))
-    assert not found.enter(key("a"))
+    found.release(key("a"))
+    assert found.try_acquire(key("a"))
+    assert not found.try_acquire(key("a"))
+    found.release(key("a"))
+    found.reacquire(key("a"))
+    assert not found.try_acquire(key("a"))
 
 
 def test_all_constraints_end_at_the_close() -> None:
     found = full(Pause(Scope("global"), "p", None))
-    assert not found.enter(key("other-1"))
+    assert not found.try_acquire(key("other-1"))
     found.close()
-    assert found.enter(key("other-1"))
-    assert found.enter(key("part-1-x"))
+    assert found.try_acquire(key("other-1"))
+    assert found.try_acquire(key("part-1-x"))

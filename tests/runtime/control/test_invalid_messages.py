@@ -11,7 +11,7 @@ import cascade as cs
 from cascade.runtime.events import TaskBlocked, TaskExecutionStarted
 from cascade.telemetry.topics import control_filter
 from tests.lab.waiting import soon
-from tests.runtime.control.steered import Steered
+from tests.runtime.control.controlled_engine import ControlledEngine
 
 PREFIX = control_filter("local", "default").removesuffix("#")
 
@@ -42,18 +42,18 @@ def test_a_run_survives_it(messages: list[tuple[str, bytes]]) -> None:
 
 
 async def _survives(messages: list[tuple[str, bytes]]) -> None:
-    lab = Steered()
-    await lab.say("task/one", "pause")
-    run = lab.start(one())
-    await soon(lab.seen(TaskBlocked))
+    controlled = ControlledEngine()
+    await controlled.constrain("task/one", "pause")
+    run = controlled.start(one())
+    await soon(controlled.wait_for(TaskBlocked))
     for topic, data in messages:
-        await lab.connector.deliver(topic, data, retain=bool(data))
-    assert not lab.all(TaskExecutionStarted)
-    await _clear_all(lab, messages)
-    await lab.clear("task/one", "pause")
+        await controlled.connector.deliver(topic, data, retain=bool(data))
+    assert not controlled.events_of(TaskExecutionStarted)
+    await _clear_all(controlled, messages)
+    await controlled.clear("task/one", "pause")
     assert await soon(run) == 1
 
 
-async def _clear_all(lab: Steered, messages: list[tuple[str, Any]]) -> None:
+async def _clear_all(controlled: ControlledEngine, messages: list[tuple[str, Any]]) -> None:
     for topic, _ in messages:
-        await lab.connector.deliver(topic, b"", retain=True)
+        await controlled.connector.deliver(topic, b"", retain=True)

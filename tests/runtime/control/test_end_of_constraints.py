@@ -11,7 +11,7 @@ from cascade.runtime.events import ControlDecision, TaskBlocked, TaskExecutionSt
 from cascade.telemetry.topics import control_topic
 from cascade.telemetry.wire import decode_incoming, with_expiry
 from tests.lab.waiting import soon
-from tests.runtime.control.steered import Steered
+from tests.runtime.control.controlled_engine import ControlledEngine
 
 
 @cs.task
@@ -23,41 +23,41 @@ class Held:
     """A run whose only task is paused, with a wall clock that the test sets."""
 
     def __init__(self) -> None:
-        self.lab, self.now = Steered(), 1_000.0
-        control = self.lab.engine.controller
-        assert control is not None
-        control._clock = lambda: self.now
+        self.now = 1_000.0
+        self.controlled = ControlledEngine(clock=lambda: self.now)
         self._passed = 0
 
     async def start(self, **pause: Any) -> "asyncio.Future[Any]":
-        await self.lab.say("global", "pause", **pause)
-        run = self.lab.start(one())
-        await self.lab.seen(TaskBlocked)
+        await self.controlled.constrain("global", "pause", **pause)
+        run = self.controlled.start(one())
+        await self.controlled.wait_for(TaskBlocked)
         return run
 
     async def pass_time(self, seconds: float) -> None:
         """Return when all constraints that end within these seconds have ended."""
         self._passed += 1
         scope = f"task/clock-{self._passed}"
-        await self.lab.say(scope, "pause", expires_at=self.now + 1e-3, retain=False)  # due first: starts the timer
+        await self.controlled.constrain(
+            scope, "pause", expires_at=self.now + 1e-3, retain=False
+        )  # due first: starts the timer
         self.now += seconds
         count = 0
-        while ("EXPIRED", scope, "pause") not in self.lab.decisions:
+        while ("EXPIRED", scope, "pause") not in self.controlled.decisions:
             count += 1
-            await soon(self.lab.seen(ControlDecision, count))
+            await soon(self.controlled.wait_for(ControlDecision, count))
 
     @property
     def decisions(self) -> list[str]:
-        return [action for action, scope, _ in self.lab.decisions if scope == "global"]
+        return [action for action, scope, _ in self.controlled.decisions if scope == "global"]
 
 
 async def test_a_constraint_that_is_replaced_by_one_without_an_end_does_not_expire() -> None:
     held = Held()
     run = await held.start(expires_at=1_010)
-    await held.lab.say("global", "pause")
+    await held.controlled.constrain("global", "pause")
     await held.pass_time(20)
-    assert (held.lab.started, held.decisions) == ([], ["APPLIED", "APPLIED"])
-    await held.lab.clear("global", "pause")
+    assert (held.controlled.started, held.decisions) == ([], ["APPLIED", "APPLIED"])
+    await held.controlled.clear("global", "pause")
     assert await soon(run) == 1
     assert held.decisions == ["APPLIED", "APPLIED", "CLEARED"]
 
@@ -66,9 +66,9 @@ async def test_a_constraint_that_is_replaced_by_one_without_an_end_does_not_expi
 async def test_the_latest_end_counts(before: float | None, after: float) -> None:
     held = Held()
     run = await held.start(expires_at=before)
-    await held.lab.say("global", "pause", expires_at=after)
+    await held.controlled.constrain("global", "pause", expires_at=after)
     await held.pass_time(after - held.now - 0.5)
-    assert held.lab.started == []
+    assert held.controlled.started == []
     await held.pass_time(1)
     assert await soon(run) == 1
     assert held.decisions[-1] == "EXPIRED"
@@ -79,9 +79,9 @@ async def test_a_pause_that_is_repeated_before_its_end_goes_on_without_a_flood_o
     run = await held.start(expires_at=held.now + 4)
     for _ in range(20):
         await held.pass_time(EXPIRY_TOLERANCE - 0.5)
-        await held.lab.say("global", "pause", expires_at=held.now + 4)
-    assert (held.lab.started, held.decisions) == ([], ["APPLIED"])
-    await held.lab.say("global", "pause", expires_at=held.now + 100)
+        await held.controlled.constrain("global", "pause", expires_at=held.now + 4)
+    assert (held.controlled.started, held.decisions) == ([], ["APPLIED"])
+    await held.controlled.constrain("global", "pause", expires_at=held.now + 100)
     assert held.decisions == ["APPLIED", "APPLIED"]
     await held.pass_time(101)
     assert await soon(run) == 1
@@ -91,7 +91,7 @@ async def test_a_pause_that_is_repeated_before_its_end_goes_on_without_a_flood_o
 async def test_an_end_in_the_past_ends_the_constraint_that_applied() -> None:
     held = Held()
     run = await held.start(expires_at=1_010)
-    await held.lab.say("global", "pause", expires_at=held.now)
+    await held.controlled.constrain("global", "pause", expires_at=held.now)
     assert await soon(run) == 1
     assert held.decisions == ["APPLIED", "EXPIRED"]
 
@@ -100,30 +100,30 @@ async def test_the_message_expiry_of_a_constraint_ends_it() -> None:
     held = Held()
     topic = control_topic("local", "default", "global", "pause")
     pause = decode_incoming(b'{"type": "pause"}')
-    await held.lab.connector.deliver(topic, with_expiry(pause, 4, held.now), retain=True)
-    run = held.lab.start(one())
-    await held.lab.seen(TaskBlocked)
+    await held.controlled.connector.deliver(topic, with_expiry(pause, 4, held.now), retain=True)
+    run = held.controlled.start(one())
+    await held.controlled.wait_for(TaskBlocked)
     await held.pass_time(2.25)
     # After a reconnection, the broker sends it again with the rest of the interval, in whole seconds.
-    await held.lab.connector.deliver(topic, with_expiry(pause, 2, held.now))
-    assert (held.lab.started, held.decisions) == ([], ["APPLIED"])
+    await held.controlled.connector.deliver(topic, with_expiry(pause, 2, held.now))
+    assert (held.controlled.started, held.decisions) == ([], ["APPLIED"])
     await held.pass_time(2.0)
     assert await soon(run) == 1
     assert held.decisions == ["APPLIED", "EXPIRED"]
 
 
 async def test_an_extended_rate_gives_no_new_tokens() -> None:
-    lab = Steered()
-    await lab.say("global", "rate_limit", {"rate": "1/h", "burst": 2}, expires_at=4e9)
+    controlled = ControlledEngine()
+    await controlled.constrain("global", "rate_limit", {"rate": "1/h", "burst": 2}, expires_at=4e9)
     work = cs.task(lambda x: x, name="work")
-    run = lab.start(work.map(x=[1, 2, 3]))
-    await lab.seen(TaskBlocked)
+    run = controlled.start(work.map(x=[1, 2, 3]))
+    await controlled.wait_for(TaskBlocked)
     for more in range(10):
-        await lab.say("global", "rate_limit", {"rate": "1/h", "burst": 2}, expires_at=4e9 + 100 * more)
+        await controlled.constrain("global", "rate_limit", {"rate": "1/h", "burst": 2}, expires_at=4e9 + 100 * more)
     for _ in range(20):  # turns of the loop in which a start would happen
         await asyncio.sleep(0)
-    assert lab.started.count("work") == 2
-    await lab.clear("global", "rate_limit")
+    assert controlled.started.count("work") == 2
+    await controlled.clear("global", "rate_limit")
     assert await soon(run) == [1, 2, 3]
 
 
@@ -145,7 +145,7 @@ async def test_an_extended_rate_gives_no_new_tokens() -> None:
 async def test_an_empty_message_lifts_a_constraint_however_it_came(
     scope: str, kind: str, params: dict[str, Any], *, retained: bool, retained_clear: bool
 ) -> None:
-    lab, goes_on = Steered(system_resources={"gpu": 2}), asyncio.Event()
+    controlled, goes_on = ControlledEngine(system_resources={"gpu": 2}), asyncio.Event()
 
     async def held(x: int) -> int:
         await goes_on.wait()
@@ -153,15 +153,15 @@ async def test_an_empty_message_lifts_a_constraint_however_it_came(
 
     work = cs.task(held, name="held")
     first = cs.task(goes_on.wait, name="first")
-    run = lab.start(cs.task(list, name="all")([first(), *(work(x).with_constraints(gpu=1) for x in range(3))]))
-    await lab.seen(TaskExecutionStarted)
-    where = scope.format(run_id=await lab.run_id())
-    await lab.say(where, kind, params, retain=retained)
-    late = lab.start(cs.task(list, name="late")([work(x).with_constraints(gpu=1) for x in range(2)]))
+    run = controlled.start(cs.task(list, name="all")([first(), *(work(x).with_constraints(gpu=1) for x in range(3))]))
+    await controlled.wait_for(TaskExecutionStarted)
+    where = scope.format(run_id=await controlled.run_id())
+    await controlled.constrain(where, kind, params, retain=retained)
+    late = controlled.start(cs.task(list, name="late")([work(x).with_constraints(gpu=1) for x in range(2)]))
     if not scope.startswith("run"):
-        await lab.seen(TaskBlocked)
-    await lab.send(where, kind, b"", retain=retained_clear)
+        await controlled.wait_for(TaskBlocked)
+    await controlled.send(where, kind, b"", retain=retained_clear)
     goes_on.set()
     assert await soon(run) == [True, 0, 1, 2]
     assert await soon(late) == [0, 1]
-    assert [action for action, _, constraint_type in lab.decisions if constraint_type == kind][-1] == "CLEARED"
+    assert [action for action, _, constraint_type in controlled.decisions if constraint_type == kind][-1] == "CLEARED"

@@ -1,0 +1,124 @@
+"""Index of the limiters by run and task name."""
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+
+from cascade.runtime.control.constraint import Constraint, Scope
+from cascade.runtime.control.limiters import AdmissionKey, ConstraintLimiter, Limiter, PauseLimiter, PlaceLimiter
+from cascade.runtime.protocols import Places
+
+
+class LimiterIndex:
+    """Finds the limiters of a key. The number of limiters of other task names does not affect the time.
+
+    The limiter of one task name is found by that name, and created when a task of that name first starts. Limiters of all
+    tasks, runs and patterns are evaluated once per key. The result is cached until one of them changes.
+
+    Args:
+        create: Returns the limiter of a constraint.
+    """
+
+    def __init__(self, create: Callable[[Constraint], ConstraintLimiter]) -> None:
+        self._create = create
+        self._by_scope: dict[tuple[Scope, str], ConstraintLimiter] = {}
+        self._by_name: dict[str, tuple[ConstraintLimiter | Constraint, ...]] = {}
+        self._cache: dict[AdmissionKey, tuple[Limiter, ...]] = {}
+        self._cached_keys: dict[str, list[AdmissionKey]] = {}
+        self._place_limiters: dict[Places, PlaceLimiter] = {}
+        self.is_empty = True
+        """True without a constraint. Read at each start of a task."""
+
+    def get(self, constraint: Constraint) -> ConstraintLimiter | None:
+        """Return the limiter of the same scope and type; None if there is none, or if it is not created yet."""
+        scope = constraint.scope
+        if not scope.is_name:
+            return self._by_scope.get((scope, constraint.type))
+        for entry in self._by_name.get(scope.name, ()):
+            if isinstance(entry, ConstraintLimiter) and entry.constraint.type == constraint.type:
+                return entry
+        return None
+
+    def put(self, constraint: Constraint, limiter: ConstraintLimiter | None = None) -> None:
+        """Add a constraint, which replaces that of the same scope and type. `limiter` is its limiter if it is created already."""
+        scope = constraint.scope
+        if scope.is_name:
+            self._by_name[scope.name] = (*self._other_types(constraint), limiter or constraint)
+        else:
+            self._by_scope[scope, constraint.type] = limiter or self._create(constraint)
+        self._invalidate(scope)
+
+    def pop(self, constraint: Constraint) -> ConstraintLimiter | None:
+        """Remove the constraint of the same scope and type. Returns its limiter if it is created."""
+        limiter, scope = self.get(constraint), constraint.scope
+        if not scope.is_name:
+            self._by_scope.pop((scope, constraint.type), None)
+        elif others := tuple(self._other_types(constraint)):
+            self._by_name[scope.name] = others
+        else:
+            self._by_name.pop(scope.name, None)
+        self._invalidate(scope)
+        return limiter
+
+    def clear(self) -> list[ConstraintLimiter]:
+        """Remove all constraints, and return their created limiters. Limiters of places stay."""
+        entries = chain(self._by_scope.values(), chain.from_iterable(self._by_name.values()))
+        limiters = [entry for entry in entries if isinstance(entry, ConstraintLimiter)]
+        self._by_scope.clear()
+        self._by_name.clear()
+        self._invalidate(None)
+        return limiters
+
+    def find(self, key: AdmissionKey) -> tuple[Limiter, ...]:
+        """Return the limiters of a key. That of its places is the last one: a place is reserved only if no other one blocks."""
+        limiters = self._cache.get(key)
+        if limiters is None:
+            limiters = self._cache[key] = self._matching(key)
+            self._cached_keys.setdefault(key.name, []).append(key)
+        return limiters
+
+    def forget(self, run_id: str, running: Iterable[AdmissionKey]) -> None:
+        """Drop the results of a run that has ended, and the limiters of places that no key uses."""
+        self._cache = {key: limiters for key, limiters in self._cache.items() if key.run_ids[0] != run_id}
+        self._cached_keys.clear()
+        for key in self._cache:
+            self._cached_keys.setdefault(key.name, []).append(key)
+        used = {key.places for key in chain(self._cache, running)}
+        self._place_limiters = {
+            places: limiter for places, limiter in self._place_limiters.items() if places in used or limiter.queues
+        }
+
+    def _invalidate(self, scope: Scope | None) -> None:
+        """Drop the cached results of a scope; None drops all."""
+        self.is_empty = not self._by_scope and not self._by_name
+        if scope is not None and scope.is_name:
+            for key in self._cached_keys.pop(scope.name, ()):
+                del self._cache[key]
+        else:
+            self._cache.clear()
+            self._cached_keys.clear()
+
+    def _matching(self, key: AdmissionKey) -> tuple[Limiter, ...]:
+        by_scope = (limiter for limiter in self._by_scope.values() if limiter.matches(key.run_ids, key.name))
+        limiters: list[Limiter] = [
+            limiter
+            for limiter in chain(by_scope, self._of_name(key.name))
+            if not key.is_map or isinstance(limiter, PauseLimiter)
+        ]
+        if key.places is not None:
+            limiters.append(self._place_limiters.setdefault(key.places, PlaceLimiter(key.places)))
+        return tuple(limiters)
+
+    def _of_name(self, name: str) -> tuple[ConstraintLimiter, ...]:
+        entries = self._by_name.get(name)
+        if not entries:
+            return ()
+        limiters = tuple(entry if isinstance(entry, ConstraintLimiter) else self._create(entry) for entry in entries)
+        self._by_name[name] = limiters
+        return limiters
+
+    def _other_types(self, constraint: Constraint) -> Iterator[ConstraintLimiter | Constraint]:
+        """Yield the entries of the same task name with other types."""
+        for entry in self._by_name.get(constraint.scope.name, ()):
+            held = entry.constraint if isinstance(entry, ConstraintLimiter) else entry
+            if held.type != constraint.type:
+                yield entry
