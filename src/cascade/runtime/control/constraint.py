@@ -202,7 +202,7 @@ def parse_constraint(scope: Scope, kind: str, payload: Mapping[str, Any]) -> Con
         raise RefusedError(payload.reason)
     if not isinstance(payload, Mapping):
         raise RefusedError(f"it must be a JSON object, not {type(payload).__name__}")
-    parse = _PARSERS.get(kind)
+    parse = _PARSERS_BY_TYPE.get(kind)
     if parse is None:
         raise RefusedError(f"the topic's type {_shown(kind)} is unknown: choose from {', '.join(CONSTRAINT_TYPES)}")
     if payload.get("type") != kind:
@@ -259,14 +259,15 @@ def _capacity(scope: Scope, own_id: str, expires_at: float | None, params: dict[
     return Capacity(scope, own_id, expires_at, name, float(capacity))
 
 
-_PARSERS: dict[str, Callable[[Scope, str, float | None, dict[str, Any]], Constraint]] = {
-    Pause.type: _pause,
-    Concurrency.type: _concurrency,
-    RateLimit.type: _rate_limit,
-    Capacity.type: _capacity,
+_PARSERS: dict[type[Constraint], Callable[[Scope, str, float | None, dict[str, Any]], Constraint]] = {
+    Pause: _pause,
+    Concurrency: _concurrency,
+    RateLimit: _rate_limit,
+    Capacity: _capacity,
 }
-CONSTRAINT_CLASSES: tuple[type[Constraint], ...] = (Pause, Concurrency, RateLimit, Capacity)
-CONSTRAINT_TYPES = tuple(_PARSERS)
+_PARSERS_BY_TYPE = {kind.type: parse for kind, parse in _PARSERS.items()}
+CONSTRAINT_CLASSES = tuple(_PARSERS)
+CONSTRAINT_TYPES = tuple(_PARSERS_BY_TYPE)
 
 
 def _decoded(level: str) -> str:
