@@ -1,4 +1,4 @@
-"""Configuration as its own readers understand it."""
+"""Fixtures that read Compose files."""
 
 import json
 import os
@@ -18,7 +18,7 @@ Project = dict[str, Any]
 
 @pytest.fixture(scope="session")
 def compose_config() -> Callable[..., Project]:
-    """`docker compose config`, by the library of Docker Compose, for profiles by name and files after the first."""
+    """Return the output of `docker compose config` from the library of Docker Compose, for profiles and further files."""
     if not build.compose_config_path().exists():
         go()
         build.compose_config()

@@ -5,7 +5,7 @@ from stack.addresses import HOST, free_ports
 
 
 def test_a_free_port_is_reserved_for_a_server() -> None:
-    """The system gives it to no other socket, and a server can listen on it."""
+    """The system assigns the port to no other socket, and a server can listen on it."""
     chosen = {port for _ in range(20) for port in asdict(free_ports()).values()}
     assert len(chosen) == 20 * len(asdict(free_ports()))
     for _ in range(2_000):

@@ -14,12 +14,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_cache_is_where_the_user_has_it(folder: Path) -> None:
+def test_the_cache_is_in_the_folder_of_the_user(folder: Path) -> None:
     assert cache.folder() == folder / "cascade" / "bin"
     assert build.collector_path().parent == cache.folder()
 
 
-def test_what_is_built_once_is_found_again() -> None:
+def test_a_built_program_is_not_built_again() -> None:
     program = cache.folder() / "program"
     with cache.building(program) as scratch:
         assert scratch
@@ -30,7 +30,7 @@ def test_what_is_built_once_is_found_again() -> None:
         assert scratch is None
 
 
-def test_a_build_that_fails_leaves_nothing() -> None:
+def test_a_failed_build_leaves_no_files() -> None:
     program = cache.folder() / "program"
     with contextlib.suppress(RuntimeError), cache.building(program) as scratch:
         assert scratch
@@ -47,7 +47,7 @@ def _build(program: Path, builds: Path) -> None:
                 file.write("built\n")
 
 
-def test_of_several_at_once_one_builds(tmp_path: Path) -> None:
+def test_concurrent_builds_build_once(tmp_path: Path) -> None:
     context, builds = multiprocessing.get_context("spawn"), tmp_path / "builds"
     workers = [context.Process(target=_build, args=(cache.folder() / "program", builds)) for _ in range(3)]
     for worker in workers:
@@ -57,7 +57,7 @@ def test_of_several_at_once_one_builds(tmp_path: Path) -> None:
     assert builds.read_text() == "built\n"
 
 
-def test_a_change_of_the_manifest_is_another_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_changed_manifest_has_another_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     usual = build.collector_path()
     changed = tmp_path / "builder.yaml"
     changed.write_text(build.MANIFEST.read_text() + "# more\n")
@@ -66,13 +66,13 @@ def test_a_change_of_the_manifest_is_another_program(monkeypatch: pytest.MonkeyP
     assert build.collector_version() in build.collector_path().name
 
 
-def test_without_go_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_a_missing_go_contains_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(build.BuildError, match=r"no Go \(https://go.dev\) that is new enough is installed"):
         build.jaeger()
 
 
-def test_what_the_go_command_says_is_in_the_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_error_contains_the_output_of_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "go").write_text("#!/bin/sh\n[ $1 = list ] || { echo no network here; exit 1; }\n")
     (tmp_path / "go").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
@@ -83,7 +83,7 @@ def test_what_the_go_command_says_is_in_the_error(monkeypatch: pytest.MonkeyPatc
     assert subprocess.run(["ls", cache.folder()], capture_output=True, text=True, check=True).stdout == ""
 
 
-def test_after_the_builds_the_modules_and_caches_of_an_installed_go_are_removed(folder: Path) -> None:
+def test_the_modules_and_caches_of_an_installed_go_are_removed_after_the_builds(folder: Path) -> None:
     paths = [build.collector_path(), build.jaeger_path(), build.compose_config_path(), build.mochi_path()]
     paths.append(build.actionlint_path())
     for path in paths:

@@ -1,4 +1,4 @@
-"""The Compose file, read as Docker Compose reads it: there is no Docker where these tests run."""
+"""The Compose file, read with the library of Docker Compose, because the tests run without Docker."""
 
 import json
 import re
@@ -24,8 +24,8 @@ HAS_A_NEIGHBOUR = {"collector": "collector-health", "tempo": "tempo-health"}
 COMPOSE_GO = "github.com/compose-spec/compose-go/v2"
 
 
-def test_it_follows_the_compose_specification() -> None:
-    """The specification's own schema, of the version that `stack/compose_config` is made with."""
+def test_the_file_follows_the_compose_specification() -> None:
+    """Validated with the schema of the version in `stack/compose_config`."""
     version = re.search(rf"{COMPOSE_GO} (\S+)", (ROOT / "stack/compose_config/go.mod").read_text())
     assert version
     done = subprocess.run(
@@ -36,8 +36,8 @@ def test_it_follows_the_compose_specification() -> None:
     assert [f"{problem.json_path}: {problem.message}" for problem in problems] == []
 
 
-def test_debians_docker_compose_understands_it(tmp_path: Path) -> None:
-    """Its version 1.29 is older than two things: a project's `name`, and `:+`."""
+def test_debians_docker_compose_accepts_the_file(tmp_path: Path) -> None:
+    """Version 1.29 does not support `name` of a project and `:+`."""
     text = re.sub(r"^name: .*$", "", FILE.read_text(), flags=re.MULTILINE)
     copy = tmp_path / "docker-compose.yml"
     copy.write_text(re.sub(r"\$\{\w+:\+[^}]*\}", "", text))
@@ -51,7 +51,7 @@ def test_debians_docker_compose_understands_it(tmp_path: Path) -> None:
     assert set(done.stdout.split()) == DEFAULT | GRAFANA
 
 
-def test_the_profile_adds_grafana_and_has_the_collector_send_to_tempo(compose_config: Load) -> None:
+def test_the_profile_adds_grafana_and_the_collector_sends_to_tempo(compose_config: Load) -> None:
     plain, with_grafana = compose_config(), compose_config("grafana")
     assert set(plain["services"]) == DEFAULT
     assert set(with_grafana["services"]) == DEFAULT | GRAFANA
@@ -59,15 +59,13 @@ def test_the_profile_adds_grafana_and_has_the_collector_send_to_tempo(compose_co
     assert exporters(with_grafana) == "[otlp_grpc/jaeger, span_metrics, otlp_grpc/tempo]"
 
 
-def test_everything_is_published_on_this_machine_alone(compose_config: Load) -> None:
+def test_all_ports_are_published_on_this_machine_only(compose_config: Load) -> None:
     ports = [port for service in compose_config("grafana")["services"].values() for port in service.get("ports", ())]
     assert {port["host_ip"] for port in ports} == {"127.0.0.1"}
     assert {port["published"] for port in ports} == {"1883", "3000", "4317", "4318", "9090", "16686"}
 
 
-def test_the_file_of_the_page_about_production_opens_the_ports_with_tls_only(
-    compose_config: Load, tmp_path: Path
-) -> None:
+def test_the_override_in_production_md_publishes_ports_with_tls_only(compose_config: Load, tmp_path: Path) -> None:
     page = (ROOT / "docs" / "production.md").read_text()
     (lines,) = re.findall(r"^```yaml\n(services:.*?)^```", page, re.MULTILINE | re.DOTALL)
     (tmp_path / "override.yml").write_text(lines)
@@ -85,7 +83,7 @@ def test_the_file_of_the_page_about_production_opens_the_ports_with_tls_only(
 
 
 def opened(services: dict[str, Any]) -> dict[str, list[str]]:
-    """The ports of each service that other machines reach."""
+    """Return the ports of each service that other machines can reach."""
     ports = {
         name: [port["published"] for port in service.get("ports", ()) if port.get("host_ip") != "127.0.0.1"]
         for name, service in services.items()
@@ -98,13 +96,13 @@ def test_each_image_has_a_version(compose_config: Load) -> None:
         assert re.fullmatch(r"[\w./-]+:v?\d+\.\d+\.\d+", service["image"]), name
 
 
-def test_what_is_tested_is_what_ships(compose_config: Load) -> None:
+def test_the_images_have_the_versions_of_the_built_programs(compose_config: Load) -> None:
     services = compose_config()["services"]
     assert services["collector"]["image"] == f"otel/opentelemetry-collector-contrib:{build.collector_version()}"
     assert services["jaeger"]["image"] == f"jaegertracing/jaeger:{build.JAEGER}"
 
 
-def test_each_service_is_watched_and_comes_back(compose_config: Load) -> None:
+def test_each_service_has_a_health_check_and_restarts(compose_config: Load) -> None:
     services = compose_config("grafana")["services"]
     for name, service in services.items():
         if name == "owners":
@@ -115,8 +113,8 @@ def test_each_service_is_watched_and_comes_back(compose_config: Load) -> None:
 
 
 @pytest.mark.parametrize("profiles", [(), ("grafana",)])
-def test_up_wait_does_not_take_what_ends_for_a_failure(compose_config: Load, profiles: tuple[str, ...]) -> None:
-    """`docker compose up --wait` does, unless a service that stays is waiting for its success."""
+def test_up_wait_accepts_services_that_end(compose_config: Load, profiles: tuple[str, ...]) -> None:
+    """`docker compose up --wait` fails for such a service, unless another service depends on its success."""
     services = compose_config(*profiles)["services"]
     awaited = {
         name
@@ -127,7 +125,7 @@ def test_up_wait_does_not_take_what_ends_for_a_failure(compose_config: Load, pro
     assert awaited == {name for name, service in services.items() if service["restart"] == "no"}
 
 
-def test_each_file_that_is_mounted_is_there_and_each_volume_has_a_name(compose_config: Load) -> None:
+def test_mounted_files_exist_and_volumes_have_names(compose_config: Load) -> None:
     project = compose_config("grafana")
     for service in project["services"].values():
         for volume in service.get("volumes", ()):
@@ -138,7 +136,7 @@ def test_each_file_that_is_mounted_is_there_and_each_volume_has_a_name(compose_c
                 assert volume["source"] in project["volumes"]
 
 
-def test_the_example_of_an_environment_is_whole_and_changes_nothing(compose_config: Load) -> None:
+def test_the_example_environment_contains_all_defaults(compose_config: Load) -> None:
     lines = (ROOT / ".env.example").read_text().splitlines()
     said = dict(line.removeprefix("# ").split("=", 1) for line in lines if re.match(r"(# )?[A-Z_]+=", line))
     used = set(re.findall(r"\$\{([A-Z_]+)", FILE.read_text()))
@@ -148,7 +146,7 @@ def test_the_example_of_an_environment_is_whole_and_changes_nothing(compose_conf
 
 
 @pytest.mark.parametrize("name", ["MQTT_RUNNER_PASSWORD", "MQTT_OPERATOR_PASSWORD"])
-def test_passwords_are_what_the_environment_says(compose_config: Load, name: str) -> None:
+def test_passwords_come_from_the_environment(compose_config: Load, name: str) -> None:
     mosquitto = compose_config(**{name: "another"})["services"]["mosquitto"]
     assert mosquitto["environment"][name] == "another"
 

@@ -1,4 +1,4 @@
-"""Each server's files, checked by the server's own program where there is one, else by their structure."""
+"""The configuration files of the servers, checked by the installed servers, else by their structure."""
 
 import json
 import re
@@ -25,11 +25,11 @@ def promtool(*arguments: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_alerts_and_rules_do_what_they_should() -> None:
+def test_the_unit_tests_of_alerts_and_rules_pass() -> None:
     promtool("test", "rules", "stack/prometheus/rules_test.yml")
 
 
-def test_prometheus_understands_its_configuration() -> None:
+def test_prometheus_accepts_its_configuration() -> None:
     promtool("check", "config", "stack/prometheus/prometheus.yml")
 
 
@@ -37,7 +37,7 @@ def test_prometheus_understands_its_configuration() -> None:
     "exporters",
     ["[otlp_grpc/jaeger, span_metrics]", "[otlp_grpc/jaeger, span_metrics, otlp_grpc/tempo]"],
 )
-def test_the_collector_understands_its_configuration(tmp_path: Path, exporters: str) -> None:
+def test_the_collector_accepts_its_configuration(tmp_path: Path, exporters: str) -> None:
     if not build.collector_path().exists():
         is_missing("the Collector (`make stack-build`)")
     done = subprocess.run(
@@ -51,8 +51,8 @@ def test_the_collector_understands_its_configuration(tmp_path: Path, exporters: 
     assert done.returncode == 0, done.stderr
 
 
-def test_the_collectors_manifest_has_what_the_configuration_needs_and_nothing_else() -> None:
-    """All that is built is used, and comes from one version."""
+def test_the_collectors_manifest_has_exactly_the_components_of_the_configuration() -> None:
+    """All components are used and have the same version."""
     manifest = yaml.safe_load((ROOT / "collector-config" / "builder.yaml").read_text())
     configuration = yaml.safe_load((ROOT / "collector-config" / "collector.yaml").read_text())
     version = manifest["dist"]["version"]
@@ -65,7 +65,7 @@ def test_the_collectors_manifest_has_what_the_configuration_needs_and_nothing_el
 
 
 def _short(module: str) -> str:
-    """`healthcheck` of `…/extension/healthcheckextension`."""
+    """Return `healthcheck` for `…/extension/healthcheckextension`."""
     name = module.rpartition("/")[2]
     for kind in ("extension", "receiver", "processor", "exporter", "connector"):
         name = name.removesuffix(kind)
@@ -82,11 +82,11 @@ def dashboards() -> list[dict[str, Any]]:
 
 
 NEWER_THAN_THE_MODELS = {"definition", "spss", "tableType"}
-"""What Grafana has, and the models of its schema do not know yet."""
+"""Properties of Grafana that the models of its schema do not have yet."""
 
 
 def lost(sent: Any, read: Any, path: str = "") -> Iterator[str]:
-    """Where what was read differs from what was sent."""
+    """Yield the paths at which the two values differ."""
     match sent, read:
         case dict(), dict():
             for key in sent.keys() - NEWER_THAN_THE_MODELS:
@@ -99,7 +99,7 @@ def lost(sent: Any, read: Any, path: str = "") -> Iterator[str]:
 
 
 def test_dashboards_follow_grafanas_schema() -> None:
-    """Its own models, which are made of the schema, read them without losing anything."""
+    """The models that Grafana generates from its schema read them without loss."""
     register_default_plugins()
     for dashboard in dashboards():
         read = json.loads(JSONEncoder().encode(Dashboard.from_json(dashboard)))
@@ -107,7 +107,7 @@ def test_dashboards_follow_grafanas_schema() -> None:
 
 
 class WithTagsOfCompose(yaml.SafeLoader):
-    """Reads `!override`, by which a Compose file replaces a list of another one."""
+    """YAML loader that supports `!override` of Compose files."""
 
 
 def sequence(loader: yaml.SafeLoader, node: yaml.Node) -> list[Any]:
@@ -138,7 +138,7 @@ def test_dashboards_fit_their_grid() -> None:
         assert [panel["id"] for panel in panels] == list(range(1, len(panels) + 1))
 
 
-def test_dashboards_name_data_sources_that_are_provisioned() -> None:
+def test_the_data_sources_of_dashboards_are_provisioned() -> None:
     provisioned = yaml.safe_load((ROOT / "stack/grafana/provisioning/datasources/datasources.yaml").read_text())
     known = {(source["type"], source["uid"]) for source in provisioned["datasources"]}
     for dashboard in dashboards():
@@ -147,7 +147,7 @@ def test_dashboards_name_data_sources_that_are_provisioned() -> None:
         assert {(one["datasource"]["type"], one["datasource"]["uid"]) for one in used} <= known
 
 
-def test_what_grafana_links_to_is_there() -> None:
+def test_the_links_of_grafana_resolve() -> None:
     provisioned = yaml.safe_load((ROOT / "stack/grafana/provisioning/datasources/datasources.yaml").read_text())
     uids = {source["uid"] for source in provisioned["datasources"]}
     prometheus = next(source for source in provisioned["datasources"] if source["uid"] == "prometheus")
@@ -158,7 +158,7 @@ def test_what_grafana_links_to_is_there() -> None:
 TEMPO: dict[str, Any] = yaml.safe_load((ROOT / "stack" / "tempo" / "tempo.yaml").read_text())
 
 
-def test_tempo_listens_where_others_send_and_ask() -> None:
+def test_the_addresses_of_tempo_are_consistent() -> None:
     assert TEMPO["distributor"]["receivers"]["otlp"]["protocols"]["grpc"]["endpoint"] == "0.0.0.0:4317"
     assert TEMPO["server"]["http_listen_port"] == 3200
     sources = (ROOT / "stack/grafana/provisioning/datasources/datasources.yaml").read_text()
@@ -172,13 +172,13 @@ def test_tempo_writes_to_its_volume() -> None:
     assert all(path.startswith("/var/tempo/") for path in written)
 
 
-def test_tempo_keeps_whole_stack_traces_and_traces_that_it_can_read() -> None:
+def test_tempo_stores_whole_stack_traces_and_readable_traces() -> None:
     assert TEMPO["distributor"]["max_attribute_bytes"] > limits.MAX_STACK_BYTES
     default, largest_message = 5_000_000, 16 * 1024 * 1024
     assert default < TEMPO["overrides"]["defaults"]["global"]["max_bytes_per_trace"] < largest_message
 
 
-def test_tempo_answers_the_metrics_of_the_dashboards() -> None:
+def test_tempo_supports_the_metrics_of_the_dashboards() -> None:
     assert any("_over_time(" in target["query"] for panel in panels("tempo") for target in panel["targets"])
     assert TEMPO["overrides"]["defaults"]["metrics_generator"]["processors"] == ["local-blocks"]
     assert TEMPO["metrics_generator"]["processor"]["local_blocks"]["filter_server_spans"] is False
@@ -199,7 +199,7 @@ def panels(kind: str) -> list[dict[str, Any]]:
 
 
 def test_a_panel_has_one_query_for_tempo() -> None:
-    """Grafana sends the first one alone."""
+    """Grafana sends only the first query."""
     assert [len(panel["targets"]) for panel in panels("tempo")] == [1] * len(panels("tempo"))
 
 

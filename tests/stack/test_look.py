@@ -1,4 +1,4 @@
-"""The parts of `make stack-look` that need no server of the stack; the others are in tests/e2e/test_up.py."""
+"""The parts of `make stack-look` that need no server. tests/e2e/test_look.py tests the others."""
 
 import json
 import os
@@ -25,7 +25,7 @@ async def load() -> int:
 
 
 def program(folder: Path, lines: str) -> str:
-    """A program that is started in place of Chromium."""
+    """Write a program that replaces Chromium."""
     path = folder / "browser"
     path.write_text(f"#!/bin/sh\n{lines}\n")
     path.chmod(0o755)
@@ -60,7 +60,7 @@ async def convert(x: int) -> int:
 
 
 def in_one_trace(monkeypatch: pytest.MonkeyPatch) -> Spans:
-    """The spans of two runs in the trace of a caller, the later one first."""
+    """Return the spans of two runs in the trace of a caller, the later run first."""
     monkeypatch.setenv("TRACEPARENT", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
     runs = [
         record_run(target, clock=FixedClock(start)) for target, start in ((convert(1), 2 * 10**18), (load(), 10**18))
@@ -73,7 +73,7 @@ def searched_for(first: ReceivedSpan) -> dict[str, str]:
     return dict(parse_qsl(urlsplit(page.url).query))
 
 
-def test_of_several_runs_in_a_trace_the_latest_is_shown_or_that_with_the_id(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_latest_run_in_a_trace_is_shown_or_the_run_with_the_id(monkeypatch: pytest.MonkeyPatch) -> None:
     spans = in_one_trace(monkeypatch)
     earlier = str(spans.one("run load").attributes["cascade.run.id"]).replace("-", "")
     for found, name in ((look.first_of(spans), "convert"), (look.first_of(spans, earlier), "load")):
@@ -108,7 +108,7 @@ def test_the_ports_of_compose_come_from_the_environment_then_from_the_file_then_
 
 
 @pytest.mark.parametrize("ports", [{}, {"JAEGER_PORT": "2001", "PROMETHEUS_PORT": "2002", "GRAFANA_PORT": "2003"}])
-def test_these_are_the_ports_that_compose_publishes(
+def test_the_ports_are_those_that_compose_publishes(
     ports: dict[str, str], compose_config: Callable[..., dict[str, Any]]
 ) -> None:
     services = compose_config("grafana", **ports)["services"]
@@ -119,14 +119,14 @@ def test_these_are_the_ports_that_compose_publishes(
     assert compose_urls(ports, "") == published
 
 
-def test_a_url_without_a_server_shows_no_page() -> None:
+def test_a_url_without_a_server_has_no_page() -> None:
     problem = look.problem_of(f"http://127.0.0.1:{reserved_port()}/trace/1")
     assert problem is not None
     assert "no answer" in problem
     assert "refused" in problem
 
 
-def test_chromium_is_the_program_that_the_variable_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_variable_selects_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     named = program(tmp_path, "exit 0")
     assert chromium.find({"CHROMIUM": named}) == named
     assert chromium.find({"CHROMIUM": "none"}) is None
@@ -138,7 +138,7 @@ def test_chromium_is_the_program_that_the_variable_names(tmp_path: Path, monkeyp
     assert chromium.find({}) == str(tmp_path / "chromium-browser")
 
 
-def test_a_chromium_that_saves_nothing_is_an_error_with_its_output(tmp_path: Path) -> None:
+def test_a_missing_screenshot_raises_an_error_with_the_output_of_chromium(tmp_path: Path) -> None:
     failing = program(tmp_path, 'echo "$@" > "$0.arguments"\necho cannot open the shared memory >&2\nexit 3')
     picture = tmp_path / "a picture.png"
     picture.write_text("of an earlier look")
@@ -154,19 +154,17 @@ def test_a_chromium_that_saves_nothing_is_an_error_with_its_output(tmp_path: Pat
     assert ("--no-sandbox" in arguments) == (os.geteuid() == 0)
 
 
-def test_a_chromium_that_does_not_end_is_killed_with_its_children(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unresponsive_chromium_is_killed_with_its_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chromium, "TIMEOUT", 0.5)
     hanging = program(tmp_path, 'mkfifo "$0.pipe"\ncat < "$0.pipe" &\nwait')
     with pytest.raises(chromium.ScreenshotError, match=r"did not end in 0\.5 s and saved no screenshot"):
         chromium.save(hanging, "http://127.0.0.1:1/", tmp_path / "picture.png")
-    pipe = tmp_path / "browser.pipe"  # it is not there if the machine did not reach the first line
+    pipe = tmp_path / "browser.pipe"  # missing if the program did not reach its first line
     until_blocking(lambda: not pipe.exists() or not has_reader(pipe))
 
 
 def has_reader(pipe: Path) -> bool:
-    """Whether a process has the pipe open; without one, opening it for writing fails."""
+    """Whether a process has opened the pipe. Otherwise opening it for writing fails."""
     with suppress(OSError):
         os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
         return True

@@ -23,7 +23,7 @@ async def fail(numbers: list[int]) -> int:
     raise ValueError("<no & never>")
 
 
-def test_it_shows_the_tree_what_failed_and_how_many_are_alike() -> None:
+def test_the_picture_shows_the_tree_errors_and_the_number_of_similar_spans() -> None:
     picture = ET.fromstring(draw(record_run(fail(square.map(x=load()))).spans))  # noqa: S314 - it is ours
     texts = ["".join(text.itertext()) for text in picture.iter(f"{SVG}text")]
     assert "map(square)← load" in texts
@@ -43,7 +43,7 @@ def test_a_wait_before_the_start_is_drawn_below_its_item() -> None:
     assert names == [(48, "held[0]"), (48, "held[1]"), (64, "held wait[1]resource")]
 
 
-def test_nothing_is_drawn_outside() -> None:
+def test_all_elements_are_inside_the_picture() -> None:
     picture = ET.fromstring(draw(record_run(load()).spans))  # noqa: S314 - it is ours
     width = float(picture.get("width") or 0)
     for bar in picture.iter(f"{SVG}rect"):

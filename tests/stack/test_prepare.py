@@ -1,4 +1,4 @@
-"""`make servers` on machines that lack things: bare ones, with and without apt-get."""
+"""`make servers` on machines with missing programs, with and without apt-get."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ for name in {names}; do /bin/ln -sf /bin/true {folder}/$name; done
 
 
 def prepare(path: Path, cache: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Prepare where only the programs of one folder are installed, without a package index."""
+    """Run `stack.prepare` with the programs of one folder only, and without a package index."""
     environment = {"PATH": str(path), "XDG_CACHE_HOME": str(cache), "HOME": str(cache), "PIP_NO_INDEX": "1"}
     command = [
         sys.executable,
@@ -31,7 +31,7 @@ def prepare(path: Path, cache: Path, **variables: str) -> subprocess.CompletedPr
     )
 
 
-def test_without_apt_it_names_what_is_missing_with_the_tests_that_are_skipped(tmp_path: Path) -> None:
+def test_without_apt_the_output_lists_missing_programs_and_skipped_tests(tmp_path: Path) -> None:
     done = prepare(tmp_path, tmp_path / "cache")
     assert done.returncode == 0, done.stderr
     assert "Missing, and the tests that are skipped without it:" in done.stdout
@@ -40,14 +40,14 @@ def test_without_apt_it_names_what_is_missing_with_the_tests_that_are_skipped(tm
     assert f"the reader of Compose files and actionlint: {', '.join(programs.NEEDS_GO)}" in done.stdout
 
 
-def test_where_everything_is_required_something_missing_is_a_failure(tmp_path: Path) -> None:
+def test_a_missing_program_is_a_failure_if_all_are_required(tmp_path: Path) -> None:
     done = prepare(tmp_path, tmp_path / "cache", **{programs.REQUIRED: "1"})
     assert done.returncode == 1
     assert f"{programs.REQUIRED} is set: nothing may be missing." in done.stdout
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="packages are installed by root")
-def test_root_installs_the_packages_that_are_missing(tmp_path: Path) -> None:
+def test_root_installs_the_missing_packages(tmp_path: Path) -> None:
     present = programs.PACKAGES[0]
     for name in present.programs:
         (tmp_path / name).symlink_to("/bin/true")
@@ -65,7 +65,7 @@ def test_root_installs_the_packages_that_are_missing(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="packages are installed by root")
-def test_packages_that_cannot_be_installed_are_missing_and_the_reason_is_shown(tmp_path: Path) -> None:
+def test_the_output_has_the_reason_why_packages_cannot_be_installed(tmp_path: Path) -> None:
     (tmp_path / "apt-get").write_text("#!/bin/sh\necho no network here; exit 100\n")
     (tmp_path / "apt-get").chmod(0o755)
     done = prepare(tmp_path, tmp_path / "cache")
@@ -74,12 +74,12 @@ def test_packages_that_cannot_be_installed_are_missing_and_the_reason_is_shown(t
     assert "mosquitto (Debian's package): tests/benchmarks, tests/connectors/mqtt" in done.stdout
 
 
-def test_the_tests_that_it_names_exist() -> None:
+def test_the_listed_tests_exist() -> None:
     named = {path for package in programs.PACKAGES for path in package.tests} | set(programs.NEEDS_GO)
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
 
 
-def test_a_test_cannot_use_a_program_that_is_not_installed_for_it() -> None:
+def test_a_test_cannot_use_a_program_that_is_not_in_the_list() -> None:
     with pytest.raises(AssertionError, match=r"python3 is not in stack\.programs\.PACKAGES"):
         program("python3")
 
@@ -88,7 +88,7 @@ def test_a_test_cannot_use_a_program_that_is_not_installed_for_it() -> None:
 def test_a_go_that_is_too_old_counts_as_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, good: bool
 ) -> None:
-    """Go answers for itself, in the module that is to be built."""
+    """The version check is done by Go itself, in the module to build."""
     (tmp_path / "go").write_text(f"#!/bin/sh\n{answer}\n")
     (tmp_path / "go").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -96,7 +96,7 @@ def test_a_go_that_is_too_old_counts_as_none(
     assert programs.go() == (str(tmp_path / "go") if good else None)
 
 
-def test_without_root_a_python_that_cannot_make_environments_is_named_with_the_package(tmp_path: Path) -> None:
+def test_without_root_the_error_contains_the_missing_package_of_python(tmp_path: Path) -> None:
     code = "import sys; sys.modules['ensurepip'] = None; from stack import prepare; prepare.main(['environment'])"
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -44,7 +44,7 @@ def test_the_error_has_the_command_its_exit_code_and_its_output() -> None:
 
 
 @pytest.mark.parametrize(("code", "expected"), [("print('fine')", 0), ("print('fine'); raise SystemExit(4)", 4)])
-def test_on_a_terminal_the_output_and_the_exit_code_are_the_commands(
+def test_the_module_prints_the_output_and_returns_the_exit_code_of_the_command(
     capsys: pytest.CaptureFixture[str], code: str, expected: int
 ) -> None:
     assert progress.main(["title", sys.executable, "-c", code]) == expected

@@ -1,4 +1,4 @@
-"""The searches of the dashboards list the spans that their panels name, in the spans that a real run exports."""
+"""The searches of the dashboards find the intended spans among the spans of a real run."""
 
 import json
 import re
@@ -50,7 +50,7 @@ class Received(NamedTuple):
 
 @pytest.fixture(scope="module")
 def received() -> Iterator[Received]:
-    """A run in several traces, with retries, waits and a skipped task."""
+    """Return the spans of a run in several traces, with retries, waits and a skipped task."""
     with OtlpReceiver() as receiver:
         beside = MemoryConnector()
         style = cs.Router(choose(), {"short": brief(), "long": story()})
@@ -63,7 +63,7 @@ def received() -> Iterator[Received]:
 
 
 def found(spans: Spans, query: str) -> list[ReceivedSpan]:
-    """The spans that fulfil the conditions between the braces of a query."""
+    """Return the spans that match the conditions in the braces of a query."""
     conditions = re.fullmatch(r"\{ (.*?) \}.*", query)
     assert conditions
     return [span for span in spans if all(fulfils(span, one) for one in conditions[1].split(" && "))]

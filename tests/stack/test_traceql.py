@@ -1,4 +1,4 @@
-"""Every TraceQL query is parsed by Grafana's own grammar of TraceQL, which is made of Tempo's."""
+"""Grafana's grammar of TraceQL, which follows Tempo's, parses each TraceQL query."""
 
 import json
 import re
@@ -32,7 +32,7 @@ Parse = Callable[..., list[list[int]]]
 
 @pytest.fixture(scope="session")
 def parse() -> Parse:
-    """The positions of the errors in each query. The test is skipped where npm cannot install the parser."""
+    """Return the positions of errors in each query. Skips the test if npm cannot install the parser."""
     program = npm_packages(Path(__file__).parent / "traceql") / "parse.js"
     node = Path(executable.ROOT_DIR) / "bin" / "node"
 
@@ -51,7 +51,7 @@ def filled(text: str, chosen: str | list[str]) -> str:
 
 
 @pytest.mark.parametrize("query", QUERIES, ids=lambda query: query.place)
-def test_each_query_is_traceql_whatever_is_chosen(parse: Parse, query: Query) -> None:
+def test_each_query_is_valid_traceql_for_all_chosen_values(parse: Parse, query: Query) -> None:
     chosen: list[str | list[str]] = [ALL, NAMES, *([name] for name in NAMES)]
     asked = [filled(query.text, choice) for choice in chosen]
     assert dict(zip(asked, parse(*asked), strict=True)) == {one: [] for one in asked}
@@ -76,12 +76,12 @@ def test_all_traceql_of_the_documentation_is_in_blocks_that_are_parsed() -> None
         ("abc", 0),
     ],
 )
-def test_a_wrong_query_is_found(parse: Parse, query: str, where: int) -> None:
+def test_an_invalid_query_is_detected(parse: Parse, query: str, where: int) -> None:
     ((first, *_),) = parse(query)
     assert first == where
 
 
 @pytest.mark.parametrize("query", QUERIES, ids=lambda query: query.place)
-def test_each_attribute_of_a_query_is_one_that_spans_have(query: Query) -> None:
+def test_queries_use_attributes_of_spans_only(query: Query) -> None:
     documented = {row.name for row in attributes.DOCUMENTED}
     assert set(re.findall(r"\b(?:span|resource)\.([\w.]+\w)", query.text)) <= documented

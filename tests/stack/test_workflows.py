@@ -1,4 +1,4 @@
-"""The workflows of GitHub and the hooks of pre-commit, checked by actionlint and by pre-commit."""
+"""The GitHub workflows and the pre-commit hooks."""
 
 import re
 import subprocess
@@ -60,7 +60,7 @@ def test_the_targets_and_versions_of_the_workflow_exist() -> None:
 
 
 def test_the_hooks_of_pre_commit_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a repository of its own, so that no hook changes a file of this one."""
+    """Runs in a temporary repository, so that no hook changes a file of this one."""
     pytest.importorskip("pre_commit", reason="pre-commit is installed for developers only")
     monkeypatch.setenv("PRE_COMMIT_HOME", str(tmp_path / "home"))
     repository = tmp_path / "repository"
