@@ -161,7 +161,7 @@ STATED = {
         {False: "has no tail sampling"}["tailsampling" in (ROOT / "collector-config/builder.yaml").read_text("utf-8")],
         {False: "without `fsync`"}[COLLECTOR["extensions"]["file_storage"]["fsync"]],
         f"for {health.HOLD_TIMEOUT:g} s of only such responses",
-        {0.75: "three quarters full"}[buffer.FULL],
+        {0.75: "three quarters full"}[buffer.HIGH_WATERMARK],
     ],
     "docs/servers.md": [
         f"a call in progress, at most {_forks.FORK_TIMEOUT:g} s",

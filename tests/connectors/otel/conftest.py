@@ -9,9 +9,9 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext, TraceFlags
 from opentelemetry.util.types import Attributes
 
-from cascade.connectors import _lifetime
 from cascade.connectors.otel import environment, grpc
 from cascade.connectors.otel.export_queue import ExportQueue
+from cascade.connectors.otel.routing import clear_registries
 from tests.connectors.otel.tracing import Collector, collectors
 from tests.lab.programs import program
 
@@ -27,20 +27,18 @@ def no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def no_warnings_of_tests_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "_reported", set())
+    monkeypatch.setattr(environment, "reported", set())
     # A test that forked in this process while another's channel was open.
-    monkeypatch.setattr(grpc._use, "was_forked", False)
+    monkeypatch.setattr(grpc.fork_state, "was_forked", False)
 
 
 @pytest.fixture(autouse=True)
 def nothing_left_to_deliver() -> Iterator[None]:
-    """Drop undelivered spans of a closed receiver, so that no later receiver gets them."""
+    """Discard undelivered items, so that no later receiver on the same port gets them."""
     yield
-    for one in list(_lifetime._watched.values()):
+    for one in clear_registries():
         if isinstance(one, ExportQueue):
-            with one._state.lock:
-                one._state.outage.closed(0, "")
-                one._state.discard("the test is over")
+            one.discard("the test is over")
 
 
 @pytest.fixture(scope="session")

@@ -10,11 +10,9 @@ import pytest
 
 import cascade as cs
 from cascade.connectors.memory import MemoryConnector
-from cascade.connectors.otel import OtelConnector, sender
-from cascade.connectors.otel.buffer import Batch
-from cascade.connectors.otel.sender import ExportState
+from cascade.connectors.otel import OtelConnector
 from tests.connectors.otel import servers
-from tests.connectors.otel.tracing import provider_for, warnings
+from tests.connectors.otel.tracing import warnings
 from tests.lab.receiver import Fault, FaultyReceiver
 from tests.lab.waiting import until_blocking
 
@@ -33,25 +31,22 @@ def flow() -> Any:
     return double.map(x=list(range(ITEMS)))
 
 
-def send_nothing_before(condition: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
-    """No request goes out before the condition holds, however slow the tasks are beside the collector."""
-    await_turn = sender._wait_for_turn
+class HoldingReceiver(FaultyReceiver):
+    """Sends no response before the condition is true, however slow the tasks are."""
 
-    def later(state: ExportState, batch: Batch) -> bool:
-        until_blocking(condition)
-        return await_turn(state, batch)
+    condition: Callable[[], object] = staticmethod(lambda: True)
 
-    monkeypatch.setattr(sender, "_wait_for_turn", later)
+    def _hold(self, fault: Fault, is_cancelled: Callable[[], bool] = lambda: False) -> bool:
+        until_blocking(self.condition)
+        return super()._hold(fault, is_cancelled)
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
-def test_new_tasks_wait_for_a_collector_that_is_alive_but_slow(
-    protocol: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_new_tasks_wait_for_a_collector_that_is_alive_but_slow(protocol: str, caplog: pytest.LogCaptureFixture) -> None:
     beside = MemoryConnector()
-    send_nothing_before(lambda: any(p["body"].get("state") == "PENDING" for p in beside.payloads), monkeypatch)
-    with FaultyReceiver() as receiver:
+    with HoldingReceiver() as receiver:
         receiver.fault = SLOW
+        receiver.condition = lambda: any(p["body"].get("state") == "PENDING" for p in beside.payloads)
         connector = OtelConnector(receiver.endpoint(protocol), protocol=protocol, max_buffer_bytes=BUFFER)
         assert cs.run(flow(), connector=[connector, beside], log_level="ERROR") == [2 * x for x in range(ITEMS)]
         spans = receiver.spans
@@ -67,14 +62,11 @@ def test_new_tasks_wait_for_a_collector_that_is_alive_but_slow(
     assert root.attributes["cascade.run.tasks.held_back"] == len(held)
 
 
-def test_who_prefers_loss_does_not_wait(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    with FaultyReceiver() as receiver:
+def test_with_drop_no_task_waits(caplog: pytest.LogCaptureFixture) -> None:
+    with HoldingReceiver() as receiver:
         receiver.fault = SLOW
         connector = OtelConnector(receiver.http_endpoint, max_buffer_bytes=BUFFER, on_full="drop")
-        target = provider_for(receiver.http_endpoint).target
-        assert target is not None
-        queue = target.queue
-        send_nothing_before(lambda: queue.report().lost, monkeypatch)
+        receiver.condition = lambda: connector.report().lost
         cs.run(flow(), connector=connector, log_level="ERROR")
         spans = receiver.spans
     (warning,) = warnings(caplog)

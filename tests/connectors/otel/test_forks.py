@@ -338,7 +338,6 @@ def test_a_grpc_call_without_an_answer_after_a_fork_names_the_fork(tmp_path: Pat
             before = transport.send(b"", 0.2).reason
             transport = GrpcTransport(ExportOptions.from_environment(endpoint=endpoint, protocol="grpc"))
             transport.send(b"", 0.2)
-            transport._connected()
             child = os.fork()
             if not child:
                 os._exit(0)

@@ -7,7 +7,7 @@ import pytest
 from cascade.connectors.otel.answers import Reply
 from cascade.connectors.otel.health import CollectorHealth
 
-DEAD = Reply("retry", "down", dead=True)
+UNANSWERED = Reply("retry", "down", unanswered=True)
 
 pytestmark = pytest.mark.usefixtures("real_limits")
 
@@ -26,7 +26,7 @@ def clock() -> Clock:
 
 def answered(health: CollectorHealth, clock: Clock, reply: Reply, *, after: float = 0.0) -> None:
     began = clock.now
-    health.ask(began)
+    health.record_request(began)
     clock.now += after
     health.record(reply, began)
 
@@ -34,7 +34,7 @@ def answered(health: CollectorHealth, clock: Clock, reply: Reply, *, after: floa
 def test_one_that_never_answered_gets_nine_tenths_of_a_second_from_the_first_request(clock: Clock) -> None:
     health = CollectorHealth(clock)
     assert health.flush_deadline(100.0) == math.inf
-    health.ask(103.0)
+    health.record_request(103.0)
     assert health.flush_deadline(100.0) == pytest.approx(103.9)
     assert health.flush_deadline(105.0) == pytest.approx(105.9)
 
@@ -42,7 +42,7 @@ def test_one_that_never_answered_gets_nine_tenths_of_a_second_from_the_first_req
 def test_one_that_answered_has_the_whole_time(clock: Clock) -> None:
     health = CollectorHealth(clock)
     answered(health, clock, Reply("accepted"), after=0.5)
-    health.ask(clock.now)
+    health.record_request(clock.now)
     assert health.flush_deadline(100.0) == math.inf
 
 
@@ -50,15 +50,15 @@ def test_one_that_failed_gets_half_a_second_from_the_first_failure_or_the_start(
     health = CollectorHealth(clock)
     answered(health, clock, Reply("accepted"))
     clock.now = 200.0
-    answered(health, clock, DEAD)
+    answered(health, clock, UNANSWERED)
     assert health.flush_deadline(100.0) == pytest.approx(200.5)
     assert health.flush_deadline(300.0) == pytest.approx(300.5)
 
 
 def test_the_exit_waits_for_one_that_is_known_to_be_dead(clock: Clock) -> None:
     health = CollectorHealth(clock)
-    answered(health, clock, DEAD)
-    assert health.end_flush(100.0) == "down"
+    answered(health, clock, UNANSWERED)
+    assert health.record_failed_flush(100.0) == "down"
     assert health.flush_deadline(200.0) == pytest.approx(200.03)
     health.begin_exit()
     assert health.flush_deadline(200.0) == pytest.approx(200.9)
@@ -66,51 +66,51 @@ def test_the_exit_waits_for_one_that_is_known_to_be_dead(clock: Clock) -> None:
 
 def test_two_failures_end_a_flush_that_began_before_the_second_request(clock: Clock) -> None:
     health = CollectorHealth(clock)
-    answered(health, clock, DEAD)
-    assert not health.is_flush_futile(100.0, 130.0)
+    answered(health, clock, UNANSWERED)
+    assert not health.should_end_flush(100.0, 130.0)
     clock.now = 101.0
-    answered(health, clock, DEAD)
-    assert health.is_flush_futile(100.0, 130.0)
-    assert not health.is_flush_futile(102.0, 130.0)
+    answered(health, clock, UNANSWERED)
+    assert health.should_end_flush(100.0, 130.0)
+    assert not health.should_end_flush(102.0, 130.0)
 
 
-LATER = Reply("retry", "503 Service Unavailable")
+RETRYABLE = Reply("retry", "503 Service Unavailable")
 
 
 def test_a_server_that_answers_later_has_the_whole_time(clock: Clock) -> None:
     health = CollectorHealth(clock)
-    answered(health, clock, LATER)
+    answered(health, clock, RETRYABLE)
     assert health.flush_deadline(100.0) == math.inf
-    assert not health.is_flush_futile(100.0, 130.0)
+    assert not health.should_end_flush(100.0, 130.0)
     assert health.is_alive
 
 
 def test_a_server_that_asks_for_a_retry_after_the_flush_ends_it(clock: Clock) -> None:
     health = CollectorHealth(clock)
     answered(health, clock, Reply("retry", "busy", retry_after=40.0))
-    assert health.is_flush_futile(100.0, 130.0)
-    assert not health.is_flush_futile(100.0, 150.0)
+    assert health.should_end_flush(100.0, 130.0)
+    assert not health.should_end_flush(100.0, 150.0)
     assert health.next_request_at(is_flushing=True) == pytest.approx(140.0)
 
 
 def test_tasks_are_held_back_for_thirty_seconds_of_nothing_but_later(clock: Clock) -> None:
     health = CollectorHealth(clock)
-    answered(health, clock, LATER)
+    answered(health, clock, RETRYABLE)
     clock.now = 129.9
-    answered(health, clock, LATER)
+    answered(health, clock, RETRYABLE)
     assert health.is_alive
     clock.now = 130.0
     assert not health.is_alive
     answered(health, clock, Reply("accepted"))
     assert health.is_alive
-    answered(health, clock, LATER)
+    answered(health, clock, RETRYABLE)
     clock.now = 159.9
     assert health.is_alive, "the time begins anew with an answer of another kind"
 
 
 def test_a_failure_between_two_answers_does_not_begin_the_time_of_holding_anew(clock: Clock) -> None:
     health = CollectorHealth(clock, hold_timeout=10.0)
-    for reply in (LATER, DEAD, LATER):
+    for reply in (RETRYABLE, UNANSWERED, RETRYABLE):
         answered(health, clock, reply)
         clock.now += 4.0
     assert not health.is_alive
@@ -118,15 +118,15 @@ def test_a_failure_between_two_answers_does_not_begin_the_time_of_holding_anew(c
 
 def test_a_flush_waits_for_one_more_answer_of_a_server_that_no_longer_holds_tasks_back(clock: Clock) -> None:
     health = CollectorHealth(clock, hold_timeout=10.0)
-    answered(health, clock, LATER)
+    answered(health, clock, RETRYABLE)
     clock.now = 120.0
-    assert not health.is_flush_futile(120.0, 150.0)
-    answered(health, clock, LATER)
-    assert health.is_flush_futile(120.0, 150.0)
-    assert not health.is_flush_futile(100.0, 150.0), "this flush began while tasks were held back"
+    assert not health.should_end_flush(120.0, 150.0)
+    answered(health, clock, RETRYABLE)
+    assert health.should_end_flush(120.0, 150.0)
+    assert not health.should_end_flush(100.0, 150.0), "this flush began while tasks were held back"
 
 
-@pytest.mark.parametrize(("reply", "longest"), [(DEAD, 0.1), (LATER, 1.0)])
+@pytest.mark.parametrize(("reply", "longest"), [(UNANSWERED, 0.1), (RETRYABLE, 1.0)])
 def test_a_flush_shortens_the_pauses_but_an_overloaded_server_has_room(
     reply: Reply, longest: float, clock: Clock
 ) -> None:
@@ -140,41 +140,41 @@ def test_a_flush_shortens_the_pauses_but_an_overloaded_server_has_room(
 @pytest.mark.parametrize("ends", ["refused", "silent"])
 def test_later_flushes_wait_briefly_for_a_server_that_one_found_dead(ends: str, clock: Clock) -> None:
     health = CollectorHealth(clock)
-    health.ask(100.0)
+    health.record_request(100.0)
     if ends == "refused":
-        health.record(DEAD, 100.0)
+        health.record(UNANSWERED, 100.0)
     clock.now = 101.0
-    assert health.end_flush(100.0) == ("down" if ends == "refused" else "no answer within 1 s")
+    assert health.record_failed_flush(100.0) == ("down" if ends == "refused" else "no answer within 1 s")
     assert health.flush_deadline(200.0) == pytest.approx(200.03)
     clock.now = 200.0
-    answered(health, clock, DEAD)
-    assert health.is_flush_futile(200.0, 200.03), "one failure is enough"
-    answered(health, clock, LATER)
+    answered(health, clock, UNANSWERED)
+    assert health.should_end_flush(200.0, 200.03), "one failure is enough"
+    answered(health, clock, RETRYABLE)
     assert health.flush_deadline(200.0) == math.inf, "any answer is a sign of life"
 
 
 def test_a_flush_that_is_too_short_for_a_server_that_answers_finds_nothing_dead(clock: Clock) -> None:
     health = CollectorHealth(clock)
-    health.ask(100.0)
+    health.record_request(100.0)
     clock.now = 101.0
     health.record(Reply("accepted"), 100.0)
-    health.ask(101.0)
+    health.record_request(101.0)
     clock.now = 102.0
-    health.end_flush(100.0)
+    health.record_failed_flush(100.0)
     assert health.flush_deadline(102.0) == math.inf
 
 
 def test_an_answer_that_takes_long_holds_back_no_task(clock: Clock) -> None:
     health = CollectorHealth(clock)
     assert health.is_alive
-    health.ask(100.0)
+    health.record_request(100.0)
     clock.now = 100.8
     assert health.is_alive
     clock.now = 100.9
     assert not health.is_alive
     health.record(Reply("accepted"), 100.0)
     assert health.latency == pytest.approx(0.9)
-    health.ask(clock.now)
+    health.record_request(clock.now)
     clock.now += 2.6
     assert health.is_alive
     clock.now += 0.2

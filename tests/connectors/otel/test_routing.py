@@ -1,10 +1,13 @@
 """Spans that end after their run: the first connector's provider is global, the run sends to another endpoint."""
 
+import random
 import subprocess
 import sys
 import textwrap
 
 import pytest
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import SpanContext, TraceFlags
 
 from cascade.connectors.otel import routing
 from cascade.connectors.otel.export_queue import ExportQueue
@@ -167,15 +170,17 @@ def _check(code: str, starts: str, expected: tuple[int, int] = (0, 1)) -> None:
         assert (len(first.spans.named("late")), len(second.spans.named("late"))) == expected
 
 
-def test_the_routes_of_ended_runs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A table of its own: a thread of an earlier test may end a run meanwhile.
-    monkeypatch.setattr(routing, "_table", type(routing._table)())
+def test_the_number_of_stored_targets_of_ended_runs_is_limited() -> None:
     queue = ExportQueue(lambda: FailedTransport(ValueError()))
-    for trace_id in range(1, routing.KEPT_TRACES + 10):
+    own = routing.ExportTarget(queue)
+    first_id = random.getrandbits(127)
+    targets = [routing.ExportTarget(queue, "run") for _ in range(routing.KEPT_TRACES + 1)]
+    for number, target in enumerate(targets):
         for _ in range(3):  # runs in one trace
-            target = routing.ExportTarget(queue, "run")
-            routing.add_target(trace_id, target)
-            routing.remove_target(trace_id, target)
-    assert len(routing._table.ended) == routing.KEPT_TRACES
-    assert {len(targets) for targets in routing._table.ended.values()} == {1}
+            routing.add_target(first_id + number, target)
+            routing.remove_target(first_id + number, target)
+    for number in (0, routing.KEPT_TRACES):
+        context = SpanContext(first_id + number, 1, is_remote=False, trace_flags=TraceFlags(1))
+        routing.RoutingProcessor(own).on_end(ReadableSpan("late", context))
+    assert [queue.report(target.counters).put for target in (own, targets[0], targets[-1])] == [1, 0, 1]
     queue.close(0)

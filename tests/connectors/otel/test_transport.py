@@ -96,7 +96,7 @@ class TestHttp:
         with servers.http_server() as server:
             server.default_response = (status, {}, b"")
             reply = sent(server.endpoint)
-        assert (reply.outcome, reply.dead, reply.retry_after) == ("retry", False, None)
+        assert (reply.outcome, reply.unanswered, reply.retry_after) == ("retry", False, None)
         assert reply.reason.startswith(f"{status} ")
 
     @pytest.mark.parametrize("status", [400, 401, 404, 413, 500, 501])
@@ -104,7 +104,7 @@ class TestHttp:
         with servers.http_server() as server:
             server.default_response = (status, PROTOBUF, Status(message="bad id").SerializeToString())
             reply = sent(server.endpoint)
-        assert (reply.outcome, reply.dead, reply.too_large) == ("refused", False, status == 413)
+        assert (reply.outcome, reply.unanswered, reply.too_large) == ("refused", False, status == 413)
         assert reply.reason.endswith(": bad id")
 
     @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ class TestHttp:
             monkeypatch.setenv("https_proxy", endpoint)
             reply = sent("https://collector.invalid" if is_proxy else endpoint, timeout=0.3)
             stop.set()
-        assert reply == Reply("retry", "no answer within 0.3 s", dead=True)
+        assert reply == Reply("retry", "no answer within 0.3 s", unanswered=True)
 
     @pytest.mark.parametrize("scheme", ["http", "https"])
     def test_a_server_that_stops_reading(self, scheme: str, certificate: Path) -> None:
@@ -227,7 +227,7 @@ class TestHttp:
             with transport(url, certificate=str(certificate)) as opened:
                 reply = opened.send(bytes(32 << 20), 0.5)
             stop.set()
-        assert reply == Reply("retry", "no answer within 0.5 s", dead=True)
+        assert reply == Reply("retry", "no answer within 0.5 s", unanswered=True)
 
     def test_no_log_records(self, caplog: pytest.LogCaptureFixture) -> None:
         def talk(connection: socket.socket) -> None:
@@ -262,7 +262,7 @@ class TestHttp:
             connection.sendall(answer)
 
         with servers.raw_server(talk) as endpoint:
-            assert sent(endpoint) == Reply("retry", reason, dead=True)
+            assert sent(endpoint) == Reply("retry", reason, unanswered=True)
 
     @pytest.mark.parametrize("head", [b"Content-Length: 9\r\n\r\nabc", b"Transfer-Encoding: chunked\r\n\r\n9\r\nabc"])
     def test_an_error_whose_body_is_cut_is_an_answer(self, head: bytes) -> None:
@@ -283,7 +283,7 @@ class TestHttp:
 
     def test_a_name_that_does_not_resolve(self) -> None:
         reply = sent("http://nowhere.invalid:4318")
-        assert (reply.outcome, reply.dead) == ("retry", True)
+        assert (reply.outcome, reply.unanswered) == ("retry", True)
 
     def test_through_a_proxy(self, monkeypatch: pytest.MonkeyPatch) -> None:
         with servers.http_server() as proxy:
@@ -330,24 +330,24 @@ class TestHttp:
             reply = sent("https://collector.invalid")
         # A channel that gRPC keeps for a test before may come here too.
         assert any(one.startswith(b"CONNECT collector.invalid:443 HTTP/1.") for one in asked)
-        assert (reply.outcome, reply.dead) == ("retry", True)
+        assert (reply.outcome, reply.unanswered) == ("retry", True)
         assert "Tunnel connection failed: 403 Forbidden" in reply.reason
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 class TestEither:
     def test_refused_connection(self, protocol: str) -> None:
-        assert sent(servers.unused_endpoint(), protocol) == Reply("retry", "connection refused", dead=True)
+        assert sent(servers.unused_endpoint(), protocol) == Reply("retry", "connection refused", unanswered=True)
 
     def test_no_answer(self, protocol: str) -> None:
         with servers.silent_server() as endpoint:
-            assert sent(endpoint, protocol, timeout=0.2) == Reply("retry", "no answer within 0.2 s", dead=True)
+            assert sent(endpoint, protocol, timeout=0.2) == Reply("retry", "no answer within 0.2 s", unanswered=True)
 
     def test_a_server_that_comes_up_is_found_by_the_next_request(self, protocol: str) -> None:
         endpoint = servers.unused_endpoint()
         port = int(endpoint.rpartition(":")[2])
         with transport(endpoint, protocol) as opened:
-            assert opened.send(b"", HANG).dead
+            assert opened.send(b"", HANG).unanswered
             with servers.http_server(port) if protocol != "grpc" else servers.grpc_server(port):
                 assert opened.send(b"", HANG).outcome == "accepted"
 
@@ -356,7 +356,7 @@ class TestEither:
             secure = endpoint.replace("http://127.0.0.1", "https://localhost")
             stranger = sent(secure, protocol)
             known = sent(secure, protocol, certificate=str(certificate))
-        assert (stranger.outcome, stranger.dead) == ("retry", True)
+        assert (stranger.outcome, stranger.unanswered) == ("retry", True)
         assert stranger.reason.startswith("certificate verify failed")
         # The server speaks HTTP/1.1 alone: gRPC gets through TLS and no further.
         assert known.outcome == "accepted" if protocol != "grpc" else "certificate" not in known.reason
@@ -456,7 +456,7 @@ class TestGrpc:
             server.code, server.details = code, "because"
             reply = sent(server.endpoint, "grpc")
         assert reply.outcome == ("retry" if code.name in retryable else "refused")
-        assert not reply.dead, "the server sent the status"
+        assert not reply.unanswered, "the server sent the status"
         assert reply.reason == f"{code.name}: because"
 
     @pytest.mark.parametrize("details", ["failed to connect to all addresses; last error: x", "Socket closed", ""])
@@ -464,13 +464,13 @@ class TestGrpc:
         with servers.grpc_server() as server:
             server.code, server.details = grpc.StatusCode.UNAVAILABLE, details
             reply = sent(server.endpoint, "grpc")
-        assert (reply.outcome, reply.dead) == ("retry", False)
+        assert (reply.outcome, reply.unanswered) == ("retry", False)
 
     @pytest.mark.parametrize("status", [b"502", b"503", b"504"])
     def test_a_page_of_a_proxy_is_an_answer(self, status: bytes) -> None:
         with servers.raw_server(partial(servers.respond_http2, status)) as endpoint:
             reply = sent(endpoint, "grpc")
-        assert (reply.outcome, reply.dead) == ("retry", False)
+        assert (reply.outcome, reply.unanswered) == ("retry", False)
         assert status.decode() in reply.reason
 
     @pytest.mark.parametrize(("status", "is_dead"), [(b"502", False), (b"503", False), (b"504", False), (b"400", True)])
@@ -484,14 +484,14 @@ class TestGrpc:
         with servers.raw_server(talk) as endpoint, transport(endpoint, "grpc") as opened:
             for count in (1, 2):
                 reply = opened.send(b"", HANG)
-                assert (reply.outcome, reply.dead) == ("retry", is_dead)
+                assert (reply.outcome, reply.unanswered) == ("retry", is_dead)
                 assert reply.reason.startswith(f"the answer {status.decode()} is in HTTP/1.1")
                 assert len(pages) >= count
 
     def test_a_connection_that_is_cut_during_a_call_is_no_answer(self) -> None:
         with servers.raw_server(partial(servers.respond_http2, b"")) as endpoint:
             reply = sent(endpoint, "grpc")
-        assert (reply.outcome, reply.dead) == ("retry", True)
+        assert (reply.outcome, reply.unanswered) == ("retry", True)
 
     def test_an_instrumented_channel_shows_its_state(self, monkeypatch: pytest.MonkeyPatch) -> None:
         class Pass(grpc.UnaryUnaryClientInterceptor):  # type: ignore[type-arg]
@@ -502,15 +502,23 @@ class TestGrpc:
         monkeypatch.setattr(grpc, "insecure_channel", lambda *args: grpc.intercept_channel(plain(*args), Pass()))
         with servers.grpc_server() as server:
             server.code, server.details = grpc.StatusCode.UNAVAILABLE, "Socket closed"
-            assert not sent(server.endpoint, "grpc").dead
-        assert sent(servers.unused_endpoint(), "grpc").dead
+            assert not sent(server.endpoint, "grpc").unanswered
+        assert sent(servers.unused_endpoint(), "grpc").unanswered
 
     def test_without_a_state_the_text_of_the_status_decides(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("cascade.connectors.otel.grpc._state", lambda _: None)
-        assert sent(servers.unused_endpoint(), "grpc") == Reply("retry", "connection refused", dead=True)
+        class Opaque:
+            """Channel of another library, which does not provide its connectivity."""
+
+            def __init__(self, *args: Any) -> None:
+                channel = plain(*args)
+                self.unary_unary, self.close = channel.unary_unary, channel.close
+
+        plain = grpc.insecure_channel
+        monkeypatch.setattr(grpc, "insecure_channel", Opaque)
+        assert sent(servers.unused_endpoint(), "grpc") == Reply("retry", "connection refused", unanswered=True)
         with servers.grpc_server() as server:
             server.code = grpc.StatusCode.UNAVAILABLE
-            assert not sent(server.endpoint, "grpc").dead
+            assert not sent(server.endpoint, "grpc").unanswered
 
     def test_an_answer_that_is_no_response_of_otlp(self) -> None:
         with servers.grpc_server() as server:
@@ -529,7 +537,7 @@ class TestGrpc:
             server.code = grpc.StatusCode.RESOURCE_EXHAUSTED
             server.trailing = (("grpc-status-details-bin", status_with_retry(3)),)
             reply = sent(server.endpoint, "grpc")
-        assert (reply.outcome, reply.retry_after, reply.dead) == ("retry", 3.0, False)
+        assert (reply.outcome, reply.retry_after, reply.unanswered) == ("retry", 3.0, False)
 
     def test_a_body_over_the_servers_limit(self) -> None:
         with servers.grpc_server() as server, transport(server.endpoint, "grpc") as opened:

@@ -1,4 +1,4 @@
-"""OTLP response messages, as far as an exporter reads them."""
+"""Reply of a transport, and the OTLP responses from which it is made."""
 
 import json
 from collections.abc import Callable
@@ -15,25 +15,29 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from cascade.connectors.otel.options import Signal
 from cascade.telemetry.safe import masked
 
-MAX_RETRY_AFTER = 300.0  # seconds; a longer `Retry-After` counts as five minutes
+MAX_RETRY_AFTER = 300.0  # seconds; a longer delay is reduced
 
-_NO_SUCH_SIGNAL = frozenset({"404", "405", "501", "UNIMPLEMENTED"})  # a reply's reason begins with its status
+_UNSUPPORTED_SIGNAL = frozenset({"404", "405", "501", "UNIMPLEMENTED"})  # the reason of a reply starts with its status
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The outcome of one request.
+    """Outcome of one request.
 
-    The peer has dropped `rejected` items of an `accepted` request (a partial success). `retry` is an outcome that the OTLP
-    specification calls retryable, `refused` one after which it forbids to send the request again. `dead` means that no answer came: the peer
-    refused the connection, was not reached, or was silent. `too_large` means that fewer items at a time may pass.
+    Args:
+        outcome: The OTLP specification forbids to repeat a refused request.
+        reason: The reason of a refusal, retry or partial success.
+        retry_after: Seconds until the next request, as the collector demands.
+        rejected: Items of an accepted request that the collector has dropped (partial success).
+        unanswered: The connection failed, or no response arrived in time.
+        too_large: A request with fewer items may be accepted.
     """
 
     outcome: Literal["accepted", "retry", "refused"]
     reason: str = ""
     retry_after: float | None = None
     rejected: int = 0
-    dead: bool = False
+    unanswered: bool = False
     too_large: bool = False
 
 
@@ -43,16 +47,15 @@ _RESPONSES: dict[Signal, tuple[Callable[[bytes], Any], str]] = {
     "logs": (ExportLogsServiceResponse.FromString, "rejected_log_records"),
 }
 _MAX_REASON = 200
-_MAX_KIND = 60
+_MAX_CONTENT_TYPE = 60
 _PROTOBUF = "application/x-protobuf"
 _BINARY = {"", _PROTOBUF, "application/protobuf", "application/vnd.google.protobuf", "application/octet-stream"}
 
 
 def accepted(signal: Signal, content: bytes, content_type: str = _PROTOBUF) -> Reply:
-    """The reply for a success status: refused unless the body is a response of OTLP.
+    """Return the reply for a success status. It is a refusal if the body is not an OTLP response.
 
-    A login page or a proxy's page may come with the status 200; the items are lost then. An empty body is a success
-    whatever its type: it is the encoding of a response without a partial success.
+    The page of a login or a proxy may have the status 200. An empty body is the encoding of a complete success.
     """
     if not content:
         return Reply("accepted")
@@ -60,13 +63,13 @@ def accepted(signal: Signal, content: bytes, content_type: str = _PROTOBUF) -> R
     try:
         rejected, message = _reader(kind)(signal, content)
     except (DecodeError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
-        found = "" if kind in _BINARY else f" but {shortened(kind, _MAX_KIND)}"
+        found = "" if kind in _BINARY else f" but {shortened(kind, _MAX_CONTENT_TYPE)}"
         return Reply("refused", f"the answer is not OTLP{found}")
     return Reply("accepted", shortened(message), rejected=max(0, rejected))
 
 
 def detail(content: bytes) -> str:
-    """The message of a `google.rpc.Status`, the body of an OTLP error; empty if it is none."""
+    """Return the message of a `google.rpc.Status`, the body of an OTLP error; empty for another body."""
     try:
         return shortened(Status.FromString(content).message)
     except DecodeError:
@@ -74,10 +77,9 @@ def detail(content: bytes) -> str:
 
 
 def retry_delay(content: bytes) -> float | None:
-    """The seconds in the `RetryInfo` of a `google.rpc.Status`; None without one."""
+    """Return the seconds in the `RetryInfo` of a `google.rpc.Status`; None without one."""
     try:
-        details = Status.FromString(content).details
-        for packed in details:
+        for packed in Status.FromString(content).details:
             info = RetryInfo()
             if packed.Unpack(info):
                 seconds = float(info.retry_delay.seconds + info.retry_delay.nanos / 1e9)
@@ -88,12 +90,12 @@ def retry_delay(content: bytes) -> float | None:
 
 
 def is_unsupported_signal(reply_reason: str) -> bool:
-    """Whether a peer's answer means that it supports no such signal, as Jaeger's does for metrics and logs."""
-    return reply_reason.partition(" ")[0].rstrip(":") in _NO_SUCH_SIGNAL
+    """Return whether the collector does not support the signal, such as Jaeger metrics and logs."""
+    return reply_reason.partition(" ")[0].rstrip(":") in _UNSUPPORTED_SIGNAL
 
 
 def shortened(text: str, limit: int = _MAX_REASON) -> str:
-    """Text of a peer on one line, with secrets masked, and cut to `limit` characters."""
+    """Return the text of a server as one line of at most `limit` characters, with secrets masked."""
     line = " ".join(masked(text, 4 * limit).split())
     return line if len(line) <= limit else f"{line[:limit]}…"
 
@@ -119,6 +121,6 @@ def _from_json(signal: Signal, content: bytes) -> tuple[int, str]:
     if response and "partialSuccess" not in response:
         raise ValueError("some other JSON object")
     partial = response.get("partialSuccess") or {}
-    # In the JSON of protobuf, null is the default value.
+    # In the JSON encoding of protobuf, null is the default value.
     rejected = partial.get(first + "".join(word.title() for word in rest)) or 0
     return int(rejected), str(partial.get("errorMessage") or "")

@@ -1,4 +1,4 @@
-"""Items of a queue: their size in memory, and their encoding as one OTLP request."""
+"""Items of a queue: their counts, their size in memory, and their encoding as one OTLP request."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,22 +11,22 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from cascade.connectors.otel.encode import Envelope
 
-# Measured with tracemalloc on SDK 1.45: a finished span without attributes; then what an item adds to its container.
+# Bytes, measured with tracemalloc on SDK 1.45: a finished span without attributes, and the additional parts of a span.
 _SPAN = 2_700
 _ATTRIBUTE = 80
 _EVENT = _LINK = 500
-_ITEM = 60  # the object around an encoded span's bytes, its place in a list, and its share of an entry
+_ITEM = 60  # the bytes object of an encoded span, its place in a list, and its share of an entry
 
 Item = ReadableSpan | bytes
-"""A span of the SDK, or an encoded span or log record, which takes a tenth of the memory."""
+"""A span of the SDK, or an encoded span or log record, which needs a tenth of the memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class FlushReport:
-    """The counts of one counters since it began; always `put == sent + lost + pending`.
+    """Counts of some items; `put == sent + lost + pending` always holds.
 
-    `retried` counts the spans, among all of these, that needed more than one request. `pending` spans are queued or in
-    a request. `reason` is that of the latest loss, retry, or flush that ended too early; empty without any.
+    `retried` is the number of items that needed more than one request. `pending` items are queued or in a request. `reason` is
+    that of the latest loss, retry or incomplete flush.
     """
 
     put: int = 0
@@ -37,7 +37,7 @@ class FlushReport:
     reason: str = ""
 
     def text(self, noun: str, endpoint: str) -> str:
-        """The undelivered items as one line of a report. Without counts, only the reason of a failed flush is known."""
+        """Return one line about the undelivered items. A failed flush of another provider has a reason and no counts."""
         counts = [f"{self.lost} {noun} were lost"] if self.lost else []
         counts += [f"{self.pending} {noun} are not yet delivered"] if self.pending else []
         counts = counts or [f"{noun} may not be delivered"]
@@ -46,20 +46,22 @@ class FlushReport:
         return f"{' and '.join(counts)}{where}" + (f": {self.reason}" if self.reason else "") + hint
 
     def __add__(self, other: "FlushReport") -> "FlushReport":
-        """The counts of both; the reason is that of a report with lost or pending spans."""
-        has_reason = other if other.lost or other.pending else self
+        """Return the sums, with the reason of a report that has lost or pending items."""
         return FlushReport(
             self.put + other.put,
             self.sent + other.sent,
             self.retried + other.retried,
             self.lost + other.lost,
             self.pending + other.pending,
-            has_reason.reason,
+            other.reason if other.lost or other.pending else self.reason,
         )
 
 
 class Counters:
-    """A running count, one for each run and one above them for the queue. Guarded by the queue's lock."""
+    """Counts of the items of a run, a connector or a queue; the first two count in the next as well.
+
+    The lock of the queue guards them.
+    """
 
     __slots__ = ("__weakref__", "_parent", "lost", "put", "reason", "retried", "sent")
 
@@ -73,13 +75,11 @@ class Counters:
         return self.put - self.sent - self.lost
 
     def count_put(self) -> None:
-        """Count one that was put, here and above."""
         self.put += 1
         if self._parent is not None:
             self._parent.count_put()
 
     def add(self, *, sent: int = 0, retried: int = 0, lost: int = 0, reason: str = "") -> None:
-        """Count, here and above."""
         self.sent += sent
         self.retried += retried
         self.lost += lost
@@ -97,10 +97,10 @@ class Counters:
 
 @dataclass(slots=True, eq=False)
 class QueuedItems:
-    """One item in a queue, or some successive encoded ones of one counters.
+    """Entry of a queue: one item, or successive encoded items with the same counters.
 
-    `is_open` until it is counted as sent or lost; it is counted once. An entry that `is_important` has the span of a run
-    or of a map, which is a parent of others: it is refused last.
+    An entry is open until its items are counted as sent or lost. An important entry has the span of a run or of a map, which
+    is the parent of others: it is dropped last.
     """
 
     items: list[Item]
@@ -111,7 +111,7 @@ class QueuedItems:
     is_open: bool = True
 
     def halves(self) -> "list[QueuedItems]":
-        """Two entries in place of one of several items."""
+        """Split an entry of several items."""
         middle = len(self.items) // 2
         parts = self.items[:middle], self.items[middle:]
         sizes = sum(map(estimate, parts[0])), self.size - sum(map(estimate, parts[0]))
@@ -122,7 +122,7 @@ class QueuedItems:
 
 
 def estimate(span: Item) -> int:
-    """The bytes of memory that a waiting span holds, to some ten per cent, for a few microseconds."""
+    """Return the bytes of memory that an item needs, with an error of about 10 %."""
     if isinstance(span, bytes):
         return _ITEM + len(span)
     try:
@@ -131,13 +131,13 @@ def estimate(span: Item) -> int:
             size += _EVENT + _weight(event.attributes)
         for link in span.links:
             size += _LINK + _weight(link.attributes)
-    except Exception:  # noqa: BLE001 - a strange span must not break the code that ended it
+    except Exception:  # noqa: BLE001 - an invalid span must not raise in the code that ended it
         return _SPAN
     return size
 
 
 def encode(entries: Sequence[QueuedItems], envelope: Envelope | None = None) -> tuple[bytes, list[QueuedItems]]:
-    """One OTLP request, and the entries that are not in it because they cannot be encoded."""
+    """Return the body of an OTLP request, and the entries that cannot be encoded."""
     ours = [item for entry in entries for item in entry.items if isinstance(item, bytes)]
     body = envelope.wrap(ours) if ours and envelope else b""
     others = [entry for entry in entries if not isinstance(entry.items[0], bytes)]
@@ -159,7 +159,7 @@ def _serialized(entries: Iterable[QueuedItems]) -> bytes:
 
 
 def _add_tracestates_of_links(request: ExportTraceServiceRequest, spans: Sequence[ReadableSpan]) -> None:
-    """Write what the SDK's encoder leaves out (up to 1.45)."""
+    """Add the tracestates, which the encoder of the SDK omits (up to 1.45)."""
     links = {span.context.span_id.to_bytes(8): span.links for span in spans if span.context is not None}
     if not links:
         return
@@ -181,7 +181,7 @@ def _is_encodable(entry: QueuedItems) -> bool:
 def _weight(attributes: Any) -> int:
     if not attributes:
         return 0
-    # The SDK's mappings look each value up in Python: once round is enough.
+    # The mappings of the SDK are slow: iterate once.
     values = list(attributes.values())
     size = len(values) * _ATTRIBUTE + sum(map(getsizeof, values))
     if tuple in map(type, values):

@@ -1,10 +1,10 @@
-"""Connections of urllib3 on which a request ends at its deadline.
+"""Connections of urllib3 with a deadline for the request as a whole.
 
-urllib3 limits each wait for the network by itself, so that a server that sends one byte now and then delays a request
-without end. Here all steps of a request share the time: connecting, the tunnel of a proxy, TLS, sending and reading.
+The timeouts of urllib3 limit each operation of a socket by itself: a server that sends one byte now and then would delay a
+request without limit.
 """
 
-import encodings.idna  # noqa: F401 - sockets import it with the first host name, and in a thread beside a fork it is too late
+import encodings.idna  # noqa: F401 - sockets import it with the first host name, which in a thread can meet a fork
 import math
 import socket
 import ssl
@@ -16,15 +16,14 @@ from urllib.parse import unquote
 
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager, ProxyManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.util import Timeout, Url, parse_url
+from urllib3.util import Timeout, parse_url
 
+from cascade.connectors.otel.network import proxy_of, tls_context
 from cascade.connectors.otel.options import ExportOptions
-from cascade.connectors.otel.proxy import proxy_of
-from cascade.connectors.otel.tls import tls_context
 
 
 class Deadline(Timeout):
-    """Time limit of one request: a time of `time.monotonic`. A `Timeout` of urllib3 starts again after a tunnel."""
+    """Time limit of one request, on the clock of `time.monotonic`. A plain `Timeout` starts again after a tunnel."""
 
     def __init__(self, end: float) -> None:
         super().__init__()
@@ -50,14 +49,14 @@ class _Socket(socket.socket):
     """Socket whose timeout limits all operations together until it is set again."""
 
     _end = math.inf
-    has_ended = False  # the server has closed its side
-    has_answered = False
+    has_ended = False  # the server has closed the connection
+    has_responded = False
 
     def settimeout(self, value: float | None, /) -> None:
         self._end = math.inf if value is None else time.monotonic() + value
         super().settimeout(value)
 
-    def gettimeout(self) -> float | None:  # for the TLS socket that takes over this connection
+    def gettimeout(self) -> float | None:
         return None if self._end == math.inf else _left(self._end)
 
     def recv_into(self, *args: Any, **kwargs: Any) -> int:
@@ -81,9 +80,9 @@ class _TlsSocket(_Socket, ssl.SSLSocket):
 
 class _Connection(HTTPConnection):
     def _new_conn(self) -> socket.socket:
-        """Connect to the first address of the host that accepts; each address has its share of the time.
+        """Connect to the first address of the host that accepts. Each address gets its share of the time.
 
-        The time for the resolution of the name cannot be limited.
+        The operating system has no time limit for the resolution of a name.
         """
         deadline = time.monotonic() + float(self.timeout or 0)
         addresses = socket.getaddrinfo(self._dns_host, self.port, type=socket.SOCK_STREAM)
@@ -107,13 +106,13 @@ class _Connection(HTTPConnection):
         try:
             response = super().getresponse()
         except ConnectionError as error:
-            if used.has_answered:
+            if used.has_responded:
                 raise StaleConnectionError from error
             raise
-        if used.has_ended:  # http.client takes the end of a connection for the end of the headers
+        if used.has_ended:  # http.client treats the end of a connection as the end of the headers
             response.close()
             raise IncompleteRead(b"")
-        used.has_answered = True
+        used.has_responded = True
         return response
 
 
@@ -122,7 +121,7 @@ class _TlsConnection(_Connection, HTTPSConnection):
 
 
 class _Pool(HTTPConnectionPool):
-    ConnectionCls: Any = _Connection  # for pyright, no class of urllib3 fits the type that urllib3 declares here
+    ConnectionCls: Any = _Connection  # Any, because pyright accepts no class of urllib3 for the type in urllib3
 
 
 class _TlsPool(HTTPSConnectionPool):
@@ -130,31 +129,29 @@ class _TlsPool(HTTPSConnectionPool):
 
 
 def open_pool(options: ExportOptions) -> PoolManager:
-    """Return the connections to the endpoint, over the proxy of the environment if there is one.
+    """Return a pool of connections to the endpoint, through the proxy of the environment if there is one.
 
     Raises:
         OSError: A certificate cannot be loaded.
     """
     url = parse_url(options.endpoint)
-    is_tls = url.scheme == "https"
-    context = tls_context(options) if is_tls else None
-    if context is not None:
+    context = None
+    if url.scheme == "https":
+        context = tls_context(options)
         context.sslsocket_class = _TlsSocket
-    proxy = proxy_of(url.scheme or "", url.host or "", url.port or (443 if is_tls else 80))
+    proxy = proxy_of(url.scheme or "", url.host or "", url.port or (80 if context is None else 443))
     if proxy is None:
         pool = PoolManager(ssl_context=context)
     else:
-        address = proxy._replace(auth=None).url
-        pool = ProxyManager(address, proxy_headers=_login(proxy), ssl_context=context)
+        headers = {"Proxy-Authorization": _basic(proxy.auth)} if proxy.auth else {}
+        pool = ProxyManager(proxy._replace(auth=None).url, proxy_headers=headers, ssl_context=context)
     pool.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
     return pool
 
 
-def _login(proxy: Url) -> dict[str, str]:
-    if proxy.auth is None:
-        return {}
-    user, _, password = proxy.auth.partition(":")
-    return {"Proxy-Authorization": "Basic " + b64encode(f"{unquote(user)}:{unquote(password)}".encode()).decode()}
+def _basic(credentials: str) -> str:
+    user, _, password = credentials.partition(":")
+    return "Basic " + b64encode(f"{unquote(user)}:{unquote(password)}".encode()).decode()
 
 
 def _left(deadline: float) -> float:

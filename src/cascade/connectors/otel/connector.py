@@ -326,7 +326,7 @@ class OtelConnector:
         target = tracer.target
         if report.lost or report.pending or (target is None and report.reason):
             text = report.text("spans", tracer.endpoint)
-            is_new = target is None or target.queue.announce(report)
+            is_new = target is None or target.queue.starts_outage(report)
             if self._strict:
                 message = "; ".join([f"OtelConnector: {text}", *warnings])
                 raise TelemetryLostError(message, lost=report.lost, pending=report.pending)

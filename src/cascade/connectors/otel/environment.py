@@ -50,7 +50,7 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 
 _LONGEST = 1000  # characters of a warning
 
-_reported: set[tuple[str, str]] = set()
+reported: set[tuple[str, str]] = set()
 
 
 class SettingWarning(NamedTuple):
@@ -65,8 +65,8 @@ def warn_once(*problems: SettingWarning) -> None:
     """Log a warning for each pair of variable and value, once per process."""
     for problem in problems:
         key = (problem.variable, problem.value)
-        if key not in _reported:
-            _reported.add(key)
+        if key not in reported:
+            reported.add(key)
             logger.warning("OtelConnector: %s", masked(problem.message, _LONGEST))
 
 

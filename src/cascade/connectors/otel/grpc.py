@@ -15,9 +15,8 @@ from cascade._forks import no_fork
 from cascade.connectors.otel import answers
 from cascade.connectors.otel.answers import Reply
 from cascade.connectors.otel.endpoint import server_of
+from cascade.connectors.otel.network import grpc_proxy_of, tls_context
 from cascade.connectors.otel.options import ExportOptions, Signal
-from cascade.connectors.otel.proxy import grpc_proxy_of
-from cascade.connectors.otel.tls import tls_context
 
 _METHODS: dict[Signal, str] = {
     "traces": "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
@@ -32,20 +31,20 @@ _RETRYABLE = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DATA_LOSS,
 }
-_IDLE: int = grpc.ChannelConnectivity.IDLE.value[0]  # the connection is closed, after an answer or without one
+_IDLE: int = grpc.ChannelConnectivity.IDLE.value[0]  # the connection has ended, with or without a response
 _READY: int = grpc.ChannelConnectivity.READY.value[0]
-_NOT_REACHED = ("failed to connect", "errors resolving", "DNS resolution failed")
-_CUT = ("Socket closed", "GOAWAY", "Connection reset", "Broken pipe", "recvmsg", "sendmsg")
-_NOTICED = 0.1  # seconds after which a channel has noticed the end of its connection
-_ALMOST = 0.9  # of the timeout; a deadline that a server reports comes earlier than ours
+_UNREACHABLE = ("failed to connect", "errors resolving", "DNS resolution failed")
+_BROKEN = ("Socket closed", "GOAWAY", "Connection reset", "Broken pipe", "recvmsg", "sendmsg")
+_STATE_DELAY = 0.1  # seconds within which a channel updates its state after its connection has ended
+_MIN_TIMEOUT = 0.9  # of the timeout; an earlier DEADLINE_EXCEEDED is a response of the server
 _OPTIONS = (
     ("grpc.primary_user_agent", "Cascade-OTLP-Exporter-Python"),
     ("grpc.max_send_message_length", -1),
-    # Retrying, and when, is the queue's business.
+    # The queue retries.
     ("grpc.enable_retries", 0),
-    # Channels share connections, and how long a failed one is left alone: ours must dial afresh when asked to.
+    # Otherwise a new channel shares the failed connection of an earlier one, and its backoff.
     ("grpc.use_local_subchannel_pool", 1),
-    # Finds a connection that a network swallowed while a call is on it; never pings between calls, which servers punish.
+    # Detects a lost connection during a call. Between calls there are no pings, because servers close connections for them.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
 )
@@ -55,32 +54,30 @@ _REASONS = {
     "Domain name not found": "host name cannot be resolved",
     "Tls handshake failed": "TLS failed: is the server's port a plain one?",
 }
-_PAGE = re.compile(r"failed to connect.*http1\.x server.*?\b(\d{3})\b")  # an answer in HTTP/1.1
-_LATER_PAGES = {"502", "503", "504"}
+_HTTP1_RESPONSE = re.compile(r"failed to connect.*http1\.x server.*?\b(\d{3})\b")
+_RETRYABLE_HTTP = {"502", "503", "504"}
 _DETAILS = "grpc-status-details-bin"
-
-
 _AFTER_FORK = " (gRPC was in use at a fork, which it may not survive: use the protocol http/protobuf)"
 
 
-class _Use:
-    """Whether channels are open, and whether that was so at a fork of this process or of its parent."""
+class ForkState:
+    """Records whether channels were open at a fork of this process or of its parent."""
 
     def __init__(self) -> None:
-        self.channels: weakref.WeakSet[GrpcTransport] = weakref.WeakSet()
+        self.transports: weakref.WeakSet[GrpcTransport] = weakref.WeakSet()
         self.was_forked = False
 
-    def forked(self) -> None:
-        self.was_forked = self.was_forked or bool(self.channels)
+    def record_fork(self) -> None:
+        self.was_forked = self.was_forked or bool(self.transports)
 
 
-_use = _Use()
+fork_state = ForkState()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_parent=_use.forked, after_in_child=_use.forked)
+    os.register_at_fork(after_in_parent=fork_state.record_fork, after_in_child=fork_state.record_fork)
 
 
 class GrpcTransport:
-    """Calls a collector's Export method over one channel."""
+    """Calls the Export method of a collector over one channel."""
 
     def __init__(self, options: ExportOptions) -> None:
         self._options = options
@@ -92,14 +89,14 @@ class GrpcTransport:
     def send(self, body: bytes, timeout: float) -> Reply:
         try:
             with no_fork:
-                return self._call(self._connected(), body, timeout)
+                return self._call(self._open_channel(), body, timeout)
         except Exception as error:  # noqa: BLE001 - the transport's contract: a failure is a reply
             return Reply("refused", answers.shortened(f"{type(error).__name__}: {error}"))
 
     def close(self) -> None:
         if self._channel is not None:
             with no_fork:
-                self._disconnect(self._channel)
+                self._drop(self._channel)
 
     def _call(self, channel: grpc.Channel, body: bytes, timeout: float) -> Reply:
         method = channel.unary_unary(_METHODS[self._options.signal], None, None)
@@ -108,28 +105,28 @@ class GrpcTransport:
             answer = method(body, timeout=timeout, metadata=self._metadata)
         except grpc.RpcError as error:
             call = cast("grpc.Call", error)
-            is_late = time.monotonic() - began > timeout * _ALMOST
-            reply = _failure(call, timeout, is_dead=_is_unanswered(channel, call, is_late=is_late))
-            if reply.dead or _page(call):
-                self._disconnect(channel)
+            is_late = time.monotonic() - began > timeout * _MIN_TIMEOUT
+            reply = _failure(call, timeout, is_unanswered=_is_unanswered(channel, call, is_late=is_late))
+            if reply.unanswered or _http1_status(call):
+                self._drop(channel)
             return reply
         return answers.accepted(self._options.signal, cast("bytes", answer))
 
-    def _connected(self) -> grpc.Channel:
+    def _open_channel(self) -> grpc.Channel:
         with self._lock:
             if self._channel is None:
-                self._channel = self._dial()
-                _use.channels.add(self)
+                self._channel = self._new_channel()
+                fork_state.transports.add(self)
             return self._channel
 
-    def _disconnect(self, channel: grpc.Channel) -> None:
-        """Drop a channel without a connection: it would repeat its error for a while instead of connecting again."""
+    def _drop(self, channel: grpc.Channel) -> None:
+        """Close a failed channel: it would return the same error for a while instead of connecting again."""
         with self._lock:
             if self._channel is channel:
                 self._channel = None
         channel.close()
 
-    def _dial(self) -> grpc.Channel:
+    def _new_channel(self) -> grpc.Channel:
         target = _target(self._options.endpoint)
         options = (*_OPTIONS, _proxy_option(target))
         compression = grpc.Compression.Gzip if self._options.compression == "gzip" else grpc.Compression.NoCompression
@@ -146,9 +143,9 @@ def _target(endpoint: str) -> str:
 
 
 def _proxy_option(target: str) -> tuple[str, int | bytes]:
-    """The option that sets the proxy: gRPC's own parser accepts neither quotes nor an address without a scheme.
+    """Return the option for the proxy. The parser of gRPC accepts neither quotes nor an address without a scheme.
 
-    A socket of this machine has no proxy.
+    Unix sockets have no proxy.
     """
     is_socket = target.startswith(("unix:", "unix-abstract:"))
     proxy = "" if is_socket else grpc_proxy_of(*server_of(target))
@@ -158,7 +155,7 @@ def _proxy_option(target: str) -> tuple[str, int | bytes]:
 def _credentials(options: ExportOptions) -> grpc.ChannelCredentials:
     files = (options.certificate, options.client_key, options.client_certificate)
     if any(files):
-        tls_context(options)  # raises for a file with which gRPC's core would write to stderr, or abort the process
+        tls_context(options)  # raises for a file that would make the core of gRPC write to stderr or abort the process
     roots, key, chain = (Path(name).read_bytes() if name else None for name in files)
     return grpc.ssl_channel_credentials(roots, key, chain)
 
@@ -168,43 +165,42 @@ def _metadatum(name: str, value: str) -> tuple[str, str | bytes]:
 
 
 def _is_unanswered(channel: grpc.Channel, call: grpc.Call, *, is_late: bool) -> bool:
-    """Whether the client library made the status of a call itself, because the server sent none.
+    """Return whether the status of a call comes from the client library, because the server sent none.
 
-    The two codes look the same whatever made them, and the metadata of both are empty. A server's UNAVAILABLE, and a
-    proxy's page, come over an established connection; a failed connection leaves the channel without one. So does a
-    page in HTTP/1.1, whose status shows that the proxy is alive.
+    Both have the same codes, and no metadata. A server and a proxy send UNAVAILABLE over an established connection, after
+    which the channel is connected. A response in HTTP/1.1 has a status of the proxy, although the connection fails.
     """
     match call.code():
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return is_late
         case grpc.StatusCode.UNAVAILABLE:
-            return _page(call) not in _LATER_PAGES and not _has_answered(channel, call.details() or "")
+            return _http1_status(call) not in _RETRYABLE_HTTP and not _has_responded(channel, call.details() or "")
         case _:
             return False
 
 
-def _page(call: grpc.Call) -> str:
-    """The status of an answer in HTTP/1.1; empty without one."""
-    found = _PAGE.match(call.details() or "")
+def _http1_status(call: grpc.Call) -> str:
+    """Return the status of a response in HTTP/1.1; empty without one."""
+    found = _HTTP1_RESPONSE.match(call.details() or "")
     return found[1] if found else ""
 
 
-def _has_answered(channel: grpc.Channel, details: str) -> bool:
-    state, is_cut = _state(channel), any(sign in details for sign in _CUT)
+def _has_responded(channel: grpc.Channel, details: str) -> bool:
+    state, is_broken = _state(channel), any(sign in details for sign in _BROKEN)
     if state is None:
-        return not is_cut and not any(sign in details for sign in _NOT_REACHED)
-    # The call may end before the channel has noticed that its connection is gone.
-    end = time.monotonic() + _NOTICED
-    while state == _READY and is_cut and time.monotonic() < end:
-        time.sleep(_NOTICED / 20)
+        return not is_broken and not any(sign in details for sign in _UNREACHABLE)
+    # The call may end before the channel has updated its state.
+    end = time.monotonic() + _STATE_DELAY
+    while state == _READY and is_broken and time.monotonic() < end:
+        time.sleep(_STATE_DELAY / 20)
         state = _state(channel)
-    return state == _READY or (state == _IDLE and not is_cut)
+    return state == _READY or (state == _IDLE and not is_broken)
 
 
 def _state(channel: Any) -> int | None:
-    """The connectivity of a channel; None if this version of grpcio, or an interceptor around the channel, hides it.
+    """Return the connectivity of a channel; None if the version of grpcio, or an interceptor, does not provide it.
 
-    The public `subscribe` starts a thread, which fails when the channel is closed. This is the call below it.
+    The public method `subscribe` starts a thread, which fails when the channel is closed.
     """
     inner = channel
     while (below := getattr(inner, "_channel", None)) is not None:
@@ -213,7 +209,7 @@ def _state(channel: Any) -> int | None:
     return int(check(False)) if check is not None else None
 
 
-def _failure(call: grpc.Call, timeout: float, *, is_dead: bool) -> Reply:
+def _failure(call: grpc.Call, timeout: float, *, is_unanswered: bool) -> Reply:
     code = call.code()
     packed = [cast("bytes", value) for name, value in call.trailing_metadata() or () if name == _DETAILS]
     retry_after = answers.retry_delay(packed[0]) if packed else None
@@ -221,21 +217,21 @@ def _failure(call: grpc.Call, timeout: float, *, is_dead: bool) -> Reply:
     details = call.details() or ""
     return Reply(
         "retry" if code in _RETRYABLE or throttled else "refused",
-        _explained(call, timeout, is_dead=is_dead),
+        _reason(call, timeout, is_unanswered=is_unanswered),
         retry_after,
-        dead=is_dead,
+        unanswered=is_unanswered,
         too_large=code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details,
     )
 
 
-def _explained(call: grpc.Call, timeout: float, *, is_dead: bool) -> str:
+def _reason(call: grpc.Call, timeout: float, *, is_unanswered: bool) -> str:
     code, details = call.code(), call.details() or ""
-    if page := _page(call):
-        return f"the answer {page} is in HTTP/1.1: gRPC needs a server, or a proxy, with HTTP/2"
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED and is_dead:
-        return f"no answer within {timeout:.3g} s{_AFTER_FORK if _use.was_forked else ''}"
-    for sign, reason in _REASONS.items() if is_dead else ():
+    if status := _http1_status(call):
+        return f"the answer {status} is in HTTP/1.1: gRPC needs a server, or a proxy, with HTTP/2"
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED and is_unanswered:
+        return f"no answer within {timeout:.3g} s{_AFTER_FORK if fork_state.was_forked else ''}"
+    for sign, reason in _REASONS.items() if is_unanswered else ():
         if sign in details:
             return reason
-    # gRPC lists each attempt to connect; the last error has the cause.
+    # gRPC lists all attempts to connect; the last error is the cause.
     return answers.shortened(f"{code.name}: {details.rpartition('last error: ')[2]}")

@@ -1,4 +1,4 @@
-"""Health of a destination: whether it is alive, when the next request is due, how long a flush waits."""
+"""Health of a collector: whether it responds, when the next request is due, and how long a flush waits for it."""
 
 import math
 import time
@@ -11,153 +11,148 @@ from cascade.connectors.otel.answers import Reply
 from cascade.connectors.otel.batch import FlushReport, QueuedItems
 
 INITIAL_BACKOFF = 0.2  # seconds before the first retry; then doubled, with jitter
-MAX_BACKOFF = 5.0  # a peer that comes up during a run is found within this time
-MAX_FLUSH_BACKOFF = 0.1  # longest pause while a flush waits for a dead peer: its flush_deadline is short
-MAX_BUSY_FLUSH_BACKOFF = (
-    1.0  # longest pause while a flush waits for a peer that answers "later": an overloaded peer needs room
-)
-FIRST_ANSWER_WAIT = 0.9  # seconds a flush waits for a peer that has never answered
-MAX_ANSWER_TIME = (
-    2.0  # seconds for an answer, or three times the latest one's, after which tasks are no longer held back
-)
-UNREACHABLE_WAIT = 0.5  # seconds a flush waits for a peer after its failure
-KNOWN_UNREACHABLE_WAIT = (
-    0.03  # seconds a flush waits for a peer that an earlier flush found dead: 0.05 with all around it
-)
-HOLD_TIMEOUT = 30.0  # seconds of nothing but "later" after which tasks are no longer held back
+MAX_BACKOFF = 5.0  # seconds, so that a run soon finds a collector that starts later
+MAX_FLUSH_BACKOFF = 0.1  # seconds during a flush to an unreachable collector, which waits only briefly
+MAX_BUSY_FLUSH_BACKOFF = 1.0  # seconds during a flush to an overloaded collector
+FIRST_ANSWER_WAIT = 0.9  # seconds that a flush waits for a collector that has never responded
+MAX_ANSWER_TIME = 2.0  # seconds, or three times the latest response time, after which a collector counts as unreachable
+UNREACHABLE_WAIT = 0.5  # seconds that a flush waits for a collector after a failed request
+KNOWN_UNREACHABLE_WAIT = 0.03  # seconds that later flushes wait; at most 0.05 with the start of a thread
+HOLD_TIMEOUT = 30.0  # seconds of retryable responses only, after which they no longer delay tasks
 
 
 class CollectorHealth:
-    """The state of one destination, kept for as long as its queue. Guarded by the owner's lock.
+    """State of one collector. The lock of the owner guards it.
 
-    A peer is alive once it has answered its latest request, with any answer. It is dead after a request without an
-    answer: refused, unreachable or silent. An answer that asks for a later retry is "later".
+    A collector is alive if its latest request got a response of any kind. It is unreachable if the connection was refused or
+    broken, or if no response arrived in time. A retryable response asks for the same request at a later time.
 
-    A flush with a time limit of its own waits
+    A flush with a time limit waits
 
-    * for all of that time if the latest request was answered;
-    * 0.9 s if the peer has never answered, from the flush's start or the first request, whichever is later;
-    * 0.5 s after a failure or the flush's start, whichever is later, or until a second failure in a row whose request
-      began during the flush;
-    * 0.03 s, or until the first such failure, if an earlier flush found the peer dead and it has not answered since; 0.9 s
-      at the process's exit, because the peer may be back;
-    * for one more answer if the peer answered nothing but "later" for `hold_timeout` seconds before the flush.
+    * for the whole time limit if the latest request got a response;
+    * for 0.9 s from its start or the first request, whichever is later, if the collector has never responded;
+    * for 0.5 s from its start or the first failure, whichever is later, or until the second failure in a row of a request
+      that was sent during the flush;
+    * for 0.03 s, or until the first failure, if an earlier flush got no response and none has arrived since. When the
+      process exits, it is 0.9 s, because the collector may have restarted;
+    * for one more response if all responses of the last `hold_timeout` seconds before the flush were retryable.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, *, hold_timeout: float = HOLD_TIMEOUT) -> None:
         self._clock = clock
         self.hold_timeout = hold_timeout
-        self._has_answered = False
-        self._answered_at = -math.inf
-        self._failures = 0
-        self._is_known_dead = False
-        self._known_dead_patience = KNOWN_UNREACHABLE_WAIT
-        self._later_since = math.inf
-        self._pauses = 0
-        self._failed_at = 0.0
-        self._asked_at = math.inf  # the first request since the latest answer
-        self._tried_at = 0.0
-        self._soonest = 0.0
-        self._pause_from = 0.0
-        self._pause = 0.0
-        self.latency = 0.0  # seconds that the latest answer took
+        self._has_responded = False
+        self._responded_at = -math.inf
+        self._unanswered_since = math.inf  # the first request after the latest response
+        self._retryable_since = math.inf
+        self._failures = 0  # in a row
+        self._failed_at = 0.0  # the first of these failures
+        self._was_unreachable = False  # in an earlier flush, and no response since
+        self._known_unreachable_wait = KNOWN_UNREACHABLE_WAIT
+        self._latest_request = 0.0
+        self._retry_after = 0.0  # set by the collector
+        self._backoff_start = 0.0
+        self._backoff = 0.0
+        self._backoffs = 0
+        self.latency = 0.0  # seconds from the latest request to its response
         self.reason = ""
 
     @property
     def is_failing(self) -> bool:
-        """Whether the latest answer was "later", or there was none: one request at a time is enough then."""
-        return self._failures > 0 or self._later_since < math.inf
+        """Whether the latest request failed or got a retryable response. Then there is one request at a time."""
+        return self._failures > 0 or self._retryable_since < math.inf
 
     @property
-    def has_answered(self) -> bool:
-        """Return whether the collector has answered, and its latest answer is newer than its latest failure."""
-        return self._has_answered and not self._failures
+    def is_connected(self) -> bool:
+        """Whether the collector has responded, and no request has failed since."""
+        return self._has_responded and not self._failures
 
     @property
     def is_alive(self) -> bool:
-        """Whether tasks are held back for it: it answers in time, and not only "later" for too long.
+        """Whether a full queue delays tasks: the collector responds in time, and not only with retryable responses.
 
-        A peer that has not been asked yet is alive.
+        Before the first request it is alive.
         """
         now = self._clock()
-        longest = max(MAX_ANSWER_TIME, 3 * self.latency) if self._has_answered else FIRST_ANSWER_WAIT
-        return not self._failures and now - self._asked_at < longest and now - self._later_since < self.hold_timeout
+        longest = max(MAX_ANSWER_TIME, 3 * self.latency) if self._has_responded else FIRST_ANSWER_WAIT
+        return (
+            not self._failures
+            and now - self._unanswered_since < longest
+            and now - self._retryable_since < self.hold_timeout
+        )
 
-    def ask(self, now: float) -> None:
-        """Record that a request is sent at `now`."""
-        self._asked_at = min(self._asked_at, now)
+    def record_request(self, now: float) -> None:
+        self._unanswered_since = min(self._unanswered_since, now)
 
     def record(self, reply: Reply, began: float) -> None:
         """Record the reply to a request that was sent at `began`."""
         now = self._clock()
-        self._tried_at = began
+        self._latest_request = began
         self.latency = now - began
-        if reply.dead:
+        if reply.unanswered:
             self._failed_at = self._failed_at if self._failures else now
             self._failures += 1
         else:
-            self._has_answered = True
-            self._answered_at = now
-            self._asked_at = math.inf
+            self._has_responded = True
+            self._responded_at = now
+            self._unanswered_since = math.inf
             self._failures = 0
-            self._is_known_dead = False
+            self._was_unreachable = False
         if reply.outcome == "retry":
-            self._later_since = self._later_since if reply.dead else min(self._later_since, now)
-            self._back_off(now, reply.retry_after)
+            self._retryable_since = self._retryable_since if reply.unanswered else min(self._retryable_since, now)
+            # Jitter spreads the requests of many processes.
+            self._backoff = min(INITIAL_BACKOFF * 2**self._backoffs, MAX_BACKOFF) * jitter()
+            self._backoffs = min(self._backoffs + 1, 16)
+            self._backoff_start = now
+            self._retry_after = now + (reply.retry_after or 0.0)
             self.reason = reply.reason
         else:
-            self._later_since = math.inf
-            self._pauses, self._pause, self._soonest = 0, 0.0, now
+            self._retryable_since = math.inf
+            self._backoffs, self._backoff, self._retry_after = 0, 0.0, now
             self.reason = ""
 
     def next_request_at(self, *, is_flushing: bool) -> float:
-        """When the next request may be made; a flush shortens the exporter's own pauses, not one that the peer sent."""
+        """Return when the next request may be sent. A flush shortens the backoff, but not a delay that the collector set."""
         longest = math.inf if not is_flushing else MAX_FLUSH_BACKOFF if self._failures else MAX_BUSY_FLUSH_BACKOFF
-        return max(self._soonest, self._pause_from + min(self._pause, longest))
+        return max(self._retry_after, self._backoff_start + min(self._backoff, longest))
 
     def flush_deadline(self, start: float) -> float:
-        """Until when a flush that began at `start` waits."""
-        if self._is_known_dead:
-            return start + self._known_dead_patience
-        # Our own work before the first request, such as importing gRPC, is not the peer's fault.
-        stranger = math.inf if self._has_answered else max(start, self._asked_at) + FIRST_ANSWER_WAIT
-        dead = max(start, self._failed_at) + UNREACHABLE_WAIT if self._failures else math.inf
-        return min(stranger, dead)
+        """Return the time until which a flush that began at `start` waits."""
+        if self._was_unreachable:
+            return start + self._known_unreachable_wait
+        failed = max(start, self._failed_at) + UNREACHABLE_WAIT if self._failures else math.inf
+        if self._has_responded:
+            return failed
+        # The time before the first request, such as for the import of gRPC, does not count.
+        return min(failed, max(start, self._unanswered_since) + FIRST_ANSWER_WAIT)
 
-    def is_flush_futile(self, start: float, end: float) -> bool:
-        """Whether a flush from `start` to `end` has nothing left to wait for."""
-        if self._soonest > end:
+    def should_end_flush(self, start: float, end: float) -> bool:
+        """Return whether a flush from `start` to `end` cannot deliver more items."""
+        if self._retry_after > end:
             return True
-        if self._tried_at < start:
+        if self._latest_request < start:
             return False
         if self._failures:
-            return self._is_known_dead or self._failures > 1
-        return self._later_since + self.hold_timeout <= start
+            return self._was_unreachable or self._failures > 1
+        return self._retryable_since + self.hold_timeout <= start
 
     def begin_exit(self) -> None:
-        """Flushes from now on are the last ones."""
-        self._known_dead_patience = FIRST_ANSWER_WAIT
+        """Give the last flushes more time."""
+        self._known_unreachable_wait = FIRST_ANSWER_WAIT
 
-    def end_flush(self, start: float) -> str:
-        """A flush that began at `start` ended with undelivered items; the reason.
+    def record_failed_flush(self, start: float) -> str:
+        """Record a flush from `start` until now that left items undelivered. Return the reason.
 
-        Later flushes wait only briefly if no answer came to this one although a request was out.
+        Later flushes wait only briefly if a request was sent and no response has arrived during the flush.
         """
-        has_no_answer = self._failures > 0 or self._asked_at < math.inf
-        self._is_known_dead |= has_no_answer and self._answered_at < start
+        is_unanswered = self._failures > 0 or self._unanswered_since < math.inf
+        self._was_unreachable |= is_unanswered and self._responded_at < start
         if self.reason:
             return self.reason
         now = self._clock()
-        return (
-            f"no answer within {now - self._asked_at:.2g} s" if has_no_answer else f"{now - start:.2g} s were too short"
-        )
-
-    def _back_off(self, now: float, retry_after: float | None) -> None:
-        # Jitter keeps many processes from returning all at once.
-        self._pause = min(INITIAL_BACKOFF * 2**self._pauses, MAX_BACKOFF) * jitter()
-        self._pauses = min(self._pauses + 1, 16)
-        self._pause_from = now
-        self._soonest = now + (retry_after or 0.0)
+        if is_unanswered:
+            return f"no answer within {now - self._unanswered_since:.2g} s"
+        return f"{now - start:.2g} s were too short"
 
 
 logger = get_logger("cascade.connectors.otel")
@@ -165,7 +160,7 @@ logger = get_logger("cascade.connectors.otel")
 
 @dataclass(frozen=True, slots=True)
 class ItemLabel:
-    """The items of a queue, as log lines name them."""
+    """Name of the items of a queue, and their destination, for log lines."""
 
     noun: str = "spans"
     endpoint: str = ""
@@ -179,9 +174,9 @@ SPANS = ItemLabel()
 
 
 class OutageLog:
-    """Log state of one outage. It begins with a flush that leaves items undelivered and ends when these are counted.
+    """Builds the log lines about outages. The lock of the queue guards it.
 
-    Guarded by the queue's lock, but for `log`.
+    An outage starts with a flush that leaves items undelivered, and ends when all these items are sent or lost.
     """
 
     def __init__(self, label: ItemLabel, clock: Callable[[], float] = time.monotonic) -> None:
@@ -190,62 +185,59 @@ class OutageLog:
         self._end()
 
     def _end(self) -> None:
-        self._began = math.inf
-        self._answered = math.inf
-        self._lost = 0  # of the queue when the outage began
+        self._start = math.inf
+        self._accepted_at = math.inf  # the first accepted request of the outage
+        self._lost_before = 0
         self._late = 0
-        self._announced = 0  # undelivered items that a warning has named
-        self._has_told_of_loss = False
+        self._reported = 0  # undelivered items that a warning has counted
+        self._has_reported_loss = False
 
-    @property
-    def is_announced(self) -> bool:
-        return self._began < math.inf
+    def start(self, run: FlushReport, total: FlushReport) -> bool:
+        """Return whether the end of a run causes a warning.
 
-    def announce(self, run: FlushReport, total: FlushReport) -> bool:
-        """Whether the end of a run with `run` is worth a warning.
-
-        Of an outage these are the first run with undelivered items, and the first with lost ones.
+        In an outage, the first run with undelivered items and the first run with lost items do.
         """
-        if self.is_announced:
-            is_news = run.lost > 0 and not self._has_told_of_loss
+        if self._start < math.inf:
+            is_news = run.lost > 0 and not self._has_reported_loss
         elif run.pending:
             is_news = True
-            self._began = self._clock()
-            self._lost = total.lost - run.lost
+            self._start = self._clock()
+            self._lost_before = total.lost - run.lost
         else:
             return True
         if is_news:
-            self._announced += run.pending
-            self._has_told_of_loss = run.lost > 0
+            self._reported += run.pending
+            self._has_reported_loss = run.lost > 0
         return is_news
 
-    def accepted(self, entries: Iterable[QueuedItems]) -> None:
-        """The peer took these entries."""
-        if self.is_announced:
-            self._answered = min(self._answered, self._clock())
-            self._late += sum(len(entry.items) for entry in entries if entry.put_at <= self._answered)
+    def record_accepted(self, entries: Iterable[QueuedItems]) -> None:
+        if self._start < math.inf:
+            self._accepted_at = min(self._accepted_at, self._clock())
+            self._late += sum(len(entry.items) for entry in entries if entry.put_at <= self._accepted_at)
 
-    def ended(self, total: FlushReport, holds: Callable[[float], bool]) -> str:
-        """The line about the outage's end; empty while items wait that were put before the peer answered."""
-        if not self.is_announced or (total.pending and (self._answered == math.inf or holds(self._answered))):
+    def end(self, total: FlushReport, has_pending: Callable[[float], bool]) -> str:
+        """Return the line about the end of the outage. It is empty without an outage, and while items of it are queued."""
+        if self._start == math.inf or (
+            total.pending and (self._accepted_at == math.inf or has_pending(self._accepted_at))
+        ):
             return ""
-        label, seconds = self._label, self._clock() - self._began
+        label, seconds = self._label, self._clock() - self._start
         line = f"the outage{label.place} is over after {seconds:.3g} s: {self._late} {label.noun} were delivered late"
-        if lost := total.lost - self._lost:
+        if lost := total.lost - self._lost_before:
             line += f", {lost} were lost: {total.reason}"
         self._end()
         return line
 
-    def closed(self, lost: int, reason: str) -> str:
-        """The line about items that are lost at the process's end; empty if a warning has named just these."""
-        is_named = lost <= self._announced and not self._late
+    def close(self, lost: int, reason: str) -> str:
+        """Return the line about the losses at the exit. It is empty if a warning has counted the same items."""
+        is_reported = lost <= self._reported and not self._late
         self._end()
-        if not lost or is_named:
+        if not lost or is_reported:
             return ""
         return f"{lost} {self._label.noun} were lost{self._label.place} when the process ended: {reason}"
 
 
 def log_outage(line: str) -> None:
-    """Log a line as a warning, unless it is empty. Called without the lock: a handler may do anything."""
+    """Log a line as a warning, unless it is empty. Call it without the lock, because a handler runs code of the user."""
     if line:
         logger.warning("OtelConnector: %s", line)

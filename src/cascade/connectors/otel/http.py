@@ -21,9 +21,9 @@ from cascade.connectors.otel.options import ExportOptions
 
 _RETRYABLE = {429, 502, 503, 504}
 _TOO_LARGE = 413
-_MAX_ANSWER = 1 << 20  # bytes; an OTLP answer has a few hundred
+_MAX_RESPONSE = 1 << 20  # bytes; an OTLP response has a few hundred
 _NO_RETRIES = Retry(False)  # the queue retries
-_GZIP_LEVEL = 3  # span batches repeat themselves: higher levels cost much time for few bytes
+_GZIP_LEVEL = 3  # higher levels need much more time for few bytes, because spans are repetitive
 _FAILURES: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
     (ConnectionRefusedError, "connection refused"),
     (socket.gaierror, "host name cannot be resolved"),
@@ -33,7 +33,7 @@ _FAILURES: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...]
 
 
 class HttpTransport:
-    """Posts to one URL over connections that are kept alive; proxies as `HTTP_PROXY`, `HTTPS_PROXY`, `NO_PROXY` say."""
+    """Sends POST requests to one URL over persistent connections."""
 
     def __init__(self, options: ExportOptions) -> None:
         self._options = options
@@ -50,7 +50,7 @@ class HttpTransport:
         try:
             return self._post(_compressed(body, self._options.compression), Deadline(time.monotonic() + timeout))
         except Exception as error:  # noqa: BLE001 - the transport's contract: a failure is a reply
-            return Reply("retry", _explained(_cause(error), timeout), dead=True)
+            return Reply("retry", _reason(_cause(error), timeout), unanswered=True)
 
     def close(self) -> None:
         self._pool.clear()
@@ -83,7 +83,7 @@ class HttpTransport:
         if 200 <= response.status < 300:  # noqa: PLR2004 - the HTTP statuses of success
             return answers.accepted(self._options.signal, _content(response), headers.get("content-type", ""))
         content = b""
-        with contextlib.suppress(ProtocolError):  # an error is an answer without its body too
+        with contextlib.suppress(ProtocolError):  # the status of an error is enough
             content = _content(response)
         reason = f"{response.status} {response.reason or ''}".strip()
         if headers.get("content-type") == "application/x-protobuf":
@@ -96,9 +96,9 @@ class HttpTransport:
 
 
 def _content(response: BaseHTTPResponse) -> bytes:
-    """Return the body, up to `_MAX_ANSWER` bytes of it."""
+    """Return the body, or its first `_MAX_RESPONSE` bytes."""
     content = b""
-    while (left := _MAX_ANSWER - len(content)) and (part := response.read(left)):
+    while (left := _MAX_RESPONSE - len(content)) and (part := response.read(left)):
         content += part
     return content
 
@@ -114,7 +114,7 @@ def _compressed(body: bytes, compression: str) -> bytes:
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Seconds to wait: the header holds them, or the date to wait for."""
+    """Return the seconds from a header that has either seconds or a date."""
     if value is None:
         return None
     try:
@@ -129,13 +129,13 @@ def _retry_after(value: str | None) -> float | None:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """Return the error below those of urllib3, which only wrap it."""
+    """Return the error that exceptions of urllib3 wrap."""
     while isinstance(error, HTTPError) and error.__context__ is not None:
         error = error.__context__
     return error
 
 
-def _explained(error: BaseException, timeout: float) -> str:
+def _reason(error: BaseException, timeout: float) -> str:
     if isinstance(error, TimeoutError):
         return f"no answer within {timeout:.3g} s"
     if isinstance(error, ssl.SSLCertVerificationError):

@@ -196,7 +196,7 @@ class OwnProvider(TracerProvider):
         envelope = Envelope(partial(getattr, self, "resource"))
         return ExportQueue(
             partial(open_transport, options),
-            pack=partial(encode, envelope=envelope),
+            encode=partial(encode, envelope=envelope),
             request_timeout=options.timeout,
             label=ItemLabel("spans", options.endpoint),
         )

@@ -1,10 +1,9 @@
-"""The protocol of transports, which send encoded OTLP requests to a collector, and the factory that opens them."""
+"""Protocol of the transports that send encoded OTLP requests, and the factory that opens them."""
 
 import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from typing import Protocol
 
 from opentelemetry import context
@@ -19,10 +18,10 @@ _EXPORTING = context.create_key("cascade-exporting")
 
 
 class Transport(Protocol):
-    """Sends encoded OTLP requests to a peer. Called from the exporting threads; any number may send at once."""
+    """Sends encoded OTLP requests to a collector. Several threads may send at the same time."""
 
     def send(self, body: bytes, timeout: float) -> Reply:
-        """Send one request and wait for its answer, both within `timeout` seconds. Never raises."""
+        """Send one request and wait for the response, both within `timeout` seconds. Never raises."""
         ...
 
     def close(self) -> None:
@@ -31,10 +30,10 @@ class Transport(Protocol):
 
 
 class FailedTransport:
-    """Takes the place of a transport that could not be open_safely: each reply is a refusal with the reason."""
+    """Replaces a transport that could not be opened. Each reply is a refusal with the reason."""
 
     def __init__(self, error: Exception) -> None:
-        self._reply = Reply("refused", f"cannot export: {error_message(error, 200)}", dead=True)
+        self._reply = Reply("refused", f"cannot export: {error_message(error, 200)}", unanswered=True)
 
     def send(self, body: bytes, timeout: float) -> Reply:  # noqa: ARG002 - the protocol's
         return self._reply
@@ -44,58 +43,52 @@ class FailedTransport:
 
 
 def prepare(options: ExportOptions) -> None:
-    """Import the modules of a transport, so that no sending thread imports them first; report the options' problems.
+    """Log the problems of the options, and import the transport.
 
-    A child that is forked while another thread imports a module can never import it.
+    A sending thread must not import it: in a child that is forked during an import, the module cannot be imported.
     """
     warn_once(*options.problems)
-    if options.protocol == "grpc":
-        with _quiet_grpc():
-            import_module("cascade.connectors.otel.grpc")
-    else:
-        import_module("cascade.connectors.otel.http")
+    _import_transport(options)
+
+
+def open_transport(options: ExportOptions) -> Transport:
+    """Return the transport for the protocol of the options.
+
+    Raises:
+        OSError: A certificate or key cannot be loaded.
+    """
+    return _import_transport(options)(options)
 
 
 def open_safely(open_transport: Callable[[], Transport]) -> Transport:
-    """The transport that `open_transport` returns, or an `FailedTransport` with its error, so that no exporting thread ends."""
+    """Return an opened transport, or a `FailedTransport`, so that no sending thread ends."""
     try:
         return open_transport()
     except Exception as error:  # noqa: BLE001 - whatever opens it
         return FailedTransport(error)
 
 
-def open_transport(options: ExportOptions) -> Transport:
-    """The transport for these options; gRPC, a slow import, is loaded only when it is the protocol.
+def _import_transport(options: ExportOptions) -> Callable[[ExportOptions], Transport]:
+    """Import one transport only, because the import of gRPC is slow."""
+    if options.protocol != "grpc":
+        from cascade.connectors.otel.http import HttpTransport
 
-    Raises:
-        OSError: When a certificate or key cannot be loaded.
-    """
-    if options.protocol == "grpc":
-        with _quiet_grpc():
-            from cascade.connectors.otel.grpc import GrpcTransport
-
-        return GrpcTransport(options)
-    from cascade.connectors.otel.http import HttpTransport
-
-    return HttpTransport(options)
-
-
-@contextmanager
-def _quiet_grpc() -> Iterator[None]:
-    """Import gRPC with a log level, which its C core reads at import; else it writes errors to stderr that replies have."""
-    name = "GRPC_VERBOSITY"
-    is_ours = name not in os.environ
-    os.environ.setdefault(name, "ERROR")
+        return HttpTransport
+    # The core of gRPC reads its log level at import. By default it writes the errors of the replies to stderr.
+    variable = "GRPC_VERBOSITY"
+    is_unset = variable not in os.environ
+    os.environ.setdefault(variable, "ERROR")
     try:
-        yield
+        from cascade.connectors.otel.grpc import GrpcTransport
     finally:
-        if is_ours:
-            os.environ.pop(name, None)
+        if is_unset:
+            os.environ.pop(variable, None)
+    return GrpcTransport
 
 
 @contextmanager
 def suppress_instrumentation() -> Iterator[None]:
-    """Make no spans and no log records of the export itself, whose failures are in the replies."""
+    """Create no spans and no log records of the export itself. Its errors are in the replies."""
     current = context.get_current()
     for key in (_SUPPRESS_INSTRUMENTATION_KEY, _SUPPRESS_HTTP_INSTRUMENTATION_KEY, _EXPORTING):
         current = context.set_value(key, True, current)
@@ -110,6 +103,6 @@ def _is_not_ours(_record: logging.LogRecord) -> bool:
     return not context.get_value(_EXPORTING)
 
 
-# The encoder logs a traceback for each attribute that it leaves out, urllib3 each request and each malformed header.
+# The encoder of the SDK logs a traceback for each invalid attribute, urllib3 each request and each invalid header.
 for _name in ("opentelemetry.exporter.otlp.proto.common._internal", "urllib3.connection", "urllib3.connectionpool"):
     logging.getLogger(_name).addFilter(_is_not_ours)

@@ -175,13 +175,12 @@ def test_invalid_records_do_not_affect_other_records(
 
 
 def test_records_of_a_transport_are_not_exported(
-    receiver: FaultyReceiver, logs_to: LogsTo, app: logging.Logger
+    receiver: FaultyReceiver, logs_to: LogsTo, app: logging.Logger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """This includes a transport that logs on its thread in the context of the task that started the thread."""
-    logs = logs_to(receiver.http_endpoint)
     seen = threading.Semaphore(0)
 
-    class Talkative:
+    class LoggingTransport:
         def send(self, body: bytes, timeout: float) -> Reply:
             app.error("sending %d bytes", len(body))
             logging.getLogger("opentelemetry.x").error("sending")
@@ -191,7 +190,8 @@ def test_records_of_a_transport_are_not_exported(
         def close(self) -> None:
             app.error("closing")
 
-    logs.queue._state.open_transport = Talkative
+    monkeypatch.setattr("cascade.connectors.otel.logs.run_logs.open_transport", lambda _: LoggingTransport())
+    logs = logs_to(receiver.http_endpoint)
     with inside():
         app.info("once")
     assert logs.queue.flush(HANG) == FlushReport(put=1, sent=1)

@@ -125,7 +125,7 @@ class RunLogs:
         is_refused = fresh.lost > 0 and is_unsupported_signal(report.reason)
         if not (fresh.lost or fresh.pending) or (is_refused and self._has_reported_refusal):
             return ""
-        if not self.queue.announce(fresh):
+        if not self.queue.starts_outage(fresh):
             return ""
         self._has_reported_refusal |= is_refused
         if is_refused:
@@ -145,7 +145,7 @@ def _new_queue(resource: Callable[[], Resource], options: ExportOptions) -> Expo
     prepare(options)
     return ExportQueue(
         partial(open_transport, options),
-        pack=partial(_pack, EncodedResource(resource, _encode_resource)),
+        encode=partial(_pack, EncodedResource(resource, _encode_resource)),
         capacity=CAPACITY,
         request_timeout=options.timeout,
         label=ItemLabel("log records", options.endpoint),

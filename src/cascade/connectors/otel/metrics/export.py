@@ -211,8 +211,8 @@ class MetricExporter:
             while self._completed < flush.number and not self._is_closed:
                 end = min(flush.end, limit, self._health.flush_deadline(flush.start))
                 left = end - time.monotonic()
-                if left <= 0 or self._health.is_flush_futile(flush.start, end):
-                    self._health.end_flush(flush.start)
+                if left <= 0 or self._health.should_end_flush(flush.start, end):
+                    self._health.record_failed_flush(flush.start)
                     break
                 self._changed.wait(left)
             self._flushes.remove(flush)
@@ -282,14 +282,14 @@ class MetricExporter:
         # The time before the request, such as imports, does not count for the health of the collector.
         with self._changed:
             self._started_at = time.monotonic()
-            self._health.ask(self._started_at)
+            self._health.record_request(self._started_at)
             self._changed.notify_all()
             return self._options.timeout
 
     def _record(self, reply: Reply) -> None:
         if reply.outcome != "accepted" or reply.rejected:
             # An export that is repeated is no loss, and there is one warning at most.
-            is_quiet = reply.dead or reply.outcome == "retry" or self._has_warned
+            is_quiet = reply.unanswered or reply.outcome == "retry" or self._has_warned
             self._has_warned |= not is_quiet
             problem = reply.reason or f"{reply.rejected} rejected"
             logger.log(

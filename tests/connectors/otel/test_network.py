@@ -1,12 +1,12 @@
-"""Which proxy serves which endpoint."""
+"""Choice of the proxy for an endpoint."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cascade.connectors.otel.endpoint import server_of
+from cascade.connectors.otel.network import grpc_proxy_of, is_exempt, proxy_of
 from cascade.connectors.otel.options import ExportOptions
-from cascade.connectors.otel.proxy import grpc_proxy_of, is_exempt, proxy_of
 from cascade.connectors.otel.transport import open_transport
 
 PROXY = "http://proxy:3128"
