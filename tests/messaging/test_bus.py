@@ -1,3 +1,6 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,52 +16,60 @@ class Recorder:
         self.rendered.append((msg_id, level, kwargs))
 
 
-class UnspeakableError(Exception):
+class UnprintableError(Exception):
     def __str__(self) -> str:
         raise self
 
 
-class Unprintable:
+class Unformattable:
     def __format__(self, spec: str) -> str:
-        raise UnspeakableError
+        raise UnprintableError
 
 
 @pytest.fixture
-def store() -> MessageStore:
-    store = MessageStore()
-    store._messages["greeting"] = "Hello {name:>3}"
-    return store
+def store_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., MessageStore]:
+    """Return a function that makes a store of the given texts."""
+
+    def make(**texts: str) -> MessageStore:
+        (tmp_path / "en").mkdir()
+        (tmp_path / "en" / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
+        monkeypatch.setattr("cascade.messaging.bus.LOCALES", tmp_path)
+        return MessageStore()
+
+    return make
 
 
-def test_places_are_filled_in(store: MessageStore) -> None:
-    assert store.get("greeting", name="A") == "Hello   A"
+def test_values_are_formatted(store_of: Callable[..., MessageStore]) -> None:
+    assert store_of(greeting="Hello {name:>3}").get("greeting", name="A") == "Hello   A"
 
 
-def test_an_unknown_message_is_its_default_or_its_id(store: MessageStore) -> None:
-    assert store.get("no.such") == "<no.such>"
-    assert store.get("no.such", "default", name=1) == "default"
+def test_an_unknown_message_is_its_default_or_its_id() -> None:
+    assert MessageStore().get("no.such") == "<no.such>"
+    assert MessageStore().get("no.such", "default", name=1) == "default"
 
 
 @pytest.mark.parametrize(
-    "values", [{}, {"name": [1]}, {"name": Unprintable()}], ids=["missing", "wrong type", "raises"]
+    "values", [{}, {"name": [1]}, {"name": Unformattable()}], ids=["missing", "wrong type", "raises"]
 )
-def test_what_cannot_be_formatted_is_said_and_not_raised(store: MessageStore, values: dict[str, Any]) -> None:
-    assert "Formatting error" in store.get("greeting", **values)
+def test_a_formatting_error_is_described_and_not_raised(
+    store_of: Callable[..., MessageStore], values: dict[str, Any]
+) -> None:
+    assert "Formatting error" in store_of(greeting="Hello {name:>3}").get("greeting", **values)
 
 
-def test_a_value_that_is_given_may_choose_another_text(store: MessageStore) -> None:
-    store._messages["greeting+title"] = "Hello {title} {name}"
+def test_a_given_value_can_select_another_text(store_of: Callable[..., MessageStore]) -> None:
+    store = store_of(**{"greeting": "Hello {name}", "greeting+title": "Hello {title} {name}"})
     assert store.get("greeting", name="Ada", title="Dr") == "Hello Dr Ada"
     assert store.get("greeting", name="Ada", other=1) == "Hello Ada"
 
 
-def test_an_unknown_locale_has_no_texts_and_harms_nobody() -> None:
+def test_an_unknown_locale_has_no_texts() -> None:
     assert MessageStore("xx").get("run.started", target_tasks=[]) == "<run.started>"
 
 
-def test_messages_go_to_the_renderer_with_their_level(store: MessageStore) -> None:
-    messages, recorder = MessageBus(store), Recorder()
-    messages.info("nobody.listens")
+def test_messages_go_to_the_renderer_with_their_level() -> None:
+    messages, recorder = MessageBus(MessageStore()), Recorder()
+    messages.info("without a renderer")
     messages.set_renderer(recorder)
     messages.debug("d")
     messages.info("a", x=1)
@@ -92,6 +103,6 @@ def test_messages_go_to_the_renderer_with_their_level(store: MessageStore) -> No
         ),
     ],
 )
-def test_what_a_person_reads(msg_id: str, values: dict[str, Any], parts: list[str]) -> None:
+def test_the_english_texts(msg_id: str, values: dict[str, Any], parts: list[str]) -> None:
     text = bus.store.get(msg_id, **values)
     assert [part for part in parts if part not in text] == []

@@ -22,7 +22,7 @@ def cli(stream: Any = None, **options: Any) -> CliRenderer:
 
 
 def line_of(**data: Any) -> dict[str, Any]:
-    """What the renderer writes for the data, read as strict JSON."""
+    """Return the line that the renderer writes for the data, decoded as strict JSON."""
     stream = io.StringIO()
     JsonRenderer(stream).render("x", "info", **data)
     line = stream.getvalue()
@@ -67,7 +67,7 @@ def test_an_unknown_level_is_refused_with_the_choices(make: Make, level: Any) ->
 
 
 @pytest.mark.parametrize("make", [cli, JsonRenderer])
-def test_stderr_is_looked_up_when_it_is_written_to(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_current_stderr_is_the_default_stream(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     make().render("x", "info")
     captured = capsys.readouterr()
     assert captured.err
@@ -75,7 +75,7 @@ def test_stderr_is_looked_up_when_it_is_written_to(make: Make, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize("make", [cli, JsonRenderer])
-def test_a_stream_that_cannot_be_written_to_harms_nobody(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_the_stream_are_ignored(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     closed = io.StringIO()
     closed.close()
     streams: list[Any] = [closed, Broken(), io.BytesIO(), object(), Failing()]
@@ -85,13 +85,13 @@ def test_a_stream_that_cannot_be_written_to_harms_nobody(make: Make, monkeypatch
     make().render("x", "info")
 
 
-def test_an_exception_without_a_text_leaves_no_colon() -> None:
+def test_the_line_of_an_exception_without_a_text_ends_without_a_colon() -> None:
     stream = io.StringIO()
     cli(stream).render("run.finished_failure", "error", duration=1, error="TimeoutError: ")
     assert stream.getvalue() == "❌ Run failed after 1.00s: TimeoutError\n"
 
 
-def test_what_a_terminal_cannot_show_is_escaped() -> None:
+def test_characters_outside_the_encoding_of_the_terminal_are_escaped() -> None:
     binary = io.BytesIO()
     terminal = io.TextIOWrapper(binary, "ascii")
     cli(terminal).render("run.finished_success", "info", duration=1)
@@ -110,11 +110,10 @@ def test_what_a_terminal_cannot_show_is_escaped() -> None:
     ],
     ids=["printable", "line breaks", "escape sequences", "bidirectional", "surrogate", "no-break space"],
 )
-def test_what_could_move_the_cursor_or_forge_a_line_is_escaped(text: str, shown: str) -> None:
-    stream, store = io.StringIO(), MessageStore()
-    store._messages["x"] = "{value}"
-    CliRenderer(store, stream).render("x", "info", value=text)
-    assert stream.getvalue() == f"{shown}\n"
+def test_control_characters_are_escaped(text: str, shown: str) -> None:
+    stream = io.StringIO()
+    cli(stream).render("run.trace", "info", trace_id=text)
+    assert stream.getvalue() == f"🔎 Trace {shown}\n"
 
 
 def test_a_line_of_json_has_time_level_id_and_data() -> None:
@@ -137,11 +136,11 @@ def test_a_line_of_json_has_time_level_id_and_data() -> None:
     ],
     ids=["set", "bytes", "NaN", "infinity", "repr raises", "keys", "surrogate", "huge"],
 )
-def test_what_json_has_no_form_for_is_its_repr(value: Any, shown: Any) -> None:
+def test_a_value_without_a_json_form_is_its_repr(value: Any, shown: Any) -> None:
     assert line_of(value=value)["data"] == {"value": shown}
 
 
-def test_what_contains_itself_ends() -> None:
+def test_a_container_of_itself_is_its_repr() -> None:
     loop: list[Any] = [1]
     loop += [loop] * 30
     assert line_of(loop=loop)["data"]["loop"][:2] == [1, repr(loop)]

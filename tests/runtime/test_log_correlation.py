@@ -1,13 +1,12 @@
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 import cascade as cs
 from cascade.connectors.memory import MemoryConnector
-from cascade.messaging.bus import bus as messaging_bus
-from cascade.messaging.subject import subject_ids
+from cascade.messaging.bus import MessageBus as Messages
+from cascade.messaging.bus import MessageStore, current_ids
 from cascade.runtime import events
 from cascade.runtime.log_records import LogCorrelation
 from cascade.runtime.subscribers import HumanReadableLogSubscriber
@@ -22,28 +21,21 @@ IDS = {"run_id", "task_id", "trace_id", "span_id"}
 class Shown:
     """A renderer that keeps the messages and their ids."""
 
-    def __init__(self, *, shows_subject: bool) -> None:
-        self.shows_subject = shows_subject
+    def __init__(self, *, shows_ids: bool) -> None:
+        self.shows_ids = shows_ids
         self.data: list[dict[str, Any]] = []
         self.ids: list[dict[str, str]] = []
 
     def render(self, msg_id: str, level: str, **kwargs: Any) -> None:
         self.data.append(kwargs)
-        self.ids.append(dict(subject_ids()))
+        self.ids.append(dict(current_ids()))
 
 
-@pytest.fixture(autouse=True)
-def _same_renderer_as_before() -> Iterator[None]:
-    before = messaging_bus._renderer, messaging_bus.shows_subject
-    yield
-    messaging_bus._renderer, messaging_bus.shows_subject = before
-
-
-def shown(*told: events.Event, shows_subject: bool = True) -> Shown:
-    bus, renderer = cs.MessageBus(), Shown(shows_subject=shows_subject)
-    HumanReadableLogSubscriber(bus)
-    messaging_bus.set_renderer(renderer)
-    for event in told:
+def shown(*published: events.Event, shows_ids: bool = True) -> Shown:
+    bus, messages, renderer = cs.MessageBus(), Messages(MessageStore()), Shown(shows_ids=shows_ids)
+    messages.set_renderer(renderer)
+    HumanReadableLogSubscriber(bus, messages=messages)
+    for event in published:
         bus.publish(event)
     return renderer
 
@@ -114,7 +106,7 @@ def test_unknown_ids_are_omitted() -> None:
 
 
 def test_a_renderer_without_ids_costs_no_lookup() -> None:
-    renderer = shown(events.RunStarted(run_id=RUN, trace=place_run(RUN)), shows_subject=False)
+    renderer = shown(events.RunStarted(run_id=RUN, trace=place_run(RUN)), shows_ids=False)
     assert renderer.ids == [{}]
     assert renderer.data == [{"target_tasks": []}]
 
@@ -129,6 +121,7 @@ def test_a_hidden_line_costs_no_lookup(
 
 
 def test_messages_outside_of_events_have_no_ids() -> None:
-    renderer = shown()
-    messaging_bus.info("connector.failed", connector="x", error="y")
+    messages, renderer = Messages(MessageStore()), Shown(shows_ids=True)
+    messages.set_renderer(renderer)
+    messages.info("connector.failed", connector="x", error="y")
     assert renderer.ids == [{}]

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 from cascade._imports import load
 
 if TYPE_CHECKING:
-    from cascade.messaging import bus, renderer, subject
+    from cascade.messaging import bus, renderer
 
-__all__ = ["bus", "renderer", "subject"]
+__all__ = ["bus", "renderer"]
 
 if not TYPE_CHECKING:
     __getattr__ = partial(load, __name__)

@@ -1,27 +1,38 @@
 """The bus of messages for the terminal and the log; the MessageBus of `cascade.runtime.bus` has events."""
 
 import json
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Protocol
 
 LOCALES = Path(__file__).with_name("locales")
 
+message_ids: ContextVar[Callable[[], Mapping[str, str]] | None] = ContextVar("cascade_message_ids", default=None)
+"""Returns the ids of the run and the task of the current message. It is a function because most messages are not printed.
+It is set only during a call of a bus that `shows_ids`."""
+
+
+def current_ids() -> Mapping[str, str]:
+    """Return the `run_id`, `task_id`, `trace_id` and `span_id` of the current message, as far as it has them."""
+    ids_of = message_ids.get()
+    return {} if ids_of is None else ids_of()
+
 
 class Renderer(Protocol):
-    """Shows a message. Levels are in lower case.
+    """Prints messages. Levels are in lower case.
 
-    A renderer with a true attribute `shows_subject` finds the ids of the message's run and task in
-    `cascade.messaging.subject`.
+    A renderer with a true attribute `shows_ids` can call `current_ids`.
     """
 
     def render(self, msg_id: str, level: str, **kwargs: Any) -> None: ...
 
 
 class MessageStore:
-    """The texts of one locale, by id, from all JSON files of its folder.
+    """The texts of one locale by id, from all JSON files of its folder.
 
-    The text with the id `message+name` replaces that of `message` if the value `name` is given. If several apply, the
-    first of the given values decides.
+    If the value `name` is given, the text with the id `message+name` replaces that of `message`. If several such texts
+    exist, the first of the given values decides.
     """
 
     def __init__(self, locale: str = "en") -> None:
@@ -30,28 +41,28 @@ class MessageStore:
             self._messages.update(json.loads(path.read_text(encoding="utf-8")))
 
     def get(self, msg_id: str, default: str = "", **kwargs: Any) -> str:
-        """The text with its places filled in. It never raises: the text describes an error of formatting."""
+        """Return the formatted text. Never raises: after a formatting error, the text describes that error."""
         special = (self._messages.get(f"{msg_id}+{name}") for name in kwargs)
         template = next(filter(None, special), self._messages.get(msg_id))
         if template is None:
             return default or f"<{msg_id}>"
         try:
             return template.format(**kwargs)
-        except Exception as error:  # noqa: BLE001 - a value's own __format__ may do anything
-            return f"<Formatting error for '{msg_id}': {_described(error)}>"
+        except Exception as error:  # noqa: BLE001 - a value's own __format__ may raise anything
+            return f"<Formatting error for '{msg_id}': {_error_text(error)}>"
 
 
-def _described(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     try:
         return f"{type(error).__name__}: {error}"
-    except Exception:  # noqa: BLE001 - and so may an exception's own __str__
+    except Exception:  # noqa: BLE001 - an exception's own __str__ may raise anything
         return type(error).__name__
 
 
 class MessageBus:
-    """Passes messages to the renderer that is set; without one they are dropped."""
+    """Passes messages to its renderer. Without a renderer, they are dropped."""
 
-    shows_subject = False
+    shows_ids = False
 
     def __init__(self, store: MessageStore) -> None:
         self.store = store
@@ -59,7 +70,7 @@ class MessageBus:
 
     def set_renderer(self, renderer: Renderer) -> None:
         self._renderer = renderer
-        self.shows_subject = getattr(renderer, "shows_subject", False) is True
+        self.shows_ids = getattr(renderer, "shows_ids", False) is True
 
     def debug(self, msg_id: str, **kwargs: Any) -> None:
         self._render(msg_id, "debug", kwargs)

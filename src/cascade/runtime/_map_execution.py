@@ -24,8 +24,8 @@ from cascade.runtime.events import (
 )
 from cascade.runtime.exceptions import add_task_note, result_of, status_of
 from cascade.runtime.resolvers import ArgumentResolver
-from cascade.spec.items import require_items
 from cascade.spec.lazy_types import LazyResult, label_of
+from cascade.spec.signature import require_items
 from cascade.telemetry.identity import item_id
 
 MAP_WINDOW = 4096

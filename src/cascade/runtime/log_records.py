@@ -7,8 +7,8 @@ from functools import partial, wraps
 from typing import Any
 
 from cascade.messaging.bus import MessageBus as Messages
+from cascade.messaging.bus import message_ids
 from cascade.messaging.renderer import as_json, plain
-from cascade.messaging.subject import subject
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.events import Event, RunFinished, RunStarted, TaskEvent
 from cascade.runtime.task_context import TaskContext, current_task
@@ -110,18 +110,18 @@ class LogCorrelation:
         event_bus.subscribe(RunStarted, self._begin)
 
     def with_ids(self, handler: Handler) -> Handler:
-        """Wrap the handler: while it runs, `subject` has the ids of its event, if the renderer prints them."""
+        """Wrap the handler: while it runs, `message_ids` has the ids of its event, if the renderer prints them."""
 
         @wraps(handler)
         def correlated(event: Event) -> None:
-            if self._messages().shows_subject is not True:  # `is`, because a bus may be a mock
+            if self._messages().shows_ids is not True:  # `is`, because a bus may be a mock
                 handler(event)
                 return
-            token = subject.set(partial(self._ids_of, event))
+            token = message_ids.set(partial(self._ids_of, event))
             try:
                 handler(event)
             finally:
-                subject.reset(token)
+                message_ids.reset(token)
 
         return correlated
 

@@ -1,4 +1,4 @@
-"""Declarations: tasks, inputs, constraints, resources, the dataclasses of the wire."""
+"""Declarations of tasks, inputs, constraints and resources, and the dataclasses of the messages."""
 
 from functools import partial
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""The plain description of a parameter, for code that builds workflows without running them."""
+"""The description of a parameter as plain data, for code that builds workflows without running them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass
 class Param:
-    """A workflow's parameter as data; `cascade.Param` is the one to use in a workflow."""
+    """A parameter of a workflow as data. Workflows use `cascade.Param` instead."""
 
     name: str
     default: Any = None

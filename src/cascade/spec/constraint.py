@@ -6,7 +6,7 @@ from typing import Any, SupportsFloat
 
 @dataclass
 class ResourceConstraint:
-    """Amounts by system resource. An amount may be a LazyResult, whose value is known during the run."""
+    """Amounts by resource name. An amount may be a lazy result, whose value the run computes."""
 
     requirements: dict[str, Any] = field(default_factory=dict)
 
@@ -18,5 +18,5 @@ class ResourceConstraint:
 
 
 def with_constraints(**requirements: SupportsFloat) -> ResourceConstraint:
-    """Make a constraint from amounts by name: `with_constraints(cpu=2, memory_gb=0.5)`."""
+    """Return a constraint of amounts by resource name, as in `with_constraints(cpu=2, memory_gb=0.5)`."""
     return ResourceConstraint(requirements)

@@ -7,7 +7,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One input by name. The default None means that the input has no default."""
+    """A named input. The default None means that the input has no default."""
 
     name: str
     default: Any = None
@@ -15,15 +15,15 @@ class InputSpec:
 
     @property
     def has_default(self) -> bool:
-        """Whether a run needs no value for the input."""
+        """True if a run can start without a value for the input."""
         return self.default is not None
 
 
 @dataclass(frozen=True)
 class ParamSpec(InputSpec):
-    """A parameter of `cs.run(…, params={name: value})`; an option of this type on the command line.
+    """A parameter of `cs.run(…, params={name: value})`. On the command line it is an option of this type.
 
-    The default None is a default if the type includes None: `int | None`.
+    If the type includes None, as `int | None` does, the default None is a default like any other.
     """
 
     type: Any = str
@@ -35,7 +35,7 @@ class ParamSpec(InputSpec):
 
 @dataclass(frozen=True)
 class EnvSpec(InputSpec):
-    """An environment variable, read at run time."""
+    """An environment variable that the run reads."""
 
 
 def _includes_none(kind: Any) -> bool:

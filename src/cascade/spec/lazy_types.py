@@ -1,37 +1,111 @@
 """Lazy results: calls that a run makes later. Chain methods change a lazy result in place and return it.
 
-A lazy result has no value before the run. An operation that needs the value raises TypeError instead of a wrong answer.
+A lazy result has no value before the run. An operation that needs the value raises TypeError.
 """
 
 from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, SupportsFloat, TypeVar
 from uuid import uuid4
 
-from cascade.spec._argument import ADVICE, Argument
 from cascade.spec.constraint import ResourceConstraint
 from cascade.spec.protocols import CachePolicy, LazyFactory
 from cascade.spec.retry import MAX_DELAY, RetryPolicy
 
-__all__ = ["LazyResult", "MappedLazyResult", "RetryPolicy", "new_id"]
+__all__ = ["LazyResult", "MappedLazyResult", "RetryPolicy"]
 
 Label = str | Callable[..., str]
-"""A text, or a function that makes one of the arguments of a call."""
+"""A text, or a function that returns a text for the arguments of a call."""
 
 T = TypeVar("T")
 Value_co = TypeVar("Value_co", covariant=True)
 
+ADVICE = (
+    "a lazy result is a call that has not run, so it has no value yet. Pass it to a task, which receives the value, or "
+    "run it with cs.run(...); use .run_if(...) or cs.Router for a decision that depends on it"
+)
 
-def new_id() -> str:
+if TYPE_CHECKING:
+
+    class Argument(Any):  # type: ignore[misc]  # the purpose of this class
+        """Base class of lazy results and Routers, for type checkers.
+
+        A `ParamSpec` cannot express that each parameter also accepts a lazy result of its type (python/typing#1506). The
+        base class `Any` makes instances assignable to a parameter of any type. A call of a task is still checked against
+        the function's signature: the names, the number and the types of literal arguments.
+
+        `self: None` matches no instance, so that a checker reports each use of the methods below. mypy also reads
+        `__getattr__` and reports unknown attributes; pyright gives unknown attributes of such a class the type Any.
+        """
+
+        def __getattr__(self: None, name: str, /) -> Any: ...  # type: ignore[misc]  # pyright: ignore[reportGeneralTypeIssues]
+        def __iter__(self: None) -> Any: ...  # type: ignore[misc]  # pyright: ignore[reportGeneralTypeIssues]
+        def __getitem__(self: None, key: Any, /) -> Any: ...  # type: ignore[misc]  # pyright: ignore[reportGeneralTypeIssues]
+        def __contains__(self: None, item: Any, /) -> Any: ...  # type: ignore[misc]  # pyright: ignore[reportGeneralTypeIssues]
+        def __await__(self: None) -> Any: ...  # type: ignore[misc]  # pyright: ignore[reportGeneralTypeIssues]
+        def __enter__(self: None) -> Any: ...  # type: ignore[misc]  # pyright: ignore[reportGeneralTypeIssues]
+
+else:
+
+    class Argument:
+        """Base class of lazy results and Routers. Operations that need the value raise TypeError."""
+
+        __slots__ = ()
+        __hash__ = object.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            if other is None or isinstance(other, Argument):
+                return self is other
+            kind = type(other)
+            compare = kind.__eq__
+            if compare is not object.__eq__ and (answer := compare(other, self)) is not NotImplemented:
+                return answer
+            if compare is not object.__eq__ or issubclass(kind, Enum):
+                self._refuse("==")
+            return NotImplemented
+
+        def _refuse(self, operation: str) -> NoReturn:
+            raise TypeError(f"{operation} is not possible on {self!r}: {ADVICE}")
+
+    def _refusal(operation: str) -> Callable[..., NoReturn]:
+        def refuse(self: Argument, *_: object, **__: object) -> NoReturn:
+            self._refuse(operation)
+
+        return refuse
+
+    _REFUSED = {
+        "__bool__": "bool()",
+        "__iter__": "Iteration",
+        "__len__": "len()",
+        "__getitem__": "[...]",
+        "__format__": "Formatting",
+        "__array__": "Conversion to an array",  # else numpy makes an array of objects
+        **{f"__{name}__": sign for name, sign in (("lt", "<"), ("le", "<="), ("gt", ">"), ("ge", ">="))},
+        **{
+            f"__{side}{name}__": sign
+            for side in ("", "r")
+            for name, sign in (
+                ("add", "+"),
+                ("sub", "-"),
+                ("mul", "*"),
+                ("truediv", "/"),
+                ("floordiv", "//"),
+                ("mod", "%"),
+            )
+        },
+    }
+    for _method, _operation in _REFUSED.items():
+        setattr(Argument, _method, _refusal(_operation))
+
+
+def _new_id() -> str:
     return str(uuid4())
 
 
 class Lazy(Argument, Generic[Value_co]):
-    """Common part of both kinds of lazy result: the chain methods, the identity, and the refusal of operations on values.
-
-    `Value_co` is the type of the value that a run returns for it.
-    """
+    """Base class of both kinds of lazy results, with the chain methods. `Value_co` is the type of the value."""
 
     _uuid: str
     _retry_policy: RetryPolicy | None
@@ -50,7 +124,7 @@ class Lazy(Argument, Generic[Value_co]):
         return hash(self._uuid)
 
     def run_if(self, condition: "Lazy[Any]") -> Self:
-        """Run only if the value of the given lazy result is true; else skip the task.
+        """Skip the task unless the value of the given lazy result is true.
 
         Raises:
             TypeError: The condition is not a lazy result.
@@ -76,22 +150,22 @@ class Lazy(Argument, Generic[Value_co]):
         return self
 
     def with_cache(self, policy: CachePolicy) -> Self:
-        """Use the value that `policy.check` returns instead of a run of the task; `policy.save` gets the value of a run."""
+        """Use the value of `policy.check` instead of running the task. After a run, `policy.save` receives the value."""
         self._cache_policy = policy
         return self
 
     def with_constraints(self, **requirements: SupportsFloat) -> Self:
-        """Hold the given amounts of system resources while running; an amount may be a lazy result."""
+        """Hold these amounts of system resources while the task runs. An amount may be a lazy result."""
         self._constraints = ResourceConstraint(requirements)
         return self
 
     def with_label(self, label: Label) -> Self:
-        """Name the call, or each item of a map, on the terminal, in messages and in `cascade.task.label`.
+        """Set the label of the call, or of each item of a map: on the terminal, in messages and in `cascade.task.label`.
 
-        A function gets the arguments that have the names of its parameters, or the first ones if no name is that of an
-        argument, and returns a text. It runs in the event loop, so it must be quick. Arguments with the name of a secret
-        are masked. If it raises an error or returns something else, the call has no label, and one warning is logged. A
-        label has up to 256 bytes.
+        A function receives the arguments whose names are those of its parameters, or the first arguments if no name
+        matches, and returns a text. It runs in the event loop and must not block. Arguments with the name of a secret are
+        masked. If it raises an error or returns another type, the call has no label, and one warning is logged. A label
+        has up to 256 bytes.
 
         Raises:
             TypeError: `label` is neither a text nor a function.
@@ -104,11 +178,11 @@ class Lazy(Argument, Generic[Value_co]):
 
     @property
     def task_name(self) -> str:
-        """Name of the task. The object may be half built: a copy, an unpickled object, a mock."""
+        """Name of the task; "?" if the object is not initialized, as during a copy or in a mock."""
         task = vars(self).get("task", vars(self).get("factory"))
         return str(getattr(task, "name", "?"))
 
-    # Hidden from type checkers, which report such an operation only as long as the class does not define it.
+    # Hidden from type checkers: they report unknown attributes only if the class does not define `__getattr__`.
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> NoReturn:
@@ -127,27 +201,27 @@ def checked_label(label: Label) -> Label:
 
 
 def label_of(lazy: Any) -> Label | None:
-    """The label of a lazy result: its own, else that of its task. The object may be half built, as a mock."""
+    """Return the label of a lazy result, or else that of its task. The object may be a mock without attributes."""
     fields = vars(lazy)
     own: Label | None = fields.get("_label")
     return getattr(fields.get("task", fields.get("factory")), "label", None) if own is None else own
 
 
-def require_lazy(value: object, owner: str, place: str) -> None:
-    """Raise TypeError unless `value` is a lazy result. The text contains the value's type, and small constants only."""
+def require_lazy(value: object, owner: str, name: str) -> None:
+    """Raise TypeError unless `value` is a lazy result. `owner` and `name` are named in the text."""
     if not isinstance(value, (LazyResult, MappedLazyResult)):
         shown = repr(value) if value is None or isinstance(value, (bool, int)) else f"a {type(value).__name__}"
-        raise TypeError(f"{owner}: {place} must be a lazy result, got {shown}; call a task to get one")
+        raise TypeError(f"{owner}: {name} must be a lazy result, got {shown}; call a task to get one")
 
 
 @dataclass(eq=False, repr=False)
 class LazyResult(Lazy[Value_co], Generic[Value_co]):
-    """The call of a task, which a run makes. `Value_co` is the type of its value."""
+    """A call of a task that a run makes later. `Value_co` is the type of its value."""
 
     task: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    _uuid: str = field(default_factory=new_id)
+    _uuid: str = field(default_factory=_new_id)
     _retry_policy: RetryPolicy | None = None
     _cache_policy: CachePolicy | None = None
     _condition: Any = None
@@ -157,11 +231,11 @@ class LazyResult(Lazy[Value_co], Generic[Value_co]):
 
 @dataclass(eq=False, repr=False)
 class MappedLazyResult(Lazy[list[T]], Generic[T]):
-    """One call for each index of its lists. Its value is the list of their values, a `list[T]`, in that order."""
+    """One call of a task for each index of the lists. Its value is the list of their values, in order."""
 
     factory: LazyFactory
     mapping_kwargs: dict[str, Any]
-    _uuid: str = field(default_factory=new_id)
+    _uuid: str = field(default_factory=_new_id)
     _retry_policy: RetryPolicy | None = None
     _cache_policy: CachePolicy | None = None
     _condition: Any = None
@@ -169,7 +243,7 @@ class MappedLazyResult(Lazy[list[T]], Generic[T]):
     _label: Label | None = None
 
     def __post_init__(self) -> None:
-        """Copy iterators, sets and views to lists: an iterator has its items once, and a graph finds no source in the others."""
+        """Copy iterators, sets and views to lists. An iterator can be read once, and a graph finds no lazy results in a set or view."""
         if any(issubclass(type(value), _COPIED) for value in self.mapping_kwargs.values()):
             copies = {name: list(v) if issubclass(type(v), _COPIED) else v for name, v in self.mapping_kwargs.items()}
             self.mapping_kwargs = copies

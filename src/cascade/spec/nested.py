@@ -1,9 +1,9 @@
-"""Sources inside an argument's value: lazy results and Routers in its containers, at any depth.
+"""Lazy results and Routers (sources) in the containers of an argument, at any depth.
 
-The containers are lists, tuples, dicts, deques, their subclasses, instances of dataclasses and attrs classes,
-`MappingProxyType`, `SimpleNamespace`, `ChainMap`, `UserList` and `UserDict`. A container that holds a source is copied with
-its type and its other content. A container without one stays the same object. Its content is what it holds: methods and
-properties of its class are not used. Other objects are not looked into, and `__class__`, which `isinstance` reads and a proxy answers with user code, is not read.
+The containers are lists, tuples, dicts, deques and their subclasses, instances of dataclasses and attrs classes,
+`MappingProxyType`, `SimpleNamespace`, `ChainMap`, `UserList` and `UserDict`. A container with a source is copied with its type
+and its other content. A container without a source stays the same object. The search reads the stored items and attributes; it
+calls no method or property of a class. It does not use `isinstance`, which reads `__class__`: a proxy may run code for that.
 """
 
 from collections import ChainMap, UserDict, UserList, deque
@@ -30,26 +30,26 @@ _UNORDERED = (*_SETS, KeysView, ValuesView, ItemsView)
 _ATTRS = "__attrs_attrs__"
 _MISSING = object()
 _LIMIT = 100
-_ADVICE = "pass it to a task that takes its value, or call its function"
+_ADVICE = "pass it to a task, which receives its value, or call its function"
 
 
 def require_visible(args: tuple[Any, ...], kwargs: dict[str, Any], task: str) -> None:
-    """Raise TypeError if an argument of a call hides lazy results, as a set and an iterator do."""
+    """Raise TypeError if an argument of a call hides lazy results, as a set or an iterator does."""
     if _SIMPLE.issuperset(map(type, args)) and _SIMPLE.issuperset(map(type, kwargs.values())):
         return
     for name, value in (*enumerate(args), *kwargs.items()):
         _refuse_hidden(value, f"Task '{task}': argument '{name}'", is_nested=False)
 
 
-def sources_in(value: Any, place: str) -> Iterator[Any]:
-    """Yield each lazy result and Router nested in `value`, in order, as often as it is there.
+def sources_in(value: Any, name: str) -> Iterator[Any]:
+    """Yield each lazy result and Router nested in `value`, in order, with repetitions.
 
     Raises:
-        TypeError: A source is in a set or a view, where its value cannot take its place; or the value has an iterator, or
-            an Inject that is not an argument of its own. The text begins with `place`.
+        TypeError: A source is in a set or a view, where it cannot be replaced by its value; or the value contains an
+            iterator or an Inject. The text begins with `name`.
     """
     stack = [value]
-    open_ids: set[int] = set()  # a literal may contain itself
+    visited: set[int] = set()  # a container may contain itself
     plain = set(ATOMS)
     while stack:
         current = stack.pop()
@@ -58,22 +58,23 @@ def sources_in(value: Any, place: str) -> Iterator[Any]:
         if issubclass(type(current), SOURCES):
             yield current
         elif (parts := _parts(current)) is None:
-            if not _refuse_hidden(current, place, is_nested=current is not value):
+            if not _refuse_hidden(current, name, is_nested=current is not value):
                 plain.add(type(current))
-        elif id(current) not in open_ids:
-            open_ids.add(id(current))
+        elif id(current) not in visited:
+            visited.add(id(current))
             stack.extend(reversed(parts))
 
 
 def substitute(value: Any, value_of: Callable[[Any], Any]) -> Any:
-    """`value` with each nested lazy result and Router replaced by `value_of(source)`."""
+    """Return `value` with each nested lazy result and Router replaced by `value_of(source)`."""
     return _Substitution(value, value_of).of(value)
 
 
-def require_values(value: Any, place: str, fix: str = _ADVICE) -> None:
-    """Raise TypeError if a value of a run is, or has in a container, a lazy result, which nothing would run.
+def require_values(value: Any, prefix: str, advice: str = _ADVICE) -> None:
+    """Raise TypeError if a value of a run is or contains a lazy result, which no run would execute.
 
-    It looks at `_LIMIT` objects at most. The text begins with `place`, such as "Task 'load' returned", and ends with `fix`.
+    At most `_LIMIT` objects are examined. The text begins with `prefix`, such as "Task 'load' returned", and ends with
+    `advice`.
     """
     if type(value) in ATOMS:
         return
@@ -84,17 +85,15 @@ def require_values(value: Any, place: str, fix: str = _ADVICE) -> None:
         if type(current) in ATOMS:
             continue
         if issubclass(type(current), SOURCES):
-            raise TypeError(
-                f"{place} a {'Router' if issubclass(type(current), Router) else f'lazy result of task {current.task_name!r}'}, which "
-                f"nothing runs; {fix}"
-            )
+            kind = "Router" if issubclass(type(current), Router) else f"lazy result of task {current.task_name!r}"
+            raise TypeError(f"{prefix} a {kind}, which nothing runs; {advice}")
         content = _set_items(current) if issubclass(type(current), _SETS) else _content(current)
         if content is not None:
             stack.extend(islice(content, limit))
 
 
 class _Substitution:
-    """Copies the containers of one value that hold a source; one that is there twice is copied once."""
+    """Copies the containers of one value that contain a source. A container that occurs twice is copied once."""
 
     def __init__(self, value: Any, value_of: Callable[[Any], Any]) -> None:
         self._holders = _holders(value)
@@ -141,7 +140,7 @@ class _Substitution:
 
 
 def _holders(value: Any) -> dict[int, Any]:
-    """The containers in `value` that hold a source at any depth, by id. The references keep the ids valid."""
+    """Return the containers in `value` that contain a source at any depth, by id. The references keep the ids valid."""
     containers = {id(value): value}
     parents: dict[int, list[int]] = {id(value): []}
     found: list[int] = []
@@ -168,13 +167,13 @@ def _holders(value: Any) -> dict[int, Any]:
 
 
 def _parts(value: Any) -> list[Any] | None:
-    """The content of a container; None for another object."""
+    """Return the content of a container; None for another object."""
     content = _content(value)
     return None if content is None else [*content]
 
 
 def _content(value: Any) -> Iterator[Any] | None:
-    """The items and attributes of a container; None for another object. It calls no method of a subclass."""
+    """Return the items and attributes of a container; None for another object. Calls no method of a subclass."""
     if not _is_container(type(value)):
         return None
     items, attributes = _items(value), _attributes(value)
@@ -182,7 +181,7 @@ def _content(value: Any) -> Iterator[Any] | None:
 
 
 def _is_container(kind: Any) -> bool:
-    """Whether the content of the type's instances is looked into. It calls no hook of an abstract base class."""
+    """Return True if instances of the type are containers. Calls no hook of an abstract base class."""
     return not _CONTAINERS.isdisjoint(kind.__mro__) or hasattr(kind, "__dataclass_fields__") or hasattr(kind, _ATTRS)
 
 
@@ -202,13 +201,13 @@ def _items(value: Any) -> Iterator[Any] | None:
 
 
 def _set_items(value: Any) -> Iterator[Any]:
-    """The items of a set or a view. Those of a built-in set are read without a method of a subclass."""
+    """Return the items of a set or a view. Calls no method of a subclass of a built-in set."""
     base = next((base for base in _SETS if issubclass(type(value), base)), type(value))
     return iter(base.__iter__(value))
 
 
 def _attributes(value: Any) -> dict[str, Any] | None:
-    """The attributes that are content of a container; None for an object that is not looked into."""
+    """Return the attributes that are content of a container; None if the type has none."""
     kind = type(value)
     if kind in {list, tuple, dict, Inject}:
         return None
@@ -220,51 +219,53 @@ def _attributes(value: Any) -> dict[str, Any] | None:
         names = []
     else:
         return None
-    return _held(value, names)
+    return _stored(value, names)
 
 
-def _held(value: Any, names: Iterable[str]) -> dict[str, Any]:
-    """The attributes that an object holds. A property or another descriptor of its class, which may run a query, is not read."""
+def _stored(value: Any, names: Iterable[str]) -> dict[str, Any]:
+    """Return the stored attributes of an object. Properties and other descriptors are not read: they may run code."""
     try:
-        held = dict(object.__getattribute__(value, "__dict__"))
+        stored = dict(object.__getattribute__(value, "__dict__"))
     except AttributeError:
-        held = {}
+        stored = {}
     for name in names:
-        if name in held:
+        if name in stored:
             continue
         default = getattr(type(value), name, _MISSING)
         if type(default) is MemberDescriptorType:  # an attribute in a slot
             with suppress(AttributeError):
-                held[name] = default.__get__(value)
+                stored[name] = default.__get__(value)
         elif default is not _MISSING and not hasattr(type(default), "__get__"):
-            held[name] = default
-    return held
+            stored[name] = default
+    return stored
 
 
-def _refuse_hidden(value: Any, place: str, *, is_nested: bool) -> bool:
-    """Raise TypeError for an object that hides sources. Whether another object of its type may do so."""
+def _refuse_hidden(value: Any, name: str, *, is_nested: bool) -> bool:
+    """Raise TypeError for an object that hides sources. Returns True if another object of its type may hide some."""
     kind = type(value).__name__
     if issubclass(type(value), _UNORDERED):
         if any(
-            type(item) not in ATOMS and next(sources_in(item, place), None) is not None for item in _set_items(value)
+            type(item) not in ATOMS and next(sources_in(item, name), None) is not None for item in _set_items(value)
         ):
             raise TypeError(
-                f"{place}: a lazy result is in a {kind}, where its value cannot take its place; give a list"
+                f"{name}: a lazy result is in a {kind}, where it cannot be replaced by its value; give a list"
             )
     elif issubclass(type(value), Inject):
         if is_nested:
             raise TypeError(
-                f"{place}: cs.inject('{value.resource_name}') is in a container; make it an argument of its own"
+                f"{name}: cs.inject('{value.resource_name}') is in a container; make it an argument of its own"
             )
     elif _is_iterator(value):
-        raise TypeError(f"{place}: an iterator ({kind}) has its items once, and they may be lazy results; give a list")
+        raise TypeError(
+            f"{name}: an iterator ({kind}) can be read once only, and may contain lazy results; give a list"
+        )
     else:
         return False
     return True
 
 
 def _is_iterator(value: Any) -> bool:
-    """Whether the value is an iterator of Python's own, over items of other objects; a file or a cursor is not."""
+    """Return True for a generator and for an iterator of `builtins` or `itertools`, but not for a file or a cursor."""
     if issubclass(type(value), AsyncGeneratorType):
         return True
     return type(value).__module__ in {"builtins", "itertools"} and issubclass(type(value), Iterator)

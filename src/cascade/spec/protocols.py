@@ -1,17 +1,17 @@
-"""Protocols of caches, state backends and connectors. They use no other part of Cascade."""
+"""Protocols of caches, state backends and connectors. They depend on no other part of Cascade."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, runtime_checkable
 
 MessageCallback = Callable[[str, dict[str, Any]], Awaitable[None]]
-"""What a connector calls for each incoming message: `await callback(topic, payload)`, in the event loop that subscribed.
+"""Callback for incoming messages. The connector calls `await callback(topic, payload)` in the event loop that subscribed.
 
-`payload` is what `cascade.telemetry.wire.decode_incoming` makes of the message's bytes: empty for an empty message, which clears
-what was retained, and an `InvalidPayload` for one that is no JSON object."""
+`cascade.telemetry.wire.decode_incoming` returns the payload for the bytes of a message: an empty dict for an empty message,
+which clears the retained message of the topic, and an `InvalidPayload` if the message is not a JSON object."""
 
 
 class LazyFactory(Protocol):
-    """Something that makes lazy results; `.map(**lists)` makes one for a whole list."""
+    """Factory of lazy results. `.map(**lists)` returns one lazy result for all items of the lists."""
 
     @property
     def name(self) -> str: ...
@@ -20,23 +20,23 @@ class LazyFactory(Protocol):
 
 
 class CachePolicy(Protocol):
-    """Supplies the value of a task from an earlier run.
+    """Stores the values of tasks for later runs.
 
-    `inputs` holds every argument by name; positional ones as "0", "1", …. A keyword argument that would read as a
-    position of the same call, such as `f(a, **{"0": b})`, has the name `**0`.
+    `inputs` has all arguments by name. The names of positional arguments are "0", "1", …. If a keyword argument has the
+    name of a position of the same call, as in `f(a, **{"0": b})`, its name is `**0`.
     """
 
     def check(self, task_id: str, inputs: dict[str, Any]) -> Any:
-        """Return the value to use instead of running the task, or None to run it."""
+        """Return the stored value of the task, or None to run it."""
         ...
 
     def save(self, task_id: str, inputs: dict[str, Any], output: Any) -> None:
-        """Keep the output of a task that succeeded."""
+        """Store the output of a task that succeeded."""
         ...
 
 
 class CacheBackend(Protocol):
-    """Where a cache policy may keep its values. `ttl` is in seconds; None keeps the value for good."""
+    """Storage of a cache policy. `ttl` is in seconds; a value without it does not expire."""
 
     def get(self, key: str) -> Any: ...
 
@@ -44,7 +44,10 @@ class CacheBackend(Protocol):
 
 
 class StateBackend(Protocol):
-    """Holds one run's results and skips. Built as `cls(run_id=…)`; called on the event loop, so it must not block."""
+    """Stores the results and the skipped tasks of one run. The engine creates it with `cls(run_id=…)`.
+
+    All methods are called in the event loop and must not block.
+    """
 
     def put_result(self, node_id: str, result: Any) -> None: ...
 
@@ -59,27 +62,26 @@ class StateBackend(Protocol):
 
 @runtime_checkable
 class Connector(Protocol):
-    """Moves telemetry out and, where the other side can steer, control in.
+    """Sends telemetry and, if the server supports it, receives control messages.
 
-    The engine calls `connect` before the first event of a run and `disconnect` after the last one, in a `finally`.
-    Messages of one run are published one at a time and in order. Any of the four may raise: the run goes on and one
-    warning is logged.
+    The engine calls `connect` before the first event of a run, and always calls `disconnect` after the last one. Messages of
+    one run are published one at a time and in order. Each method may raise: the run continues, and one warning is logged.
     """
 
     async def connect(self) -> None: ...
 
     async def disconnect(self) -> None:
-        """Hand over what is still held, within a bounded time, and let go of the connection."""
+        """Send the remaining messages within a bounded time, and close the connection."""
         ...
 
     async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:
-        """Take one message (`cascade.telemetry.wire` describes it). `qos` is 1 for what must arrive, else 0."""
+        """Send one message, in the form of `cascade.telemetry.wire`. `qos` is 1 for messages that must arrive, else 0."""
         ...
 
     async def subscribe(self, topic: str, callback: MessageCallback) -> None:
         """Call `callback` for each message on `topic`.
 
-        Returns when the messages that the other side already holds for the topic have been passed to the callback, or
-        after a bounded time; at once if the other side is known to be dead. A subscription ends with the last `disconnect`.
+        Returns when the callback has received the retained messages of the topic, or after a bounded time. Returns at once
+        if the server is known to be unreachable. A subscription ends with the last `disconnect`.
         """
         ...

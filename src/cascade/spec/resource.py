@@ -1,4 +1,4 @@
-"""Resources: objects that a run sets up once, that tasks share, and that the run tears down."""
+"""Resources: objects that a run sets up once and tears down at its end, and that its tasks share."""
 
 import inspect
 from collections.abc import AsyncIterable, Callable, Iterable
@@ -8,7 +8,7 @@ from typing import Any, overload
 
 @dataclass(repr=False)
 class ResourceDefinition:
-    """A generator function that yields the resource once; what follows its `yield` tears it down."""
+    """A generator function that yields the resource once. The code after its `yield` tears the resource down."""
 
     func: Callable[..., Any]
     name: str
@@ -20,7 +20,7 @@ class ResourceDefinition:
 
 @dataclass(frozen=True)
 class Inject:
-    """Stands for a resource in the arguments of a task or of another resource."""
+    """Placeholder of a resource in the arguments of a task or of another resource."""
 
     resource_name: str
     definition: ResourceDefinition | None = field(default=None, compare=False, repr=False)
@@ -39,12 +39,12 @@ def resource(
 def resource(
     func: Generates | None = None, *, name: str | None = None, scope: str = "run"
 ) -> ResourceDefinition | Callable[[Generates], ResourceDefinition]:
-    """Declare a resource by its generator function, which may be asynchronous.
+    """Declare a resource. The generator function may be asynchronous.
 
     Args:
         func: Yields the resource once. The code after the `yield` tears the resource down.
-        name: The resource's name; default: the function's name.
-        scope: "run", the only scope: one setup and one teardown per run.
+        name: The name of the resource; by default that of the function.
+        scope: "run", the only scope. Each run sets up the resource once and tears it down once.
 
     Raises:
         TypeError: The function is not a generator function.
@@ -63,13 +63,13 @@ def resource(
 
 
 def inject(wanted: str | ResourceDefinition) -> Any:
-    """Request a resource: as the default of a parameter, `db=cs.inject(database)`, or as an argument.
+    """Request a resource, as the default of a parameter (`db=cs.inject(database)`) or as an argument.
 
-    A definition needs no registration; a name must be registered with the engine. A resource that the engine has under
-    the name of a definition replaces it, so that tests can override it.
+    A definition needs no registration; a name must be registered with the engine. If the engine has a resource with the
+    name of the definition, it uses that resource instead, so that tests can override it.
 
     Raises:
-        TypeError: `wanted` is neither a name nor a resource.
+        TypeError: `wanted` is neither a name nor a resource definition.
     """
     if isinstance(wanted, ResourceDefinition):
         return Inject(wanted.name, wanted)

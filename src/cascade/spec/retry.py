@@ -1,4 +1,4 @@
-"""`RetryPolicy`: how often a task is retried, and after which delays."""
+"""Number and delays of the retries of a task."""
 
 import math
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ from random import SystemRandom
 from typing import Any
 
 MAX_DELAY = 86_400.0
-"""Seconds, one day: a delay that grows with `backoff` reaches weeks after some twenty retries."""
+"""One day, in seconds. A delay that `backoff` doubles reaches weeks after some twenty retries."""
 
-_random = SystemRandom()  # not the program's generator, which may be seeded, and different in each forked process
+_random = SystemRandom()  # not `random`, which the program may seed and which forked processes share
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class RetryPolicy:
     Attributes:
         max_attempts: Number of retries, an integer from 0.
         delay: Seconds before the first retry, from 0 to `max_delay`.
-        backoff: Factor from each delay to the next one, from 0; 2 doubles the delays.
+        backoff: Factor between successive delays, from 0. The factor 2 doubles each delay.
         max_delay: Upper limit of a delay in seconds, from 0; one day by default.
-        jitter: Largest random share by which a delay is shortened, from 0 (none) to 1 (any delay down to 0).
+        jitter: Maximum share by which a delay is shortened at random, from 0 (none) to 1 (down to no delay).
 
     Raises:
         TypeError: A value has the wrong type.
@@ -44,7 +44,7 @@ class RetryPolicy:
         checked_seconds("delay", self.delay)
         checked_seconds("max_delay", self.max_delay)
         _check_number("backoff", self.backoff, "a finite number from 0, such as 2 to double each delay")
-        _check_number("jitter", self.jitter, "a share from 0 to 1, such as 0.5", most=1.0)
+        _check_number("jitter", self.jitter, "a share from 0 to 1, such as 0.5", maximum=1.0)
         if self.delay > self.max_delay:
             raise ValueError(
                 f"RetryPolicy: delay={self.delay!r} exceeds max_delay={self.max_delay!r} seconds; "
@@ -52,27 +52,27 @@ class RetryPolicy:
             )
 
     def delay_before(self, retry: int) -> float:
-        """Seconds to wait before the given retry, counted from 1."""
+        """Return the seconds to wait before the given retry, counted from 1."""
         try:
-            wished = float(self.delay) * float(self.backoff) ** (retry - 1) if self.delay else 0.0
+            delay = float(self.delay) * float(self.backoff) ** (retry - 1) if self.delay else 0.0
         except OverflowError:
-            wished = math.inf
-        return min(wished, float(self.max_delay)) * (1.0 - self.jitter * _random.random() if self.jitter else 1.0)
+            delay = math.inf
+        return min(delay, float(self.max_delay)) * (1.0 - self.jitter * _random.random() if self.jitter else 1.0)
 
 
 def checked_seconds(name: str, value: Any) -> float:
-    """The value of a setting in seconds. Raises TypeError or ValueError if it is not a finite number from 0."""
+    """Return a number of seconds. Raises TypeError or ValueError if it is not a finite number from 0."""
     return _check_number(name, value, "a finite number of seconds from 0")
 
 
-def _check_number(name: str, value: Any, allowed: str, *, most: float = math.inf) -> float:
+def _check_number(name: str, value: Any, allowed: str, *, maximum: float = math.inf) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"RetryPolicy: {name} must be {allowed}, got {_shown(value)}")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
-    if not (math.isfinite(number) and 0 <= number <= most):
+    if not (math.isfinite(number) and 0 <= number <= maximum):
         negative = ", which is negative" if number < 0 else ""
         raise ValueError(f"RetryPolicy: {name} must be {allowed}, got {_shown(value)}{negative}")
     return number

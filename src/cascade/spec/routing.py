@@ -1,18 +1,17 @@
-"""Routing: a value of the run selects one of several branches."""
+"""Routers: a value of the run selects one of several branches."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cascade.spec._argument import Argument
-from cascade.spec.lazy_types import Lazy, require_lazy
+from cascade.spec.lazy_types import Argument, Lazy, require_lazy
 
 
 @dataclass(eq=False, repr=False)
 class Router(Argument):
-    """Passed to a task as an argument: the task gets the value of `routes[selector's value]`.
+    """Argument of a task that selects one of several branches: the task receives the value of `routes[selector]`.
 
-    Branches without another consumer do not run. `selector` and the values of `routes` are lazy results.
+    `selector` and the values of `routes` are lazy results. A branch that is not selected runs only if another task uses it.
 
     Raises:
         TypeError: The selector or a route is not a lazy result, or `routes` is not a dict.

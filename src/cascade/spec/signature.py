@@ -1,26 +1,29 @@
-"""Parameters of a task's function: the check of a call's arguments, and of the object that becomes a task."""
+"""Checks of the function of a task, of the arguments of a call, and of the lists of a map."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections import UserString
+from collections.abc import Callable, Iterable, Iterator, Mapping, MappingView
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from functools import lru_cache, partial
 from keyword import iskeyword
 from types import FunctionType, MethodType
 from typing import Any
 
-from cascade.spec.nested import require_values
+from cascade.spec.nested import SOURCES, require_values
 from cascade.spec.resource import Inject
 
+_CONSTANT = "for the same value in each call, give [value] * n"
 _GENERATOR = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
 Check = Callable[..., object]
-"""Raises TypeError for arguments that the function does not accept, as Python does when the function is called."""
+"""Raises TypeError for arguments that the function does not accept, as a call of the function would."""
 
 
 def check_of(function: Any, name: str) -> Check:
-    """A function with the parameters of the given one, and without its body. `name` is in the texts of its errors.
+    """Return a function with the same parameters and no body. Its errors have the given name.
 
-    An object without a signature, as some built-in functions are, accepts all arguments.
+    For an object without a signature, as some built-in functions, it accepts all arguments.
     """
     if isinstance(function, MethodType):
         return partial(check_of(function.__func__, name), function.__self__)
@@ -32,12 +35,12 @@ def check_of(function: Any, name: str) -> Check:
 
 
 def positional_only(function: Any) -> tuple[str, ...]:
-    """Names of the function's positional-only parameters."""
+    """Return the names of the positional-only parameters."""
     return tuple(p.name for p in _parameters(function) if p.kind is p.POSITIONAL_ONLY)
 
 
 def makes_generators(function: Any) -> bool:
-    """Whether the function's value is a generator, which can be read once."""
+    """Return True if the function returns a generator, which can be read once."""
     if type(function) is FunctionType:
         return bool(function.__code__.co_flags & _GENERATOR)
     return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
@@ -50,8 +53,8 @@ def require_function(function: Any) -> None:
     if not callable(function):
         raise TypeError(f"task() needs a function, got {function!r}")
     for value in _bound_values(function):
-        place = "task(): a default of the function, or an argument of the partial, is"
-        require_values(value, place, "pass it as an argument when the task is called")
+        prefix = "task(): a default of the function, or an argument of the partial, is"
+        require_values(value, prefix, "pass it as an argument when the task is called")
     if isinstance(function, partial) and any(type(value) is Inject for value in function.args):
         raise TypeError(
             "task() needs a partial without cs.inject(...) among its positional arguments: give it by keyword"
@@ -70,7 +73,7 @@ _ANY = tuple(inspect.signature(lambda *args, **kwargs: (args, kwargs)).parameter
 
 
 def _parameters(function: Any) -> Iterable[inspect.Parameter]:
-    """The function's own parameters: a decorator may pass other arguments to the function that it wraps."""
+    """Return the parameters of the function itself: a decorator may pass other arguments to the wrapped function."""
     for follow_wrapped in (False, True):
         with suppress(TypeError, ValueError):
             return inspect.signature(function, follow_wrapped=follow_wrapped).parameters.values()
@@ -78,7 +81,7 @@ def _parameters(function: Any) -> Iterable[inspect.Parameter]:
 
 
 def _texts(parameters: Iterable[inspect.Parameter]) -> Iterator[str]:
-    """The parameters as they are written in a definition, each default as None."""
+    """Yield the source code of the parameters, with None for each default."""
     previous: Any = None
     for position, p in enumerate(parameters):
         if previous is p.POSITIONAL_ONLY and p.kind is not previous:
@@ -100,3 +103,36 @@ def _compiled(parameters: str) -> FunctionType:
     function = scope["check"]
     assert isinstance(function, FunctionType)  # noqa: S101 - for the type checker
     return function
+
+
+def require_literal_items(lists: Mapping[str, Any], owner: str) -> None:
+    """Raise TypeError unless each argument of a `.map` is lazy or has items in an order. `owner` is named in the text."""
+    for name, value in lists.items():
+        if not issubclass(type(value), SOURCES):
+            require_items(value, f"{owner}: '{name}'", is_alone=len(lists) == 1)
+
+
+def require_items(value: object, name: str, *, is_alone: bool = True) -> None:
+    """Raise TypeError unless the value has items in an order. Calls no method of the value. The text begins with `name`.
+
+    The order of a set is arbitrary, so a set is accepted only as the single argument of a map.
+    """
+    kind = type(value)
+    if issubclass(kind, (list, tuple)):
+        return
+    if issubclass(kind, (str, UserString, bytes, bytearray, memoryview)):
+        unit = "character" if issubclass(kind, (str, UserString)) else "byte"
+        reason = f"which would be one call for each {unit}; {_CONSTANT}"
+    elif issubclass(kind, Mapping):
+        reason = "which has no list of values: give list(d), list(d.values()) or list(d.items())"
+    elif issubclass(kind, AbstractSet) and not is_alone and not issubclass(kind, MappingView):
+        reason = "which has no order that matches the other arguments: give sorted(...) or list(...)"
+    elif issubclass(kind, Inject):
+        reason = "which is one value for all calls: make it the default of the parameter"
+    elif hasattr(kind, "__dataframe__") or hasattr(kind, "iterrows"):
+        reason = "which iterates over its columns: give one list for each parameter, such as list(frame['name'])"
+    elif hasattr(kind, "__iter__") or hasattr(kind, "__getitem__"):
+        return
+    else:
+        reason = _CONSTANT
+    raise TypeError(f"{name} must be a list, got {kind.__name__}: {reason}")

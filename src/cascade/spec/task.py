@@ -8,10 +8,16 @@ from itertools import takewhile
 from types import MethodType
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
-from cascade.spec.items import require_literal_items
 from cascade.spec.lazy_types import Label, LazyResult, MappedLazyResult, RetryPolicy, checked_label
 from cascade.spec.nested import require_visible
-from cascade.spec.signature import Check, check_of, makes_generators, positional_only, require_function
+from cascade.spec.signature import (
+    Check,
+    check_of,
+    makes_generators,
+    positional_only,
+    require_function,
+    require_literal_items,
+)
 
 __all__ = ["LazyResult", "MappedLazyResult", "RetryPolicy", "Task", "task"]
 
@@ -21,14 +27,14 @@ R = TypeVar("R")
 
 
 class Task(Generic[P, R]):
-    """A function whose call returns a `LazyResult` and runs nothing.
+    """A function whose calls are lazy: a call returns a `LazyResult` and runs nothing.
 
-    `func` is read when the graph is built, so it may be replaced until then. `threaded` is True for a plain function that
-    runs in a worker thread, False for the event loop, None for the executor's choice. `label` names its calls. A task that is
-    defined in a class is a method: `instance.method(x)` is the lazy result of the call with the instance.
+    `func` is read when the graph is built, so it may be replaced until then. A plain function runs in a worker thread if
+    `threaded` is True, in the event loop if it is False; with None the executor decides. `label` is the label of the calls.
+    A task that is defined in a class is a method: `instance.method(x)` passes the instance.
 
     Raises:
-        TypeError: `func` cannot be called, or it holds a lazy result in a default or in a partial.
+        TypeError: `func` is not callable, or a default or an argument of a partial is a lazy result.
     """
 
     def __init__(
@@ -59,12 +65,12 @@ class Task(Generic[P, R]):
 
     @property
     def is_generator(self) -> bool:
-        """Whether the value is a generator, which can be read once."""
+        """True if the value is a generator, which can be read once."""
         return makes_generators(self.func)
 
     @property
     def is_replaced(self) -> bool:
-        """Whether `func` is another function than at first: a call from before has to be checked again."""
+        """True if `func` was replaced: earlier calls must be checked again."""
         return self.func is not self._declared
 
     @property
@@ -77,7 +83,7 @@ class Task(Generic[P, R]):
     @overload
     def __get__(self: "Task[Concatenate[Any, Q], R]", instance: object, owner: type | None = None) -> "Task[Q, R]": ...
     def __get__(self, instance: object, owner: type | None = None) -> Any:
-        """The task with the function as Python binds it to the instance."""
+        """Return a task of the function that is bound to the instance."""
         bind = getattr(type(self.func), "__get__", None)
         function = self.func if bind is None else bind(self.func, instance, owner)
         if function is self.func:
@@ -89,7 +95,7 @@ class Task(Generic[P, R]):
         return bound
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_check": None}  # it cannot be pickled, and is made again
+        return {**vars(self), "_check": None}  # not picklable; it is created again
 
     def _current_check(self) -> Check:
         if self._check is None or self._checked is not self.func:
@@ -102,22 +108,22 @@ class Task(Generic[P, R]):
         self._current_check()(*args, **kwargs)
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> LazyResult[R]:
-        """Return the call as a lazy result. Each argument may also be a lazy result, a Router or an Inject.
+        """Return a lazy result. Each argument may also be a lazy result, a Router or an Inject.
 
         Raises:
-            TypeError: The function does not accept the arguments, or an argument hides lazy results, as an iterator does.
+            TypeError: The function does not accept the arguments, or an argument may hide lazy results, as an iterator does.
         """
         self._current_check()(*args, **kwargs)
         require_visible(args, kwargs, self.name)
         return LazyResult(self, args, kwargs)
 
     def map(self, /, **kwargs: Iterable[Any]) -> MappedLazyResult[R]:
-        """Call the task once for each index of the given lists, zipped; they must be equally long.
+        """Call the task once for each index of the given lists, which must have the same length.
 
-        A list is any iterable with an order. An iterator is read at once. Without a list the map is empty.
+        A list is any ordered iterable. An iterator is read at once. Without a list the map is empty.
 
         Raises:
-            TypeError: The function does not accept such arguments, or an argument has no items in an order.
+            TypeError: The function does not accept these arguments, or an argument is not an ordered iterable.
         """
         self.check_map(kwargs)
         require_literal_items(kwargs, f"{self.name}.map()")
@@ -149,17 +155,17 @@ def task(
     func: None = None, *, name: str | None = None, threaded: bool | None = None, label: Label | None = None
 ) -> "_Decorator": ...
 def task(func: Any = None, *, name: str | None = None, threaded: bool | None = None, label: Label | None = None) -> Any:
-    """Make a task of a function: as a decorator, with or without arguments, or as a call.
+    """Create a task from a function. Used as a decorator, with or without arguments, or as a call.
 
     Args:
         func: A plain function or a coroutine function.
-        name: The task's name, the function's own if not given. Keep it low in cardinality: it names spans.
-        threaded: False keeps a cheap plain function in the event loop; by default it runs in a worker thread.
-        label: Names each call on the terminal, in messages and in `cascade.task.label`: a text, or a function that makes
-            one of the call's arguments, such as `lambda path: path.name`. `with_label` describes it.
+        name: The name of the task; by default that of the function. Use few different names: they are names of spans.
+        threaded: False runs a fast plain function in the event loop. By default, plain functions run in worker threads.
+        label: Label of each call on the terminal, in messages and in `cascade.task.label`: a text, or a function of the
+            call's arguments that returns one, such as `lambda path: path.name`. See `with_label`.
 
     Raises:
-        TypeError: `func` cannot be called, or `label` is neither a text nor a function.
+        TypeError: `func` is not callable, or `label` is neither a text nor a function.
     """
     decorator = _Decorator(name, threaded, label)
     return decorator if func is None else decorator(func)
