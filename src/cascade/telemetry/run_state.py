@@ -173,22 +173,19 @@ class RunStateFold:
 
 def encode_state(state: RetainedRunState) -> dict[str, Any]:
     """Return the payload of a state: all fields. Tasks and the error have only the fields that are not None."""
-    found = {name: getattr(state, name) for name in _STATE_FIELDS}
-    found["running"] = [_present(task, _TASK_FIELDS) for task in state.running]
-    found["waiting"] = [_present(task, _TASK_FIELDS) for task in state.waiting]
+    found = {field.name: getattr(state, field.name) for field in fields(state)}
+    found["running"] = [_present(task) for task in state.running]
+    found["waiting"] = [_present(task) for task in state.waiting]
     if state.last_error is not None:
-        found["last_error"] = _present(state.last_error, _ERROR_FIELDS)
+        found["last_error"] = _present(state.last_error)
     return found
 
 
-_STATE_FIELDS = tuple(field.name for field in fields(RetainedRunState))
-_TASK_FIELDS = tuple(field.name for field in fields(ActiveTask))
-_ERROR_FIELDS = tuple(field.name for field in fields(LastError))
 _RESULTS: dict[str, RunStateStatus] = {"Succeeded": "success", "Failed": "failure", "Cancelled": "cancellation"}
 
 
-def _present(value: Any, names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: found for name in names if (found := getattr(value, name)) is not None}
+def _present(value: ActiveTask | LastError) -> dict[str, Any]:
+    return {field.name: found for field in fields(value) if (found := getattr(value, field.name)) is not None}
 
 
 def _count(tasks: tuple[_Tasks, _Tasks]) -> int:

@@ -68,26 +68,22 @@ class ScheduledState:
         Raises:
             ValueError: The state is too large, or a message of the run is invalid.
         """
+        if not self.expiry:
+            return b""
+        now_ns = time.time_ns()
         try:
-            found = self._body(max_bytes) if self.expiry else b""
+            for listed in _LISTED:
+                state = encode_state(self.fold.state(now_ns, listed))
+                if not listed and state["last_error"]:
+                    state["last_error"]["message"] = state["last_error"]["message"][:_MIN_MESSAGE_CHARACTERS]
+                found = dumps(state)
+                if len(found) <= max_bytes:
+                    next_ns = self.fold.next_change_ns()
+                    self.wake_at = math.inf if next_ns is None else time.monotonic() + (next_ns - now_ns) / 1e9
+                    return found
         except _INVALID as error:
             raise ValueError(f"a message of the run is invalid: {error}") from None
-        if found is None:
-            raise ValueError(f"the state of the run has more than {max_bytes:,} bytes")
-        return found
-
-    def _body(self, max_bytes: float) -> bytes | None:
-        now_ns = time.time_ns()
-        for listed in _LISTED:
-            state = encode_state(self.fold.state(now_ns, listed))
-            if not listed and state["last_error"]:
-                state["last_error"]["message"] = state["last_error"]["message"][:_MIN_MESSAGE_CHARACTERS]
-            found = dumps(state)
-            if len(found) <= max_bytes:
-                next_ns = self.fold.next_change_ns()
-                self.wake_at = math.inf if next_ns is None else time.monotonic() + (next_ns - now_ns) / 1e9
-                return found
-        return None
+        raise ValueError(f"the state of the run has more than {max_bytes:,} bytes")
 
 
 class RunStates:

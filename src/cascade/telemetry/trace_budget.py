@@ -12,7 +12,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -57,15 +57,15 @@ class PartLimits:
         return self.bytes + max(_MIN_EXCESS, int(self.bytes * (MAX_FACTOR - 1)))
 
 
+@dataclass(slots=True, eq=False)
 class TraceBudget:
     """Spans and bytes of a trace so far, and the reservations of its running children."""
 
-    __slots__ = ("bytes", "limits", "reserved_bytes", "reserved_spans", "spans")
-
-    def __init__(self, limits: PartLimits, spans: int = 0, size: int = 0) -> None:
-        self.limits = limits
-        self.spans, self.bytes = spans, size
-        self.reserved_spans = self.reserved_bytes = 0
+    limits: PartLimits
+    spans: int = 0
+    bytes: int = 0
+    reserved_spans: int = 0
+    reserved_bytes: int = 0
 
     def headroom(self) -> tuple[int, int]:
         """Return the spans and bytes that are neither used nor reserved, up to the largest size of the trace."""
@@ -203,43 +203,32 @@ if hasattr(os, "register_at_fork"):
 _NO_CHILD = 2**63
 
 
+@dataclass(slots=True, eq=False)
 class Part:
     """A part of the children of a run or map.
 
-    `has_ended` is true if a message has the root of the part. `outer` is the task or the caller in whose trace the part is,
+    `has_ended` is true if the last child has ended and a message has, or will have, the root of the part. `outer` is the task or the caller in whose trace the part is,
     if any. `capacity` has the spans and bytes after which the part is full. A nested run has a larger capacity, because its
     children belong to the cost of a running task.
     """
 
-    __slots__ = (
-        "budget",
-        "capacity",
-        "children",
-        "end_ns",
-        "first",
-        "has_ended",
-        "is_closed",
-        "last",
-        "location",
-        "number",
-        "outer",
-        "parent",
-        "running",
-        "start_ns",
-    )
+    parent: "Parent"
+    number: int
+    budget: TraceBudget
+    outer: Child | None = None
+    children: int = 0
+    running: int = 0
+    first: int = _NO_CHILD
+    last: int = -1
+    start_ns: int = 0
+    end_ns: int = 0
+    has_ended: bool = False
+    location: Any = None  # of the spans of its children, a cache of `RunTrace`
+    capacity: tuple[int, int] = field(init=False)
 
-    def __init__(self, parent: "Parent", number: int, budget: TraceBudget, outer: Child | None = None) -> None:
-        self.parent = parent
-        self.number = number
-        self.budget = budget
-        self.outer = outer
-        limits, is_nested = budget.limits, outer is not None and not outer.is_caller
+    def __post_init__(self) -> None:
+        limits, is_nested = self.budget.limits, self.outer is not None and not self.outer.is_caller
         self.capacity = (limits.max_spans, limits.max_bytes) if is_nested else (limits.spans, limits.bytes)
-        self.children = self.running = 0
-        self.first, self.last = _NO_CHILD, -1
-        self.start_ns = self.end_ns = 0
-        self.is_closed = self.has_ended = False
-        self.location: Any = None  # of the spans of its children, a cache of `RunTrace`
 
     def extend_to(self, start_ns: int, end_ns: int) -> None:
         """Include the times of a child that has ended."""
@@ -276,7 +265,7 @@ class Parent:
 
     def finish(self, part: Part) -> None:
         """Mark a part as ended after its last child. The next terminal message of a child has the root of the part."""
-        part.is_closed = part.has_ended = True
+        part.has_ended = True
         self.unannounced.append(part)
 
 

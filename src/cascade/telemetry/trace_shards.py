@@ -164,7 +164,7 @@ class TraceShards:
         return parent.current is part and parent.started != parent.size and self._has_room(part, estimate)
 
     def _has_room(self, part: Part, estimate: Estimate) -> bool:
-        if part.is_closed or part.children >= self.limits.children:
+        if part.has_ended or part.children >= self.limits.children:
             return False
         budget = part.budget
         max_spans, max_bytes = part.capacity
@@ -180,7 +180,7 @@ class TraceShards:
         before = parent.current
         if before.number and not before.running and not before.has_ended:
             parent.finish(before)
-        budget = TraceBudget(self.limits, spans=1, size=2 * SPAN_BYTES)  # of the root of the part
+        budget = TraceBudget(self.limits, spans=1, bytes=2 * SPAN_BYTES)  # of the root of the part
         part = parent.current = Part(parent, before.number + 1, budget)
         parent.parts.append(part)
         return part
