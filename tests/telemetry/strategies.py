@@ -1,4 +1,4 @@
-"""Values and events of every kind, the nasty ones included."""
+"""Hypothesis strategies for values, hostile values and messages."""
 
 from typing import Any
 from uuid import UUID
@@ -11,7 +11,7 @@ HEX = "0123456789abcdef"
 
 
 class Hostile:
-    """An object that raises whatever it is asked."""
+    """An object whose methods raise."""
 
     def __repr__(self) -> str:
         raise RuntimeError("no repr")
@@ -66,8 +66,8 @@ def deep() -> list[Any]:
 
 
 texts = st.text(st.characters(), max_size=30) | st.text(st.characters(categories=["Cs", "Cc", "L"]), max_size=10)
-# Made anew for each example, by makers that hypothesis can show: it asks samples for their repr.
-nasty = st.sampled_from(
+# Factories, because hypothesis calls `repr` of the samples.
+hostile = st.sampled_from(
     [
         lambda: float("nan"),
         lambda: float("inf"),
@@ -91,7 +91,7 @@ nasty = st.sampled_from(
     ]
 ).map(lambda make: make())  # type: ignore[no-untyped-call]
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | texts | st.binary(max_size=10) | nasty,
+    st.none() | st.booleans() | st.integers() | st.floats() | texts | st.binary(max_size=10) | hostile,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4) | st.tuples(inner, inner),
     max_leaves=12,
 )
@@ -101,7 +101,7 @@ json_values = st.recursive(
     max_leaves=8,
 )
 
-# A key that the schema documents has a type of its own; a viewer must bear others.
+# The keys that the schemas require. All other keys are unknown ones.
 REQUIRED: dict[str, Any] = {
     "kind": "task",
     "reason": "paused",

@@ -25,7 +25,7 @@ from tests.telemetry.strategies import HEX, texts
 RUN = "0f8fad5b-d9cb-469f-a165-70867728950e"
 
 
-def test_vectors_that_other_languages_can_check_against() -> None:
+def test_ids_equal_the_published_test_vectors() -> None:
     assert trace_id(RUN) == "0f8fad5bd9cb469fa16570867728950e"
     assert span_id(RUN) == sha256(f"{RUN}//0".encode()).hexdigest()[:16]
     assert span_id(RUN, "task", 2) == sha256(f"{RUN}/task/2".encode()).hexdigest()[:16]
@@ -39,7 +39,7 @@ run_ids = st.binary(min_size=16, max_size=16).filter(any).map(lambda bits: str(U
 
 
 @given(st.binary(min_size=16, max_size=16).filter(any))
-def test_a_run_id_has_all_bits_of_its_source_in_the_form_of_a_uuid(bits: bytes) -> None:
+def test_a_run_id_has_all_random_bits_in_the_form_of_a_uuid(bits: bytes) -> None:
     run_id = new_run_id(lambda _: bits)
     assert UUID(run_id).bytes == bits
     assert run_id == str(UUID(run_id))
@@ -52,7 +52,7 @@ def test_a_run_id_is_never_zero() -> None:
 
 
 def test_no_bit_of_a_run_id_is_fixed() -> None:
-    """Of 200 random ids each bit has both values, but for one time in 2**192."""
+    """Each bit has both values in 200 random ids, with an error probability of 2**-192."""
     found = [UUID(new_run_id()).int for _ in range(200)]
     ones = zeros = 0
     for bits in found:
@@ -76,7 +76,7 @@ def test_ids_are_distinct(keys: set[tuple[str, str, int]]) -> None:
 
 
 @given(st.text())
-def test_a_run_id_that_is_no_uuid_still_has_a_valid_trace_id(run_id: str) -> None:
+def test_a_run_id_that_is_not_a_uuid_has_a_valid_trace_id(run_id: str) -> None:
     assert len(trace_id(run_id)) == 32
     assert int(trace_id(run_id), 16)
 
@@ -85,7 +85,7 @@ hexes = st.text(HEX, min_size=32, max_size=32).filter(lambda text: int(text, 16)
 
 
 @given(hexes, hexes.map(lambda text: text[:16]).filter(lambda text: int(text, 16)), st.integers(0, 255))
-def test_traceparent_goes_around(trace: str, span: str, flags: int) -> None:
+def test_a_parsed_traceparent_equals_the_span(trace: str, span: str, flags: int) -> None:
     assert parse_traceparent(SpanRef(trace, span, flags).traceparent) == SpanRef(trace, span, flags)
 
 
@@ -103,15 +103,15 @@ def test_traceparent_goes_around(trace: str, span: str, flags: int) -> None:
         f"00-{'a' * 31}-{'b' * 16}-01",
     ],
 )
-def test_what_w3c_calls_invalid_is_no_parent(value: str | None) -> None:
+def test_an_invalid_traceparent_is_ignored(value: str | None) -> None:
     assert parse_traceparent(value) is None
 
 
-def test_a_later_version_may_have_more() -> None:
+def test_a_traceparent_of_a_later_version_may_have_more_fields() -> None:
     assert parse_traceparent(f"01-{'a' * 32}-{'b' * 16}-01-more") == SpanRef("a" * 32, "b" * 16, 1)
 
 
-def test_a_run_joins_links_or_stands_alone() -> None:
+def test_a_run_joins_a_trace_links_to_it_or_has_its_own() -> None:
     parent = SpanRef("a" * 32, "b" * 16, 0)
     joined, linked, alone = (place_run(RUN, parent, mode) for mode in ("join", "link", "none"))
     assert (joined.trace_id, joined.parent_span_id, joined.flags) == (parent.trace_id, parent.span_id, 0)
@@ -122,7 +122,7 @@ def test_a_run_joins_links_or_stands_alone() -> None:
 STATE = "acme=t61rcWkgMzE,ot=th:c"
 
 
-def test_a_tracestate_goes_with_its_traceparent() -> None:
+def test_a_tracestate_needs_a_valid_traceparent() -> None:
     header = SpanRef("a" * 32, "b" * 16).traceparent
     assert parse_traceparent(header, STATE) == SpanRef("a" * 32, "b" * 16, 1, STATE)
     assert parse_traceparent(header, "no") == parse_traceparent(header) == SpanRef("a" * 32, "b" * 16)
@@ -154,11 +154,11 @@ def test_a_tracestate_goes_with_its_traceparent() -> None:
         (None, ""),
     ],
 )
-def test_a_tracestate_that_w3c_calls_invalid_is_ignored_as_a_whole(value: str | None, found: str) -> None:
+def test_an_invalid_tracestate_is_ignored(value: str | None, found: str) -> None:
     assert parse_tracestate(value) == found
 
 
-def test_a_run_has_the_tracestate_of_the_trace_it_joins_and_only_there() -> None:
+def test_only_a_run_that_joins_a_trace_has_its_tracestate() -> None:
     parent = SpanRef("a" * 32, "b" * 16, 1, STATE)
     joined, linked, alone = (place_run(RUN, parent, mode) for mode in ("join", "link", "none"))
     assert [trace.tracestate for trace in (joined, linked, alone)] == [STATE, "", ""]
@@ -170,9 +170,9 @@ def test_a_run_has_the_tracestate_of_the_trace_it_joins_and_only_there() -> None
     assert joined.part_root("", 1).tracestate == ""
 
 
-def test_flags_that_are_not_known_are_not_passed_on() -> None:
+def test_unknown_trace_flags_are_cleared() -> None:
     assert place_run(RUN, SpanRef("a" * 32, "b" * 16, 0xFF)).flags == 0x03
 
 
-def test_a_run_in_a_trace_of_its_own_is_sampled_and_has_no_random_flag() -> None:
+def test_a_run_in_its_own_trace_is_sampled_and_has_no_random_flag() -> None:
     assert place_run(RUN).flags == 0x01

@@ -37,7 +37,7 @@ def test_secret_keys(key: str) -> None:
 
 
 @pytest.mark.parametrize("key", [*PLAIN_KEYS.split(), ""])
-def test_keys_that_only_look_like_it(key: str) -> None:
+def test_keys_that_only_resemble_secret_keys(key: str) -> None:
     assert not is_secret(key)
     assert redact_text(f"{key}={S}") == f"{key}={S}"
 
@@ -46,7 +46,7 @@ def test_a_key_of_any_length() -> None:
     assert is_secret("x" * 100_000 + "_password")
 
 
-def test_masking_goes_to_any_depth() -> None:
+def test_nested_values_are_masked() -> None:
     assert redact_value({"a": [{"password": {"deep": 1}, "b": 2}]}) == {"a": [{"password": MASK, "b": 2}]}
     assert captured({"user": "u", "db": {"token": object()}}) == {"user": "u", "db": {"token": MASK}}
 
@@ -425,31 +425,31 @@ HOSTILE = [
     "(password,“", "<a ", "<a>", "&lt;a", "[SQL: ", "into x(", "password\n", "password:\n- ", "password: \n", "name=a ",
     "mysql -p", "zip -P", "identified by ", "token 'abc1234", "password%25", "gh-",
 ]  # fmt: skip
-GATES = (
+HINTS = (
     " </ &lt;/ [parameters: ( input_value= 'loc' 'input' into values form-data value auth basic identified password -"
 )
 
 
 @pytest.mark.parametrize("part", HOSTILE)
 def test_hostile_texts_take_linear_time(part: str) -> None:
-    # A pass with quadratic time would need a quarter of an hour for this text, and reach the time limit of the test.
+    # A pass with quadratic time would take 15 minutes for this text and exceed the time limit of the test.
     size = 500_000
-    assert isinstance(redact_text(part * (size // len(part)) + GATES), str)
+    assert isinstance(redact_text(part * (size // len(part)) + HINTS), str)
     assert redact_text("password=" + part * 10_000) != ""
 
 
-def test_what_was_captured_can_be_left_out_again() -> None:
+def test_captured_values_can_be_removed() -> None:
     payload = {"body": {"metadata": {"arguments": 1, "output": 2, "params": 3, "start_ns": 4}}}
     assert without_captured(payload, keep={"results"}) == {"body": {"metadata": {"output": 2, "start_ns": 4}}}
     assert without_captured(payload, keep={"params", "arguments", "results"}) is payload
 
 
-def test_the_mask_holds_no_pattern_of_a_secret() -> None:
+def test_the_mask_is_not_a_secret() -> None:
     assert re.fullmatch(r"\*+", MASK)
 
 
 @pytest.mark.parametrize(
     "text", ["cannot log in with hunter2X9", "smtp.example.com bob hunter2X9", "key=hunter2X9", "password is hunter"]
 )
-def test_a_secret_without_a_name_and_a_shape_is_not_recognised(text: str) -> None:
+def test_a_secret_without_a_name_or_a_known_shape_is_not_recognized(text: str) -> None:
     assert redact_text(text) == text

@@ -33,7 +33,7 @@ def test_a_compiled_pattern_keeps_its_flags() -> None:
 @pytest.mark.parametrize(
     "key", ["patient_id", "patientId", "PATIENT-ID", "patient.id", "PATIENTID", "main_patient_id", "patient id"]
 )
-def test_a_key_is_masked_in_each_of_its_forms(key: str) -> None:
+def test_a_custom_key_is_masked_in_each_form(key: str) -> None:
     assert not is_secret(key)
     with cs.redact(key="patientId"):
         assert is_secret(key)
@@ -128,12 +128,12 @@ def test_removing_twice_removes_one_rule() -> None:
         (lambda: cs.redact(key="__1"), ValueError, "key='__1' has no letter"),
     ],
 )
-def test_a_wrong_rule_is_refused(make: Callable[[], Any], error: type[Exception], text: str) -> None:
+def test_an_invalid_rule_is_refused(make: Callable[[], Any], error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         make()
 
 
-def test_rules_of_many_threads_are_all_kept() -> None:
+def test_rules_can_be_added_in_many_threads() -> None:
     rules: list[Any] = []
 
     def add(number: int) -> None:

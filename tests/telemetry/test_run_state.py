@@ -1,4 +1,4 @@
-"""The fold, fed with the messages of real runs."""
+"""Tests of the fold with the messages of real runs."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ FIRST = 0
 
 
 def folded(payloads: list[dict[str, Any]], now_ns: int = FIRST, **options: int) -> dict[str, Any]:
-    """The state as a subscriber receives it."""
+    """Return the state as a subscriber receives it."""
     fold = RunStateFold(payloads[0])
     for payload in payloads:
         fold.add(payload)
@@ -53,7 +53,7 @@ async def fail(_: Any = None) -> int:
     raise LookupError("the key is gone")
 
 
-def test_each_message_is_in_the_state_that_follows_it() -> None:
+def test_the_state_includes_the_latest_message() -> None:
     run = record_run(check(cs.task(len, name="count")(extract())), spans=False)
     states = [folded(run.payloads[: count + 1]) for count in range(len(run.payloads))]
     assert [state["seq"] for state in states] == [payload["seq"] for payload in run.payloads]
@@ -86,7 +86,7 @@ def test_a_state_has_the_target_the_times_and_the_identity_of_its_run() -> None:
     assert (folded([first])["end_time"], folded([first])["duration_ms"]) == (None, None)
 
 
-def test_the_counts_are_those_of_the_runs_last_message() -> None:
+def test_the_counts_equal_those_of_the_last_message() -> None:
     skipped = cs.task(lambda: 1, name="never")().run_if(cs.task(lambda: False, name="no")())
     for target in (check.map(number=[1, 2]), skipped, fail.map(_=[1]), check(7).with_retry(1)):
         run = record_run(target, spans=False)
@@ -98,7 +98,7 @@ def test_the_counts_are_those_of_the_runs_last_message() -> None:
 
 
 def up_to(payloads: list[dict[str, Any]], name: str, state: str, number: int = 1) -> list[dict[str, Any]]:
-    """The messages of a run up to the first, or another, message about a task of this name in this state."""
+    """Return the messages of a run up to the first, or another, message of a task in a state."""
     found = [n for n, p in enumerate(payloads) if (p["body"].get("task_name"), p["body"].get("state")) == (name, state)]
     return payloads[: found[number - 1] + 1]
 
@@ -138,7 +138,7 @@ def test_items_of_maps_are_tasks_and_come_after_other_tasks() -> None:
         ("rate_limit", {"rate": "1/h"}, "rate_limit"),
     ],
 )
-async def test_a_task_that_control_holds_back_waits_with_its_reason_and_its_constraint(
+async def test_a_task_that_a_constraint_holds_has_its_reason_and_its_constraint(
     kind: str, params: Any, reason: str
 ) -> None:
     release = asyncio.Event()
@@ -163,7 +163,7 @@ async def test_a_task_that_control_holds_back_waits_with_its_reason_and_its_cons
     assert folded(controlled.connector.payloads)["waiting"] == []
 
 
-def test_tasks_that_wait_for_a_resource_or_for_a_place_have_that_reason() -> None:
+def test_tasks_that_wait_for_a_resource_or_an_executor_have_that_reason() -> None:
     slow = cs.task(lambda x: __import__("time").sleep(0.005), name="slow")
     run = record_run(slow.map(x=[1, 2]).with_constraints(cpu=1), system_resources={"cpu": 1}, spans=False)
     state = folded(up_to(run.payloads, "slow", "PENDING"))
@@ -234,7 +234,7 @@ async def test_an_attempt_that_was_held_back_after_its_delay_runs_again() -> Non
     assert (second, [task["attempt"] for task in state["running"]], state["waiting"]) == (2, [2], [])
 
 
-def test_the_last_error_names_its_task_or_its_resource_and_has_no_secret() -> None:
+def test_the_last_error_has_its_task_or_resource_and_no_secret() -> None:
     run = record_run(flaky(1).with_retry(1), spans=False)
     error = folded(run.payloads)["last_error"]
     assert (error["type"], error["task_name"]) == ("ConnectionError", "flaky")
@@ -256,7 +256,7 @@ def test_the_last_error_names_its_task_or_its_resource_and_has_no_secret() -> No
     assert (error["type"], error["message"]) == ("OSError", "no disk")
 
 
-def test_the_label_of_a_call_is_in_its_entries_and_in_its_error() -> None:
+def test_listed_tasks_and_errors_have_the_label_of_the_call() -> None:
     run = record_run(flaky(1).with_retry(1, delay=0.002).with_label("monday"), spans=False)
     assert [task["label"] for task in folded(up_to(run.payloads, "flaky", "RUNNING"))["running"]] == ["monday"]
     failed = up_to(run.payloads, "flaky", "PENDING")
@@ -266,7 +266,7 @@ def test_the_label_of_a_call_is_in_its_entries_and_in_its_error() -> None:
     assert folded(run.payloads)["last_error"]["label"] == "monday"
 
 
-def test_the_error_of_a_teardown_names_its_resource() -> None:
+def test_the_error_of_a_teardown_has_its_resource() -> None:
     @cs.resource
     def broken() -> Iterator[int]:
         yield 1
@@ -308,7 +308,7 @@ def test_a_cancelled_run_has_the_reason_and_its_tasks_have_no_errors() -> None:
     assert "task_name" not in state["last_error"]
 
 
-def test_a_message_without_the_metadata_that_a_limit_has_cut_still_counts() -> None:
+def test_a_truncated_message_is_counted() -> None:
     run = record_run(check(fail()), spans=False)
     for payload in run.payloads:
         for key in ("tasks", "exception", "counts"):

@@ -63,20 +63,20 @@ class Slotted:
     ],
     ids=lambda value: "",
 )
-def test_how_it_is_shown(value: Any, shown: Any) -> None:
+def test_values_have_a_json_form(value: Any, shown: Any) -> None:
     assert safe(value) == shown
 
 
-def test_depth_is_cut() -> None:
+def test_the_depth_is_limited() -> None:
     assert json.dumps(safe(deep())).count("[") == 8
 
 
 @given(texts, st.integers(3, 50))
-def test_text_is_cut_to_bytes_of_valid_utf8(value: str, limit: int) -> None:
+def test_a_text_is_truncated_to_bytes_of_valid_utf8(value: str, limit: int) -> None:
     assert len(truncate(value, limit).encode()) <= limit
 
 
-def test_text_that_fits_stays() -> None:
+def test_a_text_within_the_limit_is_unchanged() -> None:
     assert truncate("short ☃", 100) == "short ☃"
     assert truncate("\ud800x", 100) == "?x"
 
@@ -86,7 +86,7 @@ class HostileError(Exception):
         raise SystemExit("no text")
 
 
-def test_errors_have_a_text_whatever_they_do() -> None:
+def test_each_error_has_a_text() -> None:
     assert error_text(ValueError("x")) == "ValueError: x"
     assert error_text(HostileError()).startswith("HostileError: ")
     assert len(error_text(ValueError("x" * 9_999)).encode()) <= 2_000
@@ -116,7 +116,7 @@ def test_a_short_stack_trace_is_unchanged() -> None:
 
 
 @given(st.text(max_size=400), st.integers(30, 300))
-def test_a_shorter_stack_trace_has_at_most_so_many_bytes(stack: str, limit: int) -> None:
+def test_a_truncated_stack_trace_is_within_the_limit(stack: str, limit: int) -> None:
     printable = stack.encode("utf-8", "replace").decode()
     assert len(truncate_stack(printable, limit).encode()) <= limit
 
@@ -133,7 +133,7 @@ SECRET = "postgres://app:hunter2X9longpassword@db.internal/app"
 @pytest.mark.parametrize("size", [50, 1_000, 20_000])
 @pytest.mark.parametrize("back", [0, 10, 16, 20, 30, 60])
 @pytest.mark.parametrize("filler", ["x", "é", "😀"])
-def test_a_text_is_masked_before_it_is_cut(filler: str, size: int, back: int) -> None:
+def test_a_text_is_masked_before_it_is_truncated(filler: str, size: int, back: int) -> None:
     value = filler * (size - back) + " " + SECRET + " and more" * 10
     for limit in (size, size + 20, size * len(filler.encode())):
         shown = masked(value, limit)
@@ -142,7 +142,7 @@ def test_a_text_is_masked_before_it_is_cut(filler: str, size: int, back: int) ->
 
 
 def unfinished(secret: str, margin: int, lost: int) -> str:
-    """A text that is cut at `limit + margin` inside of the secret, after masks that make it much shorter."""
+    """Return a text that is truncated inside of the secret, after masks that make it much shorter."""
     masks = "password=" + "y" * (margin - lost) + " "
     return masks + secret + "z" * 300_000
 
@@ -158,14 +158,14 @@ def unfinished(secret: str, margin: int, lost: int) -> str:
     ],
 )
 @pytest.mark.parametrize("lost", [40, 100, 1_000, 10_000])
-def test_a_secret_across_the_end_of_a_huge_text_leaves_no_head(secret: str, lost: int) -> None:
+def test_a_secret_at_the_end_of_a_huge_text_is_not_shown_in_part(secret: str, lost: int) -> None:
     shown = masked(unfinished(secret, 16 * 1024 + 2_000, lost), 2_000)
     assert "hunt" not in shown
     assert shown.endswith("…")
 
 
 @pytest.mark.parametrize("size", [0, 100, 20_000, 1_000_000])
-def test_a_stack_trace_is_masked_before_its_middle_is_left_out(size: int) -> None:
+def test_a_stack_trace_is_masked_before_it_is_truncated(size: int) -> None:
     for back in range(0, 60, 7):
         error = ValueError(f"{'x' * size}{SECRET}{'x' * (8_176 - back)}")
         assert "hunt" not in stack_text(error)
@@ -211,14 +211,14 @@ def test_values_are_masked_by_the_names_of_fields_and_items() -> None:
 
 @pytest.mark.parametrize("back", range(0, 60, 5))
 @pytest.mark.parametrize("before", [0, 100_000])
-def test_the_end_of_a_text_is_masked_before_it_is_cut(back: int, before: int) -> None:
+def test_a_text_is_masked_before_its_end_is_taken(back: int, before: int) -> None:
     value = "x " * before + SECRET + "y" * (2_000 - back)
     shown = masked_end(value, 2_000)
     assert "password@" not in shown
     assert 1_900 < len(shown) <= 2_000
 
 
-def test_the_end_of_a_huge_text_has_no_tail_of_a_private_key() -> None:
+def test_the_end_of_a_huge_text_has_no_part_of_a_private_key() -> None:
     key = "-----BEGIN PRIVATE KEY-----\n" + "hunter2X9\n" * 10_000 + "-----END PRIVATE KEY-----\nfailed"
     assert masked_end(key + " and ended" * 200, 3_000).endswith("failed" + " and ended" * 200)
     assert "hunter" not in masked_end(key + " and ended" * 200, 3_000)

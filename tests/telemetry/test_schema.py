@@ -1,4 +1,4 @@
-"""The published schemas follow from the code, and name every key that a run sends."""
+"""The schemas equal the types of the code, and have all keys of real runs."""
 
 import contextlib
 import sys
@@ -21,11 +21,11 @@ VALID = closed_validator()
 
 
 @pytest.mark.parametrize("name", schema.NAMES)
-def test_each_is_a_schema(name: str) -> None:
+def test_each_schema_is_valid(name: str) -> None:
     Draft202012Validator.check_schema(schema.load(name))
 
 
-def test_they_are_current(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_schemas_are_current(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pydantic", reason="pydantic makes the schemas, and is installed for developers only")
     from docs import schemas
 
@@ -76,7 +76,7 @@ SHAPES: dict[str, Callable[[], Any]] = {
 
 
 class Capturing(MemoryConnector):
-    """Asks for all values of the user's."""
+    """Captures all kinds of values."""
 
     capture = frozenset({"params", "arguments", "results"})
 

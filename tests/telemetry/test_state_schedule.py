@@ -1,4 +1,4 @@
-"""The schedule, fed with the messages of real runs, at times that the test chooses."""
+"""Tests of the schedule with the messages of real runs and a clock of the test."""
 
 import time
 from typing import Any
@@ -18,7 +18,7 @@ def state_of(update: ScheduledState) -> dict[str, Any]:
 
 
 class Clock:
-    """A network thread that takes and settles the updates that are due."""
+    """Takes and settles the updates that are due, like the network thread."""
 
     def __init__(self) -> None:
         self.states = RunStates()
@@ -52,7 +52,7 @@ def test_a_run_that_starts_is_published_at_once_and_then_once_in_an_interval() -
     assert clock.taken(10 * INTERVAL) == []
 
 
-def test_the_final_state_does_not_wait() -> None:
+def test_the_final_state_is_published_at_once() -> None:
     started, *others = recorded()
     clock = Clock()
     clock.add(started)
@@ -64,7 +64,7 @@ def test_the_final_state_does_not_wait() -> None:
     assert clock.states.has_settled(clock.states.ended)
 
 
-def test_an_update_that_is_not_acknowledged_is_not_followed_by_another_one_but_by_the_final_one() -> None:
+def test_only_the_final_state_follows_an_unacknowledged_update() -> None:
     started, running, *others = recorded()
     clock = Clock()
     clock.add(started)
@@ -80,7 +80,7 @@ def test_an_update_that_is_not_acknowledged_is_not_followed_by_another_one_but_b
     assert clock.states.has_settled(1)
 
 
-def test_a_run_without_news_is_published_again_before_its_state_expires() -> None:
+def test_an_unchanged_state_is_published_again_before_it_expires() -> None:
     clock = Clock()
     clock.add(recorded()[0])
     clock.taken()
@@ -89,7 +89,7 @@ def test_a_run_without_news_is_published_again_before_its_state_expires() -> Non
     assert len(clock.taken(clock.states.delay(clock.now) + 1)) == 1
 
 
-def test_a_new_connection_gets_all_states_again() -> None:
+def test_all_states_are_published_again_over_a_new_connection() -> None:
     active, ended = recorded(), recorded()
     clock = Clock()
     clock.add(active[0], *ended)
@@ -101,7 +101,7 @@ def test_a_new_connection_gets_all_states_again() -> None:
     }
 
 
-def test_a_refused_update_is_sent_again_after_the_interval_only_if_that_may_help() -> None:
+def test_a_refused_update_is_sent_again_after_the_interval_with_retry_only() -> None:
     clock = Clock()
     clock.add(*recorded())
     (final,) = clock.states.take(clock.now, 10_000)
@@ -114,7 +114,7 @@ def test_a_refused_update_is_sent_again_after_the_interval_only_if_that_may_help
     assert clock.states.has_settled(1)
 
 
-def test_after_one_state_was_forbidden_none_follows_until_the_next_connection_of_runs() -> None:
+def test_states_pause_until_clear_after_a_refusal() -> None:
     clock = Clock()
     started, *others = recorded()
     clock.add(started)
@@ -141,7 +141,7 @@ def test_states_pause_for_some_time() -> None:
     assert len(clock.taken(3 * INTERVAL)) == 1
 
 
-def test_a_final_state_that_is_published_late_expires_one_minute_after_the_end_all_the_same() -> None:
+def test_a_late_final_state_expires_one_minute_after_the_end() -> None:
     clock = Clock()
     clock.add(*recorded())
     clock.now = time.monotonic() + 20
@@ -150,10 +150,10 @@ def test_a_final_state_that_is_published_late_expires_one_minute_after_the_end_a
     clock.states.restart()
     clock.now += FINAL_EXPIRY
     (update,) = clock.states.take(clock.now, 10_000)
-    assert update.body(1 << 20) == b"", "clears what is retained"
+    assert update.body(1 << 20) == b"", "it clears the retained state"
 
 
-def test_final_states_that_wait_for_a_broker_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_waiting_final_states_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cascade.telemetry.state_schedule.MAX_FINAL", 10)
     clock = Clock()
     for _ in range(15):
@@ -163,7 +163,7 @@ def test_final_states_that_wait_for_a_broker_are_bounded(monkeypatch: pytest.Mon
     assert len({update.topic for update in clock.taken()}) == 10
 
 
-def test_a_small_broker_gets_fewer_tasks() -> None:
+def test_a_state_for_small_messages_lists_fewer_tasks() -> None:
     started, running, *_ = recorded()
     clock = Clock()
     clock.add(started)
@@ -179,7 +179,7 @@ def test_a_small_broker_gets_fewer_tasks() -> None:
         update.body(100)
 
 
-def test_a_small_broker_gets_the_beginning_of_a_long_error() -> None:
+def test_a_state_for_small_messages_has_a_truncated_error() -> None:
     async def fail() -> None:
         raise ValueError("x" * 1_500)
 
@@ -194,7 +194,7 @@ def test_a_small_broker_gets_the_beginning_of_a_long_error() -> None:
     assert (small["status"], small["last_error"]["message"]) == ("failure", "x" * 200)
 
 
-def test_messages_that_belong_to_no_run_have_no_state() -> None:
+def test_messages_of_unknown_runs_have_no_state() -> None:
     started, running, *_ = recorded()
     clock = Clock()
     clock.states.add("somewhere/else", started.payload)

@@ -27,20 +27,20 @@ from cascade.telemetry.topics import (
 from tests.telemetry.strategies import texts
 
 
-def test_the_defaults() -> None:
+def test_the_default_organization_and_project() -> None:
     assert identity_from_environment({}) == ("local", "default")
     assert events_topic("local", "default", "r") == "cascade/telemetry/local/default/r/events"
 
 
 @pytest.mark.parametrize("value", ["", "a/b", "a+", "#", "\x00", "a\nb", "\x7f", "x" * 129, "$SYS", "\ud800", "é" * 65])
 @pytest.mark.parametrize("variable", ["CASCADE_ORG_ID", "CASCADE_PROJECT_ID"])
-def test_what_could_break_out_is_refused_by_the_variables_name(variable: str, value: str) -> None:
+def test_an_invalid_level_is_refused_with_its_variable(variable: str, value: str) -> None:
     with pytest.raises(ValueError, match=f"{variable}="):
         identity_from_environment({variable: value})
 
 
 @given(texts)
-def test_what_is_accepted_stays_one_level(value: str) -> None:
+def test_an_accepted_value_is_one_level(value: str) -> None:
     try:
         org, _ = identity_from_environment({"CASCADE_ORG_ID": value})
     except ValueError:
@@ -50,18 +50,18 @@ def test_what_is_accepted_stays_one_level(value: str) -> None:
 
 
 @given(texts)
-def test_a_tasks_scope_is_one_level_whatever_its_name(name: str) -> None:
+def test_any_task_name_is_one_level(name: str) -> None:
     if name.isprintable() and name:
         assert control_topic("o", "p", f"task/{name}", "pause").count("/") == 7
 
 
-def test_the_source_is_this_process() -> None:
+def test_the_source_has_the_process_id() -> None:
     assert re.fullmatch(rf".+-{os.getpid()}-[0-9a-f]{{4}}", source())
     assert source() == source()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_forked_child_has_a_source_of_its_own() -> None:
+def test_a_forked_child_has_another_source() -> None:
     program = """if 1:
         import os
         from cascade.telemetry.topics import source
@@ -108,18 +108,18 @@ def test_topic_filters(pattern: str, topic: str, matches: bool) -> None:
         ("a/#", "has a wildcard"),
     ],
 )
-def test_a_topic_that_a_broker_would_not_take_is_refused(topic: str, why: str) -> None:
+def test_an_invalid_topic_is_refused(topic: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         checked_topic(topic)
 
 
 @pytest.mark.parametrize("pattern", ["a/b", "#", "+", "a/+/c", "a/#", "+/+/#"])
-def test_topic_filters_that_can_be_subscribed_to(pattern: str) -> None:
+def test_a_valid_topic_filter_is_accepted(pattern: str) -> None:
     assert checked_filter(pattern) == pattern
 
 
 @pytest.mark.parametrize("pattern", ["", "a#", "#/a", "a/b+", "+a/b", "a/##", "a\x00/#"])
-def test_topic_filters_that_cannot(pattern: str) -> None:
+def test_an_invalid_topic_filter_is_refused(pattern: str) -> None:
     with pytest.raises(ValueError, match="topic filter"):
         checked_filter(pattern)
 
@@ -134,7 +134,7 @@ def test_topic_filters_that_cannot(pattern: str) -> None:
         "vpce-1-2.data.iot.us-east-1.vpce.amazonaws.com",
     ],
 )
-def test_the_host_names_of_aws_iot_core_have_its_limits(hostname: str) -> None:
+def test_hosts_of_aws_iot_core_have_its_limits(hostname: str) -> None:
     assert topic_limits(hostname) is AWS_LIMITS
     assert (AWS_LIMITS.max_bytes, AWS_LIMITS.max_slashes, AWS_LIMITS.max_client_id_bytes) == (256, 7, 128)
 
@@ -189,7 +189,7 @@ def test_a_project_whose_topics_exceed_the_limit_of_aws_is_refused_with_the_size
 
 
 @pytest.mark.parametrize("limits", [AWS_LIMITS, MQTT_LIMITS], ids=lambda limits: limits.broker)
-def test_each_topic_may_have_just_as_many_bytes_as_the_limit(limits: TopicLimits) -> None:
+def test_a_topic_may_have_as_many_bytes_as_the_limit(limits: TopicLimits) -> None:
     cases: list[tuple[Callable[[str], str], str]] = [
         (lambda project: events_topic("o", project, RUN_ID, limits), "a run's messages"),
         (lambda project: state_topic("o", project, RUN_ID, limits), "a run's state"),
@@ -204,7 +204,7 @@ def test_each_topic_may_have_just_as_many_bytes_as_the_limit(limits: TopicLimits
             topic_of("p" * (most + 1))
 
 
-def test_a_long_task_name_is_refused_by_name() -> None:
+def test_a_long_task_name_is_refused() -> None:
     name = "task/" + "reports/daily/\u00e4 " * 8
     assert len(control_topic("local", "default", name, "rate_limit")) > 256
     with pytest.raises(ValueError, match=r"of AWS IoT Core: shorten the task's name or pattern \(216 bytes\) or"):

@@ -1,4 +1,4 @@
-"""The allocator of parts."""
+"""Tests of the assignment of children to parts."""
 
 import math
 import sys
@@ -36,8 +36,10 @@ steps = st.lists(
 
 @settings(max_examples=300)
 @given(steps, st.booleans())
-def test_each_child_is_in_one_part_and_each_root_is_given_once(steps: list[tuple[str, Any]], is_known: bool) -> None:
-    """Children start and end in any order, at any cost."""
+def test_each_child_is_in_one_part_and_each_root_is_in_one_message(
+    steps: list[tuple[str, Any]], is_known: bool
+) -> None:
+    """Children start and end in any order and with any cost."""
     started = sum(kind == "start" for kind, _ in steps)
     parts = parts_of_a_map(size=started if is_known else started + 1)
     running: list[tuple[int, Child, tuple[int, int]]] = []
@@ -72,8 +74,8 @@ def test_each_child_is_in_one_part_and_each_root_is_given_once(steps: list[tuple
 
     listed, count = parts.close("m")
     rootless = [part.number for part in listed if not part.has_ended]
-    assert sorted(roots + rootless) == list(range(1, count + 1)), "each root once"
-    assert not (is_known and rootless), "after the last start no part stays open"
+    assert sorted(roots + rootless) == list(range(1, count + 1)), "each root is in one message"
+    assert not (is_known and rootless), "no part is open after the last start"
     assert [(part.first, part.last) for part in listed] == [
         (members[part.number][0], members[part.number][-1]) for part in listed
     ]
@@ -81,7 +83,7 @@ def test_each_child_is_in_one_part_and_each_root_is_given_once(steps: list[tuple
     assert sorted(index for indexes in members.values() for index in indexes) == list(range(started))
 
 
-def test_a_part_ends_with_its_last_child_once_no_further_one_can_start() -> None:
+def test_a_part_ends_with_its_last_child_if_no_further_child_can_start() -> None:
     parts = parts_of_a_map(PartLimits(children=2), size=5)
     children = [parts.start(f"m/{index}", "step", "m", index) for index in range(4)]
     assert [child.part.number for child in children] == [0, 0, 1, 1]
@@ -93,18 +95,18 @@ def test_a_part_ends_with_its_last_child_once_no_further_one_can_start() -> None
     assert [part.has_ended for part in parts.close("m")[0]] == [True, True]
 
 
-def test_a_part_that_has_ended_before_the_next_child_does_not_fit_is_given_to_the_next_message() -> None:
+def test_an_open_part_ends_if_the_next_child_starts_in_a_new_one() -> None:
     parts = parts_of_a_map(PartLimits(children=9, bytes=30_000), size=9)
     first, second = (parts.start(f"m/{index}", "step", "m", index) for index in range(2))
     assert (first.part.number, second.part.number) == (0, 1)
-    assert end(parts, "m/1", second, size=5_000) == [], "its part has room for another child"
+    assert end(parts, "m/1", second, size=5_000) == [], "the part has room for another child"
     assert end(parts, "m/0", first, size=100_000) == []
     third = parts.start("m/2", "step", "m", 2)
-    assert third.part.number == 2, "children have turned out to be larger than the room"
-    assert [part.number for part in end(parts, "m/2", third)] == [1, 2], "the second one is full"
+    assert third.part.number == 2, "the expected cost is now larger than the room"
+    assert [part.number for part in end(parts, "m/2", third)] == [1, 2], "the part of this child is full"
 
 
-def test_quick_children_fill_their_parts_up_to_the_number_of_children() -> None:
+def test_cheap_children_fill_parts_up_to_the_limit_of_children() -> None:
     parts = parts_of_a_map(PartLimits(), size=100_000)
     children: dict[int, Child] = {}
     for index in range(100_000):
@@ -114,7 +116,7 @@ def test_quick_children_fill_their_parts_up_to_the_number_of_children() -> None:
     assert parts.close("m")[1] == math.ceil(100_000 / 2_000) - 1, "part 0 is not listed"
 
 
-def test_children_that_all_start_before_the_first_one_ends_have_room_for_spans_of_their_own() -> None:
+def test_children_that_start_before_the_first_one_ends_have_a_reservation() -> None:
     parts = parts_of_a_map(PartLimits(), size=500)
     children = [parts.start(f"m/{index}", "step", "m", index) for index in range(500)]
     for child in children:
@@ -125,7 +127,7 @@ def test_children_that_all_start_before_the_first_one_ends_have_room_for_spans_o
         assert child.part.budget.bytes < 2_600_000
 
 
-def test_a_nested_run_counts_for_the_child_that_has_started_it() -> None:
+def test_a_nested_run_is_a_cost_of_its_outer_task() -> None:
     outer = parts_of_a_map(PartLimits(), size=10)
     item = outer.start("m/0", "step", "m", 0)
     before = item.part.budget.bytes
@@ -166,7 +168,7 @@ def test_spans_after_the_end_of_a_child_count_for_its_trace() -> None:
 
 
 def test_a_span_may_end_in_a_signal_handler_while_another_one_is_counted() -> None:
-    """A finalizer that the garbage collector calls may end one too. It runs in the same thread, anywhere in `charge`."""
+    """A finalizer may end a span, too. It runs in the same thread, at any point of `charge`."""
     parts = parts_of_a_map(size=1)
     child = parts.start("m/0", "step", "m", 0)
     before, calls = child.part.budget.bytes, 0
@@ -186,7 +188,7 @@ def test_a_span_may_end_in_a_signal_handler_while_another_one_is_counted() -> No
     assert (calls, child.part.budget.bytes) == (1, before + 1_010)
 
 
-def test_the_program_has_no_room_in_a_full_trace() -> None:
+def test_a_full_trace_has_no_room_for_spans_of_the_program() -> None:
     parts = parts_of_a_map(size=1)
     child = parts.start("m/0", "step", "m", 0)
     count = 0
@@ -198,7 +200,7 @@ def test_the_program_has_no_room_in_a_full_trace() -> None:
     assert child.allowance()[1] >= 2 * 360, "the child's own span has room"
 
 
-def test_later_children_have_room_for_what_earlier_ones_have_left_out() -> None:
+def test_dropped_spans_add_to_the_reservations_of_later_children() -> None:
     parts = parts_of_a_map(PartLimits(), size=300)
     children = [parts.start(f"m/{index}", "step", "m", index) for index in range(100)]
     for index, child in enumerate(children):
@@ -217,7 +219,7 @@ def test_a_run_without_a_subscriber_is_not_split() -> None:
     assert parts.number_of("any") == 0
 
 
-def test_the_last_message_of_a_map_lists_a_bounded_number_of_parts() -> None:
+def test_the_last_message_of_a_map_lists_a_limited_number_of_parts() -> None:
     parts = parts_of_a_map(PartLimits(children=1), size=1_000)
     for index in range(200):
         child = parts.start(f"m/{index}", "step", "m", index)
@@ -226,13 +228,13 @@ def test_the_last_message_of_a_map_lists_a_bounded_number_of_parts() -> None:
     listed, count = parts.close("m")
     assert count == 199
     assert len(listed) == MAX_LISTED_PARTS
-    assert listed[-1].number == 199, "a part whose root no message has is listed in any case"
+    assert listed[-1].number == 199, "a part without a root in a message is always listed"
     assert [part.number for part in listed[:-1]] == list(range(1, MAX_LISTED_PARTS))
 
 
 @pytest.mark.parametrize("name", ["CASCADE_TRACE_PART_SIZE", "CASCADE_TRACE_PART_BYTES"])
 @pytest.mark.parametrize("value", ["0", "-1", "many", "1.5", "99999999999", "²"])
-def test_a_limit_that_is_no_number_is_refused_by_name(name: str, value: str) -> None:
+def test_an_invalid_limit_is_refused_with_its_variable(name: str, value: str) -> None:
     with pytest.raises(ValueError, match=f"{name}='{value}' must be a number"):
         part_limits_from_environment({name: value})
 

@@ -26,14 +26,14 @@ VALIDATOR = Draft202012Validator(load("message"))
 
 
 @given(headers, bodies)
-def test_any_message_goes_around_and_fits_the_schema(header: Header, body: Body) -> None:
+def test_a_decoded_message_equals_the_original_and_fits_the_schema(header: Header, body: Body) -> None:
     payload = loads(dumps(encode(header, body)))
     assert decode(payload) == (header, body)
     VALIDATOR.validate(payload)
 
 
 @given(headers, bodies)
-def test_what_is_not_known_is_ignored(header: Header, body: Body) -> None:
+def test_unknown_fields_are_ignored(header: Header, body: Body) -> None:
     payload: dict[str, Any] = encode(header, body) | {"new_in_1_1": 1}
     payload["body"]["also_new"] = [1]
     assert decode(payload) == (header, body)
@@ -63,19 +63,19 @@ def message(**changes: Any) -> dict[str, Any]:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_no_message_is_refused_by_name(payload: Any, problem: str) -> None:
+def test_an_invalid_message_is_refused_with_the_field(payload: Any, problem: str) -> None:
     with pytest.raises(ValueError, match=problem.replace(".", r"\.")):
         decode(payload)
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b'"text"', b"NaN"])
-def test_what_is_no_json_object_is_a_value_error(data: bytes) -> None:
+def test_invalid_json_raises_a_value_error(data: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - the parser's own texts
         loads(data)
 
 
 @given(st.integers(0, 4_000_000_000_000_000_000))
-def test_timestamps_go_around_to_the_microsecond(ns: int) -> None:
+def test_a_parsed_timestamp_is_exact_to_the_microsecond(ns: int) -> None:
     assert parse_timestamp(timestamp(ns)) == ns // 1000 * 1000
 
 
@@ -103,7 +103,7 @@ def test_json_is_strict() -> None:
         (b" " * 20_000, "20,000 bytes, more than 16,384"),
     ],
 )
-def test_what_comes_in_and_cannot_be_read_says_why(data: bytes, why: str) -> None:
+def test_an_invalid_incoming_message_has_a_reason(data: bytes, why: str) -> None:
     found = decode_incoming(data)
     assert isinstance(found, InvalidPayload)
     assert why in found.reason
@@ -111,7 +111,7 @@ def test_what_comes_in_and_cannot_be_read_says_why(data: bytes, why: str) -> Non
 
 
 @given(st.binary(max_size=300))
-def test_whatever_comes_in_is_an_object_or_unreadable(data: bytes) -> None:
+def test_any_incoming_message_is_an_object_or_invalid(data: bytes) -> None:
     found = decode_incoming(data)
     assert (found == {}) is (data == b"" or isinstance(found, InvalidPayload))
 
@@ -141,18 +141,18 @@ def test_the_message_expiry_lowers_the_end_of_a_constraint(payload: dict[str, An
 @pytest.mark.parametrize(
     "expires_at", [True, "1000", [], -1, 1_795_790_835_000, 1e12, float("inf"), float("nan"), 10**400]
 )
-def test_an_invalid_end_stays_as_it_is_so_that_it_is_refused(expires_at: Any) -> None:
+def test_an_invalid_end_is_not_changed(expires_at: Any) -> None:
     payload = PAUSE | {"expires_at": expires_at}
     assert with_expiry(payload, 60, 1000.0) is payload
 
 
 @pytest.mark.parametrize("data", [b"", b"nonsense", b"{}", b"[1]"])
-def test_a_message_without_a_payload_gets_no_end(data: bytes) -> None:
+def test_an_empty_or_invalid_payload_gets_no_end(data: bytes) -> None:
     payload = decode_incoming(data)
     assert with_expiry(payload, 60, 1000.0) is payload
 
 
-def test_other_faults_stay_as_they_are() -> None:
+def test_other_faults_are_not_changed() -> None:
     assert with_expiry({"type": 7, "else": 1}, 0, 1000.0) == {"type": 7, "else": 1, "expires_at": 1000.0}
 
 
