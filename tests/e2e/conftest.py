@@ -1,4 +1,4 @@
-"""The three stacks. What runs slowly is started once for all tests that do not disturb it."""
+"""Fixtures of the three stacks. Slow servers are started once for all tests that do not disturb them."""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from tests.e2e import stacks
 from tests.lab.programs import is_missing, program
 
 _COMPOSE = "CASCADE_E2E_COMPOSE"
-_compose_is_up = bool(os.environ.get(_COMPOSE))  # read now: tests do not see the caller's variables
+_compose_is_up = bool(os.environ.get(_COMPOSE))  # read at import: tests run without the caller's variables
 
 
 @pytest.fixture(scope="session")
@@ -21,8 +21,8 @@ def embedded() -> Iterator[stacks.Embedded]:
 
 
 @pytest.fixture(scope="session")
-def servers_are_there() -> None:
-    """Else the test is skipped, or fails where they must be."""
+def installed_servers() -> None:
+    """Skip the test if a server is missing, or fail if servers are required."""
     for path, name in ((build.collector_path(), "the Collector"), (build.jaeger_path(), "Jaeger")):
         if not path.exists():
             is_missing(f"{name} (`make stack-build`)")
@@ -31,22 +31,22 @@ def servers_are_there() -> None:
 
 
 @pytest.fixture(scope="session")
-def processes(servers_are_there: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[stacks.Processes]:
-    """Shared: whoever kills a server starts it again."""
+def processes(installed_servers: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[stacks.Processes]:
+    """Return the shared servers. A test that kills a server must start it again."""
     with stacks.processes(tmp_path_factory.mktemp("stack")) as found:
         yield found
 
 
 @pytest.fixture
-def own_processes(servers_are_there: None, tmp_path: Path) -> Iterator[stacks.Processes]:
-    """A stack of the test's own."""
+def own_processes(installed_servers: None, tmp_path: Path) -> Iterator[stacks.Processes]:
+    """Start separate servers for the test."""
     with stacks.processes(tmp_path) as found:
         yield found
 
 
 @pytest.fixture(scope="session")
 def compose() -> stacks.Servers:
-    """What `docker compose up -d` has started; it is not ours to start, nor to stop."""
+    """Return the servers that `docker compose up -d` has started. The tests do not start or stop them."""
     if not _compose_is_up:
         pytest.skip(f"{_COMPOSE}=1 runs these tests over a stack that `docker compose up -d --wait` has started")
     return stacks.Servers("http://127.0.0.1:16686", "http://127.0.0.1:4318")
@@ -54,6 +54,6 @@ def compose() -> stacks.Servers:
 
 @pytest.fixture(params=["embedded", "processes", "compose"])
 def stack(request: pytest.FixtureRequest) -> stacks.Stack:
-    """Each of the three in turn."""
+    """Return each of the three stacks in turn."""
     found: stacks.Stack = request.getfixturevalue(request.param)
     return found

@@ -1,4 +1,4 @@
-"""Questions to a Prometheus."""
+"""Client of the query API of Prometheus."""
 
 import json
 import time
@@ -13,24 +13,24 @@ Labels = dict[str, str]
 
 
 class Prometheus:
-    """Its query API."""
+    """Client of the query API."""
 
     def __init__(self, url: str) -> None:
         self._url = url
 
     def values(self, expr: str) -> list[tuple[Labels, float]]:
-        """What an expression is now, without what is not a number."""
+        """Return the current values of an expression without NaN."""
         found = self._get("query", {"query": expr})["result"]
         values = [(sample["metric"], float(sample["value"][1])) for sample in found]
-        return [(labels, value) for labels, value in values if value == value]  # noqa: PLR0124 - NaN is not itself
+        return [(labels, value) for labels, value in values if value == value]  # noqa: PLR0124 - NaN differs from itself
 
     def wait_for(self, expr: str) -> list[tuple[Labels, float]]:
-        """The values, once there are any."""
-        until(lambda: bool(self.values(expr)), f"Prometheus knows {expr}")
+        """Return the values of an expression as soon as there are any."""
+        until(lambda: bool(self.values(expr)), f"Prometheus has {expr}")
         return self.values(expr)
 
     def wait_for_value(self, expr: str, expected: float) -> None:
-        """Return once the expression has a single value, which is this one."""
+        """Wait until the expression has exactly the expected value."""
         found = list[float]()
 
         def is_expected() -> bool:
@@ -43,23 +43,23 @@ class Prometheus:
             raise AssertionError(f"{error}; it is {found}") from None
 
     def wait_for_trace_ids(self, expr: str) -> set[str]:
-        """The traces to which the exemplars of the expression's metrics lead, once there are any."""
+        """Return the trace ids of the exemplars of the expression's metrics, as soon as there are any."""
         until(lambda: bool(self._trace_ids(expr)), f"{expr} has exemplars")
         return self._trace_ids(expr)
 
     def label_values(self, selector: str, label: str) -> set[str]:
-        """The values of a label, as a dashboard's variable lists them."""
+        """Return the values of a label, as in a dashboard's variable."""
         return set(self._get(f"label/{label}/values", {"match[]": selector}))
 
     def rules(self) -> list[dict[str, Any]]:
-        """The groups of rules that it has loaded."""
+        """Return the loaded groups of rules."""
         groups: list[dict[str, Any]] = self._get("rules", {})["groups"]
         return groups
 
     def _get(self, path: str, query: dict[str, str]) -> Any:
         url = f"{self._url}/api/v1/{path}?{urllib.parse.urlencode(query)}"
-        with urllib.request.urlopen(url, timeout=HANG) as answer:  # noqa: S310 - our own Prometheus
-            return json.load(answer)["data"]
+        with urllib.request.urlopen(url, timeout=HANG) as response:  # noqa: S310 - the Prometheus of the tests
+            return json.load(response)["data"]
 
     def _trace_ids(self, expr: str) -> set[str]:
         now = time.time()

@@ -1,4 +1,4 @@
-"""Runs in processes of their own, as a user's are."""
+"""Starts workflows in separate processes."""
 
 import json
 import os
@@ -15,9 +15,9 @@ from tests.lab.waiting import NEVER
 
 
 class Run:
-    """A workflow of `workflows.py`, or of another module, in its process.
+    """A workflow of `workflows.py`, or of another module, in a separate process.
 
-    `with` ends it, should it still be there.
+    The end of the `with` block kills the process if it is still running.
     """
 
     def __init__(
@@ -43,34 +43,34 @@ class Run:
         self.process.communicate()
 
     def wait_for_line(self, expected: str) -> None:
-        """Return once it has said so."""
+        """Read the next line, which must be the expected one."""
         assert self.process.stdout
         assert self.process.stdout.readline() == f"{expected}\n"
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """SIGSTOP, and SIGCONT afterwards."""
+        """Stop the process with SIGSTOP, and continue it at the end of the block."""
         self.process.send_signal(signal.SIGSTOP)
         try:
             yield
         finally:
             self.process.send_signal(signal.SIGCONT)
 
-    def go_on(self) -> None:
-        """Let it go on after the line that it is waiting at."""
+    def resume(self) -> None:
+        """Resume the workflow, which waits for a line."""
         assert self.process.stdin
         self.process.stdin.write("\n")
         self.process.stdin.flush()
 
     def result(self) -> dict[str, Any]:
-        """Its last line, once it has ended; it is told to go on before."""
+        """Resume the workflow, wait for its end, and return the result in its last line."""
         out, self.stderr = self.process.communicate("\n", timeout=NEVER)
         assert out, self.stderr
-        said: dict[str, Any] = json.loads(out.splitlines()[-1])
-        return said
+        result: dict[str, Any] = json.loads(out.splitlines()[-1])
+        return result
 
 
 def run(environment: Mapping[str, str], name: str, *arguments: object) -> dict[str, Any]:
-    """What the run said at its end: its ids, and its value or error."""
+    """Run a workflow; return its ids, and its value or error."""
     with Run(environment, name, *arguments) as running:
         return running.result()

@@ -1,7 +1,7 @@
-"""The runs among which the searches of the documentation are tested: `python -m tests.e2e.searched ended|active|others`.
+"""Runs for the tests of the documented searches: `python -m tests.e2e.searched ended|active|others`.
 
-Their clock is moved by hand, so that the duration of a run does not depend on the machine. The last line on stdout is
-JSON: the run id and the trace id of each run by its name.
+The runs use a fixed clock, so that their durations do not depend on the machine. The last line on stdout is JSON: the run id
+and the trace id of each run by name.
 """
 
 import asyncio
@@ -20,13 +20,13 @@ from cascade.testing import FixedClock, MemoryConnector
 from tests.lab.time_limits import raise_time_limits
 
 PART_SIZE = 10
-"""Children in a trace of the large run."""
+"""Children per trace of the large run."""
 
 PARTS = 100
 """Further traces of the large run."""
 
 LONG = 30.0
-"""Seconds of the slow run, and of a part of the large one."""
+"""Duration in seconds of the slow run, and of a part of the large run."""
 
 CALLER = "0af7651916cd43dd8448eb211c80319c"
 """The trace that one of the runs joins."""
@@ -117,20 +117,20 @@ RUNS: Mapping[str, Callable[[], Any]] = {
         convert_slowly.map(x=range(1, PART_SIZE * (PARTS + 1) + 1)).with_label(lambda x: f"notes {x}.txt")
     ),
 }
-"""In the order of their start."""
+"""Runs in the order of their start."""
 
 OTHERS: Mapping[str, Callable[[], Any]] = {
     "with failed nested runs in a part": lambda: collect(recover.map(x=range(2 * PART_SIZE)))
 }
-"""Runs whose parts are in the list of failed runs."""
+"""Runs with parts in the list of failed runs."""
 
 
 async def run(target: Any) -> dict[str, str]:
-    """Run the target; its run id and trace id."""
-    bus, beside = cs.MessageBus(), MemoryConnector()
+    """Run the target; return its run id and trace id."""
+    bus, recorder = cs.MessageBus(), MemoryConnector()
     connector = cs.OtelConnector()
     TelemetrySubscriber(bus, connector)
-    TelemetrySubscriber(bus, beside)
+    TelemetrySubscriber(bus, recorder)
     executor = cs.LocalExecutor()
     engine = cs.Engine(cs.NativeSolver(), executor, bus, connector=connector, clock=clock)
     try:
@@ -138,7 +138,7 @@ async def run(target: Any) -> dict[str, str]:
     except (ValueError, TimeoutError) as error:
         print(error)
     executor.close()
-    return {key: beside.payloads[0][key] for key in ("run_id", "trace_id")}
+    return {key: recorder.payloads[0][key] for key in ("run_id", "trace_id")}
 
 
 def main(which: str) -> None:

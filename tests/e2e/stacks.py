@@ -1,4 +1,4 @@
-"""Three places where the same runs are seen: receivers of our own, the stack's servers, and compose."""
+"""The three stacks that receive the same runs: receivers in the process, server processes, and Compose."""
 
 import os
 import re
@@ -19,31 +19,31 @@ from tests.lab.jaeger import Jaeger
 from tests.lab.waiting import HANG
 
 INTERVALS = local.Intervals(span_metrics="4s", scrape="1s")
-"""Exemplars of span metrics are there from one interval to the next: Prometheus looks several times meanwhile."""
+"""Exemplars of span metrics exist for one interval, so that Prometheus scrapes several times per interval."""
 
 NO_COMPOSE = {name: str(reserved_port()) for name in ("JAEGER_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")}
-"""Ports at which no server listens: a stack of Compose on this machine is not used."""
+"""Ports without a server, so that a running stack of Compose is not used."""
 
 Predicate = Callable[[Spans], bool]
 
 
 class Stack(Protocol):
-    """What a run needs to be told, and what its reader may ask."""
+    """Receives the spans of runs and returns them."""
 
     environment: dict[str, str]
     """Variables for the process that runs the workflow."""
 
     def wait_for(self, trace_id: str, predicate: Predicate) -> Spans:
-        """The trace, once the predicate holds for it."""
+        """Return the trace as soon as the predicate is true for it."""
         ...
 
     def find(self, service: str, *, operation: str | None = None, tags: Mapping[str, str] | None = None) -> set[str]:
-        """The ids of the traces that a search lists."""
+        """Return the ids of the traces that a search finds."""
         ...
 
 
 class Embedded:
-    """`cascade.testing` alone."""
+    """The OTLP receiver of `cascade.testing`."""
 
     def __init__(self, receiver: OtlpReceiver) -> None:
         self._receiver = receiver
@@ -59,7 +59,7 @@ class Embedded:
 
 
 class Servers:
-    """Jaeger behind the Collector, wherever they run."""
+    """The Collector and Jaeger."""
 
     def __init__(self, jaeger_url: str, otlp_url: str) -> None:
         self.jaeger = Jaeger(jaeger_url)
@@ -73,7 +73,7 @@ class Servers:
 
 
 class Processes(Servers):
-    """The stack's own programs and configuration, as processes that a test may kill."""
+    """The servers as processes that a test may kill."""
 
     def __init__(self, folder: Path, ports: Ports) -> None:
         super().__init__(ports.url(ports.jaeger_http), ports.url(ports.otlp_http))
@@ -84,21 +84,21 @@ class Processes(Servers):
         self.mosquitto = local.mosquitto(folder, ports)
 
     def mqtt_url(self, user: str = local.RUNNER, password: str = local.PASSWORD) -> str:
-        """What CASCADE_MQTT_URL has to be."""
+        """Return the value of CASCADE_MQTT_URL."""
         return f"mqtt://{user}:{password}@{self.ports.at(self.ports.mqtt)}"
 
-    def wait_until_taken(self, count: int) -> None:
-        """Return once the Collector, since it was started, has taken so many spans from us."""
-        until(lambda: self._spans("accepted") >= count, f"the Collector has taken {count} spans")
+    def wait_until_accepted(self, count: int) -> None:
+        """Wait until the Collector has accepted `count` spans since its start."""
+        until(lambda: self._spans("accepted") >= count, f"the Collector has accepted {count} spans")
 
     def wait_until_refused(self, count: int) -> None:
-        """Return once the Collector, since it was started, has said "later" to so many spans."""
+        """Wait until the Collector has refused `count` spans since its start."""
         until(lambda: self._spans("refused") >= count, f"the Collector has refused {count} spans")
 
     def _spans(self, verb: str) -> float:
         url = self.ports.url(self.ports.collector_self, "/metrics")
-        with urllib.request.urlopen(url, timeout=HANG) as answer:  # noqa: S310 - our own Collector
-            text = answer.read().decode()
+        with urllib.request.urlopen(url, timeout=HANG) as response:  # noqa: S310 - the Collector of the tests
+            text = response.read().decode()
         found = re.findall(rf"^otelcol_receiver_{verb}_spans\S*\{{[^}}]*\}} (\S+)$", text, re.MULTILINE)
         return sum(float(value) for value in found)
 
@@ -111,7 +111,7 @@ def embedded() -> Iterator[Embedded]:
 
 @contextmanager
 def processes(folder: Path) -> Iterator[Processes]:
-    """All servers, each ready."""
+    """Start all servers."""
     found = Processes(folder, free_ports())
     with ExitStack() as running:
         for server in (found.prometheus, found.jaeger_server, found.collector, found.mosquitto):
@@ -121,7 +121,7 @@ def processes(folder: Path) -> Iterator[Processes]:
 
 
 def stack_command(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run `python -m stack` to its end, with variables on top of those of this process."""
+    """Run `python -m stack` with additional variables."""
     command = [sys.executable, "-m", "stack", "--folder", str(folder), "--free-ports", *arguments]
     environment = {**os.environ, **NO_COMPOSE, "BROWSER": "none", "CHROMIUM": "none", **variables}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
@@ -132,7 +132,7 @@ def _of_trace(spans: Spans, trace_id: str) -> Spans:
 
 
 def _searchable(span: ReceivedSpan) -> dict[str, str]:
-    """What Jaeger finds a span by."""
+    """Return the fields by which Jaeger finds a span."""
     found = {name: str(value) for name, value in span.attributes.items()}
     found |= {"service": span.resource["service.name"], "operation": span.name}
     return {**found, "error": "true"} if span.status == "ERROR" else found

@@ -1,4 +1,4 @@
-"""A Tempo and its query API, as its documentation describes them: https://grafana.com/docs/tempo/v2.10.x/api_docs/."""
+"""A Tempo process and a client of its query API: https://grafana.com/docs/tempo/v2.10.x/api_docs/."""
 
 import json
 import re
@@ -34,7 +34,7 @@ class Tempo:
         self.environment = environment
 
     def spans(self, trace_id: str) -> list[Json]:
-        """The spans of a trace as OTLP has them, none if Tempo does not have the trace."""
+        """Return the spans of a trace in OTLP; none if Tempo does not have the trace."""
         try:
             answer = json.loads(self._get(f"/api/traces/{trace_id}"))
         except urllib.error.HTTPError as error:
@@ -45,7 +45,7 @@ class Tempo:
         return [span for scope in scopes for span in scope.get("spans", ())]
 
     def search(self, traceql: str, target: Mapping[str, Any] | None = None) -> dict[str, list[Json]]:
-        """The spans that a search finds, by the id of their trace, with the limits of a panel's target."""
+        """Return the spans that a search finds, by trace id, with the limits of a panel's target."""
         limits = {name: value for name, value in (target or {}).items() if name in {"limit", "spss"}}
         answer = json.loads(self._get("/api/search", q=traceql, **_around_now(), **limits))
         return {
@@ -54,14 +54,14 @@ class Tempo:
         }
 
     def series(self, traceql: str) -> list[Json]:
-        """The series of a TraceQL metric."""
+        """Return the series of a TraceQL metric."""
         found: list[Json] = json.loads(self._get("/api/metrics/query_range", q=traceql, **_around_now())).get(
             "series", []
         )
         return found
 
     def discarded(self) -> float:
-        """The number of spans that Tempo has received and discarded."""
+        """Return the number of spans that Tempo has received and discarded."""
         lines = re.findall(r"^tempo_discarded_spans_total\{.*\} (\S+)$", self._get("/metrics"), re.MULTILINE)
         return sum(map(float, lines))
 
@@ -73,14 +73,14 @@ class Tempo:
 
 
 def _around_now() -> dict[str, int]:
-    """Without a range of time Tempo searches only what it has not yet stored."""
+    """Return a time range. Without it, Tempo searches only spans that are not yet stored."""
     now = int(time.time())
     return {"start": now - 3600, "end": now + 60}
 
 
 @contextmanager
 def running(program: str, folder: Path) -> Iterator[Tempo]:
-    """The program with the stack's configuration, other addresses and another folder."""
+    """Return a Tempo with the stack's configuration, other addresses and another folder."""
     text = (ROOT / "stack" / "tempo" / "tempo.yaml").read_text().replace("/var/tempo", str(folder))
     configuration = yaml.safe_load(text)
     http, grpc, otlp = reserved_port(), reserved_port(), reserved_port()

@@ -1,4 +1,4 @@
-"""What the documentation has people run, run over the real servers."""
+"""The test of docs/ci.md and the demo run over the real servers."""
 
 import os
 import re
@@ -28,7 +28,7 @@ def test_the_test_of_the_page_about_ci(processes: Processes, tmp_path: Path) -> 
     assert "1 passed" in done.stdout
 
 
-def test_the_demo_sends_to_the_stack_and_its_trace_is_there(processes: Processes) -> None:
+def test_the_demo_exports_the_trace_of_the_picture(processes: Processes) -> None:
     """`OTEL_EXPORTER_OTLP_ENDPOINT=… make demo`."""
     done = subprocess.run(
         [sys.executable, str(ROOT / "examples" / "demo.py")],
@@ -53,6 +53,6 @@ BY_CHANCE = re.compile("unpack_stdlib( skipped)?|(most_imported|longest_function
 
 
 def rows_of(picture: str) -> dict[str, int]:
-    """The indent of each span's name in a picture, without the numbers in names."""
+    """Return the indentation of each span's name in a picture, with the digits removed from names."""
     rows = re.findall(r'<text x="(\d+)" y="\d+"(?: class="dim")?>([^<]+)', picture)
     return {re.sub(r"\d+", "", name): int(x) for x, name in rows if int(x) < NAMES}

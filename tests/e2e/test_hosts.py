@@ -1,4 +1,4 @@
-"""Runs inside of other programs: web servers, workers, a notebook. The programs are those of `docs/servers.md`."""
+"""Runs in web servers, workers and a notebook, with the programs of `docs/servers.md`."""
 
 import concurrent.futures
 import json
@@ -30,7 +30,7 @@ BLOCK = re.compile(r"^## (.+?)$|^```py\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 @pytest.fixture(autouse=True)
 def hosts() -> None:
-    """The packages of the dependency group `hosts`; `make test-extras` installs none of them."""
+    """Skip the test without the packages of the dependency group `hosts`, which `make test-extras` does not install."""
     packages = ("gunicorn", "celery", "fastapi", "uvicorn", "nbclient", "ipykernel", "opentelemetry.distro")
     if absent := [name for name in packages if find_spec(name) is None]:
         is_missing(", ".join(absent))
@@ -43,7 +43,7 @@ def receiver() -> Iterator[OtlpReceiver]:
 
 
 def example(section: str) -> str:
-    """The program of a section of the page."""
+    """Return the program of a section of the page."""
     found: dict[str, str] = {}
     current = ""
     for title, code in BLOCK.findall((ROOT / "docs" / "servers.md").read_text("utf-8")):
@@ -61,7 +61,7 @@ def environment(receiver: OtlpReceiver, **more: str) -> dict[str, str]:
 
 @contextmanager
 def serving(folder: Path, environ: Mapping[str, str], *arguments: str, descriptor: int = 0) -> Iterator[None]:
-    """A server in a process of its own, which SIGTERM ends; what it has printed is shown where the test fails."""
+    """Start a server process, and stop it with SIGTERM. Its output is shown if the test fails."""
     command = [sys.executable, "-m", *arguments]
     log = folder / "output.txt"
     with log.open("wb") as output:
@@ -89,7 +89,7 @@ def run(folder: Path, environ: Mapping[str, str], *command: str) -> str:
 
 @contextmanager
 def listening() -> Iterator[tuple[str, int]]:
-    """A socket that a server inherits: no other program can take the port."""
+    """Return a socket that a server inherits, so that no other program can use the port."""
     with socket.create_server(("127.0.0.1", 0)) as bound:
         os.set_inheritable(bound.fileno(), True)
         yield f"http://127.0.0.1:{bound.getsockname()[1]}", bound.fileno()
@@ -106,7 +106,7 @@ def get_all(urls: list[str]) -> list[str]:
 
 
 def check_counts(receiver: OtlpReceiver, task: str, runs: int) -> Counter[str]:
-    """Runs, spans and metrics agree, in total and for each process. Returns the runs of each process."""
+    """Check that runs, spans and metrics are consistent for each process; return the number of runs per process."""
     by_process = spans_by_instance(receiver, f"run {task}")
     assert by_process.total() == runs
     assert spans_by_instance(receiver, task) == spans_by_instance(receiver, f"run {task} started") == by_process
@@ -122,7 +122,7 @@ def test_gunicorn(options: list[str], receiver: OtlpReceiver, tmp_path: Path) ->
     with listening() as (url, descriptor):
         arguments = ("gunicorn", *options, "--workers", "2", "--bind", f"fd://{descriptor}", "wsgi:app")
         with serving(tmp_path, environment(receiver), *arguments, descriptor=descriptor):
-            # The kernel chooses the worker: until both have answered.
+            # The kernel selects the worker. Repeat until both workers have responded.
             while len(spans_by_instance(receiver, "run length")) < 2:
                 assert get_all([f"{url}/four"] * 4) == ["5"] * 4
                 done += 4

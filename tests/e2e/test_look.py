@@ -1,4 +1,4 @@
-"""`make stack-look` over servers that `make stack-up` starts, with a folder and ports of the test's own."""
+"""`make stack-look` with servers that `make stack-up` starts in a temporary folder and on free ports."""
 
 import json
 import re
@@ -28,12 +28,12 @@ import sys, urllib.request
 with urllib.request.urlopen(sys.argv[2]) as answer, open(sys.argv[1], "a") as opened:
     print(sys.argv[2], answer.status, "<title>Prometheus" in answer.read().decode(), file=opened)
 """
-"""A browser: it requests the page that it is given, and writes the URL down."""
+"""A browser that requests the page and writes its URL to a file."""
 
 
 @pytest.fixture(scope="module")
-def started(servers_are_there: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of a stack that `stack up` started."""
+def started(installed_servers: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return the folder of a stack that `stack up` started."""
     folder = tmp_path_factory.mktemp("up")
     done = stack_command(folder, "up")
     try:
@@ -45,13 +45,13 @@ def started(servers_are_there: None, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="module")
 def trace_id(started: Path) -> str:
-    """The trace id of a run that has ended."""
+    """Return the trace id of an ended run."""
     return ended_run(servers_of(started), "shop", "report")
 
 
 @pytest.fixture
 def prometheus_has_pages(started: Path) -> None:
-    """The package of Prometheus in Debian 13 has a placeholder at the address of the page, as this Jaeger has."""
+    """Whether Prometheus has its page. The package in Debian 13 serves a placeholder, like this Jaeger."""
     ports = ports_of(started)
     if problem := look.problem_of(f"{ports.url(ports.prometheus)}/graph"):
         pytest.skip(f"Prometheus: {problem}")
@@ -75,7 +75,7 @@ def ports_of(folder: Path) -> Ports:
 
 
 def ended_run(servers: Servers, service: str, workflow: str) -> str:
-    """The trace id of a run that is in Jaeger as a whole."""
+    """Run a workflow, and return its trace id when its trace in Jaeger is complete."""
     found: str = run({**servers.environment, "OTEL_SERVICE_NAME": service}, workflow)["trace_id"]
     servers.wait_for(found, lambda spans: any(span.parent_span_id is None for span in spans))
     return found
@@ -86,7 +86,7 @@ def look_at(folder: Path, trace_id: str | None = None, out: Path = Path("nowhere
 
 
 def urls_in(text: str) -> dict[str, str]:
-    """The URL of each page by the page's title."""
+    """Return the URLs of the pages by title."""
     return dict(re.findall(r"^(\w+: .*)\n  (http://\S+)$", text, re.MULTILINE))
 
 
@@ -113,7 +113,7 @@ def test_the_urls_of_the_latest_run_select_it_in_the_query_api_of_jaeger(started
     assert urls_in(look_at(started, str(UUID(trace_id))))["Jaeger: the trace"].endswith(f"/trace/{trace_id}")
 
 
-def test_a_run_that_has_not_ended_is_the_latest(started: Path) -> None:
+def test_an_active_run_is_the_latest_run(started: Path) -> None:
     servers = servers_of(started)
     with Run({**servers.environment, "OTEL_SERVICE_NAME": "night"}, "endless") as running:
         running.wait_for_line("running")
@@ -153,10 +153,8 @@ def test_a_part_of_a_run_is_shown_without_a_state(started: Path) -> None:
 
 
 @pytest.mark.usefixtures("prometheus_has_pages")
-def test_pages_that_are_served_are_opened_and_the_others_are_reported(
-    started: Path, trace_id: str, tmp_path: Path
-) -> None:
-    """The Jaeger that is built here has a placeholder in place of its pages; Prometheus has its pages."""
+def test_available_pages_are_opened_and_the_others_are_reported(started: Path, trace_id: str, tmp_path: Path) -> None:
+    """The Jaeger of the tests has a placeholder instead of its pages. Prometheus has its pages."""
     (tmp_path / "fetch.py").write_text(FETCH)
     for name in ("jaeger-trace", "prometheus"):
         (tmp_path / f"{name}.png").write_text("of an earlier look")
@@ -200,8 +198,8 @@ def test_the_stack_of_compose_is_found_by_its_ports(
 
 
 def test_the_query_of_the_page_of_prometheus_counts_the_ended_runs(processes: Processes) -> None:
-    said = run({**processes.environment, "OTEL_SERVICE_NAME": "counted"}, "report")
-    spans = processes.wait_for(said["trace_id"], lambda spans: bool(spans.named("run summary")))
+    result = run({**processes.environment, "OTEL_SERVICE_NAME": "counted"}, "report")
+    spans = processes.wait_for(result["trace_id"], lambda spans: bool(spans.named("run summary")))
     url = processes.ports.url(processes.ports.prometheus)
     (page,) = [
         page for page in look.pages(look.first_of(spans), Running("http://jaeger", url)) if page.name == "prometheus"
@@ -212,7 +210,7 @@ def test_the_query_of_the_page_of_prometheus_counts_the_ended_runs(processes: Pr
 
 
 @pytest.mark.usefixtures("prometheus_has_pages")
-def test_chromium_saves_screenshots_of_the_pages_that_are_served(
+def test_chromium_saves_screenshots_of_available_pages(
     started: Path, trace_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("CHROMIUM")
@@ -229,7 +227,7 @@ def test_chromium_saves_screenshots_of_the_pages_that_are_served(
 
 
 def decoded(png: bytes) -> tuple[int, int, list[bytes]]:
-    """Width, height, and the encoded rows of a PNG file, which differ unless the picture is empty."""
+    """Return the width, the height and the encoded rows of a PNG file. The rows differ unless the picture is empty."""
     assert png.startswith(b"\x89PNG\r\n\x1a\n")
     width, height = struct.unpack(">II", png[16:24])
     data, position = b"", 8
@@ -244,7 +242,7 @@ def decoded(png: bytes) -> tuple[int, int, list[bytes]]:
 
 
 @pytest.mark.usefixtures("prometheus_has_pages")
-def test_a_chromium_that_fails_is_an_error_after_the_urls(started: Path, trace_id: str, tmp_path: Path) -> None:
+def test_a_failure_of_chromium_is_an_error_after_the_urls(started: Path, trace_id: str, tmp_path: Path) -> None:
     done = stack_command(started, "look", trace_id, "--out", str(tmp_path), CHROMIUM="false")
     assert done.returncode == 1
     assert "Prometheus: ended runs\n" in done.stdout

@@ -1,4 +1,4 @@
-"""What Prometheus knows of the runs, and that each of the dashboards' questions has an answer."""
+"""Metrics of runs in Prometheus, and the queries of the dashboards."""
 
 import json
 import os
@@ -28,12 +28,13 @@ VARIABLES = {"service": [SERVICE], "target": ALL, "__range": "1h", "__rate_inter
 
 @pytest.fixture(scope="session")
 def prometheus(processes: Processes) -> Iterator[Prometheus]:
-    """After runs of each kind, while one is still going.
+    """Return a Prometheus after runs of each kind and during an active run.
 
-    Once for a worker: it may come back to this module after tests of others, and its servers count all runs.
+    The scope is the session, because a worker of pytest may run tests of this module in several parts, and the servers
+    count all runs.
     """
     found = Prometheus(processes.ports.url(processes.ports.prometheus))
-    # Exemplars are there for a moment only, and Prometheus takes some seconds before it looks for the first time.
+    # Exemplars exist for one interval only, and the first scrape of Prometheus is some seconds after its start.
     found.wait_for('up{job="collector"} == 1')
     environment = {**processes.environment, "OTEL_SERVICE_NAME": SERVICE, "OTEL_METRIC_EXPORT_INTERVAL": "200"}
     for name in ("report", "report", "failure", "narrow"):
@@ -45,7 +46,7 @@ def prometheus(processes: Processes) -> Iterator[Prometheus]:
         endless.result()
 
 
-def test_our_metrics_arrive(prometheus: Prometheus) -> None:
+def test_prometheus_has_the_metrics_of_runs(prometheus: Prometheus) -> None:
     of = f'job="{SERVICE}"'
     prometheus.wait_for_value(f'sum(cascade_run_duration_seconds_count{{{of}, cascade_run_result="success"}})', 3)
     prometheus.wait_for_value(f'sum(cascade_run_duration_seconds_count{{{of}, cascade_run_result="failure"}})', 1)
@@ -78,9 +79,7 @@ for number in range(20):
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
-def test_the_runs_of_one_process_are_all_counted_though_each_has_a_connector_of_its_own(
-    protocol: str, processes: Processes
-) -> None:
+def test_all_runs_of_a_process_with_a_connector_per_run_are_counted(protocol: str, processes: Processes) -> None:
     prometheus = Prometheus(processes.ports.url(processes.ports.prometheus))
     service = f"e2e-one-process-{protocol.partition('/')[0]}"
     port = processes.ports.otlp_grpc if protocol == "grpc" else processes.ports.otlp_http
@@ -103,7 +102,7 @@ def test_the_runs_of_one_process_are_all_counted_though_each_has_a_connector_of_
 
 
 def test_the_rules_count_each_run_once(prometheus: Prometheus) -> None:
-    """Each of them was a process of its own, whose counters appeared with their last value."""
+    """Each run had its own process, whose counters started with their last value."""
     prometheus.wait_for_value(f'sum(cascade:runs:increase5m{{job="{SERVICE}"}})', 4)
     prometheus.wait_for_value(f'sum(cascade:tasks:increase5m{{job="{SERVICE}", cascade_task_name="double"}})', 6)
     inside = f'cascade:run_duration_seconds_bucket:increase5m{{job="{SERVICE}", le="+Inf"}}'
@@ -129,7 +128,7 @@ def test_span_metrics_count_the_spans_of_all_processes(prometheus: Prometheus) -
         "traces_span_metrics_duration_milliseconds_bucket",
     ],
 )
-def test_exemplars_lead_to_traces(prometheus: Prometheus, processes: Processes, metric: str) -> None:
+def test_exemplars_have_ids_of_traces(prometheus: Prometheus, processes: Processes, metric: str) -> None:
     prometheus.wait_for(f'{metric}{{job="{SERVICE}"}}')
     found = prometheus.wait_for_trace_ids(f'{metric}{{job="{SERVICE}"}}')
     assert all(len(processes.jaeger.trace(trace_id)) for trace_id in found)
@@ -146,10 +145,10 @@ def test_the_monitor_tab_has_the_rates_of_runs(prometheus: Prometheus, processes
 
 
 def test_the_monitor_tab_has_the_durations_of_a_single_run_in_milliseconds(processes: Processes) -> None:
-    """Each value is in the bucket of the longest span, in the unit that Jaeger's page gives to all numbers."""
+    """Each value is in the bucket of the longest span, in milliseconds."""
     service = "e2e-monitor"
-    said = run({**processes.environment, "OTEL_SERVICE_NAME": service}, "narrow")
-    spans = processes.wait_for(said["trace_id"], lambda spans: bool(spans.named("run count")))
+    result = run({**processes.environment, "OTEL_SERVICE_NAME": service}, "narrow")
+    spans = processes.wait_for(result["trace_id"], lambda spans: bool(spans.named("run count")))
     bounds = [0.0, *_milliseconds_of_the_buckets()]
     for operation, span_kind in (("run count", "server"), ("brief", "internal")):
         shown = _durations_on_the_page(processes, service, operation, span_kind)[-1]
@@ -180,7 +179,7 @@ def _milliseconds_of_the_buckets() -> list[float]:
 
 
 @pytest.mark.parametrize("query", list(of_panels("prometheus")), ids=lambda query: query.place)
-def test_each_question_of_the_dashboards_has_an_answer(prometheus: Prometheus, query: Query) -> None:
+def test_each_query_of_the_dashboards_has_a_result(prometheus: Prometheus, query: Query) -> None:
     expr = interpolated(query.text, VARIABLES)
     assert prometheus.wait_for(expr)
     if query.target["exemplar"]:
@@ -204,7 +203,7 @@ OTHER_SERVICE = "e2e/any.name (+1)"
 
 @pytest.fixture(scope="session")
 def of_any_name(prometheus: Prometheus, processes: Processes) -> Prometheus:
-    """After a run of each name."""
+    """Return a Prometheus after a run of each name."""
     service = {"OTEL_SERVICE_NAME": OTHER_SERVICE, "CASCADE_CONNECTOR": "otel"}
     command = [sys.executable, "-c", OF_ANY_NAME, json.dumps(NAMES)]
     subprocess.run(command, cwd=ROOT, env={**os.environ, **processes.environment, **service}, check=True, timeout=HANG)
@@ -218,23 +217,23 @@ def _number_of_runs(target: str | list[str]) -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_run_is_found_whatever_characters_its_target_has(of_any_name: Prometheus, name: str) -> None:
+def test_queries_find_targets_with_any_characters(of_any_name: Prometheus, name: str) -> None:
     of_any_name.wait_for_value(_number_of_runs([name]), 1)
 
 
-def test_several_targets_of_any_characters_are_found_at_once(of_any_name: Prometheus) -> None:
+def test_queries_find_several_targets_with_any_characters(of_any_name: Prometheus) -> None:
     of_any_name.wait_for_value(_number_of_runs(NAMES[1:4]), 3)
     of_any_name.wait_for_value(_number_of_runs(ALL), len(NAMES))
 
 
 @pytest.mark.parametrize("query", list(of_panels("prometheus")), ids=lambda query: query.place)
-def test_each_question_is_promql_whatever_is_chosen(prometheus: Prometheus, query: Query) -> None:
+def test_each_query_is_valid_promql_for_all_chosen_values(prometheus: Prometheus, query: Query) -> None:
     for chosen in [NAMES, *([name] for name in NAMES)]:
         prometheus.values(interpolated(query.text, {**VARIABLES, "service": chosen, "target": chosen}))
 
 
 def _values_of(variable: dict[str, Any], prometheus: Prometheus, service: str) -> set[str]:
-    """The values of a variable whose query is `label_values(metric, label)`, as Grafana requests them."""
+    """Return the values of a variable with the query `label_values(metric, label)`, as Grafana requests them."""
     query = interpolated(variable["query"]["query"], {"service": [service]})
     found = re.fullmatch(r"label_values\((.+), (\w+)\)", query)
     assert found
@@ -248,7 +247,7 @@ def test_the_variables_of_the_dashboards_have_values(of_any_name: Prometheus) ->
     assert _values_of(target, of_any_name, OTHER_SERVICE) == set(NAMES)
 
 
-def test_a_span_leads_to_the_metrics_of_its_service(of_any_name: Prometheus) -> None:
+def test_the_link_of_a_span_to_metrics_has_a_result(of_any_name: Prometheus) -> None:
     (tempo,) = [source for source in data_sources() if source["uid"] == "tempo"]
     for query in tempo["jsonData"]["tracesToMetrics"]["queries"]:
         expr = query["query"].replace("$$__tags", f'job="{OTHER_SERVICE}"')

@@ -21,13 +21,13 @@ from tests.lab.waiting import HANG
 
 SERVICE = "e2e-searches"
 PAGE_LIMIT = 20
-"""Results that Jaeger's page requests by default."""
+"""Number of results that Jaeger's page requests by default."""
 
 RUN_ID = "{run_id}"
 
 
 class Search(NamedTuple):
-    """The fields of the search page, empty ones left out."""
+    """Non-empty fields of the search page."""
 
     operation: str | None
     tags: Mapping[str, str]
@@ -35,27 +35,27 @@ class Search(NamedTuple):
 
 
 def searches() -> dict[str, Search]:
-    """The table of the page: what is searched for, and the fields."""
+    """Return the rows of the table: the purpose of each search, and its fields."""
     page = (ROOT / "docs" / "jaeger.md").read_text(encoding="utf-8")
     header = "| to find | Operation | Tags | Min Duration |\n|---|---|---|---|\n"
     table = page.partition(header)[2].partition("\n\n")[0]
     found = dict[str, Search]()
     for row in table.splitlines():
-        sought, *fields = (cell.strip().strip("`") for cell in row.strip("|").split("|"))
+        purpose, *fields = (cell.strip().strip("`") for cell in row.strip("|").split("|"))
         operation, tags, min_duration = fields
         pairs = (tag.partition("=") for tag in shlex.split(tags))
-        found[sought] = Search(operation or None, {key: value for key, _, value in pairs}, min_duration or None)
+        found[purpose] = Search(operation or None, {key: value for key, _, value in pairs}, min_duration or None)
     return found
 
 
 SEARCHES = searches()
-RUNS = "runs, active and ended, without parts"
+RUNS = "active and ended runs, without parts"
 ITEMS = ["an item of a map by its index", "a task or an item of a map by its label"]
 COLLECTIONS = {"with nested runs in parts", "with a failed nested run"}
 REPORTS = {"retried", "failed", "timed out", "in a caller's trace", "with a skipped task", "slow", "large"}
 FOUND = {
     RUNS: {*REPORTS, *COLLECTIONS, "of another target", "active"},
-    "runs of a target, active and ended": {*REPORTS, "active"},
+    "active and ended runs of a target": {*REPORTS, "active"},
     "ended runs of a target": REPORTS,
     "failed runs": {"failed", "with a failed nested run"},
     "runs that ended with a timeout": {"timed out"},
@@ -64,13 +64,13 @@ FOUND = {
     "slow runs of a target": {"slow", "large"},
     "skipped tasks of a name": {"with a skipped task"},
     "one run by its id": {"in a caller's trace"},
-    "runs and parts in which an exception was raised, also before a retry": {"retried"},
+    "runs and parts with an exception, also before a retry": {"retried"},
 }
 """The runs that each search of the page finds."""
 
 
 class World(NamedTuple):
-    """The runs in Jaeger."""
+    """Export the runs to Jaeger."""
 
     stack: Processes
     run_ids: Mapping[str, str]
@@ -92,17 +92,17 @@ def world(processes: Processes) -> Iterator[World]:
     module = "tests.e2e.searched"
     with Run(environment, "active", module=module) as active, Run(environment, "ended", module=module) as ended:
         active.wait_for_line("running")
-        said = ended.result()
-        of_large = {"cascade.run.id": said["large"]["run_id"]}
+        result = ended.result()
+        of_large = {"cascade.run.id": result["large"]["run_id"]}
         until(
             lambda: len(processes.jaeger.find(SERVICE, tags=of_large, limit=200)) == searched.PARTS + 1,
             "Jaeger has all parts of the large run",
         )
-        for run in said.values():
+        for run in result.values():
             processes.wait_for(run["trace_id"], partial(_has_ended, run["run_id"]))
         started = Search("run report started", {}, None)
-        traces = {name: run["trace_id"] for name, run in said.items()}
-        world = World(processes, {name: run["run_id"] for name, run in said.items()}, traces)
+        traces = {name: run["trace_id"] for name, run in result.items()}
+        world = World(processes, {name: run["run_id"] for name, run in result.items()}, traces)
         until(lambda: len(world.find(started) - set(traces.values())) == 1, "Jaeger has the active run")
         (traces["active"],) = world.find(started) - set(traces.values())
         yield world
@@ -112,20 +112,20 @@ def _has_ended(run_id: str, spans: Spans) -> bool:
     return any(span.kind == "SERVER" and span.attributes["cascade.run.id"] == run_id for span in spans)
 
 
-@pytest.mark.parametrize("sought", FOUND)
-def test_a_search_of_the_page_finds_these_runs_and_no_other_trace(world: World, sought: str) -> None:
-    assert world.find(SEARCHES[sought]) == world.of(FOUND[sought])
+@pytest.mark.parametrize("purpose", FOUND)
+def test_a_search_of_the_page_finds_these_runs_and_no_other_trace(world: World, purpose: str) -> None:
+    assert world.find(SEARCHES[purpose]) == world.of(FOUND[purpose])
 
 
 def test_the_page_has_no_search_without_a_test() -> None:
     assert set(SEARCHES) == {*FOUND, *ITEMS}
 
 
-@pytest.mark.parametrize("sought", ITEMS)
-def test_one_item_is_found_in_the_trace_of_its_part(world: World, sought: str) -> None:
-    search = SEARCHES[sought]
+@pytest.mark.parametrize("purpose", ITEMS)
+def test_one_item_is_found_in_the_trace_of_its_part(world: World, purpose: str) -> None:
+    search = SEARCHES[purpose]
     ((key, value),) = search.tags.items()
-    until(lambda: bool(world.find(search)), f"Jaeger has {sought}")
+    until(lambda: bool(world.find(search)), f"Jaeger has {purpose}")
     (trace_id,) = world.find(search)
     (item,) = [span for span in world.stack.jaeger.trace(trace_id) if str(span.attributes.get(key)) == value]
     assert (item.name, item.attributes["cascade.run.id"]) == ("convert", world.run_ids["large"])
@@ -141,10 +141,10 @@ def test_a_part_with_a_failed_nested_run_is_left_out_by_the_tag_of_markers(proce
     service, failed = "e2e-searches-others", SEARCHES["failed runs"].tags
     environment = {**processes.environment, "OTEL_SERVICE_NAME": service}
     with Run(environment, "others", module="tests.e2e.searched") as others:
-        (said,) = others.result().values()
-    processes.wait_for(said["trace_id"], partial(_has_ended, said["run_id"]))
+        (result,) = others.result().values()
+    processes.wait_for(result["trace_id"], partial(_has_ended, result["run_id"]))
     until(lambda: len(processes.jaeger.find(service, tags=failed)) == 2, "Jaeger has the run and its part")
-    assert processes.jaeger.find(service, tags={**failed, **SEARCHES[RUNS].tags}) == {said["trace_id"]}
+    assert processes.jaeger.find(service, tags={**failed, **SEARCHES[RUNS].tags}) == {result["trace_id"]}
 
 
 def test_a_duration_without_an_operation_or_a_tag_also_finds_parts(world: World) -> None:
@@ -154,13 +154,13 @@ def test_a_duration_without_an_operation_or_a_tag_also_finds_parts(world: World)
 
 
 def test_the_default_search_of_a_service_is_filled_by_the_parts_of_a_large_run(world: World) -> None:
-    """The person chooses the service and presses "Find Traces"."""
+    """The user chooses the service and presses "Find Traces"."""
     shown = world.find(Search(None, {}, None))
     assert len(shown) == PAGE_LIMIT
     assert len(shown & set(world.traces.values())) < len(world.traces)
 
 
-def test_a_run_that_has_not_ended_is_titled_by_its_marker(world: World) -> None:
+def test_the_title_of_an_active_run_is_its_marker(world: World) -> None:
     titles = {trace_id: title(world.stack.jaeger.page(trace_id)) for trace_id in world.find(SEARCHES[RUNS])}
     active = {trace_id for trace_id, title in titles.items() if title.endswith(" started")}
     assert active == world.of({"active"})
@@ -172,20 +172,20 @@ def test_a_run_that_has_not_ended_is_titled_by_its_marker(world: World) -> None:
     assert "invalid parent span IDs" in marker["warnings"][0]
 
 
-@pytest.mark.parametrize(("item", "sought"), [("Runs", RUNS), ("Failed runs", "failed runs")])
-def test_an_item_of_the_menu_is_a_search_of_the_documentation(world: World, item: str, sought: str) -> None:
+@pytest.mark.parametrize(("item", "purpose"), [("Runs", RUNS), ("Failed runs", "failed runs")])
+def test_an_item_of_the_menu_is_a_search_of_the_documentation(world: World, item: str, purpose: str) -> None:
     query = menu(world.stack)[item]
     assert (query["service"], query["limit"]) == ("cascade", str(PAGE_LIMIT))
-    assert json.loads(query["tags"]) == SEARCHES[sought].tags
+    assert json.loads(query["tags"]) == SEARCHES[purpose].tags
     url = world.stack.ports.url(
         world.stack.ports.jaeger_http, f"/api/traces?{urlencode({**query, 'service': SERVICE})}"
     )
     with urllib.request.urlopen(url, timeout=HANG) as answer:  # noqa: S310 - our own Jaeger
-        assert {trace["traceID"] for trace in json.load(answer)["data"]} == world.of(FOUND[sought])
+        assert {trace["traceID"] for trace in json.load(answer)["data"]} == world.of(FOUND[purpose])
 
 
 def test_ids_of_other_traces_in_tags_and_events_are_links_to_these_traces(world: World) -> None:
-    """The page shows a link of OpenTelemetry to another trace without its name and attributes."""
+    """The page shows OpenTelemetry links to other traces without names and attributes."""
     home = world.stack.jaeger.page(world.traces["large"])
     events = linked(world.stack, "logs", [log["fields"] for span in home["spans"] for log in span["logs"]])
     assert events
@@ -196,20 +196,20 @@ def test_ids_of_other_traces_in_tags_and_events_are_links_to_these_traces(world:
 
 
 def linked(stack: Processes, kind: str, shown: list[list[dict[str, Any]]]) -> list[str]:
-    """The targets of the links that the page makes of tags, or of the fields of events."""
+    """Return the targets of the links in tags, or in the fields of events."""
     urls = {one["key"]: one["url"] for one in configuration(stack)["linkPatterns"] if one["type"] == kind}
     pairs = [(pair["key"], pair["value"]) for pairs in shown for pair in pairs]
     return [urls[key].replace(f"#{{{key}}}", value) for key, value in pairs if key in urls]
 
 
 def menu(stack: Processes) -> dict[str, dict[str, str]]:
-    """The queries of the menu "Cascade"."""
+    """Return the queries of the menu "Cascade"."""
     (group,) = [group for group in configuration(stack)["menu"] if group["label"] == "Cascade"]
     return {item["label"]: dict(parse_qsl(urlsplit(item["url"]).query)) for item in group["items"]}
 
 
 def configuration(stack: Processes) -> Any:
-    """The configuration of the page, which Jaeger writes into it."""
+    """Return the configuration that Jaeger writes into its page."""
     with urllib.request.urlopen(stack.ports.url(stack.ports.jaeger_http, "/search"), timeout=HANG) as answer:  # noqa: S310 - our own Jaeger
         page = answer.read().decode()
     (found,) = re.findall(r"^JAEGER_CONFIG = (.*);$", page, re.MULTILINE)
@@ -217,7 +217,7 @@ def configuration(stack: Processes) -> Any:
 
 
 def title(trace: dict[str, Any]) -> str:
-    """The name of a trace in the list of the page: that of the first span whose parent is not in the trace."""
+    """Return the title of a trace on the page: the name of the first span whose parent is not in the trace."""
     ids = {span["spanID"] for span in trace["spans"]}
     roots = [span for span in trace["spans"] if not ids & {reference["spanID"] for reference in parents(span)}]
     name: str = min(roots, key=lambda span: int(span["startTime"]))["operationName"]

@@ -1,6 +1,6 @@
-"""Continuous runs while the Collector is refused, full, restarted and killed in random order: no span and no run is lost.
+"""Continuous runs lose no span while the Collector is unreachable, full, restarted and killed in random order.
 
-`make soak` disturbs it for ten minutes; `make test-large` once in each way.
+`make soak` runs for ten minutes. `make test-large` causes each disturbance once.
 """
 
 import dataclasses
@@ -27,11 +27,13 @@ from tests.e2e.stacks import Processes
 from tests.lab.receiver import Fault, FaultyReceiver
 from tests.lab.waiting import NEVER
 
-_DURATION = float(os.environ.get("CASCADE_SOAK_SECONDS", "0"))  # read now: tests do not see the caller's variables
+_DURATION = float(
+    os.environ.get("CASCADE_SOAK_SECONDS", "0")
+)  # read at import: tests run without the caller's variables
 _RUNS = 10
-"""Runs of each program that end during a disturbance, and at most as many between two."""
+"""Runs of each program during a disturbance, and the largest number between two disturbances."""
 _QUEUE_BYTES = "400000"
-"""A sending queue that some 1,200 spans fill."""
+"""A sending queue for about 1,200 spans."""
 _SPANS = Counter({"run count": 1, "run count started": 1, "map(step)": 1, "step": 20, "count": 1})
 
 logger = logging.getLogger(__name__)
@@ -43,7 +45,7 @@ Disturbance = tuple[str, Callable[[Processes, FaultyReceiver], AbstractContextMa
 
 
 class Program:
-    """A process that starts one run after another, with an `OtelConnector` of its own for each or one for all."""
+    """A process that starts runs in sequence, with one `OtelConnector` or one per run."""
 
     def __init__(self, endpoint: str, connectors: str, protocol: str) -> None:
         environment = {
@@ -70,13 +72,13 @@ class Program:
             reader.start()
 
     def wait_for_runs(self, more: int) -> None:
-        """Return once so many further runs have ended."""
+        """Wait until `more` further runs have ended."""
         wanted = len(self.traces) + more
         until(lambda: len(self.traces) >= wanted or self._process.poll() is not None, "the program's runs end")
         assert self._process.poll() is None, self._errors
 
     def stop(self) -> str:
-        """End it after its present run; what it wrote to stderr."""
+        """Stop the process after its current run; return its output on stderr."""
         assert self._process.stdin
         self._process.stdin.close()
         code = self._process.wait(NEVER)
@@ -85,7 +87,7 @@ class Program:
         return "".join(self._errors)
 
     def close(self) -> None:
-        """Kill it if it still runs, and read its output to the end."""
+        """Kill the process if it is running, and read its output to the end."""
         with self._process:
             self._process.kill()
             for reader in self._readers:
@@ -104,7 +106,7 @@ class Program:
 
 @contextmanager
 def refused(stack: Processes, _: FaultyReceiver) -> Iterator[None]:
-    """Nothing listens."""
+    """No server listens on the port."""
     stack.collector.stop()
     yield
     stack.collector.start()
@@ -112,7 +114,7 @@ def refused(stack: Processes, _: FaultyReceiver) -> Iterator[None]:
 
 @contextmanager
 def full(stack: Processes, backend: FaultyReceiver) -> Iterator[None]:
-    """The backend is away, and the queue has no room."""
+    """The backend is unavailable, and the queue is full."""
     backend.fault = Fault.unavailable()
     stack.wait_until_refused(1)
     yield
@@ -121,7 +123,7 @@ def full(stack: Processes, backend: FaultyReceiver) -> Iterator[None]:
 
 @contextmanager
 def restarted(stack: Processes, _: FaultyReceiver) -> Iterator[None]:
-    """An upgrade: SIGTERM, and a new process at once."""
+    """The Collector is stopped with SIGTERM and started again."""
     stack.collector.stop()
     stack.collector.start()
     yield
@@ -129,7 +131,7 @@ def restarted(stack: Processes, _: FaultyReceiver) -> Iterator[None]:
 
 @contextmanager
 def killed(stack: Processes, _: FaultyReceiver) -> Iterator[None]:
-    """SIGKILL, and a new process at once."""
+    """The Collector is killed with SIGKILL and started again."""
     stack.collector.kill()
     stack.collector.start()
     yield
@@ -138,7 +140,7 @@ def killed(stack: Processes, _: FaultyReceiver) -> Iterator[None]:
 DISTURBANCES: list[Disturbance] = [("refused", refused), ("full", full), ("restarted", restarted), ("killed", killed)]
 
 
-def test_no_span_and_no_run_is_lost(servers_are_there: None, tmp_path: Path) -> None:
+def test_no_span_and_no_run_is_lost(installed_servers: None, tmp_path: Path) -> None:
     seed = random.SystemRandom().randrange(2**32)
     logger.info("random seed %d", seed)
     with ExitStack() as running:
@@ -171,7 +173,7 @@ def test_no_span_and_no_run_is_lost(servers_are_there: None, tmp_path: Path) -> 
 
 
 def _stack(folder: Path, backend: FaultyReceiver, running: ExitStack) -> Processes:
-    """A Collector with a small queue, whose backend is ours, and a Prometheus."""
+    """Start a Collector with a small queue that sends to `backend`, and a Prometheus."""
     ports = dataclasses.replace(free_ports(), jaeger_otlp=int(backend.grpc_endpoint.rpartition(":")[2]))
     stack = Processes(folder, ports)
     stack.collector.environment = {**stack.collector.environment, "COLLECTOR_QUEUE_BYTES": _QUEUE_BYTES}
@@ -182,7 +184,7 @@ def _stack(folder: Path, backend: FaultyReceiver, running: ExitStack) -> Process
 
 
 def _plan(rng: random.Random) -> Iterator[tuple[Disturbance, int]]:
-    """Each disturbance once; more of them while the time lasts. With the runs of each program before it."""
+    """Yield each disturbance once, then more until the time is over, each with a number of runs before it."""
     deadline = time.monotonic() + _DURATION
     for disturbance in rng.sample(DISTURBANCES, len(DISTURBANCES)):
         yield disturbance, rng.randint(1, _RUNS)
@@ -191,15 +193,15 @@ def _plan(rng: random.Random) -> Iterator[tuple[Disturbance, int]]:
 
 
 def _wait_for_all(backend: FaultyReceiver, programs: list[Program]) -> None:
-    """Return once each run that has ended by now has arrived."""
+    """Wait until all traces of the ended runs are complete at the backend."""
     traces = [trace for program in programs for trace in list(program.traces)]
     with suppress(ServerError):
-        until(lambda: not _incomplete(backend, traces), "each run has arrived")
+        until(lambda: not _incomplete(backend, traces), "all traces are complete")
     assert _incomplete(backend, traces) == []
 
 
 def _incomplete(backend: FaultyReceiver, traces: list[str]) -> list[str]:
-    """The traces that have not arrived whole. A span may arrive twice, when its answer was lost."""
+    """Return the incomplete traces. A span may arrive twice, if the response to its request was lost."""
     arrived: dict[str, dict[str, str]] = {}
     for span in backend.spans:
         arrived.setdefault(span.trace_id, {})[span.span_id] = span.name

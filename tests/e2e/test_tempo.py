@@ -1,7 +1,7 @@
-"""Runs in a real Tempo with the stack's configuration, by the searches of the dashboards and of the documentation.
+"""The searches of the dashboards and of the documentation in a real Tempo with the configuration of the stack.
 
-Tempo is in no package registry. These tests run where a program `tempo` is on the PATH, and over Compose with its profile
-`grafana`. They are skipped elsewhere, in CI too.
+No package registry has Tempo. These tests run if a program `tempo` is on the PATH, and over Compose with the profile
+`grafana`. Otherwise they are skipped, also in CI.
 """
 
 import signal
@@ -43,7 +43,7 @@ def tempo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 class Report(NamedTuple):
-    """A small run with a map, a retry and a skipped task."""
+    """Export a small run with a map, a retry and a skipped task."""
 
     trace_id: str
     run_id: str
@@ -51,8 +51,8 @@ class Report(NamedTuple):
 
 @pytest.fixture(scope="module")
 def report(tempo: Tempo) -> Report:
-    said = run({**tempo.environment, "OTEL_SERVICE_NAME": SERVICE}, "report")
-    return Report(said["trace_id"], said["run_id"])
+    result = run({**tempo.environment, "OTEL_SERVICE_NAME": SERVICE}, "report")
+    return Report(result["trace_id"], result["run_id"])
 
 
 def names(tempo: Tempo, *trace_ids: str) -> Counter[str]:
@@ -93,7 +93,7 @@ def test_tempo_accepts_each_query_of_the_documentation(tempo: Tempo, query: Quer
     tempo.search(query.text)
 
 
-def test_the_longest_tasks_are_tasks_alone(tempo: Tempo, report: Report) -> None:
+def test_the_list_of_longest_tasks_has_tasks_only(tempo: Tempo, report: Report) -> None:
     query = panel("Tasks of")
 
     def listed() -> Counter[str]:
@@ -119,10 +119,10 @@ def test_an_active_run_is_listed(tempo: Tempo) -> None:
     wait(lambda: trace_id in tempo.search(interpolated(ended.text, of_target), ended.target), "the ended run is listed")
 
 
-def test_2000_items_with_three_attempts_each_are_stored_as_a_whole(tempo: Tempo) -> None:
+def test_all_spans_of_2000_items_with_three_attempts_each_are_stored(tempo: Tempo) -> None:
     before = tempo.discarded()
-    said = run({**tempo.environment, "OTEL_SERVICE_NAME": SERVICE}, "retries", 2_000)
-    whole = Report(said["trace_id"], said["run_id"])
+    result = run({**tempo.environment, "OTEL_SERVICE_NAME": SERVICE}, "retries", 2_000)
+    whole = Report(result["trace_id"], result["run_id"])
     ended, parts = panel("Results of the latest runs"), panel("The traces of the run")
     wait(lambda: whole.trace_id in tempo.search(filled(ended, whole), ended.target), "the ended run is listed")
 

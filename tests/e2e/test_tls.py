@@ -1,4 +1,4 @@
-"""The page about production: a Collector with TLS, which asks for certificates."""
+"""The Collector with TLS and client certificates, as in docs/production.md."""
 
 import re
 import subprocess
@@ -14,7 +14,7 @@ from tests.lab.programs import program
 
 @pytest.fixture
 def certificates(tmp_path: Path) -> Path:
-    """An authority, and what it has signed for the Collector and for a program that may send."""
+    """Create a certificate authority, and certificates of the Collector and of a client."""
     folder = tmp_path / "certificates"
     folder.mkdir()
     (folder / "names").write_text("subjectAltName=DNS:localhost\nauthorityKeyIdentifier=keyid\n")
@@ -23,7 +23,7 @@ def certificates(tmp_path: Path) -> Path:
     def call(command: str) -> None:
         subprocess.run([openssl, *command.split()], check=True, capture_output=True, cwd=folder)
 
-    # With what Python 3.13 demands of an authority, and of what it has signed.
+    # With the extensions that Python 3.13 requires.
     usage = "-addext keyUsage=critical,keyCertSign,cRLSign"
     call(f"req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=authority {usage} -keyout ca.key -out clients.pem")
     for name in ("server", "client"):
@@ -34,8 +34,8 @@ def certificates(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def guarded(own_processes: Processes, certificates: Path, tmp_path: Path) -> Processes:
-    """The Collector with the lines of docs/production.md as its second file."""
+def with_tls(own_processes: Processes, certificates: Path, tmp_path: Path) -> Processes:
+    """Start the Collector with the configuration of docs/production.md as its second file."""
     page = (ROOT / "docs" / "production.md").read_text()
     (lines,) = re.findall(r"^```yaml\n(receivers:.*?)^```", page, re.MULTILINE | re.DOTALL)
     lines = lines.replace("/etc/otelcol/tls", str(certificates))
@@ -49,22 +49,22 @@ def guarded(own_processes: Processes, certificates: Path, tmp_path: Path) -> Pro
 
 
 @pytest.fixture
-def environment(guarded: Processes, certificates: Path) -> dict[str, str]:
+def environment(with_tls: Processes, certificates: Path) -> dict[str, str]:
     return {
-        "OTEL_EXPORTER_OTLP_ENDPOINT": f"https://localhost:{guarded.ports.otlp_http}",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"https://localhost:{with_tls.ports.otlp_http}",
         "OTEL_EXPORTER_OTLP_CERTIFICATE": str(certificates / "clients.pem"),
         "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE": str(certificates / "client.pem"),
         "OTEL_EXPORTER_OTLP_CLIENT_KEY": str(certificates / "client.key"),
     }
 
 
-def test_who_has_a_certificate_is_heard(guarded: Processes, environment: dict[str, str]) -> None:
-    said = run(environment, "report")
-    spans = guarded.wait_for(said["trace_id"], lambda spans: bool(spans.named("run summary")))
+def test_a_client_with_a_certificate_is_accepted(with_tls: Processes, environment: dict[str, str]) -> None:
+    result = run(environment, "report")
+    spans = with_tls.wait_for(result["trace_id"], lambda spans: bool(spans.named("run summary")))
     assert spans.orphans() == []
 
 
-def test_who_has_none_is_not_and_is_told(environment: dict[str, str]) -> None:
+def test_a_client_without_a_certificate_is_refused_with_a_warning(environment: dict[str, str]) -> None:
     without = {name: value for name, value in environment.items() if "CLIENT" not in name}
     with Run(without, "report") as running:
         assert running.result()["value"].startswith("v1: 12 brief")

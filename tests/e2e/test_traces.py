@@ -1,4 +1,4 @@
-"""What a person sees of a run: one trace, whole and right, found by what one would search for."""
+"""The trace of a run is complete and correct, and searches find it."""
 
 import signal
 from collections.abc import Iterable
@@ -22,18 +22,18 @@ def names(spans: Iterable[ReceivedSpan]) -> list[str]:
 
 
 def run_report(stack: Stack, service: str = SERVICE) -> tuple[dict[str, Any], Spans]:
-    said = run({**stack.environment, "OTEL_SERVICE_NAME": service}, "report")
-    return said, stack.wait_for(said["trace_id"], has("run summary"))
+    result = run({**stack.environment, "OTEL_SERVICE_NAME": service}, "report")
+    return result, stack.wait_for(result["trace_id"], has("run summary"))
 
 
 def run_failure(stack: Stack) -> tuple[dict[str, Any], Spans]:
-    said = run({**stack.environment, "OTEL_SERVICE_NAME": SERVICE}, "failure")
-    return said, stack.wait_for(said["trace_id"], has("run total"))
+    result = run({**stack.environment, "OTEL_SERVICE_NAME": SERVICE}, "failure")
+    return result, stack.wait_for(result["trace_id"], has("run total"))
 
 
 def test_a_run_is_one_trace_and_a_tree(stack: Stack) -> None:
-    said, spans = run_report(stack)
-    assert said["trace_id"] == said["run_id"].replace("-", "")
+    result, spans = run_report(stack)
+    assert result["trace_id"] == result["run_id"].replace("-", "")
     assert spans.orphans() == []
     root = spans.one("run summary")
     assert spans.roots() == [root]
@@ -48,11 +48,11 @@ def test_a_run_is_one_trace_and_a_tree(stack: Stack) -> None:
 
 
 def test_the_tasks_own_spans_and_subprocesses_belong_to_the_trace(stack: Stack) -> None:
-    said, spans = run_report(stack)
-    assert said["value"] == f"v1: 12 brief {said['trace_id']}"
+    result, spans = run_report(stack)
+    assert result["value"] == f"v1: 12 brief {result['trace_id']}"
     for own in spans.named("multiply"):
         assert own.attributes["factor"] == 2
-        assert own.attributes["cascade.run.id"] == said["run_id"]
+        assert own.attributes["cascade.run.id"] == result["run_id"]
     assert [event.name for event in spans.one("total").events] == ["added"]
     assert spans.one("total").events[0].attributes == {"numbers": 3}
 
@@ -66,7 +66,7 @@ def test_statuses_attributes_and_links_arrive(stack: Stack) -> None:
     first, second = sorted(spans.named("flaky attempt"), key=lambda span: span.start_ns)
     assert (first.status, second.status) == ("ERROR", "UNSET")
     assert first.attributes["error.type"] == "ConnectionError"
-    assert first.events[0].attributes["exception.message"] == "the first time always fails"
+    assert first.events[0].attributes["exception.message"] == "the first attempt always fails"
     assert "workflows.py" in first.events[0].attributes["exception.stacktrace"]
     story = spans.one("story skipped")
     assert story.attributes["cascade.task.skip.reason"] == "Pruned"
@@ -88,14 +88,14 @@ def test_durations_are_those_of_the_run(stack: Stack) -> None:
             assert spans.by_id(link.span_id).end_ns <= span.start_ns
 
 
-def test_a_run_is_found_by_what_one_knows_of_it(stack: Stack) -> None:
+def test_searches_find_a_run(stack: Stack) -> None:
     service = "e2e-found"
-    said, spans = run_report(stack, service)
-    one = {said["trace_id"]}
+    result, spans = run_report(stack, service)
+    one = {result["trace_id"]}
     assert stack.find(service) == one
     assert stack.find(service, operation="total") == one
-    assert stack.find(service, operation="never heard of") == set()
-    assert stack.find(service, tags={"cascade.run.id": said["run_id"]}) == one
+    assert stack.find(service, operation="unknown") == set()
+    assert stack.find(service, tags={"cascade.run.id": result["run_id"]}) == one
     assert stack.find(service, tags={"cascade.task.name": "say"}) == one
     assert stack.find(service, tags={"error": "true"}) == one
     assert stack.find(service, tags={"error.type": "ConnectionError"}) == one
@@ -103,9 +103,9 @@ def test_a_run_is_found_by_what_one_knows_of_it(stack: Stack) -> None:
     assert spans[0].resource["service.name"] == service
 
 
-def test_a_failed_run_says_what_failed(stack: Stack) -> None:
-    said, spans = run_failure(stack)
-    assert said["error"] == "ValueError"
+def test_the_trace_of_a_failed_run_has_the_error(stack: Stack) -> None:
+    result, spans = run_failure(stack)
+    assert result["error"] == "ValueError"
     root, failed = spans.one("run total"), spans.one("break_down")
     assert (root.status, failed.status) == ("ERROR", "ERROR")
     assert (root.attributes["error.type"], failed.attributes["error.type"]) == ("ValueError", "ValueError")
@@ -113,11 +113,11 @@ def test_a_failed_run_says_what_failed(stack: Stack) -> None:
     assert failed.events[0].attributes["exception.message"] == "cannot use [3, 1, 2]"
     assert "in break_down" in failed.events[0].attributes["exception.stacktrace"]
     assert spans.orphans() == []
-    found = stack.find(SERVICE, tags={"error": "true", "cascade.run.id": said["run_id"]})
-    assert found == {said["trace_id"]}
+    found = stack.find(SERVICE, tags={"error": "true", "cascade.run.id": result["run_id"]})
+    assert found == {result["trace_id"]}
 
 
-def test_a_run_is_seen_while_it_is_still_going(stack: Stack) -> None:
+def test_a_search_finds_an_active_run(stack: Stack) -> None:
     environment = {**stack.environment, "OTEL_SERVICE_NAME": "e2e-live"}
     with Run(environment, "endless") as endless:
         endless.wait_for_line("running")
@@ -138,10 +138,9 @@ def test_a_run_is_seen_while_it_is_still_going(stack: Stack) -> None:
     assert spans.one("forever").attributes["cascade.task.result"] == "cancellation"
 
 
-def test_what_jaegers_page_shows(processes: Processes) -> None:
-    """References, logs and warnings are Jaeger's own words; what it warns of, people see."""
-    said, spans = run_report(processes)
-    page = processes.jaeger.page(said["trace_id"])
+def test_jaegers_page_has_references_logs_and_no_warnings(processes: Processes) -> None:
+    result, spans = run_report(processes)
+    page = processes.jaeger.page(result["trace_id"])
     shown = {span["spanID"]: span for span in page["spans"]}
     assert len(shown) == len(spans)
     summary = shown[spans.one("summary").span_id]
@@ -156,9 +155,9 @@ def test_what_jaegers_page_shows(processes: Processes) -> None:
 
 
 def test_jaeger_shows_a_wait_below_its_item_with_the_times_as_measured(processes: Processes) -> None:
-    said = run({**processes.environment, "OTEL_SERVICE_NAME": "e2e-waits"}, "narrow")
-    spans = processes.wait_for(said["trace_id"], has("run count"))
-    page = processes.jaeger.page(said["trace_id"])
+    result = run({**processes.environment, "OTEL_SERVICE_NAME": "e2e-waits"}, "narrow")
+    spans = processes.wait_for(result["trace_id"], has("run count"))
+    page = processes.jaeger.page(result["trace_id"])
     parents = {span["spanID"]: [one["spanID"] for one in span["references"]] for span in page["spans"]}
     waits = spans.named("brief wait")
     assert len(waits) == 2
@@ -166,7 +165,7 @@ def test_jaeger_shows_a_wait_below_its_item_with_the_times_as_measured(processes
         (item,) = (spans.by_id(parent) for parent in parents[wait.span_id])
         assert (item.name, item.attributes["cascade.map.index"]) == ("brief", wait.attributes["cascade.map.index"])
         assert wait.start_ns < wait.end_ns <= item.start_ns
-    # The page's API compares the clocks of all spans; with `host.name`, the newer API compares none of one host.
+    # The page's API compares the clocks of all spans. The newer API skips spans with the same `host.name`.
     warned = {span["spanID"]: span["warnings"] for span in page["spans"] if span.get("warnings")}
     assert warned.keys() <= {wait.span_id for wait in waits}
     assert all("not applying" in warning for warnings in warned.values() for warning in warnings)
@@ -180,5 +179,5 @@ def test_both_protocols_arrive(processes: Processes, protocol: str) -> None:
         "OTEL_EXPORTER_OTLP_ENDPOINT": processes.ports.url(port),
         "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
     }
-    said = run(environment, "report")
-    assert processes.wait_for(said["trace_id"], has("run summary")).orphans() == []
+    result = run(environment, "report")
+    assert processes.wait_for(result["trace_id"], has("run summary")).orphans() == []

@@ -1,4 +1,4 @@
-"""`make stack-up`, `stack-show`, `stack-picture` and `stack-down`, in a folder and on ports of the test's own."""
+"""`make stack-up`, `stack-show`, `stack-picture` and `stack-down`, in a temporary folder and on free ports."""
 
 import os
 import re
@@ -17,14 +17,19 @@ from tests.e2e.stacks import NO_COMPOSE, stack_command
 from tests.lab.waiting import until_blocking
 
 
-@pytest.mark.usefixtures("servers_are_there")
-def test_the_stack_goes_up_takes_a_run_shows_it_and_goes_down(tmp_path: Path) -> None:
-    said = stack_command(tmp_path, "up").stdout
+@pytest.mark.usefixtures("installed_servers")
+def test_the_stack_starts_shows_a_run_and_stops(tmp_path: Path) -> None:
+    result = stack_command(tmp_path, "up").stdout
     try:
-        assert [line.split()[0] for line in said.splitlines()[:4]] == ["Jaeger", "Collector", "Mosquitto", "Prometheus"]
-        assert stack_command(tmp_path, "up").stdout == said
+        assert [line.split()[0] for line in result.splitlines()[:4]] == [
+            "Jaeger",
+            "Collector",
+            "Mosquitto",
+            "Prometheus",
+        ]
+        assert stack_command(tmp_path, "up").stdout == result
         assert stack_command(tmp_path, "look").stderr == "Jaeger has no run yet\n"
-        jaeger, collector = re.findall(r"http://\S+", said)[:2]
+        jaeger, collector = re.findall(r"http://\S+", result)[:2]
         trace_id = run({"OTEL_EXPORTER_OTLP_ENDPOINT": collector}, "report")["trace_id"]
         stacks.Servers(jaeger, collector).wait_for(trace_id, lambda spans: bool(spans.named("run summary")))
         assert f"trace {trace_id}" in stack_command(tmp_path, "show").stdout
@@ -50,7 +55,7 @@ def test_the_stack_goes_up_takes_a_run_shows_it_and_goes_down(tmp_path: Path) ->
         )
 
 
-@pytest.mark.usefixtures("servers_are_there")
+@pytest.mark.usefixtures("installed_servers")
 def test_the_stack_starts_again_if_one_of_its_servers_was_killed(tmp_path: Path) -> None:
     stack_command(tmp_path, "up")
     try:
@@ -66,7 +71,7 @@ def test_the_stack_starts_again_if_one_of_its_servers_was_killed(tmp_path: Path)
     assert before.alive() == {}
 
 
-def test_a_process_with_the_id_of_an_ended_server_is_not_ended(tmp_path: Path) -> None:
+def test_a_process_with_the_id_of_an_ended_server_is_not_stopped(tmp_path: Path) -> None:
     with subprocess.Popen(["sleep", "600"]) as other:
         try:
             State(Ports(), {"Jaeger": other.pid}, {"Jaeger": "1"}).save(tmp_path)

@@ -1,7 +1,7 @@
-"""Workflows that the end-to-end tests run in processes of their own: `python -m tests.e2e.workflows NAME [ARGUMENTS]`.
+"""Workflows of the end-to-end tests in separate processes: `python -m tests.e2e.workflows NAME [ARGUMENTS]`.
 
-The last line on stdout is JSON: the ids of the run, and its value or error. A workflow that is to be disturbed says so
-in a line and goes on when it gets one on stdin.
+The last line on stdout is JSON: the ids of the run, and its value or error. A workflow that the test disturbs prints a line
+and waits for a line on stdin.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ def load() -> list[int]:
 async def flaky() -> str:
     task = cs.current_task()
     if task is not None and task.attempt == 1:
-        raise ConnectionError("the first time always fails")
+        raise ConnectionError("the first attempt always fails")
     return "v1"
 
 
@@ -67,7 +67,7 @@ def summary(sum_of_all: int, version: str, style: str, parent: str) -> str:
 
 
 def report() -> Any:
-    """Some of everything: a map, a retry, a router with a branch that is pruned, own spans and a subprocess."""
+    """Return a workflow with a map, a retry, a router with a pruned branch, own spans and a subprocess."""
     style = cs.Router(choose(), {"short": say("brief"), "long": story()})
     return summary(total(double.map(x=load())), flaky().with_retry(2, delay=0.01), style, shell("echo $TRACEPARENT"))
 
@@ -84,7 +84,7 @@ async def brief(x: int) -> int:
 
 
 def narrow() -> Any:
-    """Three tasks that want what only one can have, so that two wait."""
+    """Return three tasks that need an exclusive resource, so that two of them wait."""
     return count(brief.map(x=[1, 2, 3]).with_constraints(slot=1))
 
 
@@ -115,7 +115,7 @@ async def count(items: list[int]) -> int:
 
 
 def halves(size: str) -> Any:
-    """One half of its tasks, and the other half; after each a pause in which the test does its worst."""
+    """Return two maps. After each of them, the workflow waits while the test disturbs a server."""
     half = list(range(int(size) // 2))
     return count(disturbed(further.map(x=disturbed(step.map(x=half)))))
 
@@ -141,7 +141,7 @@ async def fetch(x: int) -> int:
 
 
 def retries(size: str) -> Any:
-    """Items of which each fails twice, as those of a flaky API do."""
+    """Return a map whose items fail twice each."""
     return count(fetch.map(x=list(range(int(size)))).with_retry(2, delay=0.01))
 
 
@@ -161,7 +161,7 @@ def one() -> None:
 
 
 def deep() -> Any:
-    """An error with a stack trace of several kilobytes, whose lines do not repeat."""
+    """Return a task with a stack trace of several kilobytes without repeated lines."""
     return one()
 
 
@@ -176,7 +176,7 @@ def endless() -> Any:
 
 
 _PAUSE = 0.2
-"""Seconds between two continuous runs, and at most for the flush at the end of each."""
+"""Seconds between two continuous runs, and the limit of the flush at the end of each run."""
 
 WORKFLOWS: dict[str, Callable[..., Any]] = {
     "report": report,
@@ -192,25 +192,25 @@ WORKFLOWS: dict[str, Callable[..., Any]] = {
 
 def main(name: str, *arguments: str) -> None:
     raise_time_limits()
-    beside, said = MemoryConnector(), dict[str, Any]()
-    connectors: list[Any] = [cs.OtelConnector(), beside]
+    recorder, result = MemoryConnector(), dict[str, Any]()
+    connectors: list[Any] = [cs.OtelConnector(), recorder]
     if os.environ.get("CASCADE_MQTT_URL"):
         connectors.append(cs.MqttConnector.from_url(os.environ["CASCADE_MQTT_URL"]))
     try:
-        said["value"] = cs.run(
+        result["value"] = cs.run(
             WORKFLOWS[name](*arguments), system_resources={"slot": 1}, connector=connectors, log_level="WARNING"
         )
     except BaseException as error:
-        said["error"] = type(error).__name__
+        result["error"] = type(error).__name__
         if not isinstance(error, ValueError):
             raise
     finally:
-        first = beside.payloads[0]
-        print(json.dumps({**said, "run_id": first["run_id"], "trace_id": first["trace_id"]}), flush=True)
+        first = recorder.payloads[0]
+        print(json.dumps({**result, "run_id": first["run_id"], "trace_id": first["trace_id"]}), flush=True)
 
 
 def continuous(connectors: str) -> None:
-    """One run after another, each with a connector of its own or all with one, until stdin ends. A line for each."""
+    """Start runs in sequence until stdin ends, with one connector or a connector per run; print a line per run."""
     raise_time_limits()
     is_stopped = threading.Event()
 
@@ -221,10 +221,10 @@ def continuous(connectors: str) -> None:
     threading.Thread(target=wait_for_end, daemon=True).start()
     shared = cs.OtelConnector(flush_timeout=_PAUSE) if connectors == "shared" else None
     while not is_stopped.wait(_PAUSE):
-        beside = MemoryConnector()
+        recorder = MemoryConnector()
         connector = shared or cs.OtelConnector(flush_timeout=_PAUSE)
-        cs.run(many("20"), connector=[connector, beside], log_level="WARNING")
-        print(json.dumps({"trace_id": beside.payloads[0]["trace_id"]}), flush=True)
+        cs.run(many("20"), connector=[connector, recorder], log_level="WARNING")
+        print(json.dumps({"trace_id": recorder.payloads[0]["trace_id"]}), flush=True)
 
 
 if __name__ == "__main__":
