@@ -99,7 +99,7 @@ STATED = {
         {0.5: "for half a second"}[wait_queue.RENOTIFY],
     ],
     "docs/environment.md": [
-        f"seconds for a request, {_options_of_otel.DEFAULT_TIMEOUT:g} by default, at most {_options_of_otel.LONGEST_TIMEOUT:g}.",
+        f"seconds for a request, {_options_of_otel.DEFAULT_TIMEOUT:g} by default, at most {_options_of_otel.MAX_TIMEOUT:g}.",
         f"milliseconds, {settings.DEFAULT_INTERVAL * 1000:g} by default",
         f"children of a run or map in one trace, from 1 to 999999999, {trace_budget.PART_SIZE} by default",
         f"from 1 to 999999999, {trace_budget.PART_BYTES} by default",

@@ -1,4 +1,4 @@
-"""When spans come faster than they can be sent: new tasks wait for a live collector, and for no other."""
+"""New tasks wait for a slow collector while the buffer is full, but not for an unreachable one."""
 
 import contextlib
 import re
@@ -18,7 +18,7 @@ from tests.lab.waiting import until_blocking
 
 ITEMS = 400
 BUFFER = 20_000
-"""Bytes: some forty tasks."""
+"""Bytes, enough for about forty tasks."""
 SLOW = Fault(delay=0.05)
 
 
@@ -42,7 +42,7 @@ class HoldingReceiver(FaultyReceiver):
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
-def test_new_tasks_wait_for_a_collector_that_is_alive_but_slow(protocol: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_new_tasks_wait_for_a_slow_collector(protocol: str, caplog: pytest.LogCaptureFixture) -> None:
     beside = MemoryConnector()
     with HoldingReceiver() as receiver:
         receiver.fault = SLOW
@@ -75,18 +75,18 @@ def test_with_drop_no_task_waits(caplog: pytest.LogCaptureFixture) -> None:
     assert "more than fits in memory" in warning
     assert 0 < len(spans.named("double")) < ITEMS
     assert not spans.named("double wait")
-    assert spans.orphans() == [], "what others stand below is kept longest"
+    assert spans.orphans() == [], "parent spans are dropped last"
 
 
 @pytest.mark.usefixtures("real_limits")
 @pytest.mark.parametrize("kind", ["refused", "silent"])
-def test_nobody_waits_for_a_collector_that_is_dead(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_task_waits_for_an_unreachable_collector(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     beside = MemoryConnector()
     with (
         contextlib.nullcontext(servers.unused_endpoint()) if kind == "refused" else servers.silent_server() as endpoint
     ):
         connector = OtelConnector(endpoint, max_buffer_bytes=BUFFER)
-        cs.run(double(1), connector=connector, log_level="ERROR")  # it is known to be dead from here on
+        cs.run(double(1), connector=connector, log_level="ERROR")  # this run finds it unreachable
         caplog.clear()
         assert cs.run(flow(), connector=[connector, beside], log_level="ERROR") == [2 * x for x in range(ITEMS)]
     assert not [p for p in beside.payloads if p["body"].get("state") == "PENDING"]
@@ -97,9 +97,7 @@ def test_nobody_waits_for_a_collector_that_is_dead(kind: str, caplog: pytest.Log
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
-def test_new_tasks_wait_for_a_collector_that_answers_only_later(
-    protocol: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_new_tasks_wait_during_retryable_responses(protocol: str, caplog: pytest.LogCaptureFixture) -> None:
     beside = MemoryConnector()
     with FaultyReceiver() as receiver:
         receiver.fault = Fault.unavailable()
@@ -131,7 +129,7 @@ def test_new_tasks_wait_no_longer_than_hold_timeout(caplog: pytest.LogCaptureFix
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "64"])
-def test_a_buffer_without_room_is_refused(value: Any) -> None:
+def test_an_invalid_buffer_size_is_refused(value: Any) -> None:
     with pytest.raises(ValueError, match="max_buffer_bytes="):
         OtelConnector("http://127.0.0.1:4318", max_buffer_bytes=value)
 

@@ -48,8 +48,8 @@ class Clock:
         return self.now
 
 
-class Scripted:
-    """A transport in memory: each reply is computed, nothing is waited for."""
+class FakeTransport:
+    """Transport in memory, whose replies a function returns at once."""
 
     def __init__(self, reply: Callable[[bytes], Reply] = lambda _: Reply("accepted")) -> None:
         self.reply = reply
@@ -69,7 +69,7 @@ def adds_up(report: FlushReport) -> bool:
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
-def test_what_is_put_by_many_threads_arrives_once(protocol: str, make_span: MakeSpan) -> None:
+def test_spans_of_many_threads_are_delivered_once(protocol: str, make_span: MakeSpan) -> None:
     with (
         servers.http_server() if protocol != "grpc" else servers.grpc_server() as server,
         open_queue(server.endpoint, protocol) as queue,
@@ -87,7 +87,7 @@ def test_what_is_put_by_many_threads_arrives_once(protocol: str, make_span: Make
         assert sorted(servers.span_names(server.bodies)) == expected
 
 
-def test_a_span_leaves_without_a_flush(make_span: MakeSpan) -> None:
+def test_a_span_is_sent_without_a_flush(make_span: MakeSpan) -> None:
     with servers.http_server() as server, open_queue(server.endpoint) as queue:
         queue.put(make_span())
         assert server.received.acquire(timeout=HANG)
@@ -102,7 +102,7 @@ def test_urgent_spans_and_full_batches_do_not_wait_for_the_delay(count: int, mak
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
-def test_a_flush_does_not_spend_seconds_on_a_server_that_refuses(protocol: str, make_span: MakeSpan) -> None:
+def test_a_flush_ends_early_if_the_connection_is_refused(protocol: str, make_span: MakeSpan) -> None:
     with open_queue(servers.unused_endpoint(), protocol) as queue:
         for count in (1, 2):
             queue.put(make_span())
@@ -113,7 +113,7 @@ def test_a_flush_does_not_spend_seconds_on_a_server_that_refuses(protocol: str, 
 
 @pytest.mark.usefixtures("real_limits")
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
-def test_a_flush_does_not_spend_seconds_on_a_silent_server(protocol: str, make_span: MakeSpan) -> None:
+def test_a_flush_ends_early_if_no_response_arrives(protocol: str, make_span: MakeSpan) -> None:
     with servers.silent_server() as endpoint, open_queue(endpoint, protocol) as queue:
         for count in (1, 2):
             queue.put(make_span())
@@ -126,9 +126,7 @@ RETRYABLE = [(429, {}), (502, {}), (503, {}), (504, {}), (503, {"Retry-After": "
 
 
 @pytest.mark.parametrize(("status", "headers"), RETRYABLE)
-def test_a_flush_goes_on_while_a_server_answers_later(
-    status: int, headers: dict[str, str], make_span: MakeSpan
-) -> None:
+def test_a_flush_continues_after_retryable_responses(status: int, headers: dict[str, str], make_span: MakeSpan) -> None:
     with servers.http_server() as server, open_queue(server.endpoint) as queue:
         server.responses = [(status, headers, b"")] * 2
         queue.put(make_span("kept"))
@@ -138,7 +136,7 @@ def test_a_flush_goes_on_while_a_server_answers_later(
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED])
-def test_so_it_does_over_grpc(code: grpc.StatusCode, make_span: MakeSpan) -> None:
+def test_retryable_grpc_codes_are_retried(code: grpc.StatusCode, make_span: MakeSpan) -> None:
     with servers.grpc_server() as server, open_queue(server.endpoint, "grpc", schedule_delay=0) as queue:
         server.code = code
         queue.put(make_span("kept"))
@@ -148,7 +146,7 @@ def test_so_it_does_over_grpc(code: grpc.StatusCode, make_span: MakeSpan) -> Non
         assert (flush.wait().sent, flush.wait().lost) == (1, 0)
 
 
-def test_a_flush_does_not_wait_for_a_retry_that_comes_after_its_end(make_span: MakeSpan) -> None:
+def test_a_flush_does_not_wait_for_a_retry_after_its_end(make_span: MakeSpan) -> None:
     with servers.http_server() as server, open_queue(server.endpoint) as queue:
         server.default_response = (503, {"Retry-After": "300"}, b"")
         queue.put(make_span())
@@ -156,7 +154,7 @@ def test_a_flush_does_not_wait_for_a_retry_that_comes_after_its_end(make_span: M
         assert report == FlushReport(put=1, retried=1, pending=1, reason="503 Service Unavailable")
 
 
-def test_a_full_outbox_holds_back_tasks_while_its_server_answers_later(make_span: MakeSpan) -> None:
+def test_a_full_queue_delays_tasks_for_hold_timeout_of_retryable_responses(make_span: MakeSpan) -> None:
     clock = Clock()
     replied = threading.Semaphore(0)
 
@@ -166,7 +164,7 @@ def test_a_full_outbox_holds_back_tasks_while_its_server_answers_later(make_span
 
     span = make_span()
     queue = ExportQueue(
-        lambda: Scripted(reply), capacity=3 * estimate(span), batch_size=1, hold_timeout=30.0, clock=clock
+        lambda: FakeTransport(reply), capacity=3 * estimate(span), batch_size=1, hold_timeout=30.0, clock=clock
     )
     for _ in range(3):
         queue.put(span)
@@ -185,10 +183,10 @@ def test_a_full_outbox_holds_back_tasks_while_its_server_answers_later(make_span
     assert report.reason == "503 Service Unavailable"
 
 
-def test_a_smaller_bound_loses_no_items_that_wait(make_span: MakeSpan) -> None:
+def test_a_smaller_capacity_drops_no_queued_items(make_span: MakeSpan) -> None:
     span = make_span()
-    queue = ExportQueue(lambda: Scripted(lambda _: Reply("retry", "down", unanswered=True)))
-    first, second = Clock(), Clock()  # any objects
+    queue = ExportQueue(lambda: FakeTransport(lambda _: Reply("retry", "down", unanswered=True)))
+    first, second = Clock(), Clock()  # any objects can be users
     queue.reserve(first, Bounds(4 * estimate(span), HANG, HANG))
     for _ in range(4):
         assert queue.put(span)
@@ -200,7 +198,9 @@ def test_a_smaller_bound_loses_no_items_that_wait(make_span: MakeSpan) -> None:
     queue.close(0)
 
 
-def test_a_slow_server_has_the_whole_time_once_it_has_answered(make_span: MakeSpan, limits: pytest.MonkeyPatch) -> None:
+def test_a_flush_waits_for_a_slow_server_that_has_responded_before(
+    make_span: MakeSpan, limits: pytest.MonkeyPatch
+) -> None:
     with servers.http_server() as server, open_queue(server.endpoint) as queue:
         queue.put(make_span("first"))
         assert queue.flush(HANG).sent == 1
@@ -213,8 +213,8 @@ def test_a_slow_server_has_the_whole_time_once_it_has_answered(make_span: MakeSp
         opener.join()
 
 
-def test_a_flush_ends_at_its_limit_and_a_late_answer_counts(make_span: MakeSpan) -> None:
-    """The items stay queued: an answer after the flush is no loss."""
+def test_a_flush_ends_at_its_limit_and_a_late_response_counts(make_span: MakeSpan) -> None:
+    """The items stay queued, and are sent after the flush."""
     with servers.http_server() as server, open_queue(server.endpoint) as queue:
         queue.put(make_span("first"))
         assert queue.flush(HANG).sent == 1
@@ -232,7 +232,7 @@ def test_a_flush_ends_at_its_limit_and_a_late_answer_counts(make_span: MakeSpan)
         assert servers.span_names(server.bodies) == ["first", "late", "third"]
 
 
-def test_spans_of_a_flush_in_vain_are_delivered_when_the_server_is_back(
+def test_spans_of_a_failed_flush_are_delivered_after_the_outage(
     make_span: MakeSpan, caplog: pytest.LogCaptureFixture
 ) -> None:
     endpoint = servers.unused_endpoint()
@@ -249,10 +249,14 @@ def test_spans_of_a_flush_in_vain_are_delivered_when_the_server_is_back(
     assert message.endswith(" s: 3 spans were delivered late")
 
 
-def test_the_end_of_an_outage_counts_what_it_lost(make_span: MakeSpan, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_end_of_an_outage_logs_the_number_of_lost_spans(
+    make_span: MakeSpan, caplog: pytest.LogCaptureFixture
+) -> None:
     is_back = threading.Event()
     span = make_span()
-    transport = Scripted(lambda _: Reply("accepted") if is_back.is_set() else Reply("retry", "down", unanswered=True))
+    transport = FakeTransport(
+        lambda _: Reply("accepted") if is_back.is_set() else Reply("retry", "down", unanswered=True)
+    )
     queue = ExportQueue(lambda: transport, capacity=2 * estimate(span))
     counters = queue.new_counters()
     queue.put(span, counters=counters)
@@ -262,7 +266,7 @@ def test_the_end_of_an_outage_counts_what_it_lost(make_span: MakeSpan, caplog: p
         queue.put(span, counters=counters)
     report = queue.flush(NEVER, counters=counters)
     assert (report.pending, report.lost) == (1, 3)
-    assert queue.starts_outage(report), "the first loss is worth a warning"
+    assert queue.starts_outage(report), "the first loss causes a warning"
     assert not queue.starts_outage(report)
     is_back.set()
     until_blocking(lambda: caplog.messages)
@@ -270,13 +274,13 @@ def test_the_end_of_an_outage_counts_what_it_lost(make_span: MakeSpan, caplog: p
 
 
 @pytest.mark.parametrize("accepted", [0, 1])
-def test_the_exit_counts_what_is_lost_of_an_announced_outage(
+def test_the_exit_logs_the_losses_of_an_outage_once(
     accepted: int, make_span: MakeSpan, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A warning has named three spans as not yet delivered. If all of them are lost, it has said enough."""
+    """A warning has counted the three spans as not yet delivered. If all are lost at the exit, there is no second one."""
     down = Reply("retry", "down", unanswered=True)
     is_back, answers = threading.Event(), iter([Reply("accepted")] * accepted)
-    transport = Scripted(lambda _: next(answers, down) if is_back.is_set() else down)
+    transport = FakeTransport(lambda _: next(answers, down) if is_back.is_set() else down)
     queue = ExportQueue(lambda: transport, batch_size=1)
     for _ in range(3):
         queue.put(make_span())
@@ -288,12 +292,12 @@ def test_the_exit_counts_what_is_lost_of_an_announced_outage(
     assert caplog.messages == lines
 
 
-def test_the_exit_reports_what_it_loses_unless_a_warning_has_named_it(
+def test_the_exit_logs_losses_that_no_warning_has_counted(
     make_span: MakeSpan, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The warnings have named one waiting span and three that were lost before; a second one waits at the exit."""
+    """Warnings have counted one queued span and three lost ones. A second span is queued at the exit."""
     span = make_span()
-    transport = Scripted(lambda _: Reply("retry", "down", unanswered=True))
+    transport = FakeTransport(lambda _: Reply("retry", "down", unanswered=True))
     queue = ExportQueue(lambda: transport, capacity=2 * estimate(span))
     for puts in (1, 4):
         counters = queue.new_counters()
@@ -308,8 +312,8 @@ def test_the_exit_reports_what_it_loses_unless_a_warning_has_named_it(
     assert message == "OtelConnector: 2 spans were lost when the process ended: down"
 
 
-def test_a_loss_without_an_outage_is_announced_each_time(make_span: MakeSpan) -> None:
-    queue = ExportQueue(lambda: Scripted(lambda _: Reply("refused", "400 Bad Request")))
+def test_each_loss_without_an_outage_causes_a_warning(make_span: MakeSpan) -> None:
+    queue = ExportQueue(lambda: FakeTransport(lambda _: Reply("refused", "400 Bad Request")))
     for _ in range(2):
         counters = queue.new_counters()
         queue.put(make_span(), counters=counters)
@@ -318,12 +322,12 @@ def test_a_loss_without_an_outage_is_announced_each_time(make_span: MakeSpan) ->
         assert queue.starts_outage(report)
 
 
-def test_a_server_that_comes_up_during_the_run_gets_everything(make_span: MakeSpan) -> None:
+def test_a_server_that_starts_later_receives_all_spans(make_span: MakeSpan) -> None:
     endpoint = servers.unused_endpoint()
     transport = open_transport(ExportOptions.from_environment(endpoint=endpoint, environ={}))
     replied = threading.Semaphore(0)
 
-    class Watched(Scripted):
+    class Watched(FakeTransport):
         def send(self, body: bytes, timeout: float) -> Reply:
             reply = transport.send(body, timeout)
             replied.release()
@@ -334,7 +338,7 @@ def test_a_server_that_comes_up_during_the_run_gets_everything(make_span: MakeSp
         queue.put(make_span(str(index)))
     assert replied.acquire(timeout=HANG)
     with servers.http_server(int(endpoint.rpartition(":")[2])) as server:
-        # Without a flush: the retry is the queue's own.
+        # Without a flush the queue retries, too.
         assert server.received.acquire(timeout=HANG)
         assert queue.flush(HANG).sent == 5
         assert sorted(servers.span_names(server.bodies)) == list("01234")
@@ -350,7 +354,7 @@ def test_a_retried_batch_arrives_once_and_is_counted_as_retried(make_span: MakeS
         assert servers.span_names(server.bodies) == ["once"]
 
 
-def test_what_a_server_refuses_is_lost_and_the_rest_goes_on(make_span: MakeSpan) -> None:
+def test_only_the_spans_of_a_refused_request_are_lost(make_span: MakeSpan) -> None:
     with servers.http_server() as server, open_queue(server.endpoint) as queue:
         server.responses = [(400, {}, b"")]
         queue.put(make_span("bad"))
@@ -359,8 +363,8 @@ def test_what_a_server_refuses_is_lost_and_the_rest_goes_on(make_span: MakeSpan)
         assert queue.flush(HANG).sent == 1
 
 
-def test_a_partial_success_counts_what_was_rejected(make_span: MakeSpan) -> None:
-    queue = ExportQueue(lambda: Scripted(lambda _: Reply("accepted", "too old", rejected=2)))
+def test_the_rejected_spans_of_a_partial_success_are_lost(make_span: MakeSpan) -> None:
+    queue = ExportQueue(lambda: FakeTransport(lambda _: Reply("accepted", "too old", rejected=2)))
     for _ in range(5):
         queue.put(make_span())
     assert queue.close() == FlushReport(put=5, sent=3, lost=2, reason="rejected: too old")
@@ -369,7 +373,7 @@ def test_a_partial_success_counts_what_was_rejected(make_span: MakeSpan) -> None
 def test_memory_is_bounded(make_span: MakeSpan) -> None:
     span = make_span()
     gate = threading.Event()
-    transport = Scripted(lambda _: Reply("accepted") if gate.wait(HANG) else Reply("refused"))
+    transport = FakeTransport(lambda _: Reply("accepted") if gate.wait(HANG) else Reply("refused"))
     queue = ExportQueue(lambda: transport, capacity=3 * estimate(span))
     assert [queue.put(span) for _ in range(5)] == [True, True, True, False, False]
     assert queue.report() == FlushReport(put=5, lost=2, pending=3, reason="more than fits in memory")
@@ -380,7 +384,7 @@ def test_memory_is_bounded(make_span: MakeSpan) -> None:
 
 
 @pytest.mark.parametrize("attributes", [0, 10])
-def test_the_estimate_is_close_to_what_a_span_holds(attributes: int) -> None:
+def test_the_estimated_size_is_close_to_the_memory_of_a_span(attributes: int) -> None:
     tracer = TracerProvider().get_tracer("tests")
     spans = []
     tracemalloc.start()
@@ -393,7 +397,7 @@ def test_the_estimate_is_close_to_what_a_span_holds(attributes: int) -> None:
     assert 0.6 < estimate(spans[0]) / held < 1.7
 
 
-def test_a_span_that_cannot_be_encoded_costs_only_itself(make_span: MakeSpan, caplog: pytest.LogCaptureFixture) -> None:
+def test_only_a_span_that_cannot_be_encoded_is_lost(make_span: MakeSpan, caplog: pytest.LogCaptureFixture) -> None:
     with servers.http_server() as server, open_queue(server.endpoint) as queue:
         for name in ("a", "lone \ud800 surrogate", "b"):
             queue.put(make_span(name, {"key": "other \udfff surrogate"}))
@@ -402,8 +406,8 @@ def test_a_span_that_cannot_be_encoded_costs_only_itself(make_span: MakeSpan, ca
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-def test_bodies_stay_below_the_limit_and_a_larger_span_goes_alone(make_span: MakeSpan) -> None:
-    transport = Scripted()
+def test_bodies_stay_below_the_limit_and_a_larger_span_is_sent_alone(make_span: MakeSpan) -> None:
+    transport = FakeTransport()
     queue = ExportQueue(lambda: transport, schedule_delay=600)
     for size in (MAX_BODY // 2, MAX_BODY // 2, 10, MAX_BODY * 2, 10):
         queue.put(make_span(attributes={"text": "x" * size}))
@@ -412,9 +416,9 @@ def test_bodies_stay_below_the_limit_and_a_larger_span_goes_alone(make_span: Mak
     assert len(transport.sizes) > 2
 
 
-def test_a_batch_that_a_server_finds_too_large_is_sent_in_parts(make_span: MakeSpan) -> None:
+def test_a_batch_that_is_too_large_for_the_server_is_split(make_span: MakeSpan) -> None:
     limit = 20_000
-    transport = Scripted(
+    transport = FakeTransport(
         lambda body: Reply("refused", "413", too_large=True) if len(body) > limit else Reply("accepted")
     )
     queue = ExportQueue(lambda: transport)
@@ -423,13 +427,15 @@ def test_a_batch_that_a_server_finds_too_large_is_sent_in_parts(make_span: MakeS
     assert queue.close(HANG) == FlushReport(put=100, sent=99, lost=1, reason="413")
 
 
-def test_a_batch_for_which_a_server_has_room_only_later_is_sent_in_parts(
+def test_a_batch_is_split_after_several_retryable_responses(
     make_span: MakeSpan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a queue that is smaller than the batch."""
+    """The queue of an overloaded collector may be smaller than the batch."""
     monkeypatch.setattr("cascade.connectors.otel.health.MAX_BUSY_FLUSH_BACKOFF", 0.001)
     limit = 30_000
-    transport = Scripted(lambda body: Reply("retry", "503 queue is full") if len(body) > limit else Reply("accepted"))
+    transport = FakeTransport(
+        lambda body: Reply("retry", "503 queue is full") if len(body) > limit else Reply("accepted")
+    )
     queue = ExportQueue(lambda: transport, schedule_delay=600)
     for _ in range(400):
         queue.put(make_span(attributes={"text": "x" * 200}))
@@ -470,8 +476,8 @@ def test_flushes_at_the_same_time(make_span: MakeSpan) -> None:
         assert queue.report() == FlushReport(put=400, sent=400)
 
 
-def test_after_close_spans_are_refused_and_the_connection_is_gone(make_span: MakeSpan) -> None:
-    transport = Scripted()
+def test_after_close_spans_are_refused_and_the_connection_is_closed(make_span: MakeSpan) -> None:
+    transport = FakeTransport()
     queue = ExportQueue(lambda: transport)
     queue.put(make_span())
     assert queue.close() == FlushReport(put=1, sent=1)
@@ -480,8 +486,8 @@ def test_after_close_spans_are_refused_and_the_connection_is_gone(make_span: Mak
     assert queue.close() == FlushReport(put=2, sent=1, lost=1, reason="closed")
 
 
-def test_a_transport_that_cannot_be_opened_is_a_reason(make_span: MakeSpan) -> None:
-    def fail() -> Scripted:
+def test_the_reason_names_the_error_of_a_transport_that_cannot_be_opened(make_span: MakeSpan) -> None:
+    def fail() -> FakeTransport:
         raise OSError("no such certificate")
 
     queue = ExportQueue(fail)
@@ -489,7 +495,7 @@ def test_a_transport_that_cannot_be_opened_is_a_reason(make_span: MakeSpan) -> N
     assert queue.close() == FlushReport(put=1, lost=1, reason="cannot export: no such certificate")
 
 
-def test_a_transport_that_raises_costs_its_batch_alone(make_span: MakeSpan) -> None:
+def test_an_exception_of_a_transport_loses_only_its_batch(make_span: MakeSpan) -> None:
     answers = iter([ZeroDivisionError("ours")])
 
     def reply(_: bytes) -> Reply:
@@ -497,14 +503,14 @@ def test_a_transport_that_raises_costs_its_batch_alone(make_span: MakeSpan) -> N
             raise error
         return Reply("accepted")
 
-    queue = ExportQueue(lambda: Scripted(reply))
+    queue = ExportQueue(lambda: FakeTransport(reply))
     queue.put(make_span())
     assert queue.flush(HANG).reason == "ZeroDivisionError: ours"
     queue.put(make_span())
     assert queue.close(HANG).sent == 1
 
 
-def test_the_exports_own_traffic_is_not_instrumented(make_span: MakeSpan) -> None:
+def test_requests_of_the_export_are_not_instrumented(make_span: MakeSpan) -> None:
     seen = []
 
     def reply(_: bytes) -> Reply:
@@ -512,24 +518,24 @@ def test_the_exports_own_traffic_is_not_instrumented(make_span: MakeSpan) -> Non
         seen.append([context.get_value(key) for key in keys])
         return Reply("accepted")
 
-    queue = ExportQueue(lambda: Scripted(reply))
+    queue = ExportQueue(lambda: FakeTransport(reply))
     queue.put(make_span())
     queue.close()
     assert seen == [[True, True]]
 
 
 @pytest.mark.parametrize("limit", [{"capacity": 0}, {"batch_size": 0}, {"schedule_delay": -1}, {"request_timeout": 0}])
-def test_senseless_limits(limit: dict[str, Any]) -> None:
+def test_invalid_limits(limit: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="above zero"):
-        ExportQueue(Scripted, **limit)
+        ExportQueue(FakeTransport, **limit)
 
 
-def test_what_is_important_takes_the_room_of_the_oldest_that_is_not(make_span: MakeSpan) -> None:
+def test_an_important_span_replaces_the_oldest_that_are_not(make_span: MakeSpan) -> None:
     may_open = threading.Event()
 
-    def open_late() -> Scripted:
-        may_open.wait(HANG)  # until then nothing leaves the queue
-        return Scripted()
+    def open_late() -> FakeTransport:
+        may_open.wait(HANG)  # until then nothing is sent
+        return FakeTransport()
 
     size = estimate(make_span())
     queue = ExportQueue(open_late, capacity=3 * size)
@@ -542,27 +548,29 @@ def test_what_is_important_takes_the_room_of_the_oldest_that_is_not(make_span: M
     assert queue.close(HANG).sent == 3
 
 
-def test_a_server_that_takes_its_time_gets_several_requests_at_once(make_span: MakeSpan) -> None:
+def test_a_slow_server_receives_several_requests_at_once(make_span: MakeSpan) -> None:
     together = threading.Barrier(3)
     first, all_put = threading.Event(), threading.Event()
 
     def reply(_: bytes) -> Reply:
         if not first.is_set():
-            assert all_put.wait(HANG)  # a thread joins for a batch that waits
-            time.sleep(0.03)  # the queue adds threads for a server that is as slow
+            assert all_put.wait(HANG)  # so that another thread starts for a waiting batch
+            time.sleep(0.03)  # above the limit for a slow response
             first.set()
         else:
-            together.wait(HANG)  # three at a time, or never
+            together.wait(HANG)  # passes only with three requests at once
         return Reply("accepted")
 
-    queue = ExportQueue(lambda: Scripted(reply), batch_size=1)
+    queue = ExportQueue(lambda: FakeTransport(reply), batch_size=1)
     for _ in range(1 + 3 * 4):
         queue.put(make_span())
     all_put.set()
     assert queue.close(HANG) == FlushReport(put=13, sent=13)
 
 
-def test_a_dead_server_is_asked_by_one_at_a_time(make_span: MakeSpan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_server_receives_one_request_at_a_time(
+    make_span: MakeSpan, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("cascade.connectors.otel.health.MAX_BACKOFF", 0.001)
     asked, asking, most = 0, 0, 0
     lock = threading.Lock()
@@ -572,17 +580,17 @@ def test_a_dead_server_is_asked_by_one_at_a_time(make_span: MakeSpan, monkeypatc
         with lock:
             asked += 1
             number = asked
-            is_late = number > 5 + MAX_SENDERS  # the others may have been out when it died
+            is_late = number > 5 + MAX_SENDERS  # these requests may have been sent before the first failure
             asking += is_late
             most = max(most, asking)
-        if number > 5:  # an answer makes it alive again
+        if number > 5:  # a response would end the failure
             until_blocking(lambda: queue.report().sent == 5)
-        time.sleep(0.03)  # slow enough for several requests at once, while it lives
+        time.sleep(0.03)  # slow enough for several requests at once
         with lock:
             asking -= is_late
         return Reply("accepted") if number <= 5 else Reply("retry", "down", unanswered=True)
 
-    queue = ExportQueue(lambda: Scripted(reply), batch_size=1)
+    queue = ExportQueue(lambda: FakeTransport(reply), batch_size=1)
     for _ in range(40):
         queue.put(make_span())
     until_blocking(lambda: asked > 10 + MAX_SENDERS)
@@ -627,7 +635,7 @@ ACTIONS = [
 def test_the_counts_always_add_up(replies: list[Reply], actions: list[str], capacity: int, make_span: MakeSpan) -> None:
     coming = iter(replies)
     pack = partial(encode, envelope=Envelope(partial(Resource, {})))
-    transport = Scripted(lambda _: next(coming, Reply("accepted")))
+    transport = FakeTransport(lambda _: next(coming, Reply("accepted")))
     queue = ExportQueue(lambda: transport, encode=pack, batch_size=3, capacity=capacity)
     all_counters = [queue.new_counters(), queue.new_counters()]
     for index, action in enumerate(actions):
@@ -670,7 +678,7 @@ os.environ.pop("GRPC_VERBOSITY", None)
 queue = ExportQueue(lambda: open_transport(options), schedule_delay=600, exit_timeout=100)
 """
 QUIET_FORK = ("-W", "ignore:This process:DeprecationWarning")
-"""Python 3.12 and later warn of a fork beside threads."""
+"""Python 3.12 and later warn about a fork of a process with threads."""
 
 FORK = """
 counters = queue.new_counters()
@@ -728,7 +736,7 @@ for queue in boxes:
 
 
 def test_the_exit_flushes_all_destinations_at_the_same_time() -> None:
-    """Each request is answered when all have been sent: flushes one after the other would wait for ever."""
+    """Each response is sent after all requests have arrived. Flushes one after the other would not end."""
     done = subprocess.run([sys.executable, "-c", EXIT], check=False, capture_output=True, text=True, timeout=HANG)
     assert (done.returncode, done.stdout, done.stderr) == (0, "3\n", "")
 

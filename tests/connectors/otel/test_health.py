@@ -1,4 +1,4 @@
-"""For how many seconds a flush waits, by a clock that the test sets."""
+"""Deadlines of flushes, with a clock that the test sets."""
 
 import math
 
@@ -31,7 +31,7 @@ def answered(health: CollectorHealth, clock: Clock, reply: Reply, *, after: floa
     health.record(reply, began)
 
 
-def test_one_that_never_answered_gets_nine_tenths_of_a_second_from_the_first_request(clock: Clock) -> None:
+def test_without_any_response_a_flush_waits_nine_tenths_of_a_second_from_the_first_request(clock: Clock) -> None:
     health = CollectorHealth(clock)
     assert health.flush_deadline(100.0) == math.inf
     health.record_request(103.0)
@@ -39,14 +39,14 @@ def test_one_that_never_answered_gets_nine_tenths_of_a_second_from_the_first_req
     assert health.flush_deadline(105.0) == pytest.approx(105.9)
 
 
-def test_one_that_answered_has_the_whole_time(clock: Clock) -> None:
+def test_after_a_response_a_flush_has_no_earlier_deadline(clock: Clock) -> None:
     health = CollectorHealth(clock)
     answered(health, clock, Reply("accepted"), after=0.5)
     health.record_request(clock.now)
     assert health.flush_deadline(100.0) == math.inf
 
 
-def test_one_that_failed_gets_half_a_second_from_the_first_failure_or_the_start(clock: Clock) -> None:
+def test_after_a_failure_a_flush_waits_half_a_second(clock: Clock) -> None:
     health = CollectorHealth(clock)
     answered(health, clock, Reply("accepted"))
     clock.now = 200.0
@@ -55,7 +55,7 @@ def test_one_that_failed_gets_half_a_second_from_the_first_failure_or_the_start(
     assert health.flush_deadline(300.0) == pytest.approx(300.5)
 
 
-def test_the_exit_waits_for_one_that_is_known_to_be_dead(clock: Clock) -> None:
+def test_the_flush_at_the_exit_waits_for_an_unreachable_collector(clock: Clock) -> None:
     health = CollectorHealth(clock)
     answered(health, clock, UNANSWERED)
     assert health.record_failed_flush(100.0) == "down"
@@ -77,7 +77,7 @@ def test_two_failures_end_a_flush_that_began_before_the_second_request(clock: Cl
 RETRYABLE = Reply("retry", "503 Service Unavailable")
 
 
-def test_a_server_that_answers_later_has_the_whole_time(clock: Clock) -> None:
+def test_retryable_responses_set_no_earlier_deadline(clock: Clock) -> None:
     health = CollectorHealth(clock)
     answered(health, clock, RETRYABLE)
     assert health.flush_deadline(100.0) == math.inf
@@ -85,7 +85,7 @@ def test_a_server_that_answers_later_has_the_whole_time(clock: Clock) -> None:
     assert health.is_alive
 
 
-def test_a_server_that_asks_for_a_retry_after_the_flush_ends_it(clock: Clock) -> None:
+def test_a_retry_after_the_end_of_a_flush_ends_it(clock: Clock) -> None:
     health = CollectorHealth(clock)
     answered(health, clock, Reply("retry", "busy", retry_after=40.0))
     assert health.should_end_flush(100.0, 130.0)
@@ -93,7 +93,7 @@ def test_a_server_that_asks_for_a_retry_after_the_flush_ends_it(clock: Clock) ->
     assert health.next_request_at(is_flushing=True) == pytest.approx(140.0)
 
 
-def test_tasks_are_held_back_for_thirty_seconds_of_nothing_but_later(clock: Clock) -> None:
+def test_retryable_responses_delay_tasks_for_thirty_seconds(clock: Clock) -> None:
     health = CollectorHealth(clock)
     answered(health, clock, RETRYABLE)
     clock.now = 129.9
@@ -108,7 +108,7 @@ def test_tasks_are_held_back_for_thirty_seconds_of_nothing_but_later(clock: Cloc
     assert health.is_alive, "the time begins anew with an answer of another kind"
 
 
-def test_a_failure_between_two_answers_does_not_begin_the_time_of_holding_anew(clock: Clock) -> None:
+def test_a_failure_does_not_restart_the_hold_timeout(clock: Clock) -> None:
     health = CollectorHealth(clock, hold_timeout=10.0)
     for reply in (RETRYABLE, UNANSWERED, RETRYABLE):
         answered(health, clock, reply)
@@ -116,7 +116,7 @@ def test_a_failure_between_two_answers_does_not_begin_the_time_of_holding_anew(c
     assert not health.is_alive
 
 
-def test_a_flush_waits_for_one_more_answer_of_a_server_that_no_longer_holds_tasks_back(clock: Clock) -> None:
+def test_after_the_hold_timeout_a_flush_waits_for_one_more_response(clock: Clock) -> None:
     health = CollectorHealth(clock, hold_timeout=10.0)
     answered(health, clock, RETRYABLE)
     clock.now = 120.0
@@ -127,7 +127,7 @@ def test_a_flush_waits_for_one_more_answer_of_a_server_that_no_longer_holds_task
 
 
 @pytest.mark.parametrize(("reply", "longest"), [(UNANSWERED, 0.1), (RETRYABLE, 1.0)])
-def test_a_flush_shortens_the_pauses_but_an_overloaded_server_has_room(
+def test_a_flush_shortens_the_backoff_less_for_an_overloaded_collector(
     reply: Reply, longest: float, clock: Clock
 ) -> None:
     health = CollectorHealth(clock)
@@ -138,7 +138,7 @@ def test_a_flush_shortens_the_pauses_but_an_overloaded_server_has_room(
 
 
 @pytest.mark.parametrize("ends", ["refused", "silent"])
-def test_later_flushes_wait_briefly_for_a_server_that_one_found_dead(ends: str, clock: Clock) -> None:
+def test_later_flushes_wait_briefly_for_an_unreachable_collector(ends: str, clock: Clock) -> None:
     health = CollectorHealth(clock)
     health.record_request(100.0)
     if ends == "refused":
@@ -153,7 +153,7 @@ def test_later_flushes_wait_briefly_for_a_server_that_one_found_dead(ends: str, 
     assert health.flush_deadline(200.0) == math.inf, "any answer is a sign of life"
 
 
-def test_a_flush_that_is_too_short_for_a_server_that_answers_finds_nothing_dead(clock: Clock) -> None:
+def test_a_flush_that_is_too_short_does_not_make_a_collector_unreachable(clock: Clock) -> None:
     health = CollectorHealth(clock)
     health.record_request(100.0)
     clock.now = 101.0
@@ -164,7 +164,7 @@ def test_a_flush_that_is_too_short_for_a_server_that_answers_finds_nothing_dead(
     assert health.flush_deadline(102.0) == math.inf
 
 
-def test_an_answer_that_takes_long_holds_back_no_task(clock: Clock) -> None:
+def test_a_slow_response_delays_no_task(clock: Clock) -> None:
     health = CollectorHealth(clock)
     assert health.is_alive
     health.record_request(100.0)

@@ -131,7 +131,7 @@ def test_the_scheme_decides_over_the_insecure_setting(endpoint: str, insecure: s
     assert options(environ, endpoint=endpoint).insecure is expected
 
 
-def test_headers_of_arguments_join_those_of_the_signal_and_win() -> None:
+def test_headers_of_arguments_take_precedence() -> None:
     environ = {HEADERS: "general=1", "OTEL_EXPORTER_OTLP_TRACES_HEADERS": " Api-Key = a%2Cb%20c= , x=1,"}
     found = ExportOptions.from_environment(headers={"X": "2", "Y": "3"}, environ=environ)
     assert found.headers == {"api-key": "a,b c=", "x": "2", "y": "3"}
@@ -195,15 +195,13 @@ def test_files_time_and_compression(tmp_path: Path) -> None:
         ({"endpoint": "unix:/run/a", "protocol": "http/protobuf"}, "endpoint='unix:/run/a'.*http://localhost:4318"),
     ],
 )
-def test_an_argument_that_cannot_be_used_is_named_with_its_value_and_the_fix(
-    arguments: dict[str, str], error: str
-) -> None:
+def test_an_error_has_the_argument_its_value_and_the_fix(arguments: dict[str, str], error: str) -> None:
     with pytest.raises(ValueError, match=error):
         options({}, **arguments)
 
 
 @pytest.mark.parametrize("arguments", [{"endpoint": 4318}, {"protocol": 1}, {"headers": {"a": 1}}])
-def test_an_argument_that_is_no_text(arguments: dict[str, Any]) -> None:
+def test_an_argument_that_is_not_a_string(arguments: dict[str, Any]) -> None:
     with pytest.raises(TypeError, match=f"{next(iter(arguments))}.* is no text"):
         ExportOptions.from_environment(**arguments, environ={})
 
@@ -219,7 +217,7 @@ def test_an_argument_that_is_no_text(arguments: dict[str, Any]) -> None:
         ("grpc", {"grpc-timeout": "1S"}, "headers: 'grpc-timeout'"),
     ],
 )
-def test_a_header_that_cannot_be_sent(protocol: str, headers: dict[str, str], error: str) -> None:
+def test_an_invalid_header(protocol: str, headers: dict[str, str], error: str) -> None:
     with pytest.raises(ValueError, match=error):
         ExportOptions.from_environment(protocol=protocol, headers=headers, environ={})
     variable = ",".join(f"{quote(name)}={quote(value)}" for name, value in headers.items())
@@ -281,7 +279,7 @@ HTTP_DEFAULT = "http://localhost:4318/v1/traces"
         (GRPC | {BASE: "c:1", f"{PREFIX}INSECURE": "1"}, {"insecure": False}, f"{PREFIX}INSECURE='1' counts as false"),
     ],
 )
-def test_a_variable_that_cannot_be_used_is_a_problem_and_no_error(
+def test_an_invalid_variable_is_a_problem_and_no_error(
     environ: dict[str, str], expected: dict[str, object], message: str
 ) -> None:
     found = options(environ)
@@ -355,7 +353,7 @@ def test_no_value_of_a_variable_is_an_error(environ: dict[str, str]) -> None:
 
 
 @given(st.text(max_size=40), st.sampled_from(["grpc", "http/protobuf"]))
-def test_any_endpoint_is_either_usable_or_a_value_error(text: str, protocol: str) -> None:
+def test_an_endpoint_is_valid_or_raises_a_value_error(text: str, protocol: str) -> None:
     try:
         found = options(endpoint=text, protocol=protocol)
     except ValueError:

@@ -48,14 +48,14 @@ def test_resource(environ: dict[str, str], expected: dict[str, str], caplog: pyt
     assert caplog.records == []
 
 
-def test_a_pair_that_cannot_be_used_is_left_out_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_invalid_pair_is_ignored_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(2):
         assert resource({ATTRIBUTES: "garbage,=x,a=1=2"}).attributes["a"] == "1=2"
     (record,) = caplog.records
     assert f"{ATTRIBUTES}: 'garbage', '=x' is ignored" in record.getMessage()
 
 
-def test_the_detectors_of_the_environment_have_the_priority_between(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_detectors_have_a_priority_between_cascade_and_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPERIMENTAL_RESOURCE_DETECTORS", "process")
     found = resource(os.environ).attributes
     assert found["process.pid"] == os.getpid()
@@ -80,7 +80,7 @@ def test_sampler(name: str, argument: str, expected: Any, caplog: pytest.LogCapt
 
 
 @pytest.mark.parametrize("argument", ["x", "1.5", "-0.1", "nan", "10%"])
-def test_a_ratio_that_is_none_keeps_all_runs(argument: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_with_an_invalid_ratio_all_runs_are_sampled(argument: str, caplog: pytest.LogCaptureFixture) -> None:
     found = sampler({"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": argument})
     assert found.get_description() == TraceIdRatioBased(1.0).get_description()
     (record,) = caplog.records
@@ -95,7 +95,9 @@ def test_an_unknown_sampler_causes_a_warning(name: str, caplog: pytest.LogCaptur
 
 
 @pytest.mark.parametrize("value", ["", "abc", "-1", "7", " 7 "])
-def test_limits_are_the_sdks(value: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_limits_equal_those_of_the_sdk(
+    value: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     for variable in ("OTEL_ATTRIBUTE_COUNT_LIMIT", "OTEL_SPAN_LINK_COUNT_LIMIT", "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT"):
         found = span_limits({variable: value})
         if value.strip() == "7":

@@ -48,7 +48,7 @@ def sent(endpoint: str, protocol: str = "http/protobuf", *, timeout: float = HAN
         return opened.send(b"", timeout)
 
 
-def NO_OTLP(kind: str) -> Reply:  # noqa: N802 - a constant of the tables below
+def not_otlp(kind: str) -> Reply:
     return Reply("refused", f"the answer is not OTLP but {kind}")
 
 
@@ -92,7 +92,7 @@ class TestHttp:
         assert server.bodies == [b""]
 
     @pytest.mark.parametrize("status", [429, 502, 503, 504])
-    def test_an_answer_that_asks_for_a_later_retry_is_a_sign_of_life(self, status: int) -> None:
+    def test_a_retryable_response_is_a_response(self, status: int) -> None:
         with servers.http_server() as server:
             server.default_response = (status, {}, b"")
             reply = sent(server.endpoint)
@@ -132,7 +132,7 @@ class TestHttp:
         assert 30 <= found <= 100
 
     @pytest.mark.parametrize("value", ["soon", "nan", "", "Fri, 27 Nov 2026 21:30:19 +99999999999999999999"])
-    def test_a_senseless_retry_after_is_none(self, value: str) -> None:
+    def test_an_invalid_retry_after_is_ignored(self, value: str) -> None:
         with servers.http_server() as server:
             server.default_response = (503, {"Retry-After": value}, b"")
             assert sent(server.endpoint).retry_after is None
@@ -159,30 +159,30 @@ class TestHttp:
             ({}, PARTIAL, Reply("accepted", "too old", rejected=3)),
             ({"Content-Type": "text/html"}, b"", Reply("accepted")),
             (PROTOBUF, b"\xff\xff garbage", Reply("refused", "the answer is not OTLP")),
-            ({"Content-Type": "text/html; charset=utf-8"}, b"<html>", NO_OTLP("text/html")),
-            ({"Content-Type": "text/plain"}, b"Hi", NO_OTLP("text/plain")),
-            ({"Content-Type": "text/html"}, PARTIAL, NO_OTLP("text/html")),
-            ({"Content-Type": f"text/{'x' * 500}"}, b"x", NO_OTLP(f"text/{'x' * 55}…")),
+            ({"Content-Type": "text/html; charset=utf-8"}, b"<html>", not_otlp("text/html")),
+            ({"Content-Type": "text/plain"}, b"Hi", not_otlp("text/plain")),
+            ({"Content-Type": "text/html"}, PARTIAL, not_otlp("text/html")),
+            ({"Content-Type": f"text/{'x' * 500}"}, b"x", not_otlp(f"text/{'x' * 55}…")),
             *(
-                (JSON, body, NO_OTLP("application/json"))
+                (JSON, body, not_otlp("application/json"))
                 for body in (b"[1", b"[]", b"null", b'"ok"', b"1", b'{"a": 1}')
             ),
-            (JSON, b'{"partialSuccess": {"rejectedSpans": 1e999}}', NO_OTLP("application/json")),
+            (JSON, b'{"partialSuccess": {"rejectedSpans": 1e999}}', not_otlp("application/json")),
             (JSON, b'{"partialSuccess": {"rejectedSpans": null, "errorMessage": null}}', Reply("accepted")),
-            (JSON, b'{"partialSuccess": "x"}', NO_OTLP("application/json")),
+            (JSON, b'{"partialSuccess": "x"}', not_otlp("application/json")),
         ],
     )
-    def test_the_answer_with_a_success(self, headers: dict[str, str], content: bytes, expected: Reply) -> None:
+    def test_a_response_with_a_success_status(self, headers: dict[str, str], content: bytes, expected: Reply) -> None:
         with servers.http_server() as server:
             server.default_response = (200, headers, content)
             assert sent(server.endpoint) == expected
 
-    def test_an_idle_connection_that_the_server_closed_is_no_failure(self) -> None:
+    def test_an_idle_connection_that_the_server_has_closed_is_replaced(self) -> None:
         with servers.http_server() as server, transport(server.endpoint) as opened:
             server.responses = [(200, {"Connection": "close"}, b""), (200, {}, b"")]
             assert [opened.send(b"", HANG).outcome for _ in range(3)] == ["accepted"] * 3
 
-    def test_a_connection_that_breaks_under_a_request_is_dialled_again_at_once(self) -> None:
+    def test_a_request_on_a_stale_connection_is_sent_again_at_once(self) -> None:
         served = []
 
         def one_answer_then_close(connection: socket.socket) -> None:
@@ -256,7 +256,7 @@ class TestHttp:
             (b"\x00" * 70_000, "the answer is not HTTP"),
         ],
     )
-    def test_what_is_no_answer(self, answer: bytes, reason: str) -> None:
+    def test_an_invalid_or_incomplete_response(self, answer: bytes, reason: str) -> None:
         def talk(connection: socket.socket) -> None:
             connection.recv(65536)
             connection.sendall(answer)
@@ -265,7 +265,7 @@ class TestHttp:
             assert sent(endpoint) == Reply("retry", reason, unanswered=True)
 
     @pytest.mark.parametrize("head", [b"Content-Length: 9\r\n\r\nabc", b"Transfer-Encoding: chunked\r\n\r\n9\r\nabc"])
-    def test_an_error_whose_body_is_cut_is_an_answer(self, head: bytes) -> None:
+    def test_an_error_with_an_incomplete_body_is_a_response(self, head: bytes) -> None:
         def talk(connection: socket.socket) -> None:
             connection.recv(65536)
             connection.sendall(b"HTTP/1.1 503 Busy\r\n" + head)
@@ -281,7 +281,7 @@ class TestHttp:
         with servers.raw_server(talk) as endpoint:
             assert sent(endpoint) == Reply("accepted")
 
-    def test_a_name_that_does_not_resolve(self) -> None:
+    def test_an_unknown_host(self) -> None:
         reply = sent("http://nowhere.invalid:4318")
         assert (reply.outcome, reply.unanswered) == ("retry", True)
 
@@ -293,7 +293,7 @@ class TestHttp:
             assert proxy.headers[0]["host"] == "collector.invalid"
             assert proxy.headers[0]["proxy-authorization"] == "Basic bWU6cHc="
 
-    def test_around_a_proxy(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_no_proxy(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("http_proxy", servers.unused_endpoint())
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         with servers.http_server() as server:
@@ -318,7 +318,7 @@ class TestHttp:
         assert [connect.partition(b" HTTP")[0] for connect in connects] == [b"CONNECT localhost:1"] * len(connects)
         assert b"Proxy-Authorization: Basic bWU6cEB3\r\n" in connects[0]
 
-    def test_a_proxy_that_will_not_open_a_tunnel(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_proxy_that_refuses_a_tunnel(self, monkeypatch: pytest.MonkeyPatch) -> None:
         asked = []
 
         def talk(connection: socket.socket) -> None:
@@ -328,7 +328,7 @@ class TestHttp:
         with servers.raw_server(talk) as endpoint:
             monkeypatch.setenv("https_proxy", endpoint)
             reply = sent("https://collector.invalid")
-        # A channel that gRPC keeps for a test before may come here too.
+        # A channel of an earlier test may connect, too.
         assert any(one.startswith(b"CONNECT collector.invalid:443 HTTP/1.") for one in asked)
         assert (reply.outcome, reply.unanswered) == ("retry", True)
         assert "Tunnel connection failed: 403 Forbidden" in reply.reason
@@ -339,11 +339,11 @@ class TestEither:
     def test_refused_connection(self, protocol: str) -> None:
         assert sent(servers.unused_endpoint(), protocol) == Reply("retry", "connection refused", unanswered=True)
 
-    def test_no_answer(self, protocol: str) -> None:
+    def test_no_response(self, protocol: str) -> None:
         with servers.silent_server() as endpoint:
             assert sent(endpoint, protocol, timeout=0.2) == Reply("retry", "no answer within 0.2 s", unanswered=True)
 
-    def test_a_server_that_comes_up_is_found_by_the_next_request(self, protocol: str) -> None:
+    def test_the_next_request_reaches_a_server_that_has_started(self, protocol: str) -> None:
         endpoint = servers.unused_endpoint()
         port = int(endpoint.rpartition(":")[2])
         with transport(endpoint, protocol) as opened:
@@ -358,12 +358,12 @@ class TestEither:
             known = sent(secure, protocol, certificate=str(certificate))
         assert (stranger.outcome, stranger.unanswered) == ("retry", True)
         assert stranger.reason.startswith("certificate verify failed")
-        # The server speaks HTTP/1.1 alone: gRPC gets through TLS and no further.
+        # The server supports only HTTP/1.1, so that gRPC fails after TLS.
         assert known.outcome == "accepted" if protocol != "grpc" else "certificate" not in known.reason
 
     @pytest.mark.parametrize("variable", ["NO_PROXY", "no_proxy"])
     @pytest.mark.parametrize("listed", ["127.0.0.0/8", "10.0.0.0/8, 127.0.0.1", "*"])
-    def test_around_a_proxy(self, protocol: str, variable: str, listed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_no_proxy(self, protocol: str, variable: str, listed: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("http_proxy", servers.unused_endpoint())
         with servers.http_server() if protocol != "grpc" else servers.grpc_server() as server:
             assert sent(server.endpoint, protocol).reason == "connection refused"
@@ -371,7 +371,7 @@ class TestEither:
             assert sent(server.endpoint, protocol).outcome == "accepted"
 
     @pytest.mark.parametrize("proxy", ["socks5://me:hunter2@127.0.0.1:1080", "https://127.0.0.1:1", "http://:port"])
-    def test_a_proxy_that_is_not_supported(
+    def test_an_unsupported_proxy(
         self, protocol: str, proxy: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         variable = "all_proxy" if protocol != "grpc" else "grpc_proxy"
@@ -384,13 +384,13 @@ class TestEither:
         assert record.levelname == "WARNING"
 
     @pytest.mark.parametrize("name", ["certificate", "client_certificate"])
-    def test_a_file_that_cannot_be_used_is_named(self, protocol: str, name: str, certificate: Path) -> None:
-        # The authority's file has no certificate, the client's no key.
+    def test_an_error_names_the_invalid_file(self, protocol: str, name: str, certificate: Path) -> None:
+        # The file of the authority has no certificate, the file of the client no key.
         file = __file__ if name == "certificate" else str(certificate.with_suffix(".crt"))
         with pytest.raises(OSError, match=f"{name.replace('_', ' ')}.* cannot be loaded from {re.escape(file)}"):
             sent("https://127.0.0.1:1", protocol, timeout=HANG, **{name: file})
 
-    def test_an_encrypted_key_is_refused_without_a_question(
+    def test_an_encrypted_key_is_refused_without_a_password_prompt(
         self, protocol: str, certificate: Path, tmp_path: Path
     ) -> None:
         key = tmp_path / "encrypted.key"
@@ -423,11 +423,11 @@ class TestGrpc:
         with servers.grpc_server() as server, servers.raw_server(talk) as proxy:
             monkeypatch.setenv("http_proxy", form.format(proxy.removeprefix("http://")))
             assert sent("http://collector.invalid:4317", "grpc").outcome == "accepted"
-        # A channel that gRPC keeps for a test before may come here too.
+        # A channel of an earlier test may connect, too.
         assert b"CONNECT collector.invalid:4317 HTTP/1.1" in asked
-        assert "proxy" not in capfd.readouterr().err  # gRPC's core writes its errors to stderr
+        assert "proxy" not in capfd.readouterr().err  # the core of gRPC writes its errors to stderr
 
-    def test_a_socket_of_this_machine(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_unix_socket(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("http_proxy", servers.unused_endpoint())
         with servers.grpc_server(address=f"unix://{tmp_path}/otel.sock") as server:
             assert sent(f"unix://{tmp_path}/otel.sock", "grpc").outcome == "accepted"
@@ -460,21 +460,23 @@ class TestGrpc:
         assert reply.reason == f"{code.name}: because"
 
     @pytest.mark.parametrize("details", ["failed to connect to all addresses; last error: x", "Socket closed", ""])
-    def test_the_text_of_a_status_does_not_decide_who_made_it(self, details: str) -> None:
+    def test_the_details_of_a_status_do_not_make_it_unanswered(self, details: str) -> None:
         with servers.grpc_server() as server:
             server.code, server.details = grpc.StatusCode.UNAVAILABLE, details
             reply = sent(server.endpoint, "grpc")
         assert (reply.outcome, reply.unanswered) == ("retry", False)
 
     @pytest.mark.parametrize("status", [b"502", b"503", b"504"])
-    def test_a_page_of_a_proxy_is_an_answer(self, status: bytes) -> None:
+    def test_an_error_page_of_a_proxy_is_a_response(self, status: bytes) -> None:
         with servers.raw_server(partial(servers.respond_http2, status)) as endpoint:
             reply = sent(endpoint, "grpc")
         assert (reply.outcome, reply.unanswered) == ("retry", False)
         assert status.decode() in reply.reason
 
-    @pytest.mark.parametrize(("status", "is_dead"), [(b"502", False), (b"503", False), (b"504", False), (b"400", True)])
-    def test_a_page_in_http1_is_an_answer_if_it_says_later(self, status: bytes, is_dead: bool) -> None:
+    @pytest.mark.parametrize(
+        ("status", "is_unanswered"), [(b"502", False), (b"503", False), (b"504", False), (b"400", True)]
+    )
+    def test_a_response_in_http1_is_a_response_if_it_is_retryable(self, status: bytes, is_unanswered: bool) -> None:
         pages = []
 
         def talk(connection: socket.socket) -> None:
@@ -484,16 +486,16 @@ class TestGrpc:
         with servers.raw_server(talk) as endpoint, transport(endpoint, "grpc") as opened:
             for count in (1, 2):
                 reply = opened.send(b"", HANG)
-                assert (reply.outcome, reply.unanswered) == ("retry", is_dead)
+                assert (reply.outcome, reply.unanswered) == ("retry", is_unanswered)
                 assert reply.reason.startswith(f"the answer {status.decode()} is in HTTP/1.1")
                 assert len(pages) >= count
 
-    def test_a_connection_that_is_cut_during_a_call_is_no_answer(self) -> None:
+    def test_a_connection_that_is_closed_during_a_call_is_unanswered(self) -> None:
         with servers.raw_server(partial(servers.respond_http2, b"")) as endpoint:
             reply = sent(endpoint, "grpc")
         assert (reply.outcome, reply.unanswered) == ("retry", True)
 
-    def test_an_instrumented_channel_shows_its_state(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_instrumented_channel_has_a_state(self, monkeypatch: pytest.MonkeyPatch) -> None:
         class Pass(grpc.UnaryUnaryClientInterceptor):  # type: ignore[type-arg]
             def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
                 return continuation(client_call_details, request)
@@ -505,7 +507,7 @@ class TestGrpc:
             assert not sent(server.endpoint, "grpc").unanswered
         assert sent(servers.unused_endpoint(), "grpc").unanswered
 
-    def test_without_a_state_the_text_of_the_status_decides(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_without_a_state_the_details_of_the_status_apply(self, monkeypatch: pytest.MonkeyPatch) -> None:
         class Opaque:
             """Channel of another library, which does not provide its connectivity."""
 
@@ -520,26 +522,26 @@ class TestGrpc:
             server.code = grpc.StatusCode.UNAVAILABLE
             assert not sent(server.endpoint, "grpc").unanswered
 
-    def test_an_answer_that_is_no_response_of_otlp(self) -> None:
+    def test_a_response_that_is_not_otlp(self) -> None:
         with servers.grpc_server() as server:
             server.response = b"\xff\xff garbage"
             assert sent(server.endpoint, "grpc") == Reply("refused", "the answer is not OTLP")
 
     @pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED])
-    def test_a_retry_delay_holds_for_each_retryable_code(self, code: grpc.StatusCode) -> None:
+    def test_each_retryable_code_may_have_a_retry_delay(self, code: grpc.StatusCode) -> None:
         with servers.grpc_server() as server:
             server.code = code
             server.trailing = (("grpc-status-details-bin", status_with_retry(3)),)
             assert sent(server.endpoint, "grpc").retry_after == 3.0
 
-    def test_an_exhausted_server_is_asked_again_when_it_says_so(self) -> None:
+    def test_resource_exhausted_is_retryable_with_a_retry_delay(self) -> None:
         with servers.grpc_server() as server:
             server.code = grpc.StatusCode.RESOURCE_EXHAUSTED
             server.trailing = (("grpc-status-details-bin", status_with_retry(3)),)
             reply = sent(server.endpoint, "grpc")
         assert (reply.outcome, reply.retry_after, reply.unanswered) == ("retry", 3.0, False)
 
-    def test_a_body_over_the_servers_limit(self) -> None:
+    def test_a_body_above_the_limit_of_the_server(self) -> None:
         with servers.grpc_server() as server, transport(server.endpoint, "grpc") as opened:
             reply = opened.send(bytes(5 << 20), HANG)
         assert (reply.outcome, reply.too_large) == ("refused", True)

@@ -1,24 +1,24 @@
-"""Parses, checks and completes OTLP endpoints."""
+"""Parsing and completion of OTLP endpoints."""
 
 import re
 from base64 import b64encode
 from collections.abc import Callable
 from typing import Literal
-from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 GRPC_PORT = 4317
-HTTPS_PORT = 443  # what gRPC assumes for a target without a port
+HTTPS_PORT = 443  # the default of gRPC for a target without a port
 DEFAULT_ENDPOINTS = {"grpc": "http://localhost:4317", "http/protobuf": "http://localhost:4318"}
 
-# Targets that gRPC resolves itself; by the specification any form of the gRPC library is valid.
+# Targets that gRPC resolves. The specification allows all forms of the gRPC library.
 _GRPC_SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "xds:")
 
 
 def check_endpoint(endpoint: str, *, protocol: str, source: str) -> str:
-    """The endpoint, if a connection can be made to it.
+    """Return the endpoint if it is valid.
 
     Raises:
-        ValueError: When it has no scheme, host or usable port; the message names the value, `source` and the fix.
+        ValueError: It has no scheme, host or valid port. The message has the value, its `source` and the fix.
     """
     fix = f"write it like {DEFAULT_ENDPOINTS[protocol]}"
     try:
@@ -36,10 +36,10 @@ def check_endpoint(endpoint: str, *, protocol: str, source: str) -> str:
 
 
 def complete_endpoint(endpoint: str, protocol: str) -> str:
-    """Complete an endpoint of a variable, as closely to the SDK's exporters as a usable endpoint allows.
+    """Return the complete endpoint for the value of a variable, as the exporters of the SDK do where that is valid.
 
-    For HTTP, an endpoint without a scheme gets http://. For gRPC, schemes other than http and https are removed, and a
-    host without a port gets the default port.
+    For HTTP, the default scheme is http://. For gRPC, schemes other than http and https are removed, and the default port is
+    added.
     """
     scheme, separator, rest = endpoint.rpartition("://")
     is_url = bool(separator) and scheme.lower() in {"http", "https"}
@@ -52,12 +52,12 @@ def complete_endpoint(endpoint: str, protocol: str) -> str:
 
 
 def protocol_of(endpoint: str) -> Literal["grpc"] | None:
-    """The protocol of a default port, and of targets that only gRPC resolves; None if the endpoint leaves it open."""
+    """Return "grpc" for its default port and its targets; None for other endpoints, which may be of both protocols."""
     return "grpc" if endpoint.startswith(_GRPC_SCHEMES) or port_of(endpoint) == GRPC_PORT else None
 
 
 def port_of(endpoint: str) -> int | None:
-    """The port that an endpoint spells out; None if it has none or makes no sense."""
+    """Return the explicit port of an endpoint; None if it has none or is invalid."""
     try:
         return urlsplit(endpoint if "://" in endpoint else f"//{endpoint}").port
     except ValueError:
@@ -65,7 +65,7 @@ def port_of(endpoint: str) -> int | None:
 
 
 def server_of(target: str) -> tuple[str, int]:
-    """Host and port of a gRPC target; "" for a target that is no single server."""
+    """Return the host and port of a gRPC target; the host is "" unless the target is one server."""
     try:
         url = urlsplit(f"//{re.sub('^(dns|ipv4|ipv6):', '', target.rpartition('/')[2])}")
         host, port = url.hostname, url.port
@@ -75,20 +75,20 @@ def server_of(target: str) -> tuple[str, int]:
 
 
 def with_path(endpoint: str, path: str) -> str:
-    """A base URL with the signal's path below its own."""
+    """Append a path to a base URL."""
     url = urlsplit(endpoint)
     return urlunsplit(url._replace(path=f"{url.path.removesuffix('/')}/{path}"))
 
 
 def has_no_path(endpoint: str) -> bool:
-    """True for a URL that names a server and no path on it."""
+    """Return whether a URL has no path."""
     return urlsplit(endpoint).path in {"", "/"}
 
 
 def is_insecure_endpoint(endpoint: str, *, otherwise: Callable[[], bool | None]) -> bool:
-    """A scheme of http or https decides; for a target without one, the setting does.
+    """Return whether a gRPC endpoint has no TLS: by its scheme, or else by the setting that `otherwise` returns.
 
-    Without a setting, a socket of this machine needs no TLS, and everything else does.
+    Without a setting, only Unix sockets have no TLS.
     """
     match urlsplit(endpoint).scheme:
         case "http":
@@ -101,22 +101,19 @@ def is_insecure_endpoint(endpoint: str, *, otherwise: Callable[[], bool | None])
 
 
 def split_credentials(endpoint: str) -> tuple[str, str | None]:
-    """The URL without user and password, and the value of the Authorization header that they stand for, or None."""
+    """Return the URL without user and password, and the value of the Authorization header for them, or None."""
     if "://" not in endpoint or "@" not in urlsplit(endpoint).netloc:
         return endpoint, None
     url = urlsplit(endpoint)
     pair = f"{unquote(url.username or '')}:{unquote(url.password or '')}"
-    return urlunsplit(_bare(url)), f"Basic {b64encode(pair.encode()).decode()}"
+    bare = url._replace(netloc=url.netloc.rpartition("@")[2])
+    return urlunsplit(bare), f"Basic {b64encode(pair.encode()).decode()}"
 
 
 def without_password(endpoint: str) -> str:
-    """The endpoint without user and password, for messages."""
+    """Return the endpoint without user and password, for messages."""
     scheme, separator, rest = endpoint.rpartition("://")
     return f"{scheme}{separator}{rest.rpartition('@')[2]}"
-
-
-def _bare(url: SplitResult) -> SplitResult:
-    return url._replace(netloc=url.netloc.rpartition("@")[2])
 
 
 def _is_host_and_port(endpoint: str) -> bool:

@@ -1,7 +1,7 @@
-"""Values of `OTEL_*` variables. A value that cannot be used never stops a program: it causes one warning per process.
+"""Values of `OTEL_*` variables. An invalid value raises no error, but is logged once per process.
 
-An empty variable is an unset one. Whitespace around a value and one pair of quotes, which env files of Docker keep, are
-not part of it.
+An empty variable counts as unset. Whitespace and one pair of quotes around a value, which env files of Docker keep, are
+removed.
 """
 
 import os
@@ -31,14 +31,14 @@ LIMITS = (
     "OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT",
     "OTEL_LINK_ATTRIBUTE_COUNT_LIMIT",
 )
-"""Limits that the SDK's own spans observe."""
+"""Limits of the spans of the SDK."""
 
 _EXPORTERS = {
     "otlp": "otlp",
     "otlp_proto_http": "otlp",
     "otlp_proto_grpc": "otlp",
     "console": "console",
-    "logging": "console",  # the specification's deprecated name
+    "logging": "console",  # deprecated name of the specification
     "none": "none",
 }
 _PROTOCOLS: dict[str, _Protocol] = {
@@ -48,13 +48,13 @@ _PROTOCOLS: dict[str, _Protocol] = {
 _FOREIGN_EXPORTERS = frozenset({"zipkin", "zipkin_json", "zipkin_proto", "jaeger", "prometheus", "otlp/stdout"})
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
-_LONGEST = 1000  # characters of a warning
+_MAX_WARNING = 1000  # characters
 
 reported: set[tuple[str, str]] = set()
 
 
 class SettingWarning(NamedTuple):
-    """A value of a variable that is ignored or replaced, with the message of its warning."""
+    """Warning about a value of a variable that is ignored or replaced."""
 
     variable: str
     value: str
@@ -62,28 +62,28 @@ class SettingWarning(NamedTuple):
 
 
 def warn_once(*problems: SettingWarning) -> None:
-    """Log a warning for each pair of variable and value, once per process."""
+    """Log the warnings, each pair of variable and value once per process."""
     for problem in problems:
         key = (problem.variable, problem.value)
         if key not in reported:
             reported.add(key)
-            logger.warning("OtelConnector: %s", masked(problem.message, _LONGEST))
+            logger.warning("OtelConnector: %s", masked(problem.message, _MAX_WARNING))
 
 
 def value(environ: Mapping[str, str], variable: str) -> str:
-    """The variable's value, "" if it is unset. Bytes that are not UTF-8 are replaced by U+FFFD."""
+    """Return the value of a variable; "" if it is unset. Bytes that are not UTF-8 are replaced by U+FFFD."""
     return unquoted(_SURROGATES.sub("\N{REPLACEMENT CHARACTER}", environ.get(variable, "")))
 
 
 def unquoted(text: str) -> str:
-    """The text without the whitespace and the pair of quotes around it."""
+    """Return the text without whitespace and one pair of quotes around it."""
     text = text.strip()
     is_quoted = len(text) > 1 and text[0] in "\"'" and text.find(text[0], 1) == len(text) - 1
     return text[1:-1].strip() if is_quoted else text
 
 
 def is_true(environ: Mapping[str, str], variable: str) -> bool:
-    """A boolean as the specification defines it: "true" in any case is true, all else is false."""
+    """Return a boolean as the specification defines it: "true" in any case is True, other values are False."""
     given = value(environ, variable).lower()
     if given not in {"", "true", "false"}:
         warn_once(SettingWarning(variable, given, f"{variable}={given!r} counts as false; choose true or false"))
@@ -91,12 +91,12 @@ def is_true(environ: Mapping[str, str], variable: str) -> bool:
 
 
 def is_disabled(environ: Mapping[str, str]) -> bool:
-    """Whether the SDK is disabled for all signals."""
+    """Return whether the SDK is disabled for all signals."""
     return is_true(environ, DISABLED)
 
 
 def global_provider(get: Callable[[], T], signal: str) -> T | None:
-    """The process's provider of a signal, "tracer" or "meter"; None if the one that a variable names cannot be loaded."""
+    """Return the global provider of the signal "tracer" or "meter"; None if the provider of a variable cannot be loaded."""
     try:
         return get()
     except Exception:  # noqa: BLE001 - the API logs it
@@ -111,7 +111,7 @@ def global_provider(get: Callable[[], T], signal: str) -> T | None:
 
 
 class Exporters(NamedTuple):
-    """The exporters of a signal: "otlp", "console" or both. `protocol` is what a name of the SDK fixes for OTLP."""
+    """Exporters of a signal: "otlp", "console" or both. Some names of exporters of the SDK set the protocol as well."""
 
     names: frozenset[str]
     protocol: _Protocol | None
@@ -119,10 +119,10 @@ class Exporters(NamedTuple):
 
 
 def exporters(environ: Mapping[str, str], signal: str) -> Exporters:
-    """The exporters that `OTEL_{SIGNAL}_EXPORTER` names, without names that have no effect here.
+    """Return the exporters of `OTEL_{SIGNAL}_EXPORTER`.
 
-    An unknown name is ignored. The name of an exporter of another package exports nothing: another part of the program
-    sets it up. The default is OTLP for spans and metrics, and no export for logs.
+    Unknown names are ignored. For the exporter of another package Cascade exports nothing, because the program sets it up.
+    The default is OTLP for spans and metrics, and no export for logs.
     """
     variable = f"OTEL_{signal.upper()}_EXPORTER"
     given = value(environ, variable)
@@ -146,7 +146,7 @@ def exporters(environ: Mapping[str, str], signal: str) -> Exporters:
 
 
 def limit(environ: Mapping[str, str], variable: str) -> int | None:
-    """A limit of the SDK's spans, at most `sys.maxsize`; None if the variable is unset or no whole number from 0 on."""
+    """Return a limit of the spans, at most `sys.maxsize`; None if the variable is unset or invalid."""
     given = value(environ, variable)
     number = _whole(given)
     if given and number is None:
@@ -157,7 +157,7 @@ def limit(environ: Mapping[str, str], variable: str) -> int | None:
 
 @contextmanager
 def importable(environ: MutableMapping[str, str] = os.environ) -> Iterator[None]:
-    """Import the SDK without limits that are no numbers: it reads one at import, and raises ValueError."""
+    """Hide invalid limits during the import of the SDK, which would raise ValueError."""
     hidden = {}
     if "opentelemetry.sdk.trace" not in sys.modules:
         unusable = [name for name in LIMITS if name in environ and _whole(value(environ, name)) is None]
@@ -174,7 +174,7 @@ def _available(signal: str) -> dict[str, str]:
 
 @cache
 def _is_foreign(name: str, signal: str) -> bool:
-    """Whether another package provides the exporter."""
+    """Return whether another package provides the exporter."""
     from importlib.metadata import entry_points
 
     return name in _FOREIGN_EXPORTERS or bool(entry_points(group=f"opentelemetry_{signal}_exporter", name=name))

@@ -1,8 +1,8 @@
-"""How to export: constructor arguments over `OTEL_EXPORTER_OTLP_{SIGNAL}_*` over `OTEL_EXPORTER_OTLP_*` over defaults.
+"""Options of an export: from arguments, `OTEL_EXPORTER_OTLP_{SIGNAL}_*`, `OTEL_EXPORTER_OTLP_*` and defaults, in this order.
 
-The variables mean what the OTLP exporter specification says; where it and the Python SDK differ, in the unit of the
-timeout, the SDK's seconds hold. An argument that cannot be used raises ValueError. A variable that cannot be used is
-treated as unset, and becomes a `SettingWarning` of the options, which is reported when they are used.
+The variables follow the OTLP exporter specification, except that timeouts are in seconds, as in the Python SDK. An invalid
+argument raises ValueError. An invalid variable counts as unset, and adds a `SettingWarning` to the options, which is logged
+when they are used.
 """
 
 import math
@@ -34,13 +34,13 @@ Compression = Literal["none", "gzip", "deflate"]
 T = TypeVar("T")
 
 DEFAULT_TIMEOUT = 10.0  # seconds; the specification's default
-LONGEST_TIMEOUT = 86_400.0  # seconds; more is no time limit
-_SUSPICIOUS_TIMEOUT = 1000.0  # seconds; a value from here on is as a rule meant as milliseconds
+MAX_TIMEOUT = 86_400.0  # seconds
+_SUSPICIOUS_TIMEOUT = 1000.0  # seconds; larger values are usually meant as milliseconds
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _GRPC_HEADER_NAME = re.compile(r"(?!grpc-)[0-9a-z_.-]+", re.IGNORECASE)
 _HEADER_VALUE = re.compile(r"[\x20-\x7e\t]*")
-_OUR_HEADERS = frozenset(
+_RESERVED_HEADERS = frozenset(
     {
         "connection",
         "content-encoding",
@@ -52,15 +52,15 @@ _OUR_HEADERS = frozenset(
         "upgrade",
     }
 )
-"""Headers that describe the request itself."""
+"""Headers that the transport sets."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportOptions:
-    """Where one signal goes, and how.
+    """Destination and protocol of one signal.
 
-    `endpoint` is complete: for http/protobuf the URL that is posted to, for grpc a URL or a gRPC target. `timeout` is
-    in seconds and covers one request. Header names are in lower case. `problems` are variables without their effect.
+    `endpoint` is the complete URL for http/protobuf, and a URL or a gRPC target for grpc. `timeout` is in seconds for one
+    request. Header names are in lower case. `problems` are the warnings about invalid variables.
     """
 
     endpoint: str
@@ -85,33 +85,37 @@ class ExportOptions:
         signal: Signal = "traces",
         environ: Mapping[str, str] = os.environ,
     ) -> Self:
-        """Options from arguments and variables.
+        """Return the options of arguments and variables.
 
-        An `endpoint` argument without a path gets `/v1/{signal}` under http/protobuf; with one it is used as it is, but
-        for `/v1/traces` at its end, which becomes the signal's.
-        Without any protocol setting, port 4317 means grpc and everything else http/protobuf. `headers` are added to
-        those of the environment and win over them, name by name. Variables that the endpoint does not use, such as a
-        certificate without TLS, are not read.
+        Variables without an effect, such as a certificate for an endpoint without TLS, are not read.
+
+        Args:
+            endpoint: For http/protobuf, `/v1/{signal}` is appended if it has no path. `/v1/traces` at its end is replaced by
+                the path of the signal.
+            protocol: Without a setting, it is grpc for port 4317, and otherwise http/protobuf.
+            headers: Added to the headers of the environment; they take precedence.
+            signal: The signal.
+            environ: The variables.
 
         Raises:
-            ValueError: When an argument cannot be used; the message names the argument, its value and the fix.
-            TypeError: When an argument is no text.
+            ValueError: An argument is invalid. The message has the argument, its value and the fix.
+            TypeError: An argument is not a string.
         """
         settings = _Settings(environ, signal)
-        url, spoken = settings.endpoint(endpoint, settings.protocol(protocol))
+        url, protocol_used = settings.endpoint(endpoint, settings.protocol(protocol))
         url, authorization = split_credentials(url)
-        sent = settings.headers(headers or {}, spoken)
+        sent = settings.headers(headers or {}, protocol_used)
         if authorization:
             sent.setdefault("authorization", authorization)
         insecure = is_insecure_endpoint(url, otherwise=settings.is_insecure)
         certificate, key, chain = (None, None, None) if insecure else settings.files()
         return cls(
             endpoint=url,
-            protocol=spoken,
+            protocol=protocol_used,
             signal=signal,
             headers=sent,
             timeout=settings.read("TIMEOUT", settings.timeout, DEFAULT_TIMEOUT),
-            compression=settings.read("COMPRESSION", settings.compression(spoken), "none"),
+            compression=settings.read("COMPRESSION", settings.compression(protocol_used), "none"),
             insecure=insecure,
             certificate=certificate,
             client_key=key,
@@ -132,7 +136,7 @@ class _Address(NamedTuple):
 
 
 class _Settings:
-    """Reads the settings of one signal, and collects the problems."""
+    """Reads the settings of one signal, and collects the warnings."""
 
     def __init__(self, environ: Mapping[str, str], signal: Signal) -> None:
         self._environ = environ
@@ -141,7 +145,7 @@ class _Settings:
         self.problems: list[SettingWarning] = []
 
     def read(self, name: str, parse: Callable[[_Setting], T], default: T, argument: str | None = None) -> T:
-        """The first usable value: of the argument, the signal's variable, the variable for all signals."""
+        """Return the first valid value: of the argument, the variable of the signal, the variable of all signals."""
         if argument and not isinstance(argument, str):
             raise TypeError(f"{name.lower()}={argument!r} is no text")
         if argument:
@@ -159,7 +163,7 @@ class _Settings:
         self.problems.append(SettingWarning(setting.source, setting.value, message))
 
     def protocol(self, argument: str | None) -> Protocol | None:
-        """The protocol that is set. A name of an exporter, such as otlp_proto_grpc, sets it before the variables."""
+        """Return the protocol. The name of an exporter, such as otlp_proto_grpc, takes precedence over variables."""
         fixed = None if argument else environment.exporters(self._environ, self._signal).protocol
         return fixed or self.read("PROTOCOL", self._protocol, None, argument)
 
@@ -178,13 +182,15 @@ class _Settings:
 
         def parse(setting: _Setting) -> _Address:
             is_own = setting.source.startswith(self._own_prefix)
-            spoken = protocol or protocol_of(setting.value) or (None if is_own else fixed) or "http/protobuf"
-            url = setting.value if setting.is_argument else complete_endpoint(setting.value, spoken)
-            check_endpoint(url, protocol=spoken, source=setting.source)
+            protocol_used = protocol or protocol_of(setting.value) or (None if is_own else fixed) or "http/protobuf"
+            url = setting.value if setting.is_argument else complete_endpoint(setting.value, protocol_used)
+            check_endpoint(url, protocol=protocol_used, source=setting.source)
             if url != setting.value:
                 shown, used = without_password(setting.value), without_password(url)
                 self.note(setting, f"{setting.source}={shown!r} is no complete endpoint; {used} is used")
-            return _Address(self._with_path(url, setting, is_own=is_own) if spoken != "grpc" else url, spoken)
+            return _Address(
+                self._with_path(url, setting, is_own=is_own) if protocol_used != "grpc" else url, protocol_used
+            )
 
         url = DEFAULT_ENDPOINTS[default]
         if default != "grpc":
@@ -199,7 +205,7 @@ class _Settings:
         return with_path(url, f"v1/{self._signal}")
 
     def is_insecure(self) -> bool | None:
-        """The setting for an endpoint without a scheme; None if it is unset."""
+        """Return the setting for an endpoint without a scheme; None if it is unset."""
         return self.read("INSECURE", self._boolean, None)
 
     def _boolean(self, setting: _Setting) -> bool:
@@ -208,7 +214,7 @@ class _Settings:
         return setting.value.lower() == "true"
 
     def headers(self, given: Mapping[str, str], protocol: Protocol) -> dict[str, str]:
-        """Names in lower case. An item of a variable that cannot be sent is left out."""
+        """Return the headers, with names in lower case. Invalid items of a variable are ignored."""
 
         def parse(setting: _Setting) -> dict[str, str]:
             usable, errors = {}, []
@@ -219,7 +225,7 @@ class _Settings:
                 except ValueError as error:
                     errors.append(str(error))
             if errors:
-                # The value itself stays out of the message: it is as a rule a secret.
+                # The message does not have the value, which is usually a secret.
                 self.note(setting, f"{setting.source}: {'; '.join(errors)}; the other headers are sent")
             return usable
 
@@ -234,13 +240,12 @@ class _Settings:
         return sent
 
     def timeout(self, setting: _Setting) -> float:
-        """Seconds, as for the Python SDK."""
         shown = f"{setting.source}={setting.value!r}"
         try:
             seconds = float(setting.value)
         except ValueError:
             seconds = math.nan
-        if not 0 < seconds <= LONGEST_TIMEOUT:
+        if not 0 < seconds <= MAX_TIMEOUT:
             raise ValueError(f"{shown} is no time limit: write seconds above zero, such as 10")
         if seconds >= _SUSPICIOUS_TIMEOUT:
             self.note(setting, f"{shown} means seconds, as for the Python SDK; write 10 for ten seconds")
@@ -258,14 +263,14 @@ class _Settings:
         return parse
 
     def files(self) -> tuple[str | None, str | None, str | None]:
-        """Certificate of the authority, the client's key, the client's certificate. One PEM file may hold the last two."""
+        """Return the certificate of the authority, and the key and certificate of the client, which may share a file."""
         names = ("CERTIFICATE", "CLIENT_KEY", "CLIENT_CERTIFICATE")
         certificate, key, chain = (self.read(name, _file, None) for name in names)
         return certificate, (key or chain) if chain else None, chain
 
 
 def _item(item: str) -> tuple[str, str]:
-    """`name=value`, both sides URL-encoded, as W3C baggage has it."""
+    """Parse `name=value`, both URL-encoded, as in W3C Baggage."""
     name, separator, value = item.partition("=")
     if not separator:
         hint = f"{item[:4]}…" if len(item) > len("key=") else item
@@ -277,7 +282,7 @@ def _checked_name(name: str, protocol: Protocol) -> str:
     allowed = _GRPC_HEADER_NAME if protocol == "grpc" else _HEADER_NAME
     if not allowed.fullmatch(name):
         raise ValueError(f"{name!r} cannot be a header's name; write it like name=value,name2=value2")
-    if name.lower() in _OUR_HEADERS:
+    if name.lower() in _RESERVED_HEADERS:
         raise ValueError(f"the header {name!r} describes the request, and cannot be set")
     return name.lower()
 

@@ -1,4 +1,4 @@
-"""Resource, sampler and span limits of the connector's own provider, from the SDK's variables."""
+"""Resource, sampler and span limits of the provider of Cascade, from the variables of the SDK."""
 
 import socket
 from collections.abc import Callable, Mapping
@@ -39,15 +39,16 @@ _SAMPLERS = {
 }
 _RATIO_SAMPLERS = {"traceidratio": TraceIdRatioBased, "parentbased_traceidratio": ParentBasedTraceIdRatio}
 
-_DEFAULT_COUNT = 128  # the SDK's
+_DEFAULT_COUNT = 128  # as in the SDK
 _NEVER_BLANK = (a.SERVICE_NAME, a.SERVICE_INSTANCE_ID)
-"""Back ends group by these attributes."""
+"""Attributes by which back ends group."""
 
 
 def resource(environ: Mapping[str, str]) -> Resource:
-    """Attributes by rising priority: Cascade's, the configured detectors', those of the environment.
+    """Return the attributes of Cascade, of the configured detectors and of the environment; later ones take precedence.
 
-    With `host.name`, Jaeger's API v3 compares no clocks within one host: a wait may begin earlier than its parent.
+    With `host.name`, the API v3 of Jaeger corrects no clocks within a host. Otherwise it would move a wait that starts before
+    its parent.
     """
     sdk = {
         resources.TELEMETRY_SDK_LANGUAGE: "python",
@@ -61,7 +62,7 @@ def resource(environ: Mapping[str, str]) -> Resource:
 
 
 def sampler(environ: Mapping[str, str]) -> Sampler:
-    """The sampler that the environment names, also one of another package; by default all runs are sampled."""
+    """Return the sampler of the environment, which may be from another package. By default all runs are sampled."""
     name = environment.value(environ, _SAMPLER)
     argument = environment.value(environ, _SAMPLER_ARGUMENT)
     if (ratio := _RATIO_SAMPLERS.get(name.lower())) is not None:
@@ -72,7 +73,7 @@ def sampler(environ: Mapping[str, str]) -> Sampler:
 
 
 def span_limits(environ: Mapping[str, str]) -> SpanLimits:
-    """The limits of the environment. Every argument is given, because `SpanLimits` raises for a variable it cannot use."""
+    """Return the limits of the environment. All arguments are set, because `SpanLimits` raises for invalid variables."""
 
     def first(*variables: str, default: int = SpanLimits.UNSET) -> int:
         found = (environment.limit(environ, variable) for variable in variables)
@@ -92,7 +93,7 @@ def span_limits(environ: Mapping[str, str]) -> SpanLimits:
 
 
 def _given(environ: Mapping[str, str]) -> dict[str, str]:
-    """Attributes that the environment names, by their exact keys. Keys and values are URL-encoded."""
+    """Return the attributes of the environment, whose keys and values are URL-encoded."""
     listing = environment.value(environ, _ATTRIBUTES)
     given, unusable = {}, []
     for item in filter(None, (part.strip() for part in listing.split(","))):
@@ -112,9 +113,9 @@ def _given(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _detected(environ: Mapping[str, str]) -> Resource:
-    """Attributes that the configured detectors of the SDK find, without its defaults for the service.
+    """Return the attributes of the configured detectors, without the defaults of the SDK for the service.
 
-    Empty while the interpreter shuts down: `Resource.create` needs a thread pool, which does not start then.
+    They are empty while the interpreter shuts down, because `Resource.create` cannot start its thread pool then.
     """
     if not environment.value(environ, _DETECTORS):
         return Resource.get_empty()
@@ -133,7 +134,7 @@ def _detected(environ: Mapping[str, str]) -> Resource:
 
 
 def _rate(argument: str) -> float:
-    """The share of runs to keep, 1.0 if there is no usable one."""
+    """Return the ratio of sampled runs; 1.0 if the argument is invalid."""
     try:
         rate = float(argument or 1.0)
     except ValueError:
@@ -152,7 +153,7 @@ def _sampler_of_package(name: str, argument: str) -> Sampler:
         made = next(iter(entry_points(group="opentelemetry_traces_sampler", name=name))).load()(argument)
     except StopIteration:
         reason = f"choose from {', '.join([*_SAMPLERS, *_RATIO_SAMPLERS])}"
-    except Exception as error:  # noqa: BLE001 - the package's code
+    except Exception as error:  # noqa: BLE001 - code of the package
         reason = f"it cannot be loaded: {type(error).__name__}: {error}"
     else:
         if isinstance(made, Sampler):

@@ -3,15 +3,20 @@
 import os
 import time
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from opentelemetry import trace
+
+from cascade._forks import no_fork
 from cascade._loggers import get_logger
 from cascade.connectors.otel.environment import SettingWarning, warn_once
 from cascade.connectors.otel.export_queue import ExportQueue
 from cascade.connectors.otel.options import ExportOptions, Signal
-from cascade.connectors.otel.provider import RunTracer
+from cascade.connectors.otel.provider import RunTracer, application_provider, own_tracer, tracer_of
 from cascade.connectors.otel.routing import Registry, Share, destination
+from cascade.connectors.otel.transport import prepare
 from cascade.telemetry import attributes as a
 from cascade.telemetry.safe import error_text
 
@@ -19,15 +24,6 @@ if TYPE_CHECKING:
     from cascade.connectors.otel.logs import RunLogs
     from cascade.connectors.otel.metrics import RunMetrics
     from cascade.connectors.otel.metrics.export import MetricExporter
-
-from dataclasses import dataclass, replace
-from typing import cast
-
-from opentelemetry import trace
-
-from cascade._forks import no_fork
-from cascade.connectors.otel.provider import application_provider, own_tracer, tracer_of
-from cascade.connectors.otel.transport import prepare
 
 logger = get_logger("cascade.connectors.otel")
 
