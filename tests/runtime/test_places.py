@@ -236,7 +236,7 @@ async def test_a_cancelled_run_releases_its_places() -> None:
     assert await soon(controlled.start(fan_out(cs.task(lambda i: i, name="next"), 3))) == [0, 1, 2]
 
 
-class Seats:
+class AdjustablePlaces:
     """Places of an executor whose number can change."""
 
     def __init__(self, size: int) -> None:
@@ -244,11 +244,11 @@ class Seats:
         self.used = 0
         self.requests: deque[Callable[[Place], object]] = deque()
 
-    def try_acquire(self) -> "Seat | None":
+    def try_acquire(self) -> "AdjustablePlace | None":
         if self.used >= self.size:
             return None
         self.used += 1
-        return Seat(self)
+        return AdjustablePlace(self)
 
     def request(self, granted: Callable[[Place], object]) -> "Request":
         self.requests.append(granted)
@@ -256,47 +256,47 @@ class Seats:
 
     def resize(self, size: int) -> None:
         self.size = size
-        while self.requests and (seat := self.try_acquire()):
-            self.requests.popleft()(seat)
+        while self.requests and (place := self.try_acquire()):
+            self.requests.popleft()(place)
 
 
-class Seat:
-    def __init__(self, seats: Seats) -> None:
-        self._seats = seats
+class AdjustablePlace:
+    def __init__(self, places: AdjustablePlaces) -> None:
+        self._places = places
 
     def release(self) -> None:
-        self._seats.used -= 1
-        self._seats.resize(self._seats.size)
+        self._places.used -= 1
+        self._places.resize(self._places.size)
 
 
 class Request:
-    def __init__(self, seats: Seats, granted: Callable[[Place], object]) -> None:
-        self._seats, self._granted = seats, granted
+    def __init__(self, places: AdjustablePlaces, granted: Callable[[Place], object]) -> None:
+        self._places, self._granted = places, granted
 
     def withdraw(self) -> None:
         with suppress(ValueError):
-            self._seats.requests.remove(self._granted)
+            self._places.requests.remove(self._granted)
 
 
 class Remote:
     """An executor with its own places, also for coroutine functions."""
 
-    def __init__(self, seats: Seats) -> None:
-        self.seats = seats
+    def __init__(self, places: AdjustablePlaces) -> None:
+        self.own_places = places
         self.most = 0
 
     def places(self, node: Node) -> Places | None:
-        return None if node.name == "collect" else self.seats
+        return None if node.name == "collect" else self.own_places
 
     async def execute(self, node: Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        self.most = max(self.most, self.seats.used)
+        self.most = max(self.most, self.own_places.used)
         value = node.callable_obj(*args, **kwargs)
         return await value if asyncio.iscoroutine(value) else value
 
 
 @pytest.mark.parametrize("shape", [fan_out, mapped])
 async def test_the_number_of_places_of_an_executor_may_change(shape: Callable[..., Any]) -> None:
-    executor, began, go_on = Remote(Seats(2)), [], asyncio.Event()
+    executor, began, go_on = Remote(AdjustablePlaces(2)), [], asyncio.Event()
     controlled = ControlledEngine(executor=executor)
 
     async def work(i: int) -> int:
@@ -306,24 +306,24 @@ async def test_the_number_of_places_of_an_executor_may_change(shape: Callable[..
 
     run = controlled.start(shape(cs.task(work), 9))
     await controlled.wait_for(TaskExecutionStarted, 2 + (shape is mapped))
-    assert executor.seats.used == 2
-    executor.seats.resize(4)
+    assert executor.own_places.used == 2
+    executor.own_places.resize(4)
     if shape is fan_out:
         await controlled.wait_for(TaskExecutionStarted, 4)
-    executor.seats.resize(3)
+    executor.own_places.resize(3)
     go_on.set()
     assert await soon(run) == list(range(9))
     assert executor.most <= 4
-    assert executor.seats.used == 0
-    assert not executor.seats.requests
+    assert executor.own_places.used == 0
+    assert not executor.own_places.requests
 
 
 async def test_without_places_tasks_wait_for_the_first_one() -> None:
-    executor = Remote(Seats(0))
+    executor = Remote(AdjustablePlaces(0))
     controlled = ControlledEngine(executor=executor)
     run = controlled.start(fan_out(cs.task(lambda i: i, name="work"), 3))
     await controlled.wait_for(TaskBlocked, 3)
-    executor.seats.resize(1)
+    executor.own_places.resize(1)
     assert await soon(run) == [0, 1, 2]
 
 
@@ -339,7 +339,7 @@ async def test_an_executor_without_places_is_called_at_once() -> None:
 
 @pytest.mark.parametrize("broken", ["try_acquire", "request"])
 async def test_places_that_raise_do_not_stop_the_run(broken: str, caplog: pytest.LogCaptureFixture) -> None:
-    class Broken(Seats):
+    class Broken(AdjustablePlaces):
         pass
 
     def fail(*_: Any) -> None:

@@ -27,10 +27,10 @@ class Color(Enum):
 
 
 LAZIES = pytest.mark.parametrize("lazy", [add(1), add.map(x=[1])], ids=repr)
-STAND_INS = pytest.mark.parametrize("lazy", [add(1), add.map(x=[1]), cs.Router(add(1), {1: add(2)})], ids=repr)
+ARGUMENTS = pytest.mark.parametrize("lazy", [add(1), add.map(x=[1]), cs.Router(add(1), {1: add(2)})], ids=repr)
 
 
-def test_the_text_has_the_name_and_no_value() -> None:
+def test_the_repr_has_the_name_and_no_value() -> None:
     assert repr(add("hunter2")) == str(add("hunter2")) == "<LazyResult add>"
     assert repr(add.map(x=["hunter2"])) == "<MappedLazyResult add>"
     router = cs.Router(add("hunter2"), {"hunter2": add(1)})
@@ -38,7 +38,7 @@ def test_the_text_has_the_name_and_no_value() -> None:
     assert repr(router) == "<Router of <LazyResult add>, 1 routes>"
 
 
-def test_the_text_stays_small_for_shared_and_for_long_graphs() -> None:
+def test_the_repr_is_short_for_shared_and_for_long_graphs() -> None:
     shared = chain = add(1)
     for _ in range(60):
         shared = add(shared, shared)
@@ -49,7 +49,7 @@ def test_the_text_stays_small_for_shared_and_for_long_graphs() -> None:
     assert repr(cs.graph.build.build_graph(shared)) == "<Graph of 61 nodes, 120 edges>"
 
 
-def test_a_resource_and_an_edge_have_short_texts() -> None:
+def test_a_resource_and_an_edge_have_short_reprs() -> None:
     @cs.resource(name="db")
     def database() -> Iterable[int]:
         yield 1
@@ -60,7 +60,7 @@ def test_a_resource_and_an_edge_have_short_texts() -> None:
     assert repr(graph.nodes) == "[<Node add>, <Node add>]"
 
 
-@STAND_INS
+@ARGUMENTS
 @pytest.mark.parametrize(
     "use",
     [
@@ -121,7 +121,7 @@ def test_an_unknown_attribute_names_the_fix(lazy: Any) -> None:
 
 
 @LAZIES
-def test_what_python_itself_does_with_objects_still_works(lazy: Any) -> None:
+def test_operations_of_python_on_objects_work(lazy: Any) -> None:
     assert copy.copy(lazy) == lazy
     assert copy.deepcopy(add([1])).args == ([1],)
     assert lazy in [None, object(), int, lazy]
@@ -142,7 +142,7 @@ def test_a_router_is_equal_to_itself_only() -> None:
     assert {router: 1}[router] == 1
 
 
-def test_a_copy_without_its_fields_has_a_text() -> None:
+def test_an_uninitialized_copy_has_a_repr() -> None:
     assert repr(object.__new__(LazyResult)) == "<LazyResult ?>"
 
 
@@ -152,7 +152,7 @@ def test_a_lazy_result_is_pickled() -> None:
 
 
 @pytest.mark.parametrize("kind", [LazyResult, MappedLazyResult])
-def test_a_mock_passes_for_a_lazy_result(kind: type) -> None:
+def test_a_mock_is_an_instance_of_a_lazy_result(kind: type) -> None:
     assert isinstance(MagicMock(spec=kind), kind)
 
 
@@ -171,7 +171,7 @@ def test_a_condition_must_be_lazy(condition: Any) -> None:
         lambda: cs.Router(add(1), [add(1)]),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     ],
 )
-def test_a_router_of_other_than_lazy_results_is_refused(make: Callable[[], Any]) -> None:
+def test_a_router_requires_lazy_results(make: Callable[[], Any]) -> None:
     with pytest.raises(TypeError, match=r"Router: .* must be a") as caught:
         make()
     assert "hunter2" not in str(caught.value)

@@ -106,7 +106,7 @@ def refusal(call: Callable[[], Any]) -> str | None:
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_a_call_is_refused_as_python_refuses_it(function: Callable[..., Any]) -> None:
+def test_a_call_raises_the_error_of_python(function: Callable[..., Any]) -> None:
     task: Any = cs.task(function)
     for args, kwargs in CALLS:
         lazies = [load() for _ in args]
@@ -119,7 +119,7 @@ def test_a_call_is_refused_as_python_refuses_it(function: Callable[..., Any]) ->
 
 
 def python_call(function: Callable[..., Any], args: Any, kwargs: Any) -> None:
-    """Call a function for the check that Python makes of its arguments."""
+    """Call a function, so that Python checks the arguments."""
     result = function(*args, **kwargs)
     if hasattr(result, "close"):
         result.close()
@@ -137,7 +137,7 @@ def test_a_decorator_may_add_arguments() -> None:
         as_task(through(two))()
 
 
-def test_the_text_has_the_functions_name() -> None:
+def test_the_error_has_the_name_of_the_function() -> None:
     with pytest.raises(TypeError, match=r"^two\(\) missing 1 required positional argument: 'b'$"):
         as_task(two, name="other")(load())
     with pytest.raises(TypeError, match=r"^two\(\) got an unexpected keyword argument 'c'$"):
@@ -148,7 +148,7 @@ def test_the_text_has_the_functions_name() -> None:
         as_task(Method(1).method)(1, 2, 3)
 
 
-def test_a_router_and_an_inject_count_as_given() -> None:
+def test_a_router_and_an_inject_count_as_arguments() -> None:
     router = cs.Router(load(), {1: load()})
     for target in (cs.task(two)(router, load()), cs.task(two)(a=[router], b=cs.inject(database))):
         assert isinstance(target, cs.LazyResult)
@@ -166,12 +166,12 @@ def test_a_router_and_an_inject_count_as_given() -> None:
         (two, {}, "missing 2 required positional arguments: 'a' and 'b'"),
     ],
 )
-def test_a_map_is_checked_when_it_is_made(function: Callable[..., Any], lists: dict[str, Any], text: str) -> None:
+def test_a_map_is_checked_when_it_is_created(function: Callable[..., Any], lists: dict[str, Any], text: str) -> None:
     with pytest.raises(TypeError, match=text):
         cs.task(function).map(**lists)
 
 
-def test_a_function_that_was_replaced_is_checked_when_the_graph_is_built() -> None:
+def test_a_replaced_function_is_checked_when_the_graph_is_built() -> None:
     task: Task[..., Any] = cs.task(two)
     call, mapped = task(1, 2), task.map(a=[1], b=[2])
     task.func = default
@@ -203,7 +203,7 @@ def test_a_function_that_was_replaced_is_checked_when_the_graph_is_built() -> No
         (lambda: as_task(load()), "needs a function"),
     ],
 )
-def test_what_cannot_be_a_task_is_refused_when_it_is_declared(make: Callable[[], Any], text: str) -> None:
+def test_an_invalid_function_is_refused_at_the_declaration(make: Callable[[], Any], text: str) -> None:
     with pytest.raises(TypeError, match=text):
         make()
 

@@ -1,5 +1,3 @@
-"""An engine with a MemoryConnector that receives constraints, and its events."""
-
 import asyncio
 import json
 from collections.abc import Callable
@@ -18,6 +16,8 @@ from cascade.telemetry.topics import control_topic
 
 
 class ControlledEngine:
+    """An engine whose runs receive the constraints of a test. `events` has all events of its runs."""
+
     def __init__(
         self,
         connector: MemoryConnector | None = None,

@@ -32,7 +32,7 @@ def rate(per_second: float, burst: float = 1.0, scope: Scope = GLOBAL) -> RateLi
 
 
 class Start:
-    """One that wants to start, and by what it was held back."""
+    """A task that requests a permit. `by` has the reasons that it was blocked for."""
 
     def __init__(self, admission: Admission, key: AdmissionKey) -> None:
         self.key = key
@@ -56,12 +56,12 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def test_nothing_is_constrained_at_first() -> None:
+async def test_without_constraints_all_tasks_start() -> None:
     admission = Admission()
     assert all(admission.try_acquire(A) for _ in range(1_000))
 
 
-async def test_a_pause_holds_until_it_is_removed() -> None:
+async def test_a_pause_blocks_until_it_is_removed() -> None:
     admission = Admission()
     admission.put(pause())
     assert not admission.try_acquire(A)
@@ -74,7 +74,7 @@ async def test_a_pause_holds_until_it_is_removed() -> None:
     assert starts[0].by == ["paused"]
 
 
-async def test_a_limit_counts_those_who_were_at_work_before() -> None:
+async def test_a_limit_counts_the_tasks_that_were_running_before() -> None:
     admission = Admission()
     assert all(admission.try_acquire(A) for _ in range(3))
     admission.put(limit(2))
@@ -88,19 +88,19 @@ async def test_a_limit_counts_those_who_were_at_work_before() -> None:
     assert second.has_started
 
 
-async def test_first_come_first_served_and_nobody_overtakes() -> None:
+async def test_tasks_start_in_the_order_of_their_arrival() -> None:
     admission = Admission()
     admission.put(limit(1))
     assert admission.try_acquire(A)
     first, second = Start(admission, A), Start(admission, A)
     await settle()
     admission.release(A)
-    assert not admission.try_acquire(A), "others wait in line"
+    assert not admission.try_acquire(A), "other tasks wait"
     await settle()
     assert (first.has_started, second.has_started) == (True, False)
 
 
-async def test_who_waits_stays_in_line_when_the_limit_changes() -> None:
+async def test_waiting_tasks_keep_their_order_when_the_limit_changes() -> None:
     admission = Admission()
     admission.put(limit(1))
     assert admission.try_acquire(A)
@@ -111,7 +111,7 @@ async def test_who_waits_stays_in_line_when_the_limit_changes() -> None:
     assert [start.has_started for start in starts] == [True, True, False, False]
 
 
-async def test_all_that_cover_it_hold_together(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_all_matching_constraints_apply_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cascade.runtime.control.wait_queue.RENOTIFY", 0)
     admission = Admission()
     admission.put(limit(2))
@@ -132,11 +132,11 @@ async def test_all_that_cover_it_hold_together(monkeypatch: pytest.MonkeyPatch) 
     assert b.has_started
 
 
-class Narrow:
+class SmallQueue:
     """Backpressure that is full after ten starts, and has room again after a call of `room`."""
 
     def __init__(self) -> None:
-        self.left, self.asked = 10, 0
+        self.left, self.calls = 10, 0
 
     def is_full(self) -> bool:
         self.left -= 1
@@ -144,18 +144,18 @@ class Narrow:
 
     async def room(self) -> None:
         await asyncio.sleep(0)
-        self.left, self.asked = 10, self.asked + 1
+        self.left, self.calls = 10, self.calls + 1
 
 
-async def test_who_waits_is_let_go_no_faster_than_telemetry_keeps_up() -> None:
-    source = Narrow()
+async def test_backpressure_delays_the_start_of_waiting_tasks() -> None:
+    source = SmallQueue()
     admission = Admission(CombinedBackpressure(source))
     admission.put(pause())
     starts = [Start(admission, A) for _ in range(100)]
     await settle()
     admission.remove(pause())
     await asyncio.gather(*(one.task for one in starts))
-    assert source.asked >= 10
+    assert source.calls >= 10
     admission.put(pause())
     late = Start(admission, A)
     await settle()
@@ -185,7 +185,7 @@ async def test_queues_take_turns() -> None:
     assert order == [A, B, A, B, A]
 
 
-async def test_what_holds_back_very_many_may_change_often_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_frequent_changes_notify_each_waiting_task_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cascade.runtime.control.wait_queue.RENOTIFY", NEVER)
     monkeypatch.setattr("cascade.runtime.control.wait_queue.RENOTIFY_PAUSE", 0)
     admission = Admission()
@@ -220,7 +220,7 @@ async def test_what_holds_back_very_many_may_change_often_and_says_so_once(monke
     assert all(one.end_ns == other.start_ns for one, other in itertools.pairwise(waits))
 
 
-async def test_a_change_for_very_many_queues_leaves_the_event_loop_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_change_for_many_queues_does_not_block_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cascade.runtime.control.wait_queue.RENOTIFY", 0)
     monkeypatch.setattr("cascade.runtime.control.wait_queue.RENOTIFY_PAUSE", 0)
     admission = Admission()
@@ -237,7 +237,7 @@ async def test_a_change_for_very_many_queues_leaves_the_event_loop_to_others(mon
     await asyncio.gather(*(one.task for one in starts))
 
 
-async def test_a_rate_lets_go_on_by_itself_and_a_slow_one_lets_the_first_start() -> None:
+async def test_a_rate_admits_tasks_over_time_and_the_first_one_at_once() -> None:
     admission = Admission()
     admission.put(rate(1 / 3600))
     assert admission.try_acquire(A)
@@ -249,7 +249,7 @@ async def test_a_rate_lets_go_on_by_itself_and_a_slow_one_lets_the_first_start()
     assert late.by == ["rate_limit"]
 
 
-async def test_what_has_not_started_after_all_takes_nothing_from_a_rate() -> None:
+async def test_a_task_that_did_not_start_uses_no_token_of_a_rate() -> None:
     admission = Admission()
     admission.put(rate(1 / 3600))
     assert admission.try_acquire(A)
@@ -259,7 +259,7 @@ async def test_what_has_not_started_after_all_takes_nothing_from_a_rate() -> Non
     assert not admission.try_acquire(A)
 
 
-async def test_who_is_cancelled_leaves_the_line_or_the_place_it_was_given() -> None:
+async def test_a_cancelled_task_leaves_the_queue_and_returns_its_grant() -> None:
     admission = Admission()
     admission.put(limit(1))
     assert admission.try_acquire(A)
@@ -273,14 +273,14 @@ async def test_who_is_cancelled_leaves_the_line_or_the_place_it_was_given() -> N
     last = Start(admission, A)
     await settle()
     admission.release(A)
-    # It is given its place in a callback of the loop, and cancelled before it can know.
+    # The task is granted in a callback of the loop, and cancelled before it continues.
     asyncio.get_running_loop().call_soon(last.task.cancel)
     await settle()
     assert last.task.cancelled()
     assert admission.try_acquire(A)
 
 
-async def test_a_map_as_a_whole_is_only_ever_paused() -> None:
+async def test_a_pause_applies_to_a_map_and_limits_to_its_items_only() -> None:
     admission = Admission()
     whole = AdmissionKey(("r",), "map(a)", is_map=True)
     admission.put(limit(1))
@@ -291,7 +291,7 @@ async def test_a_map_as_a_whole_is_only_ever_paused() -> None:
     assert not admission.try_acquire(whole)
 
 
-async def test_one_that_has_stood_aside_comes_back_whether_there_is_room_or_not() -> None:
+async def test_a_suspended_task_continues_with_or_without_room() -> None:
     admission = Admission()
     admission.put(limit(1))
     assert admission.try_acquire(A)
@@ -307,7 +307,7 @@ async def test_one_that_has_stood_aside_comes_back_whether_there_is_room_or_not(
     assert waiting.has_started
 
 
-async def test_the_loop_has_its_turns_while_very_many_go_on() -> None:
+async def test_many_starts_do_not_block_the_event_loop() -> None:
     admission, turns = Admission(), 0
     admission.put(pause())
     starts = [Start(admission, A) for _ in range(2_000)]
@@ -333,50 +333,50 @@ _steps = st.one_of(
 
 @settings(max_examples=150)
 @given(st.lists(_steps, max_size=50))
-def test_whatever_happens_limits_hold_and_nobody_is_forgotten(steps: list[tuple[str, Any]]) -> None:
-    asyncio.run(_play(steps))
+def test_in_any_order_of_steps_limits_hold_and_all_tasks_start(steps: list[tuple[str, Any]]) -> None:
+    asyncio.run(_run_steps(steps))
 
 
-async def _play(steps: list[tuple[str, Any]]) -> None:  # noqa: C901 - one branch a step
-    admission, starts, at_work = Admission(), list[Start](), list[Start]()
-    in_force: dict[tuple[str, str], Constraint] = {}
+async def _run_steps(steps: list[tuple[str, Any]]) -> None:  # noqa: C901 - one branch per step
+    admission, starts, running = Admission(), list[Start](), list[Start]()
+    constraints: dict[tuple[str, str], Constraint] = {}
 
     def pick(among: list[Start], index: int, use: Callable[[Start], None]) -> None:
         if among:
             use(among[index % len(among)])
 
     def end(start: Start) -> None:
-        at_work.remove(start)
+        running.remove(start)
         admission.release(start.key)
 
     for step, value in steps:
-        before = list(at_work)
+        before = list(running)
         if step == "put":
             admission.put(value)
-            in_force[str(value.scope), value.type] = value
+            constraints[str(value.scope), value.type] = value
         elif step == "remove":
             admission.remove(value)
-            in_force.pop((str(value.scope), value.type), None)
+            constraints.pop((str(value.scope), value.type), None)
         elif step == "start":
             starts.append(Start(admission, value))
         elif step == "end":
-            pick(at_work, value, end)
+            pick(running, value, end)
         else:
             pick([one for one in starts if not one.task.done()], value, Start.cancel)
         await settle()
         for one in [one for one in starts if one.has_started]:
             starts.remove(one)
-            at_work.append(one)
-        _check(in_force, before, at_work)
-    for constraint in list(in_force.values()):
+            running.append(one)
+        _check(constraints, before, running)
+    for constraint in list(constraints.values()):
         admission.remove(constraint)
     await settle()
     assert all(one.task.done() for one in starts)
 
 
-def _check(in_force: dict[tuple[str, str], Constraint], before: list[Start], now: list[Start]) -> None:
+def _check(constraints: dict[tuple[str, str], Constraint], before: list[Start], now: list[Start]) -> None:
     fresh = [one for one in now if one not in before]
-    for constraint in in_force.values():
+    for constraint in constraints.values():
         covers = Matcher(constraint.scope)
         covered = [one for one in now if covers(*one.key[:2])]
         started = [one for one in fresh if covers(*one.key[:2])]
@@ -387,17 +387,17 @@ def _check(in_force: dict[tuple[str, str], Constraint], before: list[Start], now
 
 
 @pytest.mark.parametrize("count", [1, 3, 7])
-async def test_never_more_at_once_than_the_limit(count: int) -> None:
-    admission, at_work, most = Admission(), 0, 0
+async def test_the_number_of_running_tasks_never_exceeds_the_limit(count: int) -> None:
+    admission, running, most = Admission(), 0, 0
     admission.put(limit(count))
 
     async def work() -> None:
-        nonlocal at_work, most
+        nonlocal running, most
         await admission.acquire(A, lambda **_: None, time.time_ns)
-        at_work += 1
-        most = max(most, at_work)
+        running += 1
+        most = max(most, running)
         await asyncio.sleep(0)
-        at_work -= 1
+        running -= 1
         admission.release(A)
 
     await asyncio.gather(*(work() for _ in range(500)))

@@ -24,17 +24,17 @@ PREFIX = control_filter("local", "default").removesuffix("#")
 GLOBAL = Scope("global")
 
 
-def said(kind: str, params: Any = None, **more: Any) -> dict[str, Any]:
+def message(kind: str, params: Any = None, **more: Any) -> dict[str, Any]:
     return {"id": "c1", "type": kind, "params": {} if params is None else params, **more}
 
 
 @pytest.mark.parametrize(
-    ("payload", "wanted"),
+    ("payload", "expected"),
     [
-        (said("pause"), Pause(GLOBAL, "c1", None)),
+        (message("pause"), Pause(GLOBAL, "c1", None)),
         ({"type": "pause"}, Pause(GLOBAL, "pause", None)),
-        (said("pause", expires_at=1_800_000_000.5), Pause(GLOBAL, "c1", 1_800_000_000.5)),
-        (said("concurrency", {"limit": 4}), Concurrency(GLOBAL, "c1", None, 4)),
+        (message("pause", expires_at=1_800_000_000.5), Pause(GLOBAL, "c1", 1_800_000_000.5)),
+        (message("concurrency", {"limit": 4}), Concurrency(GLOBAL, "c1", None, 4)),
         (
             decode_incoming(b'{"type": "concurrency", "params": {"limit": 4.0}}'),
             Concurrency(GLOBAL, "concurrency", None, 4),
@@ -48,84 +48,92 @@ def said(kind: str, params: Any = None, **more: Any) -> dict[str, Any]:
             Concurrency(GLOBAL, "concurrency", None, 10**6),
         ),
         (decode_incoming(b'\xef\xbb\xbf{"type": "pause"}\r\n'), Pause(GLOBAL, "pause", None)),
-        (said("pause") | {"id": "\u00e9" * 256}, Pause(GLOBAL, "\u00e9" * 126 + "\u2026", None)),
-        (said("rate_limit", {"rate": "10/s"}), RateLimit(GLOBAL, "c1", None, 10.0, 1.0, "10/s")),
-        (said("rate_limit", {"rate": "1000/s"}), RateLimit(GLOBAL, "c1", None, 1000.0, 50.0, "1000/s")),
+        (message("pause") | {"id": "\u00e9" * 256}, Pause(GLOBAL, "\u00e9" * 126 + "\u2026", None)),
+        (message("rate_limit", {"rate": "10/s"}), RateLimit(GLOBAL, "c1", None, 10.0, 1.0, "10/s")),
+        (message("rate_limit", {"rate": "1000/s"}), RateLimit(GLOBAL, "c1", None, 1000.0, 50.0, "1000/s")),
         (
-            said("rate_limit", {"rate": " 2.5 / m ", "burst": 3}),
+            message("rate_limit", {"rate": " 2.5 / m ", "burst": 3}),
             RateLimit(GLOBAL, "c1", None, 2.5 / 60, 3.0, "2.5 / m"),
         ),
-        (said("rate_limit", {"rate": "001000000.0/s"}), RateLimit(GLOBAL, "c1", None, 1e6, 5e4, "001000000.0/s")),
-        (said("rate_limit", {"rate": "60000000/m"}), RateLimit(GLOBAL, "c1", None, 1e6, 5e4, "60000000/m")),
-        (said("rate_limit", {"rate": "10/s", "burst": 4e0}), RateLimit(GLOBAL, "c1", None, 10.0, 4.0, "10/s")),
-        (said("rate_limit", {"rate": "1/h"}), RateLimit(GLOBAL, "c1", None, 1 / 3600, 1.0, "1/h")),
-        (said("resource", {"name": "gpu", "capacity": 2}), Capacity(GLOBAL, "c1", None, "gpu", 2.0)),
-        (said("resource", {"name": "gpu", "capacity": 0}), Capacity(GLOBAL, "c1", None, "gpu", 0.0)),
+        (message("rate_limit", {"rate": "001000000.0/s"}), RateLimit(GLOBAL, "c1", None, 1e6, 5e4, "001000000.0/s")),
+        (message("rate_limit", {"rate": "60000000/m"}), RateLimit(GLOBAL, "c1", None, 1e6, 5e4, "60000000/m")),
+        (message("rate_limit", {"rate": "10/s", "burst": 4e0}), RateLimit(GLOBAL, "c1", None, 10.0, 4.0, "10/s")),
+        (message("rate_limit", {"rate": "1/h"}), RateLimit(GLOBAL, "c1", None, 1 / 3600, 1.0, "1/h")),
+        (message("resource", {"name": "gpu", "capacity": 2}), Capacity(GLOBAL, "c1", None, "gpu", 2.0)),
+        (message("resource", {"name": "gpu", "capacity": 0}), Capacity(GLOBAL, "c1", None, "gpu", 0.0)),
     ],
     ids=str,
 )
-def test_what_is_a_constraint(payload: dict[str, Any], wanted: Any) -> None:
-    assert parse_constraint(GLOBAL, payload["type"], payload) == wanted
-    assert wanted.type == payload["type"]
+def test_valid_messages(payload: dict[str, Any], expected: Any) -> None:
+    assert parse_constraint(GLOBAL, payload["type"], payload) == expected
+    assert expected.type == payload["type"]
 
 
 @pytest.mark.parametrize(
-    ("kind", "payload", "why"),
+    ("kind", "payload", "reason"),
     [
-        ("pause", said("concurrency", {"limit": 1}), "type 'concurrency' differs from the type of the topic, 'pause'"),
-        ("pause", {}, "type None differs"),
-        ("stop", said("stop"), "type 'stop' is unknown: choose from pause, concurrency, rate_limit, resource"),
-        ("pause", said("pause", {"for": 3}), "unknown key 'for' in params; allowed keys: none$"),
         (
             "pause",
-            said("pause", expire_at=1),
+            message("concurrency", {"limit": 1}),
+            "type 'concurrency' differs from the type of the topic, 'pause'",
+        ),
+        ("pause", {}, "type None differs"),
+        ("stop", message("stop"), "type 'stop' is unknown: choose from pause, concurrency, rate_limit, resource"),
+        ("pause", message("pause", {"for": 3}), "unknown key 'for' in params; allowed keys: none$"),
+        (
+            "pause",
+            message("pause", expire_at=1),
             r"unknown key 'expire_at' \(did you mean 'expires_at'\?\); allowed keys: type",
         ),
-        ("pause", said("pause", ExpiresAt=1), r"unknown key 'ExpiresAt' \(did you mean 'expires_at'\?\)"),
-        ("pause", said("pause", limit=1), "unknown key 'limit'; allowed keys: type, params, id, expires_at$"),
-        ("pause", said("pause", **{"": 1}), "unknown key ''; allowed keys: type, params, id, expires_at$"),
-        ("pause", said("pause", **{"k" * 9000: 1}), "; allowed keys: type"),
-        ("pause", said("pause") | {7: 1}, "unknown key 7; allowed"),
+        ("pause", message("pause", ExpiresAt=1), r"unknown key 'ExpiresAt' \(did you mean 'expires_at'\?\)"),
+        ("pause", message("pause", limit=1), "unknown key 'limit'; allowed keys: type, params, id, expires_at$"),
+        ("pause", message("pause", **{"": 1}), "unknown key ''; allowed keys: type, params, id, expires_at$"),
+        ("pause", message("pause", **{"k" * 9000: 1}), "; allowed keys: type"),
+        ("pause", message("pause") | {7: 1}, "unknown key 7; allowed"),
         (
             "concurrency",
-            said("concurrency", {"limits": 1}),
+            message("concurrency", {"limits": 1}),
             r"unknown key 'limits' in params \(did you mean 'limit'\?\); allowed keys: limit$",
         ),
-        ("concurrency", said("concurrency", {"limit": 4.5}), "got 4.5; use pause"),
-        ("concurrency", said("concurrency", {"limit": 1e300}), "got 1e"),
-        ("concurrency", said("concurrency", {"limit": float("inf")}), "got inf"),
-        ("rate_limit", said("rate_limit", {"rate": "1000000.1/s"}), "up to 1,000,000/s"),
-        ("rate_limit", said("rate_limit", {"rate": "60000001/m"}), "up to 1,000,000/s"),
-        ("pause", said("pause", [1]), r"params must be an object, got \[1\]"),
+        ("concurrency", message("concurrency", {"limit": 4.5}), "got 4.5; use pause"),
+        ("concurrency", message("concurrency", {"limit": 1e300}), "got 1e"),
+        ("concurrency", message("concurrency", {"limit": float("inf")}), "got inf"),
+        ("rate_limit", message("rate_limit", {"rate": "1000000.1/s"}), "up to 1,000,000/s"),
+        ("rate_limit", message("rate_limit", {"rate": "60000001/m"}), "up to 1,000,000/s"),
+        ("pause", message("pause", [1]), r"params must be an object, got \[1\]"),
         ("concurrency", {"type": "concurrency"}, "params must be an object, got None"),
-        ("concurrency", said("concurrency", {"limit": 0}), "limit must be an integer .*; use pause to stop all tasks"),
-        ("concurrency", said("concurrency", {"limit": -1}), "got -1"),
-        ("concurrency", said("concurrency", {"limit": 1.5}), "got 1.5"),
-        ("concurrency", said("concurrency", {"limit": True}), "got True"),
-        ("concurrency", said("concurrency", {"limit": 10**9}), "got 1000000000"),
-        ("concurrency", said("concurrency", {"limit": 10**100}), "got a huge number"),
         (
             "concurrency",
-            said("concurrency", {"limit": "4", "more": 1}),
+            message("concurrency", {"limit": 0}),
+            "limit must be an integer .*; use pause to stop all tasks",
+        ),
+        ("concurrency", message("concurrency", {"limit": -1}), "got -1"),
+        ("concurrency", message("concurrency", {"limit": 1.5}), "got 1.5"),
+        ("concurrency", message("concurrency", {"limit": True}), "got True"),
+        ("concurrency", message("concurrency", {"limit": 10**9}), "got 1000000000"),
+        ("concurrency", message("concurrency", {"limit": 10**100}), "got a huge number"),
+        (
+            "concurrency",
+            message("concurrency", {"limit": "4", "more": 1}),
             "unknown key 'more' in params; allowed keys: limit$",
         ),
-        ("rate_limit", said("rate_limit", {"rate": 10}), "rate must be like '10/s'"),
-        ("rate_limit", said("rate_limit", {"rate": "0/s"}), "above zero"),
-        ("rate_limit", said("rate_limit", {"rate": "-1/s"}), "'-1/s'"),
-        ("rate_limit", said("rate_limit", {"rate": "1/d"}), "'1/d'"),
-        ("rate_limit", said("rate_limit", {"rate": "nan/s"}), "'nan/s'"),
-        ("rate_limit", said("rate_limit", {"rate": "9999999/s"}), "up to 1,000,000/s"),
-        ("rate_limit", said("rate_limit", {"rate": "1/s", "burst": 0}), "burst must be"),
-        ("rate_limit", said("rate_limit", {"rate": "1/s", "burst": float("nan")}), "burst must be"),
-        ("resource", said("resource", {"name": "", "capacity": 1}), "name must be a resource name"),
-        ("resource", said("resource", {"name": "gpu"}), "capacity must be a number"),
-        ("resource", said("resource", {"name": "gpu", "capacity": float("inf")}), "capacity must be"),
-        ("resource", said("resource", {"name": "gpu", "capacity": -1}), "capacity must be"),
-        ("pause", said("pause", expires_at="soon"), "expires_at must be in Unix seconds, got 'soon'"),
-        ("pause", said("pause", expires_at=float("nan")), "expires_at"),
-        ("pause", said("pause", expires_at=1_800_000_000_000), "expires_at must be in Unix seconds"),
-        ("pause", said("pause") | {"id": 7}, "id must be a string"),
-        ("pause", said("pause") | {"id": "x" * 300}, "id must be a string"),
+        ("rate_limit", message("rate_limit", {"rate": 10}), "rate must be like '10/s'"),
+        ("rate_limit", message("rate_limit", {"rate": "0/s"}), "above zero"),
+        ("rate_limit", message("rate_limit", {"rate": "-1/s"}), "'-1/s'"),
+        ("rate_limit", message("rate_limit", {"rate": "1/d"}), "'1/d'"),
+        ("rate_limit", message("rate_limit", {"rate": "nan/s"}), "'nan/s'"),
+        ("rate_limit", message("rate_limit", {"rate": "9999999/s"}), "up to 1,000,000/s"),
+        ("rate_limit", message("rate_limit", {"rate": "1/s", "burst": 0}), "burst must be"),
+        ("rate_limit", message("rate_limit", {"rate": "1/s", "burst": float("nan")}), "burst must be"),
+        ("resource", message("resource", {"name": "", "capacity": 1}), "name must be a resource name"),
+        ("resource", message("resource", {"name": "gpu"}), "capacity must be a number"),
+        ("resource", message("resource", {"name": "gpu", "capacity": float("inf")}), "capacity must be"),
+        ("resource", message("resource", {"name": "gpu", "capacity": -1}), "capacity must be"),
+        ("pause", message("pause", expires_at="soon"), "expires_at must be in Unix seconds, got 'soon'"),
+        ("pause", message("pause", expires_at=float("nan")), "expires_at"),
+        ("pause", message("pause", expires_at=1_800_000_000_000), "expires_at must be in Unix seconds"),
+        ("pause", message("pause") | {"id": 7}, "id must be a string"),
+        ("pause", message("pause") | {"id": "x" * 300}, "id must be a string"),
         ("pause", decode_incoming(b"{"), "not JSON"),
         ("pause", decode_incoming(b"\xff"), "not in UTF-8"),
         ("pause", decode_incoming(b"[" * 16_000), "nested too deeply" if sys.version_info < (3, 14) else "not JSON"),
@@ -136,19 +144,19 @@ def test_what_is_a_constraint(payload: dict[str, Any], wanted: Any) -> None:
     ],
     ids=lambda value: str(value)[:50],
 )
-def test_what_is_none_is_refused_with_the_reason(kind: str, payload: dict[str, Any], why: str) -> None:
-    with pytest.raises(RefusedError, match=why) as refused:
+def test_invalid_messages_are_refused_with_the_reason(kind: str, payload: dict[str, Any], reason: str) -> None:
+    with pytest.raises(RefusedError, match=reason) as refused:
         parse_constraint(GLOBAL, kind, payload)
     assert len(str(refused.value)) < 300
 
 
-def test_a_resource_is_no_matter_of_a_task() -> None:
+def test_a_capacity_has_no_scope_of_a_task() -> None:
     with pytest.raises(RefusedError, match="scope global or run"):
-        parse_constraint(Scope("task", "x"), "resource", said("resource", {"name": "gpu", "capacity": 1}))
+        parse_constraint(Scope("task", "x"), "resource", message("resource", {"name": "gpu", "capacity": 1}))
 
 
 @pytest.mark.parametrize(
-    ("below", "wanted"),
+    ("below", "expected"),
     [
         ("global/pause", (GLOBAL, "pause")),
         ("run/4711/concurrency", (Scope("run", "4711"), "concurrency")),
@@ -156,20 +164,20 @@ def test_a_resource_is_no_matter_of_a_task() -> None:
         ("task/a%2Fb%20c/pause", (Scope("task", "a/b c"), "pause")),
     ],
 )
-def test_topics(below: str, wanted: Any) -> None:
-    assert parse_topic(PREFIX + below, PREFIX) == wanted
+def test_topics(below: str, expected: Any) -> None:
+    assert parse_topic(PREFIX + below, PREFIX) == expected
 
 
 @pytest.mark.parametrize(
     "below", ["", "pause", "global", "global/x/pause", "task/pause", "team/x/pause", "task//pause", "task/%ff/pause"]
 )
-def test_topics_that_name_no_scope(below: str) -> None:
+def test_topics_without_a_valid_scope_are_refused(below: str) -> None:
     with pytest.raises(RefusedError):
         parse_topic(PREFIX + below, PREFIX)
 
 
 @given(st.text(min_size=1, max_size=60).filter(lambda name: name.isprintable()))
-def test_any_name_has_a_topic_that_matches_just_it(name: str) -> None:
+def test_each_task_name_has_a_topic_of_its_own(name: str) -> None:
     scope, kind = parse_topic(control_topic("local", "default", f"task/{name}", "pause"), PREFIX)
     assert (scope, kind) == (Scope("task", name), "pause")
     assert Matcher(scope)(("any run",), name)
@@ -193,7 +201,7 @@ def test_scopes(scope: Scope, covered: list[tuple[str, str]], others: list[tuple
 
 
 def outcome(scope: Scope, kind: str, payload: dict[str, Any]) -> Constraint | str:
-    """The constraint, or why it is none."""
+    """Return the constraint, or the reason of the refusal."""
     try:
         Matcher(scope)
         return parse_constraint(scope, kind, payload)
@@ -213,14 +221,14 @@ _payloads = st.dictionaries(
 
 
 @given(_kinds, _payloads, st.dictionaries(st.sampled_from(["limit", "rate", "burst", "name", "capacity"]), _json))
-def test_nothing_hostile_does_more_than_be_refused(kind: str, payload: dict[str, Any], params: dict[str, Any]) -> None:
+def test_arbitrary_payloads_are_parsed_or_refused(kind: str, payload: dict[str, Any], params: dict[str, Any]) -> None:
     for each in (payload, {**payload, "type": kind, "params": params}):
         found = outcome(GLOBAL, kind, each)
         assert 0 < len(found) < 400 if isinstance(found, str) else found.type == kind
 
 
 @given(st.binary(max_size=200), st.text(max_size=80))
-def test_nor_do_hostile_bytes_and_topics(data: bytes, below: str) -> None:
+def test_arbitrary_bytes_and_topics_are_parsed_or_refused(data: bytes, below: str) -> None:
     try:
         scope, kind = parse_topic(PREFIX + below, PREFIX)
     except RefusedError:

@@ -29,7 +29,7 @@ async def double(x: int) -> int:
 
 
 class Counted:
-    """A task that says how many of it are at work at once."""
+    """A function of a task that counts its concurrent calls."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.now = self.most = self.calls = 0
@@ -44,7 +44,7 @@ class Counted:
         return x
 
 
-async def test_a_run_that_starts_later_obeys_what_is_retained() -> None:
+async def test_a_retained_constraint_applies_to_later_runs() -> None:
     controlled = ControlledEngine()
     await controlled.constrain("global", "pause")
     for _ in range(2):
@@ -58,7 +58,7 @@ async def test_a_run_that_starts_later_obeys_what_is_retained() -> None:
     assert controlled.connector.connections == 0
 
 
-async def test_a_retained_constraint_for_a_run_whose_id_is_known_before_applies_to_its_first_task() -> None:
+async def test_a_retained_constraint_for_a_known_run_id_applies_to_its_first_task() -> None:
     controlled = ControlledEngine(run_ids=iter(["first", "second"]).__next__)
     await controlled.constrain("run/second", "pause")
     assert await soon(controlled.start(one())) == 1
@@ -71,7 +71,7 @@ async def test_a_retained_constraint_for_a_run_whose_id_is_known_before_applies_
 
 
 class OneCallback(MemoryConnector):
-    """Has one callback for each topic filter, and takes a while to remove it."""
+    """Removes all callbacks of a topic, once the test allows it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,13 +112,13 @@ async def test_each_decision_is_on_the_wire_and_the_wait_in_the_terminal_message
     await controlled.constrain("global", "pause", id="stop-1")
     run = controlled.start(one())
     await controlled.wait_for(TaskBlocked)
-    await asyncio.sleep(0.002)  # waits shorter than a millisecond are not told
+    await asyncio.sleep(0.002)  # messages omit waits shorter than a millisecond
     await controlled.clear("global", "pause")
     await soon(run)
-    told = [
+    published = [
         (b["action"], b["scope"], b["constraint_type"], b["constraint_id"]) for b in controlled.bodies("ControlEvent")
     ]
-    assert told == [("APPLIED", "global", "pause", "stop-1"), ("CLEARED", "global", "pause", "stop-1")]
+    assert published == [("APPLIED", "global", "pause", "stop-1"), ("CLEARED", "global", "pause", "stop-1")]
     pending, running, completed = controlled.bodies("TaskStateEvent")
     constraint = {"scope": "global", "type": "pause", "id": "stop-1"}
     assert (pending["state"], pending["metadata"]["reason"]) == ("PENDING", "paused")
@@ -136,7 +136,7 @@ async def test_secrets_in_an_id_or_a_scope_are_masked() -> None:
     await controlled.constrain("task/token=hunter2X9", "pause", id="token=hunter2X9")
     run = controlled.start(cs.task(lambda: 1, name="token=hunter2X9")())
     await controlled.wait_for(TaskBlocked)
-    await asyncio.sleep(0.002)  # waits shorter than a millisecond are not told
+    await asyncio.sleep(0.002)  # messages omit waits shorter than a millisecond
     await controlled.clear("task/token=hunter2X9", "pause")
     assert await soon(run) == 1
     pending = controlled.bodies("TaskStateEvent")[0]
@@ -145,7 +145,7 @@ async def test_secrets_in_an_id_or_a_scope_are_masked() -> None:
     assert "hunter2X9" not in str(controlled.connector.payloads)
 
 
-async def test_what_runs_when_a_pause_comes_ends_and_what_follows_waits() -> None:
+async def test_running_tasks_finish_and_later_tasks_wait_after_a_pause() -> None:
     controlled, goes_on = ControlledEngine(), asyncio.Event()
 
     @cs.task
@@ -163,7 +163,7 @@ async def test_what_runs_when_a_pause_comes_ends_and_what_follows_waits() -> Non
     assert await soon(run) == 2
 
 
-async def test_a_pause_of_another_run_or_of_other_tasks_holds_nobody() -> None:
+async def test_a_pause_of_another_run_or_of_other_tasks_has_no_effect() -> None:
     controlled = ControlledEngine()
     await controlled.constrain("run/4711", "pause")
     await controlled.constrain("task/other*", "pause")
@@ -182,7 +182,7 @@ async def test_patterns_choose_tasks_by_name() -> None:
 
 
 @pytest.mark.parametrize("size", [3, 400])
-async def test_a_limit_of_concurrency_holds_in_fan_outs_and_maps(size: int) -> None:
+async def test_a_concurrency_limit_applies_to_fan_outs_and_maps(size: int) -> None:
     controlled, counted = ControlledEngine(), Counted()
     await controlled.constrain("global", "concurrency", {"limit": 2})
     work = cs.task(counted, name="work")
@@ -198,8 +198,8 @@ async def test_a_limit_of_concurrency_holds_in_fan_outs_and_maps(size: int) -> N
     assert counted.most == 2
 
 
-async def test_several_types_on_one_scope_hold_together() -> None:
-    controlled, counted = ControlledEngine(), Counted(seconds=0.001)  # messages leave out waits that are shorter
+async def test_several_types_of_one_scope_apply_together() -> None:
+    controlled, counted = ControlledEngine(), Counted(seconds=0.001)  # messages omit shorter waits
     await controlled.constrain("task/work", "concurrency", {"limit": 3})
     await controlled.constrain("task/work", "rate_limit", {"rate": "1000/s"})
     await controlled.constrain("task/work", "pause")
@@ -210,12 +210,12 @@ async def test_several_types_on_one_scope_hold_together() -> None:
     await controlled.clear("task/work", "pause")
     await soon(run)
     assert counted.most <= 3
-    assert time.monotonic() - start >= (100 - 50) / 1000, "fifty may come at once at such a rate"
+    assert time.monotonic() - start >= (100 - 50) / 1000, "the default burst of this rate is 50"
     waits = [wait for body in controlled.bodies("TaskStateEvent") for wait in body["metadata"].get("waits", ())]
     assert {wait["reason"] for wait in waits} >= {"paused", "concurrency"}
 
 
-async def test_a_rate_spaces_starts_and_a_slow_one_lets_the_first_start() -> None:
+async def test_a_rate_delays_starts_but_not_the_first_one() -> None:
     controlled = ControlledEngine()
     await controlled.constrain("global", "rate_limit", {"rate": "100/s", "burst": 1})
     start = time.monotonic()
@@ -230,7 +230,7 @@ async def test_a_rate_spaces_starts_and_a_slow_one_lets_the_first_start() -> Non
     assert await soon(run) == [2, 4]
 
 
-async def test_a_constraint_expires_without_any_further_message() -> None:
+async def test_a_constraint_expires_without_a_further_message() -> None:
     now = [1_000.0]
     controlled = ControlledEngine(clock=lambda: now[0])
     await controlled.constrain("global", "pause", expires_at=now[0] + 0.05)
@@ -241,7 +241,7 @@ async def test_a_constraint_expires_without_any_further_message() -> None:
     assert controlled.decisions == [("APPLIED", "global", "pause"), ("EXPIRED", "global", "pause")]
 
 
-async def test_what_had_expired_before_it_came_holds_nobody_and_is_told() -> None:
+async def test_an_expired_constraint_has_no_effect_and_is_published() -> None:
     controlled = ControlledEngine()
     await controlled.constrain("global", "pause", expires_at=1)
     assert await soon(controlled.start(one())) == 1
@@ -256,7 +256,7 @@ async def test_what_had_expired_before_it_came_holds_nobody_and_is_told() -> Non
     assert controlled.decisions == [("APPLIED", "global", "pause"), ("EXPIRED", "global", "pause")]
 
 
-async def test_what_is_said_again_is_no_news_and_what_replaces_it_is() -> None:
+async def test_a_repeated_constraint_is_not_published_again_and_a_changed_one_is() -> None:
     controlled, goes_on = ControlledEngine(), asyncio.Event()
     run = controlled.start(cs.task(goes_on.wait, name="wait")())
     await controlled.wait_for(TaskExecutionStarted)
@@ -268,7 +268,7 @@ async def test_what_is_said_again_is_no_news_and_what_replaces_it_is() -> None:
     assert [one.params for one in controlled.events_of(ControlDecision)] == [{"limit": 4}, {"limit": 5}]
 
 
-async def test_retries_obey_and_give_up_their_place_while_they_wait() -> None:
+async def test_a_retry_waits_for_a_pause() -> None:
     controlled, calls = ControlledEngine(), list[str]()
 
     @cs.task
@@ -289,7 +289,7 @@ async def test_retries_obey_and_give_up_their_place_while_they_wait() -> None:
     assert [wait["reason"] for wait in completed["metadata"]["waits"]] == ["retry", "paused"]
 
 
-async def test_a_place_is_free_while_its_task_waits_for_a_retry() -> None:
+async def test_a_task_that_waits_for_a_retry_does_not_count_as_running() -> None:
     controlled, failed, other_ran = ControlledEngine(), asyncio.Event(), asyncio.Event()
 
     @cs.task
@@ -349,7 +349,7 @@ async def test_a_map_that_is_paused_as_a_whole_waits_once() -> None:
     assert [wait["reason"] for wait in whole["metadata"]["waits"]] == ["paused"]
 
 
-async def test_a_nested_run_finds_the_place_that_its_task_has_left() -> None:
+async def test_a_nested_run_uses_the_permit_of_its_task() -> None:
     controlled = ControlledEngine()
 
     @cs.task
@@ -361,7 +361,7 @@ async def test_a_nested_run_finds_the_place_that_its_task_has_left() -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 2])
-async def test_nested_runs_side_by_side_find_it_too(limit: int) -> None:
+async def test_concurrent_nested_runs_use_the_permit_of_their_task(limit: int) -> None:
     controlled = ControlledEngine()
 
     @cs.task
@@ -372,7 +372,7 @@ async def test_nested_runs_side_by_side_find_it_too(limit: int) -> None:
     assert await soon(controlled.start(cs.task(list, name="both")([outer(), outer()]))) == [[0, 4, 8], [0, 4, 8]]
 
 
-async def test_a_nested_run_that_outlives_its_task_leaves_the_place_as_it_is() -> None:
+async def test_a_nested_run_that_outlives_its_task_does_not_change_the_count() -> None:
     controlled, left = ControlledEngine(), list[Any]()
 
     @cs.task
@@ -395,7 +395,7 @@ async def test_a_nested_run_that_outlives_its_task_leaves_the_place_as_it_is() -
     await soon(asyncio.gather(*left, return_exceptions=True))
 
 
-async def test_a_run_is_paused_with_the_runs_in_it() -> None:
+async def test_a_pause_of_a_run_applies_to_its_nested_runs() -> None:
     controlled, inside, goes_on = ControlledEngine(), asyncio.Event(), asyncio.Event()
 
     @cs.task
@@ -419,7 +419,7 @@ async def test_a_run_is_paused_with_the_runs_in_it() -> None:
     assert await soon(run) == 2
 
 
-async def test_a_retry_that_is_held_back_holds_no_resource() -> None:
+async def test_a_blocked_retry_holds_no_resource() -> None:
     controlled, failed = ControlledEngine(system_resources={"gpu": 1}), asyncio.Event()
 
     @cs.task
@@ -437,7 +437,7 @@ async def test_a_retry_that_is_held_back_holds_no_resource() -> None:
     assert await soon(run) == 1
 
 
-async def test_a_nested_run_is_steered_too() -> None:
+async def test_constraints_apply_to_nested_runs() -> None:
     controlled = ControlledEngine()
 
     @cs.task
@@ -467,7 +467,7 @@ async def test_a_capacity_is_changed_and_restored() -> None:
     assert counted.most == 2
 
 
-async def test_a_capacity_below_what_a_task_needs_makes_it_wait() -> None:
+async def test_a_task_that_needs_more_than_the_capacity_waits() -> None:
     controlled = ControlledEngine(system_resources={"gpu": 2})
     await controlled.constrain("global", "resource", {"name": "gpu", "capacity": 0})
     run = controlled.start(one().with_constraints(gpu=2))
@@ -477,7 +477,7 @@ async def test_a_capacity_below_what_a_task_needs_makes_it_wait() -> None:
     assert await soon(run) == 1
 
 
-async def test_the_least_of_several_capacities_holds_and_a_runs_own_ends_with_it() -> None:
+async def test_the_smallest_capacity_applies_and_that_of_a_run_ends_with_the_run() -> None:
     controlled, goes_on = ControlledEngine(system_resources={"gpu": 4}), asyncio.Event()
     run = controlled.start(cs.task(goes_on.wait, name="wait")())
     await controlled.wait_for(TaskExecutionStarted)
@@ -490,7 +490,7 @@ async def test_the_least_of_several_capacities_holds_and_a_runs_own_ends_with_it
     assert await soon(other) == 1
 
 
-async def test_a_waiting_task_holds_neither_place_nor_resource_that_others_could_use() -> None:
+async def test_a_blocked_task_holds_neither_a_permit_nor_a_resource() -> None:
     controlled, goes_on = ControlledEngine(system_resources={"gpu": 1}), asyncio.Event()
 
     @cs.task
@@ -503,11 +503,11 @@ async def test_a_waiting_task_holds_neither_place_nor_resource_that_others_could
     limited = cs.task(lambda: 1, name="limited")
     waiting = controlled.start(limited().with_constraints(gpu=1))
     await controlled.wait_for(TaskBlocked)
-    assert await soon(controlled.start(limited())) == 1, "who waits for the gpu takes no place"
+    assert await soon(controlled.start(limited())) == 1, "a task that waits for the gpu holds no permit"
     await controlled.constrain("task/limited", "pause")
     goes_on.set()
     await soon(holding)
-    assert await soon(controlled.start(one().with_constraints(gpu=1))) == 1, "who is paused takes no gpu"
+    assert await soon(controlled.start(one().with_constraints(gpu=1))) == 1, "a paused task holds no gpu"
     await controlled.clear("task/limited", "pause")
     assert await soon(waiting) == 1
 
@@ -521,7 +521,7 @@ async def test_concurrent_runs_of_one_engine_are_limited_together() -> None:
     assert controlled.connector.connections == 0
 
 
-async def test_a_cache_hit_takes_nothing_from_a_rate() -> None:
+async def test_a_cache_hit_uses_no_token_of_a_rate() -> None:
     class Hit:
         def check(self, task_id: str, inputs: dict[str, Any]) -> int:
             return 7
@@ -535,20 +535,20 @@ async def test_a_cache_hit_takes_nothing_from_a_rate() -> None:
 
 
 @pytest.fixture
-def no_more_than_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No time passes for the limits on decisions: only the first ones are published at once."""
+def without_refill(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The token buckets of the notifier get no new tokens: only the first decisions are published at once."""
     for name in ("PER_SECOND", "REFUSALS_PER_SECOND"):
         monkeypatch.setattr(f"cascade.runtime.control.notifier.{name}", 1 / NEVER)
 
 
-def untold(decisions: list[ControlDecision]) -> int:
-    """How many further decisions all of these count in their reasons, whichever carries the count."""
+def unpublished(decisions: list[ControlDecision]) -> int:
+    """Return the number of unpublished decisions, from the reasons of the published ones."""
     found = (re.search(r"(\d+) earlier decisions were not published", one.reason or "") for one in decisions)
     return sum(int(match[1]) for match in found if match)
 
 
-@pytest.mark.usefixtures("no_more_than_at_once")
-async def test_a_flood_of_nonsense_is_refused_briefly() -> None:
+@pytest.mark.usefixtures("without_refill")
+async def test_the_number_of_published_refusals_is_limited() -> None:
     controlled, goes_on = ControlledEngine(), asyncio.Event()
     run = controlled.start(cs.task(goes_on.wait, name="wait")())
     await controlled.wait_for(TaskExecutionStarted)
@@ -561,11 +561,11 @@ async def test_a_flood_of_nonsense_is_refused_briefly() -> None:
     actions = [action for action, _, _ in controlled.decisions]
     assert actions.count("APPLIED") == MAX_PATTERNS
     assert actions.count("REFUSED") == REFUSALS_AT_ONCE
-    assert len(actions) + untold(controlled.events_of(ControlDecision)) == 3_000 + 2 * MAX_PATTERNS
+    assert len(actions) + unpublished(controlled.events_of(ControlDecision)) == 3_000 + 2 * MAX_PATTERNS
 
 
-@pytest.mark.usefixtures("no_more_than_at_once")
-async def test_of_a_constraint_that_changes_all_the_time_the_last_is_told() -> None:
+@pytest.mark.usefixtures("without_refill")
+async def test_the_last_of_many_changes_is_published() -> None:
     controlled, goes_on = ControlledEngine(), asyncio.Event()
     run = controlled.start(cs.task(goes_on.wait, name="wait")())
     await controlled.wait_for(TaskExecutionStarted)
@@ -576,10 +576,10 @@ async def test_of_a_constraint_that_changes_all_the_time_the_last_is_told() -> N
     decisions = controlled.events_of(ControlDecision)
     assert len(decisions) == AT_ONCE + 1
     assert decisions[-1].params == {"limit": 1_000}
-    assert len(decisions) + untold(decisions) == 1_000
+    assert len(decisions) + unpublished(decisions) == 1_000
 
 
-async def test_what_waits_to_be_told_is_told_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_pending_decisions_are_published_during_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cascade.runtime.control.notifier.AT_ONCE", 1)
     controlled, goes_on = ControlledEngine(), asyncio.Event()
     run = controlled.start(cs.task(goes_on.wait, name="wait")())
@@ -591,7 +591,7 @@ async def test_what_waits_to_be_told_is_told_in_time(monkeypatch: pytest.MonkeyP
     await soon(run)
 
 
-async def test_what_was_refused_before_the_run_began_is_told_as_it_begins() -> None:
+async def test_a_refusal_before_the_run_is_published_as_the_run_begins() -> None:
     controlled = ControlledEngine()
     await controlled.send("global", "pause", b"nonsense", retain=True)
     assert await soon(controlled.start(one())) == 1
@@ -600,8 +600,8 @@ async def test_what_was_refused_before_the_run_began_is_told_as_it_begins() -> N
     assert "not JSON" in refused.reason
 
 
-class Unwilling(MemoryConnector):
-    """What a connector may do wrong."""
+class FaultyConnector(MemoryConnector):
+    """A connector whose `subscribe` fails in one of several ways."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -609,7 +609,7 @@ class Unwilling(MemoryConnector):
 
     async def subscribe(self, topic: str, callback: Any) -> None:
         if self.how == "raises":
-            raise OSError("no way in")
+            raise OSError("no connection")
         if self.how == "hangs":
             await asyncio.Event().wait()
         for payload in (None, 7, "text", [1], {"type": 3}):
@@ -617,15 +617,15 @@ class Unwilling(MemoryConnector):
             await callback("elsewhere", payload)
 
 
-@pytest.mark.parametrize("how", ["raises", "hangs", "hands on nonsense"])
-async def test_a_connector_that_cannot_subscribe_changes_nothing(
+@pytest.mark.parametrize("how", ["raises", "hangs", "delivers invalid payloads"])
+async def test_a_connector_that_cannot_subscribe_does_not_affect_the_run(
     how: str, caplog: pytest.LogCaptureFixture, limits: pytest.MonkeyPatch
 ) -> None:
     limits.setattr("cascade.runtime.control.controller.SUBSCRIBE_TIMEOUT", 0.05)
-    controlled = ControlledEngine(Unwilling(how))
+    controlled = ControlledEngine(FaultyConnector(how))
     assert await soon(controlled.start(one())) == 1
     assert [r.getMessage() for r in caplog.records] == (
-        ["Unwilling cannot receive constraints: OSError: no way in"] if how == "raises" else []
+        ["FaultyConnector cannot receive constraints: OSError: no connection"] if how == "raises" else []
     )
 
 
@@ -643,7 +643,7 @@ class Endless(MemoryConnector):
         await callback(topic.replace("#", "global/pause"), {"type": "pause"})
 
 
-async def test_a_run_waits_for_retained_constraints_as_long_as_they_arrive(limits: pytest.MonkeyPatch) -> None:
+async def test_a_run_waits_for_retained_constraints_while_they_arrive(limits: pytest.MonkeyPatch) -> None:
     limits.setattr("cascade.runtime.control.controller.SUBSCRIBE_TIMEOUT", 0.01)
     connector = Endless()
     controlled = ControlledEngine(connector)
@@ -655,7 +655,7 @@ async def test_a_run_waits_for_retained_constraints_as_long_as_they_arrive(limit
     await soon(asyncio.wait({run}))
 
 
-async def test_a_run_does_not_wait_for_ever_for_constraints_that_arrive_without_an_end(
+async def test_the_wait_for_retained_constraints_is_bounded(
     caplog: pytest.LogCaptureFixture, limits: pytest.MonkeyPatch
 ) -> None:
     limits.setattr("cascade.runtime.control.controller.SUBSCRIBE_TIMEOUT", 0.01)
@@ -666,7 +666,7 @@ async def test_a_run_does_not_wait_for_ever_for_constraints_that_arrive_without_
     ]
 
 
-async def test_what_comes_after_a_run_is_ignored() -> None:
+async def test_a_message_after_the_run_is_ignored() -> None:
     controlled = ControlledEngine()
     callbacks: list[Any] = []
     subscribe = controlled.connector.subscribe
@@ -681,7 +681,7 @@ async def test_what_comes_after_a_run_is_ignored() -> None:
     assert await soon(controlled.start(one())) == 1
 
 
-async def test_a_person_at_the_terminal_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_decisions_are_printed_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     connector = MemoryConnector()
     topic = "cascade/control/local/default/constraints/global/"
     await connector.deliver(topic + "concurrency", {"type": "concurrency", "params": {"limit": 3}}, retain=True)
@@ -692,7 +692,7 @@ async def test_a_person_at_the_terminal_is_told(capsys: pytest.CaptureFixture[st
     assert "A constraint on global was refused: it is not JSON" in shown
 
 
-async def test_another_project_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_constraints_of_another_project_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CASCADE_PROJECT_ID", "mine")
     controlled = ControlledEngine()
     await controlled.constrain("global", "pause")  # of the project `default`
@@ -714,7 +714,7 @@ async def test_a_constraint_that_is_not_retained_ends_with_the_last_run() -> Non
     assert await soon(controlled.start(one())) == 1
 
 
-async def test_runs_of_cs_run_are_limited_each_by_itself() -> None:
+async def test_each_call_of_run_has_its_own_limits() -> None:
     connector, at_work = MemoryConnector(), asyncio.Barrier(2)
     topic = "cascade/control/local/default/constraints/global/concurrency"
     await connector.deliver(topic, {"type": "concurrency", "params": {"limit": 1}}, retain=True)

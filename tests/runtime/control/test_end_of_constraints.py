@@ -1,4 +1,4 @@
-"""How a constraint ends: it expires, a message replaces it, or an empty message clears it."""
+"""The end of a constraint: it expires, a message replaces it, or an empty message clears it."""
 
 import asyncio
 from typing import Any
@@ -19,7 +19,7 @@ async def one() -> int:
     return 1
 
 
-class Held:
+class PausedRun:
     """A run whose only task is paused, with a wall clock that the test sets."""
 
     def __init__(self) -> None:
@@ -52,64 +52,64 @@ class Held:
 
 
 async def test_a_constraint_that_is_replaced_by_one_without_an_end_does_not_expire() -> None:
-    held = Held()
-    run = await held.start(expires_at=1_010)
-    await held.controlled.constrain("global", "pause")
-    await held.pass_time(20)
-    assert (held.controlled.started, held.decisions) == ([], ["APPLIED", "APPLIED"])
-    await held.controlled.clear("global", "pause")
+    paused = PausedRun()
+    run = await paused.start(expires_at=1_010)
+    await paused.controlled.constrain("global", "pause")
+    await paused.pass_time(20)
+    assert (paused.controlled.started, paused.decisions) == ([], ["APPLIED", "APPLIED"])
+    await paused.controlled.clear("global", "pause")
     assert await soon(run) == 1
-    assert held.decisions == ["APPLIED", "APPLIED", "CLEARED"]
+    assert paused.decisions == ["APPLIED", "APPLIED", "CLEARED"]
 
 
 @pytest.mark.parametrize(("before", "after"), [(1_010, 1_005.0), (None, 1_005.0), (1_005, 1_050.0), (1_005.0, 1_006.0)])
-async def test_the_latest_end_counts(before: float | None, after: float) -> None:
-    held = Held()
-    run = await held.start(expires_at=before)
-    await held.controlled.constrain("global", "pause", expires_at=after)
-    await held.pass_time(after - held.now - 0.5)
-    assert held.controlled.started == []
-    await held.pass_time(1)
+async def test_the_end_of_the_last_message_applies(before: float | None, after: float) -> None:
+    paused = PausedRun()
+    run = await paused.start(expires_at=before)
+    await paused.controlled.constrain("global", "pause", expires_at=after)
+    await paused.pass_time(after - paused.now - 0.5)
+    assert paused.controlled.started == []
+    await paused.pass_time(1)
     assert await soon(run) == 1
-    assert held.decisions[-1] == "EXPIRED"
+    assert paused.decisions[-1] == "EXPIRED"
 
 
-async def test_a_pause_that_is_repeated_before_its_end_goes_on_without_a_flood_of_decisions() -> None:
-    held = Held()
-    run = await held.start(expires_at=held.now + 4)
+async def test_a_pause_that_is_extended_often_is_published_once() -> None:
+    paused = PausedRun()
+    run = await paused.start(expires_at=paused.now + 4)
     for _ in range(20):
-        await held.pass_time(EXPIRY_TOLERANCE - 0.5)
-        await held.controlled.constrain("global", "pause", expires_at=held.now + 4)
-    assert (held.controlled.started, held.decisions) == ([], ["APPLIED"])
-    await held.controlled.constrain("global", "pause", expires_at=held.now + 100)
-    assert held.decisions == ["APPLIED", "APPLIED"]
-    await held.pass_time(101)
+        await paused.pass_time(EXPIRY_TOLERANCE - 0.5)
+        await paused.controlled.constrain("global", "pause", expires_at=paused.now + 4)
+    assert (paused.controlled.started, paused.decisions) == ([], ["APPLIED"])
+    await paused.controlled.constrain("global", "pause", expires_at=paused.now + 100)
+    assert paused.decisions == ["APPLIED", "APPLIED"]
+    await paused.pass_time(101)
     assert await soon(run) == 1
-    assert held.decisions == ["APPLIED", "APPLIED", "EXPIRED"]
+    assert paused.decisions == ["APPLIED", "APPLIED", "EXPIRED"]
 
 
-async def test_an_end_in_the_past_ends_the_constraint_that_applied() -> None:
-    held = Held()
-    run = await held.start(expires_at=1_010)
-    await held.controlled.constrain("global", "pause", expires_at=held.now)
+async def test_an_end_in_the_past_ends_the_constraint() -> None:
+    paused = PausedRun()
+    run = await paused.start(expires_at=1_010)
+    await paused.controlled.constrain("global", "pause", expires_at=paused.now)
     assert await soon(run) == 1
-    assert held.decisions == ["APPLIED", "EXPIRED"]
+    assert paused.decisions == ["APPLIED", "EXPIRED"]
 
 
 async def test_the_message_expiry_of_a_constraint_ends_it() -> None:
-    held = Held()
+    paused = PausedRun()
     topic = control_topic("local", "default", "global", "pause")
     pause = decode_incoming(b'{"type": "pause"}')
-    await held.controlled.connector.deliver(topic, with_expiry(pause, 4, held.now), retain=True)
-    run = held.controlled.start(one())
-    await held.controlled.wait_for(TaskBlocked)
-    await held.pass_time(2.25)
+    await paused.controlled.connector.deliver(topic, with_expiry(pause, 4, paused.now), retain=True)
+    run = paused.controlled.start(one())
+    await paused.controlled.wait_for(TaskBlocked)
+    await paused.pass_time(2.25)
     # After a reconnection, the broker sends it again with the rest of the interval, in whole seconds.
-    await held.controlled.connector.deliver(topic, with_expiry(pause, 2, held.now))
-    assert (held.controlled.started, held.decisions) == ([], ["APPLIED"])
-    await held.pass_time(2.0)
+    await paused.controlled.connector.deliver(topic, with_expiry(pause, 2, paused.now))
+    assert (paused.controlled.started, paused.decisions) == ([], ["APPLIED"])
+    await paused.pass_time(2.0)
     assert await soon(run) == 1
-    assert held.decisions == ["APPLIED", "EXPIRED"]
+    assert paused.decisions == ["APPLIED", "EXPIRED"]
 
 
 async def test_an_extended_rate_gives_no_new_tokens() -> None:
@@ -142,7 +142,7 @@ async def test_an_extended_rate_gives_no_new_tokens() -> None:
     ],
     ids=str,
 )
-async def test_an_empty_message_lifts_a_constraint_however_it_came(
+async def test_an_empty_message_clears_a_constraint(
     scope: str, kind: str, params: dict[str, Any], *, retained: bool, retained_clear: bool
 ) -> None:
     controlled, goes_on = ControlledEngine(system_resources={"gpu": 2}), asyncio.Event()

@@ -46,7 +46,7 @@ def record_timers(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return delays
 
 
-async def test_many_places_have_one_timer_and_expire_in_the_order_of_their_times(
+async def test_many_keys_have_one_timer_and_expire_in_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     expired, timers = Expired(), record_timers(monkeypatch)
@@ -59,7 +59,7 @@ async def test_many_places_have_one_timer_and_expire_in_the_order_of_their_times
     assert expired.keys == [key(1_000), *(key(number) for number in range(500))]
 
 
-async def test_a_time_that_is_replaced_or_removed_has_no_effect() -> None:
+async def test_a_replaced_or_removed_time_has_no_effect() -> None:
     expired = Expired()
     expired.timer.set(key(1), 1_000.01)
     expired.timer.set(key(2), 1_000.01)
@@ -85,7 +85,7 @@ async def test_an_earlier_time_starts_the_timer_again(monkeypatch: pytest.Monkey
     assert timers[2:] == [LONGEST_TIMER], "the wall clock may be set"
 
 
-async def test_the_queue_does_not_grow_when_one_place_changes_all_the_time() -> None:
+async def test_many_changes_of_one_key_do_not_use_memory() -> None:
     expired = Expired()
     expired.timer.set(key(1), 5_000.0)
     tracemalloc.start()
@@ -102,7 +102,7 @@ async def test_the_queue_does_not_grow_when_one_place_changes_all_the_time() -> 
     assert expired.keys == [key(3), key(1)]
 
 
-async def test_a_burst_of_expiries_leaves_the_event_loop_to_others() -> None:
+async def test_many_expiries_do_not_block_the_event_loop() -> None:
     expired, turns = Expired(), 0
     expired.now = 3_000.0
     for number in range(1_000):

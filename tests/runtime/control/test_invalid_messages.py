@@ -1,4 +1,4 @@
-"""Whatever comes in, a run that was paused stays paused, goes on when that is cleared, and ends."""
+"""Invalid control messages do not affect a paused run: it continues once the pause is cleared."""
 
 import asyncio
 import json
@@ -37,11 +37,11 @@ async def one() -> int:
 
 @settings(max_examples=60)
 @given(st.lists(st.tuples(_topics, _payloads), max_size=25))
-def test_a_run_survives_it(messages: list[tuple[str, bytes]]) -> None:
-    asyncio.run(_survives([(PREFIX + below, data) for below, data in messages]))
+def test_a_paused_run_is_not_affected(messages: list[tuple[str, bytes]]) -> None:
+    asyncio.run(_send_to_paused_run([(PREFIX + below, data) for below, data in messages]))
 
 
-async def _survives(messages: list[tuple[str, bytes]]) -> None:
+async def _send_to_paused_run(messages: list[tuple[str, bytes]]) -> None:
     controlled = ControlledEngine()
     await controlled.constrain("task/one", "pause")
     run = controlled.start(one())

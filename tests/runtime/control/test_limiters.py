@@ -15,7 +15,7 @@ _rates = st.floats(min_value=1 / 3600, max_value=10_000)
 
 
 @given(_rates, st.floats(min_value=1, max_value=100), st.lists(st.floats(min_value=0, max_value=20), max_size=60))
-def test_never_more_than_burst_and_rate_allow(rate: float, burst: float, pauses: list[float]) -> None:
+def test_the_tokens_never_exceed_burst_and_rate(rate: float, burst: float, pauses: list[float]) -> None:
     clock = Clock()
     bucket, taken = TokenBucket(rate, burst, clock), list[float]()
     for pause in pauses:
@@ -29,7 +29,7 @@ def test_never_more_than_burst_and_rate_allow(rate: float, burst: float, pauses:
 
 
 @given(_rates)
-def test_the_first_token_is_there_and_each_further_one_comes(rate: float) -> None:
+def test_the_first_token_is_available_at_once_and_each_further_one_later(rate: float) -> None:
     clock = Clock()
     bucket = TokenBucket(rate, 0.0, clock)
     for _ in range(5):
@@ -41,7 +41,7 @@ def test_the_first_token_is_there_and_each_further_one_comes(rate: float) -> Non
     assert bucket.delay < 1e-6
 
 
-def test_a_token_that_was_not_used_comes_back_and_no_more_than_the_burst() -> None:
+def test_an_unused_token_is_put_back_up_to_the_burst() -> None:
     bucket = TokenBucket(1, 2, Clock())
     bucket.take()
     bucket.put_back()
@@ -49,7 +49,7 @@ def test_a_token_that_was_not_used_comes_back_and_no_more_than_the_burst() -> No
     assert bucket.tokens == 2
 
 
-def test_a_changed_limit_is_no_new_start() -> None:
+def test_a_bucket_that_replaces_another_one_gets_no_new_tokens() -> None:
     clock = Clock()
     before, after = TokenBucket(1, 5, clock), TokenBucket(2, 10, clock)
     for _ in range(5):

@@ -113,7 +113,7 @@ def is_accepted(kind: str, payload: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("kind", fitting)
-def test_what_one_accepts_the_other_accepts(kind: str) -> None:
+def test_the_parser_accepts_what_the_schema_accepts(kind: str) -> None:
     @given(messages(kind))
     @example({"type": kind})
     @example({"type": kind, "params": None})
@@ -125,7 +125,7 @@ def test_what_one_accepts_the_other_accepts(kind: str) -> None:
     same()
 
 
-def test_numbers_that_json_has_not_got_do_not_reach_either() -> None:
+def test_numbers_that_are_not_json_are_refused() -> None:
     for data in (b'{"type":"pause","expires_at":NaN}', b'{"type":"pause","expires_at":-Infinity}'):
         assert not decode_incoming(data)
     infinite = json.loads('{"type":"pause","expires_at":1e999}')
@@ -133,7 +133,7 @@ def test_numbers_that_json_has_not_got_do_not_reach_either() -> None:
     assert not is_accepted("pause", infinite)
 
 
-def test_each_kind_of_constraint_has_what_it_says_of_itself() -> None:
+def test_the_params_of_each_class_are_those_of_the_schema() -> None:
     common = {field.name for field in fields(Constraint)}
     for kind in CONSTRAINT_CLASSES:
         own = {field.name: 1 for field in fields(kind) if field.name not in common}
