@@ -1,4 +1,4 @@
-"""Checked by mypy and pyright, never run: what the public API promises to type checkers.
+"""Tests of the types of the public API. mypy and pyright check this file; it is never run.
 
 A comment `type: ignore` is for mypy, `pyright: ignore` for pyright. Both checkers report an ignore without an error, so
 each of them proves that the error is there.
@@ -79,7 +79,7 @@ plain(1, 2)  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIss
 plain("wrong", nonsense=True)  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
 plain(1, y=2)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
-# A lazy result, a Router, an input or a resource stands for a value of any type; the other arguments are still checked.
+# A lazy result, a Router, an input or a resource is accepted for any type. The other arguments are checked.
 choice = cs.Router(asynchronous(1), {"1": named(1), "2": named(2)})
 some = cs.Param("some")
 assert_type(plain(total([1], "a")), LazyResult[float])
@@ -97,7 +97,7 @@ total(named(1), "a", nonsense=named(1))  # type: ignore[call-arg]  # pyright: ig
 plain(asynchronous(1))  # type: ignore[arg-type]
 total(named.map(x=named(1)), asynchronous(1))  # type: ignore[arg-type]
 
-# What follows from that, as docs/types.md lists it.
+# Consequences that docs/types.md lists.
 not_an_integer: int = named(1)
 results = [plain(1), plain(2)]
 
@@ -150,7 +150,7 @@ first.map(items=[[1], (2,)])
 first.map(items=[1], label=["a"])  # type: ignore[call-arg]
 
 
-# A decorator of one's own
+# A user-defined decorator
 def my_task(function: Callable[P, T]) -> Task[P, T]:
     return cs.task(function)
 
