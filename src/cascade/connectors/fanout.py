@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from cascade._loggers import get_logger
 from cascade.connectors.report import ConnectorReport, Reporting
-from cascade.runtime.backpressure import CombinedBackpressure
+from cascade.runtime.bus import CombinedBackpressure
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.runtime.guard import FAULTS, awaited, seconds, words
 from cascade.runtime.protocols import Backpressure, Connector, Tracing, Unsubscribing

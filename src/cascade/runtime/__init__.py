@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 from cascade._imports import load
 
 if TYPE_CHECKING:
-    from cascade.runtime import backpressure as backpressure
     from cascade.runtime import bus as bus
     from cascade.runtime import control as control
     from cascade.runtime import engine as engine

@@ -5,6 +5,8 @@ from functools import singledispatch
 from typing import Any, get_args
 
 from cascade.runtime._metadata import (
+    RunState,
+    UnstampedMessage,
     add_parts,
     attempts_of,
     child_of,
@@ -18,7 +20,6 @@ from cascade.runtime._metadata import (
     masked_error,
     waits_of,
 )
-from cascade.runtime._run_state import RunState, UnstampedMessage
 from cascade.runtime.events import (
     ControlDecision,
     Event,

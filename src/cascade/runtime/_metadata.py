@@ -3,13 +3,14 @@
 The sizes of spans are estimates, slightly larger than the exported spans. In a full trace, texts and values are shortened.
 """
 
-from typing import Any, cast
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, cast
 
-from cascade.runtime._run_state import RunState
 from cascade.runtime.events import ErrorInfo, TaskEvent, TaskExecutionFinished, TaskRetrying, TaskSkipped, Wait
 from cascade.spec import metadata as m
 from cascade.spec import telemetry as wire
-from cascade.telemetry.identity import RUN, SpanRef, span_id, wait_id
+from cascade.telemetry.identity import RUN, RunTrace, SpanLocation, SpanRef, span_id, wait_id
 from cascade.telemetry.limits import (
     MAX_ERROR_BYTES,
     MAX_STACK_BYTES,
@@ -21,6 +22,7 @@ from cascade.telemetry.limits import (
 )
 from cascade.telemetry.safe import masked, masked_name
 from cascade.telemetry.trace_budget import SPAN_BYTES, Child, Part
+from cascade.telemetry.trace_shards import TraceShards
 
 MIN_WAIT_NS = 1_000_000
 """Nanoseconds of the shortest wait in a message."""
@@ -28,6 +30,51 @@ _LABEL_BYTES = 30  # the attribute of a label, without its value
 _GROWING = frozenset({"exception", "attempts", "waits", "links", "arguments", "output", "parts"})
 """Keys that add to the size of the spans of a task. Most messages have none of them and are not measured."""
 _UNCHANGED: m.ExceptionInfo = {"type": "", "message": ""}
+
+
+@dataclass(slots=True)
+class RunState:
+    """State of one run inside the subscriber."""
+
+    trace: RunTrace
+    capture: frozenset[str] = frozenset()
+    topic: str = ""
+    target: str = ""
+    inputs: list[str] = field(default_factory=list)
+    params: Any = None
+    counts: Counter[str] = field(default_factory=Counter)
+    head: dict[str, Any] = field(default_factory=dict)
+    seq: int = 0
+    last_ns: int = 0
+    lost: int = 0
+    control: list[m.Decision] = field(default_factory=list)
+    control_count: int = 0
+
+    def __post_init__(self) -> None:
+        self.trace.parts.activate()
+
+    @property
+    def parts(self) -> TraceShards:
+        """The parts of the run's trace."""
+        return self.trace.parts
+
+    @property
+    def run_id(self) -> str:
+        return self.trace.run_id
+
+    @property
+    def location(self) -> SpanLocation:
+        """Trace and parent of the run's span."""
+        return SpanLocation(self.trace.trace_id, self.trace.parent_span_id)
+
+
+class UnstampedMessage(NamedTuple):
+    """A message without its header. `task_id` and `location` identify its span and the parent of its span."""
+
+    body: wire.Body
+    task_id: str
+    location: SpanLocation
+    terminal: bool = False
 
 
 def decision_of(body: wire.ControlEvent, time_ns: int) -> m.Decision:

@@ -2,22 +2,29 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from cascade._loggers import get_logger
 from cascade.graph.model import Edge, EdgeType, Graph, Node
 from cascade.runtime._labels import fixed_label
-from cascade.runtime._map_execution import MapExecution
-from cascade.runtime._preflight import check_names, check_nodes
+from cascade.runtime._map_execution import MapExecution, zip_items
 from cascade.runtime._retries import RetriedExecution
 from cascade.runtime._run_context import RunContext
 from cascade.runtime._task_execution import TaskExecution
 from cascade.runtime._task_group import BURST, StartThrottle, TaskGroup
 from cascade.runtime.events import TaskSkipped
-from cascade.runtime.exceptions import DependencyMissingError, add_task_note
+from cascade.runtime.exceptions import DependencyMissingError, UnknownParamError, add_task_note, suggestion
 from cascade.runtime.flow import PRUNED, FlowManager, Skip, chosen_route, lazy_id
 from cascade.runtime.protocols import Discarding, Solver
 from cascade.runtime.resolvers import ArgumentResolver, input_value
+from cascade.spec.input import ParamSpec
+from cascade.spec.lazy_types import LazyResult, MappedLazyResult
+
+logger = get_logger(__name__)
+
+TYPO = 0.8
+"""Similarity, from 0 to 1, at which a name counts as misspelt: `gpuu` and `gpu` have 0.86, `cpu` and `gpu` 0.67."""
 
 
 class Scheduler:
@@ -43,13 +50,13 @@ class Scheduler:
     def prepare(self, solver: Solver) -> None:
         """Plan the run and check its nodes, names and inputs. It may be called in a thread."""
         plan, graph = solver.resolve(self._graph), self._graph
-        check_names(graph, self._run)
+        _check_names(graph, self._run)
         self._flow = FlowManager(graph, self._target_id)
         self._resolver = ArgumentResolver(self._flow.in_edges, self._run)
         self._nodes = {node.id: node for node in graph.nodes}
         self._planned = {node.id: node for stage in plan for node in stage}
         self._need(self._target_id)
-        check_nodes((self._nodes[i] for i in self._flow.needed), self._flow.in_edges, self._run)
+        _check_nodes((self._nodes[i] for i in self._flow.needed), self._flow.in_edges, self._run)
 
     async def run(self) -> None:
         """Run all nodes that the target needs. Afterwards the state has the value of the target, or its skip reason."""
@@ -228,3 +235,69 @@ class Scheduler:
             if (route := self._chosen(edge)) is not None:
                 found[lazy_id(route)] = None
         return tuple(i for i in found if i in self._settled and self._nodes[i].param_spec is None)
+
+
+def _check_names(graph: Graph, run: RunContext) -> None:
+    """Check the names in `params=` and in constraints.
+
+    A constraint's name without a capacity is unlimited. It is an error only if it is similar to a name with one.
+
+    Raises:
+        UnknownParamError: A name in `params=` is no Param of the workflow.
+        ValueError: A constraint's name is a misspelt name of a system resource.
+    """
+    if run.params:
+        _check_params(run.params, graph)
+    if capacity := run.capacity.usage:
+        for node in graph.nodes:
+            if node.constraints:
+                _check_constraints(node, capacity)
+
+
+def _check_params(params: Mapping[str, object], graph: Graph) -> None:
+    specs = (node.param_spec for node in graph.nodes)
+    known = dict.fromkeys(spec.name for spec in specs if isinstance(spec, ParamSpec))
+    unknown = [name for name in params if name not in known]
+    if unknown and known:
+        raise UnknownParamError(unknown[0], known)
+    if unknown:
+        logger.warning("params: the workflow has no Param; the run ignores %s", ", ".join(map(repr, unknown)))
+
+
+def _check_constraints(node: Node, capacity: Collection[str]) -> None:
+    for name in node.constraints.requirements if node.constraints else ():
+        if name not in capacity and (hint := suggestion(name, capacity, TYPO)):
+            raise ValueError(
+                f"Task '{node.name}': the constraint '{name}' is not in system_resources{hint} "
+                f"If '{name}' is a resource of its own, give it a capacity in system_resources"
+            )
+
+
+def _check_nodes(nodes: Iterable[Node], in_edges: Mapping[str, list[Edge]], run: RunContext) -> None:
+    """Check the nodes that a run needs whatever its conditions and routes.
+
+    Raises:
+        MissingParamError: A parameter has no value.
+        MissingEnvError: An environment variable has no value.
+        ValueError: A constraint exceeds the capacity, or the lists of a map have different lengths.
+    """
+    for node in nodes:
+        if node.param_spec is not None:
+            input_value(node, run.params)
+            continue
+        try:
+            _check_task(node, in_edges, run)
+        except Exception as error:
+            add_task_note(error, f"task {node.name!r}", attempt_start_ns=run.start_ns, now_ns=run.clock.last_ns)
+            raise
+
+
+def _check_task(node: Node, in_edges: Mapping[str, list[Edge]], run: RunContext) -> None:
+    if node.constraints:
+        run.capacity.check(_known(node.constraints.requirements))
+    if node.node_type == "map" and node.id not in in_edges:
+        zip_items(node, node.literal_inputs)
+
+
+def _known(requirements: Mapping[str, object]) -> dict[str, object]:
+    return {name: v for name, v in requirements.items() if not isinstance(v, (LazyResult, MappedLazyResult))}

@@ -6,7 +6,7 @@ from contextvars import Context
 from types import coroutine
 from typing import Any, Protocol
 
-from cascade.runtime.backpressure import CombinedBackpressure
+from cascade.runtime.bus import CombinedBackpressure
 
 BURST = 64
 """Coroutines started in one turn of the event loop. If 100,000 are ready at once, the first ones end before the others

@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 from typing import Any, NamedTuple
 
-from cascade.runtime.backpressure import CombinedBackpressure
+from cascade.runtime.bus import CombinedBackpressure
 from cascade.runtime.guard import FAULTS, is_own_cancellation
 from cascade.runtime.protocols import Backpressure
 from cascade.spec.protocols import Connector

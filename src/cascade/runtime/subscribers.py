@@ -9,7 +9,7 @@ from cascade.messaging.bus import MessageBus as Messages
 from cascade.messaging.bus import bus as messaging_bus
 from cascade.messaging.renderer import LEVELS, severity
 from cascade.runtime._messages import EVENTS, message_for
-from cascade.runtime._run_state import RunState, UnstampedMessage
+from cascade.runtime._metadata import RunState, UnstampedMessage
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.events import (
     ConnectorFailed,

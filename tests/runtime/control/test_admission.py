@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascade.runtime._task_group import BURST
-from cascade.runtime.backpressure import CombinedBackpressure
+from cascade.runtime.bus import CombinedBackpressure
 from cascade.runtime.control.admission import Admission
 from cascade.runtime.control.constraint import Concurrency, Constraint, Matcher, Pause, RateLimit, Scope
 from cascade.runtime.control.limiters import AdmissionKey

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from cascade._context_managers import context_manager
 from cascade.runtime._task_group import BURST
-from cascade.runtime.backpressure import CombinedBackpressure
+from cascade.runtime.bus import CombinedBackpressure
 from cascade.runtime.control.constraint import Constraint
 from cascade.runtime.control.limiter_index import LimiterIndex
 from cascade.runtime.control.limiters import AdmissionKey, ConstraintLimiter, Limiter, PlaceLimiter, limiter_of

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from cascade._context_managers import async_context_manager, context_manager
 from cascade._loggers import get_logger
-from cascade.runtime.backpressure import CombinedBackpressure
+from cascade.runtime.bus import CombinedBackpressure
 from cascade.runtime.control.admission import Admission
 from cascade.runtime.control.constraint import (
     CONSTRAINT_TYPES,
