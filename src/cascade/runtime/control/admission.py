@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 from cascade._context_managers import context_manager
 from cascade.runtime._task_group import BURST
@@ -11,18 +10,13 @@ from cascade.runtime.bus import CombinedBackpressure
 from cascade.runtime.control.constraint import Constraint
 from cascade.runtime.control.limiter_index import LimiterIndex
 from cascade.runtime.control.limiters import AdmissionKey, ConstraintLimiter, Limiter, PlaceLimiter, limiter_of
-from cascade.runtime.control.wait_queue import Blocked, Renotifier, Waiter, WaitQueue
+from cascade.runtime.control.wait_queue import Blocked, Renotifier, WaitQueue
 from cascade.runtime.events import Wait
 from cascade.runtime.protocols import Place
 
-
-class Grant(NamedTuple):
-    """Admission of one task, with its place if it needs one."""
-
-    place: Place | None = None
-
-
-_WITHOUT_PLACE = Grant()
+Grant = tuple[Place | None]
+"""The place of an admitted task, or None if it needs no place. A tuple, because each start creates one."""
+_WITHOUT_PLACE: Grant = (None,)
 
 
 class Admission:
@@ -42,7 +36,7 @@ class Admission:
     ) -> None:
         self._backpressure = backpressure or CombinedBackpressure()
         self._delayed: dict[Limiter, None] = {}
-        self._room: asyncio.Task[None] | None = None
+        self._backpressure_wait: asyncio.Task[None] | None = None
         self._clock = clock
         self._limiters = LimiterIndex(self._limiter_of)
         self._queues: dict[AdmissionKey, WaitQueue] = {}
@@ -54,7 +48,7 @@ class Admission:
         if self._limiters.is_empty and key.places is None:
             self._running[key] = self._running.get(key, 0) + 1
             return _WITHOUT_PLACE
-        return Grant(self._count(key)) if self._blocking(key) is None else None
+        return (self._count(key),) if self._blocking(key) is None else None
 
     async def acquire(
         self, key: AdmissionKey, blocked: Blocked, now: Callable[[], int]
@@ -78,7 +72,9 @@ class Admission:
             place = await waiter.granted
         except asyncio.CancelledError:
             if waiter in queue.waiters:
-                self._withdraw(queue, waiter)
+                del queue.waiters[waiter]
+                if not queue.waiters:
+                    self._end(queue)
             elif not waiter.granted.cancelled():
                 self.release(key, unused=True)
                 if (granted := waiter.granted.result()) is not None:
@@ -139,10 +135,10 @@ class Admission:
             self._stop(limiter)
             self._serve(limiter)
         self._renotifier.close()
-        room, self._room = self._room, None
         self._delayed.clear()
-        if room is not None:
-            room.cancel()
+        if self._backpressure_wait is not None:
+            self._backpressure_wait.cancel()
+            self._backpressure_wait = None
 
     def _limiter_of(self, constraint: Constraint, replaced: Limiter | None = None) -> ConstraintLimiter:
         return limiter_of(constraint, self._running, replaced, self._clock)
@@ -204,13 +200,15 @@ class Admission:
 
     def _serve_after_backpressure(self, limiter: Limiter) -> None:
         self._delayed[limiter] = None
-        if self._room is None:
-            self._room = asyncio.get_running_loop().create_task(self._await_room(), name="cascade-control-room")
+        if self._backpressure_wait is None:
+            self._backpressure_wait = asyncio.get_running_loop().create_task(
+                self._wait_for_backpressure(), name="cascade-control-backpressure"
+            )
 
-    async def _await_room(self) -> None:
+    async def _wait_for_backpressure(self) -> None:
         while self._backpressure.is_full():
             await self._backpressure.room()
-        self._room = None
+        self._backpressure_wait = None
         delayed, self._delayed = self._delayed, {}
         for limiter in delayed:
             self._serve(limiter)
@@ -244,11 +242,6 @@ class Admission:
         self._schedule(limiter)
         self._renotifier.add(queue)
 
-    def _withdraw(self, queue: WaitQueue, waiter: Waiter) -> None:
-        del queue.waiters[waiter]
-        if not queue.waiters:
-            self._end(queue)
-
     def _end(self, queue: WaitQueue) -> None:
         limiter = queue.limiter
         limiter.queues.pop(queue, None)
@@ -279,7 +272,8 @@ class Permit:
         grant = self._admission.try_acquire(self._key)
         if grant is None:
             return False
-        self.is_held, self.place = True, grant.place
+        (self.place,) = grant
+        self.is_held = True
         return True
 
     async def acquire(self, blocked: Blocked, now: Callable[[], int]) -> tuple[Wait, ...]:
