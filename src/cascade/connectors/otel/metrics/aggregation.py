@@ -192,11 +192,13 @@ class Aggregator:
     `_totals`, which only the exporting thread uses. Totals are kept until the collector has accepted them; cumulative
     totals are never reset. The cardinality limits bound the memory.
 
-    `on_change` is called with the first measurement of each kind after a `collect`.
+    Args:
+        settings: Temporality and exemplar filter.
+        on_change: Called at the first histogram value and at the first count after a `collect`, and at each `touch`.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self.on_change: Callable[[], None] = lambda: None
+    def __init__(self, settings: Settings, on_change: Callable[[], None]) -> None:
+        self._on_change = on_change
         self.gauges = Gauges()
         self._temporality = settings.temporality
         self._has_exemplars = settings.exemplars != "always_off"
@@ -224,7 +226,7 @@ class Aggregator:
             histogram = self._current.histograms.get(key) or self._current.histogram(key)
             histogram.record(seconds, exemplar)
         if is_first:
-            self.on_change()
+            self._on_change()
 
     def add(self, key: Key) -> None:
         if self._is_disabled:
@@ -233,7 +235,7 @@ class Aggregator:
             is_first = not self._current.counts
             self._current.add(key)
         if is_first:
-            self.on_change()
+            self._on_change()
 
     def touch(self) -> None:
         if self._is_disabled and time.monotonic() >= self._resumes_at:
@@ -241,7 +243,7 @@ class Aggregator:
             self._is_disabled = False
         if not self._is_disabled:
             self._is_touched = True
-            self.on_change()
+            self._on_change()
 
     @property
     def has_changes(self) -> bool:

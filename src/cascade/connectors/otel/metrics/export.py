@@ -1,13 +1,11 @@
 """Export of aggregated metrics: periodically while there are changes, and at each flush."""
 
 import logging
-import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 from opentelemetry.sdk.resources import Resource
 
@@ -30,72 +28,43 @@ UNSUPPORTED_PAUSE = 3600.0  # seconds until the next export to a collector that 
 logger = get_logger("cascade.connectors.otel")
 
 
-class Destination(Protocol):
-    """Sends snapshots. The exporting thread creates, uses and closes it."""
+class _Sender:
+    """Sends snapshots to a collector, prints them as JSON, or both. The exporting thread creates, uses and closes it."""
 
-    def send(self, snapshot: Snapshot, start_request: Callable[[], float]) -> Reply | None:
-        """Make one attempt. Return None if the collector does not support metrics.
-
-        `start_request` is called immediately before the request, and returns its time limit in seconds.
-        """
-        ...
-
-    def close(self) -> None: ...
-
-
-class OtlpDestination:
-    """Sends OTLP requests to a collector."""
-
-    def __init__(self, resource: Callable[[], Resource], options: ExportOptions) -> None:
+    def __init__(self, settings: Settings, resource: Callable[[], Resource], options: ExportOptions) -> None:
+        self._prints = "console" in settings.exporters
+        self._exports = "otlp" in settings.exporters
         self._resource = resource
         self._options = options
         self._transport: Transport | None = None
 
     def send(self, snapshot: Snapshot, start_request: Callable[[], float]) -> Reply | None:
+        """Make one attempt. Return None if the collector does not support metrics and they are not printed.
+
+        `start_request` is called immediately before the request, and returns its time limit in seconds.
+        """
         with no_fork:
-            from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
+            from cascade.connectors.otel.metrics import otlp_points
 
-            from cascade.connectors.otel.metrics.otlp_points import metrics_data
-
-        body = encode_metrics(metrics_data(snapshot, self._resource())).SerializeToString()
+        data = otlp_points.metrics_data(snapshot, self._resource())
+        if self._prints:
+            otlp_points.print_json(data)
+        if not self._exports:
+            return Reply("accepted")
+        body = otlp_points.encode(data)
         self._transport = self._transport or open_safely(lambda: open_transport(self._options))
         reply = self._transport.send(body, start_request())
-        if reply.outcome == "refused" and is_unsupported_signal(reply.reason):
-            logger.debug("OtelConnector: the collector does not support metrics: %s", reply.reason)
+        if reply.outcome != "refused" or not is_unsupported_signal(reply.reason):
+            return reply
+        logger.debug("OtelConnector: the collector does not support metrics: %s", reply.reason)
+        if not self._prints:
             return None
-        return reply
+        self._exports = False
+        return Reply("accepted")
 
     def close(self) -> None:
         if self._transport is not None:
             self._transport.close()
-
-
-class ConsoleDestination:
-    """Prints snapshots as JSON, and passes them to the next destination, if there is one."""
-
-    def __init__(self, resource: Callable[[], Resource], following: Destination | None) -> None:
-        self._resource = resource
-        self._next = following
-
-    def send(self, snapshot: Snapshot, start_request: Callable[[], float]) -> Reply | None:
-        with no_fork:
-            from opentelemetry.sdk.metrics.export import ConsoleMetricExporter
-
-            from cascade.connectors.otel.metrics.otlp_points import metrics_data
-
-        try:
-            ConsoleMetricExporter(out=sys.stdout).export(metrics_data(snapshot, self._resource()))
-        except Exception:
-            logger.debug("OtelConnector: metrics cannot be printed", exc_info=True)
-        reply = self._next.send(snapshot, start_request) if self._next else None
-        if reply is None and self._next:
-            self._next.close()
-            self._next = None
-        return reply or Reply("accepted")
-
-    def close(self) -> None:
-        if self._next:
-            self._next.close()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,13 +79,12 @@ class _Flush:
 class MetricExporter:
     """Exports the snapshots of an aggregator in one thread, which starts with the first change.
 
-    Each export is one request. The next export repeats values that the collector has not accepted. `CollectorHealth` defines how
-    long a flush waits; during a flush, an export that the collector answers with "later" is repeated after a pause.
+    Each export is one request. The next export repeats values that the collector has not accepted. `CollectorHealth`
+    limits the wait of a flush. During a flush, an export is repeated after a pause if the collector requests a retry.
     """
 
     def __init__(self, settings: Settings, resource: Callable[[], Resource], options: ExportOptions) -> None:
-        self.aggregator = Aggregator(settings)
-        self.aggregator.on_change = self.notify
+        self.aggregator = Aggregator(settings, self.notify)
         self._settings = settings
         self._resource = resource
         self._options = options
@@ -219,17 +187,10 @@ class MetricExporter:
 
     def _run(self) -> None:
         with suppress_instrumentation():
-            destination = self._open()
+            sender = _Sender(self._settings, self._resource, self._options)
             while self._wait_for_next():
-                self._export(destination)
-            destination.close()
-
-    def _open(self) -> Destination:
-        exporters = self._settings.exporters
-        collector = OtlpDestination(self._resource, self._options) if "otlp" in exporters else None
-        if collector is not None and "console" not in exporters:
-            return collector
-        return ConsoleDestination(self._resource, collector)
+                self._export(sender)
+            sender.close()
 
     def _wait_for_next(self) -> bool:
         """Wait until the next export is due. Return False when the thread must end."""
@@ -239,35 +200,30 @@ class MetricExporter:
                 is_flushing = self._is_flushing()
                 if not is_flushing and not self._has_changes():
                     due = None
-                    if (
-                        not self._changed.wait(self._idle_timeout)
-                        and not self._has_changes()
-                        and not self._is_flushing()
-                    ):
+                    is_notified = self._changed.wait(self._idle_timeout)
+                    if not is_notified and not self._has_changes() and not self._is_flushing():
                         self._thread = None
                         return False
                     continue
-                due = due or time.monotonic() + self._settings.interval
-                left = (
-                    max(self._health.next_request_at(is_flushing=is_flushing), 0.0 if is_flushing else due)
-                    - time.monotonic()
-                )
-                if left <= 0:
+                now = time.monotonic()
+                due = due or now + self._settings.interval
+                next_export = max(self._health.next_request_at(is_flushing=is_flushing), 0 if is_flushing else due)
+                if next_export <= now:
                     self._started += 1
                     self._is_exporting = True
                     return True
-                self._changed.wait(left)
+                self._changed.wait(next_export - now)
             return False
 
     def _is_flushing(self) -> bool:
-        """Whether a flush waits for an export that has not started, or must be repeated."""
+        """Return whether a flush waits for an export that has not started or must be repeated."""
         return any(flush.number > self._completed for flush in self._flushes)
 
-    def _export(self, destination: Destination) -> None:
+    def _export(self, sender: _Sender) -> None:
         self._started_at = time.monotonic()
         try:
             snapshot = self.aggregator.collect()
-            reply = destination.send(snapshot, self._start_request)
+            reply = sender.send(snapshot, self._start_request)
         except Exception as error:
             logger.debug("OtelConnector: metrics cannot be exported", exc_info=True)
             reply = Reply("refused", error_text(error, 200))
@@ -279,7 +235,7 @@ class MetricExporter:
         self._record(reply or Reply("accepted"))
 
     def _start_request(self) -> float:
-        # The time before the request, such as imports, does not count for the health of the collector.
+        # Imports and encoding take time before the request, which does not count for the health of the collector.
         with self._changed:
             self._started_at = time.monotonic()
             self._health.record_request(self._started_at)
@@ -288,13 +244,12 @@ class MetricExporter:
 
     def _record(self, reply: Reply) -> None:
         if reply.outcome != "accepted" or reply.rejected:
-            # An export that is repeated is no loss, and there is one warning at most.
+            # A repeated export is no loss. There is one warning per exporter.
             is_quiet = reply.unanswered or reply.outcome == "retry" or self._has_warned
             self._has_warned |= not is_quiet
-            problem = reply.reason or f"{reply.rejected} rejected"
-            logger.log(
-                logging.DEBUG if is_quiet else logging.WARNING, "OtelConnector: metrics were not accepted: %s", problem
-            )
+            level = logging.DEBUG if is_quiet else logging.WARNING
+            reason = reply.reason or f"{reply.rejected} rejected"
+            logger.log(level, "OtelConnector: metrics were not accepted: %s", reason)
         with self._changed:
             self._health.record(reply, self._started_at)
             self._has_failed = reply.outcome != "accepted"

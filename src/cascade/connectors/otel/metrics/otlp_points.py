@@ -1,20 +1,25 @@
-"""Conversion of a snapshot to the data classes of the SDK, which encodes them as OTLP.
+"""Conversion of a snapshot to the data classes of the SDK, which encodes and prints them.
 
-The imports are slow, therefore only the exporting thread imports this module.
+The imports are slow. Only the exporting thread imports this module.
 """
 
+import sys
 from collections import defaultdict
 from typing import Any
 
+from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
 from opentelemetry.sdk.metrics import Exemplar as SdkExemplar
 from opentelemetry.sdk.metrics import export as sdk
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
+from cascade._loggers import get_logger
 from cascade.connectors.otel.encode import SCOPE, VERSION
 from cascade.connectors.otel.metrics import catalogue as m
 from cascade.connectors.otel.metrics.aggregation import Exemplar, Histogram, Snapshot
 from cascade.connectors.otel.metrics.catalogue import Key, attributes_of
+
+logger = get_logger("cascade.connectors.otel")
 
 _CUMULATIVE, _DELTA = sdk.AggregationTemporality.CUMULATIVE, sdk.AggregationTemporality.DELTA
 _TRACE_IDS, _SPAN_IDS, _TIMES = 2**128, 2**64, 2**64
@@ -32,6 +37,19 @@ def metrics_data(snapshot: Snapshot, resource: Resource) -> sdk.MetricsData:
     found = [_metric(metric, points[metric], snapshot) for metric in m.METRICS if points[metric]]
     scoped = sdk.ScopeMetrics(InstrumentationScope(SCOPE, VERSION), found, schema_url="")
     return sdk.MetricsData([sdk.ResourceMetrics(resource, [scoped], schema_url="")])
+
+
+def encode(data: sdk.MetricsData) -> bytes:
+    """Return an encoded `ExportMetricsServiceRequest`."""
+    return encode_metrics(data).SerializeToString()
+
+
+def print_json(data: sdk.MetricsData) -> None:
+    """Print to standard output, which may be closed."""
+    try:
+        sdk.ConsoleMetricExporter(out=sys.stdout).export(data)
+    except Exception:
+        logger.debug("OtelConnector: metrics cannot be printed", exc_info=True)
 
 
 def _is_delta(metric: m.Metric, snapshot: Snapshot) -> bool:
