@@ -8,8 +8,10 @@ import pytest
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 from opentelemetry.sdk.resources import Resource
 
+from cascade.connectors.otel.export_queue import ExportQueue
 from cascade.connectors.otel.logs import RunLogs
 from cascade.connectors.otel.options import ExportOptions
+from cascade.connectors.otel.routing import Share
 from cascade.runtime import task_context
 from cascade.runtime.task_context import TaskContext
 from cascade.telemetry.identity import place_run
@@ -78,10 +80,12 @@ def logs_to() -> Iterator[LogsTo]:
     """Return a factory of `RunLogs` for an endpoint, with RUN attached."""
     made: list[RunLogs] = []
 
-    def make(endpoint: str, protocol: str = "http/protobuf", level: int = logging.NOTSET) -> RunLogs:
+    def make(
+        endpoint: str, protocol: str = "http/protobuf", share: Share[ExportQueue] = lambda make_queue: make_queue()
+    ) -> RunLogs:
         resource = Resource({"service.name": "tests", "ports": (1, 2)})
         options = ExportOptions.from_environment(endpoint=endpoint, protocol=protocol, signal="logs", environ={})
-        logs = RunLogs(lambda: resource, options, level, lambda make_queue: make_queue())
+        logs = RunLogs(lambda: resource, options, logging.NOTSET, share)
         made.append(logs)
         logs.attach(RUN)
         return logs

@@ -11,7 +11,7 @@ import pytest
 
 import cascade as cs
 from cascade.connectors.otel import OtelConnector
-from cascade.connectors.otel.logs import handler
+from cascade.connectors.otel.logs import run_logs
 from cascade.testing import OtlpReceiver
 from tests.connectors.otel.logs.conftest import bodies
 from tests.connectors.otel.logs.conftest import part as app
@@ -137,7 +137,7 @@ def test_a_root_logger_that_no_longer_propagates_is_reported(
     receiver: OtlpReceiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = Seen()
-    monkeypatch.setattr(handler, "_reported_loggers", set())
+    monkeypatch.setattr(run_logs, "reported_loggers", set())
 
     @cs.task
     def work() -> None:
@@ -158,7 +158,7 @@ def test_a_configuration_that_ends_the_export_of_a_logger_is_reported_once(
     change: Callable[[], None], receiver: OtlpReceiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = Seen()
-    monkeypatch.setattr(handler, "_reported_loggers", set())
+    monkeypatch.setattr(run_logs, "reported_loggers", set())
 
     @cs.task
     def work() -> None:
@@ -181,7 +181,7 @@ def test_a_disabled_logger_is_reported_at_the_end_of_each_run_while_others_conti
 ) -> None:
     """A server may have a run in progress at all times."""
     seen = Seen()
-    monkeypatch.setattr(handler, "_reported_loggers", set())
+    monkeypatch.setattr(run_logs, "reported_loggers", set())
     connector = OtelConnector(logs=True)
 
     @cs.task

@@ -32,7 +32,7 @@ def test_records_of_a_task_have_the_ids_of_its_span(
         app.info("%d rows", 3, extra={"rows": 3})
         with TracerProvider(shutdown_on_exit=False).get_tracer("mine").start_as_current_span("own") as span:
             app.warning("within")
-    app.info("nobody's")
+    app.info("outside of a task")
     assert logs.queue.flush(HANG) == FlushReport(put=2, sent=2)
     first, second = lines(receiver.logs)
     assert (first.scope, first.body, first.attributes["rows"]) == ("tests.app", "3 rows", 3)
@@ -50,13 +50,13 @@ def test_a_burst_of_records_is_complete(
     app.propagate = False  # pytest keeps what reaches the root logger
     app.addHandler(logs.handler)
 
-    def say(thread: int) -> None:
+    def log(thread: int) -> None:
         for number in range(25_000):
             app.info("%d-%d", thread, number)
 
     with inside():
         copies = [contextvars.copy_context() for _ in range(contexts)]
-    threads = [threading.Thread(target=copy.run, args=(say, n)) for n, copy in enumerate(copies)]
+    threads = [threading.Thread(target=copy.run, args=(log, n)) for n, copy in enumerate(copies)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -68,10 +68,11 @@ def test_a_burst_of_records_is_complete(
 
 
 def test_records_are_sent_without_a_flush(receiver: FaultyReceiver, logs_to: LogsTo, app: logging.Logger) -> None:
-    logs_to(receiver.http_endpoint)
+    logs = logs_to(receiver.http_endpoint)
     with inside():
         app.info("now")
     assert receiver.wait_for_requests(1)[0].signal == "logs"
+    assert logs.queue.flush(HANG).sent == 1  # the receiver stores the record after it has counted the request
 
 
 def test_records_are_exported_while_a_run_is_attached(
@@ -147,14 +148,14 @@ def test_a_collector_without_support_for_logs_is_reported_once(
 ) -> None:
     receiver.fault = Fault(http_status=status, grpc_code=code)
     logs = logs_to(receiver.endpoint(protocol), protocol)
-    told = []
+    warnings = []
     for _ in range(3):
         with inside():
             app.info("unwanted")
-        told.append(logs.start_flush(HANG)(math.inf))
+        warnings.append(logs.start_flush(HANG)(math.inf))
     assert logs.queue.flush(HANG).lost == 3
-    assert told[0].startswith(f"1 log records were lost at {logs.endpoint}: it does not support logs (")
-    assert told[1:] == ["", ""]
+    assert warnings[0].startswith(f"1 log records were lost at {logs.endpoint}: it does not support logs (")
+    assert warnings[1:] == ["", ""]
 
 
 def test_invalid_records_do_not_affect_other_records(

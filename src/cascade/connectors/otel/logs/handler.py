@@ -6,7 +6,7 @@ import logging.handlers
 import math
 import threading
 import weakref
-from collections.abc import Callable, Collection, Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from functools import lru_cache
 
 from opentelemetry._logs import NoOpLoggerProvider, get_logger_provider
@@ -17,90 +17,10 @@ from cascade._loggers import get_logger
 from cascade.connectors.otel.logs.records import encode
 from cascade.runtime.task_context import TaskContext, current_task
 
-
-def handlers_of(name: str) -> Iterator[logging.Handler]:
-    """Return the handlers that a record of the logger `name` reaches, up to those of the root logger."""
-    logger = logging.root.manager.loggerDict.get(name)
-    current = logger if isinstance(logger, logging.Logger) else logging.root
-    while True:
-        yield from current.handlers
-        if current is logging.root or not current.propagate or current.parent is None:
-            return
-        current = current.parent
-
-
-def exports(handler: logging.Handler, level: float) -> bool:
-    """Return whether the handler, or a handler behind it, exports records of a level with OpenTelemetry.
-
-    Filters of the handler are ignored: a record that a filter rejects must not be exported.
-    """
-    if level < handler.level:
-        return False
-    if _is_of_opentelemetry(type(handler).__mro__):
-        return _has_exporter(handler)
-    if isinstance(handler, logging.handlers.MemoryHandler):
-        return handler.target is not None and exports(handler.target, level)
-    if isinstance(handler, logging.handlers.QueueHandler):
-        listener = getattr(handler, "listener", None)  # set by `dictConfig` since Python 3.12
-        return any(exports(each, level) for each in getattr(listener, "handlers", ()))
-    return False
-
-
-@lru_cache(maxsize=256)
-def _is_of_opentelemetry(classes: tuple[type, ...]) -> bool:
-    """Return whether a class is the LoggingHandler of the SDK or of opentelemetry-instrumentation-logging."""
-    return any(each.__name__ == "LoggingHandler" and each.__module__.startswith("opentelemetry.") for each in classes)
-
-
-def _has_exporter(handler: logging.Handler) -> bool:
-    provider = getattr(handler, "_logger_provider", None)
-    if isinstance(provider, ProxyLoggerProvider):
-        provider = get_logger_provider()
-    if isinstance(provider, (ProxyLoggerProvider, NoOpLoggerProvider)):
-        return False
-    processor = getattr(provider, "_multi_log_record_processor", None)
-    return getattr(processor, "_log_record_processors", None) != ()
-
-
-_MAX_NAMES = 5
-"""Names in one warning."""
-_NOT_REPORTED = frozenset({"cascade", "opentelemetry"})
-_LOGGER = "cascade.connectors.otel.logs"
-
-_reported_loggers: set[str] = set()
-
-
-def open_loggers() -> frozenset[str]:
-    """Return the names of the loggers that are enabled and propagate their records."""
-    known = [logging.root, *logging.root.manager.loggerDict.values()]
-    return frozenset(each.name for each in known if isinstance(each, logging.Logger) and _is_open(each))
-
-
-def report_closed(before: frozenset[str], used: Collection[str]) -> None:
-    """Warn once of each logger that was open before and is not any more. Loggers in `used` come first."""
-    closed = sorted(before - open_loggers() - _reported_loggers, key=lambda name: (name not in used, name))
-    if not closed:
-        return
-    _reported_loggers.update(closed)
-    names = ", ".join(map(repr, closed[:_MAX_NAMES])) + (", …" if len(closed) > _MAX_NAMES else "")
-    logging.getLogger(_LOGGER).disabled = False  # the same configuration may have disabled it
-    get_logger(_LOGGER).warning(
-        "OtelConnector: loggers (%s) were disabled or set not to propagate during the run, and their records are not "
-        "exported; configure logging with disable_existing_loggers=False and propagate=True",
-        names,
-    )
-
-
-def _is_open(logger: logging.Logger) -> bool:
-    return logger.propagate and not logger.disabled and logger.name.partition(".")[0] not in _NOT_REPORTED
-
+logger = get_logger("cascade.connectors.otel")
 
 OWN_LOGGERS = ("cascade.connectors", "opentelemetry")
 """Loggers of the export. The export of their records would produce more records."""
-
-logger = get_logger("cascade.connectors.otel")
-
-_local = threading.local()
 
 _above = logging.Logger("above the root logger")  # noqa: LOG001 - it is not a descendant of the root logger
 """Parent of the root logger. Its handlers get records after those of the root logger.
@@ -122,9 +42,10 @@ def attach(handler: logging.Handler) -> None:
 
 
 def detach(handler: logging.Handler) -> None:
+    """Pass no more records to a handler."""
     with _attaching:
-        left = [each for each in _above.handlers if each is not handler]
-        _above.handlers = _Handlers(left if len(left) > 1 else ())
+        remaining = [each for each in _above.handlers if each is not handler]
+        _above.handlers = _Handlers(remaining if len(remaining) > 1 else ())
 
 
 def _is_attached() -> bool:
@@ -154,12 +75,14 @@ class _LastResort(logging.Handler):
     def handle(self, record: logging.LogRecord) -> bool:
         last = logging.lastResort
         with contextlib.suppress(Exception):  # stderr may be closed, or a field may have an unexpected type
-            if last is not None and record.levelno >= last.level and next(handlers_of(record.name), None) is None:
+            if last is not None and record.levelno >= last.level and next(_handlers_of(record.name), None) is None:
                 last.handle(record)
         return True
 
 
 _last_resort = _LastResort()
+_local = threading.local()
+_reported_handlers: weakref.WeakSet[logging.Handler] = weakref.WeakSet()
 
 
 class TaskLogHandler(logging.Handler):
@@ -206,11 +129,13 @@ class TaskLogHandler(logging.Handler):
         if _is_own(str(record.name)) or getattr(_local, "is_encoding", False):
             return
         level = math.inf if self._respects_handlers else record.levelno
-        handler = next((each for each in handlers_of(record.name) if exports(each, level)), None)
-        if handler is None:
+        exporting = next((each for each in _handlers_of(record.name) if _exports(each, level)), None)
+        if exporting is None:
             self._export(record, task)
-        else:
-            _report_once(handler)
+        elif exporting not in _reported_handlers:
+            _reported_handlers.add(exporting)
+            name = type(exporting).__name__
+            logger.info("OtelConnector does not export the log records that %s of the application exports", name)
 
     def _export(self, record: logging.LogRecord, task: TaskContext) -> None:
         # The `__str__` of an argument may log the argument again.
@@ -224,15 +149,49 @@ class TaskLogHandler(logging.Handler):
             _local.is_encoding = False
 
 
-def _report_once(handler: logging.Handler) -> None:
-    if handler not in _reported_handlers:
-        _reported_handlers.add(handler)
-        name = type(handler).__name__
-        logger.info("OtelConnector does not export the log records that %s of the application exports", name)
-
-
-_reported_handlers: weakref.WeakSet[logging.Handler] = weakref.WeakSet()
-
-
 def _is_own(name: str) -> bool:
     return name.startswith(OWN_LOGGERS) and any(name == own or name.startswith(f"{own}.") for own in OWN_LOGGERS)
+
+
+def _handlers_of(name: str) -> Iterator[logging.Handler]:
+    """Yield the handlers that a record of the logger `name` reaches, up to those of the root logger."""
+    logger = logging.root.manager.loggerDict.get(name)
+    current = logger if isinstance(logger, logging.Logger) else logging.root
+    while True:
+        yield from current.handlers
+        if current is logging.root or not current.propagate or current.parent is None:
+            return
+        current = current.parent
+
+
+def _exports(handler: logging.Handler, level: float) -> bool:
+    """Return whether the handler, or a handler behind it, exports records of a level with OpenTelemetry.
+
+    Filters of the handler are ignored: a record that a filter rejects must not be exported.
+    """
+    if level < handler.level:
+        return False
+    if _is_of_opentelemetry(type(handler).__mro__):
+        return _has_exporter(handler)
+    if isinstance(handler, logging.handlers.MemoryHandler):
+        return handler.target is not None and _exports(handler.target, level)
+    if isinstance(handler, logging.handlers.QueueHandler):
+        listener = getattr(handler, "listener", None)  # set by `dictConfig` since Python 3.12
+        return any(_exports(each, level) for each in getattr(listener, "handlers", ()))
+    return False
+
+
+@lru_cache(maxsize=256)
+def _is_of_opentelemetry(classes: tuple[type, ...]) -> bool:
+    """Return whether a class is the LoggingHandler of the SDK or of opentelemetry-instrumentation-logging."""
+    return any(each.__name__ == "LoggingHandler" and each.__module__.startswith("opentelemetry.") for each in classes)
+
+
+def _has_exporter(handler: logging.Handler) -> bool:
+    provider = getattr(handler, "_logger_provider", None)
+    if isinstance(provider, ProxyLoggerProvider):
+        provider = get_logger_provider()
+    if isinstance(provider, (ProxyLoggerProvider, NoOpLoggerProvider)):
+        return False
+    processor = getattr(provider, "_multi_log_record_processor", None)
+    return getattr(processor, "_log_record_processors", None) != ()

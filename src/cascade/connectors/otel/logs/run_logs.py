@@ -1,15 +1,16 @@
-"""Export of the log records of the runs of one connector: a handler while there are runs, and a queue."""
+"""Export of the log records of the runs of one connector, by a logging handler and a queue."""
 
 import logging
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 from opentelemetry.sdk.resources import Resource
 
+from cascade._loggers import get_logger
 from cascade.connectors import _lifetime
 from cascade.connectors.otel import environment
 from cascade.connectors.otel.answers import is_unsupported_signal
@@ -18,7 +19,7 @@ from cascade.connectors.otel.encode import EncodedResource
 from cascade.connectors.otel.environment import warn_once
 from cascade.connectors.otel.export_queue import Bounds, ExportQueue
 from cascade.connectors.otel.health import HOLD_TIMEOUT, ItemLabel
-from cascade.connectors.otel.logs.handler import TaskLogHandler, attach, detach, open_loggers, report_closed
+from cascade.connectors.otel.logs.handler import TaskLogHandler, attach, detach
 from cascade.connectors.otel.logs.records import encode_resource, request
 from cascade.connectors.otel.options import ExportOptions
 from cascade.connectors.otel.routing import Share
@@ -50,6 +51,40 @@ def chosen_level(logs: bool | str | None, environ: Mapping[str, str] = os.enviro
         warn_once(*filter(None, (problem,)))
         return logging.NOTSET if names else None
     return logging.NOTSET if name is True else logging.getLevelNamesMapping()[name]
+
+
+_MAX_NAMES = 5
+"""Names in one warning."""
+_NOT_REPORTED = frozenset({"cascade", "opentelemetry"})
+_LOGGER = "cascade.connectors.otel.logs"
+
+reported_loggers: set[str] = set()
+"""Loggers that a warning of the process has named."""
+
+
+def _open_loggers() -> frozenset[str]:
+    """Return the names of the loggers that are enabled and propagate their records."""
+    known = [logging.root, *logging.root.manager.loggerDict.values()]
+    return frozenset(each.name for each in known if isinstance(each, logging.Logger) and _is_open(each))
+
+
+def _is_open(logger: logging.Logger) -> bool:
+    return logger.propagate and not logger.disabled and logger.name.partition(".")[0] not in _NOT_REPORTED
+
+
+def _warn_of_closed(before: frozenset[str], used: Collection[str]) -> None:
+    """Warn once of each logger in `before` that is not open any more. Loggers in `used` come first."""
+    closed = sorted(before - _open_loggers() - reported_loggers, key=lambda name: (name not in used, name))
+    if not closed:
+        return
+    reported_loggers.update(closed)
+    names = ", ".join(map(repr, closed[:_MAX_NAMES])) + (", …" if len(closed) > _MAX_NAMES else "")
+    logging.getLogger(_LOGGER).disabled = False  # the same configuration may have disabled it
+    get_logger(_LOGGER).warning(
+        "OtelConnector: loggers (%s) were disabled or set not to propagate during the run, and their records are not "
+        "exported; configure logging with disable_existing_loggers=False and propagate=True",
+        names,
+    )
 
 
 class RunLogs:
@@ -95,12 +130,12 @@ class RunLogs:
     def attach(self, run_id: str) -> None:
         """Start the export of the records of the tasks of a run. A run that is attached twice must be detached twice."""
         with self._lock:
-            self._open_loggers = open_loggers() | (self._open_loggers if self._runs else frozenset())
+            self._open_loggers = _open_loggers() | (self._open_loggers if self._runs else frozenset())
             self._runs[run_id] += 1
             attach(self.handler)
 
     def detach(self, run_id: str) -> None:
-        """End the export of the records of a run, and warn of loggers that have been disabled."""
+        """End the export of the records of a run, and warn of loggers that were disabled during it."""
         with self._lock:
             self._runs[run_id] -= 1
             if self._runs[run_id] <= 0:
@@ -108,7 +143,7 @@ class RunLogs:
             if not self._runs:
                 detach(self.handler)
             before = self._open_loggers
-        report_closed(before, self.handler.loggers)
+        _warn_of_closed(before, self.handler.loggers)
 
     def start_flush(self, timeout: float) -> Callable[[float], str]:
         """Start a flush. The returned function waits for it and returns a warning, which may be empty.
