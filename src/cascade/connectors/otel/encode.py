@@ -1,4 +1,4 @@
-"""Encoding of a finished span as protobuf, which is compact in the queue and needs no further work to be sent.
+"""Encoding of finished spans as protobuf: compact in the queue, and sent without further work.
 
 Cascade encodes spans by itself: the span of a task takes 3 µs here. The encoder of the SDK takes 26 µs, and the generated
 protobuf classes 14 µs, or 7 µs with a cache for attributes that many spans share.
@@ -18,22 +18,17 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext
 
-from cascade.connectors.otel.span_data import SpanData, SpanEvent
+from cascade.connectors.otel.span_data import Attributes, SpanData, SpanEvent
 from cascade.telemetry import attributes as a
 
 SCOPE = "cascade"
 """Name of the instrumentation scope of Cascade."""
 
 
-def _version() -> str:
-    """Return the version of Cascade; "0" in a source tree that is not installed."""
-    try:
-        return version("cascade-runs")
-    except PackageNotFoundError:
-        return "0"
-
-
-VERSION = _version()
+try:
+    VERSION = version("cascade-runs")
+except PackageNotFoundError:  # a source tree that is not installed
+    VERSION = "0"
 
 # The field functions below rely on two facts of the wire format: concatenating two encoded messages merges them, and
 # concatenating repeated fields lists both (protobuf.dev, "Encoding").
@@ -165,8 +160,7 @@ def _rare_fields(data: SpanData) -> bytes:
     span = Span()
     for trace_id, span_id, state, attributes in data.links:
         ids = {"trace_id": bytes.fromhex(trace_id), "span_id": bytes.fromhex(span_id)}
-        found = [key_value(key, value) for key, value in (attributes or {}).items()]
-        span.links.add(**ids, trace_state=state, flags=_LOCAL, attributes=found)
+        span.links.add(**ids, trace_state=state, flags=_LOCAL, attributes=_key_values(attributes or {}))
     span.events.extend(map(_event, data.events))
     if data.error is not None:
         span.status.CopyFrom(Status(code=Status.STATUS_CODE_ERROR, message=data.error))
@@ -174,12 +168,15 @@ def _rare_fields(data: SpanData) -> bytes:
 
 
 def _event(event: SpanEvent) -> Span.Event:
-    found = [key_value(key, value) for key, value in event.attributes.items()]
-    return Span.Event(name=event.name, time_unix_nano=event.time_ns, attributes=found)
+    return Span.Event(name=event.name, time_unix_nano=event.time_ns, attributes=_key_values(event.attributes))
+
+
+def _key_values(attributes: Attributes) -> list[KeyValue]:
+    return [key_value(key, value) for key, value in attributes.items()]
 
 
 class EncodedResource:
-    """Cache of the encoding of a resource, which changes in a forked child.
+    """Cache of an encoded resource. It is encoded again when it changes, as in a forked child.
 
     Args:
         resource: Returns the current resource.

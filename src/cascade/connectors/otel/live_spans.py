@@ -38,9 +38,9 @@ logger = get_logger("cascade.connectors.otel")
 class InheritedContext:
     """OpenTelemetry context of the caller of a run.
 
-    `context` has the baggage and the other values of the caller, without a span and a task. Samplers and span processors
-    get it with the spans of the run. `span` is the current span of the caller, or None. `baggage` is BAGGAGE of the
-    environment, which is used if the caller has neither a span nor baggage.
+    `context` has the baggage and the other values of the caller, without its span and task. It is the parent context of
+    the spans of the run for samplers and span processors. `span` is the current span of the caller, or None. `baggage` is
+    BAGGAGE of the environment, which is used if the caller has neither a span nor baggage.
     """
 
     context: Context = field(default_factory=Context)
@@ -53,13 +53,13 @@ class InheritedContext:
         """Return the context of the calling code."""
         caller = otel_context.get_current()
         current = trace.get_current_span(caller).get_span_context()
-        found = {} if current.is_valid or baggage.get_all(caller) else _baggage_in(environ)
-        context = trace.set_span_in_context(trace.INVALID_SPAN, with_baggage(found, with_task(None, caller)))
+        entries = {} if current.is_valid or baggage.get_all(caller) else _baggage_in(environ)
+        context = trace.set_span_in_context(trace.INVALID_SPAN, with_baggage(entries, with_task(None, caller)))
         if not current.is_valid:
-            return cls(context, baggage=found)
+            return cls(context, baggage=entries)
         state, flags = current.trace_state.to_header(), int(current.trace_flags)
         span = SpanRef(f"{current.trace_id:032x}", f"{current.span_id:016x}", flags, state)
-        return cls(context, span, current.is_remote, found)
+        return cls(context, span, current.is_remote, entries)
 
 
 def with_baggage(entries: Mapping[str, object], context: Context) -> Context:
@@ -110,7 +110,7 @@ class LiveRun:
             self._targets = run_targets(self.trace.run_id, self.target)
 
     def add_trace(self, trace_id: str) -> None:
-        """Export and sample the spans of a trace like the run. It is the trace of the run or of a part."""
+        """Export and sample the spans of a trace, which is that of the run or of a part, like the span of the run."""
         self.traces.add(trace_id)
         if trace_id != self.trace.trace_id:
             add_part(int(trace_id, 16), int(self.trace.trace_id, 16))
@@ -132,13 +132,13 @@ class LiveRun:
             logger.error(message, exc_info=error)
 
     def drop_omitted(self, payload: Mapping[str, Any]) -> None:
-        """Drop the span of a failed attempt that the message has omitted because its trace is full."""
+        """Drop the span of a failed attempt that the message omits because its trace is full."""
         body = payload["body"]
         if body["metadata"].get("reason") == "retry" and "span_id" not in body["metadata"]:
             self.spans.pop(span_id(payload["run_id"], body["task_id"], body["metadata"]["attempt"]), None)
 
     def drop(self, span_id: str) -> None:
-        """Drop the span of a task whose content has no room in its trace. The span is then made from the message alone."""
+        """Drop the span of a task if its trace has no room for the content. The span is then made from the message alone."""
         with self.lock:
             self.spans.pop(span_id, None)
 
@@ -150,7 +150,7 @@ class LiveRun:
 
 
 def emit_finished(tracer: RunTracer, data: SpanData, run: LiveRun | None) -> None:
-    """Start and end a span of the SDK. Without a run, in a replay, the span of a run that was not sampled is dropped."""
+    """Start and end a span of the SDK. In a replay, which has no `run`, a span that was not sampled is dropped."""
     if run is None and not data.flags & TraceFlags.SAMPLED:
         return
     base = run.inherited.context if run is not None else None
@@ -158,18 +158,18 @@ def emit_finished(tracer: RunTracer, data: SpanData, run: LiveRun | None) -> Non
     parent = parent_context(replace(own, span_id=data.parent_id), base)
     kind = SpanKind.SERVER if data.is_run else SpanKind.INTERNAL
     sampled_parent = None if data.parent_id else parent_context(own, base)
-    decisive = None
+    run_trace_id = None
     if run is None:
-        decisive = int(identity.trace_id(str(data.attributes.get(a.RUN_ID, data.trace_id))), 16)
-    with tracer.sampler.preset(sampled_parent, decisive):
+        run_trace_id = int(identity.trace_id(str(data.attributes.get(a.RUN_ID, data.trace_id))), 16)
+    with tracer.sampler.preset(sampled_parent, run_trace_id):
         span = tracer.start(data.name, data.trace_id, data.span_id, parent, data.start_ns, kind=kind)
     complete(span, data)
 
 
 def complete(span: Span, data: SpanData, *, linked: int = 0) -> None:
-    """Add the content of a message to a span, which user code may have modified, and end the span.
+    """Add the data of a message to a live span, which user code may have modified, and end the span.
 
-    The span already has the first `linked` links, which the sampler needed at its start.
+    The span already has the first `linked` links: the sampler got them at its start.
     """
     if not span.is_recording():
         return
@@ -203,8 +203,11 @@ def parent_context(parent: SpanRef, base: Context | None = None, *, is_remote: b
 
 
 def parent_of_run(current: SpanRef | None, task: SpanRef | None) -> SpanRef | None:
-    """Return the parent of a run: the current span, or the span of its task if the current span below it is not sampled."""
+    """Return the parent of a run: the current span, else the span of the task that starts the run.
+
+    A current span that is not sampled is ignored if it is in the trace of a sampled task.
+    """
     if current is None or task is None:
         return current or task
-    is_left_out = current.trace_id == task.trace_id and task.flags & ~current.flags & TraceFlags.SAMPLED
-    return task if is_left_out else current
+    is_dropped = current.trace_id == task.trace_id and task.flags & ~current.flags & TraceFlags.SAMPLED
+    return task if is_dropped else current

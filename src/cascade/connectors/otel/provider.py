@@ -1,4 +1,4 @@
-"""Tracer providers: the provider of the application, or a provider of Cascade for each destination."""
+"""Tracer provider of the runs: the provider of the application, or a provider of Cascade for each destination."""
 
 import contextlib
 import os
@@ -48,7 +48,7 @@ _PLAIN_SAMPLERS = (StaticSampler, TraceIdRatioBased, ParentBased, ParentBasedTra
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class RunTracer:
-    """A tracer of the SDK that starts spans under given ids.
+    """Tracer of the SDK that starts spans with given ids.
 
     `own` is its provider if Cascade has created it. `target` is None if the processors of the provider export the spans.
     """
@@ -164,10 +164,10 @@ def _config_file(environ: Mapping[str, str]) -> SettingWarning | None:
 
 
 class OwnProvider(TracerProvider):
-    """A provider that Cascade has made. It exports to `target`, which is None without an OTLP exporter.
+    """Provider of Cascade. It exports to `target`, which is None without an OTLP exporter.
 
-    `is_direct` is set while finished spans can be encoded without a span object of the SDK: the sampler samples a task
-    when it samples its run, there are no other processors, and no limits of attributes apply.
+    `is_direct` is True while finished spans can be encoded without a span of the SDK: the sampler samples a task when it
+    samples its run, there are no other span processors, and no limits of spans apply.
     """
 
     def __init__(self, options: ExportOptions | None, environ: Mapping[str, str]) -> None:
@@ -203,7 +203,7 @@ class OwnProvider(TracerProvider):
 
 
 class _ConsoleExporter(ConsoleSpanExporter):
-    """Prints spans. A closed or full standard output affects neither the run nor the other exporter."""
+    """Prints spans. An error of standard output affects neither the run nor the other exporter."""
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         try:

@@ -110,7 +110,7 @@ class Activity(Protocol):
 
 
 class _TelemetryCounts:
-    """Counts of one signal since a start, which a forked child moves to its first run."""
+    """Counts of one signal. Those of a forked child begin at its first run."""
 
     def __init__(self, signal: str, report: Callable[[], FlushReport]) -> None:
         self.signal = signal
@@ -136,7 +136,7 @@ class Gauges:
         self._is_forked = False
 
     def attach(self, connector: Activity) -> None:
-        """Include the activity of a connector until the object is garbage-collected."""
+        """Include a connector until it is garbage-collected."""
         with self._lock:
             self._connectors.add(connector)
 
@@ -153,7 +153,7 @@ class Gauges:
         return any(connector.active_runs or connector.active_tasks for connector in self._attached())
 
     def watch(self, signal: str, report: Callable[[], FlushReport]) -> None:
-        """Count the telemetry of a signal. A report that is watched already is not counted again."""
+        """Add the counts of a signal, unless this report has been added already."""
         with self._lock:
             if all(watched.report != report for watched in self._signals):
                 self._signals += (_TelemetryCounts(signal, report),)
@@ -167,7 +167,7 @@ class Gauges:
         return found
 
     def start_run(self) -> None:
-        """Start the counts of a forked child at its first run."""
+        """Begin the counts of a forked child at its first run."""
         if self._is_forked:
             self._is_forked = False
             for signal in self._signals:

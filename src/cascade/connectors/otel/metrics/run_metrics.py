@@ -22,9 +22,8 @@ from cascade.connectors.otel.routing import Share
 from cascade.connectors.otel.span_mapping import error_type
 from cascade.connectors.otel.transport import prepare
 
-CACHE_HIT = "CacheHit"
 MAX_RUNS = 1000
-"""Active runs of one connector. Above that the oldest run is dropped: its end may never be published."""
+"""Active runs of one connector. A further run replaces the oldest one, whose end may never be published."""
 
 logger = get_logger("cascade.connectors.otel")
 
@@ -138,7 +137,7 @@ class RunMetrics:
             self._runs.pop(run_id, None)
 
     def watch(self, signal: str, report: Callable[[], FlushReport]) -> None:
-        """Count the telemetry of a signal. `report` is called at each export, in the exporting thread."""
+        """Add the counts of a signal to the metrics. `report` is called at each export, in the exporting thread."""
         self._gauges.watch(signal, report)
 
     def start_flush(self, timeout: float) -> Callable[[float], None]:
@@ -182,7 +181,7 @@ def _record_skip(payload: Mapping[str, Any], body: Mapping[str, Any], sink: Sink
     metadata = body["metadata"]
     reason = metadata.get("reason")
     sink.add((m.TASK_SKIPS, body["task_name"], reason))
-    if reason == CACHE_HIT:
+    if reason == "CacheHit":
         sink.add((m.CACHE_HITS, body["task_name"]))
     _record_waits(payload, metadata.get("waits", ()), sink)
 
