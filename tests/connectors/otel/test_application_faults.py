@@ -82,7 +82,7 @@ def provider_that_raises(where: str) -> TracerProvider:
 
 
 @pytest.mark.parametrize("where", ["on_start", "_on_ending", "on_end", "force_flush", "sampler", "ids"])
-def test_a_tracer_provider_that_raises_ends_no_run(where: str) -> None:
+def test_a_tracer_provider_that_raises_does_not_affect_the_run(where: str) -> None:
     connector = OtelConnector(tracer_provider=provider_that_raises(where))
     assert cs.run(all_task_kinds(), connector=connector, log_level="OFF") == TOTAL
 
@@ -111,7 +111,7 @@ def test_a_task_whose_span_cannot_be_started_has_the_ids_of_its_span(
     assert next(text.partition(";")[0] for text in warnings(caplog)) == "OtelConnector: a span could not be started"
 
 
-def test_a_span_whose_end_raises_costs_no_other_span() -> None:
+def test_an_error_at_the_end_of_a_span_does_not_affect_other_spans() -> None:
     exporter, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     provider.add_span_processor(Processor("on_end", "work attempt"))
@@ -141,7 +141,7 @@ def meters_that_raise(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("meters_that_raise")
-def test_a_meter_provider_that_raises_ends_no_run(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_meter_provider_that_raises_does_not_affect_the_run(caplog: pytest.LogCaptureFixture) -> None:
     connector = OtelConnector(tracer_provider=TracerProvider(shutdown_on_exit=False))
     assert cs.run(all_task_kinds(), connector=connector, log_level="OFF") == TOTAL
     assert warnings(caplog) == [
@@ -152,7 +152,7 @@ def test_a_meter_provider_that_raises_ends_no_run(caplog: pytest.LogCaptureFixtu
 @pytest.mark.parametrize(
     "stream", ["sys.stdout.close()", "os.dup2(os.open('/dev/full', os.O_WRONLY), 1)", "sys.stdout = None"]
 )
-def test_a_standard_output_that_takes_nothing_costs_no_telemetry(stream: str) -> None:
+def test_an_error_of_standard_output_does_not_affect_other_exporters(stream: str) -> None:
     script = textwrap.dedent(f"""
         import os, sys
         import cascade as cs

@@ -1,4 +1,4 @@
-"""OtelConnector passes what all connectors pass, refuses bad settings, and takes any kind of collector."""
+"""`OtelConnector`: conformance, arguments, and collectors that are unreachable, silent or unavailable."""
 
 import asyncio
 import logging
@@ -67,7 +67,7 @@ class TestOverGrpc(_Conformance):
 @pytest.mark.usefixtures("real_limits")
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 @pytest.mark.parametrize("server", ["unused_endpoint", "silent_endpoint"])
-def test_a_dead_collector_costs_one_warning(
+def test_an_unreachable_or_silent_collector_causes_one_warning(
     server: str, protocol: str, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
 ) -> None:
     endpoint = request.getfixturevalue(server)
@@ -79,7 +79,7 @@ def test_a_dead_collector_costs_one_warning(
     assert record.getMessage().count("\n") <= 2
 
 
-def test_a_collector_that_answers_only_later_costs_one_warning_for_all_runs(
+def test_an_unavailable_collector_causes_one_warning_for_all_runs(
     collector: Collector, caplog: pytest.LogCaptureFixture
 ) -> None:
     collector.receiver.clear()
@@ -94,7 +94,7 @@ def test_a_collector_that_answers_only_later_costs_one_warning_for_all_runs(
     assert len(collector.receiver.spans.traces()) == 2
 
 
-def test_a_run_ends_when_a_collector_that_answered_later_has_taken_all(
+def test_a_run_ends_when_an_unavailable_collector_has_recovered_and_accepted_all_spans(
     collector: Collector, caplog: pytest.LogCaptureFixture
 ) -> None:
     collector.receiver.clear()
@@ -119,7 +119,7 @@ def test_a_run_ends_when_a_collector_that_answered_later_has_taken_all(
 @pytest.mark.parametrize("shared", [True, False], ids=["one connector", "a connector for each run"])
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 @pytest.mark.parametrize("server", ["unused_endpoint", "silent_endpoint"])
-def test_only_the_first_run_waits_for_a_dead_collector(
+def test_only_the_first_run_waits_for_an_unreachable_or_silent_collector(
     server: str,
     protocol: str,
     request: pytest.FixtureRequest,
@@ -128,30 +128,30 @@ def test_only_the_first_run_waits_for_a_dead_collector(
     *,
     shared: bool,
 ) -> None:
-    """Later ones would wait for ever if they had the patience of the first."""
+    """Later runs would exceed the time limit of the test if they waited as long as the first one."""
     endpoint = request.getfixturevalue(server)
     logger = logging.getLogger("tests.app")
 
     @cs.task
-    def spoken() -> int:
-        logger.warning("spoken")
+    def work() -> int:
+        logger.warning("record")
         return 1
 
     def connector() -> OtelConnector:
         return OtelConnector(endpoint, protocol=protocol, flush_timeout=NEVER, logs=True)
 
     made = connector()
-    assert cs.run(spoken(), connector=made) == 1
+    assert cs.run(work(), connector=made) == 1
     for limit in ("FIRST_ANSWER_WAIT", "UNREACHABLE_WAIT"):
         limits.setattr(f"cascade.connectors.otel.health.{limit}", NEVER)
     for _ in range(3):
-        assert cs.run(spoken(), connector=made if shared else connector()) == 1
-    told = [record.getMessage() for record in caplog.records if record.name.startswith("cascade")]
-    assert ["3 spans are not yet delivered" in message for message in told] == [True]
-    assert "1 log records are not yet delivered" in told[0]
+        assert cs.run(work(), connector=made if shared else connector()) == 1
+    messages = [record.getMessage() for record in caplog.records if record.name.startswith("cascade")]
+    assert ["3 spans are not yet delivered" in message for message in messages] == [True]
+    assert "1 log records are not yet delivered" in messages[0]
 
 
-def test_a_collector_that_recovers_gets_everything(collector: Collector, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_collector_that_recovers_gets_all_spans(collector: Collector, caplog: pytest.LogCaptureFixture) -> None:
     collector.receiver.fault = Fault.unavailable(times=1)
     spans = collector.trace_of(one())
     assert {span.name for span in spans} == {"run one", "run one started", "one"}
@@ -181,17 +181,17 @@ for _ in range(int(sys.argv[3])):
 
 @pytest.mark.parametrize(("runs", "lines"), [(1, 1), (3, 2)])
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
-def test_the_exit_reports_the_losses_that_no_warning_has_counted(
+def test_the_exit_reports_lost_spans_that_no_warning_has_counted(
     runs: int, lines: int, protocol: str, unused_endpoint: str
 ) -> None:
     command = [sys.executable, "-c", RUNS, unused_endpoint, protocol, str(runs)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=HANG)
-    told = done.stderr.splitlines()
-    assert len(told) == lines
-    assert "3 spans are not yet delivered" in told[0]
+    warnings = done.stderr.splitlines()
+    assert len(warnings) == lines
+    assert "3 spans are not yet delivered" in warnings[0]
     if runs > 1:
-        assert f"{3 * runs} spans were lost" in told[1]
-        assert "connection refused" in told[1]
+        assert f"{3 * runs} spans were lost" in warnings[1]
+        assert "connection refused" in warnings[1]
 
 
 RUN = """
@@ -208,8 +208,8 @@ def one() -> int:
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
-def test_the_exit_delivers_to_a_collector_that_is_back(protocol: str, unused_endpoint: str) -> None:
-    """Neither a retry of the exporter nor a flush of a run finds the collector: only the exit waits for it."""
+def test_the_exit_delivers_to_a_collector_that_has_recovered(protocol: str, unused_endpoint: str) -> None:
+    """The collector recovers after the last retry and after the flush of the run. Only the exit waits for it."""
     program = f"""{RUN}
 raise_time_limits()
 health.KNOWN_UNREACHABLE_WAIT, health.INITIAL_BACKOFF = 0.0, 1000.0
@@ -235,7 +235,7 @@ sys.stdin.read()
 
 
 def test_the_exit_is_bounded_by_the_flush_timeout_for_each_signal(collector: Collector) -> None:
-    """An exit with the bound of another user, or with none, would end after `HANG`."""
+    """With another time limit, or without one, the exit would take longer than `HANG`."""
     collector.receiver.fault = Fault.unavailable()
     program = f"""{RUN}
 from cascade.connectors.otel.metrics import export
@@ -257,7 +257,7 @@ cs.run(one(), connector=connector, log_level="OFF")
 
 @pytest.mark.usefixtures("real_limits")
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
-def test_the_spans_of_runs_that_end_in_an_outage_are_delivered_afterwards(
+def test_spans_of_runs_during_an_outage_are_delivered_after_it(
     protocol: str, unused_endpoint: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(3):
@@ -270,7 +270,7 @@ def test_the_spans_of_runs_that_end_in_an_outage_are_delivered_afterwards(
     assert "9 spans were delivered late" in caplog.messages[1]
 
 
-def test_strict_makes_an_error_of_a_loss(unused_endpoint: str) -> None:
+def test_a_strict_connector_raises_an_error_for_undelivered_spans(unused_endpoint: str) -> None:
     for _ in range(2):
         with pytest.raises(
             TelemetryLostError, match=r"3 spans are not yet delivered at .*: connection refused"
@@ -279,7 +279,7 @@ def test_strict_makes_an_error_of_a_loss(unused_endpoint: str) -> None:
         assert (caught.value.lost, caught.value.pending) == (0, 3)
 
 
-def test_strict_counts_lost_spans_apart_from_those_that_wait(
+def test_the_error_of_a_strict_connector_counts_lost_and_queued_spans_separately(
     collector: Collector, caplog: pytest.LogCaptureFixture
 ) -> None:
     collector.receiver.clear()
@@ -299,12 +299,12 @@ def test_strict_counts_lost_spans_apart_from_those_that_wait(
 
 
 @pytest.mark.parametrize("signal", ["traces", "metrics", "logs"])
-def test_a_login_page_in_place_of_an_answer_is_a_loss(signal: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_telemetry_that_a_login_page_answers_is_lost(signal: str, caplog: pytest.LogCaptureFixture) -> None:
     logger = logging.getLogger("tests.app")
 
     @cs.task
-    def spoken() -> int:
-        logger.warning("spoken")
+    def work() -> int:
+        logger.warning("record")
         return 1
 
     with servers.http_server() as page, FaultyReceiver() as receiver, pytest.MonkeyPatch.context() as patch:
@@ -315,19 +315,19 @@ def test_a_login_page_in_place_of_an_answer_is_a_loss(signal: str, caplog: pytes
         )
         patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
         patch.setenv(f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT", f"{page.endpoint}/v1/{signal}")
-        assert cs.run(spoken(), connector=OtelConnector(logs=True)) == 1
+        assert cs.run(work(), connector=OtelConnector(logs=True)) == 1
     (message,) = [record.getMessage() for record in caplog.records if record.name.startswith("cascade")]
     assert "the answer is not OTLP but text/html" in message
     lost = {"traces": "3 spans were lost", "metrics": "metrics were not accepted", "logs": "1 log records were lost"}
     assert lost[signal] in message
 
 
-def test_the_runs_own_error_comes_before_a_loss(unused_endpoint: str) -> None:
+def test_the_error_of_a_run_takes_precedence_over_undelivered_spans(unused_endpoint: str) -> None:
     with pytest.raises(ZeroDivisionError):
         cs.run(cs.task(lambda: 1 / 0, name="divide")(), connector=OtelConnector(unused_endpoint, strict=True))
 
 
-def test_a_dead_collector_does_not_disturb_a_live_one(collector: Collector, unused_endpoint: str) -> None:
+def test_an_unreachable_collector_does_not_affect_another_one(collector: Collector, unused_endpoint: str) -> None:
     spans = collector.trace_of(one(), connector=[OtelConnector(unused_endpoint), collector.connector()])
     assert {span.name for span in spans} == {"run one", "run one started", "one"}
 
@@ -349,14 +349,12 @@ def test_a_dead_collector_does_not_disturb_a_live_one(collector: Collector, unus
     ],
     ids=str,
 )
-def test_bad_settings_are_refused(options: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_raise_an_error_with_their_value(options: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         OtelConnector(**options)
 
 
-def test_two_runs_at_once_share_a_connector(collector: Collector) -> None:
-    import asyncio
-
+def test_concurrent_runs_share_a_connector(collector: Collector) -> None:
     connector = collector.connector()
     collector.receiver.clear()
 
@@ -369,7 +367,7 @@ def test_two_runs_at_once_share_a_connector(collector: Collector) -> None:
     assert (len(spans), spans.orphans()) == (6, [])
 
 
-def test_ten_thousand_tasks_give_ten_thousand_spans(collector: Collector) -> None:
+def test_each_of_ten_thousand_tasks_has_a_span(collector: Collector) -> None:
     @cs.task
     async def item(x: int) -> int:
         return x
@@ -378,7 +376,7 @@ def test_ten_thousand_tasks_give_ten_thousand_spans(collector: Collector) -> Non
     assert len(spans.named("item")) == 10_000
 
 
-def test_its_report_counts_the_spans_of_its_own_runs(collector: Collector) -> None:
+def test_the_report_counts_the_spans_of_the_connectors_own_runs(collector: Collector) -> None:
     collector.receiver.clear()
     connector, other = (collector.connector() for _ in range(2))
     assert connector.report() == ConnectorReport()
@@ -390,7 +388,7 @@ def test_its_report_counts_the_spans_of_its_own_runs(collector: Collector) -> No
     assert other.report() == ConnectorReport(sent=2 * spans // 3, connected=True)
 
 
-def test_its_report_counts_the_spans_of_messages_from_elsewhere(collector: Collector) -> None:
+def test_the_report_counts_the_spans_of_replayed_messages(collector: Collector) -> None:
     collector.receiver.clear()
     messages = MemoryConnector()
     cs.run(one(), connector=messages, log_level="OFF")
@@ -406,7 +404,7 @@ def test_its_report_counts_the_spans_of_messages_from_elsewhere(collector: Colle
     assert connector.report() == ConnectorReport(sent=len(collector.receiver.spans), connected=True)
 
 
-def test_its_report_counts_lost_spans_with_the_reason(collector: Collector) -> None:
+def test_the_report_counts_lost_spans_with_the_reason(collector: Collector) -> None:
     collector.receiver.fault = Fault(http_status=400, grpc_code="INVALID_ARGUMENT")
     connector = collector.connector()
     cs.run(one(), connector=connector, log_level="OFF")
@@ -416,7 +414,7 @@ def test_its_report_counts_lost_spans_with_the_reason(collector: Collector) -> N
     assert report.last_error
 
 
-def test_its_report_counts_queued_spans_while_the_collector_is_unreachable(unused_endpoint: str) -> None:
+def test_the_report_counts_queued_spans_while_the_collector_is_unreachable(unused_endpoint: str) -> None:
     connector = OtelConnector(unused_endpoint)
     cs.run(one(), connector=connector, log_level="OFF")
     report = connector.report()

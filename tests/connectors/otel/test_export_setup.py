@@ -1,4 +1,4 @@
-"""When a connector chooses its providers: at its first run, so that the application may set its own before."""
+"""A connector chooses its providers at its first run. Until then, the application may set its own."""
 
 import asyncio
 import threading
@@ -26,22 +26,22 @@ provider.add_span_processor(SimpleSpanProcessor(exporter))
 """
 
 
-def test_a_provider_that_the_application_sets_after_making_the_connector_is_used() -> None:
+def test_a_provider_that_the_application_sets_after_the_creation_of_the_connector_is_used() -> None:
     stderr = program(f"""
         {APPLICATION.replace(chr(10), chr(10) + " " * 8)}
         connector = OtelConnector()
         assert isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
         trace.set_tracer_provider(provider)
-        with trace.get_tracer("theirs").start_as_current_span("their own"):
+        with trace.get_tracer("application").start_as_current_span("own span"):
             pass
         assert cs.run(one(), connector=connector) == 1
         names = [span.name for span in exporter.get_finished_spans()]
-        assert sorted(names) == ["inner", "one", "run one", "run one started", "their own"], names
+        assert sorted(names) == ["inner", "one", "run one", "run one started", "own span"], names
     """)
     assert "overrid" not in stderr.lower()
 
 
-def test_a_connector_with_an_endpoint_leaves_the_applications_spans_to_the_application() -> None:
+def test_a_connector_with_an_endpoint_does_not_export_the_spans_of_the_applications_provider() -> None:
     with FaultyReceiver() as receiver:
         program(f"""
             {APPLICATION.replace(chr(10), chr(10) + " " * 12)}
@@ -54,7 +54,7 @@ def test_a_connector_with_an_endpoint_leaves_the_applications_spans_to_the_appli
         assert sorted(span.name for span in receiver.spans) == ["one", "run one", "run one started"]
 
 
-def test_after_the_first_run_the_sdk_refuses_another_provider_and_cascades_serves_the_application() -> None:
+def test_after_the_first_run_the_sdk_refuses_another_global_provider() -> None:
     with FaultyReceiver() as receiver:
         stderr = program(f"""
             {APPLICATION.replace(chr(10), chr(10) + " " * 12)}
@@ -62,16 +62,16 @@ def test_after_the_first_run_the_sdk_refuses_another_provider_and_cascades_serve
             cs.run(one(), connector=connector)
             trace.set_tracer_provider(provider)
             cs.run(one(), connector=connector)
-            with trace.get_tracer("theirs").start_as_current_span("their own"):
+            with trace.get_tracer("application").start_as_current_span("own span"):
                 pass
             assert exporter.get_finished_spans() == ()
         """)
         assert "Overriding of current TracerProvider is not allowed" in stderr
         assert len(receiver.spans.named("run one")) == 2
-        assert len(receiver.spans.named("their own")) == 1
+        assert len(receiver.spans.named("own span")) == 1
 
 
-def test_a_proxy_stands_for_the_provider_that_the_application_sets_later() -> None:
+def test_a_proxy_represents_the_provider_that_the_application_sets_later() -> None:
     program(f"""
         {APPLICATION.replace(chr(10), chr(10) + " " * 8)}
         connector = OtelConnector(tracer_provider=trace.get_tracer_provider())
@@ -81,30 +81,32 @@ def test_a_proxy_stands_for_the_provider_that_the_application_sets_later() -> No
     """)
 
 
-def test_a_proxy_without_an_applications_provider_stands_for_cascades(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_without_a_provider_of_the_application_represents_cascades_provider(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with FaultyReceiver() as receiver:
         code = "cs.run(one(), connector=OtelConnector(tracer_provider=trace.ProxyTracerProvider()))"
         program(code, monkeypatch, OTEL_EXPORTER_OTLP_ENDPOINT=receiver.http_endpoint)
         assert len(receiver.spans.named("run one")) == 1
 
 
-def test_cascades_own_provider_as_the_argument_is_flushed_and_counted() -> None:
+def test_cascades_provider_may_be_the_argument_of_a_connector() -> None:
     program("""
         from cascade.runtime.exceptions import TelemetryLostError
         from tests.lab.receiver import Fault, FaultyReceiver
 
         with FaultyReceiver() as receiver:
             cs.run(one(), connector=OtelConnector(receiver.http_endpoint))
-            given = OtelConnector(tracer_provider=trace.get_tracer_provider(), metrics=False, strict=True)
-            cs.run(one(), connector=given)
+            connector = OtelConnector(tracer_provider=trace.get_tracer_provider(), metrics=False, strict=True)
+            cs.run(one(), connector=connector)
             assert len(receiver.spans.named("run one")) == 2
             receiver.fault = Fault.bad_request()
             try:
-                cs.run(one(), connector=given)
+                cs.run(one(), connector=connector)
             except TelemetryLostError as error:
                 assert error.lost == 4, error
             else:
-                raise AssertionError("no loss is reported")
+                raise AssertionError("lost spans are not reported")
     """)
 
 
@@ -135,7 +137,7 @@ def test_a_provider_that_records_nothing_exports_no_signal_and_is_not_reported(
     assert caplog.text == ""
 
 
-def test_a_connector_that_never_runs_leaves_no_trace_in_the_process() -> None:
+def test_a_connector_without_runs_sets_no_provider_and_starts_no_thread() -> None:
     program("""
         import threading
         before = threading.active_count()
@@ -147,7 +149,7 @@ def test_a_connector_that_never_runs_leaves_no_trace_in_the_process() -> None:
 
 
 @pytest.mark.parametrize("endpoint", ["given", "from the environment"])
-def test_messages_that_are_published_without_a_run_arrive(endpoint: str) -> None:
+def test_messages_that_are_published_without_a_run_are_exported(endpoint: str) -> None:
     with FaultyReceiver() as receiver:
         argument = repr(receiver.http_endpoint) if endpoint == "given" else ""
         program(f"""
@@ -168,7 +170,7 @@ def test_messages_that_are_published_without_a_run_arrive(endpoint: str) -> None
         assert sorted(span.name for span in receiver.spans) == ["one", "run one", "run one started"]
 
 
-def test_a_provider_that_cannot_be_used_ends_no_run_and_a_strict_connector_raises() -> None:
+def test_a_provider_that_raises_does_not_affect_the_run_unless_the_connector_is_strict() -> None:
     class Broken(TracerProvider):
         def add_span_processor(self, span_processor: Any) -> None:
             raise OSError("no processors here")
@@ -196,8 +198,8 @@ def test_a_simple_processor_exports_in_the_event_loop() -> None:
     assert {asyncio.run(main())} == set(threads)
 
 
-class Started(TracerProvider):
-    """Counts how often a connector has prepared it, and holds back those that do at the same time."""
+class Barrier(TracerProvider):
+    """Counts its span processors, and creates tracers when `count` threads have requested one."""
 
     def __init__(self, count: int) -> None:
         super().__init__(shutdown_on_exit=False)
@@ -213,9 +215,9 @@ class Started(TracerProvider):
         return super().get_tracer(*args, **settings)
 
 
-def test_threads_that_start_the_first_runs_of_a_connector_choose_alike() -> None:
+def test_threads_that_start_the_first_runs_of_a_connector_use_the_same_provider() -> None:
     count = 4
-    provider, exporter = Started(count), InMemorySpanExporter()
+    provider, exporter = Barrier(count), InMemorySpanExporter()
     connector = OtelConnector(tracer_provider=provider)
     with ThreadPoolExecutor(count) as pool:
         list(pool.map(lambda _: cs.run(one(), connector=connector, log_level="OFF"), range(count)))

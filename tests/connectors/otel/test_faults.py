@@ -1,4 +1,4 @@
-"""Whole runs against collectors that misbehave: the result is the same, and what is lost is told."""
+"""Runs with faulty collectors: the result of the run is unchanged, and one warning counts undelivered spans."""
 
 import math
 import socket
@@ -40,14 +40,16 @@ def assert_complete(spans: Spans) -> None:
 @pytest.mark.parametrize(
     "fault",
     [
-        pytest.param(Fault(delay=0.2), id="answers slowly"),
-        pytest.param(Fault(disconnect=True, times=1), id="cuts the connection"),
-        pytest.param(Fault.unavailable(times=1), id="is unavailable for a while"),
-        pytest.param(Fault.unavailable(times=1, retry_after=0.5), id="says when to come back"),
+        pytest.param(Fault(delay=0.2), id="responds slowly"),
+        pytest.param(Fault(disconnect=True, times=1), id="closes the connection"),
+        pytest.param(Fault.unavailable(times=1), id="is unavailable"),
+        pytest.param(Fault.unavailable(times=1, retry_after=0.5), id="is unavailable with Retry-After"),
         pytest.param(Fault.throttled(times=1, retry_after=1.0), id="is throttled"),
     ],
 )
-def test_nothing_is_lost_when_a_collector(fault: Fault, collector: Collector, caplog: pytest.LogCaptureFixture) -> None:
+def test_all_spans_are_delivered_if_a_collector(
+    fault: Fault, collector: Collector, caplog: pytest.LogCaptureFixture
+) -> None:
     collector.receiver.clear()
     collector.receiver.fault = fault
     try:
@@ -61,14 +63,16 @@ def test_nothing_is_lost_when_a_collector(fault: Fault, collector: Collector, ca
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        pytest.param(Fault.nonsense(), "the answer is not OTLP", id="answers garbage"),
+        pytest.param(Fault.nonsense(), "the answer is not OTLP", id="sends an invalid response"),
         pytest.param(
-            Fault(http_status=400, grpc_code="INVALID_ARGUMENT", message="not like this"), "not like this", id="refuses"
+            Fault(http_status=400, grpc_code="INVALID_ARGUMENT", message="not like this"),
+            "not like this",
+            id="refuses the request",
         ),
-        pytest.param(Fault.too_large(), "too large", id="finds a single span too large"),
+        pytest.param(Fault.too_large(), "too large", id="refuses each span as too large"),
     ],
 )
-def test_one_warning_counts_the_spans_when_a_collector(
+def test_one_warning_counts_the_lost_spans_if_a_collector(
     fault: Fault, reason: str, collector: Collector, caplog: pytest.LogCaptureFixture
 ) -> None:
     collector.receiver.clear()
@@ -88,7 +92,7 @@ def test_one_warning_counts_the_spans_when_a_collector(
     [Fault(rejected_spans=2), Fault(http_status=400, grpc_code="INVALID_ARGUMENT")],
     ids=["accepts a part", "refuses"],
 )
-def test_the_answer_of_a_collector_is_printable_and_masked(
+def test_the_response_of_a_collector_is_printable_and_masked(
     fault: Fault, collector: Collector, caplog: pytest.LogCaptureFixture
 ) -> None:
     collector.receiver.clear()
@@ -103,7 +107,7 @@ def test_the_answer_of_a_collector_is_printable_and_masked(
     assert warning.isprintable()
 
 
-def test_a_partial_success_is_told_with_the_collectors_reason(
+def test_a_partial_success_is_logged_with_the_reason_of_the_collector(
     collector: Collector, caplog: pytest.LogCaptureFixture
 ) -> None:
     collector.receiver.clear()
@@ -122,18 +126,18 @@ def test_a_partial_success_is_told_with_the_collectors_reason(
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        pytest.param(Fault(disconnect=True), "", id="always cuts the connection"),
+        pytest.param(Fault(disconnect=True), "", id="always closes the connection"),
         pytest.param(Fault.throttled(retry_after=3600), "slow down", id="is throttled for an hour"),
         pytest.param(Fault.unavailable(retry_after=3600), "try again", id="is unavailable for an hour"),
     ],
 )
-def test_spans_stay_queued_when_a_collector(
+def test_spans_stay_queued_if_a_collector(
     fault: Fault, reason: str, collector: Collector, caplog: pytest.LogCaptureFixture
 ) -> None:
     collector.receiver.clear()
     collector.receiver.fault = fault
     try:
-        # Over gRPC the receiver cuts no connection but answers UNAVAILABLE, for which the flush waits all its time.
+        # Over gRPC the receiver does not close the connection. It responds UNAVAILABLE, for which the flush waits.
         run_against(collector.connector(metrics=False, flush_timeout=1.0))
     finally:
         collector.receiver.fault = None
@@ -144,14 +148,14 @@ def test_spans_stay_queued_when_a_collector(
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
-def test_requests_over_a_collectors_limit_are_split(protocol: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_requests_above_the_limit_of_a_collector_are_split(protocol: str, caplog: pytest.LogCaptureFixture) -> None:
     with FaultyReceiver(max_request_bytes=20_000) as receiver:
         run_against(OtelConnector(receiver.endpoint(protocol), protocol=protocol))
         assert_complete(receiver.spans)
     assert warnings(caplog) == []
 
 
-def test_a_redirect_is_not_followed_since_headers_may_be_secret(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_redirect_is_not_followed_because_headers_may_be_secret(caplog: pytest.LogCaptureFixture) -> None:
     with FaultyReceiver() as elsewhere, FaultyReceiver() as receiver:
         receiver.fault = Fault(redirect=f"{elsewhere.http_endpoint}/v1/traces")
         run_against(OtelConnector(receiver.http_endpoint, headers={"authorization": "secret"}, metrics=False))
@@ -162,7 +166,7 @@ def test_a_redirect_is_not_followed_since_headers_may_be_secret(caplog: pytest.L
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
-def test_a_certificate_that_nobody_has_signed(
+def test_a_self_signed_certificate_is_refused(
     protocol: str, certificate: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with FaultyReceiver(certfile=certificate, keyfile=certificate) as receiver:
@@ -170,16 +174,16 @@ def test_a_certificate_that_nobody_has_signed(
         assert receiver.requests == []
     (warning,) = warnings(caplog)
     assert f"{SPANS} spans are not yet delivered" in warning
-    if protocol != "grpc":  # gRPC tells its reason to its own log
+    if protocol != "grpc":  # gRPC writes the reason to its own log only
         assert "certificate" in warning.lower()
 
 
-def test_a_proxy_that_fails(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    def talk(connection: socket.socket) -> None:
+def test_an_error_of_a_proxy_is_logged(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def respond(connection: socket.socket) -> None:
         connection.recv(65536)
         connection.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
 
-    with servers.raw_server(talk) as proxy:
+    with servers.raw_server(respond) as proxy:
         monkeypatch.setenv("http_proxy", proxy)
         run_against(OtelConnector("http://collector.invalid:4318", metrics=False))
     (warning,) = warnings(caplog)
@@ -187,7 +191,7 @@ def test_a_proxy_that_fails(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogC
     assert "407" in warning
 
 
-def test_a_collector_that_comes_up_during_the_run_gets_all_of_it(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_collector_that_starts_during_a_run_gets_all_its_spans(caplog: pytest.LogCaptureFixture) -> None:
     port = int(servers.unused_endpoint().rpartition(":")[2])
 
     @cs.task
@@ -236,7 +240,7 @@ STRANGE: dict[str, Any] = {
 }
 
 
-def test_attributes_of_every_type_and_size_cost_at_most_their_own_span(
+def test_an_attribute_that_cannot_be_exported_loses_only_its_own_span(
     collector: Collector, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", str(HANG))  # for a request of 3 MB on a loaded machine
@@ -250,11 +254,11 @@ def test_attributes_of_every_type_and_size_cost_at_most_their_own_span(
 
     keys, values = list(STRANGE), list(STRANGE.values())
     spans = collector.trace_of(strange.map(key=keys, value=values), connector=collector.connector(metrics=False))
-    # A request that was repeated may arrive twice. The large attributes split the trace.
+    # A repeated request may arrive twice. The large attributes split the trace.
     lost = 2 * len(STRANGE) + 3 - len({span.span_id for span in spans if not span.name.endswith(" part")})
-    told = [warning for warning in warnings(caplog) if warning.startswith("OtelConnector")]
+    logged = [warning for warning in warnings(caplog) if warning.startswith("OtelConnector")]
     assert len(spans.named("strange")) >= len(STRANGE) - 3
-    assert [warning.partition(" at ")[0] for warning in told] == (
+    assert [warning.partition(" at ")[0] for warning in logged] == (
         [f"OtelConnector: {lost} spans were lost"] if lost else []
     )
     by_index = {span.attributes["cascade.map.index"]: span for span in spans.named("strange")}

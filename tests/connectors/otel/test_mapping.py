@@ -95,7 +95,7 @@ def test_a_run_is_visible_while_it_is_in_progress(collector: Collector) -> None:
     assert marker.attributes == own
 
 
-def test_a_task_is_a_child_whose_window_is_its_duration(collector: Collector) -> None:
+def test_the_span_of_a_task_has_the_times_of_its_messages(collector: Collector) -> None:
     beside = MemoryConnector()
     target = one()
     spans = collector.trace_of(target, connector=[collector.connector(), beside])
@@ -105,7 +105,7 @@ def test_a_task_is_a_child_whose_window_is_its_duration(collector: Collector) ->
     assert span.duration_ms == pytest.approx(body["duration_ms"], abs=1e-9)
     assert span.status == "UNSET"
     assert attributes(span, "task.id", "task.name", "task.result") == {
-        "task.id": target._uuid,
+        "task.id": body["task_id"],
         "task.name": "one",
         "task.result": "success",
     }
@@ -134,7 +134,7 @@ def test_the_failure_of_the_last_attempt_is_the_failure_of_the_task(collector: C
     assert spans.one("divide").status == "ERROR"
 
 
-def test_an_attempt_that_timed_out_and_was_retried_has_that_result(collector: Collector) -> None:
+def test_a_retried_attempt_that_timed_out_has_the_result_timeout(collector: Collector) -> None:
     @cs.task
     def late() -> int:
         task = cs.current_task()
@@ -215,7 +215,7 @@ def test_all_spans_of_an_item_have_its_index_and_label(collector: Collector, pro
     assert Counter(span.attributes.get("cascade.task.label") for span in spans)["alone"] == 1
 
 
-def test_a_retrys_delay_is_a_wait_between_the_attempts(collector: Collector) -> None:
+def test_the_delay_of_a_retry_is_a_wait_between_the_attempts(collector: Collector) -> None:
     spans = collector.trace_of(flaky().with_retry(1, delay=0.005))
     wait, (first, second) = spans.one("flaky wait"), spans.named("flaky attempt")
     assert wait.attributes["cascade.wait.reason"] == "retry"
@@ -223,7 +223,7 @@ def test_a_retrys_delay_is_a_wait_between_the_attempts(collector: Collector) -> 
     assert first.end_ns <= wait.start_ns <= wait.end_ns <= second.start_ns
 
 
-def test_a_retrys_delay_that_is_cut_short_is_a_wait(collector: Collector, limits: pytest.MonkeyPatch) -> None:
+def test_a_retry_delay_that_a_cancellation_ends_is_a_wait(collector: Collector, limits: pytest.MonkeyPatch) -> None:
     limits.setattr("cascade.runtime._metadata.MIN_WAIT_NS", 0)
     beside = MemoryConnector()
 
@@ -366,7 +366,7 @@ SKIPS: dict[str, tuple[Any, dict[str, tuple[str, tuple[str, ...]]]]] = {
 
 
 @pytest.mark.parametrize("kind", SKIPS)
-def test_a_skipped_task_has_no_duration_a_reason_and_a_link_to_the_deciding_task(
+def test_a_skipped_task_has_a_reason_and_links_to_the_tasks_that_caused_the_skip(
     collector: Collector, kind: str
 ) -> None:
     make, expected = SKIPS[kind]
@@ -389,12 +389,12 @@ def test_a_skipped_task_has_no_duration_a_reason_and_a_link_to_the_deciding_task
         assert span.attributes["cascade.task.name"] == span_name.removesuffix(" skipped")
         assert all(spans.by_id(link.span_id).start_ns < span.start_ns for link in span.links)
         assert "cascade.task.dependencies" not in span.attributes
-    told = {
+    links = {
         p["span_id"]: p["body"]["metadata"].get("links", [])
         for p in beside.payloads
         if p["body"].get("state") == "SKIPPED"
     }
-    assert told == {
+    assert links == {
         span.span_id: [{"trace_id": link.trace_id, "span_id": link.span_id} for link in span.links]
         for span in map(spans.one, expected)
     }
@@ -532,7 +532,7 @@ def test_a_timeout_has_the_result_timeout(collector: Collector) -> None:
     )
 
 
-def test_a_cancelled_runs_trace_is_complete(collector: Collector) -> None:
+def test_the_trace_of_a_cancelled_run_is_complete(collector: Collector) -> None:
     collector.receiver.clear()
     running = asyncio.Event()
 
@@ -725,7 +725,7 @@ def test_the_version_of_cascade_is_that_of_the_scope_of_all_signals(
 
 
 @pytest.mark.parametrize("kind", ["thread", "loop", "attempt"])
-def test_the_tasks_span_is_current_while_its_code_runs(collector: Collector, kind: str) -> None:
+def test_the_span_of_a_task_is_current_while_its_code_runs(collector: Collector, kind: str) -> None:
     tracer = trace.get_tracer("users")
 
     def work() -> None:
@@ -741,12 +741,12 @@ def test_the_tasks_span_is_current_while_its_code_runs(collector: Collector, kin
     own, inner = spans.one("work attempt" if kind == "attempt" else "work"), spans.one("inner")
     assert own.attributes["rows"] == 3
     assert inner.parent_span_id == own.span_id
-    assert inner.attributes["cascade.task.id"] == target._uuid
+    assert inner.attributes["cascade.task.id"] == own.attributes["cascade.task.id"]
     assert inner.attributes["cascade.run.id"] == own.attributes["cascade.run.id"]
     assert not trace.get_current_span().get_span_context().is_valid
 
 
-def test_a_subprocess_gets_the_tasks_span_as_its_parent(collector: Collector) -> None:
+def test_a_subprocess_has_the_span_of_its_task_as_parent(collector: Collector) -> None:
     shown: list[str] = []
     collect = cs.task(shown.append, name="collect")
     spans = collector.trace_of(collect(cs.shell("echo $TRACEPARENT")))
@@ -827,7 +827,7 @@ from cascade.connectors.otel import OtelConnector
 from tests.lab.time_limits import raise_time_limits
 
 raise_time_limits()
-# As instrumentation does it: a span for each connection, unless it is suppressed.
+# Like instrumentation: a span for each connection, unless instrumentation is suppressed.
 original = socket.socket.connect
 def connect(self, address):
     if context.get_value(context._SUPPRESS_INSTRUMENTATION_KEY):
@@ -837,7 +837,7 @@ def connect(self, address):
 socket.socket.connect = connect
 cs.run(cs.task(lambda: 1, name="t")(), connector=OtelConnector({collector.endpoint!r}, protocol={collector.protocol!r}))
 """
-    environment = {**os.environ, "OTEL_SERVICE_NAME": "own-traffic"}  # other tests' spans may still be on their way
+    environment = {**os.environ, "OTEL_SERVICE_NAME": "own-traffic"}  # spans of other tests may still arrive
     subprocess.run([sys.executable, "-c", code], check=True, stderr=subprocess.DEVNULL, timeout=HANG, env=environment)
     ours = [span for span in collector.receiver.spans if span.resource["service.name"] == "own-traffic"]
     assert {span.name for span in ours} == {"run t", "run t started", "t"}

@@ -1,4 +1,4 @@
-"""No trace exceeds its budget of encoded bytes, whatever its spans contain."""
+"""The encoded size of a trace does not exceed its budget, for any content of its spans."""
 
 import asyncio
 import contextvars
@@ -26,7 +26,7 @@ from tests.lab.waiting import HANG
 
 BUDGET = 250_000
 MOST = BUDGET * 4_000_000 / 2_500_000
-"""Bytes; in proportion to the budget, this is 4 MB for the default. Tempo discards spans above 5 MB."""
+"""Bytes. In proportion to the budget it is 4 MB of the default. Tempo discards spans above 5 MB."""
 
 TRACER = trace.get_tracer("tests")
 
@@ -83,7 +83,7 @@ async def adds_events(x: int) -> int:
 
 @cs.task
 async def makes_spans(x: int) -> int:
-    await asyncio.sleep(0.01)  # all items that may run at once have started before the first span
+    await asyncio.sleep(0.01)  # all items that may run concurrently have started before the first span
     for number in range(20):
         with TRACER.start_as_current_span("GET /v1/orders", attributes={"http.url": "https://example.com/v1/orders"}):
             trace.get_current_span().set_attribute("number", number)
@@ -238,7 +238,7 @@ def test_2000_flaky_items_fit_the_default_limits(collector: Collector) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_500_items_at_once_with_20_spans_each_are_in_several_traces(collector: Collector) -> None:
+def test_500_concurrent_items_with_20_spans_each_are_in_several_traces(collector: Collector) -> None:
     spans = collector.trace_of(items(makes_spans, 500))
     assert len(spans.named("GET /v1/orders")) == 10_000
     check(spans, at_least=2, most=4_000_000)
@@ -248,7 +248,7 @@ def test_500_items_at_once_with_20_spans_each_are_in_several_traces(collector: C
 def test_spans_below_tasks_are_left_out_when_a_trace_is_full(
     collector: Collector, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """20 items run at once in each of the first parts, with 60 KB of spans each."""
+    """In each of the first parts 20 items run concurrently, with 60 KB of spans each."""
     beside = MemoryConnector()
     spans = collector.trace_of(items(makes_many_spans, 100), connector=[collector.connector(), beside])
     check(spans, at_least=4)
@@ -332,7 +332,7 @@ def test_concurrent_nested_runs_share_the_budget_of_their_trace(collector: Colle
 
 @cs.task
 async def fails_late(x: int) -> int:
-    """Small items come first; then all items fail at the same time, as in an outage."""
+    """Small items succeed first. Then all items fail at the same time, as in an outage."""
     if x < 100:
         return x
     await asyncio.sleep(0.01)
@@ -342,8 +342,8 @@ async def fails_late(x: int) -> int:
 
 
 @pytest.mark.usefixtures("small_budget")
-def test_texts_are_shortened_when_children_become_larger_than_all_before(collector: Collector) -> None:
-    """Each of the 300 has two stack traces of 16 KB, and many have started before the first one ends."""
+def test_texts_are_shortened_if_later_children_are_larger_than_all_earlier_ones(collector: Collector) -> None:
+    """Each of 300 items has two stack traces of 16 KB. Many items have started before the first one ends."""
     beside = MemoryConnector()
     wanted = items(fails_late, 400).with_retry(2, delay=0.01)
     spans = collector.trace_of(wanted, connector=[collector.connector(), beside])
@@ -361,8 +361,8 @@ def test_texts_are_shortened_when_children_become_larger_than_all_before(collect
     assert replayed(collector, beside) == {described(span) for span in spans}, "live and from messages alike"
 
 
-async def test_errors_are_shortened_wherever_a_span_has_them() -> None:
-    """60 tasks fail at once. The message of an error is in the event and in the status of its span."""
+async def test_errors_are_shortened_in_the_event_and_the_status_of_a_span() -> None:
+    """60 tasks fail at the same time. The text of an error is in the event and in the status of its span."""
     limits = PartLimits(bytes=800_000)
     run_trace = RunTrace("run", "a" * 32, parts=TraceShards(limits))
     bus, connector = MessageBus(), MemoryConnector()
@@ -430,7 +430,7 @@ def test_runs_in_one_trace_of_a_caller_share_its_budget(collector: Collector) ->
 
 
 @pytest.mark.usefixtures("small_budget")
-def test_quick_items_share_traces(collector: Collector) -> None:
+def test_fast_items_share_traces(collector: Collector) -> None:
     spans = collector.trace_of(items(one, 2_000))
     check(spans, at_least=3)
     assert len(spans.traces()) <= 6, "750 KB"

@@ -122,7 +122,7 @@ def test_the_part_of_a_child_is_known_before_it_starts(collector: Collector) -> 
         assert headers[span.attributes["cascade.task.id"]] == (span.trace_id, span.span_id, span.parent_span_id)
 
 
-def test_a_callers_own_provider_samples_parts_as_it_does_their_run() -> None:
+def test_a_provider_of_the_caller_samples_parts_like_their_run() -> None:
     exporter = InMemorySpanExporter()
     provider = TracerProvider(sampler=ParentBased(TraceIdRatioBased(0.5)), shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -310,7 +310,7 @@ def test_a_limit_that_is_not_a_number_raises_an_error_with_its_name(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
 def test_complete_parts_of_a_killed_process_have_roots(collector: Collector) -> None:
-    """The process is killed when the roots have been received and the last item still runs."""
+    """The process is killed after its roots have been received, while the last item runs."""
     collector.receiver.clear()
     program = [sys.executable, "-c", KILLED, collector.endpoint, collector.protocol]
     with subprocess.Popen(program, env=subprocess_environment()) as process:

@@ -139,7 +139,7 @@ def inbound(
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_all_spans_of_a_run_and_what_its_code_sends_have_the_callers(
+def test_all_spans_and_requests_of_a_run_have_the_tracestate_and_baggage_of_the_caller(
     collector: Collector, inbound: Callable[..., AbstractContextManager[None]], shape: str
 ) -> None:
     collector.receiver.clear()
@@ -188,7 +188,7 @@ UNSAMPLED = HEADERS | {"traceparent": HEADERS["traceparent"][:-2] + "00"}
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_run_that_is_not_sampled_passes_on_tracestate_and_baggage(
+def test_a_run_that_is_not_sampled_propagates_tracestate_and_baggage(
     collector: Collector, inbound: Callable[..., AbstractContextManager[None]], shape: str
 ) -> None:
     collector.receiver.clear()
@@ -201,7 +201,7 @@ def test_a_run_that_is_not_sampled_passes_on_tracestate_and_baggage(
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_an_applications_provider_passes_on_what_it_does_not_sample(shape: str) -> None:
+def test_a_provider_of_the_application_propagates_the_context_of_a_run_that_is_not_sampled(shape: str) -> None:
     provider, exporter = provider_with()
     with received(UNSAMPLED):
         out = cs.run(SHAPES[shape](), connector=OtelConnector(tracer_provider=provider), log_level="OFF")
@@ -222,8 +222,8 @@ def test_a_run_in_a_trace_of_its_own_has_the_tracestate_only_on_its_link(
         assert {span.trace_state for span in spans} == {""}
         assert [(link.trace_id, link.trace_state) for link in spans.one("run sent").links] == linked
         assert ("tracestate" in out, out["baggage"]) == (False, "tenant=blue")
-        told = [link for payload in beside.payloads for link in payload["body"]["metadata"].get("links", ())]
-        assert {(link["trace_id"], link.get("tracestate")) for link in told} == set(linked)
+        links = [link for payload in beside.payloads for link in payload["body"]["metadata"].get("links", ())]
+        assert {(link["trace_id"], link.get("tracestate")) for link in links} == set(linked)
         assert not any("tracestate" in payload for payload in beside.payloads)
 
 
@@ -505,8 +505,10 @@ def test_with_detail_run_a_command_is_a_child_of_the_run(collector: Collector) -
     assert seen["TRACEPARENT"] == f"00-{span.trace_id}-{span.span_id}-01"
 
 
-def test_a_command_gets_nothing_of_another_context(monkeypatch: pytest.MonkeyPatch, collector: Collector) -> None:
-    """The variables of this process belong to its own parent."""
+def test_a_command_does_not_get_the_context_of_the_process(
+    monkeypatch: pytest.MonkeyPatch, collector: Collector
+) -> None:
+    """The variables of the process belong to another parent."""
     for name, value in HEADERS.items():
         monkeypatch.setenv(name.upper(), value)
     collector.receiver.clear()

@@ -1,4 +1,4 @@
-"""Metrics and logs of whole runs, beside their traces."""
+"""Metrics and logs of complete runs, in addition to their traces."""
 
 import asyncio
 import logging
@@ -23,9 +23,9 @@ app = logging.getLogger("tests.signals")
 
 
 @pytest.fixture(autouse=True)
-def talkative(monkeypatch: pytest.MonkeyPatch) -> None:
+def all_levels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app, "level", logging.DEBUG)
-    app.manager._clear_cache()  # type: ignore[attr-defined] # loggers remember what they are enabled for  # pyright: ignore[reportAttributeAccessIssue]
+    app.manager._clear_cache()  # type: ignore[attr-defined] # loggers cache their enabled levels  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @cs.task
@@ -55,12 +55,12 @@ def endpoint_of(receiver: FaultyReceiver, protocol: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
-def test_log_records_carry_the_ids_of_the_span_they_were_made_in(protocol: str) -> None:
+def test_log_records_have_the_ids_of_the_current_span(protocol: str) -> None:
     with FaultyReceiver() as receiver:
         cs.run(flow(), connector=OtelConnector(**endpoint_of(receiver, protocol), logs=True), log_level="ERROR")
         names = {span.span_id: span.name for span in receiver.spans}
-        said = [(line.body, names[line.ids[1]]) for line in lines(receiver.logs) if line.scope == app.name]
-    assert said == [
+        logged = [(line.body, names[line.ids[1]]) for line in lines(receiver.logs) if line.scope == app.name]
+    assert logged == [
         ("attempt", "flaky attempt"),
         ("attempt", "flaky attempt"),
         ("own", "own"),
@@ -68,7 +68,7 @@ def test_log_records_carry_the_ids_of_the_span_they_were_made_in(protocol: str) 
     ]
 
 
-def test_logs_are_not_exported_unless_asked_for() -> None:
+def test_logs_are_not_exported_by_default() -> None:
     with FaultyReceiver() as receiver:
         cs.run(flow(), connector=OtelConnector(receiver.http_endpoint), log_level="ERROR")
         assert not receiver.logs
@@ -88,14 +88,14 @@ def test_a_runs_metrics_arrive_with_its_trace(protocol: str) -> None:
     assert values(metrics["cascade.task.active"]) == {(): 0}
 
 
-def test_metrics_may_be_left_out() -> None:
+def test_metrics_may_be_disabled() -> None:
     with FaultyReceiver() as receiver:
         cs.run(flow(), connector=OtelConnector(receiver.http_endpoint, metrics=False), log_level="ERROR")
         assert not receiver.metrics
         assert receiver.spans
 
 
-def test_an_endpoint_that_is_the_url_for_traces_tells_those_of_the_others() -> None:
+def test_the_url_of_the_traces_determines_the_urls_of_the_other_signals() -> None:
     with FaultyReceiver() as receiver:
         connector = OtelConnector(f"{receiver.http_endpoint}/v1/traces", logs=True)
         cs.run(flow(), connector=connector, log_level="ERROR")
@@ -104,14 +104,16 @@ def test_an_endpoint_that_is_the_url_for_traces_tells_those_of_the_others() -> N
         assert receiver.spans
 
 
-def test_an_endpoint_with_another_path_has_no_metrics_and_refuses_logs(caplog: pytest.LogCaptureFixture) -> None:
+def test_with_another_path_in_the_endpoint_metrics_are_not_exported_and_logs_raise_an_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with FaultyReceiver() as receiver:
         endpoint = f"{receiver.http_endpoint}/elsewhere"
         with pytest.raises(ValueError, match="is the complete URL of the traces"):
             OtelConnector(endpoint, logs=True)
         cs.run(flow(), connector=OtelConnector(endpoint), log_level="ERROR")
     warned = [record.getMessage() for record in caplog.records if record.name.startswith("cascade.")]
-    assert len(warned) == 1, "of the traces, whose path it is"
+    assert len(warned) == 1, "for the traces only"
     assert f"spans were lost at {endpoint}: 404" in warned[0]
 
 
@@ -123,7 +125,7 @@ def test_metrics_count_runs_that_are_not_sampled(monkeypatch: pytest.MonkeyPatch
         assert not receiver.spans
 
 
-def test_variables_of_a_signal_that_is_off_are_not_checked(
+def test_variables_of_a_disabled_signal_are_not_validated(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for signal in ("METRICS", "LOGS"):
@@ -138,7 +140,7 @@ def test_variables_of_a_signal_that_is_off_are_not_checked(
     assert [record.getMessage() for record in caplog.records if record.name.startswith("cascade.")] == []
 
 
-def test_logs_that_only_the_environment_asks_for_stop_no_program(
+def test_logs_that_only_the_environment_enables_raise_no_error(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("OTEL_LOGS_EXPORTER", "otlp")
@@ -152,7 +154,7 @@ def test_logs_that_only_the_environment_asks_for_stop_no_program(
 
 
 @pytest.mark.parametrize("exporter", ["none", "console", "zipkin"])
-def test_each_signal_has_an_exporter_of_its_own(exporter: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_signal_has_its_own_exporter_setting(exporter: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", exporter)
     monkeypatch.setenv("OTEL_LOGS_EXPORTER", "otlp")
     with FaultyReceiver() as receiver:
@@ -167,7 +169,7 @@ def tracer_provider() -> TracerProvider:
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
-def test_logs_and_metrics_arrive_at_the_runs_end_beside_an_applications_tracer_provider(
+def test_with_a_tracer_provider_of_the_application_logs_and_metrics_are_delivered_at_the_end_of_a_run(
     protocol: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with FaultyReceiver() as receiver:
@@ -179,8 +181,8 @@ def test_logs_and_metrics_arrive_at_the_runs_end_beside_an_applications_tracer_p
             assert values(latest(receiver)["cascade.task.retries"])["flaky",] >= 1
 
 
-class Stuck(SpanProcessor):
-    """Its flush does not end before the test."""
+class Hanging(SpanProcessor):
+    """Its flush ends at the end of the test."""
 
     def __init__(self) -> None:
         self.over = threading.Event()
@@ -189,21 +191,21 @@ class Stuck(SpanProcessor):
         return self.over.wait()
 
 
-def test_a_tracer_provider_that_is_stuck_does_not_hold_the_logs_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    provider, stuck = tracer_provider(), Stuck()
-    provider.add_span_processor(stuck)
+def test_a_tracer_provider_that_hangs_does_not_delay_the_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    provider, hanging = tracer_provider(), Hanging()
+    provider.add_span_processor(hanging)
     with FaultyReceiver() as receiver:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
         connector = OtelConnector(logs=True, tracer_provider=provider, flush_timeout=0.5)
         cs.run(flow(), connector=connector, log_level="ERROR")
         arrived = len([line for line in lines(receiver.logs) if line.scope == app.name])
-        stuck.over.set()
+        hanging.over.set()
     assert arrived == 4
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
-def test_lost_log_records_are_counted_beside_an_applications_tracer_provider(
+def test_with_a_tracer_provider_of_the_application_lost_log_records_are_counted(
     protocol: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     endpoint = servers.unused_endpoint()
@@ -215,7 +217,7 @@ def test_lost_log_records_are_counted_beside_an_applications_tracer_provider(
     assert endpoint in warning
 
 
-def test_without_a_collector_in_the_environment_an_applications_tracing_has_no_metrics(
+def test_with_a_tracer_provider_of_the_application_metrics_need_a_collector_in_the_environment(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in [name for name in os.environ if name.startswith("OTEL_")]:
@@ -227,10 +229,10 @@ def test_without_a_collector_in_the_environment_an_applications_tracing_has_no_m
     assert [thread for thread in set(threading.enumerate()) - before if thread.name == "cascade-metrics"] == []
 
 
-def test_a_run_whose_last_message_was_lost_is_not_active_any_more() -> None:
+def test_a_run_whose_last_message_was_lost_is_not_counted_as_active() -> None:
     run_id = "0f8fad5b-d9cb-469f-a165-70867728950e"
 
-    async def lose_the_end(connector: OtelConnector) -> None:
+    async def without_the_last_message(connector: OtelConnector) -> None:
         await connector.connect()
         connector.place_run(run_id, "it", messages.START, None)
         await connector.publish("topic", messages.started(run_id))
@@ -238,7 +240,7 @@ def test_a_run_whose_last_message_was_lost_is_not_active_any_more() -> None:
 
     with FaultyReceiver() as receiver:
         connector = OtelConnector(receiver.http_endpoint)
-        asyncio.run(lose_the_end(connector))
+        asyncio.run(without_the_last_message(connector))
         assert values(latest(receiver)["cascade.run.active"]) == {(): 0}
 
 
@@ -250,7 +252,7 @@ def test_a_run_with_two_connectors_of_one_destination_counts_twice() -> None:
         assert len(receiver.spans.named("shout")) == 2
 
 
-def test_an_error_in_the_flush_is_reported_as_it_is(
+def test_an_error_of_the_flush_is_logged_unchanged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fails(*_: object) -> None:
