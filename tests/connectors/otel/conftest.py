@@ -1,7 +1,9 @@
 import itertools
 import subprocess
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from opentelemetry.sdk.resources import Resource
@@ -11,7 +13,6 @@ from opentelemetry.util.types import Attributes
 
 from cascade.connectors.otel import environment, grpc
 from cascade.connectors.otel.export_queue import ExportQueue
-from cascade.connectors.otel.routing import clear_registries
 from tests.connectors.otel.tracing import Collector, collectors
 from tests.lab.programs import program
 
@@ -26,19 +27,26 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_warnings_of_tests_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_earlier_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "reported", set())
-    # A test that forked in this process while another's channel was open.
+    # An earlier test may have forked this process while a channel was open.
     monkeypatch.setattr(grpc.fork_state, "was_forked", False)
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_to_deliver() -> Iterator[None]:
-    """Discard undelivered items, so that no later receiver on the same port gets them."""
+def no_undelivered_items(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Discard undelivered items of a test, so that no later receiver on the same port gets them."""
+    queues: weakref.WeakSet[ExportQueue] = weakref.WeakSet()
+    initialize = ExportQueue.__init__
+
+    def initialize_and_keep(queue: ExportQueue, *arguments: Any, **options: Any) -> None:
+        initialize(queue, *arguments, **options)
+        queues.add(queue)
+
+    monkeypatch.setattr(ExportQueue, "__init__", initialize_and_keep)
     yield
-    for one in clear_registries():
-        if isinstance(one, ExportQueue):
-            one.discard("the test is over")
+    for queue in list(queues):
+        queue.discard("the test is over")
 
 
 @pytest.fixture(scope="session")

@@ -238,7 +238,6 @@ class ExportQueue:
         state = self._state
         reason = flush.wait().reason
         with state.lock:
-            state.outage.closed(0, "")  # no log line: the report counts the lost items
             state.is_closed = True
             state.discard(reason or "closed")
             # A request in progress may take longer than the flush.

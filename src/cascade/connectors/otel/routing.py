@@ -203,30 +203,27 @@ class Registry(Generic[T]):
             self._retire(evicted[1])
         return found
 
-    def clear(self) -> list[T]:
-        """Remove all objects, and return them. Connectors keep those that they use."""
+    def clear(self) -> None:
+        """Remove all objects. Connectors keep those that they use."""
         with self._lock:
-            removed, self._recent = [*self._live.values()], OrderedDict()
+            removed, self._recent = self._recent, OrderedDict()
             self._live.clear()
-        return removed
+        removed.clear()  # without the lock: finalizers run here
 
     def reset_after_fork(self) -> None:
         self._lock = threading.Lock()
 
     def start_exit(self) -> Callable[[], None]:
         """Remove the objects, which are closed at exit. A run in a later `atexit` handler creates new ones."""
-
-        def finish() -> None:
-            self.clear()
-
-        return finish
+        return self.clear
 
 
-def clear_registries() -> list[object]:
-    """Remove the shared objects of all destinations, and the targets of ended runs. Return the objects. For tests."""
+def clear_registries() -> None:
+    """Remove the shared objects of all destinations, and the targets of ended runs. For tests."""
     with _table.lock:
         _table.ended.clear()
-    return [one for registry in _registries for one in registry.clear()]
+    for registry in _registries:
+        registry.clear()
 
 
 def destination(options: ExportOptions, environ: Mapping[str, str] = os.environ) -> Hashable:
