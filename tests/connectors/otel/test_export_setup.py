@@ -36,7 +36,7 @@ def test_a_provider_that_the_application_sets_after_the_creation_of_the_connecto
             pass
         assert cs.run(one(), connector=connector) == 1
         names = [span.name for span in exporter.get_finished_spans()]
-        assert sorted(names) == ["inner", "one", "run one", "run one started", "own span"], names
+        assert sorted(names) == ["inner", "one", "own span", "run one", "run one started"], names
     """)
     assert "overrid" not in stderr.lower()
 
