@@ -59,7 +59,7 @@ def _do(options: argparse.Namespace) -> Iterator[str]:
     match options.command:
         case "build":
             prepare.install_go()
-            paths = [_PROGRAMS[options.program](_say)] if options.program else build.everything(_say)
+            paths = [_PROGRAMS[options.program](_log)] if options.program else build.everything(_log)
             yield "\n".join(map(str, paths))
         case "up":
             yield up.up(options.folder, free_ports if options.free_ports else default_ports)
@@ -79,7 +79,7 @@ def _trace(options: argparse.Namespace) -> Spans:
     return running.trace(options.trace_id, running.find(options.folder).jaeger)
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 

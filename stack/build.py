@@ -69,31 +69,31 @@ def actionlint_path() -> Path:
     return cache.folder() / f"actionlint-{ACTIONLINT}"
 
 
-def collector(say: Callable[[str], None] = progress.say) -> Path:
+def collector(log: Callable[[str], None] = progress.log) -> Path:
     """Build the Collector from the manifest, with the builder of the same version. The first build takes minutes."""
     path = collector_path()
-    return _built(path, f"OpenTelemetry Collector {collector_version()}", _compile_collector, say)
+    return _built(path, f"OpenTelemetry Collector {collector_version()}", _compile_collector, log)
 
 
-def jaeger(say: Callable[[str], None] = progress.say) -> Path:
+def jaeger(log: Callable[[str], None] = progress.log) -> Path:
     """Build Jaeger with its query API and without its pages. The first build takes minutes."""
-    return _built(jaeger_path(), f"Jaeger {JAEGER}", _compile_jaeger, say)
+    return _built(jaeger_path(), f"Jaeger {JAEGER}", _compile_jaeger, log)
 
 
-def compose_config(say: Callable[[str], None] = progress.say) -> Path:
+def compose_config(log: Callable[[str], None] = progress.log) -> Path:
     """Build the reader of Compose files, which uses Docker Compose's library. The first build takes seconds."""
     compile_it = partial(_compile_sources, _COMPOSE_CONFIG)
-    return _built(compose_config_path(), "the reader of Compose files", compile_it, say)
+    return _built(compose_config_path(), "the reader of Compose files", compile_it, log)
 
 
-def mochi(say: Callable[[str], None] = progress.say) -> Path:
+def mochi(log: Callable[[str], None] = progress.log) -> Path:
     """Build the MQTT broker Mochi, which the tests use in addition to Mosquitto. The first build takes seconds."""
-    return _built(mochi_path(), "the MQTT broker Mochi", partial(_compile_sources, _MOCHI), say)
+    return _built(mochi_path(), "the MQTT broker Mochi", partial(_compile_sources, _MOCHI), log)
 
 
-def actionlint(say: Callable[[str], None] = progress.say) -> Path:
+def actionlint(log: Callable[[str], None] = progress.log) -> Path:
     """Build actionlint, which checks GitHub workflows. The first build takes seconds."""
-    return _built(actionlint_path(), f"actionlint {ACTIONLINT}", _compile_actionlint, say)
+    return _built(actionlint_path(), f"actionlint {ACTIONLINT}", _compile_actionlint, log)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +104,13 @@ class _Commands:
         title: The name of the program.
         go: The path of Go.
         folder: The default working directory of the commands.
-        say: Receives the lines of progress.
+        log: Receives the lines of progress.
     """
 
     title: str
     go: str
     folder: Path
-    say: Callable[[str], None]
+    log: Callable[[str], None]
 
     def run_go(self, *arguments: str, folder: Path | None = None, **environment: str) -> None:
         self.run([self.go, *arguments], folder, **environment)
@@ -120,18 +120,18 @@ class _Commands:
         path = f"{Path(self.go).parent}{os.pathsep}{os.environ['PATH']}"
         variables = {"GOWORK": "off", "PATH": path, **_folders(self.go), **environment}
         try:
-            progress.run(self.title, command, say=self.say, cwd=folder or self.folder, environment=variables)
+            progress.run(self.title, command, log=self.log, cwd=folder or self.folder, environment=variables)
         except progress.CommandError as error:
             raise BuildError(str(error)) from None
 
 
-def everything(say: Callable[[str], None] = progress.say) -> list[Path]:
+def everything(log: Callable[[str], None] = progress.log) -> list[Path]:
     """Build the missing programs, then remove the modules and caches of the Go that `make test` installed."""
-    paths = [collector(say), jaeger(say), compose_config(say), mochi(say), actionlint(say)]
+    paths = [collector(log), jaeger(log), compose_config(log), mochi(log), actionlint(log)]
     if _scratch().exists():
         # In a process with progress, because removing so many files takes minutes on a slow disk.
         remove = "import shutil, sys; shutil.rmtree(sys.argv[1], ignore_errors=True)"
-        progress.run("Removing Go's modules and caches", [sys.executable, "-c", remove, str(_scratch())], say=say)
+        progress.run("Removing Go's modules and caches", [sys.executable, "-c", remove, str(_scratch())], log=log)
     return paths
 
 
@@ -147,7 +147,7 @@ def _scratch() -> Path:
     return cache.folder().parent / "go-scratch"
 
 
-def _built(path: Path, title: str, compile_it: Callable[[_Commands, Path], None], say: Callable[[str], None]) -> Path:
+def _built(path: Path, title: str, compile_it: Callable[[_Commands, Path], None], log: Callable[[str], None]) -> Path:
     if path.exists():
         return path
     with cache.building(path) as scratch:
@@ -157,10 +157,10 @@ def _built(path: Path, title: str, compile_it: Callable[[_Commands, Path], None]
                 raise BuildError(
                     f"{title} is built from source, and no Go (https://go.dev) that is new enough is installed"
                 )
-            say(f"Building {title}, once per machine …")
+            log(f"Building {title}, once per machine …")
             start = time.monotonic()
-            compile_it(_Commands(title, go, scratch, say), scratch / path.name)
-            say(f"Built {title} in {time.monotonic() - start:.0f} s: {path}")
+            compile_it(_Commands(title, go, scratch, log), scratch / path.name)
+            log(f"Built {title} in {time.monotonic() - start:.0f} s: {path}")
     return path
 
 

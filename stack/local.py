@@ -8,7 +8,7 @@ from pathlib import Path
 from stack import build, programs
 from stack.addresses import HOST, Ports
 from stack.build import ROOT
-from stack.process import Server, ServerError, answers
+from stack.process import Server, ServerError, responds
 
 OPERATOR = "operator"
 RUNNER = "runner"
@@ -40,7 +40,7 @@ def collector(folder: Path, ports: Ports, intervals: Intervals, *, detached: boo
         "Collector",
         [str(build.collector_path()), "--config", str(ROOT / "collector-config" / "collector.yaml")],
         folder / "collector.log",
-        lambda: answers(ports.url(ports.collector_health)),
+        lambda: responds(ports.url(ports.collector_health)),
         environment,
         detached,
     )
@@ -64,7 +64,7 @@ def jaeger(folder: Path, ports: Ports, *, detached: bool = False) -> Server:
         "Jaeger",
         [str(build.jaeger_path()), "--config", str(ROOT / "stack" / "jaeger" / "config.yaml")],
         folder / "jaeger.log",
-        lambda: answers(ports.url(ports.jaeger_health, "/status")),
+        lambda: responds(ports.url(ports.jaeger_health, "/status")),
         environment,
         detached,
     )
@@ -89,7 +89,7 @@ def prometheus(folder: Path, ports: Ports, intervals: Intervals, *, detached: bo
         "--enable-feature=exemplar-storage",
     ]
     ready = ports.url(ports.prometheus, "/-/ready")
-    return Server("Prometheus", command, folder / "prometheus.log", lambda: answers(ready), {}, detached)
+    return Server("Prometheus", command, folder / "prometheus.log", lambda: responds(ready), {}, detached)
 
 
 def mosquitto(folder: Path, ports: Ports, *, detached: bool = False) -> Server:

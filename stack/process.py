@@ -32,7 +32,7 @@ def until(condition: Callable[[], bool], what: str, timeout: float = TIMEOUT) ->
         time.sleep(0.02)
 
 
-def answers(url: str, timeout: float = 2.0) -> bool:
+def responds(url: str, timeout: float = 2.0) -> bool:
     """Whether the URL responds with a status from 200 to 299 within `timeout` seconds."""
     with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=timeout):
         return True

@@ -31,7 +31,7 @@ class CommandError(Exception):
         self.output = output
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """Print a line and flush it."""
     print(text, flush=True)
 
@@ -40,7 +40,7 @@ def run(
     title: str,
     command: Sequence[str],
     *,
-    say: Callable[[str], None] = say,
+    log: Callable[[str], None] = log,
     cwd: Path | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> str:
@@ -49,7 +49,7 @@ def run(
     Args:
         title: Begins each line of progress.
         command: The program and its arguments.
-        say: Receives the lines of progress, one each `INTERVAL` seconds.
+        log: Receives the lines of progress, one each `INTERVAL` seconds.
         cwd: The folder to run it in.
         environment: Variables on top of those of this process.
 
@@ -73,7 +73,7 @@ def run(
                     process.wait(INTERVAL)
                     break
                 except subprocess.TimeoutExpired:
-                    say(f"  {title}, {time.monotonic() - start:.0f} s  {_last_line(output.fileno())}".rstrip())
+                    log(f"  {title}, {time.monotonic() - start:.0f} s  {_last_line(output.fileno())}".rstrip())
         output.seek(0)
         text = output.read().decode(errors="replace")
     if process.returncode:

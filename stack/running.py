@@ -12,7 +12,7 @@ from cascade.testing import Spans
 from stack import up
 from stack.addresses import HOST
 from stack.build import ROOT
-from stack.process import ServerError, answers
+from stack.process import ServerError, responds
 from tests.lab.jaeger import Jaeger
 
 _PUBLISHED = {"JAEGER_PORT": "16686", "PROMETHEUS_PORT": "9090", "GRAFANA_PORT": "3000"}
@@ -45,14 +45,14 @@ def find(folder: Path = up.FOLDER) -> Running:
     settings = ROOT / ".env"
     published = compose_urls(os.environ, settings.read_text() if settings.exists() else "")
     jaeger, prometheus, grafana = (published[name] for name in _PUBLISHED)
-    if not answers(f"{jaeger}/api/services", _TIMEOUT):
+    if not responds(f"{jaeger}/api/services", _TIMEOUT):
         raise ServerError(
             f"The stack is not running: make stack-up, or docker compose up -d --wait. There is no Jaeger at {jaeger}"
         )
     return Running(
         jaeger,
-        prometheus if answers(f"{prometheus}/-/ready", _TIMEOUT) else None,
-        grafana if answers(f"{grafana}/api/health", _TIMEOUT) else None,
+        prometheus if responds(f"{prometheus}/-/ready", _TIMEOUT) else None,
+        grafana if responds(f"{grafana}/api/health", _TIMEOUT) else None,
     )
 
 

@@ -69,8 +69,8 @@ def up(folder: Path = FOLDER, choose_ports: Callable[[], Ports] = default_ports)
         down(folder)
         state = None
     if state is None:
-        build.collector(_say)
-        build.jaeger(_say)
+        build.collector(_log)
+        build.jaeger(_log)
         ports, started = choose_ports(), list[Server]()
         try:
             for make in _servers(folder, ports):
@@ -108,7 +108,7 @@ def _servers(folder: Path, ports: Ports) -> Iterator[Callable[[], Server]]:
         try:
             local.program(program)
         except ServerError as error:
-            _say(f"{error}; without it there is no {what}")
+            _log(f"{error}; without it there is no {what}")
         else:
             yield lambda program=program: _optional(program, folder, ports)  # type: ignore[misc]  # bound now
 
@@ -145,5 +145,5 @@ def _start_time(pid: int) -> str | None:
     return None
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

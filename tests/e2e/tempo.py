@@ -15,7 +15,7 @@ import yaml
 
 from stack.addresses import HOST, reserved_port
 from stack.build import ROOT
-from stack.process import Server, answers
+from stack.process import Server, responds
 from tests.lab.waiting import HANG
 
 Json = dict[str, Any]
@@ -94,7 +94,7 @@ def running(program: str, folder: Path) -> Iterator[Tempo]:
     file, url = folder / "tempo.yaml", f"http://{HOST}:{http}"
     file.write_text(yaml.safe_dump(configuration))
     command = [program, f"-config.file={file}"]
-    server = Server("Tempo", command, folder / "tempo.log", lambda: answers(f"{url}/ready"))
+    server = Server("Tempo", command, folder / "tempo.log", lambda: responds(f"{url}/ready"))
     server.start()
     try:
         endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{HOST}:{otlp}", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}

@@ -13,7 +13,7 @@ from uuid import uuid4
 import pytest
 
 from stack import programs
-from stack.process import answers, until
+from stack.process import responds, until
 from tests.e2e.runs import Run, run
 from tests.e2e.stacks import Servers
 from tests.e2e.tempo import Tempo, running
@@ -37,7 +37,7 @@ def tempo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             yield found
     else:
         compose: Servers = request.getfixturevalue("compose")
-        if not answers(f"{GRAFANA_TO_TEMPO}/api/echo"):
+        if not responds(f"{GRAFANA_TO_TEMPO}/api/echo"):
             pytest.skip("Compose runs without its profile grafana")
         yield Tempo(GRAFANA_TO_TEMPO, compose.environment)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from stack.programs import ROOT
-from stack.progress import say
+from stack.progress import log
 from tests.lab.environments import PYTEST
 
 PASSES = 3
@@ -35,12 +35,12 @@ def main(arguments: list[str]) -> int:
     failed = list[int]()
     with busy_loops(cores):
         for number in range(1, PASSES + 1):
-            say(f"\nPass {number} of {PASSES}, with {cores} busy loops")
+            log(f"\nPass {number} of {PASSES}, with {cores} busy loops")
             if subprocess.run(command, cwd=ROOT, check=False).returncode:
                 failed.append(number)
-    say("")
+    log("")
     for number in range(1, PASSES + 1):
-        say(f"Pass {number}: {'FAILED' if number in failed else 'passed'}")
+        log(f"Pass {number}: {'FAILED' if number in failed else 'passed'}")
     return 1 if failed else 0
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stack import prepare, programs
-from stack.progress import CommandError, say
+from stack.progress import CommandError, log
 
 ROOT = programs.ROOT
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
@@ -70,7 +70,7 @@ def requirements(name: str) -> list[str]:
 
 def passes(name: str, pip: list[str], python: str) -> bool:
     """Whether all tests pass in an environment with these packages."""
-    say(f"\n{name}")
+    log(f"\n{name}")
     folder = ROOT / ".make" / name.replace(" ", "-")
     prepare.environment(folder, pip, python)
     return subprocess.run([str(folder / "bin" / "python"), *PYTEST, "-q"], cwd=ROOT, check=False).returncode == 0
@@ -86,7 +86,7 @@ def all_versions(names: list[str]) -> dict[str, bool]:
         elif os.environ.get(programs.REQUIRED):
             results[f"Python {version} (not installed)"] = False
         else:
-            say(f"\nPython {version} is not installed: skipped")
+            log(f"\nPython {version} is not installed: skipped")
     return results
 
 
@@ -99,9 +99,9 @@ def all_extras(names: list[str]) -> dict[str, bool]:
 def main(arguments: list[str]) -> int:
     kind, *names = arguments
     results = all_versions(names) if kind == "versions" else all_extras(names)
-    say("")
+    log("")
     for name, passed in results.items():
-        say(f"{name}: {'passed' if passed else 'FAILED'}")
+        log(f"{name}: {'passed' if passed else 'FAILED'}")
     return 0 if results and all(results.values()) else 1
 
 

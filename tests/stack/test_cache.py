@@ -76,10 +76,10 @@ def test_the_error_contains_the_output_of_go(monkeypatch: pytest.MonkeyPatch, tm
     (tmp_path / "go").write_text("#!/bin/sh\n[ $1 = list ] || { echo no network here; exit 1; }\n")
     (tmp_path / "go").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    said = list[str]()
+    lines = list[str]()
     with pytest.raises(build.BuildError, match="no network here"):
-        build.collector(said.append)
-    assert "once per machine" in said[0]
+        build.collector(lines.append)
+    assert "once per machine" in lines[0]
     assert subprocess.run(["ls", cache.folder()], capture_output=True, text=True, check=True).stdout == ""
 
 

@@ -138,10 +138,10 @@ def test_mounted_files_exist_and_volumes_have_names(compose_config: Load) -> Non
 
 def test_the_example_environment_contains_all_defaults(compose_config: Load) -> None:
     lines = (ROOT / ".env.example").read_text().splitlines()
-    said = dict(line.removeprefix("# ").split("=", 1) for line in lines if re.match(r"(# )?[A-Z_]+=", line))
+    example = dict(line.removeprefix("# ").split("=", 1) for line in lines if re.match(r"(# )?[A-Z_]+=", line))
     used = set(re.findall(r"\$\{([A-Z_]+)", FILE.read_text()))
-    assert set(said) == used
-    chosen = {name: value for name, value in said.items() if name != "COMPOSE_PROFILES"}
+    assert set(example) == used
+    chosen = {name: value for name, value in example.items() if name != "COMPOSE_PROFILES"}
     assert compose_config("grafana", **chosen) == compose_config("grafana")
 
 

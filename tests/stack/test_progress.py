@@ -20,12 +20,12 @@ def test_a_long_command_shows_its_time_and_its_latest_line(tmp_path: Path, monke
     monkeypatch.setattr(progress, "INTERVAL", 0.05)
     seen = list[str]()
 
-    def say(line: str) -> None:
+    def log(line: str) -> None:
         seen.append(line)
         if "first line" in line:
             (tmp_path / "go").touch()
 
-    output = progress.run("waiting", [sys.executable, "-c", WAITS, str(tmp_path / "go")], say=say)
+    output = progress.run("waiting", [sys.executable, "-c", WAITS, str(tmp_path / "go")], log=log)
     assert output == "first line\n"
     assert seen[-1].endswith(" s  first line")
     assert all(line.startswith("  waiting, ") for line in seen)
@@ -33,7 +33,7 @@ def test_a_long_command_shows_its_time_and_its_latest_line(tmp_path: Path, monke
 
 def test_a_short_command_shows_nothing() -> None:
     seen = list[str]()
-    assert progress.run("short", [sys.executable, "-c", "print(1)"], say=seen.append) == "1\n"
+    assert progress.run("short", [sys.executable, "-c", "print(1)"], log=seen.append) == "1\n"
     assert seen == []
 
 
