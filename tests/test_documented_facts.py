@@ -281,6 +281,14 @@ def test_the_files_on_the_page_about_the_architecture_exist() -> None:
     assert [file for file in files if not (ROOT / "src/cascade" / file).exists()] == []
 
 
+def test_the_names_in_the_diagrams_of_the_architecture_exist() -> None:
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"^ *(\w+) .*\w+/\w+\.py$", page, re.MULTILINE))
+    assert {"TaskExecution", "parse_constraint", "Outbox"} <= names
+    sources = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "src").rglob("*.py"))
+    assert {name for name in names if not re.search(rf"^(class|def) {name}\b", sources, re.MULTILINE)} == set()
+
+
 def test_the_page_about_grafana_lists_the_rules_and_alerts() -> None:
     rules = [
         (ROOT / "stack" / "prometheus" / "rules" / name).read_text(encoding="utf-8")
