@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, cast
 from cascade.runtime.events import ErrorInfo, TaskEvent, TaskExecutionFinished, TaskRetrying, TaskSkipped, Wait
 from cascade.spec import metadata as m
 from cascade.spec import telemetry as wire
+from cascade.telemetry import limits
 from cascade.telemetry.identity import RUN, RunTrace, SpanLocation, SpanRef, span_id, wait_id
 from cascade.telemetry.limits import (
     MAX_ERROR_BYTES,
@@ -24,8 +25,6 @@ from cascade.telemetry.safe import masked, masked_name
 from cascade.telemetry.trace_budget import SPAN_BYTES, Child, Part
 from cascade.telemetry.trace_shards import TraceShards
 
-MIN_WAIT_NS = 1_000_000
-"""Nanoseconds of the shortest wait in a message."""
 _LABEL_BYTES = 30  # the attribute of a label, without its value
 _GROWING = frozenset({"exception", "attempts", "waits", "links", "arguments", "output", "parts"})
 """Keys that add to the size of the spans of a task. Most messages have none of them and are not measured."""
@@ -101,7 +100,7 @@ def waits_of(waits: tuple[Wait, ...], task_id: str, run: RunState) -> list[m.Wai
     """Return the waits of a task that are long enough for a span."""
     found: list[m.Wait] = []
     for number, wait in enumerate(waits, 1):
-        if wait.end_ns - wait.start_ns >= MIN_WAIT_NS:
+        if wait.end_ns - wait.start_ns >= limits.MIN_WAIT_NS:
             one: m.Wait = {
                 "reason": wait.reason,
                 "span_id": span_id(run.run_id, wait_id(task_id), number),

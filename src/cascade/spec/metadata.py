@@ -104,7 +104,7 @@ class Attempt(TypedDict):
 
 
 class Part(TypedDict):
-    """A trace of its own for some children of a large run or map."""
+    """A separate trace with some children of a large run or map."""
 
     part: Ordinal
     """Number of the part."""
@@ -161,7 +161,7 @@ class Decision(TypedDict):
 
 class _Truncated(TypedDict):
     truncated: NotRequired[list[str]]
-    """Keys that were left out because the message or the trace is full."""
+    """Keys that were removed because the message or the trace is full."""
 
 
 class TaskMetadata(_Truncated):
@@ -237,7 +237,7 @@ class TaskEndedMetadata(TaskMetadata):
     waits: NotRequired[list[Wait]]
     """Waits of at least a millisecond."""
     attempts: NotRequired[list[Attempt]]
-    """With a retry policy: the first 64 and the last 64 attempts. An attempt without a span is left out."""
+    """With a retry policy: the first 64 and the last 64 attempts, except attempts without a span."""
     attempt_count: NotRequired[Count]
     """Number of attempts, if more than `attempts` has."""
     max_attempts: NotRequired[Ordinal]

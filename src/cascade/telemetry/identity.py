@@ -176,7 +176,7 @@ class RunTrace:
         return _location(self.run_id, self.trace_id if part else self.location_of(map_id).trace_id, map_id, part)
 
     def tracestate_in(self, trace_id: str) -> str:
-        """Return the tracestate of spans of the run in a trace. Spans in the trace of a part have none."""
+        """Return the tracestate of the spans of the run in a trace. It is empty in the trace of a part."""
         return self.tracestate if trace_id == self.trace_id else ""
 
     def ref(self, trace_id: str, span_id: str) -> SpanRef:
@@ -194,7 +194,14 @@ class RunTrace:
 
 
 def place_run(run_id: str, parent: SpanRef | None = None, mode: str = "join") -> RunTrace:
-    """Return the trace of a run: the trace of the parent (`join`), or its own trace, with a link to the parent (`link`) or without (`none`)."""
+    """Return the trace of a run.
+
+    Args:
+        run_id: Id of the run.
+        parent: Span of the caller, if any.
+        mode: "join" for the trace of the parent, "link" for a separate trace with a link to the parent, "none" for a
+            separate trace.
+    """
     if parent is None or mode == "none":
         return RunTrace(run_id, trace_id(run_id))
     if mode == "link":

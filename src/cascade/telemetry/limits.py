@@ -19,6 +19,8 @@ MAX_CONTROL_EVENTS = 64
 """Decisions about constraints in the last message and the span of a run: half of the SDK's default limit of events."""
 MAX_LATER_ERRORS = 20
 """Errors after the first one, such as those of teardowns, in the last message and the span of a run."""
+MIN_WAIT_NS = 1_000_000
+"""Nanoseconds of the shortest wait in a message."""
 MAX_TIME = 1e11
 """Unix seconds of the largest valid time, in the year 5138. A time in milliseconds is larger."""
 MAX_LISTED_TASKS = 20
@@ -88,7 +90,7 @@ def _lines_within(lines: list[str], room: int) -> list[str]:
 
 
 def truncate_exception(exception: ExceptionInfo, room: int) -> ExceptionInfo:
-    """Return the exception with its message and stack trace truncated to about `room` bytes, but at least a line each."""
+    """Return the exception with its texts truncated to about `room` bytes. At least a line of each text is kept."""
     message, stack = exception.get("message", ""), exception.get("stacktrace", "")
     free = room - exception_size({"type": exception["type"], "message": ""})
     message = truncate(message, max(_MIN_TEXT_BYTES, free // 4))
@@ -105,7 +107,7 @@ def message_size(payload: dict[str, Any]) -> int:
 
 
 def shrink(payload: dict[str, Any], limit: int = MAX_MESSAGE_BYTES) -> dict[str, Any]:
-    """Return the message, or a copy without the values that make it too large, whose keys `truncated` lists."""
+    """Return the message if it is small enough, or a copy without large values. `truncated` lists their keys."""
     metadata = payload["body"].get("metadata", {})
     if _LARGE.isdisjoint(metadata):
         return payload
@@ -131,7 +133,7 @@ def _remove(metadata: dict[str, Any], keys: Iterable[str], fits: Callable[[], bo
 
 
 def exception_size(exception: ExceptionInfo | None) -> int:
-    """Estimate the bytes of the event of an exception and of the status of its span: both have the type and the message."""
+    """Estimate the bytes of an exception in a span. The event and the status have its type and message."""
     if exception is None:
         return 0
     message, stack = exception.get("message", ""), exception.get("stacktrace", "")
@@ -167,7 +169,7 @@ def _value_size(value: Any) -> int:
 def shrink_spans(metadata: dict[str, Any], span: int, room: int, counted: int = 0) -> None:
     """Shorten the metadata so that its spans have about `room` bytes: first its exceptions, then whole values.
 
-    Attempts up to number `counted` are not shortened. `span` is that of `spans_size`.
+    Attempts up to number `counted` are not shortened. `span` is the argument of `spans_size`.
     """
     attempts = [attempt for attempt in metadata.get("attempts", ()) if attempt["attempt"] > counted]
     holders = [holder for holder in (metadata, *attempts) if "exception" in holder]

@@ -98,7 +98,7 @@ def error_message(error: BaseException, limit: int = MAX_ERROR_BYTES) -> str:
 def stack_text(error: BaseException, limit: int = MAX_STACK_BYTES, *, indent: bool = False) -> str:
     """Return the masked stack trace of an exception in at most `limit` bytes. A longer one loses its middle.
 
-    With `indent`, all lines of a message or note but its first one are indented, so that they do not look like frames.
+    With `indent`, the lines after the first one of each message and note are indented, so that they do not look like frames.
     """
     try:
         parts = traceback.format_exception(error)

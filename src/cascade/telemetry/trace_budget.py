@@ -82,7 +82,7 @@ class Child:
     `attempt` is the number of the last counted attempt, `attempt_spans` and `attempt_bytes` are the cost of all of them.
     `shortened` has the shortened exceptions of attempts by number, and None for an attempt without a span.
 
-    The child that stands for the spans of the run counts the dropped spans of the program, in `left_out`.
+    `left_out` is the number of dropped spans of the program. Only the child `TraceShards.run` counts them.
     """
 
     is_caller = False
@@ -163,7 +163,7 @@ class Child:
             run.left_out += 1
 
     def has_room(self, size: int) -> bool:
-        """Return whether the trace has room for spans of the program with so many bytes.
+        """Return whether the trace has room for `size` bytes of spans of the program.
 
         The number of spans has no effect, because storages limit the bytes.
         """
@@ -175,9 +175,9 @@ class Child:
         return spans + self.reserved_spans, size + self.reserved_bytes
 
     def allowance_of_attempt(self, attempts: int) -> tuple[int, int]:
-        """Return the spans and bytes for a failed attempt, if so many further attempts may follow.
+        """Return the spans and bytes that a failed attempt may use. `attempts` is the number of attempts that may follow.
 
-        They are the reservation without the share of these attempts, and a share of the headroom of all running children.
+        The result is the reservation without the share of these attempts, plus a share of the headroom of the trace.
         """
         spans, size = self.part.budget.headroom()
         later = 2 + 3 * min(attempts, _RESERVED_ATTEMPTS)  # the task, its last attempt, and three for each attempt
@@ -309,7 +309,7 @@ _callers: OrderedDict[str, Child] = OrderedDict()
 
 
 def caller_in(trace_id: str, limits: PartLimits) -> Child:
-    """Return the caller in whose trace runs of this process are. These runs have one budget.
+    """Return the caller that owns a trace. All runs of this process in the trace have one budget.
 
     The callers of the latest `_MAX_CALLERS` traces are kept.
     """

@@ -54,8 +54,8 @@ class TraceShards:
     """Assigns the children of a run and of its maps to parts, and finds the parts whose last child has ended.
 
     All methods are called in the event loop of the run. The run is split after `activate`, which the telemetry subscriber
-    calls. `outer` is the task that has started the run, if the run is in its trace. The child `run` stands for spans outside
-    of tasks, such as those of resources.
+    calls. `outer` is the task that has started the run, if the run is in its trace. The child `run` has the costs of spans
+    outside of tasks, such as those of resources.
     """
 
     def __init__(self, limits: PartLimits | None = None, outer: Child | None = None) -> None:

@@ -224,7 +224,7 @@ def test_the_delay_of_a_retry_is_a_wait_between_the_attempts(collector: Collecto
 
 
 def test_a_retry_delay_that_a_cancellation_ends_is_a_wait(collector: Collector, limits: pytest.MonkeyPatch) -> None:
-    limits.setattr("cascade.runtime._metadata.MIN_WAIT_NS", 0)
+    limits.setattr("cascade.telemetry.limits.MIN_WAIT_NS", 0)
     beside = MemoryConnector()
 
     @cs.task
