@@ -96,15 +96,15 @@ def mask_values(text: str) -> str:
 def mask_documents(text: str, lowered: str) -> str:
     """Return the text with the values of secret XML elements, SQL columns and Pydantic fields masked."""
     if "</" in text or "&lt;/" in text:
-        text = replace_matches(text, _ELEMENT, _content)
+        text = replace_matches(text, _ELEMENT, _xml_content)
     if "values" in lowered and "into" in lowered:
-        text = replace_matches(text, _INSERT, _row)
+        text = replace_matches(text, _INSERT, _sql_row)
     if "[parameters: " in text:
-        text = replace_matches(text, _PARAMETERS, _parameters)
+        text = replace_matches(text, _PARAMETERS, _sql_parameters)
     if "input_value=" in text:
-        text = replace_matches(text, _INPUT, _input)
+        text = replace_matches(text, _INPUT, _pydantic_input)
     if "loc" in text and "input" in text:
-        text = replace_matches(text, _LOCATION, _input_at_location)
+        text = replace_matches(text, _LOCATION, _pydantic_input_at_location)
     return text
 
 
@@ -155,7 +155,7 @@ def _is_secret_in_context(text: str, key: str, start: int, before: str) -> bool:
     """Return whether the text before a key makes it secret: `?key=` in a URL, or `api key:`."""
     if len(key) > _MAX_WORD:
         return False
-    if before in {"?", "&"} and before:
+    if before in {"?", "&"}:
         return key.lower() in _IN_QUERY
     if before != " " or key.lower() not in _SECOND_WORDS:
         return False
@@ -225,7 +225,7 @@ def _header_value(found: re.Match[str], before: str, start: int) -> Replacement 
     line = _LINE.match(text, start)
     if line is None:
         return None
-    end = text.find(before, start, line.end()) if before in _QUOTES and before and not found["quote"] else -1
+    end = text.find(before, start, line.end()) if before in _QUOTES and not found["quote"] else -1
     end = line.end() if end < 0 else end
     return Replacement(start, end) if text[start:end].strip("\\ ") else None
 
@@ -238,24 +238,24 @@ def value_at(text: str, start: int, *, quote: str = "") -> Replacement | None:
     if _OPENING.match(text, start):
         return _quoted(text, start)
     if text[start : start + 1] in _CLOSING and start < len(text):
-        end = end_of_brackets(text, start, len(text))
+        end = _end_of_brackets(text, start, len(text))
         if end - start <= len("()"):
             return None
-        rest = first_value(text, end)
+        rest = unquoted_at(text, end)
         return Replacement(start, rest[1] if rest else end, f"{quote}{MASK}{quote}")
     if block := _BLOCK.match(text, start) or _TAG.match(text, start):
         return Replacement(*block.span())
-    value = first_value(text, start)
+    value = unquoted_at(text, start)
     if value is None or _LITERAL.fullmatch(text, *value):
         return None
     return Replacement(*value, f"{quote}{MASK}{quote}")
 
 
-def first_value(text: str, start: int) -> tuple[int, int] | None:
+def unquoted_at(text: str, start: int) -> tuple[int, int] | None:
     """Return the start and end of an unquoted value. It ends at a space, or at a delimiter before another key."""
     if call := _CALL.match(text, start):
         line = _LINE.match(text, start)
-        end = end_of_brackets(text, call.end() - 1, len(text) if line is None else line.end())
+        end = _end_of_brackets(text, call.end() - 1, len(text) if line is None else line.end())
         rest = _PLAIN.match(text, end)
         return start, end if rest is None else rest.end()
     found = _PLAIN.match(text, start)
@@ -284,7 +284,7 @@ def _end_of_quotes(text: str, opening: re.Match[str]) -> int:
     return len(text) if inside is None else inside.end()
 
 
-def end_of_brackets(text: str, start: int, last: int) -> int:
+def _end_of_brackets(text: str, start: int, last: int) -> int:
     """Return the end of the brackets at `start`, or `last` if they are not closed before."""
     depth, position = 0, start
     while found := _NESTED.search(text, position, last):
@@ -307,30 +307,30 @@ def is_random(word: str, shortest: int) -> bool:
     return len(word) >= shortest and has_both and not _ALGORITHM.match(word)
 
 
-def _content(found: re.Match[str]) -> Replacement | None:
+def _xml_content(found: re.Match[str]) -> Replacement | None:
     name = _NAME.search(found["attributes"] or "")
     hidden = is_secret(found["tag"].rpartition(":")[2]) or (name is not None and is_secret(name[1]))
     return Replacement(*found.span("content")) if hidden and found["content"].strip() else None
 
 
-def _row(found: re.Match[str]) -> Replacement | None:
+def _sql_row(found: re.Match[str]) -> Replacement | None:
     """Find all values of a row with a secret column."""
     if not any(map(is_secret, _WORD.findall(found["columns"]))):
         return None
-    return Replacement(found.end() + 1, end_of_brackets(found.string, found.end(), len(found.string)) - 1)
+    return Replacement(found.end() + 1, _end_of_brackets(found.string, found.end(), len(found.string)) - 1)
 
 
-def _parameters(found: re.Match[str]) -> Replacement | None:
-    """Find all parameters of a statement that mentions a secret. Parameters in a mapping have names and are found by those."""
+def _sql_parameters(found: re.Match[str]) -> Replacement | None:
+    """Find all parameters of a statement with a secret column. Parameters in a mapping are found by their keys."""
     text, start = found.string, found.end()
     if text[start] == "{" or not _MENTION.search(found["statement"]):
         return None
-    return Replacement(start, end_of_brackets(text, start, len(text)))
+    return Replacement(start, _end_of_brackets(text, start, len(text)))
 
 
-def _input(found: re.Match[str]) -> Replacement | None:
+def _pydantic_input(found: re.Match[str]) -> Replacement | None:
     return Replacement(*found.span("input")) if is_secret(found["key"]) else None
 
 
-def _input_at_location(found: re.Match[str]) -> Replacement | None:
+def _pydantic_input_at_location(found: re.Match[str]) -> Replacement | None:
     return value_at(found.string, found.end()) if any(map(is_secret, _WORD.findall(found["key"]))) else None

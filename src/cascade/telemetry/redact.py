@@ -25,11 +25,11 @@ from cascade.telemetry._secret_patterns import (
 )
 from cascade.telemetry._secret_values import (
     Replacement,
-    first_value,
     is_random,
     mask_documents,
     mask_values,
     replace_matches,
+    unquoted_at,
     value_at,
 )
 
@@ -39,13 +39,19 @@ __all__ = [
     "hides",
     "is_secret",
     "mask_items",
+    "mask_url_at_end",
     "redact",
     "redact_text",
     "redact_value",
-    "without_cut_login",
 ]
 
+_lock = ForkSafeLock()
+_rules: list["Redaction"] = []
 _custom_patterns: tuple[re.Pattern[str], ...] = ()
+_MAX_PASSES = 10
+_MAX_CACHED = 20_000  # characters of a text whose result is cached
+_MAX_PROSE_WORD = 15  # characters of a word after `Bearer` that may be prose
+_MAX_LINE = 200  # characters of a command line before an argument
 
 # A quote inside of a password does not end the URL; a quote before a delimiter does.
 _URL = re.compile(r"://((?:[^\s\"'`<>\\]|[\"'`](?![\s,;:.)\]}]|\Z)|\\(?![\"'\\nrt]))++)")
@@ -57,12 +63,6 @@ _LOGIN = re.compile(
 )
 _ORACLE = re.compile(r"jdbc:oracle:[a-z]{1,10}:([^\s@]++)@")
 _SCHEME = re.compile(r"\b(?i:bearer|basic)\s{1,8}(?!\w{1,20}=[\"'])([A-Za-z0-9._~+/=-]{4,}+)")
-_lock = ForkSafeLock()
-_rules: list["Redaction"] = []
-_MAX_PASSES = 10
-_MAX_CACHED = 20_000
-_LONGEST_WORD = 15
-_LONGEST_LINE = 200
 _OPTION = re.compile(
     r"(?<![\w.-])(--?[A-Za-z][\w.-]*+)\s{1,8}(?![\s-])"
     r"(?!(?:is|was|are|must|option|flag|or|and|to|for|in|argument|requires?d?|needs|cannot|has|with|not|should|can|may"
@@ -133,12 +133,12 @@ def mask_items(shown: Sequence[Any], names: Sequence[str] = ()) -> list[Any]:
             opening = f"{line} '"
             seen = redact_text(f"{opening}{item}'")
             masked[number] = seen[len(opening) : -1] if seen.startswith(opening) else item
-        line = f"{line} {masked[number]}"[-_LONGEST_LINE:]
+        line = f"{line} {masked[number]}"[-_MAX_LINE:]
     return masked
 
 
-def without_cut_login(text: str) -> str:
-    """Return a truncated text with the URL at its end masked, because the `@` after a password may be missing."""
+def mask_url_at_end(text: str) -> str:
+    """Mask the URL at the end of a truncated text, because the `@` after its password may be missing."""
     start = text.rfind("://") + len("://")
     is_cut = start > len("://") - 1 and len(text[start:].split(None, 1)) == 1 and not text[-1:].isspace()
     return text[:start] + MASK if is_cut and not _ENDS_URL.search(text, start) else text
@@ -210,9 +210,9 @@ def _end_of_login(scheme: str, rest: str) -> int:
 
 
 def _credentials(found: re.Match[str]) -> Replacement | None:
-    """Find the word after `Bearer` or `Basic`, unless it is prose: short, without digits, and lower case after its first letter."""
+    """Find the word after `Bearer` or `Basic`. A short word without digits and inner capitals is prose."""
     word = found[1]
-    looks_random = len(word) > _LONGEST_WORD or any(c.isdigit() or c in "=_" or c.isupper() for c in word[1:])
+    looks_random = len(word) > _MAX_PROSE_WORD or any(c.isdigit() or c in "=_" or c.isupper() for c in word[1:])
     return Replacement(*found.span(1)) if looks_random else None
 
 
@@ -235,7 +235,7 @@ def _value_in_phrase(found: re.Match[str]) -> Replacement | None:
         quoted = value_at(found.string, found.start(2))
         is_password = found[1] or (quoted and is_random(found.string[quoted.start : quoted.end], 10))
         return quoted if is_password else None
-    value = first_value(found.string, found.end())
+    value = unquoted_at(found.string, found.end())
     return Replacement(*value) if value and is_random(found.string[slice(*value)], 6 if found[1] else 10) else None
 
 

@@ -27,7 +27,7 @@ from cascade.telemetry.limits import (
     truncate,
     truncate_stack,
 )
-from cascade.telemetry.redact import mask_items, redact_text, without_cut_login
+from cascade.telemetry.redact import mask_items, mask_url_at_end, redact_text
 
 MAX_DEPTH = 8
 MAX_ITEMS = 100
@@ -58,7 +58,7 @@ def masked(value: str, limit: int) -> str:
     """
     if len(value) <= limit + _MARGIN:
         return truncate(redact_text(value), limit)
-    return truncate(redact_text(without_cut_login(value[: limit + _MARGIN]))[:-_UNSURE] + _CUT, limit)
+    return truncate(redact_text(mask_url_at_end(value[: limit + _MARGIN]))[:-_UNSURE] + _CUT, limit)
 
 
 def masked_end(value: str, limit: int) -> str:
