@@ -36,7 +36,7 @@ from cascade.connectors.otel import (
 )
 from cascade.connectors.otel import options as _options_of_otel
 from cascade.connectors.otel.logs import run_logs
-from cascade.connectors.otel.metrics import catalogue, export, settings
+from cascade.connectors.otel.metrics import aggregation, catalogue, export, settings
 from cascade.runtime import _map_execution, _run_context, exceptions, protocols, publish_queue, threads
 from cascade.runtime.control import constraint, controller, notifier, wait_queue
 from cascade.spec import retry, telemetry
@@ -124,8 +124,8 @@ STATED = {
         f"milliseconds, {settings.DEFAULT_INTERVAL * 1000:g} by default",
         {3600.0: "again after an hour"}[export.UNSUPPORTED_PAUSE],
         f"The totals of the {routing.RECENT} destinations",
-        f"at most {catalogue.MAX_NAMES} names of tasks, {catalogue.MAX_TARGETS} of targets and {catalogue.MAX_ERROR_TYPES} types",
-        f"{catalogue.MAX_SETS:,} combinations of attributes per metric",
+        f"at most {aggregation.MAX_NAMES} names of tasks, {aggregation.MAX_TARGETS} of targets and {aggregation.MAX_ERROR_TYPES} types",
+        f"{aggregation.MAX_SETS:,} combinations of attributes per metric",
     ],
     "docs/mqtt.md": [
         f"by default {outbox.CAPACITY // MIB} MiB",

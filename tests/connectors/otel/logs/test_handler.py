@@ -15,8 +15,8 @@ from tests.connectors.otel.logs.conftest import RUN, inside
 from tests.lab.waiting import HANG
 
 
-class Taken:
-    """A handler and the records that it has encoded."""
+class Recorder:
+    """Handler that keeps the encoded records and the reasons of the refused ones."""
 
     def __init__(self, **options: Any) -> None:
         self.items: list[bytes] = []
@@ -32,22 +32,22 @@ class Taken:
     "task", [None, TaskContext("another run", "t", "work", place_run("another run"))], ids=["no task", "another's"]
 )
 def test_only_records_of_tasks_of_its_runs_are_handled(task: TaskContext | None) -> None:
-    taken = Taken()
+    recorder = Recorder()
     token = task_context.CURRENT_TASK.set(task)
-    taken.handle()
+    recorder.handle()
     task_context.CURRENT_TASK.reset(token)
-    assert taken.items == []
+    assert recorder.items == []
     with inside():
-        taken.handle()
-    assert len(taken.items) == 1
+        recorder.handle()
+    assert len(recorder.items) == 1
 
 
 def test_records_below_the_level_are_ignored() -> None:
-    taken = Taken(min_level=logging.WARNING)
+    recorder = Recorder(min_level=logging.WARNING)
     with inside():
         for level in (20, 29, 30, 50):
-            taken.handle(level=level)
-    assert len(taken.items) == 2
+            recorder.handle(level=level)
+    assert len(recorder.items) == 2
 
 
 @pytest.mark.parametrize(
@@ -62,24 +62,24 @@ def test_records_below_the_level_are_ignored() -> None:
     ],
 )
 def test_records_of_the_export_are_ignored(name: str, count: int) -> None:
-    taken = Taken()
+    recorder = Recorder()
     with inside():
-        taken.handle(name)
-    assert len(taken.items) == count
+        recorder.handle(name)
+    assert len(recorder.items) == count
 
 
 def test_records_that_are_logged_during_the_encoding_are_ignored() -> None:
-    taken = Taken()
+    recorder = Recorder()
 
-    class Talkative:
+    class LoggingArgument:
         def __str__(self) -> str:
-            taken.handle(message=self)
+            recorder.handle(message=self)
             return "talked"
 
     with inside():
-        taken.handle("app", Talkative())
-    assert len(taken.items) == 1
-    assert b"talked" in taken.items[0]
+        recorder.handle("app", LoggingArgument())
+    assert len(recorder.items) == 1
+    assert b"talked" in recorder.items[0]
 
 
 def test_records_that_are_logged_during_put_are_ignored() -> None:
@@ -107,10 +107,10 @@ def test_records_that_are_logged_during_put_are_ignored() -> None:
     ],
 )
 def test_an_invalid_record_does_not_raise(fields: dict[str, Any]) -> None:
-    taken = Taken()
+    recorder = Recorder()
     with inside():
-        taken.handle(**fields)
-    assert len(taken.items) + len(taken.refused) == 1
+        recorder.handle(**fields)
+    assert len(recorder.items) + len(recorder.refused) == 1
 
 
 def test_threads_encode_in_parallel() -> None:
@@ -121,11 +121,11 @@ def test_threads_encode_in_parallel() -> None:
 
     handler = TaskLogHandler(put, pytest.fail, {RUN})
 
-    def say() -> None:
+    def log() -> None:
         with inside():
             handler.handle(logging.makeLogRecord({"name": "app", "levelno": 20, "lineno": 1}))
 
-    threads = [threading.Thread(target=say) for _ in range(2)]
+    threads = [threading.Thread(target=log) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -135,15 +135,15 @@ def test_threads_encode_in_parallel() -> None:
 
 def test_detaching_a_handler_does_not_affect_another_handler(app: logging.Logger) -> None:
     """Two connectors have overlapping runs. A run of the first one ends while a record is passed on."""
-    first, second = Taken(), Taken()
+    first, second = Recorder(), Recorder()
 
     def ends(_: logging.LogRecord) -> bool:
         detach(first.handler)
         return True
 
     first.handler.addFilter(ends)
-    for taken in (first, second):
-        attach(taken.handler)
+    for recorder in (first, second):
+        attach(recorder.handler)
     with inside():
         app.info("seen by both")
         app.info("seen by the second")
@@ -152,24 +152,24 @@ def test_detaching_a_handler_does_not_affect_another_handler(app: logging.Logger
 
 
 def test_filters_of_the_handler_apply() -> None:
-    taken = Taken()
-    taken.handler.addFilter(lambda record: record.name != "noisy")
+    recorder = Recorder()
+    recorder.handler.addFilter(lambda record: record.name != "noisy")
     with inside():
-        taken.handle("noisy")
-        taken.handle("app")
-    assert len(taken.items) == 1
+        recorder.handle("noisy")
+        recorder.handle("app")
+    assert len(recorder.items) == 1
 
 
 def test_an_exception_of_a_filter_does_not_reach_the_task() -> None:
-    taken = Taken()
+    recorder = Recorder()
 
     def raises(record: logging.LogRecord) -> bool:
         raise LookupError(record.name)
 
-    taken.handler.addFilter(raises)
+    recorder.handler.addFilter(raises)
     with inside():
-        taken.handle()
-    assert (taken.items, taken.refused) == ([], ["a record cannot be handled: LookupError"])
+        recorder.handle()
+    assert (recorder.items, recorder.refused) == ([], ["a record cannot be handled: LookupError"])
 
 
 def test_a_closed_stderr_does_not_raise_in_a_program_without_handlers() -> None:
@@ -212,9 +212,9 @@ def test_a_program_without_handlers_still_prints_warnings() -> None:
         app.setLevel(logging.INFO)
         app.info("seen too")
         other.addHandler(logging.NullHandler())
-        other.error("taken care of")
+        other.error("recorder care of")
         logging.root.addHandler(logging.NullHandler())
-        app.warning("taken care of")
+        app.warning("recorder care of")
     """)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "seen\nseen too\n")

@@ -3,7 +3,8 @@
 import pytest
 
 from cascade.connectors.otel.batch import FlushReport
-from cascade.connectors.otel.metrics.catalogue import MAX_ERROR_TYPES, MAX_NAMES, MAX_SETS, MAX_TARGETS, METRICS
+from cascade.connectors.otel.metrics.aggregation import MAX_ERROR_TYPES, MAX_NAMES, MAX_SETS, MAX_TARGETS
+from cascade.connectors.otel.metrics.catalogue import METRICS
 from tests.connectors.otel.metrics import messages
 from tests.connectors.otel.metrics.exports import attributes, exported, exporting, flush, latest, points, values
 from tests.connectors.otel.tracing import Collector

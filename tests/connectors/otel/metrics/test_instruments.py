@@ -12,7 +12,8 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from cascade.connectors.otel.batch import Counters, FlushReport
 from cascade.connectors.otel.metrics import RunMetrics
-from cascade.connectors.otel.metrics.catalogue import BOUNDS, MAX_NAMES, METRICS
+from cascade.connectors.otel.metrics.aggregation import MAX_NAMES
+from cascade.connectors.otel.metrics.catalogue import BOUNDS, METRICS
 from cascade.testing import OtlpReceiver
 from tests.connectors.otel.metrics import messages
 from tests.lab.waiting import HANG

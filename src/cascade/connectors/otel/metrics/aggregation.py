@@ -8,20 +8,53 @@ import threading
 import time
 import weakref
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from cascade.connectors.otel.batch import FlushReport
 from cascade.connectors.otel.metrics import catalogue as m
-from cascade.connectors.otel.metrics.catalogue import BOUNDS, CardinalityLimit, Key
+from cascade.connectors.otel.metrics.catalogue import BOUNDS, Key, Metric
 from cascade.connectors.otel.metrics.settings import Settings
+from cascade.telemetry import attributes as a
 
 Exemplar = tuple[float, int, str, str]
 """A value, its time in nanoseconds, and the hexadecimal ids of its trace and span. A tuple costs less than a class."""
 
 _SAMPLED = 1
+
+
+MAX_NAMES = 200
+MAX_TARGETS = 200
+MAX_ERROR_TYPES = 50
+MAX_SETS = 1000
+"""Attribute sets of one metric. A request with this many for each metric is below 4 MiB, the default limit of gRPC servers."""
+
+_LIMITS = {a.TASK_NAME: MAX_NAMES, a.RUN_TARGET: MAX_TARGETS, a.ERROR_TYPE: MAX_ERROR_TYPES}
+
+
+class CardinalityLimit:
+    """Limits the number of attribute sets, whose values come from user code. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._sets: Counter[Metric] = Counter()
+        self._values: dict[str, set[str]] = defaultdict(set)
+
+    def admit(self, key: Key) -> Key:
+        """Return a new key unchanged, or the overflow key if a limit is reached. Each new key is counted once."""
+        metric: Metric = key[0]
+        limited = [pair for pair in zip(metric.attributes, key[1:], strict=False) if pair[0] in _LIMITS]
+        if self._sets[metric] >= MAX_SETS or any(self._is_above_limit(*pair) for pair in limited):
+            return (metric,)
+        self._sets[metric] += 1
+        for name, value in limited:
+            self._values[name].add(value)
+        return key
+
+    def _is_above_limit(self, name: str, value: str | None) -> bool:
+        known = self._values[name]
+        return value not in known and len(known) >= _LIMITS[name]
 
 
 class Histogram:
@@ -194,7 +227,8 @@ class Aggregator:
 
     Args:
         settings: Temporality and exemplar filter.
-        on_change: Called at the first histogram value and at the first count after a `collect`, and at each `touch`.
+        on_change: Called at each `touch` and, while no run is in progress, at the first measurements after a `collect`. A run
+            in progress is a change by itself.
     """
 
     def __init__(self, settings: Settings, on_change: Callable[[], None]) -> None:
@@ -225,7 +259,7 @@ class Aggregator:
             is_first = not self._current.histograms
             histogram = self._current.histograms.get(key) or self._current.histogram(key)
             histogram.record(seconds, exemplar)
-        if is_first:
+        if is_first and not self.gauges.active_runs:
             self._on_change()
 
     def add(self, key: Key) -> None:
@@ -234,7 +268,7 @@ class Aggregator:
         with self._lock:
             is_first = not self._current.counts
             self._current.add(key)
-        if is_first:
+        if is_first and not self.gauges.active_runs:
             self._on_change()
 
     def touch(self) -> None:

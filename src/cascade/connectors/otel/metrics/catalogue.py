@@ -1,6 +1,5 @@
-"""Metrics by name, which `docs/metrics.md` lists, and the limit of their attribute sets."""
+"""The metrics, their attributes and their buckets. `docs/metrics.md` lists them."""
 
-from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -89,35 +88,3 @@ def attributes_of(key: Key) -> dict[str, Any]:
         return {a.METRIC_OVERFLOW: True}
     pairs = zip(metric.attributes, values, strict=True)
     return {name: truncate(str(value), MAX_VALUE_BYTES) for name, value in pairs if value is not None}
-
-
-MAX_NAMES = 200
-MAX_TARGETS = 200
-MAX_ERROR_TYPES = 50
-MAX_SETS = 1000
-"""Attribute sets of one metric. A request with this many for each metric is below 4 MiB, the default limit of gRPC servers."""
-
-_LIMITS = {a.TASK_NAME: MAX_NAMES, a.RUN_TARGET: MAX_TARGETS, a.ERROR_TYPE: MAX_ERROR_TYPES}
-
-
-class CardinalityLimit:
-    """Limits the number of attribute sets, whose values come from user code. Not thread-safe."""
-
-    def __init__(self) -> None:
-        self._sets: Counter[Metric] = Counter()
-        self._values: dict[str, set[str]] = defaultdict(set)
-
-    def admit(self, key: Key) -> Key:
-        """Return a new key unchanged, or the overflow key if a limit is reached. Each new key is counted once."""
-        metric: Metric = key[0]
-        limited = [pair for pair in zip(metric.attributes, key[1:], strict=False) if pair[0] in _LIMITS]
-        if self._sets[metric] >= MAX_SETS or any(self._is_above_limit(*pair) for pair in limited):
-            return (metric,)
-        self._sets[metric] += 1
-        for name, value in limited:
-            self._values[name].add(value)
-        return key
-
-    def _is_above_limit(self, name: str, value: str | None) -> bool:
-        known = self._values[name]
-        return value not in known and len(known) >= _LIMITS[name]

@@ -17,8 +17,8 @@ from cascade.connectors import _lifetime
 from cascade.connectors.otel import environment
 from cascade.connectors.otel.encode import SCOPE, VERSION
 from cascade.connectors.otel.metrics import catalogue as m
-from cascade.connectors.otel.metrics.aggregation import Gauges
-from cascade.connectors.otel.metrics.catalogue import CardinalityLimit, Key, attributes_of
+from cascade.connectors.otel.metrics.aggregation import CardinalityLimit, Gauges
+from cascade.connectors.otel.metrics.catalogue import Key, attributes_of
 
 
 def application_provider() -> MeterProvider | None:
