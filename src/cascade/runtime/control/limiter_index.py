@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
-from cascade.runtime.control.constraint import Constraint, Scope
+from cascade.runtime.control.constraint import CONSTRAINT_TYPES, Constraint, Scope
 from cascade.runtime.control.limiters import AdmissionKey, ConstraintLimiter, Limiter, PauseLimiter, PlaceLimiter
 from cascade.runtime.protocols import Places
 
@@ -21,7 +21,7 @@ class LimiterIndex:
     def __init__(self, create: Callable[[Constraint], ConstraintLimiter]) -> None:
         self._create = create
         self._by_scope: dict[tuple[Scope, str], ConstraintLimiter] = {}
-        self._by_name: dict[str, tuple[ConstraintLimiter | Constraint, ...]] = {}
+        self._by_name: dict[tuple[str, str], ConstraintLimiter | Constraint] = {}
         self._cache: dict[AdmissionKey, tuple[Limiter, ...]] = {}
         self._cached_keys: dict[str, list[AdmissionKey]] = {}
         self._place_limiters: dict[Places, PlaceLimiter] = {}
@@ -30,38 +30,32 @@ class LimiterIndex:
 
     def get(self, constraint: Constraint) -> ConstraintLimiter | None:
         """Return the limiter of the same scope and type; None if there is none, or if it is not created yet."""
-        scope = constraint.scope
-        if not scope.is_name:
-            return self._by_scope.get((scope, constraint.type))
-        for entry in self._by_name.get(scope.name, ()):
-            if isinstance(entry, ConstraintLimiter) and entry.constraint.type == constraint.type:
-                return entry
-        return None
+        scope, kind = constraint.scope, constraint.type
+        found = self._by_name.get((scope.name, kind)) if scope.is_name else self._by_scope.get((scope, kind))
+        return found if isinstance(found, ConstraintLimiter) else None
 
     def put(self, constraint: Constraint, limiter: ConstraintLimiter | None = None) -> None:
         """Add a constraint, which replaces that of the same scope and type. `limiter` is its limiter if it is created already."""
-        scope = constraint.scope
+        scope, kind = constraint.scope, constraint.type
         if scope.is_name:
-            self._by_name[scope.name] = (*self._other_types(constraint), limiter or constraint)
+            self._by_name[scope.name, kind] = limiter or constraint
         else:
-            self._by_scope[scope, constraint.type] = limiter or self._create(constraint)
+            self._by_scope[scope, kind] = limiter or self._create(constraint)
         self._invalidate(scope)
 
     def pop(self, constraint: Constraint) -> ConstraintLimiter | None:
         """Remove the constraint of the same scope and type. Returns its limiter if it is created."""
-        limiter, scope = self.get(constraint), constraint.scope
-        if not scope.is_name:
-            self._by_scope.pop((scope, constraint.type), None)
-        elif others := tuple(self._other_types(constraint)):
-            self._by_name[scope.name] = others
+        limiter, scope, kind = self.get(constraint), constraint.scope, constraint.type
+        if scope.is_name:
+            self._by_name.pop((scope.name, kind), None)
         else:
-            self._by_name.pop(scope.name, None)
+            self._by_scope.pop((scope, kind), None)
         self._invalidate(scope)
         return limiter
 
     def clear(self) -> list[ConstraintLimiter]:
         """Remove all constraints, and return their created limiters. Limiters of places stay."""
-        entries = chain(self._by_scope.values(), chain.from_iterable(self._by_name.values()))
+        entries = chain(self._by_scope.values(), self._by_name.values())
         limiters = [entry for entry in entries if isinstance(entry, ConstraintLimiter)]
         self._by_scope.clear()
         self._by_name.clear()
@@ -108,17 +102,10 @@ class LimiterIndex:
             limiters.append(self._place_limiters.setdefault(key.places, PlaceLimiter(key.places)))
         return tuple(limiters)
 
-    def _of_name(self, name: str) -> tuple[ConstraintLimiter, ...]:
-        entries = self._by_name.get(name)
-        if not entries:
-            return ()
-        limiters = tuple(entry if isinstance(entry, ConstraintLimiter) else self._create(entry) for entry in entries)
-        self._by_name[name] = limiters
-        return limiters
-
-    def _other_types(self, constraint: Constraint) -> Iterator[ConstraintLimiter | Constraint]:
-        """Yield the entries of the same task name with other types."""
-        for entry in self._by_name.get(constraint.scope.name, ()):
-            held = entry.constraint if isinstance(entry, ConstraintLimiter) else entry
-            if held.type != constraint.type:
+    def _of_name(self, name: str) -> Iterator[ConstraintLimiter]:
+        for kind in CONSTRAINT_TYPES if self._by_name else ():
+            entry = self._by_name.get((name, kind))
+            if isinstance(entry, Constraint):
+                entry = self._by_name[name, kind] = self._create(entry)
+            if entry is not None:
                 yield entry

@@ -256,13 +256,9 @@ def limiter_of(
     replaced: Limiter | None,
     clock: Callable[[], float],
 ) -> ConstraintLimiter:
-    """Return the limiter of a constraint on starts.
+    """Return the limiter of a constraint. A rate has no more tokens than the limiter that it replaces.
 
-    Args:
-        constraint: The constraint.
-        running: Number of running tasks by key, updated by admission control before it calls the limiter.
-        replaced: The limiter that this one replaces.
-        clock: Returns seconds that do not decrease.
+    `running` is the number of running tasks by key, which admission control updates before it calls a limiter.
 
     Raises:
         RefusedError: The pattern is invalid.
