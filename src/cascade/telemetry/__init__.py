@@ -1,4 +1,4 @@
-"""The wire: identity, encoding, limits, redaction."""
+"""Telemetry messages: identity, topics, encoding, limits, redaction, and the parts of large traces."""
 
 from functools import partial
 from typing import TYPE_CHECKING

@@ -32,7 +32,7 @@ from cascade.telemetry.redact import mask_items, mask_url_at_end, redact_text
 MAX_DEPTH = 8
 MAX_ITEMS = 100
 MAX_TEXT_BYTES = 1_000
-_BIGGEST_INT = 2**63
+_INT_LIMIT = 2**63
 _PRINTABLE: tuple[Any, ...] = (
     *(dt.datetime, dt.date, dt.time, dt.timedelta),
     *(decimal.Decimal, uuid.UUID, pathlib.PurePath),
@@ -115,7 +115,7 @@ def _indented(parts: list[str]) -> Iterator[str]:
     is_note = False  # True after the message of an exception, up to the next traceback
     for part in parts:
         lines = part.removesuffix("\n").split("\n")
-        if not lines[0]:  # "During handling of the above exception, …"
+        if not lines[0]:  # "During handling of the parents exception, …"
             yield part
             is_note = False
             continue
@@ -158,7 +158,7 @@ def without_captured(payload: dict[str, Any], *, keep: AbstractSet[str]) -> dict
     return {**payload, "body": {**payload["body"], "metadata": kept}}
 
 
-def _safe(value: Any, depth: int, items: int, limit: int, above: tuple[int, ...]) -> Any:
+def _safe(value: Any, depth: int, items: int, limit: int, parents: tuple[int, ...]) -> Any:
     # `isinstance` and `match` would read `value.__class__`, which may be code of the user.
     kind = type(value)
     if value is None or kind is bool:
@@ -169,7 +169,7 @@ def _safe(value: Any, depth: int, items: int, limit: int, above: tuple[int, ...]
         return masked(str.__str__(value), limit)
     if issubclass(kind, int):
         number = int.__int__(value)
-        return number if -_BIGGEST_INT <= number < _BIGGEST_INT else _big(number)
+        return number if -_INT_LIMIT <= number < _INT_LIMIT else _big_int(number)
     if issubclass(kind, float):
         real = float.__float__(value)
         return real if math.isfinite(real) else _not_finite(real)
@@ -177,24 +177,24 @@ def _safe(value: Any, depth: int, items: int, limit: int, above: tuple[int, ...]
         return f"<{kind.__name__}, {base.__len__(value)} B>"
     if (base := _base(kind, _PRINTABLE)) is not None:
         return masked(base.__str__(value), limit)
-    if depth == 0 or id(value) in above:
+    if depth == 0 or id(value) in parents:
         return _CUT
-    return _container(value, kind, depth - 1, items, limit, (*above, id(value)))
+    return _container(value, kind, depth - 1, items, limit, (*parents, id(value)))
 
 
-def _container(value: Any, kind: type[Any], depth: int, items: int, limit: int, above: tuple[int, ...]) -> Any:
+def _container(value: Any, kind: type[Any], depth: int, items: int, limit: int, parents: tuple[int, ...]) -> Any:
     if issubclass(kind, dict):
-        return _mapping(dict.items(value), dict.__len__(value), depth, items, limit, above)
+        return _mapping(dict.items(value), dict.__len__(value), depth, items, limit, parents)
     if (base := _base(kind, _SEQUENCES)) is not None:
         size = base.__len__(value)
         own_names = _names_of(kind) if base is tuple else ()
-        shown = [_safe(item, depth, items, limit, above) for item in islice(base.__iter__(value), items)]
+        shown = [_safe(item, depth, items, limit, parents) for item in islice(base.__iter__(value), items)]
         shown = mask_items(shown, own_names) if base in {list, tuple} else shown
         return shown if size <= items else [*shown, f"{_CUT} {size - items} more"]
     if dataclasses.is_dataclass(kind):
         names = [field.name for field in dataclasses.fields(kind)]
         found = _attributes(value, names)
-        return _mapping(((n, found[n]) for n in names if n in found), len(names), depth, items, limit, above)
+        return _mapping(((n, found[n]) for n in names if n in found), len(names), depth, items, limit, parents)
     return _by_type(value)
 
 
@@ -218,11 +218,11 @@ def _attributes(value: Any, names: list[str]) -> dict[str, Any]:
 
 
 def _mapping(
-    pairs: Iterable[tuple[Any, Any]], size: int, depth: int, items: int, limit: int, above: tuple[int, ...]
+    pairs: Iterable[tuple[Any, Any]], size: int, depth: int, items: int, limit: int, parents: tuple[int, ...]
 ) -> dict[str, Any]:
     result = {}
     for key, item in islice(pairs, items):
-        shown = _safe(item, depth, items, limit, above)
+        shown = _safe(item, depth, items, limit, parents)
         # A key in bytes is replaced by its length, so that `mask_mapping` cannot check it.
         is_hidden = issubclass(type(key), bytes) and hides(bytes.decode(key, "utf-8", "replace"), shown)
         result[_key(key, limit)] = MASK if is_hidden else shown
@@ -237,7 +237,7 @@ def _key(key: Any, limit: int) -> str:
     return shown if isinstance(shown, str) else str(shown)
 
 
-def _big(value: int) -> str:
+def _big_int(value: int) -> str:
     # Python does not convert integers of more than 4,300 digits to decimal.
     bits = int.bit_length(value)
     return str(int(value)) if bits < 4_000 else f"<int, {bits} bits>"  # noqa: PLR2004
