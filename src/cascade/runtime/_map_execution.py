@@ -22,7 +22,7 @@ from cascade.runtime.events import (
     TaskExecutionStarted,
     Wait,
 )
-from cascade.runtime.exceptions import add_task_note, result_of, status_of
+from cascade.runtime.exceptions import add_task_note, is_cancellation
 from cascade.runtime.resolvers import ArgumentResolver
 from cascade.spec.lazy_types import LazyResult, label_of
 from cascade.spec.signature import require_items
@@ -43,13 +43,11 @@ class MapExecution:
         run: RunContext,
         resolver: ArgumentResolver,
         node: Node,
-        dependencies_of: Callable[[Node], tuple[str, ...]],
         on_resolved: Callable[[Node], None],
     ) -> None:
         self._run = run
         self._resolver = resolver
         self._node = node
-        self._dependencies_of = dependencies_of
         self._on_resolved = on_resolved
         self._size: int | None = None
         self._done = self._failed = self._cached = 0
@@ -82,20 +80,20 @@ class MapExecution:
             now_ns = self._run.clock.last_ns
             add_task_note(error, f"task {self._node.name!r}", attempt_start_ns=self._start_ns, now_ns=now_ns)
             self._publish_started()
-            self._publish_finished("error", **self._run.error_fields(error))
+            self._publish_finished(self._run.outcome(error, "error"))
             raise
         self._on_resolved(self._node)
         self._size = len(items)
         self._publish_started()
         try:
             values = await self._run_items(items)
-        except asyncio.CancelledError as error:
-            self._publish_finished(result_of(error), **self._run.error_fields(error))
-            raise
         except BaseException as error:
-            self._publish_finished(result_of(error))  # the error is the item's
+            outcome = self._run.outcome(error)
+            if not is_cancellation(error):  # the event of the item has the error
+                del outcome["error"], outcome["exception"]
+            self._publish_finished(outcome)
             raise
-        self._publish_finished("success")
+        self._publish_finished(self._run.outcome(None))
         return values
 
     async def _run_items(self, items: "Items") -> list[Any]:
@@ -175,8 +173,8 @@ class MapExecution:
         item = {"task_id": item_id(self._node.id, index), "task_name": name}
         item |= {"map_id": self._node.id, "map_index": index}
         run.emit(TaskExecutionStarted, start_ns=start_ns, **item)
-        failed = {"status": status_of("error"), "result": "error", "start_ns": start_ns, "end_ns": start_ns}
-        run.emit(TaskExecutionFinished, **failed, **run.error_fields(error), **item)
+        outcome = run.outcome(error, "error")
+        run.emit(TaskExecutionFinished, start_ns=start_ns, end_ns=start_ns, **outcome, **item)
 
     def _publish_started(self) -> None:
         if (parts := self._run.trace.parts).is_active:
@@ -184,20 +182,18 @@ class MapExecution:
             parts.expect(self._node.id, self._node.name, self._size or 0)
         self._run.emit(TaskExecutionStarted, map_size=self._size, start_ns=self._start_ns, **self._identity())
 
-    def _publish_finished(self, result: str, **failed: Any) -> None:
+    def _publish_finished(self, outcome: dict[str, Any]) -> None:
         end_ns = self._run.clock.now_ns()
         self._run.emit(
             TaskExecutionFinished,
-            status=status_of(result),
             duration=seconds(self._start_ns, end_ns),
-            result=result,
             start_ns=self._start_ns,
             end_ns=end_ns,
             map_size=self._size,
             counts=None if self._size is None else self._counts(),
-            dependencies=self._dependencies_of(self._node),
+            dependencies=self._resolver.dependencies(self._node),
             waits=self._waits,
-            **failed,
+            **outcome,
             **self._identity(),
         )
 

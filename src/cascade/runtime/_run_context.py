@@ -22,6 +22,8 @@ from cascade.runtime.exceptions import (
     cancellation_text,
     is_by_signal,
     is_cancellation,
+    result_of,
+    status_of,
     traceback_of,
 )
 from cascade.runtime.guard import FAULTS
@@ -144,13 +146,18 @@ class RunContext:
         else:
             self.add_later_error(self.failure, error, operation)
 
-    def error_fields(self, error: BaseException | None) -> dict[str, Any]:
-        """The fields `error` and `exception` of the event for what ended with `error`. A cancellation has no exception."""
-        if error is None:
-            return {}
+    def error_fields(self, error: BaseException) -> dict[str, Any]:
+        """Return the fields `error` and `exception` of an event. A cancellation has no exception."""
         if is_cancellation(error):
             return {"error": self.stop_reason or cancellation_text(error)}
         return {"error": error_text(error), "exception": error_info(error)}
+
+    def outcome(self, error: BaseException | None, result: str = "") -> dict[str, Any]:
+        """Return the fields `status`, `result`, `error` and `exception` of the event for the end of an operation."""
+        if error is None:
+            return {"status": "Succeeded", "result": "success"}
+        result = result or result_of(error)
+        return {"status": status_of(result), "result": result, **self.error_fields(error)}
 
     def keep_running(self, work: Ending, name: str) -> None:
         """Record a task whose function cannot be interrupted, until the function ends."""

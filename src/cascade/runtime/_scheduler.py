@@ -15,7 +15,7 @@ from cascade.runtime._task_execution import TaskExecution
 from cascade.runtime._task_group import BURST, StartThrottle, TaskGroup
 from cascade.runtime.events import TaskSkipped
 from cascade.runtime.exceptions import DependencyMissingError, UnknownParamError, add_task_note, suggestion
-from cascade.runtime.flow import PRUNED, FlowManager, Skip, chosen_route, lazy_id
+from cascade.runtime.flow import PRUNED, FlowManager, Skip
 from cascade.runtime.protocols import Discarding, Solver
 from cascade.runtime.resolvers import ArgumentResolver, input_value
 from cascade.spec.input import ParamSpec
@@ -129,11 +129,11 @@ class Scheduler:
     async def _execute(self, node: Node) -> None:
         execution: MapExecution | TaskExecution
         if node.node_type == "map":
-            execution = MapExecution(self._run, self._resolver, node, self._dependencies, self._release_arguments)
+            execution = MapExecution(self._run, self._resolver, node, self._release_arguments)
         else:
             kind = TaskExecution if node.retry_policy is None else RetriedExecution
             plan_node = self._planned.get(node.id, node)
-            execution = kind(self._run, self._resolver, node, plan_node, self._dependencies)
+            execution = kind(self._run, self._resolver, node, plan_node)
         self._complete(node, await execution.execute())
         self._start_ready()
 
@@ -182,18 +182,13 @@ class Scheduler:
 
     def _await_chosen_route(self, edge: Edge) -> None:
         """Mark the branch that the selector has chosen as needed. The consumer waits for it."""
-        route = self._chosen(edge)
-        if route is None or lazy_id(route) in self._settled:
+        chosen = self._resolver.chosen_id(edge)
+        if chosen is None or chosen in self._settled:
             return
-        key = lazy_id(route), edge.target.id
+        key = chosen, edge.target.id
         self._awaited_routes[key] = self._awaited_routes.get(key, 0) + 1
         self._pending[edge.target.id] += 1
-        self._need(lazy_id(route))
-
-    def _chosen(self, edge: Edge) -> Any:
-        if edge.router is None or not self._run.state.has_result(edge.source.id):
-            return None
-        return chosen_route(edge.router, self._run.state.get_result(edge.source.id))
+        self._need(chosen)
 
     def _route_settled(self, edge: Edge) -> None:
         """Settle a branch of a router. The consumer waits for it only if the selector has chosen it."""
@@ -225,16 +220,6 @@ class Scheduler:
             return ()
         decider = self._deciders[node_id] = self._deciders.get(nearest, nearest)
         return tuple(i for i in dict.fromkeys((decider, nearest)) if self._nodes[i].param_spec is None)
-
-    def _dependencies(self, node: Node) -> tuple[str, ...]:
-        """Return the ids of the tasks whose values the node uses, each once."""
-        found: dict[str, None] = {}
-        for edge in self._flow.in_edges.get(node.id, ()):
-            if edge.edge_type is not EdgeType.ROUTER_ROUTE:
-                found[edge.source.id] = None
-            if (route := self._chosen(edge)) is not None:
-                found[lazy_id(route)] = None
-        return tuple(i for i in found if i in self._settled and self._nodes[i].param_spec is None)
 
 
 def _check_names(graph: Graph, run: RunContext) -> None:

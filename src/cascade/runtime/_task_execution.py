@@ -1,7 +1,6 @@
 """Executes one task: constraints, arguments, cache, call, release. `_retries` adds the attempts of a retry policy."""
 
 import asyncio
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +20,7 @@ from cascade.runtime.events import (
     TaskSkipped,
     Wait,
 )
-from cascade.runtime.exceptions import StillRunning, add_task_note, name_of, result_of, status_of, with_last
+from cascade.runtime.exceptions import StillRunning, add_task_note, with_last
 from cascade.runtime.protocols import Place
 from cascade.runtime.resolvers import ArgumentResolver, Arguments
 from cascade.runtime.task_context import CURRENT_TASK, TaskContext
@@ -38,7 +37,6 @@ class TaskExecution:
 
     Attributes:
         plan_node: The node that the executor gets: the solver may have made it.
-        dependencies_of: Returns the ids of the tasks whose values the node uses.
         item: The inputs of an item of a map.
         start_ns: The first start; 0 before it.
         attempt: The number of the current attempt, from 1; 0 without a retry policy.
@@ -50,7 +48,6 @@ class TaskExecution:
     resolver: ArgumentResolver
     node: Node
     plan_node: Any
-    dependencies_of: Callable[[Node], tuple[str, ...]] | None = None
     map_id: str | None = None
     map_index: int | None = None
     item: dict[str, Any] | None = None
@@ -117,7 +114,7 @@ class TaskExecution:
                 permit.release()
             self._release_resources()
             # A context variable may hold this object after the task's end.
-            self.arguments = self.item = self.dependencies_of = None
+            self.arguments = self.item = None
 
     def _make_label(self) -> str | None:
         """Return the label, before the first event. An error of the arguments is raised by the later `_prepare`."""
@@ -277,14 +274,12 @@ class TaskExecution:
         end_ns = self.run.clock.now_ns()
         if not self.run.bus.handlers(TaskExecutionFinished, succeeded=error is None, item=self.item is not None):
             return
-        result, fields = result or result_of(error), self.run.error_fields(error)
-        fields |= self._attempt_fields(end_ns, result, fields.get("exception"))
+        fields = self.run.outcome(error, result)
+        fields |= self._attempt_fields(end_ns, fields["result"], fields.get("exception"))
         self._publish(
             TaskExecutionFinished,
             timestamp=end_ns / 1e9,
-            status=status_of(result),
             duration=seconds(self.start_ns, end_ns),
-            result=result,
             start_ns=self.start_ns,
             end_ns=end_ns,
             arguments=self.arguments.inputs if self.arguments else None,
@@ -300,8 +295,8 @@ class TaskExecution:
         return {}
 
     def _end_fields(self) -> dict[str, Any]:
-        dependencies = self.dependencies_of(self.node) if self.dependencies_of else ()
-        return {"function": name_of(self.node.callable_obj), "dependencies": dependencies, "waits": self.waits}
+        dependencies = self.resolver.dependencies(self.node) if self.map_id is None else ()
+        return {"function": _name_of(self.node.callable_obj), "dependencies": dependencies, "waits": self.waits}
 
     def _publish_blocked(self, reason: str) -> int:
         start_ns = self.run.clock.now_ns()
@@ -323,6 +318,11 @@ class TaskExecution:
         if self.label is not None:
             fields["label"] = self.label
         self.run.publish(event, fields)
+
+
+def _name_of(function: Any) -> str:
+    """Return the module and the qualified name of a function."""
+    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}".strip(".")
 
 
 async def _end_of(cancelled: StillRunning) -> None:

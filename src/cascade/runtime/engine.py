@@ -19,7 +19,7 @@ from cascade.runtime.bus import MessageBus
 from cascade.runtime.control.admission import Admission
 from cascade.runtime.control.controller import Controller
 from cascade.runtime.events import ConnectorFailed, RunFinished, RunStarted
-from cascade.runtime.exceptions import TelemetryLostError, result_of, status_of
+from cascade.runtime.exceptions import TelemetryLostError
 from cascade.runtime.flow import lazy_id
 from cascade.runtime.guard import awaited
 from cascade.runtime.guard import seconds as seconds_of
@@ -325,16 +325,14 @@ async def _published(run: RunContext, graph: Graph, target: str, *, nested: bool
 
 
 def _publish_end(run: RunContext, error: BaseException | None) -> None:
-    end_ns, result = run.clock.now_ns(), result_of(error)
+    end_ns = run.clock.now_ns()
     run.emit(
         RunFinished,
-        status=status_of(result),
         duration=seconds(run.start_ns, end_ns),
-        result=result,
         start_ns=run.start_ns,
         end_ns=end_ns,
         later_errors=tuple(run.later_errors),
-        **run.error_fields(error),
+        **run.outcome(error),
     )
 
 

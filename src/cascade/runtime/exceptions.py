@@ -127,7 +127,7 @@ class StillRunning(asyncio.CancelledError):
 
 
 def result_of(error: BaseException | None) -> str:
-    """The result, as the CI/CD conventions name it, of an operation that ended with `error` or with None."""
+    """Return the result of an operation, as the CI/CD conventions name it. `error` is None if it succeeded."""
     if error is None:
         return "success"
     if is_cancellation(error):
@@ -141,16 +141,11 @@ def is_cancellation(error: BaseException) -> TypeGuard[asyncio.CancelledError]:
 
 
 def status_of(result: str) -> str:
-    """The status of events that have this result."""
+    """Return the status of events that have this result."""
     return _STATUS.get(result, "Failed")
 
 
 _STATUS = {"success": "Succeeded", "cancellation": "Cancelled"}
-
-
-def name_of(function: Any) -> str:
-    """Module and qualified name of a task's function."""
-    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}".strip(".")
 
 
 def cancellation_text(error: asyncio.CancelledError) -> str:

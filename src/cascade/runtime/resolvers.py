@@ -89,6 +89,26 @@ class ArgumentResolver:
         add_resources(node.callable_obj, args, kwargs, self._values.resources)
         return Arguments(args, kwargs, inputs)
 
+    def chosen_id(self, edge: Edge) -> str | None:
+        """Return the id of the branch that the value of a selector chooses; None if it has no value or no route for it."""
+        state, source_id = self._values.state, edge.source.id
+        if edge.router is None or not state.has_result(source_id):
+            return None
+        route = chosen_route(edge.router, state.get_result(source_id))
+        return None if route is None else lazy_id(route)
+
+    def dependencies(self, node: Node) -> tuple[str, ...]:
+        """Return the ids of the tasks whose values a node uses, each once. Its upstream nodes have ended."""
+        edges = self.in_edges.get(node.id, ())
+        sources = {edge.source.id: edge.source for edge in edges}
+        found: dict[str, None] = {}
+        for edge in edges:
+            if edge.edge_type is not EdgeType.ROUTER_ROUTE:
+                found[edge.source.id] = None
+            if (chosen := self.chosen_id(edge)) is not None:
+                found[chosen] = None
+        return tuple(i for i in found if sources[i].param_spec is None)
+
     def amounts(self, node: Node) -> dict[str, Any]:
         """Return the amounts of the constraints of a node whose upstream nodes have ended."""
         requirements = node.constraints.requirements if node.constraints else {}

@@ -261,22 +261,20 @@ def test_the_run_is_the_parents_however_a_forked_child_leaves_the_task(
     assert names == {"run forks started": 1, "in child": 1, "forks": 1, "run forks": 1}
 
 
-@pytest.mark.skipif(
-    sys.version_info >= (3, 14), reason="asyncio of Python 3.14 does not continue a loop in a forked child"
-)
+@pytest.mark.parametrize("ending", ["return 1", "sys.exit(0)"])
 def test_a_child_that_leaves_the_event_loops_thread_reports_nothing_of_the_run(
-    tmp_path: Path, collector: Collector
+    tmp_path: Path, collector: Collector, ending: str
 ) -> None:
     program(
         tmp_path,
-        """
+        f"""
         @cs.task(threaded=False)
         def forks():
             child = os.fork()
             if child:
                 return wait(child)
             span("in child")
-            sys.exit(0)
+            {ending}
 
         assert cs.run(forks(), connector=connector, log_level="ERROR") == 0
         """,

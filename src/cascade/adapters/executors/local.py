@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import os
 import threading
 import weakref
 from operator import index
@@ -9,7 +10,7 @@ from types import FrameType, FunctionType, GeneratorType
 from typing import Any
 
 from cascade.adapters.executors.places import Share, ThreadPlace, ThreadPlaces
-from cascade.adapters.executors.worker_pool import Call, worker_pool
+from cascade.adapters.executors.worker_pool import Call, exit_child, worker_pool
 from cascade.runtime.exceptions import StillRunning
 from cascade.runtime.task_context import current_place
 
@@ -48,7 +49,7 @@ class LocalExecutor:
         if self._is_threaded(node):
             result = await self._in_thread(function, args, kwargs)
         else:
-            result = _call_function(function, args, kwargs)
+            result = _call_in_loop(function, args, kwargs)
         return await result if _is_awaitable(result) else result
 
     def places(self, node: Any) -> ThreadPlaces | None:
@@ -115,6 +116,23 @@ async def _call(function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
             raise
         raise StillRunning(call) from None
     return call.result()
+
+
+def _call_in_loop(function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    """Call a plain function. A child process that it forks exits at the function's end: the run is the parent's.
+
+    From Python 3.14 on, asyncio does not continue the event loop in a forked child.
+    """
+    process = os.getpid()
+    try:
+        value = _call_function(function, args, kwargs)
+    except BaseException as error:
+        if os.getpid() != process:
+            exit_child(error)
+        raise
+    if os.getpid() != process:
+        exit_child()
+    return value
 
 
 def _checked_workers(max_workers: Any) -> int | None:

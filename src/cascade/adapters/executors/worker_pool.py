@@ -167,8 +167,8 @@ class WorkerPool:
         while call is not None:
             if call.claim():
                 call.run()
-            if self is not _pool:
-                _exit_child(call)
+            if self is not _pool:  # the event loop that awaits the call is in the parent process
+                _exit_child_of(call)
             self._deliver(call)
             del call
             call = self._next()
@@ -214,15 +214,21 @@ def worker_pool() -> WorkerPool:
     return _pool
 
 
-def _exit_child(call: Call) -> NoReturn:
-    """Exit a child process that the call has forked: the event loop that awaits the call is in the parent process."""
-    code: object = 0
+def _exit_child_of(call: Call) -> NoReturn:
     try:
         call.result()
-    except SystemExit as error:
+    except BaseException as error:  # noqa: BLE001 - the process ends
+        exit_child(error)
+    exit_child()
+
+
+def exit_child(error: BaseException | None = None) -> NoReturn:
+    """Exit a child process that the function of a task has forked, as the interpreter does after this exception."""
+    code: object = 0
+    if isinstance(error, SystemExit):
         code = error.code or 0
-    except BaseException:  # noqa: BLE001 - as the interpreter does for an uncaught exception
-        traceback.print_exc()
+    elif error is not None:
+        traceback.print_exception(error)
         code = 1
     if not isinstance(code, int):
         print(code, file=sys.stderr)  # noqa: T201 - as the interpreter prints it
