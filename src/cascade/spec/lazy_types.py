@@ -75,26 +75,17 @@ else:
 
         return refuse
 
+    _COMPARISONS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">="}
+    _ARITHMETIC = {"add": "+", "sub": "-", "mul": "*", "truediv": "/", "floordiv": "//", "mod": "%"}
     _REFUSED = {
         "__bool__": "bool()",
         "__iter__": "Iteration",
         "__len__": "len()",
         "__getitem__": "[...]",
         "__format__": "Formatting",
-        "__array__": "Conversion to an array",  # else numpy makes an array of objects
-        **{f"__{name}__": sign for name, sign in (("lt", "<"), ("le", "<="), ("gt", ">"), ("ge", ">="))},
-        **{
-            f"__{side}{name}__": sign
-            for side in ("", "r")
-            for name, sign in (
-                ("add", "+"),
-                ("sub", "-"),
-                ("mul", "*"),
-                ("truediv", "/"),
-                ("floordiv", "//"),
-                ("mod", "%"),
-            )
-        },
+        "__array__": "Conversion to an array",  # otherwise numpy creates an array of objects
+        **{f"__{name}__": sign for name, sign in (_COMPARISONS | _ARITHMETIC).items()},
+        **{f"__r{name}__": sign for name, sign in _ARITHMETIC.items()},
     }
     for _method, _operation in _REFUSED.items():
         setattr(Argument, _method, _refusal(_operation))

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from cascade.runtime._task_group import BURST
 from cascade.runtime.control.constraint import ConstraintKey
 from cascade.runtime.control.expiry import LONGEST_TIMER, ExpiryTimer
 from tests.lab.waiting import soon
@@ -110,4 +109,4 @@ async def test_many_expiries_do_not_block_the_event_loop() -> None:
     while len(expired.keys) < 1_000:
         await asyncio.sleep(0)
         turns += 1
-    assert turns >= 1_000 // BURST
+    assert turns >= 1_000 // 100, "at most 100 in one turn"
