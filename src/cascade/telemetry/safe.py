@@ -115,7 +115,7 @@ def _indented(parts: list[str]) -> Iterator[str]:
     is_note = False  # True after the message of an exception, up to the next traceback
     for part in parts:
         lines = part.removesuffix("\n").split("\n")
-        if not lines[0]:  # "During handling of the parents exception, …"
+        if not lines[0]:  # "During handling of the above exception, …"
             yield part
             is_note = False
             continue
