@@ -46,7 +46,7 @@ def peak():
     return int(status["VmHWM"].split()[0]) * 1024
 
 port, items = map(int, sys.argv[1:])
-connector = OtelConnector(f"http://127.0.0.1:{port}", detail="tasks", flush_timeout=600)  # how many waits there are is the machine's affair
+connector = OtelConnector(f"http://127.0.0.1:{port}", detail="tasks", flush_timeout=600)  # the number of waits depends on the machine
 cs.run(total([1]), connector=connector, log_level="ERROR")
 before = peak()
 result = cs.run(total(double.map(x=range(items))), connector=connector, log_level="ERROR")
@@ -58,7 +58,7 @@ print(json.dumps({"result": result, "sent": report.sent, "lost": report.lost, "g
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("items", [50_000, pytest.param(1_000_000, marks=pytest.mark.large)])
-def test_a_large_map_is_exported_whole_in_bounded_memory(items: int) -> None:
+def test_all_items_of_a_large_map_are_exported_in_bounded_memory(items: int) -> None:
     sink = subprocess.Popen([sys.executable, "-c", SINK], stdout=subprocess.PIPE, text=True)
     try:
         assert sink.stdout is not None
@@ -73,8 +73,10 @@ def test_a_large_map_is_exported_whole_in_bounded_memory(items: int) -> None:
     parts = (items - 1) // PART_SIZE
     assert found["result"] == items * (items - 1)
     assert found["lost"] == 0
-    assert found["sent"] == 3 + items + 1 + parts + 3, "two runs: their roots, markers and tasks; the items and parts"
-    # Its items are a list, and so are its values: what is above that is telemetry's.
+    assert found["sent"] == 3 + items + 1 + parts + 3, (
+        "the roots, markers and tasks of two runs, the items and the parts"
+    )
+    # The items and the results are lists. The memory above them is that of the telemetry.
     values = items * (8 + 32 + 8 + 32)
     assert found["grown"] < values + 100 * 2**20
     assert run.stderr == ""

@@ -709,8 +709,8 @@ def test_the_version_of_cascade_is_that_of_the_scope_of_all_signals(
     collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.version=7")
-    speak = cs.task(lambda: logging.getLogger("cascade.said").warning("said"), name="speak")
-    spans = collector.trace_of(speak(), connector=collector.connector(logs=True))
+    log = cs.task(lambda: logging.getLogger("cascade.tests").warning("record"), name="log")
+    spans = collector.trace_of(log(), connector=collector.connector(logs=True))
     ours = ("cascade", importlib.metadata.version("cascade-runs"))
     assert {(span.scope, span.scope_version) for span in spans} == {ours}
     received = collector.receiver
@@ -718,7 +718,7 @@ def test_the_version_of_cascade_is_that_of_the_scope_of_all_signals(
     records = [(one.resource, one.scope_logs) for export in received.logs for one in export.resource_logs]
     assert {(each.scope.name, each.scope.version) for _, scopes in points for each in scopes} == {ours}
     assert {(each.scope.name, each.scope.version) for _, scopes in records for each in scopes} == {
-        ("cascade.said", ours[1])
+        ("cascade.tests", ours[1])
     }
     for resource in (*(resource for resource, _ in points), *(resource for resource, _ in records)):
         assert {one.key: one.value.string_value for one in resource.attributes}["service.version"] == "7"

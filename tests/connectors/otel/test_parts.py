@@ -86,7 +86,7 @@ def test_further_tasks_of_a_run_are_in_traces_of_their_own(collector: Collector)
     last = spans.one("total")
     assert last.trace_id == part_trace_id(root.attributes["cascade.run.id"], "", 2), "the target is last in the plan"
     sources = {(link.trace_id, link.span_id) for link in last.links}
-    assert sources == {(span.trace_id, span.span_id) for span in spans.named("double")}, "in whatever trace they stand"
+    assert sources == {(span.trace_id, span.span_id) for span in spans.named("double")}, "in any trace"
 
 
 def test_items_are_in_the_trace_of_their_map(collector: Collector) -> None:

@@ -56,13 +56,13 @@ def provider_with(**options: Any) -> tuple[TracerProvider, InMemorySpanExporter]
 
 
 def test_a_tracer_provider_of_the_caller_exports_spans_with_the_ids_of_the_run() -> None:
-    provider, exporter = provider_with(resource=Resource({"service.name": "theirs"}))
+    provider, exporter = provider_with(resource=Resource({"service.name": "application"}))
     beside = MemoryConnector()
     for _ in range(2):  # it is flushed, not shut down
         cs.run(one(), connector=[OtelConnector(tracer_provider=provider), beside])
     spans = exporter.get_finished_spans()
     assert [span.name for span in spans].count("run one") == 2
-    assert {str(span.resource.attributes["service.name"]) for span in spans} == {"theirs"}
+    assert {str(span.resource.attributes["service.name"]) for span in spans} == {"application"}
     scopes = [span.instrumentation_scope for span in spans]
     ours = "cascade", importlib.metadata.version("cascade-runs")
     assert {scope and (scope.name, scope.version) for scope in scopes} == {ours}

@@ -38,7 +38,7 @@ async def touched() -> str:
     span.add_event("seen", {"what": "it"})
     span.add_link(trace.SpanContext(1, 2, is_remote=False))
     span.record_exception(ValueError("handled"))
-    span.set_status(Status(StatusCode.ERROR, "as I say"))
+    span.set_status(Status(StatusCode.ERROR, "set by the task"))
     span.update_name("renamed")
     return f"{span.name} {span.attributes['mine']} {span.kind.name}"
 
@@ -57,10 +57,10 @@ def test_all_changes_to_a_span_are_exported(collector: Collector) -> None:
     assert beside == ["renamed 1 INTERNAL"]
     assert span.attributes["mine"] == 1
     assert span.attributes["more"] == [1, 2]
-    assert span.attributes["cascade.task.name"] == "touched", "what the engine says is said last"
+    assert span.attributes["cascade.task.name"] == "touched", "attributes of the engine take precedence"
     assert [event.name for event in span.events] == ["seen", "exception"]
     assert [link.span_id for link in span.links] == ["0000000000000002"]
-    assert (span.status, span.status_message) == ("ERROR", "as I say")
+    assert (span.status, span.status_message) == ("ERROR", "set by the task")
 
 
 def _noted(target: Any, words: list[str]) -> Any:
@@ -139,7 +139,7 @@ async def _turn() -> None:
 
 def test_threads_may_use_a_span_at_the_same_time(collector: Collector) -> None:
     @cs.task
-    def crowd() -> None:
+    def many_threads() -> None:
         span = trace.get_current_span()
         barrier = threading.Barrier(8)
 
@@ -153,7 +153,7 @@ def test_threads_may_use_a_span_at_the_same_time(collector: Collector) -> None:
         for thread in threads:
             thread.join()
 
-    span = collector.trace_of(crowd()).one("crowd")
+    span = collector.trace_of(many_threads()).one("many_threads")
     assert {key: value for key, value in span.attributes.items() if key.startswith("by.")} == {
         f"by.{number}": number for number in range(8)
     }

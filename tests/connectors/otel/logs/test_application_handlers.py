@@ -52,17 +52,17 @@ def application() -> Application:
 
 @cs.task
 def in_thread(x: int) -> tuple[str, str]:
-    return say(x)
+    return log(x)
 
 
 @cs.task(threaded=False)
 def in_loop(x: int) -> tuple[str, str]:
-    return say(x)
+    return log(x)
 
 
 @cs.task
 async def coroutine(x: int) -> tuple[str, str]:
-    return say(x)
+    return log(x)
 
 
 @cs.task
@@ -75,7 +75,7 @@ def together(*ids: tuple[str, str], items: list[tuple[str, str]]) -> list[tuple[
     return [*ids, *items]
 
 
-def say(x: int) -> tuple[str, str]:
+def log(x: int) -> tuple[str, str]:
     task = current_task()
     assert task is not None
     app.warning("%d", x)
@@ -200,8 +200,8 @@ def test_one_record_names_the_handler_of_the_application(
     logging.root.addHandler(application.handler())
     with caplog.at_level(logging.INFO, "cascade.connectors.otel"):
         cs.run(all_task_kinds(), connector=OtelConnector(logs=True), log_level="OFF")
-    told = [message for message in caplog.messages if "LoggingHandler" in message]
-    assert told == ["OtelConnector does not export the log records that LoggingHandler of the application exports"]
+    logged = [message for message in caplog.messages if "LoggingHandler" in message]
+    assert logged == ["OtelConnector does not export the log records that LoggingHandler of the application exports"]
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
@@ -224,10 +224,10 @@ def test_with_the_configurator_of_opentelemetry_each_record_is_exported_once(
             logging.config.dictConfig({{"version": 1, "disable_existing_loggers": False, "root": {{"handlers": []}}}})
 
         @cs.task
-        def say(x: int, after: object) -> None:
+        def log(x: int, after: object) -> None:
             logging.getLogger("{app.name}").warning("%d", x)
 
-        cs.run(say.map(x=[1, 2, 3], after=[configure()] * 3), connector=OtelConnector(logs={logs}), log_level="OFF")
+        cs.run(log.map(x=[1, 2, 3], after=[configure()] * 3), connector=OtelConnector(logs={logs}), log_level="OFF")
     """)
     environ = {
         "OTEL_TRACES_EXPORTER": "otlp",
@@ -239,7 +239,7 @@ def test_with_the_configurator_of_opentelemetry_each_record_is_exported_once(
     }
     done = subprocess.run([sys.executable, "-c", script], env=environ, timeout=HANG, check=False)
     assert done.returncode == 0
-    said = [line for line in lines(receiver.logs) if line.scope == app.name]
-    assert sorted(line.body for line in said) == ["0", "1", "2", "3"]
+    exported = [line for line in lines(receiver.logs) if line.scope == app.name]
+    assert sorted(line.body for line in exported) == ["0", "1", "2", "3"]
     spans = {span.span_id: span.name for span in receiver.spans}
-    assert sorted(spans[line.ids[1]] for line in said) == ["configure", "say", "say", "say"]
+    assert sorted(spans[line.ids[1]] for line in exported) == ["configure", "log", "log", "log"]

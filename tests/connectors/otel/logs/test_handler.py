@@ -74,12 +74,12 @@ def test_records_that_are_logged_during_the_encoding_are_ignored() -> None:
     class LoggingArgument:
         def __str__(self) -> str:
             recorder.handle(message=self)
-            return "talked"
+            return "argument"
 
     with inside():
         recorder.handle("app", LoggingArgument())
     assert len(recorder.items) == 1
-    assert b"talked" in recorder.items[0]
+    assert b"argument" in recorder.items[0]
 
 
 def test_records_that_are_logged_during_put_are_ignored() -> None:

@@ -106,7 +106,7 @@ def test_an_exception_has_the_attributes_of_the_conventions() -> None:
     assert "hunter2" not in str(found)
     assert found["code.stacktrace"] == f"Stack: token={MASK}"
     assert line_of(exc_info=raised(HostileError())).attributes["exception.type"].endswith("test_records.HostileError")
-    assert line_of(exc_info=(None, None, None), exc_text="told").attributes["exception.stacktrace"] == "told"
+    assert line_of(exc_info=(None, None, None), exc_text="trace").attributes["exception.stacktrace"] == "trace"
 
 
 def test_extra_values_of_simple_types_are_attributes() -> None:
