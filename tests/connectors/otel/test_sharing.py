@@ -62,7 +62,7 @@ def fails() -> int:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_runs_with_a_connector_each_share_one_thread(protocol: str) -> None:
+def test_runs_with_different_connectors_share_one_thread(protocol: str) -> None:
     before = frozenset(threading.enumerate())
     with FaultyReceiver() as receiver:
         for _ in range(RUNS):
@@ -75,7 +75,7 @@ def test_runs_with_a_connector_each_share_one_thread(protocol: str) -> None:
 
 
 @pytest.mark.usefixtures("real_limits")
-def test_runs_with_a_connector_each_share_one_thread_with_a_dead_collector() -> None:
+def test_runs_with_different_connectors_share_one_thread_during_an_outage() -> None:
     before, endpoint = frozenset(threading.enumerate()), servers.unused_endpoint()
     for _ in range(RUNS):
         cs.run(one(), connector=OtelConnector(endpoint), log_level="OFF")
@@ -88,7 +88,7 @@ def test_runs_with_a_connector_each_share_one_thread_with_a_dead_collector() -> 
     [{"headers": {"x-team": "other"}}, {"protocol": "grpc"}],
     ids=["headers", "protocol"],
 )
-def test_another_destination_has_a_queue_of_its_own(other: dict[str, object]) -> None:
+def test_each_destination_has_its_own_queue(other: dict[str, object]) -> None:
     before, endpoint = frozenset(threading.enumerate()), servers.unused_endpoint()
     cs.run(one(), connector=OtelConnector(endpoint, metrics=False, flush_timeout=0.01), log_level="OFF")
     assert threads("cascade-otlp", before) == 1
@@ -98,7 +98,7 @@ def test_another_destination_has_a_queue_of_its_own(other: dict[str, object]) ->
 
 
 def run_each(connector: Any) -> None:
-    """Runs that succeed and runs that fail, with a connector each, which is collected before the next run."""
+    """Successful and failed runs, each with its own connector, which is freed before the next run."""
     for number in range(RUNS):
         if number % 5 == 4:
             with pytest.raises(ValueError, match="no"):
@@ -109,7 +109,7 @@ def run_each(connector: Any) -> None:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_the_metrics_of_runs_with_a_connector_each_add_up(protocol: str) -> None:
+def test_the_metrics_of_different_connectors_add_up(protocol: str) -> None:
     with FaultyReceiver() as receiver:
         run_each(lambda: OtelConnector(receiver.endpoint(protocol), protocol=protocol))
         found, spans = latest(receiver), len(receiver.spans)
@@ -119,7 +119,7 @@ def test_the_metrics_of_runs_with_a_connector_each_add_up(protocol: str) -> None
     assert values(found["cascade.run.active"]) == {(): 0}
 
 
-def test_the_connectors_of_the_environment_share_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connectors_of_the_environment_share_a_queue(monkeypatch: pytest.MonkeyPatch) -> None:
     with FaultyReceiver() as receiver:
         monkeypatch.setenv("CASCADE_CONNECTOR", "otel")
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
@@ -127,7 +127,7 @@ def test_the_connectors_of_the_environment_share_as_well(monkeypatch: pytest.Mon
         assert values(latest(receiver)["cascade.run.duration"]) == {("one", "success"): 8, ("fails", "failure"): 2}
 
 
-def test_each_resource_of_an_application_has_metrics_and_logs_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_resource_of_an_application_has_its_own_metrics_and_logs(monkeypatch: pytest.MonkeyPatch) -> None:
     def service(resource: Any) -> str:
         return next(str(one.value.string_value) for one in resource.attributes if one.key == "service.name")
 
@@ -145,7 +145,7 @@ def test_each_resource_of_an_application_has_metrics_and_logs_of_its_own(monkeyp
         assert Counter(service(request.resource_logs[0].resource) for request in receiver.logs) == {"a": 3, "b": 3}
 
 
-def test_the_deltas_of_runs_with_a_connector_each_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_deltas_of_different_connectors_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(TEMPORALITY, "delta")
     with FaultyReceiver() as receiver:
         run_each(lambda: OtelConnector(receiver.http_endpoint))
@@ -185,7 +185,7 @@ def test_the_runs_and_tasks_in_progress_are_those_of_all_connectors(
         assert values(latest(receiver)["cascade.run.duration"]) == {("waits", "success"): count}
 
 
-def test_a_collector_that_takes_no_metrics_is_asked_once_an_hour(limits: pytest.MonkeyPatch) -> None:
+def test_a_collector_without_metrics_receives_one_request_per_hour(limits: pytest.MonkeyPatch) -> None:
     def metric_requests() -> int:
         return sum("metrics" in request.path for request in receiver.requests)
 
@@ -203,7 +203,7 @@ def test_a_collector_that_takes_no_metrics_is_asked_once_an_hour(limits: pytest.
         assert values(latest(receiver)["cascade.run.duration"]) == {("one", "success"): 1}
 
 
-def test_the_largest_memory_bound_of_the_connectors_in_use_holds(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_largest_memory_limit_of_the_connectors_in_use_applies(caplog: pytest.LogCaptureFixture) -> None:
     @cs.task
     async def item(x: int) -> int:
         return x
@@ -243,7 +243,7 @@ KINDS = frozenset(
         ),
     }
 )
-"""Classes of the objects of a run and its connector, without those of requests."""
+"""Classes of the objects of a run and its connector."""
 
 
 def instances() -> Counter[str]:
@@ -258,7 +258,7 @@ def few_traces(limits: pytest.MonkeyPatch) -> None:
 
 
 def grown(connector: Callable[[], OtelConnector], runs: int = 20) -> Callable[[], Counter[str]]:
-    """A function for the objects and threads that `runs` runs have added, with a connector each, after as many."""
+    """Return a function that counts the objects and threads which `runs` runs have added."""
 
     def run_all() -> None:
         for _ in range(runs):
@@ -276,33 +276,33 @@ def grown(connector: Callable[[], OtelConnector], runs: int = 20) -> Callable[[]
 
 def assert_nothing_grows(connector: Callable[[], OtelConnector]) -> None:
     added = grown(connector)
-    # The thread of a plain function may hold its last call for a moment after the run's end.
+    # The thread of a plain function may reference its last call for a moment after the end of the run.
     until_blocking(lambda: not added())
 
 
 @pytest.mark.usefixtures("few_traces")
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_a_run_with_a_connector_of_its_own_leaves_nothing_behind(protocol: str) -> None:
+def test_the_objects_of_a_run_and_its_connector_are_freed(protocol: str) -> None:
     with FaultyReceiver() as receiver:
         endpoint = receiver.endpoint(protocol)
         assert_nothing_grows(lambda: OtelConnector(endpoint, protocol=protocol, logs=True))
 
 
 @pytest.mark.usefixtures("few_traces")
-def test_a_run_with_the_applications_provider_leaves_nothing_behind() -> None:
+def test_the_objects_of_a_run_with_the_provider_of_the_application_are_freed() -> None:
     provider = TracerProvider(shutdown_on_exit=False)
     assert_nothing_grows(lambda: OtelConnector(tracer_provider=provider))
 
 
 @pytest.mark.usefixtures("few_traces")
-def test_a_run_without_exporters_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_objects_of_a_run_without_exporters_are_freed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
     monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
     assert_nothing_grows(OtelConnector)
 
 
 @pytest.mark.usefixtures("few_traces")
-def test_the_destinations_that_were_used_last_are_kept(limits: pytest.MonkeyPatch) -> None:
+def test_the_latest_destinations_are_stored(limits: pytest.MonkeyPatch) -> None:
     limits.setattr("cascade.connectors.otel.routing.RECENT", 3)
     numbers, before = itertools.count(), frozenset(threading.enumerate())
     with FaultyReceiver() as receiver:
@@ -344,7 +344,7 @@ run()
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_a_forked_childs_connectors_share_with_the_one_that_it_has_inherited(protocol: str) -> None:
+def test_connectors_of_a_forked_child_share_the_inherited_queue(protocol: str) -> None:
     def instance(resource: Any) -> str:
         return next(str(one.value.string_value) for one in resource.attributes if one.key == "service.instance.id")
 
