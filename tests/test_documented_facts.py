@@ -25,7 +25,6 @@ from cascade.connectors.mqtt import connector as mqtt
 from cascade.connectors.mqtt.outbox import SOON
 from cascade.connectors.otel import (
     OtelConnector,
-    batch,
     buffer,
     export_queue,
     flush,
@@ -359,7 +358,7 @@ def test_the_stated_sizes_of_a_span_and_of_a_part() -> None:
         size = sum(request.size for request in receiver.requests if request.signal == "traces")
         assert size < 1_000_000
         assert size / len(receiver.spans) == pytest.approx(380, rel=0.1)
-    held = size / len(receiver.spans) + batch._ITEM
+    held = size / len(receiver.spans) + buffer.ITEM_OVERHEAD
     assert held == pytest.approx(440, rel=0.1)
     assert export_queue.CAPACITY / held == pytest.approx(150_000, rel=0.1)
     assert int(COLLECTOR_DEFAULTS["COLLECTOR_QUEUE_BYTES"]) / 380 == pytest.approx(1.4e6, rel=0.05)

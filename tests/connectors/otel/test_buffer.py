@@ -1,5 +1,4 @@
-from cascade.connectors.otel.batch import Counters, QueuedItems
-from cascade.connectors.otel.buffer import Buffer, count_sent
+from cascade.connectors.otel.buffer import Buffer, Counters, QueuedItems, count_sent
 
 
 def test_a_buffer_counts_its_items_and_bytes_until_they_are_completed() -> None:

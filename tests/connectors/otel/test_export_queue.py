@@ -19,8 +19,8 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Span, TracerProvider
 
 from cascade.connectors.otel.answers import Reply
-from cascade.connectors.otel.batch import FlushReport, encode, estimate
-from cascade.connectors.otel.encode import Envelope
+from cascade.connectors.otel.buffer import FlushReport, estimate
+from cascade.connectors.otel.encode import Envelope, encode
 from cascade.connectors.otel.export_queue import Bounds, ExportQueue
 from cascade.connectors.otel.health import ItemLabel
 from cascade.connectors.otel.options import ExportOptions

@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace import TracerProvider
 
 import cascade as cs
 from cascade.connectors.otel import OtelConnector
-from cascade.connectors.otel.batch import Counters
+from cascade.connectors.otel.buffer import Counters
 from cascade.connectors.otel.export_queue import ExportQueue
 from cascade.connectors.otel.flush import ProviderFlush
 from cascade.connectors.otel.live_spans import LiveRun

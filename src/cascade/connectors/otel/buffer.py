@@ -1,15 +1,126 @@
-"""Memory-bound buffer of a queue: waiting items and the batches in flight. The lock of the queue guards it."""
+"""Memory-bound buffer of a queue: its items with their counts and sizes. The lock of the queue guards it."""
 
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from sys import getsizeof
+from typing import Any
 
-from cascade.connectors.otel.batch import Counters, QueuedItems
+from opentelemetry.sdk.trace import ReadableSpan
 
 MAX_ENTRY = 64  # encoded items in an entry
 HIGH_WATERMARK = 0.75  # of the capacity; from there on no task starts, and the rest is for the tasks in progress
 LOW_WATERMARK = 0.5  # of the capacity; up to there waiting producers may continue
 IMPORTANT_CAPACITY = 1.25  # of the capacity, for important entries while batches in flight use all of it
+
+# Bytes, measured with tracemalloc on SDK 1.45: a finished span without attributes, and the additional parts of a span.
+_SPAN = 2_700
+_ATTRIBUTE = 80
+_EVENT = _LINK = 500
+ITEM_OVERHEAD = 60  # the bytes object of an encoded span, its place in a list, and its share of an entry
+
+Item = ReadableSpan | bytes
+"""A span of the SDK, or an encoded span or log record, which needs a tenth of the memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class FlushReport:
+    """Counts of some items; `put == sent + lost + pending` always holds.
+
+    `retried` is the number of items that needed more than one request. `pending` items are queued or in a request. `reason` is
+    that of the latest loss, retry or incomplete flush.
+    """
+
+    put: int = 0
+    sent: int = 0
+    retried: int = 0
+    lost: int = 0
+    pending: int = 0
+    reason: str = ""
+
+    def text(self, noun: str, endpoint: str) -> str:
+        """Return one line about the undelivered items. A failed flush of another provider has a reason and no counts."""
+        counts = [f"{self.lost} {noun} were lost"] if self.lost else []
+        counts += [f"{self.pending} {noun} are not yet delivered"] if self.pending else []
+        counts = counts or [f"{noun} may not be delivered"]
+        hint = "; they stay queued until they are delivered or the process ends" if self.pending else ""
+        where = f" at {endpoint}" if endpoint else ""
+        return f"{' and '.join(counts)}{where}" + (f": {self.reason}" if self.reason else "") + hint
+
+    def __add__(self, other: "FlushReport") -> "FlushReport":
+        """Return the sums, with the reason of a report that has lost or pending items."""
+        return FlushReport(
+            self.put + other.put,
+            self.sent + other.sent,
+            self.retried + other.retried,
+            self.lost + other.lost,
+            self.pending + other.pending,
+            other.reason if other.lost or other.pending else self.reason,
+        )
+
+
+class Counters:
+    """Counts of the items of a run, a connector or a queue; the first two count in the next as well.
+
+    The lock of the queue guards them.
+    """
+
+    __slots__ = ("__weakref__", "_parent", "lost", "put", "reason", "retried", "sent")
+
+    def __init__(self, parent: "Counters | None" = None) -> None:
+        self._parent = parent
+        self.put = self.sent = self.retried = self.lost = 0
+        self.reason = ""
+
+    @property
+    def pending(self) -> int:
+        return self.put - self.sent - self.lost
+
+    def count_put(self) -> None:
+        self.put += 1
+        if self._parent is not None:
+            self._parent.count_put()
+
+    def add(self, *, sent: int = 0, retried: int = 0, lost: int = 0, reason: str = "") -> None:
+        self.sent += sent
+        self.retried += retried
+        self.lost += lost
+        self.reason = reason or self.reason
+        if self._parent is not None:
+            self._parent.add(sent=sent, retried=retried, lost=lost, reason=reason)
+
+    def forget_pending(self) -> None:
+        """Forget the pending items: after a fork the parent process sends them."""
+        self.put = self.sent + self.lost
+
+    def report(self) -> FlushReport:
+        return FlushReport(self.put, self.sent, self.retried, self.lost, self.pending, self.reason)
+
+
+@dataclass(slots=True, eq=False)
+class QueuedItems:
+    """Entry of a queue: one item, or successive encoded items with the same counters.
+
+    An entry is open until its items are counted as sent or lost. An important entry has the span of a run or of a map, which
+    is the parent of others: it is dropped last.
+    """
+
+    items: list[Item]
+    size: int
+    counters: Counters
+    put_at: float
+    is_important: bool = False
+    is_open: bool = True
+
+    def halves(self) -> "list[QueuedItems]":
+        """Split an entry of several items."""
+        middle = len(self.items) // 2
+        parts = self.items[:middle], self.items[middle:]
+        sizes = sum(map(estimate, parts[0])), self.size - sum(map(estimate, parts[0]))
+        return [
+            QueuedItems(part, size, self.counters, self.put_at, self.is_important, self.is_open)
+            for part, size in zip(parts, sizes, strict=True)
+        ]
 
 
 @dataclass(slots=True, eq=False)
@@ -188,3 +299,29 @@ def _close(entries: Iterable[QueuedItems]) -> Counter[Counters]:
 
 def _is_pending(entry: QueuedItems, counters: Counters | None, before: float) -> bool:
     return entry.is_open and entry.put_at <= before and (counters is None or entry.counters is counters)
+
+
+def estimate(span: Item) -> int:
+    """Return the bytes of memory that an item needs, with an error of about 10 %."""
+    if isinstance(span, bytes):
+        return ITEM_OVERHEAD + len(span)
+    try:
+        size = _SPAN + _weight(span.attributes)
+        for event in span.events:
+            size += _EVENT + _weight(event.attributes)
+        for link in span.links:
+            size += _LINK + _weight(link.attributes)
+    except Exception:  # noqa: BLE001 - an invalid span must not raise in the code that ended it
+        return _SPAN
+    return size
+
+
+def _weight(attributes: Any) -> int:
+    if not attributes:
+        return 0
+    # The mappings of the SDK are slow: iterate once.
+    values = list(attributes.values())
+    size = len(values) * _ATTRIBUTE + sum(map(getsizeof, values))
+    if tuple in map(type, values):
+        size += sum(sum(map(getsizeof, value)) for value in values if type(value) is tuple)
+    return size

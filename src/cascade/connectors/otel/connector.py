@@ -12,7 +12,7 @@ from opentelemetry.trace import Link, SpanKind, Status, StatusCode, TraceFlags
 from cascade._loggers import get_logger
 from cascade.connectors import _lifetime
 from cascade.connectors._arguments import captures, one_of, positive, whole
-from cascade.connectors.otel.batch import FlushReport
+from cascade.connectors.otel.buffer import FlushReport
 from cascade.connectors.otel.encode import encode_span
 from cascade.connectors.otel.export_queue import CAPACITY, Bounds
 from cascade.connectors.otel.flush import CapacityWaiter, flush

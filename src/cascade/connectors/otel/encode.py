@@ -4,13 +4,14 @@ Cascade encodes spans by itself: the span of a task takes 3 µs here. The encode
 protobuf classes 14 µs, or 7 µs with a cache for attributes that many spans share.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from struct import Struct
 from typing import Any
 
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, SpanFlags, Status
 from opentelemetry.sdk.resources import Resource
@@ -18,6 +19,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext
 
+from cascade.connectors.otel.buffer import QueuedItems
 from cascade.connectors.otel.span_data import Attributes, SpanData, SpanEvent
 from cascade.telemetry import attributes as a
 
@@ -222,3 +224,45 @@ def _around(resource: Resource) -> ResourceSpans:
     span = ReadableSpan("", SpanContext(1, 1, is_remote=False), resource=resource, instrumentation_scope=scope)
     (around,) = encode_spans([span]).resource_spans
     return around
+
+
+def encode(entries: Sequence[QueuedItems], envelope: Envelope | None = None) -> tuple[bytes, list[QueuedItems]]:
+    """Return the body of an OTLP request, and the entries that cannot be encoded."""
+    ours = [item for entry in entries for item in entry.items if isinstance(item, bytes)]
+    body = envelope.wrap(ours) if ours and envelope else b""
+    others = [entry for entry in entries if not isinstance(entry.items[0], bytes)]
+    if not others:
+        return body, []
+    try:
+        return body + _encode_sdk_spans(others), []
+    except Exception:  # noqa: BLE001 - protobuf raises many kinds
+        good = [entry for entry in others if _is_encodable(entry)]
+    kept = set(good)
+    return body + (_encode_sdk_spans(good) if good else b""), [entry for entry in others if entry not in kept]
+
+
+def _encode_sdk_spans(entries: Iterable[QueuedItems]) -> bytes:
+    spans = [item for entry in entries for item in entry.items if not isinstance(item, bytes)]
+    request = encode_spans(spans)
+    _add_tracestates_of_links(request, [span for span in spans if any(link.context.trace_state for link in span.links)])
+    return request.SerializeToString()
+
+
+def _add_tracestates_of_links(request: ExportTraceServiceRequest, spans: Sequence[ReadableSpan]) -> None:
+    """Add the tracestates, which the encoder of the SDK omits (up to 1.45)."""
+    links = {span.context.span_id.to_bytes(8): span.links for span in spans if span.context is not None}
+    if not links:
+        return
+    for of_resource in request.resource_spans:
+        for of_scope in of_resource.scope_spans:
+            for encoded in of_scope.spans:
+                for ours, theirs in zip(links.get(encoded.span_id, ()), encoded.links, strict=False):
+                    theirs.trace_state = ours.context.trace_state.to_header()
+
+
+def _is_encodable(entry: QueuedItems) -> bool:
+    try:
+        _encode_sdk_spans([entry])
+    except Exception:  # noqa: BLE001 - protobuf raises many kinds
+        return False
+    return True

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from cascade.connectors import _lifetime
-from cascade.connectors.otel.batch import Counters, FlushReport, Item, QueuedItems, encode, estimate
-from cascade.connectors.otel.buffer import count_lost
+from cascade.connectors.otel.buffer import Counters, FlushReport, Item, QueuedItems, count_lost, estimate
+from cascade.connectors.otel.encode import encode
 from cascade.connectors.otel.health import HOLD_TIMEOUT, SPANS, ItemLabel, log_outage
 from cascade.connectors.otel.sender import IDLE_TIMEOUT, Encode, ExportState, Limits, start_sender
 from cascade.connectors.otel.transport import Transport

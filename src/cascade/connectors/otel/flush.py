@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from cascade._loggers import get_logger
 from cascade.connectors import _lifetime
-from cascade.connectors.otel.batch import FlushReport
+from cascade.connectors.otel.buffer import FlushReport
 from cascade.connectors.otel.export_queue import ExportQueue
 from cascade.connectors.otel.provider import RunTracer
 from cascade.connectors.otel.routing import ExportTarget

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from cascade._loggers import get_logger
 from cascade.connectors._health import jitter
 from cascade.connectors.otel.answers import Reply
-from cascade.connectors.otel.batch import FlushReport, QueuedItems
+from cascade.connectors.otel.buffer import FlushReport, QueuedItems
 
 INITIAL_BACKOFF = 0.2  # seconds before the first retry; then doubled, with jitter
 MAX_BACKOFF = 5.0  # seconds, so that a run soon finds a collector that starts later

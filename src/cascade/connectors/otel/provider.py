@@ -24,8 +24,7 @@ from opentelemetry.sdk.trace.sampling import (
 from opentelemetry.trace import SpanKind
 
 from cascade.connectors.otel import environment
-from cascade.connectors.otel.batch import encode
-from cascade.connectors.otel.encode import SCOPE, VERSION, Envelope
+from cascade.connectors.otel.encode import SCOPE, VERSION, Envelope, encode
 from cascade.connectors.otel.environment import LIMITS, SettingWarning, warn_once
 from cascade.connectors.otel.export_queue import ExportQueue
 from cascade.connectors.otel.health import ItemLabel

@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.trace import SpanKind
 
 from cascade.connectors import _lifetime
-from cascade.connectors.otel.batch import Counters
+from cascade.connectors.otel.buffer import Counters
 from cascade.connectors.otel.export_queue import ExportQueue
 from cascade.connectors.otel.options import ExportOptions
 from cascade.connectors.otel.sdk_hooks import is_cascade_span

@@ -9,8 +9,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from cascade.connectors.otel.answers import Reply
-from cascade.connectors.otel.batch import Counters, QueuedItems
-from cascade.connectors.otel.buffer import Batch, Buffer, count_lost, count_rejected, count_retried, count_sent
+from cascade.connectors.otel.buffer import (
+    Batch,
+    Buffer,
+    Counters,
+    QueuedItems,
+    count_lost,
+    count_rejected,
+    count_retried,
+    count_sent,
+)
 from cascade.connectors.otel.health import CollectorHealth, ItemLabel, OutageLog, log_outage
 from cascade.connectors.otel.transport import Transport, open_safely, suppress_instrumentation
 from cascade.runtime.threads import start_daemon

@@ -11,7 +11,7 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
 from cascade.connectors.otel.answers import Reply
-from cascade.connectors.otel.batch import FlushReport
+from cascade.connectors.otel.buffer import FlushReport
 from cascade.connectors.otel.logs import chosen_level
 from cascade.runtime.task_context import TaskContext
 from cascade.telemetry.identity import place_run

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cascade.connectors.otel.batch import FlushReport
+from cascade.connectors.otel.buffer import FlushReport
 from cascade.connectors.otel.metrics.aggregation import MAX_ERROR_TYPES, MAX_NAMES, MAX_SETS, MAX_TARGETS
 from cascade.connectors.otel.metrics.catalogue import METRICS
 from tests.connectors.otel.metrics import messages

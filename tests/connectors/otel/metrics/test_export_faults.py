@@ -148,7 +148,7 @@ import os, sys
 from tests.connectors.otel.metrics import messages
 from tests.connectors.otel.metrics.exports import RESOURCE, flush
 from cascade.connectors.otel.options import ExportOptions
-from cascade.connectors.otel.batch import FlushReport
+from cascade.connectors.otel.buffer import FlushReport
 from cascade.connectors.otel.metrics import RunMetrics
 from tests.lab.time_limits import raise_time_limits
 

@@ -10,7 +10,7 @@ import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-from cascade.connectors.otel.batch import Counters, FlushReport
+from cascade.connectors.otel.buffer import Counters, FlushReport
 from cascade.connectors.otel.metrics import RunMetrics
 from cascade.connectors.otel.metrics.aggregation import MAX_NAMES
 from cascade.connectors.otel.metrics.catalogue import BOUNDS, METRICS

@@ -7,7 +7,7 @@ import pytest
 
 import cascade as cs
 from cascade.connectors.memory import MemoryConnector
-from cascade.connectors.otel.batch import FlushReport
+from cascade.connectors.otel.buffer import FlushReport
 from cascade.connectors.otel.metrics.catalogue import BOUNDS
 from tests.connectors.otel.metrics import messages
 from tests.connectors.otel.metrics.exports import (

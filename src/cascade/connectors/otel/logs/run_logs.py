@@ -14,7 +14,7 @@ from cascade._loggers import get_logger
 from cascade.connectors import _lifetime
 from cascade.connectors.otel import environment
 from cascade.connectors.otel.answers import is_unsupported_signal
-from cascade.connectors.otel.batch import FlushReport, QueuedItems
+from cascade.connectors.otel.buffer import FlushReport, QueuedItems
 from cascade.connectors.otel.encode import EncodedResource
 from cascade.connectors.otel.environment import warn_once
 from cascade.connectors.otel.export_queue import Bounds, ExportQueue

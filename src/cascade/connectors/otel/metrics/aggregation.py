@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from cascade.connectors.otel.batch import FlushReport
+from cascade.connectors.otel.buffer import FlushReport
 from cascade.connectors.otel.metrics import catalogue as m
 from cascade.connectors.otel.metrics.catalogue import BOUNDS, Key, Metric
 from cascade.connectors.otel.metrics.settings import Settings
