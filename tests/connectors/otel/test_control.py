@@ -28,25 +28,25 @@ def receiver() -> Iterator[OtlpReceiver]:
         yield receiver
 
 
-async def steered_run(receiver: OtlpReceiver) -> dict[str, ReceivedSpan]:
-    steering = MemoryConnector()
+async def controlled_run(receiver: OtlpReceiver) -> dict[str, ReceivedSpan]:
+    connector = MemoryConnector()
     topic = control_topic("local", "default", "global", "rate_limit")
     payload = {"id": "slow", "type": "rate_limit", "params": {"rate": "1/h", "burst": 2}}
-    await steering.deliver(topic, payload, retain=True)
-    await steering.deliver(control_topic("local", "default", "global", "pause"), b"{", retain=True)
+    await connector.deliver(topic, payload, retain=True)
+    await connector.deliver(control_topic("local", "default", "global", "pause"), b"{", retain=True)
     target: Any = cs.task(list, name="both")([one(), cs.task(lambda: 2, name="two")()])
     run = asyncio.create_task(
-        cs.run_async(target, connector=[OtelConnector(receiver.http_endpoint), steering], log_level="ERROR")
+        cs.run_async(target, connector=[OtelConnector(receiver.http_endpoint), connector], log_level="ERROR")
     )
-    await until(lambda: any(payload["body"].get("state") == "PENDING" for payload in steering.payloads))
-    await steering.deliver(topic, b"", retain=True)
+    await until(lambda: any(payload["body"].get("state") == "PENDING" for payload in connector.payloads))
+    await connector.deliver(topic, b"", retain=True)
     await soon(run)
     spans = receiver.wait_for(lambda spans: any(span.name == "run both" for span in spans))
     return {span.name: span for span in spans}
 
 
 async def test_decisions_are_events_of_the_run(receiver: OtlpReceiver) -> None:
-    run = (await steered_run(receiver))["run both"]
+    run = (await controlled_run(receiver))["run both"]
     decisions = [event.attributes for event in run.events if event.name == "cascade.control"]
     applied, refused, cleared = sorted(decisions, key=lambda decision: ORDER.index(decision["cascade.control.action"]))
     assert applied == {
@@ -63,7 +63,7 @@ async def test_decisions_are_events_of_the_run(receiver: OtlpReceiver) -> None:
 
 
 async def test_the_constraint_that_held_a_task_is_on_its_span_and_its_wait(receiver: OtlpReceiver) -> None:
-    spans = await steered_run(receiver)
+    spans = await controlled_run(receiver)
     wait = spans["both wait"]
     assert wait.attributes["cascade.wait.reason"] == "rate_limit"
     assert wait.attributes["cascade.control.id"] == "slow"
