@@ -572,28 +572,28 @@ def test_an_unreachable_server_receives_one_request_at_a_time(
     make_span: MakeSpan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cascade.connectors.otel.health.MAX_BACKOFF", 0.001)
-    asked, asking, most = 0, 0, 0
+    sent, sending, most = 0, 0, 0
     lock = threading.Lock()
 
     def reply(_: bytes) -> Reply:
-        nonlocal asked, asking, most
+        nonlocal sent, sending, most
         with lock:
-            asked += 1
-            number = asked
+            sent += 1
+            number = sent
             is_late = number > 5 + MAX_SENDERS  # these requests may have been sent before the first failure
-            asking += is_late
-            most = max(most, asking)
+            sending += is_late
+            most = max(most, sending)
         if number > 5:  # a response would end the failure
             until_blocking(lambda: queue.report().sent == 5)
         time.sleep(0.03)  # slow enough for several requests at once
         with lock:
-            asking -= is_late
+            sending -= is_late
         return Reply("accepted") if number <= 5 else Reply("retry", "down", unanswered=True)
 
     queue = ExportQueue(lambda: FakeTransport(reply), batch_size=1)
     for _ in range(40):
         queue.put(make_span())
-    until_blocking(lambda: asked > 10 + MAX_SENDERS)
+    until_blocking(lambda: sent > 10 + MAX_SENDERS)
     report = queue.close(0)
     assert (report.sent, report.lost) == (5, 35)
     assert most == 1

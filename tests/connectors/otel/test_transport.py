@@ -319,17 +319,17 @@ class TestHttp:
         assert b"Proxy-Authorization: Basic bWU6cEB3\r\n" in connects[0]
 
     def test_a_proxy_that_refuses_a_tunnel(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        asked = []
+        connects = []
 
         def talk(connection: socket.socket) -> None:
-            asked.append(connection.recv(4096))
+            connects.append(connection.recv(4096))
             connection.sendall(b"HTTP/1.1 403 Forbidden\r\n\r\n")
 
         with servers.raw_server(talk) as endpoint:
             monkeypatch.setenv("https_proxy", endpoint)
             reply = sent("https://collector.invalid")
         # A channel of an earlier test may connect, too.
-        assert any(one.startswith(b"CONNECT collector.invalid:443 HTTP/1.") for one in asked)
+        assert any(one.startswith(b"CONNECT collector.invalid:443 HTTP/1.") for one in connects)
         assert (reply.outcome, reply.unanswered) == ("retry", True)
         assert "Tunnel connection failed: 403 Forbidden" in reply.reason
 
@@ -409,10 +409,10 @@ class TestGrpc:
     def test_through_a_proxy(
         self, form: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
     ) -> None:
-        asked = []
+        connects = []
 
         def talk(connection: socket.socket) -> None:
-            asked.append(connection.recv(4096).partition(b"\r\n")[0])
+            connects.append(connection.recv(4096).partition(b"\r\n")[0])
             connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
             with socket.create_connection(("127.0.0.1", int(server.endpoint.rpartition(":")[2]))) as onwards:
                 pipe = threading.Thread(target=servers.forward, args=(onwards, connection))
@@ -424,7 +424,7 @@ class TestGrpc:
             monkeypatch.setenv("http_proxy", form.format(proxy.removeprefix("http://")))
             assert sent("http://collector.invalid:4317", "grpc").outcome == "accepted"
         # A channel of an earlier test may connect, too.
-        assert b"CONNECT collector.invalid:4317 HTTP/1.1" in asked
+        assert b"CONNECT collector.invalid:4317 HTTP/1.1" in connects
         assert "proxy" not in capfd.readouterr().err  # the core of gRPC writes its errors to stderr
 
     def test_a_unix_socket(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

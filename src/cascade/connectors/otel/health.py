@@ -25,7 +25,7 @@ class CollectorHealth:
     """State of one collector. The lock of the owner guards it.
 
     A collector is alive if its latest request got a response of any kind. It is unreachable if the connection was refused or
-    broken, or if no response arrived in time. A retryable response asks for the same request at a later time.
+    broken, or if no response arrived in time. After a retryable response, the same request is sent again later.
 
     A flush with a time limit waits
 

@@ -209,7 +209,9 @@ class ExportSetup:
     ) -> None:
         is_own = any(exporting.values())
         if provider is not None and is_own:
-            raise ValueError("endpoint, protocol and headers are the business of the tracer_provider that is given")
+            raise ValueError(
+                "endpoint, protocol and headers have no effect on tracer_provider; set them in its exporter"
+            )
         if provider is not None and not isinstance(provider, trace.TracerProvider):
             raise TypeError(f"tracer_provider={provider!r} is no opentelemetry TracerProvider")
         if is_own:
