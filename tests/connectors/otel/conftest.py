@@ -33,9 +33,9 @@ def no_earlier_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grpc.fork_state, "was_forked", False)
 
 
-@pytest.fixture(autouse=True)
-def no_undelivered_items(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Discard undelivered items of a test, so that no later receiver on the same port gets them."""
+@pytest.fixture(scope="session", autouse=True)
+def export_queues() -> Iterator["weakref.WeakSet[ExportQueue]"]:
+    """Return the queues of all tests. The global provider keeps the queue of an earlier test."""
     queues: weakref.WeakSet[ExportQueue] = weakref.WeakSet()
     initialize = ExportQueue.__init__
 
@@ -43,9 +43,16 @@ def no_undelivered_items(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         initialize(queue, *arguments, **options)
         queues.add(queue)
 
-    monkeypatch.setattr(ExportQueue, "__init__", initialize_and_keep)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ExportQueue, "__init__", initialize_and_keep)
+        yield queues
+
+
+@pytest.fixture(autouse=True)
+def no_undelivered_items(export_queues: "weakref.WeakSet[ExportQueue]") -> Iterator[None]:
+    """Discard undelivered items, so that no later receiver on the same port gets them."""
     yield
-    for queue in list(queues):
+    for queue in list(export_queues):
         queue.discard("the test is over")
 
 
