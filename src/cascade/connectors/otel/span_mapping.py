@@ -240,7 +240,8 @@ def _span(
 ) -> SpanData:
     """Return a span with the times, the exception, the links and the parts in `metadata`."""
     exception, start_ns, end_ns = metadata.get("exception"), metadata.get("start_ns", 0), metadata.get("end_ns", 0)
-    attributes[a.ERROR_TYPE] = error_type(metadata, error, is_run=is_run)
+    if (kind := error_type(metadata, error, is_run=is_run)) is not None:
+        attributes[a.ERROR_TYPE] = kind
     if exception:
         events = (*events, _exception_event(exception, end_ns))
     parts, links = metadata.get("parts", ()), tuple[SpanLink, ...]()
