@@ -22,7 +22,7 @@ from cascade.adapters.executors import places
 from cascade.connectors import _health
 from cascade.connectors.mqtt import backpressure, options, outbox, packets, subscriber
 from cascade.connectors.mqtt import connector as mqtt
-from cascade.connectors.mqtt.outbox import SOON
+from cascade.connectors.mqtt.outbox import MIN_LIFETIME
 from cascade.connectors.otel import (
     OtelConnector,
     buffer,
@@ -129,18 +129,18 @@ STATED = {
     "docs/mqtt.md": [
         f"by default {outbox.CAPACITY // MIB} MiB",
         f"({backpressure.FLOOR:,} may always wait)",
-        f"at most {outbox.MOST_REPEATS} times",
-        f"pauses of up to {_health.LONGEST_PAUSE:g} s",
-        f"the pause is {_health.REFUSED_PAUSE:g} s",
-        {1.0: "does not answer for a second"}[_health.PATIENCE],
+        f"at most {outbox.MAX_REPEATS} times",
+        f"pauses of up to {_health.MAX_DELAY:g} s",
+        f"the pause is {_health.REFUSED_DELAY:g} s",
+        {1.0: "does not answer for a second"}[_health.ANSWER_TIMEOUT],
         f"`resend_window` seconds ({mqtt.RESEND_WINDOW:g}; 0 for none)",
-        f"pauses for {backpressure.FIRST_PAUSE:g} to {backpressure.LONGEST_PAUSE:g} s",
-        f"pauses of up to {SOON:g} s",
+        f"pauses for {backpressure.FIRST_DELAY:g} to {backpressure.MAX_DELAY:g} s",
+        f"pauses of up to {MIN_LIFETIME:g} s",
         f"`flush_timeout` ({mqtt.FLUSH_TIMEOUT:g} s)",
         {86_400: "retained for a day"}[packets.WILL_EXPIRY],
-        f"{subscriber.QUIET * 1000:g} ms without a further one",
-        f"fewer than {subscriber.TRICKLE} in a second",
-        f"within {subscriber.RETURN_TIMEOUT:g} s and two round trips",
+        f"{subscriber.RETAINED_GAP * 1000:g} ms without a further one",
+        f"fewer than {subscriber.LIVE_RATE} in a second",
+        f"within {subscriber.PRESENCE_TIMEOUT:g} s and two round trips",
         f"on port {options.PLAIN_PORT}",
         f"the first {limits.MAX_LISTED_TASKS} running tasks, the first {limits.MAX_LISTED_TASKS} waiting tasks",
         {1.0: "at most once a second while the run goes on"}[state_schedule.INTERVAL],

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from cascade.connectors._health import BRIEF, REFUSED_PAUSE, ConnectionHealth
+from cascade.connectors._health import REFUSED_DELAY, SHORT_TIMEOUT, ConnectionHealth
 
 pytestmark = pytest.mark.usefixtures("real_limits")
 
@@ -23,7 +23,7 @@ def peer(real_limits: None) -> ConnectionHealth:
 
 def is_hopeless_after(peer: ConnectionHealth, now: list[float], seconds: float) -> bool:
     start, now[0] = now[0], now[0] + seconds
-    return peer.is_hopeless(start)
+    return peer.should_stop_waiting(start)
 
 
 def test_one_that_never_answers_gets_a_second_once_and_little_afterwards(
@@ -32,14 +32,14 @@ def test_one_that_never_answers_gets_a_second_once_and_little_afterwards(
     assert not is_hopeless_after(peer, now, 0.9)
     assert is_hopeless_after(peer, now, 1.1)
     peer.record_failed_wait()
-    assert peer.patience == BRIEF
+    assert peer.wait_limit == SHORT_TIMEOUT
     assert is_hopeless_after(peer, now, 0.2)
-    peer.connected()
-    assert peer.patience == 1.0
+    peer.record_connected()
+    assert peer.wait_limit == 1.0
 
 
 def test_one_that_falls_silent_gets_a_second(peer: ConnectionHealth, now: list[float]) -> None:
-    peer.connected()
+    peer.record_connected()
     assert not is_hopeless_after(peer, now, 60.0)
     peer.record_silence(0.9)
     assert not is_hopeless_after(peer, now, 60.0)
@@ -51,25 +51,25 @@ def test_one_that_falls_silent_gets_a_second(peer: ConnectionHealth, now: list[f
 
 def test_one_that_refuses_is_not_waited_for(peer: ConnectionHealth, now: list[float]) -> None:
     start, now[0] = now[0], now[0] + 0.01
-    peer.failed("connection refused", is_refused=False)
-    assert peer.is_hopeless(start)
+    peer.record_failure("connection refused", is_refused=False)
+    assert peer.should_stop_waiting(start)
     assert peer.is_dead
 
 
 def test_one_that_has_just_gone_away_is_expected_back_for_a_second(peer: ConnectionHealth, now: list[float]) -> None:
-    peer.connected()
-    peer.lost("gone")
+    peer.record_connected()
+    peer.record_loss("gone")
     start, now[0] = now[0], now[0] + 0.9
-    peer.failed("connection refused", is_refused=False)
-    assert not peer.is_hopeless(start)
+    peer.record_failure("connection refused", is_refused=False)
+    assert not peer.should_stop_waiting(start)
     now[0] += 0.2
-    assert peer.is_hopeless(start)
+    assert peer.should_stop_waiting(start)
 
 
 def test_attempts_come_at_once_then_ever_more_rarely_and_hardly_after_a_refusal(
     peer: ConnectionHealth, now: list[float]
 ) -> None:
-    assert [peer.next_pause() for _ in range(2)] == [0.0, 0.0]
-    assert all(0.0 <= peer.next_pause() <= min(10.0, 0.1 * 2**number) for number in range(20))
-    peer.failed("not authorized", is_refused=True)
-    assert peer.next_pause() == REFUSED_PAUSE
+    assert [peer.next_delay() for _ in range(2)] == [0.0, 0.0]
+    assert all(0.0 <= peer.next_delay() <= min(10.0, 0.1 * 2**number) for number in range(20))
+    peer.record_failure("not authorized", is_refused=True)
+    assert peer.next_delay() == REFUSED_DELAY

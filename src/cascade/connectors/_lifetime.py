@@ -1,8 +1,8 @@
-"""The life of the process: a fork, and the exit.
+"""Notifies connectors of forks and of the exit of the process.
 
 `atexit` does not run in a child of `multiprocessing` with `fork` or `forkserver` (`Process`, `Pool`,
 `ProcessPoolExecutor`), nor in a prefork worker of Celery. There a finalizer of `multiprocessing`, or Celery's signal
-`worker_process_shutdown`, takes its place. A process that calls `os._exit` itself ends without any of them.
+`worker_process_shutdown`, is used. A process that calls `os._exit` itself ends without any of them.
 """
 
 import atexit
@@ -19,23 +19,23 @@ logger = get_logger(__name__)
 T = TypeVar("T")
 
 
-class Watched(Protocol):
-    """Receives the events of its process."""
+class ProcessListener(Protocol):
+    """Is notified of forks and of the exit of its process."""
 
     def reset_after_fork(self) -> None:
-        """Forget the state of the parent. Called in a forked child, which has no thread but the calling one."""
+        """Discard the state of the parent. It is called in a forked child, in its only thread."""
         ...
 
     def start_exit(self) -> Callable[[], None]:
-        """Begin the last flush without waiting; the returned function waits, within a bound of its own, and closes.
+        """Begin the last flush without waiting. The returned function waits for it, with a time limit, and closes.
 
         It may be called more than once.
         """
         ...
 
 
-# By id: a watched object may compare by its content, which changes.
-_watched: "weakref.WeakValueDictionary[int, Watched]" = weakref.WeakValueDictionary()
+# By id: the equality of an object may depend on its content, which changes.
+_watched: "weakref.WeakValueDictionary[int, ProcessListener]" = weakref.WeakValueDictionary()
 
 _LAST = -1000
 """Exit priority of the finalizer: after those of the program, and after its own children have been joined."""
@@ -80,8 +80,8 @@ class _Exits:
 _exits = _Exits()
 
 
-def watch(one: Watched) -> None:
-    """Call it at forks and at the exit, for as long as it is referenced elsewhere."""
+def watch(one: ProcessListener) -> None:
+    """Notify `one` of forks and of the exit, as long as it is referenced elsewhere."""
     _watched[id(one)] = one
     _exits.register()
 
@@ -93,14 +93,14 @@ def _reset_after_fork() -> None:
 
 
 def _close_at_exit() -> None:
-    # All flushes have begun before the first wait: the exit takes as long as the longest, not as the sum.
+    # All flushes begin before the first wait, so the exit takes as long as the longest flush.
     for finish in [_guarded(one.start_exit) for one in list(_watched.values())]:
         if finish is not None:
             _guarded(finish)
 
 
 def _guarded(call: Callable[[], T]) -> T | None:
-    """The result of the call. An exception is logged: the other watched objects do not depend on this one."""
+    """Return the result of the call. An exception is logged, so that the other objects are still called."""
     try:
         return call()
     except Exception:

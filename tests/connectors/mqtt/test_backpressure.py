@@ -6,7 +6,7 @@ import time
 import pytest
 
 from cascade.connectors import _health
-from cascade.connectors.mqtt.backpressure import FLOOR, LONGEST_PAUSE, RATE_WINDOWS, Backpressure, Rate, Throttle
+from cascade.connectors.mqtt.backpressure import FLOOR, MAX_DELAY, RATE_WINDOWS, Backpressure, Rate, Throttle
 from cascade.connectors.mqtt.outbox import Outbox, OutgoingMessage
 
 
@@ -58,11 +58,11 @@ def test_as_much_may_wait_as_half_a_flush_can_bring_over(now: list[float], speed
     now[0] += 1.0
     outbox.settle(outbox.take(speed, speed))
     backpressure.measure()
-    assert (outbox.backlog, backpressure.is_full, backpressure.is_tight) == (most + 1, True, True)
+    assert (outbox.backlog, backpressure.is_full, backpressure.is_above_low_mark) == (most + 1, True, True)
     outbox.settle(outbox.take(1, 1))
-    assert (backpressure.is_full, backpressure.is_tight) == (False, True)
+    assert (backpressure.is_full, backpressure.is_above_low_mark) == (False, True)
     outbox.settle(outbox.take(most // 2, most // 2))
-    assert (backpressure.is_full, backpressure.is_tight) == (False, False)
+    assert (backpressure.is_full, backpressure.is_above_low_mark) == (False, False)
 
 
 class _Longest:
@@ -81,11 +81,11 @@ def throttle(now: list[float], monkeypatch: pytest.MonkeyPatch) -> Throttle:
 def send_round(throttle: Throttle, now: list[float], *, accepted: int) -> tuple[float, float]:
     """Send as many as are allowed, of which the broker accepts so many. Returns how many, and the pause after them."""
     room = throttle.room()
-    throttle.sent(int(min(room, 1_000)))
-    throttle.accepted(accepted, is_acknowledged=accepted > 0)
+    throttle.record_sent(int(min(room, 1_000)))
+    throttle.record_accepted(accepted, is_acknowledged=accepted > 0)
     if accepted < room:
-        throttle.refused()
-        throttle.refused()
+        throttle.record_refusal()
+        throttle.record_refusal()
     pause = throttle.pause
     now[0] += pause + 0.001
     return room, round(pause, 3)
@@ -95,7 +95,7 @@ def test_pauses_grow_while_nothing_is_accepted_and_few_messages_are_tried(thrott
     seen = [send_round(throttle, now, accepted=0) for _ in range(10)]
     assert seen[0] == (math.inf, 0.1)
     assert [room for room, _ in seen[1:]] == [8] * 9
-    assert [pause for _, pause in seen[1:]] == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, *[LONGEST_PAUSE] * 4], rel=0.05)
+    assert [pause for _, pause in seen[1:]] == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, *[MAX_DELAY] * 4], rel=0.05)
     assert send_round(throttle, now, accepted=1) == (8, 0.1), "it begins anew"
 
 
@@ -114,16 +114,16 @@ def test_a_broker_that_refuses_everything_holds_tasks_back_for_the_time_of_a_flu
     backpressure = Backpressure(outbox, flush_timeout=4.0)
     for _ in range(FLOOR):
         outbox.put(OutgoingMessage("t", b"x", 1))
-    backpressure.refused()
+    backpressure.record_refusal()
     assert not backpressure.is_full, "as many as wait already"
     outbox.put(OutgoingMessage("t", b"x", 1))
     seen = []
     for _ in range(3):
-        seen.append((backpressure.is_full, backpressure.is_tight))
+        seen.append((backpressure.is_full, backpressure.is_above_low_mark))
         now[0] += 2.1
-        backpressure.refused()
+        backpressure.record_refusal()
     assert seen == [(True, True), (True, True), (False, False)]
-    backpressure.throttle.accepted(1, is_acknowledged=True)
+    backpressure.throttle.record_accepted(1, is_acknowledged=True)
     assert backpressure.is_full
 
 
@@ -137,7 +137,7 @@ def test_the_time_without_a_connection_counts_in_the_rate_after_a_refusal_alone(
         outbox.put(OutgoingMessage("t", b"x", 1))
     backpressure.measure()
     if is_refused:
-        backpressure.refused()
+        backpressure.record_refusal()
     now[0] += 1.0
     backpressure.restart()
     outbox.settle(outbox.take(100, 100))

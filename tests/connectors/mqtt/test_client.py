@@ -157,7 +157,7 @@ async def test_an_error_of_the_connector_itself_ends_the_connection_without_a_go
     assert statuses(seen)[:3] == [(b"online", True), (b"offline", True), (b"online", True)]
     assert [message.topic for message in seen if not message.topic.startswith("cascade/status/")] == [TOPIC]
     (warning,) = warnings(caplog)
-    assert warning.startswith("MqttConnector: a fault of the connector: Traceback (most recent call last):")
+    assert warning.startswith("MqttConnector: unexpected error in the connector: Traceback (most recent call last):")
     assert "LookupError: a fault of ours" in warning
 
 
@@ -169,7 +169,7 @@ async def test_an_error_beside_the_messages_is_reported_and_costs_none(
     def fail(*_: Any) -> None:
         raise LookupError("a fault of ours")
 
-    monkeypatch.setattr(Barrier, "answered", fail)
+    monkeypatch.setattr(Barrier, "record_answers", fail)
     connector = MqttConnector("127.0.0.1", broker.port)
     await connector.connect()
     await until(lambda: warnings(caplog))
@@ -177,7 +177,7 @@ async def test_an_error_beside_the_messages_is_reported_and_costs_none(
     await connector.disconnect()
     assert (connector.report().sent, connector.report().lost) == (1, 0)
     (warning,) = warnings(caplog)
-    assert warning.startswith("MqttConnector: a fault of the connector: Traceback (most recent call last):")
+    assert warning.startswith("MqttConnector: unexpected error in the connector: Traceback (most recent call last):")
     assert not [record for record in caplog.records if record.name == "asyncio" and record.levelno >= logging.ERROR]
 
 

@@ -103,7 +103,7 @@ async def test_messages_without_an_answer_follow_each_other_without_a_wait(
     shared_broker: Broker, listener: Listener, project: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The broker answers none of them, so a session that waits for an answer after each batch waits for its timer."""
-    for wait in ("ANSWER_WAIT", "LONGEST_WAIT"):
+    for wait in ("ANSWER_CHECK", "MAX_IDLE"):
         monkeypatch.setattr(f"cascade.connectors.mqtt.session.{wait}", HANG)
     connector, count = MqttConnector("127.0.0.1", shared_broker.port, keepalive=65_535), 5 * BATCH
     await connector.connect()

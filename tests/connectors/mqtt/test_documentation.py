@@ -183,7 +183,7 @@ def test_by_default_mosquitto_queues_1000_messages_for_a_subscriber(tmp_path: Pa
 def test_mosquitto_answers_a_forbidden_subscription_with_success(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, limits: pytest.MonkeyPatch
 ) -> None:
-    limits.setattr("cascade.connectors.mqtt.subscriber.RETURN_TIMEOUT", 0.05)
+    limits.setattr("cascade.connectors.mqtt.subscriber.PRESENCE_TIMEOUT", 0.05)
     rules = tmp_path / "acl"
     rules.write_text("topic write cascade/#\n")
     with Broker(tmp_path, f"acl_file {rules}") as broker:

@@ -15,7 +15,7 @@ import pytest
 
 import cascade as cs
 from cascade.connectors import _health
-from cascade.connectors._health import BRIEF
+from cascade.connectors._health import SHORT_TIMEOUT
 from cascade.connectors.mqtt import MqttConnector
 from cascade.connectors.mqtt.client import Client
 from cascade.runtime.exceptions import TelemetryLostError
@@ -52,7 +52,7 @@ def make_impatient(connector: MqttConnector, limits: pytest.MonkeyPatch) -> None
 
 def patience_of(connector: MqttConnector) -> float:
     assert connector._health is not None
-    return connector._health.patience
+    return connector._health.wait_limit
 
 
 def test_a_refused_port_costs_nothing_but_the_messages(caplog: pytest.LogCaptureFixture) -> None:
@@ -83,11 +83,11 @@ def test_a_broker_that_is_known_to_be_silent_gets_less_time_until_it_answers(
     with broker.frozen():
         make_impatient(connector, limits)
         run(connector)
-        limits.setattr(_health, "PATIENCE", NEVER)
+        limits.setattr(_health, "ANSWER_TIMEOUT", NEVER)
         run(connector)
     lost = connector.report().lost
     assert lost == 2 * MESSAGES
-    assert patience_of(connector) == BRIEF
+    assert patience_of(connector) == SHORT_TIMEOUT
     run(connector)
     assert connector.report().lost == lost
     assert patience_of(connector) == NEVER
@@ -103,7 +103,7 @@ async def test_a_flush_in_vain_is_remembered(broker: Broker, limits: pytest.Monk
             await connector.connect()
             await connector.publish(TOPIC, telemetry(number), 1)
             await connector.disconnect()
-            assert patience_of(connector) == BRIEF
+            assert patience_of(connector) == SHORT_TIMEOUT
     await connector.disconnect()
 
 
@@ -257,7 +257,7 @@ async def test_after_a_refusal_the_next_attempt_is_far_away(tmp_path: Path) -> N
         session = connector._session
         assert session is not None
         await until(lambda: session.health.is_dead)
-        assert session.health.next_pause() == 30.0
+        assert session.health.next_delay() == 30.0
         await connector.disconnect()
 
 
@@ -338,7 +338,7 @@ async def test_what_cannot_be_made_small_enough_is_lost_alone(
     (warning,) = warnings(caplog)
     assert warning.startswith("MqttConnector: 2 of 100 messages were lost")
     assert (
-        "more than the broker accepts" if limit == "max_packet_size" else "the connection broke whenever"
+        "larger than the broker accepts" if limit == "max_packet_size" else "the broker closed the connection each time"
     ) in warning
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from cascade.connectors.mqtt.backpressure import Backpressure
-from cascade.connectors.mqtt.outbox import MESSAGE_BYTES, MOST_REPEATS, Outbox, OutgoingMessage
+from cascade.connectors.mqtt.outbox import MAX_REPEATS, MESSAGE_BYTES, Outbox, OutgoingMessage
 from tests.lab.waiting import HANG
 
 CAPACITY = 20 * (MESSAGE_BYTES + 10)
@@ -49,27 +49,27 @@ class Model(RuleBasedStateMachine):
     def settle(self, data: st.DataObject) -> None:
         if self.taken:
             done = data.draw(st.lists(st.sampled_from(self.taken), unique=True))
-            self.arrived += [one for one in done if not one.arrived_at]
+            self.arrived += [one for one in done if not one.acknowledged_at]
             self.outbox.settle(done)
             self.taken = [one for one in self.taken if one not in done]
 
     @rule()
     def lose_one(self) -> None:
         if self.taken:
-            self.outbox.lose(self.taken.pop(0), "refused")
+            self.outbox.drop(self.taken.pop(0), "refused")
 
     @rule(data=st.data(), refusal=st.sampled_from(["", "Quota exceeded"]))
-    def recall(self, data: st.DataObject, refusal: str) -> None:
+    def put_back(self, data: st.DataObject, refusal: str) -> None:
         before = self.outbox.retried
         back = data.draw(st.lists(st.sampled_from(self.taken), unique=True)) if self.taken else []
-        self.outbox.recall(back, refusal)
+        self.outbox.put_back(back, refusal)
         assert self.outbox.retried == before + (len(back) if refusal else 0)
         self.taken = [one for one in self.taken if one not in back]
 
     @rule()
     def resend(self) -> None:
         self.outbox.resend(time.monotonic())
-        assert not self.outbox._arrived
+        assert not self.outbox._acknowledged_messages
 
     @rule(share=st.floats(0, 1))
     def abandon(self, share: float) -> None:
@@ -86,12 +86,12 @@ class Model(RuleBasedStateMachine):
         waiting, out = self.waiting(), self.outbox.out()
         assert out == sorted(self.taken, key=lambda one: one.number)
         assert self.outbox.sent == len(self.arrived)
-        new = [one for one in waiting + out if not one.arrived_at]
+        new = [one for one in waiting + out if not one.acknowledged_at]
         assert self.outbox.backlog == len(new)
         assert self.outbox.bytes == sum(len(one.body) + MESSAGE_BYTES for one in new)
-        assert self.outbox.bytes <= CAPACITY or not [one for one in waiting if not one.arrived_at]
-        arrived = self.outbox._arrived
-        assert self.outbox._arrived_bytes == sum(len(one.body) + MESSAGE_BYTES for one in arrived) <= CAPACITY / 4
+        assert self.outbox.bytes <= CAPACITY or not [one for one in waiting if not one.acknowledged_at]
+        arrived = self.outbox._acknowledged_messages
+        assert self.outbox._acknowledged_bytes == sum(len(one.body) + MESSAGE_BYTES for one in arrived) <= CAPACITY / 4
         assert not {one.number for one in waiting + out} & {one.number for one in arrived}
         for queue in self.outbox._waiting:
             assert [one.number for one in queue] == sorted(one.number for one in queue)
@@ -138,7 +138,7 @@ def test_it_is_full_at_three_quarters_and_roomy_at_a_half() -> None:
     seen = []
     for _ in range(8):
         outbox.put(letter(1))
-        seen.append((backpressure.is_full, backpressure.is_tight))
+        seen.append((backpressure.is_full, backpressure.is_above_low_mark))
     assert seen == [(False, False)] * 3 + [(False, True)] * 2 + [(True, True)] * 3
 
 
@@ -147,7 +147,7 @@ def test_only_what_one_link_had_out_is_called_back() -> None:
     for _ in range(4):
         outbox.put(letter(1))
     first, second = outbox.take(2, 9), outbox.take(2, 9)
-    outbox.recall(first)
+    outbox.put_back(first)
     assert outbox.out() == second, "another session's"
     assert (outbox.backlog, outbox.is_out, outbox.is_waiting) == (4, True, True)
     assert outbox.take(9, 9) == first
@@ -201,7 +201,7 @@ def test_a_message_is_repeated_ten_times_at_most() -> None:
     for _ in range(20):
         outbox.settle(outbox.take(1, 1))
         outbox.resend(time.monotonic())
-    assert (outbox.sent, outbox.resent, outbox.is_waiting) == (1, MOST_REPEATS, False)
+    assert (outbox.sent, outbox.resent, outbox.is_waiting) == (1, MAX_REPEATS, False)
 
 
 def test_only_what_has_arrived_within_the_window_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,10 +239,10 @@ def test_messages_on_refused_topics_leave_most_places_to_others() -> None:
     for topic in ("a", "b", "c") * 20:
         outbox.put(OutgoingMessage(topic, b"x", 1))
     first = outbox.take(6, 6)
-    outbox.recall([one for one in first if one.topic != "c"], "Quota exceeded")
+    outbox.put_back([one for one in first if one.topic != "c"], "Quota exceeded")
     outbox.settle([one for one in first if one.topic == "c"])
     assert [(one.topic, one.number) for one in outbox.take(4, 9)] == [("a", 0), ("c", 8), ("c", 11), ("c", 14)]
-    outbox.recall(outbox.out()[:1], "Quota exceeded")
+    outbox.put_back(outbox.out()[:1], "Quota exceeded")
     second = outbox.take(4, 9)
     assert [(one.topic, one.number) for one in second] == [("b", 1), ("c", 17), ("c", 20), ("c", 23)], "b has a turn"
     outbox.settle(second)
@@ -256,7 +256,7 @@ def test_a_message_of_qos_0_on_a_refused_topic_needs_no_place_of_qos_1() -> None
     outbox = Outbox()
     for topic in ("a", "b"):
         outbox.put(OutgoingMessage(topic, b"x", 1))
-    outbox.recall(outbox.take(2, 2), "Quota exceeded")
+    outbox.put_back(outbox.take(2, 2), "Quota exceeded")
     assert len(outbox.take(2, 2)) == 2
     outbox.put(OutgoingMessage("b", b"x", 0))
     assert outbox.can_take(0)
@@ -267,7 +267,7 @@ def test_a_topic_whose_messages_are_lost_takes_no_turn_from_other_refused_ones()
     outbox = Outbox()
     for topic in ("a", "b", "c", "c"):
         outbox.put(OutgoingMessage(topic, b"x", 1))
-    outbox.recall(outbox.take(2, 2), "Quota exceeded")
+    outbox.put_back(outbox.take(2, 2), "Quota exceeded")
     outbox.abandon(1, "dead")
     assert [one.topic for one in outbox.take(2, 2)] == ["b", "c"]
 
@@ -277,7 +277,7 @@ def test_the_reason_of_a_loss_has_the_refusals_before_it() -> None:
     for _ in range(2):
         outbox.put(letter(1))
     for _ in range(1_234):
-        outbox.recall(outbox.take(1, 1), "Quota exceeded")
+        outbox.put_back(outbox.take(1, 1), "Quota exceeded")
     outbox.abandon(2, "not acknowledged within 5 s")
     assert outbox.reason == "not acknowledged within 5 s, after 1,234 refusals 'Quota exceeded'"
     outbox.put(letter(1))

@@ -15,7 +15,7 @@ from paho.mqtt.properties import Properties
 
 from cascade.connectors.mqtt.packets import (
     MAX_ALIASES,
-    MISSES,
+    MAX_MISSES,
     TopicAliases,
     new_properties,
     packet_bytes,
@@ -141,7 +141,7 @@ def test_a_packet_that_is_not_sent_uses_no_alias() -> None:
 def test_the_topics_of_later_runs_replace_those_of_earlier_ones() -> None:
     aliases = TopicAliases(65_535)
     for number in range(3 * MAX_ALIASES):
-        for _ in range(MISSES):
+        for _ in range(MAX_MISSES):
             topic, alias = aliases.find(f"run-{number}")
             if topic and alias:
                 aliases.add(topic, alias)

@@ -5,7 +5,7 @@ import time
 import pytest
 
 import cascade as cs
-from cascade.connectors.mqtt.outbox import MOST_LOSSES, PAUSE, Outbox, OutgoingMessage, PoisonMessageFilter
+from cascade.connectors.mqtt.outbox import MAX_LOSSES, PAUSE, Outbox, OutgoingMessage, PoisonMessageFilter
 from cascade.telemetry.state_schedule import INTERVAL, RunStates
 from cascade.telemetry.wire import dumps
 from cascade.testing import MemoryConnector
@@ -24,20 +24,20 @@ def outbox() -> Outbox:
 
 def test_what_was_out_when_a_connection_of_long_standing_broke_is_innocent(outbox: Outbox) -> None:
     poison, (message,) = PoisonMessageFilter(outbox, RunStates()), outbox.out()
-    for _ in range(2 * MOST_LOSSES):
-        poison.lost(3_600.0, "the connection was lost")
-    assert (message.body, poison.most, outbox.lost) == (BODY, float("inf"), 0)
+    for _ in range(2 * MAX_LOSSES):
+        poison.record_end(3_600.0, "the connection was lost")
+    assert (message.body, poison.max_packet_bytes, outbox.lost) == (BODY, float("inf"), 0)
 
 
 def test_it_is_made_smaller_at_the_second_loss_and_given_up_at_the_last(outbox: Outbox) -> None:
     poison, (message,) = PoisonMessageFilter(outbox, RunStates()), outbox.out()
-    poison.lost(0.1, "the connection was lost")
+    poison.record_end(0.1, "the connection was lost")
     assert message.body == BODY
-    poison.lost(0.1, "the connection was lost")
+    poison.record_end(0.1, "the connection was lost")
     assert len(message.body) < len(BODY)
-    for _ in range(MOST_LOSSES - 2):
+    for _ in range(MAX_LOSSES - 2):
         assert outbox.lost == 0
-        poison.lost(0.1, "the connection was lost")
+        poison.record_end(0.1, "the connection was lost")
     assert outbox.lost == 1
 
 
@@ -47,17 +47,17 @@ def test_after_early_ends_of_connections_states_are_small_and_then_pause(outbox:
     started, *others = connector.messages
     poison, (message,) = PoisonMessageFilter(outbox, states), outbox.out()
     states.add(started.topic, started.payload)
-    poison.lost(3_600.0, "the connection was lost", 700)
-    for _ in range(MOST_LOSSES - 1):
-        poison.lost(0.1, "the connection was lost", 700)
+    poison.record_end(3_600.0, "the connection was lost", 700)
+    for _ in range(MAX_LOSSES - 1):
+        poison.record_end(0.1, "the connection was lost", 700)
     now = time.monotonic()
     (state,) = states.take(now, 10)
-    assert state.body(poison.most_of_state), "states of a common size are never too large"
-    poison.lost(0.1, "the connection was lost", 700)
+    assert state.body(poison.max_state_bytes), "states of a common size are never too large"
+    poison.record_end(0.1, "the connection was lost", 700)
     states.restart()
     for other in others:
         states.add(other.topic, other.payload)
     assert states.has_settled(1)
     assert states.take(now + PAUSE - INTERVAL, 10) == []
-    assert states.refusal == "the connection broke whenever it was sent"
+    assert states.refusal == "the broker closed the connection each time it was sent"
     assert (message.losses, outbox.lost) == (0, 0), "the message that was out at the same time"

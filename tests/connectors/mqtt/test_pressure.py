@@ -71,10 +71,10 @@ async def test_no_more_waits_than_can_be_flushed_at_the_end(
     slow: Slow, broker: Broker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """However much memory there is. `test_backpressure` has how many messages that is."""
-    monkeypatch.setattr(Backpressure, "measure", lambda backpressure: setattr(backpressure, "_most", 50))
+    monkeypatch.setattr(Backpressure, "measure", lambda backpressure: setattr(backpressure, "_max_waiting", 50))
     connector = MqttConnector("127.0.0.1", broker.port)
     await connector.connect()
-    await until(lambda: connector._shared.backpressure._most == 50)
+    await until(lambda: connector._shared.backpressure._max_waiting == 50)
     waiting = list[int]()
     slow.may_send = lambda connection: connection._outbox.backlog > 50
     for number in range(300):

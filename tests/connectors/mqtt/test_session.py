@@ -97,45 +97,45 @@ def test_pauses_grow_although_each_connection_was_of_use_and_end_with_a_long_con
     client_id = ClientId(None, "etl")
     pauses = []
     for _ in range(14):
-        client_id.learn(0, 1.0)
+        client_id.record_end(0, 1.0)
         pauses.append(client_id.pause)
     bounds = [0, 0, 0, 0, 0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5, 5, 5]
     assert all(most / 2 <= pause <= most for pause, most in zip(pauses, bounds, strict=True))
-    assert client_id.is_contested
-    client_id.learn(0, 5.0)
+    assert client_id.is_duplicate
+    client_id.record_end(0, 5.0)
     assert client_id.pause > 0, "the other one pauses for as long"
-    client_id.learn(0, 60.0)
-    assert (client_id.pause, client_id.is_contested) == (0, False)
+    client_id.record_end(0, 60.0)
+    assert (client_id.pause, client_id.is_duplicate) == (0, False)
 
 
 @pytest.mark.usefixtures("real_limits")
 @pytest.mark.parametrize(
     "explain",
     [
-        lambda client_id: client_id.learn(0, None),
-        lambda client_id: client_id.learn(0, 0.1, is_explained=True),
-        lambda client_id: client_id.learn(0, NEVER),
+        lambda client_id: client_id.record_end(0, None),
+        lambda client_id: client_id.record_end(0, 0.1, is_explained=True),
+        lambda client_id: client_id.record_end(0, NEVER),
     ],
     ids=["the broker is away", "a message is the reason", "a long connection"],
 )
 def test_early_ends_with_another_explanation_are_no_sign(explain: Callable[[ClientId], str]) -> None:
     client_id = ClientId("worker", None)
     for _ in range(5):
-        assert [client_id.learn(0, 0.1) for _ in range(4)] == [""] * 4
+        assert [client_id.record_end(0, 0.1) for _ in range(4)] == [""] * 4
         assert explain(client_id) == ""
     assert client_id.value == "worker"
 
 
 def test_a_made_up_id_without_a_user_is_contested_only_if_the_broker_sends_the_reason() -> None:
     client_id = ClientId(None, None)
-    assert [client_id.learn(0, 0.1) for _ in range(20)] == [""] * 20
-    assert (client_id.pause, client_id.is_contested) == (0, False)
-    assert "another client has the id" in client_id.learn(TAKEN_OVER, 0.1)
+    assert [client_id.record_end(0, 0.1) for _ in range(20)] == [""] * 20
+    assert (client_id.pause, client_id.is_duplicate) == (0, False)
+    assert "another client has the id" in client_id.record_end(TAKEN_OVER, 0.1)
 
 
 def test_an_end_with_another_reason_is_no_sign() -> None:
     client_id = ClientId("worker", None)
-    assert [client_id.learn(0x97, 0.1) for _ in range(20)] == [""] * 20
+    assert [client_id.record_end(0x97, 0.1) for _ in range(20)] == [""] * 20
     assert (client_id.value, client_id.pause) == ("worker", 0)
 
 
@@ -166,7 +166,7 @@ async def test_a_client_whose_place_is_taken_right_after_its_connection_is_repor
 async def test_a_loop_that_only_publishes_lets_the_network_thread_send(
     shared_broker: Broker, listener: Listener, project: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cascade.connectors.mqtt.session.LONGEST_TURN", 0)
+    monkeypatch.setattr("cascade.connectors.mqtt.session.MAX_TURN", 0)
     topic, count = events_topic("local", project, "run"), 1_000
     buffer = count // 2 * (MESSAGE_BYTES + len(dumps(telemetry())))
     connector = MqttConnector("127.0.0.1", shared_broker.port, strict=True, on_full="drop", max_buffer_bytes=buffer)
@@ -190,9 +190,9 @@ async def test_a_publishing_thread_never_waits_for_a_network_thread_without_a_co
     assert session is not None
     broker.kill()
     await until(lambda: not session.health.is_connected)
-    monkeypatch.setattr("cascade.connectors.mqtt.session.LONGEST_TURN", -1)
+    monkeypatch.setattr("cascade.connectors.mqtt.session.MAX_TURN", -1)
     monkeypatch.setattr("cascade.connectors.mqtt.session.LOCK_RELEASE", -1)  # which `time.sleep` refuses
-    session._is_asleep = True
+    session._is_waiting = True
     for number in range(3):
         await connector.publish(events_topic("local", "default", "run"), telemetry(number))
     await connector.disconnect()

@@ -49,14 +49,14 @@ class Stall:
         def hold_up(connection: Connection) -> None:
             work(connection)
             if connection._unacknowledged and not self.begun.is_set():
-                limits.setattr(_health, "PATIENCE", LONGER / 2)
+                limits.setattr(_health, "ANSWER_TIMEOUT", LONGER / 2)
                 self.begun.set()
                 assert self.is_over.wait(HANG)
 
         monkeypatch.setattr(Connection, "work", hold_up)
 
     def end(self) -> None:
-        self._limits.setattr(_health, "PATIENCE", HANG)
+        self._limits.setattr(_health, "ANSWER_TIMEOUT", HANG)
         self.is_over.set()
 
 

@@ -124,7 +124,7 @@ async def test_it_waits_for_the_callbacks_but_not_for_ever(broker: Broker, limit
 
 async def test_it_does_not_wait_for_a_refused_port(limits: pytest.MonkeyPatch) -> None:
     limits.setattr(subscriber, "SUBSCRIBE_TIMEOUT", NEVER)
-    limits.setattr(_health, "PATIENCE", NEVER)
+    limits.setattr(_health, "ANSWER_TIMEOUT", NEVER)
     connector = MqttConnector("127.0.0.1", reserved_port())
     await connector.connect()
     await soon(connector.subscribe(CONTROL, Gardener()))
@@ -507,7 +507,7 @@ async def test_a_retained_message_that_comes_after_the_presence_is_received_too(
     broker: Broker, limits: pytest.MonkeyPatch
 ) -> None:
     """Some brokers look for the retained messages of each filter in a process of its own."""
-    limits.setattr(subscriber, "QUIET", NEVER)
+    limits.setattr(subscriber, "RETAINED_GAP", NEVER)
     with Listener(broker.port) as other, Proxy(broker.port) as proxy:
         other.publish(PAUSE, json.dumps(constraint()), retain=True)
         proxy.hold(lambda packet: RETAINED(packet) and packet.topic == PAUSE)
@@ -517,7 +517,7 @@ async def test_a_retained_message_that_comes_after_the_presence_is_received_too(
         await asyncio.to_thread(proxy.wait_for_count, 1, lambda p: RETAINED(p) and p.topic.startswith(STATUS))
         await round_trips(connector, proxy)
         assert not subscribing.done()
-        limits.setattr(subscriber, "QUIET", 0.01)
+        limits.setattr(subscriber, "RETAINED_GAP", 0.01)
         proxy.release()
         await subscribing
         assert gardener.calls == [(PAUSE, constraint())]
@@ -548,8 +548,8 @@ def guarded(tmp_path: Path) -> Iterator[Broker]:
         yield broker
 
 
-LATE = "MqttConnector: retained constraints may not have been applied before the first task: "
-UNCERTAIN = (
+LATE_WARNING = "MqttConnector: retained constraints may not have been applied before the first task: "
+UNCERTAIN_WARNING = (
     "MqttConnector: retained constraints may not have been applied before the first task, because the broker does not "
     "send the presence of this process back; allow this user to read "
 )
@@ -562,28 +562,28 @@ async def test_without_the_right_to_read_its_presence_it_makes_round_trips(
     with Listener(guarded.port, "nothing") as other:
         for number, topic in enumerate(topics):
             other.publish(topic, json.dumps(constraint(number)), retain=True)
-    limits.setattr(subscriber, "RETURN_TIMEOUT", 0.05)
+    limits.setattr(subscriber, "PRESENCE_TIMEOUT", 0.05)
     gardener, connector = Gardener(), await connected(guarded)
     await connector.subscribe(CONTROL, gardener)
     assert sorted(gardener.calls) == sorted((topic, constraint(n)) for n, topic in enumerate(topics))
-    limits.setattr(subscriber, "RETURN_TIMEOUT", NEVER)
+    limits.setattr(subscriber, "PRESENCE_TIMEOUT", NEVER)
     await soon(connector.subscribe("cascade/control/#", Gardener()))
-    assert warnings(caplog) == [UNCERTAIN + status_topic("local", "default", source())]
+    assert warnings(caplog) == [UNCERTAIN_WARNING + status_topic("local", "default", source())]
     await connector.disconnect()
 
 
 async def test_a_broker_that_returns_neither_the_presence_nor_an_answer_to_unsubscribe_is_reported(
     guarded: Broker, caplog: pytest.LogCaptureFixture, limits: pytest.MonkeyPatch
 ) -> None:
-    limits.setattr(subscriber, "RETURN_TIMEOUT", 0.05)
+    limits.setattr(subscriber, "PRESENCE_TIMEOUT", 0.05)
     with Proxy(guarded.port) as proxy:
         proxy.hold(received_by_client(PacketTypes.UNSUBACK))
         connector = MqttConnector("127.0.0.1", proxy.port)
         await connector.connect()
         await connector.subscribe(CONTROL, Gardener())
-        assert warnings(caplog) == [f"{LATE}the broker did not answer UNSUBSCRIBE"]
+        assert warnings(caplog) == [f"{LATE_WARNING}the broker did not answer UNSUBSCRIBE"]
         assert connector._session is not None
-        limits.setattr("cascade.connectors._health.PATIENCE", 0.0)
+        limits.setattr("cascade.connectors._health.ANSWER_TIMEOUT", 0.0)
         await round_trips(connector, proxy)
         assert connector._session.health.silence == 0, "no answer is due"
         await connector.disconnect()
@@ -592,23 +592,23 @@ async def test_a_broker_that_returns_neither_the_presence_nor_an_answer_to_unsub
 async def test_retained_messages_that_are_too_late_are_reported(
     broker: Broker, caplog: pytest.LogCaptureFixture, limits: pytest.MonkeyPatch
 ) -> None:
-    limits.setattr(subscriber, "RETURN_TIMEOUT", 0.05)
+    limits.setattr(subscriber, "PRESENCE_TIMEOUT", 0.05)
     with Listener(broker.port) as other, Proxy(broker.port) as proxy:
         other.publish(PAUSE, json.dumps(constraint()), retain=True)
         proxy.hold(lambda packet: RETAINED(packet) and packet.retain)
         connector, gardener = MqttConnector("127.0.0.1", proxy.port), Gardener()
         await connector.connect()
         await connector.subscribe(CONTROL, gardener)
-        first = UNCERTAIN + status_topic("local", "default", source())
+        first = UNCERTAIN_WARNING + status_topic("local", "default", source())
         assert (gardener.calls, warnings(caplog)) == ([], [first])
         proxy.release()
         await until(lambda: gardener.payloads == [constraint()])
-        await until(lambda: warnings(caplog) == [first, f"{LATE}the broker sends them late"])
+        await until(lambda: warnings(caplog) == [first, f"{LATE_WARNING}the broker sends them late"])
         await connector.disconnect()
 
 
 async def test_a_refused_subscription_to_the_presence_costs_nothing(broker: Broker, limits: pytest.MonkeyPatch) -> None:
-    limits.setattr(subscriber, "RETURN_TIMEOUT", NEVER)
+    limits.setattr(subscriber, "PRESENCE_TIMEOUT", NEVER)
 
     def rule(packet: Packet) -> Iterable[Packet]:
         if SUBSCRIBED(packet):
@@ -660,9 +660,9 @@ async def test_two_subscriptions_that_wait_for_an_answer_are_not_forbidden(broke
 async def test_a_broker_that_tcp_has_reached_late_has_more_time_to_connect(
     broker: Broker, limits: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limits.setattr(_health, "PATIENCE", 0.05)
-    reached = ConnectionHealth.tcp_connected
-    monkeypatch.setattr(ConnectionHealth, "tcp_connected", lambda health, _: reached(health, HANG))
+    limits.setattr(_health, "ANSWER_TIMEOUT", 0.05)
+    reached = ConnectionHealth.record_tcp_connected
+    monkeypatch.setattr(ConnectionHealth, "record_tcp_connected", lambda health, _: reached(health, HANG))
     with Listener(broker.port) as other, Proxy(broker.port) as proxy:
         other.publish(PAUSE, json.dumps(constraint()), retain=True)
         proxy.hold(received_by_client(PacketTypes.CONNACK))
@@ -758,7 +758,7 @@ async def test_a_hundred_thousand_retained_constraints_are_all_received(
 async def test_retained_constraints_that_are_published_all_the_time_do_not_delay_a_subscription(
     broker: Broker, topics: int, limits: pytest.MonkeyPatch
 ) -> None:
-    limits.setattr(subscriber, "QUIET", 1.0)  # no pause of the publisher is as long
+    limits.setattr(subscriber, "RETAINED_GAP", 1.0)  # no pause of the publisher is as long
     has_subscribed = threading.Event()
 
     def publish(other: Listener) -> None:

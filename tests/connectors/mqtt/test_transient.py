@@ -15,7 +15,7 @@ import cascade as cs
 from cascade.connectors import _health
 from cascade.connectors.memory import MemoryConnector
 from cascade.connectors.mqtt import MqttConnector, backpressure
-from cascade.connectors.mqtt.outbox import MOST_LOSSES
+from cascade.connectors.mqtt.outbox import MAX_LOSSES
 from cascade.telemetry.topics import events_topic
 from tests.connectors.mqtt.broker import Broker, Listener
 from tests.connectors.mqtt.messages import numbers, telemetry, warnings
@@ -71,10 +71,10 @@ def end(code: int, condition: Callable[[Packet], object], reference: str = "") -
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backpressure, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(backpressure, "LONGEST_PAUSE", 0.02)
-    monkeypatch.setattr(backpressure, "PACE", 0.01)
-    monkeypatch.setattr(_health, "LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(backpressure, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(backpressure, "MAX_DELAY", 0.02)
+    monkeypatch.setattr(backpressure, "ROUND", 0.01)
+    monkeypatch.setattr(_health, "MAX_DELAY", 0.01)
 
 
 @pytest.fixture
@@ -191,7 +191,7 @@ def test_a_broker_that_refuses_for_ever_holds_no_run(proxy: Proxy, caplog: pytes
 async def test_a_connection_that_ends_for_now_is_no_fault_of_a_message(
     code: int, proxy: Proxy, listener: Listener, project: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ends, ended = 3 * MOST_LOSSES, set[int]()
+    ends, ended = 3 * MAX_LOSSES, set[int]()
 
     def is_first_of_five(packet: Packet) -> bool:
         is_due = len(ended) < ends and json.loads(packet.payload)["seq"] == 5

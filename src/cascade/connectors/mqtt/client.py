@@ -1,8 +1,8 @@
 """The aiomqtt client of one connection.
 
-aiomqtt discards the properties of CONNACK and the reason codes of PUBACK, waits for each message in a task, and reads
-and writes each packet with system calls of its own. This subclass keeps the answers, passes them to its owner without a
-task, and reads and writes in blocks.
+aiomqtt discards the properties of CONNACK and the reason codes of PUBACK. It waits for each message in an asyncio task, and
+reads and writes each packet with separate system calls. This subclass passes the properties and reason codes to callbacks,
+needs no asyncio task per message, and reads and writes in blocks.
 """
 
 import asyncio
@@ -38,23 +38,23 @@ T = TypeVar("T")
 
 _MQTT_5 = "MqttConnector requires MQTT 5"
 _PING = 0.7
-"""Part of the keepalive after which PINGREQ is sent."""
-_MOST_READS = 64
+"""Fraction of the keepalive after which PINGREQ is sent."""
+_MAX_READS = 64
 """Reads of packets before other callbacks of the event loop run."""
 _UNACKNOWLEDGED = MQTTMessage()
-"""paho's record of each unacknowledged message."""
+"""Placeholder for each unacknowledged message in paho's table."""
 
-# aiomqtt and paho report each error to their caller too; without a handler their log lines would go to stderr.
+# aiomqtt and paho also raise each error that they log. Without a handler their log lines would go to stderr.
 _silent = logging.Logger("cascade.connectors.mqtt.client", logging.CRITICAL + 1)  # noqa: LOG001 - it has no parent
 
 
 class Client(aiomqtt.Client):
-    """Connects when it is entered. A clean exit sends DISCONNECT; an exception does not, so the broker publishes the will.
+    """Async context manager that connects. A clean exit sends DISCONNECT; an exception does not, so the broker publishes the will.
 
-    `on_tcp_connected(seconds)` runs when TCP has connected, in the thread that connects. The owner sets the other callbacks, which
-    run in the event loop: `on_acknowledged(packet id, reason)` for each PUBACK of `send`, `on_received(message)`
-    for each incoming message, and `on_activity()` whenever the broker has sent or accepted bytes, and when the connection
-    ends.
+    `on_tcp_connected(seconds)` is called after the TCP handshake, in the thread that connects. The owner sets the other
+    callbacks, which run in the event loop: `on_acknowledged(packet id, reason)` for each PUBACK of `send`,
+    `on_received(message)` for each incoming message, and `on_activity()` after bytes were sent or received and after the
+    end of the connection.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Client(aiomqtt.Client):
             timeout=CONNECT_TIMEOUT,
             keepalive=options.keepalive,
             clean_start=True,
-            max_inflight_messages=0,  # the connection has a window of its own
+            max_inflight_messages=0,  # Connection limits the unacknowledged messages
             properties=new_properties(PacketTypes.CONNECT, MaximumPacketSize=MAX_INCOMING_BYTES),
             tls_context=cast("ssl.SSLContext", self._transport),
         )
@@ -92,7 +92,7 @@ class Client(aiomqtt.Client):
         self._client.connect_timeout = CONNECT_TIMEOUT
         self.limits = limits
         self.keepalive = options.keepalive
-        """Seconds: Server Keep Alive of the broker, or the given ones. With 0 the broker does not expect packets."""
+        """Seconds: Server Keep Alive of the broker, or the option `keepalive`. 0 turns the mechanism off."""
         self._assigned_id = ""
         self.reason, self.code = "", 0
         self.other_server = ""
@@ -107,7 +107,7 @@ class Client(aiomqtt.Client):
         """Connect.
 
         Raises:
-            aiomqtt.MqttError: The broker is unreachable or refuses; `reason` has the cause and `code` the reason code.
+            aiomqtt.MqttError: The broker is unreachable or refuses the connection. `reason` has the cause, `code` the reason code.
         """
         try:
             await super().__aenter__()
@@ -121,7 +121,7 @@ class Client(aiomqtt.Client):
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Disconnect. aiomqtt sends DISCONNECT after an exception too."""
+        """Disconnect. Unlike aiomqtt's method, it does not send DISCONNECT after an exception."""
         if kind is None and not self.is_over:
             self._transport.is_leaving = True
             self._client.disconnect()
@@ -141,23 +141,23 @@ class Client(aiomqtt.Client):
 
     @property
     def wants_write(self) -> bool:
-        """Whether packets wait for the system to accept them."""
+        """Whether packets are queued that the system has not accepted."""
         return self._client.want_write() or bool(self._transport.unwritten)
 
     def send(self, topic: str, body: bytes, qos: int, properties: bytes, *, retain: bool = False) -> int:
-        """Queue a message and return its packet id, 0 for QoS 0. `on_acknowledged` is called for QoS 1; nothing waits for it.
+        """Queue a message and return its packet id, which is 0 for QoS 0. The PUBACK of QoS 1 calls `on_acknowledged`.
 
-        `properties` are packed.
+        `properties` are the packed properties.
         """
         packet_id = self._unused_packet_id() if qos else 0
         if qos:
-            self._client._out_messages[packet_id] = _UNACKNOWLEDGED  # noqa: SLF001 - paho passes on the PUBACK of these messages only
+            self._client._out_messages[packet_id] = _UNACKNOWLEDGED  # noqa: SLF001 - paho reports the PUBACK of these messages only
         self._transport.unwritten += publish_packet(topic, body, properties, packet_id, retain=retain)
         self._write_later()
         return packet_id
 
     def _unused_packet_id(self) -> int:
-        """Return the next packet id that no unanswered packet has. paho and aiomqtt call it for theirs too."""
+        """Return the next packet id that no unanswered packet has. paho and aiomqtt call it for their packets too."""
         packet_id = self._next_packet_id()
         while (
             packet_id in self._client._out_messages  # noqa: SLF001
@@ -168,19 +168,19 @@ class Client(aiomqtt.Client):
         return packet_id
 
     def keep_alive(self) -> None:
-        """Send PINGREQ when it is due. Call at least four times in `keepalive` seconds.
+        """Send PINGREQ when it is due. Call it at least four times in `keepalive` seconds.
 
-        Any bytes from the broker count as the answer: behind many packets, PINGRESP can be late.
+        Any bytes from the broker count as the answer, because PINGRESP can be queued behind many packets.
         """
         client, transport = self._client, self._transport
-        client._last_msg_out = max(client._last_msg_out, transport.sent_at)  # noqa: SLF001 - paho has not seen all packets
+        client._last_msg_out = max(client._last_msg_out, transport.sent_at)  # noqa: SLF001 - paho does not handle all packets
         client._last_bytes_received = max(client._last_bytes_received, transport.received_at)  # noqa: SLF001
         if transport.received_at > client._ping_t:  # noqa: SLF001
             client._ping_t = 0  # noqa: SLF001
         client.loop_misc()
 
     def flush(self) -> None:
-        """Write the queued packets, as far as the system accepts them. It is called by the event loop too."""
+        """Write the queued packets, as far as the system accepts them. The event loop calls it too."""
         self._is_writing = False
         descriptor = self._transport.fileno()
         if descriptor < 0:
@@ -199,7 +199,7 @@ class Client(aiomqtt.Client):
             self._loop.add_writer(descriptor, self._write_more)
 
     def _write(self) -> bool:
-        """Write the queued packets; whether the system has accepted all of them."""
+        """Write the queued packets. Return whether the system has accepted all of them."""
         self._client.loop_write()
         while (is_written := self._transport.flush()) and self._client.want_write():
             self._client.loop_write()
@@ -213,13 +213,13 @@ class Client(aiomqtt.Client):
             self._disconnected.set_result(None)
 
     def close_in_child(self) -> None:
-        """Close a forked child's copy of the socket. While one copy is open, the broker does not notice the parent's end."""
+        """Close the copy of the socket in a forked child. While a copy is open, the broker does not detect the end of the parent."""
         self._transport.close_copy()
 
     # Overrides of aiomqtt's methods.
 
     async def _wait_for(self, fut: Awaitable[T], timeout: float | None) -> T:  # noqa: ASYNC109 - aiomqtt's signature
-        """Wait for an answer until the connection ends. aiomqtt waits on, for an answer that cannot come."""
+        """Wait for an answer until the connection ends. aiomqtt's method would continue to wait after the end."""
         answer: asyncio.Future[T] = asyncio.ensure_future(fut)
         limit = self.timeout if timeout is None else None if timeout == math.inf else timeout
         either: set[asyncio.Future[Any]] = {answer, self._disconnected}
@@ -234,21 +234,21 @@ class Client(aiomqtt.Client):
         raise aiomqtt.MqttError(f"no answer within {limit:g} s")
 
     def _on_connect(self, client: Any, userdata: Any, flags: Any, reason_code: Any, properties: Any = None) -> None:
-        if reason_code.is_failure:  # paho goes on to report a protocol error
+        if reason_code.is_failure:  # paho then reports a protocol error as well
             self._end(str(reason_code), reason_code.value)
             self.other_server = getattr(properties, "ServerReference", "")
         else:
             self.limits.accept(properties)
             self._assigned_id = getattr(properties, "AssignedClientIdentifier", "")
             self.keepalive = self._client.keepalive
-            # paho waits for the whole time. PINGREQ must have reached the broker by then.
+            # paho sends PINGREQ after this time. The broker must receive it within `keepalive`.
             self._client._keepalive = _PING * self.keepalive  # type: ignore[assignment]  # noqa: SLF001
         super()._on_connect(client, userdata, flags, reason_code, properties)
 
     def _on_disconnect(self, client: Any, userdata: Any, flags: Any, reason_code: Any, properties: Any = None) -> None:  # noqa: ARG002
         if self.is_over:
             return
-        # For a connection that was closed without DISCONNECT, paho has no more than "Unspecified error".
+        # paho reports "Unspecified error" for a connection that was closed without DISCONNECT.
         is_vague = str(reason_code) == "Unspecified error" and not flags.is_disconnect_packet_from_server
         if self._connected.done() or flags.is_disconnect_packet_from_server:
             self.other_server = getattr(properties, "ServerReference", "")
@@ -271,7 +271,7 @@ class Client(aiomqtt.Client):
             self.on_received(IncomingMessage(message.topic, bytes(message.payload), message.retain, expiry))
 
     def _on_socket_open(self, client: Any, userdata: Any, sock: Any) -> None:  # noqa: ARG002
-        # In the thread that connects.
+        # Called in the thread that connects.
         self._loop.call_soon_threadsafe(self._loop.add_reader, sock.fileno(), self._read)
 
     def _on_socket_close(self, client: Any, userdata: Any, sock: Any) -> None:  # noqa: ARG002
@@ -281,7 +281,7 @@ class Client(aiomqtt.Client):
         self._write_later()
 
     def _write_later(self) -> None:
-        # All packets of one turn of the event loop are written together.
+        # All packets of one iteration of the event loop are written together.
         if not self._is_writing:
             self._is_writing = True
             is_own_thread = threading.get_ident() == self._thread
@@ -295,20 +295,20 @@ class Client(aiomqtt.Client):
     def _read(self) -> None:
         try:
             self._transport.fill()
-            for _ in range(_MOST_READS):
-                # Once paho has read the start of a packet, it reads the rest.
+            for _ in range(_MAX_READS):
+                # paho must read the rest of a packet that it has begun to read.
                 if self._client._in_packet["command"] or not self._take_packets():  # noqa: SLF001
                     self._client.loop_read()
                 if not self._transport.has_unread:
                     break
             else:
-                self._loop.call_soon(self._read)  # the system has no event for bytes that are read already
+                self._loop.call_soon(self._read)  # the system reports no event for buffered bytes
         except Exception as error:  # noqa: BLE001 - as in `flush`
             self._end(*reason_of(error))
         self.on_activity()
 
     def _take_packets(self) -> bool:
-        """Receive acknowledgements, or the next message, without paho; whether there were any."""
+        """Parse acknowledgements, or the next message, without paho. Return whether there were any."""
         if answers := self._transport.take_acknowledgements():
             for packet_id, code in answers:
                 if self._client._out_messages.pop(packet_id, None):  # noqa: SLF001 - see `send`
@@ -319,11 +319,11 @@ class Client(aiomqtt.Client):
         packet_id, message = found
         self.on_received(message)
         if packet_id:
-            self._client._send_puback(packet_id)  # noqa: SLF001 - `ack` is for clients that acknowledge all by themselves
+            self._client._send_puback(packet_id)  # noqa: SLF001 - paho's `ack` works only with manual acknowledgements
         return True
 
     def _flush_queued(self) -> None:
-        if self._is_writing:  # otherwise the owner has called `flush` meanwhile
+        if self._is_writing:  # otherwise `flush` was called meanwhile
             self.flush()
 
     def _write_more(self) -> None:
@@ -331,7 +331,7 @@ class Client(aiomqtt.Client):
         self.on_activity()
 
     def _end(self, reason: str, code: int) -> None:
-        """Record the end of the connection. `_disconnected` has no exception: asyncio logs those that nothing awaits."""
+        """Record the end of the connection. `_disconnected` gets no exception, since asyncio would log it if nothing awaits it."""
         if not self.is_over:
             is_outdated = code == UNSUPPORTED_VERSION
             self.reason, self.code = f"the broker does not support MQTT 5; {_MQTT_5}" if is_outdated else reason, code

@@ -1,4 +1,4 @@
-"""One connection in use: the window of unacknowledged messages, and the subscriptions."""
+"""One MQTT connection: its window of unacknowledged messages, and its subscriptions."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from cascade.connectors.mqtt.backpressure import Backpressure, LoopNotifier
 from cascade.connectors.mqtt.client import Client
-from cascade.connectors.mqtt.outbox import SOON, Outbox, OutgoingMessage, PoisonMessageFilter
+from cascade.connectors.mqtt.outbox import MIN_LIFETIME, Outbox, OutgoingMessage, PoisonMessageFilter
 from cascade.connectors.mqtt.packets import (
     FAILURE,
     OWN,
@@ -30,10 +30,10 @@ from cascade.telemetry.limits import MAX_MESSAGE_BYTES
 from cascade.telemetry.state_schedule import TICK, RunStates, ScheduledState
 
 WINDOW = 500
-"""Unacknowledged messages: 25,000 a second at a round trip of 20 ms. At most so many are sent twice after a lost
-connection. Nearby, 100 are as fast."""
+"""Largest number of unacknowledged messages, which are sent again after a lost connection. 500 allow 25,000 messages per second
+at a round trip of 20 ms. With a broker on the same machine, 100 are as fast."""
 BATCH = 128
-"""Messages between two reads."""
+"""Messages that are sent between two reads."""
 _NOT_AUTHORIZED = 0x87
 
 
@@ -66,22 +66,24 @@ class Connection:
     ) -> None:
         self.client = client
         self.has_activity = False
-        """Whether the broker has sent or accepted anything. The session resets it."""
+        """Whether the broker has sent or accepted bytes since the session last reset it."""
         self._wakeup = wakeup
         self._shared = shared
         self._outbox = shared.outbox
         self._throttle = shared.backpressure.throttle
         self._poison = poison
         self._start = time.monotonic()
-        self._has_moved = self._has_news = self._has_incoming = False
+        self._has_progress = self._has_news = self._has_incoming = False
         self._active_at = self._start
-        self._taken: list[OutgoingMessage] = []  # it stays here if an error ends the connection before all are sent
+        self._batch: list[
+            OutgoingMessage
+        ] = []  # kept until all are sent, so that `end` puts back the rest after an error
         self._unacknowledged: dict[int, OutgoingMessage] = {}
         self._unwritten: list[OutgoingMessage] = []
-        self._arrived: list[OutgoingMessage] = []
+        self._acknowledged_messages: list[OutgoingMessage] = []
         self._unsent: deque[RetainedMessage] = deque()
         self._retained: dict[int, RetainedMessage] = {}  # unacknowledged
-        self._has_sent_state = self._has_passed = False
+        self._has_sent_state = self._state_accepted = False
         self._subscriber = Subscriber(client, shared.subscriptions, presence_topic)
         self._barrier = self._subscriber.barrier
         self._aliases = TopicAliases(client.limits.topic_alias_maximum)
@@ -97,17 +99,17 @@ class Connection:
         client.on_activity = self._on_activity
 
     @property
-    def is_proven(self) -> bool:
-        """Whether a message has arrived over the connection, or it has lasted."""
-        return self._has_moved or time.monotonic() - self._start > SOON
+    def is_useful(self) -> bool:
+        """Whether a message was acknowledged over the connection, or it has lasted for `MIN_LIFETIME`."""
+        return self._has_progress or time.monotonic() - self._start > MIN_LIFETIME
 
     @property
     def is_answer_due(self) -> bool:
-        """Whether the broker has something to answer."""
+        """Whether an answer of the broker is due."""
         return self._subscriber.is_waiting or len(self._retained) > 0 or self._outbox.is_out
 
     def has_work(self) -> bool:
-        """Whether `work` can do anything before the broker sends something."""
+        """Return whether `work` can send a packet now."""
         if self._subscriber.is_outdated:
             return True
         if self.client.wants_write:
@@ -116,7 +118,7 @@ class Connection:
         return can_send or (self._room_for_states() > 0 and not self._states.delay(time.monotonic()))
 
     def delay(self) -> float:
-        """Seconds until a state of a run is due, or messages may be sent again after a transient refusal."""
+        """Return the seconds until a state of a run is due, or messages may be sent again after a transient refusal."""
         pause = self._throttle.pause if self._outbox.is_waiting else 0.0
         return min(max(TICK, self._states.delay(time.monotonic())), pause or math.inf)
 
@@ -127,56 +129,55 @@ class Connection:
         self.fill()
 
     def fill(self) -> None:
-        """Write the states of runs that are due, and a batch of messages, as far as there is room.
+        """Write the states of runs that are due, and a batch of messages, within the limits of the window.
 
-        They are written at once, since no answer to messages of QoS 0 starts the next batch. Neither does the write of a
-        packet that paho has queued before.
+        The packets are written at once: for QoS 0 there is no answer that would start the next batch.
         """
         if self.client.wants_write:
             self.client.flush()
         if self.client.wants_write:
             return
         self._send_states()
-        self._taken = self._outbox.take(min(self._room(), BATCH), self._room_for_acknowledged())
-        self._throttle.sent(len(self._taken))
-        for message in self._taken:
+        self._batch = self._outbox.take(min(self._room(), BATCH), self._room_for_acknowledged())
+        self._throttle.record_sent(len(self._batch))
+        for message in self._batch:
             self._send(message)
-        self._taken = []
+        self._batch = []
         if self.client.wants_write:
             self.client.flush()
 
     def settle(self) -> None:
-        """Count the messages that have arrived, and notify the event loops."""
-        is_acknowledged = bool(self._arrived)
+        """Count the acknowledged messages, and notify the event loops."""
+        is_acknowledged = bool(self._acknowledged_messages)
         if self._unwritten and not (self.client.is_over or self.client.wants_write):
-            # MQTT has no acknowledgement for QoS 0: these count as arrived once the system has accepted them.
-            self._arrived += self._unwritten
+            # MQTT has no acknowledgement for QoS 0: these messages are settled once the system has accepted them.
+            self._acknowledged_messages += self._unwritten
             self._unwritten.clear()
-        if self._arrived:
-            self._outbox.settle(self._arrived)
-            self._throttle.accepted(len(self._arrived), is_acknowledged=is_acknowledged)
-            self._arrived, self._has_news = [], True
+        if self._acknowledged_messages:
+            self._outbox.settle(self._acknowledged_messages)
+            self._throttle.record_accepted(len(self._acknowledged_messages), is_acknowledged=is_acknowledged)
+            self._acknowledged_messages, self._has_news = [], True
         if self._has_news:
-            self._has_news, self._has_moved = False, True
+            self._has_news, self._has_progress = False, True
             self._shared.changes.notify()
             self._shared.backpressure.notify()
         self._shared.backpressure.measure()
 
     def publish(self, topic: str, body: bytes, properties: bytes, *, retain: bool) -> None:
-        """Send a message about the presence, before the messages that wait.
+        """Send a presence message, before the queued messages.
 
-        It is not sent, which is reported, if it is larger than the broker accepts.
+        A message that is larger than the broker accepts is dropped, with a warning.
         """
         size, most = packet_bytes(topic, len(properties) + len(body)), self.client.limits.maximum_packet_size
         if size > most:
             self._shared.warn(f"a message on topic {topic} has {size:,} bytes; the broker accepts {most:,}")
-            self._barrier.refuse()
+            self._barrier.record_refusal()
             return
         self._unsent.append(RetainedMessage(topic, body, properties, retain=retain))
         self._send_unsent()
 
-    async def arrive(self, seconds: float) -> bool:
-        """Wait until the messages of `publish` have arrived, at most so many seconds; return whether all were sent."""
+    async def wait_acknowledged(self, seconds: float) -> bool:
+        """Wait at most `seconds` until the messages of `publish` are acknowledged. Return whether all were sent."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 if not self.client.limits.maximum_qos:
@@ -186,22 +187,22 @@ class Connection:
                     await self._wakeup.wait()
         return not self._unsent
 
-    def end(self, *, is_wanted: bool, is_contested: bool) -> bool:
-        """Give the messages that have not arrived back to the outbox; return whether one of them caused the end.
+    def end(self, *, is_wanted: bool, is_duplicate: bool) -> bool:
+        """Put the unacknowledged messages back into the outbox. Return whether one of them is the cause of the end.
 
-        `is_contested` as in ClientId.
+        `is_duplicate` is that of ClientId.
         """
         self._subscriber.cancel()
         self.settle()
         code, seconds = self.client.code, time.monotonic() - self._start
-        is_innocent = is_wanted or is_contested or code in OWN | TRANSIENT
+        is_unrelated = is_wanted or is_duplicate or code in OWN | TRANSIENT
         state_bytes = max((len(one.body) for one in self._retained.values() if one.state), default=0)
-        is_caused = not is_innocent and self._poison.lost(seconds, self.client.reason, state_bytes)
+        is_caused = not is_unrelated and self._poison.record_end(seconds, self.client.reason, state_bytes)
         is_refused = code in TRANSIENT and not is_wanted
-        out = [*self._unacknowledged.values(), *self._unwritten, *self._taken]
-        self._outbox.recall(out, self.client.reason if is_refused else "")
+        out = [*self._unacknowledged.values(), *self._unwritten, *self._batch]
+        self._outbox.put_back(out, self.client.reason if is_refused else "")
         if is_refused:
-            self._shared.backpressure.refused()
+            self._shared.backpressure.record_refusal()
         if is_wanted or code not in OWN:
             self._outbox.resend(math.inf if is_wanted else self._active_at)
         return is_caused
@@ -218,7 +219,7 @@ class Connection:
     # Outgoing messages.
 
     def _room(self) -> int:
-        if self._is_on_trial:
+        if self._awaits_first_state:
             return 0
         in_window = self._poison.window(WINDOW) - len(self._unacknowledged) - len(self._unwritten)
         return max(0, int(min(in_window, self._throttle.room())))
@@ -231,18 +232,18 @@ class Connection:
         return len(self._unacknowledged) + len(self._retained)
 
     def _room_for_states(self) -> int:
-        """The states of many runs take half of the window at most. If it has one place, messages go first."""
+        """Return the number of states that may be sent: at most half of the window. A window of one message is for messages first."""
         share = min(WINDOW, self.client.limits.receive_maximum) // 2 or not self._outbox.is_waiting
         return min(self._room_for_acknowledged(), share - len(self._retained))
 
     @property
-    def _is_on_trial(self) -> bool:
-        """Whether the answer to the first state of the connection may end it.
+    def _awaits_first_state(self) -> bool:
+        """Whether the first state of the connection is unanswered, so that no message may be sent.
 
         Mosquitto with `max_queued_messages 0` closes the connection after it has refused a message. Messages of QoS 0 that
-        were written after that one would be lost. After a refusal, a further answer from the broker ends the trial.
+        were written after that one would be lost. After a refusal, a further answer of the broker ends this restriction.
         """
-        return self._has_sent_state and not self._has_passed
+        return self._has_sent_state and not self._state_accepted
 
     def _send(self, message: OutgoingMessage) -> None:
         limits = self.client.limits
@@ -250,8 +251,8 @@ class Connection:
         properties = publish_properties(message.traceparent, message.tracestate, alias)
         size = packet_bytes(topic, len(properties) + len(message.body))
         most = limits.maximum_packet_size
-        if size > min(most, self._poison.most) and not self._poison.fit(message, most):
-            self._lose(message, f"a message of {size:,} bytes is more than the broker accepts")
+        if size > min(most, self._poison.max_packet_bytes) and not self._poison.shrink_to(message, most):
+            self._drop(message, f"a message of {size:,} bytes is larger than the broker accepts")
             return
         if alias and topic:
             self._aliases.add(topic, alias)
@@ -267,9 +268,9 @@ class Connection:
             self._send_retained(self._unsent.popleft())
 
     def _send_states(self) -> None:
-        """Send the states that are due. A broker without retained messages gets none."""
+        """Send the states that are due, unless the broker does not support retained messages."""
         limits = self.client.limits
-        most = min(limits.maximum_packet_size, MAX_MESSAGE_BYTES, self._poison.most_of_state)
+        most = min(limits.maximum_packet_size, MAX_MESSAGE_BYTES, self._poison.max_state_bytes)
         for state in self._states.take(time.monotonic(), self._room_for_states()):
             if not limits.retain_available:
                 self._states.settle(state)
@@ -299,14 +300,14 @@ class Connection:
             if retained is not None and retained.state is not None:
                 self._state_answered(retained.state, reason)
             elif reason.value >= FAILURE:
-                self._barrier.refuse()
+                self._barrier.record_refusal()
         elif reason.value in TRANSIENT:
-            self._outbox.recall([message], str(reason))
-            self._shared.backpressure.refused()
+            self._outbox.put_back([message], str(reason))
+            self._shared.backpressure.record_refusal()
         elif reason.value >= FAILURE:
-            self._lose(message, f"{reason}, on topic {message.topic}")
+            self._drop(message, f"{reason}, on topic {message.topic}")
         else:
-            self._arrived.append(message)
+            self._acknowledged_messages.append(message)
         if self._unsent:
             self._send_unsent()
 
@@ -318,17 +319,17 @@ class Connection:
         self._states.settle(state, refusal, retry=reason.value in TRANSIENT)
         self._has_news = True
         if not is_refused:
-            self._has_passed, self._poison.state_losses = True, 0
-        elif self._is_on_trial:
-            self._subscriber.start(self._pass_trial())
+            self._state_accepted, self._poison.state_losses = True, 0
+        elif self._awaits_first_state:
+            self._subscriber.start(self._confirm_state())
 
-    async def _pass_trial(self) -> None:
+    async def _confirm_state(self) -> None:
         await self._subscriber.make_round_trip()
-        self._has_passed = True
+        self._state_accepted = True
         self._wakeup.set()
 
-    def _lose(self, message: OutgoingMessage, reason: str) -> None:
-        self._outbox.lose(message, reason)
+    def _drop(self, message: OutgoingMessage, reason: str) -> None:
+        self._outbox.drop(message, reason)
         self._has_news = True
 
     # Incoming messages.
@@ -336,7 +337,7 @@ class Connection:
     def _received(self, message: IncomingMessage) -> None:
         topic, payload, retain, expiry = message
         if retain:
-            self._barrier.note(topic)
+            self._barrier.record_retained(topic)
         if topic == self._presence_topic:
             self.on_presence(payload)
         self._has_incoming = True

@@ -1,4 +1,4 @@
-"""`MqttConnector`: a run's messages live on MQTT 5, and control back in."""
+"""`MqttConnector` publishes the messages of runs over MQTT 5 and receives control messages."""
 
 import asyncio
 import os
@@ -10,8 +10,8 @@ from typing import Any, Literal, Self
 
 from cascade._loggers import LimitedWarnings, get_logger
 from cascade.connectors import _lifetime
-from cascade.connectors._arguments import captures, one_of, positive, seconds, whole
 from cascade.connectors._health import ConnectionHealth
+from cascade.connectors._options import captures, one_of, positive, seconds, whole
 from cascade.connectors.mqtt.backpressure import Backpressure, LoopNotifier
 from cascade.connectors.mqtt.connection import SessionState
 from cascade.connectors.mqtt.options import DEFAULT_URL, KEEPALIVE, VARIABLE, MqttOptions, arguments_of
@@ -30,41 +30,41 @@ from cascade.telemetry.wire import dumps
 logger = get_logger("cascade.connectors.mqtt")
 
 FLUSH_TIMEOUT = 5.0
-"""Seconds a run's end may take until the last message is acknowledged; a broker known to be dead gets less."""
+"""Seconds that the end of a run waits for the last acknowledgement. The wait for an unreachable broker is shorter."""
 RESEND_WINDOW = 10.0
-"""Seconds in which a broker stores its messages, or sends them to subscribers."""
+"""Seconds after which a broker has stored its messages, or sent them to subscribers."""
 
-_MOST_TOPICS_KNOWN = 10_000
+_MAX_KNOWN_TOPICS = 10_000
 
 
 class MqttConnector:
-    """Publishes the messages of runs to an MQTT 5 broker, and receives control messages there.
+    """Publishes the messages of runs to an MQTT 5 broker, and receives control messages from it.
 
-    It has a thread of its own, so that a task that blocks the event loop does not end the connection. Messages with QoS 1
-    are kept until the broker has acknowledged them, and are sent again, in order, over the next connection otherwise. MQTT
-    has no acknowledgement for QoS 0: a message that the broker refuses, by its access list or limits, counts as sent.
+    It has its own network thread, so that a task that blocks the event loop does not end the connection. Messages with QoS 1
+    are kept until the broker acknowledges them. After a reconnection they are sent again, in order. MQTT has no
+    acknowledgement for QoS 0: a message that the broker refuses, by its access list or limits, counts as sent.
 
     Args:
-        hostname: Name or address of the broker.
+        hostname: Host name or address of the broker.
         port: 1883 by default, or 8883 with TLS.
-        username: For the password file of the broker.
-        password: Goes with `username`. Without TLS it is sent unencrypted.
+        username: User name for the broker.
+        password: Password of `username`. Without TLS it is sent unencrypted.
         tls: True for TLS with the system's certificate authorities, or an SSLContext.
-        ca_certificate: PEM file of the authority that has signed the broker's certificate; implies TLS.
-        client_certificate: PEM file of the client certificate; implies TLS.
-        client_key: PEM file of its key, if that is not in the same file.
-        client_id: No other process may have it. Unique by default.
-        keepalive: Seconds after which broker and client notice, more or less, that the connection is interrupted.
-        capture: Values to publish, of "params", "arguments" and "results"; secrets are masked even then.
+        ca_certificate: PEM file of the certificate authority of the broker; enables TLS.
+        client_certificate: PEM file of the client certificate; enables TLS.
+        client_key: PEM file of its key, if it is not in the same file.
+        client_id: Client id, which no other process may use. Unique by default.
+        keepalive: Approximate seconds after which broker and client detect an interrupted connection; 0 disables it.
+        capture: Values to publish: any of "params", "arguments" and "results". Secrets in them are masked.
         strict: Raise `TelemetryLostError` at the end of a run when messages were lost, instead of one warning.
-        flush_timeout: Seconds that the end of a run may wait for the broker.
-        on_full: "wait" lets new tasks wait while more messages wait than `max_buffer_bytes` or the flush allows, and the
-            broker is alive; "drop" loses messages instead. With a dead broker they are lost in both cases.
-        max_buffer_bytes: Memory for messages that wait; 64 MiB, for about 70,000. A full buffer drops messages of QoS 0
-            first.
-        resend_window: Seconds. After a lost connection, messages with QoS 1 that the broker has acknowledged in so many
-            seconds before are sent again, because the broker may have lost them; 0 for none. Up to a quarter of
-            `max_buffer_bytes` is used for them, in addition.
+        flush_timeout: Seconds that the end of a run waits for the broker, at most.
+        on_full: "wait" delays new tasks while more messages are queued than `max_buffer_bytes` or the flush allows, and the
+            broker answers. "drop" drops messages instead. With an unreachable broker, messages are dropped in both cases.
+        max_buffer_bytes: Memory for queued messages. The default of 64 MiB is enough for about 70,000. A full buffer drops
+            messages of QoS 0 first.
+        resend_window: Seconds. After a lost connection, messages with QoS 1 that were acknowledged within this time before its
+            end are sent again, because the broker may have lost them; 0 disables it. They use up to a quarter of
+            `max_buffer_bytes` in addition.
 
     Raises:
         ValueError: An argument is invalid. Or CASCADE_ORG_ID or CASCADE_PROJECT_ID cannot be part of a topic, or makes a
@@ -117,27 +117,27 @@ class MqttConnector:
         check_topic_limits(*self._owner, self._options.limits)
         self._warn = LimitedWarnings(logger, "MqttConnector: ")
         self._topics: set[str] = set()
-        self._begin()
+        self._reset()
         _lifetime.watch(self)
 
     @classmethod
     def from_url(cls, url: str, **arguments: Any) -> Self:
-        """A connector for `mqtt://` or `mqtts://user:password@host:port?ca_certificate=/ca.pem`; arguments win over the URL.
+        """Return a connector for `mqtt://` or `mqtts://user:password@host:port?ca_certificate=/ca.pem`.
 
-        The query may have `ca_certificate`, `client_certificate`, `client_key`, `client_id` and `keepalive`. User and
+        Arguments take precedence over the URL. The query may have `ca_certificate`, `client_certificate`, `client_key`, `client_id` and `keepalive`. User and
         password are percent-encoded.
 
         Raises:
-            ValueError: It cannot be used. The message shows no part of the URL in which there may be a password.
+            ValueError: The URL is invalid. The message contains no part of the URL that may be a password.
         """
         return cls(**{**arguments_of(url), **arguments})
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Self:
-        """A connector for CASCADE_MQTT_URL, or for `mqtt://localhost:1883`.
+        """Return a connector for CASCADE_MQTT_URL, or for `mqtt://localhost:1883`.
 
         Raises:
-            ValueError: The variable's value is no URL that can be used.
+            ValueError: The value of the variable is not a valid URL.
         """
         try:
             arguments = arguments_of(environ.get(VARIABLE, "").strip() or DEFAULT_URL)
@@ -150,7 +150,7 @@ class MqttConnector:
         return f"MqttConnector({self._options.hostname!r}, {self._options.port})"
 
     async def connect(self) -> None:
-        """Begin a run: connect in the background, unless there is a connection already."""
+        """Begin a run: connect in the background, unless a connection exists."""
         with self._lock:
             self._connections += 1
             if self._session is None or self._session.is_closed:
@@ -158,24 +158,24 @@ class MqttConnector:
                 self._health = self._session.health
 
     async def disconnect(self) -> None:
-        """Flush, at most `flush_timeout` seconds. The last run disconnects, and ends all subscriptions.
+        """End a run: flush for at most `flush_timeout` seconds. The last run disconnects and ends all subscriptions.
 
         Raises:
             TelemetryLostError: Messages were lost, and the connector is strict.
         """
         session = self._session
         if session is not None:
-            await self._part(Flush(session, self._shared, self.flush_timeout))
+            await self._end_run(Flush(session, self._shared, self.flush_timeout))
         self._report()
 
     async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:
-        """Queue a message. Wait for room only if many messages wait, and the broker is alive.
+        """Queue a message. It waits for room only if many messages are queued and the broker answers.
 
         Raises:
             ValueError: The topic is not valid, or the payload cannot be encoded as JSON.
         """
         if topic not in self._topics:
-            if len(self._topics) >= _MOST_TOPICS_KNOWN:
+            if len(self._topics) >= _MAX_KNOWN_TOPICS:
                 self._topics.clear()
             self._topics.add(checked_topic(topic, self._options.limits))
         state = tracestate(payload) if "tracestate" in payload else ""
@@ -190,8 +190,8 @@ class MqttConnector:
     async def subscribe(self, topic: str, callback: MessageCallback) -> None:
         """Call `callback`, in the running event loop, for each message on a topic filter, one at a time.
 
-        If messages of a topic come faster than the callback returns, it receives the latest one only. After a
-        reconnection, an empty message stands for a retained one that was removed meanwhile.
+        If messages on a topic arrive faster than the callback returns, it receives only the latest one. After a reconnection
+        it receives an empty message for each retained message that was removed meanwhile.
 
         Raises:
             ValueError: The topic filter is not valid.
@@ -213,8 +213,8 @@ class MqttConnector:
     def report(self) -> ConnectorReport:
         """Return the counts of messages and the state of the connection. Any thread may call it.
 
-        `sent` has the messages that the broker has acknowledged, and those of QoS 0 that the system has accepted. `retried`
-        has the transient refusals, and the acknowledged repetitions of `resend_window`.
+        `sent` counts the messages that the broker has acknowledged, and those of QoS 0 that the system has accepted. `retried`
+        counts the transient refusals, and the acknowledged repetitions of `resend_window`.
         """
         session, health = self._session, self._health
         return self._outbox.report(
@@ -223,7 +223,7 @@ class MqttConnector:
         )
 
     def is_full(self) -> bool:
-        """Whether messages wait for a broker that is alive, and so many that no further task should start."""
+        """Return whether new tasks must wait: the broker answers, and too many messages are queued."""
         session = self._session
         return self._waits and self._shared.backpressure.is_full and session is not None and session.is_alive()
 
@@ -231,13 +231,13 @@ class MqttConnector:
         await self._shared.backpressure.room()
 
     def reset_after_fork(self) -> None:
-        """Begin without messages, connection and thread in a child process: they stay in the parent."""
+        """Discard messages, connection and thread in a forked child: they belong to the parent."""
         if self._session is not None:
             self._session.close_in_child()
-        self._begin()
+        self._reset()
 
     def start_exit(self) -> Callable[[], None]:
-        """Begin the last flush of a connector that was not disconnected."""
+        """Begin the last flush of a connector at the exit of the process."""
         session = self._session
         if session is None:
             return lambda: None
@@ -245,12 +245,12 @@ class MqttConnector:
         self._connections, self._strict = 1, False
 
         async def finish() -> None:
-            await self._part(flush)
+            await self._end_run(flush)
             self._report()
 
         return lambda: asyncio.run(finish())
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self._lock = threading.Lock()
         self._outbox, self._states = Outbox(self._capacity, self._resend_window), RunStates()
         changes = LoopNotifier()
@@ -263,25 +263,25 @@ class MqttConnector:
         self._flushed = 0
         self._reported = (0, 0)
 
-    async def _part(self, flush: Flush) -> None:
+    async def _end_run(self, flush: Flush) -> None:
         """End a run: flush its messages. The last run ends the session."""
         session = flush.session
         try:
             await flush.wait()
         finally:
-            # Counted only now: another run that ends meanwhile must not end the session under this one's flush.
+            # Counted after the flush: another run that ends meanwhile must not end the session.
             with self._lock:
                 self._connections = max(0, self._connections - 1)
                 self._flushed = max(self._flushed, flush.before)
                 is_last = not self._connections and self._session is session
-                inboxes = self._give_up(session, flush.reason) if is_last else []
+                inboxes = self._end_session(session, flush.reason) if is_last else []
             for inbox in inboxes:
                 await inbox.close()
             if is_last:
                 await until_closed(session, self._shared)
 
-    def _give_up(self, session: Session, reason: str) -> list[Inbox]:
-        """End the session; with the lock, since later messages and subscriptions belong to another run."""
+    def _end_session(self, session: Session, reason: str) -> list[Inbox]:
+        """End the session. The caller holds the lock, because later messages and subscriptions belong to another run."""
         self._session = None
         session.end(waits=session.is_alive())
         self._outbox.abandon(self._flushed, reason)
@@ -289,7 +289,7 @@ class MqttConnector:
         return self._subscriptions.clear()
 
     def _report(self) -> None:
-        """Warn of the messages lost since the last report, or raise an error if the connector is strict."""
+        """Log a warning about messages that were lost since the last report, or raise an error if the connector is strict."""
         with self._lock:
             sent, lost = self._outbox.sent, self._outbox.lost
             new_sent, new_lost = sent - self._reported[0], lost - self._reported[1]

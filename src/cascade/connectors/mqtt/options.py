@@ -1,4 +1,4 @@
-"""Options of a connection, from arguments or from a URL, checked before anything is sent; and its client id."""
+"""Options of a connection, from arguments or from a URL, and its client id."""
 
 import secrets
 import ssl
@@ -6,25 +6,25 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from cascade.connectors._arguments import whole
-from cascade.connectors._health import FIRST_PAUSE, jitter
-from cascade.connectors.mqtt.outbox import SOON
+from cascade.connectors._health import FIRST_DELAY, jitter
+from cascade.connectors._options import whole
+from cascade.connectors.mqtt.outbox import MIN_LIFETIME
 from cascade.connectors.mqtt.packets import PERMANENT, TAKEN_OVER
 from cascade.telemetry.topics import AWS_LIMITS, TopicLimits, source, topic_limits
 
-_MOST_EARLY_ENDS = 6
-"""Early ends in a row that indicate two clients with one id. A message that the broker does not accept causes fewer."""
+_MAX_EARLY_ENDS = 6
+"""Consecutive early ends that indicate two clients with one id. A message that the broker does not accept causes fewer."""
 
 PLAIN_PORT, TLS_PORT = 1883, 8883
-"""The ports of MQTT in the registry of IANA."""
+"""Registered IANA ports of MQTT."""
 KEEPALIVE = 30
-"""Seconds. After one and a half times that without a packet, the broker publishes the Last Will."""
+"""Seconds. The broker publishes the Last Will after 1.5 times this interval without a packet."""
 
 VARIABLE = "CASCADE_MQTT_URL"
 DEFAULT_URL = "mqtt://localhost:1883"
 
 _MOST = 65_535
-"""The largest value of MQTT's fields of two bytes."""
+"""Largest value of a two-byte field in MQTT."""
 _PORTS = {"mqtt": PLAIN_PORT, "mqtts": TLS_PORT}
 _FILES = ("ca_certificate", "client_certificate", "client_key")
 _KEYS = (*_FILES, "client_id", "keepalive")
@@ -69,14 +69,14 @@ class MqttOptions:
 
     @property
     def limits(self) -> TopicLimits:
-        """Limits of the broker for topics and client ids, as far as its host name shows them."""
+        """Limits of the broker for topics and client ids, by its host name."""
         return topic_limits(self.hostname)
 
 
 def _hostname(value: str) -> str:
     if not isinstance(value, str) or not value or any(c in "/@?#" or c.isspace() or not c.isprintable() for c in value):
-        # It may be a URL, and have a password in it.
-        raise ValueError("hostname: give a host's name or address, or use MqttConnector.from_url")
+        # The message omits the value: it may be a URL with a password.
+        raise ValueError("hostname must be a host name or an address; for a URL, use MqttConnector.from_url")
     return value
 
 
@@ -134,7 +134,7 @@ def _load(files: dict[str, str]) -> ssl.SSLContext:
         raise ValueError(f"ca_certificate={ca!r} cannot be used: {error}") from None
     if certificate is not None:
         try:
-            # Without this argument, OpenSSL prompts for a key's passphrase at the terminal.
+            # Without this argument, OpenSSL prompts for the passphrase of the key at the terminal.
             context.load_cert_chain(certificate, files.get("client_key"), password=lambda: "")
         except (OSError, ssl.SSLError) as error:
             raise ValueError(f"client_certificate={certificate!r} cannot be used with its key: {error}") from None
@@ -177,19 +177,19 @@ def _port(parts: SplitResult) -> int | None:
     try:
         return parts.port
     except ValueError:
-        # The invalid port may be the rest of a password.
+        # The message omits the value: it may be part of a password.
         raise ValueError(f"the URL's port is no number from 1 to 65535: give one, and {_ENCODE}") from None
 
 
 def _query(parts: SplitResult) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if "@" in parts.query:
-        raise ValueError(f"the URL's query has an '@': {_ENCODE}")  # it may be the end of a password
+        raise ValueError(f"the URL's query has an '@': {_ENCODE}")  # part of a password, perhaps
     for key, value in parse_qsl(parts.query, keep_blank_values=True):
         if key not in _KEYS:
-            raise ValueError(f"query key {key[:60]!r} is unknown: choose from {', '.join(_KEYS)}")
+            raise ValueError(f"unknown query key {key[:60]!r}; use one of {', '.join(_KEYS)}")
         if key in _FILES and parts.scheme != "mqtts":
-            raise ValueError(f"{key} needs encryption: write mqtts://")
+            raise ValueError(f"{key} needs TLS; write mqtts://")
         found[key] = value
     if "keepalive" in found:
         if not found["keepalive"].isdecimal():
@@ -199,18 +199,18 @@ def _query(parts: SplitResult) -> dict[str, Any]:
 
 
 class ClientId:
-    """The given client id, or a unique one.
+    """The configured client id, or a unique one. It detects another client with the same id.
 
-    A broker ends the older of two connections with one id, and both clients would reconnect for ever. MQTT 5 has a reason
-    code for it. Some versions of Mosquitto do not send it. There, several early ends in a row are the sign, without a
-    failed attempt to connect between them, which follows the end of a broker. A given id then gets a unique ending. If that
-    does not help, the pauses grow, so that each client is connected for a while.
+    A broker ends the older of two connections with one id, so both clients would reconnect forever. MQTT 5 has a reason
+    code for this, which some versions of Mosquitto do not send. Without it, several consecutive early ends count as the
+    sign, if no attempt to connect has failed between them. A configured id then gets a unique suffix. If that does not
+    help, the delays grow, so that each client is connected for some time.
 
     Attributes:
         value: The id of the next connection.
-        used: The id that the broker has for the latest connection.
+        used: The id of the latest connection, which the broker may have assigned.
         pause: Seconds until the next attempt to connect, at least.
-        is_contested: Whether the connections end because of another client.
+        is_duplicate: Whether connections end because another client uses the id.
     """
 
     pause: float
@@ -224,29 +224,29 @@ class ClientId:
         self.value = self.used = wanted or _unique(None)
         self._reset()
 
-    def learn(self, code: int, seconds: float | None, *, is_explained: bool = False) -> str:
-        """Record the end of a connection after so many seconds, or a failed attempt (None); return a warning or "".
+    def record_end(self, code: int, seconds: float | None, *, is_explained: bool = False) -> str:
+        """Record the end of a connection, and return a warning or "".
 
-        `is_explained` means that a message is the reason.
+        `seconds` is the duration of the connection, or None for a failed attempt. `is_explained`: a message is the cause.
         """
         if seconds is None:
             if code in PERMANENT and self._wanted not in {None, self.value}:
-                # Some access lists identify clients by their ids.
+                # Some access lists allow only certain client ids.
                 self.value, self._may_change = self._wanted or self.value, False
-            if not self.is_contested:  # the broker was away
+            if not self.is_duplicate:  # the broker was unreachable
                 self._reset()
             return ""
-        if is_explained or seconds > 2 * SOON:
+        if is_explained or seconds > 2 * MIN_LIFETIME:
             self._reset()
         if is_explained or code not in {0, TAKEN_OVER}:
             return ""
         self._ends += 1
         is_shared = self._wanted is not None or self._username is not None  # otherwise no other client has the id
-        if code != TAKEN_OVER and not (is_shared and self._ends >= _MOST_EARLY_ENDS):
+        if code != TAKEN_OVER and not (is_shared and self._ends >= _MAX_EARLY_ENDS):
             return ""
-        return self._contested("has" if code == TAKEN_OVER else "seems to have")
+        return self._on_duplicate("has" if code == TAKEN_OVER else "seems to have")
 
-    def _contested(self, verb: str) -> str:
+    def _on_duplicate(self, verb: str) -> str:
         text = f"another client {verb} the id {self.used!r}"
         user = "" if self._username is None else f" {self._username!r}"
         hint = f"if the broker makes the user name{user} the client id, give each process a user of its own"
@@ -255,7 +255,7 @@ class ClientId:
             self.value, self._may_change = _unique(self._wanted), False
             self._is_reported = bool(user)
             return f"{text}: going on as {self.value!r}" + (f"; {hint}" if user else "")
-        self.is_contested, self._longest = True, min(SOON, 2 * self._longest or FIRST_PAUSE)
+        self.is_duplicate, self._longest = True, min(MIN_LIFETIME, 2 * self._longest or FIRST_DELAY)
         self.pause = self._longest * jitter()
         if self._is_reported:
             return ""
@@ -263,7 +263,7 @@ class ClientId:
         return f"{text}, and both lose their connections again and again: give each a client id of its own; {hint}"
 
     def _reset(self) -> None:
-        self._ends, self._longest, self.pause, self.is_contested = 0, 0.0, 0.0, False
+        self._ends, self._longest, self.pause, self.is_duplicate = 0, 0.0, 0.0, False
 
 
 def _unique(wanted: str | None) -> str:

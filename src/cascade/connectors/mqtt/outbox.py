@@ -1,4 +1,4 @@
-"""Outgoing messages: in order, bounded in memory, counted; and those that make the broker close the connection."""
+"""The queue of outgoing messages, and the filter for messages that make the broker close the connection."""
 
 import contextlib
 import math
@@ -19,19 +19,19 @@ CAPACITY = 64 << 20
 """Bytes: about 70,000 messages."""
 MESSAGE_BYTES = 320
 """Memory of a message beside its body."""
-MOST_REPEATS = 10
-"""Repetitions of a message after lost connections: new messages arrive even if each connection is short."""
+MAX_REPEATS = 10
+"""Largest number of times that `resend` repeats a message, so that new messages are sent even if each connection is short."""
 _LOOK = 10_000
-"""Messages on refused topics that are skipped in search of others."""
-SOON = 5.0
-"""Seconds. A connection that lasts longer has not ended because of the messages that were sent first."""
-_ENOUGH_LOSSES, MOST_LOSSES = 2, 4
-"""Connections that end early while a message is the only unacknowledged one, before it is shrunk, or dropped. In a row
-and with an unacknowledged state, before states are shrunk, or pause."""
+"""Largest number of messages on refused topics that `take` skips."""
+MIN_LIFETIME = 5.0
+"""Seconds. The end of a connection that lasted longer is not attributed to the first messages."""
+_SUSPICIOUS_LOSSES, MAX_LOSSES = 2, 4
+"""Early ends of connections after which the only unacknowledged message is shrunk, and after which it is dropped. For the
+states of runs: consecutive early ends with an unacknowledged state after which states are shrunk, and after which they pause."""
 PAUSE = 600.0
-"""Seconds without states after such connections. The network may have been at fault."""
+"""Seconds without states of runs after such connections. A fault of the network may have been the cause."""
 _BIG, _BIG_STATE = 4_096, 2_000
-"""Bytes: a smaller message, or state of a run, was not refused for its size. A state without tasks has about 700."""
+"""Bytes below which a message, or a state of a run, is not shrunk. A state without tasks has about 700."""
 
 _number = attrgetter("number")
 
@@ -40,8 +40,8 @@ _number = attrgetter("number")
 class OutgoingMessage:
     """A message for the broker.
 
-    `number` is its position in the order; `losses` counts as in PoisonMessageFilter. `refusal` is the reason of its latest
-    transient refusal. `arrived_at` is the time of its latest acknowledgement, or 0.
+    `number` is its position in the order. `losses` is the count of PoisonMessageFilter. `refusal` is the reason of its latest
+    transient refusal. `acknowledged_at` is the time of its latest acknowledgement, or 0.
     """
 
     topic: str
@@ -52,26 +52,26 @@ class OutgoingMessage:
     number: int = 0
     losses: int = 0
     refusal: str = ""
-    arrived_at: float = 0.0
+    acknowledged_at: float = 0.0
     repeats: int = 0
 
 
 class Outbox:
-    """Queue of messages in the order in which they were put. Any thread puts; the network thread takes and settles.
+    """Bounded queue of messages, in the order of `put`. Any thread may call `put`; the network thread takes and settles.
 
-    A full outbox drops the oldest message of QoS 0, then the oldest of QoS 1. It drops no message that is out, that is,
-    taken and not settled. `put_count == sent + lost + backlog`, always.
+    A full outbox drops the oldest message of QoS 0, then the oldest of QoS 1. It never drops a message in flight, which is
+    one that was taken and is not settled. `put_count == sent + lost + backlog` always holds.
 
-    The outbox keeps messages of QoS 1 for `resend_window` seconds after their acknowledgement, at most `capacity // 4`
-    bytes of them beside `bytes`. `resend` queues them again; `sent`, `lost`, `backlog` and `bytes` ignore the repetition.
+    The outbox keeps messages of QoS 1 for `resend_window` seconds after their acknowledgement, up to `capacity // 4` bytes
+    in addition to `bytes`. `resend` queues them again. `sent`, `lost`, `backlog` and `bytes` do not count repetitions.
     """
 
     def __init__(self, capacity: int = CAPACITY, resend_window: float = 0.0) -> None:
         self._lock = threading.Lock()
         self._capacity = capacity
         self._resend_window = resend_window
-        self._arrived: deque[OutgoingMessage] = deque()  # in the order of their acknowledgements
-        self._arrived_bytes = 0
+        self._acknowledged_messages: deque[OutgoingMessage] = deque()  # in the order of their acknowledgements
+        self._acknowledged_bytes = 0
         self._waiting: tuple[deque[OutgoingMessage], deque[OutgoingMessage]] = (deque(), deque())  # by QoS, in order
         self._out: dict[int, OutgoingMessage] = {}
         self._refused: dict[str, None] = {}  # topics, by the time of their latest refusal
@@ -80,10 +80,10 @@ class Outbox:
         self.retried = self.resent = 0
         """Transient refusals, and repetitions of `resend` that were acknowledged."""
         self.reason = ""
-        """Why the latest message was lost."""
+        """The reason of the latest loss."""
 
     def put(self, message: OutgoingMessage) -> None:
-        """Add a message; never blocks. A full outbox drops messages, maybe this one."""
+        """Add a message, without blocking. A full outbox drops messages, which can include this one."""
         with self._lock:
             message.number = self.put_count
             self.put_count += 1
@@ -92,10 +92,10 @@ class Outbox:
             if self.bytes > self._capacity:
                 for queue in self._waiting:
                     while queue and self.bytes > self._capacity:
-                        self._lose(queue.popleft(), "more than fits in memory")
+                        self._drop(queue.popleft(), "more than fits in memory")
 
     def can_take(self, acknowledged: int) -> bool:
-        """Whether `take` would return a message, if at most `acknowledged` messages of QoS 1 may follow."""
+        """Return whether `take` would return a message, with at most `acknowledged` messages of QoS 1."""
         minor, major = self._waiting
         with self._lock:
             if major and acknowledged <= 0:
@@ -105,7 +105,7 @@ class Outbox:
     def take(self, limit: int, acknowledged: int) -> list[OutgoingMessage]:
         """Return the next messages: at most `limit`, and at most `acknowledged` of them with QoS 1.
 
-        Messages on refused topics get a quarter of the places, unless no others wait.
+        Messages on refused topics are at most a quarter of them, unless no others are queued.
         """
         taken: list[OutgoingMessage] = []
         skipped: deque[OutgoingMessage] = deque()
@@ -137,49 +137,49 @@ class Outbox:
         return taken
 
     def settle(self, messages: Iterable[OutgoingMessage]) -> None:
-        """Mark messages as arrived."""
+        """Mark messages as acknowledged."""
         now = time.monotonic()
         with self._lock:
             for message in messages:
                 if self._out.pop(message.number, None) is None:
                     continue
-                if message.arrived_at:
+                if message.acknowledged_at:
                     self.resent += 1
                 else:
                     self.sent += 1
                     self.bytes -= len(message.body) + MESSAGE_BYTES
                 self._refused.pop(message.topic, None)
-                if message.qos and self._resend_window and message.repeats < MOST_REPEATS:
-                    message.arrived_at = now
-                    self._arrived.append(message)
-                    self._arrived_bytes += len(message.body) + MESSAGE_BYTES
+                if message.qos and self._resend_window and message.repeats < MAX_REPEATS:
+                    message.acknowledged_at = now
+                    self._acknowledged_messages.append(message)
+                    self._acknowledged_bytes += len(message.body) + MESSAGE_BYTES
             self._forget(now - self._resend_window)
 
     def resend(self, since: float) -> None:
-        """Queue the messages of QoS 1 again that were acknowledged in the `resend_window` before `since`, and forget others."""
+        """Queue again the messages of QoS 1 that were acknowledged in the `resend_window` before `since`. Forget the others."""
         with self._lock:
             self._forget(since - self._resend_window)
-            again = [*self._arrived]
+            again = [*self._acknowledged_messages]
             for message in again:
                 message.repeats += 1
             self._forget(math.inf)
             self._requeue(again)
 
-    def lose(self, message: OutgoingMessage, reason: str) -> None:
-        """Give up a message that is out."""
+    def drop(self, message: OutgoingMessage, reason: str) -> None:
+        """Drop a message in flight."""
         with self._lock:
             if self._out.pop(message.number, None) is not None:
-                self._lose(message, reason)
+                self._drop(message, reason)
 
     def out(self) -> list[OutgoingMessage]:
-        """Return the messages that are out, in order."""
+        """Return the messages in flight, in order."""
         with self._lock:
             return sorted(self._out.values(), key=_number)
 
-    def recall(self, messages: Iterable[OutgoingMessage], refusal: str = "") -> None:
-        """Put messages that will not be acknowledged back into the queue, in order, as far as they are out.
+    def put_back(self, messages: Iterable[OutgoingMessage], refusal: str = "") -> None:
+        """Put messages in flight back into the queue, in order. Other messages are ignored.
 
-        `refusal` is the reason, if the broker has refused them for now.
+        `refusal` is the reason of the broker for a transient refusal.
         """
         with self._lock:
             back = [message for message in messages if self._out.pop(message.number, None) is not None]
@@ -192,14 +192,14 @@ class Outbox:
             self._requeue(back)
 
     def replace(self, message: OutgoingMessage, body: bytes) -> None:
-        """Replace the body of a message that waits or is out."""
+        """Replace the body of a message that is queued or in flight."""
         with self._lock:
-            if not message.arrived_at:
+            if not message.acknowledged_at:
                 self.bytes += len(body) - len(message.body)
             message.body = body
 
     def abandon(self, before: int, reason: str) -> None:
-        """Give up all messages before that number that have not arrived."""
+        """Drop all unacknowledged messages with a number below `before`."""
         with self._lock:
             given_up = [self._out.pop(number) for number in [*self._out] if number < before]
             for queue in self._waiting:
@@ -208,32 +208,32 @@ class Outbox:
             refusal = next((message.refusal for message in given_up if message.refusal), "")
             reason += f", after {self.retried:,} refusals {refusal!r}" if refusal else ""
             for message in given_up:
-                self._lose(message, reason)
+                self._drop(message, reason)
 
     def has_settled(self, before: int) -> bool:
-        """Whether all messages before that number have arrived or are lost."""
+        """Return whether all messages with a number below `before` are acknowledged or lost."""
         with self._lock:
             heads = [queue[0].number for queue in self._waiting if queue]
             return min(heads, default=before) >= before and min(self._out, default=before) >= before
 
     @property
     def is_out(self) -> bool:
-        """Whether any message is out."""
+        """Whether any message is in flight."""
         return bool(self._out)
 
     @property
     def is_waiting(self) -> bool:
-        """Whether any message waits to be taken."""
+        """Whether any message is queued."""
         minor, major = self._waiting
         return bool(minor or major)
 
     @property
     def backlog(self) -> int:
-        """Number of messages that wait or are out."""
+        """Number of messages that are queued or in flight."""
         return self.put_count - self.sent - self.lost
 
     def report(self, *, connected: bool, connection_error: str) -> ConnectorReport:
-        """Return the counts of one moment. Repetitions that wait for their acknowledgement are not queued messages."""
+        """Return a consistent set of counts. Repetitions are not queued messages."""
         with self._lock:
             return ConnectorReport(
                 sent=self.sent,
@@ -245,12 +245,12 @@ class Outbox:
             )
 
     def exceeds(self, share: float, most: float) -> bool:
-        """Whether the backlog uses that share of the memory, or has more than `most` messages."""
+        """Return whether the backlog uses that share of the memory, or has more than `most` messages."""
         return self.bytes >= self._capacity * share or self.put_count - self.sent - self.lost > most
 
-    def _lose(self, message: OutgoingMessage, reason: str) -> None:
+    def _drop(self, message: OutgoingMessage, reason: str) -> None:
         self._refused.pop(message.topic, None)
-        if not message.arrived_at:
+        if not message.acknowledged_at:
             self.lost += 1
             self.reason = reason
             self.bytes -= len(message.body) + MESSAGE_BYTES
@@ -264,48 +264,48 @@ class Outbox:
             queue.extendleft(sorted(back, key=_number, reverse=True))
 
     def _forget(self, before: float) -> None:
-        """Forget acknowledged messages: those acknowledged earlier, and the oldest beyond a quarter of the memory."""
-        arrived = self._arrived
-        while arrived and (arrived[0].arrived_at < before or self._arrived_bytes * 4 > self._capacity):
-            self._arrived_bytes -= len(arrived.popleft().body) + MESSAGE_BYTES
+        """Forget messages that were acknowledged before that time, and the oldest above a quarter of the memory."""
+        arrived = self._acknowledged_messages
+        while arrived and (arrived[0].acknowledged_at < before or self._acknowledged_bytes * 4 > self._capacity):
+            self._acknowledged_bytes -= len(arrived.popleft().body) + MESSAGE_BYTES
 
 
 class PoisonMessageFilter:
     """Detects messages that make the broker close the connection, shrinks them, and finally drops them.
 
-    Mosquitto closes the connection, without a reason, for some messages, such as those over its `message_size_limit`. If
-    all were sent again, it would close each further connection. After two early ends in a row, the messages that were
-    unacknowledged are therefore sent one by one, until the one at fault is known. A state of a run is suspected first,
-    because its loss costs less.
+    Mosquitto closes the connection, without a reason, for messages over its `message_size_limit`. It would close each further
+    connection if all messages were sent again. After two early ends in a row, the filter therefore allows one unacknowledged
+    message at a time, until it has found the cause. It first attributes an early end to an unacknowledged state of a run,
+    because a lost state costs less.
     """
 
     def __init__(self, outbox: Outbox, states: RunStates) -> None:
-        self.most = self.most_of_state = math.inf
-        """Bytes of a packet that the broker is believed to accept."""
+        self.max_packet_bytes = self.max_state_bytes = math.inf
+        """Bytes of the largest packet, and of the largest state, that the broker seems to accept."""
         self.state_losses = 0
-        """Early ends with an unacknowledged state since one was accepted."""
+        """Early ends with an unacknowledged state since the latest accepted state."""
         self._outbox = outbox
         self._states = states
         self._early_ends = 0
         self._careful_until = 0
 
     def window(self, most: int) -> int:
-        """How many messages may be unacknowledged at once, if no message is suspected: `most`."""
+        """Return the number of messages that may be unacknowledged: `most`, or 1 during the search for the cause of early ends."""
         if self._careful_until and self._outbox.has_settled(self._careful_until):
             self._careful_until = 0
         return 1 if self._careful_until else most
 
-    def lost(self, seconds: float, reason: str, state_bytes: int = 0) -> bool:
-        """Record the end of a connection after so many seconds, before its messages are recalled.
+    def record_end(self, seconds: float, reason: str, state_bytes: int = 0) -> bool:
+        """Record the end of a connection, before its messages are put back. `seconds` is its duration.
 
-        `state_bytes` is the size of the largest unacknowledged state. Returns whether one message is known to be the reason.
+        `state_bytes` is the size of the largest unacknowledged state. Returns whether one message is known to be the cause.
         """
-        if state_bytes and seconds < SOON:
+        if state_bytes and seconds < MIN_LIFETIME:
             self._lost_state(state_bytes)
             return False
-        self._early_ends = self._early_ends + 1 if seconds < SOON else 1
+        self._early_ends = self._early_ends + 1 if seconds < MIN_LIFETIME else 1
         out = self._outbox.out()
-        if not out or seconds >= SOON:
+        if not out or seconds >= MIN_LIFETIME:
             return False
         if len(out) > 1:
             if self._early_ends > 1:
@@ -313,30 +313,30 @@ class PoisonMessageFilter:
             return False
         message = out[0]
         message.losses += 1
-        if message.losses >= MOST_LOSSES:
-            self._outbox.lose(message, f"the connection broke whenever it was sent: {reason}")
-        elif message.losses == _ENOUGH_LOSSES and len(message.body) > _BIG:
-            self.most = min(self.most, max(_BIG, _largest(message) // 2))
-            self.fit(message, 1)
-        return message.losses >= _ENOUGH_LOSSES
+        if message.losses >= MAX_LOSSES:
+            self._outbox.drop(message, f"the broker closed the connection each time it was sent: {reason}")
+        elif message.losses == _SUSPICIOUS_LOSSES and len(message.body) > _BIG:
+            self.max_packet_bytes = min(self.max_packet_bytes, max(_BIG, _largest(message) // 2))
+            self.shrink_to(message, 1)
+        return message.losses >= _SUSPICIOUS_LOSSES
 
     def _lost_state(self, size: int) -> None:
         self.state_losses += 1
-        if self.state_losses >= _ENOUGH_LOSSES:  # the first end may be a restart of the broker
-            self.most_of_state = max(_BIG_STATE, min(self.most_of_state, size // 2))
-        if self.state_losses >= MOST_LOSSES:
-            self._states.pause("the connection broke whenever it was sent", PAUSE)
+        if self.state_losses >= _SUSPICIOUS_LOSSES:  # the first end may be a restart of the broker
+            self.max_state_bytes = max(_BIG_STATE, min(self.max_state_bytes, size // 2))
+        if self.state_losses >= MAX_LOSSES:
+            self._states.pause("the broker closed the connection each time it was sent", PAUSE)
 
-    def fit(self, message: OutgoingMessage, most: int) -> bool:
-        """Remove optional parts of a message until its packet has at most so many bytes; whether it has."""
+    def shrink_to(self, message: OutgoingMessage, most: int) -> bool:
+        """Remove optional parts of a message until its packet has at most `most` bytes. Return whether it has."""
         beside = _largest(message) - len(message.body)
         with contextlib.suppress(ValueError, KeyError, AttributeError, TypeError):  # the message is not one of a run
-            payload = shrink(wire.loads(message.body), int(min(most, self.most)) - beside)
+            payload = shrink(wire.loads(message.body), int(min(most, self.max_packet_bytes)) - beside)
             self._outbox.replace(message, wire.dumps(payload))
         return beside + len(message.body) <= most
 
 
 def _largest(message: OutgoingMessage) -> int:
-    """The largest size of a packet with the message: with its topic and with an alias."""
+    """Return the largest size of a packet with the message: with its topic and an alias."""
     properties = publish_properties(message.traceparent, message.tracestate, alias=1)
     return packet_bytes(message.topic, len(properties) + len(message.body))

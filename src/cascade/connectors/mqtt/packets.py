@@ -1,4 +1,4 @@
-"""Packets of MQTT 5 as bytes, and their properties: packed once if many packets share them, or limits of the broker."""
+"""Encodes and parses MQTT 5 packets and their properties, and stores the limits of the broker."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,43 +15,43 @@ from cascade.telemetry.state_schedule import ScheduledState
 
 CONTENT_TYPE = "application/json"
 MAX_INCOMING_BYTES = 2 << 20
-"""Maximum Packet Size in CONNECT: the broker discards larger packets. A constraint has some hundred bytes."""
+"""Maximum Packet Size in CONNECT. The broker discards larger packets. A constraint has a few hundred bytes."""
 MAX_ALIASES = 1_000
-"""Topics of one connection that have an alias at a time."""
-MISSES = 16
-"""Packets without an alias before a new topic replaces one that has an alias."""
+"""Largest number of topic aliases of one connection."""
+MAX_MISSES = 16
+"""Packets without an alias after which a new topic replaces an older one."""
 WILL_EXPIRY = 86_400
 """Seconds for which the broker retains the Last Will: one day."""
 SESSION_ID = "session_id"
 """User property of presence and of the Last Will."""
 
 ALIAS_INVALID, RETAIN_NOT_SUPPORTED, QOS_NOT_SUPPORTED = 0x94, 0x9A, 0x9B
-"""CONNACK: the reason is the Last Will. DISCONNECT: the reason is a message."""
+"""In CONNACK the cause is the Last Will, in DISCONNECT it is a message."""
 FAILURE = 0x80
-"""Reason codes from here on are refusals (MQTT 5.0, 2.4)."""
+"""Reason codes from 0x80 on are failures (MQTT 5.0, 2.4)."""
 PERMANENT = frozenset({0x81, 0x84, 0x85, 0x86, 0x87, 0x8A, 0x8C})
 """CONNACK: malformed packet, protocol version, client id, user name or password, not authorized, banned, authentication
 method."""
 TRANSIENT = frozenset({0x80, 0x83, 0x88, 0x89, 0x96, 0x97, 0x9C, 0x9D, 0x9F})
 """PUBACK, DISCONNECT, CONNACK: unspecified, implementation specific, server unavailable, server busy, message rate too high,
-quota exceeded, use another server, server moved, connection rate exceeded. The same may succeed later."""
+quota exceeded, use another server, server moved, connection rate exceeded. A later attempt can succeed."""
 TAKEN_OVER = 0x8E
 """DISCONNECT: another client has connected with the same id."""
 OTHER_SERVER = frozenset({0x9C, 0x9D})
 OWN = frozenset({TAKEN_OVER, 0x96, 0x97, 0x9F})
-"""DISCONNECT: the reason is this client alone, and the broker goes on."""
+"""DISCONNECT: the broker ends the connection of this client only."""
 MALFORMED_PACKET, UNSUPPORTED_VERSION = 0x81, 0x84
 """CONNACK: the broker does not support MQTT 5."""
 _MAX_PACKET_BYTES = MAX_MESSAGE_BYTES + (1 << 16)
-"""For a broker without a limit: the largest message, with its topic and properties."""
+"""Limit for a broker without Maximum Packet Size: the largest message, with its topic and properties."""
 _SHORTEST, _CONTINUES, _ONLY_EXPIRY = 4, 0x80, b"\x05\x02"
-"""Of a PUBLISH or PUBACK packet: bytes, the bit of a length that has further bytes, and the start of properties."""
+"""Bytes of the shortest PUBLISH or PUBACK packet; the continuation bit of a length; properties with Message Expiry Interval only."""
 _TRACEPARENT_LENGTH = len("00-") + 32 + len("-") + 16 + len("-00")
 _ZERO = "0" * _TRACEPARENT_LENGTH
 
 
 class IncomingMessage(NamedTuple):
-    """A message from the broker. `expiry` is the rest of its Message Expiry Interval, in seconds."""
+    """A message from the broker. `expiry` is the remaining Message Expiry Interval in seconds."""
 
     topic: str
     payload: bytes
@@ -71,7 +71,7 @@ class RetainedMessage:
 
 
 def new_properties(kind: int, **values: Any) -> Properties:
-    """Return properties of a kind of packet, by paho's names."""
+    """Return the properties of a packet. `kind` is the packet type; `values` have paho's names."""
     properties = Properties(kind)  # type: ignore[no-untyped-call]
     for name, value in values.items():
         setattr(properties, name, value)
@@ -79,20 +79,20 @@ def new_properties(kind: int, **values: Any) -> Properties:
 
 
 def publish_properties(traceparent: bytes, tracestate: str = "", alias: int = 0) -> bytes:
-    """Return the packed properties of a message. Without a traceparent, the tracestate is left out too."""
+    """Return the packed properties of a message. The tracestate is omitted without a traceparent."""
     before, after = _around_traceparent(tracestate if traceparent else None, alias)
     return before + traceparent + after
 
 
 @lru_cache(maxsize=256)
 def state_properties(expiry: int) -> bytes:
-    """Return the packed properties of a retained message that the broker removes after so many seconds."""
+    """Return the packed properties of a retained message that the broker removes after `expiry` seconds."""
     return _packed(MessageExpiryInterval=max(1, expiry))
 
 
 @lru_cache(maxsize=1_024)
 def _around_traceparent(tracestate: str | None, alias: int) -> tuple[bytes, bytes]:
-    """The packed properties before and after the traceparent, whose length is constant. None: there is none."""
+    """Return the packed properties before and after the traceparent, which has a constant length. None: no traceparent."""
     if tracestate is None:
         return _packed(alias), b""
     pairs = [("traceparent", _ZERO)] + ([("tracestate", tracestate)] if tracestate else [])
@@ -108,11 +108,10 @@ def _packed(alias: int = 0, **values: Any) -> bytes:
 
 
 class TopicAliases:
-    """Topic aliases of one connection (MQTT 5.0, 3.3.2.3.4), so that a packet need not repeat the topic.
+    """Topic aliases of one connection (MQTT 5.0, 3.3.2.3.4), which replace the topic in a packet.
 
-    If there are more topics than aliases, a new topic replaces the one that was added first, but only after
-    `MISSES` packets without an alias. So most aliases stay in use while the topics of many runs take turns, and the
-    topics of runs that have ended are replaced.
+    If there are more topics than aliases, a new topic replaces the oldest one, but only after `MAX_MISSES` packets without an
+    alias. Most aliases therefore stay in use while many runs publish in turn, and the topics of ended runs are replaced.
     """
 
     def __init__(self, maximum: int) -> None:
@@ -121,18 +120,18 @@ class TopicAliases:
         self._count = self._misses = 0
 
     def find(self, topic: str) -> tuple[str, int]:
-        """Return the topic of the packet, which is empty if the broker has its alias, and the alias, or 0 for none."""
+        """Return the topic and the alias for a packet. The topic is empty if the broker has the alias; 0 is no alias."""
         alias = self._by_topic.get(topic)
         if alias is not None:
             return "", alias
         if self._count >= self._maximum:
             self._misses += 1
-            if self._misses < MISSES or not self._maximum:
+            if self._misses < MAX_MISSES or not self._maximum:
                 return topic, 0
         return topic, self._count % self._maximum + 1
 
     def add(self, topic: str, alias: int) -> None:
-        """Record that a packet with this topic and this alias, which `find` has returned, is sent."""
+        """Record that a packet with this result of `find` is sent."""
         if self._count >= self._maximum:
             del self._by_topic[next(iter(self._by_topic))]
             self._misses = 0
@@ -143,8 +142,8 @@ class TopicAliases:
 class BrokerLimits:
     """Limits of the broker of a session. Sizes are in bytes.
 
-    They come from the properties of each CONNACK (MQTT 5.0, 3.2.2.3). A broker without retained messages or QoS 1 refuses
-    the Last Will instead, with a reason code or without an answer. A reason code is valid until the session ends.
+    They are properties of each CONNACK (MQTT 5.0, 3.2.2.3). Some brokers without retained messages or QoS 1 refuse the
+    Last Will instead, with a reason code or without an answer. A reason code applies until the session ends.
     """
 
     def __init__(self, warn: Callable[[str], None]) -> None:
@@ -156,7 +155,7 @@ class BrokerLimits:
         self.accept(None)
 
     def accept(self, properties: Properties | None) -> None:
-        """Take the limits over from a CONNACK."""
+        """Read the limits from a CONNACK."""
         self._properties = properties
         self.retain_available = bool(self._value("RetainAvailable", 1)) and RETAIN_NOT_SUPPORTED not in self._refused
         self.maximum_qos = 0 if QOS_NOT_SUPPORTED in self._refused else min(1, self._value("MaximumQoS", 1))
@@ -171,12 +170,12 @@ class BrokerLimits:
 
     @property
     def will(self) -> tuple[int, bool]:
-        """QoS and retain flag of the Last Will: the least for a broker that has never answered, but closed a connection."""
+        """QoS and retain flag of the Last Will: the lowest for a broker that has closed a connection and has never answered."""
         is_unknown = self.is_unanswered and self._properties is None
         return (0, False) if is_unknown else (self.maximum_qos, self.retain_available)
 
     def refuse(self, code: int) -> bool:
-        """Record that the broker has refused a feature. Return whether the next connection can succeed without it."""
+        """Record a refused feature. Return whether the next connection can succeed without it."""
         if code in self._refused or code not in {ALIAS_INVALID, RETAIN_NOT_SUPPORTED, QOS_NOT_SUPPORTED}:
             return False
         self._refused.add(code)
@@ -202,9 +201,9 @@ def publish_packet(topic: str, body: bytes, properties: bytes, packet_id: int, *
 
 
 def parse_acknowledgements(data: bytes, start: int) -> tuple[int, list[tuple[int, int]]]:
-    """Read PUBACK packets (MQTT 5.0, 3.4); return the position of their end, and their packet ids and reason codes.
+    """Parse PUBACK packets (MQTT 5.0, 3.4). Return the position of their end, and their packet ids and reason codes.
 
-    They end with the first packet of another kind, or that is incomplete. paho takes ten times as long.
+    They end at the first other or incomplete packet. paho takes ten times as long.
     """
     found = []
     while len(data) - start >= _SHORTEST and data[start] == PacketTypes.PUBACK << 4:
@@ -218,10 +217,10 @@ def parse_acknowledgements(data: bytes, start: int) -> tuple[int, list[tuple[int
 
 
 def parse_publish(data: bytes, start: int) -> tuple[int, int, IncomingMessage] | None:
-    """Read a PUBLISH packet in its usual form; return the position of its end, its packet id or 0, and the message.
+    """Parse a common PUBLISH packet (MQTT 5.0, 3.3). Return the position of its end, its packet id or 0, and the message.
 
-    That is, `data` has all of it, it has QoS 0 or 1, and no property but Message Expiry Interval (MQTT 5.0, 3.3). paho
-    takes ten times as long.
+    The packet is common if `data` contains all of it, it has QoS 0 or 1, and no property except Message Expiry Interval. For
+    other packets the result is None, and paho parses them, which takes ten times as long.
     """
     if len(data) - start < _SHORTEST or data[start] & 0xF4 != PacketTypes.PUBLISH << 4:
         return None
@@ -264,6 +263,6 @@ def tracestate(payload: dict[str, Any]) -> str:
 
 
 def packet_bytes(topic: str, size: int) -> int:
-    """Return the largest size of a message's packet, from the size of its properties and its body."""
+    """Return the largest size of a packet. `size` is that of its properties and body."""
     fixed_header, topic_length, packet_id = 5, 2, 2
     return fixed_header + topic_length + len(topic.encode()) + packet_id + size

@@ -20,14 +20,14 @@ OFFLINE_TIMEOUT = 0.5
 class _ConnectionCount:
     """Number of connections of this process, by broker and topic.
 
-    The lock is held while the last one publishes `offline`, so that the `online` of a new one comes after it.
+    The lock is held while the last connection publishes `offline`, so that a new connection publishes `online` after it.
     """
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """A forked child has none of its parent's connections, and a thread that it does not have may hold the lock."""
+        """Reset in a forked child. It has no connections, and a thread of the parent may have held the lock."""
         self.lock = threading.Lock()
         self.count = Counter[tuple[str, int, str]]()
 
@@ -38,7 +38,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class Presence:
-    """The share of one connector in the presence of the process: the last connection that ends publishes `offline`."""
+    """Presence of the process as seen by one connector. The last connection to end publishes `offline`."""
 
     def __init__(self, options: MqttOptions, topic: str) -> None:
         self.topic = topic
@@ -48,8 +48,8 @@ class Presence:
         self._key = (options.hostname, options.port, topic)
         self._is_counted = False
 
-    def join(self, connection: Connection) -> None:
-        """Publish `online`, and again whenever it is replaced. It is retained if the broker supports that."""
+    def publish_online(self, connection: Connection) -> None:
+        """Publish `online`, and again whenever the retained message is replaced. It is retained if the broker supports that."""
         with _connections.lock:
             _connections.count[self._key] += 1
             self._is_counted = True
@@ -61,30 +61,30 @@ class Presence:
         if self._is_counted and body != ONLINE:
             connection.publish(self.topic, ONLINE, self._properties, retain=True)
 
-    async def part(self, connection: Connection, *, waits: bool) -> None:
-        """Publish `offline` if this is the last connection, and retain nothing; `waits` for the acknowledgements.
+    async def publish_offline(self, connection: Connection, *, waits: bool) -> None:
+        """Publish `offline` and remove the retained message, if this is the last connection.
 
-        The broker reads the messages in order even if this does not wait. But its answers to a closed connection can
-        make the system discard what the broker has not read yet.
+        `waits` selects whether to wait for the acknowledgements. Without the wait, answers of the broker to a closed
+        connection can make the system discard messages that the broker has not read yet.
 
         Raises:
-            aiomqtt.MqttError: The window of the broker has no place. After this error the broker publishes the Last Will.
+            aiomqtt.MqttError: The window of the broker is full. After this error the broker publishes the Last Will.
         """
         with _connections.lock:
-            if self._leave():
+            if self._remove():
                 connection.publish(self.topic, OFFLINE, self._properties, retain=False)
                 if connection.client.limits.retain_available:
                     connection.publish(self.topic, b"", self._properties, retain=True)
-                if not await connection.arrive(OFFLINE_TIMEOUT if waits else 0):
+                if not await connection.wait_acknowledged(OFFLINE_TIMEOUT if waits else 0):
                     raise aiomqtt.MqttError("the window is full")
 
-    def leave(self) -> None:
-        """The connection has ended, with or without `part`."""
+    def release(self) -> None:
+        """Remove an ended connection from the count, with or without `publish_offline`."""
         with _connections.lock:
-            self._leave()
+            self._remove()
 
-    def _leave(self) -> bool:
-        """Whether it was the last connection."""
+    def _remove(self) -> bool:
+        """Remove the connection from the count. Return whether it was the last one."""
         if not self._is_counted:
             return False
         self._is_counted = False

@@ -1,4 +1,4 @@
-"""The network thread of a connector: connect, serve, back off, and connect again; and the flush of a run."""
+"""The network thread of a connector, which connects and reconnects, and the flush at the end of a run."""
 
 import asyncio
 import contextlib
@@ -15,31 +15,31 @@ from cascade.connectors.mqtt.outbox import PoisonMessageFilter
 from cascade.connectors.mqtt.packets import OTHER_SERVER, PERMANENT, TAKEN_OVER, TRANSIENT, BrokerLimits
 from cascade.connectors.mqtt.presence import OFFLINE_TIMEOUT, Presence
 from cascade.connectors.mqtt.subscriber import CHECK
-from cascade.connectors.mqtt.transport import CLOSE_TIMEOUT, NetworkLoop, fault, reason_of
+from cascade.connectors.mqtt.transport import CLOSE_TIMEOUT, NetworkLoop, reason_of, unexpected_error_text
 from cascade.telemetry.topics import source, status_topic
 
-LONGEST_WAIT = 2.0
-"""Seconds after which an idle connection is checked; a quarter of the keepalive if that is less."""
-ANSWER_WAIT = 0.1
-"""Seconds after which a due answer counts as missing."""
-LONGEST_TURN = 0.005
-"""Seconds. A turn that takes longer waits for the interpreter's lock (GIL).
+MAX_IDLE = 2.0
+"""Seconds between two checks of an idle connection; a quarter of the keepalive if that is less."""
+ANSWER_CHECK = 0.1
+"""Seconds between two checks while an answer is due."""
+MAX_TURN = 0.005
+"""Seconds. If one iteration of the network loop takes longer, the thread waits for the interpreter's lock (GIL).
 
-An event loop releases the lock for about a microsecond in each of its turns. That is too short for a thread that waits, but
-starts the wait of 5 ms again after which the interpreter forces a switch. Beside a busy loop with short turns, each system
-call of the thread could so take seconds."""
+A busy event loop releases the lock for about a microsecond in each iteration. That is too short for another thread to
+acquire it, but it restarts the interval of 5 ms after which the interpreter forces a switch. Each system call of the network
+thread can then take seconds."""
 LOCK_RELEASE = 1e-4
-"""Seconds for which a publishing thread then releases the lock: long enough for another thread to take it."""
+"""Seconds for which a publishing thread then sleeps, which is long enough for the network thread to acquire the lock."""
 
 
 _GRACE = 0.5
-"""Seconds that a session may take to end beside its last messages."""
+"""Seconds to close a session, in addition to the time for its last messages."""
 
 
 class Session:
-    """A thread with an event loop of its own, and one connection after another.
+    """A network thread with its own event loop, which reconnects until the session ends.
 
-    The thread is a daemon, so that a name server that does not answer never delays the interpreter's exit.
+    The thread is a daemon: an unresponsive name server does not delay the exit of the interpreter.
     """
 
     def __init__(
@@ -53,40 +53,40 @@ class Session:
         self._presence = Presence(options, status_topic(*owner, source()))
         self._limits = BrokerLimits(shared.warn)
         self._poison = PoisonMessageFilter(shared.outbox, shared.states)
-        self._is_asleep = self._is_ending = self._is_hurried = False
+        self._is_waiting = self._is_ending = self._skips_delay = False
         self._is_serving, self._turn_at = False, 0.0  # begin of the turn, while a connection is served
-        self._waits, self._is_caused = True, False
+        self._waits, self._is_explained = True, False
         self._client: Client | None = None
         self._loop = NetworkLoop()
         self._wakeup = asyncio.Event()
         threading.Thread(target=self._run, name="cascade-mqtt", daemon=True).start()
 
     def wake(self) -> None:
-        """Start to send what was put. Cheap while the thread is awake, unless it waits for the interpreter's lock."""
-        if self._is_asleep:
-            self._is_asleep, self._turn_at = False, time.monotonic()
+        """Wake the network thread to send the queued messages. It costs little while the thread is awake and has the GIL."""
+        if self._is_waiting:
+            self._is_waiting, self._turn_at = False, time.monotonic()
             self._interrupt()
-        elif self._is_serving and time.monotonic() - self._turn_at > LONGEST_TURN:
+        elif self._is_serving and time.monotonic() - self._turn_at > MAX_TURN:
             time.sleep(LOCK_RELEASE)
 
-    def end_pause(self) -> None:
-        """End a pause between two attempts to connect, because a caller waits."""
-        self._is_hurried = True
+    def skip_delay(self) -> None:
+        """Make the next attempt to connect at once, because a caller waits."""
+        self._skips_delay = True
         self._interrupt()
 
     def end(self, *, waits: bool) -> None:
-        """Publish the absence, disconnect and end soon; then `is_closed` is true. `waits` for acknowledgements."""
+        """Publish `offline`, disconnect, and set `is_closed`. `waits` selects whether to wait for the acknowledgements."""
         self._waits = waits
         self._is_ending = True
         self._interrupt()
 
     def close_in_child(self) -> None:
-        """Close the socket in a forked child, which has none of the threads."""
+        """Close the copy of the socket in a forked child, where the network thread does not run."""
         if self._client is not None:
             self._client.close_in_child()
 
     def is_alive(self) -> bool:
-        """Whether there is a broker that accepts messages, now or soon."""
+        """Return whether the broker answers, or has refused the connection with a transient reason code."""
         return self.health.is_alive or self.health.is_busy
 
     def _interrupt(self) -> None:
@@ -96,72 +96,76 @@ class Session:
     def _run(self) -> None:
         try:
             with asyncio.Runner(debug=False, loop_factory=lambda: self._loop) as runner:
-                runner.run(self._live())
+                runner.run(self._run_connections())
         finally:
             self.is_closed = True
             self._shared.changes.notify()
 
-    async def _live(self) -> None:
+    async def _run_connections(self) -> None:
         while not self._is_ending:
             throttle = self._shared.backpressure.throttle
-            await self._back_off(max(self.health.next_pause(), throttle.pause, self._client_id.pause))
+            await self._back_off(max(self.health.next_delay(), throttle.pause, self._client_id.pause))
             if not self._is_ending:
                 await self._connect()
                 self._shared.changes.notify()
 
     async def _back_off(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
-        while not (self._is_ending or self._is_hurried) and (left := deadline - time.monotonic()) > 0:
+        while not (self._is_ending or self._skips_delay) and (left := deadline - time.monotonic()) > 0:
             await self._sleep(left)
 
     async def _sleep(self, seconds: float) -> None:
-        """Wait for an interruption or the broker, at most so many seconds."""
+        """Wait for `_wakeup`, at most `seconds`."""
         timer = self._loop.call_later(seconds, self._wakeup.set)
         await self._wakeup.wait()
         self._wakeup.clear()
         timer.cancel()
 
     async def _connect(self) -> None:
-        """Connect, and serve the connection until it ends."""
-        self._is_hurried = False
+        """Connect, and run the connection until it ends."""
+        self._skips_delay = False
         start = time.monotonic()
         reason, code = "", 0
         try:
             presence = self._presence.topic, self._presence.session_id
-            client = Client(self._options, self._client_id.value, *presence, self._limits, self.health.tcp_connected)
+            client = Client(
+                self._options, self._client_id.value, *presence, self._limits, self.health.record_tcp_connected
+            )
             self._client = client
             with contextlib.suppress(aiomqtt.MqttError):
                 async with client:
-                    await self._use(client)
+                    await self._use_connection(client)
             reason, code = client.reason, client.code
             if code in OTHER_SERVER:
                 other = f" ({client.other_server})" if client.other_server else ""
-                self._shared.warn(f"{reason}{other}: the connector does not follow; give the address of that broker")
+                self._shared.warn(
+                    f"{reason}{other}: the connector does not follow redirections; set its address to that broker"
+                )
         except Exception as error:  # noqa: BLE001 - telemetry never breaks a run
             reason, code = reason_of(error)
             if not isinstance(error, OSError | ValueError):
-                self._shared.warn(fault(error))
+                self._shared.warn(unexpected_error_text(error))
         finally:
             self._client = None
-            self._presence.leave()
-        self._learn(reason, code, time.monotonic() - start)
+            self._presence.release()
+        self._record_end(reason, code, time.monotonic() - start)
 
-    async def _use(self, client: Client) -> None:
+    async def _use_connection(self, client: Client) -> None:
         connection = Connection(client, self._shared, self._poison, self._wakeup, self._presence.topic)
         try:
-            self.health.connected()
+            self.health.record_connected()
             self._client_id.used = client.identifier
             self._shared.changes.notify()
-            self._presence.join(connection)
+            self._presence.publish_online(connection)
             await self._serve(connection)
             if not client.is_over:
-                await self._presence.part(connection, waits=self._waits)
+                await self._presence.publish_offline(connection, waits=self._waits)
         finally:
-            is_contested = self._client_id.is_contested
-            self._is_caused = connection.end(is_wanted=self._is_ending, is_contested=is_contested)
+            is_duplicate = self._client_id.is_duplicate
+            self._is_explained = connection.end(is_wanted=self._is_ending, is_duplicate=is_duplicate)
 
     async def _serve(self, connection: Connection) -> None:
-        longest = min(LONGEST_WAIT, connection.client.keepalive / 4 or LONGEST_WAIT)
+        longest = min(MAX_IDLE, connection.client.keepalive / 4 or MAX_IDLE)
         self._turn_at = time.monotonic()
         self._is_serving = True
         try:
@@ -171,27 +175,27 @@ class Session:
                 if not connection.client.is_over:
                     connection.work()
                 connection.settle()
-                if connection.is_proven:
+                if connection.is_useful:
                     self.health.reset_backoff()
         finally:
             self._is_serving = False
 
     async def _listen(self, connection: Connection, longest: float) -> None:
-        """Run the event loop until there is work, at most `longest` seconds."""
-        # First the flag and then the look at the work: `wake` interrupts if messages are put in between.
-        self._is_asleep = True
+        """Run the event loop until there is work, at most `longest` seconds, and record the activity of the broker."""
+        # The flag is set before `has_work` is called, so that `wake` interrupts if a message is put in between.
+        self._is_waiting = True
         if self._is_ending or connection.has_work():
-            self._is_asleep = False
+            self._is_waiting = False
             self._turn_at = time.monotonic()
             await asyncio.sleep(0)
             waited = 0.0
         else:
-            timeout = min(ANSWER_WAIT if connection.is_answer_due else longest, connection.delay())
+            timeout = min(ANSWER_CHECK if connection.is_answer_due else longest, connection.delay())
             start = time.monotonic()
             await self._sleep(timeout)
-            self._is_asleep = False
+            self._is_waiting = False
             self._turn_at = time.monotonic()
-            # The thread may get its turn much later. For that time the broker was not silent.
+            # The system may run the thread much later. That time does not count as silence of the broker.
             waited = min(timeout, time.monotonic() - start)
         if connection.has_activity:
             connection.has_activity = False
@@ -199,27 +203,27 @@ class Session:
         elif connection.is_answer_due:
             self.health.record_silence(waited)
 
-    def _learn(self, reason: str, code: int, seconds: float) -> None:
-        """Remember why a connection has ended, or was not made."""
+    def _record_end(self, reason: str, code: int, seconds: float) -> None:
+        """Record the reason for the end of a connection, or for a failed attempt."""
         was_connected, is_busy = self.health.is_connected, code in TRANSIENT
         can_succeed = self._limits.refuse(code)
         if was_connected:
-            self.health.lost(reason, is_busy=is_busy)
-        elif can_succeed:  # the next attempt follows at once: the broker is not dead
+            self.health.record_loss(reason, is_busy=is_busy)
+        elif can_succeed:  # the next attempt has no delay
             return
         else:
-            self.health.failed(reason, is_refused=code in PERMANENT, is_busy=is_busy)
+            self.health.record_failure(reason, is_refused=code in PERMANENT, is_busy=is_busy)
             if is_busy:
-                self._shared.backpressure.refused()
+                self._shared.backpressure.record_refusal()
         # "Session taken over" may come right after CONNACK, before the client reports the connection.
         was_connected |= code == TAKEN_OVER
-        warning = self._client_id.learn(code, seconds if was_connected else None, is_explained=self._is_caused)
+        warning = self._client_id.record_end(code, seconds if was_connected else None, is_explained=self._is_explained)
         if warning:
             self._shared.warn(warning)
 
 
 class Flush:
-    """Waits until all messages, and the final states of runs, from before now have arrived or are lost."""
+    """Waits until all messages and final states of runs, put before its creation, are acknowledged or lost."""
 
     def __init__(self, session: Session, shared: SessionState, timeout: float) -> None:
         self.session = session
@@ -230,18 +234,18 @@ class Flush:
         self._ended = shared.states.ended
 
     async def wait(self) -> None:
-        """Return after `timeout` seconds, and earlier if the broker is dead."""
+        """Wait at most `timeout` seconds, and less if the broker does not answer."""
         health = self.session.health
         while not self._is_over():
             if not (health.is_connected or health.is_busy):
-                self.session.end_pause()
+                self.session.skip_delay()
             await self._shared.changes.until(self._is_over, min(CHECK, self._deadline - time.monotonic()))
         if not self._has_settled():
             health.record_failed_wait()
 
     @property
     def reason(self) -> str:
-        """Why messages have not arrived."""
+        """The reason why messages are not acknowledged."""
         if self.session.health.is_connected or not self.session.health.reason:
             return f"not acknowledged within {time.monotonic() - self._start:.2g} s"
         return self.session.health.reason
@@ -250,13 +254,13 @@ class Flush:
         return self._shared.outbox.has_settled(self.before) and self._shared.states.has_settled(self._ended)
 
     def _is_over(self) -> bool:
-        is_hopeless = self.session.health.is_hopeless(self._start) or time.monotonic() >= self._deadline
-        return is_hopeless or self._has_settled()
+        should_stop_waiting = self.session.health.should_stop_waiting(self._start) or time.monotonic() >= self._deadline
+        return should_stop_waiting or self._has_settled()
 
 
 async def until_closed(session: Session, shared: SessionState) -> None:
-    """Wait for the end of a session, as long as a clean end takes. A session that hangs ends by itself later."""
-    # Without a connection the thread may be in a system call that takes seconds.
+    """Wait until a session is closed, at most for the time that a clean end takes."""
+    # Without a connection the thread can be in a system call that takes seconds. It ends the session by itself later.
     await shared.changes.until(
         lambda: session.is_closed, OFFLINE_TIMEOUT + CLOSE_TIMEOUT + _GRACE if session.health.is_connected else CHECK
     )

@@ -1,4 +1,4 @@
-"""The subscriptions of one connection, and when all retained messages were received."""
+"""Subscribes over one connection, and detects when all retained messages were received."""
 
 import asyncio
 import math
@@ -11,52 +11,40 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from cascade.connectors._health import ConnectionHealth, jitter
-from cascade.connectors.mqtt.backpressure import FIRST_PAUSE, LONGEST_PAUSE, LoopNotifier
+from cascade.connectors.mqtt.backpressure import FIRST_DELAY, MAX_DELAY, LoopNotifier
 from cascade.connectors.mqtt.client import Client
 from cascade.connectors.mqtt.packets import FAILURE, TRANSIENT
 from cascade.connectors.mqtt.subscriptions import Inbox, Subscription, Subscriptions
-from cascade.connectors.mqtt.transport import fault
+from cascade.connectors.mqtt.transport import unexpected_error_text
 
 T = TypeVar("T")
 
-QUIET = 0.05
-"""Seconds without a further retained message after which all were received, once the presence has come back."""
-TRICKLE = 100
-"""Retained messages for new topics in a second, once the presence has come back. Fewer are published at this moment."""
-RETURN_TIMEOUT = 2.0
-"""Seconds beside two round trips to wait for the presence, or for an answer to UNSUBSCRIBE, without a retained message."""
+RETAINED_GAP = 0.05
+"""Seconds without a retained message that complete the retained messages, once the presence was received."""
+LIVE_RATE = 100
+"""Retained messages for new topics per second, once the presence was received. At a lower rate they are new publications."""
+PRESENCE_TIMEOUT = 2.0
+"""Seconds without a retained message to wait for the presence or the answer to UNSUBSCRIBE, in addition to two round trips."""
 MAX_ROUNDS = 1_000
-"""Round trips in which to receive the retained messages; Mosquitto sends 20 messages in each."""
-_MOST_UNANSWERED = 2
-LATE = "retained constraints may not have been applied before the first task"
-UNCERTAIN = f"{LATE}, because the broker does not send the presence of this process back"
+"""Largest number of round trips to receive the retained messages. Mosquitto sends 20 messages in each."""
+_MAX_UNANSWERED = 2
+LATE_WARNING = "retained constraints may not have been applied before the first task"
+UNCERTAIN_WARNING = f"{LATE_WARNING}, because the broker does not send the presence of this process back"
 SUBSCRIBE_TIMEOUT = 3.0
-"""Seconds without a retained message, beside the round trips, after which `subscribe` returns."""
+"""Seconds without a retained message after which `subscribe` returns, in addition to the round trips."""
 HANDSHAKES = 3
-"""Round trips of TLS and MQTT until the connection is made."""
+"""Round trips of the TLS and MQTT handshakes."""
 CHECK = 0.1
-"""Seconds between two checks whether a silent broker is dead."""
-_GRACE = 0.5
-"""Seconds that a session may take to end beside its last messages."""
-HANDSHAKES = 3
-"""Round trips of TLS and MQTT until the connection is made."""
-CHECK = 0.1
-"""Seconds between two checks whether a silent broker is dead."""
-_GRACE = 0.5
-"""Seconds that a session may take to end beside its last messages."""
-CHECK = 0.1
-"""Seconds between two checks whether a silent broker is dead."""
-_GRACE = 0.5
-"""Seconds that a session may take to end beside its last messages."""
+"""Seconds between two checks whether the broker still answers."""
 _CONTROL = SubscribeOptions(qos=1, retainAsPublished=True)
 
 
 class Barrier:
-    """Finds out when the broker has sent all retained messages for a SUBSCRIBE packet. It does not mark the last one.
+    """Detects when the broker has sent all retained messages for a SUBSCRIBE packet. MQTT does not mark the last one.
 
-    The presence was published before and is retained. The packet ends with a subscription to it, so that it comes back by
-    the same path as the other retained messages. A broker that does not return it must answer an UNSUBSCRIBE packet after
-    all that it has sent before.
+    The presence of this process is a retained message. The SUBSCRIBE packet ends with a subscription to it, so the broker
+    sends it after the other retained messages. If the presence does not come back, the answer to an UNSUBSCRIBE packet
+    serves instead: the broker sends it after all earlier packets.
     """
 
     def __init__(self, client: Client, presence_topic: str, subscriptions: Subscriptions) -> None:
@@ -73,8 +61,8 @@ class Barrier:
         self._topics: set[str] | None = None
         """Topics of the retained messages that were received since a `wait` began; None between them."""
 
-    def note(self, topic: str) -> None:
-        """Record a retained message. The broker sends one for each topic: a further one was published meanwhile."""
+    def record_retained(self, topic: str) -> None:
+        """Record a retained message. A second one for the same topic is a new publication and is not counted."""
         if self._topics is not None and topic != self._topic:
             if topic in self._topics:
                 return
@@ -85,15 +73,15 @@ class Barrier:
             self._returned += 1
             if self._returned == self._missing:
                 self._subscriptions.returns_presence = True
-                self._subscriptions.warn(f"{LATE}: the broker sends them late")
+                self._subscriptions.warn(f"{LATE_WARNING}: the broker sends them late")
 
     def begin(self) -> tuple[int, list[tuple[str, SubscribeOptions]]]:
-        """Return a number for `wait`, and the filters with which a SUBSCRIBE packet must end.
+        """Return a number for `wait`, and the filters to append to a SUBSCRIBE packet.
 
-        There are none if two connections in a row have ended instead of an answer: the filter may be forbidden.
+        There are none if two connections in a row have ended before an answer, since the broker may forbid the filter.
         """
         if not self._begun:
-            if self._subscriptions.unanswered >= _MOST_UNANSWERED:
+            if self._subscriptions.unanswered >= _MAX_UNANSWERED:
                 self._is_refused = True
                 return 1, []
             self._subscriptions.unanswered += 1
@@ -102,19 +90,19 @@ class Barrier:
         # Without retainAsPublished, the flag is set only if the message was retained before the subscription.
         return self._begun, [(self._topic, SubscribeOptions(qos=1))]
 
-    def answered(self, reasons: Iterable[ReasonCode]) -> None:
+    def record_answers(self, reasons: Iterable[ReasonCode]) -> None:
         """Record the reason codes for the filters of `begin`."""
         self._subscriptions.unanswered = 0
         if any(reason.value >= FAILURE for reason in reasons):
-            self.refuse()
+            self.record_refusal()
 
-    def refuse(self) -> None:
-        """The broker has refused the presence, or the subscription to it."""
+    def record_refusal(self) -> None:
+        """Record that the broker has refused the presence, or the subscription to it."""
         self._is_refused = True
         self._news.set()
 
     async def wait(self, number: int, round_trip: float) -> bool:
-        """Wait until all retained messages were received. False if that stays unknown, which is reported."""
+        """Wait until all retained messages were received. Return False, after a warning, if the broker gives no sign of it."""
         try:
             return not self._client.limits.retain_available or await self._wait(number, round_trip)
         finally:
@@ -122,7 +110,7 @@ class Barrier:
                 self._topics = None
 
     async def _wait(self, number: int, round_trip: float) -> bool:
-        limit = RETURN_TIMEOUT + 2 * round_trip
+        limit = PRESENCE_TIMEOUT + 2 * round_trip
         await self._until_quiet(number, limit)
         is_complete = True
         if self._returned < number:
@@ -133,30 +121,30 @@ class Barrier:
         if not self._subscriptions.returns_presence:
             self._missing = number
             if is_complete:
-                self._subscriptions.warn(f"{UNCERTAIN}; allow this user to read {self._topic}")
+                self._subscriptions.warn(f"{UNCERTAIN_WARNING}; allow this user to read {self._topic}")
         return is_complete
 
     async def _until_quiet(self, number: int, limit: float) -> None:
-        """Return when no retained message has come for `limit` seconds, or for `QUIET` if the presence is not expected.
+        """Wait until no retained message was received for `limit` seconds, or for `RETAINED_GAP` if no presence is expected.
 
-        Fewer than `TRICKLE` in a second do not continue the wait: they are published at this moment.
+        A rate below `LIVE_RATE` does not continue the wait: these messages are new publications.
         """
         is_quiet, second, received = False, time.monotonic() + 1, self._received
         while not is_quiet:
             self._news.clear()
             is_expected = self._subscriptions.returns_presence and not self._is_refused and self._returned < number
             if time.monotonic() > second:
-                if not is_expected and self._received - received < TRICKLE:
+                if not is_expected and self._received - received < LIVE_RATE:
                     return
                 second, received = time.monotonic() + 1, self._received
             try:
-                async with asyncio.timeout(limit if is_expected else QUIET):
+                async with asyncio.timeout(limit if is_expected else RETAINED_GAP):
                     await self._news.wait()
             except TimeoutError:
                 is_quiet = not self._news.is_set()
 
     async def _make_round_trips(self, limit: float) -> bool:
-        """Make round trips until one brings no retained message; whether the broker has answered."""
+        """Make round trips until one brings no retained message. Return whether the broker has answered."""
         for _ in range(MAX_ROUNDS):
             count = self._received
             try:
@@ -167,12 +155,12 @@ class Barrier:
                 break
             if self._received == count:
                 return True
-        self._subscriptions.warn(f"{LATE}: the broker did not answer UNSUBSCRIBE")
+        self._subscriptions.warn(f"{LATE_WARNING}: the broker did not answer UNSUBSCRIBE")
         return False
 
 
 class Subscriber:
-    """Keeps the subscriptions of one connection equal to those of the connector, in tasks that wait for its answers."""
+    """Synchronizes the subscriptions of one connection with those of the connector, in asyncio tasks."""
 
     def __init__(self, client: Client, subscriptions: Subscriptions, presence_topic: str) -> None:
         self.barrier = Barrier(client, presence_topic, subscriptions)
@@ -194,7 +182,7 @@ class Subscriber:
         return self._calls > 0
 
     def start(self, call: Coroutine[Any, Any, None]) -> None:
-        """Run a coroutine in a task, until `cancel` at the latest. The end of the connection is not an error."""
+        """Run a coroutine in an asyncio task until it ends or `cancel` is called. The end of the connection is not an error."""
         task = asyncio.get_running_loop().create_task(call)
         self._tasks.add(task)
         task.add_done_callback(self._finished)
@@ -205,7 +193,7 @@ class Subscriber:
             task.cancel()
 
     async def make_round_trip(self) -> None:
-        """Return when the broker has handled all packets that were sent before."""
+        """Wait until the broker has handled all packets that were sent before."""
         await self._call(self._client.unsubscribe, self.barrier.unused)
 
     def update(self) -> None:
@@ -224,7 +212,7 @@ class Subscriber:
         await self._call(self._client.unsubscribe, pattern)
 
     async def _subscribe(self, wanted: list[Subscription], pause: float = 0.0) -> None:
-        """Subscribe with one packet, and wait until all retained messages were received. `pause` as in `_repeat`."""
+        """Subscribe with one packet, and wait until all retained messages were received. `pause` is the last delay of `_repeat`."""
         new, start = self._supported(wanted), time.monotonic()
         number, own = self.barrier.begin()
         filters = [(subscription.pattern, _CONTROL) for subscription in new] + own
@@ -232,13 +220,13 @@ class Subscriber:
             return
         answer = await self._call(self._client.subscribe, filters)
         reasons = cast("list[ReasonCode]", answer)  # of MQTT 5
-        self.barrier.answered(reasons[len(new) :])
+        self.barrier.record_answers(reasons[len(new) :])
         refused = {one: reason for one, reason in zip(new, reasons, strict=False) if reason.value >= FAILURE}
         for subscription, reason in refused.items() if not pause else ():
             self._refuse(subscription, str(reason))
         later = [one for one, reason in refused.items() if reason.value in TRANSIENT]
         if later:
-            self.start(self._repeat(later, min(2 * pause or FIRST_PAUSE, LONGEST_PAUSE)))
+            self.start(self._repeat(later, min(2 * pause or FIRST_DELAY, MAX_DELAY)))
         accepted = [one for one in new if one not in refused]
         if accepted:
             is_certain = await self.barrier.wait(number, time.monotonic() - start)
@@ -246,14 +234,14 @@ class Subscriber:
                 self._subscriptions.complete(subscription, is_certain=is_certain)
 
     async def _repeat(self, refused: list[Subscription], pause: float) -> None:
-        """Subscribe again after about so many seconds to filters that the broker has refused for now."""
+        """Subscribe again, after about `pause` seconds, to filters that the broker has refused with a transient reason code."""
         await asyncio.sleep(pause * jitter())
         wanted = [one for one in refused if one is self._subscribed.get(one.pattern)]
         if wanted:
             await self._subscribe(wanted, pause)
 
     def _supported(self, wanted: list[Subscription]) -> list[Subscription]:
-        """The subscriptions that the broker supports. The others are refused."""
+        """Return the subscriptions that the broker supports. A warning reports each of the others."""
         has_wildcards = self._client.limits.wildcards_available
         new = [one for one in wanted if has_wildcards or not {"+", "#"}.intersection(one.pattern)]
         for subscription in wanted:
@@ -269,10 +257,10 @@ class Subscriber:
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, aiomqtt.MqttError):
-            self._subscriptions.warn(fault(error))
+            self._subscriptions.warn(unexpected_error_text(error))
 
     async def _call(self, function: Callable[..., Awaitable[T]], *arguments: Any) -> T:
-        """Call a method of the client, and wait for the answer of the broker until the connection ends."""
+        """Call a method of the client and wait for the answer of the broker, without a time limit."""
         self._calls += 1
         try:
             return await function(*arguments, timeout=math.inf)
@@ -287,25 +275,25 @@ async def wait_for_retained(
     subscription: Subscription,
     inbox: Inbox,
 ) -> None:
-    """Wait until the callback has received all retained messages, unless the broker is dead."""
+    """Wait until the callback has received all retained messages, or the broker is unreachable."""
     start = time.monotonic()
 
     def is_over() -> bool:
         return (subscription.is_ready and inbox.is_idle) or health.is_dead
 
     def time_left() -> float:
-        return start + health.patience + HANDSHAKES * health.round_trip - time.monotonic()
+        return start + health.wait_limit + HANDSHAKES * health.round_trip - time.monotonic()
 
-    # TCP may have connected meanwhile: the broker is there, and its distance is known.
+    # TCP may have connected meanwhile, which sets `round_trip`.
     while not (health.is_connected or is_over()) and (left := time_left()) > 0:
         await changes.until(lambda: health.is_connected or is_over(), left)
     progress, deadline = -1, math.inf
     while health.is_alive and not is_over() and time.monotonic() < deadline:
-        if progress != subscription.retained + inbox.handed_over:
-            progress = subscription.retained + inbox.handed_over
+        if progress != subscription.retained + inbox.delivered:
+            progress = subscription.retained + inbox.delivered
             deadline = time.monotonic() + SUBSCRIBE_TIMEOUT + HANDSHAKES * health.round_trip
         await changes.until(is_over, CHECK)
     if not is_over():
         health.record_failed_wait()
         if health.is_alive:
-            subscriptions.warn(f"{LATE}: they are not complete on {subscription.pattern}")
+            subscriptions.warn(f"{LATE_WARNING}: they are not complete on {subscription.pattern}")

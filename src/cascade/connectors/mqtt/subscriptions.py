@@ -1,6 +1,6 @@
-"""Topic filters of a connector, their subscribers, and the messages on their way into the event loops.
+"""Topic filters of a connector, their subscribers, and the inboxes that deliver messages to event loops.
 
-Memory is bounded: of each topic, the latest message is kept.
+Memory is bounded: only the latest message of each topic is kept.
 """
 
 import asyncio
@@ -24,18 +24,18 @@ CAPACITY = 64 << 20
 ENTRY_BYTES = 200
 """Memory of a message beside its payload and topic."""
 BATCH = 32
-"""Messages that are handed over before other callbacks of the event loop run."""
+"""Messages that are delivered before other callbacks of the event loop run."""
 
-_FULL = f"more than {CAPACITY >> 20} MiB of messages wait for a subscriber: further topics are refused"
+_FULL = f"more than {CAPACITY >> 20} MiB of received messages are queued for a subscriber; messages on further topics are dropped"
 Warn = Callable[[str], None]
 
 Incoming = bytes | dict[str, Any]
 
 
 def incoming(data: bytes, expiry: int | None = None) -> Incoming:
-    """Return the part of a message to keep: its bytes, or the payload with the time at which the message expires.
+    """Return the bytes of a message, or its payload with the time of its expiry.
 
-    Of a message that is far too big it is only the refusal. `expiry` is in seconds from now.
+    A message above the size limit becomes an `InvalidPayload`. `expiry` is in seconds from now.
     """
     if expiry is not None and data:
         return with_expiry(decode_incoming(data), expiry, time.time())
@@ -48,14 +48,14 @@ def has_expired(message: Incoming, now: float) -> bool:
 
 
 class Latest(dict[str, Incoming]):
-    """The latest message of each topic; the topic that has waited longest comes first. Only `put` and `take` change it."""
+    """The latest message of each topic, ordered by the time of its last `put`. Only `put` and `take` change it."""
 
     def __init__(self) -> None:
         super().__init__()
         self._bytes = 0
 
     def put(self, topic: str, message: Incoming) -> bool:
-        """Replace the message of the topic. If that exceeds the memory, nothing changes and the result is False."""
+        """Replace the message of the topic. Return False, and change nothing, if it does not fit into `CAPACITY`."""
         before = self.get(topic)
         growth = _size(topic, message) - (0 if before is None else _size(topic, before))
         if growth > 0 and self._bytes + growth > CAPACITY:
@@ -81,10 +81,10 @@ class Latest(dict[str, Incoming]):
 
 
 class Inbox:
-    """Calls a callback in the event loop in which the inbox was created. Any thread may put.
+    """Delivers messages to a callback, in the event loop in which the inbox was created. Any thread may call `put`.
 
-    A message that was not handed over is replaced by the next one of its topic. So a flood neither grows memory nor keeps
-    the event loop busy with outdated messages.
+    A message that is not delivered yet is replaced by the next one on its topic. A flood of messages therefore does not use
+    more memory, and does not keep the event loop busy with outdated messages.
     """
 
     def __init__(self, callback: MessageCallback, on_idle: Callable[[], None]) -> None:
@@ -98,11 +98,11 @@ class Inbox:
         self._task: asyncio.Task[None] | None = None
         self._is_closed = self._is_due = False
         self._has_failed = False
-        self.handed_over = 0
+        self.delivered = 0
         """Number of messages that the callback was called with."""
 
     def put(self, topic: str, message: Incoming) -> bool:
-        """Add a message, to hand over after the next `wake`; return False if too much waits already."""
+        """Add a message, which the next `wake` delivers. Return False if the inbox is full."""
         with self._lock:
             if self._is_closed:
                 return True
@@ -113,7 +113,7 @@ class Inbox:
         return True
 
     def wake(self) -> None:
-        """Begin to hand over."""
+        """Start the delivery."""
         with self._lock:
             is_due, self._is_due = self._is_due, False
         if is_due:
@@ -124,11 +124,11 @@ class Inbox:
 
     @property
     def is_closed(self) -> bool:
-        """Whether it hands nothing over any more."""
+        """Whether the delivery has ended, or the event loop is closed."""
         return self._is_closed or self._loop.is_closed()
 
     async def close(self) -> None:
-        """Hand nothing more over. A running call of the callback is cancelled, and awaited in its own event loop."""
+        """End the delivery. A running call of the callback is cancelled. It is awaited if this is its event loop."""
         self._is_closed = True
         task = self._task
         if self._loop is not asyncio.get_running_loop():
@@ -143,9 +143,9 @@ class Inbox:
             self._task.cancel()
 
     def _start(self) -> None:
-        self._task = self._loop.create_task(self._hand_over(), name="cascade-mqtt-inbox")
+        self._task = self._loop.create_task(self._deliver_all(), name="cascade-mqtt-inbox")
 
-    async def _hand_over(self) -> None:
+    async def _deliver_all(self) -> None:
         while batch := self._take():
             for topic, message in batch:
                 if self._is_closed:
@@ -162,7 +162,7 @@ class Inbox:
         return batch
 
     async def _call(self, topic: str, payload: dict[str, Any]) -> None:
-        self.handed_over += 1
+        self.delivered += 1
         try:
             await self.callback(topic, payload)
         except (Exception, asyncio.CancelledError):
@@ -179,7 +179,7 @@ def _size(topic: str, message: Incoming) -> int:
 
 
 class Subscription:
-    """A topic filter, its subscribers, and the messages that were received last, by topic."""
+    """A topic filter, its subscribers, and the latest message of each topic."""
 
     def __init__(self, pattern: str) -> None:
         self.pattern = pattern
@@ -190,11 +190,11 @@ class Subscription:
         self.live = Latest()
         """Messages that were not retained, received since the last retained message of their topic."""
         self.unconfirmed: set[str] = set()
-        """Topics of messages from before the connection was lost, for which the broker has sent nothing since."""
+        """Topics of messages from before the latest reconnection, for which the broker has sent no message since."""
         self.retained = 0
         """Number of retained messages that were received."""
         self.is_ready = False
-        """Whether all retained messages were received over the present connection, or never will be."""
+        """Whether all retained messages were received over the present connection, or the wait for them has ended."""
 
     def matches(self, topic: str) -> bool:
         """Whether the filter matches a topic."""
@@ -203,10 +203,10 @@ class Subscription:
         return topic_matches(self.pattern, topic)
 
     def begin(self) -> None:
-        """Begin a new connection."""
+        """Prepare for the retained messages of a new connection."""
         self.is_ready = False
         self.unconfirmed |= set(self.held) | set(self.live)
-        for topic in self.live:  # the retained message, which was replaced for the subscribers, applies to them again
+        for topic in self.live:  # the retained message of the topic applies again
             self.held.take(topic)
         self.live = Latest()
 
@@ -215,7 +215,7 @@ class Subscription:
         return topic in self.unconfirmed and self.held.get(topic) == message
 
     def hold(self, topic: str, message: Incoming, *, retained: bool) -> bool:
-        """Keep a message that was received; whether memory has room for it."""
+        """Store a received message. Return False if it does not fit into memory."""
         self.retained += retained
         self.unconfirmed.discard(topic)
         self.live.take(topic)
@@ -234,11 +234,11 @@ class Subscriptions:
         self.warn = warn
         self._by_filter: dict[str, Subscription] = {}
         self.version = 0
-        """Changes whenever the set of filters does."""
+        """Number of changes of the set of filters."""
         self.returns_presence = True
-        """Whether the broker is expected to send the presence back. It does not without the right to read it."""
+        """Whether the broker sends the presence back. It does not if its access list forbids this user to read it."""
         self.unanswered = 0
-        """Connections in a row that have ended instead of an answer to a subscription to the presence."""
+        """Consecutive connections that have ended before an answer to the subscription to the presence."""
 
     def add(self, pattern: str, callback: MessageCallback) -> tuple[Subscription, Inbox]:
         """Add a subscriber in the running event loop. It receives the known retained messages at once."""
@@ -280,15 +280,16 @@ class Subscriptions:
             return list(self._by_filter.values())
 
     def begin(self) -> None:
-        """Begin a new connection, over which the broker sends the retained messages again."""
+        """Prepare for a new connection, over which the broker sends the retained messages again."""
         with self._lock:
             for subscription in self._by_filter.values():
                 subscription.begin()
 
     def complete(self, subscription: Subscription, *, is_certain: bool) -> None:
-        """End the wait for retained messages. `is_certain` means that the broker has sent all of them.
+        """End the wait for retained messages. `is_certain`: the broker has sent all of them.
 
-        In that case, messages that it has not sent again were cleared meanwhile. Otherwise they stay valid.
+        If so, messages that it has not sent again were removed meanwhile, and the subscribers get an empty message for each.
+        Otherwise these messages stay valid.
         """
         with self._lock:
             if is_certain:
@@ -301,9 +302,9 @@ class Subscriptions:
         self._on_change()
 
     def receive(self, topic: str, data: bytes, *, retained: bool, expiry: int | None = None) -> None:
-        """Add a message to the inboxes of all filters that match its topic, for the next `wake`.
+        """Add a message to the inboxes of all filters that match its topic. The next `wake` delivers it.
 
-        It expires in `expiry` seconds.
+        The message expires in `expiry` seconds.
         """
         message = incoming(data, expiry)
         with self._lock:
@@ -315,7 +316,7 @@ class Subscriptions:
                         self.warn(_FULL)
 
     def wake(self) -> None:
-        """Wake the event loops of the subscribers. An interruption costs more than many messages."""
+        """Wake the event loops of the subscribers. Call it once for many messages: a wake-up costs more than they do."""
         with self._lock:
             for subscription in self._by_filter.values():
                 for inbox in subscription.inboxes:

@@ -1,8 +1,8 @@
-"""The network loop and the socket of a connection, which paho uses in place of its own."""
+"""Event loop of the network thread, and the socket that paho uses."""
 
 import asyncio
 import contextlib
-import encodings.idna  # noqa: F401 - sockets import it with the first host name; beside a fork that can be too late
+import encodings.idna  # noqa: F401 - sockets import it with the first host name, which can deadlock in a forked child
 import socket
 import ssl
 import threading
@@ -24,7 +24,7 @@ CONNECT_TIMEOUT = 5.0
 CLOSE_TIMEOUT = 0.5
 """Seconds for the broker to close the connection after DISCONNECT."""
 _BLOCK = 1 << 16
-"""Bytes of one system call."""
+"""Bytes per system call."""
 
 
 class NetworkLoop(asyncio.SelectorEventLoop):
@@ -48,10 +48,10 @@ class NetworkLoop(asyncio.SelectorEventLoop):
 
 
 class Transport:
-    """The socket of a connection, read and written in blocks. paho accepts it in place of an SSLContext.
+    """Socket of a connection that reads and writes in blocks. paho gets it in place of an SSLContext.
 
     paho reads single bytes and writes single packets, which takes most of the time of a small message. It also leaves
-    the socket open after a TLS handshake that failed; this object closes it.
+    the socket open after a failed TLS handshake. This object closes it.
     """
 
     def __init__(self, context: ssl.SSLContext | None, on_tcp_connected: Callable[[float], None]) -> None:
@@ -64,7 +64,7 @@ class Transport:
         self.unwritten = bytearray()
         self.is_leaving = False
         self.sent_at = self.received_at = 0.0
-        """Times at which the system has accepted bytes, and had some."""
+        """Times of the last bytes sent and received, in monotonic seconds."""
 
     def wrap_socket(self, plain: socket.socket, **options: Any) -> Self:
         self._on_tcp_connected(time.monotonic() - self._start)
@@ -85,7 +85,7 @@ class Transport:
 
     @property
     def has_unread(self) -> bool:
-        """Whether bytes wait of which the system does not know."""
+        """Whether buffered bytes are unread, for which the system reports no event."""
         if self.fileno() < 0:
             return False
         return self._position < len(self._unread) or (self._context is not None and self._socket.pending() > 0)
@@ -98,7 +98,7 @@ class Transport:
         return self._unread[start : self._position]
 
     def fill(self) -> None:
-        """Read what the system has, unless there are bytes that were read before. paho notices an error or the end."""
+        """Read the available bytes if the buffer is empty. An error or the end is reported by paho's next read."""
         if self._position == len(self._unread):
             with contextlib.suppress(OSError):
                 self._receive()
@@ -110,12 +110,12 @@ class Transport:
         self._acknowledge_at_once()
 
     def take_acknowledgements(self) -> list[tuple[int, int]]:
-        """Remove the next packets as far as they are PUBACK; return their packet ids and reason codes."""
+        """Remove the PUBACK packets at the start of the buffer. Return their packet ids and reason codes."""
         self._position, found = parse_acknowledgements(self._unread, self._position)
         return found
 
     def take_message(self) -> tuple[int, IncomingMessage] | None:
-        """Remove the next packet if `parse_publish` reads it; return its packet id and the message."""
+        """Remove the next packet if `parse_publish` can parse it. Return its packet id and the message."""
         found = parse_publish(self._unread, self._position)
         if found is None:
             return None
@@ -129,7 +129,7 @@ class Transport:
         return len(data)
 
     def flush(self) -> bool:
-        """Write what `send` has taken; whether the system has accepted all of it."""
+        """Write the bytes of `send`. Return whether the system has accepted all of them."""
         try:
             while self.unwritten:
                 del self.unwritten[: self._socket.send(self.unwritten)]
@@ -143,7 +143,7 @@ class Transport:
             self._socket.close()
 
     def close(self) -> None:
-        """Close the socket, or only its sending side if `is_leaving` and it was not closed so far."""
+        """Close the socket. The first call closes only its sending side if `is_leaving` is set."""
         if self.fileno() >= 0:
             with contextlib.suppress(OSError):
                 self.flush()
@@ -156,8 +156,8 @@ class Transport:
     async def wait_closed(self, loop: asyncio.AbstractEventLoop) -> None:
         """Wait until the broker closes the connection, at most `CLOSE_TIMEOUT` seconds.
 
-        The system resets a connection that is closed before everything is read. A slow broker then loses DISCONNECT, and
-        publishes the Last Will.
+        The system resets a connection that is closed with unread bytes. A slow broker would then lose DISCONNECT, and
+        publish the Last Will.
         """
         descriptor, closed = self.fileno(), loop.create_future()
         if descriptor < 0:
@@ -174,7 +174,7 @@ class Transport:
             loop.remove_reader(descriptor)
 
     def _discard_received(self) -> bool:
-        """Read and discard bytes; whether the peer has closed the connection."""
+        """Read and discard bytes. Return whether the broker has closed the connection."""
         try:
             return not self._socket.recv(_BLOCK)
         except (BlockingIOError, ssl.SSLWantReadError):
@@ -183,9 +183,9 @@ class Transport:
             return True
 
     def _acknowledge_at_once(self) -> None:
-        """Switch off delayed TCP acknowledgements, for which a broker's next short answer would wait 40 ms.
+        """Disable delayed TCP acknowledgements, which can delay the next short answer of a broker by 40 ms.
 
-        Linux switches them on again by itself, so this is repeated before each wait.
+        Linux enables them again by itself, so this is repeated before each wait.
         """
         if hasattr(socket, "TCP_QUICKACK"):
             with contextlib.suppress(OSError):
@@ -193,11 +193,11 @@ class Transport:
 
 
 def reason_of(error: BaseException) -> tuple[str, int]:
-    """Why there is no connection, in a few words, and the broker's reason code or 0."""
+    """Return why there is no connection, as a short text, and the reason code of the broker or 0."""
     match error:
         case aiomqtt.MqttCodeError(rc=ReasonCode() as rc):
             return str(rc), rc.value
-        case aiomqtt.MqttError() if error.__context__ is not None:  # aiomqtt keeps the text of the cause alone
+        case aiomqtt.MqttError() if error.__context__ is not None:  # aiomqtt keeps only the text of the cause
             return reason_of(error.__context__)
         case ssl.SSLCertVerificationError():
             return f"certificate verify failed: {error.verify_message}", 0
@@ -208,6 +208,6 @@ def reason_of(error: BaseException) -> tuple[str, int]:
     return str(error) if isinstance(error, aiomqtt.MqttError) else f"{type(error).__name__}: {error}", 0
 
 
-def fault(error: BaseException) -> str:
+def unexpected_error_text(error: BaseException) -> str:
     """Return the warning about an unexpected error, with its traceback."""
-    return "a fault of the connector: " + "".join(traceback.format_exception(error))
+    return "unexpected error in the connector: " + "".join(traceback.format_exception(error))

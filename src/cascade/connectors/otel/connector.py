@@ -11,7 +11,7 @@ from opentelemetry.trace import Link, SpanKind, Status, StatusCode, TraceFlags
 
 from cascade._loggers import get_logger
 from cascade.connectors import _lifetime
-from cascade.connectors._arguments import captures, one_of, positive, whole
+from cascade.connectors._options import captures, one_of, positive, whole
 from cascade.connectors.otel.buffer import FlushReport
 from cascade.connectors.otel.encode import encode_span
 from cascade.connectors.otel.export_queue import CAPACITY, Bounds

@@ -1,4 +1,4 @@
-"""A connector's arguments, checked: the message names the value and the choices."""
+"""Checks of the options of connectors. Each error names the value and the allowed values."""
 
 import math
 from collections.abc import Iterable
