@@ -62,7 +62,7 @@ class Broken(MemoryConnector):
 @pytest.mark.parametrize(
     "where", ["connect", "hang in connect", "disconnect", "hang in disconnect", "publish", "hang in publish"]
 )
-def test_one_that_fails_does_not_disturb_the_others(
+def test_an_error_of_one_connector_does_not_affect_the_others(
     where: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fanout, "CONNECT_TIMEOUT", 0.05)
@@ -80,7 +80,7 @@ def test_one_that_fails_does_not_disturb_the_others(
     assert caplog.messages[0].startswith("Broken")
 
 
-def test_a_strict_one_raises_after_the_others_have_ended(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_strict_connector_raises_after_the_others_have_ended(caplog: pytest.LogCaptureFixture) -> None:
     class Strict(MemoryConnector):
         async def disconnect(self) -> None:
             raise TelemetryLostError("2 spans were lost", lost=2)
@@ -102,7 +102,7 @@ class Capturing(MemoryConnector):
     capture = frozenset({"arguments", "results"})
 
 
-def test_values_reach_only_those_who_asked() -> None:
+def test_only_connectors_with_capture_receive_values() -> None:
     @cs.task
     def use(x: str) -> str:
         return x + "!"
@@ -133,7 +133,7 @@ class TracingConnector(MemoryConnector):
         return active()
 
 
-def test_the_first_that_traces_is_the_innermost() -> None:
+def test_the_span_of_the_first_connector_is_current() -> None:
     log: list[str] = []
     run_with(FanoutConnector([TracingConnector("a", log), TracingConnector("b", log), MemoryConnector()]), one())
     assert log == ["place a", "place b", "enter b", "enter a", "leave a", "leave b"]
@@ -197,7 +197,7 @@ async def test_a_connector_without_a_valid_report_counts_its_published_messages(
     assert fanout_connector.report() == expected
 
 
-async def test_the_report_has_the_messages_that_a_connector_did_not_take(message: PublishedMessage) -> None:
+async def test_the_report_contains_the_messages_of_the_publish_queue(message: PublishedMessage) -> None:
     fanout_connector = FanoutConnector([Broken("publish")])
     await fanout_connector.connect()
     await fanout_connector.publish(message.topic, message.payload)

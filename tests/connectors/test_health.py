@@ -1,4 +1,4 @@
-"""For how many seconds a run waits for its broker, by a clock that the test sets."""
+"""How long a run waits for its broker, with a clock of the test."""
 
 import time
 
@@ -26,7 +26,7 @@ def is_hopeless_after(peer: ConnectionHealth, now: list[float], seconds: float) 
     return peer.should_stop_waiting(start)
 
 
-def test_one_that_never_answers_gets_a_second_once_and_little_afterwards(
+def test_the_first_wait_for_an_answer_is_long_and_later_ones_are_short(
     peer: ConnectionHealth, now: list[float]
 ) -> None:
     assert not is_hopeless_after(peer, now, 0.9)
@@ -38,7 +38,7 @@ def test_one_that_never_answers_gets_a_second_once_and_little_afterwards(
     assert peer.wait_limit == 1.0
 
 
-def test_one_that_falls_silent_gets_a_second(peer: ConnectionHealth, now: list[float]) -> None:
+def test_a_connected_broker_without_activity_has_one_second(peer: ConnectionHealth, now: list[float]) -> None:
     peer.record_connected()
     assert not is_hopeless_after(peer, now, 60.0)
     peer.record_silence(0.9)
@@ -49,14 +49,14 @@ def test_one_that_falls_silent_gets_a_second(peer: ConnectionHealth, now: list[f
     assert not is_hopeless_after(peer, now, 60.0)
 
 
-def test_one_that_refuses_is_not_waited_for(peer: ConnectionHealth, now: list[float]) -> None:
+def test_there_is_no_wait_after_a_refusal(peer: ConnectionHealth, now: list[float]) -> None:
     start, now[0] = now[0], now[0] + 0.01
     peer.record_failure("connection refused", is_refused=False)
     assert peer.should_stop_waiting(start)
     assert peer.is_dead
 
 
-def test_one_that_has_just_gone_away_is_expected_back_for_a_second(peer: ConnectionHealth, now: list[float]) -> None:
+def test_there_is_a_wait_of_one_second_after_a_lost_connection(peer: ConnectionHealth, now: list[float]) -> None:
     peer.record_connected()
     peer.record_loss("gone")
     start, now[0] = now[0], now[0] + 0.9
@@ -66,9 +66,7 @@ def test_one_that_has_just_gone_away_is_expected_back_for_a_second(peer: Connect
     assert peer.should_stop_waiting(start)
 
 
-def test_attempts_come_at_once_then_ever_more_rarely_and_hardly_after_a_refusal(
-    peer: ConnectionHealth, now: list[float]
-) -> None:
+def test_delays_grow_and_are_longest_after_a_refusal(peer: ConnectionHealth, now: list[float]) -> None:
     assert [peer.next_delay() for _ in range(2)] == [0.0, 0.0]
     assert all(0.0 <= peer.next_delay() <= min(10.0, 0.1 * 2**number) for number in range(20))
     peer.record_failure("not authorized", is_refused=True)

@@ -32,7 +32,7 @@ async def test_the_report_has_the_messages_and_the_connection() -> None:
     assert connector.report() == ConnectorReport(sent=1)
 
 
-async def test_what_is_retained_comes_before_subscribe_returns() -> None:
+async def test_retained_messages_are_delivered_before_subscribe_returns() -> None:
     connector, seen = MemoryConnector(), []
 
     async def callback(topic: str, payload: dict[str, Any]) -> None:

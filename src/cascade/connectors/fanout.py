@@ -1,4 +1,4 @@
-"""Several connectors as one. A fault of one does not affect the others."""
+"""`FanoutConnector` combines several connectors. An error of one does not affect the others."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -25,16 +25,16 @@ logger = get_logger(__name__)
 T = TypeVar("T")
 
 DRAIN_TIMEOUT = 5.0
-"""Seconds that one of the connectors may take at a run's end to publish the messages in its queue."""
+"""Seconds at the end of a run in which each connector may publish the messages in its queue."""
 CONNECT_TIMEOUT = 4.0
 DISCONNECT_TIMEOUT = 20.0
-"""Seconds that one of the connectors may take to connect or disconnect: less than the engine gives to all of them."""
+"""Seconds that each connector may take to connect or disconnect. They are below the limits of the engine for all of them."""
 
 
 class FanoutConnector:
-    """Gives each connector a publish queue with a count of lost messages.
+    """Connector that forwards messages to several connectors, each with its own publish queue and count of lost messages.
 
-    Where several of them trace, the first one's span is the current one in the tasks.
+    If several connectors create spans, the span of the first one is the current span in tasks.
     """
 
     def __init__(
@@ -56,22 +56,22 @@ class FanoutConnector:
 
     @property
     def ignored(self) -> frozenset[str]:
-        """The states of messages that no connector uses."""
+        """The kinds of messages that no connector uses."""
         found = [words(connector, "ignored") for connector in self.connectors]
         return frozenset.intersection(*found) if found else frozenset()
 
     @property
     def capture(self) -> frozenset[str]:
-        """The values that at least one connector captures. The others get messages without them."""
+        """The values that at least one connector captures. The other connectors get messages without them."""
         return frozenset().union(*self._captures)
 
     @property
     def flush_timeout(self) -> float:
-        """Seconds of the longest flush of a connector."""
+        """The longest `flush_timeout` of the connectors in seconds."""
         return max((seconds(connector, "flush_timeout") for connector in self.connectors), default=0.0)
 
     def report(self) -> ConnectorReport:
-        """Return the sums over all connectors, with the messages in their queues. `connected` holds if all are connected.
+        """Return the sums over all connectors and their publish queues. `connected` is true if all are connected.
 
         For a connector without a report, its published messages count as sent.
         """
@@ -86,7 +86,7 @@ class FanoutConnector:
         )
 
     def place_run(self, run_id: str, target: str, start_ns: int, parent: SpanRef | None) -> RunTrace:
-        """Return the place of the first connector that has one. A connector that raises is left out, with a warning."""
+        """Return the trace of the first connector that returns one. A connector that raises is skipped, with a warning."""
         places = [self._place(connector, run_id, target, start_ns, parent) for connector in self._tracing]
         return next((place for place in places if isinstance(place, RunTrace)), None) or place_run(run_id, parent)
 
@@ -102,7 +102,7 @@ class FanoutConnector:
         await self._backpressure.room()
 
     async def connect(self) -> None:
-        """Connect all at the same time. The messages of one that fails are lost, which is logged at the run's end."""
+        """Connect all at the same time. The messages of a connector that fails are lost, which is logged at the end of the run."""
         errors = await _gather(self.connectors, lambda one: awaited(one.connect, CONNECT_TIMEOUT))
         for queue, error in zip(self._queues, errors, strict=True):
             if error is not None:
@@ -112,7 +112,7 @@ class FanoutConnector:
         """Publish the queued messages, and disconnect all connectors at the same time.
 
         Raises:
-            TelemetryLostError: A strict connector has lost telemetry. The log has the errors of the others.
+            TelemetryLostError: A strict connector has lost telemetry. Errors of the other connectors are logged.
         """
         results = await _gather(range(len(self._queues)), self._end)
         loss = next((error for error in results if isinstance(error, TelemetryLostError)), None)
@@ -163,7 +163,7 @@ class FanoutConnector:
 
 
 class _AllActive:
-    """Activations of several connectors, the first one's innermost. `give_up` is called for one that raises."""
+    """Activates spans of several connectors, the first one innermost. `give_up` is called for a connector that raises."""
 
     def __init__(self, connectors: Sequence[Tracing], task: TaskContext, give_up: Callable[[Tracing], None]) -> None:
         self._connectors = connectors
@@ -213,9 +213,9 @@ def _report(queue: PublishQueue) -> ConnectorReport:
 
 
 async def _gather(ones: Iterable[T], call: Callable[[T], Awaitable[Any]]) -> list[Exception | None]:
-    """Await the calls with each of `ones` at the same time and return their errors.
+    """Await `call` for each of `ones` at the same time, and return their errors.
 
-    A CancelledError of a call becomes a RuntimeError. A connector whose method cannot even be read affects no other.
+    A CancelledError of a call becomes a RuntimeError. Reading a method of a connector may raise too.
     """
     results = await asyncio.gather(*(awaited(partial(call, one)) for one in ones), return_exceptions=True)
     return [result if isinstance(result, Exception) else None for result in results]

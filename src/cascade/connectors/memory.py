@@ -1,4 +1,4 @@
-"""A connector that keeps everything in memory: for tests, and to look at a run without any server."""
+"""`MemoryConnector` stores messages in memory, for tests and for runs without a server."""
 
 import asyncio
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class PublishedMessage:
 
 
 class MemoryConnector:
-    """Keeps what is published in `messages`, and hands what is `deliver`ed to those who have subscribed."""
+    """Stores published messages in `messages`, and delivers the messages of `deliver` to the subscribers."""
 
     def __init__(self) -> None:
         self.messages: list[PublishedMessage] = []

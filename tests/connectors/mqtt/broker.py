@@ -24,7 +24,7 @@ SETTINGS = ("max_queued_messages 0", "max_inflight_messages 0")
 
 
 class Broker(MosquittoProcess):
-    """One for a test, which is skipped where Mosquitto is not installed."""
+    """A Mosquitto broker for a test. The test is skipped if Mosquitto is not installed."""
 
     def __init__(self, folder: Path, *lines: str, listener: tuple[str, ...] = (), anonymous: bool = True) -> None:
         program("mosquitto")
@@ -44,7 +44,7 @@ _numbers = itertools.count()
 
 
 class Listener:
-    """A subscriber of paho's own, in a thread: what the rest of the world sees."""
+    """A subscriber made with paho, in a thread of its own."""
 
     def __init__(
         self,
@@ -86,23 +86,23 @@ class Listener:
         self.client.loop_stop()
 
     def wait_for(self, condition: Callable[[list[Message]], object]) -> list[Message]:
-        """All that has come, once the condition holds of it."""
+        """Wait until the condition holds for the received messages, and return them."""
         with self._changed:
             assert self._changed.wait_for(lambda: condition(self.messages), HANG), self.messages[-5:]
             return list(self.messages)
 
     def publish(self, topic: str, payload: bytes | str, *, retain: bool = False, qos: int = 1) -> None:
-        """Send, and return once the broker has it."""
+        """Publish, and wait for the acknowledgement."""
         info = self.client.publish(topic, payload, qos, retain)
         info.wait_for_publish(HANG)
         assert info.is_published()
 
     def await_subscription(self) -> None:
-        """After a restart of the broker: wait until it knows us again."""
+        """Wait until this client has subscribed after a restart of the broker."""
         assert self._subscribed.wait(HANG)
 
     def forget_subscription(self) -> None:
-        """Before a restart of the broker: `await_subscription` then waits for the next one."""
+        """Make `await_subscription` wait for the next subscription. Call it before a restart of the broker."""
         self._subscribed.clear()
 
     def forget(self) -> None:

@@ -109,7 +109,7 @@ async def double(x: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A limit, as settings of the brokers that keep it and as properties that the proxy writes into CONNACK."""
+    """A limit, as settings of brokers, and as properties that the proxy adds to CONNACK."""
 
     connack: dict[str, int | str | None]
     mosquitto: tuple[str, ...] = ()
@@ -119,7 +119,7 @@ class Limit:
 
     @contextmanager
     def kept_by(self, name: str, folder: Path, pattern: str = "cascade/#") -> Iterator["Observed"]:
-        """A broker that has this limit; `connack` is Mosquitto without it, behind a proxy that adds it to CONNACK."""
+        """Return a broker with this limit; `connack` is Mosquitto without it, behind a proxy that adds it to CONNACK."""
         with ExitStack() as stack:
             broker: Broker | BrokerProcess
             match name:
@@ -145,7 +145,7 @@ class Observed:
     listener: Listener
 
     def run(self, connector: MqttConnector | None = None, items: int = 40) -> list[Message]:
-        """Run a map, check its result and its telemetry, and return all messages that have come."""
+        """Run a map, check its result and its telemetry, and return all received messages."""
         self.listener.forget()
         connector = connector or MqttConnector("127.0.0.1", self.proxy.port)
         found = cs.run(double.map(x=list(range(items))), connector=connector, log_level="ERROR")
@@ -160,7 +160,7 @@ class Observed:
 
 
 async def publish_over_connections(count: int, proxy: Proxy, listener: Listener) -> list[Packet]:
-    """Publish 50 messages over each of so many connections, all but the last of which the proxy cuts; return all packets."""
+    """Publish 50 messages over each connection, and cut all connections except the last one. Return all packets."""
     connector = MqttConnector("127.0.0.1", proxy.port)
     await connector.connect()
     for number in range(1, count + 1):

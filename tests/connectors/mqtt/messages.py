@@ -12,7 +12,7 @@ TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 
 def telemetry(number: int = 0, **metadata: Any) -> dict[str, Any]:
-    """A payload that is told from others by its number."""
+    """A payload with a number that identifies it."""
     return {
         "v": "1.0",
         "trace_id": TRACE,
@@ -24,12 +24,12 @@ def telemetry(number: int = 0, **metadata: Any) -> dict[str, Any]:
 
 
 def telemetry_of(messages: list[Message]) -> list[Message]:
-    """The messages of runs, without their retained states."""
+    """Return the messages of runs, without their retained states."""
     return [m for m in messages if m.topic.startswith("cascade/telemetry/") and not m.topic.endswith("/state")]
 
 
 def events(messages: list[Message]) -> list[dict[str, Any]]:
-    """The payloads of telemetry, in the order in which they came."""
+    """Return the payloads of telemetry messages in their order."""
     return [json.loads(message.payload) for message in telemetry_of(messages)]
 
 
@@ -38,11 +38,11 @@ def numbers(messages: list[Message]) -> list[int]:
 
 
 def statuses(messages: list[Message]) -> list[tuple[bytes, bool]]:
-    """What was said on status topics, and whether it was retained."""
+    """Return the payloads on status topics, and whether each was retained."""
     return [(m.payload, m.retain) for m in messages if m.topic.startswith("cascade/status/")]
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What Cascade has warned of; asyncio's debug mode also warns, of a machine that is slow."""
+    """Return the warnings of Cascade. asyncio's debug mode also warns on a slow machine."""
     ours = (record for record in caplog.records if record.name.startswith("cascade"))
     return [record.getMessage() for record in ours if record.levelno >= logging.WARNING]

@@ -58,7 +58,7 @@ class Packet:
 
     @property
     def topic(self) -> str:
-        """Of a PUBLISH; empty if a topic alias stands for it."""
+        """Of a PUBLISH; empty if a topic alias replaces it."""
         return self.body[2 : self._end_of_topic].decode()
 
     @property
@@ -105,17 +105,17 @@ Rule = Callable[[Packet], Iterable[Packet]]
 
 
 def sent_by_client(*kinds: int) -> Callable[[Packet], bool]:
-    """True of packets of these types from a client."""
+    """Return a predicate for packets of these types from a client."""
     return lambda packet: not packet.from_broker and packet.kind in kinds
 
 
 def received_by_client(*kinds: int) -> Callable[[Packet], bool]:
-    """True of packets of these types from the broker."""
+    """Return a predicate for packets of these types from the broker."""
     return lambda packet: packet.from_broker and packet.kind in kinds
 
 
 def change_connack(**changes: int | str | None) -> Rule:
-    """A rule that changes properties of each CONNACK that accepts a connection: `ReceiveMaximum=2`; None removes one."""
+    """Return a rule that sets properties of each accepting CONNACK, such as `ReceiveMaximum=2`. None removes one."""
 
     def rule(packet: Packet) -> Iterable[Packet]:
         accepts = packet.kind == PacketTypes.CONNACK and not packet.body[1]
@@ -125,7 +125,7 @@ def change_connack(**changes: int | str | None) -> Rule:
 
 
 def most_in_flight(packets: Iterable[Packet]) -> int:
-    """The largest number of PUBLISH packets with QoS 1 or 2 of one connection that were unacknowledged at a time."""
+    """Return the largest number of unacknowledged PUBLISH packets of one connection with QoS 1 or 2."""
     waiting, most = set[tuple[int, int]](), 0
     for packet in packets:
         if sent_by_client(PacketTypes.PUBLISH)(packet) and packet.qos:
@@ -138,7 +138,7 @@ def most_in_flight(packets: Iterable[Packet]) -> int:
 
 @dataclass(slots=True)
 class _Connection:
-    """A client's connection, and the proxy's connection to the broker on its behalf."""
+    """The connection of a client, and the matching connection of the proxy to the broker."""
 
     number: int
     client: asyncio.StreamWriter
@@ -197,24 +197,24 @@ class Proxy:
             return list(self.packets)
 
     def wait_for_count(self, count: int, wanted: Callable[[Packet], bool]) -> list[Packet]:
-        """Wait for so many packets of which this is true, and return those that there are."""
+        """Wait until `count` packets match, and return all that match."""
         return [*filter(wanted, self.wait_for(lambda packets: sum(map(wanted, packets)) >= count))]
 
     def matching(self, wanted: Callable[[Packet], bool]) -> list[Packet]:
-        """The packets of which this is true, until now."""
+        """Return the packets so far that match."""
         with self._changed:
             return [*filter(wanted, self.packets)]
 
     def hold(self, wanted: Callable[[Packet], bool]) -> None:
-        """Keep back the packets of which this is true, until `release`."""
+        """Hold matching packets until `release`."""
         self._is_held = wanted
 
     def release(self) -> None:
-        """Forward the packets that `hold` kept back, and hold no more."""
+        """Forward the held packets, and stop holding."""
         self._call(self._release())
 
     def send(self, packet: Packet) -> None:
-        """Send a packet of the test's own over the connection whose number it has."""
+        """Send a packet of the test over the connection with its number."""
         self._call(self._send(packet))
 
     def cut(self) -> None:
@@ -309,7 +309,7 @@ class Proxy:
 
 
 def _acknowledge_at_once(writer: asyncio.StreamWriter) -> None:
-    """Switch off delayed TCP acknowledgements, for which the broker's next short packet would wait 40 ms."""
+    """Disable delayed TCP acknowledgements, which can delay the next short packet of the broker by 40 ms."""
     connection = writer.get_extra_info("socket")
     if connection is not None and hasattr(socket, "TCP_QUICKACK"):
         with contextlib.suppress(OSError):

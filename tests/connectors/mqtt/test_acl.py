@@ -1,4 +1,4 @@
-"""The access list that we ship, on a real broker: nobody steers, or reads, a run of another organisation."""
+"""The shipped access list on a real broker: organizations are separated."""
 
 import subprocess
 import threading
@@ -44,7 +44,7 @@ def name_of(owner: tuple[str, str], role: str) -> str:
 
 
 class User(Listener):
-    """One of the access list's, who hears all that it may, and is told what is refused."""
+    """A user of the access list. It receives all messages that it may read, and the refusals."""
 
     def __init__(self, broker: Broker, owner: tuple[str, str], role: str) -> None:
         user = name_of(owner, role)
@@ -53,7 +53,7 @@ class User(Listener):
         self.client.on_publish = lambda _c, _u, mid, reason, _p: self._answers.update({mid: str(reason)})
 
     def say(self, owner: tuple[str, str], scope: str, payload: str, qos: int = 1) -> str:
-        """Retain a pause, or clear it with an empty payload: what the broker says to that."""
+        """Publish a retained pause, or remove it with an empty payload. Return the answer of the broker."""
         info = self.client.publish(control_topic(*owner, scope, "pause"), payload, qos, retain=True)
         info.wait_for_publish(HANG)
         return self._answers.pop(info.mid)
@@ -67,7 +67,7 @@ class Going:
         self.run_id = ""
         self._connector = MqttConnector("127.0.0.1", broker.port, username=user, password=secret(user))
         self.value: Future[Any] = Future()
-        # A daemon: a run that is paused although it should not be must not outlive its test.
+        # A daemon, so that a wrongly paused run does not outlive the test.
         threading.Thread(target=lambda: self.value.set_result(self._run()), daemon=True).start()
 
     def end(self) -> Any:
@@ -110,8 +110,8 @@ def has_ended(messages: list[Message]) -> bool:
     return any(body.get("event") == "ENGINE_STOPPED" for body in bodies(messages))
 
 
-def all_heard(user: User, owner: tuple[str, str]) -> list[Message]:
-    """The messages so far, that is, before one of the user's own, without the retained states of runs."""
+def all_received(user: User, owner: tuple[str, str]) -> list[Message]:
+    """Return the messages before a message of the user, without the retained states of runs."""
     topic = control_topic(*owner, "global", "pause")
     user.publish(topic, b"")
     return [
@@ -125,25 +125,25 @@ def all_heard(user: User, owner: tuple[str, str]) -> list[Message]:
 def test_an_operator_cannot_pause_a_run_of_another_organisation(
     guarded: Broker, start: Callable[..., Going], qos: int
 ) -> None:
-    with User(guarded, ACME, "operator") as stranger, User(guarded, GLOBEX, "operator") as operator:
+    with User(guarded, ACME, "operator") as other_user, User(guarded, GLOBEX, "operator") as operator:
         going = start(GLOBEX)
         for scope in ("global", f"run/{going.run_id}", "task/*"):
-            # Of QoS 0 MQTT has no answer: that it was refused, nobody is told.
-            assert stranger.say(GLOBEX, scope, PAUSE, qos) == ("Not authorized" if qos else "Success")
-        assert all_heard(stranger, ACME) == []  # by now the run would have heard of it
+            # MQTT has no answer to QoS 0, so the refusal is not reported.
+            assert other_user.say(GLOBEX, scope, PAUSE, qos) == ("Not authorized" if qos else "Success")
+        assert all_received(other_user, ACME) == []  # the run would have received it by now
         assert going.end() == 2
         told = bodies(operator.wait_for(has_ended))
         assert not [body for body in told if body["type"] == "ControlEvent" or body.get("state") == "PENDING"]
     with User(guarded, GLOBEX, "operator") as operator:
-        assert all_heard(operator, GLOBEX) == []  # and nothing is retained for later runs
+        assert all_received(operator, GLOBEX) == []  # nothing is retained for later runs
 
 
 def test_an_operator_cannot_read_another_organisations_telemetry(guarded: Broker, start: Callable[..., Going]) -> None:
-    with User(guarded, ACME, "operator") as stranger, User(guarded, GLOBEX, "operator") as operator:
+    with User(guarded, ACME, "operator") as other_user, User(guarded, GLOBEX, "operator") as operator:
         assert start(GLOBEX).end() == 2
-        heard = operator.wait_for(has_ended)
-        assert {m.topic.split("/")[1] for m in heard} >= {"telemetry", "status"}
-        assert all_heard(stranger, ACME) == []
+        active = operator.wait_for(has_ended)
+        assert {m.topic.split("/")[1] for m in active} >= {"telemetry", "status"}
+        assert all_received(other_user, ACME) == []
 
 
 def test_the_right_operator_can_pause_and_resume(guarded: Broker, start: Callable[..., Going]) -> None:
@@ -162,19 +162,19 @@ def test_the_right_operator_can_pause_and_resume(guarded: Broker, start: Callabl
 
 
 @pytest.mark.parametrize("owner", [ACME, GLOBEX])
-def test_a_runner_cannot_steer(guarded: Broker, owner: tuple[str, str]) -> None:
+def test_a_runner_cannot_publish_constraints(guarded: Broker, owner: tuple[str, str]) -> None:
     with User(guarded, GLOBEX, "runner") as runner:
         assert runner.say(owner, "global", PAUSE) == "Not authorized"
     with User(guarded, owner, "operator") as operator:
-        assert all_heard(operator, owner) == []
+        assert all_received(operator, owner) == []
 
 
-def test_a_runner_cannot_pose_as_one_of_another_organisation(
+def test_a_runner_cannot_publish_for_another_organisation(
     guarded: Broker, start: Callable[..., Going], caplog: pytest.LogCaptureFixture
 ) -> None:
     with User(guarded, ACME, "operator") as operator:
         assert start(ACME, as_runner_of=GLOBEX).end() == 2
-        assert all_heard(operator, ACME) == []
+        assert all_received(operator, ACME) == []
     assert "Not authorized" in " ".join(warnings(caplog))
 
 

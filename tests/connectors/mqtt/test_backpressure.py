@@ -1,4 +1,4 @@
-"""A rate is only what was measured while the broker always had something to do."""
+"""Measurement of the rate, throttling, and the limits of queued messages."""
 
 import math
 import time
@@ -17,7 +17,7 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def test_it_is_not_known_before_a_window_is_over(now: list[float]) -> None:
+def test_the_rate_is_unknown_before_the_first_interval_ends(now: list[float]) -> None:
     rate = Rate()
     seen = []
     for seconds, done in ((0.0, 0), (0.2, 100), (0.3, 200)):
@@ -27,7 +27,7 @@ def test_it_is_not_known_before_a_window_is_over(now: list[float]) -> None:
     assert seen == [math.inf, math.inf, pytest.approx(400)]
 
 
-def test_a_window_in_which_nothing_waited_does_not_count(now: list[float]) -> None:
+def test_an_interval_without_queued_messages_is_ignored(now: list[float]) -> None:
     rate = Rate()
     for step in range(20):
         now[0] += 0.2
@@ -35,7 +35,7 @@ def test_a_window_in_which_nothing_waited_does_not_count(now: list[float]) -> No
     assert rate.value == math.inf
 
 
-def test_the_best_of_the_last_windows_counts(now: list[float]) -> None:
+def test_the_highest_rate_of_the_last_intervals_counts(now: list[float]) -> None:
     rate, done = Rate(), 0
     rate.measure(done, is_saturated=True)
     seen = []
@@ -48,7 +48,7 @@ def test_the_best_of_the_last_windows_counts(now: list[float]) -> None:
 
 
 @pytest.mark.parametrize(("speed", "most"), [(4_000, 8_000), (10, FLOOR)])
-def test_as_much_may_wait_as_half_a_flush_can_bring_over(now: list[float], speed: int, most: int) -> None:
+def test_the_limit_is_the_number_of_messages_sent_in_half_a_flush(now: list[float], speed: int, most: int) -> None:
     outbox = Outbox()
     backpressure = Backpressure(outbox, flush_timeout=4.0)
     for _ in range(speed + most + 1):
@@ -79,7 +79,7 @@ def throttle(now: list[float], monkeypatch: pytest.MonkeyPatch) -> Throttle:
 
 
 def send_round(throttle: Throttle, now: list[float], *, accepted: int) -> tuple[float, float]:
-    """Send as many as are allowed, of which the broker accepts so many. Returns how many, and the pause after them."""
+    """Send the allowed messages, of which the broker accepts `accepted`. Return their number, and the pause after them."""
     room = throttle.room()
     throttle.record_sent(int(min(room, 1_000)))
     throttle.record_accepted(accepted, is_acknowledged=accepted > 0)
@@ -91,7 +91,7 @@ def send_round(throttle: Throttle, now: list[float], *, accepted: int) -> tuple[
     return room, round(pause, 3)
 
 
-def test_pauses_grow_while_nothing_is_accepted_and_few_messages_are_tried(throttle: Throttle, now: list[float]) -> None:
+def test_pauses_grow_until_a_message_is_accepted(throttle: Throttle, now: list[float]) -> None:
     seen = [send_round(throttle, now, accepted=0) for _ in range(10)]
     assert seen[0] == (math.inf, 0.1)
     assert [room for room, _ in seen[1:]] == [8] * 9
@@ -99,7 +99,7 @@ def test_pauses_grow_while_nothing_is_accepted_and_few_messages_are_tried(thrott
     assert send_round(throttle, now, accepted=1) == (8, 0.1), "it begins anew"
 
 
-def test_a_round_has_a_quarter_more_than_was_accepted_until_it_has_500(throttle: Throttle, now: list[float]) -> None:
+def test_each_round_grows_by_a_quarter_up_to_500_messages(throttle: Throttle, now: list[float]) -> None:
     send_round(throttle, now, accepted=0)
     seen = [send_round(throttle, now, accepted=min(50, int(throttle.room())))[0] for _ in range(9)]
     assert seen == [8, 18, 30, 45, 64, 70, 70, 70, 70]
@@ -109,7 +109,7 @@ def test_a_round_has_a_quarter_more_than_was_accepted_until_it_has_500(throttle:
     assert not throttle.is_active
 
 
-def test_a_broker_that_refuses_everything_holds_tasks_back_for_the_time_of_a_flush(now: list[float]) -> None:
+def test_a_broker_that_refuses_all_messages_delays_tasks_for_flush_timeout(now: list[float]) -> None:
     outbox = Outbox()
     backpressure = Backpressure(outbox, flush_timeout=4.0)
     for _ in range(FLOOR):
@@ -128,9 +128,7 @@ def test_a_broker_that_refuses_everything_holds_tasks_back_for_the_time_of_a_flu
 
 
 @pytest.mark.parametrize(("is_refused", "most"), [(True, 200), (False, math.inf)])
-def test_the_time_without_a_connection_counts_in_the_rate_after_a_refusal_alone(
-    is_refused: bool, most: float, now: list[float]
-) -> None:
+def test_time_without_a_connection_counts_only_after_a_refusal(is_refused: bool, most: float, now: list[float]) -> None:
     outbox = Outbox()
     backpressure = Backpressure(outbox, flush_timeout=4.0)
     for _ in range(10_000):

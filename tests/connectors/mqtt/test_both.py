@@ -1,4 +1,4 @@
-"""OTLP and MQTT at once: the same run under the same ids, with the same times."""
+"""OTLP and MQTT together: one run has the same ids and times on both."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A logging configuration of the program that raises exceptions, with every connector."""
+"""Log handlers that raise exceptions, with every connector."""
 
 import io
 import logging
@@ -75,7 +75,7 @@ def connectors(endpoint: str) -> list[Any]:
 
 
 @pytest.mark.usefixtures("broken_logging")
-def test_log_handlers_that_raise_end_no_run() -> None:
+def test_log_handlers_that_raise_do_not_end_a_run() -> None:
     with FaultyReceiver() as receiver:
         for connector in connectors(receiver.http_endpoint):
             assert cs.run(all_task_kinds(), connector=connector, log_level="OFF") == TOTAL

@@ -74,7 +74,7 @@ def states(messages: list[Message], state: str) -> list[dict[str, Any]]:
     return [payload["body"]["metadata"] for payload in events(messages) if payload["body"].get("state") == state]
 
 
-def test_a_run_arrives_whole(any_broker: AnyBroker, caplog: pytest.LogCaptureFixture) -> None:
+def test_all_messages_of_a_run_arrive(any_broker: AnyBroker, caplog: pytest.LogCaptureFixture) -> None:
     with Listener(any_broker.port) as listener:
         run(any_broker.port)
         messages = listener.wait_for(has_left)
@@ -103,7 +103,7 @@ def test_a_retained_pause_holds_each_task_until_it_is_cleared(
     assert warnings(caplog) == []
 
 
-def test_a_restart_in_the_middle_of_a_run_costs_no_message_of_a_tasks_end(
+def test_no_terminal_message_is_lost_by_a_restart_of_the_broker(
     any_broker: AnyBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
     connector = MqttConnector("127.0.0.1", any_broker.port)
@@ -146,13 +146,13 @@ def test_the_last_will_of_a_process_that_is_killed_stays_retained(any_broker: An
 
 
 def refuse_mqtt_5(packet: Packet) -> Iterable[Packet]:
-    """Answers CONNECT as a broker with MQTT 5 does that has it switched off."""
+    """Answers CONNECT like a broker with MQTT 5 disabled."""
     answer = Packet(PacketTypes.CONNACK, bytes([0, 0x84, 0]), from_broker=True, connection=packet.connection)
     return (answer if packet.kind == PacketTypes.CONNECT else packet,)
 
 
 @pytest.mark.parametrize("rules", [(), (refuse_mqtt_5,)], ids=["3.1.1", "5"])
-def test_a_broker_without_mqtt_5_changes_no_result_and_is_reported_once(
+def test_a_broker_without_mqtt_5_is_reported_once(
     rules: tuple[Rule, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Aedes(tmp_path, version=3) as broker, Proxy(broker.port, *rules) as proxy:

@@ -1,4 +1,4 @@
-"""The aiomqtt client of a connection, where aiomqtt or paho would do something else than the connector needs."""
+"""The aiomqtt client of a connection, where it differs from aiomqtt and paho."""
 
 import asyncio
 import contextlib
@@ -65,7 +65,7 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 def test_aiomqtt_has_the_methods_that_are_overridden() -> None:
-    """They are private, so a version of aiomqtt may rename them."""
+    """Private methods, which a version of aiomqtt may rename."""
     overridden = [name for name in vars(Client) if name.startswith("_on_") or name == "_wait_for"]
     assert len(overridden) == 9
     for name in overridden:
@@ -73,7 +73,7 @@ def test_aiomqtt_has_the_methods_that_are_overridden() -> None:
         assert ours == theirs
 
 
-def test_an_exception_leaves_the_will_to_the_broker(broker: Broker) -> None:
+def test_after_an_exception_the_broker_publishes_the_will(broker: Broker) -> None:
     async def fail() -> None:
         async with make(broker.port):
             raise LookupError("the caller's own")
@@ -85,7 +85,7 @@ def test_an_exception_leaves_the_will_to_the_broker(broker: Broker) -> None:
 
 
 def test_a_clean_exit_does_not_reset_the_connection_before_disconnect_is_read(broker: Broker) -> None:
-    """A system resets a connection that receives something after it was closed. The peer loses what it has not read."""
+    """A system resets a connection that receives something after it was closed. The receiver then loses unread bytes."""
     accepted: list[bool] = []
 
     def forward(server: socket.socket) -> None:
@@ -119,7 +119,7 @@ def test_a_clean_exit_does_not_reset_the_connection_before_disconnect_is_read(br
     assert accepted == [True, True]
 
 
-def test_a_clean_exit_does_not(broker: Broker) -> None:
+def test_after_a_clean_exit_the_broker_publishes_no_will(broker: Broker) -> None:
     async def leave() -> None:
         async with make(broker.port) as connected:
             await connected.publish("cascade/status/last", b"bye", 1)
@@ -134,7 +134,7 @@ def test_a_clean_exit_does_not(broker: Broker) -> None:
         ]
 
 
-async def test_an_error_of_the_connector_itself_ends_the_connection_without_a_goodbye(
+async def test_an_unexpected_error_ends_the_connection_without_disconnect(
     broker: Broker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It connects again, and the messages arrive. A warning has the traceback."""
@@ -161,10 +161,10 @@ async def test_an_error_of_the_connector_itself_ends_the_connection_without_a_go
     assert "LookupError: a fault of ours" in warning
 
 
-async def test_an_error_beside_the_messages_is_reported_and_costs_none(
+async def test_an_unexpected_error_of_a_subscription_loses_no_message(
     broker: Broker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """By the logger that masks secrets, and not by that of asyncio."""
+    """The logger that masks secrets reports it, and not that of asyncio."""
 
     def fail(*_: Any) -> None:
         raise LookupError("a fault of ours")
@@ -208,7 +208,7 @@ async def test_an_error_while_a_batch_is_sent_loses_no_message_of_the_batch(
 
 
 @pytest.mark.parametrize("call", ["publish", "subscribe", "unsubscribe"])
-def test_a_call_ends_with_the_connection(broker: Broker, call: str) -> None:
+def test_a_pending_call_ends_with_the_connection(broker: Broker, call: str) -> None:
     """aiomqtt waits for the answer until its own timeout, which is out of reach here."""
 
     async def wait() -> None:
@@ -224,7 +224,7 @@ def test_a_call_ends_with_the_connection(broker: Broker, call: str) -> None:
     run(wait)
 
 
-def test_a_broker_that_closes_before_its_answer_is_not_waited_for() -> None:
+def test_a_connection_closed_before_connack_fails_at_once() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def close_at_once() -> None:
@@ -253,10 +253,10 @@ def test_a_broker_that_closes_before_its_answer_is_not_waited_for() -> None:
     ],
     ids=["disconnect", "bytes after disconnect", "bytes after a malformed packet", "bytes after a refusal"],
 )
-def test_a_connection_that_ends_in_the_read_of_connack_leaves_nothing_behind(
+def test_a_connection_that_ends_with_connack_is_cleaned_up(
     answer: bytes, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither reads for the bytes that follow, nor an exception that asyncio logs."""
+    """No further reads are scheduled, and asyncio logs no exception."""
     reads, logged = Counter[str](), list[Any]()
 
     def counted_read(loop_read: Callable[[], object]) -> object:
@@ -270,7 +270,7 @@ def test_a_connection_that_ends_in_the_read_of_connack_leaves_nothing_behind(
         with pytest.raises(aiomqtt.MqttError):
             await one.__aenter__()
         assert one.reason == reason
-        for _ in range(2):  # the callback that is scheduled already finds nothing more to read
+        for _ in range(2):  # a scheduled callback finds nothing to read
             await asyncio.sleep(0)
         before = reads["read"]
         for _ in range(10):
@@ -295,7 +295,7 @@ def test_a_connection_that_ends_in_the_read_of_connack_leaves_nothing_behind(
     assert logged == []
 
 
-def test_a_packet_id_that_waits_for_its_acknowledgement_is_not_used_again(broker: Broker) -> None:
+def test_an_unacknowledged_packet_id_is_not_reused(broker: Broker) -> None:
     """There are 65,535 of them. paho does not send a message with the id of another one."""
 
     async def send() -> None:
@@ -321,7 +321,7 @@ def test_a_packet_id_that_waits_for_its_acknowledgement_is_not_used_again(broker
         assert [m.payload for m in listener.wait_for(lambda seen: len(seen) == 2)] == [b"first", b"second"]
 
 
-def test_a_packet_id_of_an_unanswered_subscription_is_not_used_for_a_message_nor_the_other_way_round(
+def test_messages_and_subscriptions_never_share_a_packet_id(
     broker: Broker,
 ) -> None:
     async def main(proxy: Proxy) -> None:
@@ -348,8 +348,8 @@ def test_a_packet_id_of_an_unanswered_subscription_is_not_used_for_a_message_nor
         assert [packet.packet_id for packet in proxy.matching(sent_by_client(*kinds))] == [1, 2, 3, 4]
 
 
-def test_bytes_in_both_directions_take_the_place_of_a_ping(broker: Broker) -> None:
-    """PINGRESP can be late behind many packets of a slow network. Then the connection is not lost either."""
+def test_traffic_in_both_directions_replaces_pings(broker: Broker) -> None:
+    """PINGRESP can be late behind many packets of a slow network. The connection must not be lost in that case."""
     long_ago = time.monotonic() - 1_000
 
     async def main(proxy: Proxy) -> None:
@@ -373,9 +373,7 @@ def test_bytes_in_both_directions_take_the_place_of_a_ping(broker: Broker) -> No
 
 
 @pytest.mark.parametrize("block", [1, 7, 100, 1 << 16])
-def test_acknowledgements_are_received_wherever_the_bytes_of_a_block_end(
-    broker: Broker, monkeypatch: pytest.MonkeyPatch, block: int
-) -> None:
+def test_acknowledgements_may_be_split_at_any_byte(broker: Broker, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     """With a reason code, with properties of some and of many bytes, and with neither."""
     monkeypatch.setattr("cascade.connectors.mqtt.transport._BLOCK", block)
     some, many = (
@@ -419,7 +417,7 @@ asyncio.run(main())
 
 
 def test_the_exit_does_not_wait_for_an_attempt_to_connect() -> None:
-    """The interpreter joins the threads of executors. This one waits for a TLS handshake that never comes."""
+    """The interpreter joins the threads of executors. This thread waits for a TLS handshake that never ends."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         program = subprocess.Popen(
             [sys.executable, "-c", IN_CONNECT, str(server.getsockname()[1])],
@@ -435,14 +433,14 @@ def test_the_exit_does_not_wait_for_an_attempt_to_connect() -> None:
 
 
 def test_the_event_loop_of_the_connection_is_never_blocked(broker: Broker) -> None:
-    """A program may detect blocking calls in event loops, in those of libraries too."""
+    """A program may detect blocking calls in all event loops."""
     with blockbuster_ctx(), Listener(broker.port, "cascade/telemetry/#") as listener:
         assert cs.run(double(1), connector=MqttConnector("127.0.0.1", broker.port), log_level="ERROR") == 2
         listener.wait_for(lambda seen: any(b"ENGINE_STOPPED" in message.payload for message in seen))
 
 
 def test_neither_paho_nor_aiomqtt_logs(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
-    """Their lines go to stderr where a program has not configured logging."""
+    """Their log lines go to stderr in a program without a logging configuration."""
     caplog.set_level(logging.DEBUG)
 
     @cs.task
@@ -498,7 +496,7 @@ async def _exchange(broker: Broker, count: int, counts: Counter[str]) -> dict[st
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_QUICKACK"), reason="the system has no TCP_QUICKACK")
-def test_answers_are_acknowledged_at_once_again_and_again(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quickack_is_set_again_after_each_read(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Linux switches delayed acknowledgements on again by itself."""
     calls: list[str] = []
     acknowledge, read = transport.Transport._acknowledge_at_once, socket.socket.recv
@@ -506,7 +504,7 @@ def test_answers_are_acknowledged_at_once_again_and_again(broker: Broker, monkey
     def counted_read(one: socket.socket, *arguments: Any) -> bytes:
         with contextlib.suppress(BlockingIOError):
             data = read(one, *arguments)
-            if one.family == socket.AF_INET:  # not the event loop's own
+            if one.family == socket.AF_INET:  # not a socket of the event loop
                 calls.append("read")
             return data
         raise BlockingIOError
@@ -544,7 +542,7 @@ def test_the_loop_is_a_selector_loop_whatever_the_policy_of_the_program() -> Non
     run(main)
 
 
-def test_packets_of_one_turn_are_written_together(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packets_of_one_loop_iteration_are_written_together(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     writes: list[int] = []
     flush = transport.Transport.flush
 
@@ -565,12 +563,12 @@ def test_packets_of_one_turn_are_written_together(broker: Broker, monkeypatch: p
 
 
 @pytest.mark.parametrize("has_tls", [False, True])
-def test_more_than_the_system_accepts_at_once_arrives_whole(
+def test_data_larger_than_the_socket_buffer_arrives(
     has_tls: bool,
     certificates: Path,
     tmp_path: Path,
 ) -> None:
-    """While the broker is frozen, the system's buffers fill up; then the client goes on by itself.
+    """While the broker is frozen, the buffers of the system fill up. The client then continues by itself.
 
     With TLS, OpenSSL must get the bytes again that the system has not accepted.
     """
@@ -596,9 +594,7 @@ def test_more_than_the_system_accepts_at_once_arrives_whole(
 
 
 @pytest.mark.parametrize("block", [1, 7, 100, 1 << 16])
-def test_messages_are_received_and_acknowledged_wherever_the_bytes_of_a_block_end(
-    broker: Broker, monkeypatch: pytest.MonkeyPatch, block: int
-) -> None:
+def test_messages_may_be_split_at_any_byte(broker: Broker, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     """Only those that were read completely, and have no property but the expiry, are received without paho."""
     monkeypatch.setattr("cascade.connectors.mqtt.transport._BLOCK", block)
     properties: dict[str, Any] = {"ContentType": "application/json", "MessageExpiryInterval": 60}

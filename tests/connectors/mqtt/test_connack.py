@@ -1,4 +1,4 @@
-"""Limits that a broker sends in CONNACK: a connector keeps each of them, which a proxy sees in its packets."""
+"""Limits in CONNACK: a proxy checks in the packets that the connector respects each of them."""
 
 import asyncio
 import re
@@ -127,7 +127,7 @@ async def test_no_packet_exceeds_maximum_packet_size(
     assert warnings(caplog) == []
 
 
-def test_a_maximum_that_no_message_keeps_loses_messages_and_not_the_connection(
+def test_a_too_small_maximum_packet_size_loses_messages_but_not_the_connection(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Limit({"MaximumPacketSize": 100}).kept_by("connack", tmp_path) as observed:
@@ -143,7 +143,7 @@ def test_a_maximum_that_no_message_keeps_loses_messages_and_not_the_connection(
 def test_a_presence_that_exceeds_the_maximum_with_its_properties_is_not_sent(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A broker would end each connection for it."""
+    """A broker would end each connection because of it."""
     topic = status_topic("local", "default", source())
     with Limit({"MaximumPacketSize": len(topic) + 30}).kept_by("connack", tmp_path) as observed:
         cs.run(double(1), connector=MqttConnector("127.0.0.1", observed.proxy.port), log_level="ERROR")
@@ -152,7 +152,7 @@ def test_a_presence_that_exceeds_the_maximum_with_its_properties_is_not_sent(
     assert f"a message on topic {topic} has" in warnings(caplog)[0]
 
 
-async def test_a_connection_with_less_qos_and_without_retain_changes_its_own_messages_only(
+async def test_the_limits_of_one_connection_do_not_affect_others(
     broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
     def rule(packet: Packet) -> Iterable[Packet]:
@@ -191,8 +191,8 @@ async def test_a_warning_has_the_client_id_that_the_broker_assigned(
     assert "assigned-7" in warning
 
 
-async def test_an_id_of_the_connectors_own_keeps_the_limit_of_aws(broker: Broker) -> None:
-    """A unique ending makes a given id longer. Other brokers accept more bytes."""
+async def test_a_generated_client_id_respects_the_limit_of_aws(broker: Broker) -> None:
+    """A unique suffix makes a configured id longer. Other brokers accept more bytes."""
     with Proxy(broker.port) as proxy:
         connector = MqttConnector("127.0.0.1", proxy.port, client_id="c" * 128)
         await connector.connect()
@@ -210,7 +210,7 @@ def has_wildcard(packet: Packet) -> bool:
 
 
 @pytest.mark.parametrize("broker_name", ["mochi", "connack"])
-def test_without_wildcard_subscriptions_a_run_goes_on_without_control(
+def test_without_wildcard_subscriptions_a_run_has_no_control(
     broker_name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     limit = Limit({"WildcardSubscriptionAvailable": 0}, mochi={"wildcard_sub_available": 0})
@@ -261,7 +261,7 @@ def refuse_silently(packet: Packet) -> Iterable[Packet]:
 @pytest.mark.parametrize(
     "announced", [{}, {"RetainAvailable": 0}, {"MaximumQoS": 0}, {"RetainAvailable": 0, "MaximumQoS": 0}]
 )
-def test_a_broker_that_closes_the_connection_for_the_will_gets_a_plain_one(
+def test_a_broker_that_rejects_the_will_gets_one_without_retain_and_qos(
     announced: dict[str, int], broker: Broker
 ) -> None:
     with Proxy(broker.port, refuse_silently, change_connack(**announced)) as proxy, Listener(broker.port) as listener:
@@ -273,10 +273,10 @@ def test_a_broker_that_closes_the_connection_for_the_will_gets_a_plain_one(
 
 
 @pytest.mark.parametrize(("code", "feature"), [(0x9A, "retain"), (0x9B, "qos")])
-def test_a_broker_that_refuses_a_message_for_its_flags_gets_none_of_the_kind_in_the_next_connection(
+def test_refused_flags_are_not_used_in_the_next_connection(
     code: int, feature: str, broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """CONNACK has promised the feature."""
+    """The broker refuses a feature that CONNACK has announced."""
 
     def refuse(packet: Packet) -> Iterable[Packet]:
         is_refused = PUBLISHED(packet) and getattr(packet, feature)
@@ -294,7 +294,7 @@ def test_a_broker_that_refuses_a_message_for_its_flags_gets_none_of_the_kind_in_
 
 
 async def test_a_broker_that_has_accepted_the_will_gets_it_again(broker: Broker) -> None:
-    """It closes connections without an answer while it restarts."""
+    """A restarting broker closes connections without an answer."""
     with Proxy(broker.port) as proxy:
         connector = MqttConnector("127.0.0.1", proxy.port)
         await connector.connect()
@@ -306,7 +306,9 @@ async def test_a_broker_that_has_accepted_the_will_gets_it_again(broker: Broker)
     assert {packet.body[7] & 0b0011_1000 for packet in packets} == {0b0010_1000}
 
 
-async def test_a_full_window_leaves_the_last_words_to_the_will(broker: Broker, limits: pytest.MonkeyPatch) -> None:
+async def test_with_a_full_window_the_will_replaces_the_offline_message(
+    broker: Broker, limits: pytest.MonkeyPatch
+) -> None:
     limits.setattr(presence, "OFFLINE_TIMEOUT", 0.05)
     with Proxy(broker.port, change_connack(ReceiveMaximum=1)) as proxy, Listener(broker.port) as listener:
         proxy.hold(received_by_client(PacketTypes.PUBACK))
@@ -321,7 +323,7 @@ async def test_a_full_window_leaves_the_last_words_to_the_will(broker: Broker, l
 
 
 @pytest.mark.parametrize("most", [1, 2])
-async def test_last_words_take_turns_in_a_small_window(most: int, broker: Broker) -> None:
+async def test_final_presence_messages_fit_into_a_small_window(most: int, broker: Broker) -> None:
     with (
         Proxy(broker.port, change_connack(ReceiveMaximum=most), latency=0.002) as proxy,
         Listener(broker.port) as listener,
@@ -376,7 +378,7 @@ def answer_as_mqtt_3(packet: Packet) -> Iterable[Packet]:
         (False, "closed the connection without an answer to CONNECT"),
     ],
 )
-def test_a_server_that_is_no_broker_with_mqtt_5_is_reported_with_the_requirement(
+def test_a_server_without_mqtt_5_is_reported_with_the_requirement(
     answers: bool,
     text: str,
     shared_broker: Broker,

@@ -40,7 +40,7 @@ class TestMqttConnector(ConnectorConformance):
         return MqttConnector("127.0.0.1", reserved_port())
 
     def received(self) -> list[dict[str, Any]]:
-        # What a broker has acknowledged is on its way to the listener; what the listener says comes after that.
+        # Acknowledged messages are on their way to the listener. Its own message arrives after them.
         mark = f"cascade/telemetry/local/{os.environ['CASCADE_PROJECT_ID']}/mark-{next(_marks)}"
         self.listener.publish(mark, b"{}")
         messages = self.listener.wait_for(lambda messages: messages[-1:] and messages[-1].topic == mark)
@@ -50,7 +50,7 @@ class TestMqttConnector(ConnectorConformance):
 _marks = itertools.count()
 
 
-def test_a_run_is_seen_from_its_start_to_its_end(shared_broker: Broker, listener: Listener, project: str) -> None:
+def test_a_subscriber_receives_a_run_from_start_to_end(shared_broker: Broker, listener: Listener, project: str) -> None:
     connector = MqttConnector("127.0.0.1", shared_broker.port)
     assert cs.run(double.map(x=[1, 2, 3]), connector=connector, log_level="ERROR") == [2, 4, 6]
     messages = listener.wait_for(lambda seen: events(seen)[-1:] and _is_end(events(seen)[-1]))
@@ -73,7 +73,7 @@ def _is_end(payload: dict[str, Any]) -> bool:
     return bool(payload["body"].get("event") == "ENGINE_STOPPED")
 
 
-def test_the_callers_tracestate_goes_beside_the_traceparent(
+def test_messages_have_the_tracestate_of_the_caller(
     shared_broker: Broker, listener: Listener, project: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRACEPARENT", f"00-{TRACE}-{SPAN}-01")
@@ -91,7 +91,7 @@ def test_the_callers_tracestate_goes_beside_the_traceparent(
         }
 
 
-def test_a_burst_arrives_whole_and_in_order(shared_broker: Broker, listener: Listener, caplog: Any) -> None:
+def test_a_burst_arrives_in_order(shared_broker: Broker, listener: Listener, caplog: Any) -> None:
     connector = MqttConnector("127.0.0.1", shared_broker.port)
     cs.run(double.map(x=list(range(3_000))), connector=connector, log_level="ERROR")
     messages = listener.wait_for(lambda seen: len(seen) > 6_000 and _is_end(events(seen[-4:])[-1]))
@@ -99,7 +99,7 @@ def test_a_burst_arrives_whole_and_in_order(shared_broker: Broker, listener: Lis
     assert warnings(caplog) == []
 
 
-async def test_messages_without_an_answer_follow_each_other_without_a_wait(
+async def test_messages_of_qos_0_are_sent_without_a_wait(
     shared_broker: Broker, listener: Listener, project: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The broker answers none of them, so a session that waits for an answer after each batch waits for its timer."""
@@ -131,7 +131,7 @@ async def test_the_event_loop_may_be_blocked_for_longer_than_the_keepalive(
     assert warnings(caplog) == []
 
 
-def test_it_serves_several_event_loops_at_once(shared_broker: Broker, listener: Listener, caplog: Any) -> None:
+def test_several_event_loops_share_a_connector(shared_broker: Broker, listener: Listener, caplog: Any) -> None:
     import threading
 
     connector = MqttConnector("127.0.0.1", shared_broker.port)
@@ -155,7 +155,7 @@ def test_it_serves_several_event_loops_at_once(shared_broker: Broker, listener: 
     assert warnings(caplog) == []
 
 
-async def test_a_topic_that_no_broker_takes_is_refused_before_it_reaches_one(shared_broker: Broker) -> None:
+async def test_an_invalid_topic_is_refused_before_it_is_sent(shared_broker: Broker) -> None:
     connector = MqttConnector("127.0.0.1", shared_broker.port)
     for topic in ("", "a\0b", "a/+", "a/#", "/".join("a" * 200), "$SYS/x", "a\nb"):
         with pytest.raises(ValueError, match="topic"):
@@ -168,7 +168,7 @@ async def test_disconnecting_without_a_connection_does_nothing() -> None:
     await connector.publish(TOPIC, telemetry(), 1)
 
 
-async def test_what_a_finished_run_has_left_is_flushed_while_another_goes_on(
+async def test_a_finished_run_is_flushed_while_another_continues(
     shared_broker: Broker, listener: Listener, project: str
 ) -> None:
     connector = MqttConnector("127.0.0.1", shared_broker.port)
@@ -182,7 +182,7 @@ async def test_what_a_finished_run_has_left_is_flushed_while_another_goes_on(
     listener.wait_for(lambda seen: any(message.payload == b"offline" for message in seen))
 
 
-def test_a_forked_child_begins_anew(shared_broker: Broker, listener: Listener, project: str) -> None:
+def test_a_forked_child_has_its_own_connection(shared_broker: Broker, listener: Listener, project: str) -> None:
     connector = MqttConnector("127.0.0.1", shared_broker.port)
     topic = events_topic("local", project, "run")
 
@@ -211,7 +211,7 @@ def test_a_forked_child_begins_anew(shared_broker: Broker, listener: Listener, p
     assert sorted(numbers(messages)) == [0, 1, 2], "nothing is sent twice"
 
 
-def test_the_traceparent_is_w3cs() -> None:
+def test_the_traceparent_follows_w3c_trace_context() -> None:
     from cascade.connectors.mqtt.packets import traceparent
 
     assert traceparent(telemetry()) == f"00-{TRACE}-{SPAN}-01".encode()

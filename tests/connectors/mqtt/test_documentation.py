@@ -1,4 +1,4 @@
-"""The documentation's commands, as they are typed, on a real broker."""
+"""The commands of the documentation, on a real broker."""
 
 import os
 import re
@@ -37,7 +37,7 @@ def commands(page: str, program: str) -> list[str]:
 
 @pytest.fixture
 def local(broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Broker:
-    """A broker that Mosquitto's clients take for the one on port 1883."""
+    """A broker that the clients of Mosquitto use instead of the one on port 1883."""
     for program in ("mosquitto_sub", "mosquitto_pub"):
         programs.program(program)
         (tmp_path / program).write_text(f"-p {broker.port}\n")
@@ -51,7 +51,7 @@ def control(local: Broker) -> Iterator[Listener]:
         yield listener
 
 
-def test_what_mosquitto_pub_says_is_a_constraint_and_retained(control: Listener) -> None:
+def test_the_command_of_mosquitto_pub_publishes_a_retained_constraint(control: Listener) -> None:
     typed = commands("control.md", "mosquitto_pub")
     prefix = control_filter("local", "default").removesuffix("#")
     seen = set()
@@ -76,7 +76,7 @@ async def report(x: int) -> int:
 
 
 @pytest.mark.parametrize("command", commands("mqtt.md", "mosquitto_sub"))
-def test_what_mosquitto_sub_shows_is_the_run(local: Broker, tmp_path: Path, command: str) -> None:
+def test_the_command_of_mosquitto_sub_shows_the_run(local: Broker, tmp_path: Path, command: str) -> None:
     if "jq" in command:
         programs.program("jq")
     shown = tmp_path / "shown"
@@ -105,7 +105,7 @@ def _nth(listener: Listener, count: int) -> Message:
 
 
 def _run_until(shown: Callable[[], bool], broker: Broker) -> None:
-    """Run again and again: nobody says when mosquitto_sub has subscribed."""
+    """Run repeatedly, since mosquitto_sub does not report when it has subscribed."""
 
     def run_again() -> bool:
         cs.run(report(load()), connector=MqttConnector("127.0.0.1", broker.port), log_level="ERROR")
@@ -114,7 +114,7 @@ def _run_until(shown: Callable[[], bool], broker: Broker) -> None:
     until_blocking(run_again)
 
 
-def test_the_first_pages_pause_holds_a_run_until_it_is_cleared(local: Broker) -> None:
+def test_the_pause_of_the_readme_holds_a_run_until_it_is_removed(local: Broker) -> None:
     pause, clear = commands("control.md", "mosquitto_pub")[:2]
     subprocess.run(["sh", "-c", pause], check=True, timeout=HANG)
     connector = MqttConnector("127.0.0.1", local.port)

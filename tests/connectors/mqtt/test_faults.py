@@ -1,4 +1,4 @@
-"""Brokers that are not there, freeze, die and come back, refuse us, or cut the connection: the run is the same."""
+"""Brokers that are unreachable, freeze, restart, refuse, or end the connection do not change a run."""
 
 import contextlib
 import errno
@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 
 import cascade as cs
 from cascade.connectors import _health
-from cascade.connectors._health import SHORT_TIMEOUT
+from cascade.connectors._health import SHORT_TIMEOUT, ConnectionHealth
 from cascade.connectors.mqtt import MqttConnector
 from cascade.connectors.mqtt.client import Client
 from cascade.runtime.exceptions import TelemetryLostError
@@ -23,7 +24,7 @@ from cascade.telemetry.topics import events_topic, status_topic
 from stack.addresses import reserved_port
 from tests.connectors.mqtt.broker import Broker, Listener
 from tests.connectors.mqtt.messages import events, numbers, statuses, telemetry, warnings
-from tests.connectors.mqtt.waiting import hold_back, is_connected
+from tests.connectors.mqtt.waiting import delay_connections, is_connected
 from tests.lab.programs import program
 from tests.lab.waiting import HANG, NEVER, until, until_blocking
 
@@ -43,19 +44,13 @@ def run(connector: MqttConnector, target: Any = None) -> None:
     assert cs.run(flow, connector=connector, log_level="ERROR") == [2 * x for x in range(ITEMS)]
 
 
-def make_impatient(connector: MqttConnector, limits: pytest.MonkeyPatch) -> None:
-    """From now on the product's own limits of time hold, for the broker that the connector has found alive too."""
+def restore_limits(health: ConnectionHealth, limits: pytest.MonkeyPatch) -> None:
+    """Restore the time limits of the product, also for the present connection."""
     limits.undo()
-    assert connector._health is not None
-    connector._health.record_activity()
+    health.record_activity()
 
 
-def patience_of(connector: MqttConnector) -> float:
-    assert connector._health is not None
-    return connector._health.wait_limit
-
-
-def test_a_refused_port_costs_nothing_but_the_messages(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_refused_port_loses_only_the_messages(caplog: pytest.LogCaptureFixture) -> None:
     port = reserved_port()
     run(MqttConnector("127.0.0.1", port, flush_timeout=NEVER))
     (warning,) = warnings(caplog)
@@ -64,9 +59,7 @@ def test_a_refused_port_costs_nothing_but_the_messages(caplog: pytest.LogCapture
 
 
 @pytest.mark.usefixtures("real_limits")
-def test_a_broker_that_never_answers_does_not_cost_the_whole_flush(
-    broker: Broker, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_flush_to_an_unresponsive_broker_is_short(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
     with broker.frozen():
         run(MqttConnector("127.0.0.1", broker.port, flush_timeout=NEVER))
     (warning,) = warnings(caplog)
@@ -74,40 +67,42 @@ def test_a_broker_that_never_answers_does_not_cost_the_whole_flush(
     assert "not acknowledged" in warning
 
 
-def test_a_broker_that_is_known_to_be_silent_gets_less_time_until_it_answers(
-    broker: Broker, limits: pytest.MonkeyPatch
+def test_later_waits_for_an_unresponsive_broker_are_shorter(
+    broker: Broker, limits: pytest.MonkeyPatch, latest_health: Callable[[], ConnectionHealth]
 ) -> None:
     connector = MqttConnector("127.0.0.1", broker.port, flush_timeout=NEVER)
     run(connector)
     assert connector.report().lost == 0
     with broker.frozen():
-        make_impatient(connector, limits)
+        restore_limits(latest_health(), limits)
         run(connector)
         limits.setattr(_health, "ANSWER_TIMEOUT", NEVER)
         run(connector)
     lost = connector.report().lost
     assert lost == 2 * MESSAGES
-    assert patience_of(connector) == SHORT_TIMEOUT
+    assert latest_health().wait_limit == SHORT_TIMEOUT
     run(connector)
     assert connector.report().lost == lost
-    assert patience_of(connector) == NEVER
+    assert latest_health().wait_limit == NEVER
 
 
-async def test_a_flush_in_vain_is_remembered(broker: Broker, limits: pytest.MonkeyPatch) -> None:
+async def test_an_unsuccessful_flush_shortens_the_next_one(
+    broker: Broker, limits: pytest.MonkeyPatch, latest_health: Callable[[], ConnectionHealth]
+) -> None:
     connector = MqttConnector("127.0.0.1", broker.port, flush_timeout=NEVER)
     await connector.connect()
     await until(lambda: is_connected(connector))
     with broker.frozen():
-        make_impatient(connector, limits)
+        restore_limits(latest_health(), limits)
         for number in range(2):
             await connector.connect()
             await connector.publish(TOPIC, telemetry(number), 1)
             await connector.disconnect()
-            assert patience_of(connector) == SHORT_TIMEOUT
+            assert latest_health().wait_limit == SHORT_TIMEOUT
     await connector.disconnect()
 
 
-def test_who_has_no_file_left_for_a_connection_tries_again(
+def test_connecting_is_retried_after_a_lack_of_file_descriptors(
     broker: Broker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     begin, failures = Client.__init__, iter(range(2))
@@ -124,8 +119,11 @@ def test_who_has_no_file_left_for_a_connection_tries_again(
     assert warnings(caplog) == []
 
 
-def test_a_broker_that_freezes_during_the_run_does_not_cost_the_whole_flush(
-    broker: Broker, caplog: pytest.LogCaptureFixture, limits: pytest.MonkeyPatch
+def test_the_flush_to_a_frozen_broker_is_short(
+    broker: Broker,
+    caplog: pytest.LogCaptureFixture,
+    limits: pytest.MonkeyPatch,
+    latest_health: Callable[[], ConnectionHealth],
 ) -> None:
     connector = MqttConnector("127.0.0.1", broker.port, flush_timeout=NEVER)
 
@@ -133,7 +131,7 @@ def test_a_broker_that_freezes_during_the_run_does_not_cost_the_whole_flush(
     async def freeze(found: list[int]) -> list[int]:
         await until(lambda: connector.report().sent > 0)
         broker.freeze()
-        make_impatient(connector, limits)
+        restore_limits(latest_health(), limits)
         return found
 
     try:
@@ -144,7 +142,7 @@ def test_a_broker_that_freezes_during_the_run_does_not_cost_the_whole_flush(
     assert "messages were lost" in warning
 
 
-def test_strict_makes_an_error_of_what_was_lost() -> None:
+def test_strict_raises_telemetry_lost_error() -> None:
     connector = MqttConnector("127.0.0.1", reserved_port(), strict=True)
     with pytest.raises(TelemetryLostError, match="connection refused") as caught:
         run(connector)
@@ -152,14 +150,14 @@ def test_strict_makes_an_error_of_what_was_lost() -> None:
 
 
 @pytest.mark.usefixtures("real_limits")
-def test_a_name_that_nobody_knows_is_named_as_the_reason(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_warning_has_the_reason_of_an_unknown_host_name(caplog: pytest.LogCaptureFixture) -> None:
     run(MqttConnector("broker.invalid"))
     (warning,) = warnings(caplog)
     assert "lost at broker.invalid:1883: " in warning
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.3])
-async def test_a_broker_that_is_killed_and_started_again_gets_all_in_order(
+async def test_a_restarted_broker_receives_all_messages_in_order(
     broker: Broker, pause: float, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connector = MqttConnector("127.0.0.1", broker.port)
@@ -169,7 +167,7 @@ async def test_a_broker_that_is_killed_and_started_again_gets_all_in_order(
     for number in range(count // 2):
         await connector.publish(TOPIC, telemetry(number), 1)
     await until(lambda: connector.report().sent > 200)
-    listening = hold_back(monkeypatch)
+    listening = delay_connections(monkeypatch)
     broker.kill()
     await until(lambda: not is_connected(connector))
     time.sleep(pause)  # noqa: ASYNC251 - the loop may be busy all that time
@@ -185,7 +183,7 @@ async def test_a_broker_that_is_killed_and_started_again_gets_all_in_order(
     assert connector.report().lost == 0
 
 
-def test_a_run_through_a_restart_of_the_broker(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_continues_while_the_broker_restarts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with Broker(tmp_path, "max_queued_messages 0", "max_inflight_messages 0") as broker:
         connector = MqttConnector("127.0.0.1", broker.port)
 
@@ -202,16 +200,19 @@ def test_a_run_through_a_restart_of_the_broker(tmp_path: Path, caplog: pytest.Lo
     assert warnings(caplog) == []
 
 
-def test_a_broker_that_comes_up_during_the_run_gets_all_of_it(
-    broker: Broker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_a_broker_that_starts_during_the_run_receives_all_messages(
+    broker: Broker,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    latest_health: Callable[[], ConnectionHealth],
 ) -> None:
     broker.kill()
     connector = MqttConnector("127.0.0.1", broker.port)
 
     @cs.task
     def start(found: list[int]) -> list[int]:
-        until_blocking(lambda: connector._session is not None and connector._session.health.is_dead)
-        listening = hold_back(monkeypatch)
+        until_blocking(lambda: latest_health().is_dead)
+        listening = delay_connections(monkeypatch)
         broker.start()
         stack.enter_context(listener)
         listening.set()
@@ -236,9 +237,7 @@ def password_file(folder: Path) -> Path:
     return path
 
 
-def test_a_wrong_password_is_told_and_not_tried_again_and_again(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_wrong_password_is_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with Broker(tmp_path, f"password_file {password_file(tmp_path)}", anonymous=False) as broker:
         run(MqttConnector("127.0.0.1", broker.port, username="ada", password="wrong", flush_timeout=NEVER))
         (warning,) = warnings(caplog)
@@ -250,18 +249,18 @@ def test_a_wrong_password_is_told_and_not_tried_again_and_again(
         assert warnings(caplog) == []
 
 
-async def test_after_a_refusal_the_next_attempt_is_far_away(tmp_path: Path) -> None:
+async def test_after_refused_credentials_the_delay_is_30_seconds(
+    tmp_path: Path, latest_health: Callable[[], ConnectionHealth]
+) -> None:
     with Broker(tmp_path, anonymous=False) as broker:
         connector = MqttConnector("127.0.0.1", broker.port)
         await connector.connect()
-        session = connector._session
-        assert session is not None
-        await until(lambda: session.health.is_dead)
-        assert session.health.next_delay() == 30.0
+        await until(lambda: latest_health().is_dead)
+        assert latest_health().next_delay() == 30.0
         await connector.disconnect()
 
 
-def test_what_an_access_list_forbids_is_counted_with_the_reason_and_the_topic(
+def test_messages_refused_by_an_access_list_are_counted_as_lost(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rules = tmp_path / "acl"
@@ -269,12 +268,14 @@ def test_what_an_access_list_forbids_is_counted_with_the_reason_and_the_topic(
     with Broker(tmp_path, f"acl_file {rules}") as broker:
         run(MqttConnector("127.0.0.1", broker.port))
     (warning,) = warnings(caplog)
-    # A broker does not answer QoS 0: only the loss of the others can be seen.
+    # A broker does not answer QoS 0, so only the loss of QoS 1 is detected.
     assert f"{ITEMS + 3} of {MESSAGES} messages were lost" in warning
     assert "Not authorized, on topic cascade/telemetry/local/default/" in warning
 
 
-async def test_two_clients_with_one_id_do_not_fight_for_ever(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
+async def test_two_clients_with_one_id_do_not_reconnect_forever(
+    broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
     first, second = (MqttConnector("127.0.0.1", broker.port, client_id="same") for _ in range(2))
     with Listener(broker.port, "cascade/telemetry/#") as listener:
         await first.connect()
@@ -293,7 +294,9 @@ async def test_two_clients_with_one_id_do_not_fight_for_ever(broker: Broker, cap
 
 
 @pytest.mark.parametrize("most", [1, 2, 20])
-def test_no_more_is_out_than_the_broker_takes(tmp_path: Path, most: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_receive_maximum_limits_the_messages_in_flight(
+    tmp_path: Path, most: int, caplog: pytest.LogCaptureFixture
+) -> None:
     with Broker(tmp_path, "max_queued_messages 0", f"max_inflight_messages {most}") as broker:
         connector = MqttConnector("127.0.0.1", broker.port)
         run(connector)
@@ -303,7 +306,7 @@ def test_no_more_is_out_than_the_broker_takes(tmp_path: Path, most: int, caplog:
 
 @pytest.mark.parametrize("limit", ["message_size_limit", "max_packet_size"])
 @pytest.mark.parametrize("qos", [0, 1])
-async def test_what_is_too_big_for_the_broker_arrives_without_what_can_be_missed(
+async def test_a_message_above_the_limit_is_sent_without_its_optional_parts(
     tmp_path: Path, limit: str, qos: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Broker(tmp_path, f"{limit} 10000") as broker, Listener(broker.port, "cascade/telemetry/#") as listener:
@@ -315,7 +318,7 @@ async def test_what_is_too_big_for_the_broker_arrives_without_what_can_be_missed
         await connector.disconnect()
         messages = listener.wait_for(lambda seen: numbers(seen[-5:])[-1:] == [99])
     assert warnings(caplog) == []
-    if limit == "message_size_limit" and qos == 0:  # Mosquitto throws it away, and nobody can tell
+    if limit == "message_size_limit" and qos == 0:  # Mosquitto drops it without an answer
         assert sorted({*numbers(messages), 50}) == list(range(100))
         return
     assert sorted(set(numbers(messages))) == list(range(100))
@@ -323,7 +326,7 @@ async def test_what_is_too_big_for_the_broker_arrives_without_what_can_be_missed
 
 
 @pytest.mark.parametrize("limit", ["message_size_limit", "max_packet_size"])
-async def test_what_cannot_be_made_small_enough_is_lost_alone(
+async def test_a_message_that_cannot_be_shrunk_enough_is_dropped_alone(
     tmp_path: Path, limit: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Broker(tmp_path, f"{limit} 10000") as broker, Listener(broker.port, "cascade/telemetry/#") as listener:
@@ -342,7 +345,7 @@ async def test_what_cannot_be_made_small_enough_is_lost_alone(
     ) in warning
 
 
-def test_a_subscriber_that_is_frozen_misses_nothing_if_the_broker_may_queue(
+def test_a_frozen_subscriber_receives_the_queued_messages(
     shared_broker: Broker, project: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     pattern = f"cascade/telemetry/local/{project}/+/events"
@@ -350,7 +353,7 @@ def test_a_subscriber_that_is_frozen_misses_nothing_if_the_broker_may_queue(
     with Listener(shared_broker.port, pattern) as beside:
         slow = subprocess.Popen(["mosquitto_sub", *options], stdout=subprocess.PIPE, text=True)
         try:
-            # It is subscribed once it hears what is retained for it.
+            # It has subscribed when it receives the retained message.
             beside.publish(f"cascade/telemetry/local/{project}/hello/events", b"hello", retain=True)
             assert slow.stdout is not None
             assert slow.stdout.readline()
@@ -380,7 +383,7 @@ asyncio.run(main())
 """
 
 
-def test_a_worker_that_is_killed_is_known_to_be_gone(shared_broker: Broker, listener: Listener, project: str) -> None:
+def test_the_status_of_a_killed_worker_is_offline(shared_broker: Broker, listener: Listener, project: str) -> None:
     environment = {**os.environ, "CASCADE_PROJECT_ID": project}
     worker = subprocess.Popen([sys.executable, "-c", WORKER, str(shared_broker.port)], env=environment)
     try:
@@ -418,7 +421,7 @@ asyncio.run(main())
 """
 
 
-def test_an_interpreter_that_exits_in_the_middle_says_goodbye(
+def test_an_interpreter_that_exits_during_a_run_publishes_offline(
     shared_broker: Broker, listener: Listener, project: str
 ) -> None:
     environment = {**os.environ, "CASCADE_PROJECT_ID": project}

@@ -1,4 +1,4 @@
-"""Arguments, URLs and the environment: what cannot be used is refused at once, and no password is shown."""
+"""Arguments, URLs and environment variables: invalid ones are refused, and no password is shown."""
 
 import ssl
 import subprocess
@@ -24,7 +24,7 @@ def test_defaults() -> None:
     assert MqttConnector(port=1, tls=True)._options.port == 1
 
 
-def test_it_offers_what_the_engine_looks_for() -> None:
+def test_it_implements_the_optional_protocols_of_the_engine() -> None:
     connector = MqttConnector(capture="results")
     for protocol in (Connector, Backpressure, Capturing, Unsubscribing):
         assert isinstance(connector, protocol)
@@ -71,12 +71,12 @@ def test_it_offers_what_the_engine_looks_for() -> None:
         ({"max_buffer_bytes": 1.5}, "max_buffer_bytes="),
     ],
 )
-def test_what_cannot_be_used_is_refused_with_the_fix(arguments: dict[str, Any], message: str) -> None:
+def test_invalid_options_are_refused_with_the_fix(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MqttConnector(**arguments)
 
 
-def test_an_organization_that_cannot_be_part_of_a_topic_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_organization_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CASCADE_ORG_ID", "a/b")
     with pytest.raises(ValueError, match="CASCADE_ORG_ID"):
         MqttConnector()
@@ -86,9 +86,7 @@ AWS = "a3qj468example-ats.iot.eu-central-1.amazonaws.com"
 
 
 @pytest.mark.parametrize(("org", "project"), [("o" * 128, "p" * 128), ("o" * 100, "p" * 90), ("ä" * 64, "ä" * 60)])
-def test_topics_that_aws_does_not_accept_are_refused_for_its_host_alone(
-    org: str, project: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_topic_limits_of_aws_apply_to_its_hosts_only(org: str, project: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CASCADE_ORG_ID", org)
     monkeypatch.setenv("CASCADE_PROJECT_ID", project)
     with pytest.raises(ValueError, match=r"256 bytes, the limit of AWS IoT Core: shorten CASCADE_ORG_ID \(\d+ bytes\)"):
@@ -106,7 +104,7 @@ def test_aws_accepts_an_organization_and_a_project_of_160_bytes_together(monkeyp
     assert 250 < len(status_topic("o" * 60, "p" * 100, longest, AWS_LIMITS)) <= 256
 
 
-def test_a_client_id_that_aws_does_not_accept_is_refused_for_its_host_alone() -> None:
+def test_the_client_id_limit_of_aws_applies_to_its_hosts_only() -> None:
     assert MqttConnector(AWS, client_id="c" * 128)._options.client_id == "c" * 128
     for client_id in ("c" * 129, "ä" * 65):
         with pytest.raises(ValueError, match=r"^client_id='(c|ä)+' has 1\d\d bytes: AWS IoT Core accepts at most 128"):
@@ -114,7 +112,7 @@ def test_a_client_id_that_aws_does_not_accept_is_refused_for_its_host_alone() ->
         MqttConnector("broker.example.com", client_id=client_id)
 
 
-async def test_messages_and_filters_keep_the_limits_of_aws() -> None:
+async def test_messages_and_filters_respect_the_limits_of_aws() -> None:
     connector = MqttConnector(AWS)
     with pytest.raises(ValueError, match=r"more than 8 levels, the limit for AWS IoT Core"):
         await connector.publish("a/b/c/d/e/f/g/h/i", {})
@@ -172,29 +170,32 @@ def test_urls(url: str, expected: dict[str, Any]) -> None:
         ("mqtt://h?client_id=", "client_id=''"),
     ],
 )
-def test_urls_that_cannot_be_used(url: str, message: str) -> None:
+def test_invalid_urls_are_refused(url: str, message: str) -> None:
     with pytest.raises(ValueError, match=message.replace("?", r"\?")):
         MqttConnector.from_url(url)
     with pytest.raises(ValueError, match="CASCADE_MQTT_URL: "):
         MqttConnector.from_environment({"CASCADE_MQTT_URL": url or "x"})
 
 
-def test_arguments_win_over_the_url() -> None:
-    connector = MqttConnector.from_url("mqtt://u:p@h:1?client_id=a", client_id="b", port=2, strict=True)
-    assert (connector._options.client_id, connector._options.port, connector._strict) == ("b", 2, True)
+def test_arguments_take_precedence_over_the_url() -> None:
+    given = {"client_id": "b", "port": 2, "strict": True}
+    with pytest.MonkeyPatch.context() as patch:
+        passed: dict[str, Any] = {}
+        patch.setattr(MqttConnector, "__init__", lambda _, **arguments: passed.update(arguments))
+        MqttConnector.from_url("mqtt://u:p@h:1?client_id=a", **given)
+    assert passed == {"hostname": "h", "username": "u", "password": "p", **given}
 
 
 def test_the_environment() -> None:
-    assert MqttConnector.from_environment({})._options.address == "localhost:1883"
-    found = MqttConnector.from_environment({"CASCADE_MQTT_URL": " mqtt://u:p@h:7 "})._options
-    assert (found.address, found.username, found.password) == ("h:7", "u", "p")
+    assert repr(MqttConnector.from_environment({})) == "MqttConnector('localhost', 1883)"
+    assert repr(MqttConnector.from_environment({"CASCADE_MQTT_URL": " mqtt://u:p@h:7 "})) == "MqttConnector('h', 7)"
 
 
 SECRET = st.text(st.characters(exclude_categories=["Cs", "Cc", "Cn"]), min_size=1, max_size=20)
 
 
 @given(SECRET.filter(str.isprintable), SECRET)
-def test_what_is_percent_encoded_comes_out_as_it_was(username: str, password: str) -> None:
+def test_percent_encoded_credentials_are_decoded(username: str, password: str) -> None:
     found = arguments_of(f"mqtt://{quote(username, safe='')}:{quote(password, safe='')}@h:1")
     assert (found["username"], found["password"]) == (username, password)
 
@@ -203,20 +204,20 @@ SHOWN = "SeCrEt"
 
 
 @given(st.text("/?#@:%[]&= ax", max_size=8), st.text("/?#@:%[]&= ax", max_size=8))
-def test_no_error_and_no_picture_shows_a_password(before: str, after: str) -> None:
-    """However wrongly it is written into the URL."""
-    assert SHOWN not in told_of(f"mqtt://user:{before}{SHOWN}{after}@host:1883")
+def test_neither_errors_nor_reprs_contain_the_password(before: str, after: str) -> None:
+    """The URL may be malformed in any way."""
+    assert SHOWN not in texts_of(f"mqtt://user:{before}{SHOWN}{after}@host:1883")
 
 
-def told_of(url: str) -> str:
+def texts_of(url: str) -> str:
     try:
         connector = MqttConnector.from_url(url)
     except ValueError as error:
         return str(error)
-    return repr(connector) + str(connector) + repr(connector._options)
+    return repr(connector) + str(connector) + repr(MqttOptions(**arguments_of(url)))
 
 
-def test_a_missing_library_is_named_with_the_command_that_fixes_it() -> None:
+def test_a_missing_library_is_reported_with_the_install_command() -> None:
     code = "import sys; sys.modules['paho'] = None; import cascade; cascade.MqttConnector"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "pip install 'cascade-runs[mqtt]'" in done.stderr

@@ -1,4 +1,4 @@
-"""OutgoingMessages in order, bounded in memory, all of them counted."""
+"""The outbox keeps the order, is bounded in memory, and counts each message."""
 
 import math
 import threading
@@ -17,12 +17,12 @@ from tests.lab.waiting import HANG
 CAPACITY = 20 * (MESSAGE_BYTES + 10)
 
 
-def letter(qos: int, size: int = 10) -> OutgoingMessage:
+def message(qos: int, size: int = 10) -> OutgoingMessage:
     return OutgoingMessage("t", b"x" * size, qos)
 
 
 class Model(RuleBasedStateMachine):
-    """Whatever happens to it, each letter is in one place, in order, and memory has its bound."""
+    """Each message is in exactly one state, in order, and memory is bounded."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Model(RuleBasedStateMachine):
 
     @rule(qos=st.sampled_from([0, 1]), size=st.integers(0, 200))
     def put(self, qos: int, size: int) -> None:
-        self.outbox.put(letter(qos, size))
+        self.outbox.put(message(qos, size))
 
     @rule(limit=st.integers(0, 10), acknowledged=st.integers(0, 5))
     def take(self, limit: int, acknowledged: int) -> None:
@@ -42,7 +42,7 @@ class Model(RuleBasedStateMachine):
         assert sum(one.qos for one in taken) <= acknowledged
         assert [one.number for one in taken] == sorted(one.number for one in taken)
         if taken and sum(one.qos for one in taken) < acknowledged:
-            assert all(one.number > taken[-1].number for one in self.waiting())
+            assert all(one.number > taken[-1].number for one in self.queued())
         self.taken += taken
 
     @rule(data=st.data())
@@ -69,7 +69,7 @@ class Model(RuleBasedStateMachine):
     @rule()
     def resend(self) -> None:
         self.outbox.resend(time.monotonic())
-        assert not self.outbox._acknowledged_messages
+        assert not self.outbox.repeatable
 
     @rule(share=st.floats(0, 1))
     def abandon(self, share: float) -> None:
@@ -78,22 +78,22 @@ class Model(RuleBasedStateMachine):
         assert self.outbox.has_settled(before)
         self.taken = [one for one in self.taken if one.number >= before]
 
-    def waiting(self) -> list[OutgoingMessage]:
-        return sorted((one for queue in self.outbox._waiting for one in queue), key=lambda one: one.number)
+    def queued(self) -> list[OutgoingMessage]:
+        return sorted((one for queue in self.outbox.waiting for one in queue), key=lambda one: one.number)
 
     @invariant()
     def counts_agree(self) -> None:
-        waiting, out = self.waiting(), self.outbox.out()
+        waiting, out = self.queued(), self.outbox.out()
         assert out == sorted(self.taken, key=lambda one: one.number)
         assert self.outbox.sent == len(self.arrived)
         new = [one for one in waiting + out if not one.acknowledged_at]
         assert self.outbox.backlog == len(new)
         assert self.outbox.bytes == sum(len(one.body) + MESSAGE_BYTES for one in new)
         assert self.outbox.bytes <= CAPACITY or not [one for one in waiting if not one.acknowledged_at]
-        arrived = self.outbox._acknowledged_messages
-        assert self.outbox._acknowledged_bytes == sum(len(one.body) + MESSAGE_BYTES for one in arrived) <= CAPACITY / 4
+        arrived = self.outbox.repeatable
+        assert self.outbox.repeatable_bytes == sum(len(one.body) + MESSAGE_BYTES for one in arrived) <= CAPACITY / 4
         assert not {one.number for one in waiting + out} & {one.number for one in arrived}
-        for queue in self.outbox._waiting:
+        for queue in self.outbox.waiting:
             assert [one.number for one in queue] == sorted(one.number for one in queue)
 
 
@@ -102,50 +102,50 @@ TestModel.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 @given(st.lists(st.sampled_from([0, 1]), max_size=60))
-def test_order_holds_over_both_qualities(qualities: list[int]) -> None:
+def test_messages_of_both_qos_keep_their_order(qualities: list[int]) -> None:
     outbox = Outbox()
     for qos in qualities:
-        outbox.put(letter(qos))
+        outbox.put(message(qos))
     taken: list[OutgoingMessage] = []
     while batch := outbox.take(7, 3):
         taken += batch
     assert [one.number for one in taken] == list(range(len(qualities)))
 
 
-def test_what_matters_least_goes_first_and_the_oldest_of_it() -> None:
+def test_a_full_outbox_drops_the_oldest_message_of_qos_0_first() -> None:
     outbox = Outbox(4 * (MESSAGE_BYTES + 10))
     for qos in (1, 0, 0, 1, 1):
-        outbox.put(letter(qos))
+        outbox.put(message(qos))
     assert [(one.number, one.qos) for one in outbox.take(9, 9)] == [(0, 1), (2, 0), (3, 1), (4, 1)]
     assert (outbox.lost, outbox.reason) == (1, "more than fits in memory")
     for _ in range(3):
-        outbox.put(letter(1))
+        outbox.put(message(1))
     assert [one.number for one in outbox.out()] == [0, 2, 3, 4], "what is out stays"
     assert outbox.take(9, 9) == []
     assert outbox.lost == 4
 
 
-def test_a_letter_that_never_fits_is_lost_alone() -> None:
+def test_a_message_larger_than_the_capacity_is_dropped_alone() -> None:
     outbox = Outbox(1_000)
-    outbox.put(letter(1, 2_000))
-    outbox.put(letter(1))
+    outbox.put(message(1, 2_000))
+    outbox.put(message(1))
     assert [one.number for one in outbox.take(9, 9)] == [1]
 
 
-def test_it_is_full_at_three_quarters_and_roomy_at_a_half() -> None:
+def test_it_is_full_at_three_quarters_until_it_is_below_a_half() -> None:
     outbox = Outbox(8 * (MESSAGE_BYTES + 10))
     backpressure = Backpressure(outbox, flush_timeout=4.0)
     seen = []
     for _ in range(8):
-        outbox.put(letter(1))
+        outbox.put(message(1))
         seen.append((backpressure.is_full, backpressure.is_above_low_mark))
     assert seen == [(False, False)] * 3 + [(False, True)] * 2 + [(True, True)] * 3
 
 
-def test_only_what_one_link_had_out_is_called_back() -> None:
+def test_only_messages_in_flight_are_put_back() -> None:
     outbox = Outbox()
     for _ in range(4):
-        outbox.put(letter(1))
+        outbox.put(message(1))
     first, second = outbox.take(2, 9), outbox.take(2, 9)
     outbox.put_back(first)
     assert outbox.out() == second, "another session's"
@@ -153,7 +153,7 @@ def test_only_what_one_link_had_out_is_called_back() -> None:
     assert outbox.take(9, 9) == first
 
 
-def test_many_threads_put_while_one_takes() -> None:
+def test_threads_put_while_another_takes() -> None:
     outbox, count, threads = Outbox(), 2_000, 4
     taken: list[OutgoingMessage] = []
 
@@ -178,10 +178,10 @@ def test_many_threads_put_while_one_takes() -> None:
         assert of_thread == list(range(count))
 
 
-def test_what_has_arrived_is_repeated_in_front_and_counted_once() -> None:
+def test_repetitions_are_first_in_the_queue_and_counted_once() -> None:
     outbox = Outbox(resend_window=HANG)
     for qos in (1, 0, 1, 1, 1):
-        outbox.put(letter(qos))
+        outbox.put(message(qos))
     outbox.settle(outbox.take(3, 9))
     outbox.resend(time.monotonic())
     assert (outbox.sent, outbox.backlog, outbox.bytes) == (3, 2, 2 * (MESSAGE_BYTES + 10))
@@ -195,46 +195,46 @@ def test_what_has_arrived_is_repeated_in_front_and_counted_once() -> None:
     assert (outbox.sent, outbox.lost, outbox.reason, outbox.bytes) == (5, 0, "", 0)
 
 
-def test_a_message_is_repeated_ten_times_at_most() -> None:
+def test_a_message_is_repeated_at_most_ten_times() -> None:
     outbox = Outbox(resend_window=HANG)
-    outbox.put(letter(1))
+    outbox.put(message(1))
     for _ in range(20):
         outbox.settle(outbox.take(1, 1))
         outbox.resend(time.monotonic())
     assert (outbox.sent, outbox.resent, outbox.is_waiting) == (1, MAX_REPEATS, False)
 
 
-def test_only_what_has_arrived_within_the_window_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_messages_acknowledged_within_the_window_are_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     outbox = Outbox(resend_window=10.0)
     for seconds in (0.0, 3.0, 4.0, 2.0):
         now[0] += seconds
-        outbox.put(letter(1))
+        outbox.put(message(1))
         outbox.settle(outbox.take(1, 1))
     outbox.resend(since=112.0)
     assert [one.number for one in outbox.take(9, 9)] == [1, 2, 3]
 
 
-def test_repetitions_have_a_quarter_of_the_memory() -> None:
+def test_repetitions_use_at_most_a_quarter_of_the_memory() -> None:
     outbox = Outbox(40 * (MESSAGE_BYTES + 10), resend_window=HANG)
     for _ in range(30):
-        outbox.put(letter(1))
+        outbox.put(message(1))
     outbox.settle(outbox.take(30, 30))
     outbox.resend(time.monotonic())
     assert [one.number for one in outbox.take(30, 30)] == list(range(20, 30)), "the latest ones"
 
 
-def test_after_a_clean_end_nothing_is_repeated_nor_without_a_window() -> None:
+def test_nothing_is_repeated_after_a_clean_end_or_without_a_window() -> None:
     for window in (0.0, HANG):
         outbox = Outbox(resend_window=window)
-        outbox.put(letter(1))
+        outbox.put(message(1))
         outbox.settle(outbox.take(1, 1))
         outbox.resend(math.inf if window else time.monotonic())
         assert not outbox.is_waiting
 
 
-def test_messages_on_refused_topics_leave_most_places_to_others() -> None:
+def test_messages_on_refused_topics_are_at_most_a_quarter_of_a_batch() -> None:
     outbox = Outbox()
     for topic in ("a", "b", "c") * 20:
         outbox.put(OutgoingMessage(topic, b"x", 1))
@@ -252,7 +252,7 @@ def test_messages_on_refused_topics_leave_most_places_to_others() -> None:
     assert not outbox.is_waiting, "all places are used"
 
 
-def test_a_message_of_qos_0_on_a_refused_topic_needs_no_place_of_qos_1() -> None:
+def test_a_message_of_qos_0_on_a_refused_topic_does_not_use_the_window() -> None:
     outbox = Outbox()
     for topic in ("a", "b"):
         outbox.put(OutgoingMessage(topic, b"x", 1))
@@ -263,7 +263,7 @@ def test_a_message_of_qos_0_on_a_refused_topic_needs_no_place_of_qos_1() -> None
     assert [one.number for one in outbox.take(1, 0)] == [2]
 
 
-def test_a_topic_whose_messages_are_lost_takes_no_turn_from_other_refused_ones() -> None:
+def test_a_topic_without_messages_does_not_delay_other_refused_topics() -> None:
     outbox = Outbox()
     for topic in ("a", "b", "c", "c"):
         outbox.put(OutgoingMessage(topic, b"x", 1))
@@ -272,14 +272,14 @@ def test_a_topic_whose_messages_are_lost_takes_no_turn_from_other_refused_ones()
     assert [one.topic for one in outbox.take(2, 2)] == ["b", "c"]
 
 
-def test_the_reason_of_a_loss_has_the_refusals_before_it() -> None:
+def test_the_reason_of_a_loss_contains_the_earlier_refusals() -> None:
     outbox = Outbox()
     for _ in range(2):
-        outbox.put(letter(1))
+        outbox.put(message(1))
     for _ in range(1_234):
         outbox.put_back(outbox.take(1, 1), "Quota exceeded")
     outbox.abandon(2, "not acknowledged within 5 s")
     assert outbox.reason == "not acknowledged within 5 s, after 1,234 refusals 'Quota exceeded'"
-    outbox.put(letter(1))
+    outbox.put(message(1))
     outbox.abandon(3, "connection refused")
     assert outbox.reason == "connection refused"

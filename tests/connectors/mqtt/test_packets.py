@@ -1,4 +1,4 @@
-"""What travels is what paho would have packed."""
+"""Packets and properties equal those that paho encodes."""
 
 import json
 from dataclasses import replace
@@ -39,7 +39,7 @@ def unpacked(properties: bytes) -> dict[str, object]:
 
 
 def theirs(alias: int = 0, **values: object) -> bytes:
-    """The properties of a message as paho packs them."""
+    """Return the properties of a message as paho packs them."""
     if alias:
         values["TopicAlias"] = alias
     return packed(new_properties(PacketTypes.PUBLISH, ContentType="application/json", **values))
@@ -51,7 +51,7 @@ def packed(properties: Properties) -> bytes:
 
 
 @given(st.integers(0, 2**128 - 1), st.integers(0, 2**64 - 1), st.integers(0, 255), ALIASES)
-def test_it_is_byte_for_byte_what_paho_packs(trace: int, span: int, flags: int, alias: int) -> None:
+def test_properties_equal_those_of_paho(trace: int, span: int, flags: int, alias: int) -> None:
     payload = {"trace_id": f"{trace:032x}", "span_id": f"{span:016x}", "trace_flags": flags}
     text = f"00-{trace:032x}-{span:016x}-{flags:02x}"
     ours = publish_properties(traceparent(payload), alias=alias)
@@ -65,7 +65,7 @@ def test_it_is_byte_for_byte_what_paho_packs(trace: int, span: int, flags: int, 
     ),
     ALIASES,
 )
-def test_a_tracestate_is_packed_beside_the_traceparent(state: str, alias: int) -> None:
+def test_properties_have_the_tracestate(state: str, alias: int) -> None:
     payload = telemetry() | {"tracestate": state}
     pairs = [("traceparent", f"00-{TRACE}-{SPAN}-01"), ("tracestate", state)]
     ours = publish_properties(traceparent(payload), tracestate(payload), alias)
@@ -73,23 +73,23 @@ def test_a_tracestate_is_packed_beside_the_traceparent(state: str, alias: int) -
 
 
 @pytest.mark.parametrize("state", [None, "", "nonsense", "a=1\n", 7])
-def test_a_tracestate_that_is_none_is_not_packed(state: object) -> None:
+def test_an_invalid_tracestate_is_omitted(state: object) -> None:
     assert tracestate(telemetry() | {"tracestate": state}) == ""
     assert publish_properties(b"", "a=1") == publish_properties(b"")
 
 
-def test_without_a_trace_only_the_content_type_is_told() -> None:
+def test_without_a_trace_there_is_only_the_content_type() -> None:
     assert unpacked(publish_properties(b"")) == {"ContentType": "application/json"}
 
 
-def test_the_traceparent_is_w3cs() -> None:
+def test_the_traceparent_follows_w3c_trace_context() -> None:
     assert traceparent(telemetry()) == f"00-{TRACE}-{SPAN}-01".encode()
 
 
 @given(
     st.dictionaries(st.sampled_from(["trace_id", "span_id", "trace_flags"]), st.one_of(st.text(), st.integers(), HEX))
 )
-def test_a_payload_that_does_not_say_or_says_nonsense_has_none(payload: dict[str, object]) -> None:
+def test_a_payload_without_valid_ids_has_no_traceparent(payload: dict[str, object]) -> None:
     found = traceparent(payload)
     assert found == b"" or len(found) == 55
     assert "ContentType" in unpacked(publish_properties(found if found.isascii() else b""))
@@ -101,7 +101,7 @@ def test_a_payload_that_does_not_say_or_says_nonsense_has_none(payload: dict[str
     st.integers(0, 65_535),
     st.booleans(),
 )
-def test_a_message_is_byte_for_byte_what_paho_sends(topic: str, size: int, packet_id: int, retain: bool) -> None:
+def test_a_packet_equals_that_of_paho(topic: str, size: int, packet_id: int, retain: bool) -> None:
     ours = publish_packet(topic, b"x" * size, theirs(), packet_id, retain=retain)
     client: Any = paho.Client(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv5)
     sent = list[bytes]()
@@ -121,7 +121,7 @@ def test_the_size_of_a_packet_is_never_too_small(topic: str, size: int, alias: i
 
 
 @given(st.integers(0, 5), st.lists(st.integers(0, 8), max_size=100))
-def test_an_alias_stands_for_the_topic_that_it_was_sent_with(maximum: int, topics: list[int]) -> None:
+def test_an_alias_has_the_topic_that_it_was_sent_with(maximum: int, topics: list[int]) -> None:
     aliases, broker = TopicAliases(maximum), dict[int, str]()
     for topic in map(str, topics):
         sent, alias = aliases.find(topic)
@@ -149,7 +149,7 @@ def test_the_topics_of_later_runs_replace_those_of_earlier_ones() -> None:
     assert aliases.find("run-0") == ("run-0", 0)
 
 
-def test_topics_that_take_turns_do_not_replace_each_other_each_time() -> None:
+def test_alternating_topics_seldom_replace_each_other() -> None:
     aliases, without_topic = TopicAliases(3), 0
     for number in range(700):
         topic, alias = aliases.find(f"run-{number % 7}")

@@ -1,4 +1,4 @@
-"""Which message a broker cuts the connection for, and which just happened to be out."""
+"""The filter detects the message that makes the broker end the connection."""
 
 import time
 
@@ -22,14 +22,14 @@ def outbox() -> Outbox:
     return outbox
 
 
-def test_what_was_out_when_a_connection_of_long_standing_broke_is_innocent(outbox: Outbox) -> None:
+def test_the_end_of_a_long_connection_is_not_attributed_to_a_message(outbox: Outbox) -> None:
     poison, (message,) = PoisonMessageFilter(outbox, RunStates()), outbox.out()
     for _ in range(2 * MAX_LOSSES):
         poison.record_end(3_600.0, "the connection was lost")
     assert (message.body, poison.max_packet_bytes, outbox.lost) == (BODY, float("inf"), 0)
 
 
-def test_it_is_made_smaller_at_the_second_loss_and_given_up_at_the_last(outbox: Outbox) -> None:
+def test_a_message_is_shrunk_after_two_losses_and_dropped_after_four(outbox: Outbox) -> None:
     poison, (message,) = PoisonMessageFilter(outbox, RunStates()), outbox.out()
     poison.record_end(0.1, "the connection was lost")
     assert message.body == BODY
@@ -41,7 +41,7 @@ def test_it_is_made_smaller_at_the_second_loss_and_given_up_at_the_last(outbox: 
     assert outbox.lost == 1
 
 
-def test_after_early_ends_of_connections_states_are_small_and_then_pause(outbox: Outbox) -> None:
+def test_after_early_ends_states_are_shrunk_and_then_pause(outbox: Outbox) -> None:
     connector, states = MemoryConnector(), RunStates()
     cs.run(cs.task(int)(), connector=connector, log_level="OFF")
     started, *others = connector.messages

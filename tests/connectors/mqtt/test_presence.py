@@ -1,4 +1,4 @@
-"""Who looks at the status topics knows which processes are there."""
+"""The status topic shows which processes are connected."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ async def fail() -> int:
     raise LookupError("the workflow's own")
 
 
-def test_a_run_comes_and_goes(shared_broker: Broker, listener: Listener, project: str) -> None:
+def test_a_run_publishes_online_and_offline(shared_broker: Broker, listener: Listener, project: str) -> None:
     assert cs.run(one(), connector=MqttConnector("127.0.0.1", shared_broker.port), log_level="ERROR") == 1
     seen = listener.wait_for(lambda seen: (b"", True) in statuses(seen))
     assert statuses(seen) == CLEAN
@@ -45,14 +45,14 @@ def test_a_run_comes_and_goes(shared_broker: Broker, listener: Listener, project
         assert [message.payload for message in later.wait_for(len)] == [b"mark"], "nothing was retained"
 
 
-def test_a_run_that_failed_leaves_cleanly_too(shared_broker: Broker, listener: Listener) -> None:
+def test_a_failed_run_publishes_offline(shared_broker: Broker, listener: Listener) -> None:
     with pytest.raises(LookupError, match="own"):
         cs.run(fail(), connector=MqttConnector("127.0.0.1", shared_broker.port), log_level="ERROR")
     seen = listener.wait_for(lambda seen: (b"", True) in statuses(seen))
     assert statuses(seen) == CLEAN
 
 
-async def test_a_run_that_is_cancelled_leaves_cleanly_too(shared_broker: Broker, listener: Listener) -> None:
+async def test_a_cancelled_run_publishes_offline(shared_broker: Broker, listener: Listener) -> None:
     running = asyncio.Event()
 
     @cs.task
@@ -69,7 +69,7 @@ async def test_a_run_that_is_cancelled_leaves_cleanly_too(shared_broker: Broker,
     assert statuses(seen) == CLEAN
 
 
-async def test_it_says_so_again_over_each_connection(broker: Broker) -> None:
+async def test_online_is_published_over_each_connection(broker: Broker) -> None:
     connector = MqttConnector("127.0.0.1", broker.port)
     await connector.connect()
     for _ in range(2):
@@ -79,7 +79,7 @@ async def test_it_says_so_again_over_each_connection(broker: Broker) -> None:
     await connector.disconnect()
 
 
-async def test_of_two_connectors_the_last_to_end_says_goodbye(
+async def test_the_last_of_two_connectors_publishes_offline(
     shared_broker: Broker, listener: Listener, project: str
 ) -> None:
     mark = f"cascade/mark/local/{project}"
@@ -97,7 +97,7 @@ async def test_of_two_connectors_the_last_to_end_says_goodbye(
     assert statuses(seen) == [(b"online", True), *CLEAN]
 
 
-async def test_one_that_was_cut_off_is_not_waited_for(broker: Broker) -> None:
+async def test_offline_is_published_after_a_lost_connection(broker: Broker) -> None:
     connector = MqttConnector("127.0.0.1", broker.port)
     await connector.connect()
     await until(lambda: is_connected(connector))
@@ -108,17 +108,15 @@ async def test_one_that_was_cut_off_is_not_waited_for(broker: Broker) -> None:
         listener.wait_for(lambda seen: (b"", True) in statuses(seen))
 
 
-def test_a_child_does_not_wait_for_a_thread_of_its_parent() -> None:
-    with presence._connections.lock:
+def test_a_forked_child_does_not_inherit_a_held_lock() -> None:
+    with presence.connections.lock:
         child = os.fork()
         if not child:
-            os._exit(0 if presence._connections.lock.acquire(timeout=HANG) else 1)
+            os._exit(0 if presence.connections.lock.acquire(timeout=HANG) else 1)
     assert os.waitpid(child, 0) == (child, 0)
 
 
-def test_a_forked_child_has_a_source_and_a_status_of_its_own(
-    shared_broker: Broker, listener: Listener, project: str
-) -> None:
+def test_a_forked_child_has_its_own_source_and_status(shared_broker: Broker, listener: Listener, project: str) -> None:
     connector = MqttConnector("127.0.0.1", shared_broker.port)
     assert cs.run(one(), connector=connector, log_level="ERROR") == 1
     child = os.fork()
@@ -159,7 +157,7 @@ asyncio.run(main())
 
 
 def test_a_child_does_not_hide_the_end_of_its_parent(broker: Broker) -> None:
-    """It inherits the socket. While one process has it open, the broker does not notice that the other one has ended."""
+    """The child inherits the socket. While it is open in one process, the broker does not detect the end of the other one."""
     with (
         Listener(broker.port, "cascade/status/#") as listener,
         subprocess.Popen(
@@ -179,7 +177,7 @@ def test_a_child_does_not_hide_the_end_of_its_parent(broker: Broker) -> None:
         listener.wait_for(lambda seen: (b"offline", True) in statuses(seen))
 
 
-async def test_in_the_middle_of_several_runs_it_stays(shared_broker: Broker, listener: Listener) -> None:
+async def test_presence_stays_online_between_overlapping_runs(shared_broker: Broker, listener: Listener) -> None:
     connector = MqttConnector("127.0.0.1", shared_broker.port)
     await connector.connect()
     assert await cs.run_async(one(), connector=connector, log_level="ERROR") == 1
@@ -221,7 +219,7 @@ def has(count: int, messages: list[Message]) -> bool:
 async def test_the_last_will_of_an_earlier_session_is_replaced(
     shared_broker: Broker, listener: Listener, project: str, payload: bytes
 ) -> None:
-    """Or its clean end: the one before may be frozen in another container that has the same host name and process id."""
+    """The earlier session can belong to another container with the same host name and process id."""
     connector, topic = MqttConnector("127.0.0.1", shared_broker.port), status_topic("local", project, source())
     await connector.connect()
     await asyncio.to_thread(listener.wait_for, len)

@@ -1,4 +1,4 @@
-"""When messages come faster than the broker takes them: tasks wait for one that is alive, and for no other."""
+"""Backpressure: tasks wait for a slow broker, and for no other."""
 
 import asyncio
 import contextlib
@@ -34,13 +34,13 @@ def flow() -> Any:
 
 
 class Slow:
-    """Makes the session send nothing until `may_send` holds, and then five messages in each turn."""
+    """Makes the session send nothing until `may_send` holds, and then five messages per iteration."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, take: Callable[[Connection], None]) -> None:
         self.may_send: Callable[[Connection], object] = lambda _: True
 
         def fill(connection: Connection) -> None:
-            time.sleep(0.01)  # the turns are few
+            time.sleep(0.01)  # limits the number of iterations
             if self.may_send(connection):
                 self.may_send = lambda _: True
                 take(connection)
@@ -54,7 +54,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Slow:
     return Slow(monkeypatch, Connection.fill)
 
 
-def test_new_tasks_wait_for_a_broker_that_is_alive_but_slow(
+def test_new_tasks_wait_for_a_slow_broker(
     slow: Slow, shared_broker: Broker, listener: Listener, caplog: pytest.LogCaptureFixture
 ) -> None:
     connector, beside = MqttConnector("127.0.0.1", shared_broker.port, max_buffer_bytes=BUFFER), MemoryConnector()
@@ -67,16 +67,17 @@ def test_new_tasks_wait_for_a_broker_that_is_alive_but_slow(
     assert {p["body"]["metadata"]["reason"] for p in held} == {"telemetry"}
 
 
-async def test_no_more_waits_than_can_be_flushed_at_the_end(
+async def test_publish_waits_for_room(
     slow: Slow, broker: Broker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """However much memory there is. `test_backpressure` has how many messages that is."""
-    monkeypatch.setattr(Backpressure, "measure", lambda backpressure: setattr(backpressure, "_max_waiting", 50))
+    """The limit does not depend on the memory. `test_backpressure` tests its value."""
     connector = MqttConnector("127.0.0.1", broker.port)
+    monkeypatch.setattr(Backpressure, "is_full", property(lambda _: connector.report().queued > 50))
+    monkeypatch.setattr(Backpressure, "is_above_low_mark", property(lambda _: connector.report().queued > 25))
     await connector.connect()
-    await until(lambda: connector._shared.backpressure._max_waiting == 50)
+    await until(lambda: is_connected(connector))
     waiting = list[int]()
-    slow.may_send = lambda connection: connection._outbox.backlog > 50
+    slow.may_send = lambda _: connector.report().queued > 50
     for number in range(300):
         await connector.publish("cascade/telemetry/local/default/run/events", telemetry(number), 1)
         waiting.append(connector.report().queued)
@@ -86,16 +87,16 @@ async def test_no_more_waits_than_can_be_flushed_at_the_end(
     assert warnings(caplog) == []
 
 
-def test_who_prefers_loss_does_not_wait(slow: Slow, shared_broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
-    slow.may_send = lambda connection: connection._outbox.lost
+def test_with_drop_no_task_waits(slow: Slow, shared_broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
     connector = MqttConnector("127.0.0.1", shared_broker.port, max_buffer_bytes=BUFFER, on_full="drop")
+    slow.may_send = lambda _: connector.report().lost
     cs.run(flow(), connector=connector, log_level="ERROR")
     (warning,) = warnings(caplog)
     assert "messages were lost at 127.0.0.1" in warning
     assert "more than fits in memory" in warning
 
 
-def test_nobody_waits_for_a_broker_that_is_dead(caplog: pytest.LogCaptureFixture) -> None:
+def test_no_task_waits_for_an_unreachable_broker(caplog: pytest.LogCaptureFixture) -> None:
     beside = MemoryConnector()
     connector = MqttConnector("127.0.0.1", reserved_port(), max_buffer_bytes=BUFFER)
     assert cs.run(flow(), connector=[connector, beside], log_level="ERROR") == [2 * x for x in range(ITEMS)]
@@ -116,10 +117,8 @@ async def test_no_run_waits_for_a_frozen_broker(broker: Broker, limits: pytest.M
         await connector.disconnect()
 
 
-async def test_packets_that_the_event_loop_has_yet_to_write_do_not_hold_messages_back(
-    broker: Broker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Such as the acknowledgement of a constraint, which the broker does not answer."""
+async def test_unwritten_packets_do_not_delay_messages(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An example is the acknowledgement of a constraint, which the broker does not answer."""
     fill = Connection.fill
 
     def ping_and_fill(connection: Connection) -> None:
@@ -134,7 +133,7 @@ async def test_packets_that_the_event_loop_has_yet_to_write_do_not_hold_messages
     await connector.disconnect()  # raises TelemetryLostError if they were not sent
 
 
-async def test_thousands_may_wait_for_room_at_once(
+async def test_a_thousand_callers_wait_for_room(
     broker: Broker, monkeypatch: pytest.MonkeyPatch, limits: pytest.MonkeyPatch
 ) -> None:
     connector = MqttConnector("127.0.0.1", broker.port, max_buffer_bytes=BUFFER, flush_timeout=0.1)

@@ -1,4 +1,4 @@
-"""The proxy that other tests look through: clients of paho's own see what its rules make of the packets."""
+"""The proxy of the tests: clients of paho show the effect of its rules."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace

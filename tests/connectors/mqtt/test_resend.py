@@ -1,26 +1,29 @@
 """Messages that a broker has acknowledged, but has lost because it was killed, are sent again."""
 
 import contextlib
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from paho.mqtt.packettypes import PacketTypes
 
+from cascade.connectors._health import ConnectionHealth
 from cascade.connectors.mqtt import MqttConnector
 from cascade.connectors.mqtt.packets import TAKEN_OVER
 from cascade.telemetry.topics import events_topic
 from tests.connectors.mqtt.broker import Broker, Listener
 from tests.connectors.mqtt.messages import numbers, telemetry, warnings
 from tests.connectors.mqtt.proxy import Packet, Proxy, received_by_client
-from tests.connectors.mqtt.waiting import hold_back, is_connected
+from tests.connectors.mqtt.waiting import delay_connections, is_connected
 from tests.lab.waiting import until
 
 TOPIC = events_topic("local", "default", "run")
 
 
 @contextlib.contextmanager
-def deaf(broker: Broker) -> Iterator[Listener]:
-    """A subscriber that receives nothing before it has lost its connection, although the broker sends everything."""
+def without_first_messages(broker: Broker) -> Iterator[Listener]:
+    """A subscriber that receives nothing before its first connection is lost, although the broker sends all messages."""
 
     def rule(packet: Packet) -> tuple[Packet, ...]:
         is_early = received_by_client(PacketTypes.PUBLISH)(packet) and packet.connection == 0
@@ -30,21 +33,24 @@ def deaf(broker: Broker) -> Iterator[Listener]:
         yield listener
 
 
-async def kill(broker: Broker, connector: MqttConnector, listener: Listener, patch: pytest.MonkeyPatch) -> None:
+async def kill(broker: Broker, listener: Listener, patch: pytest.MonkeyPatch) -> None:
     """Kill the broker and start it again; the subscriber subscribes before the connector connects."""
     listener.forget_subscription()
-    broker.kill()
-    await until(lambda: has_failed(connector))
+    failed, record = threading.Event(), ConnectionHealth.record_failure
+
+    def recorded(*arguments: Any, **options: Any) -> None:
+        record(*arguments, **options)
+        failed.set()
+
+    with patch.context() as watched:
+        watched.setattr(ConnectionHealth, "record_failure", recorded)
+        broker.kill()
+        await until(failed.is_set)
     with patch.context() as held:
-        may_connect = hold_back(held)
+        may_connect = delay_connections(held)
         broker.start()
         listener.await_subscription()
         may_connect.set()
-
-
-def has_failed(connector: MqttConnector) -> bool:
-    """Whether an attempt to connect has failed since the connection was lost."""
-    return connector._health is not None and connector._health._failed_at > connector._health._lost_at
 
 
 async def publish(connector: MqttConnector, *numbers: int, qos: int = 1) -> None:
@@ -54,7 +60,7 @@ async def publish(connector: MqttConnector, *numbers: int, qos: int = 1) -> None
 
 
 @pytest.mark.parametrize(("window", "expected"), [(3600.0, [*range(50), 100, 101]), (0, [100, 101])])
-async def test_what_was_acknowledged_before_the_end_comes_again_first_and_in_order(
+async def test_acknowledged_messages_are_sent_again_first_and_in_order(
     window: float,
     expected: list[int],
     broker: Broker,
@@ -62,11 +68,11 @@ async def test_what_was_acknowledged_before_the_end_comes_again_first_and_in_ord
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     connector = MqttConnector("127.0.0.1", broker.port, resend_window=window)
-    with deaf(broker) as listener:
+    with without_first_messages(broker) as listener:
         await connector.connect()
         await publish(connector, *range(50))
         await publish(connector, *range(50, 100), qos=0)
-        await kill(broker, connector, listener, monkeypatch)
+        await kill(broker, listener, monkeypatch)
         await publish(connector, 100, 101)
         await connector.disconnect()
         assert numbers(listener.wait_for(lambda seen: numbers(seen)[-1:] == [101])) == expected
@@ -75,16 +81,16 @@ async def test_what_was_acknowledged_before_the_end_comes_again_first_and_in_ord
     assert warnings(caplog) == []
 
 
-async def test_every_message_survives_many_kills(
+async def test_no_message_is_lost_by_many_kills(
     broker: Broker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The subscriber confirms nothing in time: each kill comes right after the acknowledgement."""
+    """The broker is killed right after each acknowledgement."""
     connector, kills, batch = MqttConnector("127.0.0.1", broker.port), 10, 20
     with Listener(broker.port, "cascade/telemetry/#") as listener:
         await connector.connect()
         for number in range(kills):
             await publish(connector, *range(number * batch, (number + 1) * batch))
-            await kill(broker, connector, listener, monkeypatch)
+            await kill(broker, listener, monkeypatch)
         await publish(connector, kills * batch)
         await connector.disconnect()
         seen = numbers(listener.wait_for(lambda seen: numbers(seen)[-1:] == [kills * batch]))
@@ -105,10 +111,10 @@ async def test_after_a_clean_end_nothing_is_sent_again(broker: Broker) -> None:
 
 
 @pytest.mark.parametrize(("code", "expected"), [(TAKEN_OVER, [0, 1]), (0x97, [0, 1]), (0x8B, [0, 0, 1])])
-async def test_a_broker_that_goes_on_keeps_what_it_has_acknowledged(
+async def test_messages_are_repeated_only_if_the_broker_may_have_lost_them(
     code: int, expected: list[int], broker: Broker
 ) -> None:
-    """Session taken over and quota exceeded concern one client alone; a broker that is shutting down may lose messages."""
+    """The codes 'session taken over' and 'quota exceeded' concern one client. A broker that shuts down may lose messages."""
     with Proxy(broker.port) as proxy, Listener(broker.port, "cascade/telemetry/#") as listener:
         connector = MqttConnector("127.0.0.1", proxy.port)
         await connector.connect()
@@ -121,7 +127,7 @@ async def test_a_broker_that_goes_on_keeps_what_it_has_acknowledged(
 
 
 @pytest.mark.usefixtures("real_limits")
-async def test_a_broker_that_dies_after_the_last_acknowledgement_costs_no_warning(
+async def test_the_end_of_the_broker_after_the_last_acknowledgement_is_not_reported(
     broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
     connector = MqttConnector("127.0.0.1", broker.port, strict=True, flush_timeout=3_600.0)
@@ -130,5 +136,6 @@ async def test_a_broker_that_dies_after_the_last_acknowledgement_costs_no_warnin
     broker.kill()
     await until(lambda: not is_connected(connector))
     await connector.disconnect()
-    assert (connector.report().sent, connector.report().lost, connector._outbox.bytes) == (10, 0, 0)
+    report = connector.report()
+    assert (report.sent, report.lost, report.queued) == (10, 0, 0)
     assert warnings(caplog) == []

@@ -1,4 +1,4 @@
-"""Retained states of runs: when they are published, and what a subscriber that comes late receives."""
+"""Retained states of runs: when they are published, and what a late subscriber receives."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ VALIDATOR = Draft202012Validator(load_schema("state"))
 
 
 def copies(messages: list[Any], count: int) -> list[PublishedMessage]:
-    """The messages of one run as those of several runs."""
+    """Return the messages of one run as those of several runs."""
     return [
         replace(
             message,
@@ -50,7 +50,7 @@ def state_messages(messages: list[Message]) -> list[Message]:
 
 
 def states(messages: list[Message]) -> list[dict[str, Any]]:
-    """The published states, each of which fits its schema."""
+    """Return the published states, and check each with its schema."""
     found = [json.loads(message.payload) for message in state_messages(messages)]
     for state in found:
         VALIDATOR.validate(state)
@@ -62,7 +62,7 @@ def expiry(message: Message) -> Any:
 
 
 class Held:
-    """A run, in this event loop, of a task that waits for `release`."""
+    """A run in this event loop, whose task waits for `release`."""
 
     def __init__(self, port: int, failures: int = 0) -> None:
         self.release = asyncio.Event()
@@ -84,7 +84,7 @@ class Held:
 
 
 def retained(port: int, count: int = 1) -> list[Message]:
-    """The retained states that a subscriber receives that comes now."""
+    """Return the retained states that a new subscriber receives."""
     with Listener(port, "cascade/telemetry/+/+/+/state") as late:
         return late.wait_for(lambda seen: len(seen) >= count)
 
@@ -93,7 +93,7 @@ async def seen(listener: Listener, condition: Callable[[dict[str, Any]], object]
     await until(lambda: any(condition(state) for state in states(list(listener.messages))))
 
 
-async def test_a_late_subscriber_receives_the_state_of_a_run_and_one_minute_after_its_end_nothing(
+async def test_the_state_of_a_run_is_retained_until_one_minute_after_its_end(
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Listener(broker.port) as early:
@@ -118,7 +118,7 @@ async def test_a_late_subscriber_receives_the_state_of_a_run_and_one_minute_afte
     await asyncio.to_thread(until_blocking, is_gone)
 
 
-def test_the_final_state_is_there_when_the_run_returns_and_expires_after_a_minute(broker: Broker) -> None:
+def test_the_final_state_is_published_before_the_run_returns(broker: Broker) -> None:
     cs.run(load(), connector=MqttConnector("127.0.0.1", broker.port), log_level="OFF")
     (message,) = retained(broker.port)
     (state,) = states([message])
@@ -137,7 +137,7 @@ def test_a_large_map_has_few_states(shared_broker: Broker, project: str) -> None
 
 
 async def publish_at_once(port: int, messages: Iterable[PublishedMessage]) -> None:
-    """Publish messages that all wait before there is a connection."""
+    """Publish messages before there is a connection."""
     connector = MqttConnector("127.0.0.1", port)
     for message in messages:
         await connector.publish(message.topic, message.payload, message.qos)
@@ -152,7 +152,7 @@ async def test_the_final_states_of_thousands_of_runs_that_end_at_once_are_retain
     assert {state["run_id"]: state["status"] for state in found} == {f"run-{n}": "success" for n in range(count)}
 
 
-async def test_an_invalid_message_costs_the_states_of_its_run_and_no_message(
+async def test_an_invalid_message_ends_only_the_states_of_its_run(
     broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
     messages = (await asyncio.to_thread(recorded))[:2]
@@ -188,9 +188,7 @@ async def test_states_leave_half_of_the_window_to_messages(broker: Broker) -> No
         await connector.disconnect()
 
 
-async def test_runs_at_the_same_time_and_runs_inside_of_runs_have_states_of_their_own(
-    shared_broker: Broker, listener: Listener
-) -> None:
+async def test_concurrent_and_nested_runs_have_separate_states(shared_broker: Broker, listener: Listener) -> None:
     @cs.task
     async def outer() -> int:
         return await cs.run_async(load(), connector=connector, log_level="OFF")
@@ -205,9 +203,7 @@ async def test_runs_at_the_same_time_and_runs_inside_of_runs_have_states_of_thei
     assert sorted(state["target"] for state in over().values()) == ["load"] * 3 + ["outer"] * 3
 
 
-async def test_an_attempt_that_runs_after_its_delay_is_in_the_state_although_no_message_says_so(
-    shared_broker: Broker, listener: Listener
-) -> None:
+async def test_the_state_contains_an_attempt_after_its_delay(shared_broker: Broker, listener: Listener) -> None:
     held = Held(shared_broker.port, failures=1)
     await seen(listener, lambda state: [task.get("attempt") for task in state["running"]] == [2])
     await held.end()
@@ -224,7 +220,7 @@ async def test_a_broker_that_has_lost_its_retained_messages_gets_the_state_again
     await held.end()
 
 
-def test_a_broker_that_forbids_states_costs_one_warning_and_no_message(
+def test_forbidden_states_are_reported_once_and_lose_no_message(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rules = tmp_path / "acl"
@@ -240,7 +236,7 @@ def test_a_broker_that_forbids_states_costs_one_warning_and_no_message(
     assert warning.startswith("MqttConnector: the state of a run is not published at 127.0.0.1")
 
 
-async def test_a_broker_that_closes_the_connection_after_it_has_refused_a_state_loses_no_message(
+async def test_a_refused_state_that_ends_the_connection_loses_no_message(
     broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
     closed = set[int]()
@@ -266,7 +262,7 @@ async def test_a_broker_that_closes_the_connection_after_it_has_refused_a_state_
     assert "Not authorized, on topic cascade/telemetry/local/default/" in warning
 
 
-async def test_connections_that_break_twice_do_not_end_the_states_of_a_run(broker: Broker) -> None:
+async def test_two_lost_connections_do_not_end_the_states_of_a_run(broker: Broker) -> None:
     broken = set[int]()
 
     def close_twice(packet: Packet) -> Iterable[Packet]:
@@ -296,7 +292,7 @@ async def test_a_broker_without_retained_messages_gets_no_states(
 
 
 @pytest.mark.parametrize("code", [0x80, 0x83, 0x97])
-async def test_a_state_that_the_broker_cannot_accept_now_is_sent_again(
+async def test_a_transiently_refused_state_is_sent_again(
     broker: Broker, caplog: pytest.LogCaptureFixture, code: int
 ) -> None:
     refused: list[dict[str, Any]] = []
@@ -328,9 +324,7 @@ async def test_a_broker_with_qos_0_gets_states_with_qos_0(broker: Broker) -> Non
     assert json.loads(sent[-1].payload)["status"] == "success"
 
 
-def test_a_state_that_makes_the_broker_close_the_connection_costs_no_message(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_state_that_ends_the_connection_loses_no_message(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     release = threading.Event()
 
     async def hold(_: int) -> None:

@@ -36,7 +36,7 @@ async def extract() -> list[int]:
 
 
 class HeldRun:
-    """A run that waits in its second task until it is released, and then fails."""
+    """A run whose second task waits for `release` and then fails."""
 
     def __init__(self, port: int) -> None:
         self.release = threading.Event()
@@ -174,7 +174,7 @@ def node_red() -> Path:
 
 @contextmanager
 def running_node_red(program: Path, folder: Path, port: int) -> Iterator[None]:
-    """Node-RED with the example's flow, whose broker is the one on a port of this machine. It opens no port itself."""
+    """Node-RED with the flow of the example and a broker on this machine. It opens no port."""
     flow = json.loads((EXAMPLES / "node_red.json").read_text("utf-8"))
     for node in flow:
         if node["type"] == "mqtt-broker":

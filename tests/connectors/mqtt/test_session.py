@@ -1,4 +1,4 @@
-"""Two clients with one id: a broker ends the older connection each time."""
+"""Two clients with one id, and the network thread beside a busy event loop."""
 
 import contextlib
 import re
@@ -30,7 +30,7 @@ BOTH = "and both lose their connections again and again: give each a client id o
 
 @pytest.mark.parametrize("is_busy", [False, True])
 @pytest.mark.parametrize("client_id", [None, "worker"])
-async def test_clients_whose_id_is_their_user_warn_once_and_lose_nothing(
+async def test_clients_with_their_user_name_as_id_warn_once(
     client_id: str | None, is_busy: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     topics = [events_topic("local", "default", run) for run in ("first", "second")]
@@ -74,7 +74,7 @@ def _of(messages: list[Message], topic: str) -> set[int]:
     return {*numbers([message for message in messages if message.topic == topic])}
 
 
-async def test_a_broker_that_sends_the_reason_is_believed_at_once(
+async def test_the_reason_code_session_taken_over_counts_at_once(
     shared_broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
     def rule(packet: Packet) -> Iterable[Packet]:
@@ -93,7 +93,7 @@ async def test_a_broker_that_sends_the_reason_is_believed_at_once(
 
 
 @pytest.mark.usefixtures("real_limits")
-def test_pauses_grow_although_each_connection_was_of_use_and_end_with_a_long_connection() -> None:
+def test_delays_grow_until_a_long_connection() -> None:
     client_id = ClientId(None, "etl")
     pauses = []
     for _ in range(14):
@@ -118,7 +118,7 @@ def test_pauses_grow_although_each_connection_was_of_use_and_end_with_a_long_con
     ],
     ids=["the broker is away", "a message is the reason", "a long connection"],
 )
-def test_early_ends_with_another_explanation_are_no_sign(explain: Callable[[ClientId], str]) -> None:
+def test_early_ends_with_a_known_cause_are_ignored(explain: Callable[[ClientId], str]) -> None:
     client_id = ClientId("worker", None)
     for _ in range(5):
         assert [client_id.record_end(0, 0.1) for _ in range(4)] == [""] * 4
@@ -126,20 +126,20 @@ def test_early_ends_with_another_explanation_are_no_sign(explain: Callable[[Clie
     assert client_id.value == "worker"
 
 
-def test_a_made_up_id_without_a_user_is_contested_only_if_the_broker_sends_the_reason() -> None:
+def test_a_generated_id_is_a_duplicate_only_by_reason_code() -> None:
     client_id = ClientId(None, None)
     assert [client_id.record_end(0, 0.1) for _ in range(20)] == [""] * 20
     assert (client_id.pause, client_id.is_duplicate) == (0, False)
     assert "another client has the id" in client_id.record_end(TAKEN_OVER, 0.1)
 
 
-def test_an_end_with_another_reason_is_no_sign() -> None:
+def test_other_reason_codes_are_ignored() -> None:
     client_id = ClientId("worker", None)
     assert [client_id.record_end(0x97, 0.1) for _ in range(20)] == [""] * 20
     assert (client_id.value, client_id.pause) == ("worker", 0)
 
 
-async def test_a_client_whose_place_is_taken_right_after_its_connection_is_reported(
+async def test_session_taken_over_right_after_connack_is_reported(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The client reads CONNACK and DISCONNECT together, and never reports the connection."""
@@ -182,17 +182,13 @@ async def test_a_loop_that_only_publishes_lets_the_network_thread_send(
 async def test_a_publishing_thread_never_waits_for_a_network_thread_without_a_connection(
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Even if the connection was lost between the two halves of `wake`: it has seen that the network thread is asleep."""
     connector = MqttConnector("127.0.0.1", broker.port, flush_timeout=0.01)
     await connector.connect()
     await until(lambda: is_connected(connector))
-    session = connector._session
-    assert session is not None
     broker.kill()
-    await until(lambda: not session.health.is_connected)
+    await until(lambda: not is_connected(connector))
     monkeypatch.setattr("cascade.connectors.mqtt.session.MAX_TURN", -1)
-    monkeypatch.setattr("cascade.connectors.mqtt.session.LOCK_RELEASE", -1)  # which `time.sleep` refuses
-    session._is_waiting = True
+    monkeypatch.setattr("cascade.connectors.mqtt.session.LOCK_RELEASE", -1)  # an invalid argument of `time.sleep`
     for number in range(3):
         await connector.publish(events_topic("local", "default", "run"), telemetry(number))
     await connector.disconnect()
@@ -200,7 +196,7 @@ async def test_a_publishing_thread_never_waits_for_a_network_thread_without_a_co
 
 @contextlib.contextmanager
 def threads_never_switched() -> Iterator[None]:
-    """Keep the interpreter from forcing a thread to release its lock (GIL)."""
+    """Disable the forced release of the interpreter's lock (GIL)."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(NEVER)
     try:

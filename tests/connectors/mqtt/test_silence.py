@@ -1,11 +1,11 @@
-"""When a broker is taken for dead: not for what our own thread did not get round to."""
+"""A delayed network thread does not make a broker count as unreachable."""
 
 import asyncio
 import contextlib
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -36,24 +36,24 @@ async def ignore(topic: str, payload: object) -> None:
     pass
 
 
-class Stall:
-    """Holds up a connector's thread once, when it has messages out: so it is when others do not let go of the GIL.
+class NetworkThreadDelay:
+    """Delays the thread of a connector once, when messages are in flight, like a thread that keeps the GIL.
 
-    The patience with the broker is short until then, and out of reach again when the stall is over.
+    The time limit for an answer is short during the delay, and out of reach afterwards.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, limits: pytest.MonkeyPatch) -> None:
         self.begun, self.is_over = threading.Event(), threading.Event()
         work, self._limits = Connection.work, limits
 
-        def hold_up(connection: Connection) -> None:
+        def delay(connection: Connection) -> None:
             work(connection)
             if connection._unacknowledged and not self.begun.is_set():
                 limits.setattr(_health, "ANSWER_TIMEOUT", LONGER / 2)
                 self.begun.set()
                 assert self.is_over.wait(HANG)
 
-        monkeypatch.setattr(Connection, "work", hold_up)
+        monkeypatch.setattr(Connection, "work", delay)
 
     def end(self) -> None:
         self._limits.setattr(_health, "ANSWER_TIMEOUT", HANG)
@@ -61,36 +61,36 @@ class Stall:
 
 
 @pytest.fixture
-def stall(monkeypatch: pytest.MonkeyPatch, limits: pytest.MonkeyPatch) -> Iterator[Stall]:
-    stall = Stall(monkeypatch, limits)
-    yield stall
-    stall.end()
+def delay(monkeypatch: pytest.MonkeyPatch, limits: pytest.MonkeyPatch) -> Iterator[NetworkThreadDelay]:
+    delay = NetworkThreadDelay(monkeypatch, limits)
+    yield delay
+    delay.end()
 
 
-async def test_a_thread_without_a_turn_says_nothing_about_the_broker(broker: Broker, stall: Stall) -> None:
+async def test_a_delayed_network_thread_does_not_count_as_silence(broker: Broker, delay: NetworkThreadDelay) -> None:
     connector = MqttConnector("127.0.0.1", broker.port, max_buffer_bytes=40_000)
     await connector.connect()
     for number in range(70):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(0):
                 await connector.publish(TOPIC, telemetry(number), 1)
-    await until(stall.begun.is_set)
+    await until(delay.begun.is_set)
     await asyncio.sleep(LONGER)
     assert connector.is_full(), "it is alive"
-    stall.end()
+    delay.end()
     await connector.disconnect()
     assert (connector.report().sent, connector.report().lost) == (70, 0)
 
 
-def test_a_run_whose_telemetry_has_no_turn_for_long_waits_for_it(
-    broker: Broker, stall: Stall, caplog: pytest.LogCaptureFixture
+def test_a_run_waits_for_a_delayed_network_thread(
+    broker: Broker, delay: NetworkThreadDelay, caplog: pytest.LogCaptureFixture
 ) -> None:
     connector = MqttConnector("127.0.0.1", broker.port, max_buffer_bytes=100_000)
 
     def release() -> None:
-        stall.begun.wait(HANG)
+        delay.begun.wait(HANG)
         time.sleep(LONGER)
-        stall.end()
+        delay.end()
 
     releasing = threading.Thread(target=release)
     releasing.start()
@@ -100,38 +100,39 @@ def test_a_run_whose_telemetry_has_no_turn_for_long_waits_for_it(
     assert warnings(caplog) == []
 
 
-async def test_a_broker_that_says_anything_is_alive(
-    broker: Broker, monkeypatch: pytest.MonkeyPatch, limits: pytest.MonkeyPatch
+async def test_any_packet_of_the_broker_counts_as_activity(
+    broker: Broker,
+    monkeypatch: pytest.MonkeyPatch,
+    limits: pytest.MonkeyPatch,
+    latest_health: Callable[[], ConnectionHealth],
 ) -> None:
     monkeypatch.setattr(Connection, "_acknowledged", lambda *_: None)
-    heard, hear = threading.Event(), ConnectionHealth.record_activity
+    active, record = threading.Event(), ConnectionHealth.record_activity
 
     def noted(health: ConnectionHealth) -> None:
-        hear(health)
+        record(health)
         assert health.silence == 0
-        heard.set()
+        active.set()
 
     monkeypatch.setattr(ConnectionHealth, "record_activity", noted)
     connector = MqttConnector("127.0.0.1", broker.port, flush_timeout=0.1)
     await connector.connect()
     await connector.subscribe(CONTROL, ignore)
     await connector.publish(TOPIC, telemetry(), 1)
-    session = connector._session
-    assert session is not None
     with Listener(broker.port, "nothing") as other:
         for _ in range(2):
-            await until(lambda: session.health.silence > 0)  # an answer is due
-            heard.clear()
+            await until(lambda: latest_health().silence > 0)  # an answer is due
+            active.clear()
             await asyncio.to_thread(other.publish, PAUSE, b"{}")
-            await until(heard.is_set)
-    assert session.is_alive(), "the answer may stand behind"
+            await until(active.is_set)
+    assert latest_health().is_alive, "the answer may be queued behind other packets"
     limits.undo()
-    await until(lambda: not session.is_alive())
+    await until(lambda: not latest_health().is_alive)
     await connector.disconnect()
 
 
 async def test_a_flood_is_read_many_messages_at_a_time(
-    broker: Broker, stall: Stall, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, delay: NetworkThreadDelay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count, reads, read = 1_000, 0, Client._read
 
@@ -150,13 +151,13 @@ async def test_a_flood_is_read_many_messages_at_a_time(
 
     await connector.subscribe(CONTROL, keep)
     await connector.publish(TOPIC, telemetry(), 1)
-    await until(stall.begun.is_set)
+    await until(delay.begun.is_set)
     with Listener(broker.port, "nothing") as other:
         for number in range(count):
             other.client.publish(PAUSE, json.dumps({"n": number}))
         await asyncio.to_thread(other.publish, PAUSE, json.dumps({"n": count}))
     monkeypatch.setattr(Client, "_read", counted)
-    stall.end()
+    delay.end()
     await until(lambda: found[-1:] == [count])
     assert reads < count / 10
     await connector.disconnect()

@@ -1,4 +1,4 @@
-"""The way back in: what is retained comes first, nothing floods anybody, and a reconnection is not a change."""
+"""Subscriptions: retained messages, floods, and reconnections."""
 
 import asyncio
 import json
@@ -19,22 +19,23 @@ from cascade.connectors import _health
 from cascade.connectors._health import ConnectionHealth
 from cascade.connectors.mqtt import MqttConnector, subscriber
 from cascade.connectors.mqtt.client import Client
-from cascade.connectors.mqtt.subscriptions import BATCH
+from cascade.connectors.mqtt.outbox import Outbox
+from cascade.connectors.mqtt.subscriptions import BATCH, Subscriptions
 from cascade.telemetry.topics import source, status_topic
 from cascade.telemetry.wire import InvalidPayload
 from stack.addresses import reserved_port
 from tests.connectors.mqtt.broker import Broker, Listener
 from tests.connectors.mqtt.messages import telemetry, warnings
 from tests.connectors.mqtt.proxy import Packet, Proxy, received_by_client, sent_by_client
-from tests.connectors.mqtt.waiting import hold_back, is_connected
+from tests.connectors.mqtt.waiting import delay_connections, is_connected
 from tests.lab.waiting import HANG, NEVER, soon, until
 
 CONTROL = "cascade/control/local/default/constraints/#"
 PAUSE = "cascade/control/local/default/constraints/global/pause"
 
 
-class Gardener:
-    """A callback that keeps what it is called with."""
+class RecordingCallback:
+    """A callback that records its calls."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, dict[str, Any]]] = []
@@ -59,28 +60,26 @@ async def connected(broker: Broker, **options: Any) -> MqttConnector:
 
 
 @pytest.mark.parametrize("settings", [(), ("max_inflight_messages 1",), ("max_inflight_messages 0",)])
-async def test_all_that_is_retained_has_been_handed_over_when_it_returns(
-    tmp_path: Path, settings: tuple[str, ...]
-) -> None:
-    """However few messages the broker has out at once: Mosquitto has 20 by default."""
+async def test_subscribe_returns_after_the_retained_messages(tmp_path: Path, settings: tuple[str, ...]) -> None:
+    """It holds for any number of messages in flight. Mosquitto's default is 20."""
     with Broker(tmp_path, *settings) as broker, Listener(broker.port) as other:
         topics = [f"cascade/control/local/default/constraints/task/t{n}/pause" for n in range(100)]
         for number, topic in enumerate(topics):
             other.publish(topic, json.dumps(constraint(number)), retain=True)
-        gardener, connector = Gardener(), await connected(broker)
-        await connector.subscribe(CONTROL, gardener)
-        assert sorted(gardener.calls) == sorted((topic, constraint(n)) for n, topic in enumerate(topics))
-        second = Gardener()
+        callback, connector = RecordingCallback(), await connected(broker)
+        await connector.subscribe(CONTROL, callback)
+        assert sorted(callback.calls) == sorted((topic, constraint(n)) for n, topic in enumerate(topics))
+        second = RecordingCallback()
         await connector.subscribe(CONTROL, second)
-        assert sorted(second.calls) == sorted(gardener.calls)
+        assert sorted(second.calls) == sorted(callback.calls)
         await connector.disconnect()
 
 
-async def test_messages_come_as_they_are_sent(broker: Broker) -> None:
+async def test_messages_are_delivered_in_order(broker: Broker) -> None:
     with Listener(broker.port) as other:
-        gardener, connector = Gardener(), await connected(broker)
-        await connector.subscribe(CONTROL, gardener)
-        assert gardener.calls == []
+        callback, connector = RecordingCallback(), await connected(broker)
+        await connector.subscribe(CONTROL, callback)
+        assert callback.calls == []
         sent: list[tuple[bytes, dict[str, Any]]] = [
             (b'{"a": 1}', {"a": 1}),
             (b"", {}),
@@ -91,19 +90,19 @@ async def test_messages_come_as_they_are_sent(broker: Broker) -> None:
         ]
         for count, (data, _) in enumerate(sent, 1):
             await asyncio.to_thread(other.publish, PAUSE, data)
-            await until(lambda count=count: len(gardener.calls) == count)  # type: ignore[misc]
-        # What is bigger than two megabytes is not even delivered.
+            await until(lambda count=count: len(callback.calls) == count)  # type: ignore[misc]
+        # The broker does not deliver messages above two megabytes.
         await asyncio.to_thread(other.publish, PAUSE, b"x" * 3_000_000)
         await asyncio.to_thread(other.publish, PAUSE, b'{"b": 2}')
-        await until(lambda: len(gardener.calls) > len(sent))
+        await until(lambda: len(callback.calls) > len(sent))
         expected = [*(payload for _, payload in sent), {"b": 2}]
-        assert gardener.calls == [(PAUSE, payload) for payload in expected]
-        reasons = [getattr(payload, "reason", None) for payload in gardener.payloads]
+        assert callback.calls == [(PAUSE, payload) for payload in expected]
+        reasons = [getattr(payload, "reason", None) for payload in callback.payloads]
         assert reasons == [getattr(payload, "reason", None) for payload in expected]
         await connector.disconnect()
 
 
-async def test_it_waits_for_the_callbacks_but_not_for_ever(broker: Broker, limits: pytest.MonkeyPatch) -> None:
+async def test_subscribe_waits_for_callbacks_with_a_time_limit(broker: Broker, limits: pytest.MonkeyPatch) -> None:
     with Listener(broker.port) as other:
         other.publish(PAUSE, json.dumps(constraint()), retain=True)
         connector, done = await connected(broker), asyncio.Event()
@@ -122,73 +121,73 @@ async def test_it_waits_for_the_callbacks_but_not_for_ever(broker: Broker, limit
         await connector.disconnect()
 
 
-async def test_it_does_not_wait_for_a_refused_port(limits: pytest.MonkeyPatch) -> None:
+async def test_subscribe_does_not_wait_for_a_refused_port(limits: pytest.MonkeyPatch) -> None:
     limits.setattr(subscriber, "SUBSCRIBE_TIMEOUT", NEVER)
     limits.setattr(_health, "ANSWER_TIMEOUT", NEVER)
     connector = MqttConnector("127.0.0.1", reserved_port())
     await connector.connect()
-    await soon(connector.subscribe(CONTROL, Gardener()))
+    await soon(connector.subscribe(CONTROL, RecordingCallback()))
     await connector.disconnect()
 
 
 @pytest.mark.usefixtures("real_limits")
-async def test_it_does_not_wait_for_ever_without_an_answer(broker: Broker) -> None:
+async def test_subscribe_has_a_time_limit_without_an_answer(broker: Broker) -> None:
     with broker.frozen():
         connector = await connected(broker, flush_timeout=NEVER)
-        await soon(connector.subscribe(CONTROL, Gardener()))
+        await soon(connector.subscribe(CONTROL, RecordingCallback()))
         await connector.disconnect()
 
 
-async def test_before_anybody_connects_it_is_remembered(broker: Broker) -> None:
+async def test_a_subscription_before_connect_is_kept(broker: Broker) -> None:
     with Listener(broker.port) as other:
         other.publish(PAUSE, json.dumps(constraint()), retain=True)
-        connector, gardener = MqttConnector("127.0.0.1", broker.port), Gardener()
-        await connector.subscribe(CONTROL, gardener)
+        connector, callback = MqttConnector("127.0.0.1", broker.port), RecordingCallback()
+        await connector.subscribe(CONTROL, callback)
         await connector.connect()
-        await until(lambda: gardener.payloads == [constraint()])
+        await until(lambda: callback.payloads == [constraint()])
         await connector.disconnect()
 
 
-async def test_who_has_unsubscribed_hears_nothing_more(broker: Broker) -> None:
+async def test_no_message_is_delivered_after_unsubscribe(broker: Broker) -> None:
     with Listener(broker.port) as other:
-        first, second, connector = Gardener(), Gardener(), await connected(broker)
-        for gardener in (first, second):
-            await connector.subscribe(CONTROL, gardener)
+        first, second, connector = RecordingCallback(), RecordingCallback(), await connected(broker)
+        for callback in (first, second):
+            await connector.subscribe(CONTROL, callback)
         await connector.unsubscribe(CONTROL, first)
         await connector.unsubscribe(CONTROL, first)
         await connector.unsubscribe("never/subscribed", first)
         await asyncio.to_thread(other.publish, PAUSE, b'{"a": 1}')
         await until(lambda: second.payloads)
         await connector.unsubscribe(CONTROL, second)
-        # Subscribed anew it is told anew what is retained.
+        # A new subscription receives the retained messages again.
         await asyncio.to_thread(other.publish, PAUSE, b'{"b": 2}', retain=True)
-        third = Gardener()
+        third = RecordingCallback()
         await connector.subscribe(CONTROL, third)
         assert (first.payloads, second.payloads) == ([], [{"a": 1}])
-        # Twice if the broker had not heard yet that the last subscription is over: once as it comes, once as retained.
+        # Twice if the broker has not handled UNSUBSCRIBE yet: once live, once retained.
         assert third.payloads in ([{"b": 2}], [{"b": 2}] * 2)
         await connector.disconnect()
 
 
-async def test_the_last_disconnect_ends_all_of_them(broker: Broker) -> None:
+async def test_the_last_disconnect_ends_all_subscriptions(broker: Broker) -> None:
     with Listener(broker.port) as other:
-        gardener, connector = Gardener(), await connected(broker)
+        callback, connector = RecordingCallback(), await connected(broker)
         await connector.connect()
-        await connector.subscribe(CONTROL, gardener)
+        await connector.subscribe(CONTROL, callback)
         await connector.disconnect()
         await asyncio.to_thread(other.publish, PAUSE, b'{"a": 1}')
-        await until(lambda: gardener.payloads == [{"a": 1}])
+        await until(lambda: callback.payloads == [{"a": 1}])
         await connector.disconnect()
         await connector.connect()
         await until(lambda: is_connected(connector))
         await asyncio.to_thread(other.publish, PAUSE, b'{"b": 2}')
-        await connector.subscribe("cascade/else", Gardener())  # a round trip
-        assert gardener.payloads == [{"a": 1}]
+        await connector.subscribe("cascade/else", RecordingCallback())  # a round trip
+        assert callback.payloads == [{"a": 1}]
         await connector.disconnect()
 
 
 @pytest.mark.parametrize("error", [LookupError("the subscriber's own"), asyncio.CancelledError()])
-async def test_a_callback_that_fails_is_told_once_and_called_again(
+async def test_an_error_of_a_callback_is_logged_once(
     error: BaseException, broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A callback that awaits a task which is cancelled raises CancelledError, although nothing cancels the inbox."""
@@ -210,7 +209,7 @@ async def test_a_callback_that_fails_is_told_once_and_called_again(
     ]
 
 
-async def test_what_was_cleared_while_the_connection_was_lost_comes_as_cleared(
+async def test_a_message_removed_during_an_outage_is_delivered_as_empty(
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other_topic = PAUSE.replace("global", "task/t")
@@ -219,27 +218,27 @@ async def test_what_was_cleared_while_the_connection_was_lost_comes_as_cleared(
         for topic in (PAUSE, other_topic, changed):
             other.publish(topic, json.dumps(constraint()), retain=True)
         other.publish(PAUSE.replace("pause", "x"), b'{"not": "retained"}')
-    gardener, connector = Gardener(), await connected(broker)
-    await connector.subscribe(CONTROL, gardener)
-    assert len(gardener.calls) == 3
-    gardener.calls.clear()
-    may_connect = hold_back(monkeypatch)
-    broker.restart()  # without persistence it has forgotten everything
+    callback, connector = RecordingCallback(), await connected(broker)
+    await connector.subscribe(CONTROL, callback)
+    assert len(callback.calls) == 3
+    callback.calls.clear()
+    may_connect = delay_connections(monkeypatch)
+    broker.restart()  # it has no persistence
     with Listener(broker.port) as other:
         other.publish(other_topic, json.dumps(constraint()), retain=True)
         other.publish(changed, json.dumps(constraint(1)), retain=True)
         other.publish(new, json.dumps(constraint(2)), retain=True)
         may_connect.set()
-        await until(lambda: len(gardener.calls) == 3)
-        assert sorted(gardener.calls, key=str) == sorted(
+        await until(lambda: len(callback.calls) == 3)
+        assert sorted(callback.calls, key=str) == sorted(
             [(PAUSE, {}), (changed, constraint(1)), (new, constraint(2))], key=str
         ), "what has not changed is not told again"
         await asyncio.to_thread(other.publish, PAUSE, b'{"live": 1}')
-        await until(lambda: len(gardener.calls) == 4)
+        await until(lambda: len(callback.calls) == 4)
     await connector.disconnect()
 
 
-async def test_a_flood_is_handed_over_in_order_a_few_messages_in_a_turn_of_the_loop(broker: Broker) -> None:
+async def test_a_flood_is_delivered_in_order_and_in_batches(broker: Broker) -> None:
     with Listener(broker.port, "nothing") as other:
         connector, found, calls, is_ordered = await connected(broker), dict[str, int](), 0, True
         count, topics, most, last = 5_000, 100, 0, 0
@@ -268,72 +267,63 @@ async def test_a_flood_is_handed_over_in_order_a_few_messages_in_a_turn_of_the_l
         await connector.disconnect()
 
 
-async def test_of_a_hundred_thousand_messages_only_the_latest_of_each_topic_waits(broker: Broker) -> None:
-    gardener, connector = Gardener(), await connected(broker)
-    await connector.subscribe(CONTROL, gardener)
+async def test_only_the_latest_message_of_each_topic_is_delivered() -> None:
+    callback, subscriptions = RecordingCallback(), Subscriptions(lambda: None, pytest.fail)
+    _, inbox = subscriptions.add(CONTROL, callback)
     for number in range(100_000):
-        connector._subscriptions.receive(f"{PAUSE}/{number % 10}", b'{"n": %d}' % number, retained=False)
-    connector._subscriptions.wake()
-    (subscription,) = connector._subscriptions.all()
-    assert len(subscription.inboxes[0]._pending) == 10
-    await until(lambda: len(gardener.calls) == 10)
-    assert gardener.payloads == [{"n": 99_990 + n} for n in range(10)]
-    await connector.disconnect()
+        subscriptions.receive(f"{PAUSE}/{number % 10}", b'{"n": %d}' % number, retained=False)
+    subscriptions.wake()
+    await until(lambda: len(callback.calls) == 10)
+    assert callback.payloads == [{"n": 99_990 + n} for n in range(10)]
+    await inbox.close()
 
 
-async def test_a_pause_is_found_among_thousands_of_topics_of_garbage(broker: Broker) -> None:
+async def test_a_pause_among_thousands_of_invalid_messages_is_delivered(broker: Broker) -> None:
     with Listener(broker.port, "nothing") as other:
         for number in range(6_000):
             other.client.publish(f"{PAUSE}/{number}", b"garbage", 1, retain=True)
         other.publish(PAUSE, json.dumps(constraint()), retain=True)
-        gardener, later, connector = Gardener(), Gardener(), await connected(broker)
-        for one in (gardener, later):
+        callback, later, connector = RecordingCallback(), RecordingCallback(), await connected(broker)
+        for one in (callback, later):
             await connector.subscribe(CONTROL, one)
             await until(lambda one=one: len(one.calls) == 6_001)  # type: ignore[misc]
             assert (PAUSE, constraint()) in one.calls
         await connector.disconnect()
 
 
-async def test_more_than_anyone_needs_is_refused_with_one_warning(
-    broker: Broker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_messages_above_the_capacity_are_dropped_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cascade.connectors.mqtt.subscriptions.CAPACITY", 1 << 20)
-    connector, may_go_on, calls = await connected(broker), asyncio.Event(), list[str]()
+    may_go_on, calls, reported = asyncio.Event(), list[str](), set[str]()
+    subscriptions = Subscriptions(lambda: None, reported.add)
 
-    async def held_up(topic: str, payload: dict[str, Any]) -> None:
+    async def blocked(topic: str, payload: dict[str, Any]) -> None:
         await may_go_on.wait()
         calls.append(topic)
 
-    await connector.subscribe(CONTROL, held_up)
+    subscription, inbox = subscriptions.add(CONTROL, blocked)
     for number in range(5_000):
-        connector._subscriptions.receive(f"{PAUSE}/{number}", b'{"n": 1}', retained=True)
-        connector._subscriptions.wake()
-    (warning,) = warnings(caplog)
-    assert "MiB of messages wait" in warning
+        subscriptions.receive(f"{PAUSE}/{number}", b'{"n": 1}', retained=True)
+        subscriptions.wake()
+    (warning,) = reported
+    assert "MiB of received messages are queued" in warning
     may_go_on.set()
     await until(lambda: len(calls) >= 3_500)
-    (subscription,) = connector._subscriptions.all()
     assert 3_500 < len(subscription.held) < 4_500
-    await until(lambda: subscription.inboxes[0].is_idle)
+    await until(lambda: inbox.is_idle)
     assert len(calls) < 4_500
-    await connector.disconnect()
+    await inbox.close()
 
 
-def test_a_subscription_whose_event_loop_is_gone_is_dropped(broker: Broker) -> None:
-    connector = MqttConnector("127.0.0.1", broker.port)
-    runner = asyncio.Runner()
-    with runner:
-        runner.run(connector.connect())
-        asyncio.run(_subscribe_and_go(connector))
-        connector._subscriptions.receive(PAUSE, b'{"a": 1}', retained=False)
-        assert connector._subscriptions.all() == []
-        gardener = Gardener()
-        runner.run(connector.subscribe(CONTROL, gardener))
-        runner.run(connector.disconnect())
+def test_a_subscription_whose_event_loop_is_closed_is_dropped() -> None:
+    subscriptions = Subscriptions(lambda: None, pytest.fail)
 
+    async def subscribe() -> None:
+        subscriptions.add(CONTROL, RecordingCallback())
 
-async def _subscribe_and_go(connector: MqttConnector) -> None:
-    await connector.subscribe(CONTROL, Gardener())
+    asyncio.run(subscribe())
+    assert [subscription.pattern for subscription in subscriptions.all()] == [CONTROL]
+    subscriptions.receive(PAUSE, b'{"a": 1}', retained=False)
+    assert subscriptions.all() == []
 
 
 async def test_a_subscription_in_another_event_loop_is_ended_by_the_last_disconnect(broker: Broker) -> None:
@@ -344,34 +334,33 @@ async def test_a_subscription_in_another_event_loop_is_ended_by_the_last_disconn
     async def elsewhere() -> str:
         ended = asyncio.Event()
 
-        async def held_up(topic: str, payload: dict[str, Any]) -> None:
+        async def blocked(topic: str, payload: dict[str, Any]) -> None:
             loop.call_soon_threadsafe(entered.set)
             try:
                 await asyncio.Event().wait()
             finally:
                 ended.set()
 
-        await connector.subscribe(CONTROL, held_up)
+        await connector.subscribe(CONTROL, blocked)
         async with asyncio.timeout(HANG):
             await ended.wait()
         return "ended"
 
     thread = asyncio.ensure_future(asyncio.to_thread(lambda: asyncio.run(elsewhere())))
-    await until(connector._subscriptions.all)
-    connector._subscriptions.receive(PAUSE, b'{"a": 1}', retained=False)
-    connector._subscriptions.wake()
-    await entered.wait()
+    with Listener(broker.port) as other:
+        other.publish(PAUSE, b'{"a": 1}', retain=True)
+        await entered.wait()
     await connector.disconnect()
     assert await thread == "ended"
 
 
 @pytest.mark.parametrize("pattern", ["", "a/#/b", "a+", "$SYS/#", "a\0"])
-async def test_what_is_no_topic_filter_is_refused(pattern: str) -> None:
+async def test_an_invalid_topic_filter_is_refused(pattern: str) -> None:
     with pytest.raises(ValueError, match="topic filter"):
-        await MqttConnector("127.0.0.1", reserved_port()).subscribe(pattern, Gardener())
+        await MqttConnector("127.0.0.1", reserved_port()).subscribe(pattern, RecordingCallback())
 
 
-async def test_what_is_held_holds_on_if_the_broker_refuses_to_tell_again(
+async def test_constraints_stay_valid_if_the_broker_refuses_the_subscription(
     broker: Broker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subscribe = Client.subscribe
@@ -382,14 +371,13 @@ async def test_what_is_held_holds_on_if_the_broker_refuses_to_tell_again(
 
     with Listener(broker.port) as other:
         other.publish(PAUSE, json.dumps(constraint()), retain=True)
-        gardener, later, connector = Gardener(), Gardener(), await connected(broker)
-        await connector.subscribe(CONTROL, gardener)
+        callback, later, connector = RecordingCallback(), RecordingCallback(), await connected(broker)
+        await connector.subscribe(CONTROL, callback)
         monkeypatch.setattr(Client, "subscribe", refused)
-    broker.restart()  # without persistence it has forgotten the pause, but does not say so
-    (subscription,) = connector._subscriptions.all()
-    await until(lambda: warnings(caplog) and subscription.is_ready)
+    broker.restart()  # it has no persistence, so the pause is gone
+    await until(lambda: warnings(caplog))
     await connector.subscribe(CONTROL, later)
-    assert gardener.calls == later.calls == [(PAUSE, constraint())]
+    assert callback.calls == later.calls == [(PAUSE, constraint())]
     assert warnings(caplog) == [f"MqttConnector: control cannot be received on {CONTROL}: Quota exceeded"]
     await connector.disconnect()
 
@@ -397,27 +385,28 @@ async def test_what_is_held_holds_on_if_the_broker_refuses_to_tell_again(
 async def test_another_thread_may_connect_while_the_last_run_ends(
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connector, gardener = await connected(broker), Gardener()
-    abandon = connector._outbox.abandon
+    connector, callback, abandon = await connected(broker), RecordingCallback(), Outbox.abandon
 
     async def begin() -> None:
         await connector.connect()
-        connector._subscriptions.add(CONTROL, gardener)
+        await connector.subscribe(CONTROL, callback)
         await connector.publish("cascade/telemetry/local/default/run/events", telemetry(), 1)
+        await connector.disconnect()
 
     begins = threading.Thread(target=lambda: asyncio.run(begin()))
 
-    def preempted(before: int, reason: str) -> None:
+    def preempted(outbox: Outbox, before: int, reason: str) -> None:
         if begins.ident is None:
             begins.start()
-            begins.join(0.5)  # what it does now, it does in the middle of our end
-        abandon(before, reason)
+            begins.join(0.5)  # the other thread connects while this one ends the session
+        abandon(outbox, before, reason)
 
-    monkeypatch.setattr(connector._outbox, "abandon", preempted)
-    await connector.disconnect()
-    await asyncio.to_thread(begins.join)
-    assert [subscription.pattern for subscription in connector._subscriptions.all()] == [CONTROL]
-    await connector.disconnect()
+    monkeypatch.setattr(Outbox, "abandon", preempted)
+    with Listener(broker.port) as other:
+        other.publish(PAUSE, json.dumps(constraint()), retain=True)
+        await connector.disconnect()
+        await asyncio.to_thread(begins.join)
+    assert callback.payloads == [constraint()]
     assert (connector.report().sent, connector.report().lost) == (1, 0)
 
 
@@ -425,10 +414,10 @@ PLUGIN = Path("/usr/lib/x86_64-linux-gnu/mosquitto_dynamic_security.so")
 
 
 @pytest.mark.skipif(not PLUGIN.exists(), reason="the dynamic security plugin is not installed")
-async def test_a_subscription_that_is_refused_is_told(
+async def test_a_refused_subscription_is_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, limits: pytest.MonkeyPatch
 ) -> None:
-    """An ACL file of Mosquitto 2.0 lets anybody subscribe, and delivers nothing; the plugin refuses."""
+    """An ACL file of Mosquitto 2.0 accepts each subscription and delivers nothing. The plugin refuses it."""
     limits.setattr(subscriber, "SUBSCRIBE_TIMEOUT", NEVER)
     rules = {"publishClientSend": True, "publishClientReceive": True, "subscribe": False, "unsubscribe": True}
     (tmp_path / "security.json").write_text(json.dumps({"defaultACLAccess": rules, "clients": [], "roles": []}))
@@ -436,7 +425,7 @@ async def test_a_subscription_that_is_refused_is_told(
     with Broker(tmp_path, *options) as broker:
         connector = await connected(broker)
         for _ in range(2):
-            await soon(connector.subscribe(CONTROL, Gardener()))
+            await soon(connector.subscribe(CONTROL, RecordingCallback()))
         await connector.publish("cascade/telemetry/local/default/run/events", telemetry(), 1)
         await connector.disconnect()
         assert connector.report().sent == 1
@@ -444,7 +433,7 @@ async def test_a_subscription_that_is_refused_is_told(
 
 
 @pytest.mark.parametrize("code", [0x80, 0x83, 0x97])
-async def test_a_subscription_that_the_broker_refuses_for_now_is_repeated(
+async def test_a_transiently_refused_subscription_is_repeated(
     broker: Broker, caplog: pytest.LogCaptureFixture, code: int
 ) -> None:
     refused = list[Packet]()
@@ -456,15 +445,15 @@ async def test_a_subscription_that_the_broker_refuses_for_now_is_repeated(
         answer = packet.body[:2] + bytes([0]) + bytes([code] * packet.body.count(b"cascade/"))
         return (Packet(PacketTypes.SUBACK, answer, from_broker=True, connection=packet.connection),)
 
-    gardener = Gardener()
+    callback = RecordingCallback()
     with Listener(broker.port) as other, Proxy(broker.port, refuse_three_times) as proxy:
         other.publish(PAUSE, json.dumps(constraint()), retain=True)
         connector = MqttConnector("127.0.0.1", proxy.port)
         await connector.connect()
-        await connector.subscribe(CONTROL, gardener)
-        await until(lambda: gardener.calls)
+        await connector.subscribe(CONTROL, callback)
+        await until(lambda: callback.calls)
         await connector.disconnect()
-    assert gardener.calls == [(PAUSE, constraint())]
+    assert callback.calls == [(PAUSE, constraint())]
     assert [CONTROL.encode() in packet.body for packet in refused][1:] == [True, True]
     assert warnings(caplog)[0].startswith(f"MqttConnector: control cannot be received on {CONTROL}: ")
 
@@ -474,7 +463,7 @@ SUBSCRIBED, RETAINED = received_by_client(PacketTypes.SUBACK), received_by_clien
 
 
 async def round_trips(connector: MqttConnector, proxy: Proxy) -> None:
-    """Three round trips to the broker: more than the answer to a packet that was sent before takes."""
+    """Make three round trips to the broker, after which earlier packets are answered."""
     for number in range(3):
         count = len(proxy.matching(received_by_client(PacketTypes.PUBACK)))
         await connector.publish("cascade/telemetry/local/default/run/events", telemetry(number), 1)
@@ -489,8 +478,8 @@ async def test_retained_messages_that_the_broker_sends_after_its_answers_are_rec
         await connector.connect()
         for count, (pattern, topic) in enumerate([(CONTROL, PAUSE), ("else/#", "else/pause")]):
             proxy.hold(lambda packet: RETAINED(packet) and packet.retain)
-            gardener = Gardener()
-            subscribing = asyncio.ensure_future(connector.subscribe(pattern, gardener))
+            callback = RecordingCallback()
+            subscribing = asyncio.ensure_future(connector.subscribe(pattern, callback))
             await asyncio.to_thread(
                 proxy.wait_for_count, count + 1, lambda p: SUBSCRIBED(p) and len(p.body) > 2 + 1 + 1
             )
@@ -498,7 +487,7 @@ async def test_retained_messages_that_the_broker_sends_after_its_answers_are_rec
             assert not subscribing.done()
             proxy.release()
             await subscribing
-            assert gardener.calls == [(topic, constraint(count))]
+            assert callback.calls == [(topic, constraint(count))]
         assert not proxy.matching(sent_by_client(PacketTypes.UNSUBSCRIBE)), "not every broker answers it"
         await connector.disconnect()
 
@@ -506,25 +495,25 @@ async def test_retained_messages_that_the_broker_sends_after_its_answers_are_rec
 async def test_a_retained_message_that_comes_after_the_presence_is_received_too(
     broker: Broker, limits: pytest.MonkeyPatch
 ) -> None:
-    """Some brokers look for the retained messages of each filter in a process of its own."""
+    """Some brokers look up the retained messages of each filter in a separate process."""
     limits.setattr(subscriber, "RETAINED_GAP", NEVER)
     with Listener(broker.port) as other, Proxy(broker.port) as proxy:
         other.publish(PAUSE, json.dumps(constraint()), retain=True)
         proxy.hold(lambda packet: RETAINED(packet) and packet.topic == PAUSE)
-        connector, gardener = MqttConnector("127.0.0.1", proxy.port), Gardener()
+        connector, callback = MqttConnector("127.0.0.1", proxy.port), RecordingCallback()
         await connector.connect()
-        subscribing = asyncio.ensure_future(connector.subscribe(CONTROL, gardener))
+        subscribing = asyncio.ensure_future(connector.subscribe(CONTROL, callback))
         await asyncio.to_thread(proxy.wait_for_count, 1, lambda p: RETAINED(p) and p.topic.startswith(STATUS))
         await round_trips(connector, proxy)
         assert not subscribing.done()
         limits.setattr(subscriber, "RETAINED_GAP", 0.01)
         proxy.release()
         await subscribing
-        assert gardener.calls == [(PAUSE, constraint())]
+        assert callback.calls == [(PAUSE, constraint())]
         await connector.disconnect()
 
 
-async def test_one_quiet_time_after_the_presence_ends_the_wait(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_wait_ends_with_a_gap_after_the_presence(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     until_quiet, waits = subscriber.Barrier._until_quiet, list[int]()
 
     async def counted(barrier: subscriber.Barrier, number: int, limit: float) -> None:
@@ -533,7 +522,7 @@ async def test_one_quiet_time_after_the_presence_ends_the_wait(broker: Broker, m
 
     monkeypatch.setattr(subscriber.Barrier, "_until_quiet", counted)
     connector = await connected(broker)
-    await connector.subscribe(CONTROL, Gardener())
+    await connector.subscribe(CONTROL, RecordingCallback())
     assert len(waits) == 1
     await connector.disconnect()
 
@@ -555,7 +544,7 @@ UNCERTAIN_WARNING = (
 )
 
 
-async def test_without_the_right_to_read_its_presence_it_makes_round_trips(
+async def test_without_access_to_the_presence_round_trips_are_made(
     guarded: Broker, caplog: pytest.LogCaptureFixture, limits: pytest.MonkeyPatch
 ) -> None:
     topics = [f"cascade/control/local/default/constraints/task/t{n}/pause" for n in range(100)]
@@ -563,11 +552,11 @@ async def test_without_the_right_to_read_its_presence_it_makes_round_trips(
         for number, topic in enumerate(topics):
             other.publish(topic, json.dumps(constraint(number)), retain=True)
     limits.setattr(subscriber, "PRESENCE_TIMEOUT", 0.05)
-    gardener, connector = Gardener(), await connected(guarded)
-    await connector.subscribe(CONTROL, gardener)
-    assert sorted(gardener.calls) == sorted((topic, constraint(n)) for n, topic in enumerate(topics))
+    callback, connector = RecordingCallback(), await connected(guarded)
+    await connector.subscribe(CONTROL, callback)
+    assert sorted(callback.calls) == sorted((topic, constraint(n)) for n, topic in enumerate(topics))
     limits.setattr(subscriber, "PRESENCE_TIMEOUT", NEVER)
-    await soon(connector.subscribe("cascade/control/#", Gardener()))
+    await soon(connector.subscribe("cascade/control/#", RecordingCallback()))
     assert warnings(caplog) == [UNCERTAIN_WARNING + status_topic("local", "default", source())]
     await connector.disconnect()
 
@@ -580,12 +569,12 @@ async def test_a_broker_that_returns_neither_the_presence_nor_an_answer_to_unsub
         proxy.hold(received_by_client(PacketTypes.UNSUBACK))
         connector = MqttConnector("127.0.0.1", proxy.port)
         await connector.connect()
-        await connector.subscribe(CONTROL, Gardener())
+        await connector.subscribe(CONTROL, RecordingCallback())
         assert warnings(caplog) == [f"{LATE_WARNING}the broker did not answer UNSUBSCRIBE"]
-        assert connector._session is not None
-        limits.setattr("cascade.connectors._health.ANSWER_TIMEOUT", 0.0)
+        silence = list[float]()
+        limits.setattr(ConnectionHealth, "record_silence", lambda _, seconds: silence.append(seconds))
         await round_trips(connector, proxy)
-        assert connector._session.health.silence == 0, "no answer is due"
+        assert silence == [], "no answer is due"
         await connector.disconnect()
 
 
@@ -596,18 +585,18 @@ async def test_retained_messages_that_are_too_late_are_reported(
     with Listener(broker.port) as other, Proxy(broker.port) as proxy:
         other.publish(PAUSE, json.dumps(constraint()), retain=True)
         proxy.hold(lambda packet: RETAINED(packet) and packet.retain)
-        connector, gardener = MqttConnector("127.0.0.1", proxy.port), Gardener()
+        connector, callback = MqttConnector("127.0.0.1", proxy.port), RecordingCallback()
         await connector.connect()
-        await connector.subscribe(CONTROL, gardener)
+        await connector.subscribe(CONTROL, callback)
         first = UNCERTAIN_WARNING + status_topic("local", "default", source())
-        assert (gardener.calls, warnings(caplog)) == ([], [first])
+        assert (callback.calls, warnings(caplog)) == ([], [first])
         proxy.release()
-        await until(lambda: gardener.payloads == [constraint()])
+        await until(lambda: callback.payloads == [constraint()])
         await until(lambda: warnings(caplog) == [first, f"{LATE_WARNING}the broker sends them late"])
         await connector.disconnect()
 
 
-async def test_a_refused_subscription_to_the_presence_costs_nothing(broker: Broker, limits: pytest.MonkeyPatch) -> None:
+async def test_a_refused_subscription_to_the_presence_is_harmless(broker: Broker, limits: pytest.MonkeyPatch) -> None:
     limits.setattr(subscriber, "PRESENCE_TIMEOUT", NEVER)
 
     def rule(packet: Packet) -> Iterable[Packet]:
@@ -617,14 +606,14 @@ async def test_a_refused_subscription_to_the_presence_costs_nothing(broker: Brok
 
     with Listener(broker.port) as other, Proxy(broker.port, rule) as proxy:
         other.publish(PAUSE, json.dumps(constraint()), retain=True)
-        connector, gardener = MqttConnector("127.0.0.1", proxy.port), Gardener()
+        connector, callback = MqttConnector("127.0.0.1", proxy.port), RecordingCallback()
         await connector.connect()
-        await soon(connector.subscribe(CONTROL, gardener))
-        assert gardener.payloads == [constraint()]
+        await soon(connector.subscribe(CONTROL, callback))
+        assert callback.payloads == [constraint()]
         await connector.disconnect()
 
 
-async def test_a_broker_that_ends_the_connection_for_a_forbidden_subscription_gets_it_twice(broker: Broker) -> None:
+async def test_a_subscription_that_ends_the_connection_is_sent_at_most_twice(broker: Broker) -> None:
     def forbid(packet: Packet) -> Iterable[Packet]:
         if sent_by_client(PacketTypes.SUBSCRIBE)(packet) and STATUS.encode() in packet.body:
             return (Packet(PacketTypes.DISCONNECT, b"\x87", from_broker=True, connection=packet.connection),)
@@ -632,22 +621,22 @@ async def test_a_broker_that_ends_the_connection_for_a_forbidden_subscription_ge
 
     with Listener(broker.port) as other, Proxy(broker.port, forbid) as proxy:
         other.publish(PAUSE, json.dumps(constraint()), retain=True)
-        connector, gardener = MqttConnector("127.0.0.1", proxy.port), Gardener()
+        connector, callback = MqttConnector("127.0.0.1", proxy.port), RecordingCallback()
         await connector.connect()
-        await connector.subscribe(CONTROL, gardener)
-        await until(lambda: gardener.payloads == [constraint()])
-        await soon(connector.subscribe("cascade/control/#", Gardener()))
+        await connector.subscribe(CONTROL, callback)
+        await until(lambda: callback.payloads == [constraint()])
+        await soon(connector.subscribe("cascade/control/#", RecordingCallback()))
         assert len(proxy.matching(sent_by_client(PacketTypes.CONNECT))) == 3
         await connector.disconnect()
 
 
-async def test_two_subscriptions_that_wait_for_an_answer_are_not_forbidden(broker: Broker) -> None:
+async def test_two_pending_subscriptions_do_not_count_as_forbidden(broker: Broker) -> None:
     with Proxy(broker.port) as proxy:
         proxy.hold(SUBSCRIBED)
         connector, sent = MqttConnector("127.0.0.1", proxy.port), sent_by_client(PacketTypes.SUBSCRIBE)
         await connector.connect()
         await asyncio.to_thread(proxy.wait_for_count, 1, sent)
-        subscribing = asyncio.ensure_future(connector.subscribe(CONTROL, Gardener()))
+        subscribing = asyncio.ensure_future(connector.subscribe(CONTROL, RecordingCallback()))
         await asyncio.to_thread(proxy.wait_for_count, 2, sent)
         proxy.release()
         await subscribing
@@ -657,7 +646,7 @@ async def test_two_subscriptions_that_wait_for_an_answer_are_not_forbidden(broke
         await connector.disconnect()
 
 
-async def test_a_broker_that_tcp_has_reached_late_has_more_time_to_connect(
+async def test_a_slow_tcp_handshake_extends_the_time_to_connect(
     broker: Broker, limits: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits.setattr(_health, "ANSWER_TIMEOUT", 0.05)
@@ -666,66 +655,72 @@ async def test_a_broker_that_tcp_has_reached_late_has_more_time_to_connect(
     with Listener(broker.port) as other, Proxy(broker.port) as proxy:
         other.publish(PAUSE, json.dumps(constraint()), retain=True)
         proxy.hold(received_by_client(PacketTypes.CONNACK))
-        connector, gardener = MqttConnector("127.0.0.1", proxy.port), Gardener()
+        connector, callback = MqttConnector("127.0.0.1", proxy.port), RecordingCallback()
         await connector.connect()
-        subscribing = asyncio.ensure_future(connector.subscribe(CONTROL, gardener))
+        subscribing = asyncio.ensure_future(connector.subscribe(CONTROL, callback))
         await asyncio.wait({subscribing}, timeout=0.2)
         assert not subscribing.done()
         proxy.release()
         await subscribing
-        assert gardener.payloads == [constraint()]
+        assert callback.payloads == [constraint()]
         await connector.disconnect()
 
 
-async def test_what_applied_without_being_retained_is_cleared_with_the_connection(
+async def test_constraints_without_retain_end_with_the_connection(
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The broker cannot tell whether it was cleared meanwhile."""
+    """The broker does not report whether they were removed meanwhile."""
     changed = PAUSE.replace("pause", "concurrency")
-    gardener, later, connector = Gardener(), Gardener(), await connected(broker)
+    callback, later, connector = RecordingCallback(), RecordingCallback(), await connected(broker)
     with Listener(broker.port) as other:
-        await connector.subscribe(CONTROL, gardener)
+        await connector.subscribe(CONTROL, callback)
         other.publish(changed, json.dumps(constraint(1)), retain=True)
-        await until(lambda: len(gardener.calls) == 1)
+        await until(lambda: len(callback.calls) == 1)
         other.publish(changed, json.dumps(constraint(2)))
         other.publish(PAUSE, json.dumps(constraint()))
-        await until(lambda: len(gardener.calls) == 3)
-    gardener.calls.clear()
-    may_connect = hold_back(monkeypatch)
+        await until(lambda: len(callback.calls) == 3)
+    callback.calls.clear()
+    may_connect = delay_connections(monkeypatch)
     broker.restart()
     with Listener(broker.port) as other:
         other.publish(changed, json.dumps(constraint(1)), retain=True)
         may_connect.set()
-        await until(lambda: len(gardener.calls) == 2)
-        assert gardener.calls == [(changed, constraint(1)), (PAUSE, {})]
+        await until(lambda: len(callback.calls) == 2)
+        assert callback.calls == [(changed, constraint(1)), (PAUSE, {})]
         await connector.subscribe(CONTROL, later)
         assert later.calls == [(changed, constraint(1))]
     await connector.disconnect()
 
 
-async def test_a_message_with_an_expiry_has_the_time_of_its_end(broker: Broker) -> None:
+async def test_a_message_with_an_expiry_has_expires_at(broker: Broker) -> None:
     properties: Any = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
     properties.MessageExpiryInterval = 600
-    gardener, later, connector = Gardener(), Gardener(), await connected(broker)
+    callback, connector = RecordingCallback(), await connected(broker)
     with Listener(broker.port) as other:
         before = time.time()
         other.client.publish(PAUSE, json.dumps(constraint()), 1, retain=True, properties=properties).wait_for_publish(
             HANG
         )
-        await connector.subscribe(CONTROL, gardener)
-        (payload,) = gardener.payloads
+        await connector.subscribe(CONTROL, callback)
+        (payload,) = callback.payloads
         assert before < payload.pop("expires_at") <= time.time() + 600
         assert payload == constraint()
         ends = time.time() + 300
         other.client.publish(PAUSE, json.dumps({"expires_at": ends}), 1, properties=properties)
-        await until(lambda: len(gardener.calls) == 2)
-        assert gardener.payloads[1] == {"expires_at": ends}, "the earlier end applies"
-    connector._subscriptions.receive(PAUSE, b'{"n": 1}', retained=True, expiry=0)
-    connector._subscriptions.wake()
-    await until(lambda: len(gardener.calls) == 3)
-    await connector.subscribe(CONTROL, later)
-    assert later.calls == [], "it has expired"
+        await until(lambda: len(callback.calls) == 2)
+        assert callback.payloads[1] == {"expires_at": ends}, "the earlier end applies"
     await connector.disconnect()
+
+
+async def test_an_expired_message_is_not_delivered_to_later_subscribers() -> None:
+    callback, later, subscriptions = RecordingCallback(), RecordingCallback(), Subscriptions(lambda: None, pytest.fail)
+    subscriptions.add(CONTROL, callback)
+    subscriptions.receive(PAUSE, b'{"n": 1}', retained=True, expiry=0)
+    subscriptions.wake()
+    await until(lambda: len(callback.calls) == 1)
+    _, inbox = subscriptions.add(CONTROL, later)
+    assert inbox.is_idle
+    assert later.calls == []
 
 
 async def test_a_hundred_thousand_retained_constraints_are_all_received(
@@ -755,10 +750,10 @@ async def test_a_hundred_thousand_retained_constraints_are_all_received(
 
 
 @pytest.mark.parametrize("topics", [1, 1_000_000], ids=["one topic", "ever new topics"])
-async def test_retained_constraints_that_are_published_all_the_time_do_not_delay_a_subscription(
+async def test_continuous_publications_do_not_delay_a_subscription(
     broker: Broker, topics: int, limits: pytest.MonkeyPatch
 ) -> None:
-    limits.setattr(subscriber, "RETAINED_GAP", 1.0)  # no pause of the publisher is as long
+    limits.setattr(subscriber, "RETAINED_GAP", 1.0)  # longer than any gap of the publisher
     has_subscribed = threading.Event()
 
     def publish(other: Listener) -> None:
@@ -771,7 +766,7 @@ async def test_retained_constraints_that_are_published_all_the_time_do_not_delay
     with Listener(broker.port, "none") as other:
         publishing = asyncio.create_task(asyncio.to_thread(publish, other))
         try:
-            await soon(connector.subscribe(CONTROL, Gardener()))
+            await soon(connector.subscribe(CONTROL, RecordingCallback()))
             assert not publishing.done()
         finally:
             has_subscribed.set()

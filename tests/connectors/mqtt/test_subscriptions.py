@@ -1,4 +1,4 @@
-"""Of each topic the latest, and not more than fits."""
+"""The latest message of each topic, within a memory limit."""
 
 import pytest
 from hypothesis import given
@@ -11,7 +11,7 @@ TOPICS = st.sampled_from("abcdef")
 
 
 @given(st.lists(st.one_of(TOPICS, st.tuples(TOPICS, st.integers(0, 300)))))
-def test_memory_has_its_bound_and_topics_are_in_the_order_of_their_messages(steps: list[str | tuple[str, int]]) -> None:
+def test_memory_is_bounded_and_topics_keep_the_order_of_messages(steps: list[str | tuple[str, int]]) -> None:
     latest, expected = Latest(), dict[str, bytes]()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(subscriptions, "CAPACITY", 1_000)
@@ -32,7 +32,7 @@ def test_memory_has_its_bound_and_topics_are_in_the_order_of_their_messages(step
     assert list(latest.items()) == list(expected.items())[2:]
 
 
-def test_what_is_far_too_big_is_not_kept() -> None:
+def test_a_message_above_the_limit_is_not_stored() -> None:
     latest = Latest()
     assert latest.put("t", incoming(b"x" * 1_000_000))
     assert latest.put("t", incoming(b"{}"))

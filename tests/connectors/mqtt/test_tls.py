@@ -1,4 +1,4 @@
-"""Encrypted connections, to those whose certificate is right and to others."""
+"""Encrypted connections, with valid and invalid certificates."""
 
 import json
 import ssl
@@ -42,9 +42,9 @@ def test_tls_with_a_client_certificate(certificates: Path, tmp_path: Path, caplo
         cs.run(one(), connector=MqttConnector("localhost", broker.port, tls=True), log_level="ERROR")
         cs.run(one(), connector=MqttConnector("localhost", broker.port, ca_certificate=ca), log_level="ERROR")
         cs.run(one(), connector=MqttConnector("localhost", broker.port), log_level="ERROR")
-    stranger, nobody, plain = warnings(caplog)
-    assert "4 of 4 messages were lost at localhost" in stranger
-    assert "certificate verify failed" in stranger
+    other_user, nobody, plain = warnings(caplog)
+    assert "4 of 4 messages were lost at localhost" in other_user
+    assert "certificate verify failed" in other_user
     assert "4 of 4 messages were lost" in nobody
     assert "4 of 4 messages were lost" in plain
 
@@ -68,8 +68,8 @@ def test_a_key_with_a_passphrase_does_not_ask_at_the_terminal(certificates: Path
         MqttConnector(client_certificate=certificates / "client.pem", client_key=locked)
 
 
-async def test_much_goes_both_ways(certificates: Path, tmp_path: Path) -> None:
-    """TLS reads more than it is asked for, and takes less than it is given."""
+async def test_large_amounts_are_sent_in_both_directions(certificates: Path, tmp_path: Path) -> None:
+    """TLS may read more bytes than requested, and write fewer than given."""
     server, key, ca = (str(certificates / name) for name in ("server.pem", "server.key", "ca.pem"))
     with Broker(tmp_path, *SETTINGS, listener=(f"certfile {server}", f"keyfile {key}")) as broker:
         context = ssl.create_default_context(cafile=ca)
@@ -77,15 +77,15 @@ async def test_much_goes_both_ways(certificates: Path, tmp_path: Path) -> None:
             for number in range(200):
                 topic = f"cascade/control/local/default/constraints/task/t{number}/pause"
                 listener.publish(topic, json.dumps({"id": "x" * 1_000}), retain=True)
-            heard: list[dict[str, Any]] = []
+            received: list[dict[str, Any]] = []
 
-            async def hear(topic: str, payload: dict[str, Any]) -> None:
-                heard.append(payload)
+            async def record(topic: str, payload: dict[str, Any]) -> None:
+                received.append(payload)
 
             connector = MqttConnector("localhost", broker.port, ca_certificate=ca)
             await connector.connect()
-            await connector.subscribe("cascade/control/local/default/#", hear)
-            assert len(heard) == 200
+            await connector.subscribe("cascade/control/local/default/#", record)
+            assert len(received) == 200
             for number in range(2_000):
                 await connector.publish(TOPIC, telemetry(number, text="x" * 1_000), number % 2)
             await connector.disconnect()

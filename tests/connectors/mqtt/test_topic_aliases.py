@@ -1,4 +1,4 @@
-"""Topic aliases: a connector uses those that the broker accepts, and each message arrives on its topic."""
+"""Topic aliases: the connector uses those that the broker accepts, and each message has its topic."""
 
 import asyncio
 from collections.abc import Iterable, Iterator
@@ -42,9 +42,7 @@ def resolve_aliases(packets: Iterable[Packet], most: dict[int, int]) -> Iterator
 
 @pytest.mark.parametrize("most", [1, 3, 65_535])
 @pytest.mark.parametrize("broker_name", ["mosquitto", "mochi", "aedes", "connack"])
-def test_aliases_stand_for_topics(
-    broker_name: str, most: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_aliases_replace_topics(broker_name: str, most: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     limit = Limit(
         {"TopicAliasMaximum": most},
         listener=(f"max_topic_alias {most}",),
@@ -64,7 +62,7 @@ def test_aliases_stand_for_topics(
 
 
 @pytest.mark.parametrize("most", [1, 2, 3])
-def test_more_topics_than_aliases_arrive_right(
+def test_more_topics_than_aliases(
     most: int, shared_broker: Broker, project: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with (
@@ -98,9 +96,7 @@ def test_without_topic_alias_maximum_there_is_no_alias(most: int | None, tmp_pat
         assert not [packet for packet in observed.published() if "TopicAlias" in packet.properties]
 
 
-async def test_each_connection_has_aliases_and_limits_of_its_own(
-    broker: Broker, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_each_connection_has_its_own_aliases_and_limits(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
     aliases, windows = {0: 10, 1: 0, 2: 2, 3: 1}, {0: 100, 1: 1, 2: 20, 3: 2}
 
     def rule(packet: Packet) -> Iterable[Packet]:
@@ -118,7 +114,7 @@ async def test_each_connection_has_aliases_and_limits_of_its_own(
     assert warnings(caplog) == []
 
 
-def test_all_limits_at_once_are_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_all_limits_together_are_respected(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     limit = Limit(
         {},
         mochi={
@@ -142,7 +138,7 @@ def test_all_limits_at_once_are_kept(tmp_path: Path, caplog: pytest.LogCaptureFi
 
 
 @pytest.mark.parametrize("code", [0x94, 0x80])
-async def test_a_broker_that_refuses_its_own_aliases_gets_none_in_the_next_connection(
+async def test_refused_aliases_are_not_used_in_the_next_connection(
     code: int, broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
     """0x94 is "Topic alias invalid"."""

@@ -1,4 +1,4 @@
-"""Refusals that end by themselves: the connector pauses, and sends the same messages again in order."""
+"""Transient refusals: the connector pauses, and sends the same messages again in order."""
 
 import json
 import re
@@ -39,12 +39,12 @@ def run(*connectors: Any, items: int = ITEMS) -> None:
 
 
 def is_event(packet: Packet) -> bool:
-    """Whether it is a message of a run, with QoS 1, from the connector."""
+    """Return whether it is a message of a run with QoS 1 from the connector."""
     return sent_by_client(PacketTypes.PUBLISH)(packet) and packet.qos == 1 and packet.topic.endswith("/events")
 
 
 def refuse(code: int, condition: Callable[[Packet], object]) -> Rule:
-    """A rule that answers messages of a run with a PUBACK of this reason, in place of the broker."""
+    """Return a rule that answers messages of a run with a PUBACK of this reason code."""
 
     def rule(packet: Packet) -> Iterable[Packet]:
         if not (is_event(packet) and condition(packet)):
@@ -56,7 +56,7 @@ def refuse(code: int, condition: Callable[[Packet], object]) -> Rule:
 
 
 def end(code: int, condition: Callable[[Packet], object], reference: str = "") -> Rule:
-    """A rule that answers messages of a run with a DISCONNECT of this reason, in place of the broker."""
+    """Return a rule that answers messages of a run with a DISCONNECT of this reason code."""
     value = reference.encode()
     properties = bytes([SERVER_REFERENCE]) + len(value).to_bytes(2) + value if value else b""
 
@@ -94,7 +94,7 @@ async def publish(proxy: Proxy, topic: str, count: int) -> MqttConnector:
 
 
 @pytest.mark.parametrize("code", [0x80, 0x83, 0x97])
-async def test_what_is_refused_for_now_is_sent_again_before_later_messages(
+async def test_transiently_refused_messages_are_sent_again_in_order(
     code: int, proxy: Proxy, listener: Listener, project: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     attempts = Counter[bytes]()
@@ -111,7 +111,7 @@ async def test_what_is_refused_for_now_is_sent_again_before_later_messages(
     assert warnings(caplog) == []
 
 
-async def test_a_message_that_is_always_refused_does_not_hold_up_the_others(
+async def test_a_message_that_is_always_refused_does_not_block_others(
     proxy: Proxy, listener: Listener, project: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     proxy.rules.append(refuse(0x83, lambda packet: json.loads(packet.payload)["seq"] == 3))
@@ -128,7 +128,7 @@ async def test_a_message_that_is_always_refused_does_not_hold_up_the_others(
     assert f"after {connector.report().retried:,} refusals 'Implementation specific error'" in warning
 
 
-async def test_a_topic_that_is_always_refused_does_not_hold_up_another(
+async def test_a_topic_that_is_always_refused_does_not_block_others(
     proxy: Proxy, listener: Listener, project: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     bad, good = (events_topic("local", project, run) for run in ("bad", "good"))
@@ -145,7 +145,7 @@ async def test_a_topic_that_is_always_refused_does_not_hold_up_another(
     assert "1000 of 2000 messages were lost" in warning
 
 
-def test_tasks_wait_for_a_broker_that_refuses_for_now(proxy: Proxy, caplog: pytest.LogCaptureFixture) -> None:
+def test_tasks_wait_during_transient_refusals(proxy: Proxy, caplog: pytest.LogCaptureFixture) -> None:
     beside = MemoryConnector()
     proxy.rules.append(refuse(0x97, lambda _: not held(beside)))
     connector = MqttConnector("127.0.0.1", proxy.port, max_buffer_bytes=BUFFER)
@@ -178,7 +178,7 @@ def test_the_rate_adapts_to_a_quota(proxy: Proxy, caplog: pytest.LogCaptureFixtu
     assert warnings(caplog) == []
 
 
-def test_a_broker_that_refuses_for_ever_holds_no_run(proxy: Proxy, caplog: pytest.LogCaptureFixture) -> None:
+def test_permanent_refusals_do_not_block_a_run(proxy: Proxy, caplog: pytest.LogCaptureFixture) -> None:
     proxy.rules.append(refuse(0x97, lambda _: True))
     connector = MqttConnector("127.0.0.1", proxy.port, flush_timeout=0.2)
     run(connector, items=2_000)
@@ -188,7 +188,7 @@ def test_a_broker_that_refuses_for_ever_holds_no_run(proxy: Proxy, caplog: pytes
 
 
 @pytest.mark.parametrize("code", [0x80, 0x83, 0x89, 0x96, 0x97, 0x9C, 0x9D, 0x9F])
-async def test_a_connection_that_ends_for_now_is_no_fault_of_a_message(
+async def test_the_end_of_a_connection_by_a_quota_is_not_attributed_to_a_message(
     code: int, proxy: Proxy, listener: Listener, project: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     ends, ended = 3 * MAX_LOSSES, set[int]()
@@ -207,16 +207,16 @@ async def test_a_connection_that_ends_for_now_is_no_fault_of_a_message(
     assert (connector.report().sent, connector.report().lost) == (20, 0)
     assert connector.report().retried >= ends
     there = " (other.example.com:1883)" if code == 0x9D else ""
-    text = "does not follow; give the address of that broker"
+    text = "does not follow redirections; set its address to that broker"
     expected = {0x9C: "Use another server", 0x9D: f"Server moved{there}"}
     assert warnings(caplog) == ([f"MqttConnector: {expected[code]}: the connector {text}"] if code in expected else [])
 
 
 @pytest.mark.parametrize("code", [0x88, 0x89, 0x97, 0x9F])
-def test_a_broker_that_is_busy_at_first_gets_all(
+def test_a_broker_that_is_busy_at_first_receives_all_messages(
     code: int, proxy: Proxy, caplog: pytest.LogCaptureFixture, limits: pytest.MonkeyPatch
 ) -> None:
-    """Even if the run has ended before: the flush goes on, while a broker that refuses the connection for good ends it."""
+    """The flush continues while the refusals are transient, also after the end of the run."""
     limits.undo()
     is_flushing = threading.Event()
     refusals = iter(range(2))
@@ -229,21 +229,19 @@ def test_a_broker_that_is_busy_at_first_gets_all(
         body = bytes([0, code, 0])
         return (Packet(PacketTypes.CONNACK, body, from_broker=True, connection=packet.connection),)
 
-    class Watched(MqttConnector):
+    class ObservedConnector(MqttConnector):
         async def disconnect(self) -> None:
             is_flushing.set()
             await super().disconnect()
 
     proxy.rules.append(rule)
-    connector = Watched("127.0.0.1", proxy.port, flush_timeout=60.0)
+    connector = ObservedConnector("127.0.0.1", proxy.port, flush_timeout=60.0)
     run(connector, items=20)
     assert (connector.report().sent, connector.report().lost) == (44, 0)
     assert warnings(caplog) == []
 
 
-async def test_a_disconnect_right_after_connack_leaves_no_trace_in_the_log(
-    proxy: Proxy, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_disconnect_right_after_connack_is_not_logged(proxy: Proxy, caplog: pytest.LogCaptureFixture) -> None:
     ends = iter(range(3))
 
     def rule(packet: Packet) -> Iterable[Packet]:

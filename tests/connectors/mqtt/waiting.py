@@ -1,4 +1,4 @@
-"""Waiting for what a connector's thread does."""
+"""Waits for the thread of a connector."""
 
 import threading
 
@@ -9,8 +9,8 @@ from cascade.connectors.mqtt.client import Client
 from tests.lab.waiting import HANG
 
 
-def hold_back(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Let no connector connect before the event is set: what is sent before a listener has subscribed does not reach it."""
+def delay_connections(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Delay the connections of all connectors until the event is set, so that a listener can subscribe first."""
     may_connect, connect = threading.Event(), Client._client_connect
 
     def connect_later(client: Client) -> None:

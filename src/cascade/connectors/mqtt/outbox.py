@@ -70,9 +70,9 @@ class Outbox:
         self._lock = threading.Lock()
         self._capacity = capacity
         self._resend_window = resend_window
-        self._acknowledged_messages: deque[OutgoingMessage] = deque()  # in the order of their acknowledgements
-        self._acknowledged_bytes = 0
-        self._waiting: tuple[deque[OutgoingMessage], deque[OutgoingMessage]] = (deque(), deque())  # by QoS, in order
+        self.repeatable: deque[OutgoingMessage] = deque()  # in the order of their acknowledgements
+        self.repeatable_bytes = 0
+        self.waiting: tuple[deque[OutgoingMessage], deque[OutgoingMessage]] = (deque(), deque())  # by QoS, in order
         self._out: dict[int, OutgoingMessage] = {}
         self._refused: dict[str, None] = {}  # topics, by the time of their latest refusal
         self.bytes = 0
@@ -87,16 +87,16 @@ class Outbox:
         with self._lock:
             message.number = self.put_count
             self.put_count += 1
-            self._waiting[message.qos].append(message)
+            self.waiting[message.qos].append(message)
             self.bytes += len(message.body) + MESSAGE_BYTES
             if self.bytes > self._capacity:
-                for queue in self._waiting:
+                for queue in self.waiting:
                     while queue and self.bytes > self._capacity:
                         self._drop(queue.popleft(), "more than fits in memory")
 
     def can_take(self, acknowledged: int) -> bool:
         """Return whether `take` would return a message, with at most `acknowledged` messages of QoS 1."""
-        minor, major = self._waiting
+        minor, major = self.waiting
         with self._lock:
             if major and acknowledged <= 0:
                 return bool(minor) and minor[0].number < major[0].number
@@ -109,7 +109,7 @@ class Outbox:
         """
         taken: list[OutgoingMessage] = []
         skipped: deque[OutgoingMessage] = deque()
-        minor, major = self._waiting
+        minor, major = self.waiting
         with self._lock:
             tried, trials = next(iter(self._refused), None), max(1, limit // 4)
             while len(taken) < limit and len(skipped) < _LOOK and (minor or major):
@@ -151,15 +151,15 @@ class Outbox:
                 self._refused.pop(message.topic, None)
                 if message.qos and self._resend_window and message.repeats < MAX_REPEATS:
                     message.acknowledged_at = now
-                    self._acknowledged_messages.append(message)
-                    self._acknowledged_bytes += len(message.body) + MESSAGE_BYTES
+                    self.repeatable.append(message)
+                    self.repeatable_bytes += len(message.body) + MESSAGE_BYTES
             self._forget(now - self._resend_window)
 
     def resend(self, since: float) -> None:
         """Queue again the messages of QoS 1 that were acknowledged in the `resend_window` before `since`. Forget the others."""
         with self._lock:
             self._forget(since - self._resend_window)
-            again = [*self._acknowledged_messages]
+            again = [*self.repeatable]
             for message in again:
                 message.repeats += 1
             self._forget(math.inf)
@@ -202,7 +202,7 @@ class Outbox:
         """Drop all unacknowledged messages with a number below `before`."""
         with self._lock:
             given_up = [self._out.pop(number) for number in [*self._out] if number < before]
-            for queue in self._waiting:
+            for queue in self.waiting:
                 while queue and queue[0].number < before:
                     given_up.append(queue.popleft())
             refusal = next((message.refusal for message in given_up if message.refusal), "")
@@ -213,7 +213,7 @@ class Outbox:
     def has_settled(self, before: int) -> bool:
         """Return whether all messages with a number below `before` are acknowledged or lost."""
         with self._lock:
-            heads = [queue[0].number for queue in self._waiting if queue]
+            heads = [queue[0].number for queue in self.waiting if queue]
             return min(heads, default=before) >= before and min(self._out, default=before) >= before
 
     @property
@@ -224,7 +224,7 @@ class Outbox:
     @property
     def is_waiting(self) -> bool:
         """Whether any message is queued."""
-        minor, major = self._waiting
+        minor, major = self.waiting
         return bool(minor or major)
 
     @property
@@ -256,7 +256,7 @@ class Outbox:
             self.bytes -= len(message.body) + MESSAGE_BYTES
 
     def _requeue(self, messages: Collection[OutgoingMessage]) -> None:
-        for qos, queue in enumerate(self._waiting):
+        for qos, queue in enumerate(self.waiting):
             back = [message for message in messages if message.qos == qos]
             last = max(map(_number, back), default=-1)
             while queue and queue[0].number < last:
@@ -265,9 +265,9 @@ class Outbox:
 
     def _forget(self, before: float) -> None:
         """Forget messages that were acknowledged before that time, and the oldest above a quarter of the memory."""
-        arrived = self._acknowledged_messages
-        while arrived and (arrived[0].acknowledged_at < before or self._acknowledged_bytes * 4 > self._capacity):
-            self._acknowledged_bytes -= len(arrived.popleft().body) + MESSAGE_BYTES
+        arrived = self.repeatable
+        while arrived and (arrived[0].acknowledged_at < before or self.repeatable_bytes * 4 > self._capacity):
+            self.repeatable_bytes -= len(arrived.popleft().body) + MESSAGE_BYTES
 
 
 class PoisonMessageFilter:

@@ -17,7 +17,7 @@ OFFLINE_TIMEOUT = 0.5
 """Seconds for the broker to acknowledge the last messages."""
 
 
-class _ConnectionCount:
+class ConnectionCount:
     """Number of connections of this process, by broker and topic.
 
     The lock is held while the last connection publishes `offline`, so that a new connection publishes `online` after it.
@@ -32,9 +32,9 @@ class _ConnectionCount:
         self.count = Counter[tuple[str, int, str]]()
 
 
-_connections = _ConnectionCount()
+connections = ConnectionCount()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_connections.reset)
+    os.register_at_fork(after_in_child=connections.reset)
 
 
 class Presence:
@@ -50,8 +50,8 @@ class Presence:
 
     def publish_online(self, connection: Connection) -> None:
         """Publish `online`, and again whenever the retained message is replaced. It is retained if the broker supports that."""
-        with _connections.lock:
-            _connections.count[self._key] += 1
+        with connections.lock:
+            connections.count[self._key] += 1
             self._is_counted = True
         connection.on_presence = lambda body: self._received(connection, body)
         self._received(connection, b"")  # nothing is retained
@@ -70,7 +70,7 @@ class Presence:
         Raises:
             aiomqtt.MqttError: The window of the broker is full. After this error the broker publishes the Last Will.
         """
-        with _connections.lock:
+        with connections.lock:
             if self._remove():
                 connection.publish(self.topic, OFFLINE, self._properties, retain=False)
                 if connection.client.limits.retain_available:
@@ -80,7 +80,7 @@ class Presence:
 
     def release(self) -> None:
         """Remove an ended connection from the count, with or without `publish_offline`."""
-        with _connections.lock:
+        with connections.lock:
             self._remove()
 
     def _remove(self) -> bool:
@@ -88,5 +88,5 @@ class Presence:
         if not self._is_counted:
             return False
         self._is_counted = False
-        _connections.count[self._key] -= 1
-        return not _connections.count[self._key]
+        connections.count[self._key] -= 1
+        return not connections.count[self._key]
