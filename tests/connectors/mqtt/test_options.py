@@ -35,10 +35,10 @@ def test_it_implements_the_optional_protocols_of_the_engine() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"hostname": ""}, "hostname: give"),
+        ({"hostname": ""}, "hostname must be"),
         ({"hostname": "mqtt://host"}, "from_url"),
-        ({"hostname": "a b"}, "hostname: give"),
-        ({"hostname": 1}, "hostname: give"),
+        ({"hostname": "a b"}, "hostname must be"),
+        ({"hostname": 1}, "hostname must be"),
         ({"port": 0}, "port=0"),
         ({"port": 65_536}, "port=65536: give at most 65,535"),
         ({"port": "1883"}, "port='1883'"),
