@@ -137,7 +137,7 @@ def test_a_too_small_maximum_packet_size_loses_messages_but_not_the_connection(
         assert len(observed.proxy.matching(sent_by_client(PacketTypes.CONNECT))) == 1
     (warning,) = warnings(caplog)
     assert "8 of 8 messages were lost" in warning
-    assert "more than the broker" in warning
+    assert "larger than the broker" in warning
 
 
 def test_a_presence_that_exceeds_the_maximum_with_its_properties_is_not_sent(
