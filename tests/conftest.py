@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.lab import extras
+from tests.lab.internal_errors import InternalErrors
 from tests.lab.progress import Progress
 from tests.lab.time_limits import raise_time_limits
 
@@ -104,6 +105,17 @@ def _fresh_export_state() -> Iterator[None]:
     sharing = sys.modules.get("cascade.connectors.otel.routing")
     if sharing is not None:
         sharing.clear_registries()
+
+
+@pytest.fixture(autouse=True)
+def _internal_errors_fail(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An error of the product that a guard suppresses fails the test, unless the test injects it."""
+    if request.node.get_closest_marker("injects_errors"):
+        yield
+        return
+    errors = InternalErrors(monkeypatch)
+    yield
+    assert errors.found == []
 
 
 @pytest.fixture(autouse=True)

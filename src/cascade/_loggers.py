@@ -5,6 +5,7 @@ import math
 import time
 from typing import Any
 
+from cascade._internal_errors import raise_in_tests
 from cascade.messaging.renderer import printable
 from cascade.telemetry.redact import redact_text
 from cascade.telemetry.safe import stack_text
@@ -24,8 +25,8 @@ class SafeLogger(logging.LoggerAdapter[logging.Logger]):
         kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1  # the caller, not this method
         try:
             super().log(level, msg, *args, **kwargs)
-        except Exception:  # noqa: BLE001 - handlers are the program's
-            return
+        except Exception as error:  # noqa: BLE001 - handlers are the program's
+            raise_in_tests(error)
 
 
 def get_logger(name: str) -> SafeLogger:

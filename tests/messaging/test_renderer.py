@@ -74,6 +74,7 @@ def test_the_current_stderr_is_the_default_stream(make: Make, capsys: pytest.Cap
     assert not captured.out
 
 
+@pytest.mark.injects_errors("a closed stream raises ValueError")
 @pytest.mark.parametrize("make", [cli, JsonRenderer])
 def test_errors_of_the_stream_are_ignored(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     closed = io.StringIO()

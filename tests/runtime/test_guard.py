@@ -23,6 +23,7 @@ class HostileError(Exception):
         raise RuntimeError("it has no text")
 
 
+pytestmark = pytest.mark.injects_errors("a CancelledError of a connector becomes a RuntimeError of the guard")
 ERRORS = pytest.mark.parametrize(
     "error", [OSError("down"), HostileError(), asyncio.CancelledError("stray")], ids=lambda e: type(e).__name__
 )

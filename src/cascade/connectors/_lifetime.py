@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
+from cascade._internal_errors import raise_in_tests
 from cascade._loggers import get_logger
 
 logger = get_logger(__name__)
@@ -103,7 +104,8 @@ def _guarded(call: Callable[[], T]) -> T | None:
     """Return the result of the call. An exception is logged, so that the other objects are still called."""
     try:
         return call()
-    except Exception:
+    except Exception as error:
+        raise_in_tests(error)
         logger.exception("%r failed at a fork or at the exit", call)
         return None
 

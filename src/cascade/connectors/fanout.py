@@ -8,6 +8,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 
+from cascade._internal_errors import raise_in_tests
 from cascade._loggers import get_logger
 from cascade.connectors.report import ConnectorReport, Reporting
 from cascade.runtime.bus import CombinedBackpressure
@@ -150,7 +151,8 @@ class FanoutConnector:
     def _place(self, connector: Tracing, run_id: str, *rest: Any) -> object:
         try:
             return connector.place_run(run_id, *rest)
-        except FAULTS:
+        except FAULTS as error:
+            raise_in_tests(error)
             logger.exception("%s failed to place the run in a trace; the run continues", _name(connector))
             return None
 
@@ -176,7 +178,8 @@ class _AllActive:
             try:
                 active = connector.activate(self._task)
                 active.__enter__()
-            except FAULTS:
+            except FAULTS as raised:
+                raise_in_tests(raised)
                 self._give_up(connector)
             else:
                 self._active.append((connector, active))
@@ -188,7 +191,8 @@ class _AllActive:
             connector, active = self._active.pop()
             try:
                 active.__exit__(kind, error, trace)
-            except FAULTS:
+            except FAULTS as raised:
+                raise_in_tests(raised)
                 self._give_up(connector)
 
 
@@ -198,6 +202,7 @@ def _report(queue: PublishQueue) -> ConnectorReport:
         try:
             own = connector.report()
         except FAULTS as error:
+            raise_in_tests(error)
             return ConnectorReport(queue.published, queue.lost, queued=queue.queued, last_error=error_text(error))
         if isinstance(own, ConnectorReport):  # another method may have the same name
             return replace(
@@ -218,7 +223,10 @@ async def _gather(ones: Iterable[T], call: Callable[[T], Awaitable[Any]]) -> lis
     A CancelledError of a call becomes a RuntimeError. Reading a method of a connector may raise too.
     """
     results = await asyncio.gather(*(awaited(partial(call, one)) for one in ones), return_exceptions=True)
-    return [result if isinstance(result, Exception) else None for result in results]
+    errors = [result if isinstance(result, Exception) else None for result in results]
+    for error in filter(None, errors):
+        raise_in_tests(error)
+    return errors
 
 
 def _name(connector: object) -> str:

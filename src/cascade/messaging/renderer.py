@@ -7,6 +7,7 @@ import sys
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
+from cascade._internal_errors import raise_in_tests
 from cascade.messaging.bus import MessageStore, current_ids
 from cascade.telemetry.redact import redact_text, redact_value
 
@@ -45,8 +46,8 @@ class _LineRenderer:
         try:
             _write_line(stream, line)
             stream.flush()
-        except Exception:  # noqa: BLE001 - a closed or broken stream must not end the run
-            return
+        except Exception as error:  # noqa: BLE001 - a closed or broken stream must not end the run
+            raise_in_tests(error)
 
 
 class CliRenderer(_LineRenderer):

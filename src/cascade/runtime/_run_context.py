@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cascade._context_managers import context_manager
+from cascade._internal_errors import raise_in_tests
 from cascade._loggers import get_logger
 from cascade.runtime._labels import Labels
 from cascade.runtime.bus import MessageBus
@@ -236,7 +237,8 @@ class RunContext:
         try:
             span = self.tracing.activate(task)
             span.__enter__()
-        except FAULTS:
+        except FAULTS as error:
+            raise_in_tests(error)
             self._disable_tracing()
             return None
         return span
@@ -245,7 +247,8 @@ class RunContext:
         try:
             if span is not None:
                 span.__exit__(None, None, None)
-        except FAULTS:
+        except FAULTS as error:
+            raise_in_tests(error)
             self._disable_tracing()
 
     def _disable_tracing(self) -> None:
@@ -271,7 +274,8 @@ def place_in_trace(
     if tracing is not None:
         try:
             trace = tracing.place_run(run_id, target, start_ns, parent)
-        except FAULTS:
+        except FAULTS as error:
+            raise_in_tests(error)
             logger.exception("%s failed to place the run in a trace; the run continues", type(tracing).__name__)
         if not isinstance(trace, RunTrace):
             trace = tracing = None

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from cascade._internal_errors import raise_in_tests
 from cascade._loggers import get_logger
 from cascade.runtime.events import Event
 from cascade.runtime.guard import FAULTS, is_own_cancellation
@@ -60,7 +61,8 @@ class MessageBus:
         for handler in self.handlers(kind, succeeded=succeeded, item=getattr(event, "map_id", None) is not None):
             try:
                 handler(event)
-            except FAULTS:
+            except FAULTS as error:
+                raise_in_tests(error)
                 self._report(handler, event)
 
     def handlers(self, event_type: type[Event], *, succeeded: bool = False, item: bool = False) -> tuple[Handler, ...]:
@@ -83,6 +85,7 @@ class MessageBus:
             except FAULTS as error:
                 if is_own_cancellation(error):
                     raise
+                raise_in_tests(error)
                 logger.exception("A subscriber failed to drain the last events of run %s", run_id)
 
     def _report(self, handler: Handler, event: Event) -> None:
@@ -120,6 +123,7 @@ class CombinedBackpressure:
                 if source.is_full():
                     return True
         except FAULTS as error:
+            raise_in_tests(error)
             self._remove(source, error)
             return self.is_full()
         return False
@@ -132,6 +136,7 @@ class CombinedBackpressure:
             except FAULTS as error:
                 if is_own_cancellation(error):
                     raise
+                raise_in_tests(error)
                 self._remove(source, error)
 
     def _remove(self, source: Backpressure | None, error: BaseException) -> None:

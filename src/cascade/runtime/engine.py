@@ -9,6 +9,7 @@ from contextvars import Context, ContextVar
 from typing import Any, TypeVar
 
 from cascade._context_managers import async_context_manager, context_manager
+from cascade._internal_errors import raise_in_tests
 from cascade._loggers import get_logger
 from cascade.graph.build import GraphBuilder
 from cascade.graph.model import Graph
@@ -266,6 +267,7 @@ async def _connect(connector: Connector, bus: MessageBus, run_id: str) -> bool:
     try:
         await awaited(connector.connect, CONNECT_TIMEOUT)
     except Exception as error:  # noqa: BLE001 - errors of telemetry do not end a run
+        raise_in_tests(error)
         if bus.handlers(ConnectorFailed):
             bus.publish(ConnectorFailed(run_id=run_id, error=error_text(error)))
         else:
@@ -282,6 +284,7 @@ async def _disconnect(connector: Connector, *, strict: bool) -> None:
             raise
         logger.warning("%s", error)
     except Exception as error:  # noqa: BLE001 - errors of telemetry do not end a run
+        raise_in_tests(error)
         logger.warning("%s could not disconnect: %s", type(connector).__name__, error_text(error))
 
 

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from cascade._internal_errors import raise_in_tests
 from cascade._loggers import get_logger
 from cascade.telemetry.safe import error_text
 
@@ -46,6 +47,7 @@ def seconds(connector: object, name: str) -> float:
     try:
         found = getattr(connector, name, 0.0)
     except FAULTS as error:
+        raise_in_tests(error)
         logger.warning("%s.%s is ignored: %s", type(connector).__name__, name, error_text(error))
         return 0.0
     return float(found) if isinstance(found, (int, float)) and found > 0 else 0.0
@@ -56,5 +58,6 @@ def words(connector: object, name: str) -> frozenset[str]:
     try:
         return frozenset(word for word in getattr(connector, name, ()) if isinstance(word, str))
     except FAULTS as error:
+        raise_in_tests(error)
         logger.warning("%s.%s is ignored: %s", type(connector).__name__, name, error_text(error))
         return frozenset()

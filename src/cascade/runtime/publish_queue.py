@@ -4,6 +4,7 @@ import asyncio
 from collections import deque
 from typing import Any, NamedTuple
 
+from cascade._internal_errors import raise_in_tests
 from cascade.runtime.bus import CombinedBackpressure
 from cascade.runtime.guard import FAULTS, is_own_cancellation
 from cascade.runtime.protocols import Backpressure
@@ -164,6 +165,7 @@ class PublishQueue:
             except FAULTS as error:
                 if is_own_cancellation(error):
                     raise
+                raise_in_tests(error)
                 self._drop(1, error_text(error))
             finally:
                 self._publishing = None

@@ -18,6 +18,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any
 
+from cascade._internal_errors import raise_in_tests
 from cascade.telemetry._secret_patterns import MASK, hides, mask_mapping, rules_version
 from cascade.telemetry.limits import (
     MAX_ERROR_BYTES,
@@ -132,7 +133,8 @@ def safe(value: Any, *, depth: int = MAX_DEPTH, items: int = MAX_ITEMS, limit: i
     """
     try:
         return _safe(value, depth, items, limit, ())
-    except BaseException:  # noqa: BLE001 - a subclass of dict or list may do anything
+    except BaseException as error:  # noqa: BLE001 - a subclass of dict or list may do anything
+        raise_in_tests(error)
         return _by_type(value)
 
 

@@ -7,6 +7,7 @@ import time
 
 import aiomqtt
 
+from cascade._internal_errors import raise_in_tests
 from cascade.connectors._health import ConnectionHealth
 from cascade.connectors.mqtt.client import Client
 from cascade.connectors.mqtt.connection import Connection, SessionState
@@ -142,6 +143,7 @@ class Session:
                     f"{reason}{other}: the connector does not follow redirections; set its address to that broker"
                 )
         except Exception as error:  # noqa: BLE001 - telemetry never breaks a run
+            raise_in_tests(error)
             reason, code = reason_of(error)
             if not isinstance(error, OSError | ValueError):
                 self._shared.warn(unexpected_error_text(error))

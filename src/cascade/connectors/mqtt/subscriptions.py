@@ -12,6 +12,7 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
+from cascade._internal_errors import raise_in_tests
 from cascade._loggers import get_logger
 from cascade.spec.protocols import MessageCallback
 from cascade.telemetry.topics import topic_matches
@@ -165,10 +166,11 @@ class Inbox:
         self.delivered += 1
         try:
             await self.callback(topic, payload)
-        except (Exception, asyncio.CancelledError):
+        except (Exception, asyncio.CancelledError) as error:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
+            raise_in_tests(error)
             if not self._has_failed:  # a callback may await a task that is cancelled
                 self._has_failed = True
                 logger.exception("MqttConnector: a subscriber failed for %s; further failures are not logged", topic)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from opentelemetry import trace
 from opentelemetry.trace import Link, SpanKind, Status, StatusCode, TraceFlags
 
+from cascade._internal_errors import raise_in_tests
 from cascade._loggers import get_logger
 from cascade.connectors import _lifetime
 from cascade.connectors._options import captures, one_of, positive, whole
@@ -273,6 +274,7 @@ class OtelConnector:
             try:
                 self._emit(data, run, tracer)
             except Exception as error:  # noqa: BLE001 - code of the application; the other spans do not depend on it
+                raise_in_tests(error)
                 failure = failure or error
             if run is not None and is_pending:
                 run.ended.add(data.span_id)
@@ -314,7 +316,8 @@ class OtelConnector:
                 span.set_status(Status(StatusCode.ERROR, "its last message was lost"))
                 try:
                     span.end()
-                except Exception:
+                except Exception as error:
+                    raise_in_tests(error)
                     logger.debug("OtelConnector: a span processor has raised an error", exc_info=True)
         run.remove_traces()
         if run.target is not None:

@@ -19,6 +19,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext
 
+from cascade._internal_errors import raise_in_tests
 from cascade.connectors.otel.buffer import QueuedItems
 from cascade.connectors.otel.span_data import Attributes, SpanData, SpanEvent
 from cascade.telemetry import attributes as a
@@ -235,7 +236,8 @@ def encode(entries: Sequence[QueuedItems], envelope: Envelope | None = None) -> 
         return body, []
     try:
         return body + _encode_sdk_spans(others), []
-    except Exception:  # noqa: BLE001 - protobuf raises many kinds
+    except Exception as error:  # noqa: BLE001 - protobuf raises many kinds
+        raise_in_tests(error)
         good = [entry for entry in others if _is_encodable(entry)]
     kept = set(good)
     return body + (_encode_sdk_spans(good) if good else b""), [entry for entry in others if entry not in kept]

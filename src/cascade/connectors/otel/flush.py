@@ -16,6 +16,7 @@ from typing import Any
 
 from opentelemetry.sdk.trace import TracerProvider
 
+from cascade._internal_errors import raise_in_tests
 from cascade._loggers import get_logger
 from cascade.connectors import _lifetime
 from cascade.connectors.otel.buffer import FlushReport
@@ -227,6 +228,7 @@ class ProviderFlush:
         try:
             succeeded = provider is None or provider.force_flush(PROCESSOR_LIMIT)
         except Exception as error:  # noqa: BLE001 - code of the application
+            raise_in_tests(error)
             return f"the flush has raised {error_text(error)}"
         return "" if succeeded else "the flush has failed"
 

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import grpc
 
 from cascade._forks import no_fork
+from cascade._internal_errors import raise_in_tests
 from cascade.connectors.otel import answers
 from cascade.connectors.otel.answers import Reply
 from cascade.connectors.otel.endpoint import server_of
@@ -91,6 +92,7 @@ class GrpcTransport:
             with no_fork:
                 return self._call(self._open_channel(), body, timeout)
         except Exception as error:  # noqa: BLE001 - the transport's contract: a failure is a reply
+            raise_in_tests(error)
             return Reply("refused", answers.shortened(f"{type(error).__name__}: {error}"))
 
     def close(self) -> None:

@@ -21,6 +21,7 @@ from opentelemetry.trace import (
     TraceState,
 )
 
+from cascade._internal_errors import raise_in_tests
 from cascade._loggers import get_logger
 from cascade.connectors.otel.environment import SettingWarning, warn_once
 from cascade.connectors.otel.provider import RunTracer
@@ -78,6 +79,7 @@ def _baggage_in(environ: Mapping[str, str]) -> Mapping[str, object]:
 
         return baggage.get_all(propagate.extract({"baggage": environ["BAGGAGE"]}, Context()))
     except Exception as error:  # noqa: BLE001 - code of another package
+        raise_in_tests(error)
         warn_once(SettingWarning("BAGGAGE", environ["BAGGAGE"], f"BAGGAGE of the environment is ignored: {error}"))
         return {}
 

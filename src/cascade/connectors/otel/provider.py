@@ -23,6 +23,7 @@ from opentelemetry.sdk.trace.sampling import (
 )
 from opentelemetry.trace import SpanKind
 
+from cascade._internal_errors import raise_in_tests
 from cascade.connectors.otel import environment
 from cascade.connectors.otel.encode import SCOPE, VERSION, Envelope, encode
 from cascade.connectors.otel.environment import LIMITS, SettingWarning, warn_once
@@ -207,5 +208,6 @@ class _ConsoleExporter(ConsoleSpanExporter):
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         try:
             return super().export(spans)
-        except Exception:  # noqa: BLE001 - telemetry must not break a run
+        except Exception as error:  # noqa: BLE001 - telemetry must not break a run
+            raise_in_tests(error)
             return SpanExportResult.FAILURE

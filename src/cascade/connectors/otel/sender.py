@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from cascade._internal_errors import raise_in_tests
 from cascade.connectors.otel.answers import Reply
 from cascade.connectors.otel.buffer import (
     Batch,
@@ -154,6 +155,7 @@ def _deliver(state: ExportState, transport: Transport, batch: Batch) -> None:
         try:
             reply = _send(state, transport, current)
         except Exception as error:  # noqa: BLE001 - it costs these items, but not the thread
+            raise_in_tests(error)
             reply = Reply("refused", error_text(error, 200))
         if reply.too_large and current.count > 1:
             with state.lock:

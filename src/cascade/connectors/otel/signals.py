@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from opentelemetry import trace
 
 from cascade._forks import no_fork
+from cascade._internal_errors import raise_in_tests
 from cascade._loggers import get_logger
 from cascade.connectors.otel.environment import SettingWarning, warn_once
 from cascade.connectors.otel.export_queue import ExportQueue
@@ -120,6 +121,7 @@ def _metrics(tracer: RunTracer | None, exporting: dict[str, Any], *, is_wanted: 
         try:
             return RunMetrics.for_provider(meters)
         except Exception as error:  # noqa: BLE001 - code of the application
+            raise_in_tests(error)
             logger.warning("OtelConnector: no metrics, the application's meter provider raised %s", error_text(error))
             return RunMetrics()
     options = _options(exporting, "metrics")

@@ -14,6 +14,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, Span, SpanContext, Status, StatusCode
 from opentelemetry.util.types import Attributes, AttributeValue
 
+from cascade._internal_errors import raise_in_tests
 from cascade.connectors.otel.live_spans import LiveRun, parent_context, span_context, with_baggage
 from cascade.connectors.otel.sdk_hooks import TaskSpanMixin, content_bytes, task_in, with_task
 from cascade.runtime.task_context import TaskContext
@@ -81,6 +82,7 @@ class TaskSpan(TaskSpanMixin, Span):
                 try:
                     self._span = self._make()
                 except Exception as error:  # noqa: BLE001 - code of the application
+                    raise_in_tests(error)
                     self._span = NonRecordingSpan(self.get_span_context())
                     failure = error
             span = self._span

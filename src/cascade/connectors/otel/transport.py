@@ -9,6 +9,7 @@ from typing import Protocol
 from opentelemetry import context
 from opentelemetry.context import _SUPPRESS_HTTP_INSTRUMENTATION_KEY, _SUPPRESS_INSTRUMENTATION_KEY
 
+from cascade._internal_errors import raise_in_tests
 from cascade.connectors.otel.answers import Reply
 from cascade.connectors.otel.environment import warn_once
 from cascade.connectors.otel.options import ExportOptions
@@ -65,6 +66,7 @@ def open_safely(open_transport: Callable[[], Transport]) -> Transport:
     try:
         return open_transport()
     except Exception as error:  # noqa: BLE001 - whatever opens it
+        raise_in_tests(error)
         return FailedTransport(error)
 
 

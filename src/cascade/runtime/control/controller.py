@@ -8,6 +8,7 @@ from itertools import chain, islice
 from typing import Any, Protocol
 
 from cascade._context_managers import async_context_manager, context_manager
+from cascade._internal_errors import raise_in_tests
 from cascade._loggers import get_logger
 from cascade.runtime.bus import CombinedBackpressure
 from cascade.runtime.control.admission import Admission
@@ -157,7 +158,8 @@ class Controller:
         except RefusedError as refusal:
             location = str(scope or topic.removeprefix(self._prefix))
             self._notifier.refuse(refused_fields(location, kind, payload, str(refusal)), scope)
-        except Exception:
+        except Exception as error:
+            raise_in_tests(error)
             logger.exception("A control message on %r is ignored because of an error", topic[:MAX_NAME_BYTES])
 
     def _apply(self, constraint: Constraint) -> None:
@@ -261,6 +263,7 @@ class Controller:
         try:
             await awaited(lambda: connector.subscribe(self._filter, self.on_message))
         except Exception as error:  # noqa: BLE001 - telemetry never breaks a run
+            raise_in_tests(error)
             logger.warning("%s cannot receive constraints: %s", type(connector).__name__, error_text(error))
 
     async def _close(self, connector: Connector) -> None:
@@ -287,6 +290,7 @@ class Controller:
             try:
                 await awaited(lambda: connector.unsubscribe(self._filter, self.on_message), SUBSCRIBE_TIMEOUT)
             except Exception as error:  # noqa: BLE001 - telemetry never breaks a run
+                raise_in_tests(error)
                 logger.warning("%s cannot unsubscribe: %s", type(connector).__name__, error_text(error))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+from cascade._internal_errors import raise_in_tests
 from cascade._loggers import get_logger
 from cascade.runtime.control.constraint import Concurrency, Constraint, Matcher, Pause, RateLimit
 from cascade.runtime.protocols import Place, PlaceRequest, Places
@@ -214,6 +215,7 @@ class PlaceLimiter(Limiter):
             try:
                 self._reserved = self._places.try_acquire()
             except Exception as error:  # noqa: BLE001 - a fault of an executor must not stop the run
+                raise_in_tests(error)
                 self._disable(error)
         return self._reserved is not None or self._places is None
 
@@ -234,6 +236,7 @@ class PlaceLimiter(Limiter):
             try:
                 self._request = self._places.request(partial(self._granted, serve))
             except Exception as error:  # noqa: BLE001 - a fault of an executor must not stop the run
+                raise_in_tests(error)
                 self._disable(error)
                 asyncio.get_running_loop().call_soon(serve, self)
 

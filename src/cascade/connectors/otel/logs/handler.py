@@ -13,6 +13,7 @@ from opentelemetry._logs import NoOpLoggerProvider, get_logger_provider
 from opentelemetry._logs._internal import ProxyLoggerProvider
 
 from cascade._forks import ForkSafeLock
+from cascade._internal_errors import raise_in_tests
 from cascade._loggers import get_logger
 from cascade.connectors.otel.logs.records import encode
 from cascade.runtime.task_context import TaskContext, current_task
@@ -118,6 +119,7 @@ class TaskLogHandler(logging.Handler):
             if passed:
                 self.emit(record)
         except Exception as error:  # noqa: BLE001 - a filter of the application, or a field with an unexpected type
+            raise_in_tests(error)
             self._refuse(f"a record cannot be handled: {type(error).__name__}")
             return False
         return passed
@@ -144,6 +146,7 @@ class TaskLogHandler(logging.Handler):
             self._put(encode(record, task))
             self.loggers.add(record.name)
         except Exception as error:  # noqa: BLE001 - telemetry must not break a run
+            raise_in_tests(error)
             self._refuse(f"a record cannot be encoded: {type(error).__name__}")
         finally:
             _local.is_encoding = False

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from opentelemetry.sdk.resources import Resource
 
 from cascade._forks import no_fork
+from cascade._internal_errors import raise_in_tests
 from cascade._loggers import get_logger
 from cascade.connectors import _lifetime
 from cascade.connectors.otel.answers import Reply, is_unsupported_signal
@@ -225,6 +226,7 @@ class MetricExporter:
             snapshot = self.aggregator.collect()
             reply = sender.send(snapshot, self._start_request)
         except Exception as error:
+            raise_in_tests(error)
             logger.debug("OtelConnector: metrics cannot be exported", exc_info=True)
             reply = Reply("refused", error_text(error, 200))
         else:

@@ -13,6 +13,7 @@ from opentelemetry.sdk.metrics import export as sdk
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
+from cascade._internal_errors import raise_in_tests
 from cascade._loggers import get_logger
 from cascade.connectors.otel.encode import SCOPE, VERSION
 from cascade.connectors.otel.metrics import catalogue as m
@@ -48,7 +49,8 @@ def print_json(data: sdk.MetricsData) -> None:
     """Print to standard output, which may be closed."""
     try:
         sdk.ConsoleMetricExporter(out=sys.stdout).export(data)
-    except Exception:
+    except Exception as error:
+        raise_in_tests(error)
         logger.debug("OtelConnector: metrics cannot be printed", exc_info=True)
 
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol, Self
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.sdk.resources import Resource
 
+from cascade._internal_errors import raise_in_tests
 from cascade._loggers import get_logger
 from cascade.connectors.otel.buffer import FlushReport
 from cascade.connectors.otel.metrics import catalogue as m
@@ -109,7 +110,8 @@ class RunMetrics:
             return
         try:
             _measure(payload, self._sink, self)
-        except Exception:
+        except Exception as error:
+            raise_in_tests(error)
             logger.debug("OtelConnector: a message cannot be measured", exc_info=True)
 
     @property
