@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.lab import extras
+from tests.lab.blocking import blocking_calls_raise
 from tests.lab.internal_errors import InternalErrors
 from tests.lab.progress import Progress
 from tests.lab.time_limits import raise_time_limits
@@ -116,6 +117,20 @@ def _internal_errors_fail(request: pytest.FixtureRequest, monkeypatch: pytest.Mo
     errors = InternalErrors(monkeypatch)
     yield
     assert errors.found == []
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _blocking_calls() -> Iterator[list[str]]:
+    with blocking_calls_raise() as found:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def _no_blocking_call_in_an_event_loop(_blocking_calls: list[str]) -> Iterator[None]:
+    """A blocking call of the product in an event loop fails the test, even if its error is suppressed."""
+    _blocking_calls.clear()
+    yield
+    assert _blocking_calls == []
 
 
 @pytest.fixture(autouse=True)

@@ -1,10 +1,9 @@
 """An engine whose events a test can read."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import pytest
-from blockbuster import blockbuster_ctx
 
 from cascade.adapters.executors.local import LocalExecutor
 from cascade.adapters.solvers.native import NativeSolver
@@ -50,10 +49,3 @@ def make_lab() -> Callable[..., Lab]:
 @pytest.fixture
 def lab() -> Lab:
     return Lab()
-
-
-@pytest.fixture(autouse=True)
-def _nothing_blocks_the_event_loop() -> Iterator[None]:
-    """Code of ours that blocks in the event loop raises; what tasks of a test do there is their own business."""
-    with blockbuster_ctx("cascade.runtime"):
-        yield

@@ -16,13 +16,16 @@ from cascade.spec.lazy_types import MappedLazyResult
 from cascade.testing import FixedClock
 from tests.runtime.conftest import Lab
 
+STORE = MessageStore()
+"""It reads a file, which a test in an event loop must not do."""
+
 
 class Printed(Lab):
     """An engine whose messages go to a text."""
 
     def __init__(self, level: str = "INFO", *, json_log: bool = False, **options: Any) -> None:
         super().__init__(**options)
-        self._stream, self.messages = io.StringIO(), MessageBus(MessageStore())
+        self._stream, self.messages = io.StringIO(), MessageBus(STORE)
         renderer = JsonRenderer if json_log else lambda *args: CliRenderer(self.messages.store, *args)
         self.messages.set_renderer(renderer(self._stream, level))
         HumanReadableLogSubscriber(self.bus, min_level=level, messages=self.messages)

@@ -1,0 +1,77 @@
+"""Detects blocking calls of the product in an event loop: a file, a sleep, a blocking socket, a lock that is held."""
+
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+from blockbuster import BlockBuster
+from blockbuster.blockbuster import BlockBusterFunction
+
+import cascade
+
+_PRODUCT = str(Path(cascade.__file__).parent)
+_TESTS = str(Path(__file__).parent.parent)
+
+EXEMPT: dict[tuple[str, str], str] = {
+    ("logging/__init__.py", "handle"): "the handlers are those of the program",
+    (
+        "cascade/adapters/caching/file_existence.py",
+        "check",
+    ): "it reads the state of one file, faster than a thread starts",
+}
+"""Functions that may block, by the end of their file's path and their name, with the reason."""
+
+
+@contextmanager
+def blocking_calls_raise() -> Iterator[list[str]]:
+    """Raise BlockingError in each blocking call that the product makes in an event loop; yields their stack traces.
+
+    A test may block its own event loop: functions of users do it, and the tests contain such functions.
+    """
+    detector, found = BlockBuster(), list[str]()
+    for function in detector.functions.values():
+        function.can_block_predicate = partial(_may_block, function, function.can_block_predicate, found)
+    detector.activate()
+    try:
+        yield found
+    finally:
+        detector.deactivate()
+
+
+def _may_block(
+    function: BlockBusterFunction,
+    never_blocks: Callable[..., bool],
+    found: list[str],
+    *args: object,
+    **kwargs: object,
+) -> bool:
+    if never_blocks(*args, **kwargs):
+        return True
+    frame = sys._getframe(2)
+    stack = list(_stack(frame))
+    if not _is_by_product(stack) or any(_is_exempt(each, function) for each in stack):
+        return True
+    found.append(f"{function.full_name}\n{''.join(traceback.format_stack(frame))}")
+    return False
+
+
+def _stack(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _is_by_product(stack: list[FrameType]) -> bool:
+    """Whether the innermost frame that is not of a library is the product's."""
+    own = next((name for each in stack if (name := each.f_code.co_filename).startswith((_PRODUCT, _TESTS))), "")
+    return own.startswith(_PRODUCT)
+
+
+def _is_exempt(frame: FrameType, function: BlockBusterFunction) -> bool:
+    path, name = frame.f_code.co_filename.replace("\\", "/"), frame.f_code.co_name
+    exempt = [*EXEMPT, *((file, each) for file, names in function.can_block_functions for each in names)]
+    return any(path.endswith(file) and name == each for file, each in exempt)
