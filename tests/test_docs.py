@@ -15,6 +15,12 @@ from tests.lab.waiting import HANG
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+CONFTEST = """
+from tests.lab.time_limits import raise_time_limits
+
+pytest_plugins = ["cascade.testing.plugin"]
+raise_time_limits()
+"""
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)(?:#([^)]+))?")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
@@ -27,9 +33,7 @@ def code_of(page: Path) -> str:
 def test_its_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "test_page.py"
     script.write_text(code_of(page), encoding="utf-8")
-    (tmp_path / "conftest.py").write_text(
-        "from tests.lab.time_limits import raise_time_limits\n\nraise_time_limits()\n", encoding="utf-8"
-    )
+    (tmp_path / "conftest.py").write_text(CONFTEST, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", subprocess_environment()["PYTHONPATH"])
     with OtlpReceiver() as receiver:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
