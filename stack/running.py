@@ -12,8 +12,8 @@ from cascade.testing import Spans
 from stack import up
 from stack.addresses import HOST
 from stack.build import ROOT
+from stack.jaeger.client import Jaeger
 from stack.process import ServerError, responds
-from tests.lab.jaeger import Jaeger
 
 _PUBLISHED = {"JAEGER_PORT": "16686", "PROMETHEUS_PORT": "9090", "GRAFANA_PORT": "3000"}
 """Variables of docker-compose.yml with the ports of pages, and their defaults."""

@@ -116,7 +116,8 @@ def _internal_errors_fail(request: pytest.FixtureRequest, monkeypatch: pytest.Mo
         return
     errors = InternalErrors(monkeypatch)
     yield
-    assert errors.found == []
+    if errors.found:
+        pytest.fail("the product has suppressed an error of its own:\n" + "\n".join(errors.found), pytrace=False)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -130,7 +131,8 @@ def _no_blocking_call_in_an_event_loop(_blocking_calls: list[str]) -> Iterator[N
     """A blocking call of the product in an event loop fails the test, even if its error is suppressed."""
     _blocking_calls.clear()
     yield
-    assert _blocking_calls == []
+    if _blocking_calls:
+        pytest.fail("the product has blocked an event loop:\n" + "\n".join(_blocking_calls), pytrace=False)
 
 
 @pytest.fixture(autouse=True)

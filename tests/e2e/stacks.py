@@ -14,8 +14,8 @@ from cascade.testing import OtlpReceiver, ReceivedSpan, Spans
 from stack import local
 from stack.addresses import Ports, free_ports, reserved_port
 from stack.build import ROOT
+from stack.jaeger.client import Jaeger
 from stack.process import until
-from tests.lab.jaeger import Jaeger
 from tests.lab.waiting import HANG
 
 INTERVALS = local.Intervals(span_metrics="4s", scrape="1s")

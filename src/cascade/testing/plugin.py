@@ -28,6 +28,7 @@ class CascadeRun(Protocol):
         spans: bool = True,
     ) -> RunRecord:
         """Run a workflow without a server and return its record. An error of the run is recorded, not raised."""
+        ...
 
 
 @pytest.fixture

@@ -74,6 +74,7 @@ def connectors(endpoint: str) -> list[Any]:
     ]
 
 
+@pytest.mark.injects_errors("a handler that recurses")
 @pytest.mark.usefixtures("broken_logging")
 def test_log_handlers_that_raise_do_not_end_a_run() -> None:
     with FaultyReceiver() as receiver:

@@ -397,6 +397,7 @@ def test_the_estimated_size_is_close_to_the_memory_of_a_span(attributes: int) ->
     assert 0.6 < estimate(spans[0]) / held < 1.7
 
 
+@pytest.mark.injects_errors("a lone surrogate")
 def test_only_a_span_that_cannot_be_encoded_is_lost(make_span: MakeSpan, caplog: pytest.LogCaptureFixture) -> None:
     with servers.http_server() as server, open_queue(server.endpoint) as queue:
         for name in ("a", "lone \ud800 surrogate", "b"):

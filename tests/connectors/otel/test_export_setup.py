@@ -110,6 +110,7 @@ def test_cascades_provider_may_be_the_argument_of_a_connector() -> None:
     """)
 
 
+@pytest.mark.injects_errors("connect raises TypeError")
 @pytest.mark.parametrize("strict", [False, True])
 def test_a_provider_of_another_library_is_reported(strict: bool, caplog: pytest.LogCaptureFixture) -> None:
     class Other(trace.TracerProvider):

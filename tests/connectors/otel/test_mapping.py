@@ -755,7 +755,7 @@ def test_a_subprocess_has_the_span_of_its_task_as_parent(collector: Collector) -
 
 
 def test_a_current_span_is_joined_linked_or_ignored(collector: Collector) -> None:
-    tracer = trace.get_tracer("users")
+    tracer = TracerProvider(shutdown_on_exit=False).get_tracer("users")
     with tracer.start_as_current_span("request") as request:
         outer = f"{request.get_span_context().trace_id:032x}", f"{request.get_span_context().span_id:016x}"
         joined, linked, ignored = (_run_below(collector, one(), parent) for parent in ("join", "link", "none"))

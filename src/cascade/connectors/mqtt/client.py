@@ -19,7 +19,6 @@ from paho.mqtt.client import MQTTMessage
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
 
-from cascade._internal_errors import raise_in_tests
 from cascade.connectors.mqtt.options import MqttOptions
 from cascade.connectors.mqtt.packets import (
     MALFORMED_PACKET,
@@ -305,7 +304,6 @@ class Client(aiomqtt.Client):
             else:
                 self._loop.call_soon(self._read)  # the system reports no event for buffered bytes
         except Exception as error:  # noqa: BLE001 - as in `flush`
-            raise_in_tests(error)
             self._end(*reason_of(error))
         self.on_activity()
 

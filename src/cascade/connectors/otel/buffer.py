@@ -8,6 +8,8 @@ from typing import Any
 
 from opentelemetry.sdk.trace import ReadableSpan
 
+from cascade._internal_errors import raise_in_tests
+
 MAX_ENTRY = 64  # encoded items in an entry
 HIGH_WATERMARK = 0.75  # of the capacity; from there on no task starts, and the rest is for the tasks in progress
 LOW_WATERMARK = 0.5  # of the capacity; up to there waiting producers may continue

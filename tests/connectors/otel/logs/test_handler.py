@@ -95,6 +95,7 @@ def test_records_that_are_logged_during_put_are_ignored() -> None:
     assert len(seen) == 1
 
 
+@pytest.mark.injects_errors("fields with invalid types")
 @pytest.mark.parametrize(
     "fields",
     [

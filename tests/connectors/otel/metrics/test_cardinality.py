@@ -37,6 +37,7 @@ def test_error_types_are_limited(collector: Collector) -> None:
     assert values(found["cascade.task.duration"])[True,] == 3
 
 
+@pytest.mark.injects_errors("messages that the engine never sends")
 @pytest.mark.parametrize(
     "payload",
     [

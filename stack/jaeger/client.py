@@ -7,12 +7,15 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from http import HTTPStatus
 from typing import Any
 
 from cascade.telemetry.attributes import RUN_STARTED, RUN_TARGET
 from cascade.testing import Spans
-from tests.lab.otlp_json import spans_of_json
-from tests.lab.waiting import HANG
+from stack.jaeger.otlp_json import spans_of_json
+
+_TIMEOUT = 120.0
+"""Seconds that `wait_for` waits at most, for loaded machines in CI."""
 
 _INTERVAL = 0.05
 """Seconds between two requests: Jaeger sends no notification when a trace grows."""
@@ -50,7 +53,7 @@ class Jaeger:
         answer = self._get(f"/api/v3/traces/{trace_id}", {"raw_traces": "true"} if raw else {})
         return Spans(spans_of_json(answer["result"]) if answer else ())
 
-    def wait_for(self, trace_id: str, predicate: Callable[[Spans], bool], timeout: float = HANG) -> Spans:
+    def wait_for(self, trace_id: str, predicate: Callable[[Spans], bool], timeout: float = _TIMEOUT) -> Spans:
         """Return the spans of a trace once the predicate is true for them.
 
         Raises:
@@ -171,11 +174,11 @@ class Jaeger:
     def _get(self, path: str, query: Mapping[str, str]) -> dict[str, Any] | None:
         url = f"{self._url}{path}?{urllib.parse.urlencode(query)}"
         try:
-            with urllib.request.urlopen(url, timeout=self._timeout) as answer:  # noqa: S310 - checked in __init__
+            with urllib.request.urlopen(url, timeout=self._timeout) as answer:
                 found: dict[str, Any] = json.load(answer)
         except urllib.error.HTTPError as error:
             with error:
-                if error.code == 404:
+                if error.code == HTTPStatus.NOT_FOUND:
                     return None
                 raise RuntimeError(f"{url}: {error.code} {error.read(500).decode(errors='replace')}") from None
         return found

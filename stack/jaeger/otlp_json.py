@@ -1,4 +1,4 @@
-"""Decodes OTLP's JSON, as query APIs return it, into received spans."""
+"""Decodes OTLP/JSON, which Jaeger returns, into received spans."""
 
 import base64
 from collections.abc import Iterable
