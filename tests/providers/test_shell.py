@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import cascade as cs
-from tests.runtime.conftest import Lab
+from tests.runtime.conftest import RecordedEngine
 
 
 def test_it_returns_the_stripped_output() -> None:
@@ -27,7 +27,7 @@ async def test_a_cancellation_kills_the_command_and_its_child_processes(tmp_path
     """The child processes hold the pipe open: it closes when all have ended."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    run = asyncio.create_task(Lab().run(cs.shell(f"exec 3>{pipe}; sleep 3600 & echo started >&3; wait")))
+    run = asyncio.create_task(RecordedEngine().run(cs.shell(f"exec 3>{pipe}; sleep 3600 & echo started >&3; wait")))
     reader = await asyncio.to_thread(pipe.open)
     with reader:
         assert await asyncio.to_thread(reader.readline) == "started\n"

@@ -1,4 +1,4 @@
-"""An engine whose events a test can read."""
+"""Fixtures with an engine that records its events."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ E = TypeVar("E", bound=Event)
 
 
 class Recorder:
-    """All events of a bus, in order."""
+    """Records all events of a bus, in order."""
 
     def __init__(self, bus: MessageBus) -> None:
         self.events: list[Event] = []
@@ -24,13 +24,13 @@ class Recorder:
     def of(self, kind: type[E], name: str | None = None) -> list[E]:
         return [e for e in self.events if isinstance(e, kind) and (name is None or getattr(e, "task_name", "") == name)]
 
-    def story(self) -> list[str]:
-        """Each event in two words: its kind and its task."""
+    def event_names(self) -> list[str]:
+        """Return the class of each event, and the name of its task."""
         return [f"{type(e).__name__} {getattr(e, 'task_name', '')}".strip() for e in self.events]
 
 
-class Lab:
-    """An engine, its bus, and what it said."""
+class RecordedEngine:
+    """An engine with a local executor, and the events that it has published."""
 
     def __init__(self, **options: Any) -> None:
         self.bus = MessageBus()
@@ -42,10 +42,10 @@ class Lab:
 
 
 @pytest.fixture
-def make_lab() -> Callable[..., Lab]:
-    return Lab
+def make_recorded() -> Callable[..., RecordedEngine]:
+    return RecordedEngine
 
 
 @pytest.fixture
-def lab() -> Lab:
-    return Lab()
+def recorded() -> RecordedEngine:
+    return RecordedEngine()

@@ -1,4 +1,4 @@
-"""Tasks wait for a slow connector of any kind, and do not wait for a stalled one."""
+"""Tasks wait for a slow connector of any kind, but not for a stalled one."""
 
 import asyncio
 from typing import Any

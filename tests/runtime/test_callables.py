@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 import cascade as cs
-from tests.runtime.conftest import Lab
+from tests.runtime.conftest import RecordedEngine
 
 
 @cs.resource
@@ -58,15 +58,15 @@ class Store:
         return self.unit * x
 
 
-async def test_a_task_in_a_class_is_a_method(lab: Lab) -> None:
+async def test_a_task_in_a_class_is_a_method(recorded: RecordedEngine) -> None:
     store: Any = Store(10)
-    assert await lab.run(store.load(1)) == (11, "db")
-    assert await lab.run(Store.load(store, 1)) == (11, "db")
-    assert await lab.run(store.in_loop(1)) == 11
-    assert await lab.run(store.asynchronous(x=1)) == 11
-    assert await lab.run(store.static(1)) == await lab.run(store.static_above(1)) == 1
-    assert await lab.run(store.of_class(1)) == await lab.run(type(store).of_class(1)) == ("Store", 1)
-    assert await lab.run(store.asynchronous.map(x=[1, store.in_loop(2)])) == [11, 22]
+    assert await recorded.run(store.load(1)) == (11, "db")
+    assert await recorded.run(Store.load(store, 1)) == (11, "db")
+    assert await recorded.run(store.in_loop(1)) == 11
+    assert await recorded.run(store.asynchronous(x=1)) == 11
+    assert await recorded.run(store.static(1)) == await recorded.run(store.static_above(1)) == 1
+    assert await recorded.run(store.of_class(1)) == await recorded.run(type(store).of_class(1)) == ("Store", 1)
+    assert await recorded.run(store.asynchronous.map(x=[1, store.in_loop(2)])) == [11, 22]
     assert store.load.name == "load"
     assert Store.load is Store.load
     with pytest.raises(TypeError, match=r"Store\.load\(\) missing 1 required positional argument: 'x'"):
@@ -88,30 +88,30 @@ async def test_a_task_in_a_class_is_a_method(lab: Lab) -> None:
         (functools.lru_cache(Store(3).plain), 5),
     ],
 )
-async def test_any_callable_is_a_task(lab: Lab, function: Callable[..., Any], expected: Any) -> None:
+async def test_any_callable_is_a_task(recorded: RecordedEngine, function: Callable[..., Any], expected: Any) -> None:
     task: Any = cs.task(function)
-    assert await lab.run(task(2)) == expected
-    assert await lab.run(task(cs.task(lambda: 2, name="two")()).with_retry(1)) == expected
+    assert await recorded.run(task(2)) == expected
+    assert await recorded.run(task(cs.task(lambda: 2, name="two")()).with_retry(1)) == expected
 
 
-async def test_a_map_passes_positional_only_parameters_by_position(lab: Lab) -> None:
+async def test_a_map_passes_positional_only_parameters_by_position(recorded: RecordedEngine) -> None:
     def function(a: int, b: int = 5, /, c: int = 6, *, d: int = 7, **kw: Any) -> Any:
         return a, b, c, d, kw
 
     task: Any = cs.task(function)
-    assert await lab.run(task.map(a=[1, 2])) == [(1, 5, 6, 7, {}), (2, 5, 6, 7, {})]
-    assert await lab.run(task.map(**{"d": [4], "1": ["x"]}, c=[3], b=[2], a=[1])) == [(1, 2, 3, 4, {"1": "x"})]
+    assert await recorded.run(task.map(a=[1, 2])) == [(1, 5, 6, 7, {}), (2, 5, 6, 7, {})]
+    assert await recorded.run(task.map(**{"d": [4], "1": ["x"]}, c=[3], b=[2], a=[1])) == [(1, 2, 3, 4, {"1": "x"})]
     store: Any = Store(9)
-    assert await lab.run(store.positional.map(b=[2], a=[1], c=[3])) == [(9, 1, 2, {"c": 3})]
+    assert await recorded.run(store.positional.map(b=[2], a=[1], c=[3])) == [(9, 1, 2, {"c": 3})]
 
     @cs.task
     def injected(x: int, db: str = cs.inject(database), /) -> Any:
         return x, db
 
-    assert await lab.run(injected.map(x=[1, 2])) == [(1, "db"), (2, "db")]
+    assert await recorded.run(injected.map(x=[1, 2])) == [(1, "db"), (2, "db")]
 
 
-async def test_a_wrong_call_starts_nothing(lab: Lab) -> None:
+async def test_a_wrong_call_starts_nothing(recorded: RecordedEngine) -> None:
     ran: list[int] = []
     first = cs.task(lambda: ran.append(1), name="first")
 
@@ -122,7 +122,7 @@ async def test_a_wrong_call_starts_nothing(lab: Lab) -> None:
     wrong_calls = [lambda: two(first()), lambda: two(first(), 1, c=1), lambda: two.map(a=[first()])]
     for wrong in wrong_calls:
         with pytest.raises(TypeError):
-            await lab.run(wrong())
+            await recorded.run(wrong())
     assert ran == []
 
 
@@ -146,12 +146,12 @@ async def from_async(values: AsyncIterator[int]) -> list[int]:
     return [value async for value in values]
 
 
-async def test_one_task_reads_a_generator(lab: Lab) -> None:
-    assert await lab.run(as_list(numbers())) == [1, 2]
-    assert await lab.run(both.map(a=numbers())) == [(1, 0), (2, 0)]
-    assert await lab.run(from_async(async_numbers())) == [1, 2]
-    assert list(await lab.run(numbers())) == [1, 2]
-    assert await lab.run(as_list(numbers()).run_if(numbers())) == [1, 2]
+async def test_one_task_reads_a_generator(recorded: RecordedEngine) -> None:
+    assert await recorded.run(as_list(numbers())) == [1, 2]
+    assert await recorded.run(both.map(a=numbers())) == [(1, 0), (2, 0)]
+    assert await recorded.run(from_async(async_numbers())) == [1, 2]
+    assert list(await recorded.run(numbers())) == [1, 2]
+    assert await recorded.run(as_list(numbers()).run_if(numbers())) == [1, 2]
 
 
 def shared() -> Any:
@@ -178,7 +178,7 @@ class NoCache:
         (lambda: numbers().with_cache(NoCache()), "a cache cannot keep its value: return a list"),
     ],
 )
-async def test_a_generator_is_not_read_twice(lab: Lab, make: Callable[[], Any], text: str) -> None:
+async def test_a_generator_is_not_read_twice(recorded: RecordedEngine, make: Callable[[], Any], text: str) -> None:
     with pytest.raises(TypeError, match=text):
-        await lab.run(make())
-    assert lab.recorder.events == []
+        await recorded.run(make())
+    assert recorded.recorder.events == []

@@ -10,7 +10,7 @@ import pytest
 import cascade as cs
 from cascade.runtime.events import RunFinished, TaskBlocked, TaskExecutionFinished, TaskExecutionStarted, TaskRetrying
 from tests.lab.waiting import HANG, NEVER
-from tests.runtime.conftest import Lab
+from tests.runtime.conftest import RecordedEngine
 
 Victims = list[asyncio.Task[Any]]
 
@@ -27,18 +27,18 @@ def running() -> asyncio.Task[Any]:
 
 
 async def soon(run: Awaitable[Any]) -> Any:
-    """The result of a run; a run that hangs is an error of its own, no cancellation."""
+    """Return the result of a run. A run that hangs raises another error than a cancellation."""
     task = asyncio.ensure_future(run)
     done, _ = await asyncio.wait({task}, timeout=HANG)
     assert done, "the run hangs"
     return task.result()
 
 
-async def cancelled(lab: Lab, target: Any) -> RunFinished:
+async def cancelled(recorded: RecordedEngine, target: Any) -> RunFinished:
     with pytest.raises(asyncio.CancelledError) as caught:
-        await soon(lab.run(target))
+        await soon(recorded.run(target))
     assert type(caught.value) is asyncio.CancelledError
-    (finished,) = lab.of(RunFinished)
+    (finished,) = recorded.of(RunFinished)
     assert (finished.status, finished.result, finished.exception) == ("Cancelled", "cancellation", None)
     return finished
 
@@ -79,15 +79,15 @@ SHAPES: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("function", OWN, ids=lambda f: f.__name__)
-async def test_a_task_that_is_cancelled_ends_the_run(lab: Lab, function: Any, shape: str) -> None:
-    finished = await cancelled(lab, SHAPES[shape](function))
-    first = next(e for e in lab.of(TaskExecutionFinished, function.__name__))
+async def test_a_task_that_is_cancelled_ends_the_run(recorded: RecordedEngine, function: Any, shape: str) -> None:
+    finished = await cancelled(recorded, SHAPES[shape](function))
+    first = next(e for e in recorded.of(TaskExecutionFinished, function.__name__))
     assert (first.status, first.error, first.exception) == ("Cancelled", "cancelled", None)
     place = f"task '{function.__name__}'" + {"task": "", "item": ", item 0", "retried": ", attempt 1 of 4"}[shape]
     assert finished.error == f"cancelled because {place} was cancelled"
 
 
-async def test_a_sibling_cancels_a_task(lab: Lab) -> None:
+async def test_a_sibling_cancels_a_task(recorded: RecordedEngine) -> None:
     victims: Victims = []
     started = asyncio.Event()
 
@@ -103,13 +103,13 @@ async def test_a_sibling_cancels_a_task(lab: Lab) -> None:
         victims[0].cancel("enough")
         await asyncio.Event().wait()
 
-    finished = await cancelled(lab, gather(victim(), killer()))
+    finished = await cancelled(recorded, gather(victim(), killer()))
     assert finished.error == "cancelled because task 'victim' was cancelled"
-    errors = {e.task_name: e.error for e in lab.of(TaskExecutionFinished)}
+    errors = {e.task_name: e.error for e in recorded.of(TaskExecutionFinished)}
     assert errors == {"victim": "cancelled: enough", "killer": finished.error}
 
 
-async def test_tasks_are_cancelled_before_they_start(lab: Lab) -> None:
+async def test_tasks_are_cancelled_before_they_start(recorded: RecordedEngine) -> None:
     ran = []
 
     @cs.task
@@ -123,11 +123,11 @@ async def test_tasks_are_cancelled_before_they_start(lab: Lab) -> None:
     def late() -> None:
         ran.append(1)
 
-    await cancelled(lab, gather(killer(), *(late() for _ in range(5))))
+    await cancelled(recorded, gather(killer(), *(late() for _ in range(5))))
     assert ran == []
 
 
-async def test_a_plain_function_in_a_thread_is_cancelled(lab: Lab) -> None:
+async def test_a_plain_function_in_a_thread_is_cancelled(recorded: RecordedEngine) -> None:
     started, go_on, ended = threading.Event(), threading.Event(), threading.Event()
 
     @cs.task
@@ -144,16 +144,16 @@ async def test_a_plain_function_in_a_thread_is_cancelled(lab: Lab) -> None:
                 task.cancel()
         await asyncio.Event().wait()
 
-    await cancelled(lab, gather(victim(), killer()))
-    (finished,) = lab.of(TaskExecutionFinished, "victim")
+    await cancelled(recorded, gather(victim(), killer()))
+    (finished,) = recorded.of(TaskExecutionFinished, "victim")
     assert (finished.status, finished.error, ended.is_set()) == ("Cancelled", "cancelled", False)
     go_on.set()
     await asyncio.to_thread(ended.wait, HANG)
 
 
 @pytest.mark.parametrize("waits_for", ["retry", "resource"])
-async def test_a_waiting_task_is_cancelled(make_lab: Callable[..., Lab], waits_for: str) -> None:
-    lab, victims = make_lab(system_resources={"cpu": 1}), []
+async def test_a_waiting_task_is_cancelled(make_recorded: Callable[..., RecordedEngine], waits_for: str) -> None:
+    recorded, victims = make_recorded(system_resources={"cpu": 1}), []
     has_waited = asyncio.Event()
 
     @cs.task
@@ -169,36 +169,36 @@ async def test_a_waiting_task_is_cancelled(make_lab: Callable[..., Lab], waits_f
         raise LookupError("again")
 
     kind = TaskRetrying if waits_for == "retry" else TaskBlocked
-    lab.bus.subscribe(kind, lambda _: has_waited.set())
+    recorded.bus.subscribe(kind, lambda _: has_waited.set())
     target: Any = victim().with_retry(3, delay=NEVER)
     if waits_for == "resource":
         target = gather(holder().with_constraints(cpu=1), target.with_constraints(cpu=1))
     else:
         target = gather(holder(), target)
-    run = asyncio.ensure_future(lab.run(target))
+    run = asyncio.ensure_future(recorded.run(target))
     before = {running(), run}
     with pytest.raises(asyncio.CancelledError):
         await soon(run)
-    assert lab.of(RunFinished)[0].result == "cancellation"
-    assert len(lab.of(TaskExecutionFinished, "victim")) == len(lab.of(TaskExecutionStarted, "victim"))
+    assert recorded.of(RunFinished)[0].result == "cancellation"
+    assert len(recorded.of(TaskExecutionFinished, "victim")) == len(recorded.of(TaskExecutionStarted, "victim"))
 
 
-async def test_the_setup_of_a_resource_is_cancelled(lab: Lab) -> None:
+async def test_the_setup_of_a_resource_is_cancelled(recorded: RecordedEngine) -> None:
     @cs.resource
     async def broken() -> AsyncIterator[int]:
         await by_itself()
         yield 1
 
-    assert (await cancelled(lab, cs.task(lambda r=cs.inject(broken): r, name="t")())).error == "cancelled"
+    assert (await cancelled(recorded, cs.task(lambda r=cs.inject(broken): r, name="t")())).error == "cancelled"
 
 
-async def test_a_nested_run_is_cancelled(lab: Lab) -> None:
+async def test_a_nested_run_is_cancelled(recorded: RecordedEngine) -> None:
     outer: Victims = []
 
     @cs.task
     async def nests() -> Any:
         outer.append(running())
-        return await lab.run(victim())
+        return await recorded.run(victim())
 
     @cs.task
     async def victim() -> None:
@@ -206,13 +206,13 @@ async def test_a_nested_run_is_cancelled(lab: Lab) -> None:
         await asyncio.Event().wait()
 
     with pytest.raises(asyncio.CancelledError):
-        await soon(lab.run(gather(nests())))
-    inner, outermost = lab.of(RunFinished)
+        await soon(recorded.run(gather(nests())))
+    inner, outermost = recorded.of(RunFinished)
     assert (inner.result, outermost.result) == ("cancellation", "cancellation")
-    assert inner.error == lab.of(TaskExecutionFinished, "victim")[0].error == "cancelled: by the inner task"
+    assert inner.error == recorded.of(TaskExecutionFinished, "victim")[0].error == "cancelled: by the inner task"
 
 
-async def test_timeouts_and_task_groups_in_a_task_keep_working(lab: Lab) -> None:
+async def test_timeouts_and_task_groups_in_a_task_keep_working(recorded: RecordedEngine) -> None:
     @cs.task
     async def handles() -> str:
         try:
@@ -242,10 +242,10 @@ async def test_timeouts_and_task_groups_in_a_task_keep_working(lab: Lab) -> None
             caught.extend(map(str, errors.exceptions))
         return caught
 
-    assert await soon(lab.run(gather(handles(), groups()))) == ("handled", ["one"])
+    assert await soon(recorded.run(gather(handles(), groups()))) == ("handled", ["one"])
 
 
-async def test_a_failure_stays_the_first_error_if_the_run_is_cancelled_later(lab: Lab) -> None:
+async def test_a_failure_stays_the_first_error_if_the_run_is_cancelled_later(recorded: RecordedEngine) -> None:
     cleaning = asyncio.Event()
 
     @cs.task
@@ -261,15 +261,15 @@ async def test_a_failure_stays_the_first_error_if_the_run_is_cancelled_later(lab
         await asyncio.sleep(0)
         raise LookupError("first")
 
-    run = asyncio.ensure_future(lab.run(gather(stubborn(), fail())))
+    run = asyncio.ensure_future(recorded.run(gather(stubborn(), fail())))
     await cleaning.wait()
     run.cancel()
     with pytest.raises(LookupError, match="first"):
         await soon(run)
-    assert lab.of(RunFinished)[0].error == "LookupError: first"
+    assert recorded.of(RunFinished)[0].error == "LookupError: first"
 
 
-async def test_a_cancellation_together_with_a_failure_does_not_wait_for_threads(lab: Lab) -> None:
+async def test_a_cancellation_together_with_a_failure_does_not_wait_for_threads(recorded: RecordedEngine) -> None:
     started, go_on = threading.Event(), threading.Event()
 
     @cs.task
@@ -286,15 +286,15 @@ async def test_a_cancellation_together_with_a_failure_does_not_wait_for_threads(
         if event.task_name == "fail":
             asyncio.get_running_loop().call_soon(run.cancel)  # before the failure has woken the run
 
-    lab.bus.subscribe(TaskExecutionFinished, cancel)
-    run = asyncio.ensure_future(lab.run(gather(blocks.map(x=[1]), fail())))
+    recorded.bus.subscribe(TaskExecutionFinished, cancel)
+    run = asyncio.ensure_future(recorded.run(gather(blocks.map(x=[1]), fail())))
     with pytest.raises(LookupError, match="first"):
         await soon(run)
-    assert lab.of(RunFinished)[0].error == "LookupError: first"
+    assert recorded.of(RunFinished)[0].error == "LookupError: first"
     go_on.set()
 
 
-async def test_a_failure_waits_for_the_threads_of_a_map(lab: Lab) -> None:
+async def test_a_failure_waits_for_the_threads_of_a_map(recorded: RecordedEngine) -> None:
     started, go_on, ended = threading.Event(), threading.Event(), []
 
     @cs.task
@@ -308,17 +308,17 @@ async def test_a_failure_waits_for_the_threads_of_a_map(lab: Lab) -> None:
         await asyncio.to_thread(started.wait, HANG)
         raise LookupError("first")
 
-    def let_go(event: TaskExecutionFinished) -> None:
+    def continue_later(event: TaskExecutionFinished) -> None:
         if event.task_name == "fail":
             asyncio.get_running_loop().call_later(0.01, go_on.set)
 
-    lab.bus.subscribe(TaskExecutionFinished, let_go)
+    recorded.bus.subscribe(TaskExecutionFinished, continue_later)
     with pytest.raises(LookupError, match="first"):
-        await soon(lab.run(gather(blocks.map(x=[1]), fail())))
+        await soon(recorded.run(gather(blocks.map(x=[1]), fail())))
     assert ended == [1]
 
 
-async def test_tasks_carry_the_reason_that_the_run_is_cancelled_with(lab: Lab) -> None:
+async def test_tasks_carry_the_reason_that_the_run_is_cancelled_with(recorded: RecordedEngine) -> None:
     started = asyncio.Event()
     seen: list[Any] = []
 
@@ -331,16 +331,16 @@ async def test_tasks_carry_the_reason_that_the_run_is_cancelled_with(lab: Lab) -
             seen.append(error.args)
             raise
 
-    run = asyncio.ensure_future(lab.run(gather(forever())))
+    run = asyncio.ensure_future(recorded.run(gather(forever())))
     await started.wait()
     run.cancel("the client has left")
     with pytest.raises(asyncio.CancelledError):
         await soon(run)
     assert seen == [("cancelled: the client has left",)]
-    assert lab.of(TaskExecutionFinished)[0].error == lab.of(RunFinished)[0].error == seen[0][0]
+    assert recorded.of(TaskExecutionFinished)[0].error == recorded.of(RunFinished)[0].error == seen[0][0]
 
 
-async def test_errors_of_siblings_are_notes_on_the_first_one(lab: Lab) -> None:
+async def test_errors_of_siblings_are_notes_on_the_first_one(recorded: RecordedEngine) -> None:
     @cs.task
     async def cleans_up(x: int) -> None:
         try:
@@ -354,7 +354,7 @@ async def test_errors_of_siblings_are_notes_on_the_first_one(lab: Lab) -> None:
         raise LookupError("first")
 
     with pytest.raises(LookupError) as caught:
-        await soon(lab.run(gather(cleans_up.map(x=[7]), fail())))
+        await soon(recorded.run(gather(cleans_up.map(x=[7]), fail())))
     later = "Later, task 'cleans_up', item 0 failed: RuntimeError: cleanup 7 failed"
     assert sorted(caught.value.__notes__) == [later, "task 'fail'"]
 

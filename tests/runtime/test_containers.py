@@ -11,7 +11,7 @@ import pytest
 import cascade as cs
 from cascade.runtime.engine import run_nested
 from cascade.runtime.events import TaskExecutionStarted
-from tests.runtime.conftest import Lab
+from tests.runtime.conftest import RecordedEngine
 
 
 @cs.task(threaded=False)
@@ -143,11 +143,13 @@ CONTAINERS: list[tuple[Callable[[Any], Any], Callable[[Any], Any]]] = [
 
 
 @pytest.mark.parametrize(("make", "is_right"), CONTAINERS)
-async def test_a_container_keeps_its_type(lab: Lab, make: Callable[[Any], Any], is_right: Callable[[Any], Any]) -> None:
+async def test_a_container_keeps_its_type(
+    recorded: RecordedEngine, make: Callable[[Any], Any], is_right: Callable[[Any], Any]
+) -> None:
     kind = type(make(load(1)))
-    alone = (await lab.run(show(make(load(1))))).value
-    (nested,) = (await lab.run(show([make(load(1))]))).value
-    (mapped,) = await lab.run(show.map(x=[make(load(1))]))
+    alone = (await recorded.run(show(make(load(1))))).value
+    (nested,) = (await recorded.run(show([make(load(1))]))).value
+    (mapped,) = await recorded.run(show.map(x=[make(load(1))]))
     for value in (alone, nested, mapped.value):
         assert type(value) is kind
         assert is_right(value)
@@ -155,29 +157,29 @@ async def test_a_container_keeps_its_type(lab: Lab, make: Callable[[Any], Any], 
 
 @pytest.mark.parametrize(("make", "is_right"), CONTAINERS)
 async def test_a_value_without_lazy_results_is_the_same_object(
-    lab: Lab, make: Callable[[Any], Any], is_right: Callable[[Any], Any]
+    recorded: RecordedEngine, make: Callable[[Any], Any], is_right: Callable[[Any], Any]
 ) -> None:
     literal = make(1)
-    assert (await lab.run(show(literal))).value is literal
-    assert (await lab.run(show([literal, load(2)]))).value[0] is literal
+    assert (await recorded.run(show(literal))).value is literal
+    assert (await recorded.run(show([literal, load(2)]))).value[0] is literal
     assert is_right(literal)
 
 
-async def test_a_literal_is_not_changed_by_a_run(lab: Lab) -> None:
+async def test_a_literal_is_not_changed_by_a_run(recorded: RecordedEngine) -> None:
     lazy = load(1)
     literal = {"list": [lazy], "data": Data(lazy), "names": types.SimpleNamespace(a=lazy)}
     target = show(literal)
-    first, second = (await lab.run(target)).value, (await lab.run(target)).value
+    first, second = (await recorded.run(target)).value, (await recorded.run(target)).value
     assert first == second == {"list": [1], "data": Data(1), "names": types.SimpleNamespace(a=1)}
     assert literal["list"][0] is literal["data"].a is literal["names"].a is lazy  # type: ignore[index, attr-defined]
 
 
-async def test_a_container_that_occurs_twice_or_contains_itself_is_copied_once(lab: Lab) -> None:
+async def test_a_container_that_occurs_twice_or_contains_itself_is_copied_once(recorded: RecordedEngine) -> None:
     loop: list[Any] = [load(1)]
     loop.append(loop)
     loop.append({"again": loop})
     shared = [load(2)]
-    value, first, second = (await lab.run(show((loop, shared, shared)))).value
+    value, first, second = (await recorded.run(show((loop, shared, shared)))).value
     assert value[0] == 1
     assert value[1] is value
     assert value[2]["again"] is value
@@ -185,16 +187,16 @@ async def test_a_container_that_occurs_twice_or_contains_itself_is_copied_once(l
     assert first == [2]
 
 
-async def test_a_router_in_a_container_runs_the_chosen_branch_only(lab: Lab) -> None:
+async def test_a_router_in_a_container_runs_the_chosen_branch_only(recorded: RecordedEngine) -> None:
     chosen, other = load("chosen"), load("other")
     router = cs.Router(load("b"), {"a": other, "b": chosen})
-    value = (await lab.run(show({"x": [router, load(3)], "y": (router,)}))).value
+    value = (await recorded.run(show({"x": [router, load(3)], "y": (router,)}))).value
     assert value == {"x": ["chosen", 3], "y": ("chosen",)}
-    started = {event.task_id for event in lab.of(TaskExecutionStarted)}
+    started = {event.task_id for event in recorded.of(TaskExecutionStarted)}
     assert chosen._uuid in started
     assert other._uuid not in started
     with pytest.raises(ValueError, match="no matching route found"):
-        await lab.run(show([cs.Router(load("c"), {"a": load(1)})]))
+        await recorded.run(show([cs.Router(load("c"), {"a": load(1)})]))
 
 
 async def async_items() -> Any:
@@ -221,7 +223,7 @@ HIDDEN: list[tuple[Callable[[], Any], str]] = [
 
 @pytest.mark.parametrize(("make", "text"), HIDDEN)
 async def test_an_argument_that_hides_a_lazy_result_is_refused_at_the_call(
-    lab: Lab, make: Callable[[], Any], text: str
+    recorded: RecordedEngine, make: Callable[[], Any], text: str
 ) -> None:
     with pytest.raises(TypeError, match=rf"Task 'show': argument '0': {text}.*give a list"):
         show(make())
@@ -229,13 +231,13 @@ async def test_an_argument_that_hides_a_lazy_result_is_refused_at_the_call(
         show(x=make())
     for nested in ([make()], {"k": (make(),)}, Data(make()), types.SimpleNamespace(a=make())):
         with pytest.raises(TypeError, match=rf"Task 'show': argument '0': {text}.*give a list"):
-            await lab.run(show(nested))
-    assert lab.recorder.events == []
+            await recorded.run(show(nested))
+    assert recorded.recorder.events == []
 
 
-async def test_a_resource_in_a_container_is_refused(lab: Lab) -> None:
+async def test_a_resource_in_a_container_is_refused(recorded: RecordedEngine) -> None:
     with pytest.raises(TypeError, match=r"cs\.inject\('db'\) is in a container; make it an argument of its own"):
-        await lab.run(show([cs.inject("db")]))
+        await recorded.run(show([cs.inject("db")]))
 
 
 class Cursor:
@@ -249,10 +251,10 @@ class Cursor:
 @pytest.mark.parametrize(
     "make", [lambda: {1}, lambda: frozenset([(1, 2)]), {"a": 1}.values, lambda: io.StringIO("a"), Cursor, object, range]
 )
-async def test_another_value_without_lazy_results_passes(lab: Lab, make: Callable[..., Any]) -> None:
+async def test_another_value_without_lazy_results_passes(recorded: RecordedEngine, make: Callable[..., Any]) -> None:
     value = make(3) if make is range else make()
-    assert (await lab.run(show(value))).value is value
-    assert (await lab.run(show([value, load(1)]))).value[0] is value
+    assert (await recorded.run(show(value))).value is value
+    assert (await recorded.run(show([value, load(1)]))).value[0] is value
 
 
 def sync(make: Callable[[], Any]) -> Any:
@@ -286,7 +288,7 @@ async def in_loop(make: Callable[[], Any]) -> Any:
 @pytest.mark.parametrize("function", [sync, in_loop])
 @pytest.mark.parametrize("threaded", [True, False])
 async def test_a_task_does_not_return_a_lazy_result(
-    lab: Lab, function: Callable[..., Any], make: Callable[[], Any], threaded: bool
+    recorded: RecordedEngine, function: Callable[..., Any], make: Callable[[], Any], threaded: bool
 ) -> None:
     outer: Any = cs.task(function, name="outer", threaded=threaded)
 
@@ -298,10 +300,10 @@ async def test_a_task_does_not_return_a_lazy_result(
         with pytest.raises(
             TypeError, match=r"Task 'outer' returned a (lazy result of task 'load'|Router), which nothing"
         ):
-            await lab.run(target)
+            await recorded.run(target)
 
 
-async def test_a_cache_does_not_return_a_lazy_result(lab: Lab) -> None:
+async def test_a_cache_does_not_return_a_lazy_result(recorded: RecordedEngine) -> None:
     class Cache:
         def check(self, task_id: str, inputs: dict[str, Any]) -> Any:
             return [load(1)]
@@ -310,14 +312,14 @@ async def test_a_cache_does_not_return_a_lazy_result(lab: Lab) -> None:
 
     for target in (load(2).with_cache(Cache()), load.map(x=[2]).with_cache(Cache())):
         with pytest.raises(TypeError, match=r"The cache of task 'load' returned a lazy result of task 'load'"):
-            await lab.run(target)
+            await recorded.run(target)
 
 
 HOSTILE_BASES: list[Any] = [list, tuple, dict, set, frozenset, collections.deque, collections.OrderedDict]
 
 
 @pytest.mark.parametrize("base", HOSTILE_BASES)
-async def test_no_method_of_a_subclass_of_a_container_is_called(lab: Lab, base: Any) -> None:
+async def test_no_method_of_a_subclass_of_a_container_is_called(recorded: RecordedEngine, base: Any) -> None:
     def refuse(*_: object) -> Any:
         raise AssertionError("a method of the subclass was called")
 
@@ -325,15 +327,15 @@ async def test_no_method_of_a_subclass_of_a_container_is_called(lab: Lab, base: 
     kind = type("Hostile", (base,), dict.fromkeys((*names, "keys", "values", "items"), refuse) | {"__hash__": refuse})
     value = kind()
     give: Any = cs.task(lambda: value, name="give", threaded=False)
-    assert (await lab.run(show(value))).value is value
-    assert (await lab.run(show([value, load(1)]))).value[0] is value
-    assert (await lab.run(show(x={"k": value}))).value["k"] is value
-    assert (await lab.run(show(give()))).value is value
-    assert (await lab.run(show.map(x=[value])))[0].value is value
-    assert (await lab.run(show(cs.Param("p")), {"p": value})).value is value
+    assert (await recorded.run(show(value))).value is value
+    assert (await recorded.run(show([value, load(1)]))).value[0] is value
+    assert (await recorded.run(show(x={"k": value}))).value["k"] is value
+    assert (await recorded.run(show(give()))).value is value
+    assert (await recorded.run(show.map(x=[value])))[0].value is value
+    assert (await recorded.run(show(cs.Param("p")), {"p": value})).value is value
 
 
-async def test_no_descriptor_of_a_dataclass_is_read(lab: Lab) -> None:
+async def test_no_descriptor_of_a_dataclass_is_read(recorded: RecordedEngine) -> None:
     """As in a class of an object-relational mapper, where reading an attribute may run a query."""
 
     class Query:
@@ -350,28 +352,28 @@ async def test_no_descriptor_of_a_dataclass_is_read(lab: Lab) -> None:
     value = kind(1)
     kind.__getattribute__ = refuse
     give: Any = cs.task(lambda: value, name="give", threaded=False)
-    assert (await lab.run(show([value]))).value[0] is value
-    assert (await lab.run(show(give()))).value is value
+    assert (await recorded.run(show([value]))).value[0] is value
+    assert (await recorded.run(show(give()))).value is value
 
 
-async def test_a_long_result_is_not_searched_to_its_end(lab: Lab) -> None:
+async def test_a_long_result_is_not_searched_to_its_end(recorded: RecordedEngine) -> None:
     class Watched(list[int]):
         def __iter__(self) -> Iterator[int]:
             raise AssertionError("a value is not read")
 
-    assert await lab.run(load([0] * 200_000)) == [0] * 200_000
-    assert type(await lab.run(cs.task(lambda: Watched([1]), name="watched", threaded=False)())) is Watched
+    assert await recorded.run(load([0] * 200_000)) == [0] * 200_000
+    assert type(await recorded.run(cs.task(lambda: Watched([1]), name="watched", threaded=False)())) is Watched
 
 
 @pytest.mark.parametrize("value", [lambda: load(1), lambda: [load(1)]])
-async def test_a_parameter_is_not_a_lazy_result(lab: Lab, value: Callable[[], Any]) -> None:
+async def test_a_parameter_is_not_a_lazy_result(recorded: RecordedEngine, value: Callable[[], Any]) -> None:
     with pytest.raises(TypeError, match="Parameter 'p' is a lazy result of task 'load'"):
-        await lab.run(show(cs.Param("p")), {"p": value()})
+        await recorded.run(show(cs.Param("p")), {"p": value()})
     with pytest.raises(TypeError, match="Parameter 'q' is a lazy result of task 'load'"):
-        await lab.run(show(cs.Param("q", default=value())))
+        await recorded.run(show(cs.Param("q", default=value())))
     with pytest.raises(TypeError, match="Environment variable 'UNSET' is a lazy result of task 'load'"):
-        await lab.run(show(cs.Env("UNSET", default=value())))
-    assert lab.of(TaskExecutionStarted) == []
+        await recorded.run(show(cs.Env("UNSET", default=value())))
+    assert recorded.of(TaskExecutionStarted) == []
 
 
 def plain_resource() -> Iterator[Any]:
@@ -392,18 +394,20 @@ closed: list[str] = []
 
 
 @pytest.mark.parametrize(("function", "kind"), [(plain_resource, "plain"), (async_resource, "async")])
-async def test_a_resource_is_not_a_lazy_result(lab: Lab, function: Callable[..., Any], kind: str) -> None:
+async def test_a_resource_is_not_a_lazy_result(
+    recorded: RecordedEngine, function: Callable[..., Any], kind: str
+) -> None:
     resource = cs.resource(name="db")(function)
     closed.clear()
     with pytest.raises(TypeError, match="Resource 'db' is a lazy result of task 'load'"):
-        await lab.run(show(cs.inject(resource)))
+        await recorded.run(show(cs.inject(resource)))
     assert closed == [kind]
 
 
-async def test_a_lazy_result_in_an_object_of_another_class_is_not_replaced(lab: Lab) -> None:
+async def test_a_lazy_result_in_an_object_of_another_class_is_not_replaced(recorded: RecordedEngine) -> None:
     class Box:
         def __init__(self, content: Any) -> None:
             self.content = content
 
     lazy = load(1)
-    assert (await lab.run(cs.task(lambda box: box.content is lazy, name="look")(Box(lazy)))) is True
+    assert (await recorded.run(cs.task(lambda box: box.content is lazy, name="look")(Box(lazy)))) is True

@@ -1,4 +1,4 @@
-"""A value is freed after its last consumer, while the run goes on."""
+"""A value is freed after its last consumer, during the run."""
 
 import asyncio
 from collections import Counter
@@ -10,7 +10,7 @@ import pytest
 import cascade as cs
 from cascade.graph.build import build_graph
 from cascade.runtime.state import InMemoryStateBackend
-from tests.runtime.conftest import Lab
+from tests.runtime.conftest import RecordedEngine
 from tests.runtime.test_memory import Born, Value, no_garbage_collection
 
 
@@ -67,13 +67,13 @@ def test_an_argument_lives_until_the_last_attempt() -> None:
     seen: list[Any] = []
 
     @cs.task
-    def shaky(value: Any) -> int:
+    def fails_once(value: Any) -> int:
         seen.append(type(value))
         if len(seen) < 3:
             raise ValueError("again")
         return len(seen)
 
-    target = shaky(cs.task(Value, name="make")()).with_retry(2)
+    target = fails_once(cs.task(Value, name="make")()).with_retry(2)
     assert cs.run(target, log_level="OFF") == 3
     assert seen == [Value] * 3
 
@@ -82,16 +82,16 @@ async def test_a_lazy_amount_lives_until_the_last_attempt() -> None:
     calls: list[int] = []
 
     @cs.task
-    def shaky() -> int:
+    def fails_once() -> int:
         calls.append(1)
         if len(calls) < 3:
             raise ValueError("again")
         return len(calls)
 
-    lab = Lab(system_resources={"cpu": 2})
+    recorded = RecordedEngine(system_resources={"cpu": 2})
     amount = cs.task(lambda: 2, name="amount")()
-    assert await lab.run(shaky().with_retry(2).with_constraints(cpu=amount)) == 3
-    assert await lab.run(cs.task(lambda x: x, name="m").map(x=[1, 2, 3]).with_constraints(cpu=amount)) == [1, 2, 3]
+    assert await recorded.run(fails_once().with_retry(2).with_constraints(cpu=amount)) == 3
+    assert await recorded.run(cs.task(lambda x: x, name="m").map(x=[1, 2, 3]).with_constraints(cpu=amount)) == [1, 2, 3]
 
 
 def test_the_items_of_a_list_are_freed_one_by_one() -> None:
@@ -193,7 +193,7 @@ async def test_each_value_except_that_of_the_target_is_discarded_once() -> None:
         return made[-1]
 
     target = workflow()
-    assert await Lab(state_backend_cls=backend).run(target) == 3
+    assert await RecordedEngine(state_backend_cls=backend).run(target) == 3
     (state,) = made
     ran = {node.id for node in build_graph(target).nodes if state.get_skip_reason(node.id) is None}
     assert Counter(state.discarded) == Counter(ran - {target._uuid})
@@ -208,6 +208,6 @@ async def test_a_backend_that_keeps_everything_works() -> None:
         return made[-1]
 
     target = workflow()
-    assert await Lab(state_backend_cls=backend).run(target) == 3
+    assert await RecordedEngine(state_backend_cls=backend).run(target) == 3
     graph = build_graph(target)
     assert set(made[0].results) | set(made[0].skipped) == {node.id for node in graph.nodes}

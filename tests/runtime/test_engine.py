@@ -25,7 +25,7 @@ from cascade.runtime.events import (
 from cascade.runtime.exceptions import MissingParamError
 from cascade.runtime.protocols import ExecutionPlan
 from tests.lab.waiting import HANG, soon
-from tests.runtime.conftest import Lab
+from tests.runtime.conftest import RecordedEngine
 
 
 @cs.task
@@ -38,21 +38,21 @@ async def add(x: int, y: int = 0) -> int:
     return x + y
 
 
-async def test_values_are_passed_by_position_and_keyword(lab: Lab) -> None:
-    assert await lab.run(add(one(), y=add(one(), 5))) == 7
+async def test_values_are_passed_by_position_and_keyword(recorded: RecordedEngine) -> None:
+    assert await recorded.run(add(one(), y=add(one(), 5))) == 7
 
 
-async def test_lazy_results_in_nested_arguments_are_replaced(lab: Lab) -> None:
+async def test_lazy_results_in_nested_arguments_are_replaced(recorded: RecordedEngine) -> None:
     @cs.task
     def total(parts: dict[str, list[int]]) -> int:
         return sum(parts["a"])
 
-    assert await lab.run(total({"a": [one(), 2, one()]})) == 4
+    assert await recorded.run(total({"a": [one(), 2, one()]})) == 4
 
 
-async def test_events_are_published_in_order(lab: Lab) -> None:
-    await lab.run(add(one()), params={"p": 1})
-    assert lab.recorder.story() == [
+async def test_events_are_published_in_order(recorded: RecordedEngine) -> None:
+    await recorded.run(add(one()), params={"p": 1})
+    assert recorded.recorder.event_names() == [
         "RunStarted",
         "TaskExecutionStarted one",
         "TaskExecutionFinished one",
@@ -60,13 +60,13 @@ async def test_events_are_published_in_order(lab: Lab) -> None:
         "TaskExecutionFinished add",
         "RunFinished",
     ]
-    started, finished = lab.of(RunStarted)[0], lab.of(RunFinished)[0]
+    started, finished = recorded.of(RunStarted)[0], recorded.of(RunFinished)[0]
     assert (started.target_tasks, started.params) == (["add"], {"p": 1})
     assert (finished.status, finished.error) == ("Succeeded", None)
-    assert len({event.run_id for event in lab.recorder.events}) == 1
+    assert len({event.run_id for event in recorded.recorder.events}) == 1
 
 
-async def test_a_failure_is_raised_unchanged_and_stops_the_run(lab: Lab) -> None:
+async def test_a_failure_is_raised_unchanged_and_stops_the_run(recorded: RecordedEngine) -> None:
     error = LookupError("gone")
 
     @cs.task
@@ -74,15 +74,15 @@ async def test_a_failure_is_raised_unchanged_and_stops_the_run(lab: Lab) -> None
         raise error
 
     with pytest.raises(LookupError) as caught:
-        await lab.run(add(fail()))
+        await recorded.run(add(fail()))
     assert caught.value is error
-    assert lab.of(TaskExecutionStarted, "add") == []
-    (finished,) = lab.of(TaskExecutionFinished, "fail")
+    assert recorded.of(TaskExecutionStarted, "add") == []
+    (finished,) = recorded.of(TaskExecutionFinished, "fail")
     assert (finished.status, finished.error) == ("Failed", "LookupError: gone")
-    assert lab.of(RunFinished)[0].error == "LookupError: gone"
+    assert recorded.of(RunFinished)[0].error == "LookupError: gone"
 
 
-async def test_the_first_failure_cancels_running_tasks_and_waits_for_them(lab: Lab) -> None:
+async def test_the_first_failure_cancels_running_tasks_and_waits_for_them(recorded: RecordedEngine) -> None:
     stopped = []
 
     @cs.task
@@ -98,12 +98,12 @@ async def test_the_first_failure_cancels_running_tasks_and_waits_for_them(lab: L
         raise ValueError("stop")
 
     with pytest.raises(ValueError, match="stop"):
-        await lab.run(add(slow(), fail()))  # type: ignore[arg-type]
+        await recorded.run(add(slow(), fail()))  # type: ignore[arg-type]
     assert stopped == [True]
-    assert lab.of(TaskExecutionFinished, "slow")[0].status == "Cancelled"
+    assert recorded.of(TaskExecutionFinished, "slow")[0].status == "Cancelled"
 
 
-async def test_a_failure_waits_for_threads_that_run(lab: Lab) -> None:
+async def test_a_failure_waits_for_threads_that_run(recorded: RecordedEngine) -> None:
     running, go_on, ended = threading.Event(), threading.Event(), []
 
     @cs.task
@@ -119,11 +119,11 @@ async def test_a_failure_waits_for_threads_that_run(lab: Lab) -> None:
         raise ValueError("stop")
 
     with pytest.raises(ValueError, match="stop"):
-        await lab.run(add(slow(), fail()))  # type: ignore[arg-type]
+        await recorded.run(add(slow(), fail()))  # type: ignore[arg-type]
     assert ended == [True]
 
 
-async def test_cancelling_the_run_cancels_its_tasks(lab: Lab) -> None:
+async def test_cancelling_the_run_cancels_its_tasks(recorded: RecordedEngine) -> None:
     running = asyncio.Event()
 
     @cs.task
@@ -131,16 +131,16 @@ async def test_cancelling_the_run_cancels_its_tasks(lab: Lab) -> None:
         running.set()
         await asyncio.Event().wait()
 
-    run = asyncio.create_task(lab.run(forever()))
+    run = asyncio.create_task(recorded.run(forever()))
     await running.wait()
     run.cancel()
     with pytest.raises(asyncio.CancelledError):
         await run
-    assert lab.of(TaskExecutionFinished)[0].status == "Cancelled"
-    assert lab.of(RunFinished)[0].status == "Cancelled"
+    assert recorded.of(TaskExecutionFinished)[0].status == "Cancelled"
+    assert recorded.of(RunFinished)[0].status == "Cancelled"
 
 
-async def test_cancelling_does_not_wait_for_threads(lab: Lab) -> None:
+async def test_cancelling_does_not_wait_for_threads(recorded: RecordedEngine) -> None:
     running, go_on = threading.Event(), threading.Event()
 
     @cs.task
@@ -148,7 +148,7 @@ async def test_cancelling_does_not_wait_for_threads(lab: Lab) -> None:
         running.set()
         go_on.wait(HANG)
 
-    run = asyncio.create_task(lab.run(stuck()))
+    run = asyncio.create_task(recorded.run(stuck()))
     await asyncio.to_thread(running.wait, HANG)
     run.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -158,17 +158,17 @@ async def test_cancelling_does_not_wait_for_threads(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
-async def test_system_exit_ends_the_run_with_all_events(lab: Lab, error: BaseException) -> None:
+async def test_system_exit_ends_the_run_with_all_events(recorded: RecordedEngine, error: BaseException) -> None:
     @cs.task
     async def leave() -> None:
         raise error
 
     with pytest.raises(type(error)):
-        await lab.run(leave())
-    assert lab.of(RunFinished)
+        await recorded.run(leave())
+    assert recorded.of(RunFinished)
 
 
-async def test_independent_tasks_run_concurrently(lab: Lab) -> None:
+async def test_independent_tasks_run_concurrently(recorded: RecordedEngine) -> None:
     barrier = asyncio.Barrier(3)
 
     @cs.task
@@ -178,11 +178,11 @@ async def test_independent_tasks_run_concurrently(lab: Lab) -> None:
     @cs.task
     def gather(*_: Any) -> None: ...
 
-    await soon(lab.run(gather(meet(), meet(), meet())))
+    await soon(recorded.run(gather(meet(), meet(), meet())))
 
 
-async def test_there_are_no_stage_barriers(lab: Lab) -> None:
-    """The slow branch's first step ends only once the quick branch's second has run."""
+async def test_there_are_no_stage_barriers(recorded: RecordedEngine) -> None:
+    """The first step of the slow branch ends after the second step of the quick branch."""
     second_ran = asyncio.Event()
 
     @cs.task
@@ -199,7 +199,7 @@ async def test_there_are_no_stage_barriers(lab: Lab) -> None:
     @cs.task
     def gather(*_: Any) -> None: ...
 
-    await soon(lab.run(gather(slow(), second(quick()))))
+    await soon(recorded.run(gather(slow(), second(quick()))))
 
 
 class Flaky:
@@ -214,23 +214,23 @@ class Flaky:
         return "ok"
 
 
-async def test_retries_are_n_retries_and_n_plus_one_calls(lab: Lab) -> None:
+async def test_retries_are_n_retries_and_n_plus_one_calls(recorded: RecordedEngine) -> None:
     flaky = Flaky(10)
     with pytest.raises(ConnectionError, match="no 4"):
-        await lab.run(cs.task(flaky, name="flaky")().with_retry(3))
+        await recorded.run(cs.task(flaky, name="flaky")().with_retry(3))
     assert flaky.calls == 4
-    assert [event.attempt for event in lab.of(TaskRetrying)] == [1, 2, 3]
-    assert len(lab.of(TaskExecutionStarted)) == 1
-    (finished,) = lab.of(TaskExecutionFinished)
+    assert [event.attempt for event in recorded.of(TaskRetrying)] == [1, 2, 3]
+    assert len(recorded.of(TaskExecutionStarted)) == 1
+    (finished,) = recorded.of(TaskExecutionFinished)
     assert [attempt.number for attempt in finished.attempts] == [1, 2, 3, 4]
 
 
-async def test_a_retry_that_succeeds_is_a_success(lab: Lab) -> None:
-    assert await lab.run(cs.task(Flaky(1), name="flaky")().with_retry(5, delay=0.001, backoff=2)) == "ok"
-    (finished,) = lab.of(TaskExecutionFinished)
+async def test_a_retry_that_succeeds_is_a_success(recorded: RecordedEngine) -> None:
+    assert await recorded.run(cs.task(Flaky(1), name="flaky")().with_retry(5, delay=0.001, backoff=2)) == "ok"
+    (finished,) = recorded.of(TaskExecutionFinished)
     assert finished.status == "Succeeded"
     assert [attempt.error is None for attempt in finished.attempts] == [False, True]
-    assert lab.of(TaskRetrying)[0].delay == 0.001
+    assert recorded.of(TaskRetrying)[0].delay == 0.001
 
 
 class DictCache:
@@ -246,73 +246,77 @@ class DictCache:
         self.values[task_id] = output
 
 
-async def test_a_cached_value_is_used_instead_of_a_call(lab: Lab) -> None:
+async def test_a_cached_value_is_used_instead_of_a_call(recorded: RecordedEngine) -> None:
     cache = DictCache()
     target = add(one(), y=2).with_cache(cache)
-    assert [await lab.run(target), await lab.run(target)] == [3, 3]
+    assert [await recorded.run(target), await recorded.run(target)] == [3, 3]
     assert cache.inputs == [{"0": 1, "y": 2}] * 2
-    assert [event.reason for event in lab.of(TaskSkipped)] == ["CacheHit"]
-    assert len(lab.of(TaskExecutionStarted, "add")) == 1
+    assert [event.reason for event in recorded.of(TaskSkipped)] == ["CacheHit"]
+    assert len(recorded.of(TaskExecutionStarted, "add")) == 1
 
 
-async def test_a_cache_that_cannot_save_does_not_fail_the_task(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_cache_that_cannot_save_does_not_fail_the_task(
+    recorded: RecordedEngine, caplog: pytest.LogCaptureFixture
+) -> None:
     class Full(DictCache):
         def save(self, task_id: str, inputs: dict[str, Any], output: Any) -> None:
             raise OSError("disk full")
 
-    assert await lab.run(one().with_cache(Full())) == 1
-    assert await lab.run(add.map(x=[5]).with_cache(Full())) == [5]
+    assert await recorded.run(one().with_cache(Full())) == 1
+    assert await recorded.run(add.map(x=[5]).with_cache(Full())) == [5]
     assert caplog.messages == [
         "The cache of task 'one' could not save its value",
         "The cache of task 'add', item 0 could not save its value",
     ]
 
 
-async def test_a_skipped_target_is_named(lab: Lab) -> None:
+async def test_a_skipped_target_is_named(recorded: RecordedEngine) -> None:
     with pytest.raises(cs.DependencyMissingError) as caught:
-        await lab.run(add(1).run_if(cs.task(lambda: False, name="no")()))
+        await recorded.run(add(1).run_if(cs.task(lambda: False, name="no")()))
     assert (caught.value.task_id, caught.value.arg_name) == ("add", "<Target Output>")
 
 
-async def test_conditions_skip_once_and_downstream(lab: Lab) -> None:
+async def test_conditions_skip_once_and_downstream(recorded: RecordedEngine) -> None:
     skipped = one().run_if(cs.task(lambda: 0, name="no")())
     with pytest.raises(cs.DependencyMissingError):
-        await lab.run(add(skipped))
-    assert [(e.task_name, e.reason) for e in lab.of(TaskSkipped)] == [
+        await recorded.run(add(skipped))
+    assert [(e.task_name, e.reason) for e in recorded.of(TaskSkipped)] == [
         ("one", "ConditionFalse"),
         ("add", "UpstreamSkipped_Data"),
     ]
 
 
-async def test_params_come_from_the_run_then_the_default(lab: Lab) -> None:
+async def test_params_come_from_the_run_then_the_default(recorded: RecordedEngine) -> None:
     target = add(cs.Param("x", type=int), cs.Param("y", default=10, type=int))
-    assert await lab.run(target, {"x": 1}) == 11
-    assert await lab.run(target, {"x": 1, "y": 2}) == 3
-    assert {event.task_name for event in lab.of(TaskExecutionStarted)} == {"add"}  # inputs are no tasks
-    assert lab.of(RunStarted)[0].inputs == ["x", "y"]
+    assert await recorded.run(target, {"x": 1}) == 11
+    assert await recorded.run(target, {"x": 1, "y": 2}) == 3
+    assert {event.task_name for event in recorded.of(TaskExecutionStarted)} == {"add"}  # inputs are no tasks
+    assert recorded.of(RunStarted)[0].inputs == ["x", "y"]
 
 
-async def test_a_missing_param_is_named_before_anything_runs(lab: Lab) -> None:
+async def test_a_missing_param_is_named_before_anything_runs(recorded: RecordedEngine) -> None:
     with pytest.raises(ValueError, match=r"'missing'.*params="):
-        await lab.run(add(one(), cs.Param("missing")))
-    assert lab.of(TaskExecutionStarted) == []
-    assert lab.of(RunFinished)[0].status == "Failed"
+        await recorded.run(add(one(), cs.Param("missing")))
+    assert recorded.of(TaskExecutionStarted) == []
+    assert recorded.of(RunFinished)[0].status == "Failed"
 
 
-async def test_environment_variables_are_read_at_run_time(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_environment_variables_are_read_at_run_time(
+    recorded: RecordedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = cs.task(lambda text: text + "!", name="exclaim")(cs.Env("SOME_VALUE", default="d"))
-    assert await lab.run(target) == "d!"
+    assert await recorded.run(target) == "d!"
     monkeypatch.setenv("SOME_VALUE", "now")
-    assert await lab.run(target) == "now!"
+    assert await recorded.run(target) == "now!"
 
 
-async def test_a_cycle_is_an_error_before_anything_runs(lab: Lab) -> None:
+async def test_a_cycle_is_an_error_before_anything_runs(recorded: RecordedEngine) -> None:
     first = add(1)
     second = add(first)
     first.args = (second,)
     with pytest.raises(ValueError, match="add -> add"):
-        await lab.run(second)
-    assert lab.of(TaskExecutionStarted) == []
+        await recorded.run(second)
+    assert recorded.of(TaskExecutionStarted) == []
 
 
 async def test_an_executor_may_ignore_the_functions_and_receives_the_nodes_of_the_plan() -> None:
@@ -337,25 +341,25 @@ async def test_an_executor_may_ignore_the_functions_and_receives_the_nodes_of_th
     assert solver.calls == 1
 
 
-async def test_concurrent_runs_are_separate(lab: Lab) -> None:
-    results = await asyncio.gather(*(lab.run(add(cs.Param("n", type=int)), {"n": n}) for n in range(20)))
+async def test_concurrent_runs_are_separate(recorded: RecordedEngine) -> None:
+    results = await asyncio.gather(*(recorded.run(add(cs.Param("n", type=int)), {"n": n}) for n in range(20)))
     assert results == list(range(20))
-    assert len({event.run_id for event in lab.of(RunFinished)}) == 20
+    assert len({event.run_id for event in recorded.of(RunFinished)}) == 20
 
 
 def test_one_engine_serves_several_event_loops() -> None:
-    lab = Lab(system_resources={"cpu": 1})
-    assert [asyncio.run(lab.run(one().with_constraints(cpu=1))) for _ in range(3)] == [1, 1, 1]
+    recorded = RecordedEngine(system_resources={"cpu": 1})
+    assert [asyncio.run(recorded.run(one().with_constraints(cpu=1))) for _ in range(3)] == [1, 1, 1]
 
 
-async def test_a_chain_of_thousands_runs(lab: Lab) -> None:
+async def test_a_chain_of_thousands_runs(recorded: RecordedEngine) -> None:
     target = add(0)
     for _ in range(3000):
         target = add(target, 1)
-    assert await lab.run(target) == 3000
+    assert await recorded.run(target) == 3000
 
 
-async def test_current_task_is_known_in_the_loop_and_in_threads(lab: Lab) -> None:
+async def test_current_task_is_known_in_the_loop_and_in_threads(recorded: RecordedEngine) -> None:
     @cs.task
     def in_thread() -> Any:
         return cs.current_task()
@@ -365,8 +369,8 @@ async def test_current_task_is_known_in_the_loop_and_in_threads(lab: Lab) -> Non
         return other, cs.current_task()
 
     target = in_loop(in_thread())
-    first, second = await lab.run(target)
-    run_id = lab.of(RunStarted)[0].run_id
+    first, second = await recorded.run(target)
+    run_id = recorded.of(RunStarted)[0].run_id
     assert [(task.name, task.run_id) for task in (first, second)] == [("in_thread", run_id), ("in_loop", run_id)]
     assert second.task_id == target._uuid
     assert second.traceparent == f"00-{str(run_id).replace('-', '')}-{second.span_id}-01"
@@ -388,7 +392,7 @@ def test_any_graph_runs_each_task_once_and_after_what_it_needs(data: st.DataObje
         needs = data.draw(st.lists(st.sampled_from(range(number)), unique=True)) if number else []
         lazies.append(cs.task(step, name=f"t{number}", threaded=False)(number, [lazies[i] for i in needs]))
     target = cs.task(sorted, name="all", threaded=False)(lazies)
-    assert asyncio.run(Lab().run(target)) == list(range(size))
+    assert asyncio.run(RecordedEngine().run(target)) == list(range(size))
     assert sorted(calls) == list(range(size))
 
 
@@ -400,19 +404,19 @@ async def count(xs: list[int]) -> int:
 async def test_the_loop_stays_responsive_while_a_large_graph_is_planned() -> None:
     loop = asyncio.get_running_loop()
 
-    class AsksTheLoop(NativeSolver):
+    class WaitsForTheLoop(NativeSolver):
         def resolve(self, graph: Graph) -> ExecutionPlan:
-            answered = threading.Event()
-            loop.call_soon_threadsafe(answered.set)
-            assert answered.wait(HANG)
+            is_called = threading.Event()
+            loop.call_soon_threadsafe(is_called.set)
+            assert is_called.wait(HANG)
             return super().resolve(graph)
 
-    engine = Engine(AsksTheLoop(), LocalExecutor(), MessageBus())
+    engine = Engine(WaitsForTheLoop(), LocalExecutor(), MessageBus())
     assert await engine.run(count([add(n) for n in range(LARGE)])) == LARGE
 
 
-async def test_an_error_in_a_large_graph_is_raised_before_the_first_task(lab: Lab) -> None:
+async def test_an_error_in_a_large_graph_is_raised_before_the_first_task(recorded: RecordedEngine) -> None:
     wrong = cs.Param("missing")
     with pytest.raises(MissingParamError, match="missing"):
-        await lab.run(count([*(add(n) for n in range(LARGE)), add(wrong)]))
-    assert not lab.of(TaskExecutionStarted)
+        await recorded.run(count([*(add(n) for n in range(LARGE)), add(wrong)]))
+    assert not recorded.of(TaskExecutionStarted)

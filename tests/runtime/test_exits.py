@@ -16,7 +16,7 @@ from tests.lab.waiting import HANG
 
 
 class Stop(BaseException):
-    """A BaseException of the user."""
+    """A BaseException of the user's code."""
 
 
 def _threaded(function: Callable[[int], Any]) -> Any:

@@ -13,7 +13,7 @@ from cascade.graph.model import Edge, EdgeType, Graph, Node
 from cascade.runtime.flow import FlowManager
 from cascade.runtime.state import InMemoryStateBackend
 from cascade.spec.lazy_types import LazyResult
-from tests.runtime.conftest import Lab
+from tests.runtime.conftest import RecordedEngine
 
 
 def lazy(name: str) -> LazyResult[Any]:
@@ -165,11 +165,11 @@ def through(target: str, upstream: str) -> str:
     ids=["own", "map", "Param", "Env", "upstream", "chain", "condition", "route", "constraint", "escaped"],
 )
 async def test_the_error_of_a_skipped_target_names_the_task_and_the_condition(
-    target: Callable[[], Any], text: str, lab: Lab
+    target: Callable[[], Any], text: str, recorded: RecordedEngine
 ) -> None:
     lazy_target = target()
     with pytest.raises(cs.DependencyMissingError) as caught:
-        await lab.run(lazy_target)
+        await recorded.run(lazy_target)
     assert str(caught.value) == text
     fields = caught.value.task_id, caught.value.arg_name, caught.value.dependency_id
     assert fields[1:] == ("<Target Output>", lazy_target._uuid)
@@ -182,6 +182,6 @@ async def test_a_reason_of_the_state_backend_is_given_as_it_is() -> None:
         def get_skip_reason(self, node_id: str) -> str:
             return "Excluded by the operator"
 
-    lab = Lab(state_backend_cls=Excluded)
+    recorded = RecordedEngine(state_backend_cls=Excluded)
     with pytest.raises(cs.DependencyMissingError, match="Task 'a' was skipped: Excluded by the operator"):
-        await lab.run(task("a"))
+        await recorded.run(task("a"))

@@ -10,7 +10,7 @@ import cascade as cs
 from cascade.connectors import fanout
 from cascade.connectors.memory import MemoryConnector
 from cascade.runtime import engine
-from cascade.runtime.guard import awaited, seconds, words
+from cascade.runtime.guard import awaited, seconds_of, texts_of
 from cascade.runtime.task_context import TaskContext
 from cascade.spec.protocols import MessageCallback
 from cascade.telemetry.identity import RunTrace, SpanRef, place_run
@@ -188,14 +188,14 @@ def test_a_value_that_is_no_list_of_words_has_no_words(value: Any) -> None:
     class Wrong:
         capture = value
 
-    assert "results" not in words(Wrong(), "capture")
+    assert "results" not in texts_of(Wrong(), "capture")
 
 
 def test_an_unreadable_list_of_words_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     class Wrong:
         capture = None
 
-    assert words(Wrong(), "capture") == frozenset()
+    assert texts_of(Wrong(), "capture") == frozenset()
     assert caplog.messages == ["Wrong.capture is ignored: TypeError: 'NoneType' object is not iterable"]
 
 
@@ -228,5 +228,5 @@ def test_a_connector_has_the_time_of_its_flush_to_disconnect(monkeypatch: pytest
 def test_an_invalid_flush_timeout_is_zero(value: Any, expected: float) -> None:
     connector = MemoryConnector()
     connector.flush_timeout = value  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
-    assert seconds(connector, "flush_timeout") == expected
-    assert seconds(MemoryConnector(), "flush_timeout") == 0.0
+    assert seconds_of(connector, "flush_timeout") == expected
+    assert seconds_of(MemoryConnector(), "flush_timeout") == 0.0

@@ -240,7 +240,7 @@ def skipped_labels(lazy: Any) -> list[str | None]:
     return [body["metadata"].get("label") for body in skipped]
 
 
-def nonsense(x: int) -> Any:
+def not_a_text(x: int) -> Any:
     return {0: None, 1: 5, 2: b"bytes", 3: ["a"]}[x]
 
 
@@ -268,7 +268,7 @@ def boom(x: int) -> str:
     ("label", "reason"),
     [
         (boom, "LookupError: password=*** is wrong"),
-        (nonsense, "it returned a NoneType; it must return a text"),
+        (not_a_text, "it returned a NoneType; it must return a text"),
         (forgotten, "it returned a coroutine"),
         (stop, "SystemExit"),
         (stop_otherwise, "Stop"),

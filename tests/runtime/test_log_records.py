@@ -25,7 +25,7 @@ TRACE = RUN.replace("-", "")
 TASK = TaskContext(RUN, "t", "work", place_run(RUN), attempt=2)
 KNOWN = dict(zip(IDS, (RUN, "t", "work", TRACE, span_id(RUN, "t", 2)), strict=True))
 
-# Below no other: pytest's own handlers would mind hostile records.
+# Not a child of the root logger: pytest's own handlers fail on hostile records.
 logger = logging.Logger("tests.log_records")  # noqa: LOG001 - as said
 
 

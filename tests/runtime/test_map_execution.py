@@ -8,7 +8,7 @@ from cascade.runtime import _map_execution
 from cascade.runtime.events import TaskExecutionFinished, TaskExecutionStarted, TaskRetrying, TaskSkipped
 from cascade.spec.lazy_types import MappedLazyResult
 from tests.lab.waiting import soon
-from tests.runtime.conftest import Lab
+from tests.runtime.conftest import RecordedEngine
 
 
 @cs.task
@@ -17,36 +17,36 @@ async def double(x: int, plus: int = 0) -> int:
     return 2 * x + plus
 
 
-async def test_values_come_in_the_order_of_the_lists(lab: Lab) -> None:
-    assert await lab.run(double.map(x=[3, 1, 2], plus=[10, 20, 30])) == [16, 22, 34]
+async def test_values_come_in_the_order_of_the_lists(recorded: RecordedEngine) -> None:
+    assert await recorded.run(double.map(x=[3, 1, 2], plus=[10, 20, 30])) == [16, 22, 34]
 
 
-async def test_lists_may_come_from_tasks(lab: Lab) -> None:
+async def test_lists_may_come_from_tasks(recorded: RecordedEngine) -> None:
     numbers = cs.task(lambda: (n for n in range(3)), name="numbers")()
-    assert await lab.run(cs.task(sum)(double.map(x=numbers))) == 6
+    assert await recorded.run(cs.task(sum)(double.map(x=numbers))) == 6
 
 
-async def test_an_empty_map_is_an_empty_list(lab: Lab) -> None:
-    assert await lab.run(double.map(x=[])) == []
+async def test_an_empty_map_is_an_empty_list(recorded: RecordedEngine) -> None:
+    assert await recorded.run(double.map(x=[])) == []
 
 
-async def test_unequal_lists_are_an_error_before_anything_runs(lab: Lab) -> None:
+async def test_unequal_lists_are_an_error_before_anything_runs(recorded: RecordedEngine) -> None:
     with pytest.raises(ValueError, match=r"mismatched lengths.*x: 2, plus: 1"):
-        await lab.run(double.map(x=[1, 2], plus=[1]))
-    assert lab.of(TaskExecutionStarted) == []
+        await recorded.run(double.map(x=[1, 2], plus=[1]))
+    assert recorded.of(TaskExecutionStarted) == []
 
 
-async def test_an_argument_that_is_not_a_list_is_named(lab: Lab) -> None:
+async def test_an_argument_that_is_not_a_list_is_named(recorded: RecordedEngine) -> None:
     with pytest.raises(TypeError, match="'x' must be a list, got int"):
-        await lab.run(double.map(x=cs.task(lambda: 5, name="five")()))  # type: ignore[arg-type]
+        await recorded.run(double.map(x=cs.task(lambda: 5, name="five")()))  # type: ignore[arg-type]
 
 
-async def test_items_have_their_own_events_with_the_name_of_the_task(lab: Lab) -> None:
+async def test_items_have_their_own_events_with_the_name_of_the_task(recorded: RecordedEngine) -> None:
     target = double.map(x=[1, 2])
-    await lab.run(target)
-    items = lab.of(TaskExecutionFinished, "double")
+    await recorded.run(target)
+    items = recorded.of(TaskExecutionFinished, "double")
     assert sorted((e.map_index, e.task_id) for e in items) == [(0, f"{target._uuid}/0"), (1, f"{target._uuid}/1")]
-    (whole,) = lab.of(TaskExecutionFinished, "map(double)")
+    (whole,) = recorded.of(TaskExecutionFinished, "map(double)")
     assert (whole.kind, whole.map_size, whole.task_id) == ("map", 2, target._uuid)
 
 
@@ -66,14 +66,14 @@ async def test_each_item_gets_the_maps_policies() -> None:
 
         def save(self, task_id: str, inputs: dict[str, Any], output: Any) -> None: ...
 
-    lab = Lab(system_resources={"cpu": 1})
+    recorded = RecordedEngine(system_resources={"cpu": 1})
     target = flaky.map(x=[1, 2, 3]).with_retry(1).with_cache(Cache()).with_constraints(cpu=1)
-    assert await soon(lab.run(target)) == [1, 2, 99]
-    assert len(lab.of(TaskRetrying)) == 2
-    assert [e.reason for e in lab.of(TaskSkipped)] == ["CacheHit"]
+    assert await soon(recorded.run(target)) == [1, 2, 99]
+    assert len(recorded.of(TaskRetrying)) == 2
+    assert [e.reason for e in recorded.of(TaskSkipped)] == ["CacheHit"]
 
 
-async def test_the_first_item_that_fails_stops_the_others(lab: Lab) -> None:
+async def test_the_first_item_that_fails_stops_the_others(recorded: RecordedEngine) -> None:
     @cs.task
     async def item(x: int) -> None:
         if x == 1:
@@ -81,13 +81,13 @@ async def test_the_first_item_that_fails_stops_the_others(lab: Lab) -> None:
         await asyncio.Event().wait()
 
     with pytest.raises(LookupError, match="one"):
-        await soon(lab.run(item.map(x=[0, 1, 2])))
-    statuses = {e.map_index: e.status for e in lab.of(TaskExecutionFinished, "item")}
+        await soon(recorded.run(item.map(x=[0, 1, 2])))
+    statuses = {e.map_index: e.status for e in recorded.of(TaskExecutionFinished, "item")}
     assert statuses == {0: "Cancelled", 1: "Failed", 2: "Cancelled"}
-    assert lab.of(TaskExecutionFinished, "map(item)")[0].status == "Failed"
+    assert recorded.of(TaskExecutionFinished, "map(item)")[0].status == "Failed"
 
 
-async def test_the_window_limits_the_items_in_flight(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_window_limits_the_items_in_flight(recorded: RecordedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_map_execution, "MAP_WINDOW", 8)
     in_flight, most = 0, 0
 
@@ -100,11 +100,11 @@ async def test_the_window_limits_the_items_in_flight(lab: Lab, monkeypatch: pyte
         in_flight -= 1
         return x
 
-    assert await lab.run(item.map(x=list(range(100)))) == list(range(100))
+    assert await recorded.run(item.map(x=list(range(100)))) == list(range(100))
     assert most == 8
 
 
-async def test_a_factory_is_any_object_that_returns_lazy_results(lab: Lab) -> None:
+async def test_a_factory_is_any_object_that_returns_lazy_results(recorded: RecordedEngine) -> None:
     class Factory:
         name = "factory"
 
@@ -114,4 +114,4 @@ async def test_a_factory_is_any_object_that_returns_lazy_results(lab: Lab) -> No
         def map(self, **kwargs: Any) -> Any:
             return MappedLazyResult(self, kwargs)
 
-    assert await lab.run(Factory().map(x=[1, 2])) == [3, 5]
+    assert await recorded.run(Factory().map(x=[1, 2])) == [3, 5]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import cascade as cs
-from tests.runtime.conftest import Lab
+from tests.runtime.conftest import RecordedEngine
 
 
 @cs.task(threaded=False)
@@ -88,33 +88,35 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
 
 
 @pytest.mark.parametrize(("make", "expected"), ORDERED)
-async def test_any_ordered_iterable_is_a_list(lab: Lab, make: Callable[[], Any], expected: list[Any]) -> None:
+async def test_any_ordered_iterable_is_a_list(
+    recorded: RecordedEngine, make: Callable[[], Any], expected: list[Any]
+) -> None:
     literal = same.map(x=make())
-    assert await lab.run(literal) == expected
-    assert await lab.run(literal) == expected
-    assert await lab.run(same.map(x=cs.task(make, name="make", threaded=False)())) == expected
+    assert await recorded.run(literal) == expected
+    assert await recorded.run(literal) == expected
+    assert await recorded.run(same.map(x=cs.task(make, name="make", threaded=False)())) == expected
 
 
 @pytest.mark.parametrize(("make", "text"), REFUSED)
-async def test_another_value_is_refused(lab: Lab, make: Callable[[], Any], text: str) -> None:
+async def test_another_value_is_refused(recorded: RecordedEngine, make: Callable[[], Any], text: str) -> None:
     with pytest.raises(TypeError, match=rf"same\.map\(\): 'y' must be a list, {text}"):
         same.map(x=[1], y=make())
     with pytest.raises(TypeError, match=rf"map\(same\): 'y' must be a list, {text}"):
-        await lab.run(same.map(x=[1], y=cs.task(make, name="make", threaded=False)()))
+        await recorded.run(same.map(x=[1], y=cs.task(make, name="make", threaded=False)()))
 
 
-async def test_a_value_that_cannot_be_iterated_names_the_reason(lab: Lab) -> None:
+async def test_a_value_that_cannot_be_iterated_names_the_reason(recorded: RecordedEngine) -> None:
     with pytest.raises(
         TypeError, match=r"map\(same\): 'x' must be a list, got NoDimension: iteration over a 0-d array"
     ):
-        await lab.run(same.map(x=load(NoDimension())))
+        await recorded.run(same.map(x=load(NoDimension())))
 
 
-async def test_the_order_of_a_set_matches_no_other_list(lab: Lab) -> None:
+async def test_the_order_of_a_set_matches_no_other_list(recorded: RecordedEngine) -> None:
     with pytest.raises(TypeError, match=r"'x' must be a list, got set: .*sorted"):
         same.map(x={1, 2}, y=[1, 2])
     with pytest.raises(TypeError, match=r"'x' must be a list, got set: .*sorted"):
-        await lab.run(same.map(x=load({1, 2}), y=[1, 2]))
+        await recorded.run(same.map(x=load({1, 2}), y=[1, 2]))
 
 
 def test_a_resource_for_all_calls_is_a_default() -> None:
@@ -122,15 +124,15 @@ def test_a_resource_for_all_calls_is_a_default() -> None:
         same.map(x=cs.inject("db"))
 
 
-async def test_lazy_results_in_any_literal_list_are_resolved(lab: Lab) -> None:
+async def test_lazy_results_in_any_literal_list_are_resolved(recorded: RecordedEngine) -> None:
     for make in (list, tuple, collections.deque, iter, lambda lazies: (lazy for lazy in lazies)):
-        assert await lab.run(same.map(x=make([load(1), 2, load(3)]))) == [1, 2, 3]
-    assert await lab.run(same.map(x={"a": load(1)}.values())) == [1]
-    assert await lab.run(same.map(x={load(1)})) == [1]
-    assert await lab.run(same.map(x=load([1, 2]), y=(load(n) for n in (3, 4)))) == [1, 2]
+        assert await recorded.run(same.map(x=make([load(1), 2, load(3)]))) == [1, 2, 3]
+    assert await recorded.run(same.map(x={"a": load(1)}.values())) == [1]
+    assert await recorded.run(same.map(x={load(1)})) == [1]
+    assert await recorded.run(same.map(x=load([1, 2]), y=(load(n) for n in (3, 4)))) == [1, 2]
 
 
-async def test_an_iterator_that_a_factory_passes_is_read_once(lab: Lab) -> None:
+async def test_an_iterator_that_a_factory_passes_is_read_once(recorded: RecordedEngine) -> None:
     target = cs.spec.lazy_types.MappedLazyResult[Any](same, {"x": iter([1, 2])})
-    assert await lab.run(target) == [1, 2]
-    assert await lab.run(target) == [1, 2]
+    assert await recorded.run(target) == [1, 2]
+    assert await recorded.run(target) == [1, 2]

@@ -14,13 +14,13 @@ from cascade.runtime.events import Event, MapProgressed, TaskExecutionFinished, 
 from cascade.runtime.subscribers import HumanReadableLogSubscriber
 from cascade.spec.lazy_types import MappedLazyResult
 from cascade.testing import FixedClock
-from tests.runtime.conftest import Lab
+from tests.runtime.conftest import RecordedEngine
 
 STORE = MessageStore()
 """It reads a file, which a test in an event loop must not do."""
 
 
-class Printed(Lab):
+class Printed(RecordedEngine):
     """An engine whose messages go to a text."""
 
     def __init__(self, level: str = "INFO", *, json_log: bool = False, **options: Any) -> None:

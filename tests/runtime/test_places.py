@@ -192,7 +192,7 @@ async def test_a_later_attempt_takes_a_place_again() -> None:
     await controlled.wait_for(TaskExecutionStarted)
     blocker = controlled.start(cs.task(blocking, name="blocker")())
     await controlled.wait_for(TaskBlocked)
-    may_fail.set()  # its place goes to the blocker, which waits for it already
+    may_fail.set()  # the blocker already waits for this place
     await blocking.begun(1)
     await controlled.wait_for(TaskBlocked, 2)
     assert controlled.reasons == [("blocker", "executor"), ("flaky", "executor")]

@@ -9,7 +9,7 @@ from cascade.graph.build import build_graph
 from cascade.graph.model import Graph
 from cascade.runtime.engine import run_nested
 from cascade.spec.lazy_types import MappedLazyResult
-from tests.runtime.conftest import Lab
+from tests.runtime.conftest import RecordedEngine
 
 
 @cs.task(threaded=False)
@@ -44,39 +44,39 @@ CALLS: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
 
 @SHAPES
 @pytest.mark.parametrize("wrap", [lambda x: x, load], ids=["literal", "lazy"])
-async def test_keywords_of_digits_arrive_as_keywords(lab: Lab, collect: Any, wrap: Any) -> None:
+async def test_keywords_of_digits_arrive_as_keywords(recorded: RecordedEngine, collect: Any, wrap: Any) -> None:
     for args, kwargs in CALLS:
         target = collect(*map(wrap, args), **{name: wrap(value) for name, value in kwargs.items()})
-        assert await lab.run(target) == (args, kwargs)
-        assert await lab.run(target.with_retry(1)) == (args, kwargs)
+        assert await recorded.run(target) == (args, kwargs)
+        assert await recorded.run(target.with_retry(1)) == (args, kwargs)
 
 
 @SHAPES
-async def test_keywords_of_digits_arrive_from_a_map(lab: Lab, collect: Any) -> None:
+async def test_keywords_of_digits_arrive_from_a_map(recorded: RecordedEngine, collect: Any) -> None:
     target = collect.map(**{"0": [1, 2], "2024": load([3, 4]), "self": [load(5), 6]})
-    assert await lab.run(target) == [((), {"0": 1, "2024": 3, "self": 5}), ((), {"0": 2, "2024": 4, "self": 6})]
+    assert await recorded.run(target) == [((), {"0": 1, "2024": 3, "self": 5}), ((), {"0": 2, "2024": 4, "self": 6})]
 
 
-async def test_keywords_of_digits_arrive_in_a_nested_run(lab: Lab) -> None:
+async def test_keywords_of_digits_arrive_in_a_nested_run(recorded: RecordedEngine) -> None:
     @cs.task
     async def outer() -> Any:
         return await run_nested(IN_LOOP("a", **{"0": load("b")}))
 
-    assert await lab.run(outer()) == (("a",), {"0": "b"})
+    assert await recorded.run(outer()) == (("a",), {"0": "b"})
 
 
-async def test_keywords_keep_their_order(lab: Lab) -> None:
+async def test_keywords_keep_their_order(recorded: RecordedEngine) -> None:
     @cs.task(threaded=False)
     def order(*args: Any, **kwargs: Any) -> list[str]:
         return list(kwargs)
 
     expected = ["z", "0", "a", "m"]
-    assert await lab.run(order(z=1, **{"0": load(4)}, a=[load(1)], m=load(2))) == expected
-    assert await lab.run(order(load(1), 2, z=load(1), **{"0": 4}, a=load(1), m=2)) == expected
-    assert await lab.run(order.map(z=[1], **{"0": load([4])}, a=[load(1)], m=load([2]))) == [expected]
+    assert await recorded.run(order(z=1, **{"0": load(4)}, a=[load(1)], m=load(2))) == expected
+    assert await recorded.run(order(load(1), 2, z=load(1), **{"0": 4}, a=load(1), m=2)) == expected
+    assert await recorded.run(order.map(z=[1], **{"0": load([4])}, a=[load(1)], m=load([2]))) == [expected]
 
 
-async def test_a_factory_that_is_not_a_task_receives_them(lab: Lab) -> None:
+async def test_a_factory_that_is_not_a_task_receives_them(recorded: RecordedEngine) -> None:
     class Factory:
         name = "factory"
 
@@ -86,11 +86,13 @@ async def test_a_factory_that_is_not_a_task_receives_them(lab: Lab) -> None:
         def map(self, **kwargs: Any) -> Any:
             return MappedLazyResult(self, kwargs)
 
-    assert await lab.run(Factory().map(**{"0": [1], "7": [2]})) == [(("a",), {"0": 1, "7": 2})]
+    assert await recorded.run(Factory().map(**{"0": [1], "7": [2]})) == [(("a",), {"0": 1, "7": 2})]
 
 
 @pytest.mark.parametrize("collect", [IN_THREAD, IN_LOOP])
-async def test_a_restored_graph_has_the_same_arguments(lab: Lab, monkeypatch: pytest.MonkeyPatch, collect: Any) -> None:
+async def test_a_restored_graph_has_the_same_arguments(
+    recorded: RecordedEngine, monkeypatch: pytest.MonkeyPatch, collect: Any
+) -> None:
     for args, kwargs in CALLS:
         target = collect(*map(LOAD, args), **kwargs)
         restored: Graph = cs.from_json(cs.to_json(build_graph(target)))
@@ -100,13 +102,13 @@ async def test_a_restored_graph_has_the_same_arguments(lab: Lab, monkeypatch: py
 
         with monkeypatch.context() as patched:
             patched.setattr("cascade.runtime.engine._graph_of", graph_of)
-            assert await lab.run(target) == (args, kwargs)
+            assert await recorded.run(target) == (args, kwargs)
 
 
 LOAD = load
 
 
-async def test_a_cache_receives_every_argument_by_name(lab: Lab) -> None:
+async def test_a_cache_receives_every_argument_by_name(recorded: RecordedEngine) -> None:
     seen: list[dict[str, Any]] = []
 
     class Cache:
@@ -115,8 +117,8 @@ async def test_a_cache_receives_every_argument_by_name(lab: Lab) -> None:
 
         def save(self, task_id: str, inputs: dict[str, Any], output: Any) -> None: ...
 
-    await lab.run(IN_LOOP("a", load("b"), **{"0": "c", "2024": load("d"), "x": "e"}).with_cache(Cache()))
-    await lab.run(IN_LOOP.map(**{"0": ["a"], "x": ["b"]}).with_cache(Cache()))
+    await recorded.run(IN_LOOP("a", load("b"), **{"0": "c", "2024": load("d"), "x": "e"}).with_cache(Cache()))
+    await recorded.run(IN_LOOP.map(**{"0": ["a"], "x": ["b"]}).with_cache(Cache()))
     assert seen == [{"0": "a", "1": "b", "**0": "c", "2024": "d", "x": "e"}, {"**0": "a", "x": "b"}]
 
 
@@ -138,9 +140,9 @@ def after_a_default(x: int = 1, db: str = cs.inject(two), y: int = 2, /, *rest: 
     return x, db, y, rest, z
 
 
-async def test_a_positional_only_parameter_receives_its_resource(lab: Lab) -> None:
+async def test_a_positional_only_parameter_receives_its_resource(recorded: RecordedEngine) -> None:
     async def run(function: Any, *args: Any) -> Any:
-        return await lab.run(cs.task(function)(*args))
+        return await recorded.run(cs.task(function)(*args))
 
     assert await run(only) == "one"
     assert await run(only, "mine") == "mine"

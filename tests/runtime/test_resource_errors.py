@@ -16,7 +16,7 @@ from cascade.runtime import threads
 from cascade.runtime.events import ResourceAcquired, ResourceReleased, ResourceSetupFailed, RunFinished
 from cascade.spec.resource import ResourceDefinition
 from tests.lab.waiting import HANG
-from tests.runtime.conftest import Lab
+from tests.runtime.conftest import RecordedEngine
 
 log: list[str] = []
 
@@ -77,12 +77,14 @@ SHAPES: dict[str, Callable[[Exception, Any, Any], Any]] = {
 
 @pytest.mark.parametrize("plain", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
-async def test_the_errors_of_teardowns_are_notes_on_the_error_of_a_task(shape: str, plain: bool, lab: Lab) -> None:
+async def test_the_errors_of_teardowns_are_notes_on_the_error_of_a_task(
+    shape: str, plain: bool, recorded: RecordedEngine
+) -> None:
     first = cs.inject(resource("first", plain=plain, error=OSError("one")))
     second = cs.inject(resource("second", plain=not plain, error=OSError("two")))
     failure = LookupError("the disk is full")
     with pytest.raises(LookupError) as raised:
-        await lab.run(SHAPES[shape](failure, first, second))
+        await recorded.run(SHAPES[shape](failure, first, second))
     assert raised.value is failure
     notes = [note for note in failure.__notes__ if "teardown" in note]
     assert notes == [
@@ -90,11 +92,11 @@ async def test_the_errors_of_teardowns_are_notes_on_the_error_of_a_task(shape: s
         "Later, the teardown of resource 'first' failed: OSError: one",
     ]
     assert log == ["second", "first"]
-    (finished,) = lab.of(RunFinished)
+    (finished,) = recorded.of(RunFinished)
     assert finished.exception is not None
     assert finished.exception.type == "LookupError"
     assert [later.error.message for later in finished.later_errors] == ["two", "one"]
-    released = lab.of(ResourceReleased)
+    released = recorded.of(ResourceReleased)
     assert [(e.resource_name, e.result) for e in released] == [("second", "failure"), ("first", "failure")]
 
 
@@ -103,26 +105,28 @@ async def use(first: Any, second: Any) -> str:
     return "used"
 
 
-async def test_after_success_the_first_error_of_a_teardown_is_raised(lab: Lab) -> None:
+async def test_after_success_the_first_error_of_a_teardown_is_raised(recorded: RecordedEngine) -> None:
     first = cs.inject(resource("first", plain=True, error=OSError("one")))
     second = cs.inject(resource("second", plain=False, error=KeyError("two")))
     with pytest.raises(KeyError, match="two") as raised:
-        await lab.run(use(first, second))
+        await recorded.run(use(first, second))
     assert raised.value.__notes__ == ["Later, the teardown of resource 'first' failed: OSError: one"]
-    assert lab.of(RunFinished)[0].status == "Failed"
-    assert [later.error.message for later in lab.of(RunFinished)[0].later_errors] == ["one"]
+    assert recorded.of(RunFinished)[0].status == "Failed"
+    assert [later.error.message for later in recorded.of(RunFinished)[0].later_errors] == ["one"]
 
 
-async def test_the_error_of_a_skipped_target_is_the_first_one(lab: Lab) -> None:
+async def test_the_error_of_a_skipped_target_is_the_first_one(recorded: RecordedEngine) -> None:
     broken = cs.inject(resource("db", plain=True, error=OSError("rollback failed")))
     no = cs.task(lambda: False, name="no")()
     with pytest.raises(cs.DependencyMissingError) as raised:
-        await lab.run(use(broken, broken).run_if(no))
+        await recorded.run(use(broken, broken).run_if(no))
     assert raised.value.__notes__ == ["Later, the teardown of resource 'db' failed: OSError: rollback failed"]
 
 
 @pytest.mark.parametrize("plain", [True, False])
-async def test_the_error_of_a_setup_wins_over_the_teardown_of_an_earlier_resource(plain: bool, lab: Lab) -> None:
+async def test_the_error_of_a_setup_wins_over_the_teardown_of_an_earlier_resource(
+    plain: bool, recorded: RecordedEngine
+) -> None:
     earlier = resource("earlier", plain=plain, error=OSError("rollback failed"))
 
     @cs.resource
@@ -131,13 +135,13 @@ async def test_the_error_of_a_setup_wins_over_the_teardown_of_an_earlier_resourc
         yield ""
 
     with pytest.raises(LookupError) as raised:
-        await lab.run(cs.task(lambda b=cs.inject(broken): b, name="use")())
+        await recorded.run(cs.task(lambda b=cs.inject(broken): b, name="use")())
     assert raised.value.__notes__ == [
         "The setup of resource 'broken' failed.",
         "Later, the teardown of resource 'earlier' failed: OSError: rollback failed",
     ]
-    assert [e.resource_name for e in lab.of(ResourceAcquired)] == ["earlier"]
-    (failed,) = lab.of(ResourceSetupFailed)
+    assert [e.resource_name for e in recorded.of(ResourceAcquired)] == ["earlier"]
+    (failed,) = recorded.of(ResourceSetupFailed)
     assert failed.exception is not None
     assert (failed.resource_name, failed.result, failed.exception.message) == ("broken", "failure", "no such host")
 
@@ -145,7 +149,7 @@ async def test_the_error_of_a_setup_wins_over_the_teardown_of_an_earlier_resourc
 @pytest.mark.parametrize("plain", [True, False])
 @pytest.mark.parametrize("kind", [LookupError, SystemExit])
 async def test_a_setup_that_fails_names_its_resource_and_keeps_the_exception(
-    kind: type[BaseException], plain: bool, lab: Lab
+    kind: type[BaseException], plain: bool, recorded: RecordedEngine
 ) -> None:
     failure = kind("no")
 
@@ -159,13 +163,13 @@ async def test_a_setup_that_fails_names_its_resource_and_keeps_the_exception(
 
     broken = cs.resource(name="db\x1b")(plain_generator if plain else async_generator)
     with pytest.raises(kind) as raised:
-        await lab.run(cs.task(lambda b=cs.inject(broken): b, name="use")())
+        await recorded.run(cs.task(lambda b=cs.inject(broken): b, name="use")())
     assert raised.value is failure
     assert failure.__notes__ == [r"The setup of resource 'db\x1b' failed."], "Python prints notes as they are"
 
 
 @pytest.mark.parametrize("plain", [True, False])
-async def test_a_timeout_stays_a_timeout(plain: bool, lab: Lab) -> None:
+async def test_a_timeout_stays_a_timeout(plain: bool, recorded: RecordedEngine) -> None:
     started = asyncio.Event()
     broken = cs.inject(resource("db", plain=plain, error=OSError("rollback failed")))
 
@@ -176,7 +180,7 @@ async def test_a_timeout_stays_a_timeout(plain: bool, lab: Lab) -> None:
 
     async def timed() -> None:
         async with asyncio.timeout(None) as scope:
-            run = asyncio.create_task(lab.run(hang(broken)))
+            run = asyncio.create_task(recorded.run(hang(broken)))
             await started.wait()
             scope.reschedule(asyncio.get_running_loop().time())
             await run
@@ -185,11 +189,11 @@ async def test_a_timeout_stays_a_timeout(plain: bool, lab: Lab) -> None:
         await timed()
     assert isinstance(raised.value.__cause__, asyncio.CancelledError)
     assert raised.value.__cause__.__notes__ == ["Later, the teardown of resource 'db' failed: OSError: rollback failed"]
-    assert lab.of(RunFinished)[0].status == "Cancelled"
-    assert [later.error.message for later in lab.of(RunFinished)[0].later_errors] == ["rollback failed"]
+    assert recorded.of(RunFinished)[0].status == "Cancelled"
+    assert [later.error.message for later in recorded.of(RunFinished)[0].later_errors] == ["rollback failed"]
 
 
-async def test_a_nested_run_keeps_its_own_error(lab: Lab) -> None:
+async def test_a_nested_run_keeps_its_own_error(recorded: RecordedEngine) -> None:
     inner = cs.inject(resource("inner", plain=True, error=OSError("inner")))
     outer = cs.inject(resource("outer", plain=True, error=OSError("outer")))
 
@@ -199,17 +203,17 @@ async def test_a_nested_run_keeps_its_own_error(lab: Lab) -> None:
 
     @cs.task
     async def nested(db: Any) -> Any:
-        return await lab.engine.run(fail(inner))
+        return await recorded.engine.run(fail(inner))
 
     with pytest.raises(LookupError, match="not there") as raised:
-        await lab.run(nested(outer))
+        await recorded.run(nested(outer))
     assert [note for note in raised.value.__notes__ if "teardown" in note] == [
         "Later, the teardown of resource 'inner' failed: OSError: inner",
         "Later, the teardown of resource 'outer' failed: OSError: outer",
     ]
 
 
-async def test_a_cancellation_during_a_teardown_skips_no_other_teardown(lab: Lab) -> None:
+async def test_a_cancellation_during_a_teardown_skips_no_other_teardown(recorded: RecordedEngine) -> None:
     tearing_down = asyncio.Event()
 
     @cs.resource
@@ -218,13 +222,13 @@ async def test_a_cancellation_during_a_teardown_skips_no_other_teardown(lab: Lab
         tearing_down.set()
         await asyncio.Event().wait()
 
-    run = asyncio.create_task(lab.run(use(cs.inject(resource("first", plain=True)), cs.inject(slow))))
+    run = asyncio.create_task(recorded.run(use(cs.inject(resource("first", plain=True)), cs.inject(slow))))
     await tearing_down.wait()
     run.cancel()
     with pytest.raises(asyncio.CancelledError):
         await run
     assert log == ["first"]
-    assert [(e.resource_name, e.result) for e in lab.of(ResourceReleased)] == [
+    assert [(e.resource_name, e.result) for e in recorded.of(ResourceReleased)] == [
         ("slow", "cancellation"),
         ("first", "success"),
     ]
@@ -247,9 +251,9 @@ def slow_setup() -> Iterator[tuple[ResourceDefinition, threading.Event, threadin
     release.set()
 
 
-async def test_a_setup_that_is_cancelled_is_awaited_and_torn_down(slow_setup: Any, lab: Lab) -> None:
+async def test_a_setup_that_is_cancelled_is_awaited_and_torn_down(slow_setup: Any, recorded: RecordedEngine) -> None:
     slow, begun, release, torn_down = slow_setup
-    run = asyncio.create_task(lab.run(use(cs.inject(resource("first", plain=False)), cs.inject(slow))))
+    run = asyncio.create_task(recorded.run(use(cs.inject(resource("first", plain=False)), cs.inject(slow))))
     await asyncio.to_thread(begun.wait)
     run.cancel()
     await asyncio.sleep(0)
@@ -259,22 +263,22 @@ async def test_a_setup_that_is_cancelled_is_awaited_and_torn_down(slow_setup: An
         await run
     assert torn_down.is_set()
     assert log == ["slow", "first"]
-    assert [e.resource_name for e in lab.of(ResourceAcquired)] == ["first", "slow"]
-    assert [e.resource_name for e in lab.of(ResourceReleased)] == ["slow", "first"]
+    assert [e.resource_name for e in recorded.of(ResourceAcquired)] == ["first", "slow"]
+    assert [e.resource_name for e in recorded.of(ResourceReleased)] == ["slow", "first"]
 
 
 async def test_a_setup_that_does_not_end_is_torn_down_later(
-    slow_setup: Any, lab: Lab, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    slow_setup: Any, recorded: RecordedEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(threads, "CANCEL_GRACE", 0)
     slow, begun, release, torn_down = slow_setup
-    run = asyncio.create_task(lab.run(use(cs.inject(resource("first", plain=True)), cs.inject(slow))))
+    run = asyncio.create_task(recorded.run(use(cs.inject(resource("first", plain=True)), cs.inject(slow))))
     await asyncio.to_thread(begun.wait)
     run.cancel()
     with pytest.raises(asyncio.CancelledError):
         await run
     assert "Resource 'slow': its setup still runs" in caplog.text
-    (failed,) = lab.of(ResourceSetupFailed)
+    (failed,) = recorded.of(ResourceSetupFailed)
     assert (failed.resource_name, failed.result, failed.exception) == ("slow", "cancellation", None)
     assert log == []
     release.set()
@@ -282,7 +286,7 @@ async def test_a_setup_that_does_not_end_is_torn_down_later(
     assert log[0] == "slow"
 
 
-async def test_a_setup_that_fails_after_the_cancellation_is_a_note_on_it(lab: Lab) -> None:
+async def test_a_setup_that_fails_after_the_cancellation_is_a_note_on_it(recorded: RecordedEngine) -> None:
     begun, release = threading.Event(), threading.Event()
 
     @cs.resource
@@ -292,7 +296,7 @@ async def test_a_setup_that_fails_after_the_cancellation_is_a_note_on_it(lab: La
         raise OSError("no disk")
         yield ""
 
-    run = asyncio.create_task(lab.run(cs.task(lambda s=cs.inject(slow): s, name="use")()))
+    run = asyncio.create_task(recorded.run(cs.task(lambda s=cs.inject(slow): s, name="use")()))
     await asyncio.to_thread(begun.wait)
     run.cancel()
     await asyncio.sleep(0)
@@ -300,7 +304,7 @@ async def test_a_setup_that_fails_after_the_cancellation_is_a_note_on_it(lab: La
     with pytest.raises(asyncio.CancelledError) as raised:
         await run
     assert raised.value.__notes__ == ["Later, the setup of resource 'slow' failed: OSError: no disk"]
-    (failed,) = lab.of(ResourceSetupFailed)
+    (failed,) = recorded.of(ResourceSetupFailed)
     assert failed.exception is not None
     assert (failed.result, failed.exception.message) == ("failure", "no disk")
 

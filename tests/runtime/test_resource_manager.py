@@ -51,7 +51,7 @@ async def test_first_come_first_served() -> None:
     await asyncio.sleep(0)
     await manager.release({"cpu": 1})
     await asyncio.sleep(0)
-    assert order == []  # one unit is free, but the big one came first
+    assert order == []  # one unit is free, but the larger request is first in the queue
     await manager.release({"cpu": 1})
     await tasks[0]
     await manager.release({"cpu": 2})

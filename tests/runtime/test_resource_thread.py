@@ -11,7 +11,7 @@ import pytest
 
 import cascade as cs
 from tests.lab.waiting import HANG
-from tests.runtime.conftest import Lab
+from tests.runtime.conftest import RecordedEngine
 
 where: ContextVar[str] = ContextVar("where", default="nowhere")
 
@@ -21,7 +21,9 @@ def use(first: Any, second: Any = None) -> Any:
     return first
 
 
-async def test_a_plain_resource_is_set_up_and_torn_down_in_one_thread_beside_the_event_loop(lab: Lab) -> None:
+async def test_a_plain_resource_is_set_up_and_torn_down_in_one_thread_beside_the_event_loop(
+    recorded: RecordedEngine,
+) -> None:
     threads: list[threading.Thread] = []
 
     @cs.resource
@@ -36,13 +38,13 @@ async def test_a_plain_resource_is_set_up_and_torn_down_in_one_thread_beside_the
         yield 2
         threads.append(threading.current_thread())
 
-    assert await lab.run(use(cs.inject(first), cs.inject(second))) == 1
+    assert await recorded.run(use(cs.inject(first), cs.inject(second))) == 1
     assert len(threads) == 4
     assert set(threads) == {threads[0]}
     assert threads[0] is not threading.current_thread()
 
 
-async def test_a_setup_and_a_teardown_do_not_block_the_event_loop(lab: Lab) -> None:
+async def test_a_setup_and_a_teardown_do_not_block_the_event_loop(recorded: RecordedEngine) -> None:
     loop, steps = asyncio.get_running_loop(), []
 
     @cs.resource
@@ -55,11 +57,11 @@ async def test_a_setup_and_a_teardown_do_not_block_the_event_loop(lab: Lab) -> N
             if step == "setup":
                 yield 1
 
-    assert await lab.run(use(cs.inject(waits_for_the_loop))) == 1
+    assert await recorded.run(use(cs.inject(waits_for_the_loop))) == 1
     assert steps == ["setup", "teardown"]
 
 
-async def test_a_connection_of_sqlite3_is_used_and_closed_by_resources(lab: Lab) -> None:
+async def test_a_connection_of_sqlite3_is_used_and_closed_by_resources(recorded: RecordedEngine) -> None:
     closed = []
 
     @cs.resource
@@ -75,14 +77,14 @@ async def test_a_connection_of_sqlite3_is_used_and_closed_by_resources(lab: Lab)
         yield "t"
         connection.execute("drop table t")
 
-    assert await lab.run(use(cs.inject(table))) == "t"
+    assert await recorded.run(use(cs.inject(table))) == "t"
     assert len(closed) == 1
 
 
-async def test_tasks_in_all_threads_do_not_delay_a_setup(lab: Lab) -> None:
+async def test_tasks_in_all_threads_do_not_delay_a_setup(recorded: RecordedEngine) -> None:
     """A nested run sets up a resource while the task that waits for it, and others, occupy the executor."""
-    lab.executor = cs.LocalExecutor(max_workers=1)
-    lab.engine.executor = lab.executor
+    recorded.executor = cs.LocalExecutor(max_workers=1)
+    recorded.engine.executor = recorded.executor
 
     @cs.resource
     def inner() -> Iterator[int]:
@@ -92,17 +94,17 @@ async def test_tasks_in_all_threads_do_not_delay_a_setup(lab: Lab) -> None:
 
     @cs.task
     def nested(x: int) -> Any:
-        return asyncio.run_coroutine_threadsafe(lab.run(set_up(cs.inject(inner))), loop).result(HANG)
+        return asyncio.run_coroutine_threadsafe(recorded.run(set_up(cs.inject(inner))), loop).result(HANG)
 
     @cs.task
     async def set_up(inner: int) -> int:
         return inner
 
-    assert await lab.run(nested(1)) == 1
+    assert await recorded.run(nested(1)) == 1
 
 
 @pytest.mark.parametrize("plain", [True, False])
-async def test_a_teardown_finds_the_context_variables_of_its_setup(plain: bool, lab: Lab) -> None:
+async def test_a_teardown_finds_the_context_variables_of_its_setup(plain: bool, recorded: RecordedEngine) -> None:
     found = []
 
     @cs.resource(name="sets")
@@ -121,22 +123,22 @@ async def test_a_teardown_finds_the_context_variables_of_its_setup(plain: bool, 
 
     where.set("caller")
     look = cs.task(lambda _: where.get(), name="look")
-    assert await lab.run(look(cs.inject(plain_generator if plain else async_generator))) == "caller"
+    assert await recorded.run(look(cs.inject(plain_generator if plain else async_generator))) == "caller"
     assert found == ["setup"]
     assert where.get() == "caller"
 
 
-async def test_an_async_resource_stays_in_one_task(lab: Lab) -> None:
+async def test_an_async_resource_stays_in_one_task(recorded: RecordedEngine) -> None:
     tasks = []
 
     @cs.resource
     async def scope() -> AsyncIterator[int]:
-        async with asyncio.timeout(HANG):  # refuses to be left in another task than it was entered in
+        async with asyncio.timeout(HANG):  # raises if another asyncio task exits it
             tasks.append(asyncio.current_task())
             yield 1
             tasks.append(asyncio.current_task())
 
-    assert await lab.run(use(cs.inject(scope))) == 1
+    assert await recorded.run(use(cs.inject(scope))) == 1
     assert tasks == [asyncio.current_task()] * 2
 
 

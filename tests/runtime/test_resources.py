@@ -13,7 +13,7 @@ from cascade.runtime.events import (
     TaskExecutionFinished,
     TaskExecutionStarted,
 )
-from tests.runtime.conftest import Lab
+from tests.runtime.conftest import RecordedEngine
 
 log: list[str] = []
 
@@ -43,19 +43,19 @@ def query(sql: str, db: str = cs.inject("database")) -> str:
     return f"{sql} in {db}"
 
 
-def equipped(**options: Any) -> Lab:
-    lab = Lab(**options)
-    lab.engine.register(config)
-    lab.engine.register(database)
-    return lab
+def equipped(**options: Any) -> RecordedEngine:
+    recorded = RecordedEngine(**options)
+    recorded.engine.register(config)
+    recorded.engine.register(database)
+    return recorded
 
 
 async def test_resources_are_set_up_in_order_and_torn_down_in_reverse() -> None:
-    lab = equipped()
-    assert await lab.run(query("q")) == "q in db of cfg"
+    recorded = equipped()
+    assert await recorded.run(query("q")) == "q in db of cfg"
     assert log == ["config up", "database up", "query", "database down", "config down"]
-    assert [e.resource_name for e in lab.of(ResourceAcquired)] == ["config", "database"]
-    assert [e.resource_name for e in lab.of(ResourceReleased)] == ["database", "config"]
+    assert [e.resource_name for e in recorded.of(ResourceAcquired)] == ["config", "database"]
+    assert [e.resource_name for e in recorded.of(ResourceReleased)] == ["database", "config"]
 
 
 async def test_literal_injects_and_maps_get_resources() -> None:
@@ -68,7 +68,7 @@ async def test_a_definition_needs_no_registration() -> None:
     def use(c: str = cs.inject(config)) -> str:
         return c
 
-    assert await Lab().run(use()) == "cfg"
+    assert await RecordedEngine().run(use()) == "cfg"
 
 
 @pytest.mark.parametrize("how", ["fail", "cancel"])
@@ -91,11 +91,11 @@ async def test_a_teardown_runs_after_success_failure_and_cancellation(how: str) 
     assert log[-1] == "config down"
 
 
-async def test_an_unregistered_resource_is_named_before_anything_runs(lab: Lab) -> None:
+async def test_an_unregistered_resource_is_named_before_anything_runs(recorded: RecordedEngine) -> None:
     with pytest.raises(NameError, match="'database' is not registered"):
-        await lab.run(query("q"))
-    assert lab.of(TaskExecutionStarted) == []
-    assert lab.of(RunFinished)[0].status == "Failed"
+        await recorded.run(query("q"))
+    assert recorded.of(TaskExecutionStarted) == []
+    assert recorded.of(RunFinished)[0].status == "Failed"
 
 
 async def test_a_failed_setup_tears_down_the_earlier_resources() -> None:
@@ -104,14 +104,14 @@ async def test_a_failed_setup_tears_down_the_earlier_resources() -> None:
         raise OSError("no disk")
         yield ""
 
-    lab = equipped()
-    lab.engine.register(broken)
+    recorded = equipped()
+    recorded.engine.register(broken)
     with pytest.raises(OSError, match="no disk"):
-        await lab.run(cs.task(lambda b=cs.inject("broken"): b, name="use")())
+        await recorded.run(cs.task(lambda b=cs.inject("broken"): b, name="use")())
     assert log == ["config up", "config down"]
 
 
-async def test_a_circle_of_resources_is_named(lab: Lab) -> None:
+async def test_a_circle_of_resources_is_named(recorded: RecordedEngine) -> None:
     @cs.resource
     def a(b: str = cs.inject("b")) -> Iterator[str]:
         yield ""
@@ -120,33 +120,33 @@ async def test_a_circle_of_resources_is_named(lab: Lab) -> None:
     def b(a: str = cs.inject("a")) -> Iterator[str]:
         yield ""
 
-    lab.engine.register(a)
-    lab.engine.register(b)
+    recorded.engine.register(a)
+    recorded.engine.register(b)
     with pytest.raises(ValueError, match="a -> b -> a"):
-        await lab.run(cs.task(lambda x=cs.inject("a"): x, name="use")())
+        await recorded.run(cs.task(lambda x=cs.inject("a"): x, name="use")())
 
 
 async def test_overrides_hold_for_the_block() -> None:
-    lab = equipped()
+    recorded = equipped()
 
     def other() -> Iterator[str]:
         yield "other"
 
-    with cs.override_resource(lab.engine, "database", other):
-        assert await lab.run(query("q")) == "q in other"
-    assert await lab.run(query("q")) == "q in db of cfg"
-    with pytest.raises(KeyError), cs.override_resource(lab.engine, "nope", other):
+    with cs.override_resource(recorded.engine, "database", other):
+        assert await recorded.run(query("q")) == "q in other"
+    assert await recorded.run(query("q")) == "q in db of cfg"
+    with pytest.raises(KeyError), cs.override_resource(recorded.engine, "nope", other):
         pass
-    with pytest.raises(TypeError, match="Cannot override"), cs.override_resource(lab.engine, "database", 5):
+    with pytest.raises(TypeError, match="Cannot override"), cs.override_resource(recorded.engine, "database", 5):
         pass
 
 
 async def test_a_blocked_task_publishes_its_reason() -> None:
-    lab = Lab(system_resources={"cpu": 4})
+    recorded = RecordedEngine(system_resources={"cpu": 4})
     active, most, two_wait = 0, 0, asyncio.Event()
 
     def count(_: TaskBlocked) -> None:
-        if len(lab.of(TaskBlocked)) == 2:
+        if len(recorded.of(TaskBlocked)) == 2:
             two_wait.set()
 
     @cs.task
@@ -158,26 +158,26 @@ async def test_a_blocked_task_publishes_its_reason() -> None:
         active -= 1
         return x
 
-    lab.bus.subscribe(TaskBlocked, count)
+    recorded.bus.subscribe(TaskBlocked, count)
     lazy_amount = cs.task(lambda: 2, name="amount")()
-    assert await lab.run(work.map(x=[1, 2, 3, 4]).with_constraints(cpu=lazy_amount)) == [1, 2, 3, 4]
+    assert await recorded.run(work.map(x=[1, 2, 3, 4]).with_constraints(cpu=lazy_amount)) == [1, 2, 3, 4]
     assert most == 2
-    assert [e.reason for e in lab.of(TaskBlocked)] == ["resource", "resource"]
-    waits = [wait for e in lab.of(TaskExecutionFinished, "work") for wait in e.waits]
+    assert [e.reason for e in recorded.of(TaskBlocked)] == ["resource", "resource"]
+    waits = [wait for e in recorded.of(TaskExecutionFinished, "work") for wait in e.waits]
     assert len(waits) == 2
     assert all(wait.end_ns > wait.start_ns for wait in waits)
 
 
 async def test_an_impossible_constraint_is_an_error_before_anything_runs() -> None:
-    lab = Lab(system_resources={"cpu": 1})
+    recorded = RecordedEngine(system_resources={"cpu": 1})
     with pytest.raises(ValueError, match="'cpu': 2 exceeds total system capacity of 1"):
-        await lab.run(cs.task(lambda x: x, name="t")(cs.task(lambda: 1, name="u")()).with_constraints(cpu=2))
-    assert lab.of(TaskExecutionStarted) == []
+        await recorded.run(cs.task(lambda x: x, name="t")(cs.task(lambda: 1, name="u")()).with_constraints(cpu=2))
+    assert recorded.of(TaskExecutionStarted) == []
 
 
 async def test_a_lazy_amount_above_the_capacity_fails_its_task() -> None:
-    lab = Lab(system_resources={"cpu": 1})
+    recorded = RecordedEngine(system_resources={"cpu": 1})
     amount = cs.task(lambda: 9, name="amount")()
     with pytest.raises(ValueError, match="exceeds total system capacity"):
-        await lab.run(cs.task(lambda: 1, name="t")().with_constraints(cpu=amount))
-    assert lab.of(TaskExecutionFinished, "t")[0].status == "Failed"
+        await recorded.run(cs.task(lambda: 1, name="t")().with_constraints(cpu=amount))
+    assert recorded.of(TaskExecutionFinished, "t")[0].status == "Failed"

@@ -9,7 +9,7 @@ import cascade as cs
 from cascade.runtime.events import RunFinished, TaskExecutionFinished, TaskRetrying
 from cascade.runtime.exceptions import MAX_HISTORY
 from cascade.spec.retry import RetryPolicy
-from tests.runtime.conftest import Lab
+from tests.runtime.conftest import RecordedEngine
 
 
 class OwnPolicy(RetryPolicy):
@@ -26,7 +26,7 @@ def broken(retry: int) -> float:
 
 @pytest.mark.parametrize("delay_before", [broken, lambda _: math.nan, lambda _: -1, lambda _: "1", lambda _: None])
 async def test_the_error_of_a_policy_hides_neither_the_error_of_the_task_nor_its_end(
-    lab: Lab, delay_before: Callable[[int], Any]
+    recorded: RecordedEngine, delay_before: Callable[[int], Any]
 ) -> None:
     error = ConnectionError("refused")
 
@@ -37,16 +37,18 @@ async def test_the_error_of_a_policy_hides_neither_the_error_of_the_task_nor_its
     target = connect()
     target._retry_policy = OwnPolicy(delay_before)
     with pytest.raises(ConnectionError) as caught:
-        await lab.run(target)
+        await recorded.run(target)
     assert caught.value is error
     assert error.__notes__[0].startswith("Later, the retry policy of task 'connect', attempt 1 of 4 failed: ")
-    (finished,) = lab.of(TaskExecutionFinished)
+    (finished,) = recorded.of(TaskExecutionFinished)
     assert (finished.status, finished.error) == ("Failed", "ConnectionError: refused")
-    assert lab.of(RunFinished)[0].error == "ConnectionError: refused"
-    assert lab.of(TaskRetrying) == []
+    assert recorded.of(RunFinished)[0].error == "ConnectionError: refused"
+    assert recorded.of(TaskRetrying) == []
 
 
-async def test_the_published_delay_is_the_actual_delay(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_published_delay_is_the_actual_delay(
+    recorded: RecordedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     slept: list[float] = []
     real = asyncio.sleep
 
@@ -61,20 +63,20 @@ async def test_the_published_delay_is_the_actual_delay(lab: Lab, monkeypatch: py
         raise LookupError
 
     with pytest.raises(LookupError):
-        await lab.run(fail().with_retry(5, delay=1, backoff=4, max_delay=10, jitter=0.5))
-    published = [event.delay for event in lab.of(TaskRetrying)]
+        await recorded.run(fail().with_retry(5, delay=1, backoff=4, max_delay=10, jitter=0.5))
+    published = [event.delay for event in recorded.of(TaskRetrying)]
     assert slept == published
     assert all(most / 2 <= delay <= most for delay, most in zip(published, [1, 4, 10, 10, 10], strict=True))
 
 
-async def test_a_delay_of_centuries_is_waited_for(lab: Lab) -> None:
+async def test_a_delay_of_centuries_is_waited_for(recorded: RecordedEngine) -> None:
     @cs.task(threaded=False)
     def fail() -> None:
         raise LookupError
 
     waiting = asyncio.Event()
-    lab.bus.subscribe(TaskRetrying, lambda _: waiting.set())
-    run = asyncio.ensure_future(lab.run(fail().with_retry(1, delay=1e10, max_delay=1e300)))
+    recorded.bus.subscribe(TaskRetrying, lambda _: waiting.set())
+    run = asyncio.ensure_future(recorded.run(fail().with_retry(1, delay=1e10, max_delay=1e300)))
     await waiting.wait()
     done, _ = await asyncio.wait({run}, timeout=0.05)
     assert not done
@@ -103,11 +105,13 @@ def raise_group_of_shared() -> None:
 
 @pytest.mark.parametrize("threaded", [True, False])
 @pytest.mark.parametrize("function", [raise_shared, raise_from_shared, raise_group_of_shared], ids=lambda f: f.__name__)
-async def test_the_traceback_of_one_exception_object_does_not_grow(lab: Lab, function: Any, *, threaded: bool) -> None:
+async def test_the_traceback_of_one_exception_object_does_not_grow(
+    recorded: RecordedEngine, function: Any, *, threaded: bool
+) -> None:
     SHARED.__traceback__ = None
     with pytest.raises((ConnectionError, LookupError, ExceptionGroup)):
-        await lab.run(cs.task(function, threaded=threaded)().with_retry(40))
-    traces = [event.exception.stacktrace for event in lab.of(TaskRetrying) if event.exception]
+        await recorded.run(cs.task(function, threaded=threaded)().with_retry(40))
+    traces = [event.exception.stacktrace for event in recorded.of(TaskRetrying) if event.exception]
     assert len(traces) == 40
     assert {len(trace) for trace in traces[1:]} == {len(traces[1])}
     assert all(function.__name__ in trace for trace in traces)
@@ -117,7 +121,7 @@ async def test_the_traceback_of_one_exception_object_does_not_grow(lab: Lab, fun
     assert length < 40
 
 
-async def test_the_first_traceback_of_a_shared_exception_stays(lab: Lab) -> None:
+async def test_the_first_traceback_of_a_shared_exception_stays(recorded: RecordedEngine) -> None:
     def origin() -> None:
         raise LookupError("cached")
 
@@ -129,20 +133,20 @@ async def test_the_first_traceback_of_a_shared_exception_stays(lab: Lab) -> None
         raise cached.value
 
     with pytest.raises(LookupError):
-        await lab.run(again().with_retry(3))
-    (finished,) = lab.of(TaskExecutionFinished)
+        await recorded.run(again().with_retry(3))
+    (finished,) = recorded.of(TaskExecutionFinished)
     assert [a.error is not None and "in origin" in a.error.stacktrace for a in finished.attempts] == [True] * 4
 
 
-async def test_the_history_of_a_task_is_bounded_and_its_count_is_exact(lab: Lab) -> None:
+async def test_the_history_of_a_task_is_bounded_and_its_count_is_exact(recorded: RecordedEngine) -> None:
     @cs.task(threaded=False)
     def fail() -> None:
         raise LookupError
 
     with pytest.raises(LookupError):
-        await lab.run(fail().with_retry(1_000))
-    (finished,) = lab.of(TaskExecutionFinished)
+        await recorded.run(fail().with_retry(1_000))
+    (finished,) = recorded.of(TaskExecutionFinished)
     numbers = [attempt.number for attempt in finished.attempts]
     assert numbers == [*range(1, 65), *range(1_001 - 63, 1_002)]
     assert (len(finished.waits), finished.attempt_count, finished.max_attempts) == (MAX_HISTORY, 1_001, 1_000)
-    assert len(lab.of(TaskRetrying)) == 1_000
+    assert len(recorded.of(TaskRetrying)) == 1_000

@@ -8,7 +8,7 @@ import pytest
 import cascade as cs
 from cascade.runtime.events import RunFinished, TaskExecutionStarted
 from cascade.runtime.exceptions import MissingEnvError, MissingParamError, UnknownParamError
-from tests.runtime.conftest import Lab
+from tests.runtime.conftest import RecordedEngine
 
 
 @cs.task
@@ -33,14 +33,14 @@ PARAM_PLACES: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("place", PARAM_PLACES)
-async def test_an_unknown_name_in_params_is_rejected_before_the_run(lab: Lab, place: str) -> None:
+async def test_an_unknown_name_in_params_is_rejected_before_the_run(recorded: RecordedEngine, place: str) -> None:
     target = ident([one(), PARAM_PLACES[place](cs.Param("name", default=1))])
     with pytest.raises(UnknownParamError, match=r"'nmae' is no .*did you mean 'name'\? Its Params: name$") as caught:
-        await lab.run(target, {"nmae": 1})
+        await recorded.run(target, {"nmae": 1})
     assert (caught.value.name, caught.value.known) == ("nmae", ("name",))
     assert isinstance(caught.value, ValueError)
-    assert lab.of(TaskExecutionStarted) == []
-    assert lab.of(RunFinished)[0].status == "Failed"
+    assert recorded.of(TaskExecutionStarted) == []
+    assert recorded.of(RunFinished)[0].status == "Failed"
 
 
 def test_a_name_that_resembles_no_param_is_rejected() -> None:
@@ -81,13 +81,13 @@ def test_none_is_a_default_if_the_type_includes_it() -> None:
 
 
 async def test_a_missing_environment_variable_is_named_before_anything_runs(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
+    recorded: RecordedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("NOT_SET", raising=False)
     with pytest.raises(MissingEnvError, match=r"'NOT_SET' is not set.*default=") as caught:
-        await lab.run(ident([one(), cs.Env("NOT_SET")]))
+        await recorded.run(ident([one(), cs.Env("NOT_SET")]))
     assert (caught.value.name, isinstance(caught.value, ValueError)) == ("NOT_SET", True)
-    assert lab.of(TaskExecutionStarted) == []
+    assert recorded.of(TaskExecutionStarted) == []
 
 
 def test_an_environment_variable_is_missing_only_where_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,11 +106,11 @@ def test_an_environment_variable_is_missing_only_where_it_is_needed(monkeypatch:
 )
 @pytest.mark.parametrize("mapped", [False, True])
 async def test_a_misspelt_constraint_is_rejected_before_the_run(name: str, capacity: str, mapped: bool) -> None:
-    lab = Lab(system_resources={capacity: 2})
+    recorded = RecordedEngine(system_resources={capacity: 2})
     lazy: Any = ident.map(x=[1]) if mapped else ident(1)
     with pytest.raises(ValueError, match=f"'{name}' is not in system_resources; did you mean '{capacity}'"):
-        await lab.run(ident([one(), lazy.with_constraints(**{name: 1})]))
-    assert lab.of(TaskExecutionStarted) == []
+        await recorded.run(ident([one(), lazy.with_constraints(**{name: 1})]))
+    assert recorded.of(TaskExecutionStarted) == []
 
 
 @pytest.mark.parametrize(("name", "capacity"), [("gpu", {"cpu": 1}), ("a", {"b": 1}), ("gpuu", {}), ("gpuu", None)])

@@ -15,7 +15,7 @@ from cascade.runtime import _map_execution
 from cascade.runtime.engine import run_nested
 from cascade.testing import MemoryConnector
 from tests.lab.extras import needs
-from tests.runtime.conftest import Lab
+from tests.runtime.conftest import RecordedEngine
 
 tenant: ContextVar[str] = ContextVar("tenant", default="none")
 
@@ -72,29 +72,29 @@ CLEAN = ("caller", 28)
 
 
 @pytest.mark.usefixtures("caller")
-async def test_a_successor_sees_the_callers_context(lab: Lab, shape: Any, other_shape: Any) -> None:
+async def test_a_successor_sees_the_callers_context(recorded: RecordedEngine, shape: Any, other_shape: Any) -> None:
     spoil, see = shape(_spoil, "spoil"), other_shape(_see, "see")
 
-    assert await lab.run(see(see(spoil()), spoil())) == CLEAN
+    assert await recorded.run(see(see(spoil()), spoil())) == CLEAN
 
 
 @pytest.mark.usefixtures("caller")
 async def test_a_routed_branch_and_a_conditional_task_see_the_callers_context(
-    lab: Lab, shape: Any, other_shape: Any
+    recorded: RecordedEngine, shape: Any, other_shape: Any
 ) -> None:
     spoil, see = shape(_spoil, "spoil"), other_shape(_see, "see")
     same = cs.task(lambda x: x, name="same")
 
-    assert await lab.run(same(cs.Router(spoil(), {"chosen": see()}))) == CLEAN
-    assert await lab.run(see().run_if(spoil())) == CLEAN
+    assert await recorded.run(same(cs.Router(spoil(), {"chosen": see()}))) == CLEAN
+    assert await recorded.run(see().run_if(spoil())) == CLEAN
 
 
 @pytest.mark.usefixtures("caller")
 async def test_map_items_beyond_the_window_and_those_that_wait_for_a_resource(
-    make_lab: Callable[..., Lab], shape: Any, monkeypatch: pytest.MonkeyPatch
+    make_recorded: Callable[..., RecordedEngine], shape: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_map_execution, "MAP_WINDOW", 2)
-    lab = make_lab(system_resources={"slot": 1})
+    recorded = make_recorded(system_resources={"slot": 1})
 
     def item(i: int) -> Any:
         seen = _see()
@@ -102,12 +102,12 @@ async def test_map_items_beyond_the_window_and_those_that_wait_for_a_resource(
         return i, seen
 
     task, want = shape(item, "item"), [(i, CLEAN) for i in range(8)]
-    assert await lab.run(task.map(i=list(range(8)))) == want
-    assert await lab.run(task.map(i=list(range(8))).with_constraints(slot=1)) == want
+    assert await recorded.run(task.map(i=list(range(8)))) == want
+    assert await recorded.run(task.map(i=list(range(8))).with_constraints(slot=1)) == want
 
 
 @pytest.mark.usefixtures("caller")
-async def test_each_attempt_sees_the_callers_context(lab: Lab, shape: Any) -> None:
+async def test_each_attempt_sees_the_callers_context(recorded: RecordedEngine, shape: Any) -> None:
     seen: list[Any] = []
 
     def flaky(**_: Any) -> None:
@@ -116,8 +116,8 @@ async def test_each_attempt_sees_the_callers_context(lab: Lab, shape: Any) -> No
         if len(seen) % 3:
             raise OSError
 
-    await lab.run(shape(flaky, "flaky")().with_retry(2))
-    await lab.run(shape(flaky, "flaky").map(i=[1]).with_retry(2))
+    await recorded.run(shape(flaky, "flaky")().with_retry(2))
+    await recorded.run(shape(flaky, "flaky").map(i=[1]).with_retry(2))
 
     assert seen == [CLEAN] * 6
 
@@ -137,7 +137,7 @@ async def test_a_task_blocked_by_a_limit_sees_the_callers_context() -> None:
     assert await cs.run_async(item.map(_=list(range(5))), connector=connector, log_level="ERROR") == [CLEAN] * 5
 
 
-async def test_a_precision_that_the_caller_has_set_is_seen_and_not_shared(lab: Lab, shape: Any) -> None:
+async def test_a_precision_that_the_caller_has_set_is_seen_and_not_shared(recorded: RecordedEngine, shape: Any) -> None:
     def divide(*_: Any) -> int:
         context = decimal.getcontext()
         seen, context.prec = context.prec, 3
@@ -147,11 +147,11 @@ async def test_a_precision_that_the_caller_has_set_is_seen_and_not_shared(lab: L
     same = cs.task(lambda *seen: seen, name="same")
     with decimal.localcontext() as own:
         own.prec = 50
-        assert await lab.run(same(task(task()), task())) == (50, 50)
+        assert await recorded.run(same(task(task()), task())) == (50, 50)
         assert decimal.getcontext().prec == 50
 
 
-async def test_an_asyncio_task_of_a_task_has_the_context_of_the_task(lab: Lab) -> None:
+async def test_an_asyncio_task_of_a_task_has_the_context_of_the_task(recorded: RecordedEngine) -> None:
     @cs.task
     async def spawn() -> tuple[tuple[str, str], list[str]]:
         tenant.set("own")
@@ -177,12 +177,12 @@ async def test_an_asyncio_task_of_a_task_has_the_context_of_the_task(lab: Lab) -
         return await spawn.func()
 
     want = (("own", "own"), ["own", "own"])
-    assert await lab.run(spawn()) == want
-    assert await lab.run(second_attempt().with_retry(1)) == want
+    assert await recorded.run(spawn()) == want
+    assert await recorded.run(second_attempt().with_retry(1)) == want
 
 
 @pytest.mark.skipif(getattr(sys.flags, "thread_inherit_context", False), reason="each thread has a copy of the context")
-async def test_a_thread_of_a_task_has_the_tasks_context_only_as_a_copy(lab: Lab) -> None:
+async def test_a_thread_of_a_task_has_the_tasks_context_only_as_a_copy(recorded: RecordedEngine) -> None:
     @cs.task
     def start_threads() -> list[str]:
         tenant.set("own")
@@ -193,10 +193,10 @@ async def test_a_thread_of_a_task_has_the_tasks_context_only_as_a_copy(lab: Lab)
             thread.join()
         return seen
 
-    assert await lab.run(start_threads()) == ["none", "own"]
+    assert await recorded.run(start_threads()) == ["none", "own"]
 
 
-async def test_a_second_attempt_is_cancelled_and_timed_out_like_the_first(lab: Lab) -> None:
+async def test_a_second_attempt_is_cancelled_and_timed_out_like_the_first(recorded: RecordedEngine) -> None:
     began, cleaned = asyncio.Event(), []
     calls: list[Any] = []
 
@@ -214,7 +214,7 @@ async def test_a_second_attempt_is_cancelled_and_timed_out_like_the_first(lab: L
         finally:
             cleaned.append(tenant.get())
 
-    run = asyncio.create_task(lab.run(work().with_retry(1)))
+    run = asyncio.create_task(recorded.run(work().with_retry(1)))
     await began.wait()
     run.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -222,7 +222,9 @@ async def test_a_second_attempt_is_cancelled_and_timed_out_like_the_first(lab: L
     assert cleaned == ["none"]
 
 
-async def test_a_nested_run_starts_with_the_context_of_the_task_that_calls_it(lab: Lab, shape: Any) -> None:
+async def test_a_nested_run_starts_with_the_context_of_the_task_that_calls_it(
+    recorded: RecordedEngine, shape: Any
+) -> None:
     see = shape(tenant.get, "see")
 
     @cs.task
@@ -236,7 +238,7 @@ async def test_a_nested_run_starts_with_the_context_of_the_task_that_calls_it(la
         return cs.run(see(), log_level="ERROR")
 
     same = cs.task(lambda *seen: seen, name="same")
-    assert await lab.run(same(outer(), in_thread(), see())) == ("outer", "thread", "none")
+    assert await recorded.run(same(outer(), in_thread(), see())) == ("outer", "thread", "none")
     assert copy_context().get(tenant) is None
 
 

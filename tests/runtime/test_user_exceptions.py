@@ -11,7 +11,7 @@ import pytest
 import cascade as cs
 from cascade.connectors.memory import MemoryConnector
 from cascade.runtime.events import TaskExecutionFinished
-from tests.runtime.conftest import Lab
+from tests.runtime.conftest import RecordedEngine
 
 
 @dataclass(frozen=True)
@@ -143,23 +143,23 @@ def test_run_async_raises_it_unchanged(make: Callable[[], BaseException], shape:
     assert asyncio.run(caught()) is error
 
 
-async def test_an_overridden_resource_raises_it_unchanged(lab: Lab) -> None:
+async def test_an_overridden_resource_raises_it_unchanged(recorded: RecordedEngine) -> None:
     @cs.resource
     def r() -> Iterator[int]:
         yield 1
 
     error = FrozenError(7)
-    lab.engine.register(r)
-    with pytest.raises(FrozenError) as caught, cs.override_resource(lab.engine, "r", r):
-        await lab.run(target_of("async", error))
+    recorded.engine.register(r)
+    with pytest.raises(FrozenError) as caught, cs.override_resource(recorded.engine, "r", r):
+        await recorded.run(target_of("async", error))
     assert caught.value is error
 
 
-async def test_its_traceback_names_the_line_of_the_user(lab: Lab) -> None:
+async def test_its_traceback_names_the_line_of_the_user(recorded: RecordedEngine) -> None:
     for shape in ("thread", "loop", "async"):
         with pytest.raises(FrozenError) as caught:
-            await lab.run(target_of(shape, FrozenError(7)))
+            await recorded.run(target_of(shape, FrozenError(7)))
         assert traceback.extract_tb(caught.value.__traceback__)[-1].line == "raise error"
-    for finished in lab.of(TaskExecutionFinished):
+    for finished in recorded.of(TaskExecutionFinished):
         assert finished.exception is not None
         assert finished.exception.stacktrace.splitlines()[-2].strip() == "raise error"

@@ -22,8 +22,7 @@ from cascade.runtime.control.controller import Controller
 from cascade.runtime.events import ConnectorFailed, RunFinished, RunStarted
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.runtime.flow import lazy_id
-from cascade.runtime.guard import awaited
-from cascade.runtime.guard import seconds as seconds_of
+from cascade.runtime.guard import awaited, seconds_of
 from cascade.runtime.protocols import Connector, Executor, Solver, StateBackend, Tracing
 from cascade.runtime.resolvers import input_names
 from cascade.runtime.resource_manager import ResourceManager

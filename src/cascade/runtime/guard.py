@@ -42,7 +42,7 @@ def is_own_cancellation(error: BaseException) -> bool:
     return task is None or task.cancelling() > 0
 
 
-def seconds(connector: object, name: str) -> float:
+def seconds_of(connector: object, name: str) -> float:
     """Return the number of the optional attribute `flush_timeout` of a connector; 0 if it cannot be read."""
     try:
         found = getattr(connector, name, 0.0)
@@ -53,7 +53,7 @@ def seconds(connector: object, name: str) -> float:
     return float(found) if isinstance(found, (int, float)) and found > 0 else 0.0
 
 
-def words(connector: object, name: str) -> frozenset[str]:
+def texts_of(connector: object, name: str) -> frozenset[str]:
     """Return the texts of the optional attribute `capture` or `ignored` of a connector; none if it cannot be read."""
     try:
         return frozenset(word for word in getattr(connector, name, ()) if isinstance(word, str))

@@ -29,7 +29,7 @@ from cascade.runtime.events import (
     TaskRetrying,
     TaskSkipped,
 )
-from cascade.runtime.guard import words
+from cascade.runtime.guard import texts_of
 from cascade.runtime.log_records import LogCorrelation
 from cascade.runtime.protocols import Backpressure
 from cascade.runtime.publish_queue import MAX_QUEUED_BYTES, MESSAGE_BYTES, Message, PublishQueue
@@ -209,13 +209,13 @@ class TelemetrySubscriber:
     ) -> None:
         self._org_id, self._project_id = identity_from_environment()
         self._queue = PublishQueue(connector, max_bytes=max_bytes)
-        self._capture = words(connector, "capture")
+        self._capture = texts_of(connector, "capture")
         self._drain_timeout = drain_timeout
         self._runs: dict[str, RunState] = {}
         self._reported = 0
         # `singledispatch` itself takes a microsecond to find the function for an event.
         self._converters = _Converters()
-        ignored = _OPTIONAL.intersection(words(connector, "ignored"))
+        ignored = _OPTIONAL.intersection(texts_of(connector, "ignored"))
         for word, kinds in EVENTS.items():
             for kind in kinds if word not in ignored else ():
                 event_bus.subscribe(kind, self.on_event)
