@@ -19,7 +19,7 @@ import yaml
 import cascade as cs
 from cascade import _forks
 from cascade.adapters.executors import places
-from cascade.connectors import _health
+from cascade.connectors import health as connection_health
 from cascade.connectors.mqtt import backpressure, options, outbox, packets, subscriber
 from cascade.connectors.mqtt import connector as mqtt
 from cascade.connectors.mqtt.outbox import MIN_LIFETIME
@@ -130,9 +130,9 @@ STATED = {
         f"by default {outbox.CAPACITY // MIB} MiB",
         f"({backpressure.FLOOR:,} may always wait)",
         f"at most {outbox.MAX_REPEATS} times",
-        f"pauses of up to {_health.MAX_DELAY:g} s",
-        f"the pause is {_health.REFUSED_DELAY:g} s",
-        {1.0: "does not answer for a second"}[_health.ANSWER_TIMEOUT],
+        f"pauses of up to {connection_health.MAX_DELAY:g} s",
+        f"the pause is {connection_health.REFUSED_DELAY:g} s",
+        {1.0: "does not answer for a second"}[connection_health.ANSWER_TIMEOUT],
         f"`resend_window` seconds ({mqtt.RESEND_WINDOW:g}; 0 for none)",
         f"pauses for {backpressure.FIRST_DELAY:g} to {backpressure.MAX_DELAY:g} s",
         f"pauses of up to {MIN_LIFETIME:g} s",

@@ -107,11 +107,11 @@ def test_only_connectors_with_capture_receive_values() -> None:
     def use(x: str) -> str:
         return x + "!"
 
-    asked, not_asked = Capturing(), MemoryConnector()
-    run_with(FanoutConnector([asked, not_asked]), use("4711"))
-    (full,) = (p["body"]["metadata"] for p in asked.payloads if p["body"].get("state") == "COMPLETED")
+    capturing, plain = Capturing(), MemoryConnector()
+    run_with(FanoutConnector([capturing, plain]), use("4711"))
+    (full,) = (p["body"]["metadata"] for p in capturing.payloads if p["body"].get("state") == "COMPLETED")
     assert (full["arguments"], full["output"]) == ({"0": "4711"}, "4711!")
-    assert "4711" not in str(not_asked.payloads)
+    assert "4711" not in str(plain.payloads)
 
 
 class TracingConnector(MemoryConnector):

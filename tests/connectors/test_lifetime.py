@@ -27,13 +27,13 @@ def test_an_object_that_raises_does_not_affect_the_others() -> None:
                 self._start()
                 return self._finish
 
-        def says(text):
+        def prints(text):
             return lambda: print(text, flush=True)
 
         objects = [
-            Watched(fails, fails, says("never")),
-            Watched(says("reset"), says("started"), fails),
-            Watched(says("reset"), says("started"), says("finished")),
+            Watched(fails, fails, prints("never")),
+            Watched(prints("reset"), prints("started"), fails),
+            Watched(prints("reset"), prints("started"), prints("finished")),
         ]
         for each in objects:
             _lifetime.watch(each)

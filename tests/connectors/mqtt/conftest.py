@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cascade.connectors._health import ConnectionHealth
+from cascade.connectors.health import ConnectionHealth
 from cascade.connectors.mqtt import session
 from tests.connectors.mqtt.broker import SETTINGS, Broker, Listener
 from tests.lab.programs import program

@@ -52,18 +52,18 @@ class User(Listener):
         self._answers: dict[int, str] = {}
         self.client.on_publish = lambda _c, _u, mid, reason, _p: self._answers.update({mid: str(reason)})
 
-    def say(self, owner: tuple[str, str], scope: str, payload: str, qos: int = 1) -> str:
+    def publish_pause(self, owner: tuple[str, str], scope: str, payload: str, qos: int = 1) -> str:
         """Publish a retained pause, or remove it with an empty payload. Return the answer of the broker."""
         info = self.client.publish(control_topic(*owner, scope, "pause"), payload, qos, retain=True)
         info.wait_for_publish(HANG)
         return self._answers.pop(info.mid)
 
 
-class Going:
-    """A run of two tasks in a thread; the second one may start once `goes_on` is set."""
+class TwoTaskRun:
+    """A run of two tasks in a thread; the second one may start once `may_continue` is set."""
 
     def __init__(self, broker: Broker, user: str) -> None:
-        self.started, self.goes_on = threading.Event(), threading.Event()
+        self.started, self.may_continue = threading.Event(), threading.Event()
         self.run_id = ""
         self._connector = MqttConnector("127.0.0.1", broker.port, username=user, password=secret(user))
         self.value: Future[Any] = Future()
@@ -71,7 +71,7 @@ class Going:
         threading.Thread(target=lambda: self.value.set_result(self._run()), daemon=True).start()
 
     def end(self) -> Any:
-        self.goes_on.set()
+        self.may_continue.set()
         return self.value.result(HANG)
 
     def _run(self) -> Any:
@@ -80,7 +80,7 @@ class Going:
             task = cs.current_task()
             self.run_id = task.run_id if task else ""
             self.started.set()
-            assert self.goes_on.wait(HANG)
+            assert self.may_continue.wait(HANG)
             return 1
 
         @cs.task
@@ -91,11 +91,11 @@ class Going:
 
 
 @pytest.fixture
-def start(guarded: Broker, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Going]:
-    def start(owner: tuple[str, str], *, as_runner_of: tuple[str, str] | None = None) -> Going:
+def start(guarded: Broker, monkeypatch: pytest.MonkeyPatch) -> Callable[..., TwoTaskRun]:
+    def start(owner: tuple[str, str], *, as_runner_of: tuple[str, str] | None = None) -> TwoTaskRun:
         monkeypatch.setenv("CASCADE_ORG_ID", owner[0])
         monkeypatch.setenv("CASCADE_PROJECT_ID", owner[1])
-        going = Going(guarded, name_of(as_runner_of or owner, "runner"))
+        going = TwoTaskRun(guarded, name_of(as_runner_of or owner, "runner"))
         assert going.started.wait(HANG)
         return going
 
@@ -123,22 +123,24 @@ def all_received(user: User, owner: tuple[str, str]) -> list[Message]:
 
 @pytest.mark.parametrize("qos", [0, 1])
 def test_an_operator_cannot_pause_a_run_of_another_organisation(
-    guarded: Broker, start: Callable[..., Going], qos: int
+    guarded: Broker, start: Callable[..., TwoTaskRun], qos: int
 ) -> None:
     with User(guarded, ACME, "operator") as other_user, User(guarded, GLOBEX, "operator") as operator:
         going = start(GLOBEX)
         for scope in ("global", f"run/{going.run_id}", "task/*"):
             # MQTT has no answer to QoS 0, so the refusal is not reported.
-            assert other_user.say(GLOBEX, scope, PAUSE, qos) == ("Not authorized" if qos else "Success")
+            assert other_user.publish_pause(GLOBEX, scope, PAUSE, qos) == ("Not authorized" if qos else "Success")
         assert all_received(other_user, ACME) == []  # the run would have received it by now
         assert going.end() == 2
-        told = bodies(operator.wait_for(has_ended))
-        assert not [body for body in told if body["type"] == "ControlEvent" or body.get("state") == "PENDING"]
+        received = bodies(operator.wait_for(has_ended))
+        assert not [body for body in received if body["type"] == "ControlEvent" or body.get("state") == "PENDING"]
     with User(guarded, GLOBEX, "operator") as operator:
         assert all_received(operator, GLOBEX) == []  # nothing is retained for later runs
 
 
-def test_an_operator_cannot_read_another_organisations_telemetry(guarded: Broker, start: Callable[..., Going]) -> None:
+def test_an_operator_cannot_read_another_organisations_telemetry(
+    guarded: Broker, start: Callable[..., TwoTaskRun]
+) -> None:
     with User(guarded, ACME, "operator") as other_user, User(guarded, GLOBEX, "operator") as operator:
         assert start(GLOBEX).end() == 2
         active = operator.wait_for(has_ended)
@@ -146,16 +148,16 @@ def test_an_operator_cannot_read_another_organisations_telemetry(guarded: Broker
         assert all_received(other_user, ACME) == []
 
 
-def test_the_right_operator_can_pause_and_resume(guarded: Broker, start: Callable[..., Going]) -> None:
+def test_the_right_operator_can_pause_and_resume(guarded: Broker, start: Callable[..., TwoTaskRun]) -> None:
     with User(guarded, GLOBEX, "operator") as operator:
         going = start(GLOBEX)
         scope = f"run/{going.run_id}"
-        assert operator.say(GLOBEX, scope, PAUSE) == "Success"
+        assert operator.publish_pause(GLOBEX, scope, PAUSE) == "Success"
         operator.wait_for(lambda seen: any(body.get("action") == "APPLIED" for body in bodies(seen)))
-        going.goes_on.set()
+        going.may_continue.set()
         operator.wait_for(lambda seen: any(body.get("state") == "PENDING" for body in bodies(seen)))
         assert not going.value.done()
-        assert operator.say(GLOBEX, scope, "") == "Success"
+        assert operator.publish_pause(GLOBEX, scope, "") == "Success"
         assert going.end() == 2
         held = [body for body in bodies(operator.wait_for(has_ended)) if body.get("state") == "PENDING"]
         assert [(body["task_name"], body["metadata"]["reason"]) for body in held] == [("second", "paused")]
@@ -164,13 +166,13 @@ def test_the_right_operator_can_pause_and_resume(guarded: Broker, start: Callabl
 @pytest.mark.parametrize("owner", [ACME, GLOBEX])
 def test_a_runner_cannot_publish_constraints(guarded: Broker, owner: tuple[str, str]) -> None:
     with User(guarded, GLOBEX, "runner") as runner:
-        assert runner.say(owner, "global", PAUSE) == "Not authorized"
+        assert runner.publish_pause(owner, "global", PAUSE) == "Not authorized"
     with User(guarded, owner, "operator") as operator:
         assert all_received(operator, owner) == []
 
 
 def test_a_runner_cannot_publish_for_another_organisation(
-    guarded: Broker, start: Callable[..., Going], caplog: pytest.LogCaptureFixture
+    guarded: Broker, start: Callable[..., TwoTaskRun], caplog: pytest.LogCaptureFixture
 ) -> None:
     with User(guarded, ACME, "operator") as operator:
         assert start(ACME, as_runner_of=GLOBEX).end() == 2

@@ -5,7 +5,6 @@ import time
 
 import pytest
 
-from cascade.connectors import _health
 from cascade.connectors.mqtt.backpressure import FLOOR, MAX_DELAY, RATE_WINDOWS, Backpressure, Rate, Throttle
 from cascade.connectors.mqtt.outbox import Outbox, OutgoingMessage
 
@@ -65,16 +64,9 @@ def test_the_limit_is_the_number_of_messages_sent_in_half_a_flush(now: list[floa
     assert (backpressure.is_full, backpressure.is_above_low_mark) == (False, False)
 
 
-class _Longest:
-    """A generator without jitter."""
-
-    def uniform(self, _: float, most: float) -> float:
-        return most
-
-
 @pytest.fixture
 def throttle(now: list[float], monkeypatch: pytest.MonkeyPatch) -> Throttle:
-    monkeypatch.setattr(_health, "_random", _Longest())
+    monkeypatch.setattr("cascade.connectors.mqtt.backpressure.jitter", lambda: 1.0)
     return Throttle()
 
 

@@ -31,8 +31,8 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 import cascade as cs
 from cascade.connectors.mqtt import MqttConnector, transport
 from cascade.connectors.mqtt.client import Client
-from cascade.connectors.mqtt.connection import Connection
 from cascade.connectors.mqtt.options import MqttOptions
+from cascade.connectors.mqtt.outbox import Outbox, OutgoingMessage
 from cascade.connectors.mqtt.packets import BrokerLimits, IncomingMessage, new_properties, publish_properties
 from cascade.connectors.mqtt.subscriber import Barrier
 from cascade.connectors.mqtt.transport import NetworkLoop
@@ -138,15 +138,15 @@ async def test_an_unexpected_error_ends_the_connection_without_disconnect(
     broker: Broker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It connects again, and the messages arrive. A warning has the traceback."""
-    work, failed = Connection.work, threading.Event()
+    take, failed = Outbox.take, threading.Event()
 
-    def fail_once(connection: Connection) -> None:
-        if connection._outbox.is_waiting and not failed.is_set():
+    def fail_once(outbox: Outbox, *arguments: int) -> list[OutgoingMessage]:
+        if outbox.is_waiting and not failed.is_set():
             failed.set()
             raise LookupError("a fault of ours")
-        work(connection)
+        return take(outbox, *arguments)
 
-    monkeypatch.setattr(Connection, "work", fail_once)
+    monkeypatch.setattr(Outbox, "take", fail_once)
     connector = MqttConnector("127.0.0.1", broker.port)
     with Listener(broker.port) as listener:
         await connector.connect()
@@ -375,7 +375,7 @@ def test_traffic_in_both_directions_replaces_pings(broker: Broker) -> None:
 @pytest.mark.parametrize("block", [1, 7, 100, 1 << 16])
 def test_acknowledgements_may_be_split_at_any_byte(broker: Broker, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     """With a reason code, with properties of some and of many bytes, and with neither."""
-    monkeypatch.setattr("cascade.connectors.mqtt.transport._BLOCK", block)
+    monkeypatch.setattr("cascade.connectors.mqtt.transport.BLOCK_SIZE", block)
     some, many = (
         b"\x87" + new_properties(PacketTypes.PUBACK, ReasonString="x" * size).pack()  # type: ignore[no-untyped-call]
         for size in (5, 200)
@@ -500,7 +500,7 @@ async def _exchange(broker: Broker, count: int, counts: Counter[str]) -> dict[st
 def test_quickack_is_set_again_after_each_read(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Linux switches delayed acknowledgements on again by itself."""
     calls: list[str] = []
-    acknowledge, read = transport.Transport._acknowledge_at_once, socket.socket.recv
+    read, set_option = socket.socket.recv, socket.socket.setsockopt
 
     def counted_read(one: socket.socket, *arguments: Any) -> bytes:
         with contextlib.suppress(BlockingIOError):
@@ -510,10 +510,10 @@ def test_quickack_is_set_again_after_each_read(broker: Broker, monkeypatch: pyte
             return data
         raise BlockingIOError
 
-    def counted(transport: Any) -> None:
-        acknowledge(transport)
-        assert transport._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK)
-        calls.append("acknowledge")
+    def counted_option(one: socket.socket, level: int, name: int, value: int) -> None:
+        set_option(one, level, name, value)
+        if (level, name, value) == (socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1):
+            calls.append("acknowledge")
 
     async def talk() -> None:
         async with make(broker.port) as connected:
@@ -521,7 +521,7 @@ def test_quickack_is_set_again_after_each_read(broker: Broker, monkeypatch: pyte
                 await connected.publish("cascade/x", b"x", 1)
             monkeypatch.undo()
 
-    monkeypatch.setattr(transport.Transport, "_acknowledge_at_once", counted)
+    monkeypatch.setattr(socket.socket, "setsockopt", counted_option, raising=False)
     monkeypatch.setattr(socket.socket, "recv", counted_read, raising=False)
     run(talk)
     assert calls.count("acknowledge") >= 11
@@ -578,13 +578,17 @@ def test_data_larger_than_the_socket_buffer_arrives(
     files = (f"certfile {certificates / 'server.pem'}", f"keyfile {certificates / 'server.key'}") if has_tls else ()
     listening: Any = {"host": "localhost", "context": ssl.create_default_context(cafile=ca)} if has_tls else {}
 
+    def socket_is_full(client: Client) -> bool:
+        client.flush()
+        return client.wants_write
+
     async def talk() -> None:
         async with make(broker.port, ca) as connected:
             broker.freeze()
             calls = [
                 asyncio.ensure_future(connected.publish("cascade/x", body, 1, timeout=math.inf)) for _ in range(count)
             ]
-            await until(lambda: connected.wants_write and connected._transport.unwritten)
+            await until(lambda: socket_is_full(connected))
             broker.thaw()
             await asyncio.gather(*calls)
             assert not connected.wants_write
@@ -597,7 +601,7 @@ def test_data_larger_than_the_socket_buffer_arrives(
 @pytest.mark.parametrize("block", [1, 7, 100, 1 << 16])
 def test_messages_may_be_split_at_any_byte(broker: Broker, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     """Only those that were read completely, and have no property but the expiry, are received without paho."""
-    monkeypatch.setattr("cascade.connectors.mqtt.transport._BLOCK", block)
+    monkeypatch.setattr("cascade.connectors.mqtt.transport.BLOCK_SIZE", block)
     properties: dict[str, Any] = {"ContentType": "application/json", "MessageExpiryInterval": 60}
     received, expected = list[IncomingMessage](), list[IncomingMessage]()
     with Proxy(broker.port) as proxy, Listener(broker.port, "nothing") as other:

@@ -246,8 +246,8 @@ def test_presence_needs_neither_retain_nor_qos_1(name: str, tmp_path: Path) -> N
     retain = name != "RetainAvailable"
     with Limit({name: 0}).kept_by("connack", tmp_path) as observed:
         observed.run()
-        wanted = [(b"online", retain), (b"offline", False)] + [(b"", True)] * retain
-        observed.listener.wait_for(lambda seen: statuses(seen) == wanted)
+        expected = [(b"online", retain), (b"offline", False)] + [(b"", True)] * retain
+        observed.listener.wait_for(lambda seen: statuses(seen) == expected)
         (connect,) = observed.proxy.matching(sent_by_client(PacketTypes.CONNECT))
         assert connect.body[7] & 0b0011_1000 == 0b0010_1000, "the will of a first connection: QoS 1, retained"
 

@@ -54,11 +54,11 @@ def test_a_subscriber_receives_a_run_from_start_to_end(shared_broker: Broker, li
     connector = MqttConnector("127.0.0.1", shared_broker.port)
     assert cs.run(double.map(x=[1, 2, 3]), connector=connector, log_level="ERROR") == [2, 4, 6]
     messages = listener.wait_for(lambda seen: events(seen)[-1:] and _is_end(events(seen)[-1]))
-    told = telemetry_of(messages)
+    telemetry_messages = telemetry_of(messages)
     payloads = events(messages)
     assert [payload["seq"] for payload in payloads] == list(range(len(payloads)))
-    assert {message.topic for message in told} == {events_topic("local", project, payloads[0]["run_id"])}
-    for message, payload in zip(told, payloads, strict=True):
+    assert {message.topic for message in telemetry_messages} == {events_topic("local", project, payloads[0]["run_id"])}
+    for message, payload in zip(telemetry_messages, payloads, strict=True):
         minor = payload["body"].get("state") in {"RUNNING", "PENDING"}
         assert message.qos == (0 if minor else 1)
         assert not message.retain
@@ -81,8 +81,8 @@ def test_messages_have_the_tracestate_of_the_caller(
     connector = MqttConnector("127.0.0.1", shared_broker.port)
     cs.run(double(1), connector=connector, log_level="ERROR")
     messages = listener.wait_for(lambda seen: events(seen)[-1:] and _is_end(events(seen)[-1]))
-    told = telemetry_of(messages)
-    for message, payload in zip(told, events(messages), strict=True):
+    telemetry_messages = telemetry_of(messages)
+    for message, payload in zip(telemetry_messages, events(messages), strict=True):
         assert payload["tracestate"] == "acme=t61rcWkgMzE,ot=th:c"
         given = dict(message.properties.UserProperty)  # type: ignore[union-attr]  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
         assert given == {

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 import cascade as cs
-from cascade.connectors import _health
-from cascade.connectors._health import SHORT_TIMEOUT, ConnectionHealth
+from cascade.connectors import health
+from cascade.connectors.health import SHORT_TIMEOUT, ConnectionHealth
 from cascade.connectors.mqtt import MqttConnector
 from cascade.connectors.mqtt.client import Client
 from cascade.runtime.exceptions import TelemetryLostError
@@ -76,7 +76,7 @@ def test_later_waits_for_an_unresponsive_broker_are_shorter(
     with broker.frozen():
         restore_limits(latest_health(), limits)
         run(connector)
-        limits.setattr(_health, "ANSWER_TIMEOUT", NEVER)
+        limits.setattr(health, "ANSWER_TIMEOUT", NEVER)
         run(connector)
     lost = connector.report().lost
     assert lost == 2 * MESSAGES
@@ -286,11 +286,11 @@ async def test_two_clients_with_one_id_do_not_reconnect_forever(
             await connector.publish(TOPIC, telemetry(number), 1)
             await connector.disconnect()
         assert numbers(listener.wait_for(lambda seen: len(seen) == 2)) == [0, 1]
-    told = warnings(caplog)
-    assert len(told) in {1, 2}, "one of them gives way, or both do, once"
+    found = warnings(caplog)
+    assert len(found) in {1, 2}, "one or both of them change their id, once"
     # Only some versions of Mosquitto send the reason.
     text = r"MqttConnector: another client (has|seems to have) the id 'same': going on as 'same-[0-9a-f]{8}'"
-    assert all(re.fullmatch(text, warning) for warning in told), told
+    assert all(re.fullmatch(text, warning) for warning in found), found
 
 
 @pytest.mark.parametrize("most", [1, 2, 20])

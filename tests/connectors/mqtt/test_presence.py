@@ -20,7 +20,7 @@ from tests.connectors.mqtt.waiting import is_connected
 from tests.lab.waiting import HANG, until
 
 CLEAN = [(b"online", True), (b"offline", False), (b"", True)]
-"""Said to those who listen; nothing is left for those who come later."""
+"""Messages that a connected subscriber receives. The last one removes the retained message."""
 
 
 @cs.task
@@ -37,9 +37,9 @@ def test_a_run_publishes_online_and_offline(shared_broker: Broker, listener: Lis
     assert cs.run(one(), connector=MqttConnector("127.0.0.1", shared_broker.port), log_level="ERROR") == 1
     seen = listener.wait_for(lambda seen: (b"", True) in statuses(seen))
     assert statuses(seen) == CLEAN
-    said = [message for message in seen if message.topic.startswith("cascade/status/")]
-    assert {message.topic for message in said} == {status_topic("local", project, source())}
-    assert {message.qos for message in said} == {1}
+    found = [message for message in seen if message.topic.startswith("cascade/status/")]
+    assert {message.topic for message in found} == {status_topic("local", project, source())}
+    assert {message.qos for message in found} == {1}
     with Listener(shared_broker.port, f"cascade/status/local/{project}/#") as later:
         later.publish(f"cascade/status/local/{project}/mark", b"mark")
         assert [message.payload for message in later.wait_for(len)] == [b"mark"], "nothing was retained"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from paho.mqtt.packettypes import PacketTypes
 
-from cascade.connectors._health import ConnectionHealth
+from cascade.connectors.health import ConnectionHealth
 from cascade.connectors.mqtt import MqttConnector
 from cascade.connectors.mqtt.packets import TAKEN_OVER
 from cascade.telemetry.topics import events_topic

@@ -8,15 +8,18 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from paho.mqtt.packettypes import PacketTypes
 
 import cascade as cs
-from cascade.connectors import _health
-from cascade.connectors._health import ConnectionHealth
+from cascade.connectors import health
+from cascade.connectors.health import ConnectionHealth
 from cascade.connectors.mqtt import MqttConnector
-from cascade.connectors.mqtt.client import Client
 from cascade.connectors.mqtt.connection import Connection
+from cascade.connectors.mqtt.outbox import Outbox, OutgoingMessage
+from cascade.connectors.mqtt.transport import Transport
 from tests.connectors.mqtt.broker import Broker, Listener
 from tests.connectors.mqtt.messages import telemetry, warnings
+from tests.connectors.mqtt.proxy import Proxy, received_by_client
 from tests.connectors.mqtt.waiting import is_connected
 from tests.lab.waiting import HANG, until
 
@@ -24,7 +27,7 @@ TOPIC = "cascade/telemetry/local/default/run/events"
 CONTROL = "cascade/control/local/default/constraints/#"
 PAUSE = "cascade/control/local/default/constraints/global/pause"
 LONGER = 0.2
-"""Seconds, more than the patience that a stalled connector has."""
+"""Seconds: more than the time limit for an answer during the delay."""
 
 
 @cs.task
@@ -44,19 +47,26 @@ class NetworkThreadDelay:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, limits: pytest.MonkeyPatch) -> None:
         self.begun, self.is_over = threading.Event(), threading.Event()
-        work, self._limits = Connection.work, limits
+        work, take, self._limits = Connection.work, Outbox.take, limits
+        taken = list[OutgoingMessage]()
+
+        def record(outbox: Outbox, *arguments: int) -> list[OutgoingMessage]:
+            batch = take(outbox, *arguments)
+            taken.extend(batch)
+            return batch
 
         def delay(connection: Connection) -> None:
             work(connection)
-            if connection._unacknowledged and not self.begun.is_set():
-                limits.setattr(_health, "ANSWER_TIMEOUT", LONGER / 2)
+            if taken and not self.begun.is_set():
+                limits.setattr(health, "ANSWER_TIMEOUT", LONGER / 2)
                 self.begun.set()
                 assert self.is_over.wait(HANG)
 
+        monkeypatch.setattr(Outbox, "take", record)
         monkeypatch.setattr(Connection, "work", delay)
 
     def end(self) -> None:
-        self._limits.setattr(_health, "ANSWER_TIMEOUT", HANG)
+        self._limits.setattr(health, "ANSWER_TIMEOUT", HANG)
         self.is_over.set()
 
 
@@ -106,7 +116,6 @@ async def test_any_packet_of_the_broker_counts_as_activity(
     limits: pytest.MonkeyPatch,
     latest_health: Callable[[], ConnectionHealth],
 ) -> None:
-    monkeypatch.setattr(Connection, "_acknowledged", lambda *_: None)
     active, record = threading.Event(), ConnectionHealth.record_activity
 
     def noted(health: ConnectionHealth) -> None:
@@ -115,31 +124,32 @@ async def test_any_packet_of_the_broker_counts_as_activity(
         active.set()
 
     monkeypatch.setattr(ConnectionHealth, "record_activity", noted)
-    connector = MqttConnector("127.0.0.1", broker.port, flush_timeout=0.1)
-    await connector.connect()
-    await connector.subscribe(CONTROL, ignore)
-    await connector.publish(TOPIC, telemetry(), 1)
-    with Listener(broker.port, "nothing") as other:
+    with Proxy(broker.port) as proxy, Listener(broker.port, "nothing") as other:
+        proxy.hold(received_by_client(PacketTypes.PUBACK))
+        connector = MqttConnector("127.0.0.1", proxy.port, flush_timeout=0.1)
+        await connector.connect()
+        await connector.subscribe(CONTROL, ignore)
+        await connector.publish(TOPIC, telemetry(), 1)
         for _ in range(2):
             await until(lambda: latest_health().silence > 0)  # an answer is due
             active.clear()
             await asyncio.to_thread(other.publish, PAUSE, b"{}")
             await until(active.is_set)
-    assert latest_health().is_alive, "the answer may be queued behind other packets"
-    limits.undo()
-    await until(lambda: not latest_health().is_alive)
-    await connector.disconnect()
+        assert latest_health().is_alive, "the answer may be queued behind other packets"
+        limits.undo()
+        await until(lambda: not latest_health().is_alive)
+        await connector.disconnect()
 
 
 async def test_a_flood_is_read_many_messages_at_a_time(
     broker: Broker, delay: NetworkThreadDelay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    count, reads, read = 1_000, 0, Client._read
+    count, reads, fill = 1_000, 0, Transport.fill
 
-    def counted(client: Client) -> None:
+    def counted(transport: Transport) -> None:
         nonlocal reads
         reads += 1
-        read(client)
+        fill(transport)
 
     connector = MqttConnector("127.0.0.1", broker.port)
     await connector.connect()
@@ -156,7 +166,7 @@ async def test_a_flood_is_read_many_messages_at_a_time(
         for number in range(count):
             other.client.publish(PAUSE, json.dumps({"n": number}))
         await asyncio.to_thread(other.publish, PAUSE, json.dumps({"n": count}))
-    monkeypatch.setattr(Client, "_read", counted)
+    monkeypatch.setattr(Transport, "fill", counted)
     delay.end()
     await until(lambda: found[-1:] == [count])
     assert reads < count / 10

@@ -15,8 +15,8 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from cascade.connectors import _health
-from cascade.connectors._health import ConnectionHealth
+from cascade.connectors import health
+from cascade.connectors.health import ConnectionHealth
 from cascade.connectors.mqtt import MqttConnector, subscriber
 from cascade.connectors.mqtt.client import Client
 from cascade.connectors.mqtt.outbox import Outbox
@@ -123,7 +123,7 @@ async def test_subscribe_waits_for_callbacks_with_a_time_limit(broker: Broker, l
 
 async def test_subscribe_does_not_wait_for_a_refused_port(limits: pytest.MonkeyPatch) -> None:
     limits.setattr(subscriber, "SUBSCRIBE_TIMEOUT", NEVER)
-    limits.setattr(_health, "ANSWER_TIMEOUT", NEVER)
+    limits.setattr(health, "ANSWER_TIMEOUT", NEVER)
     connector = MqttConnector("127.0.0.1", reserved_port())
     await connector.connect()
     await soon(connector.subscribe(CONTROL, RecordingCallback()))
@@ -203,8 +203,8 @@ async def test_an_error_of_a_callback_is_logged_once(
             await asyncio.to_thread(other.publish, PAUSE, json.dumps({"n": number}))
             await until(lambda number=number: len(calls) == number + 1)  # type: ignore[misc]
         await connector.disconnect()
-    told = [record for record in caplog.records if record.levelno >= logging.ERROR and "cascade" in record.name]
-    assert [record.getMessage() for record in told] == [
+    errors = [record for record in caplog.records if record.levelno >= logging.ERROR and "cascade" in record.name]
+    assert [record.getMessage() for record in errors] == [
         f"MqttConnector: a subscriber failed for {PAUSE}; further failures are not logged"
     ]
 
@@ -232,7 +232,7 @@ async def test_a_message_removed_during_an_outage_is_delivered_as_empty(
         await until(lambda: len(callback.calls) == 3)
         assert sorted(callback.calls, key=str) == sorted(
             [(PAUSE, {}), (changed, constraint(1)), (new, constraint(2))], key=str
-        ), "what has not changed is not told again"
+        ), "unchanged constraints are not delivered again"
         await asyncio.to_thread(other.publish, PAUSE, b'{"live": 1}')
         await until(lambda: len(callback.calls) == 4)
     await connector.disconnect()
@@ -281,7 +281,7 @@ async def test_only_the_latest_message_of_each_topic_is_delivered() -> None:
 async def test_a_pause_among_thousands_of_invalid_messages_is_delivered(broker: Broker) -> None:
     with Listener(broker.port, "nothing") as other:
         for number in range(6_000):
-            other.client.publish(f"{PAUSE}/{number}", b"garbage", 1, retain=True)
+            other.client.publish(f"{PAUSE}/{number}", b"invalid", 1, retain=True)
         other.publish(PAUSE, json.dumps(constraint()), retain=True)
         callback, later, connector = RecordingCallback(), RecordingCallback(), await connected(broker)
         for one in (callback, later):
@@ -514,16 +514,17 @@ async def test_a_retained_message_that_comes_after_the_presence_is_received_too(
 
 
 async def test_the_wait_ends_with_a_gap_after_the_presence(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
-    until_quiet, waits = subscriber.Barrier._until_quiet, list[int]()
+    timeout, gap, waits = asyncio.timeout, 0.0123, list[float | None]()
 
-    async def counted(barrier: subscriber.Barrier, number: int, limit: float) -> None:
-        waits.append(number)
-        await until_quiet(barrier, number, limit)
+    def counted(delay: float | None) -> asyncio.Timeout:
+        waits.append(delay)
+        return timeout(delay)
 
-    monkeypatch.setattr(subscriber.Barrier, "_until_quiet", counted)
+    monkeypatch.setattr(asyncio, "timeout", counted)
+    monkeypatch.setattr(subscriber, "RETAINED_GAP", gap)
     connector = await connected(broker)
     await connector.subscribe(CONTROL, RecordingCallback())
-    assert len(waits) == 1
+    assert waits.count(gap) == 1
     await connector.disconnect()
 
 
@@ -649,7 +650,7 @@ async def test_two_pending_subscriptions_do_not_count_as_forbidden(broker: Broke
 async def test_a_slow_tcp_handshake_extends_the_time_to_connect(
     broker: Broker, limits: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limits.setattr(_health, "ANSWER_TIMEOUT", 0.05)
+    limits.setattr(health, "ANSWER_TIMEOUT", 0.05)
     reached = ConnectionHealth.record_tcp_connected
     monkeypatch.setattr(ConnectionHealth, "record_tcp_connected", lambda health, _: reached(health, HANG))
     with Listener(broker.port) as other, Proxy(broker.port) as proxy:

@@ -42,10 +42,10 @@ def test_tls_with_a_client_certificate(certificates: Path, tmp_path: Path, caplo
         cs.run(one(), connector=MqttConnector("localhost", broker.port, tls=True), log_level="ERROR")
         cs.run(one(), connector=MqttConnector("localhost", broker.port, ca_certificate=ca), log_level="ERROR")
         cs.run(one(), connector=MqttConnector("localhost", broker.port), log_level="ERROR")
-    other_user, nobody, plain = warnings(caplog)
-    assert "4 of 4 messages were lost at localhost" in other_user
-    assert "certificate verify failed" in other_user
-    assert "4 of 4 messages were lost" in nobody
+    wrong_authority, no_certificate, plain = warnings(caplog)
+    assert "4 of 4 messages were lost at localhost" in wrong_authority
+    assert "certificate verify failed" in wrong_authority
+    assert "4 of 4 messages were lost" in no_certificate
     assert "4 of 4 messages were lost" in plain
 
 

@@ -12,7 +12,7 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 
 import cascade as cs
-from cascade.connectors import _health
+from cascade.connectors import health
 from cascade.connectors.memory import MemoryConnector
 from cascade.connectors.mqtt import MqttConnector, backpressure
 from cascade.connectors.mqtt.outbox import MAX_LOSSES
@@ -74,7 +74,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backpressure, "FIRST_DELAY", 0.01)
     monkeypatch.setattr(backpressure, "MAX_DELAY", 0.02)
     monkeypatch.setattr(backpressure, "ROUND", 0.01)
-    monkeypatch.setattr(_health, "MAX_DELAY", 0.01)
+    monkeypatch.setattr(health, "MAX_DELAY", 0.01)
 
 
 @pytest.fixture

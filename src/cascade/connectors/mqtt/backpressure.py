@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from cascade.connectors._health import jitter
+from cascade.connectors.health import jitter
 from cascade.connectors.mqtt.outbox import Outbox
 
 RATE_WINDOW = 0.25

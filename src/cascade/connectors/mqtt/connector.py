@@ -10,8 +10,8 @@ from typing import Any, Literal, Self
 
 from cascade._loggers import LimitedWarnings, get_logger
 from cascade.connectors import _lifetime
-from cascade.connectors._health import ConnectionHealth
 from cascade.connectors._options import captures, one_of, positive, seconds, whole
+from cascade.connectors.health import ConnectionHealth
 from cascade.connectors.mqtt.backpressure import Backpressure, LoopNotifier
 from cascade.connectors.mqtt.connection import SessionState
 from cascade.connectors.mqtt.options import DEFAULT_URL, KEEPALIVE, VARIABLE, MqttOptions, arguments_of

@@ -8,7 +8,7 @@ import time
 import aiomqtt
 
 from cascade._internal_errors import raise_in_tests
-from cascade.connectors._health import ConnectionHealth
+from cascade.connectors.health import ConnectionHealth
 from cascade.connectors.mqtt.client import Client
 from cascade.connectors.mqtt.connection import Connection, SessionState
 from cascade.connectors.mqtt.options import ClientId, MqttOptions

@@ -10,7 +10,7 @@ import aiomqtt
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from cascade.connectors._health import ConnectionHealth, jitter
+from cascade.connectors.health import ConnectionHealth, jitter
 from cascade.connectors.mqtt.backpressure import FIRST_DELAY, MAX_DELAY, LoopNotifier
 from cascade.connectors.mqtt.client import Client
 from cascade.connectors.mqtt.packets import FAILURE, TRANSIENT

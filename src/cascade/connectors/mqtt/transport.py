@@ -23,7 +23,7 @@ CONNECT_TIMEOUT = 5.0
 """Seconds for TCP and TLS, and again for the broker's answer."""
 CLOSE_TIMEOUT = 0.5
 """Seconds for the broker to close the connection after DISCONNECT."""
-_BLOCK = 1 << 16
+BLOCK_SIZE = 1 << 16
 """Bytes per system call."""
 
 
@@ -104,7 +104,7 @@ class Transport:
                 self._receive()
 
     def _receive(self) -> None:
-        self._unread, self._position = self._socket.recv(_BLOCK), 0
+        self._unread, self._position = self._socket.recv(BLOCK_SIZE), 0
         if self._unread:
             self.received_at = time.monotonic()
         self._acknowledge_at_once()
@@ -123,7 +123,7 @@ class Transport:
         return packet_id, message
 
     def send(self, data: bytes) -> int:
-        if len(self.unwritten) >= _BLOCK:
+        if len(self.unwritten) >= BLOCK_SIZE:
             raise BlockingIOError
         self.unwritten += data
         return len(data)
@@ -176,7 +176,7 @@ class Transport:
     def _discard_received(self) -> bool:
         """Read and discard bytes. Return whether the broker has closed the connection."""
         try:
-            return not self._socket.recv(_BLOCK)
+            return not self._socket.recv(BLOCK_SIZE)
         except (BlockingIOError, ssl.SSLWantReadError):
             return False
         except OSError:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from cascade._loggers import get_logger
-from cascade.connectors._health import jitter
+from cascade.connectors.health import jitter
 from cascade.connectors.otel.answers import Reply
 from cascade.connectors.otel.buffer import FlushReport, QueuedItems
 
