@@ -143,7 +143,7 @@ STATED = {
         f"within {subscriber.PRESENCE_TIMEOUT:g} s and two round trips",
         f"on port {options.PLAIN_PORT}",
         f"the first {limits.MAX_LISTED_TASKS} running tasks, the first {limits.MAX_LISTED_TASKS} waiting tasks",
-        {1.0: "at most once a second while the run goes on"}[state_schedule.INTERVAL],
+        {1.0: "at most once a second while the run is in progress"}[state_schedule.INTERVAL],
         {60: "removes the final state one minute after the end"}[state_schedule.FINAL_EXPIRY],
         {86_400: "whose process was killed after a day"}[state_schedule.EXPIRY],
     ],
