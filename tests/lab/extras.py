@@ -11,7 +11,7 @@ MODULES = {"otel": "opentelemetry.sdk", "mqtt": "aiomqtt", "cli": "typer"}
 NEEDS = {
     "benchmarks": ("otel", "mqtt"),
     "connectors/mqtt": ("mqtt",),
-    "connectors/mqtt/test_both.py": ("otel",),
+    "connectors/mqtt/test_with_otlp.py": ("otel",),
     "connectors/mqtt/test_broken_logging.py": ("otel",),
     "connectors/otel": ("otel",),
     "e2e": ("otel", "mqtt"),

@@ -1,4 +1,4 @@
-"""A real Mosquitto, and a subscriber that sees what the rest of the world does."""
+"""A Mosquitto broker, and a subscriber that records all messages."""
 
 import itertools
 import ssl
@@ -20,7 +20,7 @@ from tests.lab.waiting import HANG
 __all__ = ["SETTINGS", "Broker", "Listener", "Message"]
 
 SETTINGS = ("max_queued_messages 0", "max_inflight_messages 0")
-"""Mosquitto's own limits lose messages to a subscriber that is slower than a burst, and let QoS 0 overtake QoS 1."""
+"""With its default limits, Mosquitto drops messages to a slow subscriber, and delivers QoS 0 before queued QoS 1."""
 
 
 class Broker(MosquittoProcess):
@@ -44,7 +44,7 @@ _numbers = itertools.count()
 
 
 class Listener:
-    """A subscriber made with paho, in a thread of its own."""
+    """A subscriber that uses paho, in its own thread."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Messages to publish, and what has become of them."""
+"""Makes messages to publish, and reads received messages."""
 
 import json
 import logging

@@ -48,34 +48,34 @@ class Packet:
 
     @property
     def qos(self) -> int:
-        """Of a PUBLISH."""
+        """The QoS of a PUBLISH."""
         return self.flags >> 1 & 3
 
     @property
     def retain(self) -> bool:
-        """Of a PUBLISH."""
+        """The retain flag of a PUBLISH."""
         return bool(self.flags & 1)
 
     @property
     def topic(self) -> str:
-        """Of a PUBLISH; empty if a topic alias replaces it."""
+        """The topic of a PUBLISH; empty if a topic alias replaces it."""
         return self.body[2 : self._end_of_topic].decode()
 
     @property
     def packet_id(self) -> int:
-        """Of a PUBLISH with QoS 1 or 2, or of an acknowledgement, SUBSCRIBE, or UNSUBSCRIBE."""
+        """The id of a PUBLISH with QoS 1 or 2, or of an acknowledgement, SUBSCRIBE, or UNSUBSCRIBE."""
         start = self._end_of_topic if self.kind == PacketTypes.PUBLISH else 0
         return int.from_bytes(self.body[start : start + 2])
 
     @property
     def properties(self) -> dict[str, Any]:
-        """Of a PUBLISH, CONNACK, SUBSCRIBE or UNSUBSCRIBE, by the names of the standard: `ReceiveMaximum`."""
+        """The properties of a PUBLISH, CONNACK, SUBSCRIBE or UNSUBSCRIBE, by their names in paho, such as `ReceiveMaximum`."""
         found: dict[str, Any] = self._decoded()[0].json()
         return found
 
     @property
     def payload(self) -> bytes:
-        """Of a PUBLISH: the message; of a SUBSCRIBE or UNSUBSCRIBE: the encoded filters."""
+        """The message of a PUBLISH, or the encoded filters of a SUBSCRIBE or UNSUBSCRIBE."""
         return self.body[self._decoded()[1] :]
 
     @property
@@ -83,7 +83,7 @@ class Packet:
         return 2 + int.from_bytes(self.body[:2])
 
     def with_properties(self, **changes: int | str | None) -> "Packet":
-        """A CONNACK with other properties; None removes one."""
+        """Return the CONNACK with changed properties. None removes a property."""
         properties: Any = self._decoded()[0]
         for name, value in changes.items():
             if value is not None:
@@ -93,7 +93,7 @@ class Packet:
         return replace(self, body=self.body[:2] + properties.pack())
 
     def _decoded(self) -> tuple[Any, int]:
-        """The properties as paho has them, and where they end in the body."""
+        """Return the properties, as paho decodes them, and the position of their end in the body."""
         start = self._end_of_topic + (2 if self.qos else 0) if self.kind == PacketTypes.PUBLISH else 2
         empty: Any = Properties(self.kind)  # type: ignore[no-untyped-call]
         properties, length = empty.unpack(self.body[start:])
@@ -101,7 +101,7 @@ class Packet:
 
 
 Rule = Callable[[Packet], Iterable[Packet]]
-"""Returns the packets that the proxy sends in place of one; each goes on in its own direction."""
+"""A function that returns the packets that the proxy forwards in place of a packet, each in its own direction."""
 
 
 def sent_by_client(*kinds: int) -> Callable[[Packet], bool]:

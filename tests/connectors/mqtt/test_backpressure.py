@@ -52,7 +52,7 @@ def test_the_limit_is_the_number_of_messages_sent_in_half_a_flush(now: list[floa
     backpressure = Backpressure(outbox, flush_timeout=4.0)
     for _ in range(speed + most + 1):
         outbox.put(OutgoingMessage("t", b"x", 1))
-    assert not backpressure.is_full, "nothing is known yet"
+    assert not backpressure.is_full, "the rate is unknown"
     backpressure.measure()
     now[0] += 1.0
     outbox.settle(outbox.take(speed, speed))
@@ -88,7 +88,7 @@ def test_pauses_grow_until_a_message_is_accepted(throttle: Throttle, now: list[f
     assert seen[0] == (math.inf, 0.1)
     assert [room for room, _ in seen[1:]] == [8] * 9
     assert [pause for _, pause in seen[1:]] == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, *[MAX_DELAY] * 4], rel=0.05)
-    assert send_round(throttle, now, accepted=1) == (8, 0.1), "it begins anew"
+    assert send_round(throttle, now, accepted=1) == (8, 0.1), "the pauses begin again"
 
 
 def test_each_round_grows_by_a_quarter_up_to_500_messages(throttle: Throttle, now: list[float]) -> None:
@@ -96,7 +96,7 @@ def test_each_round_grows_by_a_quarter_up_to_500_messages(throttle: Throttle, no
     seen = [send_round(throttle, now, accepted=min(50, int(throttle.room())))[0] for _ in range(9)]
     assert seen == [8, 18, 30, 45, 64, 70, 70, 70, 70]
     while (room := throttle.room()) < math.inf:
-        assert send_round(throttle, now, accepted=int(room)) == (room, 0.1), "a round takes its time"
+        assert send_round(throttle, now, accepted=int(room)) == (room, 0.1), "a round has a fixed duration"
     assert room == math.inf
     assert not throttle.is_active
 
@@ -107,7 +107,7 @@ def test_a_broker_that_refuses_all_messages_delays_tasks_for_flush_timeout(now: 
     for _ in range(FLOOR):
         outbox.put(OutgoingMessage("t", b"x", 1))
     backpressure.record_refusal()
-    assert not backpressure.is_full, "as many as wait already"
+    assert not backpressure.is_full, "the present number may be queued"
     outbox.put(OutgoingMessage("t", b"x", 1))
     seen = []
     for _ in range(3):
@@ -132,4 +132,4 @@ def test_time_without_a_connection_counts_only_after_a_refusal(is_refused: bool,
     backpressure.restart()
     outbox.settle(outbox.take(100, 100))
     backpressure.measure()
-    assert backpressure.is_full == (outbox.backlog > most), "two seconds of 100"
+    assert backpressure.is_full == (outbox.backlog > most), "at 100 per second, two seconds may be queued"

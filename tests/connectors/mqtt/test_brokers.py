@@ -18,8 +18,8 @@ from cascade.telemetry.state_schedule import FINAL_EXPIRY
 from cascade.telemetry.topics import control_topic
 from tests.connectors.mqtt import test_connector
 from tests.connectors.mqtt.broker import SETTINGS, Broker, Listener, Message
-from tests.connectors.mqtt.brokers import Aedes, BrokerProcess, Mochi
 from tests.connectors.mqtt.messages import events, numbers, statuses, warnings
+from tests.connectors.mqtt.other_brokers import Aedes, BrokerProcess, Mochi
 from tests.connectors.mqtt.proxy import Packet, Proxy, Rule
 from tests.lab.time_limits import subprocess_environment
 

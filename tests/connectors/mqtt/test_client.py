@@ -54,7 +54,7 @@ async def double(x: int) -> int:
     return 2 * x
 
 
-def make(port: int, ca_certificate: Path | None = None) -> Client:
+def new_client(port: int, ca_certificate: Path | None = None) -> Client:
     options = MqttOptions("127.0.0.1" if ca_certificate is None else "localhost", port, ca_certificate=ca_certificate)
     return Client(options, "client", "cascade/status/local/default/client", "session", BrokerLimits(print), print)
 
@@ -69,13 +69,13 @@ def test_aiomqtt_has_the_methods_that_are_overridden() -> None:
     overridden = [name for name in vars(Client) if name.startswith("_on_") or name == "_wait_for"]
     assert len(overridden) == 9
     for name in overridden:
-        theirs, ours = (list(inspect.signature(getattr(one, name)).parameters) for one in (aiomqtt.Client, Client))
-        assert ours == theirs
+        expected, actual = (list(inspect.signature(getattr(one, name)).parameters) for one in (aiomqtt.Client, Client))
+        assert actual == expected
 
 
 def test_after_an_exception_the_broker_publishes_the_will(broker: Broker) -> None:
     async def fail() -> None:
-        async with make(broker.port):
+        async with new_client(broker.port):
             raise LookupError("the caller's own")
 
     with Listener(broker.port, "cascade/status/#") as listener:
@@ -109,7 +109,7 @@ def test_a_clean_exit_does_not_reset_the_connection_before_disconnect_is_read(br
         return False
 
     async def leave(port: int) -> None:
-        async with make(port) as connected:
+        async with new_client(port) as connected:
             await connected.publish("cascade/x", b"x", 1)
 
     with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor() as threads:
@@ -121,7 +121,7 @@ def test_a_clean_exit_does_not_reset_the_connection_before_disconnect_is_read(br
 
 def test_after_a_clean_exit_the_broker_publishes_no_will(broker: Broker) -> None:
     async def leave() -> None:
-        async with make(broker.port) as connected:
+        async with new_client(broker.port) as connected:
             await connected.publish("cascade/status/last", b"bye", 1)
 
     with Listener(broker.port, "cascade/status/#") as listener:
@@ -212,7 +212,7 @@ def test_a_pending_call_ends_with_the_connection(broker: Broker, call: str) -> N
     """aiomqtt waits for the answer until its own timeout, which is out of reach here."""
 
     async def wait() -> None:
-        async with make(broker.port) as connected:
+        async with new_client(broker.port) as connected:
             broker.freeze()
             pending = asyncio.ensure_future(getattr(connected, call)("cascade/x", timeout=math.inf, **options))
             await asyncio.sleep(0)
@@ -235,7 +235,7 @@ def test_a_connection_closed_before_connack_fails_at_once() -> None:
         closing.start()
 
         async def connect() -> None:
-            async with make(server.getsockname()[1]):
+            async with new_client(server.getsockname()[1]):
                 pass
 
         with pytest.raises(aiomqtt.MqttError):
@@ -265,7 +265,7 @@ def test_a_connection_that_ends_with_connack_is_cleaned_up(
 
     async def connect() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: logged.append(context))
-        one = make(server.getsockname()[1])
+        one = new_client(server.getsockname()[1])
         monkeypatch.setattr(one._client, "loop_read", partial(counted_read, one._client.loop_read))
         with pytest.raises(aiomqtt.MqttError):
             await one.__aenter__()
@@ -299,7 +299,7 @@ def test_an_unacknowledged_packet_id_is_not_reused(broker: Broker) -> None:
     """There are 65,535 of them. paho does not send a message with the id of another one."""
 
     async def send() -> None:
-        async with make(broker.port) as connected:
+        async with new_client(broker.port) as connected:
             acknowledged, both = list[int](), asyncio.Event()
 
             def record(packet_id: int, _: object) -> None:
@@ -325,7 +325,7 @@ def test_messages_and_subscriptions_never_share_a_packet_id(
     broker: Broker,
 ) -> None:
     async def main(proxy: Proxy) -> None:
-        async with make(proxy.port) as connected:
+        async with new_client(proxy.port) as connected:
             proxy.hold(lambda packet: packet.from_broker)
             calls = [
                 asyncio.ensure_future(connected.subscribe("cascade/x")),
@@ -353,7 +353,7 @@ def test_traffic_in_both_directions_replaces_pings(broker: Broker) -> None:
     long_ago = time.monotonic() - 1_000
 
     async def main(proxy: Proxy) -> None:
-        async with make(proxy.port) as connected:
+        async with new_client(proxy.port) as connected:
             paho, answered = connected._client, asyncio.Event()
             connected.on_acknowledged = lambda *_: answered.set()
             for pinged_at in (0.0, long_ago):
@@ -389,7 +389,7 @@ def test_acknowledgements_may_be_split_at_any_byte(broker: Broker, monkeypatch: 
         return (packet,)
 
     async def send(port: int) -> None:
-        async with make(port) as connected:
+        async with new_client(port) as connected:
             connected.on_acknowledged = lambda packet_id, reason: received.append((packet_id, reason.value))
             for _ in codes:
                 sent.extend(connected.send("cascade/x", b"x", 1, publish_properties(b"")) for _ in codes)
@@ -479,11 +479,11 @@ async def _exchange(broker: Broker, count: int, counts: Counter[str]) -> dict[st
     counts.clear()
     connector, found = MqttConnector("127.0.0.1", broker.port), set[str]()
 
-    async def keep(topic: str, payload: dict[str, int]) -> None:
+    async def store(topic: str, payload: dict[str, int]) -> None:
         found.add(topic)
 
     await connector.connect()
-    await connector.subscribe(CONTROL, keep)
+    await connector.subscribe(CONTROL, store)
     before = dict(counts)
     with Listener(broker.port, "nothing") as other:
         for number in range(count):
@@ -515,15 +515,15 @@ def test_quickack_is_set_again_after_each_read(broker: Broker, monkeypatch: pyte
         if (level, name, value) == (socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1):
             calls.append("acknowledge")
 
-    async def talk() -> None:
-        async with make(broker.port) as connected:
+    async def exchange() -> None:
+        async with new_client(broker.port) as connected:
             for _ in range(10):
                 await connected.publish("cascade/x", b"x", 1)
             monkeypatch.undo()
 
     monkeypatch.setattr(socket.socket, "setsockopt", counted_option, raising=False)
     monkeypatch.setattr(socket.socket, "recv", counted_read, raising=False)
-    run(talk)
+    run(exchange)
     assert calls.count("acknowledge") >= 11
     assert calls[::2] == ["read"] * (len(calls) // 2)
     assert calls[1::2] == ["acknowledge"] * (len(calls) // 2)
@@ -551,14 +551,14 @@ def test_packets_of_one_loop_iteration_are_written_together(broker: Broker, monk
         writes.append(len(transport.unwritten))
         return flush(transport)
 
-    async def talk() -> None:
-        async with make(broker.port) as connected:
+    async def exchange() -> None:
+        async with new_client(broker.port) as connected:
             await connected.publish("cascade/x", b"x", 1)
             writes.clear()
             await asyncio.gather(*(connected.publish("cascade/x", b"x", 1) for _ in range(100)))
 
     monkeypatch.setattr(transport.Transport, "flush", counted)
-    run(talk)
+    run(exchange)
     assert max(writes) >= 100 * len("cascade/x")
     assert sum(map(bool, writes)) <= 2
 
@@ -582,8 +582,8 @@ def test_data_larger_than_the_socket_buffer_arrives(
         client.flush()
         return client.wants_write
 
-    async def talk() -> None:
-        async with make(broker.port, ca) as connected:
+    async def exchange() -> None:
+        async with new_client(broker.port, ca) as connected:
             broker.freeze()
             calls = [
                 asyncio.ensure_future(connected.publish("cascade/x", body, 1, timeout=math.inf)) for _ in range(count)
@@ -594,7 +594,7 @@ def test_data_larger_than_the_socket_buffer_arrives(
             assert not connected.wants_write
 
     with Broker(tmp_path, listener=files) as broker, Listener(broker.port, "cascade/x", **listening) as listener:
-        run(talk)
+        run(exchange)
         assert {m.payload for m in listener.wait_for(lambda seen: len(seen) == count)} == {body}
 
 
@@ -617,7 +617,7 @@ def test_messages_may_be_split_at_any_byte(broker: Broker, monkeypatch: pytest.M
             other.publish("a/end", b"")
 
         async def main() -> None:
-            async with make(proxy.port) as client:
+            async with new_client(proxy.port) as client:
                 ended = asyncio.Event()
 
                 def receive(message: IncomingMessage) -> None:

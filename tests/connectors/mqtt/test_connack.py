@@ -16,8 +16,8 @@ from cascade.connectors.mqtt.client import Client
 from cascade.telemetry.topics import source, status_topic
 from stack.addresses import reserved_port
 from tests.connectors.mqtt.broker import Broker, Listener
-from tests.connectors.mqtt.brokers import PUBLISHED, TOPIC, Limit, double, publish_over_connections
 from tests.connectors.mqtt.messages import events, numbers, statuses, telemetry, warnings
+from tests.connectors.mqtt.other_brokers import PUBLISHED, TOPIC, Limit, double, publish_over_connections
 from tests.connectors.mqtt.proxy import (
     Packet,
     Proxy,
@@ -101,7 +101,7 @@ SMALL = 2_000
 async def test_no_packet_exceeds_maximum_packet_size(
     broker_name: str, alias: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of all sizes around the limit; with aliases, a packet without a topic is smaller than the first one."""
+    """The messages have all sizes around the limit. With aliases, a packet without a topic is smaller than the first one."""
     limit = Limit(
         {"MaximumPacketSize": SMALL, "TopicAliasMaximum": alias or None},
         mosquitto=(f"max_packet_size {SMALL}",),
@@ -122,7 +122,7 @@ async def test_no_packet_exceeds_maximum_packet_size(
     found = {payload["seq"]: payload["body"]["metadata"] for payload in events(messages)}
     truncated = [number for number in sorted(found) if "truncated" in found[number]]
     assert truncated
-    assert truncated == list(range(truncated[0], 100)), "the smaller ones are whole"
+    assert truncated == list(range(truncated[0], 100)), "smaller messages are complete"
     assert max(sizes) > SMALL - 10, "a message that fits is not changed"
     assert warnings(caplog) == []
 

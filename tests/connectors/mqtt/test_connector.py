@@ -102,7 +102,7 @@ def test_a_burst_arrives_in_order(shared_broker: Broker, listener: Listener, cap
 async def test_messages_of_qos_0_are_sent_without_a_wait(
     shared_broker: Broker, listener: Listener, project: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The broker answers none of them, so a session that waits for an answer after each batch waits for its timer."""
+    """The broker answers none of them, so the session must not wait for an answer after each batch."""
     for wait in ("ANSWER_CHECK", "MAX_IDLE"):
         monkeypatch.setattr(f"cascade.connectors.mqtt.session.{wait}", HANG)
     connector, count = MqttConnector("127.0.0.1", shared_broker.port, keepalive=65_535), 5 * BATCH
@@ -126,8 +126,8 @@ async def test_the_event_loop_may_be_blocked_for_longer_than_the_keepalive(
     await connector.disconnect()
     messages = listener.wait_for(lambda seen: len(numbers(seen)) == 2)
     online = [message for message in messages if message.payload == b"online"]
-    assert len(online) == 1, "it has not connected again"
-    assert [m for m in messages if m.payload == b"offline" and m.retain] == [], "nor was there a Last Will"
+    assert len(online) == 1, "there was one connection"
+    assert [m for m in messages if m.payload == b"offline" and m.retain] == [], "there was no Last Will"
     assert warnings(caplog) == []
 
 
@@ -208,7 +208,7 @@ def test_a_forked_child_has_its_own_connection(shared_broker: Broker, listener: 
 
     asyncio.run(both())
     messages = listener.wait_for(lambda seen: len(numbers(seen)) == 3)
-    assert sorted(numbers(messages)) == [0, 1, 2], "nothing is sent twice"
+    assert sorted(numbers(messages)) == [0, 1, 2], "no message is sent twice"
 
 
 def test_the_traceparent_follows_w3c_trace_context() -> None:

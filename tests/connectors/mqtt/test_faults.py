@@ -31,7 +31,7 @@ from tests.lab.waiting import HANG, NEVER, until, until_blocking
 TOPIC = events_topic("local", "default", "run")
 ITEMS = 300
 MESSAGES = 2 * ITEMS + 4
-"""Of a run of so many: two of each task, of the map, and of the run."""
+"""Messages of a run: two for each task, for the map, and for the run."""
 
 
 @cs.task
@@ -178,7 +178,7 @@ async def test_a_restarted_broker_receives_all_messages_in_order(
             await connector.publish(TOPIC, telemetry(number), 1)
         await connector.disconnect()
         found = numbers(listener.wait_for(lambda seen: numbers(seen[-5:])[-1:] == [count - 1]))
-    assert found == list(range(count)), "what was acknowledged comes again, first and in order"
+    assert found == list(range(count)), "acknowledged messages are repeated first and in order"
     assert warnings(caplog) == []
     assert connector.report().lost == 0
 

@@ -120,7 +120,7 @@ def test_a_full_outbox_drops_the_oldest_message_of_qos_0_first() -> None:
     assert (outbox.lost, outbox.reason) == (1, "more than fits in memory")
     for _ in range(3):
         outbox.put(message(1))
-    assert [one.number for one in outbox.out()] == [0, 2, 3, 4], "what is out stays"
+    assert [one.number for one in outbox.out()] == [0, 2, 3, 4], "messages in flight are not dropped"
     assert outbox.take(9, 9) == []
     assert outbox.lost == 4
 
@@ -148,7 +148,7 @@ def test_only_messages_in_flight_are_put_back() -> None:
         outbox.put(message(1))
     first, second = outbox.take(2, 9), outbox.take(2, 9)
     outbox.put_back(first)
-    assert outbox.out() == second, "another session's"
+    assert outbox.out() == second, "they belong to another session"
     assert (outbox.backlog, outbox.is_out, outbox.is_waiting) == (4, True, True)
     assert outbox.take(9, 9) == first
 
@@ -185,9 +185,9 @@ def test_repetitions_are_first_in_the_queue_and_counted_once() -> None:
     outbox.settle(outbox.take(3, 9))
     outbox.resend(time.monotonic())
     assert (outbox.sent, outbox.backlog, outbox.bytes) == (3, 2, 2 * (MESSAGE_BYTES + 10))
-    assert not outbox.has_settled(1), "a flush waits for it"
+    assert not outbox.has_settled(1), "a flush waits for the repetition"
     taken = outbox.take(9, 9)
-    assert [one.number for one in taken] == [0, 2, 3, 4], "nothing of QoS 0"
+    assert [one.number for one in taken] == [0, 2, 3, 4], "messages of QoS 0 are not repeated"
     outbox.settle(taken)
     assert (outbox.sent, outbox.resent, outbox.backlog, outbox.bytes) == (5, 2, 0, 0)
     outbox.resend(time.monotonic())
@@ -222,7 +222,7 @@ def test_repetitions_use_at_most_a_quarter_of_the_memory() -> None:
         outbox.put(message(1))
     outbox.settle(outbox.take(30, 30))
     outbox.resend(time.monotonic())
-    assert [one.number for one in outbox.take(30, 30)] == list(range(20, 30)), "the latest ones"
+    assert [one.number for one in outbox.take(30, 30)] == list(range(20, 30)), "the latest messages"
 
 
 def test_nothing_is_repeated_after_a_clean_end_or_without_a_window() -> None:
@@ -244,12 +244,12 @@ def test_messages_on_refused_topics_are_at_most_a_quarter_of_a_batch() -> None:
     assert [(one.topic, one.number) for one in outbox.take(4, 9)] == [("a", 0), ("c", 8), ("c", 11), ("c", 14)]
     outbox.put_back(outbox.out()[:1], "Quota exceeded")
     second = outbox.take(4, 9)
-    assert [(one.topic, one.number) for one in second] == [("b", 1), ("c", 17), ("c", 20), ("c", 23)], "b has a turn"
+    assert [(one.topic, one.number) for one in second] == [("b", 1), ("c", 17), ("c", 20), ("c", 23)], "b is tried next"
     outbox.settle(second)
-    assert [one.number for one in outbox.take(4, 9)] == [0, 4, 7, 10], "b is not refused any more"
+    assert [one.number for one in outbox.take(4, 9)] == [0, 4, 7, 10], "b was accepted"
     rest = outbox.take(99, 99)
     assert [one.number for one in rest] == sorted(one.number for one in rest)
-    assert not outbox.is_waiting, "all places are used"
+    assert not outbox.is_waiting, "the whole batch is used"
 
 
 def test_a_message_of_qos_0_on_a_refused_topic_does_not_use_the_window() -> None:

@@ -38,7 +38,7 @@ def unpacked(properties: bytes) -> dict[str, object]:
     return found
 
 
-def theirs(alias: int = 0, **values: object) -> bytes:
+def paho_properties(alias: int = 0, **values: object) -> bytes:
     """Return the properties of a message as paho packs them."""
     if alias:
         values["TopicAlias"] = alias
@@ -54,9 +54,9 @@ def packed(properties: Properties) -> bytes:
 def test_properties_equal_those_of_paho(trace: int, span: int, flags: int, alias: int) -> None:
     payload = {"trace_id": f"{trace:032x}", "span_id": f"{span:016x}", "trace_flags": flags}
     text = f"00-{trace:032x}-{span:016x}-{flags:02x}"
-    ours = publish_properties(traceparent(payload), alias=alias)
-    assert ours == theirs(alias, UserProperty=("traceparent", text))
-    assert publish_properties(b"", alias=alias) == theirs(alias)
+    actual = publish_properties(traceparent(payload), alias=alias)
+    assert actual == paho_properties(alias, UserProperty=("traceparent", text))
+    assert publish_properties(b"", alias=alias) == paho_properties(alias)
 
 
 @given(
@@ -68,8 +68,8 @@ def test_properties_equal_those_of_paho(trace: int, span: int, flags: int, alias
 def test_properties_have_the_tracestate(state: str, alias: int) -> None:
     payload = telemetry() | {"tracestate": state}
     pairs = [("traceparent", f"00-{TRACE}-{SPAN}-01"), ("tracestate", state)]
-    ours = publish_properties(traceparent(payload), tracestate(payload), alias)
-    assert ours == theirs(alias, UserProperty=pairs)
+    actual = publish_properties(traceparent(payload), tracestate(payload), alias)
+    assert actual == paho_properties(alias, UserProperty=pairs)
 
 
 @pytest.mark.parametrize("state", [None, "", "nonsense", "a=1\n", 7])
@@ -102,13 +102,13 @@ def test_a_payload_without_valid_ids_has_no_traceparent(payload: dict[str, objec
     st.booleans(),
 )
 def test_a_packet_equals_that_of_paho(topic: str, size: int, packet_id: int, retain: bool) -> None:
-    ours = publish_packet(topic, b"x" * size, theirs(), packet_id, retain=retain)
+    actual = publish_packet(topic, b"x" * size, paho_properties(), packet_id, retain=retain)
     client: Any = paho.Client(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv5)
     sent = list[bytes]()
     client._sock, client._packet_queue = BytesIO(), lambda _, packet, *__: sent.append(bytes(packet))
     properties = new_properties(PacketTypes.PUBLISH, ContentType="application/json")
     client._send_publish(packet_id, topic.encode(), b"x" * size, int(packet_id > 0), retain, False, None, properties)
-    assert sent == [ours]
+    assert sent == [actual]
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])), st.integers(0, 300_000), ALIASES)

@@ -52,7 +52,7 @@ def test_after_early_ends_states_are_shrunk_and_then_pause(outbox: Outbox) -> No
         poison.record_end(0.1, "the connection was lost", 700)
     now = time.monotonic()
     (state,) = states.take(now, 10)
-    assert state.body(poison.max_state_bytes), "states of a common size are never too large"
+    assert state.body(poison.max_state_bytes), "states of an ordinary size are always allowed"
     poison.record_end(0.1, "the connection was lost", 700)
     states.restart()
     for other in others:
@@ -60,4 +60,4 @@ def test_after_early_ends_states_are_shrunk_and_then_pause(outbox: Outbox) -> No
     assert states.has_settled(1)
     assert states.take(now + PAUSE - INTERVAL, 10) == []
     assert states.refusal == "the broker closed the connection each time it was sent"
-    assert (message.losses, outbox.lost) == (0, 0), "the message that was out at the same time"
+    assert (message.losses, outbox.lost) == (0, 0), "the message that was in flight at the same time"

@@ -42,7 +42,7 @@ def test_a_run_publishes_online_and_offline(shared_broker: Broker, listener: Lis
     assert {message.qos for message in found} == {1}
     with Listener(shared_broker.port, f"cascade/status/local/{project}/#") as later:
         later.publish(f"cascade/status/local/{project}/mark", b"mark")
-        assert [message.payload for message in later.wait_for(len)] == [b"mark"], "nothing was retained"
+        assert [message.payload for message in later.wait_for(len)] == [b"mark"], "no message was retained"
 
 
 def test_a_failed_run_publishes_offline(shared_broker: Broker, listener: Listener) -> None:

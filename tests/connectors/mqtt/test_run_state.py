@@ -61,14 +61,14 @@ def expiry(message: Message) -> Any:
     return getattr(message.properties, "MessageExpiryInterval", None)
 
 
-class Held:
+class WaitingRun:
     """A run in this event loop, whose task waits for `release`."""
 
     def __init__(self, port: int, failures: int = 0) -> None:
         self.release = asyncio.Event()
         self._failures = failures
         self.connector = MqttConnector("127.0.0.1", port)
-        target = cs.task(self._work, name="hold")().with_retry(failures, delay=0.001)
+        target = cs.task(self._work, name="wait")().with_retry(failures, delay=0.001)
         self.run = asyncio.ensure_future(cs.run_async(target, connector=self.connector, log_level="OFF"))
 
     async def _work(self) -> int:
@@ -97,15 +97,15 @@ async def test_the_state_of_a_run_is_retained_until_one_minute_after_its_end(
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Listener(broker.port) as early:
-        held = Held(broker.port)
+        waiting_run = WaitingRun(broker.port)
         await seen(early, lambda state: state["running"])
         (message,) = await asyncio.to_thread(retained, broker.port)
         (state,) = states([message])
         assert (message.qos, message.retain, state["status"]) == (1, True, "running")
-        assert [task["task_name"] for task in state["running"]] == ["hold"]
+        assert [task["task_name"] for task in state["running"]] == ["wait"]
         assert FINAL_EXPIRY < expiry(message) <= EXPIRY
         monkeypatch.setattr("cascade.telemetry.state_schedule.FINAL_EXPIRY", 2)
-        await held.end()
+        await waiting_run.end()
         last = early.wait_for(lambda messages: states(messages)[-1]["status"] == "success")
     assert expiry(state_messages(last)[-1]) in {1, 2}
 
@@ -167,23 +167,23 @@ async def test_an_invalid_message_ends_only_the_states_of_its_run(
 async def test_states_leave_half_of_the_window_to_messages(broker: Broker) -> None:
     out = list[int]()
 
-    def is_answer_to_a_later_state(packet: Packet) -> bool:
+    def answers_a_later_state(packet: Packet) -> bool:
         if is_state(packet):
             out.append(packet.packet_id)
         return received_by_client(PacketTypes.PUBACK)(packet) and packet.packet_id in out[1:]
 
-    def are_all_there(packets: list[Packet]) -> bool:
+    def has_all_messages(packets: list[Packet]) -> bool:
         return sum(sent_by_client(PacketTypes.PUBLISH)(p) and p.topic.endswith("/events") for p in packets) == 10
 
     started = (await asyncio.to_thread(recorded))[0]
     with Proxy(broker.port, change_connack(ReceiveMaximum=4)) as proxy:
-        proxy.hold(is_answer_to_a_later_state)
+        proxy.hold(answers_a_later_state)
         connector = MqttConnector("127.0.0.1", proxy.port)
         await connector.connect()
         for message in copies([started], 10):
             await connector.publish(message.topic, message.payload, 1)
-        await asyncio.to_thread(proxy.wait_for, are_all_there)
-        assert len(out) == 3, "the one that was answered, and half of the window"
+        await asyncio.to_thread(proxy.wait_for, has_all_messages)
+        assert len(out) == 3, "the answered state, and half of the window"
         await asyncio.to_thread(proxy.release)
         await connector.disconnect()
 
@@ -204,20 +204,20 @@ async def test_concurrent_and_nested_runs_have_separate_states(shared_broker: Br
 
 
 async def test_the_state_contains_an_attempt_after_its_delay(shared_broker: Broker, listener: Listener) -> None:
-    held = Held(shared_broker.port, failures=1)
+    waiting_run = WaitingRun(shared_broker.port, failures=1)
     await seen(listener, lambda state: [task.get("attempt") for task in state["running"]] == [2])
-    await held.end()
+    await waiting_run.end()
 
 
 async def test_a_broker_that_has_lost_its_retained_messages_gets_the_state_again(broker: Broker) -> None:
     with Listener(broker.port) as listener:
-        held = Held(broker.port)
+        waiting_run = WaitingRun(broker.port)
         await seen(listener, lambda state: state["running"])
     await asyncio.to_thread(broker.kill)
     await asyncio.to_thread(broker.restart)
     (message,) = await asyncio.to_thread(retained, broker.port)
-    assert [task["task_name"] for task in states([message])[0]["running"]] == ["hold"]
-    await held.end()
+    assert [task["task_name"] for task in states([message])[0]["running"]] == ["wait"]
+    await waiting_run.end()
 
 
 def test_forbidden_states_are_reported_once_and_lose_no_message(
@@ -225,11 +225,11 @@ def test_forbidden_states_are_reported_once_and_lose_no_message(
 ) -> None:
     rules = tmp_path / "acl"
     rules.write_text("topic write cascade/telemetry/+/+/+/events\ntopic cascade/status/#\ntopic read cascade/#\n")
-    beside = MemoryConnector()
+    memory = MemoryConnector()
     with Broker(tmp_path, *SETTINGS, f"acl_file {rules}") as broker, Listener(broker.port) as listener:
-        cs.run(load(), connector=[MqttConnector("127.0.0.1", broker.port), beside], log_level="OFF")
+        cs.run(load(), connector=[MqttConnector("127.0.0.1", broker.port), memory], log_level="OFF")
         found = listener.wait_for(lambda seen: events(seen)[-1:] and "event" in events(seen)[-1]["body"])
-        listener.wait_for(lambda seen: len({payload["seq"] for payload in events(seen)}) == len(beside.payloads))
+        listener.wait_for(lambda seen: len({payload["seq"] for payload in events(seen)}) == len(memory.payloads))
         assert states(found) == []
     (warning,) = warnings(caplog)
     # Mosquitto may close the connection before the connector has read its answer: then the reason is unknown.
@@ -273,10 +273,10 @@ async def test_two_lost_connections_do_not_end_the_states_of_a_run(broker: Broke
         return () if number in broken else (packet,)
 
     with Proxy(broker.port, close_twice) as proxy, Listener(broker.port) as listener:
-        held = Held(proxy.port)
+        waiting_run = WaitingRun(proxy.port)
         await seen(listener, lambda state: state["running"])
         assert len(broken) == 2
-        await held.end()
+        await waiting_run.end()
 
 
 async def test_a_broker_without_retained_messages_gets_no_states(
@@ -330,10 +330,10 @@ def test_a_state_that_ends_the_connection_loses_no_message(tmp_path: Path, caplo
     async def hold(_: int) -> None:
         await asyncio.to_thread(release.wait)
 
-    beside = MemoryConnector()
+    memory = MemoryConnector()
     with Broker(tmp_path, *SETTINGS, "message_size_limit 2500") as broker, Listener(broker.port) as listener:
         work = cs.task(hold, name="a_task_with_a_name_that_is_rather_long").map(_=list(range(20)))
-        options: Any = {"connector": [MqttConnector("127.0.0.1", broker.port), beside], "log_level": "OFF"}
+        options: Any = {"connector": [MqttConnector("127.0.0.1", broker.port), memory], "log_level": "OFF"}
         run = threading.Thread(target=lambda: cs.run(work, **options), daemon=True)
         run.start()
         # With 20 tasks it has twice the size that the broker accepts.
@@ -342,6 +342,6 @@ def test_a_state_that_ends_the_connection_loses_no_message(tmp_path: Path, caplo
         listener.wait_for(lambda seen: any(b"ENGINE_STOPPED" in message.payload for message in seen))
         run.join(HANG)
         (final,) = states(retained(broker.port))
-    assert {p["seq"] for p in events(listener.messages)} == {p["seq"] for p in beside.payloads}
+    assert {p["seq"] for p in events(listener.messages)} == {p["seq"] for p in memory.payloads}
     assert (final["status"], final["counts"]["completed"]) == ("success", 21)
     assert warnings(caplog) == []

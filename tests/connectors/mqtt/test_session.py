@@ -103,7 +103,7 @@ def test_delays_grow_until_a_long_connection() -> None:
     assert all(most / 2 <= pause <= most for pause, most in zip(pauses, bounds, strict=True))
     assert client_id.is_duplicate
     client_id.record_end(0, 5.0)
-    assert client_id.pause > 0, "the other one pauses for as long"
+    assert client_id.pause > 0, "the other client has the same delays"
     client_id.record_end(0, 60.0)
     assert (client_id.pause, client_id.is_duplicate) == (0, False)
 

@@ -107,17 +107,17 @@ async def test_subscribe_waits_for_callbacks_with_a_time_limit(broker: Broker, l
         other.publish(PAUSE, json.dumps(constraint()), retain=True)
         connector, done = await connected(broker), asyncio.Event()
 
-        async def slow(topic: str, payload: dict[str, Any]) -> None:
+        async def slow_callback(topic: str, payload: dict[str, Any]) -> None:
             await asyncio.sleep(0.1)
             done.set()
 
-        async def stuck(topic: str, payload: dict[str, Any]) -> None:
+        async def blocked_callback(topic: str, payload: dict[str, Any]) -> None:
             await asyncio.Event().wait()
 
-        await connector.subscribe(CONTROL, slow)
+        await connector.subscribe(CONTROL, slow_callback)
         assert done.is_set()
         limits.setattr(subscriber, "SUBSCRIBE_TIMEOUT", 0.05)
-        await soon(connector.subscribe(CONTROL, stuck))
+        await soon(connector.subscribe(CONTROL, blocked_callback))
         await connector.disconnect()
 
 
@@ -243,13 +243,13 @@ async def test_a_flood_is_delivered_in_order_and_in_batches(broker: Broker) -> N
         connector, found, calls, is_ordered = await connected(broker), dict[str, int](), 0, True
         count, topics, most, last = 5_000, 100, 0, 0
 
-        async def keep(topic: str, payload: dict[str, Any]) -> None:
+        async def store(topic: str, payload: dict[str, Any]) -> None:
             nonlocal calls, is_ordered
             calls += 1
             is_ordered &= payload["n"] > found.get(topic, -1)
             found[topic] = payload["n"]
 
-        await connector.subscribe(CONTROL, keep)
+        await connector.subscribe(CONTROL, store)
 
         def flood() -> None:
             for number in range(count):
@@ -488,7 +488,7 @@ async def test_retained_messages_that_the_broker_sends_after_its_answers_are_rec
             proxy.release()
             await subscribing
             assert callback.calls == [(topic, constraint(count))]
-        assert not proxy.matching(sent_by_client(PacketTypes.UNSUBSCRIBE)), "not every broker answers it"
+        assert not proxy.matching(sent_by_client(PacketTypes.UNSUBSCRIBE)), "not every broker answers UNSUBSCRIBE"
         await connector.disconnect()
 
 
@@ -729,7 +729,7 @@ async def test_a_hundred_thousand_retained_constraints_are_all_received(
 ) -> None:
     count, topics = 100_000, set[str]()
 
-    async def keep(topic: str, payload: dict[str, Any]) -> None:
+    async def store(topic: str, payload: dict[str, Any]) -> None:
         topics.add(topic)
 
     with Listener(broker.port, "nothing") as other:
@@ -739,11 +739,11 @@ async def test_a_hundred_thousand_retained_constraints_are_all_received(
     connector = await connected(broker)
     for number in range(100):
         await connector.publish("cascade/telemetry/local/default/run/events", telemetry(number), 1)
-    await connector.subscribe(CONTROL, keep)
+    await connector.subscribe(CONTROL, store)
     assert len(topics) == count + 1
     later = set(topics)
     topics.clear()
-    await connector.subscribe(CONTROL, keep)
+    await connector.subscribe(CONTROL, store)
     await until(lambda: topics == later)
     await connector.disconnect()
     assert (connector.report().sent, connector.report().lost) == (100, 0)

@@ -11,8 +11,8 @@ from paho.mqtt.packettypes import PacketTypes
 import cascade as cs
 from cascade.connectors.mqtt import MqttConnector
 from tests.connectors.mqtt.broker import Broker, Listener
-from tests.connectors.mqtt.brokers import PUBLISHED, TOPIC, Limit, double, publish_over_connections
 from tests.connectors.mqtt.messages import events, numbers, telemetry, warnings
+from tests.connectors.mqtt.other_brokers import PUBLISHED, TOPIC, Limit, double, publish_over_connections
 from tests.connectors.mqtt.proxy import (
     Packet,
     Proxy,

@@ -1,4 +1,4 @@
-"""Brokers other than Mosquitto, and brokers of all kinds that have a limit."""
+"""Brokers other than Mosquitto, and brokers with a limit."""
 
 import asyncio
 import contextlib

@@ -146,17 +146,17 @@ async def test_a_topic_that_is_always_refused_does_not_block_others(
 
 
 def test_tasks_wait_during_transient_refusals(proxy: Proxy, caplog: pytest.LogCaptureFixture) -> None:
-    beside = MemoryConnector()
-    proxy.rules.append(refuse(0x97, lambda _: not held(beside)))
+    memory = MemoryConnector()
+    proxy.rules.append(refuse(0x97, lambda _: not held(memory)))
     connector = MqttConnector("127.0.0.1", proxy.port, max_buffer_bytes=BUFFER)
-    run(connector, beside)
-    assert {payload["body"]["metadata"]["reason"] for payload in held(beside)} == {"telemetry"}
+    run(connector, memory)
+    assert {payload["body"]["metadata"]["reason"] for payload in held(memory)} == {"telemetry"}
     assert connector.report().lost == 0
     assert warnings(caplog) == []
 
 
-def held(beside: MemoryConnector) -> list[dict[str, Any]]:
-    return [payload for payload in beside.payloads if payload["body"].get("state") == "PENDING"]
+def held(memory: MemoryConnector) -> list[dict[str, Any]]:
+    return [payload for payload in memory.payloads if payload["body"].get("state") == "PENDING"]
 
 
 def test_the_rate_adapts_to_a_quota(proxy: Proxy, caplog: pytest.LogCaptureFixture) -> None:

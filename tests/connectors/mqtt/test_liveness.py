@@ -86,7 +86,7 @@ async def test_a_delayed_network_thread_does_not_count_as_silence(broker: Broker
                 await connector.publish(TOPIC, telemetry(number), 1)
     await until(delay.begun.is_set)
     await asyncio.sleep(LONGER)
-    assert connector.is_full(), "it is alive"
+    assert connector.is_full(), "the broker counts as reachable"
     delay.end()
     await connector.disconnect()
     assert (connector.report().sent, connector.report().lost) == (70, 0)
@@ -156,10 +156,10 @@ async def test_a_flood_is_read_many_messages_at_a_time(
     await until(lambda: is_connected(connector))
     found: list[int] = []
 
-    async def keep(topic: str, payload: dict[str, int]) -> None:
+    async def store(topic: str, payload: dict[str, int]) -> None:
         found.append(payload["n"])
 
-    await connector.subscribe(CONTROL, keep)
+    await connector.subscribe(CONTROL, store)
     await connector.publish(TOPIC, telemetry(), 1)
     await until(delay.begun.is_set)
     with Listener(broker.port, "nothing") as other:

@@ -57,13 +57,13 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Slow:
 def test_new_tasks_wait_for_a_slow_broker(
     slow: Slow, shared_broker: Broker, listener: Listener, caplog: pytest.LogCaptureFixture
 ) -> None:
-    connector, beside = MqttConnector("127.0.0.1", shared_broker.port, max_buffer_bytes=BUFFER), MemoryConnector()
-    slow.may_send = lambda _: any(p["body"].get("state") == "PENDING" for p in beside.payloads)
-    assert cs.run(flow(), connector=[connector, beside], log_level="ERROR") == [2 * x for x in range(ITEMS)]
+    connector, memory = MqttConnector("127.0.0.1", shared_broker.port, max_buffer_bytes=BUFFER), MemoryConnector()
+    slow.may_send = lambda _: any(p["body"].get("state") == "PENDING" for p in memory.payloads)
+    assert cs.run(flow(), connector=[connector, memory], log_level="ERROR") == [2 * x for x in range(ITEMS)]
     seen = listener.wait_for(lambda seen: any(p["body"].get("event") == "ENGINE_STOPPED" for p in events(seen)))
     assert warnings(caplog) == []
     assert numbers(seen) == list(range(len(numbers(seen))))
-    held = [p for p in beside.payloads if p["body"].get("state") == "PENDING"]
+    held = [p for p in memory.payloads if p["body"].get("state") == "PENDING"]
     assert {p["body"]["metadata"]["reason"] for p in held} == {"telemetry"}
 
 
@@ -97,10 +97,10 @@ def test_with_drop_no_task_waits(slow: Slow, shared_broker: Broker, caplog: pyte
 
 
 def test_no_task_waits_for_an_unreachable_broker(caplog: pytest.LogCaptureFixture) -> None:
-    beside = MemoryConnector()
+    memory = MemoryConnector()
     connector = MqttConnector("127.0.0.1", reserved_port(), max_buffer_bytes=BUFFER)
-    assert cs.run(flow(), connector=[connector, beside], log_level="ERROR") == [2 * x for x in range(ITEMS)]
-    assert not [p for p in beside.payloads if p["body"].get("state") == "PENDING"]
+    assert cs.run(flow(), connector=[connector, memory], log_level="ERROR") == [2 * x for x in range(ITEMS)]
+    assert not [p for p in memory.payloads if p["body"].get("state") == "PENDING"]
     (warning,) = warnings(caplog)
     assert f"MqttConnector: {2 * ITEMS + 4} of {2 * ITEMS + 4} messages were lost" in warning
 
