@@ -1,4 +1,4 @@
-"""Connectors that the environment names: `CASCADE_CONNECTOR=otel,memory`."""
+"""Creates the connectors that the environment selects: `CASCADE_CONNECTOR=otel,memory`."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,11 +9,11 @@ VARIABLE = "CASCADE_CONNECTOR"
 
 
 def connectors_from(environ: Mapping[str, str]) -> list[Connector]:
-    """Make the connectors that `CASCADE_CONNECTOR` names, in that order.
+    """Return new connectors for the names in `CASCADE_CONNECTOR`, in that order.
 
     Raises:
-        ValueError: It names one that there is not.
-        ImportError: The extra of one is not installed.
+        ValueError: A name is unknown.
+        ImportError: The extra of a connector is not installed.
     """
     names = [name.strip().lower() for name in environ.get(VARIABLE, "").split(",") if name.strip()]
     unknown = [name for name in names if name not in _MAKERS]

@@ -289,7 +289,7 @@ async def test_two_clients_with_one_id_do_not_reconnect_forever(
     found = warnings(caplog)
     assert len(found) in {1, 2}, "one or both of them change their id, once"
     # Only some versions of Mosquitto send the reason.
-    text = r"MqttConnector: another client (has|seems to have) the id 'same': going on as 'same-[0-9a-f]{8}'"
+    text = r"MqttConnector: another client (has|seems to have) the id 'same': continuing as 'same-[0-9a-f]{8}'"
     assert all(re.fullmatch(text, warning) for warning in found), found
 
 

@@ -83,16 +83,16 @@ class Model(RuleBasedStateMachine):
 
     @invariant()
     def counts_agree(self) -> None:
-        waiting, out = self.queued(), self.outbox.out()
-        assert out == sorted(self.taken, key=lambda one: one.number)
+        waiting, in_flight = self.queued(), self.outbox.in_flight()
+        assert in_flight == sorted(self.taken, key=lambda one: one.number)
         assert self.outbox.sent == len(self.arrived)
-        new = [one for one in waiting + out if not one.acknowledged_at]
+        new = [one for one in waiting + in_flight if not one.acknowledged_at]
         assert self.outbox.backlog == len(new)
         assert self.outbox.bytes == sum(len(one.body) + MESSAGE_BYTES for one in new)
         assert self.outbox.bytes <= CAPACITY or not [one for one in waiting if not one.acknowledged_at]
         arrived = self.outbox.repeatable
         assert self.outbox.repeatable_bytes == sum(len(one.body) + MESSAGE_BYTES for one in arrived) <= CAPACITY / 4
-        assert not {one.number for one in waiting + out} & {one.number for one in arrived}
+        assert not {one.number for one in waiting + in_flight} & {one.number for one in arrived}
         for queue in self.outbox.waiting:
             assert [one.number for one in queue] == sorted(one.number for one in queue)
 
@@ -120,7 +120,7 @@ def test_a_full_outbox_drops_the_oldest_message_of_qos_0_first() -> None:
     assert (outbox.lost, outbox.reason) == (1, "more than fits in memory")
     for _ in range(3):
         outbox.put(message(1))
-    assert [one.number for one in outbox.out()] == [0, 2, 3, 4], "messages in flight are not dropped"
+    assert [one.number for one in outbox.in_flight()] == [0, 2, 3, 4], "messages in flight are not dropped"
     assert outbox.take(9, 9) == []
     assert outbox.lost == 4
 
@@ -148,8 +148,8 @@ def test_only_messages_in_flight_are_put_back() -> None:
         outbox.put(message(1))
     first, second = outbox.take(2, 9), outbox.take(2, 9)
     outbox.put_back(first)
-    assert outbox.out() == second, "they belong to another session"
-    assert (outbox.backlog, outbox.is_out, outbox.is_waiting) == (4, True, True)
+    assert outbox.in_flight() == second, "they belong to another session"
+    assert (outbox.backlog, outbox.has_in_flight, outbox.is_waiting) == (4, True, True)
     assert outbox.take(9, 9) == first
 
 
@@ -242,7 +242,7 @@ def test_messages_on_refused_topics_are_at_most_a_quarter_of_a_batch() -> None:
     outbox.put_back([one for one in first if one.topic != "c"], "Quota exceeded")
     outbox.settle([one for one in first if one.topic == "c"])
     assert [(one.topic, one.number) for one in outbox.take(4, 9)] == [("a", 0), ("c", 8), ("c", 11), ("c", 14)]
-    outbox.put_back(outbox.out()[:1], "Quota exceeded")
+    outbox.put_back(outbox.in_flight()[:1], "Quota exceeded")
     second = outbox.take(4, 9)
     assert [(one.topic, one.number) for one in second] == [("b", 1), ("c", 17), ("c", 20), ("c", 23)], "b is tried next"
     outbox.settle(second)

@@ -23,14 +23,14 @@ def outbox() -> Outbox:
 
 
 def test_the_end_of_a_long_connection_is_not_attributed_to_a_message(outbox: Outbox) -> None:
-    poison, (message,) = PoisonMessageFilter(outbox, RunStates()), outbox.out()
+    poison, (message,) = PoisonMessageFilter(outbox, RunStates()), outbox.in_flight()
     for _ in range(2 * MAX_LOSSES):
         poison.record_end(3_600.0, "the connection was lost")
     assert (message.body, poison.max_packet_bytes, outbox.lost) == (BODY, float("inf"), 0)
 
 
 def test_a_message_is_shrunk_after_two_losses_and_dropped_after_four(outbox: Outbox) -> None:
-    poison, (message,) = PoisonMessageFilter(outbox, RunStates()), outbox.out()
+    poison, (message,) = PoisonMessageFilter(outbox, RunStates()), outbox.in_flight()
     poison.record_end(0.1, "the connection was lost")
     assert message.body == BODY
     poison.record_end(0.1, "the connection was lost")
@@ -45,7 +45,7 @@ def test_after_early_ends_states_are_shrunk_and_then_pause(outbox: Outbox) -> No
     connector, states = MemoryConnector(), RunStates()
     cs.run(cs.task(int)(), connector=connector, log_level="OFF")
     started, *others = connector.messages
-    poison, (message,) = PoisonMessageFilter(outbox, states), outbox.out()
+    poison, (message,) = PoisonMessageFilter(outbox, states), outbox.in_flight()
     states.add(started.topic, started.payload)
     poison.record_end(3_600.0, "the connection was lost", 700)
     for _ in range(MAX_LOSSES - 1):

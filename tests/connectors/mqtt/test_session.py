@@ -25,7 +25,7 @@ from tests.lab.waiting import NEVER, until
 
 UNIQUE = r"cascade-.+-[0-9a-f]{8}"
 USER = "if the broker makes the user name 'etl' the client id, give each process a user of its own"
-BOTH = "and both lose their connections again and again: give each a client id of its own"
+BOTH = "and each connection of one ends that of the other: give each a client id of its own"
 
 
 @pytest.mark.parametrize("is_busy", [False, True])
@@ -65,7 +65,7 @@ async def test_clients_with_their_user_name_as_id_warn_once(
         assert sorted(_of(messages, topic)) == list(range(count))
     assert [connector.report().lost for connector in connectors] == [0, 0]
     # Only some versions of Mosquitto send the reason.
-    given = rf"MqttConnector: another client (?:has|seems to have) the id 'worker': going on as 'worker-[0-9a-f]{{8}}'; {USER}"
+    given = rf"MqttConnector: another client (?:has|seems to have) the id 'worker': continuing as 'worker-[0-9a-f]{{8}}'; {USER}"
     made_up = rf"MqttConnector: another client (?:has|seems to have) the id '{UNIQUE}', {BOTH}; {USER}"
     assert all(re.fullmatch(given if client_id else made_up, warning) for warning in warnings(caplog))
 

@@ -5,7 +5,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -563,7 +563,10 @@ async def test_without_access_to_the_presence_round_trips_are_made(
 
 
 async def test_a_broker_that_returns_neither_the_presence_nor_an_answer_to_unsubscribe_is_reported(
-    guarded: Broker, caplog: pytest.LogCaptureFixture, limits: pytest.MonkeyPatch
+    guarded: Broker,
+    caplog: pytest.LogCaptureFixture,
+    limits: pytest.MonkeyPatch,
+    latest_health: Callable[[], ConnectionHealth],
 ) -> None:
     limits.setattr(subscriber, "PRESENCE_TIMEOUT", 0.05)
     with Proxy(guarded.port) as proxy:
@@ -572,10 +575,9 @@ async def test_a_broker_that_returns_neither_the_presence_nor_an_answer_to_unsub
         await connector.connect()
         await connector.subscribe(CONTROL, RecordingCallback())
         assert warnings(caplog) == [f"{LATE_WARNING}the broker did not answer UNSUBSCRIBE"]
-        silence = list[float]()
-        limits.setattr(ConnectionHealth, "record_silence", lambda _, seconds: silence.append(seconds))
         await round_trips(connector, proxy)
-        assert silence == [], "no answer is due"
+        await until(lambda: not connector.report().queued)
+        assert latest_health().silence == 0, "no answer is due"
         await connector.disconnect()
 
 

@@ -1,4 +1,4 @@
-"""Runs live on MQTT 5, and control back in. Needs the extra `[mqtt]`."""
+"""Publishes runs over MQTT 5 and receives control messages. Requires the extra `[mqtt]`."""
 
 from cascade._imports import missing_extra
 

@@ -75,12 +75,11 @@ class Connection:
         self._start = time.monotonic()
         self._has_progress = self._has_news = self._has_incoming = False
         self._active_at = self._start
-        self._batch: list[
-            OutgoingMessage
-        ] = []  # kept until all are sent, so that `end` puts back the rest after an error
+        # Kept until all messages are sent, so that `end` puts back the rest after an error.
+        self._batch: list[OutgoingMessage] = []
         self._unacknowledged: dict[int, OutgoingMessage] = {}
         self._unwritten: list[OutgoingMessage] = []
-        self._acknowledged_messages: list[OutgoingMessage] = []
+        self._to_settle: list[OutgoingMessage] = []
         self._unsent: deque[RetainedMessage] = deque()
         self._retained: dict[int, RetainedMessage] = {}  # unacknowledged
         self._has_sent_state = self._state_accepted = False
@@ -94,8 +93,8 @@ class Connection:
         shared.subscriptions.begin()
         shared.states.restart()
         shared.backpressure.restart()
-        client.on_acknowledged = self._acknowledged
-        client.on_received = self._received
+        client.on_acknowledged = self._on_acknowledged
+        client.on_received = self._on_received
         client.on_activity = self._on_activity
 
     @property
@@ -106,7 +105,7 @@ class Connection:
     @property
     def is_answer_due(self) -> bool:
         """Whether an answer of the broker is due."""
-        return self._subscriber.is_waiting or len(self._retained) > 0 or self._outbox.is_out
+        return self._subscriber.is_waiting or len(self._retained) > 0 or self._outbox.has_in_flight
 
     def has_work(self) -> bool:
         """Return whether `work` can send a packet now."""
@@ -114,7 +113,7 @@ class Connection:
             return True
         if self.client.wants_write:
             return False
-        can_send = self._room() > 0 and self._outbox.can_take(self._room_for_acknowledged())
+        can_send = self._room() > 0 and self._outbox.can_take(self._room_for_qos_1())
         return can_send or (self._room_for_states() > 0 and not self._states.delay(time.monotonic()))
 
     def delay(self) -> float:
@@ -138,7 +137,7 @@ class Connection:
         if self.client.wants_write:
             return
         self._send_states()
-        self._batch = self._outbox.take(min(self._room(), BATCH), self._room_for_acknowledged())
+        self._batch = self._outbox.take(min(self._room(), BATCH), self._room_for_qos_1())
         self._throttle.record_sent(len(self._batch))
         for message in self._batch:
             self._send(message)
@@ -148,15 +147,15 @@ class Connection:
 
     def settle(self) -> None:
         """Count the acknowledged messages, and notify the event loops."""
-        is_acknowledged = bool(self._acknowledged_messages)
+        is_acknowledged = bool(self._to_settle)
         if self._unwritten and not (self.client.is_over or self.client.wants_write):
             # MQTT has no acknowledgement for QoS 0: these messages are settled once the system has accepted them.
-            self._acknowledged_messages += self._unwritten
+            self._to_settle += self._unwritten
             self._unwritten.clear()
-        if self._acknowledged_messages:
-            self._outbox.settle(self._acknowledged_messages)
-            self._throttle.record_accepted(len(self._acknowledged_messages), is_acknowledged=is_acknowledged)
-            self._acknowledged_messages, self._has_news = [], True
+        if self._to_settle:
+            self._outbox.settle(self._to_settle)
+            self._throttle.record_accepted(len(self._to_settle), is_acknowledged=is_acknowledged)
+            self._to_settle, self._has_news = [], True
         if self._has_news:
             self._has_news, self._has_progress = False, True
             self._shared.changes.notify()
@@ -199,8 +198,8 @@ class Connection:
         state_bytes = max((len(one.body) for one in self._retained.values() if one.state), default=0)
         is_caused = not is_unrelated and self._poison.record_end(seconds, self.client.reason, state_bytes)
         is_refused = code in TRANSIENT and not is_wanted
-        out = [*self._unacknowledged.values(), *self._unwritten, *self._batch]
-        self._outbox.put_back(out, self.client.reason if is_refused else "")
+        in_flight = [*self._unacknowledged.values(), *self._unwritten, *self._batch]
+        self._outbox.put_back(in_flight, self.client.reason if is_refused else "")
         if is_refused:
             self._shared.backpressure.record_refusal()
         if is_wanted or code not in OWN:
@@ -224,7 +223,7 @@ class Connection:
         in_window = self._poison.window(WINDOW) - len(self._unacknowledged) - len(self._unwritten)
         return max(0, int(min(in_window, self._throttle.room())))
 
-    def _room_for_acknowledged(self) -> int:
+    def _room_for_qos_1(self) -> int:
         limits = self.client.limits
         return limits.receive_maximum - self._in_flight() - len(self._unsent) if limits.maximum_qos else WINDOW
 
@@ -234,7 +233,7 @@ class Connection:
     def _room_for_states(self) -> int:
         """Return the number of states that may be sent: at most half of the window. A window of one message is for messages first."""
         share = min(WINDOW, self.client.limits.receive_maximum) // 2 or not self._outbox.is_waiting
-        return min(self._room_for_acknowledged(), share - len(self._retained))
+        return min(self._room_for_qos_1(), share - len(self._retained))
 
     @property
     def _awaits_first_state(self) -> bool:
@@ -293,12 +292,12 @@ class Connection:
         elif message.state is not None:
             self._states.settle(message.state)
 
-    def _acknowledged(self, packet_id: int, reason: ReasonCode) -> None:
+    def _on_acknowledged(self, packet_id: int, reason: ReasonCode) -> None:
         message = self._unacknowledged.pop(packet_id, None)
         if message is None:
             retained = self._retained.pop(packet_id, None)
             if retained is not None and retained.state is not None:
-                self._state_answered(retained.state, reason)
+                self._on_state_answered(retained.state, reason)
             elif reason.value >= FAILURE:
                 self._barrier.record_refusal()
         elif reason.value in TRANSIENT:
@@ -307,11 +306,11 @@ class Connection:
         elif reason.value >= FAILURE:
             self._drop(message, f"{reason}, on topic {message.topic}")
         else:
-            self._acknowledged_messages.append(message)
+            self._to_settle.append(message)
         if self._unsent:
             self._send_unsent()
 
-    def _state_answered(self, state: ScheduledState, reason: ReasonCode) -> None:
+    def _on_state_answered(self, state: ScheduledState, reason: ReasonCode) -> None:
         is_refused = reason.value >= FAILURE
         refusal = f"{reason}, on topic {state.topic}" if is_refused else ""
         if reason.value == _NOT_AUTHORIZED:  # an access list that refuses one state refuses all
@@ -334,7 +333,7 @@ class Connection:
 
     # Incoming messages.
 
-    def _received(self, message: IncomingMessage) -> None:
+    def _on_received(self, message: IncomingMessage) -> None:
         topic, payload, retain, expiry = message
         if retain:
             self._barrier.record_retained(topic)

@@ -124,8 +124,8 @@ class MqttConnector:
     def from_url(cls, url: str, **arguments: Any) -> Self:
         """Return a connector for `mqtt://` or `mqtts://user:password@host:port?ca_certificate=/ca.pem`.
 
-        Arguments take precedence over the URL. The query may have `ca_certificate`, `client_certificate`, `client_key`, `client_id` and `keepalive`. User and
-        password are percent-encoded.
+        Arguments take precedence over the URL. The query may have `ca_certificate`, `client_certificate`, `client_key`,
+        `client_id` and `keepalive`. User and password are percent-encoded.
 
         Raises:
             ValueError: The URL is invalid. The message contains no part of the URL that may be a password.

@@ -122,7 +122,7 @@ def _context(tls: Any, files: dict[str, str]) -> ssl.SSLContext | None:
         )
     for name, path in files.items():
         if not Path(path).is_file():
-            raise ValueError(f"{name}={path!r} is no file: give the path of a PEM file")
+            raise ValueError(f"{name}={path!r} is not a file: give the path of a PEM file")
     return _load(files)
 
 
@@ -149,7 +149,7 @@ def arguments_of(url: str) -> dict[str, Any]:
     """
     parts = _split(url)
     if not parts.hostname:
-        raise ValueError("the URL names no host: write it like mqtt://host:1883")
+        raise ValueError("the URL has no host: write it like mqtt://host:1883")
     if parts.path.strip("/") or parts.fragment:
         raise ValueError(f"the URL has more than a host and a query: topics are fixed; {_ENCODE}")
     found: dict[str, Any] = {"hostname": unquote(parts.hostname), "port": _port(parts) or _PORTS[parts.scheme]}
@@ -178,7 +178,7 @@ def _port(parts: SplitResult) -> int | None:
         return parts.port
     except ValueError:
         # The message omits the value: it may be part of a password.
-        raise ValueError(f"the URL's port is no number from 1 to 65535: give one, and {_ENCODE}") from None
+        raise ValueError(f"the URL's port is not a number from 1 to 65535: give one, and {_ENCODE}") from None
 
 
 def _query(parts: SplitResult) -> dict[str, Any]:
@@ -254,13 +254,13 @@ class ClientId:
             self._reset()
             self.value, self._may_change = _unique(self._wanted), False
             self._is_reported = bool(user)
-            return f"{text}: going on as {self.value!r}" + (f"; {hint}" if user else "")
+            return f"{text}: continuing as {self.value!r}" + (f"; {hint}" if user else "")
         self.is_duplicate, self._longest = True, min(MIN_LIFETIME, 2 * self._longest or FIRST_DELAY)
         self.pause = self._longest * jitter()
         if self._is_reported:
             return ""
         self._is_reported = True
-        return f"{text}, and both lose their connections again and again: give each a client id of its own; {hint}"
+        return f"{text}, and each connection of one ends that of the other: give each a client id of its own; {hint}"
 
     def _reset(self) -> None:
         self._ends, self._longest, self.pause, self.is_duplicate = 0, 0.0, 0.0, False

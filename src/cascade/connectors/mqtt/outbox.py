@@ -21,7 +21,7 @@ MESSAGE_BYTES = 320
 """Memory of a message beside its body."""
 MAX_REPEATS = 10
 """Largest number of times that `resend` repeats a message, so that new messages are sent even if each connection is short."""
-_LOOK = 10_000
+_MAX_SKIPPED = 10_000
 """Largest number of messages on refused topics that `take` skips."""
 MIN_LIFETIME = 5.0
 """Seconds. The end of a connection that lasted longer is not attributed to the first messages."""
@@ -73,7 +73,7 @@ class Outbox:
         self.repeatable: deque[OutgoingMessage] = deque()  # in the order of their acknowledgements
         self.repeatable_bytes = 0
         self.waiting: tuple[deque[OutgoingMessage], deque[OutgoingMessage]] = (deque(), deque())  # by QoS, in order
-        self._out: dict[int, OutgoingMessage] = {}
+        self._in_flight: dict[int, OutgoingMessage] = {}
         self._refused: dict[str, None] = {}  # topics, by the time of their latest refusal
         self.bytes = 0
         self.put_count = self.sent = self.lost = 0
@@ -94,46 +94,46 @@ class Outbox:
                     while queue and self.bytes > self._capacity:
                         self._drop(queue.popleft(), "more than fits in memory")
 
-    def can_take(self, acknowledged: int) -> bool:
-        """Return whether `take` would return a message, with at most `acknowledged` messages of QoS 1."""
-        minor, major = self.waiting
+    def can_take(self, max_qos_1: int) -> bool:
+        """Return whether `take` would return a message, with at most `max_qos_1` messages of QoS 1."""
+        qos_0, qos_1 = self.waiting
         with self._lock:
-            if major and acknowledged <= 0:
-                return bool(minor) and minor[0].number < major[0].number
-        return bool(minor or major)
+            if qos_1 and max_qos_1 <= 0:
+                return bool(qos_0) and qos_0[0].number < qos_1[0].number
+        return bool(qos_0 or qos_1)
 
-    def take(self, limit: int, acknowledged: int) -> list[OutgoingMessage]:
-        """Return the next messages: at most `limit`, and at most `acknowledged` of them with QoS 1.
+    def take(self, limit: int, max_qos_1: int) -> list[OutgoingMessage]:
+        """Return the next messages: at most `limit`, and at most `max_qos_1` of them with QoS 1.
 
         Messages on refused topics are at most a quarter of them, unless no others are queued.
         """
         taken: list[OutgoingMessage] = []
         skipped: deque[OutgoingMessage] = deque()
-        minor, major = self.waiting
+        qos_0, qos_1 = self.waiting
         with self._lock:
-            tried, trials = next(iter(self._refused), None), max(1, limit // 4)
-            while len(taken) < limit and len(skipped) < _LOOK and (minor or major):
-                if minor and not (major and major[0].number < minor[0].number):
-                    message = minor.popleft()
-                elif acknowledged > 0:
-                    message = major.popleft()
+            retried, retries_left = next(iter(self._refused), None), max(1, limit // 4)
+            while len(taken) < limit and len(skipped) < _MAX_SKIPPED and (qos_0 or qos_1):
+                if qos_0 and not (qos_1 and qos_1[0].number < qos_0[0].number):
+                    message = qos_0.popleft()
+                elif max_qos_1 > 0:
+                    message = qos_1.popleft()
                 else:
                     break
-                if tried is not None and message.topic in self._refused:
-                    if message.topic != tried or not trials:
+                if retried is not None and message.topic in self._refused:
+                    if message.topic != retried or not retries_left:
                         skipped.append(message)
                         continue
-                    trials -= 1
-                acknowledged -= message.qos
+                    retries_left -= 1
+                max_qos_1 -= message.qos
                 taken.append(message)
-            while skipped and len(taken) < limit and skipped[0].qos <= acknowledged:
-                acknowledged -= skipped[0].qos
+            while skipped and len(taken) < limit and skipped[0].qos <= max_qos_1:
+                max_qos_1 -= skipped[0].qos
                 taken.append(skipped.popleft())
-            if tried is not None:
+            if retried is not None:
                 taken.sort(key=_number)
                 self._requeue(skipped)
             for message in taken:
-                self._out[message.number] = message
+                self._in_flight[message.number] = message
         return taken
 
     def settle(self, messages: Iterable[OutgoingMessage]) -> None:
@@ -141,7 +141,7 @@ class Outbox:
         now = time.monotonic()
         with self._lock:
             for message in messages:
-                if self._out.pop(message.number, None) is None:
+                if self._in_flight.pop(message.number, None) is None:
                     continue
                 if message.acknowledged_at:
                     self.resent += 1
@@ -168,13 +168,13 @@ class Outbox:
     def drop(self, message: OutgoingMessage, reason: str) -> None:
         """Drop a message in flight."""
         with self._lock:
-            if self._out.pop(message.number, None) is not None:
+            if self._in_flight.pop(message.number, None) is not None:
                 self._drop(message, reason)
 
-    def out(self) -> list[OutgoingMessage]:
+    def in_flight(self) -> list[OutgoingMessage]:
         """Return the messages in flight, in order."""
         with self._lock:
-            return sorted(self._out.values(), key=_number)
+            return sorted(self._in_flight.values(), key=_number)
 
     def put_back(self, messages: Iterable[OutgoingMessage], refusal: str = "") -> None:
         """Put messages in flight back into the queue, in order. Other messages are ignored.
@@ -182,7 +182,7 @@ class Outbox:
         `refusal` is the reason of the broker for a transient refusal.
         """
         with self._lock:
-            back = [message for message in messages if self._out.pop(message.number, None) is not None]
+            back = [message for message in messages if self._in_flight.pop(message.number, None) is not None]
             if refusal:
                 self.retried += len(back)
                 for message in back:
@@ -201,31 +201,31 @@ class Outbox:
     def abandon(self, before: int, reason: str) -> None:
         """Drop all unacknowledged messages with a number below `before`."""
         with self._lock:
-            given_up = [self._out.pop(number) for number in [*self._out] if number < before]
+            dropped = [self._in_flight.pop(number) for number in [*self._in_flight] if number < before]
             for queue in self.waiting:
                 while queue and queue[0].number < before:
-                    given_up.append(queue.popleft())
-            refusal = next((message.refusal for message in given_up if message.refusal), "")
+                    dropped.append(queue.popleft())
+            refusal = next((message.refusal for message in dropped if message.refusal), "")
             reason += f", after {self.retried:,} refusals {refusal!r}" if refusal else ""
-            for message in given_up:
+            for message in dropped:
                 self._drop(message, reason)
 
     def has_settled(self, before: int) -> bool:
         """Return whether all messages with a number below `before` are acknowledged or lost."""
         with self._lock:
             heads = [queue[0].number for queue in self.waiting if queue]
-            return min(heads, default=before) >= before and min(self._out, default=before) >= before
+            return min(heads, default=before) >= before and min(self._in_flight, default=before) >= before
 
     @property
-    def is_out(self) -> bool:
+    def has_in_flight(self) -> bool:
         """Whether any message is in flight."""
-        return bool(self._out)
+        return bool(self._in_flight)
 
     @property
     def is_waiting(self) -> bool:
         """Whether any message is queued."""
-        minor, major = self.waiting
-        return bool(minor or major)
+        qos_0, qos_1 = self.waiting
+        return bool(qos_0 or qos_1)
 
     @property
     def backlog(self) -> int:
@@ -265,9 +265,9 @@ class Outbox:
 
     def _forget(self, before: float) -> None:
         """Forget messages that were acknowledged before that time, and the oldest above a quarter of the memory."""
-        arrived = self.repeatable
-        while arrived and (arrived[0].acknowledged_at < before or self.repeatable_bytes * 4 > self._capacity):
-            self.repeatable_bytes -= len(arrived.popleft().body) + MESSAGE_BYTES
+        repeatable = self.repeatable
+        while repeatable and (repeatable[0].acknowledged_at < before or self.repeatable_bytes * 4 > self._capacity):
+            self.repeatable_bytes -= len(repeatable.popleft().body) + MESSAGE_BYTES
 
 
 class PoisonMessageFilter:
@@ -287,13 +287,13 @@ class PoisonMessageFilter:
         self._outbox = outbox
         self._states = states
         self._early_ends = 0
-        self._careful_until = 0
+        self._single_until = 0
 
     def window(self, most: int) -> int:
         """Return the number of messages that may be unacknowledged: `most`, or 1 during the search for the cause of early ends."""
-        if self._careful_until and self._outbox.has_settled(self._careful_until):
-            self._careful_until = 0
-        return 1 if self._careful_until else most
+        if self._single_until and self._outbox.has_settled(self._single_until):
+            self._single_until = 0
+        return 1 if self._single_until else most
 
     def record_end(self, seconds: float, reason: str, state_bytes: int = 0) -> bool:
         """Record the end of a connection, before its messages are put back. `seconds` is its duration.
@@ -304,14 +304,14 @@ class PoisonMessageFilter:
             self._lost_state(state_bytes)
             return False
         self._early_ends = self._early_ends + 1 if seconds < MIN_LIFETIME else 1
-        out = self._outbox.out()
-        if not out or seconds >= MIN_LIFETIME:
+        suspects = self._outbox.in_flight()
+        if not suspects or seconds >= MIN_LIFETIME:
             return False
-        if len(out) > 1:
+        if len(suspects) > 1:
             if self._early_ends > 1:
-                self._careful_until = out[-1].number + 1
+                self._single_until = suspects[-1].number + 1
             return False
-        message = out[0]
+        message = suspects[0]
         message.losses += 1
         if message.losses >= MAX_LOSSES:
             self._outbox.drop(message, f"the broker closed the connection each time it was sent: {reason}")

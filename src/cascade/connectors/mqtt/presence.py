@@ -53,10 +53,10 @@ class Presence:
         with connections.lock:
             connections.count[self._key] += 1
             self._is_counted = True
-        connection.on_presence = lambda body: self._received(connection, body)
-        self._received(connection, b"")  # nothing is retained
+        connection.on_presence = lambda body: self._on_message(connection, body)
+        self._on_message(connection, b"")  # nothing is retained
 
-    def _received(self, connection: Connection, body: bytes) -> None:
+    def _on_message(self, connection: Connection, body: bytes) -> None:
         # A broker may publish the Last Will of an earlier session long after its connection was lost.
         if self._is_counted and body != ONLINE:
             connection.publish(self.topic, ONLINE, self._properties, retain=True)
