@@ -127,7 +127,7 @@ def _task_started(event: TaskExecutionStarted, run: RunState) -> UnstampedMessag
 @message_for.register
 def _task_blocked(event: TaskBlocked, run: RunState) -> UnstampedMessage:
     run.counts["held_back"] += 1
-    metadata: m.TaskHeldMetadata = {"kind": event.kind, "reason": event.reason, "start_ns": event.start_ns}
+    metadata: m.TaskBlockedMetadata = {"kind": event.kind, "reason": event.reason, "start_ns": event.start_ns}
     _add_task(metadata, event)
     if event.constraint is not None:
         metadata["constraint"] = event.constraint
@@ -137,7 +137,7 @@ def _task_blocked(event: TaskBlocked, run: RunState) -> UnstampedMessage:
 @message_for.register
 def _task_retrying(event: TaskRetrying, run: RunState) -> UnstampedMessage:
     run.counts["retried"] += 1
-    metadata: m.TaskHeldMetadata = {
+    metadata: m.TaskBlockedMetadata = {
         "kind": event.kind,
         "reason": "retry",
         "attempt": event.attempt,

@@ -155,7 +155,7 @@ def child_of(event: TaskEvent, run: RunState) -> Child:
     return child or run.parts.start(event.task_id, event.task_name, event.map_id, event.map_index)
 
 
-def count_attempt(metadata: m.TaskHeldMetadata, event: TaskRetrying, run: RunState) -> None:
+def count_attempt(metadata: m.TaskBlockedMetadata, event: TaskRetrying, run: RunState) -> None:
     """Count the span of a failed attempt. In a full trace, its texts are shortened or the span is dropped."""
     child = child_of(event, run)
     span, exception = _span_size(event), metadata.get("exception")

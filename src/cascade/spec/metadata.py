@@ -72,7 +72,7 @@ class ConstraintRef(TypedDict):
 
 
 class Wait(TypedDict):
-    """A period for which a task was held back."""
+    """A period for which a ready task was blocked."""
 
     reason: WaitReason
     """Reason of the wait, as in `PENDING`."""
@@ -177,8 +177,8 @@ class TaskMetadata(_Truncated):
     """Label of the call, at most 256 bytes."""
 
 
-class TaskHeldMetadata(TaskMetadata):
-    """`PENDING`: a task that could run is held back."""
+class TaskBlockedMetadata(TaskMetadata):
+    """`PENDING`: a ready task is blocked."""
 
     reason: WaitReason
     """Reason of the wait."""
@@ -208,7 +208,7 @@ class TaskStartedMetadata(TaskMetadata):
     start_ns: Nanoseconds
     """Start of the function."""
     attempt: NotRequired[Ordinal]
-    """Number of the attempt, with a retry policy. A later attempt has a message only if it was held back after its delay."""
+    """Number of the attempt, with a retry policy. A later attempt has a message only if it was blocked after its delay."""
     map_size: NotRequired[Count]
     """Number of items of a map."""
 
@@ -325,7 +325,7 @@ class ControlMetadata(TypedDict):
 BY_VALUE: dict[str, type[Any]] = {
     "ENGINE_STARTED": RunStartedMetadata,
     "ENGINE_STOPPED": RunEndedMetadata,
-    "PENDING": TaskHeldMetadata,
+    "PENDING": TaskBlockedMetadata,
     "RUNNING": TaskStartedMetadata,
     "COMPLETED": TaskEndedMetadata,
     "FAILED": TaskEndedMetadata,

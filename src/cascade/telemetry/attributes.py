@@ -115,9 +115,7 @@ DOCUMENTED = (
     Documented(RUN_TASKS_CANCELLED, "int", "run", "tasks that were cancelled"),
     Documented(RUN_TASKS_SKIPPED, "int", "run", "tasks that were skipped"),
     Documented(RUN_TASKS_RETRIED, "int", "run", "retries"),
-    Documented(
-        RUN_TASKS_HELD_BACK, "int", "run", "number of times that a task that could run was held back, without retries"
-    ),
+    Documented(RUN_TASKS_HELD_BACK, "int", "run", "number of times that a ready task was blocked, without retries"),
     Documented(RUN_MESSAGES_DROPPED, "int", "run", "messages that the queue of the run dropped"),
     Documented(RUN_SPANS_LEFT_OUT, "int", "run", "spans of the program for which a trace had no room, if any"),
     Documented(TASK_ID, "string", "all spans of a task, also your own below it", "the task's id in the workflow"),

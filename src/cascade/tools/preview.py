@@ -1,4 +1,4 @@
-"""`dry_run`: what a run would do, in which order, without doing it."""
+"""`dry_run` prints the tasks that a run would execute, in their order."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ class DryRunConsoleSubscriber:
 def dry_run(target: Any) -> None:
     """Print the plan of a workflow, with secrets masked in names and literals.
 
-    It raises what a run would raise before its first task: for a cycle, for a bad target.
+    It raises the errors that a run raises before its first task, such as those for a cycle or an invalid target.
     """
     bus = MessageBus()
     DryRunConsoleSubscriber(bus)

@@ -123,7 +123,7 @@ def test_after_the_hold_timeout_a_flush_waits_for_one_more_response(clock: Clock
     assert not health.should_end_flush(120.0, 150.0)
     answered(health, clock, RETRYABLE)
     assert health.should_end_flush(120.0, 150.0)
-    assert not health.should_end_flush(100.0, 150.0), "this flush began while tasks were held back"
+    assert not health.should_end_flush(100.0, 150.0), "this flush began while tasks were delayed"
 
 
 @pytest.mark.parametrize(("reply", "longest"), [(UNANSWERED, 0.1), (RETRYABLE, 1.0)])
