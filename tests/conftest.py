@@ -1,4 +1,4 @@
-"""Fixtures of all tests: no variable of the caller leaks in, and the speed of the machine decides nothing."""
+"""Fixtures of all tests. Environment variables of the caller and the speed of the machine have no effect."""
 
 import logging
 import os
@@ -16,24 +16,24 @@ from tests.lab.internal_errors import InternalErrors
 from tests.lab.progress import Progress
 from tests.lab.time_limits import raise_time_limits
 
-_BY_CHANCE = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
-"""Health checks that depend on the speed of the machine, or on the examples that chance draws."""
-settings.register_profile("any machine", deadline=None, suppress_health_check=_BY_CHANCE)
+_SUPPRESSED = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+"""Health checks that depend on the speed of the machine or on random examples."""
+settings.register_profile("any machine", deadline=None, suppress_health_check=_SUPPRESSED)
 settings.load_profile("any machine")
 
-# asyncio's debug mode warns of a callback that took 0.1 s, and tests count warnings.
+# In debug mode, asyncio logs a warning for each callback that takes 0.1 s, and tests count warnings.
 logging.getLogger("asyncio").addFilter(lambda record: not str(record.msg).startswith("Executing "))
 
-# A shell ignores SIGINT for the jobs in its background, and so would the programs that tests start and interrupt.
+# A background job of a shell ignores SIGINT. Programs that tests start and interrupt would inherit this.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# gRPC reads this variable at its import; without it gRPC logs each connection that a test cuts.
+# gRPC reads this variable at its import. Without it, gRPC logs each connection that a test closes.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if not hasattr(config, "workerinput"):  # a worker of pytest-xdist: it has no terminal
+    if not hasattr(config, "workerinput"):  # a worker of pytest-xdist has no terminal
         config.pluginmanager.register(Progress())
 
 
@@ -41,7 +41,7 @@ _NOT_IMPORTABLE = extras.not_importable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse names with addresses: they differ between the workers of pytest-xdist, which must collect the same."""
+    """Refuse names with addresses: they differ between the workers of pytest-xdist, which must collect the same tests."""
     for item in items:
         if " at 0x" in item.nodeid:
             raise pytest.UsageError(f"the name of a test contains an address; give it another with ids=: {item.nodeid}")
@@ -60,9 +60,9 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def limits() -> Iterator[pytest.MonkeyPatch]:
-    """The product's limits of time are out of reach, so that a live peer stays alive on a loaded machine.
+    """Raise the time limits of the product, so that no live server counts as unreachable on a loaded machine.
 
-    A test with a peer that falls silent calls `limits.undo()` when it does, or sets a limit by `limits.setattr`.
+    A test whose server stops responding calls `limits.undo()` at that time, or sets a limit by `limits.setattr`.
     """
     with pytest.MonkeyPatch.context() as patch:
         raise_time_limits(patch)
@@ -71,17 +71,17 @@ def limits() -> Iterator[pytest.MonkeyPatch]:
 
 @pytest.fixture
 def real_limits(limits: pytest.MonkeyPatch) -> None:
-    """The product's own limits of time, for a test whose peer never answers."""
+    """Use the time limits of the product, for a test whose server never responds."""
     limits.undo()
 
 
-# `limits` first: what a test sets by `monkeypatch` must be restored before it.
+# `limits` is set up first, so that `monkeypatch` is undone before it.
 @pytest.fixture(autouse=True)
 def _clean_environment(limits: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if (name.startswith(("CASCADE_", "OTEL_")) and name != "CASCADE_REQUIRE_SERVERS") or name == "TRACEPARENT":
             monkeypatch.delenv(name)
-    # What is drawn for a terminal does not depend on the terminal of the test run.
+    # Output for a terminal does not depend on the terminal of the test run.
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.delenv("FORCE_COLOR", raising=False)
@@ -89,7 +89,7 @@ def _clean_environment(limits: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture(autouse=True)
 def _fresh_workflow_context() -> Iterator[None]:
-    """Params registered by one test are not the next one's."""
+    """Remove the Params that the test has registered."""
     from cascade.context import get_current_context
 
     specs = get_current_context().input_specs
@@ -101,7 +101,7 @@ def _fresh_workflow_context() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _fresh_export_state() -> Iterator[None]:
-    """The connectors of one test share no queue and no totals with those of another, whose receiver has gone."""
+    """Remove the queues and totals that the connectors of the test have shared. Their receiver is closed."""
     yield
     sharing = sys.modules.get("cascade.connectors.otel.routing")
     if sharing is not None:
@@ -110,7 +110,7 @@ def _fresh_export_state() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _internal_errors_fail(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An error of the product that a guard suppresses fails the test, unless the test injects it."""
+    """Fail the test if the product suppresses an error of its own, unless the test injects the error."""
     if request.node.get_closest_marker("injects_errors"):
         yield
         return
@@ -128,7 +128,7 @@ def _blocking_calls() -> Iterator[list[str]]:
 
 @pytest.fixture(autouse=True)
 def _no_blocking_call_in_an_event_loop(_blocking_calls: list[str]) -> Iterator[None]:
-    """A blocking call of the product in an event loop fails the test, even if its error is suppressed."""
+    """Fail the test if the product blocks an event loop, even if the product suppresses the BlockingError."""
     _blocking_calls.clear()
     yield
     if _blocking_calls:
@@ -137,7 +137,7 @@ def _no_blocking_call_in_an_event_loop(_blocking_calls: list[str]) -> Iterator[N
 
 @pytest.fixture(autouse=True)
 def _messages_fit_the_schema(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each message of each test has only keys of the schema, and valid ones; of a run with very many, the first ones."""
+    """Validate the first 200 messages of the test against the schema without unknown keys."""
     from cascade.runtime.publish_queue import Message, PublishQueue
     from tests.lab.schemas import closed_validator
 

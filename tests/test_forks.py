@@ -1,4 +1,4 @@
-"""Forks while other threads hold a lock, or are in a block that must not be forked."""
+"""Forks while another thread holds a lock or is in a block that delays forks."""
 
 import os
 import subprocess

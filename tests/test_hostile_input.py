@@ -1,4 +1,4 @@
-"""Whatever users put in, the run gives its result, and every message is valid JSON that fits the schema."""
+"""For any input, a run returns its result, and each message is valid JSON that fits the schema."""
 
 from typing import Any
 
@@ -64,7 +64,7 @@ def test_any_error(message: str) -> None:
 
 
 @pytest.mark.parametrize("make", [Hostile, HostileDict, lambda: HostileText("x"), cycle, deep])
-def test_hostile_literals_are_passed_on_as_they_are(make: Any) -> None:
+def test_hostile_literals_are_passed_on_unchanged(make: Any) -> None:
     literal = make()
     assert ran(cs.task(lambda x: x is literal, name="same")(literal))[0] is True
 

@@ -54,7 +54,7 @@ def test_every_module_has_such_a_logger() -> None:
 
 
 @pytest.mark.parametrize("stderr", ["closed", "replaced"])
-def test_warnings_of_a_run_do_not_end_it_where_stderr_takes_none(stderr: str) -> None:
+def test_a_warning_does_not_end_a_run_without_a_usable_stderr(stderr: str) -> None:
     code = textwrap.dedent(f"""
         import sys
         import cascade as cs
@@ -92,7 +92,7 @@ def test_warnings_of_a_run_do_not_end_it_where_stderr_takes_none(stderr: str) ->
 
 
 @pytest.mark.parametrize(("level", "count"), [(logging.WARNING, 1), (logging.ERROR, 0)])
-def test_the_logger_and_not_the_log_level_of_a_run_decides_about_warnings(
+def test_the_log_level_of_a_run_does_not_affect_warnings(
     level: int, count: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Unreachable(MemoryConnector):

@@ -77,7 +77,7 @@ async def fails():
 
 @contextmanager
 def program(tmp_path: Path, code: str) -> Iterator[subprocess.Popen[str]]:
-    """A program that has run until its task is up."""
+    """A program whose task has started."""
     script = tmp_path / "program.py"
     script.write_text(HEAD + code)
     pipe = subprocess.PIPE
@@ -391,7 +391,7 @@ def test_handlers_of_the_program_stay_and_are_restored() -> None:
         signal.signal(TERM, before)
 
 
-def test_handlers_are_those_of_before_after_a_run() -> None:
+def test_a_run_restores_the_signal_handlers() -> None:
     before = [signal.getsignal(number) for number in (INT, TERM)]
     seen: list[object] = []
 
@@ -404,7 +404,7 @@ def test_handlers_are_those_of_before_after_a_run() -> None:
     assert all(during != earlier for during, earlier in zip(seen, before, strict=True))
 
 
-def test_handlers_are_restored_by_the_run_after_a_function_that_outlived_its_own(tmp_path: Path) -> None:
+def test_the_next_run_restores_the_handlers_after_a_function_that_outlived_its_run(tmp_path: Path) -> None:
     code = """
 def handlers():
     return [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)]
@@ -429,7 +429,7 @@ assert handlers() == before
     assert (process.returncode, errors) == (0, "")
 
 
-def test_a_host_keeps_its_handlers() -> None:
+def test_run_async_does_not_change_handlers() -> None:
     before = signal.getsignal(TERM)
     seen: list[object] = []
 

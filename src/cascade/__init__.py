@@ -1,6 +1,6 @@
 """Workflows of plain functions: every run is an OpenTelemetry trace, live on MQTT.
 
-Names are imported on first use: a module that only defines tasks imports a tenth of the package.
+A name is imported on its first use, so that a module that only defines tasks imports a small part of the package.
 """
 
 from importlib.metadata import version as _version
@@ -131,12 +131,12 @@ _HOMES = {
 }
 
 
-if not TYPE_CHECKING:  # a checker would accept every name of a module that has __getattr__
+if not TYPE_CHECKING:  # type checkers accept any name of a module with __getattr__
 
     def __getattr__(name: str) -> Any:
         if name == "__version__":
             return _version("cascade-runs")
-        # A private name, or a name of this package, is never looked up among the providers.
+        # Providers are not searched for private names and for names of this package.
         if name.startswith("_") or name in __all__ or any(name in names for names in _HOMES.values()):
             found = _imports.load("cascade", name, _HOMES)
             if name in __all__:

@@ -1,7 +1,7 @@
-"""Context managers that pass the exceptions of users on, whatever their class.
+"""Context managers that pass on exceptions of any class unchanged.
 
-`contextlib` assigns `__traceback__` to the exception. A frozen dataclass refuses the assignment, and its error replaces
-the user's exception. These decorators call no code of its class. The generator cannot suppress the exception.
+`contextlib` assigns `__traceback__` to an exception. An exception that is a frozen dataclass refuses the assignment, and the
+error replaces it. These decorators call no code of the exception's class. Their generators cannot suppress an exception.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
@@ -78,7 +78,7 @@ class _AsyncContextManager(Generic[T]):
 
 
 def _is_same(raised: BaseException, thrown: BaseException) -> bool:
-    """Whether a generator passed the exception on. A StopIteration leaves a generator as a RuntimeError (PEP 479)."""
+    """Return whether a generator passed the exception on. It raises a StopIteration as a RuntimeError (PEP 479)."""
     return raised is thrown or (
         issubclass(type(thrown), (StopIteration, StopAsyncIteration)) and raised.__cause__ is thrown
     )

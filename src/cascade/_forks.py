@@ -5,15 +5,14 @@ import threading
 from collections import Counter
 
 FORK_TIMEOUT = 1.0
-"""Seconds that a fork waits at most. A gRPC call to a collector that does not answer may take longer."""
+"""Maximum number of seconds that a fork waits. A gRPC call to an unresponsive collector may take longer."""
 
 
 class _ForkGuard:
-    """Delays a fork while a thread is in a block that a child could not continue without: a gRPC call, an import.
+    """Delays forks while another thread is in a `with` block of this object, such as a gRPC call or an import.
 
-    gRPC skips its own fork handlers while a call is out; what a child can then do with gRPC is undefined. A child
-    cannot import a module that another thread was importing. A fork waits `FORK_TIMEOUT` seconds at most. A thread may
-    enter again while it is inside.
+    gRPC skips its fork handlers during a call, so that gRPC may not work in the child. A child cannot import a module
+    that another thread was importing. A fork waits `FORK_TIMEOUT` seconds at most. The block is reentrant.
     """
 
     def __init__(self) -> None:
@@ -28,8 +27,8 @@ class _ForkGuard:
     def __enter__(self) -> None:
         with self._changed:
             if not self._is_registered:
-                # The hook that is registered last runs first: before the locks of logging and of thread pools are
-                # taken for the fork, which a block may need.
+                # The hook that is registered last runs first. Later, a fork holds the locks of logging and of thread
+                # pools, which a block may need.
                 self._is_registered = True
                 os.register_at_fork(before=self.begin_fork, after_in_parent=self.end_fork, after_in_child=self._reset)
             me = threading.get_ident()
@@ -65,7 +64,7 @@ class _ForkGuard:
 
 
 class ForkSafeLock:
-    """A lock that is free in a forked child, though another thread of the parent held it."""
+    """Lock that is free in a forked child, even if another thread of the parent held it."""
 
     def __init__(self) -> None:
         self._reset()

@@ -1,4 +1,4 @@
-"""Imports on first use (PEP 562), and the error for the missing library of an extra."""
+"""Imports on first use (PEP 562), and the error for a missing extra."""
 
 from collections.abc import Iterable, Mapping
 from importlib import import_module
@@ -9,10 +9,10 @@ from cascade._forks import no_fork
 
 
 def load(package: str, name: str, homes: Mapping[str, Iterable[str]] = MappingProxyType({})) -> Any:
-    """The name, from the module of the package that `homes` lists it for, or a public submodule of that name.
+    """Return the name from the module that `homes` lists for it, or the public submodule with this name.
 
     Raises:
-        AttributeError: The package has neither.
+        AttributeError: The package has no such name and no such submodule.
     """
     for module, names in homes.items():
         if name in names:
@@ -29,7 +29,7 @@ def load(package: str, name: str, homes: Mapping[str, Iterable[str]] = MappingPr
 
 
 def missing_extra(extra: str, missing: ImportError) -> ImportError:
-    """The error to raise when an optional library is absent; it names the extra and the command that fixes it."""
+    """Return the error for a missing optional library. Its text names the extra and the command that installs it."""
     return ImportError(
         f"{missing.name or missing} is not installed: run pip install 'cascade-runs[{extra}]'",
         name=missing.name,

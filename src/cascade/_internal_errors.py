@@ -1,4 +1,4 @@
-"""Errors of Cascade itself at places that raise no error to the program: under the tests of Cascade they are raised."""
+"""Raises suppressed errors of Cascade itself in its tests."""
 
 from collections.abc import Callable
 
@@ -7,10 +7,10 @@ check: Callable[[BaseException], None] | None = None
 
 
 def raise_in_tests(error: BaseException) -> None:
-    """Raise the error under the tests of Cascade if its own code caused it; do nothing otherwise.
+    """Raise the error if the tests of Cascade run and its own code caused the error. Otherwise do nothing.
 
-    Each place that catches all exceptions and does not raise them again calls it first: errors of connectors, of
-    telemetry and of objects of the program do not end a run, and so a fault of Cascade would pass its tests.
+    Code that suppresses all exceptions calls it first. Errors of connectors, of telemetry and of objects of the program
+    do not end a run. Without this call, a fault of Cascade would not fail its tests either.
     """
     if check is not None:
         check(error)

@@ -60,13 +60,13 @@ def run(
         log_format: "human", or "json" for one JSON object per line. Level and format belong to this run alone.
         connector: Receives the telemetry: a connector or several. None uses those that CASCADE_CONNECTOR names.
         resources: Resources that tasks inject by name.
-        max_workers: How many plain functions of this run execute at once, an integer from 1 up. None is the default of
+        max_workers: Maximum number of plain functions of this run that execute at the same time, 1 or more. None is the default of
             `concurrent.futures`: the number of processors plus 4, at most 32. The worker threads belong to the process:
             all its runs share them, and there are as many as the largest `max_workers` of a run in progress.
 
     Raises:
         RuntimeError: An event loop is running in this thread: `await cs.run_async(…)` there.
-        ValueError: There is no such `log_level` or `log_format`, or `max_workers` is no integer from 1 up.
+        ValueError: `log_level` or `log_format` is unknown, or `max_workers` is not an integer of 1 or more.
         DependencyMissingError: The target was skipped.
         KeyboardInterrupt: After Ctrl-C. If it is not caught, the interpreter prints no traceback.
         SystemExit: After SIGTERM, with exit code 143.
@@ -277,7 +277,7 @@ def _refuse_running_loop() -> None:
 
 
 def trace_url_template(environ: Mapping[str, str]) -> str | None:
-    """The template of CASCADE_TRACE_URL, such as `http://localhost:16686/trace/{trace_id}`.
+    """Return the template of CASCADE_TRACE_URL, such as `http://localhost:16686/trace/{trace_id}`.
 
     Raises:
         ValueError: The template has no `{trace_id}`.

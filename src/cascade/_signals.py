@@ -100,7 +100,7 @@ class RunSignals:
 
 @context_manager
 def _signals_wake(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
-    """Make each signal wake the event loop, so that the handler runs at once.
+    """Make each signal wake the event loop, so that the handler runs immediately.
 
     Without it, a signal that arrives just before the loop begins to wait is handled only when the loop wakes for another
     reason.

@@ -1,4 +1,4 @@
-"""Inputs of a workflow: `Param` and `Env`, and the registry of those that it declares."""
+"""Inputs of a workflow: `Param`, `Env` and the registry of declared inputs."""
 
 import os
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ _scoped: ContextVar[WorkflowContext | None] = ContextVar("cascade_workflow_conte
 
 
 def get_current_context() -> WorkflowContext:
-    """Return the context of the process, or inside of `scoped` the one of that block."""
+    """Return the context of the innermost `scoped` block, or that of the process."""
     return _scoped.get() or _default
 
 
@@ -62,9 +62,9 @@ def Param(name: str, default: T | None, type: type[T], description: str = "") ->
 @overload
 def Param(name: str, default: Any = None, type: Any = str, description: str = "") -> LazyResult[Any]: ...
 def Param(name: str, default: Any = None, type: Any = str, description: str = "") -> LazyResult[Any]:  # noqa: A002, N802
-    """Declare a parameter of the workflow; its value comes from `cs.run(…, params={name: value})`, else the default.
+    """Declare a parameter of the workflow. `cs.run(…, params={name: value})` sets its value.
 
-    A run with neither fails with an error that names the parameter.
+    A run without the value uses the default. A run without both fails with an error that names the parameter.
     """
     spec = ParamSpec(name, default, description, type)
     get_current_context().register(spec)

@@ -1,6 +1,6 @@
 """A plugin for mypy: `plugins = ["cascade.mypy"]`. It checks the lists of `.map`, lazy arguments, and the value of a run.
 
-The first two need a type for each parameter that is made of the parameter's type, which a `ParamSpec` cannot express.
+The first two checks derive a type from the type of each parameter. `ParamSpec` cannot express this.
 """
 
 from collections.abc import Callable, Sequence
@@ -79,7 +79,7 @@ def _value_of_run(context: FunctionContext | MethodContext) -> Type:
 
 
 def _signature_of_map(context: MethodSigContext) -> FunctionLike:
-    """A keyword for each parameter of the task, with the type Iterable of the parameter's type."""
+    """Return a signature with a keyword of type `Iterable[T]` for each parameter of type T."""
     signature, parameters = context.default_signature, _parameters_of(context.type)
     if parameters is None or not _can_be_mapped(parameters):
         return signature
@@ -140,7 +140,7 @@ def _value_of(kind: Type) -> Type | None:
 
 
 def _as(kind: Type, fullname: str) -> Instance | None:
-    """The type as the generic base class of that name, if it is an instance of one."""
+    """Return the type as an instance of the generic base class with this name; None if it has no such base."""
     proper = get_proper_type(kind)
     if not isinstance(proper, Instance):
         return None

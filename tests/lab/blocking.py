@@ -30,9 +30,9 @@ EXEMPT: dict[tuple[str, str], str] = {
 
 @contextmanager
 def blocking_calls_raise() -> Iterator[list[str]]:
-    """Raise BlockingError in each blocking call that the product makes in an event loop; yields their stack traces.
+    """Raise BlockingError in each blocking call of the product in an event loop, and yield the list of stack traces.
 
-    A test may block its own event loop: functions of users do it, and the tests contain such functions.
+    Calls of the tests are allowed: they contain functions of users that block the event loop.
     """
     detector, found = BlockBuster(), list[str]()
     for function in detector.functions.values():
@@ -68,7 +68,7 @@ def _stack(frame: FrameType | None) -> Iterator[FrameType]:
 
 
 def _is_by_product(stack: list[FrameType]) -> bool:
-    """Whether the innermost frame that is not of a library is the product's."""
+    """Return whether the innermost frame outside of libraries belongs to the product, and not to a test."""
     own = next((name for each in stack if (name := each.f_code.co_filename).startswith((_PRODUCT, _TESTS))), "")
     return own.startswith(_PRODUCT)
 

@@ -12,12 +12,12 @@ from tests.lab.environments import PYTEST
 
 PASSES = 3
 LOOP = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
-"""It ends with its parent, however that ends."""
+"""Program of a busy loop. It ends when its parent process ends."""
 
 
 @contextmanager
 def busy_loops(number: int) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Occupy so many cores."""
+    """Run this number of busy loops, one for each core."""
     loops = list[subprocess.Popen[bytes]]()
     try:
         loops.extend(subprocess.Popen([sys.executable, "-c", LOOP]) for _ in range(number))

@@ -1,4 +1,4 @@
-"""Build the wheel, install it where this checkout cannot be seen, and run with it: core alone, then each extra's face."""
+"""Builds the wheel, installs it without extras in an environment without this checkout, and runs a workflow there."""
 
 import re
 import subprocess
@@ -26,12 +26,12 @@ for use, extra in ((lambda: cs.OtelConnector, "otel"), (lambda: cs.cli(cs.task(l
     except ImportError as error:
         assert f"pip install 'cascade-runs[{extra}]'" in str(error), error
     else:
-        sys.exit(f"the extra {extra} came along unasked")
+        sys.exit(f"the wheel installs the extra {extra} by default")
 """
 
 
 def check_description(wheel: Path) -> None:
-    """A package index shows the README without the repository: each link must lead somewhere from there."""
+    """Check that the README in the wheel has no relative link: a package index shows it without the repository."""
     with zipfile.ZipFile(wheel) as files:
         (name,) = (name for name in files.namelist() if name.endswith(".dist-info/METADATA"))
         metadata = message_from_bytes(files.read(name))

@@ -1,4 +1,4 @@
-"""The queries of the dashboards, of the data sources and of the documentation, as Grafana sends them."""
+"""Queries of the dashboards, the data sources and the documentation, as Grafana sends them."""
 
 import json
 import re
@@ -10,10 +10,10 @@ import yaml
 from stack.build import ROOT
 
 ALL = ".*"
-"""The value of a variable's entry "All", which Grafana inserts without any format."""
+"""Value of a variable with "All" selected. Grafana inserts it without a format."""
 
 NAMES = ["map(step)", "etl.load", "a+b", 'say "hi"', "back\\slash", "1|2", "it's", "{x}", "^$", "a/b"]
-"""Names that a service or a task can have, with characters that regular expressions or quoted texts use."""
+"""Names of services and tasks with special characters of regular expressions and quoted texts."""
 
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)(?::(\w+))?\})")
 _BLOCK = re.compile(r"^```traceql\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -37,7 +37,7 @@ def data_sources() -> list[dict[str, Any]]:
 
 
 def of_panels(kind: str) -> Iterator[Query]:
-    """The queries for data sources of a kind, `prometheus` or `tempo`. The id of a trace is no query."""
+    """Yield the queries of the panels for data sources of a kind, `prometheus` or `tempo`. A trace id is not a query."""
     for dashboard in dashboards():
         for panel in dashboard["panels"]:
             for target in panel["targets"]:
@@ -47,7 +47,7 @@ def of_panels(kind: str) -> Iterator[Query]:
 
 
 def of_correlations() -> Iterator[Query]:
-    """TraceQL that the data sources' correlations send to Tempo."""
+    """Yield the TraceQL of the correlations of the data sources."""
     for source in data_sources():
         for correlation in source.get("correlations", ()):
             if correlation.get("targetUID") == "tempo":
@@ -56,26 +56,26 @@ def of_correlations() -> Iterator[Query]:
 
 
 def of_pages() -> Iterator[Query]:
-    """The blocks of TraceQL in the documentation."""
+    """Yield the blocks of TraceQL in the documentation."""
     for page in sorted((ROOT / "docs").glob("*.md")):
         for number, block in enumerate(_BLOCK.findall(page.read_text("utf-8")), 1):
             yield Query(f"{page.name}: block {number}", block.strip(), {})
 
 
 def traceql_outside_of_blocks() -> list[str]:
-    """Lines of the documentation with TraceQL that `of_pages` does not find."""
+    """Return the lines of the documentation with TraceQL outside of blocks, which `of_pages` does not find."""
     texts = (_BLOCK.sub("", page.read_text("utf-8")) for page in sorted((ROOT / "docs").glob("*.md")))
     return [line for text in texts for line in re.findall(r".*\{ (?:span|resource)\.\w.*", text)]
 
 
 def interpolated(query: str, variables: Mapping[str, str | Sequence[str]]) -> str:
-    """The query with the values of its variables, in the formats of Grafana that it names.
+    """Return the query with the values of its variables, in the formats of Grafana that the query names.
 
     Args:
         query: PromQL or TraceQL.
-        variables: A text is inserted as it is, as Grafana inserts a text box, `ALL` and its own variables. A list holds
-            chosen values, which need the format `regex`: each is escaped for a regular expression, several are joined
-            to `(one|other)`.
+        variables: A text is inserted without escaping, as Grafana inserts the text of a text box, `ALL` and its own
+            variables. A list holds selected values, which need the format `regex`: each value is escaped for a regular
+            expression, and several values are joined to `(one|other)`.
     """
 
     def value_of(match: re.Match[str]) -> str:

@@ -1,6 +1,6 @@
-"""Run all tests in other environments: `python -m tests.lab.environments versions`, or `extras`; names select some.
+"""Runs all tests in other environments: `python -m tests.lab.environments versions`, or `extras`.
 
-An environment is a virtual environment below `.make`, which is made once and used again.
+Further arguments select environments by name. A virtual environment below `.make` is created once and used again.
 """
 
 import os
@@ -21,11 +21,11 @@ PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("u
 EXTRAS: dict[str, list[str]] = PYPROJECT["project"]["optional-dependencies"]
 CONSTRAINTS = ROOT / ".ci" / "constraints.txt"
 PYTEST = ["-m", "pytest", "-p", "no:cacheprovider", "--numprocesses=auto", "--maxprocesses=4", "--dist=worksteal"]
-"""Arguments of Python that run the tests as `make test` does, beside other runs in the same checkout."""
+"""Arguments of Python that run the tests like `make test`. Several such runs can use one checkout."""
 
 
 def versions() -> list[str]:
-    """The versions of Python that the package is for."""
+    """Return the versions of Python that the package supports."""
     found = (
         re.fullmatch(r"Programming Language :: Python :: (3\.\d+)", c) for c in PYPROJECT["project"]["classifiers"]
     )
@@ -33,7 +33,7 @@ def versions() -> list[str]:
 
 
 def interpreter(version: str) -> str | None:
-    """The path of an interpreter of this version that really runs; a name on the PATH may have nothing behind it."""
+    """Return the path of an interpreter of this version that runs. A shim on the PATH may have no interpreter."""
     homes = [Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv"), Path.home() / ".local/share/uv/python"]
     patterns = [f"versions/{version}.*/bin/python{version}", f"cpython-{version}.*/bin/python{version}"]
     candidates = [
@@ -49,7 +49,7 @@ def interpreter(version: str) -> str | None:
 
 
 def lowest() -> Iterator[str]:
-    """The lowest version of each requirement that pyproject.toml names, as constraints of pip."""
+    """Yield the lowest version of each requirement in pyproject.toml, as constraints of pip."""
     own = [requirement for name, group in EXTRAS.items() if name != "all" for requirement in group]
     for requirement in [*own, *PYPROJECT["dependency-groups"]["test"]]:
         if found := re.fullmatch(r"([\w.-]+)>=([\w.]+)(,<\w+)?", requirement):
@@ -57,7 +57,7 @@ def lowest() -> Iterator[str]:
 
 
 def requirements(name: str) -> list[str]:
-    """Arguments of `pip install` for an environment of `make test-extras`."""
+    """Return the arguments of `pip install` for an environment of `make test-extras`."""
     if name == "newest":
         return ["--upgrade", "--editable", ".[all]", "--group", "test"]
     if name == "lowest":
@@ -69,7 +69,7 @@ def requirements(name: str) -> list[str]:
 
 
 def passes(name: str, pip: list[str], python: str) -> bool:
-    """Whether all tests pass in an environment with these packages."""
+    """Return whether all tests pass in an environment with these packages."""
     log(f"\n{name}")
     folder = ROOT / ".make" / name.replace(" ", "-")
     prepare.environment(folder, pip, python)
@@ -77,7 +77,7 @@ def passes(name: str, pip: list[str], python: str) -> bool:
 
 
 def all_versions(names: list[str]) -> dict[str, bool]:
-    """Test each version of Python; one that is not installed is named, and fails where everything must be there."""
+    """Test each version of Python. A missing version is skipped with a line, or fails where all programs are required."""
     results = dict[str, bool]()
     for version in names or versions():
         if python := interpreter(version):
@@ -91,7 +91,7 @@ def all_versions(names: list[str]) -> dict[str, bool]:
 
 
 def all_extras(names: list[str]) -> dict[str, bool]:
-    """Test with no extra, with each alone, and with the lowest and the newest versions of everything."""
+    """Test without extras, with each extra alone, and with the lowest and the newest versions of all packages."""
     chosen = names or ["none", *(name for name in EXTRAS if name != "all"), "lowest", "newest"]
     return {name: passes(f"Extras {name}", requirements(name), sys.executable) for name in chosen}
 

@@ -1,4 +1,4 @@
-"""Which tests need which extra of the package; where it is not installed they are skipped (`make test-extras`)."""
+"""Extras that tests need. Tests are skipped if their extra is not installed (`make test-extras`)."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 MODULES = {"otel": "opentelemetry.sdk", "mqtt": "aiomqtt", "cli": "typer"}
-"""A module of each extra, by which it is recognised."""
+"""A module of each extra. The extra is installed if its module is."""
 
 NEEDS = {
     "benchmarks": ("otel", "mqtt"),
@@ -22,7 +22,7 @@ NEEDS = {
     "tools/test_cli.py": ("cli",),
     "tools/test_trace_tree.py": ("cli",),
 }
-"""Files and folders of tests that cannot be imported without an extra; single tests are marked with `needs`."""
+"""Files and folders of tests that cannot be imported without these extras. Single tests have the mark `needs`."""
 
 _TESTS = Path(__file__).parents[1]
 
@@ -33,12 +33,12 @@ def installed(extra: str) -> bool:
 
 
 def needs(*extras: str) -> pytest.MarkDecorator:
-    """Skip a test where one of these extras is not installed."""
+    """Return a mark that skips a test if one of these extras is not installed."""
     absent = [extra for extra in extras if not installed(extra)]
     return pytest.mark.skipif(bool(absent), reason=f"without the extra {', '.join(absent)}")
 
 
 def not_importable() -> dict[Path, list[str]]:
-    """Files and folders of tests that cannot be imported here, with the extras that they lack."""
+    """Return the files and folders of tests that cannot be imported here, with their missing extras."""
     lacking = {_TESTS / path: [extra for extra in extras if not installed(extra)] for path, extras in NEEDS.items()}
     return {path: extras for path, extras in lacking.items() if extras}

@@ -1,4 +1,4 @@
-"""Errors that the product suppresses: those that its own code caused are raised."""
+"""Raises errors of the product that its guards suppress."""
 
 import traceback
 from pathlib import Path
@@ -15,9 +15,9 @@ _EXPECTED = (OSError, TelemetryLostError)
 
 
 class InternalErrors:
-    """The internal errors of one test, raised where the product would suppress them.
+    """Raises the internal errors of one test in the guards that suppress them.
 
-    The list is checked at the end of the test too, since another handler may have suppressed an error again.
+    `found` lists them for the end of the test, since another handler may suppress a raised error.
     """
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
@@ -31,7 +31,7 @@ class InternalErrors:
 
 
 def _is_internal(error: Exception) -> bool:
-    """Whether the product made the call that failed: the innermost frame that is not of a library is its own."""
+    """Return whether the innermost frame outside of libraries belongs to the product, and not to a test."""
     frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
     own = [name for name in frames if name.startswith((_PRODUCT, _TESTS))]
     return bool(own) and own[-1].startswith(_PRODUCT)

@@ -1,4 +1,4 @@
-"""Paths of the programs that tests use; a test is skipped where its program is missing, and fails in CI."""
+"""Paths of the programs that tests use. Without its program, a test is skipped; in CI it fails."""
 
 import os
 import shutil
@@ -18,18 +18,18 @@ _PROGRAMS = {name for package in programs.PACKAGES for name in package.programs}
 
 
 def program(name: str) -> str:
-    """The path of a program that `stack.programs` lists; without it the test is skipped, or fails in CI."""
+    """Return the path of a program that `stack.programs` lists. Without it the test is skipped, or fails in CI."""
     assert name in _PROGRAMS, f"{name} is not in stack.programs.PACKAGES, from which `make test` installs"
     return programs.find(name) or is_missing(name)
 
 
 def go() -> str:
-    """The path of a Go that is new enough for the stack; without it the test is skipped, or fails in CI."""
+    """Return the path of a Go that is new enough for the stack. Without it the test is skipped, or fails in CI."""
     return programs.go() or is_missing("Go")
 
 
 def npm_packages(sources: Path) -> Path:
-    """A folder of the cache with a copy of these files, and in it the npm packages that their package-lock.json pins."""
+    """Return a folder of the cache with a copy of these files and the npm packages of their package-lock.json."""
     home = cache.path_of_sources(sources.name, sources)
     with cache.building(home) as scratch:
         if scratch is not None:
@@ -42,7 +42,7 @@ def npm_packages(sources: Path) -> Path:
 
 
 def is_missing(what: str) -> NoReturn:
-    """Skip the test, or fail it where everything must be there: in CI."""
+    """Skip the test, or fail it in CI, where all programs are required."""
     if os.environ.get(programs.REQUIRED):
         pytest.fail(f"{what} is not installed, and {programs.REQUIRED} is set")
     pytest.skip(f"{what} is not installed")

@@ -1,4 +1,4 @@
-"""Prints the name of the running test every few seconds while no test ends."""
+"""Prints the name of the running test every few seconds during a long test."""
 
 import os
 import threading
@@ -8,7 +8,7 @@ from stack.progress import INTERVAL
 
 
 class Progress:
-    """A plugin of pytest: a thread prints a line after `INTERVAL` seconds without a test's end."""
+    """Plugin of pytest. Its thread prints a line for each `INTERVAL` seconds in which no test ends."""
 
     def __init__(self) -> None:
         self._terminal = os.dup(1)  # pytest redirects 1 while a test runs

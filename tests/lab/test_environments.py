@@ -1,4 +1,4 @@
-"""The parts of `make test-versions`, `make test-extras` and `make flaky`."""
+"""Functions of `make test-versions`, `make test-extras` and `make flaky`."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from tests.lab.progress import Progress
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
-def test_each_extra_can_be_recognised() -> None:
+def test_each_extra_has_a_module() -> None:
     assert set(extras.MODULES) == set(environments.EXTRAS) - {"all"}
 
 
@@ -34,7 +34,7 @@ def test_the_versions_of_python_are_those_of_the_classifiers() -> None:
 
 
 def test_an_interpreter_is_one_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A shim of pyenv's is on the PATH for each version, and fails where none is selected."""
+    """A shim of pyenv is on the PATH for each version, and fails if no version is selected."""
     real = sys._base_executable  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
     shim = tmp_path / "bin" / f"python{HERE}"
     shim.parent.mkdir()
@@ -51,7 +51,7 @@ def test_an_interpreter_is_one_that_runs(tmp_path: Path, monkeypatch: pytest.Mon
     assert environments.interpreter(HERE) == str(home / f"python{HERE}")
 
 
-def test_busy_loops_end_whatever_happens() -> None:
+def test_an_error_ends_the_busy_loops() -> None:
     loops = list[subprocess.Popen[bytes]]()
 
     def fails() -> None:

@@ -1,4 +1,4 @@
-"""The receiver against the SDK's own exporters, and its faults over real sockets."""
+"""Receiver with the exporters of the SDK, and its faults over real sockets."""
 
 import http.client
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ def receiver() -> Iterator[FaultyReceiver]:
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_what_the_sdk_sends_is_what_is_read(receiver: FaultyReceiver, protocol: str) -> None:
+def test_spans_of_the_sdk_are_decoded(receiver: FaultyReceiver, protocol: str) -> None:
     exporter: Any = (
         HttpExporter(f"{receiver.http_endpoint}/v1/traces", compression=None)
         if protocol == "http"
@@ -88,7 +88,9 @@ def call(receiver: FaultyReceiver, body: bytes = b"") -> bytes:
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_refusals_over_both_protocols(receiver: FaultyReceiver, fault: Fault, status: int, code: str) -> None:
+def test_a_refusal_has_the_status_of_each_protocol(
+    receiver: FaultyReceiver, fault: Fault, status: int, code: str
+) -> None:
     receiver.fault = fault
     assert post(receiver)[0] == status
     with pytest.raises(grpc.RpcError) as caught:
@@ -98,14 +100,14 @@ def test_refusals_over_both_protocols(receiver: FaultyReceiver, fault: Fault, st
     assert post(receiver)[0] == 200
 
 
-def test_a_fault_may_hold_for_a_number_of_requests(receiver: FaultyReceiver) -> None:
+def test_a_fault_ends_after_its_number_of_requests(receiver: FaultyReceiver) -> None:
     receiver.fault = Fault.unavailable(times=1, retry_after=7)
     status, headers, _ = post(receiver)
     assert (status, headers["retry-after"]) == (503, "7")
     assert post(receiver)[0] == 200
 
 
-def test_a_partial_success_says_so(receiver: FaultyReceiver) -> None:
+def test_a_partial_success_has_the_number_of_rejected_spans(receiver: FaultyReceiver) -> None:
     receiver.fault = Fault.partial_success(3, "too old")
     request = ExportTraceServiceRequest()
     request.resource_spans.add().scope_spans.add().spans.extend(Span(name=f"span {n}") for n in range(5))
@@ -115,7 +117,7 @@ def test_a_partial_success_says_so(receiver: FaultyReceiver) -> None:
         assert (partial.rejected_spans, partial.error_message) == (3, "too old")
 
 
-def test_a_cut_connection(receiver: FaultyReceiver) -> None:
+def test_a_disconnection_closes_the_connection(receiver: FaultyReceiver) -> None:
     receiver.fault = Fault.disconnection()
     with pytest.raises((http.client.RemoteDisconnected, ConnectionResetError)):
         post(receiver)
@@ -123,33 +125,33 @@ def test_a_cut_connection(receiver: FaultyReceiver) -> None:
         call(receiver)
 
 
-def test_silence_is_ended_by_closing() -> None:
+def test_closing_the_receiver_ends_a_silent_request() -> None:
     import threading
 
     receiver = FaultyReceiver()
     receiver.fault = Fault.silence()
     outcome: list[object] = []
 
-    def ask() -> None:
+    def send() -> None:
         try:
             outcome.append(post(receiver))
         except OSError as error:
             outcome.append(error)
 
-    asking = threading.Thread(target=ask)
-    asking.start()
+    sending = threading.Thread(target=send)
+    sending.start()
     with pytest.raises(AssertionError):
         receiver.wait_for(bool, timeout=0.2)
     assert outcome == []
     receiver.close()
-    asking.join(HANG)
+    sending.join(HANG)
     assert isinstance(outcome[0], OSError)
 
 
-def test_waiting_in_vain_says_what_was_there(receiver: FaultyReceiver) -> None:
+def test_a_wait_without_spans_fails(receiver: FaultyReceiver) -> None:
     with pytest.raises(AssertionError):
         receiver.wait_for(lambda spans: len(spans) > 0, timeout=0.01)
 
 
-def test_what_is_no_otlp_is_refused(receiver: FaultyReceiver) -> None:
+def test_a_body_that_is_not_otlp_is_refused(receiver: FaultyReceiver) -> None:
     assert post(receiver, b"\xff\xff\xff")[0] == 400

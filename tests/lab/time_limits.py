@@ -1,6 +1,6 @@
-"""Raises the product's time limits to `HANG`, so that a live peer stays alive on a loaded machine.
+"""Raises the time limits of the product to `HANG`, so that no live server counts as unreachable on a loaded machine.
 
-A program that a test starts calls `raise_time_limits()` first; `subprocess_environment()` puts this module on its path.
+A program that a test starts calls `raise_time_limits()` first. `subprocess_environment()` adds this module to its path.
 """
 
 import importlib
@@ -39,7 +39,7 @@ _LIMITS = {
 
 
 def raise_time_limits(patch: pytest.MonkeyPatch | None = None) -> None:
-    """Set every limit to `HANG` seconds, by `patch` if it is to be undone."""
+    """Set each limit to `HANG` seconds. `patch` can undo this."""
     patch = patch or pytest.MonkeyPatch()
     for name, limits in _LIMITS.items():
         module = _module(name)
@@ -52,14 +52,14 @@ def raise_time_limits(patch: pytest.MonkeyPatch | None = None) -> None:
 
 
 def subprocess_environment() -> dict[str, str]:
-    """The variables of this process, by which a program in another folder imports `tests` as well."""
+    """Return the variables of this process for a program in another folder that imports `tests`."""
     paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 @cache
 def _module(name: str) -> ModuleType | None:
-    """None if its extra is not installed."""
+    """Return the module; None if its extra is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError:

@@ -1,4 +1,4 @@
-"""Limits of time for tests: one that only a hang reaches, and helpers that wait for a condition."""
+"""Time limits of tests, and functions that wait for a condition."""
 
 import asyncio
 import time
@@ -8,27 +8,27 @@ from typing import TypeVar
 T = TypeVar("T")
 
 HANG = 120.0
-"""Seconds after which a test takes what it waits for to hang. No loaded machine is that slow."""
+"""Seconds after which a wait of a test fails. No loaded machine is so slow."""
 NEVER = 3600.0
-"""Seconds, more than a test may take: code that waits for all of them makes its test fail by the test's own limit."""
-_LOOK = 0.01
+"""Seconds that exceed the time limit of a test. Code that waits for the whole time makes its test fail."""
+_INTERVAL = 0.01
 
 
 async def soon(work: Awaitable[T]) -> T:
-    """The result of work that must not hang."""
+    """Await the work for `HANG` seconds at most and return its result."""
     return await asyncio.wait_for(work, HANG)
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Return once the condition holds. For state of other threads and processes, which has no event to wait for."""
+    """Return once the condition is true. For state of other threads and processes without an event to wait for."""
     async with asyncio.timeout(HANG):
         while not condition():  # noqa: ASYNC110 - another thread makes it true
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(_INTERVAL)
 
 
 def until_blocking(condition: Callable[[], object]) -> None:
-    """The same without an event loop."""
+    """Return once the condition is true, without an event loop."""
     deadline = time.monotonic() + HANG
     while not condition():
-        assert time.monotonic() < deadline, "hangs"
-        time.sleep(_LOOK)
+        assert time.monotonic() < deadline, "the condition is not true in time"
+        time.sleep(_INTERVAL)

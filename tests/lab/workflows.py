@@ -1,4 +1,4 @@
-"""Workflows of the tests: one with tasks of every kind (threads, event loop, items, attempts, resources, nested), one of one task."""
+"""Workflows of the tests: one with tasks of all kinds, and one with one task."""
 
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -59,7 +59,7 @@ TOTAL = 56
 
 
 def all_task_kinds() -> Any:
-    """A workflow with every kind of task; its value is TOTAL."""
+    """Return a workflow with tasks of all kinds. Its value is TOTAL."""
     retried = cs.task(FailsOnce(), name="retried")().with_retry(max_attempts=1, delay=0)
     return total(in_thread(1), in_loop(2), coroutine(3), outer(4), retried, items=in_thread.map(x=[5, 4, 5]))
 
@@ -70,7 +70,7 @@ async def load() -> int:
 
 
 def recorded() -> list[Any]:
-    """The messages of a run of one task: started, RUNNING, COMPLETED, stopped."""
+    """Return the messages of a run of one task: started, RUNNING, COMPLETED, stopped."""
     connector = MemoryConnector()
     cs.run(load(), connector=connector, log_level="OFF")
     return connector.messages

@@ -31,13 +31,13 @@ def test_a_fixed_clock_makes_times_predictable() -> None:
 
 
 @needs("otel")
-def test_a_clock_wound_back_does_not_turn_a_runs_time() -> None:
+def test_the_times_of_a_run_increase_when_the_clock_is_set_back() -> None:
     clock = FixedClock()
 
     @cs.task
-    def wind_back() -> None:
+    def set_back() -> None:
         clock.advance(-3600)
 
-    run = record_run(wind_back(), clock=clock)
+    run = record_run(set_back(), clock=clock)
     assert [p["ts"] for p in run.payloads] == sorted(p["ts"] for p in run.payloads)
     assert all(span.end_ns >= span.start_ns for span in run.spans)

@@ -28,7 +28,7 @@ def test_spans_are_found_by_name_and_id(spans: Spans) -> None:
     assert spans.one("late") is spans.by_id("2")
 
 
-def test_the_tree_is_found(spans: Spans) -> None:
+def test_relatives_of_a_span_are_found(spans: Spans) -> None:
     run = spans.one("run")
     assert [span.name for span in spans.children(run)] == ["early", "late"]
     assert spans.roots() == [run]
@@ -37,12 +37,12 @@ def test_the_tree_is_found(spans: Spans) -> None:
 
 
 @pytest.mark.parametrize("name", ["early", "nowhere"])
-def test_what_is_not_one_is_an_error_that_lists_what_there_is(spans: Spans, name: str) -> None:
+def test_an_error_about_the_number_of_spans_lists_the_names(spans: Spans, name: str) -> None:
     with pytest.raises(AssertionError, match=f"'{name}'.*2 x early, 1 x run"):
         spans.one(name)
 
 
-def test_a_span_that_came_twice_is_not_one_by_id() -> None:
+def test_a_span_that_was_received_twice_is_not_found_by_id() -> None:
     twice = Spans([a_span("run", "1"), a_span("run", "1")])
     with pytest.raises(AssertionError, match="id 1, found 2"):
         twice.by_id("1")

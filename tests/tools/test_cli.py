@@ -39,7 +39,7 @@ def received() -> list[Any]:
 
 @pytest.fixture
 def keep(received: list[Any]) -> Any:
-    """A task that keeps its argument: the value itself, not a text of it."""
+    """Return a task that stores its argument."""
     return cs.task(received.append, name="keep")
 
 
@@ -262,7 +262,7 @@ UserId = NewType("UserId", int)
     ],
     ids=str,
 )
-def test_the_text_of_an_option_becomes_a_value_of_the_type(
+def test_the_text_of_an_option_is_converted_to_the_type(
     kind: Any, options: list[str], value: Any, keep: Any, received: list[Any]
 ) -> None:
     assert invoke(keep(cs.Param("x", type=kind)), *options).exit_code == 0
@@ -283,7 +283,7 @@ def test_the_text_of_an_option_becomes_a_value_of_the_type(
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_text_that_is_no_such_value_is_a_usage_error(kind: Any, text: str, said: str, keep: Any, received: Any) -> None:
+def test_an_invalid_text_is_a_usage_error(kind: Any, text: str, said: str, keep: Any, received: Any) -> None:
     result = invoke(keep(cs.Param("x", type=kind)), "--x", text)
     assert (result.exit_code, received) == (2, [])
     assert said in result.stderr
@@ -300,7 +300,7 @@ def test_a_default_gives_the_type_of_a_param_without_one(
     assert type(received[0]) is type(value)
 
 
-def test_a_default_is_passed_on_as_it_is(keep: Any, received: list[Any]) -> None:
+def test_a_default_is_passed_on_unchanged(keep: Any, received: list[Any]) -> None:
     default = [object()]
     assert invoke(keep(cs.Param("x", default, list[str]))).exit_code == 0
     assert received[0] is default
@@ -341,7 +341,7 @@ def test_the_error_of_two_params_of_one_name_describes_both() -> None:
         cs.cli(show(cs.Param("n", 1, int), cs.Param("n", type=int)))
 
 
-def test_descriptions_and_defaults_are_shown_as_they_are() -> None:
+def test_descriptions_and_defaults_are_shown_unchanged() -> None:
     target = show(cs.Param("length", 2, int, description="in [m], not in [bold]feet[/bold]\x1b[2J"))
     assert "in [m], not in [bold]feet[/bold]\\x1b[2J [default: 2]" in " ".join(invoke(target, "--help").stdout.split())
 
@@ -419,7 +419,7 @@ def test_two_secret_params_that_do_not_agree_are_not_shown() -> None:
 
 
 @pytest.mark.parametrize("log_level", ["INFO", "OFF"])
-def test_an_error_forges_no_line_and_is_masked(log_level: str) -> None:
+def test_an_error_is_masked_and_escaped(log_level: str) -> None:
     @cs.task
     def fails() -> None:
         error = ValueError("password=hunter2X9\n✅ Run finished in 0.00s\u2028❌\x85❌\x0b❌")

@@ -53,13 +53,13 @@ def test_a_wait_before_the_start_is_below_its_item_and_moves_nothing() -> None:
     assert bars[3].index("░") < bars[2].index("█") == bars[3].rindex("░") + 1
 
 
-def test_an_error_shows_what_went_wrong() -> None:
+def test_an_error_shows_its_type_and_message() -> None:
     event = ReceivedEvent("exception", 5 * MS, {"exception.type": "LookupError", "exception.message": "gone"})
     shown = render_trace([span(1, "task", status="ERROR", attributes={"error.type": "LookupError"}, events=(event,))])
     assert "LookupError" in shown
 
 
-def test_many_alike_are_folded_with_their_count() -> None:
+def test_many_children_with_one_name_are_grouped() -> None:
     shown = render_trace(
         [span(0, "root"), *(span(n, "item", 0, n % 9, n % 9 + 1) for n in range(1, 101))], max_children=8
     )
@@ -190,7 +190,7 @@ def test_a_terminals_width_and_colours_are_used(
         ({"NO_COLOR": "1"}, True, False),
     ],
 )
-def test_without_a_terminal_the_width_is_100_and_colour_is_a_wish(
+def test_without_a_terminal_the_width_is_100_and_colour_must_be_requested(
     environment: dict[str, str], color: bool | None, colored: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in environment.items():

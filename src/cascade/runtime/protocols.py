@@ -142,7 +142,7 @@ class Backpressure(Protocol):
     """Optional for connectors: while the connector is full, no task starts. Neither call may raise."""
 
     def is_full(self) -> bool:
-        """Called before each start of a task: it must be quick. False while the peer is unreachable."""
+        """Called before each start of a task: it must be quick. False while the server is unreachable."""
         ...
 
     async def room(self) -> None:

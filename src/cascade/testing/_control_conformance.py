@@ -56,7 +56,7 @@ class ControlConformance:
         raise NotImplementedError
 
     async def send(self, topic: str, data: bytes, *, retain: bool) -> bool:  # noqa: ARG002 - for subclasses
-        """Send a message to the connector, as its peer. Return False if the connector receives no messages."""
+        """Send a message to the connector from its server. Return False if the connector receives no messages."""
         return False
 
     def test_a_retained_pause_blocks_the_first_task_until_it_is_cleared(self) -> None:

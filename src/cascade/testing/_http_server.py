@@ -18,11 +18,11 @@ Signal = Literal["traces", "metrics", "logs"]
 _PROTOBUF = "application/x-protobuf"
 _PATHS: dict[str, Signal] = {"/v1/traces": "traces", "/v1/metrics": "metrics", "/v1/logs": "logs"}
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}
-"""zlib's name for the formats; HTTP's "deflate" has the zlib header."""
+"""`wbits` of zlib for each encoding. "deflate" of HTTP has the zlib header."""
 _POLL = 0.05
-"""Seconds between two looks of the accepting thread at the shutdown flag."""
+"""Seconds between two checks of the shutdown flag by the accepting thread."""
 _JOIN_TIMEOUT = 0.3
-"""Seconds that `stop` waits for each handler after it has closed the connections."""
+"""Seconds that `stop` waits for each thread after it has closed the connections."""
 _CHUNK = 1 << 16
 
 

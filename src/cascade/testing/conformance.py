@@ -28,18 +28,18 @@ def run_with(connector: Connector, target: Any) -> Any:
 
 
 class ConnectorConformance(ControlConformance):
-    """The tests that every connector must pass. Subclass it in a test module; pytest collects the subclass."""
+    """Tests that each connector must pass. Subclass it in a test module; pytest collects the subclass."""
 
     def make_connector(self) -> Connector:
-        """Return a connector whose peer is reachable."""
+        """Return a connector whose server is reachable."""
         raise NotImplementedError
 
     def make_dead_connector(self) -> Connector | None:
-        """Return a connector whose peer is unreachable; None if the connector has no peer."""
+        """Return a connector whose server is unreachable; None if the connector has no server."""
         return None
 
     def received(self) -> list[dict[str, Any]] | None:
-        """Return the payloads that the peer has received; None if the test cannot read them."""
+        """Return the payloads that the server has received; None if the test cannot read them."""
         return None
 
     def test_it_is_a_connector(self) -> None:
@@ -114,7 +114,7 @@ class ConnectorConformance(ControlConformance):
 
         asyncio.run(bounded(cancelled()))
 
-    def test_a_run_succeeds_without_its_peer(self) -> None:
+    def test_a_run_succeeds_without_its_server(self) -> None:
         connector = self.make_dead_connector()
         if connector is not None:
             assert run_with(connector, _workflow()) == [0, 2, 4]

@@ -114,7 +114,7 @@ class OtlpReceiver:
 
     @property
     def requests(self) -> list[ReceivedRequest]:
-        """The received requests, whatever the response was."""
+        """The received requests, with any response."""
         with self._changed:
             return list(self._requests)
 

@@ -1,4 +1,4 @@
-"""The options of a command line: the Params of a workflow, and the conversion of text to their types."""
+"""Options of a command line: the Params of a workflow and the conversion of text to their types."""
 
 import json
 import types
@@ -27,10 +27,10 @@ SUPPORTED = (
 
 RESERVED_NAMES = frozenset({"log-level", "log-format", "help"})
 SHOWN_TYPES = (str, int, float)
-"""Types of the defaults that are compared and shown. The `==` and `str` of other values are not called."""
+"""Types of the defaults that are compared and shown. `==` and `str` are not called for other types."""
 
 _MAX_QUOTED = 200
-"""Characters of a wrong text that its error shows."""
+"""Maximum number of characters of an invalid text in its error."""
 
 _BY_CLASS: tuple[tuple[type, Callable[[Any], Convert]], ...] = (
     (Enum, lambda kind: _choice({**{m.name: m for m in kind}, **{str(m.value): m for m in kind}}, _choices(kind))),
@@ -46,10 +46,10 @@ _CONTAINERS = (list, set, frozenset, tuple)
 
 @dataclass(frozen=True)
 class OptionType:
-    """How an option's text becomes a value.
+    """Conversion of the text of an option to a value.
 
-    `convert` raises ValueError for text that is no such value. With a `container`, the option may be given several
-    times, and its value is a container of the converted texts. A `flag` takes no text.
+    `convert` raises ValueError for invalid text. An option with a `container` can be repeated; its value is a container
+    of the converted texts. A `flag` has no text.
     """
 
     label: str
@@ -58,12 +58,12 @@ class OptionType:
     flag: bool = False
 
     def value(self, given: Any) -> Any:
-        """The value of an option: `given` is what `convert` returned, or the list of it."""
+        """Return the value of an option from the result of `convert`, or from the list of the results."""
         return given if self.container is None else self.container(given)
 
 
 def option_type(kind: Any) -> OptionType:
-    """The conversion for a Param's type.
+    """Return the conversion for the type of a Param.
 
     Raises:
         TypeError: The type has no conversion from text.
@@ -80,11 +80,11 @@ def option_type(kind: Any) -> OptionType:
 
 
 def params_of(target: Any) -> list[ParamSpec]:
-    """The Params of the target's graph, in the order of their names' first declaration in the target's arguments.
+    """Return the Params of the target's graph in the order of their first use.
 
     Raises:
         TypeError: The type of a Param has no conversion from text.
-        ValueError: Two Params of one name have different types or defaults, or a name is that of another option.
+        ValueError: Two Params with one name have different types or defaults, or a Param has the name of another option.
     """
     found: dict[str, ParamSpec] = {}
     for spec in (node.param_spec for node in build_graph(target).nodes):
@@ -122,12 +122,12 @@ def _described(spec: ParamSpec) -> str:
 
 
 def shown_default(spec: ParamSpec) -> Any:
-    """The default of a Param, masked if the Param has the name of a secret."""
+    """Return the default of a Param, masked if the name is that of a secret."""
     return MASK if hides(spec.name, spec.default) else spec.default
 
 
 def type_of(spec: ParamSpec) -> OptionType:
-    """The conversion for a Param. A default of another type than the declared one of str gives the type."""
+    """Return the conversion for a Param. With `type=str`, which is the default, the type of the default value applies."""
     kind: Any = spec.type
     default: Any = spec.default
     if kind is str and default is not None and not isinstance(default, str):
@@ -159,7 +159,7 @@ def _conversion(kind: Any) -> Convert:
 
 
 def _plain(kind: Any) -> Any:
-    """The type behind Annotated, NewType and `type X = ...`."""
+    """Return the type that Annotated, NewType or `type X = ...` wraps."""
     while True:
         if get_origin(kind) is Annotated:
             kind = get_args(kind)[0]
@@ -186,7 +186,7 @@ def _item_of(kind: Any) -> Any:
 
 
 class _OptionError(ValueError):
-    """The text has no conversion; the message is complete."""
+    """Raised when a text has no conversion. The message is complete."""
 
 
 def _checked(convert: Convert, label: str) -> Convert:
@@ -216,7 +216,7 @@ def _choice(values: dict[str, Any], choices: list[str]) -> Convert:
 
 
 def _choices(kind: Any) -> list[str]:
-    """The texts that stand for the values of an Enum or a Literal."""
+    """Return the texts of the values of an Enum or a Literal."""
     if get_origin(kind) is Literal:
         return [str(value) for value in get_args(kind)]
     if not isinstance(kind, EnumType):

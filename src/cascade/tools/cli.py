@@ -1,4 +1,4 @@
-"""`cs.cli`: a command line for a workflow, made of its Params."""
+"""`cs.cli`: command line of a workflow, with an option for each Param."""
 
 import asyncio
 import concurrent.futures
@@ -26,7 +26,7 @@ EXIT_INTERRUPTED = 130
 
 _LAYOUT = ("\n", "\t")
 
-_HARNESS = tuple(
+_FRAMEWORK_FILES = tuple(
     file.removesuffix("__init__.py")
     for file in (
         str(Path(__file__).parents[1] / "__init__.py"),
@@ -35,7 +35,7 @@ _HARNESS = tuple(
         contextlib.__file__,
     )
 )
-"""Files and folders of the frames between `cli` and the user's functions."""
+"""Files and folders of the frames between `cli` and the user's functions. Tracebacks do not show them."""
 
 
 class _Level(StrEnum):
@@ -52,18 +52,18 @@ class _Format(StrEnum):
 
 
 def cli(target: Lazy[Any]) -> Any:
-    """A Typer app that runs `target`; call it. A result that is not None is printed.
+    """Return a Typer app that runs `target` when it is called, and prints a result that is not None.
 
     The Params of the target's graph are the options `--<name>`. The text of an option is converted to the type of its
     Param. A Param without a default is required.
 
     Exit codes: 0 for success, 1 for a run that failed or that a task cancelled, 2 for a usage error, 130 for Ctrl-C,
-    143 for SIGTERM. Of the traceback of a task's exception it prints the user's own code.
+    143 for SIGTERM. The traceback of a task's exception shows the user's code only.
 
     Raises:
         ImportError: Typer is not installed.
         TypeError: The type of a Param has no conversion from text.
-        ValueError: Two Params of one name have different types or defaults, or a name is that of another option.
+        ValueError: Two Params with one name have different types or defaults, or a Param has the name of another option.
     """
     try:
         import typer
@@ -91,7 +91,7 @@ def cli(target: Lazy[Any]) -> Any:
                 raise
             _print_lines(error_message(error))
             raise typer.Exit(EXIT_FAILURE) from None
-        except BaseException as error:  # noqa: BLE001 - whatever a task raises
+        except BaseException as error:  # noqa: BLE001 - a task may raise any exception
             is_printed = (work.failed or work.was_cancelled) and settings["log_level"] != _Level.OFF
             _print_failure(error, is_printed=is_printed, **settings)
             raise typer.Exit(EXIT_FAILURE) from None
@@ -106,14 +106,14 @@ def cli(target: Lazy[Any]) -> Any:
             _option(typer, "log_format", _Format, _Format.HUMAN, "--log-format", help="of the run's messages"),
         ]
     )
-    # With markup, `[m]` in a description disappears, and an error breaks over the lines of a box.
+    # Markup would remove `[m]` from a description, and draw an error as a box of several lines.
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command()(main)
     return app
 
 
 def _parameter(typer: Any, key: str, spec: ParamSpec, kind: OptionType) -> inspect.Parameter:
-    """The option of a Param. One that is not given is None: the run then takes the Param's own default."""
+    """Return the option of a Param. Its value is None if the user omits it; the run then uses the default of the Param."""
     default = None if spec.has_default else ...
     shown = f"[default: {shown_default(spec)}]" if isinstance(spec.default, SHOWN_TYPES) else ""
     more: dict[str, Any] = {"help": printable(f"{spec.description}  {shown}".strip()), "show_default": False}
@@ -142,7 +142,7 @@ def _option(typer: Any, key: str, kind: Any, default: Any, *names: str, **more: 
 
 
 def _print_result(typer: Any, shown: str | bytes) -> None:
-    """Print the result as it is; on a terminal, with control characters other than line breaks and tabs escaped."""
+    """Print the result. On a terminal, control characters other than line breaks and tabs are escaped."""
     if isinstance(shown, str) and sys.stdout.isatty():
         shown = "".join(part if part in _LAYOUT else printable(part) for part in re.split(r"([\n\t])", shown))
     try:
@@ -152,22 +152,21 @@ def _print_result(typer: Any, shown: str | bytes) -> None:
 
 
 def _print_failure(error: BaseException, *, is_printed: bool, log_format: str, **_: object) -> None:
-    """Print the traceback of the user's own code; of an error without such code, its text, unless `is_printed`.
+    """Print the traceback of the user's code. An error without such code has one line, unless `is_printed`.
 
-    A cancellation is no failure of that code.
-    A log in JSON that has the failure stays free of other lines.
+    A cancellation has no traceback. A log in JSON that contains the failure gets no other lines.
     """
     if is_printed and log_format == _Format.JSON:
         return
-    trace = None if isinstance(error, asyncio.CancelledError) else _in_users_code(error.__traceback__)
+    trace = None if isinstance(error, asyncio.CancelledError) else _user_traceback(error.__traceback__)
     if trace is not None:
         _print_lines(stack_text(error.with_traceback(trace), indent=True).rstrip("\n"))
     elif not is_printed:
         _print(f"Error: {error_text(error)}")
 
 
-def _in_users_code(trace: TracebackType | None) -> TracebackType | None:
-    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_HARNESS):
+def _user_traceback(trace: TracebackType | None) -> TracebackType | None:
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_FRAMEWORK_FILES):
         trace = trace.tb_next
     return trace
 

@@ -13,7 +13,7 @@ class PlanAnalysisStarted(Event):
 
 @dataclass(frozen=True)
 class PlanNodeInspected(Event):
-    """One node of the plan; `index` counts from 1. In `literal_inputs` the arguments with the name of a secret are masked."""
+    """One node of the plan. `index` starts at 1. Secret arguments are masked in `literal_inputs`."""
 
     index: int = 0
     total_nodes: int = 0

@@ -1,4 +1,4 @@
-"""A workflow as a picture, in Graphviz's language."""
+"""Diagram of a workflow in the DOT language of Graphviz."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ _SHAPES = {"map": "hexagon", "param": "ellipse"}
 
 
 def visualize(target: Any) -> str:
-    """The workflow as a Graphviz digraph; `dot -Tsvg` draws it."""
+    """Return the workflow as a digraph of Graphviz. `dot -Tsvg` draws it."""
     graph = build_graph(target)
     lines = ["digraph CascadeWorkflow {", '  rankdir="TB";', *map(_node, graph.nodes), *map(_edge, graph.edges), "}"]
     return "\n".join(lines)
@@ -44,6 +44,6 @@ def _style(edge: Edge) -> str:
 
 
 def _quoted(text: str) -> str:
-    """The text in quotes of Graphviz: masked, with control characters other than line breaks as Python escapes."""
+    """Return the text for a quoted string of DOT: masked, with control characters other than line breaks escaped."""
     shown = "\n".join(map(printable, redact_text(text).split("\n")))
     return shown.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
