@@ -60,4 +60,4 @@ def _analyze_plan(target: Any, bus: MessageBus) -> None:
 
 
 def _print(line: str) -> None:
-    print(printable(redact_text(line)))  # noqa: T201 - printing is what it is for
+    print(printable(redact_text(line)))  # noqa: T201 - the output of dry_run
