@@ -217,7 +217,7 @@ def _control_decision(event: ControlDecision, run: RunState) -> UnstampedMessage
     body = wire.ControlEvent(
         _CONTROL_ACTIONS[event.action],
         masked_name(event.scope),
-        event.constraint_type,
+        masked_name(event.constraint_type),
         None if event.constraint_id is None else masked_name(event.constraint_id),
         masked_error(event.reason),
         redact_value(event.params),

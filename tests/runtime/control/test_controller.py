@@ -145,6 +145,18 @@ async def test_secrets_in_an_id_or_a_scope_are_masked() -> None:
     assert "hunter2X9" not in str(controlled.connector.payloads)
 
 
+async def test_a_secret_in_the_type_of_a_refused_message_is_masked() -> None:
+    controlled, goes_on = ControlledEngine(), asyncio.Event()
+    run = controlled.start(cs.task(goes_on.wait, name="waiting")())
+    await controlled.wait_for(TaskExecutionStarted)
+    await controlled.send("global", "token=hunter2X9", b'{"type": "pause"}')
+    goes_on.set()
+    await soon(run)
+    (refused,) = controlled.bodies("ControlEvent")
+    assert (refused["action"], refused["constraint_type"]) == ("REFUSED", "token=***")
+    assert "hunter2X9" not in str(controlled.connector.payloads)
+
+
 async def test_running_tasks_finish_and_later_tasks_wait_after_a_pause() -> None:
     controlled, goes_on = ControlledEngine(), asyncio.Event()
 
