@@ -61,7 +61,7 @@ class Link(TypedDict):
 
 
 class ConstraintRef(TypedDict):
-    """A constraint that holds a task back."""
+    """A constraint that blocks a task."""
 
     scope: str
     """`global`, `run/{run_id}` or `task/{name or pattern}`."""

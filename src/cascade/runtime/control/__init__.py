@@ -1,1 +1,1 @@
-"""Control of runs from outside: constraints that hold back tasks, limit them, or change the capacity of resources."""
+"""Control of runs from outside: constraints that block tasks, limit them, or change the capacity of resources."""
