@@ -1,10 +1,12 @@
 import contextlib
+import gzip
 import re
 import socket
 import ssl
 import subprocess
 import threading
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from functools import partial
@@ -67,11 +69,15 @@ def server_tls(certificate: Path) -> ssl.SSLContext:
     return context
 
 
-def answer_over_tls(connection: socket.socket, certificate: Path) -> None:
-    """Accept each request of a TLS connection."""
+def answer_over_tls(
+    connection: socket.socket, certificate: Path, response: bytes = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+) -> None:
+    """Send the response to each request of a TLS connection, which ends after an incomplete response."""
     with server_tls(certificate).wrap_socket(connection, server_side=True) as wrapped:
         while wrapped.recv(65536):
-            wrapped.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            wrapped.sendall(response)
+            if not response.endswith(b"\r\n\r\n"):
+                return
 
 
 class TestHttp:
@@ -272,6 +278,73 @@ class TestHttp:
 
         with servers.raw_server(talk) as endpoint:
             assert sent(endpoint) == Reply("retry", "503 Busy")
+
+    @pytest.mark.parametrize(
+        ("status", "expected"),
+        [("503 Busy", Reply("retry", "503 Busy", 7.0)), ("400 Bad", Reply("refused", "400 Bad"))],
+    )
+    def test_an_error_whose_body_does_not_arrive_in_time_is_a_response(self, status: str, expected: Reply) -> None:
+        stop = threading.Event()
+
+        def talk(connection: socket.socket) -> None:
+            connection.recv(65536)
+            connection.sendall(f"HTTP/1.1 {status}\r\nRetry-After: 7\r\nContent-Length: 9\r\n\r\nabc".encode())
+            stop.wait(HANG)
+
+        with servers.raw_server(talk) as endpoint:
+            reply = sent(endpoint, timeout=0.5)
+            stop.set()
+        assert reply == expected
+
+    @pytest.mark.parametrize("interim", [b"102 Processing\r\n\r\n", b"103 Early Hints\r\nLink: </a>\r\n\r\n"])
+    def test_an_interim_response_is_not_the_response(self, interim: bytes) -> None:
+        finals = [b"503 Busy", b"400 Bad", b"200 OK"]
+
+        def talk(connection: socket.socket) -> None:
+            for final in finals:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 " + interim + b"HTTP/1.1 " + final + b"\r\nContent-Length: 0\r\n\r\n")
+
+        with servers.raw_server(talk) as endpoint, transport(endpoint) as opened:
+            replies = [opened.send(b"", HANG) for _ in finals]
+        assert replies == [Reply("retry", "503 Busy"), Reply("refused", "400 Bad"), Reply("accepted")]
+
+    @pytest.mark.parametrize(
+        ("encoding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress), ("gzip", bytes)]
+    )
+    def test_a_compressed_response(self, encoding: str, compress: Callable[[bytes], bytes]) -> None:
+        with servers.http_server() as server:
+            server.default_response = (200, {**PROTOBUF, "Content-Encoding": encoding}, compress(PARTIAL))
+            assert sent(server.endpoint) == Reply("accepted", "too old", rejected=3)
+
+    def test_the_next_address_is_used_if_the_kernel_has_no_socket_for_one(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        found = socket.getaddrinfo
+        unsupported = (socket.AF_INET, socket.SOCK_STREAM, 9999, "", ("127.0.0.1", 1))
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **more: [unsupported, *found(*args, **more)])
+        with servers.http_server() as server:
+            assert sent(server.endpoint) == Reply("accepted")
+
+    def test_a_library_that_replaces_ssl_sockets(self, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        wrap = ssl.SSLContext.wrap_socket
+
+        def wrap_in_another_class(context: ssl.SSLContext, *args: Any, **more: Any) -> ssl.SSLSocket:
+            """Return a socket of a fixed class, as the context of truststore does."""
+            context.sslsocket_class = ssl.SSLSocket
+            return wrap(context, *args, **more)
+
+        def talk(connection: socket.socket) -> None:
+            answer_over_tls(connection, certificate, next(responses))
+
+        responses = iter([b"HTTP/1.1 200 OK\r\nContent-Le", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"])
+        monkeypatch.setattr(ssl.SSLContext, "wrap_socket", wrap_in_another_class)
+        with servers.raw_server(talk) as endpoint:
+            secure = endpoint.replace("http://127.0.0.1", "https://localhost")
+            with transport(secure, certificate=str(certificate)) as opened:
+                replies = [opened.send(b"", HANG) for _ in range(3)]
+        cut = Reply("retry", "connection closed before an answer", unanswered=True)
+        assert replies == [cut, Reply("accepted"), Reply("accepted")]
 
     def test_a_success_without_a_length_ends_with_the_connection(self) -> None:
         def talk(connection: socket.socket) -> None:

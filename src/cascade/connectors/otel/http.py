@@ -7,6 +7,7 @@ request without limit.
 import contextlib
 import encodings.idna  # noqa: F401 - sockets import it with the first host name, which in a thread can meet a fork
 import gzip
+import io
 import math
 import socket
 import ssl
@@ -15,13 +16,14 @@ import zlib
 from base64 import b64encode
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from http.client import HTTPException, IncompleteRead
-from typing import Any, cast
+from http import HTTPStatus
+from http.client import HTTPException, HTTPResponse, IncompleteRead
+from typing import Any
 from urllib.parse import unquote
 
 from urllib3 import BaseHTTPResponse, HTTPConnectionPool, HTTPSConnectionPool, PoolManager, ProxyManager, Retry
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import HTTPError, ProtocolError
+from urllib3.exceptions import HTTPError
 from urllib3.util import Timeout, parse_url
 
 from cascade.connectors.otel import answers
@@ -34,6 +36,7 @@ _TOO_LARGE = 413
 _MAX_RESPONSE = 1 << 20  # bytes; an OTLP response has a few hundred
 _NO_RETRIES = Retry(False)  # the queue retries
 _GZIP_LEVEL = 3  # higher levels need much more time for few bytes, because spans are repetitive
+_GZIP_OR_ZLIB = zlib.MAX_WBITS + 32  # detects the header
 _FAILURES: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
     (ConnectionRefusedError, "connection refused"),
     (socket.gaierror, "host name cannot be resolved"),
@@ -83,17 +86,16 @@ class HttpTransport:
             preload_content=False,
             decode_content=False,
         )
-        with contextlib.closing(
-            response
-        ):  # a connection whose response was read to its end is back in the pool by then
+        # A connection whose response was read to its end is back in the pool by then.
+        with contextlib.closing(response):
             return self._read(response)
 
     def _read(self, response: BaseHTTPResponse) -> Reply:
         headers = response.headers
-        if 200 <= response.status < 300:  # noqa: PLR2004 - the HTTP statuses of success
+        if HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
             return answers.accepted(self._options.signal, _content(response), headers.get("content-type", ""))
         content = b""
-        with contextlib.suppress(ProtocolError):  # the status of an error is enough
+        with contextlib.suppress(HTTPError):  # the status of an error is enough
             content = _content(response)
         reason = f"{response.status} {response.reason or ''}".strip()
         if headers.get("content-type") == "application/x-protobuf":
@@ -106,10 +108,13 @@ class HttpTransport:
 
 
 def _content(response: BaseHTTPResponse) -> bytes:
-    """Return the body, or its first `_MAX_RESPONSE` bytes."""
+    """Return the body, or its first `_MAX_RESPONSE` bytes. A proxy may compress it although the request forbids that."""
     content = b""
     while (left := _MAX_RESPONSE - len(content)) and (part := response.read(left)):
         content += part
+    if response.headers.get("content-encoding", "").lower() in {"gzip", "deflate"}:
+        with contextlib.suppress(zlib.error):
+            return zlib.decompressobj(_GZIP_OR_ZLIB).decompress(content, _MAX_RESPONSE)
     return content
 
 
@@ -184,11 +189,9 @@ class _StaleConnectionError(Exception):
 
 
 class _Socket(socket.socket):
-    """Socket whose timeout limits all operations together until it is set again."""
+    """Socket whose timeout limits the sends and the start of a tunnel and of TLS together, until it is set again."""
 
     _end = math.inf
-    has_ended = False  # the server has closed the connection
-    has_responded = False
 
     def settimeout(self, value: float | None, /) -> None:
         self._end = math.inf if value is None else time.monotonic() + value
@@ -196,12 +199,6 @@ class _Socket(socket.socket):
 
     def gettimeout(self) -> float | None:
         return None if self._end == math.inf else _left(self._end)
-
-    def recv_into(self, *args: Any, **kwargs: Any) -> int:
-        super().settimeout(self.gettimeout())
-        count = super().recv_into(*args, **kwargs)
-        self.has_ended = count == 0
-        return count
 
     def send(self, data: Any, flags: int = 0) -> int:
         super().settimeout(self.gettimeout())
@@ -216,17 +213,72 @@ class _TlsSocket(_Socket, ssl.SSLSocket):
     pass
 
 
+class _Incoming(io.RawIOBase):
+    """Received data of a socket, whose timeout limits all reads together.
+
+    It works with sockets of any class: a library that replaces the module ssl, such as truststore, has its own.
+    """
+
+    def __init__(self, source: socket.socket) -> None:
+        self._source = source
+        self._end = time.monotonic() + (source.gettimeout() or 0.0)
+        self._raw = source.makefile("rb", buffering=0)  # keeps a socket open that its connection has closed
+        self.has_ended = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int | None:
+        self._source.settimeout(_left(self._end))
+        count = self._raw.readinto(buffer)
+        self.has_ended = count == 0
+        return count
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Response(HTTPResponse):
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self.fp.close()
+        self._incoming = _Incoming(sock)
+        self.fp = io.BufferedReader(self._incoming)
+
+    def begin(self) -> None:
+        """Read the headers, and skip interim responses: http.client skips only 100 and returns the others as final.
+
+        Raises:
+            IncompleteRead: The connection ended within the headers, which http.client treats as their end.
+        """
+        super().begin()
+        while self.status < HTTPStatus.OK and not self._incoming.has_ended:
+            self.headers: Any = None  # begin() returns at once if there are headers
+            super().begin()
+        if self._incoming.has_ended:
+            raise IncompleteRead(b"")
+
+
 class _Connection(HTTPConnection):
+    response_class = _Response
+    _has_responded = False
+
     def _new_conn(self) -> socket.socket:
         """Connect to the first address of the host that accepts. Each address gets its share of the time.
 
         The operating system has no time limit for the resolution of a name.
         """
+        self._has_responded = False
         deadline = time.monotonic() + float(self.timeout or 0)
         addresses = socket.getaddrinfo(self._dns_host, self.port, type=socket.SOCK_STREAM)
         error = OSError(f"{self.host} has no address")
         for index, (family, kind, number, _, address) in enumerate(addresses):
-            opened = _Socket(family, kind, number)
+            try:
+                opened = _Socket(family, kind, number)  # raises for IPv6 if the kernel has none
+            except OSError as failure:
+                error = failure
+                continue
             try:
                 opened.settimeout(_left(deadline) / (len(addresses) - index))
                 opened.connect(address)
@@ -240,17 +292,13 @@ class _Connection(HTTPConnection):
         raise error
 
     def getresponse(self) -> Any:
-        used = cast("_Socket", self.sock)
         try:
             response = super().getresponse()
         except ConnectionError as error:
-            if used.has_responded:
+            if self._has_responded:
                 raise _StaleConnectionError from error
             raise
-        if used.has_ended:  # http.client treats the end of a connection as the end of the headers
-            response.close()
-            raise IncompleteRead(b"")
-        used.has_responded = True
+        self._has_responded = True
         return response
 
 
