@@ -296,6 +296,21 @@ class TestHttp:
             stop.set()
         assert reply == expected
 
+    def test_close_ends_the_connection_that_follows_a_failed_request(self) -> None:
+        responses = iter([b"HTTP/1.1 200 OK\r\nContent-Le", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"])
+        ended = threading.Event()
+
+        def talk(connection: socket.socket) -> None:
+            connection.recv(65536)
+            connection.sendall(response := next(responses))
+            if response.endswith(b"\r\n\r\n") and not connection.recv(65536):
+                ended.set()
+
+        with servers.raw_server(talk) as endpoint:
+            with transport(endpoint) as opened:
+                assert [opened.send(b"", HANG).outcome for _ in range(2)] == ["retry", "accepted"]
+            assert ended.wait(HANG)
+
     @pytest.mark.parametrize("interim", [b"102 Processing\r\n\r\n", b"103 Early Hints\r\nLink: </a>\r\n\r\n"])
     def test_an_interim_response_is_not_the_response(self, interim: bytes) -> None:
         finals = [b"503 Busy", b"400 Bad", b"200 OK"]

@@ -66,7 +66,10 @@ class HttpTransport:
             return Reply("retry", _reason(_cause(error), timeout), unanswered=True)
 
     def close(self) -> None:
-        self._pool.clear()
+        # `clear` of urllib3 leaves the connections to the garbage collector.
+        pools = self._pool.pools
+        for key in pools.keys():  # noqa: SIM118 - the container is not iterable
+            pools[key].close()
 
     def _post(self, body: bytes, deadline: "_Deadline") -> Reply:
         try:
