@@ -15,10 +15,9 @@ _MAX_STORED = 1_000
 
 
 class SafeLogger(logging.LoggerAdapter[logging.Logger]):
-    """Logger of a module of Cascade. An exception of a handler, filter or stream ends no run.
+    """Logger that suppresses the exceptions of handlers, filters and streams, so that they cannot fail a run.
 
-    `logging` itself ignores the errors of a handler only while stderr accepts the report about them. A program may have
-    closed or replaced stderr.
+    `logging` reports the error of a handler on stderr, and may raise if the program has closed or replaced stderr.
     """
 
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
@@ -30,7 +29,7 @@ class SafeLogger(logging.LoggerAdapter[logging.Logger]):
 
 
 def get_logger(name: str) -> SafeLogger:
-    """Return the logger of a module, by its name for `logging.getLogger`."""
+    """Return the safe logger with a name, as `logging.getLogger` does."""
     logger = logging.getLogger(name)
     if make_safe not in logger.filters:
         logger.addFilter(make_safe)
@@ -40,7 +39,7 @@ def get_logger(name: str) -> SafeLogger:
 def make_safe(record: logging.LogRecord) -> bool:
     """Filter that masks secrets and escapes control characters, which texts of brokers, collectors and tasks may contain."""
     if isinstance(record.args, tuple) and record.args:
-        # Each argument separately: a name before it in the message is not its key.
+        # Each argument is masked alone, so that the text before it does not count as its key.
         record.args = tuple(arg if isinstance(arg, (int, float)) else redact_text(str(arg)) for arg in record.args)
         record.msg = record.getMessage()
     else:

@@ -21,7 +21,7 @@ _REPORTED = "_cascade_reported"
 
 
 class RunSignals:
-    """Handles SIGINT and SIGTERM inside the `with` block. A handler that the program has set itself stays.
+    """Handles SIGINT and SIGTERM inside the `with` block. A handler of the program is not replaced.
 
     Args:
         on_signal: Called in the signal handler for the first signal, with the interrupted frame.
@@ -132,10 +132,10 @@ def _replace_wakeup_fd(expected: int, new: int) -> None:
 
 
 class _Watcher:
-    """Ends the process at a signal after the first one, by the rules of the handlers, from its own thread.
+    """Thread that ends the process at a second signal, by the rules of the handlers.
 
     The interpreter calls a handler only in the main thread, between two bytecodes, and not during a call of a C function.
-    The wait for a lock is such a call, and so is the wait for threads at the exit. A signal that arrives just before the
+    Examples are the wait for a lock, and the wait for threads at the exit. A signal that arrives just before the
     wait does not interrupt it. The process has one watcher.
     """
 
@@ -178,7 +178,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _after_run(number: int, frame: FrameType | None) -> None:
-    """Handle a signal after a run that an earlier signal cancelled, and that has left functions running.
+    """Handle a signal after a run that an earlier signal cancelled and whose functions may still run.
 
     The process ends at once while these functions run, and while the interpreter waits for threads at its exit. After
     that, a signal has its default effect.
@@ -201,7 +201,7 @@ def _end_process(number: int) -> NoReturn:
 
 
 def _hide_reported() -> None:
-    """Make the interpreter print no traceback of an uncaught KeyboardInterrupt that is reported."""
+    """Suppress the traceback of an uncaught KeyboardInterrupt whose run has reported the cancellation."""
     previous = sys.excepthook
     if getattr(previous, _REPORTED, False):
         return

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class ProcessListener(Protocol):
-    """Is notified of forks and of the exit of its process."""
+    """Object that is notified of forks and of the exit of its process."""
 
     def reset_after_fork(self) -> None:
         """Discard the state of the parent. It is called in a forked child, in its only thread."""
@@ -52,7 +52,7 @@ class _Exits:
     def register(self) -> None:
         """Register with `multiprocessing`, if it is imported: now in a child, and in each child when it begins.
 
-        A child clears the registry of finalizers when it begins; then it calls those that are registered here.
+        A child first clears the registry of finalizers. Then it calls the functions that are registered here.
         """
         util = sys.modules.get("multiprocessing.util")
         if not hasattr(util, "register_after_fork") or util is None:

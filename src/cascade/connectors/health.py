@@ -8,7 +8,8 @@ FIRST_DELAY = 0.1
 MAX_DELAY = 10.0
 """Seconds. The longest delay between two attempts: a broker that restarts during a run is found within this time."""
 REFUSED_DELAY = 30.0
-"""Seconds between attempts after refused credentials. They seldom become valid, and some brokers ban clients that retry often."""
+"""Seconds between attempts after refused credentials. They seldom become valid, and some brokers ban clients that retry
+often."""
 ANSWER_TIMEOUT = 1.0
 """Seconds without an answer after which a broker counts as unreachable."""
 SHORT_TIMEOUT = 0.1
@@ -28,10 +29,10 @@ def jitter() -> float:
 
 
 class ConnectionHealth:
-    """State of the connection to one broker. The network thread writes, any thread reads.
+    """State of the connection to one broker. The network thread changes it; any thread may read it.
 
-    `silence` is the number of seconds for which that thread has waited for a due answer without any activity of the broker.
-    Time in which the operating system did not run the thread is not counted.
+    `silence` is the number of seconds for which that thread has waited for a due answer without any activity of the
+    broker. Time in which the operating system did not run the thread is not counted.
 
     Args:
         previous: The health of the previous session. Its `wait_limit` is kept.
@@ -44,7 +45,7 @@ class ConnectionHealth:
         self.wait_limit: float = ANSWER_TIMEOUT if previous is None else previous.wait_limit
         """Seconds to wait for a connection, or for any activity of the broker."""
         self.round_trip = 0.0
-        """Upper bound of a round trip in seconds. It is added to the time limits, for a distant broker."""
+        """Upper bound of a round trip in seconds. It is added to the time limits, because a broker may be distant."""
         self._reached_at = math.inf
         self.is_busy = False
         """Whether the broker has refused the connection with a transient reason code."""
@@ -82,7 +83,7 @@ class ConnectionHealth:
         self.silence += seconds
 
     def record_failed_wait(self) -> None:
-        """Record a wait without success. The next one is short if the broker has not even refused the connection."""
+        """Record a wait without success. The next wait is short if the broker sent no answer."""
         if not (self.is_alive or self.is_dead):
             self.wait_limit = SHORT_TIMEOUT
 

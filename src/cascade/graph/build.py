@@ -27,7 +27,7 @@ def build_graph(target: Any) -> Graph:
 
 
 class GraphBuilder:
-    """Builds a graph in one or several steps, with a worklist: a chain of tasks may be longer than Python's stack.
+    """Builds a graph in one or several steps. It uses a worklist, because a chain of tasks may be deeper than Python's stack.
 
     Raises:
         TypeError: The target is not a lazy result.
@@ -75,7 +75,7 @@ class GraphBuilder:
         self._generator_consumers[source.id] = node
 
     def run(self, limit: float = inf) -> bool:
-        """Continue until the graph is complete or has `limit` nodes. Returns whether it is complete."""
+        """Continue until the graph is complete or has `limit` nodes. Returns True if it is complete."""
         while self._worklist and len(self._nodes) < limit:
             lazy, node = self._worklist.pop()
             arguments = _arguments(lazy)

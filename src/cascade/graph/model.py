@@ -1,8 +1,9 @@
 """Graph of a workflow: nodes, edges, and the keys of arguments.
 
-`Node.literal_inputs` has one key for each argument: "0", "1", … for positional arguments, the name for keyword arguments. A
-keyword may look like a position, as in `f("a", **{"0": "b"})`. If it equals a position of the call, or the position after
-the last one, its key begins with two asterisks: `{"0": "a", "**0": "b"}`. Different calls have different inputs.
+`Node.literal_inputs` has one key for each argument: "0", "1", … for positional arguments, the name for keyword
+arguments. A keyword may look like a position, as in `f("a", **{"0": "b"})`. If it equals a position of the call, or the
+position after the last one, its key begins with two asterisks: `{"0": "a", "**0": "b"}`. Different calls have different
+inputs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,14 +24,14 @@ _MAX_DIGITS = 9
 
 
 class ArgKind(StrEnum):
-    """Whether a call passes an argument by position or by keyword."""
+    """Kind of an argument: positional or keyword."""
 
     POSITIONAL = "positional"
     KEYWORD = "keyword"
 
 
 class EdgeType(Enum):
-    """Why the target needs the source."""
+    """Use of the source by the target."""
 
     DATA = auto()
     """The value of the source is an argument."""
@@ -39,7 +40,8 @@ class EdgeType(Enum):
     CONSTRAINT = auto()
     """The value of the source is the amount of a system resource."""
     IMPLICIT = auto()
-    """The value is nested in an argument, in a list, a dict or a dataclass. A source with a router selects the value."""
+    """The value is nested in an argument, in a list, a dict or a dataclass. A source with a router selects the
+    value."""
     ROUTER_ROUTE = auto()
     """The source is one branch of a router. The router is an argument of the target."""
 

@@ -28,16 +28,18 @@ def to_json(graph: Graph, indent: int | None = 2) -> str:
 
     Raises:
         TypeError: A literal argument has no JSON form. The text names the node and the argument.
-        ValueError: A function cannot be imported, such as a lambda, a partial or a bound method. The text names the task.
+        ValueError: A function cannot be imported, such as a lambda, a partial or a bound method. The text names the
+            task.
     """
     return json.dumps(graph_to_dict(graph), indent=indent)
 
 
 def from_json(text: str) -> Graph:
-    """Return the graph that `to_json` has written.
+    """Return the graph of a text from `to_json`.
 
     Raises:
-        ValueError: The text is not such JSON, a function cannot be imported, or an edge refers to an unknown node.
+        ValueError: The text is not the JSON of a graph, a function cannot be imported, or an edge refers to an unknown
+            node.
     """
     return graph_from_dict(json.loads(text))
 
@@ -191,7 +193,10 @@ def _factory_name(node: Node) -> dict[str, str] | None:
 
 
 def _encode_label(node: Node) -> Any:
-    """Return the text of the label, or the import name of its function. The import of a task restores the label of the task."""
+    """Return the text of the label, or the import name of its function.
+
+    The import of a task restores the label of the task.
+    """
     label = node.label
     if label is None or isinstance(label, str) or label is _task_label(_function_name(node) or _factory_name(node)):
         return label if isinstance(label, str) else None

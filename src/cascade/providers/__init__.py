@@ -1,4 +1,4 @@
-"""Providers: further attributes `cs.<name>`, built in, registered, or from other packages."""
+"""Providers: functions with the name `cs.<name>` that are built in, registered, or from other packages."""
 
 from functools import partial
 from typing import TYPE_CHECKING

@@ -45,7 +45,10 @@ async def shell(command: str | Sequence[str], check: bool = True) -> str:
 
 
 async def _start(command: str | Sequence[str], options: dict[str, Any]) -> asyncio.subprocess.Process:
-    """Start the command. If asyncio were cancelled meanwhile, it would kill the shell without its child processes."""
+    """Start the command.
+
+    A cancellation waits for the start: otherwise asyncio would kill the shell without its child processes.
+    """
     if isinstance(command, str):
         starting = asyncio.ensure_future(asyncio.create_subprocess_shell(command, **options))
     else:
@@ -72,7 +75,7 @@ def _environment() -> dict[str, str]:
 
 
 def _injected(running: TaskContext) -> dict[str, str]:
-    """Return the values that OpenTelemetry propagates from here, if it is in use.
+    """Return the values that OpenTelemetry would propagate in this context, if it is in use.
 
     They differ from the values of the task if a sampler has dropped the task, or if `detail="run"` makes the span of the run
     current.

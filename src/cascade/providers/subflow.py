@@ -32,7 +32,7 @@ async def subflow(path: str, target: str, params: dict[str, Any] | None = None) 
 
 
 class _FreshLoader(SourceFileLoader):
-    """Neither reads nor writes bytecode: its age has a resolution of one second, so that it may be outdated."""
+    """Loader without bytecode. The time stamp of bytecode has a resolution of one second, so it may be outdated."""
 
     def path_stats(self, path: Any) -> Any:  # noqa: ARG002 - signature of the base class
         raise OSError

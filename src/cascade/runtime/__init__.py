@@ -1,4 +1,4 @@
-"""How a workflow runs. Names are imported when they are first used: a connector needs little of all this."""
+"""The engine that runs workflows. Names are imported on first use, because a connector needs few of these modules."""
 
 from typing import TYPE_CHECKING, Any
 

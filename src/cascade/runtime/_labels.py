@@ -21,7 +21,10 @@ def fixed_label(node: Node) -> str | None:
 
 
 class Labels:
-    """Calls the label functions of one run. If one fails, the label is left out, with one warning per task name."""
+    """Calls the label functions of one run.
+
+    If a function fails, the call has no label; one warning per task name is logged.
+    """
 
     def __init__(self) -> None:
         self._reported: set[str] = set()
@@ -29,8 +32,8 @@ class Labels:
     def label_of(self, node: Node, inputs: Mapping[str, Any], edges: Sequence[Edge] = ()) -> str | None:
         """Return the result of a node's label function, masked and cut to `MAX_NAME_BYTES`.
 
-        The function gets `***` for an argument that has the name of a secret, or comes from an input or a task with such a
-        name. It gets no resources.
+        The function gets `***` for an argument that has the name of a secret, or comes from an input or a task with
+        such a name. It gets no resources.
         """
         try:
             label = _call(node.label, node, hidden_secrets(inputs, node.callable_obj, edges))
@@ -52,8 +55,8 @@ class Labels:
 class _Parameters(NamedTuple):
     """Parameters of a label function.
 
-    `max_positional` is the number of positional arguments; None is unlimited. `by_name` is false if a parameter is positional-only.
-    `has_args` and `has_kwargs` are true for a function with `*args` and `**kwargs`.
+    `max_positional` is the number of positional arguments; None is unlimited. `by_name` is false if a parameter is
+    positional-only. `has_args` and `has_kwargs` are true for a function with `*args` and `**kwargs`.
     """
 
     names: frozenset[str] = frozenset()

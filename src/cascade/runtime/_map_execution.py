@@ -1,4 +1,4 @@
-"""Executes a map: one task for each index of its lists, a window of them at a time."""
+"""Executes a map: one task for each index of its lists, with a limited number of tasks in flight."""
 
 import asyncio
 from collections.abc import Callable
@@ -29,14 +29,18 @@ from cascade.spec.signature import require_items
 from cascade.telemetry.identity import item_id
 
 MAP_WINDOW = 4096
-"""Largest number of items of one map in flight: enough for any pool of workers, and at most some 10 MiB of coroutines."""
+"""Largest number of items of one map in flight. It exceeds the size of common worker pools, and the coroutines need
+about 10 MiB."""
 
 PROGRESS_NS = 1_000_000_000
 """Smallest time between two progress events of one map, in nanoseconds."""
 
 
 class MapExecution:
-    """One execution of a map: its events, and a `TaskExecution` for each item. It holds no resources: its items need them."""
+    """One execution of a map: its events, and a `TaskExecution` for each item.
+
+    It holds no resources: its items need them.
+    """
 
     def __init__(
         self,
@@ -132,7 +136,7 @@ class MapExecution:
         return MapCounts(self._done, self._failed, self._cached)
 
     def _window(self, items: "Items") -> Callable[[], int]:
-        """Return a function that returns the number of items in flight: the number of the executor's places."""
+        """Return a function that returns the largest number of items in flight: the number of the executor's places."""
         places = None
         with suppress(Exception):  # the factory raises the same error for the item itself
             places = self._run.places(_item_node(self._node, 0, items[0], items.positional))

@@ -1,4 +1,4 @@
-"""Converts the events of the engine to messages. Each kind of event has its function."""
+"""Converts the events of the engine to messages, with one function for each kind of event."""
 
 from collections.abc import Callable
 from functools import singledispatch
@@ -280,7 +280,7 @@ def _add_task(metadata: m.TaskMetadata, event: TaskEvent) -> None:
 def _ended(
     event: TaskSkipped | TaskExecutionFinished, run: RunState, start_ns: int, end_ns: int, result: m.Result
 ) -> m.TaskEndedMetadata:
-    """Return the metadata of a task that has ended. It is a hot path: each key is added only if it has a value."""
+    """Return the metadata of a task that has ended. Keys without a value are not added: this is a hot path."""
     metadata: m.TaskEndedMetadata = {"kind": event.kind, "start_ns": start_ns, "end_ns": end_ns, "result": result}
     _add_task(metadata, event)
     if event.function:
@@ -307,6 +307,6 @@ def _start(event: TaskExecutionStarted | TaskSkipped | RunStarted | ResourceEven
 
 
 def _window(event: RunFinished | TaskExecutionFinished) -> tuple[int, int]:
-    """Return the start and end in nanoseconds. An event with a duration only ends at its timestamp."""
+    """Return the start and end in nanoseconds. If an event has only a duration, its timestamp is its end."""
     end_ns = event.end_ns or round(event.timestamp * 1e9)
     return event.start_ns or end_ns - round(event.duration * 1e9), end_ns

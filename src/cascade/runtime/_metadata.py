@@ -1,6 +1,7 @@
 """Builds the values of `metadata`, and counts the spans of messages in the budget of their trace.
 
-The sizes of spans are estimates, slightly larger than the exported spans. In a full trace, texts and values are shortened.
+The sizes of spans are estimates, slightly larger than the exported spans. In a full trace, texts and values are
+shortened.
 """
 
 from collections import Counter
@@ -89,7 +90,10 @@ def decision_of(body: wire.ControlEvent, time_ns: int) -> m.Decision:
 
 
 def link_to(span: SpanRef, trace_id: str = "") -> m.Link:
-    """Return a link to a span. A link within the trace of the message, `trace_id`, has the tracestate of the message."""
+    """Return a link to a span.
+
+    A link within the trace of the message, `trace_id`, has the tracestate of the message.
+    """
     link: m.Link = {"trace_id": span.trace_id, "span_id": span.span_id}
     if span.tracestate and span.trace_id != trace_id:
         link["tracestate"] = span.tracestate
@@ -175,7 +179,7 @@ def count_attempt(metadata: m.TaskBlockedMetadata, event: TaskRetrying, run: Run
 def count_last(
     metadata: m.TaskEndedMetadata, event: TaskExecutionFinished | TaskSkipped, run: RunState, child: Child
 ) -> None:
-    """Count the spans of the last message of a child, and add the parts that have ended to the message.
+    """Count the spans of a child's last message, and add the ended parts to the message.
 
     The message is shortened if its trace is full.
     """

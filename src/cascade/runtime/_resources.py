@@ -44,10 +44,10 @@ class _Open:
 class ResourceSetup:
     """Sets up the resources that the nodes of a run need, and tears them down in reverse order.
 
-    Plain generators run in a `SerialThread` of the run, async generators in the asyncio task that runs the engine. A teardown
-    runs in the thread, the asyncio task and the context of its setup, so that a resource can use another one that is bound to
-    its thread, such as a connection of sqlite3. The thread is separate from those of the executor: long tasks do not delay a
-    teardown.
+    Plain generators run in a `SerialThread` of the run, async generators in the asyncio task that runs the engine. A
+    teardown runs in the thread, the asyncio task and the context of its setup, so that a resource can use another one
+    that is bound to its thread, such as a connection of sqlite3. The thread is separate from those of the executor:
+    long tasks do not delay a teardown.
     """
 
     def __init__(self, run: RunContext, providers: Providers) -> None:
@@ -59,7 +59,7 @@ class ResourceSetup:
         self._is_thread_stuck = False
 
     async def set_up(self, nodes: Iterable[Node]) -> None:
-        """Set up the resources of the nodes, each after the resources that it uses.
+        """Set up the resources of the nodes in the order of their dependencies.
 
         Raises:
             NameError: A resource is not registered.
@@ -75,7 +75,7 @@ class ResourceSetup:
             await self._set_up_one(name)
 
     async def tear_down(self, first: BaseException | None) -> None:
-        """Tear down all resources in reverse order, also after the error of a teardown.
+        """Tear down all resources in reverse order. An error of one teardown does not stop the others.
 
         Args:
             first: The error of the run. Errors of a teardown become notes on it.
@@ -175,7 +175,10 @@ class ResourceSetup:
             first = error = cancelled = failure = None  # their tracebacks refer to this frame
 
     async def _tear_down_one(self, resource: _Open) -> list[BaseException]:
-        """Tear down a resource. Returns the cancellation of this wait, if any, and the error of the teardown, if any."""
+        """Tear down a resource.
+
+        Returns the cancellation of this wait, if any, and the error of the teardown, if any.
+        """
         name, span = resource.name, self._span_of(resource.name, "teardown")
         errors: list[BaseException] = []
         with self._run.waiting_for(f"teardown of resource {name!r}"):
@@ -208,7 +211,7 @@ class ResourceSetup:
         return [found for found in (cancelled, error) if found is not None]
 
     async def _in_thread(self, label: str, function: Callable[[], Any], span: TaskContext) -> tuple[bool, Step]:
-        """Run a step in the thread. Returns whether it is over, and the step."""
+        """Run a step in the thread. Returns whether it has ended, and the step."""
         context = self._thread.context
         active = context.run(self._activate, span)
         step = self._thread.submit(label, function)

@@ -121,7 +121,7 @@ class RunContext:
         self.failure = None
 
     def fail(self, error: BaseException) -> str:
-        """Record the error that stops the run, and return the reason that the other tasks are cancelled with."""
+        """Record the error that stops the run, and return the reason for the cancellation of the other tasks."""
         if self.failure is None:
             self.failure = error
             ended = "was cancelled" if is_cancellation(error) else "failed"
@@ -129,7 +129,7 @@ class RunContext:
         return self.stop_reason
 
     def cancel(self, error: BaseException) -> str:
-        """Record that the run is cancelled from outside, and return the reason that its tasks are cancelled with."""
+        """Record that the run is cancelled from outside, and return the reason for the cancellation of its tasks."""
         reason = cancellation_text(error) if is_cancellation(error) else "cancelled"
         if self.failure is not None and reason == self.stop_reason:  # a map is cancelled by its own run
             return reason
@@ -203,11 +203,11 @@ class RunContext:
             self.later_errors.append(LaterError(self.clock.now_ns(), error_info(later)))
 
     def places(self, node: Any) -> Places | None:
-        """Return the places of the executor for a node, which is the one that the executor receives. None if it needs no place."""
+        """Return the executor's places for a node of the plan; None if the node needs no place."""
         return None if self._places_of is None else self._places_of(node)
 
     def permit(self, name: str, node: Any) -> Permit | None:
-        """A permit for a task of that name; None if it needs no place and no constraint can hold it back.
+        """Return a permit for a task of this name; None if it needs no place and no constraint can block it.
 
         `node` is the node that the executor gets.
         """
@@ -226,7 +226,7 @@ class RunContext:
             self.publish(event_type, fields)
 
     def publish(self, event_type: type[Event], fields: dict[str, Any]) -> None:
-        """Publish an event of this run, made of these fields and its run_id."""
+        """Publish an event of this run with these fields and the run_id."""
         fields["run_id"] = self.run_id
         self.bus.publish(event_type.made(fields))
 

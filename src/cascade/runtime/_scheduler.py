@@ -24,7 +24,8 @@ from cascade.spec.lazy_types import LazyResult, MappedLazyResult
 logger = get_logger(__name__)
 
 TYPO = 0.8
-"""Similarity, from 0 to 1, at which a name counts as misspelt: `gpuu` and `gpu` have 0.86, `cpu` and `gpu` 0.67."""
+"""Smallest similarity, from 0 to 1, of a misspelt name to the correct one: `gpuu` and `gpu` have 0.86, `cpu` and `gpu`
+0.67."""
 
 
 class Scheduler:
@@ -215,7 +216,10 @@ class Scheduler:
         )
 
     def _decided_by(self, node_id: str, nearest: str | None) -> tuple[str, ...]:
-        """Return the ids of the condition or selector that decided a skip, and of the skipped node between, without inputs."""
+        """Return the ids of the condition or selector that decided a skip, and of the skipped node between them.
+
+        Inputs are excluded.
+        """
         if nearest is None:
             return ()
         decider = self._deciders[node_id] = self._deciders.get(nearest, nearest)
@@ -228,7 +232,7 @@ def _check_names(graph: Graph, run: RunContext) -> None:
     A constraint's name without a capacity is unlimited. It is an error only if it is similar to a name with one.
 
     Raises:
-        UnknownParamError: A name in `params=` is no Param of the workflow.
+        UnknownParamError: The workflow has no Param with a name in `params=`.
         ValueError: A constraint's name is a misspelt name of a system resource.
     """
     if run.params:
@@ -259,7 +263,7 @@ def _check_constraints(node: Node, capacity: Collection[str]) -> None:
 
 
 def _check_nodes(nodes: Iterable[Node], in_edges: Mapping[str, list[Edge]], run: RunContext) -> None:
-    """Check the nodes that a run needs whatever its conditions and routes.
+    """Check the nodes that a run needs for all values of its conditions and selectors.
 
     Raises:
         MissingParamError: A parameter has no value.

@@ -130,7 +130,8 @@ class TaskExecution:
 
     def _report_failure(self, error: BaseException) -> None:
         run, description = self.run, self._describe()
-        if error is not run.failure:  # several tasks may raise one exception object: its note names the first one
+        # Several tasks may raise one exception object: the note names the first task.
+        if error is not run.failure:
             begin_ns = self.attempt_start_ns or run.start_ns
             add_task_note(error, description, attempt_start_ns=begin_ns, now_ns=run.clock.last_ns)
         run.task_failed(error, description)

@@ -21,15 +21,18 @@ class GroupOwner(Protocol):
         ...
 
     def cancel(self, error: BaseException) -> str:
-        """Called when the group is cancelled from outside. Returns the reason for the cancellation of its coroutines."""
+        """Called when the group is cancelled from outside.
+
+        Returns the reason for the cancellation of its coroutines.
+        """
         ...
 
 
 class TaskGroup:
     """Task group. The first failure cancels the other coroutines and is re-raised unchanged.
 
-    No coroutine outlives `run`. Unlike `asyncio.TaskGroup`, it ends on `finish`, and it costs a third less per coroutine:
-    it schedules no callback through the event loop.
+    No coroutine outlives `run`. Unlike `asyncio.TaskGroup`, it ends on `finish`, and it costs a third less per
+    coroutine: it schedules no callback through the event loop.
 
     Args:
         owner: Called when the group stops.
@@ -137,8 +140,7 @@ def _pause() -> Generator[None, None, None]:
 class StartThrottle:
     """Delays the start of a group's tasks while the telemetry queues are full. Calls `resume` when they have room.
 
-    While no task of the group runs, the throttle is off: the next tasks start, and each publishes that it waits for
-    telemetry.
+    While no task of the group runs, the throttle is off: the next tasks start, and publish that they wait for telemetry.
     """
 
     def __init__(self, backpressure: CombinedBackpressure, group: TaskGroup, resume: Callable[[], None]) -> None:
@@ -148,7 +150,7 @@ class StartThrottle:
         self._is_waiting = False
 
     def is_on(self) -> bool:
-        """Whether no task may start now. If so, `resume` is called later."""
+        """Return True if no task may start now; `resume` is then called later."""
         if not self._group.is_busy or not self._backpressure.is_full():
             return False
         if not self._is_waiting:
@@ -169,7 +171,9 @@ class StartThrottle:
 
 
 class WindowLimiter:
-    """Runs numbered coroutines in order. Limits the number in flight to a window, and to `BURST` starts per turn of the loop.
+    """Runs numbered coroutines in order.
+
+    Limits the number in flight to a window, and to `BURST` starts per turn of the loop.
 
     A coroutine that waits for the delay of a retry does not count, but at most `max_in_flight` are in flight.
     """
@@ -195,7 +199,7 @@ class WindowLimiter:
             del self._work
 
     def back_off(self, change: int) -> None:
-        """Count one coroutine more, or less, that waits for the delay of a retry."""
+        """Add `change` to the number of coroutines that wait for the delay of a retry."""
         self._backing_off += change
         self._schedule()
 

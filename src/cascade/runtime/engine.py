@@ -1,4 +1,4 @@
-"""The engine: its configuration, and a run from connect to disconnect."""
+"""The engine: runs workflows, from the connect of the connector to its disconnect."""
 
 import asyncio
 import inspect
@@ -45,7 +45,7 @@ DISCONNECT_TIMEOUT = 30.0
 """Seconds in addition to the attribute `flush_timeout` of a connector."""
 
 LARGE = 2_000
-"""Nodes from which on a graph is built and planned in a thread, so that the event loop stays responsive."""
+"""Number of nodes above which a thread builds and plans the graph, so that the event loop stays responsive."""
 
 
 class Engine:
@@ -66,7 +66,7 @@ class Engine:
         controller: Applies the constraints that the connector receives; None without a connector.
 
     Raises:
-        ValueError: CASCADE_TRACE_PART_SIZE or CASCADE_TRACE_PART_BYTES is no whole number above zero, or, with a
+        ValueError: CASCADE_TRACE_PART_SIZE or CASCADE_TRACE_PART_BYTES is not an integer above zero; or, with a
             connector, CASCADE_ORG_ID or CASCADE_PROJECT_ID cannot be a level of a topic.
     """
 
@@ -115,7 +115,7 @@ class Engine:
 
         Raises:
             RuntimeError: No asyncio event loop is running in this thread.
-            TypeError: The target is no lazy result.
+            TypeError: The target is not a lazy result.
             DependencyMissingError: The target was skipped.
             BaseException: The exception of the first task that failed, unchanged.
         """
@@ -191,7 +191,7 @@ async def run_nested(target: Lazy[T], params: dict[str, Any] | None = None) -> T
     """Run `target` with the engine that runs the calling task: with its connector and resources, in its trace.
 
     Raises:
-        RuntimeError: No run calls this function.
+        RuntimeError: The caller is not a task of a run.
     """
     engine = current_engine.get()
     if engine is None:

@@ -14,7 +14,7 @@ from typing import Any, Self
 from cascade.graph.model import Edge
 from cascade.spec.metadata import ConstraintRef
 
-# Not from `random`: a program may have seeded it, and its numbers must not depend on Cascade.
+# A separate generator: the program may have seeded `random`, and Cascade must not change its sequence.
 _process = os.urandom(8).hex()
 _count = itertools.count()
 
@@ -62,7 +62,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """A time during which a ready task waited. `constraint` has scope, type and id of the constraint that blocked it."""
+    """A period in which a ready task waited. `constraint` has scope, type and id of the constraint that blocked it."""
 
     reason: str
     start_ns: int
@@ -87,9 +87,10 @@ class Event:
 
     @classmethod
     def made(cls, fields: dict[str, Any]) -> Self:
-        """Make an event at a third of the constructor's cost. The event keeps the dict.
+        """Create an event at a third of the constructor's cost. The event keeps the dict.
 
-        Missing fields have the default of the class. Fields with a default factory, except the event's id, must be given.
+        Missing fields have the default of the class. Fields with a default factory, except the event's id, must be
+        given.
         """
         event = object.__new__(cls)
         fields["event_id"] = _event_id()
@@ -99,7 +100,9 @@ class Event:
 
 @dataclass(frozen=True)
 class RunStarted(Event):
-    """A run starts. `task_counts`: tasks by name, a map counts once; `inputs`: names of Params and Envs; `trace`: `RunTrace`.
+    """A run starts.
+
+    `task_counts`: tasks by name, a map counts once; `inputs`: names of Params and Envs; `trace`: `RunTrace`.
 
     `nested`: a task of a run of the same engine started it. `outer_run_id`: id of the run whose task started it in this
     process, with any engine; empty for none.
@@ -129,7 +132,7 @@ class RunFinished(Event):
 
 @dataclass(frozen=True)
 class RunStillStopping(Event):
-    """A run that a signal has cancelled waits for work that cannot be interrupted, or leaves it behind.
+    """A run that a signal has cancelled waits for work that cannot be interrupted, or ends before this work.
 
     `work`: names of tasks whose functions still run, and of setups and teardowns of resources.
     """
@@ -209,7 +212,9 @@ class _TaskEnded(TaskEvent):
 
 @dataclass(frozen=True)
 class TaskExecutionFinished(_TaskEnded):
-    """A task has ended that was executed. `counts`: of a map that has started items. `callable_obj`: the called function.
+    """An executed task has ended.
+
+    `counts`: numbers of ended items, for a map that has started items. `callable_obj`: the called function.
 
     `edges`: the edges to the task; for an item, those to its map.
     """

@@ -23,7 +23,7 @@ MAX_NOTES = 20
 """Maximum number of notes on one exception: a run with thousands of tasks may have thousands of later errors."""
 
 MAX_HISTORY = 128
-"""Attempts and waits of one task that are kept: the first 64 and the last 64. A task may be retried for weeks."""
+"""Maximum number of stored attempts, and of stored waits, of one task: the first and the last 64. Retries may last weeks."""
 
 T = TypeVar("T")
 
@@ -77,7 +77,7 @@ class MissingEnvError(CascadeRuntimeError, ValueError):
 
 
 class UnknownParamError(CascadeRuntimeError, ValueError):
-    """Raised when a name in `params` is no Param of the workflow."""
+    """Raised when the workflow has no Param with a name in `params`."""
 
     def __init__(self, name: str, known: Collection[str]) -> None:
         self.name = name
@@ -127,7 +127,7 @@ class StillRunning(asyncio.CancelledError):
 
 
 def result_of(error: BaseException | None) -> str:
-    """Return the result of an operation, as the CI/CD conventions name it. `error` is None if it succeeded."""
+    """Return the result of an operation, in the terms of the CI/CD semantic conventions. `error` is None if it succeeded."""
     if error is None:
         return "success"
     if is_cancellation(error):
@@ -149,7 +149,7 @@ _STATUS = {"success": "Succeeded", "cancellation": "Cancelled"}
 
 
 def cancellation_text(error: asyncio.CancelledError) -> str:
-    """The reason of a cancellation: "cancelled", with the message that was given to `Task.cancel`, if any."""
+    """Return the reason of a cancellation: "cancelled", with the message that was given to `Task.cancel`, if any."""
     message = error.args[0] if error.args and isinstance(error.args[0], str) else ""
     if not message or message.startswith("cancelled"):
         return message or "cancelled"
@@ -157,7 +157,7 @@ def cancellation_text(error: asyncio.CancelledError) -> str:
 
 
 def by_signal(name: str) -> str:
-    """The message to cancel a run with, for a signal such as "SIGTERM"."""
+    """Return the cancellation message for a signal such as "SIGTERM"."""
     return f"{_BY_SIGNAL}{name}"
 
 
@@ -192,7 +192,7 @@ class TaskNote(str):
 def add_task_note(error: BaseException, text: str, *, attempt_start_ns: int, now_ns: int) -> None:
     """Add the note that names the task that `error` ended, once; a cancellation gets none.
 
-    Notes from before the attempt are removed: the program raises one exception object again and again. Later notes are
+    Notes from before the attempt are removed, because a program may raise one exception object several times. Later notes are
     kept: they name the tasks of nested runs, where the exception comes from.
     """
     if is_cancellation(error):
@@ -233,7 +233,7 @@ def with_last(items: tuple[T, ...], item: T) -> tuple[T, ...]:
 
 
 class Tracebacks:
-    """Bounds the tracebacks of exception objects that the attempts of one task raise again and again.
+    """Bounds the tracebacks of exception objects that several attempts of one task raise.
 
     Each raise adds the frames of the attempt to the object's traceback. `restore` drops them after the attempt, except
     for those of the first attempt. It keeps no reference to an exception, which would keep the values of its frames.
@@ -259,7 +259,7 @@ class Tracebacks:
 
 
 def _chain_of(error: BaseException) -> Iterable[BaseException]:
-    """The exception, its causes and contexts, and those of a group: `MAX_HISTORY` at most."""
+    """Return the exception, its causes and contexts, and the exceptions of a group: at most `MAX_HISTORY`."""
     found: dict[int, BaseException] = {}
     pending = [error]
     while pending and len(found) < MAX_HISTORY:
@@ -273,7 +273,7 @@ def _chain_of(error: BaseException) -> Iterable[BaseException]:
 
 
 def traceback_of(error: BaseException) -> TracebackType | None:
-    """The traceback of an exception of any class."""
+    """Return the traceback of an exception of any class."""
     trace: TracebackType | None = _traceback_of(error)
     return trace
 

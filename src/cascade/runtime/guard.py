@@ -14,7 +14,7 @@ from cascade.telemetry.safe import error_text
 logger = get_logger(__name__)
 
 FAULTS = (Exception, asyncio.CancelledError)
-"""Errors of a plain function of a connector. A cancellation of the run arrives only where a coroutine awaits."""
+"""Errors of a plain function of a connector. A cancellation of the run is raised only in an `await`."""
 
 
 async def awaited(call: Callable[[], Awaitable[Any]], timeout: float | None = None) -> None:  # noqa: ASYNC109 - as asyncio.wait_for
@@ -35,7 +35,7 @@ async def awaited(call: Callable[[], Awaitable[Any]], timeout: float | None = No
 
 
 def is_own_cancellation(error: BaseException) -> bool:
-    """Whether the error is a cancellation of the current asyncio task, and not a CancelledError of a connector."""
+    """Return True for a cancellation of the current asyncio task, and False for a CancelledError of a connector."""
     if not isinstance(error, asyncio.CancelledError):
         return False
     task = asyncio.current_task()
@@ -43,7 +43,7 @@ def is_own_cancellation(error: BaseException) -> bool:
 
 
 def seconds_of(connector: object, name: str) -> float:
-    """Return the number of the optional attribute `flush_timeout` of a connector; 0 if it cannot be read."""
+    """Return the optional attribute `flush_timeout` of a connector in seconds; 0 if it cannot be read."""
     try:
         found = getattr(connector, name, 0.0)
     except FAULTS as error:

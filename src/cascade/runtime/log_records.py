@@ -44,7 +44,7 @@ class CorrelationFilter(logging.Filter):
 class JsonFormatter(logging.Formatter):
     """One JSON object per line, in the form of `log_format="json"`.
 
-    The keys are `timestamp` (UTC), `level`, `logger` and `message`; inside of tasks the five ids of `CorrelationFilter`,
+    The keys are `timestamp` (UTC), `level`, `logger` and `message`; inside tasks the five ids of `CorrelationFilter`,
     with or without that filter; `exception` and `stack`, if any; `data` with the values of `extra`.
     """
 
@@ -75,7 +75,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def message_of(record: logging.LogRecord) -> str:
-    """Return the text of the record. Does not raise: for arguments that do not fit, it is the unformatted message."""
+    """Return the text of the record. If the arguments do not match the message, returns the unformatted message."""
     try:
         return str.__str__(record.getMessage())
     except Exception as error:  # noqa: BLE001 - an argument's own __str__ may do anything

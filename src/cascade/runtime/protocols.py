@@ -1,4 +1,7 @@
-"""Protocols of solvers, executors, state backends and connectors. `cascade.spec.protocols` has those without types of the engine."""
+"""Protocols of solvers, executors, state backends and connectors.
+
+Protocols that use no types of the engine are in `cascade.spec.protocols`.
+"""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -43,14 +46,14 @@ class Solver(Protocol):
 
 
 class Executor(Protocol):
-    """Calls the functions of tasks, anywhere, with the caller's context variables. Nothing else calls them."""
+    """Calls the functions of tasks, in this or another process, with the caller's context variables."""
 
     async def execute(self, node: Node, args: list[Any], kwargs: dict[str, Any]) -> Any: ...
 
 
 @runtime_checkable
 class Discarding(Protocol):
-    """Optional protocol of state backends: free a value that no task of the run uses any more."""
+    """Optional for state backends: frees the values that no task of the run needs any more."""
 
     def discard_result(self, node_id: str) -> None:
         """Called once, after the node's last consumer has ended, never for the target. `has_result` may be False then."""
@@ -69,12 +72,15 @@ class PlaceRequest(Protocol):
     """A request for a place."""
 
     def withdraw(self) -> None:
-        """Do not call `granted` any more. Nothing happens if it has been called."""
+        """Cancel the request: `granted` is not called later. Has no effect after the call of `granted`."""
         ...
 
 
 class Places(Protocol):
-    """Places of one kind. Used in the event loop of the run. No call may block; a call that raises ends their use."""
+    """Places of one kind. Used in the event loop of the run.
+
+    No call may block. After a call that raises, the engine no longer uses them.
+    """
 
     @property
     def size(self) -> int | None:
@@ -86,7 +92,7 @@ class Places(Protocol):
         ...
 
     def request(self, granted: Callable[[Place], object]) -> PlaceRequest:
-        """Call `granted` with a place once one is free, in the event loop of the caller, but not before this returns.
+        """Call `granted` with a place when one is free, in the event loop of the caller, after this method has returned.
 
         An engine has at most one request for the same places at a time, so that engines can take turns.
         """
@@ -131,7 +137,7 @@ class Tracing(Protocol):
 
 @runtime_checkable
 class Capturing(Protocol):
-    """Optional for connectors: which values of the user the messages contain: `params`, `arguments`, `results`."""
+    """Optional for connectors: the user's values that the messages contain, of `params`, `arguments`, `results`."""
 
     @property
     def capture(self) -> frozenset[str]: ...
@@ -152,7 +158,7 @@ class Backpressure(Protocol):
 
 @runtime_checkable
 class Selective(Protocol):
-    """Optional for connectors: which messages the connector does not use. The engine does not make them."""
+    """Optional for connectors: the messages that the connector does not use. The engine does not create them."""
 
     @property
     def ignored(self) -> frozenset[str]:
@@ -162,8 +168,8 @@ class Selective(Protocol):
 
 @runtime_checkable
 class Unsubscribing(Protocol):
-    """Optional for connectors: end a subscription before the connection ends. Without it, subscriptions last that long."""
+    """Optional for connectors: ends a subscription. Without it, a subscription ends with the connection."""
 
     async def unsubscribe(self, topic: str, callback: MessageCallback) -> None:
-        """Stop calling `callback` for `topic`. Without a subscription, nothing happens."""
+        """Stop calling `callback` for `topic`. Has no effect without a subscription."""
         ...

@@ -12,12 +12,13 @@ from cascade.spec.protocols import Connector
 from cascade.telemetry.safe import error_text
 
 MAX_QUEUED_BYTES = 64 * 1024 * 1024
-"""Bytes of the messages in the queue. The messages of 100,000 tasks fit; the bound protects the process from a connector that hangs."""
+"""Bytes of the messages in the queue. The messages of 100,000 tasks fit; the bound protects the process from a
+connector that hangs."""
 
 MESSAGE_BYTES = 2_500
 """Estimated bytes of memory of a message without long texts."""
 HELD_BYTES = MAX_QUEUED_BYTES // 4
-"""Bytes from which on no task starts, until half of them are published."""
+"""Queued bytes above which no task starts, until half of them are published."""
 STALL_TIMEOUT = 1.0
 """Seconds without a published message after which the connector counts as stalled. Tasks do not wait for it."""
 FINAL_DRAIN_TIMEOUT = 2.0
@@ -41,8 +42,8 @@ class PublishQueue:
 
     Above `max_bytes`, the queue drops the messages that are not terminal, then the oldest terminal ones.
 
-    If the connector's attribute `waits_in_publish_queue` is True, messages stay in this queue while the connector is full,
-    until it has room or a drain ends.
+    If the connector's attribute `waits_in_publish_queue` is True, messages stay in this queue while the connector is
+    full, until it has room or a drain ends.
 
     Attributes:
         published: The number of published messages.
@@ -133,7 +134,7 @@ class PublishQueue:
             await self._abandon(target, f"not published within {timeout:g} s")
 
     async def _publish_without_waiting(self, done: asyncio.Future[None]) -> None:
-        """Publish to a full connector, which drops messages by its own priorities."""
+        """Publish although the connector is full. The connector drops messages by its own priorities."""
         self._final_drains += 1
         try:
             await asyncio.wait({done}, timeout=FINAL_DRAIN_TIMEOUT)

@@ -1,4 +1,4 @@
-"""Resolves the values of inputs, the arguments of calls and the amounts of constraints, from the state of a run."""
+"""Resolves inputs, arguments of calls, and amounts of constraints from the state of a run."""
 
 import inspect
 import os

@@ -17,9 +17,9 @@ class _Request:
 class ResourceManager:
     """Grants amounts of named resources, first come, first served per resource.
 
-    A request gets all its amounts at once or waits, so that no order of requests leads to a deadlock. Names without a
-    capacity are unlimited. An override replaces a capacity; requests above the override wait. Use it in one event loop at a
-    time.
+    A request gets all its amounts at once or waits, so that requests cannot deadlock. Names without a
+    capacity are unlimited. An override replaces a capacity; requests above the override wait. Use it in one event loop
+    at a time.
     """
 
     def __init__(self, capacity: Mapping[str, float] | None = None) -> None:
@@ -38,7 +38,7 @@ class ResourceManager:
         """Set the capacities of the given resources. Amounts above a lower capacity stay in use until their release.
 
         Raises:
-            ValueError: An amount is not a finite number from zero up.
+            ValueError: An amount is not a finite number from 0.
         """
         checked = {name: _amount("Capacity", name, value) for name, value in capacity.items()}
         self._capacity.update(checked)
@@ -140,7 +140,7 @@ class ResourceManager:
             self._used[name] += amount
 
     def _grant_heads(self, names: Iterable[str]) -> None:
-        """Grant the requests at the heads of these queues, and those that become heads of a queue."""
+        """Grant the requests at the heads of these queues, and the requests behind them."""
         pending = list(names)
         while pending:
             name = pending.pop()

@@ -1,4 +1,4 @@
-"""Subscribers that every run has: messages for the terminal, and telemetry for the connector."""
+"""Subscribers of every run: one prints messages on the terminal, the other publishes telemetry to the connector."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -63,7 +63,7 @@ class HumanReadableLogSubscriber:
         messages: The bus that the messages are printed to; the global messaging bus by default.
 
     Raises:
-        ValueError: `min_level` is no level.
+        ValueError: `min_level` is unknown.
     """
 
     def __init__(self, event_bus: MessageBus, *, min_level: str = "DEBUG", messages: Messages | None = None) -> None:
@@ -144,7 +144,7 @@ class HumanReadableLogSubscriber:
         self._messages.info("map.progress", task_name=task_name, done=counts.done, total=total, **shown)
 
     def _info(self, event: TaskEvent) -> Callable[..., None]:
-        """INFO, but DEBUG for the items of a map, of which there may be a million."""
+        """Return the function for level INFO, or DEBUG for the items of a map: a map may have a million items."""
         return self._messages.info if event.map_id is None else self._messages.debug
 
     def on_task_retrying(self, event: TaskRetrying) -> None:
@@ -161,7 +161,7 @@ class HumanReadableLogSubscriber:
         self._print_error_of_resource("resource.setup_failed", event)
 
     def on_resource_released(self, event: ResourceReleased) -> None:
-        """Print an error of a teardown, which is only a note on the error of a run that has failed or was cancelled."""
+        """Print an error of a teardown. The error of a failed or cancelled run only has a note about it."""
         self._print_error_of_resource("resource.teardown_failed", event)
 
     def _print_error_of_resource(self, msg_id: str, event: ResourceEvent) -> None:
@@ -181,7 +181,7 @@ class HumanReadableLogSubscriber:
 
 
 def _task_values(event: TaskEvent) -> dict[str, Any]:
-    """The values of a message that identify a task. The first optional one selects the text: a label precedes the index."""
+    """Return the values that identify a task in a message. A label takes precedence over the index."""
     found: dict[str, Any] = {"task_name": event.task_name}
     if event.label is not None:
         found["label"] = event.label

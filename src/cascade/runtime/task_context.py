@@ -67,7 +67,7 @@ class TaskContext:
 
     @property
     def current_span(self) -> SpanRef:
-        """The span that is current in the code of the task: the attempt with a retry policy, else the task."""
+        """The current span in the code of the task: the span of the attempt with a retry policy, else that of the task."""
         return self.trace.ref(self.trace_id, span_id(self.run_id, self.task_id, self.attempt))
 
     @property
@@ -129,7 +129,7 @@ def current_place() -> object | None:
 def context_copier() -> Callable[[], Context]:
     """Return a function that returns copies of the current context, in its present state.
 
-    Copies share the values of context variables. The value of `decimal` is mutable, so that each copy gets its own.
+    Copies share the values of context variables. Each copy gets its own context of `decimal`, which is mutable.
     """
     context = copy_context()
     decimal = sys.modules.get("decimal")

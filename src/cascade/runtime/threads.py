@@ -1,7 +1,7 @@
 """Threads that outlive the main thread, or their run.
 
-After the end of the main thread, no ThreadPoolExecutor starts a call, and `asyncio.to_thread` fails. The interpreter still
-waits for all non-daemon threads, and threads can start until these have ended.
+After the end of the main thread, no ThreadPoolExecutor starts a call, and `asyncio.to_thread` fails. The interpreter
+still waits for all non-daemon threads, and threads can start until these have ended.
 """
 
 import asyncio
@@ -65,12 +65,12 @@ _left_running: list[Callable[[], int]] = []
 
 
 def leave_running(is_running: Callable[[], int]) -> None:
-    """Register functions that outlive their run. `is_running` returns whether one of them still runs."""
+    """Register functions that may outlive their run. `is_running` returns True while one of them runs."""
     _left_running[:] = [*(other for other in _left_running if other()), is_running]
 
 
 def is_left_running() -> bool:
-    """Whether a function that has outlived its run still runs in this process."""
+    """Return True if a function is still running after the end of its run, in this process."""
     return any(is_running() for is_running in _left_running)
 
 
@@ -116,7 +116,7 @@ class Step:
         self.is_over = False
 
     def run(self) -> None:
-        """Call the function, in the thread."""
+        """Call the function. Runs in the thread of the steps."""
         function, self._function = self._function, None
         assert function is not None  # noqa: S101 - for the type checker: a step runs once
         try:
@@ -134,7 +134,9 @@ class Step:
             return
 
     async def wait(self, on_cancel: Callable[[BaseException], object]) -> bool:
-        """Wait for the end of the step. After a cancellation, wait up to `CANCEL_GRACE` seconds more. Returns whether it has ended.
+        """Wait for the end of the step.
+
+        After a cancellation, wait up to `CANCEL_GRACE` seconds more. Returns whether it has ended.
 
         `on_cancel` is called with each cancellation of the wait.
         """
@@ -153,7 +155,7 @@ class Step:
         return True
 
     def abandon(self) -> None:
-        """Log an error of the step, because no caller takes it."""
+        """Log an error of the step, because the caller no longer reads it."""
         self._is_abandoned = True
 
     def take(self) -> tuple[Any, BaseException | None, asyncio.CancelledError | None]:
@@ -206,6 +208,6 @@ class SerialThread:
                 del step
 
     def _is_orphaned(self) -> bool:
-        """Whether the interpreter is about to exit before the run could end."""
+        """Return True if the interpreter is about to exit while the run has not ended."""
         owner = self._owner
         return not threading.main_thread().is_alive() and (owner is None or owner.daemon or not owner.is_alive())

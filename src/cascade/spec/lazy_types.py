@@ -1,4 +1,4 @@
-"""Lazy results: calls that a run makes later. Chain methods change a lazy result in place and return it.
+"""Lazy results: calls of tasks that a run executes later. Chain methods change a lazy result in place and return it.
 
 A lazy result has no value before the run. An operation that needs the value raises TypeError.
 """
@@ -153,8 +153,8 @@ class Lazy(Argument, Generic[Value_co]):
     def with_label(self, label: Label) -> Self:
         """Set the label of the call, or of each item of a map: on the terminal, in messages and in `cascade.task.label`.
 
-        A function receives the arguments whose names are those of its parameters, or the first arguments if no name
-        matches, and returns a text. It runs in the event loop and must not block. Arguments with the name of a secret are
+        A function returns the label. It receives the arguments that have the names of its parameters. If no name matches,
+        it receives the first arguments. It runs in the event loop and must not block. Arguments with the name of a secret are
         masked. If it raises an error or returns another type, the call has no label, and one warning is logged. A label
         has up to 256 bytes.
 
@@ -199,7 +199,7 @@ def label_of(lazy: Any) -> Label | None:
 
 
 def require_lazy(value: object, owner: str, name: str) -> None:
-    """Raise TypeError unless `value` is a lazy result. `owner` and `name` are named in the text."""
+    """Raise TypeError unless `value` is a lazy result. The text names `owner` and `name`."""
     if not isinstance(value, (LazyResult, MappedLazyResult)):
         shown = repr(value) if value is None or isinstance(value, (bool, int)) else f"a {type(value).__name__}"
         raise TypeError(f"{owner}: {name} must be a lazy result, got {shown}; call a task to get one")
@@ -207,7 +207,7 @@ def require_lazy(value: object, owner: str, name: str) -> None:
 
 @dataclass(eq=False, repr=False)
 class LazyResult(Lazy[Value_co], Generic[Value_co]):
-    """A call of a task that a run makes later. `Value_co` is the type of its value."""
+    """A call of a task that a run executes later. `Value_co` is the type of its value."""
 
     task: Any
     args: tuple[Any, ...]
@@ -234,7 +234,10 @@ class MappedLazyResult(Lazy[list[T]], Generic[T]):
     _label: Label | None = None
 
     def __post_init__(self) -> None:
-        """Copy iterators, sets and views to lists. An iterator can be read once, and a graph finds no lazy results in a set or view."""
+        """Copy iterators, sets and views to lists.
+
+        An iterator can be read once, and a graph finds no lazy results in a set or view.
+        """
         if any(issubclass(type(value), _COPIED) for value in self.mapping_kwargs.values()):
             copies = {name: list(v) if issubclass(type(v), _COPIED) else v for name, v in self.mapping_kwargs.items()}
             self.mapping_kwargs = copies

@@ -1,4 +1,4 @@
-"""Resources: objects that a run sets up once and tears down at its end, and that its tasks share."""
+"""Resources: objects that the tasks of a run share. A run sets a resource up once and tears it down at its end."""
 
 import inspect
 from collections.abc import AsyncIterable, Callable, Iterable
@@ -43,7 +43,7 @@ def resource(
 
     Args:
         func: Yields the resource once. The code after the `yield` tears the resource down.
-        name: The name of the resource; by default that of the function.
+        name: The name of the resource; by default the name of the function.
         scope: "run", the only scope. Each run sets up the resource once and tears it down once.
 
     Raises:

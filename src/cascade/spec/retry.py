@@ -8,7 +8,7 @@ from random import SystemRandom
 from typing import Any
 
 MAX_DELAY = 86_400.0
-"""One day, in seconds. A delay that `backoff` doubles reaches weeks after some twenty retries."""
+"""One day, in seconds. Without it, a delay of one second with a `backoff` of 2 reaches 24 days at the 22nd retry."""
 
 _random = SystemRandom()  # not `random`, which the program may seed and which forked processes share
 

@@ -1,4 +1,4 @@
-"""Routers: a value of the run selects one of several branches."""
+"""Routers: select one of several branches by a value of the run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,8 @@ from cascade.spec.lazy_types import Argument, Lazy, require_lazy
 class Router(Argument):
     """Argument of a task that selects one of several branches: the task receives the value of `routes[selector]`.
 
-    `selector` and the values of `routes` are lazy results. A branch that is not selected runs only if another task uses it.
+    `selector` and the values of `routes` are lazy results. A branch that is not selected runs only if another task uses
+    it.
 
     Raises:
         TypeError: The selector or a route is not a lazy result, or `routes` is not a dict.

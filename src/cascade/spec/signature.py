@@ -1,4 +1,4 @@
-"""Checks of the function of a task, of the arguments of a call, and of the lists of a map."""
+"""Checks the function of a task, the arguments of a call, and the lists of a map."""
 
 import inspect
 from collections import UserString
@@ -17,13 +17,13 @@ _CONSTANT = "for the same value in each call, give [value] * n"
 _GENERATOR = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
 Check = Callable[..., object]
-"""Raises TypeError for arguments that the function does not accept, as a call of the function would."""
+"""Function that raises TypeError for the arguments that the task's function does not accept."""
 
 
 def check_of(function: Any, name: str) -> Check:
     """Return a function with the same parameters and no body. Its errors have the given name.
 
-    For an object without a signature, as some built-in functions, it accepts all arguments.
+    If the function has no signature, as some built-in functions, it accepts all arguments.
     """
     if isinstance(function, MethodType):
         return partial(check_of(function.__func__, name), function.__self__)
@@ -106,14 +106,16 @@ def _compiled(parameters: str) -> FunctionType:
 
 
 def require_literal_items(lists: Mapping[str, Any], owner: str) -> None:
-    """Raise TypeError unless each argument of a `.map` is lazy or has items in an order. `owner` is named in the text."""
+    """Raise TypeError unless each argument of a `.map` is lazy or an ordered collection. The text names `owner`."""
     for name, value in lists.items():
         if not issubclass(type(value), SOURCES):
             require_items(value, f"{owner}: '{name}'", is_alone=len(lists) == 1)
 
 
 def require_items(value: object, name: str, *, is_alone: bool = True) -> None:
-    """Raise TypeError unless the value has items in an order. Calls no method of the value. The text begins with `name`.
+    """Raise TypeError unless the value is an ordered collection.
+
+    Calls no method of the value. The text begins with `name`.
 
     The order of a set is arbitrary, so a set is accepted only as the single argument of a map.
     """

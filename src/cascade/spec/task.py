@@ -29,9 +29,9 @@ R = TypeVar("R")
 class Task(Generic[P, R]):
     """A function whose calls are lazy: a call returns a `LazyResult` and runs nothing.
 
-    `func` is read when the graph is built, so it may be replaced until then. A plain function runs in a worker thread if
-    `threaded` is True, in the event loop if it is False; with None the executor decides. `label` is the label of the calls.
-    A task that is defined in a class is a method: `instance.method(x)` passes the instance.
+    `func` is read when the graph is built, so it may be replaced until then. A plain function runs in a worker thread
+    if `threaded` is True, and in the event loop if it is False; the executor decides if it is None. `label` is the
+    label of the calls. A task that is defined in a class is a method: `instance.method(x)` passes the instance.
 
     Raises:
         TypeError: `func` is not callable, or a default or an argument of a partial is a lazy result.
@@ -111,7 +111,8 @@ class Task(Generic[P, R]):
         """Return a lazy result. Each argument may also be a lazy result, a Router or an Inject.
 
         Raises:
-            TypeError: The function does not accept the arguments, or an argument may hide lazy results, as an iterator does.
+            TypeError: The function does not accept the arguments, or an argument may hide lazy results, as an iterator
+                does.
         """
         self._current_check()(*args, **kwargs)
         require_visible(args, kwargs, self.name)
@@ -159,7 +160,8 @@ def task(func: Any = None, *, name: str | None = None, threaded: bool | None = N
 
     Args:
         func: A plain function or a coroutine function.
-        name: The name of the task; by default that of the function. Use few different names: they are names of spans.
+        name: The name of the task; by default the name of the function. Use few different names: they are names of
+            spans.
         threaded: False runs a fast plain function in the event loop. By default, plain functions run in worker threads.
         label: Label of each call on the terminal, in messages and in `cascade.task.label`: a text, or a function of the
             call's arguments that returns one, such as `lambda path: path.name`. See `with_label`.

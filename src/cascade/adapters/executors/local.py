@@ -20,8 +20,8 @@ class LocalExecutor:
 
     Args:
         threads: False runs plain functions in the event loop. `@cs.task(threaded=…)` overrides it for one task.
-        max_workers: Largest number of plain functions that run at once for this executor, an integer from 1 up. None is
-            the default of `concurrent.futures`: the number of processors plus 4, at most 32.
+        max_workers: Largest number of plain functions that run at once for this executor, an integer from 1.
+            None is the default of `concurrent.futures`: the number of processors plus 4, at most 32.
 
     Raises:
         ValueError: `max_workers` is not such an integer.
@@ -96,7 +96,7 @@ def _close_share(share: Share) -> None:
 
 
 def _is_of_this_process(share: Share) -> bool:
-    """Whether the share belongs to the pool of this process. A forked child process has its own pool."""
+    """Return True if the share belongs to the pool of this process. A forked child has its own pool."""
     return share.pool is worker_pool().places
 
 
@@ -119,7 +119,9 @@ async def _call(function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
 
 
 def _call_in_loop(function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
-    """Call a plain function. A child process that it forks exits at the function's end: the run is the parent's.
+    """Call a plain function.
+
+    A child process that the function forks exits at the function's end, because the run belongs to the parent.
 
     From Python 3.14 on, asyncio does not continue the event loop in a forked child.
     """

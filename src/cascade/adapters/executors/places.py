@@ -1,7 +1,7 @@
 """Limits the number of plain functions that run at once: each one holds a place in the pool of the process.
 
-All executors share the pool. A run that a task starts from its worker thread may borrow the place of that task, which waits
-meanwhile, so that nested runs cannot exhaust the pool.
+All executors share the pool. A run that a task starts from its worker thread may borrow the place of that task, which
+waits meanwhile, so that nested runs cannot exhaust the pool.
 """
 
 import asyncio
@@ -12,11 +12,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
 DEFAULT_PLACES: int = min(32, (getattr(os, "process_cpu_count", os.cpu_count)() or 1) + 4)
-"""Default of `concurrent.futures`: plain functions mostly wait for a disk or a server. Each thread that computes delays the
+"""Default of `concurrent.futures`: plain functions mostly wait for a disk or a server.
+
+Each thread that computes delays the
 event loop by up to 5 ms at a time, the switch interval of the interpreter."""
 STALL_TIMEOUT = 1.0
-"""Seconds without a released place after which a run without a place gets an extra one: the tasks that hold the places may
-wait for that run, for instance through a thread of their own."""
+"""Seconds without a released place after which a run without a place gets an extra one: the tasks that hold the places
+may wait for this run, for instance in a thread of their own."""
 
 
 class PlacePool:
@@ -159,7 +161,10 @@ class Share:
 
 
 class ThreadPlaces:
-    """Places of one share. With a `lender`, the place of the task that has started a nested run can be borrowed, too."""
+    """Places of one share.
+
+    With a `lender`, the place of the task that has started a nested run can be borrowed, too.
+    """
 
     __slots__ = ("lender", "share")
 
@@ -252,7 +257,10 @@ class Waiter:
         return asyncio._get_running_loop() is self._loop  # noqa: SLF001 - documented in asyncio
 
     def deliver_soon(self) -> bool:
-        """Deliver the place in the next turn of the event loop. Thread-safe. Returns False if the event loop is closed."""
+        """Deliver the place in the next turn of the event loop.
+
+        Thread-safe. Returns False if the event loop is closed.
+        """
         try:
             self._loop.call_soon_threadsafe(self.deliver)
         except RuntimeError:

@@ -1,8 +1,8 @@
 """Runs plain functions in the worker threads of this process, for event loops that await many of them.
 
-The threads belong to a ThreadPoolExecutor, which ends them at the exit of the interpreter. Its costs per call (a future with
-a lock, a callback through the event loop, a write to the wake-up pipe) are paid here once for all calls that have ended
-meanwhile. Places limit the number of calls (`places`).
+The threads belong to a ThreadPoolExecutor, which ends them at the exit of the interpreter. Its costs per call (a future
+with a lock, a callback through the event loop, a write to the wake-up pipe) are paid here once for all calls that have
+ended meanwhile. Places limit the number of calls (`places`).
 """
 
 import asyncio
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 DoneCallback = Callable[["Call"], object]
 
 IDLE_TIMEOUT = 0.01
-"""Seconds that a thread waits for its next call before it returns to the ThreadPoolExecutor, whose wake-up costs ten times
+"""Seconds that a thread waits for its next call before it returns to the ThreadPoolExecutor, whose wake-up costs ten
+times
 as much. The exit of the interpreter may take that much longer."""
 _UNLIMITED = 1_000_000
 
@@ -36,9 +37,9 @@ _UNLIMITED = 1_000_000
 class Call:
     """One call of a function. The caller awaits `future`, then calls `result`.
 
-    A worker thread may keep a call longer than the caller. A call therefore drops the arguments when the function ends, and
-    the value or the exception in `result`. The future holds neither: asyncio writes the `repr` of a future's result into
-    its debug messages.
+    A worker thread may keep a call longer than the caller. A call therefore drops the arguments when the function ends,
+    and the value or the exception in `result`. The future holds neither: asyncio writes the `repr` of a future's result
+    into its debug messages.
     """
 
     __slots__ = ("_callbacks", "_claims", "_error", "_is_abandoned", "_value", "_work", "future", "is_over")
@@ -55,7 +56,7 @@ class Call:
         self._is_abandoned = False
 
     def claim(self) -> bool:
-        """Claim the call, to run or to withdraw it. Returns True to the first caller only. Thread-safe."""
+        """Claim the call, to run or to withdraw it. Returns True only for the first caller. Thread-safe."""
         try:
             self._claims.pop()
         except IndexError:

@@ -83,7 +83,7 @@ class Admission:
         return place, queue.waits(waiter)
 
     def release(self, key: AdmissionKey, *, unused: bool = False) -> None:
-        """Stop counting a task as running. `unused`: it did not start, and returns its token of a rate."""
+        """Stop counting a task as running. With `unused`, it did not start, and its token of a rate limit is returned."""
         count = self._running[key] - 1
         if count:
             self._running[key] = count
@@ -96,7 +96,7 @@ class Admission:
                     self._serve(limiter)
 
     def reacquire(self, key: AdmissionKey) -> None:
-        """Count a suspended task as running again, with or without room."""
+        """Count a suspended task as running again, even above a limit."""
         self._running[key] = self._running.get(key, 0) + 1
         if not self._limiters.is_empty:
             for limiter in self._limiters.find(key):
@@ -214,7 +214,7 @@ class Admission:
             self._serve(limiter)
 
     def _schedule(self, limiter: Limiter) -> None:
-        """Serve a limiter once it has room, if neither `release` nor another constraint makes that room."""
+        """Serve a limiter when time gives it room. Other room comes from `release` or from a changed constraint."""
         if isinstance(limiter, PlaceLimiter):
             limiter.request(self._serve_unscheduled)
         elif limiter.timer is None and not limiter.is_scheduled and (delay := limiter.delay()) is not None:

@@ -25,7 +25,7 @@ MAX_CAPACITY = 1e12
 MAX_NAME = 256
 """Maximum length of a constraint id and of a resource name, in characters, because JSON Schema counts characters."""
 BURST_SECONDS = 0.05
-"""Default burst of a rate: the tasks of this time may start at once. Timers are not more accurate."""
+"""Default burst of a rate: the number of tasks that it allows in this time. Timers have about this accuracy."""
 
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 _BLANK = r"[ \t\r\n]*"
@@ -34,7 +34,7 @@ _NUMBERS = {
     "m": r"0?[0-5]?[0-9]{1,7}(\.[0-9]{1,9})?|0?60000000(\.0{1,9})?",
     "h": r"[0-9]{1,9}(\.[0-9]{1,9})?",
 }
-"""Numbers with up to 9 digits before and after the point, and of at most `MAX_COUNT` per second."""
+"""Patterns of numbers with up to 9 digits before and after the point, and at most `MAX_COUNT` per second."""
 RATE = _BLANK + "(" + "|".join(f"({number}){_BLANK}/{_BLANK}{unit}" for unit, number in _NUMBERS.items()) + ")" + _BLANK
 """Pattern of a rate per second, minute or hour: `10/s`, `2.5/m`. The syntax is common to Python and ECMA-262."""
 ZERO_RATE = r"^[ \t\r\n0.]*/"
@@ -160,7 +160,10 @@ class Matcher:
                 raise RefusedError(f"the pattern {_shown(scope.name)} is invalid: {error}") from None
 
     def __call__(self, run_ids: tuple[str, ...], name: str) -> bool:
-        """Return True if the scope contains a task of this name, in a run with these ids: its own and those around it."""
+        """Return True if the scope contains a task of this name.
+
+        `run_ids` are the ids of its run and of the enclosing runs.
+        """
         match self._scope.kind:
             case "global":
                 return True

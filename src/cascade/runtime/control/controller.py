@@ -1,4 +1,4 @@
-"""Constraints of the runs of one engine: received from its connector, applied, replaced, expired and cleared."""
+"""Controller: receives the constraints of one engine, applies and replaces them, and ends them on expiry or clear."""
 
 import asyncio
 import time
@@ -37,11 +37,11 @@ logger = get_logger(__name__)
 MAX_CONSTRAINTS = 200_000
 """Constraints for single task names that apply at once. They are found by name; the limit bounds memory."""
 MAX_PATTERNS = 256
-"""Constraints for patterns, runs and all tasks above which no pattern is added: each new task name evaluates all of them."""
+"""Constraints for patterns, runs and all tasks that apply at once. Each of them is evaluated for each new task name."""
 MAX_LISTED = 256
-"""Constraints that a run publishes as it begins."""
+"""Maximum number of constraints that a run publishes at its start."""
 EXPIRY_TOLERANCE = 2.0
-"""Seconds. A broker counts Message Expiry in whole seconds, so that the end of a repeated message varies."""
+"""Seconds. A broker counts Message Expiry in whole seconds, so the `expires_at` of a repeated message varies."""
 SUBSCRIBE_TIMEOUT = 10.0
 """Seconds to wait for `subscribe` of a connector that delivers no message. A connector may have no limit of its own."""
 LONGEST_SUBSCRIBE = 60.0

@@ -64,8 +64,8 @@ class TokenBucket:
 class AdmissionKey(NamedTuple):
     """The key of all tasks of one run and name that need a place of the same kind. Admission control treats them alike.
 
-    `run_ids` are the ids of the run and of the runs that it is nested in. A pause applies to a map as a whole (`is_map`);
-    limits apply to its items only.
+    `run_ids` are the ids of the run and of the runs that it is nested in. A pause applies to a map as a whole
+    (`is_map`); limits apply to its items only.
     """
 
     run_ids: tuple[str, ...]
@@ -75,7 +75,7 @@ class AdmissionKey(NamedTuple):
 
 
 class WaitCause(NamedTuple):
-    """Why a task waits: the reason on the wire, and the constraint if there is one."""
+    """Cause of a wait: the reason as in PENDING, and the constraint if there is one."""
 
     reason: str
     constraint: ConstraintRef | None = None
@@ -109,7 +109,7 @@ class Limiter:
         """Count a suspended task that continues."""
 
     def release(self, *, unused: bool) -> None:
-        """Stop counting a task. `unused`: it did not start."""
+        """Stop counting a task. With `unused`, the task did not start."""
 
     def delay(self) -> float | None:
         """Return the seconds until there is room, or None if the release of another task makes room."""

@@ -10,10 +10,10 @@ from cascade.runtime.control.limiters import TokenBucket
 from cascade.telemetry.limits import MAX_NAME_BYTES, truncate
 
 PER_SECOND, AT_ONCE = 20.0, 100.0
-"""Published decisions. Each is a message of high priority: many constraints must not cause a flood of telemetry."""
+"""Maximum number of published decisions. Each is a message with high priority, so the rate must be limited."""
 REFUSALS_PER_SECOND, REFUSALS_AT_ONCE = 5.0, 50.0
 MAX_PENDING = 512
-"""Keys whose latest decision waits to be published."""
+"""Maximum number of keys with a pending decision."""
 
 Publish = Callable[[dict[str, Any], Scope | None], None]
 """Called with the fields of a `ControlDecision` and its scope; None if the topic has no valid scope."""
@@ -32,7 +32,10 @@ def fields_of(action: str, constraint: Constraint, reason: str | None = None) ->
 
 
 def refused_fields(location: str, kind: str, payload: Any, reason: str) -> dict[str, Any]:
-    """Return the fields of a `ControlDecision` about a refused message. `location` is its scope, or a part of its topic."""
+    """Return the fields of a `ControlDecision` about a refused message.
+
+    `location` is its scope, or a part of its topic.
+    """
     own_id = payload.get("id") if isinstance(payload, dict) else None
     return {
         "action": "REFUSED",

@@ -15,7 +15,7 @@ RENOTIFY = 0.5
 RENOTIFY_PAUSE = 0.05
 """Seconds between two bursts of these messages: those of ten thousand tasks must not delay all others."""
 MAX_CHANGES = 64
-"""Changes of the limiter that a queue keeps. Older ones are merged, since a constraint may come and go all the time."""
+"""Changes of the limiter that a queue stores. Older ones are merged, because constraints may change without end."""
 
 Blocked = Callable[..., None]
 """Called with the fields `reason`, `constraint` and `start_ns` of a `TaskBlocked`."""
