@@ -41,7 +41,7 @@ _ENDED = ("COMPLETED", "FAILED", "SKIPPED")
 _EVENTS: dict[str, tuple[str, str, tuple[str, ...], str]] = {
     "RunStarted": ("LifecycleEvent", "event", ("ENGINE_STARTED",), "A run starts."),
     "RunStopped": ("LifecycleEvent", "event", ("ENGINE_STOPPED",), "A run has ended; self-contained."),
-    "TaskHeld": ("TaskStateEvent", "state", ("PENDING",), "A task that could run must wait, with the reason."),
+    "TaskHeld": ("TaskStateEvent", "state", ("PENDING",), "A task must wait, with the reason."),
     "TaskStarted": ("TaskStateEvent", "state", ("RUNNING",), "A task or one of its attempts starts."),
     "TaskEnded": ("TaskStateEvent", "state", _ENDED, "A task has ended or was skipped; self-contained."),
     "ResourceAcquired": ("ResourceEvent", "action", ("ACQUIRE",), "The setup of a resource has ended; self-contained."),

@@ -39,11 +39,11 @@ class ExceptionInfo(TypedDict):
     message: str
     """Text of the exception, at most 2,000 bytes."""
     stacktrace: NotRequired[str]
-    """Stack trace, at most 16 KiB. A longer one loses its middle."""
+    """Stack trace, at most 16 KiB. The middle of a longer one is removed."""
 
 
 class LaterError(ExceptionInfo):
-    """An error after the one that the run raises."""
+    """A further error of a run. The run raises its first error."""
 
     time_ns: Nanoseconds
     """Time of the error."""
@@ -72,7 +72,7 @@ class ConstraintRef(TypedDict):
 
 
 class Wait(TypedDict):
-    """A period for which a ready task was blocked."""
+    """A wait of a task: before its start, or between two attempts."""
 
     reason: WaitReason
     """Reason of the wait, as in `PENDING`."""
@@ -83,7 +83,7 @@ class Wait(TypedDict):
     end_ns: Nanoseconds
     """End of the wait."""
     constraint: NotRequired[ConstraintRef]
-    """The constraint, if control was the reason."""
+    """The constraint, if a constraint was the reason."""
 
 
 class Attempt(TypedDict):
@@ -113,9 +113,9 @@ class Part(TypedDict):
     span_id: SpanId
     """Root span of the part."""
     first: Count
-    """Number of the first child, in the order of starts."""
+    """Smallest number of its children: index of an item, or position of a task in the order of starts, from 0."""
     last: Count
-    """Number of the last child."""
+    """Largest number of its children."""
     start_ns: Nanoseconds
     """Start of the first child."""
     end_ns: Nanoseconds
@@ -126,7 +126,7 @@ class ListedPart(Part):
     """A part in the last message of its run or map."""
 
     ended: NotRequired[Literal[True]]
-    """Present if an earlier message has the root span of the part, in its `ended_parts`."""
+    """Present if `ended_parts` of an earlier message contains the part."""
 
 
 class EndedPart(Part):
@@ -161,14 +161,14 @@ class Decision(TypedDict):
 
 class _Truncated(TypedDict):
     truncated: NotRequired[list[str]]
-    """Keys that were removed because the message or the trace is full."""
+    """Keys that were removed because the message or the trace reached its size limit."""
 
 
 class TaskMetadata(_Truncated):
     """Keys of all messages of a task or map."""
 
     kind: Kind
-    """Whether the message is about a map as a whole."""
+    """`map` for a map as a whole, `task` for a task or an item of a map."""
     map_id: NotRequired[str]
     """Task id of the map, for an item of a map."""
     map_index: NotRequired[Count]
@@ -178,18 +178,18 @@ class TaskMetadata(_Truncated):
 
 
 class TaskBlockedMetadata(TaskMetadata):
-    """`PENDING`: a ready task is blocked."""
+    """`PENDING`: a task waits, before its start or before a retry."""
 
     reason: WaitReason
     """Reason of the wait."""
     start_ns: Nanoseconds
     """Start of the wait; for a retry, start of the failed attempt."""
     constraint: NotRequired[ConstraintRef]
-    """The constraint, if control is the reason."""
+    """The constraint, if a constraint is the reason."""
     attempt: NotRequired[Ordinal]
     """For a retry: number of the failed attempt."""
     max_attempts: NotRequired[Ordinal]
-    """For a retry: the largest number of attempts."""
+    """For a retry: number of retries that the policy allows."""
     delay_ms: NotRequired[Milliseconds]
     """For a retry: delay before the next attempt, in milliseconds."""
     end_ns: NotRequired[Nanoseconds]
@@ -197,7 +197,7 @@ class TaskBlockedMetadata(TaskMetadata):
     result: NotRequired[Result]
     """For a retry: result of the failed attempt, `failure` or `timeout`."""
     span_id: NotRequired[SpanId]
-    """For a retry: span of the failed attempt. An attempt in a full trace has none."""
+    """For a retry: span of the failed attempt. Absent for an attempt that the trace has no room for."""
     exception: NotRequired[ExceptionInfo]
     """For a retry: exception of the failed attempt."""
 
@@ -208,7 +208,7 @@ class TaskStartedMetadata(TaskMetadata):
     start_ns: Nanoseconds
     """Start of the function."""
     attempt: NotRequired[Ordinal]
-    """Number of the attempt, with a retry policy. A later attempt has a message only if it was blocked after its delay."""
+    """Number of the attempt, with a retry policy. A later attempt has this message only if it waited again after its delay."""
     map_size: NotRequired[Count]
     """Number of items of a map."""
 
@@ -227,7 +227,7 @@ class TaskEndedMetadata(TaskMetadata):
     function: NotRequired[str]
     """Module and qualified name of the function."""
     links: NotRequired[list[Link]]
-    """At most 128 tasks whose values the task consumed. For a skip: the condition or selector, and the skipped task before it."""
+    """At most 128 tasks whose values the task consumed. For a skip: the condition or selector, and the skipped upstream task."""
     link_count: NotRequired[Count]
     """Number of tasks whose values the task consumed."""
     map_size: NotRequired[Count]
@@ -239,9 +239,9 @@ class TaskEndedMetadata(TaskMetadata):
     attempts: NotRequired[list[Attempt]]
     """With a retry policy: the first 64 and the last 64 attempts, except attempts without a span."""
     attempt_count: NotRequired[Count]
-    """Number of attempts, if more than `attempts` has."""
+    """Number of all attempts, if `attempts` is not complete."""
     max_attempts: NotRequired[Ordinal]
-    """The largest number of attempts, with a retry policy."""
+    """Number of retries that the policy allows, with a retry policy."""
     arguments: NotRequired[dict[str, Any] | str]
     """Captured arguments by name, or their type if they are too large."""
     output: NotRequired[Any]
@@ -249,9 +249,9 @@ class TaskEndedMetadata(TaskMetadata):
     parts: NotRequired[list[ListedPart]]
     """Parts of a map: at most 64 that have ended, and all others."""
     part_count: NotRequired[Count]
-    """Number of parts, if more than `parts` has."""
+    """Number of all parts, if `parts` is not complete."""
     ended_parts: NotRequired[list[EndedPart]]
-    """Parts that have ended with this task."""
+    """Parts whose last child is this task."""
 
 
 class _RunMetadata(_Truncated):
@@ -286,17 +286,17 @@ class RunEndedMetadata(_RunMetadata):
     counts: dict[str, Count]
     """Number of tasks by state."""
     dropped: Count
-    """Messages of the run that were lost."""
+    """Number of messages of the run that were lost."""
     left_out: NotRequired[Ordinal]
-    """Spans of the program for which a trace had no room."""
+    """Number of spans of your own that were left out, because their trace had no room."""
     exception: NotRequired[ExceptionInfo]
     """The exception that the run raises."""
     later_errors: NotRequired[list[LaterError]]
-    """Errors after the one that the run raises, such as those of teardowns: the first 20."""
+    """The first 20 further errors, such as those of teardowns. The run raises its first error."""
     parts: NotRequired[list[ListedPart]]
     """Parts of the run: at most 64 that have ended, and all others."""
     part_count: NotRequired[Count]
-    """Number of parts, if more than `parts` has."""
+    """Number of all parts, if `parts` is not complete."""
     control: NotRequired[list[Decision]]
     """The first 64 decisions about constraints."""
     control_count: NotRequired[Count]
@@ -315,7 +315,7 @@ class ResourceMetadata(_Truncated):
     exception: NotRequired[ExceptionInfo]
     """Exception of the setup or teardown."""
     hold_start_ns: NotRequired[Nanoseconds]
-    """On `RELEASE`: end of the setup."""
+    """For `RELEASE`: end of the setup."""
 
 
 class ControlMetadata(TypedDict):

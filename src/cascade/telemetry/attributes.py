@@ -90,13 +90,13 @@ class Documented:
 
 
 _EVERY, _TASK = "every span", "task, attempt"
-_OF_ITEM = "all spans of an item of a map, also your own below it"
+_OF_ITEM = "all spans of an item of a map, including your own below it"
 _PART = "part, its links, its event"
 _CONTROL = "wait, control event of a run or of a blocked task"
 _WORDS = "`success`, `failure`, `error`, `timeout`, `cancellation` or `skip`"
 
 DOCUMENTED = (
-    Documented(RUN_ID, "string", f"{_EVERY}, also your own below a task", "the run's id: 128 bits in UUID form"),
+    Documented(RUN_ID, "string", f"{_EVERY}, including your own below a task", "the run's id: 128 bits in UUID form"),
     Documented(ORG_ID, "string", "run", "`CASCADE_ORG_ID`"),
     Documented(PROJECT_ID, "string", "run", "`CASCADE_PROJECT_ID`"),
     Documented(RUN_TARGET, "string", "run, `run {target} started`", "name of the run's target"),
@@ -104,8 +104,7 @@ DOCUMENTED = (
         RUN_STARTED,
         "bool",
         "`run {target} started`",
-        "true, except for a run that a task of another run started in the trace of that run; a search for it lists active "
-        "and ended runs alike",
+        "true; absent for a run that a task of another run started in the same trace. A search for it finds active and ended runs",
     ),
     Documented(RUN_RESULT, "string", "run", _WORDS),
     Documented(RUN_INPUTS, "string[]", "run", "names of the Params and Envs"),
@@ -115,29 +114,44 @@ DOCUMENTED = (
     Documented(RUN_TASKS_CANCELLED, "int", "run", "tasks that were cancelled"),
     Documented(RUN_TASKS_SKIPPED, "int", "run", "tasks that were skipped"),
     Documented(RUN_TASKS_RETRIED, "int", "run", "retries"),
-    Documented(RUN_TASKS_HELD_BACK, "int", "run", "number of times that a ready task was blocked, without retries"),
-    Documented(RUN_MESSAGES_DROPPED, "int", "run", "messages that the queue of the run dropped"),
-    Documented(RUN_SPANS_LEFT_OUT, "int", "run", "spans of the program for which a trace had no room, if any"),
-    Documented(TASK_ID, "string", "all spans of a task, also your own below it", "the task's id in the workflow"),
+    Documented(
+        RUN_TASKS_HELD_BACK,
+        "int",
+        "run",
+        "number of times that a ready task was blocked; delays of retries are not counted",
+    ),
+    Documented(RUN_MESSAGES_DROPPED, "int", "run", "number of messages of the run that were lost"),
+    Documented(
+        RUN_SPANS_LEFT_OUT,
+        "int",
+        "run",
+        "number of spans of your own that were left out, because their trace had no room; absent if there are none",
+    ),
+    Documented(TASK_ID, "string", "all spans of a task, including your own below it", "the task's id in the workflow"),
     Documented(TASK_NAME, "string", "task, attempt, wait", "the task's name"),
     Documented(
-        TASK_LABEL, "string", "all spans of a task with a label, also your own below it", "the label of the call"
+        TASK_LABEL, "string", "all spans of a task with a label, including your own below it", "the label of the call"
     ),
     Documented(TASK_RESULT, "string", _TASK, _WORDS),
     Documented(
-        TASK_CANCELLATION_REASON, "string", _TASK, "reason of a cancellation, such as `cancelled by SIGTERM`; no error"
+        TASK_CANCELLATION_REASON,
+        "string",
+        _TASK,
+        "reason of a cancellation, such as `cancelled by SIGTERM`; a cancellation is no error",
     ),
     Documented(TASK_ATTEMPT, "int", "attempt", "number of the attempt, from 1"),
     Documented(TASK_ATTEMPTS, "int", "task", "number of attempts, with a retry policy"),
     Documented(TASK_MAX_ATTEMPTS, "int", "task", "number of retries that the policy allows"),
-    Documented(TASK_DEPENDENCIES, "int", "task", "number of tasks that it consumed; at most 128 of them have a link"),
+    Documented(
+        TASK_DEPENDENCIES, "int", "task", "number of tasks whose values it consumed; at most 128 of them have a link"
+    ),
     Documented(TASK_SKIP_REASON, "string", "task", "reason of a skip"),
     Documented(TASK_ARGUMENTS, "string", "task", "arguments as JSON, if captured"),
     Documented(
         TASK_OUTPUT,
         "any",
         "task",
-        "result, if captured: a text, number, boolean or list of texts unchanged, another value as JSON",
+        "result, if captured: a text, a number, a boolean or a list of texts is unchanged; another value is JSON",
     ),
     Documented(MAP_INDEX, "int", _OF_ITEM, "index of a map's item, from 0"),
     Documented(MAP_SIZE, "int", "map", "number of items of the map"),
@@ -146,12 +160,15 @@ DOCUMENTED = (
     ),
     Documented(PART_NUMBER, "int", _PART, "number of the part of the children of a run or map, from 1"),
     Documented(
-        PART_FIRST, "int", _PART, "smallest number of its children: index of an item, or place in the order of starts"
+        PART_FIRST,
+        "int",
+        _PART,
+        "smallest number of its children: index of an item, or position in the order of starts",
     ),
     Documented(PART_LAST, "int", _PART, "largest number of its children"),
     Documented(PART_TRACE_ID, "string", "part event of a run or map", "the part's trace id"),
-    Documented(PART_PARENT_TRACE_ID, "string", "part", "the id of the trace with the span of the run or map"),
-    Documented(LINK_NAME, "string", "link to or from a part", "name of the span that the link leads to"),
+    Documented(PART_PARENT_TRACE_ID, "string", "part", "trace id of the span of the run or map"),
+    Documented(LINK_NAME, "string", "link to or from a part", "name of the linked span"),
     Documented(
         WAIT_REASON,
         "string",
@@ -168,8 +185,13 @@ DOCUMENTED = (
     Documented(RESOURCE_NAME, "string", "setup, teardown", "the resource's name"),
     Documented(RESOURCE_RESULT, "string", "setup, teardown", "`success`, `failure`, `timeout` or `cancellation`"),
     Documented(RESOURCE_HOLD_SECONDS, "double", "teardown", "seconds from the end of the setup to the teardown"),
-    Documented(TELEMETRY_SIGNAL, "string", "metrics", "signal of the exported or lost items: `traces`"),
-    Documented(METRIC_OVERFLOW, "bool", "metrics", "replaces all attributes beyond the limits"),
+    Documented(TELEMETRY_SIGNAL, "string", "metrics", "signal of the exported or lost items; always `traces`"),
+    Documented(
+        METRIC_OVERFLOW,
+        "bool",
+        "metrics",
+        "true for a series that combines all attributes beyond the limits; it replaces them",
+    ),
     Documented(CODE_FUNCTION_NAME, "string", "task", "module and name of the task's function"),
     Documented(CODE_FILE_PATH, "string", "log record", "file in which the record was made"),
     Documented(CODE_LINE_NUMBER, "int", "log record", "line in which the record was made"),
@@ -183,21 +205,24 @@ DOCUMENTED = (
     Documented(EXCEPTION_TYPE, "string", "exception event", "type of the exception"),
     Documented(EXCEPTION_MESSAGE, "string", "exception event", "its message, with secrets masked"),
     Documented(
-        EXCEPTION_STACKTRACE, "string", "exception event", "its stack trace, from your own code on, with secrets masked"
+        EXCEPTION_STACKTRACE,
+        "string",
+        "exception event",
+        "its stack trace from the first frame of your code, with secrets masked",
     ),
-    Documented(SERVICE_NAME, "string", "resource of all", "`OTEL_SERVICE_NAME`, else `cascade`"),
+    Documented(SERVICE_NAME, "string", "resource of all signals", "`OTEL_SERVICE_NAME`, else `cascade`"),
     Documented(
         SERVICE_VERSION,
         "string",
-        "resource of all",
+        "resource of all signals",
         "version of your application, from `OTEL_RESOURCE_ATTRIBUTES`; the version of the scope `cascade` is that of Cascade",
     ),
-    Documented(HOST_NAME, "string", "resource of all", "name of the host, unless the environment sets another"),
+    Documented(HOST_NAME, "string", "resource of all signals", "name of the host; the environment can set another one"),
     Documented(
         SERVICE_INSTANCE_ID,
         "string",
-        "resource of all",
-        "`{host}-{pid}-{4 hex random}`, the `source` of the messages; a forked child has its own; unless the environment sets another",
+        "resource of all signals",
+        "`{host}-{pid}-{4 hex random}`, the `source` of the messages; a forked child has another one; the environment can set one for all processes",
     ),
     Documented(CICD_PIPELINE_NAME, "string", 'run, with `semconv="cicd"`', "name of the run's target"),
     Documented(CICD_PIPELINE_RUN_ID, "string", 'run, with `semconv="cicd"`', "the run's id: 128 bits in UUID form"),
