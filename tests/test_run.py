@@ -192,9 +192,9 @@ async def test_a_nested_run_that_ends_after_the_outer_run_names_the_trace(
         ({}, {"log_level": None}, "log_level=None: choose from DEBUG, INFO, WARNING, ERROR, OFF"),
         ({}, {"log_level": 20}, "log_level=20: choose from DEBUG, INFO, WARNING, ERROR, OFF"),
         ({}, {"system_resources": {"cpu": -1}}, "'cpu'"),
-        ({}, {"connector": "otel"}, "'otel' is no connector"),
-        ({}, {"connector": MemoryConnector}, r"is no connector.*MemoryConnector\(\)"),
-        ({}, {"connector": [MemoryConnector(), 5]}, "5 is no connector"),
+        ({}, {"connector": "otel"}, "'otel' is not a connector"),
+        ({}, {"connector": MemoryConnector}, r"is not a connector.*MemoryConnector\(\)"),
+        ({}, {"connector": [MemoryConnector(), 5]}, "5 is not a connector"),
     ],
     ids=lambda value: str(value)[:40],
 )

@@ -130,7 +130,7 @@ class PreparedRun:
 
     Raises:
         ValueError: A setting has a value that is not allowed. Nothing has run.
-        TypeError: `connector` is no connector.
+        TypeError: `connector` is not a connector.
     """
 
     def __init__(
@@ -248,7 +248,7 @@ def _one_connector(connector: Connector | Sequence[Connector] | None) -> Connect
     """Return the connector to use: the given one, several as one, or those that the environment names.
 
     Raises:
-        TypeError: An object is no connector.
+        TypeError: An object is not a connector.
     """
     chosen: list[Any]
     if connector is None:
@@ -261,7 +261,7 @@ def _one_connector(connector: Connector | Sequence[Connector] | None) -> Connect
         if isinstance(each, type) or not isinstance(each, Connector):
             hint = f"; make one: {each.__name__}()" if isinstance(each, type) else ""
             raise TypeError(
-                f"connector: {each!r} is no connector, which has connect, disconnect, publish and subscribe{hint}"
+                f"connector: {each!r} is not a connector, which has connect, disconnect, publish and subscribe{hint}"
             )
     if len(chosen) > 1:
         return FanoutConnector(chosen)

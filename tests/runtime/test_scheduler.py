@@ -35,7 +35,7 @@ PARAM_PLACES: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("place", PARAM_PLACES)
 async def test_an_unknown_name_in_params_is_rejected_before_the_run(recorded: RecordedEngine, place: str) -> None:
     target = ident([one(), PARAM_PLACES[place](cs.Param("name", default=1))])
-    with pytest.raises(UnknownParamError, match=r"'nmae' is no .*did you mean 'name'\? Its Params: name$") as caught:
+    with pytest.raises(UnknownParamError, match=r"'nmae' is not a .*did you mean 'name'\? Its Params: name$") as caught:
         await recorded.run(target, {"nmae": 1})
     assert (caught.value.name, caught.value.known) == ("nmae", ("name",))
     assert isinstance(caught.value, ValueError)
@@ -45,7 +45,7 @@ async def test_an_unknown_name_in_params_is_rejected_before_the_run(recorded: Re
 
 def test_a_name_that_resembles_no_param_is_rejected() -> None:
     target = ident([cs.Param("first", 1), cs.Param("second", 2), cs.Env("HOME")])
-    with pytest.raises(UnknownParamError, match=r"'xyz' is no Param of this workflow\. Its Params: first, second$"):
+    with pytest.raises(UnknownParamError, match=r"'xyz' is not a Param of this workflow\. Its Params: first, second$"):
         cs.run(target, params={"first": 1, "xyz": 2})
 
 
@@ -53,7 +53,7 @@ def test_params_of_a_nested_run_are_checked(tmp_path: Path) -> None:
     file = tmp_path / "inner.py"
     file.write_text("import cascade as cs\ntarget = cs.task(lambda n: n, name='t')(cs.Param('n', 1, int))\n")
     assert cs.run(cs.subflow(str(file), "target", params={"n": 4})) == 4
-    with pytest.raises(UnknownParamError, match="'m' is no Param"):
+    with pytest.raises(UnknownParamError, match="'m' is not a Param"):
         cs.run(cs.subflow(str(file), "target", params={"m": 4}))
 
 

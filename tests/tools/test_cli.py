@@ -273,13 +273,13 @@ def test_the_text_of_an_option_is_converted_to_the_type(
 @pytest.mark.parametrize(
     ("kind", "text", "said"),
     [
-        (int, "five", "'five' is no int"),
-        (Decimal, "five", "'five' is no Decimal"),
+        (int, "five", "'five' is not a valid int"),
+        (Decimal, "five", "'five' is not a valid Decimal"),
         (Color, "green", "'green' is not one of red, 7"),
         (Literal["a", 1], "b", "'b' is not one of a, 1"),
-        (dict, "[1]", "'[1]' is no JSON object"),
-        (dict, '{"a":' * 100_000, repr('{"a":' * 40) + "… is no dict"),
-        (list[int], "a", "'a' is no int"),
+        (dict, "[1]", "'[1]' is not a JSON object"),
+        (dict, '{"a":' * 100_000, repr('{"a":' * 40) + "… is not a valid dict"),
+        (list[int], "a", "'a' is not a valid int"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -409,7 +409,7 @@ def test_defaults_of_secret_params_are_not_shown() -> None:
 def test_a_wrong_value_of_a_secret_param_is_not_shown() -> None:
     shown = invoke(show(cs.Param("pin", type=int)), "--pin", "hunter2X9").stderr
     assert "hunter2X9" not in shown
-    assert "the value is no int" in shown
+    assert "the value is not a valid int" in shown
 
 
 def test_two_secret_params_that_do_not_agree_are_not_shown() -> None:

@@ -83,7 +83,7 @@ class UnknownParamError(CascadeRuntimeError, ValueError):
         self.name = name
         self.known = tuple(known)
         super().__init__(
-            f"params: '{name}' is no Param of this workflow{suggestion(name, known) or '.'} Its Params: {', '.join(known)}"
+            f"params: '{name}' is not a Param of this workflow{suggestion(name, known) or '.'} Its Params: {', '.join(known)}"
         )
 
 

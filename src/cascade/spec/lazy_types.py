@@ -188,7 +188,7 @@ def checked_label(label: Label) -> Label:
         return str.__str__(label)  # a subclass may have no hash
     if callable(label):
         return label
-    raise TypeError(f"label must be a text or a function that returns one, got a {type(label).__name__}")
+    raise TypeError(f"label must be a text or a function that returns one, got {type(label).__name__}")
 
 
 def label_of(lazy: Any) -> Label | None:

@@ -75,6 +75,6 @@ def inject(wanted: str | ResourceDefinition) -> Any:
         return Inject(wanted.name, wanted)
     if not isinstance(wanted, str):
         raise TypeError(
-            f"inject() needs a resource or its name, got a {type(wanted).__name__}; declare it with @cs.resource"
+            f"inject() needs a resource or its name, got {type(wanted).__name__}; declare it with @cs.resource"
         )
     return Inject(wanted)

@@ -28,7 +28,7 @@ class Router(Argument):
     def __post_init__(self) -> None:
         require_lazy(self.selector, "Router", "selector")
         if not isinstance(self.routes, dict):
-            raise TypeError(f"Router: routes must be a dict of lazy results, got a {type(self.routes).__name__}")
+            raise TypeError(f"Router: routes must be a dict of lazy results, got {type(self.routes).__name__}")
         for position, route in enumerate(self.routes.values()):
             require_lazy(route, "Router", f"route {position}")
 

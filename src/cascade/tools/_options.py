@@ -196,7 +196,7 @@ def _checked(convert: Convert, label: str) -> Convert:
         except _OptionError:
             raise
         except (ValueError, ArithmeticError, RecursionError):
-            raise _OptionError(f"{_quoted(text)} is no {label}") from None
+            raise _OptionError(f"{_quoted(text)} is not a valid {label}") from None
 
     return checked
 
@@ -244,7 +244,7 @@ def _first_of(conversions: list[Convert]) -> Convert:
 def _json_object(text: str) -> dict[str, Any]:
     value = json.loads(text)
     if not isinstance(value, dict):
-        raise _OptionError(f"{_quoted(text)} is no JSON object")
+        raise _OptionError(f"{_quoted(text)} is not a JSON object")
     return value
 
 

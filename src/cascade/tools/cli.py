@@ -130,7 +130,7 @@ def _parser(typer: Any, kind: OptionType, name: str) -> Callable[[Any], Any]:
         try:
             return kind.convert(text)
         except ValueError as error:
-            shown = f"the value is no {kind.label}" if is_secret(name) else redact_text(str(error))
+            shown = f"the value is not a valid {kind.label}" if is_secret(name) else redact_text(str(error))
             raise typer.BadParameter(printable(shown)) from None
 
     return parse

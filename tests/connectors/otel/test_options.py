@@ -202,7 +202,7 @@ def test_an_error_has_the_argument_its_value_and_the_fix(arguments: dict[str, st
 
 @pytest.mark.parametrize("arguments", [{"endpoint": 4318}, {"protocol": 1}, {"headers": {"a": 1}}])
 def test_an_argument_that_is_not_a_string(arguments: dict[str, Any]) -> None:
-    with pytest.raises(TypeError, match=f"{next(iter(arguments))}.* is no text"):
+    with pytest.raises(TypeError, match=f"{next(iter(arguments))}.* is not a string"):
         ExportOptions.from_environment(**arguments, environ={})
 
 

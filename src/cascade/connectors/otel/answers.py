@@ -105,7 +105,7 @@ def _reader(kind: str) -> Callable[[Signal, bytes], tuple[int, str]]:
         return _from_protobuf
     if kind == "application/json":
         return _from_json
-    raise ValueError(f"{kind} is no content type of OTLP")
+    raise ValueError(f"{kind} is not a content type of OTLP")
 
 
 def _from_protobuf(signal: Signal, content: bytes) -> tuple[int, str]:

@@ -150,7 +150,7 @@ def limit(environ: Mapping[str, str], variable: str) -> int | None:
     given = value(environ, variable)
     number = _whole(given)
     if given and number is None:
-        message = f"{variable}={given!r} is no limit; the default is used; write a whole number from 0 on"
+        message = f"{variable}={given!r} is not a limit; the default is used; write a whole number from 0 on"
         warn_once(SettingWarning(variable, given, message))
     return number
 

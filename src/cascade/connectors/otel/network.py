@@ -128,6 +128,6 @@ def _usable(variable: str, text: str) -> Url | None:
         if proxy.scheme == "http" and proxy.host and proxy.port != 0:
             return proxy
     shown = without_password(text)
-    message = f"{variable}={shown!r} is no http:// proxy, and others are not supported; the connection is direct"
+    message = f"{variable}={shown!r} is not an http:// proxy, and others are not supported; the connection is direct"
     warn_once(SettingWarning(variable, text, message))
     return None

@@ -147,7 +147,7 @@ class _Settings:
     def read(self, name: str, parse: Callable[[_Setting], T], default: T, argument: str | None = None) -> T:
         """Return the first valid value: of the argument, the variable of the signal, the variable of all signals."""
         if argument and not isinstance(argument, str):
-            raise TypeError(f"{name.lower()}={argument!r} is no text")
+            raise TypeError(f"{name.lower()}={argument!r} is not a string")
         if argument:
             return parse(_Setting(name.lower(), argument.strip(), is_argument=True))
         for prefix in (self._own_prefix, "OTEL_EXPORTER_OTLP_"):
@@ -187,7 +187,7 @@ class _Settings:
             check_endpoint(url, protocol=protocol_used, source=setting.source)
             if url != setting.value:
                 shown, used = without_password(setting.value), without_password(url)
-                self.note(setting, f"{setting.source}={shown!r} is no complete endpoint; {used} is used")
+                self.note(setting, f"{setting.source}={shown!r} is not a complete endpoint; {used} is used")
             return _Address(
                 self._with_path(url, setting, is_own=is_own) if protocol_used != "grpc" else url, protocol_used
             )
@@ -232,7 +232,7 @@ class _Settings:
         sent = self.read("HEADERS", parse, dict[str, str]())
         for name, value in given.items():
             if not isinstance(value, str):
-                raise TypeError(f"headers: the value of {name!r} is no text; write it as one")
+                raise TypeError(f"headers: the value of {name!r} is not a string; write it as one")
             try:
                 sent[_checked_name(name, protocol)] = _checked_value(name, value)
             except ValueError as error:
@@ -246,7 +246,7 @@ class _Settings:
         except ValueError:
             seconds = math.nan
         if not 0 < seconds <= MAX_TIMEOUT:
-            raise ValueError(f"{shown} is no time limit: write seconds above zero, such as 10")
+            raise ValueError(f"{shown} is not a time limit: write seconds above zero, such as 10")
         if seconds >= _SUSPICIOUS_TIMEOUT:
             self.note(setting, f"{shown} means seconds, as for the Python SDK; write 10 for ten seconds")
         return seconds
@@ -299,5 +299,5 @@ def _file(setting: _Setting) -> str:
     except OSError:  # a name that is too long
         is_file = False
     if not is_file:
-        raise ValueError(f"{setting.source}={setting.value!r} is no file: give the path of a PEM file")
+        raise ValueError(f"{setting.source}={setting.value!r} is not a file: give the path of a PEM file")
     return setting.value

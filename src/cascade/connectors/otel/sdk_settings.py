@@ -141,7 +141,7 @@ def _rate(argument: str) -> float:
         rate = -1.0
     if 0.0 <= rate <= 1.0:
         return rate
-    message = f"{_SAMPLER_ARGUMENT}={argument!r} is no ratio; 1.0 is used; write a number from 0.0 to 1.0"
+    message = f"{_SAMPLER_ARGUMENT}={argument!r} is not a ratio; 1.0 is used; write a number from 0.0 to 1.0"
     warn_once(SettingWarning(_SAMPLER_ARGUMENT, argument, message))
     return 1.0
 
@@ -158,7 +158,7 @@ def _sampler_of_package(name: str, argument: str) -> Sampler:
     else:
         if isinstance(made, Sampler):
             return made
-        reason = f"it makes a {type(made).__name__}, which is no sampler"
+        reason = f"it makes a {type(made).__name__}, which is not a sampler"
     warn_once(
         SettingWarning(_SAMPLER, name, f"{_SAMPLER}={name!r} is ignored, parentbased_always_on is used; {reason}")
     )

@@ -215,7 +215,7 @@ class ExportSetup:
                 "endpoint, protocol and headers have no effect on tracer_provider; set them in its exporter"
             )
         if provider is not None and not isinstance(provider, trace.TracerProvider):
-            raise TypeError(f"tracer_provider={provider!r} is no opentelemetry TracerProvider")
+            raise TypeError(f"tracer_provider={provider!r} is not an opentelemetry TracerProvider")
         if is_own:
             # Invalid variables are reported when the exports are set up.
             prepare(replace(ExportOptions.from_environment(**exporting), problems=()))
