@@ -16,7 +16,7 @@ from cascade.adapters.executors.local import LocalExecutor
 from cascade.adapters.executors.worker_pool import Call, WorkerPool, worker_pool
 from cascade.graph.model import Node
 from cascade.runtime.exceptions import StillRunning
-from tests.lab.waiting import HANG
+from tests.lab.waiting import HANG, NEVER, until
 
 caller = contextvars.ContextVar("caller", default="nobody")
 
@@ -320,3 +320,23 @@ def test_the_option_threaded_selects_thread_or_event_loop() -> None:
     names = cs.run(cs.task(pair, name="pair")(in_loop(), in_thread()))
     assert names[0] == threading.current_thread().name
     assert names[1].startswith("cascade-")
+
+
+async def test_a_thread_whose_function_ends_after_the_last_run_does_not_wait_for_a_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its wait would delay the exit of the interpreter, which joins the threads."""
+    monkeypatch.setattr("cascade.adapters.executors.worker_pool.IDLE_TIMEOUT", NEVER)
+    pool = WorkerPool()
+    monkeypatch.setattr("cascade.adapters.executors.worker_pool._pool", pool)
+    share, release, threads = pool.places.open(1), threading.Event(), list[threading.Thread]()
+
+    def late() -> None:
+        threads.append(threading.current_thread())
+        release.wait(HANG)
+
+    pool.start(Call(late))
+    await until(lambda: len(threads) == 1)
+    pool.close(share)
+    release.set()
+    await until(lambda: not threads[0].is_alive())

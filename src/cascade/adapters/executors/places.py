@@ -36,6 +36,11 @@ class PlacePool:
         self._freed_at = 0.0
         self.size = DEFAULT_PLACES
 
+    @property
+    def is_open(self) -> bool:
+        """Whether a share is open."""
+        return bool(self._limits)
+
     def open(self, limit: int | None) -> "Share":
         """Return a share of at most `limit` places; None is `DEFAULT_PLACES`."""
         limit = DEFAULT_PLACES if limit is None else limit

@@ -29,8 +29,7 @@ DoneCallback = Callable[["Call"], object]
 
 IDLE_TIMEOUT = 0.01
 """Seconds that a thread waits for its next call before it returns to the ThreadPoolExecutor, whose wake-up costs ten
-times
-as much. The exit of the interpreter may take that much longer."""
+times as much. The exit of the interpreter may take that much longer."""
 _UNLIMITED = 1_000_000
 
 
@@ -170,9 +169,9 @@ class WorkerPool:
                 call.run()
             if self is not _pool:  # the event loop that awaits the call is in the parent process
                 _exit_child_of(call)
-            self._deliver(call)
+            is_needed = self._deliver(call)
             del call
-            call = self._next()
+            call = self._next() if is_needed else None
 
     def _next(self) -> Call | None:
         try:
@@ -184,21 +183,27 @@ class WorkerPool:
                     return None
             return self._calls.get()  # a call has been put there for a thread like this one
 
-    def _deliver(self, call: Call) -> None:
-        """Schedule the completion of the call in its event loop, and count this thread as idle."""
+    def _deliver(self, call: Call) -> bool:
+        """Schedule the completion of the call in its event loop. Returns whether this thread waits for the next call.
+
+        Without an open share there is none. The wait could also last forever: `SimpleQueue.get` of Python 3.11 ignores its
+        timeout if another thread takes the item that has woken it.
+        """
         loop = call.future.get_loop()
         with self._lock:
-            self._idle += 1
+            is_needed = self.places.is_open
+            self._idle += is_needed
             ended = self._ended.get(loop)
             if ended is not None:  # `_complete_all` is scheduled already
                 ended.append(call)
-                return
+                return is_needed
             self._ended[loop] = deque([call])
         try:
             loop.call_soon_threadsafe(self._complete_all, loop)
         except RuntimeError:  # the loop is closed
             with self._lock:
                 self._ended.pop(loop, None)
+        return is_needed
 
     def _complete_all(self, loop: asyncio.AbstractEventLoop) -> None:
         with self._lock:
