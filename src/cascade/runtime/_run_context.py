@@ -18,7 +18,7 @@ from cascade.runtime.control.admission import Admission, Permit
 from cascade.runtime.control.limiters import AdmissionKey
 from cascade.runtime.events import ErrorInfo, Event, LaterError, RunStillStopping
 from cascade.runtime.exceptions import (
-    Ending,
+    AnyFuture,
     add_later_error,
     cancellation_text,
     is_by_signal,
@@ -160,7 +160,7 @@ class RunContext:
         result = result or result_of(error)
         return {"status": status_of(result), "result": result, **self.error_fields(error)}
 
-    def keep_running(self, work: Ending, name: str) -> None:
+    def keep_running(self, work: AnyFuture, name: str) -> None:
         """Record a task whose function cannot be interrupted, until the function ends."""
         key = id(work)
         self.left_running[key] = name

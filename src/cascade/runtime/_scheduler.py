@@ -23,7 +23,7 @@ from cascade.spec.lazy_types import LazyResult, MappedLazyResult
 
 logger = get_logger(__name__)
 
-TYPO = 0.8
+_MIN_SIMILARITY = 0.8
 """Smallest similarity, from 0 to 1, of a misspelt name to the correct one: `gpuu` and `gpu` have 0.86, `cpu` and `gpu`
 0.67."""
 
@@ -255,7 +255,7 @@ def _check_params(params: Mapping[str, object], graph: Graph) -> None:
 
 def _check_constraints(node: Node, capacity: Collection[str]) -> None:
     for name in node.constraints.requirements if node.constraints else ():
-        if name not in capacity and (hint := suggestion(name, capacity, TYPO)):
+        if name not in capacity and (hint := suggestion(name, capacity, _MIN_SIMILARITY)):
             raise ValueError(
                 f"Task '{node.name}': the constraint '{name}' is not in system_resources{hint} "
                 f"If '{name}' is a resource of its own, give it a capacity in system_resources"

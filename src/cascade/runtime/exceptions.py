@@ -107,7 +107,7 @@ class TelemetryLostError(CascadeRuntimeError):
         super().__init__(message)
 
 
-class Ending(Protocol):
+class AnyFuture(Protocol):
     """A future: `asyncio.Future` or `concurrent.futures.Future`."""
 
     def add_done_callback(self, callback: Callable[[Any], object], /) -> None:
@@ -121,7 +121,7 @@ class StillRunning(asyncio.CancelledError):
     A run that has failed waits for `work` to end, such as a `concurrent.futures.Future`; one that is cancelled does not.
     """
 
-    def __init__(self, work: Ending) -> None:
+    def __init__(self, work: AnyFuture) -> None:
         self.work = work
         super().__init__()
 

@@ -48,7 +48,7 @@ _KINDS = {"params": "params", "arguments": "arguments", "output": "results"}
 """Kind of a captured value, by its key in the metadata."""
 _MARGIN = 16 * 1024
 """Characters beyond the limit up to which a whole text is masked."""
-_UNSURE = 1_024
+_CUT_MARGIN = 1_024
 """Characters beside a cut that are dropped, because they may be a part of a secret."""
 
 
@@ -59,7 +59,7 @@ def masked(value: str, limit: int) -> str:
     """
     if len(value) <= limit + _MARGIN:
         return truncate(redact_text(value), limit)
-    return truncate(redact_text(mask_url_at_end(value[: limit + _MARGIN]))[:-_UNSURE] + _CUT, limit)
+    return truncate(redact_text(mask_url_at_end(value[: limit + _MARGIN]))[:-_CUT_MARGIN] + _CUT, limit)
 
 
 def masked_end(value: str, limit: int) -> str:
@@ -70,7 +70,7 @@ def masked_end(value: str, limit: int) -> str:
     before, marker, rest = end.partition("-----END")
     if marker and "-----BEGIN" not in before:  # the end of a private key that begins before the cut
         return redact_text(MASK + rest)[-limit:]
-    return redact_text(end)[_UNSURE:][-limit:]
+    return redact_text(end)[_CUT_MARGIN:][-limit:]
 
 
 def masked_name(name: str) -> str:

@@ -13,7 +13,7 @@ _DEFAULT_KINDS = {"INTERNAL", "UNSPECIFIED"}
 _MAX_MESSAGE = 60
 _MAX_NAMES = 2
 _MANY_DAYS = 100
-_MOMENT = 1
+_INSTANT_NS = 1
 """Nanoseconds of a span without a duration: Cascade gives it one, because Jaeger warns about a length of zero."""
 _UNITS = ((1_000_000_000, "s"), (1_000_000, "ms"), (1_000, "µs"), (1, "ns"))
 
@@ -111,7 +111,7 @@ def duration(length_ns: int) -> str:
     """Return a duration with three digits in at most eight characters: `"412 µs"`, `"1.20 s"`, `"3m 12s"`, `"2d 3h"`."""
     if length_ns < 0:
         return f"-{duration(-length_ns)}"
-    if length_ns <= _MOMENT:
+    if length_ns <= _INSTANT_NS:
         return "0"
     minutes, seconds = divmod(round(length_ns / 1e9), 60)
     hours, minutes = divmod(minutes, 60)
@@ -142,7 +142,7 @@ class TimeAxis:
         if not self.cells:
             return ""
         first, last = self._half_cell(start_ns), self._half_cell(max(start_ns, end_ns))
-        if end_ns - start_ns <= _MOMENT:
+        if end_ns - start_ns <= _INSTANT_NS:
             drawn = "│"
         elif first == last:
             drawn = "░" if light else "▏▕"[first % 2]
