@@ -94,7 +94,7 @@ lock: $(READY)  ## pin the Python packages of CI
 	$(BIN)/python -m pip freeze --exclude-editable | grep -v '^pip==' > .ci/constraints.txt
 
 clean:
-	rm -rf .venv .make build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .make build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(READY): pyproject.toml .ci/constraints.txt
 	@$(if $(PYTHON),$(PYTHON) $(NEW_ENOUGH),false) || { echo "Cascade needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }

@@ -112,6 +112,10 @@ def is_accepted(kind: str, payload: dict[str, Any]) -> bool:
     return True
 
 
+def test_each_type_has_parameters_in_these_tests() -> None:
+    assert set(fitting) == {constraint.type for constraint in CONSTRAINT_CLASSES}
+
+
 @pytest.mark.parametrize("kind", fitting)
 def test_the_parser_accepts_what_the_schema_accepts(kind: str) -> None:
     @given(messages(kind))
