@@ -64,7 +64,7 @@ FOUND = {
     "slow runs of a target": {"slow", "large"},
     "skipped tasks of a name": {"with a skipped task"},
     "one run by its id": {"in a caller's trace"},
-    "runs and parts with an exception, also before a retry": {"retried"},
+    "runs and parts with an exception, also if a retry succeeded": {"retried"},
 }
 """The runs that each search of the page finds."""
 
