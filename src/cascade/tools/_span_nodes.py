@@ -89,7 +89,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Children with the same name that one line stands for."""
+    """Children with the same name, which the tree shows in one line."""
 
     nodes: tuple[Node, ...]
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import inspect
-import os
 import threading
 import weakref
 from operator import index
@@ -125,14 +124,14 @@ def _call_in_loop(function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any
 
     From Python 3.14 on, asyncio does not continue the event loop in a forked child.
     """
-    process = os.getpid()
+    pool = worker_pool()
     try:
         value = _call_function(function, args, kwargs)
     except BaseException as error:
-        if os.getpid() != process:
+        if worker_pool() is not pool:
             exit_child(error)
         raise
-    if os.getpid() != process:
+    if worker_pool() is not pool:
         exit_child()
     return value
 
