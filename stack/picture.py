@@ -10,7 +10,7 @@ _WIDTH, _ROW, _HEAD = 1080, 22, 58
 NAMES = 370
 """The width of the column with the names of spans."""
 _SLOWEST = 4
-"""Of many children with one name, the slowest ones are drawn, and one line stands for the others."""
+"""Number of the slowest children with one name that the picture draws. One line summarizes the others."""
 
 _STYLE = """
 text { font: 12px ui-sans-serif, system-ui, "Segoe UI", sans-serif; fill: #1f2937; }

@@ -318,10 +318,6 @@ class ResourceMetadata(_Truncated):
     """For `RELEASE`: end of the setup."""
 
 
-class ControlMetadata(TypedDict):
-    """A decision about a constraint has no metadata."""
-
-
 BY_VALUE: dict[str, type[Any]] = {
     "ENGINE_STARTED": RunStartedMetadata,
     "ENGINE_STOPPED": RunEndedMetadata,
