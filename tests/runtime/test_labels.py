@@ -384,7 +384,7 @@ def test_a_label_may_be_a_text_of_any_kind() -> None:
 @pytest.mark.parametrize("wrong", [5, None, ["a"]])
 def test_a_label_that_is_neither_a_text_nor_a_function_is_refused(wrong: Any) -> None:
     with pytest.raises(
-        TypeError, match=r"label must be a text or a function that returns one, got a (int|NoneType|list)"
+        TypeError, match=r"label must be a text or a function that returns one, got (int|NoneType|list)"
     ):
         cs.task(own)().with_label(wrong)
     if wrong is not None:
