@@ -25,7 +25,9 @@ class HostileError(Exception):
 
 pytestmark = pytest.mark.injects_errors("a CancelledError of a connector becomes a RuntimeError of the guard")
 ERRORS = pytest.mark.parametrize(
-    "error", [OSError("down"), HostileError(), asyncio.CancelledError("stray")], ids=lambda e: type(e).__name__
+    "error",
+    [OSError("down"), HostileError(), asyncio.CancelledError("stray"), GeneratorExit("stray")],
+    ids=lambda error: type(error).__name__,
 )
 
 

@@ -1,12 +1,14 @@
 import asyncio
+import gc
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascade.connectors.memory import MemoryConnector
 from cascade.runtime.publish_queue import Message, PublishQueue
-from tests.lab.waiting import HANG, NEVER, soon
+from tests.lab.waiting import HANG, NEVER, soon, until
 
 
 def message(number: int, *, terminal: bool = True, size: int = 10) -> Message:
@@ -75,6 +77,41 @@ async def test_a_failed_publish_is_counted_and_does_not_affect_the_next() -> Non
     await queue.drain(HANG)
     assert numbers(connector) == [0, 2]
     assert (queue.lost, queue.last_error) == (2, "OSError: no route")
+
+
+@pytest.mark.parametrize("error", [GeneratorExit("odd"), BaseException("odd"), asyncio.CancelledError("odd")], ids=repr)
+async def test_an_error_that_is_no_exception_does_not_stop_the_queue(error: BaseException) -> None:
+    class Odd(MemoryConnector):
+        async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:
+            if payload["n"] != 1:
+                raise error
+            await super().publish(topic, payload, qos)
+
+    connector = Odd()
+    queue = PublishQueue(connector)
+    for number in range(3):
+        queue.put(message(number))
+    await queue.drain(HANG)
+    assert numbers(connector) == [1]
+    assert (queue.published, queue.lost, queue.last_error) == (1, 2, f"{type(error).__name__}: odd")
+
+
+def test_a_queue_of_a_closed_event_loop_can_be_collected() -> None:
+    """The interpreter closes the coroutine that publishes. If the coroutine continued, the interpreter would warn."""
+    loop = asyncio.new_event_loop()
+
+    async def publish() -> None:
+        queue = PublishQueue(Stuck())
+        queue.put(message(0))
+        queue.put(message(1))
+        await asyncio.sleep(0)
+
+    async def collect() -> None:
+        gc.collect()
+
+    loop.run_until_complete(publish())
+    loop.close()
+    asyncio.run(collect())
 
 
 class Stuck(MemoryConnector):
@@ -172,6 +209,27 @@ async def test_the_end_of_a_drain_publishes_the_rest_to_a_full_connector() -> No
     assert numbers(connector) == [0, 1, 2]
     assert queue.lost == 0
     connector.is_empty.set()
+
+
+async def test_a_connector_that_stays_full_does_not_block_the_event_loop() -> None:
+    """Its `room` returns at once, without an `await`."""
+
+    class AlwaysFull(Full):
+        calls = 0
+
+        async def room(self) -> None:
+            self.calls += 1
+
+    connector = AlwaysFull()
+    queue = PublishQueue(connector)
+    for number in range(3):
+        queue.put(message(number))
+    draining = asyncio.ensure_future(queue.drain(NEVER))
+    await until(lambda: connector.calls > 1)
+    assert numbers(connector) == [0]
+    connector.is_empty.set()
+    await soon(draining)
+    assert numbers(connector) == [0, 1, 2]
 
 
 async def test_a_closed_queue_drops_all_messages_with_the_reason() -> None:

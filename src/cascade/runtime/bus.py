@@ -1,5 +1,6 @@
 """Event bus, and the combined backpressure of its subscribers. `cascade.messaging.bus` has another MessageBus."""
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -16,6 +17,10 @@ logger = get_logger(__name__)
 
 Handler = Callable[[Any], None]
 Drain = Callable[[str], Awaitable[None]]
+
+ROOM_PAUSE = 0.01
+"""Seconds between two calls of a source's `room` while the source stays full. Without it, a `room` that returns at once
+would block the event loop."""
 
 
 class MessageBus:
@@ -79,11 +84,12 @@ class MessageBus:
         self._drains.append(drain)
 
     async def drain(self, run_id: str) -> None:
+        task = asyncio.current_task()
         for drain in self._drains:
             try:
                 await drain(run_id)
             except FAULTS as error:
-                if is_own_cancellation(error):
+                if is_own_cancellation(error, task):
                     raise
                 raise_in_tests(error)
                 logger.exception("A subscriber failed to drain the last events of run %s", run_id)
@@ -129,12 +135,17 @@ class CombinedBackpressure:
         return False
 
     async def room(self) -> None:
+        """Wait for each source that is full. A source whose `room` returns at once is called again after `ROOM_PAUSE`."""
+        task, now = asyncio.current_task(), asyncio.get_running_loop().time
         for source in list(self._sources):
+            start = now()
             try:
                 if source.is_full():
                     await source.room()
+                    if now() - start < ROOM_PAUSE and source.is_full():
+                        await asyncio.sleep(ROOM_PAUSE)
             except FAULTS as error:
-                if is_own_cancellation(error):
+                if is_own_cancellation(error, task):
                     raise
                 raise_in_tests(error)
                 self._remove(source, error)

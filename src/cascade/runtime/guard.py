@@ -13,7 +13,7 @@ from cascade.telemetry.safe import error_text
 
 logger = get_logger(__name__)
 
-FAULTS = (Exception, asyncio.CancelledError)
+FAULTS = (Exception, asyncio.CancelledError, GeneratorExit)
 """Errors of a plain function of a connector. A cancellation of the run is raised only in an `await`."""
 
 
@@ -23,23 +23,34 @@ async def awaited(call: Callable[[], Awaitable[Any]], timeout: float | None = No
     Raises:
         TimeoutError: The call has not ended in time.
         CancelledError: The current asyncio task was cancelled.
-        RuntimeError: The call raised a CancelledError of its own.
+        RuntimeError: The call raised a CancelledError or GeneratorExit of its own.
         Exception: An error of the call.
     """
+    task = asyncio.current_task()
     try:
         await asyncio.wait_for(call(), timeout)
-    except asyncio.CancelledError as error:
-        if is_own_cancellation(error):
+    except (asyncio.CancelledError, GeneratorExit) as error:
+        if is_own_cancellation(error, task):
             raise
         raise RuntimeError("the connector has cancelled the call") from None
 
 
-def is_own_cancellation(error: BaseException) -> bool:
-    """Return True for a cancellation of the current asyncio task, and False for a CancelledError of a connector."""
-    if not isinstance(error, asyncio.CancelledError):
-        return False
-    task = asyncio.current_task()
-    return task is None or task.cancelling() > 0
+def is_own_cancellation(error: BaseException, task: asyncio.Task[Any] | None) -> bool:
+    """Return True if `task` was cancelled or its coroutine is closed, and False if a connector has raised the error.
+
+    `task` is the asyncio task that awaits the connector.
+    """
+    if isinstance(error, GeneratorExit):
+        return task is None or task is not _running_task()
+    return isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling() > 0)
+
+
+def _running_task() -> asyncio.Task[Any] | None:
+    """Return the current asyncio task. A coroutine is closed outside of its task, perhaps without an event loop."""
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
 
 
 def seconds_of(connector: object, name: str) -> float:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from cascade._internal_errors import raise_in_tests
 from cascade.runtime.bus import CombinedBackpressure
-from cascade.runtime.guard import FAULTS, is_own_cancellation
+from cascade.runtime.guard import is_own_cancellation
 from cascade.runtime.protocols import Backpressure
 from cascade.spec.protocols import Connector
 from cascade.telemetry.safe import error_text
@@ -163,8 +163,8 @@ class PublishQueue:
             try:
                 await self.connector.publish(message.topic, message.payload, message.qos)
                 self.published += 1
-            except FAULTS as error:
-                if is_own_cancellation(error):
+            except BaseException as error:
+                if isinstance(error, KeyboardInterrupt | SystemExit) or is_own_cancellation(error, self._task):
                     raise
                 raise_in_tests(error)
                 self._drop(1, error_text(error))
