@@ -205,3 +205,17 @@ async def test_the_report_contains_the_messages_of_the_publish_queue(message: Pu
     report = fanout_connector.report()
     assert (report.sent, report.lost, report.queued) == (0, 1, 0)
     assert report.last_error
+
+
+def test_the_conformance_suite_detects_a_connector_that_changes_a_payload() -> None:
+    class Changing(MemoryConnector):
+        async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:
+            payload["body"].get("metadata", {}).pop("map_id", None)
+            await super().publish(topic, payload, qos)
+
+    class Conformance(ConnectorConformance):
+        def make_connector(self) -> Changing:
+            return Changing()
+
+    with pytest.raises(AssertionError):
+        Conformance().test_it_does_not_change_a_payload()

@@ -152,7 +152,10 @@ class Backpressure(Protocol):
         ...
 
     async def room(self) -> None:
-        """Return when there may be room; `is_full` is called again then. Many tasks may wait here at once."""
+        """Return when there may be room; `is_full` is called again then. Many tasks may wait here at once.
+
+        While the connector stays full, `room` is called again after a short pause.
+        """
         ...
 
 

@@ -75,7 +75,10 @@ class Connector(Protocol):
         ...
 
     async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:
-        """Send one message, in the form of `cascade.telemetry.wire`. `qos` is 1 for messages that must arrive, else 0."""
+        """Send one message, in the form of `cascade.telemetry.wire`. `qos` is 1 for messages that must arrive, else 0.
+
+        The connector must not change the payload: the other connectors of the run get the same object.
+        """
         ...
 
     async def subscribe(self, topic: str, callback: MessageCallback) -> None:

@@ -13,6 +13,7 @@ import asyncio
 import copy
 from typing import Any
 
+from cascade.connectors.memory import MemoryConnector
 from cascade.spec.protocols import Connector
 from cascade.spec.routing import Router
 from cascade.spec.task import task
@@ -77,17 +78,20 @@ class ConnectorConformance(ControlConformance):
         assert asyncio.run(bounded(concurrently())) == [[0, 2, 4]] * 4
 
     def test_it_does_not_change_a_payload(self) -> None:
-        payload = _example_payload()
-        original = copy.deepcopy(payload)
+        """The connectors of a run get the same objects."""
+        recorder = MemoryConnector()
+        run_with(recorder, _workflow())
+        originals = copy.deepcopy(recorder.payloads)
 
         async def publish() -> None:
             connector = self.make_connector()
             await connector.connect()
-            await connector.publish("cascade/telemetry/local/default/run/events", payload, 1)
+            for message in recorder.messages:
+                await connector.publish(message.topic, message.payload, message.qos)
             await connector.disconnect()
 
         asyncio.run(bounded(publish()))
-        assert payload == original
+        assert recorder.payloads == originals
 
     def test_subscribe_returns(self) -> None:
         async def subscribe() -> None:
@@ -137,28 +141,3 @@ def _workflow() -> Any:
     doubled = task(double).map(x=[0, 1, 2]).with_retry(1)
     choice = Router(task(lambda: "a", name="choose")(), {"a": doubled, "b": task(lambda: None, name="other")()})
     return task(list, name="collect")(choice)
-
-
-def _example_payload() -> dict[str, Any]:
-    return {
-        "v": "1.0",
-        "ts": "2026-01-01T00:00:00.000000Z",
-        "run_id": "00000000-0000-4000-8000-000000000001",
-        "org_id": "local",
-        "project_id": "default",
-        "source": "host-1",
-        "trace_id": "00000000000040008000000000000001",
-        "span_id": "0000000000000001",
-        "parent_span_id": "0000000000000002",
-        "trace_flags": 1,
-        "seq": 0,
-        "body": {
-            "type": "TaskStateEvent",
-            "task_id": "t",
-            "task_name": "task",
-            "state": "COMPLETED",
-            "duration_ms": 1.0,
-            "error": None,
-            "metadata": {"kind": "task", "start_ns": 1, "end_ns": 1_000_001, "result": "success"},
-        },
-    }
