@@ -22,7 +22,7 @@ from cascade.adapters.executors import places
 from cascade.connectors import health as connection_health
 from cascade.connectors.mqtt import backpressure, options, outbox, packets, subscriber
 from cascade.connectors.mqtt import connector as mqtt
-from cascade.connectors.mqtt.outbox import MIN_LIFETIME
+from cascade.connectors.mqtt.oversize_messages import MIN_LIFETIME
 from cascade.connectors.otel import (
     OtelConnector,
     buffer,

@@ -27,7 +27,7 @@ _LIMITS = {
     "cascade.connectors.mqtt.subscriber": ("SUBSCRIBE_TIMEOUT",),
     "cascade.connectors.mqtt.presence": ("OFFLINE_TIMEOUT",),
     "cascade.connectors.mqtt.connection": ("MIN_LIFETIME",),
-    "cascade.connectors.mqtt.outbox": ("MIN_LIFETIME",),
+    "cascade.connectors.mqtt.oversize_messages": ("MIN_LIFETIME",),
     "cascade.connectors.mqtt.session": ("OFFLINE_TIMEOUT", "CLOSE_TIMEOUT"),
     "cascade.connectors.mqtt.options": ("MIN_LIFETIME",),
     "cascade.connectors.mqtt.connector": ("MqttConnector.flush_timeout", "MqttConnector.resend_window"),

@@ -15,7 +15,7 @@ import cascade as cs
 from cascade.connectors import health
 from cascade.connectors.memory import MemoryConnector
 from cascade.connectors.mqtt import MqttConnector, backpressure
-from cascade.connectors.mqtt.outbox import MAX_LOSSES
+from cascade.connectors.mqtt.oversize_messages import MAX_LOSSES
 from cascade.telemetry.topics import events_topic
 from tests.connectors.mqtt.broker import Broker, Listener
 from tests.connectors.mqtt.messages import numbers, telemetry, warnings

@@ -12,7 +12,8 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from cascade.connectors.mqtt.backpressure import Backpressure, LoopNotifier
 from cascade.connectors.mqtt.client import Client
-from cascade.connectors.mqtt.outbox import MIN_LIFETIME, Outbox, OutgoingMessage, PoisonMessageFilter
+from cascade.connectors.mqtt.outbox import Outbox, OutgoingMessage
+from cascade.connectors.mqtt.oversize_messages import MIN_LIFETIME, PoisonMessageFilter
 from cascade.connectors.mqtt.packets import (
     FAILURE,
     OWN,
@@ -90,6 +91,7 @@ class Connection:
         self.on_presence: Callable[[bytes], None] = lambda _: None
         """Called with each message on the presence topic."""
         self._presence_topic = presence_topic
+        poison.begin(client.limits.maximum_packet_size)
         shared.subscriptions.begin()
         shared.states.restart()
         shared.backpressure.restart()
@@ -249,9 +251,8 @@ class Connection:
         topic, alias = self._aliases.find(message.topic)
         properties = publish_properties(message.traceparent, message.tracestate, alias)
         size = packet_bytes(topic, len(properties) + len(message.body))
-        most = limits.maximum_packet_size
-        if size > min(most, self._poison.max_packet_bytes) and not self._poison.shrink_to(message, most):
-            self._drop(message, f"a message of {size:,} bytes is larger than the broker accepts")
+        if size > self._poison.max_packet_bytes and not self._poison.shrink_or_drop(message, size):
+            self._has_news = True
             return
         if alias and topic:
             self._aliases.add(topic, alias)
@@ -304,7 +305,8 @@ class Connection:
             self._outbox.put_back([message], str(reason))
             self._shared.backpressure.record_refusal()
         elif reason.value >= FAILURE:
-            self._drop(message, f"{reason}, on topic {message.topic}")
+            self._outbox.drop(message, f"{reason}, on topic {message.topic}")
+            self._has_news = True
         else:
             self._to_settle.append(message)
         if self._unsent:
@@ -326,10 +328,6 @@ class Connection:
         await self._subscriber.make_round_trip()
         self._state_accepted = True
         self._wakeup.set()
-
-    def _drop(self, message: OutgoingMessage, reason: str) -> None:
-        self._outbox.drop(message, reason)
-        self._has_news = True
 
     # Incoming messages.
 

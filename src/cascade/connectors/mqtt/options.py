@@ -8,7 +8,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from cascade.connectors._options import whole
 from cascade.connectors.health import FIRST_DELAY, jitter
-from cascade.connectors.mqtt.outbox import MIN_LIFETIME
+from cascade.connectors.mqtt.oversize_messages import MIN_LIFETIME
 from cascade.connectors.mqtt.packets import PERMANENT, TAKEN_OVER
 from cascade.telemetry.topics import AWS_LIMITS, TopicLimits, source, topic_limits
 

@@ -12,7 +12,7 @@ from cascade.connectors.health import ConnectionHealth
 from cascade.connectors.mqtt.client import Client
 from cascade.connectors.mqtt.connection import Connection, SessionState
 from cascade.connectors.mqtt.options import ClientId, MqttOptions
-from cascade.connectors.mqtt.outbox import PoisonMessageFilter
+from cascade.connectors.mqtt.oversize_messages import PoisonMessageFilter
 from cascade.connectors.mqtt.packets import OTHER_SERVER, PERMANENT, TAKEN_OVER, TRANSIENT, BrokerLimits
 from cascade.connectors.mqtt.presence import OFFLINE_TIMEOUT, Presence
 from cascade.connectors.mqtt.subscriber import CHECK

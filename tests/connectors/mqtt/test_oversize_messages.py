@@ -5,7 +5,8 @@ import time
 import pytest
 
 import cascade as cs
-from cascade.connectors.mqtt.outbox import MAX_LOSSES, PAUSE, Outbox, OutgoingMessage, PoisonMessageFilter
+from cascade.connectors.mqtt.outbox import Outbox, OutgoingMessage
+from cascade.connectors.mqtt.oversize_messages import MAX_LOSSES, PAUSE, PoisonMessageFilter
 from cascade.telemetry.state_schedule import INTERVAL, RunStates
 from cascade.telemetry.wire import dumps
 from cascade.testing import MemoryConnector
