@@ -6,7 +6,7 @@ from typing import Any
 
 from cascade.graph.model import ArgKind, Edge, EdgeType, Graph, Node, argument_key
 from cascade.spec.input import InputSpec
-from cascade.spec.lazy_types import MappedLazyResult, label_of, require_lazy
+from cascade.spec.lazy_types import LazyResult, MappedLazyResult, label_of, require_lazy
 from cascade.spec.nested import ATOMS, LAZY, SOURCES, sources_in
 from cascade.spec.resource import Inject, ResourceDefinition
 from cascade.spec.routing import Router
@@ -36,22 +36,24 @@ class GraphBuilder:
     def __init__(self, target: Any) -> None:
         if not isinstance(target, LAZY):
             raise TypeError(f"Cannot build a workflow from {_advice_for(target)}")
-        self.graph = Graph()
         self._nodes: dict[str, Node] = {}
+        self._edges: list[Edge] = []
         self._worklist: list[tuple[Any, Node]] = []
         self._generator_consumers: dict[str, Node | None] = {}
         """Consumer of each node that returns a generator."""
-        self._node_of(target)
+        self._add_node(target)
 
-    def _node_of(self, lazy: Any) -> Node:
-        node = self._nodes.get(lazy._uuid)
-        if node is None:
-            node = self._nodes[lazy._uuid] = _node_from(lazy)
-            self.graph.add_node(node)
-            self._worklist.append((lazy, node))
-            task = lazy.task if node.mapping_factory is None else node.mapping_factory
-            if isinstance(task, Task) and (task.is_replaced or task.is_generator):
-                self._check(task, lazy, node)
+    @property
+    def graph(self) -> Graph:
+        """The graph, after `run` has returned True."""
+        return Graph([*self._nodes.values()], self._edges)
+
+    def _add_node(self, lazy: Any) -> Node:
+        node = self._nodes[lazy._uuid] = _node_from(lazy)
+        self._worklist.append((lazy, node))
+        task = lazy.task if node.mapping_factory is None else node.mapping_factory
+        if isinstance(task, Task) and (task.is_replaced or task.is_generator):
+            self._check(task, lazy, node)
         return node
 
     def _check(self, task: "Task[..., Any]", lazy: Any, node: Node) -> None:
@@ -95,6 +97,9 @@ class GraphBuilder:
         return not self._worklist
 
     def _add_argument(self, node: Node, name: str, kind: ArgKind, value: Any) -> None:
+        if type(value) is LazyResult:  # the most common source
+            self._add_edge(value, node, name, EdgeType.DATA, kind)
+            return
         if issubclass(type(value), SOURCES):
             self._add_source(value, node, name, kind, EdgeType.DATA)
             return
@@ -121,11 +126,12 @@ class GraphBuilder:
         kind: ArgKind | None = None,
         router: Router | None = None,
     ) -> None:
-        require_lazy(lazy, f"Task '{node.name}'", name)
-        source = self._node_of(lazy)
+        if type(lazy) is not LazyResult:
+            require_lazy(lazy, f"Task '{node.name}'", name)
+        source = self._nodes.get(lazy._uuid) or self._add_node(lazy)
         if source.id in self._generator_consumers and (kind is not None or edge_type is EdgeType.ROUTER_ROUTE):
             self._set_generator_consumer(source, node)
-        self.graph.add_edge(Edge(source, node, name, edge_type, router, kind))
+        self._edges.append(Edge(source, node, name, edge_type, router, kind))
 
 
 _RETURN_LIST = "return a list"

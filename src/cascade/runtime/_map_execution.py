@@ -8,6 +8,7 @@ from itertools import takewhile
 from typing import Any
 
 from cascade.graph.model import Node, join_arguments, split_arguments
+from cascade.runtime._plan import PlannedNode
 from cascade.runtime._retries import RetriedExecution
 from cascade.runtime._run_context import RunContext, seconds
 from cascade.runtime._task_execution import TaskExecution
@@ -46,12 +47,13 @@ class MapExecution:
         self,
         run: RunContext,
         resolver: ArgumentResolver,
-        node: Node,
-        on_resolved: Callable[[Node], None],
+        planned: PlannedNode,
+        on_resolved: Callable[[PlannedNode], None],
     ) -> None:
         self._run = run
         self._resolver = resolver
-        self._node = node
+        self._planned = planned
+        self._node = planned.node
         self._on_resolved = on_resolved
         self._size: int | None = None
         self._done = self._failed = self._cached = 0
@@ -79,14 +81,14 @@ class MapExecution:
     async def _execute(self) -> list[Any]:
         self._start_ns = self._progress_ns = self._run.clock.now_ns()
         try:
-            items = zip_items(self._node, self._resolver.resolve(self._node).inputs)
+            items = zip_items(self._node, self._resolver.resolve(self._planned).inputs)
         except Exception as error:
             now_ns = self._run.clock.last_ns
             add_task_note(error, f"task {self._node.name!r}", attempt_start_ns=self._start_ns, now_ns=now_ns)
             self._publish_started()
             self._publish_finished(self._run.outcome(error, "error"))
             raise
-        self._on_resolved(self._node)
+        self._on_resolved(self._planned)
         self._size = len(items)
         self._publish_started()
         try:
@@ -154,18 +156,11 @@ class MapExecution:
             self._fail_item(index, error)
             raise
         run, resolver, item = self._run, self._resolver, node.literal_inputs
-        if node.retry_policy is None:
-            return TaskExecution(run, resolver, node, node, map_id=self._node.id, map_index=index, item=item)
-        return RetriedExecution(
-            run,
-            resolver,
-            node,
-            node,
-            map_id=self._node.id,
-            map_index=index,
-            item=item,
-            on_backoff=self._limiter.back_off,
-        )
+        kind = TaskExecution if node.retry_policy is None else RetriedExecution
+        execution = kind(run, resolver, node, self._planned, self._node.id, index, item)
+        if isinstance(execution, RetriedExecution):
+            execution.on_backoff = self._limiter.back_off
+        return execution
 
     def _fail_item(self, index: int, error: Exception) -> None:
         """Publish the failure of an item whose factory raised an error."""
@@ -195,7 +190,7 @@ class MapExecution:
             end_ns=end_ns,
             map_size=self._size,
             counts=None if self._size is None else self._counts(),
-            dependencies=self._resolver.dependencies(self._node),
+            dependencies=self._resolver.dependencies(self._planned),
             waits=self._waits,
             **outcome,
             **self._identity(),

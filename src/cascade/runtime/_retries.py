@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from cascade.runtime._task_execution import TaskExecution
@@ -12,7 +11,6 @@ from cascade.runtime.task_context import in_context
 from cascade.spec.retry import RetryPolicy, checked_seconds
 
 
-@dataclass(eq=False, slots=True)
 class RetriedExecution(TaskExecution):
     """Execution of a task with a retry policy: calls the function until an attempt succeeds or the policy ends.
 
@@ -25,8 +23,8 @@ class RetriedExecution(TaskExecution):
 
     on_backoff: Callable[[int], None] | None = None
     attempts: tuple[Attempt, ...] = ()
-    attempt_count: int = 0
-    is_in_attempt: bool = False
+    attempt_count = 0
+    is_in_attempt = False
 
     @property
     def policy(self) -> RetryPolicy:

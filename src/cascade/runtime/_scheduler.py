@@ -3,12 +3,14 @@
 import asyncio
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
+from operator import attrgetter
 from typing import Any
 
 from cascade._loggers import get_logger
-from cascade.graph.model import Edge, EdgeType, Graph, Node
+from cascade.graph.model import Edge, Graph, Node
 from cascade.runtime._labels import fixed_label
 from cascade.runtime._map_execution import MapExecution, zip_items
+from cascade.runtime._plan import PlannedNode, disconnect, set_order
 from cascade.runtime._retries import RetriedExecution
 from cascade.runtime._run_context import RunContext
 from cascade.runtime._task_execution import TaskExecution
@@ -38,11 +40,9 @@ class Scheduler:
         self._run = run
         self._graph = graph
         self._target_id = target_id
-        self._pending: dict[str, int] = {}  # number of unsettled upstream nodes, by needed node
-        self._awaited_routes: dict[tuple[str, str], int] = {}
-        self._settled: set[str] = set()
+        self._awaited_routes: dict[tuple[PlannedNode, PlannedNode], int] = {}
         self._deciders: dict[str, str] = {}  # condition or selector by skipped node
-        self._ready: deque[Node] = deque()
+        self._ready: deque[PlannedNode] = deque()
         self._is_starting = False
         self._group = TaskGroup(run, run.new_context)
         self._throttle = StartThrottle(run.bus.backpressure, self._group, self._start_ready)
@@ -53,11 +53,12 @@ class Scheduler:
         plan, graph = solver.resolve(self._graph), self._graph
         _check_names(graph, self._run)
         self._flow = FlowManager(graph, self._target_id)
-        self._resolver = ArgumentResolver(self._flow.in_edges, self._run)
-        self._nodes = {node.id: node for node in graph.nodes}
-        self._planned = {node.id: node for stage in plan for node in stage}
-        self._need(self._target_id)
-        _check_nodes((self._nodes[i] for i in self._flow.needed), self._flow.in_edges, self._run)
+        self._nodes = self._flow.nodes
+        self._resolver = ArgumentResolver(self._nodes, self._run)
+        order = set_order(self._nodes, plan)
+        self._flow.need(self._nodes[self._target_id])
+        self._ready.extend(planned for planned in order if planned.is_needed and not planned.pending)
+        _check_nodes((planned for planned in order if planned.is_needed), self._run)
 
     async def run(self) -> None:
         """Run all nodes that the target needs. Afterwards the state has the value of the target, or its skip reason."""
@@ -65,6 +66,7 @@ class Scheduler:
             await self._group.run(self._start_ready)
         finally:
             self._throttle.close()
+            disconnect(self._nodes)
 
     def value(self, target: str) -> Any:
         """Return the value of the target, after the run. `target` is its name.
@@ -77,21 +79,6 @@ class Scheduler:
             cause = self._flow.skip_cause(self._nodes[target_id], state)
             raise DependencyMissingError(target, "<Target Output>", target_id, cause=cause)
         return state.get_result(target_id)
-
-    def _need(self, node_id: str) -> None:
-        fresh = self._flow.need(node_id)
-        for current in fresh:
-            edges = self._flow.in_edges.get(current, ())
-            self._pending[current] = sum(
-                edge.edge_type is not EdgeType.ROUTER_ROUTE and edge.source.id not in self._settled for edge in edges
-            )
-        self._ready.extend(self._nodes[i] for i in self._in_plan_order(fresh) if not self._pending[i])
-
-    def _in_plan_order(self, node_ids: list[str]) -> Iterable[str]:
-        if len(node_ids) == 1:
-            return node_ids
-        wanted = set(node_ids)
-        return [*(i for i in self._planned if i in wanted), *(i for i in node_ids if i not in self._planned)]
 
     def _start_ready(self) -> None:
         """Start the ready nodes, unless a call of `_start_some` is in progress or scheduled."""
@@ -111,92 +98,94 @@ class Scheduler:
         if self._is_starting:
             asyncio.get_running_loop().call_soon(self._start_some)
 
-    def _start(self, node: Node) -> None:
-        if (skip := self._skip_of(node)) is not None:
-            self._skip(node, skip)
-        elif node.param_spec is not None:
-            self._complete(node, input_value(node, self._run.params))
+    def _start(self, planned: PlannedNode) -> None:
+        if (skip := self._skip_of(planned)) is not None:
+            self._skip(planned, skip)
+        elif planned.node.param_spec is not None:
+            self._complete(planned, input_value(planned.node, self._run.params))
         else:
-            self._group.spawn(self._execute(node))
+            self._group.spawn(self._execute(planned))
 
-    def _skip_of(self, node: Node) -> Skip | None:
+    def _skip_of(self, planned: PlannedNode) -> Skip | None:
         try:
-            return self._flow.skip_of(node, self._run.state)
+            return self._flow.skip_of(planned, self._run.state)
         except Exception as error:
-            run, description = self._run, f"the condition of task {node.name!r}"
+            run, description = self._run, f"the condition of task {planned.node.name!r}"
             add_task_note(error, description, attempt_start_ns=run.start_ns, now_ns=run.clock.last_ns)
             raise
 
-    async def _execute(self, node: Node) -> None:
+    async def _execute(self, planned: PlannedNode) -> None:
         execution: MapExecution | TaskExecution
+        node = planned.node
         if node.node_type == "map":
-            execution = MapExecution(self._run, self._resolver, node, self._release_arguments)
+            execution = MapExecution(self._run, self._resolver, planned, self._release_arguments)
         else:
             kind = TaskExecution if node.retry_policy is None else RetriedExecution
-            plan_node = self._planned.get(node.id, node)
-            execution = kind(self._run, self._resolver, node, plan_node)
-        self._complete(node, await execution.execute())
+            execution = kind(self._run, self._resolver, node, planned)
+        self._complete(planned, await execution.execute())
         self._start_ready()
 
-    def _complete(self, node: Node, value: Any) -> None:
-        self._run.state.put_result(node.id, value)
-        for pruned in self._flow.register_result(node.id, value, self._run.state):
-            self._publish_skipped(self._nodes[pruned], Skip(PRUNED, node.id))
-        self._settle(node)
+    def _complete(self, planned: PlannedNode, value: Any) -> None:
+        self._run.state.put_result(planned.id, value)
+        if planned.id in self._flow.selections:
+            for pruned in self._flow.register_result(planned.id, value, self._run.state):
+                self._publish_skipped(self._nodes[pruned].node, Skip(PRUNED, planned.id))
+        self._settle(planned)
 
-    def _skip(self, node: Node, skip: Skip) -> None:
-        self._run.state.mark_skipped(node.id, skip.reason)
-        self._publish_skipped(node, skip)
-        for pruned in self._flow.release_routes(node.id, self._run.state):
-            self._publish_skipped(self._nodes[pruned], Skip(PRUNED, skip.decided_by))
-        self._settle(node)
+    def _skip(self, planned: PlannedNode, skip: Skip) -> None:
+        self._run.state.mark_skipped(planned.id, skip.reason)
+        self._publish_skipped(planned.node, skip)
+        for pruned in self._flow.release_routes(planned.id, self._run.state):
+            self._publish_skipped(self._nodes[pruned].node, Skip(PRUNED, skip.decided_by))
+        self._settle(planned)
 
-    def _settle(self, node: Node) -> None:
-        self._settled.add(node.id)
-        needed, pending = self._flow.needed, self._pending
-        for edge in self._flow.out_edges.get(node.id, ()):
-            consumer = edge.target
-            if consumer.id not in needed:
-                continue
-            if edge.router is not None:
-                self._await_chosen_route(edge)
-            if edge.edge_type is EdgeType.ROUTER_ROUTE:
-                self._route_settled(edge)
-                continue
-            pending[consumer.id] -= 1
-            if not pending[consumer.id]:
+    def _settle(self, planned: PlannedNode) -> None:
+        planned.is_settled = True
+        flow = self._flow
+        if flow.selections:
+            for consumer, edge in flow.selections.get(planned.id, ()):
+                if consumer.is_needed:
+                    self._await_chosen_route(edge, consumer)
+        for consumer in planned.consumers:
+            consumer.pending -= 1
+            if not consumer.pending and consumer.is_needed:
                 self._ready.append(consumer)
-        if node.id == self._target_id:
+        if flow.branches:
+            for consumer in flow.branches.get(planned.id, ()):
+                self._route_settled(planned, consumer)
+        if planned.id == self._target_id:
             self._group.finish()
-        self._flow.release_inputs(node.id)
+        flow.release_inputs(planned)
         self._discard_unused()
 
-    def _release_arguments(self, node: Node) -> None:
-        self._flow.release_arguments(node.id)
+    def _release_arguments(self, planned: PlannedNode) -> None:
+        self._flow.release(planned.release_arguments())
         self._discard_unused()
 
     def _discard_unused(self) -> None:
         state: Any = self._run.state
-        for node_id in self._flow.take_unused():
-            if self._discards and state.has_result(node_id):
-                state.discard_result(node_id)
+        unused = self._flow.take_unused()
+        if self._discards:
+            for planned in unused:
+                if state.has_result(planned.id):
+                    state.discard_result(planned.id)
 
-    def _await_chosen_route(self, edge: Edge) -> None:
+    def _await_chosen_route(self, edge: Edge, consumer: PlannedNode) -> None:
         """Mark the branch that the selector has chosen as needed. The consumer waits for it."""
-        chosen = self._resolver.chosen_id(edge)
-        if chosen is None or chosen in self._settled:
+        chosen = self._nodes.get(self._resolver.chosen_id(edge) or "")
+        if chosen is None or chosen.is_settled:
             return
-        key = chosen, edge.target.id
+        key = chosen, consumer
         self._awaited_routes[key] = self._awaited_routes.get(key, 0) + 1
-        self._pending[edge.target.id] += 1
-        self._need(chosen)
+        consumer.pending += 1
+        fresh = sorted(self._flow.need(chosen), key=attrgetter("position"))
+        self._ready.extend(planned for planned in fresh if not planned.pending)
 
-    def _route_settled(self, edge: Edge) -> None:
+    def _route_settled(self, branch: PlannedNode, consumer: PlannedNode) -> None:
         """Settle a branch of a router. The consumer waits for it only if the selector has chosen it."""
-        consumer = edge.target
-        if freed := self._awaited_routes.pop((edge.source.id, consumer.id), 0):
-            self._pending[consumer.id] -= freed
-            if not self._pending[consumer.id]:
+        if freed := self._awaited_routes.pop((branch, consumer), 0):
+            consumer.pending -= freed
+            if not consumer.pending:
                 self._ready.append(consumer)
 
     def _publish_skipped(self, node: Node, skip: Skip) -> None:
@@ -223,7 +212,7 @@ class Scheduler:
         if nearest is None:
             return ()
         decider = self._deciders[node_id] = self._deciders.get(nearest, nearest)
-        return tuple(i for i in dict.fromkeys((decider, nearest)) if self._nodes[i].param_spec is None)
+        return tuple(i for i in dict.fromkeys((decider, nearest)) if self._nodes[i].node.param_spec is None)
 
 
 def _check_names(graph: Graph, run: RunContext) -> None:
@@ -262,7 +251,7 @@ def _check_constraints(node: Node, capacity: Collection[str]) -> None:
             )
 
 
-def _check_nodes(nodes: Iterable[Node], in_edges: Mapping[str, list[Edge]], run: RunContext) -> None:
+def _check_nodes(nodes: Iterable[PlannedNode], run: RunContext) -> None:
     """Check the nodes that a run needs for all values of its conditions and selectors.
 
     Raises:
@@ -270,21 +259,23 @@ def _check_nodes(nodes: Iterable[Node], in_edges: Mapping[str, list[Edge]], run:
         MissingEnvError: An environment variable has no value.
         ValueError: A constraint exceeds the capacity, or the lists of a map have different lengths.
     """
-    for node in nodes:
+    for planned in nodes:
+        node = planned.node
         if node.param_spec is not None:
             input_value(node, run.params)
-            continue
-        try:
-            _check_task(node, in_edges, run)
-        except Exception as error:
-            add_task_note(error, f"task {node.name!r}", attempt_start_ns=run.start_ns, now_ns=run.clock.last_ns)
-            raise
+        elif node.constraints or node.node_type == "map":
+            try:
+                _check_task(planned, run)
+            except Exception as error:
+                add_task_note(error, f"task {node.name!r}", attempt_start_ns=run.start_ns, now_ns=run.clock.last_ns)
+                raise
 
 
-def _check_task(node: Node, in_edges: Mapping[str, list[Edge]], run: RunContext) -> None:
+def _check_task(planned: PlannedNode, run: RunContext) -> None:
+    node = planned.node
     if node.constraints:
         run.capacity.check(_known(node.constraints.requirements))
-    if node.node_type == "map" and node.id not in in_edges:
+    if node.node_type == "map" and not planned.edges:
         zip_items(node, node.literal_inputs)
 
 

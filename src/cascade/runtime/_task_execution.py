@@ -2,13 +2,13 @@
 
 import asyncio
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from cascade._loggers import get_logger
 from cascade.graph.model import Node
 from cascade.runtime._labels import fixed_label
+from cascade.runtime._plan import PlannedNode
 from cascade.runtime._run_context import RunContext, seconds
 from cascade.runtime.control.admission import Permit
 from cascade.runtime.events import (
@@ -31,12 +31,11 @@ logger = get_logger(__name__)
 _MISS = object()
 
 
-@dataclass(eq=False, slots=True)
 class TaskExecution:
-    """One execution of a task, or of one item of a map.
+    """One execution of a task, or of one item of a map. The class attributes are the state before the start.
 
     Attributes:
-        plan_node: The node that the executor gets: the solver may have made it.
+        planned: The node of the plan; for an item, that of its map.
         item: The inputs of an item of a map.
         start_ns: The first start; 0 before it.
         attempt: The number of the current attempt, from 1; 0 without a retry policy.
@@ -44,22 +43,36 @@ class TaskExecution:
         amounts: The amounts of system resources that the task holds.
     """
 
-    run: RunContext
-    resolver: ArgumentResolver
-    node: Node
-    plan_node: Any
-    map_id: str | None = None
-    map_index: int | None = None
-    item: dict[str, Any] | None = None
     label: str | None = None
-    start_ns: int = 0
-    attempt: int = 0
-    attempt_start_ns: int = 0
+    start_ns = attempt = attempt_start_ns = 0
     arguments: Arguments | None = None
     waits: tuple[Wait, ...] = ()
     permit: Permit | None = None
     amounts: dict[str, float] | None = None
     _task: TaskContext | None = None
+
+    def __init__(
+        self,
+        run: RunContext,
+        resolver: ArgumentResolver,
+        node: Node,
+        planned: PlannedNode,
+        map_id: str | None = None,
+        map_index: int | None = None,
+        item: dict[str, Any] | None = None,
+    ) -> None:
+        self.run = run
+        self.resolver = resolver
+        self.node = node
+        self.planned = planned
+        self.map_id = map_id
+        self.map_index = map_index
+        self.item = item
+
+    @property
+    def plan_node(self) -> Any:
+        """The node that the executor gets."""
+        return self.planned.plan_node if self.map_id is None else self.node
 
     @property
     def task(self) -> TaskContext:
@@ -123,10 +136,10 @@ class TaskExecution:
             return fixed_label(node)
         if inputs is None:
             try:
-                inputs = self.resolver.resolve(node).inputs
+                inputs = self.resolver.resolve(self.planned).inputs
             except Exception:  # noqa: BLE001
                 return None
-        return self.run.labels.label_of(node, inputs, self.resolver.in_edges.get(self.map_id or node.id, ()))
+        return self.run.labels.label_of(node, inputs, self.planned.edges)
 
     def _report_failure(self, error: BaseException) -> None:
         run, description = self.run, self._describe()
@@ -188,7 +201,7 @@ class TaskExecution:
         try:
             node = self.node
             if self.item is None:
-                self.arguments = self.resolver.resolve(node)
+                self.arguments = self.resolver.resolve(self.planned)
             else:
                 self.arguments = self.resolver.with_resources(node, self.item)
             if node.cache_policy is None or (value := node.cache_policy.check(node.id, self.arguments.inputs)) is None:
@@ -284,7 +297,7 @@ class TaskExecution:
             start_ns=self.start_ns,
             end_ns=end_ns,
             arguments=self.arguments.inputs if self.arguments else None,
-            edges=self.resolver.in_edges.get(self.map_id or self.node.id, ()),
+            edges=self.planned.edges,
             callable_obj=self.node.callable_obj,
             output=output,
             **self._end_fields(),
@@ -296,7 +309,7 @@ class TaskExecution:
         return {}
 
     def _end_fields(self) -> dict[str, Any]:
-        dependencies = self.resolver.dependencies(self.node) if self.map_id is None else ()
+        dependencies = self.resolver.dependencies(self.planned) if self.map_id is None else ()
         return {"function": _name_of(self.node.callable_obj), "dependencies": dependencies, "waits": self.waits}
 
     def _publish_blocked(self, reason: str) -> int:

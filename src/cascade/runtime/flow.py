@@ -1,14 +1,16 @@
 """Decides which nodes of a run execute: conditions, routers, skipped upstream nodes, pruned branches."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from cascade.graph.model import Edge, EdgeType, Graph, Node
+from cascade.runtime._plan import PlannedNode, compile_plan
 from cascade.spec.protocols import StateBackend
 from cascade.spec.routing import Router
 
 PRUNED = "Pruned"
+_DATA = EdgeType.DATA
 
 
 class Skip(NamedTuple):
@@ -19,167 +21,171 @@ class Skip(NamedTuple):
 
 
 class FlowManager:
-    """Reference counts for the values of one run.
+    """Decisions of one run, and reference counts for its values.
 
     Attributes:
-        downstream_demand: For each node, the number of edges that may still use its value, and one more for the target. At
-            zero, a node that has not run is pruned, and the value of a node that has run is unused.
-        needed: Ids of the nodes that certainly run. A branch of a router is added when the selector has chosen it.
+        nodes: The records of the nodes by id.
+        selections: For each selector, the consumers of its routers with the edges from the selector.
+        branches: For each branch of a router, the consumers of the router.
     """
 
     def __init__(self, graph: Graph, target_node_id: str) -> None:
-        self.in_edges: dict[str, list[Edge]] = defaultdict(list)
-        self.out_edges: dict[str, list[Edge]] = defaultdict(list)
-        self.downstream_demand: dict[str, int] = dict.fromkeys((node.id for node in graph.nodes), 0)
-        self.needed: set[str] = set()
-        self._branches: dict[str, list[str]] = defaultdict(list)  # by consumer: branches that are not rejected yet
-        self._released_early: set[str] = set()  # nodes whose arguments are released already
-        self._unused: list[str] = []
-        self._has_decisions = False  # whether the graph has a condition or a router
+        self.nodes = compile_plan(graph)
+        self.selections: dict[str, list[tuple[PlannedNode, Edge]]] = defaultdict(list)
+        self.branches: dict[str, list[PlannedNode]] = defaultdict(list)
+        self._open_branches: dict[str, list[PlannedNode]] = defaultdict(list)
+        """By consumer: the branches that are not rejected yet."""
+        self._unused: list[PlannedNode] = []
+        self._has_decisions = False
         for edge in graph.edges:
+            if edge.edge_type is _DATA and edge.router is None:
+                continue
             self._has_decisions |= edge.edge_type is EdgeType.CONDITION or edge.router is not None
-            if edge.edge_type is EdgeType.ROUTER_ROUTE:
-                self._branches[edge.target.id].append(edge.source.id)
-            self.in_edges[edge.target.id].append(edge)
-            self.out_edges[edge.source.id].append(edge)
-            self.downstream_demand[edge.source.id] += 1
-        self.downstream_demand[target_node_id] = self.downstream_demand.get(target_node_id, 0) + 1
+            if edge.router is not None:
+                self.selections[edge.source.id].append((self.nodes[edge.target.id], edge))
+            elif edge.edge_type is EdgeType.ROUTER_ROUTE:
+                self.branches[edge.source.id].append(self.nodes[edge.target.id])
+                self._open_branches[edge.target.id].append(self.nodes[edge.source.id])
+        if (target := self.nodes.get(target_node_id)) is not None:
+            target.demand += 1
 
-    def need(self, node_id: str) -> list[str]:
-        """Mark a node and all upstream nodes that it certainly needs. Returns the ids of the newly marked nodes."""
-        fresh: list[str] = []
-        stack = [node_id]
+    @property
+    def downstream_demand(self) -> dict[str, int]:
+        """For each node, the number of edges that may still use its value, and one more for the target."""
+        return {node_id: planned.demand for node_id, planned in self.nodes.items()}
+
+    def need(self, planned: PlannedNode) -> list[PlannedNode]:
+        """Mark a node and all upstream nodes that it certainly needs. Returns the newly marked nodes."""
+        fresh: list[PlannedNode] = []
+        stack = [planned]
         while stack:
             current = stack.pop()
-            if current in self.needed or self.downstream_demand.get(current, 1) <= 0:
+            if current.is_needed or current.demand <= 0:
                 continue
-            self.needed.add(current)
+            current.is_needed = True
             fresh.append(current)
-            edges = self.in_edges.get(current, ())
-            stack.extend(edge.source.id for edge in edges if edge.edge_type is not EdgeType.ROUTER_ROUTE)
+            stack.extend(current.held)
         return fresh
 
     def register_result(self, node_id: str, result: Any, state_backend: StateBackend) -> list[str]:
         """Release the branches that the result of a selector rejects. Returns the ids of the pruned nodes."""
-        if not self._has_decisions:
-            return []
-        rejected: list[str] = []
-        for edge in self.out_edges.get(node_id, ()):
+        rejected: list[PlannedNode] = []
+        for consumer, edge in self.selections.get(node_id, ()):
             if edge.router is not None:
-                rejected.extend(self._reject_branches(edge.target.id, edge.router, result))
+                rejected.extend(self._reject_branches(consumer, edge.router, result))
         return self._release_branches(rejected, state_backend)
 
     def release_routes(self, node_id: str, state_backend: StateBackend) -> list[str]:
         """Release all branches of a node that will not run. Returns the ids of the pruned nodes."""
-        return self._release_branches(self._branches.pop(node_id, []), state_backend)
+        return self._release_branches(self._open_branches.pop(node_id, []), state_backend)
 
-    def _reject_branches(self, consumer_id: str, router: Router, value: Any) -> Iterator[str]:
-        chosen, open_branches = chosen_route(router, value), self._branches.get(consumer_id, [])
+    def _reject_branches(self, consumer: PlannedNode, router: Router, value: Any) -> Iterable[PlannedNode]:
+        chosen, open_branches = chosen_route(router, value), self._open_branches.get(consumer.id, [])
         for route in router.routes.values():
-            if route is not chosen and lazy_id(route) in open_branches:
-                open_branches.remove(lazy_id(route))
-                yield lazy_id(route)
+            branch = self.nodes[lazy_id(route)]
+            if route is not chosen and branch in open_branches:
+                open_branches.remove(branch)
+                yield branch
 
-    def _release_branches(self, sources: Iterable[str], state_backend: StateBackend) -> list[str]:
+    def _release_branches(self, sources: list[PlannedNode], state_backend: StateBackend) -> list[str]:
         pruned: list[str] = []
-        stack = list(sources)
+        stack = sources
         while stack:
-            node_id = stack.pop()
-            self.downstream_demand[node_id] -= 1
-            if self.downstream_demand[node_id]:
+            planned = stack.pop()
+            planned.demand -= 1
+            if planned.demand:
                 continue
-            if node_id in self.needed:
-                self._unused.append(node_id)
+            if planned.is_needed:
+                self._unused.append(planned)
                 continue
-            state_backend.mark_skipped(node_id, PRUNED)
-            pruned.append(node_id)
-            edges = self.in_edges.get(node_id, ())
-            stack.extend(edge.source.id for edge in edges if edge.edge_type is not EdgeType.ROUTER_ROUTE)
-            stack.extend(self._branches.pop(node_id, []))
+            state_backend.mark_skipped(planned.id, PRUNED)
+            pruned.append(planned.id)
+            stack.extend(planned.held)
+            stack.extend(self._open_branches.pop(planned.id, []))
         return pruned
 
-    def release_arguments(self, node_id: str) -> None:
-        """Release the values of the arguments of a node, before the node ends."""
-        self._released_early.add(node_id)
-        self._release_values(edge.source.id for edge in self.in_edges.get(node_id, ()) if _is_argument(edge))
-
-    def release_inputs(self, node_id: str) -> None:
-        """Release all values that an ended node has used, or might have used."""
-        holds_arguments = node_id not in self._released_early
-        for edge in self.in_edges.get(node_id, ()):
-            if edge.edge_type is not EdgeType.ROUTER_ROUTE and (holds_arguments or not _is_argument(edge)):
-                self._release_values((edge.source.id,))
-        if self._branches:
-            self._release_values(self._branches.pop(node_id, ()))
-        if not self.downstream_demand[node_id]:
-            self._unused.append(node_id)
-
-    def _release_values(self, sources: Iterable[str]) -> None:
-        demand = self.downstream_demand
+    def release(self, sources: Iterable[PlannedNode]) -> None:
+        """Stop using the values of nodes, once for each occurrence."""
         for source in sources:
-            demand[source] -= 1
-            if not demand[source]:
+            source.demand -= 1
+            if not source.demand:
                 self._unused.append(source)
 
-    def take_unused(self) -> Iterable[str]:
-        """Return the ids, each once, of the nodes whose values have become unused since the last call."""
+    def release_inputs(self, planned: PlannedNode) -> None:
+        """Release all values that an ended node has used, or might have used."""
+        if planned.held:
+            self.release(planned.held)
+        if self._open_branches:
+            self.release(self._open_branches.pop(planned.id, ()))
+        if not planned.demand:
+            self._unused.append(planned)
+
+    def take_unused(self) -> Iterable[PlannedNode]:
+        """Return the nodes, each once, whose values have become unused since the last call."""
         unused, self._unused = self._unused, []
         return unused if len(unused) < 2 else dict.fromkeys(unused)  # noqa: PLR2004
 
     def should_skip(self, node: Node, state_backend: StateBackend) -> str | None:
         """Return the reason to skip a node whose upstream nodes have ended; None if it runs."""
-        skip = self.skip_of(node, state_backend)
+        skip = self.skip_of(self.nodes[node.id], state_backend)
         return None if skip is None else skip.reason
 
-    def skip_of(self, node: Node, state_backend: StateBackend) -> Skip | None:
+    def skip_of(self, planned: PlannedNode, state_backend: StateBackend) -> Skip | None:
         """Return the reason to skip a node whose upstream nodes have ended, and the deciding node; None if it runs."""
-        if (reason := state_backend.get_skip_reason(node.id)) is not None:
+        reason_of = state_backend.get_skip_reason
+        if (reason := reason_of(planned.id)) is not None:
             return Skip(reason)
-        edges: Iterable[Edge] = self.in_edges.get(node.id, ())
-        if self._has_decisions:
-            edges = sorted(edges, key=_conditions_first)
-        for edge in edges:
+        if not self._has_decisions:
+            for source in planned.sources:
+                if reason_of(source.id) is not None:
+                    return Skip("UpstreamSkipped_Data", source.id)
+            return None
+        for edge in sorted(planned.edges, key=_conditions_first):
             if (skip := _skip_by(edge, state_backend)) is not None:
                 return skip
         return None
 
-    def skip_cause(self, node: Node, state_backend: StateBackend) -> str:
+    def skip_cause(self, planned: PlannedNode, state_backend: StateBackend) -> str:
         """Return an error text with the condition or the upstream task that caused a skip.
 
         It uses no values: the value of the condition may be freed.
         """
-        root = node
-        while (upstream := self._skipped_upstream(root, state_backend)) is not None:
+        root = planned
+        while (upstream := _skipped_upstream(root, state_backend)) is not None:
             root = upstream
-        own = root is node
-        via = "" if own else f"it depends on {_display_name(root)}, which was skipped: "
-        return f"{_display_name(node, first=True)} was skipped: {via}{self._root_cause(root, state_backend, own=own)}"
-
-    def _skipped_upstream(self, node: Node, state: StateBackend) -> Node | None:
-        kinds = _KINDS_OF_UPSTREAM.get(state.get_skip_reason(node.id) or "", ())
-        return next(
-            (
-                edge.source
-                for edge in self.in_edges.get(node.id, ())
-                if edge.edge_type in kinds and state.get_skip_reason(edge.source.id) not in {None, PRUNED}
-            ),
-            None,
+        own = root is planned
+        via = "" if own else f"it depends on {_display_name(root.node)}, which was skipped: "
+        return (
+            f"{_display_name(planned.node, first=True)} was skipped: {via}{_root_cause(root, state_backend, own=own)}"
         )
 
-    def _root_cause(self, node: Node, state: StateBackend, *, own: bool) -> str:
-        reason = state.get_skip_reason(node.id)
-        edges = self.in_edges.get(node.id, ())
-        condition = next((_display_name(edge.source) for edge in edges if edge.edge_type is EdgeType.CONDITION), "")
-        subject = f"its condition {condition}" if own else f"the condition {condition} of {_display_name(node)}"
-        match reason:
-            case "ConditionFalse":
-                return f"{subject} was false"
-            case "ConditionMissing":
-                return f"{subject} has no value"
-            case None:
-                return "it has no value"
-            case _:
-                return reason
+
+def _skipped_upstream(planned: PlannedNode, state: StateBackend) -> PlannedNode | None:
+    kinds = _KINDS_OF_UPSTREAM.get(state.get_skip_reason(planned.id) or "", ())
+    return next(
+        (
+            source
+            for source, edge in zip(planned.sources, planned.edges, strict=True)
+            if edge.edge_type in kinds and state.get_skip_reason(source.id) not in {None, PRUNED}
+        ),
+        None,
+    )
+
+
+def _root_cause(planned: PlannedNode, state: StateBackend, *, own: bool) -> str:
+    reason = state.get_skip_reason(planned.id)
+    conditions = (edge.source for edge in planned.edges if edge.edge_type is EdgeType.CONDITION)
+    condition = next(map(_display_name, conditions), "")
+    subject = f"its condition {condition}" if own else f"the condition {condition} of {_display_name(planned.node)}"
+    match reason:
+        case "ConditionFalse":
+            return f"{subject} was false"
+        case "ConditionMissing":
+            return f"{subject} has no value"
+        case None:
+            return "it has no value"
+        case _:
+            return reason
 
 
 _KINDS_OF_UPSTREAM = {
@@ -194,11 +200,6 @@ def _display_name(node: Node, *, first: bool = False) -> str:
     if node.param_spec is not None:
         return f"{type(node.param_spec).__name__.removesuffix('Spec')} {node.param_spec.name!r}"
     return f"Task {node.name!r}" if first else f"{node.name!r}"
-
-
-def _is_argument(edge: Edge) -> bool:
-    """Whether the value of the edge is only an argument, not also a selector."""
-    return edge.router is None and edge.edge_type in {EdgeType.DATA, EdgeType.IMPLICIT}
 
 
 def _conditions_first(edge: Edge) -> bool:

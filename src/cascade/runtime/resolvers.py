@@ -3,13 +3,13 @@
 import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import wraps
 from types import FunctionType
 from typing import Any, NamedTuple, Protocol, TypeVar
 from weakref import ref
 
-from cascade.graph.model import Edge, EdgeType, Graph, Node, split_arguments
+from cascade.graph.model import Edge, EdgeType, Graph, Node, join_arguments, split_arguments
+from cascade.runtime._plan import PlannedNode
 from cascade.runtime.exceptions import DependencyMissingError, MissingEnvError, MissingParamError
 from cascade.runtime.flow import chosen_route, lazy_id
 from cascade.spec.input import EnvSpec
@@ -23,17 +23,25 @@ from cascade.telemetry.safe import safe
 
 _T = TypeVar("_T")
 
-ARGUMENTS = frozenset({EdgeType.DATA, EdgeType.IMPLICIT, EdgeType.ROUTER_ROUTE})
-"""Types of the edges whose values are arguments, or parts of arguments."""
 
-
-@dataclass(slots=True)
 class Arguments:
-    """Arguments of one call. `inputs` has them by key (`cascade.graph.model`), without the injected resources."""
+    """Arguments of one call.
 
-    args: list[Any] = field(default_factory=list)
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    inputs: dict[str, Any] = field(default_factory=dict)
+    `inputs` has them by key (`cascade.graph.model`), without the injected resources. By default, it is made from `args`.
+    """
+
+    __slots__ = ("_inputs", "args", "kwargs")
+
+    def __init__(self, args: list[Any], kwargs: dict[str, Any], inputs: dict[str, Any] | None = None) -> None:
+        self.args = args
+        self.kwargs = kwargs
+        self._inputs = inputs
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        if self._inputs is None:
+            self._inputs = join_arguments(self.args, {})
+        return self._inputs
 
 
 class Values(Protocol):
@@ -51,22 +59,30 @@ class Values(Protocol):
 
 
 class ArgumentResolver:
-    """Resolves the arguments of the nodes of one run."""
+    """Resolves the arguments of the nodes of one run.
 
-    def __init__(self, in_edges: Mapping[str, list[Edge]], values: Values) -> None:
-        self.in_edges = in_edges
+    Args:
+        nodes: The nodes of the run by id.
+        values: The state of the run.
+    """
+
+    def __init__(self, nodes: Mapping[str, PlannedNode], values: Values) -> None:
+        self._nodes = nodes
         self._values = values
 
-    def resolve(self, node: Node) -> Arguments:
+    def resolve(self, planned: PlannedNode) -> Arguments:
         """Return the arguments of a node whose upstream nodes have ended.
 
         Raises:
             DependencyMissingError: An upstream node has no value.
             ValueError: A router has no route for the value of its selector.
         """
+        node = planned.node
+        if planned.is_direct and not injected_names(node.callable_obj):
+            return Arguments(self._direct(planned), {})
         inputs = dict(node.literal_inputs)
         nested: set[str] = set()
-        for edge in self.in_edges.get(node.id, ()):
+        for edge in planned.edges:
             if edge.edge_type is EdgeType.DATA:
                 inputs[edge.key] = self._value(edge, node)
             elif edge.edge_type is EdgeType.IMPLICIT:
@@ -76,6 +92,17 @@ class ArgumentResolver:
         for name in nested:
             inputs[name] = self._substitute(inputs[name], node, name)
         return self.with_resources(node, inputs)
+
+    def _direct(self, planned: PlannedNode) -> list[Any]:
+        state = self._values.state
+        values: list[Any] = []
+        for source in planned.sources:
+            value = state.get_result(source.id)
+            if value is None and not state.has_result(source.id):
+                edge = planned.edges[len(values)]
+                raise DependencyMissingError(planned.node.name, edge.arg_name, source.id)
+            values.append(value)
+        return values
 
     def with_resources(self, node: Node, inputs: dict[str, Any]) -> Arguments:
         """Return the arguments of a call with the given inputs. Replaces each `Inject` by its resource."""
@@ -97,17 +124,17 @@ class ArgumentResolver:
         route = chosen_route(edge.router, state.get_result(source_id))
         return None if route is None else lazy_id(route)
 
-    def dependencies(self, node: Node) -> tuple[str, ...]:
+    def dependencies(self, planned: PlannedNode) -> tuple[str, ...]:
         """Return the ids of the tasks whose values a node uses, each once. Its upstream nodes have ended."""
-        edges = self.in_edges.get(node.id, ())
-        sources = {edge.source.id: edge.source for edge in edges}
+        if planned.is_direct:
+            return tuple(dict.fromkeys(s.id for s in planned.sources if s.node.param_spec is None))
         found: dict[str, None] = {}
-        for edge in edges:
+        for edge in planned.edges:
             if edge.edge_type is not EdgeType.ROUTER_ROUTE:
                 found[edge.source.id] = None
             if (chosen := self.chosen_id(edge)) is not None:
                 found[chosen] = None
-        return tuple(i for i in found if sources[i].param_spec is None)
+        return tuple(i for i in found if self._nodes[i].node.param_spec is None)
 
     def amounts(self, node: Node) -> dict[str, Any]:
         """Return the amounts of the constraints of a node whose upstream nodes have ended."""
@@ -270,9 +297,13 @@ def without_secrets(arguments: Mapping[str, Any], function: Any) -> dict[str, An
     }
 
 
+_FROM_SOURCE = frozenset({EdgeType.DATA, EdgeType.IMPLICIT, EdgeType.ROUTER_ROUTE})
+"""Types of the edges whose value may be an argument, or a part of one."""
+
+
 def hidden_secrets(arguments: Mapping[str, Any], function: Any, edges: Sequence[Edge]) -> dict[str, Any]:
     """Return the arguments by key. An argument is masked if its parameter or its source node has the name of a secret."""
-    sources = {edge.key for edge in edges if edge.edge_type in ARGUMENTS and is_secret(_source_name(edge))}
+    sources = {edge.key for edge in edges if edge.edge_type in _FROM_SOURCE and is_secret(_source_name(edge))}
     if not sources <= arguments.keys():  # the keys of an item's arguments differ from those of the map's lists
         return dict.fromkeys(arguments, MASK)
     return without_secrets(arguments, function) | dict.fromkeys(sources, MASK)

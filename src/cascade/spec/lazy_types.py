@@ -193,8 +193,11 @@ def checked_label(label: Label) -> Label:
 
 def label_of(lazy: Any) -> Label | None:
     """Return the label of a lazy result, or else that of its task. The object may be a mock without attributes."""
+    if type(lazy) is LazyResult:  # `vars` would create a dict, which is larger than the object
+        own = lazy._label  # noqa: SLF001 - a lazy result's public names are its chain methods
+        return getattr(lazy.task, "label", None) if own is None else own
     fields = vars(lazy)
-    own: Label | None = fields.get("_label")
+    own = fields.get("_label")
     return getattr(fields.get("task", fields.get("factory")), "label", None) if own is None else own
 
 
