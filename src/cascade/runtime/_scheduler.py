@@ -47,6 +47,7 @@ class Scheduler:
         self._group = TaskGroup(run, run.new_context)
         self._throttle = StartThrottle(run.bus.backpressure, self._group, self._start_ready)
         self._discards = isinstance(run.state, Discarding)
+        self._nodes: dict[str, PlannedNode] = {}
 
     def prepare(self, solver: Solver) -> None:
         """Plan the run and check its nodes, names and inputs. It may be called in a thread."""
@@ -62,11 +63,12 @@ class Scheduler:
 
     async def run(self) -> None:
         """Run all nodes that the target needs. Afterwards the state has the value of the target, or its skip reason."""
-        try:
-            await self._group.run(self._start_ready)
-        finally:
-            self._throttle.close()
-            disconnect(self._nodes)
+        await self._group.run(self._start_ready)
+
+    def close(self) -> None:
+        """Break the reference cycles of the run, so that its values are freed at once."""
+        self._throttle.close()
+        disconnect(self._nodes)
 
     def value(self, target: str) -> Any:
         """Return the value of the target, after the run. `target` is its name.

@@ -1,6 +1,7 @@
 """The engine: runs workflows, from the connect of the connector to its disconnect."""
 
 import asyncio
+import gc
 import inspect
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -171,18 +172,20 @@ class Engine:
 
     async def _perform(self, run: RunContext, graph: Graph, target: Any) -> Any:
         scheduler = Scheduler(run, graph, lazy_id(target))
-        if len(graph.nodes) < LARGE:
-            scheduler.prepare(self.solver)
-        else:
-            await in_thread(scheduler.prepare, self.solver)
         resources = ResourceSetup(run, self._providers)
         try:
+            if len(graph.nodes) < LARGE:
+                scheduler.prepare(self.solver)
+            else:
+                await _in_thread(lambda: scheduler.prepare(self.solver))
             await resources.set_up(graph.nodes)
             await scheduler.run()
             value = scheduler.value(_name_of(target))
         except BaseException as error:
             await resources.tear_down(error)
             raise
+        finally:
+            scheduler.close()
         await resources.tear_down(None)
         return value
 
@@ -235,8 +238,23 @@ def require_event_loop(caller: str) -> None:
 async def _graph_of(target: Any) -> Graph:
     builder = GraphBuilder(target)
     if not builder.run(limit=LARGE):
-        await in_thread(builder.run)
+        await _in_thread(builder.run)
     return builder.graph
+
+
+async def _in_thread(function: Callable[[], object]) -> None:
+    """Call a function that creates many objects, without garbage collections.
+
+    All new objects are in use. Each collection would traverse them, which takes longer than the function itself.
+    """
+    if not gc.isenabled():
+        await in_thread(function)
+        return
+    gc.disable()
+    try:
+        await in_thread(function)
+    finally:
+        gc.enable()
 
 
 @async_context_manager
