@@ -10,7 +10,7 @@ from cascade.adapters.executors.local import LocalExecutor
 from cascade.adapters.solvers.native import NativeSolver
 from cascade.connectors.fanout import FanoutConnector
 from cascade.connectors.memory import MemoryConnector
-from cascade.runtime.bus import MessageBus
+from cascade.runtime.bus import CombinedBackpressure, MessageBus
 from cascade.runtime.engine import Engine
 from cascade.runtime.subscribers import TelemetrySubscriber
 from tests.lab.waiting import HANG, soon
@@ -68,6 +68,17 @@ class ConnectorLimit:
     async def room(self) -> None:
         self.asked += 1
         await asyncio.sleep(0)
+
+
+class RecordedBackpressure(CombinedBackpressure):
+    """Records whether it was full when a task was about to start."""
+
+    was_full = False
+
+    def is_full(self) -> bool:
+        full = super().is_full()
+        self.was_full |= full
+        return full
 
 
 class Limited(MemoryConnector, ConnectorLimit):
@@ -136,9 +147,10 @@ async def test_a_connector_may_limit_its_own_queue(wrap: Any) -> None:
 async def test_tasks_start_before_running_ones_end(flow: Any) -> None:
     """All tasks run at the same time before any ends, although backpressure delays their starts."""
     connector, bus = Slow(), MessageBus()
+    bus.backpressure = backpressure = RecordedBackpressure()
     TelemetrySubscriber(bus, connector, max_bytes=100_000, drain_timeout=HANG)
     engine = Engine(NativeSolver(), LocalExecutor(), bus, connector=connector)
     waiting.update(at_work=0, all_here=asyncio.Event())
     await soon(engine.run(flow(list(range(AT_ONCE)))))
     assert waiting["at_work"] == AT_ONCE
-    assert held(connector)
+    assert backpressure.was_full

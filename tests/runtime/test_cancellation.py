@@ -110,6 +110,7 @@ async def test_a_sibling_cancels_a_task(recorded: RecordedEngine) -> None:
 
 
 async def test_tasks_are_cancelled_before_they_start(recorded: RecordedEngine) -> None:
+    asyncio.get_running_loop().set_task_factory(lambda loop, work, **options: asyncio.Task(work, loop=loop, **options))
     ran = []
 
     @cs.task

@@ -83,10 +83,11 @@ async def test_a_failure_is_raised_unchanged_and_stops_the_run(recorded: Recorde
 
 
 async def test_the_first_failure_cancels_running_tasks_and_waits_for_them(recorded: RecordedEngine) -> None:
-    stopped = []
+    running, stopped = asyncio.Event(), []
 
     @cs.task
     async def slow() -> None:
+        running.set()
         try:
             await asyncio.Event().wait()
         finally:
@@ -95,6 +96,7 @@ async def test_the_first_failure_cancels_running_tasks_and_waits_for_them(record
 
     @cs.task
     async def fail() -> None:
+        await running.wait()
         raise ValueError("stop")
 
     with pytest.raises(ValueError, match="stop"):

@@ -74,10 +74,15 @@ async def test_each_item_gets_the_maps_policies() -> None:
 
 
 async def test_the_first_item_that_fails_stops_the_others(recorded: RecordedEngine) -> None:
+    last_runs = asyncio.Event()
+
     @cs.task
     async def item(x: int) -> None:
         if x == 1:
+            await last_runs.wait()
             raise LookupError("one")
+        if x == 2:
+            last_runs.set()
         await asyncio.Event().wait()
 
     with pytest.raises(LookupError, match="one"):
