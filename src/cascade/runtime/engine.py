@@ -1,7 +1,6 @@
 """The engine: runs workflows, from the connect of the connector to its disconnect."""
 
 import asyncio
-import gc
 import inspect
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -29,7 +28,7 @@ from cascade.runtime.resolvers import input_names
 from cascade.runtime.resource_manager import ResourceManager
 from cascade.runtime.state import InMemoryStateBackend
 from cascade.runtime.task_context import CURRENT_TASK, context_copier, current_task
-from cascade.runtime.threads import in_thread
+from cascade.runtime.threads import in_thread_without_gc
 from cascade.spec.lazy_types import Lazy, MappedLazyResult
 from cascade.spec.resource import ResourceDefinition
 from cascade.telemetry.identity import new_run_id
@@ -177,7 +176,7 @@ class Engine:
             if len(graph.nodes) < LARGE:
                 scheduler.prepare(self.solver)
             else:
-                await _in_thread(lambda: scheduler.prepare(self.solver))
+                await in_thread_without_gc(lambda: scheduler.prepare(self.solver))
             await resources.set_up(graph.nodes)
             await scheduler.run()
             value = scheduler.value(_name_of(target))
@@ -238,23 +237,8 @@ def require_event_loop(caller: str) -> None:
 async def _graph_of(target: Any) -> Graph:
     builder = GraphBuilder(target)
     if not builder.run(limit=LARGE):
-        await _in_thread(builder.run)
+        await in_thread_without_gc(builder.run)
     return builder.graph
-
-
-async def _in_thread(function: Callable[[], object]) -> None:
-    """Call a function that creates many objects, without garbage collections.
-
-    All new objects are in use. Each collection would traverse them, which takes longer than the function itself.
-    """
-    if not gc.isenabled():
-        await in_thread(function)
-        return
-    gc.disable()
-    try:
-        await in_thread(function)
-    finally:
-        gc.enable()
 
 
 @async_context_manager

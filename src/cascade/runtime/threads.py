@@ -5,6 +5,7 @@ still waits for all non-daemon threads, and threads can start until these have e
 """
 
 import asyncio
+import gc
 import queue
 import threading
 from collections.abc import Callable
@@ -84,6 +85,21 @@ async def in_thread(function: Callable[..., T], *args: Any) -> T:
             raise
         return function(*args)
     return await call
+
+
+async def in_thread_without_gc(function: Callable[[], object]) -> None:
+    """Call a function that creates many objects, without garbage collections.
+
+    All new objects are in use. Each collection would traverse them, which takes longer than the function itself.
+    """
+    if not gc.isenabled():
+        await in_thread(function)
+        return
+    gc.disable()
+    try:
+        await in_thread(function)
+    finally:
+        gc.enable()
 
 
 class Step:
