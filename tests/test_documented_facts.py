@@ -66,7 +66,7 @@ SIGNS = {"MIB": 1, "SPIKE_MIB": -1}
 COLLECTOR_DEFAULTS = defaults_of("collector-config/collector.yaml", r"\$\{env:(\w+):-([^}]*)\}")
 
 STATED = {
-    "CONTRIBUTING.md": [" > ".join(f"`{layer}`" for layer in LAYERS)],
+    "docs/architecture.md": [" > ".join(f"`{layer}`" for layer in LAYERS)],
     "README.md": [
         f"Python {PROJECT['project']['requires-python'].removeprefix('>=')} or newer",
         {0: "The core has no dependencies"}[len(PROJECT["project"]["dependencies"])],

@@ -18,12 +18,12 @@ from opentelemetry import context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Span, TracerProvider
 
-from cascade.connectors.otel.answers import Reply
 from cascade.connectors.otel.buffer import FlushReport, estimate
 from cascade.connectors.otel.encode import Envelope, encode
 from cascade.connectors.otel.export_queue import Bounds, ExportQueue
 from cascade.connectors.otel.health import ItemLabel
 from cascade.connectors.otel.options import ExportOptions
+from cascade.connectors.otel.reply import Reply
 from cascade.connectors.otel.sender import MAX_BODY, MAX_SENDERS
 from cascade.connectors.otel.transport import open_transport
 from tests.connectors.otel import servers
@@ -714,7 +714,7 @@ import atexit, threading
 atexit.register(lambda: print(sum(queue.report().sent for queue in boxes)))
 
 from cascade.connectors.otel.export_queue import ExportQueue
-from cascade.connectors.otel.answers import Reply
+from cascade.connectors.otel.reply import Reply
 from tests.lab.time_limits import raise_time_limits
 
 raise_time_limits()

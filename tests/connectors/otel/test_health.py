@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from cascade.connectors.otel.answers import Reply
 from cascade.connectors.otel.health import CollectorHealth
+from cascade.connectors.otel.reply import Reply
 
 UNANSWERED = Reply("retry", "down", unanswered=True)
 

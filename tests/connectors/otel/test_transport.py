@@ -23,8 +23,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
-from cascade.connectors.otel.answers import MAX_RETRY_AFTER, Reply
 from cascade.connectors.otel.options import ExportOptions
+from cascade.connectors.otel.reply import MAX_RETRY_AFTER, Reply
 from cascade.connectors.otel.transport import Transport, open_transport, suppress_instrumentation
 from tests.connectors.otel import servers
 from tests.lab.programs import program

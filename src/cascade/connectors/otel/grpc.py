@@ -13,11 +13,11 @@ import grpc
 
 from cascade._forks import no_fork
 from cascade._internal_errors import raise_in_tests
-from cascade.connectors.otel import answers
-from cascade.connectors.otel.answers import Reply
+from cascade.connectors.otel import reply as replies
 from cascade.connectors.otel.endpoint import server_of
 from cascade.connectors.otel.network import grpc_proxy_of, tls_context
 from cascade.connectors.otel.options import ExportOptions, Signal
+from cascade.connectors.otel.reply import Reply
 
 _METHODS: dict[Signal, str] = {
     "traces": "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
@@ -93,7 +93,7 @@ class GrpcTransport:
                 return self._call(self._open_channel(), body, timeout)
         except Exception as error:  # noqa: BLE001 - the transport's contract: a failure is a reply
             raise_in_tests(error)
-            return Reply("refused", answers.shortened(f"{type(error).__name__}: {error}"))
+            return Reply("refused", replies.shortened(f"{type(error).__name__}: {error}"))
 
     def close(self) -> None:
         if self._channel is not None:
@@ -112,7 +112,7 @@ class GrpcTransport:
             if reply.unanswered or _http1_status(call):
                 self._drop(channel)
             return reply
-        return answers.accepted(self._options.signal, cast("bytes", answer))
+        return replies.accepted(self._options.signal, cast("bytes", answer))
 
     def _open_channel(self) -> grpc.Channel:
         with self._lock:
@@ -214,7 +214,7 @@ def _state(channel: Any) -> int | None:
 def _failure(call: grpc.Call, timeout: float, *, is_unanswered: bool) -> Reply:
     code = call.code()
     packed = [cast("bytes", value) for name, value in call.trailing_metadata() or () if name == _DETAILS]
-    retry_after = answers.retry_delay(packed[0]) if packed else None
+    retry_after = replies.retry_delay(packed[0]) if packed else None
     throttled = code is grpc.StatusCode.RESOURCE_EXHAUSTED and retry_after is not None
     details = call.details() or ""
     return Reply(
@@ -236,4 +236,4 @@ def _reason(call: grpc.Call, timeout: float, *, is_unanswered: bool) -> str:
         if sign in details:
             return reason
     # gRPC lists all attempts to connect; the last error is the cause.
-    return answers.shortened(f"{code.name}: {details.rpartition('last error: ')[2]}")
+    return replies.shortened(f"{code.name}: {details.rpartition('last error: ')[2]}")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from cascade._loggers import get_logger
 from cascade.connectors.health import jitter
-from cascade.connectors.otel.answers import Reply
 from cascade.connectors.otel.buffer import FlushReport, QueuedItems
+from cascade.connectors.otel.reply import Reply
 
 INITIAL_BACKOFF = 0.2  # seconds before the first retry; then doubled, with jitter
 MAX_BACKOFF = 5.0  # seconds, so that a run soon finds a collector that starts later

@@ -26,10 +26,10 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
 from urllib3.util import Timeout, parse_url
 
-from cascade.connectors.otel import answers
-from cascade.connectors.otel.answers import MAX_RETRY_AFTER, Reply
+from cascade.connectors.otel import reply as replies
 from cascade.connectors.otel.network import proxy_of, tls_context
 from cascade.connectors.otel.options import ExportOptions
+from cascade.connectors.otel.reply import MAX_RETRY_AFTER, Reply
 
 _RETRYABLE = {429, 502, 503, 504}
 _TOO_LARGE = 413
@@ -96,17 +96,17 @@ class HttpTransport:
     def _read(self, response: BaseHTTPResponse) -> Reply:
         headers = response.headers
         if HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
-            return answers.accepted(self._options.signal, _content(response), headers.get("content-type", ""))
+            return replies.accepted(self._options.signal, _content(response), headers.get("content-type", ""))
         content = b""
         with contextlib.suppress(HTTPError):  # the status of an error is enough
             content = _content(response)
         reason = f"{response.status} {response.reason or ''}".strip()
         if headers.get("content-type") == "application/x-protobuf":
-            reason = f"{reason}: {answers.detail(content)}".removesuffix(": ")
+            reason = f"{reason}: {replies.detail(content)}".removesuffix(": ")
         if response.status in _RETRYABLE:
             return Reply("retry", reason, _retry_after(headers.get("retry-after")))
         if location := headers.get("location"):
-            reason += f" to {answers.shortened(location)}, which is not followed: set it as the endpoint"
+            reason += f" to {replies.shortened(location)}, which is not followed: set it as the endpoint"
         return Reply("refused", reason, too_large=response.status == _TOO_LARGE)
 
 
@@ -165,7 +165,7 @@ def _reason(error: BaseException, timeout: float) -> str:
             return text
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return answers.shortened(f"{type(error).__name__}: {error}")
+    return replies.shortened(f"{type(error).__name__}: {error}")
 
 
 class _Deadline(Timeout):

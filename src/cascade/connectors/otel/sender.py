@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from cascade._internal_errors import raise_in_tests
-from cascade.connectors.otel.answers import Reply
 from cascade.connectors.otel.buffer import (
     Batch,
     Buffer,
@@ -21,6 +20,7 @@ from cascade.connectors.otel.buffer import (
     count_sent,
 )
 from cascade.connectors.otel.health import CollectorHealth, ItemLabel, OutageLog, log_outage
+from cascade.connectors.otel.reply import Reply
 from cascade.connectors.otel.transport import Transport, open_safely, suppress_instrumentation
 from cascade.runtime.threads import start_daemon
 from cascade.telemetry.safe import error_text

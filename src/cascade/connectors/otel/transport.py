@@ -10,9 +10,9 @@ from opentelemetry import context
 from opentelemetry.context import _SUPPRESS_HTTP_INSTRUMENTATION_KEY, _SUPPRESS_INSTRUMENTATION_KEY
 
 from cascade._internal_errors import raise_in_tests
-from cascade.connectors.otel.answers import Reply
 from cascade.connectors.otel.environment import warn_once
 from cascade.connectors.otel.options import ExportOptions
+from cascade.connectors.otel.reply import Reply
 from cascade.telemetry.safe import error_message
 
 _EXPORTING = context.create_key("cascade-exporting")

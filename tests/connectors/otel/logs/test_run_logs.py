@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
-from cascade.connectors.otel.answers import Reply
 from cascade.connectors.otel.buffer import FlushReport
 from cascade.connectors.otel.logs import chosen_level
+from cascade.connectors.otel.reply import Reply
 from cascade.runtime.task_context import TaskContext
 from cascade.telemetry.identity import place_run
 from tests.connectors.otel import servers

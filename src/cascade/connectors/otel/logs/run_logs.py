@@ -13,7 +13,6 @@ from opentelemetry.sdk.resources import Resource
 from cascade._loggers import get_logger
 from cascade.connectors import _lifetime
 from cascade.connectors.otel import environment
-from cascade.connectors.otel.answers import is_unsupported_signal
 from cascade.connectors.otel.buffer import FlushReport, QueuedItems
 from cascade.connectors.otel.encode import EncodedResource
 from cascade.connectors.otel.environment import warn_once
@@ -22,6 +21,7 @@ from cascade.connectors.otel.health import HOLD_TIMEOUT, ItemLabel
 from cascade.connectors.otel.logs.handler import TaskLogHandler, attach, detach
 from cascade.connectors.otel.logs.records import encode_resource, request
 from cascade.connectors.otel.options import ExportOptions
+from cascade.connectors.otel.reply import is_unsupported_signal
 from cascade.connectors.otel.routing import Share
 from cascade.connectors.otel.transport import open_transport, prepare
 

@@ -13,11 +13,11 @@ from cascade._forks import no_fork
 from cascade._internal_errors import raise_in_tests
 from cascade._loggers import get_logger
 from cascade.connectors import _lifetime
-from cascade.connectors.otel.answers import Reply, is_unsupported_signal
 from cascade.connectors.otel.health import CollectorHealth
 from cascade.connectors.otel.metrics.aggregation import Aggregator, Snapshot
 from cascade.connectors.otel.metrics.settings import Settings
 from cascade.connectors.otel.options import ExportOptions
+from cascade.connectors.otel.reply import Reply, is_unsupported_signal
 from cascade.connectors.otel.transport import Transport, open_safely, open_transport, suppress_instrumentation
 from cascade.runtime.threads import start_daemon
 from cascade.telemetry.safe import error_text
