@@ -1,8 +1,8 @@
 """Health of a broker connection: liveness, reconnection backoff, and the time that a run waits for the broker."""
 
 import math
-import random
 import time
+from random import SystemRandom
 
 FIRST_DELAY = 0.1
 MAX_DELAY = 10.0
@@ -19,8 +19,7 @@ RECOVERY_TIME = 5.0
 _IMMEDIATE = 2
 """Number of attempts without a delay."""
 
-# A generator of our own: the values of a program's seeded generator must not depend on retries.
-_random = random.Random()  # noqa: S311 - jitter is no secret
+_random = SystemRandom()  # not `random`, which the program may seed and which forked processes share
 
 
 def jitter() -> float:
