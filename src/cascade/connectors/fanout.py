@@ -51,7 +51,7 @@ class FanoutConnector:
         self._backpressure = CombinedBackpressure(
             *self._queues, *(connector for connector in self.connectors if isinstance(connector, Backpressure))
         )
-        self._reported = [0] * len(self._queues)
+        self._reported_losses = [0] * len(self._queues)
         self._tracing: list[Tracing] = [connector for connector in self.connectors if isinstance(connector, Tracing)]
         self._captures = [texts_of(connector, "capture") for connector in self.connectors]
 
@@ -94,7 +94,7 @@ class FanoutConnector:
     def activate(self, task: TaskContext) -> AbstractContextManager[None]:
         if len(self._tracing) == 1:
             return self._tracing[0].activate(task)
-        return _AllActive(tuple(self._tracing), task, self._give_up_tracing)
+        return _ActiveSpans(tuple(self._tracing), task, self._disable_tracing)
 
     def is_full(self) -> bool:
         return self._backpressure.is_full()
@@ -115,7 +115,7 @@ class FanoutConnector:
         Raises:
             TelemetryLostError: A strict connector has lost telemetry. Errors of the other connectors are logged.
         """
-        results = await _gather(range(len(self._queues)), self._end)
+        results = await _gather(range(len(self._queues)), self._drain_and_disconnect)
         loss = next((error for error in results if isinstance(error, TelemetryLostError)), None)
         for connector, error in zip(self.connectors, results, strict=True):
             if error is not None and error is not loss:
@@ -140,10 +140,10 @@ class FanoutConnector:
             if error is not None:
                 logger.warning("%s could not unsubscribe from %s: %s", _name(connector), topic, error_text(error))
 
-    async def _end(self, index: int) -> None:
+    async def _drain_and_disconnect(self, index: int) -> None:
         queue = self._queues[index]
         await queue.drain(self._drain_timeout)
-        lost, self._reported[index] = queue.lost - self._reported[index], queue.lost
+        lost, self._reported_losses[index] = queue.lost - self._reported_losses[index], queue.lost
         if lost:
             logger.warning("%s: %d telemetry messages were lost: %s", _name(queue.connector), lost, queue.last_error)
         await awaited(queue.connector.disconnect, DISCONNECT_TIMEOUT + seconds_of(queue.connector, "flush_timeout"))
@@ -156,7 +156,7 @@ class FanoutConnector:
             logger.exception("%s failed to place the run in a trace; the run continues", _name(connector))
             return None
 
-    def _give_up_tracing(self, connector: Tracing) -> None:
+    def _disable_tracing(self, connector: Tracing) -> None:
         if connector in self._tracing:
             self._tracing.remove(connector)
             logger.exception(  # noqa: LOG004 - called from exception handlers
@@ -164,13 +164,13 @@ class FanoutConnector:
             )
 
 
-class _AllActive:
-    """Activates spans of several connectors, the first one innermost. `give_up` is called for a connector that raises."""
+class _ActiveSpans:
+    """Activates spans of several connectors, the first one innermost. `disable` is called for a connector that raises."""
 
-    def __init__(self, connectors: Sequence[Tracing], task: TaskContext, give_up: Callable[[Tracing], None]) -> None:
+    def __init__(self, connectors: Sequence[Tracing], task: TaskContext, disable: Callable[[Tracing], None]) -> None:
         self._connectors = connectors
         self._task = task
-        self._give_up = give_up
+        self._disable = disable
         self._active: list[tuple[Tracing, AbstractContextManager[None]]] = []
 
     def __enter__(self) -> None:
@@ -180,7 +180,7 @@ class _AllActive:
                 active.__enter__()
             except FAULTS as raised:
                 raise_in_tests(raised)
-                self._give_up(connector)
+                self._disable(connector)
             else:
                 self._active.append((connector, active))
 
@@ -193,7 +193,7 @@ class _AllActive:
                 active.__exit__(kind, error, trace)
             except FAULTS as raised:
                 raise_in_tests(raised)
-                self._give_up(connector)
+                self._disable(connector)
 
 
 def _report(queue: PublishQueue) -> ConnectorReport:

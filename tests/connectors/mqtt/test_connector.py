@@ -103,7 +103,7 @@ async def test_messages_of_qos_0_are_sent_without_a_wait(
     shared_broker: Broker, listener: Listener, project: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The broker answers none of them, so the session must not wait for an answer after each batch."""
-    for wait in ("ANSWER_CHECK", "MAX_IDLE"):
+    for wait in ("ANSWER_CHECK_INTERVAL", "MAX_IDLE"):
         monkeypatch.setattr(f"cascade.connectors.mqtt.session.{wait}", HANG)
     connector, count = MqttConnector("127.0.0.1", shared_broker.port, keepalive=65_535), 5 * BATCH
     await connector.connect()

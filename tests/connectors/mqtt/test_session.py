@@ -166,7 +166,7 @@ async def test_session_taken_over_right_after_connack_is_reported(
 async def test_a_loop_that_only_publishes_lets_the_network_thread_send(
     shared_broker: Broker, listener: Listener, project: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cascade.connectors.mqtt.session.MAX_TURN", 0)
+    monkeypatch.setattr("cascade.connectors.mqtt.session.MAX_ITERATION", 0)
     topic, count = events_topic("local", project, "run"), 1_000
     buffer = count // 2 * (MESSAGE_BYTES + len(dumps(telemetry())))
     connector = MqttConnector("127.0.0.1", shared_broker.port, strict=True, on_full="drop", max_buffer_bytes=buffer)
@@ -187,7 +187,7 @@ async def test_a_publishing_thread_never_waits_for_a_network_thread_without_a_co
     await until(lambda: is_connected(connector))
     broker.kill()
     await until(lambda: not is_connected(connector))
-    monkeypatch.setattr("cascade.connectors.mqtt.session.MAX_TURN", -1)
+    monkeypatch.setattr("cascade.connectors.mqtt.session.MAX_ITERATION", -1)
     monkeypatch.setattr("cascade.connectors.mqtt.session.LOCK_RELEASE", -1)  # an invalid argument of `time.sleep`
     for number in range(3):
         await connector.publish(events_topic("local", "default", "run"), telemetry(number))

@@ -308,7 +308,7 @@ async def test_messages_above_the_capacity_are_dropped_with_a_warning(monkeypatc
     assert "MiB of received messages are queued" in warning
     may_go_on.set()
     await until(lambda: len(calls) >= 3_500)
-    assert 3_500 < len(subscription.held) < 4_500
+    assert 3_500 < len(subscription.retained) < 4_500
     await until(lambda: inbox.is_idle)
     assert len(calls) < 4_500
     await inbox.close()

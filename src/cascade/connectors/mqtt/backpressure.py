@@ -26,7 +26,7 @@ ROUND = 0.1
 _MIN_PER_ROUND, _UNLIMITED_PER_ROUND = 8, 500
 """Messages per round: the minimum, so that a message that is always refused does not block the others; and the number from
 which on there is no limit."""
-ROOM_CHECK = 0.5
+ROOM_CHECK_INTERVAL = 0.5
 """Seconds after which tasks that wait for room are checked again."""
 
 
@@ -34,8 +34,8 @@ class Throttle:
     """Limits the rate of messages after transient refusals, in rounds of `ROUND` seconds.
 
     A refusal begins a pause, which is as long as the time since the latest accepted message. A round may send a quarter
-    more messages than the broker accepted in the previous round. There is no limit before the first refusal, and when a round
-    may send 500. Only the network thread uses it, for all connections of a session.
+    more messages than the broker accepted in the previous round. There is no limit before the first refusal, nor when a
+    round may send 500. Only the network thread uses it, for all connections of a session.
     """
 
     def __init__(self) -> None:
@@ -157,7 +157,7 @@ def _settle(change: asyncio.Future[None]) -> None:
 class Backpressure:
     """Delays tasks while more messages are queued than fit in memory, or than the broker accepts in half of `flush_timeout`.
 
-    It is half because the rate may fall. A broker that refuses all messages for longer than `flush_timeout` delays no task.
+    Half, because the rate may fall. A broker that refuses all messages for longer than `flush_timeout` delays no task.
     The network thread measures the rate; any thread may read.
     """
 
@@ -170,7 +170,7 @@ class Backpressure:
         self._max_waiting = math.inf
 
     def restart(self) -> None:
-        """Prepare for a new connection. The time without one counts only if the broker has refused messages."""
+        """Prepare for a new connection. The rate includes the time without a connection only if the broker has refused messages."""
         if self.throttle.refused_since == math.inf:
             self._rate.measure(0, is_saturated=False)
 
@@ -210,7 +210,7 @@ class Backpressure:
         if not self.is_above_low_mark:
             return
         # One timer notifies all waiting tasks: separate time limits of ten thousand tasks take seconds to cancel.
-        timer = asyncio.get_running_loop().call_later(ROOM_CHECK, self._room.notify)
+        timer = asyncio.get_running_loop().call_later(ROOM_CHECK_INTERVAL, self._room.notify)
         try:
             await asyncio.wait({change})
         finally:

@@ -45,7 +45,7 @@ _UNACKNOWLEDGED = MQTTMessage()
 """Placeholder for each unacknowledged message in paho's table."""
 
 # aiomqtt and paho also raise each error that they log. Without a handler their log lines would go to stderr.
-_silent = logging.Logger("cascade.connectors.mqtt.client", logging.CRITICAL + 1)  # noqa: LOG001 - it has no parent
+_no_logger = logging.Logger("cascade.connectors.mqtt.client", logging.CRITICAL + 1)  # noqa: LOG001 - it has no parent
 
 
 class Client(aiomqtt.Client):
@@ -75,7 +75,7 @@ class Client(aiomqtt.Client):
             options.port,
             username=options.username,
             password=options.password,
-            logger=_silent,
+            logger=_no_logger,
             identifier=client_id,
             protocol=aiomqtt.ProtocolVersion.V5,
             will=aiomqtt.Will(will_topic, "offline", *limits.will, will_properties),
@@ -207,7 +207,7 @@ class Client(aiomqtt.Client):
 
     def drop(self) -> None:
         """End the connection at once, without DISCONNECT."""
-        self._forget(self._transport.fileno())
+        self._unregister(self._transport.fileno())
         self._transport.close()
         if not self.is_over:
             self._disconnected.set_result(None)
@@ -275,7 +275,7 @@ class Client(aiomqtt.Client):
         self._loop.call_soon_threadsafe(self._loop.add_reader, sock.fileno(), self._read)
 
     def _on_socket_close(self, client: Any, userdata: Any, sock: Any) -> None:  # noqa: ARG002
-        self._forget(sock.fileno())
+        self._unregister(sock.fileno())
 
     def _on_socket_register_write(self, client: Any, userdata: Any, sock: Any) -> None:  # noqa: ARG002
         self._write_later()
@@ -338,7 +338,7 @@ class Client(aiomqtt.Client):
             self._disconnected.set_result(None)
             self.on_activity()
 
-    def _forget(self, descriptor: int) -> None:
+    def _unregister(self, descriptor: int) -> None:
         if descriptor >= 0:
             self._loop.remove_reader(descriptor)
             self._loop.remove_writer(descriptor)

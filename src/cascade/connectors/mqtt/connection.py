@@ -15,8 +15,8 @@ from cascade.connectors.mqtt.client import Client
 from cascade.connectors.mqtt.outbox import Outbox, OutgoingMessage
 from cascade.connectors.mqtt.oversize_messages import MIN_LIFETIME, PoisonMessageFilter
 from cascade.connectors.mqtt.packets import (
+    CLIENT_ONLY,
     FAILURE,
-    OWN,
     TRANSIENT,
     IncomingMessage,
     RetainedMessage,
@@ -74,7 +74,7 @@ class Connection:
         self._throttle = shared.backpressure.throttle
         self._poison = poison
         self._start = time.monotonic()
-        self._has_progress = self._has_news = self._has_incoming = False
+        self._has_progress = self._has_changes = self._has_incoming = False
         self._active_at = self._start
         # Kept until all messages are sent, so that `end` puts back the rest after an error.
         self._batch: list[OutgoingMessage] = []
@@ -157,9 +157,9 @@ class Connection:
         if self._to_settle:
             self._outbox.settle(self._to_settle)
             self._throttle.record_accepted(len(self._to_settle), is_acknowledged=is_acknowledged)
-            self._to_settle, self._has_news = [], True
-        if self._has_news:
-            self._has_news, self._has_progress = False, True
+            self._to_settle, self._has_changes = [], True
+        if self._has_changes:
+            self._has_changes, self._has_progress = False, True
             self._shared.changes.notify()
             self._shared.backpressure.notify()
         self._shared.backpressure.measure()
@@ -188,24 +188,24 @@ class Connection:
                     await self._wakeup.wait()
         return not self._unsent
 
-    def end(self, *, is_wanted: bool, is_duplicate: bool) -> bool:
+    def end(self, *, is_ending: bool, is_duplicate: bool) -> bool:
         """Put the unacknowledged messages back into the outbox. Return whether one of them is the cause of the end.
 
-        `is_duplicate` is that of ClientId.
+        `is_ending`: the session ends the connection. `is_duplicate` is the attribute of ClientId.
         """
         self._subscriber.cancel()
         self.settle()
         code, seconds = self.client.code, time.monotonic() - self._start
-        is_unrelated = is_wanted or is_duplicate or code in OWN | TRANSIENT
+        is_unrelated = is_ending or is_duplicate or code in CLIENT_ONLY | TRANSIENT
         state_bytes = max((len(one.body) for one in self._retained.values() if one.state), default=0)
         is_caused = not is_unrelated and self._poison.record_end(seconds, self.client.reason, state_bytes)
-        is_refused = code in TRANSIENT and not is_wanted
+        is_refused = code in TRANSIENT and not is_ending
         in_flight = [*self._unacknowledged.values(), *self._unwritten, *self._batch]
         self._outbox.put_back(in_flight, self.client.reason if is_refused else "")
         if is_refused:
             self._shared.backpressure.record_refusal()
-        if is_wanted or code not in OWN:
-            self._outbox.resend(math.inf if is_wanted else self._active_at)
+        if is_ending or code not in CLIENT_ONLY:
+            self._outbox.resend(math.inf if is_ending else self._active_at)
         return is_caused
 
     def _on_activity(self) -> None:
@@ -233,7 +233,7 @@ class Connection:
         return len(self._unacknowledged) + len(self._retained)
 
     def _room_for_states(self) -> int:
-        """Return the number of states that may be sent: at most half of the window. A window of one message is for messages first."""
+        """Return the number of states that may be sent: at most half of the window. If the window is one, queued messages are first."""
         share = min(WINDOW, self.client.limits.receive_maximum) // 2 or not self._outbox.is_waiting
         return min(self._room_for_qos_1(), share - len(self._retained))
 
@@ -252,7 +252,7 @@ class Connection:
         properties = publish_properties(message.traceparent, message.tracestate, alias)
         size = packet_bytes(topic, len(properties) + len(message.body))
         if size > self._poison.max_packet_bytes and not self._poison.shrink_or_drop(message, size):
-            self._has_news = True
+            self._has_changes = True
             return
         if alias and topic:
             self._aliases.add(topic, alias)
@@ -306,7 +306,7 @@ class Connection:
             self._shared.backpressure.record_refusal()
         elif reason.value >= FAILURE:
             self._outbox.drop(message, f"{reason}, on topic {message.topic}")
-            self._has_news = True
+            self._has_changes = True
         else:
             self._to_settle.append(message)
         if self._unsent:
@@ -318,7 +318,7 @@ class Connection:
         if reason.value == _NOT_AUTHORIZED:  # an access list that refuses one state refuses all
             self._states.pause(refusal)
         self._states.settle(state, refusal, retry=reason.value in TRANSIENT)
-        self._has_news = True
+        self._has_changes = True
         if not is_refused:
             self._state_accepted, self._poison.state_losses = True, 0
         elif self._awaits_first_state:

@@ -58,8 +58,8 @@ class MqttConnector:
         capture: Values to publish: any of "params", "arguments" and "results". Secrets in them are masked.
         strict: Raise `TelemetryLostError` at the end of a run when messages were lost, instead of one warning.
         flush_timeout: Seconds that the end of a run waits for the broker, at most.
-        on_full: "wait" delays new tasks while more messages are queued than `max_buffer_bytes` or the flush allows, and the
-            broker answers. "drop" drops messages instead. With an unreachable broker, messages are dropped in both cases.
+        on_full: "wait" delays new tasks while the broker answers and too many messages are queued for `max_buffer_bytes` or
+            for the flush. "drop" drops messages instead. With an unreachable broker, messages are dropped in both cases.
         max_buffer_bytes: Memory for queued messages. The default of 64 MiB is enough for about 70,000. A full buffer drops
             messages of QoS 0 first.
         resend_window: Seconds. After a lost connection, messages with QoS 1 that were acknowledged within this time before its

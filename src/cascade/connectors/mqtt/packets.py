@@ -38,7 +38,7 @@ quota exceeded, use another server, server moved, connection rate exceeded. A la
 TAKEN_OVER = 0x8E
 """DISCONNECT: another client has connected with the same id."""
 OTHER_SERVER = frozenset({0x9C, 0x9D})
-OWN = frozenset({TAKEN_OVER, 0x96, 0x97, 0x9F})
+CLIENT_ONLY = frozenset({TAKEN_OVER, 0x96, 0x97, 0x9F})
 """DISCONNECT: the broker ends the connection of this client only."""
 MALFORMED_PACKET, UNSUPPORTED_VERSION = 0x81, 0x84
 """CONNACK: the broker does not support MQTT 5."""

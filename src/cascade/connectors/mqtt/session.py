@@ -15,15 +15,15 @@ from cascade.connectors.mqtt.options import ClientId, MqttOptions
 from cascade.connectors.mqtt.oversize_messages import PoisonMessageFilter
 from cascade.connectors.mqtt.packets import OTHER_SERVER, PERMANENT, TAKEN_OVER, TRANSIENT, BrokerLimits
 from cascade.connectors.mqtt.presence import OFFLINE_TIMEOUT, Presence
-from cascade.connectors.mqtt.subscriber import CHECK
+from cascade.connectors.mqtt.subscriber import CHECK_INTERVAL
 from cascade.connectors.mqtt.transport import CLOSE_TIMEOUT, NetworkLoop, reason_of, unexpected_error_text
 from cascade.telemetry.topics import source, status_topic
 
 MAX_IDLE = 2.0
 """Seconds between two checks of an idle connection; a quarter of the keepalive if that is less."""
-ANSWER_CHECK = 0.1
+ANSWER_CHECK_INTERVAL = 0.1
 """Seconds between two checks while an answer is due."""
-MAX_TURN = 0.005
+MAX_ITERATION = 0.005
 """Seconds. If one iteration of the network loop takes longer, the thread waits for the interpreter's lock (GIL).
 
 A busy event loop releases the lock for about a microsecond in each iteration. That is too short for another thread to
@@ -33,7 +33,7 @@ LOCK_RELEASE = 1e-4
 """Seconds for which a publishing thread then sleeps, which is long enough for the network thread to acquire the lock."""
 
 
-_GRACE = 0.5
+_CLOSE_MARGIN = 0.5
 """Seconds to close a session, in addition to the time for its last messages."""
 
 
@@ -55,7 +55,7 @@ class Session:
         self._limits = BrokerLimits(shared.warn)
         self._poison = PoisonMessageFilter(shared.outbox, shared.states)
         self._is_waiting = self._is_ending = self._skips_delay = False
-        self._is_serving, self._turn_at = False, 0.0  # begin of the turn, while a connection is served
+        self._is_serving, self._iteration_start = False, 0.0  # of the network loop, while a connection is served
         self._waits, self._is_explained = True, False
         self._client: Client | None = None
         self._loop = NetworkLoop()
@@ -65,9 +65,9 @@ class Session:
     def wake(self) -> None:
         """Wake the network thread to send the queued messages. It costs little while the thread is awake and has the GIL."""
         if self._is_waiting:
-            self._is_waiting, self._turn_at = False, time.monotonic()
+            self._is_waiting, self._iteration_start = False, time.monotonic()
             self._interrupt()
-        elif self._is_serving and time.monotonic() - self._turn_at > MAX_TURN:
+        elif self._is_serving and time.monotonic() - self._iteration_start > MAX_ITERATION:
             time.sleep(LOCK_RELEASE)
 
     def skip_delay(self) -> None:
@@ -164,15 +164,15 @@ class Session:
                 await self._presence.publish_offline(connection, waits=self._waits)
         finally:
             is_duplicate = self._client_id.is_duplicate
-            self._is_explained = connection.end(is_wanted=self._is_ending, is_duplicate=is_duplicate)
+            self._is_explained = connection.end(is_ending=self._is_ending, is_duplicate=is_duplicate)
 
     async def _serve(self, connection: Connection) -> None:
         longest = min(MAX_IDLE, connection.client.keepalive / 4 or MAX_IDLE)
-        self._turn_at = time.monotonic()
+        self._iteration_start = time.monotonic()
         self._is_serving = True
         try:
             while not (self._is_ending or connection.client.is_over):
-                await self._listen(connection, longest)
+                await self._wait_for_work(connection, longest)
                 connection.client.keep_alive()
                 if not connection.client.is_over:
                     connection.work()
@@ -182,21 +182,21 @@ class Session:
         finally:
             self._is_serving = False
 
-    async def _listen(self, connection: Connection, longest: float) -> None:
+    async def _wait_for_work(self, connection: Connection, longest: float) -> None:
         """Run the event loop until there is work, at most `longest` seconds, and record the activity of the broker."""
         # The flag is set before `has_work` is called, so that `wake` interrupts if a message is put in between.
         self._is_waiting = True
         if self._is_ending or connection.has_work():
             self._is_waiting = False
-            self._turn_at = time.monotonic()
+            self._iteration_start = time.monotonic()
             await asyncio.sleep(0)
             waited = 0.0
         else:
-            timeout = min(ANSWER_CHECK if connection.is_answer_due else longest, connection.delay())
+            timeout = min(ANSWER_CHECK_INTERVAL if connection.is_answer_due else longest, connection.delay())
             start = time.monotonic()
             await self._sleep(timeout)
             self._is_waiting = False
-            self._turn_at = time.monotonic()
+            self._iteration_start = time.monotonic()
             # The system may run the thread much later. That time does not count as silence of the broker.
             waited = min(timeout, time.monotonic() - start)
         if connection.has_activity:
@@ -241,7 +241,7 @@ class Flush:
         while not self._is_over():
             if not (health.is_connected or health.is_busy):
                 self.session.skip_delay()
-            await self._shared.changes.until(self._is_over, min(CHECK, self._deadline - time.monotonic()))
+            await self._shared.changes.until(self._is_over, min(CHECK_INTERVAL, self._deadline - time.monotonic()))
         if not self._has_settled():
             health.record_failed_wait()
 
@@ -264,5 +264,6 @@ async def until_closed(session: Session, shared: SessionState) -> None:
     """Wait until a session is closed, at most for the time that a clean end takes."""
     # Without a connection the thread can be in a system call that takes seconds. It ends the session by itself later.
     await shared.changes.until(
-        lambda: session.is_closed, OFFLINE_TIMEOUT + CLOSE_TIMEOUT + _GRACE if session.health.is_connected else CHECK
+        lambda: session.is_closed,
+        OFFLINE_TIMEOUT + CLOSE_TIMEOUT + _CLOSE_MARGIN if session.health.is_connected else CHECK_INTERVAL,
     )

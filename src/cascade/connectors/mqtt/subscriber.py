@@ -22,7 +22,8 @@ T = TypeVar("T")
 RETAINED_GAP = 0.05
 """Seconds without a retained message that complete the retained messages, once the presence was received."""
 LIVE_RATE = 100
-"""Retained messages for new topics per second, once the presence was received. At a lower rate they are new publications."""
+"""Retained messages per second for new topics. After the presence was received, a lower rate means that they are new
+publications."""
 PRESENCE_TIMEOUT = 2.0
 """Seconds without a retained message to wait for the presence or the answer to UNSUBSCRIBE, in addition to two round trips."""
 MAX_ROUNDS = 1_000
@@ -34,7 +35,7 @@ SUBSCRIBE_TIMEOUT = 3.0
 """Seconds without a retained message after which `subscribe` returns, in addition to the round trips."""
 HANDSHAKES = 3
 """Round trips of the TLS and MQTT handshakes."""
-CHECK = 0.1
+CHECK_INTERVAL = 0.1
 """Seconds between two checks whether the broker still answers."""
 _CONTROL = SubscribeOptions(qos=1, retainAsPublished=True)
 
@@ -57,7 +58,7 @@ class Barrier:
         self._missing = 0
         """Number of the latest `wait` that ended without the presence."""
         self._is_refused = False
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._topics: set[str] | None = None
         """Topics of the retained messages that were received since a `wait` began; None between them."""
 
@@ -68,7 +69,7 @@ class Barrier:
                 return
             self._topics.add(topic)
         self._received += 1
-        self._news.set()
+        self._changed.set()
         if topic == self._topic:
             self._returned += 1
             if self._returned == self._missing:
@@ -78,7 +79,7 @@ class Barrier:
     def begin(self) -> tuple[int, list[tuple[str, SubscribeOptions]]]:
         """Return a number for `wait`, and the filters to append to a SUBSCRIBE packet.
 
-        There are none if two connections in a row have ended before an answer, since the broker may forbid the filter.
+        The list is empty if two connections in a row have ended before an answer, since the broker may forbid the filter.
         """
         if not self._begun:
             if self._subscriptions.unanswered >= _MAX_UNANSWERED:
@@ -99,7 +100,7 @@ class Barrier:
     def record_refusal(self) -> None:
         """Record that the broker has refused the presence, or the subscription to it."""
         self._is_refused = True
-        self._news.set()
+        self._changed.set()
 
     async def wait(self, number: int, round_trip: float) -> bool:
         """Wait until all retained messages were received. Return False, after a warning, if the broker gives no sign of it."""
@@ -131,7 +132,7 @@ class Barrier:
         """
         is_quiet, second, received = False, time.monotonic() + 1, self._received
         while not is_quiet:
-            self._news.clear()
+            self._changed.clear()
             is_expected = self._subscriptions.returns_presence and not self._is_refused and self._returned < number
             if time.monotonic() > second:
                 if not is_expected and self._received - received < LIVE_RATE:
@@ -139,9 +140,9 @@ class Barrier:
                 second, received = time.monotonic() + 1, self._received
             try:
                 async with asyncio.timeout(limit if is_expected else RETAINED_GAP):
-                    await self._news.wait()
+                    await self._changed.wait()
             except TimeoutError:
-                is_quiet = not self._news.is_set()
+                is_quiet = not self._changed.is_set()
 
     async def _make_round_trips(self, limit: float) -> bool:
         """Make round trips until one brings no retained message. Return whether the broker has answered."""
@@ -289,10 +290,10 @@ async def wait_for_retained(
         await changes.until(lambda: health.is_connected or is_over(), left)
     progress, deadline = -1, math.inf
     while health.is_alive and not is_over() and time.monotonic() < deadline:
-        if progress != subscription.retained + inbox.delivered:
-            progress = subscription.retained + inbox.delivered
+        if progress != subscription.retained_count + inbox.delivered:
+            progress = subscription.retained_count + inbox.delivered
             deadline = time.monotonic() + SUBSCRIBE_TIMEOUT + HANDSHAKES * health.round_trip
-        await changes.until(is_over, CHECK)
+        await changes.until(is_over, CHECK_INTERVAL)
     if not is_over():
         health.record_failed_wait()
         if health.is_alive:

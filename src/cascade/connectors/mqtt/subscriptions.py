@@ -48,7 +48,7 @@ def has_expired(message: Incoming, now: float) -> bool:
     return isinstance(message, dict) and isinstance(ends := message.get("expires_at"), float) and ends <= now
 
 
-class Latest(dict[str, Incoming]):
+class LatestMessages(dict[str, Incoming]):
     """The latest message of each topic, ordered by the time of its last `put`. Only `put` and `take` change it."""
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class Latest(dict[str, Incoming]):
         self._bytes += growth
         return True
 
-    def first(self, count: int) -> list[tuple[str, Incoming]]:
+    def take_first(self, count: int) -> list[tuple[str, Incoming]]:
         """Remove and return the first messages, with their topics."""
         batch = list(islice(self.items(), count))
         for topic, _ in batch:
@@ -95,7 +95,7 @@ class Inbox:
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
         self._lock = threading.Lock()
-        self._pending = Latest()
+        self._pending = LatestMessages()
         self._task: asyncio.Task[None] | None = None
         self._is_closed = self._is_due = False
         self._has_failed = False
@@ -156,7 +156,7 @@ class Inbox:
 
     def _take(self) -> list[tuple[str, Incoming]]:
         with self._lock:
-            batch = self._pending.first(BATCH)
+            batch = self._pending.take_first(BATCH)
             self.is_idle = not batch
         if not batch:
             self._on_idle()
@@ -187,13 +187,13 @@ class Subscription:
         self.pattern = pattern
         self._prefix = pattern[:-1] if pattern.endswith("/#") and "+" not in pattern else None
         self.inboxes: list[Inbox] = []
-        self.held = Latest()
+        self.retained = LatestMessages()
         """Retained messages, for later subscribers."""
-        self.live = Latest()
+        self.live = LatestMessages()
         """Messages that were not retained, received since the last retained message of their topic."""
         self.unconfirmed: set[str] = set()
         """Topics of messages from before the latest reconnection, for which the broker has sent no message since."""
-        self.retained = 0
+        self.retained_count = 0
         """Number of retained messages that were received."""
         self.is_ready = False
         """Whether all retained messages were received over the present connection, or the wait for them has ended."""
@@ -207,24 +207,24 @@ class Subscription:
     def begin(self) -> None:
         """Prepare for the retained messages of a new connection."""
         self.is_ready = False
-        self.unconfirmed |= set(self.held) | set(self.live)
+        self.unconfirmed |= set(self.retained) | set(self.live)
         for topic in self.live:  # the retained message of the topic applies again
-            self.held.take(topic)
-        self.live = Latest()
+            self.retained.take(topic)
+        self.live = LatestMessages()
 
     def is_known(self, topic: str, message: Incoming) -> bool:
         """Whether a retained message is the same as before the connection was lost."""
-        return topic in self.unconfirmed and self.held.get(topic) == message
+        return topic in self.unconfirmed and self.retained.get(topic) == message
 
-    def hold(self, topic: str, message: Incoming, *, retained: bool) -> bool:
+    def store(self, topic: str, message: Incoming, *, retained: bool) -> bool:
         """Store a received message. Return False if it does not fit into memory."""
-        self.retained += retained
+        self.retained_count += retained
         self.unconfirmed.discard(topic)
         self.live.take(topic)
         if message == b"":
-            self.held.take(topic)
+            self.retained.take(topic)
             return True
-        return (self.held if retained else self.live).put(topic, message)
+        return (self.retained if retained else self.live).put(topic, message)
 
 
 class Subscriptions:
@@ -252,7 +252,7 @@ class Subscriptions:
                 self.version += 1
             subscription.inboxes.append(inbox)
             now = time.time()
-            for topic, message in subscription.held.items():
+            for topic, message in subscription.retained.items():
                 if not has_expired(message, now):
                     inbox.put(topic, message)
             inbox.wake()
@@ -296,7 +296,7 @@ class Subscriptions:
         with self._lock:
             if is_certain:
                 for topic in subscription.unconfirmed:
-                    subscription.held.take(topic)
+                    subscription.retained.take(topic)
                     self._deliver(subscription, topic, b"")
                 subscription.unconfirmed = set()
             subscription.is_ready = True
@@ -314,7 +314,7 @@ class Subscriptions:
                 if subscription.matches(topic):
                     if not (retained and subscription.is_known(topic, message)):
                         self._deliver(subscription, topic, message)
-                    if not subscription.hold(topic, message, retained=retained):
+                    if not subscription.store(topic, message, retained=retained):
                         self.warn(_FULL)
 
     def wake(self) -> None:
