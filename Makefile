@@ -58,7 +58,7 @@ test-extras: servers  ## all tests without extras, with each extra, with the low
 	@$(BIN)/python -m tests.lab.environments extras $(ARGS)
 
 flaky: servers  ## all tests three times under load on all cores
-	@$(BIN)/python -m tests.lab.busy $(ARGS)
+	@$(BIN)/python -m tests.lab.busy_loops $(ARGS)
 
 stack-build: $(READY)  ## build the Collector and Jaeger from source, once per machine
 	@$(BIN)/python -m stack build

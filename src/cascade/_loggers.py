@@ -8,7 +8,7 @@ from typing import Any
 from cascade._internal_errors import raise_in_tests
 from cascade.messaging.renderer import printable
 from cascade.telemetry.redact import redact_text
-from cascade.telemetry.safe import stack_text
+from cascade.telemetry.sanitize import stack_text
 
 _MAX_STORED = 1_000
 """Number of different warnings that `LimitedWarnings` stores."""
@@ -29,7 +29,7 @@ class SafeLogger(logging.LoggerAdapter[logging.Logger]):
 
 
 def get_logger(name: str) -> SafeLogger:
-    """Return the safe logger with a name, as `logging.getLogger` does."""
+    """Return the logger with a name, as `logging.getLogger` does."""
     logger = logging.getLogger(name)
     if make_safe not in logger.filters:
         logger.addFilter(make_safe)

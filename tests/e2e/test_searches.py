@@ -14,7 +14,7 @@ import pytest
 from cascade.testing import Spans
 from stack.build import ROOT
 from stack.process import until
-from tests.e2e import searched
+from tests.e2e import search_workflows
 from tests.e2e.runs import Run
 from tests.e2e.stacks import Processes
 from tests.lab.waiting import HANG
@@ -89,13 +89,13 @@ class World(NamedTuple):
 @pytest.fixture(scope="session")
 def world(processes: Processes) -> Iterator[World]:
     environment = {**processes.environment, "OTEL_SERVICE_NAME": SERVICE}
-    module = "tests.e2e.searched"
+    module = "tests.e2e.search_workflows"
     with Run(environment, "active", module=module) as active, Run(environment, "ended", module=module) as ended:
         active.wait_for_line("running")
         result = ended.result()
         of_large = {"cascade.run.id": result["large"]["run_id"]}
         until(
-            lambda: len(processes.jaeger.find(SERVICE, tags=of_large, limit=200)) == searched.PARTS + 1,
+            lambda: len(processes.jaeger.find(SERVICE, tags=of_large, limit=200)) == search_workflows.PARTS + 1,
             "Jaeger has all parts of the large run",
         )
         for run in result.values():
@@ -140,7 +140,7 @@ def test_the_tag_error_also_finds_a_successful_run_with_a_retry(world: World) ->
 def test_a_part_with_a_failed_nested_run_is_left_out_by_the_tag_of_markers(processes: Processes) -> None:
     service, failed = "e2e-searches-others", SEARCHES["failed runs"].tags
     environment = {**processes.environment, "OTEL_SERVICE_NAME": service}
-    with Run(environment, "others", module="tests.e2e.searched") as others:
+    with Run(environment, "others", module="tests.e2e.search_workflows") as others:
         (result,) = others.result().values()
     processes.wait_for(result["trace_id"], partial(_has_ended, result["run_id"]))
     until(lambda: len(processes.jaeger.find(service, tags=failed)) == 2, "Jaeger has the run and its part")

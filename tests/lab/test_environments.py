@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab import environments, extras
-from tests.lab.busy import busy_loops
+from tests.lab.busy_loops import busy_loops
 from tests.lab.progress import Progress
 
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cascade.telemetry.redact import MASK, is_secret, redact_text, redact_value
-from cascade.telemetry.safe import captured, without_captured
+from cascade.telemetry.sanitize import captured, without_captured
 
 S = "hunter2X9"
 

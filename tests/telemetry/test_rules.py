@@ -10,7 +10,7 @@ import cascade as cs
 from cascade._loggers import get_logger
 from cascade.telemetry import redact
 from cascade.telemetry.redact import MASK, is_secret, redact_text
-from cascade.telemetry.safe import captured, error_text, masked_name
+from cascade.telemetry.sanitize import captured, error_text, masked_name
 from cascade.testing import MemoryConnector
 from tests.lab.waiting import HANG
 

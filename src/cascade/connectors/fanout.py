@@ -19,7 +19,7 @@ from cascade.runtime.publish_queue import MAX_QUEUED_BYTES, MESSAGE_BYTES, Messa
 from cascade.runtime.task_context import TaskContext
 from cascade.spec.protocols import MessageCallback
 from cascade.telemetry.identity import RunTrace, SpanRef, place_run
-from cascade.telemetry.safe import error_text, without_captured
+from cascade.telemetry.sanitize import error_text, without_captured
 
 logger = get_logger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from cascade.runtime.task_context import TaskContext, current_task
 from cascade.spec.task import task
-from cascade.telemetry.safe import masked_end
+from cascade.telemetry.sanitize import masked_end
 
 _MAX_STDERR = 2_000
 """Number of characters from the end of stderr in the error of a failed command."""

@@ -10,7 +10,7 @@ from cascade.graph.model import Edge, Node, split_arguments
 from cascade.runtime.resolvers import defaults_of, hashable_cache, hidden_secrets, positional_names, without_secrets
 from cascade.spec.resource import Inject
 from cascade.telemetry.limits import MAX_NAME_BYTES
-from cascade.telemetry.safe import error_text, masked, masked_name
+from cascade.telemetry.sanitize import error_text, masked, masked_name
 
 logger = get_logger(__name__)
 

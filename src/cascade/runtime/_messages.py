@@ -42,7 +42,7 @@ from cascade.spec import telemetry as wire
 from cascade.telemetry.identity import RUN, SpanLocation, setup_id, span_id, teardown_id
 from cascade.telemetry.limits import MAX_CONTROL_EVENTS, MAX_LINKS
 from cascade.telemetry.redact import MASK, hides, redact_value
-from cascade.telemetry.safe import captured, masked_name
+from cascade.telemetry.sanitize import captured, masked_name
 
 EVENTS: dict[str, tuple[type[Event], ...]] = {
     "STARTED": (RunStarted,),

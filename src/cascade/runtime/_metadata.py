@@ -22,7 +22,7 @@ from cascade.telemetry.limits import (
     truncate_exception,
     utf8_size,
 )
-from cascade.telemetry.safe import masked, masked_name
+from cascade.telemetry.sanitize import masked, masked_name
 from cascade.telemetry.trace_budget import SPAN_BYTES, Child, Part
 from cascade.telemetry.trace_shards import TraceShards
 

@@ -20,7 +20,7 @@ from cascade.runtime.threads import SerialThread, Step
 from cascade.spec.nested import require_values
 from cascade.spec.resource import Inject
 from cascade.telemetry.identity import setup_id, teardown_id
-from cascade.telemetry.safe import masked_name
+from cascade.telemetry.sanitize import masked_name
 
 logger = get_logger(__name__)
 

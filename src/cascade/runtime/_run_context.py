@@ -36,7 +36,7 @@ from cascade.runtime.threads import leave_running
 from cascade.spec.protocols import StateBackend
 from cascade.telemetry.identity import RunTrace, parse_traceparent, place_run
 from cascade.telemetry.limits import MAX_LATER_ERRORS
-from cascade.telemetry.safe import error_message, error_text, stack_text
+from cascade.telemetry.sanitize import error_message, error_text, stack_text
 from cascade.telemetry.trace_budget import Child, PartLimits, caller_in
 from cascade.telemetry.trace_shards import TraceShards
 

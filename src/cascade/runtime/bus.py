@@ -11,7 +11,7 @@ from cascade._loggers import get_logger
 from cascade.runtime.events import Event
 from cascade.runtime.guard import FAULTS, is_own_cancellation
 from cascade.runtime.protocols import Backpressure
-from cascade.telemetry.safe import error_text
+from cascade.telemetry.sanitize import error_text
 
 logger = get_logger(__name__)
 

@@ -32,7 +32,7 @@ from cascade.runtime.threads import in_thread_without_gc
 from cascade.spec.lazy_types import Lazy, MappedLazyResult
 from cascade.spec.resource import ResourceDefinition
 from cascade.telemetry.identity import new_run_id
-from cascade.telemetry.safe import error_text
+from cascade.telemetry.sanitize import error_text
 from cascade.telemetry.topics import identity_from_environment
 from cascade.telemetry.trace_shards import part_limits_from_environment
 

@@ -17,7 +17,7 @@ from signal import Signals
 from types import TracebackType
 from typing import Any, Protocol, TypeGuard, TypeVar
 
-from cascade.telemetry.safe import error_text
+from cascade.telemetry.sanitize import error_text
 
 MAX_NOTES = 20
 """Maximum number of notes on one exception: a run with thousands of tasks may have thousands of later errors."""

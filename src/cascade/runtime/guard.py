@@ -9,7 +9,7 @@ from typing import Any
 
 from cascade._internal_errors import raise_in_tests
 from cascade._loggers import get_logger
-from cascade.telemetry.safe import error_text
+from cascade.telemetry.sanitize import error_text
 
 logger = get_logger(__name__)
 

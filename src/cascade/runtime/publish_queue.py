@@ -9,7 +9,7 @@ from cascade.runtime.bus import CombinedBackpressure
 from cascade.runtime.guard import is_own_cancellation
 from cascade.runtime.protocols import Backpressure
 from cascade.spec.protocols import Connector
-from cascade.telemetry.safe import error_text
+from cascade.telemetry.sanitize import error_text
 
 MAX_QUEUED_BYTES = 64 * 1024 * 1024
 """Bytes of the messages in the queue. The messages of 100,000 tasks fit; the bound protects the process from a

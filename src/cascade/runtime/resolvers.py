@@ -19,7 +19,7 @@ from cascade.spec.protocols import StateBackend
 from cascade.spec.resource import Inject
 from cascade.spec.routing import Router
 from cascade.telemetry.redact import MASK, hides, is_secret
-from cascade.telemetry.safe import safe
+from cascade.telemetry.sanitize import sanitize
 
 _T = TypeVar("_T")
 
@@ -154,7 +154,7 @@ class ArgumentResolver:
         if route is None:
             routes = ", ".join(map(repr, router.routes))
             raise ValueError(
-                f"Task '{node.name}': no matching route found for {safe(value)!r}; the routes are {routes}"
+                f"Task '{node.name}': no matching route found for {sanitize(value)!r}; the routes are {routes}"
             )
         return self._result(lazy_id(route), node, arg_name)
 

@@ -37,7 +37,7 @@ from cascade.spec.protocols import Connector
 from cascade.spec.telemetry import ControlEvent, Header, LifecycleEvent
 from cascade.telemetry.identity import RunTrace, place_run, span_id
 from cascade.telemetry.limits import shrink
-from cascade.telemetry.safe import safe
+from cascade.telemetry.sanitize import sanitize
 from cascade.telemetry.topics import events_topic, identity_from_environment, source
 from cascade.telemetry.wire import encode_body, encode_header, timestamp
 
@@ -100,7 +100,7 @@ class HumanReadableLogSubscriber:
     def on_run_started(self, event: RunStarted) -> None:
         self._messages.info("run.started", target_tasks=event.target_tasks)
         if event.params:
-            self._messages.info("run.started_with_params", params=safe(event.params))
+            self._messages.info("run.started_with_params", params=sanitize(event.params))
 
     def on_run_finished(self, event: RunFinished) -> None:
         if event.status == "Succeeded":

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from cascade._loggers import get_logger
-from cascade.telemetry.safe import error_text
+from cascade.telemetry.sanitize import error_text
 
 logger = get_logger(__name__)
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 from cascade._imports import load
 
 if TYPE_CHECKING:
-    from cascade.telemetry import attributes, identity, limits, redact, safe, schema, topics, wire
+    from cascade.telemetry import attributes, identity, limits, redact, sanitize, schema, topics, wire
 
-__all__ = ["attributes", "identity", "limits", "redact", "safe", "schema", "topics", "wire"]
+__all__ = ["attributes", "identity", "limits", "redact", "sanitize", "schema", "topics", "wire"]
 
 if not TYPE_CHECKING:
     __getattr__ = partial(load, __name__)

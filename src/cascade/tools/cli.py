@@ -18,7 +18,7 @@ from cascade.messaging.renderer import printable
 from cascade.spec.input import ParamSpec
 from cascade.spec.lazy_types import Lazy
 from cascade.telemetry.redact import is_secret, redact_text
-from cascade.telemetry.safe import error_message, error_text, stack_text
+from cascade.telemetry.sanitize import error_message, error_text, stack_text
 from cascade.tools._options import SHOWN_TYPES, OptionType, params_of, shown_default, type_of
 
 EXIT_FAILURE = 1

@@ -39,7 +39,7 @@ from cascade.runtime.task_context import TaskContext
 from cascade.spec.protocols import MessageCallback
 from cascade.telemetry import attributes as a
 from cascade.telemetry.identity import RunTrace, SpanRef, place_run
-from cascade.telemetry.safe import masked_name
+from cascade.telemetry.sanitize import masked_name
 
 logger = get_logger("cascade.connectors.otel")
 

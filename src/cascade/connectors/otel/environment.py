@@ -13,7 +13,7 @@ from functools import cache
 from typing import Literal, NamedTuple, TypeVar
 
 from cascade._loggers import get_logger
-from cascade.telemetry.safe import masked
+from cascade.telemetry.sanitize import masked
 
 logger = get_logger("cascade.connectors.otel")
 

@@ -25,7 +25,7 @@ from cascade.connectors.otel.provider import RunTracer
 from cascade.connectors.otel.routing import ExportTarget
 from cascade.connectors.otel.signals import Signals
 from cascade.runtime.threads import start_daemon
-from cascade.telemetry.safe import error_text
+from cascade.telemetry.sanitize import error_text
 
 logger = get_logger("cascade.connectors.otel")
 

@@ -13,7 +13,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from cascade.connectors.otel.options import Signal
-from cascade.telemetry.safe import masked
+from cascade.telemetry.sanitize import masked
 
 MAX_RETRY_AFTER = 300.0  # seconds; a longer delay is reduced
 

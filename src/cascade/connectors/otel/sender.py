@@ -23,7 +23,7 @@ from cascade.connectors.otel.health import CollectorHealth, ItemLabel, OutageLog
 from cascade.connectors.otel.reply import Reply
 from cascade.connectors.otel.transport import Transport, open_safely, suppress_instrumentation
 from cascade.runtime.threads import start_daemon
-from cascade.telemetry.safe import error_text
+from cascade.telemetry.sanitize import error_text
 
 BATCH_MEMORY = 16 << 20  # bytes of memory; the request has about a tenth
 MAX_BODY = 3 << 20  # bytes; by default gRPC servers reject more than 4 MiB

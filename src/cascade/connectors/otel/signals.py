@@ -19,7 +19,7 @@ from cascade.connectors.otel.provider import RunTracer, application_provider, ow
 from cascade.connectors.otel.routing import Registry, Share, destination
 from cascade.connectors.otel.transport import prepare
 from cascade.telemetry import attributes as a
-from cascade.telemetry.safe import error_text
+from cascade.telemetry.sanitize import error_text
 
 if TYPE_CHECKING:
     from cascade.connectors.otel.logs import RunLogs

@@ -21,7 +21,7 @@ from cascade.runtime.task_context import TaskContext
 from cascade.telemetry.attributes import EXCEPTION_MESSAGE, EXCEPTION_STACKTRACE
 from cascade.telemetry.identity import span_id
 from cascade.telemetry.limits import MAX_ERROR_BYTES
-from cascade.telemetry.safe import error_message, masked, masked_name, stack_text
+from cascade.telemetry.sanitize import error_message, masked, masked_name, stack_text
 from cascade.telemetry.trace_budget import SPAN_BYTES
 
 if TYPE_CHECKING:

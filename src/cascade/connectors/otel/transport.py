@@ -13,7 +13,7 @@ from cascade._internal_errors import raise_in_tests
 from cascade.connectors.otel.environment import warn_once
 from cascade.connectors.otel.options import ExportOptions
 from cascade.connectors.otel.reply import Reply
-from cascade.telemetry.safe import error_message
+from cascade.telemetry.sanitize import error_message
 
 _EXPORTING = context.create_key("cascade-exporting")
 

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 from cascade.spec.metadata import ConstraintRef
 from cascade.telemetry.limits import MAX_NAME_BYTES, MAX_TIME, truncate
-from cascade.telemetry.safe import masked, masked_name
+from cascade.telemetry.sanitize import masked, masked_name
 from cascade.telemetry.wire import InvalidPayload
 
 ScopeKind = Literal["global", "run", "task"]

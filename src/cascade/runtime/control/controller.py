@@ -29,7 +29,7 @@ from cascade.runtime.guard import awaited
 from cascade.runtime.protocols import Connector, Unsubscribing
 from cascade.runtime.resource_manager import ResourceManager
 from cascade.telemetry.limits import MAX_NAME_BYTES
-from cascade.telemetry.safe import error_text
+from cascade.telemetry.sanitize import error_text
 from cascade.telemetry.topics import control_filter
 
 logger = get_logger(__name__)

@@ -18,7 +18,7 @@ from cascade.runtime.task_context import TaskContext
 from cascade.telemetry import attributes as a
 from cascade.telemetry.limits import MAX_NAME_BYTES, MAX_STACK_BYTES, MAX_VALUE_BYTES, truncate
 from cascade.telemetry.redact import MASK, hides
-from cascade.telemetry.safe import error_message, masked, masked_name, safe, stack_text
+from cascade.telemetry.sanitize import error_message, masked, masked_name, sanitize, stack_text
 
 _RESOURCE_LOGS, _SCOPE_LOGS = 1, 2
 
@@ -115,7 +115,7 @@ def _is_simple(name: str, value: Any) -> bool:
 
 
 def _masked(name: str, value: Any) -> Any:
-    return MASK if hides(name, value) else safe(value, limit=MAX_VALUE_BYTES)
+    return MASK if hides(name, value) else sanitize(value, limit=MAX_VALUE_BYTES)
 
 
 def _failure(record: logging.LogRecord) -> list[KeyValue]:

@@ -20,7 +20,7 @@ from cascade.connectors.otel.options import ExportOptions
 from cascade.connectors.otel.reply import Reply, is_unsupported_signal
 from cascade.connectors.otel.transport import Transport, open_safely, open_transport, suppress_instrumentation
 from cascade.runtime.threads import start_daemon
-from cascade.telemetry.safe import error_text
+from cascade.telemetry.sanitize import error_text
 
 IDLE_TIMEOUT = 30.0  # seconds without changes after which the thread ends and closes its connection
 EXIT_TIMEOUT = 5.0  # seconds for the last export when the process exits, unless a user has reserved another time

@@ -1,4 +1,4 @@
-"""Runs for the tests of the documented searches: `python -m tests.e2e.searched ended|active|others`.
+"""Runs for the tests of the documented searches: `python -m tests.e2e.search_workflows ended|active|others`.
 
 The runs use a fixed clock, so that their durations do not depend on the machine. The last line on stdout is JSON: the run id
 and the trace id of each run by name.

@@ -126,13 +126,13 @@ def _indented(parts: list[str]) -> Iterator[str]:
         is_note = is_note or not lines[0].startswith((" ", "Traceback "))
 
 
-def safe(value: Any, *, depth: int = MAX_DEPTH, items: int = MAX_ITEMS, limit: int = MAX_TEXT_BYTES) -> Any:
+def sanitize(value: Any, *, depth: int = MAX_DEPTH, items: int = MAX_ITEMS, limit: int = MAX_TEXT_BYTES) -> Any:
     """Return the value as JSON with secrets masked and with limits of depth, items and bytes of texts.
 
     An object without a JSON form is replaced by the name of its type.
     """
     try:
-        return _safe(value, depth, items, limit, ())
+        return _sanitized(value, depth, items, limit, ())
     except BaseException as error:  # noqa: BLE001 - a subclass of dict or list may do anything
         raise_in_tests(error)
         return _by_type(value)
@@ -142,7 +142,7 @@ def captured(value: Any, limit: int = MAX_VALUE_BYTES) -> Any:
     """Return a captured value as JSON of at most `limit` bytes, with secrets masked."""
     depth, items = MAX_DEPTH, MAX_ITEMS
     while True:
-        shown = safe(value, depth=depth, items=items)
+        shown = sanitize(value, depth=depth, items=items)
         if len(json.dumps(shown)) <= limit:
             return shown
         if depth <= 1 and items <= 1:
@@ -160,7 +160,7 @@ def without_captured(payload: dict[str, Any], *, keep: AbstractSet[str]) -> dict
     return {**payload, "body": {**payload["body"], "metadata": kept}}
 
 
-def _safe(value: Any, depth: int, items: int, limit: int, parents: tuple[int, ...]) -> Any:
+def _sanitized(value: Any, depth: int, items: int, limit: int, parents: tuple[int, ...]) -> Any:
     # `isinstance` and `match` would read `value.__class__`, which may be code of the user.
     kind = type(value)
     if value is None or kind is bool:
@@ -190,7 +190,7 @@ def _container(value: Any, kind: type[Any], depth: int, items: int, limit: int, 
     if (base := _base(kind, _SEQUENCES)) is not None:
         size = base.__len__(value)
         own_names = _names_of(kind) if base is tuple else ()
-        shown = [_safe(item, depth, items, limit, parents) for item in islice(base.__iter__(value), items)]
+        shown = [_sanitized(item, depth, items, limit, parents) for item in islice(base.__iter__(value), items)]
         shown = mask_items(shown, own_names) if base in {list, tuple} else shown
         return shown if size <= items else [*shown, f"{_CUT} {size - items} more"]
     if dataclasses.is_dataclass(kind):
@@ -224,7 +224,7 @@ def _mapping(
 ) -> dict[str, Any]:
     result = {}
     for key, item in islice(pairs, items):
-        shown = _safe(item, depth, items, limit, parents)
+        shown = _sanitized(item, depth, items, limit, parents)
         # A key in bytes is replaced by its length, so that `mask_mapping` cannot check it.
         is_hidden = issubclass(type(key), bytes) and hides(bytes.decode(key, "utf-8", "replace"), shown)
         result[_key(key, limit)] = MASK if is_hidden else shown
@@ -235,7 +235,7 @@ def _mapping(
 
 
 def _key(key: Any, limit: int) -> str:
-    shown = _safe(key, 0, 0, limit, ()) if issubclass(type(key), _KEYS) else _by_type(key)
+    shown = _sanitized(key, 0, 0, limit, ()) if issubclass(type(key), _KEYS) else _by_type(key)
     return shown if isinstance(shown, str) else str(shown)
 
 

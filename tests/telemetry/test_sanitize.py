@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cascade.telemetry.limits import truncate, truncate_stack
-from cascade.telemetry.safe import captured, error_text, masked, masked_end, safe, stack_text
+from cascade.telemetry.sanitize import captured, error_text, masked, masked_end, sanitize, stack_text
 from tests.telemetry.strategies import Hostile, HostileDict, HostileText, cycle, deep, texts, values
 
 
 @given(values)
 def test_any_value_becomes_strict_json(value: Any) -> None:
-    json.dumps(safe(value), allow_nan=False).encode()
+    json.dumps(sanitize(value), allow_nan=False).encode()
     shown = json.dumps(captured(value), allow_nan=False)
     assert len(shown) <= 2_000
 
@@ -64,11 +64,11 @@ class Slotted:
     ids=lambda value: "",
 )
 def test_values_have_a_json_form(value: Any, shown: Any) -> None:
-    assert safe(value) == shown
+    assert sanitize(value) == shown
 
 
 def test_the_depth_is_limited() -> None:
-    assert json.dumps(safe(deep())).count("[") == 8
+    assert json.dumps(sanitize(deep())).count("[") == 8
 
 
 @given(texts, st.integers(3, 50))
@@ -201,12 +201,12 @@ def test_values_are_masked_by_the_names_of_fields_and_items() -> None:
         user: str
         api_key: str
 
-    assert safe(Login("bob", "x")) == {"user": "bob", "password": "***", "is_secret": True}
-    assert safe(Pair("bob", "x")) == ["bob", "***"]
-    assert safe([("token", "x"), ["--password", "y", "z"]]) == [["token", "***"], ["--password", "***", "z"]]
-    assert safe({"name": "DB_PASSWORD", "value": "x"}) == {"name": "DB_PASSWORD", "value": "***"}
-    assert safe(["user", "password", "email"]) == ["user", "password", "email"]
-    assert safe("x" * 985 + " " + SECRET) == "x" * 985 + " postgres://…"
+    assert sanitize(Login("bob", "x")) == {"user": "bob", "password": "***", "is_secret": True}
+    assert sanitize(Pair("bob", "x")) == ["bob", "***"]
+    assert sanitize([("token", "x"), ["--password", "y", "z"]]) == [["token", "***"], ["--password", "***", "z"]]
+    assert sanitize({"name": "DB_PASSWORD", "value": "x"}) == {"name": "DB_PASSWORD", "value": "***"}
+    assert sanitize(["user", "password", "email"]) == ["user", "password", "email"]
+    assert sanitize("x" * 985 + " " + SECRET) == "x" * 985 + " postgres://…"
 
 
 @pytest.mark.parametrize("back", range(0, 60, 5))
