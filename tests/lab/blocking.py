@@ -20,7 +20,7 @@ EXEMPT: dict[tuple[str, str], str] = {
     ("logging/__init__.py", "handle"): "the handlers are those of the program",
     ("opentelemetry/sdk/trace/export/__init__.py", "on_end"): "the exporter is that of the program",
     ("cascade/_forks.py", "__enter__"): "waits for a few statements of another thread, or for a fork",
-    ("connectors/mqtt/options.py", "_context"): "a connector checks its files when it is constructed",
+    ("connectors/mqtt/options.py", "_tls_context"): "a connector checks its files when it is constructed",
     ("connectors/mqtt/session.py", "wake"): "sleeps for 0.1 ms, to release the lock of the interpreter",
     ("adapters/caching/file_existence.py", "check"): "reads the state of one file, in less time than a thread starts",
     ("testing/_http_server.py", "stop"): "a test ends its server",

@@ -88,8 +88,8 @@ class FanoutConnector:
 
     def place_run(self, run_id: str, target: str, start_ns: int, parent: SpanRef | None) -> RunTrace:
         """Return the trace of the first connector that returns one. A connector that raises is skipped, with a warning."""
-        places = [self._place(connector, run_id, target, start_ns, parent) for connector in self._tracing]
-        return next((place for place in places if isinstance(place, RunTrace)), None) or place_run(run_id, parent)
+        traces = [self._place_run(connector, run_id, target, start_ns, parent) for connector in self._tracing]
+        return next((trace for trace in traces if isinstance(trace, RunTrace)), None) or place_run(run_id, parent)
 
     def activate(self, task: TaskContext) -> AbstractContextManager[None]:
         if len(self._tracing) == 1:
@@ -148,7 +148,7 @@ class FanoutConnector:
             logger.warning("%s: %d telemetry messages were lost: %s", _name(queue.connector), lost, queue.last_error)
         await awaited(queue.connector.disconnect, DISCONNECT_TIMEOUT + seconds_of(queue.connector, "flush_timeout"))
 
-    def _place(self, connector: Tracing, run_id: str, *rest: Any) -> object:
+    def _place_run(self, connector: Tracing, run_id: str, *rest: Any) -> object:
         try:
             return connector.place_run(run_id, *rest)
         except FAULTS as error:

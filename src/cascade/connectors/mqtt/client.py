@@ -37,7 +37,7 @@ from cascade.connectors.mqtt.transport import CONNECT_TIMEOUT, Transport, reason
 T = TypeVar("T")
 
 _MQTT_5 = "MqttConnector requires MQTT 5"
-_PING = 0.7
+_PING_FRACTION = 0.7
 """Fraction of the keepalive after which PINGREQ is sent."""
 _MAX_READS = 64
 """Reads of packets before other callbacks of the event loop run."""
@@ -123,7 +123,7 @@ class Client(aiomqtt.Client):
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Disconnect. Unlike aiomqtt's method, it does not send DISCONNECT after an exception."""
         if kind is None and not self.is_over:
-            self._transport.is_leaving = True
+            self._transport.is_disconnecting = True
             self._client.disconnect()
             self.flush()
             await self._transport.wait_closed(self._loop)
@@ -242,7 +242,7 @@ class Client(aiomqtt.Client):
             self._assigned_id = getattr(properties, "AssignedClientIdentifier", "")
             self.keepalive = self._client.keepalive
             # paho sends PINGREQ after this time. The broker must receive it within `keepalive`.
-            self._client._keepalive = _PING * self.keepalive  # type: ignore[assignment]  # noqa: SLF001
+            self._client._keepalive = _PING_FRACTION * self.keepalive  # type: ignore[assignment]  # noqa: SLF001
         super()._on_connect(client, userdata, flags, reason_code, properties)
 
     def _on_disconnect(self, client: Any, userdata: Any, flags: Any, reason_code: Any, properties: Any = None) -> None:  # noqa: ARG002

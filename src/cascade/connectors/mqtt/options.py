@@ -23,12 +23,12 @@ KEEPALIVE = 30
 VARIABLE = "CASCADE_MQTT_URL"
 DEFAULT_URL = "mqtt://localhost:1883"
 
-_MOST = 65_535
+_MAX_TWO_BYTES = 65_535
 """Largest value of a two-byte field in MQTT."""
 _PORTS = {"mqtt": PLAIN_PORT, "mqtts": TLS_PORT}
-_FILES = ("ca_certificate", "client_certificate", "client_key")
-_KEYS = (*_FILES, "client_id", "keepalive")
-_ENCODE = "percent-encode '/', '?', '#', '@' and ':' in user and password"
+_FILE_KEYS = ("ca_certificate", "client_certificate", "client_key")
+_QUERY_KEYS = (*_FILE_KEYS, "client_id", "keepalive")
+_PERCENT_ENCODE = "percent-encode '/', '?', '#', '@' and ':' in user and password"
 
 
 class MqttOptions:
@@ -53,7 +53,7 @@ class MqttOptions:
         keepalive: int = KEEPALIVE,
     ) -> None:
         files = {"ca_certificate": ca_certificate, "client_certificate": client_certificate, "client_key": client_key}
-        self.context = _context(tls, {name: str(path) for name, path in files.items() if path is not None})
+        self.context = _tls_context(tls, {name: str(path) for name, path in files.items() if path is not None})
         if password is not None and username is None:
             raise ValueError("password without username: give both")
         self.hostname = _hostname(hostname)
@@ -81,16 +81,18 @@ def _hostname(value: str) -> str:
 
 
 def _in_range(name: str, value: int) -> int:
-    if whole(name, value) > _MOST:
-        raise ValueError(f"{name}={value!r}: give at most {_MOST:,}")
+    if whole(name, value) > _MAX_TWO_BYTES:
+        raise ValueError(f"{name}={value!r}: give at most {_MAX_TWO_BYTES:,}")
     return value
 
 
 def _text(name: str, value: str | None) -> str | None:
     if value is None:
         return None
-    if not isinstance(value, str) or not value or not value.isprintable() or len(value.encode()) > _MOST:
-        raise ValueError(f"{name}={str(value)[:60]!r}: give a text that can be printed, of at most {_MOST:,} bytes")
+    if not isinstance(value, str) or not value or not value.isprintable() or len(value.encode()) > _MAX_TWO_BYTES:
+        raise ValueError(
+            f"{name}={str(value)[:60]!r}: give a text that can be printed, of at most {_MAX_TWO_BYTES:,} bytes"
+        )
     return value
 
 
@@ -102,12 +104,12 @@ def _client_id(value: str | None, limits: TopicLimits) -> str | None:
 
 
 def _secret(value: str | None) -> str | None:
-    if value is not None and (not isinstance(value, str) or len(value.encode()) > _MOST):
-        raise ValueError(f"password: give a text of at most {_MOST:,} bytes")
+    if value is not None and (not isinstance(value, str) or len(value.encode()) > _MAX_TWO_BYTES):
+        raise ValueError(f"password: give a text of at most {_MAX_TWO_BYTES:,} bytes")
     return value
 
 
-def _context(tls: Any, files: dict[str, str]) -> ssl.SSLContext | None:
+def _tls_context(tls: Any, files: dict[str, str]) -> ssl.SSLContext | None:
     if isinstance(tls, ssl.SSLContext):
         if files:
             raise ValueError(f"{', '.join(files)}: load it into the SSLContext that is given as tls")
@@ -151,7 +153,7 @@ def arguments_of(url: str) -> dict[str, Any]:
     if not parts.hostname:
         raise ValueError("the URL has no host: write it like mqtt://host:1883")
     if parts.path.strip("/") or parts.fragment:
-        raise ValueError(f"the URL has more than a host and a query: topics are fixed; {_ENCODE}")
+        raise ValueError(f"the URL has more than a host and a query: topics are fixed; {_PERCENT_ENCODE}")
     found: dict[str, Any] = {"hostname": unquote(parts.hostname), "port": _port(parts) or _PORTS[parts.scheme]}
     if parts.scheme == "mqtts":
         found["tls"] = True
@@ -166,7 +168,7 @@ def _split(url: str) -> SplitResult:
     try:
         parts = urlsplit(url.strip())
     except ValueError:
-        raise ValueError(f"the URL cannot be read: write it like mqtt://host:1883, and {_ENCODE}") from None
+        raise ValueError(f"the URL cannot be read: write it like mqtt://host:1883, and {_PERCENT_ENCODE}") from None
     if parts.scheme not in _PORTS:
         scheme = parts.scheme if "://" in url else ""
         raise ValueError(f"scheme {scheme!r} is not supported: write mqtt:// or mqtts://")
@@ -178,17 +180,17 @@ def _port(parts: SplitResult) -> int | None:
         return parts.port
     except ValueError:
         # The message omits the value: it may be part of a password.
-        raise ValueError(f"the URL's port is not a number from 1 to 65535: give one, and {_ENCODE}") from None
+        raise ValueError(f"the URL's port is not a number from 1 to 65535: give one, and {_PERCENT_ENCODE}") from None
 
 
 def _query(parts: SplitResult) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if "@" in parts.query:
-        raise ValueError(f"the URL's query has an '@': {_ENCODE}")  # part of a password, perhaps
+        raise ValueError(f"the URL's query has an '@': {_PERCENT_ENCODE}")  # part of a password, perhaps
     for key, value in parse_qsl(parts.query, keep_blank_values=True):
-        if key not in _KEYS:
-            raise ValueError(f"unknown query key {key[:60]!r}; use one of {', '.join(_KEYS)}")
-        if key in _FILES and parts.scheme != "mqtts":
+        if key not in _QUERY_KEYS:
+            raise ValueError(f"unknown query key {key[:60]!r}; use one of {', '.join(_QUERY_KEYS)}")
+        if key in _FILE_KEYS and parts.scheme != "mqtts":
             raise ValueError(f"{key} needs TLS; write mqtts://")
         found[key] = value
     if "keepalive" in found:

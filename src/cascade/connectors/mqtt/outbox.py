@@ -97,7 +97,7 @@ class Outbox:
         skipped: deque[OutgoingMessage] = deque()
         qos_0, qos_1 = self.waiting
         with self._lock:
-            retried, retries_left = next(iter(self._refused), None), max(1, limit // 4)
+            retried_topic, retries_left = next(iter(self._refused), None), max(1, limit // 4)
             while len(taken) < limit and len(skipped) < _MAX_SKIPPED and (qos_0 or qos_1):
                 if qos_0 and not (qos_1 and qos_1[0].number < qos_0[0].number):
                     message = qos_0.popleft()
@@ -105,8 +105,8 @@ class Outbox:
                     message = qos_1.popleft()
                 else:
                     break
-                if retried is not None and message.topic in self._refused:
-                    if message.topic != retried or not retries_left:
+                if retried_topic is not None and message.topic in self._refused:
+                    if message.topic != retried_topic or not retries_left:
                         skipped.append(message)
                         continue
                     retries_left -= 1
@@ -115,7 +115,7 @@ class Outbox:
             while skipped and len(taken) < limit and skipped[0].qos <= max_qos_1:
                 max_qos_1 -= skipped[0].qos
                 taken.append(skipped.popleft())
-            if retried is not None:
+            if retried_topic is not None:
                 taken.sort(key=_number)
                 self._requeue(skipped)
             for message in taken:

@@ -44,7 +44,7 @@ MALFORMED_PACKET, UNSUPPORTED_VERSION = 0x81, 0x84
 """CONNACK: the broker does not support MQTT 5."""
 _MAX_PACKET_BYTES = MAX_MESSAGE_BYTES + (1 << 16)
 """Limit for a broker without Maximum Packet Size: the largest message, with its topic and properties."""
-_SHORTEST, _CONTINUES, _ONLY_EXPIRY = 4, 0x80, b"\x05\x02"
+_MIN_PACKET_BYTES, _CONTINUATION_BIT, _EXPIRY_PROPERTIES = 4, 0x80, b"\x05\x02"
 """Bytes of the shortest PUBLISH or PUBACK packet; the continuation bit of a length; properties with Message Expiry Interval only."""
 _TRACEPARENT_LENGTH = len("00-") + 32 + len("-") + 16 + len("-00")
 _ZERO = "0" * _TRACEPARENT_LENGTH
@@ -206,10 +206,10 @@ def parse_acknowledgements(data: bytes, start: int) -> tuple[int, list[tuple[int
     They end at the first other or incomplete packet. paho takes ten times as long.
     """
     found = []
-    while len(data) - start >= _SHORTEST and data[start] == PacketTypes.PUBACK << 4:
+    while len(data) - start >= _MIN_PACKET_BYTES and data[start] == PacketTypes.PUBACK << 4:
         length = data[start + 1]
         end = start + 2 + length
-        if not 2 <= length < _CONTINUES or end > len(data):  # noqa: PLR2004 - the packet id
+        if not 2 <= length < _CONTINUATION_BIT or end > len(data):  # noqa: PLR2004 - the packet id
             break
         found.append((int.from_bytes(data[start + 2 : start + 4]), data[start + 4] if end > start + 4 else 0))
         start = end
@@ -222,24 +222,24 @@ def parse_publish(data: bytes, start: int) -> tuple[int, int, IncomingMessage] |
     The packet is common if `data` contains all of it, it has QoS 0 or 1, and no property except Message Expiry Interval. For
     other packets the result is None, and paho parses them, which takes ten times as long.
     """
-    if len(data) - start < _SHORTEST or data[start] & 0xF4 != PacketTypes.PUBLISH << 4:
+    if len(data) - start < _MIN_PACKET_BYTES or data[start] & 0xF4 != PacketTypes.PUBLISH << 4:
         return None
     length, position = data[start + 1], start + 2
-    if length & _CONTINUES:
-        length, position = length - _CONTINUES + (data[position] << 7), position + 1
+    if length & _CONTINUATION_BIT:
+        length, position = length - _CONTINUATION_BIT + (data[position] << 7), position + 1
     end, flags = position + length, data[start]
-    place = position + 2 + int.from_bytes(data[position : position + 2])
-    topic, packet_id = data[position + 2 : place], 0
+    offset = position + 2 + int.from_bytes(data[position : position + 2])
+    topic, packet_id = data[position + 2 : offset], 0
     if flags & 2:
-        packet_id, place = int.from_bytes(data[place : place + 2]), place + 2
-    if data[position - 1] & _CONTINUES or end > len(data) or place >= end or not topic.isascii():
+        packet_id, offset = int.from_bytes(data[offset : offset + 2]), offset + 2
+    if data[position - 1] & _CONTINUATION_BIT or end > len(data) or offset >= end or not topic.isascii():
         return None
     expiry = None
-    if data[place : place + 2] == _ONLY_EXPIRY and place + 5 < end:
-        expiry, place = int.from_bytes(data[place + 2 : place + 6]), place + 5
-    elif data[place]:
+    if data[offset : offset + 2] == _EXPIRY_PROPERTIES and offset + 5 < end:
+        expiry, offset = int.from_bytes(data[offset + 2 : offset + 6]), offset + 5
+    elif data[offset]:
         return None
-    return end, packet_id, IncomingMessage(topic.decode(), data[place + 1 : end], bool(flags & 1), expiry)
+    return end, packet_id, IncomingMessage(topic.decode(), data[offset + 1 : end], bool(flags & 1), expiry)
 
 
 @lru_cache

@@ -62,7 +62,7 @@ class Transport:
         self._socket: Any = None
         self._unread, self._position = b"", 0
         self.unwritten = bytearray()
-        self.is_leaving = False
+        self.is_disconnecting = False
         self.sent_at = self.received_at = 0.0
         """Times of the last bytes sent and received, in monotonic seconds."""
 
@@ -143,12 +143,12 @@ class Transport:
             self._socket.close()
 
     def close(self) -> None:
-        """Close the socket. The first call closes only its sending side if `is_leaving` is set."""
+        """Close the socket. The first call closes only its sending side if `is_disconnecting` is set."""
         if self.fileno() >= 0:
             with contextlib.suppress(OSError):
                 self.flush()
-                if self.is_leaving:
-                    self.is_leaving = False
+                if self.is_disconnecting:
+                    self.is_disconnecting = False
                     self._socket.shutdown(socket.SHUT_WR)
                     return
             self._socket.close()
