@@ -44,3 +44,22 @@ def test_an_object_that_raises_does_not_affect_the_others() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG, check=False)
     assert done.stdout.split() == ["reset", "reset", "started", "started", "finished"]
     assert done.stderr.count("ValueError: ours") == 3
+
+
+def test_an_interrupt_ends_the_last_flush_with_one_line() -> None:
+    code = textwrap.dedent("""
+        import signal
+        from cascade.connectors import _lifetime
+
+        class Watched:
+            def reset_after_fork(self): ...
+
+            def start_exit(self):
+                return lambda: signal.raise_signal(signal.SIGINT)
+
+        objects = [Watched(), Watched()]
+        for each in objects:
+            _lifetime.watch(each)
+    """)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG, check=True)
+    assert done.stderr.splitlines() == ["The last flush was interrupted; telemetry that was not delivered is lost"]

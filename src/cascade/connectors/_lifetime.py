@@ -94,10 +94,13 @@ def _reset_after_fork() -> None:
 
 
 def _close_at_exit() -> None:
-    # All flushes begin before the first wait, so the exit takes as long as the longest flush.
-    for finish in [_guarded(one.start_exit) for one in list(_watched.values())]:
-        if finish is not None:
-            _guarded(finish)
+    try:
+        # All flushes begin before the first wait, so the exit takes as long as the longest flush.
+        for finish in [_guarded(one.start_exit) for one in list(_watched.values())]:
+            if finish is not None:
+                _guarded(finish)
+    except KeyboardInterrupt:  # without this, `atexit` prints a traceback
+        logger.warning("The last flush was interrupted; telemetry that was not delivered is lost")
 
 
 def _guarded(call: Callable[[], T]) -> T | None:

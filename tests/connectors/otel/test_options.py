@@ -161,6 +161,20 @@ def test_secrets_are_not_shown() -> None:
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "endpoint", ["http://a..b:4318", f"https://{'a' * 64}.example", "a..b:4317", "dns:///a..b:4317"]
+)
+def test_a_host_name_that_no_resolver_accepts_is_refused(endpoint: str) -> None:
+    protocol = "http/protobuf" if endpoint.startswith("http") else "grpc"
+    with pytest.raises(ValueError, match="a label of the host name is empty or longer than 63 characters; write it"):
+        options(endpoint=endpoint, protocol=protocol)
+
+
+@pytest.mark.parametrize("endpoint", ["http://collector.example.:4318", "http://[::1]:4318", "http://bücher.example"])
+def test_a_host_name_that_a_resolver_accepts_is_valid(endpoint: str) -> None:
+    assert options(endpoint=endpoint, protocol="http/protobuf").endpoint.startswith(endpoint)
+
+
 def test_files_time_and_compression(tmp_path: Path) -> None:
     pem = tmp_path / "some.pem"
     pem.touch()

@@ -26,12 +26,18 @@ def check_endpoint(endpoint: str, *, protocol: str, source: str) -> str:
         host, port = url.hostname, url.port
     except ValueError as error:
         raise ValueError(f"{source}={without_password(endpoint)!r}: {error}; {fix}") from None
-    if protocol == "grpc" and (endpoint.startswith(_GRPC_SCHEMES) or _is_host_and_port(endpoint)):
+    shown = without_password(endpoint)
+    is_target = protocol == "grpc" and (endpoint.startswith(_GRPC_SCHEMES) or _is_host_and_port(endpoint))
+    if is_target:
+        host = "" if endpoint.startswith(("unix", "xds:")) else server_of(endpoint)[0]
+    if not _is_host_name(host or ""):
+        raise ValueError(f"{source}={shown!r}: a label of the host name is empty or longer than 63 characters; {fix}")
+    if is_target:
         return endpoint
     if url.scheme not in {"http", "https"}:
-        raise ValueError(f"{source}={without_password(endpoint)!r} does not start with http:// or https://; {fix}")
+        raise ValueError(f"{source}={shown!r} does not start with http:// or https://; {fix}")
     if not host or port == 0 or not endpoint.isprintable() or " " in endpoint:
-        raise ValueError(f"{source}={without_password(endpoint)!r} names no host to connect to; {fix}")
+        raise ValueError(f"{source}={shown!r} names no host to connect to; {fix}")
     return endpoint
 
 
@@ -114,6 +120,15 @@ def without_password(endpoint: str) -> str:
     """Return the endpoint without user and password, for messages."""
     scheme, separator, rest = endpoint.rpartition("://")
     return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+
+
+def _is_host_name(host: str) -> bool:
+    """Return whether the resolver accepts the name. It would fail for an invalid one at each request."""
+    try:
+        host.removesuffix(".").encode("idna")
+    except UnicodeError:
+        return False
+    return True
 
 
 def _is_host_and_port(endpoint: str) -> bool:
