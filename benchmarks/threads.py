@@ -10,7 +10,7 @@ from benchmarks import _graphs
 from benchmarks._measure import Goal, Pair, Row, interleaved, timed, versus
 from benchmarks._process import call
 from benchmarks._scale import Scale
-from cascade.adapters.executors.places import DEFAULT_PLACES
+from cascade.adapters.executors.slots import DEFAULT_SLOTS
 
 GOAL = Goal(1.3)
 PAUSE = 0.001
@@ -34,7 +34,7 @@ def measure(work: str, size: int, rounds: int) -> list[Pair]:
 
     async def bare() -> None:
         loop = asyncio.get_running_loop()
-        with ThreadPoolExecutor(DEFAULT_PLACES) as pool:
+        with ThreadPoolExecutor(DEFAULT_SLOTS) as pool:
             await asyncio.gather(*[loop.run_in_executor(pool, function) for _ in range(size - 1)])
 
     def subject() -> float:

@@ -18,7 +18,7 @@ import yaml
 
 import cascade as cs
 from cascade import _forks
-from cascade.adapters.executors import places
+from cascade.adapters.executors import slots
 from cascade.connectors import health as connection_health
 from cascade.connectors.mqtt import backpressure, options, outbox, packets, subscriber
 from cascade.connectors.mqtt import connector as mqtt
@@ -191,7 +191,7 @@ STATED = {
         f"each by up to {sys.getswitchinterval() * 1000:g} ms at a time",
         f"its first {exceptions.MAX_HISTORY // 2} and its last {exceptions.MAX_HISTORY // 2} attempts",
         {86_400.0: "`max_delay` is one day by default"}[retry.MAX_DELAY],
-        {1.0: "no thread has become free for a second"}[places.STALL_TIMEOUT],
+        {1.0: "no thread has become free for a second"}[slots.STALL_TIMEOUT],
         {1.0: "a setup or teardown that takes more than a second"}[_run_context.REPORT_DELAY],
         {5.0: "at most five seconds, and tears the resource down"}[threads.CANCEL_GRACE],
     ],
@@ -300,7 +300,7 @@ def test_the_page_about_grafana_lists_the_rules_and_alerts() -> None:
 
 def test_the_page_about_connectors_lists_the_optional_protocols() -> None:
     rows = re.findall(r"^\| `([A-Z]\w+)` \| [a-z]", (ROOT / "docs/connectors.md").read_text("utf-8"), re.MULTILINE)
-    of_executors_and_backends = {"Discarding", "Placing"}
+    of_executors_and_backends = {"Discarding", "SlotProvider"}
     optional = {name for name in protocols.__all__ if getattr(getattr(protocols, name), "_is_runtime_protocol", False)}
     assert set(rows) - {"OtelConnector", "MqttConnector", "MemoryConnector"} == optional - of_executors_and_backends - {
         "Connector"

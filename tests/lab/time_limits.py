@@ -15,7 +15,7 @@ from tests.lab.waiting import HANG
 
 _LIMITS = {
     "cascade.runtime.publish_queue": ("STALL_TIMEOUT",),
-    "cascade.adapters.executors.places": ("STALL_TIMEOUT",),
+    "cascade.adapters.executors.slots": ("STALL_TIMEOUT",),
     "cascade.runtime.threads": ("CANCEL_GRACE",),
     "cascade.runtime.engine": ("CONNECT_TIMEOUT", "DISCONNECT_TIMEOUT"),
     "cascade.runtime.control.controller": ("SUBSCRIBE_TIMEOUT", "LONGEST_SUBSCRIBE"),

@@ -138,13 +138,13 @@ class MapExecution:
         return MapCounts(self._done, self._failed, self._cached)
 
     def _window(self, items: "Items") -> Callable[[], int]:
-        """Return a function that returns the largest number of items in flight: the number of the executor's places."""
-        places = None
+        """Return a function that returns the largest number of items in flight: the number of the executor's slots."""
+        slots = None
         with suppress(Exception):  # the factory raises the same error for the item itself
-            places = self._run.places(_item_node(self._node, 0, items[0], items.positional))
+            slots = self._run.slots(_item_node(self._node, 0, items[0], items.positional))
 
         def window() -> int:
-            size = None if places is None else places.size
+            size = None if slots is None else slots.size
             return MAP_WINDOW if size is None else max(1, size)
 
         return window

@@ -28,7 +28,7 @@ from cascade.runtime.exceptions import (
     traceback_of,
 )
 from cascade.runtime.guard import FAULTS
-from cascade.runtime.protocols import Executor, Places, Placing, Tracing
+from cascade.runtime.protocols import Executor, ExecutorSlots, SlotProvider, Tracing
 from cascade.runtime.resource_manager import ResourceManager
 from cascade.runtime.state import InMemoryStateBackend
 from cascade.runtime.task_context import TaskContext, current_task
@@ -42,7 +42,7 @@ from cascade.telemetry.trace_shards import TraceShards
 
 logger = get_logger(__name__)
 
-PlacesOf = Callable[[Any], Places | None]
+SlotsOf = Callable[[Any], ExecutorSlots | None]
 Clock = Callable[[], int]
 """Returns the time in nanoseconds since the Unix epoch."""
 REPORT_DELAY = 1.0
@@ -97,8 +97,8 @@ class RunContext:
     has_control: bool = False
     tracing: Tracing | None = None
     run_ids: tuple[str, ...] = ()
-    _keys: dict[tuple[str, Places | None], AdmissionKey] = field(default_factory=dict)
-    _places_of: PlacesOf | None = field(init=False)
+    _keys: dict[tuple[str, ExecutorSlots | None], AdmissionKey] = field(default_factory=dict)
+    _slots_of: SlotsOf | None = field(init=False)
     clock: RunClock = field(default_factory=RunClock)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     resources: dict[str, Any] = field(default_factory=dict)
@@ -113,7 +113,7 @@ class RunContext:
     labels: Labels = field(default_factory=Labels)
 
     def __post_init__(self) -> None:
-        self._places_of = self.executor.places if isinstance(self.executor, Placing) else None
+        self._slots_of = self.executor.slots if isinstance(self.executor, SlotProvider) else None
 
     def release(self) -> None:
         """Drop the values of a run that has ended: exceptions and background tasks of its tasks may refer to the run."""
@@ -204,21 +204,21 @@ class RunContext:
         if len(self.later_errors) < MAX_LATER_ERRORS:
             self.later_errors.append(LaterError(self.clock.now_ns(), error_info(later)))
 
-    def places(self, node: Any) -> Places | None:
-        """Return the executor's places for a node of the plan; None if the node needs no place."""
-        return None if self._places_of is None else self._places_of(node)
+    def slots(self, node: Any) -> ExecutorSlots | None:
+        """Return the executor's slots for a node of the plan; None if the node needs no slot."""
+        return None if self._slots_of is None else self._slots_of(node)
 
     def permit(self, name: str, node: Any) -> Permit | None:
-        """Return a permit for a task of this name; None if it needs no place and no constraint can block it.
+        """Return a permit for a task of this name; None if it needs no slot and no constraint can block it.
 
         `node` is the node that the executor gets.
         """
-        places = self.places(node)
-        if places is None and not self.has_control:
+        slots = self.slots(node)
+        if slots is None and not self.has_control:
             return None
-        key = self._keys.get((name, places))
+        key = self._keys.get((name, slots))
         if key is None:  # one for all items of a map
-            key = self._keys[name, places] = AdmissionKey(self.run_ids, name, places=places)
+            key = self._keys[name, slots] = AdmissionKey(self.run_ids, name, slots=slots)
         return Permit(self.admission, key)
 
     def emit(self, event_type: type[Event], **fields: Any) -> None:

@@ -21,7 +21,7 @@ from cascade.runtime.events import (
     Wait,
 )
 from cascade.runtime.exceptions import StillRunning, add_task_note, with_last
-from cascade.runtime.protocols import Place
+from cascade.runtime.protocols import Slot
 from cascade.runtime.resolvers import ArgumentResolver, Arguments
 from cascade.runtime.task_context import CURRENT_TASK, TaskContext
 from cascade.spec.nested import ATOMS, require_values
@@ -39,7 +39,7 @@ class TaskExecution:
         item: The inputs of an item of a map.
         start_ns: The first start; 0 before it.
         attempt: The number of the current attempt, from 1; 0 without a retry policy.
-        permit: None if the task needs no place of the executor and no constraint can delay it.
+        permit: None if the task needs no slot of the executor and no constraint can delay it.
         amounts: The amounts of system resources that the task holds.
     """
 
@@ -95,9 +95,9 @@ class TaskExecution:
         return self._task
 
     @property
-    def held_place(self) -> Place | None:
-        """The executor's place that the task holds."""
-        return None if self.permit is None else self.permit.place
+    def held_slot(self) -> Slot | None:
+        """The executor's slot that the task holds."""
+        return None if self.permit is None else self.permit.slot
 
     def suspended(self) -> AbstractContextManager[None]:
         """Return a context manager that releases the permit while the task waits for a run that it has started."""

@@ -21,13 +21,13 @@ __all__ = [
     "Discarding",
     "ExecutionPlan",
     "Executor",
+    "ExecutorSlots",
     "LazyFactory",
     "MessageCallback",
-    "Place",
-    "PlaceRequest",
-    "Places",
-    "Placing",
     "Selective",
+    "Slot",
+    "SlotProvider",
+    "SlotRequest",
     "Solver",
     "StateBackend",
     "Tracing",
@@ -60,55 +60,55 @@ class Discarding(Protocol):
         ...
 
 
-class Place(Protocol):
-    """A place that one task holds: a thread, a process, a slot of a cluster's worker."""
+class Slot(Protocol):
+    """Capacity of an executor for one task: a thread, a process, a part of a cluster's worker."""
 
     def release(self) -> None:
-        """Release the place. Called once, in the event loop, when the attempt has ended. Must not block or raise."""
+        """Release the slot. Called once, in the event loop, when the attempt has ended. Must not block or raise."""
         ...
 
 
-class PlaceRequest(Protocol):
-    """A request for a place."""
+class SlotRequest(Protocol):
+    """A request for a slot."""
 
     def withdraw(self) -> None:
         """Cancel the request: `granted` is not called later. Has no effect after the call of `granted`."""
         ...
 
 
-class Places(Protocol):
-    """Places of one kind. Used in the event loop of the run.
+class ExecutorSlots(Protocol):
+    """Slots of one kind, such as all threads of a pool. Used in the event loop of the run.
 
     No call may block. After a call that raises, the engine no longer uses them.
     """
 
     @property
     def size(self) -> int | None:
-        """Number of tasks that can hold a place at once; None is unlimited. It may change at any time."""
+        """Number of tasks that can hold a slot at once; None is unlimited. It may change at any time."""
         ...
 
-    def try_acquire(self) -> Place | None:
-        """Take a free place; None if there is none. Called for each task: it must be quick."""
+    def try_acquire(self) -> Slot | None:
+        """Take a free slot; None if there is none. Called for each task: it must be quick."""
         ...
 
-    def request(self, granted: Callable[[Place], object]) -> PlaceRequest:
-        """Call `granted` with a place when one is free, in the event loop of the caller, after this method has returned.
+    def request(self, granted: Callable[[Slot], object]) -> SlotRequest:
+        """Call `granted` with a slot when one is free, in the event loop of the caller, after this method has returned.
 
-        An engine has at most one request for the same places at a time, so that engines can take turns.
+        An engine has at most one request for the same slots at a time, so that engines can take turns.
         """
         ...
 
 
 @runtime_checkable
-class Placing(Protocol):
-    """Optional for executors: the engine takes a place for each task, and calls `execute` while the task holds it.
+class SlotProvider(Protocol):
+    """Optional for executors: the engine takes a slot for each task, and calls `execute` while the task holds it.
 
-    A task that waits for a place is PENDING with reason `executor`. Without this protocol the engine calls `execute` at
+    A task that waits for a slot is PENDING with reason `executor`. Without this protocol the engine calls `execute` at
     once.
     """
 
-    def places(self, node: Node) -> Places | None:
-        """Return the places for a node, the same object each time; None if the node needs no place.
+    def slots(self, node: Node) -> ExecutorSlots | None:
+        """Return the slots for a node, the same object each time; None if the node needs no slot.
 
         Called in the context of the caller of the run.
         """

@@ -45,8 +45,8 @@ class TaskContext:
         return self
 
     @property
-    def held_place(self) -> None:
-        """None: a task of another process has no place here."""
+    def held_slot(self) -> None:
+        """None: a task of another process has no slot here."""
         return
 
     def suspended(self) -> AbstractContextManager[None]:
@@ -101,8 +101,8 @@ class Execution(Protocol):
     def task(self) -> TaskContext: ...
 
     @property
-    def held_place(self) -> object | None:
-        """The executor's place that the task holds; None if it needs none."""
+    def held_slot(self) -> object | None:
+        """The executor's slot that the task holds; None if it needs none."""
         ...
 
     def suspended(self) -> AbstractContextManager[None]:
@@ -120,10 +120,10 @@ def current_task() -> TaskContext | None:
     return None if execution is None else execution.task
 
 
-def current_place() -> object | None:
-    """Return the executor's place that the current task holds; None outside of tasks."""
+def current_slot() -> object | None:
+    """Return the executor's slot that the current task holds; None outside of tasks."""
     execution = CURRENT_TASK.get()
-    return None if execution is None else execution.held_place
+    return None if execution is None else execution.held_slot
 
 
 def context_copier() -> Callable[[], Context]:

@@ -256,7 +256,7 @@ async def test_idle_threads_end_on_close(executor: LocalExecutor) -> None:
 async def test_the_garbage_collector_may_free_an_executor_while_a_call_starts(
     executor: LocalExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start, limits = WorkerPool._start_thread, worker_pool().places._limits
+    start, limits = WorkerPool._start_thread, worker_pool().slots._limits
 
     async def forget_one() -> None:
         forgotten = LocalExecutor(max_workers=97)
@@ -329,7 +329,7 @@ async def test_a_thread_whose_function_ends_after_the_last_run_does_not_wait_for
     monkeypatch.setattr("cascade.adapters.executors.worker_pool.IDLE_TIMEOUT", NEVER)
     pool = WorkerPool()
     monkeypatch.setattr("cascade.adapters.executors.worker_pool._pool", pool)
-    share, release, threads = pool.places.open(1), threading.Event(), list[threading.Thread]()
+    share, release, threads = pool.slots.open(1), threading.Event(), list[threading.Thread]()
 
     def late() -> None:
         threads.append(threading.current_thread())

@@ -8,10 +8,10 @@ from operator import index
 from types import FrameType, FunctionType, GeneratorType
 from typing import Any
 
-from cascade.adapters.executors.places import Share, ThreadPlace, ThreadPlaces
+from cascade.adapters.executors.slots import Share, ThreadSlot, ThreadSlots
 from cascade.adapters.executors.worker_pool import Call, exit_child, worker_pool
 from cascade.runtime.exceptions import StillRunning
-from cascade.runtime.task_context import current_place
+from cascade.runtime.task_context import current_slot
 
 
 class LocalExecutor:
@@ -51,9 +51,9 @@ class LocalExecutor:
             result = _call_in_loop(function, args, kwargs)
         return await result if _is_awaitable(result) else result
 
-    def places(self, node: Any) -> ThreadPlaces | None:
-        """Return the places for a plain function; None for a function that runs in the event loop."""
-        return _places_of(self._open_share(), current_place()) if self._is_threaded(node) else None
+    def slots(self, node: Any) -> ThreadSlots | None:
+        """Return the slots for a plain function; None for a function that runs in the event loop."""
+        return _slots_of(self._open_share(), current_slot()) if self._is_threaded(node) else None
 
     def close(self) -> None:
         """End the idle threads. A busy thread ends with its function."""
@@ -68,14 +68,14 @@ class LocalExecutor:
         return (self._threads if threaded is None else threaded) and not _returns_coroutine(node.callable_obj)
 
     async def _in_thread(self, function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        share, held = self._open_share(), current_place()
-        if isinstance(held, ThreadPlace) and held.share is share:
+        share, held = self._open_share(), current_slot()
+        if isinstance(held, ThreadSlot) and held.share is share:
             return await _call(function, args, kwargs)
-        place = await _places_of(share, held).acquire()
+        slot = await _slots_of(share, held).acquire()
         try:
             return await _call(function, args, kwargs)
         finally:
-            place.release()
+            slot.release()
 
     def _open_share(self) -> Share:
         share = self._share
@@ -83,7 +83,7 @@ class LocalExecutor:
             return share
         with self._lock:
             if self._share is None or not _is_of_this_process(self._share):
-                self._share = worker_pool().places.open(self._max_workers)
+                self._share = worker_pool().slots.open(self._max_workers)
                 self._collected = weakref.finalize(self, _close_share, self._share)
                 self._collected.atexit = False
             return self._share
@@ -96,12 +96,12 @@ def _close_share(share: Share) -> None:
 
 def _is_of_this_process(share: Share) -> bool:
     """Return True if the share belongs to the pool of this process. A forked child has its own pool."""
-    return share.pool is worker_pool().places
+    return share.pool is worker_pool().slots
 
 
-def _places_of(share: Share, held: object) -> ThreadPlaces:
-    """Return the places of a share, and the held place of the task that has started the run."""
-    return held.lend(share) if isinstance(held, ThreadPlace) and held.share.pool is share.pool else share.places
+def _slots_of(share: Share, held: object) -> ThreadSlots:
+    """Return the slots of a share, and the held slot of the task that has started the run."""
+    return held.lend(share) if isinstance(held, ThreadSlot) and held.share.pool is share.pool else share.slots
 
 
 async def _call(function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
@@ -142,8 +142,8 @@ def _checked_workers(max_workers: Any) -> int | None:
     number = index(max_workers) if hasattr(type(max_workers), "__index__") and type(max_workers) is not bool else 0
     if number < 1:
         raise ValueError(
-            f"max_workers must be an integer from 1 up, got {max_workers!r}; leave it out for the default of one place "
-            "for each processor and 4 more"
+            f"max_workers must be an integer from 1 up, got {max_workers!r}; leave it out for the default, "
+            "the number of processors plus 4"
         )
     return number
 

@@ -2,7 +2,7 @@
 
 The threads belong to a ThreadPoolExecutor, which ends them at the exit of the interpreter. Its costs per call (a future
 with a lock, a callback through the event loop, a write to the wake-up pipe) are paid here once for all calls that have
-ended meanwhile. Places limit the number of calls (`places`).
+ended meanwhile. The module `slots` limits the number of calls.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from contextvars import Context, copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from cascade.adapters.executors.places import PlacePool, Share
+from cascade.adapters.executors.slots import Share, SlotPool
 from cascade.runtime.threads import is_shutdown, start_thread
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class WorkerPool:
     """Worker threads of a process. A call without an idle thread starts a new one."""
 
     def __init__(self) -> None:
-        self.places = PlacePool()
+        self.slots = SlotPool()
         self._lock = threading.Lock()
         self._threads: ThreadPoolExecutor | None = None
         self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
@@ -129,7 +129,7 @@ class WorkerPool:
         """Close a share and end the idle threads. A busy thread ends with its function."""
         with self._lock:
             threads, self._threads = self._threads, None
-            if self.places.close(share):
+            if self.slots.close(share):
                 idle, self._idle = self._idle, 0
                 for _ in range(idle):
                     self._calls.put(None)
@@ -191,7 +191,7 @@ class WorkerPool:
         """
         loop = call.future.get_loop()
         with self._lock:
-            is_needed = self.places.is_open
+            is_needed = self.slots.is_open
             self._idle += is_needed
             ended = self._ended.get(loop)
             if ended is not None:  # `_complete_all` is scheduled already

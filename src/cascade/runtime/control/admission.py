@@ -9,14 +9,14 @@ from cascade.runtime._task_group import BURST
 from cascade.runtime.bus import CombinedBackpressure
 from cascade.runtime.control.constraint import Constraint
 from cascade.runtime.control.limiter_index import LimiterIndex
-from cascade.runtime.control.limiters import AdmissionKey, ConstraintLimiter, Limiter, PlaceLimiter, limiter_of
+from cascade.runtime.control.limiters import AdmissionKey, ConstraintLimiter, Limiter, SlotLimiter, limiter_of
 from cascade.runtime.control.wait_queue import Blocked, Renotifier, WaitQueue
 from cascade.runtime.events import Wait
-from cascade.runtime.protocols import Place
+from cascade.runtime.protocols import Slot
 
-Grant = tuple[Place | None]
-"""The place of an admitted task, or None if it needs no place. A tuple, because each start creates one."""
-_WITHOUT_PLACE: Grant = (None,)
+Grant = tuple[Slot | None]
+"""The slot of an admitted task, or None if it needs no slot. A tuple, because each start creates one."""
+_WITHOUT_SLOT: Grant = (None,)
 
 
 class Admission:
@@ -45,15 +45,15 @@ class Admission:
 
     def try_acquire(self, key: AdmissionKey) -> Grant | None:
         """Count a task as running until `release`. Returns None if it must wait."""
-        if self._limiters.is_empty and key.places is None:
+        if self._limiters.is_empty and key.slots is None:
             self._running[key] = self._running.get(key, 0) + 1
-            return _WITHOUT_PLACE
+            return _WITHOUT_SLOT
         return (self._count(key),) if self._blocking(key) is None else None
 
     async def acquire(
         self, key: AdmissionKey, blocked: Blocked, now: Callable[[], int]
-    ) -> tuple[Place | None, tuple[Wait, ...]]:
-        """Wait until a task may start, count it as running, and return its place and its waits.
+    ) -> tuple[Slot | None, tuple[Wait, ...]]:
+        """Wait until a task may start, count it as running, and return its slot and its waits.
 
         Args:
             key: The key of the task.
@@ -69,7 +69,7 @@ class Admission:
             self._schedule(limiter)
         waiter = queue.add(blocked)
         try:
-            place = await waiter.granted
+            slot = await waiter.granted
         except asyncio.CancelledError:
             if waiter in queue.waiters:
                 del queue.waiters[waiter]
@@ -80,7 +80,7 @@ class Admission:
                 if (granted := waiter.granted.result()) is not None:
                     granted.release()
             raise
-        return place, queue.waits(waiter)
+        return slot, queue.waits(waiter)
 
     def release(self, key: AdmissionKey, *, unused: bool = False) -> None:
         """Stop counting a task as running. With `unused`, it did not start, and its token of a rate limit is returned."""
@@ -89,10 +89,10 @@ class Admission:
             self._running[key] = count
         else:
             del self._running[key]
-        if not self._limiters.is_empty or key.places is not None:
+        if not self._limiters.is_empty or key.slots is not None:
             for limiter in self._limiters.find(key):
                 limiter.release(unused=unused)
-                if limiter.queues and not isinstance(limiter, PlaceLimiter):  # the place is released later
+                if limiter.queues and not isinstance(limiter, SlotLimiter):  # the slot is released later
                     self._serve(limiter)
 
     def reacquire(self, key: AdmissionKey) -> None:
@@ -162,12 +162,12 @@ class Admission:
                 return limiter
         return None
 
-    def _count(self, key: AdmissionKey) -> Place | None:
+    def _count(self, key: AdmissionKey) -> Slot | None:
         self._running[key] = self._running.get(key, 0) + 1
-        place = None
+        slot = None
         for limiter in self._limiters.find(key):
-            place = limiter.acquire()
-        return place  # of the last limiter
+            slot = limiter.acquire()
+        return slot  # of the last limiter
 
     def _serve(self, limiter: Limiter) -> None:
         """Start tasks that wait for a limiter, in the next turn of the event loop, while it has room."""
@@ -215,7 +215,7 @@ class Admission:
 
     def _schedule(self, limiter: Limiter) -> None:
         """Serve a limiter when time gives it room. Other room comes from `release` or from a changed constraint."""
-        if isinstance(limiter, PlaceLimiter):
+        if isinstance(limiter, SlotLimiter):
             limiter.request(self._serve_unscheduled)
         elif limiter.timer is None and not limiter.is_scheduled and (delay := limiter.delay()) is not None:
             limiter.timer = asyncio.get_running_loop().call_later(delay, self._serve_now, limiter)
@@ -253,26 +253,26 @@ class Admission:
 
 
 class Permit:
-    """Permission for one task to run, with a place of the executor if the task needs one.
+    """Permission for one task to run, with a slot of the executor if the task needs one.
 
-    `is_held` is true while the task runs. `place` is the place that it holds.
+    `is_held` is true while the task runs. `slot` is the slot that it holds.
     """
 
-    __slots__ = ("_admission", "_key", "_nested", "is_held", "place")
+    __slots__ = ("_admission", "_key", "_nested", "is_held", "slot")
 
     def __init__(self, admission: Admission, key: AdmissionKey) -> None:
         self._admission = admission
         self._key = key
         self._nested: set[object] | None = None
         self.is_held = False
-        self.place: Place | None = None
+        self.slot: Slot | None = None
 
     def try_acquire(self) -> bool:
         """Acquire the permit without waiting. Returns False if a limiter blocks the task."""
         grant = self._admission.try_acquire(self._key)
         if grant is None:
             return False
-        (self.place,) = grant
+        (self.slot,) = grant
         self.is_held = True
         return True
 
@@ -281,7 +281,7 @@ class Permit:
 
         `blocked` is called with the fields of a `TaskBlocked` each time the cause of the wait changes.
         """
-        self.place, waits = await self._admission.acquire(self._key, blocked, now)
+        self.slot, waits = await self._admission.acquire(self._key, blocked, now)
         self.is_held = True
         return waits
 
@@ -291,15 +291,15 @@ class Permit:
         if self.is_held:
             self.is_held = False
             self._admission.release(self._key, unused=unused)
-        place, self.place = self.place, None
-        if place is not None:  # last, because this may start another task, which needs the released permit
-            place.release()
+        slot, self.slot = self.slot, None
+        if slot is not None:  # last, because this may start another task, which needs the released permit
+            slot.release()
 
     @context_manager
     def suspended(self) -> Iterator[None]:
         """Release the permit while the task waits for a nested run, and acquire it again afterwards.
 
-        The task keeps its place, which the nested run may use. A task may wait for several nested runs at once. A nested run
+        The task keeps its slot, which the nested run may use. A task may wait for several nested runs at once. A nested run
         may outlive the task or the attempt that started it.
         """
         if self.is_held:

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
 from cascade.runtime.control.constraint import CONSTRAINT_TYPES, Constraint, Scope
-from cascade.runtime.control.limiters import AdmissionKey, ConstraintLimiter, Limiter, PauseLimiter, PlaceLimiter
-from cascade.runtime.protocols import Places
+from cascade.runtime.control.limiters import AdmissionKey, ConstraintLimiter, Limiter, PauseLimiter, SlotLimiter
+from cascade.runtime.protocols import ExecutorSlots
 
 
 class LimiterIndex:
@@ -24,7 +24,7 @@ class LimiterIndex:
         self._by_name: dict[tuple[str, str], ConstraintLimiter | Constraint] = {}
         self._cache: dict[AdmissionKey, tuple[Limiter, ...]] = {}
         self._cached_keys: dict[str, list[AdmissionKey]] = {}
-        self._place_limiters: dict[Places, PlaceLimiter] = {}
+        self._slot_limiters: dict[ExecutorSlots, SlotLimiter] = {}
         self.is_empty = True
         """True without a constraint. Read at each start of a task."""
 
@@ -54,7 +54,7 @@ class LimiterIndex:
         return limiter
 
     def clear(self) -> list[ConstraintLimiter]:
-        """Remove all constraints, and return their created limiters. Limiters of places stay."""
+        """Remove all constraints, and return their created limiters. Limiters of slots stay."""
         entries = chain(self._by_scope.values(), self._by_name.values())
         limiters = [entry for entry in entries if isinstance(entry, ConstraintLimiter)]
         self._by_scope.clear()
@@ -63,7 +63,7 @@ class LimiterIndex:
         return limiters
 
     def find(self, key: AdmissionKey) -> tuple[Limiter, ...]:
-        """Return the limiters of a key. That of its places is the last one: a place is reserved only if no other one blocks."""
+        """Return the limiters of a key. That of its slots is the last one: a slot is reserved only if no other one blocks."""
         limiters = self._cache.get(key)
         if limiters is None:
             limiters = self._cache[key] = self._matching(key)
@@ -71,14 +71,14 @@ class LimiterIndex:
         return limiters
 
     def forget(self, run_id: str, running: Iterable[AdmissionKey]) -> None:
-        """Drop the results of a run that has ended, and the limiters of places that no key uses."""
+        """Drop the results of a run that has ended, and the limiters of slots that no key uses."""
         self._cache = {key: limiters for key, limiters in self._cache.items() if key.run_ids[0] != run_id}
         self._cached_keys.clear()
         for key in self._cache:
             self._cached_keys.setdefault(key.name, []).append(key)
-        used = {key.places for key in chain(self._cache, running)}
-        self._place_limiters = {
-            places: limiter for places, limiter in self._place_limiters.items() if places in used or limiter.queues
+        used = {key.slots for key in chain(self._cache, running)}
+        self._slot_limiters = {
+            slots: limiter for slots, limiter in self._slot_limiters.items() if slots in used or limiter.queues
         }
 
     def _invalidate(self, scope: Scope | None) -> None:
@@ -98,8 +98,8 @@ class LimiterIndex:
             for limiter in chain(by_scope, self._of_name(key.name))
             if not key.is_map or isinstance(limiter, PauseLimiter)
         ]
-        if key.places is not None:
-            limiters.append(self._place_limiters.setdefault(key.places, PlaceLimiter(key.places)))
+        if key.slots is not None:
+            limiters.append(self._slot_limiters.setdefault(key.slots, SlotLimiter(key.slots)))
         return tuple(limiters)
 
     def _of_name(self, name: str) -> Iterator[ConstraintLimiter]:

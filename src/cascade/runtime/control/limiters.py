@@ -1,4 +1,4 @@
-"""Limiters: decide whether one more task may start, for a constraint or for the places of an executor."""
+"""Limiters: decide whether one more task may start, for a constraint or for the slots of an executor."""
 
 import asyncio
 from collections import OrderedDict
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from cascade._internal_errors import raise_in_tests
 from cascade._loggers import get_logger
 from cascade.runtime.control.constraint import Concurrency, Constraint, Matcher, Pause, RateLimit
-from cascade.runtime.protocols import Place, PlaceRequest, Places
+from cascade.runtime.protocols import ExecutorSlots, Slot, SlotRequest
 from cascade.spec.metadata import ConstraintRef
 
 logger = get_logger(__name__)
@@ -62,7 +62,7 @@ class TokenBucket:
 
 
 class AdmissionKey(NamedTuple):
-    """The key of all tasks of one run and name that need a place of the same kind. Admission control treats them alike.
+    """The key of all tasks of one run and name that need a slot of the same kind. Admission control treats them alike.
 
     `run_ids` are the ids of the run and of the runs that it is nested in. A pause applies to a map as a whole
     (`is_map`); limits apply to its items only.
@@ -71,7 +71,7 @@ class AdmissionKey(NamedTuple):
     run_ids: tuple[str, ...]
     name: str
     is_map: bool = False
-    places: Places | None = None
+    slots: ExecutorSlots | None = None
 
 
 class WaitCause(NamedTuple):
@@ -101,8 +101,8 @@ class Limiter:
         """Return True if one more task may start now."""
         raise NotImplementedError
 
-    def acquire(self) -> Place | None:
-        """Count a task that starts. Returns its place if it needs one."""
+    def acquire(self) -> Slot | None:
+        """Count a task that starts. Returns its slot if it needs one."""
         return None
 
     def reacquire(self) -> None:
@@ -116,7 +116,7 @@ class Limiter:
         return None
 
     def drop_reservation(self) -> None:
-        """Release the place that `has_room` has reserved, after the last grant of a turn."""
+        """Release the slot that `has_room` has reserved, after the last grant of a turn."""
 
 
 class ConstraintLimiter(Limiter):
@@ -196,61 +196,61 @@ class RateLimiter(ConstraintLimiter):
         return self.bucket.delay
 
 
-class PlaceLimiter(Limiter):
-    """Limits the starts to the free places of an executor. `has_room` reserves a place, and `acquire` returns it.
+class SlotLimiter(Limiter):
+    """Limits the starts to the free slots of an executor. `has_room` reserves a slot, and `acquire` returns it.
 
-    Places that raise are no longer used: tasks start without them.
+    Slots that raise are no longer used: tasks start without them.
     """
 
-    __slots__ = ("_places", "_request", "_reserved")
+    __slots__ = ("_request", "_reserved", "_slots")
 
-    def __init__(self, places: Places) -> None:
+    def __init__(self, slots: ExecutorSlots) -> None:
         super().__init__("executor")
-        self._places: Places | None = places
-        self._reserved: Place | None = None
-        self._request: PlaceRequest | None = None
+        self._slots: ExecutorSlots | None = slots
+        self._reserved: Slot | None = None
+        self._request: SlotRequest | None = None
 
     def has_room(self) -> bool:
-        if self._reserved is None and self._places is not None:
+        if self._reserved is None and self._slots is not None:
             try:
-                self._reserved = self._places.try_acquire()
+                self._reserved = self._slots.try_acquire()
             except Exception as error:  # noqa: BLE001 - a fault of an executor must not stop the run
                 raise_in_tests(error)
                 self._disable(error)
-        return self._reserved is not None or self._places is None
+        return self._reserved is not None or self._slots is None
 
-    def acquire(self) -> Place | None:
-        place, self._reserved = self._reserved, None
-        return place
+    def acquire(self) -> Slot | None:
+        slot, self._reserved = self._reserved, None
+        return slot
 
     def drop_reservation(self) -> None:
-        if (place := self.acquire()) is not None:
-            place.release()
+        if (slot := self.acquire()) is not None:
+            slot.release()
         if self._request is not None and not self.queues:
             self._request.withdraw()
             self._request = None
 
     def request(self, serve: Callable[[Limiter], None]) -> None:
-        """Call `serve` once a place is reserved."""
-        if self._request is None and self._places is not None:
+        """Call `serve` once a slot is reserved."""
+        if self._request is None and self._slots is not None:
             try:
-                self._request = self._places.request(partial(self._granted, serve))
+                self._request = self._slots.request(partial(self._granted, serve))
             except Exception as error:  # noqa: BLE001 - a fault of an executor must not stop the run
                 raise_in_tests(error)
                 self._disable(error)
                 asyncio.get_running_loop().call_soon(serve, self)
 
-    def _granted(self, serve: Callable[[Limiter], None], place: Place) -> None:
+    def _granted(self, serve: Callable[[Limiter], None], slot: Slot) -> None:
         self._request = None
         if self._reserved is None and self.queues:
-            self._reserved = place
+            self._reserved = slot
             serve(self)
         else:
-            place.release()
+            slot.release()
 
     def _disable(self, error: Exception) -> None:
-        logger.error("%s failed; tasks start without a place", type(self._places).__name__, exc_info=error)
-        self._places = None
+        logger.error("%s failed; tasks start without a slot", type(self._slots).__name__, exc_info=error)
+        self._slots = None
 
 
 def limiter_of(

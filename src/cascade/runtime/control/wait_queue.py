@@ -8,7 +8,7 @@ from itertools import islice
 from cascade.runtime._task_group import BURST
 from cascade.runtime.control.limiters import AdmissionKey, Limiter, WaitCause
 from cascade.runtime.events import Wait
-from cascade.runtime.protocols import Place
+from cascade.runtime.protocols import Slot
 
 RENOTIFY = 0.5
 """Seconds for which another limiter must block tasks before they publish it."""
@@ -22,14 +22,14 @@ Blocked = Callable[..., None]
 
 
 class Waiter:
-    """One waiting task. The result of the future `granted` is its place."""
+    """One waiting task. The result of the future `granted` is its slot."""
 
     __slots__ = ("_blocked", "_cause", "granted", "since_ns")
 
     def __init__(self, blocked: Blocked, since_ns: int) -> None:
         self._blocked = blocked
         self._cause: WaitCause | None = None
-        self.granted: asyncio.Future[Place | None] = asyncio.get_running_loop().create_future()
+        self.granted: asyncio.Future[Slot | None] = asyncio.get_running_loop().create_future()
         self.since_ns = since_ns
 
     def notify(self, cause: WaitCause, now_ns: int) -> None:

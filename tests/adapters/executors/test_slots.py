@@ -1,4 +1,4 @@
-"""One pool of worker threads for the process: its places, their order, nested runs."""
+"""One pool of worker threads for the process: its slots, their order, nested runs."""
 
 import asyncio
 import os
@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 import cascade as cs
-from cascade.adapters.executors import places
+from cascade.adapters.executors import slots
 from cascade.adapters.executors.local import LocalExecutor
-from cascade.adapters.executors.places import DEFAULT_PLACES
+from cascade.adapters.executors.slots import DEFAULT_SLOTS
 from cascade.adapters.solvers.native import NativeSolver
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.engine import Engine
@@ -47,14 +47,14 @@ def run_with(target: Any, max_workers: int | None) -> Any:
 
 
 def test_the_default_is_that_of_concurrent_futures() -> None:
-    assert min(32, (cpu_count() or 1) + 4) == DEFAULT_PLACES
-    counter = Counter(DEFAULT_PLACES)
+    assert min(32, (cpu_count() or 1) + 4) == DEFAULT_SLOTS
+    counter = Counter(DEFAULT_SLOTS)
     assert run_with(cs.task(counter, name="work").map(i=list(range(100))), None) == list(range(100))
-    assert counter.most == DEFAULT_PLACES
+    assert counter.most == DEFAULT_SLOTS
 
 
 @pytest.mark.parametrize("max_workers", [1, 3, 50])
-def test_max_workers_is_the_number_of_places_of_one_run(max_workers: int) -> None:
+def test_max_workers_is_the_number_of_slots_of_one_run(max_workers: int) -> None:
     counter = Counter(max_workers)
     work = cs.task(counter, name="work")
     assert run_with(work.map(i=list(range(60))), max_workers) == list(range(60))
@@ -93,23 +93,23 @@ async def test_forty_runs_share_the_threads() -> None:
     task = cs.task(work)
     runs = [cs.run_async(task.map(i=list(range(32))), log_level="ERROR") for _ in range(40)]
     assert await asyncio.gather(*runs) == [list(range(32))] * 40
-    assert counter.most <= DEFAULT_PLACES
+    assert counter.most <= DEFAULT_SLOTS
     assert all(name.startswith("cascade-task") for name in names)
-    assert sum(thread.name.startswith("cascade-task") for thread in threading.enumerate()) <= DEFAULT_PLACES + 1
+    assert sum(thread.name.startswith("cascade-task") for thread in threading.enumerate()) <= DEFAULT_SLOTS + 1
 
 
-async def test_waiting_runs_get_places_in_turn() -> None:
-    """A later run gets every second released place."""
+async def test_waiting_runs_get_slots_in_turn() -> None:
+    """A later run gets every second released slot."""
     order: list[str] = []
-    pool = places.PlacePool()
+    pool = slots.SlotPool()
     pool.size = 1
-    shares = [places.Share(pool, 1) for _ in range(3)]
-    first = await shares[0].places.acquire()
+    shares = [slots.Share(pool, 1) for _ in range(3)]
+    first = await shares[0].slots.acquire()
 
     async def one(number: int) -> None:
-        place = await shares[number].places.acquire()
+        slot = await shares[number].slots.acquire()
         order.append("abc"[number])
-        place.release()
+        slot.release()
 
     waiting = [asyncio.create_task(one(number)) for number in (1, 1, 1, 2, 2)]
     await asyncio.sleep(0)
@@ -135,20 +135,20 @@ def with_asyncio_run(n: int) -> int:
 
 
 @pytest.mark.parametrize("task", [depth, with_asyncio_run])
-def test_a_nested_run_borrows_the_place_of_its_task(task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "STALL_TIMEOUT", 1e6)  # only borrowed places
-    monkeypatch.setattr(places, "DEFAULT_PLACES", 1)
+def test_a_nested_run_borrows_the_slot_of_its_task(task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "STALL_TIMEOUT", 1e6)  # only borrowed slots
+    monkeypatch.setattr(slots, "DEFAULT_SLOTS", 1)
     assert run_with(task(5), 1) == 5
-    assert run_with(task.map(n=[5] * 4 * DEFAULT_PLACES), None) == [5] * 4 * DEFAULT_PLACES
+    assert run_with(task.map(n=[5] * 4 * DEFAULT_SLOTS), None) == [5] * 4 * DEFAULT_SLOTS
 
 
-def test_maps_within_maps_end_when_all_places_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "STALL_TIMEOUT", 1e6)
-    assert run_with(leaves.map(n=[3] * 2 * DEFAULT_PLACES), None) == [27] * 2 * DEFAULT_PLACES
+def test_maps_within_maps_end_when_all_slots_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "STALL_TIMEOUT", 1e6)
+    assert run_with(leaves.map(n=[3] * 2 * DEFAULT_SLOTS), None) == [27] * 2 * DEFAULT_SLOTS
 
 
-def test_two_nested_runs_of_one_task_share_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "STALL_TIMEOUT", 1e6)
+def test_two_nested_runs_of_one_task_share_its_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "STALL_TIMEOUT", 1e6)
     counter = Counter()
     inner = cs.task(counter, name="inner")
 
@@ -159,12 +159,12 @@ def test_two_nested_runs_of_one_task_share_its_place(monkeypatch: pytest.MonkeyP
 
         return asyncio.run(both())
 
-    count = 2 * DEFAULT_PLACES
+    count = 2 * DEFAULT_SLOTS
     assert run_with(outer.map(n=list(range(count))), None) == [[[n, n]] * 2 for n in range(count)]
-    assert counter.most <= DEFAULT_PLACES
+    assert counter.most <= DEFAULT_SLOTS
 
 
-async def test_a_function_that_returns_a_coroutine_lends_its_place_to_the_run_that_it_awaits() -> None:
+async def test_a_function_that_returns_a_coroutine_lends_its_slot_to_the_run_that_it_awaits() -> None:
     inner = cs.task(lambda i: i, name="inner")
 
     async def nested(i: int) -> Any:
@@ -174,13 +174,13 @@ async def test_a_function_that_returns_a_coroutine_lends_its_place_to_the_run_th
     def outer(i: int) -> Any:
         return nested(i)
 
-    count = 2 * DEFAULT_PLACES
+    count = 2 * DEFAULT_SLOTS
     assert await cs.run_async(outer.map(i=list(range(count))), log_level="ERROR") == list(range(count))
 
 
 def test_runs_that_are_started_in_the_tasks_own_threads_do_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The thread does not have the context of the task: the run cannot borrow its place."""
-    monkeypatch.setattr(places, "STALL_TIMEOUT", 0.02)
+    """The thread does not have the context of the task: the run cannot borrow its slot."""
+    monkeypatch.setattr(slots, "STALL_TIMEOUT", 0.02)
 
     @cs.task
     def nested(n: int) -> int:
@@ -191,10 +191,10 @@ def test_runs_that_are_started_in_the_tasks_own_threads_do_not_wait_for_ever(mon
             thread.join()
         return 1 + sum(got)
 
-    assert run_with(nested.map(n=[2] * 2 * DEFAULT_PLACES), None) == [3] * 2 * DEFAULT_PLACES
+    assert run_with(nested.map(n=[2] * 2 * DEFAULT_SLOTS), None) == [3] * 2 * DEFAULT_SLOTS
 
 
-def test_a_failed_nested_run_returns_the_borrowed_place() -> None:
+def test_a_failed_nested_run_returns_the_borrowed_slot() -> None:
     @cs.task
     def fail() -> None:
         raise OSError
@@ -209,37 +209,37 @@ def test_a_failed_nested_run_returns_the_borrowed_place() -> None:
 
 
 async def test_the_pool_grows_to_the_largest_limit_and_shrinks_again() -> None:
-    big, small = LocalExecutor(max_workers=DEFAULT_PLACES + 7), LocalExecutor()
+    big, small = LocalExecutor(max_workers=DEFAULT_SLOTS + 7), LocalExecutor()
     node = cs.graph.build.build_graph(cs.task(lambda: 1, name="one")()).nodes[0]
-    places = big.places(node), small.places(node)
-    assert [p.size for p in places if p] == [DEFAULT_PLACES + 7, DEFAULT_PLACES]
-    assert places[0] is not None
-    held = [places[0].try_acquire() for _ in range(DEFAULT_PLACES + 8)]
+    slots = big.slots(node), small.slots(node)
+    assert [p.size for p in slots if p] == [DEFAULT_SLOTS + 7, DEFAULT_SLOTS]
+    assert slots[0] is not None
+    held = [slots[0].try_acquire() for _ in range(DEFAULT_SLOTS + 8)]
     assert held.count(None) == 1
-    for place in held[:-1]:
-        assert place is not None
-        place.release()
-    pool = places[0].share.pool
+    for slot in held[:-1]:
+        assert slot is not None
+        slot.release()
+    pool = slots[0].share.pool
     big.close()
-    assert pool.size == DEFAULT_PLACES
+    assert pool.size == DEFAULT_SLOTS
     small.close()
 
 
-async def test_a_cancelled_request_passes_its_place_to_the_next_one() -> None:
+async def test_a_cancelled_request_passes_its_slot_to_the_next_one() -> None:
     executor = LocalExecutor(max_workers=1)
     node = cs.graph.build.build_graph(cs.task(lambda: 1, name="one")()).nodes[0]
-    places = executor.places(node)
-    assert places is not None
-    held = await places.acquire()
-    waiting = [asyncio.create_task(places.acquire()) for _ in range(3)]
+    slots = executor.slots(node)
+    assert slots is not None
+    held = await slots.acquire()
+    waiting = [asyncio.create_task(slots.acquire()) for _ in range(3)]
     await asyncio.sleep(0)
     waiting[0].cancel()
     held.release()
-    waiting[1].cancel()  # it has been granted the place in this turn of the loop
-    place = await waiting[2]
-    place.release()
+    waiting[1].cancel()  # it has been granted the slot in this turn of the loop
+    slot = await waiting[2]
+    slot.release()
     assert all(task.cancelled() for task in waiting[:2])
-    assert places.share.used == 0
+    assert slots.share.used == 0
     executor.close()
 
 
@@ -283,7 +283,7 @@ print(child(), cs.run(work.map(i=[1, 2]), log_level="ERROR"), child(), cs.run(fo
     assert _script(code) == "0 [1, 2] 0 0\n"
 
 
-async def test_an_engine_outside_of_cs_run_takes_its_places_from_the_same_pool() -> None:
+async def test_an_engine_outside_of_cs_run_takes_its_slots_from_the_same_pool() -> None:
     counter = Counter()
     executors = [LocalExecutor() for _ in range(4)]
     engines = [Engine(NativeSolver(), executor, MessageBus()) for executor in executors]
@@ -291,4 +291,4 @@ async def test_an_engine_outside_of_cs_run_takes_its_places_from_the_same_pool()
     await asyncio.gather(*(engine.run(task.map(i=list(range(20)))) for engine in engines))
     for executor in executors:
         executor.close()
-    assert counter.most <= DEFAULT_PLACES
+    assert counter.most <= DEFAULT_SLOTS

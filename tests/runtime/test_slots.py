@@ -1,4 +1,4 @@
-"""The scheduler takes a place of the executor for each task: until then the task is PENDING."""
+"""The scheduler takes a slot of the executor for each task: until then the task is PENDING."""
 
 import asyncio
 import threading
@@ -14,7 +14,7 @@ from cascade.adapters.executors.local import LocalExecutor
 from cascade.graph.model import Node
 from cascade.runtime.engine import run_nested
 from cascade.runtime.events import TaskBlocked, TaskExecutionFinished, TaskExecutionStarted, TaskRetrying
-from cascade.runtime.protocols import Place, Places
+from cascade.runtime.protocols import ExecutorSlots, Slot
 from tests.lab.waiting import HANG, NEVER, soon
 from tests.runtime.control.controlled_engine import ControlledEngine
 
@@ -128,7 +128,7 @@ async def test_a_pause_holds_the_waiting_tasks_of_a_nested_run() -> None:
     assert await soon(run) == [0, 1, 2]
 
 
-async def test_a_task_that_waits_for_a_place_holds_no_resource_and_no_permit() -> None:
+async def test_a_task_that_waits_for_a_slot_holds_no_resource_and_no_permit() -> None:
     controlled = ControlledEngine(executor=LocalExecutor(max_workers=1), system_resources={"gpu": 1})
     await controlled.constrain("task/user-*", "concurrency", {"limit": 1})
     blocking, done = BlockingFunction(), asyncio.Event()
@@ -148,7 +148,7 @@ async def test_a_task_that_waits_for_a_place_holds_no_resource_and_no_permit() -
     assert await soon(blocker) == 0
 
 
-async def test_places_resources_and_a_limit_do_not_deadlock() -> None:
+async def test_slots_resources_and_a_limit_do_not_deadlock() -> None:
     controlled = ControlledEngine(executor=LocalExecutor(max_workers=2), system_resources={"gpu": 1, "net": 3})
     await controlled.constrain("task/a", "concurrency", {"limit": 1})
     tasks = {name: cs.task(lambda i: i, name=name) for name in "abc"}
@@ -158,7 +158,7 @@ async def test_places_resources_and_a_limit_do_not_deadlock() -> None:
     assert controlled.engine.resource_manager.usage == {"gpu": 0.0, "net": 0.0}
 
 
-async def test_a_task_holds_no_place_during_the_delay_of_a_retry() -> None:
+async def test_a_task_holds_no_slot_during_the_delay_of_a_retry() -> None:
     executor = LocalExecutor(max_workers=1)
     controlled, calls = ControlledEngine(executor=executor), []
 
@@ -177,7 +177,7 @@ async def test_a_task_holds_no_place_during_the_delay_of_a_retry() -> None:
     assert calls == ["flaky"]
 
 
-async def test_a_later_attempt_takes_a_place_again() -> None:
+async def test_a_later_attempt_takes_a_slot_again() -> None:
     controlled, blocking, calls = ControlledEngine(executor=LocalExecutor(max_workers=1)), BlockingFunction(), []
     may_fail = threading.Event()
 
@@ -192,7 +192,7 @@ async def test_a_later_attempt_takes_a_place_again() -> None:
     await controlled.wait_for(TaskExecutionStarted)
     blocker = controlled.start(cs.task(blocking, name="blocker")())
     await controlled.wait_for(TaskBlocked)
-    may_fail.set()  # the blocker already waits for this place
+    may_fail.set()  # the blocker already waits for this slot
     await blocking.begun(1)
     await controlled.wait_for(TaskBlocked, 2)
     assert controlled.reasons == [("blocker", "executor"), ("flaky", "executor")]
@@ -204,7 +204,7 @@ async def test_a_later_attempt_takes_a_place_again() -> None:
     assert [wait.reason for wait in waits] == ["retry", "executor"]
 
 
-async def test_coroutines_and_functions_in_the_loop_need_no_place() -> None:
+async def test_coroutines_and_functions_in_the_loop_need_no_slot() -> None:
     controlled, blocking = ControlledEngine(executor=LocalExecutor(max_workers=1)), BlockingFunction()
     blocker = controlled.start(cs.task(blocking, name="blocker")())
     await blocking.begun(1)
@@ -222,7 +222,7 @@ async def test_coroutines_and_functions_in_the_loop_need_no_place() -> None:
     assert controlled.reasons == []
 
 
-async def test_a_cancelled_run_releases_its_places() -> None:
+async def test_a_cancelled_run_releases_its_slots() -> None:
     controlled, blocking = ControlledEngine(executor=LocalExecutor(max_workers=1)), BlockingFunction()
     blocker = controlled.start(cs.task(blocking, name="blocker")())
     await blocking.begun(1)
@@ -236,67 +236,67 @@ async def test_a_cancelled_run_releases_its_places() -> None:
     assert await soon(controlled.start(fan_out(cs.task(lambda i: i, name="next"), 3))) == [0, 1, 2]
 
 
-class AdjustablePlaces:
-    """Places of an executor whose number can change."""
+class AdjustableSlots:
+    """Slots of an executor whose number can change."""
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.used = 0
-        self.requests: deque[Callable[[Place], object]] = deque()
+        self.requests: deque[Callable[[Slot], object]] = deque()
 
-    def try_acquire(self) -> "AdjustablePlace | None":
+    def try_acquire(self) -> "AdjustableSlot | None":
         if self.used >= self.size:
             return None
         self.used += 1
-        return AdjustablePlace(self)
+        return AdjustableSlot(self)
 
-    def request(self, granted: Callable[[Place], object]) -> "Request":
+    def request(self, granted: Callable[[Slot], object]) -> "Request":
         self.requests.append(granted)
         return Request(self, granted)
 
     def resize(self, size: int) -> None:
         self.size = size
-        while self.requests and (place := self.try_acquire()):
-            self.requests.popleft()(place)
+        while self.requests and (slot := self.try_acquire()):
+            self.requests.popleft()(slot)
 
 
-class AdjustablePlace:
-    def __init__(self, places: AdjustablePlaces) -> None:
-        self._places = places
+class AdjustableSlot:
+    def __init__(self, slots: AdjustableSlots) -> None:
+        self._slots = slots
 
     def release(self) -> None:
-        self._places.used -= 1
-        self._places.resize(self._places.size)
+        self._slots.used -= 1
+        self._slots.resize(self._slots.size)
 
 
 class Request:
-    def __init__(self, places: AdjustablePlaces, granted: Callable[[Place], object]) -> None:
-        self._places, self._granted = places, granted
+    def __init__(self, slots: AdjustableSlots, granted: Callable[[Slot], object]) -> None:
+        self._slots, self._granted = slots, granted
 
     def withdraw(self) -> None:
         with suppress(ValueError):
-            self._places.requests.remove(self._granted)
+            self._slots.requests.remove(self._granted)
 
 
 class Remote:
-    """An executor with its own places, also for coroutine functions."""
+    """An executor with its own slots, also for coroutine functions."""
 
-    def __init__(self, places: AdjustablePlaces) -> None:
-        self.own_places = places
+    def __init__(self, slots: AdjustableSlots) -> None:
+        self.own_slots = slots
         self.most = 0
 
-    def places(self, node: Node) -> Places | None:
-        return None if node.name == "collect" else self.own_places
+    def slots(self, node: Node) -> ExecutorSlots | None:
+        return None if node.name == "collect" else self.own_slots
 
     async def execute(self, node: Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        self.most = max(self.most, self.own_places.used)
+        self.most = max(self.most, self.own_slots.used)
         value = node.callable_obj(*args, **kwargs)
         return await value if asyncio.iscoroutine(value) else value
 
 
 @pytest.mark.parametrize("shape", [fan_out, mapped])
-async def test_the_number_of_places_of_an_executor_may_change(shape: Callable[..., Any]) -> None:
-    executor, began, go_on = Remote(AdjustablePlaces(2)), [], asyncio.Event()
+async def test_the_number_of_slots_of_an_executor_may_change(shape: Callable[..., Any]) -> None:
+    executor, began, go_on = Remote(AdjustableSlots(2)), [], asyncio.Event()
     controlled = ControlledEngine(executor=executor)
 
     async def work(i: int) -> int:
@@ -306,28 +306,28 @@ async def test_the_number_of_places_of_an_executor_may_change(shape: Callable[..
 
     run = controlled.start(shape(cs.task(work), 9))
     await controlled.wait_for(TaskExecutionStarted, 2 + (shape is mapped))
-    assert executor.own_places.used == 2
-    executor.own_places.resize(4)
+    assert executor.own_slots.used == 2
+    executor.own_slots.resize(4)
     if shape is fan_out:
         await controlled.wait_for(TaskExecutionStarted, 4)
-    executor.own_places.resize(3)
+    executor.own_slots.resize(3)
     go_on.set()
     assert await soon(run) == list(range(9))
     assert executor.most <= 4
-    assert executor.own_places.used == 0
-    assert not executor.own_places.requests
+    assert executor.own_slots.used == 0
+    assert not executor.own_slots.requests
 
 
-async def test_without_places_tasks_wait_for_the_first_one() -> None:
-    executor = Remote(AdjustablePlaces(0))
+async def test_without_slots_tasks_wait_for_the_first_one() -> None:
+    executor = Remote(AdjustableSlots(0))
     controlled = ControlledEngine(executor=executor)
     run = controlled.start(fan_out(cs.task(lambda i: i, name="work"), 3))
     await controlled.wait_for(TaskBlocked, 3)
-    executor.own_places.resize(1)
+    executor.own_slots.resize(1)
     assert await soon(run) == [0, 1, 2]
 
 
-async def test_an_executor_without_places_is_called_at_once() -> None:
+async def test_an_executor_without_slots_is_called_at_once() -> None:
     class Plain:
         async def execute(self, node: Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
             return node.callable_obj(*args, **kwargs)
@@ -338,8 +338,8 @@ async def test_an_executor_without_places_is_called_at_once() -> None:
 
 
 @pytest.mark.parametrize("broken", ["try_acquire", "request"])
-async def test_places_that_raise_do_not_stop_the_run(broken: str, caplog: pytest.LogCaptureFixture) -> None:
-    class Broken(AdjustablePlaces):
+async def test_slots_that_raise_do_not_stop_the_run(broken: str, caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(AdjustableSlots):
         pass
 
     def fail(*_: Any) -> None:
@@ -348,7 +348,7 @@ async def test_places_that_raise_do_not_stop_the_run(broken: str, caplog: pytest
     setattr(Broken, broken, fail)
     controlled = ControlledEngine(executor=Remote(Broken(0)))
     assert await soon(controlled.start(fan_out(cs.task(lambda i: i, name="work"), 3))) == [0, 1, 2]
-    assert "tasks start without a place" in caplog.text
+    assert "tasks start without a slot" in caplog.text
 
 
 async def test_items_in_the_delay_of_a_retry_do_not_block_other_items() -> None:
