@@ -19,9 +19,9 @@ import yaml
 import cascade as cs
 from cascade import _forks
 from cascade.adapters.executors import slots
-from cascade.connectors import health as connection_health
 from cascade.connectors.mqtt import backpressure, options, outbox, packets, subscriber
 from cascade.connectors.mqtt import connector as mqtt
+from cascade.connectors.mqtt import health as connection_health
 from cascade.connectors.mqtt.oversize_messages import MIN_LIFETIME
 from cascade.connectors.otel import (
     OtelConnector,

@@ -21,7 +21,7 @@ _LIMITS = {
     "cascade.runtime.control.controller": ("SUBSCRIBE_TIMEOUT", "LONGEST_SUBSCRIBE"),
     "cascade.runtime.subscribers": ("TelemetrySubscriber.drain_timeout",),
     "cascade.connectors.fanout": ("FanoutConnector.drain_timeout",),
-    "cascade.connectors.health": ("ANSWER_TIMEOUT",),
+    "cascade.connectors.mqtt.health": ("ANSWER_TIMEOUT",),
     "cascade.connectors.mqtt.client": ("CONNECT_TIMEOUT",),
     "cascade.connectors.mqtt.transport": ("CONNECT_TIMEOUT", "CLOSE_TIMEOUT"),
     "cascade.connectors.mqtt.subscriber": ("SUBSCRIBE_TIMEOUT",),

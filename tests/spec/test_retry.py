@@ -1,5 +1,8 @@
 import math
+import os
 import random
+import subprocess
+import sys
 from fractions import Fraction
 from typing import Any
 
@@ -7,6 +10,7 @@ import pytest
 
 import cascade as cs
 from cascade.spec.retry import MAX_DELAY, RetryPolicy
+from tests.lab.waiting import HANG
 
 
 def delays(count: int, **settings: Any) -> list[float]:
@@ -76,3 +80,23 @@ def test_jitter_is_at_most_one() -> None:
 def test_a_first_delay_above_the_limit_is_refused() -> None:
     with pytest.raises(ValueError, match=r"delay=60 exceeds max_delay=30 seconds; give a shorter delay or a longer"):
         RetryPolicy(1, delay=60, max_delay=30)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_forked_processes_have_different_delays() -> None:
+    """With the same delays, the workers of a pool would send their retries at the same time."""
+    source = """
+import os
+from cascade.spec.retry import random_factor
+
+random_factor()
+for _ in range(3):
+    if (child := os.fork()) == 0:
+        os.write(1, f"{random_factor()}\\n".encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+    printed = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, text=True, timeout=HANG, check=True
+    ).stdout
+    assert len(set(printed.split())) == 3

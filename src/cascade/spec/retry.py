@@ -1,4 +1,4 @@
-"""Number and delays of the retries of a task."""
+"""Number and delays of the retries of a task, and the random factor of all delays."""
 
 import math
 from dataclasses import dataclass
@@ -58,6 +58,11 @@ class RetryPolicy:
         except OverflowError:
             delay = math.inf
         return min(delay, float(self.max_delay)) * (1.0 - self.jitter * _random.random() if self.jitter else 1.0)
+
+
+def random_factor(least: float = 0.5) -> float:
+    """Return a random factor from `least` to 1 for a delay, so that processes do not retry at the same time."""
+    return 1.0 - (1.0 - least) * _random.random()
 
 
 def checked_seconds(name: str, value: Any) -> float:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cascade.connectors.health import ConnectionHealth
 from cascade.connectors.mqtt import session
+from cascade.connectors.mqtt.health import ConnectionHealth
 from tests.connectors.mqtt.broker import SETTINGS, Broker, Listener
 from tests.lab.programs import program
 

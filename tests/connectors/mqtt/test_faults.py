@@ -15,10 +15,9 @@ from typing import Any
 import pytest
 
 import cascade as cs
-from cascade.connectors import health
-from cascade.connectors.health import SHORT_TIMEOUT, ConnectionHealth
-from cascade.connectors.mqtt import MqttConnector
+from cascade.connectors.mqtt import MqttConnector, health
 from cascade.connectors.mqtt.client import Client
+from cascade.connectors.mqtt.health import SHORT_TIMEOUT, ConnectionHealth
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.telemetry.topics import events_topic, status_topic
 from stack.addresses import reserved_port

@@ -11,10 +11,9 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 
 import cascade as cs
-from cascade.connectors import health
-from cascade.connectors.health import ConnectionHealth
-from cascade.connectors.mqtt import MqttConnector
+from cascade.connectors.mqtt import MqttConnector, health
 from cascade.connectors.mqtt.connection import Connection
+from cascade.connectors.mqtt.health import ConnectionHealth
 from cascade.connectors.mqtt.outbox import Outbox, OutgoingMessage
 from cascade.connectors.mqtt.transport import Transport
 from tests.connectors.mqtt.broker import Broker, Listener

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from paho.mqtt.packettypes import PacketTypes
 
-from cascade.connectors.health import ConnectionHealth
 from cascade.connectors.mqtt import MqttConnector
+from cascade.connectors.mqtt.health import ConnectionHealth
 from cascade.connectors.mqtt.packets import TAKEN_OVER
 from cascade.telemetry.topics import events_topic
 from tests.connectors.mqtt.broker import Broker, Listener

@@ -15,10 +15,9 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from cascade.connectors import health
-from cascade.connectors.health import ConnectionHealth
-from cascade.connectors.mqtt import MqttConnector, subscriber
+from cascade.connectors.mqtt import MqttConnector, health, subscriber
 from cascade.connectors.mqtt.client import Client
+from cascade.connectors.mqtt.health import ConnectionHealth
 from cascade.connectors.mqtt.outbox import Outbox
 from cascade.connectors.mqtt.subscriptions import BATCH, Subscriptions
 from cascade.telemetry.topics import source, status_topic

@@ -12,9 +12,8 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 
 import cascade as cs
-from cascade.connectors import health
 from cascade.connectors.memory import MemoryConnector
-from cascade.connectors.mqtt import MqttConnector, backpressure
+from cascade.connectors.mqtt import MqttConnector, backpressure, health
 from cascade.connectors.mqtt.oversize_messages import MAX_LOSSES
 from cascade.telemetry.topics import events_topic
 from tests.connectors.mqtt.broker import Broker, Listener

@@ -8,8 +8,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from cascade.connectors.health import jitter
 from cascade.connectors.mqtt.outbox import Outbox
+from cascade.spec.retry import random_factor
 
 RATE_WINDOW = 0.25
 """Smallest interval in seconds over which the rate is measured."""
@@ -65,7 +65,7 @@ class Throttle:
         if not self.is_active:
             self._accepted = 0
         self._is_refused, self._left = True, 0
-        self._next = now + min(MAX_DELAY, max(FIRST_DELAY, now - self.refused_since)) * jitter()
+        self._next = now + min(MAX_DELAY, max(FIRST_DELAY, now - self.refused_since)) * random_factor()
 
     def record_accepted(self, count: int, *, is_acknowledged: bool) -> None:
         """Record accepted messages. `is_acknowledged`: at least one of them had QoS 1."""

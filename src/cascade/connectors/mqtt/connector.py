@@ -11,9 +11,9 @@ from typing import Any, Literal, Self
 from cascade._loggers import LimitedWarnings, get_logger
 from cascade.connectors import _lifetime
 from cascade.connectors._options import captures, one_of, positive, seconds, whole
-from cascade.connectors.health import ConnectionHealth
 from cascade.connectors.mqtt.backpressure import Backpressure, LoopNotifier
 from cascade.connectors.mqtt.connection import SessionState
+from cascade.connectors.mqtt.health import ConnectionHealth
 from cascade.connectors.mqtt.options import DEFAULT_URL, KEEPALIVE, VARIABLE, MqttOptions, arguments_of
 from cascade.connectors.mqtt.outbox import CAPACITY, Outbox, OutgoingMessage
 from cascade.connectors.mqtt.packets import traceparent, tracestate

@@ -7,9 +7,10 @@ from typing import Any, Literal
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from cascade.connectors._options import whole
-from cascade.connectors.health import FIRST_DELAY, jitter
+from cascade.connectors.mqtt.health import FIRST_DELAY
 from cascade.connectors.mqtt.oversize_messages import MIN_LIFETIME
 from cascade.connectors.mqtt.packets import PERMANENT, TAKEN_OVER
+from cascade.spec.retry import random_factor
 from cascade.telemetry.topics import AWS_LIMITS, TopicLimits, source, topic_limits
 
 _MAX_EARLY_ENDS = 6
@@ -258,7 +259,7 @@ class ClientId:
             self._is_reported = bool(user)
             return f"{text}: continuing as {self.value!r}" + (f"; {hint}" if user else "")
         self.is_duplicate, self._longest = True, min(MIN_LIFETIME, 2 * self._longest or FIRST_DELAY)
-        self.pause = self._longest * jitter()
+        self.pause = self._longest * random_factor()
         if self._is_reported:
             return ""
         self._is_reported = True

@@ -8,9 +8,9 @@ import time
 import aiomqtt
 
 from cascade._internal_errors import raise_in_tests
-from cascade.connectors.health import ConnectionHealth
 from cascade.connectors.mqtt.client import Client
 from cascade.connectors.mqtt.connection import Connection, SessionState
+from cascade.connectors.mqtt.health import ConnectionHealth
 from cascade.connectors.mqtt.options import ClientId, MqttOptions
 from cascade.connectors.mqtt.oversize_messages import PoisonMessageFilter
 from cascade.connectors.mqtt.packets import OTHER_SERVER, PERMANENT, TAKEN_OVER, TRANSIENT, BrokerLimits

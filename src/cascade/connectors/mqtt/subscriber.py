@@ -10,12 +10,13 @@ import aiomqtt
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from cascade.connectors.health import ConnectionHealth, jitter
 from cascade.connectors.mqtt.backpressure import FIRST_DELAY, MAX_DELAY, LoopNotifier
 from cascade.connectors.mqtt.client import Client
+from cascade.connectors.mqtt.health import ConnectionHealth
 from cascade.connectors.mqtt.packets import FAILURE, TRANSIENT
 from cascade.connectors.mqtt.subscriptions import Inbox, Subscription, Subscriptions
 from cascade.connectors.mqtt.transport import unexpected_error_text
+from cascade.spec.retry import random_factor
 
 T = TypeVar("T")
 
@@ -236,7 +237,7 @@ class Subscriber:
 
     async def _repeat(self, refused: list[Subscription], pause: float) -> None:
         """Subscribe again, after about `pause` seconds, to filters that the broker has refused with a transient reason code."""
-        await asyncio.sleep(pause * jitter())
+        await asyncio.sleep(pause * random_factor())
         wanted = [one for one in refused if one is self._subscribed.get(one.pattern)]
         if wanted:
             await self._subscribe(wanted, pause)

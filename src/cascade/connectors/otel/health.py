@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from cascade._loggers import get_logger
-from cascade.connectors.health import jitter
 from cascade.connectors.otel.buffer import FlushReport, QueuedItems
 from cascade.connectors.otel.reply import Reply
+from cascade.spec.retry import random_factor
 
 INITIAL_BACKOFF = 0.2  # seconds before the first retry; then doubled, with jitter
 MAX_BACKOFF = 5.0  # seconds, so that a run soon finds a collector that starts later
@@ -101,7 +101,7 @@ class CollectorHealth:
         if reply.outcome == "retry":
             self._retryable_since = self._retryable_since if reply.unanswered else min(self._retryable_since, now)
             # Jitter spreads the requests of many processes.
-            self._backoff = min(INITIAL_BACKOFF * 2**self._backoffs, MAX_BACKOFF) * jitter()
+            self._backoff = min(INITIAL_BACKOFF * 2**self._backoffs, MAX_BACKOFF) * random_factor()
             self._backoffs = min(self._backoffs + 1, 16)
             self._backoff_start = now
             self._retry_after = now + (reply.retry_after or 0.0)

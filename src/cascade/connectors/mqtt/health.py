@@ -2,7 +2,8 @@
 
 import math
 import time
-from random import SystemRandom
+
+from cascade.spec.retry import random_factor
 
 FIRST_DELAY = 0.1
 MAX_DELAY = 10.0
@@ -18,13 +19,6 @@ RECOVERY_TIME = 5.0
 """Seconds after a lost connection in which the broker may be restarting."""
 _IMMEDIATE = 2
 """Number of attempts without a delay."""
-
-_random = SystemRandom()  # not `random`, which the program may seed and which forked processes share
-
-
-def jitter() -> float:
-    """Return a random factor from 0.5 to 1 for a delay, so that clients do not retry at the same time."""
-    return _random.uniform(0.5, 1.0)
 
 
 class ConnectionHealth:
@@ -109,7 +103,7 @@ class ConnectionHealth:
         self._attempts += 1
         if self._attempts <= _IMMEDIATE:
             return 0.0
-        return _random.uniform(0.0, min(MAX_DELAY, FIRST_DELAY * 2 ** min(self._attempts - 3, 16)))
+        return random_factor(0.0) * min(MAX_DELAY, FIRST_DELAY * 2.0 ** min(self._attempts - 3, 16))
 
     def should_stop_waiting(self, start: float) -> bool:
         """Return whether a wait that began at `start` (monotonic seconds) should end without an answer."""

@@ -1,14 +1,10 @@
 """How long a run waits for its broker, with a clock of the test."""
 
-import os
-import subprocess
-import sys
 import time
 
 import pytest
 
-from cascade.connectors.health import REFUSED_DELAY, SHORT_TIMEOUT, ConnectionHealth
-from tests.lab.waiting import HANG
+from cascade.connectors.mqtt.health import REFUSED_DELAY, SHORT_TIMEOUT, ConnectionHealth
 
 pytestmark = pytest.mark.usefixtures("real_limits")
 
@@ -75,23 +71,3 @@ def test_delays_grow_and_are_longest_after_a_refusal(health: ConnectionHealth, n
     assert all(0.0 <= health.next_delay() <= min(10.0, 0.1 * 2**number) for number in range(20))
     health.record_failure("not authorized", is_refused=True)
     assert health.next_delay() == REFUSED_DELAY
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_forked_processes_have_different_delays() -> None:
-    """With the same delays, the workers of a pool would reconnect to a restarted broker at the same time."""
-    source = """
-import os
-from cascade.connectors.health import jitter
-
-jitter()
-for _ in range(3):
-    if (child := os.fork()) == 0:
-        os.write(1, f"{jitter()}\\n".encode())
-        os._exit(0)
-    os.waitpid(child, 0)
-"""
-    printed = subprocess.run(
-        [sys.executable, "-c", source], capture_output=True, text=True, timeout=HANG, check=True
-    ).stdout
-    assert len(set(printed.split())) == 3
