@@ -479,7 +479,7 @@ def test_the_connectors_of_the_environment_are_used_only_without_another(monkeyp
         made.append(MemoryConnector())
         return made[-1]
 
-    monkeypatch.setitem(by_name._MAKERS, "memory", make)
+    monkeypatch.setitem(by_name.FACTORIES, "memory", make)
     monkeypatch.setenv("CASCADE_CONNECTOR", "memory,memory")
     given = MemoryConnector()
     cs.run(one(), connector=given, log_level="OFF")

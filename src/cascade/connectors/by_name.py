@@ -16,12 +16,12 @@ def connectors_from(environ: Mapping[str, str]) -> list[Connector]:
         ImportError: The extra of a connector is not installed.
     """
     names = [name.strip().lower() for name in environ.get(VARIABLE, "").split(",") if name.strip()]
-    unknown = [name for name in names if name not in _MAKERS]
+    unknown = [name for name in names if name not in FACTORIES]
     if unknown:
         raise ValueError(
-            f"{VARIABLE}={environ[VARIABLE]!r}: no connector '{unknown[0]}'; choose from {', '.join(_MAKERS)}"
+            f"{VARIABLE}={environ[VARIABLE]!r}: no connector '{unknown[0]}'; choose from {', '.join(FACTORIES)}"
         )
-    return [_MAKERS[name]() for name in names]
+    return [FACTORIES[name]() for name in names]
 
 
 def _memory() -> Any:
@@ -42,4 +42,5 @@ def _mqtt() -> Any:
     return MqttConnector.from_environment()
 
 
-_MAKERS: dict[str, Callable[[], Connector]] = {"otel": _otel, "mqtt": _mqtt, "memory": _memory}
+FACTORIES: dict[str, Callable[[], Connector]] = {"otel": _otel, "mqtt": _mqtt, "memory": _memory}
+"""The connectors that `CASCADE_CONNECTOR` can name. Each optional library is imported in its own function only."""

@@ -205,9 +205,9 @@ class ClientId:
     """The configured client id, or a unique one. It detects another client with the same id.
 
     A broker ends the older of two connections with one id, so both clients would reconnect forever. MQTT 5 has a reason
-    code for this, which some versions of Mosquitto do not send. Without the code, several consecutive early ends count as
-    one, unless an attempt to connect has failed between them. A configured id then gets a unique suffix. If connections
-    still end early, the delays grow, so that each client is connected for some time.
+    code for this, which some versions of Mosquitto do not send. Without the code, several consecutive early ends mean
+    the same, unless an attempt to connect has failed between them. A configured id then gets a unique suffix. If
+    connections still end early, the delays grow, so that each client is connected for some time.
 
     Attributes:
         value: The id of the next connection.
