@@ -70,7 +70,7 @@ def main() -> None:
 def _report(subjects: list[str] | tuple[str, ...], scale: Scale) -> str:
     start = time.monotonic()
     rows = [row for subject in subjects for row in _rows(subject, scale)]
-    return f"{_circumstances()}, {time.monotonic() - start:.0f} s\n\n{as_table(rows)}"
+    return f"{_machine_and_versions()}, {time.monotonic() - start:.0f} s\n\n{as_table(rows)}"
 
 
 def _rows(subject: str, scale: Scale) -> list[Row]:
@@ -83,7 +83,7 @@ def _rows(subject: str, scale: Scale) -> list[Row]:
     return found
 
 
-def _circumstances() -> str:
+def _machine_and_versions() -> str:
     load = f"load {os.getloadavg()[0]:.1f} at the end" if hasattr(os, "getloadavg") else ""
     packages = [f"{name} {_version(name)}" for name in _PACKAGES]
     parts = [f"{datetime.now(UTC):%Y-%m-%d}", _processor(), f"{os.cpu_count()} cores", platform.platform(terse=True)]

@@ -20,7 +20,7 @@ SUBJECTS = {
 }
 
 
-def foreign_modules() -> list[str]:
+def third_party_packages() -> list[str]:
     """Return the packages that `import cascade` imports, without Cascade and the standard library."""
     before = set(sys.modules)
     import cascade  # noqa: F401
@@ -32,7 +32,7 @@ def foreign_modules() -> list[str]:
 def rows(scale: Scale) -> Iterator[Row]:
     for what, (subject, baseline, goal) in SUBJECTS.items():
         yield _compared(what, subject, baseline, goal, scale.imports)
-    found = call(foreign_modules)
+    found = call(third_party_packages)
     yield Row("optional packages that import cascade imports", ", ".join(found) or "none", "", "", "none", not found)
 
 

@@ -27,7 +27,7 @@ class _Row:
 
     spans: Sequence[ReceivedSpan]
     depth: int
-    remark: str = ""
+    note: str = ""
 
     @property
     def is_fold(self) -> bool:
@@ -59,7 +59,7 @@ def draw(spans: Spans) -> str:
 
 
 def _rows(spans: Spans, span: ReceivedSpan, depth: int) -> Iterator[_Row]:
-    yield _Row([span], depth, _remark(spans, span))
+    yield _Row([span], depth, _note(spans, span))
     children = spans.children(span)
     by_name: dict[str, list[ReceivedSpan]] = {}
     for child in children:
@@ -76,7 +76,7 @@ def _rows(spans: Spans, span: ReceivedSpan, depth: int) -> Iterator[_Row]:
             yield _Row(others, depth + 1)
 
 
-def _remark(spans: Spans, span: ReceivedSpan) -> str:
+def _note(spans: Spans, span: ReceivedSpan) -> str:
     attributes = span.attributes
     if span.status == "ERROR":
         return str(attributes.get("error.type", "ERROR"))
@@ -108,17 +108,15 @@ def _drawn(row: _Row, root: ReceivedSpan, y: int) -> Iterator[str]:
     if row.is_fold:
         yield f'<text x="{x}" y="{middle}" class="dim">… {len(row.spans)} more {escape(span.name)}</text>'
     else:
-        remark = (
-            f'<tspan class="{"error" if failed else "dim"}" dx="6">{escape(row.remark)}</tspan>' if row.remark else ""
-        )
-        yield f'<text x="{x}" y="{middle}">{escape(_name(span))}{remark}</text>'
+        note = f'<tspan class="{"error" if failed else "dim"}" dx="6">{escape(row.note)}</tspan>' if row.note else ""
+        yield f'<text x="{x}" y="{middle}">{escape(_name(span))}{note}</text>'
     scale = (_WIDTH - NAMES - 80) / (root.end_ns - root.start_ns)
     left, width = NAMES + (row.start_ns - root.start_ns) * scale, max(2.0, (row.end_ns - row.start_ns) * scale)
     is_wait = span.name.endswith(" wait")
     is_skip = span.attributes.get("cascade.task.result") == "skip"
     color = _RED if failed else _AMBER if is_wait else _GREY if is_skip or row.is_fold else _TEAL
-    faint = ' opacity="0.45"' if row.is_fold else ""
-    yield f'<rect x="{left:.1f}" y="{y + 5}" width="{width:.1f}" height="12" rx="2" fill="{color}"{faint}/>'
+    opacity = ' opacity="0.45"' if row.is_fold else ""
+    yield f'<rect x="{left:.1f}" y="{y + 5}" width="{width:.1f}" height="12" rx="2" fill="{color}"{opacity}/>'
     if not row.is_fold and row.end_ns - row.start_ns > 1:
         yield f'<text x="{left + width + 5:.1f}" y="{middle}" class="dim">{_length(row.end_ns - row.start_ns)}</text>'
 

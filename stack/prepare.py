@@ -44,10 +44,10 @@ def servers() -> list[str]:
     Returns:
         A line for each missing program, with the tests that are skipped without it.
     """
-    wanted = [package.name for package in programs.missing()]
-    if wanted and _may_install():
+    missing = [package.name for package in programs.missing()]
+    if missing and _may_install():
         try:
-            _apt_install(wanted)
+            _apt_install(missing)
         except CommandError as error:
             log(str(error))
     problems = [f"{package.name} (Debian's package): {', '.join(package.tests)}" for package in programs.missing()]

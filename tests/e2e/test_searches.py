@@ -69,8 +69,8 @@ FOUND = {
 """The runs that each search of the page finds."""
 
 
-class World(NamedTuple):
-    """Export the runs to Jaeger."""
+class ExportedRuns(NamedTuple):
+    """The runs in Jaeger, by name."""
 
     stack: Processes
     run_ids: Mapping[str, str]
@@ -87,7 +87,7 @@ class World(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def world(processes: Processes) -> Iterator[World]:
+def exported(processes: Processes) -> Iterator[ExportedRuns]:
     environment = {**processes.environment, "OTEL_SERVICE_NAME": SERVICE}
     module = "tests.e2e.search_workflows"
     with Run(environment, "active", module=module) as active, Run(environment, "ended", module=module) as ended:
@@ -102,10 +102,10 @@ def world(processes: Processes) -> Iterator[World]:
             processes.wait_for(run["trace_id"], partial(_has_ended, run["run_id"]))
         started = Search("run report started", {}, None)
         traces = {name: run["trace_id"] for name, run in result.items()}
-        world = World(processes, {name: run["run_id"] for name, run in result.items()}, traces)
-        until(lambda: len(world.find(started) - set(traces.values())) == 1, "Jaeger has the active run")
-        (traces["active"],) = world.find(started) - set(traces.values())
-        yield world
+        exported = ExportedRuns(processes, {name: run["run_id"] for name, run in result.items()}, traces)
+        until(lambda: len(exported.find(started) - set(traces.values())) == 1, "Jaeger has the active run")
+        (traces["active"],) = exported.find(started) - set(traces.values())
+        yield exported
 
 
 def _has_ended(run_id: str, spans: Spans) -> bool:
@@ -113,8 +113,8 @@ def _has_ended(run_id: str, spans: Spans) -> bool:
 
 
 @pytest.mark.parametrize("purpose", FOUND)
-def test_a_search_of_the_page_finds_these_runs_and_no_other_trace(world: World, purpose: str) -> None:
-    assert world.find(SEARCHES[purpose]) == world.of(FOUND[purpose])
+def test_a_search_of_the_page_finds_these_runs_and_no_other_trace(exported: ExportedRuns, purpose: str) -> None:
+    assert exported.find(SEARCHES[purpose]) == exported.of(FOUND[purpose])
 
 
 def test_the_page_has_no_search_without_a_test() -> None:
@@ -122,19 +122,19 @@ def test_the_page_has_no_search_without_a_test() -> None:
 
 
 @pytest.mark.parametrize("purpose", ITEMS)
-def test_one_item_is_found_in_the_trace_of_its_part(world: World, purpose: str) -> None:
+def test_one_item_is_found_in_the_trace_of_its_part(exported: ExportedRuns, purpose: str) -> None:
     search = SEARCHES[purpose]
     ((key, value),) = search.tags.items()
-    until(lambda: bool(world.find(search)), f"Jaeger has {purpose}")
-    (trace_id,) = world.find(search)
-    (item,) = [span for span in world.stack.jaeger.trace(trace_id) if str(span.attributes.get(key)) == value]
-    assert (item.name, item.attributes["cascade.run.id"]) == ("convert", world.run_ids["large"])
-    assert trace_id != world.traces["large"]
+    until(lambda: bool(exported.find(search)), f"Jaeger has {purpose}")
+    (trace_id,) = exported.find(search)
+    (item,) = [span for span in exported.stack.jaeger.trace(trace_id) if str(span.attributes.get(key)) == value]
+    assert (item.name, item.attributes["cascade.run.id"]) == ("convert", exported.run_ids["large"])
+    assert trace_id != exported.traces["large"]
 
 
-def test_the_tag_error_also_finds_a_successful_run_with_a_retry(world: World) -> None:
-    naive = world.find(Search(None, {"error": "true"}, None))
-    assert naive == world.of({*FOUND["failed runs"], "timed out", "retried"})
+def test_the_tag_error_also_finds_a_successful_run_with_a_retry(exported: ExportedRuns) -> None:
+    found = exported.find(Search(None, {"error": "true"}, None))
+    assert found == exported.of({*FOUND["failed runs"], "timed out", "retried"})
 
 
 def test_a_part_with_a_failed_nested_run_is_left_out_by_the_tag_of_markers(processes: Processes) -> None:
@@ -147,51 +147,51 @@ def test_a_part_with_a_failed_nested_run_is_left_out_by_the_tag_of_markers(proce
     assert processes.jaeger.find(service, tags={**failed, **SEARCHES[RUNS].tags}) == {result["trace_id"]}
 
 
-def test_a_duration_without_an_operation_or_a_tag_also_finds_parts(world: World) -> None:
+def test_a_duration_without_an_operation_or_a_tag_also_finds_parts(exported: ExportedRuns) -> None:
     least = SEARCHES["slow runs of any target"].min_duration
-    slow = world.of({"slow", "large"})
-    until(lambda: world.find(Search(None, {}, least)) > slow, "Jaeger has a long part")
+    slow = exported.of({"slow", "large"})
+    until(lambda: exported.find(Search(None, {}, least)) > slow, "Jaeger has a long part")
 
 
-def test_the_default_search_of_a_service_is_filled_by_the_parts_of_a_large_run(world: World) -> None:
+def test_the_default_search_of_a_service_is_filled_by_the_parts_of_a_large_run(exported: ExportedRuns) -> None:
     """The user chooses the service and presses "Find Traces"."""
-    shown = world.find(Search(None, {}, None))
+    shown = exported.find(Search(None, {}, None))
     assert len(shown) == PAGE_LIMIT
-    assert len(shown & set(world.traces.values())) < len(world.traces)
+    assert len(shown & set(exported.traces.values())) < len(exported.traces)
 
 
-def test_the_title_of_an_active_run_is_its_marker(world: World) -> None:
-    titles = {trace_id: title(world.stack.jaeger.page(trace_id)) for trace_id in world.find(SEARCHES[RUNS])}
+def test_the_title_of_an_active_run_is_its_marker(exported: ExportedRuns) -> None:
+    titles = {trace_id: title(exported.stack.jaeger.page(trace_id)) for trace_id in exported.find(SEARCHES[RUNS])}
     active = {trace_id for trace_id, title in titles.items() if title.endswith(" started")}
-    assert active == world.of({"active"})
+    assert active == exported.of({"active"})
     ended = ["run cleanup", *["run collect"] * len(COLLECTIONS), *["run report"] * len(REPORTS)]
     assert sorted(titles.values()) == [*ended, "run report started"]
     marker = next(
-        span for span in world.stack.jaeger.page(*active)["spans"] if span["operationName"].endswith("started")
+        span for span in exported.stack.jaeger.page(*active)["spans"] if span["operationName"].endswith("started")
     )
     assert "invalid parent span IDs" in marker["warnings"][0]
 
 
 @pytest.mark.parametrize(("item", "purpose"), [("Runs", RUNS), ("Failed runs", "failed runs")])
-def test_an_item_of_the_menu_is_a_search_of_the_documentation(world: World, item: str, purpose: str) -> None:
-    query = menu(world.stack)[item]
+def test_an_item_of_the_menu_is_a_search_of_the_documentation(exported: ExportedRuns, item: str, purpose: str) -> None:
+    query = menu(exported.stack)[item]
     assert (query["service"], query["limit"]) == ("cascade", str(PAGE_LIMIT))
     assert json.loads(query["tags"]) == SEARCHES[purpose].tags
-    url = world.stack.ports.url(
-        world.stack.ports.jaeger_http, f"/api/traces?{urlencode({**query, 'service': SERVICE})}"
+    url = exported.stack.ports.url(
+        exported.stack.ports.jaeger_http, f"/api/traces?{urlencode({**query, 'service': SERVICE})}"
     )
     with urllib.request.urlopen(url, timeout=HANG) as answer:  # noqa: S310 - our own Jaeger
-        assert {trace["traceID"] for trace in json.load(answer)["data"]} == world.of(FOUND[purpose])
+        assert {trace["traceID"] for trace in json.load(answer)["data"]} == exported.of(FOUND[purpose])
 
 
-def test_ids_of_other_traces_in_tags_and_events_are_links_to_these_traces(world: World) -> None:
+def test_ids_of_other_traces_in_tags_and_events_are_links_to_these_traces(exported: ExportedRuns) -> None:
     """The page shows OpenTelemetry links to other traces without names and attributes."""
-    home = world.stack.jaeger.page(world.traces["large"])
-    events = linked(world.stack, "logs", [log["fields"] for span in home["spans"] for log in span["logs"]])
+    home = exported.stack.jaeger.page(exported.traces["large"])
+    events = linked(exported.stack, "logs", [log["fields"] for span in home["spans"] for log in span["logs"]])
     assert events
     for path in events:
-        part = world.stack.jaeger.page(path.removeprefix("/trace/"))
-        back = linked(world.stack, "tags", [span["tags"] for span in part["spans"]])
+        part = exported.stack.jaeger.page(path.removeprefix("/trace/"))
+        back = linked(exported.stack, "tags", [span["tags"] for span in part["spans"]])
         assert back == [f"/trace/{home['traceID']}"]
 
 

@@ -129,12 +129,12 @@ async def test_tasks_are_cancelled_before_they_start(recorded: RecordedEngine) -
 
 
 async def test_a_plain_function_in_a_thread_is_cancelled(recorded: RecordedEngine) -> None:
-    started, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+    started, may_finish, ended = threading.Event(), threading.Event(), threading.Event()
 
     @cs.task
     def victim() -> None:
         started.set()
-        go_on.wait(HANG)
+        may_finish.wait(HANG)
         ended.set()
 
     @cs.task
@@ -148,7 +148,7 @@ async def test_a_plain_function_in_a_thread_is_cancelled(recorded: RecordedEngin
     await cancelled(recorded, gather(victim(), killer()))
     (finished,) = recorded.of(TaskExecutionFinished, "victim")
     assert (finished.status, finished.error, ended.is_set()) == ("Cancelled", "cancelled", False)
-    go_on.set()
+    may_finish.set()
     await asyncio.to_thread(ended.wait, HANG)
 
 
@@ -271,12 +271,12 @@ async def test_a_failure_stays_the_first_error_if_the_run_is_cancelled_later(rec
 
 
 async def test_a_cancellation_together_with_a_failure_does_not_wait_for_threads(recorded: RecordedEngine) -> None:
-    started, go_on = threading.Event(), threading.Event()
+    started, may_finish = threading.Event(), threading.Event()
 
     @cs.task
     def blocks(x: int) -> None:
         started.set()
-        go_on.wait(HANG)
+        may_finish.wait(HANG)
 
     @cs.task
     async def fail() -> None:
@@ -292,16 +292,16 @@ async def test_a_cancellation_together_with_a_failure_does_not_wait_for_threads(
     with pytest.raises(LookupError, match="first"):
         await soon(run)
     assert recorded.of(RunFinished)[0].error == "LookupError: first"
-    go_on.set()
+    may_finish.set()
 
 
 async def test_a_failure_waits_for_the_threads_of_a_map(recorded: RecordedEngine) -> None:
-    started, go_on, ended = threading.Event(), threading.Event(), []
+    started, may_finish, ended = threading.Event(), threading.Event(), []
 
     @cs.task
     def blocks(x: int) -> None:
         started.set()
-        go_on.wait(HANG)
+        may_finish.wait(HANG)
         ended.append(x)
 
     @cs.task
@@ -311,7 +311,7 @@ async def test_a_failure_waits_for_the_threads_of_a_map(recorded: RecordedEngine
 
     def continue_later(event: TaskExecutionFinished) -> None:
         if event.task_name == "fail":
-            asyncio.get_running_loop().call_later(0.01, go_on.set)
+            asyncio.get_running_loop().call_later(0.01, may_finish.set)
 
     recorded.bus.subscribe(TaskExecutionFinished, continue_later)
     with pytest.raises(LookupError, match="first"):

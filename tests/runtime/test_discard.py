@@ -11,7 +11,7 @@ import cascade as cs
 from cascade.graph.build import build_graph
 from cascade.runtime.state import InMemoryStateBackend
 from tests.runtime.conftest import RecordedEngine
-from tests.runtime.test_memory import Born, Value, no_garbage_collection
+from tests.runtime.test_memory import LiveValues, Value, no_garbage_collection
 
 
 def plain(function: Callable[..., Any]) -> Any:
@@ -32,11 +32,11 @@ def coroutine(function: Callable[..., Any]) -> Any:
 
 @pytest.mark.parametrize("task", [plain, in_the_loop, coroutine])
 def test_a_chain_holds_two_values_at_a_time(task: Callable[..., Any]) -> None:
-    born, alive = Born(), list[int]()
+    live, alive = LiveValues(), list[int]()
 
     def step(_: Any) -> Value:
-        made = born.value()
-        alive.append(born.alive)
+        made = live.value()
+        alive.append(live.alive)
         return made
 
     target: Any = None
@@ -48,13 +48,13 @@ def test_a_chain_holds_two_values_at_a_time(task: Callable[..., Any]) -> None:
 
 
 def test_a_value_lives_until_its_last_consumer_has_ended() -> None:
-    born, alive = Born(), list[int]()
+    live, alive = LiveValues(), list[int]()
 
     @cs.task
     def consume(_: Any, __: Any = None) -> None:
-        alive.append(born.alive)
+        alive.append(live.alive)
 
-    value = cs.task(born.value, name="make")()
+    value = cs.task(live.value, name="make")()
     first = consume(value)
     second = consume(value, first)
     third = consume([{"nested": value}], second)
@@ -95,15 +95,15 @@ async def test_a_lazy_amount_lives_until_the_last_attempt() -> None:
 
 
 def test_the_items_of_a_list_are_freed_one_by_one() -> None:
-    born, alive = Born(), list[int]()
+    live, alive = LiveValues(), list[int]()
 
     @cs.task
     def make() -> list[Value]:
-        return [born.value() for _ in range(5)]
+        return [live.value() for _ in range(5)]
 
     @cs.task(threaded=False)
     def consume(x: Value, y: Value) -> None:
-        alive.append(born.alive)
+        alive.append(live.alive)
 
     with no_garbage_collection():
         cs.run(consume.map(x=make(), y=make()), log_level="OFF")

@@ -106,18 +106,18 @@ async def test_the_first_failure_cancels_running_tasks_and_waits_for_them(record
 
 
 async def test_a_failure_waits_for_threads_that_run(recorded: RecordedEngine) -> None:
-    running, go_on, ended = threading.Event(), threading.Event(), []
+    running, may_finish, ended = threading.Event(), threading.Event(), []
 
     @cs.task
     def slow() -> None:
         running.set()
-        go_on.wait(HANG)
+        may_finish.wait(HANG)
         ended.append(True)
 
     @cs.task
     async def fail() -> None:
         await asyncio.to_thread(running.wait, HANG)
-        asyncio.get_running_loop().call_later(0.01, go_on.set)
+        asyncio.get_running_loop().call_later(0.01, may_finish.set)
         raise ValueError("stop")
 
     with pytest.raises(ValueError, match="stop"):
@@ -143,20 +143,20 @@ async def test_cancelling_the_run_cancels_its_tasks(recorded: RecordedEngine) ->
 
 
 async def test_cancelling_does_not_wait_for_threads(recorded: RecordedEngine) -> None:
-    running, go_on = threading.Event(), threading.Event()
+    running, may_finish = threading.Event(), threading.Event()
 
     @cs.task
     def stuck() -> None:
         running.set()
-        go_on.wait(HANG)
+        may_finish.wait(HANG)
 
     run = asyncio.create_task(recorded.run(stuck()))
     await asyncio.to_thread(running.wait, HANG)
     run.cancel()
     with pytest.raises(asyncio.CancelledError):
         await soon(run)
-    assert not go_on.is_set()
-    go_on.set()
+    assert not may_finish.is_set()
+    may_finish.set()
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])

@@ -57,8 +57,8 @@ def test_a_function_names_a_call_by_its_arguments(kind: Any) -> None:
     connector = MemoryConnector()
     path = cs.task(lambda: Path("data/a.csv"), name="find")()
     assert cs.run(kind(path, mode="w"), connector=connector, log_level="OFF") == "a.csv"
-    told = [p["body"] for p in connector.payloads if p["body"].get("task_name") == kind.name]
-    assert [(body["state"], body["metadata"]["label"]) for body in told] == [
+    bodies = [p["body"] for p in connector.payloads if p["body"].get("task_name") == kind.name]
+    assert [(body["state"], body["metadata"]["label"]) for body in bodies] == [
         ("RUNNING", "a.csv"),
         ("COMPLETED", "a.csv"),
     ]
@@ -200,10 +200,10 @@ def test_one_label_for_all_attempts_and_for_the_wait_before_the_start() -> None:
         "number 2",
     ]
     assert sorted(seen) == ["number 1", "number 2"], "made once for each item"
-    told = [p["body"]["metadata"] for p in connector.payloads if p["body"].get("task_name") == "flaky"]
-    assert {one["map_index"]: one["label"] for one in told} == {0: "number 1", 1: "number 2"}
-    assert {one.get("reason") for one in told} >= {"resource", "retry"}
-    assert all("label" in one for one in told)
+    metadata = [p["body"]["metadata"] for p in connector.payloads if p["body"].get("task_name") == "flaky"]
+    assert {one["map_index"]: one["label"] for one in metadata} == {0: "number 1", 1: "number 2"}
+    assert {one.get("reason") for one in metadata} >= {"resource", "retry"}
+    assert all("label" in one for one in metadata)
 
 
 def test_a_blocked_call_has_its_label_before_the_start() -> None:
@@ -335,8 +335,8 @@ def test_the_terminal_shows_the_label_in_place_of_the_index() -> None:
     assert any("Retrying invert[x = 0] (1/1)" in line for line in lines)
     assert any("Failed invert[x = 0] after" in line for line in lines)
     assert any("Finished invert[x = 1] in" in line for line in printed(invert(1), "human"))
-    told = [json.loads(line) for line in printed(invert.map(x=[1]), "json")]
-    (data,) = [one["data"] for one in told if one["event_id"] == "task.started" and "map_index" in one["data"]]
+    records = [json.loads(line) for line in printed(invert.map(x=[1]), "json")]
+    (data,) = [one["data"] for one in records if one["event_id"] == "task.started" and "map_index" in one["data"]]
     assert data == {"task_name": "invert", "label": "x = 1", "map_index": 0}
 
 

@@ -58,14 +58,14 @@ def test_a_json_line_has_the_ids_of_the_telemetry(capsys: pytest.CaptureFixture[
     cs.run(total([flaky().with_retry(1)]), params={"p": 1}, log_format="json", connector=connector)
     spans = {(p["body"].get("task_id", ""), p["trace_id"], p["span_id"]) for p in connector.payloads}
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    told = [line for line in lines if line["event_id"] != "run.trace"]
-    assert {line["event_id"] for line in told} == {
+    in_the_run = [line for line in lines if line["event_id"] != "run.trace"]
+    assert {line["event_id"] for line in in_the_run} == {
         "run.started", "run.started_with_params", "task.started", "task.retrying", "task.finished_success",
         "run.finished_success",
     }  # fmt: skip
-    assert {line["run_id"] for line in told} == {connector.payloads[0]["run_id"]}
-    assert {(line.get("task_id", ""), line["trace_id"], line["span_id"]) for line in told} <= spans
-    assert list(told[-2]) == [
+    assert {line["run_id"] for line in in_the_run} == {connector.payloads[0]["run_id"]}
+    assert {(line.get("task_id", ""), line["trace_id"], line["span_id"]) for line in in_the_run} <= spans
+    assert list(in_the_run[-2]) == [
         "timestamp", "level", "event_id", "run_id", "task_id", "trace_id", "span_id", "data",
     ]  # fmt: skip
 

@@ -26,7 +26,7 @@ TASK = TaskContext(RUN, "t", "work", place_run(RUN), attempt=2)
 KNOWN = dict(zip(IDS, (RUN, "t", "work", TRACE, span_id(RUN, "t", 2)), strict=True))
 
 # Not a child of the root logger: pytest's own handlers fail on hostile records.
-logger = logging.Logger("tests.log_records")  # noqa: LOG001 - as said
+logger = logging.Logger("tests.log_records")  # noqa: LOG001 - see above
 
 
 class HostileError(Exception):
@@ -116,9 +116,12 @@ def test_in_a_run_both_kinds_of_tasks_are_correlated(stream: io.StringIO) -> Non
     first = cs.task(plain)()
     last = cs.task(coroutine)(first)
     cs.run(last, log_level="ERROR")
-    told = lines(stream)
-    assert [(line["message"], line["task_id"]) for line in told] == [("plain", first._uuid), ("coroutine", last._uuid)]
-    for line in told:
+    records = lines(stream)
+    assert [(line["message"], line["task_id"]) for line in records] == [
+        ("plain", first._uuid),
+        ("coroutine", last._uuid),
+    ]
+    for line in records:
         assert line["trace_id"] == line["run_id"].replace("-", "")
         assert line["span_id"] == span_id(line["run_id"], line["task_id"])
 
@@ -152,15 +155,15 @@ def test_hostile_records_make_strict_json(stream: io.StringIO) -> None:
     logger.info(HostileError())
     logger.info("\ud800\n\x00", extra={"bad": float("nan"), "worse": HostileError()})
     log_raised(HostileError(), "it has no text")
-    told = lines(stream)
-    assert [line["message"] for line in told] == [
+    records = lines(stream)
+    assert [line["message"] for line in records] == [
         "two %s %s <arguments that cannot be shown: TypeError>",
         "%s <arguments that cannot be shown: RuntimeError>",
         "<HostileError> <arguments that cannot be shown: RuntimeError>",
         "\ud800\n\x00",
         "it has no text",
     ]
-    assert told[3]["data"]["bad"] == "nan"
+    assert records[3]["data"]["bad"] == "nan"
 
 
 def test_secrets_are_masked_in_json(stream: io.StringIO) -> None:

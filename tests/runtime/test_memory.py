@@ -21,7 +21,7 @@ class Value:
     """A value whose deallocation is counted."""
 
 
-class Born:
+class LiveValues:
     """Creates values and counts the live ones."""
 
     def __init__(self) -> None:
@@ -51,158 +51,158 @@ def no_garbage_collection() -> Iterator[None]:
         gc.enable()
 
 
-def plain(born: Born) -> Any:
-    return cs.task(lambda _: born.value(), name="make")(born.value())
+def plain(live: LiveValues) -> Any:
+    return cs.task(lambda _: live.value(), name="make")(live.value())
 
 
-def in_the_loop(born: Born) -> Any:
-    return cs.task(threaded=False)(lambda _: born.value())(born.value())
+def in_the_loop(live: LiveValues) -> Any:
+    return cs.task(threaded=False)(lambda _: live.value())(live.value())
 
 
-def coroutine(born: Born) -> Any:
+def coroutine(live: LiveValues) -> Any:
     @cs.task
     async def make(_: Any) -> Value:
-        return born.value()
+        return live.value()
 
-    return make(born.value())
+    return make(live.value())
 
 
-def chain(born: Born) -> Any:
-    step = cs.task(lambda _: born.value(), name="step")
+def chain(live: LiveValues) -> Any:
+    step = cs.task(lambda _: live.value(), name="step")
     return step(step(step(None)))
 
 
-def fan_in(born: Born) -> Any:
-    make = cs.task(lambda _: born.value(), name="make")
+def fan_in(live: LiveValues) -> Any:
+    make = cs.task(lambda _: live.value(), name="make")
     join: Any = cs.task(lambda *xs, **named: (xs, named), name="join")
     return join(make(1), [make(2)], last={"x": make(3)})
 
 
-def mapped(born: Born) -> Any:
-    return cs.task(lambda x: born.value(), name="make").map(x=[born.value(), born.value()])
+def mapped(live: LiveValues) -> Any:
+    return cs.task(lambda x: live.value(), name="make").map(x=[live.value(), live.value()])
 
 
-def retried(born: Born) -> Any:
+def retried(live: LiveValues) -> Any:
     calls: list[int] = []
 
     @cs.task
     def make(_: Any) -> Value:
-        made = born.value()
+        made = live.value()
         calls.append(1)
         if len(calls) < 3:
             raise ValueError(made)
         return made
 
-    return make(born.value()).with_retry(3)
+    return make(live.value()).with_retry(3)
 
 
-def plain_failure(born: Born) -> Any:
+def plain_failure(live: LiveValues) -> Any:
     def fail(_: Any) -> None:
-        raise ValueError(born.value())
+        raise ValueError(live.value())
 
-    return cs.task(fail)(born.value())
+    return cs.task(fail)(live.value())
 
 
-def failure_in_the_loop(born: Born) -> Any:
+def failure_in_the_loop(live: LiveValues) -> Any:
     def fail(_: Any) -> None:
-        raise ValueError(born.value())
+        raise ValueError(live.value())
 
-    return cs.task(threaded=False)(fail)(born.value())
+    return cs.task(threaded=False)(fail)(live.value())
 
 
-def coroutine_failure(born: Born) -> Any:
+def coroutine_failure(live: LiveValues) -> Any:
     async def fail(_: Any) -> None:
-        raise ValueError(born.value())
+        raise ValueError(live.value())
 
-    return cs.task(fail)(born.value())
+    return cs.task(fail)(live.value())
 
 
-def late_failure(born: Born) -> Any:
+def late_failure(live: LiveValues) -> Any:
     def fail(_: Any) -> None:
-        raise ValueError(born.value())
+        raise ValueError(live.value())
 
-    return cs.task(fail)(chain(born))
+    return cs.task(fail)(chain(live))
 
 
-def mapped_failure(born: Born) -> Any:
+def mapped_failure(live: LiveValues) -> Any:
     async def fail(x: Any) -> None:
-        raise ValueError(born.value())
+        raise ValueError(live.value())
 
-    return cs.task(fail).map(x=[born.value(), born.value()])
+    return cs.task(fail).map(x=[live.value(), live.value()])
 
 
-def retried_failure(born: Born) -> Any:
+def retried_failure(live: LiveValues) -> Any:
     def fail(_: Any) -> None:
-        raise ValueError(born.value())
+        raise ValueError(live.value())
 
-    return cs.task(fail)(born.value()).with_retry(2)
+    return cs.task(fail)(live.value()).with_retry(2)
 
 
-def exit_of_a_task(born: Born) -> Any:
+def exit_of_a_task(live: LiveValues) -> Any:
     def leave() -> None:
-        raise SystemExit(born.value())
+        raise SystemExit(live.value())
 
     return cs.task(leave)()
 
 
-def cancellation_of_a_task(born: Born) -> Any:
+def cancellation_of_a_task(live: LiveValues) -> Any:
     async def cancel(_: Any) -> None:
-        raise asyncio.CancelledError(born.value())
+        raise asyncio.CancelledError(live.value())
 
-    return cs.task(cancel)(born.value())
+    return cs.task(cancel)(live.value())
 
 
-def skipped(born: Born) -> Any:
+def skipped(live: LiveValues) -> Any:
     no = cs.task(lambda: False, name="no")()
-    return cs.task(lambda _: 1, name="skip")(chain(born)).run_if(no)
+    return cs.task(lambda _: 1, name="skip")(chain(live)).run_if(no)
 
 
-def routed(born: Born) -> Any:
-    routes = {"a": chain(born), "b": chain(born)}
+def routed(live: LiveValues) -> Any:
+    routes = {"a": chain(live), "b": chain(live)}
     choose = cs.task(lambda: "a", name="choose")()
     return cs.task(lambda x: x, name="take")(cs.Router(choose, routes))
 
 
-def resources(born: Born) -> Any:
+def resources(live: LiveValues) -> Any:
     @cs.resource
     def plain_one() -> Iterator[Value]:
-        yield born.value()
+        yield live.value()
 
     @cs.resource
     async def coroutine_one() -> AsyncIterator[Value]:
-        yield born.value()
+        yield live.value()
 
     return cs.task(lambda a=cs.inject(plain_one), b=cs.inject(coroutine_one): (a, b), name="use")()
 
 
-def failed_setup(born: Born) -> Any:
+def failed_setup(live: LiveValues) -> Any:
     @cs.resource
     def broken() -> Iterator[Value]:
-        raise ValueError(born.value())
-        yield born.value()
+        raise ValueError(live.value())
+        yield live.value()
 
     return cs.task(lambda a=cs.inject(broken): a, name="use")()
 
 
-def failed_teardowns(born: Born) -> Any:
+def failed_teardowns(live: LiveValues) -> Any:
     @cs.resource
     def plain_one() -> Iterator[Value]:
-        yield born.value()
-        raise ValueError(born.value())
+        yield live.value()
+        raise ValueError(live.value())
 
     @cs.resource
     async def coroutine_one() -> AsyncIterator[Value]:
-        yield born.value()
-        raise KeyError(born.value())
+        yield live.value()
+        raise KeyError(live.value())
 
     return cs.task(lambda a=cs.inject(plain_one), b=cs.inject(coroutine_one): (a, b), name="use")()
 
 
-def nested(born: Born) -> Any:
+def nested(live: LiveValues) -> Any:
     async def run(_: Any) -> Any:
-        return await run_nested(chain(born))
+        return await run_nested(chain(live))
 
-    return cs.task(run)(born.value())
+    return cs.task(run)(live.value())
 
 
 SHAPES = (
@@ -230,72 +230,72 @@ SHAPES = (
 )
 
 
-def check_that_all_is_freed(shape: Callable[[Born], Any], connector: Connector | None) -> None:
-    born = Born()
+def check_that_all_is_freed(shape: Callable[[LiveValues], Any], connector: Connector | None) -> None:
+    live = LiveValues()
     with no_garbage_collection():
         for _ in range(2):
             with suppress(Exception, SystemExit, asyncio.CancelledError):
-                cs.run(shape(born), log_level="OFF", connector=connector)
-        assert born.count >= 2
-        assert born.alive == 0
+                cs.run(shape(live), log_level="OFF", connector=connector)
+        assert live.count >= 2
+        assert live.alive == 0
 
 
 @pytest.mark.parametrize("connector", [None, MemoryConnector], ids=["no connector", "connector"])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.__name__)
-def test_a_finished_run_frees_its_values(shape: Callable[[Born], Any], connector: Any) -> None:
+def test_a_finished_run_frees_its_values(shape: Callable[[LiveValues], Any], connector: Any) -> None:
     check_that_all_is_freed(shape, connector() if connector else None)
 
 
 async def test_a_cancelled_run_frees_its_values() -> None:
-    born, started = Born(), asyncio.Event()
+    live, started = LiveValues(), asyncio.Event()
 
     @cs.task
     async def wait(_: Any) -> None:
-        _held = born.value()
+        _held = live.value()
         started.set()
         await asyncio.Event().wait()
 
     with no_garbage_collection():
-        run = asyncio.create_task(cs.run_async(wait(chain(born)), log_level="OFF"))
+        run = asyncio.create_task(cs.run_async(wait(chain(live)), log_level="OFF"))
         await started.wait()
-        assert born.alive == 2  # the argument and the value in the frame
+        assert live.alive == 2  # the argument and the value in the frame
         run.cancel()
         with suppress(asyncio.CancelledError):
             await run
         del run
-        assert born.alive == 0
+        assert live.alive == 0
 
 
 async def test_a_function_that_outlives_its_cancelled_run_frees_its_values_at_its_end() -> None:
-    born, started, goes_on, gone = Born(), threading.Event(), threading.Event(), threading.Event()
+    live, started, may_finish, gone = LiveValues(), threading.Event(), threading.Event(), threading.Event()
 
     @cs.task
     def wait(value: Any) -> Value:
         weakref.finalize(value, gone.set)
         started.set()
-        goes_on.wait(HANG)
-        return born.value()
+        may_finish.wait(HANG)
+        return live.value()
 
     with no_garbage_collection():
-        run = asyncio.create_task(cs.run_async(wait(born.value()), log_level="OFF"))
+        run = asyncio.create_task(cs.run_async(wait(live.value()), log_level="OFF"))
         await asyncio.to_thread(started.wait, HANG)
         run.cancel()
         with suppress(asyncio.CancelledError):
             await run
         del run
-        assert born.alive == 1
-        goes_on.set()
+        assert live.alive == 1
+        may_finish.set()
         assert await asyncio.to_thread(gone.wait, HANG)
 
 
 def test_a_function_that_fails_after_the_end_of_the_event_loop_frees_its_values() -> None:
-    started, goes_on, gone = threading.Event(), threading.Event(), threading.Event()
+    started, may_finish, gone = threading.Event(), threading.Event(), threading.Event()
 
     @cs.task
     def fail(value: Value) -> None:
         weakref.finalize(value, gone.set)
         started.set()
-        goes_on.wait(HANG)
+        may_finish.wait(HANG)
         raise ValueError("late")
 
     async def cancelled() -> None:
@@ -307,12 +307,12 @@ def test_a_function_that_fails_after_the_end_of_the_event_loop_frees_its_values(
 
     with no_garbage_collection():
         asyncio.run(cancelled())
-        goes_on.set()
+        may_finish.set()
         assert gone.wait(HANG)
 
 
 def test_a_stored_exception_keeps_no_results_alive() -> None:
-    born = Born()
+    live = LiveValues()
 
     @cs.task
     def fail(_: Any) -> None:
@@ -320,24 +320,24 @@ def test_a_stored_exception_keeps_no_results_alive() -> None:
 
     with no_garbage_collection():
         with pytest.raises(ValueError, match="no") as raised:
-            cs.run(fail(cs.task(lambda _: 1, name="last")(chain(born))), log_level="OFF")
-        assert born.count == 3
-        assert born.alive == 0
+            cs.run(fail(cs.task(lambda _: 1, name="last")(chain(live))), log_level="OFF")
+        assert live.count == 3
+        assert live.alive == 0
         del raised
 
 
 async def test_a_background_task_of_a_task_keeps_no_values_alive() -> None:
     """The context of the background task was copied inside the task."""
-    born, background, stop = Born(), set[asyncio.Task[bool]](), asyncio.Event()
+    live, background, stop = LiveValues(), set[asyncio.Task[bool]](), asyncio.Event()
 
     @cs.task
     async def start(_: Any) -> Value:
         background.add(asyncio.create_task(stop.wait()))
-        return born.value()
+        return live.value()
 
     with no_garbage_collection():
-        await cs.run_async(start(chain(born)), log_level="OFF")
+        await cs.run_async(start(chain(live)), log_level="OFF")
         assert len(background) == 1
-        assert (born.count, born.alive) == (4, 0)
+        assert (live.count, live.alive) == (4, 0)
     stop.set()
     await asyncio.wait(background)

@@ -81,13 +81,13 @@ async def test_a_failed_publish_is_counted_and_does_not_affect_the_next() -> Non
 
 @pytest.mark.parametrize("error", [GeneratorExit("odd"), BaseException("odd"), asyncio.CancelledError("odd")], ids=repr)
 async def test_an_error_that_is_no_exception_does_not_stop_the_queue(error: BaseException) -> None:
-    class Odd(MemoryConnector):
+    class Raising(MemoryConnector):
         async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:
             if payload["n"] != 1:
                 raise error
             await super().publish(topic, payload, qos)
 
-    connector = Odd()
+    connector = Raising()
     queue = PublishQueue(connector)
     for number in range(3):
         queue.put(message(number))
@@ -134,7 +134,7 @@ async def test_a_drain_neither_waits_for_nor_drops_later_messages() -> None:
     queue.put(message(0))
     await soon(queue.drain(NEVER))
     assert numbers(connector)[0] == 0
-    connector.is_talking = False
+    connector.is_publishing = False
     await queue.drain(HANG)
     assert queue.lost == 0
     assert numbers(connector) == list(range(len(connector.payloads)))
@@ -144,12 +144,12 @@ class Endless(MemoryConnector):
     """Puts a further message whenever a message is published."""
 
     queue: PublishQueue
-    is_talking = True
+    is_publishing = True
 
     async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:
         await super().publish(topic, payload, qos)
         await asyncio.sleep(0)
-        if self.is_talking:
+        if self.is_publishing:
             self.queue.put(message(payload["n"] + 1))
 
 

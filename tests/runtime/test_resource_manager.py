@@ -135,11 +135,11 @@ async def test_a_request_above_the_override_waits_but_one_above_the_capacity_fai
     manager.override("cpu", 5)
     await waiting
     await manager.acquire({"cpu": 3})
-    stranded = asyncio.create_task(manager.acquire({"cpu": 3}))
+    too_large = asyncio.create_task(manager.acquire({"cpu": 3}))
     await asyncio.sleep(0)
     manager.override("cpu", None)
     with pytest.raises(ValueError, match="'cpu': 3 exceeds total system capacity of 2"):
-        await stranded
+        await too_large
 
 
 async def test_an_unlimited_resource_can_be_overridden_and_its_usage_counts() -> None:

@@ -43,7 +43,7 @@ def query(sql: str, db: str = cs.inject("database")) -> str:
     return f"{sql} in {db}"
 
 
-def equipped(**options: Any) -> RecordedEngine:
+def engine_with_resources(**options: Any) -> RecordedEngine:
     recorded = RecordedEngine(**options)
     recorded.engine.register(config)
     recorded.engine.register(database)
@@ -51,7 +51,7 @@ def equipped(**options: Any) -> RecordedEngine:
 
 
 async def test_resources_are_set_up_in_order_and_torn_down_in_reverse() -> None:
-    recorded = equipped()
+    recorded = engine_with_resources()
     assert await recorded.run(query("q")) == "q in db of cfg"
     assert log == ["config up", "database up", "query", "database down", "config down"]
     assert [e.resource_name for e in recorded.of(ResourceAcquired)] == ["config", "database"]
@@ -59,8 +59,8 @@ async def test_resources_are_set_up_in_order_and_torn_down_in_reverse() -> None:
 
 
 async def test_literal_injects_and_maps_get_resources() -> None:
-    assert await equipped().run(query("q", cs.inject("config"))) == "q in cfg"
-    assert await equipped().run(query.map(sql=["a", "b"])) == ["a in db of cfg", "b in db of cfg"]
+    assert await engine_with_resources().run(query("q", cs.inject("config"))) == "q in cfg"
+    assert await engine_with_resources().run(query.map(sql=["a", "b"])) == ["a in db of cfg", "b in db of cfg"]
 
 
 async def test_a_definition_needs_no_registration() -> None:
@@ -82,7 +82,7 @@ async def test_a_teardown_runs_after_success_failure_and_cancellation(how: str) 
             raise ValueError("no")
         await asyncio.Event().wait()
 
-    run = asyncio.create_task(equipped().run(use()))
+    run = asyncio.create_task(engine_with_resources().run(use()))
     await running.wait()
     if how == "cancel":
         run.cancel()
@@ -104,7 +104,7 @@ async def test_a_failed_setup_tears_down_the_earlier_resources() -> None:
         raise OSError("no disk")
         yield ""
 
-    recorded = equipped()
+    recorded = engine_with_resources()
     recorded.engine.register(broken)
     with pytest.raises(OSError, match="no disk"):
         await recorded.run(cs.task(lambda b=cs.inject("broken"): b, name="use")())
@@ -127,7 +127,7 @@ async def test_a_circle_of_resources_is_named(recorded: RecordedEngine) -> None:
 
 
 async def test_overrides_hold_for_the_block() -> None:
-    recorded = equipped()
+    recorded = engine_with_resources()
 
     def other() -> Iterator[str]:
         yield "other"

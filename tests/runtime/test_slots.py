@@ -296,12 +296,12 @@ class Remote:
 
 @pytest.mark.parametrize("shape", [fan_out, mapped])
 async def test_the_number_of_slots_of_an_executor_may_change(shape: Callable[..., Any]) -> None:
-    executor, began, go_on = Remote(AdjustableSlots(2)), [], asyncio.Event()
+    executor, began, may_finish = Remote(AdjustableSlots(2)), [], asyncio.Event()
     controlled = ControlledEngine(executor=executor)
 
     async def work(i: int) -> int:
         began.append(i)
-        await go_on.wait()
+        await may_finish.wait()
         return i
 
     run = controlled.start(shape(cs.task(work), 9))
@@ -311,7 +311,7 @@ async def test_the_number_of_slots_of_an_executor_may_change(shape: Callable[...
     if shape is fan_out:
         await controlled.wait_for(TaskExecutionStarted, 4)
     executor.own_slots.resize(3)
-    go_on.set()
+    may_finish.set()
     assert await soon(run) == list(range(9))
     assert executor.most <= 4
     assert executor.own_slots.used == 0

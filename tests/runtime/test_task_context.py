@@ -58,13 +58,13 @@ def caller() -> Iterator[None]:
     tenant.reset(token)
 
 
-def _spoil(*_: Any) -> str:
+def _change_context(*_: Any) -> str:
     tenant.set("leaked")
     decimal.getcontext().prec = 3
     return "chosen"
 
 
-def _see(*_: Any) -> tuple[str, int]:
+def _read_context(*_: Any) -> tuple[str, int]:
     return tenant.get(), decimal.getcontext().prec
 
 
@@ -73,20 +73,20 @@ CLEAN = ("caller", 28)
 
 @pytest.mark.usefixtures("caller")
 async def test_a_successor_sees_the_callers_context(recorded: RecordedEngine, shape: Any, other_shape: Any) -> None:
-    spoil, see = shape(_spoil, "spoil"), other_shape(_see, "see")
+    change, read = shape(_change_context, "change"), other_shape(_read_context, "read")
 
-    assert await recorded.run(see(see(spoil()), spoil())) == CLEAN
+    assert await recorded.run(read(read(change()), change())) == CLEAN
 
 
 @pytest.mark.usefixtures("caller")
 async def test_a_routed_branch_and_a_conditional_task_see_the_callers_context(
     recorded: RecordedEngine, shape: Any, other_shape: Any
 ) -> None:
-    spoil, see = shape(_spoil, "spoil"), other_shape(_see, "see")
+    change, read = shape(_change_context, "change"), other_shape(_read_context, "read")
     same = cs.task(lambda x: x, name="same")
 
-    assert await recorded.run(same(cs.Router(spoil(), {"chosen": see()}))) == CLEAN
-    assert await recorded.run(see().run_if(spoil())) == CLEAN
+    assert await recorded.run(same(cs.Router(change(), {"chosen": read()}))) == CLEAN
+    assert await recorded.run(read().run_if(change())) == CLEAN
 
 
 @pytest.mark.usefixtures("caller")
@@ -97,8 +97,8 @@ async def test_map_items_beyond_the_window_and_those_that_wait_for_a_resource(
     recorded = make_recorded(system_resources={"slot": 1})
 
     def item(i: int) -> Any:
-        seen = _see()
-        _spoil()
+        seen = _read_context()
+        _change_context()
         return i, seen
 
     task, want = shape(item, "item"), [(i, CLEAN) for i in range(8)]
@@ -111,8 +111,8 @@ async def test_each_attempt_sees_the_callers_context(recorded: RecordedEngine, s
     seen: list[Any] = []
 
     def flaky(**_: Any) -> None:
-        seen.append(_see())
-        _spoil()
+        seen.append(_read_context())
+        _change_context()
         if len(seen) % 3:
             raise OSError
 
@@ -130,8 +130,8 @@ async def test_a_task_blocked_by_a_limit_sees_the_callers_context() -> None:
 
     @cs.task
     async def item(_: int) -> Any:
-        seen = _see()
-        _spoil()
+        seen = _read_context()
+        _change_context()
         return seen
 
     assert await cs.run_async(item.map(_=list(range(5))), connector=connector, log_level="ERROR") == [CLEAN] * 5
@@ -225,20 +225,20 @@ async def test_a_second_attempt_is_cancelled_and_timed_out_like_the_first(record
 async def test_a_nested_run_starts_with_the_context_of_the_task_that_calls_it(
     recorded: RecordedEngine, shape: Any
 ) -> None:
-    see = shape(tenant.get, "see")
+    read = shape(tenant.get, "read")
 
     @cs.task
     async def outer() -> Any:
         tenant.set("outer")
-        return await run_nested(see())
+        return await run_nested(read())
 
     @cs.task
     def in_thread() -> Any:
         tenant.set("thread")
-        return cs.run(see(), log_level="ERROR")
+        return cs.run(read(), log_level="ERROR")
 
     same = cs.task(lambda *seen: seen, name="same")
-    assert await recorded.run(same(outer(), in_thread(), see())) == ("outer", "thread", "none")
+    assert await recorded.run(same(outer(), in_thread(), read())) == ("outer", "thread", "none")
     assert copy_context().get(tenant) is None
 
 

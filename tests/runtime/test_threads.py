@@ -63,7 +63,7 @@ def _late(body: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("body", "want"),
+    ("body", "expected"),
     [
         ("late = lambda: cs.run(double.map(x=[1, 2, 3]), log_level='ERROR')", "value [2, 4, 6]\n"),
         ("late = lambda: cs.run(total(*[double(i) for i in range(2500)]), log_level='ERROR')", "value 6247500\n"),
@@ -86,9 +86,9 @@ def _late(body: str) -> str:
     ],
     ids=["map", "large graph", "resource", "nested", "not the first run"],
 )
-def test_a_run_works_in_a_thread_that_outlives_the_main_thread(body: str, want: str) -> None:
+def test_a_run_works_in_a_thread_that_outlives_the_main_thread(body: str, expected: str) -> None:
     got = _late(body)
-    assert got == want or (NO_THREADS_LATE and REFUSAL in got)
+    assert got == expected or (NO_THREADS_LATE and REFUSAL in got)
 
 
 def test_a_run_ends_although_the_main_thread_has_ended_meanwhile() -> None:

@@ -83,9 +83,9 @@ def test_inject_takes_a_name_or_a_definition() -> None:
     assert cs.inject("db") == cs.inject(database)
 
 
-@pytest.mark.parametrize("wanted", [None, plain, cs.task(plain), cs.task(plain)(1), lambda: 1])
-def test_only_a_resource_or_its_name_is_injected(wanted: Any) -> None:
+@pytest.mark.parametrize("value", [None, plain, cs.task(plain), cs.task(plain)(1), lambda: 1])
+def test_only_a_resource_or_its_name_is_injected(value: Any) -> None:
     with pytest.raises(
         TypeError, match=r"inject\(\) needs a resource or its name, got .*; declare it with @cs\.resource"
     ):
-        cs.inject(wanted)
+        cs.inject(value)

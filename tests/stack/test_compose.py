@@ -20,7 +20,7 @@ Load = Callable[..., dict[str, Any]]
 FILE = ROOT / "docker-compose.yml"
 DEFAULT = {"collector", "collector-health", "jaeger", "mosquitto", "owners"}
 GRAFANA = {"grafana", "prometheus", "tempo", "tempo-health"}
-HAS_A_NEIGHBOUR = {"collector": "collector-health", "tempo": "tempo-health"}
+CHECKED_BY = {"collector": "collector-health", "tempo": "tempo-health"}
 COMPOSE_GO = "github.com/compose-spec/compose-go/v2"
 
 
@@ -108,7 +108,7 @@ def test_each_service_has_a_health_check_and_restarts(compose_config: Load) -> N
         if name == "owners":
             assert service["restart"] == "no"
             continue
-        assert "healthcheck" in services[HAS_A_NEIGHBOUR.get(name, name)], name
+        assert "healthcheck" in services[CHECKED_BY.get(name, name)], name
         assert service["restart"] == "unless-stopped", name
 
 

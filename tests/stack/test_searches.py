@@ -66,12 +66,12 @@ def found(spans: Spans, query: str) -> list[ReceivedSpan]:
     """Return the spans that match the conditions in the braces of a query."""
     conditions = re.fullmatch(r"\{ (.*?) \}.*", query)
     assert conditions
-    return [span for span in spans if all(fulfils(span, one) for one in conditions[1].split(" && "))]
+    return [span for span in spans if all(matches(span, one) for one in conditions[1].split(" && "))]
 
 
-def fulfils(span: ReceivedSpan, condition: str) -> bool:
+def matches(span: ReceivedSpan, condition: str) -> bool:
     if condition.startswith("("):
-        return any(fulfils(span, one) for one in condition.strip("()").split(" || "))
+        return any(matches(span, one) for one in condition.strip("()").split(" || "))
     field, operator, value = condition.split(" ", 2)
     is_there, actual = value_of(span, field)
     match operator, value:

@@ -92,8 +92,8 @@ def test_the_counts_equal_those_of_the_last_message() -> None:
         run = record_run(target, spans=False)
         *before, last = run.payloads
         counts = {name: count for name, count in folded(before)["counts"].items() if count}
-        wanted = last["body"]["metadata"]["counts"]
-        assert counts == {name: count for name, count in wanted.items() if name not in {"retried", "held_back"}}
+        final = last["body"]["metadata"]["counts"]
+        assert counts == {name: count for name, count in final.items() if name not in {"retried", "held_back"}}
         assert folded(run.payloads)["counts"] == {"pending": 0, "running": 0, **folded(before)["counts"]}
 
 

@@ -178,11 +178,11 @@ def test_all_topics_of_a_project_with_usual_names_fit_aws() -> None:
 
 def test_a_project_whose_topics_exceed_the_limit_of_aws_is_refused_with_the_sizes() -> None:
     check_topic_limits("o" * 128, "p" * 128, MQTT_LIMITS)
-    wanted = (
+    message = (
         r"^the topic of a run's messages has 319 bytes and is longer than 256 bytes, the limit of AWS IoT Core: "
         r"shorten CASCADE_ORG_ID \(128 bytes\) or CASCADE_PROJECT_ID \(128 bytes\)$"
     )
-    with pytest.raises(ValueError, match=wanted):
+    with pytest.raises(ValueError, match=message):
         check_topic_limits("o" * 128, "p" * 128, AWS_LIMITS)
     with pytest.raises(ValueError, match="CASCADE_ORG_ID \\(128 bytes\\) or CASCADE_PROJECT_ID \\(120 bytes\\)"):
         check_topic_limits("\u00e9" * 64, "\u00e9" * 60, AWS_LIMITS)

@@ -120,7 +120,7 @@ PAUSE = {"type": "pause"}
 
 
 @pytest.mark.parametrize(
-    ("payload", "wanted"),
+    ("payload", "expected"),
     [
         (PAUSE, 1060.0),
         (PAUSE | {"expires_at": None}, 1060.0),
@@ -132,9 +132,9 @@ PAUSE = {"type": "pause"}
     ],
     ids=str,
 )
-def test_the_message_expiry_lowers_the_end_of_a_constraint(payload: dict[str, Any], wanted: float) -> None:
+def test_the_message_expiry_lowers_the_end_of_a_constraint(payload: dict[str, Any], expected: float) -> None:
     before = dict(payload)
-    assert with_expiry(payload, 60, 1000.0) == before | {"expires_at": wanted}
+    assert with_expiry(payload, 60, 1000.0) == before | {"expires_at": expected}
     assert payload == before
 
 

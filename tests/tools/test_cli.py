@@ -271,7 +271,7 @@ def test_the_text_of_an_option_is_converted_to_the_type(
 
 
 @pytest.mark.parametrize(
-    ("kind", "text", "said"),
+    ("kind", "text", "expected"),
     [
         (int, "five", "'five' is not a valid int"),
         (Decimal, "five", "'five' is not a valid Decimal"),
@@ -283,10 +283,10 @@ def test_the_text_of_an_option_is_converted_to_the_type(
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_an_invalid_text_is_a_usage_error(kind: Any, text: str, said: str, keep: Any, received: Any) -> None:
+def test_an_invalid_text_is_a_usage_error(kind: Any, text: str, expected: str, keep: Any, received: Any) -> None:
     result = invoke(keep(cs.Param("x", type=kind)), "--x", text)
     assert (result.exit_code, received) == (2, [])
-    assert said in result.stderr
+    assert expected in result.stderr
 
 
 @pytest.mark.parametrize(

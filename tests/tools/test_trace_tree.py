@@ -138,7 +138,7 @@ def _environment_of_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def shown_in_a_terminal(columns: int, **environment: str) -> list[str]:
-    """The output of the program in a terminal of that width."""
+    """Return the output of the program in a terminal of that width."""
     try:
         ours, theirs = pty.openpty()
     except OSError as error:  # a chroot without /dev/pts
@@ -147,15 +147,15 @@ def shown_in_a_terminal(columns: int, **environment: str) -> list[str]:
     environ = {**os.environ, "TERM": "xterm", **environment}
     process = subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=theirs, env=environ)
     os.close(theirs)
-    said = b""
+    output = b""
     try:
         while part := os.read(ours, 65536):
-            said += part
+            output += part
     except OSError:  # Linux's end of a terminal
         pass
     os.close(ours)
     assert process.wait(HANG) == 0
-    return said.decode().splitlines()
+    return output.decode().splitlines()
 
 
 @pytest.mark.parametrize(

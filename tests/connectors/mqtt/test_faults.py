@@ -403,7 +403,7 @@ def test_the_status_of_a_killed_worker_is_offline(shared_broker: Broker, listene
     listener.publish(topic, b"", retain=True)
 
 
-LEAVER = """
+EXITS_DURING_A_RUN = """
 import asyncio, sys
 from cascade.connectors.mqtt import MqttConnector
 from tests.lab.time_limits import raise_time_limits
@@ -425,7 +425,7 @@ def test_an_interpreter_that_exits_during_a_run_publishes_offline(
 ) -> None:
     environment = {**os.environ, "CASCADE_PROJECT_ID": project}
     topic = events_topic("local", project, "run")
-    command = [sys.executable, "-c", LEAVER, str(shared_broker.port), topic]
+    command = [sys.executable, "-c", EXITS_DURING_A_RUN, str(shared_broker.port), topic]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=HANG)
     assert (done.returncode, done.stderr) == (3, "")
     seen = listener.wait_for(lambda seen: (b"", True) in statuses(seen))

@@ -117,12 +117,12 @@ async def test_any_packet_of_the_broker_counts_as_activity(
 ) -> None:
     active, record = threading.Event(), ConnectionHealth.record_activity
 
-    def noted(health: ConnectionHealth) -> None:
+    def record_and_check(health: ConnectionHealth) -> None:
         record(health)
         assert health.silence == 0
         active.set()
 
-    monkeypatch.setattr(ConnectionHealth, "record_activity", noted)
+    monkeypatch.setattr(ConnectionHealth, "record_activity", record_and_check)
     with Proxy(broker.port) as proxy, Listener(broker.port, "nothing") as other:
         proxy.hold(received_by_client(PacketTypes.PUBACK))
         connector = MqttConnector("127.0.0.1", proxy.port, flush_timeout=0.1)

@@ -292,11 +292,11 @@ async def test_a_pause_among_thousands_of_invalid_messages_is_delivered(broker: 
 
 async def test_messages_above_the_capacity_are_dropped_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cascade.connectors.mqtt.subscriptions.CAPACITY", 1 << 20)
-    may_go_on, calls, reported = asyncio.Event(), list[str](), set[str]()
+    may_return, calls, reported = asyncio.Event(), list[str](), set[str]()
     subscriptions = Subscriptions(lambda: None, reported.add)
 
     async def blocked(topic: str, payload: dict[str, Any]) -> None:
-        await may_go_on.wait()
+        await may_return.wait()
         calls.append(topic)
 
     subscription, inbox = subscriptions.add(CONTROL, blocked)
@@ -305,7 +305,7 @@ async def test_messages_above_the_capacity_are_dropped_with_a_warning(monkeypatc
         subscriptions.wake()
     (warning,) = reported
     assert "MiB of received messages are queued" in warning
-    may_go_on.set()
+    may_return.set()
     await until(lambda: len(calls) >= 3_500)
     assert 3_500 < len(subscription.retained) < 4_500
     await until(lambda: inbox.is_idle)

@@ -41,13 +41,13 @@ def test_ids_and_durations_agree(shared_broker: Broker, listener: Listener, orde
     ended = [m for m in messages if m["body"].get("state") == "COMPLETED" or m["body"].get("event") == "ENGINE_STOPPED"]
     assert len(ended) == 6
     for message in ended:
-        _agree(message, by_id[message["trace_id"], message["span_id"]])
+        _check_same_span(message, by_id[message["trace_id"], message["span_id"]])
     (retried,) = [m["body"]["metadata"] for m in ended if len(m["body"]["metadata"].get("attempts", ())) == 2]
     trace_id = messages[0]["trace_id"]
     assert all((trace_id, attempt["span_id"]) in by_id for attempt in retried["attempts"])
 
 
-def _agree(message: dict[str, Any], span: ReceivedSpan) -> None:
+def _check_same_span(message: dict[str, Any], span: ReceivedSpan) -> None:
     body = message["body"]
     assert span.name in {body.get("task_name"), f"run {body['metadata'].get('target')}"}
     assert (span.parent_span_id or "") == message["parent_span_id"]

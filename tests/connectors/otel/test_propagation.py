@@ -313,7 +313,7 @@ def test_requests_of_a_task_have_the_tracestate_of_its_span() -> None:
     assert [found[name] for name in ("run nested", "nested", "run inner", "inner")] == ["n=0", "n=1", "n=2", "n=3"]
 
 
-class Choosy(Sampler):
+class DroppingSampler(Sampler):
     """Drops the spans of some names."""
 
     def __init__(self, *names: str) -> None:
@@ -325,11 +325,11 @@ class Choosy(Sampler):
         return SamplingResult(Decision.DROP if name in self.names else Decision.RECORD_AND_SAMPLE)
 
     def get_description(self) -> str:
-        return "Choosy"
+        return "DroppingSampler"
 
 
 def test_a_task_that_a_sampler_drops_is_not_sent_as_sampled() -> None:
-    provider, exporter = provider_with(sampler=Choosy("sent", "shell"))
+    provider, exporter = provider_with(sampler=DroppingSampler("sent", "shell"))
     connector = OtelConnector(tracer_provider=provider)
     assert cs.run(cs.task(sent)(), connector=connector, log_level="OFF")["traceparent"].endswith("-00")
     assert seen_by_a_command(connector=connector)["TRACEPARENT"].endswith("-00")

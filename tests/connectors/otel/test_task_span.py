@@ -52,7 +52,7 @@ def test_an_unused_span_has_the_ids_of_the_exported_span(collector: Collector) -
 
 def test_all_changes_to_a_span_are_exported(collector: Collector) -> None:
     beside: list[str] = []
-    spans = collector.trace_of(_noted(touched(), beside))
+    spans = collector.trace_of(_appended(touched(), beside))
     (span,) = spans.named("renamed")
     assert beside == ["renamed 1 INTERNAL"]
     assert span.attributes["mine"] == 1
@@ -63,7 +63,7 @@ def test_all_changes_to_a_span_are_exported(collector: Collector) -> None:
     assert (span.status, span.status_message) == ("ERROR", "set by the task")
 
 
-def _noted(target: Any, words: list[str]) -> Any:
+def _appended(target: Any, words: list[str]) -> Any:
     @cs.task
     async def note(word: str) -> None:
         words.append(word)

@@ -209,12 +209,12 @@ class TestHttp:
     ) -> None:
         stop = threading.Event()
 
-        def trickle(connection: socket.socket) -> None:
+        def send_single_bytes(connection: socket.socket) -> None:
             connection.sendall(head)
             while not stop.wait(0.02):
                 connection.sendall(b"X")
 
-        with servers.raw_server(trickle) as endpoint:
+        with servers.raw_server(send_single_bytes) as endpoint:
             monkeypatch.setenv("https_proxy", endpoint)
             reply = sent("https://collector.invalid" if is_proxy else endpoint, timeout=0.3)
             stop.set()
@@ -236,12 +236,12 @@ class TestHttp:
         assert reply == Reply("retry", "no answer within 0.5 s", unanswered=True)
 
     def test_no_log_records(self, caplog: pytest.LogCaptureFixture) -> None:
-        def talk(connection: socket.socket) -> None:
+        def respond(connection: socket.socket) -> None:
             connection.recv(65536)
             connection.sendall(b"HTTP/1.1 200 OK\r\nno header\r\n\r\n")
 
         caplog.set_level("DEBUG")
-        with servers.raw_server(talk) as endpoint:
+        with servers.raw_server(respond) as endpoint:
             assert sent(endpoint) == Reply("accepted")
             assert "urllib3" in caplog.text
             caplog.clear()
@@ -263,20 +263,20 @@ class TestHttp:
         ],
     )
     def test_an_invalid_or_incomplete_response(self, answer: bytes, reason: str) -> None:
-        def talk(connection: socket.socket) -> None:
+        def respond(connection: socket.socket) -> None:
             connection.recv(65536)
             connection.sendall(answer)
 
-        with servers.raw_server(talk) as endpoint:
+        with servers.raw_server(respond) as endpoint:
             assert sent(endpoint) == Reply("retry", reason, unanswered=True)
 
     @pytest.mark.parametrize("head", [b"Content-Length: 9\r\n\r\nabc", b"Transfer-Encoding: chunked\r\n\r\n9\r\nabc"])
     def test_an_error_with_an_incomplete_body_is_a_response(self, head: bytes) -> None:
-        def talk(connection: socket.socket) -> None:
+        def respond(connection: socket.socket) -> None:
             connection.recv(65536)
             connection.sendall(b"HTTP/1.1 503 Busy\r\n" + head)
 
-        with servers.raw_server(talk) as endpoint:
+        with servers.raw_server(respond) as endpoint:
             assert sent(endpoint) == Reply("retry", "503 Busy")
 
     @pytest.mark.parametrize(
@@ -286,12 +286,12 @@ class TestHttp:
     def test_an_error_whose_body_does_not_arrive_in_time_is_a_response(self, status: str, expected: Reply) -> None:
         stop = threading.Event()
 
-        def talk(connection: socket.socket) -> None:
+        def respond(connection: socket.socket) -> None:
             connection.recv(65536)
             connection.sendall(f"HTTP/1.1 {status}\r\nRetry-After: 7\r\nContent-Length: 9\r\n\r\nabc".encode())
             stop.wait(HANG)
 
-        with servers.raw_server(talk) as endpoint:
+        with servers.raw_server(respond) as endpoint:
             reply = sent(endpoint, timeout=0.5)
             stop.set()
         assert reply == expected
@@ -300,13 +300,13 @@ class TestHttp:
         responses = iter([b"HTTP/1.1 200 OK\r\nContent-Le", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"])
         ended = threading.Event()
 
-        def talk(connection: socket.socket) -> None:
+        def respond(connection: socket.socket) -> None:
             connection.recv(65536)
             connection.sendall(response := next(responses))
             if response.endswith(b"\r\n\r\n") and not connection.recv(65536):
                 ended.set()
 
-        with servers.raw_server(talk) as endpoint:
+        with servers.raw_server(respond) as endpoint:
             with transport(endpoint) as opened:
                 assert [opened.send(b"", HANG).outcome for _ in range(2)] == ["retry", "accepted"]
             assert ended.wait(HANG)
@@ -315,12 +315,12 @@ class TestHttp:
     def test_an_interim_response_is_not_the_response(self, interim: bytes) -> None:
         finals = [b"503 Busy", b"400 Bad", b"200 OK"]
 
-        def talk(connection: socket.socket) -> None:
+        def respond(connection: socket.socket) -> None:
             for final in finals:
                 connection.recv(65536)
                 connection.sendall(b"HTTP/1.1 " + interim + b"HTTP/1.1 " + final + b"\r\nContent-Length: 0\r\n\r\n")
 
-        with servers.raw_server(talk) as endpoint, transport(endpoint) as opened:
+        with servers.raw_server(respond) as endpoint, transport(endpoint) as opened:
             replies = [opened.send(b"", HANG) for _ in finals]
         assert replies == [Reply("retry", "503 Busy"), Reply("refused", "400 Bad"), Reply("accepted")]
 
@@ -349,12 +349,12 @@ class TestHttp:
             context.sslsocket_class = ssl.SSLSocket
             return wrap(context, *args, **more)
 
-        def talk(connection: socket.socket) -> None:
+        def respond(connection: socket.socket) -> None:
             answer_over_tls(connection, certificate, next(responses))
 
         responses = iter([b"HTTP/1.1 200 OK\r\nContent-Le", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"])
         monkeypatch.setattr(ssl.SSLContext, "wrap_socket", wrap_in_another_class)
-        with servers.raw_server(talk) as endpoint:
+        with servers.raw_server(respond) as endpoint:
             secure = endpoint.replace("http://127.0.0.1", "https://localhost")
             with transport(secure, certificate=str(certificate)) as opened:
                 replies = [opened.send(b"", HANG) for _ in range(3)]
@@ -362,11 +362,11 @@ class TestHttp:
         assert replies == [cut, Reply("accepted"), Reply("accepted")]
 
     def test_a_success_without_a_length_ends_with_the_connection(self) -> None:
-        def talk(connection: socket.socket) -> None:
+        def respond(connection: socket.socket) -> None:
             connection.recv(65536)
             connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
 
-        with servers.raw_server(talk) as endpoint:
+        with servers.raw_server(respond) as endpoint:
             assert sent(endpoint) == Reply("accepted")
 
     def test_an_unknown_host(self) -> None:
@@ -390,13 +390,13 @@ class TestHttp:
     def test_through_a_tunnel(self, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         connects = []
 
-        def talk(connection: socket.socket) -> None:
+        def respond(connection: socket.socket) -> None:
             connects.append(connection.recv(4096))
             connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
             answer_over_tls(connection, certificate)
 
         with (
-            servers.raw_server(talk) as proxy,
+            servers.raw_server(respond) as proxy,
             transport("https://localhost:1", certificate=str(certificate)) as direct,
         ):
             monkeypatch.setenv("https_proxy", proxy.replace("//", "//me:p%40w@"))
@@ -409,11 +409,11 @@ class TestHttp:
     def test_a_proxy_that_refuses_a_tunnel(self, monkeypatch: pytest.MonkeyPatch) -> None:
         connects = []
 
-        def talk(connection: socket.socket) -> None:
+        def respond(connection: socket.socket) -> None:
             connects.append(connection.recv(4096))
             connection.sendall(b"HTTP/1.1 403 Forbidden\r\n\r\n")
 
-        with servers.raw_server(talk) as endpoint:
+        with servers.raw_server(respond) as endpoint:
             monkeypatch.setenv("https_proxy", endpoint)
             reply = sent("https://collector.invalid")
         # A channel of an earlier test may connect, too.
@@ -442,10 +442,10 @@ class TestEither:
     def test_tls(self, protocol: str, certificate: Path) -> None:
         with servers.raw_server(lambda connection: answer_over_tls(connection, certificate)) as endpoint:
             secure = endpoint.replace("http://127.0.0.1", "https://localhost")
-            stranger = sent(secure, protocol)
+            untrusted = sent(secure, protocol)
             known = sent(secure, protocol, certificate=str(certificate))
-        assert (stranger.outcome, stranger.unanswered) == ("retry", True)
-        assert stranger.reason.startswith("certificate verify failed")
+        assert (untrusted.outcome, untrusted.unanswered) == ("retry", True)
+        assert untrusted.reason.startswith("certificate verify failed")
         # The server supports only HTTP/1.1, so that gRPC fails after TLS.
         assert known.outcome == "accepted" if protocol != "grpc" else "certificate" not in known.reason
 
@@ -499,7 +499,7 @@ class TestGrpc:
     ) -> None:
         connects = []
 
-        def talk(connection: socket.socket) -> None:
+        def respond(connection: socket.socket) -> None:
             connects.append(connection.recv(4096).partition(b"\r\n")[0])
             connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
             with socket.create_connection(("127.0.0.1", int(server.endpoint.rpartition(":")[2]))) as onwards:
@@ -508,7 +508,7 @@ class TestGrpc:
                 servers.forward(connection, onwards)
                 pipe.join()
 
-        with servers.grpc_server() as server, servers.raw_server(talk) as proxy:
+        with servers.grpc_server() as server, servers.raw_server(respond) as proxy:
             monkeypatch.setenv("http_proxy", form.format(proxy.removeprefix("http://")))
             assert sent("http://collector.invalid:4317", "grpc").outcome == "accepted"
         # A channel of an earlier test may connect, too.
@@ -567,11 +567,11 @@ class TestGrpc:
     def test_a_response_in_http1_is_a_response_if_it_is_retryable(self, status: bytes, is_unanswered: bool) -> None:
         pages = []
 
-        def talk(connection: socket.socket) -> None:
+        def respond(connection: socket.socket) -> None:
             pages.append(connection.recv(65536))
             connection.sendall(b"HTTP/1.1 " + status + b" Bad Gateway\r\nContent-Length: 6\r\n\r\n<html>")
 
-        with servers.raw_server(talk) as endpoint, transport(endpoint, "grpc") as opened:
+        with servers.raw_server(respond) as endpoint, transport(endpoint, "grpc") as opened:
             for count in (1, 2):
                 reply = opened.send(b"", HANG)
                 assert (reply.outcome, reply.unanswered) == ("retry", is_unanswered)

@@ -90,11 +90,11 @@ class OneCallback(MemoryConnector):
 
 
 async def test_a_run_that_begins_while_the_last_one_unsubscribes_has_its_own_subscription() -> None:
-    connector, goes_on = OneCallback(), asyncio.Event()
+    connector, may_finish = OneCallback(), asyncio.Event()
     controlled = ControlledEngine(connector)
     first = controlled.start(one())
     await soon(connector.unsubscribes.wait())
-    second = controlled.start(cs.task(goes_on.wait, name="wait")())
+    second = controlled.start(cs.task(may_finish.wait, name="wait")())
     for _ in range(50):  # turns of the loop in which the second run could subscribe too early
         await asyncio.sleep(0)
     assert connector.connections == 2
@@ -103,7 +103,7 @@ async def test_a_run_that_begins_while_the_last_one_unsubscribes_has_its_own_sub
     await soon(controlled.wait_for(TaskExecutionStarted, 2))
     await controlled.constrain("global", "concurrency", {"limit": 3})
     assert controlled.decisions == [("APPLIED", "global", "concurrency")]
-    goes_on.set()
+    may_finish.set()
     assert await soon(second)
 
 
@@ -146,11 +146,11 @@ async def test_secrets_in_an_id_or_a_scope_are_masked() -> None:
 
 
 async def test_a_secret_in_the_type_of_a_refused_message_is_masked() -> None:
-    controlled, goes_on = ControlledEngine(), asyncio.Event()
-    run = controlled.start(cs.task(goes_on.wait, name="waiting")())
+    controlled, may_finish = ControlledEngine(), asyncio.Event()
+    run = controlled.start(cs.task(may_finish.wait, name="waiting")())
     await controlled.wait_for(TaskExecutionStarted)
     await controlled.send("global", "token=hunter2X9", b'{"type": "pause"}')
-    goes_on.set()
+    may_finish.set()
     await soon(run)
     (refused,) = controlled.bodies("ControlEvent")
     assert (refused["action"], refused["constraint_type"]) == ("REFUSED", "token=***")
@@ -158,17 +158,17 @@ async def test_a_secret_in_the_type_of_a_refused_message_is_masked() -> None:
 
 
 async def test_running_tasks_finish_and_later_tasks_wait_after_a_pause() -> None:
-    controlled, goes_on = ControlledEngine(), asyncio.Event()
+    controlled, may_finish = ControlledEngine(), asyncio.Event()
 
     @cs.task
     async def first() -> int:
-        await goes_on.wait()
+        await may_finish.wait()
         return 1
 
     run = controlled.start(double(first()))
     await controlled.wait_for(TaskExecutionStarted)
     await controlled.constrain(f"run/{await controlled.run_id()}", "pause")
-    goes_on.set()
+    may_finish.set()
     await controlled.wait_for(TaskBlocked)
     assert (controlled.started, controlled.reasons) == (["first"], [("double", "paused")])
     await controlled.clear(f"run/{await controlled.run_id()}", "pause")
@@ -258,24 +258,24 @@ async def test_an_expired_constraint_has_no_effect_and_is_published() -> None:
     await controlled.constrain("global", "pause", expires_at=1)
     assert await soon(controlled.start(one())) == 1
     assert controlled.decisions == []
-    controlled, goes_on = ControlledEngine(), asyncio.Event()
-    run = controlled.start(cs.task(goes_on.wait, name="wait")())
+    controlled, may_finish = ControlledEngine(), asyncio.Event()
+    run = controlled.start(cs.task(may_finish.wait, name="wait")())
     await controlled.wait_for(TaskExecutionStarted)
     await controlled.constrain("global", "pause")
     await controlled.constrain("global", "pause", expires_at=1)
-    goes_on.set()
+    may_finish.set()
     await soon(run)
     assert controlled.decisions == [("APPLIED", "global", "pause"), ("EXPIRED", "global", "pause")]
 
 
 async def test_a_repeated_constraint_is_not_published_again_and_a_changed_one_is() -> None:
-    controlled, goes_on = ControlledEngine(), asyncio.Event()
-    run = controlled.start(cs.task(goes_on.wait, name="wait")())
+    controlled, may_finish = ControlledEngine(), asyncio.Event()
+    run = controlled.start(cs.task(may_finish.wait, name="wait")())
     await controlled.wait_for(TaskExecutionStarted)
     for limit in (4, 4, 5):
         await controlled.constrain("global", "concurrency", {"limit": limit})
     await controlled.clear("global", "pause")
-    goes_on.set()
+    may_finish.set()
     await soon(run)
     assert [one.params for one in controlled.events_of(ControlDecision)] == [{"limit": 4}, {"limit": 5}]
 
@@ -408,12 +408,12 @@ async def test_a_nested_run_that_outlives_its_task_does_not_change_the_count() -
 
 
 async def test_a_pause_of_a_run_applies_to_its_nested_runs() -> None:
-    controlled, inside, goes_on = ControlledEngine(), asyncio.Event(), asyncio.Event()
+    controlled, inside, may_finish = ControlledEngine(), asyncio.Event(), asyncio.Event()
 
     @cs.task
     async def first() -> int:
         inside.set()
-        await goes_on.wait()
+        await may_finish.wait()
         return 1
 
     @cs.task
@@ -423,7 +423,7 @@ async def test_a_pause_of_a_run_applies_to_its_nested_runs() -> None:
     run = controlled.start(outer())
     await soon(inside.wait())
     await controlled.constrain(f"run/{await controlled.run_id()}", "pause")
-    goes_on.set()
+    may_finish.set()
     await controlled.wait_for(TaskBlocked)
     assert controlled.reasons == [("double", "paused")]
     assert len({decision.run_id for decision in controlled.events_of(ControlDecision)}) == 2
@@ -490,24 +490,24 @@ async def test_a_task_that_needs_more_than_the_capacity_waits() -> None:
 
 
 async def test_the_smallest_capacity_applies_and_that_of_a_run_ends_with_the_run() -> None:
-    controlled, goes_on = ControlledEngine(system_resources={"gpu": 4}), asyncio.Event()
-    run = controlled.start(cs.task(goes_on.wait, name="wait")())
+    controlled, may_finish = ControlledEngine(system_resources={"gpu": 4}), asyncio.Event()
+    run = controlled.start(cs.task(may_finish.wait, name="wait")())
     await controlled.wait_for(TaskExecutionStarted)
     await controlled.constrain("global", "resource", {"name": "gpu", "capacity": 3})
     await controlled.constrain(f"run/{await controlled.run_id()}", "resource", {"name": "gpu", "capacity": 2})
     other = controlled.start(one().with_constraints(gpu=3))
     await controlled.wait_for(TaskBlocked)
-    goes_on.set()
+    may_finish.set()
     await soon(run)
     assert await soon(other) == 1
 
 
 async def test_a_blocked_task_holds_neither_a_permit_nor_a_resource() -> None:
-    controlled, goes_on = ControlledEngine(system_resources={"gpu": 1}), asyncio.Event()
+    controlled, may_finish = ControlledEngine(system_resources={"gpu": 1}), asyncio.Event()
 
     @cs.task
     async def hold() -> None:
-        await goes_on.wait()
+        await may_finish.wait()
 
     await controlled.constrain("task/limited", "concurrency", {"limit": 1})
     holding = controlled.start(hold().with_constraints(gpu=1))
@@ -517,7 +517,7 @@ async def test_a_blocked_task_holds_neither_a_permit_nor_a_resource() -> None:
     await controlled.wait_for(TaskBlocked)
     assert await soon(controlled.start(limited())) == 1, "a task that waits for the gpu holds no permit"
     await controlled.constrain("task/limited", "pause")
-    goes_on.set()
+    may_finish.set()
     await soon(holding)
     assert await soon(controlled.start(one().with_constraints(gpu=1))) == 1, "a paused task holds no gpu"
     await controlled.clear("task/limited", "pause")
@@ -561,14 +561,14 @@ def unpublished(decisions: list[ControlDecision]) -> int:
 
 @pytest.mark.usefixtures("without_refill")
 async def test_the_number_of_published_refusals_is_limited() -> None:
-    controlled, goes_on = ControlledEngine(), asyncio.Event()
-    run = controlled.start(cs.task(goes_on.wait, name="wait")())
+    controlled, may_finish = ControlledEngine(), asyncio.Event()
+    run = controlled.start(cs.task(may_finish.wait, name="wait")())
     await controlled.wait_for(TaskExecutionStarted)
     for number in range(3_000):
         await controlled.send("global", f"kind-{number}", b"{")
     for number in range(2 * MAX_PATTERNS):
         await controlled.constrain(f"task/t{number}*", "concurrency", {"limit": 1})
-    goes_on.set()
+    may_finish.set()
     await soon(run)
     actions = [action for action, _, _ in controlled.decisions]
     assert actions.count("APPLIED") == MAX_PATTERNS
@@ -578,12 +578,12 @@ async def test_the_number_of_published_refusals_is_limited() -> None:
 
 @pytest.mark.usefixtures("without_refill")
 async def test_the_last_of_many_changes_is_published() -> None:
-    controlled, goes_on = ControlledEngine(), asyncio.Event()
-    run = controlled.start(cs.task(goes_on.wait, name="wait")())
+    controlled, may_finish = ControlledEngine(), asyncio.Event()
+    run = controlled.start(cs.task(may_finish.wait, name="wait")())
     await controlled.wait_for(TaskExecutionStarted)
     for limit in range(1, 1_001):
         await controlled.constrain("global", "concurrency", {"limit": limit})
-    goes_on.set()
+    may_finish.set()
     await soon(run)
     decisions = controlled.events_of(ControlDecision)
     assert len(decisions) == AT_ONCE + 1
@@ -593,13 +593,13 @@ async def test_the_last_of_many_changes_is_published() -> None:
 
 async def test_pending_decisions_are_published_during_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cascade.runtime.control.notifier.AT_ONCE", 1)
-    controlled, goes_on = ControlledEngine(), asyncio.Event()
-    run = controlled.start(cs.task(goes_on.wait, name="wait")())
+    controlled, may_finish = ControlledEngine(), asyncio.Event()
+    run = controlled.start(cs.task(may_finish.wait, name="wait")())
     await controlled.wait_for(TaskExecutionStarted)
     for scope in ("global", "task/a", "task/b"):
         await controlled.constrain(scope, "pause")
     assert (await soon(controlled.wait_for(ControlDecision, 3))).scope == "task/b"
-    goes_on.set()
+    may_finish.set()
     await soon(run)
 
 
@@ -713,13 +713,13 @@ async def test_constraints_of_another_project_are_ignored(monkeypatch: pytest.Mo
 
 
 async def test_a_constraint_that_is_not_retained_ends_with_the_last_run() -> None:
-    controlled, goes_on = ControlledEngine(), asyncio.Event()
+    controlled, may_finish = ControlledEngine(), asyncio.Event()
     await controlled.constrain("global", "pause", retain=False)  # no run is in progress
-    run = controlled.start(double(cs.task(goes_on.wait, name="wait")()))
+    run = controlled.start(double(cs.task(may_finish.wait, name="wait")()))
     await controlled.wait_for(TaskExecutionStarted)
     assert controlled.decisions == []
     await controlled.constrain("global", "pause", retain=False)
-    goes_on.set()
+    may_finish.set()
     assert (await controlled.wait_for(TaskBlocked)).task_name == "double"
     run.cancel()
     await soon(asyncio.wait({run}))

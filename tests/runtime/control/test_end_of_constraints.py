@@ -145,14 +145,14 @@ async def test_an_extended_rate_gives_no_new_tokens() -> None:
 async def test_an_empty_message_clears_a_constraint(
     scope: str, kind: str, params: dict[str, Any], *, retained: bool, retained_clear: bool
 ) -> None:
-    controlled, goes_on = ControlledEngine(system_resources={"gpu": 2}), asyncio.Event()
+    controlled, may_finish = ControlledEngine(system_resources={"gpu": 2}), asyncio.Event()
 
     async def held(x: int) -> int:
-        await goes_on.wait()
+        await may_finish.wait()
         return x
 
     work = cs.task(held, name="held")
-    first = cs.task(goes_on.wait, name="first")
+    first = cs.task(may_finish.wait, name="first")
     run = controlled.start(cs.task(list, name="all")([first(), *(work(x).with_constraints(gpu=1) for x in range(3))]))
     await controlled.wait_for(TaskExecutionStarted)
     where = scope.format(run_id=await controlled.run_id())
@@ -161,7 +161,7 @@ async def test_an_empty_message_clears_a_constraint(
     if not scope.startswith("run"):
         await controlled.wait_for(TaskBlocked)
     await controlled.send(where, kind, b"", retain=retained_clear)
-    goes_on.set()
+    may_finish.set()
     assert await soon(run) == [True, 0, 1, 2]
     assert await soon(late) == [0, 1]
     assert [action for action, _, constraint_type in controlled.decisions if constraint_type == kind][-1] == "CLEARED"

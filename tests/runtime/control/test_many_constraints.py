@@ -50,12 +50,12 @@ def more_than_listed(controlled: ControlledEngine) -> int:
 
 
 async def _run_without_constraints(controlled: ControlledEngine, count_added: Callable[[], int]) -> None:
-    goes_on = asyncio.Event()
-    run = controlled.start(cs.task(goes_on.wait, name="wait")())
+    may_finish = asyncio.Event()
+    run = controlled.start(cs.task(may_finish.wait, name="wait")())
     await controlled.wait_for(TaskExecutionStarted)
     assert count_added() <= 0
     assert controlled.decisions == []
-    goes_on.set()
+    may_finish.set()
     await soon(run)
 
 
@@ -91,8 +91,8 @@ async def test_a_constraint_for_the_run_applies_among_many_others(scope: str, po
 
 
 async def test_a_nested_run_publishes_no_constraints_for_other_tasks() -> None:
-    controlled, goes_on = ControlledEngine(), asyncio.Event()
-    inner = cs.task(goes_on.wait, name="inner")
+    controlled, may_finish = ControlledEngine(), asyncio.Event()
+    inner = cs.task(may_finish.wait, name="inner")
 
     @cs.task
     async def outer() -> Any:
@@ -108,12 +108,12 @@ async def test_a_nested_run_publishes_no_constraints_for_other_tasks() -> None:
     listed = [(one.run_id, one.scope) for one in controlled.events_of(ControlDecision)]
     assert [run_id for run_id, _ in listed[: controller.MAX_LISTED]] == [outer_run] * controller.MAX_LISTED
     assert listed[controller.MAX_LISTED :] == [(inner_run, "global"), (inner_run, "task/inner")]
-    goes_on.set()
+    may_finish.set()
     assert await soon(run)
 
 
 async def test_the_beginning_of_a_run_does_not_read_all_constraints() -> None:
-    controlled, goes_on, calls = ControlledEngine(), asyncio.Event(), 0
+    controlled, may_finish, calls = ControlledEngine(), asyncio.Event(), 0
 
     def count(frame: FrameType, event: str, _: Any) -> None:
         nonlocal calls
@@ -122,7 +122,7 @@ async def test_the_beginning_of_a_run_does_not_read_all_constraints() -> None:
     for number in range(MANY):
         await controlled.constrain(f"task/t{number}", "pause")
     await controlled.constrain("task/mine", "concurrency", {"limit": 1})
-    first = controlled.start(cs.task(goes_on.wait, name="wait")())
+    first = controlled.start(cs.task(may_finish.wait, name="wait")())
     await controlled.wait_for(TaskExecutionStarted)
     controlled.events.clear()
     sys.setprofile(count)
@@ -132,17 +132,17 @@ async def test_the_beginning_of_a_run_does_not_read_all_constraints() -> None:
         sys.setprofile(None)
     assert controlled.decisions[0] == ("APPLIED", "task/mine", "concurrency")
     assert controller.MAX_LISTED <= calls < MANY
-    goes_on.set()
+    may_finish.set()
     await soon(first)
 
 
 async def test_the_number_of_patterns_is_limited_but_not_that_of_other_scopes() -> None:
-    controlled, goes_on = ControlledEngine(), asyncio.Event()
+    controlled, may_finish = ControlledEngine(), asyncio.Event()
     for number in range(2 * controller.MAX_PATTERNS):
         await controlled.constrain(f"task/t{number}*", "pause")
     await controlled.constrain("task/mine", "pause")
     await controlled.constrain("global", "concurrency", {"limit": 2})
-    run = controlled.start(cs.task(list, name="all")([cs.task(goes_on.wait, name="wait")(), mine()]))
+    run = controlled.start(cs.task(list, name="all")([cs.task(may_finish.wait, name="wait")(), mine()]))
     await controlled.wait_for(TaskBlocked)
     listed = controlled.events_of(ControlDecision)[: controller.MAX_LISTED]
     assert [one.scope for one in listed[:3]] == ["global", "task/mine", "task/t0*"]
@@ -152,7 +152,7 @@ async def test_the_number_of_patterns_is_limited_but_not_that_of_other_scopes() 
     refused = [one.reason for one in controlled.events_of(ControlDecision) if one.action == "REFUSED"]
     assert refused[0] == "256 constraints with patterns apply already; clear some, or use full names"
     await controlled.clear("task/mine", "pause")
-    goes_on.set()
+    may_finish.set()
     assert await soon(run) == [True, 1]
 
 
@@ -171,14 +171,14 @@ async def test_the_number_of_constraints_for_single_tasks_is_limited(monkeypatch
 
 
 async def test_many_constraints_during_a_run_cause_a_bounded_number_of_messages() -> None:
-    controlled, goes_on = ControlledEngine(), asyncio.Event()
-    run = controlled.start(cs.task(goes_on.wait, name="wait")())
+    controlled, may_finish = ControlledEngine(), asyncio.Event()
+    run = controlled.start(cs.task(may_finish.wait, name="wait")())
     await controlled.wait_for(TaskExecutionStarted)
     before = len(controlled.connector.messages)
     for number in range(MANY):
         await controlled.constrain(f"task/t{number}", "pause")
     during = len(controlled.connector.messages) - before
-    goes_on.set()
+    may_finish.set()
     await soon(run)
     assert during < 2 * AT_ONCE
     assert len(controlled.bodies("ControlEvent")) <= 2 * AT_ONCE + MAX_PENDING
