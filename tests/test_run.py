@@ -18,6 +18,7 @@ import pytest
 import cascade as cs
 from cascade.connectors import by_name
 from cascade.connectors.memory import MemoryConnector
+from cascade.messaging.bus import MessageBus as Messages
 from cascade.messaging.bus import bus as messaging_bus
 from cascade.messaging.renderer import CliRenderer
 from cascade.runtime.engine import run_nested
@@ -274,9 +275,11 @@ def test_an_engine_uses_the_renderer_of_the_global_bus_which_run_does_not_change
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: list[str] = []
-    kept = CliRenderer(messaging_bus.store)
-    monkeypatch.setattr(kept, "render", lambda msg_id, _level, **_: shown.append(msg_id))
-    monkeypatch.setattr(messaging_bus, "_renderer", kept)
+    global_bus, renderer = Messages(messaging_bus.store), CliRenderer(messaging_bus.store)
+    monkeypatch.setattr(renderer, "render", lambda msg_id, _level, **_: shown.append(msg_id))
+    global_bus.set_renderer(renderer)
+    for module in ("cascade._run", "cascade.runtime.subscribers"):
+        monkeypatch.setattr(f"{module}.messaging_bus", global_bus)
     cs.run(one(), log_level="DEBUG")
     assert shown == []
     assert "Finished one" in capsys.readouterr().err

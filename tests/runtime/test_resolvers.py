@@ -9,6 +9,7 @@ from cascade.graph.build import build_graph
 from cascade.graph.model import Graph
 from cascade.runtime.engine import run_nested
 from cascade.spec.lazy_types import MappedLazyResult
+from tests.lab.workflows import GraphSolver
 from tests.runtime.conftest import RecordedEngine
 
 
@@ -90,19 +91,12 @@ async def test_a_factory_that_is_not_a_task_receives_them(recorded: RecordedEngi
 
 
 @pytest.mark.parametrize("collect", [IN_THREAD, IN_LOOP])
-async def test_a_restored_graph_has_the_same_arguments(
-    recorded: RecordedEngine, monkeypatch: pytest.MonkeyPatch, collect: Any
-) -> None:
+async def test_a_restored_graph_has_the_same_arguments(collect: Any) -> None:
     for args, kwargs in CALLS:
         target = collect(*map(LOAD, args), **kwargs)
         restored: Graph = cs.from_json(cs.to_json(build_graph(target)))
-
-        async def graph_of(_: Any, graph: Graph = restored) -> Graph:
-            return graph
-
-        with monkeypatch.context() as patched:
-            patched.setattr("cascade.runtime.engine._graph_of", graph_of)
-            assert await recorded.run(target) == (args, kwargs)
+        engine = cs.Engine(GraphSolver(restored), cs.LocalExecutor(), cs.MessageBus())
+        assert await engine.run(target) == (args, kwargs)
 
 
 LOAD = load
