@@ -101,7 +101,7 @@ __all__ = [
     "with_constraints",
 ]
 
-_HOMES = {
+_EXPORTS = {
     "_run": ("run", "run_async"),
     "adapters.executors.local": ("LocalExecutor",),
     "adapters.solvers.native": ("NativeSolver",),
@@ -137,8 +137,8 @@ if not TYPE_CHECKING:  # type checkers accept any name of a module with __getatt
         if name == "__version__":
             return _version("cascade-runs")
         # Providers are not searched for private names and for names of this package.
-        if name.startswith("_") or name in __all__ or any(name in names for names in _HOMES.values()):
-            found = _imports.load("cascade", name, _HOMES)
+        if name.startswith("_") or name in __all__ or any(name in names for names in _EXPORTS.values()):
+            found = _imports.load("cascade", name, _EXPORTS)
             if name in __all__:
                 globals()[name] = found
             return found

@@ -31,31 +31,31 @@ class _ForkGuard:
                 # pools, which a block may need.
                 self._is_registered = True
                 os.register_at_fork(before=self.begin_fork, after_in_parent=self.end_fork, after_in_child=self._reset)
-            me = threading.get_ident()
-            while self._forks and not self._inside[me]:
+            thread = threading.get_ident()
+            while self._forks and not self._inside[thread]:
                 self._changed.wait()
-            self._inside[me] += 1
+            self._inside[thread] += 1
 
     def __exit__(self, *_: object) -> None:
         with self._changed:
-            me = threading.get_ident()
-            self._inside[me] -= 1
-            if not self._inside[me]:
-                del self._inside[me]
+            thread = threading.get_ident()
+            self._inside[thread] -= 1
+            if not self._inside[thread]:
+                del self._inside[thread]
             self._changed.notify_all()
 
     def _reset(self) -> None:
-        me = threading.get_ident()
-        depth = self._inside[me]
+        thread = threading.get_ident()
+        depth = self._inside[thread]
         self._begin()
         if depth:
-            self._inside[me] = depth
+            self._inside[thread] = depth
 
     def begin_fork(self) -> None:
         with self._changed:
             self._forks += 1
-            mine = {threading.get_ident()}
-            self._changed.wait_for(lambda: self._inside.keys() <= mine, FORK_TIMEOUT)
+            own = {threading.get_ident()}
+            self._changed.wait_for(lambda: self._inside.keys() <= own, FORK_TIMEOUT)
 
     def end_fork(self) -> None:
         with self._changed:

@@ -8,13 +8,13 @@ from typing import Any
 from cascade._forks import no_fork
 
 
-def load(package: str, name: str, homes: Mapping[str, Iterable[str]] = MappingProxyType({})) -> Any:
-    """Return the name from the module that `homes` lists for it, or the public submodule with this name.
+def load(package: str, name: str, exports: Mapping[str, Iterable[str]] = MappingProxyType({})) -> Any:
+    """Return the name from the module that `exports` lists for it, or the public submodule with this name.
 
     Raises:
         AttributeError: The package has no such name and no such submodule.
     """
-    for module, names in homes.items():
+    for module, names in exports.items():
         if name in names:
             with no_fork:
                 return getattr(import_module(f"{package}.{module}"), name)

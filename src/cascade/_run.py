@@ -45,7 +45,7 @@ def run(
     resources: Iterable[ResourceDefinition] = (),
     max_workers: int | None = None,
 ) -> T:
-    """Run a workflow and return its target's value.
+    """Run a workflow and return the value of its target.
 
     In the main thread, Ctrl-C and SIGTERM cancel the run, unless the program handles the signal itself. The telemetry of
     the run is complete. A plain function in a thread cannot be interrupted: the process lives until the function ends. A
@@ -58,11 +58,11 @@ def run(
         log_level: The lowest level of the messages that this run prints on stderr: "DEBUG", "INFO", "WARNING", "ERROR"
             or "OFF", in any case. "OFF" prints none. Warnings of the `logging` module are not affected.
         log_format: "human", or "json" for one JSON object per line. Level and format belong to this run alone.
-        connector: Receives the telemetry: a connector or several. None uses those that CASCADE_CONNECTOR names.
+        connector: One or more connectors, which receive the telemetry. None uses those that CASCADE_CONNECTOR names.
         resources: Resources that tasks inject by name.
-        max_workers: Maximum number of plain functions of this run that execute at the same time, 1 or more. None is the default of
-            `concurrent.futures`: the number of processors plus 4, at most 32. The worker threads belong to the process:
-            all its runs share them, and there are as many as the largest `max_workers` of a run in progress.
+        max_workers: Maximum number of plain functions of this run that execute at the same time, 1 or more. None is the
+            default of `concurrent.futures`: the number of processors plus 4, at most 32. All runs of a process share
+            its worker threads: as many as the largest `max_workers` of the runs in progress, and at least the default.
 
     Raises:
         RuntimeError: An event loop is running in this thread: `await cs.run_async(…)` there.
@@ -112,7 +112,7 @@ async def run_async(
 ) -> T:
     """Run a workflow inside a running asyncio event loop: in a notebook, in a web server. The arguments are those of `run`.
 
-    Signals are left to the host.
+    Signals are not handled.
 
     Raises:
         RuntimeError: No asyncio event loop is running in this thread.
@@ -192,10 +192,10 @@ class PreparedRun:
             self._messages.error("run.cancelled_late")
 
     async def perform(self) -> None:
-        """Run the workflow, for `result`. Only a cancellation is raised.
+        """Run the workflow, and store its value or error for `result`. Only a cancellation is raised.
 
-        The asyncio task that does this ends without a value or another error: `asyncio.Runner` and asyncio's debug mode
-        call `repr` on them.
+        The value and the error do not leave the coroutine: `asyncio.Runner` and the debug mode of asyncio would call
+        `repr` on them.
         """
         try:
             self._value = await self._engine.run(self._target, self._params)
@@ -293,8 +293,8 @@ def trace_url_template(environ: Mapping[str, str]) -> str | None:
 class TraceLinkSubscriber:
     """Prints the id of a run's trace, or the link to it, once, at the end of the run.
 
-    The level is ERROR if the run or a run that one of its tasks started failed, else INFO. A run that a task of another
-    run started prints nothing: the outer run prints the id of the common trace.
+    The level is ERROR if the run failed, or a run that one of its tasks has started; otherwise INFO. A run that a task has
+    started in the trace of its own run prints nothing: the outer run prints the id of the common trace.
 
     Args:
         event_bus: The bus of one run and of the runs nested in it.
@@ -310,7 +310,7 @@ class TraceLinkSubscriber:
 
     def on_run_started(self, event: RunStarted) -> None:
         if event.run_id is not None and isinstance(event.trace, RunTrace):
-            _links[event.run_id] = _link_of_outer_run(event) or _Link(event.run_id, event.trace.trace_id)
+            _links[event.run_id] = _link_of_outer_run(event) or _TraceLink(event.run_id, event.trace.trace_id)
 
     def on_run_finished(self, event: RunFinished) -> None:
         link = _links.pop(event.run_id or "", None)
@@ -321,7 +321,7 @@ class TraceLinkSubscriber:
             link.is_printed = True
             self._print(link)
 
-    def _print(self, link: "_Link") -> None:
+    def _print(self, link: "_TraceLink") -> None:
         show = self._messages.error if link.failed else self._messages.info
         if self._template is None:
             show("run.trace", trace_id=link.trace_id)
@@ -330,7 +330,7 @@ class TraceLinkSubscriber:
 
 
 @dataclass(slots=True)
-class _Link:
+class _TraceLink:
     """The trace of a run and of the runs that its tasks started. `run_id` is that of the outermost run, which prints."""
 
     run_id: str
@@ -339,11 +339,11 @@ class _Link:
     is_printed: bool = False
 
 
-_links: dict[str, _Link] = {}
-"""By the id of each run in progress, of any bus: a task starts runs with its own bus by `cs.run`."""
+_links: dict[str, _TraceLink] = {}
+"""Links by the id of each run in progress. All buses share them, because `cs.run` in a task creates a new bus."""
 
 
-def _link_of_outer_run(event: RunStarted) -> _Link | None:
+def _link_of_outer_run(event: RunStarted) -> _TraceLink | None:
     task = current_task()
     link = None if task is None else _links.get(task.run_id)
     shared = link is not None and (event.nested or link.trace_id == event.trace.trace_id)

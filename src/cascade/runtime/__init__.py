@@ -41,7 +41,7 @@ __all__ = [
     "TelemetrySubscriber",
 ]
 
-_HOMES = {
+_EXPORTS = {
     "bus": ("MessageBus",),
     "engine": ("Engine",),
     "events": ("Event",),
@@ -55,7 +55,7 @@ _HOMES = {
 if not TYPE_CHECKING:  # a checker would accept every name of a module that has __getattr__
 
     def __getattr__(name: str) -> Any:
-        found = globals()[name] = load(__name__, name, _HOMES)
+        found = globals()[name] = load(__name__, name, _EXPORTS)
         return found
 
 

@@ -41,7 +41,7 @@ from cascade.spec import metadata as m
 from cascade.spec import telemetry as wire
 from cascade.telemetry.identity import RUN, SpanLocation, setup_id, span_id, teardown_id
 from cascade.telemetry.limits import MAX_CONTROL_EVENTS, MAX_LINKS
-from cascade.telemetry.redact import MASK, hides, redact_value
+from cascade.telemetry.redact import MASK, is_masked, redact_value
 from cascade.telemetry.sanitize import captured, masked_name
 
 EVENTS: dict[str, tuple[type[Event], ...]] = {
@@ -174,7 +174,7 @@ def _task_finished(event: TaskExecutionFinished, run: RunState) -> UnstampedMess
     if "arguments" in run.capture and event.arguments:
         metadata["arguments"] = captured(hidden_secrets(event.arguments, event.callable_obj, event.edges))
     if "results" in run.capture and succeeded:
-        metadata["output"] = MASK if hides(event.task_name, event.output) else captured(event.output)
+        metadata["output"] = MASK if is_masked(event.task_name, event.output) else captured(event.output)
     before: Any = metadata.get("exception")
     count_last(metadata, event, run, child)
     exception: Any = metadata.get("exception")

@@ -18,7 +18,7 @@ from cascade.spec.nested import require_values, substitute
 from cascade.spec.protocols import StateBackend
 from cascade.spec.resource import Inject
 from cascade.spec.routing import Router
-from cascade.telemetry.redact import MASK, hides, is_secret
+from cascade.telemetry.redact import MASK, is_masked, is_secret
 from cascade.telemetry.sanitize import sanitize
 
 _T = TypeVar("_T")
@@ -292,7 +292,7 @@ def without_secrets(arguments: Mapping[str, Any], function: Any) -> dict[str, An
     """Return the arguments by key. An argument whose parameter has the name of a secret is masked."""
     names = positional_names(function)
     return {
-        key: MASK if hides(names.of(int(key)) if key.isdigit() else key, value) else value
+        key: MASK if is_masked(names.of(int(key)) if key.isdigit() else key, value) else value
         for key, value in arguments.items()
     }
 

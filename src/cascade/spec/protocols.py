@@ -20,7 +20,7 @@ class LazyFactory(Protocol):
 
 
 class CachePolicy(Protocol):
-    """Stores the values of tasks for later runs.
+    """Stores the values of tasks for later runs. The engine calls both methods in the event loop of the run.
 
     `inputs` has all arguments by name. The names of positional arguments are "0", "1", …. If a keyword argument has the
     name of a position of the same call, as in `f(a, **{"0": b})`, its name is `**0`.

@@ -27,7 +27,7 @@ def check_of(function: Any, name: str) -> Check:
     """
     if isinstance(function, MethodType):
         return partial(check_of(function.__func__, name), function.__self__)
-    template = _compiled(", ".join(_texts(_parameters(function))))
+    template = _compiled(", ".join(_sources_of(_parameters(function))))
     check = FunctionType(template.__code__, {}, name, template.__defaults__)
     check.__kwdefaults__ = template.__kwdefaults__
     check.__qualname__ = str(getattr(function, "__qualname__", name))
@@ -80,7 +80,7 @@ def _parameters(function: Any) -> Iterable[inspect.Parameter]:
     return _ANY
 
 
-def _texts(parameters: Iterable[inspect.Parameter]) -> Iterator[str]:
+def _sources_of(parameters: Iterable[inspect.Parameter]) -> Iterator[str]:
     """Yield the source code of the parameters, with None for each default."""
     previous: Any = None
     for position, p in enumerate(parameters):
@@ -113,11 +113,9 @@ def require_literal_items(lists: Mapping[str, Any], owner: str) -> None:
 
 
 def require_items(value: object, name: str, *, is_alone: bool = True) -> None:
-    """Raise TypeError unless the value is an ordered collection.
+    """Raise TypeError unless the value is an ordered collection. The text begins with `name`.
 
-    Calls no method of the value. The text begins with `name`.
-
-    The order of a set is arbitrary, so a set is accepted only as the single argument of a map.
+    A set has no order, so it is accepted only as the single argument of a map. No method of the value is called.
     """
     kind = type(value)
     if issubclass(kind, (list, tuple)):

@@ -102,7 +102,7 @@ def is_header(key: str) -> bool:
     return _HEADER.search(words_of(key[-_MAX_KEY:])) is not None
 
 
-def hides(key: str, value: Any) -> bool:
+def is_masked(key: str, value: Any) -> bool:
     """Return whether the value of a key is masked. None, booleans and numbers of tokens are not."""
     if value is None or type(value) is bool or not is_secret(key):
         return False
@@ -113,7 +113,7 @@ def mask_mapping(shown: Mapping[str, Any]) -> dict[str, Any]:
     """Return the mapping with the values of secret keys masked, also in `{"name": "password", "value": "x"}`."""
     named = next((item for key, item in shown.items() if key.lower() in _NAMES and _is_name_of_secret(item)), None)
     return {
-        key: MASK if hides(key, item) or (named and key.lower() in _VALUES and hides(named, item)) else item
+        key: MASK if is_masked(key, item) or (named and key.lower() in _VALUES and is_masked(named, item)) else item
         for key, item in shown.items()
     }
 
@@ -127,10 +127,14 @@ def mask_sequence(shown: Sequence[Any], names: Sequence[str] = ()) -> list[Any]:
 
     A pair is `("password", "x")`. An option is a text such as `--password`. `names` are those of a named tuple.
     """
-    masked = [MASK if hides(name, item) else item for name, item in zip(names, shown, strict=False)]
+    masked = [MASK if is_masked(name, item) else item for name, item in zip(names, shown, strict=False)]
     masked += shown[len(masked) :]
     for number, (before, item) in enumerate(itertools.pairwise(shown), 1):
-        if isinstance(before, str) and (len(shown) == len("kv") or _OPTION.fullmatch(before)) and hides(before, item):
+        if (
+            isinstance(before, str)
+            and (len(shown) == len("kv") or _OPTION.fullmatch(before))
+            and is_masked(before, item)
+        ):
             masked[number] = MASK
     return masked
 

@@ -80,8 +80,8 @@ CICD_TASK_RUN_RESULT = "cicd.pipeline.task.run.result"
 
 
 @dataclass(frozen=True, slots=True)
-class Documented:
-    """A row of the table: the name of an attribute, its type, its spans, and its meaning."""
+class AttributeRow:
+    """A row of the table of attributes. `spans` are the spans, events or records that have the attribute."""
 
     name: str
     type: str
@@ -96,138 +96,142 @@ _CONTROL = "wait, control event of a run or of a blocked task"
 _WORDS = "`success`, `failure`, `error`, `timeout`, `cancellation` or `skip`"
 
 DOCUMENTED = (
-    Documented(RUN_ID, "string", f"{_EVERY}, including your own below a task", "the run's id: 128 bits in UUID form"),
-    Documented(ORG_ID, "string", "run", "`CASCADE_ORG_ID`"),
-    Documented(PROJECT_ID, "string", "run", "`CASCADE_PROJECT_ID`"),
-    Documented(RUN_TARGET, "string", "run, `run {target} started`", "name of the run's target"),
-    Documented(
+    AttributeRow(RUN_ID, "string", f"{_EVERY}, including your own below a task", "the run's id: 128 bits in UUID form"),
+    AttributeRow(ORG_ID, "string", "run", "`CASCADE_ORG_ID`"),
+    AttributeRow(PROJECT_ID, "string", "run", "`CASCADE_PROJECT_ID`"),
+    AttributeRow(RUN_TARGET, "string", "run, `run {target} started`", "name of the run's target"),
+    AttributeRow(
         RUN_STARTED,
         "bool",
         "`run {target} started`",
         "true; absent for a run that a task of another run started in the same trace. A search for it finds active and ended runs",
     ),
-    Documented(RUN_RESULT, "string", "run", _WORDS),
-    Documented(RUN_INPUTS, "string[]", "run", "names of the Params and Envs"),
-    Documented(RUN_PARAMS, "string", "run", "parameters as JSON, if captured"),
-    Documented(RUN_TASKS_COMPLETED, "int", "run", "tasks that succeeded, items of maps included"),
-    Documented(RUN_TASKS_FAILED, "int", "run", "tasks that failed"),
-    Documented(RUN_TASKS_CANCELLED, "int", "run", "tasks that were cancelled"),
-    Documented(RUN_TASKS_SKIPPED, "int", "run", "tasks that were skipped"),
-    Documented(RUN_TASKS_RETRIED, "int", "run", "retries"),
-    Documented(
+    AttributeRow(RUN_RESULT, "string", "run", _WORDS),
+    AttributeRow(RUN_INPUTS, "string[]", "run", "names of the Params and Envs"),
+    AttributeRow(RUN_PARAMS, "string", "run", "parameters as JSON, if captured"),
+    AttributeRow(RUN_TASKS_COMPLETED, "int", "run", "tasks that succeeded, items of maps included"),
+    AttributeRow(RUN_TASKS_FAILED, "int", "run", "tasks that failed"),
+    AttributeRow(RUN_TASKS_CANCELLED, "int", "run", "tasks that were cancelled"),
+    AttributeRow(RUN_TASKS_SKIPPED, "int", "run", "tasks that were skipped"),
+    AttributeRow(RUN_TASKS_RETRIED, "int", "run", "retries"),
+    AttributeRow(
         RUN_TASKS_HELD_BACK,
         "int",
         "run",
         "number of times that a ready task was blocked; delays of retries are not counted",
     ),
-    Documented(RUN_MESSAGES_DROPPED, "int", "run", "number of messages of the run that were lost"),
-    Documented(
+    AttributeRow(RUN_MESSAGES_DROPPED, "int", "run", "number of messages of the run that were lost"),
+    AttributeRow(
         RUN_SPANS_LEFT_OUT,
         "int",
         "run",
         "number of spans of your own that were left out, because their trace had no room; absent if there are none",
     ),
-    Documented(TASK_ID, "string", "all spans of a task, including your own below it", "the task's id in the workflow"),
-    Documented(TASK_NAME, "string", "task, attempt, wait", "the task's name"),
-    Documented(
+    AttributeRow(
+        TASK_ID, "string", "all spans of a task, including your own below it", "the task's id in the workflow"
+    ),
+    AttributeRow(TASK_NAME, "string", "task, attempt, wait", "the task's name"),
+    AttributeRow(
         TASK_LABEL, "string", "all spans of a task with a label, including your own below it", "the label of the call"
     ),
-    Documented(TASK_RESULT, "string", _TASK, _WORDS),
-    Documented(
+    AttributeRow(TASK_RESULT, "string", _TASK, _WORDS),
+    AttributeRow(
         TASK_CANCELLATION_REASON,
         "string",
         _TASK,
         "reason of a cancellation, such as `cancelled by SIGTERM`; a cancellation is no error",
     ),
-    Documented(TASK_ATTEMPT, "int", "attempt", "number of the attempt, from 1"),
-    Documented(TASK_ATTEMPTS, "int", "task", "number of attempts, with a retry policy"),
-    Documented(TASK_MAX_ATTEMPTS, "int", "task", "number of retries that the policy allows"),
-    Documented(
+    AttributeRow(TASK_ATTEMPT, "int", "attempt", "number of the attempt, from 1"),
+    AttributeRow(TASK_ATTEMPTS, "int", "task", "number of attempts, with a retry policy"),
+    AttributeRow(TASK_MAX_ATTEMPTS, "int", "task", "number of retries that the policy allows"),
+    AttributeRow(
         TASK_DEPENDENCIES, "int", "task", "number of tasks whose values it consumed; at most 128 of them have a link"
     ),
-    Documented(TASK_SKIP_REASON, "string", "task", "reason of a skip"),
-    Documented(TASK_ARGUMENTS, "string", "task", "arguments as JSON, if captured"),
-    Documented(
+    AttributeRow(TASK_SKIP_REASON, "string", "task", "reason of a skip"),
+    AttributeRow(TASK_ARGUMENTS, "string", "task", "arguments as JSON, if captured"),
+    AttributeRow(
         TASK_OUTPUT,
         "any",
         "task",
         "result, if captured: a text, a number, a boolean or a list of texts is unchanged; another value is JSON",
     ),
-    Documented(MAP_INDEX, "int", _OF_ITEM, "index of a map's item, from 0"),
-    Documented(MAP_SIZE, "int", "map", "number of items of the map"),
-    Documented(
+    AttributeRow(MAP_INDEX, "int", _OF_ITEM, "index of a map's item, from 0"),
+    AttributeRow(MAP_SIZE, "int", "map", "number of items of the map"),
+    AttributeRow(
         PARTS, "int", "run, map", "number of further traces with its children; 64 of them have a link and an event"
     ),
-    Documented(PART_NUMBER, "int", _PART, "number of the part of the children of a run or map, from 1"),
-    Documented(
+    AttributeRow(PART_NUMBER, "int", _PART, "number of the part of the children of a run or map, from 1"),
+    AttributeRow(
         PART_FIRST,
         "int",
         _PART,
         "smallest number of its children: index of an item, or position in the order of starts",
     ),
-    Documented(PART_LAST, "int", _PART, "largest number of its children"),
-    Documented(PART_TRACE_ID, "string", "part event of a run or map", "the part's trace id"),
-    Documented(PART_PARENT_TRACE_ID, "string", "part", "trace id of the span of the run or map"),
-    Documented(LINK_NAME, "string", "link to or from a part", "name of the linked span"),
-    Documented(
+    AttributeRow(PART_LAST, "int", _PART, "largest number of its children"),
+    AttributeRow(PART_TRACE_ID, "string", "part event of a run or map", "the part's trace id"),
+    AttributeRow(PART_PARENT_TRACE_ID, "string", "part", "trace id of the span of the run or map"),
+    AttributeRow(LINK_NAME, "string", "link to or from a part", "name of the linked span"),
+    AttributeRow(
         WAIT_REASON,
         "string",
         "wait",
         "`resource`, `retry`, `paused`, `concurrency`, `rate_limit`, `telemetry` or `executor`",
     ),
-    Documented(RUN_CONTROL_DECISIONS, "int", "run", "number of decisions about constraints; the first 64 are events"),
-    Documented(CONTROL_ACTION, "string", "control event of a run", "`APPLIED`, `REFUSED`, `EXPIRED` or `CLEARED`"),
-    Documented(CONTROL_SCOPE, "string", _CONTROL, "`global`, `run/{run_id}` or `task/{name or pattern}`"),
-    Documented(CONTROL_TYPE, "string", _CONTROL, "`pause`, `concurrency`, `rate_limit` or `resource`"),
-    Documented(CONTROL_ID, "string", _CONTROL, "id of the constraint"),
-    Documented(CONTROL_REASON, "string", "control event of a run", "reason of a refusal or expiry"),
-    Documented(CONTROL_PARAMS, "string", "control event of a run", "parameters of the constraint as JSON"),
-    Documented(RESOURCE_NAME, "string", "setup, teardown", "the resource's name"),
-    Documented(RESOURCE_RESULT, "string", "setup, teardown", "`success`, `failure`, `timeout` or `cancellation`"),
-    Documented(RESOURCE_HOLD_SECONDS, "double", "teardown", "seconds from the end of the setup to the teardown"),
-    Documented(TELEMETRY_SIGNAL, "string", "metrics", "signal of the exported or lost items; always `traces`"),
-    Documented(
+    AttributeRow(RUN_CONTROL_DECISIONS, "int", "run", "number of decisions about constraints; the first 64 are events"),
+    AttributeRow(CONTROL_ACTION, "string", "control event of a run", "`APPLIED`, `REFUSED`, `EXPIRED` or `CLEARED`"),
+    AttributeRow(CONTROL_SCOPE, "string", _CONTROL, "`global`, `run/{run_id}` or `task/{name or pattern}`"),
+    AttributeRow(CONTROL_TYPE, "string", _CONTROL, "`pause`, `concurrency`, `rate_limit` or `resource`"),
+    AttributeRow(CONTROL_ID, "string", _CONTROL, "id of the constraint"),
+    AttributeRow(CONTROL_REASON, "string", "control event of a run", "reason of a refusal or expiry"),
+    AttributeRow(CONTROL_PARAMS, "string", "control event of a run", "parameters of the constraint as JSON"),
+    AttributeRow(RESOURCE_NAME, "string", "setup, teardown", "the resource's name"),
+    AttributeRow(RESOURCE_RESULT, "string", "setup, teardown", "`success`, `failure`, `timeout` or `cancellation`"),
+    AttributeRow(RESOURCE_HOLD_SECONDS, "double", "teardown", "seconds from the end of the setup to the teardown"),
+    AttributeRow(TELEMETRY_SIGNAL, "string", "metrics", "signal of the exported or lost items; always `traces`"),
+    AttributeRow(
         METRIC_OVERFLOW,
         "bool",
         "metrics",
         "true for a series that combines all attributes beyond the limits; it replaces them",
     ),
-    Documented(CODE_FUNCTION_NAME, "string", "task", "module and name of the task's function"),
-    Documented(CODE_FILE_PATH, "string", "log record", "file in which the record was made"),
-    Documented(CODE_LINE_NUMBER, "int", "log record", "line in which the record was made"),
-    Documented(CODE_STACKTRACE, "string", "log record", "stack of the record, with `stack_info=True`"),
-    Documented(
+    AttributeRow(CODE_FUNCTION_NAME, "string", "task", "module and name of the task's function"),
+    AttributeRow(CODE_FILE_PATH, "string", "log record", "file in which the record was made"),
+    AttributeRow(CODE_LINE_NUMBER, "int", "log record", "line in which the record was made"),
+    AttributeRow(CODE_STACKTRACE, "string", "log record", "stack of the record, with `stack_info=True`"),
+    AttributeRow(
         ERROR_TYPE,
         "string",
         "failed run, task, attempt, setup, teardown",
         "type of the exception; `cancellation` for a cancelled run",
     ),
-    Documented(EXCEPTION_TYPE, "string", "exception event", "type of the exception"),
-    Documented(EXCEPTION_MESSAGE, "string", "exception event", "its message, with secrets masked"),
-    Documented(
+    AttributeRow(EXCEPTION_TYPE, "string", "exception event", "type of the exception"),
+    AttributeRow(EXCEPTION_MESSAGE, "string", "exception event", "its message, with secrets masked"),
+    AttributeRow(
         EXCEPTION_STACKTRACE,
         "string",
         "exception event",
         "its stack trace from the first frame of your code, with secrets masked",
     ),
-    Documented(SERVICE_NAME, "string", "resource of all signals", "`OTEL_SERVICE_NAME`, else `cascade`"),
-    Documented(
+    AttributeRow(SERVICE_NAME, "string", "resource of all signals", "`OTEL_SERVICE_NAME`, else `cascade`"),
+    AttributeRow(
         SERVICE_VERSION,
         "string",
         "resource of all signals",
         "version of your application, from `OTEL_RESOURCE_ATTRIBUTES`; the version of the scope `cascade` is that of Cascade",
     ),
-    Documented(HOST_NAME, "string", "resource of all signals", "name of the host; the environment can set another one"),
-    Documented(
+    AttributeRow(
+        HOST_NAME, "string", "resource of all signals", "name of the host; the environment can set another one"
+    ),
+    AttributeRow(
         SERVICE_INSTANCE_ID,
         "string",
         "resource of all signals",
         "`{host}-{pid}-{4 hex random}`, the `source` of the messages; a forked child has another one; the environment can set one for all processes",
     ),
-    Documented(CICD_PIPELINE_NAME, "string", 'run, with `semconv="cicd"`', "name of the run's target"),
-    Documented(CICD_PIPELINE_RUN_ID, "string", 'run, with `semconv="cicd"`', "the run's id: 128 bits in UUID form"),
-    Documented(CICD_PIPELINE_RESULT, "string", 'run, with `semconv="cicd"`', _WORDS),
-    Documented(CICD_TASK_NAME, "string", 'task, with `semconv="cicd"`', "the task's name"),
-    Documented(CICD_TASK_RUN_ID, "string", 'task, with `semconv="cicd"`', "the task's id in the workflow"),
-    Documented(CICD_TASK_RUN_RESULT, "string", 'task, with `semconv="cicd"`', _WORDS),
+    AttributeRow(CICD_PIPELINE_NAME, "string", 'run, with `semconv="cicd"`', "name of the run's target"),
+    AttributeRow(CICD_PIPELINE_RUN_ID, "string", 'run, with `semconv="cicd"`', "the run's id: 128 bits in UUID form"),
+    AttributeRow(CICD_PIPELINE_RESULT, "string", 'run, with `semconv="cicd"`', _WORDS),
+    AttributeRow(CICD_TASK_NAME, "string", 'task, with `semconv="cicd"`', "the task's name"),
+    AttributeRow(CICD_TASK_RUN_ID, "string", 'task, with `semconv="cicd"`', "the task's id in the workflow"),
+    AttributeRow(CICD_TASK_RUN_RESULT, "string", 'task, with `semconv="cicd"`', _WORDS),
 )

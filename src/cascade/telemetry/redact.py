@@ -13,7 +13,7 @@ from typing import Any, Self
 from cascade._forks import ForkSafeLock
 from cascade.telemetry._secret_patterns import (
     MASK,
-    hides,
+    is_masked,
     is_secret,
     mask_mapping,
     mask_sequence,
@@ -36,7 +36,7 @@ from cascade.telemetry._secret_values import (
 __all__ = [
     "MASK",
     "Redaction",
-    "hides",
+    "is_masked",
     "is_secret",
     "mask_items",
     "mask_url_at_end",

@@ -19,7 +19,7 @@ from itertools import islice
 from typing import Any
 
 from cascade._internal_errors import raise_in_tests
-from cascade.telemetry._secret_patterns import MASK, hides, mask_mapping, rules_version
+from cascade.telemetry._secret_patterns import MASK, is_masked, mask_mapping, rules_version
 from cascade.telemetry.limits import (
     MAX_ERROR_BYTES,
     MAX_NAME_BYTES,
@@ -226,8 +226,8 @@ def _mapping(
     for key, item in islice(pairs, items):
         shown = _sanitized(item, depth, items, limit, parents)
         # A key in bytes is replaced by its length, so that `mask_mapping` cannot check it.
-        is_hidden = issubclass(type(key), bytes) and hides(bytes.decode(key, "utf-8", "replace"), shown)
-        result[_key(key, limit)] = MASK if is_hidden else shown
+        is_secret_key = issubclass(type(key), bytes) and is_masked(bytes.decode(key, "utf-8", "replace"), shown)
+        result[_key(key, limit)] = MASK if is_secret_key else shown
     result = mask_mapping(result)
     if size > items:
         result[_CUT] = f"{size - items} more"

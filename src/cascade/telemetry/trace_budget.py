@@ -19,7 +19,7 @@ from typing import Any
 from cascade.spec.metadata import ExceptionInfo
 
 PART_SIZE, PART_SPANS = 2_000, 5_000
-"""Children of a run or map in one trace, and spans after which the next child starts in a new part, so that Jaeger is quick."""
+"""Number of children, and of spans, after which the next child of a run or map starts in a new part. Jaeger draws such traces quickly."""
 PART_BYTES = 2_500_000
 """Bytes of a trace after which the next child starts in a new part: half of the limit of Tempo, which is 5 MB."""
 SPAN_BYTES = 360
@@ -207,9 +207,9 @@ _NO_CHILD = 2**63
 class Part:
     """A part of the children of a run or map.
 
-    `has_ended` is true if the last child has ended and a message has, or will have, the root of the part. `outer` is the task or the caller in whose trace the part is,
-    if any. `capacity` has the spans and bytes after which the part is full. A nested run has a larger capacity, because its
-    children belong to the cost of a running task.
+    `has_ended` is true once the last child has ended and a message has the root of the part, or will have it. `outer` is the
+    task or the caller in whose trace the part is, if any. The part is full at the spans and bytes of its `capacity`. A nested
+    run has a larger capacity, because its children belong to the cost of a running task.
     """
 
     parent: "Parent"
@@ -250,10 +250,10 @@ class Part:
 class Parent:
     """A run (with an empty id) or a map, and the parts of its children. `size` is the number of its children, if known.
 
-    `unannounced` are the ended parts whose roots are in no message.
+    `unpublished` has the ended parts whose roots are in no message yet.
     """
 
-    __slots__ = ("current", "id", "name", "parts", "size", "started", "unannounced")
+    __slots__ = ("current", "id", "name", "parts", "size", "started", "unpublished")
 
     def __init__(self, parent_id: str, budget: TraceBudget, outer: Child | None = None, name: str = "") -> None:
         self.id, self.name = parent_id, name
@@ -261,12 +261,12 @@ class Parent:
         self.current = Part(self, 0, budget, outer)
         self.parts = [self.current]
         self.started = 0
-        self.unannounced: list[Part] = []
+        self.unpublished: list[Part] = []
 
     def finish(self, part: Part) -> None:
         """Mark a part as ended after its last child. The next terminal message of a child has the root of the part."""
         part.has_ended = True
-        self.unannounced.append(part)
+        self.unpublished.append(part)
 
 
 class _MovingEstimate:

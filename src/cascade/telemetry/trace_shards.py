@@ -122,7 +122,7 @@ class TraceShards:
         if ran:
             child.estimate.spans.update(child.spans)
             child.estimate.bytes.update(child.bytes)
-        ended = self._leave(child, start_ns, end_ns)
+        ended = self._end_child(child, start_ns, end_ns)
         self._last = task_id, child, ended
         return ended
 
@@ -135,7 +135,7 @@ class TraceShards:
         if parent is None:
             return [], 0
         self._estimates.pop(parent_id, None)
-        for part in parent.unannounced:
+        for part in parent.unpublished:
             part.has_ended = False
         further = parent.parts[1:]
         if len(further) <= MAX_LISTED_PARTS:
@@ -145,7 +145,7 @@ class TraceShards:
         listed = {id(part) for part in [part for part in further if part.has_ended][:room]}
         return [part for part in further if not part.has_ended or id(part) in listed], len(further)
 
-    def _leave(self, child: Child, start_ns: int, end_ns: int) -> list[Part]:
+    def _end_child(self, child: Child, start_ns: int, end_ns: int) -> list[Part]:
         part = child.part
         parent = part.parent
         part.running -= 1
@@ -153,9 +153,9 @@ class TraceShards:
             part.extend_to(start_ns, end_ns)
             if not part.running and not part.has_ended and not self._is_open(part, child.estimate):
                 parent.finish(part)
-        if not parent.unannounced:
+        if not parent.unpublished:
             return []
-        ended, parent.unannounced = parent.unannounced, []
+        ended, parent.unpublished = parent.unpublished, []
         return ended
 
     def _is_open(self, part: Part, estimate: Estimate) -> bool:
@@ -187,8 +187,8 @@ class TraceShards:
 
     def _new_parent(self, parent_id: str, name: str) -> Parent:
         child = self._running.get(parent_id)
-        around = self._parents[""].current if child is None else child.part
-        parent = self._parents[parent_id] = Parent(parent_id, around.budget, around.outer, name)
+        enclosing = self._parents[""].current if child is None else child.part
+        parent = self._parents[parent_id] = Parent(parent_id, enclosing.budget, enclosing.outer, name)
         return parent
 
     def _new_estimate(self, key: str, attempts: int) -> Estimate:

@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING, Any
 from cascade._imports import load
 from cascade.connectors.memory import MemoryConnector
 from cascade.runtime.engine import override_resource
-from cascade.testing.clock import FixedClock
 from cascade.testing.conformance import ConnectorConformance
-from cascade.testing.record import RunRecord, record_run
+from cascade.testing.record import FixedClock, RunRecord, record_run
 from cascade.testing.spans import ReceivedSpan, Spans
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ _CHUNK = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class ReceivedRequest:
-    """One export request, with any response.
+    """One export request. Its response may be an error.
 
     Attributes:
         protocol: `"http/protobuf"` or `"grpc"`.
@@ -56,7 +56,7 @@ class HttpResponse:
 
 
 def error_response(status: int, message: str, headers: dict[str, str] | None = None) -> HttpResponse:
-    """A response whose body is a `google.rpc.Status`, as OTLP requires."""
+    """Return a response whose body is a `google.rpc.Status`, as OTLP requires."""
     return HttpResponse(status, Status(message=message).SerializeToString(), headers or {})
 
 
@@ -112,7 +112,7 @@ class HttpServer(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Print nothing: clients that disconnect or reject the certificate are part of tests."""
+        """Print nothing: in tests, clients disconnect and reject certificates on purpose."""
 
 
 class _RefusedError(Exception):

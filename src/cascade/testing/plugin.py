@@ -7,8 +7,7 @@ import pytest
 
 from cascade.context import scoped
 from cascade.spec.resource import ResourceDefinition
-from cascade.testing.clock import FixedClock
-from cascade.testing.record import RunRecord, record_run
+from cascade.testing.record import FixedClock, RunRecord, record_run
 
 if TYPE_CHECKING:
     from cascade.testing.receiver import OtlpReceiver

@@ -109,12 +109,12 @@ class OtlpReceiver:
 
     @property
     def span_count(self) -> int:
-        """The number of received spans, without their decoding."""
+        """The number of received spans. They are not decoded."""
         return self._span_count
 
     @property
     def requests(self) -> list[ReceivedRequest]:
-        """The received requests, with any response."""
+        """All received requests, including those with an error as response."""
         with self._changed:
             return list(self._requests)
 
@@ -161,10 +161,10 @@ class OtlpReceiver:
         """Discard everything received so far."""
         with self._decoding, self._changed:
             self._discard()
-            self._has_changed()
+            self._notify()
 
     def respond(self, request: ReceivedRequest, body: bytes) -> HttpResponse | None:
-        """Return the response to a request; None closes the connection. A subclass may answer otherwise.
+        """Return the response to a request; None closes the connection. A subclass may return another response.
 
         The server calls it in the connection's thread, with the decompressed body. It may block.
 
@@ -178,7 +178,7 @@ class OtlpReceiver:
         """Add a request to `requests`."""
         with self._changed:
             self._requests.append(request)
-            self._has_changed()
+            self._notify()
 
     def store(self, signal: Signal, body: bytes) -> bytes:
         """Keep the data of a request, and return the encoded response of a full success.
@@ -192,7 +192,7 @@ class OtlpReceiver:
                 with self._changed:
                     self._encoded.append(body)
                     self._span_count += count
-                    self._has_changed()
+                    self._notify()
                 return ExportTraceServiceResponse().SerializeToString()
             case "metrics":
                 self._store_other(signal, ExportMetricsServiceRequest.FromString(body))
@@ -204,9 +204,9 @@ class OtlpReceiver:
     def _store_other(self, signal: Signal, request: Any) -> None:
         with self._changed:
             self._others[signal].append(request)
-            self._has_changed()
+            self._notify()
 
-    def _has_changed(self) -> None:
+    def _notify(self) -> None:
         self._version += 1
         self._changed.notify_all()
 

@@ -1,4 +1,4 @@
-"""Runs a workflow without a server and records its events, messages and spans."""
+"""Runs a workflow without a server, with a fixed clock on request, and records its events, messages and spans."""
 
 import asyncio
 from collections.abc import Iterable, Mapping
@@ -17,8 +17,29 @@ from cascade.runtime.subscribers import TelemetrySubscriber
 from cascade.spec.resource import ResourceDefinition
 from cascade.spec.telemetry import Body, Header, TaskStateEvent
 from cascade.telemetry.wire import decode
-from cascade.testing.clock import FixedClock
 from cascade.testing.spans import Spans
+
+
+class FixedClock:
+    """A clock that advances only when a test advances it: `cs.Engine(…, clock=FixedClock())`.
+
+    Args:
+        now_ns: The first time that it returns, in nanoseconds since the Unix epoch.
+        step: Seconds by which each reading advances it.
+    """
+
+    def __init__(self, now_ns: int = 1_700_000_000_000_000_000, *, step: float = 0.0) -> None:
+        self.now_ns = now_ns
+        self._step_ns = round(step * 1e9)
+
+    def __call__(self) -> int:
+        now = self.now_ns
+        self.now_ns += self._step_ns
+        return now
+
+    def advance(self, seconds: float) -> None:
+        """Advance the clock. A negative number sets it back, as a correction of the system clock does."""
+        self.now_ns += round(seconds * 1e9)
 
 
 @dataclass(frozen=True)

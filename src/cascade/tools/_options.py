@@ -14,7 +14,7 @@ from uuid import UUID
 
 from cascade.graph.build import build_graph
 from cascade.spec.input import ParamSpec
-from cascade.telemetry.redact import MASK, hides, redact_text
+from cascade.telemetry.redact import MASK, is_masked, redact_text
 
 Convert = Callable[[str], Any]
 
@@ -123,7 +123,7 @@ def _described(spec: ParamSpec) -> str:
 
 def shown_default(spec: ParamSpec) -> Any:
     """Return the default of a Param, masked if the name is that of a secret."""
-    return MASK if hides(spec.name, spec.default) else spec.default
+    return MASK if is_masked(spec.name, spec.default) else spec.default
 
 
 def type_of(spec: ParamSpec) -> OptionType:

@@ -65,18 +65,18 @@ class Span(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class Node:
+class SpanNode:
     """A span with its children.
 
     Attributes:
-        linked: The names of the spans that it has links to.
-        is_part: It is the root of a part of a split trace.
-        size: The number of spans in its subtree.
-        is_notable: Its subtree has an error or an event.
+        linked: The names of the linked spans.
+        is_part: Whether the span is the root of a part of a split trace.
+        size: The number of spans in the subtree.
+        is_notable: Whether the subtree has an error or an event.
     """
 
     span: Span
-    children: "list[Node]" = field(default_factory=list)
+    children: "list[SpanNode]" = field(default_factory=list)
     linked: list[str] = field(default_factory=list)
     is_part: bool = False
     size: int = 1
@@ -91,21 +91,21 @@ class Node:
 class Group:
     """Children with the same name, which the tree shows in one line."""
 
-    nodes: tuple[Node, ...]
+    nodes: tuple[SpanNode, ...]
 
     @property
     def errors(self) -> int:
         return sum(node.span.status == "ERROR" for node in self.nodes)
 
 
-def build_trees(spans: Sequence[Span]) -> list[list[Node]]:
+def build_trees(spans: Sequence[Span]) -> list[list[SpanNode]]:
     """Return the top nodes of each trace in the order of their start. The parts of a split trace are below it."""
-    nodes = [Node(span) for span in spans]
-    by_key: dict[_Key, Node] = {}
+    nodes = [SpanNode(span) for span in spans]
+    by_key: dict[_Key, SpanNode] = {}
     for node in nodes:
         by_key.setdefault(node.key, node)
     tops = _break_cycles(_attach_to_parents(nodes, by_key), nodes)
-    traces: dict[str, list[Node]] = {}
+    traces: dict[str, list[SpanNode]] = {}
     # A part with the start time of its run or map comes after it.
     for top in sorted(tops, key=lambda top: (top.span.start_ns, top.span.name.endswith(" part"))):
         traces.setdefault(top.span.trace_id, []).append(top)
@@ -119,7 +119,7 @@ def build_trees(spans: Sequence[Span]) -> list[list[Node]]:
     return [group for group in groups if group]
 
 
-def walk(tops: Iterable[Node]) -> Iterator[Node]:
+def walk(tops: Iterable[SpanNode]) -> Iterator[SpanNode]:
     """Yield all nodes, parents before their children."""
     stack = list(tops)
     while stack:
@@ -128,19 +128,19 @@ def walk(tops: Iterable[Node]) -> Iterator[Node]:
         stack += node.children
 
 
-def group_children(children: list[Node], max_children: int) -> list[Node | Group]:
+def group_children(children: list[SpanNode], max_children: int) -> list[SpanNode | Group]:
     """Return the children with a group for each name of more than `max_children` children.
 
     The slowest children and those with errors or events are not grouped. A group follows the last child of its name.
     """
-    by_name: dict[str, list[Node]] = {}
+    by_name: dict[str, list[SpanNode]] = {}
     for child in children:
         by_name.setdefault(child.span.name, []).append(child)
     grouped = {name: _grouped(same, max_children) for name, same in by_name.items() if len(same) > max_children}
     hidden = {id(node) for nodes in grouped.values() for node in nodes}
     shown = [child for child in children if id(child) not in hidden]
     last = {child.span.name: number for number, child in enumerate(shown)}
-    rows: list[Node | Group] = []
+    rows: list[SpanNode | Group] = []
     for number, child in enumerate(shown):
         rows.append(child)
         if last[child.span.name] == number and child.span.name in grouped:
@@ -148,7 +148,7 @@ def group_children(children: list[Node], max_children: int) -> list[Node | Group
     return rows
 
 
-def _grouped(same: list[Node], max_children: int) -> list[Node]:
+def _grouped(same: list[SpanNode], max_children: int) -> list[SpanNode]:
     slowest = sorted(same, key=lambda node: node.span.start_ns - node.span.end_ns)
     shown = [node for node in slowest if node.is_notable][:max_children]
     kept = {id(node) for node in shown}
@@ -157,7 +157,7 @@ def _grouped(same: list[Node], max_children: int) -> list[Node]:
     return [node for node in same if id(node) not in kept]
 
 
-def _attach_to_parents(nodes: list[Node], by_key: dict[_Key, Node]) -> list[Node]:
+def _attach_to_parents(nodes: list[SpanNode], by_key: dict[_Key, SpanNode]) -> list[SpanNode]:
     """Attach each node to its parent and return the nodes without one."""
     tops = []
     for node in nodes:
@@ -170,7 +170,7 @@ def _attach_to_parents(nodes: list[Node], by_key: dict[_Key, Node]) -> list[Node
     return tops
 
 
-def _break_cycles(tops: list[Node], nodes: list[Node]) -> list[Node]:
+def _break_cycles(tops: list[SpanNode], nodes: list[SpanNode]) -> list[SpanNode]:
     """Add the first node of each cycle of parents to the top nodes."""
     seen = {id(node) for node in walk(tops)}
     for node in nodes if len(seen) < len(nodes) else ():
@@ -183,7 +183,7 @@ def _break_cycles(tops: list[Node], nodes: list[Node]) -> list[Node]:
     return tops
 
 
-def _attach_parts(traces: dict[str, list[Node]], by_key: dict[_Key, Node]) -> None:
+def _attach_parts(traces: dict[str, list[SpanNode]], by_key: dict[_Key, SpanNode]) -> None:
     rank = {trace_id: number for number, trace_id in enumerate(traces)}
     for top in (top for trace in traces.values() for top in trace if top.span.parent_span_id is None):
         linked = (by_key.get(_key(link)) for link in top.span.links)
@@ -196,12 +196,12 @@ def _attach_parts(traces: dict[str, list[Node]], by_key: dict[_Key, Node]) -> No
             top.is_part = True
 
 
-def _owns(node: Node, part: Node) -> bool:
-    """Whether a node is the run or map of a part. A part number suffices, since a run or map links 64 parts only."""
+def _owns(node: SpanNode, part: SpanNode) -> bool:
+    """Whether a node is the run or map of a part. A part number is sufficient, because a run or map has links to 64 parts only."""
     return PART_NUMBER in part.span.attributes or any(_key(link) == part.key for link in node.span.links)
 
 
-def _linked(node: Node, by_key: dict[_Key, Node]) -> list[str]:
+def _linked(node: SpanNode, by_key: dict[_Key, SpanNode]) -> list[str]:
     parts = {child.key for child in node.children if child.is_part}
     names = []
     for link in node.span.links:
@@ -217,7 +217,7 @@ def _key(link: SpanLink) -> _Key:
     return link.trace_id, link.span_id
 
 
-def _summarize(top: Node) -> None:
+def _summarize(top: SpanNode) -> None:
     for node in reversed(list(walk([top]))):
         node.size = 1 + sum(child.size for child in node.children)
         own = node.span.status == "ERROR" or any(event.name != PART_EVENT for event in node.span.events)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cascade.telemetry.trace_shards import PART_EVENT
-from cascade.tools._span_nodes import Group, Node, Span, SpanEvent
+from cascade.tools._span_nodes import Group, Span, SpanEvent, SpanNode
 
 _INDEX, _LABEL, _ATTEMPT = "cascade.map.index", "cascade.task.label", "cascade.task.attempt"
 _DEFAULT_KINDS = {"INTERNAL", "UNSPECIFIED"}
@@ -14,7 +14,7 @@ _MAX_MESSAGE = 60
 _MAX_NAMES = 2
 _MANY_DAYS = 100
 _INSTANT_NS = 1
-"""Nanoseconds of a span without a duration: Cascade gives it one, because Jaeger warns about a length of zero."""
+"""Nanoseconds of a span without a duration: Cascade sets one nanosecond, because Jaeger warns about a duration of zero."""
 _UNITS = ((1_000_000_000, "s"), (1_000_000, "ms"), (1_000, "µs"), (1, "ns"))
 
 
@@ -59,7 +59,7 @@ def facts(span: Span, *, attempts: int, is_top: bool) -> list[str]:
 
 
 def events_of(span: Span) -> list[SpanEvent]:
-    """Return the events that the line of the span does not show. Parts and the exception of an error are shown there."""
+    """Return the events that the line of the span does not show. That line shows parts and the exception of an error."""
     shown = {PART_EVENT, "exception"} if span.status == "ERROR" else {PART_EVENT}
     return [event for event in span.events if event.name not in shown]
 
@@ -94,7 +94,7 @@ def group_text(group: Group) -> str:
     return ", ".join(fact for fact in facts if fact)
 
 
-def title(nodes: list[Node]) -> str:
+def title(nodes: list[SpanNode]) -> str:
     """Return the line above a trace."""
     errors = sum(node.span.status == "ERROR" for node in nodes)
     failed = f", {counted(errors, 'error')}" if errors else ""

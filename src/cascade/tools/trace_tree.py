@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from cascade._imports import missing_extra
-from cascade.tools._span_nodes import Group, Node, Span, build_trees, group_children, walk
+from cascade.tools._span_nodes import Group, Span, SpanNode, build_trees, group_children, walk
 from cascade.tools._span_text import (
     TimeAxis,
     duration,
@@ -34,9 +34,9 @@ except ImportError as error:
 
 MIN_WIDTH = 40
 DEFAULT_WIDTH = 100
-"""The width where stdout is no terminal."""
+"""Width if stdout is not a terminal."""
 _NO_BARS_BELOW = 64
-"""The width below which the lines have no bars, so that names are readable."""
+"""Below this width, the lines have no bars, so that names are readable."""
 _DURATION = 8
 _INDENT = 3
 _MAX_EVENTS = 3
@@ -53,14 +53,14 @@ def render_trace(
 ) -> str:
     """Draw spans as trees. A line has the name of a span, facts about it, its duration and a bar on a time axis.
 
-    The parts of a split trace are below their run or map. A span whose parent is missing is a root with a note. Of more
-    than `max_children` children with one name, the slowest and those with errors or events are drawn; one line stands
-    for the others. Characters that the encoding of stdout lacks are replaced by ASCII characters.
+    The parts of a split trace are below their run or map. A span whose parent is missing is a root with a note. If
+    more than `max_children` children have the same name, the slowest and those with errors or events are drawn, and one
+    line summarizes the others. Characters that the encoding of stdout lacks are replaced by ASCII characters.
 
     Args:
         spans: Spans of one or more traces, in any order.
-        width: Cells of a line, 40 or more. None takes the width of the terminal, which COLUMNS overrides, and 100 where
-            stdout is no terminal.
+        width: Cells of a line, 40 or more. None is the width of the terminal, which COLUMNS overrides, or 100 if
+            stdout is not a terminal.
         color: Use ANSI escape sequences. None uses them if stdout is a terminal or FORCE_COLOR is set. NO_COLOR in the
             environment turns them off.
         max_children: 1 or more.
@@ -115,7 +115,7 @@ def _encodable(text: str) -> str:
 
 
 def _line(*pieces: tuple[str, str]) -> Text:
-    """A line of pieces with styles. A blank replaces each character that breaks a line or moves the cursor."""
+    """Return a line of pieces with styles. A blank replaces each character that breaks a line or moves the cursor."""
     return Text.assemble(*((_printable(text), style) for text, style in pieces), no_wrap=True)
 
 
@@ -136,7 +136,7 @@ class _Branch:
         service: The service of its parent.
     """
 
-    item: Node | Group
+    item: SpanNode | Group
     guides: str = ""
     connector: str = ""
     below: str = ""
@@ -147,7 +147,7 @@ class _Branch:
 class _TraceDrawing:
     """Draws one trace with its parts."""
 
-    def __init__(self, tops: list[Node], width: int, max_children: int) -> None:
+    def __init__(self, tops: list[SpanNode], width: int, max_children: int) -> None:
         self._tops, self._max_children = tops, max_children
         cells = width * 3 // 10 if width >= _NO_BARS_BELOW else 0
         self._left = width - _DURATION - cells - (3 if cells else 1)
@@ -169,21 +169,21 @@ class _TraceDrawing:
                 yield from self._event_rows(branch, branch.item)
                 stack += reversed(self._branches(branch, branch.item))
 
-    def _branches(self, branch: _Branch, node: Node) -> list[_Branch]:
+    def _branches(self, branch: _Branch, node: SpanNode) -> list[_Branch]:
         items = group_children(node.children, self._max_children)
         return [
             _Branch(
                 item,
                 guides=branch.below,
                 connector=("└" if item is items[-1] else "├")
-                + ("┄ " if isinstance(item, Node) and item.is_part else "─ "),
+                + ("┄ " if isinstance(item, SpanNode) and item.is_part else "─ "),
                 below=branch.below + ("   " if item is items[-1] else "│  "),
                 service=_service(node.span),
             )
             for item in items
         ]
 
-    def _span_row(self, branch: _Branch, node: Node) -> Text:
+    def _span_row(self, branch: _Branch, node: SpanNode) -> Text:
         span, error = node.span, error_text(node.span)
         faint, remarks = is_skipped(span) or is_wait(span), _remarks(branch, node)
         left = _line(
@@ -196,7 +196,7 @@ class _TraceDrawing:
         style = _ERROR_BAR if error else _WAIT_BAR if faint else _BAR
         return self._row(left, length=duration(span.end_ns - span.start_ns), bar=bar, style=style)
 
-    def _event_rows(self, branch: _Branch, node: Node) -> Iterator[Text]:
+    def _event_rows(self, branch: _Branch, node: SpanNode) -> Iterator[Text]:
         events = events_of(node.span)
         guides = self._fit_guides(branch.below + ("│  " if node.children else "   "))
         for event in events[:_MAX_EVENTS]:
@@ -228,7 +228,7 @@ class _TraceDrawing:
         return guides if len(guides) <= room else f"⋯  {guides[len(guides) - room + _INDENT :]}"
 
 
-def _remarks(branch: _Branch, node: Node) -> list[str]:
+def _remarks(branch: _Branch, node: SpanNode) -> list[str]:
     span = node.span
     attempts = sum(is_attempt(child.span) for child in node.children)
     remarks = facts(span, attempts=attempts, is_top=branch.is_top)

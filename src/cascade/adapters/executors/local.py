@@ -30,7 +30,7 @@ class LocalExecutor:
         self._threads = threads
         self._max_workers = _checked_workers(max_workers)
         self._share: Share | None = None
-        self._collected: weakref.finalize[Any, LocalExecutor] | None = None
+        self._finalizer: weakref.finalize[Any, LocalExecutor] | None = None
         self._lock = threading.Lock()
 
     async def execute(self, node: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
@@ -58,9 +58,9 @@ class LocalExecutor:
     def close(self) -> None:
         """End the idle threads. A busy thread ends with its function."""
         with self._lock:
-            share, collected = self._share, self._collected
-            self._share = self._collected = None
-        if share is not None and collected is not None and collected.detach() and _is_of_this_process(share):
+            share, finalizer = self._share, self._finalizer
+            self._share = self._finalizer = None
+        if share is not None and finalizer is not None and finalizer.detach() and _is_of_this_process(share):
             worker_pool().close(share)
 
     def _is_threaded(self, node: Any) -> bool:
@@ -84,8 +84,8 @@ class LocalExecutor:
         with self._lock:
             if self._share is None or not _is_of_this_process(self._share):
                 self._share = worker_pool().slots.open(self._max_workers)
-                self._collected = weakref.finalize(self, _close_share, self._share)
-                self._collected.atexit = False
+                self._finalizer = weakref.finalize(self, _close_share, self._share)
+                self._finalizer.atexit = False
             return self._share
 
 

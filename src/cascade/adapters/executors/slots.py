@@ -79,7 +79,7 @@ class SlotPool:
             request.slot.release()
 
     def grant_extra(self, request: "ThreadSlotRequest") -> None:
-        """Grant a slot beyond the size of the pool if no slot becomes free and its share has none."""
+        """Grant a slot beyond the size of the pool if no slot becomes free and the share of the request has none."""
         with self._lock:
             stalled = time.monotonic() - self._freed_at >= STALL_TIMEOUT
             if not stalled or request.slot is not None or request.slots.is_used:

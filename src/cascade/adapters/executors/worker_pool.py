@@ -1,8 +1,8 @@
 """Runs plain functions in the worker threads of this process, for event loops that await many of them.
 
-The threads belong to a ThreadPoolExecutor, which ends them at the exit of the interpreter. Its costs per call (a future
-with a lock, a callback through the event loop, a write to the wake-up pipe) are paid here once for all calls that have
-ended meanwhile. The module `slots` limits the number of calls.
+The threads belong to a ThreadPoolExecutor, which ends them at the exit of the interpreter. With its own `submit`, each call
+costs a future with a lock, a callback through the event loop, and a write to the wake-up pipe. Here, one callback and one
+write serve all calls that have ended since the last iteration of the event loop. The module `slots` limits the number of calls.
 """
 
 import asyncio
@@ -120,7 +120,7 @@ class WorkerPool:
     def __init__(self) -> None:
         self.slots = SlotPool()
         self._lock = threading.Lock()
-        self._threads: ThreadPoolExecutor | None = None
+        self._thread_pool: ThreadPoolExecutor | None = None
         self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
         self._idle = 0  # waiting threads, less the calls in the queue
         self._ended: dict[asyncio.AbstractEventLoop, deque[Call]] = {}
@@ -128,13 +128,13 @@ class WorkerPool:
     def close(self, share: Share) -> None:
         """Close a share and end the idle threads. A busy thread ends with its function."""
         with self._lock:
-            threads, self._threads = self._threads, None
+            thread_pool, self._thread_pool = self._thread_pool, None
             if self.slots.close(share):
                 idle, self._idle = self._idle, 0
                 for _ in range(idle):
                     self._calls.put(None)
-        if threads is not None:
-            threads.shutdown(wait=False)
+        if thread_pool is not None:
+            thread_pool.shutdown(wait=False)
 
     def start(self, call: Call) -> None:
         """Run a call in a thread. Called in the event loop that awaits it."""
@@ -156,11 +156,11 @@ class WorkerPool:
                 raise
 
     def _executor(self) -> "ThreadPoolExecutor":
-        if self._threads is None:
+        if self._thread_pool is None:
             from concurrent.futures import ThreadPoolExecutor
 
-            self._threads = ThreadPoolExecutor(_UNLIMITED, thread_name_prefix="cascade-task")
-        return self._threads
+            self._thread_pool = ThreadPoolExecutor(_UNLIMITED, thread_name_prefix="cascade-task")
+        return self._thread_pool
 
     def _work(self, first: list[Call]) -> None:
         call: Call | None = first.pop()  # no reference keeps a call and its value after its end

@@ -17,7 +17,7 @@ from cascade.runtime.log_records import extra_of, message_of
 from cascade.runtime.task_context import TaskContext
 from cascade.telemetry import attributes as a
 from cascade.telemetry.limits import MAX_NAME_BYTES, MAX_STACK_BYTES, MAX_VALUE_BYTES, truncate
-from cascade.telemetry.redact import MASK, hides
+from cascade.telemetry.redact import MASK, is_masked
 from cascade.telemetry.sanitize import error_message, masked, masked_name, sanitize, stack_text
 
 _RESOURCE_LOGS, _SCOPE_LOGS = 1, 2
@@ -115,7 +115,7 @@ def _is_simple(name: str, value: Any) -> bool:
 
 
 def _masked(name: str, value: Any) -> Any:
-    return MASK if hides(name, value) else sanitize(value, limit=MAX_VALUE_BYTES)
+    return MASK if is_masked(name, value) else sanitize(value, limit=MAX_VALUE_BYTES)
 
 
 def _failure(record: logging.LogRecord) -> list[KeyValue]:
