@@ -152,8 +152,8 @@ async def test_each_of_two_concurrent_runs_names_its_trace(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRACEPARENT", f"00-{'ab' * 16}-{'cd' * 8}-01")
-    meeting = Meeting()
-    await asyncio.gather(*(cs.run_async(task, connector=MemoryConnector()) for task in (meeting.quiet, meeting.loud)))
+    tasks = ConcurrentTasks()
+    await asyncio.gather(*(cs.run_async(task, connector=MemoryConnector()) for task in (tasks.quiet, tasks.loud)))
     assert capsys.readouterr().err.count("ab" * 16) == 2
 
 
@@ -210,19 +210,19 @@ def test_invalid_settings_are_rejected_before_the_run(
     assert ran == []
 
 
-class Meeting:
+class ConcurrentTasks:
     """Two tasks of two runs that continue only when both have started."""
 
     def __init__(self) -> None:
         self._started = {"quiet": threading.Event(), "loud": threading.Event()}
 
     def task(self, name: str, other: str) -> Any:
-        def meet() -> str:
+        def wait_for_other() -> str:
             self._started[name].set()
             assert self._started[other].wait(HANG)
             return name
 
-        return cs.task(meet, name=name)()
+        return cs.task(wait_for_other, name=name)()
 
     @property
     def quiet(self) -> Any:
@@ -242,10 +242,10 @@ def assert_only_loud_in_json(lines: list[str]) -> None:
 
 
 def test_level_and_format_belong_to_one_of_two_runs_in_threads(capsys: pytest.CaptureFixture[str]) -> None:
-    meeting = Meeting()
+    tasks = ConcurrentTasks()
     threads = [
-        threading.Thread(target=cs.run, args=(meeting.loud,), kwargs={"log_format": "json"}),
-        threading.Thread(target=cs.run, args=(meeting.quiet,), kwargs={"log_level": "WARNING"}),
+        threading.Thread(target=cs.run, args=(tasks.loud,), kwargs={"log_format": "json"}),
+        threading.Thread(target=cs.run, args=(tasks.quiet,), kwargs={"log_level": "WARNING"}),
     ]
     for thread in threads:
         thread.start()
@@ -255,8 +255,8 @@ def test_level_and_format_belong_to_one_of_two_runs_in_threads(capsys: pytest.Ca
 
 
 async def test_level_and_format_belong_to_one_of_two_runs_in_a_loop(capsys: pytest.CaptureFixture[str]) -> None:
-    meeting = Meeting()
-    await asyncio.gather(cs.run_async(meeting.quiet, log_level="ERROR"), cs.run_async(meeting.loud, log_format="json"))
+    tasks = ConcurrentTasks()
+    await asyncio.gather(cs.run_async(tasks.quiet, log_level="ERROR"), cs.run_async(tasks.loud, log_format="json"))
     assert_only_loud_in_json(capsys.readouterr().err.splitlines())
 
 

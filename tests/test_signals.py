@@ -299,13 +299,13 @@ import cascade.runtime.threads
 cascade.runtime.threads.CANCEL_GRACE = 0.01
 
 @cs.resource
-def closes_never():
+def never_closes():
     yield 1
     up()
     threading.Event().wait()
 
 @cs.task
-def takes(r=cs.inject(closes_never)): ...
+def takes(r=cs.inject(never_closes)): ...
 
 try:
     cs.run(takes(), log_level="OFF")

@@ -48,7 +48,7 @@ def run(
     """Run a workflow and return the value of its target.
 
     In the main thread, Ctrl-C and SIGTERM cancel the run, unless the program handles the signal itself. The telemetry of
-    the run is complete. A plain function in a thread cannot be interrupted: the process lives until the function ends. A
+    the run is complete. A plain function in a thread cannot be interrupted: the process waits for its end. A
     second signal ends the process at once, with exit code 130 for Ctrl-C and 143 for SIGTERM.
 
     Args:

@@ -213,7 +213,7 @@ def calls(upstream: Any) -> Any:
     lists = st.lists(upstream, min_size=2, max_size=2)
     arguments = st.one_of(
         upstream,
-        *(upstream.map(lambda x: [x]), upstream.map(Pair_of), upstream.map(Frozen), upstream.map(lambda x: {"k": x})),
+        *(upstream.map(lambda x: [x]), upstream.map(pair_of), upstream.map(Frozen), upstream.map(lambda x: {"k": x})),
         upstream.map(lambda x: cs.Router(add("", "k"), {"k": as_lazy(x), "j": add(1)})),
         upstream.map(lambda x: [cs.Router(add("", "k"), {"k": as_lazy(x)})]),
     )
@@ -228,7 +228,7 @@ def calls(upstream: Any) -> Any:
     )
 
 
-def Pair_of(value: Any) -> Pair:  # noqa: N802 - beside the type
+def pair_of(value: Any) -> Pair:
     return Pair(1, value)
 
 
@@ -381,8 +381,8 @@ def test_a_text_that_is_not_a_graph_is_refused(text: str) -> None:
 
 def test_an_edge_needs_its_nodes() -> None:
     data = graph_to_dict(build_graph(add(add(1))))
-    data["edges"][0]["source_id"] = "nobody"
-    with pytest.raises(ValueError, match="source_id of an edge is 'nobody'"):
+    data["edges"][0]["source_id"] = "unknown"
+    with pytest.raises(ValueError, match="source_id of an edge is 'unknown'"):
         graph_from_dict(data)
 
 

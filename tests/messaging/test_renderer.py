@@ -158,8 +158,8 @@ def test_any_value_makes_a_line_of_strict_json(value: Any) -> None:
 
 
 def test_a_run_logs_to_stderr_and_leaves_stdout_to_its_tasks(capsys: pytest.CaptureFixture[str]) -> None:
-    say = cs.task(lambda: sys.stdout.write("spoken\n"), name="say")
-    cs.run(say(), log_format="json")
+    write = cs.task(lambda: sys.stdout.write("spoken\n"), name="write")
+    cs.run(write(), log_format="json")
     captured = capsys.readouterr()
     assert captured.out == "spoken\n"
     ids = [json.loads(line)["event_id"] for line in captured.err.splitlines()]

@@ -19,7 +19,7 @@ from cascade.graph.model import Node
 from cascade.runtime.exceptions import StillRunning
 from tests.lab.waiting import HANG, NEVER, until
 
-caller = contextvars.ContextVar("caller", default="nobody")
+caller = contextvars.ContextVar("caller", default="none")
 
 
 @pytest.fixture
@@ -195,17 +195,17 @@ async def test_a_cancelled_call_raises_still_running_without_waiting_for_the_thr
     assert await asyncio.to_thread(ended.wait, HANG)
     late = threading.Event()
     caught.value.work.add_done_callback(lambda _: late.set())
-    assert late.is_set(), "what has ended says so at once"
+    assert late.is_set(), "an ended call calls its callback at once"
 
 
 async def test_one_executor_serves_two_event_loops_at_once(executor: LocalExecutor) -> None:
-    def in_its_own_loop(number: int) -> list[int]:
+    def in_own_loop(number: int) -> list[int]:
         async def main() -> list[int]:
             return list(await asyncio.gather(*[executor.execute(node(lambda n=n: n), [], {}) for n in range(number)]))
 
         return asyncio.run(main())
 
-    both = await asyncio.gather(asyncio.to_thread(in_its_own_loop, 200), asyncio.to_thread(in_its_own_loop, 300))
+    both = await asyncio.gather(asyncio.to_thread(in_own_loop, 200), asyncio.to_thread(in_own_loop, 300))
     assert list(both) == [list(range(200)), list(range(300))]
 
 
@@ -229,11 +229,11 @@ async def test_a_call_that_is_cancelled_before_its_thread_never_runs() -> None:
 def test_one_executor_serves_several_loops_one_after_another_and_at_once(executor: LocalExecutor) -> None:
     together = threading.Barrier(2, timeout=HANG)
 
-    def loop_of_its_own(_: int) -> int:
+    def in_own_loop(_: int) -> int:
         return asyncio.run(executor.execute(node(together.wait), [], {})) in {0, 1}
 
     asyncio.run(executor.execute(node(int), [], {}))
-    threads = [threading.Thread(target=loop_of_its_own, args=(i,)) for i in range(2)]
+    threads = [threading.Thread(target=in_own_loop, args=(i,)) for i in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -259,10 +259,10 @@ async def test_the_garbage_collector_may_free_an_executor_while_a_call_starts(
 ) -> None:
     submit, slots = ThreadPoolExecutor.submit, worker_pool().slots
 
-    async def forget_one() -> None:
-        forgotten = LocalExecutor(max_workers=97)
-        await forgotten.execute(node(int), [], {})
-        cycle = list[Any]([forgotten])
+    async def create_garbage() -> None:
+        unreferenced = LocalExecutor(max_workers=97)
+        await unreferenced.execute(node(int), [], {})
+        cycle = list[Any]([unreferenced])
         cycle.append(cycle)
 
     def collect_first(pool: ThreadPoolExecutor, *args: Any) -> Future[Any]:
@@ -274,7 +274,7 @@ async def test_the_garbage_collector_may_free_an_executor_while_a_call_starts(
     monkeypatch.setattr(ThreadPoolExecutor, "submit", collect_first)
     gc.disable()
     try:
-        await forget_one()
+        await create_garbage()
         together = threading.Barrier(4, timeout=HANG)
         await asyncio.gather(*(executor.execute(node(together.wait), [], {}) for _ in range(4)))
     finally:
