@@ -66,7 +66,7 @@ def test_the_limit_is_the_number_of_messages_sent_in_half_a_flush(now: list[floa
 
 @pytest.fixture
 def throttle(now: list[float], monkeypatch: pytest.MonkeyPatch) -> Throttle:
-    monkeypatch.setattr("cascade.connectors.mqtt.backpressure.jitter", lambda: 1.0)
+    monkeypatch.setattr("cascade.connectors.mqtt.backpressure.random_factor", lambda: 1.0)
     return Throttle()
 
 
