@@ -12,8 +12,8 @@ from docs.schemas import tables_of_metadata
 HERE = Path(__file__).parent
 ATTRIBUTES = """# Attributes
 
-The attributes of Cascade's spans, metrics, log records and resource. They follow OpenTelemetry's
-semantic conventions if these define a name. Values are cut at 2,000 bytes. The table is generated from
+The attributes of Cascade's spans, metrics, log records and resource. If OpenTelemetry's semantic conventions define a name,
+the attribute has this name. Values are cut at 2,000 bytes, and stack traces at 16 KiB. The table is generated from
 `cascade.telemetry.attributes`.
 
 """
