@@ -222,7 +222,8 @@ class Connection:
     def _room(self) -> int:
         if self._awaits_first_state:
             return 0
-        in_window = self._poison.window(WINDOW) - len(self._unacknowledged) - len(self._unwritten)
+        window = self._poison.window(WINDOW) if self._poison.is_searching else WINDOW
+        in_window = window - len(self._unacknowledged) - len(self._unwritten)
         return max(0, int(min(in_window, self._throttle.room())))
 
     def _room_for_qos_1(self) -> int:

@@ -37,8 +37,10 @@ class PoisonMessageFilter:
         """Early ends with an unacknowledged state since the latest accepted state."""
         self._outbox = outbox
         self._states = states
+        self.is_searching = False
+        """Whether the filter searches for the cause of early ends, so that `window` may be 1."""
         self._early_ends = 0
-        self._single_until = 0
+        self._search_end = 0
 
     def begin(self, maximum_packet_size: int) -> None:
         """Prepare for a new connection, with the Maximum Packet Size of its CONNACK."""
@@ -57,9 +59,9 @@ class PoisonMessageFilter:
 
     def window(self, most: int) -> int:
         """Return the number of messages that may be unacknowledged: `most`, or 1 during the search for the cause of early ends."""
-        if self._single_until and self._outbox.has_settled(self._single_until):
-            self._single_until = 0
-        return 1 if self._single_until else most
+        if self.is_searching and self._outbox.has_settled(self._search_end):
+            self.is_searching = False
+        return 1 if self.is_searching else most
 
     def record_end(self, seconds: float, reason: str, state_bytes: int = 0) -> bool:
         """Record the end of a connection, before its messages are put back. `seconds` is its duration.
@@ -75,7 +77,7 @@ class PoisonMessageFilter:
             return False
         if len(suspects) > 1:
             if self._early_ends > 1:
-                self._single_until = suspects[-1].number + 1
+                self.is_searching, self._search_end = True, suspects[-1].number + 1
             return False
         message = suspects[0]
         message.losses += 1
