@@ -290,16 +290,16 @@ class TaskExecution:
             return
         fields = self.run.outcome(error, result)
         fields |= self._attempt_fields(end_ns, fields["result"], fields.get("exception"))
+        if self.run.bus.captured:
+            arguments = self.arguments.inputs if self.arguments else None
+            fields |= {"arguments": arguments, "edges": self.planned.edges, "output": output}
+            fields["callable_obj"] = self.node.callable_obj
         self._publish(
             TaskExecutionFinished,
             timestamp=end_ns / 1e9,
             duration=seconds(self.start_ns, end_ns),
             start_ns=self.start_ns,
             end_ns=end_ns,
-            arguments=self.arguments.inputs if self.arguments else None,
-            edges=self.planned.edges,
-            callable_obj=self.node.callable_obj,
-            output=output,
             **self._end_fields(),
             **fields,
         )

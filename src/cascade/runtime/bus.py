@@ -26,8 +26,12 @@ would block the event loop."""
 class MessageBus:
     """Event bus. It calls the handlers of each event at once, in the order of their subscription.
 
-    A handler must be quick. The first exception of a handler is logged; no exception affects the run. `backpressure`
-    combines the backpressure of the subscribers: while it is full, no task starts.
+    A handler must be quick. The first exception of a handler is logged; no exception affects the run.
+
+    Attributes:
+        backpressure: The combined backpressure of the subscribers: while it is full, no task starts.
+        captured: The values that a subscriber reads, of `params`, `arguments`, `results`. Events of tasks have arguments and
+            outputs only if it is not empty.
     """
 
     def __init__(self) -> None:
@@ -36,6 +40,7 @@ class MessageBus:
         self._count = 0
         self._drains: list[Drain] = []
         self.backpressure = CombinedBackpressure()
+        self.captured: frozenset[str] = frozenset()
         self._reported: set[Handler] = set()
 
     def subscribe(

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from cascade._internal_errors import raise_in_tests
@@ -221,3 +222,13 @@ class PublishQueue:
     def _drop(self, count: int, reason: str) -> None:
         self.lost += count
         self.last_error = reason
+
+
+def estimated_size(metadata: Mapping[str, Any]) -> int:
+    """Estimate the bytes of memory of a message: a fixed part, and the texts that may be long."""
+    size = MESSAGE_BYTES
+    if "exception" in metadata:
+        size += len(metadata["exception"].get("stacktrace", ""))
+    if "links" in metadata:
+        size += 300 * len(metadata["links"])
+    return size

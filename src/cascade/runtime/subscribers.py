@@ -1,9 +1,11 @@
 """Subscribers of every run: one prints messages on the terminal, the other publishes telemetry to the connector."""
 
+import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
+from cascade._internal_errors import raise_in_tests
 from cascade._loggers import get_logger
 from cascade.messaging.bus import MessageBus as Messages
 from cascade.messaging.bus import bus as messaging_bus
@@ -29,10 +31,10 @@ from cascade.runtime.events import (
     TaskRetrying,
     TaskSkipped,
 )
-from cascade.runtime.guard import texts_of
+from cascade.runtime.guard import FAULTS, texts_of
 from cascade.runtime.log_records import LogCorrelation
 from cascade.runtime.protocols import Backpressure
-from cascade.runtime.publish_queue import MAX_QUEUED_BYTES, MESSAGE_BYTES, Message, PublishQueue
+from cascade.runtime.publish_queue import MAX_QUEUED_BYTES, Message, PublishQueue, estimated_size
 from cascade.spec.protocols import Connector
 from cascade.spec.telemetry import ControlEvent, Header, LifecycleEvent
 from cascade.telemetry.identity import RunTrace, place_run, span_id
@@ -45,6 +47,9 @@ logger = get_logger(__name__)
 
 MAX_NAMES = 5
 """Names in one message."""
+
+BATCH = 32
+"""Largest number of events that are converted together."""
 
 DRAIN_TIMEOUT = 5.0
 """Seconds that the end of a run waits until its last messages are published."""
@@ -210,8 +215,12 @@ class TelemetrySubscriber:
         self._org_id, self._project_id = identity_from_environment()
         self._queue = PublishQueue(connector, max_bytes=max_bytes)
         self._capture = texts_of(connector, "capture")
+        event_bus.captured |= self._capture
         self._drain_timeout = drain_timeout
+        self._bus = event_bus
         self._runs: dict[str, RunState] = {}
+        self._events: list[Event] = []
+        self._has_failed = False
         self._reported = 0
         # `singledispatch` itself takes a microsecond to find the function for an event.
         self._converters = _Converters()
@@ -235,18 +244,51 @@ class TelemetrySubscriber:
             self._queue.close(event.error)
 
     def on_event(self, event: Event) -> None:
+        """Convert an event; an event of a task at the end of the turn of the event loop, together with others."""
+        # A batch takes a sixth less time per event: the code of each step stays in the processor's cache.
         if event.run_id is None:
             return
-        run = self._runs.get(event.run_id) or self._new_run(event)
+        self._events.append(event)
+        count = len(self._events)
+        if count >= BATCH or not isinstance(event, TaskEvent) or self._bus.captured or not self._is_alone(event.run_id):
+            self._convert_events()
+        elif count == 1:
+            self._convert_later()
+
+    def _is_alone(self, run_id: str) -> bool:
+        """Return whether no other subscriber counts the spans of the run: both must convert an event before the next one."""
+        run = self._runs.get(run_id)
+        return run is not None and run.parts.users == 1
+
+    def _convert_later(self) -> None:
+        try:
+            asyncio.get_running_loop().call_soon(self._convert_events)
+        except RuntimeError:  # outside of a loop
+            self._convert_events()
+
+    def _convert_events(self) -> None:
+        events, self._events = self._events, []
+        for event in events:
+            try:
+                self._convert(event, str(event.run_id))
+            except FAULTS as error:
+                raise_in_tests(error)
+                if not self._has_failed:
+                    self._has_failed = True
+                    logger.exception("%s was not published; further failures are not logged", type(event).__name__)
+
+    def _convert(self, event: Event, run_id: str) -> None:
+        run = self._runs.get(run_id) or self._new_run(event)
         if run.head["source"] != source():  # a forked child: the parent reports the run
             return
         if (message := self._converters[type(event)](event, run)) is not None:
             self._queue.put(self._stamped(message, run, event))
         if isinstance(event, RunFinished):
-            self._runs.pop(event.run_id, None)
+            self._runs.pop(run_id, None)
 
     async def drain(self, run_id: str) -> None:  # noqa: ARG002 - one queue serves all runs, in order
         """Wait at most `drain_timeout` seconds until the present messages are published. Log the number of lost ones."""
+        self._convert_events()
         await self._queue.drain(self._drain_timeout)
         lost, self._reported = self._queue.lost - self._reported, self._queue.lost
         if lost:
@@ -295,7 +337,7 @@ class TelemetrySubscriber:
         run.seq += 1
         run.lost = self._queue.lost
         important = message.terminal or isinstance(message.body, (LifecycleEvent, ControlEvent))
-        return Message(run.topic, payload, int(important), _size(message.body.metadata), important)
+        return Message(run.topic, payload, int(important), estimated_size(message.body.metadata), important)
 
 
 class _Converters(dict[type[Event], Callable[[Event, RunState], UnstampedMessage | None]]):
@@ -306,13 +348,3 @@ class _Converters(dict[type[Event], Callable[[Event, RunState], UnstampedMessage
 
 _OPTIONAL = frozenset({"RUNNING", "PENDING", "ACQUIRE"})
 """Kinds of messages that a connector may ignore."""
-
-
-def _size(metadata: Mapping[str, Any]) -> int:
-    """Estimate the bytes of memory of a message: a fixed part, and the texts that may be long."""
-    size = MESSAGE_BYTES
-    if "exception" in metadata:
-        size += len(metadata["exception"].get("stacktrace", ""))
-    if "links" in metadata:
-        size += 300 * len(metadata["links"])
-    return size

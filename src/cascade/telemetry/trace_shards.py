@@ -60,7 +60,7 @@ class TraceShards:
 
     def __init__(self, limits: PartLimits | None = None, outer: Child | None = None) -> None:
         self.limits = limits or PartLimits()
-        self.is_active = False
+        self.users = 0
         budget = TraceBudget(self.limits) if outer is None else outer.part.budget
         self._parents = {"": Parent("", budget, outer)}
         self.run = child_without_reservation(self._parents[""].current)
@@ -69,10 +69,15 @@ class TraceShards:
         self._last: tuple[str, Child, list[Part]] | None = None
         self._numbers: dict[str, int] = {}
 
+    @property
+    def is_active(self) -> bool:
+        """Whether the run is split: whether a subscriber counts its spans."""
+        return self.users > 0
+
     def activate(self) -> None:
         """Split the run from now on. The marker of its start is counted."""
-        if not self.is_active:
-            self.is_active = True
+        self.users += 1
+        if self.users == 1:
             self.run.charge(1, SPAN_BYTES)
 
     def expect(self, parent_id: str, name: str, size: int) -> None:

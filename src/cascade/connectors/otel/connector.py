@@ -191,12 +191,12 @@ class OtelConnector:
 
     def is_full(self) -> bool:
         """Return whether the buffer is so full that no task should start; False if the collector does not answer."""
-        return self._waits_when_full and (target := self._target) is not None and target.queue.is_full()
+        return self._own is not None and self._waits_when_full and self._own.queue.is_full()
 
     async def room(self) -> None:
         """Wait until the buffer has capacity, and half a second at most."""
-        if (target := self._target) is not None:
-            await self._capacity_waiter.wait(target.queue)
+        if self._own is not None:
+            await self._capacity_waiter.wait(self._own.queue)
 
     def place_run(self, run_id: str, target: str, start_ns: int, parent: SpanRef | None) -> RunTrace:
         """Start the span of the run. Its sampling decision applies to all spans of the run."""
@@ -236,11 +236,6 @@ class OtelConnector:
     @property
     def _signals(self) -> Signals:
         return (self._exports or self._set_up()).signals
-
-    @property
-    def _target(self) -> ExportTarget | None:
-        tracer = self._tracer
-        return tracer.target if tracer is not None else None
 
     def _set_up(self) -> Exports:
         exports = self._exports = self._setup()
