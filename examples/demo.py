@@ -9,7 +9,6 @@ import os
 import stdlib_report
 
 import cascade as cs
-from cascade._run import trace_url_template
 from cascade.connectors.otel import OtelConnector
 from cascade.testing import MemoryConnector, OtlpReceiver, render_trace
 
@@ -24,7 +23,7 @@ def main() -> None:
         print(f"\nThe trace, as received over OTLP: {len(spans)} spans\n")
         print(render_trace(spans))
     print(f"\nTrace {trace_id}")
-    if template := trace_url_template(os.environ):
+    if template := os.environ.get("CASCADE_TRACE_URL"):
         print(template.replace("{trace_id}", trace_id))
 
 
