@@ -44,7 +44,7 @@ from cascade.telemetry.sanitize import masked_name
 logger = get_logger("cascade.connectors.otel")
 
 FLUSH_TIMEOUT = 5.0
-"""Seconds that the end of a run waits for the acknowledgement of its last span; less if the collector does not answer."""
+"""Seconds that the end of a run waits at most for the delivery of its spans. It waits less if the collector does not answer."""
 
 _LEFT_OUT = (
     "OtelConnector: traces of run %s have reached their largest size; %d spans of the program, or contents that it added "
@@ -125,18 +125,18 @@ class OtelConnector:
         self._setup = ExportSetup(tracer_provider, exporting, metrics=metrics, logs=logs)
         self._exports: Exports | None = None
         self._runs: dict[str, LiveRun] = {}
-        self._ended: list[ExportTarget] = []  # of the runs that have ended since the last flush
-        self._own: ExportTarget | None = None  # for the spans of all runs, and of replayed messages
+        self._ended: list[ExportTarget] = []  # targets of the runs that have ended since the last flush
+        self._own: ExportTarget | None = None  # counts the spans of all runs, and gets those of replayed messages
         self._has_spans = False  # whether spans were exported since the start of the last flush
         self._connect_count = 0
         self._capacity_waiter = CapacityWaiter()
         _lifetime.watch(self)
 
     async def connect(self) -> None:
-        """Set up the exports at the first run. The exporter connects when it has something to send.
+        """Set up the exports at the first run. The connection to the collector is opened for the first request.
 
         Raises:
-            Exception: A provider could not be created. Later calls do not raise, and nothing is exported.
+            Exception: A provider cannot be created. Later calls do not raise an exception, and nothing is exported.
         """
         self._connect_count += 1
         self._reserve(self._exports or self._set_up())
@@ -158,7 +158,7 @@ class OtelConnector:
             return
         targets, self._ended = self._ended, []
         has_spans, self._has_spans = self._has_spans, False
-        if has_spans and not targets and self._own is not None:  # a replay
+        if has_spans and not targets and self._own is not None:  # the messages were replayed, so no run has ended
             targets = [self._own] if tracer.target is None else [self._own, tracer.target]
         report, warning = await flush(
             *(tracer, targets, self.flush_timeout, self._signals), has_spans=has_spans, strict=self._strict
@@ -168,7 +168,7 @@ class OtelConnector:
         self._report(tracer, report, warning)
 
     async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:  # noqa: ARG002 - the protocol's
-        """Export the spans that a message ends. Messages of other processes produce the same spans."""
+        """Export the spans that the message completes. A message of another process produces the same spans."""
         exports = self._exports or self._set_up()
         exports.signals.metrics.publish(payload)
         if exports.tracer is None:
@@ -186,15 +186,15 @@ class OtelConnector:
         """Do nothing: OTLP cannot receive messages."""
 
     def report(self) -> ConnectorReport:
-        """Return the counts of spans; all are 0 with a tracer provider of the application, which exports them itself."""
+        """Return the counts of spans. All are 0 if a tracer provider of the application exports the spans."""
         return ConnectorReport() if self._own is None else self._own.queue.connector_report(self._own.counters)
 
     def is_full(self) -> bool:
-        """Return whether the buffer is so full that no task should start; False if the collector does not answer."""
+        """Return whether the buffer is so full that no task should start. It is False if the collector does not answer."""
         return self._own is not None and self._waits_when_full and self._own.queue.is_full()
 
     async def room(self) -> None:
-        """Wait until the buffer has capacity, and half a second at most."""
+        """Wait until the buffer has capacity, but not longer than half a second."""
         if self._own is not None:
             await self._capacity_waiter.wait(self._own.queue)
 
@@ -224,7 +224,7 @@ class OtelConnector:
         return run_trace
 
     def activate(self, task: TaskContext) -> AbstractContextManager[None]:
-        """Make the span of the task, or of its attempt, the current span."""
+        """Make the span of the task, or of its attempt, the current span while the code of the task runs."""
         run = self._runs.get(task.run_id)
         return nullcontext() if run is None else SpanActivation(task, run, self._signals.metrics, self._detail)
 
@@ -249,14 +249,14 @@ class OtelConnector:
         exports.signals.reserve(self.flush_timeout)
 
     def reset_after_fork(self) -> None:
-        """Drop the runs of the parent process, which exports them. Spans below their tasks are exported here."""
+        """Drop the runs, which the parent process exports. Spans that the child starts below their tasks are still exported."""
         for run in self._runs.values():
             run.lock = threading.Lock()
         self._runs, self._ended, self._connect_count, self._has_spans = {}, [], 0, False
         self._capacity_waiter = CapacityWaiter()
 
     def start_exit(self) -> Callable[[], None]:
-        """Do nothing: the queue and the metrics are flushed by themselves."""
+        """Do nothing: the queues and the exporter of metrics have exit flushes of their own."""
         return lambda: None
 
     def _emit_all(self, payload: dict[str, Any], run: LiveRun | None, tracer: RunTracer) -> None:
@@ -268,7 +268,7 @@ class OtelConnector:
         for data in spans_of(payload, detail=self._detail, cicd=self._cicd):
             try:
                 self._emit(data, run, tracer)
-            except Exception as error:  # noqa: BLE001 - code of the application; the other spans do not depend on it
+            except Exception as error:  # noqa: BLE001 - raised by code of the application; the other spans are still exported
                 raise_in_tests(error)
                 failure = failure or error
             if run is not None and is_pending:
@@ -282,7 +282,7 @@ class OtelConnector:
         target = self._own
         if run is not None:
             if data.span_id in run.ended:
-                run.ended.discard(data.span_id)  # the span of this attempt ended when its retry was announced
+                run.ended.discard(data.span_id)  # the span of this attempt was exported with the message of its retry
                 return
             if data.span_id == run.root_id:
                 complete(run.root, data, linked=len(run.trace.links))
@@ -300,7 +300,7 @@ class OtelConnector:
             target.queue.put(encoded, urgent=data.is_marker, important=data.has_children, counters=target.counters)
 
     def _end_run(self, run_id: str) -> None:
-        """Drop a run. Spans whose last message was lost end with an error status."""
+        """Drop a run. Spans whose last message was lost are ended with an error status."""
         run = self._runs.pop(run_id, None)
         if run is None:
             return
@@ -319,7 +319,7 @@ class OtelConnector:
             self._ended.append(run.target)
 
     def _report(self, tracer: RunTracer, report: FlushReport, warning: str) -> None:
-        """Warn once per outage of undelivered spans, and of the other signals. A strict connector raises instead."""
+        """Log one warning per outage about undelivered spans, with the warning of the other signals. A strict connector raises."""
         warnings = [warning] if warning else []
         target = tracer.target
         if report.lost or report.pending or (target is None and report.reason):

@@ -1,4 +1,4 @@
-"""Data of finished spans, and the spans, links and events of the parts of a split trace."""
+"""Data of finished spans, and the spans, links and events of the parts of a large trace."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -26,9 +26,9 @@ class SpanLink(NamedTuple):
 class SpanData(NamedTuple):
     """A finished span. Ids are lower-case hexadecimal.
 
-    `parent_id` is empty for a root span. `is_run` is set for the span of a run, whose kind is SERVER. `error` is the
-    description of the status ERROR, or None. `has_children` is set for the spans of runs, maps and parts. `is_marker` is
-    set for the span that marks the start of a run, which is exported immediately.
+    `parent_id` is empty for a root span. `is_run` is True for the span of a run, whose kind is SERVER. `error` is the
+    description of the status ERROR, or None. `has_children` is True for the spans of runs, maps and parts. `is_marker` is
+    True for the span that marks the start of a run, which is sent immediately.
     """
 
     name: str

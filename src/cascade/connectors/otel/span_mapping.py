@@ -33,13 +33,13 @@ from cascade.telemetry.identity import RUN_STARTED, span_id
 from cascade.telemetry.limits import MAX_LINKS, MAX_VALUE_BYTES, truncate
 
 Message = Mapping[str, Any]
-"""A message with its header and `body`, or the body alone."""
+"""A message with its header and its `body`, or only the body."""
 
 CANCELLATION = "cancellation"
 
 
 def spans_of(payload: Message, *, detail: str = "full", cicd: bool = False) -> list[SpanData]:
-    """Return the spans that a message ends, which is none for most messages. `detail` is "run", "tasks" or "full"."""
+    """Return the spans that a message completes. Most messages complete none. `detail` is "run", "tasks" or "full"."""
     body = payload["body"]
     match body.get("type"), body.get("event") or body.get("state") or body.get("action"):
         case "TaskStateEvent", "COMPLETED" | "FAILED" | "SKIPPED" if detail != "run":
@@ -69,7 +69,7 @@ def _waits_and_attempts(payload: Message, body: Message) -> list[SpanData]:
 
 def _start_marker(payload: Message, metadata: RunStartedMetadata) -> SpanData:
     start_ns = metadata.get("start_ns", 0)
-    # A run that an item of a large map has started is in the trace of a part. A search for started runs must not find it.
+    # The trace of a part contains runs that items of a large map have started. A search for started runs must not find them.
     is_nested = metadata.get("outer_run_id") and payload["parent_span_id"]
     attributes = {
         a.RUN_ID: payload["run_id"],
@@ -150,7 +150,7 @@ def _task(payload: Message, body: Message, *, cicd: bool) -> SpanData:
         }
     error = body.get("error")
     if metadata.get("result") == CANCELLATION:
-        # The status is not ERROR: the failure that caused the cancellation, if any, is that of another task.
+        # The status is not ERROR: a failure that caused the cancellation is the failure of another task.
         error, attributes[a.TASK_CANCELLATION_REASON] = None, error
     name = f"{body['task_name']} skipped" if body["state"] == "SKIPPED" else body["task_name"]
     held = tuple(_held_events(metadata["waits"], metadata.get("start_ns", 0))) if "waits" in metadata else ()
@@ -192,9 +192,10 @@ def _resource(payload: Message, body: Message, step: str) -> SpanData:
 
 
 def _part_roots(payload: Message, body: Message) -> list[SpanData]:
-    """Return the root spans of parts: of those whose last child a task message ends, and of those of a map or run.
+    """Return the root spans of the parts that a message completes.
 
-    A part of a map or run is `ended` if an earlier message has ended its root span. It is then listed for its link only.
+    `ended_parts` lists the parts whose last child is the task of the message. `parts` lists all parts of the map or run that
+    has ended. A part in it with `ended` is skipped, because an earlier message has completed its root span.
     """
     metadata = body["metadata"]
     spans = []
@@ -214,7 +215,7 @@ def _part_count(metadata: Mapping[str, Any]) -> int | None:
 
 
 def error_type(metadata: Mapping[str, Any], error: str | None, *, is_run: bool = False) -> str | None:
-    """Return the type of the exception in the metadata, else the first word of `error`.
+    """Return the type of the exception in the metadata, else the text of `error` before its first colon.
 
     Return None for a success and for a cancelled task, and "cancellation" for a cancelled run.
     """
@@ -258,7 +259,7 @@ def _span(
         own_id,
         parent_id,
         start_ns,
-        end_ns + (end_ns == start_ns),  # Jaeger warns of clock skew for a span without length
+        end_ns + (end_ns == start_ns),  # Jaeger warns of clock skew if the duration is zero
         _attributes(attributes),
         payload.get("trace_flags", 1),
         is_run,
@@ -297,9 +298,9 @@ def _decision_event(decision: Decision) -> SpanEvent:
 
 
 def _held_events(waits: Iterable[Wait], start_ns: int) -> Iterator[SpanEvent]:
-    """Yield an event for each constraint that held the task back, not earlier than the start of its span.
+    """Yield an event for each constraint that delayed the task.
 
-    Viewers warn of clock skew for an earlier event.
+    The time of an event is at least the start of the span, because viewers warn of clock skew for an earlier event.
     """
     for wait in waits:
         if constraint := wait.get("constraint"):
@@ -330,7 +331,7 @@ def _exception_event(exception: ExceptionInfo, time_ns: int) -> SpanEvent:
 
 
 def _attributes(attributes: Attributes) -> Attributes:
-    """Return the attributes that have a value, with the types of OTLP. Texts are cut to `MAX_VALUE_BYTES`."""
+    """Return the attributes that are not None, with values of the types of OTLP. Texts are cut to `MAX_VALUE_BYTES`."""
     return {
         key: value if type(value) is int or (type(value) is str and len(value) < _SHORT) else _value(value)
         for key, value in attributes.items()
@@ -338,7 +339,7 @@ def _attributes(attributes: Attributes) -> Attributes:
     }
 
 
-_SHORT = MAX_VALUE_BYTES // 4  # characters of at most four bytes
+_SHORT = MAX_VALUE_BYTES // 4  # characters; the UTF-8 encoding of a character has at most four bytes
 
 
 def _value(value: Any) -> Any:
