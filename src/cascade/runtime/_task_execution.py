@@ -209,7 +209,7 @@ class TaskExecution:
             require_values(value, f"The cache of task '{node.name}' returned")
             self._release_permit(unused=True)
             now = self.run.clock.now_ns()
-            self._emit(TaskSkipped, reason="CacheHit", start_ns=now, end_ns=now, **self._end_fields())
+            self._emit(TaskSkipped, reason="CacheHit", **self._end_fields(now, now))
         except Exception as error:
             self._fail_before_start(error)
             raise
@@ -275,8 +275,9 @@ class TaskExecution:
             retries = 0 if policy is None else policy.max_attempts
             parts.start(self.node.id, self.node.name, self.map_id, self.map_index, retries)
         if self.run.bus.handlers(TaskExecutionStarted, item=self.item is not None):
-            timestamp, attempt = self.start_ns / 1e9, 0 if policy is None else 1
-            self._publish(TaskExecutionStarted, timestamp=timestamp, start_ns=self.start_ns, attempt=attempt)
+            attempt = 0 if policy is None else 1
+            fields = {"timestamp": self.start_ns / 1e9, "start_ns": self.start_ns, "attempt": attempt}
+            self._publish(TaskExecutionStarted, fields)
 
     def _fail_before_start(self, error: Exception) -> None:
         self.start_ns = self.run.clock.now_ns()
@@ -288,29 +289,31 @@ class TaskExecution:
         end_ns = self.run.clock.now_ns()
         if not self.run.bus.handlers(TaskExecutionFinished, succeeded=error is None, item=self.item is not None):
             return
-        fields = self.run.outcome(error, result)
-        fields |= self._attempt_fields(end_ns, fields["result"], fields.get("exception"))
+        fields = self.run.outcome(error, result) | self._end_fields(self.start_ns, end_ns)
+        fields["timestamp"], fields["duration"] = end_ns / 1e9, seconds(self.start_ns, end_ns)
+        if self.node.retry_policy is not None:
+            fields |= self._attempt_fields(end_ns, fields["result"], fields.get("exception"))
         if self.run.bus.captured:
-            arguments = self.arguments.inputs if self.arguments else None
-            fields |= {"arguments": arguments, "edges": self.planned.edges, "output": output}
-            fields["callable_obj"] = self.node.callable_obj
-        self._publish(
-            TaskExecutionFinished,
-            timestamp=end_ns / 1e9,
-            duration=seconds(self.start_ns, end_ns),
-            start_ns=self.start_ns,
-            end_ns=end_ns,
-            **self._end_fields(),
-            **fields,
-        )
+            fields["arguments"] = self.arguments.inputs if self.arguments else None
+            fields["callable_obj"], fields["edges"], fields["output"] = (
+                self.node.callable_obj,
+                self.planned.edges,
+                output,
+            )
+        self._publish(TaskExecutionFinished, fields)
 
     def _attempt_fields(self, end_ns: int, result: str, exception: ErrorInfo | None) -> dict[str, Any]:  # noqa: ARG002
         """Return the fields about the attempts of a task with a retry policy."""
         return {}
 
-    def _end_fields(self) -> dict[str, Any]:
-        dependencies = self.resolver.dependencies(self.planned) if self.map_id is None else ()
-        return {"function": _name_of(self.node.callable_obj), "dependencies": dependencies, "waits": self.waits}
+    def _end_fields(self, start_ns: int, end_ns: int) -> dict[str, Any]:
+        return {
+            "start_ns": start_ns,
+            "end_ns": end_ns,
+            "function": _name_of(self.node.callable_obj),
+            "dependencies": self.resolver.dependencies(self.planned) if self.map_id is None else (),
+            "waits": self.waits,
+        }
 
     def _publish_blocked(self, reason: str) -> int:
         start_ns = self.run.clock.now_ns()
@@ -322,9 +325,10 @@ class TaskExecution:
 
     def _emit(self, event: type[TaskEvent], **fields: Any) -> None:
         if self.run.bus.handlers(event, item=self.item is not None):
-            self._publish(event, timestamp=self.run.clock.now_ns() / 1e9, **fields)
+            fields["timestamp"] = self.run.clock.now_ns() / 1e9
+            self._publish(event, fields)
 
-    def _publish(self, event: type[TaskEvent], **fields: Any) -> None:
+    def _publish(self, event: type[TaskEvent], fields: dict[str, Any]) -> None:
         node = self.node
         fields["task_id"], fields["task_name"] = node.id, node.name
         if self.map_id is not None:
