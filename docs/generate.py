@@ -12,9 +12,9 @@ from docs.schemas import tables_of_metadata
 HERE = Path(__file__).parent
 ATTRIBUTES = """# Attributes
 
-The attributes of Cascade's spans, metrics, log records and resource. If OpenTelemetry's semantic conventions define a name,
-the attribute has this name. Values are cut at 2,000 bytes, and stack traces at 16 KiB. The table is generated from
-`cascade.telemetry.attributes`.
+The attributes of Cascade's spans, metrics, log records and resource. If OpenTelemetry's semantic conventions define a name
+for a value, the attribute has that name. Values are cut at 2,000 bytes, and stack traces at 16 KiB. The table is generated
+from `cascade.telemetry.attributes`.
 
 """
 END = "<!-- end -->\n"

@@ -128,7 +128,7 @@ STATED = {
     ],
     "docs/mqtt.md": [
         f"by default {outbox.CAPACITY // MIB} MiB",
-        f"({backpressure.FLOOR:,} may always wait)",
+        f"{backpressure.FLOOR:,} messages may always be queued",
         f"at most {outbox.MAX_REPEATS} times",
         f"pauses of up to {connection_health.MAX_DELAY:g} s",
         f"the pause is {connection_health.REFUSED_DELAY:g} s",
