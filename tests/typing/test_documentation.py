@@ -43,7 +43,7 @@ ROWS = {
         "asyncio.run(cs.run_async(load(''))).upper()",
         "asyncio.run(engine.run(load(''))).upper()",
     ],
-    "a run's result where a generic type is declared": ["a: list[str] = cs.run(load(''))"],
+    "a result of a wrong generic type": ["a: list[str] = cs.run(load(''))"],
     "a call with a missing, unknown or surplus argument": ["load()", "load('', x=1)", "load('', 1, 2)", "load(1)"],
     "`cs.run(...)` of an object that is not a lazy result": ["cs.run(5)", "cs.run(load)"],
     "an unknown name of the package": ["cs.tsak(load)"],
