@@ -79,8 +79,8 @@ STATED = {
     "docs/ci.md": [f"ref: v{PROJECT['project']['version']}"],
     "docs/connectors.md": [
         f"a queue of {publish_queue.MAX_QUEUED_BYTES // MIB} MiB",
-        f"more than {publish_queue.HELD_BYTES // MIB} MiB wait",
-        f"until only {publish_queue.HELD_BYTES // 2 // MIB} MiB wait",
+        f"more than {publish_queue.FULL_BYTES // MIB} MiB wait",
+        f"until only {publish_queue.FULL_BYTES // 2 // MIB} MiB wait",
         {1.0: "longer than a second"}[publish_queue.STALL_TIMEOUT],
         f"at most {controller.SUBSCRIBE_TIMEOUT:g} seconds for the next message",
         f"{controller.LONGEST_SUBSCRIBE:g} seconds in all",

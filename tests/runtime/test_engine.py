@@ -13,7 +13,7 @@ from cascade.adapters.executors.local import LocalExecutor
 from cascade.adapters.solvers.native import NativeSolver
 from cascade.graph.model import Graph, Node
 from cascade.runtime.bus import MessageBus
-from cascade.runtime.engine import LARGE, Engine
+from cascade.runtime.engine import LARGE_GRAPH, Engine
 from cascade.runtime.events import (
     RunFinished,
     RunStarted,
@@ -414,11 +414,11 @@ async def test_the_loop_stays_responsive_while_a_large_graph_is_planned() -> Non
             return super().resolve(graph)
 
     engine = Engine(WaitsForTheLoop(), LocalExecutor(), MessageBus())
-    assert await engine.run(count([add(n) for n in range(LARGE)])) == LARGE
+    assert await engine.run(count([add(n) for n in range(LARGE_GRAPH)])) == LARGE_GRAPH
 
 
 async def test_an_error_in_a_large_graph_is_raised_before_the_first_task(recorded: RecordedEngine) -> None:
     wrong = cs.Param("missing")
     with pytest.raises(MissingParamError, match="missing"):
-        await recorded.run(count([*(add(n) for n in range(LARGE)), add(wrong)]))
+        await recorded.run(count([*(add(n) for n in range(LARGE_GRAPH)), add(wrong)]))
     assert not recorded.of(TaskExecutionStarted)

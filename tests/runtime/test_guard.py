@@ -10,7 +10,7 @@ import cascade as cs
 from cascade.connectors import fanout
 from cascade.connectors.memory import MemoryConnector
 from cascade.runtime import engine
-from cascade.runtime.guard import awaited, seconds_of, texts_of
+from cascade.runtime.guard import awaited, flush_timeout_of, texts_of
 from cascade.runtime.task_context import TaskContext
 from cascade.spec.protocols import MessageCallback
 from cascade.telemetry.identity import RunTrace, SpanRef, place_run
@@ -230,5 +230,5 @@ def test_a_connector_has_the_time_of_its_flush_to_disconnect(monkeypatch: pytest
 def test_an_invalid_flush_timeout_is_zero(value: Any, expected: float) -> None:
     connector = MemoryConnector()
     connector.flush_timeout = value  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
-    assert seconds_of(connector, "flush_timeout") == expected
-    assert seconds_of(MemoryConnector(), "flush_timeout") == 0.0
+    assert flush_timeout_of(connector) == expected
+    assert flush_timeout_of(MemoryConnector()) == 0.0

@@ -13,7 +13,7 @@ from cascade._loggers import get_logger
 from cascade.connectors.report import ConnectorReport, Reporting
 from cascade.runtime.bus import CombinedBackpressure
 from cascade.runtime.exceptions import TelemetryLostError
-from cascade.runtime.guard import FAULTS, awaited, seconds_of, texts_of
+from cascade.runtime.guard import FAULTS, awaited, flush_timeout_of, texts_of
 from cascade.runtime.protocols import Backpressure, Connector, Tracing, Unsubscribing
 from cascade.runtime.publish_queue import MAX_QUEUED_BYTES, MESSAGE_BYTES, Message, PublishQueue
 from cascade.runtime.task_context import TaskContext
@@ -69,7 +69,7 @@ class FanoutConnector:
     @property
     def flush_timeout(self) -> float:
         """The longest `flush_timeout` of the connectors in seconds."""
-        return max((seconds_of(connector, "flush_timeout") for connector in self.connectors), default=0.0)
+        return max((flush_timeout_of(connector) for connector in self.connectors), default=0.0)
 
     def report(self) -> ConnectorReport:
         """Return the sums over all connectors and their publish queues. `connected` is true if all are connected.
@@ -146,7 +146,7 @@ class FanoutConnector:
         lost, self._reported_losses[index] = queue.lost - self._reported_losses[index], queue.lost
         if lost:
             logger.warning("%s: %d telemetry messages were lost: %s", _name(queue.connector), lost, queue.last_error)
-        await awaited(queue.connector.disconnect, DISCONNECT_TIMEOUT + seconds_of(queue.connector, "flush_timeout"))
+        await awaited(queue.connector.disconnect, DISCONNECT_TIMEOUT + flush_timeout_of(queue.connector))
 
     def _place_run(self, connector: Tracing, run_id: str, *rest: Any) -> object:
         try:

@@ -9,7 +9,7 @@ from typing import Any
 
 from cascade.graph.model import Node, join_arguments, split_arguments
 from cascade.runtime._plan import PlannedNode
-from cascade.runtime._retries import RetriedExecution
+from cascade.runtime._retries import RetriedExecution, execution_class
 from cascade.runtime._run_context import RunContext, seconds
 from cascade.runtime._task_execution import TaskExecution
 from cascade.runtime._task_group import TaskGroup, WindowLimiter
@@ -155,9 +155,9 @@ class MapExecution:
         except Exception as error:
             self._fail_item(index, error)
             raise
-        run, resolver, item = self._run, self._resolver, node.literal_inputs
-        kind = TaskExecution if node.retry_policy is None else RetriedExecution
-        execution = kind(run, resolver, node, self._planned, self._node.id, index, item)
+        execution = execution_class(node)(
+            self._run, self._resolver, node, self._planned, self._node.id, index, node.literal_inputs
+        )
         if isinstance(execution, RetriedExecution):
             execution.on_backoff = self._limiter.back_off
         return execution

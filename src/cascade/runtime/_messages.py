@@ -5,7 +5,7 @@ from functools import singledispatch
 from typing import Any, get_args
 
 from cascade.runtime._metadata import (
-    RunState,
+    RunTelemetry,
     UnstampedMessage,
     add_parts,
     attempts_of,
@@ -54,17 +54,25 @@ EVENTS: dict[str, tuple[type[Event], ...]] = {
     "RELEASE": (ResourceReleased,),
     "CONTROL": (ControlDecision,),
 }
-"""The events that become messages, by the kind that a connector may ignore."""
+"""The events that become messages, by the kind of the message. A connector may ignore some kinds."""
 
 
 @singledispatch
-def message_for(event: Event, run: RunState) -> UnstampedMessage | None:  # noqa: ARG001 - the default of the functions below
+def message_for(event: Event, run: RunTelemetry) -> UnstampedMessage | None:  # noqa: ARG001 - the default of the functions below
     """Return the message of an event, or None for an event without a message."""
     return None
 
 
+class Converters(dict[type[Event], Callable[[Event, RunTelemetry], UnstampedMessage | None]]):
+    """The function of `message_for` for each type of event. `singledispatch` itself takes a microsecond to find it."""
+
+    def __missing__(self, kind: type[Event]) -> Callable[[Event, RunTelemetry], UnstampedMessage | None]:
+        found = self[kind] = message_for.dispatch(kind)
+        return found
+
+
 @message_for.register
-def _run_started(event: RunStarted, run: RunState) -> UnstampedMessage:
+def _run_started(event: RunStarted, run: RunTelemetry) -> UnstampedMessage:
     run.target, run.inputs = masked_name(", ".join(event.target_tasks)), [masked_name(name) for name in event.inputs]
     run.params = captured(event.params) if "params" in run.capture and event.params else None
     run.parts.expect(RUN, f"run {run.target}".rstrip(), sum(event.task_counts.values()))
@@ -77,8 +85,8 @@ def _run_started(event: RunStarted, run: RunState) -> UnstampedMessage:
 
 
 @message_for.register
-def _run_finished(event: RunFinished, run: RunState) -> UnstampedMessage:
-    start_ns, end_ns = _window(event)
+def _run_finished(event: RunFinished, run: RunTelemetry) -> UnstampedMessage:
+    start_ns, end_ns = _times(event)
     metadata: m.RunEndedMetadata = {
         "target": run.target,
         "start_ns": start_ns,
@@ -103,7 +111,7 @@ def _run_finished(event: RunFinished, run: RunState) -> UnstampedMessage:
     return UnstampedMessage(body, RUN, run.location, terminal=True)
 
 
-def _add_run(metadata: m.RunStartedMetadata | m.RunEndedMetadata, run: RunState) -> None:
+def _add_run(metadata: m.RunStartedMetadata | m.RunEndedMetadata, run: RunTelemetry) -> None:
     if run.inputs:
         metadata["inputs"] = run.inputs
     if run.trace.links:
@@ -113,7 +121,7 @@ def _add_run(metadata: m.RunStartedMetadata | m.RunEndedMetadata, run: RunState)
 
 
 @message_for.register
-def _task_started(event: TaskExecutionStarted, run: RunState) -> UnstampedMessage:
+def _task_started(event: TaskExecutionStarted, run: RunTelemetry) -> UnstampedMessage:
     child_of(event, run)
     metadata: m.TaskStartedMetadata = {"kind": event.kind, "start_ns": _start(event)}
     _add_task(metadata, event)
@@ -125,7 +133,7 @@ def _task_started(event: TaskExecutionStarted, run: RunState) -> UnstampedMessag
 
 
 @message_for.register
-def _task_blocked(event: TaskBlocked, run: RunState) -> UnstampedMessage:
+def _task_blocked(event: TaskBlocked, run: RunTelemetry) -> UnstampedMessage:
     run.counts["held_back"] += 1
     metadata: m.TaskBlockedMetadata = {"kind": event.kind, "reason": event.reason, "start_ns": event.start_ns}
     _add_task(metadata, event)
@@ -135,7 +143,7 @@ def _task_blocked(event: TaskBlocked, run: RunState) -> UnstampedMessage:
 
 
 @message_for.register
-def _task_retrying(event: TaskRetrying, run: RunState) -> UnstampedMessage:
+def _task_retrying(event: TaskRetrying, run: RunTelemetry) -> UnstampedMessage:
     run.counts["retried"] += 1
     metadata: m.TaskBlockedMetadata = {
         "kind": event.kind,
@@ -156,11 +164,11 @@ def _task_retrying(event: TaskRetrying, run: RunState) -> UnstampedMessage:
 
 
 @message_for.register
-def _task_finished(event: TaskExecutionFinished, run: RunState) -> UnstampedMessage:
+def _task_finished(event: TaskExecutionFinished, run: RunTelemetry) -> UnstampedMessage:
     succeeded = event.status == "Succeeded"
     if not _is_failure_of_an_item(event):
         run.counts["completed" if succeeded else "cancelled" if event.status == "Cancelled" else "failed"] += 1
-    start_ns, end_ns = _window(event)
+    start_ns, end_ns = _times(event)
     child = child_of(event, run)
     metadata = _ended(event, run, start_ns, end_ns, event.result or ("success" if succeeded else "failure"))
     if event.exception is not None:
@@ -189,7 +197,7 @@ def _is_failure_of_an_item(event: TaskExecutionFinished) -> bool:
 
 
 @message_for.register
-def _task_skipped(event: TaskSkipped, run: RunState) -> UnstampedMessage:
+def _task_skipped(event: TaskSkipped, run: RunTelemetry) -> UnstampedMessage:
     run.counts["skipped"] += 1
     start_ns, child = _start(event), child_of(event, run)
     metadata = _ended(event, run, start_ns, event.end_ns or start_ns, "skip")
@@ -203,17 +211,17 @@ def _task_skipped(event: TaskSkipped, run: RunState) -> UnstampedMessage:
 
 @message_for.register(ResourceAcquired)
 @message_for.register(ResourceSetupFailed)
-def _resource_acquired(event: ResourceAcquired | ResourceSetupFailed, run: RunState) -> UnstampedMessage:
+def _resource_acquired(event: ResourceAcquired | ResourceSetupFailed, run: RunTelemetry) -> UnstampedMessage:
     return _resource(event, run, "ACQUIRE", setup_id)
 
 
 @message_for.register
-def _resource_released(event: ResourceReleased, run: RunState) -> UnstampedMessage:
+def _resource_released(event: ResourceReleased, run: RunTelemetry) -> UnstampedMessage:
     return _resource(event, run, "RELEASE", teardown_id, event.hold_start_ns)
 
 
 @message_for.register
-def _control_decision(event: ControlDecision, run: RunState) -> UnstampedMessage:
+def _control_decision(event: ControlDecision, run: RunTelemetry) -> UnstampedMessage:
     body = wire.ControlEvent(
         _CONTROL_ACTIONS[event.action],
         masked_name(event.scope),
@@ -233,7 +241,7 @@ _CONTROL_ACTIONS: dict[str, m.ControlAction] = {action: action for action in get
 
 def _task(
     event: TaskEvent,
-    run: RunState,
+    run: RunTelemetry,
     state: wire.TaskState,
     metadata: m.TaskMetadata,
     duration_ms: float | None = None,
@@ -248,7 +256,7 @@ def _task(
 
 def _resource(
     event: ResourceEvent,
-    run: RunState,
+    run: RunTelemetry,
     action: wire.ResourceAction,
     id_of: Callable[[str], str],
     hold_start_ns: int = 0,
@@ -278,7 +286,7 @@ def _add_task(metadata: m.TaskMetadata, event: TaskEvent) -> None:
 
 
 def _ended(
-    event: TaskSkipped | TaskExecutionFinished, run: RunState, start_ns: int, end_ns: int, result: m.Result
+    event: TaskSkipped | TaskExecutionFinished, run: RunTelemetry, start_ns: int, end_ns: int, result: m.Result
 ) -> m.TaskEndedMetadata:
     """Return the metadata of a task that has ended. Keys without a value are not added: this is a hot path."""
     metadata: m.TaskEndedMetadata = {"kind": event.kind, "start_ns": start_ns, "end_ns": end_ns, "result": result}
@@ -298,7 +306,7 @@ def _ended(
     return metadata
 
 
-def _trace_id_of(event: TaskEvent, run: RunState) -> str:
+def _trace_id_of(event: TaskEvent, run: RunTelemetry) -> str:
     return run.trace.location_of(event.task_id, event.map_id).trace_id
 
 
@@ -306,7 +314,7 @@ def _start(event: TaskExecutionStarted | TaskSkipped | RunStarted | ResourceEven
     return event.start_ns or round(event.timestamp * 1e9)
 
 
-def _window(event: RunFinished | TaskExecutionFinished) -> tuple[int, int]:
-    """Return the start and end in nanoseconds. If an event has only a duration, its timestamp is its end."""
+def _times(event: RunFinished | TaskExecutionFinished) -> tuple[int, int]:
+    """Return the start and the end in nanoseconds. The end of an event without times is its timestamp."""
     end_ns = event.end_ns or round(event.timestamp * 1e9)
     return event.start_ns or end_ns - round(event.duration * 1e9), end_ns

@@ -33,8 +33,23 @@ _UNCHANGED: m.ExceptionInfo = {"type": "", "message": ""}
 
 
 @dataclass(slots=True)
-class RunState:
-    """State of one run inside the subscriber."""
+class RunTelemetry:
+    """State of the telemetry of one run.
+
+    Attributes:
+        capture: The values that messages contain, of `params`, `arguments`, `results`.
+        topic: The topic of the messages.
+        target: The masked name of the target.
+        inputs: The masked names of the inputs.
+        params: The captured parameters.
+        counts: The numbers of tasks for the last message, by outcome.
+        head: The encoded header.
+        seq: The sequence number of the next message.
+        last_ns: The time of the latest message, in nanoseconds.
+        lost: The number of lost messages.
+        control: The first decisions about constraints.
+        control_count: The number of all decisions.
+    """
 
     trace: RunTrace
     capture: frozenset[str] = frozenset()
@@ -69,7 +84,7 @@ class RunState:
 
 
 class UnstampedMessage(NamedTuple):
-    """A message without its header. `task_id` and `location` identify its span and the parent of its span."""
+    """A message without its header. `task_id` identifies its span, and `location` the trace and the parent of this span."""
 
     body: wire.Body
     task_id: str
@@ -100,7 +115,7 @@ def link_to(span: SpanRef, trace_id: str = "") -> m.Link:
     return link
 
 
-def waits_of(waits: tuple[Wait, ...], task_id: str, run: RunState) -> list[m.Wait]:
+def waits_of(waits: tuple[Wait, ...], task_id: str, run: RunTelemetry) -> list[m.Wait]:
     """Return the waits of a task that are long enough for a span."""
     found: list[m.Wait] = []
     for number, wait in enumerate(waits, 1):
@@ -117,7 +132,7 @@ def waits_of(waits: tuple[Wait, ...], task_id: str, run: RunState) -> list[m.Wai
     return found
 
 
-def attempts_of(event: TaskExecutionFinished, run: RunState, child: Child) -> list[m.Attempt]:
+def attempts_of(event: TaskExecutionFinished, run: RunTelemetry, child: Child) -> list[m.Attempt]:
     """Return the attempts with a span. Their exceptions are the same as in the messages about their retries."""
     found: list[m.Attempt] = []
     for attempt in event.attempts:
@@ -153,13 +168,13 @@ def masked_error(error: str | None) -> str | None:
     return None if error is None else masked(error, MAX_ERROR_BYTES)
 
 
-def child_of(event: TaskEvent, run: RunState) -> Child:
+def child_of(event: TaskEvent, run: RunTelemetry) -> Child:
     """Return the child of an event. A child that has not started, such as a skipped task, is started."""
     child = run.parts.child(event.task_id)
     return child or run.parts.start(event.task_id, event.task_name, event.map_id, event.map_index)
 
 
-def count_attempt(metadata: m.TaskBlockedMetadata, event: TaskRetrying, run: RunState) -> None:
+def count_attempt(metadata: m.TaskBlockedMetadata, event: TaskRetrying, run: RunTelemetry) -> None:
     """Count the span of a failed attempt. In a full trace, its texts are shortened or the span is dropped."""
     child = child_of(event, run)
     span, exception = _span_size(event), metadata.get("exception")
@@ -177,7 +192,7 @@ def count_attempt(metadata: m.TaskBlockedMetadata, event: TaskRetrying, run: Run
 
 
 def count_last(
-    metadata: m.TaskEndedMetadata, event: TaskExecutionFinished | TaskSkipped, run: RunState, child: Child
+    metadata: m.TaskEndedMetadata, event: TaskExecutionFinished | TaskSkipped, run: RunTelemetry, child: Child
 ) -> None:
     """Count the spans of a child's last message, and add the ended parts to the message.
 
@@ -202,7 +217,7 @@ def error_of(exception: m.ExceptionInfo) -> str:
     return f"{exception['type'].rpartition('.')[2]}: {exception['message']}"
 
 
-def count_own(metadata: m.RunEndedMetadata | m.ResourceMetadata, run: RunState) -> None:
+def count_own(metadata: m.RunEndedMetadata | m.ResourceMetadata, run: RunTelemetry) -> None:
     """Count the span of the run or of a resource. Its metadata is shortened if the trace is full."""
     _, bytes_left = run.parts.run.allowance()
     spans, size = spans_size(metadata, 2 * SPAN_BYTES)
@@ -212,7 +227,7 @@ def count_own(metadata: m.RunEndedMetadata | m.ResourceMetadata, run: RunState) 
     run.parts.run.charge(spans, size)
 
 
-def add_parts(metadata: m.TaskEndedMetadata | m.RunEndedMetadata, parent_id: str, run: RunState) -> None:
+def add_parts(metadata: m.TaskEndedMetadata | m.RunEndedMetadata, parent_id: str, run: RunTelemetry) -> None:
     """Add the parts of a map or of the run to its last message."""
     parts, count = run.parts.close(parent_id)
     if count:
@@ -221,14 +236,14 @@ def add_parts(metadata: m.TaskEndedMetadata | m.RunEndedMetadata, parent_id: str
             metadata["part_count"] = count
 
 
-def _listed_part(part: Part, run: RunState) -> m.ListedPart:
+def _listed_part(part: Part, run: RunTelemetry) -> m.ListedPart:
     listed = cast("m.ListedPart", _part(part, run))
     if part.has_ended:
         listed["ended"] = True
     return listed
 
 
-def _ended_part(part: Part, run: RunState) -> m.EndedPart:
+def _ended_part(part: Part, run: RunTelemetry) -> m.EndedPart:
     parent = part.parent
     span = run.trace.span_of(parent.id) if parent.id else run.trace.ref(run.trace.trace_id, run.trace.span_id)
     ended = cast("m.EndedPart", _part(part, run))
@@ -238,7 +253,7 @@ def _ended_part(part: Part, run: RunState) -> m.EndedPart:
     return ended
 
 
-def _part(part: Part, run: RunState) -> m.Part:
+def _part(part: Part, run: RunTelemetry) -> m.Part:
     root = run.trace.part_root(part.parent.id, part.number)
     return {
         "part": part.number,

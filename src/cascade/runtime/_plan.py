@@ -6,8 +6,9 @@ from typing import Any
 from cascade.graph.model import ArgKind, Edge, EdgeType, Graph, Node
 from cascade.runtime.protocols import ExecutionPlan
 
-ARGUMENTS = frozenset({EdgeType.DATA, EdgeType.IMPLICIT})
-"""Types of the edges whose value is an argument, or a part of one."""
+_ARGUMENTS = frozenset({EdgeType.DATA, EdgeType.IMPLICIT})
+"""Types of the edges whose value is an argument, or a part of one. With a router, the value is a selector."""
+_ROUTE, _DATA, _POSITIONAL = EdgeType.ROUTER_ROUTE, EdgeType.DATA, ArgKind.POSITIONAL
 
 
 class PlannedNode:
@@ -16,12 +17,13 @@ class PlannedNode:
     Attributes:
         id: The id of the node.
         node: The node of the graph.
-        plan_node: The node that the executor gets: the solver may have made it.
+        plan_node: The node that the executor gets. The solver may replace the node of the graph.
         position: The position in the order of the solver.
         edges: The edges to the node, in the order of the call.
         sources: The source of each edge.
-        consumers: The nodes that wait for this node, one for each edge. A branch of a router has none for this edge.
-        held: The sources whose values the node may still use.
+        consumers: The nodes that wait for this node, one for each edge. The edge from a branch to the consumer of its router
+            is excluded.
+        held: The sources whose values the node may still use, branches of routers excluded.
         pending: The number of sources that have not ended, branches of routers excluded.
         demand: The number of edges that may still use the value, and one more for the target. At zero, a node that has not run
             is pruned, and the value of a node that has run is unused.
@@ -64,16 +66,16 @@ class PlannedNode:
 
     def release_arguments(self) -> Iterable["PlannedNode"]:
         """Stop using the values of the arguments. Returns their sources, once for each edge."""
-        arguments = [s for s, edge in zip(self.sources, self.edges, strict=True) if _is_only_argument(edge)]
-        self.held = [
-            source
-            for source, edge in zip(self.sources, self.edges, strict=True)
-            if edge.edge_type is not EdgeType.ROUTER_ROUTE and not _is_only_argument(edge)
-        ]
+        arguments: list[PlannedNode] = []
+        self.held = []
+        for source, edge in zip(self.sources, self.edges, strict=True):
+            if edge.router is None and edge.edge_type in _ARGUMENTS:
+                arguments.append(source)
+            elif edge.edge_type is not _ROUTE:
+                self.held.append(source)
         return arguments
 
 
-_ROUTE, _DATA, _POSITIONAL = EdgeType.ROUTER_ROUTE, EdgeType.DATA, ArgKind.POSITIONAL
 _NO_EDGES: list[Edge] = []
 _NO_NODES: list[PlannedNode] = []
 
@@ -130,8 +132,3 @@ def disconnect(nodes: Mapping[str, PlannedNode]) -> None:
     """Break the reference cycles between the nodes of a run that has ended, so that its values are freed at once."""
     for planned in nodes.values():
         planned.consumers = _NO_NODES
-
-
-def _is_only_argument(edge: Edge) -> bool:
-    """Whether the value of the edge is only an argument, not also a selector."""
-    return edge.router is None and edge.edge_type in ARGUMENTS

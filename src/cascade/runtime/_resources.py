@@ -33,8 +33,8 @@ Providers = Mapping[str, Callable[..., Any]]
 
 
 @dataclass(slots=True)
-class _Open:
-    """A resource that is set up. `hold_start_ns` is the end of the setup."""
+class _OpenResource:
+    """A resource that is set up. `hold_start_ns` is the time when the setup ended."""
 
     name: str
     generator: Any
@@ -53,7 +53,7 @@ class ResourceSetup:
     def __init__(self, run: RunContext, providers: Providers) -> None:
         self._run = run
         self._providers = dict(providers)
-        self._open: list[_Open] = []
+        self._open: list[_OpenResource] = []
         self._context = run.new_context()
         self._thread = SerialThread("cascade-resource", run.new_context())
         self._is_thread_stuck = False
@@ -142,10 +142,10 @@ class ResourceSetup:
             if is_async := inspect.isasyncgen(generator):
                 value = await in_context(self._context, self._with_span(span, _set_up_async(name, generator)))
         except BaseException as error:
-            self._failed(name, start_ns, error)
+            self._publish_failed(name, start_ns, error)
             raise
         if is_async:
-            self._opened(name, generator, value, start_ns)
+            self._add_open(name, generator, value, start_ns)
         else:
             await self._set_up_in_thread(name, generator, span)
 
@@ -164,9 +164,9 @@ class ResourceSetup:
         first = error if cancelled is None else cancelled
         try:
             if is_over and error is None:
-                self._opened(name, generator, value, start_ns)
+                self._add_open(name, generator, value, start_ns)
             elif (failure := cancelled if error is None else error) is not None:
-                self._failed(name, start_ns, failure)
+                self._publish_failed(name, start_ns, failure)
             if first is not None and error is not None:
                 self._run.add_later_error(first, error, f"the setup of resource {name!r}")
             if first is not None:
@@ -174,7 +174,7 @@ class ResourceSetup:
         finally:
             first = error = cancelled = failure = None  # their tracebacks refer to this frame
 
-    async def _tear_down_one(self, resource: _Open) -> list[BaseException]:
+    async def _tear_down_one(self, resource: _OpenResource) -> list[BaseException]:
         """Tear down a resource.
 
         Returns the cancellation of this wait, if any, and the error of the teardown, if any.
@@ -198,7 +198,7 @@ class ResourceSetup:
         finally:
             del error, errors  # the errors refer to this frame
 
-    async def _tear_down_in_thread(self, resource: _Open, span: TaskContext) -> list[BaseException]:
+    async def _tear_down_in_thread(self, resource: _OpenResource, span: TaskContext) -> list[BaseException]:
         name = resource.name
         label, function = f"teardown of resource {name!r}", partial(_tear_down, name, resource.generator)
         if self._is_thread_stuck:
@@ -260,11 +260,11 @@ class ResourceSetup:
             threads.CANCEL_GRACE,
         )
 
-    def _opened(self, name: str, generator: Any, value: Any, start_ns: int) -> None:
+    def _add_open(self, name: str, generator: Any, value: Any, start_ns: int) -> None:
         self._run.resources[name] = value
-        self._open.append(_Open(name, generator, self._emit(ResourceAcquired, name, start_ns, None)))
+        self._open.append(_OpenResource(name, generator, self._emit(ResourceAcquired, name, start_ns, None)))
 
-    def _failed(self, name: str, start_ns: int, error: BaseException) -> None:
+    def _publish_failed(self, name: str, start_ns: int, error: BaseException) -> None:
         if not is_cancellation(error):
             add_note(error, f"The setup of resource {name!r} failed.")
         self._emit(ResourceSetupFailed, name, start_ns, error)

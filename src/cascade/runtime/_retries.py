@@ -4,11 +4,17 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from cascade.graph.model import Node
 from cascade.runtime._task_execution import TaskExecution
 from cascade.runtime.events import Attempt, ErrorInfo, TaskExecutionStarted, TaskRetrying
-from cascade.runtime.exceptions import Tracebacks, add_later_error, result_of, with_last
+from cascade.runtime.exceptions import Tracebacks, add_later_error, append_bounded, result_of
 from cascade.runtime.task_context import in_context
 from cascade.spec.retry import RetryPolicy, checked_seconds
+
+
+def execution_class(node: Node) -> type[TaskExecution]:
+    """Return the class that executes a task: with or without a retry policy."""
+    return TaskExecution if node.retry_policy is None else RetriedExecution
 
 
 class RetriedExecution(TaskExecution):
@@ -16,7 +22,7 @@ class RetriedExecution(TaskExecution):
 
     Attributes:
         on_backoff: Called with 1 before the delay of a retry, and with -1 after it.
-        attempts: The ended attempts; `with_last` limits their number.
+        attempts: The ended attempts; at most `MAX_HISTORY`.
         attempt_count: The number of ended attempts.
         is_in_attempt: False before the first attempt and between two attempts.
     """
@@ -107,7 +113,7 @@ class RetriedExecution(TaskExecution):
     def _add_attempt(self, end_ns: int, result: str, exception: ErrorInfo | None) -> None:
         self.is_in_attempt = False
         attempt = Attempt(self.attempt, self.attempt_start_ns, end_ns, exception, result)
-        self.attempts = with_last(self.attempts, attempt)
+        self.attempts = append_bounded(self.attempts, attempt)
         self.attempt_count += 1
 
     def _attempt_fields(self, end_ns: int, result: str, exception: ErrorInfo | None) -> dict[str, Any]:

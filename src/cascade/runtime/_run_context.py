@@ -42,7 +42,6 @@ from cascade.telemetry.trace_shards import TraceShards
 
 logger = get_logger(__name__)
 
-SlotsOf = Callable[[Any], ExecutorSlots | None]
 Clock = Callable[[], int]
 """Returns the time in nanoseconds since the Unix epoch."""
 REPORT_DELAY = 1.0
@@ -80,8 +79,9 @@ class RunContext:
         has_control: Whether constraints can block tasks.
         run_ids: The ids of the run and of the runs that it is nested in.
         failure: The error that stops the run.
-        stop_reason: The reason of the cancellation of its tasks.
-        left_running: The names of cancelled tasks whose functions still run.
+        stop_reason: The reason for the cancellation of its tasks.
+        left_running: The names of cancelled tasks whose functions still run, and of work that a signal cannot interrupt.
+        is_cancelled: Whether the run was cancelled from outside.
     """
 
     run_id: str
@@ -97,20 +97,20 @@ class RunContext:
     has_control: bool = False
     tracing: Tracing | None = None
     run_ids: tuple[str, ...] = ()
-    _keys: dict[tuple[str, ExecutorSlots | None], AdmissionKey] = field(default_factory=dict)
-    _slots_of: SlotsOf | None = field(init=False)
     clock: RunClock = field(default_factory=RunClock)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     resources: dict[str, Any] = field(default_factory=dict)
     failure: BaseException | None = None
     stop_reason: str = ""
     left_running: dict[int, str] = field(default_factory=dict)
-    _failed_operation: str = ""
     is_cancelled: bool = False
-    _is_signalled: bool = False
-    _report: asyncio.TimerHandle | None = None
     later_errors: list[LaterError] = field(default_factory=list)
     labels: Labels = field(default_factory=Labels)
+    _slots_of: Callable[[Any], ExecutorSlots | None] | None = field(init=False)
+    _keys: dict[tuple[str, ExecutorSlots | None], AdmissionKey] = field(default_factory=dict)
+    _failed_operation: str = ""
+    _is_signalled: bool = False
+    _report_timer: asyncio.TimerHandle | None = None
 
     def __post_init__(self) -> None:
         self._slots_of = self.executor.slots if isinstance(self.executor, SlotProvider) else None
@@ -133,7 +133,7 @@ class RunContext:
     def cancel(self, error: BaseException) -> str:
         """Record that the run is cancelled from outside, and return the reason for the cancellation of its tasks."""
         reason = cancellation_text(error) if is_cancellation(error) else "cancelled"
-        if self.failure is not None and reason == self.stop_reason:  # a map is cancelled by its own run
+        if self.failure is not None and reason == self.stop_reason:  # the run itself cancels a map
             return reason
         self.is_cancelled = True
         self.stop_reason = self.stop_reason or reason
@@ -162,7 +162,7 @@ class RunContext:
         result = result or result_of(error)
         return {"status": status_of(result), "result": result, **self.error_fields(error)}
 
-    def keep_running(self, work: AnyFuture, name: str) -> None:
+    def add_left_running(self, work: AnyFuture, name: str) -> None:
         """Record a task whose function cannot be interrupted, until the function ends."""
         key = id(work)
         self.left_running[key] = name
@@ -181,14 +181,14 @@ class RunContext:
 
     def _report_later(self) -> None:
         if self._is_signalled:
-            if self._report is not None:
-                self._report.cancel()
-            self._report = asyncio.get_running_loop().call_later(REPORT_DELAY, self.report_still_stopping)
+            if self._report_timer is not None:
+                self._report_timer.cancel()
+            self._report_timer = asyncio.get_running_loop().call_later(REPORT_DELAY, self.report_still_stopping)
 
     def report_still_stopping(self) -> None:
         """Publish the names of the tasks that still run, if a signal has cancelled the run."""
-        if self._report is not None:
-            self._report.cancel()
+        if self._report_timer is not None:
+            self._report_timer.cancel()
         if self.left_running and self._is_signalled:
             leave_running(self.left_running.__len__)
             self.emit(RunStillStopping, work=tuple(self.left_running.values()))
@@ -222,7 +222,7 @@ class RunContext:
         return Permit(self.admission, key)
 
     def emit(self, event_type: type[Event], **fields: Any) -> None:
-        """Publish an event of this run, if a handler takes it."""
+        """Publish an event of this run, if it has a handler."""
         if self.bus.handlers(event_type):
             fields["timestamp"] = self.clock.now_ns() / 1e9
             self.publish(event_type, fields)
@@ -230,7 +230,7 @@ class RunContext:
     def publish(self, event_type: type[Event], fields: dict[str, Any]) -> None:
         """Publish an event of this run with these fields and the run_id."""
         fields["run_id"] = self.run_id
-        self.bus.publish(event_type.made(fields))
+        self.bus.publish(event_type.from_fields(fields))
 
     def enter_span(self, task: TaskContext) -> AbstractContextManager[None] | None:
         """Make the task's span current, if the connector supports it. Returns the argument for `leave_span`."""

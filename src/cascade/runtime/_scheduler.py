@@ -11,7 +11,7 @@ from cascade.graph.model import Edge, Graph, Node
 from cascade.runtime._labels import fixed_label
 from cascade.runtime._map_execution import MapExecution, zip_items
 from cascade.runtime._plan import PlannedNode, disconnect, set_order
-from cascade.runtime._retries import RetriedExecution
+from cascade.runtime._retries import execution_class
 from cascade.runtime._run_context import RunContext
 from cascade.runtime._task_execution import TaskExecution
 from cascade.runtime._task_group import BURST, StartThrottle, TaskGroup
@@ -33,7 +33,7 @@ _MIN_SIMILARITY = 0.8
 class Scheduler:
     """Runs one graph. `prepare` is called before `run`.
 
-    The plan of the solver orders the ready nodes and contains the nodes for the executor.
+    The plan of the solver sets the order of the ready nodes, and the nodes that the executor gets.
     """
 
     def __init__(self, run: RunContext, graph: Graph, target_id: str) -> None:
@@ -41,12 +41,12 @@ class Scheduler:
         self._graph = graph
         self._target_id = target_id
         self._awaited_routes: dict[tuple[PlannedNode, PlannedNode], int] = {}
-        self._deciders: dict[str, str] = {}  # condition or selector by skipped node
+        self._deciders: dict[str, str] = {}  # by id of a skipped node: the condition or selector
         self._ready: deque[PlannedNode] = deque()
         self._is_starting = False
         self._group = TaskGroup(run, run.new_context)
         self._throttle = StartThrottle(run.bus.backpressure, self._group, self._start_ready)
-        self._discards = isinstance(run.state, Discarding)
+        self._can_discard = isinstance(run.state, Discarding)
         self._nodes: dict[str, PlannedNode] = {}
 
     def prepare(self, solver: Solver) -> None:
@@ -122,8 +122,7 @@ class Scheduler:
         if node.node_type == "map":
             execution = MapExecution(self._run, self._resolver, planned, self._release_arguments)
         else:
-            kind = TaskExecution if node.retry_policy is None else RetriedExecution
-            execution = kind(self._run, self._resolver, node, planned)
+            execution = execution_class(node)(self._run, self._resolver, node, planned)
         self._complete(planned, await execution.execute())
         self._start_ready()
 
@@ -167,7 +166,7 @@ class Scheduler:
     def _discard_unused(self) -> None:
         state: Any = self._run.state
         unused = self._flow.take_unused()
-        if self._discards:
+        if self._can_discard:
             for planned in unused:
                 if state.has_result(planned.id):
                     state.discard_result(planned.id)

@@ -20,7 +20,7 @@ from cascade.runtime.events import (
     TaskSkipped,
     Wait,
 )
-from cascade.runtime.exceptions import StillRunning, add_task_note, with_last
+from cascade.runtime.exceptions import StillRunning, add_task_note, append_bounded
 from cascade.runtime.protocols import Slot
 from cascade.runtime.resolvers import ArgumentResolver, Arguments
 from cascade.runtime.task_context import CURRENT_TASK, TaskContext
@@ -39,7 +39,8 @@ class TaskExecution:
         item: The inputs of an item of a map.
         start_ns: The first start; 0 before it.
         attempt: The number of the current attempt, from 1; 0 without a retry policy.
-        permit: None if the task needs no slot of the executor and no constraint can delay it.
+        arguments: The arguments of the call; None before they are resolved, and after the end.
+        permit: None if the task needs no slot of the executor and no constraint can block it.
         amounts: The amounts of system resources that the task holds.
     """
 
@@ -130,7 +131,7 @@ class TaskExecution:
             self.arguments = self.item = None
 
     def _make_label(self) -> str | None:
-        """Return the label, before the first event. An error of the arguments is raised by the later `_prepare`."""
+        """Return the label, before the first event. None if the arguments have an error, which `_prepare` raises later."""
         node, inputs = self.node, self.item
         if isinstance(node.label, str):
             return fixed_label(node)
@@ -245,7 +246,7 @@ class TaskExecution:
         try:
             value = await run.executor.execute(self.plan_node, arguments.args, arguments.kwargs)
         except StillRunning as cancelled:
-            run.keep_running(cancelled.work, self.node.name)
+            run.add_left_running(cancelled.work, self.node.name)
             if run.failure is not None and not run.is_cancelled:
                 await _end_of(cancelled)
             raise asyncio.CancelledError from None
@@ -295,11 +296,9 @@ class TaskExecution:
             fields |= self._attempt_fields(end_ns, fields["result"], fields.get("exception"))
         if self.run.bus.captured:
             fields["arguments"] = self.arguments.inputs if self.arguments else None
-            fields["callable_obj"], fields["edges"], fields["output"] = (
-                self.node.callable_obj,
-                self.planned.edges,
-                output,
-            )
+            fields["callable_obj"] = self.node.callable_obj
+            fields["edges"] = self.planned.edges
+            fields["output"] = output
         self._publish(TaskExecutionFinished, fields)
 
     def _attempt_fields(self, end_ns: int, result: str, exception: ErrorInfo | None) -> dict[str, Any]:  # noqa: ARG002
@@ -321,7 +320,7 @@ class TaskExecution:
         return start_ns
 
     def _add_wait(self, reason: str, start_ns: int) -> None:
-        self.waits = with_last(self.waits, Wait(reason, start_ns, self.run.clock.now_ns()))
+        self.waits = append_bounded(self.waits, Wait(reason, start_ns, self.run.clock.now_ns()))
 
     def _emit(self, event: type[TaskEvent], **fields: Any) -> None:
         if self.run.bus.handlers(event, item=self.item is not None):

@@ -13,13 +13,12 @@ BURST = 64
 """Coroutines started in one turn of the event loop. If 100,000 are ready at once, the first ones end before the others
 begin: their data stays in the processor's cache, and other tasks of the event loop get a turn."""
 
-
-_EAGERLY: dict[str, Any] = {"eager_start": True} if sys.version_info >= (3, 12) else {}
+_EAGER_START: dict[str, Any] = {"eager_start": True} if sys.version_info >= (3, 12) else {}
 """A coroutine that does not suspend ends in `asyncio.Task(...)`: it costs no turn of the event loop."""
 
 
 class GroupOwner(Protocol):
-    """The run of a group. Both methods may be called again; the first call decides."""
+    """The run of a group. Both methods may be called several times; the first call sets the reason."""
 
     def fail(self, error: BaseException) -> str:
         """Called when a coroutine of the group has failed. Returns the reason for the cancellation of the others."""
@@ -48,7 +47,7 @@ class TaskGroup:
         self._owner = owner
         self._new_context = new_context
         self._loop = asyncio.get_running_loop()
-        self._is_eager = bool(_EAGERLY) and self._loop.get_task_factory() is None
+        self._is_eager = bool(_EAGER_START) and self._loop.get_task_factory() is None
         self._over: asyncio.Future[None] = self._loop.create_future()
         self._members: dict[int, asyncio.Task[None]] = {}
         self._count = 0
@@ -70,11 +69,10 @@ class TaskGroup:
         guarded = self._guarded(work, number)
         context = self._new_context()
         if self._is_eager:
-            task = asyncio.Task(guarded, loop=self._loop, context=context, **_EAGERLY)
+            task = asyncio.Task(guarded, loop=self._loop, context=context, **_EAGER_START)
         else:
-            guarded.send(
-                None
-            )  # to its first yield: a task that is cancelled before its start ends inside `_guarded`, too
+            # Runs to the first yield: a task that is cancelled before its start ends inside `_guarded`, too.
+            guarded.send(None)
             task = self._loop.create_task(guarded, context=context)
         if not task.done():
             self._members[number] = task
@@ -153,7 +151,7 @@ def _pause() -> Generator[None, None, None]:
 class StartThrottle:
     """Delays the start of a group's tasks while the telemetry queues are full. Calls `resume` when they have room.
 
-    While no task of the group runs, the throttle is off: the next tasks start, and publish that they wait for telemetry.
+    While no task of the group runs, the throttle is off. The next tasks then start, wait for telemetry and publish this wait.
     """
 
     def __init__(self, backpressure: CombinedBackpressure, group: TaskGroup, resume: Callable[[], None]) -> None:
@@ -184,11 +182,11 @@ class StartThrottle:
 
 
 class WindowLimiter:
-    """Runs numbered coroutines in order.
+    """Starts numbered coroutines in order, at most `BURST` per turn of the event loop, and limits their number in flight.
 
-    Limits the number in flight to a window, and to `BURST` starts per turn of the loop.
-
-    A coroutine that waits for the delay of a retry does not count, but at most `max_in_flight` are in flight.
+    Args:
+        window: Returns the largest number in flight. Coroutines that wait for the delay of a retry do not count.
+        max_in_flight: Largest number in flight, delays of retries included.
     """
 
     def __init__(

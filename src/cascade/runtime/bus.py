@@ -30,8 +30,8 @@ class MessageBus:
 
     Attributes:
         backpressure: The combined backpressure of the subscribers: while it is full, no task starts.
-        captured: The values that a subscriber reads, of `params`, `arguments`, `results`. Events of tasks have arguments and
-            outputs only if it is not empty.
+        captured: The kinds of values that subscribers read: some of `params`, `arguments`, `results`. Events of tasks have
+            arguments and outputs only if it is not empty.
     """
 
     def __init__(self) -> None:

@@ -22,7 +22,7 @@ from cascade.runtime.control.controller import Controller
 from cascade.runtime.events import ConnectorFailed, RunFinished, RunStarted
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.runtime.flow import lazy_id
-from cascade.runtime.guard import awaited, seconds_of
+from cascade.runtime.guard import awaited, flush_timeout_of
 from cascade.runtime.protocols import Connector, Executor, Solver, StateBackend, Tracing
 from cascade.runtime.resolvers import input_names
 from cascade.runtime.resource_manager import ResourceManager
@@ -44,8 +44,8 @@ CONNECT_TIMEOUT = 5.0
 DISCONNECT_TIMEOUT = 30.0
 """Seconds in addition to the attribute `flush_timeout` of a connector."""
 
-LARGE = 2_000
-"""Number of nodes above which a thread builds and plans the graph, so that the event loop stays responsive."""
+LARGE_GRAPH = 2_000
+"""Number of nodes from which a thread builds and plans the graph, so that the event loop stays responsive."""
 
 
 class Engine:
@@ -173,7 +173,7 @@ class Engine:
         scheduler = Scheduler(run, graph, lazy_id(target))
         resources = ResourceSetup(run, self._providers)
         try:
-            if len(graph.nodes) < LARGE:
+            if len(graph.nodes) < LARGE_GRAPH:
                 scheduler.prepare(self.solver)
             else:
                 await in_thread_without_gc(lambda: scheduler.prepare(self.solver))
@@ -236,7 +236,7 @@ def require_event_loop(caller: str) -> None:
 
 async def _graph_of(target: Any) -> Graph:
     builder = GraphBuilder(target)
-    if not builder.run(limit=LARGE):
+    if not builder.run(limit=LARGE_GRAPH):
         await in_thread_without_gc(builder.run)
     return builder.graph
 
@@ -277,7 +277,7 @@ async def _connect(connector: Connector, bus: MessageBus, run_id: str) -> bool:
 
 async def _disconnect(connector: Connector, *, strict: bool) -> None:
     try:
-        await awaited(connector.disconnect, DISCONNECT_TIMEOUT + seconds_of(connector, "flush_timeout"))
+        await awaited(connector.disconnect, DISCONNECT_TIMEOUT + flush_timeout_of(connector))
     except TelemetryLostError as error:
         if strict:
             raise

@@ -43,7 +43,7 @@ class ErrorInfo:
 
 @dataclass(frozen=True, slots=True)
 class LaterError:
-    """An error after the first one, which the run raises. It is a note on the first error."""
+    """An error after the first error of a run. The run raises the first error, with a note for each later one."""
 
     time_ns: int
     error: ErrorInfo
@@ -86,8 +86,8 @@ class Event:
     run_id: str | None = None
 
     @classmethod
-    def made(cls, fields: dict[str, Any]) -> Self:
-        """Create an event at a third of the constructor's cost. The event keeps the dict.
+    def from_fields(cls, fields: dict[str, Any]) -> Self:
+        """Create an event from its fields, at a third of the constructor's cost. The dict becomes the event's `__dict__`.
 
         Missing fields have the default of the class. Fields with a default factory, except the event's id, must be
         given.
@@ -102,10 +102,12 @@ class Event:
 class RunStarted(Event):
     """A run starts.
 
-    `task_counts`: tasks by name, a map counts once; `inputs`: names of Params and Envs; `trace`: `RunTrace`.
-
-    `nested`: a task of a run of the same engine started it. `outer_run_id`: id of the run whose task started it in this
-    process, with any engine; empty for none.
+    Attributes:
+        task_counts: The number of tasks by name. A map counts once.
+        inputs: The names of Params and Envs.
+        trace: The `RunTrace` of the run.
+        nested: Whether a task of a run of the same engine has started it.
+        outer_run_id: The id of the run whose task has started it in this process, with any engine; empty for none.
     """
 
     target_tasks: list[str] = field(default_factory=list)
@@ -149,7 +151,7 @@ class ConnectorFailed(Event):
 
 @dataclass(frozen=True)
 class ControlDecision(Event):
-    """The decision about a received constraint. `action` is that of the message; `params` are the parsed ones."""
+    """A decision about a constraint. `action` is "APPLIED", "CLEARED", "EXPIRED" or "REFUSED"; `params` are the parsed ones."""
 
     action: str = ""
     scope: str = ""
@@ -200,7 +202,7 @@ class MapProgressed(TaskEvent):
 
 @dataclass(frozen=True)
 class _TaskEnded(TaskEvent):
-    """A task has ended. Has all data of its span. `dependencies`: ids of the tasks whose values the task used."""
+    """A task has ended. The event has all data of its span. `dependencies`: ids of the tasks whose values the task used."""
 
     start_ns: int = 0
     end_ns: int = 0
@@ -237,9 +239,10 @@ class TaskExecutionFinished(_TaskEnded):
 
 @dataclass(frozen=True)
 class TaskSkipped(_TaskEnded):
-    """A task was skipped. `decided_by`: task_id of the condition or the selector, then of a skipped upstream, if any.
+    """A task was skipped.
 
-    It is empty for a value from the cache. An input (a Param or an Env) has no task_id.
+    `decided_by`: the task_id of the condition or the selector, then that of a skipped upstream task, if any. Inputs (a Param
+    or an Env) are excluded, because they have no task_id. It is empty for a value from the cache.
     """
 
     reason: str = "Unknown"

@@ -37,7 +37,7 @@ class DependencyMissingError(CascadeRuntimeError):
 
     Attributes:
         task_id: The task that has no value, or the target's name.
-        arg_name: The argument that needs the value; "<Target Output>" for the target of a run.
+        arg_name: The argument without a value; "<Target Output>" for the target of a run.
         dependency_id: The id of the task that was skipped.
     """
 
@@ -118,7 +118,8 @@ class AnyFuture(Protocol):
 class StillRunning(asyncio.CancelledError):
     """Raised by an executor that is cancelled but cannot interrupt the function, such as one in a thread.
 
-    A run that has failed waits for `work` to end, such as a `concurrent.futures.Future`; one that is cancelled does not.
+    `work` is the future of the function, such as a `concurrent.futures.Future`. A failed run waits until it ends. A cancelled
+    run does not wait.
     """
 
     def __init__(self, work: AnyFuture) -> None:
@@ -225,7 +226,7 @@ def add_note(error: BaseException, note: str) -> None:
 _attributes_of = BaseException.__dict__["__dict__"].__get__
 
 
-def with_last(items: tuple[T, ...], item: T) -> tuple[T, ...]:
+def append_bounded(items: tuple[T, ...], item: T) -> tuple[T, ...]:
     """Append an item. Above `MAX_HISTORY` items, the oldest one of the second half is dropped."""
     if len(items) >= MAX_HISTORY:
         items = (*items[: MAX_HISTORY // 2], *items[MAX_HISTORY // 2 + 1 :])
@@ -236,7 +237,7 @@ class Tracebacks:
     """Bounds the tracebacks of exception objects that several attempts of one task raise.
 
     Each raise adds the frames of the attempt to the object's traceback. `restore` drops them after the attempt, except
-    for those of the first attempt. It keeps no reference to an exception, which would keep the values of its frames.
+    for those of the first attempt. It stores ids only: a reference to an exception would keep the values of its frames.
     """
 
     def __init__(self) -> None:

@@ -53,13 +53,13 @@ def _running_task() -> asyncio.Task[Any] | None:
         return None
 
 
-def seconds_of(connector: object, name: str) -> float:
+def flush_timeout_of(connector: object) -> float:
     """Return the optional attribute `flush_timeout` of a connector in seconds; 0 if it cannot be read."""
     try:
-        found = getattr(connector, name, 0.0)
+        found = getattr(connector, "flush_timeout", 0.0)
     except FAULTS as error:
         raise_in_tests(error)
-        logger.warning("%s.%s is ignored: %s", type(connector).__name__, name, error_text(error))
+        logger.warning("%s.flush_timeout is ignored: %s", type(connector).__name__, error_text(error))
         return 0.0
     return float(found) if isinstance(found, (int, float)) and found > 0 else 0.0
 

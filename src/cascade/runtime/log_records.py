@@ -9,13 +9,11 @@ from typing import Any
 from cascade.messaging.bus import MessageBus as Messages
 from cascade.messaging.bus import message_ids
 from cascade.messaging.renderer import as_json, plain
-from cascade.runtime.bus import MessageBus
+from cascade.runtime.bus import Handler, MessageBus
 from cascade.runtime.events import Event, RunFinished, RunStarted, TaskEvent
 from cascade.runtime.task_context import TaskContext, current_task
 from cascade.telemetry.identity import RUN, RunTrace, span_id
 from cascade.telemetry.redact import redact_value
-
-Handler = Callable[[Any], None]
 
 IDS = ("run_id", "task_id", "task_name", "trace_id", "span_id")
 """The attributes that `CorrelationFilter` adds to a record."""

@@ -18,8 +18,8 @@ connector that hangs."""
 
 MESSAGE_BYTES = 2_500
 """Estimated bytes of memory of a message without long texts."""
-HELD_BYTES = MAX_QUEUED_BYTES // 4
-"""Queued bytes above which no task starts, until half of them are published."""
+FULL_BYTES = MAX_QUEUED_BYTES // 4
+"""Queued bytes above which no task starts, until at most half of this number is queued."""
 STALL_TIMEOUT = 1.0
 """Seconds without a published message after which the connector counts as stalled. Tasks do not wait for it."""
 FINAL_DRAIN_TIMEOUT = 2.0
@@ -41,7 +41,7 @@ class Message(NamedTuple):
 class PublishQueue:
     """Queue that publishes messages to one connector, in order and one at a time.
 
-    Above `max_bytes`, the queue drops the messages that are not terminal, then the oldest terminal ones.
+    Above `max_bytes`, the queue drops all messages that are not terminal, then the oldest terminal ones.
 
     If the connector's attribute `waits_in_publish_queue` is True, messages stay in this queue while the connector is
     full, until it has room or a drain ends.
@@ -58,17 +58,17 @@ class PublishQueue:
         self.published = 0
         self.last_error = ""
         self._max_bytes = max_bytes
-        self._held_bytes = min(HELD_BYTES, max_bytes // 4)
+        self._full_bytes = min(FULL_BYTES, max_bytes // 4)
         self._room: asyncio.Future[None] | None = None
         self._progress_at = 0.0
         self._queue: deque[tuple[int, Message]] = deque()  # with each message's number, in their order
         self._count = 0
         self._publishing: int | None = None
         self._bytes = 0
-        self._minor = 0
+        self._non_terminal = 0
         self._task: asyncio.Task[None] | None = None
         self._drains: list[tuple[int, asyncio.Future[None]]] = []
-        self._closed_by = ""
+        self._close_reason = ""
         self._backpressure = CombinedBackpressure()
         if getattr(connector, "waits_in_publish_queue", False) is True and isinstance(connector, Backpressure):
             self._backpressure.add(connector)
@@ -77,7 +77,7 @@ class PublishQueue:
     @property
     def is_closed(self) -> bool:
         """Whether the queue drops all messages."""
-        return bool(self._closed_by)
+        return bool(self._close_reason)
 
     @property
     def queued(self) -> int:
@@ -85,32 +85,32 @@ class PublishQueue:
         return len(self._queue) + (self._publishing is not None)
 
     def is_full(self) -> bool:
-        """Whether many bytes are queued and the connector is not stalled."""
-        return self._bytes > self._held_bytes and not self._is_stalled()
+        """Whether more than `FULL_BYTES` are queued and the connector is not stalled."""
+        return self._bytes > self._full_bytes and not self._is_stalled()
 
     async def room(self) -> None:
-        """Wait until half of `HELD_BYTES` is published or the connector is stalled."""
-        while self._bytes > self._held_bytes // 2 and not self._is_stalled():
+        """Wait until at most half of `FULL_BYTES` is queued, or the connector is stalled."""
+        while self._bytes > self._full_bytes // 2 and not self._is_stalled():
             if self._room is None or self._room.done():
                 self._room = asyncio.get_running_loop().create_future()
             await asyncio.wait({self._room}, timeout=STALL_TIMEOUT)
 
     def put(self, message: Message) -> None:
         """Add a message. Does not block or raise."""
-        if self._closed_by:
-            self._drop(1, self._closed_by)
+        if self._close_reason:
+            self._drop(1, self._close_reason)
             return
         self._queue.append((self._count, message))
         self._count += 1
         self._bytes += message.size
-        self._minor += not message.terminal
+        self._non_terminal += not message.terminal
         if self._bytes > self._max_bytes:
             self._make_room()
         self._start_publishing()
 
     def close(self, reason: str) -> None:
         """Drop all messages, also those that are put later."""
-        self._closed_by = reason
+        self._close_reason = reason
         self._drop_before(self._count, reason)
         self._wake_drains()
 
@@ -173,7 +173,7 @@ class PublishQueue:
                 self._publishing = None
             if self._drains:
                 self._wake_drains()
-            if self._room is not None and self._bytes <= self._held_bytes // 2 and not self._room.done():
+            if self._room is not None and self._bytes <= self._full_bytes // 2 and not self._room.done():
                 self._room.set_result(None)
             while not self._final_drains and self._backpressure.is_full():
                 await self._backpressure.room()
@@ -200,10 +200,10 @@ class PublishQueue:
                 done.set_result(None)
 
     def _make_room(self) -> None:
-        if self._minor:
-            self._drop(self._minor, _FULL)
+        if self._non_terminal:
+            self._drop(self._non_terminal, _FULL)
             self._queue = deque(entry for entry in self._queue if entry[1].terminal)
-            self._bytes, self._minor = sum(message.size for _, message in self._queue), 0
+            self._bytes, self._non_terminal = sum(message.size for _, message in self._queue), 0
         while self._bytes > self._max_bytes:
             self._pop()
             self._drop(1, _FULL)
@@ -211,7 +211,7 @@ class PublishQueue:
     def _pop(self) -> tuple[int, Message]:
         number, message = self._queue.popleft()
         self._bytes -= message.size
-        self._minor -= not message.terminal
+        self._non_terminal -= not message.terminal
         return number, message
 
     def _drop_before(self, target: int, reason: str) -> None:

@@ -103,7 +103,7 @@ async def in_thread_without_gc(function: Callable[[], object]) -> None:
 
 
 class Step:
-    """One call in the thread. `cancelled` is the first cancellation of the wait for its end."""
+    """One call in a `SerialThread`. `cancelled` is the first cancellation of the wait for its end."""
 
     __slots__ = (
         "_context",
@@ -150,11 +150,9 @@ class Step:
             return
 
     async def wait(self, on_cancel: Callable[[BaseException], object]) -> bool:
-        """Wait for the end of the step.
+        """Wait for the end of the step. Returns whether it has ended.
 
-        After a cancellation, wait up to `CANCEL_GRACE` seconds more. Returns whether it has ended.
-
-        `on_cancel` is called with each cancellation of the wait.
+        After a cancellation, wait up to `CANCEL_GRACE` seconds more. `on_cancel` is called with each cancellation of the wait.
         """
         deadline: float | None = None
         while not self._done.done():

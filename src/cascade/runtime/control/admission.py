@@ -10,7 +10,7 @@ from cascade.runtime.bus import CombinedBackpressure
 from cascade.runtime.control.constraint import Constraint
 from cascade.runtime.control.limiter_index import LimiterIndex
 from cascade.runtime.control.limiters import AdmissionKey, ConstraintLimiter, Limiter, SlotLimiter, limiter_of
-from cascade.runtime.control.wait_queue import Blocked, Renotifier, WaitQueue
+from cascade.runtime.control.wait_queue import OnBlocked, Renotifier, WaitQueue
 from cascade.runtime.events import Wait
 from cascade.runtime.protocols import Slot
 
@@ -51,13 +51,13 @@ class Admission:
         return (self._count(key),) if self._blocking(key) is None else None
 
     async def acquire(
-        self, key: AdmissionKey, blocked: Blocked, now: Callable[[], int]
+        self, key: AdmissionKey, on_blocked: OnBlocked, now: Callable[[], int]
     ) -> tuple[Slot | None, tuple[Wait, ...]]:
         """Wait until a task may start, count it as running, and return its slot and its waits.
 
         Args:
             key: The key of the task.
-            blocked: Called at once if the task must wait, and again when another limiter has blocked it for a while.
+            on_blocked: Called at once if the task must wait, and again when another limiter has blocked it for a while.
             now: Returns nanoseconds since the Unix epoch.
         """
         limiter = self._blocking(key)
@@ -67,7 +67,7 @@ class Admission:
         if queue is None:
             queue = self._queues[key] = WaitQueue(key, limiter, now)
             self._schedule(limiter)
-        waiter = queue.add(blocked)
+        waiter = queue.add(on_blocked)
         try:
             slot = await waiter.granted
         except asyncio.CancelledError:
@@ -276,12 +276,12 @@ class Permit:
         self.is_held = True
         return True
 
-    async def acquire(self, blocked: Blocked, now: Callable[[], int]) -> tuple[Wait, ...]:
+    async def acquire(self, on_blocked: OnBlocked, now: Callable[[], int]) -> tuple[Wait, ...]:
         """Wait until no limiter blocks the task, acquire the permit and return the waits.
 
-        `blocked` is called with the fields of a `TaskBlocked` each time the cause of the wait changes.
+        `on_blocked` is called with the fields of a `TaskBlocked` each time the cause of the wait changes.
         """
-        self.slot, waits = await self._admission.acquire(self._key, blocked, now)
+        self.slot, waits = await self._admission.acquire(self._key, on_blocked, now)
         self.is_held = True
         return waits
 

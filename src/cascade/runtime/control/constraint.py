@@ -115,7 +115,7 @@ class Concurrency(Constraint):
 class RateLimit(Constraint):
     """At most `rate` tasks of the scope start per second, and up to `burst` at once after a time without starts.
 
-    `given` is the text of the message.
+    `given` is the rate as written in the message.
     """
 
     type = "rate_limit"

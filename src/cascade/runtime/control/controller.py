@@ -23,7 +23,7 @@ from cascade.runtime.control.constraint import (
     parse_topic,
 )
 from cascade.runtime.control.expiry import ExpiryTimer
-from cascade.runtime.control.notifier import DecisionNotifier, fields_of, refused_fields
+from cascade.runtime.control.notifier import DecisionNotifier, decision_fields, refused_fields
 from cascade.runtime.events import ControlDecision, Event
 from cascade.runtime.guard import awaited
 from cascade.runtime.protocols import Connector, Unsubscribing
@@ -123,7 +123,7 @@ class Controller:
         First, the constraints that already apply are published, those of the run's tasks (`names`) before the others.
         """
         self._runs[run.run_id] = run
-        self._list_constraints(run, names)
+        self._publish_constraints(run, names)
         refused, self._refused = self._refused, []
         for fields in refused:
             run.emit(ControlDecision, **fields)
@@ -213,7 +213,7 @@ class Controller:
         found = [c.capacity for c in self._by_scope.values() if isinstance(c, Capacity) and c.name == name]
         self._capacity.override(name, min(found, default=None))
 
-    def _list_constraints(self, run: ControlledRun, names: Iterable[str]) -> None:
+    def _publish_constraints(self, run: ControlledRun, names: Iterable[str]) -> None:
         """Publish at most `MAX_LISTED` constraints: first those of the run's tasks, last those of other tasks.
 
         A nested run publishes neither patterns nor constraints of other tasks: the outermost run has published them.
@@ -232,7 +232,7 @@ class Controller:
         more = f"{count - MAX_LISTED:,} more constraints are not listed" if count > MAX_LISTED else None
         for number, constraint in enumerate(islice(ranked, MAX_LISTED), 1):
             reason = more if number == MAX_LISTED else None
-            run.emit(ControlDecision, **fields_of("APPLIED", constraint, reason))
+            run.emit(ControlDecision, **decision_fields("APPLIED", constraint, reason))
 
     def _notify(self, action: str, constraint: Constraint, reason: str | None = None) -> None:
         if self._runs:  # each run lists the constraints as it begins

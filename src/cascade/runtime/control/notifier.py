@@ -10,7 +10,7 @@ from cascade.runtime.control.limiters import TokenBucket
 from cascade.telemetry.limits import MAX_NAME_BYTES, truncate
 
 PER_SECOND, AT_ONCE = 20.0, 100.0
-"""Maximum number of published decisions. Each is a message with high priority, so the rate must be limited."""
+"""Maximum number of published decisions per second, and at once. Decisions are messages with high priority."""
 REFUSALS_PER_SECOND, REFUSALS_AT_ONCE = 5.0, 50.0
 MAX_PENDING = 512
 """Maximum number of keys with a pending decision."""
@@ -19,7 +19,7 @@ Publish = Callable[[dict[str, Any], Scope | None], None]
 """Called with the fields of a `ControlDecision` and its scope; None if the topic has no valid scope."""
 
 
-def fields_of(action: str, constraint: Constraint, reason: str | None = None) -> dict[str, Any]:
+def decision_fields(action: str, constraint: Constraint, reason: str | None = None) -> dict[str, Any]:
     """Return the fields of a `ControlDecision` about a constraint."""
     return {
         "action": action,
@@ -65,7 +65,7 @@ class DecisionNotifier:
         """Publish, now or later, that a constraint was applied, has expired or was cleared."""
         if not self._pending and self._bucket.has_token:
             self._bucket.take()
-            self._send(fields_of(action, constraint, reason), constraint.scope)
+            self._send(decision_fields(action, constraint, reason), constraint.scope)
             return
         self._unpublished += self._pending.pop(constraint.key, None) is not None
         self._pending[constraint.key] = action, constraint, reason
@@ -108,7 +108,7 @@ class DecisionNotifier:
 
     def _send_first(self) -> None:
         decision = self._pending.pop(next(iter(self._pending)))
-        self._send(fields_of(*decision), decision[1].scope)
+        self._send(decision_fields(*decision), decision[1].scope)
 
     def _send(self, fields: dict[str, Any], scope: Scope | None) -> None:
         if self._unpublished:

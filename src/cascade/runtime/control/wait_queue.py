@@ -17,26 +17,26 @@ RENOTIFY_PAUSE = 0.05
 MAX_CHANGES = 64
 """Changes of the limiter that a queue stores. Older ones are merged, because constraints may change without end."""
 
-Blocked = Callable[..., None]
+OnBlocked = Callable[..., None]
 """Called with the fields `reason`, `constraint` and `start_ns` of a `TaskBlocked`."""
 
 
 class Waiter:
     """One waiting task. The result of the future `granted` is its slot."""
 
-    __slots__ = ("_blocked", "_cause", "granted", "since_ns")
+    __slots__ = ("_cause", "_on_blocked", "granted", "since_ns")
 
-    def __init__(self, blocked: Blocked, since_ns: int) -> None:
-        self._blocked = blocked
+    def __init__(self, on_blocked: OnBlocked, since_ns: int) -> None:
+        self._on_blocked = on_blocked
         self._cause: WaitCause | None = None
         self.granted: asyncio.Future[Slot | None] = asyncio.get_running_loop().create_future()
         self.since_ns = since_ns
 
     def notify(self, cause: WaitCause, now_ns: int) -> None:
-        """Call `blocked`, unless it was last called with the same cause."""
+        """Call `on_blocked`, unless it was last called with the same cause."""
         if not self.is_notified_of(cause):
             self._cause = cause
-            self._blocked(reason=cause.reason, constraint=cause.constraint, start_ns=now_ns)
+            self._on_blocked(reason=cause.reason, constraint=cause.constraint, start_ns=now_ns)
 
     def is_notified_of(self, cause: WaitCause) -> bool:
         return self._cause == cause
@@ -58,9 +58,9 @@ class WaitQueue:
         self._changes: list[tuple[WaitCause, int]] = []
         self.move_to(limiter)
 
-    def add(self, blocked: Blocked) -> Waiter:
+    def add(self, on_blocked: OnBlocked) -> Waiter:
         """Append a task, and notify it of the cause of its wait."""
-        waiter = Waiter(blocked, self.now())
+        waiter = Waiter(on_blocked, self.now())
         self.waiters[waiter] = None
         waiter.notify(self.limiter.cause, waiter.since_ns)
         return waiter
