@@ -31,11 +31,12 @@ from cascade.connectors.otel import (
     grpc,
     health,
     routing,
+    sdk_settings,
     sender,
 )
 from cascade.connectors.otel import options as _options_of_otel
 from cascade.connectors.otel.logs import run_logs
-from cascade.connectors.otel.metrics import aggregation, catalogue, export, settings
+from cascade.connectors.otel.metrics import aggregation, catalogue, export
 from cascade.runtime import _map_execution, _run_context, exceptions, protocols, publish_queue, threads
 from cascade.runtime.control import constraint, controller, notifier, wait_queue
 from cascade.spec import retry, telemetry
@@ -99,7 +100,7 @@ STATED = {
     ],
     "docs/environment.md": [
         f"seconds for a request, {_options_of_otel.DEFAULT_TIMEOUT:g} by default, at most {_options_of_otel.MAX_TIMEOUT:g}.",
-        f"milliseconds, {settings.DEFAULT_INTERVAL * 1000:g} by default",
+        f"milliseconds, {sdk_settings.DEFAULT_METRIC_INTERVAL * 1000:g} by default",
         f"children of a run or map in one trace, from 1 to 999999999, {trace_budget.PART_SIZE} by default",
         f"from 1 to 999999999, {trace_budget.PART_BYTES} by default",
     ],
@@ -119,8 +120,8 @@ STATED = {
     "docs/logs.md": [f"{run_logs.CAPACITY // MIB} MiB at most"],
     "docs/metrics.md": [
         {(0.001, 3600.0): "bounds from 1 ms to 1 h"}[catalogue.BOUNDS[0], catalogue.BOUNDS[-1]],
-        {60.0: "exports every minute"}[settings.DEFAULT_INTERVAL],
-        f"milliseconds, {settings.DEFAULT_INTERVAL * 1000:g} by default",
+        {60.0: "exports every minute"}[sdk_settings.DEFAULT_METRIC_INTERVAL],
+        f"milliseconds, {sdk_settings.DEFAULT_METRIC_INTERVAL * 1000:g} by default",
         {3600.0: "again after an hour"}[export.UNSUPPORTED_PAUSE],
         f"The totals of the {routing.RECENT} most recently used destinations",
         f"at most {aggregation.MAX_NAMES} names of tasks, {aggregation.MAX_TARGETS} names of targets, {aggregation.MAX_ERROR_TYPES} types",
@@ -170,10 +171,10 @@ STATED = {
     "docs/tracing.md": [
         f"by default {export_queue.CAPACITY // MIB} MiB, has room for 150,000 of them",
         f"up to {export_queue.BATCH_SIZE:,} spans. Up to {sender.MAX_SENDERS} requests",
-        f"within {health.MAX_ANSWER_TIME:g} s, or within three times",
+        f"within {health.MAX_RESPONSE_TIME:g} s, or within three times",
         f"`hold_timeout` ({health.HOLD_TIMEOUT:g} s)",
         f"`flush_timeout` ({export_queue.FLUSH_TIMEOUT:g} s)",
-        f"It waits {health.FIRST_ANSWER_WAIT} s for",
+        f"It waits {health.FIRST_RESPONSE_WAIT} s for",
         f"and {health.UNREACHABLE_WAIT} s for one that has failed",
         f"{trace_budget.PART_BYTES / 1e6:g} MB of encoded spans (`CASCADE_TRACE_PART_BYTES`), at {trace_budget.PART_SPANS:,} spans, or at",
         f"{trace_budget.PART_SIZE:,} children (`CASCADE_TRACE_PART_SIZE`)",

@@ -31,7 +31,7 @@ _LIMITS = {
     "cascade.connectors.mqtt.session": ("OFFLINE_TIMEOUT", "CLOSE_TIMEOUT"),
     "cascade.connectors.mqtt.options": ("MIN_LIFETIME",),
     "cascade.connectors.mqtt.connector": ("MqttConnector.flush_timeout", "MqttConnector.resend_window"),
-    "cascade.connectors.otel.health": ("FIRST_ANSWER_WAIT", "MAX_ANSWER_TIME", "UNREACHABLE_WAIT"),
+    "cascade.connectors.otel.health": ("FIRST_RESPONSE_WAIT", "MAX_RESPONSE_TIME", "UNREACHABLE_WAIT"),
     "cascade.connectors.otel.flush": ("SLOW", "EXIT_TIMEOUT"),
     "cascade.connectors.otel.connector": ("OtelConnector.flush_timeout", "OtelConnector.hold_timeout"),
 }

@@ -142,7 +142,7 @@ def test_only_the_first_run_waits_for_an_unreachable_or_silent_collector(
 
     made = connector()
     assert cs.run(work(), connector=made) == 1
-    for limit in ("FIRST_ANSWER_WAIT", "UNREACHABLE_WAIT"):
+    for limit in ("FIRST_RESPONSE_WAIT", "UNREACHABLE_WAIT"):
         limits.setattr(f"cascade.connectors.otel.health.{limit}", NEVER)
     for _ in range(3):
         assert cs.run(work(), connector=made if shared else connector()) == 1

@@ -204,7 +204,7 @@ def test_a_flush_waits_for_a_slow_server_that_has_responded_before(
     with servers.http_server() as server, open_queue(server.endpoint) as queue:
         queue.put(make_span("first"))
         assert queue.flush(HANG).sent == 1
-        limits.setattr("cascade.connectors.otel.health.FIRST_ANSWER_WAIT", 0.0)
+        limits.setattr("cascade.connectors.otel.health.FIRST_RESPONSE_WAIT", 0.0)
         server.may_respond.clear()
         queue.put(make_span("second"))
         opener = threading.Timer(0.1, server.may_respond.set)

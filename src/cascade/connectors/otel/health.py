@@ -14,8 +14,8 @@ INITIAL_BACKOFF = 0.2  # seconds before the first retry; then doubled, with jitt
 MAX_BACKOFF = 5.0  # seconds, so that a run soon finds a collector that starts later
 MAX_FLUSH_BACKOFF = 0.1  # seconds during a flush to an unreachable collector, which waits only briefly
 MAX_BUSY_FLUSH_BACKOFF = 1.0  # seconds during a flush to an overloaded collector
-FIRST_ANSWER_WAIT = 0.9  # seconds that a flush waits for a collector that has never responded
-MAX_ANSWER_TIME = 2.0  # seconds, or three times the latest response time, after which a collector counts as unreachable
+FIRST_RESPONSE_WAIT = 0.9  # seconds that a flush waits for a collector that has never responded
+MAX_RESPONSE_TIME = 2.0  # seconds, or three times the latest latency, after which a collector counts as unreachable
 UNREACHABLE_WAIT = 0.5  # seconds that a flush waits for a collector after a failed request
 KNOWN_UNREACHABLE_WAIT = 0.03  # seconds that later flushes wait; at most 0.05 with the start of a thread
 HOLD_TIMEOUT = 30.0  # seconds of retryable responses only, after which they no longer delay tasks
@@ -74,7 +74,7 @@ class CollectorHealth:
         Before the first request it is alive.
         """
         now = self._clock()
-        longest = max(MAX_ANSWER_TIME, 3 * self.latency) if self._has_responded else FIRST_ANSWER_WAIT
+        longest = max(MAX_RESPONSE_TIME, 3 * self.latency) if self._has_responded else FIRST_RESPONSE_WAIT
         return (
             not self._failures
             and now - self._unanswered_since < longest
@@ -124,7 +124,7 @@ class CollectorHealth:
         if self._has_responded:
             return failed
         # The time before the first request, such as for the import of gRPC, does not count.
-        return min(failed, max(start, self._unanswered_since) + FIRST_ANSWER_WAIT)
+        return min(failed, max(start, self._unanswered_since) + FIRST_RESPONSE_WAIT)
 
     def should_end_flush(self, start: float, end: float) -> bool:
         """Return whether a flush from `start` to `end` cannot deliver more items."""
@@ -138,7 +138,7 @@ class CollectorHealth:
 
     def begin_exit(self) -> None:
         """Give the last flushes more time."""
-        self._known_unreachable_wait = FIRST_ANSWER_WAIT
+        self._known_unreachable_wait = FIRST_RESPONSE_WAIT
 
     def record_failed_flush(self, start: float) -> str:
         """Record a flush from `start` until now that left items undelivered. Return the reason.

@@ -1,7 +1,10 @@
-"""Resource, sampler and span limits of the provider of Cascade, from the variables of the SDK."""
+"""Settings from the variables of the SDK: resource, sampler and span limits of the provider of Cascade, and metrics."""
 
+import math
 import socket
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, Self, cast, get_args
 from urllib.parse import unquote
 
 from opentelemetry.sdk import resources
@@ -192,3 +195,69 @@ class ProcessResource(Resource):
     def start_exit(self) -> Callable[[], None]:
         """Do nothing: a resource has no telemetry to flush."""
         return lambda: None
+
+
+MetricExporterName = Literal["otlp", "console"]
+Temporality = Literal["cumulative", "delta", "lowmemory"]
+Exemplars = Literal["trace_based", "always_on", "always_off"]
+
+DEFAULT_METRIC_INTERVAL = 60.0  # seconds; the default of the specification
+
+_TEMPORALITY = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
+_EXEMPLARS = "OTEL_METRICS_EXEMPLAR_FILTER"
+_METRIC_INTERVAL = "OTEL_METRIC_EXPORT_INTERVAL"
+_MAX_METRIC_INTERVAL = 86_400.0 * 365  # seconds; `threading.Condition` cannot wait much longer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricSettings:
+    """Settings of metrics. The interval is in seconds. Without exporters nothing is measured."""
+
+    exporters: frozenset[MetricExporterName] = frozenset({"otlp"})
+    temporality: Temporality = "cumulative"
+    exemplars: Exemplars = "trace_based"
+    interval: float = DEFAULT_METRIC_INTERVAL
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> Self:
+        """Read the variables. An invalid value causes one warning, and the default is used.
+
+        Without an exporter the other variables are not read.
+        """
+        if environment.is_disabled(environ):
+            return cls(exporters=frozenset())
+        names, _, problem = environment.exporters(environ, "metrics")
+        warn_once(*filter(None, (problem,)))
+        if not names:
+            return cls(exporters=frozenset())
+        return cls(
+            exporters=cast("frozenset[MetricExporterName]", names),
+            temporality=cast("Temporality", _chosen(environ, _TEMPORALITY, get_args(Temporality))),
+            exemplars=cast("Exemplars", _chosen(environ, _EXEMPLARS, get_args(Exemplars))),
+            interval=_metric_interval(environ),
+        )
+
+
+def _chosen(environ: Mapping[str, str], variable: str, choices: tuple[str, ...]) -> str:
+    """Return the value in lower case; the first choice for a missing or invalid value."""
+    value = environment.value(environ, variable)
+    if not value or value.lower() in choices:
+        return value.lower() or choices[0]
+    message = f"{variable}={value!r} is unknown; {choices[0]} is used; choose from {', '.join(choices)}"
+    warn_once(SettingWarning(variable, value, message))
+    return choices[0]
+
+
+def _metric_interval(environ: Mapping[str, str]) -> float:
+    value = environment.value(environ, _METRIC_INTERVAL)
+    if not value:
+        return DEFAULT_METRIC_INTERVAL
+    try:
+        milliseconds = float(value)
+    except ValueError:
+        milliseconds = math.nan
+    if milliseconds > 0:
+        return min(milliseconds / 1000, _MAX_METRIC_INTERVAL)
+    message = f"{_METRIC_INTERVAL}={value!r} is not an interval; 60000 is used; write milliseconds above zero"
+    warn_once(SettingWarning(_METRIC_INTERVAL, value, message))
+    return DEFAULT_METRIC_INTERVAL

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from cascade.connectors.otel.metrics.settings import Settings
+from cascade.connectors.otel.sdk_settings import MetricSettings
 from tests.connectors.otel import servers
 from tests.connectors.otel.metrics import messages
 from tests.connectors.otel.metrics.exports import exporting, flush
@@ -11,9 +11,11 @@ from tests.lab.waiting import NEVER
 
 
 def test_defaults() -> None:
-    expected = Settings(exporters=frozenset({"otlp"}), temporality="cumulative", exemplars="trace_based", interval=60)
-    assert Settings.from_environment({}) == expected
-    assert Settings.from_environment(dict.fromkeys(VARIABLES, " ")) == expected
+    expected = MetricSettings(
+        exporters=frozenset({"otlp"}), temporality="cumulative", exemplars="trace_based", interval=60
+    )
+    assert MetricSettings.from_environment({}) == expected
+    assert MetricSettings.from_environment(dict.fromkeys(VARIABLES, " ")) == expected
 
 
 VARIABLES = {
@@ -30,7 +32,7 @@ def test_an_unknown_value_causes_one_warning_and_the_default(
     variable: str, value: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(2):
-        assert Settings.from_environment({variable: value}) == Settings()
+        assert MetricSettings.from_environment({variable: value}) == MetricSettings()
     (record,) = caplog.records
     assert f"{variable}={value!r}" in record.getMessage()
     assert VARIABLES[variable] in record.getMessage()
@@ -39,16 +41,18 @@ def test_an_unknown_value_causes_one_warning_and_the_default(
 @pytest.mark.parametrize("exporter", ["none", "prometheus", "zipkin"])
 def test_without_an_exporter_nothing_else_is_read(exporter: str, caplog: pytest.LogCaptureFixture) -> None:
     environ = {"OTEL_METRICS_EXPORTER": exporter, "OTEL_METRIC_EXPORT_INTERVAL": "1m"}
-    assert Settings.from_environment(environ) == Settings(exporters=frozenset())
+    assert MetricSettings.from_environment(environ) == MetricSettings(exporters=frozenset())
     assert [record for record in caplog.records if "INTERVAL" in record.getMessage()] == []
 
 
 def test_an_infinite_interval_is_one_year() -> None:
-    assert Settings.from_environment({"OTEL_METRIC_EXPORT_INTERVAL": "inf"}).interval == 365 * 86_400
+    assert MetricSettings.from_environment({"OTEL_METRIC_EXPORT_INTERVAL": "inf"}).interval == 365 * 86_400
 
 
 def test_values_are_case_insensitive() -> None:
-    found = Settings.from_environment({"OTEL_METRICS_EXPORTER": "OTLP, Console", "OTEL_METRIC_EXPORT_INTERVAL": "500"})
+    found = MetricSettings.from_environment(
+        {"OTEL_METRICS_EXPORTER": "OTLP, Console", "OTEL_METRIC_EXPORT_INTERVAL": "500"}
+    )
     assert (found.exporters, found.interval) == (frozenset({"otlp", "console"}), 0.5)
 
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from cascade.connectors.otel.buffer import FlushReport
 from cascade.connectors.otel.metrics import catalogue as m
 from cascade.connectors.otel.metrics.catalogue import BOUNDS, Key, Metric
-from cascade.connectors.otel.metrics.settings import Settings
+from cascade.connectors.otel.sdk_settings import MetricSettings
 from cascade.telemetry import attributes as a
 
 Exemplar = tuple[float, int, str, str]
@@ -231,7 +231,7 @@ class Aggregator:
             in progress is a change by itself.
     """
 
-    def __init__(self, settings: Settings, on_change: Callable[[], None]) -> None:
+    def __init__(self, settings: MetricSettings, on_change: Callable[[], None]) -> None:
         self._on_change = on_change
         self.gauges = Gauges()
         self._temporality = settings.temporality

@@ -15,9 +15,9 @@ from cascade._loggers import get_logger
 from cascade.connectors import _lifetime
 from cascade.connectors.otel.health import CollectorHealth
 from cascade.connectors.otel.metrics.aggregation import Aggregator, Snapshot
-from cascade.connectors.otel.metrics.settings import Settings
 from cascade.connectors.otel.options import ExportOptions
 from cascade.connectors.otel.reply import Reply, is_unsupported_signal
+from cascade.connectors.otel.sdk_settings import MetricSettings
 from cascade.connectors.otel.transport import Transport, open_safely, open_transport, suppress_instrumentation
 from cascade.runtime.threads import start_daemon
 from cascade.telemetry.sanitize import error_text
@@ -32,7 +32,7 @@ logger = get_logger("cascade.connectors.otel")
 class _Sender:
     """Sends snapshots to a collector, prints them as JSON, or both. The exporting thread creates, uses and closes it."""
 
-    def __init__(self, settings: Settings, resource: Callable[[], Resource], options: ExportOptions) -> None:
+    def __init__(self, settings: MetricSettings, resource: Callable[[], Resource], options: ExportOptions) -> None:
         self._prints = "console" in settings.exporters
         self._exports = "otlp" in settings.exporters
         self._resource = resource
@@ -84,7 +84,7 @@ class MetricExporter:
     limits the wait of a flush. During a flush, an export is repeated after a pause if the collector requests a retry.
     """
 
-    def __init__(self, settings: Settings, resource: Callable[[], Resource], options: ExportOptions) -> None:
+    def __init__(self, settings: MetricSettings, resource: Callable[[], Resource], options: ExportOptions) -> None:
         self.aggregator = Aggregator(settings, self.notify)
         self._settings = settings
         self._resource = resource

@@ -17,9 +17,9 @@ from cascade.connectors.otel.metrics.aggregation import Gauges
 from cascade.connectors.otel.metrics.catalogue import Key
 from cascade.connectors.otel.metrics.export import MetricExporter
 from cascade.connectors.otel.metrics.instruments import instruments_of
-from cascade.connectors.otel.metrics.settings import Settings
 from cascade.connectors.otel.options import ExportOptions
 from cascade.connectors.otel.routing import Share
+from cascade.connectors.otel.sdk_settings import MetricSettings
 from cascade.connectors.otel.span_mapping import error_type
 from cascade.connectors.otel.transport import prepare
 
@@ -82,7 +82,7 @@ class RunMetrics:
             share: Returns the exporter of the destination, which connectors share.
             environ: The environment.
         """
-        settings = Settings.from_environment(environ)
+        settings = MetricSettings.from_environment(environ)
         if not settings.exporters:
             return cls()
         if "otlp" in settings.exporters:
