@@ -41,7 +41,7 @@ def _table_of_metrics() -> str:
     lines = ["| metric | type | unit | attributes | meaning |", "|---|---|---|---|---|"]
     for metric in catalogue.METRICS:
         names = ", ".join(f"`{name}`" for name in metric.attributes)
-        lines.append(f"| `{metric.name}` | {metric.kind} | `{metric.unit}` | {names} | {metric.meaning} |")
+        lines.append(f"| `{metric.name}` | {metric.kind} | `{metric.unit}` | {names} | {metric.description} |")
     return "\n".join(lines) + "\n"
 
 

@@ -1,10 +1,10 @@
 """Runs as OpenTelemetry traces. Needs the extra `[otel]`."""
 
 from cascade._imports import missing_extra
-from cascade.connectors.otel.environment import importable
+from cascade.connectors.otel.environment import hide_invalid_limits
 
 try:
-    with importable():
+    with hide_invalid_limits():
         from cascade.connectors.otel.connector import OtelConnector
 except ImportError as error:
     if (error.name or "").partition(".")[0] in {"opentelemetry", "google", "grpc", "urllib3"}:

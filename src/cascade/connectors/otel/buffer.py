@@ -16,9 +16,9 @@ LOW_WATERMARK = 0.5  # of the capacity; up to there waiting producers may contin
 IMPORTANT_CAPACITY = 1.25  # of the capacity, for important entries while batches in flight use all of it
 
 # Bytes, measured with tracemalloc on SDK 1.45: a finished span without attributes, and the additional parts of a span.
-_SPAN = 2_700
-_ATTRIBUTE = 80
-_EVENT = _LINK = 500
+_SPAN_SIZE = 2_700
+_ATTRIBUTE_SIZE = 80
+_EVENT_SIZE = _LINK_SIZE = 500
 ITEM_OVERHEAD = 60  # the bytes object of an encoded span, its place in a list, and its share of an entry
 
 Item = ReadableSpan | bytes
@@ -308,23 +308,23 @@ def estimate(span: Item) -> int:
     if isinstance(span, bytes):
         return ITEM_OVERHEAD + len(span)
     try:
-        size = _SPAN + _weight(span.attributes)
+        size = _SPAN_SIZE + _attributes_size(span.attributes)
         for event in span.events:
-            size += _EVENT + _weight(event.attributes)
+            size += _EVENT_SIZE + _attributes_size(event.attributes)
         for link in span.links:
-            size += _LINK + _weight(link.attributes)
+            size += _LINK_SIZE + _attributes_size(link.attributes)
     except Exception as error:  # noqa: BLE001 - an invalid span must not raise in the code that ended it
         raise_in_tests(error)
-        return _SPAN
+        return _SPAN_SIZE
     return size
 
 
-def _weight(attributes: Any) -> int:
+def _attributes_size(attributes: Any) -> int:
     if not attributes:
         return 0
     # The mappings of the SDK are slow: iterate once.
     values = list(attributes.values())
-    size = len(values) * _ATTRIBUTE + sum(map(getsizeof, values))
+    size = len(values) * _ATTRIBUTE_SIZE + sum(map(getsizeof, values))
     if tuple in map(type, values):
         size += sum(sum(map(getsizeof, value)) for value in values if type(value) is tuple)
     return size

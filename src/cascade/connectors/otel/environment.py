@@ -127,7 +127,7 @@ def exporters(environ: Mapping[str, str], signal: str) -> Exporters:
     variable = f"OTEL_{signal.upper()}_EXPORTER"
     given = value(environ, variable)
     names = [name.strip().lower() for name in given.split(",") if name.strip()]
-    available = _available(signal)
+    available = _available_exporters(signal)
     usable = [name for name in names if name in available]
     others = [name for name in names if name not in available]
     chosen = {available[name] for name in usable}
@@ -148,7 +148,7 @@ def exporters(environ: Mapping[str, str], signal: str) -> Exporters:
 def limit(environ: Mapping[str, str], variable: str) -> int | None:
     """Return a limit of the spans, at most `sys.maxsize`; None if the variable is unset or invalid."""
     given = value(environ, variable)
-    number = _whole(given)
+    number = _whole_number(given)
     if given and number is None:
         message = f"{variable}={given!r} is not a limit; the default is used; write a whole number from 0 on"
         warn_once(SettingWarning(variable, given, message))
@@ -156,11 +156,11 @@ def limit(environ: Mapping[str, str], variable: str) -> int | None:
 
 
 @contextmanager
-def importable(environ: MutableMapping[str, str] = os.environ) -> Iterator[None]:
+def hide_invalid_limits(environ: MutableMapping[str, str] = os.environ) -> Iterator[None]:
     """Hide invalid limits during the import of the SDK, which would raise ValueError."""
     hidden = {}
     if "opentelemetry.sdk.trace" not in sys.modules:
-        unusable = [name for name in LIMITS if name in environ and _whole(value(environ, name)) is None]
+        unusable = [name for name in LIMITS if name in environ and _whole_number(value(environ, name)) is None]
         hidden = {name: environ.pop(name) for name in unusable}
     try:
         yield
@@ -168,7 +168,7 @@ def importable(environ: MutableMapping[str, str] = os.environ) -> Iterator[None]
         environ.update(hidden)
 
 
-def _available(signal: str) -> dict[str, str]:
+def _available_exporters(signal: str) -> dict[str, str]:
     return {name: kind for name, kind in _EXPORTERS.items() if signal != "logs" or kind != "console"}
 
 
@@ -180,7 +180,7 @@ def _is_foreign(name: str, signal: str) -> bool:
     return name in _FOREIGN_EXPORTERS or bool(entry_points(group=f"opentelemetry_{signal}_exporter", name=name))
 
 
-def _whole(text: str) -> int | None:
+def _whole_number(text: str) -> int | None:
     try:
         number = int(text)
     except ValueError:

@@ -53,7 +53,7 @@ async def flush(
     """
     if tracer.own is not None:
         found = await _in_thread(lambda: _flush_queues(targets, timeout, signals), timeout + _GRACE)
-        return found or (FlushReport(reason=_exceeded(timeout)), "")
+        return found or (FlushReport(reason=_timeout_reason(timeout)), "")
     spans = partial(flush_of(tracer.provider).run, timeout, has_spans=has_spans, strict=strict)
     others = _in_thread(lambda: signals.start_flush(timeout)(math.inf), timeout + _GRACE)
     problem, warning = await asyncio.gather(_in_thread(spans, timeout + _GRACE), others)
@@ -86,7 +86,7 @@ class CapacityWaiter:
         await asyncio.wait({waiting})
 
 
-def _exceeded(timeout: float) -> str:
+def _timeout_reason(timeout: float) -> str:
     return f"the flush has not ended within {timeout:g} s"
 
 
@@ -169,7 +169,7 @@ class ProviderFlush:
             is_short = self._outage_start > 0 or (self._is_slow and not strict)
             limit = min(timeout, SHORT_WAIT) if is_short else timeout
             is_done = self._await(number, limit)
-            problem = self._problem if is_done else _exceeded(limit)
+            problem = self._problem if is_done else _timeout_reason(limit)
             is_new = bool(problem) and not is_short and not self._outage_start
             if is_new:
                 self._outage_start = time.monotonic()

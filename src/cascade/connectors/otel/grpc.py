@@ -37,7 +37,7 @@ _READY: int = grpc.ChannelConnectivity.READY.value[0]
 _UNREACHABLE = ("failed to connect", "errors resolving", "DNS resolution failed")
 _BROKEN = ("Socket closed", "GOAWAY", "Connection reset", "Broken pipe", "recvmsg", "sendmsg")
 _STATE_DELAY = 0.1  # seconds within which a channel updates its state after its connection has ended
-_MIN_TIMEOUT = 0.9  # of the timeout; an earlier DEADLINE_EXCEEDED is a response of the server
+_LATE_FRACTION = 0.9  # of the timeout; a DEADLINE_EXCEEDED before this time is a response of the server
 _OPTIONS = (
     ("grpc.primary_user_agent", "Cascade-OTLP-Exporter-Python"),
     ("grpc.max_send_message_length", -1),
@@ -104,15 +104,15 @@ class GrpcTransport:
         method = channel.unary_unary(_METHODS[self._options.signal], None, None)
         began = time.monotonic()
         try:
-            answer = method(body, timeout=timeout, metadata=self._metadata)
+            response = method(body, timeout=timeout, metadata=self._metadata)
         except grpc.RpcError as error:
             call = cast("grpc.Call", error)
-            is_late = time.monotonic() - began > timeout * _MIN_TIMEOUT
+            is_late = time.monotonic() - began > timeout * _LATE_FRACTION
             reply = _failure(call, timeout, is_unanswered=_is_unanswered(channel, call, is_late=is_late))
             if reply.unanswered or _http1_status(call):
                 self._drop(channel)
             return reply
-        return replies.accepted(self._options.signal, cast("bytes", answer))
+        return replies.accepted(self._options.signal, cast("bytes", response))
 
     def _open_channel(self) -> grpc.Channel:
         with self._lock:

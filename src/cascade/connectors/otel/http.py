@@ -180,11 +180,11 @@ class _Deadline(Timeout):
 
     @property
     def connect_timeout(self) -> float:
-        return _left(self._end)
+        return _seconds_left(self._end)
 
     @property
     def read_timeout(self) -> float:
-        return _left(self._end)
+        return _seconds_left(self._end)
 
 
 class _StaleConnectionError(Exception):
@@ -201,7 +201,7 @@ class _Socket(socket.socket):
         super().settimeout(value)
 
     def gettimeout(self) -> float | None:
-        return None if self._end == math.inf else _left(self._end)
+        return None if self._end == math.inf else _seconds_left(self._end)
 
     def send(self, data: Any, flags: int = 0) -> int:
         super().settimeout(self.gettimeout())
@@ -232,7 +232,7 @@ class _Incoming(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any, /) -> int | None:
-        self._source.settimeout(_left(self._end))
+        self._source.settimeout(_seconds_left(self._end))
         count = self._raw.readinto(buffer)
         self.has_ended = count == 0
         return count
@@ -283,10 +283,10 @@ class _Connection(HTTPConnection):
                 error = failure
                 continue
             try:
-                opened.settimeout(_left(deadline) / (len(addresses) - index))
+                opened.settimeout(_seconds_left(deadline) / (len(addresses) - index))
                 opened.connect(address)
                 opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                opened.settimeout(_left(deadline))
+                opened.settimeout(_seconds_left(deadline))
             except OSError as failure:
                 opened.close()
                 error = failure
@@ -343,7 +343,7 @@ def _basic(credentials: str) -> str:
     return "Basic " + b64encode(f"{unquote(user)}:{unquote(password)}".encode()).decode()
 
 
-def _left(deadline: float) -> float:
+def _seconds_left(deadline: float) -> float:
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError

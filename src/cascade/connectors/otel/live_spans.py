@@ -103,7 +103,7 @@ class LiveRun:
     lock: threading.Lock = field(default_factory=threading.Lock)
     root_id: str = field(init=False)
     traces: set[str] = field(default_factory=set)
-    _has_failed: bool = False
+    _has_reported_failure: bool = False
     _targets: RunTargets | None = None
 
     def __post_init__(self) -> None:
@@ -128,8 +128,8 @@ class LiveRun:
 
     def report_failed_start(self, error: Exception) -> None:
         """Log the first error of the tracer provider in this run."""
-        if not self._has_failed:
-            self._has_failed = True
+        if not self._has_reported_failure:
+            self._has_reported_failure = True
             message = "OtelConnector: a span could not be started; further failures in this run are not logged"
             logger.error(message, exc_info=error)
 

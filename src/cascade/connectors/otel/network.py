@@ -65,7 +65,9 @@ def proxy_of(scheme: str, host: str, port: int) -> Url | None:
     if kind is None or is_exempt(host, port):
         return None
     names = (f"{kind}_proxy", f"{kind}_proxy".upper())
-    return _usable(next((name for name in names if os.environ.get(name)), f"the system's {kind} proxy"), proxies[kind])
+    return _checked_proxy(
+        next((name for name in names if os.environ.get(name)), f"the system's {kind} proxy"), proxies[kind]
+    )
 
 
 def grpc_proxy_of(host: str, port: int) -> str:
@@ -73,7 +75,7 @@ def grpc_proxy_of(host: str, port: int) -> str:
     name = next((name for name in _GRPC_VARIABLES if name in os.environ), None)
     if name is None or not os.environ[name] or is_exempt(host, port):
         return ""
-    proxy = _usable(name, os.environ[name])
+    proxy = _checked_proxy(name, os.environ[name])
     return "" if proxy is None else proxy.url
 
 
@@ -121,7 +123,7 @@ def _address(name: str) -> _Address | None:
     return (address.ipv4_mapped or address) if isinstance(address, ipaddress.IPv6Address) else address
 
 
-def _usable(variable: str, text: str) -> Url | None:
+def _checked_proxy(variable: str, text: str) -> Url | None:
     url = unquoted(text)
     with contextlib.suppress(LocationParseError, ValueError):
         proxy = parse_url(url if "://" in url else f"http://{url}")

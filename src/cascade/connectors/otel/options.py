@@ -220,7 +220,7 @@ class _Settings:
             usable, errors = {}, []
             for item in filter(None, map(environment.unquoted, setting.value.split(","))):
                 try:
-                    name, value = _item(item)
+                    name, value = _parse_header(item)
                     usable[_checked_name(name, protocol)] = _checked_value(name, value)
                 except ValueError as error:
                     errors.append(str(error))
@@ -269,7 +269,7 @@ class _Settings:
         return certificate, (key or chain) if chain else None, chain
 
 
-def _item(item: str) -> tuple[str, str]:
+def _parse_header(item: str) -> tuple[str, str]:
     """Parse `name=value`, both URL-encoded, as in W3C Baggage."""
     name, separator, value = item.partition("=")
     if not separator:

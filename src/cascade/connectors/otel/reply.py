@@ -61,7 +61,7 @@ def accepted(signal: Signal, content: bytes, content_type: str = _PROTOBUF) -> R
         return Reply("accepted")
     kind = content_type.partition(";")[0].strip().lower()
     try:
-        rejected, message = _reader(kind)(signal, content)
+        rejected, message = _parser_of(kind)(signal, content)
     except (DecodeError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         found = "" if kind in _BINARY else f" but {shortened(kind, _MAX_CONTENT_TYPE)}"
         return Reply("refused", f"the answer is not OTLP{found}")
@@ -100,7 +100,7 @@ def shortened(text: str, limit: int = _MAX_REASON) -> str:
     return line if len(line) <= limit else f"{line[:limit]}…"
 
 
-def _reader(kind: str) -> Callable[[Signal, bytes], tuple[int, str]]:
+def _parser_of(kind: str) -> Callable[[Signal, bytes], tuple[int, str]]:
     if kind in _BINARY:
         return _from_protobuf
     if kind == "application/json":

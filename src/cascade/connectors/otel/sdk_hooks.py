@@ -33,7 +33,7 @@ _NUMBER_BYTES = 9
 
 _TASK_KEY = otel_context.create_key("cascade-task")
 _OWN_SPAN_KEY = otel_context.create_key("cascade-own-span")
-_COUNTED = "_cascade_task"
+_COUNTED_TASK = "_cascade_task"
 """Attribute of span objects of the SDK below a task. Its value is that task, whose trace the span counts for."""
 
 _TASK_ATTRIBUTES = (a.RUN_ID, a.TASK_ID, a.MAP_INDEX, a.TASK_LABEL)
@@ -155,7 +155,7 @@ def _task_of(context: Context | None) -> TaskContext | None:
     parent = trace.get_current_span(context)
     task = parent.task if isinstance(parent, TaskSpanMixin) else otel_context.get_value(_TASK_KEY, context)
     if not isinstance(task, TaskContext):
-        task = getattr(parent, _COUNTED, None) if isinstance(parent, ReadableSpan) else None
+        task = getattr(parent, _COUNTED_TASK, None) if isinstance(parent, ReadableSpan) else None
     return task
 
 
@@ -185,14 +185,14 @@ class TaskIdProcessor(SpanProcessor):
         if ids := _ids_of(task, parent_context):
             span.set_attributes(ids)
         if task is not None and task.child is not None and not is_cascade_span(span):
-            setattr(span, _COUNTED, task)
+            setattr(span, _COUNTED_TASK, task)
             self._open[span.get_span_context().span_id] = span
             task.child.charge(1, _BARE_BYTES)
 
     def on_end(self, span: ReadableSpan) -> None:
-        # The SDK passes a copy of the span, which does not have `_COUNTED`.
+        # The SDK passes a copy of the span, which does not have `_COUNTED_TASK`.
         started = None if span.context is None else self._open.pop(span.context.span_id, None)
-        task = getattr(started, _COUNTED, None)
+        task = getattr(started, _COUNTED_TASK, None)
         if task is not None:
             task.child.charge(0, content_bytes(span))
 

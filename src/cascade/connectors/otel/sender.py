@@ -87,13 +87,13 @@ class ExportState:
 
 def start_sender(state: ExportState) -> bool:
     """Start a sending thread. The caller holds the lock. Return False while the interpreter shuts down."""
-    sender = start_daemon(partial(_run, state), name="cascade-otlp")
+    sender = start_daemon(partial(_send_batches, state), name="cascade-otlp")
     if sender is not None:
         state.senders.append(sender)
     return sender is not None
 
 
-def _run(state: ExportState) -> None:
+def _send_batches(state: ExportState) -> None:
     with suppress_instrumentation():
         transport = open_safely(state.open_transport)
         try:
@@ -115,7 +115,7 @@ def _next_batch(state: ExportState) -> Batch | None:
     buffer, limits = state.buffer, state.limits
     with state.lock:
         while not state.is_closed:
-            left = _due(state) - limits.clock()
+            left = _due_at(state) - limits.clock()
             if left <= 0:
                 state.is_urgent = state.is_urgent and buffer.queued > limits.batch_size
                 batch = buffer.take(limits.batch_size, BATCH_MEMORY)
@@ -135,7 +135,7 @@ def _add_sender_if_slow(state: ExportState) -> None:
         start_sender(state)
 
 
-def _due(state: ExportState) -> float:
+def _due_at(state: ExportState) -> float:
     buffer = state.buffer
     if not buffer.waiting:
         return float("inf")
@@ -200,17 +200,17 @@ def _wait_for_turn(state: ExportState, batch: Batch) -> bool:
 
 
 def _request(state: ExportState, transport: Transport, batch: Batch, body: bytes) -> Reply:
-    began = state.limits.clock()
+    sent_at = state.limits.clock()
     try:
         with state.lock:
-            state.health.record_request(began)
+            state.health.record_request(sent_at)
             state.settled.notify_all()
         reply = transport.send(body, state.limits.request_timeout)
     finally:
         if state.probe is batch:  # requests that were sent before the failure end, too
             state.probe = None
     with state.lock:
-        state.health.record(reply, began)
+        state.health.record(reply, sent_at)
         state.work.notify_all()
         if reply.outcome == "retry":
             count_retried(batch, reply.reason)

@@ -46,16 +46,16 @@ class Signals:
 
     Args:
         tracer: The tracer of the connector; None if the SDK is disabled.
-        exporting: Arguments `endpoint`, `protocol` and `headers` of the connector.
+        arguments: Arguments `endpoint`, `protocol` and `headers` of the connector.
         metrics: Whether metrics are exported.
         logs: The argument of `chosen_level`.
     """
 
     def __init__(
-        self, tracer: RunTracer | None, exporting: dict[str, Any], *, metrics: bool, logs: bool | str | None
+        self, tracer: RunTracer | None, arguments: dict[str, Any], *, metrics: bool, logs: bool | str | None
     ) -> None:
-        self.metrics = _metrics(tracer, exporting, is_wanted=metrics)
-        self._logs = _logs(tracer, exporting, logs)
+        self.metrics = _metrics(tracer, arguments, is_wanted=metrics)
+        self._logs = _logs(tracer, arguments, logs)
 
     def reserve(self, exit_timeout: float) -> None:
         """Register as a user of the shared exports. They are flushed for `exit_timeout` seconds when the process exits."""
@@ -88,7 +88,7 @@ class Signals:
         return wait
 
 
-def check_logs(exporting: dict[str, Any], logs: bool | str | None) -> None:
+def check_logs(arguments: dict[str, Any], logs: bool | str | None) -> None:
     """Check the `logs` argument of a connector.
 
     Raises:
@@ -99,32 +99,32 @@ def check_logs(exporting: dict[str, Any], logs: bool | str | None) -> None:
     if (
         logs is not None
         and chosen_level(logs) is not None
-        and exporting["endpoint"]
-        and not _options(exporting, "logs")
+        and arguments["endpoint"]
+        and not _options(arguments, "logs")
     ):
-        raise ValueError(_no_endpoint_for_logs(exporting))
+        raise ValueError(_no_endpoint_for_logs(arguments))
 
 
-def _no_endpoint_for_logs(exporting: dict[str, Any]) -> str:
+def _no_endpoint_for_logs(arguments: dict[str, Any]) -> str:
     return (
-        f"logs: endpoint={exporting['endpoint']!r} is the complete URL of the traces; use an endpoint without a path, "
+        f"logs: endpoint={arguments['endpoint']!r} is the complete URL of the traces; use an endpoint without a path, "
         "or OTEL_EXPORTER_OTLP_LOGS_ENDPOINT and no endpoint argument"
     )
 
 
-def _metrics(tracer: RunTracer | None, exporting: dict[str, Any], *, is_wanted: bool) -> "RunMetrics":
+def _metrics(tracer: RunTracer | None, arguments: dict[str, Any], *, is_wanted: bool) -> "RunMetrics":
     from cascade.connectors.otel.metrics import RunMetrics, application_provider
 
     if tracer is None or not is_wanted:
         return RunMetrics()
-    if not any(exporting.values()) and (meters := application_provider()) is not None:
+    if not any(arguments.values()) and (meters := application_provider()) is not None:
         try:
             return RunMetrics.for_provider(meters)
         except Exception as error:  # noqa: BLE001 - code of the application
             raise_in_tests(error)
             logger.warning("OtelConnector: no metrics, the application's meter provider raised %s", error_text(error))
             return RunMetrics()
-    options = _options(exporting, "metrics")
+    options = _options(arguments, "metrics")
     if options is None or not (tracer.own is not None or _has_collector(options)):
         return RunMetrics()
     metrics = RunMetrics.for_endpoint(tracer.resource, options, _share(_metric_exporters, options, tracer))
@@ -141,16 +141,16 @@ def _has_collector(options: ExportOptions) -> bool:
     return not options.problems and any(os.environ.get(name, "").strip() for name in _COLLECTOR_VARIABLES)
 
 
-def _logs(tracer: RunTracer | None, exporting: dict[str, Any], logs: bool | str | None) -> "RunLogs | None":
+def _logs(tracer: RunTracer | None, arguments: dict[str, Any], logs: bool | str | None) -> "RunLogs | None":
     from cascade.connectors.otel.logs import RunLogs, chosen_level
 
     level = chosen_level(logs)
     if level is None or tracer is None:
         return None
-    options = _options(exporting, "logs")
+    options = _options(arguments, "logs")
     if options is None:
-        message = f"{_no_endpoint_for_logs(exporting)}; no logs are exported"
-        warn_once(SettingWarning("OTEL_LOGS_EXPORTER", str(exporting["endpoint"]), message))
+        message = f"{_no_endpoint_for_logs(arguments)}; no logs are exported"
+        warn_once(SettingWarning("OTEL_LOGS_EXPORTER", str(arguments["endpoint"]), message))
         return None
     return RunLogs(tracer.resource, options, level, _share(_log_queues, options, tracer), is_explicit=logs is not None)
 
@@ -169,10 +169,10 @@ def _share(registry: Registry[T], options: ExportOptions, tracer: RunTracer) -> 
     return partial(registry.get, (destination(options), owner))
 
 
-def _options(exporting: dict[str, Any], signal: Signal) -> ExportOptions | None:
+def _options(arguments: dict[str, Any], signal: Signal) -> ExportOptions | None:
     """Return the options of a signal; None if the endpoint is the complete URL of another signal."""
-    options = ExportOptions.from_environment(**exporting, signal=signal)
-    is_elsewhere = options.protocol != "grpc" and options.endpoint == exporting["endpoint"]
+    options = ExportOptions.from_environment(**arguments, signal=signal)
+    is_elsewhere = options.protocol != "grpc" and options.endpoint == arguments["endpoint"]
     return None if is_elsewhere else options
 
 
@@ -191,7 +191,7 @@ class ExportSetup:
 
     Args:
         provider: The tracer provider to use; None for that of the application, or one of Cascade.
-        exporting: Arguments `endpoint`, `protocol` and `headers` of the connector. If one is set, a provider of Cascade
+        arguments: Arguments `endpoint`, `protocol` and `headers` of the connector. If one is set, a provider of Cascade
             is used.
         metrics: Whether metrics are exported.
         logs: The argument of `chosen_level`.
@@ -204,12 +204,12 @@ class ExportSetup:
     def __init__(
         self,
         provider: trace.TracerProvider | None,
-        exporting: dict[str, Any],
+        arguments: dict[str, Any],
         *,
         metrics: bool,
         logs: bool | str | None,
     ) -> None:
-        is_own = any(exporting.values())
+        is_own = any(arguments.values())
         if provider is not None and is_own:
             raise ValueError(
                 "endpoint, protocol and headers have no effect on tracer_provider; set them in its exporter"
@@ -218,10 +218,10 @@ class ExportSetup:
             raise TypeError(f"tracer_provider={provider!r} is not an opentelemetry TracerProvider")
         if is_own:
             # Invalid variables are reported when the exports are set up.
-            prepare(replace(ExportOptions.from_environment(**exporting), problems=()))
-        check_logs(exporting, logs)
+            prepare(replace(ExportOptions.from_environment(**arguments), problems=()))
+        check_logs(arguments, logs)
         self._provider = provider
-        self._exporting = exporting
+        self._arguments = arguments
         self._metrics = metrics
         self._logs = logs
         self.error = ""
@@ -243,13 +243,13 @@ class ExportSetup:
 
     def _make(self) -> Exports:
         tracer = self._tracer()
-        signals = Signals(tracer, self._exporting, metrics=self._metrics, logs=self._logs)
+        signals = Signals(tracer, self._arguments, metrics=self._metrics, logs=self._logs)
         return Exports(signals, tracer)
 
     def _tracer(self) -> RunTracer | None:
         # A proxy represents the global provider, which may have been set since.
         if self._provider is not None and not isinstance(self._provider, trace.ProxyTracerProvider):
             return tracer_of(self._provider)
-        if not any(self._exporting.values()) and (found := application_provider()) is not None:
+        if not any(self._arguments.values()) and (found := application_provider()) is not None:
             return tracer_of(found)
-        return own_tracer(ExportOptions.from_environment(**self._exporting))
+        return own_tracer(ExportOptions.from_environment(**self._arguments))

@@ -14,7 +14,14 @@ from opentelemetry.sdk._logs._internal import std_to_otel
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.semconv.attributes import code_attributes
 
-from cascade.connectors.otel.logs.records import MAX_BODY_BYTES, MAX_EXTRAS, encode, encode_resource, request, severity
+from cascade.connectors.otel.logs.records import (
+    MAX_BODY_BYTES,
+    MAX_EXTRAS,
+    encode_record,
+    encode_request,
+    encode_resource,
+    severity,
+)
 from cascade.telemetry import attributes as a
 from cascade.telemetry.limits import MAX_STACK_BYTES, MAX_VALUE_BYTES
 from cascade.telemetry.redact import MASK
@@ -35,14 +42,14 @@ class HostileError(Exception):
 
 
 def read(*items: bytes) -> list[Line]:
-    return lines([ExportLogsServiceRequest.FromString(request(AROUND, items))])
+    return lines([ExportLogsServiceRequest.FromString(encode_request(AROUND, items))])
 
 
 def line_of(message: Any = "hello", *args: Any, extra: dict[str, Any] | None = None, **fields: Any) -> Line:
     made = logging.makeLogRecord(
         {"name": "app", "levelno": 20, "levelname": "INFO", "msg": message, "args": args, **fields, **(extra or {})}
     )
-    (line,) = read(encode(made, TASK))
+    (line,) = read(encode_record(made, TASK))
     return line
 
 
@@ -82,7 +89,9 @@ def test_a_record_has_its_text_location_and_time() -> None:
 
 def test_a_record_of_a_task_with_a_label_has_the_label() -> None:
     made = logging.makeLogRecord({"name": "app", "levelno": 20, "msg": "hello"})
-    labels = [line.attributes.get("cascade.task.label") for line in read(encode(made, replace(TASK, label="monday")))]
+    labels = [
+        line.attributes.get("cascade.task.label") for line in read(encode_record(made, replace(TASK, label="monday")))
+    ]
     assert labels == ["monday"]
     assert "cascade.task.label" not in line_of().attributes
 
@@ -203,8 +212,10 @@ def test_any_text_and_value_can_be_decoded(message: str, extra: dict[str, Any], 
 def test_a_request_groups_records_by_logger_under_one_resource() -> None:
     names = ["a", "b" * 500, "a", "", "ü" * 99]
     fields = {"levelno": 20, "lineno": 1}
-    items = [encode(logging.makeLogRecord({**fields, "name": n, "msg": str(i)}), TASK) for i, n in enumerate(names)]
-    whole = ExportLogsServiceRequest.FromString(request(AROUND, items))
+    items = [
+        encode_record(logging.makeLogRecord({**fields, "name": n, "msg": str(i)}), TASK) for i, n in enumerate(names)
+    ]
+    whole = ExportLogsServiceRequest.FromString(encode_request(AROUND, items))
     (around,) = whole.resource_logs
     assert [pair.key for pair in around.resource.attributes] == ["service.name", "ports"]
     assert around.schema_url == "https://schema"

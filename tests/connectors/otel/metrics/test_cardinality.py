@@ -67,7 +67,7 @@ def test_every_metric_has_its_documented_attributes_and_no_ids(collector: Collec
         found = latest(collector.receiver)
     assert [*found] == [metric.name for metric in METRICS]
     for metric in METRICS:
-        assert found[metric.name].description == metric.meaning
+        assert found[metric.name].description == metric.description
         names = {name for point in points(found[metric.name]) for name in attributes(point)}
         assert names == set(metric.attributes)
         assert not names & {"cascade.run.id", "cascade.task.id"}

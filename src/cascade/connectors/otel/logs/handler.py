@@ -15,45 +15,45 @@ from opentelemetry._logs._internal import ProxyLoggerProvider
 from cascade._forks import ForkSafeLock
 from cascade._internal_errors import raise_in_tests
 from cascade._loggers import get_logger
-from cascade.connectors.otel.logs.records import encode
+from cascade.connectors.otel.logs.records import encode_record
 from cascade.runtime.task_context import TaskContext, current_task
 
 logger = get_logger("cascade.connectors.otel")
 
-OWN_LOGGERS = ("cascade.connectors", "opentelemetry")
+EXPORT_LOGGERS = ("cascade.connectors", "opentelemetry")
 """Loggers of the export. The export of their records would produce more records."""
 
-_above = logging.Logger("above the root logger")  # noqa: LOG001 - it is not a descendant of the root logger
+_parent_of_root = logging.Logger("above the root logger")  # noqa: LOG001 - it is not a descendant of the root logger
 """Parent of the root logger. Its handlers get records after those of the root logger.
 
 `dictConfig`, `fileConfig` and `basicConfig` replace the handlers of the root logger, but not those of its parent.
 `basicConfig` also needs a root logger without handlers.
 """
-_attaching = ForkSafeLock()
+_attach_lock = ForkSafeLock()
 
 
 def attach(handler: logging.Handler) -> None:
     """Pass all records that reach the root logger to a handler, until `detach`."""
-    with _attaching:
+    with _attach_lock:
         if not _is_attached():
-            _above.parent, logging.root.parent = logging.root.parent, _above
+            _parent_of_root.parent, logging.root.parent = logging.root.parent, _parent_of_root
         logging.root.propagate = True  # a configuration of the logger "" may have set it to False
-        if handler not in _above.handlers:
-            _above.handlers = _Handlers((_last_resort, *_above.handlers[1:], handler))
+        if handler not in _parent_of_root.handlers:
+            _parent_of_root.handlers = _Handlers((_last_resort, *_parent_of_root.handlers[1:], handler))
 
 
 def detach(handler: logging.Handler) -> None:
     """Pass no more records to a handler."""
-    with _attaching:
-        remaining = [each for each in _above.handlers if each is not handler]
-        _above.handlers = _Handlers(remaining if len(remaining) > 1 else ())
+    with _attach_lock:
+        remaining = [each for each in _parent_of_root.handlers if each is not handler]
+        _parent_of_root.handlers = _Handlers(remaining if len(remaining) > 1 else ())
 
 
 def _is_attached() -> bool:
     current: logging.Logger | None = logging.root
-    while current is not None and current is not _above:
+    while current is not None and current is not _parent_of_root:
         current = current.parent
-    return current is _above
+    return current is _parent_of_root
 
 
 class _Handlers(list[logging.Handler]):
@@ -113,7 +113,7 @@ class TaskLogHandler(logging.Handler):
         self._respects_handlers = respects_handlers
 
     def handle(self, record: logging.LogRecord) -> bool:
-        """Handle a record without the lock of the handler, so that threads encode in parallel."""
+        """Handle a record without the lock of the handler, so that threads encode records in parallel."""
         try:
             passed = bool(self.filter(record))
             if passed:
@@ -128,10 +128,10 @@ class TaskLogHandler(logging.Handler):
         task = current_task()
         if task is None or task.run_id not in self._runs or record.levelno < self._min_level:
             return
-        if _is_own(str(record.name)) or getattr(_local, "is_encoding", False):
+        if _is_logger_of_export(str(record.name)) or getattr(_local, "is_encoding", False):
             return
         level = math.inf if self._respects_handlers else record.levelno
-        exporting = next((each for each in _handlers_of(record.name) if _exports(each, level)), None)
+        exporting = next((each for each in _handlers_of(record.name) if _exports_with_opentelemetry(each, level)), None)
         if exporting is None:
             self._export(record, task)
         elif exporting not in _reported_handlers:
@@ -143,7 +143,7 @@ class TaskLogHandler(logging.Handler):
         # The `__str__` of an argument may log the argument again.
         _local.is_encoding = True
         try:
-            self._put(encode(record, task))
+            self._put(encode_record(record, task))
             self.loggers.add(record.name)
         except Exception as error:  # noqa: BLE001 - telemetry must not break a run
             raise_in_tests(error)
@@ -152,8 +152,8 @@ class TaskLogHandler(logging.Handler):
             _local.is_encoding = False
 
 
-def _is_own(name: str) -> bool:
-    return name.startswith(OWN_LOGGERS) and any(name == own or name.startswith(f"{own}.") for own in OWN_LOGGERS)
+def _is_logger_of_export(name: str) -> bool:
+    return name.startswith(EXPORT_LOGGERS) and any(name == own or name.startswith(f"{own}.") for own in EXPORT_LOGGERS)
 
 
 def _handlers_of(name: str) -> Iterator[logging.Handler]:
@@ -167,7 +167,7 @@ def _handlers_of(name: str) -> Iterator[logging.Handler]:
         current = current.parent
 
 
-def _exports(handler: logging.Handler, level: float) -> bool:
+def _exports_with_opentelemetry(handler: logging.Handler, level: float) -> bool:
     """Return whether the handler, or a handler behind it, exports records of a level with OpenTelemetry.
 
     Filters of the handler are ignored: a record that a filter rejects must not be exported.
@@ -177,10 +177,10 @@ def _exports(handler: logging.Handler, level: float) -> bool:
     if _is_of_opentelemetry(type(handler).__mro__):
         return _has_exporter(handler)
     if isinstance(handler, logging.handlers.MemoryHandler):
-        return handler.target is not None and _exports(handler.target, level)
+        return handler.target is not None and _exports_with_opentelemetry(handler.target, level)
     if isinstance(handler, logging.handlers.QueueHandler):
         listener = getattr(handler, "listener", None)  # set by `dictConfig` since Python 3.12
-        return any(_exports(each, level) for each in getattr(listener, "handlers", ()))
+        return any(_exports_with_opentelemetry(each, level) for each in getattr(listener, "handlers", ()))
     return False
 
 

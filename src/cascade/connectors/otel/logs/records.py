@@ -23,7 +23,7 @@ from cascade.telemetry.sanitize import error_message, masked, masked_name, sanit
 _RESOURCE_LOGS, _SCOPE_LOGS = 1, 2
 
 
-def request(resource: bytes, items: Iterable[bytes]) -> bytes:
+def encode_request(resource: bytes, items: Iterable[bytes]) -> bytes:
     """Return an encoded `ExportLogsServiceRequest` that groups the items by scope.
 
     An item is an encoded `ScopeLogs` that starts with its scope, of less than 128 bytes. `resource` is an encoded
@@ -46,12 +46,12 @@ MAX_SCOPE_BYTES = 100
 _MAX_VERSION = 40
 
 _RESERVED = (*{a.CODE_FILE_PATH, a.CODE_LINE_NUMBER, a.CODE_STACKTRACE, a.CODE_FUNCTION_NAME}, "cascade.", "exception.")
-_LATEST = 2**63
+_MAX_TIME = 2**63
 _FATAL4 = 24
 _SUBLEVELS = 3  # OTLP has three levels between two levels of Python
 
 
-def encode(record: logging.LogRecord, task: TaskContext) -> bytes:
+def encode_record(record: logging.LogRecord, task: TaskContext) -> bytes:
     """Encode a record of the running task as a `ScopeLogs` with one record.
 
     The span of the record is the current span, which may be a span of the user. Secrets in texts are masked, then the
@@ -61,20 +61,20 @@ def encode(record: logging.LogRecord, task: TaskContext) -> bytes:
         Exception: A field of the record has an unexpected type.
     """
     now = time.time_ns()
-    extra, dropped = _extra(extra_of(record))
+    extra, dropped = _extra_attributes(extra_of(record))
     varying = LogRecord(
         time_unix_nano=_nanoseconds(record.created, now),
         observed_time_unix_nano=now,
         severity_text="WARN" if record.levelname == "WARNING" else truncate(record.levelname, MAX_NAME_BYTES),
         body=AnyValue(string_value=masked(message_of(record), MAX_BODY_BYTES)),
-        attributes=[*extra, *_failure(record)],
+        attributes=[*extra, *_exception_attributes(record)],
         dropped_attributes_count=dropped,
         **_span_fields(task),
     )
     parts = (
         varying.SerializeToString(),
-        _constant(severity(record.levelno), record.pathname, record.funcName or "", record.lineno),
-        _ids(task.run_id, task.task_id, task.name, task.attempt, task.map_index, task.label),
+        _call_site_fields(severity(record.levelno), record.pathname, record.funcName or "", record.lineno),
+        _task_fields(task.run_id, task.task_id, task.name, task.attempt, task.map_index, task.label),
     )
     return _scope(masked_name(record.name)) + field(ScopeLogs.LOG_RECORDS_FIELD_NUMBER, b"".join(parts))
 
@@ -103,7 +103,7 @@ def _span_fields(task: TaskContext) -> dict[str, Any]:
     return {"trace_id": bytes.fromhex(span.trace_id), "span_id": bytes.fromhex(span.span_id), "flags": span.flags}
 
 
-def _extra(extra: dict[str, Any]) -> tuple[list[KeyValue], int]:
+def _extra_attributes(extra: dict[str, Any]) -> tuple[list[KeyValue], int]:
     """Return the values of simple types, and the number of other values."""
     simple = {name: value for name, value in extra.items() if _is_simple(name, value)}
     kept = {masked_name(name): _masked(name, value) for name, value in list(simple.items())[:MAX_EXTRAS]}
@@ -118,7 +118,7 @@ def _masked(name: str, value: Any) -> Any:
     return MASK if is_masked(name, value) else sanitize(value, limit=MAX_VALUE_BYTES)
 
 
-def _failure(record: logging.LogRecord) -> list[KeyValue]:
+def _exception_attributes(record: logging.LogRecord) -> list[KeyValue]:
     error = record.exc_info[1] if record.exc_info else None
     found: dict[str, str] = {}
     if error is not None:
@@ -135,7 +135,7 @@ def _failure(record: logging.LogRecord) -> list[KeyValue]:
 
 
 @lru_cache(maxsize=4096)
-def _constant(severity_number: int, path: str, function: str, line: int) -> bytes:
+def _call_site_fields(severity_number: int, path: str, function: str, line: int) -> bytes:
     """Return the encoded fields that all records of a line of code have in common."""
     named = {
         a.CODE_FILE_PATH: truncate(path, MAX_VALUE_BYTES),
@@ -146,7 +146,7 @@ def _constant(severity_number: int, path: str, function: str, line: int) -> byte
 
 
 @lru_cache(maxsize=256)
-def _ids(run_id: str, task_id: str, name: str, attempt: int, map_index: int | None, label: str | None) -> bytes:
+def _task_fields(run_id: str, task_id: str, name: str, attempt: int, map_index: int | None, label: str | None) -> bytes:
     """Return the encoded attributes that all records of an attempt of a task have in common."""
     ids = {a.RUN_ID: run_id, a.TASK_ID: truncate(task_id, MAX_VALUE_BYTES), a.TASK_NAME: masked_name(name)}
     more = {a.TASK_ATTEMPT: attempt or None, a.MAP_INDEX: map_index, a.TASK_LABEL: label}
@@ -173,4 +173,4 @@ def _nanoseconds(seconds: Any, otherwise: int) -> int:
         found = round(seconds * 1e9)
     except (TypeError, ValueError, OverflowError):
         return otherwise
-    return found if 0 < found < _LATEST else otherwise
+    return found if 0 < found < _MAX_TIME else otherwise

@@ -19,7 +19,7 @@ from cascade.connectors.otel.environment import warn_once
 from cascade.connectors.otel.export_queue import Bounds, ExportQueue
 from cascade.connectors.otel.health import HOLD_TIMEOUT, ItemLabel
 from cascade.connectors.otel.logs.handler import TaskLogHandler, attach, detach
-from cascade.connectors.otel.logs.records import encode_resource, request
+from cascade.connectors.otel.logs.records import encode_request, encode_resource
 from cascade.connectors.otel.options import ExportOptions
 from cascade.connectors.otel.reply import is_unsupported_signal
 from cascade.connectors.otel.routing import Share
@@ -62,23 +62,23 @@ reported_loggers: set[str] = set()
 """Loggers that a warning of the process has named."""
 
 
-def _open_loggers() -> frozenset[str]:
+def _active_loggers() -> frozenset[str]:
     """Return the names of the loggers that are enabled and propagate their records."""
     known = [logging.root, *logging.root.manager.loggerDict.values()]
-    return frozenset(each.name for each in known if isinstance(each, logging.Logger) and _is_open(each))
+    return frozenset(each.name for each in known if isinstance(each, logging.Logger) and _is_active(each))
 
 
-def _is_open(logger: logging.Logger) -> bool:
+def _is_active(logger: logging.Logger) -> bool:
     return logger.propagate and not logger.disabled and logger.name.partition(".")[0] not in _NOT_REPORTED
 
 
-def _warn_of_closed(before: frozenset[str], used: Collection[str]) -> None:
+def _warn_of_silenced(before: frozenset[str], used: Collection[str]) -> None:
     """Warn once of each logger in `before` that is not open any more. Loggers in `used` come first."""
-    closed = sorted(before - _open_loggers() - reported_loggers, key=lambda name: (name not in used, name))
-    if not closed:
+    silenced = sorted(before - _active_loggers() - reported_loggers, key=lambda name: (name not in used, name))
+    if not silenced:
         return
-    reported_loggers.update(closed)
-    names = ", ".join(map(repr, closed[:_MAX_NAMES])) + (", …" if len(closed) > _MAX_NAMES else "")
+    reported_loggers.update(silenced)
+    names = ", ".join(map(repr, silenced[:_MAX_NAMES])) + (", …" if len(silenced) > _MAX_NAMES else "")
     logging.getLogger(_LOGGER).disabled = False  # the same configuration may have disabled it
     get_logger(_LOGGER).warning(
         "OtelConnector: loggers (%s) were disabled or set not to propagate during the run, and their records are not "
@@ -120,7 +120,7 @@ class RunLogs:
         self._lock = threading.Lock()
         self._reported_lost = 0
         self._has_reported_refusal = False
-        self._open_loggers: frozenset[str] = frozenset()
+        self._active_loggers: frozenset[str] = frozenset()
         _lifetime.watch(self)
 
     def reserve(self, exit_timeout: float) -> None:
@@ -130,7 +130,7 @@ class RunLogs:
     def attach(self, run_id: str) -> None:
         """Start the export of the records of the tasks of a run. A run that is attached twice must be detached twice."""
         with self._lock:
-            self._open_loggers = _open_loggers() | (self._open_loggers if self._runs else frozenset())
+            self._active_loggers = _active_loggers() | (self._active_loggers if self._runs else frozenset())
             self._runs[run_id] += 1
             attach(self.handler)
 
@@ -142,8 +142,8 @@ class RunLogs:
                 del self._runs[run_id]
             if not self._runs:
                 detach(self.handler)
-            before = self._open_loggers
-        _warn_of_closed(before, self.handler.loggers)
+            before = self._active_loggers
+        _warn_of_silenced(before, self.handler.loggers)
 
     def start_flush(self, timeout: float) -> Callable[[float], str]:
         """Start a flush. The returned function waits for it and returns a warning, which may be empty.
@@ -180,7 +180,7 @@ def _new_queue(resource: Callable[[], Resource], options: ExportOptions) -> Expo
     prepare(options)
     return ExportQueue(
         partial(open_transport, options),
-        encode=partial(_pack, EncodedResource(resource, _encode_resource)),
+        encode=partial(_encode, EncodedResource(resource, _encode_resource)),
         capacity=CAPACITY,
         request_timeout=options.timeout,
         label=ItemLabel("log records", options.endpoint),
@@ -191,5 +191,5 @@ def _encode_resource(resource: Resource) -> bytes:
     return encode_resource(resource.attributes, resource.schema_url)
 
 
-def _pack(around: EncodedResource, entries: Sequence[QueuedItems]) -> tuple[bytes, list[QueuedItems]]:
-    return request(around(), [item for entry in entries for item in entry.items if isinstance(item, bytes)]), []
+def _encode(around: EncodedResource, entries: Sequence[QueuedItems]) -> tuple[bytes, list[QueuedItems]]:
+    return encode_request(around(), [item for entry in entries for item in entry.items if isinstance(item, bytes)]), []

@@ -20,7 +20,7 @@ class Metric:
     name: str
     kind: Literal["histogram", "counter", "up-down counter"]
     unit: str
-    meaning: str
+    description: str
     attributes: tuple[str, ...] = ()
 
 

@@ -37,11 +37,13 @@ class Instruments:
         self._attributes: dict[Key, dict[str, Any]] = {}
         self.gauges = Gauges()
         self._histograms = {
-            one: meter.create_histogram(one.name, one.unit, one.meaning, explicit_bucket_boundaries_advisory=m.BOUNDS)
+            one: meter.create_histogram(
+                one.name, one.unit, one.description, explicit_bucket_boundaries_advisory=m.BOUNDS
+            )
             for one in (m.RUN_DURATION, m.TASK_DURATION, m.TASK_WAIT)
         }
         counted = (m.TASK_RETRIES, m.TASK_SKIPS, m.CACHE_HITS)
-        self._counters = {one: meter.create_counter(one.name, one.unit, one.meaning) for one in counted}
+        self._counters = {one: meter.create_counter(one.name, one.unit, one.description) for one in counted}
         _create_observables(meter, self.gauges)
         _lifetime.watch(self)
 
@@ -82,9 +84,9 @@ def _create_observables(meter: metrics.Meter, gauges: Gauges) -> None:
         m.TASK_ACTIVE: lambda _: [Observation(gauges.active_tasks)],
     }
     for one, callback in callbacks.items():
-        meter.create_observable_up_down_counter(one.name, [callback], one.unit, one.meaning)
+        meter.create_observable_up_down_counter(one.name, [callback], one.unit, one.description)
     for one in m.TELEMETRY:
-        meter.create_observable_counter(one.name, [partial(telemetry_of, one)], one.unit, one.meaning)
+        meter.create_observable_counter(one.name, [partial(telemetry_of, one)], one.unit, one.description)
 
 
 _instruments: "weakref.WeakKeyDictionary[MeterProvider, Instruments]" = weakref.WeakKeyDictionary()

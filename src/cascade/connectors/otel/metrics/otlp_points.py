@@ -71,7 +71,7 @@ def _metric(metric: m.Metric, points: list[Any], snapshot: Snapshot) -> sdk.Metr
         data = sdk.Histogram(points, temporality)
     else:
         data = sdk.Sum(points, temporality, is_monotonic=metric.kind == "counter")
-    return sdk.Metric(metric.name, metric.meaning, metric.unit, data)
+    return sdk.Metric(metric.name, metric.description, metric.unit, data)
 
 
 def _histogram_point(key: Key, histogram: Histogram, snapshot: Snapshot) -> sdk.HistogramDataPoint:
