@@ -1,8 +1,12 @@
-from typing import Any
+import asyncio
+from typing import Any, NamedTuple
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import cascade as cs
+from cascade.runtime.engine import Engine
 from cascade.runtime.events import TaskExecutionStarted, TaskSkipped
 from tests.runtime.conftest import RecordedEngine
 
@@ -68,6 +72,14 @@ async def test_the_branches_of_a_pruned_inner_router_are_pruned(recorded: Record
     assert started(recorded) == {"outer", "two", "use"}
 
 
+async def test_an_inner_router_may_have_a_selector_that_has_ended_before(recorded: RecordedEngine) -> None:
+    inner_choice = named("inner", "x")()
+    inner = use(cs.Router(inner_choice, {"x": named("x")(), "y": named("y")()}))
+    target = use(cs.Router(named("outer", 1)(inner_choice), {1: inner, 2: named("two")()}))
+    assert await recorded.run(target) == "x"
+    assert sorted(e.task_name for e in recorded.of(TaskSkipped)) == ["two", "y"]
+
+
 async def test_a_param_can_select(recorded: RecordedEngine) -> None:
     target = use(cs.Router(cs.Param("mode"), {"a": named("a")(), "b": named("b")()}))
     assert await recorded.run(target, {"mode": "b"}) == "b"
@@ -115,3 +127,67 @@ async def test_a_condition_without_a_truth_value_is_named(recorded: RecordedEngi
         TypeError, match=r"Task 'work': .* condition 'ready', a Ambiguous, has no truth value: .*ambiguous"
     ):
         await recorded.run(target)
+
+
+SKIPPED = object()
+
+
+class Call(NamedTuple):
+    """One call of a random workflow. Numbers are those of earlier calls."""
+
+    value: int
+    arguments: list[int]
+    nested: list[int]
+    routers: list[tuple[int, list[int]]]
+    condition: int | None
+
+
+@st.composite
+def calls(draw: st.DrawFn) -> list[Call]:
+    found: list[Call] = []
+    for number in range(draw(st.integers(1, 10))):
+        earlier = st.integers(0, number - 1) if number else st.nothing()
+        some = st.lists(earlier, max_size=1 if number else 0)
+        router = st.tuples(earlier, st.lists(earlier, min_size=3, max_size=3))
+        routers = st.lists(router, max_size=2 if number else 0)
+        condition = st.none() | earlier
+        value, arguments, nested = draw(st.integers(0, 2)), draw(some), draw(some)
+        found.append(Call(value, arguments, nested, draw(routers), draw(condition)))
+    return found
+
+
+def lazy_of(found: list[Call]) -> Any:
+    made: list[Any] = []
+    for number, call in enumerate(found):
+        args = [made[i] for i in call.arguments]
+        args += [[made[i]] for i in call.nested]
+        args += [
+            cs.Router(made[selector], {i: made[r] for i, r in enumerate(routes)}) for selector, routes in call.routers
+        ]
+        one = named(f"t{number}", call.value)(*args)
+        made.append(one if call.condition is None else one.run_if(made[call.condition]))
+    return made[-1]
+
+
+def value_of(found: list[Call], number: int) -> Any:
+    """Return the value of a call, or SKIPPED, by a direct evaluation of the rules for skipped tasks."""
+    call = found[number]
+    if call.condition is not None and value_of(found, call.condition) in {0, SKIPPED}:
+        return SKIPPED
+    used = [value_of(found, i) for i in call.arguments + call.nested]
+    for selector, routes in call.routers:
+        chosen = value_of(found, selector)
+        used.append(SKIPPED if chosen is SKIPPED else value_of(found, routes[chosen]))
+    return SKIPPED if SKIPPED in used else call.value
+
+
+@given(calls())
+def test_a_random_workflow_has_the_value_of_a_direct_evaluation(found: list[Call]) -> None:
+    engine = Engine(cs.NativeSolver(), cs.LocalExecutor(threads=False), cs.MessageBus())
+    expected = value_of(found, len(found) - 1)
+    if expected is not SKIPPED:
+        assert asyncio.run(engine.run(lazy_of(found))) == expected
+        return
+    with pytest.raises(cs.DependencyMissingError) as caught:
+        asyncio.run(engine.run(lazy_of(found)))
+    assert caught.value.arg_name == "<Target Output>"

@@ -172,15 +172,26 @@ class Scheduler:
                     state.discard_result(planned.id)
 
     def _await_chosen_route(self, edge: Edge, consumer: PlannedNode) -> None:
-        """Mark the branch that the selector has chosen as needed. The consumer waits for it."""
-        chosen = self._nodes.get(self._resolver.chosen_id(edge) or "")
-        if chosen is None or chosen.is_settled:
-            return
-        key = chosen, consumer
-        self._awaited_routes[key] = self._awaited_routes.get(key, 0) + 1
-        consumer.pending += 1
-        fresh = sorted(self._flow.need(chosen), key=attrgetter("position"))
-        self._ready.extend(planned for planned in fresh if not planned.pending)
+        """Mark the branch that the selector has chosen as needed. The consumer waits for it.
+
+        A node that becomes needed may have routers of its own, whose selectors have ended already.
+        """
+        selections, fresh = [(edge, consumer)], list[PlannedNode]()
+        while selections:
+            edge, consumer = selections.pop()
+            chosen = self._nodes.get(self._resolver.chosen_id(edge) or "")
+            if chosen is None or chosen.is_settled:
+                continue
+            key = chosen, consumer
+            self._awaited_routes[key] = self._awaited_routes.get(key, 0) + 1
+            consumer.pending += 1
+            for planned in self._flow.need(chosen):
+                fresh.append(planned)
+                selections.extend((edge, planned) for edge in planned.edges if self._has_chosen(edge))
+        self._ready.extend(planned for planned in sorted(fresh, key=attrgetter("position")) if not planned.pending)
+
+    def _has_chosen(self, edge: Edge) -> bool:
+        return edge.router is not None and self._nodes[edge.source.id].is_settled
 
     def _route_settled(self, branch: PlannedNode, consumer: PlannedNode) -> None:
         """Settle a branch of a router. The consumer waits for it only if the selector has chosen it."""
