@@ -1,4 +1,4 @@
-"""Memory-bound buffer of a queue: its items with their counts and sizes. The lock of the queue guards it."""
+"""Memory-bound buffer of a queue, and the counts of its items. The lock of the queue guards both."""
 
 from collections import Counter, deque
 from collections.abc import Iterable
@@ -11,15 +11,15 @@ from opentelemetry.sdk.trace import ReadableSpan
 from cascade._internal_errors import raise_in_tests
 
 MAX_ENTRY = 64  # encoded items in an entry
-HIGH_WATERMARK = 0.75  # of the capacity; from there on no task starts, and the rest is for the tasks in progress
-LOW_WATERMARK = 0.5  # of the capacity; up to there waiting producers may continue
-IMPORTANT_CAPACITY = 1.25  # of the capacity, for important entries while batches in flight use all of it
+HIGH_WATERMARK = 0.75  # of the capacity; above it no task starts, because the rest is for the tasks in progress
+LOW_WATERMARK = 0.5  # of the capacity; at or below it waiting producers continue
+IMPORTANT_CAPACITY = 1.25  # of the capacity; the limit for important entries, while batches in flight use the capacity
 
-# Bytes, measured with tracemalloc on SDK 1.45: a finished span without attributes, and the additional parts of a span.
+# Bytes of a finished span without attributes, and of each attribute, event and link: measured with tracemalloc on SDK 1.45.
 _SPAN_SIZE = 2_700
 _ATTRIBUTE_SIZE = 80
 _EVENT_SIZE = _LINK_SIZE = 500
-ITEM_OVERHEAD = 60  # the bytes object of an encoded span, its place in a list, and its share of an entry
+ITEM_OVERHEAD = 60  # bytes of the object of an encoded span, of its place in a list, and of its share of an entry
 
 Item = ReadableSpan | bytes
 """A span of the SDK, or an encoded span or log record, which needs a tenth of the memory."""
@@ -29,8 +29,8 @@ Item = ReadableSpan | bytes
 class FlushReport:
     """Counts of some items; `put == sent + lost + pending` always holds.
 
-    `retried` is the number of items that needed more than one request. `pending` items are queued or in a request. `reason` is
-    that of the latest loss, retry or incomplete flush.
+    `retried` is the number of items that needed more than one request. `pending` items are queued or in a request. `reason`
+    is the reason of the latest loss, retry or incomplete flush.
     """
 
     put: int = 0
@@ -62,9 +62,9 @@ class FlushReport:
 
 
 class Counters:
-    """Counts of the items of a run, a connector or a queue; the first two count in the next as well.
+    """Counts of the items of a run, a connector or a queue. The lock of the queue guards them.
 
-    The lock of the queue guards them.
+    The items of a run also count for its connector, and the items of a connector also count for the queue.
     """
 
     __slots__ = ("__weakref__", "_parent", "lost", "put", "reason", "retried", "sent")
@@ -92,7 +92,7 @@ class Counters:
             self._parent.add(sent=sent, retried=retried, lost=lost, reason=reason)
 
     def forget_pending(self) -> None:
-        """Forget the pending items: after a fork the parent process sends them."""
+        """Remove the pending items from the counts. After a fork the parent process sends them."""
         self.put = self.sent + self.lost
 
     def report(self) -> FlushReport:
@@ -103,8 +103,8 @@ class Counters:
 class QueuedItems:
     """Entry of a queue: one item, or successive encoded items with the same counters.
 
-    An entry is open until its items are counted as sent or lost. An important entry has the span of a run or of a map, which
-    is the parent of others: it is dropped last.
+    An entry is open until its items are counted as sent or lost. An important entry contains the span of a run or of a map. It
+    is dropped last, because that span is the parent of others.
     """
 
     items: list[Item]
@@ -145,8 +145,8 @@ class Batch:
 class Buffer:
     """Queue of entries, and the batches that were taken from it.
 
-    `size` is in bytes and covers both; `queued` items of `queued_size` bytes are in the queue. Encoded items share entries,
-    because the garbage collector would be slow with 100,000 objects.
+    `size` is the memory of both in bytes. The queue alone has `queued` items of `queued_size` bytes. Encoded items share
+    entries, because the garbage collector would be slow with 100,000 objects.
     """
 
     def __init__(self, capacity: int, batch_size: int) -> None:
@@ -245,7 +245,7 @@ class Buffer:
         self.waiting.clear()
 
     def has_pending(self, counters: Counters | None, before: float) -> bool:
-        """Return whether an item that was put until `before` is pending, of one counters or of all."""
+        """Return whether an item that was put until `before` is pending. `counters` selects the items of one run or connector."""
         if counters is not None and not counters.pending:
             return False
         return any(_is_pending(entry, counters, before) for batch in self.in_flight for entry in batch.entries) or any(
@@ -281,7 +281,7 @@ def count_rejected(entries: Iterable[QueuedItems], count: int, reason: str) -> N
 
 
 def count_retried(batch: Batch, reason: str) -> None:
-    """Count the items of a batch as retried, unless they were before."""
+    """Count the items of a batch as retried, unless they have been counted already."""
     counts: Counter[Counters] = Counter()
     for entry in batch.entries:
         counts[entry.counters] += len(entry.items) if entry.is_open else 0
@@ -303,15 +303,15 @@ def _is_pending(entry: QueuedItems, counters: Counters | None, before: float) ->
     return entry.is_open and entry.put_at <= before and (counters is None or entry.counters is counters)
 
 
-def estimate(span: Item) -> int:
+def estimate(item: Item) -> int:
     """Return the bytes of memory that an item needs, with an error of about 10 %."""
-    if isinstance(span, bytes):
-        return ITEM_OVERHEAD + len(span)
+    if isinstance(item, bytes):
+        return ITEM_OVERHEAD + len(item)
     try:
-        size = _SPAN_SIZE + _attributes_size(span.attributes)
-        for event in span.events:
+        size = _SPAN_SIZE + _attributes_size(item.attributes)
+        for event in item.events:
             size += _EVENT_SIZE + _attributes_size(event.attributes)
-        for link in span.links:
+        for link in item.links:
             size += _LINK_SIZE + _attributes_size(link.attributes)
     except Exception as error:  # noqa: BLE001 - an invalid span must not raise in the code that ended it
         raise_in_tests(error)

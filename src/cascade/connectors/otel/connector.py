@@ -44,7 +44,7 @@ from cascade.telemetry.sanitize import masked_name
 logger = get_logger("cascade.connectors.otel")
 
 FLUSH_TIMEOUT = 5.0
-"""Seconds that the end of a run waits at most for the delivery of its spans. It waits less if the collector does not answer."""
+"""Seconds that the end of a run waits at most for the delivery of its spans. It waits less if the collector does not respond."""
 
 _LEFT_OUT = (
     "OtelConnector: traces of run %s have reached their largest size; %d spans of the program, or contents that it added "
@@ -77,9 +77,9 @@ class OtelConnector:
             meter provider of the application if there is one.
         logs: True exports the `logging` records of tasks, and a level such as "INFO" those of at least that level. None
             follows OTEL_LOGS_EXPORTER.
-        on_full: With "wait", a full buffer delays the start of tasks while the collector answers. With "drop", or while
-            the collector does not answer, a full buffer drops spans.
-        hold_timeout: Seconds for which a collector that answers only "later" (429, 503, UNAVAILABLE) may delay tasks.
+        on_full: With "wait", a full buffer delays the start of tasks while the collector responds. With "drop", or while
+            the collector does not respond, a full buffer drops spans.
+        hold_timeout: Seconds for which a collector that only requests retries (429, 503, UNAVAILABLE) may delay tasks.
         max_buffer_bytes: Memory for queued spans; the default of 64 MiB is enough for some 100,000 tasks. Connectors of
             one destination share the memory; the largest limits of the connectors with runs in progress apply.
 
@@ -190,7 +190,7 @@ class OtelConnector:
         return ConnectorReport() if self._own is None else self._own.queue.connector_report(self._own.counters)
 
     def is_full(self) -> bool:
-        """Return whether the buffer is so full that no task should start. It is False if the collector does not answer."""
+        """Return whether the buffer is so full that no task should start. It is False if the collector does not respond."""
         return self._own is not None and self._waits_when_full and self._own.queue.is_full()
 
     async def room(self) -> None:

@@ -10,7 +10,7 @@ GRPC_PORT = 4317
 HTTPS_PORT = 443  # the default of gRPC for a target without a port
 DEFAULT_ENDPOINTS = {"grpc": "http://localhost:4317", "http/protobuf": "http://localhost:4318"}
 
-# Targets that gRPC resolves. The specification allows all forms of the gRPC library.
+# Schemes of gRPC targets. The specification of OTLP allows every target that the gRPC library resolves.
 _GRPC_SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "xds:")
 
 
@@ -18,7 +18,8 @@ def check_endpoint(endpoint: str, *, protocol: str, source: str) -> str:
     """Return the endpoint if it is valid.
 
     Raises:
-        ValueError: It has no scheme, host or valid port. The message has the value, its `source` and the fix.
+        ValueError: The endpoint has no scheme, or no valid host name and port. The message contains the value, its `source` and
+            the fix.
     """
     fix = f"write it like {DEFAULT_ENDPOINTS[protocol]}"
     try:
@@ -42,7 +43,7 @@ def check_endpoint(endpoint: str, *, protocol: str, source: str) -> str:
 
 
 def complete_endpoint(endpoint: str, protocol: str) -> str:
-    """Return the complete endpoint for the value of a variable, as the exporters of the SDK do where that is valid.
+    """Return the value of a variable as a complete endpoint: that of the exporters of the SDK, if it is valid.
 
     For HTTP, the default scheme is http://. For gRPC, schemes other than http and https are removed, and the default port is
     added.
@@ -58,7 +59,7 @@ def complete_endpoint(endpoint: str, protocol: str) -> str:
 
 
 def protocol_of(endpoint: str) -> Literal["grpc"] | None:
-    """Return "grpc" for its default port and its targets; None for other endpoints, which may be of both protocols."""
+    """Return "grpc" for an endpoint with the port or the form of gRPC, and None for one that may be of either protocol."""
     return "grpc" if endpoint.startswith(_GRPC_SCHEMES) or port_of(endpoint) == GRPC_PORT else None
 
 
@@ -71,7 +72,7 @@ def port_of(endpoint: str) -> int | None:
 
 
 def server_of(target: str) -> tuple[str, int]:
-    """Return the host and port of a gRPC target; the host is "" unless the target is one server."""
+    """Return the host and port of a gRPC target. The host is "" if the target is not a single server."""
     try:
         url = urlsplit(f"//{re.sub('^(dns|ipv4|ipv6):', '', target.rpartition('/')[2])}")
         host, port = url.hostname, url.port
@@ -91,10 +92,11 @@ def has_no_path(endpoint: str) -> bool:
     return urlsplit(endpoint).path in {"", "/"}
 
 
-def is_insecure_endpoint(endpoint: str, *, otherwise: Callable[[], bool | None]) -> bool:
-    """Return whether a gRPC endpoint has no TLS: by its scheme, or else by the setting that `otherwise` returns.
+def is_insecure_endpoint(endpoint: str, *, read_setting: Callable[[], bool | None]) -> bool:
+    """Return whether the connection has no TLS, as the scheme http or https defines it.
 
-    Without a setting, only Unix sockets have no TLS.
+    For an endpoint of gRPC without these schemes, `read_setting` returns the setting. If it is None, only Unix sockets have no
+    TLS.
     """
     match urlsplit(endpoint).scheme:
         case "http":
@@ -102,7 +104,7 @@ def is_insecure_endpoint(endpoint: str, *, otherwise: Callable[[], bool | None])
         case "https":
             return False
         case scheme:
-            setting = otherwise()
+            setting = read_setting()
             return scheme in {"unix", "unix-abstract"} if setting is None else setting
 
 
@@ -123,7 +125,7 @@ def without_password(endpoint: str) -> str:
 
 
 def _is_host_name(host: str) -> bool:
-    """Return whether the resolver accepts the name. It would fail for an invalid one at each request."""
+    """Return whether the resolver accepts the name. Each request to an invalid name would fail."""
     try:
         host.removesuffix(".").encode("idna")
     except UnicodeError:

@@ -31,7 +31,7 @@ LIMITS = (
     "OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT",
     "OTEL_LINK_ATTRIBUTE_COUNT_LIMIT",
 )
-"""Limits of the spans of the SDK."""
+"""Variables with the limits of spans, which the SDK reads at its import."""
 
 _EXPORTERS = {
     "otlp": "otlp",
@@ -51,6 +51,7 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 _MAX_WARNING = 1000  # characters
 
 reported: set[tuple[str, str]] = set()
+"""Variables and values that a warning of the process has named."""
 
 
 class SettingWarning(NamedTuple):
@@ -111,7 +112,7 @@ def global_provider(get: Callable[[], T], signal: str) -> T | None:
 
 
 class Exporters(NamedTuple):
-    """Exporters of a signal: "otlp", "console" or both. Some names of exporters of the SDK set the protocol as well."""
+    """Exporters of a signal: "otlp", "console" or both. Some names of exporters also select the protocol."""
 
     names: frozenset[str]
     protocol: _Protocol | None
@@ -121,7 +122,8 @@ class Exporters(NamedTuple):
 def exporters(environ: Mapping[str, str], signal: str) -> Exporters:
     """Return the exporters of `OTEL_{SIGNAL}_EXPORTER`.
 
-    Unknown names are ignored. For the exporter of another package Cascade exports nothing, because the program sets it up.
+    Unknown names are ignored. If no name is usable, but one is the exporter of another package, Cascade exports nothing,
+    because the program sets up that exporter.
     The default is OTLP for spans and metrics, and no export for logs.
     """
     variable = f"OTEL_{signal.upper()}_EXPORTER"
@@ -157,7 +159,7 @@ def limit(environ: Mapping[str, str], variable: str) -> int | None:
 
 @contextmanager
 def hide_invalid_limits(environ: MutableMapping[str, str] = os.environ) -> Iterator[None]:
-    """Hide invalid limits during the import of the SDK, which would raise ValueError."""
+    """Remove invalid limits from the environment during the import of the SDK, which raises ValueError for them."""
     hidden = {}
     if "opentelemetry.sdk.trace" not in sys.modules:
         unusable = [name for name in LIMITS if name in environ and _whole_number(value(environ, name)) is None]

@@ -1,7 +1,7 @@
-"""Queue of finished spans or log records, which it delivers in acknowledged OTLP requests within a bound of memory.
+"""Memory-bound queue of finished spans or log records, which it delivers in acknowledged OTLP requests.
 
-Cascade has its own queue, because it must lose no spans: of a burst of 100,000 spans it loses none with default settings,
-and the SDK's BatchSpanProcessor 53 % over gRPC and 60 % over HTTP (`make bench ARGS=burst`).
+Cascade has its own queue, because no span of a burst must be lost. With default settings and a burst of 100,000 spans, the
+queue loses none. The BatchSpanProcessor of the SDK loses 53 % over gRPC and 60 % over HTTP (`make bench ARGS=burst`).
 """
 
 import time
@@ -26,7 +26,7 @@ FLUSH_TIMEOUT = 5.0  # seconds
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Bounds that one user of a queue sets: bytes of memory, seconds of delay of tasks, seconds of the flush at the exit."""
+    """Limits that one user of a queue sets: bytes of memory, seconds of delay of tasks, seconds of the flush at the exit."""
 
     capacity: int
     hold_timeout: float
@@ -34,7 +34,7 @@ class Bounds:
 
 
 class ExportQueue:
-    """Exports the items that any thread puts, in sending threads of its own.
+    """Exports items in threads of its own. Any thread may put items.
 
     The first item starts the first thread. A forked child starts with an empty queue, because the parent sends its items.
     Items stay queued until the collector accepts or refuses them, or until the process exits, which waits `exit_timeout`
@@ -106,7 +106,7 @@ class ExportQueue:
             self._state.work.notify_all()
 
     def new_counters(self, parent: Counters | None = None) -> Counters:
-        """Return counters for one connector or run, which count in `parent` or in the total of the queue as well."""
+        """Return counters for one connector or run. Their items also count in `parent`, or in the total of the queue."""
         with self._state.lock:
             counters = Counters(parent or self._total)
             self._counters.add(counters)
@@ -114,7 +114,7 @@ class ExportQueue:
 
     @property
     def totals(self) -> Callable[[], FlushReport]:
-        """A function that returns the counts of all items without a reference to the queue."""
+        """Function that returns the counts of all items. It does not reference the queue."""
         return self._total.report
 
     def report(self, counters: Counters | None = None) -> FlushReport:
@@ -123,7 +123,7 @@ class ExportQueue:
             return (counters or self._total).report()
 
     def connector_report(self, counters: Counters) -> ConnectorReport:
-        """Return the counts of one connector, and whether the collector has answered its latest request."""
+        """Return the counts of one connector, and whether the collector has responded to its latest request."""
         with self._state.lock:
             found = counters.report()
             return ConnectorReport(
@@ -136,7 +136,7 @@ class ExportQueue:
             )
 
     def is_full(self) -> bool:
-        """Return whether no more tasks should start. It is False while the collector does not respond."""
+        """Return whether the buffer is so full that no task should start. It is False while the collector does not respond."""
         state = self._state
         return state.buffer.is_full and state.health.is_alive
 
@@ -153,23 +153,23 @@ class ExportQueue:
             return True
 
     def put(
-        self, span: Item, *, urgent: bool = False, important: bool = False, counters: Counters | None = None
+        self, item: Item, *, urgent: bool = False, important: bool = False, counters: Counters | None = None
     ) -> bool:
         """Queue an item without blocking. Return False if it was dropped and counted as lost. Never raises.
 
         Args:
-            span: The item.
+            item: The item.
             urgent: Send it at once, and not with the next full batch or after the schedule delay.
             important: Drop the oldest items that are not important rather than this one.
             counters: The counters of its run or connector.
         """
-        size = estimate(span)
+        size = estimate(item)
         state = self._state
         with state.lock:
             counted = counters or self._total
             counted.count_put()
-            if important or not isinstance(span, bytes) or not state.buffer.append(span, size, counted):
-                entry = QueuedItems([span], size, counted, state.limits.clock(), important)
+            if important or not isinstance(item, bytes) or not state.buffer.append(item, size, counted):
+                entry = QueuedItems([item], size, counted, state.limits.clock(), important)
                 if refusal := self._add(entry):
                     count_lost([entry], refusal)
                     return False
@@ -195,7 +195,7 @@ class ExportQueue:
         return self.start_flush(timeout, counters=counters).wait()
 
     def start_flush(self, timeout: float = FLUSH_TIMEOUT, *, counters: Counters | None = None) -> "Flush":
-        """Start a flush; call its `wait` afterwards. Several queues can flush at the same time."""
+        """Start a flush, and return it. The caller must call its `wait`. Several queues can flush at the same time."""
         state = self._state
         with state.lock:
             state.flushes += 1
@@ -204,7 +204,7 @@ class ExportQueue:
             return Flush(state, counters, timeout)
 
     def starts_outage(self, report: FlushReport) -> bool:
-        """Return whether a run whose flush has this report logs a warning, as the first run of an outage does."""
+        """Return whether the end of a run with this report causes a warning, as it does for the first run of an outage."""
         with self._state.lock:
             return self._state.outage.start(report, self._total.report())
 
@@ -291,7 +291,9 @@ class Flush:
         self._report: FlushReport | None = None
 
     def wait(self, limit: float = float("inf")) -> FlushReport:
-        """Return when all items that were put before the start are sent or lost, or at the end. Later calls do not wait.
+        """Wait until all items that were put before the start are sent or lost, but not longer than until the end.
+
+        Later calls return the same report at once.
 
         Args:
             limit: An earlier end, on the clock of `time.monotonic`.

@@ -1,7 +1,7 @@
-"""Flush of spans, metrics and logs at the end of a run, in a thread beside the event loop.
+"""Flush of spans, metrics and logs at the end of a run, in a thread that does not block the event loop.
 
-`force_flush` of the SDK's batch processor ignores its time limit: it returns when the exporter has succeeded or failed. A run
-waits `flush_timeout` seconds for it at most. After a flush that was slow or exceeded this time, later runs do not wait.
+`force_flush` of the SDK's batch processor ignores its time limit, and returns when the exporter has succeeded or failed. A
+run therefore waits at most `flush_timeout` seconds for it. After a slow or unfinished flush, later runs do not wait.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ _GRACE = 1.0  # seconds after its time limit at which a flush is abandoned
 async def flush(
     tracer: RunTracer,
     targets: Sequence[ExportTarget],
-    timeout: float,  # noqa: ASYNC109 - the bound is its purpose
+    timeout: float,  # noqa: ASYNC109 - the time limit is its purpose
     signals: Signals,
     *,
     has_spans: bool,
@@ -49,7 +49,7 @@ async def flush(
     """Flush the spans of the targets and the other signals at the same time, within `timeout` seconds.
 
     Returns the report of the spans and a warning about the other signals, which may be empty. With the provider of the
-    application the report has no counts, and a reason for a strict connector only, because `ProviderFlush` logs it.
+    application the report has no counts. Only a strict connector gets the reason; otherwise `ProviderFlush` logs it.
     """
     if tracer.own is not None:
         found = await _in_thread(lambda: _flush_queues(targets, timeout, signals), timeout + _GRACE)
@@ -76,7 +76,7 @@ class CapacityWaiter:
         self._waiting: asyncio.Future[Any] | None = None
 
     async def wait(self, queue: ExportQueue) -> None:
-        """Return when the queue has capacity or its collector does not answer, and after half a second at most."""
+        """Wait until the queue has capacity or its collector does not respond, but not longer than half a second."""
         waiting = self._waiting
         if waiting is None or waiting.done() or waiting.get_loop() is not asyncio.get_running_loop():
             waiting = asyncio.ensure_future(
@@ -90,7 +90,7 @@ def _timeout_reason(timeout: float) -> str:
     return f"the flush has not ended within {timeout:g} s"
 
 
-async def _in_thread(work: Callable[[], Any], timeout: float) -> Any:  # noqa: ASYNC109 - the bound is its purpose
+async def _in_thread(work: Callable[[], Any], timeout: float) -> Any:  # noqa: ASYNC109 - the time limit is its purpose
     """Call `work` in a daemon thread, and return its result or raise its exception. Return None after `timeout` seconds."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Any] = loop.create_future()

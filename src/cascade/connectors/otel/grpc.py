@@ -167,10 +167,10 @@ def _metadatum(name: str, value: str) -> tuple[str, str | bytes]:
 
 
 def _is_unanswered(channel: grpc.Channel, call: grpc.Call, *, is_late: bool) -> bool:
-    """Return whether the status of a call comes from the client library, because the server sent none.
+    """Return whether the client library has created the status of a call, because the server sent none.
 
-    Both have the same codes, and no metadata. A server and a proxy send UNAVAILABLE over an established connection, after
-    which the channel is connected. A response in HTTP/1.1 has a status of the proxy, although the connection fails.
+    The code and the metadata do not show it. After UNAVAILABLE from a server or a proxy, the channel is still connected. A
+    response in HTTP/1.1 has a status of the proxy, although the connection fails.
     """
     match call.code():
         case grpc.StatusCode.DEADLINE_EXCEEDED:

@@ -1,4 +1,7 @@
-"""Health of a collector: whether it responds, when the next request is due, and how long a flush waits for it."""
+"""Health of a collector, and the log lines about its outages.
+
+The health decides when the next request is due, whether a full queue delays tasks, and how long a flush waits.
+"""
 
 import math
 import time
@@ -137,7 +140,7 @@ class CollectorHealth:
         return self._retryable_since + self.hold_timeout <= start
 
     def begin_exit(self) -> None:
-        """Give the last flushes more time."""
+        """Give the flushes at the exit of the process more time."""
         self._known_unreachable_wait = FIRST_RESPONSE_WAIT
 
     def record_failed_flush(self, start: float) -> str:

@@ -1,11 +1,11 @@
 """OTLP over HTTP/1.1 with protobuf bodies, over connections of urllib3 with a deadline for each request.
 
-The timeouts of urllib3 limit each operation of a socket by itself: a server that sends one byte now and then would delay a
+A timeout of urllib3 limits each operation of a socket separately. A server that sends single bytes could therefore delay a
 request without limit.
 """
 
 import contextlib
-import encodings.idna  # noqa: F401 - sockets import it with the first host name, which in a thread can meet a fork
+import encodings.idna  # noqa: F401 - a socket would import it in a sending thread, where a fork breaks it
 import gzip
 import io
 import math
@@ -169,7 +169,7 @@ def _reason(error: BaseException, timeout: float) -> str:
 
 
 class _Deadline(Timeout):
-    """Time limit of one request, on the clock of `time.monotonic`. A plain `Timeout` starts again after a tunnel."""
+    """Time limit of one request, on the clock of `time.monotonic`. A plain `Timeout` starts again when a tunnel is open."""
 
     def __init__(self, end: float) -> None:
         super().__init__()
@@ -192,7 +192,7 @@ class _StaleConnectionError(Exception):
 
 
 class _Socket(socket.socket):
-    """Socket whose timeout limits the sends and the start of a tunnel and of TLS together, until it is set again."""
+    """Socket with one time limit for all sends and the start of a tunnel and of TLS, until the timeout is set again."""
 
     _end = math.inf
 
@@ -217,9 +217,9 @@ class _TlsSocket(_Socket, ssl.SSLSocket):
 
 
 class _Incoming(io.RawIOBase):
-    """Received data of a socket, whose timeout limits all reads together.
+    """Stream of the data that a socket receives. The timeout of the socket limits all reads together.
 
-    It works with sockets of any class: a library that replaces the module ssl, such as truststore, has its own.
+    It works with sockets of any class. A library that replaces the module ssl, such as truststore, has a class of its own.
     """
 
     def __init__(self, source: socket.socket) -> None:
@@ -268,9 +268,9 @@ class _Connection(HTTPConnection):
     _has_responded = False
 
     def _new_conn(self) -> socket.socket:
-        """Connect to the first address of the host that accepts. Each address gets its share of the time.
+        """Connect to the first address of the host that accepts. The time is divided between the addresses.
 
-        The operating system has no time limit for the resolution of a name.
+        The resolution of the name has no time limit, because the operating system has none.
         """
         self._has_responded = False
         deadline = time.monotonic() + float(self.timeout or 0)

@@ -112,7 +112,7 @@ class LiveRun:
             self._targets = run_targets(self.trace.run_id, self.target)
 
     def add_trace(self, trace_id: str) -> None:
-        """Export and sample the spans of a trace, which is that of the run or of a part, like the span of the run."""
+        """Add the trace of the run or of a part. Its spans are exported and sampled like the span of the run."""
         self.traces.add(trace_id)
         if trace_id != self.trace.trace_id:
             add_part(int(trace_id, 16), int(self.trace.trace_id, 16))
@@ -140,7 +140,7 @@ class LiveRun:
             self.spans.pop(span_id(payload["run_id"], body["task_id"], body["metadata"]["attempt"]), None)
 
     def drop(self, span_id: str) -> None:
-        """Drop the span of a task if its trace has no room for the content. The span is then made from the message alone."""
+        """Drop the span of a task whose trace has no room for its content. The span is then made from the message alone."""
         with self.lock:
             self.spans.pop(span_id, None)
 

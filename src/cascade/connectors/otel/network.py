@@ -26,7 +26,7 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def tls_context(options: ExportOptions) -> ssl.SSLContext:
-    """Return the context for the certificates of the options.
+    """Return a TLS context with the certificates of the options.
 
     Raises:
         OSError: A certificate or key cannot be loaded. Encrypted keys are not supported, because OpenSSL reads the password
@@ -35,7 +35,7 @@ def tls_context(options: ExportOptions) -> ssl.SSLContext:
     with _with_file_names("certificate", options.certificate):
         context = ssl.create_default_context(cafile=options.certificate)
     if options.certificate is None:
-        # Slim images have no certificates; the exporter of the SDK installs these.
+        # Slim container images have no certificates. The HTTP exporter of the SDK installs `certifi`.
         with contextlib.suppress(ImportError):
             import certifi
 
@@ -48,7 +48,7 @@ def tls_context(options: ExportOptions) -> ssl.SSLContext:
 
 @contextlib.contextmanager
 def _with_file_names(subject: str, files: str | None) -> Iterator[None]:
-    """Add the names of the files to an error of OpenSSL, whose text does not have them."""
+    """Add the names of the files to an error of OpenSSL, whose text does not contain them."""
     try:
         yield
     except OSError as error:
@@ -80,9 +80,10 @@ def grpc_proxy_of(host: str, port: int) -> str:
 
 
 def is_exempt(host: str, port: int) -> bool:
-    """Return whether NO_PROXY has the server: a domain, an address, a network such as 10.0.0.0/8, or `*`.
+    """Return whether NO_PROXY contains the server.
 
-    A domain includes its subdomains. An entry with a port is for this port only.
+    An entry is a domain with its subdomains, an address, a network such as 10.0.0.0/8, or `*`. An entry with a port is for
+    this port only.
     """
     entries = urllib.request.getproxies_environment().get("no", "").lower()
     name = host.lower().strip("[]").rstrip(".")

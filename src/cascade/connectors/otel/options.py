@@ -107,7 +107,7 @@ class ExportOptions:
         sent = settings.headers(headers or {}, protocol_used)
         if authorization:
             sent.setdefault("authorization", authorization)
-        insecure = is_insecure_endpoint(url, otherwise=settings.is_insecure)
+        insecure = is_insecure_endpoint(url, read_setting=settings.is_insecure)
         certificate, key, chain = (None, None, None) if insecure else settings.files()
         return cls(
             endpoint=url,
@@ -281,7 +281,7 @@ def _parse_header(item: str) -> tuple[str, str]:
 def _checked_name(name: str, protocol: Protocol) -> str:
     allowed = _GRPC_HEADER_NAME if protocol == "grpc" else _HEADER_NAME
     if not allowed.fullmatch(name):
-        raise ValueError(f"{name!r} cannot be a header's name; write it like name=value,name2=value2")
+        raise ValueError(f"{name!r} is not a valid header name; write it like name=value,name2=value2")
     if name.lower() in _RESERVED_HEADERS:
         raise ValueError(f"the header {name!r} describes the request, and cannot be set")
     return name.lower()
@@ -289,7 +289,9 @@ def _checked_name(name: str, protocol: Protocol) -> str:
 
 def _checked_value(name: str, value: str) -> str:
     if not _HEADER_VALUE.fullmatch(value):
-        raise ValueError(f"the value of {name!r} holds more than printable ASCII; encode it, with base64")
+        raise ValueError(
+            f"the value of {name!r} contains characters other than printable ASCII; encode it, for example with base64"
+        )
     return value
 
 

@@ -25,9 +25,9 @@ class Reply:
     """Outcome of one request.
 
     Args:
-        outcome: The OTLP specification forbids to repeat a refused request.
+        outcome: After "retry" the same request may be sent again. The OTLP specification forbids this after "refused".
         reason: The reason of a refusal, retry or partial success.
-        retry_after: Seconds until the next request, as the collector demands.
+        retry_after: Seconds that the collector demands until the next request.
         rejected: Items of an accepted request that the collector has dropped (partial success).
         unanswered: The connection failed, or no response arrived in time.
         too_large: A request with fewer items may be accepted.
@@ -55,7 +55,7 @@ _BINARY = {"", _PROTOBUF, "application/protobuf", "application/vnd.google.protob
 def accepted(signal: Signal, content: bytes, content_type: str = _PROTOBUF) -> Reply:
     """Return the reply for a success status. It is a refusal if the body is not an OTLP response.
 
-    The page of a login or a proxy may have the status 200. An empty body is the encoding of a complete success.
+    A login page, or the page of a proxy, may have the status 200. An empty body is the encoding of a complete success.
     """
     if not content:
         return Reply("accepted")
@@ -69,7 +69,7 @@ def accepted(signal: Signal, content: bytes, content_type: str = _PROTOBUF) -> R
 
 
 def detail(content: bytes) -> str:
-    """Return the message of a `google.rpc.Status`, the body of an OTLP error; empty for another body."""
+    """Return the message of a `google.rpc.Status`, which is the body of an OTLP error. It is empty for another body."""
     try:
         return shortened(Status.FromString(content).message)
     except DecodeError:
@@ -119,7 +119,7 @@ def _from_json(signal: Signal, content: bytes) -> tuple[int, str]:
     first, *rest = counter.split("_")
     response = json.loads(content)
     if response and "partialSuccess" not in response:
-        raise ValueError("some other JSON object")
+        raise ValueError("the JSON object is not an OTLP response")
     partial = response.get("partialSuccess") or {}
     # In the JSON encoding of protobuf, null is the default value.
     rejected = partial.get(first + "".join(word.title() for word in rest)) or 0

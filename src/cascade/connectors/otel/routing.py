@@ -3,9 +3,9 @@
 The provider of the first connector becomes the global one. It therefore gets the spans of instrumentation in the tasks of
 all later runs, whose connectors may send to other endpoints. A span is put into the queues of:
 
-1. the run whose id it has, while an object references the run's `RunTargets`, which may be after the end of the run;
-2. else the runs in its trace, or the runs that were in it (the latest `KEPT_TRACES` traces of ended runs);
-3. else the provider that ends it.
+1. the run whose id is in its attributes, as long as an object references the `RunTargets` of the run, even after its end;
+2. otherwise the runs in its trace, or the ended runs of its trace (the latest `KEPT_TRACES` traces are kept);
+3. otherwise the provider that ends it.
 """
 
 import os
@@ -182,7 +182,7 @@ class Registry(Generic[T]):
         retire: Called with an object that leaves the list, so that its idle threads end.
     """
 
-    def __init__(self, retire: Callable[[T], None] = lambda _: None) -> None:
+    def __init__(self, retire: Callable[[T], None]) -> None:
         self._retire = retire
         self._lock = threading.Lock()
         self._live: weakref.WeakValueDictionary[Hashable, T] = weakref.WeakValueDictionary()

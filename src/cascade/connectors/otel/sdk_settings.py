@@ -44,14 +44,14 @@ _RATIO_SAMPLERS = {"traceidratio": TraceIdRatioBased, "parentbased_traceidratio"
 
 _DEFAULT_COUNT = 128  # as in the SDK
 _NEVER_BLANK = (a.SERVICE_NAME, a.SERVICE_INSTANCE_ID)
-"""Attributes by which back ends group."""
+"""Attributes by which back ends group spans. A blank value is ignored."""
 
 
 def resource(environ: Mapping[str, str]) -> Resource:
     """Return the attributes of Cascade, of the configured detectors and of the environment; later ones take precedence.
 
-    With `host.name`, the API v3 of Jaeger corrects no clocks within a host. Otherwise it would move a wait that starts before
-    its parent.
+    Without `host.name`, the API v3 of Jaeger would correct the clocks within a host, and move a wait that starts before its
+    parent.
     """
     sdk = {
         resources.TELEMETRY_SDK_LANGUAGE: "python",
@@ -161,7 +161,7 @@ def _sampler_of_package(name: str, argument: str) -> Sampler:
     else:
         if isinstance(made, Sampler):
             return made
-        reason = f"it makes a {type(made).__name__}, which is not a sampler"
+        reason = f"it returned a {type(made).__name__}, which is not a sampler"
     warn_once(
         SettingWarning(_SAMPLER, name, f"{_SAMPLER}={name!r} is ignored, parentbased_always_on is used; {reason}")
     )

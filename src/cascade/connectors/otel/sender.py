@@ -76,7 +76,7 @@ class ExportState:
         self.probe: Batch | None = None  # the only batch that is sent while the collector fails
         self.senders: list[threading.Thread] = []
         self.idle_timeout = IDLE_TIMEOUT
-        self.owner: object = None  # the queue while a thread sends, which may have no other reference
+        self.owner: object = None  # the queue, which is referenced while a thread sends its items
 
     def discard(self, reason: str) -> None:
         """Count all pending items as lost."""
@@ -154,7 +154,7 @@ def _deliver(state: ExportState, transport: Transport, batch: Batch) -> None:
         current = batches.pop()
         try:
             reply = _send(state, transport, current)
-        except Exception as error:  # noqa: BLE001 - it costs these items, but not the thread
+        except Exception as error:  # noqa: BLE001 - the items are lost, but the thread continues
             raise_in_tests(error)
             reply = Reply("refused", error_text(error, 200))
         if reply.too_large and current.count > 1:
@@ -167,7 +167,7 @@ def _deliver(state: ExportState, transport: Transport, batch: Batch) -> None:
 def _send(state: ExportState, transport: Transport, batch: Batch) -> Reply:
     """Send a batch until the collector accepts or refuses it, the queue discards it, or it should be split.
 
-    A collector whose queue is almost full may accept a part of it earlier.
+    A collector whose queue is almost full may accept a smaller batch earlier.
     """
     body, invalid = state.encode(batch.entries)
     with state.lock:
@@ -207,7 +207,7 @@ def _request(state: ExportState, transport: Transport, batch: Batch, body: bytes
             state.settled.notify_all()
         reply = transport.send(body, state.limits.request_timeout)
     finally:
-        if state.probe is batch:  # requests that were sent before the failure end, too
+        if state.probe is batch:  # other requests, which were sent before the failure, end here too
             state.probe = None
     with state.lock:
         state.health.record(reply, sent_at)

@@ -48,7 +48,7 @@ class Signals:
         tracer: The tracer of the connector; None if the SDK is disabled.
         arguments: Arguments `endpoint`, `protocol` and `headers` of the connector.
         metrics: Whether metrics are exported.
-        logs: The argument of `chosen_level`.
+        logs: The argument `logs` of the connector.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ def _metrics(tracer: RunTracer | None, arguments: dict[str, Any], *, is_wanted: 
 
 
 def _has_collector(options: ExportOptions) -> bool:
-    """Return whether the environment sets a collector for metrics. It is needed if the application exports the spans.
+    """Return whether the environment sets a collector for metrics, which is required if the application exports the spans.
 
     Values that are invalid for Cascade are meant for the exporters of the application.
     """
@@ -194,7 +194,7 @@ class ExportSetup:
         arguments: Arguments `endpoint`, `protocol` and `headers` of the connector. If one is set, a provider of Cascade
             is used.
         metrics: Whether metrics are exported.
-        logs: The argument of `chosen_level`.
+        logs: The argument `logs` of the connector.
 
     Raises:
         ValueError: An argument has an invalid value, or contradicts another argument.
@@ -238,7 +238,7 @@ class ExportSetup:
             self.error = error_text(error)
             self.__dict__.setdefault("_exports", Exports(Signals(None, {}, metrics=False, logs=False)))
             raise
-        # Threads may get here at the same time. They find the same provider, and `setdefault` is atomic.
+        # Several threads may set up the exports at the same time. They get the same provider, and `setdefault` is atomic.
         return cast("Exports", self.__dict__.setdefault("_exports", made))
 
     def _make(self) -> Exports:

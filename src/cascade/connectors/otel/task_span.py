@@ -56,7 +56,7 @@ class TaskSpan(TaskSpanMixin, Span):
         return self._span.is_recording() if self._span is not None else not self._is_finished
 
     def finish(self) -> None:
-        """Stop recording at the end of the code, and count the content that the code has added.
+        """Stop recording at the end of the code, and add the size of the span to the size of its trace.
 
         The span of the SDK ends with the message of the task. It is dropped if the trace has no room for its content.
         """

@@ -46,7 +46,7 @@ class FailedTransport:
 def prepare(options: ExportOptions) -> None:
     """Log the problems of the options, and import the transport.
 
-    A sending thread must not import it: in a child that is forked during an import, the module cannot be imported.
+    A sending thread must not import it: a child that is forked during the import cannot import the module.
     """
     warn_once(*options.problems)
     _import_transport(options)
@@ -62,10 +62,10 @@ def open_transport(options: ExportOptions) -> Transport:
 
 
 def open_safely(open_transport: Callable[[], Transport]) -> Transport:
-    """Return an opened transport, or a `FailedTransport`, so that no sending thread ends."""
+    """Return an opened transport, or a `FailedTransport` if an error is raised, so that the sending thread continues."""
     try:
         return open_transport()
-    except Exception as error:  # noqa: BLE001 - whatever opens it
+    except Exception as error:  # noqa: BLE001 - an error of any library
         raise_in_tests(error)
         return FailedTransport(error)
 
@@ -90,7 +90,7 @@ def _import_transport(options: ExportOptions) -> Callable[[ExportOptions], Trans
 
 @contextmanager
 def suppress_instrumentation() -> Iterator[None]:
-    """Create no spans and no log records of the export itself. Its errors are in the replies."""
+    """Suppress the spans and log records of requests that are sent in the block. The replies contain the errors."""
     current = context.get_current()
     for key in (_SUPPRESS_INSTRUMENTATION_KEY, _SUPPRESS_HTTP_INSTRUMENTATION_KEY, _EXPORTING):
         current = context.set_value(key, True, current)

@@ -59,8 +59,8 @@ def _is_attached() -> bool:
 class _Handlers(list[logging.Handler]):
     """Handlers above the root logger. A list is never modified, because other threads may iterate over it.
 
-    The list is always false: `Logger.hasHandlers` must only find handlers of the application, because libraries add a
-    handler if there is none.
+    The truth value of a list is always False: `Logger.hasHandlers` must only find handlers of the application, because
+    libraries add a handler if it finds none.
     """
 
     def __bool__(self) -> bool:

@@ -1,6 +1,7 @@
 """Aggregation of measurements between two exports.
 
-Cascade aggregates by itself: a measurement with its exemplar takes 0.5 µs here, and 8 µs with an instrument of the SDK.
+Cascade has its own aggregation for speed. A measurement with its exemplar takes 0.5 µs, and 8 µs with an instrument of the
+SDK.
 """
 
 import math
@@ -20,7 +21,7 @@ from cascade.connectors.otel.sdk_settings import MetricSettings
 from cascade.telemetry import attributes as a
 
 Exemplar = tuple[float, int, str, str]
-"""A value, its time in nanoseconds, and the hexadecimal ids of its trace and span. A tuple costs less than a class."""
+"""A value, its time in nanoseconds, and the hexadecimal ids of its trace and span. A tuple is created faster than a class."""
 
 _SAMPLED = 1
 
@@ -227,8 +228,8 @@ class Aggregator:
 
     Args:
         settings: Temporality and exemplar filter.
-        on_change: Called at each `touch` and, while no run is in progress, at the first measurements after a `collect`. A run
-            in progress is a change by itself.
+        on_change: Called at each `touch`, and at the first measurements after a `collect` while no run is in progress. While a
+            run is in progress, `has_changes` is True without measurements.
     """
 
     def __init__(self, settings: MetricSettings, on_change: Callable[[], None]) -> None:

@@ -82,7 +82,7 @@ Key = tuple[Any, ...]
 
 
 def attributes_of(key: Key) -> dict[str, Any]:
-    """Return the attributes of a key. For an overflow key it is `otel.metric.overflow`, as the specification of OpenTelemetry defines it."""
+    """Return the attributes of a key. An overflow key has the one that OpenTelemetry specifies, `otel.metric.overflow`."""
     metric, *values = key
     if metric.attributes and not values:
         return {a.METRIC_OVERFLOW: True}

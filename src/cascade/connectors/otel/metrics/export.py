@@ -29,7 +29,7 @@ UNSUPPORTED_PAUSE = 3600.0  # seconds until the next export to a collector that 
 logger = get_logger("cascade.connectors.otel")
 
 
-class _Sender:
+class _SnapshotSender:
     """Sends snapshots to a collector, prints them as JSON, or both. The exporting thread creates, uses and closes it."""
 
     def __init__(self, settings: MetricSettings, resource: Callable[[], Resource], options: ExportOptions) -> None:
@@ -188,7 +188,7 @@ class MetricExporter:
 
     def _run(self) -> None:
         with suppress_instrumentation():
-            sender = _Sender(self._settings, self._resource, self._options)
+            sender = _SnapshotSender(self._settings, self._resource, self._options)
             while self._wait_for_next():
                 self._export(sender)
             sender.close()
@@ -220,7 +220,7 @@ class MetricExporter:
         """Return whether a flush waits for an export that has not started or must be repeated."""
         return any(flush.number > self._completed for flush in self._flushes)
 
-    def _export(self, sender: _Sender) -> None:
+    def _export(self, sender: _SnapshotSender) -> None:
         self._started_at = time.monotonic()
         try:
             snapshot = self.aggregator.collect()

@@ -28,7 +28,7 @@ def application_provider() -> MeterProvider | None:
 
 
 class Instruments:
-    """Sink that records with the instruments of a meter provider. Connectors share it: instruments must be unique."""
+    """Sink that records with the instruments of a meter provider. All connectors share it, because instruments are unique."""
 
     def __init__(self, provider: MeterProvider) -> None:
         meter = provider.get_meter(SCOPE, VERSION)
