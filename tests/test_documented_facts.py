@@ -95,7 +95,7 @@ STATED = {
         f"publishes at most {controller.MAX_LISTED} of the constraints that apply",
         f"{notifier.REFUSALS_AT_ONCE:g} at once and {notifier.REFUSALS_PER_SECOND:g} per second; further ones",
         f"{notifier.AT_ONCE:g} at once and {notifier.PER_SECOND:g} per second; of those",
-        f"the tasks of {constraint.BURST_SECONDS} seconds may start at once",
+        f"the number of starts in {constraint.BURST_SECONDS} seconds",
         {0.5: "for half a second"}[wait_queue.RENOTIFY],
     ],
     "docs/environment.md": [
@@ -189,7 +189,7 @@ STATED = {
     ],
     "docs/workflows.md": [
         f"At most {_map_execution.MAP_WINDOW:,} items of a map are in progress at once",
-        f"each by up to {sys.getswitchinterval() * 1000:g} ms at a time",
+        f"may wait up to {sys.getswitchinterval() * 1000:g} ms for each thread",
         f"its first {exceptions.MAX_HISTORY // 2} and its last {exceptions.MAX_HISTORY // 2} attempts",
         {86_400.0: "`max_delay` is one day by default"}[retry.MAX_DELAY],
         {1.0: "no thread has become free for a second"}[slots.STALL_TIMEOUT],

@@ -9,7 +9,7 @@ from typing import Any
 
 from cascade.graph.model import Node, join_arguments, split_arguments
 from cascade.runtime._plan import PlannedNode
-from cascade.runtime._retries import RetriedExecution, execution_class
+from cascade.runtime._retried_execution import RetriedExecution, execution_class
 from cascade.runtime._run_context import RunContext, seconds
 from cascade.runtime._task_execution import TaskExecution
 from cascade.runtime._task_group import TaskGroup, WindowLimiter
@@ -40,7 +40,7 @@ PROGRESS_NS = 1_000_000_000
 class MapExecution:
     """One execution of a map: its events, and a `TaskExecution` for each item.
 
-    It holds no resources: its items need them.
+    It holds no resources, because its items need them.
     """
 
     def __init__(

@@ -43,7 +43,7 @@ class RunTelemetry:
         inputs: The masked names of the inputs.
         params: The captured parameters.
         counts: The numbers of tasks for the last message, by outcome.
-        head: The encoded header.
+        header: The encoded header. `ts` and `seq` are replaced in each message.
         seq: The sequence number of the next message.
         last_ns: The time of the latest message, in nanoseconds.
         lost: The number of lost messages.
@@ -58,7 +58,7 @@ class RunTelemetry:
     inputs: list[str] = field(default_factory=list)
     params: Any = None
     counts: Counter[str] = field(default_factory=Counter)
-    head: dict[str, Any] = field(default_factory=dict)
+    header: dict[str, Any] = field(default_factory=dict)
     seq: int = 0
     last_ns: int = 0
     lost: int = 0

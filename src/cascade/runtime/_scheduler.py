@@ -11,7 +11,7 @@ from cascade.graph.model import Edge, Graph, Node
 from cascade.runtime._labels import fixed_label
 from cascade.runtime._map_execution import MapExecution, zip_items
 from cascade.runtime._plan import PlannedNode, disconnect, set_order
-from cascade.runtime._retries import execution_class
+from cascade.runtime._retried_execution import execution_class
 from cascade.runtime._run_context import RunContext
 from cascade.runtime._task_execution import TaskExecution
 from cascade.runtime._task_group import BURST, StartThrottle, TaskGroup
@@ -40,7 +40,7 @@ class Scheduler:
         self._run = run
         self._graph = graph
         self._target_id = target_id
-        self._awaited_routes: dict[tuple[PlannedNode, PlannedNode], int] = {}
+        self._awaited_routes: dict[tuple[PlannedNode, PlannedNode], int] = {}  # number of edges by branch and consumer
         self._deciders: dict[str, str] = {}  # by id of a skipped node: the condition or selector
         self._ready: deque[PlannedNode] = deque()
         self._is_starting = False
@@ -194,9 +194,9 @@ class Scheduler:
         return edge.router is not None and self._nodes[edge.source.id].is_settled
 
     def _route_settled(self, branch: PlannedNode, consumer: PlannedNode) -> None:
-        """Settle a branch of a router. The consumer waits for it only if the selector has chosen it."""
-        if freed := self._awaited_routes.pop((branch, consumer), 0):
-            consumer.pending -= freed
+        """End the wait of a consumer for a branch that has ended. It waits only for the branch that the selector has chosen."""
+        if count := self._awaited_routes.pop((branch, consumer), 0):
+            consumer.pending -= count
             if not consumer.pending:
                 self._ready.append(consumer)
 

@@ -1,4 +1,4 @@
-"""Executes one task: constraints, arguments, cache, call, release. `_retries` adds the attempts of a retry policy."""
+"""Executes one task: constraints, arguments, cache, call, release. `_retried_execution` adds the attempts of a retry policy."""
 
 import asyncio
 from contextlib import AbstractContextManager, nullcontext

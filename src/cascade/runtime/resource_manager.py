@@ -47,7 +47,7 @@ class ResourceManager:
     def override(self, name: str, capacity: float | None) -> None:
         """Replace the capacity of a resource. None removes the override.
 
-        A waiting request that exceeds the capacity without the override gets the error of `acquire`.
+        A waiting request that exceeds both the capacity and the new override gets the error of `acquire`.
         """
         if capacity is None:
             self._overrides.pop(name, None)

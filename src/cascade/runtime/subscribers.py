@@ -283,7 +283,7 @@ class TelemetrySubscriber:
 
     def _convert(self, event: Event, run_id: str) -> None:
         run = self._runs.get(run_id) or self._new_run(event)
-        if run.head["source"] != source():  # a forked child: the parent reports the run
+        if run.header["source"] != source():  # a forked child: the parent reports the run
             return
         if (message := self._converters[type(event)](event, run)) is not None:
             self._queue.put(self._stamped(message, run, event))
@@ -304,11 +304,11 @@ class TelemetrySubscriber:
         trace = getattr(event, "trace", None)
         trace = trace if isinstance(trace, RunTrace) else place_run(run_id)
         topic = events_topic(self._org_id, self._project_id, run_id)
-        run = self._runs[run_id] = RunTelemetry(trace, self._capture, topic=topic, head=self._head(trace))
+        run = self._runs[run_id] = RunTelemetry(trace, self._capture, topic=topic, header=self._header(trace))
         return run
 
-    def _head(self, trace: RunTrace) -> dict[str, Any]:
-        """Return the header of the messages of a run; `ts` and `seq` are replaced in each message."""
+    def _header(self, trace: RunTrace) -> dict[str, Any]:
+        """Return the encoded header of the messages of a run, without time and number."""
         return encode_header(
             Header(
                 run_id=trace.run_id,
@@ -326,7 +326,7 @@ class TelemetrySubscriber:
         run.last_ns = max(run.last_ns, round(event.timestamp * 1e9))
         trace_id, parent_span_id = message.location
         payload = shrink(
-            run.head
+            run.header
             | {
                 "ts": timestamp(run.last_ns),
                 "seq": run.seq,

@@ -23,7 +23,7 @@ class TaskContext:
         start_ns: The first start of the task, in nanoseconds since the Unix epoch.
         attempt_start_ns: The start of this attempt, in nanoseconds since the Unix epoch.
         kind: "task", or "resource" for the setup or teardown of a resource.
-        child: The part of the task in a split trace. Counts the spans below the task.
+        child: The part and the size of the task in its trace.
         label: The label of the call.
     """
 
@@ -46,11 +46,11 @@ class TaskContext:
 
     @property
     def held_slot(self) -> None:
-        """None: a task of another process has no slot here."""
+        """None: a resource, and a task of another process, have no slot here."""
         return
 
     def suspended(self) -> AbstractContextManager[None]:
-        """Return a context manager without effect: a task of another process has no permit here."""
+        """Return a context manager without effect: a resource, and a task of another process, have no permit here."""
         return nullcontext()
 
     @property

@@ -1,4 +1,4 @@
-"""Threads that outlive the main thread, or their run.
+"""Threads of the engine. They may outlive the main thread, or their run.
 
 After the end of the main thread, no ThreadPoolExecutor starts a call, and `asyncio.to_thread` fails. The interpreter
 still waits for all non-daemon threads, and threads can start until these have ended.
@@ -114,7 +114,6 @@ class Step:
         "_name",
         "cancelled",
         "error",
-        "is_over",
         "value",
     )
 
@@ -129,7 +128,6 @@ class Step:
         self.value: Any = None
         self.error: BaseException | None = None
         self.cancelled: asyncio.CancelledError | None = None
-        self.is_over = False
 
     def run(self) -> None:
         """Call the function. Runs in the thread of the steps."""
@@ -140,7 +138,6 @@ class Step:
         except BaseException as error:  # noqa: BLE001 - raised again by the caller
             self.error = error
         del function
-        self.is_over = True
         if self._is_abandoned and self.error is not None:
             logger.warning("After the run ended, the %s failed: %s", self._name, error_text(self.error))
             self.error = None

@@ -63,7 +63,7 @@ class LimiterIndex:
         return limiters
 
     def find(self, key: AdmissionKey) -> tuple[Limiter, ...]:
-        """Return the limiters of a key. That of its slots is the last one: a slot is reserved only if no other one blocks."""
+        """Return the limiters of a key. The slot limiter is last, so that a slot is reserved only if no other limiter blocks."""
         limiters = self._cache.get(key)
         if limiters is None:
             limiters = self._cache[key] = self._matching(key)

@@ -13,9 +13,9 @@ from cascade.runtime.protocols import Slot
 RENOTIFY = 0.5
 """Seconds for which another limiter must block tasks before they publish it."""
 RENOTIFY_PAUSE = 0.05
-"""Seconds between two bursts of these messages: those of ten thousand tasks must not delay all others."""
+"""Seconds between two bursts of these messages, so that ten thousand of them do not delay other messages."""
 MAX_CHANGES = 64
-"""Changes of the limiter that a queue stores. Older ones are merged, because constraints may change without end."""
+"""Number of stored changes of a queue's limiter. Older ones are merged, because constraints may change without end."""
 
 OnBlocked = Callable[..., None]
 """Called with the fields `reason`, `constraint` and `start_ns` of a `TaskBlocked`."""
