@@ -123,7 +123,7 @@ STATED = {
         {60.0: "exports every minute"}[sdk_settings.DEFAULT_METRIC_INTERVAL],
         f"milliseconds, {sdk_settings.DEFAULT_METRIC_INTERVAL * 1000:g} by default",
         {3600.0: "again after an hour"}[export.UNSUPPORTED_PAUSE],
-        f"The totals of the {routing.RECENT} most recently used destinations",
+        f"The totals of the {routing.KEPT_DESTINATIONS} most recently used destinations",
         f"at most {aggregation.MAX_NAMES} names of tasks, {aggregation.MAX_TARGETS} names of targets, {aggregation.MAX_ERROR_TYPES} types",
         f"{aggregation.MAX_SETS:,} combinations of attributes per metric",
     ],

@@ -303,7 +303,7 @@ def test_the_objects_of_a_run_without_exporters_are_freed(monkeypatch: pytest.Mo
 
 @pytest.mark.usefixtures("few_traces")
 def test_the_latest_destinations_are_stored(limits: pytest.MonkeyPatch) -> None:
-    limits.setattr("cascade.connectors.otel.routing.RECENT", 3)
+    limits.setattr("cascade.connectors.otel.routing.KEPT_DESTINATIONS", 3)
     numbers, before = itertools.count(), frozenset(threading.enumerate())
     with FaultyReceiver() as receiver:
 

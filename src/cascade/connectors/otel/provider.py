@@ -112,7 +112,7 @@ def tracer_of(provider: trace.TracerProvider) -> RunTracer | None:
     return RunTracer(provider, tracer, tracer.id_generator, tracer.sampler, own, target, endpoint)
 
 
-def application_provider() -> TracerProvider | None:
+def application_tracer_provider() -> TracerProvider | None:
     """Return the provider of the SDK that the application has set as the global one, or None."""
     provider = _global_provider()
     return provider if isinstance(provider, TracerProvider) and not isinstance(provider, OwnProvider) else None

@@ -65,7 +65,7 @@ class RunTargets:
         self.targets: tuple[ExportTarget, ...] = ()
 
 
-class _Table:
+class _TargetTable:
     """Targets of the process by run, by trace, and by trace of ended runs."""
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class _Table:
         self.lock = threading.Lock()
 
 
-_table = _Table()
+_table = _TargetTable()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_table.reset_after_fork)
 
@@ -162,7 +162,7 @@ def _one_for_each_queue(targets: Iterable[ExportTarget], run_id: object) -> Iter
     return chosen.values()
 
 
-RECENT = 64
+KEPT_DESTINATIONS = 64
 """Destinations whose objects are kept without a connector, with their counts and the health of the collector."""
 
 T = TypeVar("T")
@@ -176,7 +176,7 @@ class Registry(Generic[T]):
     """Shared objects, one per destination.
 
     An object exists while it is referenced by a connector, by a thread that has work for it, or by the list of the
-    `RECENT` destinations that were used last. A forked child keeps the objects, which reset themselves.
+    `KEPT_DESTINATIONS` destinations that were used last. A forked child keeps the objects, which reset themselves.
 
     Args:
         retire: Called with an object that leaves the list, so that its idle threads end.
@@ -198,7 +198,7 @@ class Registry(Generic[T]):
                 found = self._live[key] = make()
             self._recent[key] = found
             self._recent.move_to_end(key)
-            evicted = self._recent.popitem(last=False) if len(self._recent) > RECENT else None
+            evicted = self._recent.popitem(last=False) if len(self._recent) > KEPT_DESTINATIONS else None
         if evicted is not None:  # without the lock: finalizers run here
             self._retire(evicted[1])
         return found

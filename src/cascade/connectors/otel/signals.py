@@ -15,7 +15,7 @@ from cascade._loggers import get_logger
 from cascade.connectors.otel.environment import SettingWarning, warn_once
 from cascade.connectors.otel.export_queue import ExportQueue
 from cascade.connectors.otel.options import ExportOptions, Signal
-from cascade.connectors.otel.provider import RunTracer, application_provider, own_tracer, tracer_of
+from cascade.connectors.otel.provider import RunTracer, application_tracer_provider, own_tracer, tracer_of
 from cascade.connectors.otel.routing import Registry, Share, destination
 from cascade.connectors.otel.transport import prepare
 from cascade.telemetry import attributes as a
@@ -113,11 +113,11 @@ def _no_endpoint_for_logs(arguments: dict[str, Any]) -> str:
 
 
 def _metrics(tracer: RunTracer | None, arguments: dict[str, Any], *, is_wanted: bool) -> "RunMetrics":
-    from cascade.connectors.otel.metrics import RunMetrics, application_provider
+    from cascade.connectors.otel.metrics import RunMetrics, application_meter_provider
 
     if tracer is None or not is_wanted:
         return RunMetrics()
-    if not any(arguments.values()) and (meters := application_provider()) is not None:
+    if not any(arguments.values()) and (meters := application_meter_provider()) is not None:
         try:
             return RunMetrics.for_provider(meters)
         except Exception as error:  # noqa: BLE001 - code of the application
@@ -129,7 +129,7 @@ def _metrics(tracer: RunTracer | None, arguments: dict[str, Any], *, is_wanted: 
         return RunMetrics()
     metrics = RunMetrics.for_endpoint(tracer.resource, options, _share(_metric_exporters, options, tracer))
     if tracer.target is not None:
-        metrics.watch("traces", tracer.target.queue.totals)
+        metrics.add_report("traces", tracer.target.queue.totals)
     return metrics
 
 
@@ -250,6 +250,6 @@ class ExportSetup:
         # A proxy represents the global provider, which may have been set since.
         if self._provider is not None and not isinstance(self._provider, trace.ProxyTracerProvider):
             return tracer_of(self._provider)
-        if not any(self._arguments.values()) and (found := application_provider()) is not None:
+        if not any(self._arguments.values()) and (found := application_tracer_provider()) is not None:
             return tracer_of(found)
         return own_tracer(ExportOptions.from_environment(**self._arguments))

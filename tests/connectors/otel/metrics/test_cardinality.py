@@ -60,7 +60,7 @@ def test_a_malformed_message_does_not_affect_other_messages(payload: messages.Pa
 def test_every_metric_has_its_documented_attributes_and_no_ids(collector: Collector) -> None:
     payloads = messages.failed(), messages.skipped(), messages.pending(), messages.stopped()
     with exporting(collector.endpoint, collector.protocol) as metrics:
-        metrics.watch("traces", lambda: FlushReport(sent=1))
+        metrics.add_report("traces", lambda: FlushReport(sent=1))
         for payload in (*payloads, messages.task(waits=[messages.wait("paused", 1)])):
             metrics.publish(payload)
         flush(metrics)

@@ -185,7 +185,7 @@ def test_a_forked_child_starts_at_zero(collector: Collector, clean: FaultyReceiv
     program(
         """
         sent = [5]
-        metrics.watch("traces", lambda: FlushReport(sent=sent[0]))
+        metrics.add_report("traces", lambda: FlushReport(sent=sent[0]))
         metrics.publish(messages.started("parents"))
         metrics.start_task()
         metrics.publish(messages.task("both"))

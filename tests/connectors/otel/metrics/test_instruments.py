@@ -41,7 +41,7 @@ def values(metric: Any) -> dict[tuple[Any, ...], int]:
 def test_all_metrics_with_names_units_and_bounds() -> None:
     provider, reader = provider_with_reader()
     metrics = RunMetrics.for_provider(provider)
-    metrics.watch("traces", lambda: FlushReport(sent=5, lost=1, retried=2))
+    metrics.add_report("traces", lambda: FlushReport(sent=5, lost=1, retried=2))
     metrics.start_task()
     waited = messages.task(waits=[messages.wait("resource", 1)])
     for payload in (waited, messages.pending(), messages.skipped(), messages.stopped("other"), messages.started()):
@@ -63,7 +63,7 @@ def test_connectors_share_the_instruments_and_add_up(caplog: pytest.LogCaptureFi
     provider, reader = provider_with_reader()
     one, other = RunMetrics.for_provider(provider), RunMetrics.for_provider(provider)
     for metrics in (one, other):
-        metrics.watch("traces", lambda: FlushReport(sent=2))
+        metrics.add_report("traces", lambda: FlushReport(sent=2))
         metrics.publish(messages.started())
         metrics.publish(messages.task())
     assert values(read(reader)["cascade.task.duration"]) == {("work", "success"): 2}
@@ -80,7 +80,7 @@ def test_a_queue_that_connectors_share_is_counted_once() -> None:
     counters.count_put()
     counters.add(sent=1)
     for _ in range(3):
-        RunMetrics.for_provider(provider).watch("traces", counters.report)
+        RunMetrics.for_provider(provider).add_report("traces", counters.report)
     assert values(read(reader)["cascade.telemetry.sent"]) == {("traces",): 1}
 
 
@@ -108,12 +108,12 @@ def test_an_object_that_is_not_a_meter_provider_raises_a_type_error() -> None:
 def test_the_applications_provider_is_found() -> None:
     program = """
         from opentelemetry import metrics
-        from cascade.connectors.otel.metrics import application_provider
-        assert application_provider() is None
+        from cascade.connectors.otel.metrics import application_meter_provider
+        assert application_meter_provider() is None
         from opentelemetry.sdk.metrics import MeterProvider
         provider = MeterProvider()
         metrics.set_meter_provider(provider)
-        assert application_provider() is provider
+        assert application_meter_provider() is provider
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, timeout=HANG)
 

@@ -137,7 +137,7 @@ def test_temporality(choice: str, cells: Any, telemetry: Any, collector: Collect
     receiver.clear()
     sent = [1]
     with exporting(collector.endpoint, collector.protocol, **{TEMPORALITY: choice}) as metrics:
-        metrics.watch("traces", lambda: FlushReport(sent=sent[0]))
+        metrics.add_report("traces", lambda: FlushReport(sent=sent[0]))
         metrics.publish(messages.started())
         for _ in range(2):
             metrics.publish(messages.task())
@@ -161,7 +161,7 @@ def test_temporality(choice: str, cells: Any, telemetry: Any, collector: Collect
 def test_sent_lost_and_retried_telemetry_is_counted(collector: Collector) -> None:
     collector.receiver.clear()
     with exporting(collector.endpoint, collector.protocol) as metrics:
-        metrics.watch("traces", lambda: FlushReport(put=9, sent=5, lost=3, retried=2, pending=1))
+        metrics.add_report("traces", lambda: FlushReport(put=9, sent=5, lost=3, retried=2, pending=1))
         metrics.publish(messages.started())
         flush(metrics)
         found = latest(collector.receiver)

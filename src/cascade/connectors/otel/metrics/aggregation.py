@@ -186,10 +186,10 @@ class Gauges:
     def is_active(self) -> bool:
         return any(connector.active_runs or connector.active_tasks for connector in self._attached())
 
-    def watch(self, signal: str, report: Callable[[], FlushReport]) -> None:
+    def add_report(self, signal: str, report: Callable[[], FlushReport]) -> None:
         """Add the counts of a signal, unless this report has been added already."""
         with self._lock:
-            if all(watched.report != report for watched in self._signals):
+            if all(known.report != report for known in self._signals):
                 self._signals += (_TelemetryCounts(signal, report),)
 
     def telemetry(self) -> Counter[Key]:

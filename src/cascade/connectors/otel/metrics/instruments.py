@@ -21,7 +21,7 @@ from cascade.connectors.otel.metrics.aggregation import CardinalityLimit, Gauges
 from cascade.connectors.otel.metrics.catalogue import Key, attributes_of
 
 
-def application_provider() -> MeterProvider | None:
+def application_meter_provider() -> MeterProvider | None:
     """Return the meter provider that the application has set, or None."""
     provider = environment.global_provider(metrics.get_meter_provider, "meter")
     return None if isinstance(provider, _ProxyMeterProvider) else provider

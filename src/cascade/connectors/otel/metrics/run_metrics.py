@@ -138,9 +138,9 @@ class RunMetrics:
         with self._lock:
             self._runs.pop(run_id, None)
 
-    def watch(self, signal: str, report: Callable[[], FlushReport]) -> None:
+    def add_report(self, signal: str, report: Callable[[], FlushReport]) -> None:
         """Add the counts of a signal to the metrics. `report` is called at each export, in the exporting thread."""
-        self._gauges.watch(signal, report)
+        self._gauges.add_report(signal, report)
 
     def start_flush(self, timeout: float) -> Callable[[float], None]:
         """Start an export. The returned function waits for it, at most until its argument, a time of `time.monotonic`."""
