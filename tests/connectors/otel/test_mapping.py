@@ -915,12 +915,12 @@ def test_all_attempts_of_a_long_history_are_spans(collector: Collector) -> None:
     calls: list[None] = []
 
     @cs.task(threaded=False)
-    def stubborn() -> None:
+    def flaky() -> None:
         calls.append(None)
         if len(calls) < 150:
             raise ConnectionError
 
-    spans = collector.trace_of(stubborn().with_retry(200))
-    attempts = [span.attributes["cascade.task.attempt"] for span in spans.named("stubborn attempt")]
+    spans = collector.trace_of(flaky().with_retry(200))
+    attempts = [span.attributes["cascade.task.attempt"] for span in spans.named("flaky attempt")]
     assert sorted(attempts) == list(range(1, 151))
-    assert spans.one("stubborn").attributes["cascade.task.attempts"] == 150
+    assert spans.one("flaky").attributes["cascade.task.attempts"] == 150

@@ -58,9 +58,9 @@ def resource(environ: Mapping[str, str]) -> Resource:
         resources.TELEMETRY_SDK_NAME: "opentelemetry",
         resources.TELEMETRY_SDK_VERSION: sdk_version,
     }
-    ours = {a.SERVICE_NAME: "cascade", a.SERVICE_INSTANCE_ID: source(), a.HOST_NAME: socket.gethostname() or "host"}
+    defaults = {a.SERVICE_NAME: "cascade", a.SERVICE_INSTANCE_ID: source(), a.HOST_NAME: socket.gethostname() or "host"}
     detected, given = _detected(environ), _given(environ)
-    found = Resource({**sdk, **ours}).merge(detected).merge(Resource(given))
+    found = Resource({**sdk, **defaults}).merge(detected).merge(Resource(given))
     return ProcessResource(found.attributes, found.schema_url, instance_id=given.get(a.SERVICE_INSTANCE_ID))
 
 

@@ -101,10 +101,10 @@ def suppress_instrumentation() -> Iterator[None]:
         context.detach(token)
 
 
-def _is_not_ours(_record: logging.LogRecord) -> bool:
+def _is_outside_export(_record: logging.LogRecord) -> bool:
     return not context.get_value(_EXPORTING)
 
 
 # The encoder of the SDK logs a traceback for each invalid attribute, urllib3 each request and each invalid header.
 for _name in ("opentelemetry.exporter.otlp.proto.common._internal", "urllib3.connection", "urllib3.connectionpool"):
-    logging.getLogger(_name).addFilter(_is_not_ours)
+    logging.getLogger(_name).addFilter(_is_outside_export)

@@ -157,8 +157,8 @@ def _task_fields(run_id: str, task_id: str, name: str, attempt: int, map_index: 
 @lru_cache(maxsize=1024)
 def _scope(logger: str) -> bytes:
     """Return the encoded scope of a logger. Loggers of Cascade have the version of Cascade."""
-    is_ours = logger.partition(".")[0] == SCOPE
-    version = VERSION[:_MAX_VERSION] if is_ours else ""
+    is_of_cascade = logger.partition(".")[0] == SCOPE
+    version = VERSION[:_MAX_VERSION] if is_of_cascade else ""
     name = truncate(logger, MAX_SCOPE_BYTES - len(version))
     return ScopeLogs(scope=InstrumentationScope(name=name, version=version)).SerializeToString()
 
