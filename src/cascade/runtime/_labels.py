@@ -16,7 +16,7 @@ logger = get_logger(__name__)
 
 
 def fixed_label(node: Node) -> str | None:
-    """Return the label of a node in the form of messages. None for a label function, which needs the arguments."""
+    """Return the text label of a node, masked and cut. None without a label, and for a label function."""
     return masked_name(node.label) or None if isinstance(node.label, str) else None
 
 

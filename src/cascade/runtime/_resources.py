@@ -161,7 +161,9 @@ class ResourceSetup:
             ).abandon()
             self._warn_of_stuck_thread(name, "setup")
         value, error, cancelled = step.take()
-        first = error if cancelled is None else cancelled
+        first = (
+            error if cancelled is None else cancelled
+        )  # a cancellation is raised, with a note for the error of the setup
         try:
             if is_over and error is None:
                 self._add_open(name, generator, value, start_ns)

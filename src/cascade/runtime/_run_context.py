@@ -194,7 +194,7 @@ class RunContext:
             self.emit(RunStillStopping, work=tuple(self.left_running.values()))
 
     def add_later_error(self, first: BaseException, later: BaseException, operation: str) -> None:
-        """Add an error to `first`, which the run raises: as a note, and for an event on the run's span.
+        """Add a later error as a note to `first`, which the run raises, and as an event to the span of the run.
 
         `operation` is the subject of the note's sentence: "the teardown of resource 'db'". A cancellation is no error.
         """

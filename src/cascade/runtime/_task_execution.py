@@ -35,7 +35,7 @@ class TaskExecution:
     """One execution of a task, or of one item of a map. The class attributes are the state before the start.
 
     Attributes:
-        planned: The node of the plan; for an item, that of its map.
+        planned: The node of the plan; for an item, the node of its map.
         item: The inputs of an item of a map.
         start_ns: The first start; 0 before it.
         attempt: The number of the current attempt, from 1; 0 without a retry policy.

@@ -107,7 +107,7 @@ class Engine:
         return self._providers[name]
 
     def override_resource_provider(self, name: str, new: Any) -> None:
-        """Replace the generator function of a resource, also by that of a resource definition."""
+        """Replace the generator function of a resource. `new` is a generator function or a resource definition."""
         self._providers[name] = new.func if isinstance(new, ResourceDefinition) else new
 
     async def run(self, target: Lazy[T], params: dict[str, Any] | None = None) -> T:

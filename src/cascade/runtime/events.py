@@ -1,7 +1,7 @@
 """Events that the engine publishes. Every field has a default, and events compare by value.
 
 `timestamp` and `duration` are seconds; fields that end in `_ns` are nanoseconds since the Unix epoch, 0 for unknown.
-`cascade.spec.telemetry` has another ResourceEvent, that of the messages.
+`cascade.spec.telemetry` has another ResourceEvent, for messages.
 """
 
 import itertools

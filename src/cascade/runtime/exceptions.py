@@ -171,7 +171,7 @@ _BY_SIGNAL = "cancelled by "
 
 
 def add_later_error(first: BaseException, later: BaseException, operation: str) -> None:
-    """Add a later error as a note to the first one, which is the error that the run raises.
+    """Add a later error as a note to the first error, which the run raises.
 
     `operation` is the subject of the note's sentence: "the teardown of resource 'db'". A cancellation is no error.
     """
@@ -180,7 +180,7 @@ def add_later_error(first: BaseException, later: BaseException, operation: str) 
 
 
 class TaskNote(str):
-    """The note that names a task whose attempt an exception ended. An exception has one for each run that it ended.
+    """A note that names the task that an exception ended. An exception has one such note for each run that it ended.
 
     Attributes:
         time_ns: The end of the attempt, in nanoseconds since the Unix epoch.

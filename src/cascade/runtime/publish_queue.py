@@ -1,4 +1,4 @@
-"""The bounded queue in front of a connector, which publishes the messages in order."""
+"""Bounded queue that publishes the messages of runs to a connector, in order."""
 
 import asyncio
 from collections import deque

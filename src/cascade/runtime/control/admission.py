@@ -153,7 +153,7 @@ class Admission:
             limiter.timer = None
 
     def _blocking(self, key: AdmissionKey) -> Limiter | None:
-        """Return the limiter that blocks a new task: that of its queue, or the first one without room or with queues."""
+        """Return the limiter that blocks a new task: the one of its queue, else the first one that is full or has queues."""
         queue = self._queues.get(key)
         if queue is not None:
             return queue.limiter
@@ -221,7 +221,7 @@ class Admission:
             limiter.timer = asyncio.get_running_loop().call_later(delay, self._serve_now, limiter)
 
     def _grant_next(self, queue: WaitQueue) -> None:
-        """Start the first task of a queue whose limiter has room, unless another of its limiters has none."""
+        """Start the first task of a queue whose limiter has room, or move the queue to another limiter that has no room."""
         for limiter in self._limiters.find(queue.key):
             if not limiter.has_room():
                 self._move(queue, limiter)

@@ -45,7 +45,7 @@ _SHOWN = 60
 
 
 class RefusedError(ValueError):
-    """Raised when a message is not a valid constraint. The text names the value and what is allowed."""
+    """Raised when a message is not a valid constraint. The text names the value and the allowed values."""
 
 
 @dataclass(frozen=True, slots=True)

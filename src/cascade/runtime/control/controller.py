@@ -120,7 +120,8 @@ class Controller:
     def attached(self, run: ControlledRun, names: Iterable[str] = ()) -> Iterator[None]:
         """Apply the constraints to the run in the block, and publish the decisions that concern it.
 
-        First, the constraints that already apply are published, those of the run's tasks (`names`) before the others.
+        First, the constraints that already apply are published. `names` are the names of the run's tasks, whose constraints
+        precede those of other tasks.
         """
         self._runs[run.run_id] = run
         self._publish_constraints(run, names)
@@ -214,7 +215,7 @@ class Controller:
         self._capacity.override(name, min(found, default=None))
 
     def _publish_constraints(self, run: ControlledRun, names: Iterable[str]) -> None:
-        """Publish at most `MAX_LISTED` constraints: first those of the run's tasks, last those of other tasks.
+        """Publish the constraints that apply, at most `MAX_LISTED`. The constraints of other tasks are last.
 
         A nested run publishes neither patterns nor constraints of other tasks: the outermost run has published them.
         """

@@ -35,7 +35,7 @@ class LimiterIndex:
         return found if isinstance(found, ConstraintLimiter) else None
 
     def put(self, constraint: Constraint, limiter: ConstraintLimiter | None = None) -> None:
-        """Add a constraint, which replaces that of the same scope and type. `limiter` is its limiter if it is created already."""
+        """Add a constraint, which replaces the one of the same scope and type. `limiter` is its limiter, if it exists already."""
         scope, kind = constraint.scope, constraint.type
         if scope.is_name:
             self._by_name[scope.name, kind] = limiter or constraint

@@ -57,7 +57,7 @@ class TokenBucket:
         self._tokens = min(self._burst, self.tokens + 1)
 
     def limit_to(self, other: "TokenBucket") -> None:
-        """Drop the tokens that exceed those of another bucket, which this one replaces."""
+        """Limit the tokens to the number in the bucket that this one replaces."""
         self._tokens = min(self._burst, other.tokens)
 
 
