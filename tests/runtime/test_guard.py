@@ -10,7 +10,7 @@ import cascade as cs
 from cascade.connectors import fanout
 from cascade.connectors.memory import MemoryConnector
 from cascade.runtime import engine
-from cascade.runtime.guard import awaited, flush_timeout_of, texts_of
+from cascade.runtime.guard import call_connector, flush_timeout_of, texts_of
 from cascade.runtime.task_context import TaskContext
 from cascade.spec.protocols import MessageCallback
 from cascade.telemetry.identity import RunTrace, SpanRef, place_run
@@ -182,7 +182,7 @@ async def test_a_cancellation_by_the_connector_is_an_error_with_a_text() -> None
         raise asyncio.CancelledError
 
     with pytest.raises(RuntimeError, match="the connector has cancelled the call"):
-        await awaited(cancel_itself)
+        await call_connector(cancel_itself)
 
 
 @pytest.mark.parametrize("value", [[["results"]], "results"])

@@ -12,7 +12,7 @@ from cascade.adapters.executors.local import LocalExecutor
 from cascade.adapters.solvers.native import NativeSolver
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.engine import Engine
-from cascade.runtime.threads import is_shutdown, start_thread
+from cascade.runtime.threads import is_shutdown_error, start_thread
 from stack.addresses import reserved_port
 from tests.lab.extras import needs
 from tests.lab.waiting import HANG
@@ -176,7 +176,7 @@ def test_a_thread_that_cannot_start_is_an_error_with_the_reason(monkeypatch: pyt
     with pytest.raises(RuntimeError, match=REFUSAL) as caught:
         start_thread(print, name="never")
     assert isinstance(caught.value.__cause__, RuntimeError)
-    assert is_shutdown(caught.value.__cause__)
+    assert is_shutdown_error(caught.value.__cause__)
 
 
 @pytest.mark.parametrize("caller", ["cs.run_async", "Engine.run"])

@@ -13,7 +13,7 @@ from cascade._loggers import get_logger
 from cascade.connectors.report import ConnectorReport, Reporting
 from cascade.runtime.bus import CombinedBackpressure
 from cascade.runtime.exceptions import TelemetryLostError
-from cascade.runtime.guard import FAULTS, awaited, flush_timeout_of, texts_of
+from cascade.runtime.guard import FAULTS, call_connector, flush_timeout_of, texts_of
 from cascade.runtime.protocols import Backpressure, Connector, Tracing, Unsubscribing
 from cascade.runtime.publish_queue import MAX_QUEUED_BYTES, MESSAGE_BYTES, Message, PublishQueue
 from cascade.runtime.task_context import TaskContext
@@ -104,7 +104,7 @@ class FanoutConnector:
 
     async def connect(self) -> None:
         """Connect all at the same time. The messages of a connector that fails are lost, which is logged at the end of the run."""
-        errors = await _gather(self.connectors, lambda one: awaited(one.connect, CONNECT_TIMEOUT))
+        errors = await _gather(self.connectors, lambda one: call_connector(one.connect, CONNECT_TIMEOUT))
         for queue, error in zip(self._queues, errors, strict=True):
             if error is not None:
                 queue.close(error_text(error))
@@ -146,7 +146,7 @@ class FanoutConnector:
         lost, self._reported_losses[index] = queue.lost - self._reported_losses[index], queue.lost
         if lost:
             logger.warning("%s: %d telemetry messages were lost: %s", _name(queue.connector), lost, queue.last_error)
-        await awaited(queue.connector.disconnect, DISCONNECT_TIMEOUT + flush_timeout_of(queue.connector))
+        await call_connector(queue.connector.disconnect, DISCONNECT_TIMEOUT + flush_timeout_of(queue.connector))
 
     def _place_run(self, connector: Tracing, run_id: str, *rest: Any) -> object:
         try:
@@ -222,7 +222,7 @@ async def _gather(ones: Iterable[T], call: Callable[[T], Awaitable[Any]]) -> lis
 
     A CancelledError of a call becomes a RuntimeError. Reading a method of a connector may raise too.
     """
-    results = await asyncio.gather(*(awaited(partial(call, one)) for one in ones), return_exceptions=True)
+    results = await asyncio.gather(*(call_connector(partial(call, one)) for one in ones), return_exceptions=True)
     errors = [result if isinstance(result, Exception) else None for result in results]
     for error in filter(None, errors):
         raise_in_tests(error)

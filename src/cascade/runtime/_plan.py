@@ -88,7 +88,7 @@ def compile_plan(graph: Graph) -> dict[str, PlannedNode]:
         source.demand += 1
         if target.edges is _NO_EDGES:
             target.edges, target.sources = [edge], [source]
-            target.held = target.sources
+            target.held = target.sources  # one list for both, unless a source is a branch: most nodes have no router
         else:
             target.edges.append(edge)
             target.sources.append(source)
@@ -108,7 +108,7 @@ def compile_plan(graph: Graph) -> dict[str, PlannedNode]:
 
 
 def _exclude_routes(target: PlannedNode) -> None:
-    """Give a node with a router its own list of held sources: the branches have their own release."""
+    """Give a node with a router its own list of held sources. `FlowManager` releases the branches."""
     target.is_direct = False
     if target.held is target.sources:
         target.held = target.sources[:-1]

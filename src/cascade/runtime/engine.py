@@ -22,7 +22,7 @@ from cascade.runtime.control.controller import Controller
 from cascade.runtime.events import ConnectorFailed, RunFinished, RunStarted
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.runtime.flow import lazy_id
-from cascade.runtime.guard import awaited, flush_timeout_of
+from cascade.runtime.guard import call_connector, flush_timeout_of
 from cascade.runtime.protocols import Connector, Executor, Solver, StateBackend, Tracing
 from cascade.runtime.resolvers import input_names
 from cascade.runtime.resource_manager import ResourceManager
@@ -264,7 +264,7 @@ async def _connected(
 
 async def _connect(connector: Connector, bus: MessageBus, run_id: str) -> bool:
     try:
-        await awaited(connector.connect, CONNECT_TIMEOUT)
+        await call_connector(connector.connect, CONNECT_TIMEOUT)
     except Exception as error:  # noqa: BLE001 - errors of telemetry do not end a run
         raise_in_tests(error)
         if bus.handlers(ConnectorFailed):
@@ -277,7 +277,7 @@ async def _connect(connector: Connector, bus: MessageBus, run_id: str) -> bool:
 
 async def _disconnect(connector: Connector, *, strict: bool) -> None:
     try:
-        await awaited(connector.disconnect, DISCONNECT_TIMEOUT + flush_timeout_of(connector))
+        await call_connector(connector.disconnect, DISCONNECT_TIMEOUT + flush_timeout_of(connector))
     except TelemetryLostError as error:
         if strict:
             raise

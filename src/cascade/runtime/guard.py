@@ -17,7 +17,7 @@ FAULTS = (Exception, asyncio.CancelledError, GeneratorExit)
 """Errors of a plain function of a connector. A cancellation of the run is raised only in an `await`."""
 
 
-async def awaited(call: Callable[[], Awaitable[Any]], timeout: float | None = None) -> None:  # noqa: ASYNC109 - as asyncio.wait_for
+async def call_connector(call: Callable[[], Awaitable[Any]], timeout: float | None = None) -> None:  # noqa: ASYNC109 - as asyncio.wait_for
     """Call a method of a connector and await the result, for `timeout` seconds at most.
 
     Raises:

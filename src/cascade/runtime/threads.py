@@ -27,7 +27,7 @@ POLL_INTERVAL = 1.0
 """Seconds after which an idle `SerialThread` checks whether the interpreter is about to exit."""
 
 
-def is_shutdown(error: RuntimeError) -> bool:
+def is_shutdown_error(error: RuntimeError) -> bool:
     """Whether Python raised the error because the main thread or the interpreter has ended."""
     return "shutdown" in str(error)
 
@@ -42,7 +42,7 @@ def start_thread(target: Callable[..., object], *args: Any, name: str) -> thread
     try:
         thread.start()
     except RuntimeError as error:
-        if is_shutdown(error):
+        if is_shutdown_error(error):
             raise RuntimeError(
                 "A plain function cannot run in a thread any more, because the interpreter is shutting down. Join the "
                 "threads that call cs.run before the main thread ends, or declare the tasks as `async def` or with "
@@ -81,7 +81,7 @@ async def in_thread(function: Callable[..., T], *args: Any) -> T:
     try:
         call = asyncio.get_running_loop().run_in_executor(None, partial(context.run, partial(function, *args)))
     except RuntimeError as error:
-        if not is_shutdown(error):
+        if not is_shutdown_error(error):
             raise
         return function(*args)
     return await call

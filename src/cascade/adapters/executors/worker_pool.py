@@ -20,7 +20,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from cascade.adapters.executors.slots import Share, SlotPool
-from cascade.runtime.threads import is_shutdown, start_thread
+from cascade.runtime.threads import is_shutdown_error, start_thread
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -149,7 +149,7 @@ class WorkerPool:
         try:
             self._executor().submit(self._work, [call])
         except RuntimeError as error:
-            if is_shutdown(error):
+            if is_shutdown_error(error):
                 start_thread(self._work, [call], name="cascade-task")
             else:
                 call.claim()  # it is in the queue of the ThreadPoolExecutor, which could not start a thread

@@ -24,7 +24,7 @@ from opentelemetry.sdk.version import __version__ as sdk_version
 from cascade.connectors import _lifetime
 from cascade.connectors.otel import environment
 from cascade.connectors.otel.environment import SettingWarning, warn_once
-from cascade.runtime.threads import is_shutdown
+from cascade.runtime.threads import is_shutdown_error
 from cascade.telemetry import attributes as a
 from cascade.telemetry.topics import source
 
@@ -125,7 +125,7 @@ def _detected(environ: Mapping[str, str]) -> Resource:
     try:
         found = Resource.create()
     except RuntimeError as error:
-        if not is_shutdown(error):
+        if not is_shutdown_error(error):
             raise
         return Resource.get_empty()
     attributes = dict(found.attributes)

@@ -25,7 +25,7 @@ from cascade.runtime.control.constraint import (
 from cascade.runtime.control.expiry import ExpiryTimer
 from cascade.runtime.control.notifier import DecisionNotifier, decision_fields, refused_fields
 from cascade.runtime.events import ControlDecision, Event
-from cascade.runtime.guard import awaited
+from cascade.runtime.guard import call_connector
 from cascade.runtime.protocols import Connector, Unsubscribing
 from cascade.runtime.resource_manager import ResourceManager
 from cascade.telemetry.limits import MAX_NAME_BYTES
@@ -262,7 +262,7 @@ class Controller:
         if self._unsubscribing is not None:
             await self._unsubscribing.wait()
         try:
-            await awaited(lambda: connector.subscribe(self._filter, self.on_message))
+            await call_connector(lambda: connector.subscribe(self._filter, self.on_message))
         except Exception as error:  # noqa: BLE001 - telemetry never breaks a run
             raise_in_tests(error)
             logger.warning("%s cannot receive constraints: %s", type(connector).__name__, error_text(error))
@@ -289,7 +289,7 @@ class Controller:
             await asyncio.wait({subscribing})
         if isinstance(connector, Unsubscribing):
             try:
-                await awaited(lambda: connector.unsubscribe(self._filter, self.on_message), SUBSCRIBE_TIMEOUT)
+                await call_connector(lambda: connector.unsubscribe(self._filter, self.on_message), SUBSCRIBE_TIMEOUT)
             except Exception as error:  # noqa: BLE001 - telemetry never breaks a run
                 raise_in_tests(error)
                 logger.warning("%s cannot unsubscribe: %s", type(connector).__name__, error_text(error))
