@@ -26,7 +26,7 @@ from cascade.connectors.otel.logs.handler import TaskLogHandler
 from cascade.connectors.otel.metrics import RunMetrics
 from cascade.connectors.otel.metrics.aggregation import Aggregator, Gauges
 from cascade.connectors.otel.metrics.export import MetricExporter
-from cascade.connectors.otel.provider import OwnProvider, RunTracer
+from cascade.connectors.otel.provider import CascadeTracerProvider, RunTracer
 from cascade.connectors.otel.routing import ExportTarget
 from cascade.connectors.otel.sdk_settings import ProcessResource
 from cascade.connectors.otel.signals import ExportSetup
@@ -229,7 +229,16 @@ def test_the_largest_memory_limit_of_the_connectors_in_use_applies(caplog: pytes
 
 KINDS = frozenset(
     {
-        *(OtelConnector, ExportSetup, RunTracer, OwnProvider, TracerProvider, ProcessResource, ExportTarget, LiveRun),
+        *(
+            OtelConnector,
+            ExportSetup,
+            RunTracer,
+            CascadeTracerProvider,
+            TracerProvider,
+            ProcessResource,
+            ExportTarget,
+            LiveRun,
+        ),
         *(
             ExportQueue,
             Counters,
@@ -313,7 +322,7 @@ def test_the_latest_destinations_are_stored(limits: pytest.MonkeyPatch) -> None:
         added = grown(elsewhere, runs=10)()
         until_blocking(lambda: threads("cascade-otlp", before) <= 2 * 3)
         until_blocking(lambda: threads("cascade-metrics", before) <= 3)
-        assert added["ExportQueue"] == added["MetricExporter"] == added["OwnProvider"] == 0
+        assert added["ExportQueue"] == added["MetricExporter"] == added["CascadeTracerProvider"] == 0
         assert len(receiver.spans.named("run logs")) == next(numbers)
 
 

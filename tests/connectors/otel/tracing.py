@@ -10,7 +10,7 @@ import pytest
 import cascade as cs
 from cascade.connectors.otel import OtelConnector
 from cascade.connectors.otel.options import ExportOptions
-from cascade.connectors.otel.provider import OwnProvider, own_tracer
+from cascade.connectors.otel.provider import CascadeTracerProvider, cascade_tracer
 from cascade.testing import Spans
 from tests.lab.receiver import FaultyReceiver
 
@@ -43,9 +43,9 @@ class Collector:
         return spans
 
 
-def provider_for(endpoint: str, protocol: str | None = None) -> OwnProvider:
+def provider_for(endpoint: str, protocol: str | None = None) -> CascadeTracerProvider:
     """Return the provider that connectors of this destination share. It is the global one if there is no other."""
-    tracer = own_tracer(ExportOptions.from_environment(endpoint=endpoint, protocol=protocol))
+    tracer = cascade_tracer(ExportOptions.from_environment(endpoint=endpoint, protocol=protocol))
     assert tracer is not None
     assert tracer.own is not None
     return tracer.own

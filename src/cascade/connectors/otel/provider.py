@@ -50,14 +50,14 @@ _PLAIN_SAMPLERS = (StaticSampler, TraceIdRatioBased, ParentBased, ParentBasedTra
 class RunTracer:
     """Tracer of the SDK that starts spans with given ids.
 
-    `own` is its provider if Cascade has created it. `target` is None if the processors of the provider export the spans.
+    `own` is the provider if Cascade has created it, and otherwise None. `target` is None if the processors of the provider export the spans.
     """
 
     provider: TracerProvider
     tracer: Tracer
     ids: PresetIds
     sampler: PresetSampler
-    own: "OwnProvider | None" = None
+    own: "CascadeTracerProvider | None" = None
     target: ExportTarget | None = None
     endpoint: str = ""
 
@@ -107,7 +107,7 @@ def tracer_of(provider: trace.TracerProvider) -> RunTracer | None:
     if not isinstance(tracer.sampler, PresetSampler):
         tracer.sampler = PresetSampler(tracer.sampler)
     add_task_ids_to(provider)
-    own = provider if isinstance(provider, OwnProvider) else None
+    own = provider if isinstance(provider, CascadeTracerProvider) else None
     target, endpoint = (own.target, own.endpoint) if own is not None else (None, "")
     return RunTracer(provider, tracer, tracer.id_generator, tracer.sampler, own, target, endpoint)
 
@@ -115,7 +115,9 @@ def tracer_of(provider: trace.TracerProvider) -> RunTracer | None:
 def application_tracer_provider() -> TracerProvider | None:
     """Return the provider of the SDK that the application has set as the global one, or None."""
     provider = _global_provider()
-    return provider if isinstance(provider, TracerProvider) and not isinstance(provider, OwnProvider) else None
+    return (
+        provider if isinstance(provider, TracerProvider) and not isinstance(provider, CascadeTracerProvider) else None
+    )
 
 
 def _global_provider() -> trace.TracerProvider | None:
@@ -130,7 +132,7 @@ def _retire(tracer: RunTracer) -> None:
 _tracers: Registry[RunTracer] = Registry(_retire)
 
 
-def own_tracer(options: ExportOptions, environ: Mapping[str, str] = os.environ) -> RunTracer | None:
+def cascade_tracer(options: ExportOptions, environ: Mapping[str, str] = os.environ) -> RunTracer | None:
     """Return the tracer of Cascade's provider for a destination; None if the SDK is disabled.
 
     The provider becomes the global one if there is none.
@@ -148,7 +150,7 @@ def _new_tracer(options: ExportOptions, environ: Mapping[str, str]) -> RunTracer
     warn_once(*filter(None, (problem, _config_file(environ))))
     if "otlp" in exporters:
         prepare(options)
-    provider = OwnProvider(options if "otlp" in exporters else None, environ)
+    provider = CascadeTracerProvider(options if "otlp" in exporters else None, environ)
     if "console" in exporters:
         provider.add_span_processor(SimpleSpanProcessor(_ConsoleExporter()))
     tracer = tracer_of(provider)
@@ -163,7 +165,7 @@ def _config_file(environ: Mapping[str, str]) -> SettingWarning | None:
     return SettingWarning(_CONFIG_FILE, given, message) if given else None
 
 
-class OwnProvider(TracerProvider):
+class CascadeTracerProvider(TracerProvider):
     """Provider of Cascade. It exports to `target`, which is None without an OTLP exporter.
 
     `is_direct` is True while finished spans can be encoded without a span of the SDK: the sampler samples a task when it

@@ -15,7 +15,7 @@ from cascade._loggers import get_logger
 from cascade.connectors.otel.environment import SettingWarning, warn_once
 from cascade.connectors.otel.export_queue import ExportQueue
 from cascade.connectors.otel.options import ExportOptions, Signal
-from cascade.connectors.otel.provider import RunTracer, application_tracer_provider, own_tracer, tracer_of
+from cascade.connectors.otel.provider import RunTracer, application_tracer_provider, cascade_tracer, tracer_of
 from cascade.connectors.otel.routing import Registry, Share, destination
 from cascade.connectors.otel.transport import prepare
 from cascade.telemetry import attributes as a
@@ -252,4 +252,4 @@ class ExportSetup:
             return tracer_of(self._provider)
         if not any(self._arguments.values()) and (found := application_tracer_provider()) is not None:
             return tracer_of(found)
-        return own_tracer(ExportOptions.from_environment(**self._arguments))
+        return cascade_tracer(ExportOptions.from_environment(**self._arguments))
